@@ -1,0 +1,143 @@
+"""What can go wrong, as classes with fields; each class has the exit status of the command it ends.
+
+    BackyfsError                 100  anything without a class of its own
+    |-- UsageError                 1  arguments that make no sense together
+    |-- ConfigError                1  a mistake in the configuration: section, key, line
+    |-- DatabaseError              1  the metadata cannot be read or written
+    |   `-- SchemaError            1  the database is older, newer or no repository at all
+    |-- KeyMaterialError           3  the key of the repository
+    |   |-- MissingKeyError        3  none is configured, or it cannot be read
+    |   `-- WrongKeyError          3  it is not the key of this repository
+    |-- VersionError               4  the named version
+    |   |-- VersionNotFoundError   4  no version, or more than one, answers to that name
+    |   `-- VersionIncompleteError 4  its backup never ended
+    |-- StorageError               6  the storage refuses, is full or is gone
+    |   `-- BlobMissingError       6  it has no such object
+    |-- IntegrityError            20  stored bytes are not what was stored
+    |-- SourceError                7  what is to be backed up cannot be read
+    |-- TargetError                8  where to restore to: exists, too small, in use
+    |-- JobLostError               9  this command's row in `jobs` was removed under it
+    |-- MountError                10  mounting, unmounting, FUSE
+    `-- InterruptedByUser        130  SIGINT or SIGTERM; what was stored stays usable
+
+Statuses 1, 5, 6, 20, 22, 23 and 100 mean what they mean in backy2. A message names the thing, the
+fact and the remedy, and fits on one line.
+"""
+
+
+class BackyfsError(Exception):
+    """Base of all errors that a caller can expect."""
+
+    exit_status = 100
+
+
+class UsageError(BackyfsError):
+    """Arguments that make no sense together."""
+
+    exit_status = 1
+
+
+class ConfigError(BackyfsError):
+    """A mistake in the configuration, with its place."""
+
+    exit_status = 1
+
+    def __init__(
+        self, fact: str, *, file: str = "", section: str = "", key: str = "", line: int | None = None
+    ) -> None:
+        self.fact = fact
+        self.file = file
+        self.section = section
+        self.key = key
+        self.line = line
+        place = file if line is None else f"{file}, line {line}"
+        name = f"[{section}] {key}" if key else f"[{section}]" if section else ""
+        super().__init__(": ".join(part for part in (place, name, fact) if part))
+
+
+class DatabaseError(BackyfsError):
+    """The metadata cannot be read or written."""
+
+    exit_status = 1
+
+
+class SchemaError(DatabaseError):
+    """The database has another schema than this program works with."""
+
+
+class KeyMaterialError(BackyfsError):
+    """Something is the matter with the key of the repository."""
+
+    exit_status = 3
+
+
+class MissingKeyError(KeyMaterialError):
+    """A key is needed and none can be had."""
+
+
+class WrongKeyError(KeyMaterialError):
+    """A key is there, and it is not the repository's."""
+
+
+class VersionError(BackyfsError):
+    """Something is the matter with the named version."""
+
+    exit_status = 4
+
+
+class VersionNotFoundError(VersionError):
+    """No version, or more than one, answers to the name."""
+
+
+class VersionIncompleteError(VersionError):
+    """The version's backup never ended."""
+
+
+class StorageError(BackyfsError):
+    """The storage does not do what it was asked."""
+
+    exit_status = 6
+
+
+class BlobMissingError(StorageError):
+    """The storage has no object for the blob."""
+
+    def __init__(self, uid: str) -> None:
+        self.uid = uid
+        super().__init__(f"blob {uid} is missing from the storage")
+
+
+class IntegrityError(BackyfsError):
+    """The stored bytes of a blob are not what was stored."""
+
+    exit_status = 20
+
+
+class SourceError(BackyfsError):
+    """The source of a backup cannot be read."""
+
+    exit_status = 7
+
+
+class TargetError(BackyfsError):
+    """The target of a restore cannot be used."""
+
+    exit_status = 8
+
+
+class JobLostError(BackyfsError):
+    """The row of this job is gone: another host took it for dead."""
+
+    exit_status = 9
+
+
+class MountError(BackyfsError):
+    """Mounting or unmounting failed."""
+
+    exit_status = 10
+
+
+class InterruptedByUser(BackyfsError):  # noqa: N818 - it is an ending, not an error
+    """A signal ended the command; what it had done is kept."""
+
+    exit_status = 130

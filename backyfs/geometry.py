@@ -1,0 +1,98 @@
+"""Pure arithmetic: sizes, byte ranges, extents <-> blocks and pages. No I/O, no state.
+
+Ranges are half open, [start, stop), in bytes or in blocks as their names say. Blocks and pages are
+numbered from 0; the last block of an image may be short, no other one is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backyfs.model import BlockIndex, PageNumber
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+PAGE_ENTRIES = 1024  # blocks per page of a block map; 4 GiB of image with blocks of 4 MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Bytes [start, stop) of an image."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRun:
+    """`count` blocks in a row, from block `first` on."""
+
+    first: BlockIndex
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSlice:
+    """Bytes [start, stop) of block `index`, counted from the start of that block."""
+
+    index: BlockIndex
+    start: int
+    stop: int
+
+
+def block_count(size_bytes: int, block_size: int) -> int:
+    """Return how many blocks an image of this size has: 0 for an empty one."""
+    return -(-size_bytes // block_size)
+
+
+def page_count(blocks: int) -> int:
+    """Return how many pages a block map of so many blocks has."""
+    return -(-blocks // PAGE_ENTRIES)
+
+
+def page_length(page_no: PageNumber, blocks: int) -> int:
+    """Return how many entries page `page_no` has in a block map of so many blocks."""
+    return min(PAGE_ENTRIES, blocks - page_no * PAGE_ENTRIES)
+
+
+def page_position(index: BlockIndex) -> tuple[PageNumber, int]:
+    """Return the page of a block and the block's position in it."""
+    page_no, position = divmod(index, PAGE_ENTRIES)
+    return PageNumber(page_no), position
+
+
+def block_length(index: BlockIndex, size_bytes: int, block_size: int) -> int:
+    """Return the length of a block in bytes; only the last one of an image can be short."""
+    return min(block_size, size_bytes - index * block_size)
+
+
+def block_slices(offset: int, length: int, size_bytes: int, block_size: int) -> Iterator[BlockSlice]:
+    """Cut a read of an image into parts of single blocks, in order; what lies beyond the end is left out."""
+    stop = min(offset + length, size_bytes)
+    while offset < stop:
+        index, start = divmod(offset, block_size)
+        part = min(block_size - start, stop - offset)
+        yield BlockSlice(BlockIndex(index), start, start + part)
+        offset += part
+
+
+def block_runs(
+    extents: Iterable[Extent], size_bytes: int, block_size: int, max_blocks: int
+) -> Iterator[BlockRun]:
+    """Cover extents of data with runs of whole blocks: each block once, in order, `max_blocks` at most a run.
+
+    `extents` are sorted and do not overlap; two of them may touch the same block. A run never crosses
+    a page of the block map, so a page is known to be done when its last run is.
+    """
+    blocks = block_count(size_bytes, block_size)
+    done = 0  # blocks below this one are covered already
+    for extent in extents:
+        first = max(done, extent.start // block_size)
+        stop = min(blocks, block_count(extent.stop, block_size))
+        while first < stop:
+            page_end = (first // PAGE_ENTRIES + 1) * PAGE_ENTRIES
+            last = min(stop, first + max_blocks, page_end)
+            yield BlockRun(BlockIndex(first), last - first)
+            first = done = last

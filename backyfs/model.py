@@ -1,0 +1,106 @@
+"""The values that cross boundaries: ids, versions, blobs, and the protocol of progress.
+
+Pure data. Times are aware and in UTC, sizes are bytes. Ids of rows are types of their own, so that
+mixing them up is a type error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, NewType, Protocol
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+VersionId = NewType("VersionId", int)  # row of `versions`
+PageId = NewType("PageId", int)        # row of `pages`
+BlobId = NewType("BlobId", int)        # row of `blobs`; 1 and up
+JobId = NewType("JobId", int)          # row of `jobs`
+
+VersionUid = NewType("VersionUid", str)  # UUID in its text form
+BlobUid = NewType("BlobUid", str)        # up to 32 characters of [0-9A-Za-z], case-sensitive; names the object
+BlockIndex = NewType("BlockIndex", int)  # number of a block within its image, from 0
+PageNumber = NewType("PageNumber", int)  # number of a page within its block map, from 0
+
+DEFAULT_BLOCK_SIZE = 4 << 20  # 4 MiB, as backy2
+
+
+class VersionStatus(StrEnum):
+    """How far a version can be trusted."""
+
+    INCOMPLETE = "incomplete"  # its backup runs or was interrupted
+    VALID = "valid"            # every block was stored, none is known to be damaged
+    INVALID = "invalid"        # complete, and a block of it was found damaged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """One backup of one source at one time."""
+
+    id: VersionId
+    uid: VersionUid
+    created_at: datetime
+    name: str
+    snapshot_name: str
+    size_bytes: int
+    status: VersionStatus
+    protected: bool
+    expire_at: datetime | None
+    tags: tuple[str, ...] = ()  # sorted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """A stored object that holds one sealed block, as the database knows it."""
+
+    id: BlobId
+    uid: BlobUid
+    fingerprint: bytes | None  # of the plain bytes; None where an adopted database has none
+    size: int                  # plain bytes
+    encryption_version: int
+    wrapped_key: bytes | None  # data key, wrapped by the repository key; None where the version uses none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySource:
+    """Where a 256-bit key is to be read from; exactly one field is set. Never shown whole."""
+
+    hex_digits: str | None = field(default=None, repr=False)
+    file: str | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DamagedRange:
+    """Bytes of an image that cannot be had: [start, stop), and why."""
+
+    start: int
+    stop: int
+    reason: str
+
+
+class Progress(Protocol):
+    """Told how a long operation gets on. Called from one thread."""
+
+    def start(self, label: str, total_bytes: int) -> None:
+        """Begin to show an operation over so many bytes."""
+
+    def advance(self, amount_bytes: int) -> None:
+        """So many more bytes are done."""
+
+    def stop(self) -> None:
+        """Take the display away."""
+
+
+class NoProgress:
+    """Progress that shows nothing."""
+
+    def start(self, label: str, total_bytes: int) -> None:
+        """Show nothing."""
+
+    def advance(self, amount_bytes: int) -> None:
+        """Show nothing."""
+
+    def stop(self) -> None:
+        """Show nothing."""
