@@ -63,6 +63,30 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SavedBlob:
+    """A block that was put into the storage and has no row yet."""
+
+    uid: BlobUid
+    fingerprint: bytes
+    size: int
+    stored_size: int  # bytes of the object
+    encryption_version: int
+    wrapped_key: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySlot:
+    """One way to the repository key."""
+
+    label: str
+    kdf: str             # how a key or passphrase becomes the key that unwraps; see `backyfs.keys`
+    kdf_parameters: str  # JSON; empty where the kdf has none
+    key_check: bytes     # check value of the key that opens the slot
+    wrapped_key: bytes   # the repository key
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeySource:
     """Where a 256-bit key is to be read from; exactly one field is set. Never shown whole."""
 

@@ -1,0 +1,106 @@
+"""Save and load one block: where storage, sealing, keys and fingerprint meet.
+
+A block that is loaded matches its fingerprint, or the load raises. All functions may be called from
+several threads at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from backyfs.errors import IntegrityError
+from backyfs.model import BlobUid, SavedBlob
+from backyfs.sealing import DATA_KEY_BYTES, encryption_version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Buffer
+
+    from backyfs.keys import Keyring
+    from backyfs.model import Blob
+    from backyfs.storage import Storage
+
+BLAKE3 = "blake3"
+_UID_DIGITS = 32  # as wide as the uids of backy2, so that its tools and paths fit
+_SHELF_DIGITS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockStore:
+    """What it takes to save and load the blocks of one repository."""
+
+    storage: Storage
+    keyring: Keyring
+    fingerprint: Callable[[Buffer], bytes]
+    encryption_version: int  # of new blobs
+
+
+def fingerprint_function(hash_function: str, fingerprint_key: bytes | None) -> Callable[[Buffer], bytes]:
+    """Return the function from plain bytes to fingerprint that a repository uses.
+
+    Keyed BLAKE3 where the repository is encrypted, plain BLAKE3 where it is not; repositories adopted from
+    backy2 go on with theirs, a name in hashlib.
+    """
+    if hash_function == BLAKE3:
+        if fingerprint_key is not None:
+            return lambda block: blake3(block, key=fingerprint_key).digest()
+        return lambda block: blake3(block).digest()
+    return lambda block: hashlib.new(hash_function, block, usedforsecurity=False).digest()
+
+
+def new_shelf() -> str:
+    """Return the first digits of uids that are to lie in one directory of the storage.
+
+    Blobs that are saved together share a shelf: a directory to make and to sync costs more than a small
+    blob, and shelves spread evenly just as single uids would.
+    """
+    return secrets.token_hex(_SHELF_DIGITS // 2)
+
+
+def new_blob_uid(shelf: str) -> BlobUid:
+    """Return a new random uid on a shelf."""
+    return BlobUid(shelf + secrets.token_hex((_UID_DIGITS - _SHELF_DIGITS) // 2))
+
+
+def save_block(store: BlockStore, block: Buffer, fingerprint: bytes, uid: BlobUid) -> SavedBlob:
+    """Seal a block and put it into the storage as blob `uid`; it is durable after the storage's next flush.
+
+    Raises:
+        StorageError: the storage does not take it.
+    """
+    scheme = encryption_version(store.encryption_version)
+    data_key = secrets.token_bytes(DATA_KEY_BYTES) if scheme.uses_data_key else b""
+    return SavedBlob(
+        uid=uid,
+        fingerprint=fingerprint,
+        size=memoryview(block).nbytes,
+        stored_size=store.storage.put(uid, scheme.seal(block, data_key)),
+        encryption_version=store.encryption_version,
+        wrapped_key=store.keyring.wrap(data_key) if scheme.uses_data_key else None,
+    )
+
+
+def load_block(store: BlockStore, blob: Blob) -> bytes:
+    """Return the plain bytes of a block, checked: `blob.size` of them, matching its fingerprint.
+
+    Raises:
+        BlobMissingError: the storage has no such object.
+        IntegrityError: it has one, and it is not this block; the message names the blob.
+        MissingKeyError: it is encrypted, and no key is configured.
+    """
+    stored = store.storage.get(blob.uid)
+    try:
+        scheme = encryption_version(blob.encryption_version)
+        data_key = store.keyring.unwrap(blob.wrapped_key) if scheme.uses_data_key else b""
+        block = scheme.open(stored, data_key, blob.size)
+        if blob.fingerprint is not None and store.fingerprint(block) != blob.fingerprint:
+            raise IntegrityError("holds other bytes than were backed up: its fingerprint differs")
+    except IntegrityError as error:
+        raise IntegrityError(f"blob {blob.uid} {error}") from error
+    return block

@@ -1,0 +1,35 @@
+"""The configuration: backyfs.cfg, or the backy.cfg of backy2, read into one frozen `Config`.
+
+Nothing is opened that the configuration names: no key file, no database, no storage. A configuration that
+is returned has been checked whole; every mistake is a ConfigError with file, line, section and key, and
+no message and no repr shows a key or a password.
+"""
+
+from backyfs.config.loader import load_config
+from backyfs.config.places import CONFIG_VARIABLE, find_config
+from backyfs.config.settings import (
+    Config,
+    DirectoryStorageConfig,
+    IoConfig,
+    NullStorageConfig,
+    ObjectStoreConfig,
+    RbdConfig,
+    Scheduler,
+    StorageConfig,
+)
+from backyfs.config.template import config_text
+
+__all__ = [
+    "CONFIG_VARIABLE",
+    "Config",
+    "DirectoryStorageConfig",
+    "IoConfig",
+    "NullStorageConfig",
+    "ObjectStoreConfig",
+    "RbdConfig",
+    "Scheduler",
+    "StorageConfig",
+    "config_text",
+    "find_config",
+    "load_config",
+]

@@ -1,0 +1,223 @@
+"""The loader: from the documents' text to a checked Config, and the warnings on the way."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import TYPE_CHECKING, Any
+
+from backyfs.config.document import Document
+from backyfs.config.kind import Refused, Surroundings
+from backyfs.config.places import find_config
+from backyfs.config.settings import (
+    Config,
+    DirectoryStorageConfig,
+    IoConfig,
+    NullStorageConfig,
+    ObjectStoreConfig,
+    RbdConfig,
+    Scheduler,
+)
+from backyfs.config.table import SCHEDULER_KEYS, SECTION_KEYS, STORAGE_KEYS, STORAGE_TYPE
+from backyfs.errors import ConfigError
+from backyfs.model import KeySource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from backyfs.config.document import Place
+    from backyfs.config.settings import StorageConfig
+    from backyfs.config.table import Key
+
+_STORAGE = "DataBackend"
+_KEY_SOURCES = {  # key of [DEFAULTS] -> field of KeySource
+    "encryption_key": "hex_digits",
+    "encryption_key_file": "file",
+    "encryption_key_command": "command",
+}
+_LIKENESS = 0.7  # of difflib: block-size and blocksize are block_size, cachedir is not lock_dir
+
+
+def load_config(
+    file: str | None, environ: Mapping[str, str], *, etc: str = "/etc"
+) -> tuple[Config, tuple[str, ...]]:
+    """Return the configuration and warnings about it, a sentence each.
+
+    `file` is the one that the user named, None if none was named: see `find_config`. A warning says what
+    the configuration has and backyfs does not use: an unknown section, an unknown key.
+
+    Raises:
+        ConfigError: there is no configuration, it cannot be read, or it has a mistake.
+    """
+    return build(Document.read(find_config(file, environ, etc=etc)), environ)
+
+
+def build(document: Document, environ: Mapping[str, str]) -> tuple[Config, tuple[str, ...]]:
+    """Return what a document says, and warnings.
+
+    Raises:
+        ConfigError: the document has a mistake.
+    """
+    loader = _Loader(document, environ.get("HOME", ""))
+    config = loader.config()
+    return config, (*loader.unknown(), *loader.warnings)
+
+
+class _Loader:
+    """One document, on its way to a Config."""
+
+    def __init__(self, document: Document, home: str) -> None:
+        self._document = document
+        self._home = home if os.path.isabs(home) else None
+        self._storage_type = ""
+        self.warnings: list[str] = []
+
+    def config(self) -> Config:
+        """Return the configuration."""
+        defaults = self._values("DEFAULTS", SECTION_KEYS["DEFAULTS"])
+        return Config(
+            files=self._document.files,
+            key=self._key_source(defaults),
+            database_url=self._values("MetaBackend", SECTION_KEYS["MetaBackend"])["engine"],
+            storage=self._storage(),
+            io_file=IoConfig(**self._io("io_file")),
+            io_null=IoConfig(**self._io("io_null")),
+            io_rbd=RbdConfig(**self._io("io_rbd")),
+            schedulers=tuple(
+                Scheduler(name=name, interval_s=found["interval"], keep=found["keep"], sla_s=found["sla"])
+                for name in self._scheduler_names()
+                for found in [self._values(name, SCHEDULER_KEYS)]
+            ),
+            **defaults,
+        )
+
+    def unknown(self) -> list[str]:
+        """Return warnings about sections and keys that mean nothing."""
+        places = {place.section: place for place in self._document.sections()}
+        # The keys of [DEFAULT] are defaults of other sections, if it was not [DEFAULTS] that was meant.
+        if "DEFAULTS" in places:
+            places.pop("DEFAULT", None)
+        found: list[str] = []
+        for section, header in places.items():
+            keys = self._keys_of(section)
+            if keys is None:
+                found.append(_ignored(header, "is not a known section", section, [*SECTION_KEYS, _STORAGE]))
+                continue
+            names = [key.name for key in keys]
+            found += [
+                _ignored(place, self._not_known(place), place.key, names)
+                for place in self._document.own_keys(section)
+                if place.key not in names
+            ]
+        return found
+
+    def _keys_of(self, section: str) -> tuple[Key, ...] | None:
+        if section == _STORAGE:
+            return (STORAGE_TYPE, *STORAGE_KEYS[self._storage_type])
+        if section in self._scheduler_names():
+            return SCHEDULER_KEYS
+        return SECTION_KEYS.get(section)
+
+    def _not_known(self, place: Place) -> str:
+        elsewhere = {key.name for keys in STORAGE_KEYS.values() for key in keys}
+        if place.section == _STORAGE and place.key in elsewhere:
+            return f"is not a key of the storage type {self._storage_type}"
+        return "is not a known key"
+
+    def _scheduler_names(self) -> list[str]:
+        marks = {key.name for key in SCHEDULER_KEYS}
+        return [
+            place.section
+            for place in self._document.sections()
+            if place.section not in (*SECTION_KEYS, _STORAGE, "DEFAULT")
+            and any(own.key in marks for own in self._document.own_keys(place.section))
+        ]
+
+    def _values(self, section: str, keys: Iterable[Key]) -> dict[str, Any]:
+        """Return the values of those keys that the section has, by name."""
+        values: dict[str, Any] = {}
+        for key in keys:
+            place = self._document.place(section, key.name)
+            if place is not None:
+                text = self._document.text(section, place)
+                if text or not key.kind.optional:
+                    values[key.name] = self._value(key, place, text)
+            elif key.required:
+                raise self._missing(section, key)
+        return values
+
+    def _value(self, key: Key, place: Place, text: str) -> object:
+        try:
+            return key.kind.value(text, Surroundings(directory=os.path.dirname(place.file), home=self._home))
+        except Refused as refused:
+            raise place.error(f"{key.name} {refused.fact}") from None
+
+    def _missing(self, section: str, key: Key) -> ConfigError:
+        fact = f"{key.name} is missing; allowed: {key.kind.allowed}"
+        for place in self._document.own_keys(section):
+            if _nearest(place.key, [key.name]):
+                fact += f"; line {place.line} of {place.file} has {place.key}"
+        for place in self._document.sections():
+            if place.section != section and _nearest(place.section, [section]):
+                fact += f"; line {place.line} of {place.file} has [{place.section}]"
+        return ConfigError(fact, file=", ".join(self._document.files), section=section, key=key.name)
+
+    def _key_source(self, defaults: dict[str, Any]) -> KeySource | None:
+        """Take the keys that say where the encryption key is out of `defaults`, and check them together."""
+        sources = {name: defaults.pop(name) for name in _KEY_SOURCES if name in defaults}
+        places = [self._place("DEFAULTS", name) for name in sources]
+        if len(places) > 1:
+            *others, last = (f"{place.key} (line {place.line} of {place.file})" for place in places)
+            raise places[-1].error(f"{', '.join(others)} and {last} are set together; allowed: only one of them")
+        version = defaults.get("encryption_version")
+        if version and not sources:
+            raise self._place("DEFAULTS", "encryption_version").error(
+                f"encryption_version is {version}, which needs a key; set encryption_key_file, "
+                "encryption_key_command or encryption_key, or encryption_version to 0 to store plain blocks"
+            )
+        fields = {_KEY_SOURCES[name]: value for name, value in sources.items()}
+        return KeySource(**fields) if fields else None
+
+    def _place(self, section: str, key: str) -> Place:
+        place = self._document.place(section, key)
+        assert place is not None, "asked for the place of a key that has a value"
+        return place
+
+    def _io(self, section: str) -> dict[str, Any]:
+        values = self._values(section, SECTION_KEYS[section])
+        # backy2 took simultaneous_reads for both.
+        if "simultaneous_reads" in values:
+            values.setdefault("simultaneous_writes", values["simultaneous_reads"])
+        return values
+
+    def _storage(self) -> StorageConfig:
+        self._storage_type = self._values(_STORAGE, [STORAGE_TYPE])["type"]
+        values = self._values(_STORAGE, STORAGE_KEYS[self._storage_type])
+        match self._storage_type:
+            case "file":
+                return DirectoryStorageConfig(**values)
+            case "null":
+                return NullStorageConfig(**values)
+            case "minio":
+                values["use_ssl"] = values.pop("secure", False)
+                values["endpoint_url"] = f"http{'s' * values['use_ssl']}://{values.pop('host')}"
+        for name in ("aws_access_key_id", "aws_secret_access_key"):
+            if name in values and values.pop(f"{name}_file", None):
+                ignored = self._place(_STORAGE, f"{name}_file")
+                self.warnings.append(str(ignored.error(f"is ignored, because {name} is set")))
+        if "endpoint_url" in values:
+            values["use_ssl"] = values["endpoint_url"].startswith("https:")
+        return ObjectStoreConfig(kind="minio" if self._storage_type == "minio" else "s3", **values)
+
+
+def _ignored(place: Place, fact: str, name: str, known: list[str]) -> str:
+    nearest = _nearest(name, known)
+    question = f"; did you mean {nearest}?" if nearest else ""
+    return str(place.error(f"{fact} and is ignored{question}"))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """Return the one of `known` that is most like `name`, whatever its case; empty: none is like it."""
+    by_folded = {one.casefold(): one for one in known}
+    found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=_LIKENESS)
+    return by_folded[found[0]] if found else ""

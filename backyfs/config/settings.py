@@ -1,0 +1,111 @@
+"""What a configuration says, as frozen values. Fields have the names of their keys; paths are absolute.
+
+The defaults stand here and nowhere else. Secrets are left out of every repr.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from backyfs.model import KeySource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Traffic:
+    """How hard a storage may be worked."""
+
+    simultaneous_writes: int = 1
+    simultaneous_reads: int = 1
+    bandwidth_read: int = 0   # bytes/s; 0: no limit
+    bandwidth_write: int = 0  # bytes/s; 0: no limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectoryStorageConfig(_Traffic):
+    """Blobs as files below a directory."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectStoreConfig(_Traffic):
+    """Blobs as objects in a bucket. The keys of s3 and minio are brought to the same fields.
+
+    Of an access key at most one of value and file is set; with neither, the environment has to give it.
+    """
+
+    kind: Literal["s3", "minio"]
+    bucket_name: str
+    endpoint_url: str | None = None  # http(s)://host:port, for minio made of host and secure; None: AWS
+    use_ssl: bool = True             # where endpoint_url is set, what its scheme says
+    region_name: str | None = None
+    signature_version: str | None = None
+    addressing_style: Literal["path", "virtual", "auto"] | None = None
+    disable_encoding_type: bool = False
+    aws_access_key_id: str | None = field(default=None, repr=False)
+    aws_access_key_id_file: str | None = None
+    aws_secret_access_key: str | None = field(default=None, repr=False)
+    aws_secret_access_key_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NullStorageConfig(_Traffic):
+    """Keeps nothing; for measurements."""
+
+
+StorageConfig = DirectoryStorageConfig | ObjectStoreConfig | NullStorageConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IoConfig:
+    """How hard a source or target may be worked."""
+
+    simultaneous_reads: int = 1
+    simultaneous_writes: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RbdConfig:
+    """How to reach the images of a Ceph cluster."""
+
+    rados_name: str = "client.admin"
+    cluster_name: str = "ceph"
+    ceph_conffile: str | None = None
+    simultaneous_reads: int = 10
+    simultaneous_writes: int = 10
+    new_image_features: tuple[str, ...] = ()  # RBD_FEATURE_...; (): what the cluster does by itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheduler:
+    """How often something is to be backed up, and how many of these backups are to be kept."""
+
+    name: str        # its section
+    interval_s: int  # 1 and up
+    keep: int        # 0: never due
+    sla_s: int       # how late or early a backup may be
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A whole configuration. Where a field may be None, None means that the files do not say."""
+
+    files: tuple[str, ...]  # what was read, in order; a later file wins
+    block_size: int | None = None  # bytes
+    hash_function: str | None = None  # "blake3" or a name in hashlib
+    logfile: str | None = None
+    lock_dir: str | None = None
+    cachedir: str | None = None
+    process_name: str = "backyfs"
+    disallow_rm_when_younger_than_days: int = 0
+    deduplication: bool = True
+    encryption_version: int | None = None  # of new blobs; whether there is such a version is not judged here
+    key: KeySource | None = None
+    database_url: str = field(repr=False)  # can hold a password
+    storage: StorageConfig
+    io_file: IoConfig
+    io_null: IoConfig
+    io_rbd: RbdConfig
+    schedulers: tuple[Scheduler, ...] = ()  # in the order of the files

@@ -1,0 +1,136 @@
+"""The table of keys: every key there is, its section, its kind and its meaning.
+
+The loader, the warnings about unknown keys, the comments of a new file and a test of the manual all come
+from it. Defaults are those of the fields in settings.py, which have the names of the keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backyfs.config import kind as k
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)  # not kw_only: a row of a table is read by column
+class Key:
+    """One key."""
+
+    name: str
+    kind: k.Kind
+    meaning: str
+    required: bool = False
+
+
+_TRAFFIC = (
+    Key("simultaneous_writes", k.COUNT, "How many blobs are written at the same time."),
+    Key("simultaneous_reads", k.COUNT, "How many blobs are read at the same time."),
+    Key("bandwidth_read", k.NUMBER, "Bytes per second that are read at most; 0 is no limit."),
+    Key("bandwidth_write", k.NUMBER, "Bytes per second that are written at most; 0 is no limit."),
+)
+
+_OBJECT_STORE = (
+    Key("aws_access_key_id", k.SECRET_TEXT, "The access key."),
+    Key("aws_access_key_id_file", k.OPTIONAL_PATH, "A file that has the access key in it."),
+    Key("aws_secret_access_key", k.SECRET_TEXT, "The secret key."),
+    Key("aws_secret_access_key_file", k.OPTIONAL_PATH, "A file that has the secret key in it."),
+    Key("region_name", k.OPTIONAL_TEXT, "The region of the bucket."),
+    Key("signature_version", k.OPTIONAL_TEXT, "The version of request signatures."),
+    Key("bucket_name", k.TEXT, "The bucket that holds the blobs.", required=True),
+    Key("addressing_style", k.ADDRESSING_STYLE, "Where requests name the bucket: in path or host."),
+    Key("disable_encoding_type", k.OPTIONAL_BOOLEAN, "Do not ask for encoded names when objects are listed."),
+)
+
+_IO = (
+    Key("simultaneous_reads", k.COUNT, "How many blocks are read at the same time by a backup."),
+    Key("simultaneous_writes", k.COUNT, "How many blocks are written at the same time by a restore."),
+)
+
+STORAGE_TYPE = Key(
+    "type", k.STORAGE_TYPE, "What the storage is: file (a directory), s3, minio, null (tests).", required=True
+)
+
+# Keys of [DataBackend] beside its type, by that type.
+STORAGE_KEYS: Mapping[str, tuple[Key, ...]] = {
+    "file": (Key("path", k.PATH, "The directory that holds the blobs.", required=True), *_TRAFFIC),
+    "s3": (
+        *_OBJECT_STORE,
+        Key("endpoint_url", k.ENDPOINT_URL, "The object store; without it, the one of AWS."),
+        Key("use_ssl", k.OPTIONAL_BOOLEAN, "Use TLS. Where endpoint_url is set, its http or https decides."),
+        *_TRAFFIC,
+    ),
+    "minio": (
+        *_OBJECT_STORE,
+        Key("host", k.HOST, "The object store, with a port perhaps.", required=True),
+        Key("secure", k.OPTIONAL_BOOLEAN, "Use TLS."),
+        *_TRAFFIC,
+    ),
+    "null": _TRAFFIC,
+}
+
+SCHEDULER_KEYS = (
+    Key("interval", k.INTERVAL, "The time from one backup to the next.", required=True),
+    Key("keep", k.NUMBER, "How many backups are kept; 0 switches the scheduler off.", required=True),
+    Key("sla", k.DURATION, "How much earlier or later than the interval a backup may be.", required=True),
+)
+
+SECTION_KEYS: Mapping[str, tuple[Key, ...]] = {
+    "DEFAULTS": (
+        Key("logfile", k.PATH, "The file that the log is written to."),
+        Key(
+            "block_size",
+            k.BLOCK_SIZE,
+            "Bytes per block, of a new repository. An existing one keeps what it was made with, and a value "
+            "here that differs is an error.",
+        ),
+        Key(
+            "hash_function",
+            k.HASH_FUNCTION,
+            "The fingerprint of blocks, of a new repository. An existing one keeps what it was made with, "
+            "and a value here that differs is an error.",
+        ),
+        Key("lock_dir", k.PATH, "The directory of backy2's lock files."),
+        Key("cachedir", k.PATH, "The directory for temporary data."),
+        Key("process_name", k.TEXT, "The name of the program in the list of processes."),
+        Key(
+            "disallow_rm_when_younger_than_days",
+            k.NUMBER,
+            "A version that is younger than so many days is removed only with --force.",
+        ),
+        Key("deduplication", k.BOOLEAN, "Store equal blocks once."),
+        Key(
+            "encryption_version",
+            k.NUMBER,
+            "How new blocks are stored: 0 is plain, 1 is compressed and encrypted as by backy2. Existing "
+            "blocks stay as they are and stay readable.",
+        ),
+        Key(
+            "encryption_key",
+            k.HEX_KEY,
+            "The key itself. Keep a copy elsewhere: without the key, the backups are lost.",
+        ),
+        Key(
+            "encryption_key_file",
+            k.PATH,
+            "A file that has the key in it, 64 hex digits. Keep a copy elsewhere: without the key, the "
+            "backups are lost.",
+        ),
+        Key("encryption_key_command", k.TEXT, "A command that prints the key, 64 hex digits."),
+    ),
+    "MetaBackend": (
+        Key("type", k.META_TYPE, "What the metadata is kept in; sql is all there is."),
+        Key("engine", k.DATABASE_URL, "The URL of the database that holds the metadata.", required=True),
+    ),
+    "io_file": _IO,
+    "io_null": _IO,
+    "io_rbd": (
+        Key("rados_name", k.TEXT, "The user of the Ceph cluster."),
+        Key("cluster_name", k.TEXT, "The name of the Ceph cluster."),
+        Key("ceph_conffile", k.OPTIONAL_PATH, "The ceph.conf that names hosts and keyring."),
+        *_IO,
+        Key("new_image_features", k.FEATURES, "The features of images that a restore makes, spaces between."),
+    ),
+}

@@ -1,0 +1,103 @@
+"""The text of a new configuration file, as `backyfs init` writes it."""
+
+from __future__ import annotations
+
+import textwrap
+
+from backyfs.config.document import Document
+from backyfs.config.loader import build
+from backyfs.config.table import SECTION_KEYS, STORAGE_KEYS, STORAGE_TYPE
+from backyfs.errors import ConfigError
+
+_HEADER = """\
+# Configuration of backyfs. The manual describes all keys: docs/configuration.md.
+#
+# A comment has a line of its own. A % in a value is written %%. A relative path begins at the directory
+# of this file, and ~/ is the home of the user who runs backyfs.
+"""
+
+_SCHEDULERS = """\
+# Schedulers: how often a source is to be backed up, and how many of its backups are to be kept. Each is a
+# section with a name of your choice; durations have the units s, m, h, d and w.
+#
+# [daily]
+# interval: 1d
+# keep: 8
+# sla: 6h
+"""
+
+_PARALLEL = "5"  # as in the file that came with backy2
+_COMMENT_WIDTH = 100
+
+
+def config_text(
+    *,
+    database_url: str,
+    storage_path: str,
+    key_file: str | None,
+    encryption_version: int,
+    block_size: int,
+    logfile: str | None,
+) -> str:
+    """Return the text of a configuration with these values, a comment above every key.
+
+    Values are written as they are given. No key file is no encryption, no logfile is no such key. A
+    value may not begin or end with white space and may not have line breaks.
+
+    Raises:
+        ConfigError: a value is not allowed, or this form of file cannot say it.
+    """
+    values: dict[str, dict[str, str | None]] = {
+        "DEFAULTS": {
+            "logfile": logfile,
+            "block_size": str(block_size),
+            "encryption_version": str(encryption_version),
+            "encryption_key_file": key_file,
+        },
+        "MetaBackend": {"type": "sql", "engine": database_url},
+        "DataBackend": {
+            "type": "file",
+            "path": storage_path,
+            "simultaneous_writes": _PARALLEL,
+            "simultaneous_reads": _PARALLEL,
+        },
+        "io_file": {"simultaneous_reads": _PARALLEL, "simultaneous_writes": _PARALLEL},
+    }
+    said = {
+        section: {key: value for key, value in keys.items() if value is not None}
+        for section, keys in values.items()
+    }
+    for section, keys in said.items():
+        for name, value in keys.items():
+            _check_can_be_said(section, name, value)
+    text = "\n".join([_HEADER, *(_section(name, keys) for name, keys in said.items()), _SCHEDULERS])
+    try:
+        build(Document([("", text)]), {"HOME": "/"})
+    except ConfigError as error:  # its line is in a file that does not exist yet
+        raise ConfigError(error.fact, section=error.section, key=error.key) from error
+    return text
+
+
+def _section(section: str, values: dict[str, str]) -> str:
+    keys = SECTION_KEYS.get(section) or (STORAGE_TYPE, *STORAGE_KEYS["file"])
+    meanings = {key.name: key.meaning for key in keys}
+    paragraphs = [
+        "\n".join([*_comment(meanings[name]), f"{name}: {value.replace('%', '%%')}\n"])
+        for name, value in values.items()
+    ]
+    return f"[{section}]\n" + "\n".join(paragraphs)
+
+
+def _comment(meaning: str) -> list[str]:
+    return textwrap.wrap(meaning, _COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ")
+
+
+def _check_can_be_said(section: str, name: str, value: str) -> None:
+    # The name of a file that is not UTF-8 has surrogates in Python. The value may hold a password.
+    if value != value.strip() or any(one in "\0\n" or "\ud800" <= one <= "\udfff" for one in value):
+        raise ConfigError(
+            f"{name} has white space at an end, a line break, or bytes that are not UTF-8: "
+            "a configuration file cannot say it",
+            section=section,
+            key=name,
+        )

@@ -1,0 +1,1 @@
+"""What the commands do: each module is one operation, called with an open repository, returning a report."""

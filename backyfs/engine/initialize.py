@@ -1,0 +1,148 @@
+"""Make a repository together with its configuration and key file. Nothing that exists is overwritten.
+
+Order: key, repository, configuration. Killed in between, the configuration is not there, so no command takes
+the half for the whole; what is there is named by the next attempt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backyfs import keys
+from backyfs.config import config_text, load_config
+from backyfs.errors import BackyfsError, UsageError
+from backyfs.repository import create_repository
+from backyfs.sealing import NEWEST_ENCRYPTION_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the parts of a repository go. Absolute paths."""
+
+    config_file: str
+    key_file: str
+    storage_path: str
+    database_file: str
+    logfile: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitReport:
+    """What was made."""
+
+    places: Places
+    key_check: str | None  # the key's check value as it is shown; None without encryption
+    block_size: int
+
+
+def default_places(environ: Mapping[str, str], *, as_root: bool, config_file: str | None = None) -> Places:
+    """Return where a repository goes by default: the system's directories for root, else the user's (XDG).
+
+    Key and log file stand beside a configuration that is named.
+    """
+    if as_root:
+        config, data, state = "/etc/backyfs", "/var/lib/backyfs", "/var/log"
+    else:
+        home = environ.get("HOME", os.path.expanduser("~"))
+        config = os.path.join(environ.get("XDG_CONFIG_HOME") or f"{home}/.config", "backyfs")
+        data = os.path.join(environ.get("XDG_DATA_HOME") or f"{home}/.local/share", "backyfs")
+        state = os.path.join(environ.get("XDG_STATE_HOME") or f"{home}/.local/state", "backyfs")
+    if config_file is not None:
+        config = state = os.path.dirname(os.path.abspath(config_file))
+    file = os.path.abspath(config_file) if config_file is not None else f"{config}/backyfs.cfg"
+    return Places(
+        config_file=file,
+        key_file=f"{os.path.splitext(file)[0]}.key",
+        storage_path=f"{data}/data",
+        database_file=f"{data}/backyfs.sqlite",
+        logfile=f"{state}/backyfs.log",
+    )
+
+
+def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitReport:
+    """Make key file, storage directory, database and configuration.
+
+    Raises:
+        UsageError: one of them is there already, or cannot be made.
+        ConfigError: a place or the block size cannot be used.
+        SchemaError, StorageError: as `backyfs.repository.create_repository`.
+    """
+    _refuse_existing(places, encrypted=encrypted)
+    text = config_text(
+        database_url=f"sqlite:///{places.database_file}",
+        storage_path=places.storage_path,
+        key_file=places.key_file if encrypted else None,
+        encryption_version=NEWEST_ENCRYPTION_VERSION if encrypted else 0,
+        block_size=block_size,
+        logfile=places.logfile,
+    )
+    with _mapped_errors(), _draft(places.config_file, text) as draft:
+        config, _ = load_config(draft, {})  # every mistake is found before anything is made
+        key = keys.new_key() if encrypted else None
+        if key is not None:
+            _write_new(places.key_file, f"{key.hex()}\n")
+        try:
+            create_repository(config, created_at=datetime.now(UTC))
+        except BackyfsError:
+            if key is not None:
+                os.unlink(places.key_file)  # nothing was made with it
+            raise
+        os.makedirs(os.path.dirname(places.logfile), mode=0o700, exist_ok=True)
+        os.link(draft, places.config_file)  # unlike a rename, this never replaces a file
+    return InitReport(
+        places=places,
+        key_check=keys.show_check(keys.key_check(key)) if key is not None else None,
+        block_size=block_size,
+    )
+
+
+def _refuse_existing(places: Places, *, encrypted: bool) -> None:
+    for what, path in (
+        ("configuration", places.config_file),
+        ("key file", places.key_file if encrypted else None),
+    ):
+        if path is not None and os.path.lexists(path):
+            raise UsageError(
+                f"{what} {path} exists already and is not touched; to make another repository, name other "
+                "places with -c, --data and --db (after an `init` that was killed: move it away)"
+            )
+
+
+@contextlib.contextmanager
+def _draft(config_file: str, text: str) -> Iterator[str]:
+    draft = f"{config_file}.{os.getpid()}.new"
+    os.makedirs(os.path.dirname(config_file), mode=0o700, exist_ok=True)
+    _write_new(draft, text)
+    try:
+        yield draft
+    finally:
+        os.unlink(draft)
+
+
+def _write_new(path: str, text: str) -> None:
+    """Write a file that must not exist yet, mode 0600, and sync it with its directory."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@contextlib.contextmanager
+def _mapped_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}; name another place or become root") from error

@@ -1,0 +1,80 @@
+"""The job of a running command: its row in the database, kept alive by a thread that beats."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from backyfs.errors import DatabaseError, JobLostError
+from backyfs.metadata import jobs
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from backyfs.metadata.database import Database
+    from backyfs.model import VersionId
+
+_log = logging.getLogger(__name__)
+
+
+class Job:
+    """A registered job, from `with` to its end. Its methods may be called from any thread."""
+
+    def __init__(self, database: Database, command: str) -> None:
+        self._database = database
+        self._command = command
+        self._ended = threading.Event()
+        self._lost = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="backyfs-heartbeat", daemon=True)
+        self.progress = ""  # what `backyfs jobs` shows; written by the command, read by the heartbeat
+
+    def hold(self, version_id: VersionId) -> None:
+        """Keep a version from being removed while this job lives.
+
+        Raises:
+            DatabaseError: that could not be stored.
+        """
+        with self._database.write() as connection:
+            jobs.hold_version(connection, self._id, version_id)
+
+    def check(self) -> None:
+        """Make sure that the other commands still know of this job.
+
+        Raises:
+            JobLostError: its row is gone; nothing keeps the others from removing what it works on.
+        """
+        if self._lost.is_set():
+            raise JobLostError(
+                f"the job {self._command!r} was taken for dead by another command and stops; was this host "
+                "suspended, or the database out of reach for a minute? Run the command again"
+            )
+
+    def _beat(self) -> None:
+        while not self._ended.wait(jobs.HEARTBEAT_S):
+            try:
+                with self._database.write() as connection:
+                    alive = jobs.beat(connection, self._id, self.progress)
+            except DatabaseError as error:
+                _log.warning("heartbeat failed, trying again in %d s: %s", jobs.HEARTBEAT_S, error)
+                continue
+            if not alive:
+                self._lost.set()
+                return
+
+    def __enter__(self) -> Job:
+        with self._database.write() as connection:
+            self._id = jobs.register_job(connection, jobs.this_process(), self._command)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        try:
+            with self._database.write() as connection:
+                jobs.remove_job(connection, self._id)
+        except DatabaseError as gone:
+            _log.warning("the row of this job stays behind and is removed by a later command: %s", gone)

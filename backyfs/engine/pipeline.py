@@ -1,0 +1,299 @@
+"""The pipeline of a backup: runs of blocks go in, committed pages of the block map come out.
+
+    plan -> read, hash -> look up -> seal, put -> flush -> insert blobs -> commit pages
+            worker        owner      worker       worker   owner           owner
+
+Each block's bytes stay in one of a fixed number of buffers until they are stored or found, so memory does
+not depend on the image. The owner is the thread that calls `run`.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backyfs.blocks import new_blob_uid, new_shelf
+from backyfs.engine.mapbuilder import MapBuilder
+from backyfs.engine.tasks import Flushed, Hashed, Result, Stored, Tasks
+from backyfs.engine.window import Window, default_workers
+from backyfs.errors import BackyfsError, InterruptedByUser
+from backyfs.geometry import PAGE_ENTRIES, BlockRun, block_count, block_length, block_runs
+from backyfs.metadata.blobs import find_blobs, insert_blobs
+from backyfs.metadata.blockmap import HOLE, BlobsGoneError, commit_page
+from backyfs.model import BlockIndex
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Callable, Iterable
+
+    from backyfs.engine.job import Job
+    from backyfs.metadata.stats import BackupStatistics
+    from backyfs.model import BlobId, BlobUid, PageNumber, Progress, SavedBlob, Version
+    from backyfs.repository import Repository
+    from backyfs.sources import Source
+
+_RUN_BYTES = 4 << 20      # small blocks are read and stored in runs of so many bytes, and
+_RUN_BLOCKS = 256         # of so many blocks: starting a task costs as much as several blocks of 4 KiB
+_BUFFER_BYTES = 64 << 20  # in all buffers together, as far as enough of them fit
+_FLUSH_BYTES = 256 << 20  # a flush begins when so much was stored since the last one, or
+_FLUSH_BLOBS = 4096       # so many blobs, or
+_FLUSH_S = 5.0            # when that was so long ago: a killed backup loses no more
+
+
+@dataclass(slots=True)
+class _Unflushed:
+    """Blobs that were put into the storage since the last flush began."""
+
+    saved: list[SavedBlob] = field(default_factory=list)
+    stored_bytes: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def is_due(self) -> bool:
+        return bool(self.saved) and (
+            self.stored_bytes >= _FLUSH_BYTES
+            or len(self.saved) >= _FLUSH_BLOBS
+            or time.monotonic() - self.since >= _FLUSH_S
+        )
+
+
+class Pipeline:
+    """One backup's way from source to block map."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        source: Source,
+        version: Version,
+        job: Job,
+        statistics: BackupStatistics,
+        progress: Progress,
+        stop: Callable[[], bool],
+    ) -> None:
+        self._repository = repository
+        self._source = source
+        self._version = version
+        self._job = job
+        self._statistics = statistics
+        self._progress = progress
+        self._stop = stop
+        self._block_size = repository.block_size
+        self._blocks = block_count(version.size_bytes, self._block_size)
+        self._tasks = Tasks(source, repository.blocks, self._block_size)
+        self._map = MapBuilder(self._blocks)
+        self._run_blocks = max(1, min(_RUN_BLOCKS, _RUN_BYTES // self._block_size))
+        self._workers = default_workers()
+        self._buffers = self._make_buffers()
+        self._coming: dict[bytes, BlobUid] = {}  # blobs that have no row yet, by fingerprint
+        self._waiting: dict[BlobUid, list[BlockIndex]] = {}  # the blocks that are to get them
+        self._unflushed = _Unflushed()
+        self._flushing = False
+        self._shelf = new_shelf()
+
+    def run(self) -> None:
+        """Bring the whole source into the block map.
+
+        Raises:
+            BackyfsError: what ended it early; what was stored until then is in the block map, as far as
+                storage and database still take it.
+        """
+        with Window[Result](self._workers) as window:
+            try:
+                self._feed(window)
+                self._drain(window)
+            except BackyfsError:
+                with suppress(BackyfsError):  # the first error is the one to tell
+                    self._salvage(window)
+                raise
+            self._map.end()
+            self._commit_pages()
+
+    def _make_buffers(self) -> list[bytearray]:
+        run_bytes = self._run_blocks * self._block_size
+        count = max(self._workers + 1, min(4 * self._workers, _BUFFER_BYTES // run_bytes))
+        return [bytearray(run_bytes) for _ in range(count)]
+
+    # What is submitted, and what comes back.
+
+    def _feed(self, window: Window[Result]) -> None:
+        extents = self._source.data_extents()
+        covered = 0
+        for run in block_runs(extents, self._version.size_bytes, self._block_size, self._run_blocks):
+            while not self._buffers:
+                self._handle(window)
+            self._check()
+            self._count_holes(covered, run.first)
+            covered = run.first + run.count
+            self._map.expect(run)
+            window.submit(self._tasks.read, run, self._buffers.pop())
+        self._count_holes(covered, self._blocks)
+
+    def _drain(self, window: Window[Result]) -> None:
+        while window.pending or self._unflushed.saved:
+            self._check()
+            if window.pending:
+                self._handle(window)
+            else:
+                self._start_flush(window)
+
+    def _salvage(self, window: Window[Result]) -> None:
+        """Enter what was stored when the backup ended early, so that the next one finds it."""
+        while window.pending:
+            with suppress(BackyfsError):
+                for result in window.results():
+                    if not isinstance(result, Hashed):
+                        self._settle(result)
+        self._insert(self._tasks.flush(self._unflushed.saved).saved)
+        self._map.abandon()
+        self._commit_pages()
+
+    def _check(self) -> None:
+        self._job.check()
+        if self._stop():
+            raise InterruptedByUser(
+                f"interrupted: version {self._version.uid} stays incomplete; what was stored is used by the "
+                "next backup"
+            )
+
+    def _handle(self, window: Window[Result]) -> None:
+        hashed = []
+        for result in window.results():
+            if isinstance(result, Hashed):
+                hashed.append(result)
+            else:
+                self._settle(result)
+        if hashed:
+            self._look_up(window, hashed)
+        if self._unflushed.is_due() and not self._flushing:
+            self._start_flush(window)
+
+    def _settle(self, result: Stored | Flushed) -> None:
+        if isinstance(result, Stored):
+            self._buffers.append(result.buffer)
+            self._unflushed.saved += result.saved
+            self._unflushed.stored_bytes += sum(blob.stored_size for blob in result.saved)
+        else:
+            self._flushing = False
+            self._insert(result.saved)
+            self._commit_pages()
+
+    def _start_flush(self, window: Window[Result]) -> None:
+        saved, self._unflushed = self._unflushed.saved, _Unflushed()
+        self._flushing = True
+        self._shelf = new_shelf()
+        window.submit(self._tasks.flush, saved)
+
+    # What the owner does with it.
+
+    def _look_up(self, window: Window[Result], hashed: list[Hashed]) -> None:
+        """Find each block: zeros, in the database, on its way there, or new."""
+        known = self._find(
+            fingerprint
+            for result in hashed
+            for fingerprint in result.fingerprints
+            if fingerprint is not None and fingerprint not in self._coming
+        )
+        for result in hashed:
+            new = self._sort(result, known)
+            if new:
+                window.submit(self._tasks.store, result, new)
+            else:
+                self._buffers.append(result.buffer)
+            self._progress.advance(self._bytes_of(result.run))
+        self._commit_pages()
+
+    def _find(self, fingerprints: Iterable[bytes]) -> dict[bytes, BlobId]:
+        if not self._repository.deduplication:
+            return {}
+        wanted = set(fingerprints)
+        if not wanted:
+            return {}
+        with self._repository.database.read() as connection:
+            return find_blobs(connection, wanted)
+
+    def _sort(self, result: Hashed, known: dict[bytes, BlobId]) -> list[tuple[int, BlobUid]]:
+        """Enter the blocks of a run that are known; return those that are to be stored, and as what."""
+        counts = self._statistics
+        new = []
+        for position, fingerprint in enumerate(result.fingerprints):
+            index = BlockIndex(result.run.first + position)
+            size = block_length(index, self._version.size_bytes, self._block_size)
+            counts.blocks_read += 1
+            counts.bytes_read += size
+            if fingerprint is None:
+                self._map.enter(index, HOLE)
+                counts.blocks_sparse += 1
+                counts.bytes_sparse += size
+            elif (blob_id := known.get(fingerprint)) is not None:
+                self._map.enter(index, blob_id)
+                counts.blocks_deduplicated += 1
+                counts.bytes_deduplicated += size
+            elif (uid := self._coming.get(fingerprint)) is not None:
+                self._waiting[uid].append(index)
+                counts.blocks_deduplicated += 1
+                counts.bytes_deduplicated += size
+            else:
+                new.append((position, self._announce(index, fingerprint)))
+                counts.blocks_written += 1
+                counts.bytes_written += size
+        return new
+
+    def _announce(self, index: BlockIndex, fingerprint: bytes) -> BlobUid:
+        uid = new_blob_uid(self._shelf)
+        self._waiting[uid] = [index]
+        if self._repository.deduplication:
+            self._coming[fingerprint] = uid
+        return uid
+
+    def _insert(self, saved: list[SavedBlob]) -> None:
+        with self._repository.database.write() as connection:
+            ids = insert_blobs(connection, saved, datetime.now(UTC))
+        for blob in saved:
+            self._statistics.bytes_stored += blob.stored_size
+            self._coming.pop(blob.fingerprint, None)
+            for index in self._waiting.pop(blob.uid):
+                self._map.enter(index, ids[blob.uid])
+
+    def _commit_pages(self) -> None:
+        for page_no, entries in self._map.take_complete():
+            while (gone := self._try_to_commit(page_no, entries)) is not None:
+                self._store_again(page_no, entries, gone)
+
+    def _try_to_commit(self, page_no: PageNumber, entries: array[int]) -> frozenset[BlobId] | None:
+        """Commit a page; return None, or the blobs that a cleanup took meanwhile, having done nothing."""
+        try:
+            with self._repository.database.write() as connection:
+                commit_page(connection, self._version.id, page_no, entries)
+        except BlobsGoneError as gone:
+            return gone.blob_ids
+        return None
+
+    def _store_again(self, page_no: PageNumber, entries: array[int], gone: frozenset[BlobId]) -> None:
+        """Read and store the blocks anew whose blobs a cleanup took between look-up and commit."""
+        buffer = bytearray(self._block_size)
+        for position, entry in enumerate(entries):
+            if entry not in gone:
+                continue
+            index = BlockIndex(page_no * PAGE_ENTRIES + position)
+            hashed = self._tasks.read(BlockRun(index, 1), buffer)
+            if hashed.fingerprints[0] is None:  # the source is in use, and changed
+                entries[position] = HOLE
+                continue
+            stored = self._tasks.store(hashed, [(0, new_blob_uid(self._shelf))])
+            saved = self._tasks.flush(stored.saved).saved
+            with self._repository.database.write() as connection:
+                ids = insert_blobs(connection, saved, datetime.now(UTC))
+            entries[position] = ids[saved[0].uid]
+
+    def _count_holes(self, first: int, stop: int) -> None:
+        if first < stop:
+            size = self._bytes_of(BlockRun(BlockIndex(first), stop - first))
+            self._statistics.blocks_sparse += stop - first
+            self._statistics.bytes_sparse += size
+            self._progress.advance(size)
+
+    def _bytes_of(self, run: BlockRun) -> int:
+        first = run.first * self._block_size
+        return min(run.count * self._block_size, self._version.size_bytes - first)

@@ -1,0 +1,188 @@
+"""Keys: the repository key, the slots that keep it wrapped, and the data keys it wraps.
+
+    configured key --unwraps--> repository key (in a key slot) --unwraps--> data key of a blob
+                                                               --unwraps--> fingerprint key
+
+Wrapping is AES key wrap with a 256-bit key (RFC 3394): 32 bytes become 40, and a wrong key is noticed.
+No key is ever logged, shown, or part of a message; what is shown is a key's check value.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import stat
+import subprocess
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
+
+from backyfs.errors import IntegrityError, MissingKeyError, WrongKeyError
+from backyfs.model import KeySlot
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from backyfs.model import KeySource
+
+KEY_BYTES = 32
+CHECK_BYTES = 8  # enough to tell keys apart, too few to help anyone who guesses a 256-bit key
+KDF_CONFIGURED_KEY = "configured-key"  # the slot is opened by the configured 256-bit key itself
+_COMMAND_TIMEOUT_S = 60
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keyring:
+    """The opened keys of a repository. Without encryption both are None."""
+
+    repository_key: bytes | None = field(repr=False)
+    fingerprint_key: bytes | None = field(repr=False)
+
+    def wrap(self, data_key: bytes) -> bytes:
+        """Wrap a data key.
+
+        Raises:
+            MissingKeyError: the repository has no key.
+        """
+        return wrap_key(self._repository_key(), data_key)
+
+    def unwrap(self, wrapped_key: bytes | None) -> bytes:
+        """Return the data key of a blob.
+
+        Raises:
+            MissingKeyError: the repository has no key.
+            IntegrityError: the wrapped key is damaged or was wrapped by another key.
+        """
+        if wrapped_key is None:
+            raise IntegrityError("has no data key in the database")
+        return unwrap_key(self._repository_key(), wrapped_key)
+
+    def _repository_key(self) -> bytes:
+        if self.repository_key is None:
+            raise MissingKeyError(
+                "this block is encrypted and the configuration has no key; set encryption_key_file, "
+                "encryption_key_command or encryption_key"
+            )
+        return self.repository_key
+
+
+def new_key() -> bytes:
+    """Return a new random key."""
+    return secrets.token_bytes(KEY_BYTES)
+
+
+def wrap_key(wrapping_key: bytes, key: bytes) -> bytes:
+    """Return `key` wrapped: 40 bytes, from which only `wrapping_key` gets it back."""
+    return aes_key_wrap(wrapping_key, key)
+
+
+def unwrap_key(wrapping_key: bytes, wrapped_key: bytes) -> bytes:
+    """Return the key that was wrapped.
+
+    Raises:
+        IntegrityError: it is damaged, or was wrapped by another key.
+    """
+    try:
+        return aes_key_unwrap(wrapping_key, wrapped_key)
+    except (InvalidUnwrap, ValueError) as error:
+        raise IntegrityError("has a wrapped key that is damaged or belongs to another key") from error
+
+
+def key_check(key: bytes) -> bytes:
+    """Return the check value of a key: 8 bytes that identify it and tell nothing else of it."""
+    return HKDF(algorithm=SHA256(), length=CHECK_BYTES, salt=None, info=b"backyfs key check 1").derive(key)
+
+
+def show_check(check: bytes) -> str:
+    """Return a check value as people read it: `1a2b-3c4d-5e6f-7081`."""
+    digits = check.hex()
+    return "-".join(digits[start : start + 4] for start in range(0, len(digits), 4))
+
+
+def new_slot(configured_key: bytes, repository_key: bytes, *, label: str, created_at: datetime) -> KeySlot:
+    """Return a slot in which the configured key opens the repository key."""
+    return KeySlot(
+        label=label,
+        kdf=KDF_CONFIGURED_KEY,
+        kdf_parameters="",
+        key_check=key_check(configured_key),
+        wrapped_key=wrap_key(configured_key, repository_key),
+        created_at=created_at,
+    )
+
+
+def open_slots(slots: list[KeySlot], configured_key: bytes) -> bytes:
+    """Return the repository key from the slot that belongs to the configured key.
+
+    Raises:
+        WrongKeyError: no slot does; the message shows which keys are expected.
+        IntegrityError: the slot that does is damaged.
+    """
+    check = key_check(configured_key)
+    for slot in slots:
+        if slot.key_check == check and slot.kdf == KDF_CONFIGURED_KEY:
+            try:
+                return unwrap_key(configured_key, slot.wrapped_key)
+            except IntegrityError as error:
+                raise IntegrityError(f"key slot {slot.label!r} {error}") from error
+    expected = " or ".join(show_check(slot.key_check) for slot in slots)
+    raise WrongKeyError(
+        f"the configured key {show_check(check)} is not the key of this repository, which is {expected}; "
+        "configure that one (encryption_key_file, encryption_key_command or encryption_key)"
+    )
+
+
+def read_key(source: KeySource) -> bytes:
+    """Read a key of 64 hexadecimal digits from where the configuration says.
+
+    Raises:
+        MissingKeyError: the file or command gives no such key.
+    """
+    if source.hex_digits is not None:
+        return _parse(source.hex_digits, "encryption_key")
+    if source.file is not None:
+        return _parse(_read_key_file(source.file), f"key file {source.file}")
+    assert source.command is not None
+    return _parse(_run_key_command(source.command), "the output of encryption_key_command")
+
+
+def _parse(text: str, place: str) -> bytes:
+    digits = text.strip()
+    try:
+        key = bytes.fromhex(digits)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES or len(digits) != 2 * KEY_BYTES:
+        raise MissingKeyError(f"{place} holds no key: {len(digits)} characters, needed are 64 hexadecimal digits")
+    return key
+
+
+def _read_key_file(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_IMODE(mode) & 0o077:
+                _log.warning("key file %s can be read by others than its owner; run `chmod 600 %s`", path, path)
+            return file.read(4096)
+    except OSError as error:
+        raise MissingKeyError(f"key file {path} cannot be read: {error.strerror}") from error
+
+
+def _run_key_command(command: str) -> str:
+    # Through the shell, as an administrator writes it; it comes from the configuration, which only the owner
+    # can write, and never from a repository.
+    try:
+        done = subprocess.run(  # noqa: S602
+            command, shell=True, check=False, stdout=subprocess.PIPE, timeout=_COMMAND_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise MissingKeyError(f"encryption_key_command gave no key within {_COMMAND_TIMEOUT_S} s") from None
+    if done.returncode != 0:
+        raise MissingKeyError(f"encryption_key_command ended with status {done.returncode}; run it by hand to see why")
+    return done.stdout.decode("ascii", errors="replace")

@@ -1,0 +1,82 @@
+"""Blobs: find those that hold known bytes, insert new ones, load them by their ids."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import insert, select
+
+from backyfs.metadata.batches import batches
+from backyfs.metadata.tables import blobs
+from backyfs.model import Blob, BlobId, BlobUid, SavedBlob
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+
+def find_blobs(connection: Connection, fingerprints: Iterable[bytes]) -> dict[bytes, BlobId]:
+    """Return which blobs hold these bytes: valid ones that are not doomed.
+
+    Where several blobs hold the same bytes the oldest one is named, so that equal images get equal pages.
+    """
+    found: dict[bytes, BlobId] = {}
+    for batch in batches(fingerprints):
+        query = (
+            select(blobs.c.fingerprint, blobs.c.id)
+            .where(blobs.c.fingerprint.in_(batch), blobs.c.valid, blobs.c.doomed_at.is_(None))
+            .order_by(blobs.c.id.desc())
+        )
+        found.update((row.fingerprint, BlobId(row.id)) for row in connection.execute(query))
+    return found
+
+
+def insert_blobs(
+    connection: Connection, saved: Iterable[SavedBlob], created_at: datetime
+) -> dict[BlobUid, BlobId]:
+    """Insert blobs that are durable in the storage; no page refers to them yet. Return their ids."""
+    ids: dict[BlobUid, BlobId] = {}
+    for batch in batches(saved):
+        rows = [
+            {
+                "uid": blob.uid,
+                "fingerprint": blob.fingerprint,
+                "size": blob.size,
+                "stored_size": blob.stored_size,
+                "encryption_version": blob.encryption_version,
+                "wrapped_key": blob.wrapped_key,
+                "valid": True,
+                "refs": 0,
+                "created_at": created_at,
+            }
+            for blob in batch
+        ]
+        inserted = connection.execute(insert(blobs).returning(blobs.c.uid, blobs.c.id), rows)
+        ids.update((BlobUid(row.uid), BlobId(row.id)) for row in inserted)
+    return ids
+
+
+def load_blobs(connection: Connection, ids: Iterable[BlobId]) -> dict[BlobId, Blob]:
+    """Return the blobs with these ids, as far as there are such rows."""
+    found: dict[BlobId, Blob] = {}
+    for batch in batches(ids):
+        query = select(
+            blobs.c.id,
+            blobs.c.uid,
+            blobs.c.fingerprint,
+            blobs.c.size,
+            blobs.c.encryption_version,
+            blobs.c.wrapped_key,
+        ).where(blobs.c.id.in_(batch))
+        for row in connection.execute(query):
+            found[BlobId(row.id)] = Blob(
+                id=BlobId(row.id),
+                uid=BlobUid(row.uid),
+                fingerprint=row.fingerprint,
+                size=row.size,
+                encryption_version=row.encryption_version,
+                wrapped_key=row.wrapped_key,
+            )
+    return found

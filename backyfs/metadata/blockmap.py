@@ -1,0 +1,176 @@
+"""The block map: which blob each block of a version is, in immutable pages that versions share.
+
+Two levels, like the L1 and L2 tables of qcow2: `version_pages` names `pages`, a page holds up to 1,024
+entries. Invariant, kept by every transaction: `pages.refs` counts the rows of `version_pages` that name
+the page, and `blobs.refs` counts the pages that contain the blob.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from array import array
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import zstandard
+from blake3 import blake3
+from sqlalchemy import insert, select, update
+
+from backyfs.errors import BackyfsError, DatabaseError
+from backyfs.geometry import PAGE_ENTRIES, page_length
+from backyfs.metadata.batches import batches
+from backyfs.metadata.tables import blobs, pages, version_pages
+from backyfs.model import BlobId, PageId, PageNumber, VersionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy import Connection
+
+    from backyfs.model import Version, VersionId
+
+    Entries: TypeAlias = "array[int]"
+
+HOLE = 0       # the block is zeros
+ABSENT = -1    # the block was never backed up: its version is incomplete
+_LEVEL = 3     # of zstd
+
+
+class BlobsGoneError(BackyfsError):
+    """A cleanup doomed blobs that a page was to contain; their blocks are to be stored anew."""
+
+    def __init__(self, blob_ids: frozenset[BlobId]) -> None:
+        self.blob_ids = blob_ids
+        super().__init__(f"{len(blob_ids)} blobs were doomed by a cleanup meanwhile")
+
+
+def new_entries(length: int, entry: int) -> Entries:
+    """Return so many entries that are all the same."""
+    return array("q", [entry]) * length
+
+
+def pack(entries: Entries) -> bytes:
+    """Return entries as a page stores them: one zstd frame of little-endian 64-bit numbers."""
+    return zstandard.ZstdCompressor(level=_LEVEL).compress(_little_endian(entries).tobytes())
+
+
+def unpack(packed: bytes) -> Entries:
+    """Return the entries of a page.
+
+    Raises:
+        DatabaseError: the page is damaged.
+    """
+    try:
+        size = zstandard.frame_content_size(packed)
+        if not 0 <= size <= PAGE_ENTRIES * 8 or size % 8:
+            raise DatabaseError(f"a page of a block map is damaged: it claims to hold {size} bytes")
+        raw = zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise DatabaseError(f"a page of a block map is damaged: {error}") from error
+    return _little_endian(array("q", raw))
+
+
+def commit_page(connection: Connection, version_id: VersionId, page_no: PageNumber, entries: Entries) -> None:
+    """Make `entries` page `page_no` of a version, in place of the one it had, and count.
+
+    The blobs it names are durable and have rows. To be called in a write transaction, which the caller
+    rolls back when this raises.
+
+    Raises:
+        BlobsGoneError: some of the blobs are doomed or gone.
+    """
+    _drop_page(connection, version_id, page_no)
+    if all(entry == HOLE for entry in entries):
+        return  # an absent row is a page of holes
+    digest = blake3(_little_endian(entries).tobytes()).digest()
+    page_id = _share_page(connection, digest)
+    if page_id is None:
+        page_id = _insert_page(connection, digest, entries)
+    connection.execute(insert(version_pages).values(version_id=version_id, page_no=page_no, page_id=page_id))
+
+
+def load_page(connection: Connection, version_id: VersionId, page_no: PageNumber) -> Entries | None:
+    """Return the entries of a page of a version; None where it has no such page.
+
+    Raises:
+        DatabaseError: the page is damaged.
+    """
+    query = (
+        select(pages.c.entries)
+        .join(version_pages, version_pages.c.page_id == pages.c.id)
+        .where(version_pages.c.version_id == version_id, version_pages.c.page_no == page_no)
+    )
+    packed: Any = connection.execute(query).scalar_one_or_none()
+    return None if packed is None else unpack(packed)
+
+
+def page_entries(connection: Connection, version: Version, page_no: PageNumber, blocks: int) -> Entries:
+    """Return the entries of a page of a version with so many blocks, whether or not it has a row.
+
+    A page without a row is one of holes; in an incomplete version it is one that was not backed up, for all
+    that is known.
+
+    Raises:
+        DatabaseError: the page is damaged.
+    """
+    length = page_length(page_no, blocks)
+    entries = load_page(connection, version.id, page_no)
+    if entries is None:
+        return new_entries(length, ABSENT if version.status is VersionStatus.INCOMPLETE else HOLE)
+    if len(entries) != length:
+        raise DatabaseError(f"page {page_no} of version {version.uid} has {len(entries)} entries instead of {length}")
+    return entries
+
+
+def _drop_page(connection: Connection, version_id: VersionId, page_no: PageNumber) -> None:
+    here = (version_pages.c.version_id == version_id) & (version_pages.c.page_no == page_no)
+    page_id = connection.execute(select(version_pages.c.page_id).where(here)).scalar_one_or_none()
+    if page_id is not None:
+        connection.execute(version_pages.delete().where(here))
+        connection.execute(update(pages).where(pages.c.id == page_id).values(refs=pages.c.refs - 1))
+
+
+def _share_page(connection: Connection, digest: bytes) -> PageId | None:
+    shared = connection.execute(update(pages).where(pages.c.digest == digest).values(refs=pages.c.refs + 1))
+    if shared.rowcount == 0:
+        return None
+    return PageId(connection.execute(select(pages.c.id).where(pages.c.digest == digest)).scalar_one())
+
+
+def _insert_page(connection: Connection, digest: bytes, entries: Entries) -> PageId:
+    blob_ids = frozenset(BlobId(entry) for entry in entries if entry > HOLE)
+    counted = sum(_count_use(connection, batch) for batch in batches(sorted(blob_ids)))
+    if counted != len(blob_ids):
+        raise BlobsGoneError(blob_ids - _living(connection, blob_ids))
+    done = connection.execute(
+        insert(pages).values(
+            uid=str(uuid.uuid4()), digest=digest, entries=pack(entries), refs=1, published=False
+        )
+    )
+    return PageId(done.inserted_primary_key[0])
+
+
+def _count_use(connection: Connection, blob_ids: list[BlobId]) -> int:
+    """Count one page more for each of these blobs, unless it is doomed; return for how many."""
+    used = (
+        update(blobs)
+        .where(blobs.c.id.in_(blob_ids), blobs.c.doomed_at.is_(None))
+        .values(refs=blobs.c.refs + 1)
+    )
+    return connection.execute(used).rowcount
+
+
+def _living(connection: Connection, blob_ids: Iterable[BlobId]) -> frozenset[BlobId]:
+    living: set[BlobId] = set()
+    for batch in batches(sorted(blob_ids)):
+        query = select(blobs.c.id).where(blobs.c.id.in_(batch), blobs.c.doomed_at.is_(None))
+        living.update(BlobId(row.id) for row in connection.execute(query))
+    return frozenset(living)
+
+
+def _little_endian(entries: Entries) -> Entries:
+    if sys.byteorder == "little":
+        return entries
+    swapped = array("q", entries)
+    swapped.byteswap()
+    return swapped

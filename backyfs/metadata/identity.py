@@ -1,0 +1,91 @@
+"""What a repository is: block size, hash function, wrapped keys. Fixed when it is made, but for the slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import insert, select
+
+from backyfs.errors import SchemaError
+from backyfs.metadata.tables import key_slots, repository
+from backyfs.model import KeySlot
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+_THE_ROW = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """The row of `repository`."""
+
+    uid: str
+    block_size: int
+    hash_function: str
+    wrapped_fingerprint_key: bytes | None
+    created_at: datetime
+
+
+def save_identity(connection: Connection, identity: Identity) -> None:
+    """Store what a new repository is."""
+    connection.execute(
+        insert(repository).values(
+            id=_THE_ROW,
+            uid=identity.uid,
+            block_size=identity.block_size,
+            hash_function=identity.hash_function,
+            wrapped_fingerprint_key=identity.wrapped_fingerprint_key,
+            created_at=identity.created_at,
+        )
+    )
+
+
+def load_identity(connection: Connection) -> Identity:
+    """Return what the repository is.
+
+    Raises:
+        SchemaError: the database has the tables and no repository.
+    """
+    row = connection.execute(select(repository).where(repository.c.id == _THE_ROW)).one_or_none()
+    if row is None:
+        raise SchemaError("the database has the tables of a repository and no repository; run `backyfs init` again")
+    return Identity(
+        uid=row.uid,
+        block_size=row.block_size,
+        hash_function=row.hash_function,
+        wrapped_fingerprint_key=row.wrapped_fingerprint_key,
+        created_at=row.created_at,
+    )
+
+
+def add_key_slot(connection: Connection, slot: KeySlot) -> None:
+    """Store a key slot."""
+    connection.execute(
+        insert(key_slots).values(
+            label=slot.label,
+            kdf=slot.kdf,
+            kdf_parameters=slot.kdf_parameters,
+            key_check=slot.key_check,
+            wrapped_key=slot.wrapped_key,
+            created_at=slot.created_at,
+        )
+    )
+
+
+def list_key_slots(connection: Connection) -> list[KeySlot]:
+    """Return the key slots, the oldest first."""
+    return [
+        KeySlot(
+            label=row.label,
+            kdf=row.kdf,
+            kdf_parameters=row.kdf_parameters,
+            key_check=row.key_check,
+            wrapped_key=row.wrapped_key,
+            created_at=row.created_at,
+        )
+        for row in connection.execute(select(key_slots).order_by(key_slots.c.id))
+    ]

@@ -1,0 +1,140 @@
+"""Jobs: running commands as rows, so that commands of all hosts know of each other without lock files.
+
+A job beats with the database's clock. It is dead when its process is gone on this host, or its beat is
+older than 60 s; a dead job holds nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import DateTime, delete, insert, select, update
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from backyfs.metadata.tables import UtcDateTime, job_versions, jobs
+from backyfs.model import JobId
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+    from sqlalchemy.sql.compiler import SQLCompiler
+
+    from backyfs.model import VersionId
+
+HEARTBEAT_S = 10
+DEAD_AFTER_S = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """A process among all hosts."""
+
+    host: str         # for people
+    scope: str        # machine, boot and pid namespace: where the pid means something
+    pid: int
+    pid_started: int  # clock ticks after boot: pids are used again
+
+
+class _DatabaseClock(FunctionElement[DateTime]):
+    """The time in UTC by the clock of the database, with microseconds where it has them."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(_DatabaseClock, "sqlite")
+def _sqlite_clock(_element: _DatabaseClock, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+
+
+@compiles(_DatabaseClock, "postgresql")
+def _postgresql_clock(_element: _DatabaseClock, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "timezone('utc', clock_timestamp())"
+
+
+@compiles(_DatabaseClock, "mysql")
+@compiles(_DatabaseClock, "mariadb")
+def _mariadb_clock(_element: _DatabaseClock, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "UTC_TIMESTAMP(6)"
+
+
+def this_process() -> Process:
+    """Return what names the calling process among all hosts."""
+    machine = _first_line("/etc/machine-id")
+    boot = _first_line("/proc/sys/kernel/random/boot_id")
+    namespace = os.readlink("/proc/self/ns/pid")
+    pid = os.getpid()
+    return Process(
+        host=socket.gethostname(),
+        scope=f"{machine} {boot} {namespace}",
+        pid=pid,
+        pid_started=_started(pid) or 0,
+    )
+
+
+def register_job(connection: Connection, process: Process, command: str) -> JobId:
+    """Insert a job, and remove those that are dead."""
+    _remove_dead(connection, process)
+    done = connection.execute(
+        insert(jobs).values(
+            host=process.host[:255],
+            scope=process.scope,
+            pid=process.pid,
+            pid_started=process.pid_started,
+            command=command[:1024],
+            progress="",
+            started_at=_DatabaseClock(),
+            heartbeat_at=_DatabaseClock(),
+        )
+    )
+    return JobId(done.inserted_primary_key[0])
+
+
+def beat(connection: Connection, job_id: JobId, progress: str) -> bool:
+    """Tell that a job lives and how it gets on; return False if its row is gone."""
+    alive = update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=_DatabaseClock(), progress=progress[:255])
+    return connection.execute(alive).rowcount == 1
+
+
+def hold_version(connection: Connection, job_id: JobId, version_id: VersionId) -> None:
+    """Hold a version: it is not removed while the job lives. Holding it twice is fine."""
+    held = (job_versions.c.job_id == job_id) & (job_versions.c.version_id == version_id)
+    if connection.execute(select(job_versions.c.job_id).where(held)).first() is None:
+        connection.execute(insert(job_versions).values(job_id=job_id, version_id=version_id))
+
+
+def remove_job(connection: Connection, job_id: JobId) -> None:
+    """Remove a job that has ended, with what it holds."""
+    connection.execute(delete(jobs).where(jobs.c.id == job_id))
+
+
+def _remove_dead(connection: Connection, observer: Process) -> None:
+    now: datetime = connection.execute(select(_DatabaseClock())).scalar_one()
+    connection.execute(delete(jobs).where(jobs.c.heartbeat_at < now - timedelta(seconds=DEAD_AFTER_S)))
+    for row in connection.execute(select(jobs).where(jobs.c.scope == observer.scope)).all():
+        if _started(row.pid) != row.pid_started:
+            remove_job(connection, JobId(row.id))
+
+
+def _started(pid: int) -> int | None:
+    """Return when a process of this host was started, in clock ticks after boot; None if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            # The name in parentheses may hold anything; field 22 is the 20th after it, proc(5).
+            return int(file.read().rpartition(")")[2].split()[19])
+    except (OSError, IndexError):
+        return None
+
+
+def _first_line(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.readline().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,167 @@
+"""Versions: make, finish, list, and find the one that a person means."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, insert, select, update
+
+from backyfs.errors import VersionNotFoundError
+from backyfs.metadata.tables import tags, versions
+from backyfs.model import Version, VersionId, VersionStatus, VersionUid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy import ColumnElement, Connection, Row
+
+_LATEST = "latest"
+_MIN_PREFIX = 4  # fewer digits of a uid are too easily meant for something else
+_UID_PREFIX = re.compile(rf"[0-9a-fA-F-]{{{_MIN_PREFIX},36}}")
+_SHOWN_UIDS = 5
+
+
+def create_version(
+    connection: Connection,
+    *,
+    name: str,
+    snapshot_name: str,
+    size_bytes: int,
+    created_at: datetime,
+    tag_names: Iterable[str] = (),
+    expire_at: datetime | None = None,
+) -> Version:
+    """Insert a version of a new backup, incomplete, and return it."""
+    uid = VersionUid(str(uuid.uuid4()))
+    done = connection.execute(
+        insert(versions).values(
+            uid=uid,
+            created_at=created_at,
+            name=name,
+            snapshot_name=snapshot_name,
+            size_bytes=size_bytes,
+            status=VersionStatus.INCOMPLETE.value,
+            protected=False,
+            expire_at=expire_at,
+        )
+    )
+    version_id = VersionId(done.inserted_primary_key[0])
+    names = tuple(sorted(set(tag_names)))
+    if names:
+        connection.execute(insert(tags), [{"version_id": version_id, "name": tag} for tag in names])
+    return Version(
+        id=version_id,
+        uid=uid,
+        created_at=created_at,
+        name=name,
+        snapshot_name=snapshot_name,
+        size_bytes=size_bytes,
+        status=VersionStatus.INCOMPLETE,
+        protected=False,
+        expire_at=expire_at,
+        tags=names,
+    )
+
+
+def set_status(connection: Connection, version_id: VersionId, status: VersionStatus) -> None:
+    """Change how far a version can be trusted."""
+    connection.execute(update(versions).where(versions.c.id == version_id).values(status=status.value))
+
+
+def list_versions(connection: Connection, *, name: str | None = None) -> list[Version]:
+    """Return all versions, or those of one name, ordered by name and date. Two queries in all."""
+    query = select(versions).order_by(versions.c.name, versions.c.created_at, versions.c.id)
+    tag_query = select(tags.c.version_id, tags.c.name).order_by(tags.c.name)
+    if name is not None:
+        query = query.where(versions.c.name == name)
+        tag_query = tag_query.join(versions).where(versions.c.name == name)
+    names: dict[int, list[str]] = {}
+    for row in connection.execute(tag_query):
+        names.setdefault(row.version_id, []).append(row.name)
+    return [_version(row, names.get(row.id, ())) for row in connection.execute(query)]
+
+
+def find_version(connection: Connection, wanted: str) -> Version:
+    """Return the version that a person names.
+
+    `wanted` is a uid, the first 4 or more digits of one, `NAME@latest` (the newest valid one), or
+    `NAME@YYYY-MM-DD[THH:MM[:SS]]` (the newest valid one at or before that time in UTC; a date alone means
+    the whole day).
+
+    Raises:
+        VersionNotFoundError: none answers to it, or several do.
+    """
+    name, separator, moment = wanted.rpartition("@")
+    if separator:
+        return _find_by_name(connection, name, moment, wanted)
+    if not _UID_PREFIX.fullmatch(wanted):
+        raise VersionNotFoundError(
+            f"{wanted!r} names no version; give a uid, {_MIN_PREFIX} or more digits of one, NAME@latest or "
+            "NAME@YYYY-MM-DD; `backyfs ls` shows what there is"
+        )
+    found = list(_query(connection, versions.c.uid.like(f"{wanted.lower()}%"), limit=_SHOWN_UIDS))
+    exact = [version for version in found if version.uid == wanted.lower()]
+    if len(exact or found) == 1:
+        return (exact or found)[0]
+    if not found:
+        raise VersionNotFoundError(f"no version has a uid that begins with {wanted}; `backyfs ls` shows what there is")
+    uids = ", ".join(version.uid for version in found)
+    raise VersionNotFoundError(f"{wanted} is the beginning of several uids ({uids}); give more digits")
+
+
+def _find_by_name(connection: Connection, name: str, moment: str, wanted: str) -> Version:
+    condition = (versions.c.name == name) & (versions.c.status == VersionStatus.VALID.value)
+    if moment != _LATEST:
+        condition &= versions.c.created_at < _end_of_moment(moment, wanted)
+    for version in _query(connection, condition, limit=1):
+        return version
+    if not connection.execute(select(func.count()).where(versions.c.name == name)).scalar_one():
+        raise VersionNotFoundError(f"no version is named {name!r}; `backyfs ls` shows what there is")
+    when = "" if moment == _LATEST else f" at or before {moment} UTC"
+    raise VersionNotFoundError(f"{name!r} has no valid version{when}; `backyfs ls` shows what there is")
+
+
+def _end_of_moment(moment: str, wanted: str) -> datetime:
+    """Return the first time that is after `moment`, as fine as `moment` was given."""
+    for form, step in (
+        ("%Y-%m-%d", timedelta(days=1)),
+        ("%Y-%m-%dT%H:%M", timedelta(minutes=1)),
+        ("%Y-%m-%dT%H:%M:%S", timedelta(seconds=1)),
+    ):
+        try:
+            return datetime.strptime(moment, form).replace(tzinfo=UTC) + step
+        except (ValueError, OverflowError):
+            continue
+    raise VersionNotFoundError(
+        f"{wanted!r} names no version: after the @ stands `latest` or a time in UTC as YYYY-MM-DD or YYYY-MM-DDTHH:MM"
+    )
+
+
+def _query(connection: Connection, condition: ColumnElement[bool], *, limit: int) -> Iterable[Version]:
+    query = (
+        select(versions)
+        .where(condition)
+        .order_by(versions.c.created_at.desc(), versions.c.id.desc())
+        .limit(limit)
+    )
+    for row in connection.execute(query).all():
+        names = connection.execute(select(tags.c.name).where(tags.c.version_id == row.id).order_by(tags.c.name))
+        yield _version(row, names.scalars())
+
+
+def _version(row: Row[tuple[object, ...]], names: Iterable[str]) -> Version:
+    return Version(
+        id=VersionId(row.id),
+        uid=VersionUid(row.uid),
+        created_at=row.created_at,
+        name=row.name,
+        snapshot_name=row.snapshot_name,
+        size_bytes=row.size_bytes,
+        status=VersionStatus(row.status),
+        protected=row.protected,
+        expire_at=row.expire_at,
+        tags=tuple(names),
+    )

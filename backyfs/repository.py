@@ -1,0 +1,208 @@
+"""A repository: one metadata database, one storage, and the keys that open what lies in them.
+
+Opening one checks everything a command relies on before it does anything: the schema, block size and
+hash function against the configuration, the key. Making one never overwrites anything.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backyfs import keys, sealing
+from backyfs.blocks import BLAKE3, BlockStore, fingerprint_function
+from backyfs.config import DirectoryStorageConfig
+from backyfs.errors import ConfigError, MissingKeyError
+from backyfs.metadata.database import Database, sqlite_path
+from backyfs.metadata.identity import Identity, add_key_slot, list_key_slots, load_identity, save_identity
+from backyfs.model import DEFAULT_BLOCK_SIZE
+from backyfs.storage.directory import DirectoryStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backyfs.config import Config
+    from backyfs.keys import Keyring
+    from backyfs.metadata.database import Connection
+    from backyfs.model import KeySlot
+
+_FIRST_SLOT = "configuration"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """An open repository."""
+
+    uid: str
+    block_size: int
+    database: Database
+    blocks: BlockStore
+    deduplication: bool
+    own_paths: tuple[str, ...]  # local paths that nothing else may write to
+
+
+@contextmanager
+def open_repository(config: Config) -> Iterator[Repository]:
+    """Open the repository that the configuration names, and close it at the end.
+
+    Raises:
+        SchemaError: there is none, or it is of another release.
+        ConfigError: block size or hash function are not the repository's, or the encryption version is
+            unknown.
+        MissingKeyError: it is encrypted, and no key can be had.
+        WrongKeyError: the key is not its key.
+        StorageError: the storage is not there.
+    """
+    if config.encryption_version is not None:
+        sealing.check_configured(config.encryption_version)
+    with ExitStack() as opened:
+        database = Database(config.database_url)
+        opened.callback(database.close)
+        database.check_revision()
+        with database.read() as connection:
+            identity = load_identity(connection)
+            slots = list_key_slots(connection)
+        _check_agreement(config, identity)
+        keyring = _open_keyring(config, database, identity, slots)
+        storage = DirectoryStorage(_directory_of(config).path)
+        opened.callback(storage.close)
+        yield Repository(
+            uid=identity.uid,
+            block_size=identity.block_size,
+            database=database,
+            blocks=BlockStore(
+                storage=storage,
+                keyring=keyring,
+                fingerprint=fingerprint_function(identity.hash_function, keyring.fingerprint_key),
+                encryption_version=_encryption_version(config, keyring),
+            ),
+            deduplication=config.deduplication,
+            own_paths=_own_paths(config, database),
+        )
+
+
+def create_repository(config: Config, *, created_at: datetime) -> None:
+    """Make the repository that the configuration names: its storage directory, database and keys.
+
+    Raises:
+        SchemaError: the database is there already.
+        StorageError: the storage directory is there already and not empty.
+        MissingKeyError: encryption is on, and no key can be had.
+    """
+    from backyfs.metadata.schema import create_file, create_tables  # noqa: PLC0415 - alembic is slow to load
+
+    if config.encryption_version is not None:
+        sealing.check_configured(config.encryption_version)
+    encrypted = config.key is not None and config.encryption_version != 0
+    configured_key = keys.read_key(config.key) if encrypted and config.key is not None else None
+    database = Database(config.database_url)
+    try:
+        create_file(database)
+        DirectoryStorage.create(_directory_of(config).path)
+        with database.write() as connection:
+            create_tables(connection)
+            _save_new_identity(connection, config, configured_key, created_at)
+    finally:
+        database.close()
+
+
+def _save_new_identity(
+    connection: Connection, config: Config, configured_key: bytes | None, created_at: datetime
+) -> None:
+    wrapped_fingerprint_key = None
+    if configured_key is not None:
+        repository_key = keys.new_key()
+        wrapped_fingerprint_key = keys.wrap_key(repository_key, keys.new_key())
+        add_key_slot(
+            connection, keys.new_slot(configured_key, repository_key, label=_FIRST_SLOT, created_at=created_at)
+        )
+    save_identity(
+        connection,
+        Identity(
+            uid=str(uuid.uuid4()),
+            block_size=config.block_size or DEFAULT_BLOCK_SIZE,
+            hash_function=config.hash_function or BLAKE3,
+            wrapped_fingerprint_key=wrapped_fingerprint_key,
+            created_at=created_at,
+        ),
+    )
+
+
+def _check_agreement(config: Config, identity: Identity) -> None:
+    """Refuse a configuration that says another block size or hash function than the repository has."""
+    for key, configured, actual in (
+        ("block_size", config.block_size, identity.block_size),
+        ("hash_function", config.hash_function, identity.hash_function),
+    ):
+        if configured is not None and configured != actual:
+            raise ConfigError(
+                f"is {configured}, but this repository was made with {actual}, which cannot change; "
+                "correct it or take it out",
+                section="DEFAULTS",
+                key=key,
+                file=config.files[-1] if config.files else "",
+            )
+
+
+def _open_keyring(config: Config, database: Database, identity: Identity, slots: list[KeySlot]) -> Keyring:
+    if config.key is None:
+        if slots:
+            expected = " or ".join(keys.show_check(slot.key_check) for slot in slots)
+            raise MissingKeyError(
+                f"this repository is encrypted with key {expected} and the configuration has none; set "
+                "encryption_key_file, encryption_key_command or encryption_key"
+            )
+        return keys.Keyring(repository_key=None, fingerprint_key=None)
+    if not slots and config.encryption_version == 0:
+        return keys.Keyring(repository_key=None, fingerprint_key=None)
+    configured_key = keys.read_key(config.key)
+    if not slots:
+        slots = _turn_encryption_on(database, configured_key)
+    repository_key = keys.open_slots(slots, configured_key)
+    wrapped = identity.wrapped_fingerprint_key
+    return keys.Keyring(
+        repository_key=repository_key,
+        fingerprint_key=None if wrapped is None else keys.unwrap_key(repository_key, wrapped),
+    )
+
+
+def _turn_encryption_on(database: Database, configured_key: bytes) -> list[KeySlot]:
+    """Give a repository that was made without encryption its key, because the configuration has one now."""
+    with database.write() as connection:
+        if not list_key_slots(connection):  # another command may have been first
+            slot = keys.new_slot(
+                configured_key, keys.new_key(), label=_FIRST_SLOT, created_at=datetime.now(UTC)
+            )
+            add_key_slot(connection, slot)
+        return list_key_slots(connection)
+
+
+def _encryption_version(config: Config, keyring: Keyring) -> int:
+    if config.encryption_version is not None:
+        return config.encryption_version
+    return 0 if keyring.repository_key is None else sealing.NEWEST_ENCRYPTION_VERSION
+
+
+def _directory_of(config: Config) -> DirectoryStorageConfig:
+    if isinstance(config.storage, DirectoryStorageConfig):
+        return config.storage
+    raise ConfigError(
+        "names a kind of storage that this release does not have; allowed: file",
+        section="DataBackend",
+        key="type",
+        file=config.files[-1] if config.files else "",
+    )
+
+
+def _own_paths(config: Config, database: Database) -> tuple[str, ...]:
+    paths = [_directory_of(config).path, *config.files]
+    database_file = sqlite_path(database.engine.url)
+    if database_file is not None:
+        paths.append(database_file)
+    if config.key is not None and config.key.file is not None:
+        paths.append(config.key.file)
+    return tuple(os.path.realpath(path) for path in paths)

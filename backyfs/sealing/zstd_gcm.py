@@ -1,0 +1,70 @@
+"""Encryption version 1: backy2's. One zstd frame, sealed with AES-256-GCM under the blob's data key.
+
+The format is fixed by what backy2 2.12 and 2.13 wrote; `tests/vectors/` holds such objects.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import zstandard
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from backyfs.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Buffer
+
+# tag (16) | nonce (16) | ciphertext of one zstd frame that states its content size
+# GCM with a nonce of 16 bytes (J0 comes from GHASH, NIST SP 800-38D, 7.1), no associated data.
+_TAG_BYTES = 16
+_NONCE_BYTES = 16
+_LEVEL = 1  # of zstd, as backy2
+
+
+class ZstdGcm:
+    """Objects that are compressed, then encrypted, each under a data key of its own."""
+
+    uses_data_key = True
+
+    def seal(self, block: Buffer, data_key: bytes) -> Sequence[Buffer]:
+        """Return tag, nonce and ciphertext of a block."""
+        frame = zstandard.ZstdCompressor(level=_LEVEL).compress(block)
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        # Into a buffer of ours: `encrypt` zeroes its result while it holds the GIL.
+        sealed = bytearray(len(frame) + _TAG_BYTES)
+        AESGCM(data_key).encrypt_into(nonce, frame, None, sealed)
+        view = memoryview(sealed)
+        return view[-_TAG_BYTES:], nonce, view[:-_TAG_BYTES]
+
+    def open(self, stored: Buffer, data_key: bytes, size: int) -> bytes:
+        """Return the plain bytes of a block: authenticated first, then measured, then decompressed."""
+        view = memoryview(stored)
+        length = len(view) - _TAG_BYTES - _NONCE_BYTES
+        if length <= 0:
+            raise IntegrityError(f"is cut short: {len(view)} bytes")
+        frame = bytearray(length)
+        # The library wants the tag at the end, the format has it in front: one copy of ciphertext and tag.
+        sealed = b"".join((view[_TAG_BYTES + _NONCE_BYTES :], view[:_TAG_BYTES]))
+        nonce = view[_TAG_BYTES : _TAG_BYTES + _NONCE_BYTES]
+        try:
+            AESGCM(data_key).decrypt_into(nonce, sealed, None, frame)
+        except InvalidTag:
+            raise IntegrityError("fails its authentication: damaged, or not the object of this blob") from None
+        return _decompress(frame, size)
+
+
+def _decompress(frame: bytearray, size: int) -> bytes:
+    # The frame is authentic, so this finds mistakes of its writer; a frame that states its size makes
+    # zstd allocate that much whatever limit is passed, so the statement is compared first.
+    try:
+        stated = zstandard.frame_content_size(frame)
+        if stated != size:
+            raise IntegrityError(f"holds {stated} bytes where its block has {size}")
+        return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise IntegrityError(f"is no zstd frame: {error}") from error

@@ -1,0 +1,59 @@
+"""What can be read as an image: the protocol of sources, and how a source is named on the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from backyfs.errors import SourceError
+from backyfs.sources.file import FileSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backyfs.geometry import Extent
+
+_FILE_SCHEME = "file://"
+
+
+class Source(Protocol):
+    """An image that can be read. It does not change its size while it is open."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the image is."""
+
+    def data_extents(self) -> Iterator[Extent]:
+        """Yield the extents that hold data, in order; all between them is zeros and need not be read."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the image's bytes from `offset` on. Safe to call from several threads at once.
+
+        Raises:
+            SourceError: it cannot be read, or ends before the buffer is full.
+        """
+
+    def close(self) -> None:
+        """Let go of the image."""
+
+
+def local_path(uri: str) -> str:
+    """Return the path that a path or `file://` URI names.
+
+    Raises:
+        SourceError: it is a URI of another kind.
+    """
+    if uri.startswith(_FILE_SCHEME):
+        return uri.removeprefix(_FILE_SCHEME)
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme.isalnum():
+        raise SourceError(f"{uri}: sources of kind {scheme}:// are not known; give a path or file://PATH")
+    return uri
+
+
+def open_source(uri: str) -> Source:
+    """Open what is to be backed up: a path, `file://PATH` or a block device.
+
+    Raises:
+        SourceError: there is no such thing, or it cannot be read.
+    """
+    return FileSource(local_path(uri))

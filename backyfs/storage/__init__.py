@@ -1,0 +1,52 @@
+"""The storage: where objects lie. What every kind of storage does, and which kinds there are.
+
+Objects are named by blob uids, written whole, never overwritten, and read whole or in part. Foreign
+errors become StorageError here; what an object holds is not this package's business.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from typing_extensions import Buffer
+
+    from backyfs.model import BlobUid
+
+
+class Storage(Protocol):
+    """A place for objects. All methods may be called from several threads at once.
+
+    Every method raises StorageError where the storage fails, with the reason and the object's name.
+    """
+
+    def put(self, uid: BlobUid, parts: Sequence[Buffer]) -> int:
+        """Store an object from its parts and return its size in bytes.
+
+        After the next `flush` that begins when `put` has returned, it is durable and can be read; before
+        that, a crash leaves it there whole or not at all.
+        """
+
+    def flush(self) -> None:
+        """Make durable what was put before; when this returns, those objects survive power loss."""
+
+    def get(self, uid: BlobUid) -> bytes:
+        """Return an object.
+
+        Raises:
+            BlobMissingError: there is none.
+        """
+
+    def delete(self, uid: BlobUid) -> None:
+        """Delete an object; one that is gone already is fine."""
+
+    def list_blobs(self) -> Iterator[BlobUid]:
+        """Yield the uid of every object, in no order."""
+
+    def close(self) -> None:
+        """Let go of what the storage holds open."""
+
+    def paths(self) -> Sequence[str]:
+        """Return the local paths that belong to the storage, which nothing else may write to."""

@@ -1,0 +1,130 @@
+"""How the program was called: configuration, form of output, logging, progress, signals."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from backyfs.config import load_config
+from backyfs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from backyfs.config import Config
+    from backyfs.model import Progress
+    from backyfs.repository import Repository
+
+_log = logging.getLogger("backyfs.cli")
+_FILE_FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
+
+
+class OutputForm(Enum):
+    """How results are printed."""
+
+    TABLE = "table"  # for people
+    PIPE = "pipe"    # fields separated by |, as backy2
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """The global options, and what follows from them."""
+
+    config_file: str | None
+    form: OutputForm
+    header: bool
+    human_sizes: bool
+    show_progress: bool
+
+    def load_config(self) -> Config:
+        """Read the configuration, warn of what is strange in it, and begin to write its log file.
+
+        Raises:
+            ConfigError: it has a mistake.
+        """
+        config, warnings = load_config(self.config_file, os.environ)
+        for warning in warnings:
+            _log.warning("%s", warning)
+        if config.logfile is not None:
+            _log_to_file(config.logfile)
+        return config
+
+    @contextmanager
+    def open_repository(self) -> Iterator[Repository]:
+        """Read the configuration and open its repository."""
+        from backyfs.repository import open_repository  # noqa: PLC0415 - SQLAlchemy is slow to load
+
+        with open_repository(self.load_config()) as repository:
+            yield repository
+
+    def progress(self) -> Progress:
+        """Return how progress is to be shown."""
+        from backyfs.cli.progress import LogProgress, TerminalProgress  # noqa: PLC0415 - rich is slow to load
+        from backyfs.model import NoProgress  # noqa: PLC0415
+
+        if not self.show_progress:
+            return NoProgress()
+        return TerminalProgress() if sys.stderr.isatty() else LogProgress()
+
+    @staticmethod
+    def start_logging(*, verbose: bool, debug: bool, quiet: bool) -> None:
+        """Send the log to stderr."""
+        level = logging.INFO
+        if debug or verbose:
+            level = logging.DEBUG
+        elif quiet:
+            level = logging.ERROR
+        root = logging.getLogger("backyfs")
+        for handler in list(root.handlers):  # of an earlier run in this process
+            root.removeHandler(handler)
+            handler.close()
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("backyfs: %(message)s"))
+        handler.setLevel(level)
+        root.addHandler(handler)
+        root.setLevel(min(level, logging.INFO))
+        root.propagate = False
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether SIGINT or SIGTERM came; a second SIGINT interrupts at once."""
+    came = threading.Event()
+
+    def note(number: int, _frame: object) -> None:
+        if came.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        came.set()
+        _log.info("ending after %s; what is under way is finished first", signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set  # handlers belong to the main thread; tests run commands in others
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _log_to_file(path: str) -> None:
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}; name another file or take the key out",
+            section="DEFAULTS",
+            key="logfile",
+        ) from error
+    handler.setFormatter(logging.Formatter(_FILE_FORMAT))
+    handler.setLevel(logging.INFO)
+    logging.getLogger("backyfs").addHandler(handler)

@@ -1,0 +1,128 @@
+"""The program: global options, the commands, and what becomes of an error."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backyfs import __version__
+from backyfs.cli.invocation import Invocation, OutputForm
+from backyfs.errors import BackyfsError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_UNEXPECTED = 100  # exit status of an error without a class of its own, as in backy2
+
+# name -> module below backyfs.cli.commands, and the line that `backyfs --help` shows
+_COMMANDS = {
+    "init": ("init", "Make a new repository."),
+    "backup": ("backup", "Back up an image or block device as a new version."),
+    "restore": ("restore", "Write a version to a file or block device."),
+    "ls": ("ls", "List the versions."),
+    "mount": ("mount", "Mount all versions as a read-only file system."),
+    "umount": ("umount", "Unmount what `mount` has mounted."),
+}
+_ALIASES = {"fuse": "mount"}
+
+
+class _LazyGroup(click.Group):
+    """Commands that are imported when they are run, not when they are listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        entry = _COMMANDS.get(_ALIASES.get(cmd_name, cmd_name))
+        if entry is None:
+            return None
+        command: click.Command = importlib.import_module(f"backyfs.cli.commands.{entry[0]}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry[1]) for name, entry in _COMMANDS.items()])
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-c", "--configfile", metavar="FILE", help="Configuration to use instead of the usual places.")
+@click.option("-v", "--verbose", is_flag=True, help="Tell more of what is being done.")
+@click.option("-d", "--debug", is_flag=True, help="Tell everything, with tracebacks.")
+@click.option("-q", "--quiet", is_flag=True, help="Tell errors only.")
+@click.option("-m", "--machine-output", is_flag=True, help="Print fields separated by |, as backy2 does.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-s", "--skip-header", is_flag=True, help="Print no header line.")
+@click.option("-r", "--human-readable", is_flag=True, help="Print sizes with units.")
+@click.option("--no-progress", is_flag=True, help="Show no progress.")
+@click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(
+    ctx: click.Context,
+    *,
+    configfile: str | None,
+    verbose: bool,
+    debug: bool,
+    quiet: bool,
+    machine_output: bool,
+    as_json: bool,
+    skip_header: bool,
+    human_readable: bool,
+    no_progress: bool,
+) -> None:
+    """Back up block devices and disk images, and mount every backup.
+
+    Global options stand before the command. VERSION is a uid, the first 4 or more digits of one,
+    NAME@latest, or NAME@YYYY-MM-DD[THH:MM] in UTC.
+    """
+    if machine_output and as_json:
+        raise UsageError("-m and --json are two forms of output; give one of them")
+    form = OutputForm.JSON if as_json else OutputForm.PIPE if machine_output else OutputForm.TABLE
+    ctx.obj = Invocation(
+        config_file=configfile,
+        form=form,
+        header=not skip_header,
+        human_sizes=human_readable,
+        show_progress=not (no_progress or quiet or form is not OutputForm.TABLE),
+    )
+    ctx.obj.start_logging(verbose=verbose, debug=debug, quiet=quiet or form is not OutputForm.TABLE)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program and exit with its status."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit status; errors are told on stderr in one line."""
+    try:
+        status: Any = cli.main(args=arguments, prog_name="backyfs", standalone_mode=False)
+        sys.stdout.flush()
+    except BackyfsError as error:
+        return _tell(error, error.exit_status)
+    except click.Abort:
+        return _tell(KeyboardInterrupt("interrupted"), 130)
+    except click.ClickException as error:
+        error.show()
+        return UsageError.exit_status
+    except BrokenPipeError:
+        # Whoever read our output has had enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last place where an error can be told
+        return _tell(error, _UNEXPECTED)
+    return status if isinstance(status, int) else 0
+
+
+def _tell(error: BaseException, status: int) -> int:
+    if logging.getLogger("backyfs").isEnabledFor(logging.DEBUG):
+        logging.getLogger("backyfs").debug("the error came about here", exc_info=error)
+    known = isinstance(error, (BackyfsError, KeyboardInterrupt))
+    kind = "" if known else f"unexpected {type(error).__name__}: "
+    remedy = "" if known else "; run it again with --debug to see where, and report it"
+    click.echo(f"backyfs: error: {kind}{error}{remedy}", err=True)
+    return status

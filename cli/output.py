@@ -1,0 +1,105 @@
+"""Rows of fields, printed as a table, separated by |, or as JSON: three renderings of the same values."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING, TypeAlias
+
+import click
+
+from backyfs.cli.invocation import OutputForm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backyfs.cli.invocation import Invocation
+
+Field: TypeAlias = "str | int | float | bool | datetime | None | Sequence[str]"
+Row: TypeAlias = "dict[str, Field]"
+
+_WIDE = 10_000  # columns of a table that goes to a file: nothing is cut off there
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def human_size(size_bytes: int) -> str:
+    """Return a size with the unit that makes it a number below 1,024: `1.5 GiB`."""
+    size = float(size_bytes)
+    for unit in _UNITS:
+        if abs(size) < 1024 or unit == _UNITS[-1]:
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def print_rows(invocation: Invocation, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Print rows in the form that was asked for.
+
+    `columns` are the fields of table and pipe-separated output, in order; JSON has all fields of a row.
+    """
+    if invocation.form is OutputForm.JSON:
+        click.echo(json.dumps([_json_row(row) for row in rows], indent=2, ensure_ascii=False))
+    elif invocation.form is OutputForm.PIPE:
+        if invocation.header:
+            click.echo("|".join(columns))
+        for row in rows:
+            click.echo("|".join(_text(row[column]) for column in columns))
+    else:
+        _print_table(invocation, rows, columns)
+
+
+def print_object(row: Row) -> None:
+    """Print one value as a JSON object."""
+    click.echo(json.dumps(_json_row(row), indent=2, ensure_ascii=False))
+
+
+def _print_table(invocation: Invocation, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    from rich import box  # noqa: PLC0415 - rich is slow to load
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=box.SIMPLE_HEAD, show_header=invocation.header, pad_edge=False)
+    for column in columns:
+        numeric = bool(rows) and type(rows[0][column]) is int
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        # Text, not str: names may hold what rich takes for markup, and control characters.
+        table.add_row(*(Text(_printable(_table_text(invocation, name, row[name]))) for name in columns))
+    Console(width=None if sys.stdout.isatty() else _WIDE, soft_wrap=False).print(table)
+
+
+def _table_text(invocation: Invocation, name: str, field: Field) -> str:
+    if invocation.human_sizes and name.endswith("bytes") and isinstance(field, int):
+        return human_size(field)
+    return _text(field)
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def _text(field: Field) -> str:
+    """Return a field as backy2 prints it: no quoting, empty for none, 0 and 1, times without zone."""
+    if field is None:
+        return ""
+    if isinstance(field, bool):
+        return str(int(field))
+    if isinstance(field, datetime):
+        return field.strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(field, (str, int, float)):
+        return str(field)
+    return ",".join(field)
+
+
+def _json_row(row: Row) -> dict[str, object]:
+    return {name: _json_value(field) for name, field in row.items()}
+
+
+def _json_value(field: Field) -> object:
+    if isinstance(field, datetime):
+        return field.isoformat().replace("+00:00", "Z")
+    if field is None or isinstance(field, (str, int, float, bool)):
+        return field
+    return list(field)

@@ -1,0 +1,1 @@
+"""The alembic environment and its revisions: how the schema came to be, step by step."""

@@ -1,0 +1,1 @@
+"""One module a revision. They never change once released."""

@@ -1,0 +1,158 @@
+"""Make the tables of a repository: block maps of shared pages over counted blobs."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import mysql
+
+revision = "backyfs_0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+_MARIADB = ("mysql", "mariadb")
+_Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+_Time = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), *_MARIADB)
+_LongBlob = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), *_MARIADB)
+
+
+def _uid(length: int) -> sa.String:
+    exact = mysql.VARCHAR(length, charset="ascii", collation="ascii_bin")
+    return sa.String(length).with_variant(exact, *_MARIADB)
+
+
+def _text(length: int) -> sa.String:
+    exact = mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin")
+    return sa.String(length).with_variant(exact, *_MARIADB)
+
+
+def _bytes(length: int) -> sa.LargeBinary:
+    return sa.LargeBinary(length).with_variant(mysql.VARBINARY(length), *_MARIADB)
+
+
+def upgrade() -> None:
+    """Make the tables, those that others refer to first."""
+    _create_identity()
+    _create_versions()
+    _create_blobs_and_pages()
+    _create_jobs()
+    _create_stats()
+
+
+def _create_identity() -> None:
+    op.create_table(
+        "repository",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("uid", _uid(36), nullable=False),
+        sa.Column("block_size", sa.Integer, nullable=False),
+        sa.Column("hash_function", sa.String(32), nullable=False),
+        sa.Column("wrapped_fingerprint_key", _bytes(64)),
+        sa.Column("created_at", _Time, nullable=False),
+    )
+    op.create_table(
+        "key_slots",
+        sa.Column("id", _Id, primary_key=True),
+        sa.Column("label", _text(255), nullable=False),
+        sa.Column("kdf", sa.String(32), nullable=False),
+        sa.Column("kdf_parameters", sa.String(1024), nullable=False),
+        sa.Column("key_check", _bytes(16), nullable=False),
+        sa.Column("wrapped_key", _bytes(64), nullable=False),
+        sa.Column("created_at", _Time, nullable=False),
+    )
+
+
+def _create_versions() -> None:
+    op.create_table(
+        "versions",
+        sa.Column("id", _Id, primary_key=True),
+        sa.Column("uid", _uid(36), nullable=False, unique=True),
+        sa.Column("created_at", _Time, nullable=False),
+        sa.Column("name", _text(2048), nullable=False),
+        sa.Column("snapshot_name", _text(2048), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger, nullable=False),
+        sa.Column("status", sa.String(16), nullable=False),
+        sa.Column("protected", sa.Boolean, nullable=False),
+        sa.Column("expire_at", _Time),
+    )
+    op.create_table(
+        "tags",
+        sa.Column("id", _Id, primary_key=True),
+        sa.Column("version_id", _Id, sa.ForeignKey("versions.id", ondelete="CASCADE"), nullable=False),
+        sa.Column("name", _text(2048), nullable=False),
+        sa.UniqueConstraint("version_id", "name"),
+    )
+
+
+def _create_blobs_and_pages() -> None:
+    op.create_table(
+        "blobs",
+        sa.Column("id", _Id, primary_key=True),
+        sa.Column("uid", _uid(32), nullable=False, unique=True),
+        sa.Column("fingerprint", _bytes(64), index=True),
+        sa.Column("size", sa.Integer, nullable=False),
+        sa.Column("stored_size", sa.BigInteger),
+        sa.Column("encryption_version", sa.SmallInteger, nullable=False),
+        sa.Column("wrapped_key", _bytes(64)),
+        sa.Column("valid", sa.Boolean, nullable=False),
+        sa.Column("refs", sa.BigInteger, nullable=False),
+        sa.Column("created_at", _Time, nullable=False),
+        sa.Column("doomed_at", _Time),
+    )
+    op.create_table(
+        "pages",
+        sa.Column("id", _Id, primary_key=True),
+        sa.Column("uid", _uid(36), nullable=False, unique=True),
+        sa.Column("digest", _bytes(32), nullable=False, unique=True),
+        sa.Column("entries", _LongBlob, nullable=False),
+        sa.Column("refs", sa.BigInteger, nullable=False),
+        sa.Column("published", sa.Boolean, nullable=False),
+    )
+    op.create_table(
+        "version_pages",
+        sa.Column("version_id", _Id, sa.ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("page_no", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("page_id", _Id, sa.ForeignKey("pages.id"), nullable=False, index=True),
+    )
+
+
+def _create_jobs() -> None:
+    op.create_table(
+        "jobs",
+        sa.Column("id", _Id, primary_key=True),
+        sa.Column("host", _text(255), nullable=False),
+        sa.Column("scope", sa.String(128), nullable=False),
+        sa.Column("pid", sa.Integer, nullable=False),
+        sa.Column("pid_started", sa.BigInteger, nullable=False),
+        sa.Column("command", _text(1024), nullable=False),
+        sa.Column("progress", _text(255), nullable=False),
+        sa.Column("started_at", _Time, nullable=False),
+        sa.Column("heartbeat_at", _Time, nullable=False),
+    )
+    op.create_table(
+        "job_versions",
+        sa.Column("job_id", _Id, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("version_id", _Id, sa.ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True, index=True),
+    )
+
+
+def _create_stats() -> None:
+    op.create_table(
+        "stats",
+        sa.Column("id", _Id, primary_key=True),
+        sa.Column("created_at", _Time, nullable=False),
+        sa.Column("version_uid", _uid(36), nullable=False, index=True),
+        sa.Column("version_name", _text(2048), nullable=False),
+        sa.Column("version_size_bytes", sa.BigInteger, nullable=False),
+        sa.Column("version_size_blocks", sa.BigInteger, nullable=False),
+        sa.Column("bytes_read", sa.BigInteger, nullable=False),
+        sa.Column("blocks_read", sa.BigInteger, nullable=False),
+        sa.Column("bytes_written", sa.BigInteger, nullable=False),
+        sa.Column("blocks_written", sa.BigInteger, nullable=False),
+        sa.Column("bytes_stored", sa.BigInteger),
+        sa.Column("bytes_deduplicated", sa.BigInteger, nullable=False),
+        sa.Column("blocks_deduplicated", sa.BigInteger, nullable=False),
+        sa.Column("bytes_sparse", sa.BigInteger, nullable=False),
+        sa.Column("blocks_sparse", sa.BigInteger, nullable=False),
+        sa.Column("duration_s", sa.Float, nullable=False),
+    )
