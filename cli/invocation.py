@@ -43,6 +43,12 @@ class Invocation:
     header: bool
     human_sizes: bool
     show_progress: bool
+    log_option: str | None  # -v, -d or -q, if one was given
+
+    def as_arguments(self) -> list[str]:
+        """Return the options with which this program starts itself once more."""
+        arguments = [] if self.config_file is None else ["--configfile", self.config_file]
+        return arguments if self.log_option is None else [*arguments, self.log_option]
 
     def load_config(self) -> Config:
         """Read the configuration, warn of what is strange in it, and begin to write its log file.

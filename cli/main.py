@@ -87,6 +87,7 @@ def cli(
         form=form,
         header=not skip_header,
         human_sizes=human_readable,
+        log_option="--debug" if debug else "--verbose" if verbose else "--quiet" if quiet else None,
         show_progress=not (no_progress or quiet or form is not OutputForm.TABLE),
     )
     ctx.obj.start_logging(verbose=verbose, debug=debug, quiet=quiet or form is not OutputForm.TABLE)

@@ -173,7 +173,7 @@ def _database_url(text: str, surroundings: Surroundings) -> str:
 
 def _endpoint_url(text: str, _: Surroundings) -> str:
     scheme, _separator, rest = text.partition("://")
-    if "@" in rest:
+    if "@" in text:
         raise Refused("holds a user or password; write them as aws_access_key_id and aws_secret_access_key")
     if scheme not in ("http", "https") or not rest:
         raise Refused

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +157,7 @@ class _Loader:
             if _nearest(place.key, [key.name]):
                 fact += f"; line {place.line} of {place.file} has {place.key}"
         for place in self._document.sections():
-            if place.section != section and _nearest(place.section, [section]):
+            if place.section not in (section, *SECTION_KEYS, _STORAGE) and _nearest(place.section, [section]):
                 fact += f"; line {place.line} of {place.file} has [{place.section}]"
         return ConfigError(fact, file=", ".join(self._document.files), section=section, key=key.name)
 
@@ -168,7 +167,7 @@ class _Loader:
         places = [self._place("DEFAULTS", name) for name in sources]
         if len(places) > 1:
             *others, last = (f"{place.key} (line {place.line} of {place.file})" for place in places)
-            raise places[-1].error(f"{', '.join(others)} and {last} are set together; allowed: only one of them")
+            raise places[-1].error(f"{', '.join(others)} and {last} are set together; allowed: one of them")
         version = defaults.get("encryption_version")
         if version and not sources:
             raise self._place("DEFAULTS", "encryption_version").error(
@@ -218,6 +217,8 @@ def _ignored(place: Place, fact: str, name: str, known: list[str]) -> str:
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     """Return the one of `known` that is most like `name`, whatever its case; empty: none is like it."""
+    import difflib  # noqa: PLC0415 - 5 ms, and only mistakes need it
+
     by_folded = {one.casefold(): one for one in known}
     found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=_LIKENESS)
     return by_folded[found[0]] if found else ""

@@ -38,13 +38,18 @@ class Job:
         with self._database.write() as connection:
             jobs.hold_version(connection, self._id, version_id)
 
+    @property
+    def lost(self) -> bool:
+        """Whether the row of this job is gone."""
+        return self._lost.is_set()
+
     def check(self) -> None:
         """Make sure that the other commands still know of this job.
 
         Raises:
             JobLostError: its row is gone; nothing keeps the others from removing what it works on.
         """
-        if self._lost.is_set():
+        if self.lost:
             raise JobLostError(
                 f"the job {self._command!r} was taken for dead by another command and stops; was this host "
                 "suspended, or the database out of reach for a minute? Run the command again"

@@ -1,0 +1,139 @@
+"""One mount from beginning to end: checks, the FUSE session, signals, unmounting.
+
+pyfuse3 has one session per process, so a process serves one mount.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pyfuse3
+import trio
+
+from backyfs.blocks import load_block
+from backyfs.engine.job import Job
+from backyfs.errors import MountError
+from backyfs.mount.cache import BlockCache
+from backyfs.mount.mountpoints import check_mountpoint
+from backyfs.mount.operations import Operations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backyfs.repository import Repository
+
+_log = logging.getLogger(__name__)
+
+_CACHE_BYTES = 256 << 20  # 64 blocks of 4 MiB
+_CHECK_JOB_S = 5.0
+_FUSE_CONF = "/etc/fuse.conf"
+# What `-o` may say. The rest of libfuse's options change what a read gives or who may read, and are ours.
+_ALLOWED_OPTIONS = frozenset(
+    {"allow_other", "allow_root", "auto_unmount", "ro", "noatime", "nodev", "noexec", "nosuid", "default_permissions"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountRequest:
+    """Where to mount, and how."""
+
+    mountpoint: str
+    options: tuple[str, ...] = ()  # as given with -o
+
+
+def check_options(options: tuple[str, ...]) -> None:
+    """Check options that were given with -o.
+
+    Raises:
+        MountError: one is unknown, asks for writing, or is not permitted to this user.
+    """
+    for option in options:
+        if option not in _ALLOWED_OPTIONS:
+            allowed = ", ".join(sorted(_ALLOWED_OPTIONS))
+            raise MountError(f"mount option {option!r} is not known; allowed: {allowed}")
+    for option in ("allow_other", "allow_root"):
+        if option in options and os.geteuid() != 0 and not _user_allow_other():
+            raise MountError(
+                f"{option} is not permitted to users here; as root, write a line `user_allow_other` into {_FUSE_CONF}"
+            )
+
+
+def serve(repository: Repository, request: MountRequest, ready: Callable[[], None]) -> None:
+    """Mount the repository and serve it until it is unmounted or SIGINT or SIGTERM comes.
+
+    `ready` is called once, as soon as the mount answers. To be called from the main thread.
+
+    Raises:
+        MountError: it cannot be mounted.
+        JobLostError: another command took this one for dead; the mount is gone.
+    """
+    check_options(request.options)
+    check_mountpoint(request.mountpoint, repository.own_paths)
+    _check_device()
+    workers = len(os.sched_getaffinity(0)) + 1
+    with Job(repository.database, f"mount {request.mountpoint}") as job:
+        cache = BlockCache(partial(load_block, repository.blocks), _CACHE_BYTES, workers)
+        operations = Operations(repository, cache, job)
+        _mount(operations, request)
+        try:
+            trio.run(_serve, job, ready)
+        finally:
+            pyfuse3.close(unmount=True)  # also where it is in use: what is open then answers ENOTCONN
+    _log.info("%s is unmounted", request.mountpoint)
+
+
+def _mount(operations: Operations, request: MountRequest) -> None:
+    # default_permissions: the kernel checks modes, so that allow_other alone gives nobody the images.
+    options = {"ro", "default_permissions", "fsname=backyfs", "subtype=backyfs", *request.options}
+    try:
+        pyfuse3.init(operations, request.mountpoint, options)
+    except RuntimeError as error:
+        raise MountError(
+            f"{request.mountpoint} cannot be mounted: {error}; users need fusermount3 (package fuse3) and write "
+            "permission to the directory"
+        ) from error
+
+
+async def _serve(job: Job, ready: Callable[[], None]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_on_signal)
+        nursery.start_soon(_end_without_job, job)
+        ready()
+        await pyfuse3.main()
+        nursery.cancel_scope.cancel()
+    job.check()
+
+
+async def _end_on_signal() -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            _log.info("unmounting after %s", signal.Signals(number).name)
+            pyfuse3.terminate()
+
+
+async def _end_without_job(job: Job) -> None:
+    while not job.lost:
+        await trio.sleep(_CHECK_JOB_S)
+    pyfuse3.terminate()
+
+
+def _check_device() -> None:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise MountError("/dev/fuse does not exist; load the module (modprobe fuse), in a container pass it in") from None
+    except OSError as error:
+        raise MountError(f"/dev/fuse cannot be opened: {error.strerror}; check its owner and mode") from error
+
+
+def _user_allow_other() -> bool:
+    try:
+        with open(_FUSE_CONF, encoding="utf-8", errors="replace") as lines:
+            return any(line.strip() == "user_allow_other" for line in lines)
+    except OSError:
+        return False

@@ -1,0 +1,221 @@
+"""The tree of a mount: which names there are, what each is, and what the small files say. Pure.
+
+    by_version_uid/<uid>/data, name, snapshot_name, tags, expire, protected, valid or invalid
+    by_name/<name>/<date>_<uid> -> ../../by_version_uid/<uid>, and latest -> the newest valid one
+
+A `Tree` is a picture of the versions at one moment and does not change. A node names a thing, not a place
+in a picture: it stays good when the next picture is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeAlias
+
+from backyfs.model import Version, VersionStatus, VersionUid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_NAME_BYTES = 255  # NAME_MAX of Linux
+_LATEST = b"latest"
+_DIGEST_DIGITS = 32
+
+
+class Top(Enum):
+    """The directories that are always there."""
+
+    ROOT = "/"
+    BY_VERSION_UID = "by_version_uid"
+    BY_NAME = "by_name"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionDirectory:
+    """`by_version_uid/<uid>`."""
+
+    uid: VersionUid
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """`by_version_uid/<uid>/data`: the image."""
+
+    uid: VersionUid
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """`by_version_uid/<uid>/<what>`: a small file."""
+
+    uid: VersionUid
+    what: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NameDirectory:
+    """`by_name/<name>`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A symbolic link in a `by_name/<name>` to a version."""
+
+    name: str
+    uid: VersionUid | None  # None: `latest`
+
+
+Node: TypeAlias = Top | VersionDirectory | Data | Fact | NameDirectory | Link
+
+
+class Tree:
+    """The tree for some versions. Every method is a look into memory; unknown nodes raise LookupError."""
+
+    def __init__(self, versions: Iterable[Version]) -> None:
+        """Take a picture of versions that are ordered by name, then by date."""
+        self._versions = {version.uid: version for version in versions}
+
+    def version(self, uid: VersionUid) -> Version:
+        """Return a version that is in the tree."""
+        return self._versions[uid]
+
+    @property
+    def total_bytes(self) -> int:
+        """How large all images are together."""
+        return sum(version.size_bytes for version in self._versions.values())
+
+    def children(self, node: Node) -> list[tuple[bytes, Node]]:
+        """Return what is listed in a directory, with the names, in order."""
+        match node:
+            case Top.ROOT:
+                return [(top.value.encode(), top) for top in (Top.BY_VERSION_UID, Top.BY_NAME)]
+            case Top.BY_VERSION_UID:
+                return [(uid.encode(), VersionDirectory(uid)) for uid in self._versions]
+            case Top.BY_NAME:
+                return [(escaped, NameDirectory(name)) for escaped, name in self._names.items()]
+            case VersionDirectory(uid):
+                facts = _facts(self._versions[uid])
+                return [(b"data", Data(uid)), *((what, Fact(uid, what)) for what in facts)]
+            case NameDirectory(name):
+                return self._links(name)
+            case _:
+                raise LookupError(node)
+
+    def child(self, node: Node, name: bytes) -> Node:
+        """Return what a directory has under a name; also `by_name/<name>/<uid>`, which is not listed."""
+        match node:
+            case Top.BY_VERSION_UID:
+                return VersionDirectory(self._versions[_as_uid(name)].uid)
+            case Top.BY_NAME:
+                return NameDirectory(self._names[name])
+            case NameDirectory(version_name):
+                version = self._versions.get(_as_uid(name))
+                if version is not None and version.name == version_name:
+                    return Link(version_name, version.uid)
+        return dict(self.children(node))[name]
+
+    def content(self, node: Node) -> bytes:
+        """Return what a small file says, or where a link points."""
+        match node:
+            case Fact(uid, what):
+                return _facts(self._versions[uid])[what]
+            case Link(name, None):
+                return _target(self._latest[name])
+            case Link(_, uid) if uid in self._versions:
+                return _target(uid)
+            case _:
+                raise LookupError(node)
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Version]]:
+        by_name: dict[str, list[Version]] = {}
+        for version in self._versions.values():
+            by_name.setdefault(version.name, []).append(version)
+        return by_name
+
+    @cached_property
+    def _names(self) -> dict[bytes, str]:
+        return {escape(name): name for name in self._by_name}
+
+    @cached_property
+    def _latest(self) -> dict[str, VersionUid]:
+        return {
+            version.name: version.uid  # the last one of each name stays
+            for version in self._versions.values()
+            if version.status is VersionStatus.VALID
+        }
+
+    def _links(self, name: str) -> list[tuple[bytes, Node]]:
+        links: list[tuple[bytes, Node]] = [
+            (f"{version.created_at:%Y-%m-%dT%H-%M-%S}_{version.uid}".encode(), Link(name, version.uid))
+            for version in self._by_name[name]
+        ]
+        if name in self._latest:
+            links.append((_LATEST, Link(name, None)))
+        return links
+
+
+def escape(name: str) -> bytes:
+    """Return a file name for any text, reversibly: `unescape` gives the text back.
+
+    What a file name cannot hold, control characters and `%` become `%` and two hexadecimal digits. A name
+    that is too long keeps its beginning and ends in `%~` and a digest; only the tree knows the whole.
+    """
+    raw = name.encode("utf-8", errors="surrogateescape")
+    if raw in {b"", b".", b".."}:
+        return b"%" if not raw else raw.replace(b".", b"%2E")
+    escaped = b"".join(bytes((byte,)) if _is_plain(byte) else b"%%%02X" % byte for byte in raw)
+    if len(escaped) <= _NAME_BYTES:
+        return escaped
+    digest = hashlib.sha256(raw).hexdigest()[:_DIGEST_DIGITS].encode()
+    kept = escaped[: _NAME_BYTES - len(digest) - 2]
+    percent = kept.rfind(b"%", len(kept) - 2)
+    if percent >= 0:  # not in the middle of an escape
+        kept = kept[:percent]
+    return b"%b%%~%b" % (_without_broken_end(kept), digest)
+
+
+def unescape(escaped: bytes) -> str:
+    """Return the text that was escaped, if it was short enough to be kept whole."""
+    first, *others = escaped.split(b"%")
+    if escaped == b"%":
+        return ""
+    raw = first + b"".join(bytes.fromhex(part[:2].decode()) + part[2:] for part in others)
+    return raw.decode("utf-8", errors="surrogateescape")
+
+
+def _is_plain(byte: int) -> bool:
+    return byte >= 0x20 and byte not in b"/%\x7f"
+
+
+def _without_broken_end(text: bytes) -> bytes:
+    """Drop a UTF-8 character at the end that was cut in the middle."""
+    return text.decode("utf-8", errors="ignore").encode()
+
+
+def _as_uid(name: bytes) -> VersionUid:
+    return VersionUid(name.decode("ascii", errors="replace"))
+
+
+def _target(uid: VersionUid) -> bytes:
+    return f"../../by_version_uid/{uid}".encode()
+
+
+def _facts(version: Version) -> dict[bytes, bytes]:
+    """Return the small files of a version, each a line."""
+    expire = version.expire_at.strftime("%Y-%m-%dT%H:%M:%S") if version.expire_at else ""
+    status = b"valid" if version.status is VersionStatus.VALID else b"invalid"
+    facts = {
+        b"name": version.name,
+        b"snapshot_name": version.snapshot_name,
+        b"tags": ",".join(version.tags),
+        b"expire": expire,
+        b"protected": str(int(version.protected)),
+        status: version.status.value,
+    }
+    return {what: f"{text}\n".encode(errors="surrogateescape") for what, text in facts.items()}

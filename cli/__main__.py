@@ -1,0 +1,5 @@
+"""`python -m backyfs.cli`: how the program starts itself for the background."""
+
+from backyfs.cli import main
+
+main()
