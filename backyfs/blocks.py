@@ -20,10 +20,8 @@ from backyfs.sealing import DATA_KEY_BYTES, encryption_version
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from typing_extensions import Buffer
-
     from backyfs.keys import Keyring
-    from backyfs.model import Blob
+    from backyfs.model import Blob, Buffer
     from backyfs.storage import Storage
 
 BLAKE3 = "blake3"
@@ -99,8 +97,13 @@ def load_block(store: BlockStore, blob: Blob) -> bytes:
         scheme = encryption_version(blob.encryption_version)
         data_key = store.keyring.unwrap(blob.wrapped_key) if scheme.uses_data_key else b""
         block = scheme.open(stored, data_key, blob.size)
-        if blob.fingerprint is not None and store.fingerprint(block) != blob.fingerprint:
-            raise IntegrityError("holds other bytes than were backed up: its fingerprint differs")
+        _check_fingerprint(store, blob, block)
     except IntegrityError as error:
         raise IntegrityError(f"blob {blob.uid} {error}") from error
     return block
+
+
+def _check_fingerprint(store: BlockStore, blob: Blob, block: bytes) -> None:
+    # After the tag of GCM as well: it finds what went wrong between hashing and sealing, bad memory for one.
+    if blob.fingerprint is not None and store.fingerprint(block) != blob.fingerprint:
+        raise IntegrityError("holds other bytes than were backed up: its fingerprint differs")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, NewType, Protocol
+from typing import TYPE_CHECKING, NewType, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -22,6 +22,8 @@ VersionUid = NewType("VersionUid", str)  # UUID in its text form
 BlobUid = NewType("BlobUid", str)        # up to 32 characters of [0-9A-Za-z], case-sensitive; names the object
 BlockIndex = NewType("BlockIndex", int)  # number of a block within its image, from 0
 PageNumber = NewType("PageNumber", int)  # number of a page within its block map, from 0
+
+Buffer: TypeAlias = bytes | bytearray | memoryview  # what may be written or sealed without a copy
 
 DEFAULT_BLOCK_SIZE = 4 << 20  # 4 MiB, as backy2
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from backyfs.cli.invocation import Invocation
 
-Field: TypeAlias = "str | int | float | bool | datetime | None | Sequence[str]"
+Field: TypeAlias = "str | int | float | bool | datetime | Sequence[str] | None"
 Row: TypeAlias = "dict[str, Field]"
 
 _WIDE = 10_000  # columns of a table that goes to a file: nothing is cut off there

@@ -10,7 +10,7 @@ from backyfs.config.table import SECTION_KEYS, STORAGE_KEYS, STORAGE_TYPE
 from backyfs.errors import ConfigError
 
 _HEADER = """\
-# Configuration of backyfs. The manual describes all keys: docs/configuration.md.
+# Configuration of backyfs. All keys are described in the manual, on the page "Configuration".
 #
 # A comment has a line of its own. A % in a value is written %%. A relative path begins at the directory
 # of this file, and ~/ is the home of the user who runs backyfs.
@@ -26,7 +26,7 @@ _SCHEDULERS = """\
 # sla: 6h
 """
 
-_PARALLEL = "5"  # as in the file that came with backy2
+_PARALLEL = {"simultaneous_writes": "5", "simultaneous_reads": "5"}  # as in the file that came with backy2
 _COMMENT_WIDTH = 100
 
 
@@ -47,40 +47,26 @@ def config_text(
     Raises:
         ConfigError: a value is not allowed, or this form of file cannot say it.
     """
-    values: dict[str, dict[str, str | None]] = {
-        "DEFAULTS": {
-            "logfile": logfile,
-            "block_size": str(block_size),
-            "encryption_version": str(encryption_version),
-            "encryption_key_file": key_file,
-        },
-        "MetaBackend": {"type": "sql", "engine": database_url},
-        "DataBackend": {
-            "type": "file",
-            "path": storage_path,
-            "simultaneous_writes": _PARALLEL,
-            "simultaneous_reads": _PARALLEL,
-        },
-        "io_file": {"simultaneous_reads": _PARALLEL, "simultaneous_writes": _PARALLEL},
+    defaults = {
+        "logfile": logfile,
+        "block_size": str(block_size),
+        "encryption_version": str(encryption_version),
+        "encryption_key_file": key_file,
     }
     said = {
-        section: {key: value for key, value in keys.items() if value is not None}
-        for section, keys in values.items()
+        "DEFAULTS": {key: value for key, value in defaults.items() if value is not None},
+        "MetaBackend": {"type": "sql", "engine": database_url},
+        "DataBackend": {"type": "file", "path": storage_path} | _PARALLEL,
+        "io_file": _PARALLEL,
     }
-    for section, keys in said.items():
-        for name, value in keys.items():
-            _check_can_be_said(section, name, value)
-    text = "\n".join([_HEADER, *(_section(name, keys) for name, keys in said.items()), _SCHEDULERS])
-    try:
-        build(Document([("", text)]), {"HOME": "/"})
-    except ConfigError as error:  # its line is in a file that does not exist yet
-        raise ConfigError(error.fact, section=error.section, key=error.key) from error
-    return text
+    return _verified("\n".join([_HEADER, *(_section(name, keys) for name, keys in said.items()), _SCHEDULERS]))
 
 
 def _section(section: str, values: dict[str, str]) -> str:
     keys = SECTION_KEYS.get(section) or (STORAGE_TYPE, *STORAGE_KEYS["file"])
     meanings = {key.name: key.meaning for key in keys}
+    for name, value in values.items():
+        _check_can_be_said(section, name, value)
     paragraphs = [
         "\n".join([*_comment(meanings[name]), f"{name}: {value.replace('%', '%%')}\n"])
         for name, value in values.items()
@@ -90,6 +76,15 @@ def _section(section: str, values: dict[str, str]) -> str:
 
 def _comment(meaning: str) -> list[str]:
     return textwrap.wrap(meaning, _COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ")
+
+
+def _verified(text: str) -> str:
+    """Return the text if it is a configuration without a mistake."""
+    try:
+        build(Document([("", text)]), {"HOME": "/"})
+    except ConfigError as error:  # its line is in a file that does not exist yet
+        raise ConfigError(error.fact, section=error.section, key=error.key) from error
+    return text
 
 
 def _check_can_be_said(section: str, name: str, value: str) -> None:

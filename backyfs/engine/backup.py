@@ -11,13 +11,12 @@ before a page names it; all pages are there before the version is valid.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backyfs.engine.job import Job
 from backyfs.engine.pipeline import Pipeline
-from backyfs.errors import BackyfsError
 from backyfs.geometry import block_count
 from backyfs.metadata.stats import BackupStatistics, insert_statistics
 from backyfs.metadata.versions import create_version, set_status
@@ -57,7 +56,7 @@ def backup(
     *,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
-    announce: Callable[[Version], None] = lambda version: None,
+    announce: Callable[[Version], None] | None = None,
 ) -> BackupReport:
     """Back up `source` as a new version.
 
@@ -85,7 +84,8 @@ def backup(
                 expire_at=request.expire_at,
             )
         job.hold(version.id)
-        announce(version)
+        if announce is not None:
+            announce(version)
         progress.start(f"Backing up {request.name}", source.size_bytes)
         try:
             pipeline = Pipeline(repository, source, version, job, statistics, progress, stop)
@@ -109,4 +109,4 @@ def _finish(
             ended_at=datetime.now(UTC),
             duration_s=duration_s,
         )
-    return BackupReport(version=version, statistics=statistics, duration_s=duration_s)
+    return BackupReport(version=replace(version, status=VersionStatus.VALID), statistics=statistics, duration_s=duration_s)

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from backyfs.geometry import PAGE_ENTRIES, page_length, page_position
 from backyfs.metadata.blockmap import ABSENT, HOLE, new_entries
-from backyfs.model import PageNumber
 
 if TYPE_CHECKING:
     from array import array
 
     from backyfs.geometry import BlockRun
-    from backyfs.model import BlobId, BlockIndex
+    from backyfs.model import BlobId, BlockIndex, PageNumber
 
 
 class MapBuilder:

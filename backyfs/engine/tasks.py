@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from backyfs.blocks import save_block
 from backyfs.geometry import block_length
+from backyfs.model import BlockIndex
 
 if TYPE_CHECKING:
     from backyfs.blocks import BlockStore
@@ -64,10 +65,7 @@ class Tasks:
         length = min(run.count * self._block_size, self._source.size_bytes - first)
         with memoryview(buffer) as view, view[:length] as data:
             self._source.read_into(first, data)
-            fingerprints = [
-                self._fingerprint(buffer, position, block_length(run.first + position, *self._geometry))
-                for position in range(run.count)
-            ]
+            fingerprints = [self._fingerprint(run, buffer, position) for position in range(run.count)]
         return Hashed(run, buffer, fingerprints)
 
     def store(self, hashed: Hashed, new: list[tuple[int, BlobUid]]) -> Stored:
@@ -78,10 +76,9 @@ class Tasks:
         """
         saved = []
         for position, uid in new:
-            size = block_length(hashed.run.first + position, *self._geometry)
             fingerprint = hashed.fingerprints[position]
             assert fingerprint is not None, "a block of zeros is a hole"
-            with self._block(hashed.buffer, position, size) as block:
+            with self._block(hashed.run, hashed.buffer, position) as block:
                 saved.append(save_block(self._blocks, block, fingerprint, uid))
         return Stored(hashed.buffer, saved)
 
@@ -94,13 +91,9 @@ class Tasks:
         self._blocks.storage.flush()
         return Flushed(saved)
 
-    @property
-    def _geometry(self) -> tuple[int, int]:
-        return self._source.size_bytes, self._block_size
-
-    def _fingerprint(self, buffer: bytearray, position: int, size: int) -> bytes | None:
-        with self._block(buffer, position, size) as block:
-            # Bytes are compared at memory speed, memoryviews 40 times slower; and the first byte mostly tells.
+    def _fingerprint(self, run: BlockRun, buffer: bytearray, position: int) -> bytes | None:
+        with self._block(run, buffer, position) as block:
+            # Bytes are compared at memory speed, memoryviews 40 times slower; the first byte mostly tells.
             if block[0] == 0 and self._is_zeros(buffer, block):
                 return None
             return self._blocks.fingerprint(block)
@@ -110,6 +103,7 @@ class Tasks:
             return buffer == self._zeros
         return block.tobytes() == self._zeros[: len(block)]
 
-    def _block(self, buffer: bytearray, position: int, size: int) -> memoryview:
+    def _block(self, run: BlockRun, buffer: bytearray, position: int) -> memoryview:
+        size = block_length(BlockIndex(run.first + position), self._source.size_bytes, self._block_size)
         start = position * self._block_size
         return memoryview(buffer)[start : start + size]

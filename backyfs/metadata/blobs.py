@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from sqlalchemy import Connection
+    from backyfs.metadata.database import Connection
 
 
 def find_blobs(connection: Connection, fingerprints: Iterable[bytes]) -> dict[bytes, BlobId]:

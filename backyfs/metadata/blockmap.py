@@ -19,6 +19,7 @@ from sqlalchemy import insert, select, update
 from backyfs.errors import BackyfsError, DatabaseError
 from backyfs.geometry import PAGE_ENTRIES, page_length
 from backyfs.metadata.batches import batches
+from backyfs.metadata.database import insert_row
 from backyfs.metadata.tables import blobs, pages, version_pages
 from backyfs.model import BlobId, PageId, PageNumber, VersionStatus
 
@@ -142,12 +143,10 @@ def _insert_page(connection: Connection, digest: bytes, entries: Entries) -> Pag
     counted = sum(_count_use(connection, batch) for batch in batches(sorted(blob_ids)))
     if counted != len(blob_ids):
         raise BlobsGoneError(blob_ids - _living(connection, blob_ids))
-    done = connection.execute(
-        insert(pages).values(
-            uid=str(uuid.uuid4()), digest=digest, entries=pack(entries), refs=1, published=False
-        )
+    row = insert(pages).values(
+        uid=str(uuid.uuid4()), digest=digest, entries=pack(entries), refs=1, published=False
     )
-    return PageId(done.inserted_primary_key[0])
+    return PageId(insert_row(connection, row))
 
 
 def _count_use(connection: Connection, blob_ids: list[BlobId]) -> int:

@@ -18,9 +18,9 @@ from backyfs.errors import DatabaseError, SchemaError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import URL, Engine, Insert
 
-__all__ = ["HEAD", "Connection", "Database", "show_url", "sqlite_path"]
+__all__ = ["HEAD", "Connection", "Database", "insert_row", "show_url", "sqlite_path"]
 
 HEAD = "backyfs_0001"  # the revision this program works with; a test compares it with the migrations
 _BUSY_TIMEOUT_MS = 60_000
@@ -96,6 +96,13 @@ class Database:
         self.engine.dispose()
 
 
+def insert_row(connection: Connection, row: Insert) -> int:
+    """Insert a row and return the number that the database gave it."""
+    key = connection.execute(row).inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
 def sqlite_path(url: URL) -> str | None:
     """Return the path of the file of an SQLite URL, None for other databases."""
     return url.database if url.get_backend_name() == "sqlite" else None
@@ -110,7 +117,9 @@ def _create_engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
     except ArgumentError as error:
-        raise DatabaseError("the engine of [MetaBackend] is no database URL; example: sqlite:///backyfs.sqlite") from error
+        raise DatabaseError(
+            "the engine of [MetaBackend] is no database URL; example: sqlite:///backyfs.sqlite"
+        ) from error
     try:
         engine = create_engine(parsed)
     except (NoSuchModuleError, ImportError) as error:
@@ -123,7 +132,7 @@ def _create_engine(url: str) -> Engine:
     return engine
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - sqlite3.Connection or a proxy
+def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # else sqlite3 commits behind our back, for one before every DDL
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")

@@ -14,7 +14,7 @@ from backyfs.model import KeySlot
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from sqlalchemy import Connection
+    from backyfs.metadata.database import Connection
 
 _THE_ROW = 1
 

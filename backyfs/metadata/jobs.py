@@ -9,22 +9,22 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import DateTime, delete, insert, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from backyfs.metadata.database import insert_row
 from backyfs.metadata.tables import UtcDateTime, job_versions, jobs
 from backyfs.model import JobId
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
-    from sqlalchemy import Connection
     from sqlalchemy.sql.compiler import SQLCompiler
+    from sqlalchemy.types import TypeEngine
 
+    from backyfs.metadata.database import Connection
     from backyfs.model import VersionId
 
 HEARTBEAT_S = 10
@@ -41,10 +41,10 @@ class Process:
     pid_started: int  # clock ticks after boot: pids are used again
 
 
-class _DatabaseClock(FunctionElement[DateTime]):
+class _DatabaseClock(FunctionElement[datetime]):
     """The time in UTC by the clock of the database, with microseconds where it has them."""
 
-    type = UtcDateTime()
+    type: TypeEngine[datetime] = UtcDateTime()
     inherit_cache = True
 
 
@@ -81,19 +81,17 @@ def this_process() -> Process:
 def register_job(connection: Connection, process: Process, command: str) -> JobId:
     """Insert a job, and remove those that are dead."""
     _remove_dead(connection, process)
-    done = connection.execute(
-        insert(jobs).values(
-            host=process.host[:255],
-            scope=process.scope,
-            pid=process.pid,
-            pid_started=process.pid_started,
-            command=command[:1024],
-            progress="",
-            started_at=_DatabaseClock(),
-            heartbeat_at=_DatabaseClock(),
-        )
+    row = insert(jobs).values(
+        host=process.host[:255],
+        scope=process.scope,
+        pid=process.pid,
+        pid_started=process.pid_started,
+        command=command[:1024],
+        progress="",
+        started_at=_DatabaseClock(),
+        heartbeat_at=_DatabaseClock(),
     )
-    return JobId(done.inserted_primary_key[0])
+    return JobId(insert_row(connection, row))
 
 
 def beat(connection: Connection, job_id: JobId, progress: str) -> bool:
@@ -115,7 +113,7 @@ def remove_job(connection: Connection, job_id: JobId) -> None:
 
 
 def _remove_dead(connection: Connection, observer: Process) -> None:
-    now: datetime = connection.execute(select(_DatabaseClock())).scalar_one()
+    now = connection.execute(select(_DatabaseClock())).scalar_one()
     connection.execute(delete(jobs).where(jobs.c.heartbeat_at < now - timedelta(seconds=DEAD_AFTER_S)))
     for row in connection.execute(select(jobs).where(jobs.c.scope == observer.scope)).all():
         if _started(row.pid) != row.pid_started:

@@ -12,8 +12,7 @@ from backyfs.metadata.tables import stats
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from sqlalchemy import Connection
-
+    from backyfs.metadata.database import Connection
     from backyfs.model import Version
 
 

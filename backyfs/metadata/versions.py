@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, insert, select, update
 
 from backyfs.errors import VersionNotFoundError
+from backyfs.metadata.database import insert_row
 from backyfs.metadata.tables import tags, versions
 from backyfs.model import Version, VersionId, VersionStatus, VersionUid
 
@@ -36,19 +37,17 @@ def create_version(
 ) -> Version:
     """Insert a version of a new backup, incomplete, and return it."""
     uid = VersionUid(str(uuid.uuid4()))
-    done = connection.execute(
-        insert(versions).values(
-            uid=uid,
-            created_at=created_at,
-            name=name,
-            snapshot_name=snapshot_name,
-            size_bytes=size_bytes,
-            status=VersionStatus.INCOMPLETE.value,
-            protected=False,
-            expire_at=expire_at,
-        )
+    row = insert(versions).values(
+        uid=uid,
+        created_at=created_at,
+        name=name,
+        snapshot_name=snapshot_name,
+        size_bytes=size_bytes,
+        status=VersionStatus.INCOMPLETE.value,
+        protected=False,
+        expire_at=expire_at,
     )
-    version_id = VersionId(done.inserted_primary_key[0])
+    version_id = VersionId(insert_row(connection, row))
     names = tuple(sorted(set(tag_names)))
     if names:
         connection.execute(insert(tags), [{"version_id": version_id, "name": tag} for tag in names])

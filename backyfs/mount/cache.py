@@ -15,7 +15,6 @@ from backyfs.errors import BackyfsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
     from backyfs.model import Blob, BlobId
 
 

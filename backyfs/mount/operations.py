@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 _TREE_S = 1.0           # how old the picture of the versions may be
 _ENTRY_TIMEOUT_S = 1.0  # for names: versions come and go
 _IMAGE_TIMEOUT_S = 300.0  # for the attributes of an image, which never change
-_READ_ONLY = (
-    "setattr mknod mkdir unlink rmdir symlink rename link create write setxattr removexattr"
-).split()
+_WRITING_HANDLERS = (
+    "setattr", "mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link", "create", "write",
+    "setxattr", "removexattr",
+)  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -235,7 +236,7 @@ class Operations(pyfuse3.Operations):
         return pyfuse3.FileInfo(fh=self._add_handle(_OpenImage(image)), keep_cache=True)
 
     @_guarded
-    async def read(self, fh: int, off: int, size: int) -> Sequence[int]:
+    async def read(self, fh: int, off: int, size: int) -> bytes:
         """Read a part of a file."""
         opened = self._open[fh]
         if isinstance(opened, _OpenFact):
@@ -246,8 +247,9 @@ class Operations(pyfuse3.Operations):
             await self._read_slice(image, part)
             for part in block_slices(off, size, image.version.size_bytes, image.block_size)
         ]
-        # A view spares a copy; pyfuse3 takes it though its annotation says bytes.
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        if len(parts) == 1:
+            return parts[0]  # type: ignore[return-value]  # pyfuse3 takes a view, and that spares a copy
+        return b"".join(parts)
 
     async def _read_slice(self, image: Image, part: BlockSlice) -> memoryview:
         try:
@@ -314,5 +316,5 @@ async def _refuse_to_write(_self: Operations, *_arguments: Any) -> None:
     raise pyfuse3.FUSEError(errno.EROFS)
 
 
-for _name in _READ_ONLY:
+for _name in _WRITING_HANDLERS:
     setattr(Operations, _name, _refuse_to_write)

@@ -117,7 +117,7 @@ async def _end_on_signal() -> None:
 
 
 async def _end_without_job(job: Job) -> None:
-    while not job.lost:
+    while not job.lost:  # noqa: ASYNC110 - it is set by a thread, which has no trio.Event
         await trio.sleep(_CHECK_JOB_S)
     pyfuse3.terminate()
 
@@ -126,7 +126,9 @@ def _check_device() -> None:
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
-        raise MountError("/dev/fuse does not exist; load the module (modprobe fuse), in a container pass it in") from None
+        raise MountError(
+            "/dev/fuse does not exist; load the module (modprobe fuse), in a container pass it in"
+        ) from None
     except OSError as error:
         raise MountError(f"/dev/fuse cannot be opened: {error.strerror}; check its owner and mode") from error
 

@@ -17,7 +17,7 @@ from backyfs.sealing import plain, zstd_gcm
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from typing_extensions import Buffer
+    from backyfs.model import Buffer
 
 DATA_KEY_BYTES = 32  # AES-256
 

@@ -9,7 +9,7 @@ from backyfs.errors import IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from typing_extensions import Buffer
+    from backyfs.model import Buffer
 
 
 class Plain:

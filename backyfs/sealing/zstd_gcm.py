@@ -17,7 +17,7 @@ from backyfs.errors import IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from typing_extensions import Buffer
+    from backyfs.model import Buffer
 
 # tag (16) | nonce (16) | ciphertext of one zstd frame that states its content size
 # GCM with a nonce of 16 bytes (J0 comes from GHASH, NIST SP 800-38D, 7.1), no associated data.

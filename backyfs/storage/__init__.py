@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from typing_extensions import Buffer
-
-    from backyfs.model import BlobUid
+    from backyfs.model import BlobUid, Buffer
 
 
 class Storage(Protocol):

@@ -20,9 +20,7 @@ from backyfs.errors import BlobMissingError, StorageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from typing_extensions import Buffer
-
-    from backyfs.model import BlobUid
+    from backyfs.model import BlobUid, Buffer
 
 _SUFFIX = ".blob"
 _TEMPORARY_SUFFIX = ".blob.tmp"
