@@ -668,10 +668,20 @@ def test_a_directory_is_no_file(tmp_path):
     assert str(caught.value) == f"{tmp_path}: cannot be read: Is a directory"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_without_permission_cannot_be_read(tmp_path):
+@pytest.fixture
+def _as_a_user():
+    """Root reads everything; as root, be nobody for a while."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(before)
+
+
+def test_a_file_without_permission_cannot_be_read(tmp_path, request):
     file = write(tmp_path / "b.cfg")
     Path(file).chmod(0)
+    request.getfixturevalue("_as_a_user")
     with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
         load_config(file, {})
 
