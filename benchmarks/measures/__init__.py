@@ -1,0 +1,11 @@
+"""One module per subject. Importing this package registers every measure, in the order of these imports."""
+
+from benchmarks.measures import (  # noqa: I001  the order of the report
+    backup as backup,
+    restore as restore,
+    start as start,
+    small_blocks as small_blocks,
+    memory as memory,
+    random_image as random_image,
+    peers as peers,
+)

@@ -1,0 +1,110 @@
+"""Other backup programs, as they are used for an encrypted repository on a local disk.
+
+Caches, keys and configuration lie in the work directory; the user's own repositories are not known to them.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from benchmarks.images import Image
+from benchmarks.runner import Run, Runner
+from benchmarks.workspace import Workspace
+
+
+class Peer(Protocol):
+    """A program that can back up and restore one image."""
+
+    @property
+    def name(self) -> str: ...
+
+    def init(self) -> None:
+        """Make a new encrypted repository in place of the last one."""
+
+    def backup(self, image: Image) -> Run:
+        """Back the image up; all of it is read, as it must be for a block device."""
+
+    def restore(self, image: Image, directory: str) -> Run:
+        """Restore the newest backup below the directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Borg:
+    """BorgBackup 1.x. Without its cache of files, which would skip an image by its time stamp."""
+
+    workspace: Workspace
+    runner: Runner
+    passphrase: str = field(default_factory=lambda: secrets.token_hex(16))
+    name: str = "borg"
+
+    @property
+    def _repository(self) -> str:
+        return os.path.join(self.workspace.runs, "borg", "repository")
+
+    def _run(self, *arguments: str, cwd: str | None = None) -> Run:
+        environment = {
+            "BORG_BASE_DIR": self.workspace.home,
+            "BORG_PASSPHRASE": self.passphrase,
+            "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes",
+        }
+        return self.runner.run(["borg", *arguments], cwd=cwd, environment=environment)
+
+    def init(self) -> None:
+        self.workspace.fresh("borg")
+        self._run("init", "--encryption", "repokey-blake2", self._repository)
+
+    def backup(self, image: Image) -> Run:
+        directory, name = os.path.split(image.path)
+        archive = f"{self._repository}::{secrets.token_hex(8)}"
+        options = ["--compression", "zstd,1", "--files-cache", "disabled"]
+        return self._run("create", *options, archive, name, cwd=directory)
+
+    def restore(self, image: Image, directory: str) -> Run:
+        names = self._run("list", "--last", "1", "--short", self._repository).stdout.split()
+        return self._run(
+            "extract", f"{self._repository}::{names[-1]}", os.path.basename(image.path), cwd=directory
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restic:
+    """restic 0.14 or newer, with its fastest compression; `--force` reads what has an old time stamp."""
+
+    workspace: Workspace
+    runner: Runner
+    passphrase: str = field(default_factory=lambda: secrets.token_hex(16))
+    name: str = "restic"
+
+    @property
+    def _environment(self) -> Mapping[str, str]:
+        return {
+            "RESTIC_PASSWORD": self.passphrase,
+            "RESTIC_REPOSITORY": os.path.join(self.workspace.runs, "restic", "repository"),
+            "RESTIC_CACHE_DIR": os.path.join(self.workspace.runs, "restic", "cache"),
+        }
+
+    def _run(self, *arguments: str) -> Run:
+        return self.runner.run(["restic", "-q", *arguments], environment=self._environment)
+
+    def _compression(self) -> str:
+        """Return the fastest compression that this release knows: `fastest` is newer than `auto`."""
+        return "fastest" if "fastest" in self.runner.run(["restic", "backup", "--help"]).stdout else "auto"
+
+    def init(self) -> None:
+        self.workspace.fresh("restic")
+        self._run("init", "--repository-version", "2")
+
+    def backup(self, image: Image) -> Run:
+        return self._run("--compression", self._compression(), "backup", "--force", image.path)
+
+    def restore(self, image: Image, directory: str) -> Run:  # noqa: ARG002  it is all that a snapshot holds
+        return self._run("restore", "latest", "--target", directory)
+
+
+def installed(workspace: Workspace, runner: Runner) -> list[Peer]:
+    """Return the peers that are installed."""
+    peers: list[Peer] = [Restic(workspace=workspace, runner=runner), Borg(workspace=workspace, runner=runner)]
+    return [peer for peer in peers if shutil.which(peer.name)]

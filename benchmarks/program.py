@@ -1,0 +1,56 @@
+"""The program that is measured: how its command line is used, and nothing else of it."""
+
+import os
+import sys
+from dataclasses import dataclass
+
+from benchmarks.images import Image
+from benchmarks.runner import BenchmarkError, Run, Runner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """The `backyfs` that is installed beside the interpreter which runs the benchmark."""
+
+    runner: Runner
+
+    @property
+    def path(self) -> str:
+        return os.path.join(os.path.dirname(sys.executable), "backyfs")
+
+    def require(self) -> None:
+        """Refuse to begin without the program."""
+        if not os.access(self.path, os.X_OK):
+            raise BenchmarkError(f"{self.path} is missing; install the checkout: python -m pip install -e .")
+
+    def run(self, *arguments: str) -> Run:
+        return self.runner.run([self.path, *arguments])
+
+    def import_times(self, *arguments: str) -> str:
+        """Run the program and return what the interpreter says about every module that it imported."""
+        return self.runner.run([sys.executable, "-X", "importtime", self.path, *arguments]).stderr
+
+    def init(self, directory: str, *, block_size: int | None = None) -> "Repository":
+        """Make an encrypted repository in an empty directory."""
+        config = os.path.join(directory, "backyfs.cfg")
+        place = ["--data", os.path.join(directory, "data"), "--db", os.path.join(directory, "metadata.db")]
+        size = [] if block_size is None else ["--block-size", str(block_size)]
+        self.run("-c", config, "init", *place, *size)
+        return Repository(program=self, config=config)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """A repository that was made for one measure."""
+
+    program: Program
+    config: str
+
+    def backup(self, image: Image) -> Run:
+        return self.program.run("-c", self.config, "-q", "backup", image.path, image.name)
+
+    def restore(self, image: Image, target: str) -> Run:
+        return self.program.run("-c", self.config, "-q", "restore", f"{image.name}@latest", target)
+
+    def ls(self) -> Run:
+        return self.program.run("-c", self.config, "ls")
