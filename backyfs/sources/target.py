@@ -12,12 +12,16 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 
 from backyfs.errors import TargetError
 
 # _IO(0x12, 127) of linux/fs.h: zero bytes [start, start + length) of a block device, two 64-bit numbers.
 _BLKZEROOUT = 0x127F
 _ZEROS = bytes(1 << 20)
+# For larger writes the kernel takes larger pieces of memory, which a virtual machine may never have touched:
+# 2 GiB in writes of 4 MiB took 1 to 6 s here, in writes of 512 KiB always 0.4 s.
+_WRITE_BYTES = 128 << 10
 
 
 class FileTarget:
@@ -33,13 +37,18 @@ class FileTarget:
         self._path = path
         self.size_bytes = size_bytes
         self.is_device = _is_device(path)
+        # The kernel lets one write into a file at a time; threads that wait for it there spin on a core.
+        self._one_writer = threading.Lock()
         try:
             self._fd = self._open(replace=replace)
             try:
                 if self.is_device:
                     self._check_room()
                 else:
-                    os.ftruncate(self._fd, 0)
+                    # Not for a new file: ext4 takes a truncated one for one that is being replaced, and writes
+                    # all of it to the disk when it is closed.
+                    if os.fstat(self._fd).st_size:
+                        os.ftruncate(self._fd, 0)
                     os.ftruncate(self._fd, size_bytes)
             except BaseException:
                 os.close(self._fd)
@@ -72,10 +81,11 @@ class FileTarget:
         """
         rest = memoryview(block)
         try:
-            while rest:
-                count = os.pwrite(self._fd, rest, offset)
-                rest = rest[count:]
-                offset += count
+            with self._one_writer:
+                while rest:
+                    count = os.pwrite(self._fd, rest[:_WRITE_BYTES], offset)
+                    rest = rest[count:]
+                    offset += count
         except OSError as error:
             raise self._error(error) from error
 
@@ -94,11 +104,15 @@ class FileTarget:
             self.write(offset + start, _ZEROS[: min(len(_ZEROS), length - start)])
 
     def finish(self) -> None:
-        """Wait until everything that was written is on the disk.
+        """End the writing; on a block device, wait until everything is on the disk.
+
+        A file is left to the kernel, as cp and tar leave theirs: waiting for the disk takes as long as the rest.
 
         Raises:
             TargetError: it does not get there.
         """
+        if not self.is_device:
+            return
         try:
             os.fsync(self._fd)
         except OSError as error:

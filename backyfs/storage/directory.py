@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _SUFFIX = ".blob"
 _TEMPORARY_SUFFIX = ".blob.tmp"
+# For larger writes the kernel takes larger pieces of memory, and those a virtual machine may never have touched.
+_WRITE_BYTES = 128 << 10
 # Where syncfs(2) is known to write data and wait for the disk. Elsewhere (FUSE, network) it may do nothing.
 _SYNCFS_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs"})
 
@@ -166,12 +168,12 @@ def _create(path: str) -> int:
 
 
 def _write_all(fd: int, parts: Sequence[Buffer]) -> int:
-    size = sum(memoryview(part).nbytes for part in parts)
-    written = os.writev(fd, parts)
-    if written < size:  # a full disk, a limit or a signal; go on to hear which
-        rest = memoryview(b"".join(parts))[written:]
+    size = 0
+    for part in parts:
+        rest = memoryview(part)
+        size += rest.nbytes
         while rest:
-            rest = rest[os.write(fd, rest) :]
+            rest = rest[os.write(fd, rest[:_WRITE_BYTES]) :]
     return size
 
 

@@ -1,0 +1,36 @@
+# What there is to do in a checkout; `make` alone lists it.
+#
+# Every target brings its own set-up. With PYTHON=python3.12 (or a path) that interpreter makes .venv.
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test demo lint bench clean
+
+python := .venv/bin/python
+ready  := .venv/.ready
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | \
+		while IFS='|' read -r name does; do printf '  make %-6s %s\n' "$$name" "$$does"; done
+
+venv: $(ready) ## set up: missing Debian packages and .venv
+
+# The script writes the stamp itself, as its last step.
+$(ready): pyproject.toml contrib/setup.sh
+	@contrib/setup.sh
+
+test: lint ## set up, check the code, run the whole test suite
+	$(python) -m pytest
+
+demo: $(ready) ## set up, then back up, mount and compare a small disk image
+	@contrib/demo.sh
+
+lint: $(ready) ## ruff and mypy
+	$(python) -m ruff check
+	$(python) -m mypy
+
+bench: $(ready) ## measure backyfs against references (five minutes, 12 GiB of disk)
+	$(python) -m benchmarks
+
+clean: ## remove caches and what was built; .venv stays
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -path ./.git -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,145 @@
+#!/usr/bin/env bash
+# Set up a checkout: the Debian packages that are missing, and .venv with backyfs installed in it.
+#
+# `make venv` runs this. Packages are installed only if some are missing, by root or by sudo without a
+# password; otherwise the administrator's command is printed and the set-up goes on without them. It fails
+# only if .venv cannot be made. Mirrors and proxies are those of the environment.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+venv=.venv
+ready=$venv/.ready
+candidates=${PYTHON:-python3 python3.13 python3.12 python3.11}
+early_log=$(mktemp)  # until there is a .venv to keep it in
+log=$early_log
+trap 'rm -f "$early_log"' EXIT
+
+packages=(
+    gcc libc6-dev libfuse3-dev pkg-config  # pyfuse3 is compiled here
+    fuse3                                  # to mount without being root
+    e2fsprogs mount util-linux             # images and loop mounts of the tests and the demo
+    make zstd                              # zstd: what the benchmarks compare with
+)
+
+say() {
+    printf 'setup: %s\n' "$*"
+}
+
+fail() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+
+is_suitable() {
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+has_headers() {
+    "$1" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' 2>/dev/null
+}
+
+find_python() {
+    local candidate
+    for candidate in $candidates; do
+        if is_suitable "$candidate"; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+missing_packages() {
+    local package
+    for package in "$@"; do
+        # shellcheck disable=SC2016 # the field is dpkg's
+        if [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" != installed ]; then
+            printf '%s\n' "$package"
+        fi
+    done
+}
+
+# A quiet command: its output goes to the log, the end of which is shown if it fails.
+quietly() {
+    if ! "$@" >>"$log" 2>&1; then
+        tail -n 25 "$log" >&2
+        return 1
+    fi
+}
+
+# sudo drops the proxies from the environment, so they are passed by name.
+as_root() {
+    local kept=(DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8) name
+    for name in http_proxy https_proxy ftp_proxy no_proxy; do
+        if [ -n "${!name:-}" ]; then
+            kept+=("$name=${!name}")
+        fi
+    done
+    if [ "$(id -u)" -eq 0 ]; then
+        env "${kept[@]}" "$@"
+    else
+        sudo -n env "${kept[@]}" "$@"
+    fi
+}
+
+install_packages() {
+    local apt=(apt-get -q -y -o DPkg::Lock::Timeout=120)
+    if [ "$(id -u)" -ne 0 ] && ! sudo -n true 2>/dev/null; then
+        say "these packages are missing: $*"
+        say "only an administrator can install them: sudo apt-get install --no-install-recommends $*"
+        return
+    fi
+    say "installing $*"
+    quietly as_root "${apt[@]}" update || say "the package lists could not be brought up to date"
+    quietly as_root "${apt[@]}" install --no-install-recommends "$@" ||
+        say "not all packages could be installed; try: apt-get install --no-install-recommends $*"
+}
+
+set_up_packages() {
+    local wanted=("${packages[@]}") missing python
+    if ! python=$(find_python); then
+        wanted+=(python3-venv python3-dev)
+    elif ! has_headers "$python"; then
+        wanted+=(python3-dev)
+    fi
+    if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+        say "this is no Debian; see to it that you have what these packages hold: ${wanted[*]}"
+        return
+    fi
+    mapfile -t missing < <(missing_packages "${wanted[@]}")
+    if [ "${#missing[@]}" -eq 0 ]; then
+        say "no packages are missing"
+    else
+        install_packages "${missing[@]}"
+    fi
+}
+
+# An environment that works is kept: packages are added to it, nothing is taken out.
+make_environment() {
+    local python
+    if "$venv/bin/python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        say "$venv exists"
+        return
+    fi
+    python=$(find_python) || fail "no Python of at least 3.11 that can make a virtual environment" \
+        "(tried: $candidates); name one: make venv PYTHON=/path/to/python3.12"
+    say "making $venv with $("$python" -c 'import sys; print("Python", sys.version.split()[0])')"
+    quietly "$python" -m venv --clear "$venv" || fail "$python cannot make $venv; the reason is above"
+}
+
+main() {
+    set_up_packages
+    make_environment
+    rm -f "$ready"
+    log=$venv/setup.log
+    cp "$early_log" "$log"
+    say "installing backyfs and its development tools into $venv"
+    quietly "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-input -e '.[dev]' ||
+        fail "pip could not install backyfs; the reason is above, all of it is in $log"
+    touch "$ready"
+    say "done"
+}
+
+main

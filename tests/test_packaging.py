@@ -1,0 +1,89 @@
+"""What is installed: the wheel and the source distribution, built from a copy of the tree."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_TRACKED = shutil.ignore_patterns(
+    ".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist", "images"
+)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout, with its symbolic links, that a build may write to."""
+    copy = tmp_path_factory.mktemp("packaging") / "backyfs"
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=NOT_TRACKED)
+    return copy
+
+
+def build(source: Path, kind: str, target: Path) -> Path:
+    """Build a `wheel` or an `sdist` of a source tree, without network, and return it."""
+    command = [sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", str(target), str(source)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (built,) = target.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tree, "wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def sdist(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tree, "sdist", tmp_path_factory.mktemp("sdist"))
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def sources_below(directory: Path) -> set[str]:
+    """Name the files of a package as they should stand in a wheel."""
+    return {
+        f"backyfs/{file.relative_to(directory.parent)}"
+        for file in directory.rglob("*")
+        if file.suffix in {".py", ".mako"}
+    }
+
+
+def test_the_wheel_holds_the_command_line_and_the_migrations(wheel: Path) -> None:
+    names = set(contents(wheel))
+    assert "backyfs/cli/__init__.py" in names
+    assert "backyfs/migrations/env.py" in names
+    assert sources_below(ROOT / "cli") | sources_below(ROOT / "migrations") <= names
+
+
+def test_the_wheel_installs_nothing_beside_backyfs(wheel: Path) -> None:
+    release = "-".join(wheel.name.split("-")[:2])
+    top_level = {PurePosixPath(name).parts[0] for name in contents(wheel)}
+    assert top_level == {"backyfs", f"{release}.dist-info"}
+
+
+def test_the_wheel_says_that_it_is_typed(wheel: Path) -> None:
+    assert "backyfs/py.typed" in contents(wheel)
+
+
+def test_the_installed_command_is_the_main_function_of_the_command_line(wheel: Path) -> None:
+    (entry_points,) = (text for name, text in contents(wheel).items() if name.endswith("/entry_points.txt"))
+    assert entry_points.decode() == "[console_scripts]\nbackyfs = backyfs.cli:main\n"
+
+
+def test_the_source_distribution_builds_the_same_wheel(wheel: Path, sdist: Path, tmp_path: Path) -> None:
+    # By tar: the tarfile of Python 3.11.2 has no `filter` yet, the one of 3.12 warns if it is left out.
+    (tmp_path / "source").mkdir()
+    subprocess.run(["tar", "-xf", str(sdist), "-C", str(tmp_path / "source")], check=True)
+    (source,) = (tmp_path / "source").iterdir()
+    rebuilt = build(source, "wheel", tmp_path / "wheel")
+    assert rebuilt.name == wheel.name
+    assert contents(rebuilt) == contents(wheel)
