@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 _RUN_BYTES = 4 << 20      # small blocks are read and stored in runs of so many bytes, and
 _RUN_BLOCKS = 256         # of so many blocks: starting a task costs as much as several blocks of 4 KiB
 _BUFFER_BYTES = 64 << 20  # in all buffers together, as far as enough of them fit
-_FLUSH_BYTES = 256 << 20  # a flush begins when so much was stored since the last one, or
+_LOOK_UP_RUNS = 4         # are looked up at once: a query for one run costs as much as hashing it
+_FLUSH_BYTES = 64 << 20   # a flush begins when so much was stored since the last one, or
 _FLUSH_BLOBS = 4096       # so many blobs, or
 _FLUSH_S = 5.0            # when that was so long ago: a killed backup loses no more
 
@@ -88,6 +89,8 @@ class Pipeline:
         self._buffers = self._make_buffers()
         self._coming: dict[bytes, BlobUid] = {}  # blobs that have no row yet, by fingerprint
         self._waiting: dict[BlobUid, list[BlockIndex]] = {}  # the blocks that are to get them
+        self._reading = 0  # runs that workers read
+        self._hashed: list[Hashed] = []  # runs that were read and not looked up
         self._unflushed = _Unflushed()
         self._flushing = False
         self._shelf = new_shelf()
@@ -127,6 +130,7 @@ class Pipeline:
             self._count_holes(covered, run.first)
             covered = run.first + run.count
             self._map.expect(run)
+            self._reading += 1
             window.submit(self._tasks.read, run, self._buffers.pop())
         self._count_holes(covered, self._blocks)
 
@@ -158,14 +162,14 @@ class Pipeline:
             )
 
     def _handle(self, window: Window[Result]) -> None:
-        hashed = []
         for result in window.results():
             if isinstance(result, Hashed):
-                hashed.append(result)
+                self._reading -= 1
+                self._hashed.append(result)
             else:
                 self._settle(result)
-        if hashed:
-            self._look_up(window, hashed)
+        if len(self._hashed) >= _LOOK_UP_RUNS or not self._reading:
+            self._look_up(window)
         if self._unflushed.is_due() and not self._flushing:
             self._start_flush(window)
 
@@ -187,8 +191,9 @@ class Pipeline:
 
     # What the owner does with it.
 
-    def _look_up(self, window: Window[Result], hashed: list[Hashed]) -> None:
-        """Find each block: zeros, in the database, on its way there, or new."""
+    def _look_up(self, window: Window[Result]) -> None:
+        """Find each block that was hashed: zeros, in the database, on its way there, or new."""
+        hashed, self._hashed = self._hashed, []
         known = self._find(
             fingerprint
             for result in hashed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 
 from backyfs.metadata.batches import batches
 from backyfs.metadata.tables import blobs
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
 
     from backyfs.metadata.database import Connection
 
+# Made once: building it anew took longer than running it.
+_FIND = (
+    select(blobs.c.fingerprint, blobs.c.id)
+    .where(
+        blobs.c.fingerprint.in_(bindparam("fingerprints", expanding=True)),
+        blobs.c.valid,
+        blobs.c.doomed_at.is_(None),
+    )
+    .order_by(blobs.c.id.desc())  # the oldest one comes last and stays
+)
+
 
 def find_blobs(connection: Connection, fingerprints: Iterable[bytes]) -> dict[bytes, BlobId]:
     """Return which blobs hold these bytes: valid ones that are not doomed.
@@ -24,12 +35,8 @@ def find_blobs(connection: Connection, fingerprints: Iterable[bytes]) -> dict[by
     """
     found: dict[bytes, BlobId] = {}
     for batch in batches(fingerprints):
-        query = (
-            select(blobs.c.fingerprint, blobs.c.id)
-            .where(blobs.c.fingerprint.in_(batch), blobs.c.valid, blobs.c.doomed_at.is_(None))
-            .order_by(blobs.c.id.desc())
-        )
-        found.update((row.fingerprint, BlobId(row.id)) for row in connection.execute(query))
+        rows = connection.execute(_FIND, {"fingerprints": batch})
+        found.update((row.fingerprint, BlobId(row.id)) for row in rows)
     return found
 
 

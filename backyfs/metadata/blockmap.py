@@ -68,7 +68,10 @@ def unpack(packed: bytes) -> Entries:
         raw = zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise DatabaseError(f"a page of a block map is damaged: {error}") from error
-    return _little_endian(array("q", raw))
+    entries = _little_endian(array("q", raw))
+    if entries and min(entries) < ABSENT:
+        raise DatabaseError(f"a page of a block map is damaged: it has entry {min(entries)}")
+    return entries
 
 
 def commit_page(connection: Connection, version_id: VersionId, page_no: PageNumber, entries: Entries) -> None:

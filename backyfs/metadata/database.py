@@ -93,7 +93,7 @@ class Database:
 
     def close(self) -> None:
         """Close all connections."""
-        self.engine.dispose()
+        self.engine.pool.dispose()  # `engine.dispose` would make a new pool, for nothing
 
 
 def insert_row(connection: Connection, row: Insert) -> int:

@@ -64,7 +64,7 @@ def check_mountpoint(path: str, own_paths: tuple[str, ...]) -> None:
         raise MountError(f"{path} is not a directory; make it first (mkdir {path}) or name another one")
     wanted = os.path.realpath(path)
     for own in own_paths:
-        if f"{wanted}/".startswith(f"{own}/") or own.startswith(f"{wanted}/"):
+        if os.path.commonpath((wanted, own)) in (wanted, own):
             raise MountError(f"{path} overlaps the repository ({own}); mount it somewhere else")
 
 
@@ -91,7 +91,12 @@ def _run_unmount(mountpoint: str) -> None:
     program = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
     try:
         done = subprocess.run(
-            [*program, "--", mountpoint], check=False, capture_output=True, text=True, errors="replace"
+            [*program, "--", mountpoint],
+            check=False,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={**os.environ, "LC_ALL": "C"},  # its words are searched for "busy"
         )
     except FileNotFoundError:
         raise MountError(f"{program[0]} is not installed; install the package fuse3 (mount for root)") from None

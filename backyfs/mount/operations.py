@@ -12,6 +12,7 @@ import os
 import stat
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyfuse3
@@ -20,6 +21,7 @@ import trio
 from backyfs.errors import BackyfsError
 from backyfs.geometry import block_slices
 from backyfs.metadata.versions import list_versions
+from backyfs.model import VersionStatus
 from backyfs.mount.image import Image
 from backyfs.mount.mountpoints import PID_ATTRIBUTE
 from backyfs.mount.tree import Data, Link, Node, Top, Tree
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from backyfs.engine.job import Job
     from backyfs.geometry import BlockSlice
-    from backyfs.model import VersionUid
+    from backyfs.model import Version, VersionUid
     from backyfs.mount.cache import BlockCache
     from backyfs.repository import Repository
 
@@ -42,6 +44,8 @@ _WRITING_HANDLERS = (
     "setattr", "mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link", "create", "write",
     "setxattr", "removexattr",
 )  # fmt: skip
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +116,7 @@ class Operations(pyfuse3.Operations):
         self._open: dict[int, _OpenFact | _OpenImage | _OpenDirectory] = {}
         self._next_handle = 1
         self._images: dict[VersionUid, Image] = {}
+        self._image_lock = trio.Lock()
         self._zeros = memoryview(bytes(repository.block_size))
 
     # The tree.
@@ -145,7 +150,7 @@ class Operations(pyfuse3.Operations):
         entry.entry_timeout = entry.attr_timeout = _ENTRY_TIMEOUT_S
         uid = getattr(node, "uid", None)
         created_at = tree.version(uid).created_at if uid is not None else None
-        moment_ns = int(created_at.timestamp() * 1e6) * 1000 if created_at else 0
+        moment_ns = (created_at - _EPOCH) // timedelta(microseconds=1) * 1000 if created_at else 0
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = moment_ns
         entry.st_mode, entry.st_size = self._mode_and_size(tree, node)
         entry.st_blocks = -(-entry.st_size // 512)
@@ -227,13 +232,17 @@ class Operations(pyfuse3.Operations):
         node = self._nodes[inode]
         if not isinstance(node, Data):
             return pyfuse3.FileInfo(fh=self._add_handle(_OpenFact(tree.content(node))), keep_cache=False)
-        image = self._images.get(node.uid)
-        if image is None:
-            image = Image(self._repository, tree.version(node.uid))
-            await trio.to_thread.run_sync(self._job.hold, image.version.id)
-            image = self._images.setdefault(node.uid, image)
+        image = await self._image(tree.version(node.uid))
         # The image never changes: what the kernel has read of it stays good.
         return pyfuse3.FileInfo(fh=self._add_handle(_OpenImage(image)), keep_cache=True)
+
+    async def _image(self, version: Version) -> Image:
+        async with self._image_lock:
+            image = self._images.get(version.uid)
+            if image is None or image.version.status is VersionStatus.INCOMPLETE:  # its backup may have gone on since
+                await trio.to_thread.run_sync(self._job.hold, version.id)
+                image = self._images[version.uid] = Image(self._repository, version)
+        return image
 
     @_guarded
     async def read(self, fh: int, off: int, size: int) -> bytes:

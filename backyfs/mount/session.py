@@ -23,7 +23,7 @@ from backyfs.mount.mountpoints import check_mountpoint
 from backyfs.mount.operations import Operations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from backyfs.repository import Repository
 
@@ -78,12 +78,7 @@ def serve(repository: Repository, request: MountRequest, ready: Callable[[], Non
     workers = len(os.sched_getaffinity(0)) + 1
     with Job(repository.database, f"mount {request.mountpoint}") as job:
         cache = BlockCache(partial(load_block, repository.blocks), _CACHE_BYTES, workers)
-        operations = Operations(repository, cache, job)
-        _mount(operations, request)
-        try:
-            trio.run(_serve, job, ready)
-        finally:
-            pyfuse3.close(unmount=True)  # also where it is in use: what is open then answers ENOTCONN
+        trio.run(_serve, Operations(repository, cache, job), request, job, ready)
     _log.info("%s is unmounted", request.mountpoint)
 
 
@@ -99,21 +94,26 @@ def _mount(operations: Operations, request: MountRequest) -> None:
         ) from error
 
 
-async def _serve(job: Job, ready: Callable[[], None]) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal)
-        nursery.start_soon(_end_without_job, job)
-        ready()
-        await pyfuse3.main()
-        nursery.cancel_scope.cancel()
+async def _serve(operations: Operations, request: MountRequest, job: Job, ready: Callable[[], None]) -> None:
+    # Listening before there is a mount: a signal that comes between the two would leave it without its process.
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        _mount(operations, request)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_end_on_signal, signals)
+                nursery.start_soon(_end_without_job, job)
+                ready()
+                await pyfuse3.main()
+                nursery.cancel_scope.cancel()
+        finally:
+            pyfuse3.close(unmount=True)  # also where it is in use: what is open then answers ENOTCONN
     job.check()
 
 
-async def _end_on_signal() -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for number in signals:
-            _log.info("unmounting after %s", signal.Signals(number).name)
-            pyfuse3.terminate()
+async def _end_on_signal(signals: AsyncIterator[int]) -> None:
+    async for number in signals:
+        _log.info("unmounting after %s", signal.Signals(number).name)
+        pyfuse3.terminate()
 
 
 async def _end_without_job(job: Job) -> None:

@@ -166,7 +166,7 @@ def escape(name: str) -> bytes:
     What a file name cannot hold, control characters and `%` become `%` and two hexadecimal digits. A name
     that is too long keeps its beginning and ends in `%~` and a digest; only the tree knows the whole.
     """
-    raw = name.encode("utf-8", errors="surrogateescape")
+    raw = name.encode("utf-8", errors="surrogatepass")
     if raw in {b"", b".", b".."}:
         return b"%" if not raw else raw.replace(b".", b"%2E")
     escaped = b"".join(bytes((byte,)) if _is_plain(byte) else b"%%%02X" % byte for byte in raw)
@@ -186,7 +186,7 @@ def unescape(escaped: bytes) -> str:
     if escaped == b"%":
         return ""
     raw = first + b"".join(bytes.fromhex(part[:2].decode()) + part[2:] for part in others)
-    return raw.decode("utf-8", errors="surrogateescape")
+    return raw.decode("utf-8", errors="surrogatepass")
 
 
 def _is_plain(byte: int) -> bool:
@@ -218,4 +218,4 @@ def _facts(version: Version) -> dict[bytes, bytes]:
         b"protected": str(int(version.protected)),
         status: version.status.value,
     }
-    return {what: f"{text}\n".encode(errors="surrogateescape") for what, text in facts.items()}
+    return {what: f"{text}\n".encode(errors="surrogatepass") for what, text in facts.items()}

@@ -45,8 +45,10 @@ class DirectoryStorage:
         # Held open all the time: syncfs reports the write errors that came after its descriptor was opened.
         self._fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._has_syncfs = _syncfs_can_be_trusted(self._path)
-        self._lock = threading.Lock()      # guards the list below
-        self._written: list[BlobUid] = []  # under their temporary names
+        self._lock = threading.Lock()        # guards the list below
+        self._written: list[BlobUid] = []    # under their temporary names
+        self._flush_lock = threading.Lock()  # one flush at a time, and guards the failure
+        self._failure: StorageError | None = None
 
     @staticmethod
     def create(path: str) -> None:
@@ -74,7 +76,7 @@ class DirectoryStorage:
             try:
                 fd = _create(temporary)
             except FileNotFoundError:
-                os.makedirs(directory, mode=0o700, exist_ok=True)
+                _make_directories(directory)
                 fd = _create(temporary)
             try:
                 size = _write_all(fd, parts)
@@ -94,10 +96,22 @@ class DirectoryStorage:
 
     def flush(self) -> None:
         """Sync what was put, give it its name, sync the names."""
-        with self._lock:
-            written, self._written = self._written, []
-        if not written:
-            return
+        # What another thread's flush has taken is durable when that one ends: wait for it.
+        with self._flush_lock:
+            # The kernel tells of bytes that did not reach the disk once; the next sync would say all is well.
+            if self._failure is not None:
+                raise StorageError(f"{self._failure} (what was put since is lost as well)")
+            with self._lock:
+                written, self._written = self._written, []
+            if not written:
+                return
+            try:
+                self._give_names(written)
+            except StorageError as error:
+                self._failure = error
+                raise
+
+    def _give_names(self, written: list[BlobUid]) -> None:
         try:
             if self._has_syncfs:
                 _syncfs(self._fd)
@@ -165,6 +179,13 @@ def _blob_uid(name: str) -> BlobUid:
 
 def _create(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def _make_directories(path: str) -> None:
+    # Not os.makedirs: it gives the mode to the last directory alone, and would make a storage that is gone anew.
+    for directory in (os.path.dirname(path), path):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o700)
 
 
 def _write_all(fd: int, parts: Sequence[Buffer]) -> int:

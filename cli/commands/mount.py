@@ -58,7 +58,8 @@ def command(
 
 def _start_in_background(invocation: Invocation, mountpoint: str, options: tuple[str, ...]) -> int:
     reader, writer = os.pipe()
-    arguments = [sys.executable, "-m", "backyfs.cli", *invocation.as_arguments(), "mount", "--foreground"]
+    # -P: without it Python would look for modules in the current directory first, whoever owns that.
+    arguments = [sys.executable, "-P", "-m", "backyfs.cli", *invocation.as_arguments(), "mount", "--foreground"]
     arguments += ["--ready-fd", str(writer), *(f"-o{option}" for option in options), "--", mountpoint]
     child = subprocess.Popen(arguments, pass_fds=[writer])
     os.close(writer)
