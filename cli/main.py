@@ -20,8 +20,6 @@ from backyfs.errors import BackyfsError, InterruptedByUser, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_UNEXPECTED = 100  # exit status of an error without a class of its own, as in backy2
-
 # name -> module below backyfs.cli.commands, and the line that `backyfs --help` shows
 _COMMANDS = {
     "init": ("init", "Make a new repository."),
@@ -111,18 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status; errors are told on stderr in one line."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        # Not `cli.main`, which makes an error of a reader who has had enough (`| head`).
-        words = list(sys.argv[1:] if arguments is None else arguments)
-        with cli.make_context("backyfs", words) as context:
-            status: Any = cli.invoke(context)
-        sys.stdout.flush()
-    except BackyfsError as error:
-        return _tell(error, error.exit_status)
+        return _invoke(words)
     except click.exceptions.Exit as ended:  # --help and --version
         return ended.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return _tell(InterruptedByUser("interrupted"), InterruptedByUser.exit_status)
     except click.ClickException as error:
         error.show()
         return UsageError.exit_status
@@ -131,16 +122,30 @@ def run(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError, ValueError):  # a stdout that is no file has no number
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # noqa: BLE001 - the last place where an error can be told
-        return _tell(error, _UNEXPECTED)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last place where an error can be told
+        return _tell(error)
+
+
+def _invoke(words: list[str]) -> int:
+    # Not `cli.main`, which makes an error of a reader who has had enough (`| head`).
+    with cli.make_context("backyfs", words) as context:
+        status: Any = cli.invoke(context)
+    sys.stdout.flush()
     return status if isinstance(status, int) else 0
 
 
-def _tell(error: Exception, status: int) -> int:
-    if logging.getLogger("backyfs").isEnabledFor(logging.DEBUG):
-        logging.getLogger("backyfs").debug("the error came about here", exc_info=error)
-    known = isinstance(error, BackyfsError)
-    kind = "" if known else f"unexpected {type(error).__name__}: "
-    remedy = "" if known else "; run it again with --debug to see where, and report it"
-    click.echo(f"backyfs: error: {kind}{error}{remedy}", err=True)
-    return status
+def _tell(error: BaseException) -> int:
+    log = logging.getLogger("backyfs")
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("the error came about here", exc_info=error)
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        error = InterruptedByUser("interrupted")
+    if isinstance(error, BackyfsError):
+        click.echo(f"backyfs: error: {error}", err=True)
+        return error.exit_status
+    click.echo(
+        f"backyfs: error: unexpected {type(error).__name__}: {error}; run it again with --debug to see where, "
+        "and report it",
+        err=True,
+    )
+    return BackyfsError.exit_status

@@ -109,4 +109,5 @@ def _finish(
             ended_at=datetime.now(UTC),
             duration_s=duration_s,
         )
-    return BackupReport(version=replace(version, status=VersionStatus.VALID), statistics=statistics, duration_s=duration_s)
+    finished = replace(version, status=VersionStatus.VALID)
+    return BackupReport(version=finished, statistics=statistics, duration_s=duration_s)
