@@ -19,6 +19,7 @@ from backyfs.model import Version, VersionStatus, VersionUid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
 _NAME_BYTES = 255  # NAME_MAX of Linux
 _LATEST = b"latest"
@@ -83,6 +84,19 @@ class Tree:
     def version(self, uid: VersionUid) -> Version:
         """Return a version that is in the tree."""
         return self._versions[uid]
+
+    def date(self, node: Node) -> datetime | None:
+        """Return when the version of a node was made; of several, the newest one; None if there is none."""
+        match node:
+            case Top():
+                versions: Iterable[Version] = self._versions.values()
+            case NameDirectory(name):
+                versions = self._by_name[name]
+            case Link(name, uid):
+                versions = [self._versions[uid or self._latest[name]]]
+            case _:
+                versions = [self._versions[node.uid]]
+        return max((version.created_at for version in versions), default=None)
 
     @property
     def total_bytes(self) -> int:
