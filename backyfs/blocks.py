@@ -18,7 +18,7 @@ from backyfs.model import BlobUid, SavedBlob
 from backyfs.sealing import DATA_KEY_BYTES, encryption_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from backyfs.keys import Keyring
     from backyfs.model import Blob, Buffer
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BLAKE3 = "blake3"
 _UID_DIGITS = 32  # as wide as the uids of backy2, so that its tools and paths fit
 _SHELF_DIGITS = 4
+_RANDOM_DIGITS = _UID_DIGITS - _SHELF_DIGITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,27 +62,39 @@ def new_shelf() -> str:
     return secrets.token_hex(_SHELF_DIGITS // 2)
 
 
-def new_blob_uid(shelf: str) -> BlobUid:
-    """Return a new random uid on a shelf."""
-    return BlobUid(shelf + secrets.token_hex((_UID_DIGITS - _SHELF_DIGITS) // 2))
+def new_blob_uids(shelf: str, count: int) -> list[BlobUid]:
+    """Return so many new random uids on a shelf."""
+    digits = secrets.token_hex(count * _RANDOM_DIGITS // 2)
+    return [
+        BlobUid(shelf + digits[start : start + _RANDOM_DIGITS])
+        for start in range(0, len(digits), _RANDOM_DIGITS)
+    ]
 
 
-def save_block(store: BlockStore, block: Buffer, fingerprint: bytes, uid: BlobUid) -> SavedBlob:
-    """Seal a block and put it into the storage as blob `uid`; it is durable after the storage's next flush.
+def save_blocks(store: BlockStore, new: Iterable[tuple[BlobUid, bytes, Buffer]]) -> list[SavedBlob]:
+    """Seal blocks, given as uid, fingerprint and plain bytes, and put them into the storage.
+
+    They are durable after the storage's next flush.
 
     Raises:
-        StorageError: the storage does not take it.
+        StorageError: the storage does not take one of them.
     """
     scheme = encryption_version(store.encryption_version)
-    data_key = secrets.token_bytes(DATA_KEY_BYTES) if scheme.uses_data_key else b""
-    return SavedBlob(
-        uid=uid,
-        fingerprint=fingerprint,
-        size=memoryview(block).nbytes,
-        stored_size=store.storage.put(uid, scheme.seal(block, data_key)),
-        encryption_version=store.encryption_version,
-        wrapped_key=store.keyring.wrap(data_key) if scheme.uses_data_key else None,
-    )
+    seal = scheme.sealer()
+    saved = []
+    for uid, fingerprint, block in new:
+        data_key = secrets.token_bytes(DATA_KEY_BYTES) if scheme.uses_data_key else b""
+        saved.append(
+            SavedBlob(
+                uid=uid,
+                fingerprint=fingerprint,
+                size=memoryview(block).nbytes,
+                stored_size=store.storage.put(uid, seal(block, data_key)),
+                encryption_version=store.encryption_version,
+                wrapped_key=store.keyring.wrap(data_key) if scheme.uses_data_key else None,
+            )
+        )
+    return saved
 
 
 def load_block(store: BlockStore, blob: Blob) -> bytes:

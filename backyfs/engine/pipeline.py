@@ -13,9 +13,10 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import cycle
 from typing import TYPE_CHECKING
 
-from backyfs.blocks import new_blob_uid, new_shelf
+from backyfs.blocks import new_blob_uids, new_shelf
 from backyfs.engine.mapbuilder import MapBuilder
 from backyfs.engine.tasks import Flushed, Hashed, Result, Stored, Tasks
 from backyfs.engine.window import Window, default_workers
@@ -27,7 +28,7 @@ from backyfs.model import BlockIndex
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from backyfs.engine.job import Job
     from backyfs.metadata.stats import BackupStatistics
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _RUN_BYTES = 4 << 20      # small blocks are read and stored in runs of so many bytes, and
 _RUN_BLOCKS = 256         # of so many blocks: starting a task costs as much as several blocks of 4 KiB
+_FEW_BLOCKS = 16          # a run of no more is mostly compression
 _BUFFER_BYTES = 64 << 20  # in all buffers together, as far as enough of them fit
 _LOOK_UP_RUNS = 4         # are looked up at once: a query for one run costs as much as hashing it
 _FLUSH_BYTES = 64 << 20   # a flush begins when so much was stored since the last one, or
@@ -85,7 +87,8 @@ class Pipeline:
         self._tasks = Tasks(source, repository.blocks, self._block_size)
         self._map = MapBuilder(self._blocks)
         self._run_blocks = max(1, min(_RUN_BLOCKS, _RUN_BYTES // self._block_size))
-        self._workers = default_workers()
+        # Small blocks are mostly Python's work, of which one thread does as much as several.
+        self._workers = default_workers() - (1 if self._run_blocks > _FEW_BLOCKS else 0)
         self._buffers = self._make_buffers()
         self._coming: dict[bytes, BlobUid] = {}  # blobs that have no row yet, by fingerprint
         self._waiting: dict[BlobUid, list[BlockIndex]] = {}  # the blocks that are to get them
@@ -93,7 +96,7 @@ class Pipeline:
         self._hashed: list[Hashed] = []  # runs that were read and not looked up
         self._unflushed = _Unflushed()
         self._flushing = False
-        self._shelf = new_shelf()
+        self._shelves = self._new_shelves()
 
     def run(self) -> None:
         """Bring the whole source into the block map.
@@ -117,6 +120,10 @@ class Pipeline:
         run_bytes = self._run_blocks * self._block_size
         count = max(self._workers + 1, min(4 * self._workers, _BUFFER_BYTES // run_bytes))
         return [bytearray(run_bytes) for _ in range(count)]
+
+    def _new_shelves(self) -> Iterator[str]:
+        # One for each worker: threads that make files in the same directory wait for each other.
+        return cycle([new_shelf() for _ in range(self._workers)])
 
     # What is submitted, and what comes back.
 
@@ -186,7 +193,7 @@ class Pipeline:
     def _start_flush(self, window: Window[Result]) -> None:
         saved, self._unflushed = self._unflushed.saved, _Unflushed()
         self._flushing = True
-        self._shelf = new_shelf()
+        self._shelves = self._new_shelves()
         window.submit(self._tasks.flush, saved)
 
     # What the owner does with it.
@@ -221,6 +228,7 @@ class Pipeline:
     def _sort(self, result: Hashed, known: dict[bytes, BlobId]) -> list[tuple[int, BlobUid]]:
         """Enter the blocks of a run that are known; return those that are to be stored, and as what."""
         counts = self._statistics
+        uids = iter(new_blob_uids(next(self._shelves), len(result.fingerprints)))
         new = []
         for position, fingerprint in enumerate(result.fingerprints):
             index = BlockIndex(result.run.first + position)
@@ -240,17 +248,17 @@ class Pipeline:
                 counts.blocks_deduplicated += 1
                 counts.bytes_deduplicated += size
             else:
-                new.append((position, self._announce(index, fingerprint)))
+                uid = next(uids)
+                new.append((position, uid))
+                self._announce(index, fingerprint, uid)
                 counts.blocks_written += 1
                 counts.bytes_written += size
         return new
 
-    def _announce(self, index: BlockIndex, fingerprint: bytes) -> BlobUid:
-        uid = new_blob_uid(self._shelf)
+    def _announce(self, index: BlockIndex, fingerprint: bytes, uid: BlobUid) -> None:
         self._waiting[uid] = [index]
         if self._repository.deduplication:
             self._coming[fingerprint] = uid
-        return uid
 
     def _insert(self, saved: list[SavedBlob]) -> None:
         with self._repository.database.write() as connection:
@@ -286,7 +294,7 @@ class Pipeline:
             if hashed.fingerprints[0] is None:  # the source is in use, and changed
                 entries[position] = HOLE
                 continue
-            stored = self._tasks.store(hashed, [(0, new_blob_uid(self._shelf))])
+            stored = self._tasks.store(hashed, [(0, new_blob_uids(new_shelf(), 1)[0])])
             saved = self._tasks.flush(stored.saved).saved
             with self._repository.database.write() as connection:
                 ids = insert_blobs(connection, saved, datetime.now(UTC))

@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from backyfs.blocks import save_block
+from backyfs.blocks import save_blocks
 from backyfs.geometry import block_length
 from backyfs.model import BlockIndex
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from backyfs.blocks import BlockStore
     from backyfs.geometry import BlockRun
     from backyfs.model import BlobUid, SavedBlob
@@ -74,13 +76,7 @@ class Tasks:
         Raises:
             StorageError: the storage does not take them.
         """
-        saved = []
-        for position, uid in new:
-            fingerprint = hashed.fingerprints[position]
-            assert fingerprint is not None, "a block of zeros is a hole"
-            with self._block(hashed.run, hashed.buffer, position) as block:
-                saved.append(save_block(self._blocks, block, fingerprint, uid))
-        return Stored(hashed.buffer, saved)
+        return Stored(hashed.buffer, save_blocks(self._blocks, self._new_blocks(hashed, new)))
 
     def flush(self, saved: list[SavedBlob]) -> Flushed:
         """Make durable what was put into the storage.
@@ -90,6 +86,15 @@ class Tasks:
         """
         self._blocks.storage.flush()
         return Flushed(saved)
+
+    def _new_blocks(
+        self, hashed: Hashed, new: list[tuple[int, BlobUid]]
+    ) -> Iterator[tuple[BlobUid, bytes, memoryview]]:
+        for position, uid in new:
+            fingerprint = hashed.fingerprints[position]
+            assert fingerprint is not None, "a block of zeros is a hole"
+            with self._block(hashed.run, hashed.buffer, position) as block:
+                yield uid, fingerprint, block
 
     def _fingerprint(self, run: BlockRun, buffer: bytearray, position: int) -> bytes | None:
         with self._block(run, buffer, position) as block:

@@ -73,6 +73,8 @@ def _text(length: int) -> String:
 _Id = BigInteger().with_variant(Integer, "sqlite")
 _LongBlob = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 _NAME_LENGTH = 2048  # as backy2
+# sqlite_autoincrement: else SQLite gives the highest id, when its row was deleted, to the next row, and whoever
+# knows the old row by its id takes the new one for it: a backup a blob, a job that was removed its own row.
 
 metadata = MetaData(
     naming_convention={
@@ -118,6 +120,7 @@ versions = Table(
     Column("status", String(16), nullable=False),  # model.VersionStatus
     Column("protected", Boolean, nullable=False),
     Column("expire_at", UtcDateTime),
+    sqlite_autoincrement=True,
 )
 
 tags = Table(
@@ -138,6 +141,7 @@ pages = Table(
     Column("entries", _LongBlob, nullable=False),               # see metadata.blockmap
     Column("refs", BigInteger, nullable=False),                 # rows of version_pages that name it
     Column("published", Boolean, nullable=False),               # set: the catalog has its object
+    sqlite_autoincrement=True,
 )
 
 version_pages = Table(
@@ -162,6 +166,7 @@ blobs = Table(
     Column("refs", BigInteger, nullable=False),          # pages that contain it
     Column("created_at", UtcDateTime, nullable=False),
     Column("doomed_at", UtcDateTime),  # set: cleanup will delete it; deduplication no longer finds it
+    sqlite_autoincrement=True,
 )
 
 jobs = Table(
@@ -176,6 +181,7 @@ jobs = Table(
     Column("progress", _text(255), nullable=False),
     Column("started_at", UtcDateTime, nullable=False),
     Column("heartbeat_at", UtcDateTime, nullable=False),  # the database's clock
+    sqlite_autoincrement=True,
 )
 
 job_versions = Table(  # which versions a job holds: none of them is removed while the job lives

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 DATA_KEY_BYTES = 32  # AES-256
 
 
+class Sealer(Protocol):
+    """Seals blocks, in one thread."""
+
+    def __call__(self, block: Buffer, data_key: bytes) -> Sequence[Buffer]:
+        """Return the object for a block, in parts that are stored one after the other."""
+
+
 class EncryptionVersion(Protocol):
     """How a block becomes a stored object, and back."""
 
@@ -29,8 +36,8 @@ class EncryptionVersion(Protocol):
     def uses_data_key(self) -> bool:
         """Whether each blob has a data key of its own."""
 
-    def seal(self, block: Buffer, data_key: bytes) -> Sequence[Buffer]:
-        """Return the object for a block, in parts that are stored one after the other."""
+    def sealer(self) -> Sealer:
+        """Return a function that seals blocks, for one thread: what is costly to make, it makes once."""
 
     def open(self, stored: Buffer, data_key: bytes, size: int) -> bytes:
         """Return the `size` plain bytes of a block.

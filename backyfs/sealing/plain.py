@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from backyfs.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from backyfs.model import Buffer
 
@@ -17,9 +17,9 @@ class Plain:
 
     uses_data_key = False
 
-    def seal(self, block: Buffer, data_key: bytes) -> Sequence[Buffer]:  # noqa: ARG002 - it has none
-        """Return the block itself."""
-        return (block,)
+    def sealer(self) -> Callable[[Buffer, bytes], Sequence[Buffer]]:
+        """Return a function that returns the block itself."""
+        return lambda block, data_key: (block,)  # noqa: ARG005 - it has none
 
     def open(self, stored: Buffer, data_key: bytes, size: int) -> bytes:  # noqa: ARG002 - it has none
         """Return the object's bytes, of which only the number is checked here."""

@@ -189,10 +189,12 @@ def _make_directories(path: str) -> None:
 
 
 def _write_all(fd: int, parts: Sequence[Buffer]) -> int:
-    size = 0
+    size = sum(memoryview(part).nbytes for part in parts)
+    if size <= _WRITE_BYTES and os.writev(fd, parts) == size:
+        return size
+    os.lseek(fd, 0, os.SEEK_SET)  # a write that came short has met a limit or a full disk: go on to hear which
     for part in parts:
         rest = memoryview(part)
-        size += rest.nbytes
         while rest:
             rest = rest[os.write(fd, rest[:_WRITE_BYTES]) :]
     return size

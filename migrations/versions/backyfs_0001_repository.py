@@ -74,6 +74,7 @@ def _create_versions() -> None:
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("protected", sa.Boolean, nullable=False),
         sa.Column("expire_at", _Time),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "tags",
@@ -98,6 +99,7 @@ def _create_blobs_and_pages() -> None:
         sa.Column("refs", sa.BigInteger, nullable=False),
         sa.Column("created_at", _Time, nullable=False),
         sa.Column("doomed_at", _Time),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "pages",
@@ -107,6 +109,7 @@ def _create_blobs_and_pages() -> None:
         sa.Column("entries", _LongBlob, nullable=False),
         sa.Column("refs", sa.BigInteger, nullable=False),
         sa.Column("published", sa.Boolean, nullable=False),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "version_pages",
@@ -128,6 +131,7 @@ def _create_jobs() -> None:
         sa.Column("progress", _text(255), nullable=False),
         sa.Column("started_at", _Time, nullable=False),
         sa.Column("heartbeat_at", _Time, nullable=False),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "job_versions",

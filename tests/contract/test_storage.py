@@ -1,0 +1,693 @@
+"""What every storage does, one suite for all of them; below it, what a directory does besides."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from backyfs.errors import BlobMissingError, StorageError
+from backyfs.model import BlobUid, Buffer
+from backyfs.storage import directory as directory_module
+from backyfs.storage.directory import DirectoryStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from backyfs.storage import Storage
+
+A = BlobUid("a1b2c3d4e5f60718293a4b5c6d7e8f90")
+B = BlobUid("a1b2ffffffffffffffffffffffffffff")  # beside A
+OF_BACKY2 = BlobUid("18c29961439EQS96qJLwyirryH3rZubX")
+HOSTILE = [
+    "", "ab", "abc", "../x", "../../etc/passwd", "/etc/passwd", "ab/cd", "abcd/../../x", "abcd\0", "abcd.blob",
+    "abcd ", "abcd\n", "....", "ab-cd", "äbcd", "\N{ARABIC-INDIC DIGIT ONE}" * 4,
+]  # fmt: skip
+
+
+def make_directory(place: Path) -> Callable[[], Storage]:
+    path = str(place / "data")
+    DirectoryStorage.create(path)
+    return lambda: DirectoryStorage(path)
+
+
+# How a storage is made in an empty place; what is returned opens it. A new kind of storage is one more line.
+STORAGES: dict[str, Callable[[Path], Callable[[], Storage]]] = {
+    "directory": make_directory,
+}
+
+
+@pytest.fixture(params=sorted(STORAGES))
+def open_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Storage]:
+    """Give a function that opens the same storage each time."""
+    return STORAGES[request.param](tmp_path)
+
+
+@pytest.fixture
+def storage(open_storage: Callable[[], Storage]) -> Iterator[Storage]:
+    storage = open_storage()
+    yield storage
+    storage.close()
+
+
+def put(storage: Storage, uid: str, *parts: Buffer) -> None:
+    """Store an object durably."""
+    storage.put(BlobUid(uid), parts)
+    storage.flush()
+
+
+# Objects
+
+
+def test_an_object_comes_back_as_it_was_put(storage: Storage) -> None:
+    put(storage, A, b"backyfs")
+    assert storage.get(A) == b"backyfs"
+
+
+def test_putting_an_object_tells_its_size(storage: Storage) -> None:
+    assert storage.put(A, [b"tag", b"nonce", b"ciphertext"]) == 18
+
+
+def test_parts_are_stored_one_after_the_other(storage: Storage) -> None:
+    put(storage, A, b"tag", bytearray(b"nonce"), memoryview(b"the ciphertext")[4:])
+    assert storage.get(A) == b"tagnonceciphertext"
+
+
+@pytest.mark.parametrize("parts", [[], [b""], [b"", b""]])
+def test_an_object_can_be_empty(storage: Storage, parts: Sequence[bytes]) -> None:
+    assert storage.put(A, parts) == 0
+    storage.flush()
+    assert storage.get(A) == b""
+
+
+@pytest.mark.parametrize("size", [1, (128 << 10) - 1, 128 << 10, (128 << 10) + 1, (5 << 20) + 7])
+def test_objects_of_any_size_are_stored(storage: Storage, size: int) -> None:
+    content = os.urandom(size)
+    put(storage, A, content[:1], content[1:])
+    assert storage.get(A) == content
+
+
+def test_a_buffer_may_be_used_again_when_put_has_returned(storage: Storage) -> None:
+    buffer = bytearray(b"first")
+    storage.put(A, [buffer])
+    buffer[:] = b"other"
+    storage.flush()
+    assert storage.get(A) == b"first"
+
+
+def test_objects_do_not_mix(storage: Storage) -> None:
+    storage.put(A, [b"a"])
+    storage.put(B, [b"b"])
+    storage.flush()
+    assert (storage.get(A), storage.get(B)) == (b"a", b"b")
+
+
+def test_uids_differ_in_case_alone(storage: Storage) -> None:
+    put(storage, OF_BACKY2, b"one")
+    put(storage, OF_BACKY2.swapcase(), b"two")
+    assert storage.get(OF_BACKY2) == b"one"
+    assert storage.get(BlobUid(OF_BACKY2.swapcase())) == b"two"
+
+
+def test_objects_are_there_when_the_storage_is_opened_again(open_storage: Callable[[], Storage]) -> None:
+    first = open_storage()
+    put(first, A, b"backyfs")
+    first.close()
+    second = open_storage()
+    assert second.get(A) == b"backyfs"
+    second.close()
+
+
+def test_two_openings_of_a_storage_see_the_same_objects(storage: Storage, open_storage: Callable[[], Storage]) -> None:
+    other = open_storage()
+    put(storage, A, b"backyfs")
+    assert other.get(A) == b"backyfs"
+    other.close()
+
+
+def test_an_object_that_is_not_there_is_missing(storage: Storage) -> None:
+    with pytest.raises(BlobMissingError, match=rf"^blob {A} is missing from the storage$") as caught:
+        storage.get(A)
+    assert caught.value.uid == A
+
+
+def test_a_neighbour_of_an_object_is_missing(storage: Storage) -> None:
+    put(storage, A, b"a")
+    with pytest.raises(BlobMissingError):
+        storage.get(B)
+
+
+# Deleting and listing
+
+
+def test_a_deleted_object_is_missing(storage: Storage) -> None:
+    put(storage, A, b"a")
+    put(storage, B, b"b")
+    storage.delete(A)
+    with pytest.raises(BlobMissingError):
+        storage.get(A)
+    assert storage.get(B) == b"b"
+
+
+def test_deleting_twice_is_fine(storage: Storage) -> None:
+    put(storage, A, b"a")
+    storage.delete(A)
+    storage.delete(A)
+    assert list(storage.list_blobs()) == []
+
+
+def test_deleting_what_never_was_is_fine(storage: Storage) -> None:
+    storage.delete(A)
+    assert list(storage.list_blobs()) == []
+
+
+def test_a_new_storage_lists_nothing(storage: Storage) -> None:
+    assert list(storage.list_blobs()) == []
+
+
+def test_every_object_is_listed_by_its_uid(storage: Storage) -> None:
+    uids = {A, B, OF_BACKY2, BlobUid("f" * 32)}
+    for uid in uids:
+        storage.put(uid, [b"x"])
+    storage.flush()
+    assert sorted(storage.list_blobs()) == sorted(uids)
+
+
+def test_objects_can_be_deleted_while_they_are_listed(storage: Storage) -> None:
+    for number in range(20):
+        storage.put(BlobUid(f"{number:032x}"), [b"x"])
+    storage.flush()
+    for uid in storage.list_blobs():
+        storage.delete(uid)
+    assert list(storage.list_blobs()) == []
+
+
+# Names that are none
+
+
+@pytest.mark.parametrize("uid", HOSTILE)
+def test_what_is_no_uid_is_refused_everywhere(storage: Storage, uid: str) -> None:
+    for use in (lambda: storage.put(BlobUid(uid), [b"x"]), lambda: storage.get(BlobUid(uid)),
+                lambda: storage.delete(BlobUid(uid))):  # fmt: skip
+        with pytest.raises(StorageError, match="is no uid: letters and digits were expected") as caught:
+            use()
+        assert not isinstance(caught.value, BlobMissingError)
+    assert list(storage.list_blobs()) == []
+
+
+# Flushing, and threads
+
+
+def test_flushing_nothing_is_fine(storage: Storage) -> None:
+    storage.flush()
+    put(storage, A, b"a")
+    storage.flush()
+    assert storage.get(A) == b"a"
+
+
+def test_one_flush_serves_all_that_was_put(storage: Storage) -> None:
+    for number in range(50):
+        storage.put(BlobUid(f"{number:032x}"), [bytes([number])])
+    storage.flush()
+    assert [storage.get(BlobUid(f"{number:032x}")) for number in range(50)] == [bytes([number]) for number in range(50)]
+
+
+def test_each_thread_can_read_what_it_put_when_its_flush_returns(storage: Storage) -> None:
+    # Whichever thread's flush takes the object along.
+    start = threading.Barrier(8)
+
+    def work(thread: int) -> None:
+        start.wait()
+        for number in range(10):
+            uid = BlobUid(f"{thread:04x}{number:028x}")
+            storage.put(uid, [uid.encode(), bytes(1000)])
+            storage.flush()
+            assert storage.get(uid) == uid.encode() + bytes(1000)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))
+    assert len(list(storage.list_blobs())) == 80
+
+
+def test_threads_can_put_read_and_delete_at_once(storage: Storage) -> None:
+    def work(number: int) -> None:
+        uid = BlobUid(f"abcd{number:028x}")  # all in one place
+        put(storage, uid, uid.encode())
+        assert storage.get(uid) == uid.encode()
+        if number % 2:
+            storage.delete(uid)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(80)))
+    assert sorted(storage.list_blobs()) == [f"abcd{number:028x}" for number in range(0, 80, 2)]
+
+
+# A directory besides
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Give the directory of a new storage."""
+    path = tmp_path / "data"
+    DirectoryStorage.create(str(path))
+    return path
+
+
+@contextmanager
+def opened(path: Path | str) -> Iterator[DirectoryStorage]:
+    storage = DirectoryStorage(str(path))
+    try:
+        yield storage
+    finally:
+        storage.close()
+
+
+def files_below(path: Path) -> list[str]:
+    """Return all files below a directory."""
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir())
+
+
+def open_below(path: Path) -> list[str]:
+    """Return what this process has open in a directory, itself included."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except FileNotFoundError:  # the one that listed them
+            continue
+    return sorted(name for name in found if name == str(path) or name.startswith(f"{path}/"))
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def fail(number: int) -> Callable[..., Any]:
+    """Return a stand-in for a function of `os` that fails."""
+
+    def failing(*_: object, **__: object) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return failing
+
+
+def test_a_file_lies_where_backy2_has_it(path: Path) -> None:
+    with opened(path) as storage:
+        put(storage, OF_BACKY2, b"x")
+        assert files_below(path) == [f"18/c2/{OF_BACKY2}.blob"]
+
+
+def test_a_file_that_backy2_wrote_is_found(path: Path) -> None:
+    file = path / "18" / "c2" / f"{OF_BACKY2}.blob"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"old")
+    with opened(path) as storage:
+        assert storage.get(OF_BACKY2) == b"old"
+        assert list(storage.list_blobs()) == [OF_BACKY2]
+
+
+def test_an_object_has_no_name_before_the_flush(path: Path) -> None:
+    with opened(path) as storage:
+        storage.put(A, [b"x"])
+        assert list(storage.list_blobs()) == []
+        with pytest.raises(BlobMissingError):
+            storage.get(A)
+        assert files_below(path) == [f"a1/b2/{A}.blob.tmp"]
+        storage.flush()
+        assert files_below(path) == [f"a1/b2/{A}.blob"]
+
+
+def test_other_files_are_no_objects(path: Path) -> None:
+    (path / "a1").mkdir()
+    for name in ("README", "a1/notes.txt", f"a1/{A}.blob.tmp", "a1/blob"):
+        (path / name).write_bytes(b"")
+    with opened(path) as storage:
+        assert list(storage.list_blobs()) == []
+
+
+def test_files_and_directories_are_their_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        DirectoryStorage.create(str(tmp_path / "data"))
+        with opened(tmp_path / "data") as storage:
+            put(storage, A, b"x")
+    finally:
+        os.umask(old)
+    places = [tmp_path / "data", tmp_path / "data/a1", tmp_path / "data/a1/b2"]
+    assert [mode_of(place) for place in places] == [0o700, 0o700, 0o700]
+    assert mode_of(tmp_path / f"data/a1/b2/{A}.blob") == 0o600
+
+
+def test_a_storage_owns_its_directory_by_its_absolute_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    with opened("data") as storage:
+        assert list(storage.paths()) == [str(path)]
+        monkeypatch.chdir("/")
+        put(storage, A, b"x")
+    assert files_below(path) == [f"a1/b2/{A}.blob"]
+
+
+def test_nothing_stays_open(path: Path) -> None:
+    with opened(path) as storage:
+        put(storage, A, b"x")
+        storage.get(A)
+        with pytest.raises(BlobMissingError):
+            storage.get(B)
+        assert open_below(path) == [str(path)]
+    assert open_below(path) == []
+
+
+def test_what_the_kernel_gives_in_pieces_is_read_to_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = os.read
+    with opened(path) as storage:
+        put(storage, A, bytes(range(256)))
+        monkeypatch.setattr(os, "read", lambda fd, count: read(fd, min(count, 100)))
+        assert storage.get(A) == bytes(range(256))
+
+
+def test_what_the_kernel_takes_in_pieces_is_written_to_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, part: write(fd, bytes(part)[:100]))
+    monkeypatch.setattr(os, "writev", lambda fd, parts: write(fd, bytes(parts[0])[:100]))
+    with opened(path) as storage:
+        assert storage.put(A, [bytes(range(256)), b"end"]) == 259
+        storage.flush()
+        assert storage.get(A) == bytes(range(256)) + b"end"
+
+
+# Durability
+
+
+class SyncCalls:
+    """The calls that make an object durable, in their order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        self._patch = monkeypatch
+        for module, name in (
+            (os, "writev"),
+            (os, "fdatasync"),
+            (os, "rename"),
+            (os, "fsync"),
+            (directory_module, "_syncfs"),
+        ):
+            self._watch(module, name)
+
+    def _watch(self, module: Any, name: str) -> None:
+        real = getattr(module, name)
+
+        def watched(*arguments: Any) -> Any:
+            self.names.append(name.lstrip("_"))
+            return real(*arguments)
+
+        self._patch.setattr(module, name, watched)
+
+
+def test_bytes_are_synced_before_names_and_names_before_the_flush_returns(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: True)
+    calls = SyncCalls(monkeypatch)
+    with opened(path) as storage:
+        storage.put(A, [b"a"])
+        storage.put(B, [b"b"])
+        assert calls.names == ["writev", "writev"]
+        storage.flush()
+    # One syncfs for both; then a1/b2, which holds both names, a1 and the storage itself.
+    assert calls.names == ["writev", "writev", "syncfs", "rename", "rename", "fsync", "fsync", "fsync"]
+
+
+def test_where_syncfs_cannot_be_trusted_each_file_is_synced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: False)
+    calls = SyncCalls(monkeypatch)
+    with opened(path) as storage:
+        storage.put(A, [b"a"])
+        storage.put(B, [b"b"])
+        assert calls.names == ["writev", "fdatasync", "writev", "fdatasync"]
+        storage.flush()
+        assert storage.get(A) == b"a"
+    assert calls.names[4:] == ["rename", "rename", "fsync", "fsync", "fsync"]
+
+
+@pytest.mark.parametrize(
+    ("release", "file_system", "trusted"),
+    [
+        ("6.1.0-18-amd64", "ext4", True),
+        ("5.8.0", "xfs", True),
+        ("5.7.19", "ext4", False),
+        ("4.19.0", "ext4", False),
+        ("6.1.0", "fuse.sshfs", False),
+        ("6.1.0", "nfs4", False),
+        ("6.1.0", "", False),
+    ],
+)
+def test_syncfs_is_trusted_where_it_reports_errors(
+    path: Path, monkeypatch: pytest.MonkeyPatch, release: str, file_system: str, *, trusted: bool
+) -> None:
+    real = os.uname()
+    uname = os.uname_result((real.sysname, real.nodename, release, real.version, real.machine))
+    monkeypatch.setattr(os, "uname", lambda: uname)
+    monkeypatch.setattr(directory_module, "_file_system_type", lambda _path: file_system)
+    assert directory_module._syncfs_can_be_trusted(str(path)) is trusted
+
+
+def test_the_type_of_a_file_system_is_found() -> None:
+    assert directory_module._file_system_type("/proc") == "proc"
+
+
+def test_a_flush_waits_for_what_another_one_has_taken_along(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow_syncfs(_fd: int) -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: True)
+    monkeypatch.setattr(directory_module, "_syncfs", slow_syncfs)
+    with opened(path) as storage, ThreadPoolExecutor(2) as threads:
+        storage.put(A, [b"a"])
+        first = threads.submit(storage.flush)
+        assert begun.wait(10)
+        second = threads.submit(storage.flush)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.05)
+        go_on.set()
+        second.result(timeout=10)
+        assert storage.get(A) == b"a"
+        first.result(timeout=10)
+
+
+# Faults
+
+
+@contextmanager
+def small_disk(place: Path, size_bytes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let so many bytes fit into a directory: a real file system where one can be mounted, else a fault."""
+    place.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={size_bytes},mode=0700", "none", str(place)]
+    try:
+        mounted = subprocess.run(["mount", *options], check=False, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    try:
+        if not mounted:
+            _limit_writes(size_bytes, monkeypatch)
+        yield
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(place)], check=True)
+
+
+def _limit_writes(size_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+
+    def write(fd: int, part: Buffer) -> int:
+        room = size_bytes - os.fstat(fd).st_size
+        if room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, memoryview(part)[:room])
+
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "writev", lambda fd, parts: write(fd, b"".join(parts)))
+
+
+def test_a_full_disk_is_told_with_its_remedy_and_keeps_no_half_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, 256 << 10, monkeypatch), opened(disk) as storage:
+        with pytest.raises(StorageError) as caught:
+            storage.put(A, [bytes(200 << 10), bytes(200 << 10)])
+        assert str(caught.value) == (
+            f"storage: {disk}/a1/b2/{A}.blob.tmp: No space left on device; make room and run the command again"
+        )
+        assert files_below(disk) == []
+        put(storage, B, b"what fits")
+        assert storage.get(B) == b"what fits"
+
+
+@pytest.mark.parametrize("size", [2, 5000, 64 << 10])
+def test_a_write_that_comes_short_leaves_no_half_object(
+    path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    real = os.writev
+    with opened(path) as storage:
+        put(storage, A, bytes(size))
+        monkeypatch.setattr(os, "writev", lambda fd, parts: real(fd, [b"".join(parts)[: size // 2]]))
+        monkeypatch.setattr(os, "write", fail(errno.ENOSPC))
+        with pytest.raises(StorageError, match="No space left on device; make room"):
+            storage.put(B, [bytes(size)])
+        storage.flush()
+    assert files_below(path) == [f"a1/b2/{A}.blob"]
+
+
+def test_a_put_that_fails_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as storage:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "writev", fail(errno.EIO))
+            with pytest.raises(StorageError, match="Input/output error"):
+                storage.put(A, [b"x"])
+        assert files_below(path) == []
+        storage.flush()
+        assert list(storage.list_blobs()) == []
+        put(storage, A, b"again")
+        assert storage.get(A) == b"again"
+
+
+def test_a_put_whose_sync_fails_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: False)
+    monkeypatch.setattr(os, "fdatasync", fail(errno.EIO))
+    with opened(path) as storage:
+        with pytest.raises(StorageError, match="Input/output error"):
+            storage.put(A, [b"x"])
+        assert files_below(path) == []
+
+
+def test_a_put_that_is_interrupted_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with opened(path) as storage:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "writev", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                storage.put(A, [b"x"])
+        assert files_below(path) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.EROFS, "Read-only file system; the file system is read-only"),
+        (errno.EACCES, "Permission denied; check its owner and mode"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_a_file_that_cannot_be_opened_is_told_with_its_remedy(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
+) -> None:
+    with opened(path) as storage:
+        put(storage, A, b"x")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", fail(number))
+            with pytest.raises(StorageError) as of_put:
+                storage.put(B, [b"x"])
+            with pytest.raises(StorageError) as of_get:
+                storage.get(A)
+    assert str(of_put.value) == f"storage: {path}/a1/b2/{B}.blob.tmp: {reason}"
+    assert str(of_get.value) == f"storage: {path}/a1/b2/{A}.blob: {reason}"
+
+
+def test_a_file_that_cannot_be_deleted_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as storage:
+        put(storage, A, b"x")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", fail(errno.EROFS))
+            with pytest.raises(StorageError, match="Read-only file system"):
+                storage.delete(A)
+        assert storage.get(A) == b"x"
+
+
+def test_a_flush_that_fails_gives_no_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: True)
+    with opened(path) as storage:
+        storage.put(A, [b"x"])
+        monkeypatch.setattr(directory_module, "_syncfs", fail(errno.EIO))
+        with pytest.raises(StorageError, match=rf"^storage: {path}: Input/output error$"):
+            storage.flush()
+        assert list(storage.list_blobs()) == []
+
+
+def test_no_flush_succeeds_after_one_that_failed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The kernel reports bytes that were lost once; a later syncfs returns as if they were on the disk.
+    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: True)
+    with opened(path) as storage:
+        storage.put(A, [b"a"])
+        with monkeypatch.context() as patch:
+            patch.setattr(directory_module, "_syncfs", fail(errno.EIO))
+            with pytest.raises(StorageError):
+                storage.flush()
+        storage.put(B, [b"b"])
+        with pytest.raises(StorageError, match="Input/output error"):
+            storage.flush()
+        assert list(storage.list_blobs()) == []
+    with opened(path) as storage:
+        put(storage, OF_BACKY2, b"c")
+        assert list(storage.list_blobs()) == [OF_BACKY2]
+
+
+# The directory itself
+
+
+def test_a_storage_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=rf"^storage directory {tmp_path}/none does not exist; is its "):
+        DirectoryStorage(str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_file_is_no_storage(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="does not exist"):
+        DirectoryStorage(str(tmp_path / "file"))
+
+
+def test_a_storage_that_goes_away_is_not_made_anew(path: Path) -> None:
+    with opened(path) as storage:
+        path.rename(path.with_name("gone"))
+        with pytest.raises(StorageError, match="No such file or directory"):
+            storage.put(A, [b"x"])
+        with pytest.raises(StorageError, match="No such file or directory"):
+            list(storage.list_blobs())
+    assert not path.exists()
+
+
+def test_a_new_storage_may_lie_deep_and_belongs_to_its_owner(tmp_path: Path) -> None:
+    DirectoryStorage.create(str(tmp_path / "a/b/data"))
+    assert mode_of(tmp_path / "a/b/data") == 0o700
+
+
+def test_an_empty_directory_becomes_a_storage(tmp_path: Path) -> None:
+    DirectoryStorage.create(str(tmp_path))
+    with opened(tmp_path) as storage:
+        assert list(storage.list_blobs()) == []
+
+
+def test_a_directory_with_something_in_it_does_not_become_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"theirs")
+    with pytest.raises(StorageError, match=rf"^storage directory {tmp_path} is not empty; name another one$"):
+        DirectoryStorage.create(str(tmp_path))
+    assert files_below(tmp_path) == ["file"]
+
+
+def test_a_place_where_no_directory_can_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=rf"^storage: {tmp_path}/file/data: Not a directory$"):
+        DirectoryStorage.create(str(tmp_path / "file/data"))

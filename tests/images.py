@@ -1,0 +1,52 @@
+"""Images for tests: random, sparse, and file systems made by mkfs."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+def random_bytes(size: int, seed: int = 0) -> bytes:
+    """Return bytes that do not compress; the same ones for the same seed."""
+    return random.Random(seed).randbytes(size)
+
+
+def random_image(path: Path, size: int, seed: int = 0) -> Path:
+    """Make an image of random bytes and return its path."""
+    path.write_bytes(random_bytes(size, seed))
+    return path
+
+
+def sparse_image(path: Path, size: int, pieces: Mapping[int, bytes]) -> Path:
+    """Make an image of holes with pieces of data, by their offsets, and return its path."""
+    with path.open("wb") as file:
+        for offset, piece in pieces.items():
+            os.pwrite(file.fileno(), piece, offset)
+        file.truncate(size)
+    return path
+
+
+def ext4_image(path: Path, directory: Path, size: int) -> Path:
+    """Make an image with an ext4 file system that holds a copy of `directory`, and return its path."""
+    with path.open("wb") as file:
+        file.truncate(size)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-d", str(directory), str(path)], check=True)
+    return path
+
+
+def file_tree(directory: Path, files: int, seed: int = 0) -> Path:
+    """Make a directory with so many files: empty, small and large, with plain and odd names."""
+    chance = random.Random(seed)
+    for number in range(files):
+        folder = directory / f"folder {number % 7}" / f"ünter{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        size = chance.choice((0, 1, 511, 4095, 4096, 4097, 20_000, 100_000))
+        content = chance.randbytes(size) if number % 2 else b"%d\n" % number * (size // 4)
+        (folder / f"file-{number}.bin").write_bytes(content)
+    return directory

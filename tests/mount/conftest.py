@@ -1,0 +1,44 @@
+"""Real mounts for tests, by the installed program."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.mount.program import mounting, why_not_loop, why_not_mount
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def fuse() -> None:
+    """What needs mounts is skipped where they cannot be made."""
+    reason = why_not_mount()
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def loop_devices(fuse: None) -> None:
+    """What needs loop devices is skipped where they cannot be had."""
+    reason = why_not_loop()
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def mounted(fuse: None, tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """A function that mounts the repository of a configuration and returns where; all is unmounted at the end."""
+    with ExitStack() as mounts:
+        count = 0
+
+        def mount(config_file: Path, *options: str, mountpoint: Path | None = None) -> Path:
+            nonlocal count
+            count += 1
+            return mounts.enter_context(mounting(config_file, mountpoint or tmp_path / f"mount{count}", *options))
+
+        yield mount

@@ -1,0 +1,77 @@
+"""What a test does to a repository behind the back of a mount: damage, removal, backups that never ended."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete
+
+from backyfs.geometry import block_count
+from backyfs.metadata.blockmap import ABSENT, commit_page, page_entries
+from backyfs.metadata.tables import version_pages, versions
+from backyfs.metadata.versions import create_version
+from backyfs.model import BlockIndex, PageNumber, VersionUid
+from backyfs.mount.image import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from backyfs.model import Blob, Version
+    from backyfs.repository import Repository
+
+
+def blob_of(repository: Repository, version: Version, index: int) -> Blob:
+    """Return the blob that holds a block."""
+    blob = Image(repository, version).blob(BlockIndex(index))
+    assert blob is not None, "the block is a hole"
+    return blob
+
+
+def file_of(repository: Repository, blob: Blob) -> Path:
+    """Return the file of the storage in which a blob lies."""
+    storage, *_ = repository.own_paths
+    return Path(storage) / blob.uid[:2] / blob.uid[2:4] / f"{blob.uid}.blob"
+
+
+def flip_a_byte(file: Path) -> None:
+    """Change one byte in the middle."""
+    with file.open("r+b") as stored:
+        stored.seek(file.stat().st_size // 2)
+        byte = stored.read(1)
+        stored.seek(-1, os.SEEK_CUR)
+        stored.write(bytes((byte[0] ^ 0xFF,)))
+
+
+def truncate(file: Path) -> None:
+    """Take the last byte away."""
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def incomplete_copy(repository: Repository, version: Version, absent: Iterable[int]) -> Version:
+    """Make an incomplete version of one page that has all blocks of `version` but some."""
+    with repository.database.write() as connection:
+        blocks = block_count(version.size_bytes, repository.block_size)
+        entries = page_entries(connection, version, PageNumber(0), blocks)
+        for index in absent:
+            entries[index] = ABSENT
+        copy = create_version(
+            connection,
+            name=version.name,
+            snapshot_name="",
+            size_bytes=version.size_bytes,
+            created_at=datetime.now(UTC),
+        )
+        commit_page(connection, copy.id, PageNumber(0), entries)
+    return copy
+
+
+def remove_version(repository: Repository, uid: VersionUid) -> None:
+    """Delete the rows of a version, as `backyfs rm` would."""
+    with repository.database.write() as connection:
+        chosen = versions.c.uid == uid
+        here = version_pages.c.version_id.in_(versions.select().with_only_columns(versions.c.id).where(chosen))
+        connection.execute(delete(version_pages).where(here))
+        connection.execute(delete(versions).where(chosen))

@@ -1,0 +1,316 @@
+"""The cache of opened blocks: one load for all who wait, bounded, and unharmed by readers that go away."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from backyfs.errors import BackyfsError, BlobMissingError, IntegrityError
+from backyfs.model import Blob, BlobId, BlobUid
+from backyfs.mount.cache import BlockCache
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+READERS = 16
+SIZE = 10  # bytes of every block here
+PATIENCE_S = 20
+
+
+def blob(number: int) -> Blob:
+    return Blob(
+        id=BlobId(number),
+        uid=BlobUid(f"{number:032x}"),
+        fingerprint=None,
+        size=SIZE,
+        encryption_version=0,
+        wrapped_key=None,
+    )
+
+
+def plain(number: int) -> bytes:
+    return b"%010d" % number
+
+
+class Storage:
+    """Loads that are counted, and that wait at a gate or fail where a test wants it."""
+
+    def __init__(self) -> None:
+        self.loads: list[int] = []  # appended to by worker threads
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+        self.running = 0
+        self.most_running = 0
+        self._lock = threading.Lock()
+
+    def load(self, wanted: Blob) -> bytes:
+        with self._lock:
+            self.loads.append(wanted.id)
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+        try:
+            assert self.gate.wait(PATIENCE_S)
+        finally:
+            with self._lock:
+                self.running -= 1
+        if self.error is not None:
+            raise self.error
+        return plain(wanted.id)
+
+    async def opens_when_all_wait(self) -> None:
+        await wait_all_tasks_blocked()
+        self.gate.set()
+
+
+async def within(scope: trio.CancelScope, read: Callable[..., Awaitable[None]], *arguments: int) -> None:
+    with scope:
+        await read(*arguments)
+
+
+def with_patience(main: Callable[[], Awaitable[None]]) -> None:
+    """Run what hangs where the code under test is wrong."""
+
+    async def limited() -> None:
+        with trio.fail_after(PATIENCE_S):
+            await main()
+
+    trio.run(limited)
+
+
+def answers_of_readers(storage: Storage, cache: BlockCache, wanted: Blob) -> list[bytes | BackyfsError]:
+    """Read a blob from many tasks at once; open the gate of the storage when all of them wait."""
+    answers: list[bytes | BackyfsError] = []
+
+    async def read() -> None:
+        try:
+            answers.append(await cache.get(wanted))
+        except BackyfsError as error:
+            answers.append(error)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(READERS):
+                nursery.start_soon(read)
+            await storage.opens_when_all_wait()
+
+    storage.gate.clear()
+    with_patience(main)
+    return answers
+
+
+@pytest.fixture
+def storage() -> Storage:
+    return Storage()
+
+
+def test_one_load_serves_all_who_wait(storage: Storage) -> None:
+    cache = BlockCache(storage.load, 1000, 4)
+    assert answers_of_readers(storage, cache, blob(1)) == [plain(1)] * READERS
+    assert storage.loads == [1]
+
+
+def test_one_load_serves_all_who_wait_also_where_it_cannot_be_kept(storage: Storage) -> None:
+    cache = BlockCache(storage.load, SIZE - 1, 4)
+    assert answers_of_readers(storage, cache, blob(1)) == [plain(1)] * READERS
+    assert storage.loads == [1]
+    assert cache.used_bytes == 0
+
+
+@pytest.mark.parametrize("error", [IntegrityError("blob x is damaged"), BlobMissingError("x")], ids=repr)
+def test_an_error_reaches_all_who_wait(storage: Storage, error: BackyfsError) -> None:
+    storage.error = error
+    cache = BlockCache(storage.load, 1000, 4)
+    assert answers_of_readers(storage, cache, blob(1)) == [error] * READERS
+    assert storage.loads == [1]
+
+
+def test_an_error_is_not_kept(storage: Storage) -> None:
+    cache = BlockCache(storage.load, 1000, 4)
+    storage.error = IntegrityError("blob x is damaged")
+    with pytest.raises(IntegrityError):
+        trio.run(cache.get, blob(1))
+    storage.error = None
+    assert trio.run(cache.get, blob(1)) == plain(1)
+    assert storage.loads == [1, 1]
+
+
+def test_an_error_takes_no_room(storage: Storage) -> None:
+    cache = BlockCache(storage.load, 1000, 4)
+    storage.error = IntegrityError("blob x is damaged")
+    with pytest.raises(IntegrityError):
+        trio.run(cache.get, blob(1))
+    assert cache.used_bytes == 0
+    assert cache.peek(blob(1)) is None
+
+
+def test_after_an_unexpected_error_each_reader_tries_for_itself(storage: Storage) -> None:
+    storage.error = ValueError("a bug")
+    cache = BlockCache(storage.load, 1000, 4)
+    failed: list[int] = []
+
+    async def read(number: int) -> None:
+        try:
+            await cache.get(blob(1))
+        except ValueError:
+            failed.append(number)
+
+    async def main() -> None:
+        storage.gate.clear()
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(read, number)
+            await storage.opens_when_all_wait()
+
+    trio.run(main)
+    assert sorted(failed) == [0, 1, 2]
+    assert storage.loads == [1, 1, 1]
+
+
+def test_what_is_there_is_not_loaded_again(storage: Storage) -> None:
+    cache = BlockCache(storage.load, 1000, 4)
+    assert [trio.run(cache.get, blob(1)) for _ in range(5)] == [plain(1)] * 5
+    assert storage.loads == [1]
+
+
+def test_a_hit_is_answered_without_waiting(storage: Storage) -> None:
+    cache = BlockCache(storage.load, 1000, 4)
+    trio.run(cache.get, blob(1))
+    storage.gate.clear()
+
+    async def main() -> bytes:
+        with trio.fail_after(0):
+            return await cache.get(blob(1))
+
+    assert trio.run(main) == plain(1)
+
+
+def test_peek_loads_nothing(storage: Storage) -> None:
+    cache = BlockCache(storage.load, 1000, 4)
+    assert cache.peek(blob(1)) is None
+    assert storage.loads == []
+
+
+def test_the_cache_is_bounded_in_bytes(storage: Storage) -> None:
+    cache = BlockCache(storage.load, 3 * SIZE, 4)
+    for number in range(1, 21):
+        trio.run(cache.get, blob(number))
+        assert cache.used_bytes == min(number, 3) * SIZE
+    assert [number for number in range(1, 21) if cache.peek(blob(number))] == [18, 19, 20]
+
+
+def test_the_least_recently_read_block_is_dropped_first(storage: Storage) -> None:
+    cache = BlockCache(storage.load, 3 * SIZE, 4)
+    for number in (1, 2, 3):
+        trio.run(cache.get, blob(number))
+    assert trio.run(cache.get, blob(1)) == plain(1)
+    trio.run(cache.get, blob(4))
+    assert [number for number in (1, 2, 3, 4) if cache.peek(blob(number))] == [1, 3, 4]
+
+
+def test_a_block_that_was_dropped_is_loaded_again(storage: Storage) -> None:
+    cache = BlockCache(storage.load, SIZE, 4)
+    for number in (1, 2, 1):
+        assert trio.run(cache.get, blob(number)) == plain(number)
+    assert storage.loads == [1, 2, 1]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_different_blobs_are_loaded_at_once_in_as_many_threads_as_there_are_workers(
+    storage: Storage, workers: int
+) -> None:
+    cache = BlockCache(storage.load, 1000, workers)
+    got: dict[int, bytes] = {}
+
+    async def read(number: int) -> None:
+        got[number] = await cache.get(blob(number))
+
+    async def main() -> None:
+        storage.gate.clear()
+        async with trio.open_nursery() as nursery:
+            for number in range(1, 9):
+                nursery.start_soon(read, number)
+            with trio.fail_after(PATIENCE_S):
+                while storage.running < workers:  # noqa: ASYNC110 - it is counted by threads
+                    await trio.sleep(0.001)
+            await storage.opens_when_all_wait()
+
+    trio.run(main)
+    assert storage.most_running == workers
+    assert got == {number: plain(number) for number in range(1, 9)}
+
+
+def test_others_are_served_where_the_reader_that_loads_is_cancelled(storage: Storage) -> None:
+    cache = BlockCache(storage.load, 1000, 4)
+    got: list[bytes] = []
+
+    async def read() -> None:
+        got.append(await cache.get(blob(1)))
+
+    async def main() -> None:
+        storage.gate.clear()
+        first = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(within, first, read)
+            await wait_all_tasks_blocked()
+            for _ in range(3):
+                nursery.start_soon(read)
+            await wait_all_tasks_blocked()
+            first.cancel()
+            await storage.opens_when_all_wait()
+
+    with_patience(main)
+    assert got[-3:] == [plain(1)] * 3
+    assert storage.loads == [1]
+    assert cache.used_bytes == SIZE
+
+
+def test_others_load_for_themselves_where_the_load_was_cancelled_before_it_began(storage: Storage) -> None:
+    cache = BlockCache(storage.load, 1000, 1)
+    got: list[bytes] = []
+
+    async def read(number: int) -> None:
+        got.append(await cache.get(blob(number)))
+
+    async def main() -> None:
+        storage.gate.clear()
+        first = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, 1)  # has the only worker
+            await wait_all_tasks_blocked()
+            nursery.start_soon(within, first, read, 2)
+            await wait_all_tasks_blocked()
+            for _ in range(3):
+                nursery.start_soon(read, 2)
+            await wait_all_tasks_blocked()
+            first.cancel()
+            await storage.opens_when_all_wait()
+
+    with_patience(main)
+    assert sorted(got) == [plain(1), *[plain(2)] * 3]
+    assert storage.loads == [1, 2]
+
+
+def test_a_reader_that_waits_can_be_cancelled(storage: Storage) -> None:
+    cache = BlockCache(storage.load, 1000, 4)
+    got: list[bytes] = []
+
+    async def read() -> None:
+        got.append(await cache.get(blob(1)))
+
+    async def main() -> None:
+        storage.gate.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await wait_all_tasks_blocked()
+            with trio.move_on_after(0.01) as scope:
+                await read()
+            assert scope.cancelled_caught
+            storage.gate.set()
+
+    with_patience(main)
+    assert got == [plain(1)]

@@ -1,0 +1,268 @@
+"""Jobs: rows of running commands. What is dead goes when the next command registers; what lives stays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import func, select, update
+
+from backyfs.metadata.jobs import (
+    DEAD_AFTER_S,
+    HEARTBEAT_S,
+    Process,
+    beat,
+    hold_version,
+    register_job,
+    remove_job,
+    this_process,
+)
+from backyfs.metadata.tables import job_versions, jobs
+from backyfs.metadata.versions import create_version
+from tests.repositories import make_repository, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backyfs.metadata.database import Connection, Database
+    from backyfs.model import JobId, VersionId
+
+NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    with opened(make_repository(tmp_path_factory.mktemp("jobs"), encrypted=False)) as repository:
+        yield repository.database
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[Connection]:
+    """Give a transaction that is rolled back."""
+    with database.engine.connect() as connection, connection.begin() as transaction:
+        yield connection
+        transaction.rollback()
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """Give a process of this host that lives until the test ends it."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def process_of(child: subprocess.Popen[bytes]) -> Process:
+    """Return what names a process that was started here, as it would itself."""
+    stat = Path(f"/proc/{child.pid}/stat").read_text(encoding="ascii")
+    return replace(this_process(), pid=child.pid, pid_started=int(stat.rpartition(")")[2].split()[19]))
+
+
+def elsewhere() -> Process:
+    """Return a process of another host, of which nothing can be known here."""
+    return Process(host="other", scope="another machine", pid=os.getpid(), pid_started=1)
+
+
+def registered(connection: Connection) -> list[int]:
+    return list(connection.execute(select(jobs.c.id).order_by(jobs.c.id)).scalars())
+
+
+def held(connection: Connection) -> list[tuple[int, int]]:
+    return [(row.job_id, row.version_id) for row in connection.execute(select(job_versions))]
+
+
+def age(connection: Connection, job_id: JobId, seconds: float) -> None:
+    """Make the last beat of a job so many seconds older."""
+    beat_at = connection.execute(select(jobs.c.heartbeat_at).where(jobs.c.id == job_id)).scalar_one()
+    older = beat_at - timedelta(seconds=seconds)
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=older))
+
+
+def make_version(connection: Connection) -> VersionId:
+    return create_version(connection, name="disk", snapshot_name="", size_bytes=1, created_at=NOON).id
+
+
+# A job's life
+
+
+def test_a_registered_job_says_who_it_is(connection: Connection) -> None:
+    process = this_process()
+    job_id = register_job(connection, process, "backup disk")
+    row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one()
+    assert (row.host, row.scope, row.pid, row.pid_started) == (
+        process.host, process.scope, os.getpid(), process.pid_started
+    )  # fmt: skip
+    assert (row.command, row.progress) == ("backup disk", "")
+
+
+def test_a_job_begins_with_a_beat_by_the_clock_of_the_database(connection: Connection) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    job_id = register_job(connection, this_process(), "backup")
+    row = connection.execute(select(jobs.c.started_at, jobs.c.heartbeat_at).where(jobs.c.id == job_id)).one()
+    assert before <= row.started_at <= row.heartbeat_at <= datetime.now(UTC) + timedelta(seconds=1)
+
+
+def test_a_beat_renews_the_time_and_tells_the_progress(connection: Connection) -> None:
+    job_id = register_job(connection, this_process(), "backup")
+    age(connection, job_id, 50)
+    old = connection.execute(select(jobs.c.heartbeat_at)).scalar_one()
+    assert beat(connection, job_id, "38 %") is True
+    row = connection.execute(select(jobs.c.heartbeat_at, jobs.c.progress)).one()
+    assert row.heartbeat_at - old >= timedelta(seconds=50)
+    assert row.progress == "38 %"
+
+
+def test_a_beat_tells_that_the_row_is_gone(connection: Connection) -> None:
+    job_id = register_job(connection, this_process(), "backup")
+    remove_job(connection, job_id)
+    assert beat(connection, job_id, "") is False
+
+
+def test_a_removed_job_is_gone_with_what_it_held(connection: Connection) -> None:
+    job_id = register_job(connection, this_process(), "mount")
+    hold_version(connection, job_id, make_version(connection))
+    remove_job(connection, job_id)
+    assert registered(connection) == []
+    assert held(connection) == []
+
+
+def test_removing_a_job_that_is_gone_is_fine(connection: Connection) -> None:
+    job_id = register_job(connection, this_process(), "mount")
+    remove_job(connection, job_id)
+    remove_job(connection, job_id)
+    assert registered(connection) == []
+
+
+def test_a_job_holds_versions_each_once(connection: Connection) -> None:
+    job_id = register_job(connection, this_process(), "mount")
+    first, second = make_version(connection), make_version(connection)
+    for version_id in (first, second, first):
+        hold_version(connection, job_id, version_id)
+    assert sorted(held(connection)) == [(job_id, first), (job_id, second)]
+
+
+def test_several_jobs_hold_the_same_version(connection: Connection) -> None:
+    version_id = make_version(connection)
+    for _ in range(2):
+        hold_version(connection, register_job(connection, this_process(), "mount"), version_id)
+    assert len(held(connection)) == 2
+
+
+def test_a_long_command_and_progress_are_cut_to_what_the_table_takes(connection: Connection) -> None:
+    job_id = register_job(connection, replace(this_process(), host="h" * 300), "c" * 2000)
+    beat(connection, job_id, "p" * 300)
+    row = connection.execute(select(jobs)).one()
+    assert (len(row.host), len(row.command), len(row.progress)) == (255, 1024, 255)
+
+
+def test_a_removed_job_does_not_take_the_next_one_for_itself(connection: Connection) -> None:
+    # A suspended host wakes up, and another command has removed its job and registered one of its own.
+    theirs = register_job(connection, elsewhere(), "backup")
+    age(connection, theirs, 61)
+    ours = register_job(connection, this_process(), "mount")
+    assert beat(connection, theirs, "") is False
+    remove_job(connection, theirs)
+    assert registered(connection) == [ours]
+
+
+# Which jobs are dead
+
+
+def test_the_job_of_a_live_process_stays(connection: Connection, child: subprocess.Popen[bytes]) -> None:
+    theirs = register_job(connection, process_of(child), "mount")
+    ours = register_job(connection, this_process(), "backup")
+    assert registered(connection) == [theirs, ours]
+
+
+def test_the_job_of_a_killed_process_goes_when_the_next_registers(
+    connection: Connection, child: subprocess.Popen[bytes]
+) -> None:
+    theirs = register_job(connection, process_of(child), "mount")
+    hold_version(connection, theirs, make_version(connection))
+    child.kill()
+    child.wait()
+    ours = register_job(connection, this_process(), "backup")
+    assert registered(connection) == [ours]
+    assert held(connection) == []
+
+
+def test_a_job_whose_number_another_process_has_now_is_dead(
+    connection: Connection, child: subprocess.Popen[bytes]
+) -> None:
+    process = process_of(child)
+    register_job(connection, replace(process, pid_started=process.pid_started - 1), "mount")
+    ours = register_job(connection, this_process(), "backup")
+    assert registered(connection) == [ours]
+
+
+def test_the_job_of_another_host_stays_while_it_beats(connection: Connection) -> None:
+    theirs = register_job(connection, elsewhere(), "mount")
+    age(connection, theirs, 55)
+    ours = register_job(connection, this_process(), "backup")
+    assert registered(connection) == [theirs, ours]
+
+
+def test_the_job_of_another_host_goes_when_it_has_not_beaten_for_a_minute(connection: Connection) -> None:
+    theirs = register_job(connection, elsewhere(), "mount")
+    hold_version(connection, theirs, make_version(connection))
+    age(connection, theirs, 61)
+    ours = register_job(connection, this_process(), "backup")
+    assert registered(connection) == [ours]
+    assert held(connection) == []
+
+
+def test_a_job_of_this_host_that_hangs_goes_after_a_minute(
+    connection: Connection, child: subprocess.Popen[bytes]
+) -> None:
+    theirs = register_job(connection, process_of(child), "mount")
+    age(connection, theirs, 61)
+    ours = register_job(connection, this_process(), "backup")
+    assert registered(connection) == [ours]
+
+
+def test_the_same_process_may_have_several_jobs(connection: Connection) -> None:
+    first = register_job(connection, this_process(), "mount")
+    second = register_job(connection, this_process(), "backup")
+    assert registered(connection) == [first, second]
+
+
+def test_a_job_beats_often_enough_to_survive_a_few_that_fail() -> None:
+    assert (HEARTBEAT_S, DEAD_AFTER_S) == (10, 60)
+
+
+# Processes
+
+
+def test_a_process_is_named_by_machine_boot_and_namespace() -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    namespace = os.readlink("/proc/self/ns/pid")
+    process = this_process()
+    assert process.pid == os.getpid()
+    assert process.scope.endswith(f"{boot} {namespace}")
+    assert len(process.scope) <= 128
+    assert process.pid_started > 0
+
+
+def test_a_process_is_the_same_whenever_it_asks() -> None:
+    assert this_process() == this_process()
+
+
+def test_a_process_with_parentheses_in_its_name_is_found_alive(connection: Connection, tmp_path: Path) -> None:
+    program = tmp_path / "a) S (1"
+    program.symlink_to(Path(sys.executable).resolve())
+    with subprocess.Popen([program, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        theirs = register_job(connection, process_of(process), "mount")
+        register_job(connection, this_process(), "backup")
+        assert theirs in registered(connection)
+        process.kill()
+
+
+def test_tests_leave_no_jobs(database: Database) -> None:
+    with database.read() as connection:
+        assert connection.execute(select(func.count()).select_from(jobs)).scalar_one() == 0

@@ -1,0 +1,328 @@
+"""Keys: where they are read, what wraps them, and that no message tells them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backyfs import keys
+from backyfs.errors import IntegrityError, MissingKeyError, WrongKeyError
+from backyfs.keys import Keyring, key_check, new_key, new_slot, open_slots, read_key, show_check, unwrap_key, wrap_key
+from backyfs.model import KeySlot, KeySource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+KEY = bytes(range(32))
+OTHER_KEY = bytes.fromhex("decafbad" * 8)
+DATA_KEY = bytes(range(100, 132))
+WRAPPED = bytes.fromhex("026115d00cb6ace96d9e2c074ef78f464aa18a532bc68cecfb5117109910dedd924b6e9142333c0f")
+NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
+
+
+@contextmanager
+def warnings_of_keys() -> Iterator[list[str]]:
+    """Collect what `backyfs.keys` warns of, whatever a command has done to the loggers above it."""
+    messages: list[str] = []
+
+    class _Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    logger = logging.getLogger("backyfs.keys")
+    collector = _Collector(logging.WARNING)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(collector)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(collector)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def slot(configured_key: bytes, repository_key: bytes, label: str = "configuration") -> KeySlot:
+    return new_slot(configured_key, repository_key, label=label, created_at=NOON)
+
+
+def key_file(directory: Path, content: str, mode: int = 0o600) -> KeySource:
+    path = directory / "backyfs.key"
+    path.write_text(content, encoding="utf-8")
+    path.chmod(mode)
+    return KeySource(file=str(path))
+
+
+def assert_tells_no_key(text: str, *secret_keys: bytes) -> None:
+    for key in secret_keys:
+        assert key.hex()[:8] not in text.lower()
+        assert repr(key)[2:10] not in text
+
+
+# Check values
+
+
+def test_the_check_value_of_a_key_never_changes() -> None:
+    assert key_check(KEY) == bytes.fromhex("8fe4571d683fb529")
+    assert key_check(OTHER_KEY) == bytes.fromhex("298c7508abe7881e")
+
+
+def test_a_check_value_is_shown_in_groups_of_four_digits() -> None:
+    assert show_check(bytes.fromhex("1a2b3c4d5e6f7081")) == "1a2b-3c4d-5e6f-7081"
+
+
+# Wrapping
+
+
+def test_a_key_is_wrapped_as_rfc_3394_says() -> None:
+    # Section 4.6 of the RFC.
+    wrapping_key = bytes.fromhex("000102030405060708090A0B0C0D0E0F101112131415161718191A1B1C1D1E1F")
+    key = bytes.fromhex("00112233445566778899AABBCCDDEEFF000102030405060708090A0B0C0D0E0F")
+    wrapped = bytes.fromhex("28C9F404C4B810F4CBCCB35CFB87F8263F5786E2D80ED326CBC7F0E71A99F43BFB988B9B7A02DD21")
+    assert wrap_key(wrapping_key, key) == wrapped
+    assert unwrap_key(wrapping_key, wrapped) == key
+
+
+def test_a_wrapped_key_is_not_opened_by_another_key() -> None:
+    with pytest.raises(IntegrityError, match=r"^has a wrapped key that is damaged or belongs to another key$"):
+        unwrap_key(OTHER_KEY, WRAPPED)
+
+
+@pytest.mark.parametrize("wrapped", [b"", WRAPPED[:-1], WRAPPED[:-8], WRAPPED + bytes(8), bytes(40)])
+def test_a_damaged_wrapped_key_is_refused(wrapped: bytes) -> None:
+    with pytest.raises(IntegrityError, match="has a wrapped key that is damaged"):
+        unwrap_key(KEY, wrapped)
+
+
+@pytest.mark.parametrize("position", range(40))
+def test_a_wrapped_key_with_a_flipped_bit_is_refused(position: int) -> None:
+    wrapped = bytearray(WRAPPED)
+    wrapped[position] ^= 1
+    with pytest.raises(IntegrityError, match="has a wrapped key that is damaged"):
+        unwrap_key(KEY, bytes(wrapped))
+
+
+def test_new_keys_are_256_bits_and_differ() -> None:
+    first, second = new_key(), new_key()
+    assert (len(first), len(second)) == (32, 32)
+    assert first != second
+
+
+# The keyring
+
+
+def test_a_keyring_wraps_and_unwraps_data_keys() -> None:
+    keyring = Keyring(repository_key=KEY, fingerprint_key=None)
+    assert keyring.wrap(DATA_KEY) == WRAPPED
+    assert keyring.unwrap(WRAPPED) == DATA_KEY
+
+
+def test_a_keyring_without_a_key_says_what_to_configure() -> None:
+    keyring = Keyring(repository_key=None, fingerprint_key=None)
+    with pytest.raises(MissingKeyError, match=r"configuration has no key; set encryption_key_file, "):
+        keyring.unwrap(WRAPPED)
+    with pytest.raises(MissingKeyError):
+        keyring.wrap(DATA_KEY)
+
+
+def test_a_blob_without_a_data_key_is_refused() -> None:
+    with pytest.raises(IntegrityError, match=r"^has no data key in the database$"):
+        Keyring(repository_key=KEY, fingerprint_key=None).unwrap(None)
+
+
+def test_a_keyring_shows_no_key() -> None:
+    shown = repr(Keyring(repository_key=KEY, fingerprint_key=OTHER_KEY))
+    assert shown == "Keyring()"
+
+
+# Slots
+
+
+def test_a_slot_is_opened_by_its_key() -> None:
+    assert open_slots([slot(KEY, DATA_KEY)], KEY) == DATA_KEY
+
+
+def test_the_slot_that_belongs_to_the_key_is_opened_among_several() -> None:
+    assert open_slots([slot(OTHER_KEY, DATA_KEY, "old"), slot(KEY, DATA_KEY, "new")], KEY) == DATA_KEY
+
+
+def test_a_slot_names_the_key_that_opens_it_and_holds_the_other_one_wrapped() -> None:
+    assert slot(KEY, DATA_KEY) == KeySlot(
+        label="configuration",
+        kdf="configured-key",
+        kdf_parameters="",
+        key_check=bytes.fromhex("8fe4571d683fb529"),
+        wrapped_key=WRAPPED,
+        created_at=NOON,
+    )
+
+
+def test_the_wrong_key_is_named_together_with_the_right_one() -> None:
+    with pytest.raises(WrongKeyError) as caught:
+        open_slots([slot(KEY, DATA_KEY)], OTHER_KEY)
+    assert str(caught.value) == (
+        "the configured key 298c-7508-abe7-881e is not the key of this repository, which is 8fe4-571d-683f-b529; "
+        "configure that one (encryption_key_file, encryption_key_command or encryption_key)"
+    )
+
+
+def test_the_wrong_key_is_told_about_every_slot() -> None:
+    with pytest.raises(WrongKeyError, match="which is 8fe4-571d-683f-b529 or 298c-7508-abe7-881e;"):
+        open_slots([slot(KEY, DATA_KEY), slot(OTHER_KEY, DATA_KEY)], bytes(32))
+
+
+def test_the_message_about_a_wrong_key_tells_no_key() -> None:
+    with pytest.raises(WrongKeyError) as caught:
+        open_slots([slot(KEY, DATA_KEY)], OTHER_KEY)
+    assert_tells_no_key(str(caught.value), KEY, OTHER_KEY, DATA_KEY)
+
+
+def test_a_damaged_slot_is_no_wrong_key() -> None:
+    whole = slot(KEY, DATA_KEY)
+    damaged = KeySlot(
+        label=whole.label,
+        kdf=whole.kdf,
+        kdf_parameters=whole.kdf_parameters,
+        key_check=whole.key_check,
+        wrapped_key=bytes(40),
+        created_at=whole.created_at,
+    )
+    with pytest.raises(IntegrityError, match=r"^key slot 'configuration' has a wrapped key that is damaged"):
+        open_slots([damaged], KEY)
+
+
+def test_a_slot_of_an_unknown_kind_is_not_opened() -> None:
+    other_kind = KeySlot(
+        label="passphrase",
+        kdf="scrypt",
+        kdf_parameters="{}",
+        key_check=key_check(KEY),
+        wrapped_key=WRAPPED,
+        created_at=NOON,
+    )
+    with pytest.raises(WrongKeyError):
+        open_slots([other_kind], KEY)
+
+
+# Reading a key
+
+
+@pytest.mark.parametrize("text", [KEY.hex(), KEY.hex().upper(), f"  {KEY.hex()}\n"])
+def test_a_key_is_read_from_the_configuration(text: str) -> None:
+    assert read_key(KeySource(hex_digits=text)) == KEY
+
+
+@pytest.mark.parametrize(
+    ("text", "characters"),
+    [
+        ("", 0),
+        ("00" * 31, 62),
+        ("00" * 33, 66),
+        ("0" * 63, 63),
+        ("0x" + "0" * 62, 64),
+        ("00 " * 21 + "0", 64),
+        (" ".join(["00"] * 32), 95),
+        ("zz" * 32, 64),
+        ("\N{ARABIC-INDIC DIGIT ONE}" * 64, 64),
+    ],
+)
+def test_what_is_no_key_is_refused_with_its_length(text: str, characters: int) -> None:
+    with pytest.raises(MissingKeyError) as caught:
+        read_key(KeySource(hex_digits=text))
+    assert str(caught.value) == (
+        f"encryption_key holds no key: {characters} characters, needed are 64 hexadecimal digits"
+    )
+
+
+def test_a_key_is_read_from_a_file(tmp_path: Path) -> None:
+    with warnings_of_keys() as warnings:
+        assert read_key(key_file(tmp_path, f"{KEY.hex()}\n")) == KEY
+    assert warnings == []
+
+
+@pytest.mark.parametrize("content", ["", "\n", "no key\n", KEY.hex()[:-1], f"{KEY.hex()}\n{KEY.hex()}\n", "é" * 64])
+def test_a_file_without_a_key_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    source = key_file(tmp_path, content)
+    with pytest.raises(MissingKeyError, match=rf"^key file {source.file} holds no key: \d+ characters, needed are 64 "):
+        read_key(source)
+
+
+def test_the_message_about_a_bad_key_does_not_tell_what_was_there(tmp_path: Path) -> None:
+    with pytest.raises(MissingKeyError) as caught:
+        read_key(key_file(tmp_path, KEY.hex()[:-2]))
+    assert_tells_no_key(str(caught.value), KEY)
+
+
+def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "none.key"
+    with pytest.raises(MissingKeyError, match=rf"^key file {path} cannot be read: No such file or directory$"):
+        read_key(KeySource(file=str(path)))
+
+
+def test_a_directory_is_no_key_file(tmp_path: Path) -> None:
+    with pytest.raises(MissingKeyError, match=r"cannot be read: Is a directory$"):
+        read_key(KeySource(file=str(tmp_path)))
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o620])
+def test_a_key_file_that_others_can_read_is_used_with_a_warning(tmp_path: Path, mode: int) -> None:
+    source = key_file(tmp_path, KEY.hex(), mode)
+    with warnings_of_keys() as warnings:
+        assert read_key(source) == KEY
+    assert warnings == [
+        f"key file {source.file} can be read by others than its owner; run `chmod 600 {source.file}`"
+    ]
+
+
+def test_a_key_file_of_the_owner_alone_gives_no_warning(tmp_path: Path) -> None:
+    source = key_file(tmp_path, KEY.hex(), 0o400)
+    with warnings_of_keys() as warnings:
+        assert read_key(source) == KEY
+    assert warnings == []
+
+
+def test_a_key_is_read_from_the_output_of_a_command() -> None:
+    assert read_key(KeySource(command=f"printf '%s\\n' {KEY.hex()} | cat")) == KEY
+
+
+def test_a_command_that_fails_gives_no_key_even_if_it_prints_one() -> None:
+    with pytest.raises(MissingKeyError, match=r"^encryption_key_command ended with status 3; run it by hand"):
+        read_key(KeySource(command=f"echo {KEY.hex()}; exit 3"))
+
+
+def test_a_command_that_does_not_exist_gives_no_key() -> None:
+    with pytest.raises(MissingKeyError, match="ended with status 127"):
+        read_key(KeySource(command="no-such-command-anywhere 2>&-"))
+
+
+def test_a_command_that_prints_no_key_is_refused() -> None:
+    with pytest.raises(MissingKeyError, match=r"^the output of encryption_key_command holds no key: 5 characters"):
+        read_key(KeySource(command="echo wrong"))
+
+
+def test_a_command_that_prints_binary_is_refused() -> None:
+    with pytest.raises(MissingKeyError, match="the output of encryption_key_command holds no key"):
+        read_key(KeySource(command="printf '\\377\\000\\376'"))
+
+
+def test_a_command_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "_COMMAND_TIMEOUT_S", 0.1)
+    with pytest.raises(MissingKeyError, match=r"^encryption_key_command gave no key within 0\.1 s$"):
+        read_key(KeySource(command="exec sleep 60"))
+
+
+def test_a_command_finds_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "BACKYFS_TEST_KEY", KEY.hex())
+    assert read_key(KeySource(command="echo $BACKYFS_TEST_KEY")) == KEY
+
+
+def test_a_source_shows_no_key() -> None:
+    shown = repr(KeySource(hex_digits=KEY.hex()))
+    assert shown == "KeySource(file=None, command=None)"

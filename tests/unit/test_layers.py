@@ -1,0 +1,166 @@
+"""Which module may import which: only downward, and foreign libraries only where they are owned.
+
+Imports are read from the source, so those inside functions and below TYPE_CHECKING count as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import backyfs
+
+PACKAGE = Path(backyfs.__file__).parent
+
+# From the bottom up. Units of one floor do not know each other.
+FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"errors", "model"}),
+    frozenset({"geometry"}),
+    frozenset({"metadata", "storage", "sources", "sealing", "keys", "config"}),
+    frozenset({"blocks", "retention", "migrations"}),
+    frozenset({"repository"}),
+    frozenset({"mount", "engine"}),
+    frozenset({"cli"}),
+)
+FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
+
+# A mount is a running command, and holds its versions by a job as the others do.
+EXCEPTIONS = {("mount", "backyfs.engine.job")}
+
+OWNERS = {
+    "pyfuse3": {"mount"},
+    "trio": {"mount"},
+    "sqlalchemy": {"metadata", "migrations"},
+    "alembic": {"metadata", "migrations"},
+    "obstore": {"storage"},
+    "cryptography": {"sealing", "keys"},
+    "click": {"cli"},
+    "rich": {"cli"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """Return every module of the package and its file; cli and migrations are symbolic links."""
+    found = {}
+    for directory, _, names in os.walk(PACKAGE, followlinks=True):
+        for name in names:
+            if name.endswith(".py"):
+                file = Path(directory, name)
+                parts = ("backyfs", *file.relative_to(PACKAGE).with_suffix("").parts)
+                found[".".join(part for part in parts if part != "__init__")] = file
+    return found
+
+
+MODULES = modules()
+
+
+def unit_of(module: str) -> str:
+    """Return the unit a module belongs to: the name after `backyfs`; empty for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports_of(source: str) -> set[str]:
+    """Return the names of all modules that a source imports, or may: `from a import b` gives a and a.b."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they lead"
+            assert node.module is not None
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def faults_of(module: str, source: str) -> list[str]:
+    """Return what a module imports and should not."""
+    unit = unit_of(module)
+    faults = []
+    for name in sorted(imports_of(source)):
+        library = name.split(".")[0]
+        if library == "backyfs":
+            if name in MODULES and not _may_import(unit, name):
+                faults.append(name)
+        elif library in OWNERS and unit not in OWNERS[library]:
+            faults.append(name)
+    return faults
+
+
+def _may_import(unit: str, name: str) -> bool:
+    other = unit_of(name)
+    if other in {unit, ""}:
+        return True
+    if unit == "":
+        return False
+    if (unit, name) in EXCEPTIONS or (name == f"backyfs.{other}" and (unit, other) in _PARENTS):
+        return True
+    return FLOOR[other] < FLOOR[unit]
+
+
+# The package of an exception, which Python imports with it: it is empty.
+_PARENTS = {(unit, unit_of(name)) for unit, name in EXCEPTIONS}
+
+
+def imported_by(program: str) -> set[str]:
+    """Return the modules that are loaded when a program has run in a new interpreter."""
+    script = f"import sys\n{program}\nprint('loaded:', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("loaded: ")
+    return set(last.split()[1:])
+
+
+def test_every_module_has_its_floor() -> None:
+    assert {unit_of(module) for module in MODULES} - {""} <= FLOOR.keys()
+
+
+def test_modules_behind_symbolic_links_are_looked_at() -> None:
+    assert {"backyfs.cli.main", "backyfs.cli.commands.ls", "backyfs.migrations.env"} <= MODULES.keys()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_what_lies_below_it(module: str) -> None:
+    assert faults_of(module, MODULES[module].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "faults"),
+    [
+        ("backyfs.geometry", "from backyfs.model import BlockIndex", []),
+        ("backyfs.geometry", "def f():\n    import backyfs.blocks", ["backyfs.blocks"]),
+        ("backyfs.model", "from backyfs import geometry", ["backyfs.geometry"]),
+        ("backyfs.storage.directory", "from backyfs.metadata.blobs import find_blobs",
+         ["backyfs.metadata.blobs"]),
+        ("backyfs.keys", "if TYPE_CHECKING:\n    from sqlalchemy import Connection",
+         ["sqlalchemy", "sqlalchemy.Connection"]),
+        ("backyfs.engine.backup", "from backyfs.mount.image import Image", ["backyfs.mount.image"]),
+        ("backyfs.mount.session", "from backyfs.engine.job import Job", []),
+        ("backyfs.mount.session", "from backyfs.engine.backup import backup", ["backyfs.engine.backup"]),
+        ("backyfs.cli.main", "from backyfs import __version__", []),
+        ("backyfs", "from backyfs.errors import BackyfsError", ["backyfs.errors"]),
+    ],
+)  # fmt: skip
+def test_the_rule_itself_finds_what_is_wrong(module: str, source: str, faults: list[str]) -> None:
+    assert faults_of(module, source) == faults
+
+
+def test_help_loads_neither_database_nor_fuse_nor_rich() -> None:
+    program = "from backyfs.cli.main import run\nassert run(['--help']) == 0"
+    assert imported_by(program) & {"sqlalchemy", "alembic", "pyfuse3", "trio", "rich", "cryptography"} == set()
+
+
+def test_ls_loads_neither_fuse_nor_alembic() -> None:
+    loaded = imported_by("import backyfs.cli.commands.ls")
+    assert "backyfs.metadata.versions" in loaded
+    assert loaded & {"pyfuse3", "trio", "alembic"} == set()
+
+
+def test_opening_a_repository_loads_neither_fuse_nor_alembic() -> None:
+    loaded = imported_by("import backyfs.repository")
+    assert loaded & {"pyfuse3", "trio", "alembic"} == set()

@@ -1,0 +1,371 @@
+"""The schema: made by the revisions, equal to the tables, there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from datetime import UTC, datetime, timedelta, timezone
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import event, insert, inspect, select, text
+from sqlalchemy.exc import OperationalError
+
+from backyfs.errors import DatabaseError, SchemaError
+from backyfs.metadata.database import HEAD, Database, insert_row
+from backyfs.metadata.identity import load_identity
+from backyfs.metadata.schema import create_file, create_tables
+from backyfs.metadata.tables import UtcDateTime, metadata, stats, tags, versions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+TABLES = [
+    "alembic_version",
+    "blobs",
+    "job_versions",
+    "jobs",
+    "key_slots",
+    "pages",
+    "repository",
+    "stats",
+    "tags",
+    "version_pages",
+    "versions",
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "backyfs.sqlite"
+
+
+@pytest.fixture
+def database(file: Path) -> Iterator[Database]:
+    """Give a database that nobody has made yet."""
+    database = Database(f"sqlite:///{file}")
+    yield database
+    database.close()
+
+
+def create(database: Database) -> None:
+    create_file(database)
+    with database.write() as connection:
+        create_tables(connection)
+
+
+def tables_of(file: Path) -> list[str]:
+    """Return the tables in a file, read without any code of the program."""
+    connection = sqlite3.connect(file)
+    try:
+        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+        return [name for (name,) in rows if not name.startswith("sqlite_")]
+    finally:
+        connection.close()
+
+
+def pragma(database: Database, name: str) -> object:
+    with database.read() as connection:
+        return connection.execute(text(f"PRAGMA {name}")).scalar()
+
+
+def scripts() -> ScriptDirectory:
+    config = Config()
+    config.set_main_option("script_location", str(files("backyfs.migrations")).replace("%", "%%"))
+    return ScriptDirectory.from_config(config)
+
+
+# What is made
+
+
+def test_a_new_database_has_all_tables(database: Database, file: Path) -> None:
+    create(database)
+    assert tables_of(file) == TABLES
+
+
+def test_the_schema_that_the_revisions_make_is_that_of_the_tables(database: Database) -> None:
+    create(database)
+    with database.read() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
+        assert compare_metadata(context, metadata) == []
+
+
+def test_the_schema_cascades_as_the_tables_do(database: Database) -> None:
+    # alembic does not compare this on SQLite.
+    create(database)
+    with database.read() as connection:
+        for table in metadata.sorted_tables:
+            made = {
+                (tuple(key["constrained_columns"]), key["referred_table"], key.get("options", {}).get("ondelete"))
+                for key in inspect(connection).get_foreign_keys(table.name)
+            }
+            declared = {
+                (tuple(key.column_keys), key.referred_table.name, key.ondelete)
+                for key in table.foreign_key_constraints
+            }
+            assert made == declared, table.name
+
+
+def test_the_revisions_end_at_the_one_the_program_works_with() -> None:
+    assert scripts().get_heads() == [HEAD]
+
+
+def test_a_new_database_is_at_the_head(database: Database) -> None:
+    create(database)
+    database.check_revision()
+
+
+def test_a_new_database_holds_no_repository_yet(database: Database) -> None:
+    create(database)
+    with (
+        pytest.raises(SchemaError, match=r"has the tables of a repository and no repository; run `backyfs init`"),
+        database.read() as connection,
+    ):
+        load_identity(connection)
+
+
+def test_the_file_belongs_to_its_owner_alone(database: Database, file: Path) -> None:
+    create(database)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_the_mode_of_the_file_does_not_depend_on_the_umask(database: Database, file: Path) -> None:
+    old = os.umask(0)
+    try:
+        create_file(database)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_the_directory_of_the_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/new/backyfs.sqlite")
+    create(database)
+    database.close()
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+
+
+def test_companions_of_the_file_are_no_more_open_than_it_is(database: Database, file: Path) -> None:
+    create(database)
+    with database.read() as connection:
+        connection.execute(text("SELECT 1 FROM versions"))
+        companions = [file.with_name(f"{file.name}-{kind}") for kind in ("wal", "shm")]
+        assert [stat.S_IMODE(path.stat().st_mode) for path in companions] == [0o600, 0o600]
+
+
+def test_a_file_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    database = Database(f"sqlite:///{tmp_path}/file/backyfs.sqlite")
+    with pytest.raises(DatabaseError, match=rf"^database file {tmp_path}/file/backyfs\.sqlite cannot be made: "):
+        create_file(database)
+
+
+# What is refused, and what a failure leaves
+
+
+def test_making_it_twice_is_refused_by_name(database: Database, file: Path) -> None:
+    create(database)
+    with pytest.raises(SchemaError, match=rf"^{file} holds tables already; name an empty database$"):
+        create(database)
+    assert tables_of(file) == TABLES
+
+
+def test_the_tables_of_another_program_are_left_alone(database: Database, file: Path) -> None:
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE theirs (id INTEGER)")
+    connection.close()
+    with pytest.raises(SchemaError, match="holds tables already"):
+        create(database)
+    assert tables_of(file) == ["theirs"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_failure_at_any_table_leaves_none(database: Database, file: Path, table: str) -> None:
+    def fail(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.strip().startswith((f"CREATE TABLE {table} ", f'CREATE TABLE "{table}" ')):
+            raise OperationalError(statement, {}, sqlite3.OperationalError("disk I/O error"))
+
+    event.listen(database.engine, "before_cursor_execute", fail)
+    with pytest.raises(DatabaseError, match=r"^database: disk I/O error$"):
+        create(database)
+    assert tables_of(file) == []
+
+
+def test_a_full_disk_leaves_no_tables_and_a_database_that_can_be_made_again(database: Database, file: Path) -> None:
+    def fill(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute("PRAGMA max_page_count = 12")
+
+    event.listen(database.engine, "connect", fill)
+    with pytest.raises(DatabaseError, match=r"^database: database or disk is full$"):
+        create(database)
+    assert tables_of(file) == []
+
+    event.remove(database.engine, "connect", fill)
+    database.close()
+    again = Database(f"sqlite:///{file}")
+    create(again)
+    again.close()
+    assert tables_of(file) == TABLES
+
+
+# How SQLite is used
+
+
+def test_foreign_keys_are_on(database: Database) -> None:
+    create(database)
+    assert pragma(database, "foreign_keys") == 1
+    orphan = insert(tags).values(version_id=99, name="orphan")
+    with pytest.raises(DatabaseError, match="FOREIGN KEY constraint failed"), database.write() as connection:
+        connection.execute(orphan)
+
+
+@pytest.mark.parametrize(("name", "value"), [("journal_mode", "wal"), ("synchronous", 2), ("busy_timeout", 60_000)])
+def test_writers_do_not_block_readers_and_commits_are_durable(database: Database, name: str, value: object) -> None:
+    create(database)
+    assert pragma(database, name) == value
+
+
+def test_a_write_holds_the_lock_from_its_beginning(database: Database, file: Path) -> None:
+    create(database)
+    other = sqlite3.connect(file, timeout=0, isolation_level=None)
+    try:
+        with database.write(), pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+        with database.read():
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("ROLLBACK")
+    finally:
+        other.close()
+
+
+def test_an_exception_rolls_a_write_back(database: Database) -> None:
+    def fail_half_way() -> None:
+        with database.write() as connection:
+            connection.execute(text("INSERT INTO alembic_version VALUES ('other')"))
+            raise ZeroDivisionError
+
+    create(database)
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
+    with database.read() as connection:
+        assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar() == 1
+
+
+def test_a_message_of_the_database_does_not_tell_parameters(database: Database) -> None:
+    create(database)
+    with pytest.raises(DatabaseError) as caught, database.write() as connection:
+        connection.execute(insert(tags).values(version_id=99, name="confidential"))
+    assert "confidential" not in str(caught.value)
+
+
+def test_times_come_back_in_utc_with_microseconds(database: Database) -> None:
+    create(database)
+    eastern = datetime(2024, 7, 1, 1, 30, 0, 123_456, tzinfo=timezone(timedelta(hours=-5)))
+    values = {"uid": "u", "name": "n", "snapshot_name": "", "size_bytes": 0, "status": "valid", "protected": False}
+    with database.write() as connection:
+        connection.execute(insert(versions).values(created_at=eastern, **values))
+    with database.read() as connection:
+        found = connection.execute(select(versions.c.created_at, versions.c.expire_at)).one()
+    assert found.created_at == datetime(2024, 7, 1, 6, 30, 0, 123_456, tzinfo=UTC)
+    assert found.created_at.tzinfo is UTC
+    assert found.expire_at is None
+
+
+@pytest.mark.parametrize("table", ["versions", "pages", "blobs", "jobs"])
+def test_no_id_is_given_twice(database: Database, table: str) -> None:
+    # Who knows a row by its id, as a backup its blobs and a job its row, must not take another one for it.
+    create(database)
+    values: dict[str, object] = {
+        column.name: datetime(2024, 1, 1, tzinfo=UTC) if isinstance(column.type, UtcDateTime)
+        else column.type.python_type()
+        for column in metadata.tables[table].c
+        if not column.nullable and not column.primary_key
+    }  # fmt: skip
+    row = insert(metadata.tables[table]).values(values)
+    with database.write() as connection:
+        first = insert_row(connection, row)
+        connection.execute(metadata.tables[table].delete())
+        assert insert_row(connection, row) == first + 1
+
+
+def test_sizes_beyond_32_bits_fit(database: Database) -> None:
+    create(database)
+    row: dict[str, object] = {column.name: 2**62 for column in stats.c if column.name != "id"}
+    row |= {"created_at": datetime(2024, 1, 1, tzinfo=UTC), "version_uid": "u", "version_name": "n", "duration_s": 0.5}
+    with database.write() as connection:
+        connection.execute(insert(stats).values(row))
+    with database.read() as connection:
+        assert connection.execute(select(stats.c.bytes_read)).scalar_one() == 2**62
+
+
+# The revision
+
+
+def test_a_file_that_is_not_there_holds_no_repository_and_is_not_made(database: Database, file: Path) -> None:
+    with pytest.raises(SchemaError, match=rf"^{file} holds no repository; run `backyfs init` to make one$"):
+        database.check_revision()
+    assert not file.exists()
+
+
+def test_an_empty_database_holds_no_repository(database: Database, file: Path) -> None:
+    create_file(database)
+    with pytest.raises(SchemaError, match=rf"^{file} holds no repository; run `backyfs init` to make one$"):
+        database.check_revision()
+
+
+def test_a_table_of_revisions_without_a_row_is_no_repository(database: Database, file: Path) -> None:
+    create(database)
+    with database.write() as connection:
+        connection.execute(text("DELETE FROM alembic_version"))
+    with pytest.raises(SchemaError, match=rf"^{file} holds no repository"):
+        database.check_revision()
+
+
+@pytest.mark.parametrize("revision", ["30349b678801", "backyfs_9999"])
+def test_another_revision_is_refused_with_both(database: Database, file: Path, revision: str) -> None:
+    create(database)
+    with database.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+    with pytest.raises(SchemaError) as caught:
+        database.check_revision()
+    assert str(caught.value) == (
+        f"{file} has schema revision {revision}, this program works with backyfs_0001; "
+        "use the release of backyfs that belongs to it"
+    )
+
+
+def test_a_file_that_is_no_database_is_refused(database: Database, file: Path) -> None:
+    file.write_bytes(b"no database " * 1000)
+    with pytest.raises(DatabaseError, match=r"^database: file is not a database$"):
+        database.check_revision()
+
+
+def test_a_directory_is_no_database(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}")
+    with pytest.raises(DatabaseError, match=r"^database: unable to open database file$"):
+        database.check_revision()
+    database.close()
+
+
+# URLs
+
+
+def test_what_is_no_url_is_refused() -> None:
+    with pytest.raises(DatabaseError, match=r"^the engine of \[MetaBackend\] is no database URL; example: sqlite:///"):
+        Database("no url")
+
+
+def test_a_database_that_nobody_knows_is_refused_without_its_password() -> None:
+    with pytest.raises(DatabaseError, match=r"^database nosuch://user:\*\*\*@host/db needs a driver that is not inst"):
+        Database("nosuch://user:secret@host/db")

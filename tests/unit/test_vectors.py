@@ -1,0 +1,125 @@
+"""Stored objects, opened by today's code; and today's objects, opened by a reader that shares no code with it.
+
+A vector is a JSON file: `origin` made `object` from a block of `size` bytes with these hashes; the data key
+is wrapped by `repository_key`. The format of an encryption version never changes: neither do these files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import zstandard
+from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
+
+from backyfs.keys import Keyring
+from backyfs.sealing import encryption_version
+
+_FILES = sorted((Path(__file__).parents[1] / "vectors").glob("v*.json"))
+REPOSITORY_KEY = bytes.fromhex("decafbad" * 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vector:
+    """One stored object, and what it holds."""
+
+    origin: str
+    encryption_version: int
+    repository_key: str | None
+    wrapped_key: str | None
+    size: int
+    sha256: str
+    sha512: str
+    blake3: str
+    object: str
+
+    def open(self) -> bytes:
+        """Return the plain bytes as the program reads them."""
+        scheme = encryption_version(self.encryption_version)
+        data_key = b""
+        if self.repository_key is not None and self.wrapped_key is not None:
+            keyring = Keyring(repository_key=bytes.fromhex(self.repository_key), fingerprint_key=None)
+            data_key = keyring.unwrap(bytes.fromhex(self.wrapped_key))
+        return scheme.open(bytes.fromhex(self.object), data_key, self.size)
+
+
+def load(file: Path) -> Vector:
+    return Vector(**json.loads(file.read_text(encoding="utf-8")))
+
+
+def open_as_documented(stored: bytes, wrapped_key: bytes) -> bytes:
+    """Open an object of version 1 as the description of backy2's format says: tag, nonce, ciphertext."""
+    data_key = aes_key_unwrap(REPOSITORY_KEY, wrapped_key)
+    tag, nonce, ciphertext = stored[:16], stored[16:32], stored[32:]
+    frame = AESGCM(data_key).decrypt(nonce, ciphertext + tag, None)
+    assert frame[:4] == b"\x28\xb5\x2f\xfd"
+    return zstandard.ZstdDecompressor().decompress(frame)
+
+
+def test_the_vectors_are_there() -> None:
+    assert [file.stem for file in _FILES] == [
+        "v0-backy2-4097",
+        "v0-backy2-777",
+        "v0-backy2-98",
+        "v0-backyfs-1",
+        "v0-backyfs-4096-text",
+        "v1-backy2-33333",
+        "v1-backy2-4097",
+        "v1-backy2-777",
+        "v1-backyfs-1",
+        "v1-backyfs-4096-random",
+        "v1-backyfs-4096-text",
+    ]
+
+
+@pytest.mark.parametrize("file", _FILES, ids=lambda file: file.stem)
+def test_a_stored_object_opens_to_its_bytes(file: Path) -> None:
+    vector = load(file)
+    block = vector.open()
+    assert len(block) == vector.size
+    assert hashlib.sha256(block).hexdigest() == vector.sha256
+    assert hashlib.sha512(block).hexdigest() == vector.sha512
+    assert blake3(block).hexdigest() == vector.blake3
+
+
+@pytest.mark.parametrize(
+    ("stem", "block"),
+    [
+        ("v0-backy2-98", b"hello backyfs\n" * 7),
+        ("v0-backyfs-1", b"*"),
+        ("v0-backyfs-4096-text", b"backyfs\n" * 512),
+        ("v1-backyfs-1", b"*"),
+        ("v1-backyfs-4096-text", b"backyfs\n" * 512),
+    ],
+)
+def test_the_bytes_of_short_vectors_are_known(stem: str, block: bytes) -> None:
+    assert load(_FILES[0].with_name(f"{stem}.json")).open() == block
+
+
+@pytest.mark.parametrize("file", [file for file in _FILES if file.stem.startswith("v1-backy2")], ids=lambda f: f.stem)
+def test_the_documented_reader_opens_what_backy2_wrote(file: Path) -> None:
+    vector = load(file)
+    assert vector.wrapped_key is not None
+    block = open_as_documented(bytes.fromhex(vector.object), bytes.fromhex(vector.wrapped_key))
+    assert hashlib.sha512(block).hexdigest() == vector.sha512
+
+
+@pytest.mark.parametrize("block", [b"", b"*", b"backyfs\n" * 512, bytes(65536), bytes(range(256)) * 15])
+def test_the_documented_reader_opens_what_is_sealed_today(block: bytes) -> None:
+    data_key = bytes(range(100, 132))
+    stored = b"".join(encryption_version(1).sealer()(block, data_key))
+    wrapped_key = Keyring(repository_key=REPOSITORY_KEY, fingerprint_key=None).wrap(data_key)
+    assert open_as_documented(stored, wrapped_key) == block
+
+
+@pytest.mark.parametrize("block", [b"", b"*", bytes(65536)])
+def test_a_frame_of_today_states_its_size_as_those_of_backy2_do(block: bytes) -> None:
+    data_key = bytes(range(100, 132))
+    stored = b"".join(encryption_version(1).sealer()(block, data_key))
+    frame = AESGCM(data_key).decrypt(stored[16:32], stored[32:] + stored[:16], None)
+    assert zstandard.get_frame_parameters(frame).content_size == len(block)
