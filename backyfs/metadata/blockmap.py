@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import uuid
 from array import array
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import zstandard
 from blake3 import blake3
@@ -86,7 +86,7 @@ def commit_page(connection: Connection, version_id: VersionId, page_no: PageNumb
     _drop_page(connection, version_id, page_no)
     if all(entry == HOLE for entry in entries):
         return  # an absent row is a page of holes
-    digest = blake3(_little_endian(entries).tobytes()).digest()
+    digest = _digest(entries)
     page_id = _share_page(connection, digest)
     if page_id is None:
         page_id = _insert_page(connection, digest, entries)
@@ -100,12 +100,17 @@ def load_page(connection: Connection, version_id: VersionId, page_no: PageNumber
         DatabaseError: the page is damaged.
     """
     query = (
-        select(pages.c.entries)
+        select(pages.c.entries, pages.c.digest)
         .join(version_pages, version_pages.c.page_id == pages.c.id)
         .where(version_pages.c.version_id == version_id, version_pages.c.page_no == page_no)
     )
-    packed: Any = connection.execute(query).scalar_one_or_none()
-    return None if packed is None else unpack(packed)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    entries = unpack(row.entries)
+    if _digest(entries) != row.digest:
+        raise DatabaseError(f"page {page_no} of a block map is damaged: its digest differs")
+    return entries
 
 
 def page_entries(connection: Connection, version: Version, page_no: PageNumber, blocks: int) -> Entries:
@@ -168,6 +173,10 @@ def _living(connection: Connection, blob_ids: Iterable[BlobId]) -> frozenset[Blo
         query = select(blobs.c.id).where(blobs.c.id.in_(batch), blobs.c.doomed_at.is_(None))
         living.update(BlobId(row.id) for row in connection.execute(query))
     return frozenset(living)
+
+
+def _digest(entries: Entries) -> bytes:
+    return blake3(_little_endian(entries).tobytes()).digest()
 
 
 def _little_endian(entries: Entries) -> Entries:
