@@ -1,0 +1,42 @@
+"""Check a whole repository against what DESIGN promises: counts, references, objects."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, select, text
+
+from backyfs.metadata.blockmap import HOLE, unpack
+from backyfs.metadata.tables import blobs, jobs, pages, version_pages
+
+if TYPE_CHECKING:
+    from backyfs.repository import Repository
+
+
+def audit(repository: Repository) -> None:
+    """Fail if a count is wrong, a page names a blob that is not there, or a blob has no object."""
+    with repository.database.read() as connection:
+        assert connection.execute(text("PRAGMA integrity_check")).scalar() == "ok"
+        assert connection.execute(text("PRAGMA foreign_key_check")).all() == []
+        page_uses = Counter(connection.execute(select(version_pages.c.page_id)).scalars())
+        blob_uses: Counter[int] = Counter()
+        for row in connection.execute(select(pages)):
+            assert row.refs == page_uses[row.id]
+            blob_uses.update({entry for entry in unpack(row.entries) if entry > HOLE})
+        known = {row.id: row for row in connection.execute(select(blobs))}
+    assert {row.id: row.refs for row in known.values()} == {blob_id: blob_uses[blob_id] for blob_id in known}
+    assert set(blob_uses) <= set(known)
+    assert {row.uid for row in known.values()} <= set(repository.blocks.storage.list_blobs())
+
+
+def count_blobs(repository: Repository) -> int:
+    """Return how many blobs the database has."""
+    with repository.database.read() as connection:
+        return connection.execute(select(func.count()).select_from(blobs)).scalar_one()
+
+
+def count_jobs(repository: Repository) -> int:
+    """Return how many jobs are registered."""
+    with repository.database.read() as connection:
+        return connection.execute(select(func.count()).select_from(jobs)).scalar_one()

@@ -1,0 +1,257 @@
+"""Backups of real files come back as they were, or say which bytes do not."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import func, select, update
+
+from backyfs.blocks import load_block
+from backyfs.engine.pipeline import Pipeline
+from backyfs.engine.restore import restore
+from backyfs.errors import SourceError, TargetError
+from backyfs.metadata.tables import blobs, pages, version_pages
+from backyfs.model import VersionStatus
+from backyfs.sources.file import FileSource
+from tests.audit import audit, count_blobs, count_jobs
+from tests.images import random_bytes, random_image, sparse_image
+from tests.mount.stored import blob_of, file_of, flip_a_byte, incomplete_copy, truncate
+from tests.repositories import BLOCK, back_up, make_repository, opened
+
+
+@pytest.fixture(params=[True, False], ids=["encrypted", "plain"])
+def repository(request, tmp_path):
+    with opened(make_repository(tmp_path / "repository", encrypted=request.param)) as repository:
+        yield repository
+
+
+def restored(repository, version, directory: Path) -> bytes:
+    target = directory / "restored.img"
+    report = restore(repository, version, str(target), replace=True)
+    assert report.damaged == ()
+    return target.read_bytes()
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 4095, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 1025 * BLOCK + 7])
+def test_an_image_of_any_size_comes_back_as_it_was(repository, tmp_path, size):
+    image = random_image(tmp_path / "image", size)
+    report = back_up(repository, image)
+    assert report.version.status is VersionStatus.VALID
+    assert report.version.size_bytes == size
+    assert restored(repository, report.version, tmp_path) == image.read_bytes()
+    audit(repository)
+    assert count_jobs(repository) == 0
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["holes", "written zeros"])
+def test_zeros_are_not_stored(repository, tmp_path, written):
+    image = tmp_path / "image"
+    size = 5 * BLOCK + 100
+    if written:
+        image.write_bytes(bytes(size))
+    else:
+        sparse_image(image, size, {})
+    report = back_up(repository, image)
+    assert count_blobs(repository) == 0
+    with repository.database.read() as connection:
+        assert connection.execute(select(func.count()).select_from(version_pages)).scalar_one() == 0
+    assert (report.statistics.blocks_sparse, report.statistics.bytes_sparse) == (6, size)
+    assert report.statistics.blocks_read == (6 if written else 0)
+    assert restored(repository, report.version, tmp_path) == bytes(size)
+
+
+def test_statistics_say_what_was_done_with_each_block(repository, tmp_path):
+    block = random_bytes(BLOCK, 1)
+    other = random_bytes(BLOCK, 2)
+    image = sparse_image(
+        tmp_path / "image", 6 * BLOCK + 10, {0: block, BLOCK: other, 2 * BLOCK: block, 5 * BLOCK: bytes(BLOCK)}
+    )
+    statistics = back_up(repository, image).statistics
+    assert (statistics.blocks_written, statistics.bytes_written) == (2, 2 * BLOCK)
+    assert (statistics.blocks_deduplicated, statistics.bytes_deduplicated) == (1, BLOCK)
+    assert (statistics.blocks_sparse, statistics.bytes_sparse) == (4, 3 * BLOCK + 10)
+    assert statistics.blocks_read == 4
+    stored = sum(path.stat().st_size for path in (tmp_path / "repository" / "data").rglob("*.blob"))
+    assert statistics.bytes_stored == stored
+
+
+def test_a_second_backup_of_the_same_image_stores_nothing_and_shares_its_pages(repository, tmp_path):
+    image = random_image(tmp_path / "image", 1030 * BLOCK)
+    back_up(repository, image, "one")
+    report = back_up(repository, image, "two")
+    assert report.statistics.blocks_written == 0
+    assert report.statistics.blocks_deduplicated == 1030
+    with repository.database.read() as connection:
+        assert sorted(connection.execute(select(pages.c.refs)).scalars()) == [2, 2]
+    audit(repository)
+
+
+def test_a_short_last_block_is_no_part_of_a_longer_one(repository, tmp_path):
+    block = random_bytes(BLOCK)
+    image = tmp_path / "image"
+    image.write_bytes(block + block[:1000])
+    report = back_up(repository, image)
+    assert count_blobs(repository) == 2
+    assert restored(repository, report.version, tmp_path) == block + block[:1000]
+
+
+def test_without_deduplication_every_block_is_stored_again(repository, tmp_path):
+    image = random_image(tmp_path / "image", 2 * BLOCK)
+    back_up(repository, image)
+    report = back_up(replace(repository, deduplication=False), image)
+    assert report.statistics.blocks_written == 2
+    assert count_blobs(repository) == 4
+    assert restored(repository, report.version, tmp_path) == image.read_bytes()
+    audit(repository)
+
+
+def test_a_restored_file_has_holes_where_the_image_has_zeros(repository, tmp_path):
+    image = sparse_image(tmp_path / "image", 1024 * BLOCK, {0: b"begin", 1000 * BLOCK: b"end"})
+    version = back_up(repository, image).version
+    assert restored(repository, version, tmp_path) == image.read_bytes()
+    assert (tmp_path / "restored.img").stat().st_blocks * 512 < 10 * BLOCK
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_every_version_of_a_changing_image_comes_back(tmp_path_factory, data):
+    directory = tmp_path_factory.mktemp("changing")
+    pieces = st.binary(min_size=0, max_size=200).map(lambda seed: seed * 60) | st.just(bytes(BLOCK))
+    with opened(make_repository(directory / "repository", block_size=512)) as repository:
+        image = b""
+        expected = []
+        for _ in range(data.draw(st.integers(1, 5))):
+            offset = data.draw(st.integers(0, len(image) + 600))
+            piece = data.draw(pieces)
+            image = image.ljust(offset, b"\0")[:offset] + piece + image[offset + len(piece) :]
+            image = image[: data.draw(st.integers(0, len(image)))] if data.draw(st.booleans()) else image
+            (directory / "image").write_bytes(image)
+            expected.append((back_up(repository, directory / "image").version, image))
+        for version, content in expected:
+            assert restored(repository, version, directory) == content
+        audit(repository)
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, truncate, os.unlink], ids=["flipped", "truncated", "missing"])
+def test_a_damaged_block_costs_its_own_range_and_no_other(repository, tmp_path, damage):
+    image = random_image(tmp_path / "image", 4 * BLOCK + 100)
+    version = back_up(repository, image).version
+    blob = blob_of(repository, version, 2)
+    damage(file_of(repository, blob))
+    target = tmp_path / "restored.img"
+    report = restore(repository, version, str(target))
+    assert [(damaged.start, damaged.stop) for damaged in report.damaged] == [(2 * BLOCK, 3 * BLOCK)]
+    assert blob.uid in report.damaged[0].reason
+    content = image.read_bytes()
+    assert target.read_bytes() == content[: 2 * BLOCK] + bytes(BLOCK) + content[3 * BLOCK :]
+
+
+def test_the_object_of_another_blob_is_not_taken_for_a_block(repository, tmp_path):
+    version = back_up(repository, random_image(tmp_path / "image", 2 * BLOCK)).version
+    first, second = (file_of(repository, blob_of(repository, version, index)) for index in (0, 1))
+    first.write_bytes(second.read_bytes())
+    report = restore(repository, version, str(tmp_path / "restored.img"))
+    assert [damaged.start for damaged in report.damaged] == [0]
+
+
+def test_blocks_that_were_never_backed_up_are_reported_and_not_restored_as_zeros(repository, tmp_path):
+    image = random_image(tmp_path / "image", 4 * BLOCK)
+    version = incomplete_copy(repository, back_up(repository, image).version, absent=[1, 3])
+    report = restore(repository, version, str(tmp_path / "restored.img"))
+    assert [(damaged.start, damaged.stop) for damaged in report.damaged] == [
+        (BLOCK, 2 * BLOCK),
+        (3 * BLOCK, 4 * BLOCK),
+    ]
+    assert "never backed up" in report.damaged[0].reason
+
+
+def test_blobs_that_a_cleanup_took_between_look_up_and_commit_are_stored_anew(repository, tmp_path, monkeypatch):
+    image = random_image(tmp_path / "image", 3 * BLOCK)
+    back_up(repository, image)
+
+    def find_then_doom(self, fingerprints):
+        found = find(self, fingerprints)
+        taken = sorted(found.values())[:2]
+        with repository.database.write() as connection:
+            now = func.current_timestamp()
+            connection.execute(update(blobs).where(blobs.c.id.in_(taken)).values(doomed_at=now))
+        return found
+
+    find = Pipeline._find
+    monkeypatch.setattr(Pipeline, "_find", find_then_doom)
+    # The image differs in one block, so that its page is a new one.
+    image.write_bytes(image.read_bytes()[:-1] + b"!")
+    version = back_up(repository, image).version
+    assert restored(repository, version, tmp_path) == image.read_bytes()
+    assert count_blobs(repository) == 6  # three, one new, two stored again
+    audit(repository)
+
+
+def test_a_source_that_cannot_be_read_leaves_what_was_stored_for_the_next_backup(repository, tmp_path, monkeypatch):
+    image = random_image(tmp_path / "image", 600 * BLOCK)
+    read_into = FileSource.read_into
+
+    def fail_late(self, offset, buffer):
+        if offset >= 512 * BLOCK:
+            raise SourceError("the disk is broken")
+        read_into(self, offset, buffer)
+
+    monkeypatch.setattr(FileSource, "read_into", fail_late)
+    with pytest.raises(SourceError, match="the disk is broken"):
+        back_up(repository, image)
+    audit(repository)
+    monkeypatch.undo()
+    report = back_up(repository, image)
+    assert report.statistics.blocks_deduplicated + report.statistics.blocks_written == 600
+    assert restored(repository, report.version, tmp_path) == image.read_bytes()
+    audit(repository)
+
+
+@pytest.mark.parametrize(
+    "name", ["data/target", "backyfs.sqlite", "backyfs.sqlite-wal", "backyfs.key", "backyfs.cfg", "link/target"]
+)
+def test_a_target_inside_the_repository_is_refused(tmp_path, name):
+    directory = tmp_path / "repository"
+    with opened(make_repository(directory)) as repository:
+        (directory / "link").symlink_to(directory / "data")
+        version = back_up(repository, random_image(tmp_path / "image", BLOCK)).version
+        before = {path: path.read_bytes() for path in directory.glob("backyfs.*") if path.suffix != ".sqlite-shm"}
+        with pytest.raises(TargetError, match="belongs to the repository itself"):
+            restore(repository, version, str(directory / name), replace=True)
+        assert (directory / "backyfs.key").read_bytes() == before[directory / "backyfs.key"]
+        assert not (directory / "data" / "target").exists()
+
+
+def test_an_existing_target_is_refused_and_keeps_its_bytes(repository, tmp_path):
+    version = back_up(repository, random_image(tmp_path / "image", BLOCK)).version
+    target = tmp_path / "target"
+    target.write_bytes(b"precious")
+    with pytest.raises(TargetError, match="it exists; name another target, or add --force"):
+        restore(repository, version, str(target))
+    assert target.read_bytes() == b"precious"
+
+
+def test_a_longer_existing_target_is_replaced_whole(repository, tmp_path):
+    image = sparse_image(tmp_path / "image", 2 * BLOCK, {0: b"x"})
+    version = back_up(repository, image).version
+    (tmp_path / "restored.img").write_bytes(b"old" * BLOCK)
+    assert restored(repository, version, tmp_path) == image.read_bytes()
+
+
+def test_an_encrypted_repository_holds_no_plain_bytes_and_no_plain_fingerprints(tmp_path):
+    with opened(make_repository(tmp_path / "repository")) as repository:
+        image = tmp_path / "image"
+        image.write_bytes(b"confidential " * 1000)
+        version = back_up(repository, image).version
+        for path in (tmp_path / "repository" / "data").rglob("*.blob"):
+            assert b"confidential" not in path.read_bytes()
+        blob = blob_of(repository, version, 0)
+        block = load_block(repository.blocks, blob)
+        assert block == image.read_bytes()[:BLOCK]
+        assert blob.fingerprint != blake3(block).digest()
