@@ -6,6 +6,7 @@ runs: it counts as failed. Elsewhere skips stay skips.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 _IN_CI = os.environ.get("CI") == "true"
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Generator[None, None, None]:
+    """Take away what a command that ran in this process has set up for its log."""
+    yield
+    log = logging.getLogger("backyfs")
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.setLevel(logging.NOTSET)
+    log.propagate = True
 
 
 @pytest.hookimpl(wrapper=True)

@@ -239,8 +239,9 @@ class Operations(pyfuse3.Operations):
     async def _image(self, version: Version) -> Image:
         async with self._image_lock:
             image = self._images.get(version.uid)
-            if image is None or image.version.status is VersionStatus.INCOMPLETE:  # its backup may have gone on since
+            if image is None:
                 await trio.to_thread.run_sync(self._job.hold, version.id)
+            if image is None or image.version.status is VersionStatus.INCOMPLETE:  # its backup may have gone on since
                 image = self._images[version.uid] = Image(self._repository, version)
         return image
 

@@ -40,6 +40,8 @@ def command(
     mountpoint = os.path.abspath(mountpoint)
     if not foreground:
         return _start_in_background(invocation, mountpoint, options)
+    if ready_fd is not None:
+        os.set_inheritable(ready_fd, False)  # the helper of auto_unmount would keep it open: no end to wait for
     from backyfs.mount.session import MountRequest, serve  # noqa: PLC0415 - the waiting process needs no pyfuse3
 
     def ready() -> None:

@@ -12,8 +12,8 @@ from sqlalchemy import delete
 from backyfs.geometry import block_count
 from backyfs.metadata.blockmap import ABSENT, commit_page, page_entries
 from backyfs.metadata.tables import version_pages, versions
-from backyfs.metadata.versions import create_version
-from backyfs.model import BlockIndex, PageNumber, VersionUid
+from backyfs.metadata.versions import create_version, set_status
+from backyfs.model import BlockIndex, PageNumber, VersionStatus, VersionUid
 from backyfs.mount.image import Image
 
 if TYPE_CHECKING:
@@ -66,6 +66,15 @@ def incomplete_copy(repository: Repository, version: Version, absent: Iterable[i
         )
         commit_page(connection, copy.id, PageNumber(0), entries)
     return copy
+
+
+def finish(repository: Repository, incomplete: Version, whole: Version) -> None:
+    """Give an incomplete version the blocks of another one and make it valid, as the end of its backup would."""
+    with repository.database.write() as connection:
+        blocks = block_count(whole.size_bytes, repository.block_size)
+        entries = page_entries(connection, whole, PageNumber(0), blocks)
+        commit_page(connection, incomplete.id, PageNumber(0), entries)
+        set_status(connection, incomplete.id, VersionStatus.VALID)
 
 
 def remove_version(repository: Repository, uid: VersionUid) -> None:

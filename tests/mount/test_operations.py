@@ -20,12 +20,12 @@ from backyfs.engine.job import Job
 from backyfs.metadata.blockmap import commit_page, new_entries
 from backyfs.metadata.tables import job_versions, versions
 from backyfs.metadata.versions import set_status
-from backyfs.model import BlobId, PageNumber, Version, VersionStatus
+from backyfs.model import PageNumber, Version, VersionStatus
 from backyfs.mount import operations as operations_module
 from backyfs.mount.cache import BlockCache
 from backyfs.mount.operations import Operations
 from tests.images import random_bytes, sparse_image
-from tests.mount.stored import blob_of, file_of, flip_a_byte, incomplete_copy, remove_version, truncate
+from tests.mount.stored import blob_of, file_of, finish, flip_a_byte, incomplete_copy, remove_version, truncate
 from tests.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
@@ -310,12 +310,7 @@ def test_a_version_that_was_opened_before_its_backup_ended_is_whole_when_opened_
     copy = incomplete_copy(repository, version, absent=[0, 4])
     with refused(errno.EIO):
         mount.read(mount.open_image(copy), 0, 1)
-    with repository.database.write() as connection:
-        entries = mount.operations._images[copy.uid]._page(PageNumber(0)).entries[:]
-        entries[0] = BlobId(blob_of(repository, version, 0).id)
-        entries[4] = BlobId(blob_of(repository, version, 4).id)
-        commit_page(connection, copy.id, PageNumber(0), entries)
-        set_status(connection, copy.id, VersionStatus.VALID)
+    finish(repository, copy, version)
     assert mount.read(mount.open_image(copy), 0, SIZE) == IMAGE
 
 

@@ -1,0 +1,38 @@
+"""Progress in a log: a line now and then, with rate and time to go."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from backyfs.cli import progress as module
+from backyfs.cli.progress import LogProgress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_every_half_minute_with_rate_and_time_to_go(clock, caplog):
+    caplog.set_level(logging.INFO, logger="backyfs")
+    progress = LogProgress()
+    progress.start("Backing up disk", 100 << 20)
+    for _ in range(8):
+        clock[0] += 5
+        progress.advance(5 << 20)
+    progress.stop()
+    assert caplog.messages == [
+        "Backing up disk: 30.0 MiB of 100.0 MiB (30 %), 1.0 MiB/s, about 70 s to go",
+    ]
+
+
+def test_what_is_done_soon_is_not_talked_of(clock, caplog):
+    progress = LogProgress()
+    progress.start("x", 10)
+    progress.advance(10)
+    progress.stop()
+    assert caplog.messages == []

@@ -1,0 +1,116 @@
+"""Single files out of a backup: the image of a file system, mounted through a loop device or opened as it is."""
+
+from __future__ import annotations
+
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backyfs.model import DEFAULT_BLOCK_SIZE
+from tests.images import ext4_image, file_tree
+from tests.mount.program import PATIENCE_S, backyfs, mounting
+from tests.repositories import back_up, make_repository, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FILES = 300
+SIZE = 40 << 20  # ten blocks
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return file_tree(tmp_path_factory.mktemp("originals"), FILES)
+
+
+@pytest.fixture(scope="module")
+def data(fuse: None, originals: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The image of an ext4 file system with the originals, in a mount."""
+    directory = tmp_path_factory.mktemp("loop")
+    config_file = make_repository(directory / "repository", block_size=DEFAULT_BLOCK_SIZE)
+    with opened(config_file) as repository:
+        back_up(repository, ext4_image(directory / "image", originals, SIZE))
+    with mounting(config_file, directory / "mount") as at:
+        yield at / "by_name" / "disk" / "latest" / "data"
+
+
+@contextmanager
+def loop_device(image: Path) -> Iterator[str]:
+    """Attach an image to a loop device, and see it detached."""
+    arguments = ["losetup", "--find", "--show", "--read-only", str(image)]
+    device = subprocess.run(arguments, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@contextmanager
+def attached(image: Path, directory: Path, options: str) -> Iterator[Path]:
+    """Mount the file system of an image, and see it unmounted; mount(8) detaches the loop device it attached."""
+    directory.mkdir()
+    subprocess.run(["mount", "-o", options, str(image), str(directory)], check=True, timeout=PATIENCE_S)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(directory)): file.read_bytes()
+        for file in directory.rglob("*")
+        if file.is_file() and "lost+found" not in file.parts
+    }
+
+
+@pytest.mark.usefixtures("loop_devices")
+def test_every_file_of_a_loop_mounted_image_is_as_it_was(data: Path, originals: Path, tmp_path: Path) -> None:
+    with attached(data, tmp_path / "files", "loop,ro,noload") as files:
+        found = contents(files)
+    assert len(found) == FILES
+    assert found == contents(originals)
+
+
+@pytest.mark.usefixtures("loop_devices")
+def test_a_loop_device_reads_the_image_byte_for_byte(data: Path) -> None:
+    with loop_device(data) as device:
+        size = subprocess.run(["blockdev", "--getsize64", device], check=True, capture_output=True, text=True).stdout
+        assert int(size) == SIZE
+        subprocess.run(["cmp", device, str(data)], check=True, timeout=PATIENCE_S)
+
+
+@pytest.mark.usefixtures("loop_devices")
+def test_a_loop_device_on_an_image_is_read_only(data: Path) -> None:
+    with loop_device(data) as device:
+        assert Path(f"/sys/block/{Path(device).name}/ro").read_text() == "1\n"
+
+
+@pytest.mark.usefixtures("loop_devices")
+def test_a_mount_under_a_loop_device_is_in_use_until_that_is_gone(data: Path, tmp_path: Path) -> None:
+    at = data.parents[3]
+    with attached(data, tmp_path / "files", "loop,ro,noload") as files:
+        done = backyfs("umount", at)
+        assert done.returncode == 10
+        assert "busy" in done.stderr
+        assert len(contents(files)) == FILES
+
+
+@pytest.mark.usefixtures("loop_devices")
+def test_direct_reads_of_a_loop_device_are_right(data: Path) -> None:
+    with loop_device(data) as device:
+        subprocess.run(["losetup", "--direct-io=on", device], check=True)
+        subprocess.run(["cmp", device, str(data)], check=True, timeout=PATIENCE_S)
+
+
+def test_a_file_can_be_had_without_a_loop_device(data: Path, originals: Path) -> None:
+    for name, content in sorted(contents(originals).items())[::40]:
+        done = subprocess.run(["debugfs", "-R", f'cat "/{name}"', str(data)], check=True, capture_output=True)
+        assert done.stdout == content
+
+
+def test_the_file_system_of_an_image_is_clean(data: Path) -> None:
+    subprocess.run(["e2fsck", "-f", "-n", str(data)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

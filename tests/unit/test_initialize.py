@@ -1,0 +1,211 @@
+"""Making a repository: everything in its place, nothing overwritten, and a key that is checked."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+
+import pytest
+
+from backyfs.config import load_config
+from backyfs.engine import initialize as module
+from backyfs.engine.initialize import Places, default_places, initialize
+from backyfs.errors import ConfigError, MissingKeyError, SchemaError, StorageError, UsageError, WrongKeyError
+from backyfs.repository import open_repository
+from tests.images import random_image
+from tests.repositories import BLOCK, back_up, make_repository, opened
+
+
+@pytest.fixture
+def places(tmp_path):
+    return Places(
+        config_file=str(tmp_path / "etc" / "backyfs.cfg"),
+        key_file=str(tmp_path / "etc" / "backyfs.key"),
+        storage_path=str(tmp_path / "lib" / "data"),
+        database_file=str(tmp_path / "lib" / "backyfs.sqlite"),
+        logfile=str(tmp_path / "log" / "backyfs.log"),
+    )
+
+
+def everything_below(directory):
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def test_a_new_repository_has_its_four_parts_and_nothing_else(places, tmp_path):
+    report = initialize(places, block_size=BLOCK, encrypted=True)
+    assert everything_below(tmp_path) == ["etc/backyfs.cfg", "etc/backyfs.key", "lib/backyfs.sqlite"]
+    assert os.path.isdir(places.storage_path)
+    assert report.block_size == BLOCK
+    assert report.key_check is not None
+
+
+@pytest.mark.parametrize("place", ["config_file", "key_file", "database_file"])
+def test_files_can_be_read_by_their_owner_alone(places, place):
+    initialize(places, block_size=BLOCK, encrypted=True)
+    assert stat.S_IMODE(os.stat(getattr(places, place)).st_mode) == 0o600
+
+
+def test_the_storage_can_be_entered_by_its_owner_alone(places):
+    initialize(places, block_size=BLOCK, encrypted=True)
+    assert stat.S_IMODE(os.stat(places.storage_path).st_mode) == 0o700
+
+
+def test_the_key_is_64_random_hexadecimal_digits(places):
+    initialize(places, block_size=BLOCK, encrypted=True)
+    with open(places.key_file, encoding="ascii") as file:
+        digits = file.read().strip()
+    assert len(bytes.fromhex(digits)) == 32
+    assert len(digits) == 64
+    assert len(set(digits)) > 4
+
+
+def test_without_encryption_there_is_no_key(places):
+    assert initialize(places, block_size=BLOCK, encrypted=False).key_check is None
+    assert not os.path.exists(places.key_file)
+
+
+@pytest.mark.parametrize("place", ["config_file", "key_file"])
+def test_a_file_that_exists_is_not_touched_and_nothing_else_is_made(places, tmp_path, place):
+    path = getattr(places, place)
+    os.makedirs(os.path.dirname(path))
+    with open(path, "w", encoding="ascii") as file:
+        file.write("mine")
+    with pytest.raises(UsageError, match=r"exists already and is not touched"):
+        initialize(places, block_size=BLOCK, encrypted=True)
+    with open(path, encoding="ascii") as file:
+        assert file.read() == "mine"
+    assert len(everything_below(tmp_path)) == 1
+
+
+def test_a_database_that_exists_is_not_touched(places):
+    initialize(places, block_size=BLOCK, encrypted=True)
+    with open(places.database_file, "rb") as file:
+        before = file.read()
+    other = replace(
+        places,
+        config_file=places.config_file + "2",
+        key_file=places.key_file + "2",
+        storage_path=places.storage_path + "2",
+    )
+    with pytest.raises(SchemaError, match="holds tables already; name an empty database"):
+        initialize(other, block_size=BLOCK, encrypted=True)
+    with open(places.database_file, "rb") as file:
+        assert file.read() == before
+    assert not os.path.exists(other.config_file)
+    assert not os.path.exists(other.key_file)
+
+
+def test_a_storage_that_is_not_empty_is_not_used(places):
+    os.makedirs(places.storage_path)
+    with open(f"{places.storage_path}/precious", "w", encoding="ascii"):
+        pass
+    with pytest.raises(StorageError, match="is not empty; name another one"):
+        initialize(places, block_size=BLOCK, encrypted=True)
+    assert os.listdir(places.storage_path) == ["precious"]
+    assert not os.path.exists(places.config_file)
+    assert not os.path.exists(places.key_file)
+
+
+@pytest.mark.parametrize("block_size", [0, 1000, 256 << 20])
+def test_a_block_size_that_cannot_be_is_refused_before_anything_is_made(places, tmp_path, block_size):
+    with pytest.raises(ConfigError, match="block_size"):
+        initialize(places, block_size=block_size, encrypted=True)
+    assert everything_below(tmp_path) == []
+
+
+def test_a_failure_on_the_way_leaves_neither_key_nor_configuration(places, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(module, "create_repository", fail)
+    with pytest.raises(StorageError, match="the disk is full"):
+        initialize(places, block_size=BLOCK, encrypted=True)
+    assert os.listdir(os.path.dirname(places.config_file)) == []
+
+
+def test_roots_repository_goes_to_the_system_directories():
+    assert default_places({}, as_root=True) == Places(
+        config_file="/etc/backyfs/backyfs.cfg",
+        key_file="/etc/backyfs/backyfs.key",
+        storage_path="/var/lib/backyfs/data",
+        database_file="/var/lib/backyfs/backyfs.sqlite",
+        logfile="/var/log/backyfs.log",
+    )
+
+
+def test_a_users_repository_goes_to_the_xdg_directories():
+    environ = {"HOME": "/home/ada", "XDG_DATA_HOME": "/data/ada"}
+    assert default_places(environ, as_root=False) == Places(
+        config_file="/home/ada/.config/backyfs/backyfs.cfg",
+        key_file="/home/ada/.config/backyfs/backyfs.key",
+        storage_path="/data/ada/backyfs/data",
+        database_file="/data/ada/backyfs/backyfs.sqlite",
+        logfile="/home/ada/.local/state/backyfs/backyfs.log",
+    )
+
+
+def test_key_and_log_stand_beside_a_configuration_that_is_named():
+    places = default_places({}, as_root=True, config_file="/srv/b/one.cfg")
+    assert (places.key_file, places.logfile) == ("/srv/b/one.key", "/srv/b/backyfs.log")
+
+
+def test_a_configuration_with_another_block_size_is_refused(tmp_path):
+    file = make_repository(tmp_path)
+    file.write_text(file.read_text().replace(f"block_size: {BLOCK}", "block_size: 8192"))
+    with pytest.raises(ConfigError, match=r"block_size: is 8192, but this repository was made with 4096"):
+        open_once(file)
+
+
+def test_a_configuration_with_another_hash_function_is_refused(tmp_path):
+    file = make_repository(tmp_path)
+    file.write_text(file.read_text().replace("[DEFAULTS]", "[DEFAULTS]\nhash_function: sha512"))
+    with pytest.raises(ConfigError, match=r"hash_function: is sha512, but this repository was made with blake3"):
+        open_once(file)
+
+
+def open_once(file):
+    config, _ = load_config(str(file), {})
+    with open_repository(config):
+        pass
+
+
+def test_the_wrong_key_is_refused_and_both_check_values_are_shown(tmp_path):
+    file = make_repository(tmp_path)
+    key_file = tmp_path / "backyfs.key"
+    right = key_file.read_text().strip()
+    key_file.write_text("ab" * 32)
+    with pytest.raises(WrongKeyError) as caught:
+        open_once(file)
+    message = str(caught.value)
+    assert "the configured key" in message
+    assert "is not the key of this repository" in message
+    assert right[:8] not in message
+    assert "abababab" not in message
+
+
+def test_a_missing_key_is_refused_and_the_expected_one_is_named(tmp_path):
+    file = make_repository(tmp_path)
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("encryption_")]
+    file.write_text("\n".join(lines))
+    with pytest.raises(MissingKeyError, match=r"encrypted with key [0-9a-f-]{19} and the configuration has none"):
+        open_once(file)
+
+
+def test_a_repository_that_was_plain_can_be_turned_to_encryption(tmp_path):
+    file = make_repository(tmp_path / "repository", encrypted=False)
+    first, second = (random_image(tmp_path / f"image{seed}", 2 * BLOCK, seed) for seed in (1, 2))
+    with opened(file) as repository:
+        back_up(repository, first)
+    (tmp_path / "repository" / "key").write_text("cd" * 32)
+    (tmp_path / "repository" / "key").chmod(0o600)
+    text = file.read_text().replace("encryption_version: 0", "encryption_version: 1\nencryption_key_file: key")
+    file.write_text(text)
+    with opened(file) as repository:
+        report = back_up(repository, second)
+        assert report.statistics.blocks_written == 2
+    with opened(file) as repository:
+        assert back_up(repository, first).statistics.blocks_deduplicated == 2
+    (tmp_path / "repository" / "key").write_text("ef" * 32)
+    with pytest.raises(WrongKeyError):
+        open_once(file)

@@ -1,0 +1,214 @@
+"""Files and block devices as sources and targets."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from backyfs.errors import SourceError, TargetError
+from backyfs.geometry import Extent
+from backyfs.sources import open_source
+from backyfs.sources.file import FileSource
+from backyfs.sources.target import FileTarget
+from tests.images import random_bytes, random_image, sparse_image
+
+MIB = 1 << 20
+
+
+@contextmanager
+def source_of(path):
+    source = FileSource(str(path))
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+@contextmanager
+def loop_device(path: Path, *options: str):
+    device = subprocess.run(
+        ["losetup", "--find", "--show", *options, str(path)], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def read(source, offset, length):
+    buffer = bytearray(length)
+    with memoryview(buffer) as view:
+        source.read_into(offset, view)
+    return bytes(buffer)
+
+
+def resident_pages(path: Path) -> list[bool]:
+    """Return which pages of a file are in the page cache, mincore(2)."""
+    size = path.stat().st_size
+    libc = ctypes.CDLL(None, use_errno=True)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE) as mapped:
+        first = ctypes.c_char.from_buffer(mapped)
+        pages = -(-size // mmap.PAGESIZE)
+        vector = (ctypes.c_ubyte * pages)()
+        assert libc.mincore(ctypes.byref(first), ctypes.c_size_t(size), vector) == 0
+        del first
+        return [bool(entry & 1) for entry in vector]
+
+
+def drop_from_cache(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@pytest.fixture
+def disk_directory():
+    """A directory on a disk: a memory file system has no page cache to leave as it was."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        yield Path(directory)
+
+
+def test_extents_are_where_the_data_is(tmp_path):
+    image = sparse_image(tmp_path / "image", 10 * MIB, {MIB: b"x" * 4096, 5 * MIB: b"y" * 8192})
+    with source_of(image) as source:
+        assert list(source.data_extents()) == [Extent(MIB, MIB + 4096), Extent(5 * MIB, 5 * MIB + 8192)]
+
+
+@pytest.mark.parametrize(("size", "extents"), [(0, []), (7, [Extent(0, 7)])])
+def test_small_files_have_their_extent(tmp_path, size, extents):
+    with source_of(random_image(tmp_path / "image", size)) as source:
+        assert source.size_bytes == size
+        assert list(source.data_extents()) == extents
+
+
+def test_a_file_of_holes_has_no_extent(tmp_path):
+    with source_of(sparse_image(tmp_path / "image", MIB, {})) as source:
+        assert list(source.data_extents()) == []
+
+
+def test_a_block_device_is_read_like_a_file(tmp_path):
+    image = random_image(tmp_path / "image", MIB)
+    with loop_device(image) as device, source_of(device) as source:
+        assert source.size_bytes == MIB
+        assert list(source.data_extents()) == [Extent(0, MIB)]
+        assert read(source, 1000, 5000) == image.read_bytes()[1000:6000]
+
+
+def test_a_file_uri_names_a_path(tmp_path):
+    image = random_image(tmp_path / "image", 100)
+    source = open_source(f"file://{image}")
+    assert read(source, 0, 100) == image.read_bytes()
+    source.close()
+
+
+def test_a_uri_of_an_unknown_kind_is_refused():
+    with pytest.raises(SourceError, match=r"sources of kind rbd:// are not known; give a path or file://PATH"):
+        open_source("rbd://pool/image")
+
+
+@pytest.mark.parametrize("what", ["missing", "directory", "fifo"])
+def test_what_is_no_image_is_refused_with_its_name(tmp_path, what):
+    path = tmp_path / what
+    if what == "directory":
+        path.mkdir()
+    elif what == "fifo":
+        os.mkfifo(path)
+    with pytest.raises(SourceError, match=str(path)):
+        FileSource(str(path))
+
+
+def test_a_source_that_shrinks_is_an_error(tmp_path):
+    image = random_image(tmp_path / "image", 1000)
+    with source_of(image) as source:
+        os.truncate(image, 500)
+        with pytest.raises(SourceError, match="it has shrunk since the backup began"):
+            read(source, 0, 1000)
+
+
+def test_reading_leaves_no_page_in_the_cache_that_was_not_there(disk_directory):
+    image = random_image(disk_directory / "image", 8 * MIB)
+    drop_from_cache(image)
+    assert not any(resident_pages(image))
+    with source_of(image) as source:
+        for offset in range(0, 8 * MIB, MIB):
+            assert len(read(source, offset, MIB)) == MIB
+    assert not any(resident_pages(image))
+
+
+def test_reading_leaves_the_pages_in_the_cache_that_were_there(disk_directory):
+    image = random_image(disk_directory / "image", 8 * MIB)
+    drop_from_cache(image)
+    with image.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        os.pread(file.fileno(), 2 * MIB, 3 * MIB)
+    before = resident_pages(image)
+    assert sum(before) == 2 * MIB // mmap.PAGESIZE
+    with source_of(image) as source:
+        content = b"".join(read(source, offset, MIB) for offset in range(0, 8 * MIB, MIB))
+    assert content == random_bytes(8 * MIB)
+    assert resident_pages(image) == before
+
+
+def test_a_device_that_is_too_small_is_refused(tmp_path):
+    image = random_image(tmp_path / "image", MIB)
+    with loop_device(image) as device, pytest.raises(TargetError, match="too small: it has 1048576 bytes"):
+        FileTarget(device, MIB + 1, replace=True)
+    assert image.read_bytes() == random_bytes(MIB)
+
+
+def test_a_device_is_not_overwritten_without_being_asked(tmp_path):
+    image = random_image(tmp_path / "image", MIB)
+    with loop_device(image) as device, pytest.raises(TargetError, match="add --force to overwrite"):
+        FileTarget(device, MIB, replace=False)
+    assert image.read_bytes() == random_bytes(MIB)
+
+
+def test_a_mounted_device_is_refused_even_with_force(tmp_path):
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(8 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+    (tmp_path / "mnt").mkdir()
+    with loop_device(image) as device:
+        subprocess.run(["mount", device, str(tmp_path / "mnt")], check=True)
+        try:
+            with pytest.raises(TargetError, match="it is in use; unmount it"):
+                FileTarget(device, MIB, replace=True)
+        finally:
+            subprocess.run(["umount", str(tmp_path / "mnt")], check=True)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, MIB), (4096, 8192), (1000, 3000), (MIB - 1, 1)])
+def test_zeros_on_a_device_replace_what_was_there(tmp_path, offset, length):
+    image = random_image(tmp_path / "image", MIB)
+    with loop_device(image) as device:
+        target = FileTarget(device, MIB, replace=True)
+        target.write_zeros(offset, length)
+        target.finish()
+        target.close()
+        content = Path(device).read_bytes()
+    before = random_bytes(MIB)
+    assert content == before[:offset] + bytes(length) + before[offset + length :]
+
+
+def test_a_target_in_a_directory_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(TargetError, match="its directory does not exist"):
+        FileTarget(str(tmp_path / "none" / "image"), 1, replace=False)
+
+
+def test_a_directory_is_no_target(tmp_path):
+    with pytest.raises(TargetError, match="it is a directory; name a file in it"):
+        FileTarget(str(tmp_path), 1, replace=True)
+
+
+def test_a_fifo_is_no_target(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(TargetError, match="neither a file nor a block device"):
+        FileTarget(str(tmp_path / "fifo"), 1, replace=True)
