@@ -111,12 +111,15 @@ class Progress(Protocol):
 
     def start(self, label: str, total_bytes: int) -> None:
         """Begin to show an operation over so many bytes."""
+        ...
 
     def advance(self, amount_bytes: int) -> None:
         """So many more bytes are done."""
+        ...
 
     def stop(self) -> None:
         """Take the display away."""
+        ...
 
 
 class NoProgress:

@@ -23,12 +23,15 @@ class Peer(Protocol):
 
     def init(self) -> None:
         """Make a new encrypted repository in place of the last one."""
+        ...
 
     def backup(self, image: Image) -> Run:
         """Back the image up; all of it is read, as it must be for a block device."""
+        ...
 
     def restore(self, image: Image, directory: str) -> Run:
         """Restore the newest backup below the directory."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

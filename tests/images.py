@@ -36,8 +36,14 @@ def ext4_image(path: Path, directory: Path, size: int) -> Path:
     """Make an image with an ext4 file system that holds a copy of `directory`, and return its path."""
     with path.open("wb") as file:
         file.truncate(size)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-d", str(directory), str(path)], check=True)
+    run_tool("mkfs.ext4", "-q", "-F", "-d", str(directory), str(path))
     return path
+
+
+def run_tool(*arguments: str) -> bytes:
+    """Run a program for file systems, which users may not have in their PATH, and return what it prints."""
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    return subprocess.run(arguments, env=environment, check=True, stdout=subprocess.PIPE).stdout
 
 
 def file_tree(directory: Path, files: int, seed: int = 0) -> Path:

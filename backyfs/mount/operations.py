@@ -172,7 +172,7 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def lookup(
-        self, parent_inode: int, name: bytes, _ctx: pyfuse3.RequestContext | None = None
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext | None = None
     ) -> pyfuse3.EntryAttributes:
         """Find a name in a directory."""
         tree = await self._current_tree()
@@ -180,13 +180,13 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def getattr(
-        self, inode: int, _ctx: pyfuse3.RequestContext | None = None
+        self, inode: int, ctx: pyfuse3.RequestContext | None = None
     ) -> pyfuse3.EntryAttributes:
         """Tell what something is."""
         return self._attributes(await self._current_tree(), self._nodes[inode])
 
     @_guarded
-    async def readlink(self, inode: int, _ctx: pyfuse3.RequestContext | None = None) -> bytes:
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext | None = None) -> bytes:
         """Tell where a link points."""
         tree = await self._current_tree()
         return tree.content(self._nodes[inode])
@@ -194,7 +194,7 @@ class Operations(pyfuse3.Operations):
     # Directories.
 
     @_guarded
-    async def opendir(self, inode: int, _ctx: pyfuse3.RequestContext | None = None) -> int:
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext | None = None) -> int:
         """Take a picture of a directory."""
         tree = await self._current_tree()
         node = self._nodes[inode]
@@ -223,7 +223,7 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def open(
-        self, inode: int, flags: int, _ctx: pyfuse3.RequestContext | None = None
+        self, inode: int, flags: int, ctx: pyfuse3.RequestContext | None = None
     ) -> pyfuse3.FileInfo:
         """Open a file for reading; a version whose image was opened is held by the job of the mount."""
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND):
@@ -286,7 +286,7 @@ class Operations(pyfuse3.Operations):
     # The file system.
 
     @_guarded
-    async def statfs(self, _ctx: pyfuse3.RequestContext | None = None) -> pyfuse3.StatvfsData:
+    async def statfs(self, ctx: pyfuse3.RequestContext | None = None) -> pyfuse3.StatvfsData:
         """Tell the size of all images; nothing is free."""
         tree = await self._current_tree()
         data = pyfuse3.StatvfsData()
@@ -297,22 +297,22 @@ class Operations(pyfuse3.Operations):
         return data
 
     @_guarded
-    async def getxattr(self, inode: int, name: bytes, _ctx: pyfuse3.RequestContext | None = None) -> bytes:
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext | None = None) -> bytes:
         """Tell the process that serves the mount, of the root directory."""
         if inode == pyfuse3.ROOT_INODE and name == PID_ATTRIBUTE.encode():
             return str(os.getpid()).encode()
         raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
 
     @_guarded
-    async def listxattr(self, inode: int, _ctx: pyfuse3.RequestContext | None = None) -> list[bytes]:
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext | None = None) -> list[bytes]:
         """List the extended attributes."""
         return [PID_ATTRIBUTE.encode()] if inode == pyfuse3.ROOT_INODE else []
 
-    async def access(self, _inode: int, mode: int, _ctx: pyfuse3.RequestContext | None = None) -> bool:
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext | None = None) -> bool:
         """Refuse writing; the rest the kernel checks itself (default_permissions)."""
         return not mode & os.W_OK
 
-    async def forget(self, _inode_list: Sequence[tuple[int, int]]) -> None:
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Inodes stay: they are few."""
 
     def _add_handle(self, opened: _OpenFact | _OpenImage | _OpenDirectory) -> int:

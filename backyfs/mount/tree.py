@@ -140,7 +140,7 @@ class Tree:
                 return _facts(self._versions[uid])[what]
             case Link(name, None):
                 return _target(self._latest[name])
-            case Link(_, uid) if uid in self._versions:
+            case Link(_, uid) if uid is not None and uid in self._versions:
                 return _target(uid)
             case _:
                 raise LookupError(node)

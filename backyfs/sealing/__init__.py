@@ -15,18 +15,15 @@ from backyfs.errors import ConfigError, IntegrityError
 from backyfs.sealing import plain, zstd_gcm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import TypeAlias
 
     from backyfs.model import Buffer
 
+    # Takes a block and its data key, returns the object in parts that are stored one after the other.
+    Sealer: TypeAlias = Callable[[Buffer, bytes], Sequence[Buffer]]
+
 DATA_KEY_BYTES = 32  # AES-256
-
-
-class Sealer(Protocol):
-    """Seals blocks, in one thread."""
-
-    def __call__(self, block: Buffer, data_key: bytes) -> Sequence[Buffer]:
-        """Return the object for a block, in parts that are stored one after the other."""
 
 
 class EncryptionVersion(Protocol):
@@ -35,9 +32,11 @@ class EncryptionVersion(Protocol):
     @property
     def uses_data_key(self) -> bool:
         """Whether each blob has a data key of its own."""
+        ...
 
     def sealer(self) -> Sealer:
         """Return a function that seals blocks, for one thread: what is costly to make, it makes once."""
+        ...
 
     def open(self, stored: Buffer, data_key: bytes, size: int) -> bytes:
         """Return the `size` plain bytes of a block.
@@ -45,6 +44,7 @@ class EncryptionVersion(Protocol):
         Raises:
             IntegrityError: the object is not what `seal` made with this data key for such a block.
         """
+        ...
 
 
 _VERSIONS: dict[int, EncryptionVersion] = {

@@ -21,9 +21,11 @@ class Source(Protocol):
     @property
     def size_bytes(self) -> int:
         """How large the image is."""
+        ...
 
     def data_extents(self) -> Iterator[Extent]:
         """Yield the extents that hold data, in order; all between them is zeros and need not be read."""
+        ...
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the image's bytes from `offset` on. Safe to call from several threads at once.
@@ -31,9 +33,11 @@ class Source(Protocol):
         Raises:
             SourceError: it cannot be read, or ends before the buffer is full.
         """
+        ...
 
     def close(self) -> None:
         """Let go of the image."""
+        ...
 
 
 def local_path(uri: str) -> str:

@@ -26,9 +26,11 @@ class Storage(Protocol):
         After the next `flush` that begins when `put` has returned, it is durable and can be read; before
         that, a crash leaves it there whole or not at all.
         """
+        ...
 
     def flush(self) -> None:
         """Make durable what was put before; when this returns, those objects survive power loss."""
+        ...
 
     def get(self, uid: BlobUid) -> bytes:
         """Return an object.
@@ -36,15 +38,20 @@ class Storage(Protocol):
         Raises:
             BlobMissingError: there is none.
         """
+        ...
 
     def delete(self, uid: BlobUid) -> None:
         """Delete an object; one that is gone already is fine."""
+        ...
 
     def list_blobs(self) -> Iterator[BlobUid]:
         """Yield the uid of every object, in no order."""
+        ...
 
     def close(self) -> None:
         """Let go of what the storage holds open."""
+        ...
 
     def paths(self) -> Sequence[str]:
         """Return the local paths that belong to the storage, which nothing else may write to."""
+        ...

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.model import DEFAULT_BLOCK_SIZE
-from tests.images import ext4_image, file_tree
+from tests.images import ext4_image, file_tree, run_tool
 from tests.mount.program import PATIENCE_S, backyfs, mounting
 from tests.repositories import back_up, make_repository, opened
 
@@ -108,9 +108,8 @@ def test_direct_reads_of_a_loop_device_are_right(data: Path) -> None:
 
 def test_a_file_can_be_had_without_a_loop_device(data: Path, originals: Path) -> None:
     for name, content in sorted(contents(originals).items())[::40]:
-        done = subprocess.run(["debugfs", "-R", f'cat "/{name}"', str(data)], check=True, capture_output=True)
-        assert done.stdout == content
+        assert run_tool("debugfs", "-R", f'cat "/{name}"', str(data)) == content
 
 
 def test_the_file_system_of_an_image_is_clean(data: Path) -> None:
-    subprocess.run(["e2fsck", "-f", "-n", str(data)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    run_tool("e2fsck", "-f", "-n", str(data))  # raises where it is not

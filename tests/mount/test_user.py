@@ -96,7 +96,7 @@ def test_a_user_may_have_his_mount_unmounted_when_its_process_is_gone(home: Path
         """
         "$1" -c "$2" mount -o auto_unmount mount
         cmp mount/by_name/disk/latest/data image
-        kill -KILL "$(getfattr --only-values -n user.backyfs.pid mount)"
+        kill -KILL "$("${1%/*}/python" -c 'import os; print(os.getxattr("mount", "user.backyfs.pid").decode())')"
         while mountpoint -q mount; do sleep 0.01; done
         ls mount
         """,
