@@ -23,7 +23,7 @@ from backyfs.metadata.versions import set_status
 from backyfs.model import PageNumber, Version, VersionStatus
 from backyfs.mount import operations as operations_module
 from backyfs.mount.cache import BlockCache
-from backyfs.mount.operations import Operations
+from backyfs.mount.operations import Operations, _OpenImage
 from tests.images import random_bytes, sparse_image
 from tests.mount.stored import blob_of, file_of, finish, flip_a_byte, incomplete_copy, remove_version, truncate
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -629,7 +629,9 @@ def test_a_version_that_many_open_at_once_is_held_once(mount: Mount, version: Ve
 
     trio.run(main)
     assert mount.held_versions() == [version.id]
-    assert len({id(opened.image) for opened in mount.operations._open.values()}) == 1
+    images = [file.image for file in mount.operations._open.values() if isinstance(file, _OpenImage)]
+    assert len(images) == 8
+    assert len({id(image) for image in images}) == 1
 
 
 def test_a_file_is_forgotten_when_it_is_closed(mount: Mount, version: Version) -> None:
