@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 
 from backyfs.blocks import load_block
@@ -116,26 +114,6 @@ def test_a_restored_file_has_holes_where_the_image_has_zeros(repository, tmp_pat
     version = back_up(repository, image).version
     assert restored(repository, version, tmp_path) == image.read_bytes()
     assert (tmp_path / "restored.img").stat().st_blocks * 512 < 10 * BLOCK
-
-
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_every_version_of_a_changing_image_comes_back(tmp_path_factory, data):
-    directory = tmp_path_factory.mktemp("changing")
-    pieces = st.binary(min_size=0, max_size=200).map(lambda seed: seed * 60) | st.just(bytes(BLOCK))
-    with opened(make_repository(directory / "repository", block_size=512)) as repository:
-        image = b""
-        expected = []
-        for _ in range(data.draw(st.integers(1, 5))):
-            offset = data.draw(st.integers(0, len(image) + 600))
-            piece = data.draw(pieces)
-            image = image.ljust(offset, b"\0")[:offset] + piece + image[offset + len(piece) :]
-            image = image[: data.draw(st.integers(0, len(image)))] if data.draw(st.booleans()) else image
-            (directory / "image").write_bytes(image)
-            expected.append((back_up(repository, directory / "image").version, image))
-        for version, content in expected:
-            assert restored(repository, version, directory) == content
-        audit(repository)
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, truncate, os.unlink], ids=["flipped", "truncated", "missing"])
