@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from backyfs.cli.progress import LogProgress
 from backyfs.config import load_config
 from backyfs.errors import ConfigError
+from backyfs.model import NoProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,12 +75,13 @@ class Invocation:
 
     def progress(self) -> Progress:
         """Return how progress is to be shown."""
-        from backyfs.cli.progress import LogProgress, TerminalProgress  # noqa: PLC0415 - rich is slow to load
-        from backyfs.model import NoProgress  # noqa: PLC0415
-
         if not self.show_progress:
             return NoProgress()
-        return TerminalProgress() if sys.stderr.isatty() else LogProgress()
+        if not sys.stderr.isatty():
+            return LogProgress()
+        from backyfs.cli.terminal import TerminalProgress  # noqa: PLC0415 - rich is slow to load
+
+        return TerminalProgress()
 
     @staticmethod
     def start_logging(*, verbose: bool, debug: bool, quiet: bool) -> None:

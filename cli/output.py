@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import click
 
 from backyfs.cli.invocation import OutputForm
+from backyfs.cli.sizes import human_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,17 +21,6 @@ Field: TypeAlias = "str | int | float | bool | datetime | Sequence[str] | None"
 Row: TypeAlias = "dict[str, Field]"
 
 _WIDE = 10_000  # columns of a table that goes to a file: nothing is cut off there
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-
-
-def human_size(size_bytes: int) -> str:
-    """Return a size with the unit that makes it a number below 1,024: `1.5 GiB`."""
-    size = float(size_bytes)
-    for unit in _UNITS:
-        if abs(size) < 1024 or unit == _UNITS[-1]:
-            break
-        size /= 1024
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
 
 
 def print_rows(invocation: Invocation, rows: Sequence[Row], columns: Sequence[str]) -> None:

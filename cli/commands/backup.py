@@ -8,7 +8,8 @@ import click
 
 from backyfs.cli.commands.ls import version_row
 from backyfs.cli.invocation import OutputForm, stop_on_signals
-from backyfs.cli.output import human_size, print_object
+from backyfs.cli.output import print_object
+from backyfs.cli.sizes import human_size
 from backyfs.engine.backup import BackupReport, BackupRequest, backup
 from backyfs.sources import open_source
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.invocation import OutputForm, stop_on_signals
-from backyfs.cli.output import human_size, print_object
+from backyfs.cli.output import print_object
+from backyfs.cli.sizes import human_size
 from backyfs.engine.restore import RestoreReport, restore
 from backyfs.errors import IntegrityError
 from backyfs.metadata.versions import find_version
