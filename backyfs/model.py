@@ -25,6 +25,7 @@ PageNumber = NewType("PageNumber", int)  # number of a page within its block map
 
 Buffer: TypeAlias = bytes | bytearray | memoryview  # what may be written or sealed without a copy
 
+NAME_LENGTH = 2048  # characters of a name, as backy2
 DEFAULT_BLOCK_SIZE = 4 << 20  # 4 MiB, as backy2
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from backyfs.model import DEFAULT_BLOCK_SIZE
 from backyfs.storage.directory import DirectoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from backyfs.config import Config
     from backyfs.keys import Keyring
@@ -99,15 +99,32 @@ def create_repository(config: Config, *, created_at: datetime) -> None:
         sealing.check_configured(config.encryption_version)
     encrypted = config.key is not None and config.encryption_version != 0
     configured_key = keys.read_key(config.key) if encrypted and config.key is not None else None
+    storage_path = _directory_of(config).path
     database = Database(config.database_url)
-    try:
+    with (
+        _taken_away_on_failure(storage_path, os.rmdir),
+        _taken_away_on_failure(sqlite_path(database.engine.url), os.unlink),
+        closing(database),
+    ):
+        DirectoryStorage.create(storage_path)
         create_file(database)
-        DirectoryStorage.create(_directory_of(config).path)
         with database.write() as connection:
             create_tables(connection)
             _save_new_identity(connection, config, configured_key, created_at)
-    finally:
-        database.close()
+
+
+@contextmanager
+def _taken_away_on_failure(path: str | None, take_away: Callable[[str], None]) -> Iterator[None]:
+    """Take away what is made at `path` and does not become part of a repository; what was there before stays."""
+    if path is None or os.path.lexists(path):
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            take_away(path)
+        raise
 
 
 def _save_new_identity(

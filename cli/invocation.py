@@ -13,6 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from backyfs.cli.progress import LogProgress
+from backyfs.cli.text import printable
 from backyfs.config import load_config
 from backyfs.errors import ConfigError
 from backyfs.model import NoProgress
@@ -96,7 +97,7 @@ class Invocation:
             root.removeHandler(handler)
             handler.close()
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("backyfs: %(message)s"))
+        handler.setFormatter(_LineFormatter("backyfs: %(message)s"))
         handler.setLevel(level)
         root.addHandler(handler)
         root.setLevel(min(level, logging.INFO))
@@ -125,6 +126,13 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+class _LineFormatter(logging.Formatter):
+    """Each message on one line, whatever names are in it; a traceback follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name of logging
+        return printable(super().formatMessage(record))
+
+
 def _log_to_file(path: str) -> None:
     try:
         handler = logging.FileHandler(path, encoding="utf-8", errors="surrogateescape")
@@ -134,6 +142,6 @@ def _log_to_file(path: str) -> None:
             section="DEFAULTS",
             key="logfile",
         ) from error
-    handler.setFormatter(logging.Formatter(_FILE_FORMAT))
+    handler.setFormatter(_LineFormatter(_FILE_FORMAT))
     handler.setLevel(logging.INFO)
     logging.getLogger("backyfs").addHandler(handler)

@@ -15,6 +15,7 @@ import click
 from backyfs import __version__
 from backyfs.cli.allocator import keep_freed_memory
 from backyfs.cli.invocation import Invocation, OutputForm
+from backyfs.cli.text import printable
 from backyfs.errors import BackyfsError, InterruptedByUser, UsageError
 
 if TYPE_CHECKING:
@@ -141,11 +142,11 @@ def _tell(error: BaseException) -> int:
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         error = InterruptedByUser("interrupted")
     if isinstance(error, BackyfsError):
-        click.echo(f"backyfs: error: {error}", err=True)
+        click.echo(f"backyfs: error: {printable(str(error))}", err=True)
         return error.exit_status
     click.echo(
-        f"backyfs: error: unexpected {type(error).__name__}: {error}; run it again with --debug to see where, "
-        "and report it",
+        f"backyfs: error: unexpected {type(error).__name__}: {printable(str(error))}; run it again with --debug "
+        "to see where, and report it",
         err=True,
     )
     return BackyfsError.exit_status

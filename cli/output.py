@@ -11,6 +11,7 @@ import click
 
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.sizes import human_size
+from backyfs.cli.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,7 @@ def print_rows(invocation: Invocation, rows: Sequence[Row], columns: Sequence[st
     `columns` are the fields of table and pipe-separated output, in order; JSON has all fields of a row.
     """
     if invocation.form is OutputForm.JSON:
-        click.echo(json.dumps([_json_row(row) for row in rows], indent=2, ensure_ascii=False))
+        _print_json([_json_row(row) for row in rows])
     elif invocation.form is OutputForm.PIPE:
         if invocation.header:
             click.echo("|".join(columns))
@@ -41,7 +42,7 @@ def print_rows(invocation: Invocation, rows: Sequence[Row], columns: Sequence[st
 
 def print_object(row: Row) -> None:
     """Print one value as a JSON object."""
-    click.echo(json.dumps(_json_row(row), indent=2, ensure_ascii=False))
+    _print_json(_json_row(row))
 
 
 def _print_table(invocation: Invocation, rows: Sequence[Row], columns: Sequence[str]) -> None:
@@ -56,7 +57,7 @@ def _print_table(invocation: Invocation, rows: Sequence[Row], columns: Sequence[
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         # Text, not str: names may hold what rich takes for markup, and control characters.
-        table.add_row(*(Text(_printable(_table_text(invocation, name, row[name]))) for name in columns))
+        table.add_row(*(Text(printable(_table_text(invocation, name, row[name]))) for name in columns))
     Console(width=None if sys.stdout.isatty() else _WIDE, soft_wrap=False).print(table)
 
 
@@ -64,10 +65,6 @@ def _table_text(invocation: Invocation, name: str, field: Field) -> str:
     if invocation.human_sizes and name.endswith("bytes") and isinstance(field, int):
         return human_size(field)
     return _text(field)
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def _text(field: Field) -> str:
@@ -81,6 +78,12 @@ def _text(field: Field) -> str:
     if isinstance(field, (str, int, float)):
         return str(field)
     return ",".join(field)
+
+
+def _print_json(value: object) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # Paths can have bytes that are not in UTF-8; what Python makes of them is replaced by its escape in JSON.
+    click.echo(text.encode("utf-8", "backslashreplace"))
 
 
 def _json_row(row: Row) -> dict[str, object]:

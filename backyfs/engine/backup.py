@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 from backyfs.engine.job import Job
 from backyfs.engine.pipeline import Pipeline
+from backyfs.errors import UsageError
 from backyfs.geometry import block_count
 from backyfs.metadata.stats import BackupStatistics, insert_statistics
 from backyfs.metadata.versions import create_version, set_status
-from backyfs.model import NoProgress, Version, VersionStatus
+from backyfs.model import NAME_LENGTH, NoProgress, Version, VersionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,11 +65,14 @@ def backup(
     the next one. `announce` is told the version as soon as it is there.
 
     Raises:
+        UsageError: a name cannot be stored.
         InterruptedByUser: `stop` said so; the version stays incomplete.
         SourceError: the source cannot be read; the version stays incomplete.
         StorageError, DatabaseError: likewise.
         JobLostError: another command took this one for dead.
     """
+    _check_text("the name", request.name, least=1)
+    _check_text("the snapshot name", request.snapshot_name, least=0)
     started = time.monotonic()
     progress = progress or NoProgress()
     statistics = BackupStatistics()
@@ -94,6 +98,15 @@ def backup(
             progress.stop()
         duration_s = time.monotonic() - started
         return _finish(repository, version, statistics, duration_s)
+
+
+def _check_text(what: str, text: str, *, least: int) -> None:
+    if not least <= len(text) <= NAME_LENGTH:
+        raise UsageError(f"{what} of a version has {len(text)} characters; allowed are {least} to {NAME_LENGTH}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} of a version is {text!r}, which is not UTF-8; write it in UTF-8") from None
 
 
 def _finish(

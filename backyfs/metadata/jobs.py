@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S = 10
 DEAD_AFTER_S = 60
+_ENDED = frozenset("ZX")  # states of a process that has ended and was not waited for yet, proc(5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ def register_job(connection: Connection, process: Process, command: str) -> JobI
         scope=process.scope,
         pid=process.pid,
         pid_started=process.pid_started,
-        command=command[:1024],
+        command=command.encode(errors="backslashreplace").decode()[:1024],  # paths need not be UTF-8
         progress="",
         started_at=_DatabaseClock(),
         heartbeat_at=_DatabaseClock(),
@@ -125,7 +126,8 @@ def _started(pid: int) -> int | None:
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             # The name in parentheses may hold anything; field 22 is the 20th after it, proc(5).
-            return int(file.read().rpartition(")")[2].split()[19])
+            fields = file.read().rpartition(")")[2].split()
+            return None if fields[0] in _ENDED else int(fields[19])
     except (OSError, IndexError):
         return None
 

@@ -27,6 +27,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeDecorator
 
+from backyfs.model import NAME_LENGTH
+
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
@@ -72,7 +74,6 @@ def _text(length: int) -> String:
 # SQLite gives rowids to INTEGER primary keys only.
 _Id = BigInteger().with_variant(Integer, "sqlite")
 _LongBlob = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
-_NAME_LENGTH = 2048  # as backy2
 # sqlite_autoincrement: else SQLite gives the highest id, when its row was deleted, to the next row, and whoever
 # knows the old row by its id takes the new one for it: a backup a blob, a job that was removed its own row.
 
@@ -114,8 +115,8 @@ versions = Table(
     Column("id", _Id, primary_key=True),
     Column("uid", _uid(36), nullable=False, unique=True),
     Column("created_at", UtcDateTime, nullable=False),
-    Column("name", _text(_NAME_LENGTH), nullable=False),
-    Column("snapshot_name", _text(_NAME_LENGTH), nullable=False),
+    Column("name", _text(NAME_LENGTH), nullable=False),
+    Column("snapshot_name", _text(NAME_LENGTH), nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("status", String(16), nullable=False),  # model.VersionStatus
     Column("protected", Boolean, nullable=False),
@@ -128,7 +129,7 @@ tags = Table(
     metadata,
     Column("id", _Id, primary_key=True),
     Column("version_id", ForeignKey(versions.c.id, ondelete="CASCADE"), nullable=False),
-    Column("name", _text(_NAME_LENGTH), nullable=False),
+    Column("name", _text(NAME_LENGTH), nullable=False),
     UniqueConstraint("version_id", "name"),
 )
 
@@ -197,7 +198,7 @@ stats = Table(  # one row for each finished backup; it outlives its version
     Column("id", _Id, primary_key=True),
     Column("created_at", UtcDateTime, nullable=False),
     Column("version_uid", _uid(36), nullable=False, index=True),
-    Column("version_name", _text(_NAME_LENGTH), nullable=False),
+    Column("version_name", _text(NAME_LENGTH), nullable=False),
     Column("version_size_bytes", BigInteger, nullable=False),
     Column("version_size_blocks", BigInteger, nullable=False),
     Column("bytes_read", BigInteger, nullable=False),

@@ -10,6 +10,7 @@ from backyfs.cli.commands.ls import version_row
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import print_object
 from backyfs.cli.sizes import human_size
+from backyfs.cli.text import printable, stored_text
 from backyfs.engine.backup import BackupReport, BackupRequest, backup
 from backyfs.sources import open_source
 
@@ -20,8 +21,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("source")
-@click.argument("name")
-@click.option("-s", "--snapshot-name", default="", metavar="TEXT", help="Name of the snapshot that is backed up.")
+@click.argument("name", callback=stored_text)
+@click.option(
+    "-s",
+    "--snapshot-name",
+    callback=stored_text,
+    default="",
+    metavar="TEXT",
+    help="Name of the snapshot that is backed up.",
+)
 @click.pass_obj
 def command(invocation: Invocation, source: str, name: str, snapshot_name: str) -> None:
     """Back up SOURCE as a new version of NAME.
@@ -63,7 +71,7 @@ def _print(invocation: Invocation, report: BackupReport, block_size: int) -> Non
     else:
         rate = int(report.version.size_bytes / max(report.duration_s, 0.001))
         click.echo(
-            f"version {report.version.uid} of {report.version.name}: "
+            f"version {report.version.uid} of {printable(report.version.name)}: "
             f"{human_size(report.version.size_bytes)} in {report.duration_s:.1f} s ({human_size(rate)}/s)"
         )
         click.echo(

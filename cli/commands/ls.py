@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.output import Row, print_rows
+from backyfs.cli.text import stored_text
 from backyfs.geometry import block_count
 from backyfs.metadata.versions import list_versions
 from backyfs.model import Version, VersionStatus
@@ -20,7 +21,7 @@ _COLUMNS = (
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", callback=stored_text, required=False)
 @click.pass_obj
 def command(invocation: Invocation, name: str | None) -> None:
     """List the versions, all of them or those of NAME.

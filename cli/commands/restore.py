@@ -10,6 +10,7 @@ import click
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import print_object
 from backyfs.cli.sizes import human_size
+from backyfs.cli.text import printable, stored_text
 from backyfs.engine.restore import RestoreReport, restore
 from backyfs.errors import IntegrityError
 from backyfs.metadata.versions import find_version
@@ -21,7 +22,7 @@ _log = logging.getLogger("backyfs.cli")
 
 
 @click.command()
-@click.argument("version")
+@click.argument("version", callback=stored_text)
 @click.argument("target")
 @click.option("-f", "--force", is_flag=True, help="Overwrite TARGET if it exists.")
 @click.pass_obj
@@ -63,6 +64,6 @@ def _print(invocation: Invocation, report: RestoreReport) -> None:
     elif invocation.form is OutputForm.TABLE:
         rate = int(report.version.size_bytes / max(report.duration_s, 0.001))
         click.echo(
-            f"version {report.version.uid} restored to {report.target}: "
+            f"version {report.version.uid} restored to {printable(report.target)}: "
             f"{human_size(report.version.size_bytes)} in {report.duration_s:.1f} s ({human_size(rate)}/s)"
         )

@@ -13,7 +13,7 @@ from sqlalchemy import func, select, update
 from backyfs.blocks import load_block
 from backyfs.engine.pipeline import Pipeline
 from backyfs.engine.restore import restore
-from backyfs.errors import SourceError, TargetError
+from backyfs.errors import SourceError, TargetError, UsageError
 from backyfs.metadata.tables import blobs, pages, version_pages
 from backyfs.model import VersionStatus
 from backyfs.sources.file import FileSource
@@ -233,3 +233,14 @@ def test_an_encrypted_repository_holds_no_plain_bytes_and_no_plain_fingerprints(
         block = load_block(repository.blocks, blob)
         assert block == image.read_bytes()[:BLOCK]
         assert blob.fingerprint != blake3(block).digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("na\udcffme", "is not UTF-8"), ("", "has 0 characters"), ("x" * 2049, "has 2049 characters")],
+)
+def test_a_name_that_cannot_be_stored_is_refused_before_anything_is_done(repository, tmp_path, name, message):
+    image = random_image(tmp_path / "image", BLOCK)
+    with pytest.raises(UsageError, match=message):
+        back_up(repository, image, name)
+    assert count_blobs(repository) == 0

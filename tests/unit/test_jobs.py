@@ -266,3 +266,20 @@ def test_a_process_with_parentheses_in_its_name_is_found_alive(connection: Conne
 def test_tests_leave_no_jobs(database: Database) -> None:
     with database.read() as connection:
         assert connection.execute(select(func.count()).select_from(jobs)).scalar_one() == 0
+
+
+def test_a_job_whose_process_has_ended_and_was_not_waited_for_is_dead(connection: Connection) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        dead = register_job(connection, process_of(child), "backup disk")
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is still there
+        register_job(connection, this_process(), "backup disk")
+        assert dead not in registered(connection)
+    finally:
+        child.communicate()
+
+
+def test_a_command_that_is_not_utf_8_can_be_registered(connection: Connection) -> None:
+    job = register_job(connection, this_process(), "mount /mnt/na\udcffme")
+    assert connection.execute(select(jobs.c.command).where(jobs.c.id == job)).scalar_one() == "mount /mnt/na\\udcffme"

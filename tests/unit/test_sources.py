@@ -42,6 +42,20 @@ def loop_device(path: Path, *options: str):
         subprocess.run(["losetup", "--detach", device], check=True)
 
 
+@contextmanager
+def another_user():
+    """Act as a user without rights until the end."""
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 def read(source, offset, length):
     buffer = bytearray(length)
     with memoryview(buffer) as view:
@@ -93,6 +107,20 @@ def test_a_file_of_holes_has_no_extent(tmp_path):
         assert list(source.data_extents()) == []
 
 
+def test_a_file_without_holes_is_one_extent(tmp_path):
+    with source_of(random_image(tmp_path / "image", 3 * MIB + 5)) as source:
+        assert list(source.data_extents()) == [Extent(0, 3 * MIB + 5)]
+
+
+def test_what_a_file_has_grown_by_since_it_was_opened_is_not_part_of_the_image(tmp_path):
+    image = random_image(tmp_path / "image", MIB)
+    with source_of(image) as source:
+        with image.open("ab") as file:
+            file.write(bytes(MIB))
+        assert source.size_bytes == MIB
+        assert list(source.data_extents()) == [Extent(0, MIB)]
+
+
 def test_a_block_device_is_read_like_a_file(tmp_path):
     image = random_image(tmp_path / "image", MIB)
     with loop_device(image) as device, source_of(device) as source:
@@ -113,15 +141,25 @@ def test_a_uri_of_an_unknown_kind_is_refused():
         open_source("rbd://pool/image")
 
 
-@pytest.mark.parametrize("what", ["missing", "directory", "fifo"])
+@pytest.mark.parametrize("what", ["missing", "directory", "fifo", "device"])
 def test_what_is_no_image_is_refused_with_its_name(tmp_path, what):
-    path = tmp_path / what
+    path = Path("/dev/null") if what == "device" else tmp_path / what
+    before = open_files()
     if what == "directory":
         path.mkdir()
     elif what == "fifo":
         os.mkfifo(path)
     with pytest.raises(SourceError, match=str(path)):
         FileSource(str(path))
+    assert open_files() == before
+
+
+def test_a_file_that_may_not_be_read_is_refused(disk_directory):
+    disk_directory.chmod(0o755)
+    image = random_image(disk_directory / "image", 10)
+    image.chmod(0o600)
+    with another_user(), pytest.raises(SourceError, match=f"{image} cannot be read: Permission denied"):
+        FileSource(str(image))
 
 
 def test_a_source_that_shrinks_is_an_error(tmp_path):
@@ -154,6 +192,80 @@ def test_reading_leaves_the_pages_in_the_cache_that_were_there(disk_directory):
         content = b"".join(read(source, offset, MIB) for offset in range(0, 8 * MIB, MIB))
     assert content == random_bytes(8 * MIB)
     assert resident_pages(image) == before
+
+
+# Targets
+
+
+def written(target, pieces):
+    """Write pieces by their offsets and end the restore."""
+    for offset, piece in pieces.items():
+        target.write(offset, piece)
+    target.finish()
+    target.close()
+
+
+def test_a_new_file_is_its_owners_alone_and_has_holes_where_nothing_is_written(tmp_path):
+    path = tmp_path / "target"
+    written(FileTarget(str(path), 64 * MIB + 3, replace=False), {MIB: b"x" * 4096, 64 * MIB: b"end"})
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_size == 64 * MIB + 3
+    assert path.stat().st_blocks * 512 <= 64 << 10
+    with path.open("rb") as file:
+        assert os.pread(file.fileno(), 4098, MIB - 1) == b"\0" + b"x" * 4096 + b"\0"
+        assert os.pread(file.fileno(), 100, 64 * MIB) == b"end"
+
+
+def test_zeros_in_a_file_stay_holes(tmp_path):
+    target = FileTarget(str(tmp_path / "target"), MIB, replace=False)
+    target.write_zeros(0, MIB)
+    written(target, {})
+    assert (tmp_path / "target").stat().st_blocks == 0
+
+
+def test_an_existing_file_is_refused_and_left_as_it_was(tmp_path):
+    image = random_image(tmp_path / "image", 100)
+    before = open_files()
+    with pytest.raises(TargetError, match="it exists; name another target, or add --force to overwrite it"):
+        FileTarget(str(image), 10, replace=False)
+    assert image.read_bytes() == random_bytes(100)
+    assert open_files() == before
+
+
+def test_nothing_of_a_replaced_file_is_left(tmp_path):
+    image = random_image(tmp_path / "image", 100)
+    written(FileTarget(str(image), 20, replace=True), {0: b"new"})
+    assert image.read_bytes() == b"new" + bytes(17)
+
+
+def test_a_file_that_may_not_be_written_is_refused(disk_directory):
+    disk_directory.chmod(0o755)
+    image = random_image(disk_directory / "image", 10)
+    with another_user(), pytest.raises(TargetError, match="it cannot be written: Permission denied"):
+        FileTarget(str(image), 10, replace=True)
+    assert image.read_bytes() == random_bytes(10)
+
+
+def test_a_device_keeps_what_lies_behind_the_image(tmp_path):
+    image = random_image(tmp_path / "image", MIB)
+    with loop_device(image) as device:
+        written(FileTarget(device, 4096 + 10, replace=True), {4096: b"last block"})
+        content = Path(device).read_bytes()
+    assert content == random_bytes(MIB)[:4096] + b"last block" + random_bytes(MIB)[4106:]
+
+
+def test_a_read_only_device_is_refused(tmp_path):
+    image = random_image(tmp_path / "image", MIB)
+    with loop_device(image, "--read-only") as device, pytest.raises(TargetError, match=f"{device}: it cannot be written"):
+        FileTarget(device, MIB, replace=True)
+
+
+def test_a_full_file_system_is_told_with_its_remedy():
+    target = FileTarget.__new__(FileTarget)  # /dev/full is no target; its answer is what counts
+    target.__dict__.update(_path="/dev/full", _one_writer=threading.Lock(), _fd=os.open("/dev/full", os.O_WRONLY))
+    with pytest.raises(TargetError, match="no space is left on its file system; make room"):
+        target.write(0, b"x")
+    target.close()
 
 
 def test_a_device_that_is_too_small_is_refused(tmp_path):
