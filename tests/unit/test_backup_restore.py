@@ -16,11 +16,13 @@ from backyfs.engine.restore import restore
 from backyfs.errors import SourceError, TargetError, UsageError
 from backyfs.metadata.tables import blobs, pages, version_pages
 from backyfs.model import VersionStatus
+from backyfs.mount.image import Image
 from backyfs.sources.file import FileSource
 from tests.audit import audit, count_blobs, count_jobs
 from tests.images import random_bytes, random_image, sparse_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte, incomplete_copy, truncate
 from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.unit.test_sources import loop_device
 
 
 @pytest.fixture(params=[True, False], ids=["encrypted", "plain"])
@@ -244,3 +246,136 @@ def test_a_name_that_cannot_be_stored_is_refused_before_anything_is_done(reposit
     with pytest.raises(UsageError, match=message):
         back_up(repository, image, name)
     assert count_blobs(repository) == 0
+
+
+def test_only_what_the_extents_touch_is_read(tmp_path, monkeypatch):
+    ranges = []
+    read_into = FileSource.read_into
+
+    def note(self, offset, buffer):
+        ranges.append((offset, len(buffer)))
+        read_into(self, offset, buffer)
+
+    monkeypatch.setattr(FileSource, "read_into", note)
+    image = sparse_image(tmp_path / "image", 2000 * BLOCK + 9, {10 * BLOCK: b"x" * BLOCK, 1500 * BLOCK: b"y" * 5000})
+    with opened(make_repository(tmp_path / "repository")) as repository:
+        statistics = back_up(repository, image).statistics
+    assert sorted(ranges) == [(10 * BLOCK, BLOCK), (1500 * BLOCK, 2 * BLOCK)]
+    assert (statistics.blocks_read, statistics.bytes_read) == (3, 3 * BLOCK)
+    assert (statistics.blocks_sparse, statistics.bytes_sparse) == (1998, 1997 * BLOCK + 9)
+
+
+def test_pages_without_data_have_no_row(repository, tmp_path):
+    image = sparse_image(tmp_path / "image", 4096 * BLOCK, {1024 * BLOCK: b"second", 3072 * BLOCK: b"fourth"})
+    version = back_up(repository, image).version
+    with repository.database.read() as connection:
+        assert connection.execute(select(version_pages.c.page_no)).scalars().all() == [1, 3]
+    assert restored(repository, version, tmp_path) == image.read_bytes()
+
+
+def test_a_changed_block_costs_one_blob_and_one_page(repository, tmp_path):
+    image = random_image(tmp_path / "image", 2048 * BLOCK)
+    first = back_up(repository, image).version
+    before = image.read_bytes()
+    with image.open("r+b") as file:
+        os.pwrite(file.fileno(), b"changed", 2000 * BLOCK)
+    second = back_up(repository, image)
+    assert (second.statistics.blocks_written, second.statistics.blocks_deduplicated) == (1, 2047)
+    with repository.database.read() as connection:
+        assert sorted(connection.execute(select(pages.c.refs)).scalars()) == [1, 1, 2]
+    assert restored(repository, first, tmp_path) == before
+    assert restored(repository, second.version, tmp_path) == image.read_bytes()
+    audit(repository)
+
+
+def test_the_same_block_many_times_in_an_image_is_stored_once(repository, tmp_path):
+    image = tmp_path / "image"
+    image.write_bytes(random_bytes(BLOCK) * 1500)
+    report = back_up(repository, image)
+    assert count_blobs(repository) == 1
+    assert (report.statistics.blocks_written, report.statistics.blocks_deduplicated) == (1, 1499)
+    assert restored(repository, report.version, tmp_path) == image.read_bytes()
+    audit(repository)
+
+
+def test_a_last_block_equal_to_one_elsewhere_of_the_same_length_is_shared(repository, tmp_path):
+    for name, content in (("one", b"a" * BLOCK + b"end"), ("two", b"b" * BLOCK + b"end")):
+        (tmp_path / name).write_bytes(content)
+    back_up(repository, tmp_path / "one")
+    report = back_up(repository, tmp_path / "two")
+    assert (report.statistics.bytes_written, report.statistics.bytes_deduplicated) == (BLOCK, 3)
+    assert restored(repository, report.version, tmp_path) == (tmp_path / "two").read_bytes()
+
+
+def test_a_blob_that_was_found_damaged_is_not_used_again(repository, tmp_path):
+    image = random_image(tmp_path / "image", 2 * BLOCK)
+    blob = blob_of(repository, back_up(repository, image).version, 1)
+    with repository.database.write() as connection:
+        connection.execute(update(blobs).where(blobs.c.id == blob.id).values(valid=False))
+    flip_a_byte(file_of(repository, blob))
+    report = back_up(repository, image)
+    assert (report.statistics.blocks_written, report.statistics.blocks_deduplicated) == (1, 1)
+    assert restored(repository, report.version, tmp_path) == image.read_bytes()
+
+
+def test_a_device_has_the_exact_image_and_zeros_where_it_held_data(repository, tmp_path):
+    image = sparse_image(tmp_path / "image", 60 * BLOCK + 512, {3 * BLOCK: b"x" * BLOCK, 60 * BLOCK: b"y" * 512})
+    version = back_up(repository, image).version
+    old = random_image(tmp_path / "old", 64 * BLOCK, 9)
+    with loop_device(old) as device:
+        report = restore(repository, version, device, replace=True)
+        content = Path(device).read_bytes()
+    assert report.damaged == ()
+    assert report.bytes_written == BLOCK + 512
+    assert content == image.read_bytes() + random_bytes(64 * BLOCK, 9)[60 * BLOCK + 512 :]
+
+
+def test_a_device_can_be_backed_up_and_restored_to_another(repository, tmp_path):
+    image = random_image(tmp_path / "image", 8 * BLOCK)
+    other = sparse_image(tmp_path / "other", 8 * BLOCK, {})
+    with loop_device(image) as device:
+        version = back_up(repository, Path(device)).version
+    with loop_device(other) as device:
+        assert restore(repository, version, f"file://{device}", replace=True).damaged == ()
+        assert Path(device).read_bytes() == image.read_bytes()
+
+
+def test_a_damaged_block_of_zeros_or_data_is_left_as_it_was_on_a_device(repository, tmp_path):
+    image = random_image(tmp_path / "image", 4 * BLOCK)
+    version = back_up(repository, image).version
+    flip_a_byte(file_of(repository, blob_of(repository, version, 1)))
+    old = random_bytes(4 * BLOCK, 9)
+    with loop_device(random_image(tmp_path / "old", 4 * BLOCK, 9)) as device:
+        report = restore(repository, version, device, replace=True)
+        content = Path(device).read_bytes()
+    assert [(damage.start, damage.stop) for damage in report.damaged] == [(BLOCK, 2 * BLOCK)]
+    new = image.read_bytes()
+    assert content == new[:BLOCK] + old[BLOCK : 2 * BLOCK] + new[2 * BLOCK :]
+
+
+def test_every_damaged_block_is_reported_in_order(repository, tmp_path):
+    image = random_image(tmp_path / "image", 1500 * BLOCK + 77)
+    version = back_up(repository, image).version
+    damaged = [0, 700, 1499, 1500]
+    for index in damaged:
+        flip_a_byte(file_of(repository, Image(repository, version).blob(index)))
+    report = restore(repository, version, str(tmp_path / "out"))
+    assert [damage.start // BLOCK for damage in report.damaged] == damaged
+    assert report.damaged[-1].stop == 1500 * BLOCK + 77
+    assert report.bytes_written == 1497 * BLOCK
+    content = bytearray(image.read_bytes())
+    for damage in report.damaged:
+        content[damage.start : damage.stop] = bytes(damage.stop - damage.start)
+    assert (tmp_path / "out").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["backyfs.sqlite", "backyfs.key"])
+def test_a_link_to_a_file_of_the_repository_is_no_target(tmp_path, name):
+    with opened(make_repository(tmp_path / "repository")) as repository:
+        version = back_up(repository, random_image(tmp_path / "image", BLOCK)).version
+        (tmp_path / "innocent").symlink_to(tmp_path / "repository" / name)
+        before = (tmp_path / "repository" / name).read_bytes()
+        with pytest.raises(TargetError, match="belongs to the repository itself; name a target outside of it"):
+            restore(repository, version, f"file://{tmp_path}/innocent", replace=True)
+        assert (tmp_path / "repository" / name).read_bytes() == before
+        assert count_jobs(repository) == 0

@@ -11,7 +11,16 @@ import pytest
 from backyfs.config import load_config
 from backyfs.engine import initialize as module
 from backyfs.engine.initialize import Places, default_places, initialize
-from backyfs.errors import ConfigError, MissingKeyError, SchemaError, StorageError, UsageError, WrongKeyError
+from backyfs.errors import (
+    ConfigError,
+    DatabaseError,
+    MissingKeyError,
+    SchemaError,
+    StorageError,
+    UsageError,
+    WrongKeyError,
+)
+from backyfs.metadata import schema
 from backyfs.repository import open_repository
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -94,17 +103,36 @@ def test_a_database_that_exists_is_not_touched(places):
         assert file.read() == before
     assert not os.path.exists(other.config_file)
     assert not os.path.exists(other.key_file)
+    assert not os.path.exists(other.storage_path)
 
 
-def test_a_storage_that_is_not_empty_is_not_used(places):
+def test_a_storage_that_is_not_empty_is_not_used(places, tmp_path):
     os.makedirs(places.storage_path)
     with open(f"{places.storage_path}/precious", "w", encoding="ascii"):
         pass
     with pytest.raises(StorageError, match="is not empty; name another one"):
         initialize(places, block_size=BLOCK, encrypted=True)
-    assert os.listdir(places.storage_path) == ["precious"]
-    assert not os.path.exists(places.config_file)
-    assert not os.path.exists(places.key_file)
+    assert everything_below(tmp_path) == ["lib/data/precious"]
+
+
+def test_a_file_in_the_place_of_the_storage_is_not_touched(places, tmp_path):
+    os.makedirs(os.path.dirname(places.storage_path))
+    with open(places.storage_path, "w", encoding="ascii") as file:
+        file.write("mine")
+    with pytest.raises(StorageError, match=places.storage_path):
+        initialize(places, block_size=BLOCK, encrypted=True)
+    assert everything_below(tmp_path) == ["lib/data"]
+
+
+def test_a_file_that_is_no_database_is_not_touched(places, tmp_path):
+    os.makedirs(os.path.dirname(places.database_file))
+    with open(places.database_file, "w", encoding="ascii") as file:
+        file.write("my letters " * 1000)
+    with pytest.raises(DatabaseError, match="file is not a database"):
+        initialize(places, block_size=BLOCK, encrypted=True)
+    assert everything_below(tmp_path) == ["lib/backyfs.sqlite"]
+    assert not os.path.exists(places.storage_path)
+    assert os.path.getsize(places.database_file) == 11_000
 
 
 @pytest.mark.parametrize("block_size", [0, 1000, 256 << 20])
@@ -122,6 +150,62 @@ def test_a_failure_on_the_way_leaves_neither_key_nor_configuration(places, monke
     with pytest.raises(StorageError, match="the disk is full"):
         initialize(places, block_size=BLOCK, encrypted=True)
     assert os.listdir(os.path.dirname(places.config_file)) == []
+
+
+def test_a_failure_in_the_database_leaves_nothing(places, tmp_path, monkeypatch):
+    def fail(*_arguments):
+        raise DatabaseError("the disk is full")
+
+    monkeypatch.setattr(schema, "create_tables", fail)
+    with pytest.raises(DatabaseError, match="the disk is full"):
+        initialize(places, block_size=BLOCK, encrypted=True)
+    assert everything_below(tmp_path) == []
+    assert not os.path.exists(places.storage_path)
+
+
+def test_a_failure_leaves_an_empty_directory_that_was_there(places, monkeypatch):
+    def fail(*_arguments):
+        raise DatabaseError("the disk is full")
+
+    os.makedirs(places.storage_path)
+    monkeypatch.setattr(schema, "create_tables", fail)
+    with pytest.raises(DatabaseError):
+        initialize(places, block_size=BLOCK, encrypted=True)
+    assert os.path.isdir(places.storage_path)
+
+
+def test_after_a_failure_the_same_places_can_be_used(places, monkeypatch):
+    def fail(*_arguments):
+        raise DatabaseError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "create_tables", fail)
+        with pytest.raises(DatabaseError):
+            initialize(places, block_size=BLOCK, encrypted=True)
+    assert initialize(places, block_size=BLOCK, encrypted=True).places == places
+
+
+def test_a_place_where_nothing_can_be_made_is_told_by_its_name(places):
+    places = replace(places, config_file="/proc/backyfs/backyfs.cfg")
+    with pytest.raises(UsageError, match=r"/proc/backyfs: .*; name another place or become root"):
+        initialize(places, block_size=BLOCK, encrypted=True)
+
+
+def test_the_configuration_gives_the_repository_back_with_its_block_size(places):
+    initialize(places, block_size=8192, encrypted=True)
+    config, warnings = load_config(places.config_file, {})
+    assert (config.block_size, warnings) == (8192, ())
+    with open_repository(config) as repository:
+        assert repository.block_size == 8192
+        assert repository.blocks.encryption_version == 1
+
+
+def test_a_plain_repository_stores_blocks_as_they_are(tmp_path):
+    with opened(make_repository(tmp_path / "repository", encrypted=False)) as repository:
+        image = random_image(tmp_path / "image", BLOCK)
+        back_up(repository, image)
+        [stored] = (tmp_path / "repository" / "data").rglob("*.blob")
+        assert stored.read_bytes() == image.read_bytes()
 
 
 def test_roots_repository_goes_to_the_system_directories():
@@ -143,6 +227,17 @@ def test_a_users_repository_goes_to_the_xdg_directories():
         database_file="/data/ada/backyfs/backyfs.sqlite",
         logfile="/home/ada/.local/state/backyfs/backyfs.log",
     )
+
+
+def test_a_user_can_move_configuration_data_and_log_by_the_xdg_variables():
+    environ = {"HOME": "/h", "XDG_CONFIG_HOME": "/c", "XDG_DATA_HOME": "/d", "XDG_STATE_HOME": "/s"}
+    places = default_places(environ, as_root=False)
+    assert (places.config_file, places.key_file) == ("/c/backyfs/backyfs.cfg", "/c/backyfs/backyfs.key")
+    assert (places.storage_path, places.logfile) == ("/d/backyfs/data", "/s/backyfs/backyfs.log")
+
+
+def test_the_xdg_variables_do_not_move_what_root_makes():
+    assert default_places({"XDG_DATA_HOME": "/d"}, as_root=True).storage_path == "/var/lib/backyfs/data"
 
 
 def test_key_and_log_stand_beside_a_configuration_that_is_named():

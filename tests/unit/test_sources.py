@@ -254,18 +254,22 @@ def test_a_device_keeps_what_lies_behind_the_image(tmp_path):
     assert content == random_bytes(MIB)[:4096] + b"last block" + random_bytes(MIB)[4106:]
 
 
-def test_a_read_only_device_is_refused(tmp_path):
+def test_a_read_only_device_is_told(tmp_path):
     image = random_image(tmp_path / "image", MIB)
-    with loop_device(image, "--read-only") as device, pytest.raises(TargetError, match=f"{device}: it cannot be written"):
-        FileTarget(device, MIB, replace=True)
+    with loop_device(image, "--read-only") as device, pytest.raises(TargetError, match="it cannot be written"):
+        written(FileTarget(device, MIB, replace=True), {0: b"x" * 4096})
+    assert image.read_bytes() == random_bytes(MIB)
 
 
-def test_a_full_file_system_is_told_with_its_remedy():
-    target = FileTarget.__new__(FileTarget)  # /dev/full is no target; its answer is what counts
-    target.__dict__.update(_path="/dev/full", _one_writer=threading.Lock(), _fd=os.open("/dev/full", os.O_WRONLY))
-    with pytest.raises(TargetError, match="no space is left on its file system; make room"):
-        target.write(0, b"x")
-    target.close()
+def test_a_full_file_system_is_told_with_its_remedy(tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], check=True)
+    try:
+        target = FileTarget(str(tmp_path / "target"), MIB, replace=False)
+        with pytest.raises(TargetError, match="no space is left on its file system; make room or name another"):
+            target.write(0, bytes(MIB))
+        target.close()
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_device_that_is_too_small_is_refused(tmp_path):
