@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from backyfs.storage import Storage
 
 BLAKE3 = "blake3"
+_BLAKE3_BYTES = 32
 _UID_DIGITS = 32  # as wide as the uids of backy2, so that its tools and paths fit
 _SHELF_DIGITS = 4
 _RANDOM_DIGITS = _UID_DIGITS - _SHELF_DIGITS
@@ -51,6 +52,11 @@ def fingerprint_function(hash_function: str, fingerprint_key: bytes | None) -> C
             return lambda block: blake3(block, key=fingerprint_key).digest()
         return lambda block: blake3(block).digest()
     return lambda block: hashlib.new(hash_function, block, usedforsecurity=False).digest()
+
+
+def digest_bytes(hash_function: str) -> int:
+    """Return how long the fingerprints of a hash function are."""
+    return _BLAKE3_BYTES if hash_function == BLAKE3 else hashlib.new(hash_function, usedforsecurity=False).digest_size
 
 
 def new_shelf() -> str:

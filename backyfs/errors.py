@@ -4,13 +4,18 @@
     |-- UsageError                 1  arguments that make no sense together
     |-- ConfigError                1  a mistake in the configuration: section, key, line
     |-- DatabaseError              1  the metadata cannot be read or written
-    |   `-- SchemaError            1  the database is older, newer or no repository at all
+    |   |-- DatabaseBusyError      1  another command has the database, and waiting took too long
+    |   |-- JobsRunningError       1  running commands stand in the way of an upgrade
+    |   `-- SchemaError            1  the database is newer, or holds no repository
+    |       `-- SchemaOutdatedError 1  it is older, and can be upgraded
     |-- KeyMaterialError           3  the key of the repository
     |   |-- MissingKeyError        3  none is configured, or it cannot be read
     |   `-- WrongKeyError          3  it is not the key of this repository
     |-- VersionError               4  the named version
     |   |-- VersionNotFoundError   4  no version, or more than one, answers to that name
-    |   `-- VersionIncompleteError 4  its backup never ended
+    |   |-- VersionIncompleteError 4  its backup never ended
+    |   `-- VersionExistsError    22  an import names one that is there already
+    |-- ExportFormatError         23  a file to import is not whole, or is no export at all
     |-- StorageError               6  the storage refuses, is full or is gone
     |   `-- BlobMissingError       6  it has no such object
     |-- IntegrityError            20  stored bytes are not what was stored
@@ -61,8 +66,20 @@ class DatabaseError(BackyfsError):
     exit_status = 1
 
 
+class DatabaseBusyError(DatabaseError):
+    """Another command has the database, and does not let go of it."""
+
+
+class JobsRunningError(DatabaseError):
+    """Commands that are running stand in the way of an upgrade."""
+
+
 class SchemaError(DatabaseError):
     """The database has another schema than this program works with."""
+
+
+class SchemaOutdatedError(SchemaError):
+    """The schema is older than the program's, and can be upgraded."""
 
 
 class KeyMaterialError(BackyfsError):
@@ -91,6 +108,18 @@ class VersionNotFoundError(VersionError):
 
 class VersionIncompleteError(VersionError):
     """The version's backup never ended."""
+
+
+class VersionExistsError(VersionError):
+    """A version that is to be imported is there already."""
+
+    exit_status = 22
+
+
+class ExportFormatError(BackyfsError):
+    """A file is no export, or not all of one."""
+
+    exit_status = 23
 
 
 class StorageError(BackyfsError):

@@ -78,6 +78,55 @@ class SavedBlob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlobRecord:
+    """All that is to be kept of a blob, as backy2 or an export names it."""
+
+    uid: BlobUid
+    fingerprint: bytes | None  # as that of a Blob
+    size: int
+    stored_size: int | None    # None where nobody knows
+    encryption_version: int
+    wrapped_key: bytes | None
+    valid: bool                # False: found damaged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionRecord:
+    """A version that is to be taken over, or was written to an export: all of it but its blocks."""
+
+    uid: VersionUid
+    created_at: datetime
+    name: str
+    snapshot_name: str
+    size_bytes: int
+    status: VersionStatus
+    protected: bool
+    expire_at: datetime | None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatisticsRecord:
+    """What a backup did, as it is kept after its end. Bytes are plain bytes but where stated."""
+
+    created_at: datetime  # the end of the backup
+    version_uid: VersionUid
+    version_name: str
+    version_size_bytes: int
+    version_size_blocks: int
+    bytes_read: int
+    blocks_read: int
+    bytes_written: int
+    blocks_written: int
+    bytes_stored: int | None  # what was written, after sealing; None: not known
+    bytes_deduplicated: int
+    blocks_deduplicated: int
+    bytes_sparse: int
+    blocks_sparse: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeySlot:
     """One way to the repository key."""
 

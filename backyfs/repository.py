@@ -6,6 +6,7 @@ hash function against the configuration, the key. Making one never overwrites an
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING
 from backyfs import keys, sealing
 from backyfs.blocks import BLAKE3, BlockStore, fingerprint_function
 from backyfs.config import DirectoryStorageConfig
-from backyfs.errors import ConfigError, MissingKeyError
+from backyfs.errors import ConfigError, IntegrityError, MissingKeyError, WrongKeyError
+from backyfs.metadata.blobs import newest_wrapped_key
 from backyfs.metadata.database import Database, sqlite_path
 from backyfs.metadata.identity import Identity, add_key_slot, list_key_slots, load_identity, save_identity
 from backyfs.model import DEFAULT_BLOCK_SIZE
@@ -28,9 +30,12 @@ if TYPE_CHECKING:
     from backyfs.config import Config
     from backyfs.keys import Keyring
     from backyfs.metadata.database import Connection
-    from backyfs.model import KeySlot
+    from backyfs.model import KeySlot, KeySource
 
 _FIRST_SLOT = "configuration"
+_NO_KEYS = keys.Keyring(repository_key=None, fingerprint_key=None)
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +55,8 @@ def open_repository(config: Config) -> Iterator[Repository]:
     """Open the repository that the configuration names, and close it at the end.
 
     Raises:
-        SchemaError: there is none, or it is of another release.
+        SchemaOutdatedError: its schema is older; see `backyfs.engine.upgrade`.
+        SchemaError: there is none, or it is of a newer release.
         ConfigError: block size or hash function are not the repository's, or the encryption version is
             unknown.
         MissingKeyError: it is encrypted, and no key can be had.
@@ -108,7 +114,7 @@ def create_repository(config: Config, *, created_at: datetime) -> None:
     ):
         DirectoryStorage.create(storage_path)
         create_file(database)
-        with database.write() as connection:
+        with database.begin() as connection:
             create_tables(connection)
             _save_new_identity(connection, config, configured_key, created_at)
 
@@ -173,9 +179,14 @@ def _open_keyring(config: Config, database: Database, identity: Identity, slots:
                 f"this repository is encrypted with key {expected} and the configuration has none; set "
                 "encryption_key_file, encryption_key_command or encryption_key"
             )
-        return keys.Keyring(repository_key=None, fingerprint_key=None)
-    if not slots and config.encryption_version == 0:
-        return keys.Keyring(repository_key=None, fingerprint_key=None)
+        return _NO_KEYS
+    if not slots:
+        with database.read() as connection:
+            wrapped_key = newest_wrapped_key(connection)
+        if wrapped_key is not None:
+            return _adopted_keyring(config, config.key, wrapped_key)
+        if config.encryption_version == 0:
+            return _NO_KEYS
     configured_key = keys.read_key(config.key)
     if not slots:
         slots = _turn_encryption_on(database, configured_key)
@@ -185,6 +196,23 @@ def _open_keyring(config: Config, database: Database, identity: Identity, slots:
         repository_key=repository_key,
         fingerprint_key=None if wrapped is None else keys.unwrap_key(repository_key, wrapped),
     )
+
+
+def _adopted_keyring(config: Config, source: KeySource, wrapped_key: bytes) -> Keyring:
+    """Return the keys of a repository of backy2: the configured key itself wraps the data keys."""
+    configured_key = keys.read_key(source)
+    try:
+        keys.unwrap_key(configured_key, wrapped_key)
+    except IntegrityError as error:
+        check = keys.show_check(keys.key_check(configured_key))
+        if config.encryption_version == 0:  # where backy2 looked at no key at all
+            _log.warning("the configured key %s does not open the encrypted blocks of this repository", check)
+            return _NO_KEYS
+        raise WrongKeyError(
+            f"the configured key {check} does not open the data keys of this repository; configure the key that "
+            "backy2 used last (encryption_key_file, encryption_key_command or encryption_key)"
+        ) from error
+    return keys.Keyring(repository_key=configured_key, fingerprint_key=None)
 
 
 def _turn_encryption_on(database: Database, configured_key: bytes) -> list[KeySlot]:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from backyfs.cli.progress import LogProgress
 from backyfs.cli.text import printable
 from backyfs.config import load_config
-from backyfs.errors import ConfigError
+from backyfs.errors import ConfigError, DatabaseBusyError, SchemaOutdatedError
 from backyfs.model import NoProgress
 
 if TYPE_CHECKING:
@@ -68,11 +68,23 @@ class Invocation:
 
     @contextmanager
     def open_repository(self) -> Iterator[Repository]:
-        """Read the configuration and open its repository."""
+        """Read the configuration and open its repository, after an upgrade if that is needed."""
         from backyfs.repository import open_repository  # noqa: PLC0415 - SQLAlchemy is slow to load
 
-        with open_repository(self.load_config()) as repository:
+        config = self.load_config()
+        with ExitStack() as opened:
+            try:
+                repository = opened.enter_context(open_repository(config))
+            except (SchemaOutdatedError, DatabaseBusyError):
+                self._upgrade(config)
+                repository = opened.enter_context(open_repository(config))
             yield repository
+
+    def _upgrade(self, config: Config) -> None:
+        from backyfs.engine.upgrade import upgrade  # noqa: PLC0415 - alembic is slow to load
+
+        with stop_on_signals() as stop:
+            upgrade(config, progress=self.progress(), stop=stop)
 
     def progress(self) -> Progress:
         """Return how progress is to be shown."""

@@ -29,6 +29,10 @@ _COMMANDS = {
     "ls": ("ls", "List the versions."),
     "mount": ("mount", "Mount all versions as a read-only file system."),
     "umount": ("umount", "Unmount what `mount` has mounted."),
+    "export": ("export", "Write versions to a file, without their blocks."),
+    "import": ("import_", "Store versions that were exported."),
+    "upgrade": ("upgrade", "Take the database to this program's schema."),
+    "db": ("db", "Copy the database to another engine."),
 }
 _ALIASES = {"fuse": "mount"}
 

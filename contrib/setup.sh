@@ -20,6 +20,8 @@ packages=(
     fuse3                                  # to mount without being root
     e2fsprogs mount util-linux             # images and loop mounts of the tests and the demo
     make zstd                              # zstd: what the benchmarks compare with
+    # The tests start servers of their own from these; the cluster that Debian makes is not touched.
+    postgresql mariadb-server-core mariadb-client-core
 )
 
 say() {

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 def audit(repository: Repository) -> None:
     """Fail if a count is wrong, a page names a blob that is not there, or a blob has no object."""
     with repository.database.read() as connection:
-        assert connection.execute(text("PRAGMA integrity_check")).scalar() == "ok"
-        assert connection.execute(text("PRAGMA foreign_key_check")).all() == []
+        if connection.dialect.name == "sqlite":
+            assert connection.execute(text("PRAGMA integrity_check")).scalar() == "ok"
+            assert connection.execute(text("PRAGMA foreign_key_check")).all() == []
         page_uses = Counter(connection.execute(select(version_pages.c.page_id)).scalars())
         blob_uses: Counter[int] = Counter()
         for row in connection.execute(select(pages)):

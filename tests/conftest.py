@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
+from tests.services.mariadb import MariadbServer
+from tests.services.postgresql import PostgresqlServer
+from tests.services.server import Server, ServerMissingError
+
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from pathlib import Path
 
+_AnyServer = TypeVar("_AnyServer", bound=Server)
+_ENGINES = ["sqlite", "postgresql", "mariadb"]
 _IN_CI = os.environ.get("CI") == "true"
 
 
@@ -52,3 +59,48 @@ def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = f"skipped where everything has to run (CI=true): {reason}"
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Generator[PostgresqlServer, None, None]:
+    """Give a private PostgreSQL, which is started by the first test that wants it."""
+    yield from _run(PostgresqlServer)
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Generator[MariadbServer, None, None]:
+    """Give a private MariaDB, which is started by the first test that wants it."""
+    yield from _run(MariadbServer)
+
+
+@pytest.fixture(params=_ENGINES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[str, None, None]:
+    """Give the URL of an empty database, of each engine in turn. An SQLite file is not made yet."""
+    yield from _empty_database(request, tmp_path)
+
+
+@pytest.fixture(scope="module", params=_ENGINES)
+def module_database_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[str, None, None]:
+    """Give the same to all tests of a module, which make the tables once and undo what they do besides."""
+    yield from _empty_database(request, tmp_path_factory.mktemp("database"))
+
+
+def _empty_database(request: pytest.FixtureRequest, directory: Path) -> Generator[str, None, None]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{directory}/backyfs.sqlite"
+        return
+    server: Server = request.getfixturevalue(f"{request.param}_server")
+    url = server.new_database()
+    yield url
+    server.drop(url)
+
+
+def _run(kind: type[_AnyServer]) -> Generator[_AnyServer, None, None]:
+    try:
+        server = kind()
+    except ServerMissingError as error:
+        pytest.skip(str(error))
+    with server:
+        yield server

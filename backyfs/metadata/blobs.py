@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, insert, select
 
 from backyfs.metadata.batches import batches
 from backyfs.metadata.tables import blobs
-from backyfs.model import Blob, BlobId, BlobUid, SavedBlob
+from backyfs.model import Blob, BlobId, BlobRecord, BlobUid, SavedBlob
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +29,29 @@ _FIND = (
 )
 
 
+_ALL_FACTS = select(
+    blobs.c.id,
+    blobs.c.uid,
+    blobs.c.fingerprint,
+    blobs.c.size,
+    blobs.c.stored_size,
+    blobs.c.encryption_version,
+    blobs.c.wrapped_key,
+    blobs.c.valid,
+    blobs.c.doomed_at,
+)
+_FIND_BY_UID = _ALL_FACTS.where(blobs.c.uid.in_(bindparam("uids", expanding=True)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownBlob:
+    """A row of `blobs`."""
+
+    id: BlobId
+    doomed: bool  # a cleanup is about to delete it
+    facts: BlobRecord
+
+
 def find_blobs(connection: Connection, fingerprints: Iterable[bytes]) -> dict[bytes, BlobId]:
     """Return which blobs hold these bytes: valid ones that are not doomed.
 
@@ -41,7 +65,7 @@ def find_blobs(connection: Connection, fingerprints: Iterable[bytes]) -> dict[by
 
 
 def insert_blobs(
-    connection: Connection, saved: Iterable[SavedBlob], created_at: datetime
+    connection: Connection, saved: Iterable[SavedBlob | BlobRecord], created_at: datetime
 ) -> dict[BlobUid, BlobId]:
     """Insert blobs that are durable in the storage; no page refers to them yet. Return their ids."""
     ids: dict[BlobUid, BlobId] = {}
@@ -54,7 +78,7 @@ def insert_blobs(
                 "stored_size": blob.stored_size,
                 "encryption_version": blob.encryption_version,
                 "wrapped_key": blob.wrapped_key,
-                "valid": True,
+                "valid": isinstance(blob, SavedBlob) or blob.valid,
                 "refs": 0,
                 "created_at": created_at,
             }
@@ -63,6 +87,31 @@ def insert_blobs(
         inserted = connection.execute(insert(blobs).returning(blobs.c.uid, blobs.c.id), rows)
         ids.update((BlobUid(row.uid), BlobId(row.id)) for row in inserted)
     return ids
+
+
+def find_by_uid(connection: Connection, uids: Iterable[BlobUid]) -> dict[BlobUid, KnownBlob]:
+    """Return those of these blobs that have rows, doomed ones as well."""
+    found: dict[BlobUid, KnownBlob] = {}
+    for batch in batches(uids):
+        for row in connection.execute(_FIND_BY_UID, {"uids": batch}):
+            known = KnownBlob(id=BlobId(row.id), doomed=row.doomed_at is not None, facts=_facts(row))
+            found[known.facts.uid] = known
+    return found
+
+
+def newest_wrapped_key(connection: Connection) -> bytes | None:
+    """Return the wrapped data key of the newest blob that has one; None: there is no such blob."""
+    query = select(blobs.c.wrapped_key).where(blobs.c.wrapped_key.is_not(None)).order_by(blobs.c.id.desc()).limit(1)
+    return connection.execute(query).scalar()
+
+
+def load_blob_records(connection: Connection, ids: Iterable[BlobId]) -> dict[BlobId, BlobRecord]:
+    """Return all that is known of the blobs with these ids, as far as there are such rows."""
+    found: dict[BlobId, BlobRecord] = {}
+    for batch in batches(ids):
+        for row in connection.execute(_ALL_FACTS.where(blobs.c.id.in_(batch))):
+            found[BlobId(row.id)] = _facts(row)
+    return found
 
 
 def load_blobs(connection: Connection, ids: Iterable[BlobId]) -> dict[BlobId, Blob]:
@@ -87,3 +136,15 @@ def load_blobs(connection: Connection, ids: Iterable[BlobId]) -> dict[BlobId, Bl
                 wrapped_key=row.wrapped_key,
             )
     return found
+
+
+def _facts(row: Any) -> BlobRecord:
+    return BlobRecord(
+        uid=BlobUid(row.uid),
+        fingerprint=row.fingerprint,
+        size=row.size,
+        stored_size=row.stored_size,
+        encryption_version=row.encryption_version,
+        wrapped_key=row.wrapped_key,
+        valid=row.valid,
+    )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import zstandard
 from blake3 import blake3
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from backyfs.errors import BackyfsError, DatabaseError
 from backyfs.geometry import PAGE_ENTRIES, page_length
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 HOLE = 0       # the block is zeros
 ABSENT = -1    # the block was never backed up: its version is incomplete
 _LEVEL = 3     # of zstd
+
+_SOME_PAGES = (
+    select(pages.c.id, pages.c.entries).where(pages.c.id > bindparam("last")).order_by(pages.c.id).limit(64)
+)
 
 
 class BlobsGoneError(BackyfsError):
@@ -74,8 +78,18 @@ def unpack(packed: bytes) -> Entries:
     return entries
 
 
-def commit_page(connection: Connection, version_id: VersionId, page_no: PageNumber, entries: Entries) -> None:
-    """Make `entries` page `page_no` of a version, in place of the one it had, and count.
+def commit_page(
+    connection: Connection,
+    version_id: VersionId,
+    page_no: PageNumber,
+    entries: Entries,
+    *,
+    keep_holes: bool = False,
+) -> PageId | None:
+    """Make `entries` page `page_no` of a version, in place of the one it had, and count. Return the page.
+
+    A page of nothing but holes gets no row, unless `keep_holes` says that the version stays incomplete, where
+    no row means that nothing is known.
 
     The blobs it names are durable and have rows. To be called in a write transaction, which the caller
     rolls back when this raises.
@@ -84,13 +98,30 @@ def commit_page(connection: Connection, version_id: VersionId, page_no: PageNumb
         BlobsGoneError: some of the blobs are doomed or gone.
     """
     _drop_page(connection, version_id, page_no)
-    if all(entry == HOLE for entry in entries):
-        return  # an absent row is a page of holes
+    if not keep_holes and all(entry == HOLE for entry in entries):
+        return None  # an absent row is a page of holes
     digest = _digest(entries)
     page_id = _share_page(connection, digest)
     if page_id is None:
         page_id = _insert_page(connection, digest, entries)
     connection.execute(insert(version_pages).values(version_id=version_id, page_no=page_no, page_id=page_id))
+    return page_id
+
+
+def share_page(connection: Connection, version_id: VersionId, page_no: PageNumber, page_id: PageId) -> None:
+    """Make a page that another version has page `page_no` of this one, which has none there, and count."""
+    connection.execute(update(pages).where(pages.c.id == page_id).values(refs=pages.c.refs + 1))
+    connection.execute(insert(version_pages).values(version_id=version_id, page_no=page_no, page_id=page_id))
+
+
+def list_pages(connection: Connection, version_id: VersionId) -> list[tuple[PageNumber, PageId]]:
+    """Return which pages a version has, in order."""
+    query = (
+        select(version_pages.c.page_no, version_pages.c.page_id)
+        .where(version_pages.c.version_id == version_id)
+        .order_by(version_pages.c.page_no)
+    )
+    return [(PageNumber(row.page_no), PageId(row.page_id)) for row in connection.execute(query)]
 
 
 def load_page(connection: Connection, version_id: VersionId, page_no: PageNumber) -> Entries | None:
@@ -129,6 +160,22 @@ def page_entries(connection: Connection, version: Version, page_no: PageNumber, 
     if len(entries) != length:
         raise DatabaseError(f"page {page_no} of version {version.uid} has {len(entries)} entries instead of {length}")
     return entries
+
+
+def references_add_up(connection: Connection) -> bool:
+    """Tell whether the references of all pages, and those of all blobs, are as many as there are uses of them.
+
+    The sums alone are compared: memory does not grow with the number of blobs.
+    """
+    uses = 0
+    last = 0
+    while batch := connection.execute(_SOME_PAGES, {"last": last}).all():
+        uses += sum(len({entry for entry in unpack(row.entries) if entry > HOLE}) for row in batch)
+        last = batch[-1].id
+    named = connection.execute(select(func.count()).select_from(version_pages)).scalar_one()
+    page_refs = connection.execute(select(func.coalesce(func.sum(pages.c.refs), 0))).scalar_one()
+    blob_refs = connection.execute(select(func.coalesce(func.sum(blobs.c.refs), 0))).scalar_one()
+    return bool(page_refs == named and blob_refs == uses)
 
 
 def _drop_page(connection: Connection, version_id: VersionId, page_no: PageNumber) -> None:

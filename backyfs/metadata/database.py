@@ -1,30 +1,32 @@
-"""The connection to the metadata: engines, transactions, and the check of the schema's revision.
+"""The connection to the metadata: transactions, and the check of the schema.
 
-Every transaction is explicit. On SQLite a write takes its lock when it begins (BEGIN IMMEDIATE), so that
-two writers wait for each other instead of failing half way.
+Every transaction is explicit, and writers wait for each other from their beginning: no two of them can take
+turns half way, on any engine.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from backyfs.errors import DatabaseError, SchemaError
+from backyfs.errors import DatabaseBusyError, DatabaseError, SchemaError, SchemaOutdatedError
+from backyfs.metadata.engines import is_busy, is_sqlite, new_engine, show_url, sqlite_path
+from backyfs.metadata.revisions import HEAD, Schema, SchemaState, read_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import URL, Engine, Insert
+    from sqlalchemy import Insert
 
-__all__ = ["HEAD", "Connection", "Database", "insert_row", "show_url", "sqlite_path"]
+__all__ = ["HEAD", "Connection", "Database", "insert_row", "mapped_errors", "show_url", "sqlite_path"]
 
-HEAD = "backyfs_0001"  # the revision this program works with; a test compares it with the migrations
-_BUSY_TIMEOUT_MS = 60_000
-_WRITE = {"sqlite_begin": "BEGIN IMMEDIATE"}
+_READ = {"postgresql": {"isolation_level": "REPEATABLE READ"}}  # one state for all queries, as the others have
+_WRITE = {"sqlite": {"sqlite_begin": "BEGIN IMMEDIATE"}}
+# The one lock that writers take. SQLite has its own.
+_TAKE_TURN = text("SELECT id FROM repository FOR UPDATE")
 
 
 class Database:
@@ -36,60 +38,88 @@ class Database:
         Raises:
             DatabaseError: the URL is none, or its driver is not installed.
         """
-        self.engine = _create_engine(url)
+        self.engine = new_engine(url)
+
+    @property
+    def place(self) -> str:
+        """What may be shown of where it is: the path of a file, or a URL without its password."""
+        return show_url(self.engine.url)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Give a connection with a transaction that only reads.
+        """Give a connection with a transaction that only reads, and sees one state all the time.
 
         Raises:
             DatabaseError: the database fails.
         """
-        with _mapped_errors(), self.engine.connect() as connection, connection.begin():
+        options = _READ.get(self.engine.dialect.name, {})
+        with mapped_errors(), self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Give a connection with a transaction that is committed at the end, or rolled back by an exception.
 
+        It begins when no other writer is at work: transactions are to be short.
+
         Raises:
             DatabaseError: the database fails; nothing of the transaction was done.
         """
-        with (
-            _mapped_errors(),
-            self.engine.connect().execution_options(**_WRITE) as connection,
-            connection.begin(),
-        ):
+        with self.begin() as connection:
+            if not is_sqlite(self.engine):
+                connection.execute(_TAKE_TURN)
             yield connection
 
-    def check_revision(self) -> None:
-        """Compare the schema's revision with the program's: one query, and alembic stays unloaded.
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """Give a writing transaction as `write` does, where there may be no tables yet.
 
         Raises:
-            SchemaError: there is no repository here, or it is of another release.
+            DatabaseError: the database fails; nothing of the transaction was done.
         """
-        found = self._revision()
-        if found == HEAD:
+        options = _WRITE.get(self.engine.dialect.name, {})
+        with mapped_errors(), self.engine.connect().execution_options(**options) as connection, connection.begin():
+            yield connection
+
+    def schema(self) -> Schema:
+        """Look which schema there is: one query, and alembic stays unloaded.
+
+        Raises:
+            DatabaseError: the database cannot be asked.
+        """
+        with mapped_errors():
+            return read_schema(self.engine)
+
+    def check_revision(self) -> None:
+        """Make sure that the schema is the program's.
+
+        Raises:
+            SchemaOutdatedError: it is older; `backyfs.engine.upgrade` changes that.
+            SchemaError: there is no repository here, or it is of a newer release.
+        """
+        schema = self.schema()
+        if schema.state is SchemaState.CURRENT:
+            self.use_wal()
             return
-        place = show_url(self.engine.url)
-        if found is None:
-            raise SchemaError(f"{place} holds no repository; run `backyfs init` to make one")
+        if schema.state is SchemaState.NONE:
+            raise SchemaError(f"{self.place} holds no repository; run `backyfs init` to make one")
+        if schema.state is SchemaState.OLDER:
+            raise SchemaOutdatedError(f"{self.place} has an older schema; run `backyfs upgrade`")
+        needed = "a newer release" if schema.needs_release is None else f"release {schema.needs_release} or a newer one"
         raise SchemaError(
-            f"{place} has schema revision {found}, this program works with {HEAD}; "
-            "use the release of backyfs that belongs to it"
+            f"{self.place} has schema revision {schema.revision}, which is newer than this program's, {HEAD}; "
+            f"use {needed} of backyfs"
         )
 
-    def _revision(self) -> str | None:
-        path = sqlite_path(self.engine.url)
-        if path is not None and not os.path.exists(path):  # connecting would make an empty file
-            return None
-        try:
-            with self.engine.connect() as connection:
-                return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-        except DBAPIError as error:
-            if "alembic_version" in str(error.orig):  # no such table
-                return None
-            raise _database_error(error) from error
+    def use_wal(self) -> None:
+        """Let readers and a writer of an SQLite file work at the same time; it stays so, and else nothing happens.
+
+        Not before the schema is ours: backy2 does not do it, and an upgrade that is refused changes nothing.
+        """
+        if is_sqlite(self.engine):
+            with mapped_errors(), self.engine.connect() as connection:
+                raw: Any = connection.connection.dbapi_connection
+                raw.execute("PRAGMA journal_mode = WAL").close()  # outside of any transaction
 
     def close(self) -> None:
         """Close all connections."""
@@ -103,53 +133,15 @@ def insert_row(connection: Connection, row: Insert) -> int:
     return int(key[0])
 
 
-def sqlite_path(url: URL) -> str | None:
-    """Return the path of the file of an SQLite URL, None for other databases."""
-    return url.database if url.get_backend_name() == "sqlite" else None
-
-
-def show_url(url: URL) -> str:
-    """Return a URL as it may be shown: without its password; for SQLite the path of the file."""
-    return sqlite_path(url) or url.render_as_string(hide_password=True)
-
-
-def _create_engine(url: str) -> Engine:
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise DatabaseError(
-            "the engine of [MetaBackend] is no database URL; example: sqlite:///backyfs.sqlite"
-        ) from error
-    try:
-        engine = create_engine(parsed)
-    except (NoSuchModuleError, ImportError) as error:
-        raise DatabaseError(
-            f"database {show_url(parsed)} needs a driver that is not installed: {error}"
-        ) from error
-    if parsed.get_backend_name() == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # else sqlite3 commits behind our back, for one before every DDL
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")  # a commit survives power loss
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
-
-
 @contextmanager
-def _mapped_errors() -> Iterator[None]:
+def mapped_errors() -> Iterator[None]:
+    """Make DatabaseErrors of what SQLAlchemy raises."""
     try:
         yield
+    except DBAPIError as error:
+        if is_busy(error):
+            raise DatabaseBusyError("the database is in use by another command that does not let others in") from error
+        raise _database_error(error) from error
     except SQLAlchemyError as error:
         raise _database_error(error) from error
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select
 
 from backyfs.errors import SchemaError
+from backyfs.metadata.revisions import HEAD_RELEASE
 from backyfs.metadata.tables import key_slots, repository
 from backyfs.model import KeySlot
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from backyfs.metadata.database import Connection
@@ -39,6 +41,7 @@ def save_identity(connection: Connection, identity: Identity) -> None:
             block_size=identity.block_size,
             hash_function=identity.hash_function,
             wrapped_fingerprint_key=identity.wrapped_fingerprint_key,
+            needs_release=HEAD_RELEASE,
             created_at=identity.created_at,
         )
     )
@@ -60,6 +63,15 @@ def load_identity(connection: Connection) -> Identity:
         wrapped_fingerprint_key=row.wrapped_fingerprint_key,
         created_at=row.created_at,
     )
+
+
+def replace_identity(connection: Connection, identity: Identity, slots: Iterable[KeySlot]) -> None:
+    """Make a repository that is empty another one."""
+    connection.execute(delete(repository))
+    connection.execute(delete(key_slots))
+    save_identity(connection, identity)
+    for slot in slots:
+        add_key_slot(connection, slot)
 
 
 def add_key_slot(connection: Connection, slot: KeySlot) -> None:

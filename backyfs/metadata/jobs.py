@@ -42,6 +42,20 @@ class Process:
     pid_started: int  # clock ticks after boot: pids are used again
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A running command, as others see it."""
+
+    host: str
+    pid: int
+    command: str
+    progress: str
+    started_at: datetime
+
+    def __str__(self) -> str:
+        return f"{self.command} (process {self.pid} on {self.host})"
+
+
 class _DatabaseClock(FunctionElement[datetime]):
     """The time in UTC by the clock of the database, with microseconds where it has them."""
 
@@ -93,6 +107,17 @@ def register_job(connection: Connection, process: Process, command: str) -> JobI
         heartbeat_at=_DatabaseClock(),
     )
     return JobId(insert_row(connection, row))
+
+
+def list_live_jobs(connection: Connection, observer: Process) -> list[Job]:
+    """Return the jobs that live, as far as `observer` can tell, the oldest first."""
+    now = connection.execute(select(_DatabaseClock())).scalar_one()
+    query = select(jobs).where(jobs.c.heartbeat_at >= now - timedelta(seconds=DEAD_AFTER_S)).order_by(jobs.c.id)
+    return [
+        Job(host=row.host, pid=row.pid, command=row.command, progress=row.progress, started_at=row.started_at)
+        for row in connection.execute(query)
+        if row.scope != observer.scope or _started(row.pid) == row.pid_started
+    ]
 
 
 def beat(connection: Connection, job_id: JobId, progress: str) -> bool:

@@ -1,17 +1,17 @@
-"""Make the schema of a new repository, by running alembic's revisions from the first to the last."""
+"""Make the schema: of a new repository at once, of an older one by alembic's revisions from where it stands."""
 
 from __future__ import annotations
 
 import os
 from importlib.resources import as_file, files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
 from backyfs.errors import DatabaseError, SchemaError
-from backyfs.metadata.database import HEAD, show_url, sqlite_path
+from backyfs.metadata.database import show_url, sqlite_path
+from backyfs.metadata.revisions import HEAD
+from backyfs.metadata.tables import metadata
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -33,10 +33,13 @@ def create_file(database: Database) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise DatabaseError(f"database file {path} cannot be made: {error.strerror}") from error
+    database.use_wal()
 
 
 def create_tables(connection: Connection) -> None:
-    """Make the tables of a new repository, within the caller's transaction.
+    """Make the tables of a new repository, within the caller's transaction (on MariaDB none).
+
+    The revisions would make the same ones, by way of backy2's; a test compares both.
 
     Raises:
         SchemaError: the database holds tables already.
@@ -44,12 +47,47 @@ def create_tables(connection: Connection) -> None:
     if inspect(connection).get_table_names():
         place = show_url(connection.engine.url)
         raise SchemaError(f"{place} holds tables already; name an empty database")
-    _run(connection)
+    metadata.create_all(connection)
+    stamp(connection, HEAD)
 
 
-def _run(connection: Connection) -> None:
+def drop_tables(connection: Connection) -> None:
+    """Drop what `create_tables` has made."""
+    metadata.drop_all(connection)
+    connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+
+
+def upgrade_tables(connection: Connection, from_revision: str | None) -> None:
+    """Run the revisions after `from_revision`, None for all of them, on the caller's connection."""
+    from alembic import command  # noqa: PLC0415 - slow to load, and hardly any command needs it
+    from alembic.config import Config  # noqa: PLC0415
+
+    stamp(connection, from_revision)
     with as_file(files("backyfs.migrations")) as location:
         config = Config()
         config.set_main_option("script_location", str(location).replace("%", "%%"))
         config.attributes["connection"] = connection  # migrations/env.py uses it, in our transaction
         command.upgrade(config, HEAD)
+
+
+def stamp(connection: Connection, revision: str | None) -> None:
+    """Make alembic_version say this revision; None: that there is none."""
+    if not inspect(connection).has_table("alembic_version"):
+        connection.execute(
+            text(
+                "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
+                "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+            )
+        )
+    connection.execute(text("DELETE FROM alembic_version"))
+    if revision is not None:
+        connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": revision})
+
+
+def differences(connection: Connection) -> list[Any]:
+    """Return what a database has otherwise than the tables of the program say; nothing, if all is well."""
+    from alembic.autogenerate import compare_metadata  # noqa: PLC0415 - slow to load
+    from alembic.migration import MigrationContext  # noqa: PLC0415
+
+    found: list[Any] = compare_metadata(MigrationContext.configure(connection), metadata)
+    return found

@@ -1,19 +1,22 @@
-"""Statistics: one row for each backup that ended."""
+"""Statistics: one row for each backup that ended. They outlive their versions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
+from backyfs.metadata.batches import batches
 from backyfs.metadata.tables import stats
+from backyfs.model import StatisticsRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from backyfs.metadata.database import Connection
-    from backyfs.model import Version
+    from backyfs.model import Version, VersionUid
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,22 +44,26 @@ def insert_statistics(
     duration_s: float,
 ) -> None:
     """Store the statistics of a backup that has ended."""
-    connection.execute(
-        insert(stats).values(
-            created_at=ended_at,
-            version_uid=version.uid,
-            version_name=version.name,
-            version_size_bytes=version.size_bytes,
-            version_size_blocks=version_blocks,
-            bytes_read=statistics.bytes_read,
-            blocks_read=statistics.blocks_read,
-            bytes_written=statistics.bytes_written,
-            blocks_written=statistics.blocks_written,
-            bytes_stored=statistics.bytes_stored,
-            bytes_deduplicated=statistics.bytes_deduplicated,
-            blocks_deduplicated=statistics.blocks_deduplicated,
-            bytes_sparse=statistics.bytes_sparse,
-            blocks_sparse=statistics.blocks_sparse,
-            duration_s=duration_s,
-        )
+    record = StatisticsRecord(
+        created_at=ended_at,
+        version_uid=version.uid,
+        version_name=version.name,
+        version_size_bytes=version.size_bytes,
+        version_size_blocks=version_blocks,
+        duration_s=duration_s,
+        **asdict(statistics),
     )
+    insert_statistics_records(connection, [record])
+
+
+def insert_statistics_records(connection: Connection, records: Iterable[StatisticsRecord]) -> None:
+    """Store statistics of backups that ended some time ago."""
+    for batch in batches(records):
+        connection.execute(insert(stats), [asdict(record) for record in batch])
+
+
+def list_statistics(connection: Connection, version_uid: VersionUid) -> list[StatisticsRecord]:
+    """Return the statistics of a version, the oldest first."""
+    names = [field.name for field in fields(StatisticsRecord)]
+    query = select(*(stats.c[name] for name in names)).where(stats.c.version_uid == version_uid).order_by(stats.c.id)
+    return [StatisticsRecord(**row._mapping) for row in connection.execute(query)]  # noqa: SLF001 - public in SQLAlchemy

@@ -14,7 +14,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
-    Float,
+    Double,
     ForeignKey,
     Integer,
     LargeBinary,
@@ -24,7 +24,7 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
 )
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import TypeDecorator
 
 from backyfs.model import NAME_LENGTH
@@ -66,9 +66,11 @@ def _bytes(length: int) -> LargeBinary:
 
 
 def _text(length: int) -> String:
-    # Names are compared by their bytes everywhere, as SQLite and PostgreSQL do.
-    exact = mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin")
-    return String(length).with_variant(exact, "mysql", "mariadb")
+    # Names are compared and ordered by their bytes everywhere, as SQLite does. PostgreSQL orders them by the
+    # language of the database otherwise; MariaDB disregards case, and without "nopad" spaces at the end.
+    exact = mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_nopad_bin")
+    ordered = postgresql.VARCHAR(length, collation="C")
+    return String(length).with_variant(exact, "mysql", "mariadb").with_variant(ordered, "postgresql")
 
 
 # SQLite gives rowids to INTEGER primary keys only.
@@ -94,6 +96,7 @@ repository = Table(
     Column("block_size", Integer, nullable=False),                 # fixed when the repository is made
     Column("hash_function", String(32), nullable=False),           # likewise
     Column("wrapped_fingerprint_key", _bytes(64)),                 # NULL: fingerprints have no key
+    Column("needs_release", String(32), nullable=False),           # of backyfs; older ones refuse with this number
     Column("created_at", UtcDateTime, nullable=False),
 )
 
@@ -210,5 +213,5 @@ stats = Table(  # one row for each finished backup; it outlives its version
     Column("blocks_deduplicated", BigInteger, nullable=False),
     Column("bytes_sparse", BigInteger, nullable=False),
     Column("blocks_sparse", BigInteger, nullable=False),
-    Column("duration_s", Float, nullable=False),
+    Column("duration_s", Double, nullable=False),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,8 @@ from sqlalchemy import func, insert, select, update
 
 from backyfs.errors import VersionNotFoundError
 from backyfs.metadata.database import insert_row
-from backyfs.metadata.tables import tags, versions
-from backyfs.model import Version, VersionId, VersionStatus, VersionUid
+from backyfs.metadata.tables import blobs, tags, versions
+from backyfs.model import Version, VersionId, VersionRecord, VersionStatus, VersionUid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,24 +37,8 @@ def create_version(
     expire_at: datetime | None = None,
 ) -> Version:
     """Insert a version of a new backup, incomplete, and return it."""
-    uid = VersionUid(str(uuid.uuid4()))
-    row = insert(versions).values(
-        uid=uid,
-        created_at=created_at,
-        name=name,
-        snapshot_name=snapshot_name,
-        size_bytes=size_bytes,
-        status=VersionStatus.INCOMPLETE.value,
-        protected=False,
-        expire_at=expire_at,
-    )
-    version_id = VersionId(insert_row(connection, row))
-    names = tuple(sorted(set(tag_names)))
-    if names:
-        connection.execute(insert(tags), [{"version_id": version_id, "name": tag} for tag in names])
-    return Version(
-        id=version_id,
-        uid=uid,
+    record = VersionRecord(
+        uid=VersionUid(str(uuid.uuid4())),
         created_at=created_at,
         name=name,
         snapshot_name=snapshot_name,
@@ -61,8 +46,20 @@ def create_version(
         status=VersionStatus.INCOMPLETE,
         protected=False,
         expire_at=expire_at,
-        tags=names,
+        tags=tuple(sorted(set(tag_names))),
     )
+    return insert_version(connection, record)
+
+
+def insert_version(connection: Connection, record: VersionRecord) -> Version:
+    """Insert a version without blocks, and return it."""
+    values = {field.name: getattr(record, field.name) for field in fields(VersionRecord)}
+    names = values.pop("tags")
+    row = insert(versions).values({**values, "status": record.status.value})
+    version_id = VersionId(insert_row(connection, row))
+    if names:
+        connection.execute(insert(tags), [{"version_id": version_id, "name": tag} for tag in names])
+    return Version(id=version_id, **values, tags=names)
 
 
 def set_status(connection: Connection, version_id: VersionId, status: VersionStatus) -> None:
@@ -81,6 +78,16 @@ def list_versions(connection: Connection, *, name: str | None = None) -> list[Ve
     for row in connection.execute(tag_query):
         names.setdefault(row.version_id, []).append(row.name)
     return [_version(row, names.get(row.id, ())) for row in connection.execute(query)]
+
+
+def has_contents(connection: Connection) -> bool:
+    """Tell whether there is any version or blob."""
+    return any(connection.execute(select(table.c.id).limit(1)).first() is not None for table in (versions, blobs))
+
+
+def version_with_uid(connection: Connection, uid: VersionUid) -> Version | None:
+    """Return the version that has exactly this uid, None if there is none."""
+    return next(iter(_query(connection, versions.c.uid == uid, limit=1)), None)
 
 
 def find_version(connection: Connection, wanted: str) -> Version:

@@ -1,16 +1,27 @@
-"""Make the tables of a repository: block maps of shared pages over counted blobs."""
+"""Make the tables of a repository: block maps of shared pages over counted blobs.
+
+The tables of backy2 are set aside under other names; `backyfs.metadata.adoption` takes over their rows.
+"""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql
+
+from backyfs.migrations.present import has_transactional_ddl, refuse_downgrade, tables
 
 revision = "backyfs_0001"
-down_revision = None
+down_revision = "30349b678801"
 branch_labels = None
 depends_on = None
 
+downgrade = refuse_downgrade
+
+_BACKY2 = ("versions", "blocks", "tags", "stats", "deleted_blocks")
+_OWN = (  # those that refer to others first
+    "job_versions", "jobs", "version_pages", "pages", "blobs", "tags", "versions", "stats", "key_slots", "repository",
+)  # fmt: skip
 _MARIADB = ("mysql", "mariadb")
 _Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 _Time = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), *_MARIADB)
@@ -23,8 +34,9 @@ def _uid(length: int) -> sa.String:
 
 
 def _text(length: int) -> sa.String:
-    exact = mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin")
-    return sa.String(length).with_variant(exact, *_MARIADB)
+    exact = mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_nopad_bin")
+    ordered = postgresql.VARCHAR(length, collation="C")
+    return sa.String(length).with_variant(exact, *_MARIADB).with_variant(ordered, "postgresql")
 
 
 def _bytes(length: int) -> sa.LargeBinary:
@@ -32,12 +44,32 @@ def _bytes(length: int) -> sa.LargeBinary:
 
 
 def upgrade() -> None:
-    """Make the tables, those that others refer to first."""
+    """Set backy2's tables aside, and make ours, those that others refer to first."""
+    if "blocks" in tables():
+        _set_aside([name for name in _BACKY2 if name in tables()])
+    else:
+        _drop_unfinished()
     _create_identity()
     _create_versions()
     _create_blobs_and_pages()
     _create_jobs()
     _create_stats()
+
+
+def _set_aside(names: list[str]) -> None:
+    if has_transactional_ddl():
+        op.execute("DROP INDEX IF EXISTS ix_stats_version_uid")  # its name is needed again
+        for name in names:
+            op.rename_table(name, f"backy2_{name}")
+    else:  # one statement: all of them or none
+        op.execute("RENAME TABLE " + ", ".join(f"{name} TO backy2_{name}" for name in names))
+
+
+def _drop_unfinished() -> None:
+    """Drop what a run made on MariaDB that was killed before it had taken over any row."""
+    for name in _OWN:
+        if name in tables():
+            op.drop_table(name)
 
 
 def _create_identity() -> None:
@@ -48,6 +80,7 @@ def _create_identity() -> None:
         sa.Column("block_size", sa.Integer, nullable=False),
         sa.Column("hash_function", sa.String(32), nullable=False),
         sa.Column("wrapped_fingerprint_key", _bytes(64)),
+        sa.Column("needs_release", sa.String(32), nullable=False),
         sa.Column("created_at", _Time, nullable=False),
     )
     op.create_table(
@@ -158,5 +191,5 @@ def _create_stats() -> None:
         sa.Column("blocks_deduplicated", sa.BigInteger, nullable=False),
         sa.Column("bytes_sparse", sa.BigInteger, nullable=False),
         sa.Column("blocks_sparse", sa.BigInteger, nullable=False),
-        sa.Column("duration_s", sa.Float, nullable=False),
+        sa.Column("duration_s", sa.Double, nullable=False),
     )

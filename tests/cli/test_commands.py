@@ -66,6 +66,10 @@ def test_help_lists_every_command_with_a_line():
         "ls",
         "mount",
         "umount",
+        "export",
+        "import",
+        "upgrade",
+        "db",
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -14,14 +15,18 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import event, insert, inspect, select, text
+from packaging.version import Version
+from sqlalchemy import event, insert, inspect, select, text, update
 from sqlalchemy.exc import OperationalError
 
-from backyfs.errors import DatabaseError, SchemaError
+from backyfs import __version__
+from backyfs.errors import DatabaseError, SchemaError, SchemaOutdatedError
 from backyfs.metadata.database import HEAD, Database, insert_row
-from backyfs.metadata.identity import load_identity
-from backyfs.metadata.schema import create_file, create_tables
-from backyfs.metadata.tables import UtcDateTime, metadata, stats, tags, versions
+from backyfs.metadata.identity import Identity, load_identity, save_identity
+from backyfs.metadata.revisions import HEAD_RELEASE, HISTORY
+from backyfs.metadata.schema import create_file, create_tables, upgrade_tables
+from backyfs.metadata.tables import UtcDateTime, metadata, repository, stats, tags, versions
+from tests.repositories import make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,8 +62,13 @@ def database(file: Path) -> Iterator[Database]:
 
 def create(database: Database) -> None:
     create_file(database)
-    with database.write() as connection:
+    with database.begin() as connection:
         create_tables(connection)
+
+
+def stamp_as(database: Database, revision: str) -> None:
+    with database.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
 
 
 def tables_of(file: Path) -> list[str]:
@@ -69,6 +79,17 @@ def tables_of(file: Path) -> list[str]:
         return [name for (name,) in rows if not name.startswith("sqlite_")]
     finally:
         connection.close()
+
+
+def ddl_of(file: Path) -> dict[str, set[str]]:
+    """Return the columns, constraints and indexes of a file by table, whatever their order; not those of backy2."""
+    with closing(sqlite3.connect(file)) as connection:
+        rows = connection.execute("SELECT tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    found: dict[str, set[str]] = {}
+    for table, sql in rows:
+        if not table.startswith("backy2_"):
+            found.setdefault(table, set()).update(" ".join(line.split()).rstrip(",") for line in sql.splitlines())
+    return found
 
 
 def pragma(database: Database, name: str) -> object:
@@ -117,6 +138,28 @@ def test_the_schema_cascades_as_the_tables_do(database: Database) -> None:
 
 def test_the_revisions_end_at_the_one_the_program_works_with() -> None:
     assert scripts().get_heads() == [HEAD]
+
+
+def test_the_list_of_revisions_is_that_of_the_migrations() -> None:
+    walked = [script.revision for script in scripts().walk_revisions()]
+    assert tuple(reversed(walked)) == HISTORY
+
+
+def test_no_revision_goes_back() -> None:
+    for script in scripts().walk_revisions():
+        with pytest.raises(NotImplementedError, match=r"go back with the copy that was made before the upgrade"):
+            script.module.downgrade()
+
+
+def test_the_revisions_make_the_same_tables_as_a_new_database_has(database: Database, tmp_path: Path) -> None:
+    create(database)
+    walked = Database(f"sqlite:///{tmp_path}/walked.sqlite")
+    create_file(walked)
+    with walked.begin() as connection:
+        upgrade_tables(connection, None)
+    made = [ddl_of(tmp_path / "walked.sqlite"), ddl_of(tmp_path / "backyfs.sqlite")]
+    walked.close()
+    assert made[0] == made[1]
 
 
 def test_a_new_database_is_at_the_head(database: Database) -> None:
@@ -332,17 +375,45 @@ def test_a_table_of_revisions_without_a_row_is_no_repository(database: Database,
         database.check_revision()
 
 
-@pytest.mark.parametrize("revision", ["30349b678801", "backyfs_9999"])
-def test_another_revision_is_refused_with_both(database: Database, file: Path, revision: str) -> None:
+def test_an_older_revision_is_to_be_upgraded(database: Database, file: Path) -> None:
     create(database)
-    with database.write() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+    stamp_as(database, "30349b678801")
+    with pytest.raises(SchemaOutdatedError, match=rf"^{file} has an older schema; run `backyfs upgrade`$"):
+        database.check_revision()
+
+
+def test_a_newer_revision_is_refused_with_the_release_that_it_needs(database: Database, file: Path) -> None:
+    create(database)
+    with database.begin() as connection:
+        identity = Identity(
+            uid="u", block_size=512, hash_function="blake3", wrapped_fingerprint_key=None, created_at=datetime.now(UTC)
+        )
+        save_identity(connection, identity)
+        connection.execute(update(repository).values(needs_release="7.5.0"))
+    stamp_as(database, "backyfs_9999")
     with pytest.raises(SchemaError) as caught:
         database.check_revision()
     assert str(caught.value) == (
-        f"{file} has schema revision {revision}, this program works with backyfs_0001; "
-        "use the release of backyfs that belongs to it"
+        f"{file} has schema revision backyfs_9999, which is newer than this program's, backyfs_0001; "
+        "use release 7.5.0 or a newer one of backyfs"
     )
+    assert not isinstance(caught.value, SchemaOutdatedError)
+
+
+def test_a_newer_revision_that_tells_nothing_is_refused_as_well(database: Database) -> None:
+    create(database)
+    stamp_as(database, "backyfs_9999")
+    with pytest.raises(SchemaError, match=r"use a newer release of backyfs$"):
+        database.check_revision()
+
+
+def test_a_new_database_says_which_release_it_needs(tmp_path: Path) -> None:
+    with opened(make_repository(tmp_path)) as made, made.database.read() as connection:
+        assert connection.execute(select(repository.c.needs_release)).scalar_one() == HEAD_RELEASE
+
+
+def test_the_release_that_is_needed_is_not_newer_than_this_one() -> None:
+    assert Version(HEAD_RELEASE) <= Version(__version__)
 
 
 def test_a_file_that_is_no_database_is_refused(database: Database, file: Path) -> None:
@@ -362,10 +433,10 @@ def test_a_directory_is_no_database(tmp_path: Path) -> None:
 
 
 def test_what_is_no_url_is_refused() -> None:
-    with pytest.raises(DatabaseError, match=r"^the engine of \[MetaBackend\] is no database URL; example: sqlite:///"):
+    with pytest.raises(DatabaseError, match=r"^the engine of \[MetaBackend\] is no URL .* knows; examples: sqlite:///"):
         Database("no url")
 
 
 def test_a_database_that_nobody_knows_is_refused_without_its_password() -> None:
-    with pytest.raises(DatabaseError, match=r"^database nosuch://user:\*\*\*@host/db needs a driver that is not inst"):
+    with pytest.raises(DatabaseError, match=r"^the engine of .* is no URL [^@]*@host/name, [^@]*@host/name$"):
         Database("nosuch://user:secret@host/db")

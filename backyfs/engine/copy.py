@@ -1,0 +1,86 @@
+"""Copy a repository's metadata to another database, perhaps on another engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backyfs.errors import JobsRunningError, UsageError
+from backyfs.metadata.database import Database, sqlite_path
+from backyfs.metadata.duplicate import copied_tables, copy_rows, digest_rows, require_equal
+from backyfs.metadata.schema import create_file, create_tables, drop_tables
+from backyfs.metadata.upgrade import is_undone_by_rollback, jobs_in
+
+if TYPE_CHECKING:
+    from backyfs.metadata.database import Connection
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyReport:
+    """What was copied."""
+
+    source: str
+    target: str
+    rows: dict[str, int]  # by table
+
+
+def copy_database(from_url: str, to_url: str) -> CopyReport:
+    """Copy all metadata to an empty database, and compare both row by row.
+
+    Raises:
+        UsageError: both URLs name the same database.
+        SchemaError: the source holds no repository of this release, or the target is not empty.
+        JobsRunningError: commands are using the source.
+        DatabaseError: one of them fails, or the copy differs; the target is empty again.
+    """
+    with ExitStack() as opened:
+        source = opened.enter_context(closing(Database(from_url)))
+        target = opened.enter_context(closing(Database(to_url)))
+        if source.engine.url == target.engine.url:
+            raise UsageError(f"{source.place} is named twice; name an empty database to copy to")
+        source.check_revision()
+        path = sqlite_path(target.engine.url)
+        is_new = path is not None and not os.path.exists(path)
+        create_file(target)
+        try:
+            rows = _copy(source, target)
+        except BaseException:
+            if path is not None and is_new:
+                target.close()
+                for name in (path, f"{path}-wal", f"{path}-shm"):
+                    if os.path.exists(name):
+                        os.unlink(name)
+            raise
+        return CopyReport(source=source.place, target=target.place, rows=rows)
+
+
+def _copy(source: Database, target: Database) -> dict[str, int]:
+    with source.write() as reading, target.begin() as writing:  # as a writer: nobody changes the source meanwhile
+        running = jobs_in(reading)
+        if running:
+            raise JobsRunningError(
+                f"{source.place} is in use by {'; '.join(map(str, running))}; try again when they have ended"
+            )
+        create_tables(writing)
+        try:
+            return _copy_tables(reading, writing)
+        except BaseException:
+            if not is_undone_by_rollback(target):
+                writing.rollback()
+                drop_tables(writing)
+            raise
+
+
+def _copy_tables(reading: Connection, writing: Connection) -> dict[str, int]:
+    rows = {}
+    for table in copied_tables():
+        copied = copy_rows(reading, writing, table)
+        require_equal(table.name, copied, digest_rows(writing, table))
+        rows[table.name] = copied[0]
+        _log.info("%s: %d rows copied and compared", table.name, copied[0])
+    return rows

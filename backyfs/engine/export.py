@@ -1,0 +1,203 @@
+"""Export versions: their metadata into a file; stored blocks stay where they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backyfs import keys
+from backyfs.blocks import BLAKE3, load_block
+from backyfs.engine.backy2_format import ExportedBlock, write_backy2_export
+from backyfs.engine.export_format import ExportHeader, ExportWriter, PageRecord, RepositoryRecord, SharedPageRecord
+from backyfs.errors import UsageError
+from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count
+from backyfs.metadata.blobs import load_blob_records, load_blobs
+from backyfs.metadata.blockmap import ABSENT, HOLE, list_pages, page_entries
+from backyfs.metadata.identity import list_key_slots, load_identity
+from backyfs.metadata.stats import list_statistics
+from backyfs.model import BlobId, BlockIndex, PageNumber, VersionRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import BinaryIO
+
+    from backyfs.metadata.database import Connection
+    from backyfs.model import BlobRecord, Version
+    from backyfs.repository import Repository
+
+_BACKY2_ENCRYPTION = (0, 1)
+
+
+def export_versions(repository: Repository, chosen: Sequence[Version], file: BinaryIO) -> None:
+    """Write versions to `file` in the format of `backyfs.engine.export_format`, as they are at this moment.
+
+    Raises:
+        DatabaseError: their metadata cannot be read.
+    """
+    with repository.database.read() as connection:
+        writer = ExportWriter(file, _header(connection))
+        pages_written: set[int] = set()  # one number for 1,024 blocks
+        blobs_written = _BlobSet()
+        for version in chosen:
+            writer.write(_record_of(version))
+            for statistics in list_statistics(connection, version.uid):
+                writer.write(statistics)
+            for page_no, page_id in list_pages(connection, version.id):
+                if page_id in pages_written:
+                    writer.write(SharedPageRecord(page_no, page_id))
+                    continue
+                pages_written.add(page_id)
+                blocks = block_count(version.size_bytes, repository.block_size)
+                entries = page_entries(connection, version, page_no, blocks)
+                records = load_blob_records(connection, {BlobId(entry) for entry in entries if entry > HOLE})
+                for blob_id, blob in records.items():
+                    if blobs_written.add(blob_id):
+                        writer.write(blob)
+                writer.write(
+                    PageRecord(
+                        page_no,
+                        page_id,
+                        tuple(records[BlobId(entry)].uid if entry > HOLE else entry for entry in entries),
+                    )
+                )
+        writer.end()
+
+
+def export_for_backy2(
+    repository: Repository, version: Version, file: BinaryIO, *, configured_key: bytes | None
+) -> None:
+    """Write a version to `file` in backy2's format 2.12, so that backy2 can read it with the same configuration.
+
+    Where fingerprints are not what backy2 computes, every block is read to get its SHA-512; where data keys are
+    wrapped by the repository key, they are wrapped by the configured key instead.
+
+    Raises:
+        UsageError: a block has an encryption version that backy2 does not know.
+        MissingKeyError, IntegrityError, StorageError: a block cannot be read, where it has to be.
+    """
+    size = block_count(version.size_bytes, repository.block_size)
+    with repository.database.read() as connection:
+        hash_function = load_identity(connection).hash_function
+        rewraps = bool(list_key_slots(connection))
+        translation = _Translation(repository, hash_function, configured_key if rewraps else None)
+        blocks = _backy2_blocks(connection, repository, version, translation)
+        write_backy2_export(file, _record_of(version), size, blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Translation:
+    """Makes of a blob of ours what backy2 keeps of it."""
+
+    repository: Repository
+    hash_function: str
+    wrapping_key: bytes | None  # None: data keys stay as they are
+
+    def translate(self, connection: Connection, blob_id: BlobId, blob: BlobRecord) -> BlobRecord:
+        """Return the blob with a checksum and a wrapped key that backy2 understands."""
+        if blob.encryption_version not in _BACKY2_ENCRYPTION:
+            raise UsageError(
+                f"blob {blob.uid} has encryption version {blob.encryption_version}, which backy2 does not know; "
+                "export without --format backy2"
+            )
+        if self.hash_function == BLAKE3:
+            block = load_block(self.repository.blocks, load_blobs(connection, [blob_id])[blob_id])
+            blob = replace(blob, fingerprint=hashlib.sha512(block).digest())
+        if blob.wrapped_key is not None and self.wrapping_key is not None:
+            data_key = self.repository.blocks.keyring.unwrap(blob.wrapped_key)
+            blob = replace(blob, wrapped_key=keys.wrap_key(self.wrapping_key, data_key))
+        return blob
+
+
+def _backy2_blocks(
+    connection: Connection, repository: Repository, version: Version, translation: _Translation
+) -> Iterator[ExportedBlock]:
+    blocks = block_count(version.size_bytes, repository.block_size)
+    for page in range(page_count(blocks)):
+        entries = page_entries(connection, version, PageNumber(page), blocks)
+        records = {
+            blob_id: translation.translate(connection, blob_id, blob)
+            for blob_id, blob in load_blob_records(
+                connection, {BlobId(entry) for entry in entries if entry > HOLE}
+            ).items()
+        }
+        for index, entry in enumerate(entries, page * PAGE_ENTRIES):
+            if entry != ABSENT:
+                length = block_length(BlockIndex(index), version.size_bytes, repository.block_size)
+                yield ExportedBlock(index, length, None if entry == HOLE else records[BlobId(entry)])
+
+
+@contextmanager
+def new_file(path: str) -> Iterator[BinaryIO]:
+    """Give a file that gets its name when all was written to it; a file that exists is not replaced.
+
+    Raises:
+        UsageError: there is such a file, or it cannot be written.
+    """
+    draft = f"{path}.{os.getpid()}.new"
+    try:
+        if os.path.lexists(path):
+            raise UsageError(f"{path} exists already; name another file")
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(draft, path)  # unlike a rename, this never replaces a file
+        finally:
+            os.unlink(draft)
+        directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}; name another file") from error
+
+
+def _header(connection: Connection) -> ExportHeader:
+    identity = load_identity(connection)
+    return ExportHeader(
+        created_at=datetime.now(UTC),
+        block_size=identity.block_size,
+        hash_function=identity.hash_function,
+        repository=RepositoryRecord(
+            uid=identity.uid,
+            wrapped_fingerprint_key=identity.wrapped_fingerprint_key,
+            key_slots=tuple(list_key_slots(connection)),
+        ),
+    )
+
+
+def _record_of(version: Version) -> VersionRecord:
+    return VersionRecord(
+        uid=version.uid,
+        created_at=version.created_at,
+        name=version.name,
+        snapshot_name=version.snapshot_name,
+        size_bytes=version.size_bytes,
+        status=version.status,
+        protected=version.protected,
+        expire_at=version.expire_at,
+        tags=version.tags,
+    )
+
+
+class _BlobSet:
+    """A set of blob ids, a bit for each id there can be: 2.6 million blobs, 10 TiB, take 330 KB."""
+
+    def __init__(self) -> None:
+        self._bits = bytearray()
+
+    def add(self, blob_id: BlobId) -> bool:
+        """Add an id; return whether it is new."""
+        position, bit = blob_id >> 3, 1 << (blob_id & 7)
+        if position >= len(self._bits):
+            self._bits.extend(bytes(position + 1 - len(self._bits)))
+        is_new = not self._bits[position] & bit
+        self._bits[position] |= bit
+        return is_new

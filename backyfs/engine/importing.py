@@ -1,0 +1,306 @@
+"""Import an export, of ours or of backy2: the metadata alone, stored blocks are where they are.
+
+The file is read whole before anything is changed, and then again, in one transaction: all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from backyfs import keys
+from backyfs.blocks import BLAKE3, digest_bytes
+from backyfs.engine.backy2_format import MAGIC as BACKY2_MAGIC
+from backyfs.engine.backy2_format import read_backy2_export
+from backyfs.engine.export_format import (
+    ZSTD_MAGIC,
+    ExportHeader,
+    PageRecord,
+    SharedPageRecord,
+    read_export,
+)
+from backyfs.errors import (
+    ExportFormatError,
+    IntegrityError,
+    MissingKeyError,
+    UsageError,
+    VersionExistsError,
+    WrongKeyError,
+)
+from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
+from backyfs.metadata.blobs import find_by_uid, insert_blobs
+from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries, share_page
+from backyfs.metadata.identity import load_identity, replace_identity
+from backyfs.metadata.stats import insert_statistics_records
+from backyfs.metadata.versions import has_contents, insert_version, version_with_uid
+from backyfs.model import NAME_LENGTH, BlobRecord, BlockIndex, StatisticsRecord, VersionRecord, VersionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backyfs.engine.export_format import Record, RepositoryRecord
+    from backyfs.metadata.blockmap import Entries
+    from backyfs.metadata.database import Connection
+    from backyfs.metadata.identity import Identity
+    from backyfs.model import BlobUid, PageId, Version
+    from backyfs.repository import Repository
+
+_SPOOL_BYTES = 16 << 20  # of an import from a pipe that are kept in memory
+_MAX_PENDING = 1024      # blobs that wait for their page
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportReport:
+    """What was imported."""
+
+    versions: tuple[VersionRecord, ...]
+    unverifiable: int  # blobs whose fingerprint is of another function than the repository's, and was left out
+
+
+def import_versions(repository: Repository, file: BinaryIO, *, configured_key: bytes | None) -> ImportReport:
+    """Store all versions of an export.
+
+    An export of another repository can only be imported into one that is empty, which becomes that repository;
+    `configured_key` has to be the key of it.
+
+    Raises:
+        ExportFormatError: the file is not whole, or no export.
+        VersionExistsError: a version of it is there already.
+        UsageError: it belongs to another repository, or has other blocks.
+        WrongKeyError: its data keys are not wrapped by this repository's key.
+    """
+    with spooled(file) as whole:
+        with repository.database.read() as connection:
+            identity = load_identity(connection)
+            versions = tuple(_check(connection, _records(whole), identity))
+        with repository.database.write() as connection:
+            return _Importer(repository, connection, configured_key).run(_records(whole), versions)
+
+
+def spooled(file: BinaryIO) -> BinaryIO:
+    """Return a file that can be read twice, with what a pipe delivers; closing it closes a file as well."""
+    if file.seekable():
+        return file
+    spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 - the caller closes it
+    shutil.copyfileobj(file, spool)
+    return cast("BinaryIO", spool)
+
+
+def _records(file: BinaryIO) -> Iterator[Record]:
+    """Yield the records of an export of either format, from the start of a file that can be sought."""
+    file.seek(0)
+    start = file.read(len(BACKY2_MAGIC))
+    file.seek(0)
+    if start.startswith(ZSTD_MAGIC):
+        return read_export(file)
+    if start == BACKY2_MAGIC:
+        return read_backy2_export(file)
+    raise ExportFormatError("this is no export of backyfs or backy2; name a file that one of them wrote")
+
+
+def _check(connection: Connection, records: Iterator[Record], identity: Identity) -> Iterator[VersionRecord]:
+    """Read an export to its end and yield its versions; raise where it cannot be imported."""
+    version: VersionRecord | None = None
+    seen: set[str] = set()
+    page_lengths: dict[int, int] = {}  # of pages that have an id
+    last_page = -1
+    for record in records:
+        match record:
+            case ExportHeader():
+                _check_header(record, identity)
+            case VersionRecord():
+                if record.uid in seen:
+                    raise ExportFormatError(f"the export has version {record.uid} twice")
+                seen.add(record.uid)
+                _check_version(connection, record)
+                version, last_page = record, -1
+                yield record
+            case StatisticsRecord():
+                if version is None or record.version_uid != version.uid:
+                    raise ExportFormatError("the export has statistics in a wrong place")
+            case PageRecord() | SharedPageRecord():
+                if version is None or record.number <= last_page:
+                    raise ExportFormatError(f"the export has page {record.number} of a block map in a wrong place")
+                _check_page(record, version, identity.block_size, page_lengths)
+                last_page = record.number
+
+
+def _check_page(
+    record: PageRecord | SharedPageRecord, version: VersionRecord, block_size: int, page_lengths: dict[int, int]
+) -> None:
+    """Compare the length of a page with what it has to be, and note it for those that share it."""
+    if isinstance(record, SharedPageRecord):
+        length = page_lengths.get(record.same_as, -1)
+    else:
+        length = len(record.entries)
+        if record.id is not None:
+            page_lengths[record.id] = length
+    blocks = block_count(version.size_bytes, block_size)
+    if record.number >= page_count(blocks) or length != page_length(record.number, blocks):
+        raise ExportFormatError(
+            f"page {record.number} of version {version.uid} has {length} entries, which does not fit an image of "
+            f"{version.size_bytes} bytes in blocks of {block_size}"
+        )
+
+
+def _check_header(header: ExportHeader, identity: Identity) -> None:
+    if header.block_size is not None and header.block_size != identity.block_size:
+        raise UsageError(
+            f"the export has blocks of {header.block_size} bytes, this repository of {identity.block_size}; "
+            "import it into a repository with the same block size"
+        )
+
+
+def _check_version(connection: Connection, record: VersionRecord) -> None:
+    if version_with_uid(connection, record.uid) is not None:
+        raise VersionExistsError(f"version {record.uid} ({record.name}) is there already; nothing was imported")
+    texts = (record.name, record.snapshot_name, *record.tags)
+    if not 0 < len(record.uid) <= 36 or not record.uid.isascii() or any(len(text) > NAME_LENGTH for text in texts):
+        raise ExportFormatError(f"version {record.uid!r} has a uid or name that is too long or not allowed")
+    if any("\0" in text for text in texts) or len(set(record.tags)) != len(record.tags):
+        raise ExportFormatError(f"version {record.uid!r} has names or tags that no database takes")
+
+
+@dataclass(slots=True)
+class _Importer:
+    repository: Repository
+    connection: Connection
+    configured_key: bytes | None
+    is_comparable: bool = False  # the export's fingerprints with those of this repository
+    digest_bytes: int = 0
+    repository_key: bytes | None = None
+    version: Version | None = None
+    pending: dict[BlobUid, BlobRecord] = field(default_factory=dict)
+    pages: dict[int, PageId | None] = field(default_factory=dict)  # by their ids in the file; None: only holes
+    unverifiable: int = 0
+
+    def run(self, records: Iterator[Record], versions: tuple[VersionRecord, ...]) -> ImportReport:
+        """Store what was checked before."""
+        for record in records:
+            match record:
+                case ExportHeader():
+                    self._begin(record)
+                case VersionRecord():
+                    if version_with_uid(self.connection, record.uid) is not None:  # stored since it was checked
+                        raise VersionExistsError(f"version {record.uid} ({record.name}) is there already")
+                    self.version = insert_version(self.connection, record)
+                case StatisticsRecord():
+                    insert_statistics_records(self.connection, [record])
+                case BlobRecord():
+                    self.pending[record.uid] = record
+                    if len(self.pending) >= _MAX_PENDING:
+                        self._store_pending()
+                case PageRecord() | SharedPageRecord():
+                    self._store_page(record)
+        self._store_pending()
+        return ImportReport(versions=versions, unverifiable=self.unverifiable)
+
+    def _begin(self, header: ExportHeader) -> None:
+        identity = load_identity(self.connection)
+        self.repository_key = self.repository.blocks.keyring.repository_key
+        if header.repository is not None and header.repository.uid != identity.uid:
+            identity = self._become(header, header.repository, identity)
+        self.is_comparable = header.hash_function == identity.hash_function or (
+            header.hash_function is None and identity.hash_function != BLAKE3
+        )
+        self.digest_bytes = digest_bytes(identity.hash_function)
+
+    def _become(self, header: ExportHeader, of: RepositoryRecord, identity: Identity) -> Identity:
+        """Make this repository, which is empty, the one that the export was made of."""
+        if has_contents(self.connection):
+            raise UsageError(
+                f"the export is of repository {of.uid}, this is {identity.uid} and not empty; import it there, or "
+                "into a new repository"
+            )
+        slots = list(of.key_slots)
+        if slots and self.configured_key is None:
+            raise MissingKeyError("the export is of an encrypted repository; configure its key")
+        if slots and self.configured_key is not None:
+            self.repository_key = keys.open_slots(slots, self.configured_key)
+        else:
+            self.repository_key = self.configured_key
+        identity = replace(
+            identity,
+            uid=of.uid,
+            hash_function=header.hash_function or identity.hash_function,
+            wrapped_fingerprint_key=of.wrapped_fingerprint_key,
+        )
+        replace_identity(self.connection, identity, slots)
+        return identity
+
+    def _store_pending(self) -> None:
+        """Insert the blobs that have no row; those that have one must be the same."""
+        known = find_by_uid(self.connection, self.pending)
+        for uid, row in known.items():
+            if row.doomed:
+                raise UsageError(f"blob {uid} of the export is being deleted by a cleanup; nothing was imported")
+            other = self._comparable(self.pending[uid])
+            fingerprints = {other.fingerprint, row.facts.fingerprint} - {None}
+            if row.facts.size != other.size or len(fingerprints) > 1:
+                raise UsageError(
+                    f"blob {uid} holds another block here than the export says; nothing was imported, because "
+                    "one of both is wrong"
+                )
+        new = [self._comparable(blob) for uid, blob in self.pending.items() if uid not in known]
+        for blob in new:
+            self._check_key(blob)
+            self.unverifiable += blob.fingerprint is None and self.pending[blob.uid].fingerprint is not None
+        insert_blobs(self.connection, new, datetime.now(UTC))
+        self.pending.clear()
+
+    def _comparable(self, blob: BlobRecord) -> BlobRecord:
+        """Leave out a fingerprint that this repository cannot compute."""
+        if blob.fingerprint is None or (self.is_comparable and len(blob.fingerprint) == self.digest_bytes):
+            return blob
+        return replace(blob, fingerprint=None)
+
+    def _check_key(self, blob: BlobRecord) -> None:
+        if blob.wrapped_key is None or self.repository_key is None:
+            return
+        try:
+            keys.unwrap_key(self.repository_key, blob.wrapped_key)
+        except IntegrityError as error:
+            raise WrongKeyError(
+                f"blob {blob.uid} of the export has a data key that this repository's key does not open; nothing was "
+                "imported. Was the export made with another key?"
+            ) from error
+
+    def _store_page(self, record: PageRecord | SharedPageRecord) -> None:
+        version = self.version
+        assert version is not None, "checked before"
+        keep_holes = version.status is VersionStatus.INCOMPLETE
+        if isinstance(record, SharedPageRecord):
+            shared = self.pages[record.same_as]
+            if shared is not None:
+                share_page(self.connection, version.id, record.number, shared)
+                return
+            entries = new_entries(page_length(record.number, self._blocks(version)), HOLE)
+        else:
+            entries = self._entries(record, version)
+        page_id = commit_page(self.connection, version.id, record.number, entries, keep_holes=keep_holes)
+        if isinstance(record, PageRecord) and record.id is not None:
+            self.pages[record.id] = page_id
+
+    def _entries(self, record: PageRecord, version: Version) -> Entries:
+        self._store_pending()
+        rows = find_by_uid(self.connection, {entry for entry in record.entries if isinstance(entry, str)})
+        entries = new_entries(len(record.entries), HOLE)
+        for position, entry in enumerate(record.entries):
+            index = BlockIndex(record.number * PAGE_ENTRIES + position)
+            if isinstance(entry, int):
+                if entry == ABSENT and version.status is VersionStatus.VALID:
+                    raise ExportFormatError(f"block {index} of version {version.uid} is missing, and the version valid")
+                entries[position] = entry
+                continue
+            row = rows.get(entry)
+            length = block_length(index, version.size_bytes, self.repository.block_size)
+            if row is None or row.facts.size != length:
+                raise ExportFormatError(f"block {index} of version {version.uid} has no blob of {length} bytes")
+            entries[position] = row.id
+        return entries
+
+    def _blocks(self, version: Version) -> int:
+        return block_count(version.size_bytes, self.repository.block_size)

@@ -1,0 +1,364 @@
+"""Read the tables of backy2, of whatever release and in whatever state a failed upgrade left them.
+
+Facts of the schema: the tables of backy2 2.2 to 2.13.8, as its databases have them. Columns that a table lacks
+have the value that they were introduced with. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import inspect, text
+
+from backyfs.errors import DatabaseError
+from backyfs.geometry import block_count
+from backyfs.model import BlobRecord, BlobUid, StatisticsRecord, VersionRecord, VersionStatus, VersionUid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection
+
+_BLOB_UID = re.compile("[0-9A-Za-z]{5,32}")  # it becomes a path in the storage
+_GREGORIAN_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)  # of the times in uids, RFC 4122
+_ZONE_STEP = timedelta(minutes=15)
+_ZONE_LIMIT = timedelta(hours=14)
+_NEAR = timedelta(minutes=2)  # between making the uid and inserting the row
+_BATCH = 512
+_BLOCK_COLUMNS = ("uid", "id", "checksum", "size", "valid", "enc_version", "enc_envkey")
+
+
+class Backy2Block(NamedTuple):
+    """A row of `blocks`; a tuple, because there are millions."""
+
+    number: int              # of the block within its image
+    blob: BlobRecord | None  # None: a hole
+    size: int | None
+    usable: bool             # False: no blob can be called so
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backy2Version:
+    """A row of `versions`, with what its blocks tell of its state."""
+
+    record: VersionRecord
+    blocks: int              # by its size
+    holes_are_known: bool    # False: a block without a blob may never have been backed up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowCounts:
+    """Rows of `blocks` of one version."""
+
+    rows: int
+    with_blob: int
+    invalid: int
+
+
+class Backy2Database:
+    """The tables of backy2 in an open transaction, under their own names or set aside."""
+
+    def __init__(self, connection: Connection, block_size: int, *, prefix: str = "") -> None:
+        """Look what tables and columns there are.
+
+        `block_size` is that of the configuration; backy2's tables do not have it.
+        """
+        self.is_aside = bool(prefix)
+        self._connection = connection
+        self._block_size = block_size
+        inspector = inspect(connection)
+        self._columns = {
+            name: {column["name"] for column in inspector.get_columns(prefix + name)}
+            for name in ("versions", "blocks", "tags", "stats", "stats_old", "deleted_blocks")
+            if inspector.has_table(prefix + name)
+        }
+        self._names = {name: prefix + name for name in self._columns}
+        present = [name for name in _BLOCK_COLUMNS if name in self._columns["blocks"]]
+        self._blocks_query = text(
+            f"SELECT {', '.join(present)} FROM {self._names['blocks']} "  # noqa: S608 - names of ours
+            "WHERE version_uid = :uid AND id >= :start AND id < :stop ORDER BY id"
+        )
+
+    @property
+    def revision(self) -> str:
+        """The newest revision of backy2 whose changes are all there, by tables and columns."""
+        versions, blocks = self._columns["versions"], self._columns["blocks"]
+        # Revision and what it brought, the newest first.
+        signs = (
+            ("30349b678801", "enc_nonce" in blocks),
+            ("5260034b8125", {"enc_version", "enc_envkey"} <= blocks),
+            ("85966fcda5e6", "id" in self._columns.get("stats", ()) and "stats_old" not in self._columns),
+            ("9e0939e3bc6d", "stats_old" in self._columns),
+            ("828da0fbbe8d", "expire" in versions),
+            ("29c655b78818", "tags" in self._columns),
+            ("bbe7904bfc3a", "snapshot_name" in versions),
+        )
+        return next((revision for revision, present in signs if present), "before alembic")
+
+    def version_uids(self) -> list[VersionUid]:
+        """Return the uids of all versions, the oldest first."""
+        rows = self._rows(f"SELECT uid FROM {self._names['versions']} ORDER BY date, uid")  # noqa: S608
+        return [VersionUid(row.uid) for row in rows]
+
+    def count_versions(self) -> int:
+        """Return how many versions there are."""
+        return int(self._scalar(f"SELECT count(*) FROM {self._names['versions']}"))  # noqa: S608
+
+    def count_blocks(self) -> int:
+        """Return how many rows `blocks` has, of known versions or not."""
+        return int(self._scalar(f"SELECT count(*) FROM {self._names['blocks']}"))  # noqa: S608
+
+    def version(self, uid: VersionUid) -> Backy2Version:
+        """Return a version. Its status is judged by its rows: `valid = 0` has several meanings."""
+        row = self._rows(f"SELECT * FROM {self._names['versions']} WHERE uid = :uid", uid=uid)[0]._mapping  # noqa: S608, SLF001
+        blocks = block_count(row["size_bytes"], self._block_size)
+        counts = self.count_rows(uid, blocks)
+        ended = bool(row["valid"]) or self._has_ended(row)
+        if counts.rows < blocks or not ended:
+            status = VersionStatus.INCOMPLETE
+        else:
+            status = VersionStatus.VALID if row["valid"] else VersionStatus.INVALID
+        return Backy2Version(
+            record=VersionRecord(
+                uid=uid,
+                created_at=_created_at(uid, row["date"]),
+                name=row["name"],
+                snapshot_name=row.get("snapshot_name") or "",
+                size_bytes=row["size_bytes"],
+                status=status,
+                protected=bool(row.get("protected")),
+                expire_at=parse_time(row.get("expire")),
+                tags=self._tags(uid),
+            ),
+            blocks=blocks,
+            holes_are_known=ended,
+        )
+
+    def count_rows(self, uid: VersionUid, blocks: int) -> RowCounts:
+        """Count the rows of a version with numbers below `blocks`."""
+        query = (
+            "SELECT count(*) AS n, count(CASE WHEN uid <> '' THEN 1 END) AS b, "  # noqa: S608
+            "count(CASE WHEN valid = 0 THEN 1 END) AS i "
+            f"FROM {self._names['blocks']} WHERE version_uid = :uid AND id >= 0 AND id < :blocks"
+        )
+        row = self._rows(query, uid=uid, blocks=blocks)[0]
+        return RowCounts(rows=row.n, with_blob=row.b, invalid=row.i)
+
+    def blocks(self, uid: VersionUid, start: int, stop: int) -> Iterator[Backy2Block]:
+        """Yield the blocks of a version with numbers [start, stop), those that have rows, in order."""
+        result = self._connection.execute(self._blocks_query, {"uid": uid, "start": start, "stop": stop})
+        names = tuple(result.keys())
+        for values in result:
+            yield _block(dict(zip(names, values, strict=True)))
+
+    def orphans(self) -> Iterator[Backy2Block]:
+        """Yield the blocks whose version is gone: nothing reads them, and their blobs are to be cleaned up."""
+        blocks, versions = self._names["blocks"], self._names["versions"]
+        strays = self._rows(
+            f"SELECT DISTINCT version_uid AS uid FROM {blocks} b "  # noqa: S608
+            f"WHERE NOT EXISTS (SELECT 1 FROM {versions} v WHERE v.uid = b.version_uid)"
+        )
+        for stray in strays:
+            highest = self._scalar(f"SELECT max(id) FROM {blocks} WHERE version_uid = :uid", uid=stray.uid)  # noqa: S608
+            for start in range(0, int(highest) + 1, _BATCH):
+                yield from self.blocks(stray.uid, start, start + _BATCH)
+
+    def deleted_blobs(self) -> Iterator[tuple[BlobUid, int, datetime]]:
+        """Yield uid, plain size and time of each blob that waits to be deleted, some of them several times."""
+        if "deleted_blocks" not in self._columns:
+            return
+        last: tuple[int, str] = (-1, "")
+        query = (
+            f"SELECT id, uid, size, time FROM {self._names['deleted_blocks']} "  # noqa: S608
+            f"WHERE uid <> '' AND (id > :id OR id = :id AND uid > :uid) ORDER BY id, uid LIMIT {_BATCH}"
+        )
+        while rows := self._rows(query, id=last[0], uid=last[1]):
+            for row in rows:
+                if _BLOB_UID.fullmatch(row.uid):
+                    yield BlobUid(row.uid), row.size or 0, datetime.fromtimestamp(row.time, UTC)
+            last = (rows[-1].id, rows[-1].uid)
+
+    def statistics(self) -> list[StatisticsRecord]:
+        """Return the statistics of all backups that ended, the oldest first."""
+        records = {}
+        for name in ("stats_old", "stats"):  # both are there where an upgrade failed between two steps
+            if name in self._columns:
+                for row in self._rows(f"SELECT {self._time_in_utc()} AS utc, s.* FROM {self._names[name]} s"):  # noqa: S608
+                    record = _statistics(row._mapping)  # noqa: SLF001 - public in SQLAlchemy
+                    records[record.version_uid, record.created_at] = record
+        return sorted(records.values(), key=lambda record: record.created_at)
+
+    def block_sizes(self) -> tuple[int, int]:
+        """Return the largest size of a block that has a blob, 0 if there is none, and the number of such blocks."""
+        row = self._rows(f"SELECT max(size) AS m, count(*) AS n FROM {self._names['blocks']} WHERE uid <> ''")[0]  # noqa: S608
+        return row.m or 0, row.n
+
+    def odd_version(self) -> str | None:
+        """Return the name of a version whose number of blocks does not fit the block size; None: there is none."""
+        query = (
+            f"SELECT name FROM {self._names['versions']} "  # noqa: S608
+            "WHERE size * :block < size_bytes OR (size - 1) * :block >= size_bytes AND size_bytes > 0"
+        )
+        rows = self._rows(query, block=self._block_size)
+        return rows[0].name if rows else None
+
+    def checksum_lengths(self) -> set[int]:
+        """Return how many digits the checksums have."""
+        rows = self._rows(
+            f"SELECT DISTINCT length(checksum) AS digits FROM {self._names['blocks']} WHERE checksum <> ''"  # noqa: S608
+        )
+        return {row.digits for row in rows}
+
+    def wrapped_key(self) -> bytes | None:
+        """Return a wrapped data key, of the blocks inserted last; None: there is none."""
+        if "enc_envkey" not in self._columns["blocks"]:
+            return None
+        rows = self._rows(
+            f"SELECT enc_envkey FROM {self._names['blocks']} WHERE enc_envkey <> '' "  # noqa: S608
+            "ORDER BY date DESC LIMIT 1"
+        )
+        return _bytes(rows[0].enc_envkey) if rows else None
+
+    def _has_ended(self, version: Any) -> bool:
+        """Tell whether the backup of a version that is not valid came to its end.
+
+        Since 2.11 rows are inserted when their blocks are stored, so that all rows mean the end. Before that they
+        were all inserted at the start; there statistics mean the end.
+        """
+        if "backyfs_ended" in version:  # noted by revision 85966fcda5e6
+            return bool(version["backyfs_ended"])
+        if "stats_old" not in self._columns and "id" in self._columns.get("stats", ()):
+            return True
+        return any(
+            self._rows(f"SELECT 1 AS one FROM {self._names[name]} WHERE version_uid = :uid", uid=version["uid"])  # noqa: S608
+            for name in ("stats_old", "stats")
+            if name in self._columns
+        )
+
+    def _tags(self, uid: VersionUid) -> tuple[str, ...]:
+        if "tags" not in self._columns:
+            return ()
+        rows = self._rows(f"SELECT name FROM {self._names['tags']} WHERE version_uid = :uid", uid=uid)  # noqa: S608
+        return tuple(sorted({row.name for row in rows}))
+
+    def _time_in_utc(self) -> str:
+        """Return an expression for the dates of statistics in UTC: the database made them, in its session's zone."""
+        match self._connection.dialect.name:
+            case "postgresql":
+                return "s.date AT TIME ZONE current_setting('TimeZone') AT TIME ZONE 'UTC'"
+            case "mysql":
+                return "COALESCE(CONVERT_TZ(s.date, @@session.time_zone, '+00:00'), s.date)"
+            case _:
+                return "s.date"
+
+    def _rows(self, query: str, **parameters: object) -> list[Any]:
+        return list(self._connection.execute(text(query), parameters))
+
+    def _scalar(self, query: str, **parameters: object) -> Any:
+        return self._connection.execute(text(query), parameters).scalar()
+
+
+def parse_time(value: object) -> datetime | None:
+    """Return a date or time of backy2 as an aware time; None for none.
+
+    Raises:
+        DatabaseError: it is neither.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise DatabaseError(f"the database has {value!r} for a time; correct it, or make it NULL") from None
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    if isinstance(value, date):
+        return datetime.combine(value, time(), UTC)
+    raise DatabaseError(f"the database has {value!r} for a time")
+
+
+def block_fits(block: Backy2Block, length: int) -> bool:
+    """Tell whether a row can be the block of this length that its number says."""
+    return block.usable and (block.size == length or (block.blob is None and block.size is None))
+
+
+def _block(row: dict[str, Any]) -> Backy2Block:
+    uid = row["uid"]
+    if not uid:  # NULL; '' after an import by releases before 2.12.7
+        return Backy2Block(row["id"], None, row["size"], usable=True)
+    size = row["size"]
+    usable = size is not None and size > 0 and _BLOB_UID.fullmatch(uid) is not None
+    if not usable:
+        return Backy2Block(row["id"], None, size, usable=False)
+    blob = BlobRecord(
+        uid=uid,
+        fingerprint=_bytes(row["checksum"]),
+        size=size,
+        stored_size=None,
+        encryption_version=row.get("enc_version") or 0,
+        wrapped_key=_bytes(row.get("enc_envkey")),
+        valid=row["valid"] != 0,
+    )
+    return Backy2Block(row["id"], blob, size, usable=True)
+
+
+def _bytes(digits: str | None) -> bytes | None:
+    if not digits:
+        return None
+    try:
+        return bytes.fromhex(digits)
+    except ValueError:
+        return None
+
+
+def _created_at(uid: VersionUid, stored: object) -> datetime:
+    """Return the date of a version in UTC.
+
+    Before 2.10.6, databases other than SQLite made it in their own time zone. The uid is a UUID of version 1,
+    which holds its own time in UTC: where both differ by a time zone, the uid is right.
+    """
+    found = parse_time(stored)
+    made = _time_of(uid)
+    if found is None:
+        return made or datetime.fromtimestamp(0, UTC)
+    if made is None:
+        return found
+    steps = round((found - made) / _ZONE_STEP)
+    zone = steps * _ZONE_STEP
+    if steps and abs(zone) <= _ZONE_LIMIT and abs(found - made - zone) <= _NEAR:
+        return found - zone
+    return found
+
+
+def _time_of(uid: VersionUid) -> datetime | None:
+    try:
+        parsed = uuid.UUID(uid)
+    except ValueError:
+        return None
+    return _GREGORIAN_EPOCH + timedelta(microseconds=parsed.time // 10) if parsed.version == 1 else None
+
+
+def _statistics(row: Any) -> StatisticsRecord:
+    ended = parse_time(row["utc"])
+    return StatisticsRecord(
+        created_at=ended or datetime.fromtimestamp(0, UTC),
+        version_uid=VersionUid(row["version_uid"] or ""),
+        version_name=row["version_name"],
+        version_size_bytes=row["version_size_bytes"],
+        version_size_blocks=row["version_size_blocks"],
+        bytes_read=row["bytes_read"],
+        blocks_read=row["blocks_read"],
+        bytes_written=row["bytes_written"],
+        blocks_written=row["blocks_written"],
+        bytes_stored=None,
+        bytes_deduplicated=row["bytes_found_dedup"],
+        blocks_deduplicated=row["blocks_found_dedup"],
+        bytes_sparse=row["bytes_sparse"],
+        blocks_sparse=row["blocks_sparse"],
+        duration_s=row["duration_seconds"],
+    )

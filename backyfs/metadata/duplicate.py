@@ -1,0 +1,86 @@
+"""Copy all rows of one database to another, on any engines, and compare both afterwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from blake3 import blake3
+from sqlalchemy import func, insert, select, text, tuple_
+
+from backyfs.errors import DatabaseError
+from backyfs.metadata.tables import job_versions, jobs, metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection, Table
+
+_ROWS = 512  # at a time
+_NOT_COPIED = (jobs, job_versions)  # commands that run now, on the other database
+
+
+def copied_tables() -> list[Table]:
+    """Return the tables whose rows are copied, those first that others refer to."""
+    return [table for table in metadata.sorted_tables if table not in _NOT_COPIED]
+
+
+def copy_rows(source: Connection, target: Connection, table: Table) -> tuple[int, bytes]:
+    """Copy the rows of a table with their ids; return how many there were, and their digest."""
+    digest = blake3()
+    count = 0
+    for rows in _batches(source, table):
+        target.execute(insert(table), [dict(row) for row in rows])
+        _update(digest, rows)
+        count += len(rows)
+    _continue_ids(target, table)
+    return count, digest.digest()
+
+
+def digest_rows(connection: Connection, table: Table) -> tuple[int, bytes]:
+    """Return how many rows a table has, and their digest: equal on all engines for equal rows."""
+    digest = blake3()
+    count = 0
+    for rows in _batches(connection, table):
+        _update(digest, rows)
+        count += len(rows)
+    return count, digest.digest()
+
+
+def _batches(connection: Connection, table: Table) -> Iterator[list[Any]]:
+    """Yield all rows, ordered by primary key, so many at a time."""
+    key = list(table.primary_key.columns)
+    query = select(table).order_by(*key).limit(_ROWS)
+    rows = connection.execute(query).mappings().all()
+    while rows:
+        yield list(rows)
+        last = tuple(rows[-1][column.name] for column in key)
+        rows = connection.execute(query.where(tuple_(*key) > last)).mappings().all()
+
+
+def _update(digest: blake3, rows: list[Any]) -> None:
+    for row in rows:
+        for name, value in row.items():
+            digest.update(f"{name}={value!r}\n".encode(errors="surrogatepass"))
+
+
+def _continue_ids(connection: Connection, table: Table) -> None:
+    """Let PostgreSQL number new rows after those that came with their ids; the others do so by themselves."""
+    key = table.primary_key.columns.values()
+    if connection.dialect.name != "postgresql" or len(key) != 1 or table.autoincrement_column is None:
+        return
+    highest = connection.execute(select(func.max(key[0]))).scalar()
+    if highest is not None:
+        connection.execute(
+            text("SELECT setval(pg_get_serial_sequence(:table, :column), :highest)"),
+            {"table": table.name, "column": key[0].name, "highest": highest},
+        )
+
+
+def require_equal(name: str, expected: tuple[int, bytes], found: tuple[int, bytes]) -> None:
+    """Compare what was read with what is there now.
+
+    Raises:
+        DatabaseError: they differ.
+    """
+    if expected != found:
+        raise DatabaseError(f"the copy of {name} differs from its original: {found[0]} rows instead of {expected[0]}")

@@ -1,0 +1,120 @@
+"""Database engines: which driver a URL means, and how each connection is prepared.
+
+What differs between SQLite, PostgreSQL and MariaDB in connecting and locking stands here; queries are the
+same for all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from backyfs.errors import DatabaseError
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Connection, Engine
+
+_DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg",
+            "mysql": "mysql+pymysql", "mariadb": "mysql+pymysql"}
+_EXTRAS = {"postgresql": "postgresql", "mysql": "mysql"}  # backend -> extra of this package that has its driver
+_PATIENCE_S = 60  # how long a statement waits for another transaction
+_CONNECT_TIMEOUT_S = 15
+_SQLITE_BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED")
+
+
+def new_engine(url: str) -> Engine:
+    """Return an engine for a URL; nothing is opened yet.
+
+    The driver is ours whatever the URL says: those of backy2 name psycopg2, which it does not need to know of.
+
+    Raises:
+        DatabaseError: the URL is none, or its driver is not installed.
+    """
+    parsed = _parse(url)
+    try:
+        engine = create_engine(parsed, **_options(parsed))
+    except (NoSuchModuleError, ImportError) as error:
+        extra = _EXTRAS[parsed.get_backend_name()]
+        raise DatabaseError(
+            f"database {show_url(parsed)} needs a driver that is not installed ({error}); install it: "
+            f"pip install 'backyfs[{extra}]'"
+        ) from error
+    if is_sqlite(engine):
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    elif engine.dialect.name == "mysql":
+        event.listen(engine, "connect", _prepare_mariadb)
+    return engine
+
+
+def is_sqlite(engine: Engine) -> bool:
+    """Tell whether an engine is one of SQLite."""
+    return engine.dialect.name == "sqlite"
+
+
+def has_transactional_ddl(engine: Engine) -> bool:
+    """Tell whether CREATE, ALTER and DROP are undone by a rollback. MariaDB commits at each of them."""
+    return engine.dialect.name != "mysql"
+
+
+def sqlite_path(url: URL) -> str | None:
+    """Return the path of the file of an SQLite URL, None for other databases."""
+    return url.database if url.get_backend_name() == "sqlite" else None
+
+
+def show_url(url: URL) -> str:
+    """Return a URL as it may be shown: without its password; for SQLite the path of the file."""
+    return sqlite_path(url) or url.render_as_string(hide_password=True)
+
+
+def is_busy(error: DBAPIError) -> bool:
+    """Tell whether SQLite failed because another process has the database locked."""
+    return getattr(error.orig, "sqlite_errorname", "").startswith(_SQLITE_BUSY)
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        backend = parsed.drivername.partition("+")[0]
+        return parsed.set(drivername=_DRIVERS[backend])
+    except (ArgumentError, KeyError) as error:
+        raise DatabaseError(
+            "the engine of [MetaBackend] is no URL of a database that backyfs knows; examples: "
+            "sqlite:////var/lib/backyfs/backyfs.sqlite, postgresql://user:password@host/name, "
+            "mysql://user:password@host/name"
+        ) from error
+
+
+def _options(url: URL) -> dict[str, Any]:
+    match url.get_backend_name():
+        case "postgresql":
+            arguments: dict[str, Any] = {"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "backyfs"}
+        case "mysql":
+            arguments = {"connect_timeout": _CONNECT_TIMEOUT_S, "charset": "utf8mb4"}
+        case _:
+            return {}
+    # A mount runs for weeks; servers close connections that were idle for hours.
+    return {"pool_pre_ping": True, "connect_args": arguments}
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # else sqlite3 commits behind our back, for one before every DDL
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {_PATIENCE_S * 1000}")
+    cursor.execute("PRAGMA synchronous = FULL")  # a commit survives power loss
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
+
+
+def _prepare_mariadb(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {_PATIENCE_S}")
+    # What does not fit is an error, as it is elsewhere, and never cut off.
+    cursor.execute("SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'")
+    cursor.close()

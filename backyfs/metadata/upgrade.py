@@ -1,0 +1,280 @@
+"""Take a database to the program's schema: the part that is SQL. `backyfs.engine.upgrade` decides when.
+
+SQLite and PostgreSQL do it in one transaction. MariaDB commits at every CREATE, ALTER and RENAME, so there each
+step does only what is not done yet, and a run that was killed is continued by the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from sqlalchemy import inspect, text
+
+from backyfs.errors import DatabaseBusyError, DatabaseError
+from backyfs.metadata.adoption import adopt
+from backyfs.metadata.backy2 import Backy2Database
+from backyfs.metadata.database import mapped_errors
+from backyfs.metadata.engines import has_transactional_ddl, is_sqlite, sqlite_path
+from backyfs.metadata.jobs import list_live_jobs, this_process
+from backyfs.metadata.revisions import (
+    ASIDE,
+    BACKY2_TABLES,
+    CLEARING_AWAY,
+    HEAD,
+    LAST_OF_BACKY2,
+    is_of_backy2,
+)
+from backyfs.metadata.schema import differences, stamp, upgrade_tables
+from backyfs.metadata.tables import metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from backyfs.metadata.adoption import AdoptionReport
+    from backyfs.metadata.database import Database
+    from backyfs.metadata.jobs import Job
+    from backyfs.model import Progress
+
+_LOCK_NUMBER = 0x6261636B79  # of an advisory lock in PostgreSQL, which has one set of them in each database
+_NO_TABLE = "no table"       # of revisions
+_MOSTLY_FREE = 0.5           # of the pages of an SQLite file: more than that is given back
+
+_log = logging.getLogger(__name__)
+
+
+def old_tables(connection: Connection, block_size: int) -> Backy2Database | None:
+    """Return the tables of backy2 in a database, under their names or set aside; None: there are none."""
+    if not is_of_backy2(connection):
+        return None
+    prefix = ASIDE if inspect(connection).has_table(f"{ASIDE}blocks") else ""
+    return Backy2Database(connection, block_size, prefix=prefix)
+
+
+def jobs_in(connection: Connection) -> list[Job]:
+    """Return the live jobs of a database, of whatever schema."""
+    return list_live_jobs(connection, this_process()) if inspect(connection).has_table("jobs") else []
+
+
+def is_undone_by_rollback(database: Database) -> bool:
+    """Tell whether an upgrade that fails leaves no trace in the database."""
+    return has_transactional_ddl(database.engine)
+
+
+@contextmanager
+def upgrade_lock(database: Database) -> Iterator[Connection]:
+    """Give a connection in a transaction, for an upgrade that no other one does at the same time.
+
+    It is rolled back unless the caller commits.
+
+    Raises:
+        DatabaseBusyError: another command has the lock; nothing was waited for.
+    """
+    with mapped_errors():
+        if is_sqlite(database.engine):
+            with _locked_sqlite(database) as connection:
+                yield connection
+            return
+        with database.engine.connect() as holder, database.engine.connect() as connection:
+            if not _try_lock(holder):
+                raise DatabaseBusyError(f"{database.place} is being upgraded by another command")
+            try:
+                yield connection
+            finally:
+                holder.invalidate()  # the lock goes with the connection
+
+
+@contextmanager
+def _locked_sqlite(database: Database) -> Iterator[Connection]:
+    options = {"sqlite_begin": "BEGIN IMMEDIATE"}
+    with database.engine.connect().execution_options(**options) as connection:
+        raw: Any = connection.connection.dbapi_connection
+        timeout = raw.execute("PRAGMA busy_timeout").fetchone()[0]
+        raw.execute("PRAGMA busy_timeout = 0")
+        # Tables that others refer to are made anew; nothing can be switched within a transaction.
+        raw.execute("PRAGMA foreign_keys = OFF")
+        try:
+            connection.begin()
+        finally:
+            raw.execute(f"PRAGMA busy_timeout = {timeout}")
+        try:
+            yield connection
+            connection.rollback()  # what the caller has not committed
+        finally:
+            connection.invalidate()  # without foreign keys it is of no use to anybody else
+
+
+def _try_lock(connection: Connection) -> bool:
+    if connection.dialect.name == "postgresql":
+        return bool(connection.execute(text("SELECT pg_try_advisory_lock(:number)"), {"number": _LOCK_NUMBER}).scalar())
+    # Names of locks are those of the whole server.
+    query = "SELECT GET_LOCK(CONCAT('backyfs upgrade ', LEFT(DATABASE(), 40)), 0)"
+    return connection.execute(text(query)).scalar() == 1
+
+
+def upgrade_schema(
+    connection: Connection,
+    *,
+    block_size: int,
+    hash_function: str,
+    now: datetime,
+    opens: Callable[[bytes], bool] | None,
+    progress: Progress,
+) -> AdoptionReport | None:
+    """Take the database to HEAD, check it, and commit. Return what was taken over from backy2, if anything was.
+
+    Where this raises, the program that used the database before can use it as before.
+
+    Raises:
+        SchemaError: configuration and rows contradict each other.
+        DatabaseError: a step failed, or the result is not right.
+    """
+    inspector = inspect(connection)
+    had_versions = inspector.has_table("alembic_version")
+    before = connection.execute(text("SELECT version_num FROM alembic_version")).scalar() if had_versions else None
+    taken_over = before == CLEARING_AWAY
+    try:
+        report = None
+        if not taken_over:
+            report = _run(connection, before, block_size, hash_function, now, opens, progress)
+            _require_own_schema(connection)
+            if not has_transactional_ddl(connection.engine):
+                stamp(connection, CLEARING_AWAY)
+                connection.commit()  # all that was taken over, at once
+                taken_over = True
+        for name in BACKY2_TABLES:
+            connection.execute(text(f"DROP TABLE IF EXISTS {ASIDE}{name}"))
+        stamp(connection, HEAD)
+        if is_sqlite(connection.engine):
+            _check_sqlite(connection)
+        connection.commit()
+    except BaseException:
+        connection.rollback()
+        if not has_transactional_ddl(connection.engine) and not taken_over:
+            _put_back(connection, before if had_versions else _NO_TABLE)
+        raise
+    return report
+
+
+def copy_sqlite(database: Database, target: str) -> None:
+    """Write a copy of an SQLite database to a new file, mode 0600, and sync it. Others may use the database.
+
+    Raises:
+        DatabaseError: that failed; there is no such file.
+    """
+    path = sqlite_path(database.engine.url)
+    draft = f"{target}.new"
+    try:
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as source, closing(
+                sqlite3.connect(draft)
+            ) as copy:
+                source.backup(copy)
+            sync_file(draft)
+            os.link(draft, target)  # unlike a rename, this never replaces a file
+            sync_file(os.path.dirname(target))
+        finally:
+            os.unlink(draft)
+    except (OSError, sqlite3.Error) as error:
+        raise DatabaseError(
+            f"the metadata cannot be copied to {target}: {error}; nothing was changed. Name another directory with "
+            "`backyfs upgrade --copy-to`"
+        ) from error
+
+
+def sync_file(path: str) -> None:
+    """Make a file, or the names in a directory, durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def give_back_space(database: Database) -> None:
+    """Make an SQLite file smaller whose rows have become few. Without this it works as well."""
+    if not is_sqlite(database.engine):
+        return
+    database.use_wal()
+    with database.engine.connect() as connection:
+        raw: Any = connection.connection.dbapi_connection
+        pages = raw.execute("PRAGMA page_count").fetchone()[0]
+        free = raw.execute("PRAGMA freelist_count").fetchone()[0]
+        if free > pages * _MOSTLY_FREE:
+            try:
+                raw.execute("VACUUM")
+                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+            except sqlite3.Error as error:
+                _log.info("the file of the database stays as large as it is: %s", error)
+
+
+def _run(
+    connection: Connection,
+    before: str | None,
+    block_size: int,
+    hash_function: str,
+    now: datetime,
+    opens: Callable[[bytes], bool] | None,
+    progress: Progress,
+) -> AdoptionReport | None:
+    if not is_of_backy2(connection):
+        upgrade_tables(connection, before)
+        return None
+    is_aside = inspect(connection).has_table(f"{ASIDE}blocks")  # a run was killed on MariaDB
+    # Every revision looks what there is, so all of them are run: the one recorded is not to be relied on.
+    upgrade_tables(connection, LAST_OF_BACKY2 if is_aside else None)
+    return adopt(
+        connection,
+        Backy2Database(connection, block_size, prefix=ASIDE),
+        block_size=block_size,
+        hash_function=hash_function,
+        now=now,
+        opens=opens,
+        progress=progress,
+    )
+
+
+def _require_own_schema(connection: Connection) -> None:
+    found = [difference for difference in differences(connection) if not _is_aside(difference)]
+    if found:
+        raise DatabaseError(f"the upgraded schema is not the one it should be: {found}; please report this")
+
+
+def _is_aside(difference: Any) -> bool:
+    """Tell whether a difference is only that a table of backy2, or an index of it, is still there."""
+    if not isinstance(difference, tuple) or difference[0] not in ("remove_table", "remove_index"):
+        return False
+    table = difference[1] if difference[0] == "remove_table" else difference[1].table
+    return str(table.name).startswith(ASIDE)
+
+
+def _check_sqlite(connection: Connection) -> None:
+    broken = connection.execute(text("PRAGMA foreign_key_check")).first()
+    if broken is not None:
+        raise DatabaseError(f"a row of {broken[0]} refers to nothing after the upgrade; please report this")
+    result = connection.execute(text("PRAGMA integrity_check(1)")).scalar()
+    if result != "ok":
+        raise DatabaseError(f"the database is damaged: {result}")
+
+
+def _put_back(connection: Connection, recorded: str | None) -> None:
+    """Undo on MariaDB what no rollback undoes there, so that the program of before finds its tables."""
+    names = set(inspect(connection).get_table_names())
+    if f"{ASIDE}blocks" in names:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(text(f"DROP TABLE IF EXISTS {table.name}"))
+        back = ", ".join(f"{ASIDE}{name} TO {name}" for name in BACKY2_TABLES if f"{ASIDE}{name}" in names)
+        connection.execute(text(f"RENAME TABLE {back}"))
+    if recorded == _NO_TABLE:
+        connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+    else:
+        stamp(connection, recorded)
+    connection.commit()

@@ -1,0 +1,111 @@
+"""`backyfs upgrade`: take the database to this program's schema, or tell what that would do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.output import print_object
+from backyfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from backyfs.cli.invocation import Invocation
+    from backyfs.engine.upgrade import UpgradePlan, UpgradeReport
+
+_WAIT_S = 300  # as backyfs.engine.upgrade.DEFAULT_WAIT_S, which is slow to load for --help
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Tell only whether it is needed: status 0 if not, 1 if it is.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be done, and change nothing.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=_WAIT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for running commands.",
+)
+@click.option("--copy-to", metavar="DIRECTORY", help="Where the copy of the metadata goes.")
+@click.option(
+    "--ignore-processes",
+    is_flag=True,
+    help="Do not wait for processes of backy2 that hold no lock: they use another database.",
+)
+@click.pass_obj
+def command(
+    invocation: Invocation, *, check: bool, dry_run: bool, wait: float, copy_to: str | None, ignore_processes: bool
+) -> int:
+    """Upgrade the database to the schema of this program, as every other command does by itself.
+
+    A copy of the metadata is made first. Stored blocks are never touched.
+    """
+    from backyfs.engine.upgrade import plan_upgrade, upgrade  # noqa: PLC0415 - SQLAlchemy is slow to load
+
+    if check and dry_run:
+        raise UsageError("--check and --dry-run exclude each other; give one of them")
+    config = invocation.load_config()
+    if check or dry_run:
+        plan = plan_upgrade(config, copy_to=copy_to)
+        _print_plan(invocation, plan, in_full=dry_run)
+        return 1 if check and plan is not None else 0
+    with stop_on_signals() as stop:
+        report = upgrade(
+            config,
+            wait_s=wait,
+            copy_to=copy_to,
+            ignore_processes=ignore_processes,
+            progress=invocation.progress(),
+            stop=stop,
+        )
+    _print_report(invocation, report)
+    return 0
+
+
+def _print_plan(invocation: Invocation, plan: UpgradePlan | None, *, in_full: bool) -> None:
+    if invocation.form is OutputForm.JSON:
+        fields = {} if plan is None else {name: getattr(plan, name) for name in plan.__slots__}
+        print_object({"needed": plan is not None, **fields})
+    elif invocation.form is OutputForm.PIPE:
+        click.echo("current" if plan is None else "older")
+    elif plan is None:
+        click.echo("The database is up to date.")
+    else:
+        click.echo(f"{plan.database} has to be upgraded: it has the schema of {plan.from_schema}.")
+        if in_full:
+            _print_steps(plan)
+
+
+def _print_steps(plan: UpgradePlan) -> None:
+    if plan.running:
+        click.echo("It would wait for the end of:")
+        for one in plan.running:
+            click.echo(f"  {one}")
+    click.echo(f"The metadata as they are would be copied to {plan.copy}.")
+    if plan.versions is not None:
+        click.echo(f"{plan.versions} versions with {plan.blocks} blocks would be taken over; stored blocks stay.")
+    click.echo(f"The schema would become {plan.to_revision}.")
+
+
+def _print_report(invocation: Invocation, report: UpgradeReport | None) -> None:
+    if invocation.form is OutputForm.JSON:
+        adopted = None if report is None else report.adopted
+        print_object(
+            {
+                "upgraded": report is not None,
+                "database": None if report is None else report.database,
+                "copy": None if report is None else report.copy,
+                "versions": None if adopted is None else adopted.versions,
+                "blocks": None if adopted is None else adopted.blocks,
+                "blobs": None if adopted is None else adopted.blobs,
+            }
+        )
+    elif invocation.form is OutputForm.TABLE:
+        if report is None:
+            click.echo("The database is up to date.")
+        elif report.adopted is not None:
+            adopted = report.adopted
+            blocks = f"{adopted.blocks} blocks of {adopted.blobs} blobs"
+            click.echo(f"{adopted.versions} versions with {blocks} were taken over.")

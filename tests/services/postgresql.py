@@ -1,0 +1,54 @@
+"""A private PostgreSQL."""
+
+from __future__ import annotations
+
+import signal
+from glob import glob
+from typing import ClassVar
+
+from tests.services.server import Server, find_program
+
+
+class PostgresqlServer(Server):
+    """PostgreSQL without durability, with the newest programs that are installed."""
+
+    name = "postgresql"
+    superuser = "postgres"
+    first_database = "postgres"
+    scheme = "postgresql"
+    driver = "postgresql+psycopg"
+    end: ClassVar = signal.SIGQUIT  # "immediate shutdown": unlike after SIGKILL, no shared memory stays
+
+    def initialize_command(self, data: str) -> list[str]:
+        # English order, as on the servers of many users: "a" before "B", unlike the order of bytes.
+        return [
+            program("initdb"), f"--pgdata={data}", f"--username={self.superuser}", "--auth=trust",
+            "--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US",
+            "--no-sync", "--no-instructions",
+        ]  # fmt: skip
+
+    def serve_command(self, data: str) -> list[str]:
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "full_page_writes": "off",
+            "synchronous_commit": "off",
+            "autovacuum": "off",
+        }
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        return [program("postgres"), "-D", data, "-p", str(self.port), *options]
+
+    def create_statement(self, database: str) -> str:
+        return f"CREATE DATABASE {database}"
+
+    def drop_statement(self, database: str) -> str:
+        return f"DROP DATABASE IF EXISTS {database} WITH (FORCE)"
+
+
+def program(name: str) -> str:
+    # Debian keeps them out of PATH, in a directory for each major version.
+    def version(directory: str) -> float:
+        return float(directory.split("/")[-2])
+
+    return find_program(name, *sorted(glob("/usr/lib/postgresql/*/bin"), key=version, reverse=True))
