@@ -11,15 +11,16 @@ import io
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from backyfs.engine.export_format import ExportHeader, PageRecord
+from backyfs.engine.export_format import BLOB_UID, ExportHeader, PageRecord
 from backyfs.errors import DatabaseError, ExportFormatError
-from backyfs.geometry import PAGE_ENTRIES, page_count, page_length
+from backyfs.geometry import PAGE_ENTRIES, block_count, page_count, page_length
 from backyfs.metadata.backy2 import parse_time
 from backyfs.metadata.blockmap import ABSENT, HOLE
 from backyfs.model import BlobRecord, BlobUid, PageNumber, VersionRecord, VersionStatus, VersionUid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from datetime import datetime
     from typing import BinaryIO
 
     from backyfs.engine.export_format import EntryOfBlob, Record
@@ -35,7 +36,6 @@ _FORMATS = {  # columns of the line of the version, and of those of blocks
     "2.10": ((*_VERSION_2_2, "expire"), _BLOCK),
     _WRITTEN: ((*_VERSION_2_2, "expire"), (*_BLOCK, "enc_version", "enc_envkey", "enc_nonce")),
 }
-_BLOB_UID = re.compile("[0-9A-Za-z]{5,32}")
 MAGIC = b"backy2 Version "
 
 
@@ -50,8 +50,10 @@ class ExportedBlock(NamedTuple):
 def read_backy2_export(file: BinaryIO, block_size: int) -> Iterator[Record]:
     """Yield the records of an export of backy2 in a file that can be sought, pages and their blobs in order.
 
+    `block_size` is that of the repository: an export does not name its own, but it has to fit.
+
     Raises:
-        ExportFormatError: it is none, or not all of one.
+        ExportFormatError: it is none, not all of one, or has blocks of another size.
     """
     found = sum(1 for _ in _rows(file)) - 2  # lines of blocks
     file.seek(0)
@@ -67,8 +69,13 @@ def read_backy2_export(file: BinaryIO, block_size: int) -> Iterator[Record]:
         # Up to 2.11 the rows of an interrupted backup were all there, and wrong: see metadata.backy2.
         is_trusted = line["valid"] != "0" or first[1] == _WRITTEN
         version = _version(line, is_complete=is_trusted and found == count)
-    except (ValueError, DatabaseError) as error:
+    except ValueError as error:
         raise ExportFormatError(f"line 2 of the export, the version, is wrong: {error}") from error
+    if count != block_count(version.size_bytes, block_size):
+        raise ExportFormatError(
+            f"the export has {count} blocks for {version.size_bytes} bytes, and this repository blocks of {block_size} "
+            "bytes; import it into a repository with the block size it was made with"
+        )
     if found > count or (found < count and line["valid"] != "0"):
         raise ExportFormatError(
             f"the export has {found} blocks, and its version {count}; it is cut short or put together of others"
@@ -84,22 +91,24 @@ def write_backy2_export(file: BinaryIO, version: VersionRecord, size: int, block
     date = version.created_at.strftime("%Y-%m-%d %H:%M:%S")
     valid = int(version.status is VersionStatus.VALID)
     expire = "" if version.expire_at is None else version.expire_at.strftime("%Y-%m-%d")
-    writer.writerow([f"backy2 Version {_WRITTEN} metadata dump"])
-    writer.writerow(
-        [version.uid, date, version.name, version.snapshot_name, size, version.size_bytes, valid,
-         int(version.protected), expire]
-    )  # fmt: skip
-    for number, length, blob in blocks:
-        if blob is None:
-            writer.writerow(["", version.uid, number, date, "", length, 1, 0, "", ""])
-        else:
-            checksum = "" if blob.fingerprint is None else blob.fingerprint.hex()
-            key = "" if blob.wrapped_key is None else blob.wrapped_key.hex()
-            writer.writerow(
-                [blob.uid, version.uid, number, date, checksum, blob.size, int(blob.valid), blob.encryption_version,
-                 key, ""]
-            )  # fmt: skip
-    text.detach()
+    try:
+        writer.writerow([f"backy2 Version {_WRITTEN} metadata dump"])
+        writer.writerow(
+            [version.uid, date, version.name, version.snapshot_name, size, version.size_bytes, valid,
+             int(version.protected), expire]
+        )  # fmt: skip
+        for number, length, blob in blocks:
+            if blob is None:
+                writer.writerow(["", version.uid, number, date, "", length, 1, 0, "", ""])
+            else:
+                checksum = "" if blob.fingerprint is None else blob.fingerprint.hex()
+                key = "" if blob.wrapped_key is None else blob.wrapped_key.hex()
+                writer.writerow(
+                    [blob.uid, version.uid, number, date, checksum, blob.size, int(blob.valid),
+                     blob.encryption_version, key, ""]
+                )  # fmt: skip
+    finally:
+        text.detach()  # else it would close the file when it goes, standard output for one
 
 
 def _rows(file: BinaryIO) -> Iterator[list[str]]:
@@ -123,7 +132,7 @@ def _fields(row: list[str], columns: tuple[str, ...], number: int) -> dict[str, 
 
 
 def _version(line: dict[str, str], *, is_complete: bool) -> VersionRecord:
-    created_at = parse_time(line["date"])
+    created_at = _time(line["date"])
     if created_at is None:
         raise ValueError("it has no date")
     status = VersionStatus.VALID if _number(line["valid"]) else VersionStatus.INVALID
@@ -135,7 +144,7 @@ def _version(line: dict[str, str], *, is_complete: bool) -> VersionRecord:
         size_bytes=_number(line["size_bytes"]),
         status=status if is_complete else VersionStatus.INCOMPLETE,
         protected=bool(_number(line.get("protected") or "0")),
-        expire_at=parse_time(line.get("expire", "")),
+        expire_at=_time(line.get("expire", "")),
     )
 
 
@@ -159,7 +168,7 @@ def _blocks(
 
 
 def _blob(line: dict[str, str]) -> BlobRecord:
-    if not _BLOB_UID.fullmatch(line["uid"]):
+    if not BLOB_UID.fullmatch(line["uid"]):
         raise ValueError(f"{line['uid']!r} is no uid of a blob")
     return BlobRecord(
         uid=BlobUid(line["uid"]),
@@ -168,7 +177,7 @@ def _blob(line: dict[str, str]) -> BlobRecord:
         stored_size=None,
         encryption_version=_number(line.get("enc_version") or "0"),
         wrapped_key=bytes.fromhex(line.get("enc_envkey", "")) or None,
-        valid=line["valid"] != "0",
+        valid=_number(line["valid"]) != 0,
     )
 
 
@@ -189,6 +198,13 @@ def _pages(blocks: Iterator[tuple[int, BlobRecord | None]], count: int, hole: in
             rest = next(blocks, None)
         if touched:
             yield PageRecord(PageNumber(page), None, tuple(entries))
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        return parse_time(text)
+    except (DatabaseError, OverflowError) as error:
+        raise ValueError(f"{text!r} is no time") from error
 
 
 def _number(text: str) -> int:

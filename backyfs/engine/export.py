@@ -13,12 +13,13 @@ from backyfs import keys
 from backyfs.blocks import BLAKE3, load_block
 from backyfs.engine.backy2_format import ExportedBlock, write_backy2_export
 from backyfs.engine.export_format import ExportHeader, ExportWriter, PageRecord, RepositoryRecord, SharedPageRecord
-from backyfs.errors import UsageError
+from backyfs.errors import UsageError, VersionNotFoundError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count
 from backyfs.metadata.blobs import load_blob_records, load_blobs
 from backyfs.metadata.blockmap import ABSENT, HOLE, list_pages, page_entries
 from backyfs.metadata.identity import list_key_slots, load_identity
 from backyfs.metadata.stats import list_statistics
+from backyfs.metadata.versions import version_with_uid
 from backyfs.model import BlobId, BlockIndex, PageNumber, VersionRecord
 
 if TYPE_CHECKING:
@@ -36,13 +37,14 @@ def export_versions(repository: Repository, chosen: Sequence[Version], file: Bin
     """Write versions to `file` in the format of `backyfs.engine.export_format`, as they are at this moment.
 
     Raises:
+        VersionNotFoundError: one of them was removed meanwhile.
         DatabaseError: their metadata cannot be read.
     """
     with repository.database.read() as connection:
         writer = ExportWriter(file, _header(connection))
         pages_written: set[int] = set()  # one number for 1,024 blocks
         blobs_written = _BlobSet()
-        for version in chosen:
+        for version in (_as_it_is_now(connection, one) for one in chosen):
             writer.write(_record_of(version))
             for statistics in list_statistics(connection, version.uid):
                 writer.write(statistics)
@@ -76,11 +78,13 @@ def export_for_backy2(
     wrapped by the repository key, they are wrapped by the configured key instead.
 
     Raises:
+        VersionNotFoundError: it was removed meanwhile.
         UsageError: a block has an encryption version that backy2 does not know.
         MissingKeyError, IntegrityError, StorageError: a block cannot be read, where it has to be.
     """
     size = block_count(version.size_bytes, repository.block_size)
     with repository.database.read() as connection:
+        version = _as_it_is_now(connection, version)
         hash_function = load_identity(connection).hash_function
         rewraps = bool(list_key_slots(connection))
         translation = _Translation(repository, hash_function, configured_key if rewraps else None)
@@ -171,6 +175,14 @@ def _header(connection: Connection) -> ExportHeader:
             key_slots=tuple(list_key_slots(connection)),
         ),
     )
+
+
+def _as_it_is_now(connection: Connection, version: Version) -> Version:
+    """Look a version up in the transaction that reads its pages: without them it would seem to be all holes."""
+    found = version_with_uid(connection, version.uid)
+    if found is None:
+        raise VersionNotFoundError(f"version {version.uid} ({version.name}) was removed meanwhile; export again")
+    return found
 
 
 def _record_of(version: Version) -> VersionRecord:

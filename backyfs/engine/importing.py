@@ -5,8 +5,10 @@ The file is read whole before anything is changed, and then again, in one transa
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -25,16 +27,18 @@ from backyfs.engine.export_format import (
 from backyfs.errors import (
     ExportFormatError,
     IntegrityError,
+    JobsRunningError,
     MissingKeyError,
     UsageError,
     VersionExistsError,
     WrongKeyError,
 )
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
-from backyfs.metadata.blobs import find_by_uid, insert_blobs
+from backyfs.metadata.blobs import find_by_uid, insert_blobs, newest_wrapped_key
 from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries, share_page
 from backyfs.metadata.identity import load_identity, replace_identity
-from backyfs.metadata.stats import insert_statistics_records
+from backyfs.metadata.jobs import list_live_jobs, this_process
+from backyfs.metadata.stats import insert_statistics_records, list_statistics
 from backyfs.metadata.versions import has_contents, insert_version, version_with_uid
 from backyfs.model import NAME_LENGTH, BlobRecord, BlockIndex, StatisticsRecord, VersionRecord, VersionStatus
 
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
 
 _SPOOL_BYTES = 16 << 20  # of an import from a pipe that are kept in memory
 _MAX_PENDING = 1024      # blobs that wait for their page
+_UID = re.compile("[0-9A-Za-z-]{1,36}")  # of a version it becomes the name of a directory
+_MAX_BYTES = 64          # of a fingerprint and of a wrapped key, see metadata.tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,14 +76,17 @@ def import_versions(repository: Repository, file: BinaryIO, *, configured_key: b
         ExportFormatError: the file is not whole, or no export.
         VersionExistsError: a version of it is there already.
         UsageError: it belongs to another repository, or has other blocks.
-        WrongKeyError: its data keys are not wrapped by this repository's key.
+        MissingKeyError: its blobs are encrypted, and there is no key.
+        WrongKeyError: its data keys are wrapped neither by this repository's key nor by the configured one.
+        JobsRunningError: this repository would become another one, and commands are using it.
     """
     with spooled(file) as whole:
         with repository.database.read() as connection:
             identity = load_identity(connection)
-            versions = tuple(_check(connection, _records(whole), identity))
+            versions = tuple(_check(connection, _records(whole, identity.block_size), identity))
         with repository.database.write() as connection:
-            return _Importer(repository, connection, configured_key).run(_records(whole), versions)
+            records = _records(whole, identity.block_size)
+            return _Importer(repository, connection, configured_key).run(records, versions)
 
 
 def spooled(file: BinaryIO) -> BinaryIO:
@@ -89,7 +98,7 @@ def spooled(file: BinaryIO) -> BinaryIO:
     return cast("BinaryIO", spool)
 
 
-def _records(file: BinaryIO) -> Iterator[Record]:
+def _records(file: BinaryIO, block_size: int) -> Iterator[Record]:
     """Yield the records of an export of either format, from the start of a file that can be sought."""
     file.seek(0)
     start = file.read(len(BACKY2_MAGIC))
@@ -97,7 +106,7 @@ def _records(file: BinaryIO) -> Iterator[Record]:
     if start.startswith(ZSTD_MAGIC):
         return read_export(file)
     if start == BACKY2_MAGIC:
-        return read_backy2_export(file)
+        return read_backy2_export(file, block_size)
     raise ExportFormatError("this is no export of backyfs or backy2; name a file that one of them wrote")
 
 
@@ -105,7 +114,7 @@ def _check(connection: Connection, records: Iterator[Record], identity: Identity
     """Read an export to its end and yield its versions; raise where it cannot be imported."""
     version: VersionRecord | None = None
     seen: set[str] = set()
-    page_lengths: dict[int, int] = {}  # of pages that have an id
+    pages: dict[int, tuple[int, bool]] = {}  # those that have an id: their length, and whether a block is absent
     last_page = -1
     for record in records:
         match record:
@@ -121,29 +130,52 @@ def _check(connection: Connection, records: Iterator[Record], identity: Identity
             case StatisticsRecord():
                 if version is None or record.version_uid != version.uid:
                     raise ExportFormatError("the export has statistics in a wrong place")
+                if not _is_name(record.version_name):
+                    raise ExportFormatError(f"version {record.version_uid} has statistics with a name that is no name")
+            case BlobRecord():
+                _check_blob(record)
             case PageRecord() | SharedPageRecord():
                 if version is None or record.number <= last_page:
                     raise ExportFormatError(f"the export has page {record.number} of a block map in a wrong place")
-                _check_page(record, version, identity.block_size, page_lengths)
+                _check_page(record, version, identity.block_size, pages)
                 last_page = record.number
 
 
 def _check_page(
-    record: PageRecord | SharedPageRecord, version: VersionRecord, block_size: int, page_lengths: dict[int, int]
+    record: PageRecord | SharedPageRecord,
+    version: VersionRecord,
+    block_size: int,
+    pages: dict[int, tuple[int, bool]],
 ) -> None:
-    """Compare the length of a page with what it has to be, and note it for those that share it."""
+    """Compare a page with what it has to be, and note it for those that share it."""
     if isinstance(record, SharedPageRecord):
-        length = page_lengths.get(record.same_as, -1)
+        length, lacks_blocks = pages.get(record.same_as, (-1, False))
     else:
-        length = len(record.entries)
+        length, lacks_blocks = len(record.entries), ABSENT in record.entries
         if record.id is not None:
-            page_lengths[record.id] = length
+            pages[record.id] = (length, lacks_blocks)
     blocks = block_count(version.size_bytes, block_size)
     if record.number >= page_count(blocks) or length != page_length(record.number, blocks):
         raise ExportFormatError(
             f"page {record.number} of version {version.uid} has {length} entries, which does not fit an image of "
             f"{version.size_bytes} bytes in blocks of {block_size}"
         )
+    if lacks_blocks and version.status is VersionStatus.VALID:
+        raise ExportFormatError(f"page {record.number} of version {version.uid} lacks blocks, and the version is valid")
+
+
+def _check_blob(record: BlobRecord) -> None:
+    if (
+        record.size >= 1 << 31
+        or record.encryption_version >= 1 << 15
+        or len(record.fingerprint or b"") > _MAX_BYTES
+        or len(record.wrapped_key or b"") > _MAX_BYTES
+    ):
+        raise ExportFormatError(f"blob {record.uid} of the export has a size, fingerprint or key that cannot be")
+
+
+def _is_name(text: str) -> bool:
+    return len(text) <= NAME_LENGTH and "\0" not in text
 
 
 def _check_header(header: ExportHeader, identity: Identity) -> None:
@@ -158,10 +190,26 @@ def _check_version(connection: Connection, record: VersionRecord) -> None:
     if version_with_uid(connection, record.uid) is not None:
         raise VersionExistsError(f"version {record.uid} ({record.name}) is there already; nothing was imported")
     texts = (record.name, record.snapshot_name, *record.tags)
-    if not 0 < len(record.uid) <= 36 or not record.uid.isascii() or any(len(text) > NAME_LENGTH for text in texts):
+    if not _UID.fullmatch(record.uid) or not all(map(_is_name, texts)):
         raise ExportFormatError(f"version {record.uid!r} has a uid or name that is too long or not allowed")
-    if any("\0" in text for text in texts) or len(set(record.tags)) != len(record.tags):
-        raise ExportFormatError(f"version {record.uid!r} has names or tags that no database takes")
+    if len(set(record.tags)) != len(record.tags):
+        raise ExportFormatError(f"version {record.uid} has a tag twice")
+
+
+def _checked_uid(of: RepositoryRecord) -> str:
+    if not _UID.fullmatch(of.uid):
+        raise ExportFormatError(f"the export is of a repository with the uid {of.uid!r}, which is none")
+    return of.uid
+
+
+def _checked_hash_function(header: ExportHeader) -> str:
+    name = header.hash_function or ""
+    try:
+        if 0 < digest_bytes(name) <= _MAX_BYTES:
+            return name
+    except ValueError:
+        pass
+    raise UsageError(f"the export has fingerprints of {name!r}, which this program does not know; use a newer release")
 
 
 @dataclass(slots=True)
@@ -188,7 +236,8 @@ class _Importer:
                         raise VersionExistsError(f"version {record.uid} ({record.name}) is there already")
                     self.version = insert_version(self.connection, record)
                 case StatisticsRecord():
-                    insert_statistics_records(self.connection, [record])
+                    if record not in list_statistics(self.connection, record.version_uid):  # they outlive versions
+                        insert_statistics_records(self.connection, [record])
                 case BlobRecord():
                     self.pending[record.uid] = record
                     if len(self.pending) >= _MAX_PENDING:
@@ -201,6 +250,8 @@ class _Importer:
     def _begin(self, header: ExportHeader) -> None:
         identity = load_identity(self.connection)
         self.repository_key = self.repository.blocks.keyring.repository_key
+        if self.repository_key is None and newest_wrapped_key(self.connection) is None:
+            self.repository_key = self.configured_key  # that of the first encrypted blobs, as in one of backy2
         if header.repository is not None and header.repository.uid != identity.uid:
             identity = self._become(header, header.repository, identity)
         self.is_comparable = header.hash_function == identity.hash_function or (
@@ -215,21 +266,37 @@ class _Importer:
                 f"the export is of repository {of.uid}, this is {identity.uid} and not empty; import it there, or "
                 "into a new repository"
             )
-        slots = list(of.key_slots)
-        if slots and self.configured_key is None:
-            raise MissingKeyError("the export is of an encrypted repository; configure its key")
-        if slots and self.configured_key is not None:
-            self.repository_key = keys.open_slots(slots, self.configured_key)
-        else:
-            self.repository_key = self.configured_key
+        running = list_live_jobs(self.connection, this_process())
+        if running:  # they would go on with the keys of before
+            raise JobsRunningError(
+                f"this repository becomes {of.uid}, and is in use by {'; '.join(map(str, running))}; try again when "
+                "they have ended"
+            )
         identity = replace(
             identity,
-            uid=of.uid,
-            hash_function=header.hash_function or identity.hash_function,
+            uid=_checked_uid(of),
+            hash_function=_checked_hash_function(header),
             wrapped_fingerprint_key=of.wrapped_fingerprint_key,
         )
-        replace_identity(self.connection, identity, slots)
+        self.repository_key = self._open(of)
+        replace_identity(self.connection, identity, of.key_slots)
         return identity
+
+    def _open(self, of: RepositoryRecord) -> bytes | None:
+        """Return the key of the repository that the export was made of; without slots it is the configured one."""
+        if not of.key_slots:
+            if of.wrapped_fingerprint_key is not None:
+                raise ExportFormatError("the export is of an encrypted repository, and has no key slot of it")
+            return self.configured_key
+        if self.configured_key is None:
+            raise MissingKeyError("the export is of an encrypted repository; configure its key")
+        repository_key = keys.open_slots(list(of.key_slots), self.configured_key)
+        if of.wrapped_fingerprint_key is not None:
+            try:
+                keys.unwrap_key(repository_key, of.wrapped_fingerprint_key)
+            except IntegrityError as error:  # a repository with it could not be opened any more
+                raise ExportFormatError("the export has a fingerprint key that its own key does not open") from error
+        return repository_key
 
     def _store_pending(self) -> None:
         """Insert the blobs that have no row; those that have one must be the same."""
@@ -246,9 +313,8 @@ class _Importer:
                 )
         new = [self._comparable(blob) for uid, blob in self.pending.items() if uid not in known]
         for blob in new:
-            self._check_key(blob)
             self.unverifiable += blob.fingerprint is None and self.pending[blob.uid].fingerprint is not None
-        insert_blobs(self.connection, new, datetime.now(UTC))
+        insert_blobs(self.connection, map(self._with_our_key, new), datetime.now(UTC))
         self.pending.clear()
 
     def _comparable(self, blob: BlobRecord) -> BlobRecord:
@@ -257,16 +323,29 @@ class _Importer:
             return blob
         return replace(blob, fingerprint=None)
 
-    def _check_key(self, blob: BlobRecord) -> None:
-        if blob.wrapped_key is None or self.repository_key is None:
-            return
-        try:
+    def _with_our_key(self, blob: BlobRecord) -> BlobRecord:
+        """Return a blob whose data key is wrapped by the key of this repository.
+
+        Exports for backy2, and those from before a repository had a key of its own, have it wrapped by the
+        configured key.
+        """
+        if blob.wrapped_key is None:
+            return blob
+        if self.repository_key is None:
+            raise MissingKeyError(
+                f"blob {blob.uid} of the export is encrypted and the configuration has no key for it; set "
+                "encryption_key_file, encryption_key_command or encryption_key"
+            )
+        with suppress(IntegrityError):
             keys.unwrap_key(self.repository_key, blob.wrapped_key)
-        except IntegrityError as error:
-            raise WrongKeyError(
-                f"blob {blob.uid} of the export has a data key that this repository's key does not open; nothing was "
-                "imported. Was the export made with another key?"
-            ) from error
+            return blob
+        with suppress(IntegrityError):
+            data_key = keys.unwrap_key(self.configured_key or b"", blob.wrapped_key)
+            return replace(blob, wrapped_key=keys.wrap_key(self.repository_key, data_key))
+        raise WrongKeyError(
+            f"blob {blob.uid} of the export has a data key that this repository's key does not open; nothing was "
+            "imported. Was the export made with another key?"
+        )
 
     def _store_page(self, record: PageRecord | SharedPageRecord) -> None:
         version = self.version
@@ -291,8 +370,6 @@ class _Importer:
         for position, entry in enumerate(record.entries):
             index = BlockIndex(record.number * PAGE_ENTRIES + position)
             if isinstance(entry, int):
-                if entry == ABSENT and version.status is VersionStatus.VALID:
-                    raise ExportFormatError(f"block {index} of version {version.uid} is missing, and the version valid")
                 entries[position] = entry
                 continue
             row = rows.get(entry)

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO
 
 from backyfs import keys
+from backyfs.blocks import digest_bytes
 from backyfs.engine.backy2_processes import held_locks, processes
 from backyfs.engine.export import new_file
 from backyfs.engine.export_format import ExportHeader, ExportWriter, PageRecord
@@ -102,7 +103,7 @@ def plan_upgrade(config: Config, *, copy_to: str | None = None) -> UpgradePlan |
         with database.read() as connection:
             source = old_tables(connection, _block_size(config))
             if source is not None:
-                check_facts(source, block_size=_block_size(config), hash_function=_hash_function(config))
+                _check_facts(config, source)
             return UpgradePlan(
                 database=database.place,
                 from_schema=database.schema().revision or "" if source is None else f"backy2, {source.revision}",
@@ -196,7 +197,7 @@ class _Upgrade:
         block_size, hash_function = _block_size(self.config), _hash_function(self.config)
         source = old_tables(connection, block_size)
         if source is not None:
-            check_facts(source, block_size=block_size, hash_function=hash_function)
+            _check_facts(self.config, source)
         opens = self._key_test(source)
         copy = self._copy(source)
         try:
@@ -204,6 +205,7 @@ class _Upgrade:
                 connection,
                 block_size=block_size,
                 hash_function=hash_function,
+                digest_bytes=digest_bytes(hash_function),
                 now=datetime.now(UTC),
                 opens=opens,
                 progress=self.progress,
@@ -276,6 +278,16 @@ def _dump(source: Backy2Database, block_size: int, hash_function: str, file: Bin
                     entries[block.number - start] = HOLE
             writer.write(PageRecord(PageNumber(page), None, tuple(entries)))
     writer.end()
+
+
+def _check_facts(config: Config, source: Backy2Database) -> None:
+    hash_function = _hash_function(config)
+    check_facts(
+        source,
+        block_size=_block_size(config),
+        hash_function=hash_function,
+        digest_bytes=digest_bytes(hash_function),
+    )
 
 
 def _running(config: Config, database: Database, *, ignore_processes: bool) -> list[str]:

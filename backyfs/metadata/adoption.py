@@ -6,7 +6,6 @@ one row, whatever number of blocks names it. Stored blocks are not touched, and 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import uuid
 from collections import Counter
@@ -50,7 +49,7 @@ class AdoptionReport:
     blobs: int
 
 
-def check_facts(source: Backy2Database, *, block_size: int, hash_function: str) -> None:
+def check_facts(source: Backy2Database, *, block_size: int, hash_function: str, digest_bytes: int) -> None:
     """Compare what the configuration says with the rows. backy2 kept neither in its database.
 
     Raises:
@@ -64,7 +63,7 @@ def check_facts(source: Backy2Database, *, block_size: int, hash_function: str) 
             f"the configuration says block_size {block_size}, and the database has {size}; set block_size in "
             "[DEFAULTS] to what the backups were made with"
         )
-    digits = 2 * _digest_bytes(hash_function)
+    digits = 2 * digest_bytes
     lengths = source.checksum_lengths()
     if lengths and digits not in lengths:
         found = " or ".join(str(length // 2 * 8) for length in sorted(lengths))
@@ -80,6 +79,7 @@ def adopt(
     *,
     block_size: int,
     hash_function: str,
+    digest_bytes: int,
     now: datetime,
     opens: Callable[[bytes], bool] | None,
     progress: Progress,
@@ -91,7 +91,7 @@ def adopt(
     Raises:
         DatabaseError: the result is not what was to be taken over; the caller rolls back.
     """
-    adoption = _Adoption(connection, source, block_size, _digest_bytes(hash_function), opens)
+    adoption = _Adoption(connection, source, block_size, digest_bytes, opens)
     rows = source.count_blocks()
     progress.start("taking over the metadata of backy2, for images of", rows * block_size)
     try:
@@ -331,7 +331,3 @@ class _Adoption:
 
 def _differ(one: bytes | None, other: bytes | None) -> bool:
     return one is not None and other is not None and one != other
-
-
-def _digest_bytes(hash_function: str) -> int:
-    return hashlib.new(hash_function, usedforsecurity=False).digest_size

@@ -144,6 +144,8 @@ def mapped_errors() -> Iterator[None]:
         raise _database_error(error) from error
     except SQLAlchemyError as error:
         raise _database_error(error) from error
+    except UnicodeError as error:
+        raise DatabaseError(f"text that is not UTF-8 cannot be stored: {error}") from error
 
 
 def _database_error(error: SQLAlchemyError) -> DatabaseError:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BEFORE_ALEMBIC = "backy2_2_9_5"  # backy2 up to that release has no revision in its database
 LAST_OF_BACKY2 = "30349b678801"
-HISTORY = (
+OF_BACKY2 = (
     BEFORE_ALEMBIC,
     "bbe7904bfc3a",
     "29c655b78818",
@@ -30,8 +30,8 @@ HISTORY = (
     "85966fcda5e6",
     "5260034b8125",
     LAST_OF_BACKY2,
-    "backyfs_0001",
 )
+HISTORY = (*OF_BACKY2, "backyfs_0001")
 HEAD = HISTORY[-1]  # what this program works with
 HEAD_RELEASE = "0.1.0"  # the oldest release that works with it; older ones tell their users so
 
@@ -40,6 +40,7 @@ CLEARING_AWAY = "backyfs_clearing"
 
 ASIDE = "backy2_"  # before the names of backy2's tables, while their rows are taken over
 BACKY2_TABLES = ("blocks", "tags", "stats", "stats_old", "deleted_blocks", "versions")  # the one referred to last
+_PATIENCE_MS = 2000
 
 
 class SchemaState(Enum):
@@ -70,6 +71,10 @@ def read_schema(engine: Engine) -> Schema:
     if path is not None and not os.path.exists(path):  # connecting would make an empty file
         return Schema(state=SchemaState.NONE, revision=None)
     with engine.connect() as connection:
+        if path is not None:
+            # Who waits long for an upgrade that is under way is to be told, and waits elsewhere.
+            connection.connection.cursor().execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
+            connection.detach()
         revision = _read_revision(connection)
         if revision == HEAD:
             return Schema(state=SchemaState.CURRENT, revision=revision)
@@ -77,7 +82,8 @@ def read_schema(engine: Engine) -> Schema:
             return Schema(state=SchemaState.OLDER, revision=revision)
         if revision is not None:
             return Schema(state=SchemaState.NEWER, revision=revision, needs_release=_needed_release(connection))
-        state = SchemaState.OLDER if is_of_backy2(connection) else SchemaState.NONE
+        found = is_of_backy2(connection) or holds_repository(connection)
+        state = SchemaState.OLDER if found else SchemaState.NONE
         return Schema(state=state, revision=None)
 
 
@@ -95,6 +101,8 @@ def _read_revision(connection: Connection) -> str | None:
 
 def is_of_backy2(connection: Connection) -> bool:
     """Tell whether these are tables of backy2, whatever it says of itself: failed upgrades left all sorts behind."""
+    if holds_repository(connection):
+        return False
     inspector = inspect(connection)
     names = set(inspector.get_table_names())
     if f"{ASIDE}blocks" in names:  # an upgrade that was killed on MariaDB
@@ -102,6 +110,13 @@ def is_of_backy2(connection: Connection) -> bool:
     if not {"versions", "blocks"} <= names:
         return False
     return {"version_uid", "checksum"} <= {column["name"] for column in inspector.get_columns("blocks")}
+
+
+def holds_repository(connection: Connection) -> bool:
+    """Tell whether a repository of ours is in the tables: what was taken over from backy2 counts from its row on."""
+    if not inspect(connection).has_table("repository"):
+        return False
+    return connection.execute(text("SELECT 1 FROM repository")).first() is not None
 
 
 def _needed_release(connection: Connection) -> str | None:

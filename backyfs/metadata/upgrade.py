@@ -27,6 +27,8 @@ from backyfs.metadata.revisions import (
     CLEARING_AWAY,
     HEAD,
     LAST_OF_BACKY2,
+    OF_BACKY2,
+    holds_repository,
     is_of_backy2,
 )
 from backyfs.metadata.schema import differences, stamp, upgrade_tables
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     from backyfs.model import Progress
 
 _LOCK_NUMBER = 0x6261636B79  # of an advisory lock in PostgreSQL, which has one set of them in each database
-_NO_TABLE = "no table"       # of revisions
 _MOSTLY_FREE = 0.5           # of the pages of an SQLite file: more than that is given back
 
 _log = logging.getLogger(__name__)
@@ -124,6 +125,7 @@ def upgrade_schema(
     *,
     block_size: int,
     hash_function: str,
+    digest_bytes: int,
     now: datetime,
     opens: Callable[[bytes], bool] | None,
     progress: Progress,
@@ -136,14 +138,15 @@ def upgrade_schema(
         SchemaError: configuration and rows contradict each other.
         DatabaseError: a step failed, or the result is not right.
     """
-    inspector = inspect(connection)
-    had_versions = inspector.has_table("alembic_version")
-    before = connection.execute(text("SELECT version_num FROM alembic_version")).scalar() if had_versions else None
+    tables = frozenset(inspect(connection).get_table_names())
+    before = None
+    if "alembic_version" in tables:
+        before = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     taken_over = before == CLEARING_AWAY
     try:
         report = None
         if not taken_over:
-            report = _run(connection, before, block_size, hash_function, now, opens, progress)
+            report = _run(connection, before, block_size, hash_function, digest_bytes, now, opens, progress)
             _require_own_schema(connection)
             if not has_transactional_ddl(connection.engine):
                 stamp(connection, CLEARING_AWAY)
@@ -158,7 +161,7 @@ def upgrade_schema(
     except BaseException:
         connection.rollback()
         if not has_transactional_ddl(connection.engine) and not taken_over:
-            _put_back(connection, before if had_versions else _NO_TABLE)
+            _put_back(connection, tables, before)
         raise
     return report
 
@@ -221,12 +224,17 @@ def _run(
     before: str | None,
     block_size: int,
     hash_function: str,
+    digest_bytes: int,
     now: datetime,
     opens: Callable[[bytes], bool] | None,
     progress: Progress,
 ) -> AdoptionReport | None:
-    if not is_of_backy2(connection):
-        upgrade_tables(connection, before)
+    if holds_repository(connection):
+        if before is None or before in OF_BACKY2:
+            # As `backy2 initdb` leaves it. Its revisions are not to be run on our tables.
+            _log.warning("the database holds a repository of backyfs and says revision %s; that is put right", before)
+        else:
+            upgrade_tables(connection, before)
         return None
     is_aside = inspect(connection).has_table(f"{ASIDE}blocks")  # a run was killed on MariaDB
     # Every revision looks what there is, so all of them are run: the one recorded is not to be relied on.
@@ -236,6 +244,7 @@ def _run(
         Backy2Database(connection, block_size, prefix=ASIDE),
         block_size=block_size,
         hash_function=hash_function,
+        digest_bytes=digest_bytes,
         now=now,
         opens=opens,
         progress=progress,
@@ -245,7 +254,10 @@ def _run(
 def _require_own_schema(connection: Connection) -> None:
     found = [difference for difference in differences(connection) if not _is_aside(difference)]
     if found:
-        raise DatabaseError(f"the upgraded schema is not the one it should be: {found}; please report this")
+        raise DatabaseError(
+            f"the schema would not be the one it should be: {found}; nothing was changed. Was another program used "
+            "on this database? If not, please report this"
+        )
 
 
 def _is_aside(difference: Any) -> bool:
@@ -265,16 +277,22 @@ def _check_sqlite(connection: Connection) -> None:
         raise DatabaseError(f"the database is damaged: {result}")
 
 
-def _put_back(connection: Connection, recorded: str | None) -> None:
-    """Undo on MariaDB what no rollback undoes there, so that the program of before finds its tables."""
+def _put_back(connection: Connection, tables: frozenset[str], revision: str | None) -> None:
+    """Undo on MariaDB what no rollback undoes there, so that the program of before finds its tables.
+
+    `tables` and `revision` are those of before. Columns and tables that were added stay: backy2 does not mind them.
+    """
     names = set(inspect(connection).get_table_names())
-    if f"{ASIDE}blocks" in names:
+    if f"{ASIDE}blocks" in names and not holds_repository(connection):
         for table in reversed(metadata.sorted_tables):
             connection.execute(text(f"DROP TABLE IF EXISTS {table.name}"))
         back = ", ".join(f"{ASIDE}{name} TO {name}" for name in BACKY2_TABLES if f"{ASIDE}{name}" in names)
         connection.execute(text(f"RENAME TABLE {back}"))
-    if recorded == _NO_TABLE:
-        connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+    elif "stats_old" in names - tables:  # between two revisions; all rows are in it still
+        connection.execute(text("DROP TABLE IF EXISTS stats"))
+        connection.execute(text("RENAME TABLE stats_old TO stats"))
+    if "alembic_version" in tables:
+        stamp(connection, revision)
     else:
-        stamp(connection, recorded)
+        connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
     connection.commit()

@@ -47,7 +47,7 @@ def upgrade() -> None:
     """Set backy2's tables aside, and make ours, those that others refer to first."""
     if "blocks" in tables():
         _set_aside([name for name in _BACKY2 if name in tables()])
-    else:
+    elif "backy2_blocks" in tables():
         _drop_unfinished()
     _create_identity()
     _create_versions()
