@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select, text
+from sqlalchemy import delete, func, select, text, update
 
 from backyfs.metadata.blockmap import HOLE, unpack
-from backyfs.metadata.tables import blobs, jobs, pages, version_pages
+from backyfs.metadata.tables import blob_refs, blobs, jobs, pages, version_pages
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from backyfs.repository import Repository
 
 
@@ -26,7 +29,8 @@ def audit(repository: Repository) -> None:
             assert row.refs == page_uses[row.id]
             blob_uses.update({entry for entry in unpack(row.entries) if entry > HOLE})
         known = {row.id: row for row in connection.execute(select(blobs))}
-    assert {row.id: row.refs for row in known.values()} == {blob_id: blob_uses[blob_id] for blob_id in known}
+        counted = {row.blob_id: row.refs for row in connection.execute(select(blob_refs))}
+    assert counted == {blob_id: blob_uses[blob_id] for blob_id, row in known.items() if row.doomed_at is None}
     assert set(blob_uses) <= set(known)
     assert {row.uid for row in known.values()} <= set(repository.blocks.storage.list_blobs())
 
@@ -41,3 +45,9 @@ def count_jobs(repository: Repository) -> int:
     """Return how many jobs are registered."""
     with repository.database.read() as connection:
         return connection.execute(select(func.count()).select_from(jobs)).scalar_one()
+
+
+def doom(connection: Connection, *blob_ids: int) -> None:
+    """Doom blobs, as a cleanup does."""
+    connection.execute(update(blobs).where(blobs.c.id.in_(blob_ids)).values(doomed_at=datetime.now(UTC)))
+    connection.execute(delete(blob_refs).where(blob_refs.c.blob_id.in_(blob_ids)))

@@ -41,14 +41,16 @@ def copy_database(from_url: str, to_url: str) -> CopyReport:
     with ExitStack() as opened:
         source = opened.enter_context(closing(Database(from_url)))
         target = opened.enter_context(closing(Database(to_url)))
-        if source.engine.url == target.engine.url:
+        if _is_same(source, target):
             raise UsageError(f"{source.place} is named twice; name an empty database to copy to")
         source.check_revision()
         path = sqlite_path(target.engine.url)
         is_new = path is not None and not os.path.exists(path)
-        create_file(target)
         try:
+            if is_new:
+                create_file(target)
             rows = _copy(source, target)
+            target.use_wal()  # not before: a file that is refused stays as it is
         except BaseException:
             if path is not None and is_new:
                 target.close()
@@ -59,20 +61,30 @@ def copy_database(from_url: str, to_url: str) -> CopyReport:
         return CopyReport(source=source.place, target=target.place, rows=rows)
 
 
+def _is_same(source: Database, target: Database) -> bool:
+    paths = (sqlite_path(source.engine.url), sqlite_path(target.engine.url))
+    if paths[0] is None or paths[1] is None:
+        return source.engine.url == target.engine.url
+    return os.path.realpath(paths[0]) == os.path.realpath(paths[1])
+
+
 def _copy(source: Database, target: Database) -> dict[str, int]:
-    with source.write() as reading, target.begin() as writing:  # as a writer: nobody changes the source meanwhile
+    with source.write() as reading:  # as a writer: nobody changes it meanwhile
         running = jobs_in(reading)
         if running:
             raise JobsRunningError(
                 f"{source.place} is in use by {'; '.join(map(str, running))}; try again when they have ended"
             )
-        create_tables(writing)
+        is_made = False
         try:
-            return _copy_tables(reading, writing)
+            with target.begin() as writing:
+                create_tables(writing)
+                is_made = True
+                return _copy_tables(reading, writing)
         except BaseException:
-            if not is_undone_by_rollback(target):
-                writing.rollback()
-                drop_tables(writing)
+            if is_made and not is_undone_by_rollback(target):
+                with target.begin() as writing:
+                    drop_tables(writing)
             raise
 
 

@@ -18,8 +18,9 @@ from backyfs.errors import DatabaseError, SchemaError
 from backyfs.geometry import PAGE_ENTRIES, block_length, page_count, page_length
 from backyfs.metadata.backy2 import block_fits
 from backyfs.metadata.batches import batches
-from backyfs.metadata.blobs import find_by_uid, insert_blobs
+from backyfs.metadata.blobs import find_by_uid, insert_numbered_blobs
 from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries, page_entries, references_add_up
+from backyfs.metadata.database import continue_ids
 from backyfs.metadata.identity import Identity, save_identity
 from backyfs.metadata.stats import insert_statistics_records
 from backyfs.metadata.tables import blobs, stats, versions
@@ -98,6 +99,7 @@ def adopt(
         for uid in source.version_uids():
             progress.advance(adoption.take_version(source.version(uid)) * block_size)
         adoption.take_orphans(now)
+        continue_ids(connection, blobs)
         adoption.take_deleted()
     finally:
         progress.stop()
@@ -136,6 +138,7 @@ class _Adoption:
         self._opens = opens
         self._refused: Counter[str] = Counter()  # rows by version that contradict others or themselves
         self._warnings = 0
+        self._last_id = 0  # of a blob: the table was empty
 
     def take_version(self, taken: Backy2Version) -> int:
         """Take a version over; return how many rows it had."""
@@ -179,7 +182,6 @@ class _Adoption:
                     "size": size,
                     "encryption_version": 0,
                     "valid": False,
-                    "refs": 0,
                     "created_at": at,
                     "doomed_at": at,
                 }
@@ -247,11 +249,14 @@ class _Adoption:
             if merged is not None and merged != blob.facts:
                 self._update(blob.id, merged)
                 ids[uid] = (blob.id, merged)
-        new = [blob for uid, blob in wanted.items() if uid not in known]
-        ids.update(
-            (uid, (blob_id, wanted[uid])) for uid, blob_id in insert_blobs(self._connection, new, created_at).items()
-        )
+        new = {uid: (self._new_id(), blob) for uid, blob in wanted.items() if uid not in known}
+        insert_numbered_blobs(self._connection, new.values(), created_at)
+        ids.update(new)
         return ids
+
+    def _new_id(self) -> BlobId:
+        self._last_id += 1
+        return BlobId(self._last_id)
 
     def _merge(self, known: BlobRecord | None, other: BlobRecord) -> BlobRecord | None:
         """Return what two rows say of one blob together; None where they contradict each other.

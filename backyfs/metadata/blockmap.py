@@ -2,7 +2,7 @@
 
 Two levels, like the L1 and L2 tables of qcow2: `version_pages` names `pages`, a page holds up to 1,024
 entries. Invariant, kept by every transaction: `pages.refs` counts the rows of `version_pages` that name
-the page, and `blobs.refs` counts the pages that contain the blob.
+the page, and `blob_refs.refs` counts the pages that contain the blob; a doomed blob has no row there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from backyfs.errors import BackyfsError, DatabaseError
 from backyfs.geometry import PAGE_ENTRIES, page_length
 from backyfs.metadata.batches import batches
 from backyfs.metadata.database import insert_row
-from backyfs.metadata.tables import blobs, pages, version_pages
+from backyfs.metadata.tables import blob_refs, pages, version_pages
 from backyfs.model import BlobId, PageId, PageNumber, VersionStatus
 
 if TYPE_CHECKING:
@@ -174,8 +174,8 @@ def references_add_up(connection: Connection) -> bool:
         last = batch[-1].id
     named = connection.execute(select(func.count()).select_from(version_pages)).scalar_one()
     page_refs = connection.execute(select(func.coalesce(func.sum(pages.c.refs), 0))).scalar_one()
-    blob_refs = connection.execute(select(func.coalesce(func.sum(blobs.c.refs), 0))).scalar_one()
-    return bool(page_refs == named and blob_refs == uses)
+    blob_uses = connection.execute(select(func.coalesce(func.sum(blob_refs.c.refs), 0))).scalar_one()
+    return bool(page_refs == named and blob_uses == uses)
 
 
 def _drop_page(connection: Connection, version_id: VersionId, page_no: PageNumber) -> None:
@@ -195,8 +195,7 @@ def _share_page(connection: Connection, digest: bytes) -> PageId | None:
 
 def _insert_page(connection: Connection, digest: bytes, entries: Entries) -> PageId:
     blob_ids = frozenset(BlobId(entry) for entry in entries if entry > HOLE)
-    counted = sum(_count_use(connection, batch) for batch in batches(sorted(blob_ids)))
-    if counted != len(blob_ids):
+    if blob_ids and _count_use(connection, blob_ids) != len(blob_ids):
         raise BlobsGoneError(blob_ids - _living(connection, blob_ids))
     row = insert(pages).values(
         uid=str(uuid.uuid4()), digest=digest, entries=pack(entries), refs=1, published=False
@@ -204,21 +203,19 @@ def _insert_page(connection: Connection, digest: bytes, entries: Entries) -> Pag
     return PageId(insert_row(connection, row))
 
 
-def _count_use(connection: Connection, blob_ids: list[BlobId]) -> int:
+def _count_use(connection: Connection, blob_ids: Iterable[BlobId]) -> int:
     """Count one page more for each of these blobs, unless it is doomed; return for how many."""
-    used = (
-        update(blobs)
-        .where(blobs.c.id.in_(blob_ids), blobs.c.doomed_at.is_(None))
-        .values(refs=blobs.c.refs + 1)
-    )
-    return connection.execute(used).rowcount
+    # The numbers stand in the text: a thousand parameters took longer than the statement.
+    numbers = ",".join(map(str, sorted(blob_ids)))
+    used = f"UPDATE {blob_refs.name} SET refs = refs + 1 WHERE blob_id IN ({numbers})"  # noqa: S608 - integers
+    return connection.exec_driver_sql(used).rowcount
 
 
 def _living(connection: Connection, blob_ids: Iterable[BlobId]) -> frozenset[BlobId]:
     living: set[BlobId] = set()
     for batch in batches(sorted(blob_ids)):
-        query = select(blobs.c.id).where(blobs.c.id.in_(batch), blobs.c.doomed_at.is_(None))
-        living.update(BlobId(row.id) for row in connection.execute(query))
+        query = select(blob_refs.c.blob_id).where(blob_refs.c.blob_id.in_(batch))
+        living.update(BlobId(row.blob_id) for row in connection.execute(query))
     return frozenset(living)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from backyfs.errors import DatabaseBusyError, DatabaseError, SchemaError, SchemaOutdatedError
@@ -19,9 +19,9 @@ from backyfs.metadata.revisions import HEAD, Schema, SchemaState, read_schema
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Insert
+    from sqlalchemy import Insert, Table
 
-__all__ = ["HEAD", "Connection", "Database", "insert_row", "mapped_errors", "show_url", "sqlite_path"]
+__all__ = ["HEAD", "Connection", "Database", "continue_ids", "insert_row", "mapped_errors", "show_url", "sqlite_path"]
 
 _READ = {"postgresql": {"isolation_level": "REPEATABLE READ"}}  # one state for all queries, as the others have
 _WRITE = {"sqlite": {"sqlite_begin": "BEGIN IMMEDIATE"}}
@@ -131,6 +131,19 @@ def insert_row(connection: Connection, row: Insert) -> int:
     key = connection.execute(row).inserted_primary_key
     assert key is not None
     return int(key[0])
+
+
+def continue_ids(connection: Connection, table: Table) -> None:
+    """Let PostgreSQL number new rows after those that came with their ids; the others do so by themselves."""
+    key = table.autoincrement_column
+    if connection.dialect.name != "postgresql" or key is None:
+        return
+    highest = connection.execute(select(func.max(key))).scalar()
+    if highest is not None:
+        connection.execute(
+            text("SELECT setval(pg_get_serial_sequence(:table, :column), :highest)"),
+            {"table": table.name, "column": key.name, "highest": highest},
+        )
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
-from sqlalchemy import func, insert, select, text, tuple_
+from sqlalchemy import insert, select, tuple_
 
 from backyfs.errors import DatabaseError
+from backyfs.metadata.database import continue_ids
 from backyfs.metadata.tables import job_versions, jobs, metadata
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def copy_rows(source: Connection, target: Connection, table: Table) -> tuple[int
         target.execute(insert(table), [dict(row) for row in rows])
         _update(digest, rows)
         count += len(rows)
-    _continue_ids(target, table)
+    continue_ids(target, table)
     return count, digest.digest()
 
 
@@ -54,26 +55,14 @@ def _batches(connection: Connection, table: Table) -> Iterator[list[Any]]:
     while rows:
         yield list(rows)
         last = tuple(rows[-1][column.name] for column in key)
-        rows = connection.execute(query.where(tuple_(*key) > last)).mappings().all()
+        # MariaDB finds the place by the first condition alone; it compares tuples with every row from the start.
+        rows = connection.execute(query.where(key[0] >= last[0], tuple_(*key) > last)).mappings().all()
 
 
 def _update(digest: blake3, rows: list[Any]) -> None:
     for row in rows:
         for name, value in row.items():
             digest.update(f"{name}={value!r}\n".encode(errors="surrogatepass"))
-
-
-def _continue_ids(connection: Connection, table: Table) -> None:
-    """Let PostgreSQL number new rows after those that came with their ids; the others do so by themselves."""
-    key = table.primary_key.columns.values()
-    if connection.dialect.name != "postgresql" or len(key) != 1 or table.autoincrement_column is None:
-        return
-    highest = connection.execute(select(func.max(key[0]))).scalar()
-    if highest is not None:
-        connection.execute(
-            text("SELECT setval(pg_get_serial_sequence(:table, :column), :highest)"),
-            {"table": table.name, "column": key[0].name, "highest": highest},
-        )
 
 
 def require_equal(name: str, expected: tuple[int, bytes], found: tuple[int, bytes]) -> None:

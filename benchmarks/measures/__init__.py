@@ -6,6 +6,7 @@ from benchmarks.measures import (  # noqa: I001  the order of the report
     start as start,
     small_blocks as small_blocks,
     memory as memory,
+    metadata as metadata,
     random_image as random_image,
     peers as peers,
 )

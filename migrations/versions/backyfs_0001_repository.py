@@ -20,7 +20,8 @@ downgrade = refuse_downgrade
 
 _BACKY2 = ("versions", "blocks", "tags", "stats", "deleted_blocks")
 _OWN = (  # those that refer to others first
-    "job_versions", "jobs", "version_pages", "pages", "blobs", "tags", "versions", "stats", "key_slots", "repository",
+    "job_versions", "jobs", "version_pages", "pages", "blob_refs", "blobs", "tags", "versions", "stats", "key_slots",
+    "repository",
 )  # fmt: skip
 _MARIADB = ("mysql", "mariadb")
 _Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
@@ -129,10 +130,14 @@ def _create_blobs_and_pages() -> None:
         sa.Column("encryption_version", sa.SmallInteger, nullable=False),
         sa.Column("wrapped_key", _bytes(64)),
         sa.Column("valid", sa.Boolean, nullable=False),
-        sa.Column("refs", sa.BigInteger, nullable=False),
         sa.Column("created_at", _Time, nullable=False),
         sa.Column("doomed_at", _Time),
         sqlite_autoincrement=True,
+    )
+    op.create_table(
+        "blob_refs",
+        sa.Column("blob_id", _Id, sa.ForeignKey("blobs.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("refs", sa.BigInteger, nullable=False),
     )
     op.create_table(
         "pages",

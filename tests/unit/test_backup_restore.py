@@ -18,7 +18,7 @@ from backyfs.metadata.tables import blobs, pages, version_pages
 from backyfs.model import VersionStatus
 from backyfs.mount.image import Image
 from backyfs.sources.file import FileSource
-from tests.audit import audit, count_blobs, count_jobs
+from tests.audit import audit, count_blobs, count_jobs, doom
 from tests.images import random_bytes, random_image, sparse_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte, incomplete_copy, truncate
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -159,8 +159,7 @@ def test_blobs_that_a_cleanup_took_between_look_up_and_commit_are_stored_anew(re
         found = find(self, fingerprints)
         taken = sorted(found.values())[:2]
         with repository.database.write() as connection:
-            now = func.current_timestamp()
-            connection.execute(update(blobs).where(blobs.c.id.in_(taken)).values(doomed_at=now))
+            doom(connection, *taken)
         return found
 
     find = Pipeline._find

@@ -29,9 +29,10 @@ from backyfs.metadata.blockmap import (
     page_entries,
     unpack,
 )
-from backyfs.metadata.tables import blobs, pages, version_pages
+from backyfs.metadata.tables import blob_refs, pages, version_pages
 from backyfs.metadata.versions import create_version, set_status
 from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, Version, VersionId, VersionStatus
+from tests.audit import doom
 from tests.repositories import make_repository, opened
 
 if TYPE_CHECKING:
@@ -90,18 +91,14 @@ def commit(connection: Connection, version: int, page_no: int, entries: Iterable
     commit_page(connection, VersionId(version), PageNumber(page_no), array("q", entries))
 
 
-def doom(connection: Connection, *blob_ids: int) -> None:
-    connection.execute(update(blobs).where(blobs.c.id.in_(blob_ids)).values(doomed_at=NOON))
-
-
 def page_refs(connection: Connection) -> dict[bytes, int]:
     return {row.digest: row.refs for row in connection.execute(select(pages.c.digest, pages.c.refs))}
 
 
-def blob_refs(connection: Connection) -> dict[int, int]:
+def counted_uses(connection: Connection) -> dict[int, int]:
     """Return the references of the blobs that have some."""
-    query = select(blobs.c.id, blobs.c.refs).where(blobs.c.refs != 0)
-    return {row.id: row.refs for row in connection.execute(query)}
+    query = select(blob_refs).where(blob_refs.c.refs != 0)
+    return {row.blob_id: row.refs for row in connection.execute(query)}
 
 
 def assert_counts_are_right(connection: Connection) -> None:
@@ -111,7 +108,7 @@ def assert_counts_are_right(connection: Connection) -> None:
     for row in connection.execute(select(pages.c.id, pages.c.entries, pages.c.refs)):
         assert row.refs == named[row.id]
         contained.update({entry for entry in unpack(row.entries) if entry > HOLE})
-    assert blob_refs(connection) == contained
+    assert counted_uses(connection) == contained
 
 
 # Pages as bytes
@@ -216,7 +213,7 @@ def test_a_version_without_a_page_has_none_to_load(connection: Connection) -> No
 
 def test_a_page_counts_each_blob_once(connection: Connection) -> None:
     commit(connection, 1, 0, [5, 5, 6, 5, HOLE, ABSENT])
-    assert blob_refs(connection) == {5: 1, 6: 1}
+    assert counted_uses(connection) == {5: 1, 6: 1}
 
 
 def test_a_page_is_named_by_the_digest_of_its_entries(connection: Connection) -> None:
@@ -229,7 +226,7 @@ def test_equal_pages_of_two_versions_are_one_row(connection: Connection) -> None
     commit(connection, 1, 0, [1, 2])
     commit(connection, 2, 0, [1, 2])
     assert list(page_refs(connection).values()) == [2]
-    assert blob_refs(connection) == {1: 1, 2: 1}
+    assert counted_uses(connection) == {1: 1, 2: 1}
 
 
 def test_equal_pages_of_one_version_are_one_row(connection: Connection) -> None:
@@ -242,12 +239,12 @@ def test_equal_pages_of_one_version_are_one_row(connection: Connection) -> None:
 def test_blobs_of_two_pages_are_counted_twice(connection: Connection) -> None:
     commit(connection, 1, 0, [1, 2])
     commit(connection, 1, 1, [2, 3])
-    assert blob_refs(connection) == {1: 1, 2: 2, 3: 1}
+    assert counted_uses(connection) == {1: 1, 2: 2, 3: 1}
 
 
 def test_a_page_of_more_blobs_than_a_statement_takes_counts_them_all(connection: Connection) -> None:
     commit(connection, 1, 0, range(1, BLOBS + 1))
-    assert blob_refs(connection) == dict.fromkeys(range(1, BLOBS + 1), 1)
+    assert counted_uses(connection) == dict.fromkeys(range(1, BLOBS + 1), 1)
 
 
 def test_a_page_of_holes_leaves_no_row(connection: Connection) -> None:
@@ -259,7 +256,7 @@ def test_a_page_of_holes_leaves_no_row(connection: Connection) -> None:
 def test_a_page_of_absent_blocks_is_no_page_of_holes(connection: Connection) -> None:
     commit(connection, 1, 0, [ABSENT, ABSENT])
     assert load_page(connection, VersionId(1), FIRST) == entries_of(ABSENT, ABSENT)
-    assert blob_refs(connection) == {}
+    assert counted_uses(connection) == {}
 
 
 def test_a_replaced_page_is_no_longer_counted(connection: Connection) -> None:
@@ -281,7 +278,7 @@ def test_a_page_replaced_by_itself_is_counted_once(connection: Connection) -> No
     commit(connection, 1, 0, [1])
     commit(connection, 1, 0, [1])
     assert list(page_refs(connection).values()) == [1]
-    assert blob_refs(connection) == {1: 1}
+    assert counted_uses(connection) == {1: 1}
 
 
 def test_a_page_that_nobody_names_any_more_is_used_again(connection: Connection) -> None:
@@ -326,12 +323,12 @@ def test_a_page_is_committed_whole_or_not_at_all_where_blobs_are_doomed(
     with database.engine.connect() as connection, connection.begin() as transaction:
         doom(connection, *doomed)
         for version, page_no, entries in sequence:
-            before = (page_refs(connection), blob_refs(connection))
+            before = (page_refs(connection), counted_uses(connection))
             if lost := doomed & set(entries):
                 with pytest.raises(BlobsGoneError) as caught, connection.begin_nested():
                     commit(connection, version, page_no, entries)
                 assert caught.value.blob_ids == lost
-                assert (page_refs(connection), blob_refs(connection)) == before
+                assert (page_refs(connection), counted_uses(connection)) == before
             else:
                 commit(connection, version, page_no, entries)
             assert_counts_are_right(connection)
@@ -379,7 +376,7 @@ def test_nothing_changes_when_a_page_is_refused(tmp_path_factory: pytest.TempPat
         with database.read() as connection:
             assert load_page(connection, version.id, FIRST) == entries_of(1)
             assert list(page_refs(connection).values()) == [1]
-            assert blob_refs(connection) == {1: 1}
+            assert counted_uses(connection) == {1: 1}
 
 
 # Reading a page of a version

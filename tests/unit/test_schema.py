@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 TABLES = [
     "alembic_version",
+    "blob_refs",
     "blobs",
     "job_versions",
     "jobs",

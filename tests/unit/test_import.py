@@ -1,0 +1,661 @@
+"""Export and import: what comes back, what is refused, and that a refusal leaves nothing behind."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import threading
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import insert, select, update
+
+from backyfs import keys
+from backyfs.engine.export import export_for_backy2, export_versions
+from backyfs.engine.export_format import (
+    ExportHeader,
+    ExportWriter,
+    PageRecord,
+    SharedPageRecord,
+    read_export,
+)
+from backyfs.engine.importing import import_versions
+from backyfs.engine.restore import restore
+from backyfs.errors import (
+    ExportFormatError,
+    JobsRunningError,
+    MissingKeyError,
+    UsageError,
+    VersionExistsError,
+    VersionNotFoundError,
+    WrongKeyError,
+)
+from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, load_page, new_entries
+from backyfs.metadata.identity import list_key_slots, load_identity
+from backyfs.metadata.jobs import register_job, this_process
+from backyfs.metadata.stats import list_statistics
+from backyfs.metadata.tables import blobs, metadata, pages, tags, versions
+from backyfs.metadata.versions import create_version, list_versions
+from backyfs.model import BlobRecord, PageNumber, StatisticsRecord, VersionRecord, VersionStatus
+from tests.audit import audit, doom
+from tests.images import random_bytes, random_image, sparse_image
+from tests.mount.stored import incomplete_copy, remove_version
+from tests.repositories import BLOCK, back_up, make_repository, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from backyfs.engine.export_format import Record
+    from backyfs.engine.importing import ImportReport
+    from backyfs.model import Version
+    from backyfs.repository import Repository
+
+SMALL = 5 * BLOCK + 7
+
+
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """One repository with two databases: the second one is as it was before the first backup."""
+
+    source: Repository
+    target: Repository
+    key: bytes | None
+
+
+def copy_of(config: Path, name: str) -> Path:
+    """Copy the database of a repository and return a configuration that names the copy."""
+    shutil.copyfile(config.with_name("backyfs.sqlite"), config.with_name(f"{name}.sqlite"))
+    copied = config.with_name(f"{name}.cfg")
+    copied.write_text(config.read_text().replace("backyfs.sqlite", f"{name}.sqlite"))
+    return copied
+
+
+def readable_by_backy2(config: Path) -> Path:
+    """Let new blobs have the newest encryption version that backy2 knows."""
+    config.write_text(re.sub(r"(?m)^encryption_version: [^0].*", "encryption_version: 1", config.read_text()))
+    return config
+
+
+def key_of(config: Path) -> bytes | None:
+    file = config.with_name("backyfs.key")
+    return bytes.fromhex(file.read_text()) if file.exists() else None
+
+
+@pytest.fixture(params=[True, False], ids=["encrypted", "plain"])
+def twins(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Twins]:
+    config = readable_by_backy2(make_repository(tmp_path / "repository", encrypted=request.param))
+    other = copy_of(config, "twin")
+    with opened(config) as source, opened(other) as target:
+        yield Twins(source, target, key_of(config))
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Repository]:
+    """Give another repository, encrypted by its own key."""
+    with opened(make_repository(tmp_path / "other")) as repository:
+        yield repository
+
+
+def exported(repository: Repository, *chosen: Version) -> io.BytesIO:
+    """Export versions, all if none is named."""
+    with repository.database.read() as connection:
+        wanted = chosen or list_versions(connection)
+    file = io.BytesIO()
+    export_versions(repository, wanted, file)
+    file.seek(0)
+    return file
+
+
+def take(twins: Twins, file: io.BytesIO) -> ImportReport:
+    return import_versions(twins.target, file, configured_key=twins.key)
+
+
+def rewritten(file: io.BytesIO, change: Callable[[Any], Record | None]) -> io.BytesIO:
+    """Return an export whose records went through `change`; None leaves one out."""
+    header, *records = (change(record) for record in read_export(file))
+    assert isinstance(header, ExportHeader)
+    changed = io.BytesIO()
+    writer = ExportWriter(changed, header)
+    for record in records:
+        if record is not None:
+            writer.write(record)
+    writer.end()
+    changed.seek(0)
+    return changed
+
+
+def rows(repository: Repository) -> dict[str, list[Any]]:
+    """Return all rows of all tables."""
+    with repository.database.read() as connection:
+        return {table.name: list(connection.execute(select(table))) for table in metadata.sorted_tables}
+
+
+def refuse(twins: Twins, file: io.BytesIO, error: type[Exception], words: str) -> None:
+    """Make sure that an import is refused and leaves everything as it was."""
+    before = rows(twins.target)
+    with pytest.raises(error, match=words):
+        take(twins, file)
+    assert rows(twins.target) == before
+
+
+def image_of(repository: Repository, version: Version, directory: Path) -> bytes:
+    target = directory / "restored.img"
+    assert restore(repository, version, str(target), replace=True).damaged == ()
+    return target.read_bytes()
+
+
+def all_versions(repository: Repository) -> list[Version]:
+    with repository.database.read() as connection:
+        return list_versions(connection)
+
+
+# What comes back
+
+
+@pytest.mark.parametrize("size", [0, 1, SMALL, 1024 * BLOCK, 1030 * BLOCK + 1])
+def test_an_imported_version_restores_to_the_same_bytes(twins: Twins, tmp_path: Path, size: int) -> None:
+    image = random_image(tmp_path / "image", size)
+    version = back_up(twins.source, image).version
+    report = take(twins, exported(twins.source, version))
+    assert ([record.uid for record in report.versions], report.unverifiable) == ([version.uid], 0)
+    [found] = all_versions(twins.target)
+    assert image_of(twins.target, found, tmp_path) == image.read_bytes()
+    audit(twins.target)
+
+
+def test_holes_come_back_as_holes(twins: Twins, tmp_path: Path) -> None:
+    size = 3000 * BLOCK + 100
+    image = sparse_image(tmp_path / "image", size, {BLOCK: random_bytes(BLOCK), 2500 * BLOCK: random_bytes(9)})
+    version = back_up(twins.source, image).version
+    take(twins, exported(twins.source, version))
+    assert image_of(twins.target, all_versions(twins.target)[0], tmp_path) == image.read_bytes()
+    assert len(rows(twins.target)["version_pages"]) == 2
+    audit(twins.target)
+
+
+def test_everything_that_is_known_of_a_version_is_kept(twins: Twins, tmp_path: Path) -> None:
+    back_up(twins.source, random_image(tmp_path / "image", SMALL), "disk")
+    odd = {
+        "name": 'a,b "c"\nü\N{FLOPPY DISK}',
+        "snapshot_name": " snap ",
+        "created_at": datetime(2019, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC),
+        "expire_at": datetime(2031, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+        "protected": True,
+        "status": VersionStatus.INVALID.value,
+    }
+    with twins.source.database.write() as connection:
+        connection.execute(update(versions).values(odd))
+        version_id = connection.execute(select(versions.c.id)).scalar_one()
+        connection.execute(insert(tags), [{"version_id": version_id, "name": name} for name in ("b_daily", "Ä ")])
+        connection.execute(update(blobs).where(blobs.c.id == 2).values(valid=False))
+    take(twins, exported(twins.source))
+    [before], [after] = all_versions(twins.source), all_versions(twins.target)
+    assert replace(after, id=before.id) == before
+    assert (after.tags, after.protected, after.status) == (("b_daily", "Ä "), True, VersionStatus.INVALID)
+    assert after.expire_at == odd["expire_at"]
+
+
+def test_blobs_keep_all_facts(twins: Twins, tmp_path: Path) -> None:
+    back_up(twins.source, random_image(tmp_path / "image", SMALL))
+    with twins.source.database.write() as connection:
+        connection.execute(update(blobs).where(blobs.c.id == 2).values(valid=False, stored_size=None, fingerprint=None))
+    take(twins, exported(twins.source))
+    columns = ("uid", "fingerprint", "size", "stored_size", "encryption_version", "wrapped_key", "valid")
+    facts = [
+        {tuple(row._mapping[name] for name in columns) for row in rows(repository)["blobs"]}
+        for repository in (twins.source, twins.target)
+    ]
+    assert len(facts[0]) == 6
+    assert facts[0] == facts[1]
+
+
+def test_statistics_are_kept(twins: Twins, tmp_path: Path) -> None:
+    version = back_up(twins.source, random_image(tmp_path / "image", SMALL)).version
+    take(twins, exported(twins.source))
+    found = []
+    for repository in (twins.source, twins.target):
+        with repository.database.read() as connection:
+            found.append(list_statistics(connection, version.uid))
+    assert found[0] == found[1]
+    assert [record.blocks_written for record in found[1]] == [6]
+
+
+def test_statistics_that_outlived_their_version_are_not_doubled(twins: Twins, tmp_path: Path) -> None:
+    version = back_up(twins.source, random_image(tmp_path / "image", SMALL)).version
+    file = exported(twins.source)
+    take(twins, exported(twins.source))
+    remove_version(twins.target, version.uid)
+    with twins.target.database.write() as connection:
+        connection.execute(update(pages).values(refs=0))
+    take(twins, file)
+    assert len(rows(twins.target)["stats"]) == 1
+    audit(twins.target)
+
+
+def test_all_versions_come_back_with_shared_pages_once(twins: Twins, tmp_path: Path) -> None:
+    image = random_image(tmp_path / "image", 2050 * BLOCK)
+    back_up(twins.source, image, "one")
+    back_up(twins.source, image, "two")
+    with image.open("r+b") as file:
+        file.write(b"changed")
+    back_up(twins.source, image, "three")
+    everything = exported(twins.source)
+    records = list(read_export(everything))
+    assert sum(isinstance(record, SharedPageRecord) for record in records) == 5
+    assert sum(isinstance(record, PageRecord) for record in records) == 4
+    assert sum(isinstance(record, BlobRecord) for record in records) == 2051
+    take(twins, everything)
+    assert sorted(row.refs for row in rows(twins.target)["pages"]) == [1, 2, 3, 3]
+    for version in all_versions(twins.target):
+        found = image_of(twins.target, version, tmp_path)
+        assert (found == image.read_bytes()) is (version.name == "three")
+    audit(twins.target)
+
+
+def test_versions_that_are_imported_one_by_one_share_blobs_and_pages(twins: Twins, tmp_path: Path) -> None:
+    image = random_image(tmp_path / "image", 1025 * BLOCK)
+    exports = [exported(twins.source, back_up(twins.source, image, name).version) for name in ("one", "two")]
+    for file in exports:
+        take(twins, file)
+    assert len(rows(twins.target)["blobs"]) == 1025
+    assert sorted(row.refs for row in rows(twins.target)["pages"]) == [2, 2]
+    audit(twins.target)
+
+
+def test_a_version_that_was_removed_comes_back(twins: Twins, tmp_path: Path) -> None:
+    image = random_image(tmp_path / "image", SMALL)
+    version = back_up(twins.source, image).version
+    file = exported(twins.source)
+    remove_version(twins.source, version.uid)
+    with twins.source.database.write() as connection:
+        connection.execute(update(pages).values(refs=0))
+    import_versions(twins.source, file, configured_key=twins.key)
+    [found] = all_versions(twins.source)
+    assert image_of(twins.source, found, tmp_path) == image.read_bytes()
+    assert len(rows(twins.source)["blobs"]) == 6
+    audit(twins.source)
+
+
+def test_imported_blobs_are_found_by_deduplication(twins: Twins, tmp_path: Path) -> None:
+    image = random_image(tmp_path / "image", SMALL)
+    back_up(twins.source, image)
+    take(twins, exported(twins.source))
+    assert back_up(twins.target, image).statistics.blocks_deduplicated == 6
+    audit(twins.target)
+
+
+@pytest.mark.parametrize("form", ["backyfs", "backy2"])
+def test_an_incomplete_version_keeps_absent_blocks_and_holes_apart(twins: Twins, tmp_path: Path, form: str) -> None:
+    image = sparse_image(tmp_path / "image", 4 * BLOCK, {0: random_bytes(BLOCK), 3 * BLOCK: random_bytes(BLOCK)})
+    version = back_up(twins.source, image).version
+    incomplete = incomplete_copy(twins.source, version, [1, 3])
+    file = exported(twins.source, incomplete)
+    if form == "backy2":
+        file = io.BytesIO()
+        export_for_backy2(twins.source, incomplete, file, configured_key=twins.key)
+    take(twins, file)
+    [found] = all_versions(twins.target)
+    assert found.status is VersionStatus.INCOMPLETE
+    with twins.target.database.read() as connection:
+        entries = load_page(connection, found.id, PageNumber(0))
+    assert entries is not None
+    assert [min(entry, 1) for entry in entries] == [1, ABSENT, HOLE, ABSENT]
+    audit(twins.target)
+
+
+def test_an_incomplete_version_keeps_pages_of_holes_and_pages_that_are_absent_apart(twins: Twins) -> None:
+    with twins.source.database.write() as connection:
+        version = create_version(
+            connection, name="disk", snapshot_name="", size_bytes=2048 * BLOCK, created_at=datetime.now(UTC)
+        )
+        commit_page(connection, version.id, PageNumber(1), new_entries(1024, HOLE), keep_holes=True)
+    take(twins, exported(twins.source))
+    [found] = all_versions(twins.target)
+    with twins.target.database.read() as connection:
+        assert load_page(connection, found.id, PageNumber(0)) is None
+        assert load_page(connection, found.id, PageNumber(1)) == new_entries(1024, HOLE)
+
+
+def test_an_export_comes_out_of_a_pipe(twins: Twins, tmp_path: Path) -> None:
+    image = random_image(tmp_path / "image", 1030 * BLOCK)
+    back_up(twins.source, image)
+    data = exported(twins.source).getvalue()
+    reader, writer = os.pipe()
+
+    def fill() -> None:
+        with open(writer, "wb") as file:
+            file.write(data)
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    with open(reader, "rb") as file:
+        import_versions(twins.target, file, configured_key=twins.key)
+    thread.join()
+    assert image_of(twins.target, all_versions(twins.target)[0], tmp_path) == image.read_bytes()
+
+
+def test_an_export_of_no_version_is_imported(twins: Twins) -> None:
+    assert take(twins, exported(twins.source)).versions == ()
+
+
+def test_a_version_that_was_removed_meanwhile_is_not_exported(twins: Twins, tmp_path: Path) -> None:
+    version = back_up(twins.source, random_image(tmp_path / "image", SMALL)).version
+    remove_version(twins.source, version.uid)
+    with pytest.raises(VersionNotFoundError, match=rf"^version {version.uid} \(disk\) was removed meanwhile"):
+        exported(twins.source, version)
+    with pytest.raises(VersionNotFoundError):
+        export_for_backy2(twins.source, version, io.BytesIO(), configured_key=twins.key)
+
+
+def test_a_version_is_exported_as_it_is_now(twins: Twins, tmp_path: Path) -> None:
+    version = back_up(twins.source, random_image(tmp_path / "image", SMALL)).version
+    _, record, *_ = read_export(exported(twins.source, replace(version, status=VersionStatus.INCOMPLETE, name="x")))
+    assert isinstance(record, VersionRecord)
+    assert (record.status, record.name) == (VersionStatus.VALID, "disk")
+
+
+# What is refused
+
+
+def test_a_version_that_is_there_already_is_refused(twins: Twins, tmp_path: Path) -> None:
+    back_up(twins.source, random_image(tmp_path / "image", SMALL))
+    take(twins, exported(twins.source))
+    refuse(twins, exported(twins.source), VersionExistsError, r"\(disk\) is there already; nothing was imported$")
+
+
+def test_a_version_that_is_there_keeps_the_others_of_the_file_out(twins: Twins, tmp_path: Path) -> None:
+    image = random_image(tmp_path / "image", SMALL)
+    back_up(twins.source, image, "a")
+    take(twins, exported(twins.source, back_up(twins.source, image, "z").version))
+    refuse(twins, exported(twins.source), VersionExistsError, r"\(z\) is there already")
+
+
+def test_a_file_that_is_not_whole_leaves_nothing_behind(twins: Twins, tmp_path: Path) -> None:
+    back_up(twins.source, random_image(tmp_path / "image", SMALL))
+    back_up(twins.source, random_image(tmp_path / "image", SMALL, 1))
+    data = exported(twins.source).getvalue()
+    refuse(twins, io.BytesIO(data[:-1]), ExportFormatError, "^the export is cut short")
+    refuse(twins, io.BytesIO(data + b"x"), ExportFormatError, "^the export has something after its end$")
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"backy2", b"SQLite format 3\0", b"backy2 Version "])
+def test_something_else_is_no_export(twins: Twins, data: bytes) -> None:
+    refuse(twins, io.BytesIO(data), ExportFormatError, "^this is no export of backy")
+
+
+def test_a_second_version_that_is_wrong_takes_the_first_one_with_it(twins: Twins, tmp_path: Path) -> None:
+    back_up(twins.source, random_image(tmp_path / "one", SMALL), "a")
+    last = back_up(twins.source, random_image(tmp_path / "two", SMALL, 1), "b").version
+    seen: list[str] = []
+
+    def turn_last_page_round(record: Any) -> Record:
+        if isinstance(record, VersionRecord):
+            seen.append(record.uid)
+        if isinstance(record, PageRecord) and seen[-1] == last.uid:
+            return replace(record, entries=record.entries[::-1])
+        return record
+
+    file = rewritten(exported(twins.source), turn_last_page_round)
+    refuse(twins, file, ExportFormatError, rf"^block 0 of version {last.uid} has no blob of 4096 bytes$")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        (VersionRecord, {"size_bytes": SMALL + BLOCK}, "has 6 entries, which does not fit an image of"),
+        (VersionRecord, {"size_bytes": SMALL - BLOCK}, "has 6 entries, which does not fit an image of"),
+        (VersionRecord, {"size_bytes": SMALL - 1}, "block 5 of version .* has no blob of 6 bytes"),
+        (VersionRecord, {"uid": ""}, "uid or name that is too long or not allowed"),
+        (VersionRecord, {"uid": "a" * 37}, "uid or name"),
+        (VersionRecord, {"uid": "../../../etc/passwd"}, "uid or name"),
+        (VersionRecord, {"uid": "é"}, "uid or name"),
+        (VersionRecord, {"name": "x" * 2049}, "uid or name"),
+        (VersionRecord, {"snapshot_name": "x" * 2049}, "uid or name"),
+        (VersionRecord, {"tags": ("x" * 2049,)}, "uid or name"),
+        (VersionRecord, {"name": "a\0b"}, "uid or name"),
+        (VersionRecord, {"tags": ("a", "b", "a")}, "has a tag twice"),
+        (StatisticsRecord, {"version_uid": "another"}, "statistics in a wrong place"),
+        (StatisticsRecord, {"version_name": "x" * 2049}, "statistics with a name"),
+        (StatisticsRecord, {"version_name": "a\0b"}, "statistics with a name"),
+        (PageRecord, {"number": 1}, "page 1 of version .* has 6 entries"),
+        (PageRecord, {"number": 2**62}, "page 4611686018427387904 of version"),
+        (PageRecord, {"entries": ()}, "has 0 entries"),
+        (PageRecord, {"entries": ("nosuchblob", 0, 0, 0, 0, 0)}, "block 0 of version .* has no blob of 4096 bytes"),
+        (PageRecord, {"entries": (ABSENT, 0, 0, 0, 0, 0)}, "lacks blocks, and the version is valid"),
+        (BlobRecord, {"size": BLOCK - 1}, "block 0 of version .* has no blob of 4096 bytes"),
+        (BlobRecord, {"size": 2**31}, "has a size, fingerprint or key that cannot be"),
+        (BlobRecord, {"encryption_version": 2**15}, "has a size, fingerprint or key that cannot be"),
+        (BlobRecord, {"fingerprint": b"x" * 65}, "has a size, fingerprint or key that cannot be"),
+        (BlobRecord, {"wrapped_key": b"x" * 65}, "has a size, fingerprint or key that cannot be"),
+    ],
+)
+def test_a_record_that_cannot_be_is_refused(
+    twins: Twins, tmp_path: Path, kind: type, change: dict[str, Any], words: str
+) -> None:
+    back_up(twins.source, random_image(tmp_path / "image", SMALL))
+    file = rewritten(
+        exported(twins.source), lambda record: replace(record, **change) if isinstance(record, kind) else record
+    )
+    refuse(twins, file, ExportFormatError, words)
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ("PV", "^the export has page 0 of a block map in a wrong place$"),
+        ("SV", "^the export has statistics in a wrong place$"),
+        ("VBPP", "^the export has page 0 of a block map in a wrong place$"),
+        ("VBPR", "^the export has page 0 of a block map in a wrong place$"),
+        ("VV", "^the export has version .* twice$"),
+        ("VR", "^page 0 of version .* has -1 entries"),
+        ("VBPr", "^page 1 of version .* has 1 entries"),
+        ("VPB", "^block 0 of version .* has no blob of 1 bytes$"),
+    ],
+)
+def test_records_in_an_order_that_cannot_be_are_refused(
+    twins: Twins, tmp_path: Path, order: str, words: str
+) -> None:
+    back_up(twins.source, random_image(tmp_path / "image", 1))
+    header, version, statistics, blob, page = read_export(exported(twins.source))
+    assert isinstance(header, ExportHeader)
+    assert isinstance(version, VersionRecord)
+    assert isinstance(page, PageRecord)
+    pieces: dict[str, Record] = {
+        "V": version, "S": statistics, "B": blob, "P": page, "R": SharedPageRecord(PageNumber(0), 99),
+        "r": SharedPageRecord(PageNumber(1), page.id or 0),
+    }  # fmt: skip
+    file = io.BytesIO()
+    writer = ExportWriter(file, header)
+    for letter in order:
+        writer.write(pieces[letter])
+    writer.end()
+    refuse(twins, file, ExportFormatError, words)
+
+
+def test_a_valid_version_does_not_share_a_page_that_lacks_blocks(twins: Twins, tmp_path: Path) -> None:
+    version = back_up(twins.source, random_image(tmp_path / "image", 2 * BLOCK)).version
+    incomplete = incomplete_copy(twins.source, version, [1])
+    file = rewritten(
+        exported(twins.source, incomplete, version),
+        lambda record: SharedPageRecord(record.number, 2) if isinstance(record, PageRecord) and record.id == 1
+        else record,
+    )  # fmt: skip
+    refuse(twins, file, ExportFormatError, rf"^page 0 of version {version.uid} lacks blocks, and the version is valid$")
+
+
+def test_a_blob_that_is_doomed_is_refused(twins: Twins, tmp_path: Path) -> None:
+    image = random_image(tmp_path / "image", SMALL)
+    take(twins, exported(twins.source, back_up(twins.source, image).version))
+    second = back_up(twins.source, image, "second").version
+    with twins.target.database.write() as connection:
+        doom(connection, 3)
+    refuse(twins, exported(twins.source, second), UsageError, r"^blob \w+ of the export is being deleted by a cleanup")
+
+
+@pytest.mark.parametrize("change", [{"fingerprint": b"x" * 32}, {"size": 77}])
+def test_a_blob_that_is_another_one_here_is_refused(twins: Twins, tmp_path: Path, change: dict[str, Any]) -> None:
+    image = random_image(tmp_path / "image", SMALL)
+    take(twins, exported(twins.source, back_up(twins.source, image).version))
+    second = back_up(twins.source, image, "second").version
+    with twins.target.database.write() as connection:
+        connection.execute(update(blobs).where(blobs.c.id == 3).values(change))
+    refuse(twins, exported(twins.source, second), UsageError, r"^blob \w+ holds another block here than")
+
+
+def test_another_block_size_is_refused(twins: Twins, tmp_path: Path) -> None:
+    back_up(twins.source, random_image(tmp_path / "image", SMALL))
+    with opened(make_repository(tmp_path / "large", block_size=2 * BLOCK, encrypted=False)) as large:
+        refuse(
+            Twins(twins.source, large, twins.key), exported(twins.source), UsageError,
+            r"^the export has blocks of 4096 bytes, this repository of 8192; import it into a",
+        )  # fmt: skip
+
+
+def test_another_block_size_of_backy2_is_refused(twins: Twins, tmp_path: Path) -> None:
+    version = back_up(twins.source, random_image(tmp_path / "image", SMALL)).version
+    file = io.BytesIO()
+    export_for_backy2(twins.source, version, file, configured_key=twins.key)
+    with opened(make_repository(tmp_path / "large", block_size=2 * BLOCK, encrypted=False)) as large:
+        refuse(Twins(twins.source, large, twins.key), file, ExportFormatError, "^the export has 6 blocks for")
+
+
+# Exports of other repositories
+
+
+def test_an_empty_repository_becomes_the_one_that_was_exported(
+    twins: Twins, other: Repository, tmp_path: Path
+) -> None:
+    image = random_image(tmp_path / "image", SMALL)
+    back_up(twins.source, image)
+    import_versions(other, exported(twins.source), configured_key=twins.key)
+    for load in (load_identity, list_key_slots):
+        found: list[Any] = []
+        for repository in (twins.source, other):
+            with repository.database.read() as connection:
+                found.append(load(connection))
+        assert found[0] == found[1] or replace(found[0], created_at=found[1].created_at) == found[1]
+    config = tmp_path / "repository" / "other.cfg"
+    config.write_text((tmp_path / "repository" / "backyfs.cfg").read_text().replace(
+        str(tmp_path / "repository" / "backyfs.sqlite"), str(tmp_path / "other" / "backyfs.sqlite")))  # fmt: skip
+    with opened(config) as again:
+        assert again.uid == twins.source.uid
+        assert image_of(again, all_versions(again)[0], tmp_path) == image.read_bytes()
+        assert back_up(again, image).statistics.blocks_deduplicated == 6
+        audit(again)
+
+
+def test_a_repository_that_is_not_empty_stays_what_it_is(twins: Twins, other: Repository, tmp_path: Path) -> None:
+    back_up(other, random_image(tmp_path / "image", SMALL))
+    refuse(Twins(twins.source, other, twins.key), exported(twins.source), UsageError,
+           rf"^the export is of repository {twins.source.uid}, this is {other.uid} and not empty")  # fmt: skip
+
+
+def test_a_repository_that_is_in_use_stays_what_it_is(twins: Twins, other: Repository) -> None:
+    with other.database.write() as connection:
+        register_job(connection, this_process(), "backup disk")
+    refuse(Twins(twins.source, other, twins.key), exported(twins.source), JobsRunningError, r"backup disk \(process")
+
+
+@pytest.fixture
+def encrypted(tmp_path: Path) -> Iterator[Twins]:
+    """Give an encrypted repository with a backup, and another one that is empty."""
+    config = make_repository(tmp_path / "encrypted")
+    with opened(config) as source, opened(make_repository(tmp_path / "target")) as target:
+        back_up(source, random_image(tmp_path / "image", SMALL))
+        yield Twins(source, target, key_of(config))
+
+
+def test_the_key_of_the_exported_repository_is_needed(encrypted: Twins) -> None:
+    file = exported(encrypted.source)
+    refuse(replace(encrypted, key=None), io.BytesIO(file.getvalue()), MissingKeyError, "^the export is of an encrypted")
+    refuse(replace(encrypted, key=bytes(32)), file, WrongKeyError, "^the configured key .* is not the key of this")
+
+
+def test_data_keys_that_the_key_does_not_open_are_refused(encrypted: Twins) -> None:
+    foreign = keys.wrap_key(keys.new_key(), keys.new_key())
+    file = rewritten(
+        exported(encrypted.source),
+        lambda record: replace(record, wrapped_key=foreign) if isinstance(record, BlobRecord) else record,
+    )
+    refuse(encrypted, file, WrongKeyError, r"^blob \w+ of the export has a data key that this repository's")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"uid": "x" * 37}, "^the export is of a repository with the uid 'x*', which is none$"),
+        ({"uid": "é"}, "^the export is of a repository with the uid 'é', which is none$"),
+        ({"wrapped_fingerprint_key": bytes(40)}, "^the export has a fingerprint key that its own key does not open$"),
+        ({"key_slots": ()}, "^the export is of an encrypted repository, and has no key slot of it$"),
+    ],
+)
+def test_an_export_of_a_repository_that_cannot_be_is_refused(
+    encrypted: Twins, change: dict[str, Any], words: str
+) -> None:
+    def with_change(record: Any) -> Record:
+        if isinstance(record, ExportHeader) and record.repository is not None:
+            return replace(record, repository=replace(record.repository, **change))
+        return record
+
+    file = rewritten(exported(encrypted.source), with_change)
+    refuse(encrypted, file, ExportFormatError, words)
+
+
+@pytest.mark.parametrize("name", ["md17", "", "shake_128"])
+def test_an_export_with_a_hash_function_that_is_not_known_is_refused(encrypted: Twins, name: str) -> None:
+    file = rewritten(
+        exported(encrypted.source),
+        lambda record: replace(record, hash_function=name) if isinstance(record, ExportHeader) else record,
+    )
+    refuse(encrypted, file, UsageError, rf"^the export has fingerprints of {name!r}, which this program does not know")
+
+
+# Exports for backy2
+
+
+@pytest.fixture
+def for_backy2(twins: Twins, tmp_path: Path) -> io.BytesIO:
+    """Give a backup of `image` in backy2's format."""
+    version = back_up(twins.source, random_image(tmp_path / "image", SMALL)).version
+    file = io.BytesIO()
+    export_for_backy2(twins.source, version, file, configured_key=twins.key)
+    return file
+
+
+def test_an_export_for_backy2_is_imported_with_its_keys_but_not_its_checksums(
+    twins: Twins, for_backy2: io.BytesIO, tmp_path: Path
+) -> None:
+    assert take(twins, for_backy2).unverifiable == 6
+    [found] = all_versions(twins.target)
+    assert image_of(twins.target, found, tmp_path) == (tmp_path / "image").read_bytes()
+    assert {row.fingerprint for row in rows(twins.target)["blobs"]} == {None}
+    audit(twins.target)
+
+
+def test_an_export_for_backy2_changes_no_blob_that_is_known(twins: Twins, for_backy2: io.BytesIO) -> None:
+    version = all_versions(twins.source)[0]
+    before = rows(twins.source)["blobs"]
+    remove_version(twins.source, version.uid)
+    with twins.source.database.write() as connection:
+        connection.execute(update(pages).values(refs=0))
+    assert import_versions(twins.source, for_backy2, configured_key=twins.key).unverifiable == 0
+    assert rows(twins.source)["blobs"] == before
+    audit(twins.source)
+
+
+def test_encrypted_blobs_of_backy2_need_the_key_they_were_made_with(tmp_path: Path) -> None:
+    config = readable_by_backy2(make_repository(tmp_path / "encrypted"))
+    with opened(config) as source, opened(make_repository(tmp_path / "plain", encrypted=False)) as plain:
+        version = back_up(source, random_image(tmp_path / "image", SMALL)).version
+        file = io.BytesIO()
+        export_for_backy2(source, version, file, configured_key=key_of(config))
+        data = file.getvalue()
+        refuse(Twins(source, plain, None), io.BytesIO(data), MissingKeyError, r"^blob \w+ of the export is encrypted")
+        refuse(Twins(source, plain, bytes(32)), io.BytesIO(data), WrongKeyError, "has a data key that")
+        import_versions(plain, io.BytesIO(data), configured_key=key_of(config))
+        assert rows(plain)["blobs"][0].wrapped_key is not None
