@@ -32,7 +32,7 @@ def audit(repository: Repository) -> None:
         counted = {row.blob_id: row.refs for row in connection.execute(select(blob_refs))}
     assert counted == {blob_id: blob_uses[blob_id] for blob_id, row in known.items() if row.doomed_at is None}
     assert set(blob_uses) <= set(known)
-    assert {row.uid for row in known.values()} <= set(repository.blocks.storage.list_blobs())
+    assert {row.uid for row in known.values() if row.doomed_at is None} <= set(repository.blocks.storage.list_blobs())
 
 
 def count_blobs(repository: Repository) -> int:

@@ -11,7 +11,7 @@ import os
 import time
 from collections import defaultdict
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -35,16 +35,16 @@ from backyfs.metadata.upgrade import (
     upgrade_lock,
     upgrade_schema,
 )
-from backyfs.model import DEFAULT_BLOCK_SIZE, NoProgress, PageNumber
+from backyfs.model import DEFAULT_BLOCK_SIZE, NoProgress, PageNumber, VersionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backyfs.config import Config
     from backyfs.metadata.adoption import AdoptionReport
-    from backyfs.metadata.backy2 import Backy2Database
+    from backyfs.metadata.backy2 import Backy2Database, Backy2Version
     from backyfs.metadata.database import Connection
-    from backyfs.model import BlobUid, Progress
+    from backyfs.model import BlobUid, Progress, VersionRecord
 
 DEFAULT_WAIT_S = 300
 _BACKY2_HASH_FUNCTION = "sha512"  # where the configuration does not say
@@ -152,28 +152,29 @@ class _Upgrade:
     def run(self) -> UpgradeReport | None:
         deadline = time.monotonic() + self.wait_s
         told: set[str] = set()
-        while True:
+        while not self._is_done():
             try:
-                if self._is_done():
-                    return None
-                running = self._running()
-                if not running:
-                    # Not held while waiting: backy2 would fail at its next write.
-                    with upgrade_lock(self.database) as connection:
-                        if self._is_done():
-                            return None
-                        running = self._running()  # seen again: nobody can begin now
-                        if not running:
-                            return self._upgrade(connection)
+                # Looked at under the lock: who is in the midst of an upgrade cannot be looked at. It is not held
+                # while waiting, because backy2 would fail at its next write.
+                with upgrade_lock(self.database) as connection:
+                    if self._is_done():
+                        return None
+                    running = self._running()
+                    if not running:
+                        return self._upgrade(connection)
             except DatabaseBusyError as busy:
                 running = [str(busy)]
             self._wait(running, told, deadline)
+        return None
 
     def _running(self) -> list[str]:
         return _running(self.config, self.database, ignore_processes=self.ignore_processes)
 
     def _is_done(self) -> bool:
-        if self.database.schema().state is SchemaState.OLDER:
+        try:
+            if self.database.schema().state is SchemaState.OLDER:
+                return False
+        except DatabaseBusyError:  # another upgrade of an SQLite file that lets nobody in
             return False
         self.database.check_revision()
         return True
@@ -264,20 +265,31 @@ def _dump(source: Backy2Database, block_size: int, hash_function: str, file: Bin
         statistics[record.version_uid].append(record)
     for uid in source.version_uids():
         version = source.version(uid)
-        writer.write(version.record)
+        writer.write(_honest_record(source, version))
         for record in statistics[uid]:
             writer.write(record)
         for page in range(page_count(version.blocks)):
             start = page * PAGE_ENTRIES
             entries: list[BlobUid | int] = [ABSENT] * page_length(PageNumber(page), version.blocks)
             for block in source.blocks(uid, start, start + len(entries)):
+                if not source.fits(version, block):
+                    continue
                 if block.blob is not None:
                     writer.write(block.blob)
                     entries[block.number - start] = block.blob.uid
-                elif block.usable and version.holes_are_known:
+                elif version.holes_are_known:
                     entries[block.number - start] = HOLE
             writer.write(PageRecord(PageNumber(page), None, tuple(entries)))
     writer.end()
+
+
+def _honest_record(source: Backy2Database, version: Backy2Version) -> VersionRecord:
+    """Return a version as it is: one with a row that cannot be used is not valid, whatever backy2 says."""
+    if version.record.status is VersionStatus.VALID and not all(
+        source.fits(version, block) for block in source.blocks(version.record.uid, 0, version.blocks)
+    ):
+        return replace(version.record, status=VersionStatus.INVALID)
+    return version.record
 
 
 def _check_facts(config: Config, source: Backy2Database) -> None:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, insert, select, update
 
 from backyfs.errors import DatabaseError, SchemaError
-from backyfs.geometry import PAGE_ENTRIES, block_length, page_count, page_length
-from backyfs.metadata.backy2 import block_fits
+from backyfs.geometry import PAGE_ENTRIES, page_count, page_length
 from backyfs.metadata.batches import batches
 from backyfs.metadata.blobs import find_by_uid, insert_numbered_blobs
 from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries, page_entries, references_add_up
@@ -25,7 +24,7 @@ from backyfs.metadata.identity import Identity, save_identity
 from backyfs.metadata.stats import insert_statistics_records
 from backyfs.metadata.tables import blobs, stats, versions
 from backyfs.metadata.versions import insert_version, version_with_uid
-from backyfs.model import BlobId, BlobRecord, BlobUid, BlockIndex, PageNumber, VersionStatus
+from backyfs.model import BlobId, BlobRecord, BlobUid, PageNumber, VersionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,7 +213,7 @@ class _Adoption:
         record = taken.record
         found: dict[BlobUid, BlobRecord] = {}
         for block in blocks:
-            fits = block_fits(block, block_length(BlockIndex(block.number), record.size_bytes, self._block_size))
+            fits = self._source.fits(taken, block)
             if block.blob is not None and fits:
                 merged = self._merge(found.get(block.blob.uid), self._checked(block.blob))
                 if merged is not None:
@@ -222,7 +221,7 @@ class _Adoption:
         ids = self._ids(found, record.created_at)
         entries = new_entries(length, ABSENT)
         for block in blocks:
-            fits = block_fits(block, block_length(BlockIndex(block.number), record.size_bytes, self._block_size))
+            fits = self._source.fits(taken, block)
             if fits and block.blob is None:
                 entries[block.number - start] = HOLE if taken.holes_are_known else ABSENT
             elif fits and block.blob is not None and self._agrees(ids, block.blob):

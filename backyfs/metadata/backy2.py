@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import inspect, text
 
 from backyfs.errors import DatabaseError
-from backyfs.geometry import block_count
-from backyfs.model import BlobRecord, BlobUid, StatisticsRecord, VersionRecord, VersionStatus, VersionUid
+from backyfs.geometry import block_count, block_length
+from backyfs.model import BlobRecord, BlobUid, BlockIndex, StatisticsRecord, VersionRecord, VersionStatus, VersionUid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,6 +155,11 @@ class Backy2Database:
         for values in result:
             yield _block(dict(zip(names, values, strict=True)))
 
+    def fits(self, version: Backy2Version, block: Backy2Block) -> bool:
+        """Tell whether a row can be the block that its number says: by its size, and by the name of its blob."""
+        length = block_length(BlockIndex(block.number), version.record.size_bytes, self._block_size)
+        return block.usable and (block.size == length or (block.blob is None and block.size is None))
+
     def orphans(self) -> Iterator[Backy2Block]:
         """Yield the blocks whose version is gone: nothing reads them, and their blobs are to be cleaned up."""
         blocks, versions = self._names["blocks"], self._names["versions"]
@@ -280,11 +285,6 @@ def parse_time(value: object) -> datetime | None:
     if isinstance(value, date):
         return datetime.combine(value, time(), UTC)
     raise DatabaseError(f"the database has {value!r} for a time")
-
-
-def block_fits(block: Backy2Block, length: int) -> bool:
-    """Tell whether a row can be the block of this length that its number says."""
-    return block.usable and (block.size == length or (block.blob is None and block.size is None))
 
 
 def _block(row: dict[str, Any]) -> Backy2Block:

@@ -21,6 +21,7 @@ _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": 
 _EXTRAS = {"postgresql": "postgresql", "mysql": "mysql"}  # backend -> extra of this package that has its driver
 _PATIENCE_S = 60  # how long a statement waits for another transaction
 _CONNECT_TIMEOUT_S = 15
+CHECK_PATIENCE_MS = 1000  # how long the check of the schema waits for an SQLite file
 _SQLITE_BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED")
 
 
@@ -102,9 +103,11 @@ def _options(url: URL) -> dict[str, Any]:
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # else sqlite3 commits behind our back, for one before every DDL
     cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {_PATIENCE_S * 1000}")
+    # The first pragma reads the file: who is kept out of it for long is to be told why, see read_schema.
+    cursor.execute(f"PRAGMA busy_timeout = {CHECK_PATIENCE_MS}")
     cursor.execute("PRAGMA synchronous = FULL")  # a commit survives power loss
     cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute(f"PRAGMA busy_timeout = {_PATIENCE_S * 1000}")
     cursor.close()
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, update
 
 from backyfs.errors import SchemaError
 from backyfs.metadata.revisions import HEAD_RELEASE
@@ -67,9 +67,9 @@ def load_identity(connection: Connection) -> Identity:
 
 def replace_identity(connection: Connection, identity: Identity, slots: Iterable[KeySlot]) -> None:
     """Make a repository that is empty another one."""
-    connection.execute(delete(repository))
+    values = {field.name: getattr(identity, field.name) for field in fields(Identity)}
+    connection.execute(update(repository).values(values))  # the row stays: writers wait for each other at it
     connection.execute(delete(key_slots))
-    save_identity(connection, identity)
     for slot in slots:
         add_key_slot(connection, slot)
 

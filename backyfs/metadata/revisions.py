@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from backyfs.metadata.engines import sqlite_path
+from backyfs.metadata.engines import CHECK_PATIENCE_MS, sqlite_path
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -40,9 +40,6 @@ CLEARING_AWAY = "backyfs_clearing"
 
 ASIDE = "backy2_"  # before the names of backy2's tables, while their rows are taken over
 BACKY2_TABLES = ("blocks", "tags", "stats", "stats_old", "deleted_blocks", "versions")  # the one referred to last
-_PATIENCE_MS = 2000
-
-
 class SchemaState(Enum):
     """How the schema of a database stands to the program's."""
 
@@ -73,7 +70,7 @@ def read_schema(engine: Engine) -> Schema:
     with engine.connect() as connection:
         if path is not None:
             # Who waits long for an upgrade that is under way is to be told, and waits elsewhere.
-            connection.connection.cursor().execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
+            connection.connection.cursor().execute(f"PRAGMA busy_timeout = {CHECK_PATIENCE_MS}")
             connection.detach()
         revision = _read_revision(connection)
         if revision == HEAD:

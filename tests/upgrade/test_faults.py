@@ -193,9 +193,9 @@ def test_a_statement_that_fails_leaves_the_old_database(subject: Subject) -> Non
     number = 0
     while True:
         number += 1
-        with watched(fail, number, changes_only=subject.changes_only) as statements:
-            with suppress(DatabaseError):  # the one that is injected: what is left is judged below
-                subject.upgrade()
+        # The error that is injected may come out; what is left is judged below.
+        with watched(fail, number, changes_only=subject.changes_only) as statements, suppress(DatabaseError):
+            subject.upgrade()
         if statements.count < number:
             break
         if subject.is_taken_over():
@@ -225,6 +225,6 @@ def test_a_kill_at_any_statement_leaves_what_the_next_command_upgrades(subject: 
 
 
 _NEW_TABLES = [
-    "alembic_version", "blob_refs", "blobs", "job_versions", "jobs", "key_slots", "pages", "repository", "stats", "tags",
-    "version_pages", "versions",
+    "alembic_version", "blob_refs", "blobs", "job_versions", "jobs", "key_slots", "pages", "repository", "stats",
+    "tags", "version_pages", "versions",
 ]  # fmt: skip

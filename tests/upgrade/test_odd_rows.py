@@ -1,0 +1,281 @@
+"""Rows of backy2 that contradict themselves, others, or what a release of backy2 would write."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import select
+
+from backyfs.engine.upgrade import upgrade
+from backyfs.errors import VersionIncompleteError
+from backyfs.metadata.blobs import find_by_uid
+from backyfs.metadata.tables import blobs
+from backyfs.metadata.versions import version_with_uid
+from backyfs.model import BlobUid, BlockIndex, VersionStatus, VersionUid
+from backyfs.mount.image import Image
+from backyfs.repository import open_repository
+from tests.audit import audit
+from tests.upgrade.reference import Reference, read_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from backyfs.model import Version
+    from backyfs.repository import Repository
+
+# Of the fixture v1-sqlite: three versions of one image, the first of which has 41 blocks.
+FIRST = VersionUid("25f6a9b6-e6b8-11f1-b2fd-02fc00000001")
+SECOND = VersionUid("26e2da02-e6b8-11f1-b2fd-02fc00000001")
+WITH_BLOB = 1  # a block of the first version
+
+
+def change(reference: Reference, *statements: str) -> None:
+    with closing(sqlite3.connect(reference.sqlite_file, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def row(reference: Reference, query: str) -> tuple[object, ...]:
+    with closing(sqlite3.connect(reference.sqlite_file)) as connection:
+        found: tuple[object, ...] = connection.execute(query).fetchone()
+        return found
+
+
+@contextmanager
+def upgraded(reference: Reference) -> Iterator[Repository]:
+    assert upgrade(reference.config) is not None
+    with open_repository(reference.config) as repository:
+        audit(repository)
+        yield repository
+
+
+def version_of(repository: Repository, uid: VersionUid) -> Version:
+    with repository.database.read() as connection:
+        version = version_with_uid(connection, uid)
+    assert version is not None
+    return version
+
+
+def blocks_of(repository: Repository, uid: VersionUid) -> dict[int, bytes]:
+    return dict(read_blocks(repository, version_of(repository, uid)))
+
+
+# A row that cannot be used
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "uid = '../../etc/passwd'",
+        "uid = 'with space in it'",
+        "uid = 'x'",
+        "size = 4711",
+        "size = NULL",
+        "size = 0",
+    ],
+)
+def test_a_row_that_cannot_be_used_costs_its_block_alone(
+    fault: str, reference: Reference, caplog: pytest.LogCaptureFixture
+) -> None:
+    change(reference, f"UPDATE blocks SET {fault} WHERE version_uid = '{FIRST}' AND id = {WITH_BLOB}")
+    with caplog.at_level(logging.WARNING, logger="backyfs"), upgraded(reference) as repository:
+        version = version_of(repository, FIRST)
+        assert version.status is VersionStatus.INVALID
+        assert set(range(41)) - set(blocks_of(repository, FIRST)) == {WITH_BLOB}
+        with pytest.raises(VersionIncompleteError):
+            Image(repository, version).blob(BlockIndex(WITH_BLOB))
+        assert version_of(repository, SECOND).status is VersionStatus.VALID
+    assert f"version {FIRST} (vm-a): the row of block {WITH_BLOB} contradicts itself or others" in caplog.text
+
+
+@pytest.mark.parametrize("fault", [f"checksum = '{'ab' * 64}'", "size = 4242"])
+def test_a_row_that_contradicts_an_earlier_one_of_the_same_blob_is_not_trusted(
+    fault: str, reference: Reference
+) -> None:
+    # The block is shared by both versions; the second one says something else of it.
+    change(reference, f"UPDATE blocks SET {fault} WHERE version_uid = '{SECOND}' AND id = {WITH_BLOB}")
+    with upgraded(reference) as repository:
+        assert version_of(repository, FIRST).status is VersionStatus.VALID
+        assert version_of(repository, SECOND).status is VersionStatus.INVALID
+        assert WITH_BLOB in blocks_of(repository, FIRST)
+        assert WITH_BLOB not in blocks_of(repository, SECOND)
+
+
+def test_rows_beyond_the_image_are_left_out(reference: Reference) -> None:
+    change(
+        reference,
+        f"INSERT INTO blocks SELECT uid, version_uid, 4711, date, checksum, size, valid, enc_version, enc_envkey, "
+        f"enc_nonce FROM blocks WHERE version_uid = '{FIRST}' AND id = {WITH_BLOB}",
+        f"INSERT INTO blocks SELECT uid, version_uid, -1, date, checksum, size, valid, enc_version, enc_envkey, "
+        f"enc_nonce FROM blocks WHERE version_uid = '{FIRST}' AND id = {WITH_BLOB}",
+    )
+    with upgraded(reference) as repository:
+        assert version_of(repository, FIRST).status is VersionStatus.VALID
+        assert len(blocks_of(repository, FIRST)) == 41
+
+
+# Keys
+
+
+def test_a_row_without_a_key_takes_that_of_another_row(reference: Reference) -> None:
+    # As after the import of an export from before 2.12.
+    change(
+        reference,
+        "UPDATE blocks SET enc_version = 0, enc_envkey = NULL, enc_nonce = NULL "
+        f"WHERE version_uid = '{FIRST}' AND id = {WITH_BLOB}",
+    )
+    with upgraded(reference) as repository:
+        assert len(blocks_of(repository, FIRST)) == 41
+
+
+def test_the_key_that_opens_wins_over_one_that_does_not(reference: Reference) -> None:
+    # As after the import of an export from before a rekey.
+    change(reference, f"UPDATE blocks SET enc_envkey = '{'00' * 40}' WHERE version_uid = '{FIRST}' AND uid IS NOT NULL")
+    second = row(reference, f"SELECT count(*) FROM blocks WHERE version_uid = '{SECOND}' AND id = {WITH_BLOB}")
+    assert second == (1,)
+    with upgraded(reference) as repository:
+        assert WITH_BLOB in blocks_of(repository, FIRST)
+
+
+# Checksums
+
+
+def test_a_checksum_of_another_function_is_left_out(reference: Reference, caplog: pytest.LogCaptureFixture) -> None:
+    change(
+        reference, f"UPDATE blocks SET checksum = '{'ab' * 32}' WHERE version_uid = '{FIRST}' AND id = {WITH_BLOB}"
+    )
+    with caplog.at_level(logging.WARNING, logger="backyfs"), upgraded(reference) as repository:
+        assert WITH_BLOB in blocks_of(repository, FIRST)
+        assert version_of(repository, FIRST).status is VersionStatus.VALID
+    assert "has a checksum of another hash function; it is left out" in caplog.text
+
+
+# What has lost its version
+
+
+def test_blobs_of_rows_without_a_version_can_be_cleaned_up(reference: Reference) -> None:
+    change(reference, f"DELETE FROM versions WHERE uid = '{FIRST}'")
+    with upgraded(reference) as repository, repository.database.read() as connection:
+        stored = set(repository.blocks.storage.list_blobs())
+        assert {uid for (uid,) in connection.execute(select(blobs.c.uid))} == stored
+
+
+def test_tags_without_a_version_are_left_out(reference: Reference) -> None:
+    change(reference, "INSERT INTO tags VALUES ('nobody', 'lost')")
+    with upgraded(reference) as repository:
+        assert version_of(repository, FIRST).tags == ("b_daily", "b_monthly", "b_weekly")
+
+
+def test_blobs_that_wait_to_be_deleted_are_doomed_unless_they_are_used(reference: Reference) -> None:
+    (used,) = row(reference, f"SELECT uid FROM blocks WHERE version_uid = '{FIRST}' AND id = {WITH_BLOB}")
+    change(
+        reference,
+        f"INSERT INTO deleted_blocks (uid, size, delete_candidate, time) VALUES ('{used}', 65536, 0, 1700000000)",
+        "INSERT INTO deleted_blocks (uid, size, delete_candidate, time) VALUES ('abcdeWaiting', 65536, 0, 1700000000)",
+        "INSERT INTO deleted_blocks (uid, size, delete_candidate, time) VALUES ('abcdeWaiting', 65536, 0, 1700000000)",
+        "INSERT INTO deleted_blocks (uid, size, delete_candidate, time) VALUES (NULL, 65536, 0, 1700000000)",
+    )
+    with upgraded(reference) as repository, repository.database.read() as connection:
+        known = find_by_uid(connection, [BlobUid(str(used)), BlobUid("abcdeWaiting")])
+        doomed = connection.execute(select(blobs.c.uid, blobs.c.doomed_at).where(blobs.c.doomed_at.is_not(None))).all()
+    assert not known[BlobUid(str(used))].doomed
+    assert [tuple(found) for found in doomed] == [("abcdeWaiting", datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC))]
+
+
+# Versions that did not end
+
+
+def test_before_2_11_a_version_without_statistics_was_interrupted(tmp_path: Path) -> None:
+    reference = Reference("old-cd3f15ae79f8", tmp_path)
+    uid, *_ = reference.expected["versions"]
+    change(
+        reference,
+        f"UPDATE versions SET valid = 0 WHERE uid = '{uid}'",
+        f"DELETE FROM stats WHERE version_uid = '{uid}'",
+        f"UPDATE blocks SET uid = NULL, checksum = NULL WHERE version_uid = '{uid}' AND id IN (3, 4)",
+    )
+    with upgraded(reference) as repository:
+        assert version_of(repository, uid).status is VersionStatus.INCOMPLETE
+        # A block without a blob may be one that was not backed up yet.
+        assert not {3, 4} & set(blocks_of(repository, uid))
+
+
+def test_before_2_11_a_version_with_statistics_was_found_damaged(tmp_path: Path) -> None:
+    reference = Reference("old-cd3f15ae79f8", tmp_path)
+    uid, *_ = reference.expected["versions"]
+    change(
+        reference,
+        f"UPDATE versions SET valid = 0 WHERE uid = '{uid}'",
+        f"UPDATE blocks SET valid = 0 WHERE version_uid = '{uid}' AND id = 2",
+    )
+    with upgraded(reference) as repository:
+        assert version_of(repository, uid).status is VersionStatus.INVALID
+        assert len(blocks_of(repository, uid)) == reference.expected["versions"][uid]["size_blocks"]
+
+
+def test_a_version_with_all_rows_that_never_became_valid_can_be_restored(reference: Reference) -> None:
+    change(reference, f"UPDATE versions SET valid = 0 WHERE uid = '{FIRST}'", "DELETE FROM stats")
+    with upgraded(reference) as repository:
+        assert version_of(repository, FIRST).status is VersionStatus.INVALID
+        assert len(blocks_of(repository, FIRST)) == 41
+
+
+def test_a_valid_version_that_lacks_rows_is_incomplete(reference: Reference) -> None:
+    change(reference, f"DELETE FROM blocks WHERE version_uid = '{FIRST}' AND id IN (0, 7)")
+    with upgraded(reference) as repository:
+        assert version_of(repository, FIRST).status is VersionStatus.INCOMPLETE
+        assert set(range(41)) - set(blocks_of(repository, FIRST)) == {0, 7}
+
+
+def test_holes_of_an_incomplete_version_stay_known(reference: Reference) -> None:
+    change(
+        reference,
+        f"UPDATE blocks SET uid = NULL, checksum = NULL, enc_version = 0 WHERE version_uid = '{FIRST}'",
+        f"DELETE FROM blocks WHERE version_uid = '{FIRST}' AND id = 0",
+    )
+    with upgraded(reference) as repository:
+        assert set(blocks_of(repository, FIRST)) == set(range(1, 41))
+
+
+# Dates
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ("2026-11-22 21:03:21.048986", datetime(2026, 11, 22, 21, 3, 21, 48986, tzinfo=UTC)),
+        ("2026-11-22 21:03:21", datetime(2026, 11, 22, 21, 3, 21, tzinfo=UTC)),
+        # Local time of the host, as before 2.10.6; the uid, a UUID of version 1, has the time in UTC.
+        ("2026-11-22 22:03:21.048986", datetime(2026, 11, 22, 21, 3, 21, 48986, tzinfo=UTC)),
+        ("2026-11-22 15:33:22", datetime(2026, 11, 22, 21, 3, 22, tzinfo=UTC)),
+        # Neither: what is stored counts.
+        ("2026-11-20 21:03:21", datetime(2026, 11, 20, 21, 3, 21, tzinfo=UTC)),
+        ("2026-11-22 21:40:00", datetime(2026, 11, 22, 21, 40, tzinfo=UTC)),
+    ],
+)
+def test_a_date_in_local_time_becomes_utc(stored: str, shown: datetime, reference: Reference) -> None:
+    change(reference, f"UPDATE versions SET date = '{stored}' WHERE uid = '{FIRST}'")
+    with upgraded(reference) as repository:
+        assert version_of(repository, FIRST).created_at == shown
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ("'2031-05-06'", datetime(2031, 5, 6, tzinfo=UTC)),
+        ("'2031-05-06 00:00:00.000000'", datetime(2031, 5, 6, tzinfo=UTC)),
+        ("'2031-05-06 07:08:09.000010'", datetime(2031, 5, 6, 7, 8, 9, 10, tzinfo=UTC)),
+        ("''", None),
+        ("NULL", None),
+    ],
+)
+def test_expiry_is_a_day_or_a_time_or_none(stored: str, shown: datetime | None, reference: Reference) -> None:
+    change(reference, f"UPDATE versions SET expire = {stored} WHERE uid = '{FIRST}'")
+    with upgraded(reference) as repository:
+        assert version_of(repository, FIRST).expire_at == shown
