@@ -28,7 +28,7 @@ def make_repository(directory: Path, *, block_size: int = BLOCK, encrypted: bool
             config_file=str(config_file),
             key_file=str(directory / "backyfs.key"),
             storage_path=str(directory / "data"),
-            database_file=str(directory / "backyfs.sqlite"),
+            database=str(directory / "backyfs.sqlite"),
             logfile=str(directory / "backyfs.log"),
         ),
         block_size=block_size,

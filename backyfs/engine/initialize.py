@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from backyfs import keys
 from backyfs.config import config_text, load_config
 from backyfs.errors import BackyfsError, UsageError
+from backyfs.metadata.database import Database
 from backyfs.repository import create_repository
 from backyfs.sealing import NEWEST_ENCRYPTION_VERSION
 
@@ -29,8 +31,13 @@ class Places:
     config_file: str
     key_file: str
     storage_path: str
-    database_file: str
+    database: str  # path of an SQLite file, or URL of a database that exists and is empty
     logfile: str
+
+    @property
+    def database_url(self) -> str:
+        """The database as a configuration names it."""
+        return self.database if "://" in self.database else f"sqlite:///{self.database}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +45,7 @@ class InitReport:
     """What was made."""
 
     places: Places
+    database: str          # as it may be shown: without a password
     key_check: str | None  # the key's check value as it is shown; None without encryption
     block_size: int
 
@@ -61,7 +69,7 @@ def default_places(environ: Mapping[str, str], *, as_root: bool, config_file: st
         config_file=file,
         key_file=f"{os.path.splitext(file)[0]}.key",
         storage_path=f"{data}/data",
-        database_file=f"{data}/backyfs.sqlite",
+        database=f"{data}/backyfs.sqlite",
         logfile=f"{state}/backyfs.log",
     )
 
@@ -75,8 +83,10 @@ def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitRepor
         SchemaError, StorageError: as `backyfs.repository.create_repository`.
     """
     _refuse_existing(places, encrypted=encrypted)
+    with closing(Database(places.database_url)) as database:  # not opened yet: is there such a driver?
+        shown = database.place
     text = config_text(
-        database_url=f"sqlite:///{places.database_file}",
+        database_url=places.database_url,
         storage_path=places.storage_path,
         key_file=places.key_file if encrypted else None,
         encryption_version=NEWEST_ENCRYPTION_VERSION if encrypted else 0,
@@ -98,6 +108,7 @@ def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitRepor
         os.link(draft, places.config_file)  # unlike a rename, this never replaces a file
     return InitReport(
         places=places,
+        database=shown,
         key_check=keys.show_check(keys.key_check(key)) if key is not None else None,
         block_size=block_size,
     )

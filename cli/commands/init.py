@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("-c", "--configfile", metavar="FILE", help="Configuration to write.")
 @click.option("--data", metavar="DIRECTORY", help="Directory for the stored blocks.")
-@click.option("--db", metavar="FILE", help="SQLite database for the metadata.")
+@click.option(
+    "--db",
+    metavar="FILE|URL",
+    help="SQLite file for the metadata, or the URL of an empty database, as in postgresql://user:password@host/name.",
+)
 @click.option(
     "--block-size",
     type=int,
@@ -50,7 +54,7 @@ def command(
     if data is not None:
         places = replace(places, storage_path=os.path.abspath(data))
     if db is not None:
-        places = replace(places, database_file=os.path.abspath(db))
+        places = replace(places, database=db if "://" in db else os.path.abspath(db))
     _print(invocation, initialize(places, block_size=block_size, encrypted=not no_encryption))
 
 
@@ -62,7 +66,7 @@ def _print(invocation: Invocation, report: InitReport) -> None:
                 "configuration": places.config_file,
                 "key_file": places.key_file if report.key_check else None,
                 "key": report.key_check,
-                "database": places.database_file,
+                "database": report.database,
                 "storage": places.storage_path,
                 "block_size": report.block_size,
             }
@@ -72,7 +76,7 @@ def _print(invocation: Invocation, report: InitReport) -> None:
         click.echo(places.config_file)
         return
     click.echo(f"configuration  {places.config_file}")
-    click.echo(f"database       {places.database_file}")
+    click.echo(f"database       {report.database}")
     click.echo(f"blocks         {places.storage_path}")
     if report.key_check is None:
         click.echo("encryption     none: whoever can read the blocks can read the data")
@@ -80,5 +84,5 @@ def _print(invocation: Invocation, report: InitReport) -> None:
         click.echo(f"key            {places.key_file} ({report.key_check})")
         click.echo("")
         click.echo("Without the key nothing can be restored. Copy the key file to a safe place elsewhere, now:")
-        click.echo(f"not on this machine, and not beside the blocks. The database {places.database_file}")
+        click.echo(f"not on this machine, and not beside the blocks. The database {report.database}")
         click.echo("belongs into that place as well, after each backup.")

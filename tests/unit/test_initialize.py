@@ -11,6 +11,7 @@ import pytest
 from backyfs.config import load_config
 from backyfs.engine import initialize as module
 from backyfs.engine.initialize import Places, default_places, initialize
+from backyfs.engine.restore import restore
 from backyfs.errors import (
     ConfigError,
     DatabaseError,
@@ -32,7 +33,7 @@ def places(tmp_path):
         config_file=str(tmp_path / "etc" / "backyfs.cfg"),
         key_file=str(tmp_path / "etc" / "backyfs.key"),
         storage_path=str(tmp_path / "lib" / "data"),
-        database_file=str(tmp_path / "lib" / "backyfs.sqlite"),
+        database=str(tmp_path / "lib" / "backyfs.sqlite"),
         logfile=str(tmp_path / "log" / "backyfs.log"),
     )
 
@@ -49,7 +50,7 @@ def test_a_new_repository_has_its_four_parts_and_nothing_else(places, tmp_path):
     assert report.key_check is not None
 
 
-@pytest.mark.parametrize("place", ["config_file", "key_file", "database_file"])
+@pytest.mark.parametrize("place", ["config_file", "key_file", "database"])
 def test_files_can_be_read_by_their_owner_alone(places, place):
     initialize(places, block_size=BLOCK, encrypted=True)
     assert stat.S_IMODE(os.stat(getattr(places, place)).st_mode) == 0o600
@@ -89,7 +90,7 @@ def test_a_file_that_exists_is_not_touched_and_nothing_else_is_made(places, tmp_
 
 def test_a_database_that_exists_is_not_touched(places):
     initialize(places, block_size=BLOCK, encrypted=True)
-    with open(places.database_file, "rb") as file:
+    with open(places.database, "rb") as file:
         before = file.read()
     other = replace(
         places,
@@ -99,7 +100,7 @@ def test_a_database_that_exists_is_not_touched(places):
     )
     with pytest.raises(SchemaError, match="holds tables already; name an empty database"):
         initialize(other, block_size=BLOCK, encrypted=True)
-    with open(places.database_file, "rb") as file:
+    with open(places.database, "rb") as file:
         assert file.read() == before
     assert not os.path.exists(other.config_file)
     assert not os.path.exists(other.key_file)
@@ -125,14 +126,14 @@ def test_a_file_in_the_place_of_the_storage_is_not_touched(places, tmp_path):
 
 
 def test_a_file_that_is_no_database_is_not_touched(places, tmp_path):
-    os.makedirs(os.path.dirname(places.database_file))
-    with open(places.database_file, "w", encoding="ascii") as file:
+    os.makedirs(os.path.dirname(places.database))
+    with open(places.database, "w", encoding="ascii") as file:
         file.write("my letters " * 1000)
     with pytest.raises(DatabaseError, match="file is not a database"):
         initialize(places, block_size=BLOCK, encrypted=True)
     assert everything_below(tmp_path) == ["lib/backyfs.sqlite"]
     assert not os.path.exists(places.storage_path)
-    assert os.path.getsize(places.database_file) == 11_000
+    assert os.path.getsize(places.database) == 11_000
 
 
 @pytest.mark.parametrize("block_size", [0, 1000, 256 << 20])
@@ -213,7 +214,7 @@ def test_roots_repository_goes_to_the_system_directories():
         config_file="/etc/backyfs/backyfs.cfg",
         key_file="/etc/backyfs/backyfs.key",
         storage_path="/var/lib/backyfs/data",
-        database_file="/var/lib/backyfs/backyfs.sqlite",
+        database="/var/lib/backyfs/backyfs.sqlite",
         logfile="/var/log/backyfs.log",
     )
 
@@ -224,7 +225,7 @@ def test_a_users_repository_goes_to_the_xdg_directories():
         config_file="/home/ada/.config/backyfs/backyfs.cfg",
         key_file="/home/ada/.config/backyfs/backyfs.key",
         storage_path="/data/ada/backyfs/data",
-        database_file="/data/ada/backyfs/backyfs.sqlite",
+        database="/data/ada/backyfs/backyfs.sqlite",
         logfile="/home/ada/.local/state/backyfs/backyfs.log",
     )
 
@@ -304,3 +305,30 @@ def test_a_repository_that_was_plain_can_be_turned_to_encryption(tmp_path):
     (tmp_path / "repository" / "key").write_text("ef" * 32)
     with pytest.raises(WrongKeyError):
         open_once(file)
+
+
+@pytest.mark.parametrize("server", ["postgresql_server", "mariadb_server"])
+def test_a_repository_can_be_made_in_an_empty_database_of_a_server(places, tmp_path, request, server):
+    running = request.getfixturevalue(server)
+    url = running.new_database()
+    made = replace(places, database=url)
+    initialize(made, block_size=BLOCK, encrypted=True)
+    image = random_image(tmp_path / "image", 3 * BLOCK)
+    with opened(made.config_file) as repository:
+        version = back_up(repository, image).version
+        restore(repository, version, str(tmp_path / "restored"))
+    assert (tmp_path / "restored").read_bytes() == image.read_bytes()
+    other = replace(made, config_file=str(tmp_path / "other.cfg"), storage_path=str(tmp_path / "other"))
+    with pytest.raises(SchemaError, match="holds tables already; name an empty database"):
+        initialize(other, block_size=BLOCK, encrypted=False)
+    assert not (tmp_path / "other.cfg").exists()
+    assert not (tmp_path / "other").exists()
+    running.drop(url)
+
+
+def test_a_database_that_cannot_be_reached_leaves_nothing_and_shows_no_password(places, tmp_path):
+    made = replace(places, database="postgresql://ada:secret@127.0.0.1:1/name")
+    with pytest.raises(DatabaseError) as caught:
+        initialize(made, block_size=BLOCK, encrypted=True)
+    assert "secret" not in str(caught.value)
+    assert everything_below(tmp_path) == []

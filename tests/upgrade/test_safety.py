@@ -152,7 +152,7 @@ def test_the_copy_of_a_server_can_be_imported(
             config_file=str(new / "backyfs.cfg"),
             key_file=str(new / "unused.key"),
             storage_path=str(new / "data"),
-            database_file=str(new / "backyfs.sqlite"),
+            database=str(new / "backyfs.sqlite"),
             logfile=str(new / "backyfs.log"),
         ),
         block_size=65536,
