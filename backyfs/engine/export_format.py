@@ -251,7 +251,8 @@ def _statistics(value: dict[str, Any]) -> StatisticsRecord:
     for name, field in asdict(record).items():
         if name.startswith(("bytes_", "blocks_", "version_size_")) and not (field is None and name == "bytes_stored"):
             _number(field)
-    _text(record.version_uid), _text(record.version_name)
+    for text in (record.version_uid, record.version_name):
+        _text(text)
     if type(record.duration_s) not in (int, float) or not math.isfinite(record.duration_s):
         raise ValueError(f"{record.duration_s!r} is no duration")
     return record

@@ -292,8 +292,7 @@ def _block(row: dict[str, Any]) -> Backy2Block:
     if not uid:  # NULL; '' after an import by releases before 2.12.7
         return Backy2Block(row["id"], None, row["size"], usable=True)
     size = row["size"]
-    usable = size is not None and size > 0 and _BLOB_UID.fullmatch(uid) is not None
-    if not usable:
+    if size is None or size <= 0 or not _BLOB_UID.fullmatch(uid):
         return Backy2Block(row["id"], None, size, usable=False)
     blob = BlobRecord(
         uid=uid,
