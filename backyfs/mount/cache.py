@@ -6,6 +6,7 @@ Used by the tasks of one trio event loop; only the loading itself happens in thr
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -62,6 +63,12 @@ class BlockCache:
             if load.block is not None:
                 return load.block  # perhaps too large to be kept
         return block
+
+    async def prefetch(self, blob: Blob) -> None:
+        """Load a blob that a reader will want, unless it is there or on its way. Its errors are that reader's."""
+        if blob.id not in self._blocks and blob.id not in self._loads:
+            with suppress(BackyfsError):
+                await self._load(blob)
 
     async def _load(self, blob: Blob) -> bytes:
         load = self._loads[blob.id] = _Load()

@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,9 +22,10 @@ import trio
 from backyfs.errors import BackyfsError
 from backyfs.geometry import block_slices
 from backyfs.metadata.versions import list_versions
-from backyfs.model import VersionStatus
+from backyfs.model import BlockIndex, VersionStatus
 from backyfs.mount.image import Image
 from backyfs.mount.mountpoints import PID_ATTRIBUTE
+from backyfs.mount.readahead import ReadAhead
 from backyfs.mount.tree import Data, Link, Node, Top, Tree
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from backyfs.engine.job import Job
     from backyfs.geometry import BlockSlice
-    from backyfs.model import Version, VersionUid
+    from backyfs.model import Blob, Version, VersionUid
     from backyfs.mount.cache import BlockCache
     from backyfs.repository import Repository
 
@@ -82,9 +84,10 @@ class _OpenFact:
 
 @dataclass(slots=True)
 class _OpenImage:
-    """An image that is open."""
+    """An image that is open, and how it is read."""
 
     image: Image
+    ahead: ReadAhead
 
 
 @dataclass(slots=True)
@@ -100,8 +103,11 @@ class Operations(pyfuse3.Operations):
 
     enable_writeback_cache = False
 
-    def __init__(self, repository: Repository, cache: BlockCache, job: Job) -> None:
+    def __init__(self, repository: Repository, cache: BlockCache, job: Job, *, read_ahead_bytes: int = 0) -> None:
+        """Serve a repository. Blocks are read ahead of sequential readers while `background` is a nursery."""
         super().__init__()
+        self.background: trio.Nursery | None = None
+        self._read_ahead_blocks = -(-read_ahead_bytes // repository.block_size)
         self._repository = repository
         self._cache = cache
         self._job = job
@@ -234,7 +240,8 @@ class Operations(pyfuse3.Operations):
             return pyfuse3.FileInfo(fh=self._add_handle(_OpenFact(tree.content(node))), keep_cache=False)
         image = await self._image(tree.version(node.uid))
         # The image never changes: what the kernel has read of it stays good.
-        return pyfuse3.FileInfo(fh=self._add_handle(_OpenImage(image)), keep_cache=True)
+        ahead = ReadAhead(block_size=image.block_size, most_blocks=self._read_ahead_blocks)
+        return pyfuse3.FileInfo(fh=self._add_handle(_OpenImage(image, ahead)), keep_cache=True)
 
     async def _image(self, version: Version) -> Image:
         async with self._image_lock:
@@ -253,6 +260,9 @@ class Operations(pyfuse3.Operations):
             return opened.content[off : off + size]
         assert isinstance(opened, _OpenImage)
         image = opened.image
+        for index in opened.ahead.note(off, size, image.version.size_bytes):
+            if self.background is not None:
+                self.background.start_soon(self._read_ahead, image, BlockIndex(index))
         parts = [
             await self._read_slice(image, part)
             for part in block_slices(off, size, image.version.size_bytes, image.block_size)
@@ -261,12 +271,24 @@ class Operations(pyfuse3.Operations):
             return parts[0]  # type: ignore[return-value]  # pyfuse3 takes a view, and that spares a copy
         return b"".join(parts)
 
+    async def _read_ahead(self, image: Image, index: BlockIndex) -> None:
+        with suppress(pyfuse3.FUSEError):  # in a task of its own, where it would end the mount
+            await self._load_ahead(image, index)
+
+    @_guarded
+    async def _load_ahead(self, image: Image, index: BlockIndex) -> None:
+        with suppress(BackyfsError):  # whoever reads the block is told
+            blob = await self._blob(image, index)
+            if blob is not None:
+                await self._cache.prefetch(blob)
+
+    @staticmethod
+    async def _blob(image: Image, index: BlockIndex) -> Blob | None:
+        return image.blob(index) if image.knows(index) else await trio.to_thread.run_sync(image.blob, index)
+
     async def _read_slice(self, image: Image, part: BlockSlice) -> memoryview:
         try:
-            if image.knows(part.index):
-                blob = image.blob(part.index)
-            else:
-                blob = await trio.to_thread.run_sync(image.blob, part.index)
+            blob = await self._blob(image, part.index)
             block = None if blob is None else await self._cache.get(blob)
         except BackyfsError as error:
             _log.error("version %s, block %d: %s", image.version.uid, part.index, error)

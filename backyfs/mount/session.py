@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from backyfs.blocks import load_block
 from backyfs.engine.job import Job
 from backyfs.errors import MountError
 from backyfs.mount.cache import BlockCache
-from backyfs.mount.mountpoints import check_mountpoint
+from backyfs.mount.mountpoints import check_mountpoint, list_mounts
 from backyfs.mount.operations import Operations
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_CACHE_BYTES = 256 << 20  # 64 blocks of 4 MiB
+DEFAULT_CACHE_BYTES = 256 << 20  # 64 blocks of 4 MiB
+DEFAULT_READ_AHEAD_BYTES = 32 << 20
+_KERNEL_READ_AHEAD_KIB = 4096  # 128 by default: requests of 128 KiB, few at a time
 _CHECK_JOB_S = 5.0
 _FUSE_CONF = "/etc/fuse.conf"
 # What `-o` may say. The rest of libfuse's options change what a read gives or who may read, and are ours.
@@ -44,6 +46,9 @@ class MountRequest:
 
     mountpoint: str
     options: tuple[str, ...] = ()  # as given with -o
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+    workers: int | None = None     # threads that load blocks; None: one more than there are processors
+    read_ahead_bytes: int = DEFAULT_READ_AHEAD_BYTES  # ahead of each sequential reader; 0: none
 
 
 def check_options(options: tuple[str, ...]) -> None:
@@ -74,11 +79,16 @@ def serve(repository: Repository, request: MountRequest, ready: Callable[[], Non
     """
     check_options(request.options)
     check_mountpoint(request.mountpoint, repository.own_paths)
+    # Once it is mounted, following a link there would ask the mount.
+    request = replace(request, mountpoint=os.path.realpath(request.mountpoint))
     _check_device()
-    workers = len(os.sched_getaffinity(0)) + 1
+    workers = request.workers or len(os.sched_getaffinity(0)) + 1
     with Job(repository.database, f"mount {request.mountpoint}") as job:
-        cache = BlockCache(partial(load_block, repository.blocks), _CACHE_BYTES, workers)
-        trio.run(_serve, Operations(repository, cache, job), request, job, ready)
+        cache = BlockCache(partial(load_block, repository.blocks), request.cache_bytes, workers)
+        # Of a cache that several readers share, what is read ahead of one must not push out the rest.
+        ahead = min(request.read_ahead_bytes, request.cache_bytes // 2)
+        operations = Operations(repository, cache, job, read_ahead_bytes=ahead)
+        trio.run(_serve, operations, request, job, ready)
     _log.info("%s is unmounted", request.mountpoint)
 
 
@@ -99,7 +109,9 @@ async def _serve(operations: Operations, request: MountRequest, job: Job, ready:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         _mount(operations, request)
         try:
+            _raise_kernel_read_ahead(request.mountpoint)
             async with trio.open_nursery() as nursery:
+                operations.background = nursery
                 nursery.start_soon(_end_on_signal, signals)
                 nursery.start_soon(_end_without_job, job)
                 ready()
@@ -108,6 +120,24 @@ async def _serve(operations: Operations, request: MountRequest, job: Job, ready:
         finally:
             pyfuse3.close(unmount=True)  # also where it is in use: what is open then answers ENOTCONN
     job.check()
+
+
+def _raise_kernel_read_ahead(mountpoint: str) -> None:
+    """Let the kernel ask for more at once, where that is permitted: to root. It holds for files opened from now on.
+
+    `mountpoint` has no links in it: to follow one would ask the mount, which nobody answers for yet.
+    """
+    found = [mount for mount in list_mounts() if mount.mountpoint == mountpoint]
+    if not found or os.geteuid() != 0:
+        return
+    path = f"/sys/class/bdi/{found[-1].device}/read_ahead_kb"
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(str(_KERNEL_READ_AHEAD_KIB))
+    except OSError as error:
+        _log.info("the kernel reads 128 KiB ahead: %s cannot be written (%s)", path, error.strerror)
+        return
+    _log.debug("the kernel reads %d KiB ahead", _KERNEL_READ_AHEAD_KIB)
 
 
 async def _end_on_signal(signals: AsyncIterator[int]) -> None:

@@ -10,10 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from backyfs import __version__
 from backyfs.cli.main import run
+from backyfs.cli.sizes import Size
 from tests.images import random_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -337,3 +339,16 @@ def test_a_long_backup_shows_a_bar_on_a_terminal_and_none_without(tmp_path):
 
 def test_a_short_command_shows_no_progress(config, image):
     assert run_on_a_terminal("-c", config, "backup", image, "disk") == b""
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("4096", 4096), ("64K", 65536), ("256M", 256 << 20), ("1g", 1 << 30), ("2TiB", 2 << 40)]
+)
+def test_sizes_have_units(text, size):
+    assert Size().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1", "1.5G", "64 M", "64X", "9" * 16])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(click.BadParameter, match="is no size; give bytes, or a number with K, M, G or T, as in 256M"):
+        Size().convert(text, None, None)

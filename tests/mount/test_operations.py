@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from backyfs.model import Blob
     from backyfs.repository import Repository
 
 # Blocks: 0 data, 1 hole, 2 data, 3 written zeros, 4 data and short.
@@ -655,3 +656,65 @@ def test_the_versions_are_looked_up_once_a_second_at_most(
     assert mount.names("by_name") == [b"disk"]
     now[0] += 1.01
     assert mount.names("by_name") == [b"renamed"]
+
+
+# Read-ahead
+
+
+def read_in_a_nursery(mount: Mount, fh: int, offset: int, size: int) -> bytes:
+    """Read as in a mount that is served: what is loaded ahead is loaded when this returns."""
+
+    async def read() -> bytes:
+        async with trio.open_nursery() as nursery:
+            mount.operations.background = nursery
+            return bytes(await mount.operations.read(fh, offset, size))
+
+    return trio.run(read)
+
+
+def test_a_sequential_reader_finds_the_next_blocks_loaded(repository: Repository, version: Version) -> None:
+    loads: list[str] = []
+
+    def load(blob: Blob) -> bytes:
+        loads.append(blob.uid)
+        return load_block(repository.blocks, blob)
+
+    with Job(repository.database, "mount") as job:
+        cache = BlockCache(load, 64 * BLOCK, 2)
+        mount = Mount(repository, Operations(repository, cache, job, read_ahead_bytes=4 * BLOCK))
+        fh = mount.open_image(version)
+        assert read_in_a_nursery(mount, fh, 0, 2 * BLOCK) == IMAGE[: 2 * BLOCK]
+        third = blob_of(repository, version, 2)
+        assert cache.peek(third) == IMAGE[2 * BLOCK : 3 * BLOCK]
+        assert read_in_a_nursery(mount, fh, 2 * BLOCK, SIZE) == IMAGE[2 * BLOCK :]
+        assert len(loads) == len(set(loads)) == 3
+
+
+def test_a_block_that_cannot_be_loaded_ahead_is_an_error_of_its_reader_alone(
+    repository: Repository, version: Version, caplog: pytest.LogCaptureFixture
+) -> None:
+    flip_a_byte(file_of(repository, blob_of(repository, version, 2)))
+    with Job(repository.database, "mount") as job:
+        cache = BlockCache(partial(load_block, repository.blocks), 64 * BLOCK, 2)
+        mount = Mount(repository, Operations(repository, cache, job, read_ahead_bytes=4 * BLOCK))
+        fh = mount.open_image(version)
+        with caplog.at_level(logging.ERROR, logger="backyfs"):
+            assert read_in_a_nursery(mount, fh, 0, 2 * BLOCK) == IMAGE[: 2 * BLOCK]
+        assert caplog.text == ""
+        with refused(errno.EIO):
+            mount.read(fh, 2 * BLOCK, BLOCK)
+
+
+def test_a_bug_in_the_read_ahead_does_not_end_the_mount(repository: Repository, version: Version) -> None:
+    wanted = blob_of(repository, version, 0).uid
+
+    def load(blob: Blob) -> bytes:
+        if blob.uid != wanted:
+            raise ZeroDivisionError
+        return load_block(repository.blocks, blob)
+
+    with Job(repository.database, "mount") as job:
+        operations = Operations(repository, BlockCache(load, 64 * BLOCK, 2), job, read_ahead_bytes=4 * BLOCK)
+        mount = Mount(repository, operations)
+        fh = mount.open_image(version)
+        assert read_in_a_nursery(mount, fh, 0, 2 * BLOCK) == IMAGE[: 2 * BLOCK]

@@ -182,16 +182,20 @@ def test_reading_leaves_no_page_in_the_cache_that_was_not_there(disk_directory):
 
 def test_reading_leaves_the_pages_in_the_cache_that_were_there(disk_directory):
     image = random_image(disk_directory / "image", 8 * MIB)
-    drop_from_cache(image)
-    with image.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-        os.pread(file.fileno(), 2 * MIB, 3 * MIB)
-    before = resident_pages(image)
-    assert sum(before) == 2 * MIB // mmap.PAGESIZE
-    with source_of(image) as source:
-        content = b"".join(read(source, offset, MIB) for offset in range(0, 8 * MIB, MIB))
-    assert content == random_bytes(8 * MIB)
-    assert resident_pages(image) == before
+    for _ in range(5):
+        drop_from_cache(image)
+        with image.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            os.pread(file.fileno(), 2 * MIB, 3 * MIB)
+        before = resident_pages(image)
+        with source_of(image) as source:
+            content = b"".join(read(source, offset, MIB) for offset in range(0, 8 * MIB, MIB))
+        after = resident_pages(image)
+        assert content == random_bytes(8 * MIB)
+        assert not any(now and not then for now, then in zip(after, before, strict=True))
+        if sum(before) == 2 * MIB // mmap.PAGESIZE and after == before:
+            return
+    pytest.fail("five times pages went that were there; the kernel takes some by itself, but not each time")
 
 
 # Targets

@@ -1,0 +1,48 @@
+"""Read-ahead: which blocks a reader will want next. Pure arithmetic on one open file; no I/O.
+
+A reader that goes on where it stopped is sequential. It is given a window of blocks ahead of it, which doubles
+each time it has used one up and is taken away as soon as it goes elsewhere: random reads cost nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_FIRST_WINDOW = 1  # blocks
+# The kernel sends the requests of one reader in parallel, so they arrive a little out of order.
+_TOLERANCE_BYTES = 8 << 20
+
+
+@dataclass(slots=True)
+class ReadAhead:
+    """What one open file was read for, and what was asked for ahead of it."""
+
+    block_size: int
+    most_blocks: int  # of the window; 0: no read-ahead
+    _expected: int = 0     # where the next byte of a sequential reader is
+    _window: int = 0       # blocks
+    _asked: int = 0        # blocks before this one were asked for
+
+    def note(self, offset: int, size: int, image_bytes: int) -> range:
+        """Note a read of bytes [offset, offset + size); return the blocks that are to be loaded ahead of it."""
+        end = min(offset + size, image_bytes)
+        is_sequential = abs(offset - self._expected) <= _TOLERANCE_BYTES
+        if not is_sequential:
+            self._window = 0
+            self._asked = 0
+            self._expected = end
+            return range(0)
+        if end <= self._expected:
+            return range(0)  # one that was overtaken
+        advanced = end // self.block_size > self._expected // self.block_size
+        self._expected = end
+        if self._window == 0 or advanced:
+            self._window = min(max(_FIRST_WINDOW, 2 * self._window), self.most_blocks)
+        current = (end - 1) // self.block_size
+        last_block = (image_bytes - 1) // self.block_size
+        start = max(self._asked, current + 1)
+        stop = min(current + 1 + self._window, last_block + 1)
+        if stop <= start:
+            return range(0)
+        self._asked = stop
+        return range(start, stop)

@@ -1,0 +1,79 @@
+"""Read-ahead: sequential readers get a growing window, others get none."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backyfs.mount.readahead import ReadAhead
+
+BLOCK = 4 << 20
+IMAGE = 100 * BLOCK
+
+
+def reader(most_blocks: int = 8) -> ReadAhead:
+    return ReadAhead(block_size=BLOCK, most_blocks=most_blocks)
+
+
+def read(ahead: ReadAhead, *offsets: int, size: int = 128 << 10) -> list[int]:
+    """Read at these places; return the blocks that were asked for."""
+    return [index for offset in offsets for index in ahead.note(offset, size, IMAGE)]
+
+
+def test_the_window_doubles_with_each_block_that_is_read() -> None:
+    ahead = reader()
+    asked = [list(ahead.note(block * BLOCK, BLOCK, IMAGE)) for block in range(6)]
+    assert asked == [[1], [2, 3], [4, 5, 6], [7, 8, 9, 10, 11], [12], [13]]
+
+
+def test_small_reads_within_a_block_ask_once() -> None:
+    assert read(reader(), *range(0, BLOCK - (128 << 10), 128 << 10)) == [1]
+
+
+def test_the_end_of_the_image_is_not_passed() -> None:
+    ahead = reader()
+    for block in range(94):
+        ahead.note(block * BLOCK, BLOCK, IMAGE)
+    assert read(ahead, 94 * BLOCK, 95 * BLOCK, size=BLOCK) == []
+    assert read(ahead, 99 * BLOCK, size=BLOCK) == []
+
+
+def test_a_reader_who_jumps_gets_nothing() -> None:
+    ahead = reader()
+    assert read(ahead, 0) == [1]
+    assert read(ahead, 50 * BLOCK, 20 * BLOCK, 70 * BLOCK, 3 * BLOCK) == []
+
+
+def test_a_reader_who_jumps_and_then_goes_on_begins_anew() -> None:
+    ahead = reader()
+    read(ahead, *range(0, 10 * BLOCK, BLOCK), size=BLOCK)
+    assert read(ahead, 50 * BLOCK, size=BLOCK) == []
+    assert read(ahead, 51 * BLOCK, size=BLOCK) == [52]
+    assert read(ahead, 52 * BLOCK, size=BLOCK) == [53, 54]
+
+
+def test_requests_that_overtake_each_other_are_sequential() -> None:
+    ahead = reader()
+    step = 1 << 20
+    asked = read(ahead, 0, 2 * step, step, 4 * step, 3 * step, 6 * step, 5 * step, 7 * step, size=step)
+    assert asked == [1, 2, 3, 4, 5]
+
+
+def test_no_window_is_no_read_ahead() -> None:
+    assert read(reader(0), *range(0, 20 * BLOCK, BLOCK), size=BLOCK) == []
+
+
+def test_reading_the_same_place_again_asks_for_nothing() -> None:
+    ahead = reader()
+    assert read(ahead, 0, 0, 0) == [1]
+
+
+@given(st.lists(st.tuples(st.integers(0, IMAGE - 1), st.integers(1, 1 << 20)), max_size=60), st.integers(0, 16))
+def test_what_is_asked_for_is_ahead_within_the_window_and_the_image(reads: list[tuple[int, int]], most: int) -> None:
+    ahead = reader(most)
+    for offset, size in reads:
+        asked = ahead.note(offset, size, IMAGE)
+        assert len(asked) <= most
+        for index in asked:
+            assert offset // BLOCK < index < 100
+            assert index <= (min(offset + size, IMAGE) - 1) // BLOCK + most
