@@ -342,7 +342,8 @@ def test_a_short_command_shows_no_progress(config, image):
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("0", 0), ("4096", 4096), ("64K", 65536), ("256M", 256 << 20), ("1g", 1 << 30), ("2TiB", 2 << 40)]
+    ("text", "size"),
+    [("0", 0), ("4096", 4096), ("64K", 65536), ("256M", 256 << 20), ("1g", 1 << 30), ("2TiB", 2 << 40)],
 )
 def test_sizes_have_units(text, size):
     assert Size().convert(text, None, None) == size
