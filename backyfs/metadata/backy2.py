@@ -6,6 +6,7 @@ have the value that they were introduced with. Nothing is written.
 
 from __future__ import annotations
 
+import logging
 import re
 import uuid
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ _ZONE_LIMIT = timedelta(hours=14)
 _NEAR = timedelta(minutes=2)  # between making the uid and inserting the row
 _BATCH = 512
 _BLOCK_COLUMNS = ("uid", "id", "checksum", "size", "valid", "enc_version", "enc_envkey")
+
+_log = logging.getLogger(__name__)
 
 
 class Backy2Block(NamedTuple):
@@ -125,13 +128,13 @@ class Backy2Database:
         return Backy2Version(
             record=VersionRecord(
                 uid=uid,
-                created_at=_created_at(uid, row["date"]),
-                name=row["name"],
-                snapshot_name=row.get("snapshot_name") or "",
+                created_at=_created_at(uid, _time_or_none(uid, row["date"])),
+                name=_text(row["name"]),
+                snapshot_name=_text(row.get("snapshot_name")),
                 size_bytes=row["size_bytes"],
                 status=status,
                 protected=bool(row.get("protected")),
-                expire_at=parse_time(row.get("expire")),
+                expire_at=_time_or_none(uid, row.get("expire")),
                 tags=self._tags(uid),
             ),
             blocks=blocks,
@@ -248,7 +251,7 @@ class Backy2Database:
         if "tags" not in self._columns:
             return ()
         rows = self._rows(f"SELECT name FROM {self._names['tags']} WHERE version_uid = :uid", uid=uid)  # noqa: S608
-        return tuple(sorted({row.name for row in rows}))
+        return tuple(sorted({_text(row.name) for row in rows}))
 
     def _time_in_utc(self) -> str:
         """Return an expression for the dates of statistics in UTC: the database made them, in its session's zone."""
@@ -279,12 +282,12 @@ def parse_time(value: object) -> datetime | None:
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise DatabaseError(f"the database has {value!r} for a time; correct it, or make it NULL") from None
+            raise DatabaseError(f"{value!r} is no time") from None
     if isinstance(value, datetime):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     if isinstance(value, date):
         return datetime.combine(value, time(), UTC)
-    raise DatabaseError(f"the database has {value!r} for a time")
+    raise DatabaseError(f"{value!r} is no time")
 
 
 def _block(row: dict[str, Any]) -> Backy2Block:
@@ -315,13 +318,28 @@ def _bytes(digits: str | None) -> bytes | None:
         return None
 
 
-def _created_at(uid: VersionUid, stored: object) -> datetime:
+def _text(value: object) -> str:
+    """Return a name; SQLite keeps what it is given, and may give bytes."""
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return "" if value is None else str(value)
+
+
+def _time_or_none(uid: VersionUid, value: object) -> datetime | None:
+    """Return a time; one that is none, as `0000-00-00`, is left out with a warning: no backup is lost for it."""
+    try:
+        return parse_time(value)
+    except DatabaseError as error:
+        _log.warning("version %s: %s; it is left out", uid, error)
+        return None
+
+
+def _created_at(uid: VersionUid, found: datetime | None) -> datetime:
     """Return the date of a version in UTC.
 
     Before 2.10.6, databases other than SQLite made it in their own time zone. The uid is a UUID of version 1,
     which holds its own time in UTC: where both differ by a time zone, the uid is right.
     """
-    found = parse_time(stored)
     made = _time_of(uid)
     if found is None:
         return made or datetime.fromtimestamp(0, UTC)

@@ -108,8 +108,8 @@ def find_version(connection: Connection, wanted: str) -> Version:
             f"{wanted!r} names no version; give a uid, {_MIN_PREFIX} or more digits of one, NAME@latest or "
             "NAME@YYYY-MM-DD; `backyfs ls` shows what there is"
         )
-    found = list(_query(connection, versions.c.uid.like(f"{wanted.lower()}%"), limit=_SHOWN_UIDS))
-    exact = [version for version in found if version.uid == wanted.lower()]
+    found = list(_query(connection, func.lower(versions.c.uid).like(f"{wanted.lower()}%"), limit=_SHOWN_UIDS))
+    exact = [version for version in found if version.uid.lower() == wanted.lower()]
     if len(exact or found) == 1:
         return (exact or found)[0]
     if not found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +15,7 @@ from backyfs.engine.upgrade import upgrade
 from backyfs.errors import VersionIncompleteError
 from backyfs.metadata.blobs import find_by_uid
 from backyfs.metadata.tables import blobs
-from backyfs.metadata.versions import version_with_uid
+from backyfs.metadata.versions import find_version, version_with_uid
 from backyfs.model import BlobUid, BlockIndex, VersionStatus, VersionUid
 from backyfs.mount.image import Image
 from backyfs.repository import open_repository
@@ -279,3 +279,41 @@ def test_expiry_is_a_day_or_a_time_or_none(stored: str, shown: datetime | None, 
     change(reference, f"UPDATE versions SET expire = {stored} WHERE uid = '{FIRST}'")
     with upgraded(reference) as repository:
         assert version_of(repository, FIRST).expire_at == shown
+
+
+@pytest.mark.parametrize("stored", ["0000-00-00 00:00:00", "soon"])
+def test_an_expiry_that_is_no_time_is_left_out(
+    stored: str, reference: Reference, caplog: pytest.LogCaptureFixture
+) -> None:
+    change(reference, f"UPDATE versions SET expire = '{stored}' WHERE uid = '{SECOND}'")
+    with caplog.at_level(logging.WARNING, logger="backyfs"), upgraded(reference) as repository:
+        assert version_of(repository, SECOND).expire_at is None
+    assert f"version {SECOND}: '{stored}' is no time; it is left out" in caplog.text
+
+
+def test_a_version_without_a_date_has_that_of_its_uid(reference: Reference) -> None:
+    change(reference, f"UPDATE versions SET date = '' WHERE uid = '{FIRST}'")
+    with upgraded(reference) as repository:
+        found = version_of(repository, FIRST).created_at
+    assert abs(found - datetime(2026, 11, 22, 21, 3, 21, tzinfo=UTC)) < timedelta(seconds=2)
+
+
+# Names
+
+
+def test_a_name_in_bytes_becomes_text(reference: Reference) -> None:
+    change(reference, f"UPDATE versions SET name = x'C3A4FF' WHERE uid = '{FIRST}'")
+    with upgraded(reference) as repository:
+        assert version_of(repository, FIRST).name == "\N{LATIN SMALL LETTER A WITH DIAERESIS}\\xff"
+
+
+def test_uids_in_capitals_are_found(reference: Reference) -> None:
+    change(
+        reference,
+        "UPDATE versions SET uid = upper(uid)",
+        "UPDATE blocks SET version_uid = upper(version_uid)",
+        "UPDATE tags SET version_uid = upper(version_uid)",
+    )
+    with upgraded(reference) as repository, repository.database.read() as connection:
+        assert find_version(connection, FIRST).uid == FIRST.upper()
+        assert find_version(connection, FIRST[:6].upper()).uid == FIRST.upper()
