@@ -91,6 +91,18 @@ def open_repository(config: Config) -> Iterator[Repository]:
         )
 
 
+def check_can_open(config: Config) -> None:
+    """Make sure that what the configuration names besides the database can be opened: an upgrade is no use else.
+
+    Raises:
+        ConfigError: the kind of storage or the encryption version are unknown to this release.
+        StorageError: the storage is not there.
+    """
+    if config.encryption_version is not None:
+        sealing.check_configured(config.encryption_version)
+    DirectoryStorage(_directory_of(config).path).close()
+
+
 def create_repository(config: Config, *, created_at: datetime) -> None:
     """Make the repository that the configuration names: its storage directory, database and keys.
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+import click
+
 from backyfs.cli.progress import LogProgress
 from backyfs.cli.text import printable
 from backyfs.config import load_config
@@ -84,7 +86,10 @@ class Invocation:
         from backyfs.engine.upgrade import upgrade  # noqa: PLC0415 - alembic is slow to load
 
         with stop_on_signals() as stop:
-            upgrade(config, progress=self.progress(), stop=stop)
+            report = upgrade(config, progress=self.progress(), stop=stop)
+        if report is not None and report.copy is not None and self.form is not OutputForm.TABLE:
+            # Not in the log on stderr, which tells errors only then.
+            click.echo(f"backyfs: the metadata as they were are in {printable(report.copy)}", err=True)
 
     def progress(self) -> Progress:
         """Return how progress is to be shown."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from backyfs import keys
 from backyfs.blocks import digest_bytes
+from backyfs.config import DirectoryStorageConfig
 from backyfs.engine.backy2_processes import held_locks, processes
 from backyfs.engine.export import new_file
 from backyfs.engine.export_format import ExportHeader, ExportWriter, PageRecord
@@ -32,10 +32,12 @@ from backyfs.metadata.upgrade import (
     is_undone_by_rollback,
     jobs_in,
     old_tables,
+    take_tables,
     upgrade_lock,
     upgrade_schema,
 )
 from backyfs.model import DEFAULT_BLOCK_SIZE, NoProgress, PageNumber, VersionStatus
+from backyfs.repository import check_can_open
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +102,7 @@ def plan_upgrade(config: Config, *, copy_to: str | None = None) -> UpgradePlan |
         if database.schema().state is not SchemaState.OLDER:
             database.check_revision()
             return None
+        check_can_open(config)
         with database.read() as connection:
             source = old_tables(connection, _block_size(config))
             if source is not None:
@@ -153,6 +156,7 @@ class _Upgrade:
         deadline = time.monotonic() + self.wait_s
         told: set[str] = set()
         while not self._is_done():
+            check_can_open(self.config)
             try:
                 # Looked at under the lock: who is in the midst of an upgrade cannot be looked at. It is not held
                 # while waiting, because backy2 would fail at its next write.
@@ -200,6 +204,7 @@ class _Upgrade:
         if source is not None:
             _check_facts(self.config, source)
         opens = self._key_test(source)
+        take_tables(connection)
         copy = self._copy(source)
         try:
             adopted = upgrade_schema(
@@ -213,7 +218,8 @@ class _Upgrade:
             )
         except BaseException:
             if copy is not None and is_undone_by_rollback(self.database):
-                os.unlink(copy)  # the database is what the copy is
+                os.unlink(copy)
+                _log.info("%s is removed: nothing was changed, so the database is what the copy was", copy)
             raise
         give_back_space(self.database)
         report = UpgradeReport(
@@ -260,13 +266,10 @@ def _dump(source: Backy2Database, block_size: int, hash_function: str, file: Bin
         created_at=datetime.now(UTC), block_size=block_size, hash_function=hash_function, repository=None
     )
     writer = ExportWriter(file, header)
-    statistics = defaultdict(list)
-    for record in source.statistics():
-        statistics[record.version_uid].append(record)
     for uid in source.version_uids():
         version = source.version(uid)
         writer.write(_honest_record(source, version))
-        for record in statistics[uid]:
+        for record in source.statistics_of(uid):
             writer.write(record)
         for page in range(page_count(version.blocks)):
             start = page * PAGE_ENTRIES
@@ -315,14 +318,15 @@ def _running(config: Config, database: Database, *, ignore_processes: bool) -> l
 
 
 def _copy_path(config: Config, database: Database, directory: str | None) -> str:
-    """Return a path for the copy that is free: beside an SQLite file, else beside the configuration."""
+    """Return a path for the copy that is free: beside an SQLite file, else beside the log file or the storage."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     file = sqlite_path(database.engine.url)
     if file is not None:
         beside, name = os.path.split(os.path.abspath(file))
         name = f"{name}.before-upgrade-{stamp}"
     else:
-        beside = os.path.dirname(os.path.abspath(config.files[-1])) if config.files else os.getcwd()
+        # Not beside the configuration: what lies in /etc/backy/conf.d is read as one.
+        beside = os.path.dirname(os.path.abspath(config.logfile or _directory(config)))
         name = f"backyfs.before-upgrade-{stamp}.export"
     path = os.path.join(directory or beside, name)
     # One that was killed in this second may have left a copy, or a part of one.
@@ -331,6 +335,10 @@ def _copy_path(config: Config, database: Database, directory: str | None) -> str
         number += 1
         path = os.path.join(directory or beside, f"{name}.{number}")
     return path
+
+
+def _directory(config: Config) -> str:
+    return config.storage.path if isinstance(config.storage, DirectoryStorageConfig) else "."
 
 
 def _block_size(config: Config) -> int:

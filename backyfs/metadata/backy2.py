@@ -120,7 +120,7 @@ class Backy2Database:
         row = self._rows(f"SELECT * FROM {self._names['versions']} WHERE uid = :uid", uid=uid)[0]._mapping  # noqa: S608, SLF001
         blocks = block_count(row["size_bytes"], self._block_size)
         counts = self.count_rows(uid, blocks)
-        ended = bool(row["valid"]) or self._has_ended(row)
+        ended = bool(row["valid"]) or counts.invalid > 0 or self._has_statistics(row)
         if counts.rows < blocks or not ended:
             status = VersionStatus.INCOMPLETE
         else:
@@ -138,7 +138,8 @@ class Backy2Database:
                 tags=self._tags(uid),
             ),
             blocks=blocks,
-            holes_are_known=ended,
+            # Since 2.11 rows are inserted when their blocks are stored, before that all of them at the start.
+            holes_are_known=ended or (counts.rows < blocks and not self._is_of_before_2_11),
         )
 
     def count_rows(self, uid: VersionUid, blocks: int) -> RowCounts:
@@ -159,9 +160,9 @@ class Backy2Database:
             yield _block(dict(zip(names, values, strict=True)))
 
     def fits(self, version: Backy2Version, block: Backy2Block) -> bool:
-        """Tell whether a row can be the block that its number says: by its size, and by the name of its blob."""
+        """Tell whether a row can be the block that its number says: a hole can, a blob by its size and name."""
         length = block_length(BlockIndex(block.number), version.record.size_bytes, self._block_size)
-        return block.usable and (block.size == length or (block.blob is None and block.size is None))
+        return block.usable and (block.blob is None or block.size == length)
 
     def orphans(self) -> Iterator[Backy2Block]:
         """Yield the blocks whose version is gone: nothing reads them, and their blobs are to be cleaned up."""
@@ -171,9 +172,11 @@ class Backy2Database:
             f"WHERE NOT EXISTS (SELECT 1 FROM {versions} v WHERE v.uid = b.version_uid)"
         )
         for stray in strays:
-            highest = self._scalar(f"SELECT max(id) FROM {blocks} WHERE version_uid = :uid", uid=stray.uid)  # noqa: S608
-            for start in range(0, int(highest) + 1, _BATCH):
-                yield from self.blocks(stray.uid, start, start + _BATCH)
+            query = f"SELECT min(id) FROM {blocks} WHERE version_uid = :uid AND id >= :start"  # noqa: S608
+            start = 0
+            while (first := self._scalar(query, uid=stray.uid, start=start)) is not None:
+                start = int(first) + _BATCH
+                yield from self.blocks(stray.uid, int(first), start)
 
     def deleted_blobs(self) -> Iterator[tuple[BlobUid, int, datetime]]:
         """Yield uid, plain size and time of each blob that waits to be deleted, some of them several times."""
@@ -187,17 +190,33 @@ class Backy2Database:
         while rows := self._rows(query, id=last[0], uid=last[1]):
             for row in rows:
                 if _BLOB_UID.fullmatch(row.uid):
-                    yield BlobUid(row.uid), row.size or 0, datetime.fromtimestamp(row.time, UTC)
+                    yield BlobUid(row.uid), row.size or 0, _unix_time(row.time)
             last = (rows[-1].id, rows[-1].uid)
 
-    def statistics(self) -> list[StatisticsRecord]:
-        """Return the statistics of all backups that ended, the oldest first."""
+    def statistics(self) -> Iterator[StatisticsRecord]:
+        """Yield the statistics of all backups that ended, by their ids: the last revisions have given them one."""
+        last = -1
+        query = (
+            f"SELECT {self._time_in_utc()} AS utc, s.* FROM {self._names['stats']} s "  # noqa: S608
+            f"WHERE id > :last ORDER BY id LIMIT {_BATCH}"
+        )
+        while rows := self._rows(query, last=last):
+            yield from (_statistics(row._mapping) for row in rows)  # noqa: SLF001 - public in SQLAlchemy
+            last = rows[-1].id
+
+    def count_statistics(self) -> int:
+        """Return how many rows of statistics there are."""
+        return int(self._scalar(f"SELECT count(*) FROM {self._names['stats']}"))  # noqa: S608
+
+    def statistics_of(self, uid: VersionUid) -> list[StatisticsRecord]:
+        """Return the statistics of a version, the oldest first, in whatever state the tables are."""
         records = {}
         for name in ("stats_old", "stats"):  # both are there where an upgrade failed between two steps
             if name in self._columns:
-                for row in self._rows(f"SELECT {self._time_in_utc()} AS utc, s.* FROM {self._names[name]} s"):  # noqa: S608
+                query = f"SELECT {self._time_in_utc()} AS utc, s.* FROM {self._names[name]} s WHERE version_uid = :uid"  # noqa: S608
+                for row in self._rows(query, uid=uid):
                     record = _statistics(row._mapping)  # noqa: SLF001 - public in SQLAlchemy
-                    records[record.version_uid, record.created_at] = record
+                    records[record.created_at] = record
         return sorted(records.values(), key=lambda record: record.created_at)
 
     def block_sizes(self) -> tuple[int, int]:
@@ -231,16 +250,15 @@ class Backy2Database:
         )
         return _bytes(rows[0].enc_envkey) if rows else None
 
-    def _has_ended(self, version: Any) -> bool:
-        """Tell whether the backup of a version that is not valid came to its end.
+    @property
+    def _is_of_before_2_11(self) -> bool:
+        noted = "backyfs_ended" in self._columns["versions"]  # by revision 85966fcda5e6
+        return noted or "stats_old" in self._columns or "id" not in self._columns.get("stats", {"id"})
 
-        Since 2.11 rows are inserted when their blocks are stored, so that all rows mean the end. Before that they
-        were all inserted at the start; there statistics mean the end.
-        """
-        if "backyfs_ended" in version:  # noted by revision 85966fcda5e6
+    def _has_statistics(self, version: Any) -> bool:
+        """Tell whether the backup of a version came to its end: only then were statistics written."""
+        if "backyfs_ended" in version:
             return bool(version["backyfs_ended"])
-        if "stats_old" not in self._columns and "id" in self._columns.get("stats", ()):
-            return True
         return any(
             self._rows(f"SELECT 1 AS one FROM {self._names[name]} WHERE version_uid = :uid", uid=version["uid"])  # noqa: S608
             for name in ("stats_old", "stats")
@@ -284,7 +302,10 @@ def parse_time(value: object) -> datetime | None:
         except ValueError:
             raise DatabaseError(f"{value!r} is no time") from None
     if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        try:
+            return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        except OverflowError:
+            raise DatabaseError(f"{value} is no time") from None
     if isinstance(value, date):
         return datetime.combine(value, time(), UTC)
     raise DatabaseError(f"{value!r} is no time")
@@ -316,6 +337,13 @@ def _bytes(digits: str | None) -> bytes | None:
         return bytes.fromhex(digits)
     except ValueError:
         return None
+
+
+def _unix_time(seconds: int) -> datetime:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, UTC)
 
 
 def _text(value: object) -> str:

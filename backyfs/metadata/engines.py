@@ -22,6 +22,8 @@ _EXTRAS = {"postgresql": "postgresql", "mysql": "mysql"}  # backend -> extra of 
 _PATIENCE_S = 60  # how long a statement waits for another transaction
 _CONNECT_TIMEOUT_S = 15
 CHECK_PATIENCE_MS = 1000  # how long the check of the schema waits for an SQLite file
+_POSTGRESQL_LOCK_NOT_AVAILABLE = "55P03"
+_MARIADB_LOCK_WAIT_TIMEOUT = 1205
 _SQLITE_BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED")
 
 
@@ -71,8 +73,12 @@ def show_url(url: URL) -> str:
 
 
 def is_busy(error: DBAPIError) -> bool:
-    """Tell whether SQLite failed because another process has the database locked."""
-    return getattr(error.orig, "sqlite_errorname", "").startswith(_SQLITE_BUSY)
+    """Tell whether a statement failed because others had something locked for too long."""
+    if getattr(error.orig, "sqlite_errorname", "").startswith(_SQLITE_BUSY):
+        return True
+    if getattr(error.orig, "sqlstate", None) == _POSTGRESQL_LOCK_NOT_AVAILABLE:
+        return True
+    return error.orig is not None and error.orig.args[:1] == (_MARIADB_LOCK_WAIT_TIMEOUT,)
 
 
 def _parse(url: str) -> URL:
@@ -118,6 +124,7 @@ def _begin_sqlite(connection: Connection) -> None:
 def _prepare_mariadb(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {_PATIENCE_S}")
+    cursor.execute("SET SESSION default_storage_engine = InnoDB")  # others roll nothing back
     # What does not fit is an error, as it is elsewhere, and never cut off.
     cursor.execute("SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'")
     cursor.close()

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from backyfs.model import Progress
 
 _LOCK_NUMBER = 0x6261636B79  # of an advisory lock in PostgreSQL, which has one set of them in each database
+_LOCK_PATIENCE_S = 2         # for tables that others use; longer is waited elsewhere, with words
 _CACHE_KIB = 48 << 10        # of SQLite: rows go to indexes by random uids and fingerprints
 _MOSTLY_FREE = 0.5           # of the pages of an SQLite file: more than that is given back
 
@@ -70,6 +71,27 @@ def is_undone_by_rollback(database: Database) -> bool:
     return has_transactional_ddl(database.engine)
 
 
+def take_tables(connection: Connection) -> None:
+    """Make sure that no transaction of others stands in the way of changing the tables of backy2.
+
+    On PostgreSQL they stay locked until the end. MariaDB lets go of locks when a table is renamed.
+
+    Raises:
+        DatabaseError: some transaction has one of them; nothing was waited for longer than a moment.
+    """
+    names = set(inspect(connection).get_table_names())
+    tables = [name for name in BACKY2_TABLES if name in names]
+    if not tables or is_sqlite(connection.engine):
+        return
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_PATIENCE_S}s'"))
+        connection.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
+    else:
+        connection.execute(text(f"SET SESSION lock_wait_timeout = {_LOCK_PATIENCE_S}"))
+        connection.execute(text("LOCK TABLES " + ", ".join(f"{name} WRITE" for name in tables)))
+        connection.execute(text("UNLOCK TABLES"))
+
+
 @contextmanager
 def upgrade_lock(database: Database) -> Iterator[Connection]:
     """Give a connection in a transaction, for an upgrade that no other one does at the same time.
@@ -84,7 +106,12 @@ def upgrade_lock(database: Database) -> Iterator[Connection]:
             with _locked_sqlite(database) as connection:
                 yield connection
             return
-        with database.engine.connect() as holder, database.engine.connect() as connection:
+        # Nothing but the lock is in this connection, and no transaction that a server could find idle.
+        alone = {"isolation_level": "AUTOCOMMIT"}
+        with (
+            database.engine.connect().execution_options(**alone) as holder,
+            database.engine.connect() as connection,
+        ):
             if not _try_lock(holder):
                 raise DatabaseBusyError(f"{database.place} is being upgraded by another command")
             try:
@@ -144,10 +171,11 @@ def upgrade_schema(
     before = None
     if "alembic_version" in tables:
         before = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    taken_over = before == CLEARING_AWAY
+    taken_over = before == CLEARING_AWAY or holds_repository(connection)
+    clears = before == CLEARING_AWAY
     try:
         report = None
-        if not taken_over:
+        if not clears:
             report = _run(connection, before, block_size, hash_function, digest_bytes, now, opens, progress)
             _require_own_schema(connection)
             if not has_transactional_ddl(connection.engine):
@@ -267,7 +295,7 @@ def _without_fingerprint_index(connection: Connection) -> Iterator[None]:
 
 
 def _require_own_schema(connection: Connection) -> None:
-    found = [difference for difference in differences(connection) if not _is_aside(difference)]
+    found = [difference for difference in differences(connection) if not _is_of_others(difference)]
     if found:
         raise DatabaseError(
             f"the schema would not be the one it should be: {found}; nothing was changed. Was another program used "
@@ -275,12 +303,12 @@ def _require_own_schema(connection: Connection) -> None:
         )
 
 
-def _is_aside(difference: Any) -> bool:
-    """Tell whether a difference is only that a table of backy2, or an index of it, is still there."""
+def _is_of_others(difference: Any) -> bool:
+    """Tell whether a difference is only a table that is not ours, or one of backy2 that was set aside."""
     if not isinstance(difference, tuple) or difference[0] not in ("remove_table", "remove_index"):
         return False
-    table = difference[1] if difference[0] == "remove_table" else difference[1].table
-    return str(table.name).startswith(ASIDE)
+    table = str((difference[1] if difference[0] == "remove_table" else difference[1].table).name)
+    return table not in metadata.tables and table not in BACKY2_TABLES
 
 
 def _check_sqlite(connection: Connection) -> None:
@@ -298,7 +326,7 @@ def _put_back(connection: Connection, tables: frozenset[str], revision: str | No
     `tables` and `revision` are those of before. Columns and tables that were added stay: backy2 does not mind them.
     """
     names = set(inspect(connection).get_table_names())
-    if f"{ASIDE}blocks" in names and not holds_repository(connection):
+    if f"{ASIDE}blocks" in names:  # there was no repository of ours before: the caller has looked
         for table in reversed(metadata.sorted_tables):
             connection.execute(text(f"DROP TABLE IF EXISTS {table.name}"))
         back = ", ".join(f"{ASIDE}{name} TO {name}" for name in BACKY2_TABLES if f"{ASIDE}{name}" in names)

@@ -14,6 +14,7 @@ from sqlalchemy import select
 from backyfs.engine.upgrade import upgrade
 from backyfs.errors import VersionIncompleteError
 from backyfs.metadata.blobs import find_by_uid
+from backyfs.metadata.stats import list_statistics
 from backyfs.metadata.tables import blobs
 from backyfs.metadata.versions import find_version, version_with_uid
 from backyfs.model import BlobUid, BlockIndex, VersionStatus, VersionUid
@@ -94,17 +95,24 @@ def test_a_row_that_cannot_be_used_costs_its_block_alone(
     assert f"version {FIRST} (vm-a): the row of block {WITH_BLOB} contradicts itself or others" in caplog.text
 
 
-@pytest.mark.parametrize("fault", [f"checksum = '{'ab' * 64}'", "size = 4242"])
-def test_a_row_that_contradicts_an_earlier_one_of_the_same_blob_is_not_trusted(
-    fault: str, reference: Reference
-) -> None:
+def test_a_row_that_contradicts_an_earlier_one_of_the_same_blob_is_not_trusted(reference: Reference) -> None:
     # The block is shared by both versions; the second one says something else of it.
-    change(reference, f"UPDATE blocks SET {fault} WHERE version_uid = '{SECOND}' AND id = {WITH_BLOB}")
+    change(reference, f"UPDATE blocks SET size = 4242 WHERE version_uid = '{SECOND}' AND id = {WITH_BLOB}")
     with upgraded(reference) as repository:
         assert version_of(repository, FIRST).status is VersionStatus.VALID
         assert version_of(repository, SECOND).status is VersionStatus.INVALID
         assert WITH_BLOB in blocks_of(repository, FIRST)
         assert WITH_BLOB not in blocks_of(repository, SECOND)
+
+
+@pytest.mark.parametrize("uid", [FIRST, SECOND])
+def test_a_wrong_checksum_of_an_encrypted_block_costs_nothing(uid: VersionUid, reference: Reference) -> None:
+    # The block vouches for its bytes; what is lost is its use for deduplication.
+    change(reference, f"UPDATE blocks SET checksum = '{'ab' * 64}' WHERE version_uid = '{uid}' AND id = {WITH_BLOB}")
+    with upgraded(reference) as repository:
+        for one in (FIRST, SECOND):
+            assert version_of(repository, one).status is VersionStatus.VALID
+            assert WITH_BLOB in blocks_of(repository, one)
 
 
 def test_rows_beyond_the_image_are_left_out(reference: Reference) -> None:
@@ -219,10 +227,47 @@ def test_before_2_11_a_version_with_statistics_was_found_damaged(tmp_path: Path)
         assert len(blocks_of(repository, uid)) == reference.expected["versions"][uid]["size_blocks"]
 
 
-def test_a_version_with_all_rows_that_never_became_valid_can_be_restored(reference: Reference) -> None:
+def test_all_rows_without_any_sign_of_an_end_are_not_trusted(reference: Reference) -> None:
+    # As a release before 2.11 left it, before backy2 itself upgraded the database.
+    with_blob = row(reference, f"SELECT count(*) FROM blocks WHERE version_uid = '{FIRST}' AND uid IS NOT NULL")
     change(reference, f"UPDATE versions SET valid = 0 WHERE uid = '{FIRST}'", "DELETE FROM stats")
     with upgraded(reference) as repository:
+        assert version_of(repository, FIRST).status is VersionStatus.INCOMPLETE
+        assert (len(blocks_of(repository, FIRST)),) == with_blob
+
+
+def test_statistics_are_the_sign_of_an_end(reference: Reference) -> None:
+    change(reference, f"UPDATE versions SET valid = 0 WHERE uid = '{FIRST}'")
+    with upgraded(reference) as repository:
         assert version_of(repository, FIRST).status is VersionStatus.INVALID
+        assert len(blocks_of(repository, FIRST)) == 41
+
+
+def test_equal_statistics_are_all_kept(reference: Reference) -> None:
+    columns = (
+        "date, version_uid, version_name, version_size_bytes, version_size_blocks, bytes_read, blocks_read, "
+        "bytes_written, blocks_written, bytes_found_dedup, blocks_found_dedup, bytes_sparse, blocks_sparse, "
+        "duration_seconds"
+    )
+    change(reference, f"INSERT INTO stats ({columns}) SELECT {columns} FROM stats")
+    with upgraded(reference) as repository, repository.database.read() as connection:
+        assert len(list_statistics(connection, FIRST)) == 2
+
+
+def test_a_hole_may_have_any_size(reference: Reference) -> None:
+    change(reference, "UPDATE blocks SET size = 7 WHERE uid IS NULL")
+    with upgraded(reference) as repository:
+        assert version_of(repository, FIRST).status is VersionStatus.VALID
+        assert len(blocks_of(repository, FIRST)) == 41
+
+
+def test_a_row_without_a_version_can_have_any_number(reference: Reference) -> None:
+    change(
+        reference,
+        "INSERT INTO blocks SELECT uid, 'nobody', 2000000000, date, checksum, size, valid, enc_version, enc_envkey, "
+        f"enc_nonce FROM blocks WHERE version_uid = '{FIRST}' AND id = {WITH_BLOB}",
+    )
+    with upgraded(reference) as repository:
         assert len(blocks_of(repository, FIRST)) == 41
 
 

@@ -91,6 +91,43 @@ def test_a_configuration_that_contradicts_the_rows_is_refused(
     assert not list(reference.directory.glob("*before-upgrade*"))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("backy2.data_backends.file", "backy2.data_backends.null", "a kind of storage that this release does not have"),
+        ("path: data", "path: gone", "gone does not exist"),
+        ("encryption_version: 1", "encryption_version: 7", "allowed: 0, 1"),
+    ],
+)
+def test_what_cannot_be_opened_afterwards_is_not_upgraded(
+    old: str, new: str, message: str, reference: Reference, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference.change_config(old, new)
+    before = reference.sqlite_file.read_bytes()
+    assert run(["-c", str(reference.config_file), "ls"]) != 0
+    assert message in capsys.readouterr().err
+    assert run(["-c", str(reference.config_file), "upgrade"]) != 0
+    assert reference.sqlite_file.read_bytes() == before
+
+
+def test_tables_of_others_in_the_database_do_not_matter(anywhere: Reference) -> None:
+    with closing(Database(anywhere.config.database_url)) as database, database.begin() as connection:
+        connection.execute(text("CREATE TABLE otherapp (id INTEGER PRIMARY KEY, name VARCHAR(20))"))
+        connection.execute(text("INSERT INTO otherapp VALUES (1, 'stays')"))
+    upgrade(anywhere.config)
+    with open_repository(anywhere.config) as repository:
+        check(repository, anywhere.expected)
+        with repository.database.read() as connection:
+            assert connection.execute(text("SELECT name FROM otherapp")).scalar() == "stays"
+
+
+def test_the_place_of_the_copy_is_told_in_every_form(
+    reference: Reference, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["-c", str(reference.config_file), "-m", "ls"]) == 0
+    assert f"{reference.sqlite_file}.before-upgrade-" in capsys.readouterr().err
+
+
 def test_a_wrong_key_is_told_after_the_upgrade(reference: Reference, capsys: pytest.CaptureFixture[str]) -> None:
     reference.change_config("decafbad" * 8, "0badcafe" * 8)
     assert run(["-c", str(reference.config_file), "ls"]) == 3

@@ -171,3 +171,22 @@ def test_an_upgrade_that_was_given_up_leaves_other_connections_as_they_were(refe
         with database.begin() as connection:
             assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
             assert connection.execute(text("PRAGMA busy_timeout")).scalar() == 60_000
+
+
+@pytest.mark.parametrize("server", ["postgresql_server", "mariadb_server"])
+def test_a_transaction_on_a_server_is_waited_for(
+    server: str, reference: Reference, request: pytest.FixtureRequest
+) -> None:
+    running = request.getfixturevalue(server)
+    url = running.new_database()
+    reference.move_to(url)
+    with closing(Database(url)) as database, database.engine.connect() as other:
+        assert other.execute(text("SELECT count(*) FROM versions")).scalar() == 3  # and is idle in its transaction
+        with pytest.raises(JobsRunningError, match="in use by another command that does not let others in"):
+            upgrade(reference.config, wait_s=0)
+        assert copies(reference) == []
+        other.rollback()
+        assert upgrade(reference.config, wait_s=0) is not None
+    with open_repository(reference.config) as repository:
+        check(repository, reference.expected)
+    running.drop(url)
