@@ -122,6 +122,21 @@ def load_block(store: BlockStore, blob: Blob) -> bytes:
     return block
 
 
+def piece_bytes(blob: Blob) -> int:
+    """Return how many plain bytes of a blob are opened at once: all of them, where its version has no segments."""
+    return blob.size
+
+
+def load_piece(store: BlockStore, blob: Blob, piece: int) -> bytes:
+    """Return piece number `piece` of a block, checked: bytes [piece, piece + 1) times `piece_bytes`.
+
+    Raises:
+        What `load_block` raises.
+    """
+    start = piece * piece_bytes(blob)
+    return load_block(store, blob)[start : start + piece_bytes(blob)]
+
+
 def _check_fingerprint(store: BlockStore, blob: Blob, block: bytes) -> None:
     # After the tag of GCM as well: it finds what went wrong between hashing and sealing, bad memory for one.
     if blob.fingerprint is not None and store.fingerprint(block) != blob.fingerprint:

@@ -38,6 +38,15 @@ class Job:
         with self._database.write() as connection:
             jobs.hold_version(connection, self._id, version_id)
 
+    def release(self, version_id: VersionId) -> None:
+        """Let a version be removed again.
+
+        Raises:
+            DatabaseError: that could not be stored; it stays held until the job ends.
+        """
+        with self._database.write() as connection:
+            jobs.release_version(connection, self._id, version_id)
+
     @property
     def lost(self) -> bool:
         """Whether the row of this job is gone."""

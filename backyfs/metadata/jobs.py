@@ -133,6 +133,12 @@ def hold_version(connection: Connection, job_id: JobId, version_id: VersionId) -
         connection.execute(insert(job_versions).values(job_id=job_id, version_id=version_id))
 
 
+def release_version(connection: Connection, job_id: JobId, version_id: VersionId) -> None:
+    """Hold a version no longer; one that is not held is fine."""
+    held = (job_versions.c.job_id == job_id) & (job_versions.c.version_id == version_id)
+    connection.execute(delete(job_versions).where(held))
+
+
 def remove_job(connection: Connection, job_id: JobId) -> None:
     """Remove a job that has ended, with what it holds."""
     connection.execute(delete(jobs).where(jobs.c.id == job_id))

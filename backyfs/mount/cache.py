@@ -1,13 +1,14 @@
-"""Opened blocks, kept while there is room, each loaded once however many readers wait for it.
+"""Opened pieces of blobs, kept while there is room, each loaded once however many readers wait for it.
 
-Used by the tasks of one trio event loop; only the loading itself happens in threads.
+A piece is what the encryption version of a blob opens at once: the whole block, or a part of it. Used by the
+tasks of one trio event loop; only the loading itself happens in threads.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backyfs.model import Blob, BlobId
+    from backyfs.mount.pool import Pool
+
+    _Key: TypeAlias = tuple[BlobId, int]
 
 
 class _Load:
@@ -24,68 +28,91 @@ class _Load:
 
     def __init__(self) -> None:
         self.ended = trio.Event()
-        self.block: bytes | None = None
+        self.piece: bytes | None = None
         self.error: BackyfsError | None = None
 
 
-class BlockCache:
-    """Plain bytes of blobs, the least recently read ones dropped first; shared by all images of a mount."""
+class PieceCache:
+    """Plain bytes of pieces, the least recently read ones dropped first; shared by all images of a mount."""
 
-    def __init__(self, load: Callable[[Blob], bytes], capacity_bytes: int, workers: int) -> None:
-        """Load with `load`, in at most `workers` threads at once."""
-        self._load_blob = load
+    def __init__(self, load: Callable[[Blob, int], bytes], capacity_bytes: int, *, wanted: Pool, ahead: Pool) -> None:
+        """Load with `load`: in threads of `wanted` what a reader waits for, in those of `ahead` what none does yet."""
+        self._load_piece = load
         self._capacity_bytes = capacity_bytes
-        self._limiter = trio.CapacityLimiter(workers)
-        self._blocks: OrderedDict[BlobId, bytes] = OrderedDict()
-        self._loads: dict[BlobId, _Load] = {}
+        self._wanted = wanted
+        self._ahead = ahead
+        self._pieces: OrderedDict[_Key, bytes] = OrderedDict()
+        self._loads: dict[_Key, _Load] = {}
+        self._ahead_bytes = 0  # being loaded ahead
         self.used_bytes = 0
+        self.hits = 0
+        self.loads = 0
+        self.loads_ahead = 0
+        self.loaded_bytes = 0
 
-    def peek(self, blob: Blob) -> bytes | None:
-        """Return a block that is there, without waiting."""
-        block = self._blocks.get(blob.id)
-        if block is not None:
-            self._blocks.move_to_end(blob.id)
-        return block
+    def peek(self, blob: Blob, number: int) -> bytes | None:
+        """Return a piece that is there, without waiting."""
+        key = (blob.id, number)
+        piece = self._pieces.get(key)
+        if piece is not None:
+            self.hits += 1
+            self._pieces.move_to_end(key)
+        return piece
 
-    async def get(self, blob: Blob) -> bytes:
-        """Return the plain bytes of a blob, loading them if no other reader does so already.
+    async def get(self, blob: Blob, number: int) -> bytes:
+        """Return the plain bytes of a piece, loading them if no other reader does so already.
 
         Raises:
             BackyfsError: what the load raised, to every reader that waited for it.
         """
-        while (block := self.peek(blob)) is None:
-            load = self._loads.get(blob.id)
+        key = (blob.id, number)
+        while (piece := self.peek(blob, number)) is None:
+            load = self._loads.get(key)
             if load is None:
-                return await self._load(blob)
+                self.loads += 1
+                return await self._load(blob, number, self._wanted)
             await load.ended.wait()
             if load.error is not None:
                 raise load.error
-            if load.block is not None:
-                return load.block  # perhaps too large to be kept
-        return block
+            if load.piece is not None:
+                return load.piece  # perhaps too large to be kept
+        return piece
 
-    async def prefetch(self, blob: Blob) -> None:
-        """Load a blob that a reader will want, unless it is there or on its way. Its errors are that reader's."""
-        if blob.id not in self._blocks and blob.id not in self._loads:
-            with suppress(BackyfsError):
-                await self._load(blob)
+    async def prefetch(self, blob: Blob, number: int, size: int) -> None:
+        """Load a piece of `size` bytes that a reader will want, unless it is there or on its way.
 
-    async def _load(self, blob: Blob) -> bytes:
-        load = self._loads[blob.id] = _Load()
+        Nor is it loaded if so much is being loaded ahead already that it would push out what was just read. Its
+        errors are for the reader.
+        """
+        key = (blob.id, number)
+        if key in self._pieces or key in self._loads or self._ahead_bytes + size > self._capacity_bytes // 2:
+            return
+        self._ahead_bytes += size
+        self.loads_ahead += 1
         try:
-            load.block = await trio.to_thread.run_sync(self._load_blob, blob, limiter=self._limiter)
+            with suppress(BackyfsError):
+                await self._load(blob, number, self._ahead)
+        finally:
+            self._ahead_bytes -= size
+
+    async def _load(self, blob: Blob, number: int, pool: Pool) -> bytes:
+        key = (blob.id, number)
+        load = self._loads[key] = _Load()
+        try:
+            load.piece = await pool.run(self._load_piece, blob, number)
         except BackyfsError as error:
             load.error = error
             raise
         finally:
-            del self._loads[blob.id]
+            del self._loads[key]
             load.ended.set()
-        self._keep(blob, load.block)
-        return load.block
+        self._keep(key, load.piece)
+        return load.piece
 
-    def _keep(self, blob: Blob, block: bytes) -> None:
-        self._blocks[blob.id] = block
-        self.used_bytes += len(block)
-        while self.used_bytes > self._capacity_bytes and self._blocks:
-            _, dropped = self._blocks.popitem(last=False)
+    def _keep(self, key: _Key, piece: bytes) -> None:
+        self.loaded_bytes += len(piece)
+        self._pieces[key] = piece
+        self.used_bytes += len(piece)
+        while self.used_bytes > self._capacity_bytes and self._pieces:
+            _, dropped = self._pieces.popitem(last=False)
             self.used_bytes -= len(dropped)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from backyfs.errors import IntegrityError, VersionIncompleteError
 from backyfs.geometry import block_count, block_length, page_position
@@ -22,29 +22,55 @@ if TYPE_CHECKING:
     from backyfs.model import Blob, BlockIndex, PageNumber, Version
     from backyfs.repository import Repository
 
-_PAGES = 32  # kept per image: 128 GiB of it with blocks of 4 MiB, some 10 MiB of memory
+_PAGES = 64  # 256 GiB of images with blocks of 4 MiB; some 30 MiB of memory
 
 
 @dataclass(frozen=True, slots=True)
-class _Page:
+class Page:
+    """A page of a block map, with the blobs that it names."""
+
     entries: array[int]
     blobs: dict[BlobId, Blob]
+
+
+class PageCache:
+    """Pages of the block maps of all images of a mount, the least recently used ones dropped first."""
+
+    def __init__(self, capacity: int = _PAGES) -> None:
+        """Keep so many pages."""
+        self._capacity = capacity
+        self._lock = threading.Lock()  # guards the pages
+        self._pages: OrderedDict[_PageKey, Page] = OrderedDict()
+
+    def get(self, key: _PageKey) -> Page | None:
+        """Return a page that is there."""
+        with self._lock:
+            page = self._pages.get(key)
+            if page is not None:
+                self._pages.move_to_end(key)
+            return page
+
+    def put(self, key: _PageKey, page: Page) -> None:
+        """Keep a page."""
+        with self._lock:
+            self._pages[key] = page
+            while len(self._pages) > self._capacity:
+                self._pages.popitem(last=False)
 
 
 class Image:
     """A version, as the mount reads it."""
 
-    def __init__(self, repository: Repository, version: Version) -> None:
+    def __init__(self, repository: Repository, version: Version, pages: PageCache | None = None) -> None:
+        """Read the block map of a version, through a cache that it may share with other images."""
         self._repository = repository
-        self._lock = threading.Lock()  # guards the pages
-        self._pages: OrderedDict[PageNumber, _Page] = OrderedDict()
+        self._pages = pages or PageCache()
         self.version = version
         self.block_size = repository.block_size
 
     def knows(self, index: BlockIndex) -> bool:
         """Tell whether `blob` can answer for this block without I/O."""
-        with self._lock:
-            return page_position(index)[0] in self._pages
+        return self._pages.get((self, page_position(index)[0])) is not None
 
     def blob(self, index: BlockIndex) -> Blob | None:
         """Return the blob that holds a block, None for a hole.
@@ -55,7 +81,7 @@ class Image:
             DatabaseError: it cannot be read.
         """
         page_no, position = page_position(index)
-        page = self._page(page_no)
+        page = self.page(page_no)
         entry = page.entries[position]
         if entry == HOLE:
             return None
@@ -67,19 +93,21 @@ class Image:
             raise IntegrityError("has no blob, or one of another size: the block map is damaged")
         return blob
 
-    def _page(self, page_no: PageNumber) -> _Page:
-        with self._lock:
-            page = self._pages.get(page_no)
-            if page is not None:
-                self._pages.move_to_end(page_no)
-                return page
-        blocks = block_count(self.version.size_bytes, self.block_size)
-        with self._repository.database.read() as connection:
-            entries = page_entries(connection, self.version, page_no, blocks)
-            blobs = load_blobs(connection, {BlobId(entry) for entry in entries if entry > HOLE})
-        page = _Page(entries, blobs)
-        with self._lock:
-            self._pages[page_no] = page
-            if len(self._pages) > _PAGES:
-                self._pages.popitem(last=False)
+    def page(self, page_no: PageNumber) -> Page:
+        """Return a page of the block map.
+
+        Raises:
+            DatabaseError: it cannot be read, or is damaged.
+        """
+        page = self._pages.get((self, page_no))
+        if page is None:
+            blocks = block_count(self.version.size_bytes, self.block_size)
+            with self._repository.database.read() as connection:
+                entries = page_entries(connection, self.version, page_no, blocks)
+                blobs = load_blobs(connection, {BlobId(entry) for entry in entries if entry > HOLE})
+            page = Page(entries, blobs)
+            self._pages.put((self, page_no), page)
         return page
+
+
+_PageKey: TypeAlias = "tuple[Image, PageNumber]"  # of an image, not a version: one that is opened later may know more

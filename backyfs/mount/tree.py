@@ -1,7 +1,10 @@
 """The tree of a mount: which names there are, what each is, and what the small files say. Pure.
 
-    by_version_uid/<uid>/data, name, snapshot_name, tags, expire, protected, valid or invalid
+    by_version_uid/<uid>/data, partitions/, name, snapshot_name, tags, date, expire, protected, valid or invalid
     by_name/<name>/<date>_<uid> -> ../../by_version_uid/<uid>, and latest -> the newest valid one
+    stats, which is not listed: what the mount has counted
+
+What is below `partitions` lies in the image itself, and is not part of a picture of the versions.
 
 A `Tree` is a picture of the versions at one moment and does not change. A node names a thing, not a place
 in a picture: it stays good when the next picture is taken.
@@ -16,10 +19,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 from backyfs.model import Version, VersionStatus, VersionUid
+from backyfs.mount.facts import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
 
 _NAME_BYTES = 255  # NAME_MAX of Linux
 _LATEST = b"latest"
@@ -27,11 +30,12 @@ _DIGEST_DIGITS = 32
 
 
 class Top(Enum):
-    """The directories that are always there."""
+    """What is always there."""
 
     ROOT = "/"
     BY_VERSION_UID = "by_version_uid"
     BY_NAME = "by_name"
+    STATS = "stats"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,28 @@ class VersionDirectory:
 @dataclass(frozen=True, slots=True)
 class Data:
     """`by_version_uid/<uid>/data`: the image."""
+
+    uid: VersionUid
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionDirectory:
+    """`by_version_uid/<uid>/partitions`."""
+
+    uid: VersionUid
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionData:
+    """`by_version_uid/<uid>/partitions/<number>`: a slice of the image."""
+
+    uid: VersionUid
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class TableText:
+    """`by_version_uid/<uid>/partitions/table.txt`: the partition table as it was read."""
 
     uid: VersionUid
 
@@ -71,7 +97,9 @@ class Link:
     uid: VersionUid | None  # None: `latest`
 
 
-Node: TypeAlias = Top | VersionDirectory | Data | Fact | NameDirectory | Link
+Node: TypeAlias = (
+    Top | VersionDirectory | Data | PartitionDirectory | PartitionData | TableText | Fact | NameDirectory | Link
+)
 
 
 class Tree:
@@ -85,18 +113,9 @@ class Tree:
         """Return a version that is in the tree."""
         return self._versions[uid]
 
-    def date(self, node: Node) -> datetime | None:
-        """Return when the version of a node was made; of several, the newest one; None if there is none."""
-        match node:
-            case Top():
-                versions: Iterable[Version] = self._versions.values()
-            case NameDirectory(name):
-                versions = self._by_name[name]
-            case Link(name, uid):
-                versions = [self._versions[uid or self._latest[name]]]
-            case _:
-                versions = [self._versions[node.uid]]
-        return max((version.created_at for version in versions), default=None)
+    def target(self, link: Link) -> VersionUid:
+        """Return the version that a link points to."""
+        return link.uid or self._latest[link.name]
 
     @property
     def total_bytes(self) -> int:
@@ -113,16 +132,18 @@ class Tree:
             case Top.BY_NAME:
                 return [(escaped, NameDirectory(name)) for escaped, name in self._names.items()]
             case VersionDirectory(uid):
-                facts = _facts(self._versions[uid])
-                return [(b"data", Data(uid)), *((what, Fact(uid, what)) for what in facts)]
+                facts = ((what, Fact(uid, what)) for what in files(self._versions[uid]))
+                return [(b"data", Data(uid)), (b"partitions", PartitionDirectory(uid)), *facts]
             case NameDirectory(name):
                 return self._links(name)
             case _:
                 raise LookupError(node)
 
     def child(self, node: Node, name: bytes) -> Node:
-        """Return what a directory has under a name; also `by_name/<name>/<uid>`, which is not listed."""
+        """Return what a directory has under a name; also `stats` and `by_name/<name>/<uid>`, which are not listed."""
         match node:
+            case Top.ROOT if name == Top.STATS.value.encode():
+                return Top.STATS
             case Top.BY_VERSION_UID:
                 return VersionDirectory(self._versions[_as_uid(name)].uid)
             case Top.BY_NAME:
@@ -137,11 +158,9 @@ class Tree:
         """Return what a small file says, or where a link points."""
         match node:
             case Fact(uid, what):
-                return _facts(self._versions[uid])[what]
-            case Link(name, None):
-                return _target(self._latest[name])
-            case Link(_, uid) if uid is not None and uid in self._versions:
-                return _target(uid)
+                return files(self._versions[uid])[what]
+            case Link():
+                return b"../../by_version_uid/" + self._versions[self.target(node)].uid.encode()
             case _:
                 raise LookupError(node)
 
@@ -214,22 +233,3 @@ def _without_broken_end(text: bytes) -> bytes:
 
 def _as_uid(name: bytes) -> VersionUid:
     return VersionUid(name.decode("ascii", errors="replace"))
-
-
-def _target(uid: VersionUid) -> bytes:
-    return f"../../by_version_uid/{uid}".encode()
-
-
-def _facts(version: Version) -> dict[bytes, bytes]:
-    """Return the small files of a version, each a line."""
-    expire = version.expire_at.strftime("%Y-%m-%dT%H:%M:%S") if version.expire_at else ""
-    status = b"valid" if version.status is VersionStatus.VALID else b"invalid"
-    facts = {
-        b"name": version.name,
-        b"snapshot_name": version.snapshot_name,
-        b"tags": ",".join(version.tags),
-        b"expire": expire,
-        b"protected": str(int(version.protected)),
-        status: version.status.value,
-    }
-    return {what: f"{text}\n".encode(errors="surrogatepass") for what, text in facts.items()}

@@ -9,9 +9,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from backyfs.errors import BackyfsError, BlobMissingError, IntegrityError
+from backyfs.errors import BackyfsError, BlobMissingError, IntegrityError, StorageError
 from backyfs.model import Blob, BlobId, BlobUid
-from backyfs.mount.cache import BlockCache
+from backyfs.mount.cache import PieceCache
+from backyfs.mount.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -48,7 +49,8 @@ class Storage:
         self.most_running = 0
         self._lock = threading.Lock()
 
-    def load(self, wanted: Blob) -> bytes:
+    def load(self, wanted: Blob, number: int) -> bytes:
+        assert number == 0
         with self._lock:
             self.loads.append(wanted.id)
             self.running += 1
@@ -67,6 +69,11 @@ class Storage:
         self.gate.set()
 
 
+def cache_of(storage: Storage, capacity_bytes: int, workers: int) -> PieceCache:
+    pools = [Pool("the storage", StorageError, threads=workers, patience_s=PATIENCE_S) for _ in range(2)]
+    return PieceCache(storage.load, capacity_bytes, wanted=pools[0], ahead=pools[1])
+
+
 async def within(scope: trio.CancelScope, read: Callable[..., Awaitable[None]], *arguments: int) -> None:
     with scope:
         await read(*arguments)
@@ -82,13 +89,13 @@ def with_patience(main: Callable[[], Awaitable[None]]) -> None:
     trio.run(limited)
 
 
-def answers_of_readers(storage: Storage, cache: BlockCache, wanted: Blob) -> list[bytes | BackyfsError]:
+def answers_of_readers(storage: Storage, cache: PieceCache, wanted: Blob) -> list[bytes | BackyfsError]:
     """Read a blob from many tasks at once; open the gate of the storage when all of them wait."""
     answers: list[bytes | BackyfsError] = []
 
     async def read() -> None:
         try:
-            answers.append(await cache.get(wanted))
+            answers.append(await cache.get(wanted, 0))
         except BackyfsError as error:
             answers.append(error)
 
@@ -109,13 +116,13 @@ def storage() -> Storage:
 
 
 def test_one_load_serves_all_who_wait(storage: Storage) -> None:
-    cache = BlockCache(storage.load, 1000, 4)
+    cache = cache_of(storage, 1000, 4)
     assert answers_of_readers(storage, cache, blob(1)) == [plain(1)] * READERS
     assert storage.loads == [1]
 
 
 def test_one_load_serves_all_who_wait_also_where_it_cannot_be_kept(storage: Storage) -> None:
-    cache = BlockCache(storage.load, SIZE - 1, 4)
+    cache = cache_of(storage, SIZE - 1, 4)
     assert answers_of_readers(storage, cache, blob(1)) == [plain(1)] * READERS
     assert storage.loads == [1]
     assert cache.used_bytes == 0
@@ -124,38 +131,38 @@ def test_one_load_serves_all_who_wait_also_where_it_cannot_be_kept(storage: Stor
 @pytest.mark.parametrize("error", [IntegrityError("blob x is damaged"), BlobMissingError("x")], ids=repr)
 def test_an_error_reaches_all_who_wait(storage: Storage, error: BackyfsError) -> None:
     storage.error = error
-    cache = BlockCache(storage.load, 1000, 4)
+    cache = cache_of(storage, 1000, 4)
     assert answers_of_readers(storage, cache, blob(1)) == [error] * READERS
     assert storage.loads == [1]
 
 
 def test_an_error_is_not_kept(storage: Storage) -> None:
-    cache = BlockCache(storage.load, 1000, 4)
+    cache = cache_of(storage, 1000, 4)
     storage.error = IntegrityError("blob x is damaged")
     with pytest.raises(IntegrityError):
-        trio.run(cache.get, blob(1))
+        trio.run(cache.get, blob(1), 0)
     storage.error = None
-    assert trio.run(cache.get, blob(1)) == plain(1)
+    assert trio.run(cache.get, blob(1), 0) == plain(1)
     assert storage.loads == [1, 1]
 
 
 def test_an_error_takes_no_room(storage: Storage) -> None:
-    cache = BlockCache(storage.load, 1000, 4)
+    cache = cache_of(storage, 1000, 4)
     storage.error = IntegrityError("blob x is damaged")
     with pytest.raises(IntegrityError):
-        trio.run(cache.get, blob(1))
+        trio.run(cache.get, blob(1), 0)
     assert cache.used_bytes == 0
-    assert cache.peek(blob(1)) is None
+    assert cache.peek(blob(1), 0) is None
 
 
 def test_after_an_unexpected_error_each_reader_tries_for_itself(storage: Storage) -> None:
     storage.error = ValueError("a bug")
-    cache = BlockCache(storage.load, 1000, 4)
+    cache = cache_of(storage, 1000, 4)
     failed: list[int] = []
 
     async def read(number: int) -> None:
         try:
-            await cache.get(blob(1))
+            await cache.get(blob(1), 0)
         except ValueError:
             failed.append(number)
 
@@ -172,50 +179,50 @@ def test_after_an_unexpected_error_each_reader_tries_for_itself(storage: Storage
 
 
 def test_what_is_there_is_not_loaded_again(storage: Storage) -> None:
-    cache = BlockCache(storage.load, 1000, 4)
-    assert [trio.run(cache.get, blob(1)) for _ in range(5)] == [plain(1)] * 5
+    cache = cache_of(storage, 1000, 4)
+    assert [trio.run(cache.get, blob(1), 0) for _ in range(5)] == [plain(1)] * 5
     assert storage.loads == [1]
 
 
 def test_a_hit_is_answered_without_waiting(storage: Storage) -> None:
-    cache = BlockCache(storage.load, 1000, 4)
-    trio.run(cache.get, blob(1))
+    cache = cache_of(storage, 1000, 4)
+    trio.run(cache.get, blob(1), 0)
     storage.gate.clear()
 
     async def main() -> bytes:
         with trio.fail_after(0):
-            return await cache.get(blob(1))
+            return await cache.get(blob(1), 0)
 
     assert trio.run(main) == plain(1)
 
 
 def test_peek_loads_nothing(storage: Storage) -> None:
-    cache = BlockCache(storage.load, 1000, 4)
-    assert cache.peek(blob(1)) is None
+    cache = cache_of(storage, 1000, 4)
+    assert cache.peek(blob(1), 0) is None
     assert storage.loads == []
 
 
 def test_the_cache_is_bounded_in_bytes(storage: Storage) -> None:
-    cache = BlockCache(storage.load, 3 * SIZE, 4)
+    cache = cache_of(storage, 3 * SIZE, 4)
     for number in range(1, 21):
-        trio.run(cache.get, blob(number))
+        trio.run(cache.get, blob(number), 0)
         assert cache.used_bytes == min(number, 3) * SIZE
-    assert [number for number in range(1, 21) if cache.peek(blob(number))] == [18, 19, 20]
+    assert [number for number in range(1, 21) if cache.peek(blob(number), 0)] == [18, 19, 20]
 
 
 def test_the_least_recently_read_block_is_dropped_first(storage: Storage) -> None:
-    cache = BlockCache(storage.load, 3 * SIZE, 4)
+    cache = cache_of(storage, 3 * SIZE, 4)
     for number in (1, 2, 3):
-        trio.run(cache.get, blob(number))
-    assert trio.run(cache.get, blob(1)) == plain(1)
-    trio.run(cache.get, blob(4))
-    assert [number for number in (1, 2, 3, 4) if cache.peek(blob(number))] == [1, 3, 4]
+        trio.run(cache.get, blob(number), 0)
+    assert trio.run(cache.get, blob(1), 0) == plain(1)
+    trio.run(cache.get, blob(4), 0)
+    assert [number for number in (1, 2, 3, 4) if cache.peek(blob(number), 0)] == [1, 3, 4]
 
 
 def test_a_block_that_was_dropped_is_loaded_again(storage: Storage) -> None:
-    cache = BlockCache(storage.load, SIZE, 4)
+    cache = cache_of(storage, SIZE, 4)
     for number in (1, 2, 1):
-        assert trio.run(cache.get, blob(number)) == plain(number)
+        assert trio.run(cache.get, blob(number), 0) == plain(number)
     assert storage.loads == [1, 2, 1]
 
 
@@ -223,11 +230,11 @@ def test_a_block_that_was_dropped_is_loaded_again(storage: Storage) -> None:
 def test_different_blobs_are_loaded_at_once_in_as_many_threads_as_there_are_workers(
     storage: Storage, workers: int
 ) -> None:
-    cache = BlockCache(storage.load, 1000, workers)
+    cache = cache_of(storage, 1000, workers)
     got: dict[int, bytes] = {}
 
     async def read(number: int) -> None:
-        got[number] = await cache.get(blob(number))
+        got[number] = await cache.get(blob(number), 0)
 
     async def main() -> None:
         storage.gate.clear()
@@ -244,12 +251,12 @@ def test_different_blobs_are_loaded_at_once_in_as_many_threads_as_there_are_work
     assert got == {number: plain(number) for number in range(1, 9)}
 
 
-def test_others_are_served_where_the_reader_that_loads_is_cancelled(storage: Storage) -> None:
-    cache = BlockCache(storage.load, 1000, 4)
+def test_others_load_for_themselves_where_the_reader_that_loads_is_cancelled(storage: Storage) -> None:
+    cache = cache_of(storage, 1000, 4)
     got: list[bytes] = []
 
     async def read() -> None:
-        got.append(await cache.get(blob(1)))
+        got.append(await cache.get(blob(1), 0))
 
     async def main() -> None:
         storage.gate.clear()
@@ -265,16 +272,16 @@ def test_others_are_served_where_the_reader_that_loads_is_cancelled(storage: Sto
 
     with_patience(main)
     assert got[-3:] == [plain(1)] * 3
-    assert storage.loads == [1]
+    assert storage.loads == [1, 1]  # of those that wait, one for all
     assert cache.used_bytes == SIZE
 
 
 def test_others_load_for_themselves_where_the_load_was_cancelled_before_it_began(storage: Storage) -> None:
-    cache = BlockCache(storage.load, 1000, 1)
+    cache = cache_of(storage, 1000, 1)
     got: list[bytes] = []
 
     async def read(number: int) -> None:
-        got.append(await cache.get(blob(number)))
+        got.append(await cache.get(blob(number), 0))
 
     async def main() -> None:
         storage.gate.clear()
@@ -296,11 +303,11 @@ def test_others_load_for_themselves_where_the_load_was_cancelled_before_it_began
 
 
 def test_a_reader_that_waits_can_be_cancelled(storage: Storage) -> None:
-    cache = BlockCache(storage.load, 1000, 4)
+    cache = cache_of(storage, 1000, 4)
     got: list[bytes] = []
 
     async def read() -> None:
-        got.append(await cache.get(blob(1)))
+        got.append(await cache.get(blob(1), 0))
 
     async def main() -> None:
         storage.gate.clear()

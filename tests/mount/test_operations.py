@@ -7,7 +7,6 @@ import logging
 import os
 import stat
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyfuse3
@@ -21,8 +20,8 @@ from backyfs.metadata.blockmap import commit_page, new_entries
 from backyfs.metadata.tables import job_versions, versions
 from backyfs.metadata.versions import set_status
 from backyfs.model import PageNumber, Version, VersionStatus
-from backyfs.mount import operations as operations_module
-from backyfs.mount.cache import BlockCache
+from backyfs.mount import live
+from backyfs.mount.contents import Contents, Settings
 from backyfs.mount.operations import Operations, _OpenImage
 from tests.images import random_bytes, sparse_image
 from tests.mount.stored import blob_of, file_of, finish, flip_a_byte, incomplete_copy, remove_version, truncate
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backyfs.model import Blob
+    from backyfs.mount.image import Image
     from backyfs.repository import Repository
 
 # Blocks: 0 data, 1 hole, 2 data, 3 written zeros, 4 data and short.
@@ -100,6 +100,10 @@ class Mount:
             return list(connection.execute(select(job_versions.c.version_id)).scalars())
 
 
+def image_of(mount: Mount, version: Version) -> Image:
+    return mount.operations._contents._images._opened[version.uid].reader.image
+
+
 @contextmanager
 def refused(number: int) -> Iterator[None]:
     with pytest.raises(pyfuse3.FUSEError) as caught:
@@ -110,9 +114,13 @@ def refused(number: int) -> Iterator[None]:
 @contextmanager
 def mounted(repository: Repository) -> Iterator[Mount]:
     with pytest.MonkeyPatch.context() as patch, Job(repository.database, "mount nowhere") as job:
-        patch.setattr(operations_module, "_TREE_S", 0.0)  # changes are seen at once
-        cache = BlockCache(partial(load_block, repository.blocks), 64 * BLOCK, 2)
-        yield Mount(repository, Operations(repository, cache, job))
+        patch.setattr(live, "_FRESH_S", -1.0)  # changes are seen at once
+        yield mount_of(repository, job)
+
+
+def mount_of(repository: Repository, job: Job, **settings: int) -> Mount:
+    settings = {"cache_bytes": 64 * BLOCK, "read_ahead_bytes": 0, **settings}
+    return Mount(repository, Operations(Contents(repository, job, Settings(workers=2, **settings))))
 
 
 @pytest.fixture
@@ -187,7 +195,7 @@ def test_the_holes_of_an_image_are_not_loaded(mount: Mount, version: Version, mo
     def load(*_: object) -> bytes:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(mount.operations._cache, "_load_blob", load)
+    monkeypatch.setattr(mount.operations._contents._cache, "_load_piece", load)
     fh = mount.open_image(version)
     assert mount.read(fh, BLOCK, BLOCK) == bytes(BLOCK)
     assert mount.read(fh, 3 * BLOCK, BLOCK) == bytes(BLOCK)
@@ -247,7 +255,7 @@ def test_the_log_names_version_block_and_blob_of_a_damage(
     flip_a_byte(file_of(repository, blob))
     with refused(errno.EIO):
         mount.read(mount.open_image(version), 4 * BLOCK, 1)
-    (record,) = log.records
+    (record,) = (record for record in log.records if record.name.startswith("backyfs.mount"))
     assert record.levelname == "ERROR"
     assert record.getMessage().startswith(f"version {version.uid}, block 4: blob {blob.uid} ")
 
@@ -266,7 +274,7 @@ def test_a_blob_that_was_repaired_is_read_again(
 
 def test_a_block_map_that_names_no_blob_is_an_error(mount: Mount, repository: Repository, version: Version) -> None:
     fh = mount.open_image(version)
-    mount.operations._images[version.uid]._page(PageNumber(0)).entries[0] = 999
+    image_of(mount, version).page(PageNumber(0)).entries[0] = 999
     with refused(errno.EIO):
         mount.read(fh, 0, 1)
 
@@ -275,7 +283,7 @@ def test_a_block_map_that_names_a_blob_of_another_size_is_an_error(
     mount: Mount, repository: Repository, version: Version
 ) -> None:
     fh = mount.open_image(version)
-    page = mount.operations._images[version.uid]._page(PageNumber(0))
+    page = image_of(mount, version).page(PageNumber(0))
     page.entries[0] = page.entries[4]  # the short one
     with refused(errno.EIO):
         mount.read(fh, 0, 1)
@@ -350,7 +358,7 @@ def test_an_error_nobody_thought_of_is_an_input_output_error_and_logged(
     def load(*_: object) -> bytes:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(mount.operations._cache, "_load_blob", load)
+    monkeypatch.setattr(mount.operations._contents._cache, "_load_piece", load)
     with refused(errno.EIO):
         mount.read(fh, 0, 1)
     assert [record.getMessage() for record in log.records] == ["read failed; this is a bug, please report it"]
@@ -374,10 +382,10 @@ def test_a_database_that_fails_is_an_input_output_error(
 
 
 def test_an_error_of_the_system_keeps_its_number(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_tree() -> None:
+    async def load_tree() -> None:
         raise OSError(errno.ENOMEM, "out of memory")
 
-    monkeypatch.setattr(mount.operations, "_load_tree", load_tree)
+    monkeypatch.setattr(mount.operations._contents, "tree", load_tree)
     with refused(errno.ENOMEM):
         mount.call("getattr", pyfuse3.ROOT_INODE)
 
@@ -385,11 +393,18 @@ def test_an_error_of_the_system_keeps_its_number(mount: Mount, monkeypatch: pyte
 # Writing.
 
 
-@pytest.mark.parametrize("handler", WRITING_HANDLERS)
-def test_nothing_can_be_written(shared: tuple[Mount, Version], handler: str) -> None:
+@pytest.mark.parametrize("handler", sorted({*WRITING_HANDLERS} - {"write"}))
+def test_nothing_can_be_changed(shared: tuple[Mount, Version], handler: str) -> None:
     mount, _ = shared
     with refused(errno.EROFS):
-        mount.call(handler, pyfuse3.ROOT_INODE, b"name", None, None, None)
+        mount.call(handler, pyfuse3.ROOT_INODE, *[None] * (3 if handler == "setattr" else 4))
+
+
+@pytest.mark.parametrize("file", ["data", "name"])
+def test_nothing_can_be_written(shared: tuple[Mount, Version], file: str) -> None:
+    mount, version = shared
+    with refused(errno.EROFS):
+        mount.call("write", mount.open_path(f"by_version_uid/{version.uid}/{file}"), 0, b"new")
 
 
 def test_every_writing_handler_of_pyfuse3_is_refused() -> None:
@@ -430,7 +445,7 @@ def test_an_image_has_the_size_and_the_date_of_its_backup(mount: Mount, version:
     assert found.st_size == SIZE
     assert stat.filemode(found.st_mode) == "-r--r-----"
     assert (found.st_uid, found.st_gid, found.st_nlink) == (os.geteuid(), os.getegid(), 1)
-    assert found.st_blocks == 33  # of 512 bytes
+    assert found.st_blocks == (2 * BLOCK + LAST + 511) // 512  # three blocks are no holes
     assert abs(found.st_mtime_ns / 1e9 - version.created_at.timestamp()) < 1e-6
     assert found.st_mtime_ns // 1000 % 1_000_000 == version.created_at.microsecond
     assert found.st_mtime_ns == found.st_atime_ns == found.st_ctime_ns
@@ -438,9 +453,9 @@ def test_an_image_has_the_size_and_the_date_of_its_backup(mount: Mount, version:
 
 def test_the_attributes_of_an_image_are_kept_longer_than_names(mount: Mount, version: Version) -> None:
     found = mount.find(f"by_version_uid/{version.uid}/data")
-    assert (found.attr_timeout, found.entry_timeout) == (300.0, 1.0)
+    assert (found.attr_timeout, found.entry_timeout) == (300.0, 300.0)
     found = mount.find(f"by_version_uid/{version.uid}/tags")
-    assert (found.attr_timeout, found.entry_timeout) == (1.0, 1.0)
+    assert (found.attr_timeout, found.entry_timeout) == (0.7, 0.7)
 
 
 @pytest.mark.parametrize(
@@ -486,16 +501,55 @@ def test_the_kernel_may_keep_the_pages_of_an_image_but_not_those_of_small_files(
 
 def test_the_root_tells_the_process_that_serves_the_mount(mount: Mount) -> None:
     assert mount.call("getxattr", pyfuse3.ROOT_INODE, b"user.backyfs.pid") == str(os.getpid()).encode()
-    assert mount.call("listxattr", pyfuse3.ROOT_INODE) == [b"user.backyfs.pid"]
+    assert mount.call("listxattr", pyfuse3.ROOT_INODE) == [b"user.backyfs.pid", b"user.backyfs.repository"]
 
 
-def test_nothing_else_has_extended_attributes(mount: Mount, version: Version) -> None:
+def test_the_root_tells_the_repository(mount: Mount) -> None:
+    assert mount.call("getxattr", pyfuse3.ROOT_INODE, b"user.backyfs.repository") == mount.repository.uid.encode()
+
+
+@pytest.mark.parametrize("path", ["by_version_uid/{uid}", "by_version_uid/{uid}/data"])
+def test_a_version_tells_its_facts_as_extended_attributes(
+    shared: tuple[Mount, Version], path: str
+) -> None:
+    mount, version = shared
+    inode = mount.inode(path.format(uid=version.uid))
+    told = {
+        name.decode().removeprefix("user.backyfs."): mount.call("getxattr", inode, name).decode()
+        for name in mount.call("listxattr", inode)
+    }
+    assert told == {
+        "uid": version.uid,
+        "name": "disk",
+        "snapshot_name": "",
+        "tags": "",
+        "date": f"{version.created_at:%Y-%m-%dT%H:%M:%S}",
+        "expire": "",
+        "protected": "0",
+        "valid": "1",
+        "status": "valid",
+        "size": str(SIZE),
+        "encryption_versions": "1",
+    }
+
+
+def test_a_version_without_blobs_has_no_encryption_versions(
+    mount: Mount, repository: Repository, tmp_path: Path
+) -> None:
+    empty = back_up(repository, sparse_image(tmp_path / "empty", 10 * BLOCK, {})).version
+    inode = mount.inode(f"by_version_uid/{empty.uid}/data")
+    assert mount.call("getxattr", inode, b"user.backyfs.encryption_versions") == b""
+    assert mount.find(f"by_version_uid/{empty.uid}/data").st_blocks == 0
+
+
+def test_other_extended_attributes_are_not_there(mount: Mount, version: Version) -> None:
     inode = mount.inode(f"by_version_uid/{version.uid}/data")
-    with refused(errno.ENODATA):
-        mount.call("getxattr", inode, b"user.backyfs.pid")
+    for name in (b"user.backyfs.pid", b"user.backyfs.nothing", b"security.capability"):
+        with refused(errno.ENODATA):
+            mount.call("getxattr", inode, name)
     with refused(errno.ENODATA):
         mount.call("getxattr", pyfuse3.ROOT_INODE, b"security.capability")
-    assert mount.call("listxattr", inode) == []
+    assert mount.call("listxattr", mount.inode(f"by_version_uid/{version.uid}/name")) == []
 
 
 def test_the_file_system_is_as_large_as_its_images_and_full(
@@ -519,8 +573,9 @@ def test_directories_list_what_the_tree_has(mount: Mount, version: Version) -> N
     assert mount.names("by_name") == [b"disk"]
     assert mount.names("by_name/disk") == [f"{version.created_at:%Y-%m-%dT%H-%M-%S}_".encode() + uid, b"latest"]
     assert mount.names(f"by_version_uid/{version.uid}") == [
-        b"data", b"name", b"snapshot_name", b"tags", b"expire", b"protected", b"valid",
+        b"data", b"partitions", b"name", b"snapshot_name", b"tags", b"date", b"expire", b"protected", b"valid",
     ]  # fmt: skip
+    assert mount.names(f"by_version_uid/{version.uid}/partitions") == [b"table.txt"]
 
 
 def test_a_directory_is_listed_in_as_many_parts_as_the_kernel_wants(
@@ -541,11 +596,11 @@ def test_a_directory_is_listed_in_as_many_parts_as_the_kernel_wants(
         return True
 
     monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
-    for expected in (2, 4, 6, 7, 7):
+    for expected in (2, 4, 6, 8, 9, 9):
         room = 2
         mount.call("readdir", fh, next_start, None)
         assert len(listed) == expected
-    assert len(set(listed)) == 7
+    assert len(set(listed)) == 9
 
 
 def test_links_point_to_their_versions(mount: Mount, version: Version) -> None:
@@ -609,15 +664,17 @@ def test_a_small_file_that_is_open_goes_on_saying_what_it_said(
     assert mount.read(mount.open_path(f"by_version_uid/{version.uid}/invalid"), 0, 100) == b"invalid\n"
 
 
-def test_a_version_is_held_from_when_its_image_is_opened(mount: Mount, version: Version) -> None:
+def test_a_version_is_held_as_long_as_its_image_is_open(mount: Mount, version: Version) -> None:
     mount.find(f"by_version_uid/{version.uid}/data")
     mount.open_path(f"by_version_uid/{version.uid}/name")
     assert mount.held_versions() == []
     fh = mount.open_image(version)
-    mount.open_image(version)
+    other = mount.open_image(version)
     assert mount.held_versions() == [version.id]
     mount.call("release", fh)
-    assert mount.held_versions() == [version.id]  # what the kernel keeps of it is of no use without the rest
+    assert mount.held_versions() == [version.id]
+    mount.call("release", other)
+    assert mount.held_versions() == []
 
 
 def test_a_version_that_many_open_at_once_is_held_once(mount: Mount, version: Version) -> None:
@@ -630,7 +687,7 @@ def test_a_version_that_many_open_at_once_is_held_once(mount: Mount, version: Ve
 
     trio.run(main)
     assert mount.held_versions() == [version.id]
-    images = [file.image for file in mount.operations._open.values() if isinstance(file, _OpenImage)]
+    images = [opened.file.reader for opened in mount.operations._open.values() if isinstance(opened, _OpenImage)]
     assert len(images) == 8
     assert len({id(image) for image in images}) == 1
 
@@ -647,9 +704,9 @@ def test_a_file_is_forgotten_when_it_is_closed(mount: Mount, version: Version) -
 def test_the_versions_are_looked_up_once_a_second_at_most(
     mount: Mount, repository: Repository, version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operations_module, "_TREE_S", 1.0)
+    monkeypatch.setattr(live, "_FRESH_S", 1.0)
     now = [1000.0]
-    monkeypatch.setattr(operations_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
     mount.find(f"by_version_uid/{version.uid}/data")
     with repository.database.write() as connection:
         connection.execute(versions.update().values(name="renamed"))
@@ -672,20 +729,27 @@ def read_in_a_nursery(mount: Mount, fh: int, offset: int, size: int) -> bytes:
     return trio.run(read)
 
 
-def test_a_sequential_reader_finds_the_next_blocks_loaded(repository: Repository, version: Version) -> None:
+@contextmanager
+def reading_ahead(repository: Repository) -> Iterator[Mount]:
+    with Job(repository.database, "mount") as job:
+        yield mount_of(repository, job, read_ahead_bytes=4 * BLOCK)
+
+
+def test_a_sequential_reader_finds_the_next_blocks_loaded(
+    repository: Repository, version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loads: list[str] = []
 
-    def load(blob: Blob) -> bytes:
+    def load(blob: Blob, number: int) -> bytes:
         loads.append(blob.uid)
         return load_block(repository.blocks, blob)
 
-    with Job(repository.database, "mount") as job:
-        cache = BlockCache(load, 64 * BLOCK, 2)
-        mount = Mount(repository, Operations(repository, cache, job, read_ahead_bytes=4 * BLOCK))
+    with reading_ahead(repository) as mount:
+        cache = mount.operations._contents._cache
+        monkeypatch.setattr(cache, "_load_piece", load)
         fh = mount.open_image(version)
         assert read_in_a_nursery(mount, fh, 0, 2 * BLOCK) == IMAGE[: 2 * BLOCK]
-        third = blob_of(repository, version, 2)
-        assert cache.peek(third) == IMAGE[2 * BLOCK : 3 * BLOCK]
+        assert cache.peek(blob_of(repository, version, 2), 0) == IMAGE[2 * BLOCK : 3 * BLOCK]
         assert read_in_a_nursery(mount, fh, 2 * BLOCK, SIZE) == IMAGE[2 * BLOCK :]
         assert len(loads) == len(set(loads)) == 3
 
@@ -694,9 +758,7 @@ def test_a_block_that_cannot_be_loaded_ahead_is_an_error_of_its_reader_alone(
     repository: Repository, version: Version, caplog: pytest.LogCaptureFixture
 ) -> None:
     flip_a_byte(file_of(repository, blob_of(repository, version, 2)))
-    with Job(repository.database, "mount") as job:
-        cache = BlockCache(partial(load_block, repository.blocks), 64 * BLOCK, 2)
-        mount = Mount(repository, Operations(repository, cache, job, read_ahead_bytes=4 * BLOCK))
+    with reading_ahead(repository) as mount:
         fh = mount.open_image(version)
         with caplog.at_level(logging.ERROR, logger="backyfs"):
             assert read_in_a_nursery(mount, fh, 0, 2 * BLOCK) == IMAGE[: 2 * BLOCK]
@@ -705,16 +767,17 @@ def test_a_block_that_cannot_be_loaded_ahead_is_an_error_of_its_reader_alone(
             mount.read(fh, 2 * BLOCK, BLOCK)
 
 
-def test_a_bug_in_the_read_ahead_does_not_end_the_mount(repository: Repository, version: Version) -> None:
+def test_a_bug_in_the_read_ahead_does_not_end_the_mount(
+    repository: Repository, version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = blob_of(repository, version, 0).uid
 
-    def load(blob: Blob) -> bytes:
+    def load(blob: Blob, number: int) -> bytes:
         if blob.uid != wanted:
             raise ZeroDivisionError
         return load_block(repository.blocks, blob)
 
-    with Job(repository.database, "mount") as job:
-        operations = Operations(repository, BlockCache(load, 64 * BLOCK, 2), job, read_ahead_bytes=4 * BLOCK)
-        mount = Mount(repository, operations)
+    with reading_ahead(repository) as mount:
+        monkeypatch.setattr(mount.operations._contents._cache, "_load_piece", load)
         fh = mount.open_image(version)
         assert read_in_a_nursery(mount, fh, 0, 2 * BLOCK) == IMAGE[: 2 * BLOCK]

@@ -211,6 +211,8 @@ def test_the_tree_is_as_documented(disks: Disks) -> None:
     assert sorted(os.listdir(disks.at / "by_name" / "mixed")) == [dated, "latest"]
     assert {file.name: file.stat().st_size for file in (disks.at / "by_version_uid" / version.uid).iterdir()} == {
         "data": 64 * BLOCK,
+        "partitions": 0,
+        "date": len("2026-01-01T00:00:00\n"),
         "name": len("mixed\n"),
         "snapshot_name": 1,
         "tags": 1,

@@ -14,6 +14,7 @@ from backyfs.mount.tree import (
     Link,
     NameDirectory,
     Node,
+    PartitionDirectory,
     Top,
     Tree,
     VersionDirectory,
@@ -63,7 +64,8 @@ def names(tree: Tree, node: Node) -> list[bytes]:
 
 def facts(of: Version) -> dict[bytes, bytes]:
     tree = Tree([of])
-    return {name: tree.content(node) for name, node in tree.children(VersionDirectory(of.uid)) if name != b"data"}
+    children = tree.children(VersionDirectory(of.uid))
+    return {name: tree.content(node) for name, node in children if isinstance(node, Fact)}
 
 
 # What is listed.
@@ -74,6 +76,10 @@ def test_the_root_lists_two_directories() -> None:
         (b"by_version_uid", Top.BY_VERSION_UID),
         (b"by_name", Top.BY_NAME),
     ]
+
+
+def test_the_root_has_what_the_mount_counts_unlisted() -> None:
+    assert Tree([]).child(Top.ROOT, b"stats") is Top.STATS
 
 
 def test_a_tree_without_versions_has_two_empty_directories() -> None:
@@ -100,9 +106,11 @@ def test_every_name_is_listed_once() -> None:
 def test_a_valid_version_lists_its_image_and_its_facts() -> None:
     assert Tree([version()]).children(VersionDirectory(FIRST)) == [
         (b"data", Data(FIRST)),
+        (b"partitions", PartitionDirectory(FIRST)),
         (b"name", Fact(FIRST, b"name")),
         (b"snapshot_name", Fact(FIRST, b"snapshot_name")),
         (b"tags", Fact(FIRST, b"tags")),
+        (b"date", Fact(FIRST, b"date")),
         (b"expire", Fact(FIRST, b"expire")),
         (b"protected", Fact(FIRST, b"protected")),
         (b"valid", Fact(FIRST, b"valid")),
@@ -112,7 +120,9 @@ def test_a_valid_version_lists_its_image_and_its_facts() -> None:
 @pytest.mark.parametrize("status", [INVALID, INCOMPLETE])
 def test_a_version_that_is_not_valid_has_a_file_invalid_instead_of_valid(status: VersionStatus) -> None:
     listed = names(Tree([version(status=status)]), VersionDirectory(FIRST))
-    assert listed == [b"data", b"name", b"snapshot_name", b"tags", b"expire", b"protected", b"invalid"]
+    assert listed == [
+        b"data", b"partitions", b"name", b"snapshot_name", b"tags", b"date", b"expire", b"protected", b"invalid",
+    ]  # fmt: skip
 
 
 def test_a_name_lists_its_versions_by_date_and_the_latest() -> None:
@@ -152,7 +162,7 @@ def test_everything_that_is_listed_is_found_by_its_name() -> None:
             assert tree.child(directory, name) == node
             waiting.append(node)
             seen += 1
-    assert seen == 2 + 3 + 3 * 7 + 3 + (2 + 1 + 2)  # root; uids and what they have; names and theirs
+    assert seen == 2 + 3 + 3 * 9 + 3 + (2 + 1 + 2)  # root; uids and what they have; names and theirs
 
 
 def test_a_version_is_found_below_its_name_by_its_uid_alone() -> None:
@@ -276,6 +286,7 @@ def test_the_facts_of_a_bare_version_say_little() -> None:
         b"name": b"disk\n",
         b"snapshot_name": b"\n",
         b"tags": b"\n",
+        b"date": b"2024-02-01T13:05:09\n",
         b"expire": b"\n",
         b"protected": b"0\n",
         b"valid": b"valid\n",
@@ -294,6 +305,7 @@ def test_facts_say_what_the_database_says() -> None:
         b"name": b"Gr\xc3\xb6\xc3\x9fe/1\n",
         b"snapshot_name": b"s@1\n",
         b"tags": b"b_daily,b_weekly\n",
+        b"date": b"2024-02-01T13:05:09\n",
         b"expire": b"2031-12-24T18:00:01\n",
         b"protected": b"1\n",
         b"valid": b"valid\n",

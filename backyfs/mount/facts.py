@@ -1,0 +1,56 @@
+"""What a mount tells of a version besides its bytes: in small files, and in extended attributes. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backyfs.model import VersionStatus
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from backyfs.model import Version
+
+ATTRIBUTE_PREFIX = b"user.backyfs."
+ENCRYPTION_VERSIONS = b"encryption_versions"  # an attribute only: to tell it takes a look at the block map
+
+
+def files(version: Version) -> dict[bytes, bytes]:
+    """Return names and contents of the small files of a version; each is a line."""
+    status = b"valid" if version.status is VersionStatus.VALID else b"invalid"
+    told = {
+        b"name": version.name,
+        b"snapshot_name": version.snapshot_name,
+        b"tags": ",".join(version.tags),
+        b"date": _time(version.created_at),
+        b"expire": _time(version.expire_at),
+        b"protected": str(int(version.protected)),
+        status: version.status.value,
+    }
+    return {what: _encoded(text + "\n") for what, text in told.items()}
+
+
+def attributes(version: Version) -> dict[bytes, bytes]:
+    """Return the extended attributes of a version, without prefix, but for its encryption versions."""
+    told = {
+        b"uid": str(version.uid),
+        b"name": version.name,
+        b"snapshot_name": version.snapshot_name,
+        b"tags": ",".join(version.tags),
+        b"date": _time(version.created_at),
+        b"expire": _time(version.expire_at),
+        b"protected": str(int(version.protected)),
+        b"valid": str(int(version.status is VersionStatus.VALID)),
+        b"status": version.status.value,
+        b"size": str(version.size_bytes),
+    }
+    return {what: _encoded(text) for what, text in told.items()}
+
+
+def _time(moment: datetime | None) -> str:
+    """Return a time in UTC; empty where there is none."""
+    return "" if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")

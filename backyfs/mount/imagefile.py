@@ -1,0 +1,99 @@
+"""An open file that shows an image, or a partition of one: reads, reads ahead, and writes to the layer above.
+
+Offsets are those of the file; the image begins `start` bytes earlier. Used by the tasks of one trio event loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backyfs.model import BlockIndex
+from backyfs.mount.readahead import ReadAhead
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from backyfs.model import Buffer
+    from backyfs.mount.overlay import Layer
+    from backyfs.mount.pool import Pool
+    from backyfs.mount.reading import ImageReader
+
+    # Starts a task that is not waited for.
+    Starter = Callable[[Callable[[BlockIndex], Awaitable[None]], BlockIndex], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WritableLayer:
+    """What was written to an image, and the threads that read and write it."""
+
+    layer: Layer
+    pool: Pool
+
+
+class ImageFile:
+    """Bytes [start, start + size) of an image, open."""
+
+    def __init__(
+        self,
+        reader: ImageReader,
+        start: int,
+        size_bytes: int,
+        *,
+        read_ahead_blocks: int,
+        writable: WritableLayer | None = None,
+    ) -> None:
+        """Read a slice of an image, `read_ahead_blocks` ahead of who reads in order; above it may be a layer."""
+        self.reader = reader
+        self._start = start
+        self._stop = start + size_bytes
+        self._ahead = ReadAhead(block_size=reader.image.block_size, most_blocks=read_ahead_blocks)
+        self._writable = writable
+
+    async def read(self, offset: int, size: int, start_task: Starter) -> Buffer:
+        """Return `size` bytes from `offset` on; fewer at the end of the file.
+
+        Raises:
+            DamageError: some of them cannot be had.
+            OSError: the layer cannot be read.
+        """
+        start = self._start + offset
+        stop = min(start + size, self._stop)
+        if stop <= start:
+            return b""
+        for index in self._ahead.note(start, stop - start, self._stop):
+            start_task(self.reader.read_ahead, BlockIndex(index))
+        if self._writable is None or self._writable.layer.is_empty:
+            return await self.reader.read(start, stop)
+        layer, pool = self._writable.layer, self._writable.pool
+        parts = [
+            await (pool.run(layer.read, first, last) if is_written else self.reader.read(first, last))
+            for first, last, is_written in layer.split(start, stop)
+        ]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Write to the layer; return how many bytes, fewer at the end of the file.
+
+        Raises:
+            DamageError: what was there before cannot be had, and is overwritten only in part.
+            OSError: the layer cannot be written.
+        """
+        assert self._writable is not None
+        layer, pool = self._writable.layer, self._writable.pool
+        start = self._start + offset
+        data = data[: max(self._stop - start, 0)]
+        if data:
+            edges = layer.edges(start, start + len(data))
+            base = {(first, last): bytes(await self.reader.read(first, last)) for first, last in edges}
+            await pool.run(layer.write, start, data, base)
+        return len(data)
+
+    async def sync(self) -> None:
+        """Make what was written durable.
+
+        Raises:
+            OSError: that failed.
+        """
+        if self._writable is not None:
+            await self._writable.pool.run(self._writable.layer.sync)
