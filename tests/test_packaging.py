@@ -74,9 +74,14 @@ def test_the_wheel_says_that_it_is_typed(wheel: Path) -> None:
     assert "backyfs/py.typed" in contents(wheel)
 
 
-def test_the_installed_command_is_the_main_function_of_the_command_line(wheel: Path) -> None:
+def test_the_installed_commands_are_functions_of_the_command_line(wheel: Path) -> None:
     (entry_points,) = (text for name, text in contents(wheel).items() if name.endswith("/entry_points.txt"))
-    assert entry_points.decode() == "[console_scripts]\nbackyfs = backyfs.cli:main\n"
+    assert entry_points.decode() == (
+        "[console_scripts]\n"
+        "backyfs = backyfs.cli:main\n"
+        "mount.backyfs = backyfs.cli.mount_helper:main\n"
+        "mount.fuse.backyfs = backyfs.cli.mount_helper:main\n"
+    )
 
 
 def test_the_source_distribution_builds_the_same_wheel(wheel: Path, sdist: Path, tmp_path: Path) -> None:

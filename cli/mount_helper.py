@@ -1,0 +1,179 @@
+"""`mount.backyfs`: what mount(8) calls for `mount -t backyfs`, and so /etc/fstab and mount units of systemd.
+
+It translates the words of mount(8) into those of `backyfs mount` and runs that; it knows nothing of repositories.
+The call is, by mount(8), section EXTERNAL HELPERS: SOURCE DIR [-sfnv] [-N namespace] [-o options] [-t type].
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from backyfs.cli.commands.mount import command as mount_command
+from backyfs.cli.main import run
+from backyfs.cli.text import printable
+from backyfs.errors import InterruptedByUser, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+# Exit statuses of mount(8).
+_USAGE = 1
+_INTERRUPTED = 8
+_FAILED = 32
+
+_USUAL_PLACES = frozenset({"backyfs", "none", "default"})  # names of a SOURCE that is no file
+_CONFIG = "config"
+# option of mount(8) -> option of `backyfs mount` that has its value
+_VALUES = {
+    "cache_size": "--cache-size",
+    "read_ahead": "--read-ahead",
+    "workers": "--workers",
+    "timeout": "--timeout",
+    "version": "--version",
+    "name": "--name",
+    "tag": "--tag",
+    "writable": "--writable",
+}
+_FLAGS = {"discard": "--discard"}
+_PASSED_ON = frozenset(
+    {"allow_other", "allow_root", "auto_unmount", "default_permissions", "noatime", "nodev", "noexec", "nosuid"}
+)
+# What mount(8), /etc/fstab and systemd add, and what any file system may be given; none of it changes a mount of ours.
+_DROPPED = frozenset(
+    {
+        "rw", "ro", "defaults", "auto", "noauto", "fail", "nofail", "_netdev",
+        "user", "users", "nouser", "owner", "group",
+        "dev", "suid", "exec",
+        "async", "sync", "dirsync", "silent", "loud",
+        "atime", "relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime",
+        "diratime", "nodiratime", "iversion", "noiversion", "mand", "nomand",
+    }
+)  # fmt: skip
+_DROPPED_WITH_VALUE = frozenset({"comment", "user", "uhelper", "helper"})
+_DROPPED_PREFIXES = ("x-", "X-")
+
+
+def translate(source: str, mountpoint: str, options: Iterable[str], *, sloppy: bool = False) -> list[str]:
+    """Return the words after `backyfs` that mount SOURCE on a directory.
+
+    `options` are single options, as mount(8) has them between its commas; `sloppy` passes over unknown ones.
+
+    Raises:
+        UsageError: an option is not known, lacks its value or has one too many, or cannot be done.
+    """
+    config = None if source in _USUAL_PLACES else source
+    tuning: list[str] = []
+    passed_on: list[str] = []
+    for option in options:
+        name, equals, value = option.partition("=")
+        if name == _CONFIG and value:
+            if config not in (None, value):
+                raise UsageError(f"{source} and config={value} are two configurations; give one of them")
+            config = value
+        elif name in _VALUES and value:
+            tuning.append(f"{_VALUES[name]}={value}")
+        elif name in _FLAGS and not equals:
+            tuning.append(_FLAGS[name])
+        elif option in _PASSED_ON:
+            passed_on.append(option)
+        elif option == "remount":
+            raise UsageError(f"{mountpoint} cannot be remounted; unmount it, and mount it with the new options")
+        elif not _is_dropped(option) and not sloppy:
+            raise UsageError(_complaint(option))
+    global_options = [] if config is None else [f"--configfile={config}"]
+    fuse_options = [f"-o{','.join(passed_on)}"] if passed_on else []
+    return [*global_options, "mount", *tuning, *fuse_options, "--", mountpoint]
+
+
+def _is_dropped(option: str) -> bool:
+    name, equals, _ = option.partition("=")
+    if option.startswith(_DROPPED_PREFIXES):
+        return True
+    return name in (_DROPPED_WITH_VALUE if equals else _DROPPED)
+
+
+def _complaint(option: str) -> str:
+    name = option.partition("=")[0]
+    if name == _CONFIG or name in _VALUES:
+        return f"mount option {name!r} needs a value, as in {name}=VALUE"
+    if name in _FLAGS or name in _PASSED_ON:
+        return f"mount option {name!r} takes no value"
+    allowed = sorted([*(f"{name}=" for name in (_CONFIG, *_VALUES)), *_FLAGS, *_PASSED_ON])
+    return f"mount option {option!r} is not known; allowed: {', '.join(allowed)}"
+
+
+@click.command("mount.backyfs", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("source")
+@click.argument("mountpoint", metavar="DIR")
+@click.option("-o", "options", multiple=True, metavar="OPTION[,OPTION]", help="Mount options.")
+@click.option("-s", "sloppy", is_flag=True, help="Pass over unknown mount options.")
+@click.option("-f", "fake", is_flag=True, help="Check the options, and mount nothing.")
+@click.option("-n", "without_mtab", is_flag=True, help="Has no effect: there is no mtab.")
+@click.option("-v", "verbose", is_flag=True, help="Show the command, and tell more of what is being done.")
+@click.option("-N", "namespace", metavar="NAMESPACE", help="Is refused.")
+@click.option("-t", "file_system_type", metavar="TYPE", help="Has no effect.")
+def _command(
+    source: str,
+    mountpoint: str,
+    options: tuple[str, ...],
+    namespace: str | None,
+    *,
+    sloppy: bool,
+    fake: bool,
+    verbose: bool,
+    **_without_effect: object,
+) -> int:
+    """Mount a repository on DIR; mount(8) calls this.
+
+    SOURCE is the configuration file, or `backyfs`, `none` or `default` for the usual places.
+    """
+    if namespace is not None:
+        raise UsageError(
+            f"mounting in another namespace is not supported; run `nsenter --mount={namespace} mount` with the rest"
+        )
+    single = [one for given in options for one in given.split(",") if one]
+    words = translate(_as_given(source), mountpoint, single, sloppy=sloppy)
+    # Checked here for the exit status: `run` ends alike for a wrong option and a wrong configuration.
+    mount_command.make_context("mount", words[words.index("mount") + 1 :])
+    if verbose:
+        words.insert(0, "--verbose")
+        click.echo(printable(shlex.join(["backyfs", *words])))
+    return 0 if fake else _status_of_mount(run(words))
+
+
+def _as_given(source: str) -> str:
+    """Return `backyfs` as it was given: mount(8) makes a path of it where a directory has that name."""
+    name = os.path.basename(source)
+    return name if name in _USUAL_PLACES and os.path.isdir(source) else source
+
+
+def _status_of_mount(status: int) -> int:
+    if status == InterruptedByUser.exit_status:
+        return _INTERRUPTED
+    return _FAILED if status else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the helper and exit with a status of mount(8)."""
+    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        with _command.make_context("mount.backyfs", arguments) as context:
+            status: int = _command.invoke(context)
+    except click.exceptions.Exit as ended:  # --help
+        return ended.exit_code
+    except click.ClickException as error:
+        reason = error.format_message()
+    except UsageError as error:
+        reason = str(error)
+    else:
+        return status
+    click.echo(f"mount.backyfs: {printable(reason)}", err=True)
+    return _USAGE
