@@ -20,6 +20,8 @@ SMALL_BLOCK_BYTES = 4096
 SMALL_BLOCKS = 100_000
 FILLED = 0.70
 SPARSE_FACTOR = 10         # 20 GiB
+HUGE_BYTES = 10 << 40
+HUGE_SCATTERED = 1024      # blocks of data
 FILE_SYSTEM_UUID = "6e0f2d6c-3b5a-4a58-9d58-0b2f1c7d9e41"
 ZEROS = bytes(CHUNK_BYTES)
 
@@ -61,6 +63,10 @@ class Images:
         """Return a sparse file of ten times the size with the data of the ext4 image scattered over it."""
         self.ext4()
         return self._image("sparse20", self._write_sparse)
+
+    def huge(self) -> Image:
+        """Return a sparse file of 10 TiB with some blocks of random data at its beginning and scattered over it."""
+        return self._image("huge", self._write_huge)
 
     def tiny(self) -> Image:
         """Return one block: backing it up takes what every backup takes before and after its blocks."""
@@ -126,6 +132,14 @@ class Images:
                 if chunk != ZEROS:
                     file.seek(next(places))
                     file.write(chunk)
+
+    def _write_huge(self, path: str) -> None:
+        source = random.Random(5)
+        with open(path, "wb") as file:
+            file.truncate(HUGE_BYTES)
+            for place in (0, *source.sample(range(0, HUGE_BYTES, CHUNK_BYTES), HUGE_SCATTERED)):
+                file.seek(place)
+                file.write(source.randbytes(CHUNK_BYTES))
 
     def _write_tiny(self, path: str) -> None:
         with open(path, "wb") as file:

@@ -3,16 +3,22 @@
 Caches, keys and configuration lie in the work directory; the user's own repositories are not known to them.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from benchmarks.images import Image
 from benchmarks.runner import Run, Runner
 from benchmarks.workspace import Workspace
+
+MOUNT_PATIENCE_S = 30.0
 
 
 class Peer(Protocol):
@@ -31,6 +37,18 @@ class Peer(Protocol):
 
     def restore(self, image: Image, directory: str) -> Run:
         """Restore the newest backup below the directory."""
+        ...
+
+
+class MountingPeer(Peer, Protocol):
+    """One that can mount its backups as well."""
+
+    def can_mount(self) -> bool:
+        """Tell whether what it takes for a mount is installed."""
+        ...
+
+    def mounted(self, mountpoint: str) -> contextlib.AbstractContextManager[str]:
+        """Mount all backups; give the image of the only one. Unmount at the end."""
         ...
 
 
@@ -71,6 +89,17 @@ class Borg:
             "extract", f"{self._repository}::{names[-1]}", os.path.basename(image.path), cwd=directory
         )
 
+    def can_mount(self) -> bool:
+        return "borg mount not available" not in self.runner.run(["sh", "-c", "borg mount / / 2>&1; true"]).stdout
+
+    @contextlib.contextmanager
+    def mounted(self, mountpoint: str) -> Iterator[str]:
+        self._run("mount", self._repository, mountpoint)  # it goes on in the background
+        try:
+            yield _only_file(mountpoint)
+        finally:
+            self.runner.run(["umount", mountpoint])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restic:
@@ -106,8 +135,33 @@ class Restic:
     def restore(self, image: Image, directory: str) -> Run:  # noqa: ARG002  it is all that a snapshot holds
         return self._run("restore", "latest", "--target", directory)
 
+    def can_mount(self) -> bool:
+        return True
 
-def installed(workspace: Workspace, runner: Runner) -> list[Peer]:
+    @contextlib.contextmanager
+    def mounted(self, mountpoint: str) -> Iterator[str]:
+        environment = {**self.runner.environment, **self._environment}
+        program = subprocess.Popen(["restic", "-q", "mount", mountpoint], env=environment)  # stays in the foreground
+        try:
+            latest = os.path.join(mountpoint, "snapshots", "latest")
+            deadline = time.monotonic() + MOUNT_PATIENCE_S
+            while not os.path.exists(latest) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            yield _only_file(latest)
+        finally:
+            program.send_signal(signal.SIGINT)  # it unmounts
+            program.wait()
+
+
+def _only_file(directory: str) -> str:
+    [found] = [os.path.join(folder, name) for folder, _, names in os.walk(directory) for name in names]
+    return found
+
+
+def installed(workspace: Workspace, runner: Runner) -> list[MountingPeer]:
     """Return the peers that are installed."""
-    peers: list[Peer] = [Restic(workspace=workspace, runner=runner), Borg(workspace=workspace, runner=runner)]
+    peers: list[MountingPeer] = [
+        Restic(workspace=workspace, runner=runner),
+        Borg(workspace=workspace, runner=runner),
+    ]
     return [peer for peer in peers if shutil.which(peer.name)]

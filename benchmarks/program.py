@@ -1,7 +1,9 @@
 """The program that is measured: how its command line is used, and nothing else of it."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.images import Image
@@ -54,3 +56,17 @@ class Repository:
 
     def ls(self) -> Run:
         return self.program.run("-c", self.config, "ls")
+
+    def data(self, mountpoint: str, image: Image) -> str:
+        """Return the file that shows the newest version of an image, without symbolic links."""
+        return os.path.join(os.path.realpath(os.path.join(mountpoint, "by_name", image.name, "latest")), "data")
+
+    @contextlib.contextmanager
+    def mounted(self, mountpoint: str, *options: str) -> Iterator[str]:
+        """Mount the repository on a directory, in the background, and unmount it at the end."""
+        os.makedirs(mountpoint, exist_ok=True)
+        self.program.run("-c", self.config, "-q", "mount", *options, mountpoint)
+        try:
+            yield mountpoint
+        finally:
+            self.program.run("umount", mountpoint)

@@ -7,6 +7,8 @@ from benchmarks.measures import (  # noqa: I001  the order of the report
     small_blocks as small_blocks,
     memory as memory,
     metadata as metadata,
+    mount as mount,
     random_image as random_image,
     peers as peers,
+    mount_peers as mount_peers,
 )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from backyfs.cli.allocator import share_freed_memory
 from backyfs.cli.background import detach
 from backyfs.cli.notify import notify
 from backyfs.cli.sizes import Size
@@ -53,7 +54,7 @@ _TIMEOUT_S = 60.0     # as DEFAULT_PATIENCE_S of mount.pool
     help="How far to load ahead of each sequential reader; 0 is not at all.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1, 256), metavar="N", help="Threads that load blocks.  [default: processors + 1]"
+    "--workers", type=click.IntRange(1, 256), metavar="N", help="Threads that load blocks.  [default: processors]"
 )
 @click.option(
     "--timeout",
@@ -104,6 +105,7 @@ def command(
         os.set_inheritable(ready_fd, False)  # the helper of auto_unmount would keep it open: no end to wait for
     from backyfs.mount.session import MountRequest, serve  # noqa: PLC0415 - the waiting process needs no pyfuse3
 
+    share_freed_memory()
     words = tuple(word for option in options for word in option.split(",") if word)
     with invocation.open_repository() as repository:
         request = MountRequest(

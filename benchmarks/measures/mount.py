@@ -1,0 +1,206 @@
+"""Reading a mount: in order, at random, several readers at once, through a loop device; its latency and memory.
+
+Before the clock starts the stored blobs are in the page cache, for both sides; nothing of the image is in the
+kernel or in the memory of the mount, unless the measure says so.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks.figures import MIB, Result, alternate, at_least, least, less_than, most, rates
+from benchmarks.images import Image, settle
+from benchmarks.measures.registry import REGISTRY, Bench
+from benchmarks.program import Repository
+
+CACHE_MIB = 256           # the default of `mount`
+RANDOM_BYTES = 128 << 20  # less than the cache
+
+
+@REGISTRY.measure("mount-sequential", "dd of a mounted image, against restore and against opening the same blobs")
+def sequential(bench: Bench) -> list[Result]:
+    image, repository = _backed_up(bench)
+    restored = os.path.join(bench.workspace.fresh("restored"), "image")
+
+    def restore() -> float:
+        _settle(repository)
+        seconds = repository.restore(image, restored).wall_s
+        os.unlink(restored)
+        return seconds
+
+    mounted_s, restored_s, opened_s = alternate(
+        bench.repeat,
+        partial(dd_s, bench, repository, image),
+        restore,
+        lambda: _task(bench, "open-blobs", repository.config, image.name),
+    )
+    ours = rates("dd", image.size_bytes, mounted_s)
+    return [
+        Result(
+            measure="mount-sequential", what=image.name, ours=ours,
+            reference=rates("restore", image.size_bytes, restored_s), target=at_least(0.8),
+        ),
+        Result(
+            measure="mount-sequential", what=image.name, ours=ours,
+            reference=rates("two threads open", image.size_bytes, opened_s), target=at_least(0.45),
+        ),
+    ]  # fmt: skip
+
+
+@REGISTRY.measure("mount-readers", "four sequential readers at once, against one")
+def readers(bench: Bench) -> list[Result]:
+    image, repository = _backed_up(bench)
+
+    def read_s(count: int) -> float:
+        return _on_mount(bench, repository, image, lambda data: _task(bench, "sequential", data, count))
+
+    one_s, four_s = alternate(bench.repeat, lambda: read_s(1), lambda: read_s(4))
+    return [
+        Result(
+            measure="mount-readers", what=f"{image.name}, a quarter each",
+            ours=rates("four", image.size_bytes, four_s), reference=rates("one", image.size_bytes, one_s),
+            target=at_least(1.0),
+        )
+    ]  # fmt: skip
+
+
+@REGISTRY.measure("mount-random", "random reads of 4 KiB by four jobs, from the memory of the mount")
+def random_reads(bench: Bench) -> list[Result]:
+    image, repository = _backed_up(bench)
+
+    def per_second(data: str) -> float:
+        count = RANDOM_BYTES // MIB
+        bench.runner.run(["dd", f"if={data}", "of=/dev/null", "bs=1M", f"count={count}", "iflag=direct"])
+        return _task(bench, "random", data, RANDOM_BYTES, 4)
+
+    [per_s] = alternate(bench.repeat, lambda: _on_mount(bench, repository, image, per_second))
+    ours = most("4 jobs", "IOPS", per_s)
+    return [Result(measure="mount-random", what="4 KiB, O_DIRECT", ours=ours, target=at_least(25_000))]
+
+
+@REGISTRY.measure("mount-again", "reading a mounted image for the second time, against a plain file")
+def again(bench: Bench) -> list[Result]:
+    image, repository = _backed_up(bench)
+    settle(image.path)
+
+    def second_s(data: str) -> float:
+        _dd(bench, data)
+        return _dd(bench, data)
+
+    ours_s, file_s = alternate(
+        bench.repeat,
+        lambda: _on_mount(bench, repository, image, second_s),
+        lambda: min(_dd(bench, image.path) for _ in range(2)),
+    )
+    return [
+        Result(
+            measure="mount-again", what=image.name, ours=rates("mount", image.size_bytes, ours_s),
+            reference=rates("plain file", image.size_bytes, file_s), target=at_least(1.0),
+        )
+    ]  # fmt: skip
+
+
+@REGISTRY.measure("mount-memory", "memory of a mount that has read an image, and one of 10 TiB")
+def memory(bench: Bench) -> list[Result]:
+    image, repository = _backed_up(bench)
+    huge = bench.images.huge()
+    repository.backup(huge)
+
+    def resident_mib(of: Image, data: str) -> float:
+        if of is huge:
+            _task(bench, "random", data, huge.size_bytes, 4)
+        else:
+            _task(bench, "sequential", data, 4)
+        return _resident_mib(data)
+
+    sides = alternate(
+        1,
+        lambda: _on_mount(bench, repository, image, partial(resident_mib, image)),
+        lambda: _on_mount(bench, repository, huge, partial(resident_mib, huge)),
+    )
+    return [
+        Result(
+            measure="mount-memory", what=f"{of.name}, cache of {CACHE_MIB} MiB", ours=most("resident", "MiB", values),
+            target=less_than(CACHE_MIB + 150),
+        )
+        for of, values in zip((image, huge), sides, strict=True)
+    ]  # fmt: skip
+
+
+@REGISTRY.measure("mount-first-byte", "from the command to the first byte of an image of 10 TiB")
+def first_byte(bench: Bench) -> list[Result]:
+    repository = bench.program.init(bench.workspace.fresh("repository"))
+    huge = bench.images.huge()
+    repository.backup(huge)
+    mountpoint = bench.workspace.fresh("mount")
+    script = (
+        '"$0" -c "$1" -q mount "$2" && head -c 1 "$2/by_name/$3/latest/data" > /dev/null'
+    )
+
+    def first_s() -> float:
+        _settle(repository)
+        try:
+            return bench.runner.run(
+                ["sh", "-c", script, bench.program.path, repository.config, mountpoint, huge.name]
+            ).wall_s
+        finally:
+            bench.program.run("umount", mountpoint)
+
+    [taken_s] = alternate(bench.repeat, first_s)
+    ours = least("mount and read", "s", taken_s)
+    return [Result(measure="mount-first-byte", what="2,621,440 blocks, sparse", ours=ours, target=less_than(0.7))]
+
+
+@REGISTRY.measure("mount-stat", "how long ls and stat take while an image is read")
+def stat(bench: Bench) -> list[Result]:
+    image, repository = _backed_up(bench)
+
+    def percentile_ms(data: str) -> float:
+        return _task(bench, "stat-latency", data, os.path.dirname(data))
+
+    [taken_ms] = alternate(bench.repeat, lambda: _on_mount(bench, repository, image, percentile_ms))
+    ours = least("p99", "ms", taken_ms)
+    return [Result(measure="mount-stat", what="ls and 3 x stat", ours=ours, target=less_than(10.0))]
+
+
+def _backed_up(bench: Bench) -> tuple[Image, Repository]:
+    image = bench.images.ext4()
+    repository = bench.program.init(bench.workspace.fresh("repository"))
+    repository.backup(image)
+    return image, repository
+
+
+def _on_mount(bench: Bench, repository: Repository, image: Image, read: Callable[[str], float]) -> float:
+    """Return what `read` returns for the file of an image, in a mount that has read nothing yet."""
+    _settle(repository)
+    with repository.mounted(bench.workspace.fresh("mount")) as mountpoint:
+        return read(repository.data(mountpoint, image))
+
+
+def dd_s(bench: Bench, repository: Repository, image: Image) -> float:
+    """Return the seconds in which dd reads an image from a mount that has read nothing yet."""
+    return _on_mount(bench, repository, image, partial(_dd, bench))
+
+
+def _dd(bench: Bench, path: str) -> float:
+    return bench.runner.run(["dd", f"if={path}", "of=/dev/null", "bs=1M"]).wall_s
+
+
+def _settle(repository: Repository) -> None:
+    folders = os.walk(os.path.dirname(repository.config))
+    settle(*(os.path.join(folder, name) for folder, _, names in folders for name in names))
+
+
+def _resident_mib(data: str) -> float:
+    """Return the resident memory of the process that serves a mount."""
+    mountpoint = os.path.dirname(os.path.dirname(os.path.dirname(data)))
+    pid = int(os.getxattr(mountpoint, "user.backyfs.pid"))
+    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("Rss:")) / 1024
+
+
+def _task(bench: Bench, task: str, path: str, *arguments: object) -> float:
+    """Run a task of mount_tasks in a process of its own; return the number that it prints."""
+    run = bench.runner.run([sys.executable, "-m", "benchmarks.mount_tasks", task, path, *map(str, arguments)])
+    return float(run.stdout)

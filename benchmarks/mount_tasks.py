@@ -1,0 +1,132 @@
+"""Readers of a mount, and the rate at which its images could be read without one.
+
+Run as `python -m benchmarks.mount_tasks TASK ...`. Programs of their own, so that their memory and their imports
+are not those of the benchmark. Each prints one number.
+"""
+
+import mmap
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from backyfs.blocks import load_block
+from backyfs.config import load_config
+from backyfs.geometry import block_count
+from backyfs.metadata.versions import find_version
+from backyfs.model import Blob, BlockIndex
+from backyfs.mount.image import Image
+from backyfs.repository import open_repository
+
+THREADS = 2
+CHUNK_BYTES = 1 << 20
+SMALL_BYTES = 4096
+RANDOM_S = 5.0
+STAT_EVERY_S = 0.002
+
+
+def open_blobs(config_file: str, name: str) -> float:
+    """Return the seconds in which two threads open all blobs of an image, in order, and do nothing with them."""
+    config, _ = load_config(config_file, {})
+    with open_repository(config) as repository:
+        with repository.database.read() as connection:
+            version = find_version(connection, f"{name}@latest")
+        image = Image(repository, version)
+        indexes = range(block_count(version.size_bytes, repository.block_size))
+        blobs = [blob for blob in (image.blob(BlockIndex(index)) for index in indexes) if blob is not None]
+
+        def length(blob: Blob) -> int:
+            return len(load_block(repository.blocks, blob))
+
+        start_s = time.perf_counter()
+        with ThreadPoolExecutor(THREADS) as pool:
+            total = sum(pool.map(length, blobs))
+        assert total == sum(blob.size for blob in blobs)
+        return time.perf_counter() - start_s
+
+
+def sequential(path: str, readers: str) -> float:
+    """Return the seconds in which so many processes read a file, each its part of it from beginning to end."""
+    part = os.path.getsize(path) // int(readers)
+    start_s = time.perf_counter()
+    _in_processes([lambda start=start: _read_range(path, start * part, part) for start in range(int(readers))])
+    return time.perf_counter() - start_s
+
+
+def random_reads(path: str, size: str, jobs: str) -> float:
+    """Return how many reads of 4 KiB per second so many processes get from the first `size` bytes of a file.
+
+    The pages do not stay in the kernel (O_DIRECT): each read is answered by the mount.
+    """
+    places = int(size) // SMALL_BYTES
+    read_end, write_end = os.pipe()
+
+    def job(seed: int) -> None:
+        buffer = mmap.mmap(-1, SMALL_BYTES)  # O_DIRECT wants an aligned one
+        source = random.Random(seed)
+        file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        count = 0
+        end_s = time.perf_counter() + RANDOM_S
+        while time.perf_counter() < end_s:
+            os.preadv(file, [buffer], source.randrange(places) * SMALL_BYTES)
+            count += 1
+        os.write(write_end, count.to_bytes(8, "little"))
+
+    _in_processes([lambda seed=seed: job(seed) for seed in range(int(jobs))])
+    counts = os.read(read_end, 8 * int(jobs))
+    return sum(int.from_bytes(counts[i : i + 8], "little") for i in range(0, len(counts), 8)) / RANDOM_S
+
+
+def stat_latency(path: str, directory: str) -> float:
+    """Return the 99th percentile, in ms, of how long `stat` of names below a directory takes while a file is read."""
+    reader = os.fork()
+    if reader == 0:
+        _read_range(path, 0, os.path.getsize(path))
+        os._exit(0)
+    taken_ms = []
+    while os.waitpid(reader, os.WNOHANG) == (0, 0):
+        start_s = time.perf_counter()
+        os.listdir(directory)
+        for name in ("name", "tags", "data"):
+            os.stat(os.path.join(directory, name))
+        taken_ms.append((time.perf_counter() - start_s) * 1000)
+        time.sleep(STAT_EVERY_S)
+    return sorted(taken_ms)[int(len(taken_ms) * 0.99)]
+
+
+def _read_range(path: str, start: int, size: int) -> None:
+    buffer = bytearray(CHUNK_BYTES)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while size > 0:
+            size -= file.readinto(buffer) or size
+
+
+def _in_processes(works: Sequence[Callable[[], None]]) -> None:
+    """Do each work in a process of its own, all at once."""
+    children = []
+    for work in works:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                work()
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    if any([os.waitpid(child, 0)[1] for child in children]):  # noqa: C419 - all of them are to be waited for
+        raise SystemExit("a reader failed")
+
+
+TASKS: dict[str, Callable[..., float]] = {
+    "open-blobs": open_blobs,
+    "sequential": sequential,
+    "random": random_reads,
+    "stat-latency": stat_latency,
+}
+
+if __name__ == "__main__":
+    print(TASKS[sys.argv[1]](*sys.argv[2:]))
