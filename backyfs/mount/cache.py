@@ -1,7 +1,10 @@
 """Opened pieces of blobs, kept while there is room, each loaded once however many readers wait for it.
 
-A piece is what the encryption version of a blob opens at once: the whole block, or a part of it. Used by the
-tasks of one trio event loop; only the loading itself happens in threads.
+A piece is what the encryption version of a blob opens at once: the whole block, or a part of it. What readers in
+order have left behind is kept only for others that follow closely: it does not push out what is read at random,
+and the memory it was in is used again while it is still in the processor's cache.
+
+Used by the tasks of one trio event loop; only the loading itself happens in threads.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
     _Key: TypeAlias = tuple[BlobId, int]
 
+_PASSED_PART = 16  # of the capacity: 16 MiB of 256
+
 
 class _Load:
     """A load under way: its readers wait for `ended`."""
@@ -41,9 +46,11 @@ class PieceCache:
         self._capacity_bytes = capacity_bytes
         self._wanted = wanted
         self._ahead = ahead
-        self._pieces: OrderedDict[_Key, bytes] = OrderedDict()
+        self._pieces: OrderedDict[_Key, bytes] = OrderedDict()  # the least recently read one first
+        self._passed: OrderedDict[_Key, bytes] = OrderedDict()  # left behind, the longest ago first
         self._loads: dict[_Key, _Load] = {}
         self._ahead_bytes = 0  # being loaded ahead
+        self._passed_bytes = 0
         self.used_bytes = 0
         self.hits = 0
         self.loads = 0
@@ -55,9 +62,25 @@ class PieceCache:
         key = (blob.id, number)
         piece = self._pieces.get(key)
         if piece is not None:
-            self.hits += 1
             self._pieces.move_to_end(key)
+        elif (piece := self._passed.pop(key, None)) is not None:
+            self._passed_bytes -= len(piece)
+            self._pieces[key] = piece
+        else:
+            return None
+        self.hits += 1
         return piece
+
+    def leave_behind(self, blob: Blob, number: int) -> None:
+        """Note that a reader in order has gone on to another piece."""
+        key = (blob.id, number)
+        piece = self._pieces.pop(key, None)
+        if piece is None:
+            return
+        self._passed[key] = piece
+        self._passed_bytes += len(piece)
+        while self._passed_bytes > self._capacity_bytes // _PASSED_PART:
+            self._drop_passed()
 
     async def get(self, blob: Blob, number: int) -> bytes:
         """Return the plain bytes of a piece, loading them if no other reader does so already.
@@ -85,7 +108,7 @@ class PieceCache:
         errors are for the reader.
         """
         key = (blob.id, number)
-        if key in self._pieces or key in self._loads or self._ahead_bytes + size > self._capacity_bytes // 2:
+        if key in self._pieces or key in self._passed or key in self._loads or self._ahead_bytes + size > self._capacity_bytes // 2:
             return
         self._ahead_bytes += size
         self.loads_ahead += 1
@@ -113,6 +136,13 @@ class PieceCache:
         self.loaded_bytes += len(piece)
         self._pieces[key] = piece
         self.used_bytes += len(piece)
-        while self.used_bytes > self._capacity_bytes and self._pieces:
+        while self.used_bytes > self._capacity_bytes and self._passed:
+            self._drop_passed()
+        while self.used_bytes > self._capacity_bytes:
             _, dropped = self._pieces.popitem(last=False)
             self.used_bytes -= len(dropped)
+
+    def _drop_passed(self) -> None:
+        _, dropped = self._passed.popitem(last=False)
+        self._passed_bytes -= len(dropped)
+        self.used_bytes -= len(dropped)

@@ -61,7 +61,10 @@ class ImageFile:
         stop = min(start + size, self._stop)
         if stop <= start:
             return b""
-        for index in self._ahead.note(start, stop - start, self._stop):
+        ahead, passed = self._ahead.note(start, stop - start, self._stop)
+        for index in passed:
+            self.reader.leave_behind(BlockIndex(index))
+        for index in ahead:
             start_task(self.reader.read_ahead, BlockIndex(index))
         if self._writable is None or self._writable.layer.is_empty:
             return await self.reader.read(start, stop)

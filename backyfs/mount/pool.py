@@ -40,19 +40,26 @@ class Pool:
             The error of this pool: the function did not return in time, or all threads hang.
             What the function raises.
         """
+        token = trio.lowlevel.current_trio_token()
         while True:
             began = time.monotonic()
             has_begun = False
+            scope = trio.move_on_after(self._patience_s)
 
-            def call() -> Result:
+            def renew(scope: trio.CancelScope = scope) -> None:
+                scope.deadline = trio.current_time() + self._patience_s
+
+            def call(began: float = began, renew: Callable[[], None] = renew) -> Result:
                 nonlocal has_begun
                 has_begun = True
+                if time.monotonic() - began > self._patience_s / 4:  # it had to wait for this thread
+                    token.run_sync_soon(renew)
                 try:
                     return function(*arguments)
                 finally:
                     self._ended_at = time.monotonic()
 
-            with trio.move_on_after(self._patience_s):
+            with scope:
                 return await trio.to_thread.run_sync(call, limiter=self._limiter, abandon_on_cancel=True)
             if has_begun or self._ended_at < began:
                 self.timeouts += 1

@@ -22,19 +22,25 @@ class ReadAhead:
     _expected: int = 0     # where the next byte of a sequential reader is
     _window: int = 0       # blocks
     _asked: int = 0        # blocks before this one were asked for
+    _began: int = 0        # where this reader began to be sequential
 
-    def note(self, offset: int, size: int, image_bytes: int) -> range:
-        """Note a read of bytes [offset, offset + size); return the blocks that are to be loaded ahead of it."""
+    def note(self, offset: int, size: int, image_bytes: int) -> tuple[range, range]:
+        """Note a read of bytes [offset, offset + size).
+
+        Return the blocks that are to be loaded ahead of it, and those that it has left behind.
+        """
         end = min(offset + size, image_bytes)
         is_sequential = abs(offset - self._expected) <= _TOLERANCE_BYTES
         if not is_sequential:
             self._window = 0
             self._asked = 0
+            self._began = offset
             self._expected = end
-            return range(0)
+            return range(0), range(0)
         if end <= self._expected:
-            return range(0)  # one that was overtaken
+            return range(0), range(0)  # one that was overtaken
         advanced = end // self.block_size > self._expected // self.block_size
+        passed = range(self._passed_before(self._expected), self._passed_before(end))
         self._expected = end
         if self._window == 0 or advanced:
             self._window = min(max(_FIRST_WINDOW, 2 * self._window), self.most_blocks)
@@ -43,6 +49,10 @@ class ReadAhead:
         start = max(self._asked, current + 1)
         stop = min(current + 1 + self._window, last_block + 1)
         if stop <= start:
-            return range(0)
+            return range(0), passed
         self._asked = stop
-        return range(start, stop)
+        return range(start, stop), passed
+
+    def _passed_before(self, offset: int) -> int:
+        """Return the first block that a reader who is at `offset` may still ask for."""
+        return max(offset - _TOLERANCE_BYTES, self._began) // self.block_size

@@ -5,6 +5,7 @@ Used by the tasks of one trio event loop. What is in memory is answered without 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from backyfs.blocks import piece_bytes
@@ -60,6 +61,14 @@ class ImageReader:
             size = piece_bytes(blob)
             for number in range(-(-blob.size // size)):
                 await self._cache.prefetch(blob, number, size)
+
+    def leave_behind(self, index: BlockIndex) -> None:
+        """Note that a reader in order has gone on to another block."""
+        with suppress(BackyfsError):
+            blob = self.image.blob(index) if self.image.knows(index) else None
+            if blob is not None:
+                for number in range(-(-blob.size // piece_bytes(blob))):
+                    self._cache.leave_behind(blob, number)
 
     async def _read_slice(self, part: BlockSlice, parts: list[Buffer]) -> None:
         try:

@@ -20,6 +20,7 @@ from backyfs.errors import MountError
 from backyfs.mount.contents import Contents, Settings
 from backyfs.mount.mountpoints import check_mountpoint, list_mounts
 from backyfs.mount.operations import Operations
+from backyfs.mount.overlay import OverlayDirectory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -87,8 +88,6 @@ def serve(repository: Repository, request: MountRequest, ready: Callable[[int | 
     with Job(repository.database, f"mount {request.mountpoint}") as job, ExitStack() as opened:
         overlays = None
         if request.writable is not None:
-            from backyfs.mount.overlay import OverlayDirectory  # noqa: PLC0415
-
             _check_overlay_directory(request.writable, request.mountpoint, repository.own_paths)
             overlays = opened.enter_context(OverlayDirectory(request.writable, repository.uid, discard=request.discard))
         contents = Contents(repository, job, request.settings, overlays)

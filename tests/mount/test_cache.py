@@ -321,3 +321,83 @@ def test_a_reader_that_waits_can_be_cancelled(storage: Storage) -> None:
 
     with_patience(main)
     assert got == [plain(1)]
+
+
+def test_what_was_left_behind_gives_way_first(storage: Storage) -> None:
+    cache = cache_of(storage, 48 * SIZE, 4)  # three of them for what was left behind
+    for number in range(1, 49):
+        trio.run(cache.get, blob(number), 0)
+    for number in (47, 48):
+        cache.leave_behind(blob(number), 0)
+    trio.run(cache.get, blob(49), 0)
+    trio.run(cache.get, blob(50), 0)
+    assert [number for number in (1, 46, 47, 48, 49, 50) if cache.peek(blob(number), 0)] == [1, 46, 49, 50]
+    assert cache.used_bytes == 48 * SIZE
+
+
+def test_little_is_kept_of_what_was_left_behind(storage: Storage) -> None:
+    cache = cache_of(storage, 48 * SIZE, 4)
+    for number in range(1, 41):
+        trio.run(cache.get, blob(number), 0)
+        cache.leave_behind(blob(number), 0)
+        assert cache.used_bytes == min(number, 3) * SIZE
+    assert [number for number in range(1, 41) if cache.peek(blob(number), 0)] == [38, 39, 40]
+
+
+def test_what_is_read_again_after_it_was_left_behind_is_kept_like_others(storage: Storage) -> None:
+    cache = cache_of(storage, 48 * SIZE, 4)
+    trio.run(cache.get, blob(1), 0)
+    cache.leave_behind(blob(1), 0)
+    assert cache.peek(blob(1), 0) == plain(1)
+    for number in range(2, 12):
+        trio.run(cache.get, blob(number), 0)
+        cache.leave_behind(blob(number), 0)
+    assert cache.peek(blob(1), 0) == plain(1)
+
+
+def test_what_is_not_there_cannot_be_left_behind(storage: Storage) -> None:
+    cache = cache_of(storage, 48 * SIZE, 4)
+    cache.leave_behind(blob(1), 0)
+    assert cache.used_bytes == 0
+    assert storage.loads == []
+
+
+def prefetch_all(cache: PieceCache, storage: Storage, numbers: range) -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for number in numbers:
+                nursery.start_soon(cache.prefetch, blob(number), 0, SIZE)
+            await storage.opens_when_all_wait()
+
+    storage.gate.clear()
+    with_patience(main)
+
+
+def test_what_is_loaded_ahead_takes_half_of_the_room_at_once(storage: Storage) -> None:
+    cache = cache_of(storage, 8 * SIZE, 4)
+    prefetch_all(cache, storage, range(1, 9))
+    assert len(set(storage.loads)) == len(storage.loads) == 4
+    prefetch_all(cache, storage, range(1, 9))
+    assert sorted(storage.loads) == list(range(1, 9))
+
+
+def test_an_error_of_what_is_loaded_ahead_is_nobodys(storage: Storage) -> None:
+    cache = cache_of(storage, 8 * SIZE, 4)
+    storage.error = IntegrityError("blob x is damaged")
+    trio.run(cache.prefetch, blob(1), 0, SIZE)
+    assert cache.used_bytes == 0
+
+
+def test_who_waits_does_not_wait_behind_what_is_loaded_ahead(storage: Storage) -> None:
+    cache = cache_of(storage, 100 * SIZE, 1)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(1, 10):
+                nursery.start_soon(cache.prefetch, blob(number), 0, SIZE)
+            nursery.start_soon(cache.get, blob(50), 0)
+            await storage.opens_when_all_wait()
+
+    storage.gate.clear()
+    with_patience(main)
+    assert 50 in storage.loads[:2]

@@ -17,12 +17,17 @@ def reader(most_blocks: int = 8) -> ReadAhead:
 
 def read(ahead: ReadAhead, *offsets: int, size: int = 128 << 10) -> list[int]:
     """Read at these places; return the blocks that were asked for."""
-    return [index for offset in offsets for index in ahead.note(offset, size, IMAGE)]
+    return [index for offset in offsets for index in ahead.note(offset, size, IMAGE)[0]]
+
+
+def left_behind(ahead: ReadAhead, *offsets: int, size: int = 1 << 20) -> list[int]:
+    """Read at these places; return the blocks that are left behind."""
+    return [index for offset in offsets for index in ahead.note(offset, size, IMAGE)[1]]
 
 
 def test_the_window_doubles_with_each_block_that_is_read() -> None:
     ahead = reader()
-    asked = [list(ahead.note(block * BLOCK, BLOCK, IMAGE)) for block in range(6)]
+    asked = [list(ahead.note(block * BLOCK, BLOCK, IMAGE)[0]) for block in range(6)]
     assert asked == [[1], [2, 3], [4, 5, 6], [7, 8, 9, 10, 11], [12], [13]]
 
 
@@ -72,8 +77,19 @@ def test_reading_the_same_place_again_asks_for_nothing() -> None:
 def test_what_is_asked_for_is_ahead_within_the_window_and_the_image(reads: list[tuple[int, int]], most: int) -> None:
     ahead = reader(most)
     for offset, size in reads:
-        asked = ahead.note(offset, size, IMAGE)
+        asked, passed = ahead.note(offset, size, IMAGE)
+        assert all(index < (offset + size) // BLOCK for index in passed)
         assert len(asked) <= most
         for index in asked:
             assert offset // BLOCK < index < 100
             assert index <= (min(offset + size, IMAGE) - 1) // BLOCK + most
+
+
+def test_blocks_are_left_behind_when_no_late_request_can_want_them() -> None:
+    assert left_behind(reader(), *range(0, 5 * BLOCK, 1 << 20)) == [0, 1, 2]
+
+
+def test_a_reader_who_jumps_leaves_nothing_behind() -> None:
+    ahead = reader()
+    assert left_behind(ahead, 0, 50 * BLOCK, 20 * BLOCK) == []
+    assert left_behind(ahead, *range(20 * BLOCK + (1 << 20), 24 * BLOCK, 1 << 20)) == [20, 21]

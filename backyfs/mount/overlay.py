@@ -1,0 +1,180 @@
+"""The directory of what is written to the images of a mount: one copy-on-write layer for each version.
+
+The versions themselves never change. The directory is one repository's and, while it is open, one mount's.
+Nothing outside it is touched, whatever the uid of a version is.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Self
+
+from backyfs.errors import MountError
+from backyfs.mount.layer import Layer
+from backyfs.mount.layerfiles import FILE_NAME, LayerNames
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from backyfs.model import VersionUid
+
+__all__ = ["Layer", "OverlayDirectory"]
+
+_LOCK = "lock"
+_REPOSITORY = "repository"
+_NEW_REPOSITORY = "repository.new"
+_NOT_FOREIGN = {_LOCK, _NEW_REPOSITORY, "lost+found"}  # what else may be in a directory before its first use
+# The file `repository`: this line, then one with the uid of the repository.
+_MAGIC = b"backyfs overlay 1\n"
+
+
+class OverlayDirectory:
+    """A directory of layers, locked for one mount. May be used by several threads at once."""
+
+    def __init__(self, path: str, repository_uid: str, *, discard: bool = False) -> None:
+        """Open the directory, making it if it is missing (mode 0700), and lock it.
+
+        With `discard`, what earlier mounts wrote is removed now, and what this one writes is gone with it.
+
+        Raises:
+            MountError: another mount uses it, it is another repository's, it holds other things, or cannot be used.
+        """
+        self._path = os.path.abspath(path)
+        self._is_kept = not discard
+        self._lock = threading.Lock()  # guards the layers
+        self._layers: dict[VersionUid, Layer] | None = {}  # None: closed
+        with ExitStack() as opened:
+            try:
+                self._fd = _open_directory(self._path)
+                opened.callback(os.close, self._fd)
+                self._has_owner(repository_uid)  # nothing is made in a directory of others
+                lock_fd = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=self._fd)
+                opened.callback(os.close, lock_fd)
+                fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not self._has_owner(repository_uid):
+                    self._set_owner(repository_uid)
+                self._remove_files(everything=discard)
+            except BlockingIOError as error:
+                raise MountError(
+                    f"{self._path} is in use by another mount; unmount that one first or name another directory "
+                    "with --writable"
+                ) from error
+            except OSError as error:
+                raise MountError(
+                    f"{self._path} cannot be used for --writable: {error.strerror}; name another directory"
+                ) from error
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def layer(self, uid: VersionUid, size_bytes: int) -> Layer:
+        """Return the layer of a version, whose image has this size; it stays open until the directory is closed.
+
+        Raises:
+            MountError: its files are damaged or of another image, or the uid cannot be part of a file name.
+            OSError: they cannot be opened.
+        """
+        with self._lock:
+            if self._layers is None:
+                raise OSError(errno.EBADF, "the directory of the layers is closed")
+            layer = self._layers.get(uid)
+            if layer is None:
+                names = LayerNames(self._fd, self._path, uid, size_bytes)
+                layer = self._layers[uid] = Layer(names, is_kept=self._is_kept)
+            assert layer.size_bytes == size_bytes, "a version does not change"
+            return layer
+
+    def close(self) -> None:
+        """Sync and close all layers, and let go of the directory. Safe to call again.
+
+        Raises:
+            MountError: not all that was written could be made durable.
+        """
+        with self._lock:
+            layers, self._layers = self._layers or {}, None
+        failures: list[tuple[VersionUid, OSError]] = []
+        with self._opened:
+            for uid, layer in layers.items():
+                try:
+                    layer.close()
+                except OSError as error:
+                    failures.append((uid, error))
+        if failures:
+            uids = ", ".join(uid for uid, _ in failures)
+            first = failures[0][1]
+            raise MountError(
+                f"{self._path}: what was written last to {uids} is lost: {first.strerror}; what was synced before is "
+                "kept, check the disk and the room on it"
+            ) from first
+
+    def _has_owner(self, repository_uid: str) -> bool:
+        """Tell whether the directory is this repository's; False: nobody's yet."""
+        try:
+            fd = os.open(_REPOSITORY, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._fd)
+        except FileNotFoundError:
+            if set(os.listdir(self._fd)) - _NOT_FOREIGN:
+                raise MountError(
+                    f"{self._path} is not empty and holds no layers; name another directory with --writable"
+                ) from None
+            return False
+        try:
+            stored = os.read(fd, 4096)
+        finally:
+            os.close(fd)
+        if not stored.startswith(_MAGIC):
+            raise MountError(
+                f"{self._path}/{_REPOSITORY} is damaged, or of another program or release; name another directory "
+                "with --writable"
+            )
+        owner = stored.removeprefix(_MAGIC)
+        if owner != f"{repository_uid}\n".encode():
+            raise MountError(
+                f"{self._path} holds layers of another repository ({owner.decode(errors='replace').strip()!r}); "
+                "name another directory with --writable"
+            )
+        return True
+
+    def _set_owner(self, repository_uid: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with open(os.open(_NEW_REPOSITORY, flags, 0o600, dir_fd=self._fd), "wb") as file:
+            file.write(_MAGIC + f"{repository_uid}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(_NEW_REPOSITORY, _REPOSITORY, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        os.fsync(self._fd)
+
+    def _remove_files(self, *, everything: bool) -> None:
+        """Remove what a process that was killed has left, or all layers; make durable which files there are.
+
+        Who was killed may have given a map its name and not come to sync that.
+        """
+        files = [match for name in os.listdir(self._fd) if (match := FILE_NAME.fullmatch(name))]
+        mapped = set() if everything else {file["uid"] for file in files if file["kind"] == "map"}
+        doomed = [file for file in files if file["uid"] not in mapped or file["kind"] == "map.new"]
+        # Maps first: data without a map is nothing, a map without data is damage.
+        for is_data in (False, True):
+            for file in doomed:
+                if (file["kind"] == "data") is is_data:
+                    os.unlink(file.string, dir_fd=self._fd)
+            os.fsync(self._fd)
+
+
+def _open_directory(path: str) -> int:
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+        parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,0 +1,96 @@
+"""Worker threads with patience: a call that hangs costs its caller no more than a time that was agreed."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import trio
+
+from backyfs.errors import StorageError
+from backyfs.mount.pool import Pool
+
+PATIENCE_S = 0.2
+
+
+def pool(threads: int = 1, patience_s: float = PATIENCE_S) -> Pool:
+    return Pool("the storage", StorageError, threads=threads, patience_s=patience_s)
+
+
+@pytest.fixture
+def gate() -> threading.Event:
+    return threading.Event()
+
+
+def test_a_call_gives_its_result() -> None:
+    assert trio.run(pool().run, divmod, 17, 5) == (3, 2)
+
+
+def test_an_error_is_the_callers() -> None:
+    with pytest.raises(ZeroDivisionError):
+        trio.run(pool().run, divmod, 17, 0)
+
+
+def test_who_waits_for_a_call_that_hangs_is_told_so(gate: threading.Event) -> None:
+    slow = pool()
+    began = time.monotonic()
+    try:
+        with pytest.raises(StorageError, match=r"^the storage did not answer within 0\.2 s$"):
+            trio.run(slow.run, gate.wait)
+    finally:
+        gate.set()
+    assert PATIENCE_S <= time.monotonic() - began < 20 * PATIENCE_S
+    assert slow.timeouts == 1
+
+
+def test_who_waits_for_a_thread_while_all_hang_is_told_so(gate: threading.Event) -> None:
+    slow = pool()
+    failed: list[str] = []
+
+    async def call() -> None:
+        try:
+            await slow.run(gate.wait)
+        except StorageError:
+            failed.append("told")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(call)
+
+    try:
+        trio.run(main)
+    finally:
+        gate.set()
+    assert failed == ["told"] * 3
+
+
+def test_a_long_queue_is_no_reason_to_give_up() -> None:
+    slow = pool()
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        time.sleep(PATIENCE_S / 4)
+        done.append(number)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(12):
+                nursery.start_soon(slow.run, work, number)
+
+    trio.run(main)
+    assert sorted(done) == list(range(12))
+    assert slow.timeouts == 0
+
+
+def test_a_pool_works_again_when_what_hung_has_ended(gate: threading.Event) -> None:
+    slow = pool()
+
+    async def main() -> tuple[int, int]:
+        with pytest.raises(StorageError):
+            await slow.run(gate.wait)
+        gate.set()
+        return await slow.run(divmod, 17, 5)
+
+    assert trio.run(main) == (3, 2)
