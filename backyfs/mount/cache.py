@@ -10,31 +10,18 @@ Used by the tasks of one trio event loop; only the loading itself happens in thr
 from __future__ import annotations
 
 from collections import OrderedDict
-from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
-
-import trio
-
-from backyfs.errors import BackyfsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backyfs.model import Blob, BlobId
-    from backyfs.mount.pool import Pool
+    from backyfs.mount.pool import Call, Pool
 
     _Key: TypeAlias = tuple[BlobId, int]
 
 _PASSED_PART = 16  # of the capacity: 16 MiB of 256
-
-
-class _Load:
-    """A load under way: its readers wait for `ended`."""
-
-    def __init__(self) -> None:
-        self.ended = trio.Event()
-        self.piece: bytes | None = None
-        self.error: BackyfsError | None = None
 
 
 class PieceCache:
@@ -48,7 +35,7 @@ class PieceCache:
         self._ahead = ahead
         self._pieces: OrderedDict[_Key, bytes] = OrderedDict()  # the least recently read one first
         self._passed: OrderedDict[_Key, bytes] = OrderedDict()  # left behind, the longest ago first
-        self._loads: dict[_Key, _Load] = {}
+        self._loads: dict[_Key, Call[bytes]] = {}
         self._ahead_bytes = 0  # being loaded ahead
         self._passed_bytes = 0
         self.used_bytes = 0
@@ -86,51 +73,43 @@ class PieceCache:
         """Return the plain bytes of a piece, loading them if no other reader does so already.
 
         Raises:
-            BackyfsError: what the load raised, to every reader that waited for it.
+            BackyfsError: what the load raised, to every reader that waited for it; or it takes too long.
         """
-        key = (blob.id, number)
-        while (piece := self.peek(blob, number)) is None:
-            load = self._loads.get(key)
-            if load is None:
-                self.loads += 1
-                return await self._load(blob, number, self._wanted)
-            await load.ended.wait()
-            if load.error is not None:
-                raise load.error
-            if load.piece is not None:
-                return load.piece  # perhaps too large to be kept
-        return piece
+        piece = self.peek(blob, number)
+        if piece is not None:
+            return piece
+        load = self._loads.get((blob.id, number))
+        if load is None or (load.pool is self._ahead and load.withdraw()):  # not to wait behind what nobody wants yet
+            self.loads += 1
+            load = self._start(blob, number, self._wanted)
+        return await load.wait()
 
-    async def prefetch(self, blob: Blob, number: int, size: int) -> None:
-        """Load a piece of `size` bytes that a reader will want, unless it is there or on its way.
+    def prefetch(self, blob: Blob, number: int, size: int) -> None:
+        """Begin to load a piece of `size` bytes that a reader will want, unless it is there or on its way.
 
         Nor is it loaded if so much is being loaded ahead already that it would push out what was just read. Its
         errors are for the reader.
         """
         key = (blob.id, number)
-        if key in self._pieces or key in self._passed or key in self._loads or self._ahead_bytes + size > self._capacity_bytes // 2:
+        if key in self._pieces or key in self._passed or key in self._loads:
             return
-        self._ahead_bytes += size
-        self.loads_ahead += 1
-        try:
-            with suppress(BackyfsError):
-                await self._load(blob, number, self._ahead)
-        finally:
-            self._ahead_bytes -= size
+        if self._ahead_bytes + size <= self._capacity_bytes // 2:
+            self._ahead_bytes += size
+            self.loads_ahead += 1
+            self._start(blob, number, self._ahead, size)
 
-    async def _load(self, blob: Blob, number: int, pool: Pool) -> bytes:
+    def _start(self, blob: Blob, number: int, pool: Pool, ahead_bytes: int = 0) -> Call[bytes]:
         key = (blob.id, number)
-        load = self._loads[key] = _Load()
-        try:
-            load.piece = await pool.run(self._load_piece, blob, number)
-        except BackyfsError as error:
-            load.error = error
-            raise
-        finally:
-            del self._loads[key]
-            load.ended.set()
-        self._keep(key, load.piece)
-        return load.piece
+
+        def end(load: Call[bytes]) -> None:
+            self._ahead_bytes -= ahead_bytes
+            if self._loads.get(key) is load:
+                del self._loads[key]
+                if load.result is not None:
+                    self._keep(key, load.result)
+
+        load = self._loads[key] = pool.start(partial(self._load_piece, blob, number), end)
+        return load
 
     def _keep(self, key: _Key, piece: bytes) -> None:
         self.loaded_bytes += len(piece)

@@ -70,7 +70,7 @@ class Layer:
         """Cut [start, stop) into ranges, in order; True: the layer has it, False: it is that of the image."""
         self._check_range(start, stop)
         with self._lock:
-            runs = self._chunks.runs(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES))
+            runs = self._chunks.runs(*_chunks_of(start, stop))
         return [(max(first * CHUNK_BYTES, start), min(last * CHUNK_BYTES, stop), is_in) for first, last, is_in in runs]
 
     def edges(self, start: int, stop: int) -> list[tuple[int, int]]:
@@ -111,7 +111,7 @@ class Layer:
             whole = b"".join((before, data, after)) if before or after else data
             write_all(self._data_fd, whole, start - len(before))
             with self._lock:
-                self._chunks.add(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES))
+                self._chunks.add(*_chunks_of(start, stop))
                 self._needs_sync = True
 
     def sync(self) -> None:
@@ -160,7 +160,7 @@ class Layer:
         for first in range(0, max(len(changed), 1), _SYNC_PAGES):
             with self._lock:
                 pages = {number: self._chunks.page(number) for number in changed[first : first + _SYNC_PAGES]}
-            self._sync_data()
+            self._sync_data()  # also where it is not kept: to hear of bytes that are lost
             if not self._is_kept:
                 return
             if self._map is None:
@@ -195,7 +195,7 @@ class Layer:
         """Keep the data open: a descriptor that was closed could be another file by then."""
         with self._lock:
             self._check_usable()
-            if not self._chunks.has(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)):
+            if not self._chunks.has(*_chunks_of(start, stop)):
                 raise ValueError(f"bytes [{start}, {stop}) are not all in the layer; read them from the image")
             self._readers += 1
         try:
@@ -207,7 +207,8 @@ class Layer:
 
     def _edges(self, start: int, stop: int) -> list[tuple[int, int]]:
         edges = []
-        for chunk in sorted({start // CHUNK_BYTES, (stop - 1) // CHUNK_BYTES}) if start < stop else ():
+        touched = range(*_chunks_of(start, stop))
+        for chunk in sorted({*touched[:1], *touched[-1:]}):
             first, last = chunk * CHUNK_BYTES, min((chunk + 1) * CHUNK_BYTES, self.size_bytes)
             if (first < start or stop < last) and not self._chunks.has(chunk, chunk + 1):
                 edges.append((first, last))
@@ -222,6 +223,12 @@ class Layer:
             raise OSError(errno.EBADF, "the layer is closed")
         if self._has_failed:
             raise OSError(errno.EIO, "bytes that were written to the layer are lost; mount it again")
+
+
+def _chunks_of(start: int, stop: int) -> tuple[int, int]:
+    """Return the chunks that bytes [start, stop) touch, as first and last + 1; no bytes touch none."""
+    first = start // CHUNK_BYTES
+    return first, -(-stop // CHUNK_BYTES) if start < stop else first
 
 
 def _base_of(edge: tuple[int, int], base: Mapping[tuple[int, int], Buffer]) -> Buffer:

@@ -1,13 +1,14 @@
 """Worker threads of a mount, with patience: who waits for a call that hangs is told so and goes on.
 
-A thread that hangs in the kernel cannot be stopped. It is left behind, and keeps its place in the pool until
-its call ends. Used by the tasks of one trio event loop.
+A thread that hangs in the kernel cannot be stopped. Its call stays, for later callers to find; its place in the
+pool is given to another thread until it ends. Used by the tasks of one trio event loop.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import trio
 
@@ -17,8 +18,82 @@ if TYPE_CHECKING:
     from backyfs.errors import BackyfsError
 
 DEFAULT_PATIENCE_S = 60.0
+_MOST_PLACES_GIVEN_AWAY = 32
 
 Result = TypeVar("Result")
+
+
+class Call(Generic[Result]):
+    """A call of a function in a thread, for any number of tasks to wait for."""
+
+    def __init__(self, pool: Pool, function: Callable[[], Result], then: Callable[[Call[Result]], None] | None) -> None:
+        self.pool = pool
+        self.result: Result | None = None
+        self.error: Exception | None = None
+        self.began_at: float | None = None  # written by the thread
+        self.is_withdrawn = False
+        self._function = function
+        self._then = then
+        self._lock = threading.Lock()  # guards the decision whether it begins or is withdrawn
+        self._ended = trio.Event()
+        self._has_given_place_away = False
+
+    def withdraw(self) -> bool:
+        """Let the call not take place; return False if it has begun."""
+        with self._lock:
+            self.is_withdrawn = self.began_at is None
+            return self.is_withdrawn
+
+    async def wait(self) -> Result:
+        """Return what the function returns.
+
+        Raises:
+            The error of the pool: the function does not return, or all threads hang.
+            What the function raises.
+        """
+        while not self._ended.is_set():
+            asked_at = time.monotonic()
+            if self.began_at is not None and asked_at - self.began_at >= self.pool.patience_s:
+                self._give_place_away()
+                raise self.pool.timed_out()
+            with trio.move_on_after(self.pool.patience_s - (asked_at - (self.began_at or asked_at))):
+                await self._ended.wait()
+            if self.began_at is None and self.pool.ended_at < asked_at:
+                raise self.pool.timed_out()
+        if self.error is not None:
+            raise self.error
+        return self.result  # type: ignore[return-value]  # it has ended without an error
+
+    async def perform(self) -> None:
+        """Do the call, to the end of `then`."""
+        try:
+            self.result = await trio.to_thread.run_sync(
+                self._in_thread, limiter=self.pool.limiter, abandon_on_cancel=True
+            )
+        except Exception as error:  # noqa: BLE001 - it is raised where the call is waited for
+            self.error = error
+        finally:
+            if self._has_given_place_away:
+                self.pool.limiter.total_tokens -= 1
+            if self._then is not None:
+                self._then(self)
+            self._ended.set()
+
+    def _in_thread(self) -> Result | None:
+        with self._lock:
+            if self.is_withdrawn:
+                return None
+            self.began_at = time.monotonic()
+        try:
+            return self._function()
+        finally:
+            self.pool.ended_at = time.monotonic()
+
+    def _give_place_away(self) -> None:
+        limiter = self.pool.limiter
+        if not self._has_given_place_away and limiter.total_tokens < self.pool.threads + _MOST_PLACES_GIVEN_AWAY:
+            self._has_given_place_away = True
+            limiter.total_tokens += 1
 
 
 class Pool:
@@ -28,39 +103,28 @@ class Pool:
         """Make a pool; who runs out of patience gets an `error` that says that `what` does not answer."""
         self._what = what
         self._error = error
-        self._limiter = trio.CapacityLimiter(threads)
-        self._patience_s = patience_s
-        self._ended_at = float("-inf")  # the last call; written by the threads
+        self.threads = threads
+        self.patience_s = patience_s
+        self.limiter = trio.CapacityLimiter(threads)
+        self.ended_at = float("-inf")  # the last call; written by the threads
         self.timeouts = 0
 
-    async def run(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """Call a function in a thread, as soon as one is free.
+    def start(self, function: Callable[[], Result], then: Callable[[Call[Result]], None] | None = None) -> Call[Result]:
+        """Call a function in a thread as soon as one is free; `then` is called at the end, in the event loop."""
+        call = Call(self, function, then)
+        trio.lowlevel.spawn_system_task(call.perform)
+        return call
+
+    async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function in a thread and wait for it.
 
         Raises:
-            The error of this pool: the function did not return in time, or all threads hang.
+            The error of this pool: the function does not return, or all threads hang.
             What the function raises.
         """
-        token = trio.lowlevel.current_trio_token()
-        while True:
-            began = time.monotonic()
-            has_begun = False
-            scope = trio.move_on_after(self._patience_s)
+        return await self.start(lambda: function(*arguments)).wait()
 
-            def renew(scope: trio.CancelScope = scope) -> None:
-                scope.deadline = trio.current_time() + self._patience_s
-
-            def call(began: float = began, renew: Callable[[], None] = renew) -> Result:
-                nonlocal has_begun
-                has_begun = True
-                if time.monotonic() - began > self._patience_s / 4:  # it had to wait for this thread
-                    token.run_sync_soon(renew)
-                try:
-                    return function(*arguments)
-                finally:
-                    self._ended_at = time.monotonic()
-
-            with scope:
-                return await trio.to_thread.run_sync(call, limiter=self._limiter, abandon_on_cancel=True)
-            if has_begun or self._ended_at < began:
-                self.timeouts += 1
-                raise self._error(f"{self._what} did not answer within {self._patience_s:g} s")
+    def timed_out(self) -> BackyfsError:
+        """Count a time-out, and return its error."""
+        self.timeouts += 1
+        return self._error(f"{self._what} did not answer within {self.patience_s:g} s")

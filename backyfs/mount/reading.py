@@ -60,7 +60,7 @@ class ImageReader:
         if blob is not None:
             size = piece_bytes(blob)
             for number in range(-(-blob.size // size)):
-                await self._cache.prefetch(blob, number, size)
+                self._cache.prefetch(blob, number, size)
 
     def leave_behind(self, index: BlockIndex) -> None:
         """Note that a reader in order has gone on to another block."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -117,20 +116,17 @@ def test_what_was_synced_outlives_a_kill(config_file: Path, written: Path, tmp_p
 def test_an_image_keeps_its_size_mode_and_owner(config_file: Path, written: Path, tmp_path: Path) -> None:
     with mounting(config_file, tmp_path / "mount", "--writable", str(written)) as at:
         data = at / DATA
-        with pytest.raises(OSError) as caught, data.open("r+b") as file:
-            file.truncate(BLOCK)
-        assert caught.value.errno == errno.EPERM
+        with pytest.raises(PermissionError):
+            os.truncate(data, BLOCK)
         with pytest.raises(PermissionError):
             data.chmod(0o777)
         descriptor = os.open(data, os.O_WRONLY)
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match="No space left"):
             os.pwrite(descriptor, b"beyond", SIZE)
         os.close(descriptor)
-        assert caught.value.errno == errno.ENOSPC
         assert data.stat().st_size == SIZE
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match="Read-only file system"):
             (at / LATEST / "name").open("r+b")
-        assert caught.value.errno == errno.EROFS
 
 
 def test_a_file_system_can_be_made_filled_and_checked_in_an_image(
@@ -218,12 +214,14 @@ def test_a_full_disk_is_told_to_the_writer(config_file: Path, tmp_path: Path, lo
         with mounting(config_file, tmp_path / "mount", "--writable", str(small / "written")) as at:
             descriptor = os.open(at / DATA, os.O_WRONLY)
             try:
-                with pytest.raises(OSError) as caught:
-                    for offset in range(0, SIZE, 1 << 18):
-                        os.pwrite(descriptor, b"\1" * (1 << 18), offset)
-                assert caught.value.errno == errno.ENOSPC
+                assert os.pwrite(descriptor, b"there", 0) == 5
+                place = BLOCK
+                with pytest.raises(OSError, match="No space left"):  # noqa: PT012 - the first ones fit
+                    while place < SIZE:
+                        place += os.pwrite(descriptor, bytes(4 << 20), place)
             finally:
                 os.close(descriptor)
-            assert (at / DATA).read_bytes()[:4] == b"\1\1\1\1"
+            content = (at / DATA).read_bytes()
+            assert (content[:5], len(content)) == (b"there", SIZE)
     finally:
         clear(small)
