@@ -27,8 +27,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from backyfs.errors import MountError
 from backyfs.model import VersionUid
 from backyfs.mount import layerfiles
-from backyfs.mount.chunkset import PAGE_BYTES, ChunkSet
 from backyfs.mount.overlay import Layer, OverlayDirectory
+from backyfs.mount.overlay.chunkset import PAGE_BYTES, ChunkSet
 from tests.images import random_bytes
 
 UID = VersionUid("6f1c0b34-0000-4000-8000-00000000000a")
@@ -409,7 +409,7 @@ def test_only_changed_pages_of_the_map_are_written(directory, monkeypatch):
 
 
 def test_more_changed_pages_than_are_copied_at_once_are_all_written(directory, monkeypatch):
-    monkeypatch.setattr("backyfs.mount.layer._SYNC_PAGES", 2)
+    monkeypatch.setattr("backyfs.mount.overlay.layer._SYNC_PAGES", 2)
     starts = [number * PAGE_CHUNKS * CHUNK for number in range(5)]
     with opened(directory, TIB) as layer:
         for start in starts:

@@ -14,8 +14,8 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Self
 
 from backyfs.errors import MountError
-from backyfs.mount.layer import Layer
-from backyfs.mount.layerfiles import FILE_NAME, LayerNames
+from backyfs.mount.overlay.layer import Layer
+from backyfs.mount.overlay.layerfiles import FILE_NAME, LayerNames
 
 if TYPE_CHECKING:
     from types import TracebackType

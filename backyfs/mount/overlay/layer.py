@@ -13,14 +13,14 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from backyfs.mount.chunkset import ChunkSet
-from backyfs.mount.layerfiles import CHUNK_BYTES, MapFile, create_data, open_data, read_all, write_all
+from backyfs.mount.overlay.chunkset import ChunkSet
+from backyfs.mount.overlay.layerfiles import CHUNK_BYTES, MapFile, create_data, open_data, read_all, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from backyfs.model import Buffer
-    from backyfs.mount.layerfiles import LayerNames
+    from backyfs.mount.overlay.layerfiles import LayerNames
 
 _SYNC_PAGES = 1024  # of a map, copied at once: 4 MiB for 128 GiB of an image
 

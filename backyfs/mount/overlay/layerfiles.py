@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backyfs.errors import MountError
-from backyfs.mount.chunkset import PAGE_BYTES, ChunkSet, page_count
+from backyfs.mount.overlay.chunkset import PAGE_BYTES, ChunkSet, page_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
