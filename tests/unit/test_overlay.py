@@ -26,8 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from backyfs.errors import MountError
 from backyfs.model import VersionUid
-from backyfs.mount import layerfiles
-from backyfs.mount.overlay import Layer, OverlayDirectory
+from backyfs.mount.overlay import Layer, OverlayDirectory, layerfiles
 from backyfs.mount.overlay.chunkset import PAGE_BYTES, ChunkSet
 from tests.images import random_bytes
 
