@@ -16,6 +16,7 @@ from sqlalchemy import select
 
 from backyfs.blocks import load_block
 from backyfs.engine.job import Job
+from backyfs.errors import DatabaseError
 from backyfs.metadata.blockmap import commit_page, new_entries
 from backyfs.metadata.tables import job_versions, versions
 from backyfs.metadata.versions import set_status
@@ -724,7 +725,10 @@ def read_in_a_nursery(mount: Mount, fh: int, offset: int, size: int) -> bytes:
     async def read() -> bytes:
         async with trio.open_nursery() as nursery:
             mount.operations.background = nursery
-            return bytes(await mount.operations.read(fh, offset, size))
+            data = bytes(await mount.operations.read(fh, offset, size))
+        while mount.operations._contents._cache._loads:  # noqa: ASYNC110 - nobody waits for them
+            await trio.sleep(0.001)
+        return data
 
     return trio.run(read)
 
@@ -781,3 +785,39 @@ def test_a_bug_in_the_read_ahead_does_not_end_the_mount(
         monkeypatch.setattr(mount.operations._contents._cache, "_load_piece", load)
         fh = mount.open_image(version)
         assert read_in_a_nursery(mount, fh, 0, 2 * BLOCK) == IMAGE[: 2 * BLOCK]
+
+
+# Parts that do not answer.
+
+
+def test_the_tree_stays_as_it_was_where_the_database_fails(
+    mount: Mount, version: Version, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    assert mount.names("by_name") == [b"disk"]
+
+    def fail() -> None:
+        raise DatabaseError("cannot be reached")
+
+    monkeypatch.setattr(mount.operations._contents._live, "_take", fail)
+    for _ in range(3):
+        assert mount.names("by_name") == [b"disk"]
+    assert [record.getMessage() for record in log.records if record.levelname == "WARNING"] == [
+        "the versions are shown as they were: cannot be reached"
+    ]
+
+
+def test_a_version_is_held_no_longer_than_its_partition_table_is_read(mount: Mount, version: Version) -> None:
+    inode = mount.inode(f"by_version_uid/{version.uid}/partitions")
+    mount.call("opendir", inode)
+    assert mount.held_versions() == []
+
+
+def test_the_kernel_can_forget_all_it_knows(mount: Mount, version: Version) -> None:
+    before = len(mount.operations._inodes)
+    inodes = [mount.inode(f"by_version_uid/{version.uid}/{name}") for name in ("data", "name", "tags")]
+    directory = mount.inode(f"by_version_uid/{version.uid}")
+    mount.call("forget", [(inode, 1) for inode in inodes])
+    mount.call("forget", [(directory, 4)])
+    assert len(mount.operations._inodes) == before
+    with refused(errno.ENOENT):
+        mount.call("getattr", inodes[0])

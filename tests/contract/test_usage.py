@@ -1,0 +1,129 @@
+"""What a version uses, and whether anything has changed: the same on every engine."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import insert
+
+from backyfs.metadata.blobs import find_by_uid, insert_blobs
+from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries
+from backyfs.metadata.database import Database
+from backyfs.metadata.schema import create_file, create_tables
+from backyfs.metadata.tables import tags
+from backyfs.metadata.usage import encryption_versions, used_bytes
+from backyfs.metadata.versions import create_version, picture, set_status
+from backyfs.model import BlobUid, PageNumber, SavedBlob, Version, VersionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backyfs.metadata.database import Connection
+
+BLOCK = 4096
+PAGE = 1024 * BLOCK
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def database(module_database_url: str) -> Iterator[Database]:
+    with closing(Database(module_database_url)) as database:
+        create_file(database)
+        with database.begin() as connection:
+            create_tables(connection)
+        yield database
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[Connection]:
+    with database.engine.connect() as connection, connection.begin() as transaction:
+        yield connection
+        transaction.rollback()
+
+
+def new_version(connection: Connection, size_bytes: int) -> Version:
+    return create_version(connection, name="disk", snapshot_name="", size_bytes=size_bytes, created_at=NOW)
+
+
+def new_blobs(connection: Connection, *versions: int) -> list[int]:
+    """Insert a blob of each of these encryption versions and return their ids."""
+    uids = [BlobUid(f"{number:032x}") for number in range(len(versions))]
+    insert_blobs(
+        connection,
+        [
+            SavedBlob(
+                uid=uid, fingerprint=uid.encode(), size=BLOCK, stored_size=BLOCK, encryption_version=version,
+                wrapped_key=b"key" if version else None,
+            )
+            for uid, version in zip(uids, versions, strict=True)
+        ],
+        NOW,
+    )  # fmt: skip
+    found = find_by_uid(connection, uids)
+    return [found[uid].id for uid in uids]
+
+
+@pytest.fixture
+def version(connection: Connection) -> Version:
+    """Three pages: data in blocks 1 and 2; none; data in its block 3 and in the last one, which is 10 bytes short."""
+    version = new_version(connection, 2 * PAGE + 8 * BLOCK - 10)
+    first, second, third = new_blobs(connection, 0, 1, 1)
+    entries = new_entries(1024, HOLE)
+    entries[1], entries[2] = first, second
+    commit_page(connection, version.id, PageNumber(0), entries)
+    entries = new_entries(8, HOLE)
+    entries[3], entries[6], entries[7] = second, ABSENT, third
+    commit_page(connection, version.id, PageNumber(2), entries)
+    return version
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "expected"),
+    [
+        (0, 2 * PAGE + 8 * BLOCK - 10, 4 * BLOCK - 10),
+        (0, 0, 0),
+        (0, BLOCK, 0),
+        (0, BLOCK + 1, 1),
+        (BLOCK + 100, BLOCK + 300, 200),
+        (BLOCK + 100, 3 * BLOCK - 100, 2 * BLOCK - 200),
+        (BLOCK, 3 * BLOCK, 2 * BLOCK),
+        (3 * BLOCK, 2 * PAGE + 3 * BLOCK, 0),
+        (2 * BLOCK + 1, 2 * PAGE + 4 * BLOCK, 2 * BLOCK - 1),
+        (PAGE, 2 * PAGE, 0),
+        (2 * PAGE + 7 * BLOCK, 2 * PAGE + 8 * BLOCK - 10, BLOCK - 10),
+        (2 * PAGE + 7 * BLOCK + 5, 2 * PAGE + 8 * BLOCK - 20, BLOCK - 25),
+    ],
+)
+def test_what_is_in_blobs_is_counted_within_a_range(
+    connection: Connection, version: Version, start: int, stop: int, expected: int
+) -> None:
+    assert used_bytes(connection, version, BLOCK, start, stop) == expected
+
+
+def test_the_encryption_versions_of_the_blobs_of_a_version_are_found(connection: Connection, version: Version) -> None:
+    assert encryption_versions(connection, version) == [0, 1]
+
+
+def test_a_version_without_blobs_uses_nothing(connection: Connection) -> None:
+    empty = new_version(connection, PAGE)
+    assert used_bytes(connection, empty, BLOCK, 0, PAGE) == 0
+    assert encryption_versions(connection, empty) == []
+
+
+def test_a_picture_is_equal_until_versions_or_tags_change(connection: Connection) -> None:
+    version = new_version(connection, PAGE)
+    before = picture(connection)
+    assert picture(connection) == before
+    new_blobs(connection, 1)
+    assert picture(connection) == before
+    set_status(connection, version.id, VersionStatus.VALID)
+    valid = picture(connection)
+    assert valid != before
+    connection.execute(insert(tags).values(version_id=version.id, name="daily"))
+    tagged = picture(connection)
+    assert tagged != valid
+    new_version(connection, PAGE)
+    assert picture(connection) != tagged

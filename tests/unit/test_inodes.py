@@ -1,0 +1,64 @@
+"""Inode numbers live as long as the kernel remembers them, and are never given twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from backyfs.model import VersionUid
+from backyfs.mount.inodes import Inodes
+from backyfs.mount.tree import Data, Top, VersionDirectory
+
+ROOT = 1
+DATA = Data(VersionUid("a"))
+OTHER = VersionDirectory(VersionUid("a"))
+
+
+def test_the_root_comes_first_and_stays() -> None:
+    inodes = Inodes(ROOT)
+    assert inodes.node(ROOT) is Top.ROOT
+    inodes.forget(ROOT, 1_000_000)
+    assert inodes.node(ROOT) is Top.ROOT
+    assert inodes.number(Top.ROOT) == ROOT
+
+
+def test_a_node_keeps_its_number_while_the_kernel_knows_it() -> None:
+    inodes = Inodes(ROOT)
+    number = inodes.number(DATA)
+    inodes.count(number)
+    inodes.count(number)
+    inodes.forget(number, 1)
+    assert inodes.number(DATA) == number
+    assert inodes.node(number) == DATA
+
+
+def test_a_number_that_was_forgotten_is_gone_and_not_given_again() -> None:
+    inodes = Inodes(ROOT)
+    number = inodes.number(DATA)
+    inodes.count(number)
+    before = len(inodes)
+    inodes.forget(number, 1)
+    assert len(inodes) == before - 1
+    with pytest.raises(LookupError):
+        inodes.node(number)
+    assert inodes.number(OTHER) != number
+    assert inodes.number(DATA) != number
+
+
+def test_a_number_that_was_never_told_can_be_dropped() -> None:
+    inodes = Inodes(ROOT)
+    number = inodes.number(DATA)
+    inodes.drop_uncounted(number)
+    with pytest.raises(LookupError):
+        inodes.node(number)
+
+
+def test_a_number_that_was_told_is_not_dropped() -> None:
+    inodes = Inodes(ROOT)
+    number = inodes.number(DATA)
+    inodes.count(number)
+    inodes.drop_uncounted(number)
+    assert inodes.node(number) == DATA
+
+
+def test_forgetting_what_is_not_known_is_harmless() -> None:
+    Inodes(ROOT).forget(4711, 1)
