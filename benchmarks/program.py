@@ -70,3 +70,15 @@ class Repository:
             yield mountpoint
         finally:
             self.program.run("umount", mountpoint)
+
+    @contextlib.contextmanager
+    def attached(self, image: Image, directory: str) -> Iterator[str]:
+        """Attach the newest version of an image; give the loop device of its only file system. Detach at the end."""
+        self.program.run("-c", self.config, "-q", "attach", f"{image.name}@latest", directory)
+        try:
+            with open("/proc/self/mountinfo", encoding="utf-8") as lines:
+                mounts = [line.split(" ") for line in lines]
+            [device] = [fields[-2] for fields in mounts if fields[4] == os.path.join(directory, "data")]
+            yield device
+        finally:
+            self.program.run("detach", directory)

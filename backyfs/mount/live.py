@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -59,7 +60,8 @@ class LiveTree:
         while True:
             await trio.sleep(_REFRESH_S)
             if time.monotonic() - self._asked_at < _IN_USE_S:
-                await self._refresh(_REFRESH_S)
+                with suppress(BackyfsError):  # whoever asks is told
+                    await self._refresh(_REFRESH_S)
 
     async def _refresh(self, age_s: float) -> Tree:
         async with self._lock:

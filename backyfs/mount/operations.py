@@ -106,7 +106,15 @@ class Operations(pyfuse3.Operations):
     # The tree.
 
     async def _attributes(self, tree: Tree, node: Node) -> pyfuse3.EntryAttributes:
-        entry = entry_of(tree, node, self._inodes.number(node), writable=self._contents.is_writable)
+        inode = self._inodes.number(node)
+        try:
+            return await self._attributes_of(tree, node, inode)
+        except BaseException:
+            self._inodes.drop_uncounted(inode)
+            raise
+
+    async def _attributes_of(self, tree: Tree, node: Node, inode: int) -> pyfuse3.EntryAttributes:
+        entry = entry_of(tree, node, inode, writable=self._contents.is_writable)
         match node:
             case Data(uid) | PartitionData(uid, _):
                 start, size = await self._slice(tree, node)

@@ -3,7 +3,7 @@
 from functools import partial
 
 from benchmarks.figures import Result, alternate, at_least, rates
-from benchmarks.measures.mount import dd_s
+from benchmarks.measures.mount import cold_s, dd_s, settle_all
 from benchmarks.measures.registry import REGISTRY, Bench
 from benchmarks.peer_programs import MountingPeer, installed
 from benchmarks.runner import BenchmarkError
@@ -24,8 +24,10 @@ def mount_peers(bench: Bench) -> list[Result]:
         peer.backup(image)
 
     def peer_s(peer: MountingPeer) -> float:
+        settle_all(repository)
         with peer.mounted(bench.workspace.fresh("mount")) as data:
-            return bench.runner.run(["dd", f"if={data}", "of=/dev/null", "bs=1M"]).wall_s
+            command = ["dd", f"if={data}", "of=/dev/null", "bs=1M"]
+            return cold_s(bench, data, lambda: bench.runner.run(command).wall_s)
 
     ours_s, *peers_s = alternate(
         bench.repeat, lambda: dd_s(bench, repository, image), *(partial(peer_s, peer) for peer in others)

@@ -821,3 +821,37 @@ def test_the_kernel_can_forget_all_it_knows(mount: Mount, version: Version) -> N
     assert len(mount.operations._inodes) == before
     with refused(errno.ENOENT):
         mount.call("getattr", inodes[0])
+
+
+def test_what_could_not_be_looked_up_leaves_no_inode(
+    mount: Mount, version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = mount.inode(f"by_version_uid/{version.uid}")
+    before = len(mount.operations._inodes)
+
+    async def used_bytes(*_: object) -> int:
+        raise LookupError
+
+    monkeypatch.setattr(mount.operations._contents, "used_bytes", used_bytes)
+    with refused(errno.ENOENT):
+        mount.call("lookup", directory, b"data")
+    assert len(mount.operations._inodes) == before
+
+
+def test_a_database_that_never_answered_does_not_end_the_mount(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live_tree = mount.operations._contents._live
+
+    def fail() -> None:
+        raise DatabaseError("cannot be reached")
+
+    async def main() -> None:
+        with pytest.raises(DatabaseError):
+            await live_tree.get()
+        with trio.move_on_after(2 * live._REFRESH_S + 0.2) as scope:
+            await live_tree.keep_fresh()
+        assert scope.cancelled_caught
+
+    monkeypatch.setattr(live_tree, "_take", fail)
+    trio.run(main)
