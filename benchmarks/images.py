@@ -20,6 +20,9 @@ SMALL_BLOCK_BYTES = 4096
 SMALL_BLOCKS = 100_000
 FILLED = 0.70
 SPARSE_FACTOR = 10         # 20 GiB
+SMALL_FILES = 2000
+SMALL_FILES_DIRECTORY = "small-files"
+SMALL_FILE_BYTES = 16 << 10  # at most
 HUGE_BYTES = 10 << 40
 HUGE_SCATTERED = 1024      # blocks of data
 FILE_SYSTEM_UUID = "6e0f2d6c-3b5a-4a58-9d58-0b2f1c7d9e41"
@@ -64,6 +67,10 @@ class Images:
         self.ext4()
         return self._image("sparse20", self._write_sparse)
 
+    def files(self) -> Image:
+        """Return a file system a quarter as large, with a directory of 2,000 small files among others."""
+        return self._image("files", self._write_files)
+
     def huge(self) -> Image:
         """Return a sparse file of 10 TiB with some blocks of random data at its beginning and scattered over it."""
         return self._image("huge", self._write_huge)
@@ -87,20 +94,35 @@ class Images:
         return Image(name=name, path=path, size_bytes=os.path.getsize(path))
 
     def _write_ext4(self, path: str) -> None:
+        directory = self.workspace.fresh("staging")
+        inodes = staging.fill(directory, int(self.size_bytes * FILLED))
+        self._make_file_system(path, self.size_bytes, directory, inodes)
+
+    def _write_files(self, path: str) -> None:
+        size_bytes = self.size_bytes // 4
+        directory = self.workspace.fresh("staging")
+        inodes = staging.fill(directory, int(size_bytes * FILLED))
+        os.mkdir(os.path.join(directory, SMALL_FILES_DIRECTORY))
+        source = random.Random(6)
+        for number in range(SMALL_FILES):
+            with open(os.path.join(directory, SMALL_FILES_DIRECTORY, f"{number:04}"), "wb") as file:
+                file.write(source.randbytes(source.randrange(1, SMALL_FILE_BYTES)))
+        self._make_file_system(path, size_bytes, directory, inodes + SMALL_FILES)
+
+    def _make_file_system(self, path: str, size_bytes: int, directory: str, inodes: int) -> None:
+        """Write an ext4 file system with what a directory holds, and remove that directory."""
         mkfs = shutil.which("mkfs.ext4", path=os.pathsep.join([*os.get_exec_path(), "/usr/sbin", "/sbin"]))
         if mkfs is None:
             raise BenchmarkError("mkfs.ext4 is missing; install e2fsprogs")
         # A block device has no holes, so the image gets none either (and mkfs must not punch any): a reader
         # that asks where the holes are is to have no advantage over one that reads.
         with open(path, "wb") as file:
-            file.writelines(ZEROS for _ in range(self.size_bytes // CHUNK_BYTES))
-        directory = self.workspace.fresh("staging")
+            file.writelines(ZEROS for _ in range(size_bytes // CHUNK_BYTES))
         try:
-            inodes = staging.fill(directory, int(self.size_bytes * FILLED))
             self.runner.run([
                 mkfs, "-q", "-F", "-m", "0", "-U", FILE_SYSTEM_UUID,
                 "-E", f"nodiscard,hash_seed={FILE_SYSTEM_UUID}",
-                "-N", str(max(inodes + 1024, self.size_bytes >> 14)), "-d", directory, path,
+                "-N", str(max(inodes + 1024, size_bytes >> 14)), "-d", directory, path,
             ])  # fmt: skip
         finally:
             shutil.rmtree(directory, ignore_errors=True)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyfuse3
 
 from backyfs.errors import BackyfsError
+from backyfs.host.answers import PID_ATTRIBUTE, REPOSITORY_ATTRIBUTE
 from backyfs.mount import facts
 from backyfs.mount.attributes import entry_of, set_size
 from backyfs.mount.inodes import Inodes
-from backyfs.mount.mountpoints import PID_ATTRIBUTE, REPOSITORY_ATTRIBUTE
 from backyfs.mount.reading import DamageError
 from backyfs.mount.tree import Data, PartitionData, PartitionDirectory, TableText, Top, VersionDirectory
 

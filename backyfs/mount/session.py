@@ -17,8 +17,9 @@ import trio
 
 from backyfs.engine.job import Job
 from backyfs.errors import MountError
+from backyfs.host.mountpoints import check_mountpoint
+from backyfs.host.mounttable import list_mounts
 from backyfs.mount.contents import Contents, Settings
-from backyfs.mount.mountpoints import check_mountpoint, list_mounts
 from backyfs.mount.operations import Operations
 from backyfs.mount.overlay import OverlayDirectory
 

@@ -68,6 +68,8 @@ def test_help_lists_every_command_with_a_line():
         "ls",
         "mount",
         "umount",
+        "attach",
+        "detach",
         "export",
         "import",
         "upgrade",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.cli.notify import notify
-from backyfs.mount.mountpoints import mount_at
+from backyfs.host.mounttable import mount_at
 from tests.images import random_image
 from tests.mount.program import BACKYFS, PATIENCE_S, clear, why_not_mount
 from tests.repositories import BLOCK, back_up, make_repository, opened

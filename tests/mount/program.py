@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backyfs.mount.mountpoints import mount_at
+from backyfs.host.mounttable import mount_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,12 +91,14 @@ def test_a_loop_device_on_an_image_is_read_only(data: Path) -> None:
 
 
 @pytest.mark.usefixtures("loop_devices")
-def test_a_mount_under_a_loop_device_is_in_use_until_that_is_gone(data: Path, tmp_path: Path) -> None:
+def test_a_mount_under_a_loop_device_is_in_use_as_long_as_a_file_on_it_is(data: Path, tmp_path: Path) -> None:
     at = data.parents[3]
     with attached(data, tmp_path / "files", "loop,ro,noload") as files:
-        done = backyfs("umount", at)
+        with next(file for file in files.rglob("*.bin") if file.is_file()).open("rb"):
+            done = backyfs("umount", at)
         assert done.returncode == 10
-        assert "busy" in done.stderr
+        assert f"{files} is still mounted: it is busy, used by " in done.stderr
+        assert f"(pid {os.getpid()}, open file)" in done.stderr
         assert len(contents(files)) == FILES
 
 

@@ -17,8 +17,9 @@ import pytest
 from sqlalchemy import select
 
 from backyfs.errors import MountError
+from backyfs.host.mountpoints import check_mountpoint
+from backyfs.host.mounttable import list_mounts, mount_at
 from backyfs.metadata.tables import jobs
-from backyfs.mount.mountpoints import check_mountpoint, mount_at
 from tests.images import random_image
 from tests.mount.program import (
     BACKYFS,
@@ -71,6 +72,11 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def command_name() -> str:
+    """Return what this process is called."""
+    return Path("/proc/self/comm").read_text().rstrip("\n")
 
 
 def is_mounted(path: Path) -> bool:
@@ -468,8 +474,10 @@ def test_a_mount_that_is_in_use_is_not_unmounted(mounted: Mounted, config_file: 
         done = backyfs("umount", at)
         assert done.returncode == MOUNT_ERROR
         (line,) = done.stderr.splitlines()
-        assert line.startswith(f"backyfs: error: {at} is still mounted: ")
-        assert line.endswith(f"busy.; `fuser -vm {at}` shows who uses it")
+        assert line == (
+            f"backyfs: error: {at} is still mounted: it is busy, used by {command_name()} (pid {os.getpid()}, open "
+            "file); end that, then run this again"
+        )
         assert is_mounted(at)
         assert len(file.read()) == SIZE
     assert backyfs("umount", at).returncode == 0
@@ -482,12 +490,17 @@ def test_a_mount_whose_process_was_killed_is_cleared(mounted: Mounted, config_fi
     with pytest.raises(OSError) as caught:  # noqa: PT011 - its number is looked at
         os.listdir(at)
     assert caught.value.errno == errno.ENOTCONN
-    assert refusal(config_file, at) == (
-        MOUNT_ERROR,
-        f"backyfs: error: {at} is mounted already; run `backyfs umount {at}` first",
-    )
     assert backyfs("umount", at).returncode == 0
     assert not is_mounted(at)
+
+
+def test_the_next_mount_clears_one_whose_process_was_killed(mounted: Mounted, config_file: Path) -> None:
+    at = mounted(config_file)
+    with process_ending(process_of(at)):
+        os.kill(process_of(at), signal.SIGKILL)
+    assert mounted(config_file, mountpoint=at) == at
+    assert (at / LATEST).stat().st_size == SIZE
+    assert [mount.mountpoint for mount in list_mounts()].count(str(at)) == 1
 
 
 def test_the_job_of_a_mount_that_was_killed_is_gone_with_the_next_command(mounted: Mounted, config_file: Path) -> None:

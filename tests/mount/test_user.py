@@ -68,7 +68,7 @@ def test_a_user_mounts_and_unmounts_what_is_his(home: Path) -> None:
         ls mount
         """,
     )
-    assert done.stderr == ""
+    assert done.stderr == "backyfs: /mnt/mount is mounted\n"
     assert done.stdout == "65534:65534:-r--r-----\n" * 2
     assert done.returncode == 0
 
@@ -100,7 +100,7 @@ def test_a_user_may_ask_for_auto_unmount(home: Path) -> None:
         ls mount
         """,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "backyfs: /mnt/mount is mounted\n")
 
 
 def test_a_user_may_not_let_others_in_unless_root_allows_it(home: Path) -> None:

@@ -21,10 +21,11 @@ PACKAGE = Path(backyfs.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "model"}),
     frozenset({"geometry"}),
-    frozenset({"metadata", "storage", "sources", "sealing", "keys", "config"}),
+    frozenset({"metadata", "storage", "sources", "sealing", "keys", "config", "host"}),
     frozenset({"blocks", "retention", "migrations"}),
     frozenset({"repository"}),
     frozenset({"mount", "engine"}),
+    frozenset({"attach"}),
     frozenset({"cli"}),
 )
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}

@@ -1,0 +1,191 @@
+"""Undo what `backyfs.attach.attachment` has done, or had begun to do when it was killed. Needs no repository.
+
+The records say what may be there, the kernel what is. Only what both name is touched: a loop device that another
+program has set up meanwhile under the same number stays.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from backyfs.errors import MountError
+from backyfs.host import records
+from backyfs.host.answers import State, ask
+from backyfs.host.loops import find_loop, list_loops
+from backyfs.host.mountpoints import unmount_mount
+from backyfs.host.mounttable import Mount, is_below, list_mounts, resolve
+from backyfs.host.standing import standing_on, take_away
+
+if TYPE_CHECKING:
+    from backyfs.host.loops import Loop
+    from backyfs.host.records import Record
+    from backyfs.host.standing import Thing
+
+_PARTITION_FILE = re.compile(r"(?P<mountpoint>.*)/by_version_uid/(?P<uid>[^/]+)/(?:data|partitions/[0-9]+)", re.DOTALL)
+
+
+@dataclass(slots=True, kw_only=True)
+class Detachment:
+    """What `detach` has done."""
+
+    directory: str
+    unmounted: list[str] = field(default_factory=list)  # mountpoints
+    devices: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)       # directories that hold what attach did not make
+
+
+def detach(directory: str) -> Detachment:
+    """Take away everything that stands in a directory of `attach`, and what attach has made.
+
+    Raises:
+        MountError: nothing is attached there, or something is in use; all that is not in use is taken away.
+    """
+    directory = resolve(directory)
+    if not records.is_attachment(directory):
+        others = [other for other in records.list_attachments() if other != directory]
+        hint = f"; attached is: {', '.join(others)}" if others else ""
+        raise MountError(f"nothing is attached in {directory}{hint}")
+    with records.locked(directory):
+        return detach_locked(directory)
+
+
+def detach_locked(directory: str) -> Detachment:
+    """Do the same for the holder of the lock of the directory."""
+    record = records.load(directory)
+    detachment = Detachment(directory=directory)
+    problems: list[str] = []
+    image = None if record is None else _mount_at(record.mountpoint)
+    # A mount that is dead gives nothing to anybody: who has open what stands on it loses nothing.
+    is_dead = image is not None and ask(image.mountpoint).state is State.DEAD
+    stuck: list[Thing] = []
+    for thing, above in _things_in(directory, record):
+        if any(each in stuck for each in above):
+            continue
+        try:
+            take_away(thing, lazily=is_dead)
+        except MountError as error:
+            problems.append(str(error))
+            stuck.append(thing)
+            continue
+        if isinstance(thing, Mount):
+            detachment.unmounted.append(thing.mountpoint)
+        else:
+            detachment.devices.append(thing.device)
+    if not problems:
+        _unmount_image(directory, detachment, problems)
+    if problems:
+        raise MountError("; ".join(dict.fromkeys(problems)))
+    _remove_directories(directory, record, detachment)
+    return detachment
+
+
+def _things_in(directory: str, record: Record | None) -> list[tuple[Thing, list[Thing]]]:
+    """Return what there is but the mount of the version, each with what stands on it, uppermost first.
+
+    That is what stands below the directory and on its loop devices. Loop devices of others are in the way where
+    they are, and not ours to take.
+    """
+    mounts = list_mounts()
+    loops = [] if record is None else _own_loops(directory, record)
+    image = records.own_mountpoint(directory)
+    below = [
+        mount
+        for mount in reversed(mounts)
+        if mount.mountpoint != directory and is_below(mount.mountpoint, directory) and mount.mountpoint != image
+    ]
+    things: list[Thing] = [*below, *loops]
+    found: list[Thing] = []
+    for thing in things:
+        found += [each for each in (*standing_on(thing, mounts, loops), thing) if each not in found]
+    return [(thing, standing_on(thing, mounts, loops)) for thing in found]
+
+
+def _own_loops(directory: str, record: Record) -> list[Loop]:
+    found = []
+    for device in dict.fromkeys(records.noted_devices(directory).values()):
+        loop = find_loop(device)
+        if loop is not None and _is_own(loop, record):
+            found.append(loop)
+    return found
+
+
+def _is_own(loop: Loop, record: Record) -> bool:
+    """Tell whether a loop device stands on an image of the version, in a mount of ours."""
+    matched = _PARTITION_FILE.fullmatch(loop.backing_file)
+    if matched is None or matched["uid"] != record.version_uid or not loop.read_only:
+        return False
+    mountpoint = matched["mountpoint"]
+    # Of a mount that was unmounted lazily, the kernel does not say any more where it was.
+    return mountpoint in {"", record.mountpoint} or any(
+        mount.is_ours and mount.mountpoint == mountpoint for mount in list_mounts()
+    )
+
+
+def _mount_at(mountpoint: str) -> Mount | None:
+    found = [mount for mount in list_mounts() if mount.is_ours and mount.mountpoint == mountpoint]
+    return found[-1] if found else None
+
+
+def _unmount_image(directory: str, detachment: Detachment, problems: list[str]) -> None:
+    """Unmount the version where attach has mounted it, unless others stand on that."""
+    while (mount := _mount_at(records.own_mountpoint(directory))) is not None:
+        strangers = [loop.device for loop in list_loops() if is_below(loop.backing_file, mount.mountpoint)]
+        answer = ask(mount.mountpoint)
+        if strangers and answer.state is not State.DEAD:
+            commands = ", ".join(f"`losetup --detach {device}`" for device in strangers)
+            problems.append(
+                f"{mount.mountpoint} is in use by loop devices that attach did not make; unmount what is on them, "
+                f"run {commands}, then run this again"
+            )
+            return
+        try:
+            unmount_mount(mount, answer)
+        except MountError as error:
+            problems.append(str(error))
+            return
+        detachment.unmounted.append(mount.mountpoint)
+
+
+def _remove_directories(directory: str, record: Record | None, detachment: Detachment) -> None:
+    """Remove what attach has made, the record last: until then detach can be run again."""
+    for name in records.noted_devices(directory):
+        records.forget_device(directory, name)
+    # Attach began with an empty directory. What is empty now was a mountpoint of it, or made for one.
+    hidden = records.hidden_directory(directory)
+    paths = [os.path.join(directory, name) for name in sorted(os.listdir(directory))]
+    for path in [records.own_mountpoint(directory), *(path for path in paths if path != hidden)]:
+        _remove(path)
+    records.remove(directory)
+    made = (directory,) if record is None and is_below(directory, records.USUAL_PLACE) else ()
+    for path in reversed(record.made if record is not None else made):
+        if path in {directory, *_parents(directory)} and not _remove(path):
+            detachment.left.append(path)
+
+
+def _parents(path: str) -> list[str]:
+    found = []
+    while path != "/":
+        path = os.path.dirname(path)
+        found.append(path)
+    return found
+
+
+def _remove(path: str) -> bool:
+    """Remove an empty directory if it is there; False if it is none, or not empty.
+
+    Raises:
+        MountError: something is mounted on it.
+    """
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno == errno.EBUSY:  # by a mount(8) that went on when attach was killed
+            raise MountError(f"{path} has been mounted meanwhile; run this again") from error
+        return False
+    return True

@@ -1,0 +1,75 @@
+"""Does a mount answer? Asked by a process of its own: who asks a mount that hangs may never come back.
+
+A mount is dead when its process has ended and left it there, as after `kill -9`: everything below it is ENOTCONN.
+"""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+
+PID_ATTRIBUTE = "user.backyfs.pid"  # of the root directory of a mount: the process that serves it
+REPOSITORY_ATTRIBUTE = "user.backyfs.repository"  # of the root directory: the uid of the repository
+_PATIENCE_S = 5.0
+_DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
+_SCRIPT = f"""
+import os, sys
+try:
+    print(os.getxattr(sys.argv[1], "{PID_ATTRIBUTE}").decode())
+    print(os.getxattr(sys.argv[1], "{REPOSITORY_ATTRIBUTE}").decode())
+    print(int(os.path.isdir(os.path.join(*sys.argv[1:]))))
+except OSError as error:
+    sys.exit(error.errno)
+"""
+
+
+class State(Enum):
+    """How a mount behaves."""
+
+    ANSWERS = "answers"  # or may not be asked by this user
+    DEAD = "dead"        # its process is gone
+    SILENT = "silent"    # its process is there and says nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a mount of ours said of itself."""
+
+    state: State
+    pid: int | None = None
+    repository: str | None = None  # its uid
+    has_directory: bool = False    # the one that was asked for
+
+
+def ask(mountpoint: str, directory: str = "") -> Answer:
+    """Ask a mount of ours who it is, and whether it has a directory. Returns within a few seconds."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _SCRIPT, mountpoint, directory],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+    )
+    try:
+        said, _ = process.communicate(timeout=_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # a process that waits for a mount may outlive even that
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        if process.stdout is not None:
+            process.stdout.close()
+        return Answer(state=State.SILENT)
+    words = said.split()
+    if process.returncode in _DEAD:
+        return Answer(state=State.DEAD)
+    return Answer(
+        state=State.ANSWERS,
+        pid=int(words[0]) if words and words[0].isdecimal() else None,
+        repository=words[1] if len(words) > 1 else None,
+        has_directory=words[2:] == ["1"],
+    )

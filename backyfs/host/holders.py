@@ -1,0 +1,89 @@
+"""What the device mapper and the RAID driver have made of a loop device, and the commands that close it. From /sys."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from backyfs.host.mounttable import Mount
+
+SYS_BLOCK = "/sys/block"
+_LVM = "LVM-"        # the beginning of what the device mapper calls a uuid; each user of it has one
+_CRYPT = "CRYPT-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A device that stands on another one."""
+
+    name: str     # of the kernel: dm-0, md127
+    label: str    # of people: vg-root
+    uid: str      # of the device mapper; empty for others
+    number: str   # major:minor
+
+    @property
+    def what(self) -> str:
+        """What it is, for people."""
+        if self.uid.startswith(_LVM):
+            return f"logical volume {self.label}"
+        if self.uid.startswith(_CRYPT):
+            return f"opened LUKS device {self.label}"
+        return self.label
+
+    @property
+    def command(self) -> str:
+        """The command that closes it."""
+        if self.uid.startswith(_CRYPT):
+            return f"cryptsetup close {self.label}"
+        if self.name.startswith("md"):
+            return f"mdadm --stop /dev/{self.name}"
+        return f"dmsetup remove {self.label}"
+
+
+def holders_of(names: Iterable[str], block: str = SYS_BLOCK) -> list[Holder]:
+    """Return what stands on devices with these names in the kernel, uppermost first."""
+    found: list[Holder] = []
+    for name in names:
+        directory = f"{block}/{name}"
+        try:
+            above = sorted(os.listdir(f"{directory}/holders"))
+        except OSError:  # it is gone
+            continue
+        holder = Holder(
+            name=name,
+            label=_read(f"{directory}/dm/name") or name,
+            uid=_read(f"{directory}/dm/uuid"),
+            number=_read(f"{directory}/dev"),
+        )
+        found += [each for each in [*holders_of(above, block), holder] if each not in found]
+    return found
+
+
+def commands_to_close(holders: Iterable[Holder], mounts: Iterable[Mount]) -> list[str]:
+    """Return the commands that unmount and close devices, in order."""
+    listed = list(holders)
+    numbers = {holder.number for holder in listed}
+    unmounts = [f"umount {mount.mountpoint}" for mount in mounts if mount.device in numbers]
+    return [*reversed(unmounts), *(holder.command for holder in listed)]
+
+
+def has_volume_group(group_uid: str, block: str = SYS_BLOCK) -> bool:
+    """Tell whether a logical volume of a volume group with this uid is active on this host."""
+    wanted = _LVM + group_uid.replace("-", "")
+    try:
+        names = os.listdir(block)
+    except OSError:
+        return False
+    return any(_read(f"{block}/{name}/dm/uuid").startswith(wanted) for name in names if name.startswith("dm-"))
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

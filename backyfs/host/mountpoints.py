@@ -1,0 +1,118 @@
+"""Mountpoints of this host: may something be mounted there, and unmounting. Needs neither pyfuse3 nor a repository."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+from contextlib import suppress
+
+from backyfs.errors import MountError
+from backyfs.host.answers import Answer, State, ask
+from backyfs.host.mounttable import FILE_SYSTEM_TYPE, Mount, mount_at
+from backyfs.host.records import is_attachment
+from backyfs.host.standing import take_away, take_mount_away, things_on
+from backyfs.host.users import describe, holders_elsewhere
+
+_END_S = 10.0  # how long the process of a mount may take to end after its mount is gone
+_log = logging.getLogger(__name__)
+
+
+def check_mountpoint(path: str, own_paths: tuple[str, ...]) -> None:
+    """Make sure that a repository with these paths can be mounted on `path`; clear what is left of a dead mount.
+
+    Raises:
+        MountError: it is no directory, something of ours is mounted there, or it overlaps the repository.
+    """
+    clear_dangling(path)
+    present = mount_at(path)
+    if present is not None and present.is_ours:
+        raise MountError(f"{path} is mounted already; run `backyfs umount {path}` first")
+    if not os.path.isdir(path):
+        raise MountError(f"{path} is not a directory; make it first (mkdir {path}) or name another one")
+    wanted = os.path.realpath(path)
+    for own in own_paths:
+        if os.path.commonpath((wanted, own)) in (wanted, own):
+            raise MountError(f"{path} overlaps the repository ({own}); mount it somewhere else")
+
+
+def clear_dangling(path: str) -> bool:
+    """Take away mounts of ours on `path` whose processes are gone, with what stands on them; tell if there was one.
+
+    Raises:
+        MountError: this user may not do that.
+    """
+    found = False
+    while True:
+        present = mount_at(path)
+        if present is None or not present.is_ours or ask(present.mountpoint).state is not State.DEAD:
+            return found
+        found = True
+        _log.warning("the process of the mount on %s is gone; what is left of it is taken away", path)
+        unmount_mount(present, Answer(state=State.DEAD))
+
+
+def unmount(path: str) -> None:
+    """Unmount a mount of ours and what stands on it, and wait until its process has ended; also if it has long ago.
+
+    Raises:
+        MountError: there is none, it is in use, or it may not be unmounted.
+    """
+    present = mount_at(path)
+    if present is None or not present.is_ours:
+        if is_attachment(path):
+            raise MountError(f"{path} holds what `backyfs attach` has mounted; run `backyfs detach {path}`")
+        raise MountError(f"nothing of backyfs is mounted on {path}; `findmnt -t {FILE_SYSTEM_TYPE}` shows what is")
+    unmount_mount(present, ask(present.mountpoint))
+
+
+def unmount_mount(mount: Mount, answer: Answer) -> None:
+    """Do the same with a mount that was just asked for an answer."""
+    process = _open_process(answer)
+    is_dead = answer.state is State.DEAD
+    try:
+        things = things_on(mount)
+        if things and os.geteuid() != 0:
+            raise MountError(
+                f"{_name(things[0])} stands on {mount.mountpoint}, and only root can take it away; "
+                f"run `backyfs umount {mount.mountpoint}` as root"
+            )
+        try:
+            for thing in things:
+                take_away(thing, lazily=is_dead)
+            take_mount_away(mount.mountpoint, lazily=is_dead)
+        except MountError as error:
+            if answer.state is State.SILENT:
+                raise MountError(f"{error}; {_how_to_abort(mount)}") from error
+            raise
+        if process is not None:
+            _wait_for_end(process, mount)
+    finally:
+        if process is not None:
+            os.close(process)
+
+
+def _name(thing: object) -> str:
+    return thing.mountpoint if isinstance(thing, Mount) else getattr(thing, "device", "")
+
+
+def _how_to_abort(mount: Mount) -> str:
+    minor = mount.device.partition(":")[2]
+    return f"its process does not answer: `echo 1 > /sys/fs/fuse/connections/{minor}/abort` as root frees who waits"
+
+
+def _open_process(answer: Answer) -> int | None:
+    """Return a descriptor for the process that serves a mount; None if there is none."""
+    if answer.pid is not None:
+        with suppress(OSError):
+            return os.pidfd_open(answer.pid)
+    return None
+
+
+def _wait_for_end(process: int, mount: Mount) -> None:
+    poll = select.poll()
+    poll.register(process, select.POLLIN)  # a pidfd is readable once its process has ended, pidfd_open(2)
+    if not poll.poll(_END_S * 1000):
+        elsewhere = holders_elsewhere({mount.device})
+        why = f"; {describe(elsewhere)}" if elsewhere else ""
+        raise MountError(f"{mount.mountpoint} is unmounted, but its process is still busy after {_END_S:.0f} s{why}")

@@ -1,0 +1,115 @@
+"""What is mounted where in this mount namespace, as the kernel tells it. Touches no file system that it lists.
+
+A mount whose process is gone answers ENOTCONN, one whose process hangs does not answer at all. So paths are
+resolved here without asking what is mounted on them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+FILE_SYSTEM_TYPE = "fuse.backyfs"
+_MOST_LINKS = 40  # MAXSYMLINKS of Linux
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A line of mountinfo, proc(5)."""
+
+    mount_id: int
+    parent_id: int  # the mount that this one stands on
+    mountpoint: str
+    file_system_type: str
+    device: str     # major:minor
+    source: str
+    read_only: bool
+
+    @property
+    def is_ours(self) -> bool:
+        """Tell whether `backyfs mount` made it."""
+        return self.file_system_type == FILE_SYSTEM_TYPE
+
+
+def list_mounts(pid: int | str = "self") -> list[Mount]:
+    """Return what is mounted, in order, in the mount namespace of a process.
+
+    Raises:
+        OSError: the process is gone, or may not be looked at.
+    """
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        return [_parse(line) for line in lines]
+
+
+def mount_at(path: str) -> Mount | None:
+    """Return what is mounted on `path`, the uppermost if several are; None if nothing is."""
+    mounts = list_mounts()
+    wanted = resolve(path, {mount.mountpoint for mount in mounts})
+    found = [mount for mount in mounts if mount.mountpoint == wanted]
+    return found[-1] if found else None
+
+
+def resolve(path: str, mountpoints: Collection[str] | None = None) -> str:
+    """Return an absolute path without links, as `os.path.realpath` does, but without asking a mountpoint.
+
+    A mountpoint is no link, whatever is mounted there answers. What is not there, or does not answer, is taken as
+    it is. `mountpoints` are those of `list_mounts`.
+    """
+    if mountpoints is None:
+        mountpoints = {mount.mountpoint for mount in list_mounts()}
+    waiting = os.path.join(os.getcwd(), path).split("/")[::-1]
+    at = "/"
+    links = 0
+    while waiting:
+        name = waiting.pop()
+        if name in {"", "."}:
+            continue
+        if name == "..":
+            at = os.path.dirname(at)
+            continue
+        step = os.path.join(at, name)
+        target = None if step in mountpoints or links >= _MOST_LINKS else _link_target(step)
+        if target is None:
+            at = step
+            continue
+        links += 1
+        waiting += target.split("/")[::-1]
+        if target.startswith("/"):
+            at = "/"
+    return at
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Tell whether a path lies in a directory or is it; both without links."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def _link_target(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:  # no link, or nothing there
+        return None
+
+
+def _parse(line: str) -> Mount:
+    fields = line.rstrip("\n").split(" ")
+    dash = fields.index("-")
+    return Mount(
+        mount_id=int(fields[0]),
+        parent_id=int(fields[1]),
+        device=fields[2],
+        mountpoint=_unescape(fields[4]),
+        read_only="ro" in fields[5].split(",") or "ro" in fields[dash + 3].split(","),
+        file_system_type=fields[dash + 1],
+        source=_unescape(fields[dash + 2]),
+    )
+
+
+def _unescape(field: str) -> str:
+    r"""Return a field as it was before the kernel made `\040` of a space, and so on."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

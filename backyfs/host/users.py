@@ -1,0 +1,121 @@
+"""Who uses a mount or a device: what keeps it from being taken away. Reads /proc; touches no file system.
+
+Of processes of others a user sees nothing; root sees all that are in its pid namespace.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backyfs.host.mounttable import is_below, list_mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+_MOST_SHOWN = 5
+_LINKS = (("cwd", "working directory"), ("root", "root directory"), ("exe", "program"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """A process that uses something, and how."""
+
+    pid: int
+    command: str
+    how: str
+
+
+def users_of(paths: Collection[str]) -> list[User]:
+    """Return the processes that use files in these directories or these devices; paths are without links."""
+    found = []
+    for pid in _processes():
+        how = next(_uses(pid, paths), None)
+        if how is not None:
+            found.append(User(pid=pid, command=_command(pid), how=how))
+    return found
+
+
+def holders_elsewhere(numbers: Collection[str]) -> list[User]:
+    """Return a process of each other mount namespace in which a device (major:minor) is mounted."""
+    seen = {_namespace("self")}
+    found = []
+    for pid in _processes():
+        namespace = _namespace(pid)
+        if namespace in seen or namespace is None:
+            continue
+        seen.add(namespace)
+        try:
+            mounts = list_mounts(pid)
+        except (OSError, ValueError):
+            continue
+        for mount in mounts:
+            if mount.device in numbers:
+                how = f"has it mounted on {mount.mountpoint} in a mount namespace of its own"
+                found.append(User(pid=pid, command=_command(pid), how=how))
+                break
+    return found
+
+
+def describe(users: Collection[User]) -> str:
+    """Return users as text: `bash (pid 12, working directory), less (pid 13, open file)`."""
+    shown = [f"{user.command} (pid {user.pid}, {user.how})" for user in list(users)[:_MOST_SHOWN]]
+    left_out = len(users) - len(shown)
+    return ", ".join([*shown, *([f"and {left_out} more"] if left_out > 0 else [])])
+
+
+def _processes() -> list[int]:
+    own = os.getpid()
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != own)
+
+
+def _uses(pid: int, paths: Collection[str]) -> Iterator[str]:
+    for link, how in _LINKS:
+        if _is_in(_target(f"/proc/{pid}/{link}"), paths):
+            yield how
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        descriptors = []
+    for descriptor in descriptors:
+        if _is_in(_target(f"/proc/{pid}/fd/{descriptor}"), paths):
+            yield "open file"
+    for path in _mapped(pid):
+        if _is_in(path, paths):
+            yield "mapped file"
+
+
+def _mapped(pid: int) -> Iterator[str]:
+    """Yield the files that a process has mapped; see proc(5) for maps."""
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                fields = line.rstrip("\n").split(maxsplit=5)
+                if len(fields) == 6 and fields[5].startswith("/"):
+                    yield fields[5].replace("\\012", "\n")
+    except OSError:
+        return
+
+
+def _is_in(path: str, directories: Collection[str]) -> bool:
+    return any(is_below(path, directory) for directory in directories)
+
+
+def _target(link: str) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
+
+
+def _command(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return "a process that has ended"
+
+
+def _namespace(pid: int | str) -> str | None:
+    return _target(f"/proc/{pid}/ns/mnt") or None

@@ -1,0 +1,199 @@
+"""Versions to attach, made of real file systems, and what is left of them on this host."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backyfs.host.answers import ask
+from backyfs.host.loops import Loop, list_loops
+from backyfs.host.mounttable import is_below, list_mounts
+from backyfs.model import DEFAULT_BLOCK_SIZE
+from tests.images import run_tool
+from tests.repositories import back_up, make_repository, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+MIB = 1 << 20
+
+
+def repository_of(directory: Path, images: Mapping[str, Path]) -> Path:
+    """Make a repository with a version of each image, by its name, and return the configuration."""
+    config_file = make_repository(directory / "repository", block_size=DEFAULT_BLOCK_SIZE)
+    with opened(config_file) as repository:
+        for name, image in images.items():
+            back_up(repository, image, name)
+    return config_file
+
+
+def empty_image(path: Path, size: int) -> Path:
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+@contextmanager
+def by_hand(image: Path | str, directory: Path, *options: str) -> Iterator[Path]:
+    """Mount a file system by hand, and see it unmounted."""
+    directory.mkdir(exist_ok=True)
+    subprocess.run(["mount", *options, str(image), str(directory)], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=False, capture_output=True)
+
+
+def dirty(image: Path, directory: Path) -> Path:
+    """Write a file to a file system and return an image of it as it is while it is mounted."""
+    copy = image.with_name(f"dirty-{image.name}")
+    with by_hand(image, directory, "-o", "loop") as files:
+        with (files / "hello").open("wb") as file:
+            file.write(b"good morning\n")
+            file.flush()
+            os.fsync(file.fileno())
+        # Out of the journal of an xfs, too.
+        subprocess.run(["fsfreeze", "--freeze", str(files)], check=True)
+        subprocess.run(["fsfreeze", "--unfreeze", str(files)], check=True)
+        with (files / "later").open("wb") as file:  # in the journal only, perhaps
+            file.write(b"x")
+            file.flush()
+            os.fsync(file.fileno())
+        run_tool("cp", "--sparse=always", str(image), str(copy))
+    return copy
+
+
+def disk_of(path: Path, partitions: Mapping[Path, str]) -> Path:
+    """Make the image of a disk with a GPT and these images as partitions, each of a type that sfdisk knows."""
+    sizes = [image.stat().st_size for image in partitions]
+    empty_image(path, sum(sizes) + 4 * MIB)
+    script = "label: gpt\n" + "".join(
+        f"size={size // 512}, type={kind}\n" for size, kind in zip(sizes, partitions.values(), strict=True)
+    )
+    subprocess.run(["sfdisk", "--quiet", str(path)], input=script, text=True, check=True)
+    start = MIB
+    for image, size in zip(partitions, sizes, strict=True):
+        run_tool(
+            "dd", f"if={image}", f"of={path}", "bs=1M", f"seek={start // MIB}", "conv=notrunc,sparse", "status=none"
+        )
+        start += size
+    return path
+
+
+def volume_group_image(path: Path, name: str) -> Path:
+    """Make an image of a physical volume of LVM whose volume group has the volumes root and home."""
+    empty_image(path, 16 * MIB)
+    uid = "AbCdEf-1234-5678-9abc-defg-hijk-lmnopq"
+    volumes = "".join(
+        f"""
+        {volume} {{
+            id = "{volume[0]}bCdEf-1234-5678-9abc-defg-hijk-lmnopr"
+            status = ["READ", "WRITE", "VISIBLE"]
+            segment_count = 1
+            segment1 {{
+                start_extent = 0
+                extent_count = 1
+                type = "striped"
+                stripe_count = 1
+                stripes = ["pv0", {extent}]
+            }}
+        }}"""
+        for extent, volume in enumerate(("root", "home"))
+    )
+    backup = path.with_suffix(".vg")
+    backup.write_text(
+        f"""contents = "Text Format Volume Group"
+version = 1
+{name} {{
+    id = "{uid[:-1]}z"
+    seqno = 1
+    format = "lvm2"
+    status = ["RESIZEABLE", "READ", "WRITE"]
+    extent_size = 2048
+    max_lv = 0
+    max_pv = 0
+    physical_volumes {{
+        pv0 {{
+            id = "{uid}"
+            device = "/dev/nothing"
+            status = ["ALLOCATABLE"]
+            dev_size = 32768
+            pe_start = 2048
+            pe_count = 15
+        }}
+    }}
+    logical_volumes {{{volumes}
+    }}
+}}
+"""
+    )
+    done = subprocess.run(["losetup", "--find", "--show", str(path)], check=True, capture_output=True, text=True)
+    device = done.stdout.strip()
+    try:
+        restore = ["--uuid", uid, "--restorefile", str(backup)]
+        run_lvm("pvcreate", "--devices", device, "--force", "--yes", *restore, device)
+        run_lvm("vgcfgrestore", "--devices", device, "--file", str(backup), name)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+    return path
+
+
+def run_lvm(*arguments: str) -> None:
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def left_of(directory: Path) -> list[str]:
+    """Return mounts and loop devices that are left in a directory, or of the versions of a repository in it."""
+    here = str(directory)
+    uids = _version_uids(directory)
+    mounts = [mount.mountpoint for mount in list_mounts() if is_below(mount.mountpoint, here)]
+    loops = [
+        loop.device
+        for loop in list_loops()
+        if here in loop.backing_file or any(uid in loop.backing_file for uid in uids)
+    ]
+    return mounts + loops
+
+
+@contextmanager
+def cleared(directory: Path) -> Iterator[None]:
+    """Take everything away at the end that stands in a directory or on what is in it, dead or alive."""
+    try:
+        yield
+    finally:
+        loops = list_loops()
+        ours = {loop.device for loop in loops if loop.device in left_of(directory)}
+        mounts = [
+            mount
+            for mount in list_mounts()
+            if is_below(mount.mountpoint, str(directory))
+            or mount.source in ours
+            or (mount.is_ours and _serves(mount.mountpoint, loops, ours))
+        ]
+        for mount in reversed(mounts):
+            pid = ask(mount.mountpoint).pid if mount.is_ours else None
+            subprocess.run(["umount", "--lazy", "--", mount.mountpoint], check=False, capture_output=True)
+            if pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        for thing in left_of(directory):
+            subprocess.run(["losetup", "--detach", thing], check=False, capture_output=True)
+
+
+def _serves(mountpoint: str, loops: list[Loop], ours: set[str]) -> bool:
+    return any(loop.device in ours and is_below(loop.backing_file, mountpoint) for loop in loops)
+
+
+def _version_uids(directory: Path) -> list[str]:
+    from backyfs.metadata.versions import list_versions
+
+    uids: list[str] = []
+    for config_file in directory.glob("*/backyfs.cfg"):
+        with opened(config_file) as repository, repository.database.read() as connection:
+            uids += [version.uid for version in list_versions(connection)]
+    return uids

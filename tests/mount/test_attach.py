@@ -1,0 +1,403 @@
+"""`backyfs attach`: every kind of file system, whole and in partitions, and what is said of the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backyfs.errors import MountError
+from backyfs.host import loops
+from backyfs.host.mounttable import mount_at
+from backyfs.metadata.versions import find_version
+from tests.images import ext4_image, run_tool
+from tests.mount.attaching import (
+    MIB,
+    cleared,
+    dirty,
+    disk_of,
+    empty_image,
+    left_of,
+    repository_of,
+    volume_group_image,
+)
+from tests.mount.program import backyfs, mounting
+from tests.mount.stored import blob_of, file_of, flip_a_byte
+from tests.repositories import opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.usefixtures("loop_devices")
+
+MOUNT_ERROR = 10
+MAKERS = {
+    "xfs": (320, ("mkfs.xfs", "-q")),  # it is not made smaller
+    "btrfs": (128, ("mkfs.btrfs", "-q")),
+    "ext3": (8, ("mkfs.ext3", "-q", "-F", "-L", "a label")),
+    "ext2": (8, ("mkfs.ext2", "-q", "-F")),
+    "ntfs": (8, ("mkntfs", "-q", "-F", "-Q", "-L", "Windows")),
+    "vfat": (8, ("mkfs.vfat",)),
+    "swap": (8, ("mkswap",)),
+}
+
+
+def made(directory: Path, kind: str) -> Path:
+    size, command = MAKERS[kind]
+    image = empty_image(directory / kind, size * MIB)
+    subprocess.run([*command, str(image)], check=True, capture_output=True)
+    return image
+
+
+@pytest.fixture(scope="module")
+def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with a repository that has versions of all kinds."""
+    home = tmp_path_factory.mktemp("attach")
+    files = home / "files"
+    files.mkdir()
+    (files / "hello").write_text("good morning\n")
+    with cleared(home):
+        at = home / "by hand"
+        whole = ext4_image(home / "ext4", files, 8 * MIB)
+        images = {
+            "ext4": dirty(whole, at),
+            "ext2": made(home, "ext2"),
+            "ext3": dirty(made(home, "ext3"), at),
+            "xfs": dirty(made(home, "xfs"), at),
+            "btrfs": dirty(made(home, "btrfs"), at),
+            "swap": made(home, "swap"),
+            "vfat": made(home, "vfat"),
+            "luks": empty_image(home / "luks", 20 * MIB),
+            "lvm": volume_group_image(home / "lvm", "testvg"),
+            "empty": empty_image(home / "empty", MIB),
+        }
+        if shutil.which("ntfs-3g") is not None:
+            images["ntfs"] = made(home, "ntfs")
+        options = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--batch-mode"]
+        key = home / "passphrase"
+        key.write_text("secret")
+        run_tool("cryptsetup", "luksFormat", *options, str(images["luks"]), str(key))
+        images["disk"] = disk_of(
+            home / "disk",
+            {
+                images["ext4"]: "linux",
+                images["swap"]: "swap",
+                images["btrfs"]: "linux",
+                images["luks"]: "linux",
+                images["lvm"]: "lvm",
+                images["vfat"]: "uefi",
+                images["empty"]: "linux",
+            },
+        )
+        repository_of(home, images)
+        yield home
+
+
+@pytest.fixture
+def place(home: Path, tmp_path: Path) -> Iterator[Path]:
+    """A directory to attach in; what is left of it and of the repository is taken away."""
+    with cleared(tmp_path), cleared(home):
+        yield tmp_path / "place"
+
+
+def config_of(home: Path) -> Path:
+    return home / "repository" / "backyfs.cfg"
+
+
+def attach(home: Path, version: str, *directory: Path) -> subprocess.CompletedProcess[str]:
+    return backyfs("-c", config_of(home), "--json", "attach", f"{version}@latest", *directory)
+
+
+def attached(home: Path, version: str, *directory: Path) -> list[dict[str, object]]:
+    done = attach(home, version, *directory)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows: list[dict[str, object]] = json.loads(done.stdout)
+    return rows
+
+
+def detached(directory: Path) -> None:
+    done = backyfs("--quiet", "detach", directory)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{directory} is detached\n")
+
+
+def options_of(mountpoint: Path) -> set[str]:
+    done = subprocess.run(
+        ["findmnt", "-n", "-o", "OPTIONS", str(mountpoint)], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.strip().split(","))
+
+
+# File systems.
+
+
+@pytest.mark.parametrize("kind", ["ext3", "ext4", "xfs", "btrfs"])
+def test_a_file_system_that_was_in_use_is_attached_without_replaying_its_journal(
+    home: Path, place: Path, kind: str
+) -> None:
+    (row,) = attached(home, kind, place)
+    assert (row["partition"], row["type"], row["state"]) == ("data", kind, "mounted")
+    assert row["mountpoint"] == str(place / "data")
+    assert (place / "data" / "hello").read_text() == "good morning\n"
+    assert {"ro", "nosuid", "nodev"} <= options_of(place / "data")
+    detached(place)
+    assert not place.exists()
+    assert left_of(home) == left_of(place.parent) == []
+
+
+@pytest.mark.parametrize("kind", ["ext2", "ntfs"])
+def test_a_file_system_without_journal_is_attached(home: Path, place: Path, kind: str) -> None:
+    if kind == "ntfs" and shutil.which("ntfs-3g") is None:
+        pytest.skip("ntfs-3g is not installed")
+    (row,) = attached(home, kind, place)
+    assert (row["type"], row["state"]) == (kind, "mounted")
+    assert os.path.ismount(place / "data")
+    detached(place)
+    assert left_of(home) == []
+
+
+def test_the_device_is_read_only_has_direct_io_and_reads_far_ahead(home: Path, place: Path) -> None:
+    (row,) = attached(home, "ext4", place)
+    assert os.readlink(place / "devices" / "data") == row["device"]
+    directory = Path("/sys/block", Path(str(row["device"])).name)
+    assert (directory / "ro").read_text() == "1\n"
+    assert (directory / "loop" / "dio").read_text() == "1\n"
+    assert (directory / "queue" / "read_ahead_kb").read_text() == "8192\n"
+
+
+def test_each_partition_is_mounted_or_explained(home: Path, place: Path) -> None:
+    rows = {row["partition"]: row for row in attached(home, "disk", place)}
+    assert [(number, row["type"], row["state"]) for number, row in rows.items()] == [
+        ("1", "ext4", "mounted"),
+        ("2", "swap", "nothing"),
+        ("3", "btrfs", "mounted"),
+        ("4", "crypto_LUKS", "ready"),
+        ("5", "LVM2_member", "ready"),
+        ("6", "vfat", "mounted" if "vfat" in Path("/proc/filesystems").read_text() else rows["6"]["state"]),
+        ("7", "", "nothing"),
+    ]
+    for number in ("1", "3"):
+        assert (place / number / "hello").read_text() == "good morning\n"
+    assert rows["2"]["remark"] == "swap space, which has no files"
+    assert rows["7"]["remark"] == "nothing that is known"
+    assert sorted(os.listdir(place)) == [".backyfs", "1", "3", "4", "5", "6", "devices"]
+    detached(place)
+    assert left_of(home) == []
+
+
+def test_luks_is_left_to_who_has_the_passphrase(home: Path, place: Path) -> None:
+    (row,) = attached(home, "luks", place)
+    device = row["device"]
+    name = f"backyfs-{Path(str(device)).name}"
+    assert row["remark"] == "encrypted with LUKS: its passphrase opens it"
+    assert row["commands"] == [
+        f"cryptsetup open --readonly {device} {name}",
+        f"mount -o ro,noload /dev/mapper/{name} {place}/data",
+        f"umount {place}/data",
+        f"cryptsetup close {name}",
+    ]
+    header = subprocess.run(["cryptsetup", "isLuks", str(device)], check=False)
+    assert header.returncode == 0
+    detached(place)
+
+
+def test_a_volume_group_is_named_with_the_commands_that_open_it(home: Path, place: Path) -> None:
+    (row,) = attached(home, "lvm", place)
+    device = row["device"]
+    assert row["remark"] == "part of the LVM volume group testvg"
+    config = """'activation/read_only_volume_list=["testvg"]'"""
+    assert row["commands"] == [
+        f"vgchange --devices {device} --activate y --config {config} testvg",
+        f"mkdir {place}/testvg-home {place}/testvg-root",
+        f"mount -o ro,noload /dev/testvg/home {place}/testvg-home",
+        f"mount -o ro,noload /dev/testvg/root {place}/testvg-root",
+        f"umount {place}/testvg-home {place}/testvg-root",
+        f"vgchange --devices {device} --activate n testvg",
+    ]
+    detached(place)
+
+
+def test_what_the_kernel_does_not_know_is_told_with_another_way(home: Path, place: Path) -> None:
+    if "vfat" in Path("/proc/filesystems").read_text():
+        pytest.skip("this kernel has vfat")
+    done = attach(home, "vfat", place)
+    (row,) = json.loads(done.stdout)
+    assert done.returncode == MOUNT_ERROR
+    assert row["state"] == "failed"
+    assert row["remark"] == "the kernel of this host has no vfat, and no program for it is installed"
+    assert row["commands"] == [f"mdir -i {row['device']} ::"]
+    assert "no file system of version" in done.stderr
+    detached(place)
+
+
+@pytest.mark.parametrize("version", ["swap", "empty"])
+def test_a_version_without_files_is_an_error_and_leaves_nothing(home: Path, place: Path, version: str) -> None:
+    done = attach(home, version, place)
+    assert done.returncode == MOUNT_ERROR
+    assert "has nothing that could be mounted (data: " in done.stderr
+    assert not place.exists()
+    assert left_of(home) == left_of(place.parent) == []
+
+
+# Places.
+
+
+def test_without_a_directory_it_is_named_after_version_and_date(home: Path, place: Path) -> None:
+    (row,) = attached(home, "ext4")
+    directory = Path(str(row["directory"]))
+    try:
+        assert directory.parent == Path("/run/backyfs")
+        assert directory.name.startswith("ext4_20")
+        assert directory.stat().st_mode & 0o777 == 0o700
+    finally:
+        detached(directory)
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("name", ["with space", "zwölf ✓", "tab\tand\nnewline", "back\\slash", "-o"])
+def test_a_directory_may_have_any_name(home: Path, place: Path, name: str) -> None:
+    directory = place.parent / name
+    done = backyfs("-c", config_of(home), "--json", "attach", "--", "ext4@latest", directory)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (directory / "data" / "hello").read_text() == "good morning\n"
+    assert backyfs("detach", "--", directory).returncode == 0
+    assert not directory.exists()
+    assert left_of(home) == []
+
+
+def test_directories_above_are_made_and_removed(home: Path, place: Path) -> None:
+    attached(home, "ext4", place / "a" / "b")
+    detached(place / "a" / "b")
+    assert not place.exists()
+
+
+def test_a_directory_that_was_there_stays(home: Path, place: Path) -> None:
+    place.mkdir()
+    attached(home, "ext4", place)
+    detached(place)
+    assert list(place.iterdir()) == []
+
+
+def test_a_directory_that_is_not_empty_is_refused(home: Path, place: Path) -> None:
+    place.mkdir()
+    (place / "file").touch()
+    done = attach(home, "ext4", place)
+    assert done.returncode == MOUNT_ERROR
+    assert done.stderr == (
+        f"backyfs: error: {place} is not empty; name a directory that is empty, or one that is not there yet\n"
+    )
+    assert os.listdir(place) == ["file"]
+
+
+def test_a_directory_in_the_repository_is_refused(home: Path, place: Path) -> None:
+    directory = home / "repository" / "data" / "files"
+    done = attach(home, "ext4", directory)
+    assert done.returncode == MOUNT_ERROR
+    assert "overlaps the repository" in done.stderr
+    assert not directory.exists()
+
+
+def test_what_is_attached_is_not_attached_over(home: Path, place: Path) -> None:
+    attached(home, "ext4", place)
+    done = attach(home, "ext3", place)
+    assert done.returncode == MOUNT_ERROR
+    assert f"is attached in {place} already; run `backyfs detach {place}` first" in done.stderr
+    assert (place / "data" / "hello").read_text() == "good morning\n"
+
+
+def test_a_version_can_be_attached_twice(home: Path, place: Path) -> None:
+    second = place.with_name("second")
+    attached(home, "xfs", place)
+    attached(home, "xfs", second)
+    detached(place)
+    assert (second / "data" / "hello").read_text() == "good morning\n"
+    detached(second)
+    assert left_of(home) == []
+
+
+# Mounts.
+
+
+def test_a_mount_of_the_repository_is_used_and_stays(home: Path, place: Path) -> None:
+    with mounting(config_of(home), place.with_name("mount")) as at:
+        (row,) = attached(home, "ext4", place)
+        assert str(row["image"]).startswith(f"{at}/by_version_uid/")
+        assert mount_at(str(place / ".backyfs" / "mount")) is None
+        detached(place)
+        assert mount_at(str(at)) is not None
+
+
+def test_a_mount_that_may_be_written_to_is_not_used(home: Path, place: Path) -> None:
+    layer = place.with_name("layer")
+    at = place.with_name("mount")
+    at.mkdir()
+    if backyfs("-c", config_of(home), "mount", "--writable", layer, at).returncode != 0:
+        pytest.skip("mounts cannot be written to")
+    (row,) = attached(home, "ext4", place)
+    assert str(row["image"]).startswith(f"{place}/.backyfs/mount/")
+    detached(place)
+
+
+def test_a_mount_of_another_repository_is_not_used(home: Path, place: Path) -> None:
+    other = place.with_name("other")
+    other.mkdir()
+    config = repository_of(other, {"swap": home / "swap"})
+    with mounting(config, place.with_name("mount")):
+        (row,) = attached(home, "ext4", place)
+        assert str(row["image"]).startswith(f"{place}/.backyfs/mount/")
+        detached(place)
+
+
+# What is said.
+
+
+def test_people_get_a_table_and_what_to_do_next(home: Path, place: Path) -> None:
+    done = backyfs("-c", config_of(home), "-q", "attach", "luks@latest", place)
+    assert done.returncode == 0
+    assert f" is attached in {place}\n" in done.stdout
+    assert "To go on with the image:\n    cryptsetup open --readonly /dev/loop" in done.stdout
+    assert done.stdout.endswith(f"`backyfs detach {place}` undoes it.\n")
+
+
+def test_scripts_get_fields(home: Path, place: Path) -> None:
+    done = backyfs("-c", config_of(home), "-m", "attach", "ext3@latest", place)
+    header, line = done.stdout.splitlines()
+    assert header == "directory|partition|size_bytes|type|label|state|mountpoint|device|remark"
+    device = os.readlink(place / "devices" / "data")
+    assert line == f"{place}|data|{8 * MIB}|ext3|a label|mounted|{place}/data|{device}|"
+
+
+def test_a_version_that_is_not_there_is_an_error_before_anything_is_made(home: Path, place: Path) -> None:
+    done = attach(home, "nothing", place)
+    assert done.returncode == 4
+    assert not place.exists()
+
+
+def test_a_damaged_beginning_is_not_taken_for_nothing(home: Path, place: Path) -> None:
+    directory = place.with_name("damaged")
+    directory.mkdir()
+    config = repository_of(directory, {"ext4": home / "ext4"})
+    with opened(config) as repository:
+        with repository.database.read() as connection:
+            version = find_version(connection, "ext4@latest")
+        flip_a_byte(file_of(repository, blob_of(repository, version, 0)))
+    done = backyfs("-c", config, "--json", "attach", "ext4@latest", place)
+    assert done.returncode == MOUNT_ERROR
+    assert "it cannot be read where it says what it is: Input/output error" in done.stderr
+    assert not place.exists()
+
+
+def test_only_root_can_attach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    with pytest.raises(MountError, match="only root can set up loop devices and mount file systems; without them: "):
+        loops.check_loop_devices()
+
+
+def test_a_host_without_loop_devices_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "_CONTROL", "/dev/no-loop-control")
+    with pytest.raises(MountError, match=r"/dev/no-loop-control does not exist; load the module \(modprobe loop\)"):
+        loops.check_loop_devices()

@@ -1,0 +1,372 @@
+"""`backyfs detach`: in use, twice, after the mount was killed, after attach was killed; and what belongs to others."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backyfs.host.loops import list_loops
+from backyfs.host.mounttable import mount_at
+from tests.images import ext4_image
+from tests.mount.attaching import MIB, by_hand, cleared, disk_of, empty_image, left_of, repository_of
+from tests.mount.program import PATIENCE_S, backyfs, ends, mounting, process_ending, process_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.usefixtures("loop_devices")
+
+MOUNT_ERROR = 10
+
+
+@pytest.fixture(scope="module")
+def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with a repository that has one version, of a disk with two file systems and free space."""
+    home = tmp_path_factory.mktemp("detach")
+    files = home / "files"
+    files.mkdir()
+    (files / "hello").write_text("good morning\n")
+    with (files / "image").open("wb") as image:
+        image.truncate(MIB)
+    with cleared(home):
+        first, second = (ext4_image(home / name, files, 8 * MIB) for name in ("first", "second"))
+        partitions = {first: "linux", empty_image(home / "empty", MIB): "linux", second: "linux"}
+        repository_of(home, {"disk": disk_of(home / "disk", partitions)})
+        yield home
+
+
+@pytest.fixture
+def place(home: Path, tmp_path: Path) -> Iterator[Path]:
+    with cleared(tmp_path), cleared(home):
+        yield tmp_path / "place"
+
+
+def config_of(home: Path) -> str:
+    return str(home / "repository" / "backyfs.cfg")
+
+
+def attach(home: Path, place: Path) -> dict[str, str]:
+    """Attach the disk and return its loop devices by partition."""
+    done = backyfs("-c", config_of(home), "--json", "attach", "disk@latest", place)
+    assert (done.returncode, done.stderr) == (0, "")
+    return {row["partition"]: row["device"] for row in json.loads(done.stdout) if row["device"]}
+
+
+def detach(place: Path) -> subprocess.CompletedProcess[str]:
+    return backyfs("--quiet", "detach", place)
+
+
+def nothing_is_left(home: Path, place: Path) -> None:
+    assert left_of(home) == left_of(place.parent) == []
+    assert not place.exists()
+
+
+def refusal(place: Path) -> str:
+    done = detach(place)
+    assert done.returncode == MOUNT_ERROR
+    (line,) = done.stderr.splitlines()
+    return line.removeprefix("backyfs: error: ")
+
+
+def kill_mount(at: Path) -> None:
+    with process_ending(process_of(at)):
+        os.kill(process_of(at), signal.SIGKILL)
+
+
+@contextmanager
+def sitting_in(directory: Path) -> Iterator[int]:
+    """Have a process whose working directory it is."""
+    with subprocess.Popen(["sleep", "60"], cwd=directory) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+# What is in use.
+
+
+def test_who_sits_in_a_file_system_is_named_and_the_rest_is_detached(home: Path, place: Path) -> None:
+    devices = attach(home, place)
+    with sitting_in(place / "1") as pid:
+        assert refusal(place) == (
+            f"{place}/1 is still mounted: it is busy, used by sleep (pid {pid}, working directory); end that, then run "
+            "this again"
+        )
+        assert (place / "1" / "hello").read_text() == "good morning\n"
+        assert devices["3"] not in left_of(home)
+    assert detach(place).returncode == 0
+    nothing_is_left(home, place)
+
+
+def test_who_has_a_device_open_is_named(home: Path, place: Path) -> None:
+    device = attach(home, place)["1"]
+    with open(device, "rb"):
+        line = refusal(place)
+        assert line.startswith(f"{device} is in use by ")
+        assert f"(pid {os.getpid()}, open file)" in line
+    assert detach(place).returncode == 0
+    nothing_is_left(home, place)
+
+
+def test_who_has_the_image_open_is_named(home: Path, place: Path) -> None:
+    attach(home, place)
+    (version,) = (place / ".backyfs" / "mount" / "by_version_uid").iterdir()
+    with (version / "data").open("rb"):
+        line = refusal(place)
+    assert line.startswith(f"{place}/.backyfs/mount is still mounted: it is busy, used by ")
+    assert detach(place).returncode == 0
+    nothing_is_left(home, place)
+
+
+def test_what_was_mounted_by_hand_is_unmounted_too(home: Path, place: Path) -> None:
+    device = attach(home, place)["1"]
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(place / "3")], check=True)
+    subprocess.run(["mount", "-o", "ro,noload", device, str(place.with_name("elsewhere"))], check=False)
+    with by_hand(device, place.with_name("elsewhere"), "-o", "ro,noload"):
+        assert detach(place).returncode == 0
+        assert not os.path.ismount(place.with_name("elsewhere"))
+    nothing_is_left(home, place)
+
+
+def test_a_device_of_another_on_the_mount_is_named_and_stays(home: Path, place: Path) -> None:
+    attach(home, place)
+    (version,) = (place / ".backyfs" / "mount" / "by_version_uid").iterdir()
+    done = subprocess.run(
+        ["losetup", "--find", "--show", "--read-only", str(version / "partitions" / "1")],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    device = done.stdout.strip()
+    line = refusal(place)
+    assert "is in use by loop devices that attach did not make; " in line
+    assert f"`losetup --detach {device}`" in line
+    assert left_of(home) == [device]
+    subprocess.run(["losetup", "--detach", device], check=True)
+    assert detach(place).returncode == 0
+    nothing_is_left(home, place)
+
+
+def test_a_device_on_a_file_in_a_backup_is_named(home: Path, place: Path) -> None:
+    attach(home, place)
+    done = subprocess.run(
+        ["losetup", "--find", "--show", "--read-only", str(place / "3" / "image")],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    device = done.stdout.strip()
+    try:
+        assert refusal(place) == (
+            f"{place}/3 is still mounted: it is busy, {device} stands on it; run `losetup --detach` for it, then run "
+            "this again"
+        )
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+    assert detach(place).returncode == 0
+
+
+def test_a_device_that_another_program_took_over_stays(home: Path, place: Path) -> None:
+    device = attach(home, place)["1"]
+    subprocess.run(["umount", str(place / "1")], check=True)
+    subprocess.run(["losetup", "--detach", device], check=True)
+    image = empty_image(place.with_name("foreign"), MIB)
+    subprocess.run(["losetup", device, str(image)], check=True)
+    assert detach(place).returncode == 0
+    (loop,) = [loop for loop in list_loops() if loop.device == device]
+    assert loop.backing_file == str(image)
+    assert not place.exists()
+
+
+def test_the_same_partition_attached_by_another_stays(home: Path, place: Path) -> None:
+    with mounting(Path(config_of(home)), place.with_name("mount")) as at:
+        partition = at / "by_name/disk/latest/partitions/1"
+        with by_hand(partition, place.with_name("files"), "-o", "loop,ro,noload") as files:
+            attach(home, place)
+            assert detach(place).returncode == 0
+            assert (files / "hello").read_text() == "good morning\n"
+        assert not place.exists()
+
+
+def test_files_that_were_put_there_stay(home: Path, place: Path) -> None:
+    attach(home, place)
+    (place / "notes").write_text("mine")
+    done = detach(place)
+    assert done.returncode == 0
+    assert done.stdout == (
+        f"{place} is detached\n{place} stays: there is more in it than `attach` has made\n"
+    )
+    assert os.listdir(place) == ["notes"]
+
+
+# Again, and without names.
+
+
+def test_a_second_time_there_is_nothing_to_detach(home: Path, place: Path) -> None:
+    attach(home, place)
+    assert detach(place).returncode == 0
+    assert refusal(place).startswith(f"nothing is attached in {place}")
+
+
+def test_the_only_directory_need_not_be_named(home: Path, place: Path) -> None:
+    attach(home, place)
+    others = json.loads(backyfs("--json", "detach", place.with_name("nothing")).stdout or "[]")
+    assert others == []
+    done = backyfs("--json", "detach")
+    if "several versions are attached" in done.stderr:
+        pytest.skip("something else is attached on this host")
+    assert done.returncode == 0
+    (row,) = json.loads(done.stdout)
+    assert row["directory"] == str(place)
+    assert sorted(row["unmounted"]) == sorted([f"{place}/1", f"{place}/3", f"{place}/.backyfs/mount"])
+    nothing_is_left(home, place)
+
+
+def test_of_several_directories_one_has_to_be_named(home: Path, place: Path) -> None:
+    second = place.with_name("second")
+    attach(home, place)
+    attach(home, second)
+    done = backyfs("detach")
+    assert done.returncode == 1
+    assert str(place) in done.stderr
+    assert str(second) in done.stderr
+    for directory in (place, second):
+        assert detach(directory).returncode == 0
+    nothing_is_left(home, place)
+
+
+def test_umount_says_who_undoes_it(home: Path, place: Path) -> None:
+    attach(home, place)
+    done = backyfs("umount", place)
+    assert done.stderr == (
+        f"backyfs: error: {place} holds what `backyfs attach` has mounted; run `backyfs detach {place}`\n"
+    )
+
+
+# After a kill.
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_after_the_mount_was_killed_everything_can_be_detached(home: Path, place: Path, in_use: bool) -> None:
+    attach(home, place)
+    kill_mount(place / ".backyfs" / "mount")
+    if in_use:
+        with sitting_in(place / "1"):
+            assert detach(place).returncode == 0
+            assert mount_at(str(place / "1")) is None
+    else:
+        assert detach(place).returncode == 0
+    assert not place.exists()
+    assert left_of(place.parent) == []
+
+
+def test_a_dead_attachment_is_cleared_by_the_next_one(home: Path, place: Path) -> None:
+    attach(home, place)
+    kill_mount(place / ".backyfs" / "mount")
+    done = backyfs("-c", config_of(home), "-m", "attach", "disk@latest", place)
+    assert done.returncode == 0
+    assert (place / "3" / "hello").read_text() == "good morning\n"
+    assert detach(place).returncode == 0
+    nothing_is_left(home, place)
+
+
+def test_a_mount_that_was_unmounted_lazily_does_not_matter(home: Path, place: Path) -> None:
+    attach(home, place)
+    subprocess.run(["umount", "--lazy", str(place / ".backyfs" / "mount")], check=True)
+    assert detach(place).returncode == 0
+    nothing_is_left(home, place)
+
+
+def test_after_a_reboot_only_directories_are_left_to_remove(home: Path, place: Path) -> None:
+    (place / ".backyfs").mkdir(parents=True)
+    (place / "devices").mkdir()
+    (place / "1").mkdir()
+    (place / "devices" / "1").symlink_to("/dev/loop77")
+    record = {
+        "version_uid": "0" * 36, "mountpoint": f"{place}/.backyfs/mount", "made": [str(place)], "is_complete": True,
+    }  # fmt: skip
+    (place / ".backyfs" / "record.json").write_text(json.dumps(record))
+    assert detach(place).returncode == 0
+    assert not place.exists()
+
+
+KILLED = """
+import os, signal, subprocess, sys
+
+place, config, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
+count = 0
+
+def after(function):
+    def wrapper(*arguments, **options):
+        global count
+        result = function(*arguments, **options)
+        if counts(arguments):
+            count += 1
+            if count == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return wrapper
+
+def counts(arguments):
+    return place in str(arguments) or "losetup" in str(arguments)
+
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        after(super().__init__)(*arguments, **options)
+
+from backyfs.cli.main import run
+subprocess.Popen = Popen
+for name in ("mkdir", "replace", "symlink"):
+    setattr(os, name, after(getattr(os, name)))
+status = run(["-q", "-c", config, "attach", "disk@latest", place])
+print("steps:", count)
+sys.exit(status)
+"""
+# Directory, hidden directory, record, mountpoint, mount; of each partition what it holds; of two of them link, device,
+# direct I/O, directory and mount; the record once more. It is killed when a program has begun, not when it has ended.
+STEPS = 22
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_an_attach_that_was_killed_after_any_step_can_be_undone(home: Path, place: Path, step: int) -> None:
+    arguments = [sys.executable, "-c", KILLED, str(place), config_of(home), str(step)]
+    assert subprocess.run(arguments, check=False, timeout=PATIENCE_S).returncode == -signal.SIGKILL
+    # Once more: a program that attach had begun may still have been at work.
+    said = [detach(place).stderr for _ in range(3)]
+    assert said[-1].startswith(f"backyfs: error: nothing is attached in {place}"), said
+    if place.exists():  # an empty one, made before anything was written down
+        place.rmdir()
+    assert left_of(home) == left_of(place.parent) == []
+
+
+def test_a_killed_attach_can_be_run_again(home: Path, place: Path) -> None:
+    arguments = [sys.executable, "-c", KILLED, str(place), config_of(home), "9"]
+    assert subprocess.run(arguments, check=False, timeout=PATIENCE_S).returncode == -signal.SIGKILL
+    done = backyfs("-c", config_of(home), "-m", "attach", "disk@latest", place)
+    assert done.returncode == 0
+    assert (place / "1" / "hello").read_text() == "good morning\n"
+    assert detach(place).returncode == 0
+    nothing_is_left(home, place)
+
+
+def test_an_interrupted_attach_leaves_nothing(home: Path, place: Path) -> None:
+    program = KILLED.replace("SIGKILL", "SIGINT")
+    arguments = [sys.executable, "-c", program, str(place), config_of(home), "9"]
+    done = subprocess.run(arguments, check=False, timeout=PATIENCE_S, capture_output=True, text=True)
+    assert done.returncode == 130
+    nothing_is_left(home, place)
+
+
+def test_the_process_of_the_mount_ends_with_it(home: Path, place: Path) -> None:
+    attach(home, place)
+    process = os.pidfd_open(process_of(place / ".backyfs" / "mount"))
+    try:
+        assert detach(place).returncode == 0
+        assert ends(process, timeout_s=0)
+    finally:
+        os.close(process)

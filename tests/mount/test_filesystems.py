@@ -1,0 +1,227 @@
+"""What blkid, /proc and /sys say, as values; and what is said of file systems, volume groups and their like."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from backyfs.attach.filesystems import Content, other_command, parse, ways
+from backyfs.attach.layers import (
+    VolumeGroup,
+    describe_bitlocker,
+    describe_group,
+    describe_other,
+    describe_raid,
+    describe_zfs,
+)
+from backyfs.host.holders import commands_to_close, has_volume_group, holders_of
+from backyfs.host.mounttable import Mount, is_below, list_mounts, resolve
+from backyfs.host.records import Record, forget_device, hidden_directory, load, note_device, noted_devices, save
+
+# Contents.
+
+
+@pytest.mark.parametrize(
+    ("output", "content", "nothing"),
+    [
+        ("ID_FS_TYPE=ext4\nID_FS_USAGE=filesystem\n", Content(kind="ext4", usage="filesystem"), None),
+        (
+            "ID_FS_LABEL_ENC=a\\x20b\\xc3\\xb6\nID_FS_TYPE=ntfs\nID_FS_USAGE=filesystem\nID_FS_UUID_ENC=12\n",
+            Content(kind="ntfs", usage="filesystem", label="a bö", uid="12"),
+            None,
+        ),
+        ("ID_FS_TYPE=swap\nID_FS_USAGE=other\n", Content(kind="swap", usage="other"), "swap space, which has no files"),
+        ("", Content(), "nothing that is known"),
+        (
+            "ID_PART_TABLE_TYPE=dos\n",
+            Content(table="dos"),
+            "partitions of its own; those of an extended partition are listed too",
+        ),
+        ("ID_PART_TABLE_TYPE=gpt\n", Content(table="gpt"), "a partition table (gpt)"),
+        (
+            "ID_FS_AMBIVALENT=filesystem:ext4:1.0 raid:LVM2_member:LVM2\\x20001\n",
+            Content(ambivalent=("ext4", "LVM2_member")),
+            None,
+        ),
+    ],
+)
+def test_what_blkid_prints_is_understood(output: str, content: Content, nothing: str | None) -> None:
+    assert parse(output) == content
+    assert content.nothing_to_see == nothing
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"),
+    [
+        ("ext2", ("ext2", "ro,nosuid,nodev")),
+        ("ext3", ("ext3", "ro,nosuid,nodev,noload")),
+        ("ext4", ("ext4", "ro,nosuid,nodev,noload")),
+        ("xfs", ("xfs", "ro,nosuid,nodev,norecovery,nouuid")),
+        ("btrfs", ("btrfs", "ro,nosuid,nodev,rescue=nologreplay")),
+        ("f2fs", ("f2fs", "ro,nosuid,nodev,norecovery")),
+        ("ntfs", ("ntfs3", "ro,nosuid,nodev")),
+        ("vfat", ("vfat", "ro,nosuid,nodev,utf8")),
+        ("squashfs", ("squashfs", "ro,nosuid,nodev")),
+    ],
+)
+def test_each_kind_has_its_options(kind: str, first: tuple[str, str]) -> None:
+    assert ways(kind)[0] == first
+    assert all("ro" in options.split(",") for _, options in ways(kind))
+
+
+def test_what_cannot_be_mounted_has_another_way() -> None:
+    assert other_command("hfsplus", "/dev/loop1", "/a b") == "7z l /dev/loop1"
+    assert other_command("btrfs", "/dev/loop1", "/a b") == (
+        "mount -t btrfs -o ro,nosuid,nodev,rescue=nologreplay /dev/loop1 '/a b'"
+    )
+
+
+# Layers.
+
+
+def test_a_volume_group_on_two_devices_is_opened_with_both() -> None:
+    group = VolumeGroup(name="vg", uid="no-such", volumes=("root",))
+    layer = describe_group(group, ["/dev/loop1", "/dev/loop2"], "/at/2", "/m/by_version_uid/u/partitions/2")
+    config = """'activation/read_only_volume_list=["vg"]'"""
+    assert layer.commands == (
+        f"vgchange --devices /dev/loop1,/dev/loop2 --activate y --config {config} vg",
+        "mkdir /at/vg-root",
+        "mount -o ro,noload /dev/vg/root /at/vg-root",
+        "umount /at/vg-root",
+        "vgchange --devices /dev/loop1,/dev/loop2 --activate n vg",
+    )
+
+
+def test_a_volume_group_that_nobody_can_read_has_a_placeholder() -> None:
+    layer = describe_group(None, ["/dev/loop1"], "/at/2", "/m/by_version_uid/u/data")
+    assert layer.commands[2] == "mount -o ro,noload /dev/VG/LV /at/VG-LV"
+
+
+def test_a_volume_group_of_this_host_is_not_activated_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backyfs.attach.layers.has_volume_group", lambda uid: uid == "active")
+    group = VolumeGroup(name="vg", uid="active", volumes=("root",))
+    layer = describe_group(group, ["/dev/loop1"], "/at/2", "/m/by_version_uid/u/partitions/2")
+    assert "do not activate it as it is" in layer.remark
+    assert layer.commands == (
+        "backyfs mount --version u --writable /var/tmp/vg_backup --discard /mnt",
+        "losetup --find --show /mnt/by_version_uid/u/partitions/2",
+        "vgimportclone --devices /dev/loopN --basevgname vg_backup /dev/loopN",
+        "vgchange --devices /dev/loopN --activate y vg_backup",
+    )
+
+
+def test_others_are_explained() -> None:
+    assert describe_raid(["/dev/loop1", "/dev/loop2"], "/at/1").commands[0] == (
+        "mdadm --assemble --readonly --run /dev/md/backyfs /dev/loop1 /dev/loop2"
+    )
+    assert describe_zfs("/dev/loop1", "tank", "/at/1").commands == (
+        "zpool import -o readonly=on -R /at/1 -d /dev/loop1 tank",
+        "zpool export tank",
+    )
+    assert describe_bitlocker("/dev/loop1", "/at/1").commands[0] == (
+        "cryptsetup open --readonly --type bitlk /dev/loop1 backyfs-loop1"
+    )
+    assert describe_other("drbd", "/dev/loop1").commands == ()
+
+
+def mapped(block: Path, name: str, label: str, uid: str, holders: tuple[str, ...] = ()) -> None:
+    """Make what /sys shows of a device of the device mapper."""
+    (block / name / "dm").mkdir(parents=True)
+    (block / name / "dm" / "name").write_text(f"{label}\n")
+    (block / name / "dm" / "uuid").write_text(f"{uid}\n")
+    (block / name / "dev").write_text(f"253:{name.removeprefix('dm-')}\n")
+    for holder in holders:
+        (block / name / "holders" / holder).mkdir(parents=True)
+    (block / name / "holders").mkdir(exist_ok=True)
+
+
+def test_what_holds_a_device_is_closed_from_the_top_down(tmp_path: Path) -> None:
+    group = "AbCdEf-1234-5678-9abc-defg-hijk-lmnopz"
+    mapped(tmp_path, "dm-0", "crypt", "CRYPT-LUKS2-0123-crypt", ("dm-1",))
+    mapped(tmp_path, "dm-1", "vg-root", f"LVM-{group.replace('-', '')}Xyz")
+    (tmp_path / "md5" / "holders").mkdir(parents=True)
+    found = holders_of(("dm-0", "md5", "gone"), str(tmp_path))
+    assert [holder.what for holder in found] == ["logical volume vg-root", "opened LUKS device crypt", "md5"]
+    mounts = [
+        Mount(
+            mount_id=1,
+            parent_id=0,
+            mountpoint="/root",
+            file_system_type="ext4",
+            device="253:1",
+            source="x",
+            read_only=True,
+        )
+    ]
+    assert commands_to_close(found, mounts) == [
+        "umount /root",
+        "dmsetup remove vg-root",
+        "cryptsetup close crypt",
+        "mdadm --stop /dev/md5",
+    ]
+    assert has_volume_group(group, str(tmp_path))
+    assert not has_volume_group(group[:-1] + "y", str(tmp_path))
+    assert not has_volume_group(group, str(tmp_path / "nothing"))
+
+
+# Paths.
+
+
+def test_paths_are_resolved_as_the_kernel_does(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a/b")
+    (tmp_path / "absolute").symlink_to(tmp_path / "link")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("a/b", "link", "absolute", "link/../b", "link/nothing/here", "./a//b/.", "absolute/.."):
+        path = os.path.join(tmp_path, name)
+        assert resolve(path) == os.path.realpath(path)
+    assert resolve(f"{tmp_path}/loop").startswith(str(tmp_path))
+
+
+def test_a_mountpoint_is_not_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/elsewhere")
+    assert resolve(f"{tmp_path}/link", {f"{tmp_path}/link"}) == f"{tmp_path}/link"
+
+
+def test_relative_paths_begin_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve("a/b") == f"{os.path.realpath(tmp_path)}/a/b"
+
+
+def test_below_is_not_beside() -> None:
+    assert is_below("/a/b", "/a")
+    assert is_below("/a", "/a")
+    assert is_below("/a", "/")
+    assert not is_below("/ab", "/a")
+
+
+def test_mounts_of_this_host_are_read() -> None:
+    assert all(each.mountpoint.startswith("/") and ":" in each.device for each in list_mounts())
+
+
+# Records.
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    record = Record(version_uid="u", mountpoint="/a b\udcff", made=("/x", "/x/y"), is_complete=True)
+    os.mkdir(hidden_directory(str(tmp_path)))
+    save(str(tmp_path), record)
+    assert load(str(tmp_path)) == record
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version_uid": 1}'])
+def test_a_record_that_is_broken_counts_as_none(tmp_path: Path, text: str) -> None:
+    os.mkdir(hidden_directory(str(tmp_path)))
+    Path(hidden_directory(str(tmp_path)), "record.json").write_text(text)
+    assert load(str(tmp_path)) is None
+
+
+def test_a_device_is_noted_until_it_is_forgotten(tmp_path: Path) -> None:
+    for name, device in (("10", "/dev/loop1"), ("2", "/dev/loop2"), ("2", "/dev/loop3")):
+        note_device(str(tmp_path), name, device)
+    assert list(noted_devices(str(tmp_path)).items()) == [("2", "/dev/loop3"), ("10", "/dev/loop1")]
+    forget_device(str(tmp_path), "2")
+    forget_device(str(tmp_path), "2")
+    assert noted_devices(str(tmp_path)) == {"10": "/dev/loop1"}

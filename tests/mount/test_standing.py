@@ -1,0 +1,367 @@
+"""What stands on a mount: `backyfs umount` takes it away, whoever made it; and clearing what was left by a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backyfs.errors import MountError
+from backyfs.host import answers
+from backyfs.host.answers import State, ask
+from backyfs.host.loops import Loop, find_loop, is_backed_by_device, list_loops
+from backyfs.host.mountpoints import check_mountpoint, clear_dangling, unmount
+from backyfs.host.mounttable import Mount, mount_at
+from backyfs.host.standing import standing_on, take_away
+from backyfs.host.users import describe, holders_elsewhere, users_of
+from tests.images import ext4_image
+from tests.mount.attaching import MIB, by_hand, cleared, disk_of, left_of, repository_of
+from tests.mount.program import backyfs, mount, process_ending, process_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DISK = "by_name/disk/latest"
+
+
+@pytest.fixture(scope="module")
+def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with a repository that has a disk with one partition, in which there is an image, too."""
+    home = tmp_path_factory.mktemp("standing")
+    files = home / "files"
+    files.mkdir()
+    (files / "hello").write_text("good morning\n")
+    with cleared(home):
+        inner = ext4_image(home / "inner", files, 2 * MIB)
+        inner.rename(files / "inner")
+        repository_of(home, {"disk": disk_of(home / "disk", {ext4_image(home / "first", files, 8 * MIB): "linux"})})
+        yield home
+
+
+@pytest.fixture
+def at(home: Path, tmp_path: Path) -> Iterator[Path]:
+    """A mount of the repository; what is left of it is taken away."""
+    at = tmp_path / "mount"
+    at.mkdir()
+    with cleared(tmp_path), cleared(home):
+        done = mount(config_of(home), at)
+        assert done.returncode == 0, done.stderr
+        yield at
+
+
+def config_of(home: Path) -> Path:
+    return home / "repository" / "backyfs.cfg"
+
+
+def set_up(file: Path) -> str:
+    arguments = ["losetup", "--find", "--show", "--read-only", str(file)]
+    return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def kill(at: Path) -> None:
+    with process_ending(process_of(at)):
+        os.kill(process_of(at), signal.SIGKILL)
+
+
+@contextmanager
+def stopped(at: Path) -> Iterator[int]:
+    """Have the process of a mount stopped, so that it does not answer."""
+    pid = process_of(at)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+# What is unmounted with a mount.
+
+
+def test_a_file_system_on_a_loop_device_is_unmounted_with_the_mount(home: Path, at: Path) -> None:
+    files = at.with_name("files")
+    with by_hand(at / DISK / "partitions" / "1", files, "-o", "loop,ro,noload"):
+        done = backyfs("umount", at)
+        assert done.returncode == 0
+        assert f"backyfs: {files} is unmounted\n" in done.stderr
+        assert not os.path.ismount(files)
+    assert mount_at(str(at)) is None
+    assert left_of(home) == []
+
+
+def test_a_loop_device_alone_is_detached(home: Path, at: Path) -> None:
+    device = set_up(at / DISK / "data")
+    done = backyfs("umount", at)
+    assert done.returncode == 0
+    assert done.stderr == f"backyfs: {device} is detached\n"
+    assert find_loop(device) is None
+
+
+def test_partition_nodes_are_taken_away_with_their_device(home: Path, at: Path) -> None:
+    device = set_up(at / DISK / "data")
+    subprocess.run(["partx", "--add", device], check=True)
+    loop = find_loop(device)
+    assert loop is not None
+    assert loop.nodes == {device, f"{device}p1"}
+    files = at.with_name("files")
+    with by_hand(f"{device}p1", files, "-o", "ro,noload"):
+        assert backyfs("umount", at).returncode == 0
+        assert not os.path.ismount(files)
+    assert find_loop(device) is None
+    assert not os.path.exists(f"{device}p1")
+
+
+def test_images_in_images_are_unmounted_from_the_top_down(home: Path, at: Path) -> None:
+    outer, inner = at.with_name("outer"), at.with_name("inner")
+    with (
+        by_hand(at / DISK / "partitions" / "1", outer, "-o", "loop,ro,noload"),
+        by_hand(outer / "inner", inner, "-o", "loop,ro,noload"),
+    ):
+        assert (inner / "hello").read_text() == "good morning\n"
+        done = backyfs("umount", at)
+        assert done.returncode == 0
+        assert done.stderr.index(str(inner)) < done.stderr.index(str(outer))
+    assert left_of(home) == left_of(at.parent) == []
+
+
+def test_what_stands_elsewhere_stays(home: Path, at: Path) -> None:
+    files = at.with_name("files")
+    with by_hand(home / "first", files, "-o", "loop,ro,noload"):
+        assert backyfs("umount", at).returncode == 0
+        assert os.path.ismount(files)
+
+
+def test_who_uses_a_file_system_on_the_mount_is_named(home: Path, at: Path) -> None:
+    files = at.with_name("files")
+    with by_hand(at / DISK / "partitions" / "1", files, "-o", "loop,ro,noload"):
+        with (files / "hello").open("rb") as file:
+            done = backyfs("umount", at)
+            assert done.returncode == 10
+            assert f"{files} is still mounted: it is busy, used by " in done.stderr
+            assert f"(pid {os.getpid()}, open file)" in done.stderr
+            assert file.read() == b"good morning\n"
+        assert backyfs("umount", at).returncode == 0
+
+
+def test_a_user_is_told_what_root_has_to_do(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = set_up(at / DISK / "data")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "geteuid", lambda: 1000)
+        with pytest.raises(MountError) as caught:
+            unmount(str(at))
+    assert str(caught.value) == (
+        f"{device} stands on {at}, and only root can take it away; run `backyfs umount {at}` as root"
+    )
+    unmount(str(at))
+
+
+def test_a_mount_that_is_copied_to_another_namespace_is_named(home: Path, at: Path) -> None:
+    device = set_up(at / DISK / "partitions" / "1")
+    files = at.with_name("files")
+    with by_hand(device, files, "-o", "ro,noload"):
+        script = "echo ready; exec sleep 60"
+        arguments = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as other:
+            try:
+                assert other.stdout is not None
+                assert other.stdout.readline() == "ready\n"
+                done = backyfs("umount", at)
+                assert done.returncode == 10
+                assert f"{device} is in use by " in done.stderr
+                assert f"(pid {other.pid}, has it mounted on {files} in a mount namespace of its own)" in done.stderr
+            finally:
+                other.kill()
+    assert backyfs("umount", at).returncode == 0
+    assert left_of(home) == []
+
+
+# Mounts that are dead or silent.
+
+
+@pytest.mark.parametrize("how", ["umount", "mount"])
+def test_a_dead_mount_is_cleared_with_what_stands_on_it(home: Path, at: Path, how: str) -> None:
+    files = at.with_name("files")
+    with by_hand(at / DISK / "partitions" / "1", files, "-o", "loop,ro,noload"):
+        kill(at)
+        done = backyfs("umount", at) if how == "umount" else mount(config_of(home), at)
+        assert done.returncode == 0, done.stderr
+        assert not os.path.ismount(files)
+    if how == "mount":
+        assert (at / DISK / "data").stat().st_size > 0
+        assert backyfs("umount", at).returncode == 0
+    assert mount_at(str(at)) is None
+    assert left_of(home) == []
+
+
+def test_a_dead_mount_is_cleared_even_if_it_is_in_use(at: Path) -> None:
+    with subprocess.Popen(["sleep", "60"], cwd=at / DISK) as user:
+        try:
+            kill(at)
+            assert clear_dangling(str(at))
+            assert mount_at(str(at)) is None
+        finally:
+            user.kill()
+
+
+def test_what_is_clear_is_left_alone(at: Path) -> None:
+    kill(at)
+    assert clear_dangling(str(at))
+    assert not clear_dangling(str(at))
+
+
+def test_a_mount_that_lives_is_not_cleared(at: Path) -> None:
+    assert not clear_dangling(str(at))
+    with pytest.raises(MountError, match="is mounted already"):
+        check_mountpoint(str(at), ())
+    assert ask(str(at)).pid == process_of(at)
+
+
+def test_a_mount_says_who_it_is(home: Path, at: Path) -> None:
+    answer = ask(str(at), "by_name/disk/latest/partitions")
+    assert answer.state is State.ANSWERS
+    assert answer.has_directory
+    assert answer.repository == os.getxattr(at, "user.backyfs.repository").decode()
+    assert not ask(str(at), "by_name/nothing").has_directory
+
+
+def test_a_mount_that_does_not_answer_can_be_unmounted(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "_PATIENCE_S", 0.2)
+    with stopped(at):
+        assert ask(str(at)).state is State.SILENT
+        unmount(str(at))
+    assert mount_at(str(at)) is None
+
+
+def test_a_silent_mount_that_is_in_use_is_told_with_the_way_out(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "_PATIENCE_S", 0.2)
+    # Not a file that is open in this process: a fork closes it, and waits for the mount.
+    with subprocess.Popen(["sleep", "60"], cwd=at) as user:
+        try:
+            with stopped(at), pytest.raises(MountError) as caught:
+                unmount(str(at))
+        finally:
+            user.kill()
+    present = mount_at(str(at))
+    assert present is not None
+    minor = present.device.partition(":")[2]
+    assert str(caught.value).endswith(
+        f"its process does not answer: `echo 1 > /sys/fs/fuse/connections/{minor}/abort` as root frees who waits"
+    )
+
+
+def test_the_connection_a_silent_mount_has_is_the_one_that_is_named(at: Path) -> None:
+    present = mount_at(str(at))
+    assert present is not None
+    connections = Path("/sys/fs/fuse/connections")
+    if not any(connections.iterdir()):
+        pytest.skip("the file system of connections is not mounted")
+    assert (connections / present.device.partition(":")[2]).is_dir()
+
+
+# What stands on what, without a kernel.
+
+
+def a_mount(number: int, parent: int, mountpoint: str, source: str = "none", device: str | None = None) -> Mount:
+    return Mount(
+        mount_id=number,
+        parent_id=parent,
+        mountpoint=mountpoint,
+        file_system_type="fuse.backyfs" if source == "backyfs" else "ext4",
+        device=device or f"0:{number}",
+        source=source,
+        read_only=True,
+    )
+
+
+def a_loop(number: int, backing_file: str) -> Loop:
+    return Loop(
+        device=f"/dev/loop{number}",
+        backing_file=backing_file,
+        numbers=frozenset({f"7:{number}"}),
+        nodes=frozenset({f"/dev/loop{number}", f"/dev/loop{number}p1"}),
+        holders=(),
+        read_only=True,
+    )
+
+
+def test_what_stands_on_a_mount_comes_from_the_top_down() -> None:
+    root = a_mount(1, 0, "/")
+    below = a_mount(2, 1, "/b", "backyfs")
+    files = a_mount(3, 1, "/files", "/dev/loop1", "7:1")
+    inside = a_mount(4, 3, "/files/tmp")
+    btrfs = a_mount(5, 1, "/btrfs", "/dev/loop2p1", "0:77")
+    other = a_mount(6, 1, "/bb", "/dev/loop9", "7:9")
+    loops = [a_loop(1, "/b/x"), a_loop(2, "/files/y"), a_loop(9, "/bb/z")]
+    mounts = [root, below, files, inside, btrfs, other]
+    assert standing_on(below, mounts, loops) == [inside, btrfs, loops[1], files, loops[0]]
+    assert standing_on(loops[0], mounts, loops) == [inside, btrfs, loops[1], files]
+    assert standing_on(other, mounts, [loops[0], loops[1]]) == []
+
+
+def test_two_mounts_of_a_device_are_both_found() -> None:
+    below, first, second = a_mount(1, 0, "/b"), a_mount(2, 9, "/1", "/dev/loop1"), a_mount(3, 9, "/2", "/dev/loop1")
+    loop = a_loop(1, "/b/x")
+    assert standing_on(below, [below, first, second], [loop]) == [second, first, loop]
+
+
+def test_a_device_that_is_held_is_not_detached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from backyfs.host import holders, standing
+
+    dm = tmp_path / "dm-0"
+    (dm / "holders").mkdir(parents=True)
+    (dm / "dm").mkdir()
+    (dm / "dm" / "name").write_text("backyfs-loop1\n")
+    (dm / "dm" / "uuid").write_text("CRYPT-LUKS2-0123-backyfs-loop1\n")
+    (dm / "dev").write_text("253:0\n")
+    monkeypatch.setattr(standing, "holders_of", lambda names: holders.holders_of(names, str(tmp_path)))
+    monkeypatch.setattr(standing, "list_mounts", lambda: [a_mount(8, 1, "/secret", device="253:0")])
+    with pytest.raises(MountError) as caught:
+        take_away(replace(a_loop(1, "/b/x"), holders=("dm-0",)))
+    assert str(caught.value) == (
+        "/dev/loop1 is in use by opened LUKS device backyfs-loop1; run `umount /secret`, "
+        "`cryptsetup close backyfs-loop1`, then run this again"
+    )
+
+
+# Devices and processes.
+
+
+def test_a_file_of_another_file_system_with_the_same_path_does_not_count(at: Path) -> None:
+    device = set_up(at / DISK / "data")
+    loop, present = find_loop(device), mount_at(str(at))
+    assert loop is not None
+    assert present is not None
+    assert loop in list_loops()
+    assert is_backed_by_device(loop, present.device)
+    assert not is_backed_by_device(loop, "0:1")
+    assert backyfs("umount", at).returncode == 0
+
+
+def test_processes_are_named_by_what_they_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 4096)
+    program = f"""
+import mmap, os
+with open({str(tmp_path / "file")!r}, "r+b") as file:
+    kept = mmap.mmap(file.fileno(), 0)
+print("ready", flush=True)
+input()
+"""
+    arguments = [sys.executable, "-c", program]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        (user,) = users_of([str(tmp_path)])
+        assert (user.pid, user.how) == (process.pid, "mapped file") or user.how == "open file"
+        assert describe([user] * 7).endswith(f"(pid {process.pid}, {user.how}), and 2 more")
+        process.communicate("\n")
+    assert users_of([str(tmp_path)]) == []
+
+
+def test_nobody_elsewhere_has_what_is_not_mounted() -> None:
+    assert holders_elsewhere({"7:9999"}) == []
