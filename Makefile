@@ -28,7 +28,7 @@ lint: $(ready) ## ruff and mypy
 	$(python) -m ruff check
 	$(python) -m mypy
 
-bench: $(ready) ## measure backyfs against references (five minutes, 12 GiB of disk)
+bench: $(ready) ## measure backyfs against references (twelve minutes, 12 GiB of disk)
 	$(python) -m benchmarks
 
 clean: ## remove caches and what was built; .venv stays

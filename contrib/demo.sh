@@ -46,13 +46,13 @@ clean_up() {
     trap '' INT TERM HUP
     trap - EXIT
     cd /
-    if is_mounted "$dir/files"; then
-        umount "$dir/files" || umount -l "$dir/files" || true
+    if [ -d "$dir/files" ]; then
+        backyfs detach "$dir/files" >/dev/null || true
     fi
     if is_mounted "$dir/mnt"; then
         backyfs umount "$dir/mnt" || fusermount3 -u -z "$dir/mnt" || umount -l "$dir/mnt" || true
     fi
-    if is_mounted "$dir/files" || is_mounted "$dir/mnt"; then
+    if is_mounted "$dir/files/data" || is_mounted "$dir/mnt"; then
         printf 'still mounted and therefore not removed: %s\n' "$dir" >&2
     else
         rm -rf --one-file-system "$dir"
@@ -101,7 +101,7 @@ only_uid() {
 make_image() {
     local file
     heading "A disk: an ext4 image of 64 MiB with some files of this machine"
-    mkdir disk mnt files
+    mkdir disk mnt
     for file in /usr/share/common-licenses/* /etc/os-release "$BASH"; do
         if [ -f "$file" ]; then
             cp -L "$file" disk/
@@ -143,10 +143,10 @@ look_into_mount() {
     obstacle=$(loop_obstacle)
     if [ -z "$obstacle" ]; then
         heading "The file system in the older version, mounted read-only"
-        run "mount -o loop,ro,noload mnt/by_version_uid/$older/data files"
-        run "ls -l files"
-        run "cat files/notes.txt"
-        run "cmp files/notes.txt disk/notes.txt"
+        run "backyfs attach $older files"
+        run "ls -l files/data"
+        run "cat files/data/notes.txt"
+        run "cmp files/data/notes.txt disk/notes.txt"
     else
         heading "The file in the older version. $obstacle, so debugfs reads it"
         run "debugfs -R 'cat notes.txt' mnt/by_version_uid/$older/data | tee notes-before.txt"
@@ -161,8 +161,8 @@ look_into_mount() {
     run "cmp disk.img mnt/by_name/demo-disk/latest/data"
 
     heading "Unmount"
-    if is_mounted "$dir/files"; then
-        run "umount files"
+    if [ -d files ]; then
+        run "backyfs detach files"
     fi
     run "backyfs umount mnt"
 }
