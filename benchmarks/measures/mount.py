@@ -176,16 +176,25 @@ def first_byte(bench: Bench) -> list[Result]:
     return [Result(measure="mount-first-byte", what="2,621,440 blocks, sparse", ours=ours, target=less_than(0.7))]
 
 
-@REGISTRY.measure("mount-stat", "how long ls and stat take while an image is read")
+@REGISTRY.measure("mount-stat", "how long stat and ls take while an image is read")
 def stat(bench: Bench) -> list[Result]:
     image, repository = _backed_up(bench)
 
-    def percentile_ms(data: str) -> float:
-        return _task(bench, "stat-latency", data, os.path.dirname(data))
+    def percentile_ms(what: str) -> float:
+        def read(data: str) -> float:
+            return _task(bench, "stat-latency", data, os.path.dirname(data), what)
 
-    [taken_ms] = alternate(bench.repeat, lambda: _on_mount(bench, repository, image, percentile_ms))
-    ours = least("p99", "ms", taken_ms)
-    return [Result(measure="mount-stat", what="ls and 3 x stat", ours=ours, target=less_than(10.0))]
+        return _on_mount(bench, repository, image, read)
+
+    kinds = ("stat", "ls")
+    sides = alternate(bench.repeat, *(partial(percentile_ms, what) for what in kinds))
+    return [
+        Result(
+            measure="mount-stat", what=what, ours=least("p99", "ms", taken_ms),
+            target=less_than(10.0) if what == "stat" else None,
+        )
+        for what, taken_ms in zip(kinds, sides, strict=True)
+    ]  # fmt: skip
 
 
 def _backed_up(bench: Bench) -> tuple[Image, Repository]:

@@ -113,13 +113,13 @@ def test_a_mount_can_be_read_as_soon_as_the_command_returns(
 def test_a_mount_says_how_far_the_kernel_reads_ahead(config_file: Path, target: Path) -> None:
     try:
         done = mount(config_file, target)
-        expected = "; the kernel reads 1024 KiB ahead" if os.geteuid() == 0 else ""
+        expected = "; the kernel reads 2048 KiB ahead" if os.geteuid() == 0 else ""
         assert (done.returncode, done.stdout) == (0, "")
         assert done.stderr == f"backyfs: {target} is mounted{expected}\n"
         if expected:
             device = os.stat(target).st_dev
             setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
-            assert setting.read_text() == "1024\n"
+            assert setting.read_text() == "2048\n"
         done = backyfs("umount", target)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     finally:
