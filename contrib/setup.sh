@@ -21,7 +21,7 @@ packages=(
     e2fsprogs mount util-linux             # images and loop mounts of the tests and the demo
     make zstd                              # zstd: what the benchmarks compare with
     fdisk gdisk parted                     # partition tables of the tests
-    xfsprogs btrfs-progs dosfstools ntfs-3g lvm2 cryptsetup-bin  # what they put into images
+    xfsprogs btrfs-progs dosfstools ntfs-3g squashfs-tools erofs-utils lvm2 cryptsetup-bin  # what is put into images
     attr systemd                           # getfattr; systemd-analyze looks at the units
     # The tests start servers of their own from these; the cluster that Debian makes is not touched.
     postgresql mariadb-server-core mariadb-client-core
