@@ -132,10 +132,9 @@ def memory(bench: Bench) -> list[Result]:
     repository.backup(huge)
 
     def resident_mib(of: Image, data: str) -> float:
-        if of is huge:
-            _task(bench, "random", data, huge.size_bytes, 4)
-        else:
+        if of is not huge:
             _task(bench, "sequential", data, 4)
+        _task(bench, "random", data, of.size_bytes, 4)
         return _resident_mib(data)
 
     sides = alternate(

@@ -54,7 +54,7 @@ _TIMEOUT_S = 60.0     # as DEFAULT_PATIENCE_S of mount.pool
     help="How far to load ahead of each sequential reader; 0 is not at all.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1, 256), metavar="N", help="Threads that load blocks.  [default: processors]"
+    "--workers", type=click.IntRange(1, 256), metavar="N", help="Threads that load blocks.  [default: processors + 1]"
 )
 @click.option(
     "--timeout",
