@@ -141,7 +141,11 @@ class Restic:
     @contextlib.contextmanager
     def mounted(self, mountpoint: str) -> Iterator[str]:
         environment = {**self.runner.environment, **self._environment}
-        program = subprocess.Popen(["restic", "-q", "mount", mountpoint], env=environment)  # stays in the foreground
+        # It stays in the foreground, and talks.
+        program = subprocess.Popen(
+            ["restic", "-q", "mount", mountpoint],
+            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
         try:
             latest = os.path.join(mountpoint, "snapshots", "latest")
             deadline = time.monotonic() + MOUNT_PATIENCE_S
