@@ -17,6 +17,7 @@ import pyfuse3
 
 from backyfs.errors import BackyfsError
 from backyfs.host.answers import PID_ATTRIBUTE, REPOSITORY_ATTRIBUTE
+from backyfs.model import VersionStatus
 from backyfs.mount import facts
 from backyfs.mount.attributes import entry_of, set_size
 from backyfs.mount.inodes import Inodes
@@ -102,6 +103,7 @@ class Operations(pyfuse3.Operations):
         self._inodes = Inodes(pyfuse3.ROOT_INODE)
         self._open: dict[int, _OpenText | _OpenImage | _OpenDirectory] = {}
         self._next_handle = 1
+        self._incomplete: set[Node] = set()  # images that were opened when their versions were not complete
 
     # The tree.
 
@@ -234,10 +236,8 @@ class Operations(pyfuse3.Operations):
                 version = tree.version(uid)
                 start, size = await self._slice(tree, node)
                 file = await self._contents.open(version, start, size)
-                # The image never changes: what the kernel has read of it stays good. What was written to a
-                # partition is seen in the whole image by who opens that later, and the other way round.
-                keep = not self._contents.is_writable
-                return pyfuse3.FileInfo(fh=self._add_handle(_OpenImage(version, file)), keep_cache=keep)
+                handle = self._add_handle(_OpenImage(version, file))
+                return pyfuse3.FileInfo(fh=handle, keep_cache=self._is_as_it_was(version, node))
             case Top.STATS:
                 return pyfuse3.FileInfo(fh=self._add_handle(_OpenText(self._contents.statistics())), direct_io=True)
             case TableText(uid):
@@ -245,6 +245,20 @@ class Operations(pyfuse3.Operations):
             case _:
                 text = tree.content(node)
         return pyfuse3.FileInfo(fh=self._add_handle(_OpenText(text)), keep_cache=False)
+
+    def _is_as_it_was(self, version: Version, node: Node) -> bool:
+        """Tell whether what the kernel has read of an image is still good; to be asked at each opening.
+
+        An image never changes, but a backup that was interrupted may have been continued, of a source that has
+        changed. What was written to a partition is seen in the whole image by who opens that later, and the other
+        way round.
+        """
+        was_incomplete = node in self._incomplete
+        if version.status is VersionStatus.INCOMPLETE:
+            self._incomplete.add(node)
+        else:
+            self._incomplete.discard(node)
+        return not (was_incomplete or node in self._incomplete or self._contents.is_writable)
 
     @_guarded
     async def read(self, fh: int, off: int, size: int) -> bytes:

@@ -500,6 +500,18 @@ def test_the_kernel_may_keep_the_pages_of_an_image_but_not_those_of_small_files(
     assert not mount.call("open", mount.inode(f"{directory}/tags"), os.O_RDONLY).keep_cache
 
 
+def test_the_kernel_does_not_keep_what_it_has_read_of_an_incomplete_version(
+    mount: Mount, repository: Repository, version: Version
+) -> None:
+    copy = incomplete_copy(repository, version, absent=[0])
+    inode = mount.inode(f"by_version_uid/{copy.uid}/data")
+    assert not mount.call("open", inode, os.O_RDONLY).keep_cache
+    assert not mount.call("open", inode, os.O_RDONLY).keep_cache
+    finish(repository, copy, version)
+    assert not mount.call("open", inode, os.O_RDONLY).keep_cache  # it has read some before the end
+    assert mount.call("open", inode, os.O_RDONLY).keep_cache
+
+
 def test_the_root_tells_the_process_that_serves_the_mount(mount: Mount) -> None:
     assert mount.call("getxattr", pyfuse3.ROOT_INODE, b"user.backyfs.pid") == str(os.getpid()).encode()
     assert mount.call("listxattr", pyfuse3.ROOT_INODE) == [b"user.backyfs.pid", b"user.backyfs.repository"]
