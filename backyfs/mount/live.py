@@ -1,14 +1,14 @@
 """The tree as it is now: taken anew from the database, off the event loop, as long as somebody looks at it.
 
 What a handler gets is at most a second old. While a mount is in use it is kept fresh in the background, so
-that no handler waits for the database. Where the database does not answer, the last picture goes on.
+that no handler waits for the database. Where the database does not answer, the last picture goes on: one question
+at a time is asked, and no handler waits for it longer than a moment.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,12 +19,13 @@ from backyfs.mount.tree import Tree
 
 if TYPE_CHECKING:
     from backyfs.metadata.database import Database
-    from backyfs.mount.pool import Pool
+    from backyfs.mount.pool import Call, Pool
     from backyfs.mount.selection import Selection
 
 _FRESH_S = 1.0     # how old the tree may be
 _REFRESH_S = 0.5   # how often it is taken anew while somebody looks at it
 _IN_USE_S = 5.0    # after the last look
+_PATIENCE_S = 2.0  # with a database that is slow, where there is an older tree
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class LiveTree:
         self._database = database
         self._selection = selection
         self._questions = questions
-        self._lock = trio.Lock()
+        self._taking: Call[Tree] | None = None
         self._tree: Tree | None = None
         self._picture: object = None
         self._taken_at = float("-inf")
@@ -51,37 +52,43 @@ class LiveTree:
             DatabaseError: it cannot be read, and never could.
         """
         self._asked_at = time.monotonic()
-        if self._tree is not None and self._asked_at - self._taken_at <= _FRESH_S:
-            return self._tree
-        return await self._refresh(_FRESH_S)
+        if self._tree is None:
+            return await self._question().wait()
+        if not self._fails and self._asked_at - self._taken_at > _FRESH_S:
+            with trio.move_on_after(_PATIENCE_S):
+                await self._refresh()
+        return self._tree
 
     async def keep_fresh(self) -> None:
         """Take the tree anew, again and again, while it is in use. To be run as a task of its own."""
         while True:
             await trio.sleep(_REFRESH_S)
-            if time.monotonic() - self._asked_at < _IN_USE_S:
-                with suppress(BackyfsError):  # whoever asks is told
-                    await self._refresh(_REFRESH_S)
+            now = time.monotonic()
+            if now - self._asked_at < _IN_USE_S and now - self._taken_at > _REFRESH_S:
+                await self._refresh()
 
-    async def _refresh(self, age_s: float) -> Tree:
-        async with self._lock:
-            if self._tree is not None and time.monotonic() - self._taken_at <= age_s:
-                return self._tree  # another one who waited has done it
+    async def _refresh(self) -> None:
+        try:
+            await self._question().wait()
+        except BackyfsError as error:
+            if not self._fails and self._tree is not None:
+                _log.warning("the versions are shown as they were: %s", error)
+            self._fails = True
+
+    def _question(self) -> Call[Tree]:
+        """Return the question to the database that is under way, or ask it."""
+        if self._taking is None:
             began = time.monotonic()
-            try:
-                tree = await self._questions.run(self._take)
-            except BackyfsError as error:
-                if self._tree is None:
-                    raise
-                if not self._fails:
-                    _log.warning("the versions are shown as they were: %s", error)
-                self._fails = True
-                tree = self._tree
-            else:
-                self._fails = False
-            self._tree = tree
-            self._taken_at = began
-            return tree
+
+            def end(call: Call[Tree]) -> None:
+                self._taking = None
+                if call.result is not None:
+                    self._tree = call.result
+                    self._taken_at = began
+                    self._fails = False
+
+            self._taking = self._questions.start(self._take, end)
+        return self._taking
 
     def _take(self) -> Tree:
         with self._database.read() as connection:

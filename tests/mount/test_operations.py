@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import stat
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from backyfs.model import PageNumber, Version, VersionStatus
 from backyfs.mount import live
 from backyfs.mount.contents import Contents, Settings
 from backyfs.mount.operations import Operations, _OpenImage
+from backyfs.mount.tree import Tree
 from tests.images import random_bytes, sparse_image
 from tests.mount.stored import blob_of, file_of, finish, flip_a_byte, incomplete_copy, remove_version, truncate
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -867,3 +869,33 @@ def test_a_database_that_never_answered_does_not_end_the_mount(
 
     monkeypatch.setattr(live_tree, "_take", fail)
     trio.run(main)
+
+
+def test_a_database_that_hangs_is_asked_once_and_waited_for_only_a_moment(
+    mount: Mount, version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live_tree = mount.operations._contents._live
+    before = trio.run(live_tree.get)
+    gate = threading.Event()
+    asked: list[int] = []
+
+    def hang() -> Tree:
+        asked.append(1)
+        assert gate.wait(30)
+        return Tree(())
+
+    async def main() -> None:
+        for _ in range(3):
+            assert await live_tree.get() is before
+        assert len(asked) == 1
+        gate.set()
+        with trio.fail_after(10):
+            while await live_tree.get() is before:
+                await trio.sleep(0.001)
+
+    monkeypatch.setattr(live, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(live_tree, "_take", hang)
+    try:
+        trio.run(main)
+    finally:
+        gate.set()
