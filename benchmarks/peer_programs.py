@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from benchmarks.images import Image
-from benchmarks.runner import Run, Runner
+from benchmarks.runner import BenchmarkError, Run, Runner
 from benchmarks.workspace import Workspace
 
 MOUNT_PATIENCE_S = 30.0
@@ -149,12 +149,18 @@ class Restic:
         try:
             latest = os.path.join(mountpoint, "snapshots", "latest")
             deadline = time.monotonic() + MOUNT_PATIENCE_S
-            while not os.path.exists(latest) and time.monotonic() < deadline:
+            while not os.path.exists(latest):
+                if program.poll() is not None or time.monotonic() > deadline:
+                    raise BenchmarkError(f"restic did not mount its repository on {mountpoint}")
                 time.sleep(0.05)
             yield _only_file(latest)
         finally:
             program.send_signal(signal.SIGINT)  # it unmounts
-            program.wait()
+            try:
+                program.wait(MOUNT_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                program.kill()
+                program.wait()
 
 
 def _only_file(directory: str) -> str:

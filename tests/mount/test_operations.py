@@ -890,7 +890,7 @@ def test_a_database_that_hangs_is_asked_once_and_waited_for_only_a_moment(
         assert len(asked) == 1
         gate.set()
         with trio.fail_after(10):
-            while await live_tree.get() is before:
+            while await live_tree.get() is before:  # noqa: ASYNC110 - a thread ends it
                 await trio.sleep(0.001)
 
     monkeypatch.setattr(live, "_PATIENCE_S", 0.05)
