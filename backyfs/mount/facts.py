@@ -18,33 +18,30 @@ ENCRYPTION_VERSIONS = b"encryption_versions"  # an attribute only: to tell it ta
 def files(version: Version) -> dict[bytes, bytes]:
     """Return names and contents of the small files of a version; each is a line."""
     status = b"valid" if version.status is VersionStatus.VALID else b"invalid"
-    told = {
-        b"name": version.name,
-        b"snapshot_name": version.snapshot_name,
-        b"tags": ",".join(version.tags),
-        b"date": _time(version.created_at),
-        b"expire": _time(version.expire_at),
-        b"protected": str(int(version.protected)),
-        status: version.status.value,
-    }
+    told = _told_in_both(version) | {status: version.status.value}
     return {what: _encoded(text + "\n") for what, text in told.items()}
 
 
 def attributes(version: Version) -> dict[bytes, bytes]:
     """Return the extended attributes of a version, without prefix, but for its encryption versions."""
-    told = {
+    told = _told_in_both(version) | {
         b"uid": str(version.uid),
+        b"valid": str(int(version.status is VersionStatus.VALID)),
+        b"status": version.status.value,
+        b"size": str(version.size_bytes),
+    }
+    return {what: _encoded(text) for what, text in told.items()}
+
+
+def _told_in_both(version: Version) -> dict[bytes, str]:
+    return {
         b"name": version.name,
         b"snapshot_name": version.snapshot_name,
         b"tags": ",".join(version.tags),
         b"date": _time(version.created_at),
         b"expire": _time(version.expire_at),
         b"protected": str(int(version.protected)),
-        b"valid": str(int(version.status is VersionStatus.VALID)),
-        b"status": version.status.value,
-        b"size": str(version.size_bytes),
     }
-    return {what: _encoded(text) for what, text in told.items()}
 
 
 def _time(moment: datetime | None) -> str:

@@ -386,16 +386,18 @@ def test_an_error_of_what_is_loaded_ahead_is_nobodys(storage: Storage) -> None:
 def test_who_waits_does_not_wait_behind_what_is_loaded_ahead(storage: Storage) -> None:
     cache = cache_of(storage, 100 * SIZE, 1)
 
+    async def loads_of(number: int) -> None:
+        with trio.fail_after(PATIENCE_S):
+            while len(storage.loads) < number:  # noqa: ASYNC110 - it is counted by threads
+                await trio.sleep(0.001)
+
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             cache.prefetch(blob(1), 0, SIZE)
-            await wait_all_tasks_blocked()
+            await loads_of(1)
             cache.prefetch(blob(2), 0, SIZE)
             nursery.start_soon(cache.get, blob(2), 0)
-            await wait_all_tasks_blocked()
-            with trio.fail_after(PATIENCE_S):
-                while len(storage.loads) < 2:  # noqa: ASYNC110 - it is counted by threads
-                    await trio.sleep(0.001)
+            await loads_of(2)
             storage.gate.set()
 
     storage.gate.clear()
