@@ -221,6 +221,19 @@ def _last_version(database: Database) -> tuple[VersionId, list[bytes]]:
         return VersionId(row.id), content
 
 
+def make_versions(url: str, count: int) -> None:
+    """Insert so many valid versions of 100 names, holes throughout, one every hour."""
+    rows = [
+        {"uid": str(uuid.uuid4()), "created_at": START + timedelta(hours=number), "name": f"{NAME}{number % 100:02}",
+         "snapshot_name": "", "size_bytes": 1 << 30, "status": "valid", "protected": False}
+        for number in range(count)
+    ]  # fmt: skip
+    database = Database(url)
+    with database.write() as connection:
+        connection.execute(insert(versions), rows)
+    database.close()
+
+
 def check(url: str) -> float:
     """Return the seconds that a command spends on finding the schema up to date: on a new connection."""
     database = Database(url)
@@ -242,6 +255,8 @@ def main() -> None:
             print(add_day(f"sqlite:///{path}", float(fraction), hints=False))
         case "add-day-with-hints", [fraction]:
             print(add_day(f"sqlite:///{path}", float(fraction), hints=True))
+        case "versions", [count]:
+            make_versions(f"sqlite:///{path}", int(count))
         case "check", []:
             print(check(f"sqlite:///{path}"))
         case _:

@@ -18,6 +18,7 @@ from benchmarks.measures.registry import REGISTRY, Bench
 from benchmarks.program import Repository
 
 CACHE_MIB = 256           # the default of `mount`
+LISTED_VERSIONS = 10_000
 RANDOM_BYTES = 128 << 20  # less than the cache
 
 
@@ -193,6 +194,28 @@ def stat(bench: Bench) -> list[Result]:
             target=less_than(10.0) if what == "stat" else None,
         )
         for what, taken_ms in zip(kinds, sides, strict=True)
+    ]  # fmt: skip
+
+
+@REGISTRY.measure("mount-listing", "how long ls takes on a mount of 10,000 versions")
+def listing(bench: Bench) -> list[Result]:
+    directory = bench.workspace.fresh("repository")
+    repository = bench.program.init(directory)
+    database = os.path.join(directory, "metadata.db")
+    bench.runner.run([sys.executable, "-m", "benchmarks.metadata_tasks", "versions", database, str(LISTED_VERSIONS)])
+
+    def listing_s(*command: str) -> float:
+        with repository.mounted(bench.workspace.fresh("mount")) as mountpoint:
+            return bench.runner.run([*command, os.path.join(mountpoint, "by_version_uid")]).wall_s
+
+    commands = (("ls",), ("ls", "-l"))  # for -l it asks three times per entry, for attributes that are not there
+    sides = alternate(bench.repeat, *(partial(listing_s, *command) for command in commands))
+    return [
+        Result(
+            measure="mount-listing", what=f"{LISTED_VERSIONS:,} versions", ours=least(" ".join(command), "s", taken_s),
+            target=less_than(1.0) if command == ("ls",) else None,
+        )
+        for command, taken_s in zip(commands, sides, strict=True)
     ]  # fmt: skip
 
 
