@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import click
 
 from backyfs.cli.progress import LogProgress
 from backyfs.cli.text import printable
+from backyfs.cli.title import ProcessName, TitleProgress
 from backyfs.config import load_config
 from backyfs.errors import ConfigError, DatabaseBusyError, SchemaOutdatedError
 from backyfs.model import NoProgress
@@ -49,6 +50,7 @@ class Invocation:
     human_sizes: bool
     show_progress: bool
     log_option: str | None  # -v, -d or -q, if one was given
+    process_name: ProcessName = field(default_factory=ProcessName)
 
     def as_arguments(self) -> list[str]:
         """Return the options with which this program starts itself once more."""
@@ -62,6 +64,7 @@ class Invocation:
             ConfigError: it has a mistake.
         """
         config, warnings = load_config(self.config_file, os.environ)
+        self.process_name.text = printable(config.process_name)
         for warning in warnings:
             _log.warning("%s", warning)
         if config.logfile is not None:
@@ -92,7 +95,10 @@ class Invocation:
             click.echo(f"backyfs: the metadata as they were are in {printable(report.copy)}", err=True)
 
     def progress(self) -> Progress:
-        """Return how progress is to be shown."""
+        """Return how progress is to be shown; in the title of the process it always is."""
+        return TitleProgress(self.process_name.text, self._shown_progress())
+
+    def _shown_progress(self) -> Progress:
         if not self.show_progress:
             return NoProgress()
         if not sys.stderr.isatty():

@@ -12,6 +12,7 @@ import os
 from contextlib import suppress
 
 _PROGRAM = "backy2"
+_OURS = "backyfs"
 
 
 def held_locks(lock_dir: str | None) -> list[str]:
@@ -51,8 +52,9 @@ def _is_locked(path: str) -> bool:
 def _is_backy2(words: list[str], title: str) -> bool:
     """Judge a command line. A process of backy2 has its title first, or is Python with backy2's script."""
     first = words[0]
-    if any(first == name or first.startswith(f"{name} [") for name in (_PROGRAM, title) if name != "backyfs"):
-        return True
+    titles = [name for name in (_PROGRAM, title) if name != _OURS]
+    if any(first == name or first.startswith(f"{name} [") for name in titles):
+        return not first.startswith(f"{title} [{_OURS}: ")  # see backyfs.cli.title
     program = os.path.basename(first)
     if program.startswith("python"):
         arguments = [word for word in words[1:4] if not word.startswith("-")]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING
 
+from backyfs.engine.pace import Pace
 from backyfs.errors import DatabaseError, JobLostError
 from backyfs.metadata import jobs
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
     from backyfs.metadata.database import Database
     from backyfs.model import Progress, VersionId
+
+_FIRST_BEAT_S = 2     # the next ones follow every jobs.HEARTBEAT_S
+_TEXT_EVERY_S = 0.25  # making the text takes longer than counting
 
 _log = logging.getLogger(__name__)
 
@@ -48,8 +53,11 @@ class Job:
             jobs.release_version(connection, self._id, version_id)
 
     def track(self, progress: Progress) -> Progress:
-        """Return a progress that is shown as `progress` shows it, and to those who list the jobs."""
-        return progress
+        """Return a progress that is shown as `progress` shows it, and to those who list the jobs.
+
+        It belongs to one thread, as `progress` does.
+        """
+        return _TrackedProgress(self, progress)
 
     @property
     def lost(self) -> bool:
@@ -69,7 +77,9 @@ class Job:
             )
 
     def _beat(self) -> None:
-        while not self._ended.wait(jobs.HEARTBEAT_S):
+        pause_s = _FIRST_BEAT_S
+        while not self._ended.wait(pause_s):
+            pause_s = jobs.HEARTBEAT_S
             try:
                 with self._database.write() as connection:
                     alive = jobs.beat(connection, self._id, self.progress)
@@ -96,3 +106,36 @@ class Job:
                 jobs.remove_job(connection, self._id)
         except DatabaseError as gone:
             _log.warning("the row of this job stays behind and is removed by a later command: %s", gone)
+
+
+class _TrackedProgress:
+    """Shows what it is told, and keeps it as the progress of a job."""
+
+    def __init__(self, job: Job, shown: Progress) -> None:
+        self._job = job
+        self._shown = shown
+        self._pace = Pace(total_bytes=0, started=0.0)
+        self._told = 0.0
+
+    def start(self, label: str, total_bytes: int) -> None:
+        """Begin to count anew."""
+        self._shown.start(label, total_bytes)
+        self._pace = Pace(total_bytes=total_bytes, started=time.monotonic())
+        self._tell(self._pace.started)
+
+    def advance(self, amount_bytes: int) -> None:
+        """Count, and put it into words now and then."""
+        self._shown.advance(amount_bytes)
+        self._pace.done_bytes += amount_bytes
+        now = time.monotonic()
+        if now - self._told >= _TEXT_EVERY_S:
+            self._tell(now)
+
+    def stop(self) -> None:
+        """Keep nothing: what is not finished is said by the next `start`."""
+        self._shown.stop()
+        self._job.progress = ""
+
+    def _tell(self, now: float) -> None:
+        self._told = now
+        self._job.progress = self._pace.text(now)

@@ -17,8 +17,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from backyfs.metadata.database import insert_row
-from backyfs.metadata.tables import UtcDateTime, job_versions, jobs
-from backyfs.model import JobId
+from backyfs.metadata.tables import UtcDateTime, job_versions, jobs, versions
+from backyfs.model import JobId, VersionUid
 
 if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
@@ -51,6 +51,8 @@ class Job:
     command: str
     progress: str
     started_at: datetime
+    beat_age_s: float                 # since it was heard of, by the database's clock
+    versions: tuple[VersionUid, ...]  # that it holds
 
     def __str__(self) -> str:
         return f"{self.command} (process {self.pid} on {self.host})"
@@ -113,10 +115,23 @@ def list_live_jobs(connection: Connection, observer: Process) -> list[Job]:
     """Return the jobs that live, as far as `observer` can tell, the oldest first."""
     now = connection.execute(select(_DatabaseClock())).scalar_one()
     query = select(jobs).where(jobs.c.heartbeat_at >= now - timedelta(seconds=DEAD_AFTER_S)).order_by(jobs.c.id)
-    return [
-        Job(host=row.host, pid=row.pid, command=row.command, progress=row.progress, started_at=row.started_at)
+    rows = [
+        row
         for row in connection.execute(query)
         if row.scope != observer.scope or _started(row.pid) == row.pid_started
+    ]
+    held = _held_versions(connection) if rows else {}
+    return [
+        Job(
+            host=row.host,
+            pid=row.pid,
+            command=row.command,
+            progress=row.progress,
+            started_at=row.started_at,
+            beat_age_s=max(0.0, (now - row.heartbeat_at).total_seconds()),
+            versions=tuple(held.get(row.id, ())),
+        )
+        for row in rows
     ]
 
 
@@ -142,6 +157,14 @@ def release_version(connection: Connection, job_id: JobId, version_id: VersionId
 def remove_job(connection: Connection, job_id: JobId) -> None:
     """Remove a job that has ended, with what it holds."""
     connection.execute(delete(jobs).where(jobs.c.id == job_id))
+
+
+def _held_versions(connection: Connection) -> dict[int, list[VersionUid]]:
+    held: dict[int, list[VersionUid]] = {}
+    query = select(job_versions.c.job_id, versions.c.uid).join(versions).order_by(job_versions.c.version_id)
+    for row in connection.execute(query):
+        held.setdefault(row.job_id, []).append(VersionUid(row.uid))
+    return held
 
 
 def _remove_dead(connection: Connection, observer: Process) -> None:

@@ -1,0 +1,50 @@
+"""How fast an operation gets on, in few words: `38.3% 292.1MiB/s ETA 2s`. Pure: the clock is an argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_SETTLED_S = 0.5  # a rate that was measured for less says nothing
+
+
+@dataclass(slots=True, kw_only=True)
+class Pace:
+    """So many bytes of so many, since a time on the monotonic clock."""
+
+    total_bytes: int
+    started: float  # seconds
+    done_bytes: int = 0
+
+    def text(self, now: float) -> str:
+        """Return share, average rate and the time that is left, as far as each is known; at most 40 characters."""
+        words = []
+        if self.total_bytes > 0:
+            words.append(f"{min(100.0, 100 * self.done_bytes / self.total_bytes):.1f}%")
+        elapsed_s = now - self.started
+        if elapsed_s >= _SETTLED_S and self.done_bytes > 0:
+            rate = self.done_bytes / elapsed_s
+            words.append(f"{_short_size(rate)}/s")
+            if self.total_bytes > 0:
+                words.append(f"ETA {short_time(max(0, self.total_bytes - self.done_bytes) / rate)}")
+        return " ".join(words)
+
+
+def short_time(seconds: float) -> str:
+    """Return a length of time in its two largest units: `2s`, `3m12s`, `1h05m`, `2d03h`."""
+    rest = round(seconds)
+    if rest < 60:
+        return f"{rest}s"
+    if rest < 3600:
+        return f"{rest // 60}m{rest % 60:02}s"
+    if rest < 86400:
+        return f"{rest // 3600}h{rest % 3600 // 60:02}m"
+    return f"{rest // 86400}d{rest % 86400 // 3600:02}h"
+
+
+def _short_size(size_bytes: float) -> str:
+    for unit in _UNITS:
+        if size_bytes < 1024 or unit == _UNITS[-1]:
+            break
+        size_bytes /= 1024
+    return f"{size_bytes:.0f}{unit}" if unit == "B" else f"{size_bytes:.1f}{unit}"

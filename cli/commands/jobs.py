@@ -1,0 +1,43 @@
+"""`backyfs jobs`: list the commands that run, on all hosts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
+from backyfs.metadata.jobs import Job, list_live_jobs, this_process
+
+if TYPE_CHECKING:
+    from backyfs.cli.invocation import Invocation
+
+_COLUMNS = ("host", "pid", "command", "started", "beat", "progress", "versions")
+
+
+@click.command()
+@fields_option
+@click.pass_obj
+def command(invocation: Invocation, fields: str | None) -> None:
+    """List the commands that run on this repository, on all hosts, the oldest first.
+
+    `started` is in UTC; `beat` is how many seconds ago the command was last heard of, which it is every 10 s:
+    after 60 it counts as dead. `versions` are those that it keeps from being removed. Commands that only read
+    metadata, as this one, are not listed.
+    """
+    columns = chosen_columns(fields, _COLUMNS)
+    with invocation.open_repository() as repository, repository.database.read() as connection:
+        running = list_live_jobs(connection, this_process())
+    print_rows(invocation, [_row(job) for job in running], columns)
+
+
+def _row(job: Job) -> Row:
+    return {
+        "host": job.host,
+        "pid": job.pid,
+        "command": job.command,
+        "started": job.started_at,
+        "beat": round(job.beat_age_s),
+        "progress": job.progress,
+        "versions": job.versions,
+    }
