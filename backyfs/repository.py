@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 class Repository:
     """An open repository."""
 
+    config: Config  # that it was opened with
     uid: str
     block_size: int
     database: Database
@@ -77,6 +78,7 @@ def open_repository(config: Config) -> Iterator[Repository]:
         storage = DirectoryStorage(_directory_of(config).path)
         opened.callback(storage.close)
         yield Repository(
+            config=config,
             uid=identity.uid,
             block_size=identity.block_size,
             database=database,

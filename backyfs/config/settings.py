@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Traffic:
+class TrafficConfig:
     """How hard a storage may be worked."""
 
-    simultaneous_writes: int = 1
-    simultaneous_reads: int = 1
+    simultaneous_writes: int | None = None  # None: no limit
+    simultaneous_reads: int | None = None   # None: no limit
     bandwidth_read: int = 0   # bytes/s; 0: no limit
     bandwidth_write: int = 0  # bytes/s; 0: no limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DirectoryStorageConfig(_Traffic):
+class DirectoryStorageConfig(TrafficConfig):
     """Blobs as files below a directory."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectStoreConfig(_Traffic):
+class ObjectStoreConfig(TrafficConfig):
     """Blobs as objects in a bucket. The keys of s3 and minio are brought to the same fields.
 
     Of an access key at most one of value and file is set; with neither, the environment has to give it.
@@ -51,7 +51,7 @@ class ObjectStoreConfig(_Traffic):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NullStorageConfig(_Traffic):
+class NullStorageConfig(TrafficConfig):
     """Keeps nothing; for measurements."""
 
 
@@ -62,8 +62,8 @@ StorageConfig = DirectoryStorageConfig | ObjectStoreConfig | NullStorageConfig
 class IoConfig:
     """How hard a source or target may be worked."""
 
-    simultaneous_reads: int = 1
-    simultaneous_writes: int = 1
+    simultaneous_reads: int | None = None   # None: no limit
+    simultaneous_writes: int | None = None  # None: no limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

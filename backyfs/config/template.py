@@ -26,7 +26,6 @@ _SCHEDULERS = """\
 # sla: 6h
 """
 
-_PARALLEL = {"simultaneous_writes": "5", "simultaneous_reads": "5"}  # as in the file that came with backy2
 _COMMENT_WIDTH = 100
 
 
@@ -56,8 +55,7 @@ def config_text(
     said = {
         "DEFAULTS": {key: value for key, value in defaults.items() if value is not None},
         "MetaBackend": {"type": "sql", "engine": database_url},
-        "DataBackend": {"type": "file", "path": storage_path} | _PARALLEL,
-        "io_file": _PARALLEL,
+        "DataBackend": {"type": "file", "path": storage_path},
     }
     return _verified("\n".join([_HEADER, *(_section(name, keys) for name, keys in said.items()), _SCHEDULERS]))
 

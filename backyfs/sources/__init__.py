@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from backyfs.errors import SourceError
 from backyfs.sources.file import FileSource
+from backyfs.sources.limits import LimitedSource
+from backyfs.sources.null import NULL_SCHEME, NullSource, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from backyfs.config import Config, IoConfig
     from backyfs.geometry import Extent
 
 _FILE_SCHEME = "file://"
@@ -50,14 +53,24 @@ def local_path(uri: str) -> str:
         return uri.removeprefix(_FILE_SCHEME)
     scheme, separator, _ = uri.partition("://")
     if separator and scheme.isalnum():
-        raise SourceError(f"{uri}: sources of kind {scheme}:// are not known; give a path or file://PATH")
+        raise SourceError(f"{uri}: sources of kind {scheme}:// are not known; give a path, file://PATH or null://SIZE")
     return uri
 
 
-def open_source(uri: str) -> Source:
-    """Open what is to be backed up: a path, `file://PATH` or a block device.
+def open_source(uri: str, config: Config | None = None) -> Source:
+    """Open what is to be backed up: a path, `file://PATH`, a block device, or `null://SIZE`.
+
+    `config` says how many reads of it may be under way at once; without one there is no limit.
 
     Raises:
         SourceError: there is no such thing, or it cannot be read.
     """
-    return FileSource(local_path(uri))
+    if uri.startswith(NULL_SCHEME):
+        return _limited(NullSource(size_of(uri)), None if config is None else config.io_null)
+    return _limited(FileSource(local_path(uri)), None if config is None else config.io_file)
+
+
+def _limited(source: Source, limits: IoConfig | None) -> Source:
+    if limits is None or limits.simultaneous_reads is None:
+        return source
+    return LimitedSource(source, simultaneous_reads=limits.simultaneous_reads)

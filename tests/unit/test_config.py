@@ -195,10 +195,10 @@ def test_what_the_file_does_not_say_has_its_default():
     assert config.encryption_version is None
     assert config.key is None
     assert config.storage == DirectoryStorageConfig(
-        path="/srv/blobs", simultaneous_writes=1, simultaneous_reads=1, bandwidth_read=0, bandwidth_write=0
+        path="/srv/blobs", simultaneous_writes=None, simultaneous_reads=None, bandwidth_read=0, bandwidth_write=0
     )
-    assert config.io_file == IoConfig(simultaneous_reads=1, simultaneous_writes=1)
-    assert config.io_null == IoConfig(simultaneous_reads=1, simultaneous_writes=1)
+    assert config.io_file == IoConfig(simultaneous_reads=None, simultaneous_writes=None)
+    assert config.io_null == IoConfig(simultaneous_reads=None, simultaneous_writes=None)
     assert config.io_rbd == RbdConfig(
         rados_name="client.admin", cluster_name="ceph", ceph_conffile=None,
         simultaneous_reads=10, simultaneous_writes=10, new_image_features=(),
@@ -315,7 +315,7 @@ def test_an_access_key_wins_over_its_file_with_a_warning():
 def test_sources_without_a_number_of_writes_use_that_of_reads():
     config = config_of(BACKENDS + "[io_file]\nsimultaneous_reads: 4\n[io_null]\nsimultaneous_writes: 3\n")
     assert config.io_file == IoConfig(simultaneous_reads=4, simultaneous_writes=4)
-    assert config.io_null == IoConfig(simultaneous_reads=1, simultaneous_writes=3)
+    assert config.io_null == IoConfig(simultaneous_reads=None, simultaneous_writes=3)
 
 
 def test_features_of_new_images_go_over_several_lines():
@@ -988,16 +988,14 @@ def test_a_new_file_is_read_back_from_the_disk(tmp_path):
     file = write(tmp_path / "b.cfg", new_text(storage_path="/srv/50% \r ü", database_url="postgresql://a:%40@h/d"))
     config, warnings = load_config(file, {})
     assert warnings == ()
-    assert config.storage == DirectoryStorageConfig(
-        path="/srv/50% \r ü", simultaneous_writes=5, simultaneous_reads=5
-    )
+    assert config.storage == DirectoryStorageConfig(path="/srv/50% \r ü")
     assert config.database_url == "postgresql://a:%40@h/d"
 
 
 def test_every_key_of_a_new_file_has_a_comment_above_it():
     lines = new_text(key_file="/k", encryption_version=1).split("\n")
     keys = [number for number, line in enumerate(lines) if re.match("[a-z_]+:", line)]
-    assert len(keys) == 12
+    assert len(keys) == 8
     assert all(lines[number - 1].startswith("# ") for number in keys)
 
 

@@ -19,9 +19,9 @@ PACKAGE = Path(backyfs.__file__).parent
 
 # From the bottom up. Units of one floor do not know each other.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "model"}),
-    frozenset({"geometry"}),
-    frozenset({"metadata", "storage", "sources", "sealing", "keys", "config", "host"}),
+    frozenset({"errors", "model", "ranges"}),
+    frozenset({"geometry", "config"}),
+    frozenset({"metadata", "storage", "sources", "sealing", "keys", "host", "hints"}),
     frozenset({"blocks", "retention", "migrations"}),
     frozenset({"repository"}),
     frozenset({"mount", "engine"}),
@@ -42,6 +42,7 @@ OWNERS = {
     "cryptography": {"sealing", "keys"},
     "click": {"cli"},
     "rich": {"cli"},
+    "setproctitle": {"cli"},
 }
 
 

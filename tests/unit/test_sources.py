@@ -137,7 +137,7 @@ def test_a_file_uri_names_a_path(tmp_path):
 
 
 def test_a_uri_of_an_unknown_kind_is_refused():
-    with pytest.raises(SourceError, match=r"sources of kind rbd:// are not known; give a path or file://PATH"):
+    with pytest.raises(SourceError, match=r"sources of kind rbd:// are not known; give a path, file://PATH or null://SIZE"):
         open_source("rbd://pool/image")
 
 
