@@ -21,6 +21,8 @@ from backyfs.errors import BackyfsError, InterruptedByUser, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from click.shell_completion import CompletionItem
+
 # name -> module below backyfs.cli.commands, and the line that `backyfs --help` shows
 _COMMANDS = {
     "init": ("init", "Make a new repository."),
@@ -54,6 +56,7 @@ _COMMANDS = {
     "completion": ("completion", "Print a completion script for a shell."),
 }
 _ALIASES = {"fuse": "mount"}
+_COMPLETE_VARIABLE = "_BACKYFS_COMPLETE"  # holds the shell that asks; set by the scripts of `completion`
 
 
 class _LazyGroup(click.Group):
@@ -62,12 +65,25 @@ class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         entry = _COMMANDS.get(_ALIASES.get(cmd_name, cmd_name))
         if entry is None:
             return None
         command: click.Command = importlib.import_module(f"backyfs.cli.commands.{entry[0]}").command
+        if ctx.resilient_parsing:  # a shell asks what it can complete
+            from backyfs.cli.completion import offer_values  # noqa: PLC0415 - of no use to any command
+
+            offer_values(command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        # The inherited one imports every command, for its line of help.
+        from click.shell_completion import CompletionItem  # noqa: PLC0415 - of no use to any command
+
+        names = [CompletionItem(name, help=entry[1]) for name, entry in _COMMANDS.items()]
+        return [name for name in names if name.value.startswith(incomplete)] or click.Command.shell_complete(
+            self, ctx, incomplete
+        )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -75,7 +91,13 @@ class _LazyGroup(click.Group):
 
 
 @click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-c", "--configfile", metavar="FILE", help="Configuration to use instead of the usual places.")
+@click.option(
+    "-c",
+    "--configfile",
+    type=click.Path(),
+    metavar="FILE",
+    help="Configuration to use instead of the usual places.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Tell more of what is being done.")
 @click.option("-d", "--debug", is_flag=True, help="Tell everything, with tracebacks.")
 @click.option("-q", "--quiet", is_flag=True, help="Tell errors only.")
@@ -123,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     # Imports make hundreds of thousands of objects that stay: looking for garbage among them took 30 ms.
     gc.set_threshold(100_000, 20, 20)
-    status = run(arguments)
+    status = run(arguments) if _COMPLETE_VARIABLE not in os.environ else _complete(os.environ[_COMPLETE_VARIABLE])
     logging.shutdown()
     with contextlib.suppress(OSError):
         sys.stderr.flush()
@@ -148,6 +170,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last place where an error can be told
         return _tell(error)
+
+
+def _complete(shell: str) -> int:
+    from backyfs.cli.completion import answer  # noqa: PLC0415 - of no use to any command
+
+    status = answer(cli, shell, sys.argv[1:])
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    return status
 
 
 def _invoke(words: list[str]) -> int:
