@@ -15,7 +15,7 @@ from backyfs.cli.text import printable
 from backyfs.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from backyfs.cli.invocation import Invocation
 
@@ -29,10 +29,13 @@ fields_option = click.option(
 _WIDE = 10_000  # columns of a table that goes to a file: nothing is cut off there
 
 
-def print_rows(invocation: Invocation, rows: Sequence[Row], columns: Sequence[str]) -> None:
+def print_rows(
+    invocation: Invocation, rows: Sequence[Row], columns: Sequence[str], *, sizes: Collection[str] = ()
+) -> None:
     """Print rows in the form that was asked for.
 
-    `columns` are the fields of table and pipe-separated output, in order; JSON has all fields of a row.
+    `columns` are the fields of table and pipe-separated output, in order; JSON has all fields of a row. `sizes` are
+    those in bytes, besides the ones whose names say so.
     """
     if invocation.form is OutputForm.JSON:
         _print_json([_json_row(row) for row in rows])
@@ -42,7 +45,21 @@ def print_rows(invocation: Invocation, rows: Sequence[Row], columns: Sequence[st
         for row in rows:
             click.echo("|".join(_text(row[column]) for column in columns))
     else:
-        _print_table(invocation, rows, columns)
+        _print_table(invocation, rows, columns, sizes)
+
+
+def print_labelled(
+    invocation: Invocation,
+    rows: Sequence[Row],
+    labels: Mapping[str, str],
+    columns: Sequence[str],
+    *,
+    sizes: Collection[str],
+) -> None:
+    """Print rows whose columns have other names than their fields: `labels` are the fields by these names."""
+    if invocation.form is not OutputForm.JSON:
+        rows = [{label: row[field] for label, field in labels.items()} for row in rows]
+    print_rows(invocation, rows, columns, sizes=sizes)
 
 
 def chosen_columns(fields: str | None, columns: Sequence[str]) -> Sequence[str]:
@@ -65,7 +82,9 @@ def print_object(row: Row) -> None:
     _print_json(_json_row(row))
 
 
-def _print_table(invocation: Invocation, rows: Sequence[Row], columns: Sequence[str]) -> None:
+def _print_table(
+    invocation: Invocation, rows: Sequence[Row], columns: Sequence[str], sizes: Collection[str]
+) -> None:
     from rich import box  # noqa: PLC0415 - rich is slow to load
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -77,12 +96,12 @@ def _print_table(invocation: Invocation, rows: Sequence[Row], columns: Sequence[
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         # Text, not str: names may hold what rich takes for markup, and control characters.
-        table.add_row(*(Text(printable(_table_text(invocation, name, row[name]))) for name in columns))
+        table.add_row(*(Text(printable(_table_text(invocation, name, row[name], sizes))) for name in columns))
     Console(width=None if sys.stdout.isatty() else _WIDE, soft_wrap=False).print(table)
 
 
-def _table_text(invocation: Invocation, name: str, field: Field) -> str:
-    if invocation.human_sizes and name.endswith("bytes") and isinstance(field, int):
+def _table_text(invocation: Invocation, name: str, field: Field, sizes: Collection[str]) -> str:
+    if invocation.human_sizes and (name.endswith("bytes") or name in sizes) and isinstance(field, int):
         return human_size(field)
     return _text(field)
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 
 from backyfs.metadata.batches import batches
 from backyfs.metadata.tables import stats
-from backyfs.model import StatisticsRecord
+from backyfs.model import StatisticsRecord, VersionUid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
+    from sqlalchemy import Select
+
     from backyfs.metadata.database import Connection
-    from backyfs.model import Version, VersionUid
+    from backyfs.model import Version
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,8 +64,33 @@ def insert_statistics_records(connection: Connection, records: Iterable[Statisti
         connection.execute(insert(stats), [asdict(record) for record in batch])
 
 
-def list_statistics(connection: Connection, version_uid: VersionUid) -> list[StatisticsRecord]:
-    """Return the statistics of a version, the oldest first."""
-    names = [field.name for field in fields(StatisticsRecord)]
-    query = select(*(stats.c[name] for name in names)).where(stats.c.version_uid == version_uid).order_by(stats.c.id)
-    return [StatisticsRecord(**row._mapping) for row in connection.execute(query)]  # noqa: SLF001 - public in SQLAlchemy
+def list_statistics(
+    connection: Connection, version_uid: VersionUid, *, limit: int | None = None
+) -> list[StatisticsRecord]:
+    """Return the statistics of a version, or the newest `limit` of them, the oldest first."""
+    return _newest(connection, _query().where(stats.c.version_uid == version_uid).order_by(stats.c.id.desc()), limit)
+
+
+def list_all_statistics(connection: Connection, *, limit: int | None = None) -> list[StatisticsRecord]:
+    """Return the statistics of all backups, or the newest `limit` of them, the oldest first.
+
+    backy2 lists those that ended in the same second in the opposite order of their ids, and so does this.
+    """
+    return _newest(connection, _query().order_by(stats.c.created_at.desc(), stats.c.id), limit)
+
+
+def find_statistics(connection: Connection, prefix: str) -> list[VersionUid]:
+    """Return the uids that begin so of versions that have statistics, whether or not the versions are there still."""
+    begins = func.lower(stats.c.version_uid).like(f"{prefix.lower()}%")
+    query = select(stats.c.version_uid).where(begins).distinct().order_by(stats.c.version_uid)
+    return [VersionUid(uid) for uid in connection.execute(query).scalars()]
+
+
+def _query() -> Select[tuple[Any, ...]]:
+    return select(*(stats.c[field.name] for field in fields(StatisticsRecord)))
+
+
+def _newest(connection: Connection, query: Select[tuple[Any, ...]], limit: int | None) -> list[StatisticsRecord]:
+    """Return the first rows of a query, the newest, in the opposite order."""
+    rows = connection.execute(query if limit is None else query.limit(limit)).all()
+    return [StatisticsRecord(**row._mapping) for row in reversed(rows)]  # noqa: SLF001 - public in SQLAlchemy

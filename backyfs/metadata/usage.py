@@ -55,11 +55,20 @@ def encryption_versions(connection: Connection, version: Version) -> list[int]:
         DatabaseError: the block map is damaged or cannot be read.
     """
     found: set[int] = set()
-    for _, entries in _pages(connection, version.id, 0, None):
-        blob_ids = sorted({BlobId(entry) for entry in entries if entry > HOLE})
-        query = select(blobs.c.encryption_version).where(blobs.c.id.in_(blob_ids)).distinct()
+    for blob_ids in blobs_of(connection, version):
+        query = select(blobs.c.encryption_version).where(blobs.c.id.in_(sorted(blob_ids))).distinct()
         found.update(connection.execute(query).scalars())
     return sorted(found)
+
+
+def blobs_of(connection: Connection, version: Version) -> Iterator[set[BlobId]]:
+    """Yield the blobs of a version, page by page: one that is in several pages comes several times.
+
+    Raises:
+        DatabaseError: the block map is damaged or cannot be read.
+    """
+    for _, entries in _pages(connection, version.id, 0, None):
+        yield {BlobId(entry) for entry in entries if entry > HOLE}
 
 
 def _pages(
