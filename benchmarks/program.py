@@ -48,8 +48,8 @@ class Repository:
     program: Program
     config: str
 
-    def backup(self, image: Image) -> Run:
-        return self.program.run("-c", self.config, "-q", "backup", image.path, image.name)
+    def backup(self, image: Image, *options: str) -> Run:
+        return self.program.run("-c", self.config, "-q", "backup", *options, image.path, image.name)
 
     def restore(self, image: Image, target: str) -> Run:
         return self.program.run("-c", self.config, "-q", "restore", f"{image.name}@latest", target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backyfs.config import load_config
 from backyfs.engine.backup import BackupReport, BackupRequest, backup
@@ -46,10 +46,10 @@ def opened(config_file: Path) -> Iterator[Repository]:
         yield repository
 
 
-def back_up(repository: Repository, image: Path, name: str = "disk") -> BackupReport:
-    """Back up an image."""
+def back_up(repository: Repository, image: Path, name: str = "disk", **request: Any) -> BackupReport:
+    """Back up an image; `request` are further fields of a BackupRequest."""
     source = open_source(str(image))
     try:
-        return backup(repository, source, BackupRequest(name=name))
+        return backup(repository, source, BackupRequest(name=name, **request))
     finally:
         source.close()

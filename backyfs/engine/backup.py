@@ -5,7 +5,8 @@ and store those that are new, and flush the storage. Each block's bytes stay in 
 buffers until they are stored or found, so memory does not depend on the image.
 
 Order of things, on which safety rests: an object is durable before its blob has a row; a blob has a row
-before a page names it; all pages are there before the version is valid.
+before a page names it; all pages are there before the version is valid. A version that is interrupted has
+committed pages, in which absent entries are what is left to do.
 """
 
 from __future__ import annotations
@@ -15,17 +16,26 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from backyfs.engine.inherited import Inherited, damaged_blocks
 from backyfs.engine.job import Job
 from backyfs.engine.pipeline import Pipeline
-from backyfs.errors import UsageError
+from backyfs.engine.plan import plan_backup
+from backyfs.engine.sampling import Sampling
+from backyfs.errors import UsageError, VersionError, VersionIncompleteError, VersionNotFoundError
 from backyfs.geometry import block_count
+from backyfs.metadata.blockmap import forget_holes
 from backyfs.metadata.stats import BackupStatistics, insert_statistics
-from backyfs.metadata.versions import create_version, set_status
+from backyfs.metadata.versions import create_version, list_versions, set_status, version_with_uid
 from backyfs.model import NAME_LENGTH, NoProgress, Version, VersionStatus
+from backyfs.ranges import Ranges
+from backyfs.retention import automatic_tags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from backyfs.engine.plan import Plan
+    from backyfs.hints import Hints
+    from backyfs.metadata.database import Connection
     from backyfs.model import Progress
     from backyfs.repository import Repository
     from backyfs.sources import Source
@@ -33,12 +43,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupRequest:
-    """What to back up as what."""
+    """What to back up as what, and what is known of it before it is read."""
 
     name: str
     snapshot_name: str = ""
-    tags: Sequence[str] = ()
+    tags: Sequence[str] | None = ()   # None: those that `retention.automatic_tags` gives
     expire_at: datetime | None = None
+    hints: Hints | None = None        # None: everything is read
+    base: Version | None = None       # what is not hinted is as in it; None: zeros
+    continued: Version | None = None  # an incomplete one to go on with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +72,15 @@ def backup(
     stop: Callable[[], bool] = lambda: False,
     announce: Callable[[Version], None] | None = None,
 ) -> BackupReport:
-    """Back up `source` as a new version.
+    """Back up `source` as a new version, or go on with one that was interrupted.
 
     `stop` is asked often; once it returns True the backup ends soon, and what was stored stays usable by
     the next one. `announce` is told the version as soon as it is there.
 
     Raises:
-        UsageError: a name cannot be stored.
+        UsageError: a name cannot be stored, or what is to be continued is another image.
+        HintsError: the hints do not fit source and base; nothing was made.
+        VersionError: the base is not valid or gone, or the version to continue is not incomplete or in use.
         InterruptedByUser: `stop` said so; the version stays incomplete.
         SourceError: the source cannot be read; the version stays incomplete.
         StorageError, DatabaseError: likewise.
@@ -74,30 +89,111 @@ def backup(
     _check_text("the name", request.name, least=1)
     _check_text("the snapshot name", request.snapshot_name, least=0)
     started = time.monotonic()
-    progress = progress or NoProgress()
     statistics = BackupStatistics()
     with Job(repository.database, f"backup {request.name}") as job:
-        with repository.database.write() as connection:
+        if request.base is not None:
+            _hold_base(repository, job, request.base)
+        plan = _plan(repository, source, request)
+        version = _begin(repository, job, source, request)
+        if announce is not None:
+            announce(version)
+        inherited = Inherited(repository, version, plan, request.base)
+        inherited.enter_what_is_not_read()
+        if plan is not None and plan.has_base:
+            statistics.blocks_sparse = len(plan.zeros)
+            statistics.bytes_sparse = plan.bytes_of(plan.zeros)
+        progress = job.track(progress or NoProgress())
+        to_read = plan.bytes_of(plan.read) if plan is not None and plan.has_base else source.size_bytes
+        progress.start(f"Backing up {request.name}", to_read)
+        try:
+            Pipeline(repository, source, version, job, statistics, progress, stop, inherited, plan).run()
+        finally:
+            progress.stop()
+        inherited.enter_what_was_left()
+        return _finish(repository, version, statistics, time.monotonic() - started)
+
+
+def _hold_base(repository: Repository, job: Job, base: Version) -> None:
+    job.hold(base.id)
+    with repository.database.read() as connection:
+        now = version_with_uid(connection, base.uid)
+    if now is None:
+        raise VersionNotFoundError(f"version {base.uid} was removed meanwhile; name another one to begin from")
+    if now.status is not VersionStatus.VALID:
+        raise VersionIncompleteError(
+            f"version {base.uid} is {now.status.value} and cannot be the base of a backup; name a valid one, or back "
+            "up without hints"
+        )
+
+
+def _plan(repository: Repository, source: Source, request: BackupRequest) -> Plan | None:
+    """Return which blocks are to be read, None: all; after a look at some of the others."""
+    if request.hints is None:
+        return None
+    damaged = Ranges()
+    if request.base is not None:
+        with repository.database.read() as connection:
+            damaged = damaged_blocks(connection, request.base, repository.block_size)
+    plan = plan_backup(
+        request.hints,
+        source.size_bytes,
+        repository.block_size,
+        base_bytes=None if request.base is None else request.base.size_bytes,
+        data=source.data_extents(),
+        damaged=damaged,
+    )
+    Sampling(repository, source, plan, request.base).check()
+    return plan
+
+
+def _begin(repository: Repository, job: Job, source: Source, request: BackupRequest) -> Version:
+    """Return the version to fill, held by the job."""
+    now = datetime.now(UTC)
+    with repository.database.write() as connection:
+        if request.continued is not None:
+            version = _continue(connection, source, request)
+        else:
             version = create_version(
                 connection,
                 name=request.name,
                 snapshot_name=request.snapshot_name,
                 size_bytes=source.size_bytes,
-                created_at=datetime.now(UTC),
-                tag_names=request.tags,
+                created_at=now,
+                tag_names=request.tags if request.tags is not None else _automatic_tags(connection, request.name, now),
                 expire_at=request.expire_at,
             )
-        job.hold(version.id)
-        if announce is not None:
-            announce(version)
-        progress.start(f"Backing up {request.name}", source.size_bytes)
-        try:
-            pipeline = Pipeline(repository, source, version, job, statistics, progress, stop)
-            pipeline.run()
-        finally:
-            progress.stop()
-        duration_s = time.monotonic() - started
-        return _finish(repository, version, statistics, duration_s)
+    job.hold(version.id)
+    return version
+
+
+def _automatic_tags(connection: Connection, name: str, now: datetime) -> Sequence[str]:
+    return automatic_tags(list_versions(connection, name=name), now)
+
+
+def _continue(connection: Connection, source: Source, request: BackupRequest) -> Version:
+    """Return an incomplete version that nobody else fills, with the tags and the expiry that were given now.
+
+    Raises:
+        VersionError: it is not incomplete, or in use.
+        UsageError: it is of another name or size.
+    """
+    assert request.continued is not None
+    uid = request.continued.uid
+    version = version_with_uid(connection, uid)
+    if version is None:
+        raise VersionNotFoundError(f"version {uid} was removed meanwhile; start the backup anew")
+    if version.status is not VersionStatus.INCOMPLETE:
+        raise VersionError(f"version {uid} is {version.status.value}: there is nothing to continue; make a new backup")
+    for what, given, has in (
+        ("the name", request.name, version.name),
+        ("the snapshot name", request.snapshot_name or version.snapshot_name, version.snapshot_name),
+        ("the size of the source", source.size_bytes, version.size_bytes),
+    ):
+        if given != has:
+            raise UsageError(
+                f"{what} is {given}, that of version {uid} is {has}; continue with the same image, or make a new backup"
+            )
+    return version
 
 
 def _check_text(what: str, text: str, *, least: int) -> None:
@@ -113,6 +209,7 @@ def _finish(
     repository: Repository, version: Version, statistics: BackupStatistics, duration_s: float
 ) -> BackupReport:
     with repository.database.write() as connection:
+        forget_holes(connection, version.id, block_count(version.size_bytes, repository.block_size))
         set_status(connection, version.id, VersionStatus.VALID)
         insert_statistics(
             connection,

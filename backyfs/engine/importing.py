@@ -35,7 +35,7 @@ from backyfs.errors import (
 )
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
 from backyfs.metadata.blobs import find_by_uid, insert_blobs, newest_wrapped_key
-from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries, share_page
+from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries, share_pages
 from backyfs.metadata.identity import load_identity, replace_identity
 from backyfs.metadata.jobs import list_live_jobs, this_process
 from backyfs.metadata.stats import insert_statistics_records, list_statistics
@@ -354,7 +354,7 @@ class _Importer:
         if isinstance(record, SharedPageRecord):
             shared = self.pages[record.same_as]
             if shared is not None:
-                share_page(self.connection, version.id, record.number, shared)
+                share_pages(self.connection, version.id, [(record.number, shared)])
                 return
             entries = new_entries(page_length(record.number, self._blocks(version)), HOLE)
         else:

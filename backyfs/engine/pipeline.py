@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import cycle
+from itertools import cycle, groupby
 from typing import TYPE_CHECKING
 
 from backyfs.blocks import new_blob_uids, new_shelf
@@ -21,16 +21,18 @@ from backyfs.engine.mapbuilder import MapBuilder
 from backyfs.engine.tasks import Flushed, Hashed, Result, Stored, Tasks
 from backyfs.engine.window import Window, default_workers
 from backyfs.errors import BackyfsError, InterruptedByUser
-from backyfs.geometry import PAGE_ENTRIES, BlockRun, block_count, block_length, block_runs
+from backyfs.geometry import PAGE_ENTRIES, BlockRun, block_count, block_length, block_runs, page_position
 from backyfs.metadata.blobs import find_blobs, insert_blobs
-from backyfs.metadata.blockmap import HOLE, BlobsGoneError, commit_page
+from backyfs.metadata.blockmap import ABSENT, HOLE, BlobsGoneError, commit_page
 from backyfs.model import BlockIndex
 
 if TYPE_CHECKING:
     from array import array
     from collections.abc import Callable, Iterable, Iterator
 
+    from backyfs.engine.inherited import Inherited
     from backyfs.engine.job import Job
+    from backyfs.engine.plan import Plan
     from backyfs.metadata.stats import BackupStatistics
     from backyfs.model import BlobId, BlobUid, PageNumber, Progress, SavedBlob, Version
     from backyfs.repository import Repository
@@ -44,6 +46,7 @@ _LOOK_UP_RUNS = 4         # are looked up at once: a query for one run costs as 
 _FLUSH_BYTES = 64 << 20   # a flush begins when so much was stored since the last one, or
 _FLUSH_BLOBS = 4096       # so many blobs, or
 _FLUSH_S = 5.0            # when that was so long ago: a killed backup loses no more
+_COMMIT_S = 2.0           # so often pages are committed that are not complete: it can be continued from there
 
 
 @dataclass(slots=True)
@@ -74,7 +77,10 @@ class Pipeline:
         statistics: BackupStatistics,
         progress: Progress,
         stop: Callable[[], bool],
+        inherited: Inherited,
+        plan: Plan | None,
     ) -> None:
+        """Prepare to read what `plan` says, or everything; what is not read is as `inherited` has it."""
         self._repository = repository
         self._source = source
         self._version = version
@@ -85,7 +91,9 @@ class Pipeline:
         self._block_size = repository.block_size
         self._blocks = block_count(version.size_bytes, self._block_size)
         self._tasks = Tasks(source, repository.blocks, self._block_size)
-        self._map = MapBuilder(self._blocks)
+        self._plan = plan
+        self._inherited = inherited
+        self._map = MapBuilder(self._blocks, inherited.initial, inherited.committed)
         self._run_blocks = max(1, min(_RUN_BLOCKS, _RUN_BYTES // self._block_size))
         # Small blocks are mostly Python's work, of which one thread does as much as several.
         self._workers = default_workers() - (1 if self._run_blocks > _FEW_BLOCKS else 0)
@@ -96,6 +104,7 @@ class Pipeline:
         self._hashed: list[Hashed] = []  # runs that were read and not looked up
         self._unflushed = _Unflushed()
         self._flushing = False
+        self._begun_committed_s = time.monotonic()
         self._shelves = self._new_shelves()
 
     def run(self) -> None:
@@ -128,18 +137,36 @@ class Pipeline:
     # What is submitted, and what comes back.
 
     def _feed(self, window: Window[Result]) -> None:
-        extents = self._source.data_extents()
+        extents = self._source.data_extents() if self._plan is None else self._plan.extents()
         covered = 0
         for run in block_runs(extents, self._version.size_bytes, self._block_size, self._run_blocks):
-            while not self._buffers:
-                self._handle(window)
-            self._check()
-            self._count_holes(covered, run.first)
+            self._pass_over(covered, run.first)
             covered = run.first + run.count
-            self._map.expect(run)
-            self._reading += 1
-            window.submit(self._tasks.read, run, self._buffers.pop())
-        self._count_holes(covered, self._blocks)
+            for part in self._not_committed(run):
+                while not self._buffers:
+                    self._handle(window)
+                self._check()
+                self._map.expect(part)
+                self._reading += 1
+                window.submit(self._tasks.read, part, self._buffers.pop())
+        self._pass_over(covered, self._blocks)
+
+    def _not_committed(self, run: BlockRun) -> Iterator[BlockRun]:
+        """Yield the parts of a run that an earlier run of this backup has not committed."""
+        page_no, position = page_position(run.first)
+        if page_no not in self._inherited.begun:
+            yield run
+            return
+        states = self._inherited.committed(page_no)[position : position + run.count]
+        first = 0
+        for is_absent, group in groupby(states, lambda entry: entry == ABSENT):
+            count = len(list(group))
+            part = BlockRun(BlockIndex(run.first + first), count)
+            first += count
+            if is_absent:
+                yield part
+            else:
+                self._progress.advance(self._bytes_of(part))
 
     def _drain(self, window: Window[Result]) -> None:
         while window.pending or self._unflushed.saved:
@@ -157,15 +184,15 @@ class Pipeline:
                     if not isinstance(result, Hashed):
                         self._settle(result)
         self._insert(self._tasks.flush(self._unflushed.saved).saved)
-        self._map.abandon()
         self._commit_pages()
+        self._commit_begun()
 
     def _check(self) -> None:
         self._job.check()
         if self._stop():
             raise InterruptedByUser(
-                f"interrupted: version {self._version.uid} stays incomplete; what was stored is used by the "
-                "next backup"
+                f"interrupted: version {self._version.uid} stays incomplete; add --continue-version "
+                f"{self._version.uid} to go on where it was, or start anew: what was stored is used again"
             )
 
     def _handle(self, window: Window[Result]) -> None:
@@ -179,6 +206,8 @@ class Pipeline:
             self._look_up(window)
         if self._unflushed.is_due() and not self._flushing:
             self._start_flush(window)
+        if time.monotonic() - self._begun_committed_s >= _COMMIT_S:
+            self._commit_begun()
 
     def _settle(self, result: Stored | Flushed) -> None:
         if isinstance(result, Stored):
@@ -274,11 +303,17 @@ class Pipeline:
             while (gone := self._try_to_commit(page_no, entries)) is not None:
                 self._store_again(page_no, entries, gone)
 
+    def _commit_begun(self) -> None:
+        """Commit the pages that are not complete as far as they are, for a backup that continues this one."""
+        for page_no, entries in self._map.take_begun():
+            self._try_to_commit(page_no, entries)  # what a cleanup took is stored anew once the page is complete
+        self._begun_committed_s = time.monotonic()
+
     def _try_to_commit(self, page_no: PageNumber, entries: array[int]) -> frozenset[BlobId] | None:
         """Commit a page; return None, or the blobs that a cleanup took meanwhile, having done nothing."""
         try:
             with self._repository.database.write() as connection:
-                commit_page(connection, self._version.id, page_no, entries)
+                commit_page(connection, self._version.id, page_no, entries, keep_holes=True)
         except BlobsGoneError as gone:
             return gone.blob_ids
         return None
@@ -300,8 +335,9 @@ class Pipeline:
                 ids = insert_blobs(connection, saved, datetime.now(UTC))
             entries[position] = ids[saved[0].uid]
 
-    def _count_holes(self, first: int, stop: int) -> None:
-        if first < stop:
+    def _pass_over(self, first: int, stop: int) -> None:
+        """Count blocks that are not read, and are zeros unless they are as in the base."""
+        if first < stop and (self._plan is None or not self._plan.has_base):
             size = self._bytes_of(BlockRun(BlockIndex(first), stop - first))
             self._statistics.blocks_sparse += stop - first
             self._statistics.bytes_sparse += size

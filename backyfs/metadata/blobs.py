@@ -129,6 +129,11 @@ def find_by_uid(connection: Connection, uids: Iterable[BlobUid]) -> dict[BlobUid
     return found
 
 
+def damaged_blobs(connection: Connection) -> frozenset[BlobId]:
+    """Return the blobs that were found damaged."""
+    return frozenset(connection.execute(select(blobs.c.id).where(blobs.c.valid.is_(False))).scalars())
+
+
 def newest_wrapped_key(connection: Connection) -> bytes | None:
     """Return the wrapped data key of the newest blob that has one; None: there is no such blob."""
     query = select(blobs.c.wrapped_key).where(blobs.c.wrapped_key.is_not(None)).order_by(blobs.c.id.desc()).limit(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import uuid
 from array import array
+from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
 
 import zstandard
@@ -17,14 +18,14 @@ from blake3 import blake3
 from sqlalchemy import bindparam, func, insert, select, update
 
 from backyfs.errors import BackyfsError, DatabaseError
-from backyfs.geometry import PAGE_ENTRIES, page_length
+from backyfs.geometry import PAGE_ENTRIES, page_count, page_length
 from backyfs.metadata.batches import batches
 from backyfs.metadata.database import insert_row
 from backyfs.metadata.tables import blob_refs, pages, version_pages
 from backyfs.model import BlobId, PageId, PageNumber, VersionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from sqlalchemy import Connection
 
@@ -91,13 +92,22 @@ def commit_page(
     A page of nothing but holes gets no row, unless `keep_holes` says that the version stays incomplete, where
     no row means that nothing is known.
 
-    The blobs it names are durable and have rows. To be called in a write transaction, which the caller
-    rolls back when this raises.
+    The page it had is removed if nobody else has it. The blobs it names are durable and have rows. To be called in
+    a write transaction, which the caller rolls back when this raises.
 
     Raises:
         BlobsGoneError: some of the blobs are doomed or gone.
     """
-    _drop_page(connection, version_id, page_no)
+    replaced = _drop_page(connection, version_id, page_no)
+    page_id = _add_page(connection, version_id, page_no, entries, keep_holes=keep_holes)
+    if replaced is not None:
+        remove_unused_page(connection, replaced)
+    return page_id
+
+
+def _add_page(
+    connection: Connection, version_id: VersionId, page_no: PageNumber, entries: Entries, *, keep_holes: bool
+) -> PageId | None:
     if not keep_holes and all(entry == HOLE for entry in entries):
         return None  # an absent row is a page of holes
     digest = _digest(entries)
@@ -108,10 +118,48 @@ def commit_page(
     return page_id
 
 
-def share_page(connection: Connection, version_id: VersionId, page_no: PageNumber, page_id: PageId) -> None:
-    """Make a page that another version has page `page_no` of this one, which has none there, and count."""
-    connection.execute(update(pages).where(pages.c.id == page_id).values(refs=pages.c.refs + 1))
-    connection.execute(insert(version_pages).values(version_id=version_id, page_no=page_no, page_id=page_id))
+def share_pages(
+    connection: Connection, version_id: VersionId, shared: Collection[tuple[PageNumber, PageId]]
+) -> None:
+    """Make pages that other versions have pages of this one, which has none there, and count."""
+    rows = [{"version_id": version_id, "page_no": page_no, "page_id": page_id} for page_no, page_id in shared]
+    for batch in batches(rows):
+        connection.execute(insert(version_pages), batch)
+    uses: dict[int, list[PageId]] = {}
+    for page_id, count in Counter(page_id for _, page_id in shared).items():
+        uses.setdefault(count, []).append(page_id)
+    for count, page_ids in uses.items():
+        for some in batches(page_ids):
+            connection.execute(update(pages).where(pages.c.id.in_(some)).values(refs=pages.c.refs + count))
+
+
+def forget_holes(connection: Connection, version_id: VersionId, blocks: int) -> None:
+    """Take the rows of pages that are nothing but holes from a version, which then is complete, and count."""
+    lengths = {page_length(page_no, blocks) for page_no in map(PageNumber, (0, page_count(blocks) - 1)) if blocks}
+    for length in lengths:
+        digest = _digest(new_entries(length, HOLE))
+        page_id = connection.execute(select(pages.c.id).where(pages.c.digest == digest)).scalar_one_or_none()
+        if page_id is None:
+            continue
+        here = (version_pages.c.version_id == version_id) & (version_pages.c.page_id == page_id)
+        count = connection.execute(version_pages.delete().where(here)).rowcount
+        if count:
+            connection.execute(update(pages).where(pages.c.id == page_id).values(refs=pages.c.refs - count))
+            remove_unused_page(connection, PageId(page_id))
+
+
+def remove_unused_page(connection: Connection, page_id: PageId) -> bool:
+    """Remove a page that no version has, and count; return False if one has it.
+
+    Raises:
+        DatabaseError: the page is damaged.
+    """
+    packed = connection.execute(select(pages.c.entries).where(pages.c.id == page_id)).scalar_one_or_none()
+    unused = pages.delete().where(pages.c.id == page_id, pages.c.refs == 0)
+    if packed is None or connection.execute(unused).rowcount == 0:
+        return False
+    _count_use(connection, {BlobId(entry) for entry in unpack(packed) if entry > HOLE}, -1)
+    return True
 
 
 def list_pages(connection: Connection, version_id: VersionId) -> list[tuple[PageNumber, PageId]]:
@@ -178,12 +226,14 @@ def references_add_up(connection: Connection) -> bool:
     return bool(page_refs == named and blob_uses == uses)
 
 
-def _drop_page(connection: Connection, version_id: VersionId, page_no: PageNumber) -> None:
+def _drop_page(connection: Connection, version_id: VersionId, page_no: PageNumber) -> PageId | None:
     here = (version_pages.c.version_id == version_id) & (version_pages.c.page_no == page_no)
     page_id = connection.execute(select(version_pages.c.page_id).where(here)).scalar_one_or_none()
-    if page_id is not None:
-        connection.execute(version_pages.delete().where(here))
-        connection.execute(update(pages).where(pages.c.id == page_id).values(refs=pages.c.refs - 1))
+    if page_id is None:
+        return None
+    connection.execute(version_pages.delete().where(here))
+    connection.execute(update(pages).where(pages.c.id == page_id).values(refs=pages.c.refs - 1))
+    return PageId(page_id)
 
 
 def _share_page(connection: Connection, digest: bytes) -> PageId | None:
@@ -195,7 +245,7 @@ def _share_page(connection: Connection, digest: bytes) -> PageId | None:
 
 def _insert_page(connection: Connection, digest: bytes, entries: Entries) -> PageId:
     blob_ids = frozenset(BlobId(entry) for entry in entries if entry > HOLE)
-    if blob_ids and _count_use(connection, blob_ids) != len(blob_ids):
+    if _count_use(connection, blob_ids, 1) != len(blob_ids):
         raise BlobsGoneError(blob_ids - _living(connection, blob_ids))
     row = insert(pages).values(
         uid=str(uuid.uuid4()), digest=digest, entries=pack(entries), refs=1, published=False
@@ -203,11 +253,13 @@ def _insert_page(connection: Connection, digest: bytes, entries: Entries) -> Pag
     return PageId(insert_row(connection, row))
 
 
-def _count_use(connection: Connection, blob_ids: Iterable[BlobId]) -> int:
-    """Count one page more for each of these blobs, unless it is doomed; return for how many."""
+def _count_use(connection: Connection, blob_ids: Collection[BlobId], pages_more: int) -> int:
+    """Count so many pages more for each of these blobs, unless it is doomed; return for how many."""
+    if not blob_ids:
+        return 0
     # The numbers stand in the text: a thousand parameters took longer than the statement.
     numbers = ",".join(map(str, sorted(blob_ids)))
-    used = f"UPDATE {blob_refs.name} SET refs = refs + 1 WHERE blob_id IN ({numbers})"  # noqa: S608 - integers
+    used = f"UPDATE {blob_refs.name} SET refs = refs + ({pages_more:d}) WHERE blob_id IN ({numbers})"  # noqa: S608 - integers
     return connection.exec_driver_sql(used).rowcount
 
 

@@ -6,6 +6,7 @@ from benchmarks.measures import (  # noqa: I001  the order of the report
     start as start,
     small_blocks as small_blocks,
     memory as memory,
+    hints as hints,
     metadata as metadata,
     mount as mount,
     random_image as random_image,

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from backyfs.cli.commands.ls import version_row
 from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.moments import MOMENT
 from backyfs.cli.output import print_object
 from backyfs.cli.sizes import human_size
+from backyfs.cli.tags import TAGS
 from backyfs.cli.text import printable, stored_text
 from backyfs.engine.backup import BackupReport, BackupRequest, backup
+from backyfs.errors import HintsError
+from backyfs.hints import parse_hints
+from backyfs.metadata.versions import find_version
 from backyfs.sources import open_source
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from backyfs.cli.invocation import Invocation
     from backyfs.model import Version
 
@@ -30,26 +38,85 @@ if TYPE_CHECKING:
     metavar="TEXT",
     help="Name of the snapshot that is backed up.",
 )
+@click.option(
+    "-r",
+    "--rbd",
+    "--hints",
+    "hints",
+    metavar="FILE",
+    help="Read only what changed: the output of `rbd diff --format=json`; - is the standard input.",
+)
+@click.option(
+    "-f",
+    "--from-version",
+    callback=stored_text,
+    metavar="VERSION",
+    help="The version since which the hints tell the changes; without it, what they do not name is zeros.",
+)
+@click.option(
+    "-c",
+    "--continue-version",
+    callback=stored_text,
+    metavar="VERSION",
+    help="Go on with a backup that was interrupted, of the same image in the same state.",
+)
+@click.option(
+    "-t",
+    "--tag",
+    "tags",
+    type=TAGS,
+    metavar="A,B",
+    help="Tags of the version. By default b_daily, b_weekly and b_monthly, as they are due.",
+)
+@click.option(
+    "-e", "--expire", type=MOMENT, metavar="DATE", help="When the version expires: a date, or +30d for in 30 days."
+)
 @click.pass_obj
-def command(invocation: Invocation, source: str, name: str, snapshot_name: str) -> None:
+def command(
+    invocation: Invocation,
+    source: str,
+    name: str,
+    snapshot_name: str,
+    hints: str | None,
+    from_version: str | None,
+    continue_version: str | None,
+    tags: tuple[str, ...] | None,
+    expire: datetime | None,
+) -> None:
     """Back up SOURCE as a new version of NAME.
 
     SOURCE is a path, file://PATH or a block device. It should not change while it is read: take a snapshot
     of a disk that is in use. With -m the uid of the version is printed as soon as it is known, and at the
     end.
+
+    With --hints and --from-version only what changed since that version is read. Some of the other blocks are
+    compared with the source all the same; if one differs nothing is stored, and the exit status is 5.
     """
+    changes = None if hints is None else parse_hints(_read_hints(hints), hints)
 
     def announce(version: Version) -> None:
         if invocation.form is OutputForm.PIPE:
             click.echo(version.uid)
+            sys.stdout.flush()  # who waits for it may read from a pipe
 
     with invocation.open_repository() as repository, stop_on_signals() as stop:
+        with repository.database.read() as connection:
+            base = None if from_version is None else find_version(connection, from_version)
+            continued = None if continue_version is None else find_version(connection, continue_version)
         image = open_source(source)
         try:
             report = backup(
                 repository,
                 image,
-                BackupRequest(name=name, snapshot_name=snapshot_name),
+                BackupRequest(
+                    name=name,
+                    snapshot_name=snapshot_name,
+                    tags=tags,
+                    expire_at=expire,
+                    hints=changes,
+                    base=base,
+                    continued=continued,
+                ),
                 progress=invocation.progress(),
                 stop=stop,
                 announce=announce,
@@ -57,6 +124,16 @@ def command(invocation: Invocation, source: str, name: str, snapshot_name: str) 
         finally:
             image.close()
     _print(invocation, report, repository.block_size)
+
+
+def _read_hints(path: str) -> bytes:
+    try:
+        if path == "-":
+            return sys.stdin.buffer.read()
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise HintsError(f"{path} cannot be read: {error.strerror}; name a file with hints") from error
 
 
 def _print(invocation: Invocation, report: BackupReport, block_size: int) -> None:

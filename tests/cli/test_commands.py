@@ -119,15 +119,15 @@ def test_backup_prints_json(call, image):
 
 
 def test_ls_prints_the_lines_of_backy2_for_machines(call, config, image):
-    call("backup", image, "b")
-    call("backup", image, "a", "-s", "snap")
+    call("backup", image, "b", "-e", "2030-12-31")
+    call("backup", image, "a", "-s", "snap", "-t", "y,x")
     status, out, err = call("-m", "ls")
     assert (status, err) == (0, "")
     header, first, second = out.splitlines()
     assert header == "date|name|snapshot_name|size|size_bytes|uid|valid|protected|tags|expire"
     date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
-    assert re.fullmatch(rf"{date}\|a\|snap\|4\|12293\|{UID}\|1\|0\|\|", first)
-    assert re.fullmatch(rf"{date}\|b\|\|4\|12293\|{UID}\|1\|0\|\|", second)
+    assert re.fullmatch(rf"{date}\|a\|snap\|4\|12293\|{UID}\|1\|0\|x,y\|", first)
+    assert re.fullmatch(rf"{date}\|b\|\|4\|12293\|{UID}\|1\|0\|b_daily,b_monthly,b_weekly\|2030-12-31 00:00:00", second)
 
 
 def test_ls_leaves_the_header_out_when_asked(call, image):
@@ -154,7 +154,7 @@ def test_ls_prints_json_with_the_field_names_of_backy2_and_ours(call, image):
         "status",
     ]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", version["date"])
-    assert (version["tags"], version["expire"], version["protected"]) == ([], None, False)
+    assert (version["tags"], version["expire"], version["protected"]) == (["b_daily", "b_monthly", "b_weekly"], None, False)
 
 
 def test_ls_of_nothing_is_a_header_or_an_empty_list(call):

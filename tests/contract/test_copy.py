@@ -21,7 +21,7 @@ from backyfs.metadata.blockmap import (
     commit_page,
     new_entries,
     references_add_up,
-    share_page,
+    share_pages,
 )
 from backyfs.metadata.database import Database
 from backyfs.metadata.identity import Identity, add_key_slot, save_identity
@@ -124,7 +124,7 @@ def fill(connection: Connection) -> None:
     page_id = commit_page(connection, made[0].id, PageNumber(0), full)
     assert page_id is not None
     for number in range(1, 600):
-        share_page(connection, made[0].id, PageNumber(number), page_id)
+        share_pages(connection, made[0].id, [(PageNumber(number), page_id)])
     commit_page(connection, made[1].id, PageNumber(2**31 - 1), new_entries(2, ids[1050]))
     commit_page(connection, made[9].id, PageNumber(5), new_entries(1024, ABSENT))
     insert_statistics_records(connection, [statistics(0.1, None), statistics(1234567.8901234, 2**50)])

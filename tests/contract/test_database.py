@@ -20,12 +20,13 @@ from backyfs.metadata.blockmap import (
     HOLE,
     BlobsGoneError,
     commit_page,
+    forget_holes,
     list_pages,
     load_page,
     new_entries,
     page_entries,
     references_add_up,
-    share_page,
+    share_pages,
 )
 from backyfs.metadata.database import Database
 from backyfs.metadata.identity import Identity, add_key_slot, list_key_slots, load_identity, save_identity
@@ -547,7 +548,7 @@ def test_equal_pages_are_one_and_are_counted(connection: Connection) -> None:
     assert len(set(ids)) == 1
     assert (refs_of_pages(connection), refs_of_blobs(connection)) == ([3], [1, 1])
     assert ids[0] is not None
-    share_page(connection, one.id, PageNumber(7), ids[0])
+    share_pages(connection, one.id, [(PageNumber(7), ids[0])])
     assert (refs_of_pages(connection), list_pages(connection, one.id)) == ([4], [(0, ids[0]), (7, ids[0])])
     assert references_add_up(connection)
 
@@ -558,9 +559,12 @@ def test_a_page_takes_the_place_of_the_one_before(connection: Connection) -> Non
     for blob_id in (first, second):
         commit_page(connection, version.id, PageNumber(0), new_entries(1, blob_id))
     assert load_page(connection, version.id, PageNumber(0)) == new_entries(1, second)
-    assert refs_of_pages(connection) == [0, 1]
+    assert (refs_of_pages(connection), refs_of_blobs(connection)) == ([1], [0, 1])
     assert commit_page(connection, version.id, PageNumber(0), new_entries(1, HOLE)) is None
-    assert (refs_of_pages(connection), list_pages(connection, version.id)) == ([0, 0], [])
+    assert (refs_of_pages(connection), list_pages(connection, version.id)) == ([], [])
+    assert commit_page(connection, version.id, PageNumber(0), new_entries(1, HOLE), keep_holes=True) is not None
+    forget_holes(connection, version.id, 1)
+    assert (refs_of_pages(connection), list_pages(connection, version.id)) == ([], [])
     assert references_add_up(connection)
 
 

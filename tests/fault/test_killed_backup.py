@@ -65,6 +65,10 @@ def test_a_backup_killed_at_any_time_loses_nothing(config_file, tmp_path, object
             versions = {version.uid: version for version in list_versions(connection)}
         assert versions[first.uid].status is VersionStatus.VALID
         expect_exact(repository, first, earlier, tmp_path)
+        for begun in versions.values():
+            if begun.status is VersionStatus.INCOMPLETE:
+                continued = back_up(repository, image, continued=begun).version
+                expect_exact(repository, continued, image, tmp_path)
         again = back_up(repository, image)
         expect_exact(repository, again.version, image, tmp_path)
         audit(repository)

@@ -16,22 +16,25 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 
 from backyfs.errors import DatabaseError
-from backyfs.geometry import PAGE_ENTRIES
+from backyfs.geometry import PAGE_ENTRIES, page_count, page_length
 from backyfs.metadata.blobs import insert_blobs
 from backyfs.metadata.blockmap import (
     ABSENT,
     HOLE,
     BlobsGoneError,
     commit_page,
+    forget_holes,
+    list_pages,
     load_page,
     new_entries,
     pack,
     page_entries,
+    remove_unused_page,
     unpack,
 )
 from backyfs.metadata.tables import blob_refs, pages, version_pages
 from backyfs.metadata.versions import create_version, set_status
-from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, Version, VersionId, VersionStatus
+from backyfs.model import BlobId, BlobUid, PageId, PageNumber, SavedBlob, Version, VersionId, VersionStatus
 from tests.audit import doom
 from tests.repositories import make_repository, opened
 
@@ -259,11 +262,11 @@ def test_a_page_of_absent_blocks_is_no_page_of_holes(connection: Connection) -> 
     assert counted_uses(connection) == {}
 
 
-def test_a_replaced_page_is_no_longer_counted(connection: Connection) -> None:
+def test_a_replaced_page_goes_when_nobody_else_has_it(connection: Connection) -> None:
     commit(connection, 1, 0, [1])
     commit(connection, 1, 0, [2])
     assert load_page(connection, VersionId(1), FIRST) == entries_of(2)
-    assert sorted(page_refs(connection).values()) == [0, 1]
+    assert list(page_refs(connection).values()) == [1]
     assert_counts_are_right(connection)
 
 
@@ -271,7 +274,7 @@ def test_a_page_replaced_by_holes_is_no_longer_named(connection: Connection) -> 
     commit(connection, 1, 0, [1])
     commit(connection, 1, 0, [HOLE])
     assert load_page(connection, VersionId(1), FIRST) is None
-    assert list(page_refs(connection).values()) == [0]
+    assert page_refs(connection) == {}
 
 
 def test_a_page_replaced_by_itself_is_counted_once(connection: Connection) -> None:
@@ -281,12 +284,36 @@ def test_a_page_replaced_by_itself_is_counted_once(connection: Connection) -> No
     assert counted_uses(connection) == {1: 1}
 
 
-def test_a_page_that_nobody_names_any_more_is_used_again(connection: Connection) -> None:
+def test_a_replaced_page_stays_where_others_have_it(connection: Connection) -> None:
     commit(connection, 1, 0, [1])
-    commit(connection, 1, 0, [2])
     commit(connection, 2, 3, [1])
+    commit(connection, 1, 0, [2])
     assert sorted(page_refs(connection).values()) == [1, 1]
     assert load_page(connection, VersionId(2), PageNumber(3)) == entries_of(1)
+    assert_counts_are_right(connection)
+
+
+def test_a_page_that_a_version_has_is_not_removed(connection: Connection) -> None:
+    commit(connection, 1, 0, [1])
+    [page_id] = page_refs(connection)
+    assert not remove_unused_page(connection, PageId(page_id))
+    assert list(page_refs(connection).values()) == [1]
+
+
+@pytest.mark.parametrize("blocks", [1, PAGE_ENTRIES, 2 * PAGE_ENTRIES, 2 * PAGE_ENTRIES + 5])
+def test_rows_of_pages_of_holes_go_when_a_version_is_complete(connection: Connection, blocks: int) -> None:
+    data = entries_of(*[HOLE] * (page_length(FIRST, blocks) - 1), 7)
+    commit_page(connection, VersionId(1), FIRST, data)
+    for number in range(1, page_count(blocks)):
+        holes = new_entries(page_length(PageNumber(number), blocks), HOLE)
+        commit_page(connection, VersionId(1), PageNumber(number), holes, keep_holes=True)
+        commit_page(connection, VersionId(2), PageNumber(number), holes, keep_holes=True)
+    forget_holes(connection, VersionId(1), blocks)
+    assert [number for number, _ in list_pages(connection, VersionId(1))] == [0]
+    assert len(list_pages(connection, VersionId(2))) == page_count(blocks) - 1
+    assert_counts_are_right(connection)
+    forget_holes(connection, VersionId(2), blocks)
+    assert list(page_refs(connection).values()) == [1]
 
 
 page_contents = st.one_of(
@@ -311,7 +338,7 @@ def test_every_count_equals_a_recount_after_every_commit(
             loaded = load_page(connection, VersionId(version), PageNumber(page_no))
             assert list(loaded or [HOLE] * len(entries)) == entries
         in_use = {tuple(entries) for entries in model.values() if any(entries)}
-        assert sum(refs > 0 for refs in page_refs(connection).values()) == len(in_use)
+        assert len(page_refs(connection)) == len(in_use)
         transaction.rollback()
 
 

@@ -1,0 +1,85 @@
+"""Which blocks a backup reads, which are zeros, and which are as in the version it is based on. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backyfs.geometry import PAGE_ENTRIES, Extent, block_count
+from backyfs.hints import block_hints
+from backyfs.model import PageNumber
+from backyfs.ranges import Ranges, ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from backyfs.hints import Hints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What becomes of the blocks of an image. A block that is in no range is as in the base, or zeros without one."""
+
+    size_bytes: int
+    block_size: int
+    read: Ranges   # may hold nothing but zeros all the same
+    zeros: Ranges  # known to be zeros
+    kept: Ranges   # as in the base: all others, as far as the base has them in the same length
+    has_base: bool
+
+    def extents(self) -> Iterator[Extent]:
+        """Yield the bytes that are to be read, in order."""
+        for first, stop in self.read:
+            yield Extent(first * self.block_size, min(stop * self.block_size, self.size_bytes))
+
+    def bytes_of(self, blocks: Ranges) -> int:
+        """Return how many bytes of the image these blocks have."""
+        size_bytes, block_size = self.size_bytes, self.block_size
+        return sum(min(stop * block_size, size_bytes) - first * block_size for first, stop in blocks)
+
+    def pages_with_reads(self) -> frozenset[PageNumber]:
+        """Return the pages of the block map in which something is to be read."""
+        return frozenset(
+            PageNumber(number)
+            for first, stop in self.read
+            for number in range(first // PAGE_ENTRIES, -(-stop // PAGE_ENTRIES))
+        )
+
+
+def plan_backup(
+    hints: Hints, size_bytes: int, block_size: int, *, base_bytes: int | None, data: Iterable[Extent], damaged: Ranges
+) -> Plan:
+    """Return what is to be done with the blocks of an image of which hints are known.
+
+    `base_bytes` is the size of the base, None: there is no base, and what is not hinted is zeros. `data` are the
+    extents of the source that are not known to be zeros: beyond what the base has, they are read, hinted or not.
+    `damaged` are blocks of the base that cannot be taken from it.
+
+    Raises:
+        HintsError: the hints reach beyond the end of the image.
+    """
+    hinted = block_hints(hints, size_bytes, block_size)
+    blocks = block_count(size_bytes, block_size)
+    if base_bytes is None:
+        return Plan(
+            size_bytes=size_bytes,
+            block_size=block_size,
+            read=hinted.read,
+            zeros=hinted.zeros,
+            kept=Ranges(),
+            has_base=False,
+        )
+    # A short last block is in the base in that length only.
+    same = blocks if base_bytes == size_bytes else min(base_bytes, size_bytes) // block_size
+    beyond = Ranges()
+    if same < blocks:  # to ask a large source for its extents takes a while
+        beyond = ranges((max(same, each.start // block_size), block_count(each.stop, block_size)) for each in data)
+    read = hinted.read | (beyond - hinted.zeros) | (damaged & ranges([(0, same)]) - hinted.zeros)
+    return Plan(
+        size_bytes=size_bytes,
+        block_size=block_size,
+        read=read,
+        zeros=hinted.zeros,
+        kept=ranges([(0, same)]) - read - hinted.zeros,
+        has_base=True,
+    )

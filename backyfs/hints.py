@@ -1,0 +1,102 @@
+"""Hints: which bytes of an image changed since a base version, as `rbd diff --format=json` lists them. Pure.
+
+    [{"offset": 0, "length": 4194304, "exists": "true"}, ...]
+
+`exists` false: these bytes are zeros now. Ceph writes it as text or as a truth value, depending on its release.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from backyfs.errors import HintsError
+from backyfs.geometry import block_count
+from backyfs.ranges import Ranges, ranges
+
+if TYPE_CHECKING:
+    from backyfs.ranges import Range
+
+_REMEDY = "make the list with `rbd diff --format=json`"
+_EXISTS = {"true": True, "false": False, True: True, False: False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hints:
+    """Bytes of an image that changed."""
+
+    data: Ranges  # they hold something now
+    zeros: Ranges  # they are zeros now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockHints:
+    """What hints mean for the blocks of an image. A block that is in neither is as it was."""
+
+    read: Ranges
+    zeros: Ranges
+
+
+def parse_hints(text: str | bytes, where: str) -> Hints:
+    """Return the hints in a text; `where` it is from is told in errors.
+
+    Raises:
+        HintsError: it is no such list.
+    """
+    found = _Found(where)
+    try:
+        listed = json.loads(text, object_hook=found.add)
+    except (ValueError, RecursionError) as error:  # not UTF-8, too
+        raise HintsError(f"{where}: not JSON that can be read: {error}; {_REMEDY}") from error
+    if not isinstance(listed, list) or listed != [None] * len(found.parts):
+        raise HintsError(f"{where}: not a list of objects; {_REMEDY}")
+    return Hints(
+        data=ranges(part for part, exists in found.parts if exists),
+        zeros=ranges(part for part, exists in found.parts if not exists),
+    )
+
+
+class _Found:
+    """The entries of a list of hints, each taken as it is parsed: as objects they took ten times the memory."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self.parts: list[tuple[Range, bool]] = []
+
+    def add(self, entry: dict[str, Any]) -> None:
+        offset, length, exists = (entry.get(key) for key in ("offset", "length", "exists"))
+        if type(offset) is not int or type(length) is not int or offset < 0 or length < 0:
+            raise self._refusal("offset and length have to be numbers of bytes")
+        if not isinstance(exists, (str, bool)) or exists not in _EXISTS:
+            raise self._refusal('exists has to be "true" or "false"')
+        self.parts.append(((offset, offset + length), _EXISTS[exists]))
+
+    def _refusal(self, fact: str) -> HintsError:
+        return HintsError(f"{self._where}: entry {len(self.parts) + 1}: {fact}; {_REMEDY}")
+
+
+def block_hints(hints: Hints, size_bytes: int, block_size: int) -> BlockHints:
+    """Return what hints mean for the blocks of an image of this size.
+
+    A block of which a part became zeros is read: the rest of it is as it was, and can be anything.
+
+    Raises:
+        HintsError: they reach beyond the end of the image.
+    """
+    end = max((part.parts[-1][1] for part in (hints.data, hints.zeros) if part.parts), default=0)
+    if end > size_bytes:
+        raise HintsError(
+            f"the hints reach to byte {end}, the source ends at byte {size_bytes}: they are for another image, or for "
+            "a larger state of it; make hints for the snapshot that is backed up"
+        )
+    blocks = block_count(size_bytes, block_size)
+    whole_zeros = ranges(
+        (-(-start // block_size), blocks if stop == size_bytes else stop // block_size) for start, stop in hints.zeros
+    )
+    data, partly_zeros = (
+        ranges((start // block_size, block_count(stop, block_size)) for start, stop in part)
+        for part in (hints.data, hints.zeros)
+    )
+    zeros = whole_zeros - data
+    return BlockHints(read=(data | partly_zeros) - zeros, zeros=zeros)

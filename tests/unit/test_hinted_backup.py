@@ -1,0 +1,362 @@
+"""Backups with hints: they read what is hinted, keep the rest of the base, and notice when that is not right."""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import update
+
+from backyfs.engine.backup import BackupRequest, backup
+from backyfs.engine.restore import restore
+from backyfs.errors import HintsError, InterruptedByUser, UsageError, VersionError
+from backyfs.geometry import PAGE_ENTRIES
+from backyfs.hints import Hints
+from backyfs.metadata.blockmap import ABSENT, list_pages, load_page
+from backyfs.metadata.tables import blobs, versions
+from backyfs.metadata.versions import list_versions
+from backyfs.model import PageNumber, VersionStatus
+from backyfs.ranges import ranges
+from backyfs.sources.file import FileSource
+from tests.audit import audit, count_jobs
+from tests.images import random_bytes, random_image, sparse_image
+from tests.mount.stored import blob_of
+from tests.repositories import BLOCK, back_up, make_repository, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from backyfs.engine.backup import BackupReport
+    from backyfs.model import Version
+    from backyfs.ranges import Range
+    from backyfs.repository import Repository
+
+PAGE_BYTES = PAGE_ENTRIES * BLOCK
+
+
+class RecordingSource(FileSource):
+    """A file that notes which blocks of it are read, and can end the backup after so many."""
+
+    def __init__(self, path: Path, stop_after: int | None = None) -> None:
+        super().__init__(str(path))
+        self.blocks: list[int] = []
+        self._stop_after = stop_after
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        super().read_into(offset, buffer)
+        self.blocks += range(offset // BLOCK, -(-(offset + len(buffer)) // BLOCK))
+
+    def has_enough(self) -> bool:
+        return self._stop_after is not None and len(self.blocks) >= self._stop_after
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    with opened(make_repository(tmp_path / "repository")) as repository:
+        yield repository
+
+
+def hints(data: list[Range] | None = None, zeros: list[Range] | None = None) -> Hints:
+    return Hints(data=ranges(data or []), zeros=ranges(zeros or []))
+
+
+def blocks(*numbers: int) -> list[Range]:
+    return [(number * BLOCK, number * BLOCK + BLOCK) for number in numbers]
+
+
+@contextmanager
+def recorded(image: Path, stop_after: int | None = None) -> Iterator[RecordingSource]:
+    source = RecordingSource(image, stop_after)
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+def back_up_recorded(repository: Repository, image: Path, **request: object) -> tuple[BackupReport, list[int]]:
+    """Back up an image; return the report, and which blocks were read after some were compared with the base."""
+    with recorded(image) as source:
+        report = backup(
+            repository,
+            source,
+            BackupRequest(name="disk", **request),  # type: ignore[arg-type]  # fields of a request
+            announce=lambda _: source.blocks.clear(),
+        )
+        return report, sorted(source.blocks)
+
+
+def expect_restored(repository: Repository, version: Version, image: Path) -> None:
+    target = image.with_suffix(".restored")
+    assert restore(repository, version, str(target), replace=True).damaged == ()
+    assert target.read_bytes() == image.read_bytes()
+
+
+def change(image: Path, offset: int, data: bytes) -> None:
+    with image.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def uids(repository: Repository) -> list[str]:
+    with repository.database.read() as connection:
+        return [version.uid for version in list_versions(connection)]
+
+
+def test_only_hinted_blocks_are_read_and_the_rest_is_kept(repository, tmp_path):
+    image = random_image(tmp_path / "image", 100 * BLOCK + 10)
+    base = back_up(repository, image).version
+    change(image, 7 * BLOCK + 5, b"new")
+    change(image, 50 * BLOCK, bytes(3 * BLOCK))
+    report, read = back_up_recorded(
+        repository,
+        image,
+        base=base,
+        hints=hints([(7 * BLOCK + 5, 7 * BLOCK + 8), (100 * BLOCK, 100 * BLOCK + 10)], blocks(50, 51, 52)),
+    )
+    assert read == [7, 100]
+    assert report.version.status is VersionStatus.VALID
+    expect_restored(repository, report.version, image)
+    counts = report.statistics
+    assert (counts.blocks_read, counts.blocks_written, counts.blocks_deduplicated) == (2, 1, 1)
+    assert (counts.blocks_sparse, counts.bytes_sparse) == (3, 3 * BLOCK)
+    audit(repository)
+    assert count_jobs(repository) == 0
+
+
+def test_a_block_of_which_a_part_became_zeros_is_read(repository, tmp_path):
+    image = random_image(tmp_path / "image", 20 * BLOCK)
+    base = back_up(repository, image).version
+    change(image, 3 * BLOCK, bytes(100))
+    report, read = back_up_recorded(repository, image, base=base, hints=hints(zeros=[(3 * BLOCK, 3 * BLOCK + 100)]))
+    assert read == [3]
+    expect_restored(repository, report.version, image)
+
+
+def test_pages_in_which_nothing_changed_are_shared_with_the_base(repository, tmp_path):
+    image = random_image(tmp_path / "image", 2 * PAGE_BYTES + 3 * BLOCK)
+    base = back_up(repository, image).version
+    change(image, PAGE_BYTES, b"new")
+    version = back_up_recorded(repository, image, base=base, hints=hints(blocks(PAGE_ENTRIES)))[0].version
+    with repository.database.read() as connection:
+        before, after = (dict(list_pages(connection, each.id)) for each in (base, version))
+    assert [before[number] == after[number] for number in (0, 1, 2)] == [True, False, True]
+    expect_restored(repository, version, image)
+    audit(repository)
+
+
+def test_without_a_base_what_is_not_hinted_is_zeros(repository, tmp_path):
+    image = sparse_image(tmp_path / "image", 3 * PAGE_BYTES, {PAGE_BYTES: random_bytes(2 * BLOCK, 1)})
+    report, read = back_up_recorded(repository, image, hints=hints([(PAGE_BYTES, PAGE_BYTES + 2 * BLOCK)]))
+    assert read == [PAGE_ENTRIES, PAGE_ENTRIES + 1]
+    assert report.statistics.blocks_sparse == 3 * PAGE_ENTRIES - 2
+    expect_restored(repository, report.version, image)
+    audit(repository)
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_a_difference_outside_of_the_hints_stops_the_backup_and_leaves_no_version(repository, tmp_path, with_base):
+    image = random_image(tmp_path / "image", 5 * BLOCK)
+    base = back_up(repository, image).version if with_base else None
+    before = uids(repository)
+    change(image, 0, random_bytes(5 * BLOCK, 9))
+    with pytest.raises(HintsError, match=r"bytes 0 to 4096 of the source are in no hint"):
+        back_up(repository, image, base=base, hints=hints(blocks(4)))
+    assert uids(repository) == before
+    assert count_jobs(repository) == 0
+    audit(repository)
+
+
+def test_a_difference_in_a_large_sparse_image_is_found_where_the_base_has_data(repository, tmp_path):
+    size = 50 * PAGE_BYTES
+    image = sparse_image(tmp_path / "image", size, {40 * PAGE_BYTES: random_bytes(BLOCK, 1)})
+    base = back_up(repository, image).version
+    change(image, 40 * PAGE_BYTES, b"something else")
+    with pytest.raises(HintsError, match=f"bytes {40 * PAGE_BYTES} to {40 * PAGE_BYTES + BLOCK} "):
+        back_up(repository, image, base=base, hints=hints(blocks(0)))
+
+
+def test_hints_beyond_the_end_make_no_version(repository, tmp_path):
+    image = random_image(tmp_path / "image", 5 * BLOCK)
+    with pytest.raises(HintsError, match="reach to byte 24576, the source ends at byte 20480"):
+        back_up(repository, image, hints=hints(blocks(5)))
+    assert uids(repository) == []
+
+
+@pytest.mark.parametrize("status", [VersionStatus.INVALID, VersionStatus.INCOMPLETE])
+def test_a_base_that_is_not_valid_is_refused(repository, tmp_path, status):
+    image = random_image(tmp_path / "image", 5 * BLOCK)
+    base = back_up(repository, image).version
+    with repository.database.write() as connection:
+        connection.execute(update(versions).values(status=status.value))
+    with pytest.raises(VersionError, match=f"is {status.value} and cannot be the base"):
+        back_up(repository, image, base=base, hints=hints())
+    assert len(uids(repository)) == 1
+
+
+def test_blocks_of_the_base_that_are_known_to_be_damaged_are_read_again(repository, tmp_path):
+    image = random_image(tmp_path / "image", 20 * BLOCK)
+    base = back_up(repository, image).version
+    damaged = blob_of(repository, base, 11)
+    with repository.database.write() as connection:
+        connection.execute(update(blobs).where(blobs.c.id == damaged.id).values(valid=False))
+    report, read = back_up_recorded(repository, image, base=base, hints=hints(blocks(2)))
+    assert read == [2, 11]
+    assert blob_of(repository, report.version, 11).id != damaged.id
+    expect_restored(repository, report.version, image)
+
+
+@pytest.mark.parametrize("tail", [0, 100])
+def test_an_image_that_has_grown_is_read_beyond_the_end_of_its_base(repository, tmp_path, tail):
+    image = random_image(tmp_path / "image", 10 * BLOCK + tail)
+    base = back_up(repository, image).version
+    with image.open("ab") as file:
+        file.write(random_bytes(2 * BLOCK, 5))
+    report, read = back_up_recorded(repository, image, base=base, hints=hints())
+    assert read == ([10, 11, 12] if tail else [10, 11])
+    expect_restored(repository, report.version, image)
+    audit(repository)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5 * BLOCK, 5 * BLOCK + 100, PAGE_BYTES, PAGE_BYTES + 1])
+def test_an_image_may_have_shrunk(repository, tmp_path, size):
+    image = random_image(tmp_path / "image", PAGE_BYTES + 9 * BLOCK)
+    base = back_up(repository, image).version
+    with image.open("r+b") as file:
+        file.truncate(size)
+    report, read = back_up_recorded(repository, image, base=base, hints=hints())
+    assert read == ([size // BLOCK] if size % BLOCK else [])
+    expect_restored(repository, report.version, image)
+    audit(repository)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 1 << 30), old=st.integers(0, 3000), new=st.integers(0, 3000), tail=st.integers(0, BLOCK - 1))
+def test_whatever_changes_and_is_hinted_comes_back(repository, tmp_path, seed, old, new, tail):
+    chance = random.Random(seed)
+    image = tmp_path / "image"
+    image.write_bytes(random_bytes(old * 16 + tail, seed))
+    repository_size = old * 16 + tail
+    base = back_up(repository, image).version
+    size = new * 16 + chance.choice([0, tail])
+    with image.open("r+b") as file:
+        file.truncate(size)
+    data, zeros = [], []
+    for _ in range(chance.randrange(5)):
+        start = chance.randrange(size + 1)
+        stop = chance.randrange(start, size + 1)
+        became_zeros = chance.random() < 0.5
+        change(image, start, bytes(stop - start) if became_zeros else random_bytes(stop - start, chance.random()))
+        (zeros if became_zeros else data).append((start, stop))
+    zeros_now = ranges(zeros) - ranges(data)
+    content = image.read_bytes()
+    really_zeros = [part for part in zeros_now if not any(content[part[0] : part[1]])]
+    others = [part for part in zeros_now if any(content[part[0] : part[1]])]
+    assert repository_size >= 0
+    version = back_up(repository, image, base=base, hints=hints([*data, *others], really_zeros)).version
+    expect_restored(repository, version, image)
+    audit(repository)
+
+
+def interrupt(repository: Repository, image: Path, after: int, **request: object) -> tuple[Version, set[int]]:
+    """Begin a backup, and end it after so many blocks; return its version and the blocks that were read."""
+    announced: list[Version] = []
+    with recorded(image, after) as source, pytest.raises(InterruptedByUser, match="--continue-version"):
+        backup(
+            repository,
+            source,
+            BackupRequest(name="disk", **request),  # type: ignore[arg-type]  # fields of a request
+            stop=source.has_enough,
+            announce=announced.append,
+        )
+    return announced[0], set(source.blocks)
+
+
+def committed_blocks(repository: Repository, version: Version, count: int) -> set[int]:
+    with repository.database.read() as connection:
+        numbers = range(-(-count // PAGE_ENTRIES))
+        numbered = [(number, load_page(connection, version.id, PageNumber(number))) for number in numbers]
+    return {
+        number * PAGE_ENTRIES + position
+        for number, entries in numbered
+        for position, entry in enumerate(entries or ())
+        if entry != ABSENT
+    }
+
+
+def test_a_continued_backup_reads_only_what_was_not_committed(repository, tmp_path):
+    count = 3 * PAGE_ENTRIES + 5
+    image = random_image(tmp_path / "image", count * BLOCK)
+    version, first = interrupt(repository, image, 2500)
+    audit(repository)
+    committed = committed_blocks(repository, version, count)
+    assert committed
+    assert committed <= first
+    report, second = back_up_recorded(repository, image, continued=version)
+    assert second == sorted(set(range(count)) - committed)
+    assert report.version.uid == version.uid
+    assert uids(repository) == [version.uid]
+    expect_restored(repository, report.version, image)
+    audit(repository)
+
+
+def test_a_backup_can_be_interrupted_and_continued_many_times(repository, tmp_path):
+    image = sparse_image(
+        tmp_path / "image",
+        3 * PAGE_BYTES,
+        {
+            0: random_bytes(900 * BLOCK, 1),
+            PAGE_BYTES: bytes(PAGE_BYTES // 2),
+            2 * PAGE_BYTES: random_bytes(PAGE_BYTES, 2),
+        },
+    )
+    version, _ = interrupt(repository, image, 300)
+    for after in (300, 300, 1):
+        version, _ = interrupt(repository, image, after, continued=version)
+    report, _ = back_up_recorded(repository, image, continued=version)
+    expect_restored(repository, report.version, image)
+    audit(repository)
+    assert report.version.status is VersionStatus.VALID
+
+
+def test_a_backup_with_hints_can_be_continued_with_and_without_them(repository, tmp_path):
+    image = random_image(tmp_path / "image", 3 * PAGE_BYTES)
+    base = back_up(repository, image).version
+    change(image, PAGE_BYTES // 2, random_bytes(2 * PAGE_BYTES, 5))
+    changed = hints([(PAGE_BYTES // 2, PAGE_BYTES // 2 + 2 * PAGE_BYTES)])
+    with_hints, _ = interrupt(repository, image, 700, base=base, hints=changed)
+    without, _ = interrupt(repository, image, 700, base=base, hints=changed)
+    report, read = back_up_recorded(repository, image, base=base, hints=changed, continued=with_hints)
+    assert min(read) >= PAGE_ENTRIES // 2
+    expect_restored(repository, report.version, image)
+    expect_restored(repository, back_up_recorded(repository, image, continued=without)[0].version, image)
+    audit(repository)
+
+
+def test_a_block_that_only_an_earlier_run_saw_as_data_is_not_lost(repository, tmp_path):
+    image = random_image(tmp_path / "image", 2 * PAGE_BYTES)
+    version, _ = interrupt(repository, image, 600)
+    with image.open("r+b") as file:
+        file.truncate(0)
+        file.truncate(2 * PAGE_BYTES)  # a hole throughout: nothing is read any more
+    report, read = back_up_recorded(repository, image, continued=version)
+    assert read == []
+    assert report.version.status is VersionStatus.VALID
+    audit(repository)
+
+
+def test_only_the_same_image_continues_a_backup(repository, tmp_path):
+    image = random_image(tmp_path / "image", PAGE_BYTES)
+    version, _ = interrupt(repository, image, 300)
+    other = random_image(tmp_path / "other", 5 * BLOCK)
+    with pytest.raises(UsageError, match="the size of the source is 20480"):
+        back_up(repository, other, continued=version)
+    with pytest.raises(UsageError, match="the name is other"):
+        back_up(repository, image, "other", continued=version)
+    finished = back_up(repository, image, continued=version).version
+    with pytest.raises(VersionError, match="is valid: there is nothing to continue"):
+        back_up(repository, image, continued=finished)
