@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _NOT_SAFE = re.compile(r"[^\w@%+=:,./~^-]", re.ASCII)  # what bash would take for syntax
 
+_TAKEN_ALONG = "@$"  # readline's rl_special_prefixes, as bash sets them: the word to replace begins with them
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
@@ -89,8 +91,9 @@ complete -o nosort -F _backyfs_completion backyfs
             elif char.isspace():
                 found, word, kept, begun = ([*found, word] if begun else found), "", 0, False
             else:
+                if char in environ.get("COMP_BREAKS", ""):
+                    kept = len(word) + (char not in _TAKEN_ALONG)
                 word, begun = word + char, True
-                kept = len(word) if char in environ.get("COMP_BREAKS", "") else kept
         asked = _asked(found[1:], word)
         return Asked(
             words=asked.words,
@@ -122,7 +125,7 @@ _backyfs() {
             file) compset -P '--*='; _files ;;
             dir) compset -P '--*='; _files -/ ;;
         esac
-    done < <(_BACKYFS_COMPLETE=zsh "${~words[1]}" "${(@Q)words[2,CURRENT]}" 2>/dev/null)
+    done < <(_BACKYFS_COMPLETE=zsh "${~words[1]}" "${(@Q)words[2,CURRENT-1]}" "${(Q)PREFIX}" 2>/dev/null)
     (( $#values )) && compadd -l -V backyfs -d shown -a values
 }
 if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
@@ -150,6 +153,7 @@ class _Fish(_Zsh):
 function __backyfs_complete
     set -l words (commandline -opc)
     set -l current (commandline -ct)
+    set -l option (string match -r -- '^--[^=]*=' $current)
     set -l value (string replace -r -- '^--[^=]*=' '' $current)
     for line in (env _BACKYFS_COMPLETE=fish $words (string unescape -- "$current"; or echo "$current") 2>/dev/null)
         set -l parts (string split -m 2 \\t -- $line)
@@ -157,9 +161,9 @@ function __backyfs_complete
             case plain
                 string join \\t -- $parts[2..-1]
             case file
-                __fish_complete_path $value
+                printf '%s\\n' "$option"(__fish_complete_path $value)
             case dir
-                __fish_complete_directories $value
+                printf '%s\\n' "$option"(__fish_complete_directories $value)
         end
     end
 end
