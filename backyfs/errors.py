@@ -137,9 +137,9 @@ class StorageError(BackyfsError):
 class BlobMissingError(StorageError):
     """The storage has no object for the blob."""
 
-    def __init__(self, uid: str) -> None:
+    def __init__(self, uid: str, fact: str = "is missing from the storage") -> None:
         self.uid = uid
-        super().__init__(f"blob {uid} is missing from the storage")
+        super().__init__(f"blob {uid} {fact}")
 
 
 class IntegrityError(BackyfsError):

@@ -22,7 +22,7 @@ from backyfs.metadata.blobs import newest_wrapped_key
 from backyfs.metadata.database import Database, sqlite_path
 from backyfs.metadata.identity import Identity, add_key_slot, list_key_slots, load_identity, save_identity
 from backyfs.model import DEFAULT_BLOCK_SIZE
-from backyfs.storage.directory import DirectoryStorage
+from backyfs.storage.opening import create_storage, open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from backyfs.keys import Keyring
     from backyfs.metadata.database import Connection
     from backyfs.model import KeySlot, KeySource
+    from backyfs.storage import Storage
 
 _FIRST_SLOT = "configuration"
 _NO_KEYS = keys.Keyring(repository_key=None, fingerprint_key=None)
@@ -52,8 +53,11 @@ class Repository:
 
 
 @contextmanager
-def open_repository(config: Config) -> Iterator[Repository]:
+def open_repository(config: Config, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Repository]:
     """Open the repository that the configuration names, and close it at the end.
+
+    Threads that wait for the limits of the storage ask `stop` whether the command is to end; if it is, they raise
+    InterruptedByUser.
 
     Raises:
         SchemaOutdatedError: its schema is older; see `backyfs.engine.upgrade`.
@@ -75,7 +79,7 @@ def open_repository(config: Config) -> Iterator[Repository]:
             slots = list_key_slots(connection)
         _check_agreement(config, identity)
         keyring = _open_keyring(config, database, identity, slots)
-        storage = DirectoryStorage(_directory_of(config).path)
+        storage = open_storage(config, stop)
         opened.callback(storage.close)
         yield Repository(
             config=config,
@@ -89,7 +93,7 @@ def open_repository(config: Config) -> Iterator[Repository]:
                 encryption_version=_encryption_version(config, keyring),
             ),
             deduplication=config.deduplication,
-            own_paths=_own_paths(config, database),
+            own_paths=_own_paths(config, database, storage),
         )
 
 
@@ -102,7 +106,7 @@ def check_can_open(config: Config) -> None:
     """
     if config.encryption_version is not None:
         sealing.check_configured(config.encryption_version)
-    DirectoryStorage(_directory_of(config).path).close()
+    open_storage(config).close()
 
 
 def create_repository(config: Config, *, created_at: datetime) -> None:
@@ -119,14 +123,14 @@ def create_repository(config: Config, *, created_at: datetime) -> None:
         sealing.check_configured(config.encryption_version)
     encrypted = config.key is not None and config.encryption_version != 0
     configured_key = keys.read_key(config.key) if encrypted and config.key is not None else None
-    storage_path = _directory_of(config).path
+    storage_path = config.storage.path if isinstance(config.storage, DirectoryStorageConfig) else None
     database = Database(config.database_url)
     with (
         _taken_away_on_failure(storage_path, os.rmdir),
         _taken_away_on_failure(sqlite_path(database.engine.url), os.unlink),
         closing(database),
     ):
-        DirectoryStorage.create(storage_path)
+        create_storage(config)
         create_file(database)
         with database.begin() as connection:
             create_tables(connection)
@@ -246,19 +250,8 @@ def _encryption_version(config: Config, keyring: Keyring) -> int:
     return 0 if keyring.repository_key is None else sealing.NEWEST_ENCRYPTION_VERSION
 
 
-def _directory_of(config: Config) -> DirectoryStorageConfig:
-    if isinstance(config.storage, DirectoryStorageConfig):
-        return config.storage
-    raise ConfigError(
-        "names a kind of storage that this release does not have; allowed: file",
-        section="DataBackend",
-        key="type",
-        file=config.files[-1] if config.files else "",
-    )
-
-
-def _own_paths(config: Config, database: Database) -> tuple[str, ...]:
-    paths = [_directory_of(config).path, *config.files]
+def _own_paths(config: Config, database: Database, storage: Storage) -> tuple[str, ...]:
+    paths = [*storage.paths(), *config.files]
     database_file = sqlite_path(database.engine.url)
     if database_file is not None:
         paths.append(database_file)

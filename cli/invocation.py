@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backyfs.cli.logs import follow_config
 from backyfs.cli.progress import LogProgress
 from backyfs.cli.text import printable
 from backyfs.cli.title import ProcessName, TitleProgress
 from backyfs.config import load_config
-from backyfs.errors import ConfigError, DatabaseBusyError, SchemaOutdatedError
+from backyfs.errors import DatabaseBusyError, SchemaOutdatedError
 from backyfs.model import NoProgress
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from backyfs.repository import Repository
 
 _log = logging.getLogger("backyfs.cli")
-_FILE_FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
 
 
 class OutputForm(Enum):
@@ -51,6 +51,7 @@ class Invocation:
     show_progress: bool
     log_option: str | None  # -v, -d or -q, if one was given
     process_name: ProcessName = field(default_factory=ProcessName)
+    interrupted: threading.Event = field(default_factory=threading.Event)  # set by the signals that end a command
 
     def as_arguments(self) -> list[str]:
         """Return the options with which this program starts itself once more."""
@@ -67,8 +68,7 @@ class Invocation:
         self.process_name.text = printable(config.process_name)
         for warning in warnings:
             _log.warning("%s", warning)
-        if config.logfile is not None:
-            _log_to_file(config.logfile)
+        follow_config(config)
         return config
 
     @contextmanager
@@ -79,10 +79,10 @@ class Invocation:
         config = self.load_config()
         with ExitStack() as opened:
             try:
-                repository = opened.enter_context(open_repository(config))
+                repository = opened.enter_context(open_repository(config, stop=self.interrupted.is_set))
             except (SchemaOutdatedError, DatabaseBusyError):
                 self._upgrade(config)
-                repository = opened.enter_context(open_repository(config))
+                repository = opened.enter_context(open_repository(config, stop=self.interrupted.is_set))
             yield repository
 
     def _upgrade(self, config: Config) -> None:
@@ -107,30 +107,14 @@ class Invocation:
 
         return TerminalProgress()
 
-    @staticmethod
-    def start_logging(*, verbose: bool, debug: bool, quiet: bool) -> None:
-        """Send the log to stderr."""
-        level = logging.INFO
-        if debug or verbose:
-            level = logging.DEBUG
-        elif quiet:
-            level = logging.ERROR
-        root = logging.getLogger("backyfs")
-        for handler in list(root.handlers):  # of an earlier run in this process
-            root.removeHandler(handler)
-            handler.close()
-        handler = logging.StreamHandler()
-        handler.setFormatter(_LineFormatter("backyfs: %(message)s"))
-        handler.setLevel(level)
-        root.addHandler(handler)
-        root.setLevel(min(level, logging.INFO))
-        root.propagate = False
-
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Give a function that tells whether SIGINT or SIGTERM came; a second SIGINT interrupts at once."""
-    came = threading.Event()
+    context = click.get_current_context(silent=True)
+    invocation = None if context is None else context.find_object(Invocation)
+    # The one of the command, which the storage looks at while it lets a thread wait for its limits.
+    came = threading.Event() if invocation is None else invocation.interrupted
 
     def note(number: int, _frame: object) -> None:
         if came.is_set() and number == signal.SIGINT:
@@ -147,24 +131,3 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _LineFormatter(logging.Formatter):
-    """Each message on one line, whatever names are in it; a traceback follows on lines of its own."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name of logging
-        return printable(super().formatMessage(record))
-
-
-def _log_to_file(path: str) -> None:
-    try:
-        handler = logging.FileHandler(path, encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written: {error.strerror}; name another file or take the key out",
-            section="DEFAULTS",
-            key="logfile",
-        ) from error
-    handler.setFormatter(_LineFormatter(_FILE_FORMAT))
-    handler.setLevel(logging.INFO)
-    logging.getLogger("backyfs").addHandler(handler)

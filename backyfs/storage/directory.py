@@ -16,6 +16,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from backyfs.errors import BlobMissingError, StorageError
+from backyfs.storage.uid import check_uid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -167,9 +168,7 @@ class DirectoryStorage:
         return (self._path,)
 
     def _directory(self, uid: BlobUid) -> str:
-        # A uid comes from the database; it must not be able to name a file outside this directory.
-        if not (uid.isascii() and uid.isalnum() and len(uid) >= 4):
-            raise StorageError(f"blob uid {uid!r} is no uid: letters and digits were expected")
+        check_uid(uid)
         return f"{self._path}/{uid[:2]}/{uid[2:4]}"
 
 

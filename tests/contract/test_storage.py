@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from backyfs.config import NullStorageConfig
 from backyfs.errors import BlobMissingError, StorageError
 from backyfs.model import BlobUid, Buffer
 from backyfs.storage import directory as directory_module
 from backyfs.storage.directory import DirectoryStorage
+from backyfs.storage.null import NullStorage
+from backyfs.storage.throttling import ThrottledStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,9 +42,22 @@ def make_directory(place: Path) -> Callable[[], Storage]:
     return lambda: DirectoryStorage(path)
 
 
+def make_throttled(place: Path) -> Callable[[], Storage]:
+    open_directory = make_directory(place)
+    limits = NullStorageConfig(
+        simultaneous_writes=2, simultaneous_reads=2, bandwidth_read=1 << 30, bandwidth_write=1 << 30
+    )
+    return lambda: ThrottledStorage(open_directory(), limits)
+
+
 # How a storage is made in an empty place; what is returned opens it. A new kind of storage is one more line.
 STORAGES: dict[str, Callable[[Path], Callable[[], Storage]]] = {
     "directory": make_directory,
+    "throttled": make_throttled,
+}
+# Those that keep nothing: they do what does not need that something was kept.
+FORGETFUL: dict[str, Callable[[Path], Callable[[], Storage]]] = {
+    "null": lambda _: NullStorage,
 }
 
 
@@ -54,6 +70,13 @@ def open_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[],
 @pytest.fixture
 def storage(open_storage: Callable[[], Storage]) -> Iterator[Storage]:
     storage = open_storage()
+    yield storage
+    storage.close()
+
+
+@pytest.fixture(params=sorted(STORAGES | FORGETFUL))
+def any_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    storage = (STORAGES | FORGETFUL)[request.param](tmp_path)()
     yield storage
     storage.close()
 
@@ -72,8 +95,8 @@ def test_an_object_comes_back_as_it_was_put(storage: Storage) -> None:
     assert storage.get(A) == b"backyfs"
 
 
-def test_putting_an_object_tells_its_size(storage: Storage) -> None:
-    assert storage.put(A, [b"tag", b"nonce", b"ciphertext"]) == 18
+def test_putting_an_object_tells_its_size(any_storage: Storage) -> None:
+    assert any_storage.put(A, [b"tag", b"nonce", b"ciphertext"]) == 18
 
 
 def test_parts_are_stored_one_after_the_other(storage: Storage) -> None:
@@ -164,13 +187,13 @@ def test_deleting_twice_is_fine(storage: Storage) -> None:
     assert list(storage.list_blobs()) == []
 
 
-def test_deleting_what_never_was_is_fine(storage: Storage) -> None:
-    storage.delete(A)
-    assert list(storage.list_blobs()) == []
+def test_deleting_what_never_was_is_fine(any_storage: Storage) -> None:
+    any_storage.delete(A)
+    assert list(any_storage.list_blobs()) == []
 
 
-def test_a_new_storage_lists_nothing(storage: Storage) -> None:
-    assert list(storage.list_blobs()) == []
+def test_a_new_storage_lists_nothing(any_storage: Storage) -> None:
+    assert list(any_storage.list_blobs()) == []
 
 
 def test_every_object_is_listed_by_its_uid(storage: Storage) -> None:
@@ -194,13 +217,16 @@ def test_objects_can_be_deleted_while_they_are_listed(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("uid", HOSTILE)
-def test_what_is_no_uid_is_refused_everywhere(storage: Storage, uid: str) -> None:
-    for use in (lambda: storage.put(BlobUid(uid), [b"x"]), lambda: storage.get(BlobUid(uid)),
-                lambda: storage.delete(BlobUid(uid))):  # fmt: skip
+def test_what_is_no_uid_is_refused_everywhere(any_storage: Storage, uid: str) -> None:
+    for use in (
+        lambda: any_storage.put(BlobUid(uid), [b"x"]),
+        lambda: any_storage.get(BlobUid(uid)),
+        lambda: any_storage.delete(BlobUid(uid)),
+    ):
         with pytest.raises(StorageError, match="is no uid: letters and digits were expected") as caught:
             use()
         assert not isinstance(caught.value, BlobMissingError)
-    assert list(storage.list_blobs()) == []
+    assert list(any_storage.list_blobs()) == []
 
 
 # Flushing, and threads
@@ -248,6 +274,29 @@ def test_threads_can_put_read_and_delete_at_once(storage: Storage) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, range(80)))
     assert sorted(storage.list_blobs()) == [f"abcd{number:028x}" for number in range(0, 80, 2)]
+
+
+# A storage that keeps nothing
+
+
+def test_what_a_null_storage_was_given_is_not_there_and_that_is_told() -> None:
+    storage = NullStorage()
+    put(storage, A, b"backyfs")
+    expected = rf"^blob {A} was not kept: a storage of type null keeps nothing$"
+    with pytest.raises(BlobMissingError, match=expected) as caught:
+        storage.get(A)
+    assert caught.value.uid == A
+    assert list(storage.list_blobs()) == []
+    assert list(storage.paths()) == []
+
+
+def test_a_null_storage_says_once_that_it_keeps_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    storage = NullStorage()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda number: put(storage, f"abcd{number}", b"x"), range(20)))
+    assert [record.message for record in caplog.records] == [
+        "the storage is of type null and keeps nothing: what is backed up cannot be restored"
+    ]
 
 
 # A directory besides

@@ -1,0 +1,57 @@
+"""A storage that keeps nothing, for measuring how fast the rest is.
+
+It takes every object. None is ever there: to read one is an error, and no error of the storage's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from backyfs.errors import BlobMissingError
+from backyfs.storage.uid import check_uid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from backyfs.model import BlobUid, Buffer
+
+_log = logging.getLogger(__name__)
+
+
+class NullStorage:
+    """A storage of type null. It says once, at the first object, that nothing is kept."""
+
+    def __init__(self) -> None:
+        self._first = threading.Lock()  # held from the first object on
+
+    def put(self, uid: BlobUid, parts: Sequence[Buffer]) -> int:
+        """Forget an object and return its size in bytes."""
+        check_uid(uid)
+        if self._first.acquire(blocking=False):
+            _log.warning("the storage is of type null and keeps nothing: what is backed up cannot be restored")
+        return sum(memoryview(part).nbytes for part in parts)
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def get(self, uid: BlobUid) -> bytes:
+        """Raise BlobMissingError."""
+        check_uid(uid)
+        raise BlobMissingError(uid, "was not kept: a storage of type null keeps nothing")
+
+    def delete(self, uid: BlobUid) -> None:
+        """Do nothing: it is gone already."""
+        check_uid(uid)
+
+    def list_blobs(self) -> Iterator[BlobUid]:
+        """Yield nothing."""
+        return iter(())
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def paths(self) -> Sequence[str]:
+        """Return no paths."""
+        return ()
