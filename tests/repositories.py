@@ -12,9 +12,10 @@ from backyfs.repository import open_repository
 from backyfs.sources import open_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from backyfs.model import Version
     from backyfs.repository import Repository
 
 BLOCK = 4096  # of test repositories, unless a test says otherwise
@@ -46,10 +47,17 @@ def opened(config_file: Path) -> Iterator[Repository]:
         yield repository
 
 
-def back_up(repository: Repository, image: Path, name: str = "disk", **request: Any) -> BackupReport:
+def back_up(
+    repository: Repository,
+    image: Path,
+    name: str = "disk",
+    *,
+    announce: Callable[[Version], None] | None = None,
+    **request: Any,
+) -> BackupReport:
     """Back up an image; `request` are further fields of a BackupRequest."""
     source = open_source(str(image))
     try:
-        return backup(repository, source, BackupRequest(name=name, **request))
+        return backup(repository, source, BackupRequest(name=name, **request), announce=announce)
     finally:
         source.close()

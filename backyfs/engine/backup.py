@@ -25,7 +25,14 @@ from backyfs.errors import UsageError, VersionError, VersionIncompleteError, Ver
 from backyfs.geometry import block_count
 from backyfs.metadata.blockmap import forget_holes
 from backyfs.metadata.stats import BackupStatistics, insert_statistics
-from backyfs.metadata.versions import create_version, list_versions, set_status, version_with_uid
+from backyfs.metadata.versions import (
+    add_tags,
+    create_version,
+    list_versions,
+    set_expiry,
+    set_status,
+    version_with_uid,
+)
 from backyfs.model import NAME_LENGTH, NoProgress, Version, VersionStatus
 from backyfs.ranges import Ranges
 from backyfs.retention import automatic_tags
@@ -149,19 +156,21 @@ def _plan(repository: Repository, source: Source, request: BackupRequest) -> Pla
 def _begin(repository: Repository, job: Job, source: Source, request: BackupRequest) -> Version:
     """Return the version to fill, held by the job."""
     now = datetime.now(UTC)
+    if request.continued is not None:
+        job.hold_alone(request.continued)
+        with repository.database.write() as connection:
+            return _continue(connection, source, request)
     with repository.database.write() as connection:
-        if request.continued is not None:
-            version = _continue(connection, source, request)
-        else:
-            version = create_version(
-                connection,
-                name=request.name,
-                snapshot_name=request.snapshot_name,
-                size_bytes=source.size_bytes,
-                created_at=now,
-                tag_names=request.tags if request.tags is not None else _automatic_tags(connection, request.name, now),
-                expire_at=request.expire_at,
-            )
+        tags = request.tags if request.tags is not None else _automatic_tags(connection, request.name, now)
+        version = create_version(
+            connection,
+            name=request.name,
+            snapshot_name=request.snapshot_name,
+            size_bytes=source.size_bytes,
+            created_at=now,
+            tag_names=tags,
+            expire_at=request.expire_at,
+        )
     job.hold(version.id)
     return version
 
@@ -193,7 +202,10 @@ def _continue(connection: Connection, source: Source, request: BackupRequest) ->
             raise UsageError(
                 f"{what} is {given}, that of version {uid} is {has}; continue with the same image, or make a new backup"
             )
-    return version
+    add_tags(connection, version.id, request.tags or ())
+    if request.expire_at is not None:
+        set_expiry(connection, version.id, request.expire_at)
+    return version_with_uid(connection, uid) or version
 
 
 def _check_text(what: str, text: str, *, least: int) -> None:

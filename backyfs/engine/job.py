@@ -8,14 +8,14 @@ import time
 from typing import TYPE_CHECKING
 
 from backyfs.engine.pace import Pace
-from backyfs.errors import DatabaseError, JobLostError
+from backyfs.errors import DatabaseError, JobLostError, VersionError
 from backyfs.metadata import jobs
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from backyfs.metadata.database import Database
-    from backyfs.model import Progress, VersionId
+    from backyfs.model import Progress, Version, VersionId
 
 _FIRST_BEAT_S = 2     # the next ones follow every jobs.HEARTBEAT_S
 _TEXT_EVERY_S = 0.25  # making the text takes longer than counting
@@ -42,6 +42,19 @@ class Job:
         """
         with self._database.write() as connection:
             jobs.hold_version(connection, self._id, version_id)
+
+    def hold_alone(self, version: Version) -> None:
+        """Hold a version that no other job may use meanwhile.
+
+        Raises:
+            VersionError: another one does.
+            DatabaseError: that could not be stored.
+        """
+        with self._database.write() as connection:
+            jobs.hold_version(connection, self._id, version.id)
+            others = jobs.other_holders(connection, jobs.this_process(), self._id, version.uid)
+        if others:
+            raise VersionError(f"version {version.uid} is in use by {others[0]}; wait for its end")
 
     def release(self, version_id: VersionId) -> None:
         """Let a version be removed again.

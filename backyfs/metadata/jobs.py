@@ -46,6 +46,7 @@ class Process:
 class Job:
     """A running command, as others see it."""
 
+    id: JobId
     host: str
     pid: int
     command: str
@@ -123,6 +124,7 @@ def list_live_jobs(connection: Connection, observer: Process) -> list[Job]:
     held = _held_versions(connection) if rows else {}
     return [
         Job(
+            id=JobId(row.id),
             host=row.host,
             pid=row.pid,
             command=row.command,
@@ -133,6 +135,11 @@ def list_live_jobs(connection: Connection, observer: Process) -> list[Job]:
         )
         for row in rows
     ]
+
+
+def other_holders(connection: Connection, observer: Process, job_id: JobId, uid: VersionUid) -> list[Job]:
+    """Return the live jobs but for this one that hold a version."""
+    return [job for job in list_live_jobs(connection, observer) if job.id != job_id and uid in job.versions]
 
 
 def beat(connection: Connection, job_id: JobId, progress: str) -> bool:

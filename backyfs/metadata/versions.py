@@ -67,6 +67,20 @@ def set_status(connection: Connection, version_id: VersionId, status: VersionSta
     connection.execute(update(versions).where(versions.c.id == version_id).values(status=status.value))
 
 
+def set_expiry(connection: Connection, version_id: VersionId, expire_at: datetime | None) -> None:
+    """Change when a version expires; None: never."""
+    connection.execute(update(versions).where(versions.c.id == version_id).values(expire_at=expire_at))
+
+
+def add_tags(connection: Connection, version_id: VersionId, names: Iterable[str]) -> list[str]:
+    """Give a version tags; return those that it had not."""
+    has = set(connection.execute(select(tags.c.name).where(tags.c.version_id == version_id)).scalars())
+    new = sorted(set(names) - has)
+    if new:
+        connection.execute(insert(tags), [{"version_id": version_id, "name": name} for name in new])
+    return new
+
+
 def list_versions(connection: Connection, *, name: str | None = None) -> list[Version]:
     """Return all versions, or those of one name, ordered by name and date. Two queries in all."""
     query = select(versions).order_by(versions.c.name, versions.c.created_at, versions.c.id)
