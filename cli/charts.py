@@ -126,8 +126,7 @@ def picture(
     cells = bytearray(-(-length // scale))
     for first, count, kind in runs:
         for cell in range(first // scale, (first + count - 1) // scale + 1):
-            if cells[cell] < kind:
-                cells[cell] = kind
+            cells[cell] = max(cells[cell], kind)
     lines = [_coloured(cells[start : start + width], kinds, colours=colours) for start in range(0, len(cells), width)]
     return lines, scale
 

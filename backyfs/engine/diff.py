@@ -61,21 +61,21 @@ def compare(
 def _runs(
     connection: Connection, left: Version, right: Version, block_size: int, *, find_holes: bool
 ) -> Iterator[Run]:
-    sides = (_Side(connection, left, block_size), _Side(connection, right, block_size))
-    blocks = max(side.blocks for side in sides)
+    one, other = _Side(connection, left, block_size), _Side(connection, right, block_size)
+    blocks = max(one.blocks, other.blocks)
     # Only what is valid is known to have all its blocks.
     skips_equal = not find_holes and all(version.status is VersionStatus.VALID for version in (left, right))
     numbers = [PageNumber(page) for page in range(page_count(blocks))]
-    alike = {number for number in numbers if skips_equal and sides[0].is_same(sides[1], number)}
+    alike = {number for number in numbers if skips_equal and one.is_same(other, number)}
     differing = [number for number in numbers if number not in alike]
-    pairs = PageCache(connection).pairs((sides[0].pages.get(number), sides[1].pages.get(number)) for number in differing)
+    pairs = PageCache(connection).pairs((one.pages.get(number), other.pages.get(number)) for number in differing)
     for number in numbers:
         first = number * PAGE_ENTRIES
         if number in alike:
             yield Run(BlockIndex(first), page_length(number, blocks), State.SAME)
             continue
-        one, other = next(pairs)
-        yield from _compare_pages(first, sides[0].fill(one, number), sides[1].fill(other, number), find_holes=find_holes)
+        old, new = next(pairs)
+        yield from _compare_pages(first, one.fill(old, number), other.fill(new, number), find_holes=find_holes)
 
 
 class _Side:

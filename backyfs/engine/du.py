@@ -107,21 +107,20 @@ def _count_uses(
     progress.start("Counting the blocks of all versions", sum(version.size_bytes for version in versions))
     try:
         for number, step in enumerate(walk(connection, versions, block_size)):
+            version = step.version
             # What a version adds is there in all those of its name that follow, until one of them removes it.
-            versions_left = ends[step.version.name] - number
+            versions_left = ends[version.name] - number
             try:
                 for blob_id in step.removed:
                     uses[blob_id] -= versions_left
                 for blob_id in step.added:
                     uses[blob_id] += versions_left
             except IndexError:
-                raise DatabaseError(f"the block map of version {step.version.uid} names a blob that has no row") from None
+                raise DatabaseError(f"the block map of version {version.uid} names a blob that has no row") from None
             log.write(step.removed.tobytes())
             log.write(step.added.tobytes())
-            steps.append(
-                _LoggedStep(step.version, step.is_first, len(step.removed), len(step.added), step.absent_bytes)
-            )
-            progress.advance(step.version.size_bytes)
+            steps.append(_LoggedStep(version, step.is_first, len(step.removed), len(step.added), step.absent_bytes))
+            progress.advance(version.size_bytes)
     finally:
         progress.stop()
     return steps

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SETTLED_S = 0.5  # a rate that was measured for less says nothing
+_FORESEEABLE_S = 100 * 86400
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,8 +26,9 @@ class Pace:
         if elapsed_s >= _SETTLED_S and self.done_bytes > 0:
             rate = self.done_bytes / elapsed_s
             words.append(f"{_short_size(rate)}/s")
-            if self.total_bytes > 0:
-                words.append(f"ETA {short_time(max(0, self.total_bytes - self.done_bytes) / rate)}")
+            left_s = max(0, self.total_bytes - self.done_bytes) / rate
+            if self.total_bytes > 0 and left_s < _FORESEEABLE_S:
+                words.append(f"ETA {short_time(left_s)}")
         return " ".join(words)
 
 

@@ -55,5 +55,5 @@ class PageCache:
                 self._pages[PageId(row.id)] = unpack(row.entries)
             if gone := wanted - self._pages.keys():
                 raise DatabaseError(f"page {min(gone)} of a block map is missing")
-        while len(self._pages) > _KEPT_PAGES:
+        while len(self._pages) > max(_KEPT_PAGES, len(wanted)):
             self._pages.popitem(last=False)

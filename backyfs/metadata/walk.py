@@ -104,7 +104,8 @@ def _absent_bytes(kept: PageCache, version: Version, here: dict[PageNumber, Page
         numbers = map(PageNumber, range(page_count(blocks)))
         absent = sum(page_length(page_no, blocks) for page_no in numbers if page_no not in here)
     final = here.get(PageNumber(page_count(blocks) - 1))
-    for page_id, (entries, _) in zip(here.values(), kept.pairs((page_id, None) for page_id in here.values()), strict=True):
+    pairs = kept.pairs((page_id, None) for page_id in here.values())
+    for page_id, (entries, _) in zip(here.values(), pairs, strict=True):
         assert entries is not None
         absent += entries.count(ABSENT)
         if page_id == final:

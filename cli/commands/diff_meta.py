@@ -12,7 +12,7 @@ from backyfs.cli.arguments import complete_versions
 from backyfs.cli.canvas import stdout_canvas
 from backyfs.cli.charts import Kind, picture
 from backyfs.cli.invocation import OutputForm
-from backyfs.cli.output import print_rows
+from backyfs.cli.output import Row, print_rows
 from backyfs.cli.sizes import human_size
 from backyfs.cli.text import stored_text
 from backyfs.engine.diff import Run, State, compare
@@ -58,7 +58,7 @@ def command(invocation: Invocation, left: str, right: str, *, as_map: bool, all_
         versions = (find_version(connection, left), find_version(connection, right))
         runs = compare(connection, *versions, repository.block_size, find_holes=as_map)
         if invocation.form is OutputForm.JSON:
-            rows = [{"first": run.first, "count": run.count, "state": run.state.value} for run in runs]
+            rows: list[Row] = [{"first": run.first, "count": run.count, "state": run.state.value} for run in runs]
             print_rows(invocation, rows, ())
         elif as_map:
             _draw(runs, max(version.size_bytes for version in versions), repository.block_size)

@@ -1,0 +1,346 @@
+"""Space of versions, differences between them, and statistics: the same on every engine."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backyfs.engine import du
+from backyfs.engine.diff import Run, State, compare
+from backyfs.engine.du import space_of_versions
+from backyfs.errors import DatabaseError
+from backyfs.metadata import pagecache
+from backyfs.metadata.blobs import find_by_uid, insert_blobs
+from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries
+from backyfs.metadata.database import Database
+from backyfs.metadata.schema import create_file, create_tables
+from backyfs.metadata.stats import (
+    find_statistics,
+    insert_statistics_records,
+    list_all_statistics,
+    list_statistics,
+)
+from backyfs.metadata.versions import create_version, set_status
+from backyfs.model import (
+    BlobRecord,
+    BlobUid,
+    BlockIndex,
+    PageNumber,
+    StatisticsRecord,
+    Version,
+    VersionStatus,
+    VersionUid,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backyfs.metadata.database import Connection
+
+BLOCK = 4096
+END = 1000  # bytes of the last block of an image that is not whole
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def database(module_database_url: str) -> Iterator[Database]:
+    with closing(Database(module_database_url)) as database:
+        create_file(database)
+        with database.begin() as connection:
+            create_tables(connection)
+        yield database
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[Connection]:
+    """Give a connection whose transaction is undone."""
+    with database.engine.connect() as connection, connection.begin() as transaction:
+        yield connection
+        transaction.rollback()
+
+
+def make_blobs(
+    connection: Connection, sizes: list[int], *, stored: int | None = 10, encryption_version: int = 1
+) -> list[int]:
+    uids = [BlobUid(f"{random.getrandbits(128):032x}") for _ in sizes]
+    insert_blobs(
+        connection,
+        [
+            BlobRecord(
+                uid=uid, fingerprint=uid.encode(), size=size, stored_size=stored,
+                encryption_version=encryption_version, wrapped_key=None, valid=True,
+            )
+            for uid, size in zip(uids, sizes, strict=True)
+        ],
+        NOW,
+    )  # fmt: skip
+    found = find_by_uid(connection, uids)
+    return [found[uid].id for uid in uids]
+
+
+def make_version(
+    connection: Connection,
+    entries: list[int],
+    *,
+    name: str = "disk",
+    day: int = 0,
+    end: int = BLOCK,
+    status: VersionStatus = VersionStatus.VALID,
+) -> Version:
+    """Make a version of these blocks; the last one has `end` bytes."""
+    version = create_version(
+        connection,
+        name=name,
+        snapshot_name="",
+        size_bytes=max(0, len(entries) - 1) * BLOCK + (end if entries else 0),
+        created_at=NOW + timedelta(days=day),
+    )
+    for page in range(-(-len(entries) // 1024)):
+        part = new_entries(0, 0)
+        part.extend(entries[page * 1024 : (page + 1) * 1024])
+        keep = status is VersionStatus.INCOMPLETE
+        if not keep or set(part) != {ABSENT}:
+            commit_page(connection, version.id, PageNumber(page), part, keep_holes=keep)
+    set_status(connection, version.id, status)
+    return replace(version, status=status)
+
+
+def expected(maps: list[tuple[list[int], int]], odd: dict[int, int]) -> list[tuple[int, ...]]:
+    """Return real, null, own, others, individual, share and freed, by the definitions, one version after the other."""
+    total = Counter(entry for entries, _ in maps for entry in entries if entry > 0)
+    rows = []
+    for entries, end in maps:
+        own = Counter(entry for entry in entries if entry > 0)
+        size = {blob: odd.get(blob, BLOCK) for blob in own}
+        lengths = [BLOCK] * (len(entries) - 1) + [end]
+        rows.append(
+            (
+                sum(size[blob] * count for blob, count in own.items()),
+                sum(length for entry, length in zip(entries, lengths, strict=False) if entry == HOLE),
+                sum(size[blob] * (n - 1) for blob, n in own.items() if total[blob] == n > 1),
+                sum(size[blob] * n for blob, n in own.items() if total[blob] > n),
+                sum(size[blob] for blob in own if total[blob] == 1),
+                round(sum((Fraction(size[blob], total[blob]) for blob in own), Fraction(0))),
+                sum(size[blob] for blob, n in own.items() if total[blob] == n),
+            )
+        )
+    return rows
+
+
+def found_space(connection: Connection) -> list[tuple[int, ...]]:
+    return [
+        (
+            report.real_bytes, report.null_bytes, report.dedup_own_bytes, report.dedup_others_bytes,
+            report.individual_bytes, report.estimated_bytes, report.freed_bytes,
+        )
+        for report in space_of_versions(connection, BLOCK)
+    ]  # fmt: skip
+
+
+# Space
+
+
+def test_space_is_counted_by_its_definitions(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pagecache, "_KEPT_PAGES", 2)
+    monkeypatch.setattr(du, "_LOG_BYTES", 1000)
+    chance = random.Random(7)
+    whole = make_blobs(connection, [BLOCK] * 3000)
+    end = make_blobs(connection, [END])[0]
+    maps: list[tuple[list[int], int]] = []
+    for number in range(12):
+        if number % 4 == 0:  # another disk
+            entries = [chance.choice([HOLE, *chance.sample(whole, 9)]) for _ in range(chance.randrange(1, 2500))]
+        else:
+            entries = maps[-1][0][: chance.randrange(1, 2500)]
+            for _ in range(chance.randrange(30)):
+                entries[chance.randrange(len(entries))] = chance.choice([HOLE, HOLE, *whole[:5], *whole[-9:]])
+            entries = [HOLE if entry == end else entry for entry in entries]
+        has_end = number % 3 == 0
+        maps.append(([*entries, end] if has_end else entries, END if has_end else BLOCK))
+        make_version(connection, maps[-1][0], name=f"disk-{number // 4}", day=number, end=maps[-1][1])
+    assert found_space(connection) == expected(maps, {end: END})
+
+
+def test_of_an_incomplete_version_only_known_holes_count(connection: Connection) -> None:
+    one, two = make_blobs(connection, [BLOCK, BLOCK])
+    entries = [one, HOLE, two, ABSENT] + [ABSENT] * 2000
+    make_version(connection, entries, end=END, status=VersionStatus.INCOMPLETE)
+    assert found_space(connection) == [(2 * BLOCK, BLOCK, 0, 0, 2 * BLOCK, 2 * BLOCK, 2 * BLOCK)]
+
+
+def test_the_last_block_that_is_absent_is_as_long_as_it_is(connection: Connection) -> None:
+    make_version(connection, [HOLE, ABSENT], end=END, status=VersionStatus.INCOMPLETE)
+    make_version(connection, [ABSENT, HOLE], end=END, status=VersionStatus.INVALID, day=1)
+    assert [row[1] for row in found_space(connection)] == [BLOCK, END]
+
+
+def test_an_empty_version_takes_nothing(connection: Connection) -> None:
+    make_version(connection, [])
+    [report] = space_of_versions(connection, BLOCK)
+    assert found_space(connection) == [(0,) * 7]
+    assert report.stored_bytes == 0
+
+
+def test_a_repository_without_versions_has_no_rows(connection: Connection) -> None:
+    assert space_of_versions(connection, BLOCK) == []
+
+
+def test_only_wanted_versions_are_returned_and_all_are_counted(connection: Connection) -> None:
+    [blob] = make_blobs(connection, [BLOCK])
+    make_version(connection, [blob])
+    second = make_version(connection, [blob], day=1)
+    [report] = space_of_versions(connection, BLOCK, wanted={second.id})
+    assert (report.version.uid, report.dedup_others_bytes, report.estimated_bytes) == (second.uid, BLOCK, BLOCK // 2)
+
+
+def test_half_a_byte_is_rounded_as_backy2_does(connection: Connection) -> None:
+    halves = make_blobs(connection, [END + 1, END + 3])  # 500.5 and 501.5: to the even number
+    make_version(connection, [halves[0]], end=END + 1, name="a")
+    make_version(connection, [halves[0]], end=END + 1, name="b")
+    make_version(connection, [halves[1]], end=END + 3, name="c")
+    make_version(connection, [halves[1]], end=END + 3, name="d")
+    assert [row[5] for row in found_space(connection)] == [500, 500, 502, 502]
+
+
+def test_stored_is_what_the_objects_of_a_version_take(connection: Connection) -> None:
+    first, second = make_blobs(connection, [BLOCK, BLOCK], stored=10)
+    [plain] = make_blobs(connection, [BLOCK], stored=None, encryption_version=0)
+    [unknown] = make_blobs(connection, [BLOCK], stored=None)
+    make_version(connection, [first, first, second])
+    make_version(connection, [first, plain, HOLE], day=1)
+    make_version(connection, [first, unknown], day=2)
+    make_version(connection, [first], day=3)
+    stored = [report.stored_bytes for report in space_of_versions(connection, BLOCK)]
+    assert stored == [20, 10 + BLOCK, None, 10]
+    assert {report.stored_bytes for report in space_of_versions(connection, BLOCK, stored=False)} == {None}
+
+
+def test_a_block_map_that_names_a_blob_without_row_is_an_error(connection: Connection) -> None:
+    [blob] = make_blobs(connection, [BLOCK])
+    version = make_version(connection, [blob])
+    from sqlalchemy import update
+
+    from backyfs.metadata.blockmap import pack
+    from backyfs.metadata.tables import pages
+
+    connection.execute(update(pages).values(entries=pack(new_entries(1, blob + 1000))))
+    with pytest.raises(DatabaseError, match=f"the block map of version {version.uid} names a blob that has no row"):
+        space_of_versions(connection, BLOCK)
+
+
+# Differences
+
+
+def runs(
+    connection: Connection, left: Version, right: Version, *, find_holes: bool = False
+) -> list[tuple[int, int, str]]:
+    return [
+        (run.first, run.count, run.state.value)
+        for run in compare(connection, left, right, BLOCK, find_holes=find_holes)
+    ]
+
+
+def test_blocks_are_compared_by_their_blobs(connection: Connection) -> None:
+    one, two, three = make_blobs(connection, [BLOCK] * 3)
+    left = make_version(connection, [one, two, HOLE, HOLE, one])
+    right = make_version(connection, [one, three, HOLE, two, HOLE], day=1)
+    assert runs(connection, left, right) == [(0, 1, "same"), (1, 1, "diff"), (2, 1, "same"), (3, 2, "diff")]
+    assert runs(connection, left, right, find_holes=True)[2] == (2, 1, "hole")
+
+
+def test_what_one_version_is_longer_is_new(connection: Connection) -> None:
+    [one] = make_blobs(connection, [BLOCK])
+    short = make_version(connection, [one] * 10)
+    long = make_version(connection, [one] * 10 + [HOLE] * 2000 + [one], day=1)
+    assert runs(connection, short, long) == [(0, 10, "same"), (10, 2001, "new_right")]
+    assert runs(connection, long, short) == [(0, 10, "same"), (10, 2001, "new_left")]
+
+
+def test_pages_that_both_have_are_not_looked_at(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    [one] = make_blobs(connection, [BLOCK])
+    left = make_version(connection, [one, HOLE] * 1024 + [HOLE] * 1024)
+    right = make_version(connection, [one, HOLE] * 1024 + [HOLE] * 1024, day=1)
+    assert runs(connection, left, right, find_holes=True)[:2] == [(0, 1, "same"), (1, 1, "hole")]
+    monkeypatch.setattr(pagecache, "unpack", lambda _packed: pytest.fail("looked at"))
+    assert runs(connection, left, right) == [(0, 3072, "same")]
+
+
+def test_blocks_that_were_never_backed_up_are_neither_holes_nor_the_same(connection: Connection) -> None:
+    [one] = make_blobs(connection, [BLOCK])
+    left = make_version(connection, [one, ABSENT, ABSENT, HOLE] + [ABSENT] * 2000, status=VersionStatus.INCOMPLETE)
+    right = make_version(connection, [one, ABSENT, one, ABSENT], status=VersionStatus.INCOMPLETE, day=1)
+    assert runs(connection, left, right) == [
+        (0, 1, "same"), (1, 1, "absent"), (2, 1, "new_right"), (3, 1, "new_left"), (4, 2000, "absent"),
+    ]  # fmt: skip
+
+
+def test_a_version_equals_itself(connection: Connection) -> None:
+    blobs = make_blobs(connection, [BLOCK] * 1500)
+    version = make_version(connection, blobs)
+    assert runs(connection, version, version) == [(0, 1500, "same")]
+    assert runs(connection, version, version, find_holes=True) == [(0, 1500, "same")]
+
+
+def test_empty_versions_have_no_differences(connection: Connection) -> None:
+    assert runs(connection, make_version(connection, []), make_version(connection, [], day=1)) == []
+
+
+def test_differences_are_those_of_the_lists(connection: Connection) -> None:
+    chance = random.Random(3)
+    blobs = make_blobs(connection, [BLOCK] * 50)
+    old = [chance.choice([HOLE, *blobs]) for _ in range(2600)]
+    new = old[:2300]
+    for _ in range(40):
+        new[chance.randrange(2300)] = chance.choice([HOLE, *blobs])
+    states = [
+        state
+        for run in compare(connection, make_version(connection, old), make_version(connection, new, day=1), BLOCK)
+        for state in [run.state] * run.count
+    ]
+    same = [State.SAME if one == other else State.DIFFERENT for one, other in zip(old, new, strict=False)]
+    assert states == same + [State.NEW_LEFT] * 300
+
+
+def test_a_run_is_a_value() -> None:
+    assert Run(BlockIndex(0), 2, State.SAME) == Run(BlockIndex(0), 2, State.SAME)
+
+
+# Statistics
+
+
+def record(uid: str, second: int, duration_s: float = 1.5) -> StatisticsRecord:
+    return StatisticsRecord(
+        created_at=NOW + timedelta(seconds=second), version_uid=VersionUid(uid), version_name="disk",
+        version_size_bytes=1, version_size_blocks=2, bytes_read=3, blocks_read=4, bytes_written=5, blocks_written=6,
+        bytes_stored=None, bytes_deduplicated=7, blocks_deduplicated=8, bytes_sparse=9, blocks_sparse=10,
+        duration_s=duration_s,
+    )  # fmt: skip
+
+
+def test_the_newest_statistics_come_the_oldest_first(connection: Connection) -> None:
+    # Two in one second: backy2 lists them in the opposite order of their ids.
+    insert_statistics_records(connection, [record("b", 5), record("a", 9), record("c", 5), record("d", 1)])
+    assert [found.version_uid for found in list_all_statistics(connection)] == ["d", "c", "b", "a"]
+    assert [found.version_uid for found in list_all_statistics(connection, limit=2)] == ["b", "a"]
+    assert list_all_statistics(connection, limit=0) == []
+
+
+def test_the_statistics_of_a_version_are_limited_as_well(connection: Connection) -> None:
+    insert_statistics_records(connection, [record("a", 1, 1.0), record("b", 2), record("a", 1, 2.0)])
+    uid = VersionUid("a")
+    assert [found.duration_s for found in list_statistics(connection, uid)] == [1.0, 2.0]
+    assert [found.duration_s for found in list_statistics(connection, uid, limit=1)] == [2.0]
+
+
+def test_statistics_are_found_by_the_beginning_of_a_uid(connection: Connection) -> None:
+    insert_statistics_records(connection, [record("abcd-1", 1), record("abcd-2", 2), record("abcd-2", 3)])
+    assert find_statistics(connection, "ABCD") == ["abcd-1", "abcd-2"]
+    assert find_statistics(connection, "abcd-2") == ["abcd-2"]
+    assert find_statistics(connection, "none") == []

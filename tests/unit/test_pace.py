@@ -1,0 +1,177 @@
+"""How fast something gets on: in words, in the row of the job, and in the title of the process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import closing
+
+import pytest
+from setproctitle import getproctitle
+
+from backyfs.cli import title as title_module
+from backyfs.cli.title import TitleProgress, title_of
+from backyfs.engine import backy2_processes
+from backyfs.engine import job as job_module
+from backyfs.engine.job import Job
+from backyfs.engine.pace import Pace, short_time
+from backyfs.metadata.database import Database
+from backyfs.metadata.jobs import list_live_jobs, this_process
+from backyfs.metadata.schema import create_file, create_tables
+from backyfs.model import NoProgress
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("total", "done", "elapsed_s", "text"),
+    [
+        (1000 * MIB, 383 * MIB, 2.0, "38.3% 191.5MiB/s ETA 3s"),
+        (1000 * MIB, 0, 10.0, "0.0%"),
+        (1000 * MIB, 10 * MIB, 0.1, "1.0%"),
+        (100, 100, 1.0, "100.0% 100B/s ETA 0s"),
+        (100, 200, 1.0, "100.0% 200B/s ETA 0s"),
+        (0, 0, 5.0, ""),
+        (0, 5 << 30, 5.0, "1.0GiB/s"),
+        (1 << 60, 1, 3600.0, "0.0% 0B/s"),
+    ],
+)
+def test_a_pace_is_share_rate_and_time_to_go(total, done, elapsed_s, text):
+    assert Pace(total_bytes=total, started=100.0, done_bytes=done).text(100.0 + elapsed_s) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (192, "3m12s"), (3900, "1h05m"), (183600, "2d03h")],
+)
+def test_a_time_has_its_two_largest_units(seconds, text):
+    assert short_time(seconds) == text
+
+
+# The job
+
+
+@pytest.fixture
+def database(tmp_path):
+    with closing(Database(f"sqlite:///{tmp_path}/backyfs.sqlite")) as database:
+        create_file(database)
+        with database.begin() as connection:
+            create_tables(connection)
+        yield database
+
+
+class Recorded(NoProgress):
+    def __init__(self):
+        self.calls = []
+
+    def start(self, label, total_bytes):
+        self.calls.append((label, total_bytes))
+
+    def advance(self, amount_bytes):
+        self.calls.append(amount_bytes)
+
+    def stop(self):
+        self.calls.append("stop")
+
+
+def test_a_tracked_progress_is_shown_and_kept(database, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(job_module.time, "monotonic", lambda: now[0])
+    job = Job(database, "backup disk")
+    shown = Recorded()
+    tracked = job.track(shown)
+    tracked.start("Backing up disk", 100 * MIB)
+    assert job.progress == "0.0%"
+    now[0] += 0.1
+    tracked.advance(10 * MIB)
+    assert job.progress == "0.0%"  # not put into words at each call
+    now[0] += 0.9
+    tracked.advance(10 * MIB)
+    assert job.progress == "20.0% 20.0MiB/s ETA 4s"
+    tracked.stop()
+    assert job.progress == ""
+    assert shown.calls == [("Backing up disk", 100 * MIB), 10 * MIB, 10 * MIB, "stop"]
+
+
+def test_the_first_beat_with_progress_comes_soon(database, monkeypatch):
+    monkeypatch.setattr(job_module, "_FIRST_BEAT_S", 0.05)
+    with Job(database, "backup disk") as job:
+        tracked = job.track(NoProgress())
+        tracked.start("Backing up disk", 100)
+        tracked.advance(25)
+        time.sleep(0.3)
+        tracked.advance(25)
+        deadline = time.monotonic() + 10
+        found = ""
+        while not found and time.monotonic() < deadline:
+            with database.read() as connection:
+                [running] = list_live_jobs(connection, this_process())
+            found = running.progress
+        assert found.startswith(("0.0%", "50.0%"))
+        assert running.beat_age_s < 10
+
+
+# The title
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("backyfs", "backyfs [Backing up disk (1.0%)]"),
+        ("backy2", "backyfs [Backing up disk (1.0%)]"),
+        ("nightly", "nightly [backyfs: Backing up disk (1.0%)]"),
+    ],
+)
+def test_a_title_names_program_and_activity(name, expected):
+    assert title_of(name, "Backing up disk (1.0%)") == expected
+
+
+@pytest.mark.parametrize("name", ["backyfs", "backy2", "nightly"])
+def test_no_title_of_ours_is_taken_for_backy2(name):
+    title = title_of(name, "Backing up disk")
+    assert not backy2_processes._is_backy2([title], name)
+
+
+@pytest.mark.parametrize("title", ["backy2 [Backing up]", "nightly [Backing up (1/2)]", "nightly", "backy2"])
+def test_titles_of_backy2_are_known_still(title):
+    assert backy2_processes._is_backy2([title], "nightly")
+
+
+def test_the_title_follows_and_comes_back(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(title_module.time, "monotonic", lambda: now[0])
+    before = getproctitle()
+    progress = TitleProgress("backyfs", NoProgress())
+    progress.start("Backing up a\nb", 100 * MIB)
+    assert getproctitle() == "backyfs [Backing up a\\x0ab (0.0%)]"
+    now[0] += 2
+    progress.advance(50 * MIB)
+    assert getproctitle() == "backyfs [Backing up a\\x0ab (50.0% 25.0MiB/s ETA 2s)]"
+    progress.stop()
+    assert getproctitle() == before
+
+
+def test_a_progress_that_never_started_leaves_the_title_alone():
+    before = getproctitle()
+    TitleProgress("backyfs", NoProgress()).stop()
+    assert getproctitle() == before
+
+
+def test_ps_shows_the_title():
+    program = (
+        "from backyfs.cli.title import TitleProgress\n"
+        "from backyfs.model import NoProgress\n"
+        "TitleProgress('backyfs', NoProgress()).start('Backing up disk', 100)\n"
+        "print(flush=True)\n"
+        "input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        with open(f"/proc/{child.pid}/cmdline", encoding="utf-8") as file:
+            assert file.read().rstrip("\0") == "backyfs [Backing up disk (0.0%)]"
+        child.communicate("\n")
