@@ -25,6 +25,7 @@
     |-- TargetError                8  where to restore to: exists, too small, in use
     |-- JobLostError               9  this command's row in `jobs` was removed under it
     |-- MountError                10  mounting, unmounting, FUSE
+    |-- HookError                 11  a before_ hook of the configuration failed; the command was not done
     `-- InterruptedByUser        130  SIGINT or SIGTERM; what was stored stays usable
 
 Statuses 1, 5, 6, 20, 22, 23 and 100 mean what they mean in backy2. A message names the thing, the
@@ -176,6 +177,12 @@ class MountError(BackyfsError):
     """Mounting or unmounting failed."""
 
     exit_status = 10
+
+
+class HookError(BackyfsError):
+    """A command of the administrator, run by `[hooks]`, failed or took too long."""
+
+    exit_status = 11
 
 
 class InterruptedByUser(BackyfsError):  # noqa: N818 - it is an ending, not an error

@@ -25,7 +25,9 @@ from backyfs.model import NoProgress
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from backyfs.cli.hooks import Facts
     from backyfs.config import Config
+    from backyfs.hooks import Fact
     from backyfs.model import Progress
     from backyfs.repository import Repository
 
@@ -52,6 +54,7 @@ class Invocation:
     log_option: str | None  # -v, -d or -q, if one was given
     process_name: ProcessName = field(default_factory=ProcessName)
     interrupted: threading.Event = field(default_factory=threading.Event)  # set by the signals that end a command
+    loaded: list[Config] = field(default_factory=list, repr=False)  # the configuration, once it was read
 
     def as_arguments(self) -> list[str]:
         """Return the options with which this program starts itself once more."""
@@ -64,12 +67,30 @@ class Invocation:
         Raises:
             ConfigError: it has a mistake.
         """
+        if self.loaded:
+            return self.loaded[0]
         config, warnings = load_config(self.config_file, os.environ)
         self.process_name.text = printable(config.process_name)
         for warning in warnings:
             _log.warning("%s", warning)
         follow_config(config)
+        self.loaded.append(config)
         return config
+
+    @contextmanager
+    def hooks(self, command: str, **facts: Fact) -> Iterator[Facts]:
+        """Run the hooks of a command around what is in the `with`; facts that it adds are told to later ones.
+
+        It stands around all that the command does, so that they also run when it cannot open its repository.
+
+        Raises:
+            HookError: before_COMMAND failed.
+            ConfigError: the configuration has a mistake; then no hook runs.
+        """
+        from backyfs.cli.hooks import around  # noqa: PLC0415 - most commands have none
+
+        with around(self.load_config(), command, facts) as told:
+            yield told
 
     @contextmanager
     def open_repository(self) -> Iterator[Repository]:

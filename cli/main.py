@@ -15,7 +15,7 @@ import click
 from backyfs import __version__
 from backyfs.cli.allocator import keep_freed_memory
 from backyfs.cli.invocation import Invocation, OutputForm
-from backyfs.cli.text import printable
+from backyfs.cli.logs import log_end, start_logging
 from backyfs.errors import BackyfsError, InterruptedByUser, UsageError
 
 if TYPE_CHECKING:
@@ -137,7 +137,12 @@ def cli(
         log_option="--debug" if debug else "--verbose" if verbose else "--quiet" if quiet else None,
         show_progress=not (no_progress or quiet or form is not OutputForm.TABLE),
     )
-    ctx.obj.start_logging(verbose=verbose, debug=debug, quiet=quiet or form is not OutputForm.TABLE)
+    start_logging(
+        command=ctx.invoked_subcommand or "",
+        verbose=verbose,
+        debug=debug,
+        quiet=quiet or form is not OutputForm.TABLE,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -196,11 +201,10 @@ def _tell(error: BaseException) -> int:
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         error = InterruptedByUser("interrupted")
     if isinstance(error, BackyfsError):
-        click.echo(f"backyfs: error: {printable(str(error))}", err=True)
+        log_end(str(error), error.exit_status)
         return error.exit_status
-    click.echo(
-        f"backyfs: error: unexpected {type(error).__name__}: {printable(str(error))}; run it again with --debug "
-        "to see where, and report it",
-        err=True,
+    log_end(
+        f"unexpected {type(error).__name__}: {error}; run it again with --debug to see where, and report it",
+        BackyfsError.exit_status,
     )
     return BackyfsError.exit_status

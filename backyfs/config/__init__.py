@@ -10,6 +10,7 @@ from backyfs.config.places import CONFIG_VARIABLE, find_config
 from backyfs.config.settings import (
     Config,
     DirectoryStorageConfig,
+    HooksConfig,
     IoConfig,
     NullStorageConfig,
     ObjectStoreConfig,
@@ -23,6 +24,7 @@ __all__ = [
     "CONFIG_VARIABLE",
     "Config",
     "DirectoryStorageConfig",
+    "HooksConfig",
     "IoConfig",
     "NullStorageConfig",
     "ObjectStoreConfig",

@@ -232,5 +232,6 @@ DATABASE_URL = Kind(
 ENDPOINT_URL = Kind(allowed="http://host:port or https://host:port", parse=_endpoint_url, optional=True)
 HOST = Kind(allowed="host or host:port, without http://", parse=_host)
 ADDRESSING_STYLE = _choice("path", "virtual", "auto")
+LOG_FORMAT = _choice("text", "json")
 META_TYPE = _choice("sql", prefix="meta_backends.")
 STORAGE_TYPE = _choice("file", "s3", "minio", "null", prefix="data_backends.", synonyms={"directory": "file"})

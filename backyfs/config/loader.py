@@ -11,6 +11,7 @@ from backyfs.config.places import find_config
 from backyfs.config.settings import (
     Config,
     DirectoryStorageConfig,
+    HooksConfig,
     IoConfig,
     NullStorageConfig,
     ObjectStoreConfig,
@@ -82,6 +83,7 @@ class _Loader:
             io_file=IoConfig(**self._io("io_file")),
             io_null=IoConfig(**self._io("io_null")),
             io_rbd=RbdConfig(**self._io("io_rbd")),
+            hooks=self._hooks(),
             schedulers=tuple(
                 Scheduler(name=name, interval_s=found["interval"], keep=found["keep"], sla_s=found["sla"])
                 for name in self._scheduler_names()
@@ -181,6 +183,11 @@ class _Loader:
         place = self._document.place(section, key)
         assert place is not None, "asked for the place of a key that has a value"
         return place
+
+    def _hooks(self) -> HooksConfig:
+        values = self._values("hooks", SECTION_KEYS["hooks"])
+        timeout_s = values.pop("timeout", HooksConfig().timeout_s)
+        return HooksConfig(commands=tuple(values.items()), timeout_s=timeout_s)
 
     def _io(self, section: str) -> dict[str, Any]:
         values = self._values(section, SECTION_KEYS[section])

@@ -89,6 +89,14 @@ class Scheduler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HooksConfig:
+    """Commands of the administrator, run before, after and when something fails. See `backyfs.hooks`."""
+
+    commands: tuple[tuple[str, str], ...] = ()  # name of the hook, as before_backup, and its command
+    timeout_s: int = 60                         # of each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """A whole configuration. Where a field may be None, None means that the files do not say."""
 
@@ -96,6 +104,7 @@ class Config:
     block_size: int | None = None  # bytes
     hash_function: str | None = None  # "blake3" or a name in hashlib
     logfile: str | None = None
+    log_format: Literal["text", "json"] = "text"
     lock_dir: str | None = None
     cachedir: str | None = None
     process_name: str = "backyfs"
@@ -108,4 +117,5 @@ class Config:
     io_file: IoConfig
     io_null: IoConfig
     io_rbd: RbdConfig
+    hooks: HooksConfig = HooksConfig()
     schedulers: tuple[Scheduler, ...] = ()  # in the order of the files

@@ -26,8 +26,8 @@ class Key:
 
 
 _TRAFFIC = (
-    Key("simultaneous_writes", k.COUNT, "How many blobs are written at the same time."),
-    Key("simultaneous_reads", k.COUNT, "How many blobs are read at the same time."),
+    Key("simultaneous_writes", k.COUNT, "How many blobs are written at the same time at most."),
+    Key("simultaneous_reads", k.COUNT, "How many blobs are read at the same time at most."),
     Key("bandwidth_read", k.NUMBER, "Bytes per second that are read at most; 0 is no limit."),
     Key("bandwidth_write", k.NUMBER, "Bytes per second that are written at most; 0 is no limit."),
 )
@@ -45,12 +45,12 @@ _OBJECT_STORE = (
 )
 
 _IO = (
-    Key("simultaneous_reads", k.COUNT, "How many blocks are read at the same time by a backup."),
-    Key("simultaneous_writes", k.COUNT, "How many blocks are written at the same time by a restore."),
+    Key("simultaneous_reads", k.COUNT, "How many reads a backup has under way at the same time at most."),
+    Key("simultaneous_writes", k.COUNT, "How many writes a restore has under way at the same time at most."),
 )
 
 STORAGE_TYPE = Key(
-    "type", k.STORAGE_TYPE, "What the storage is: file (a directory), s3, minio, null (tests).", required=True
+    "type", k.STORAGE_TYPE, "What the storage is: file (a directory), s3, minio, null (keeps nothing).", required=True
 )
 
 # Keys of [DataBackend] beside its type, by that type.
@@ -77,6 +77,18 @@ SCHEDULER_KEYS = (
     Key("sla", k.DURATION, "How much earlier or later than the interval a backup may be.", required=True),
 )
 
+# What hooks can stand around; [hooks] has before_ and after_ each of them.
+HOOKED = ("backup", "restore", "scrub", "rm", "forget", "mount")
+
+_HOOKS = (
+    Key("timeout", k.INTERVAL, "How long each hook may take; then it is killed, and counts as failed."),
+    *(Key(f"before_{command}", k.OPTIONAL_TEXT, f"Run before `{command}`, which is not done if this fails.")
+      for command in HOOKED),
+    *(Key(f"after_{command}", k.OPTIONAL_TEXT, f"Run after `{command}`, whether it failed or not.")
+      for command in HOOKED),
+    Key("on_failure", k.OPTIONAL_TEXT, "Run when one of these commands failed or was interrupted."),
+)  # fmt: skip
+
 SECTION_KEYS: Mapping[str, tuple[Key, ...]] = {
     "DEFAULTS": (
         Key("logfile", k.PATH, "The file that the log is written to."),
@@ -92,6 +104,7 @@ SECTION_KEYS: Mapping[str, tuple[Key, ...]] = {
             "The fingerprint of blocks, of a new repository. An existing one keeps what it was made with, "
             "and a value here that differs is an error.",
         ),
+        Key("log_format", k.LOG_FORMAT, "How the log is written: text, or json, an object on each line."),
         Key("lock_dir", k.PATH, "The directory of backy2's lock files."),
         Key("cachedir", k.PATH, "The directory for temporary data."),
         Key("process_name", k.TEXT, "The name of the program in the list of processes."),
@@ -124,6 +137,7 @@ SECTION_KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("type", k.META_TYPE, "What the metadata is kept in; sql is all there is."),
         Key("engine", k.DATABASE_URL, "The URL of the database that holds the metadata.", required=True),
     ),
+    "hooks": _HOOKS,
     "io_file": _IO,
     "io_null": _IO,
     "io_rbd": (

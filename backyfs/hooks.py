@@ -1,0 +1,111 @@
+"""Hooks: commands of the administrator that run before and after ours, and learn what is being done.
+
+Facts reach them twice: as variables of the environment, and as one JSON object on stdin. They come from the
+configuration, which only its owner can write, and so run through the shell as they stand there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import tempfile
+from datetime import datetime
+from typing import TYPE_CHECKING, TypeAlias
+
+from backyfs.errors import HookError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import BinaryIO
+
+Fact: TypeAlias = "str | int | float | bool | datetime | Sequence[str] | None"
+
+VARIABLE_PREFIX = "BACKYFS_"
+RUNNING_HOOK = "BACKYFS_HOOK"  # the name of the hook; a command that finds it set runs no hooks of its own
+
+_SHELL = "/bin/sh"
+_LOGGED_BYTES = 64 << 10  # of the output, from its end
+
+_log = logging.getLogger(__name__)
+
+
+def run_hook(name: str, command: str, facts: Mapping[str, Fact], *, timeout_s: float) -> None:
+    """Run a hook and log what it prints.
+
+    Raises:
+        HookError: it ended with another status than 0, by a signal, or not within `timeout_s` seconds; then it
+            is killed with all processes of its group.
+    """
+    _log.info("hook %s begins", name)
+    facts = {"hook": name, **facts}
+    # Files and not pipes: a process that the hook leaves behind would keep a pipe open, and us waiting.
+    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as output:
+        told.write(json.dumps({fact: _json_value(value) for fact, value in facts.items()}).encode())
+        told.seek(0)
+        try:
+            process = subprocess.Popen(
+                [_SHELL, "-c", command],
+                stdin=told,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **_variables(facts)},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise HookError(f"hook {name} cannot be started: {error.strerror}; see [hooks]") from error
+        try:
+            status = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            if process.poll() is None:  # too late, or we are interrupted
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        last_line = _log_output(name, output)
+    if status != 0:
+        raise HookError(f"hook {name} {_ending(status, timeout_s)}{last_line and f': {last_line}'}; see [hooks]")
+
+
+def _ending(status: int | None, timeout_s: float) -> str:
+    if status is None:
+        return f"was killed because it took more than {timeout_s:g} s"
+    return f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
+def _log_output(name: str, output: BinaryIO) -> str:
+    """Log what a hook has printed and return the last line of it."""
+    size = output.seek(0, os.SEEK_END)
+    output.seek(max(0, size - _LOGGED_BYTES))
+    lines = [line for line in output.read().decode(errors="replace").splitlines() if line.strip()]
+    for line in lines:
+        _log.info("hook %s: %s", name, line)
+    return lines[-1].strip() if lines else ""
+
+
+def _variables(facts: Mapping[str, Fact]) -> dict[str, str]:
+    return {f"{VARIABLE_PREFIX}{fact.upper()}": _text(value) for fact, value in facts.items() if value is not None}
+
+
+def _text(value: Fact) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, datetime):
+        return _moment(value)
+    if value is None or isinstance(value, (str, int, float)):
+        return str(value).replace("\0", "")  # which no variable can hold
+    return ",".join(value)
+
+
+def _json_value(value: Fact) -> object:
+    if isinstance(value, datetime):
+        return _moment(value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return list(value)
+
+
+def _moment(value: datetime) -> str:
+    return value.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,157 @@
+"""Run the hooks of the configuration around a command.
+
+    before_X fails   the command is not done; on_failure; HookError
+    before_X is done the command; after_X, however the command ended; on_failure, if it failed
+
+An after_ hook or on_failure that fails is a warning: what the command did is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from backyfs.errors import BackyfsError, HookError, InterruptedByUser
+from backyfs.hooks import RUNNING_HOOK, run_hook
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backyfs.config import Config
+    from backyfs.hooks import Fact
+
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+
+_log = logging.getLogger("backyfs.cli")
+
+
+class Facts:
+    """What the hooks of one command are told; a command adds what it finds out."""
+
+    def __init__(self, facts: dict[str, Fact]) -> None:
+        self._facts = facts
+
+    def add(self, **facts: Fact) -> None:
+        """Add facts for the hooks that are still to run."""
+        self._facts.update(facts)
+
+    def all(self) -> dict[str, Fact]:
+        """Return all facts."""
+        return dict(self._facts)
+
+
+@contextmanager
+def around(config: Config, command: str, facts: dict[str, Fact]) -> Iterator[Facts]:
+    """Run what is in the `with` between its hooks.
+
+    Raises:
+        HookError: before_COMMAND failed, and nothing was done.
+    """
+    told = Facts({"command": command, "status": "starting", "pid": os.getpid(), **facts})
+    if len(config.files) == 1:
+        told.add(config=config.files[0])  # with it, commands of a hook use the same repository
+    run = _Runner(config, command, told)
+    if not run.any:
+        yield told
+        return
+    started = time.monotonic()
+    with _ended_by_exceptions():
+        try:
+            run.before()
+            try:
+                yield told
+            except BaseException as error:
+                told.add(**_failure(error))
+                raise
+            else:
+                told.add(status="done", exit_status=0)
+            finally:
+                told.add(duration_s=round(time.monotonic() - started, 3))
+                run.after()
+        except BaseException as error:
+            told.add(**_failure(error))
+            if told.all()["status"] != "done":
+                run.failed()
+            raise
+
+
+class _Runner:
+    """The hooks of one command."""
+
+    def __init__(self, config: Config, command: str, told: Facts) -> None:
+        # A hook that runs our own commands does not run itself.
+        self._hooks = {} if RUNNING_HOOK in os.environ else dict(config.hooks.commands)
+        self._timeout_s = config.hooks.timeout_s
+        self._command = command
+        self._told = told
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to run."""
+        return any(name in self._hooks for name in (f"before_{self._command}", f"after_{self._command}", "on_failure"))
+
+    def before(self) -> None:
+        """Run before_COMMAND.
+
+        Raises:
+            HookError: it failed.
+        """
+        self._run(f"before_{self._command}")
+
+    def after(self) -> None:
+        """Run after_COMMAND."""
+        self._run_and_go_on(f"after_{self._command}")
+
+    def failed(self) -> None:
+        """Run on_failure."""
+        self._run_and_go_on("on_failure")
+
+    def _run_and_go_on(self, name: str) -> None:
+        try:
+            self._run(name)
+        except HookError as error:
+            _log.warning("%s", error)
+
+    def _run(self, name: str) -> None:
+        if name in self._hooks:
+            run_hook(name, self._hooks[name], self._told.all(), timeout_s=self._timeout_s)
+
+
+def _failure(error: BaseException) -> dict[str, Fact]:
+    """Return what the end of a command by an exception means."""
+    if isinstance(error, click.exceptions.Exit) and error.exit_code == 0:
+        return {"status": "done", "exit_status": 0}
+    if isinstance(error, (KeyboardInterrupt, InterruptedByUser, click.Abort)):
+        return {"status": "interrupted", "exit_status": InterruptedByUser.exit_status, "error": "interrupted"}
+    exit_status = error.exit_status if isinstance(error, BackyfsError) else BackyfsError.exit_status
+    if isinstance(error, click.exceptions.Exit):
+        exit_status = error.exit_code
+    return {"status": "failed", "exit_status": exit_status, "error": str(error)}
+
+
+@contextmanager
+def _ended_by_exceptions() -> Iterator[None]:
+    """Let the signals that would end the process at once raise InterruptedByUser, so that hooks run at the end."""
+
+    def end(number: int, _frame: object) -> None:
+        raise InterruptedByUser(f"ended by {signal.Signals(number).name}")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _ENDINGS}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:  # not where it is ignored, as under nohup
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
