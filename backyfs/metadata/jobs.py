@@ -16,6 +16,7 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from backyfs.errors import VersionNotFoundError
 from backyfs.metadata.database import insert_row
 from backyfs.metadata.tables import UtcDateTime, job_versions, jobs, versions
 from backyfs.model import JobId, VersionUid
@@ -142,6 +143,18 @@ def other_holders(connection: Connection, observer: Process, job_id: JobId, uid:
     return [job for job in list_live_jobs(connection, observer) if job.id != job_id and uid in job.versions]
 
 
+def live_holders(connection: Connection, observer: Process, version_id: VersionId) -> list[Job]:
+    """Return the live jobs that hold a version, the oldest first; those that are dead are removed.
+
+    A dead job may be of a host that was suspended: when it goes on it is to find its row gone, and stop. To be
+    called in a write transaction.
+    """
+    _remove_dead(connection, observer)
+    query = select(job_versions.c.job_id).where(job_versions.c.version_id == version_id)
+    holding = set(connection.execute(query).scalars())
+    return [job for job in list_live_jobs(connection, observer) if job.id in holding] if holding else []
+
+
 def beat(connection: Connection, job_id: JobId, progress: str) -> bool:
     """Tell that a job lives and how it gets on; return False if its row is gone."""
     alive = update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=_DatabaseClock(), progress=progress[:255])
@@ -149,7 +162,13 @@ def beat(connection: Connection, job_id: JobId, progress: str) -> bool:
 
 
 def hold_version(connection: Connection, job_id: JobId, version_id: VersionId) -> None:
-    """Hold a version: it is not removed while the job lives. Holding it twice is fine."""
+    """Hold a version: it is not removed while the job lives. Holding it twice is fine. First in its transaction.
+
+    Raises:
+        VersionNotFoundError: it was removed.
+    """
+    if not lock_version(connection, version_id):
+        raise VersionNotFoundError("the version was removed by another command; `backyfs ls` shows the others")
     held = (job_versions.c.job_id == job_id) & (job_versions.c.version_id == version_id)
     if connection.execute(select(job_versions.c.job_id).where(held)).first() is None:
         connection.execute(insert(job_versions).values(job_id=job_id, version_id=version_id))

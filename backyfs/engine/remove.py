@@ -1,0 +1,113 @@
+"""Remove versions: those that are protected, in use or too young are kept, each with its reason.
+
+Only the database changes. What no version needs any more stays in the storage until a cleanup.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from backyfs.engine.job import Job
+from backyfs.errors import InterruptedByUser, VersionKeptError
+from backyfs.metadata.jobs import live_holders, this_process
+from backyfs.metadata.removal import remove_version
+from backyfs.metadata.versions import version_with_uid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from backyfs.metadata.database import Connection
+    from backyfs.model import Version
+    from backyfs.repository import Repository
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """What became of a version that was to be removed."""
+
+    version: Version
+    kept: VersionKeptError | None  # why it is still there; None: it is gone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rules:
+    """What keeps a version, besides its protection and the jobs that hold it."""
+
+    younger_than_days: int
+    force: bool
+    now: datetime
+    still: Callable[[Version], bool]
+
+
+def remove_versions(
+    repository: Repository,
+    versions: Sequence[Version],
+    *,
+    younger_than_days: int = 0,
+    force: bool = False,
+    now: datetime,
+    still: Callable[[Version], bool] = lambda _version: True,
+    command: str = "rm",
+    stop: Callable[[], bool] = lambda: False,
+    announce: Callable[[Removal], None] = lambda _removal: None,
+) -> list[Removal]:
+    """Remove versions, each in a transaction of its own, and return what became of each.
+
+    A version that is protected or that a running command holds is kept, also with `force`; one younger than
+    `younger_than_days` days at the time `now` is without it. All this is looked at in the transaction that removes:
+    nobody can begin to use a version in between. So is `still`, which tells of a version as it is then whether it
+    is to be removed still. One that is gone meanwhile counts as removed; one that is named twice is reported once.
+
+    `command` is what others see in the list of jobs. `stop` is asked before each version; `announce` is told of
+    each at once.
+
+    Raises:
+        InterruptedByUser: `stop` said so; the versions that were announced are gone or kept as told.
+        DatabaseError: likewise.
+        JobLostError: another command took this one for dead; likewise.
+    """
+    rules = _Rules(younger_than_days=younger_than_days, force=force, now=now, still=still)
+    wanted = list({version.id: version for version in versions}.values())
+    removals: list[Removal] = []
+    if not wanted:
+        return removals
+    with Job(repository.database, command) as job:
+        for version in wanted:
+            job.progress = f"{len(removals)} of {len(wanted)} versions"
+            job.check()
+            if stop():
+                raise InterruptedByUser(f"interrupted after {job.progress}; run it again for the others")
+            removal = Removal(version=version, kept=_remove(repository, version, rules))
+            removals.append(removal)
+            announce(removal)
+    return removals
+
+
+def _remove(repository: Repository, version: Version, rules: _Rules) -> VersionKeptError | None:
+    with repository.database.write() as connection:
+        now = version_with_uid(connection, version.uid)
+        kept = None if now is None else _reason_to_keep(connection, now, rules)
+        if kept is None:
+            remove_version(connection, version.id)
+        return kept
+
+
+def _reason_to_keep(connection: Connection, version: Version, rules: _Rules) -> VersionKeptError | None:
+    uid = version.uid
+    if version.protected:
+        return VersionKeptError(f"version {uid} is protected; run `backyfs unprotect {uid}` first")
+    holders = live_holders(connection, this_process(), version.id)
+    if holders:
+        return VersionKeptError(f"version {uid} is in use by {holders[0]}; wait for its end, or end it")
+    age = rules.now - version.created_at
+    if age < timedelta(days=rules.younger_than_days) and not rules.force:
+        return VersionKeptError(
+            f"version {uid} is younger than the {rules.younger_than_days} days of "
+            "disallow_rm_when_younger_than_days; add --force to remove it all the same"
+        )
+    if not rules.still(version):
+        return VersionKeptError(f"version {uid} was changed meanwhile and is not to go any more; look at it again")
+    return None

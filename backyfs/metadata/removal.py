@@ -1,0 +1,37 @@
+"""Remove a version from the database; its pages and blobs stay for a cleanup.
+
+Invariant: `pages.refs` goes down with the rows of `version_pages` that it counts, in the same transaction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete, func, select, update
+
+from backyfs.metadata.batches import batches
+from backyfs.metadata.tables import pages, tags, version_pages, versions
+
+if TYPE_CHECKING:
+    from backyfs.metadata.database import Connection
+    from backyfs.model import VersionId
+
+
+def remove_version(connection: Connection, version_id: VersionId) -> None:
+    """Remove a version, with its tags and its part of the block map, and count. One that is gone is fine.
+
+    What its backup did stays in `stats`. To be called in a write transaction, in which the caller has looked that
+    nobody holds the version.
+    """
+    here = version_pages.c.version_id == version_id
+    # Not one UPDATE with subqueries: MariaDB before 11.1 would look at every page of the repository.
+    query = select(version_pages.c.page_id, func.count().label("uses")).where(here).group_by(version_pages.c.page_id)
+    uses: dict[int, list[int]] = {}
+    for row in connection.execute(query):
+        uses.setdefault(row.uses, []).append(row.page_id)
+    connection.execute(delete(version_pages).where(here))
+    for count, page_ids in uses.items():
+        for batch in batches(page_ids):
+            connection.execute(update(pages).where(pages.c.id.in_(batch)).values(refs=pages.c.refs - count))
+    connection.execute(delete(tags).where(tags.c.version_id == version_id))
+    connection.execute(delete(versions).where(versions.c.id == version_id))
