@@ -167,7 +167,7 @@ def hold_version(connection: Connection, job_id: JobId, version_id: VersionId) -
     Raises:
         VersionNotFoundError: it was removed.
     """
-    if not lock_version(connection, version_id):
+    if connection.execute(select(versions.c.id).where(versions.c.id == version_id)).first() is None:
         raise VersionNotFoundError("the version was removed by another command; `backyfs ls` shows the others")
     held = (job_versions.c.job_id == job_id) & (job_versions.c.version_id == version_id)
     if connection.execute(select(job_versions.c.job_id).where(held)).first() is None:
