@@ -21,11 +21,11 @@ from backyfs.metadata.walk import walk
 from backyfs.model import NoProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from backyfs.metadata.blockmap import Entries
     from backyfs.metadata.database import Connection
-    from backyfs.model import Progress, Version, VersionId
+    from backyfs.model import BlobUid, Progress, Version, VersionId
 
 _LOG_BYTES = 64 << 20
 _ENTRY_BYTES = 8
@@ -63,24 +63,24 @@ def space_of_versions(
     block_size: int,
     *,
     wanted: Collection[VersionId] | None = None,
-    stored: bool = True,
+    object_size: Callable[[BlobUid], int | None] | None = None,
     progress: Progress | None = None,
 ) -> list[SpaceReport]:
     """Return the space of all versions, or of those that are wanted, ordered by name and date.
 
-    `stored` asks for the sizes of the objects; without it the table of blobs is not read.
+    `object_size` tells the size of an object, where the database does not know it. Without it stored sizes are
+    left out.
 
     Raises:
         DatabaseError: a block map is damaged or cannot be read.
+        StorageError: the storage cannot say how large an object is.
     """
     versions = list_versions(connection)
-    highest = highest_blob_id(connection)
-    uses = array("q", bytes(_ENTRY_BYTES * (highest + 1)))
+    uses = array("q", bytes(_ENTRY_BYTES * (highest_blob_id(connection) + 1)))
     with tempfile.SpooledTemporaryFile(max_size=_LOG_BYTES) as log:
         steps = _count_uses(connection, versions, block_size, uses, log, progress or NoProgress())
-        space = _Space(
-            uses, odd_sizes(connection, block_size), stored_sizes(connection, highest) if stored else None, block_size
-        )
+        stored = None if object_size is None else stored_sizes(connection, uses, object_size)
+        space = _Space(uses, odd_sizes(connection, block_size), stored, block_size)
         log.seek(0)
         reports = []
         for step in steps:

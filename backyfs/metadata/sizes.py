@@ -9,9 +9,10 @@ from sqlalchemy import func, select
 
 from backyfs.metadata.batches import batches
 from backyfs.metadata.tables import blobs
+from backyfs.model import BlobUid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from backyfs.metadata.database import Connection
 
@@ -31,32 +32,41 @@ def odd_sizes(connection: Connection, block_size: int) -> dict[int, int]:
     return {row.id: row.size for row in connection.execute(query)}
 
 
-def stored_sizes(connection: Connection, highest: int) -> array[int]:
-    """Return the sizes of the objects of all blobs with ids up to `highest`: 8 bytes for each id.
+def stored_sizes(
+    connection: Connection, uses: array[int], object_size: Callable[[BlobUid], int | None]
+) -> array[int]:
+    """Return the sizes of the objects of all blobs that are used; like `uses`, 8 bytes for each id.
 
-    UNKNOWN where nobody knows, as of the encrypted blobs of an adopted repository.
+    Of the encrypted blobs of an adopted repository the database does not know it: `object_size` is asked, and may
+    not know it either. UNKNOWN then.
     """
-    sizes = array("q", [UNKNOWN]) * (highest + 1)
+    sizes = array("q", [UNKNOWN]) * len(uses)
     query = (
         select(blobs.c.id, blobs.c.size, blobs.c.stored_size, blobs.c.encryption_version)
         .order_by(blobs.c.id)
         .limit(_ROWS_AT_ONCE)
     )
     last = 0
-    while rows := connection.execute(query.where(blobs.c.id > last, blobs.c.id <= highest)).all():
+    while rows := connection.execute(query.where(blobs.c.id > last, blobs.c.id < len(uses))).all():
+        to_ask = []
         for blob_id, size, stored_size, encryption_version in rows:
             if stored_size is not None:
                 sizes[blob_id] = stored_size
             elif encryption_version == _PLAIN:
                 sizes[blob_id] = size
+            elif uses[blob_id]:
+                to_ask.append(blob_id)
+        for blob_id, uid in uids_of(connection, to_ask).items():
+            answer = object_size(uid)
+            sizes[blob_id] = UNKNOWN if answer is None else answer
         last = rows[-1].id
     return sizes
 
 
-def uids_of(connection: Connection, ids: Iterable[int]) -> dict[int, str]:
+def uids_of(connection: Connection, ids: Iterable[int]) -> dict[int, BlobUid]:
     """Return the uids of blobs by their ids."""
-    found: dict[int, str] = {}
+    found: dict[int, BlobUid] = {}
     for batch in batches(ids):
         rows = connection.execute(select(blobs.c.id, blobs.c.uid).where(blobs.c.id.in_(batch)))
-        found.update((row.id, row.uid) for row in rows)
+        found.update((row.id, BlobUid(row.uid)) for row in rows)
     return found

@@ -44,6 +44,10 @@ class Storage(Protocol):
         """Delete an object; one that is gone already is fine."""
         ...
 
+    def size(self, uid: BlobUid) -> int | None:
+        """Return the size of an object in bytes; None where there is none, or it takes a request to find out."""
+        ...
+
     def list_blobs(self) -> Iterator[BlobUid]:
         """Yield the uid of every object, in no order."""
         ...

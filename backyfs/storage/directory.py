@@ -156,6 +156,16 @@ class DirectoryStorage:
         except OSError as error:
             raise _storage_error(path, error) from error
 
+    def size(self, uid: BlobUid) -> int | None:
+        """Return the size of an object in bytes; None where there is none."""
+        path = f"{self._directory(uid)}/{uid}{_SUFFIX}"
+        try:
+            return os.stat(path).st_size
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _storage_error(path, error) from error
+
     def list_blobs(self) -> Iterator[BlobUid]:
         """Yield the uid of every object, in no order."""
         for _, _, names in os.walk(self._path, onerror=_raise_storage_error):

@@ -45,6 +45,11 @@ class NullStorage:
         """Do nothing: it is gone already."""
         check_uid(uid)
 
+    def size(self, uid: BlobUid) -> int | None:
+        """Return None."""
+        check_uid(uid)
+        return None
+
     def list_blobs(self) -> Iterator[BlobUid]:
         """Yield nothing."""
         return iter(())

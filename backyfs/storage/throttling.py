@@ -201,6 +201,10 @@ class ThrottledStorage:
         """Delete an object."""
         self._storage.delete(uid)
 
+    def size(self, uid: BlobUid) -> int | None:
+        """Return the size of an object, if it is known."""
+        return self._storage.size(uid)
+
     def list_blobs(self) -> Iterator[BlobUid]:
         """Yield the uid of every object, in no order."""
         return self._storage.list_blobs()

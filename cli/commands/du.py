@@ -57,13 +57,14 @@ def command(context: click.Context, /, versions: tuple[str, ...], *, fields: str
     columns = usual if fields is None else chosen_columns(fields, tuple(_LABELS))
     for text in versions:
         stored_text(context, context.command.params[0], text)
+    asks_storage = "Stored" in columns or invocation.form is OutputForm.JSON or plot
     with invocation.open_repository() as repository, repository.database.read() as connection:
         wanted = {find_version(connection, text).id for text in versions} or None
         reports = space_of_versions(
             connection,
             repository.block_size,
             wanted=wanted,
-            stored="Stored" in columns or invocation.form is OutputForm.JSON or plot,
+            object_size=repository.blocks.storage.size if asks_storage else None,
             progress=invocation.progress(),
         )
     print_labelled(invocation, [_row(report) for report in reports], _LABELS, columns, sizes=_SIZES)

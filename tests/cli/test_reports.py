@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from backyfs.cli.main import run
 from backyfs.engine.job import Job
-from backyfs.errors import UsageError, VersionNotFoundError
+from backyfs.errors import InterruptedByUser, StorageError, UsageError, VersionNotFoundError, WrongKeyError
 from backyfs.metadata.versions import list_versions
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -83,6 +85,20 @@ def test_differences_are_those_of_backy2(name, tmp_path, capsysbinary):
     captured = capsysbinary.readouterr()
     assert captured.out == expected
     assert b"are in one version only, and not listed; see --all" in captured.err
+
+
+# In scrubbed-invalid a plain blob is shorter on disk than it should be.
+@pytest.mark.parametrize("name", [name for name in REFERENCES if name != "scrubbed-invalid"])
+def test_stored_is_what_the_blobs_of_a_version_take_on_disk(name, tmp_path, capsys):
+    reference = Reference(name, tmp_path)
+    with contextlib.closing(sqlite3.connect(reference.sqlite_file)) as database:
+        used = database.execute("SELECT DISTINCT version_uid, uid FROM blocks WHERE uid IS NOT NULL").fetchall()
+    on_disk = {path.stem: path.stat().st_size for path in (reference.directory / "data").rglob("*.blob")}
+    assert run(["-q", "-c", str(reference.config_file), "ls"]) == 0
+    capsys.readouterr()
+    assert run(["--json", "-c", str(reference.config_file), "du"]) == 0
+    for row in json.loads(capsys.readouterr().out):
+        assert row["stored"] == sum(on_disk[blob] for version, blob in used if version == row["uid"])
 
 
 # du
@@ -260,6 +276,38 @@ def test_a_version_that_is_not_there_is_an_error(call, words):
     status, out, err = call(*words, UNKNOWN)
     assert (status, out) == (VersionNotFoundError.exit_status, "")
     assert err == f"backyfs: error: no version has a uid that begins with {UNKNOWN}; `backyfs ls` shows what there is\n"
+
+
+@pytest.mark.parametrize("words", [["du"], ["stats"], ["jobs"], ["diff-meta", UNKNOWN, UNKNOWN]])
+def test_the_wrong_key_and_a_missing_storage_are_errors(config, call, words):
+    storage = config.parent / "data"
+    storage.rename(config.parent / "elsewhere")
+    status, out, err = call(*words)
+    assert (status, out) == (StorageError.exit_status, "")
+    assert err.startswith("backyfs: error: storage directory ")
+    (config.parent / "elsewhere").rename(storage)
+    (config.parent / "backyfs.key").write_text("ab" * 32)
+    status, out, err = call(*words)
+    assert (status, out) == (WrongKeyError.exit_status, "")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "function"),
+    [
+        (["du"], "backyfs.cli.commands.du.space_of_versions"),
+        (["stats"], "backyfs.cli.commands.stats.list_all_statistics"),
+        (["jobs"], "backyfs.cli.commands.jobs.list_live_jobs"),
+        (["diff-meta"], "backyfs.cli.commands.diff_meta.compare"),
+    ],
+)
+def test_an_interrupt_ends_a_command_without_a_traceback(call, uids, monkeypatch, words, function):
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(function, interrupted)
+    status, out, err = call(*words, *(uids[:2] if words == ["diff-meta"] else []))
+    assert (status, out, err) == (InterruptedByUser.exit_status, "", "backyfs: error: interrupted\n")
 
 
 @pytest.mark.parametrize("command", ["du", "stats", "jobs"])

@@ -21,6 +21,7 @@ from backyfs.metadata.blobs import find_by_uid, insert_blobs
 from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries
 from backyfs.metadata.database import Database
 from backyfs.metadata.schema import create_file, create_tables
+from backyfs.metadata.sizes import uids_of
 from backyfs.metadata.stats import (
     find_statistics,
     insert_statistics_records,
@@ -40,7 +41,7 @@ from backyfs.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from backyfs.metadata.database import Connection
 
@@ -183,7 +184,7 @@ def test_the_last_block_that_is_absent_is_as_long_as_it_is(connection: Connectio
 
 def test_an_empty_version_takes_nothing(connection: Connection) -> None:
     make_version(connection, [])
-    [report] = space_of_versions(connection, BLOCK)
+    [report] = space_of_versions(connection, BLOCK, object_size=lambda _uid: None)
     assert found_space(connection) == [(0,) * 7]
     assert report.stored_bytes == 0
 
@@ -217,9 +218,14 @@ def test_stored_is_what_the_objects_of_a_version_take(connection: Connection) ->
     make_version(connection, [first, plain, HOLE], day=1)
     make_version(connection, [first, unknown], day=2)
     make_version(connection, [first], day=3)
-    stored = [report.stored_bytes for report in space_of_versions(connection, BLOCK)]
-    assert stored == [20, 10 + BLOCK, None, 10]
-    assert {report.stored_bytes for report in space_of_versions(connection, BLOCK, stored=False)} == {None}
+
+    def stored(object_size: Callable[[BlobUid], int | None] | None) -> list[int | None]:
+        reports = space_of_versions(connection, BLOCK, object_size=object_size)
+        return [report.stored_bytes for report in reports]
+
+    assert stored(lambda _uid: None) == [20, 10 + BLOCK, None, 10]
+    assert stored(lambda uid: 7 if uid == uids_of(connection, [unknown])[unknown] else 1000) == [20, 10 + BLOCK, 17, 10]
+    assert stored(None) == [None] * 4
 
 
 def test_a_block_map_that_names_a_blob_without_row_is_an_error(connection: Connection) -> None:
