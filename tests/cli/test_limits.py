@@ -1,0 +1,123 @@
+"""Test data, storages that keep nothing, and limits, as an operator meets them."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from backyfs.cli.main import run
+from tests.images import random_image
+from tests.repositories import make_repository
+
+BACKYFS = str(Path(sys.executable).with_name("backyfs"))
+BLOCK = 256 << 10
+MIB = 1 << 20
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A repository without encryption: what is stored is as large as what is read."""
+    return make_repository(tmp_path / "repository", block_size=BLOCK, encrypted=False)
+
+
+@pytest.fixture
+def call(config, capsys):
+    """Run a command on the repository; return status, stdout and stderr."""
+
+    def call(*words):
+        status = run(["-c", str(config), *map(str, words)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def limit(config, *lines):
+    """Set limits of the storage."""
+    config.write_text(config.read_text().replace("[DataBackend]", "\n".join(["[DataBackend]", *lines])))
+
+
+def seconds(function):
+    started = time.monotonic()
+    function()
+    return time.monotonic() - started
+
+
+def test_test_data_are_backed_up_and_come_back(call, tmp_path):
+    status, out, _ = call("--json", "backup", "null://1000k", "test")
+    report = json.loads(out)
+    assert (status, report["size_bytes"], report["blocks_written"]) == (0, 1_024_000, 4)
+    assert call("restore", "test@latest", tmp_path / "out")[0] == 0
+    content = (tmp_path / "out").read_bytes()
+    assert len(content) == 1_024_000
+    assert content[512 * 7 : 512 * 7 + 8] == b"\7" + bytes(7)
+
+
+def test_test_data_are_the_same_each_time(call):
+    call("backup", "null://1M", "test")
+    report = json.loads(call("--json", "backup", "null://2MB", "test")[1])
+    assert (report["blocks_deduplicated"], report["blocks_written"]) == (4, 4)
+
+
+def test_a_size_that_is_none_is_told(call):
+    status, _, err = call("backup", "null://10X", "test")
+    assert status == 7
+    assert err == (
+        "backyfs: error: null://10X does not say a size; write a whole number of bytes, perhaps with k, M, G, T or P: "
+        "null://10G\n"
+    )
+
+
+def test_a_backup_to_a_storage_that_keeps_nothing_says_so_and_a_restore_too(config, call, tmp_path):
+    config.write_text(re.sub(r"type: file\n(.*\n)*?path: .*\n", "type: null\n", config.read_text()))
+    status, out, err = call("backup", "null://1M", "test")
+    assert status == 0
+    assert "new 1.0 MiB" in out
+    assert err == (
+        "backyfs: the storage is of type null and keeps nothing: what is backed up cannot be restored\n"
+    )
+    status, _, err = call("restore", "test@latest", tmp_path / "out")
+    assert status == 20
+    assert "was not kept: a storage of type null keeps nothing" in err
+
+
+def test_a_backup_writes_as_fast_as_it_may_and_a_restore_reads_so(config, call, tmp_path):
+    image = random_image(tmp_path / "image", 4 * MIB)
+    limit(config, f"bandwidth_write: {2 * MIB}", f"bandwidth_read: {2 * MIB}")
+    assert 1.9 < seconds(lambda: call("backup", image, "disk")) < 3
+    assert 1.9 < seconds(lambda: call("restore", "disk@latest", tmp_path / "out")) < 3
+    assert (tmp_path / "out").read_bytes() == image.read_bytes()
+    assert seconds(lambda: call("backup", image, "disk")) < 1  # what is known is not written again
+
+
+def test_backups_and_restores_are_whole_one_read_and_one_write_at_a_time(config, call, tmp_path):
+    image = random_image(tmp_path / "image", 4 * MIB + 5)
+    limit(config, "simultaneous_writes: 1", "simultaneous_reads: 1")
+    config.write_text(config.read_text() + "[io_file]\nsimultaneous_reads: 1\n")
+    assert call("backup", image, "disk")[0] == 0
+    assert call("restore", "disk@latest", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out").read_bytes() == image.read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_a_command_that_has_hours_to_wait_is_interrupted_at_once(config, call, tmp_path, command, number):
+    call("backup", "null://8M", "test")
+    limit(config, "bandwidth_write: 1024", "bandwidth_read: 1024")
+    words = ["backup", "null://16M", "test"] if command == "backup" else ["restore", "test@latest", tmp_path / "out"]
+    process = subprocess.Popen([BACKYFS, "-c", config, *words], stderr=subprocess.PIPE, text=True)
+    time.sleep(2)
+    assert process.poll() is None
+    process.send_signal(number)
+    assert seconds(lambda: process.wait(timeout=60)) < 1.5
+    assert process.returncode == 130
+    _, errors = process.communicate()
+    assert "interrupted" in errors
+    assert "Traceback" not in errors

@@ -1,0 +1,155 @@
+"""Test data, and sources of which only so many reads are under way."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backyfs.config import IoConfig
+from backyfs.errors import SourceError
+from backyfs.geometry import Extent
+from backyfs.sources import open_source
+from backyfs.sources.limits import LimitedSource
+from backyfs.sources.null import NullSource, size_of
+
+MIB = 1 << 20
+LENGTH = 9 * MIB + 700  # the pattern comes again, and the last sector is not whole
+
+
+def read(source, offset, length):
+    buffer = bytearray(length)
+    with memoryview(buffer) as view:
+        source.read_into(offset, view)
+    return bytes(buffer)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return read(NullSource(LENGTH), 0, LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("uri", "size"),
+    [
+        ("null://0", 0),
+        ("null://1000", 1000),
+        ("null://1000B", 1000),
+        ("null://3k", 3 << 10),
+        ("null://5M", 5 << 20),
+        ("null://10G", 10 << 30),
+        ("null://10GB", 10 << 30),
+        ("null://200T", 200 << 40),
+        ("null://7P", 7 << 50),
+        ("null://9223372036854775807", 2**63 - 1),
+    ],
+)
+def test_a_size_has_the_units_of_backy2(uri, size):
+    assert size_of(uri) == size
+    assert open_source(uri).size_bytes == size
+
+
+@pytest.mark.parametrize(
+    "size", ["", "M", "-1", "1.5G", "1K", "1m", "10 G", "10GiB", "1E", "10G/", "1\n", "8192P", "9" * 30, "\u0663"]
+)
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(SourceError, match="does not say a size; write a whole number of bytes, perhaps with k, M, G"):
+        open_source(f"null://{size}")
+
+
+def test_the_bytes_stay_what_they_are(whole):
+    # Who compares measurements of two releases needs the same data.
+    assert hashlib.sha256(whole).hexdigest() == "3b59f78c8a75acd0f289aaeb539ceaea734e17013c7c01ad5c6f450b6982ac2f"
+
+
+def test_a_sector_is_its_number_what_looks_random_and_zeros(whole):
+    for number in (0, 1, 8191, 8192, 18432):
+        sector = whole[number * 512 : (number + 1) * 512]
+        assert sector[:8] == number.to_bytes(8, "little")
+        assert len(set(sector[8:256])) > 100
+        assert sector[256:] == bytes(256)
+
+
+@pytest.mark.parametrize("block", [512, 4096, 4 * MIB])
+def test_no_two_blocks_are_equal_and_none_is_zeros(whole, block):
+    blocks = [whole[start : start + block] for start in range(0, 8 * MIB, block)]
+    assert len(set(blocks)) == len(blocks)
+    assert bytes(block) not in blocks
+
+
+@pytest.mark.parametrize("level", [1, 3, 9])
+def test_compression_halves_them(whole, level):
+    stored = zstandard.ZstdCompressor(level=level).compress(whole[: 4 * MIB])
+    assert 0.45 < len(stored) / (4 * MIB) < 0.55
+
+
+@given(st.integers(0, LENGTH), st.integers(0, LENGTH))
+def test_a_part_is_what_the_whole_has_there(whole, one, other):
+    start, stop = sorted((one, other))
+    assert read(NullSource(LENGTH), start, stop - start) == whole[start:stop]
+
+
+def test_a_place_far_away_is_read_as_any_other():
+    source = open_source("null://8P")
+    assert read(source, (8 << 50) - 512, 8) == ((8 << 50) // 512 - 1).to_bytes(8, "little")
+
+
+def test_all_is_data_and_nothing_lies_behind_the_end():
+    source = open_source("null://1M")
+    assert list(source.data_extents()) == [Extent(0, MIB)]
+    with pytest.raises(SourceError, match="null://1048576 ends before byte 1048577"):
+        read(source, MIB, 1)
+    assert list(open_source("null://0").data_extents()) == []
+
+
+# Limits
+
+
+class SlowSource(NullSource):
+    """A source that counts who reads it."""
+
+    def __init__(self):
+        super().__init__(MIB)
+        self._lock = threading.Lock()
+        self._inside = self.most_inside = 0
+
+    def read_into(self, offset, buffer):
+        with self._lock:
+            self._inside += 1
+            self.most_inside = max(self.most_inside, self._inside)
+        time.sleep(0.005)
+        super().read_into(offset, buffer)
+        with self._lock:
+            self._inside -= 1
+
+
+def test_no_more_reads_are_under_way_than_are_allowed():
+    slow = SlowSource()
+    source = LimitedSource(slow, simultaneous_reads=2)
+    with ThreadPoolExecutor(8) as threads:
+        pieces = list(threads.map(lambda number: read(source, number * 4096, 4096), range(16)))
+    assert slow.most_inside == 2
+    assert b"".join(pieces) == read(NullSource(MIB), 0, 64 << 10)
+
+
+class _Configured:
+    """As much of a configuration as a source looks at."""
+
+    io_file = IoConfig()
+    io_null = IoConfig(simultaneous_reads=3)
+
+
+def test_a_source_is_limited_where_its_section_says_so(tmp_path):
+    (tmp_path / "image").write_bytes(b"x")
+    limited, plain = open_source("null://1M", _Configured()), open_source(str(tmp_path / "image"), _Configured())
+    assert isinstance(limited, LimitedSource)
+    assert (limited.size_bytes, list(limited.data_extents())) == (MIB, [Extent(0, MIB)])
+    assert not isinstance(plain, LimitedSource)
+    limited.close()
+    plain.close()
