@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,15 +26,25 @@ class Moment(click.ParamType[datetime]):
         """
         if isinstance(value, datetime):
             return value
-        relative = re.fullmatch(r"\+([0-9]{1,6})([smhdw])", str(value))
-        if relative is not None:
-            return datetime.now(UTC) + timedelta(**{_UNITS[relative[2]]: int(relative[1])})
-        for form in _FORMS:
-            try:
-                return datetime.strptime(str(value), form).replace(tzinfo=UTC)
-            except ValueError:
-                continue
-        self.fail(f"{value!r} is no date; give YYYY-MM-DD, YYYY-MM-DDTHH:MM:SS in UTC, or +30d", param, ctx)
+        moment = _relative(str(value)) or _absolute(str(value))
+        if moment is None:
+            self.fail(f"{value!r} is no date; give YYYY-MM-DD, YYYY-MM-DDTHH:MM:SS in UTC, or +30d", param, ctx)
+        return moment
+
+
+def _relative(text: str) -> datetime | None:
+    found = re.fullmatch(r"\+([0-9]{1,6})([smhdw])", text)
+    if found is not None:
+        with suppress(OverflowError):  # after the year 9999
+            return datetime.now(UTC) + timedelta(**{_UNITS[found[2]]: int(found[1])})
+    return None
+
+
+def _absolute(text: str) -> datetime | None:
+    for form in _FORMS:
+        with suppress(ValueError):
+            return datetime.strptime(text, form).replace(tzinfo=UTC)
+    return None
 
 
 MOMENT = Moment()

@@ -1,0 +1,84 @@
+"""Moments and tags as people write them, to what is stored."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backyfs.cli.moments import MOMENT
+from backyfs.cli.tags import TAGS
+from backyfs.model import NAME_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-12-31", datetime(2026, 12, 31, tzinfo=UTC)),
+        ("2026-12-31 23:59", datetime(2026, 12, 31, 23, 59, tzinfo=UTC)),
+        ("2026-12-31 23:59:58", datetime(2026, 12, 31, 23, 59, 58, tzinfo=UTC)),
+        ("2026-12-31T23:59", datetime(2026, 12, 31, 23, 59, tzinfo=UTC)),
+        ("2026-12-31T23:59:58", datetime(2026, 12, 31, 23, 59, 58, tzinfo=UTC)),
+        ("2028-02-29", datetime(2028, 2, 29, tzinfo=UTC)),
+    ],
+)
+def test_a_date_is_in_utc(text: str, expected: datetime) -> None:
+    assert MOMENT.convert(text, None, None) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "later"),
+    [
+        ("+90s", timedelta(seconds=90)),
+        ("+5m", timedelta(minutes=5)),
+        ("+36h", timedelta(hours=36)),
+        ("+30d", timedelta(days=30)),
+        ("+2w", timedelta(weeks=2)),
+        ("+0d", timedelta(0)),
+    ],
+)
+def test_a_plus_counts_from_now(text: str, later: timedelta) -> None:
+    before = datetime.now(UTC)
+    assert before + later <= MOMENT.convert(text, None, None) <= datetime.now(UTC) + later
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "tomorrow", "2027-02-29", "2026-12-31 24:00", "2026-12-31T23:59:58Z", "31.12.2026", "30d", "-30d", "+30y",
+     "+999999w", "+9999999d", "+\u0663d", "\udcff"],
+)  # fmt: skip
+def test_what_is_no_date_is_refused_with_what_would_be(text: str) -> None:
+    with pytest.raises(click.BadParameter, match=r"is no date; give YYYY-MM-DD, .*, or \+30d"):
+        MOMENT.convert(text, None, None)
+
+
+@given(st.datetimes(min_value=datetime(1000, 1, 1)).map(lambda moment: moment.replace(microsecond=0)))  # noqa: DTZ001
+def test_a_date_comes_back_as_it_is_shown(moment: datetime) -> None:
+    assert MOMENT.convert(f"{moment:%Y-%m-%d %H:%M:%S}", None, None) == moment.replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("daily", ("daily",)),
+        ("a,b", ("a", "b")),
+        ('keep,"we,ird"', ("keep", "we,ird")),
+        ('"say ""yes"""', ('say "yes"',)),
+        ("a b, c", ("a b", " c")),
+        ("\u00fcml,\u65e5", ("\u00fcml", "\u65e5")),
+        ("x" * NAME_LENGTH, ("x" * NAME_LENGTH,)),
+    ],
+)
+def test_tags_are_a_line_of_csv(text: str, expected: tuple[str, ...]) -> None:
+    assert TAGS.convert(text, None, None) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", ",", "a,", ",a", "a,,b", '""', "x" * (NAME_LENGTH + 1), "\udcff", 'a,"b', '"a"b', "a\nb"]
+)
+def test_what_are_no_tags_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="give (them|tags) as a,b"):
+        TAGS.convert(text, None, None)
