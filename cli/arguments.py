@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -10,6 +11,8 @@ from backyfs.cli.text import stored_text
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def complete_versions(
@@ -32,12 +35,17 @@ version_argument = click.argument(
     "version", metavar="VERSION", callback=stored_text, shell_complete=complete_versions
 )
 
-# The argument `versions`, one or more of the same: a tuple.
-versions_argument = click.argument(
-    "versions",
-    metavar="VERSION...",
-    nargs=-1,
-    required=True,
-    callback=_stored_texts,
-    shell_complete=complete_versions,
-)
+def _versions(*, required: bool) -> Callable[[_Command], _Command]:
+    return click.argument(
+        "versions",
+        metavar="VERSION..." if required else "[VERSION]...",
+        nargs=-1,
+        required=required,
+        callback=_stored_texts,
+        shell_complete=complete_versions,
+    )
+
+
+# The argument `versions`: several of the same, a tuple.
+versions_argument = _versions(required=True)
+optional_versions_argument = _versions(required=False)

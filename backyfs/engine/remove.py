@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from backyfs.engine.job import Job
 from backyfs.errors import InterruptedByUser, VersionKeptError
 from backyfs.metadata.jobs import live_holders, this_process
-from backyfs.metadata.removal import remove_version
+from backyfs.metadata.removal import lock_version, remove_version
 from backyfs.metadata.versions import version_with_uid
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def remove_versions(
 
 def _remove(repository: Repository, version: Version, rules: _Rules) -> VersionKeptError | None:
     with repository.database.write() as connection:
+        lock_version(connection, version.id)
         now = version_with_uid(connection, version.uid)
         kept = None if now is None else _reason_to_keep(connection, now, rules)
         if kept is None:

@@ -18,6 +18,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from backyfs.errors import VersionNotFoundError
 from backyfs.metadata.database import insert_row
+from backyfs.metadata.removal import lock_version
 from backyfs.metadata.tables import UtcDateTime, job_versions, jobs, versions
 from backyfs.model import JobId, VersionUid
 
@@ -81,6 +82,12 @@ def _postgresql_clock(_element: _DatabaseClock, _compiler: SQLCompiler, **_optio
 @compiles(_DatabaseClock, "mariadb")
 def _mariadb_clock(_element: _DatabaseClock, _compiler: SQLCompiler, **_options: Any) -> str:
     return "UTC_TIMESTAMP(6)"
+
+
+def database_time(connection: Connection) -> datetime:
+    """Return the time by the clock of the database."""
+    moment: datetime = connection.execute(select(_DatabaseClock())).scalar_one()
+    return moment
 
 
 def this_process() -> Process:
@@ -167,7 +174,7 @@ def hold_version(connection: Connection, job_id: JobId, version_id: VersionId) -
     Raises:
         VersionNotFoundError: it was removed.
     """
-    if connection.execute(select(versions.c.id).where(versions.c.id == version_id)).first() is None:
+    if not lock_version(connection, version_id):
         raise VersionNotFoundError("the version was removed by another command; `backyfs ls` shows the others")
     held = (job_versions.c.job_id == job_id) & (job_versions.c.version_id == version_id)
     if connection.execute(select(job_versions.c.job_id).where(held)).first() is None:

@@ -1,5 +1,6 @@
 """Remove a version from the database; its pages and blobs stay for a cleanup.
 
+Whoever begins to hold a version waits for a removal that is under way, and then finds it gone: both lock its row first.
 Invariant: `pages.refs` goes down with the rows of `version_pages` that it counts, in the same transaction.
 """
 
@@ -15,6 +16,15 @@ from backyfs.metadata.tables import pages, tags, version_pages, versions
 if TYPE_CHECKING:
     from backyfs.metadata.database import Connection
     from backyfs.model import VersionId
+
+
+def lock_version(connection: Connection, version_id: VersionId) -> bool:
+    """Keep others from holding or changing a version until the transaction ends; return False if it is gone.
+
+    To be called first in a transaction: what MariaDB reads afterwards is as it is under the lock.
+    """
+    row = select(versions.c.id).where(versions.c.id == version_id).with_for_update()
+    return connection.execute(row).first() is not None
 
 
 def remove_version(connection: Connection, version_id: VersionId) -> None:

@@ -8,9 +8,10 @@ from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, insert, literal_column, select, text, update
+from sqlalchemy import delete, func, insert, literal_column, select, text, update
 
 from backyfs.errors import VersionNotFoundError
+from backyfs.metadata.batches import batches
 from backyfs.metadata.database import insert_row
 from backyfs.metadata.tables import blobs, tags, versions
 from backyfs.model import Version, VersionId, VersionRecord, VersionStatus, VersionUid
@@ -70,6 +71,19 @@ def set_status(connection: Connection, version_id: VersionId, status: VersionSta
 def set_expiry(connection: Connection, version_id: VersionId, expire_at: datetime | None) -> None:
     """Change when a version expires; None: never."""
     connection.execute(update(versions).where(versions.c.id == version_id).values(expire_at=expire_at))
+
+
+def set_protected(connection: Connection, version_id: VersionId, *, protected: bool) -> bool:
+    """Keep a version from being removed, or no longer; return False if it was so already."""
+    # Asked for in the condition: MariaDB counts rows that match, or those that change, as the driver wants it.
+    here = (versions.c.id == version_id) & (versions.c.protected.is_not(protected))
+    return connection.execute(update(versions).where(here).values(protected=protected)).rowcount == 1
+
+
+def remove_tags(connection: Connection, version_id: VersionId, names: Iterable[str]) -> None:
+    """Take tags from a version; those that it does not have are fine."""
+    for batch in batches(set(names)):
+        connection.execute(delete(tags).where(tags.c.version_id == version_id, tags.c.name.in_(batch)))
 
 
 def add_tags(connection: Connection, version_id: VersionId, names: Iterable[str]) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from backyfs.cli.output import Row, print_rows
+from backyfs.cli.invocation import OutputForm
+from backyfs.cli.output import Row, chosen_columns, fields_option, print_object, print_rows
 from backyfs.cli.text import stored_text
 from backyfs.geometry import block_count
 from backyfs.metadata.versions import list_versions
@@ -22,18 +24,47 @@ _COLUMNS = (
 
 @click.command()
 @click.argument("name", callback=stored_text, required=False)
+@click.option("-s", "--snapshot-name", callback=stored_text, metavar="TEXT", help="Only versions of this snapshot.")
+@click.option("-t", "--tag", callback=stored_text, metavar="TAG", help="Only versions with this tag.")
+@click.option("-e", "--expired", is_flag=True, help="Only versions whose date of expiry has passed.")
+@fields_option
 @click.pass_obj
-def command(invocation: Invocation, name: str | None) -> None:
+def command(
+    invocation: Invocation,
+    name: str | None,
+    snapshot_name: str | None,
+    tag: str | None,
+    fields: str | None,
+    *,
+    expired: bool,
+) -> None:
     """List the versions, all of them or those of NAME.
 
     `size` is the number of blocks. Times are in UTC. JSON output has `status` besides: incomplete, valid or
     invalid.
     """
+    columns = chosen_columns(fields, _COLUMNS)
+    now = datetime.now(UTC)
     with invocation.open_repository() as repository:
         with repository.database.read() as connection:
             versions = list_versions(connection, name=name)
-        rows = [version_row(version, repository.block_size) for version in versions]
-    print_rows(invocation, rows, _COLUMNS)
+        rows = [
+            version_row(version, repository.block_size)
+            for version in versions
+            if (snapshot_name is None or version.snapshot_name == snapshot_name)
+            and (tag is None or tag in version.tags)
+            and (not expired or (version.expire_at is not None and version.expire_at < now))
+        ]
+    print_rows(invocation, rows, columns)
+
+
+def print_version(invocation: Invocation, version: Version, block_size: int) -> None:
+    """Print a version that a command has changed; nothing where backy2 prints nothing."""
+    row = version_row(version, block_size)
+    if invocation.form is OutputForm.JSON:
+        print_object(row)
+    elif invocation.form is OutputForm.TABLE:
+        print_rows(invocation, [row], ("uid", "name", "date", "protected", "tags", "expire"))
 
 
 def version_row(version: Version, block_size: int) -> Row:

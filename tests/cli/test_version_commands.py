@@ -1,0 +1,287 @@
+"""Commands that change versions or list some of them: ls, rm, protect, unprotect, add-tag, remove-tag, expire."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import update
+
+from backyfs.cli.main import run
+from backyfs.engine.job import Job
+from backyfs.engine.restore import restore
+from backyfs.errors import VersionNotFoundError
+from backyfs.metadata.tables import versions as versions_table
+from backyfs.metadata.versions import list_versions
+from tests.audit import audit
+from tests.images import random_image
+from tests.repositories import BLOCK, make_repository, opened
+
+
+@pytest.fixture
+def config(tmp_path):
+    return make_repository(tmp_path / "repository")
+
+
+@pytest.fixture
+def image(tmp_path):
+    return random_image(tmp_path / "image", 5 * BLOCK)
+
+
+@pytest.fixture
+def call(config, capsys):
+    """Run a command on the repository; return status, stdout and stderr."""
+
+    def call(*words):
+        status = run(["-c", str(config), *map(str, words)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def uid(call, image):
+    """Back up an image and return the uid of the version."""
+    return call("-m", "backup", image, "disk", "-t", "a,b")[1].splitlines()[0]
+
+
+@pytest.fixture
+def uids(config):
+    """Return the uids that the repository has, in the order of ls."""
+
+    def uids():
+        with opened(config) as repository, repository.database.read() as connection:
+            return [version.uid for version in list_versions(connection)]
+
+    return uids
+
+
+def the_version(config):
+    with opened(config) as repository, repository.database.read() as connection:
+        [version] = list_versions(connection)
+    return version
+
+
+def age(config, uid, **since):
+    """Make a version older."""
+    with opened(config) as repository, repository.database.write() as connection:
+        moment = datetime.now(UTC) - timedelta(**since)
+        connection.execute(update(versions_table).where(versions_table.c.uid == uid).values(created_at=moment))
+
+
+# ls
+
+
+@pytest.fixture
+def many(call, image):
+    """Back up some versions that differ in what ls can ask for."""
+    for name, *options in (
+        ("a", "-s", "one", "-t", "daily"),
+        ("a", "-s", "two", "-t", "daily,weekly", "-e", "2001-01-01"),
+        ("b", "-s", "two", "-t", "weekly", "-e", "2099-01-01"),
+    ):
+        assert call("backup", image, name, *options)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ["a one", "a two", "b two"]),
+        (("a",), ["a one", "a two"]),
+        (("-s", "two"), ["a two", "b two"]),
+        (("-t", "weekly"), ["a two", "b two"]),
+        (("-t", "week"), []),
+        (("-e",), ["a two"]),
+        (("--expired", "b"), []),
+        (("a", "-s", "one", "-t", "daily"), ["a one"]),
+    ],
+)
+def test_ls_lists_what_was_asked_for(call, many, options, expected):
+    status, out, err = call("-m", "-s", "ls", "-f", "name,snapshot_name", *options)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [line.replace(" ", "|") for line in expected]
+
+
+def test_ls_shows_the_fields_that_were_asked_for_in_that_order(call, many):
+    assert call("-m", "ls", "-f", "tags,name", "b")[1] == "tags|name\nweekly|b\n"
+
+
+def test_a_field_that_does_not_exist_is_named_with_those_that_do(call, many):
+    status, _, err = call("ls", "-f", "name,colour")
+    assert status == 1
+    assert err.startswith("backyfs: error: there is no field 'colour'; the fields are date, name, snapshot_name,")
+
+
+# rm
+
+
+def test_rm_removes_a_version_and_leaves_the_others_whole(call, config, image, tmp_path, uid, uids):
+    call("backup", image, "other")
+    status, out, err = call("rm", uid)
+    assert (status, out, err) == (0, f"version {uid} of disk removed\n", "")
+    with opened(config) as repository:
+        audit(repository)
+        with repository.database.read() as connection:
+            [other] = list_versions(connection)
+        assert restore(repository, other, str(tmp_path / "out"), replace=False).damaged == ()
+    assert other.name == "other"
+    assert (tmp_path / "out").read_bytes() == image.read_bytes()
+
+
+def test_rm_prints_nothing_for_machines_as_backy2(call, uid):
+    assert call("-m", "rm", uid) == (0, "", "")
+
+
+def test_rm_removes_several_versions_each_once(call, image, uid, uids):
+    call("backup", image, "other")
+    status, out, _ = call("--json", "rm", uid, "disk@latest", "other@latest")
+    assert status == 0
+    assert [(row["name"], row["removed"], row["reason"]) for row in json.loads(out)] == [
+        ("disk", True, None),
+        ("other", True, None),
+    ]
+    assert uids() == []
+
+
+def test_rm_removes_nothing_when_a_version_is_not_there(call, uid, uids):
+    status, out, err = call("rm", uid, "none@latest")
+    assert (status, out) == (4, "")
+    assert "no version is named 'none'" in err
+    assert uids() == [uid]
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_a_protected_version_stays_and_the_others_go(call, image, uid, uids, force):
+    call("protect", uid)
+    other = call("-m", "backup", image, "other")[1].splitlines()[0]
+    status, out, err = call("rm", *force, uid, other)
+    assert (status, out) == (4, f"version {other} of other removed\n")
+    assert err == f"backyfs: error: version {uid} is protected; run `backyfs unprotect {uid}` first\n"
+    assert uids() == [uid]
+
+
+@pytest.mark.parametrize("force", [(), ("-f",)])
+def test_a_version_in_use_stays(call, config, uid, uids, force):
+    with opened(config) as repository, Job(repository.database, "mount /mnt") as job:
+        job.hold(the_version(config).id)
+        status, _, err = call("rm", *force, uid)
+        assert status == 4
+        assert f"version {uid} is in use by mount /mnt (process " in err
+        assert uids() == [uid]
+    assert call("rm", uid)[0] == 0
+
+
+def test_a_job_that_comes_too_late_finds_the_version_gone(call, config, uid):
+    version = the_version(config)
+    call("rm", uid)
+    with (
+        opened(config) as repository,
+        Job(repository.database, "restore") as job,
+        pytest.raises(VersionNotFoundError, match="was removed by another command"),
+    ):
+        job.hold(version.id)
+
+
+YOUNG = "[DEFAULTS]\ndisallow_rm_when_younger_than_days: 3"
+
+
+def test_a_young_version_needs_force(call, config, uid, uids):
+    config.write_text(config.read_text().replace("[DEFAULTS]", YOUNG, 1))
+    age(config, uid, days=2, hours=23)
+    status, _, err = call("rm", uid)
+    assert (status, uids()) == (4, [uid])
+    assert err == (
+        f"backyfs: error: version {uid} is younger than the 3 days of disallow_rm_when_younger_than_days; "
+        "add --force to remove it all the same\n"
+    )
+    assert call("rm", "-f", uid)[0] == 0
+    assert uids() == []
+
+
+def test_an_old_version_needs_no_force(call, config, uid, uids):
+    config.write_text(config.read_text().replace("[DEFAULTS]", YOUNG, 1))
+    age(config, uid, days=3, minutes=1)
+    assert call("rm", uid)[0] == 0
+
+
+def test_rm_expired_removes_what_has_expired_and_is_not_protected(call, many, uids):
+    expired = uids()[1]
+    call("expire", "b@latest", "2002-02-02")
+    call("protect", "b@latest")
+    before = uids()
+    assert call("rm", "--expired") == (0, f"version {expired} of a removed\n", "")
+    assert uids() == [uid for uid in before if uid != expired]
+
+
+def test_rm_of_nothing_and_of_both_is_refused(call, uid):
+    for words in ((), ("--expired", uid)):
+        status, _, err = call("rm", *words)
+        assert (status, err) == (1, "backyfs: error: name the versions to remove, or give --expired\n")
+
+
+# protect, unprotect
+
+
+def test_protecting_and_back(call, config, uid):
+    assert call("protect", uid) == (0, f"version {uid} of disk is protected\n", "")
+    assert the_version(config).protected
+    assert call("-m", "unprotect", uid) == (0, "", "")
+    assert not the_version(config).protected
+
+
+def test_protecting_twice_is_an_error_but_for_the_others(call, config, image, uid):
+    call("protect", uid)
+    call("backup", image, "other")
+    status, out, err = call("--json", "protect", uid, "other@latest")
+    assert (status, err) == (4, f"backyfs: error: version {uid} is protected already; there was nothing to do\n")
+    assert [row["name"] for row in json.loads(out)] == ["other"]
+    status, _, err = call("unprotect", "other@latest", uid)
+    assert status == 0
+    status, _, err = call("unprotect", uid)
+    assert (status, err) == (4, f"backyfs: error: version {uid} is unprotected already; there was nothing to do\n")
+
+
+# add-tag, remove-tag
+
+
+def test_tags_come_and_go(call, config, uid):
+    assert call("-m", "add-tag", uid, 'c,"d,e"') == (0, "", "")
+    assert the_version(config).tags == ("a", "b", "c", "d,e")
+    assert call("-m", "remove-tag", uid, "a,c") == (0, "", "")
+    assert the_version(config).tags == ("b", "d,e")
+
+
+def test_a_tag_that_is_there_or_not_is_a_warning(call, config, uid):
+    status, out, err = call("add-tag", uid, "b,c")
+    assert (status, err) == (0, f"backyfs: version {uid} has tag b already\n")
+    assert "a,b,c" in out
+    status, _, err = call("remove-tag", uid, "x,b")
+    assert (status, err) == (0, f"backyfs: version {uid} has no tag x\n")
+    assert the_version(config).tags == ("a", "c")
+
+
+# expire
+
+
+def test_a_version_expires_and_no_longer_does(call, config, uid):
+    assert call("-m", "expire", uid, "2031-05-06 07:08:09") == (0, "", "")
+    assert the_version(config).expire_at == datetime(2031, 5, 6, 7, 8, 9, tzinfo=UTC)
+    status, out, _ = call("--json", "expire", uid, "")
+    assert (status, json.loads(out)["expire"]) == (0, None)
+    assert the_version(config).expire_at is None
+
+
+def test_a_version_expires_so_long_from_now(call, config, uid):
+    assert call("expire", uid, "+2w")[0] == 0
+    left = the_version(config).expire_at - datetime.now(UTC)
+    assert timedelta(days=13, hours=23) < left <= timedelta(days=14)
+
+
+@pytest.mark.parametrize("date", ["never", "2031-02-30", "+5x", "1.2.2031"])
+def test_what_is_no_date_is_refused(call, config, uid, date):
+    status, _, err = call("expire", uid, date)
+    assert status == 1
+    assert f"{date!r} is no date; give YYYY-MM-DD" in err
+    assert the_version(config).expire_at is None

@@ -1,0 +1,170 @@
+"""Removing versions, on every database: counts stay right, shared pages stay, and nothing that is held goes."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import select
+
+from backyfs.errors import VersionNotFoundError
+from backyfs.metadata.blobs import insert_blobs
+from backyfs.metadata.blockmap import commit_page, list_pages, new_entries, references_add_up, share_pages
+from backyfs.metadata.database import Database
+from backyfs.metadata.jobs import hold_version, list_live_jobs, register_job, remove_job, this_process
+from backyfs.metadata.removal import remove_version
+from backyfs.metadata.schema import create_file, create_tables
+from backyfs.metadata.tables import pages, tags
+from backyfs.metadata.versions import (
+    add_tags,
+    create_version,
+    find_version,
+    list_versions,
+    remove_tags,
+    set_expiry,
+    set_protected,
+)
+from backyfs.model import BlobUid, PageNumber, SavedBlob, Version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backyfs.metadata.database import Connection
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def database(module_database_url: str) -> Iterator[Database]:
+    with closing(Database(module_database_url)) as database:
+        create_file(database)
+        with database.begin() as connection:
+            create_tables(connection)
+        yield database
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[Connection]:
+    with database.engine.connect() as connection, connection.begin() as transaction:
+        yield connection
+        transaction.rollback()
+
+
+def new_version(connection: Connection, tag_names: tuple[str, ...] = ()) -> Version:
+    return create_version(
+        connection, name="disk", snapshot_name="", size_bytes=4096 * 5000, created_at=NOW, tag_names=tag_names
+    )
+
+
+def new_blob(connection: Connection) -> int:
+    uid = BlobUid("1" * 32)
+    blob = SavedBlob(
+        uid=uid, fingerprint=b"1", size=4096, stored_size=4096, encryption_version=0, wrapped_key=None
+    )
+    return insert_blobs(connection, [blob], NOW)[uid]
+
+
+def refs(connection: Connection) -> list[int]:
+    return list(connection.execute(select(pages.c.refs).order_by(pages.c.id)).scalars())
+
+
+def test_a_page_loses_as_many_references_as_the_version_had(connection: Connection) -> None:
+    blob = new_blob(connection)
+    one, other = new_version(connection, ("a",)), new_version(connection, ("a", "b"))
+    page_id = commit_page(connection, one.id, PageNumber(0), new_entries(2, blob))
+    assert page_id is not None
+    share_pages(connection, one.id, [(PageNumber(1), page_id), (PageNumber(2), page_id)])
+    share_pages(connection, other.id, [(PageNumber(7), page_id)])
+    commit_page(connection, one.id, PageNumber(4), new_entries(3, blob))
+    assert refs(connection) == [4, 1]
+    remove_version(connection, one.id)
+    assert refs(connection) == [1, 0]
+    assert references_add_up(connection)
+    assert [version.uid for version in list_versions(connection)] == [other.uid]
+    assert list_pages(connection, other.id) == [(7, page_id)]
+    assert sorted(connection.execute(select(tags.c.name)).scalars()) == ["a", "b"]
+
+
+def test_a_version_that_is_gone_cannot_be_held(connection: Connection) -> None:
+    version = new_version(connection)
+    job = register_job(connection, this_process(), "restore")
+    hold_version(connection, job, version.id)
+    assert [held.versions for held in list_live_jobs(connection, this_process())] == [(version.uid,)]
+    remove_version(connection, version.id)
+    with pytest.raises(VersionNotFoundError):
+        hold_version(connection, job, version.id)
+    assert [held.versions for held in list_live_jobs(connection, this_process())] == [()]
+
+
+def test_who_holds_waits_for_a_removal_and_finds_the_version_gone(database: Database) -> None:
+    with database.write() as connection:
+        version = new_version(connection)
+        job = register_job(connection, this_process(), "restore")
+    outcome: list[str] = []
+
+    def hold() -> None:
+        try:
+            with database.write() as connection:
+                hold_version(connection, job, version.id)
+            outcome.append("held")
+        except VersionNotFoundError:
+            outcome.append("gone")
+
+    holder = threading.Thread(target=hold)
+    with database.write() as connection:
+        holder.start()
+        holder.join(0.3)
+        assert outcome == []
+        remove_version(connection, version.id)
+    holder.join(PATIENCE_S)
+    assert outcome == ["gone"]
+    with database.write() as connection:
+        remove_job(connection, job)
+
+
+def test_who_removes_waits_for_a_holder_and_sees_it(database: Database) -> None:
+    with database.write() as connection:
+        version = new_version(connection)
+        job = register_job(connection, this_process(), "restore")
+    seen: list[tuple[str, ...]] = []
+
+    def remove() -> None:
+        with database.write() as connection:
+            seen.extend(held.versions for held in list_live_jobs(connection, this_process()))
+
+    remover = threading.Thread(target=remove)
+    with database.write() as connection:
+        hold_version(connection, job, version.id)
+        remover.start()
+        remover.join(0.3)
+        assert seen == []
+    remover.join(PATIENCE_S)
+    assert seen == [(version.uid,)]
+    with database.write() as connection:
+        remove_job(connection, job)
+        remove_version(connection, version.id)
+
+
+def test_protection_changes_once(connection: Connection) -> None:
+    version = new_version(connection)
+    assert set_protected(connection, version.id, protected=True)
+    assert not set_protected(connection, version.id, protected=True)
+    assert find_version(connection, version.uid).protected
+    assert set_protected(connection, version.id, protected=False)
+    assert not find_version(connection, version.uid).protected
+
+
+def test_tags_and_expiry_are_changed(connection: Connection) -> None:
+    version = new_version(connection, ("a", "B"))
+    assert add_tags(connection, version.id, ["b", "a", "b "]) == ["b", "b "]
+    assert find_version(connection, version.uid).tags == ("B", "a", "b", "b ")
+    remove_tags(connection, version.id, ["B", "b", "none"])
+    assert find_version(connection, version.uid).tags == ("a", "b ")
+    set_expiry(connection, version.id, NOW)
+    assert find_version(connection, version.uid).expire_at == NOW
+    set_expiry(connection, version.id, None)
+    assert find_version(connection, version.uid).expire_at is None
