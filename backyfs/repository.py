@@ -77,8 +77,8 @@ def open_repository(config: Config, *, stop: Callable[[], bool] = lambda: False)
         with database.read() as connection:
             identity = load_identity(connection)
             slots = list_key_slots(connection)
-        _check_agreement(config, identity)
-        keyring = _open_keyring(config, database, identity, slots)
+        check_agreement(config, identity)
+        keyring = open_keyring(config, database, identity, slots)
         storage = open_storage(config, stop)
         opened.callback(storage.close)
         yield Repository(
@@ -173,8 +173,12 @@ def _save_new_identity(
     )
 
 
-def _check_agreement(config: Config, identity: Identity) -> None:
-    """Refuse a configuration that says another block size or hash function than the repository has."""
+def check_agreement(config: Config, identity: Identity) -> None:
+    """Refuse a configuration that says another block size or hash function than the repository has.
+
+    Raises:
+        ConfigError: it does.
+    """
     for key, configured, actual in (
         ("block_size", config.block_size, identity.block_size),
         ("hash_function", config.hash_function, identity.hash_function),
@@ -189,7 +193,13 @@ def _check_agreement(config: Config, identity: Identity) -> None:
             )
 
 
-def _open_keyring(config: Config, database: Database, identity: Identity, slots: list[KeySlot]) -> Keyring:
+def open_keyring(config: Config, database: Database, identity: Identity, slots: list[KeySlot]) -> Keyring:
+    """Return the keys of the repository; one that was made without encryption gets its key now, if one is configured.
+
+    Raises:
+        MissingKeyError: it is encrypted, and no key can be had.
+        WrongKeyError: the key is not its key.
+    """
     if config.key is None:
         if slots:
             expected = " or ".join(keys.show_check(slot.key_check) for slot in slots)

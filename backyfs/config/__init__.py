@@ -5,7 +5,7 @@ is returned has been checked whole; every mistake is a ConfigError with file, li
 no message and no repr shows a key or a password.
 """
 
-from backyfs.config.loader import load_config
+from backyfs.config.loader import find_mistakes, load_config
 from backyfs.config.places import CONFIG_VARIABLE, find_config
 from backyfs.config.settings import (
     Config,
@@ -33,5 +33,6 @@ __all__ = [
     "StorageConfig",
     "config_text",
     "find_config",
+    "find_mistakes",
     "load_config",
 ]

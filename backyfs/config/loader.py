@@ -52,6 +52,27 @@ def load_config(
     return build(Document.read(find_config(file, environ, etc=etc)), environ)
 
 
+def find_mistakes(
+    file: str | None, environ: Mapping[str, str], *, etc: str = "/etc"
+) -> tuple[Config | None, tuple[ConfigError, ...], tuple[str, ...]]:
+    """Return the configuration, all its mistakes, and warnings; with a mistake there is no configuration.
+
+    Where a file cannot be read or taken apart, that is the only mistake.
+    """
+    try:
+        loader = _Loader(Document.read(find_config(file, environ, etc=etc)), environ.get("HOME", ""))
+    except ConfigError as error:
+        return None, (error,), ()
+    mistakes = loader.mistakes()
+    if not mistakes:
+        try:
+            config = loader.config()  # keys that are right one by one may not go together
+            return config, (), (*loader.unknown(), *loader.warnings)
+        except ConfigError as error:
+            mistakes = [error]
+    return None, tuple(mistakes), ()
+
+
 def build(document: Document, environ: Mapping[str, str]) -> tuple[Config, tuple[str, ...]]:
     """Return what a document says, and warnings.
 
@@ -91,6 +112,29 @@ class _Loader:
             ),
             **defaults,
         )
+
+    def mistakes(self) -> list[ConfigError]:
+        """Return the mistakes of all keys, each looked at for itself."""
+        found: list[ConfigError] = []
+
+        def look(section: str, keys: Iterable[Key]) -> None:
+            for key in keys:
+                try:
+                    self._values(section, [key])
+                except ConfigError as error:
+                    found.append(error)
+
+        for section, keys in SECTION_KEYS.items():
+            look(section, keys)
+        try:
+            self._storage_type = self._values(_STORAGE, [STORAGE_TYPE])["type"]
+        except ConfigError as error:
+            found.append(error)
+        else:
+            look(_STORAGE, STORAGE_KEYS[self._storage_type])
+        for scheduler in self._scheduler_names():
+            look(scheduler, SCHEDULER_KEYS)
+        return sorted(found, key=lambda error: (error.file, error.line or 0))
 
     def unknown(self) -> list[str]:
         """Return warnings about sections and keys that mean nothing."""

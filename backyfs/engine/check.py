@@ -1,0 +1,390 @@
+"""Look whether everything a repository needs is there and works. Nothing is changed; a test object comes and goes.
+
+Each check looks for itself and goes on where another one failed; what it cannot look at then it says so.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from backyfs import keys, sealing
+from backyfs.config import DirectoryStorageConfig, NullStorageConfig, ObjectStoreConfig, find_mistakes
+from backyfs.engine.upgrade import plan_upgrade
+from backyfs.errors import (
+    BackyfsError,
+    BlobMissingError,
+    ConfigError,
+    DatabaseError,
+    IntegrityError,
+    KeyMaterialError,
+    StorageError,
+    WrongKeyError,
+)
+from backyfs.metadata.blobs import newest_wrapped_key
+from backyfs.metadata.database import Database, sqlite_path
+from backyfs.metadata.identity import list_key_slots, load_identity
+from backyfs.metadata.jobs import database_time
+from backyfs.metadata.revisions import SchemaState
+from backyfs.metadata.upgrade import old_tables
+from backyfs.metadata.versions import list_versions
+from backyfs.model import DEFAULT_BLOCK_SIZE, BlobUid
+from backyfs.repository import check_agreement, open_keyring
+from backyfs.storage.opening import open_storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from backyfs.config import Config
+
+_TEST_BYTES = 64 << 10
+_LITTLE_BYTES = 1 << 30       # free space: less is a warning
+_LITTLE_PART = 0.02
+_TOO_LITTLE_BYTES = 64 << 20  # less is as good as none
+_FIRST_YEAR, _LAST_YEAR = 2024, 2100  # outside of them no clock is right
+_CLOCKS_APART_S = 5.0
+_FUTURE = timedelta(minutes=5)        # a version of another host may be so much ahead
+_OTHERS = 0o077
+_FUSE_CONF = "/etc/fuse.conf"
+
+
+class Grade(Enum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+    SKIPPED = "skipped"  # another one has to succeed first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one check found: a sentence, with the remedy if there is something to do."""
+
+    check: str
+    grade: Grade
+    message: str
+    exit_status: int = 0  # of the command, if this is the first that failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """What all checks found."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def exit_status(self) -> int:
+        """The exit status of the first check that failed; 0: none did."""
+        return next((one.exit_status for one in self.findings if one.grade is Grade.FAILED), 0)
+
+
+def check_configuration(file: str | None, environ: Mapping[str, str], *, now: datetime) -> CheckReport:
+    """Check the configuration that `file` or the usual places hold, and all that it names.
+
+    The database is not upgraded, and nothing is made that stays.
+    """
+    config, mistakes, warnings = find_mistakes(file, environ)
+    findings = [*_configuration(config, mistakes, warnings)]
+    if config is None:
+        needs_one = ("permissions", "database", "key", "storage", "space")
+        findings += [
+            Finding(check=name, grade=Grade.SKIPPED, message="cannot be looked at before the configuration is right")
+            for name in needs_one
+        ]
+        findings += _clock(now)
+    else:
+        findings += _Checks(config, now).findings()
+    return CheckReport(findings=(*findings, *_fuse()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Checks:
+    """The checks that need a configuration."""
+
+    config: Config
+    now: datetime
+    state: list[SchemaState] = field(default_factory=list)  # of the database, once it is known
+
+    def findings(self) -> Iterator[Finding]:
+        yield from self._guarded("permissions", self._permissions)
+        yield from self._guarded("log", self._log)
+        yield from self._guarded("database", self._database)
+        yield from self._guarded("key", self._key)
+        yield from self._guarded("storage", self._storage)
+        yield from self._guarded("space", self._space)
+        yield from _clock(self.now)
+        yield from self._guarded("clock", self._database_clock)
+
+    @staticmethod
+    def _guarded(name: str, look: Callable[[], Iterator[tuple[Grade, str]]]) -> Iterator[Finding]:
+        try:
+            for grade, message in look():
+                status = ConfigError.exit_status if grade is Grade.FAILED else 0
+                yield Finding(check=name, grade=grade, message=message, exit_status=status)
+        except BackyfsError as error:
+            yield Finding(check=name, grade=Grade.FAILED, message=str(error), exit_status=error.exit_status)
+        except OSError as error:
+            message = f"{error.filename}: {error.strerror}"
+            yield Finding(check=name, grade=Grade.FAILED, message=message, exit_status=BackyfsError.exit_status)
+
+    def _permissions(self) -> Iterator[tuple[Grade, str]]:
+        found = [*self._open_files()]
+        yield from ((Grade.WARNING, message) for message in found)
+        if not found:
+            yield Grade.OK, "nobody else can read the key or change the configuration"
+
+    def _open_files(self) -> Iterator[str]:
+        for path in self.config.files:
+            about = os.stat(path)
+            if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                yield f"{path} can be changed by others, and names commands to run; run `chmod go-w {path}`"
+            if about.st_uid not in (0, os.geteuid()):
+                yield f"{path} belongs to user {about.st_uid}, who can change it; run `chown root {path}`"
+            if about.st_mode & _OTHERS & ~0o033 and self._has_secrets():
+                yield f"{path} holds secrets and can be read by others; run `chmod 600 {path}`"
+        for path in self._secret_files():
+            if os.path.exists(path) and os.stat(path).st_mode & _OTHERS:
+                yield f"{path} holds a key and can be read by others; run `chmod 600 {path}`"
+
+    def _has_secrets(self) -> bool:
+        storage, key = self.config.storage, self.config.key
+        with closing(Database(self.config.database_url)) as database:
+            return (
+                (key is not None and key.hex_digits is not None)
+                or (isinstance(storage, ObjectStoreConfig) and storage.aws_secret_access_key is not None)
+                or database.engine.url.password is not None
+            )
+
+    def _secret_files(self) -> Iterator[str]:
+        if self.config.key is not None and self.config.key.file is not None:
+            yield self.config.key.file
+        storage = self.config.storage
+        if isinstance(storage, ObjectStoreConfig) and storage.aws_secret_access_key_file is not None:
+            yield storage.aws_secret_access_key_file
+
+    def _log(self) -> Iterator[tuple[Grade, str]]:
+        path = self.config.logfile
+        if path is None:
+            yield Grade.OK, "the log goes to stderr only"
+            return
+        writable = os.access(path if os.path.exists(path) else os.path.dirname(path), os.W_OK)
+        if writable and not os.path.isdir(path):
+            yield Grade.OK, f"{path} can be written"
+        else:
+            yield Grade.FAILED, f"{path} cannot be written; name another file as logfile, or take the key out"
+
+    def _database(self) -> Iterator[tuple[Grade, str]]:
+        with closing(Database(self.config.database_url)) as database:
+            state = database.schema().state
+            path = sqlite_path(database.engine.url)
+            if path is not None and state is not SchemaState.NONE:
+                _check_writable(path)
+            if state is SchemaState.OLDER:
+                self.state.append(state)
+                yield Grade.WARNING, self._upgrade_sentence()
+                return
+            if state is SchemaState.NONE:
+                raise DatabaseError(f"{database.place} holds no repository; run `backyfs initdb` to make one")
+            if state is not SchemaState.CURRENT:
+                database.check_revision()
+            self.state.append(state)
+            with database.read() as connection:
+                check_agreement(self.config, load_identity(connection))
+                count = len(list_versions(connection))
+            yield Grade.OK, f"{database.place} is up to date and has {count} versions"
+
+    def _upgrade_sentence(self) -> str:
+        plan = plan_upgrade(self.config)
+        if plan is None:
+            return "the database was upgraded just now; check again"
+        what = f"the schema of {plan.from_schema}"
+        versions = "" if plan.versions is None else f" with {plan.versions} versions"
+        return (
+            f"{plan.database} has {what}{versions}; the next command upgrades it and copies the metadata to "
+            f"{plan.copy} before; `backyfs upgrade --dry-run` tells more"
+        )
+
+    def _key(self) -> Iterator[tuple[Grade, str]]:
+        if self.config.encryption_version is not None:
+            sealing.check_configured(self.config.encryption_version)
+        key = None if self.config.key is None else keys.read_key(self.config.key)
+        shown = "" if key is None else keys.show_check(keys.key_check(key))
+        if not self.state:
+            yield Grade.SKIPPED, f"{shown or 'none'} is configured; whether it is the repository's, the database knows"
+            return
+        with closing(Database(self.config.database_url)) as database:
+            if self.state[0] is SchemaState.OLDER:
+                yield self._key_of_backy2(database, key, shown)
+                return
+            with database.read() as connection:
+                identity, slots = load_identity(connection), list_key_slots(connection)
+                wrapped_key = newest_wrapped_key(connection)
+            if slots or wrapped_key is not None:
+                opened = open_keyring(self.config, database, identity, slots)
+                if opened.repository_key is not None:
+                    yield Grade.OK, f"{shown} is the key of this repository"
+                    return
+        if key is None or self.config.encryption_version == 0:
+            yield Grade.OK, "none is needed: the repository is not encrypted"
+        else:
+            yield Grade.OK, f"{shown} becomes the key of this repository with the next command: it has none yet"
+
+    def _key_of_backy2(self, database: Database, key: bytes | None, shown: str) -> tuple[Grade, str]:
+        with database.read() as connection:
+            source = old_tables(connection, self.config.block_size or DEFAULT_BLOCK_SIZE)
+            wrapped_key = None if source is None else source.wrapped_key()
+        if wrapped_key is None:
+            return Grade.OK, f"{shown or 'none'} is configured, and no block is encrypted"
+        if key is None:
+            raise KeyMaterialError("blocks are encrypted and the configuration has no key; set encryption_key_file")
+        try:
+            keys.unwrap_key(key, wrapped_key)
+        except IntegrityError as error:
+            raise WrongKeyError(
+                f"the configured key {shown} does not open the blocks; configure the one that backy2 used last"
+            ) from error
+        return Grade.OK, f"{shown} opens the blocks"
+
+    def _storage(self) -> Iterator[tuple[Grade, str]]:
+        with closing(open_storage(self.config)) as storage:
+            if isinstance(self.config.storage, NullStorageConfig):
+                yield Grade.WARNING, "it is of type null and keeps nothing; name a storage of another type"
+                return
+            uid, stored = BlobUid(secrets.token_hex(16)), secrets.token_bytes(_TEST_BYTES)
+            try:
+                storage.put(uid, [stored])
+                storage.flush()
+                read = storage.get(uid)
+            finally:
+                storage.delete(uid)
+            if read != stored:
+                raise StorageError(f"a test object came back from {_place(self.config)} with other bytes")
+            _check_gone(storage.get, uid)
+        yield Grade.OK, f"{_place(self.config)}: a test object was written, read and deleted"
+
+    def _space(self) -> Iterator[tuple[Grade, str]]:
+        with closing(Database(self.config.database_url)) as database:
+            file = sqlite_path(database.engine.url)
+        places: list[tuple[str, type[BackyfsError]]] = []
+        if file is not None:
+            places.append((os.path.dirname(os.path.abspath(file)), DatabaseError))
+        if isinstance(self.config.storage, DirectoryStorageConfig):
+            places.append((self.config.storage.path, StorageError))
+        seen = set()
+        for path, error in places:
+            if os.path.exists(path) and os.stat(path).st_dev not in seen:
+                seen.add(os.stat(path).st_dev)
+                yield _free_space(path, error)
+        if not seen:
+            yield Grade.SKIPPED, "neither storage nor database lie in a file system of this host that is there"
+
+    def _database_clock(self) -> Iterator[tuple[Grade, str]]:
+        if not self.state or self.state[0] is not SchemaState.CURRENT:
+            return
+        with closing(Database(self.config.database_url)) as database, database.read() as connection:
+            asked = datetime.now(UTC)
+            apart_s = (database_time(connection) - asked).total_seconds()
+            versions = [one for one in list_versions(connection) if one.created_at > self.now + _FUTURE]
+        if abs(apart_s) > _CLOCKS_APART_S:
+            yield Grade.WARNING, (
+                f"the clock of the database server is {abs(apart_s):.0f} s {'ahead of' if apart_s > 0 else 'behind'} "
+                "this host's; let both follow a time server"
+            )
+        if versions:
+            newest = max(versions, key=lambda one: one.created_at)
+            yield Grade.WARNING, (
+                f"{len(versions)} versions are dated in the future, the last one {newest.created_at:%Y-%m-%d %H:%M} "
+                f"({newest.uid}); schedules count from these dates: correct the clock of the host that made them"
+            )
+
+
+def _configuration(
+    config: Config | None, mistakes: tuple[ConfigError, ...], warnings: tuple[str, ...]
+) -> Iterator[Finding]:
+    for mistake in mistakes:
+        yield Finding(
+            check="configuration", grade=Grade.FAILED, message=str(mistake), exit_status=mistake.exit_status
+        )
+    for warning in warnings:
+        yield Finding(check="configuration", grade=Grade.WARNING, message=warning)
+    if config is not None and not warnings:
+        yield Finding(check="configuration", grade=Grade.OK, message=", ".join(config.files))
+
+
+def _place(config: Config) -> str:
+    storage = config.storage
+    if isinstance(storage, DirectoryStorageConfig):
+        return storage.path
+    return storage.bucket_name if isinstance(storage, ObjectStoreConfig) else "null"
+
+
+def _check_writable(path: str) -> None:
+    for needed in (path, os.path.dirname(os.path.abspath(path))):  # SQLite makes files beside its own
+        if not os.access(needed, os.W_OK) or os.statvfs(needed).f_flag & os.ST_RDONLY:
+            raise DatabaseError(f"{needed} cannot be written; check its owner and mode, and how it is mounted")
+
+
+def _check_gone(get: Callable[[BlobUid], bytes], uid: BlobUid) -> None:
+    try:
+        get(uid)
+    except BlobMissingError:
+        return
+    raise StorageError(f"test object {uid} is still there after it was deleted; delete it by hand")
+
+
+def _free_space(path: str, error: type[BackyfsError]) -> tuple[Grade, str]:
+    about = os.statvfs(path)
+    free, total = about.f_bavail * about.f_frsize, about.f_blocks * about.f_frsize
+    fact = f"{free / (1 << 30):.1f} GiB of {total / (1 << 30):.1f} GiB are free at {path}"
+    if free < _TOO_LITTLE_BYTES:
+        raise error(f"{fact}; make room")
+    if about.f_files and not about.f_favail:
+        raise error(f"{path} can hold no more files, whatever is free (df -i); make room")
+    if free < _LITTLE_BYTES or free < total * _LITTLE_PART:
+        return Grade.WARNING, f"only {fact}; make room before the next backups"
+    return Grade.OK, fact
+
+
+def _clock(now: datetime) -> Iterator[Finding]:
+    if _FIRST_YEAR <= now.year <= _LAST_YEAR:
+        yield Finding(check="clock", grade=Grade.OK, message=f"it is {now:%Y-%m-%d %H:%M:%S} UTC")
+    else:
+        message = f"it is {now:%Y-%m-%d %H:%M} UTC, says this host; set its clock: versions are dated and kept by it"
+        yield Finding(check="clock", grade=Grade.FAILED, message=message, exit_status=BackyfsError.exit_status)
+
+
+def _fuse() -> Iterator[Finding]:
+    missing = _missing_for_fuse()
+    for message in missing:
+        yield Finding(check="fuse", grade=Grade.WARNING, message=message)
+    if not missing:
+        yield Finding(check="fuse", grade=Grade.OK, message="versions can be mounted")
+
+
+def _missing_for_fuse() -> list[str]:
+    missing = []
+    if not os.path.exists("/dev/fuse"):
+        missing.append("/dev/fuse does not exist: no mount here; load the module (modprobe fuse)")
+    elif not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        missing.append("/dev/fuse cannot be opened by this user: no mount; check its owner and mode")
+    if shutil.which("fusermount3") is None:
+        missing.append("fusermount3 is not installed: only root can mount; install the package fuse3")
+    if os.geteuid() != 0 and not _user_allow_other():
+        missing.append(f"nobody else sees what this user mounts; as root, write user_allow_other into {_FUSE_CONF}")
+    return missing
+
+
+def _user_allow_other() -> bool:
+    try:
+        with open(_FUSE_CONF, encoding="utf-8", errors="replace") as lines:
+            return any(line.strip() == "user_allow_other" for line in lines)
+    except OSError:
+        return False

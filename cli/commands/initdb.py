@@ -1,0 +1,49 @@
+"""`backyfs initdb`: make the repository that an existing configuration names."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from backyfs.cli.invocation import OutputForm
+from backyfs.cli.output import print_object
+
+if TYPE_CHECKING:
+    from backyfs.cli.invocation import Invocation
+
+
+@click.command()
+@click.pass_obj
+def command(invocation: Invocation) -> None:
+    """Make the repository that the configuration names: database tables, key slot, storage directory.
+
+    For a configuration that is there already; `backyfs init` makes one as well. A repository that exists is not
+    touched.
+    """
+    from backyfs import keys  # noqa: PLC0415 - slow to load, and --help needs none of it
+    from backyfs.metadata.database import Database  # noqa: PLC0415
+    from backyfs.metadata.identity import list_key_slots, load_identity  # noqa: PLC0415
+    from backyfs.repository import create_repository  # noqa: PLC0415
+
+    config = invocation.load_config()
+    create_repository(config, created_at=datetime.now(UTC))
+    with closing(Database(config.database_url)) as database:
+        with database.read() as connection:
+            identity, slots = load_identity(connection), list_key_slots(connection)
+        checks = [keys.show_check(slot.key_check) for slot in slots]
+        if invocation.form is OutputForm.JSON:
+            print_object(
+                {
+                    "configuration": list(config.files),
+                    "database": database.place,
+                    "key": checks[0] if checks else None,
+                    "block_size": identity.block_size,
+                    "uid": identity.uid,
+                }
+            )
+        elif invocation.form is OutputForm.TABLE:
+            click.echo(f"repository {identity.uid} was made in {database.place}")
+            click.echo(f"key {checks[0]}" if checks else "no encryption: whoever can read the blocks can read the data")
