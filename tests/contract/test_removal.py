@@ -14,6 +14,7 @@ from backyfs.errors import VersionNotFoundError
 from backyfs.metadata.blobs import insert_blobs
 from backyfs.metadata.blockmap import commit_page, list_pages, new_entries, references_add_up, share_pages
 from backyfs.metadata.database import Database
+from backyfs.metadata.identity import Identity, save_identity
 from backyfs.metadata.jobs import hold_version, list_live_jobs, register_job, remove_job, this_process
 from backyfs.metadata.removal import remove_version
 from backyfs.metadata.schema import create_file, create_tables
@@ -35,6 +36,13 @@ if TYPE_CHECKING:
     from backyfs.metadata.database import Connection
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+IDENTITY = Identity(
+    uid="0f5b2c1e-9a64-4f0b-8a57-6b1de0b5a0f3",
+    block_size=4096,
+    hash_function="blake3",
+    wrapped_fingerprint_key=None,
+    created_at=NOW,
+)
 PATIENCE_S = 60
 
 
@@ -44,6 +52,7 @@ def database(module_database_url: str) -> Iterator[Database]:
         create_file(database)
         with database.begin() as connection:
             create_tables(connection)
+            save_identity(connection, IDENTITY)  # the row that writers lock
         yield database
 
 
