@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backyfs.cli.arguments import complete_versions
 from backyfs.cli.canvas import stdout_canvas
 from backyfs.cli.charts import Bar, bars
 from backyfs.cli.invocation import OutputForm
@@ -39,7 +40,7 @@ _LABEL = 24  # characters of a name beside its bar
 
 
 @click.command()
-@click.argument("versions", metavar="[VERSION]...", nargs=-1)
+@click.argument("versions", metavar="[VERSION]...", nargs=-1, shell_complete=complete_versions)
 @fields_option
 @click.option("--plot", is_flag=True, help="Draw a chart besides.")
 @click.pass_context
