@@ -35,6 +35,7 @@ version_argument = click.argument(
     "version", metavar="VERSION", callback=stored_text, shell_complete=complete_versions
 )
 
+
 def _versions(*, required: bool) -> Callable[[_Command], _Command]:
     return click.argument(
         "versions",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import click
 
+from backyfs.cli.failures import raise_all
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_rows
 from backyfs.cli.text import printable
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from backyfs.cli.invocation import Invocation
     from backyfs.cli.output import Row
-
-_log = logging.getLogger("backyfs.cli")
 
 
 def change_protection(invocation: Invocation, names: Sequence[str], *, protected: bool) -> None:
@@ -39,8 +37,5 @@ def change_protection(invocation: Invocation, names: Sequence[str], *, protected
     elif invocation.form is OutputForm.TABLE:
         for version in changed:
             click.echo(f"version {version.uid} of {printable(version.name)} is {word}")
-    already = [version for version in found if version not in changed]
-    for version in already[1:]:
-        _log.error("version %s is %s already", version.uid, word)
-    if already:
-        raise VersionError(f"version {already[0].uid} is {word} already; there was nothing to do")
+    already = [version.uid for version in found if version not in changed]
+    raise_all([VersionError(f"version {uid} is {word} already; there was nothing to do") for uid in already])

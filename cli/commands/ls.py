@@ -41,18 +41,18 @@ def command(
     """List the versions, all of them or those of NAME.
 
     `size` is the number of blocks. Times are in UTC. JSON output has `status` besides: incomplete, valid or
-    invalid.
+    invalid. An empty NAME, TEXT or TAG asks for nothing.
     """
     columns = chosen_columns(fields, _COLUMNS)
     now = datetime.now(UTC)
     with invocation.open_repository() as repository:
         with repository.database.read() as connection:
-            versions = list_versions(connection, name=name)
+            versions = list_versions(connection, name=name or None)
         rows = [
             version_row(version, repository.block_size)
             for version in versions
-            if (snapshot_name is None or version.snapshot_name == snapshot_name)
-            and (tag is None or tag in version.tags)
+            if (not snapshot_name or version.snapshot_name == snapshot_name)
+            and (not tag or tag in version.tags)
             and (not expired or (version.expire_at is not None and version.expire_at < now))
         ]
     print_rows(invocation, rows, columns)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.arguments import optional_versions_argument
-from backyfs.cli.invocation import OutputForm
+from backyfs.cli.failures import raise_all
+from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import print_rows
 from backyfs.cli.text import printable
 from backyfs.engine.remove import remove_versions
-from backyfs.errors import UsageError
+from backyfs.errors import BackyfsError, UsageError
 from backyfs.metadata.versions import find_version, list_versions
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
     from backyfs.cli.output import Row
     from backyfs.engine.remove import Removal
-    from backyfs.metadata.database import Connection
     from backyfs.model import Version
 
 _log = logging.getLogger("backyfs.cli")
@@ -39,43 +39,50 @@ def command(invocation: Invocation, versions: tuple[str, ...], *, force: bool, e
     """Remove each VERSION.
 
     Versions that are protected, or in use by a running command, stay, with --force as well. All that can go are
-    removed; the exit status is 4 if one stays. Their space in the storage is free after the next cleanup. With
-    --expired, those that are protected stay without an error.
+    removed; the exit status is 4 if one stays, but for --expired, which only warns of it. If a VERSION is not
+    there, nothing is removed. The space in the storage is free after the next cleanup.
     """
     if bool(versions) == expired:
         raise UsageError("name the versions to remove, or give --expired")
-    config = invocation.load_config()
     now = datetime.now(UTC)
-    with invocation.open_repository() as repository:
-        with repository.database.read() as connection:
-            wanted = _expired(connection, now) if expired else _named(connection, versions)
-        removals = remove_versions(
-            repository,
-            wanted,
-            younger_than_days=config.disallow_rm_when_younger_than_days,
-            force=force,
-            now=now,
-        )
+
+    def still(version: Version) -> bool:
+        return not expired or _has_expired(version, now)
+
+    removals: list[Removal] = []
+    try:
+        with invocation.open_repository() as repository, stop_on_signals() as stop:
+            with repository.database.read() as connection:
+                wanted = (
+                    [version for version in list_versions(connection) if _has_expired(version, now)]
+                    if expired
+                    else [find_version(connection, name) for name in versions]
+                )
+            remove_versions(
+                repository,
+                wanted,
+                younger_than_days=repository.config.disallow_rm_when_younger_than_days,
+                force=force,
+                now=now,
+                still=still,
+                stop=stop,
+                announce=removals.append,
+            )
+    except (BackyfsError, KeyboardInterrupt):
+        if removals:
+            _print(invocation, removals)
+        raise
     _print(invocation, removals)
     kept = [removal.kept for removal in removals if removal.kept is not None]
-    for error in kept[1:]:
-        _log.error("%s", error)
-    if kept:
-        raise kept[0]
+    if expired:
+        for reason in kept:
+            _log.warning("kept: %s", reason)
+    else:
+        raise_all(kept)
 
 
-def _named(connection: Connection, names: Sequence[str]) -> list[Version]:
-    """Return the versions that are named, each once; nothing is removed where one of them is not there."""
-    found = [find_version(connection, name) for name in names]
-    return list({version.id: version for version in found}.values())
-
-
-def _expired(connection: Connection, now: datetime) -> list[Version]:
-    return [
-        version
-        for version in list_versions(connection)
-        if version.expire_at is not None and version.expire_at < now and not version.protected
-    ]
+def _has_expired(version: Version, now: datetime) -> bool:
+    return version.expire_at is not None and version.expire_at < now
 
 
 def _print(invocation: Invocation, removals: Sequence[Removal]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import UTC, datetime, timedelta
 
@@ -13,7 +14,8 @@ from backyfs.engine.job import Job
 from backyfs.engine.restore import restore
 from backyfs.errors import VersionNotFoundError
 from backyfs.metadata.tables import versions as versions_table
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.versions import list_versions, set_status
+from backyfs.model import VersionStatus
 from tests.audit import audit
 from tests.images import random_image
 from tests.repositories import BLOCK, make_repository, opened
@@ -95,6 +97,7 @@ def many(call, image):
         (("-t", "week"), []),
         (("-e",), ["a two"]),
         (("--expired", "b"), []),
+        (("", "-s", "", "-t", ""), ["a one", "a two", "b two"]),
         (("a", "-s", "one", "-t", "daily"), ["a one"]),
     ],
 )
@@ -206,13 +209,60 @@ def test_an_old_version_needs_no_force(call, config, uid, uids):
     assert call("rm", uid)[0] == 0
 
 
-def test_rm_expired_removes_what_has_expired_and_is_not_protected(call, many, uids):
-    expired = uids()[1]
-    call("expire", "b@latest", "2002-02-02")
-    call("protect", "b@latest")
+def test_rm_expired_removes_what_has_expired_and_tells_what_stays(call, many, uids):
+    expired, kept = uids()[1:]
+    call("expire", kept, "2002-02-02")
+    call("protect", kept)
     before = uids()
-    assert call("rm", "--expired") == (0, f"version {expired} of a removed\n", "")
+    status, out, err = call("rm", "--expired")
+    assert (status, out) == (0, f"version {expired} of a removed\n")
+    assert err == f"backyfs: kept: version {kept} is protected; run `backyfs unprotect {kept}` first\n"
     assert uids() == [uid for uid in before if uid != expired]
+
+
+def test_rm_expired_leaves_what_is_in_use_without_an_error(call, config, uid, uids):
+    call("expire", uid, "2002-02-02")
+    with opened(config) as repository, Job(repository.database, "mount /mnt") as job:
+        job.hold(the_version(config).id)
+        status, out, err = call("--json", "rm", "--expired")
+    assert (status, err, uids()) == (0, "", [uid])
+    [row] = json.loads(out)
+    assert (row["uid"], row["removed"]) == (uid, False)
+    assert row["reason"].startswith(f"version {uid} is in use by mount /mnt (process ")
+
+
+def test_rm_expired_of_nothing_is_fine(call, uid):
+    assert call("rm", "--expired") == (0, "", "")
+    assert call("--json", "rm", "--expired") == (0, "[]\n", "")
+
+
+def test_each_version_that_stays_is_told(call, image, uid):
+    other = call("-m", "backup", image, "other")[1].splitlines()[0]
+    call("protect", uid, other)
+    status, out, err = call("rm", uid, other)
+    assert (status, out) == (4, "")
+    assert sorted(err.splitlines()) == sorted(
+        f"backyfs: error: version {one} is protected; run `backyfs unprotect {one}` first" for one in (uid, other)
+    )
+
+
+def test_what_was_removed_before_an_interruption_is_told(call, image, uid, uids, monkeypatch):
+    call("backup", image, "other")
+    answers = iter([False, True])
+    monkeypatch.setattr(
+        "backyfs.cli.commands.rm.stop_on_signals", lambda: contextlib.nullcontext(lambda: next(answers))
+    )
+    status, out, err = call("rm", uid, "other@latest")
+    assert (status, out) == (130, f"version {uid} of disk removed\n")
+    assert err == "backyfs: error: interrupted after 1 of 2 versions; run it again for the others\n"
+    assert len(uids()) == 1
+
+
+def test_an_incomplete_version_is_removed_when_nobody_writes_it(call, config, uid, uids):
+    with opened(config) as repository, repository.database.write() as connection:
+        set_status(connection, the_version(config).id, VersionStatus.INCOMPLETE)
+    assert call("rm", uid)[0] == 0
+    assert uids() == []
 
 
 def test_rm_of_nothing_and_of_both_is_refused(call, uid):
