@@ -71,11 +71,17 @@ def check_options(options: tuple[str, ...]) -> None:
             )
 
 
-def serve(repository: Repository, request: MountRequest, ready: Callable[[int | None], None]) -> None:
+def serve(
+    repository: Repository,
+    request: MountRequest,
+    ready: Callable[[int | None], None],
+    ending: Callable[[], None] = lambda: None,
+) -> None:
     """Mount the repository and serve it until it is unmounted or SIGINT or SIGTERM comes.
 
     `ready` is called once, as soon as the mount answers, with how far the kernel reads ahead in KiB; None: not as
-    far as it could. To be called from the main thread.
+    far as it could. `ending` is called when it is to end without having been unmounted: reads that wait for the limits
+    of the storage would keep the mount, and are to be given up. To be called from the main thread.
 
     Raises:
         MountError: it cannot be mounted.
@@ -92,7 +98,7 @@ def serve(repository: Repository, request: MountRequest, ready: Callable[[int | 
             _check_overlay_directory(request.writable, request.mountpoint, repository.own_paths)
             overlays = opened.enter_context(OverlayDirectory(request.writable, repository.uid, discard=request.discard))
         contents = Contents(repository, job, request.settings, overlays)
-        trio.run(_serve, contents, request, job, ready)
+        trio.run(_serve, contents, request, job, ready, ending)
     _log.info("%s is unmounted", request.mountpoint)
 
 
@@ -117,7 +123,13 @@ def _mount(operations: Operations, request: MountRequest) -> None:
         ) from error
 
 
-async def _serve(contents: Contents, request: MountRequest, job: Job, ready: Callable[[int | None], None]) -> None:
+async def _serve(
+    contents: Contents,
+    request: MountRequest,
+    job: Job,
+    ready: Callable[[int | None], None],
+    ending: Callable[[], None],
+) -> None:
     operations = Operations(contents)
     # Listening before there is a mount: a signal that comes between the two would leave it without its process.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -125,8 +137,8 @@ async def _serve(contents: Contents, request: MountRequest, job: Job, ready: Cal
         try:
             async with trio.open_nursery() as nursery:
                 operations.background = nursery
-                nursery.start_soon(_end_on_signal, signals)
-                nursery.start_soon(_end_without_job, job)
+                nursery.start_soon(_end_on_signal, signals, ending)
+                nursery.start_soon(_end_without_job, job, ending)
                 nursery.start_soon(contents.keep_fresh)
                 nursery.start_soon(_announce, contents, request.mountpoint, ready)
                 await pyfuse3.main()
@@ -169,15 +181,17 @@ def _write_setting(path: str, number: int) -> bool:
     return True
 
 
-async def _end_on_signal(signals: AsyncIterator[int]) -> None:
+async def _end_on_signal(signals: AsyncIterator[int], ending: Callable[[], None]) -> None:
     async for number in signals:
         _log.info("unmounting after %s", signal.Signals(number).name)
+        ending()
         pyfuse3.terminate()
 
 
-async def _end_without_job(job: Job) -> None:
+async def _end_without_job(job: Job, ending: Callable[[], None]) -> None:
     while not job.lost:  # noqa: ASYNC110 - it is set by a thread, which has no trio.Event
         await trio.sleep(_CHECK_JOB_S)
+    ending()
     pyfuse3.terminate()
 
 

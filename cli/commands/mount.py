@@ -116,7 +116,7 @@ def command(
             discard=discard,
         )
         try:
-            serve(repository, request, partial(_tell_ready, mountpoint, ready_fd))
+            serve(repository, request, partial(_tell_ready, mountpoint, ready_fd), invocation.interrupted.set)
         finally:
             notify("STOPPING=1")
     return 0
