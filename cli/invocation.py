@@ -71,9 +71,9 @@ class Invocation:
             return self.loaded[0]
         config, warnings = load_config(self.config_file, os.environ)
         self.process_name.text = printable(config.process_name)
+        follow_config(config)
         for warning in warnings:
             _log.warning("%s", warning)
-        follow_config(config)
         self.loaded.append(config)
         return config
 

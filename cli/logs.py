@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from backyfs.config import Config
 
 _ROOT = "backyfs"
+_WITH_TRACEBACKS = logging.DEBUG - 1  # of --debug: the same messages, and where an error came about
 _STDERR_FORMAT = "backyfs: %(message)s"
 _FILE_FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
 _JOURNAL_FORMAT = "%(message)s"  # the journal knows time, program and process
@@ -31,7 +32,9 @@ _LEVELS = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging
 def start_logging(*, command: str, verbose: bool, debug: bool, quiet: bool) -> None:
     """Send the log to stderr; `command` is the one that runs."""
     level = logging.INFO
-    if debug or verbose:
+    if debug:
+        level = _WITH_TRACEBACKS
+    elif verbose:
         level = logging.DEBUG
     elif quiet:
         level = logging.ERROR
@@ -61,9 +64,11 @@ def follow_config(config: Config) -> None:
             handler.formatter.as_json = config.log_format == "json"
 
 
-def log_end(message: str, exit_status: int) -> None:
-    """Log the error that ends the command: on stderr one line, `backyfs: error: ...`."""
+def log_end(message: str, exit_status: int, *, error: BaseException | None = None) -> None:
+    """Log the error that ends the command: on stderr one line, `backyfs: error: ...`; with --debug its traceback."""
     root = logging.getLogger(_ROOT)
+    if error is not None and root.isEnabledFor(_WITH_TRACEBACKS):
+        root.debug("the error came about here", exc_info=error)
     if root.handlers:
         root.error("%s", message, extra={"exit_status": exit_status})
     else:  # an error in the global options

@@ -195,16 +195,12 @@ def _invoke(words: list[str]) -> int:
 
 
 def _tell(error: BaseException) -> int:
-    log = logging.getLogger("backyfs")
-    if log.isEnabledFor(logging.DEBUG):
-        log.debug("the error came about here", exc_info=error)
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        error = InterruptedByUser("interrupted")
-    if isinstance(error, BackyfsError):
-        log_end(str(error), error.exit_status)
-        return error.exit_status
-    log_end(
-        f"unexpected {type(error).__name__}: {error}; run it again with --debug to see where, and report it",
-        BackyfsError.exit_status,
-    )
-    return BackyfsError.exit_status
+        message, status = "interrupted", InterruptedByUser.exit_status
+    elif isinstance(error, BackyfsError):
+        message, status = str(error), error.exit_status
+    else:
+        message = f"unexpected {type(error).__name__}: {error}; run it again with --debug to see where, and report it"
+        status = BackyfsError.exit_status
+    log_end(message, status, error=error)
+    return status

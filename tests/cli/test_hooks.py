@@ -1,0 +1,258 @@
+"""Hooks: when they run, what they are told, and what becomes of a command whose hook fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from backyfs.cli.invocation import Invocation, OutputForm
+from backyfs.cli.logs import start_logging
+from backyfs.config import load_config
+from backyfs.errors import HookError, IntegrityError, InterruptedByUser
+from backyfs.hooks import run_hook
+from tests.repositories import make_repository
+
+DEADLINE_S = 30
+
+
+@pytest.fixture
+def config(tmp_path):
+    return make_repository(tmp_path / "repository")
+
+
+@pytest.fixture
+def notes(tmp_path):
+    return tmp_path / "notes"
+
+
+@pytest.fixture
+def hooked(config, notes):
+    """Write hooks into the configuration, each of which notes its name and status; return an invocation."""
+
+    def hooked(**commands):
+        lines = [f"{name}: {command}".replace("%", "%%") for name, command in commands.items()]
+        config.write_text(config.read_text() + "\n".join(["[hooks]", *lines, ""]))
+        return Invocation(
+            config_file=str(config), form=OutputForm.TABLE, header=True, human_sizes=False, show_progress=False,
+            log_option=None,
+        )  # fmt: skip
+
+    return hooked
+
+
+def note(notes):
+    return f'echo "$BACKYFS_HOOK $BACKYFS_STATUS" >> {notes}'
+
+
+def all_hooks(notes):
+    return {name: note(notes) for name in ("before_backup", "after_backup", "on_failure")}
+
+
+def lines_of(notes):
+    return notes.read_text().splitlines() if notes.exists() else []
+
+
+def ended(pid):
+    try:
+        return "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+
+
+# The order
+
+
+def test_hooks_stand_around_the_command(hooked, notes):
+    with hooked(**all_hooks(notes)).hooks("backup"):
+        lines_of(notes).append("x")
+        assert lines_of(notes) == ["before_backup starting"]
+    assert lines_of(notes) == ["before_backup starting", "after_backup done"]
+
+
+def test_a_command_that_fails_is_followed_by_both(hooked, notes):
+    with pytest.raises(IntegrityError), hooked(**all_hooks(notes)).hooks("backup"):
+        raise IntegrityError("is damaged")
+    assert lines_of(notes) == ["before_backup starting", "after_backup failed", "on_failure failed"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, InterruptedByUser])
+def test_an_interruption_is_no_failure_and_yet_followed_by_both(hooked, notes, error):
+    with pytest.raises(error), hooked(**all_hooks(notes)).hooks("backup"):
+        raise error("interrupted")
+    assert lines_of(notes) == ["before_backup starting", "after_backup interrupted", "on_failure interrupted"]
+
+
+def test_a_before_hook_that_fails_stops_the_command(hooked, notes):
+    invocation = hooked(**all_hooks(notes) | {"before_backup": "echo 'no such volume' >&2; exit 7"})
+    with pytest.raises(HookError) as caught, invocation.hooks("backup"):
+        pytest.fail("the command was run")
+    assert str(caught.value) == "hook before_backup ended with status 7: no such volume; see [hooks]"
+    assert caught.value.exit_status == 11
+    assert lines_of(notes) == ["on_failure failed"]
+
+
+def test_an_after_hook_that_fails_is_a_warning(hooked, notes, caplog):
+    with hooked(**all_hooks(notes) | {"after_backup": "exit 3"}).hooks("backup"):
+        pass
+    assert lines_of(notes) == ["before_backup starting"]
+    assert "hook after_backup ended with status 3; see [hooks]" in caplog.text
+
+
+def test_a_failing_on_failure_does_not_hide_the_error(hooked, caplog):
+    with pytest.raises(IntegrityError), hooked(on_failure="exit 1").hooks("backup"):
+        raise IntegrityError("is damaged")
+    assert "hook on_failure ended with status 1" in caplog.text
+
+
+def test_hooks_of_other_commands_do_not_run(hooked, notes):
+    with hooked(before_restore=note(notes), after_restore=note(notes), on_failure=note(notes)).hooks("backup"):
+        pass
+    assert lines_of(notes) == []
+
+
+def test_a_command_of_a_hook_runs_no_hooks(hooked, notes, monkeypatch):
+    invocation = hooked(**all_hooks(notes))
+    monkeypatch.setenv("BACKYFS_HOOK", "before_backup")
+    with invocation.hooks("backup"):
+        pass
+    assert lines_of(notes) == []
+
+
+# What they are told
+
+
+def test_facts_are_in_the_environment(hooked, notes, config):
+    with hooked(after_backup=f"env | grep ^BACKYFS_ | sort > {notes}").hooks("backup", name="my disk") as facts:
+        facts.add(uid="abc", bytes_written=5, tags=("a", "b"), snapshot_name=None)
+    told = dict(line.split("=", 1) for line in lines_of(notes))
+    assert float(told.pop("BACKYFS_DURATION_S")) >= 0
+    assert told == {
+        "BACKYFS_HOOK": "after_backup",
+        "BACKYFS_COMMAND": "backup",
+        "BACKYFS_STATUS": "done",
+        "BACKYFS_EXIT_STATUS": "0",
+        "BACKYFS_PID": str(os.getpid()),
+        "BACKYFS_CONFIG": str(config),
+        "BACKYFS_NAME": "my disk",
+        "BACKYFS_UID": "abc",
+        "BACKYFS_BYTES_WRITTEN": "5",
+        "BACKYFS_TAGS": "a,b",
+    }
+
+
+def test_facts_are_json_on_stdin(hooked, notes):
+    with hooked(after_backup=f"cat > {notes}").hooks("backup", name="wörld\n") as facts:
+        facts.add(tags=("a", "b"), snapshot_name=None)
+    told = json.loads(notes.read_text())
+    assert (told["hook"], told["name"], told["tags"], told["snapshot_name"]) == (
+        "after_backup", "wörld\n", ["a", "b"], None
+    )  # fmt: skip
+
+
+def test_a_failure_tells_its_error_and_status(hooked, notes):
+    hook = f'echo "$BACKYFS_EXIT_STATUS $BACKYFS_ERROR" > {notes}'
+    with pytest.raises(IntegrityError), hooked(on_failure=hook).hooks("scrub"):
+        raise IntegrityError("is damaged")
+    assert lines_of(notes) == ["20 is damaged"]
+
+
+def test_the_name_of_a_version_is_no_command(hooked, notes):
+    hook = f'printf %s "$BACKYFS_NAME" > {notes}'
+    with hooked(before_backup=hook).hooks("backup", name="$(touch evil); `touch evil`"):
+        pass
+    assert notes.read_text() == "$(touch evil); `touch evil`"
+
+
+# Their output, their time, their processes
+
+
+def test_their_output_goes_to_the_log(hooked, config, capfd):
+    invocation = hooked(before_backup="echo out; echo; echo err >&2")
+    start_logging(command="backup", verbose=False, debug=False, quiet=False)
+    with invocation.hooks("backup"):
+        pass
+    log = (config.parent / "backyfs.log").read_text()
+    assert re.findall(r"INFO (.*)", log) == [
+        "hook before_backup begins", "hook before_backup: out", "hook before_backup: err"
+    ]  # fmt: skip
+    assert capfd.readouterr().out == ""
+
+
+def test_a_hook_that_takes_too_long_is_killed_with_all_its_processes(tmp_path):
+    command = f"sleep 600 & echo $! > {tmp_path}/pid; sleep 600"
+    began = time.monotonic()
+    with pytest.raises(HookError, match=r"hook before_rm was killed because it took more than 0\.5 s; see \[hooks\]"):
+        run_hook("before_rm", command, {}, timeout_s=0.5)
+    assert time.monotonic() - began < DEADLINE_S
+    pid = int((tmp_path / "pid").read_text())
+    while not ended(pid):
+        assert time.monotonic() - began < DEADLINE_S
+        time.sleep(0.05)
+
+
+def test_what_a_hook_leaves_running_is_not_waited_for(tmp_path):
+    began = time.monotonic()
+    run_hook("after_mount", f"sleep 600 & echo $! > {tmp_path}/pid", {}, timeout_s=DEADLINE_S)
+    assert time.monotonic() - began < DEADLINE_S / 2
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+def test_a_hook_that_reads_nothing_and_prints_much_does_not_hang(tmp_path):
+    facts = {"many": ["x" * 1000] * 100}
+    much = "head -c 5000000 /dev/zero | tr '\\0' y; echo; echo last; exit 4"
+    with pytest.raises(HookError, match="ended with status 4: last; see"):
+        run_hook("before_rm", much, facts, timeout_s=DEADLINE_S)
+
+
+def test_a_hook_that_is_killed_says_by_what():
+    with pytest.raises(HookError, match="hook before_rm ended by signal 9; see"):
+        run_hook("before_rm", "kill -9 $$", {}, timeout_s=DEADLINE_S)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_does_not_keep_hooks_from_running(config, notes, number):
+    config.write_text(
+        config.read_text()
+        + f"[hooks]\nbefore_backup: {note(notes)}\nafter_backup: {note(notes)}\non_failure: {note(notes)}\n"
+    )
+    program = (
+        "import time\nfrom backyfs.cli.hooks import around\nfrom backyfs.config import load_config\n"
+        f"config, _ = load_config({str(config)!r}, {{}})\n"
+        "with around(config, 'backup', {}):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        process.wait(DEADLINE_S)
+    assert lines_of(notes) == ["before_backup starting", "after_backup interrupted", "on_failure interrupted"]
+
+
+# The configuration
+
+
+def test_hooks_are_no_scheduler(hooked, config):
+    hooked(before_backup="true", timeout="5m", after_rm="")
+    loaded, warnings = load_config(str(config), {})
+    assert (loaded.hooks.commands, loaded.hooks.timeout_s) == ((("before_backup", "true"),), 300)
+    assert (loaded.schedulers, warnings) == ((), ())
+
+
+def test_a_hook_that_does_not_exist_is_a_warning(hooked, config):
+    hooked(befor_backup="true")
+    assert "did you mean before_backup?" in load_config(str(config), {})[1][0]
+
+
+def test_no_hooks_are_the_default(config):
+    loaded, _ = load_config(str(config), {})
+    assert (loaded.hooks.commands, loaded.hooks.timeout_s) == ((), 60)
