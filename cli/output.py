@@ -97,7 +97,10 @@ def _print_table(
     for row in rows:
         # Text, not str: names may hold what rich takes for markup, and control characters.
         table.add_row(*(Text(printable(_table_text(invocation, name, row[name], sizes))) for name in columns))
-    Console(width=None if sys.stdout.isatty() else _WIDE, soft_wrap=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else _WIDE, soft_wrap=False)
+    with console.capture() as drawn:  # rich itself ends the program with 1 when nobody reads any more
+        console.print(table)
+    click.echo(drawn.get(), nl=False)
 
 
 def _table_text(invocation: Invocation, name: str, field: Field, sizes: Collection[str]) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import update
@@ -19,6 +23,11 @@ from backyfs.model import VersionStatus
 from tests.audit import audit
 from tests.images import random_image
 from tests.repositories import BLOCK, make_repository, opened
+from tests.upgrade.reference import FIXTURES, Reference
+
+BACKYFS = str(Path(sys.executable).with_name("backyfs"))
+REFERENCES = sorted(path.parent.name for path in FIXTURES.glob("*/output"))
+UNKNOWN = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
 @pytest.fixture
@@ -335,3 +344,104 @@ def test_what_is_no_date_is_refused(call, config, uid, date):
     assert status == 1
     assert f"{date!r} is no date; give YYYY-MM-DD" in err
     assert the_version(config).expire_at is None
+
+
+# As backy2
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_ls_prints_for_machines_what_backy2_did(name, tmp_path, capsysbinary):
+    reference = Reference(name, tmp_path)
+    assert run(["-q", "-c", str(reference.config_file), "ls"]) == 0  # upgrades
+    capsysbinary.readouterr()
+    assert run(["-m", "-c", str(reference.config_file), "ls"]) == 0
+    assert capsysbinary.readouterr().out == (FIXTURES / name / "output" / "ls.txt").read_bytes()
+
+
+# What goes wrong with any of them
+
+
+WORDS = {
+    "ls": ("ls",),
+    "rm": ("rm", "UID"),
+    "protect": ("protect", "UID"),
+    "unprotect": ("unprotect", "UID"),
+    "add-tag": ("add-tag", "UID", "x"),
+    "remove-tag": ("remove-tag", "UID", "a"),
+    "expire": ("expire", "UID", "2031-01-01"),
+}
+CHANGING = sorted(set(WORDS) - {"ls"})
+
+
+def words_of(command, uid):
+    return [uid if word == "UID" else word for word in WORDS[command]]
+
+
+@pytest.mark.parametrize("command", CHANGING)
+def test_a_version_that_is_not_there_is_an_error(call, uid, command):
+    status, out, err = call(*words_of(command, UNKNOWN))
+    assert (status, out) == (4, "")
+    assert err == f"backyfs: error: no version has a uid that begins with {UNKNOWN}; `backyfs ls` shows what there is\n"
+
+
+@pytest.mark.parametrize("command", WORDS)
+def test_the_wrong_key_and_a_missing_storage_are_errors(call, config, uid, uids, command):
+    storage = config.parent / "data"
+    storage.rename(config.parent / "elsewhere")
+    status, out, err = call(*words_of(command, uid))
+    assert (status, out) == (6, "")
+    assert err.startswith("backyfs: error: storage directory ")
+    (config.parent / "elsewhere").rename(storage)
+    key = config.parent / "backyfs.key"
+    right = key.read_text()
+    key.write_text("ab" * 32)
+    status, out, err = call(*words_of(command, uid))
+    assert (status, out, err.count("\n")) == (3, "", 1)
+    key.write_text(right)
+    assert uids() == [uid]
+
+
+@pytest.mark.parametrize("command", CHANGING)
+def test_a_database_that_cannot_be_written_is_an_error(call, config, uid, uids, monkeypatch, command):
+    def read_only(connection, *_arguments):
+        connection.execute("PRAGMA query_only = ON")  # as a read-only file system: root may write anywhere else
+
+    monkeypatch.setattr("backyfs.metadata.engines._prepare_sqlite", read_only)
+    status, out, err = call(*words_of(command, uid))
+    assert (status, out) == (1, "")
+    assert err == "backyfs: error: database: attempt to write a readonly database\n"
+    monkeypatch.undo()
+    assert uids() == [uid]
+
+
+@pytest.mark.parametrize("command", WORDS)
+def test_an_interrupt_ends_it_without_a_traceback_and_changes_nothing(call, config, uid, monkeypatch, command):
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    before = the_version(config)
+    function = {
+        "ls": "list_versions", "rm": "remove_versions", "add-tag": "add_tags", "remove-tag": "remove_tags",
+        "expire": "set_expiry",
+    }.get(command)  # fmt: skip
+    place = "protection.set_protected" if function is None else f"commands.{command.replace('-', '_')}.{function}"
+    monkeypatch.setattr(f"backyfs.cli.{place}", interrupted)
+    status, out, err = call(*words_of(command, uid))
+    assert (status, out, err) == (130, "", "backyfs: error: interrupted\n")
+    monkeypatch.undo()
+    assert the_version(config) == before
+
+
+@pytest.mark.parametrize("command", WORDS)
+def test_a_reader_who_has_had_enough_is_no_error_and_the_work_is_done(config, uid, uids, command):
+    if command == "unprotect":
+        assert run(["-c", str(config), "protect", uid]) == 0
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [BACKYFS, "-c", config, *words_of(command, uid)], stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+    if command == "rm":
+        assert uids() == []
