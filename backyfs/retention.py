@@ -1,33 +1,264 @@
-"""Retention: versions, schedulers and the time -> what is due, what breaches, what may go. Pure."""
+"""Retention: versions, schedulers and the time -> what is due, what breaches, what may go. Pure.
+
+A version belongs to a scheduler when it is valid and carries the scheduler's name as a tag. Meanings and sentences are
+those of backy2, so that what reads its output goes on reading ours.
+"""
 
 from __future__ import annotations
 
+import calendar
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from datetime import datetime
+from backyfs.model import VersionStatus
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from backyfs.config import Scheduler
     from backyfs.model import Version
 
 _DAILY, _WEEKLY, _MONTHLY = "b_daily", "b_weekly", "b_monthly"
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)  # due since then: there is no backup
+_MORE_THAN_KEPT = 2                        # so many more are no breach: removing them takes its time
+_LATE_REMOVAL = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A name of which a backup is due."""
+
+    name: str
+    schedulers: tuple[str, ...]
+    expire_at: datetime  # of the backup that is to be made
+    due_since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breach:
+    """A way in which the backups of a name are not as their schedule promises."""
+
+    name: str
+    scheduler: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Whether a version is needed, and why."""
+
+    version: Version
+    needed: bool
+    reason: str
 
 
 def automatic_tags(versions_of_name: Iterable[Version], now: datetime) -> tuple[str, ...]:
-    """Return the tags of a new version of a name for which none were given, by the rule of backy2."""
-    last: dict[str, datetime] = {}
+    """Return the tags of a new version of a name for which none were given, by the rule of backy2.
+
+    b_daily when the last version with that tag is of an earlier day; b_weekly when it is seven days old, or more;
+    b_monthly when it is a calendar month old, or more; each also when there is none. Days are those of UTC.
+    """
+    today = now.astimezone(UTC).date()
+    last: dict[str, date] = {}
     for version in versions_of_name:
         for tag in version.tags:
-            last[tag] = max(version.created_at, last.get(tag, version.created_at))
-    tags = []
-    if _DAILY not in last or last[_DAILY].date() < now.date():
-        tags.append(_DAILY)
-    if _WEEKLY not in last or (now.date() - last[_WEEKLY].date()).days >= 7:
-        tags.append(_WEEKLY)
-    if _MONTHLY not in last or _months(now) - _months(last[_MONTHLY]) >= 1:
-        tags.append(_MONTHLY)
-    return tuple(tags)
+            last[tag] = max(version.created_at.astimezone(UTC).date(), last.get(tag, date.min))
+    rules = (
+        (_DAILY, lambda day: day < today),
+        (_WEEKLY, lambda day: (today - day).days >= 7),
+        (_MONTHLY, lambda day: _a_month_after(day) <= today),
+    )
+    return tuple(tag for tag, is_due in rules if tag not in last or is_due(last[tag]))
 
 
-def _months(moment: datetime) -> int:
-    return moment.year * 12 + moment.month
+def find_due(
+    versions: Iterable[Version], schedulers: Sequence[Scheduler], now: datetime, *, names: Iterable[str] = ()
+) -> list[Due]:
+    """Return what is due, by how long it has been.
+
+    `names` are looked at besides those of the versions: a name without any version is due for every scheduler.
+    """
+    by_name = _by_name(versions, names)
+    found = []
+    for name, of_name in by_name.items():
+        since = {
+            scheduler: due_since
+            for scheduler in schedulers
+            if (due_since := _due_since(_scheduled(of_name, scheduler), scheduler, now)) is not None
+        }
+        if since:
+            longest = max((each.keep + 1) * each.interval_s for each in since)
+            found.append(
+                Due(
+                    name=name,
+                    schedulers=tuple(each.name for each in since),
+                    expire_at=_shifted(now, longest),
+                    due_since=min(since.values()),
+                )
+            )
+    return sorted(found, key=lambda due: (due.due_since, due.name))
+
+
+def find_breaches(
+    versions: Iterable[Version], schedulers: Sequence[Scheduler], now: datetime, *, names: Iterable[str] = ()
+) -> list[Breach]:
+    """Return where the backups of each name are not as the schedulers promise, by name.
+
+    `names` are looked at besides those of the versions.
+    """
+    return [
+        Breach(name=name, scheduler=scheduler.name, sentence=f"{scheduler.name}: {sentence}")
+        for name, of_name in _by_name(versions, names).items()
+        for scheduler in schedulers
+        for sentence in _breaches(_scheduled(of_name, scheduler), scheduler, now)
+    ]
+
+
+def plan_removal(
+    versions: Iterable[Version], chosen: Sequence[Scheduler], others: Sequence[Scheduler], now: datetime
+) -> list[Decision]:
+    """Return of each version whether it is needed, in the order of name and date.
+
+    A version is needed by each of the `chosen` schedulers that counts it among the newest it keeps. What is protected,
+    expires in the future, carries a tag of one of the `others` or of no scheduler at all is needed as well, and so is
+    the newest valid version of each name.
+    """
+    return [
+        decision
+        for of_name in _by_name(versions, ()).values()
+        for decision in _plan_name(of_name, chosen, {scheduler.name for scheduler in others}, now)
+    ]
+
+
+def _plan_name(
+    of_name: Sequence[Version], chosen: Sequence[Scheduler], others: set[str], now: datetime
+) -> Iterator[Decision]:
+    valid = [version for version in of_name if version.status is VersionStatus.VALID]
+    newest = valid[-1] if valid else None
+    kept = {scheduler: _newest(_scheduled(of_name, scheduler), scheduler.keep) for scheduler in chosen}
+    for version in of_name:
+        reason = _reason_to_keep(version, newest, others, now)
+        if reason is not None:
+            yield Decision(version=version, needed=True, reason=reason)
+        else:
+            yield _by_schedule(version, kept)
+
+
+def _reason_to_keep(version: Version, newest: Version | None, others: set[str], now: datetime) -> str | None:
+    """Return why a version stays, whatever the schedulers say."""
+    if version.protected:
+        return "protected"
+    if version.expire_at is not None and version.expire_at > now:
+        return f"expires {_text(version.expire_at)}"
+    if version is newest:
+        return "the newest valid version of its name"
+    if version.status is VersionStatus.INCOMPLETE and (newest is None or newest.created_at < version.created_at):
+        return "incomplete, and can be continued: no valid version is newer"
+    if foreign := sorted(others.intersection(version.tags)):
+        return f"of a schedule that was not asked for: {', '.join(foreign)}"
+    return None
+
+
+def _by_schedule(version: Version, kept: dict[Scheduler, list[Version]]) -> Decision:
+    own = {scheduler: of_scheduler for scheduler, of_scheduler in kept.items() if scheduler.name in version.tags}
+    if version.status is VersionStatus.INCOMPLETE:
+        return Decision(version=version, needed=False, reason="incomplete, and a valid version is newer")
+    if not own:
+        return Decision(version=version, needed=True, reason="of no schedule: it has the tag of none")
+    if version.status is VersionStatus.INVALID:
+        enough = all(
+            len(of_scheduler) == scheduler.keep and all(each.created_at > version.created_at for each in of_scheduler)
+            for scheduler, of_scheduler in own.items()
+        )
+        reason = "invalid, and enough valid ones are newer" if enough else "invalid, but not enough valid ones are newer"
+        return Decision(version=version, needed=not enough, reason=reason)
+    needed_by = [
+        f"{scheduler.name} {len(of_scheduler) - of_scheduler.index(version)} of {scheduler.keep}"
+        for scheduler, of_scheduler in own.items()
+        if version in of_scheduler
+    ]
+    if needed_by:
+        return Decision(version=version, needed=True, reason=", ".join(needed_by))
+    older = ", ".join(f"older than the {scheduler.keep} of {scheduler.name}" for scheduler in own)
+    return Decision(version=version, needed=False, reason=older)
+
+
+def _by_name(versions: Iterable[Version], names: Iterable[str]) -> dict[str, list[Version]]:
+    """Return versions by name, the oldest first, the names in order."""
+    found: dict[str, list[Version]] = {name: [] for name in names}
+    for version in versions:
+        found.setdefault(version.name, []).append(version)
+    return {name: sorted(found[name], key=lambda version: (version.created_at, version.id)) for name in sorted(found)}
+
+
+def _scheduled(of_name: Iterable[Version], scheduler: Scheduler) -> list[Version]:
+    return [
+        version
+        for version in of_name
+        if version.status is VersionStatus.VALID and scheduler.name in version.tags
+    ]
+
+
+def _newest(scheduled: list[Version], count: int) -> list[Version]:
+    return scheduled[len(scheduled) - min(count, len(scheduled)) :]
+
+
+def _due_since(scheduled: Sequence[Version], scheduler: Scheduler, now: datetime) -> datetime | None:
+    if scheduler.keep == 0:
+        return None
+    if not scheduled:
+        return _NEVER
+    since = _shifted(scheduled[-1].created_at, scheduler.interval_s - scheduler.sla_s)
+    return since if now > since else None
+
+
+def _breaches(scheduled: Sequence[Version], scheduler: Scheduler, now: datetime) -> Iterator[str]:
+    count, keep = len(scheduled), scheduler.keep
+    least_s, most_s = scheduler.interval_s - scheduler.sla_s, scheduler.interval_s + scheduler.sla_s
+    if count < keep:
+        yield f"Too few backups. Found {count}, should be {keep}."
+    if count > keep + _MORE_THAN_KEPT:
+        yield f"Too many backups. Found {count}, should be {keep}."
+    if not scheduled:
+        return
+    oldest, newest = scheduled[0], scheduled[-1]
+    overdue_since = _shifted(newest.created_at, most_s)
+    if overdue_since < now:
+        yield (
+            f"Latest backup is too old. Version {newest.uid} has date {_text(newest.created_at)}, "
+            f"new backup due since {_text(overdue_since)}."
+        )
+    for before, version in pairwise(scheduled):
+        first, last = _shifted(before.created_at, least_s), _shifted(before.created_at, most_s)
+        if not first <= version.created_at <= last:
+            # "shoud" is what backy2 prints, and what scripts may look for.
+            yield (
+                f"Version {version.uid} is not in SLA range. It was created at {_text(version.created_at)} "
+                f"and shoud be between {_text(first)} and {_text(last)}."
+            )
+    oldest_allowed = _shifted(now, -keep * scheduler.interval_s - scheduler.sla_s) - _LATE_REMOVAL
+    if oldest.created_at < oldest_allowed:
+        yield (
+            f"Backup too old. Found version_uid {oldest.uid} with backup date {_text(oldest.created_at)}. "
+            f"Oldest allowed date is {_text(oldest_allowed)}."
+        )
+
+
+def _a_month_after(day: date) -> date:
+    """Return the same day of the next month, or its last day where it is shorter."""
+    year, month = (day.year + 1, 1) if day.month == 12 else (day.year, day.month + 1)
+    return date(year, month, min(day.day, calendar.monthrange(year, month)[1]))
+
+
+def _shifted(moment: datetime, seconds: int) -> datetime:
+    """Return a time so much later, or the last or nearly the first one that there is."""
+    try:
+        return moment + timedelta(seconds=seconds)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC) if seconds > 0 else datetime(2, 1, 1, tzinfo=UTC)
+
+
+def _text(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%S")

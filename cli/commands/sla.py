@@ -1,0 +1,48 @@
+"""`backyfs sla`: list where backups breach their schedule."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from backyfs.cli.commands.due import SOMETHING_IS_WRONG
+from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
+from backyfs.cli.schedules import chosen_schedulers, schedulers_option
+from backyfs.cli.text import stored_text
+from backyfs.metadata.versions import list_versions
+from backyfs.retention import find_breaches
+
+if TYPE_CHECKING:
+    from backyfs.cli.invocation import Invocation
+
+_COLUMNS = ("name", "breach")
+
+
+@click.command()
+@click.argument("name", callback=stored_text, required=False)
+@schedulers_option
+@fields_option
+@click.option("--check", is_flag=True, help="End with status 2 if there is a breach.")
+@click.pass_obj
+def command(
+    invocation: Invocation, name: str | None, schedulers: str | None, fields: str | None, *, check: bool
+) -> int:
+    """List where the backups of all names, or of NAME, are not as their schedulers promise.
+
+    That is: fewer than `keep` valid versions with the scheduler's tag, or more than two above it; none within
+    `interval` and `sla`; two of them nearer or farther apart than `interval` give or take `sla`; one that is older than
+    `keep` intervals allow.
+    """
+    columns = chosen_columns(fields, _COLUMNS)
+    config = invocation.load_config()
+    wanted = chosen_schedulers(config, schedulers)
+    with invocation.open_repository() as repository, repository.database.read() as connection:
+        versions = list_versions(connection, name=name)
+    found = find_breaches(versions, wanted, datetime.now(UTC), names=[] if name is None else [name])
+    rows: list[Row] = [
+        {"name": breach.name, "breach": breach.sentence, "scheduler": breach.scheduler} for breach in found
+    ]
+    print_rows(invocation, rows, columns)
+    return SOMETHING_IS_WRONG if check and found else 0
