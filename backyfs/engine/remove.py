@@ -103,8 +103,9 @@ def _reason_to_keep(connection: Connection, version: Version, rules: _Rules) -> 
     holders = live_holders(connection, this_process(), version.id)
     if holders:
         return VersionKeptError(f"version {uid} is in use by {holders[0]}; wait for its end, or end it")
-    age = rules.now - version.created_at
-    if age < timedelta(days=rules.younger_than_days) and not rules.force:
+    # 0 days is no rule: a version of a host whose clock is ahead is younger than that.
+    young = rules.now - version.created_at < timedelta(days=rules.younger_than_days) and rules.younger_than_days > 0
+    if young and not rules.force:
         return VersionKeptError(
             f"version {uid} is younger than the {rules.younger_than_days} days of "
             "disallow_rm_when_younger_than_days; add --force to remove it all the same"

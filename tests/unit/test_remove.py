@@ -1,0 +1,341 @@
+"""Removing versions: what is kept and why, and that what other versions share stays as it was."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import func, insert, select, update
+
+from backyfs.engine.job import Job
+from backyfs.engine.remove import Removal, remove_versions
+from backyfs.engine.restore import restore
+from backyfs.errors import InterruptedByUser, JobLostError, VersionNotFoundError
+from backyfs.metadata.blockmap import references_add_up
+from backyfs.metadata.jobs import Process, hold_version, list_live_jobs, register_job, this_process
+from backyfs.metadata.removal import remove_version
+from backyfs.metadata.stats import list_statistics
+from backyfs.metadata.tables import jobs, pages, version_pages
+from backyfs.metadata.versions import (
+    create_version,
+    list_versions,
+    set_expiry,
+    set_protected,
+)
+from backyfs.model import Version
+from tests.audit import audit, count_blobs, count_jobs
+from tests.images import random_bytes, random_image
+from tests.repositories import BLOCK, back_up, make_repository, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from backyfs.repository import Repository
+
+ELSEWHERE = Process(host="other", scope="another machine", pid=1, pid_started=1)
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    with opened(make_repository(tmp_path / "repository")) as repository:
+        yield repository
+
+
+def stored(repository: Repository, tmp_path: Path, count: int = 1) -> list[Version]:
+    """Back up as many different images."""
+    return [
+        back_up(repository, random_image(tmp_path / f"image{seed}", 3 * BLOCK, seed), f"disk{seed}").version
+        for seed in range(count)
+    ]
+
+
+def left(repository: Repository) -> list[str]:
+    with repository.database.read() as connection:
+        return [version.name for version in list_versions(connection)]
+
+
+def removed(repository: Repository, *versions: Version, days: int = 0, force: bool = False) -> list[str]:
+    """Remove versions, and return why each was kept; empty for those that are gone."""
+    removals = remove_versions(
+        repository, versions, younger_than_days=days, force=force, now=datetime.now(UTC)
+    )
+    return ["" if removal.kept is None else str(removal.kept) for removal in removals]
+
+
+def age(repository: Repository, job_id: int, seconds: int) -> None:
+    """Let a job have beaten so long ago."""
+    with repository.database.write() as connection:
+        beat_at = connection.execute(select(jobs.c.heartbeat_at).where(jobs.c.id == job_id)).scalar_one()
+        earlier = beat_at - timedelta(seconds=seconds)
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=earlier))
+
+
+# What goes and what stays
+
+
+def test_a_version_goes_and_its_blobs_and_statistics_stay(repository: Repository, tmp_path: Path) -> None:
+    [version] = stored(repository, tmp_path)
+    assert removed(repository, version) == [""]
+    assert left(repository) == []
+    audit(repository)
+    assert count_blobs(repository) == 3
+    assert count_jobs(repository) == 0
+    with repository.database.read() as connection:
+        assert references_add_up(connection)
+        assert list(connection.execute(select(pages.c.refs)).scalars()) == [0]
+        assert [row.version_uid for row in list_statistics(connection, version.uid)] == [version.uid]
+
+
+def test_each_goes_for_itself_and_is_reported_in_order(repository: Repository, tmp_path: Path) -> None:
+    first, second, third = stored(repository, tmp_path, 3)
+    with repository.database.write() as connection:
+        set_protected(connection, second.id, protected=True)
+    assert removed(repository, third, second, first, third) == [
+        "",
+        f"version {second.uid} is protected; run `backyfs unprotect {second.uid}` first",
+        "",
+    ]
+    assert left(repository) == ["disk1"]
+    audit(repository)
+
+
+def test_force_removes_neither_what_is_protected_nor_what_is_in_use(repository: Repository, tmp_path: Path) -> None:
+    first, second = stored(repository, tmp_path, 2)
+    with repository.database.write() as connection:
+        set_protected(connection, first.id, protected=True)
+    with Job(repository.database, "mount /mnt") as job:
+        job.hold(second.id)
+        one, other = removed(repository, first, second, force=True)
+        process = this_process()
+    assert "is protected" in one
+    assert other == (
+        f"version {second.uid} is in use by mount /mnt (process {process.pid} on {process.host}); wait for its end, "
+        "or end it"
+    )
+    assert len(left(repository)) == 2
+
+
+@pytest.mark.parametrize(
+    ("hours", "days", "force", "goes"),
+    [
+        (0, 0, False, True),
+        (71, 3, False, False),
+        (71, 3, True, True),
+        (72, 3, False, True),
+        (100, 3, False, True),
+        (-5, 0, False, True),  # of a host whose clock is ahead
+    ],
+)
+def test_a_young_version_stays(
+    repository: Repository, tmp_path: Path, hours: int, days: int, *, force: bool, goes: bool
+) -> None:
+    [version] = stored(repository, tmp_path)
+    now = version.created_at + timedelta(hours=hours)
+    [removal] = remove_versions(repository, [version], younger_than_days=days, force=force, now=now)
+    assert (removal.kept is None) is goes
+    assert left(repository) == ([] if goes else ["disk0"])
+
+
+def test_a_version_that_is_gone_meanwhile_counts_as_removed(repository: Repository, tmp_path: Path) -> None:
+    first, second = stored(repository, tmp_path, 2)
+    with repository.database.write() as connection:
+        remove_version(connection, first.id)
+    assert removed(repository, first, second) == ["", ""]
+    assert left(repository) == []
+
+
+def test_nothing_is_asked_of_the_database_for_no_version(repository: Repository) -> None:
+    assert remove_versions(repository, [], now=datetime.now(UTC)) == []
+
+
+# What happens between a listing and the removal
+
+
+def test_a_version_that_was_protected_meanwhile_stays(repository: Repository, tmp_path: Path) -> None:
+    [version] = stored(repository, tmp_path)
+    assert not version.protected
+    with repository.database.write() as connection:
+        set_protected(connection, version.id, protected=True)
+    assert "is protected" in removed(repository, version)[0]
+
+
+def test_a_version_that_is_not_wanted_gone_any_more_stays(repository: Repository, tmp_path: Path) -> None:
+    [version] = stored(repository, tmp_path)
+    with repository.database.write() as connection:
+        set_expiry(connection, version.id, datetime(2099, 1, 1, tzinfo=UTC))
+    asked: list[Version] = []
+
+    def still(now: Version) -> bool:
+        asked.append(now)
+        return False
+
+    [removal] = remove_versions(repository, [version], now=datetime.now(UTC), still=still)
+    assert [now.expire_at for now in asked] == [datetime(2099, 1, 1, tzinfo=UTC)]
+    assert "was changed meanwhile" in str(removal.kept)
+    assert left(repository) == ["disk0"]
+
+
+def test_a_job_that_holds_after_the_listing_is_seen(repository: Repository, tmp_path: Path) -> None:
+    versions = stored(repository, tmp_path, 2)
+    with Job(repository.database, "restore") as job:
+
+        def announce(removal: Removal) -> None:
+            if removal.version == versions[0]:
+                job.hold(versions[1].id)
+
+        removals = remove_versions(repository, versions, now=datetime.now(UTC), announce=announce)
+    assert [removal.kept is None for removal in removals] == [True, False]
+    assert left(repository) == ["disk1"]
+
+
+def test_of_a_removal_and_a_holder_at_the_same_time_one_comes_first(repository: Repository, tmp_path: Path) -> None:
+    versions = stored(repository, tmp_path, 12)
+    held: set[str] = set()
+
+    def hold_all() -> None:
+        with Job(repository.database, "mount") as job:
+            for version in random.Random(1).sample(versions, len(versions)):
+                try:
+                    job.hold(version.id)
+                except VersionNotFoundError:
+                    continue
+                held.add(version.uid)
+            done.wait(PATIENCE_S)
+
+    done = threading.Event()
+    holder = threading.Thread(target=hold_all)
+    holder.start()
+    removals = remove_versions(repository, versions, now=datetime.now(UTC))
+    done.set()
+    holder.join(PATIENCE_S)
+    gone = {removal.version.uid for removal in removals if removal.kept is None}
+    assert gone | held == {version.uid for version in versions}
+    assert gone & held == set()
+    audit(repository)
+
+
+# Jobs that are dead, and ours
+
+
+def test_a_dead_job_holds_nothing_and_finds_its_row_gone(repository: Repository, tmp_path: Path) -> None:
+    [version] = stored(repository, tmp_path)
+    with repository.database.write() as connection:
+        suspended = register_job(connection, ELSEWHERE, "restore")
+        hold_version(connection, suspended, version.id)
+    assert "is in use by restore (process 1 on other)" in removed(repository, version)[0]
+    age(repository, suspended, 61)
+    assert removed(repository, version) == [""]
+    assert count_jobs(repository) == 0
+
+
+def test_a_removal_is_a_job_that_others_see(repository: Repository, tmp_path: Path) -> None:
+    versions = stored(repository, tmp_path, 2)
+    seen: list[tuple[str, ...]] = []
+
+    def announce(_removal: Removal) -> None:
+        with repository.database.read() as connection:
+            seen.append(tuple(job.command for job in list_live_jobs(connection, this_process())))
+
+    remove_versions(repository, versions, now=datetime.now(UTC), command="forget", announce=announce)
+    assert seen == [("forget",), ("forget",)]
+
+
+def test_a_removal_that_is_stopped_has_done_what_it_told(repository: Repository, tmp_path: Path) -> None:
+    versions = stored(repository, tmp_path, 3)
+    told: list[Removal] = []
+    with pytest.raises(InterruptedByUser, match="interrupted after 2 of 3 versions"):
+        remove_versions(
+            repository, versions, now=datetime.now(UTC), stop=lambda: len(told) == 2, announce=told.append
+        )
+    assert [removal.version.name for removal in told] == ["disk0", "disk1"]
+    assert left(repository) == ["disk2"]
+
+
+def test_a_removal_that_others_took_for_dead_stops(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = stored(repository, tmp_path, 2)
+    monkeypatch.setattr(Job, "lost", True)
+    with pytest.raises(JobLostError):
+        remove_versions(repository, versions, now=datetime.now(UTC))
+    assert len(left(repository)) == 2
+
+
+# What is shared
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=8), min_size=2, max_size=6), st.randoms())
+def test_whatever_is_removed_the_others_restore_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, images: list[list[int]], rng: random.Random
+) -> None:
+    """Images are lists of blocks, 0 a hole: they share blocks, and whole pages where they are equal."""
+    directory = tmp_path_factory.mktemp("shared")
+    contents = {0: bytes(BLOCK), **{seed: random_bytes(BLOCK, seed) for seed in range(1, 6)}}
+    with opened(make_repository(directory / "repository", encrypted=False)) as repository:
+        remaining: dict[Version, bytes] = {}
+        for blocks in images:
+            (directory / "image").write_bytes(b"".join(contents[block] for block in blocks))
+            version = back_up(repository, directory / "image").version
+            remaining[version] = (directory / "image").read_bytes()
+        for version in rng.sample(list(remaining), len(remaining)):
+            assert removed(repository, version) == [""]
+            del remaining[version]
+            audit(repository)
+            with repository.database.read() as connection:
+                assert references_add_up(connection)
+            for other, image in remaining.items():
+                report = restore(repository, other, str(directory / "out"), replace=True)
+                assert report.damaged == ()
+                assert (directory / "out").read_bytes()[: len(image)] == image
+
+
+def test_what_was_removed_is_known_again_to_the_next_backup(repository: Repository, tmp_path: Path) -> None:
+    image = random_image(tmp_path / "image", 3 * BLOCK)
+    first = back_up(repository, image)
+    assert removed(repository, first.version) == [""]
+    again = back_up(repository, image)
+    assert (again.statistics.blocks_written, again.statistics.blocks_deduplicated) == (0, 3)
+    audit(repository)
+    restore(repository, again.version, str(tmp_path / "out"))
+    assert (tmp_path / "out").read_bytes() == image.read_bytes()
+
+
+def test_a_version_of_ten_tebibytes_goes_in_a_moment_however_many_share_its_pages(repository: Repository) -> None:
+    count, sharing = 2560, 40  # pages of 10 TiB in blocks of 4 MiB
+    now = datetime.now(UTC)
+    with repository.database.write() as connection:
+        versions = [
+            create_version(connection, name=f"big{number}", snapshot_name="", size_bytes=10 << 40, created_at=now)
+            for number in range(sharing)
+        ]
+        connection.execute(
+            insert(pages),
+            [
+                {"id": number, "uid": f"{number:036}", "digest": number.to_bytes(32), "entries": b"", "refs": sharing,
+                 "published": False}
+                for number in range(1, count + 1)
+            ],
+        )  # fmt: skip
+        for version in versions:
+            connection.execute(
+                insert(version_pages),
+                [
+                    {"version_id": version.id, "page_no": number, "page_id": number + 1}
+                    for number in range(count)
+                ],
+            )
+    began = time.monotonic()
+    assert removed(repository, versions[0]) == [""]
+    assert time.monotonic() - began < 2
+    with repository.database.read() as connection:
+        assert set(connection.execute(select(pages.c.refs)).scalars()) == {sharing - 1}
+        assert connection.execute(select(func.count()).select_from(version_pages)).scalar_one() == count * (sharing - 1)
