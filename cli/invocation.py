@@ -54,6 +54,7 @@ class Invocation:
     log_option: str | None  # -v, -d or -q, if one was given
     process_name: ProcessName = field(default_factory=ProcessName)
     interrupted: threading.Event = field(default_factory=threading.Event)  # set by the signals that end a command
+    told: list[Facts] = field(default_factory=list, repr=False)     # to the hooks that run around this command
     loaded: list[Config] = field(default_factory=list, repr=False)  # the configuration, once it was read
 
     def as_arguments(self) -> list[str]:
@@ -90,7 +91,13 @@ class Invocation:
         from backyfs.cli.hooks import around  # noqa: PLC0415 - most commands have none
 
         with around(self.load_config(), command, facts) as told:
+            self.told.append(told)
             yield told
+
+    def add_facts(self, **facts: Fact) -> None:
+        """Tell the hooks that are still to run what was found out; where there are none, nobody."""
+        for told in self.told:
+            told.add(**facts)
 
     @contextmanager
     def open_repository(self) -> Iterator[Repository]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.commands.ls import version_row
+from backyfs.cli.hooks import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.output import print_object
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     "-e", "--expire", type=MOMENT, metavar="DATE", help="When the version expires: a date, or +30d for in 30 days."
 )
 @click.pass_obj
+@hooked("backup", "source", "name", "snapshot_name")
 def command(
     invocation: Invocation,
     source: str,
@@ -95,6 +97,7 @@ def command(
     changes = None if hints is None else parse_hints(_read_hints(hints), hints)
 
     def announce(version: Version) -> None:
+        invocation.add_facts(uid=version.uid)
         if invocation.form is OutputForm.PIPE:
             click.echo(version.uid)
             sys.stdout.flush()  # who waits for it may read from a pipe
@@ -123,7 +126,18 @@ def command(
             )
         finally:
             image.close()
+    _add_facts(invocation, report)
     _print(invocation, report, repository.block_size)
+
+
+def _add_facts(invocation: Invocation, report: BackupReport) -> None:
+    counts = report.statistics
+    invocation.add_facts(
+        size_bytes=report.version.size_bytes,
+        bytes_read=counts.bytes_read,
+        bytes_written=counts.bytes_written,
+        bytes_stored=counts.bytes_stored,
+    )
 
 
 def _read_hints(path: str) -> bytes:

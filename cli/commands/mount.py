@@ -107,7 +107,7 @@ def command(
 
     share_freed_memory()
     words = tuple(word for option in options for word in option.split(",") if word)
-    with invocation.open_repository() as repository:
+    with invocation.hooks("mount", mountpoint=mountpoint), invocation.open_repository() as repository:
         request = MountRequest(
             mountpoint=mountpoint,
             options=words,

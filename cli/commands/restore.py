@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.arguments import version_argument
+from backyfs.cli.hooks import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import print_object
 from backyfs.cli.sizes import human_size
@@ -27,6 +28,7 @@ _log = logging.getLogger("backyfs.cli")
 @click.argument("target")
 @click.option("-f", "--force", is_flag=True, help="Overwrite TARGET if it exists.")
 @click.pass_obj
+@hooked("restore", "version", "target")
 def command(invocation: Invocation, version: str, target: str, *, force: bool) -> None:
     """Write VERSION to TARGET, a file or block device.
 
@@ -36,6 +38,7 @@ def command(invocation: Invocation, version: str, target: str, *, force: bool) -
     with invocation.open_repository() as repository, stop_on_signals() as stop:
         with repository.database.read() as connection:
             wanted = find_version(connection, version)
+        invocation.add_facts(uid=wanted.uid)
         report = restore(
             repository, wanted, target, replace=force, progress=invocation.progress(), stop=stop
         )

@@ -10,6 +10,7 @@ import click
 
 from backyfs.cli.arguments import optional_versions_argument
 from backyfs.cli.failures import raise_all
+from backyfs.cli.hooks import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import print_rows
 from backyfs.cli.text import printable
@@ -35,6 +36,7 @@ _log = logging.getLogger("backyfs.cli")
 )
 @click.option("--expired", is_flag=True, help="Remove all versions whose date of expiry has passed.")
 @click.pass_obj
+@hooked("rm", "versions")
 def command(invocation: Invocation, versions: tuple[str, ...], *, force: bool, expired: bool) -> None:
     """Remove each VERSION.
 

@@ -15,10 +15,12 @@ import pytest
 
 from backyfs.cli.invocation import Invocation, OutputForm
 from backyfs.cli.logs import start_logging
+from backyfs.cli.main import run
 from backyfs.config import load_config
 from backyfs.errors import HookError, IntegrityError, InterruptedByUser
 from backyfs.hooks import run_hook
-from tests.repositories import make_repository
+from tests.images import random_image
+from tests.repositories import BLOCK, make_repository
 
 DEADLINE_S = 30
 
@@ -236,6 +238,77 @@ def test_a_signal_does_not_keep_hooks_from_running(config, notes, number):
         process.send_signal(number)
         process.wait(DEADLINE_S)
     assert lines_of(notes) == ["before_backup starting", "after_backup interrupted", "on_failure interrupted"]
+
+
+# The commands
+
+
+def told(notes):
+    return [json.loads(line) for line in lines_of(notes)]
+
+
+def take_all(notes):
+    return f"(cat; echo) >> {notes}"
+
+
+def test_backup_tells_what_it_did(hooked, notes, config, tmp_path, capsys):
+    hooked(before_backup=take_all(notes), after_backup=take_all(notes))
+    image = random_image(tmp_path / "image", 2 * BLOCK + 1)
+    assert run(["-c", str(config), "-m", "backup", str(image), "disk", "-s", "snap"]) == 0
+    uid = capsys.readouterr().out.split()[0]
+    before, after = told(notes)
+    assert (before["name"], before["source"], before["snapshot_name"]) == ("disk", str(image), "snap")
+    assert "uid" not in before
+    assert (after["uid"], after["status"], after["size_bytes"], after["bytes_written"]) == (
+        uid, "done", 8193, 8193
+    )  # fmt: skip
+
+
+def test_a_failing_hook_keeps_a_backup_from_being_made(hooked, config, tmp_path, capsys):
+    hooked(before_backup="exit 1")
+    image = random_image(tmp_path / "image", BLOCK)
+    assert run(["-c", str(config), "backup", str(image), "disk"]) == 11
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "backyfs: error: hook before_backup ended with status 1; see [hooks]"
+    )
+    assert run(["-c", str(config), "-m", "-s", "ls"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_failing_restore_is_told(hooked, notes, config):
+    hooked(on_failure=take_all(notes))
+    assert run(["-c", str(config), "restore", "disk@latest", "/nowhere"]) == 4
+    [failure] = told(notes)
+    assert (failure["hook"], failure["command"], failure["version"], failure["target"]) == (
+        "on_failure", "restore", "disk@latest", "/nowhere"
+    )  # fmt: skip
+    assert failure["error"] == "no version is named 'disk'; `backyfs ls` shows what there is"
+
+
+def test_rm_tells_which_versions(hooked, notes, config):
+    hooked(before_rm=f"echo $BACKYFS_VERSIONS > {notes}; exit 1")
+    assert run(["-c", str(config), "rm", "disk@latest", "abcd"]) == 11
+    assert lines_of(notes) == ["disk@latest,abcd"]
+
+
+def test_hooks_of_a_mount_run_at_its_beginning_and_end(hooked, notes, config, tmp_path):
+    hooked(before_mount=take_all(notes), after_mount=take_all(notes))
+    point = tmp_path / "mnt"
+    point.mkdir()
+    backyfs = str(Path(sys.executable).with_name("backyfs"))
+    subprocess.run([backyfs, "-c", config, "mount", point], check=True)
+    try:
+        assert [one["hook"] for one in told(notes)] == ["before_mount"]
+    finally:
+        subprocess.run([backyfs, "-c", config, "umount", point], check=True)
+    end = time.monotonic() + DEADLINE_S
+    while len(told(notes)) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert [(one["hook"], one["status"], one["mountpoint"]) for one in told(notes)] == [
+        ("before_mount", "starting", str(point)),
+        ("after_mount", "done", str(point)),
+    ]
 
 
 # The configuration
