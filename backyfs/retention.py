@@ -172,7 +172,7 @@ def _by_schedule(version: Version, kept: dict[Scheduler, list[Version]]) -> Deci
             len(of_scheduler) == scheduler.keep and all(each.created_at > version.created_at for each in of_scheduler)
             for scheduler, of_scheduler in own.items()
         )
-        reason = "invalid, and enough valid ones are newer" if enough else "invalid, but not enough valid ones are newer"
+        reason = f"invalid, {'and enough' if enough else 'but not enough'} valid ones are newer"
         return Decision(version=version, needed=not enough, reason=reason)
     needed_by = [
         f"{scheduler.name} {len(of_scheduler) - of_scheduler.index(version)} of {scheduler.keep}"

@@ -1,0 +1,75 @@
+"""`backyfs forget`: remove the versions that no schedule needs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from backyfs.cli.failures import raise_all
+from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
+from backyfs.cli.schedules import chosen_schedulers, schedulers_option
+from backyfs.cli.text import stored_text
+from backyfs.engine.forget import Outcome, forget
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backyfs.cli.invocation import Invocation
+    from backyfs.engine.forget import Forgotten
+
+_COLUMNS = ("name", "date", "uid", "tags", "action", "reason")
+
+
+@click.command("forget")
+@click.argument("name", callback=stored_text, required=False)
+@schedulers_option
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
+@click.option("--force", is_flag=True, help="Remove versions younger than disallow_rm_when_younger_than_days, too.")
+@fields_option
+@click.pass_obj
+def command(
+    invocation: Invocation,
+    name: str | None,
+    schedulers: str | None,
+    fields: str | None,
+    *,
+    dry_run: bool,
+    force: bool,
+) -> None:
+    """Remove the versions of all names, or of NAME, that no scheduler needs, and show why each stays or goes.
+
+    A scheduler needs the newest `keep` valid versions that carry its name as a tag. These stay as well: what is
+    protected, expires in the future, carries the tag of another scheduler of the configuration or of none at all, and
+    the newest valid version of each name. The exit status is 4 if one that was to go is in use or too young.
+    """
+    columns = chosen_columns(fields, _COLUMNS)
+    config = invocation.load_config()
+    wanted = chosen_schedulers(config, schedulers)
+    with invocation.open_repository() as repository, stop_on_signals() as stop:
+        forgotten = forget(
+            repository, wanted, name=name, dry_run=dry_run, force=force, now=datetime.now(UTC), stop=stop
+        )
+    rows: list[Row] = [
+        {
+            "name": each.version.name,
+            "date": each.version.created_at,
+            "uid": each.version.uid,
+            "tags": each.version.tags,
+            "action": each.outcome.value,
+            "reason": each.reason,
+        }
+        for each in forgotten
+    ]
+    print_rows(invocation, rows, columns)
+    if invocation.form is OutputForm.TABLE:
+        click.echo(_summary(forgotten, dry_run=dry_run))
+    raise_all([each.refusal for each in forgotten if each.refusal is not None])
+
+
+def _summary(forgotten: Sequence[Forgotten], *, dry_run: bool) -> str:
+    counts = {outcome: sum(each.outcome is outcome for each in forgotten) for outcome in Outcome}
+    text = f"{counts[Outcome.REMOVED]} {'would be removed' if dry_run else 'removed'}, {counts[Outcome.KEPT]} kept"
+    return f"{text}, {counts[Outcome.REFUSED]} refused" if counts[Outcome.REFUSED] else text

@@ -1,0 +1,171 @@
+"""due, sla and forget, as people and scripts call them."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import update
+
+from backyfs.cli.main import run
+from backyfs.engine.job import Job
+from backyfs.metadata.tables import versions as versions_table
+from backyfs.metadata.versions import list_versions
+from tests.audit import audit
+from tests.images import random_image
+from tests.repositories import BLOCK, back_up, make_repository, opened
+
+SCHEDULERS = """
+[hourly]
+interval: 1h
+keep: 2
+sla: 10m
+
+[daily]
+interval: 1d
+keep: 3
+sla: 3h
+"""
+DATE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = make_repository(tmp_path / "repository")
+    config.write_text(config.read_text() + SCHEDULERS)
+    return config
+
+
+@pytest.fixture
+def call(config, capsys):
+    """Run a command on the repository; return status, stdout and stderr."""
+
+    def call(*words):
+        status = run(["-c", str(config), *map(str, words)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def daily(config, tmp_path):
+    """Make a version of each of the last five days, the newest of now; return their uids, the oldest first."""
+    image = random_image(tmp_path / "image", BLOCK)
+    uids = []
+    with opened(config) as repository:
+        for age in (4, 3, 2, 1, 0):
+            version = back_up(repository, image, tags=("daily",)).version
+            uids.append(version.uid)
+            moment = datetime.now(UTC) - timedelta(days=age)
+            with repository.database.write() as connection:
+                here = versions_table.c.uid == version.uid
+                connection.execute(update(versions_table).where(here).values(created_at=moment))
+    return uids
+
+
+def left(config):
+    with opened(config) as repository:
+        audit(repository)
+        with repository.database.read() as connection:
+            return [version.uid for version in list_versions(connection)]
+
+
+def test_a_name_without_backups_is_due_since_1970(call):
+    status, out, err = call("-m", "due", "disk", "-s", "daily,hourly")
+    assert (status, err) == (0, "")
+    header, line = out.splitlines()
+    assert header == "name|schedulers|expire_date|due_since"
+    assert re.fullmatch(rf"disk\|daily,hourly\|{DATE}\|1970-01-01 00:00:00", line)
+
+
+def test_nothing_is_due_of_what_was_just_backed_up(call, daily):
+    assert call("-m", "-s", "due") == (0, "", "")
+    assert call("-m", "-s", "due", "--check") == (0, "", "")
+
+
+def test_monitoring_is_told_by_the_status(call):
+    assert call("due", "disk", "--check")[0] == 2
+    assert call("sla", "disk", "--check")[0] == 2
+    assert call("sla", "disk")[0] == 0
+
+
+def test_due_prints_json(call):
+    [due] = json.loads(call("--json", "due", "disk")[1])
+    assert (due["name"], due["schedulers"], due["due_since"]) == ("disk", ["daily"], "1970-01-01T00:00:00Z")
+
+
+def test_breaches_are_the_sentences_of_backy2(call, daily):
+    status, out, _ = call("-m", "sla", "-s", "daily,hourly")
+    assert status == 0
+    assert out.splitlines() == ["name|breach", "disk|hourly: Too few backups. Found 0, should be 2."]
+
+
+def test_a_scheduler_that_is_not_configured_is_named_with_those_that_are(call):
+    for command in ("due", "sla", "forget"):
+        status, _, err = call(command, "-s", "daily,yearly")
+        assert (status, err) == (
+            1,
+            ("backyfs: error: no scheduler 'yearly' is configured (configured are hourly, daily); write a section "
+            "[yearly] for it\n"),
+        )
+
+
+def test_without_any_scheduler_it_is_said_what_to_write(call, config):
+    config.write_text(config.read_text().replace(SCHEDULERS, ""))
+    status, _, err = call("due")
+    assert status == 1
+    assert "no scheduler daily, weekly or monthly is configured; write a section [daily] with interval" in err
+
+
+def test_a_dry_run_shows_what_would_go_and_removes_nothing(call, config, daily):
+    status, out, err = call("-m", "-s", "forget", "--dry-run", "--fields", "uid,action,reason")
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        f"{daily[0]}|remove|older than the 3 of daily",
+        f"{daily[1]}|remove|older than the 3 of daily",
+        f"{daily[2]}|keep|daily 3 of 3",
+        f"{daily[3]}|keep|daily 2 of 3",
+        f"{daily[4]}|keep|the newest valid version of its name",
+    ]
+    assert left(config) == daily
+
+
+def test_forgetting_removes_what_no_schedule_needs(call, config, daily):
+    status, out, err = call("forget")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == "2 removed, 3 kept"
+    assert left(config) == daily[2:]
+    assert call("forget")[1].splitlines()[-1] == "0 removed, 3 kept"
+
+
+def test_what_is_protected_in_use_or_tagged_by_others_stays(call, config, daily):
+    call("protect", daily[0])
+    call("add-tag", daily[1], "hourly")
+    assert call("forget")[0] == 0
+    assert left(config) == daily
+    call("remove-tag", daily[1], "hourly")
+    with opened(config) as repository, Job(repository.database, "restore") as job:
+        with repository.database.read() as connection:
+            job.hold(next(version.id for version in list_versions(connection) if version.uid == daily[1]))
+        status, out, err = call("forget")
+    assert status == 4
+    assert f"version {daily[1]} is in use by restore (process " in err
+    assert out.splitlines()[-1] == "0 removed, 4 kept, 1 refused"
+    assert left(config) == daily
+
+
+def test_young_versions_need_force(call, config, daily):
+    young = "[DEFAULTS]\ndisallow_rm_when_younger_than_days: 4"
+    config.write_text(config.read_text().replace("[DEFAULTS]", young, 1))
+    assert call("forget")[0] == 4
+    assert left(config) == daily[1:]
+    assert call("forget", "--force")[0] == 0
+    assert left(config) == daily[2:]
+
+
+def test_a_name_alone_is_looked_at(call, config, daily):
+    assert call("-m", "-s", "forget", "other") == (0, "", "")
+    assert left(config) == daily
