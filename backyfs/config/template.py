@@ -26,6 +26,16 @@ _SCHEDULERS = """\
 # sla: 6h
 """
 
+_HOOKS = """\
+# Hooks: commands that run before and after those of backyfs, and learn from variables what is done. The page
+# "Hooks" of the manual has examples.
+#
+# [hooks]
+# before_backup: /usr/local/sbin/freeze
+# after_backup: /usr/local/sbin/thaw
+# on_failure: logger -p user.err "backyfs $BACKYFS_COMMAND failed: $BACKYFS_ERROR"
+"""
+
 _COMMENT_WIDTH = 100
 
 
@@ -57,7 +67,7 @@ def config_text(
         "MetaBackend": {"type": "sql", "engine": database_url},
         "DataBackend": {"type": "file", "path": storage_path},
     }
-    return _verified("\n".join([_HEADER, *(_section(name, keys) for name, keys in said.items()), _SCHEDULERS]))
+    return _verified("\n".join([_HEADER, *(_section(name, keys) for name, keys in said.items()), _SCHEDULERS, _HOOKS]))
 
 
 def _section(section: str, values: dict[str, str]) -> str:

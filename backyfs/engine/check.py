@@ -6,6 +6,7 @@ Each check looks for itself and goes on where another one failed; what it cannot
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -156,12 +157,11 @@ class _Checks:
 
     def _has_secrets(self) -> bool:
         storage, key = self.config.storage, self.config.key
-        with closing(Database(self.config.database_url)) as database:
-            return (
-                (key is not None and key.hex_digits is not None)
-                or (isinstance(storage, ObjectStoreConfig) and storage.aws_secret_access_key is not None)
-                or database.engine.url.password is not None
-            )
+        return (
+            (key is not None and key.hex_digits is not None)
+            or (isinstance(storage, ObjectStoreConfig) and storage.aws_secret_access_key is not None)
+            or re.search("://[^/]*:[^/]*@", self.config.database_url) is not None  # a password
+        )
 
     def _secret_files(self) -> Iterator[str]:
         if self.config.key is not None and self.config.key.file is not None:
@@ -232,6 +232,9 @@ class _Checks:
                 if opened.repository_key is not None:
                     yield Grade.OK, f"{shown} is the key of this repository"
                     return
+                what = "no key is configured" if key is None else f"the configured key {shown} does not open them"
+                yield Grade.WARNING, f"there are encrypted blocks, and {what}; configure the key that backy2 used last"
+                return
         if key is None or self.config.encryption_version == 0:
             yield Grade.OK, "none is needed: the repository is not encrypted"
         else:

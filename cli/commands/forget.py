@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.failures import raise_all
+from backyfs.cli.hooks import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
 from backyfs.cli.schedules import chosen_schedulers, schedulers_option
@@ -30,6 +31,7 @@ _COLUMNS = ("name", "date", "uid", "tags", "action", "reason")
 @click.option("--force", is_flag=True, help="Remove versions younger than disallow_rm_when_younger_than_days, too.")
 @fields_option
 @click.pass_obj
+@hooked("forget", "name", "dry_run")
 def command(
     invocation: Invocation,
     name: str | None,
@@ -46,9 +48,8 @@ def command(
     the newest valid version of each name. The exit status is 4 if one that was to go is in use or too young.
     """
     columns = chosen_columns(fields, _COLUMNS)
-    config = invocation.load_config()
-    wanted = chosen_schedulers(config, schedulers)
     with invocation.open_repository() as repository, stop_on_signals() as stop:
+        wanted = chosen_schedulers(repository.config, schedulers)
         forgotten = forget(
             repository, wanted, name=name, dry_run=dry_run, force=force, now=datetime.now(UTC), stop=stop
         )

@@ -203,6 +203,17 @@ def test_the_null_storage_is_a_warning(found, config):
     ]
 
 
+@pytest.mark.parametrize("key", ["", f"encryption_key: {'ab' * 32}\n"])
+def test_blocks_of_backy2_that_no_key_opens_are_a_warning(tmp_path, capsys, key):
+    shutil.copytree(FIXTURES / "v1-sqlite", tmp_path / "adopted")
+    config = tmp_path / "adopted" / "backy.cfg"
+    assert run(["-c", str(config), "upgrade", "--ignore-processes"]) == 0
+    change(config, f"encryption_key: {'decafbad' * 8}\nencryption_version: 1", f"{key}encryption_version: 0")
+    capsys.readouterr()
+    assert run(["-c", str(config), "-m", "check-config"]) == 0
+    assert "key|warning|there are encrypted blocks, and " in capsys.readouterr().out
+
+
 def test_a_database_that_is_gone_is_a_failure_and_the_key_waits_for_it(found, config):
     (config.parent / "backyfs.sqlite").unlink()
     status, results = found()

@@ -61,7 +61,7 @@ def test_the_version_is_printed():
 def test_help_lists_every_command_with_a_line():
     done = installed("--help")
     assert done.returncode == 0
-    assert re.findall(r"^  (\w+)  +\w.*\.$", done.stdout, re.MULTILINE) == [
+    assert re.findall(r"^  ([a-z][\w-]*)  +\w.*\.$", done.stdout, re.MULTILINE) == [
         "init",
         "backup",
         "restore",
@@ -70,10 +70,27 @@ def test_help_lists_every_command_with_a_line():
         "umount",
         "attach",
         "detach",
+        "rm",
+        "protect",
+        "unprotect",
+        "add-tag",
+        "remove-tag",
+        "expire",
+        "due",
+        "sla",
+        "forget",
+        "scrub",
+        "du",
+        "stats",
+        "diff-meta",
+        "jobs",
         "export",
         "import",
+        "initdb",
+        "check-config",
         "upgrade",
         "db",
+        "completion",
     ]
 
 

@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -31,7 +32,8 @@ START = {
     "fish": "backyfs completion fish | source",
 }
 LINE_START = "\x01"
-DEADLINE_S = 8
+DEADLINE_S = 20
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 class Typist:
@@ -147,3 +149,76 @@ def test_a_shell_completes_a_uid(typist, place):
 
         uid = list_versions(connection)[0].uid
     assert typist.completed(f"backyfs -c my.cfg restore {uid[:13]}")[-1] == uid
+
+
+# What must never happen while somebody types
+
+
+def asked(line, **environ):
+    """Return status, offers and stderr of the program as bash asks it."""
+    done = subprocess.run(
+        [BACKYFS],
+        env={**os.environ, "_BACKYFS_COMPLETE": "bash", "COMP_LINE": line, "COMP_BREAKS": "@:=", **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout.split("\n")[:-1], done.stderr
+
+
+def test_commands_are_offered_without_loading_them(place):
+    status, offers, err = asked("backyfs ")
+    assert (status, err) == (0, "")
+    assert {"plain\tbackup", "plain\tcheck-config"} <= set(offers)
+
+
+def test_an_at_sign_offers_dates_too(place):
+    _, offers, _ = asked(f"backyfs -c {place}/my.cfg restore disk@")
+    assert offers[0] == "plain\t@latest"
+    assert re.fullmatch(r"plain\t@\d{4}-\d\d-\d\d", offers[1])
+
+
+def test_the_variable_of_the_configuration_counts(place):
+    assert asked("backyfs restore dis", BACKYFS_CONFIG=f"{place}/my.cfg")[1] == ["plain\tdisk@latest"]
+
+
+def test_older_databases_are_not_upgraded_and_have_nothing_to_offer(tmp_path):
+    shutil.copytree(FIXTURES / "v1-sqlite", tmp_path / "adopted")
+    config = tmp_path / "adopted" / "backy.cfg"
+    before = (config.parent / "backy.sqlite").read_bytes()
+    assert asked(f"backyfs -c {config} restore ") == (0, [], "")
+    assert (config.parent / "backy.sqlite").read_bytes() == before
+    assert sorted(path.name for path in config.parent.glob("backy*")) == ["backy.cfg", "backy.sqlite"]
+
+
+@pytest.mark.parametrize("text", ["nonsense", "[DEFAULTS]\nblock_size: x\n", ""])
+def test_a_broken_configuration_is_not_told(tmp_path, text):
+    (tmp_path / "b.cfg").write_text(text)
+    assert asked(f"backyfs -c {tmp_path}/b.cfg restore ") == (0, [], "")
+
+
+def test_a_database_that_is_locked_does_not_keep_the_terminal(place):
+    began = time.monotonic()
+    with sqlite3.connect(place / "repository" / "backyfs.sqlite", isolation_level=None) as holder:
+        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+        holder.execute("BEGIN EXCLUSIVE")
+        status, _, err = asked(f"backyfs -c {place}/my.cfg restore dis")
+        holder.execute("ROLLBACK")
+    holder.close()
+    assert (status, err) == (0, "")
+    assert time.monotonic() - began < DEADLINE_S
+
+
+def test_a_shell_that_is_not_known_gets_nothing(place):
+    assert asked("backyfs ", _BACKYFS_COMPLETE="csh") == (1, [], "")
+
+
+@pytest.mark.parametrize("line", ["", "backyfs nonsense ", "backyfs ls --nonsense ", "backyfs -c", "backyfs 'x", "\\"])
+def test_a_line_that_makes_no_sense_is_no_error(line):
+    status, _, err = asked(line)
+    assert (status, err) == (0, "")
+
+
+def test_completion_prints_what_a_shell_understands(shell):
+    script = subprocess.run([BACKYFS, "completion", shell], capture_output=True, text=True, check=True).stdout
+    subprocess.run([shell, "-n"], input=script, text=True, check=True)
