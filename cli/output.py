@@ -77,9 +77,9 @@ def chosen_columns(fields: str | None, columns: Sequence[str]) -> Sequence[str]:
     return chosen
 
 
-def print_object(row: Row) -> None:
-    """Print one value as a JSON object."""
-    _print_json(_json_row(row))
+def print_object(row: Row, **lists: Sequence[Row]) -> None:
+    """Print one value as a JSON object; `lists` are its fields that are lists of objects."""
+    _print_json(_json_row(row) | {name: [_json_row(one) for one in rows] for name, rows in lists.items()})
 
 
 def _print_table(

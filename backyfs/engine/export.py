@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from backyfs import keys
 from backyfs.blocks import BLAKE3, load_block
 from backyfs.engine.backy2_format import ExportedBlock, write_backy2_export
+from backyfs.engine.blobset import BlobSet
 from backyfs.engine.export_format import ExportHeader, ExportWriter, PageRecord, RepositoryRecord, SharedPageRecord
 from backyfs.errors import UsageError, VersionNotFoundError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count
@@ -41,32 +42,38 @@ def export_versions(repository: Repository, chosen: Sequence[Version], file: Bin
         DatabaseError: their metadata cannot be read.
     """
     with repository.database.read() as connection:
-        writer = ExportWriter(file, _header(connection))
-        pages_written: set[int] = set()  # one number for 1,024 blocks
-        blobs_written = _BlobSet()
-        for version in (_as_it_is_now(connection, one) for one in chosen):
-            writer.write(_record_of(version))
-            for statistics in list_statistics(connection, version.uid):
-                writer.write(statistics)
-            for page_no, page_id in list_pages(connection, version.id):
-                if page_id in pages_written:
-                    writer.write(SharedPageRecord(page_no, page_id))
-                    continue
-                pages_written.add(page_id)
-                blocks = block_count(version.size_bytes, repository.block_size)
-                entries = page_entries(connection, version, page_no, blocks)
-                records = load_blob_records(connection, {BlobId(entry) for entry in entries if entry > HOLE})
-                for blob_id, blob in records.items():
-                    if blobs_written.add(blob_id):
-                        writer.write(blob)
-                writer.write(
-                    PageRecord(
-                        page_no,
-                        page_id,
-                        tuple(records[BlobId(entry)].uid if entry > HOLE else entry for entry in entries),
-                    )
-                )
-        writer.end()
+        write_export(connection, chosen, file)
+
+
+def write_export(connection: Connection, chosen: Sequence[Version], file: BinaryIO) -> None:
+    """Write versions of an open database to `file`; the schema may be an older one of ours.
+
+    Raises:
+        VersionNotFoundError: one of them was removed meanwhile.
+        DatabaseError: their metadata cannot be read.
+    """
+    block_size = load_identity(connection).block_size
+    writer = ExportWriter(file, _header(connection))
+    pages_written: set[int] = set()  # one number for 1,024 blocks
+    blobs_written = BlobSet()
+    for version in (_as_it_is_now(connection, one) for one in chosen):
+        writer.write(_record_of(version))
+        for statistics in list_statistics(connection, version.uid):
+            writer.write(statistics)
+        for page_no, page_id in list_pages(connection, version.id):
+            if page_id in pages_written:
+                writer.write(SharedPageRecord(page_no, page_id))
+                continue
+            pages_written.add(page_id)
+            blocks = block_count(version.size_bytes, block_size)
+            entries = page_entries(connection, version, page_no, blocks)
+            records = load_blob_records(connection, {BlobId(entry) for entry in entries if entry > HOLE})
+            for blob_id, blob in records.items():
+                if blobs_written.add(blob_id):
+                    writer.write(blob)
+            uids = tuple(records[BlobId(entry)].uid if entry > HOLE else entry for entry in entries)
+            writer.write(PageRecord(page_no, page_id, uids))
+    writer.end()
 
 
 def export_for_backy2(
@@ -197,19 +204,3 @@ def _record_of(version: Version) -> VersionRecord:
         expire_at=version.expire_at,
         tags=version.tags,
     )
-
-
-class _BlobSet:
-    """A set of blob ids, a bit for each id there can be: 2.6 million blobs, 10 TiB, take 330 KB."""
-
-    def __init__(self) -> None:
-        self._bits = bytearray()
-
-    def add(self, blob_id: BlobId) -> bool:
-        """Add an id; return whether it is new."""
-        position, bit = blob_id >> 3, 1 << (blob_id & 7)
-        if position >= len(self._bits):
-            self._bits.extend(bytes(position + 1 - len(self._bits)))
-        is_new = not self._bits[position] & bit
-        self._bits[position] |= bit
-        return is_new

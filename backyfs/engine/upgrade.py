@@ -18,7 +18,7 @@ from backyfs import keys
 from backyfs.blocks import digest_bytes
 from backyfs.config import DirectoryStorageConfig
 from backyfs.engine.backy2_processes import held_locks, processes
-from backyfs.engine.export import new_file
+from backyfs.engine.export import new_file, write_export
 from backyfs.engine.export_format import ExportHeader, ExportWriter, PageRecord
 from backyfs.errors import DatabaseBusyError, IntegrityError, InterruptedByUser, JobsRunningError
 from backyfs.geometry import PAGE_ENTRIES, page_count, page_length
@@ -29,6 +29,7 @@ from backyfs.metadata.revisions import HEAD, SchemaState
 from backyfs.metadata.upgrade import (
     copy_sqlite,
     give_back_space,
+    is_half_way,
     is_undone_by_rollback,
     jobs_in,
     old_tables,
@@ -36,6 +37,7 @@ from backyfs.metadata.upgrade import (
     upgrade_lock,
     upgrade_schema,
 )
+from backyfs.metadata.versions import list_versions
 from backyfs.model import DEFAULT_BLOCK_SIZE, NoProgress, PageNumber, VersionStatus
 from backyfs.repository import check_can_open
 
@@ -205,7 +207,7 @@ class _Upgrade:
             _check_facts(self.config, source)
         opens = self._key_test(source)
         take_tables(connection)
-        copy = self._copy(source)
+        copy = self._copy(connection, source)
         try:
             adopted = upgrade_schema(
                 connection,
@@ -246,16 +248,19 @@ class _Upgrade:
 
         return opens
 
-    def _copy(self, source: Backy2Database | None) -> str | None:
+    def _copy(self, connection: Connection, source: Backy2Database | None) -> str | None:
         """Copy the metadata before anything is changed, and tell where."""
         path = _copy_path(self.config, self.database, self.copy_to)
         if sqlite_path(self.database.engine.url) is not None:
             copy_sqlite(self.database, path)
-        elif source is None or source.is_aside:
+        elif is_half_way(connection) if source is None else source.is_aside:
             return None  # a run that was killed has made it
         else:
             with new_file(path) as file:
-                _dump(source, _block_size(self.config), _hash_function(self.config), file)
+                if source is None:
+                    write_export(connection, list_versions(connection), file)
+                else:
+                    _dump(source, _block_size(self.config), _hash_function(self.config), file)
         _log.info("the metadata as they were are in %s", path)
         return path
 

@@ -65,6 +65,11 @@ def load_identity(connection: Connection) -> Identity:
     )
 
 
+def require_release(connection: Connection) -> None:
+    """Tell older programs which release the schema needs by now."""
+    connection.execute(update(repository).values(needs_release=HEAD_RELEASE))
+
+
 def replace_identity(connection: Connection, identity: Identity, slots: Iterable[KeySlot]) -> None:
     """Make a repository that is empty another one."""
     values = {field.name: getattr(identity, field.name) for field in fields(Identity)}

@@ -31,7 +31,8 @@ OF_BACKY2 = (
     "5260034b8125",
     LAST_OF_BACKY2,
 )
-HISTORY = (*OF_BACKY2, "backyfs_0001")
+FIRST_OF_OURS = "backyfs_0001"
+HISTORY = (*OF_BACKY2, FIRST_OF_OURS, "backyfs_0002")
 HEAD = HISTORY[-1]  # what this program works with
 HEAD_RELEASE = "0.1.0"  # the oldest release that works with it; older ones tell their users so
 

@@ -181,6 +181,23 @@ blob_refs = Table(
     Column("refs", BigInteger, nullable=False),  # pages that contain it
 )
 
+# Apart from the blobs for the same reason.
+blob_checks = Table(
+    "blob_checks",
+    metadata,
+    Column("blob_id", ForeignKey(blobs.c.id, ondelete="CASCADE"), primary_key=True),  # none: never read by a scrub
+    Column("checked_at", UtcDateTime, nullable=False),  # when a scrub last read it, whole or not
+)
+
+# Versions that were valid until a scrub found damage in them: they are valid again when it is gone. Others are
+# invalid because of what backy2 says, and that can mean that their backup never ended.
+damaged_versions = Table(
+    "damaged_versions",
+    metadata,
+    Column("version_id", ForeignKey(versions.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("found_at", UtcDateTime, nullable=False),
+)
+
 jobs = Table(
     "jobs",
     metadata,

@@ -20,11 +20,13 @@ from backyfs.metadata.adoption import adopt
 from backyfs.metadata.backy2 import Backy2Database
 from backyfs.metadata.database import mapped_errors
 from backyfs.metadata.engines import has_transactional_ddl, is_sqlite, sqlite_path
+from backyfs.metadata.identity import require_release
 from backyfs.metadata.jobs import list_live_jobs, this_process
 from backyfs.metadata.revisions import (
     ASIDE,
     BACKY2_TABLES,
     CLEARING_AWAY,
+    FIRST_OF_OURS,
     HEAD,
     LAST_OF_BACKY2,
     OF_BACKY2,
@@ -69,6 +71,13 @@ def jobs_in(connection: Connection) -> list[Job]:
 def is_undone_by_rollback(database: Database) -> bool:
     """Tell whether an upgrade that fails leaves no trace in the database."""
     return has_transactional_ddl(database.engine)
+
+
+def is_half_way(connection: Connection) -> bool:
+    """Tell whether an upgrade was killed, on MariaDB, after it had taken over the rows."""
+    if not inspect(connection).has_table("alembic_version"):
+        return False
+    return bool(connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == CLEARING_AWAY)
 
 
 def take_tables(connection: Connection) -> None:
@@ -263,8 +272,9 @@ def _run(
         if before is None or before in OF_BACKY2:
             # As `backy2 initdb` leaves it. Its revisions are not to be run on our tables.
             _log.warning("the database holds a repository of backyfs and says revision %s; that is put right", before)
-        else:
-            upgrade_tables(connection, before)
+            before = FIRST_OF_OURS  # at least; those that follow do only what is not done
+        upgrade_tables(connection, before)
+        require_release(connection)
         return None
     is_aside = inspect(connection).has_table(f"{ASIDE}blocks")  # a run was killed on MariaDB
     # Every revision looks what there is, so all of them are run: the one recorded is not to be relied on.

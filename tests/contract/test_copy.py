@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import func, inspect, select, text, update
+from sqlalchemy import func, insert, inspect, select, text, update
 
 from backyfs.engine import copy
 from backyfs.engine.copy import copy_database
@@ -28,7 +28,7 @@ from backyfs.metadata.identity import Identity, add_key_slot, save_identity
 from backyfs.metadata.jobs import register_job, remove_job, this_process
 from backyfs.metadata.schema import create_file, create_tables, differences
 from backyfs.metadata.stats import insert_statistics_records
-from backyfs.metadata.tables import blobs, jobs, metadata, version_pages
+from backyfs.metadata.tables import blob_checks, blobs, damaged_versions, jobs, metadata, version_pages
 from backyfs.metadata.versions import insert_version, list_versions
 from backyfs.model import (
     BlobRecord,
@@ -61,6 +61,8 @@ ROWS = {
     "version_pages": 602,
     "blobs": 1100,
     "blob_refs": 1100,
+    "blob_checks": 1100,
+    "damaged_versions": 1,
     "stats": 2,
 }
 
@@ -128,6 +130,8 @@ def fill(connection: Connection) -> None:
     commit_page(connection, made[1].id, PageNumber(2**31 - 1), new_entries(2, ids[1050]))
     commit_page(connection, made[9].id, PageNumber(5), new_entries(1024, ABSENT))
     insert_statistics_records(connection, [statistics(0.1, None), statistics(1234567.8901234, 2**50)])
+    connection.execute(insert(blob_checks), [{"blob_id": blob_id, "checked_at": MOMENT} for blob_id in ids])
+    connection.execute(insert(damaged_versions).values(version_id=made[3].id, found_at=MOMENT))
 
 
 def new_url(request: pytest.FixtureRequest, engine: str, directory: Path) -> Iterator[str]:

@@ -39,7 +39,7 @@ EXPOSURE = {
     "backyfs-mount@.service": 40,
     "backyfs-scrub.service": 19,
 }
-COMING = {"cleanup", "scrub"}  # commands of a later release
+COMING = {"cleanup"}  # commands of a later release
 # They give a service a mount namespace of its own, systemd.exec(5); a mount that is made in there is seen by nobody.
 PRIVATE_MOUNTS = {
     "BindPaths", "BindReadOnlyPaths", "DynamicUser", "ExecPaths", "ExtensionDirectories", "ExtensionImages",

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
 TABLES = [
     "alembic_version",
+    "blob_checks",
     "blob_refs",
     "blobs",
+    "damaged_versions",
     "job_versions",
     "jobs",
     "key_slots",
@@ -395,7 +397,7 @@ def test_a_newer_revision_is_refused_with_the_release_that_it_needs(database: Da
     with pytest.raises(SchemaError) as caught:
         database.check_revision()
     assert str(caught.value) == (
-        f"{file} has schema revision backyfs_9999, which is newer than this program's, backyfs_0001; "
+        f"{file} has schema revision backyfs_9999, which is newer than this program's, backyfs_0002; "
         "use release 7.5.0 or a newer one of backyfs"
     )
     assert not isinstance(caught.value, SchemaOutdatedError)

@@ -1,0 +1,150 @@
+"""Mark the versions that damaged blobs belong to, name the ranges, and make versions valid again that are whole."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from backyfs.engine.blobset import BlobSet
+from backyfs.geometry import PAGE_ENTRIES, block_count, block_length
+from backyfs.metadata.blobs import load_blobs
+from backyfs.metadata.blockmap import list_pages, page_entries
+from backyfs.metadata.checks import (
+    backup_ended,
+    is_whole,
+    known_damage,
+    mark_damaged,
+    mark_valid,
+    pages_with,
+    versions_with,
+)
+from backyfs.metadata.versions import list_versions
+from backyfs.model import BlobId, BlockIndex, DamagedRange, VersionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from backyfs.metadata.blockmap import Entries
+    from backyfs.metadata.database import Connection
+    from backyfs.model import PageId, PageNumber, Version, VersionId, VersionUid
+    from backyfs.repository import Repository
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marked:
+    """What was told and marked."""
+
+    blobs: int  # of those that were found, that a version uses; the others went with their versions meanwhile
+    versions: tuple[VersionUid, ...]  # that were valid
+
+
+def mark_versions(
+    repository: Repository,
+    found: Mapping[BlobId, str],
+    tell: Callable[[Version, DamagedRange], None],
+) -> Marked:
+    """Make the valid versions invalid that use a damaged blob. All are marked before a range is told.
+
+    `found` are the blobs that are to be told, for every version that uses them, with what is the matter.
+
+    Raises:
+        DatabaseError: that could not be stored, or a block map is damaged.
+    """
+    with repository.database.read() as connection:
+        damaged = known_damage(connection) | found.keys()
+        pages = pages_with(connection, damaged) if damaged else set()
+        affected = versions_with(connection, pages)
+    if not affected:
+        return Marked(blobs=0, versions=())
+    with repository.database.write() as connection:
+        marked = mark_damaged(connection, affected, datetime.now(UTC))
+    told = BlobSet()
+    with repository.database.read() as connection:
+        versions = [version for version in list_versions(connection) if version.id in affected]
+        for version in versions:
+            for blob_id, damage in _damage(connection, version, repository.block_size, pages, found):
+                told.add(blob_id)
+                tell(version, damage)
+    return Marked(
+        blobs=sum(1 for _ in told), versions=tuple(version.uid for version in versions if version.id in marked)
+    )
+
+
+def revive_versions(repository: Repository, chosen: Collection[VersionId] | None) -> tuple[VersionUid, ...]:
+    """Make invalid versions valid again that have nothing damaged any more, of those that were chosen; return them.
+
+    All their blobs have been read by a scrub, now or earlier.
+
+    Raises:
+        DatabaseError: that could not be stored, or a block map is damaged.
+    """
+    with repository.database.read() as connection:
+        whole = [
+            version
+            for version in list_versions(connection)
+            if version.status is VersionStatus.INVALID
+            and (chosen is None or version.id in chosen)
+            and is_whole(connection, version, repository.block_size)
+            and _may_be_valid(connection, version)
+        ]
+    uids = []
+    for version in whole:
+        with repository.database.write() as connection:
+            if mark_valid(connection, version.id):
+                uids.append(version.uid)
+    return tuple(uids)
+
+
+def _may_be_valid(connection: Connection, version: Version) -> bool:
+    if backup_ended(connection, version):
+        return True
+    # Some releases of backy2 had all rows of a version there before its backup had begun.
+    _log.warning(
+        "version %s has no damage and stays invalid: nothing tells that its backup ever ended; compare it with its "
+        "source, or remove it",
+        version.uid,
+    )
+    return False
+
+
+def _damage(
+    connection: Connection,
+    version: Version,
+    block_size: int,
+    pages: Collection[PageId],
+    found: Mapping[BlobId, str],
+) -> Iterator[tuple[BlobId, DamagedRange]]:
+    """Yield the damaged ranges of a version in order; neighbours with the same blob are one."""
+    for page_no, page_id in list_pages(connection, version.id):
+        if page_id in pages:
+            entries = page_entries(connection, version, page_no, block_count(version.size_bytes, block_size))
+            yield from _damage_of_page(connection, version, block_size, page_no, entries, found)
+
+
+def _damage_of_page(
+    connection: Connection,
+    version: Version,
+    block_size: int,
+    page_no: PageNumber,
+    entries: Entries,
+    found: Mapping[BlobId, str],
+) -> Iterator[tuple[BlobId, DamagedRange]]:
+    here = {BlobId(entry) for entry in entries if BlobId(entry) in found}
+    known = load_blobs(connection, sorted(here))
+    position = 0
+    for entry, group in groupby(entries):
+        first, position = position, position + len(list(group))
+        if BlobId(entry) in here:
+            blob_id = BlobId(entry)
+            name = f"blob {known[blob_id].uid}" if blob_id in known else f"blob number {blob_id}"
+            last = BlockIndex(page_no * PAGE_ENTRIES + position - 1)
+            yield blob_id, DamagedRange(
+                start=(page_no * PAGE_ENTRIES + first) * block_size,
+                stop=last * block_size + block_length(last, version.size_bytes, block_size),
+                reason=f"{name} {found[blob_id]}",
+            )

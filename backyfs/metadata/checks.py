@@ -1,0 +1,215 @@
+"""What scrub has to read, what it has read, and what follows for blobs and versions.
+
+A version is marked by what the marks of its blobs say, so whoever does it last puts right what a scrub that was
+killed, or a backup that used a blob while it was being marked, has left behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import and_, bindparam, case, delete, exists, func, insert, literal, or_, select, update
+
+from backyfs.geometry import block_count
+from backyfs.metadata.batches import batches
+from backyfs.metadata.blockmap import ABSENT, HOLE, list_pages, page_entries, unpack
+from backyfs.metadata.tables import (
+    UtcDateTime,
+    blob_checks,
+    blob_refs,
+    blobs,
+    damaged_versions,
+    pages,
+    stats,
+    version_pages,
+    versions,
+)
+from backyfs.model import BlobId, BlobUid, PageId, VersionId, VersionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+    from datetime import datetime
+
+    from backyfs.metadata.database import Connection
+    from backyfs.model import Blob, Version
+
+_ROWS_AT_ONCE = 4096
+_PAGES_AT_ONCE = 64
+
+_USED = blob_refs.c.refs > 0  # a doomed blob has no row there
+_SOME_PAGES = (
+    select(pages.c.id, pages.c.entries)
+    .where(pages.c.id > bindparam("last"))
+    .order_by(pages.c.id)
+    .limit(_PAGES_AT_ONCE)
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What became of the rows of blobs that were checked."""
+
+    damaged: frozenset[BlobId]  # those that are still there under the uid that was read, and not doomed
+    repaired: int               # were marked as damaged, and are so no longer
+
+
+def used_blobs(connection: Connection) -> Iterator[BlobId]:
+    """Yield the blobs that versions use, in order."""
+    query = select(blob_refs.c.blob_id).where(_USED).order_by(blob_refs.c.blob_id)
+    for blob_id in connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(query).scalars():
+        yield BlobId(blob_id)
+
+
+def due_blobs(connection: Connection, not_since: datetime) -> Iterator[BlobId]:
+    """Yield the blobs that versions use and that were not checked since then: never checked ones, then by age.
+
+    Those that are known to be damaged follow, whenever they were checked: their storage may have come back.
+    """
+    never = blob_checks.c.blob_id.is_(None)
+    query = (
+        select(blob_refs.c.blob_id)
+        .join(blobs, blobs.c.id == blob_refs.c.blob_id)
+        .outerjoin(blob_checks, blob_checks.c.blob_id == blob_refs.c.blob_id)
+        .where(_USED, or_(never, blob_checks.c.checked_at < not_since, blobs.c.valid.is_(False)))
+        # Where NULL stands among other values, each engine has a rule of its own.
+        .order_by(case((never, 0), else_=1), blob_checks.c.checked_at, blob_refs.c.blob_id)
+    )
+    for blob_id in connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(query).scalars():
+        yield BlobId(blob_id)
+
+
+def blobs_of_versions(connection: Connection, chosen: Iterable[Version]) -> Iterator[set[BlobId]]:
+    """Yield the blobs of versions, page by page; a page that several of them have is read once.
+
+    Raises:
+        DatabaseError: a page is damaged.
+    """
+    wanted = {page_id for version in chosen for _, page_id in list_pages(connection, version.id)}
+    for batch in batches(sorted(wanted)):
+        for packed in connection.execute(select(pages.c.entries).where(pages.c.id.in_(batch))).scalars():
+            yield {BlobId(entry) for entry in unpack(packed) if entry > HOLE}
+
+
+def sample_blobs(connection: Connection, starts: Iterable[int]) -> list[BlobUid]:
+    """Return uids of blobs that should be in the storage: the first one from each of these ids on."""
+    found = []
+    for start in starts:
+        here = (blobs.c.id >= start) & blobs.c.valid & blobs.c.doomed_at.is_(None)
+        uid = connection.execute(select(blobs.c.uid).where(here).order_by(blobs.c.id).limit(1)).scalar()
+        if uid is not None:
+            found.append(BlobUid(uid))
+    return found
+
+
+def record_checks(
+    connection: Connection, whole: Collection[BlobId], damaged: Iterable[Blob], checked_at: datetime
+) -> Recorded:
+    """Record that blobs were read, and mark them. To be called in a write transaction.
+
+    A blob that nothing vouches for, neither a fingerprint nor a tag, and that is marked as damaged, stays so.
+    """
+    confirmed: set[BlobId] = set()
+    for batch in batches(damaged):
+        uids = {blob.id: blob.uid for blob in batch}
+        there = (blobs.c.id.in_(list(uids))) & blobs.c.doomed_at.is_(None)
+        rows = connection.execute(select(blobs.c.id, blobs.c.uid).where(there))
+        confirmed.update(BlobId(row.id) for row in rows if row.uid == uids[BlobId(row.id)])
+    for some in batches(sorted(confirmed)):
+        connection.execute(update(blobs).where(blobs.c.id.in_(some)).values(valid=False))
+    repaired = 0
+    vouched_for = or_(blobs.c.fingerprint.is_not(None), blobs.c.wrapped_key.is_not(None))
+    for some in batches(sorted(whole)):
+        marked = blobs.c.id.in_(some) & blobs.c.valid.is_(False) & blobs.c.doomed_at.is_(None)
+        repaired += connection.execute(update(blobs).where(marked, vouched_for).values(valid=True)).rowcount
+    for some in batches(sorted(confirmed.union(whole))):
+        _note_checked(connection, some, checked_at)
+    return Recorded(damaged=frozenset(confirmed), repaired=repaired)
+
+
+def _note_checked(connection: Connection, blob_ids: list[BlobId], checked_at: datetime) -> None:
+    connection.execute(delete(blob_checks).where(blob_checks.c.blob_id.in_(blob_ids)))
+    there = select(blobs.c.id, literal(checked_at, UtcDateTime())).where(
+        blobs.c.id.in_(blob_ids), blobs.c.doomed_at.is_(None)
+    )
+    connection.execute(insert(blob_checks).from_select(["blob_id", "checked_at"], there))
+
+
+def known_damage(connection: Connection) -> set[BlobId]:
+    """Return the blobs that a scrub of ours found damaged; what backy2 says of others may be long past."""
+    query = select(blobs.c.id).join(blob_checks, blob_checks.c.blob_id == blobs.c.id).where(blobs.c.valid.is_(False))
+    return {BlobId(blob_id) for blob_id in connection.execute(query).scalars()}
+
+
+def pages_with(connection: Connection, wanted: set[BlobId]) -> set[PageId]:
+    """Return the pages of all block maps that contain one of these blobs, in one pass over all pages.
+
+    Raises:
+        DatabaseError: a page is damaged.
+    """
+    found: set[PageId] = set()
+    last = 0
+    while batch := connection.execute(_SOME_PAGES, {"last": last}).all():
+        found.update(PageId(row.id) for row in batch if not wanted.isdisjoint(unpack(row.entries)))
+        last = batch[-1].id
+    return found
+
+
+def versions_with(connection: Connection, page_ids: Collection[PageId]) -> set[VersionId]:
+    """Return the versions that have one of these pages."""
+    found: set[VersionId] = set()
+    for batch in batches(sorted(page_ids)):
+        query = select(version_pages.c.version_id).where(version_pages.c.page_id.in_(batch)).distinct()
+        found.update(VersionId(version_id) for version_id in connection.execute(query).scalars())
+    return found
+
+
+def mark_damaged(connection: Connection, version_ids: Iterable[VersionId], found_at: datetime) -> set[VersionId]:
+    """Make those of these versions that are valid invalid; return them. To be called in a write transaction."""
+    marked: set[VersionId] = set()
+    for batch in batches(sorted(version_ids)):
+        valid = versions.c.id.in_(batch) & (versions.c.status == VersionStatus.VALID.value)
+        changed = list(map(VersionId, connection.execute(select(versions.c.id).where(valid)).scalars()))
+        if not changed:
+            continue
+        connection.execute(delete(damaged_versions).where(damaged_versions.c.version_id.in_(changed)))
+        rows = [{"version_id": version_id, "found_at": found_at} for version_id in changed]
+        connection.execute(insert(damaged_versions), rows)
+        status = update(versions).where(versions.c.id.in_(changed)).values(status=VersionStatus.INVALID.value)
+        connection.execute(status)
+        marked.update(changed)
+    return marked
+
+
+def is_whole(connection: Connection, version: Version, block_size: int) -> bool:
+    """Tell whether a complete version has every block, and a scrub has read all its blobs and found them whole.
+
+    Raises:
+        DatabaseError: a page is damaged.
+    """
+    blocks = block_count(version.size_bytes, block_size)
+    for page_no, _ in list_pages(connection, version.id):
+        entries = page_entries(connection, version, page_no, blocks)
+        if ABSENT in entries:
+            return False
+        for batch in batches(sorted({entry for entry in entries if entry > HOLE})):
+            whole = and_(blobs.c.id.in_(batch), blobs.c.valid)
+            query = select(func.count()).select_from(blobs.join(blob_checks)).where(whole)
+            if connection.execute(query).scalar_one() != len(batch):
+                return False
+    return True
+
+
+def backup_ended(connection: Connection, version: Version) -> bool:
+    """Tell whether the backup of a version is known to have ended: it was valid once, or has statistics."""
+    was_valid = exists().where(damaged_versions.c.version_id == version.id)
+    has_statistics = exists().where(stats.c.version_uid == version.uid)
+    return bool(connection.execute(select(or_(was_valid, has_statistics))).scalar_one())
+
+
+def mark_valid(connection: Connection, version_id: VersionId) -> bool:
+    """Make an invalid version valid; return whether it was invalid still. To be called in a write transaction."""
+    invalid = (versions.c.id == version_id) & (versions.c.status == VersionStatus.INVALID.value)
+    changed = connection.execute(update(versions).where(invalid).values(status=VersionStatus.VALID.value)).rowcount
+    connection.execute(delete(damaged_versions).where(damaged_versions.c.version_id == version_id))
+    return changed == 1

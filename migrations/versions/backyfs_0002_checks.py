@@ -1,0 +1,36 @@
+"""Keep when each blob was last checked, and which versions were valid until damage was found in them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import mysql
+
+from backyfs.migrations.present import refuse_downgrade, tables
+
+revision = "backyfs_0002"
+down_revision = "backyfs_0001"
+branch_labels = None
+depends_on = None
+
+downgrade = refuse_downgrade
+
+_Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+_Time = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+
+
+def upgrade() -> None:
+    """Make the tables that are missing; on MariaDB a run that was killed may have made one."""
+    present = tables()
+    if "blob_checks" not in present:
+        op.create_table(
+            "blob_checks",
+            sa.Column("blob_id", _Id, sa.ForeignKey("blobs.id", ondelete="CASCADE"), primary_key=True),
+            sa.Column("checked_at", _Time, nullable=False),
+        )
+    if "damaged_versions" not in present:
+        op.create_table(
+            "damaged_versions",
+            sa.Column("version_id", _Id, sa.ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True),
+            sa.Column("found_at", _Time, nullable=False),
+        )
