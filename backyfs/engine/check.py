@@ -134,7 +134,7 @@ class _Checks:
             yield Finding(check=name, grade=Grade.FAILED, message=str(error), exit_status=error.exit_status)
         except OSError as error:
             message = f"{error.filename}: {error.strerror}"
-            yield Finding(check=name, grade=Grade.FAILED, message=message, exit_status=BackyfsError.exit_status)
+            yield Finding(check=name, grade=Grade.FAILED, message=message, exit_status=ConfigError.exit_status)
 
     def _permissions(self) -> Iterator[tuple[Grade, str]]:
         found = [*self._open_files()]
@@ -361,7 +361,7 @@ def _clock(now: datetime) -> Iterator[Finding]:
         yield Finding(check="clock", grade=Grade.OK, message=f"it is {now:%Y-%m-%d %H:%M:%S} UTC")
     else:
         message = f"it is {now:%Y-%m-%d %H:%M} UTC, says this host; set its clock: versions are dated and kept by it"
-        yield Finding(check="clock", grade=Grade.FAILED, message=message, exit_status=BackyfsError.exit_status)
+        yield Finding(check="clock", grade=Grade.FAILED, message=message, exit_status=ConfigError.exit_status)
 
 
 def _fuse() -> Iterator[Finding]:
