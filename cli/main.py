@@ -16,6 +16,7 @@ from backyfs import __version__
 from backyfs.cli.allocator import keep_freed_memory
 from backyfs.cli.invocation import Invocation, OutputForm
 from backyfs.cli.logs import log_end, start_logging
+from backyfs.cli.metrics import Record
 from backyfs.errors import BackyfsError, InterruptedByUser, UsageError
 
 if TYPE_CHECKING:
@@ -106,6 +107,12 @@ class _LazyGroup(click.Group):
 @click.option("-s", "--skip-header", is_flag=True, help="Print no header line.")
 @click.option("-r", "--human-readable", is_flag=True, help="Print sizes with units.")
 @click.option("--no-progress", is_flag=True, help="Show no progress.")
+@click.option(
+    "--metrics-file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write what monitoring wants to know to FILE at the end, for Prometheus.",
+)
 @click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(
@@ -120,6 +127,7 @@ def cli(
     skip_header: bool,
     human_readable: bool,
     no_progress: bool,
+    metrics_file: str | None,
 ) -> None:
     """Back up block devices and disk images, and mount every backup.
 
@@ -129,7 +137,10 @@ def cli(
     if machine_output and as_json:
         raise UsageError("-m and --json are two forms of output; give one of them")
     form = OutputForm.JSON if as_json else OutputForm.PIPE if machine_output else OutputForm.TABLE
-    ctx.obj = Invocation(
+    record = ctx.ensure_object(Record)
+    record.metrics_file = metrics_file
+    record.command = ctx.invoked_subcommand or ""
+    ctx.obj = record.invocation = Invocation(
         config_file=configfile,
         form=form,
         header=not skip_header,
@@ -161,8 +172,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status; errors are told on stderr in one line."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    record = Record()
+    status = _end(words, record)
+    record.write_metrics(status)
+    return status
+
+
+def _end(words: list[str], record: Record) -> int:
     try:
-        return _invoke(words)
+        return _invoke(words, record)
     except click.exceptions.Exit as ended:  # --help and --version
         return ended.exit_code
     except click.ClickException as error:
@@ -186,9 +204,9 @@ def _complete(shell: str) -> int:
     return status
 
 
-def _invoke(words: list[str]) -> int:
+def _invoke(words: list[str], record: Record) -> int:
     # Not `cli.main`, which makes an error of a reader who has had enough (`| head`).
-    with cli.make_context("backyfs", words) as context:
+    with cli.make_context("backyfs", words, obj=record) as context:
         status: Any = cli.invoke(context)
     sys.stdout.flush()
     return status if isinstance(status, int) else 0

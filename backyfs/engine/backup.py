@@ -171,7 +171,7 @@ def _begin(repository: Repository, job: Job, source: Source, request: BackupRequ
             tag_names=tags,
             expire_at=request.expire_at,
         )
-    job.hold(version.id)
+        job.hold_new(connection, version.id)
     return version
 
 

@@ -14,7 +14,7 @@ from backyfs.metadata import jobs
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from backyfs.metadata.database import Database
+    from backyfs.metadata.database import Connection, Database
     from backyfs.model import Progress, Version, VersionId
 
 _FIRST_BEAT_S = 2     # the next ones follow every jobs.HEARTBEAT_S
@@ -42,6 +42,10 @@ class Job:
         """
         with self._database.write() as connection:
             jobs.hold_version(connection, self._id, version_id)
+
+    def hold_new(self, connection: Connection, version_id: VersionId) -> None:
+        """Hold a version in the transaction that makes it: nobody can remove it before it is held."""
+        jobs.hold_version(connection, self._id, version_id)
 
     def hold_alone(self, version: Version) -> None:
         """Hold a version that no other job may use meanwhile.

@@ -118,9 +118,11 @@ class Pipeline:
             try:
                 self._feed(window)
                 self._drain(window)
-            except BackyfsError:
+            except BackyfsError as error:
                 with suppress(BackyfsError):  # the first error is the one to tell
                     self._salvage(window)
+                if isinstance(error, InterruptedByUser):
+                    self._check()  # tells of the version, where a worker could not
                 raise
             self._map.end()
             self._commit_pages()

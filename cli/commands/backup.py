@@ -87,7 +87,7 @@ def command(
 ) -> None:
     """Back up SOURCE as a new version of NAME.
 
-    SOURCE is a path, file://PATH or a block device. It should not change while it is read: take a snapshot
+    SOURCE is a path, file://PATH, a block device, or null://SIZE for test data. It should not change while it is read: take a snapshot
     of a disk that is in use. With -m the uid of the version is printed as soon as it is known, and at the
     end.
 
@@ -106,7 +106,7 @@ def command(
         with repository.database.read() as connection:
             base = None if from_version is None else find_version(connection, from_version)
             continued = None if continue_version is None else find_version(connection, continue_version)
-        image = open_source(source)
+        image = open_source(source, repository.config)
         try:
             report = backup(
                 repository,

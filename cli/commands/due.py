@@ -35,10 +35,10 @@ def command(
     less `sla`. A NAME without any version is due since 1970. `expire_date` is for --expire of the backup to be made.
     """
     columns = chosen_columns(fields, _COLUMNS)
-    config = invocation.load_config()
-    wanted = chosen_schedulers(config, schedulers)
-    with invocation.open_repository() as repository, repository.database.read() as connection:
-        versions = list_versions(connection, name=name)
+    with invocation.open_repository() as repository:
+        wanted = chosen_schedulers(repository.config, schedulers)
+        with repository.database.read() as connection:
+            versions = list_versions(connection, name=name)
     found = find_due(versions, wanted, datetime.now(UTC), names=[] if name is None else [name])
     rows: list[Row] = [
         {

@@ -36,10 +36,10 @@ def command(
     `keep` intervals allow.
     """
     columns = chosen_columns(fields, _COLUMNS)
-    config = invocation.load_config()
-    wanted = chosen_schedulers(config, schedulers)
-    with invocation.open_repository() as repository, repository.database.read() as connection:
-        versions = list_versions(connection, name=name)
+    with invocation.open_repository() as repository:
+        wanted = chosen_schedulers(repository.config, schedulers)
+        with repository.database.read() as connection:
+            versions = list_versions(connection, name=name)
     found = find_breaches(versions, wanted, datetime.now(UTC), names=[] if name is None else [name])
     rows: list[Row] = [
         {"name": breach.name, "breach": breach.sentence, "scheduler": breach.scheduler} for breach in found
