@@ -11,6 +11,7 @@ import click
 
 from backyfs.cli.ages import AGE
 from backyfs.cli.arguments import optional_versions_argument
+from backyfs.cli.hooks import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import Row, print_object
 from backyfs.cli.sizes import human_size
@@ -49,6 +50,7 @@ _log = logging.getLogger("backyfs.cli")
     help="Check only blocks that were not checked for so long, as in 30d, those never checked first.",
 )
 @click.pass_obj
+@hooked("scrub", "versions", "source")
 def command(
     invocation: Invocation,
     versions: tuple[str, ...],
