@@ -5,6 +5,7 @@ Every message is one line. The error that ends a command is a message like other
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -139,6 +140,9 @@ def _add_file(root: logging.Logger, path: str) -> None:
     try:
         handler = logging.FileHandler(path, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
+        if error.errno == errno.EROFS:  # of all times, this is one to restore something
+            root.warning("the log file %s cannot be written: its file system is read-only", path)
+            return
         raise ConfigError(
             f"{path} cannot be written: {error.strerror}; name another file or take the key out",
             section="DEFAULTS",

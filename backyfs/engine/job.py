@@ -24,11 +24,16 @@ _log = logging.getLogger(__name__)
 
 
 class Job:
-    """A registered job, from `with` to its end. Its methods may be called from any thread."""
+    """A registered job, from `with` to its end. Its methods may be called from any thread.
 
-    def __init__(self, database: Database, command: str) -> None:
+    One that only reads goes without its row where nobody can write to the database: nobody can remove anything there.
+    """
+
+    def __init__(self, database: Database, command: str, *, only_reads: bool = False) -> None:
+        """Prepare a job; `command` is what others see of it."""
         self._database = database
         self._command = command
+        self._is_registered = not (only_reads and database.is_read_only)
         self._ended = threading.Event()
         self._lost = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="backyfs-heartbeat", daemon=True)
@@ -38,10 +43,12 @@ class Job:
         """Keep a version from being removed while this job lives.
 
         Raises:
+            VersionNotFoundError: it was removed.
             DatabaseError: that could not be stored.
         """
-        with self._database.write() as connection:
-            jobs.hold_version(connection, self._id, version_id)
+        if self._is_registered:
+            with self._database.write() as connection:
+                jobs.hold_version(connection, self._id, version_id)
 
     def hold_new(self, connection: Connection, version_id: VersionId) -> None:
         """Hold a version in the transaction that makes it: nobody can remove it before it is held."""
@@ -66,6 +73,8 @@ class Job:
         Raises:
             DatabaseError: that could not be stored; it stays held until the job ends.
         """
+        if not self._is_registered:
+            return
         with self._database.write() as connection:
             jobs.release_version(connection, self._id, version_id)
 
@@ -108,6 +117,9 @@ class Job:
                 return
 
     def __enter__(self) -> Job:
+        if not self._is_registered:
+            _log.warning("%s is on a read-only file system: others do not see this command", self._database.place)
+            return self
         with self._database.write() as connection:
             self._id = jobs.register_job(connection, jobs.this_process(), self._command)
         self._thread.start()
@@ -116,6 +128,8 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._is_registered:
+            return
         self._ended.set()
         self._thread.join()
         try:

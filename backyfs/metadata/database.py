@@ -13,7 +13,14 @@ from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from backyfs.errors import DatabaseBusyError, DatabaseError, SchemaError, SchemaOutdatedError
-from backyfs.metadata.engines import is_busy, is_sqlite, new_engine, show_url, sqlite_path
+from backyfs.metadata.engines import (
+    is_busy,
+    is_sqlite,
+    new_engine,
+    on_read_only_file_system,
+    show_url,
+    sqlite_path,
+)
 from backyfs.metadata.revisions import HEAD, Schema, SchemaState, read_schema
 
 if TYPE_CHECKING:
@@ -39,6 +46,11 @@ class Database:
             DatabaseError: the URL is none, or its driver is not installed.
         """
         self.engine = new_engine(url)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether nobody can write to it: it is a file, and its file system is read-only."""
+        return on_read_only_file_system(self.engine.url)
 
     @property
     def place(self) -> str:
@@ -77,6 +89,11 @@ class Database:
         Raises:
             DatabaseError: the database fails; nothing of the transaction was done.
         """
+        if self.is_read_only:
+            raise DatabaseError(
+                f"{self.place} is on a read-only file system; make that writable, or copy the file and let the engine "
+                "of [MetaBackend] name the copy"
+            )
         options = _WRITE.get(self.engine.dialect.name, {})
         with mapped_errors(), self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
@@ -116,7 +133,7 @@ class Database:
 
         Not before the schema is ours: backy2 does not do it, and an upgrade that is refused changes nothing.
         """
-        if is_sqlite(self.engine):
+        if is_sqlite(self.engine) and not self.is_read_only:
             with mapped_errors(), self.engine.connect() as connection:
                 raw: Any = connection.connection.dbapi_connection
                 raw.execute("PRAGMA journal_mode = WAL").close()  # outside of any transaction

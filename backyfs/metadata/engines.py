@@ -6,7 +6,10 @@ same for all.
 
 from __future__ import annotations
 
+import os
+import sqlite3
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -37,7 +40,8 @@ def new_engine(url: str) -> Engine:
     """
     parsed = _parse(url)
     try:
-        engine = create_engine(parsed, **_options(parsed))
+        options = _read_only_options(parsed) if on_read_only_file_system(parsed) else _options(parsed)
+        engine = create_engine(parsed, **options)
     except (NoSuchModuleError, ImportError) as error:
         extra = _EXTRAS[parsed.get_backend_name()]
         raise DatabaseError(
@@ -50,6 +54,17 @@ def new_engine(url: str) -> Engine:
     elif engine.dialect.name == "mysql":
         event.listen(engine, "connect", _prepare_mariadb)
     return engine
+
+
+def on_read_only_file_system(url: URL) -> bool:
+    """Tell whether a database is an SQLite file that nobody can write: its file system was mounted read-only."""
+    path = sqlite_path(url)
+    if not path:
+        return False
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:  # not there
+        return False
 
 
 def is_sqlite(engine: Engine) -> bool:
@@ -92,6 +107,22 @@ def _parse(url: str) -> URL:
             "sqlite:////var/lib/backyfs/backyfs.sqlite, postgresql://user:password@host/name, "
             "mysql://user:password@host/name"
         ) from error
+
+
+def _read_only_options(url: URL) -> dict[str, Any]:
+    """Open an SQLite file as one that does not change: else SQLite wants to make files beside it.
+
+    Source: https://www.sqlite.org/uri.html, immutable.
+    """
+    path = os.path.abspath(sqlite_path(url) or "")
+    log = path + "-wal"
+    if os.path.exists(log) and os.path.getsize(log):
+        raise DatabaseError(
+            f"{path} is on a read-only file system, and the newest changes are still in {log}; copy both files to "
+            "where they can be written, and let the engine of [MetaBackend] name the copy"
+        )
+    place = f"file:{quote(path)}?immutable=1"
+    return {"creator": lambda: sqlite3.connect(place, uri=True, check_same_thread=False)}
 
 
 def _options(url: URL) -> dict[str, Any]:

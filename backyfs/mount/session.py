@@ -92,7 +92,7 @@ def serve(
     # Once it is mounted, following a link there would ask the mount.
     request = replace(request, mountpoint=os.path.realpath(request.mountpoint))
     _check_device()
-    with Job(repository.database, f"mount {request.mountpoint}") as job, ExitStack() as opened:
+    with Job(repository.database, f"mount {request.mountpoint}", only_reads=True) as job, ExitStack() as opened:
         overlays = None
         if request.writable is not None:
             _check_overlay_directory(request.writable, request.mountpoint, repository.own_paths)
