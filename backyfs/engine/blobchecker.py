@@ -50,6 +50,14 @@ class _Result:
     was_refused: bool = False  # it has one that the disk cannot read
 
 
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What became of a run."""
+
+    results: list[_Result]
+    error: BackyfsError | None = None  # what ended it early
+
+
 @dataclass(slots=True)
 class Found:
     """What was found, so far. About 100 bytes for each damaged blob."""
@@ -84,7 +92,7 @@ class BlobChecker:
             DatabaseError, JobLostError: nothing more can be recorded.
         """
         workers = default_workers()
-        with Window[list[_Result]](workers) as window:
+        with Window[_Done](workers) as window:
             try:
                 for run in self._runs(blob_ids):
                     while window.pending >= 2 * workers:
@@ -120,26 +128,35 @@ class BlobChecker:
             for start in range(0, len(blobs), limit):
                 yield blobs[start : start + limit]
 
-    def _take(self, window: Window[list[_Result]]) -> None:
-        for results in window.results():
-            self._results += results
-            for result in results:
+    def _take(self, window: Window[_Done]) -> None:
+        for done in window.results():
+            self._results += done.results
+            if done.error is not None:
+                raise done.error
+            for result in done.results:
                 self._progress.advance(result.blob.size)
         if len(self._results) >= _RECORD_BLOBS or time.monotonic() - self._recorded_s >= _RECORD_S:
             self._record()
 
-    def _salvage(self, window: Window[list[_Result]]) -> None:
+    def _salvage(self, window: Window[_Done]) -> None:
         """Record what was read when the scrub ended early."""
         while window.pending:
-            with suppress(BackyfsError):
-                for results in window.results():
-                    self._results += results
+            for done in window.results():
+                self._results += done.results
         self._record()
 
     # In worker threads.
 
-    def _read_run(self, run: Sequence[Blob]) -> list[_Result]:
-        return [self._read(blob) for blob in run]
+    def _read_run(self, run: Sequence[Blob]) -> _Done:
+        results: list[_Result] = []
+        try:
+            for blob in run:
+                if self._stop():
+                    break
+                results.append(self._read(blob))
+        except BackyfsError as error:
+            return _Done(results, error)
+        return _Done(results)
 
     def _read(self, blob: Blob) -> _Result:
         try:

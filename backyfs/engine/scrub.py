@@ -6,6 +6,7 @@ a bit for each id of a blob, and about 100 bytes for each blob that is damaged.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from array import array
@@ -18,9 +19,8 @@ from backyfs.engine.blobset import BlobSet
 from backyfs.engine.comparison import Comparison
 from backyfs.engine.job import Job
 from backyfs.engine.marking import mark_versions, revive_versions
-from backyfs.errors import BackyfsError, DatabaseError, UsageError
+from backyfs.errors import BackyfsError, UsageError, VersionNotFoundError
 from backyfs.metadata.checks import blobs_of_versions, due_blobs, used_blobs
-from backyfs.metadata.versions import version_with_uid
 from backyfs.model import BlobId, NoProgress
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from backyfs.sources import Source
 
 _ALL = 100  # percent
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +85,7 @@ def scrub(
         raise UsageError("a source is the one of one version; name that version alone")
     started = time.monotonic()
     with Job(repository.database, _command(request)) as job:
-        versions = _held(repository, job, request.versions)
+        versions = _held(job, request.versions)
         shown = job.track(progress or NoProgress())
         chosen = _choose(repository, versions, request)
         checker = BlobChecker(repository, job, shown, stop)
@@ -122,7 +124,7 @@ def _command(request: ScrubRequest) -> str:
     return " ".join(["scrub", *(version.uid for version in request.versions)])
 
 
-def _held(repository: Repository, job: Job, versions: tuple[Version, ...] | None) -> list[Version] | None:
+def _held(job: Job, versions: tuple[Version, ...] | None) -> list[Version] | None:
     """Hold the versions that are named; leave out those that were removed meanwhile.
 
     Where all are meant none is held: their blobs are looked up as they come, and one that goes with its version is
@@ -134,10 +136,8 @@ def _held(repository: Repository, job: Job, versions: tuple[Version, ...] | None
     for version in versions:
         try:
             job.hold(version.id)
-        except DatabaseError:
-            with repository.database.read() as connection:
-                if version_with_uid(connection, version.uid) is not None:
-                    raise
+        except VersionNotFoundError:
+            _log.warning("version %s was removed meanwhile and is left out", version.uid)
             continue
         held.append(version)
     return held

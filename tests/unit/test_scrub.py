@@ -1,0 +1,680 @@
+"""A scrub finds what is damaged, marks it, and marks nothing else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, insert, select, update
+
+from backyfs.engine import blobchecker
+from backyfs.engine.scrub import ScrubRequest, scrub
+from backyfs.errors import InterruptedByUser, MissingKeyError, StorageError, UsageError
+from backyfs.metadata.jobs import list_live_jobs, this_process
+from backyfs.metadata.tables import blob_checks, blobs, damaged_versions, stats
+from backyfs.metadata.versions import list_versions, set_status, version_with_uid
+from backyfs.model import VersionStatus
+from backyfs.sources import open_source
+from tests.audit import count_blobs, count_jobs, doom
+from tests.images import random_bytes, random_image, sparse_image
+from tests.mount.stored import blob_of, file_of, flip_a_byte, incomplete_copy, remove_version, truncate
+from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.unit.test_backup_restore import restored
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(params=[True, False], ids=["encrypted", "plain"])
+def repository(request, tmp_path):
+    with opened(make_repository(tmp_path / "repository", encrypted=request.param)) as repository:
+        yield repository
+
+
+@pytest.fixture
+def plain(tmp_path):
+    with opened(make_repository(tmp_path / "repository", encrypted=False)) as repository:
+        yield repository
+
+
+class Spy:
+    """A storage that writes down what is read of it, and does something before."""
+
+    def __init__(self, storage, before=lambda _number, _uid: None):
+        self._storage = storage
+        self._before = before
+        self.read = []
+
+    def get(self, uid):
+        self.read.append(uid)
+        self._before(len(self.read), uid)
+        return self._storage.get(uid)
+
+
+def spied(repository, before=lambda _number, _uid: None):
+    """Return the repository with a storage that is spied on, and the spy."""
+    spy = Spy(repository.blocks.storage, before)
+    return replace(repository, blocks=replace(repository.blocks, storage=spy)), spy
+
+
+def scrubbed(repository, *versions, **request):
+    """Scrub these versions, or all; return the report, and uid, start, stop and reason of what was told."""
+    told = []
+    report = scrub(
+        repository,
+        ScrubRequest(versions=versions or None, **request),
+        tell=lambda version, damage: told.append((version.uid, damage.start, damage.stop, damage.reason)),
+    )
+    return report, told
+
+
+def version_of(repository, image, name="disk"):
+    return back_up(repository, image, name).version
+
+
+def status(repository, version):
+    with repository.database.read() as connection:
+        return version_with_uid(connection, version.uid).status
+
+
+def damaged_uids(repository):
+    with repository.database.read() as connection:
+        return set(connection.execute(select(blobs.c.uid).where(blobs.c.valid.is_(False))).scalars())
+
+
+def checked(repository):
+    """Return when each blob was checked, by its uid."""
+    with repository.database.read() as connection:
+        query = select(blobs.c.uid, blob_checks.c.checked_at).join(blob_checks)
+        return {row.uid: row.checked_at for row in connection.execute(query)}
+
+
+def set_checked(repository, blob, moment):
+    with repository.database.write() as connection:
+        connection.execute(delete(blob_checks).where(blob_checks.c.blob_id == blob.id))
+        connection.execute(insert(blob_checks).values(blob_id=blob.id, checked_at=moment))
+
+
+def swap(file, other):
+    held = file.read_bytes()
+    file.write_bytes(other.read_bytes())
+    other.write_bytes(held)
+
+
+# What is whole
+
+
+def test_whole_blobs_are_counted_and_recorded(repository, tmp_path):
+    version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK + 5))
+    before = datetime.now(UTC)
+    report, told = scrubbed(repository, version)
+    assert (report.blobs_checked, report.bytes_checked, report.blobs_damaged) == (4, 3 * BLOCK + 5, 0)
+    assert (report.versions_invalid, report.versions_valid, told) == ((), (), [])
+    moments = checked(repository)
+    assert len(moments) == 4
+    assert all(before <= moment <= datetime.now(UTC) for moment in moments.values())
+    assert status(repository, version) is VersionStatus.VALID
+    assert count_jobs(repository) == 0
+
+
+@pytest.mark.parametrize("size", [0, 5 * BLOCK])
+def test_a_version_without_blobs_has_nothing_to_check(repository, tmp_path, size):
+    version = version_of(repository, sparse_image(tmp_path / "image", size, {}))
+    assert scrubbed(repository, version)[0].blobs_checked == 0
+    assert scrubbed(repository)[0].blobs_checked == 0
+
+
+def test_a_blob_is_read_once_however_many_blocks_and_versions_it_is(repository, tmp_path):
+    image = tmp_path / "image"
+    image.write_bytes(random_bytes(BLOCK) * 3 + random_bytes(BLOCK, 1))
+    versions = [version_of(repository, image), version_of(repository, image, "other")]
+    image.write_bytes(image.read_bytes() + random_bytes(7, 2))
+    versions.append(version_of(repository, image))
+    for chosen in (versions, []):
+        watched, spy = spied(repository)
+        assert scrubbed(watched, *chosen)[0].blobs_checked == 3
+        assert len(spy.read) == len(set(spy.read)) == 3
+
+
+def test_only_the_named_versions_are_read(repository, tmp_path):
+    first = version_of(repository, random_image(tmp_path / "a", 3 * BLOCK))
+    version_of(repository, random_image(tmp_path / "b", 2 * BLOCK, 1))
+    watched, spy = spied(repository)
+    assert scrubbed(watched, first)[0].blobs_checked == 3
+    assert set(spy.read) == {blob_of(repository, first, index).uid for index in range(3)}
+
+
+# Damage
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, truncate, Path.unlink, lambda file: file.write_bytes(b"")])
+def test_a_damaged_blob_is_marked_with_every_version_that_uses_it(repository, tmp_path, damage):
+    image = random_image(tmp_path / "image", 3 * BLOCK + 5)
+    first = version_of(repository, image)
+    with image.open("r+b") as file:
+        file.write(random_bytes(BLOCK, 1))
+    second = version_of(repository, image)
+    other = version_of(repository, random_image(tmp_path / "other", BLOCK, 2), "other")
+    blob = blob_of(repository, first, 1)
+    damage(file_of(repository, blob))
+
+    report, told = scrubbed(repository, second)  # the first one has it, too, and is not named
+    assert report.blobs_damaged == 1
+    assert [line[:3] for line in told] == [(first.uid, BLOCK, 2 * BLOCK), (second.uid, BLOCK, 2 * BLOCK)]
+    assert all(line[3].startswith(f"blob {blob.uid} ") for line in told)
+    assert report.versions_invalid == (first.uid, second.uid)
+    assert damaged_uids(repository) == {blob.uid}
+    assert blob.uid in checked(repository)
+    assert [status(repository, version) for version in (first, second, other)] == ["invalid", "invalid", "valid"]
+
+    # The block is stored anew, and the new version is good.
+    third = back_up(repository, image)
+    assert third.statistics.blocks_written == 1
+    assert restored(repository, third.version, tmp_path) == image.read_bytes()
+    assert scrubbed(repository, third.version)[0].blobs_damaged == 0
+
+
+def test_swapped_blobs_are_both_damaged(repository, tmp_path):
+    version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
+    one, other = (blob_of(repository, version, index) for index in (0, 2))
+    swap(file_of(repository, one), file_of(repository, other))
+    _, told = scrubbed(repository, version)
+    assert [line[1:3] for line in told] == [(0, BLOCK), (2 * BLOCK, 3 * BLOCK)]
+    assert damaged_uids(repository) == {one.uid, other.uid}
+
+
+def test_ranges_of_one_blob_that_touch_are_one(repository, tmp_path):
+    image = tmp_path / "image"
+    image.write_bytes(random_bytes(BLOCK) * 2 + random_bytes(BLOCK, 1) + random_bytes(BLOCK) + b"end")
+    version = version_of(repository, image)
+    for index in (0, 4):
+        flip_a_byte(file_of(repository, blob_of(repository, version, index)))
+    _, told = scrubbed(repository)
+    assert [line[1:3] for line in told] == [(0, 2 * BLOCK), (3 * BLOCK, 4 * BLOCK), (4 * BLOCK, 4 * BLOCK + 3)]
+
+
+def test_everything_is_marked_before_a_range_is_told(repository, tmp_path):
+    version = version_of(repository, random_image(tmp_path / "image", 2 * BLOCK))
+    flip_a_byte(file_of(repository, blob_of(repository, version, 0)))
+    seen = []
+    scrub(
+        repository,
+        ScrubRequest(versions=None),
+        tell=lambda version, _: seen.append((status(repository, version), damaged_uids(repository))),
+    )
+    assert seen == [(VersionStatus.INVALID, {blob_of(repository, version, 0).uid})]
+
+
+def test_damage_is_found_in_every_page(repository, tmp_path):
+    version = version_of(repository, random_image(tmp_path / "image", 1030 * BLOCK))
+    for index in (0, 1023, 1024, 1029):
+        truncate(file_of(repository, blob_of(repository, version, index)))
+    report, told = scrubbed(repository)
+    assert report.blobs_checked == 1030
+    assert [line[1] // BLOCK for line in told] == [0, 1023, 1024, 1029]
+
+
+def test_a_blob_that_has_no_row_is_damage(plain, tmp_path):
+    version = version_of(plain, random_image(tmp_path / "image", 2 * BLOCK))
+    blob = blob_of(plain, version, 1)
+    with plain.database.write() as connection:
+        connection.execute(delete(blobs).where(blobs.c.id == blob.id))
+    report, told = scrubbed(plain, version)
+    assert told == [(version.uid, BLOCK, 2 * BLOCK, f"blob number {blob.id} has no row in the database")]
+    assert report.versions_invalid == (version.uid,)
+
+
+# What is no damage
+
+
+def test_a_blob_that_a_cleanup_takes_meanwhile_is_no_damage(plain, tmp_path):
+    version = version_of(plain, random_image(tmp_path / "image", 3 * BLOCK))
+    kept = version_of(plain, random_image(tmp_path / "other", BLOCK, 1))
+    blob = blob_of(plain, version, 1)
+
+    def clean_up(number, _uid):
+        if number == 1:
+            remove_version(plain, version.uid)
+            with plain.database.write() as connection:
+                doom(connection, blob.id)
+            file_of(plain, blob).unlink()
+
+    watched, _ = spied(plain, clean_up)
+    report, told = scrubbed(watched)
+    assert (report.blobs_damaged, told) == (0, [])
+    assert status(plain, kept) is VersionStatus.VALID
+
+
+def test_a_row_that_a_cleanup_takes_meanwhile_is_no_damage(plain, tmp_path):
+    version = version_of(plain, random_image(tmp_path / "image", 600 * BLOCK))  # more than are looked up at once
+    blob = blob_of(plain, version, 599)
+
+    def clean_up(number, _uid):
+        if number == 1:
+            remove_version(plain, version.uid)
+            with plain.database.write() as connection:
+                connection.execute(delete(blobs).where(blobs.c.id == blob.id))
+
+    watched, _ = spied(plain, clean_up)
+    report, told = scrubbed(watched)
+    assert (report.blobs_damaged, told) == (0, [])
+
+
+def test_a_version_that_was_removed_meanwhile_is_left_out(repository, tmp_path):
+    version = version_of(repository, random_image(tmp_path / "image", 2 * BLOCK))
+    kept = version_of(repository, random_image(tmp_path / "other", BLOCK, 1))
+    remove_version(repository, version.uid)
+    assert scrubbed(repository, version, kept)[0].blobs_checked == 1
+    assert scrubbed(repository, version)[0].blobs_checked == 0
+
+
+def test_named_versions_are_held_and_those_of_all_are_not(plain, tmp_path):
+    version = version_of(plain, random_image(tmp_path / "image", BLOCK))
+    held = []
+
+    def look(_number, _uid):
+        with plain.database.read() as connection:
+            held.append([(job.command, job.versions) for job in list_live_jobs(connection, this_process())])
+
+    watched, _ = spied(plain, look)
+    scrubbed(watched, version)
+    scrubbed(watched)
+    assert held == [[(f"scrub {version.uid}", (version.uid,))], [("scrub --all", ())]]
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_of_an_incomplete_version_is_checked_what_is_there(repository, tmp_path, chosen):
+    version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
+    part = incomplete_copy(repository, version, [2])
+    remove_version(repository, version.uid)
+    flip_a_byte(file_of(repository, blob_of(repository, part, 1)))
+    report, told = scrubbed(repository, *([part] if chosen else []))
+    assert report.blobs_checked == (2 if chosen else 3)
+    assert [line[:3] for line in told] == [(part.uid, BLOCK, 2 * BLOCK)]
+    assert (status(repository, part), report.versions_invalid) == (VersionStatus.INCOMPLETE, ())
+
+
+# A storage that is away
+
+
+def test_a_storage_that_is_empty_stops_the_scrub_and_nothing_is_marked(repository, tmp_path):
+    version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
+    storage = Path(repository.own_paths[0])
+    for child in storage.iterdir():
+        shutil.move(child, tmp_path)
+    with pytest.raises(StorageError, match=r"gives none of 3 blobs .*; is its file system mounted\? None of them was"):
+        scrubbed(repository, version)
+    assert status(repository, version) is VersionStatus.VALID
+    assert (damaged_uids(repository), checked(repository)) == (set(), {})
+
+
+def test_a_storage_that_goes_meanwhile_stops_the_scrub_and_what_was_read_is_recorded(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(blobchecker, "default_workers", lambda: 1)
+    version = version_of(plain, random_image(tmp_path / "image", 600 * BLOCK))
+    gone = False
+
+    def unmount(number, _uid):
+        nonlocal gone
+        if number == 100:
+            gone = True
+            storage = Path(plain.own_paths[0])
+            (tmp_path / "away").mkdir()
+            for child in storage.iterdir():
+                shutil.move(child, tmp_path / "away")
+
+    watched, _ = spied(plain, unmount)
+    with pytest.raises(StorageError, match=r"gives none of .* None of them was marked as damaged$"):
+        scrubbed(watched, version)
+    assert gone
+    assert (damaged_uids(plain), len(checked(plain))) == (set(), 99)
+    assert status(plain, version) is VersionStatus.VALID
+
+
+def test_a_storage_that_was_away_for_a_moment_does_not_matter(plain, tmp_path):
+    version = version_of(plain, random_image(tmp_path / "image", 4 * BLOCK))
+    file = file_of(plain, blob_of(plain, version, 1))
+
+    def flicker(number, _uid):
+        if number == 1:
+            file.rename(tmp_path / "away")
+        if number == 4:  # by then it was looked for
+            (tmp_path / "away").rename(file)
+
+    watched, spy = spied(plain, flicker)
+    assert scrubbed(watched, version)[0].blobs_damaged == 0
+    assert len(spy.read) == 5
+
+
+def test_a_version_that_is_lost_altogether_is_marked_where_the_storage_gives_others(repository, tmp_path):
+    lost = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
+    version_of(repository, random_image(tmp_path / "other", 30 * BLOCK, 1))
+    for index in range(3):
+        file_of(repository, blob_of(repository, lost, index)).unlink()
+    report, _ = scrubbed(repository, lost)
+    assert (report.blobs_damaged, report.versions_invalid) == (3, (lost.uid,))
+
+
+def test_the_only_blob_of_a_repository_is_marked(repository, tmp_path):
+    version = version_of(repository, random_image(tmp_path / "image", BLOCK))
+    file_of(repository, blob_of(repository, version, 0)).unlink()
+    assert scrubbed(repository, version)[0].versions_invalid == (version.uid,)
+
+
+def failing(number):
+    def get(_number, uid):
+        error = OSError(number, os.strerror(number))
+        raise StorageError(f"storage: {uid}: {error.strerror}") from error
+
+    return get
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_storage_that_fails_at_all_blobs_stops_the_scrub(repository, tmp_path, number):
+    version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
+    watched, _ = spied(repository, failing(number))
+    with pytest.raises(StorageError):
+        scrubbed(watched, version)
+    assert (damaged_uids(repository), checked(repository)) == (set(), {})
+    assert status(repository, version) is VersionStatus.VALID
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EBADMSG])
+def test_a_blob_that_the_disk_cannot_read_is_damaged(repository, tmp_path, number):
+    version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
+    blob = blob_of(repository, version, 1)
+    fail = failing(number)
+    watched, spy = spied(repository, lambda number, uid: fail(number, uid) if uid == blob.uid else None)
+    report, told = scrubbed(watched, version)
+    reason = f"blob {blob.uid} cannot be read: storage: {blob.uid}: {os.strerror(number)}"
+    assert told == [(version.uid, BLOCK, 2 * BLOCK, reason)]
+    assert report.versions_invalid == (version.uid,)
+    assert spy.read.count(blob.uid) == 1
+
+
+def test_a_blob_that_may_not_be_read_stops_the_scrub(repository, tmp_path):
+    version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
+    blob = blob_of(repository, version, 1)
+    fail = failing(errno.EACCES)
+    watched, _ = spied(repository, lambda number, uid: fail(number, uid) if uid == blob.uid else None)
+    with pytest.raises(StorageError, match="Permission denied"):
+        scrubbed(watched, version)
+    assert damaged_uids(repository) == set()
+
+
+def test_a_key_that_is_missing_is_no_damage(tmp_path):
+    config = make_repository(tmp_path / "repository")
+    with opened(config) as repository:
+        version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
+        keyless = replace(repository.blocks.keyring, repository_key=None)
+        with pytest.raises(MissingKeyError):
+            scrubbed(replace(repository, blocks=replace(repository.blocks, keyring=keyless)), version)
+        assert damaged_uids(repository) == set()
+
+
+# What was damaged and is whole
+
+
+def test_blobs_and_versions_whose_damage_is_gone_are_valid_again(repository, tmp_path):
+    version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
+    file = file_of(repository, blob_of(repository, version, 1))
+    file.rename(tmp_path / "away")
+    assert scrubbed(repository)[0].versions_invalid == (version.uid,)
+    (tmp_path / "away").rename(file)
+    report, told = scrubbed(repository)
+    assert (report.blobs_repaired, report.versions_valid, told) == (1, (version.uid,), [])
+    assert status(repository, version) is VersionStatus.VALID
+    assert damaged_uids(repository) == set()
+
+
+def test_a_version_stays_invalid_while_any_of_its_blobs_is_damaged(repository, tmp_path):
+    version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
+    files = [file_of(repository, blob_of(repository, version, index)) for index in (0, 1)]
+    for file in files:
+        flip_a_byte(file)
+    scrubbed(repository)
+    flip_a_byte(files[0])
+    report, _ = scrubbed(repository)
+    assert (report.blobs_repaired, report.blobs_damaged, report.versions_valid) == (1, 1, ())
+    assert status(repository, version) is VersionStatus.INVALID
+
+
+def test_a_version_that_is_not_named_is_not_made_valid(repository, tmp_path):
+    image = random_image(tmp_path / "image", 2 * BLOCK)
+    versions = [version_of(repository, image), version_of(repository, image)]
+    file = file_of(repository, blob_of(repository, versions[0], 0))
+    flip_a_byte(file)
+    scrubbed(repository)
+    flip_a_byte(file)
+    assert scrubbed(repository, versions[0])[0].versions_valid == (versions[0].uid,)
+    assert [status(repository, version) for version in versions] == ["valid", "invalid"]
+
+
+def test_a_sample_makes_no_version_valid(repository, tmp_path):
+    version = version_of(repository, random_image(tmp_path / "image", BLOCK))
+    file = file_of(repository, blob_of(repository, version, 0))
+    flip_a_byte(file)
+    scrubbed(repository)
+    flip_a_byte(file)
+    report, _ = scrubbed(repository, percentile=99)  # of one blob: that one
+    assert (report.blobs_checked, report.blobs_repaired, report.versions_valid) == (1, 1, ())
+    assert status(repository, version) is VersionStatus.INVALID
+    assert scrubbed(repository)[0].versions_valid == (version.uid,)
+
+
+def test_a_version_whose_backup_may_not_have_ended_stays_invalid(repository, tmp_path, caplog):
+    version = version_of(repository, random_image(tmp_path / "image", BLOCK))
+    with repository.database.write() as connection:
+        set_status(connection, version.id, VersionStatus.INVALID)
+        connection.execute(delete(stats))
+    assert scrubbed(repository)[0].versions_valid == ()
+    assert f"version {version.uid} has no damage and stays invalid" in caplog.text
+    with repository.database.write() as connection:
+        connection.execute(insert(damaged_versions).values(version_id=version.id, found_at=LONG_AGO))
+    assert scrubbed(repository)[0].versions_valid == (version.uid,)
+
+
+def test_a_scrub_marks_the_versions_that_one_that_was_killed_has_not(repository, tmp_path):
+    image = random_image(tmp_path / "image", 2 * BLOCK)
+    version = version_of(repository, image)
+    blob = blob_of(repository, version, 0)
+    file_of(repository, blob).unlink()
+    with repository.database.write() as connection:
+        connection.execute(update(blobs).where(blobs.c.id == blob.id).values(valid=False))
+    set_checked(repository, blob, datetime.now(UTC))
+    set_checked(repository, blob_of(repository, version, 1), datetime.now(UTC))
+    other = version_of(repository, random_image(tmp_path / "other", BLOCK, 1), "other")
+    report, _ = scrubbed(repository, other)
+    assert report.versions_invalid == (version.uid,)
+    assert status(repository, version) is VersionStatus.INVALID
+
+
+# Which are read, and in which order
+
+
+@pytest.mark.parametrize(("percentile", "expected"), [(1, 1), (10, 2), (50, 10), (99, 20), (100, 20)])
+def test_a_sample_has_so_many_percent(plain, tmp_path, percentile, expected):
+    version = version_of(plain, random_image(tmp_path / "image", 20 * BLOCK))
+    assert scrubbed(plain, version, percentile=percentile)[0].blobs_checked == expected
+
+
+def test_a_sample_is_another_one_each_time(plain, tmp_path):
+    version = version_of(plain, random_image(tmp_path / "image", 60 * BLOCK))
+    for _ in range(20):
+        scrubbed(plain, version, percentile=20)
+    assert len(checked(plain)) > 50
+
+
+def test_the_oldest_checks_are_renewed_first(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(blobchecker, "default_workers", lambda: 1)
+    version = version_of(plain, random_image(tmp_path / "image", 5 * BLOCK))
+    found = [blob_of(plain, version, index) for index in range(5)]
+    now = datetime.now(UTC)
+    set_checked(plain, found[0], now - timedelta(days=40))
+    set_checked(plain, found[2], now - timedelta(days=29))
+    set_checked(plain, found[3], now - timedelta(days=50))
+    never = [blob.uid for blob in sorted((found[1], found[4]), key=lambda blob: blob.id)]
+    for chosen in ([version], []):
+        watched, spy = spied(plain)
+        scrubbed(watched, *chosen, not_since=now - timedelta(days=30))
+        assert spy.read == ([*never, found[3].uid, found[0].uid] if chosen else [])
+    assert checked(plain)[found[2].uid] == now - timedelta(days=29)
+
+
+def test_what_is_known_to_be_damaged_is_always_read_again(repository, tmp_path):
+    version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
+    file = file_of(repository, blob_of(repository, version, 1))
+    flip_a_byte(file)
+    assert scrubbed(repository, not_since=LONG_AGO)[0].blobs_checked == 3
+    report, told = scrubbed(repository, not_since=LONG_AGO)
+    assert (report.blobs_checked, len(told)) == (1, 1)
+    flip_a_byte(file)
+    assert scrubbed(repository, not_since=LONG_AGO)[0].versions_valid == (version.uid,)
+    assert scrubbed(repository, not_since=LONG_AGO)[0].blobs_checked == 0
+
+
+def test_a_scrub_that_was_interrupted_is_continued(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(blobchecker, "default_workers", lambda: 1)
+    version = version_of(plain, random_image(tmp_path / "image", 1000 * BLOCK))
+    found = [blob_of(plain, version, index) for index in range(1000)]
+    flip_a_byte(file_of(plain, min(found, key=lambda blob: blob.id)))
+    watched, spy = spied(plain)
+    told = []
+    with pytest.raises(InterruptedByUser, match="is recorded"):
+        scrub(
+            watched,
+            ScrubRequest(versions=(version,), not_since=LONG_AGO),
+            stop=lambda: len(spy.read) >= 100,
+            tell=lambda _, damage: told.append(damage),
+        )
+    done = len(checked(plain))
+    assert 100 <= done == len(spy.read) < 1000
+    assert len(told) == 1
+    assert status(plain, version) is VersionStatus.INVALID
+    report, _ = scrubbed(plain, version, not_since=LONG_AGO)
+    assert report.blobs_checked == 1000 - done + 1  # the damaged one once more
+    assert len(checked(plain)) == 1000
+
+
+def test_results_are_recorded_while_a_scrub_runs(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(blobchecker, "_RECORD_BLOBS", 256)
+    monkeypatch.setattr(blobchecker, "default_workers", lambda: 1)
+    version = version_of(plain, random_image(tmp_path / "image", 1500 * BLOCK))
+    counts = []
+
+    def look(number, _uid):
+        if number % 100 == 0:
+            counts.append(len(checked(plain)))
+
+    watched, _ = spied(plain, look)
+    scrubbed(watched, version)
+    assert counts[0] == 0
+    assert counts[-1] >= 512
+
+
+# The source
+
+
+@pytest.fixture
+def image(tmp_path):
+    """Two pages: data, a hole, data; then a page of holes with one block."""
+    pieces = {0: random_bytes(3 * BLOCK), 5 * BLOCK: random_bytes(BLOCK, 1), 1500 * BLOCK: random_bytes(BLOCK, 2)}
+    return sparse_image(tmp_path / "image", 1600 * BLOCK + 10, pieces)
+
+
+def compared(repository, version, image, **request):
+    source = open_source(str(image))
+    try:
+        report, told = scrubbed(repository, version, source=source, **request)
+    finally:
+        source.close()
+    assert report.bytes_differing == sum(stop - start for _, start, stop, _ in told)
+    assert (status(repository, version), damaged_uids(repository)) == (VersionStatus.VALID, set())
+    return told
+
+
+def change(image, offset, data):
+    with image.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def test_a_source_that_is_as_it_was_differs_nowhere(repository, image):
+    version = version_of(repository, image)
+    assert compared(repository, version, image) == []
+
+
+def test_ranges_in_which_the_source_differs_are_told_and_nothing_is_marked(repository, image):
+    version = version_of(repository, image)
+    change(image, BLOCK + 7, b"changed")
+    change(image, 2 * BLOCK, b"changed")
+    change(image, 3 * BLOCK, b"where a hole was")
+    change(image, 5 * BLOCK, bytes(BLOCK))
+    change(image, 1100 * BLOCK, b"in a page of holes")
+    change(image, 1600 * BLOCK, b"at the end")
+    assert [line[1:] for line in compared(repository, version, image)] == [
+        (BLOCK, 4 * BLOCK, "the source differs"),
+        (5 * BLOCK, 6 * BLOCK, "the source differs"),
+        (1100 * BLOCK, 1101 * BLOCK, "the source differs"),
+        (1600 * BLOCK, 1600 * BLOCK + 10, "the source differs"),
+    ]
+
+
+def test_zeros_that_were_written_are_equal_to_a_hole(repository, image):
+    version = version_of(repository, image)
+    change(image, 3 * BLOCK, bytes(BLOCK))
+    assert compared(repository, version, image) == []
+
+
+def test_a_source_that_is_longer_or_shorter_differs(repository, image):
+    version = version_of(repository, image)
+    size = 1600 * BLOCK + 10
+    os.truncate(image, size + 5)
+    assert [line[1:] for line in compared(repository, version, image)] == [
+        (size, size + 5, "the source is longer than the version")
+    ]
+    os.truncate(image, 1500 * BLOCK + 1)
+    assert [line[1:] for line in compared(repository, version, image)] == [
+        (1500 * BLOCK, size, f"the source differs: it ends at byte {1500 * BLOCK + 1}")
+    ]
+
+
+def test_a_blob_without_a_fingerprint_is_read_to_be_compared(repository, image):
+    version = version_of(repository, image)
+    with repository.database.write() as connection:
+        connection.execute(update(blobs).values(fingerprint=None))
+    assert compared(repository, version, image) == []
+    change(image, 0, b"changed")
+    assert [line[1:3] for line in compared(repository, version, image)] == [(0, BLOCK)]
+
+
+def test_a_sample_of_the_source_is_compared(plain, tmp_path):
+    image = random_image(tmp_path / "image", 200 * BLOCK)
+    version = version_of(plain, image)
+    image.write_bytes(random_bytes(200 * BLOCK, 1))
+    assert 0 < sum(stop - start for _, start, stop, _ in compared(plain, version, image, percentile=50)) < 200 * BLOCK
+
+
+def test_of_an_incomplete_version_is_compared_what_was_backed_up(plain, tmp_path):
+    image = random_image(tmp_path / "image", 3 * BLOCK)
+    part = incomplete_copy(plain, version_of(plain, image), [1])
+    change(image, BLOCK, b"changed")
+    source = open_source(str(image))
+    assert scrubbed(plain, part, source=source)[1] == []
+    source.close()
+
+
+def test_a_source_is_of_one_version(plain, tmp_path):
+    image = random_image(tmp_path / "image", BLOCK)
+    versions = [version_of(plain, image), version_of(plain, image)]
+    source = open_source(str(image))
+    for chosen in (versions, []):
+        with pytest.raises(UsageError, match="name that version alone"):
+            scrubbed(plain, *chosen, source=source)
+    source.close()
+    assert count_blobs(plain) == 1
+    with plain.database.read() as connection:
+        assert len(list_versions(connection)) == 2
