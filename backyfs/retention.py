@@ -154,8 +154,10 @@ def _reason_to_keep(version: Version, newest: Version | None, others: set[str], 
         return f"expires {_text(version.expire_at)}"
     if version is newest:
         return "the newest valid version of its name"
-    if version.status is VersionStatus.INCOMPLETE and (newest is None or newest.created_at < version.created_at):
-        return "incomplete, and can be continued: no valid version is newer"
+    if newest is None or newest.created_at < version.created_at:
+        # What can be read of an invalid one may be all there is.
+        fact = "incomplete, and can be continued" if version.status is VersionStatus.INCOMPLETE else "invalid"
+        return f"{fact}: no valid version is newer"
     if foreign := sorted(others.intersection(version.tags)):
         return f"of a schedule that was not asked for: {', '.join(foreign)}"
     return None
@@ -181,8 +183,11 @@ def _by_schedule(version: Version, kept: dict[Scheduler, list[Version]]) -> Deci
     ]
     if needed_by:
         return Decision(version=version, needed=True, reason=", ".join(needed_by))
-    older = ", ".join(f"older than the {scheduler.keep} of {scheduler.name}" for scheduler in own)
-    return Decision(version=version, needed=False, reason=older)
+    older = (
+        f"older than the {scheduler.keep} of {scheduler.name}" if scheduler.keep else f"{scheduler.name} keeps none"
+        for scheduler in own
+    )
+    return Decision(version=version, needed=False, reason=", ".join(older))
 
 
 def _by_name(versions: Iterable[Version], names: Iterable[str]) -> dict[str, list[Version]]:

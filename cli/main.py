@@ -174,7 +174,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     record = Record()
     status = _end(words, record)
-    record.write_metrics(status)
+    with contextlib.suppress(KeyboardInterrupt):  # the command has ended, and so has its status
+        record.write_metrics(status)
     return status
 
 
@@ -182,6 +183,7 @@ def _end(words: list[str], record: Record) -> int:
     try:
         return _invoke(words, record)
     except click.exceptions.Exit as ended:  # --help and --version
+        record.metrics_file = None
         return ended.exit_code
     except click.ClickException as error:
         error.show()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from backyfs.config import load_config
+from backyfs.config import CONFIG_VARIABLE, load_config
 from backyfs.errors import BackyfsError
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("backyfs.cli")
 _MODE = 0o644  # for the exporter, which runs as another user
+_BEGINNING = b"# HELP backyfs_"  # of every file that was written here
 
 
 @dataclass(slots=True)
@@ -32,15 +36,16 @@ class Record:
     _started_s: float = field(default_factory=time.monotonic)
 
     def write_metrics(self, status: int) -> None:
-        """Write the file, if one was asked for; that it cannot be written is a warning.
+        """Write the file, if one was asked for; that it cannot be written is told, and changes no exit status.
 
-        Of a repository that cannot be opened it tells the run alone, whose status says so.
+        Where the database cannot be read it tells the run alone, whose status says so.
         """
         if self.metrics_file is None:
             return
         from backyfs.engine.metrics import RunMetrics, render_metrics  # noqa: PLC0415 - SQLAlchemy is slow to load
 
         run = RunMetrics(
+            config=self._config_file(),
             command=self.command,
             exit_status=status,
             started_at=self.started_at,
@@ -49,18 +54,30 @@ class Record:
         try:
             _replace(self.metrics_file, render_metrics(run, self._names()))
         except OSError as error:
-            _log.warning("metrics are not written: %s: %s; name another file", self.metrics_file, error.strerror)
+            # Not a warning: these are not shown with -q and -m.
+            _log.error("metrics are not written: %s: %s; name another file", self.metrics_file, error.strerror)
+
+    def _config_file(self) -> str:
+        """Return the configuration that was named, empty if none was: what tells repositories of a host apart."""
+        named = None if self.invocation is None else self.invocation.config_file
+        named = os.environ.get(CONFIG_VARIABLE) if named is None else named
+        return os.path.abspath(named) if named else ""
 
     def _names(self) -> list[NameMetrics]:
         from backyfs.engine.metrics import collect_metrics  # noqa: PLC0415 - SQLAlchemy is slow to load
-        from backyfs.repository import open_repository  # noqa: PLC0415
+        from backyfs.metadata.database import Database  # noqa: PLC0415
 
         if self.invocation is None:
             return []
         try:
-            config, _ = load_config(self.invocation.config_file, os.environ)
-            with open_repository(config) as repository:
-                return collect_metrics(repository, datetime.now(UTC))
+            if self.invocation.loaded:
+                config = self.invocation.loaded[0]
+            else:
+                config, _ = load_config(self.invocation.config_file, os.environ)
+            # Not the whole repository: its key may come from a command that asks somebody for it.
+            with closing(Database(config.database_url)) as database:
+                database.check_revision()
+                return collect_metrics(database, config.schedulers, datetime.now(UTC))
         except BackyfsError as error:
             _log.debug("no metrics of the repository: %s", error)
             return []
@@ -68,7 +85,9 @@ class Record:
 
 def _replace(path: str, text: str) -> None:
     """Write a file whole or not at all: who reads it meanwhile sees the old one."""
-    directory, name = os.path.split(os.path.abspath(path))
+    path = os.path.realpath(path)  # a symbolic link stays one
+    _check_ours(path)
+    directory, name = os.path.split(path)
     descriptor, part = tempfile.mkstemp(dir=directory, prefix=f".{name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -80,3 +99,20 @@ def _replace(path: str, text: str) -> None:
     except BaseException:
         os.unlink(part)
         raise
+
+
+def _check_ours(path: str) -> None:
+    """Make sure that a file is not there, empty or one of ours: a slip must not cost an image, nor /dev/null.
+
+    Raises:
+        OSError: it is something else.
+    """
+    try:
+        is_file = stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return
+    if is_file:
+        with open(path, "rb") as file:
+            if file.read(len(_BEGINNING)) in {b"", _BEGINNING}:
+                return
+    raise FileExistsError(errno.EEXIST, "it is there, and it is not a file of metrics", path)

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from backyfs.config import Scheduler
+    from backyfs.engine.remove import Removal
     from backyfs.errors import VersionKeptError
-    from backyfs.model import Version
+    from backyfs.model import Version, VersionId
     from backyfs.repository import Repository
+    from backyfs.retention import Decision
 
 
 class Outcome(StrEnum):
@@ -47,48 +49,57 @@ def forget(
     force: bool = False,
     now: datetime,
     stop: Callable[[], bool] = lambda: False,
+    announce: Callable[[Forgotten], None] = lambda _forgotten: None,
 ) -> list[Forgotten]:
     """Remove the versions of all names, or of one, that none of the schedulers needs; return all of them, with reasons.
 
     With `dry_run` nothing is removed. What a running command holds stays; so does what is younger than the
-    configuration allows to remove, but with `force`. Each version is looked at once more in the transaction that
-    removes it: one that was protected meanwhile, or given an expiry or tags, stays.
+    configuration allows to remove, but with `force`. The plan is made once more in the transaction that removes a
+    version: it stays if it was protected meanwhile, or if others were removed or found damaged in whose place it is
+    needed now. `announce` is told of each version that was to go, at once.
 
     Raises:
-        InterruptedByUser: `stop` said so; some versions are gone.
+        InterruptedByUser: `stop` said so; the versions that were announced are gone or refused as told.
         DatabaseError: likewise.
+        JobLostError: another command took this one for dead; likewise.
     """
     config = repository.config
     others = [scheduler for scheduler in config.schedulers if scheduler not in chosen]
-    with repository.database.read() as connection:
-        versions = list_versions(connection, name=name)
-    plan = plan_removal(versions, chosen, others, now)
-    planned = {decision.version.id: decision.version for decision in plan if not decision.needed}
-    refusals: dict[int, VersionKeptError] = {}
-    if not dry_run:
-        removals = remove_versions(
-            repository,
-            list(planned.values()),
-            younger_than_days=config.disallow_rm_when_younger_than_days,
-            force=force,
-            now=now,
-            still=lambda version: version == planned[version.id],
-            command="forget",
-            stop=stop,
-        )
-        refusals = {removal.version.id: removal.kept for removal in removals if removal.kept is not None}
-    return [
-        Forgotten(
+
+    def plan(name: str | None) -> dict[VersionId, Decision]:
+        with repository.database.read() as connection:
+            versions = list_versions(connection, name=name)
+        return {decision.version.id: decision for decision in plan_removal(versions, chosen, others, now)}
+
+    planned = plan(name)
+    results = {
+        decision.version.id: Forgotten(
             version=decision.version,
-            outcome=_outcome(needed=decision.needed, refused=decision.version.id in refusals),
-            reason=str(refusals.get(decision.version.id, decision.reason)),
-            refusal=refusals.get(decision.version.id),
+            outcome=Outcome.KEPT if decision.needed else Outcome.REMOVED,
+            reason=decision.reason,
         )
-        for decision in plan
-    ]
+        for decision in planned.values()
+    }
+    if dry_run:
+        return list(results.values())
 
+    def note(removal: Removal) -> None:
+        if removal.kept is not None:
+            results[removal.version.id] = Forgotten(
+                version=removal.version, outcome=Outcome.REFUSED, reason=str(removal.kept), refusal=removal.kept
+            )
+        announce(results[removal.version.id])
 
-def _outcome(*, needed: bool, refused: bool) -> Outcome:
-    if needed:
-        return Outcome.KEPT
-    return Outcome.REFUSED if refused else Outcome.REMOVED
+    remove_versions(
+        repository,
+        [decision.version for decision in planned.values() if not decision.needed],
+        younger_than_days=config.disallow_rm_when_younger_than_days,
+        force=force,
+        now=now,
+        # Writers take turns: what this reads is what the transaction of the removal sees.
+        still=lambda version: not plan(version.name)[version.id].needed,
+        command="forget",
+        stop=stop,
+        announce=note,
+    )
+    return list(results.values())

@@ -5,20 +5,22 @@ Format: https://prometheus.io/docs/instrumenting/exposition_formats/, text, vers
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backyfs.metadata.stats import list_all_statistics
+from backyfs.metadata.stats import newest_statistics
 from backyfs.metadata.versions import list_versions
 from backyfs.model import VersionStatus
 from backyfs.retention import find_breaches, find_due
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
+    from backyfs.config import Scheduler
+    from backyfs.metadata.database import Database
     from backyfs.model import StatisticsRecord, Version
-    from backyfs.repository import Repository
 
 _RELEASED_AS = "backyfs"
 
@@ -27,6 +29,7 @@ _RELEASED_AS = "backyfs"
 class RunMetrics:
     """A command that has ended."""
 
+    config: str  # the file that was named; empty: that of the usual places
     command: str
     exit_status: int
     started_at: datetime
@@ -38,11 +41,11 @@ class NameMetrics:
     """The versions of one name."""
 
     name: str
-    versions: dict[VersionStatus, int]
-    newest: Version | None                # valid
+    versions: Mapping[VersionStatus, int]
+    newest: Version | None               # valid
     statistics: StatisticsRecord | None  # of its backup, if they are known
-    due: bool
-    breaches: int
+    due: Mapping[str, bool]              # by scheduler
+    breaches: Mapping[str, int]          # by scheduler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +53,7 @@ class Sample:
     """One line of the text."""
 
     metric: str
-    labels: dict[str, str]
+    labels: Mapping[str, str]
     value: float
 
 
@@ -67,37 +70,33 @@ _METRICS = (
     ("last_success_stored_bytes", "gauge", "What these took in the storage."),
     ("versions", "gauge", "Versions of a name, by their status."),
     ("due", "gauge", "1: a backup is due by a scheduler of the configuration."),
-    ("sla_breaches", "gauge", "Breaches of the schedule."),
+    ("sla_breaches", "gauge", "Breaches of the schedule of a scheduler."),
 )
 
 
-def collect_metrics(repository: Repository, now: datetime) -> list[NameMetrics]:
-    """Return the metrics of each name, in order.
+def collect_metrics(database: Database, schedulers: Sequence[Scheduler], now: datetime) -> list[NameMetrics]:
+    """Return the metrics of each name, in order, and for each of the schedulers.
+
+    The database alone is asked: what it knows is true while key or storage cannot be had, too.
 
     Raises:
         DatabaseError: they cannot be read.
     """
-    schedulers = repository.config.schedulers
-    with repository.database.read() as connection:
+    with database.read() as connection:
         versions = list_versions(connection)
         newest = {version.name: version for version in versions if version.status is VersionStatus.VALID}
-        wanted = {version.uid for version in newest.values()}
-        statistics = {
-            record.version_uid: record for record in list_all_statistics(connection) if record.version_uid in wanted
-        }
-    due = {each.name for each in find_due(versions, schedulers, now)}
-    breaches = [each.name for each in find_breaches(versions, schedulers, now)]
+        statistics = newest_statistics(connection, [version.uid for version in newest.values()])
+    counts = Counter((version.name, version.status) for version in versions)
+    due = {(each.name, scheduler) for each in find_due(versions, schedulers, now) for scheduler in each.schedulers}
+    breaches = Counter((breach.name, breach.scheduler) for breach in find_breaches(versions, schedulers, now))
     return [
         NameMetrics(
             name=name,
-            versions={
-                status: sum(version.name == name and version.status is status for version in versions)
-                for status in VersionStatus
-            },
+            versions={status: counts[name, status] for status in VersionStatus},
             newest=newest.get(name),
             statistics=statistics.get(newest[name].uid) if name in newest else None,
-            due=name in due,
-            breaches=breaches.count(name),
+            due={scheduler.name: (name, scheduler.name) in due for scheduler in schedulers},
+            breaches={scheduler.name: breaches[name, scheduler.name] for scheduler in schedulers},
         )
         for name in sorted({version.name for version in versions})
     ]
@@ -105,13 +104,16 @@ def collect_metrics(repository: Repository, now: datetime) -> list[NameMetrics]:
 
 def render_metrics(run: RunMetrics, names: Iterable[NameMetrics]) -> str:
     """Return the text that Prometheus reads. Pure."""
-    samples = [*_of_run(run), *(sample for name in names for sample in _of_name(name))]
+    by_metric: dict[str, list[Sample]] = {}
+    for sample in (*_of_run(run), *(sample for name in names for sample in _of_name(name))):
+        by_metric.setdefault(sample.metric, []).append(sample)
+    # An empty label is as good as none to Prometheus.
+    everywhere = {"config": run.config} if run.config else {}
     lines = []
     for metric, kind, help_text in _METRICS:
-        of_metric = [sample for sample in samples if sample.metric == metric]
-        if of_metric:
+        if metric in by_metric:
             lines += [f"# HELP {_RELEASED_AS}_{metric} {help_text}", f"# TYPE {_RELEASED_AS}_{metric} {kind}"]
-            lines += [_line(sample) for sample in of_metric]
+            lines += [_line(sample, everywhere) for sample in by_metric[metric]]
     return "\n".join(lines) + "\n"
 
 
@@ -126,8 +128,10 @@ def _of_name(name: NameMetrics) -> Iterator[Sample]:
     labels = {"name": name.name}
     for status, count in name.versions.items():
         yield Sample(metric="versions", labels={**labels, "status": status.value}, value=count)
-    yield Sample(metric="due", labels=labels, value=name.due)
-    yield Sample(metric="sla_breaches", labels=labels, value=name.breaches)
+    for scheduler, is_due in name.due.items():
+        yield Sample(metric="due", labels={**labels, "scheduler": scheduler}, value=is_due)
+    for scheduler, count in name.breaches.items():
+        yield Sample(metric="sla_breaches", labels={**labels, "scheduler": scheduler}, value=count)
     if name.newest is None:
         return
     record = name.statistics
@@ -148,8 +152,8 @@ def _of_name(name: NameMetrics) -> Iterator[Sample]:
             yield Sample(metric=metric, labels=labels, value=value)
 
 
-def _line(sample: Sample) -> str:
-    labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in sample.labels.items())
+def _line(sample: Sample, everywhere: Mapping[str, str]) -> str:
+    labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in {**everywhere, **sample.labels}.items())
     return f"{_RELEASED_AS}_{sample.metric}{{{labels}}} {float(sample.value)!r}"
 
 

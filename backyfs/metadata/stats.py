@@ -79,6 +79,15 @@ def list_all_statistics(connection: Connection, *, limit: int | None = None) -> 
     return _newest(connection, _query().order_by(stats.c.created_at.desc(), stats.c.id), limit)
 
 
+def newest_statistics(connection: Connection, uids: Iterable[VersionUid]) -> dict[VersionUid, StatisticsRecord]:
+    """Return the newest statistics of each of these versions that has any."""
+    found: dict[VersionUid, StatisticsRecord] = {}
+    for batch in batches(uids):
+        query = _query().where(stats.c.version_uid.in_(batch)).order_by(stats.c.id.desc())
+        found |= {VersionUid(record.version_uid): record for record in _newest(connection, query, None)}
+    return found
+
+
 def find_statistics(connection: Connection, prefix: str) -> list[VersionUid]:
     """Return the uids that begin so of versions that have statistics, whether or not the versions are there still."""
     begins = func.lower(stats.c.version_uid).like(f"{prefix.lower()}%")

@@ -33,13 +33,14 @@ def command(
 
     A scheduler asks for a backup when the last valid version that carries its name as a tag is older than `interval`
     less `sla`. A NAME without any version is due since 1970. `expire_date` is for --expire of the backup to be made.
+    An empty NAME is as good as none.
     """
     columns = chosen_columns(fields, _COLUMNS)
     with invocation.open_repository() as repository:
         wanted = chosen_schedulers(repository.config, schedulers)
         with repository.database.read() as connection:
-            versions = list_versions(connection, name=name)
-    found = find_due(versions, wanted, datetime.now(UTC), names=[] if name is None else [name])
+            versions = list_versions(connection, name=name or None)
+    found = find_due(versions, wanted, datetime.now(UTC), names=[name] if name else [])
     rows: list[Row] = [
         {
             "name": due.name,

@@ -14,6 +14,7 @@ from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
 from backyfs.cli.schedules import chosen_schedulers, schedulers_option
 from backyfs.cli.text import stored_text
 from backyfs.engine.forget import Outcome, forget
+from backyfs.errors import BackyfsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,11 +49,31 @@ def command(
     the newest valid version of each name. The exit status is 4 if one that was to go is in use or too young.
     """
     columns = chosen_columns(fields, _COLUMNS)
-    with invocation.open_repository() as repository, stop_on_signals() as stop:
-        wanted = chosen_schedulers(repository.config, schedulers)
-        forgotten = forget(
-            repository, wanted, name=name, dry_run=dry_run, force=force, now=datetime.now(UTC), stop=stop
-        )
+    done: list[Forgotten] = []
+    try:
+        with invocation.open_repository() as repository, stop_on_signals() as stop:
+            wanted = chosen_schedulers(repository.config, schedulers)
+            forgotten = forget(
+                repository,
+                wanted,
+                name=name,
+                dry_run=dry_run,
+                force=force,
+                now=datetime.now(UTC),
+                stop=stop,
+                announce=done.append,
+            )
+    except (BackyfsError, KeyboardInterrupt):
+        if done:
+            _print(invocation, done, columns, dry_run=False)
+        raise
+    _print(invocation, forgotten, columns, dry_run=dry_run)
+    raise_all([each.refusal for each in forgotten if each.refusal is not None])
+
+
+def _print(
+    invocation: Invocation, forgotten: Sequence[Forgotten], columns: Sequence[str], *, dry_run: bool
+) -> None:
     rows: list[Row] = [
         {
             "name": each.version.name,
@@ -67,7 +88,6 @@ def command(
     print_rows(invocation, rows, columns)
     if invocation.form is OutputForm.TABLE:
         click.echo(_summary(forgotten, dry_run=dry_run))
-    raise_all([each.refusal for each in forgotten if each.refusal is not None])
 
 
 def _summary(forgotten: Sequence[Forgotten], *, dry_run: bool) -> str:

@@ -33,14 +33,14 @@ def command(
 
     That is: fewer than `keep` valid versions with the scheduler's tag, or more than two above it; none within
     `interval` and `sla`; two of them nearer or farther apart than `interval` give or take `sla`; one that is older than
-    `keep` intervals allow.
+    `keep` intervals allow. An empty NAME is as good as none.
     """
     columns = chosen_columns(fields, _COLUMNS)
     with invocation.open_repository() as repository:
         wanted = chosen_schedulers(repository.config, schedulers)
         with repository.database.read() as connection:
-            versions = list_versions(connection, name=name)
-    found = find_breaches(versions, wanted, datetime.now(UTC), names=[] if name is None else [name])
+            versions = list_versions(connection, name=name or None)
+    found = find_breaches(versions, wanted, datetime.now(UTC), names=[name] if name else [])
     rows: list[Row] = [
         {"name": breach.name, "breach": breach.sentence, "scheduler": breach.scheduler} for breach in found
     ]

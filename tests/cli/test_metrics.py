@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import time
+from datetime import UTC, datetime
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from backyfs.cli.main import run
+from backyfs.engine.metrics import NameMetrics, RunMetrics, render_metrics
+from backyfs.model import Version, VersionId, VersionStatus, VersionUid
 from tests.images import random_image
 from tests.repositories import BLOCK, make_repository
 
@@ -41,10 +44,13 @@ def call(config, file, capsys):
 
 
 def samples(file):
-    families = text_string_to_metric_families(file.read_text())
+    """Return the values by metric and labels, without the configuration that all of them name."""
     return {
-        (sample.name.removeprefix("backyfs_"), *(sample.labels[label] for label in sorted(sample.labels))): sample.value
-        for family in families
+        (
+            sample.name.removeprefix("backyfs_"),
+            *(sample.labels[label] for label in sorted(sample.labels) if label != "config"),
+        ): sample.value
+        for family in text_string_to_metric_families(file.read_text())
         for sample in family.samples
     }
 
@@ -61,18 +67,18 @@ def test_a_backup_is_told_with_what_it_did(call, tmp_path):
     assert [found[f"last_success_{what}_bytes", "disk"] for what in ("size", "read", "written")] == [3 * BLOCK] * 3
     assert found["last_success_stored_bytes", "disk"] > 3 * BLOCK
     assert [found["versions", "disk", status] for status in ("valid", "invalid", "incomplete")] == [1, 0, 0]
-    assert (found["due", "disk"], found["sla_breaches", "disk"]) == (0, 1)  # too few
+    assert (found["due", "disk", "daily"], found["sla_breaches", "disk", "daily"]) == (0, 1)  # too few
 
 
 def test_what_is_due_is_told(call, tmp_path):
     _, _, found = call("backup", random_image(tmp_path / "image", BLOCK), "disk", "-t", "other")
-    assert (found["due", "disk"], found["sla_breaches", "disk"]) == (1, 1)
+    assert (found["due", "disk", "daily"], found["sla_breaches", "disk", "daily"]) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ['qu"ote', "back\\slash", "new\nline", "ünï", "a|b {}"])
 def test_names_come_as_they_are(call, tmp_path, name):
     found = call("backup", random_image(tmp_path / "image", BLOCK), name)[2]
-    assert found["due", name] == 1
+    assert found["due", name, "daily"] == 1
 
 
 def test_a_command_that_fails_is_told_beside_what_there_is(call, tmp_path):
@@ -83,12 +89,23 @@ def test_a_command_that_fails_is_told_beside_what_there_is(call, tmp_path):
     assert found["versions", "disk", "valid"] == 1
 
 
-def test_of_a_repository_that_cannot_be_opened_the_run_alone_is_told(call, config, tmp_path):
+def test_what_the_database_knows_is_told_while_the_key_cannot_be_had(call, config, tmp_path):
     call("backup", random_image(tmp_path / "image", BLOCK), "disk")
     (tmp_path / "repository" / "backyfs.key").unlink()
     status, err, found = call("ls")
     assert status == 3
     assert err.count("\n") == 1
+    assert found["run_exit_status", "ls"] == 3
+    assert found["versions", "disk", "valid"] == 1
+
+
+def test_where_the_database_cannot_be_read_the_run_alone_is_told(call, config, tmp_path):
+    call("backup", random_image(tmp_path / "image", BLOCK), "disk")
+    (tmp_path / "repository" / "backyfs.sqlite").unlink()
+    status, err, found = call("ls")
+    assert status == 1
+    assert err.count("\n") == 1
+    assert not (tmp_path / "repository" / "backyfs.sqlite").exists()
     assert {key[0] for key in found} == {"run_exit_status", "run_start_timestamp_seconds", "run_duration_seconds"}
 
 
@@ -102,8 +119,95 @@ def test_the_file_is_replaced_whole_and_can_be_read_by_others(call, file):
     assert os.listdir(file.parent) == [file.name]
 
 
-def test_a_file_that_cannot_be_written_is_a_warning(config, tmp_path, capsys):
-    assert run(["-c", str(config), "--metrics-file", f"{tmp_path}/none/file", "ls"]) == 0
+@pytest.mark.parametrize("form", [["-m"], ["-q"], []])
+def test_a_file_that_cannot_be_written_is_told_and_changes_no_status(config, tmp_path, capsys, form):
+    assert run(["-c", str(config), *form, "--metrics-file", f"{tmp_path}/none/file", "ls"]) == 0
     assert capsys.readouterr().err == (
         f"backyfs: metrics are not written: {tmp_path}/none/file: No such file or directory; name another file\n"
+    )
+
+
+def test_a_file_of_something_else_is_left_alone(config, tmp_path, capsys):
+    image = random_image(tmp_path / "image", BLOCK)
+    before = image.read_bytes()
+    assert run(["-c", str(config), "--metrics-file", str(image), "ls"]) == 0
+    assert image.read_bytes() == before
+    assert capsys.readouterr().err == (
+        f"backyfs: metrics are not written: {image}: it is there, and it is not a file of metrics; name another file\n"
+    )
+
+
+def test_what_is_no_file_is_left_alone(config, tmp_path):
+    (tmp_path / "null").symlink_to("/dev/null")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("null", "pipe"):
+        assert run(["-c", str(config), "--metrics-file", str(tmp_path / name), "ls"]) == 0
+    assert os.readlink(tmp_path / "null") == "/dev/null"
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_symbolic_link_stays_and_an_empty_file_is_filled(call, file):
+    other = file.parent.parent / "other"
+    other.touch()
+    file.parent.joinpath(file.name).symlink_to(other)
+    call("ls")
+    assert file.is_symlink()
+    assert other.read_text().startswith("# HELP backyfs_run_exit_status ")
+
+
+def test_help_is_no_run(config, tmp_path):
+    assert run(["-c", str(config), "--metrics-file", f"{tmp_path}/file", "ls", "--help"]) == 0
+    assert not (tmp_path / "file").exists()
+
+
+def test_the_key_is_not_asked_for_once_more(call, config, tmp_path):
+    asked = tmp_path / "asked"
+    key = tmp_path / "repository" / "backyfs.key"
+    config.write_text(
+        config.read_text().replace(f"encryption_key_file: {key}", f"encryption_key_command: echo >>{asked}; cat {key}")
+    )
+    assert call("ls")[0] == 0
+    assert asked.read_text() == "\n"
+
+
+def test_the_configuration_that_was_named_tells_repositories_apart(call, config, file, monkeypatch):
+    call("ls")
+    [line] = [line for line in file.read_text().splitlines() if line.startswith("backyfs_run_exit_status")]
+    assert line == f'backyfs_run_exit_status{{config="{config}",command="ls"}} 0.0'
+    monkeypatch.setenv("BACKYFS_CONFIG", str(config))
+    assert run(["--metrics-file", str(file), "ls"]) == 0
+    assert line in file.read_text().splitlines()
+
+
+def test_without_statistics_the_date_of_the_version_counts():
+    version = Version(
+        id=VersionId(1), uid=VersionUid("uid"), created_at=datetime(2026, 1, 1, tzinfo=UTC), name="disk",
+        snapshot_name="", size_bytes=5, status=VersionStatus.VALID, protected=False, expire_at=None,
+    )  # fmt: skip
+    run = RunMetrics(
+        config="", command="ls", exit_status=0, started_at=datetime(2026, 1, 2, tzinfo=UTC), duration_s=0.5
+    )
+    name = NameMetrics(
+        name="disk", versions={VersionStatus.VALID: 1}, newest=version, statistics=None, due={}, breaches={}
+    )
+    assert render_metrics(run, [name]) == (
+        "# HELP backyfs_run_exit_status Exit status of the last command that wrote this file.\n"
+        "# TYPE backyfs_run_exit_status gauge\n"
+        'backyfs_run_exit_status{command="ls"} 0.0\n'
+        "# HELP backyfs_run_start_timestamp_seconds When that command was started.\n"
+        "# TYPE backyfs_run_start_timestamp_seconds gauge\n"
+        'backyfs_run_start_timestamp_seconds{command="ls"} 1767312000.0\n'
+        "# HELP backyfs_run_duration_seconds How long it took.\n"
+        "# TYPE backyfs_run_duration_seconds gauge\n"
+        'backyfs_run_duration_seconds{command="ls"} 0.5\n'
+        "# HELP backyfs_last_success_timestamp_seconds When the newest valid backup of a name ended.\n"
+        "# TYPE backyfs_last_success_timestamp_seconds gauge\n"
+        'backyfs_last_success_timestamp_seconds{name="disk"} 1767225600.0\n'
+        "# HELP backyfs_last_success_size_bytes Size of the image.\n"
+        "# TYPE backyfs_last_success_size_bytes gauge\n"
+        'backyfs_last_success_size_bytes{name="disk"} 5.0\n'
+        "# HELP backyfs_versions Versions of a name, by their status.\n"
+        "# TYPE backyfs_versions gauge\n"
+        'backyfs_versions{name="disk",status="valid"} 1.0\n'
     )

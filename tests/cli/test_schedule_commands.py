@@ -10,7 +10,11 @@ import pytest
 from sqlalchemy import update
 
 from backyfs.cli.main import run
+from backyfs.engine.forget import Outcome, forget
 from backyfs.engine.job import Job
+from backyfs.engine.remove import remove_versions
+from backyfs.errors import InterruptedByUser
+from backyfs.metadata.removal import remove_version
 from backyfs.metadata.tables import versions as versions_table
 from backyfs.metadata.versions import list_versions
 from tests.audit import audit
@@ -164,6 +168,40 @@ def test_young_versions_need_force(call, config, daily):
     assert left(config) == daily[1:]
     assert call("forget", "--force")[0] == 0
     assert left(config) == daily[2:]
+
+
+def test_an_empty_name_asks_for_all_and_forgets_nothing(call, config, daily):
+    out = call("-m", "-s", "due", "", "-s", "hourly", "-f", "name,schedulers")[1]
+    assert out == "disk|hourly\n"
+    assert call("-m", "-s", "sla", "", "-s", "hourly")[1] == "disk|hourly: Too few backups. Found 0, should be 2.\n"
+    assert call("-m", "-s", "forget", "") == (0, "", "")
+    assert left(config) == daily
+
+
+def test_a_version_stays_in_whose_place_none_is_left_meanwhile(config, daily):
+    def others_go(forgotten):
+        with repository.database.write() as connection:
+            newest = [version for version in list_versions(connection) if version.uid in daily[2:]]
+            for version in newest:
+                remove_version(connection, version.id)
+
+    with opened(config) as repository:
+        [scheduler] = [scheduler for scheduler in repository.config.schedulers if scheduler.name == "daily"]
+        results = forget(repository, [scheduler], now=datetime.now(UTC), announce=others_go)
+    assert [each.outcome for each in results[:2]] == [Outcome.REMOVED, Outcome.REFUSED]
+    assert results[1].reason.startswith(f"version {daily[1]} was changed meanwhile and is not to go any more")
+    assert left(config) == [daily[1]]
+
+
+def test_an_interrupt_tells_what_is_gone_already(call, config, daily, monkeypatch):
+    def interrupted_after_one(repository, versions, **options):
+        remove_versions(repository, versions[:1], **options)
+        raise InterruptedByUser("interrupted")
+
+    monkeypatch.setattr("backyfs.engine.forget.remove_versions", interrupted_after_one)
+    status, out, err = call("-m", "-s", "forget", "-f", "uid,action")
+    assert (status, out, err) == (130, f"{daily[0]}|remove\n", "backyfs: error: interrupted\n")
+    assert left(config) == daily[1:]
 
 
 def test_a_name_alone_is_looked_at(call, config, daily):

@@ -237,6 +237,20 @@ def test_an_invalid_version_goes_when_enough_valid_ones_are_newer() -> None:
     assert decisions(*days(8, 9, 10), broken)[-1][1] is True
 
 
+def test_an_invalid_version_that_is_the_newest_stays_also_where_none_are_kept() -> None:
+    keeps_none = replace(DAILY, keep=0)
+    broken = version("2024-03-11", "daily", status=VersionStatus.INVALID)
+    assert decisions(broken, chosen=(keeps_none,)) == [(broken.uid, True, "invalid: no valid version is newer")]
+    assert decisions(*days(10), broken, chosen=(keeps_none,))[-1][1] is True
+
+
+def test_a_scheduler_that_keeps_none_needs_the_newest_valid_version_alone() -> None:
+    assert decisions(*days(10, 11), chosen=(replace(DAILY, keep=0),)) == [
+        ("uid-03-10", False, "daily keeps none"),
+        ("uid-03-11", True, "the newest valid version of its name"),
+    ]
+
+
 def test_an_incomplete_version_goes_when_a_valid_one_is_newer() -> None:
     begun = version("2024-03-13", status=VersionStatus.INCOMPLETE)
     assert decisions(begun, *days(14))[0] == (begun.uid, False, "incomplete, and a valid version is newer")
