@@ -17,6 +17,7 @@ from backyfs.cli.allocator import keep_freed_memory
 from backyfs.cli.invocation import Invocation, OutputForm
 from backyfs.cli.logs import log_end, start_logging
 from backyfs.cli.metrics import Record
+from backyfs.cli.stdout import drop_stdout
 from backyfs.errors import BackyfsError, InterruptedByUser, UsageError
 
 if TYPE_CHECKING:
@@ -185,13 +186,14 @@ def _end(words: list[str], record: Record) -> int:
     except click.exceptions.Exit as ended:  # --help and --version
         record.metrics_file = None
         return ended.exit_code
+    except click.exceptions.NoArgsIsHelpError as asked:
+        asked.show()
+        return UsageError.exit_status
     except click.ClickException as error:
-        error.show()
+        log_end(_in_a_line(error), UsageError.exit_status)
         return UsageError.exit_status
     except BrokenPipeError:
-        # Whoever read our output has had enough. Python would complain once more when it flushes at exit.
-        with contextlib.suppress(OSError, ValueError):  # a stdout that is no file has no number
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last place where an error can be told
         return _tell(error)
@@ -212,6 +214,12 @@ def _invoke(words: list[str], record: Record) -> int:
         status: Any = cli.invoke(context)
     sys.stdout.flush()
     return status if isinstance(status, int) else 0
+
+
+def _in_a_line(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = "backyfs" if context is None else context.command_path
+    return f"{error.format_message().rstrip('.')}; `{path} --help` shows how it is called"
 
 
 def _tell(error: BaseException) -> int:

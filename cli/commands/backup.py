@@ -13,6 +13,7 @@ from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.output import print_object
 from backyfs.cli.sizes import human_size
+from backyfs.cli.stdout import announce
 from backyfs.cli.tags import TAGS
 from backyfs.cli.text import printable, stored_text
 from backyfs.engine.backup import BackupReport, BackupRequest, backup
@@ -87,20 +88,19 @@ def command(
 ) -> None:
     """Back up SOURCE as a new version of NAME.
 
-    SOURCE is a path, file://PATH, a block device, or null://SIZE for test data. It should not change while it is read: take a snapshot
-    of a disk that is in use. With -m the uid of the version is printed as soon as it is known, and at the
-    end.
+    SOURCE is a path, file://PATH, a block device, or null://SIZE for test data. It should not change while it
+    is read: take a snapshot of a disk that is in use. With -m the uid of the version is printed as soon as it
+    is known, and at the end.
 
     With --hints and --from-version only what changed since that version is read. Some of the other blocks are
     compared with the source all the same; if one differs nothing is stored, and the exit status is 5.
     """
     changes = None if hints is None else parse_hints(_read_hints(hints), hints)
 
-    def announce(version: Version) -> None:
+    def tell(version: Version) -> None:
         invocation.add_facts(uid=version.uid)
         if invocation.form is OutputForm.PIPE:
-            click.echo(version.uid)
-            sys.stdout.flush()  # who waits for it may read from a pipe
+            announce(version.uid)
 
     with invocation.open_repository() as repository, stop_on_signals() as stop:
         with repository.database.read() as connection:
@@ -122,7 +122,7 @@ def command(
                 ),
                 progress=invocation.progress(),
                 stop=stop,
-                announce=announce,
+                announce=tell,
             )
         finally:
             image.close()

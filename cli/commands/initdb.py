@@ -20,16 +20,23 @@ if TYPE_CHECKING:
 def command(invocation: Invocation) -> None:
     """Make the repository that the configuration names: database tables, key slot, storage directory.
 
-    For a configuration that is there already; `backyfs init` makes one as well. A repository that exists is not
-    touched.
+    For a configuration that is there already; `backyfs init` makes one as well. A repository that exists stays as
+    it is, but for an upgrade of its schema; that is no error, as in backy2.
     """
     from backyfs import keys  # noqa: PLC0415 - slow to load, and --help needs none of it
     from backyfs.metadata.database import Database  # noqa: PLC0415
     from backyfs.metadata.identity import list_key_slots, load_identity  # noqa: PLC0415
+    from backyfs.metadata.revisions import SchemaState  # noqa: PLC0415
     from backyfs.repository import create_repository  # noqa: PLC0415
 
     config = invocation.load_config()
-    create_repository(config, created_at=datetime.now(UTC))
+    with closing(Database(config.database_url)) as database:
+        is_there = database.schema().state is not SchemaState.NONE
+    if is_there:
+        with invocation.open_repository():
+            pass
+    else:
+        create_repository(config, created_at=datetime.now(UTC))
     with closing(Database(config.database_url)) as database:
         with database.read() as connection:
             identity, slots = load_identity(connection), list_key_slots(connection)
@@ -45,5 +52,9 @@ def command(invocation: Invocation) -> None:
                 }
             )
         elif invocation.form is OutputForm.TABLE:
-            click.echo(f"repository {identity.uid} was made in {database.place}")
-            click.echo(f"key {checks[0]}" if checks else "no encryption: whoever can read the blocks can read the data")
+            what = "is there already" if is_there else "was made"
+            click.echo(f"repository {identity.uid} {what} in {database.place}")
+            if checks:
+                click.echo(f"key {checks[0]}")
+            elif config.key is None or config.encryption_version == 0:
+                click.echo("no encryption: whoever can read the blocks can read the data")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import stat
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +16,6 @@ import pytest
 from sqlalchemy import update
 
 from backyfs.cli.main import run
-from backyfs.config import load_config
 from backyfs.engine import check
 from backyfs.engine.check import Grade, check_configuration
 from backyfs.metadata.tables import versions
@@ -394,19 +395,22 @@ def test_initdb_does_not_touch_a_repository(call, config, tmp_path):
         back_up(repository, random_image(tmp_path / "image", BLOCK))
     before = files_below(config.parent / "data")
     status, out, err = call("initdb")
-    assert (status, out) == (6, "")
-    assert err == (
-        f"backyfs: error: storage directory {config.parent}/data is not empty; name another one\n"
-    )
+    assert (status, err) == (0, "")
+    assert re.match(r"repository \S+ is there already in ", out)
     assert files_below(config.parent / "data") == before
     assert call("-m", "-s", "ls")[1].count("\n") == 1
 
 
-def test_initdb_does_not_touch_a_database_that_has_tables(call, config):
+def test_initdb_does_not_touch_a_database_that_has_other_tables(call, config):
+    (config.parent / "backyfs.sqlite").unlink()
+    with closing(sqlite3.connect(config.parent / "backyfs.sqlite")) as database:
+        database.execute("CREATE TABLE mine (id INTEGER)")
+    shutil.rmtree(config.parent / "data")
     status, out, err = call("initdb")
     assert (status, out) == (1, "")
     assert "holds tables already; name an empty database" in err
-    load_config(str(config), {})
+    with closing(sqlite3.connect(config.parent / "backyfs.sqlite")) as database:
+        assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("mine",)]
 
 
 def test_initdb_without_its_key_makes_nothing(tmp_path, capsys):

@@ -1,0 +1,69 @@
+"""Print docs/json.md: the fields of the JSON output of every command, as docs/output.schema.json has them.
+
+    .venv/bin/python contrib/json_page.py > docs/json.md
+
+A test keeps the page and the schema equal.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SCHEMA = Path(__file__).resolve().parents[1] / "docs" / "output.schema.json"
+HEAD = """# JSON output
+
+`backyfs --json COMMAND` prints one JSON value: an object, or a list where there can be several. Times are in UTC, as
+`2026-11-23T13:54:04.452849Z`; sizes are bytes. Fields may be added in later releases, none is taken away or changes its
+meaning. Errors stay one line on stderr, with an [exit status](exit-codes.md); a command that fails before it has done
+anything prints nothing.
+
+Made from [output.schema.json](output.schema.json) (JSON Schema 2020-12, one entry of `$defs` for each command) by
+`contrib/json_page.py`. `mount`, `umount`, `export` and `completion` print no JSON.
+"""
+
+
+def page() -> Iterator[str]:
+    """Yield the lines of the page."""
+    definitions: dict[str, dict[str, Any]] = json.loads(SCHEMA.read_text(encoding="utf-8"))["$defs"]
+    yield from HEAD.splitlines()
+    for name, definition in definitions.items():
+        yield ""
+        yield f"## {name}"
+        yield ""
+        yield f"{definition['description'][0].upper()}{definition['description'][1:]}."
+        yield from fields(definition)
+
+
+def fields(definition: dict[str, Any]) -> Iterator[str]:
+    """Yield the table of the fields of an object, or of the objects of a list."""
+    described = definition.get("items", definition)
+    if "$ref" in described:
+        other = described["$ref"].rpartition("/")[2]
+        yield ""
+        yield f"{'A list of' if 'items' in definition else 'Like'} [{other}](#{other})."
+        return
+    yield ""
+    yield f"{'A list of objects:' if 'items' in definition else 'An object:'}"
+    yield ""
+    yield "| field | type | |"
+    yield "| --- | --- | --- |"
+    for name, field in described["properties"].items():
+        yield f"| `{name}` | {kind(field)} | {field['description']} |"
+
+
+def kind(field: dict[str, Any]) -> str:
+    """Return the type of a field in words."""
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    types = field["type"] if isinstance(field["type"], list) else [field["type"]]
+    words = ["time" if name == "string" and field.get("format") == "date-time" else name for name in types]
+    if "array" in types:
+        items = field["items"]
+        words = [f"list of {'objects: ' + ', '.join(items['properties']) if 'properties' in items else 'strings'}"]
+    return " or ".join(words)
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join(page()) + "\n")

@@ -1,0 +1,264 @@
+"""What holds for every command: JSON by its schema, and one line for what goes wrong, wherever it does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import jsonschema
+import pytest
+
+from backyfs.cli.main import cli, run
+from backyfs.metadata.database import Database
+from backyfs.metadata.versions import list_versions
+from tests.repositories import back_up, make_repository, opened
+
+BACKYFS = str(Path(sys.executable).with_name("backyfs"))
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+SCHEMA = json.loads((DOCS / "output.schema.json").read_text(encoding="utf-8"))
+UNKNOWN = "12345678"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command with arguments that work. `{}` stands for a version, `{dir}` for a directory to write to."""
+
+    words: str
+    schema: str | None = None     # where it is not the command's name; "" prints no JSON
+    uses_storage: bool = True     # it opens the repository, which needs storage and key
+    writes: bool = True           # it changes the database
+    needs_root: bool = False
+    config: str = "repository/backyfs.cfg"
+    after: tuple[str, ...] = ()   # commands whose work it needs
+
+    @property
+    def name(self) -> str:
+        return self.words.split()[0]
+
+
+CASES = (
+    Case("init -c {dir}/new.cfg --data {dir}/new --db {dir}/new.sqlite", uses_storage=False, writes=False),
+    Case("backup {dir}/image disk"),
+    Case("restore {} {dir}/restored", writes=False),
+    Case("ls", writes=False),
+    Case("mount {dir}/mount", schema="", writes=False),
+    Case("umount {dir}/mount", schema="", uses_storage=False, writes=False, after=("mount {dir}/mount",)),
+    Case("attach {} {dir}/attached", writes=False, needs_root=True),
+    Case("detach {dir}/attached", uses_storage=False, writes=False, needs_root=True),
+    Case("protect {}"),
+    Case("unprotect {}", after=("protect {}",)),
+    Case("add-tag {} x"),
+    Case("remove-tag {} x"),
+    Case("expire {} 2040-01-01"),
+    Case("due other", writes=False),
+    Case("sla", writes=False),
+    Case("forget", writes=False),  # there is nothing to remove
+    Case("scrub {}"),
+    Case("du", writes=False),
+    Case("stats", writes=False),
+    Case("diff-meta {} {}", writes=False),
+    Case("jobs", writes=False),
+    Case("export {} {dir}/exported", schema="", writes=False),
+    Case("rm {}"),
+    Case("import {dir}/exported", after=("export {} {dir}/exported", "rm {}")),
+    Case("initdb", uses_storage=False, writes=False, config="other.cfg"),
+    Case("check-config", uses_storage=False, writes=False),
+    Case("upgrade", writes=False),
+    Case("upgrade --check", schema="upgrade-check", writes=False),
+    Case("db copy sqlite:///{dir}/repository/backyfs.sqlite sqlite:///{dir}/copy.sqlite", schema="db-copy",
+         uses_storage=False, writes=False),
+    Case("completion bash", schema="", uses_storage=False, writes=False),
+)  # fmt: skip
+IN_REPOSITORY = [case for case in CASES if case.uses_storage and case.name != "upgrade"]
+WITH_VERSION = [case for case in CASES if "{}" in case.words]
+
+
+def by_words(case: Case) -> str:
+    return case.words
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Make a repository with a version, an image of it with a file system, and what else the commands need."""
+    config = make_repository(tmp_path / "repository")
+    text = config.read_text() + "\n[daily]\ninterval: 1d\nkeep: 2\nsla: 3h\n"
+    config.write_text(text)
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(4 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, env=os.environ | {"PATH": SBIN})
+    (tmp_path / "mount").mkdir()
+    (tmp_path / "other.cfg").write_text(text.replace(str(tmp_path / "repository"), str(tmp_path / "other")))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "backyfs.key").write_bytes((tmp_path / "repository" / "backyfs.key").read_bytes())
+    with opened(config) as repository:
+        back_up(repository, image, tags=("daily",))
+    return tmp_path
+
+
+SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+@pytest.fixture
+def call(place, capfd):
+    """Run a command on the repository; return status, stdout and stderr."""
+
+    def call(*words, config="repository/backyfs.cfg"):
+        words = ["-c", str(place / config), *words]
+        if {"mount", "attach"} & {*words}:  # they leave a process behind, which is nobody's child when they have ended
+            status = subprocess.run([BACKYFS, *words], check=False).returncode
+        else:
+            status = run(words)
+        captured = capfd.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def prepare(call, place):
+    """Run the commands whose work a case needs."""
+
+    def prepare(case):
+        for words in case.after:
+            status, _, err = call("-q", *filled_in(words, place))
+            assert (status, err) == (0, "")
+
+    return prepare
+
+
+def filled_in(words, place, version="disk@latest"):
+    return [word.replace("{dir}", str(place)).replace("{}", version) for word in words.split()]
+
+
+def words_of(case, place, version="disk@latest"):
+    return filled_in(case.words, place, version)
+
+
+def expect_one_line(err, status):
+    """Fail if an error is not one line that begins as errors do."""
+    assert err.startswith("backyfs: error: "), err
+    assert err.count("\n") == 1, err
+    assert "unexpected" not in err
+    assert status not in {0, 100}
+
+
+def test_every_command_has_a_case():
+    assert {case.name for case in CASES} == set(cli.list_commands(click.Context(cli)))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="attach and detach are for root")
+def test_all_of_them_work_one_after_the_other_and_print_what_the_schema_says(call, place):
+    version = call("-m", "-s", "ls", "-f", "uid")[1].strip()
+    outputs = {}
+    for case in CASES:
+        status, out, err = call("--json", *words_of(case, place, version), config=case.config)
+        assert status == 0, (case.words, err)
+        outputs[case.words] = (case, out)
+    for case, out in outputs.values():
+        if case.schema == "":
+            continue
+        schema = {"$ref": f"#/$defs/{case.name if case.schema is None else case.schema}", **SCHEMA}
+        jsonschema.validate(
+            json.loads(out), schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+        )
+
+
+@pytest.mark.parametrize("case", WITH_VERSION, ids=by_words)
+def test_a_version_that_is_not_there(call, place, case):
+    status, out, err = call("-m", *words_of(case, place, UNKNOWN))
+    assert (status, out) == (4, "")
+    expect_one_line(err, status)
+    assert UNKNOWN in err
+
+
+@pytest.mark.parametrize("case", IN_REPOSITORY, ids=by_words)
+def test_the_wrong_key(call, place, prepare, case):
+    prepare(case)
+    (place / "repository" / "backyfs.key").write_text("ab" * 32)
+    status, _, err = call("-m", *words_of(case, place))
+    assert status == 3
+    expect_one_line(err, status)
+
+
+@pytest.mark.parametrize("case", IN_REPOSITORY, ids=by_words)
+def test_a_storage_that_is_not_there(call, place, prepare, case):
+    prepare(case)
+    (place / "repository" / "data").rename(place / "elsewhere")
+    status, _, err = call("-m", *words_of(case, place))
+    assert status == 6
+    expect_one_line(err, status)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can mount")
+@pytest.mark.parametrize("case", [case for case in IN_REPOSITORY if case.name not in {"mount", "attach"}], ids=by_words)
+def test_a_read_only_file_system(place, prepare, case):
+    prepare(case)
+    repository = place / "repository"
+    script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    command = [BACKYFS, "-c", str(repository / "backyfs.cfg"), "-q", *words_of(case, place)]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, str(repository), *command], capture_output=True, text=True, check=False
+    )
+    if case.writes:
+        expect_one_line(done.stderr, done.returncode)
+        assert "read-only" in done.stderr
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.needs_root], ids=by_words)
+@pytest.mark.parametrize("form", [[], ["-m"], ["--json"]], ids=["table", "-m", "--json"])
+def test_a_reader_that_has_had_enough(place, prepare, case, form):
+    prepare(case)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [BACKYFS, "-c", str(place / case.config), *form, *words_of(case, place)]
+    try:
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writer)
+        subprocess.run([BACKYFS, "-q", "umount", str(place / "mount")], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error" not in done.stderr
+    if case.name == "backup":  # it goes on to its end
+        with opened(place / "repository" / "backyfs.cfg") as repository, repository.database.read() as connection:
+            assert [version.status.value for version in list_versions(connection)] == ["valid", "valid"]
+
+
+# A mount goes on in a process of its own, where nothing is patched: see tests/mount.
+@pytest.mark.parametrize("case", [case for case in CASES if case.uses_storage and case.name != "mount"], ids=by_words)
+def test_ctrl_c(call, place, prepare, case, monkeypatch):
+    prepare(case)
+
+    def interrupt(_database):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Database, "check_revision", interrupt)
+    monkeypatch.setattr(Database, "schema", interrupt)
+    status, out, err = call("-m", *words_of(case, place))
+    assert (status, out, err) == (130, "", "backyfs: error: interrupted\n")
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_words)
+def test_an_option_that_does_not_exist_is_told_in_a_line(call, place, case):
+    name = case.words.split()[: 2 if case.name == "db" else 1]
+    status, out, err = call(*name, "--no-such-option")
+    assert (status, out) == (1, "")
+    expect_one_line(err, status)
+    assert "--no-such-option" in err
+    assert f"`backyfs {' '.join(name)} --help`" in err
+
+
+def test_a_command_that_does_not_exist_is_told_in_a_line(call):
+    status, out, err = call("no-such-command")
+    assert (status, out) == (1, "")
+    expect_one_line(err, status)
+    assert "'no-such-command'" in err
+

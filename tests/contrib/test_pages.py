@@ -1,0 +1,27 @@
+"""Pages that are made from the program or from a schema are as these are now."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(("script", "page"), [("commands_page.py", "commands.md"), ("json_page.py", "json.md")])
+def test_a_page_is_what_its_script_prints(script: str, page: str) -> None:
+    spec = importlib.util.spec_from_file_location(script.removesuffix(".py"), ROOT / "contrib" / script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert text == "\n".join(module.page()) + "\n", f"run contrib/{script} > docs/{page}"
+
+
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(json.loads((ROOT / "docs" / "output.schema.json").read_text()))
