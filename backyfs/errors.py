@@ -23,6 +23,7 @@
     |-- HintsError                 5  hints do not fit the source, or the base they are for
     |-- SourceError                7  what is to be backed up cannot be read
     |-- TargetError                8  where to restore to: exists, too small, in use
+    |   `-- ReaderGoneError        8  stdout, which nobody reads any more: the end of a restore to it, and no failure
     |-- JobLostError               9  this command's row in `jobs` was removed under it
     |-- MountError                10  mounting, unmounting, FUSE
     |-- HookError                 11  a before_ hook of the configuration failed; the command was not done
@@ -165,6 +166,10 @@ class TargetError(BackyfsError):
     """The target of a restore cannot be used."""
 
     exit_status = 8
+
+
+class ReaderGoneError(TargetError):
+    """Nobody reads what is written any more; the command ends as `| head` expects it."""
 
 
 class JobLostError(BackyfsError):

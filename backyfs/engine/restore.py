@@ -1,35 +1,45 @@
-"""Restore a version to a file or a block device: exact bytes, each block checked before it is written.
+"""Restore a version to a file, a block device or a stream: exact bytes, each block checked before it is written.
 
-A damaged block is left out and reported with its range; everything else is restored.
+A damaged block is left out and reported with its range; everything else is restored. A restore that does not come
+to its end leaves an incomplete target, and nothing else; it says from which block on it can be continued.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from backyfs.blocks import load_block
 from backyfs.engine.job import Job
-from backyfs.engine.window import Window, default_workers
-from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, TargetError
-from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count
-from backyfs.metadata.blobs import load_blobs
-from backyfs.metadata.blockmap import ABSENT, HOLE, page_entries
-from backyfs.model import BlobId, BlockIndex, DamagedRange, NoProgress, PageNumber
-from backyfs.sources import local_path
-from backyfs.sources.target import FileTarget
+from backyfs.engine.readback import ReadBack
+from backyfs.engine.restorer import Restorer
+from backyfs.engine.verification import Verification
+from backyfs.errors import BackyfsError, TargetError, UsageError
+from backyfs.geometry import block_count
+from backyfs.model import NoProgress
+from backyfs.sources.targets import ReadableTarget, open_target, target_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from backyfs.model import Blob, Progress, Version
+    from backyfs.model import DamagedRange, Progress, Version
     from backyfs.repository import Repository
+    from backyfs.sources.targets import Target
 
-_RUN_BYTES = 4 << 20  # small blocks are restored in runs of so many bytes, and
-_RUN_BLOCKS = 256     # of so many blocks
 _SQLITE_COMPANIONS = ("-wal", "-shm", "-journal")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreOptions:
+    """How to restore."""
+
+    replace: bool = False             # a target that exists may be overwritten
+    sparse: bool = False              # leave what the target has where the image has holes
+    continue_from: int | None = None  # block to begin with: those before it are in the target, which exists
+    differential: bool = False        # read the target, which exists, and write what differs
+    verify: bool = False              # read the target back at the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,26 +48,12 @@ class RestoreReport:
 
     version: Version
     target: str
-    bytes_written: int
-    damaged: tuple[DamagedRange, ...]  # in order; these bytes were not written
+    bytes_written: int  # without holes; differential: with the zeros that the target did not have
+    bytes_equal: int    # differential: what the target had already, zeros included
+    damaged: tuple[DamagedRange, ...]    # in order; these bytes were not written
+    differing: tuple[DamagedRange, ...]  # in order; these were not read back as they were written
+    is_verified: bool                    # everything else was
     duration_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A block of the image, and the blob that holds it; None where its row is gone."""
-
-    index: BlockIndex
-    blob: Blob | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """What became of a run: the plain bytes written, and what could not be had."""
-
-    written_bytes: int
-    passed_bytes: int
-    damaged: list[DamagedRange]
 
 
 def restore(
@@ -66,36 +62,146 @@ def restore(
     target_uri: str,
     *,
     replace: bool = False,
+    options: RestoreOptions | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> RestoreReport:
-    """Write the image of a version to `target_uri`, a path or `file://` URI of a file or block device.
+    """Write the image of a version to what `target_uri` names; see `open_target`. `replace` is that of the options.
 
     Raises:
+        UsageError: the options do not fit the target or the version.
         TargetError: the target exists and `replace` is not set, is too small, is in use, belongs to the
             repository, or cannot be written.
+        ReaderGoneError: it is a stream that nobody reads any more.
         InterruptedByUser: `stop` said so; the target is incomplete.
         DatabaseError: the block map cannot be read.
     """
-    started = time.monotonic()
-    path = local_path(target_uri)
-    _refuse_own_paths(repository, path)
-    with Job(repository.database, f"restore {version.uid}") as job:
+    run = _Restore(repository, version, target_uri, options or RestoreOptions(replace=replace), stop)
+    with Job(repository.database, f"restore {version.uid}", only_reads=True) as job:
         job.hold(version.id)
-        target = FileTarget(path, version.size_bytes, replace=replace)
+        with closing(run.open_target()) as target:
+            return run.write_and_verify(target, job, job.track(progress or NoProgress()))
+
+
+class _Restore:
+    """One restore, from the check of its options to its report."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        version: Version,
+        target_uri: str,
+        options: RestoreOptions,
+        stop: Callable[[], bool],
+    ) -> None:
+        self._started = time.monotonic()
+        self._repository = repository
+        self._version = version
+        self._uri = target_uri
+        self._path = target_path(target_uri)
+        self._options = options
+        self._stop = stop
+        self._first_block = options.continue_from or 0
+        self._first_byte = self._first_block * repository.block_size
+        self._check()
+
+    def _check(self) -> None:
+        blocks = block_count(self._version.size_bytes, self._repository.block_size)
+        if self._first_block >= max(1, blocks):
+            raise UsageError(
+                f"block {self._first_block} lies beyond the end: version {self._version.uid} has {blocks} blocks, "
+                "numbered from 0"
+            )
+        if self._path is None:
+            if self._options.differential or self._options.verify:
+                raise UsageError(
+                    f"{self._uri} cannot be read, as --differential and --verify do; name a file or device"
+                )
+            return
+        _refuse_own_paths(self._repository, self._path)
+        if os.path.isfile(self._path) and os.path.getsize(self._path) < self._first_byte:
+            raise TargetError(
+                f"{self._path} has no block {self._first_block}: it is {os.path.getsize(self._path)} bytes long; "
+                "continue from an earlier block, or restore it anew with --force"
+            )
+
+    def open_target(self) -> Target:
+        """Open the target, to begin with or to go on."""
+        kept_bytes = None if self._options.continue_from is None else self._first_byte
+        if self._options.differential:
+            kept_bytes = self._version.size_bytes
+        return open_target(
+            self._uri,
+            self._version.size_bytes,
+            replace=self._options.replace,
+            kept_bytes=kept_bytes,
+            first_byte=self._first_byte,
+            stop=self._stop,
+        )
+
+    def write_and_verify(self, target: Target, job: Job, progress: Progress) -> RestoreReport:
+        """Do all of it."""
+        read_back = ReadBack(self._repository.blocks, target) if isinstance(target, ReadableTarget) else None
+        restorer = Restorer(
+            self._repository,
+            self._version,
+            target,
+            first_block=self._first_block,
+            skips_holes=self._options.sparse,
+            present=read_back if self._options.differential else None,
+            job=job,
+            progress=progress,
+            stop=self._stop,
+        )
         try:
-            restorer = _Restorer(repository, version, target, job, progress or NoProgress(), stop)
             restorer.run()
             target.finish()
-        finally:
-            target.close()
-    return RestoreReport(
-        version=version,
-        target=path,
-        bytes_written=restorer.written_bytes,
-        damaged=tuple(sorted(restorer.damaged, key=lambda damage: damage.start)),
-        duration_s=time.monotonic() - started,
-    )
+        except BackyfsError as error:
+            if self._path is not None:
+                error.args = (f"{error}: {_how_to_continue(restorer)}",)
+            raise
+        differing: list[DamagedRange] = []
+        if self._options.verify and read_back is not None:
+            verification = Verification(
+                self._repository,
+                self._version,
+                read_back,
+                without=restorer.damaged,
+                skips_holes=self._options.sparse and not target.begins_empty,
+                job=job,
+                progress=progress,
+                stop=self._stop,
+            )
+            verification.run()
+            differing = verification.differing
+        return self._report(restorer, differing)
+
+    def _report(self, restorer: Restorer, differing: list[DamagedRange]) -> RestoreReport:
+        return RestoreReport(
+            version=self._version,
+            target=self._path or self._uri,
+            bytes_written=restorer.written_bytes,
+            bytes_equal=restorer.equal_bytes,
+            damaged=_merged(restorer.damaged),
+            differing=_merged(differing),
+            is_verified=self._options.verify,
+            duration_s=time.monotonic() - self._started,
+        )
+
+
+def _how_to_continue(restorer: Restorer) -> str:
+    return f"the target is incomplete; continue with --continue-from {restorer.continue_block()}"
+
+
+def _merged(found: list[DamagedRange]) -> tuple[DamagedRange, ...]:
+    """Return ranges in order, neighbours of the same reason as one."""
+    ordered: list[DamagedRange] = []
+    for damage in sorted(found, key=lambda damage: damage.start):
+        if ordered and (ordered[-1].stop, ordered[-1].reason) == (damage.start, damage.reason):
+            ordered[-1] = replace(ordered[-1], stop=damage.stop)
+        else:
+            ordered.append(damage)
+    return tuple(ordered)
 
 
 def _refuse_own_paths(repository: Repository, path: str) -> None:
@@ -104,110 +210,3 @@ def _refuse_own_paths(repository: Repository, path: str) -> None:
         companions = [own + suffix for suffix in _SQLITE_COMPANIONS]
         if wanted in {own, *companions} or wanted.startswith(own + os.sep):
             raise TargetError(f"{path} belongs to the repository itself; name a target outside of it")
-
-
-class _Restorer:
-    """One restore under way. Owned by the thread that calls `run`."""
-
-    def __init__(
-        self,
-        repository: Repository,
-        version: Version,
-        target: FileTarget,
-        job: Job,
-        progress: Progress,
-        stop: Callable[[], bool],
-    ) -> None:
-        self._repository = repository
-        self._version = version
-        self._target = target
-        self._job = job
-        self._progress = progress
-        self._stop = stop
-        self._geometry = (version.size_bytes, repository.block_size)
-        self._blocks = block_count(*self._geometry)
-        self.written_bytes = 0
-        self.damaged: list[DamagedRange] = []
-
-    def run(self) -> None:
-        workers = default_workers()
-        self._progress.start(f"Restoring {self._version.name}", self._version.size_bytes)
-        try:
-            with Window[_Done](workers) as window:
-                for run in self._runs():
-                    while window.pending >= 2 * workers:
-                        self._take(window)
-                    self._check()
-                    window.submit(self._restore_run, run)
-                while window.pending:
-                    self._take(window)
-        finally:
-            self._progress.stop()
-
-    def _check(self) -> None:
-        self._job.check()
-        if self._stop():
-            raise InterruptedByUser("interrupted: the target is incomplete; restore it again with --force")
-
-    def _take(self, window: Window[_Done]) -> None:
-        for done in window.results():
-            self.written_bytes += done.written_bytes
-            self.damaged += done.damaged
-            self._progress.advance(done.passed_bytes)
-
-    def _runs(self) -> Iterator[list[_Part]]:
-        """Yield the blocks that have a blob, in runs of bounded size; settle the others on the way."""
-        limit = max(1, min(_RUN_BLOCKS, _RUN_BYTES // self._repository.block_size))
-        for number in range(page_count(self._blocks)):
-            page_no = PageNumber(number)
-            with self._repository.database.read() as connection:
-                entries = page_entries(connection, self._version, page_no, self._blocks)
-                blobs = load_blobs(connection, {BlobId(entry) for entry in entries if entry > HOLE})
-            parts: list[_Part] = []
-            for position, entry in enumerate(entries):
-                index = BlockIndex(number * PAGE_ENTRIES + position)
-                if entry <= HOLE:
-                    self._settle(index, entry)
-                    continue
-                parts.append(_Part(index, blobs.get(BlobId(entry))))
-                if len(parts) == limit:
-                    yield parts
-                    parts = []
-            if parts:
-                yield parts
-
-    def _settle(self, index: BlockIndex, entry: int) -> None:
-        start, length = self._range(index)
-        if entry == ABSENT:
-            self.damaged.append(
-                DamagedRange(start=start, stop=start + length, reason="never backed up: the version is incomplete")
-            )
-        else:
-            self._target.write_zeros(start, length)
-        self._progress.advance(length)
-
-    def _restore_run(self, run: list[_Part]) -> _Done:
-        """Load the blocks of a run and write those that are whole. Runs in a worker thread."""
-        written = passed = 0
-        damaged = []
-        for part in run:
-            start, length = self._range(part.index)
-            passed += length
-            try:
-                block = self._load(part, length)
-            except (IntegrityError, StorageError) as error:
-                damaged.append(DamagedRange(start=start, stop=start + length, reason=str(error)))
-                continue
-            self._target.write(start, block)
-            written += length
-        return _Done(written, passed, damaged)
-
-    def _load(self, part: _Part, length: int) -> bytes:
-        if part.blob is None:
-            raise IntegrityError("the block map names a blob that the database does not have")
-        if part.blob.size != length:
-            raise IntegrityError(f"blob {part.blob.uid} has {part.blob.size} bytes where the image has {length}")
-        return load_block(self._repository.blocks, part.blob)
-
-    def _range(self, index: BlockIndex) -> tuple[int, int]:
-        return index * self._repository.block_size, block_length(index, *self._geometry)

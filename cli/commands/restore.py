@@ -1,7 +1,8 @@
-"""`backyfs restore`: write a version to a file or block device."""
+"""`backyfs restore`: write a version to a file, a block device or the standard output."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
@@ -10,15 +11,19 @@ import click
 from backyfs.cli.arguments import version_argument
 from backyfs.cli.hooks import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
-from backyfs.cli.output import print_object
+from backyfs.cli.output import Row, print_object
 from backyfs.cli.sizes import human_size
+from backyfs.cli.stdout import drop_stdout
 from backyfs.cli.text import printable
-from backyfs.engine.restore import RestoreReport, restore
-from backyfs.errors import IntegrityError
+from backyfs.engine.restore import RestoreOptions, RestoreReport, restore
+from backyfs.errors import IntegrityError, ReaderGoneError
 from backyfs.metadata.versions import find_version
+from backyfs.model import VersionStatus
+from backyfs.sources.targets import STDOUT
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
+    from backyfs.model import DamagedRange
 
 _log = logging.getLogger("backyfs.cli")
 
@@ -26,48 +31,129 @@ _log = logging.getLogger("backyfs.cli")
 @click.command()
 @version_argument
 @click.argument("target")
+@click.option(
+    "-s",
+    "--sparse",
+    is_flag=True,
+    help="Do not write holes: a device, or a file with --differential, keeps what it has there. Without it they "
+    "become zeros; a file that is written anew is sparse either way.",
+)
 @click.option("-f", "--force", is_flag=True, help="Overwrite TARGET if it exists.")
+@click.option(
+    "-c",
+    "--continue-from",
+    type=click.IntRange(min=0),
+    metavar="BLOCK",
+    help="Begin with block number BLOCK. TARGET exists and keeps what is before it. A restore that was interrupted "
+    "tells the number.",
+)
+@click.option(
+    "--differential",
+    is_flag=True,
+    help="Read TARGET, which exists, and write only the blocks that differ. Equal ones are not read from the storage.",
+)
+@click.option(
+    "--verify", is_flag=True, help="Read all of TARGET back at the end, from the disk, and compare it with VERSION."
+)
 @click.pass_obj
 @hooked("restore", "version", "target")
-def command(invocation: Invocation, version: str, target: str, *, force: bool) -> None:
-    """Write VERSION to TARGET, a file or block device.
+def command(
+    invocation: Invocation,
+    version: str,
+    target: str,
+    *,
+    sparse: bool,
+    force: bool,
+    continue_from: int | None,
+    differential: bool,
+    verify: bool,
+) -> None:
+    """Write VERSION to TARGET.
+
+    TARGET is a path, file://PATH, a block device that is not in use, null:// (nowhere, for measuring), or - for
+    the standard output, where nothing else is printed then.
 
     Blocks are checked before they are written. Damaged ones are named with their ranges, everything else is
-    restored, and the exit status is 20. Files are made sparse.
+    restored, and the exit status is 20. On the standard output zeros stand for them.
     """
+    options = RestoreOptions(
+        replace=force, sparse=sparse, continue_from=continue_from, differential=differential, verify=verify
+    )
+    if target == STDOUT:  # a bar would stand in the way of those that read
+        invocation = dataclasses.replace(invocation, show_progress=False)
     with invocation.open_repository() as repository, stop_on_signals() as stop:
         with repository.database.read() as connection:
             wanted = find_version(connection, version)
-        invocation.add_facts(uid=wanted.uid)
-        report = restore(
-            repository, wanted, target, replace=force, progress=invocation.progress(), stop=stop
-        )
+        invocation.add_facts(uid=wanted.uid, size_bytes=wanted.size_bytes)
+        if wanted.status is VersionStatus.INVALID:
+            _log.warning(
+                "version %s is invalid: blocks of it were found damaged; what can be restored is restored", wanted.uid
+            )
+        try:
+            report = restore(
+                repository, wanted, target, options=options, progress=invocation.progress(), stop=stop
+            )
+        except ReaderGoneError:
+            drop_stdout()
+            return
+    invocation.add_facts(bytes_written=report.bytes_written)
     _print(invocation, report)
-    if report.damaged:
-        missing = sum(damage.stop - damage.start for damage in report.damaged)
-        raise IntegrityError(
-            f"{missing} bytes of version {wanted.uid} could not be restored; the ranges are listed above, "
-            f"everything else is in {report.target}"
-        )
+    _raise_what_was_found(report)
 
 
 def _print(invocation: Invocation, report: RestoreReport) -> None:
     for damage in report.damaged:
         _log.error("bytes %d to %d not restored: %s", damage.start, damage.stop, damage.reason)
-    if invocation.form is OutputForm.JSON:
+    for damage in report.differing:
+        _log.error("bytes %d to %d differ: %s", damage.start, damage.stop, damage.reason)
+    if invocation.form is OutputForm.JSON and report.target != STDOUT:
         print_object(
             {
                 "uid": report.version.uid,
                 "target": report.target,
                 "size_bytes": report.version.size_bytes,
                 "bytes_written": report.bytes_written,
-                "damaged": [f"{damage.start}-{damage.stop}" for damage in report.damaged],
+                "bytes_equal": report.bytes_equal,
+                "verified": report.is_verified and not report.differing,
                 "duration_s": round(report.duration_s, 3),
-            }
+            },
+            damaged=_rows(report.damaged),
+            differing=_rows(report.differing),
         )
     elif invocation.form is OutputForm.TABLE:
-        rate = int(report.version.size_bytes / max(report.duration_s, 0.001))
-        click.echo(
-            f"version {report.version.uid} restored to {printable(report.target)}: "
-            f"{human_size(report.version.size_bytes)} in {report.duration_s:.1f} s ({human_size(rate)}/s)"
+        click.echo(_summary(report), err=report.target == STDOUT)
+
+
+def _rows(ranges: tuple[DamagedRange, ...]) -> list[Row]:
+    return [{"start": damage.start, "stop": damage.stop, "reason": damage.reason} for damage in ranges]
+
+
+def _summary(report: RestoreReport) -> str:
+    rate = int(report.version.size_bytes / max(report.duration_s, 0.001))
+    place = "the standard output" if report.target == STDOUT else printable(report.target)
+    text = (
+        f"version {report.version.uid} restored to {place}: "
+        f"{human_size(report.version.size_bytes)} in {report.duration_s:.1f} s ({human_size(rate)}/s)"
+    )
+    if report.bytes_equal:
+        text += f"\nwritten {human_size(report.bytes_written)}, already there {human_size(report.bytes_equal)}"
+    if report.is_verified and not (report.damaged or report.differing):
+        text += "\nread back, and found to be as it was written"
+    return text
+
+
+def _raise_what_was_found(report: RestoreReport) -> None:
+    if report.differing:
+        raise IntegrityError(
+            f"{_bytes_in(report.differing)} bytes of {report.target} were not read back as they were written; the "
+            "ranges are listed above. Look at the log of the kernel, and restore to another disk"
         )
+    if report.damaged:
+        raise IntegrityError(
+            f"{_bytes_in(report.damaged)} bytes of version {report.version.uid} could not be restored; the ranges are "
+            f"listed above, everything else is in {report.target}"
+        )
+
+
+def _bytes_in(ranges: tuple[DamagedRange, ...]) -> int:
+    return sum(damage.stop - damage.start for damage in ranges)

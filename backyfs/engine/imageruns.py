@@ -1,0 +1,130 @@
+"""The blocks of a version from its front to its end, in runs: what one task of a worker thread is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from backyfs.errors import IntegrityError
+from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count
+from backyfs.metadata.blobs import load_blobs
+from backyfs.metadata.blockmap import ABSENT, HOLE, page_entries
+from backyfs.model import BlobId, BlockIndex, PageNumber
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backyfs.metadata.blockmap import Entries
+    from backyfs.model import Blob, Version
+    from backyfs.repository import Repository
+
+_RUN_BYTES = 4 << 20  # blocks that are smaller come in runs of so many bytes, and
+_RUN_BLOCKS = 256     # of so many blocks
+GAP_BYTES = 64 << 20  # of a gap that a task has to do something about
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPart:
+    """A block that has a blob; None where the row of the blob is gone."""
+
+    start: int   # bytes of the image
+    length: int
+    blob: Blob | None
+
+    def sound_blob(self) -> Blob:
+        """Return the blob.
+
+        Raises:
+            IntegrityError: there is none, or it cannot be this block.
+        """
+        if self.blob is None:
+            raise IntegrityError("the block map names a blob that the database does not have")
+        if self.blob.size != self.length:
+            raise IntegrityError(
+                f"blob {self.blob.uid} has {self.blob.size} bytes where the image has {self.length}"
+            )
+        return self.blob
+
+
+@dataclass(frozen=True, slots=True)
+class GapPart:
+    """Blocks in a row that have no blob: holes, or blocks that were never backed up."""
+
+    start: int   # bytes of the image
+    length: int
+    is_absent: bool  # never backed up
+
+
+@dataclass(slots=True)
+class Run:
+    """Parts of an image, in order and without anything between them."""
+
+    first: BlockIndex
+    parts: list[BlockPart | GapPart] = field(default_factory=list)
+    has_blocks: bool = False
+    length: int = 0  # bytes of the image
+
+
+class ImageRuns:
+    """Cuts a version into runs. Owned by the thread that owns the database."""
+
+    def __init__(self, repository: Repository, version: Version, *, gap_bytes: int | None) -> None:
+        """`gap_bytes` is how long a gap may be; None where gaps cost nothing, then they are as long as a page."""
+        self._database = repository.database
+        self._version = version
+        self._block_size = repository.block_size
+        self.blocks = block_count(version.size_bytes, repository.block_size)
+        self._blocks_at_once = max(1, min(_RUN_BLOCKS, _RUN_BYTES // repository.block_size))
+        self._gap_blocks = PAGE_ENTRIES if gap_bytes is None else max(1, gap_bytes // repository.block_size)
+
+    def from_block(self, first: int) -> Iterator[Run]:
+        """Yield the runs of all blocks from block `first` on, in order. None of them crosses a page.
+
+        Raises:
+            DatabaseError: the block map cannot be read.
+        """
+        page_no, skipped = divmod(first, PAGE_ENTRIES)
+        for number in range(page_no, page_count(self.blocks)):
+            with self._database.read() as connection:
+                entries = page_entries(connection, self._version, PageNumber(number), self.blocks)
+                blobs = load_blobs(connection, {BlobId(entry) for entry in entries[skipped:] if entry > HOLE})
+            yield from self._runs(number * PAGE_ENTRIES, entries, blobs, skipped)
+            skipped = 0
+
+    def _runs(self, page_start: int, entries: Entries, blobs: dict[BlobId, Blob], position: int) -> Iterator[Run]:
+        run = Run(BlockIndex(page_start + position))
+        blocks = 0
+        while position < len(entries):
+            index = page_start + position
+            entry = entries[position]
+            if entry > HOLE:
+                blob = blobs.get(BlobId(entry))
+                run.parts.append(BlockPart(index * self._block_size, self._length(index, 1), blob))
+                run.has_blocks = True
+                blocks += 1
+                position += 1
+            else:
+                count = self._gap_length(entries, position)
+                length = self._length(index, count)
+                run.parts.append(GapPart(index * self._block_size, length, entry == ABSENT))
+                position += count
+            run.length += run.parts[-1].length
+            if blocks == self._blocks_at_once or run.length >= self._gap_blocks * self._block_size:
+                yield run
+                run = Run(BlockIndex(page_start + position))
+                blocks = 0
+        if run.parts:
+            yield run
+
+    def _gap_length(self, entries: Entries, position: int) -> int:
+        """Return how many entries from this one on are the same, as far as they go into one gap."""
+        entry = entries[position]
+        stop = min(len(entries), position + self._gap_blocks)
+        end = position + 1
+        while end < stop and entries[end] == entry:
+            end += 1
+        return end - position
+
+    def _length(self, index: int, count: int) -> int:
+        last = BlockIndex(index + count - 1)
+        return (count - 1) * self._block_size + block_length(last, self._version.size_bytes, self._block_size)

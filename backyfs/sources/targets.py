@@ -1,0 +1,143 @@
+"""What can be written as an image: the protocol of targets, and how a target is named on the command line."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from backyfs.errors import SourceError, TargetError
+from backyfs.sources import local_path
+from backyfs.sources.null import NULL_SCHEME
+from backyfs.sources.null_target import NullTarget
+from backyfs.sources.stream_target import StreamTarget
+from backyfs.sources.target import FileTarget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backyfs.model import Buffer
+
+STDOUT = "-"
+
+
+class Target(Protocol):
+    """Where an image goes. All bytes of it are written, or left, once each.
+
+    The methods that write may be called from several threads at once. They may make a thread wait until all
+    before its bytes is there, so whoever hands out the work hands it out in order.
+    """
+
+    @property
+    def begins_empty(self) -> bool:
+        """Whether it reads as zeros where nothing is written, so that nobody needs to call `write_zeros`."""
+        ...
+
+    def write(self, offset: int, block: Buffer) -> None:
+        """Write a block, which the caller does not change afterwards.
+
+        Raises:
+            TargetError: it cannot be written.
+        """
+        ...
+
+    def write_zeros(self, offset: int, length: int) -> None:
+        """Make a range read as zeros.
+
+        Raises:
+            TargetError: it cannot be written.
+        """
+        ...
+
+    def leave(self, offset: int, length: int) -> None:
+        """Pass over a range: what was there stays, and where nothing can be, zeros stand for it.
+
+        Raises:
+            TargetError: it cannot be written.
+        """
+        ...
+
+    def finish(self) -> None:
+        """End the writing.
+
+        Raises:
+            TargetError: not everything could be written.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the target, finished or not."""
+        ...
+
+
+@runtime_checkable
+class ReadableTarget(Target, Protocol):
+    """A target that keeps what it is given, and can be read."""
+
+    def read_into(self, offset: int, buffer: bytearray) -> None:
+        """Fill `buffer` with what it has from `offset` on. Safe to call from several threads at once.
+
+        Raises:
+            TargetError: it cannot be read.
+        """
+        ...
+
+    def is_zeros(self, offset: int, length: int) -> bool:
+        """Tell whether a range reads as zeros. Safe to call from several threads at once.
+
+        Raises:
+            TargetError: it cannot be read.
+        """
+        ...
+
+    def drop_cache(self) -> None:
+        """Have what is read from now on come from the disk, as far as that can be.
+
+        Raises:
+            TargetError: what was written does not get there.
+        """
+        ...
+
+
+def target_path(uri: str) -> str | None:
+    """Return the path of the file or device that `uri` names; None where it names something else.
+
+    Raises:
+        TargetError: it is a URI of an unknown kind.
+    """
+    if uri == STDOUT or uri.startswith(NULL_SCHEME):
+        return None
+    try:
+        return local_path(uri)
+    except SourceError as error:
+        scheme, _, _ = uri.partition("://")
+        raise TargetError(
+            f"{uri}: targets of kind {scheme}:// are not known; give a path, file://PATH, null:// or - for stdout"
+        ) from error
+
+
+def open_target(
+    uri: str,
+    size_bytes: int,
+    *,
+    replace: bool = False,
+    kept_bytes: int | None = None,
+    first_byte: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+) -> Target:
+    """Open what an image of this size is to be written to: a path, `file://PATH`, `null://`, or `-` for stdout.
+
+    `replace` and `kept_bytes` are for files and devices: see `FileTarget`. Nothing before `first_byte` is going to
+    be written. Threads that wait for a slow reader of stdout ask `stop` whether the command is to end.
+
+    Raises:
+        TargetError: it exists and may not be replaced, is too small, is in use, cannot be written, or is a
+            terminal.
+    """
+    path = target_path(uri)
+    if path is not None:
+        return FileTarget(path, size_bytes, replace=replace, kept_bytes=kept_bytes)
+    if uri != STDOUT:
+        return NullTarget()
+    if sys.__stdout__ is None:  # its number may be that of another file by now
+        raise TargetError("the standard output is closed; redirect it, or name a file or device")
+    return StreamTarget(sys.__stdout__.fileno(), first_byte=first_byte, stop=stop)
