@@ -1,4 +1,4 @@
-"""Keep when each blob was last checked, and which versions were valid until damage was found in them."""
+"""Keep when each blob was last checked, and which versions were valid until damage was found; find it fast."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
 
-from backyfs.migrations.present import refuse_downgrade, tables
+from backyfs.migrations.present import indexes, refuse_downgrade, tables
 
 revision = "backyfs_0002"
 down_revision = "backyfs_0001"
@@ -33,4 +33,12 @@ def upgrade() -> None:
             "damaged_versions",
             sa.Column("version_id", _Id, sa.ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True),
             sa.Column("found_at", _Time, nullable=False),
+        )
+    if "ix_blobs_damaged" not in indexes("blobs"):
+        op.create_index(
+            "ix_blobs_damaged",
+            "blobs",
+            ["valid"],
+            sqlite_where=sa.text("valid IS 0"),
+            postgresql_where=sa.text("valid IS false"),
         )
