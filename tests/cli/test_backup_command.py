@@ -15,36 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from backyfs.cli.main import run
 from backyfs.metadata.versions import list_versions
 from backyfs.model import VersionStatus
 from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.repositories import BLOCK, back_up, opened
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 PATIENCE_S = 60
 
 
 @pytest.fixture
-def config(tmp_path):
-    return make_repository(tmp_path / "repository")
-
-
-@pytest.fixture
 def image(tmp_path):
     return random_image(tmp_path / "image", 20 * BLOCK)
-
-
-@pytest.fixture
-def call(config, capsys):
-    """Run a command on the repository; return status, stdout and stderr."""
-
-    def call(*words):
-        status = run(["-c", str(config), *map(str, words)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -27,23 +27,6 @@ CHECKS = ["configuration", "permissions", "log", "database", "key", "storage", "
 
 
 @pytest.fixture
-def config(tmp_path):
-    return make_repository(tmp_path / "repository")
-
-
-@pytest.fixture
-def call(config, capsys):
-    """Run a command on the repository; return status, stdout and stderr."""
-
-    def call(*words):
-        status = run(["-c", str(config), *map(str, words)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
 def found(call):
     """Check, and return the exit status, and what each check found: pairs of grade and message."""
 

@@ -25,25 +25,8 @@ UID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
 
 @pytest.fixture
-def config(tmp_path):
-    return make_repository(tmp_path / "repository")
-
-
-@pytest.fixture
 def image(tmp_path):
     return random_image(tmp_path / "image", 3 * BLOCK + 5)
-
-
-@pytest.fixture
-def call(config, capsys):
-    """Run a command on the repository; return status, stdout and stderr."""
-
-    def call(*words):
-        status = run(["-c", str(config), *map(str, words)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 def installed(*words, **options):

@@ -20,14 +20,9 @@ from backyfs.config import load_config
 from backyfs.errors import HookError, IntegrityError, InterruptedByUser
 from backyfs.hooks import run_hook
 from tests.images import random_image
-from tests.repositories import BLOCK, make_repository
+from tests.repositories import BLOCK
 
 DEADLINE_S = 30
-
-
-@pytest.fixture
-def config(tmp_path):
-    return make_repository(tmp_path / "repository")
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from backyfs.cli.main import run
 from tests.images import random_image
 from tests.repositories import make_repository
 
@@ -25,18 +24,6 @@ MIB = 1 << 20
 def config(tmp_path):
     """A repository without encryption: what is stored is as large as what is read."""
     return make_repository(tmp_path / "repository", block_size=BLOCK, encrypted=False)
-
-
-@pytest.fixture
-def call(config, capsys):
-    """Run a command on the repository; return status, stdout and stderr."""
-
-    def call(*words):
-        status = run(["-c", str(config), *map(str, words)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 def limit(config, *lines):

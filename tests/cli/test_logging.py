@@ -11,29 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from backyfs.cli.main import run
 from tests.images import random_image
-from tests.repositories import BLOCK, make_repository
+from tests.repositories import BLOCK
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 MISSING = "no version is named 'x'; `backyfs ls` shows what there is"
-
-
-@pytest.fixture
-def config(tmp_path):
-    return make_repository(tmp_path / "repository")
-
-
-@pytest.fixture
-def call(config, capsys):
-    """Run a command on the repository; return status, stdout and stderr."""
-
-    def call(*words):
-        status = run(["-c", str(config), *map(str, words)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 def log_of(config):

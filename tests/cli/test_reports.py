@@ -49,18 +49,6 @@ def uids(config):
         return [version.uid for version in list_versions(connection)]
 
 
-@pytest.fixture
-def call(config, capsys):
-    """Run a command on the repository; return status, stdout and stderr."""
-
-    def call(*words):
-        status = run(["-c", str(config), *map(str, words)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
-
-
 # As backy2
 
 

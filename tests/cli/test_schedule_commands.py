@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import update
 
-from backyfs.cli.main import run
 from backyfs.engine.forget import Outcome, forget
 from backyfs.engine.job import Job
 from backyfs.engine.remove import remove_versions
@@ -40,18 +39,6 @@ def config(tmp_path):
     config = make_repository(tmp_path / "repository")
     config.write_text(config.read_text() + SCHEDULERS)
     return config
-
-
-@pytest.fixture
-def call(config, capsys):
-    """Run a command on the repository; return status, stdout and stderr."""
-
-    def call(*words):
-        status = run(["-c", str(config), *map(str, words)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -20,15 +20,10 @@ from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, Usag
 from backyfs.metadata.versions import list_versions
 from tests.images import random_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.repositories import BLOCK, back_up, opened
 from tests.upgrade.reference import SQLITE_NAMES, Reference
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
-
-
-@pytest.fixture
-def config(tmp_path):
-    return make_repository(tmp_path / "repository")
 
 
 @pytest.fixture
@@ -40,18 +35,6 @@ def image(tmp_path):
 def version(config, image):
     with opened(config) as repository:
         return back_up(repository, image).version
-
-
-@pytest.fixture
-def call(config, capsys):
-    """Run a command on the repository; return status, stdout and stderr."""
-
-    def call(*words):
-        status = run(["-c", str(config), *map(str, words)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from backyfs.metadata.versions import list_versions, set_status
 from backyfs.model import VersionStatus
 from tests.audit import audit
 from tests.images import random_image
-from tests.repositories import BLOCK, make_repository, opened
+from tests.repositories import BLOCK, opened
 from tests.upgrade.reference import FIXTURES, Reference
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
@@ -31,25 +31,8 @@ UNKNOWN = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
 @pytest.fixture
-def config(tmp_path):
-    return make_repository(tmp_path / "repository")
-
-
-@pytest.fixture
 def image(tmp_path):
     return random_image(tmp_path / "image", 5 * BLOCK)
-
-
-@pytest.fixture
-def call(config, capsys):
-    """Run a command on the repository; return status, stdout and stderr."""
-
-    def call(*words):
-        status = run(["-c", str(config), *map(str, words)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

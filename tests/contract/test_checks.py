@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-import pytest
 from sqlalchemy import insert, select, update
 
 from backyfs.metadata.blobs import insert_blobs, load_blobs
@@ -25,8 +23,6 @@ from backyfs.metadata.checks import (
     used_blobs,
     versions_with,
 )
-from backyfs.metadata.database import Database
-from backyfs.metadata.schema import create_file, create_tables
 from backyfs.metadata.stats import insert_statistics_records
 from backyfs.metadata.tables import blob_checks, blobs, damaged_versions, versions
 from backyfs.metadata.versions import create_version, set_status
@@ -42,7 +38,6 @@ from backyfs.model import (
 from tests.audit import doom
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
     from backyfs.metadata.database import Connection
 
@@ -50,22 +45,6 @@ BLOCK = 4096
 PAGE = 1024 * BLOCK
 NOW = datetime(2026, 1, 31, 12, 0, 0, 123_456, tzinfo=UTC)
 DAY = timedelta(days=1)
-
-
-@pytest.fixture(scope="module")
-def database(module_database_url: str) -> Iterator[Database]:
-    with closing(Database(module_database_url)) as database:
-        create_file(database)
-        with database.begin() as connection:
-            create_tables(connection)
-        yield database
-
-
-@pytest.fixture
-def connection(database: Database) -> Iterator[Connection]:
-    with database.engine.connect() as connection, connection.begin() as transaction:
-        yield connection
-        transaction.rollback()
 
 
 def uid(number: int) -> BlobUid:

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
-
-import pytest
 
 from backyfs.config import Scheduler
 from backyfs.engine.metrics import collect_metrics
 from backyfs.metadata.database import Database
-from backyfs.metadata.schema import create_file, create_tables
 from backyfs.metadata.stats import insert_statistics_records, newest_statistics
 from backyfs.metadata.versions import create_version, set_status
 from backyfs.model import StatisticsRecord, VersionStatus, VersionUid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 DAILY = Scheduler(name="daily", interval_s=86400, keep=1, sla_s=3600)
 WEEKLY = Scheduler(name="weekly", interval_s=7 * 86400, keep=1, sla_s=3600)
-
-
-@pytest.fixture(scope="module")
-def database(module_database_url: str) -> Iterator[Database]:
-    with closing(Database(module_database_url)) as database:
-        create_file(database)
-        with database.begin() as connection:
-            create_tables(connection)
-        yield database
 
 
 def record(uid: VersionUid, *, seconds: float) -> StatisticsRecord:

@@ -56,13 +56,6 @@ def database(module_database_url: str) -> Iterator[Database]:
         yield database
 
 
-@pytest.fixture
-def connection(database: Database) -> Iterator[Connection]:
-    with database.engine.connect() as connection, connection.begin() as transaction:
-        yield connection
-        transaction.rollback()
-
-
 def new_version(connection: Connection, tag_names: tuple[str, ...] = ()) -> Version:
     return create_version(
         connection, name="disk", snapshot_name="", size_bytes=4096 * 5000, created_at=NOW, tag_names=tag_names

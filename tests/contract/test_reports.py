@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
@@ -20,7 +19,6 @@ from backyfs.metadata import pagecache
 from backyfs.metadata.blobs import find_by_uid, insert_blobs
 from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries
 from backyfs.metadata.database import Database
-from backyfs.metadata.schema import create_file, create_tables
 from backyfs.metadata.sizes import uids_of
 from backyfs.metadata.stats import (
     find_statistics,
@@ -48,15 +46,6 @@ if TYPE_CHECKING:
 BLOCK = 4096
 END = 1000  # bytes of the last block of an image that is not whole
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def database(module_database_url: str) -> Iterator[Database]:
-    with closing(Database(module_database_url)) as database:
-        create_file(database)
-        with database.begin() as connection:
-            create_tables(connection)
-        yield database
 
 
 @pytest.fixture

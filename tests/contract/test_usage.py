@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -11,37 +10,18 @@ from sqlalchemy import insert
 
 from backyfs.metadata.blobs import find_by_uid, insert_blobs
 from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries
-from backyfs.metadata.database import Database
-from backyfs.metadata.schema import create_file, create_tables
 from backyfs.metadata.tables import tags
 from backyfs.metadata.usage import encryption_versions, used_bytes
 from backyfs.metadata.versions import create_version, picture, set_status
 from backyfs.model import BlobUid, PageNumber, SavedBlob, Version, VersionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
     from backyfs.metadata.database import Connection
 
 BLOCK = 4096
 PAGE = 1024 * BLOCK
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def database(module_database_url: str) -> Iterator[Database]:
-    with closing(Database(module_database_url)) as database:
-        create_file(database)
-        with database.begin() as connection:
-            create_tables(connection)
-        yield database
-
-
-@pytest.fixture
-def connection(database: Database) -> Iterator[Connection]:
-    with database.engine.connect() as connection, connection.begin() as transaction:
-        yield connection
-        transaction.rollback()
 
 
 def new_version(connection: Connection, size_bytes: int) -> Version:
