@@ -19,7 +19,7 @@ from backyfs.engine.verification import Verification
 from backyfs.errors import BackyfsError, TargetError, UsageError
 from backyfs.geometry import block_count
 from backyfs.model import NoProgress
-from backyfs.sources.targets import ReadableTarget, open_target, target_path
+from backyfs.sources.targets import STDOUT, ReadableTarget, open_target, target_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,10 +113,7 @@ class _Restore:
                 "numbered from 0"
             )
         if self._path is None:
-            if self._options.differential or self._options.verify:
-                raise UsageError(
-                    f"{self._uri} cannot be read, as --differential and --verify do; name a file or device"
-                )
+            self._refuse_what_needs_a_file()
             return
         _refuse_own_paths(self._repository, self._path)
         if os.path.isfile(self._path) and os.path.getsize(self._path) < self._first_byte:
@@ -124,6 +121,12 @@ class _Restore:
                 f"{self._path} has no block {self._first_block}: it is {os.path.getsize(self._path)} bytes long; "
                 "continue from an earlier block, or restore it anew with --force"
             )
+
+    def _refuse_what_needs_a_file(self) -> None:
+        if self._options.differential or self._options.verify:
+            raise UsageError(f"{self._uri} cannot be read, as --differential and --verify do; name a file or device")
+        if self._uri == STDOUT and self._options.continue_from is not None:
+            raise UsageError("the standard output has nothing to continue; leave out --continue-from, or name a file")
 
     def open_target(self) -> Target:
         """Open the target, to begin with or to go on."""
@@ -133,9 +136,9 @@ class _Restore:
         return open_target(
             self._uri,
             self._version.size_bytes,
+            self._repository.config,
             replace=self._options.replace,
             kept_bytes=kept_bytes,
-            first_byte=self._first_byte,
             stop=self._stop,
         )
 
@@ -155,11 +158,11 @@ class _Restore:
         )
         try:
             restorer.run()
-            target.finish()
         except BackyfsError as error:
             if self._path is not None:
-                error.args = (f"{error}: {_how_to_continue(restorer)}",)
+                error.args = (f"{error}; {_how_to_continue(restorer)}",)
             raise
+        target.finish()
         differing: list[DamagedRange] = []
         if self._options.verify and read_back is not None:
             verification = Verification(
@@ -190,7 +193,7 @@ class _Restore:
 
 
 def _how_to_continue(restorer: Restorer) -> str:
-    return f"the target is incomplete; continue with --continue-from {restorer.continue_block()}"
+    return f"the target is incomplete: add --continue-from {restorer.continue_block()} to go on"
 
 
 def _merged(found: list[DamagedRange]) -> tuple[DamagedRange, ...]:

@@ -70,6 +70,9 @@ class Verification:
                     window.submit(self._verify_run, run)
                 while window.pending:
                     self._take(window)
+        except InterruptedByUser:
+            self._check()  # tells what is done, where a worker could not
+            raise
         finally:
             self._progress.stop()
 

@@ -24,11 +24,11 @@ _ZEROS = bytes(1 << 20)
 
 
 class StreamTarget:
-    """A file descriptor that takes the bytes of an image from `first_byte` on, in order."""
+    """A file descriptor that takes the bytes of an image in order."""
 
     begins_empty = False  # zeros take their room in a stream
 
-    def __init__(self, fd: int, *, first_byte: int, stop: Callable[[], bool]) -> None:
+    def __init__(self, fd: int, *, stop: Callable[[], bool]) -> None:
         """Begin to write to `fd`, which stays the caller's. Threads that wait for their turn ask `stop`.
 
         Raises:
@@ -41,7 +41,7 @@ class StreamTarget:
         self._fd = fd
         self._stop = stop
         self._changed = threading.Condition()  # guards all below
-        self._next_byte = first_byte           # of the image: what is taken next
+        self._next_byte = 0                    # of the image: what is taken next
         self._queue: deque[Buffer] = deque()   # taken and not written yet; the first one is under way
         self._queued_bytes = 0
         self._error: TargetError | None = None

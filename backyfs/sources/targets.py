@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from backyfs.errors import SourceError, TargetError
 from backyfs.sources import local_path
+from backyfs.sources.limits import LimitedReadableTarget, LimitedTarget
 from backyfs.sources.null import NULL_SCHEME
 from backyfs.sources.null_target import NullTarget
 from backyfs.sources.stream_target import StreamTarget
@@ -15,6 +16,7 @@ from backyfs.sources.target import FileTarget
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from backyfs.config import Config, IoConfig
     from backyfs.model import Buffer
 
 STDOUT = "-"
@@ -118,16 +120,17 @@ def target_path(uri: str) -> str | None:
 def open_target(
     uri: str,
     size_bytes: int,
+    config: Config | None = None,
     *,
     replace: bool = False,
     kept_bytes: int | None = None,
-    first_byte: int = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Target:
     """Open what an image of this size is to be written to: a path, `file://PATH`, `null://`, or `-` for stdout.
 
-    `replace` and `kept_bytes` are for files and devices: see `FileTarget`. Nothing before `first_byte` is going to
-    be written. Threads that wait for a slow reader of stdout ask `stop` whether the command is to end.
+    `config` says how many writes to it may be under way at once; without one there is no limit, and stdout has one
+    at a time anyway. `replace` and `kept_bytes` are for files and devices: see `FileTarget`. Threads that wait for
+    a slow reader of stdout ask `stop` whether the command is to end.
 
     Raises:
         TargetError: it exists and may not be replaced, is too small, is in use, cannot be written, or is a
@@ -135,9 +138,18 @@ def open_target(
     """
     path = target_path(uri)
     if path is not None:
-        return FileTarget(path, size_bytes, replace=replace, kept_bytes=kept_bytes)
+        target = FileTarget(path, size_bytes, replace=replace, kept_bytes=kept_bytes)
+        return _limited(target, None if config is None else config.io_file)
     if uri != STDOUT:
-        return NullTarget()
+        return _limited(NullTarget(), None if config is None else config.io_null)
     if sys.__stdout__ is None:  # its number may be that of another file by now
         raise TargetError("the standard output is closed; redirect it, or name a file or device")
-    return StreamTarget(sys.__stdout__.fileno(), first_byte=first_byte, stop=stop)
+    return StreamTarget(sys.__stdout__.fileno(), stop=stop)
+
+
+def _limited(target: Target, limits: IoConfig | None) -> Target:
+    if limits is None or limits.simultaneous_writes is None:
+        return target
+    if isinstance(target, ReadableTarget):
+        return LimitedReadableTarget(target, simultaneous_writes=limits.simultaneous_writes)
+    return LimitedTarget(target, simultaneous_writes=limits.simultaneous_writes)
