@@ -96,7 +96,7 @@ class _LazyGroup(click.Group):
 @click.option(
     "-c",
     "--configfile",
-    type=click.Path(),
+    type=click.Path(readable=False),
     metavar="FILE",
     help="Configuration to use instead of the usual places.",
 )
@@ -110,7 +110,7 @@ class _LazyGroup(click.Group):
 @click.option("--no-progress", is_flag=True, help="Show no progress.")
 @click.option(
     "--metrics-file",
-    type=click.Path(),
+    type=click.Path(readable=False),
     metavar="FILE",
     help="Write what monitoring wants to know to FILE at the end, for Prometheus.",
 )

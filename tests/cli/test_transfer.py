@@ -281,11 +281,26 @@ def test_a_mistake_is_told_in_one_line(
     assert sorted(os.listdir(tmp_path)) == ["image", "repository"]
 
 
-@pytest.mark.parametrize("words", [["import"], ["export", "--format", "xml", "a", "b"], ["db"], ["db", "copy", "a"]])
-def test_a_command_that_lacks_something_tells_its_usage(call: Callable[..., Done], words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["import"], "import"),
+        (["export", "--format", "xml", "a", "b"], "export"),
+        (["db", "copy", "a"], "db copy"),
+    ],
+)
+def test_a_command_that_lacks_something_tells_where_its_usage_is(
+    call: Callable[..., Done], words: list[str], command: str
+) -> None:
     done = call(*words)
     assert (done.status, done.out) == (1, b"")
-    assert "Usage: backyfs" in done.err
+    assert done.err.endswith(f"; `backyfs {command} --help` shows how it is called\n")
+
+
+def test_a_group_without_a_command_tells_its_commands(call: Callable[..., Done]) -> None:
+    done = call("db")
+    assert (done.status, done.out) == (1, b"")
+    assert "Usage: backyfs db" in done.err
 
 
 def test_a_version_that_is_not_there_is_not_exported(call: Callable[..., Done], tmp_path: Path) -> None:
@@ -353,7 +368,7 @@ def test_a_copied_database_takes_the_place_of_the_old_one(
     assert done.status == 0
     assert "backyfs: blobs: 4 rows copied and compared\n" in done.err
     assert done.out.decode().splitlines() == [
-        f"14 rows of 9 tables were copied to {tmp_path}/new.sqlite, and compared.",
+        f"17 rows of 11 tables were copied to {tmp_path}/new.sqlite, and compared.",
         "Write its URL as `engine` in [MetaBackend] now; the old database stays as it is.",
     ]
     config.write_text(config.read_text().replace(*urls))
@@ -366,13 +381,15 @@ def test_db_copy_prints_a_line_for_each_table_for_machines(
 ) -> None:
     done = call("-m", "db", "copy", *urls)
     assert sorted(done.out.decode().splitlines()) == [
+        "blob_checks|0",
         "blob_refs|4",
         "blobs|4",
+        "damaged_versions|0",
         "key_slots|1",
         "pages|1",
         "repository|1",
         "stats|1",
-        "tags|0",
+        "tags|3",
         "version_pages|1",
         "versions|1",
     ]
@@ -381,8 +398,9 @@ def test_db_copy_prints_a_line_for_each_table_for_machines(
 def test_db_copy_prints_json(call: Callable[..., Done], uid: str, urls: tuple[str, str], tmp_path: Path) -> None:
     result = json.loads(call("--json", "db", "copy", *urls).out)
     assert result == {
-        "from": f"{tmp_path}/repository/backyfs.sqlite", "to": f"{tmp_path}/new.sqlite", "blob_refs": 4, "blobs": 4,
-        "key_slots": 1, "pages": 1, "repository": 1, "stats": 1, "tags": 0, "version_pages": 1, "versions": 1,
+        "from": f"{tmp_path}/repository/backyfs.sqlite", "to": f"{tmp_path}/new.sqlite", "blob_checks": 0,
+        "blob_refs": 4, "blobs": 4, "damaged_versions": 0, "key_slots": 1, "pages": 1, "repository": 1, "stats": 1, "tags": 3,
+        "version_pages": 1, "versions": 1,
     }  # fmt: skip
 
 

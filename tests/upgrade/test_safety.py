@@ -70,6 +70,12 @@ def test_a_repository_with_tables_that_backy2_has_added_is_refused_and_not_touch
 # The configuration
 
 
+BUCKET = """type: backy2.data_backends.s3
+bucket_name: bucket
+aws_access_key_id: id
+aws_secret_access_key: secret"""
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -94,7 +100,7 @@ def test_a_configuration_that_contradicts_the_rows_is_refused(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("backy2.data_backends.file", "backy2.data_backends.null", "a kind of storage that this release does not have"),
+        ("type: backy2.data_backends.file", BUCKET, "a kind of storage that this release does not have"),
         ("path: data", "path: gone", "gone does not exist"),
         ("encryption_version: 1", "encryption_version: 7", "allowed: 0, 1"),
     ],
