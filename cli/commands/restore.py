@@ -44,13 +44,14 @@ _log = logging.getLogger("backyfs.cli")
     "--continue-from",
     type=click.IntRange(min=0),
     metavar="BLOCK",
-    help="Begin with block number BLOCK. TARGET exists and keeps what is before it. A restore that was interrupted "
-    "tells the number.",
+    help="Begin with block number BLOCK. TARGET exists and keeps what is before it; --force is not needed. A restore "
+    "that was interrupted tells the number.",
 )
 @click.option(
     "--differential",
     is_flag=True,
-    help="Read TARGET, which exists, and write only the blocks that differ. Equal ones are not read from the storage.",
+    help="Read TARGET, which exists, and write only the blocks that differ; --force is not needed. Equal ones are not "
+    "read from the storage.",
 )
 @click.option(
     "--verify", is_flag=True, help="Read all of TARGET back at the end, from the disk, and compare it with VERSION."

@@ -1,0 +1,555 @@
+"""restore with each of its options and to each kind of target, as an operator calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from backyfs.engine.restore import RestoreOptions, restore
+from backyfs.errors import IntegrityError, InterruptedByUser, TargetError, UsageError
+from backyfs.metadata.tables import blobs, versions
+from backyfs.model import VersionStatus
+from backyfs.sources.target import FileTarget
+from tests.audit import audit, count_jobs
+from tests.images import random_bytes, random_image, sparse_image
+from tests.mount.stored import blob_of, file_of, flip_a_byte
+from tests.repositories import BLOCK, back_up, opened
+from tests.unit.test_sources import loop_device
+
+BACKYFS = str(Path(sys.executable).with_name("backyfs"))
+MIB = 1 << 20
+INTERRUPTED = r"interrupted; the target is incomplete: add --continue-from (\d+) to go on"
+SIZE = 20 * BLOCK + 512  # blocks 0 to 20, of which 8 to 15 are a hole
+CONTENT = random_bytes(8 * BLOCK) + bytes(8 * BLOCK) + random_bytes(4 * BLOCK + 512, 1)
+OLD = random_bytes(24 * BLOCK, 9)
+
+
+@pytest.fixture
+def repository(config):
+    with opened(config) as repository:
+        yield repository
+
+
+@pytest.fixture
+def version(repository, tmp_path):
+    pieces = {0: CONTENT[: 8 * BLOCK], 16 * BLOCK: CONTENT[16 * BLOCK :]}
+    return back_up(repository, sparse_image(tmp_path / "image", SIZE, pieces)).version
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def old(out):
+    """Make a target that exists and is larger than the image."""
+    out.write_bytes(OLD)
+    return out
+
+
+@pytest.fixture
+def without_fingerprints(repository, version):
+    """Make the blobs as those of backy2 are before a scrub has read them."""
+    with repository.database.write() as connection:
+        connection.execute(update(blobs).values(fingerprint=None))
+    return version
+
+
+def replaced(content, position, piece):
+    return content[:position] + piece + content[position + len(piece) :]
+
+
+def damage(repository, version, index):
+    flip_a_byte(file_of(repository, blob_of(repository, version, index)))
+
+
+def installed(config, *words, **options):
+    return subprocess.run(
+        [BACKYFS, "-c", config, *map(str, words)], capture_output=True, check=False, timeout=60, **options
+    )
+
+
+# --force, --sparse
+
+
+def test_a_target_that_exists_is_left_as_it_was_without_force(call, version, old):
+    status, _, err = call("restore", version.uid, old)
+    assert status == TargetError.exit_status == 8
+    assert err == f"backyfs: error: {old}: it exists; name another target, or add --force to overwrite it\n"
+    assert old.read_bytes() == OLD
+
+
+@pytest.mark.parametrize("words", [["--force"], ["-f"], ["-f", "-s"], ["-f", "--verify"]])
+def test_nothing_of_a_file_is_left_that_is_replaced(call, version, old, words):
+    assert call("restore", *words, version.uid, old)[0] == 0
+    assert old.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("words", [[], ["-s"], ["--sparse", "--verify"]])
+def test_a_new_file_has_holes_with_and_without_sparse(call, version, out, words):
+    assert call("restore", *words, version.uid, f"file://{out}")[0] == 0
+    assert out.read_bytes() == CONTENT
+    assert out.stat().st_blocks * 512 <= 16 * BLOCK
+
+
+@pytest.mark.parametrize(("words", "hole"), [([], bytes(8 * BLOCK)), (["-s"], OLD[8 * BLOCK : 16 * BLOCK])])
+@pytest.mark.parametrize("mode", [["-f"], ["--differential"], ["-c", "0"], ["-f", "--verify"]])
+def test_a_device_keeps_what_it_has_in_holes_only_with_sparse(call, version, old, words, hole, mode):
+    with loop_device(old) as device:
+        assert call("restore", *words, *mode, version.uid, device)[0] == 0
+        content = Path(device).read_bytes()
+    assert content == replaced(CONTENT, 8 * BLOCK, hole) + OLD[SIZE:]
+
+
+def test_a_device_that_is_mounted_is_refused(call, version, tmp_path):
+    image, place = sparse_image(tmp_path / "disk", 8 * MIB, {}), tmp_path / "place"
+    place.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    with loop_device(image) as device:
+        subprocess.run(["mount", device, place], check=True)
+        try:
+            for mode in ("-f", "--differential", "--continue-from=1"):
+                status, _, err = call("restore", mode, version.uid, device)
+                assert (status, err) == (
+                    8, f"backyfs: error: {device}: it is in use; unmount it or detach what uses it first\n"
+                )  # fmt: skip
+        finally:
+            subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("mode", ["-f", "--differential", "--continue-from=0"])
+@pytest.mark.parametrize("name", ["backyfs.sqlite", "backyfs.sqlite-wal", "backyfs.key", "backyfs.cfg", "data/x"])
+def test_what_belongs_to_the_repository_is_no_target(call, config, repository, version, mode, name):
+    path = config.parent / name
+    before = path.read_bytes() if path.exists() else None
+    status, _, err = call("restore", mode, version.uid, path)
+    assert (status, err) == (
+        8, f"backyfs: error: {path} belongs to the repository itself; name a target outside of it\n"
+    )  # fmt: skip
+    assert (path.read_bytes() if path.exists() else None) == before
+    audit(repository)
+
+
+# --continue-from
+
+
+@pytest.mark.parametrize("block", [0, 1, 7, 8, 12, 16, 20])
+def test_what_is_before_the_block_stays_and_the_rest_is_written(call, version, old, block):
+    status, out, _ = call("--json", "restore", "--continue-from", block, version.uid, old)
+    assert status == 0
+    assert old.read_bytes() == OLD[: block * BLOCK] + CONTENT[block * BLOCK :]
+    data_blocks = max(0, 8 - block) + 4 - max(0, block - 16)
+    assert json.loads(out)["bytes_written"] == data_blocks * BLOCK + 512
+
+
+def test_a_file_that_ends_where_it_is_continued_gets_the_rest(call, version, out):
+    out.write_bytes(CONTENT[: 3 * BLOCK])
+    assert call("restore", "-c", 3, "--verify", version.uid, out)[0] == 0
+    assert out.read_bytes() == CONTENT
+
+
+def test_what_is_before_the_block_is_verified_as_well(call, version, old):
+    status, _, err = call("restore", "-c", 2, "--verify", version.uid, old)
+    assert status == 20
+    assert "backyfs: bytes 0 to 8192 differ: the target has other bytes than were written to it\n" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["-c", "1", "{out}"], 8, "{out} does not exist; name the target of an earlier restore"),
+        (["-c", "25", "{old}"], 1, "block 25 lies beyond the end: version {uid} has 21 blocks, numbered from 0"),
+        (["-c", "6", "{short}"], 8, "{short} has no block 6: it is 20480 bytes long; continue from an earlier block"),
+        (["-c", "0", "-"], 1, "the standard output has nothing to continue; leave out --continue-from, or name a file"),
+        (["--verify", "-"], 1, "- cannot be read, as --differential and --verify do; name a file or device"),
+        (["--differential", "-"], 1, "- cannot be read, as --differential and --verify do; name a file or device"),
+        (["--verify", "null://"], 1, "null:// cannot be read, as --differential and --verify do; name a file or"),
+        (["--differential", "{out}"], 8, "{out} does not exist; name the target of an earlier restore"),
+        (["rbd://pool/x"], 8, "rbd://pool/x: targets of kind rbd:// are not known; give a path, file://PATH, null://"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_changed(call, version, tmp_path, words, status, message):
+    names = {"out": tmp_path / "none", "old": tmp_path / "old", "short": tmp_path / "short", "uid": version.uid}
+    names["old"].write_bytes(OLD)
+    names["short"].write_bytes(OLD[: 5 * BLOCK])
+    *options, target = (word.format(**names) for word in words)
+    found, _, err = call("restore", *options, version.uid, target)
+    assert (found, err.startswith(f"backyfs: error: {message.format(**names)}")) == (status, True), err
+    assert names["old"].read_bytes() == OLD
+    assert names["short"].read_bytes() == OLD[: 5 * BLOCK]
+    assert not names["out"].exists()
+
+
+def test_a_negative_block_is_a_mistake_of_the_call(call, version, old):
+    assert call("restore", "-c", "-1", version.uid, old)[0] == UsageError.exit_status == 1
+
+
+def _stop_after(calls):
+    left = iter(range(calls))
+    return lambda: next(left, None) is None
+
+
+@pytest.mark.parametrize("calls", [0, 1, 5, 8])
+@pytest.mark.parametrize("differential", [False, True])
+def test_an_interrupted_restore_goes_on_from_the_block_it_names(repository, tmp_path, out, calls, differential):
+    image = random_image(tmp_path / "large", 10 * MIB + 5)
+    version = back_up(repository, image).version
+    out.write_bytes(bytes(10 * MIB + 5))
+    options = RestoreOptions(replace=True, differential=differential)
+    with pytest.raises(InterruptedByUser) as raised:
+        restore(repository, version, str(out), options=options, stop=_stop_after(calls))
+    match = re.fullmatch(INTERRUPTED, str(raised.value))
+    assert match
+    block = int(match[1])
+    assert block % 256 == 0  # runs of 1 MiB
+    assert block // 256 <= calls
+    assert out.read_bytes()[: block * BLOCK] == image.read_bytes()[: block * BLOCK]
+    assert count_jobs(repository) == 0
+    options = RestoreOptions(continue_from=block, differential=differential, verify=True)
+    report = restore(repository, version, str(out), options=options)
+    assert (report.damaged, report.differing, report.is_verified) == ((), (), True)
+    assert out.read_bytes() == image.read_bytes()
+
+
+def test_a_full_file_system_is_told_with_the_block_to_continue_from(call, version, tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", place], check=True)
+    try:
+        status, _, err = call("restore", version.uid, place / "out")
+        assert status == 8
+        assert err == (
+            f"backyfs: error: {place}/out: no space is left on its file system; make room or name another target; "
+            "the target is incomplete: add --continue-from 0 to go on\n"
+        )
+        subprocess.run(["mount", "-o", "remount,size=1m", place], check=True)
+        assert call("restore", "--continue-from", 0, version.uid, place / "out")[0] == 0
+        assert (place / "out").read_bytes() == CONTENT
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+# --differential
+
+
+def test_equal_blocks_are_neither_written_nor_read_from_the_storage(call, repository, version, out, monkeypatch):
+    there = replaced(CONTENT, 3 * BLOCK, b"other")
+    there = replaced(there, 10 * BLOCK + 5, b"no zero")
+    there = replaced(there, 20 * BLOCK, b"other")
+    out.write_bytes(there)
+    for index in (0, 1, 2, 4, 5, 6, 7, 16, 17, 18, 19):
+        file_of(repository, blob_of(repository, version, index)).unlink()
+    written = []
+    monkeypatch.setattr(FileTarget, "write", _noting(written, FileTarget.write))
+    monkeypatch.setattr(FileTarget, "write_zeros", _noting(written, FileTarget.write_zeros))
+    status, text, _ = call("--json", "restore", "--differential", version.uid, out)
+    report = json.loads(text)
+    assert (status, report["bytes_written"], report["bytes_equal"]) == (0, 2 * BLOCK + 512, SIZE - 2 * BLOCK - 512)
+    assert sorted(written) == [3 * BLOCK, 10 * BLOCK, 20 * BLOCK]
+    assert out.read_bytes() == CONTENT
+
+
+def _noting(notes, method):
+    def note(self, offset, data):
+        notes.append(offset)
+        method(self, offset, data)
+
+    return note
+
+
+@pytest.mark.parametrize("size", [0, 5, 12 * BLOCK, SIZE - 1, SIZE, SIZE + 1, 30 * BLOCK])
+def test_a_target_of_any_size_gets_the_right_one(call, version, out, size):
+    out.write_bytes((CONTENT + OLD)[:size])
+    status, text, _ = call("restore", "--differential", "--verify", version.uid, out)
+    assert status == 0
+    assert out.read_bytes() == CONTENT
+    assert "read back, and found to be as it was written" in text
+
+
+def test_the_summary_tells_what_was_there_already(call, version, out):
+    out.write_bytes(CONTENT)
+    _, text, _ = call("restore", "--differential", version.uid, out)
+    assert text.splitlines()[1:] == ["written 0 B, already there 80.5 KiB"]
+
+
+def test_blocks_without_a_fingerprint_are_compared_with_those_of_the_storage(call, without_fingerprints, out):
+    out.write_bytes(replaced(CONTENT, BLOCK + 7, b"other"))
+    status, text, _ = call("--json", "restore", "--differential", without_fingerprints.uid, out)
+    assert (status, json.loads(text)["bytes_written"]) == (0, BLOCK)
+    assert out.read_bytes() == CONTENT
+
+
+def test_a_damaged_block_that_the_target_has_already_is_no_loss(call, repository, version, out):
+    out.write_bytes(replaced(CONTENT, BLOCK, b"other"))
+    damage(repository, version, 0)
+    assert call("restore", "--differential", version.uid, out)[0] == 0
+    assert out.read_bytes() == CONTENT
+
+
+def test_a_damaged_block_that_differs_stays_and_is_told(call, repository, version, out):
+    there = replaced(replaced(CONTENT, BLOCK, b"other"), 2 * BLOCK, b"another")
+    out.write_bytes(there)
+    damage(repository, version, 1)
+    status, _, err = call("restore", "--differential", "--verify", version.uid, out)
+    assert status == IntegrityError.exit_status == 20
+    assert "bytes 4096 to 8192 not restored: blob " in err
+    assert "differ:" not in err
+    assert out.read_bytes() == replaced(CONTENT, BLOCK, b"other")
+
+
+# --verify
+
+
+def _spoiling(offset, piece):
+    """Make a `finish` after which the disk has something else there."""
+    finish = FileTarget.finish
+
+    def spoil(self):
+        finish(self)
+        with Path(self._path).open("r+b") as file:
+            os.pwrite(file.fileno(), piece, offset)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("offset", "piece", "start", "stop"),
+    [
+        (5, b"x", 0, BLOCK),
+        (3 * BLOCK - 1, b"xy", 2 * BLOCK, 4 * BLOCK),
+        (9 * BLOCK, b"x", 9 * BLOCK, 10 * BLOCK),
+        (SIZE - 1, b"!", 20 * BLOCK, SIZE),
+    ],
+    ids=["block", "two blocks", "hole", "end"],
+)
+def test_what_reads_back_otherwise_is_told_with_its_range(call, version, out, monkeypatch, offset, piece, start, stop):
+    monkeypatch.setattr(FileTarget, "finish", _spoiling(offset, piece))
+    status, text, err = call("--json", "restore", "--verify", version.uid, out)
+    assert status == 20
+    assert err == (
+        f"backyfs: bytes {start} to {stop} differ: the target has other bytes than were written to it\n"
+        f"backyfs: error: {stop - start} bytes of {out} were not read back as they were written; the ranges are "
+        "listed above. Look at the log of the kernel, and restore to another disk\n"
+    )
+    report = json.loads(text)
+    assert report["verified"] is False
+    assert [(found["start"], found["stop"]) for found in report["differing"]] == [(start, stop)]
+
+
+def test_without_verify_nothing_is_read_back(call, version, out, monkeypatch):
+    monkeypatch.setattr(FileTarget, "finish", _spoiling(5, b"x"))
+    status, text, _ = call("--json", "restore", version.uid, out)
+    assert (status, json.loads(text)["verified"]) == (0, False)
+
+
+def test_blocks_without_a_fingerprint_are_verified_with_those_of_the_storage(
+    call, without_fingerprints, out, monkeypatch
+):
+    uid = without_fingerprints.uid
+    assert json.loads(call("--json", "restore", "--verify", uid, out)[1])["verified"] is True
+    monkeypatch.setattr(FileTarget, "finish", _spoiling(BLOCK, b"x"))
+    status, text, _ = call("--json", "restore", "-f", "--verify", uid, out)
+    assert (status, [found["start"] for found in json.loads(text)["differing"]]) == (20, [BLOCK])
+
+
+def test_what_is_read_back_comes_from_the_disk(call, version, out, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "fsync", lambda _number: calls.append("fsync"))
+    monkeypatch.setattr(os, "posix_fadvise", lambda _number, *words: calls.append(words))
+    monkeypatch.setattr(FileTarget, "is_zeros", lambda *_: calls.append("read") or True)
+    assert call("restore", "--verify", version.uid, out)[0] == 0
+    assert calls == ["fsync", (0, 0, os.POSIX_FADV_DONTNEED), "read"]
+
+
+def test_an_interruption_while_it_verifies_says_that_all_is_written(repository, version, out, monkeypatch):
+    came = []
+    drop_cache = FileTarget.drop_cache
+    monkeypatch.setattr(FileTarget, "drop_cache", lambda self: (drop_cache(self), came.append(True)))
+    with pytest.raises(InterruptedByUser, match=r"^interrupted: everything is written, and not all "):
+        restore(repository, version, str(out), options=RestoreOptions(verify=True), stop=lambda: bool(came))
+    assert out.read_bytes() == CONTENT
+
+
+# Versions that are not whole
+
+
+def test_an_invalid_version_is_told_at_once_and_restored_as_far_as_it_can_be(call, repository, version, out):
+    damage(repository, version, 2)
+    with repository.database.write() as connection:
+        connection.execute(update(versions).values(status=VersionStatus.INVALID.value))
+    status, _, err = call("restore", "--verify", version.uid, out)
+    assert status == 20
+    first, second, last = err.splitlines()
+    assert first == (
+        f"backyfs: version {version.uid} is invalid: blocks of it were found damaged; what can be restored is restored"
+    )
+    assert second.startswith("backyfs: bytes 8192 to 12288 not restored: blob ")
+    assert last == (
+        f"backyfs: error: 4096 bytes of version {version.uid} could not be restored; the ranges are listed above, "
+        f"everything else is in {out}"
+    )
+    assert out.read_bytes() == replaced(CONTENT, 2 * BLOCK, bytes(BLOCK))
+
+
+# Other targets
+
+
+@pytest.mark.parametrize("words", [[], ["-s"], ["-f"]])
+def test_stdout_gets_the_image_and_nothing_else(config, version, words):
+    done = installed(config, "restore", *words, version.uid, "-")
+    assert done.returncode == 0
+    assert done.stdout == CONTENT
+    assert done.stderr.startswith(
+        f"version {version.uid} restored to the standard output: 80.5 KiB in ".encode()
+    )
+
+
+@pytest.mark.parametrize("option", ["--json", "-m"])
+def test_stdout_gets_no_report_either(config, version, option):
+    done = installed(config, option, "restore", version.uid, "-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, CONTENT, b"")
+
+
+def test_a_large_image_comes_to_stdout_in_order_and_with_bounded_memory(config, repository, tmp_path):
+    pieces = {position: random_bytes(MIB, position) for position in range(0, 256 * MIB, 16 * MIB)}
+    image = sparse_image(tmp_path / "large", 256 * MIB + 3, pieces)
+    version = back_up(repository, image).version
+    shell = f'ulimit -v 1500000; "{BACKYFS}" -c "{config}" restore {version.uid} - | (sleep 1; cmp - "{image}")'
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", shell], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_damaged_block_is_zeros_on_stdout(config, repository, version):
+    damage(repository, version, 1)
+    done = installed(config, "restore", version.uid, "-")
+    assert (done.returncode, done.stdout) == (20, replaced(CONTENT, BLOCK, bytes(BLOCK)))
+    assert b"bytes 4096 to 8192 not restored: blob " in done.stderr
+
+
+def test_a_reader_who_has_had_enough_is_no_failure(config, repository, tmp_path):
+    version = back_up(repository, random_image(tmp_path / "large", 20 * MIB)).version
+    shell = f'"{BACKYFS}" -c "{config}" restore {version.uid} - | head -c 5; exit "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, random_bytes(20 * MIB)[:5], b"")
+    assert count_jobs(repository) == 0
+
+
+def test_a_terminal_gets_no_image(config, version):
+    main, terminal = pty.openpty()
+    try:
+        done = subprocess.run(
+            [BACKYFS, "-c", config, "restore", version.uid, "-"],
+            stdout=terminal, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(main)
+        os.close(terminal)
+    assert done.returncode == 8
+    assert done.stderr == (
+        "backyfs: error: the standard output is a terminal, and an image is no text; redirect it, or name a file or "
+        "device\n"
+    )
+
+
+def test_a_reader_who_reads_nothing_does_not_keep_it_from_ending(config, repository, tmp_path):
+    version = back_up(repository, random_image(tmp_path / "large", 20 * MIB)).version
+    with subprocess.Popen(
+        [BACKYFS, "-c", config, "restore", version.uid, "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        time.sleep(2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+        assert b"interrupted" in process.stderr.read()
+
+
+def test_nowhere_is_written_to_for_measuring(call, repository, version):
+    status, text, _ = call("--json", "restore", version.uid, "null://")
+    report = json.loads(text)
+    assert (status, report["target"], report["bytes_written"]) == (0, "null://", SIZE - 8 * BLOCK)
+    damage(repository, version, 1)
+    assert call("restore", version.uid, "null://")[0] == 20
+
+
+@pytest.mark.parametrize("section", ["io_file", "io_null"])
+def test_a_restore_that_may_write_once_at_a_time_is_whole(call, config, version, old, section):
+    config.write_text(config.read_text() + f"[{section}]\nsimultaneous_writes: 1\n")
+    assert call("restore", version.uid, "null://")[0] == 0
+    for words in (["-f"], ["--differential"], ["-c", 0]):
+        old.write_bytes(OLD)
+        assert call("restore", *words, "--verify", version.uid, old)[0] == 0
+        assert old.read_bytes() == CONTENT
+
+
+# Killed, interrupted, watched
+
+
+@pytest.fixture
+def slow(config, repository, tmp_path):
+    """Make a version whose restore takes eight seconds, and the function to start it with."""
+    image = random_image(tmp_path / "large", 8 * MIB)
+    version = back_up(repository, image).version
+    processes = []
+    config.write_text(config.read_text().replace("[DataBackend]", f"[DataBackend]\nbandwidth_read: {MIB}"))
+
+    def start(target):
+        process = subprocess.Popen(
+            [BACKYFS, "-c", config, "restore", version.uid, target], stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        time.sleep(4.5)
+        assert process.poll() is None
+        return process
+
+    yield version, image, start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_signal_ends_it_with_the_block_to_continue_from(call, config, slow, out):
+    version, image, start = slow
+    process = start(out)
+    row = json.loads(call("--json", "jobs")[1])[0]
+    assert row["command"] == f"restore {version.uid}"
+    assert re.fullmatch(r"\d+\.\d%.*", row["progress"])
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    match = re.search(r"; the target is incomplete: add --continue-from (\d+) to go on\n$", err)
+    assert match
+    block = int(match[1])
+    assert 0 < block < 2048
+    assert out.read_bytes()[: block * BLOCK] == image.read_bytes()[: block * BLOCK]
+    config.write_text(config.read_text().replace(f"bandwidth_read: {MIB}", ""))
+    assert call("restore", "--continue-from", block, "--verify", version.uid, out)[0] == 0
+    assert out.read_bytes() == image.read_bytes()
+
+
+def test_a_kill_leaves_a_target_to_complete_and_the_repository_as_it_was(call, config, repository, slow, out):
+    version, image, start = slow
+    before = call("--json", "ls")[1]
+    process = start(out)
+    process.kill()
+    process.communicate(timeout=10)
+    assert call("--json", "ls")[1] == before
+    audit(repository)
+    content = out.read_bytes()
+    assert len(content) == 8 * MIB
+    config.write_text(config.read_text().replace(f"bandwidth_read: {MIB}", ""))
+    status, text, _ = call("--json", "restore", "--differential", version.uid, out)
+    report = json.loads(text)
+    assert (status, report["bytes_written"] + report["bytes_equal"]) == (0, 8 * MIB)
+    assert report["bytes_equal"] > 0
+    assert out.read_bytes() == image.read_bytes()
