@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from backyfs.errors import ConfigError, IntegrityError
-from backyfs.sealing import plain, zstd_gcm
+from backyfs.sealing import plain, segments, zstd_gcm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,8 +22,32 @@ if TYPE_CHECKING:
 
     # Takes a block and its data key, returns the object in parts that are stored one after the other.
     Sealer: TypeAlias = Callable[[Buffer, bytes], Sequence[Buffer]]
+    # Takes an offset in a stored object and a length, returns so many bytes, fewer at its end.
+    ReadAt: TypeAlias = Callable[[int, int], Buffer]
 
 DATA_KEY_BYTES = 32  # AES-256
+
+
+class Seekable(Protocol):
+    """How a part of a block is opened, and checked, without the rest of its object."""
+
+    @property
+    def segment_bytes(self) -> int:
+        """How many bytes of a block are opened at once."""
+        ...
+
+    def table_bytes(self, size: int) -> int:
+        """Return how many bytes the table takes at the beginning of the object of a block of `size` bytes."""
+        ...
+
+    def open_range(self, read_at: ReadAt, data_key: bytes, size: int, segments: range) -> list[bytes]:
+        """Return some segments of a block of `size` bytes, one or more: with one read of the table, and one of them.
+
+        Raises:
+            IntegrityError: these parts of the object are not what was sealed with this data key for such a block.
+            What `read_at` raises.
+        """
+        ...
 
 
 class EncryptionVersion(Protocol):
@@ -34,8 +58,16 @@ class EncryptionVersion(Protocol):
         """Whether each blob has a data key of its own."""
         ...
 
+    @property
+    def seekable(self) -> Seekable | None:
+        """How parts of a block are opened; None where only a whole block can be checked."""
+        ...
+
     def sealer(self) -> Sealer:
-        """Return a function that seals blocks, for one thread: what is costly to make, it makes once."""
+        """Return a function that seals blocks, for one thread: what is costly to make, it makes once.
+
+        Every block is to be given a data key that was never used before.
+        """
         ...
 
     def open(self, stored: Buffer, data_key: bytes, size: int) -> bytes:
@@ -50,9 +82,11 @@ class EncryptionVersion(Protocol):
 _VERSIONS: dict[int, EncryptionVersion] = {
     0: plain.Plain(),
     1: zstd_gcm.ZstdGcm(),
+    2: segments.Segments(),
 }
 
-NEWEST_ENCRYPTION_VERSION = max(_VERSIONS)
+# What blobs get where encryption is on and the configuration names none.
+NEWEST_ENCRYPTION_VERSION = 1
 
 
 def encryption_version(number: int) -> EncryptionVersion:

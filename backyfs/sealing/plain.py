@@ -16,6 +16,7 @@ class Plain:
     """Objects that are the block."""
 
     uses_data_key = False
+    seekable = None  # a part of a block has nothing that it could be compared with
 
     def sealer(self) -> Callable[[Buffer, bytes], Sequence[Buffer]]:
         """Return a function that returns the block itself."""

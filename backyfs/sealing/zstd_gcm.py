@@ -14,6 +14,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from backyfs.errors import IntegrityError
+from backyfs.sealing.frames import decompress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ class ZstdGcm:
     """Objects that are compressed, then encrypted, each under a data key of its own."""
 
     uses_data_key = True
+    seekable = None
 
     def sealer(self) -> Callable[[Buffer, bytes], Sequence[Buffer]]:
         """Return a function that returns tag, nonce and ciphertext of a block."""
@@ -53,7 +55,7 @@ class ZstdGcm:
             AESGCM(data_key).decrypt_into(nonce, sealed, None, frame)
         except InvalidTag:
             raise IntegrityError("fails its authentication: damaged, or not the object of this blob") from None
-        return _decompress(frame, size)
+        return decompress(zstandard.ZstdDecompressor(), frame, size)
 
 
 def _seal(compressor: zstandard.ZstdCompressor, block: Buffer, data_key: bytes) -> Sequence[Buffer]:
@@ -64,15 +66,3 @@ def _seal(compressor: zstandard.ZstdCompressor, block: Buffer, data_key: bytes) 
     AESGCM(data_key).encrypt_into(nonce, frame, None, sealed)
     view = memoryview(sealed)
     return view[-_TAG_BYTES:], nonce, view[:-_TAG_BYTES]
-
-
-def _decompress(frame: bytearray, size: int) -> bytes:
-    # The frame is authentic, so this finds mistakes of its writer; a frame that states its size makes
-    # zstd allocate that much whatever limit is passed, so the statement is compared first.
-    try:
-        stated = zstandard.frame_content_size(frame)
-        if stated != size:
-            raise IntegrityError(f"holds {stated} bytes where its block has {size}")
-        return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise IntegrityError(f"is no zstd frame: {error}") from error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
+import struct
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,17 +23,21 @@ from backyfs.sealing import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backyfs.model import Buffer
 
 KEY = bytes(range(DATA_KEY_BYTES))
 OTHER_KEY = bytes(DATA_KEY_BYTES)
+SEGMENT = 256 << 10
 BLOCK = b"The quick brown fox jumps over the lazy dog. " * 20
 
 blocks = st.one_of(
     st.binary(max_size=4096),
     st.builds(lambda pattern, count: pattern * count, st.binary(min_size=1, max_size=16), st.integers(0, 512)),
 )
-versions = st.sampled_from([0, 1])
+versions = st.sampled_from([0, 1, 2])
+encrypted = st.sampled_from([1, 2])
 
 
 def seal(number: int, block: Buffer, key: bytes = KEY) -> bytes:
@@ -56,14 +63,14 @@ def test_what_is_sealed_opens_to_the_same_bytes(number: int, block: bytes) -> No
     assert open_(number, seal(number, block), len(block)) == block
 
 
-@pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 4 << 20])
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, SEGMENT - 1, SEGMENT, SEGMENT + 1, 4 << 20])
 def test_blocks_of_any_size_are_sealed(number: int, size: int) -> None:
     block = bytes(size)
     assert open_(number, seal(number, block), size) == block
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_every_kind_of_buffer_is_sealed_and_opened(number: int, kind: type[bytes | bytearray | memoryview]) -> None:
     block = open_(number, kind(seal(number, kind(BLOCK))), len(BLOCK))
@@ -71,7 +78,7 @@ def test_every_kind_of_buffer_is_sealed_and_opened(number: int, kind: type[bytes
     assert type(block) is bytes
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_part_of_a_buffer_is_sealed_alone(number: int) -> None:
     part = memoryview(bytearray(BLOCK))[10:20]
     assert open_(number, seal(number, part), 10) == BLOCK[10:20]
@@ -98,36 +105,36 @@ def test_one_sealer_seals_many_blocks_each_on_its_own(number: int, several: list
         assert open_(number, b"".join(parts), len(block), bytes([position]) * 32) == block
 
 
-@pytest.mark.parametrize(("number", "uses_data_key"), [(0, False), (1, True)])
+@pytest.mark.parametrize(("number", "uses_data_key"), [(0, False), (1, True), (2, True)])
 def test_a_version_tells_whether_its_blobs_have_data_keys(number: int, uses_data_key: bool) -> None:
     assert encryption_version(number).uses_data_key is uses_data_key
 
 
-# Version 1 refuses what it did not make.
+# Encrypted versions refuse what they did not make.
 
 
-@given(block=st.binary(max_size=300), data=st.data())
+@given(number=encrypted, block=st.binary(max_size=300), data=st.data())
 @settings(deadline=None)
-def test_a_flipped_bit_is_refused(block: bytes, data: st.DataObject) -> None:
-    stored = bytearray(seal(1, block))
+def test_a_flipped_bit_is_refused(number: int, block: bytes, data: st.DataObject) -> None:
+    stored = bytearray(seal(number, block))
     bit = data.draw(st.integers(0, len(stored) * 8 - 1))
     stored[bit // 8] ^= 1 << bit % 8
     with pytest.raises(IntegrityError, match="fails its authentication"):
-        open_(1, stored, len(block))
+        open_(number, stored, len(block))
 
 
-@given(block=st.binary(max_size=300), data=st.data())
-def test_a_truncated_object_is_refused(block: bytes, data: st.DataObject) -> None:
-    stored = seal(1, block)
+@given(number=encrypted, block=st.binary(max_size=300), data=st.data())
+def test_a_truncated_object_is_refused(number: int, block: bytes, data: st.DataObject) -> None:
+    stored = seal(number, block)
     length = data.draw(st.integers(0, len(stored) - 1))
-    with pytest.raises(IntegrityError, match=r"is cut short|fails its authentication"):
-        open_(1, stored[:length], len(block))
+    with pytest.raises(IntegrityError, match=r"is cut short|fails its authentication|where its table tells of"):
+        open_(number, stored[:length], len(block))
 
 
-@given(block=st.binary(max_size=300), more=st.binary(min_size=1, max_size=50))
-def test_an_extended_object_is_refused(block: bytes, more: bytes) -> None:
-    with pytest.raises(IntegrityError, match="fails its authentication"):
-        open_(1, seal(1, block) + more, len(block))
+@given(number=encrypted, block=st.binary(max_size=300), more=st.binary(min_size=1, max_size=50))
+def test_an_extended_object_is_refused(number: int, block: bytes, more: bytes) -> None:
+    with pytest.raises(IntegrityError, match=r"fails its authentication|where its table tells of"):
+        open_(number, seal(number, block) + more, len(block))
 
 
 def test_an_object_shorter_than_tag_and_nonce_is_refused_with_its_length() -> None:
@@ -135,15 +142,17 @@ def test_an_object_shorter_than_tag_and_nonce_is_refused_with_its_length() -> No
         open_(1, bytes(32), 0)
 
 
-def test_the_object_of_another_blob_is_refused() -> None:
-    others = seal(1, BLOCK, OTHER_KEY)
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_object_of_another_blob_is_refused(number: int) -> None:
+    others = seal(number, BLOCK, OTHER_KEY)
     with pytest.raises(IntegrityError, match=r"^fails its authentication: damaged, or not the object of this blob$"):
-        open_(1, others, len(BLOCK), KEY)
+        open_(number, others, len(BLOCK), KEY)
 
 
-def test_a_wrong_data_key_is_refused() -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_wrong_data_key_is_refused(number: int) -> None:
     with pytest.raises(IntegrityError, match="fails its authentication"):
-        open_(1, seal(1, BLOCK, KEY), len(BLOCK), OTHER_KEY)
+        open_(number, seal(number, BLOCK, KEY), len(BLOCK), OTHER_KEY)
 
 
 @pytest.mark.parametrize("size", [0, 899, 901, 1 << 40])
@@ -182,6 +191,190 @@ def test_an_authentic_object_that_is_no_frame_is_refused() -> None:
         open_(1, seal_frame(b"no frame at all"), 900)
 
 
+# Version 2: segments
+
+
+def read_at(stored: bytes, asked: list[tuple[int, int]] | None = None) -> Callable[[int, int], bytes]:
+    """Return what reads a part of an object, and writes down what it is asked for."""
+
+    def read(offset: int, length: int) -> bytes:
+        if asked is not None:
+            asked.append((offset, length))
+        return stored[offset : offset + length]
+
+    return read
+
+
+def open_range(stored: bytes, size: int, numbers: range, key: bytes = KEY) -> list[bytes]:
+    seekable = encryption_version(2).seekable
+    assert seekable is not None
+    return seekable.open_range(read_at(stored), key, size, numbers)
+
+
+def cut(block: bytes) -> list[bytes]:
+    return [block[start : start + SEGMENT] for start in range(0, len(block), SEGMENT)]
+
+
+def layout(stored: bytes, size: int, key: bytes = KEY) -> list[bytes]:
+    """Return the sealed table of an object and its sealed segments."""
+    count = -(-size // SEGMENT)
+    head = 4 * count + 16
+    bound = struct.pack("<IIQ", 2**32 - 1, count, size)
+    table = AESGCM(key).decrypt(b"\xff" * 4 + bytes(8), stored[:head], bound)
+    parts = [stored[:head]]
+    for (entry,) in struct.iter_unpack("<I", table):
+        head += len(parts[-1]) if len(parts) > 1 else 0
+        parts.append(stored[head : head + (entry & 0x7FFFFFFF) + 16])
+    return parts
+
+
+def block_of(size: int) -> bytes:
+    """Return a block of which every second segment can be compressed."""
+    random_segment = hashlib.shake_256(b"backyfs").digest(SEGMENT)
+    parts = [(b"%07d\n" % number) * (SEGMENT // 8) if number % 2 else random_segment for number in range(17)]
+    return b"".join(parts)[:size]
+
+
+@pytest.mark.parametrize(
+    "size", [1, 4095, 4096, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 3 * SEGMENT + 777, 4 << 20]
+)
+def test_any_segments_open_alone_with_one_read_of_the_table_and_one_of_them(size: int) -> None:
+    block = block_of(size)
+    stored = seal(2, block)
+    assert open_(2, stored, size) == block
+    segments = cut(block)
+    parts = layout(stored, size)
+    assert b"".join(parts) == stored
+    seekable = encryption_version(2).seekable
+    assert seekable is not None
+    for start in range(len(segments)):
+        for stop in {start + 1, (start + len(segments) + 1) // 2, len(segments)} - set(range(start + 1)):
+            asked: list[tuple[int, int]] = []
+            found = seekable.open_range(read_at(stored, asked), KEY, size, range(start, stop))
+            assert found == segments[start:stop]
+            first = sum(map(len, parts[: start + 1]))
+            assert asked == [(0, seekable.table_bytes(size)), (first, sum(map(len, parts[start + 1 : stop + 1])))]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_versions_without_segments_are_opened_whole(number: int) -> None:
+    assert encryption_version(number).seekable is None
+
+
+def test_what_does_not_become_smaller_is_kept_plain() -> None:
+    block = block_of(2 * SEGMENT)
+    table, first, second = layout(seal(2, block), len(block))
+    assert len(table) == 2 * 4 + 16
+    assert len(first) == SEGMENT + 16
+    assert len(second) < 100
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_flipped_bit_is_refused_by_the_segments_it_belongs_to(data: st.DataObject) -> None:
+    block = block_of(3 * SEGMENT - 5)
+    stored = bytearray(seal(2, block))
+    ends = list(accumulate(map(len, layout(bytes(stored), len(block)))))
+    bit = data.draw(st.one_of(st.integers(0, ends[0] * 8 + 200), st.integers(0, len(stored) * 8 - 1)))
+    stored[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(IntegrityError, match="fails its authentication"):
+        open_(2, stored, len(block))
+    for number, segment in enumerate(cut(block)):
+        if bit // 8 < ends[0] or ends[number] <= bit // 8 < ends[number + 1]:
+            with pytest.raises(IntegrityError, match="fails its authentication"):
+                open_range(bytes(stored), len(block), range(number, number + 1))
+        else:
+            assert open_range(bytes(stored), len(block), range(number, number + 1)) == [segment]
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_cut_is_refused_by_the_segments_it_takes(data: st.DataObject) -> None:
+    block = block_of(3 * SEGMENT - 5)
+    stored = seal(2, block)
+    ends = list(accumulate(map(len, layout(stored, len(block)))))
+    length = data.draw(st.one_of(st.integers(0, ends[0]), st.integers(0, len(stored) - 1)))
+    with pytest.raises(IntegrityError, match=r"is cut short|where its table tells of"):
+        open_(2, stored[:length], len(block))
+    for number, segment in enumerate(cut(block)):
+        if length < ends[number + 1]:
+            with pytest.raises(IntegrityError, match="is cut short"):
+                open_range(stored[:length], len(block), range(number, number + 1))
+        else:
+            assert open_range(stored[:length], len(block), range(number, number + 1)) == [segment]
+
+
+@pytest.mark.parametrize(
+    "order", [[1, 0, 2], [0, 2, 1], [2, 1, 0], [0, 0, 2], [0, 1], [1, 2], [0, 1, 2, 2], [0, 1, 2, 0]], ids=repr
+)
+def test_segments_in_another_order_or_number_are_refused(order: list[int]) -> None:
+    block = hashlib.shake_256(b"backyfs").digest(3 * SEGMENT)  # all of one length
+    table, *segments = layout(seal(2, block), len(block))
+    with pytest.raises(IntegrityError):
+        open_(2, table + b"".join(segments[number] for number in order), len(block))
+    for place, number in enumerate(order[:3]):
+        if place != number:
+            with pytest.raises(IntegrityError):
+                open_range(table + b"".join(segments[n] for n in order), len(block), range(place, place + 1))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["table", "first", "second"])
+def test_a_part_of_another_blob_of_the_same_size_is_refused(place: int) -> None:
+    block = hashlib.shake_256(b"backyfs").digest(2 * SEGMENT)
+    parts = layout(seal(2, block), len(block))
+    parts[place] = layout(seal(2, block, OTHER_KEY), len(block), OTHER_KEY)[place]
+    with pytest.raises(IntegrityError, match="fails its authentication"):
+        open_(2, b"".join(parts), len(block))
+
+
+@pytest.mark.parametrize("size", [2 * SEGMENT - 1, 2 * SEGMENT + 1, SEGMENT, 3 * SEGMENT, 0, 1 << 40])
+def test_an_object_of_another_size_is_refused(size: int) -> None:
+    stored = seal(2, block_of(2 * SEGMENT))
+    with pytest.raises(IntegrityError, match=r"fails its authentication|is cut short"):
+        open_(2, stored, size)
+
+
+@given(blocks, st.sampled_from([0, 1, 2, 3]))
+def test_no_nonce_is_used_twice_under_one_data_key(block: bytes, segments: int) -> None:
+    used: list[bytes] = []
+
+    class Spy:
+        def __init__(self, _key: bytes) -> None:
+            self._gcm = AESGCM(KEY)
+
+        def encrypt_into(self, nonce: bytes, *rest: Buffer) -> int:
+            used.append(nonce)
+            return self._gcm.encrypt_into(nonce, *rest)
+
+    block = bytes(segments * SEGMENT) + block
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backyfs.sealing.segments.AESGCM", Spy)
+        seal(2, block)
+    assert len(used) == -(-len(block) // SEGMENT) + 1
+    assert len(set(used)) == len(used)
+
+
+def authentic(plain: bytes, entry: int, size: int) -> bytes:
+    """Return an object of one segment with any content, under an authentic table."""
+    gcm = AESGCM(KEY)
+    table = gcm.encrypt(b"\xff" * 4 + bytes(8), struct.pack("<I", entry), struct.pack("<IIQ", 2**32 - 1, 1, size))
+    return table + gcm.encrypt(bytes(12), plain, struct.pack("<IIQ", 0, 1, size))
+
+
+@pytest.mark.parametrize(
+    ("plain", "entry", "expected"),
+    [
+        (b"abc", 3 | 1 << 31, "holds 3 bytes where segment 0 has 5"),
+        (b"abcdefg", 7 | 1 << 31, "holds 7 bytes where segment 0 has 5"),
+        (b"no frame at all", 15, "is no zstd frame"),
+        (zstandard.ZstdCompressor().compress(b"abc"), 12, "holds 3 bytes where its block has 5"),
+    ],
+)
+def test_an_authentic_segment_that_is_none_is_refused(plain: bytes, entry: int, expected: str) -> None:
+    with pytest.raises(IntegrityError, match=f"^{expected}"):
+        open_(2, authentic(plain, entry, 5), 5)
+
+
 # Version 0 has but the length.
 
 
@@ -194,24 +387,24 @@ def test_version_0_refuses_an_object_of_another_length(length: int) -> None:
 # The registry
 
 
-@pytest.mark.parametrize("number", [-1, 2, 255])
+@pytest.mark.parametrize("number", [-1, 3, 255])
 def test_an_unknown_version_is_refused_with_the_known_ones(number: int) -> None:
     with pytest.raises(
         IntegrityError,
-        match=rf"^encryption version {number} is unknown to this program, which knows 0, 1; use the release of",
+        match=rf"^encryption version {number} is unknown to this program, which knows 0, 1, 2; use the release of",
     ):
         encryption_version(number)
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_known_versions_can_be_configured(number: int) -> None:
     check_configured(number)
 
 
 def test_an_unknown_version_cannot_be_configured() -> None:
-    with pytest.raises(ConfigError, match=r"^\[DEFAULTS\] encryption_version: is 7; allowed: 0, 1$"):
+    with pytest.raises(ConfigError, match=r"^\[DEFAULTS\] encryption_version: is 7; allowed: 0, 1, 2$"):
         check_configured(7)
 
 
-def test_new_repositories_get_the_newest_version() -> None:
+def test_blobs_are_encrypted_by_version_1_where_nothing_is_configured() -> None:
     assert NEWEST_ENCRYPTION_VERSION == 1

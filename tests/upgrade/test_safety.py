@@ -102,7 +102,7 @@ def test_a_configuration_that_contradicts_the_rows_is_refused(
     [
         ("type: backy2.data_backends.file", BUCKET, "a kind of storage that this release does not have"),
         ("path: data", "path: gone", "gone does not exist"),
-        ("encryption_version: 1", "encryption_version: 7", "allowed: 0, 1"),
+        ("encryption_version: 1", "encryption_version: 7", "allowed: 0, 1, 2"),
     ],
 )
 def test_what_cannot_be_opened_afterwards_is_not_upgraded(

@@ -1,0 +1,194 @@
+"""Encryption version 2: seekable. A block is cut into segments that are compressed and sealed each on its own.
+
+A table in front says where they lie, so that a part of a block costs one small read and one exact read. The
+bytes are fixed in `docs/format.md`.
+
+No nonce is used twice under one key, because a data key seals one block, once: nonces are the numbers of the
+segments, and a number that no segment has for the table. For the same reason the data key stands for the blob:
+what another blob has, or this one had elsewhere, does not open. Sealing two blocks with one data key would give
+away both.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
+
+import zstandard
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from backyfs.errors import IntegrityError
+from backyfs.sealing.frames import decompress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from backyfs.model import Buffer
+
+# sealed table | sealed segments, in order
+# Sealed: ciphertext | tag (16). Plain table: for each segment its length without the tag (4); the highest bit is set
+# where it is kept as it is, else it is one zstd frame.
+# Nonce (12): number of the segment, 2^32 - 1 for the table.
+# Associated data: that number (4) | segments of the block (4) | bytes of the block (8). Integers are little-endian.
+SEGMENT_BYTES = 256 << 10
+_TAG_BYTES = 16
+_ENTRY_BYTES = 4
+_KEPT_PLAIN = 1 << 31
+_TABLE_NUMBER = (1 << 32) - 1
+_BOUND = struct.Struct("<IIQ")
+# Level 1, as version 1, for inputs of this size.
+_PARAMETERS = zstandard.ZstdCompressionParameters.from_level(1, source_size=SEGMENT_BYTES)
+
+
+class Segments:
+    """Objects of which any segment can be opened alone. Their data keys must not be used a second time."""
+
+    uses_data_key = True
+    segment_bytes = SEGMENT_BYTES
+
+    @property
+    def seekable(self) -> Segments:
+        """Return this version: it can open parts."""
+        return self
+
+    def sealer(self) -> Callable[[Buffer, bytes], Sequence[Buffer]]:
+        """Return a function that returns table and segments of a block, sealed with a data key of its own."""
+        return partial(_seal, zstandard.ZstdCompressor(compression_params=_PARAMETERS))
+
+    def open(self, stored: Buffer, data_key: bytes, size: int) -> bytes:
+        """Return the plain bytes of a block, of which every byte of the object is part."""
+        view = memoryview(stored)
+        opener = _Opener(data_key, size)
+        table = opener.table(view[: table_bytes(size)])
+        if len(view) != table.ends[-1]:
+            raise IntegrityError(f"has {len(view)} bytes where its table tells of {table.ends[-1]}")
+        return b"".join(opener.segments(table, view[table.ends[0] :], range(opener.count)))
+
+    def table_bytes(self, size: int) -> int:
+        """Return with how many bytes, from its first one on, the object of a block begins that has the table."""
+        return table_bytes(size)
+
+    def open_range(
+        self, read_at: Callable[[int, int], Buffer], data_key: bytes, size: int, segments: range
+    ) -> list[bytes]:
+        """Return some segments of a block of `size` bytes, one after the other, at least one.
+
+        `read_at` returns bytes of the object from an offset on, so many of them, or fewer at its end. It is called
+        for the table first, then for exactly these segments.
+        """
+        opener = _Opener(data_key, size)
+        table = opener.table(read_at(0, table_bytes(size)))
+        start, stop = table.ends[segments.start], table.ends[segments.stop]
+        return opener.segments(table, memoryview(read_at(start, stop - start)), segments)
+
+
+def segment_count(size: int) -> int:
+    """Return how many segments a block of `size` bytes has."""
+    return -(-size // SEGMENT_BYTES)
+
+
+def table_bytes(size: int) -> int:
+    """Return how long the sealed table of a block of `size` bytes is."""
+    return segment_count(size) * _ENTRY_BYTES + _TAG_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What the table of an object says."""
+
+    ends: tuple[int, ...]        # of the table, then of each segment with its tag: offsets in the object
+    is_compressed: tuple[bool, ...]
+
+
+class _Cipher:
+    """AES-256-GCM under a data key, bound to places in a block of one size."""
+
+    def __init__(self, data_key: bytes, size: int) -> None:
+        self.count = segment_count(size)
+        self._size = size
+        self._gcm = AESGCM(data_key)
+
+    def seal(self, number: int, plain: Buffer, sealed: memoryview) -> None:
+        self._gcm.encrypt_into(_nonce(number), plain, self._bound(number), sealed)
+
+    def open(self, number: int, sealed: memoryview) -> bytearray:
+        if len(sealed) < _TAG_BYTES:
+            raise IntegrityError("is cut short")
+        plain = bytearray(len(sealed) - _TAG_BYTES)
+        try:
+            self._gcm.decrypt_into(_nonce(number), sealed, self._bound(number), plain)
+        except InvalidTag:
+            raise IntegrityError("fails its authentication: damaged, or not the object of this blob") from None
+        return plain
+
+    def _bound(self, number: int) -> bytes:
+        return _BOUND.pack(number, self.count, self._size)
+
+
+class _Opener:
+    """Opens tables and segments of one block."""
+
+    def __init__(self, data_key: bytes, size: int) -> None:
+        self._cipher = _Cipher(data_key, size)
+        self._size = size
+        self.count = self._cipher.count
+
+    def table(self, sealed: Buffer) -> _Table:
+        """Return what the sealed table says."""
+        length = table_bytes(self._size)
+        if memoryview(sealed).nbytes != length:
+            raise IntegrityError(f"is cut short: {memoryview(sealed).nbytes} bytes")
+        plain = self._cipher.open(_TABLE_NUMBER, memoryview(sealed))
+        entries = struct.unpack(f"<{self.count}I", plain)
+        lengths = [(entry & ~_KEPT_PLAIN) + _TAG_BYTES for entry in entries]
+        return _Table(
+            ends=tuple(accumulate(lengths, initial=length)),
+            is_compressed=tuple(not entry & _KEPT_PLAIN for entry in entries),
+        )
+
+    def segments(self, table: _Table, sealed: memoryview, numbers: range) -> list[bytes]:
+        """Return segments, given their sealed bytes one after the other."""
+        decompressor = zstandard.ZstdDecompressor()
+        base = table.ends[numbers.start]
+        bounds = pairwise(table.ends[numbers.start : numbers.stop + 1])
+        found = []
+        for number, (start, stop) in zip(numbers, bounds, strict=True):
+            part = sealed[start - base : stop - base]
+            if len(part) != stop - start:
+                raise IntegrityError(f"is cut short: it ends within segment {number}")
+            plain = self._cipher.open(number, part)
+            expected = min(SEGMENT_BYTES, self._size - number * SEGMENT_BYTES)
+            if table.is_compressed[number]:
+                found.append(decompress(decompressor, plain, expected))
+            elif len(plain) == expected:
+                found.append(bytes(plain))
+            else:
+                raise IntegrityError(f"holds {len(plain)} bytes where segment {number} has {expected}")
+        return found
+
+
+def _seal(compressor: zstandard.ZstdCompressor, block: Buffer, data_key: bytes) -> Sequence[Buffer]:
+    view = memoryview(block).cast("B")
+    kept: list[Buffer] = []
+    entries = []
+    for start in range(0, len(view), SEGMENT_BYTES):
+        segment = view[start : start + SEGMENT_BYTES]
+        frame = compressor.compress(segment)
+        is_smaller = len(frame) < len(segment)
+        kept.append(frame if is_smaller else segment)
+        entries.append(len(frame) if is_smaller else len(segment) | _KEPT_PLAIN)
+    cipher = _Cipher(data_key, len(view))
+    ends = list(accumulate((len(part) + _TAG_BYTES for part in kept), initial=table_bytes(len(view))))
+    sealed = memoryview(bytearray(ends[-1]))
+    cipher.seal(_TABLE_NUMBER, struct.pack(f"<{len(entries)}I", *entries), sealed[: ends[0]])
+    for number, (part, (start, stop)) in enumerate(zip(kept, pairwise(ends), strict=True)):
+        cipher.seal(number, part, sealed[start:stop])
+    return (sealed,)
+
+
+def _nonce(number: int) -> bytes:
+    return number.to_bytes(12, "little")
