@@ -145,6 +145,15 @@ class KeySource:
     hex_digits: str | None = field(default=None, repr=False)
     file: str | None = None
     command: str | None = None
+    credential: str | None = None  # name of a credential of systemd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassphraseSource:
+    """Where a passphrase is to be read from; exactly one field is set."""
+
+    file: str | None = None
+    command: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from backyfs import keys, sealing
 from backyfs.blocks import BLAKE3, BlockStore, fingerprint_function
 from backyfs.config import DirectoryStorageConfig
-from backyfs.errors import ConfigError, IntegrityError, MissingKeyError, WrongKeyError
+from backyfs.errors import ConfigError, IntegrityError, KeyMaterialError, MissingKeyError, WrongKeyError
+from backyfs.keys.slots import Secret, Sources, make_slot, open_configured
 from backyfs.metadata.blobs import newest_wrapped_key
 from backyfs.metadata.database import Database, sqlite_path
 from backyfs.metadata.identity import Identity, add_key_slot, list_key_slots, load_identity, save_identity
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     from backyfs.config import Config
     from backyfs.keys import Keyring
     from backyfs.metadata.database import Connection
-    from backyfs.model import KeySlot, KeySource
+    from backyfs.model import KeySlot
     from backyfs.storage import Storage
 
-_FIRST_SLOT = "configuration"
+FIRST_SLOT = "configuration"  # label of the one that a repository is made with
 _NO_KEYS = keys.Keyring(repository_key=None, fingerprint_key=None)
 
 _log = logging.getLogger(__name__)
@@ -53,11 +54,13 @@ class Repository:
 
 
 @contextmanager
-def open_repository(config: Config, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Repository]:
+def open_repository(
+    config: Config, *, stop: Callable[[], bool] = lambda: False, ask: Callable[[], str] | None = None
+) -> Iterator[Repository]:
     """Open the repository that the configuration names, and close it at the end.
 
-    Threads that wait for the limits of the storage ask `stop` whether the command is to end; if it is, they raise
-    InterruptedByUser.
+    `ask` asks somebody for a passphrase, where the configuration has neither key nor passphrase. Threads that wait
+    for the limits of the storage ask `stop` whether the command is to end; if it is, they raise InterruptedByUser.
 
     Raises:
         SchemaOutdatedError: its schema is older; see `backyfs.engine.upgrade`.
@@ -78,7 +81,7 @@ def open_repository(config: Config, *, stop: Callable[[], bool] = lambda: False)
             identity = load_identity(connection)
             slots = list_key_slots(connection)
         check_agreement(config, identity)
-        keyring = open_keyring(config, database, identity, slots)
+        keyring = open_keyring(config, database, identity, slots, ask)
         storage = open_storage(config, stop)
         opened.callback(storage.close)
         yield Repository(
@@ -121,8 +124,7 @@ def create_repository(config: Config, *, created_at: datetime) -> None:
 
     if config.encryption_version is not None:
         sealing.check_configured(config.encryption_version)
-    encrypted = config.key is not None and config.encryption_version != 0
-    configured_key = keys.read_key(config.key) if encrypted and config.key is not None else None
+    secret = configured_secret(config) if config.encryption_version != 0 else None
     storage_path = config.storage.path if isinstance(config.storage, DirectoryStorageConfig) else None
     database = Database(config.database_url)
     with (
@@ -134,7 +136,7 @@ def create_repository(config: Config, *, created_at: datetime) -> None:
         create_file(database)
         with database.begin() as connection:
             create_tables(connection)
-            _save_new_identity(connection, config, configured_key, created_at)
+            _save_new_identity(connection, config, secret, created_at)
 
 
 @contextmanager
@@ -152,15 +154,13 @@ def _taken_away_on_failure(path: str | None, take_away: Callable[[str], None]) -
 
 
 def _save_new_identity(
-    connection: Connection, config: Config, configured_key: bytes | None, created_at: datetime
+    connection: Connection, config: Config, secret: Secret | None, created_at: datetime
 ) -> None:
     wrapped_fingerprint_key = None
-    if configured_key is not None:
+    if secret is not None:
         repository_key = keys.new_key()
         wrapped_fingerprint_key = keys.wrap_key(repository_key, keys.new_key())
-        add_key_slot(
-            connection, keys.new_slot(configured_key, repository_key, label=_FIRST_SLOT, created_at=created_at)
-        )
+        add_key_slot(connection, make_slot(secret, repository_key, label=FIRST_SLOT, created_at=created_at))
     save_identity(
         connection,
         Identity(
@@ -193,42 +193,71 @@ def check_agreement(config: Config, identity: Identity) -> None:
             )
 
 
-def open_keyring(config: Config, database: Database, identity: Identity, slots: list[KeySlot]) -> Keyring:
+def open_keyring(
+    config: Config,
+    database: Database,
+    identity: Identity,
+    slots: list[KeySlot],
+    ask: Callable[[], str] | None = None,
+) -> Keyring:
     """Return the keys of the repository; one that was made without encryption gets its key now, if one is configured.
 
     Raises:
         MissingKeyError: it is encrypted, and no key can be had.
         WrongKeyError: the key is not its key.
+        IntegrityError: the key slot is damaged.
     """
-    if config.key is None:
-        if slots:
-            expected = " or ".join(keys.show_check(slot.key_check) for slot in slots)
-            raise MissingKeyError(
-                f"this repository is encrypted with key {expected} and the configuration has none; set "
-                "encryption_key_file, encryption_key_command or encryption_key"
-            )
-        return _NO_KEYS
     if not slots:
+        if config.key is None and config.passphrase is None:
+            return _NO_KEYS
         with database.read() as connection:
             wrapped_key = newest_wrapped_key(connection)
         if wrapped_key is not None:
-            return _adopted_keyring(config, config.key, wrapped_key)
+            database.precondition = _require_no_slots
+            return _adopted_keyring(config, wrapped_key)
         if config.encryption_version == 0:
             return _NO_KEYS
-    configured_key = keys.read_key(config.key)
-    if not slots:
-        slots = _turn_encryption_on(database, configured_key)
-    repository_key = keys.open_slots(slots, configured_key)
+        slots = _turn_encryption_on(database, config)
+    opened = open_configured(slots, key_sources(config, ask))
     wrapped = identity.wrapped_fingerprint_key
     return keys.Keyring(
-        repository_key=repository_key,
-        fingerprint_key=None if wrapped is None else keys.unwrap_key(repository_key, wrapped),
+        repository_key=opened.repository_key,
+        fingerprint_key=None if wrapped is None else keys.unwrap_key(opened.repository_key, wrapped),
     )
 
 
-def _adopted_keyring(config: Config, source: KeySource, wrapped_key: bytes) -> Keyring:
+def key_sources(config: Config, ask: Callable[[], str] | None = None) -> Sources:
+    """Return where the key of the repository is to be had."""
+    return Sources(key=config.key, passphrase=config.passphrase, ask=ask)
+
+
+def configured_secret(config: Config) -> Secret | None:
+    """Return the key that the configuration names, else its passphrase; None: it names neither.
+
+    Raises:
+        MissingKeyError: it names one that cannot be read.
+    """
+    if config.key is not None:
+        return Secret(key=keys.read_key(config.key))
+    if config.passphrase is not None:
+        return Secret(passphrase=keys.read_passphrase(config.passphrase))
+    return None
+
+
+def _require_no_slots(connection: Connection) -> None:
+    """Refuse to go on with the key of backy2 where the repository has got one of its own since."""
+    if list_key_slots(connection):
+        raise KeyMaterialError("the data keys were wrapped anew by `backyfs rekey` meanwhile; run the command again")
+
+
+def _adopted_keyring(config: Config, wrapped_key: bytes) -> Keyring:
     """Return the keys of a repository of backy2: the configured key itself wraps the data keys."""
-    configured_key = keys.read_key(source)
+    if config.key is None:
+        raise MissingKeyError(
+            "the data keys of this repository are wrapped by the key of backy2 and the configuration has a passphrase; "
+            "run `backyfs rekey --old-key-file FILE` with that key"
+        )
+    configured_key = keys.read_key(config.key)
     try:
         keys.unwrap_key(configured_key, wrapped_key)
     except IntegrityError as error:
@@ -243,13 +272,13 @@ def _adopted_keyring(config: Config, source: KeySource, wrapped_key: bytes) -> K
     return keys.Keyring(repository_key=configured_key, fingerprint_key=None)
 
 
-def _turn_encryption_on(database: Database, configured_key: bytes) -> list[KeySlot]:
+def _turn_encryption_on(database: Database, config: Config) -> list[KeySlot]:
     """Give a repository that was made without encryption its key, because the configuration has one now."""
+    secret = configured_secret(config)
+    assert secret is not None
+    slot = make_slot(secret, keys.new_key(), label=FIRST_SLOT, created_at=datetime.now(UTC))
     with database.write() as connection:
         if not list_key_slots(connection):  # another command may have been first
-            slot = keys.new_slot(
-                configured_key, keys.new_key(), label=_FIRST_SLOT, created_at=datetime.now(UTC)
-            )
             add_key_slot(connection, slot)
         return list_key_slots(connection)
 
@@ -267,4 +296,6 @@ def _own_paths(config: Config, database: Database, storage: Storage) -> tuple[st
         paths.append(database_file)
     if config.key is not None and config.key.file is not None:
         paths.append(config.key.file)
+    if config.passphrase is not None and config.passphrase.file is not None:
+        paths.append(config.passphrase.file)
     return tuple(os.path.realpath(path) for path in paths)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.logs import follow_config
+from backyfs.cli.passphrases import asking
 from backyfs.cli.progress import LogProgress
 from backyfs.cli.text import printable
 from backyfs.cli.title import ProcessName, TitleProgress
@@ -24,6 +25,7 @@ from backyfs.model import NoProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from backyfs.cli.hooks import Facts
     from backyfs.config import Config
@@ -102,16 +104,19 @@ class Invocation:
     @contextmanager
     def open_repository(self) -> Iterator[Repository]:
         """Read the configuration and open its repository, after an upgrade if that is needed."""
-        from backyfs.repository import open_repository  # noqa: PLC0415 - SQLAlchemy is slow to load
-
         config = self.load_config()
         with ExitStack() as opened:
             try:
-                repository = opened.enter_context(open_repository(config, stop=self.interrupted.is_set))
+                repository = opened.enter_context(self._open(config))
             except (SchemaOutdatedError, DatabaseBusyError):
                 self._upgrade(config)
-                repository = opened.enter_context(open_repository(config, stop=self.interrupted.is_set))
+                repository = opened.enter_context(self._open(config))
             yield repository
+
+    def _open(self, config: Config) -> AbstractContextManager[Repository]:
+        from backyfs.repository import open_repository  # noqa: PLC0415 - SQLAlchemy is slow to load
+
+        return open_repository(config, stop=self.interrupted.is_set, ask=asking())
 
     def _upgrade(self, config: Config) -> None:
         from backyfs.engine.upgrade import upgrade  # noqa: PLC0415 - alembic is slow to load

@@ -54,6 +54,8 @@ _COMMANDS = {
     "initdb": ("initdb", "Make the repository that an existing configuration names."),
     "check-config": ("check_config", "Check configuration, key, database, storage, clock and FUSE."),
     "upgrade": ("upgrade", "Take the database to this program's schema."),
+    "key": ("key", "Look after what opens the repository: keys, passphrases, recovery."),
+    "rekey": ("rekey", "Let the configured key take the place of another one."),
     "db": ("db", "Copy the database to another engine."),
     "completion": ("completion", "Print a completion script for a shell."),
 }

@@ -20,7 +20,7 @@ from backyfs.config.settings import (
 )
 from backyfs.config.table import SCHEDULER_KEYS, SECTION_KEYS, STORAGE_KEYS, STORAGE_TYPE
 from backyfs.errors import ConfigError
-from backyfs.model import KeySource
+from backyfs.model import KeySource, PassphraseSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,7 +34,9 @@ _KEY_SOURCES = {  # key of [DEFAULTS] -> field of KeySource
     "encryption_key": "hex_digits",
     "encryption_key_file": "file",
     "encryption_key_command": "command",
+    "encryption_key_credential": "credential",
 }
+_PASSPHRASE_SOURCES = {"encryption_passphrase_file": "file", "encryption_passphrase_command": "command"}
 _LIKENESS = 0.7  # of difflib: block-size and blocksize are block_size, cachedir is not lock_dir
 
 
@@ -98,7 +100,7 @@ class _Loader:
         defaults = self._values("DEFAULTS", SECTION_KEYS["DEFAULTS"])
         return Config(
             files=self._document.files,
-            key=self._key_source(defaults),
+            **self._key_sources(defaults),
             database_url=self._values("MetaBackend", SECTION_KEYS["MetaBackend"])["engine"],
             storage=self._storage(),
             io_file=IoConfig(**self._io("io_file")),
@@ -207,21 +209,29 @@ class _Loader:
                 fact += f"; line {place.line} of {place.file} has [{place.section}]"
         return ConfigError(fact, file=", ".join(self._document.files), section=section, key=key.name)
 
-    def _key_source(self, defaults: dict[str, Any]) -> KeySource | None:
-        """Take the keys that say where the encryption key is out of `defaults`, and check them together."""
-        sources = {name: defaults.pop(name) for name in _KEY_SOURCES if name in defaults}
-        places = [self._place("DEFAULTS", name) for name in sources]
-        if len(places) > 1:
-            *others, last = (f"{place.key} (line {place.line} of {place.file})" for place in places)
-            raise places[-1].error(f"{', '.join(others)} and {last} are set together; allowed: one of them")
+    def _key_sources(self, defaults: dict[str, Any]) -> dict[str, Any]:
+        """Take the keys that say where key and passphrase are out of `defaults`, and check them together."""
+        key = self._one_of(_KEY_SOURCES, defaults)
+        passphrase = self._one_of(_PASSPHRASE_SOURCES, defaults)
         version = defaults.get("encryption_version")
-        if version and not sources:
+        if version and not key and not passphrase:
             raise self._place("DEFAULTS", "encryption_version").error(
                 f"encryption_version is {version}, which needs a key; set encryption_key_file, "
                 "encryption_key_command or encryption_key, or encryption_version to 0 to store plain blocks"
             )
-        fields = {_KEY_SOURCES[name]: value for name, value in sources.items()}
-        return KeySource(**fields) if fields else None
+        return {
+            "key": KeySource(**key) if key else None,
+            "passphrase": PassphraseSource(**passphrase) if passphrase else None,
+        }
+
+    def _one_of(self, fields: dict[str, str], defaults: dict[str, Any]) -> dict[str, Any]:
+        """Take those of some keys that are set out of `defaults`; it may be one at most."""
+        sources = {name: defaults.pop(name) for name in fields if name in defaults}
+        places = [self._place("DEFAULTS", name) for name in sources]
+        if len(places) > 1:
+            *others, last = (f"{place.key} (line {place.line} of {place.file})" for place in places)
+            raise places[-1].error(f"{', '.join(others)} and {last} are set together; allowed: one of them")
+        return {fields[name]: value for name, value in sources.items()}
 
     def _place(self, section: str, key: str) -> Place:
         place = self._document.place(section, key)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from backyfs.model import KeySource
+    from backyfs.model import KeySource, PassphraseSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +112,7 @@ class Config:
     deduplication: bool = True
     encryption_version: int | None = None  # of new blobs; whether there is such a version is not judged here
     key: KeySource | None = None
+    passphrase: PassphraseSource | None = None  # tried where the key does not open the repository
     database_url: str = field(repr=False)  # can hold a password
     storage: StorageConfig
     io_file: IoConfig

@@ -132,6 +132,17 @@ SECTION_KEYS: Mapping[str, tuple[Key, ...]] = {
             "backups are lost.",
         ),
         Key("encryption_key_command", k.TEXT, "A command that prints the key, 64 hex digits."),
+        Key(
+            "encryption_key_credential",
+            k.TEXT,
+            "The name of a credential of systemd that has the key in it, 64 hex digits.",
+        ),
+        Key(
+            "encryption_passphrase_file",
+            k.PATH,
+            "A file that has a passphrase in it, for a key slot that one opens.",
+        ),
+        Key("encryption_passphrase_command", k.TEXT, "A command that prints such a passphrase."),
     ),
     "MetaBackend": (
         Key("type", k.META_TYPE, "What the metadata is kept in; sql is all there is."),

@@ -166,6 +166,8 @@ class _Checks:
     def _secret_files(self) -> Iterator[str]:
         if self.config.key is not None and self.config.key.file is not None:
             yield self.config.key.file
+        if self.config.passphrase is not None and self.config.passphrase.file is not None:
+            yield self.config.passphrase.file
         storage = self.config.storage
         if isinstance(storage, ObjectStoreConfig) and storage.aws_secret_access_key_file is not None:
             yield storage.aws_secret_access_key_file
@@ -217,6 +219,8 @@ class _Checks:
             sealing.check_configured(self.config.encryption_version)
         key = None if self.config.key is None else keys.read_key(self.config.key)
         shown = "" if key is None else keys.show_check(keys.key_check(key))
+        if key is None and self.config.passphrase is not None:
+            shown = "the passphrase"
         if not self.state:
             yield Grade.SKIPPED, f"{shown or 'none'} is configured; whether it is the repository's, the database knows"
             return
@@ -235,7 +239,7 @@ class _Checks:
                 what = "no key is configured" if key is None else f"the configured key {shown} does not open them"
                 yield Grade.WARNING, f"there are encrypted blocks, and {what}; configure the key that backy2 used last"
                 return
-        if key is None or self.config.encryption_version == 0:
+        if not shown or self.config.encryption_version == 0:
             yield Grade.OK, "none is needed: the repository is not encrypted"
         else:
             yield Grade.OK, f"{shown} becomes the key of this repository with the next command: it has none yet"

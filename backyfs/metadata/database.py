@@ -24,7 +24,7 @@ from backyfs.metadata.engines import (
 from backyfs.metadata.revisions import HEAD, Schema, SchemaState, read_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Insert, Table
 
@@ -46,6 +46,8 @@ class Database:
             DatabaseError: the URL is none, or its driver is not installed.
         """
         self.engine = new_engine(url)
+        # Called in every transaction of `write`; raises where what was read when the repository was opened is gone.
+        self.precondition: Callable[[Connection], None] | None = None
 
     @property
     def is_read_only(self) -> bool:
@@ -80,6 +82,8 @@ class Database:
         with self.begin() as connection:
             if not is_sqlite(self.engine):
                 connection.execute(_TAKE_TURN)
+            if self.precondition is not None:
+                self.precondition(connection)
             yield connection
 
     @contextmanager

@@ -93,6 +93,22 @@ def add_key_slot(connection: Connection, slot: KeySlot) -> None:
     )
 
 
+def replace_key_slot(connection: Connection, label: str, slot: KeySlot) -> None:
+    """Put a key slot in the place of the one with this label."""
+    values = {field.name: getattr(slot, field.name) for field in fields(KeySlot)}
+    connection.execute(update(key_slots).where(key_slots.c.label == label).values(values))
+
+
+def remove_key_slot(connection: Connection, label: str) -> None:
+    """Remove the key slot with this label."""
+    connection.execute(delete(key_slots).where(key_slots.c.label == label))
+
+
+def save_fingerprint_key(connection: Connection, wrapped_key: bytes) -> None:
+    """Store the fingerprint key, wrapped anew."""
+    connection.execute(update(repository).values(wrapped_fingerprint_key=wrapped_key))
+
+
 def list_key_slots(connection: Connection) -> list[KeySlot]:
     """Return the key slots, the oldest first."""
     return [

@@ -56,5 +56,5 @@ def command(invocation: Invocation) -> None:
             click.echo(f"repository {identity.uid} {what} in {database.place}")
             if checks:
                 click.echo(f"key {checks[0]}")
-            elif config.key is None or config.encryption_version == 0:
+            elif (config.key is None and config.passphrase is None) or config.encryption_version == 0:
                 click.echo("no encryption: whoever can read the blocks can read the data")

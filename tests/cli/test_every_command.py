@@ -74,6 +74,16 @@ CASES = (
     Case("check-config", uses_storage=False, writes=False),
     Case("upgrade", writes=False),
     Case("upgrade --check", schema="upgrade-check", writes=False),
+    Case("key list", schema="key-list", uses_storage=False, writes=False),
+    Case("key check", schema="key-check", uses_storage=False, writes=False),
+    Case("key add second --key-file {dir}/second.key", schema="key-add", uses_storage=False),
+    Case("key change second --key-file {dir}/third.key", schema="key-change", uses_storage=False,
+         after=("key add second --key-file {dir}/second.key",)),
+    Case("key remove second", schema="key-remove", uses_storage=False,
+         after=("key add second --key-file {dir}/second.key",)),
+    Case("key export {dir}/recovery", schema="key-export", uses_storage=False, writes=False),
+    Case("key print", schema="key-print", uses_storage=False, writes=False),
+    Case("rekey --old-key-file {dir}/second.key", uses_storage=False, writes=False),  # the key is right already
     Case("db copy sqlite:///{dir}/repository/backyfs.sqlite sqlite:///{dir}/copy.sqlite", schema="db-copy",
          uses_storage=False, writes=False),
     Case("completion bash", schema="", uses_storage=False, writes=False),
@@ -97,6 +107,9 @@ def place(tmp_path):
         file.truncate(4 << 20)
     subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, env=os.environ | {"PATH": SBIN})
     (tmp_path / "mount").mkdir()
+    for name, digits in (("second.key", "5e" * 32), ("third.key", "3d" * 32)):
+        (tmp_path / name).write_text(digits)
+        (tmp_path / name).chmod(0o600)
     (tmp_path / "other.cfg").write_text(text.replace(str(tmp_path / "repository"), str(tmp_path / "other")))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "backyfs.key").write_bytes((tmp_path / "repository" / "backyfs.key").read_bytes())
@@ -254,7 +267,7 @@ def test_ctrl_c(call, place, prepare, case, monkeypatch):
 
 @pytest.mark.parametrize("case", CASES, ids=by_words)
 def test_an_option_that_does_not_exist_is_told_in_a_line(call, place, case):
-    name = case.words.split()[: 2 if case.name == "db" else 1]
+    name = case.words.split()[: 2 if case.name in {"db", "key"} else 1]
     status, out, err = call(*name, "--no-such-option")
     assert (status, out) == (1, "")
     expect_one_line(err, status)

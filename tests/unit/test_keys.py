@@ -325,4 +325,4 @@ def test_a_command_finds_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_source_shows_no_key() -> None:
     shown = repr(KeySource(hex_digits=KEY.hex()))
-    assert shown == "KeySource(file=None, command=None)"
+    assert shown == "KeySource(file=None, command=None, credential=None)"

@@ -1,6 +1,7 @@
 """Keys: the repository key, the slots that keep it wrapped, and the data keys it wraps.
 
-    configured key --unwraps--> repository key (in a key slot) --unwraps--> data key of a blob
+    configured key
+    or passphrase  --unwraps--> repository key (in a key slot) --unwraps--> data key of a blob
                                                                --unwraps--> fingerprint key
 
 Wrapping is AES key wrap with a 256-bit key (RFC 3394): 32 bytes become 40, and a wrong key is noticed.
@@ -27,7 +28,7 @@ from backyfs.model import KeySlot
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from backyfs.model import KeySource
+    from backyfs.model import KeySource, PassphraseSource
 
 KEY_BYTES = 32
 CHECK_BYTES = 8  # enough to tell keys apart, too few to help anyone who guesses a 256-bit key
@@ -124,18 +125,43 @@ def open_slots(slots: list[KeySlot], configured_key: bytes) -> bytes:
         WrongKeyError: no slot does; the message shows which keys are expected.
         IntegrityError: the slot that does is damaged.
     """
+    slot = slot_of_key(slots, configured_key)
+    if slot is None:
+        raise WrongKeyError(_not_the_key(slots, show_check(key_check(configured_key))))
+    return open_slot(slot, configured_key)
+
+
+def slot_of_key(slots: list[KeySlot], configured_key: bytes) -> KeySlot | None:
+    """Return the slot that a configured key is to open, damaged or not; None: it opens none."""
     check = key_check(configured_key)
-    for slot in slots:
-        if slot.key_check == check and slot.kdf == KDF_CONFIGURED_KEY:
-            try:
-                return unwrap_key(configured_key, slot.wrapped_key)
-            except IntegrityError as error:
-                raise IntegrityError(f"key slot {slot.label!r} {error}") from error
-    expected = " or ".join(show_check(slot.key_check) for slot in slots)
-    raise WrongKeyError(
-        f"the configured key {show_check(check)} is not the key of this repository, which is {expected}; "
-        "configure that one (encryption_key_file, encryption_key_command or encryption_key)"
+    return next((slot for slot in slots if slot.key_check == check and slot.kdf == KDF_CONFIGURED_KEY), None)
+
+
+def open_slot(slot: KeySlot, key: bytes) -> bytes:
+    """Return the repository key from a slot, with the key that its check value names.
+
+    Raises:
+        IntegrityError: the slot is damaged.
+    """
+    try:
+        return unwrap_key(key, slot.wrapped_key)
+    except IntegrityError as error:
+        raise IntegrityError(f"key slot {slot.label!r} {error}") from error
+
+
+def expected_keys(slots: list[KeySlot]) -> str:
+    """Return what opens the slots, for messages: check values of keys, labels of slots with passphrases."""
+    return " or ".join(
+        show_check(slot.key_check) if slot.kdf == KDF_CONFIGURED_KEY else f"the passphrase of slot {slot.label!r}"
+        for slot in slots
     )
+
+
+def _not_the_key(slots: list[KeySlot], check: str) -> str:
+    remedy = "configure that one (encryption_key_file, encryption_key_command or encryption_key)"
+    if any(slot.kdf != KDF_CONFIGURED_KEY for slot in slots):
+        remedy = f"{remedy[:-1]}; for a passphrase encryption_passphrase_file or encryption_passphrase_command)"
+    return f"the configured key {check} is not the key of this repository, which is {expected_keys(slots)}; {remedy}"
 
 
 def read_key(source: KeySource) -> bytes:
@@ -148,8 +174,28 @@ def read_key(source: KeySource) -> bytes:
         return _parse(source.hex_digits, "encryption_key")
     if source.file is not None:
         return _parse(_read_key_file(source.file), f"key file {source.file}")
+    if source.credential is not None:
+        return _parse(_read_credential(source.credential), f"the credential {source.credential}")
     assert source.command is not None
     return _parse(_run_key_command(source.command), "the output of encryption_key_command")
+
+
+def read_passphrase(source: PassphraseSource) -> str:
+    """Read a passphrase from where the configuration says; a line end after it does not belong to it.
+
+    Raises:
+        MissingKeyError: the file or command gives none.
+    """
+    if source.file is not None:
+        text, place = _read_key_file(source.file, encoding="utf-8"), f"passphrase file {source.file}"
+    else:
+        assert source.command is not None
+        text = _run_key_command(source.command, "encryption_passphrase_command", encoding="utf-8")
+        place = "the output of encryption_passphrase_command"
+    passphrase = text.rstrip("\r\n")
+    if not passphrase:
+        raise MissingKeyError(f"{place} holds no passphrase: it is empty; write the passphrase to it")
+    return passphrase
 
 
 def _parse(text: str, place: str) -> bytes:
@@ -163,9 +209,26 @@ def _parse(text: str, place: str) -> bytes:
     return key
 
 
-def _read_key_file(path: str) -> str:
+def _read_credential(name: str) -> str:
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        raise MissingKeyError(
+            f"encryption_key_credential names {name} and CREDENTIALS_DIRECTORY is not set; run the command in a unit "
+            f"of systemd that has LoadCredential={name}:FILE or LoadCredentialEncrypted={name}:FILE"
+        )
+    path = os.path.join(directory, name)
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
+        with open(path, encoding="ascii", errors="replace") as file:  # its mode is what systemd gives it
+            return file.read(4096)
+    except OSError as error:
+        raise MissingKeyError(
+            f"the credential {name} cannot be read: {path}: {error.strerror}; does the unit have LoadCredential={name}?"
+        ) from error
+
+
+def _read_key_file(path: str, encoding: str = "ascii") -> str:
+    try:
+        with open(path, encoding=encoding, errors="replace") as file:
             mode = os.fstat(file.fileno()).st_mode
             if stat.S_IMODE(mode) & 0o077:
                 _log.warning("key file %s can be read by others than its owner; run `chmod 600 %s`", path, path)
@@ -174,7 +237,7 @@ def _read_key_file(path: str) -> str:
         raise MissingKeyError(f"key file {path} cannot be read: {error.strerror}") from error
 
 
-def _run_key_command(command: str) -> str:
+def _run_key_command(command: str, name: str = "encryption_key_command", encoding: str = "ascii") -> str:
     # Through the shell, as an administrator writes it; it comes from the configuration, which only the owner
     # can write, and never from a repository.
     try:
@@ -182,7 +245,7 @@ def _run_key_command(command: str) -> str:
             command, shell=True, check=False, stdout=subprocess.PIPE, timeout=_COMMAND_TIMEOUT_S
         )
     except subprocess.TimeoutExpired:
-        raise MissingKeyError(f"encryption_key_command gave no key within {_COMMAND_TIMEOUT_S} s") from None
+        raise MissingKeyError(f"{name} gave no key within {_COMMAND_TIMEOUT_S} s") from None
     if done.returncode != 0:
-        raise MissingKeyError(f"encryption_key_command ended with status {done.returncode}; run it by hand to see why")
-    return done.stdout.decode("ascii", errors="replace")
+        raise MissingKeyError(f"{name} ended with status {done.returncode}; run it by hand to see why")
+    return done.stdout.decode(encoding, errors="replace")

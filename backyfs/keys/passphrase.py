@@ -1,0 +1,130 @@
+"""From a passphrase to the key that opens a slot: slow and large in memory on purpose.
+
+What it costs stands in the slot, as JSON, so that it can grow with the machines. Argon2id (RFC 9106); where the
+cryptographic library has none, scrypt (RFC 7914).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+
+from backyfs.errors import IntegrityError, MissingKeyError
+
+KDF_ARGON2ID = "argon2id"
+KDF_SCRYPT = "scrypt"
+KDFS = frozenset({KDF_ARGON2ID, KDF_SCRYPT})
+
+_KEY_BYTES = 32
+_SALT_BYTES = 16
+_MAX_MEMORY_KIB = 1 << 20     # what a slot may ask for; who can write to the database shall not be able to stop us
+_MAX_WORK_KIB = 1 << 25       # memory times passes: about a minute
+_MAX_LANES = 16
+_SCRYPT_R = 8                 # 1 KiB for each unit of n
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What trying one passphrase costs."""
+
+    memory_kib: int = 128 << 10
+    passes: int = 6
+    lanes: int = 4
+
+
+def new_parameters(cost: Cost) -> tuple[str, str]:
+    """Return the name of a way to derive a key, and its parameters with a new salt, as they stand in a slot."""
+    salt = secrets.token_bytes(_SALT_BYTES).hex()
+    if _has_argon2id():
+        argon2id = {"salt": salt, "memory_kib": cost.memory_kib, "passes": cost.passes, "lanes": cost.lanes}
+        return KDF_ARGON2ID, json.dumps(argon2id)
+    # Each pass of scrypt goes through the memory of its own; n is a power of two.
+    return KDF_SCRYPT, json.dumps({"salt": salt, "n": 1 << (cost.memory_kib.bit_length() - 1), "r": _SCRYPT_R, "p": 2})
+
+
+def derive_key(passphrase: str, kdf: str, parameters: str) -> bytes:
+    """Return the key that a passphrase stands for; equal text gives the same key however it was typed (NFC).
+
+    Raises:
+        IntegrityError: the parameters are damaged, or ask for more than any slot of ours does.
+        MissingKeyError: the cryptographic library of this host cannot do it.
+    """
+    secret = unicodedata.normalize("NFC", passphrase).encode("utf-8", "surrogateescape")
+    found = _read(parameters)
+    try:
+        return _argon2id(secret, found) if kdf == KDF_ARGON2ID else _scrypt(secret, found)
+    except UnsupportedAlgorithm as error:
+        raise MissingKeyError(
+            f"the cryptographic library of this host does not know {kdf}; install a newer OpenSSL (3.2), or the "
+            "package cryptography as PyPI has it"
+        ) from error
+
+
+def _argon2id(secret: bytes, found: dict[str, Any]) -> bytes:
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id  # noqa: PLC0415 - few need it
+
+    memory_kib = _number(found, "memory_kib", 8, _MAX_MEMORY_KIB)
+    lanes = _number(found, "lanes", 1, _MAX_LANES)
+    passes = _number(found, "passes", 1, _MAX_WORK_KIB // memory_kib)
+    if memory_kib < 8 * lanes:
+        raise _damaged("lanes")
+    return Argon2id(
+        salt=_salt(found), length=_KEY_BYTES, iterations=passes, lanes=lanes, memory_cost=memory_kib
+    ).derive(secret)
+
+
+def _scrypt(secret: bytes, found: dict[str, Any]) -> bytes:
+    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt  # noqa: PLC0415 - few need it
+
+    n = _number(found, "n", 2, _MAX_MEMORY_KIB)
+    r = _number(found, "r", 1, _SCRYPT_R)
+    if n & (n - 1):
+        raise _damaged("n")
+    p = _number(found, "p", 1, _MAX_LANES)
+    return Scrypt(salt=_salt(found), length=_KEY_BYTES, n=n, r=r, p=p).derive(secret)
+
+
+def _has_argon2id() -> bool:
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id  # noqa: PLC0415 - few need it
+
+    try:
+        Argon2id(salt=bytes(_SALT_BYTES), length=_KEY_BYTES, iterations=1, lanes=1, memory_cost=8)
+    except UnsupportedAlgorithm:
+        return False
+    return True
+
+
+def _read(parameters: str) -> dict[str, Any]:
+    try:
+        found = json.loads(parameters)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise IntegrityError("has parameters that are no JSON object: it is damaged")
+    return found
+
+
+def _number(found: dict[str, Any], name: str, low: int, high: int) -> int:
+    value = found.get(name)
+    if type(value) is not int or not low <= value <= high:
+        raise _damaged(name)
+    return value
+
+
+def _salt(found: dict[str, Any]) -> bytes:
+    try:
+        salt = bytes.fromhex(found["salt"])
+    except (KeyError, TypeError, ValueError):
+        salt = b""
+    if not 8 <= len(salt) <= 64:
+        raise _damaged("salt")
+    return salt
+
+
+def _damaged(name: str) -> IntegrityError:
+    return IntegrityError(f"has parameters that no slot of backyfs has ({name}): it is damaged")

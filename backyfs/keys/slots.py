@@ -1,0 +1,134 @@
+"""Key slots: which of them a key or a passphrase opens, and new ones."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from backyfs import keys
+from backyfs.errors import IntegrityError, MissingKeyError, WrongKeyError
+from backyfs.keys import passphrase as kdf
+from backyfs.keys.passphrase import Cost
+from backyfs.model import KeySlot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from backyfs.model import KeySource, PassphraseSource
+
+_COST = Cost()
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secret:
+    """What opens a slot: a 256-bit key or a passphrase; exactly one is set. Never shown."""
+
+    key: bytes | None = field(default=None, repr=False)
+    passphrase: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A slot that was opened, and what was in it."""
+
+    slot: KeySlot
+    repository_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Where keys and passphrases are to be had, in the order in which they are tried."""
+
+    key: KeySource | None
+    passphrase: PassphraseSource | None
+    ask: Callable[[], str] | None = None  # asks somebody for a passphrase; only where neither is configured
+
+
+def make_slot(
+    secret: Secret, repository_key: bytes, *, label: str, created_at: datetime, cost: Cost = _COST
+) -> KeySlot:
+    """Return a slot in which a key or a passphrase opens the repository key."""
+    if secret.key is not None:
+        return keys.new_slot(secret.key, repository_key, label=label, created_at=created_at)
+    assert secret.passphrase is not None
+    name, parameters = kdf.new_parameters(cost)
+    derived = kdf.derive_key(secret.passphrase, name, parameters)
+    return KeySlot(
+        label=label,
+        kdf=name,
+        kdf_parameters=parameters,
+        key_check=keys.key_check(derived),
+        wrapped_key=keys.wrap_key(derived, repository_key),
+        created_at=created_at,
+    )
+
+
+def open_with(slots: list[KeySlot], secret: Secret) -> Opened:
+    """Return the slot that a key or passphrase opens, and the repository key.
+
+    Raises:
+        WrongKeyError: it opens none.
+        IntegrityError: the slot is damaged.
+        MissingKeyError: this host cannot derive keys as the slot says.
+    """
+    if secret.key is not None:
+        slot = keys.slot_of_key(slots, secret.key)
+        key = keys.open_slots(slots, secret.key)  # tells what is wrong where there is no slot
+        assert slot is not None
+        return Opened(slot=slot, repository_key=key)
+    assert secret.passphrase is not None
+    damage = None
+    for slot in with_passphrase(slots):
+        try:
+            derived = kdf.derive_key(secret.passphrase, slot.kdf, slot.kdf_parameters)
+        except IntegrityError as error:
+            damage = IntegrityError(f"key slot {slot.label!r} {error}")
+            continue  # another one may be the one that is meant
+        if keys.key_check(derived) == slot.key_check:
+            return Opened(slot=slot, repository_key=keys.open_slot(slot, derived))
+    if damage is not None:
+        raise damage
+    raise WrongKeyError(
+        f"the passphrase is not one of this repository, which is opened by {keys.expected_keys(slots)}; give the "
+        "passphrase of a slot that `backyfs key list` shows, or configure the key"
+    )
+
+
+def open_configured(slots: list[KeySlot], sources: Sources) -> Opened:
+    """Return the slot that the configuration opens, and the repository key: the key is tried first.
+
+    Raises:
+        MissingKeyError: there is no key and no passphrase.
+        WrongKeyError: they are not the repository's.
+        IntegrityError: their slot is damaged.
+    """
+    if sources.key is not None:
+        try:
+            return open_with(slots, Secret(key=keys.read_key(sources.key)))
+        except (MissingKeyError, WrongKeyError, IntegrityError) as error:
+            if sources.passphrase is None:
+                raise
+            _log.warning("trying the configured passphrase, because %s", error)
+    if sources.passphrase is not None:
+        return open_with(slots, Secret(passphrase=keys.read_passphrase(sources.passphrase)))
+    if sources.ask is not None and with_passphrase(slots):
+        return open_with(slots, Secret(passphrase=sources.ask()))
+    if with_passphrase(slots):
+        raise MissingKeyError(
+            f"this repository is encrypted, it is opened by {keys.expected_keys(slots)}, and the configuration has "
+            "neither key nor passphrase; set encryption_passphrase_file, encryption_passphrase_command or one of the "
+            "encryption_key keys"
+        )
+    raise MissingKeyError(
+        f"this repository is encrypted with key {keys.expected_keys(slots)} and the configuration has none; set "
+        "encryption_key_file, encryption_key_command or encryption_key"
+    )
+
+
+def with_passphrase(slots: list[KeySlot]) -> list[KeySlot]:
+    """Return the slots that are opened by passphrases."""
+    return [slot for slot in slots if slot.kdf in kdf.KDFS]
