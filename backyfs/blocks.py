@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -28,6 +31,7 @@ BLAKE3 = "blake3"
 _BLAKE3_BYTES = 32
 _UID_DIGITS = 32  # as wide as the uids of backy2, so that its tools and paths fit
 _SHELF_DIGITS = 4
+_TABLES = 4096  # of 80 bytes for a block of 4 MiB
 _RANDOM_DIGITS = _UID_DIGITS - _SHELF_DIGITS
 
 
@@ -128,21 +132,63 @@ def _load(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
 
 
 def piece_bytes(blob: Blob) -> int:
-    """Return how many plain bytes of a blob are opened at once: all of them, where its version has no segments."""
-    return blob.size
-
-
-def load_piece(store: BlockStore, blob: Blob, piece: int) -> bytes:
-    """Return piece number `piece` of a block, checked: bytes [piece, piece + 1) times `piece_bytes`.
-
-    What has a tag of authenticated encryption is checked by that alone: it takes a tenth of the time less, and a
-    part of a block has no fingerprint.
+    """Return how many plain bytes of a blob are opened at once: all of them, where its version has no segments.
 
     Raises:
-        What `load_block` raises.
+        IntegrityError: this program does not know its encryption version.
     """
-    start = piece * piece_bytes(blob)
-    return _load(store, blob, trusts_tag=True)[start : start + piece_bytes(blob)]
+    seekable = encryption_version(blob.encryption_version).seekable
+    return blob.size if seekable is None else min(seekable.segment_bytes, blob.size)
+
+
+class PieceLoader:
+    """Loads parts of blocks, and keeps the tables of those it met last. Any thread may use it."""
+
+    def __init__(self, store: BlockStore) -> None:
+        """Load from a store."""
+        self._store = store
+        self._lock = threading.Lock()  # guards the tables
+        self._tables: OrderedDict[BlobUid, Buffer] = OrderedDict()  # as they are stored; the latest ones last
+
+    def load(self, blob: Blob, pieces: range) -> list[bytes]:
+        """Return some pieces of a block, checked: each bytes [number, number + 1) times `piece_bytes`.
+
+        What has a tag of authenticated encryption is checked by that alone: it takes a tenth of the time less, and a
+        part of a block has no fingerprint. All pieces of a block are one request to the storage, others are one, and
+        one for a table that is not known.
+
+        Raises:
+            What `load_block` raises.
+        """
+        seekable = encryption_version(blob.encryption_version).seekable
+        if seekable is None:
+            return [_load(self._store, blob, trusts_tag=True)]
+        try:
+            data_key = self._store.keyring.unwrap(blob.wrapped_key)
+            if len(pieces) * seekable.segment_bytes >= blob.size:
+                whole = memoryview(self._store.storage.get(blob.uid))
+                return seekable.open_range(lambda at, length: whole[at : at + length], data_key, blob.size, pieces)
+            read_at = partial(self._read_at, blob, seekable.table_bytes(blob.size))
+            return seekable.open_range(read_at, data_key, blob.size, pieces)
+        except IntegrityError as error:
+            with self._lock:
+                self._tables.pop(blob.uid, None)
+            raise IntegrityError(f"blob {blob.uid} {error}") from error
+
+    def _read_at(self, blob: Blob, table_bytes: int, offset: int, length: int) -> Buffer:
+        if offset >= table_bytes:
+            return self._store.storage.get_range(blob.uid, offset, length)
+        with self._lock:
+            table = self._tables.get(blob.uid)
+            if table is not None:
+                self._tables.move_to_end(blob.uid)
+                return table
+        table = self._store.storage.get_range(blob.uid, offset, length)
+        with self._lock:
+            self._tables[blob.uid] = table
+            if len(self._tables) > _TABLES:
+                self._tables.popitem(last=False)
+        return table
 
 
 def _check_fingerprint(store: BlockStore, blob: Blob, block: bytes) -> None:

@@ -10,11 +10,12 @@ Used by the tasks of one trio event loop; only the loading itself happens in thr
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from backyfs.model import Blob, BlobId
     from backyfs.mount.pool import Call, Pool
@@ -24,18 +25,28 @@ if TYPE_CHECKING:
 _PASSED_PART = 16  # of the capacity: 16 MiB of 256
 
 
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """Pieces that are being loaded."""
+
+    call: Call[Sequence[bytes]]
+    pieces: range
+
+
 class PieceCache:
     """Plain bytes of pieces, the least recently read ones dropped first; shared by all images of a mount."""
 
-    def __init__(self, load: Callable[[Blob, int], bytes], capacity_bytes: int, *, wanted: Pool, ahead: Pool) -> None:
+    def __init__(
+        self, load: Callable[[Blob, range], Sequence[bytes]], capacity_bytes: int, *, wanted: Pool, ahead: Pool
+    ) -> None:
         """Load with `load`: in threads of `wanted` what a reader waits for, in those of `ahead` what none does yet."""
-        self._load_piece = load
+        self._load_pieces = load
         self._capacity_bytes = capacity_bytes
         self._wanted = wanted
         self._ahead = ahead
         self._pieces: OrderedDict[_Key, bytes] = OrderedDict()  # the least recently read one first
         self._passed: OrderedDict[_Key, bytes] = OrderedDict()  # left behind, the longest ago first
-        self._loads: dict[_Key, Call[bytes]] = {}
+        self._loads: dict[_Key, _Load] = {}  # one load can be that of several pieces
         self._ahead_bytes = 0  # being loaded ahead
         self._passed_bytes = 0
         self.used_bytes = 0
@@ -79,36 +90,59 @@ class PieceCache:
         if piece is not None:
             return piece
         load = self._loads.get((blob.id, number))
-        if load is None or (load.pool is self._ahead and load.withdraw()):  # not to wait behind what nobody wants yet
-            self.loads += 1
-            load = self._start(blob, number, self._wanted)
-        return await load.wait()
+        if load is None:
+            load = self._want(blob, range(number, number + 1))
+        elif load.call.pool is self._ahead and load.call.withdraw():  # not to wait behind what nobody wants yet
+            load = self._want(blob, load.pieces)
+        return (await load.call.wait())[number - load.pieces.start]
 
-    def prefetch(self, blob: Blob, number: int, size: int) -> None:
-        """Begin to load a piece of `size` bytes that a reader will want, unless it is there or on its way.
+    def want(self, blob: Blob, pieces: range) -> None:
+        """Begin to load pieces that a reader is about to get: what is not there, nor on its way, at once."""
+        for run in self._missing(blob, pieces):
+            self._want(blob, run)
 
-        Nor is it loaded if so much is being loaded ahead already that it would push out what was just read. Its
+    def prefetch(self, blob: Blob, size: int) -> None:
+        """Begin to load the pieces of `size` bytes of a blob that a reader will want, but for those it may have.
+
+        Nor are they loaded if so much is being loaded ahead already that it would push out what was just read. Their
         errors are for the reader.
         """
-        key = (blob.id, number)
-        if key in self._pieces or key in self._passed or key in self._loads:
-            return
-        if self._ahead_bytes + size <= self._capacity_bytes // 2:
-            self._ahead_bytes += size
-            self.loads_ahead += 1
-            self._start(blob, number, self._ahead, size)
+        for run in self._missing(blob, range(-(-blob.size // size))):
+            ahead_bytes = min(run.stop * size, blob.size) - run.start * size
+            if self._ahead_bytes + ahead_bytes <= self._capacity_bytes // 2:
+                self._ahead_bytes += ahead_bytes
+                self.loads_ahead += 1
+                self._start(blob, run, self._ahead, ahead_bytes)
 
-    def _start(self, blob: Blob, number: int, pool: Pool, ahead_bytes: int = 0) -> Call[bytes]:
-        key = (blob.id, number)
+    def _missing(self, blob: Blob, pieces: range) -> Iterator[range]:
+        """Yield the runs of pieces that are neither there nor on their way."""
+        start = pieces.start
+        for number in pieces:
+            key = (blob.id, number)
+            if key in self._pieces or key in self._passed or key in self._loads:
+                if start < number:
+                    yield range(start, number)
+                start = number + 1
+        if start < pieces.stop:
+            yield range(start, pieces.stop)
 
-        def end(load: Call[bytes]) -> None:
+    def _want(self, blob: Blob, pieces: range) -> _Load:
+        self.loads += 1
+        return self._start(blob, pieces, self._wanted)
+
+    def _start(self, blob: Blob, pieces: range, pool: Pool, ahead_bytes: int = 0) -> _Load:
+        keys = [(blob.id, number) for number in pieces]
+
+        def end(call: Call[Sequence[bytes]]) -> None:
             self._ahead_bytes -= ahead_bytes
-            if self._loads.get(key) is load:
-                del self._loads[key]
-                if load.result is not None:
-                    self._keep(key, load.result)
+            for position, key in enumerate(keys):
+                if key in self._loads and self._loads[key].call is call:
+                    del self._loads[key]
+                    if call.result is not None:
+                        self._keep(key, call.result[position])
 
-        load = self._loads[key] = pool.start(partial(self._load_piece, blob, number), end)
+        load = _Load(pool.start(partial(self._load_pieces, blob, pieces), end), pieces)
+        self._loads.update(dict.fromkeys(keys, load))
         return load
 
     def _keep(self, key: _Key, piece: bytes) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
 
-from backyfs.blocks import load_piece
+from backyfs.blocks import PieceLoader
 from backyfs.errors import BlobMissingError, DatabaseError, IntegrityError, StorageError
 from backyfs.metadata.usage import encryption_versions, used_bytes
 from backyfs.model import VersionStatus
@@ -85,9 +85,8 @@ class Contents:
         self._repository = repository
         self._overlays = overlays
         self._live = LiveTree(repository.database, settings.selection, self._questions)
-        self._cache = PieceCache(
-            partial(load_piece, repository.blocks), settings.cache_bytes, wanted=self._wanted, ahead=self._ahead
-        )
+        loader = PieceLoader(repository.blocks)
+        self._cache = PieceCache(loader.load, settings.cache_bytes, wanted=self._wanted, ahead=self._ahead)
         self._images = Images(repository, self._cache, job, self._questions)
         # Of a cache that several readers share, what is read ahead of one must not push out the rest.
         ahead = min(settings.read_ahead_bytes, settings.cache_bytes // 2)

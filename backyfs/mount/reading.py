@@ -55,12 +55,10 @@ class ImageReader:
         """Load a block that a reader will want. What goes wrong is told to that reader."""
         try:
             blob = await self._blob(index)
+            if blob is not None:
+                self._cache.prefetch(blob, piece_bytes(blob))
         except BackyfsError:
             return
-        if blob is not None:
-            size = piece_bytes(blob)
-            for number in range(-(-blob.size // size)):
-                self._cache.prefetch(blob, number, size)
 
     def leave_behind(self, index: BlockIndex) -> None:
         """Note that a reader in order has gone on to another block."""
@@ -77,7 +75,9 @@ class ImageReader:
                 parts.append(self._zeros[: part.stop - part.start])
                 return
             size = piece_bytes(blob)
-            for number in range(part.start // size, -(-part.stop // size)):
+            pieces = range(part.start // size, -(-part.stop // size))
+            self._cache.want(blob, pieces)
+            for number in pieces:
                 piece = await self._cache.get(blob, number)
                 first = number * size
                 parts.append(memoryview(piece)[max(part.start - first, 0) : part.stop - first])

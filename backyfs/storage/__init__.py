@@ -40,6 +40,14 @@ class Storage(Protocol):
         """
         ...
 
+    def get_range(self, uid: BlobUid, offset: int, length: int) -> bytes:
+        """Return bytes [offset, offset + length) of an object; fewer, or none, where it ends before.
+
+        Raises:
+            BlobMissingError: there is none.
+        """
+        ...
+
     def delete(self, uid: BlobUid) -> None:
         """Delete an object; one that is gone already is fine."""
         ...

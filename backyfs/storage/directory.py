@@ -147,6 +147,27 @@ class DirectoryStorage:
         except OSError as error:
             raise _storage_error(path, error) from error
 
+    def get_range(self, uid: BlobUid, offset: int, length: int) -> bytes:
+        """Return bytes [offset, offset + length) of an object, as far as it has them.
+
+        Raises:
+            BlobMissingError: there is none.
+        """
+        path = f"{self._directory(uid)}/{uid}{_SUFFIX}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                stored = os.pread(fd, length, offset)
+                while len(stored) < length and (more := os.pread(fd, length - len(stored), offset + len(stored))):
+                    stored += more
+                return stored
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            raise BlobMissingError(uid) from None
+        except OSError as error:
+            raise _storage_error(path, error) from error
+
     def delete(self, uid: BlobUid) -> None:
         """Delete an object; one that is gone already is fine."""
         path = f"{self._directory(uid)}/{uid}{_SUFFIX}"

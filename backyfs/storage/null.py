@@ -41,6 +41,10 @@ class NullStorage:
         check_uid(uid)
         raise BlobMissingError(uid, "was not kept: a storage of type null keeps nothing")
 
+    def get_range(self, uid: BlobUid, offset: int, length: int) -> bytes:  # noqa: ARG002 - nothing is there
+        """Raise BlobMissingError."""
+        return self.get(uid)
+
     def delete(self, uid: BlobUid) -> None:
         """Do nothing: it is gone already."""
         check_uid(uid)

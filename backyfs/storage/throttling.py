@@ -140,7 +140,7 @@ class _Lane:
 
 
 class ThrottledStorage:
-    """A storage whose `put` and `get` keep to limits; everything else goes through."""
+    """A storage whose `put`, `get` and `get_range` keep to limits; everything else goes through."""
 
     def __init__(
         self,
@@ -191,6 +191,18 @@ class ThrottledStorage:
         with self._reads.turn(self._expected_bytes) as turn:
             stored = self._storage.get(uid)
             self._expected_bytes = turn.size = len(stored)
+        return stored
+
+    def get_range(self, uid: BlobUid, offset: int, length: int) -> bytes:
+        """Return a part of an object.
+
+        Raises:
+            BlobMissingError: there is none.
+            InterruptedByUser: the command was interrupted while it waited.
+        """
+        with self._reads.turn(length) as turn:
+            stored = self._storage.get_range(uid, offset, length)
+            turn.size = len(stored)
         return stored
 
     def flush(self) -> None:

@@ -168,6 +168,35 @@ def test_a_neighbour_of_an_object_is_missing(storage: Storage) -> None:
         storage.get(B)
 
 
+# Parts of objects
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "expected"),
+    [
+        (0, 7, b"backyfs"), (0, 3, b"bac"), (2, 3, b"cky"), (6, 1, b"s"), (3, 0, b""),  # within it
+        (0, 8, b"backyfs"), (5, 100, b"fs"), (7, 1, b""), (100, 5, b""),  # beyond its end
+    ],
+)  # fmt: skip
+def test_a_part_of_an_object_is_read_as_far_as_it_goes(
+    storage: Storage, offset: int, length: int, expected: bytes
+) -> None:
+    put(storage, A, b"backyfs")
+    assert storage.get_range(A, offset, length) == expected
+
+
+def test_large_parts_are_read_whole(storage: Storage) -> None:
+    content = os.urandom((5 << 20) + 7)
+    put(storage, A, content)
+    assert storage.get_range(A, 777, 5 << 20) == content[777 : 777 + (5 << 20)]
+
+
+def test_a_part_of_what_is_not_there_is_missing(any_storage: Storage) -> None:
+    with pytest.raises(BlobMissingError) as caught:
+        any_storage.get_range(A, 0, 1)
+    assert caught.value.uid == A
+
+
 # Deleting and listing
 
 
@@ -221,6 +250,7 @@ def test_what_is_no_uid_is_refused_everywhere(any_storage: Storage, uid: str) ->
     for use in (
         lambda: any_storage.put(BlobUid(uid), [b"x"]),
         lambda: any_storage.get(BlobUid(uid)),
+        lambda: any_storage.get_range(BlobUid(uid), 0, 1),
         lambda: any_storage.delete(BlobUid(uid)),
     ):
         with pytest.raises(StorageError, match="is no uid: letters and digits were expected") as caught:

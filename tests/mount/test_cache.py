@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,8 +51,8 @@ class Storage:
         self.most_running = 0
         self._lock = threading.Lock()
 
-    def load(self, wanted: Blob, number: int) -> bytes:
-        assert number == 0
+    def load(self, wanted: Blob, pieces: range) -> list[bytes]:
+        assert pieces == range(1)
         with self._lock:
             self.loads.append(wanted.id)
             self.running += 1
@@ -63,7 +64,7 @@ class Storage:
                 self.running -= 1
         if self.error is not None:
             raise self.error
-        return plain(wanted.id)
+        return [plain(wanted.id)]
 
     async def opens_when_all_wait(self) -> None:
         await wait_all_tasks_blocked()
@@ -358,7 +359,7 @@ def test_what_is_not_there_cannot_be_left_behind(storage: Storage) -> None:
 def prefetch_all(cache: PieceCache, storage: Storage, numbers: range) -> None:
     async def main() -> None:
         for number in numbers:
-            cache.prefetch(blob(number), 0, SIZE)
+            cache.prefetch(blob(number), SIZE)
         await storage.opens_when_all_wait()
         while cache._loads:  # noqa: ASYNC110 - nobody waits for them
             await trio.sleep(0.001)
@@ -393,9 +394,9 @@ def test_who_waits_does_not_wait_behind_what_is_loaded_ahead(storage: Storage) -
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            cache.prefetch(blob(1), 0, SIZE)
+            cache.prefetch(blob(1), SIZE)
             await loads_of(1)
-            cache.prefetch(blob(2), 0, SIZE)
+            cache.prefetch(blob(2), SIZE)
             nursery.start_soon(cache.get, blob(2), 0)
             await loads_of(2)
             storage.gate.set()
@@ -403,3 +404,91 @@ def test_who_waits_does_not_wait_behind_what_is_loaded_ahead(storage: Storage) -
     storage.gate.clear()
     with_patience(main)
     assert storage.loads == [1, 2]
+
+
+# Several pieces at once
+
+
+def pieces_of(loads: list[range]) -> Callable[[Blob, range], list[bytes]]:
+    """Return a load of blobs of four pieces of SIZE bytes that writes down what it loads."""
+
+    def load(wanted: Blob, pieces: range) -> list[bytes]:
+        loads.append(pieces)
+        return [plain(number) for number in pieces]
+
+    return load
+
+
+def cache_of_pieces(loads: list[range], capacity_bytes: int) -> PieceCache:
+    pools = [Pool("the storage", StorageError, threads=2, patience_s=PATIENCE_S) for _ in range(2)]
+    return PieceCache(pieces_of(loads), capacity_bytes, wanted=pools[0], ahead=pools[1])
+
+
+LARGE = replace(blob(1), size=4 * SIZE - 3)
+
+
+async def all_loaded(cache: PieceCache) -> None:
+    while cache._loads:  # noqa: ASYNC110 - nobody waits for them
+        await trio.sleep(0.001)
+
+
+def test_pieces_that_are_wanted_together_are_one_load() -> None:
+    loads: list[range] = []
+    cache = cache_of_pieces(loads, 1000)
+
+    async def main() -> None:
+        cache.want(LARGE, range(4))
+        assert [await cache.get(LARGE, number) for number in range(4)] == [plain(number) for number in range(4)]
+
+    with_patience(main)
+    assert loads == [range(4)]
+    assert cache.used_bytes == 4 * SIZE
+
+
+def test_pieces_that_are_there_are_not_loaded_with_the_others() -> None:
+    loads: list[range] = []
+    cache = cache_of_pieces(loads, 1000)
+
+    async def main() -> None:
+        await cache.get(LARGE, 1)
+        cache.prefetch(LARGE, SIZE)
+        await all_loaded(cache)
+
+    with_patience(main)
+    assert sorted(loads, key=lambda pieces: pieces.start) == [range(1), range(1, 2), range(2, 4)]
+    assert (cache.loads, cache.loads_ahead, cache._ahead_bytes) == (1, 2, 0)
+
+
+def test_a_block_is_loaded_ahead_at_once_and_its_pieces_are_kept_each() -> None:
+    loads: list[range] = []
+    cache = cache_of_pieces(loads, 8 * SIZE)
+
+    async def main() -> None:
+        cache.prefetch(LARGE, SIZE)
+        cache.prefetch(LARGE, SIZE)
+        await all_loaded(cache)
+
+    with_patience(main)
+    assert loads == [range(4)]
+    assert [cache.peek(LARGE, number) for number in range(4)] == [plain(number) for number in range(4)]
+
+
+def test_who_waits_for_a_piece_shares_the_load_of_its_block() -> None:
+    loads: list[range] = []
+    cache = cache_of_pieces(loads, 1000)
+    got: list[bytes] = []
+
+    async def read(number: int) -> None:
+        got.append(await cache.get(LARGE, number))
+
+    async def main() -> None:
+        cache.prefetch(LARGE, SIZE)
+        async with trio.open_nursery() as nursery:
+            for number in (2, 3):
+                nursery.start_soon(read, number)
+        await all_loaded(cache)
+
+    with_patience(main)
+    assert loads == [range(4)]
+    assert sorted(got) == [plain(2), plain(3)]
+    assert cache._ahead_bytes == 0

@@ -198,7 +198,7 @@ def test_the_holes_of_an_image_are_not_loaded(mount: Mount, version: Version, mo
     def load(*_: object) -> bytes:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(mount.operations._contents._cache, "_load_piece", load)
+    monkeypatch.setattr(mount.operations._contents._cache, "_load_pieces", load)
     fh = mount.open_image(version)
     assert mount.read(fh, BLOCK, BLOCK) == bytes(BLOCK)
     assert mount.read(fh, 3 * BLOCK, BLOCK) == bytes(BLOCK)
@@ -361,7 +361,7 @@ def test_an_error_nobody_thought_of_is_an_input_output_error_and_logged(
     def load(*_: object) -> bytes:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(mount.operations._contents._cache, "_load_piece", load)
+    monkeypatch.setattr(mount.operations._contents._cache, "_load_pieces", load)
     with refused(errno.EIO):
         mount.read(fh, 0, 1)
     assert [record.getMessage() for record in log.records] == ["read failed; this is a bug, please report it"]
@@ -758,13 +758,13 @@ def test_a_sequential_reader_finds_the_next_blocks_loaded(
 ) -> None:
     loads: list[str] = []
 
-    def load(blob: Blob, number: int) -> bytes:
+    def load(blob: Blob, pieces: range) -> list[bytes]:
         loads.append(blob.uid)
-        return load_block(repository.blocks, blob)
+        return [load_block(repository.blocks, blob)]
 
     with reading_ahead(repository) as mount:
         cache = mount.operations._contents._cache
-        monkeypatch.setattr(cache, "_load_piece", load)
+        monkeypatch.setattr(cache, "_load_pieces", load)
         fh = mount.open_image(version)
         assert read_in_a_nursery(mount, fh, 0, 2 * BLOCK) == IMAGE[: 2 * BLOCK]
         assert cache.peek(blob_of(repository, version, 2), 0) == IMAGE[2 * BLOCK : 3 * BLOCK]
@@ -790,13 +790,13 @@ def test_a_bug_in_the_read_ahead_does_not_end_the_mount(
 ) -> None:
     wanted = blob_of(repository, version, 0).uid
 
-    def load(blob: Blob, number: int) -> bytes:
+    def load(blob: Blob, pieces: range) -> list[bytes]:
         if blob.uid != wanted:
             raise ZeroDivisionError
-        return load_block(repository.blocks, blob)
+        return [load_block(repository.blocks, blob)]
 
     with reading_ahead(repository) as mount:
-        monkeypatch.setattr(mount.operations._contents._cache, "_load_piece", load)
+        monkeypatch.setattr(mount.operations._contents._cache, "_load_pieces", load)
         fh = mount.open_image(version)
         assert read_in_a_nursery(mount, fh, 0, 2 * BLOCK) == IMAGE[: 2 * BLOCK]
 

@@ -54,6 +54,9 @@ class FullStorage(NullStorage):
             raise BlobMissingError(uid)
         return bytes(self._do(self.size))
 
+    def get_range(self, uid, offset, length):
+        return bytes(self._do(min(length, self.size - offset)))
+
     def _do(self, size):
         with self._lock:
             self._inside += 1
@@ -153,6 +156,14 @@ def test_so_many_bytes_take_so_long():
     for _ in range(10):
         assert len(storage.get(UID)) == MIB
     assert clock.now == pytest.approx(110.0, abs=0.05)
+
+
+def test_parts_of_objects_are_counted_by_what_is_read():
+    storage, clock = simulated(NullStorageConfig(bandwidth_read=MIB), FullStorage())
+    for _ in range(20):
+        assert len(storage.get_range(UID, 0, MIB // 4)) == MIB // 4
+        assert len(storage.get_range(UID, MIB - 1024, MIB)) == 1024
+    assert clock.now == pytest.approx(105.0, abs=0.05)
 
 
 def test_reads_and_writes_do_not_count_together():

@@ -1,0 +1,215 @@
+"""Parts of blocks: what is asked of the storage, what is checked, and that a mount of such blocks is the image."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from backyfs.blocks import PieceLoader, load_block, piece_bytes, save_blocks
+from backyfs.engine.job import Job
+from backyfs.errors import BlobMissingError, IntegrityError
+from backyfs.model import BlobUid
+from backyfs.mount.contents import Contents, Settings
+from tests.mount.stored import blob_of, file_of, flip_a_byte
+from tests.repositories import back_up, make_repository, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from backyfs.model import Blob, Version
+    from backyfs.repository import Repository
+    from backyfs.storage import Storage
+
+SEGMENT = 256 << 10
+BLOCK = 4 * SEGMENT
+TABLE = 4 * 4 + 16
+IMAGE = secrets.token_bytes(2 * BLOCK + SEGMENT + 777)
+
+
+class Spy:
+    """A storage that writes down what is read of it."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.read: list[tuple[int, int] | str] = []
+
+    def get(self, uid: BlobUid) -> bytes:
+        self.read.append("whole")
+        return self._storage.get(uid)
+
+    def get_range(self, uid: BlobUid, offset: int, length: int) -> bytes:
+        self.read.append((offset, length))
+        return self._storage.get_range(uid, offset, length)
+
+
+@contextmanager
+def repository_of(directory: Path, version: int) -> Iterator[Repository]:
+    config = make_repository(directory, block_size=BLOCK, encrypted=version > 0)
+    config.write_text(re.sub(r"(?m)^encryption_version: .*", f"encryption_version: {version}", config.read_text()))
+    with opened(config) as repository:
+        yield repository
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    with repository_of(tmp_path, 2) as repository:
+        yield repository
+
+
+@pytest.fixture
+def version(repository: Repository, tmp_path: Path) -> Version:
+    image = tmp_path / "image"
+    image.write_bytes(IMAGE)
+    return back_up(repository, image).version
+
+
+@pytest.fixture
+def blob(repository: Repository, version: Version) -> Blob:
+    return blob_of(repository, version, 1)
+
+
+def spied(repository: Repository) -> tuple[PieceLoader, Spy]:
+    spy = Spy(repository.blocks.storage)
+    return PieceLoader(replace(repository.blocks, storage=spy)), spy  # type: ignore[arg-type]  # it is only read
+
+
+def part(first: int, count: int = 1) -> bytes:
+    """Return segments of block 1."""
+    return IMAGE[BLOCK + first * SEGMENT : BLOCK + (first + count) * SEGMENT]
+
+
+def test_a_blob_of_version_2_has_pieces_of_256_kib(repository: Repository, version: Version) -> None:
+    blobs = [blob_of(repository, version, index) for index in range(3)]
+    assert [blob.encryption_version for blob in blobs] == [2, 2, 2]
+    assert [piece_bytes(blob) for blob in blobs] == [SEGMENT, SEGMENT, SEGMENT]
+    assert piece_bytes(replace(blobs[0], size=4096)) == 4096
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_blob_of_another_version_is_one_piece(tmp_path: Path, number: int) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(IMAGE)
+    with repository_of(tmp_path, number) as repository:
+        blob = blob_of(repository, back_up(repository, image).version, 0)
+        loader, spy = spied(repository)
+        assert piece_bytes(blob) == BLOCK
+        assert loader.load(blob, range(1)) == [IMAGE[:BLOCK]]
+        assert spy.read == ["whole"]
+
+
+def test_a_piece_is_one_read_of_the_table_and_one_of_its_segment(repository: Repository, blob: Blob) -> None:
+    loader, spy = spied(repository)
+    assert loader.load(blob, range(1, 2)) == [part(1)]
+    assert spy.read == [(0, TABLE), (TABLE + SEGMENT + 16, SEGMENT + 16)]
+
+
+def test_the_table_is_read_once(repository: Repository, blob: Blob) -> None:
+    loader, spy = spied(repository)
+    loader.load(blob, range(1, 2))
+    del spy.read[:]
+    assert loader.load(blob, range(2, 4)) == [part(2), part(3)]
+    assert spy.read == [(TABLE + 2 * (SEGMENT + 16), 2 * (SEGMENT + 16))]
+
+
+def test_all_pieces_are_one_read(repository: Repository, blob: Blob) -> None:
+    loader, spy = spied(repository)
+    assert b"".join(loader.load(blob, range(4))) == part(0, 4)
+    assert spy.read == ["whole"]
+
+
+def test_damage_is_an_error_of_the_pieces_in_which_it_is(repository: Repository, blob: Blob) -> None:
+    flip_a_byte(file_of(repository, blob))  # in the middle: segment 1 or 2
+    loader, _ = spied(repository)
+    assert loader.load(blob, range(1)) == [part(0)]
+    assert loader.load(blob, range(3, 4)) == [part(3)]
+    for pieces in (range(1, 3), range(4)):
+        with pytest.raises(IntegrityError, match=rf"^blob {blob.uid} fails its authentication"):
+            loader.load(blob, pieces)
+    with pytest.raises(IntegrityError, match=rf"^blob {blob.uid} fails its authentication"):
+        load_block(repository.blocks, blob)
+
+
+def test_a_damaged_table_is_read_again(repository: Repository, blob: Blob) -> None:
+    file = file_of(repository, blob)
+    sound = file.read_bytes()
+    file.write_bytes(bytes((sound[0] ^ 1,)) + sound[1:])
+    loader, _ = spied(repository)
+    with pytest.raises(IntegrityError, match=rf"^blob {blob.uid} fails its authentication"):
+        loader.load(blob, range(1))
+    file.write_bytes(sound)
+    assert loader.load(blob, range(1)) == [part(0)]
+
+
+def test_the_object_of_another_blob_is_refused(repository: Repository, version: Version, blob: Blob) -> None:
+    os.replace(file_of(repository, blob_of(repository, version, 0)), file_of(repository, blob))
+    loader, _ = spied(repository)
+    with pytest.raises(IntegrityError, match=rf"^blob {blob.uid} fails its authentication"):
+        loader.load(blob, range(1))
+
+
+def test_a_missing_object_is_told_as_missing(repository: Repository, blob: Blob) -> None:
+    file_of(repository, blob).unlink()
+    loader, _ = spied(repository)
+    for pieces in (range(1), range(4)):
+        with pytest.raises(BlobMissingError):
+            loader.load(blob, pieces)
+
+
+def test_every_block_gets_a_data_key_of_its_own(repository: Repository) -> None:
+    same = [(BlobUid(f"abcd{number:028x}"), b"", b"one and the same block") for number in range(100)]
+    saved = [*save_blocks(repository.blocks, same), *save_blocks(repository.blocks, [(BlobUid("ef01"), b"", b"")])]
+    unwrap = repository.blocks.keyring.unwrap
+    assert len({unwrap(blob.wrapped_key) for blob in saved}) == 101
+
+
+def test_whole_blocks_are_the_image(repository: Repository, version: Version) -> None:
+    blocks = [load_block(repository.blocks, blob_of(repository, version, index)) for index in range(3)]
+    assert b"".join(blocks) == IMAGE
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"),
+    [(0, 4096), (SEGMENT - 10, 20), (BLOCK - 1, 2), (BLOCK + 5, 3 * SEGMENT), (0, len(IMAGE)), (len(IMAGE) - 7, 7)],
+)
+def test_a_mount_reads_the_image_in_any_parts(
+    repository: Repository, version: Version, offset: int, size: int
+) -> None:
+    async def read(job: Job) -> bytes:
+        contents = Contents(repository, job, Settings())
+        file = await contents.open(version, 0, version.size_bytes)
+        try:
+            async with trio.open_nursery() as nursery:
+                return bytes(await file.read(offset, size, nursery.start_soon))
+        finally:
+            await contents.close(version, file)
+
+    with Job(repository.database, "mount") as job:
+        assert trio.run(read, job) == IMAGE[offset : offset + size]
+
+
+def test_a_small_read_loads_one_piece_and_a_reader_in_order_whole_blocks_ahead(
+    repository: Repository, version: Version
+) -> None:
+    async def main(job: Job) -> None:
+        contents = Contents(repository, job, Settings())
+        file = await contents.open(version, 0, version.size_bytes)
+        cache = contents._cache
+        async with trio.open_nursery() as nursery:
+            await file.read(BLOCK // 2, 4096, nursery.start_soon)  # near the beginning: taken as a reader in order
+        while cache._loads:  # noqa: ASYNC110 - nobody waits for them
+            await trio.sleep(0.001)
+        assert (cache.loads, cache.loads_ahead) == (1, 1)
+        ahead = blob_of(repository, version, 1)
+        assert [cache.peek(ahead, number) for number in range(4)] == [part(number) for number in range(4)]
+        await contents.close(version, file)
+
+    with Job(repository.database, "mount") as job:
+        trio.run(main, job)
