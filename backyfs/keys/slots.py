@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from backyfs.model import KeySource, PassphraseSource
 
-_COST = Cost()
+DEFAULT_COST = Cost()
 
 _log = logging.getLogger(__name__)
 
@@ -49,13 +49,13 @@ class Sources:
 
 
 def make_slot(
-    secret: Secret, repository_key: bytes, *, label: str, created_at: datetime, cost: Cost = _COST
+    secret: Secret, repository_key: bytes, *, label: str, created_at: datetime, cost: Cost | None = None
 ) -> KeySlot:
-    """Return a slot in which a key or a passphrase opens the repository key."""
+    """Return a slot in which a key or a passphrase opens the repository key; `cost` is that of a passphrase."""
     if secret.key is not None:
         return keys.new_slot(secret.key, repository_key, label=label, created_at=created_at)
     assert secret.passphrase is not None
-    name, parameters = kdf.new_parameters(cost)
+    name, parameters = kdf.new_parameters(cost or DEFAULT_COST)
     derived = kdf.derive_key(secret.passphrase, name, parameters)
     return KeySlot(
         label=label,

@@ -1,0 +1,259 @@
+"""`backyfs key` and `backyfs rekey`: what opens a repository before and after, and what each mistake is called."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import stat
+
+import pytest
+
+from backyfs.cli.main import run
+from backyfs.engine.job import Job
+from backyfs.errors import KeyMaterialError
+from backyfs.keys import passphrase as kdf
+from backyfs.keys import slots
+from backyfs.keys.passphrase import Cost
+from backyfs.metadata.database import Database
+from backyfs.repository import open_repository
+from tests.images import random_image
+from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.upgrade.reference import Reference
+
+K1 = "decafbad" * 8
+K2 = "5e" * 32
+WORDS = "correct horse"
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    """Let passphrases cost nothing."""
+    monkeypatch.setattr(slots, "DEFAULT_COST", Cost(memory_kib=64, passes=1, lanes=1))
+
+
+@pytest.fixture
+def place(tmp_path):
+    """An encrypted repository with a version, and keys to choose from."""
+    config = make_repository(tmp_path / "repository")
+    with opened(config) as repository:
+        back_up(repository, random_image(tmp_path / "image", 3 * BLOCK))
+    for name, text in (("k1", K1), ("k2", K2), ("words", WORDS + "\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
+    return tmp_path
+
+
+@pytest.fixture
+def call(place, capfd):
+    def call(*words, config=None):
+        status = run(["-c", str(config or place / "repository/backyfs.cfg"), *map(str, words)])
+        captured = capfd.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def configure(place, line):
+    """Put a line in the place of the configured key, and return what was there."""
+    file = place / "repository/backyfs.cfg"
+    before = file.read_text()
+    [old] = [text for text in before.splitlines() if text.startswith(("encryption_key", "encryption_pass"))]
+    file.write_text(before.replace(old, line))
+    return old
+
+
+def restores(call, place, config=None, version="disk@latest", image="image"):
+    target = place / "restored"
+    target.unlink(missing_ok=True)
+    status, _, err = call("-q", "restore", version, target, config=config)
+    assert (status, err) == (0, "")
+    return target.read_bytes() == (place / image).read_bytes()
+
+
+def labels(call):
+    return [row["label"] for row in json.loads(call("--json", "key", "list")[1])]
+
+
+def test_a_passphrase_opens_the_repository_beside_the_key(call, place):
+    assert call("-q", "key", "add", "ann", "--passphrase-file", place / "words")[0] == 0
+    rows = json.loads(call("--json", "key", "list")[1])
+    assert [(row["label"], row["kind"], row["kdf"]) for row in rows] == [
+        ("configuration", "key", None),
+        ("ann", "passphrase", "argon2id"),
+    ]
+    configure(place, f"encryption_passphrase_file: {place / 'words'}")
+    assert json.loads(call("--json", "key", "check")[1])["label"] == "ann"
+    assert restores(call, place)
+    assert call("-q", "backup", place / "image", "disk")[0] == 0
+
+
+def test_where_a_key_opens_it_no_passphrase_is_derived(call, place, monkeypatch):
+    call("key", "add", "ann", "--passphrase-file", place / "words")
+    monkeypatch.setattr(kdf, "derive_key", lambda *_arguments: pytest.fail("derived"))
+    assert call("-q", "ls")[0] == 0
+    assert call("-q", "key", "check")[0] == 0
+
+
+def test_a_new_repository_can_have_a_passphrase_alone(call, place):
+    config = place / "other.cfg"
+    text = (place / "repository/backyfs.cfg").read_text().replace(str(place / "repository"), str(place / "other"))
+    lines = [line for line in text.splitlines() if not line.startswith("encryption_key")]
+    lines.insert(lines.index("[DEFAULTS]") + 1, f"encryption_passphrase_file: {place / 'words'}")
+    config.write_text("\n".join(lines))
+    (place / "other").mkdir()
+    assert call("-q", "initdb", config=config)[0] == 0
+    assert call("-q", "backup", place / "image", "disk", config=config)[0] == 0
+    assert restores(call, place, config=config)
+
+
+def test_a_passphrase_is_asked_for_on_a_terminal(call, place, monkeypatch):
+    call("key", "add", "ann", "--passphrase-file", place / "words")
+    configure(place, "")
+    file = place / "repository/backyfs.cfg"
+    file.write_text(file.read_text().replace("encryption_version", "# encryption_version"))
+    assert call("-q", "ls")[0] == 3
+    monkeypatch.setattr("backyfs.cli.invocation.asking", lambda: lambda: WORDS)
+    assert call("-q", "ls")[0] == 0
+
+
+def test_wrong_missing_and_damaged_are_told_apart(call, place):
+    old = configure(place, f"encryption_key_file: {place / 'k2'}")
+    status, _, err = call("key", "check")
+    assert (status, "is not the key of this repository" in err) == (3, True)
+    configure(place, f"encryption_key_file: {place / 'none'}")
+    status, _, err = call("key", "check")
+    assert (status, "cannot be read: No such file" in err) == (3, True)
+    configure(place, old)
+    with sqlite3.connect(place / "repository/backyfs.sqlite") as connection:
+        connection.execute("UPDATE key_slots SET wrapped_key = zeroblob(40)")
+    status, _, err = call("key", "check")
+    assert (status, "key slot 'configuration' has a wrapped key that is damaged" in err) == (20, True)
+
+
+def test_slots_are_changed_and_removed_but_not_the_last_one(call, place):
+    status, _, err = call("key", "remove", "configuration", "--force")
+    assert (status, "is the last one" in err) == (1, True)
+    call("key", "add", "ann", "--key-file", place / "k1")
+    assert call("-q", "key", "add", "ann", "--key-file", place / "k2")[0] == 1
+    assert call("-q", "key", "change", "ann", "--key-file", place / "k2")[0] == 0
+    assert call("-q", "key", "change", "bob", "--key-file", place / "k2")[0] == 1
+    status, _, err = call("key", "remove", "configuration")
+    assert (status, "--force" in err) == (1, True)
+    configure(place, f"encryption_key_file: {place / 'k1'}")
+    assert call("-q", "key", "check")[0] == 3
+    configure(place, f"encryption_key_file: {place / 'k2'}")
+    assert call("-q", "key", "remove", "configuration")[0] == 0
+    assert labels(call) == ["ann"]
+    assert restores(call, place)
+
+
+def test_a_recovery_page_opens_the_repository_where_no_slot_does(call, place):
+    assert call("-q", "key", "export", place / "page")[0] == 0
+    assert stat.S_IMODE((place / "page").stat().st_mode) == 0o600
+    assert call("-q", "key", "export", place / "page")[0] == 1
+    assert call("key", "print")[1] == (place / "page").read_text()
+    with sqlite3.connect(place / "repository/backyfs.sqlite") as connection:
+        connection.execute("UPDATE key_slots SET wrapped_key = zeroblob(40)")
+    status, _, err = call("-q", "key", "add", "rescue", "--from-recovery", place / "page", "--key-file", place / "k2")
+    assert (status, err) == (0, "")
+    configure(place, f"encryption_key_file: {place / 'k2'}")
+    assert restores(call, place)
+
+
+def test_a_recovery_page_of_another_repository_is_refused(call, place):
+    other = make_repository(place / "other")
+    assert call("-q", "key", "export", place / "page", config=other)[0] == 0
+    status, _, err = call("key", "add", "x", "--from-recovery", place / "page", "--key-file", place / "k2")
+    assert (status, "of another repository" in err) == (3, True)
+    assert labels(call) == ["configuration"]
+
+
+def test_rekey_rewrites_one_slot_also_while_others_work(call, place):
+    old = place / "repository/backyfs.key"
+    configure(place, f"encryption_key_file: {place / 'k2'}")
+    database = Database(f"sqlite:///{place / 'repository/backyfs.sqlite'}")
+    with Job(database, "backup other"):
+        status, out, _ = call("--json", "rekey", "--old-key-file", old)
+    database.close()
+    assert (status, json.loads(out)["rewrapped"], json.loads(out)["changed"]) == (0, 0, True)
+    assert restores(call, place)
+    configure(place, f"encryption_key_file: {old}")
+    assert call("-q", "ls")[0] == 3
+
+
+def test_rekey_with_the_wrong_old_key_changes_nothing(call, place):
+    old = configure(place, f"encryption_key_file: {place / 'k2'}")
+    assert call("-q", "rekey", K1)[0] == 3
+    assert call("-q", "rekey", K1, "--old-key-file", place / "k1")[0] == 1
+    assert call("-q", "rekey")[0] == 3  # there is no terminal to ask
+    configure(place, old)
+    assert restores(call, place)
+
+
+@pytest.mark.parametrize("name", ["v1-sqlite", "mixed-sqlite"])
+@pytest.mark.parametrize("way", ["argument", "file", "command"])
+def test_a_repository_of_backy2_is_rekeyed_and_restored(call, place, name, way):
+    reference = Reference(name, place)
+    config = reference.config_file
+    assert call("-q", "upgrade", config=config)[0] == 0
+    reference.change_config(K1, K2)
+    assert call("-q", "ls", config=config)[0] == 3
+    words = {
+        "argument": [K1],
+        "file": ["--old-key-file", place / "k1"],
+        "command": ["--old-key-command", f"cat {place / 'k1'}"],
+    }[way]
+    status, out, err = call("--json", "rekey", *words, config=config)
+    assert (status, err) == (0, "")
+    assert json.loads(out)["rewrapped"] > 0
+    for uid, version in reference.expected["versions"].items():
+        if version["complete"]:
+            (place / "restored").unlink(missing_ok=True)
+            assert call("-q", "restore", uid, place / "restored", config=config)[0] == 0
+            assert hashlib.sha256((place / "restored").read_bytes()).hexdigest() == version["sha256"]
+    assert call("-q", "backup", place / "image", "new", config=config)[0] == 0
+    assert restores(call, place, config=config, version="new@latest")
+    reference.change_config(K2, K1)
+    status, _, err = call("restore", "new@latest", place / "elsewhere", config=config)
+    assert (status, "is not the key of this repository" in err) == (3, True)
+    reference.change_config(K1, K2)
+    assert json.loads(call("--json", "rekey", K1, config=config)[1])["changed"] is False
+
+
+def test_a_repository_of_backy2_is_not_rekeyed_under_running_commands(call, place):
+    reference = Reference("v1-sqlite", place)
+    assert call("-q", "upgrade", config=reference.config_file)[0] == 0
+    reference.change_config(K1, K2)
+    database = Database(f"sqlite:///{reference.sqlite_file}")
+    with Job(database, "backup other"):
+        status, _, err = call("rekey", K1, config=reference.config_file)
+    database.close()
+    assert (status, "are in use by backup other (process " in err) == (1, True)
+    assert call("-q", "rekey", K1, config=reference.config_file)[0] == 0
+
+
+def test_a_command_that_has_read_the_old_key_stores_nothing_after_rekey(call, place):
+    reference = Reference("v1-sqlite", place)
+    assert call("-q", "upgrade", config=reference.config_file)[0] == 0
+    with open_repository(reference.config) as repository:
+        assert call("-q", "rekey", K1, config=reference.config_file)[0] == 0  # to the key it is: that is fine, too
+        with pytest.raises(KeyMaterialError, match="run the command again"):
+            back_up(repository, place / "image")
+    with open_repository(reference.config) as repository:
+        back_up(repository, place / "image")
+
+
+def test_data_keys_that_the_old_key_does_not_open(call, place):
+    reference = Reference("v1-sqlite", place)
+    config = reference.config_file
+    assert call("-q", "upgrade", config=config)[0] == 0
+    with sqlite3.connect(reference.sqlite_file) as connection:
+        connection.execute("UPDATE blobs SET wrapped_key = zeroblob(40) WHERE id = 2")
+    reference.change_config(K1, K2)
+    status, _, err = call("rekey", "ab" * 32, config=config)
+    assert (status, "opens none of the data keys" in err) == (3, True)
+    status, _, err = call("rekey", K1, config=config)
+    assert (status, "1 data keys are not opened by the old key" in err) == (20, True)
+    status, out, _ = call("--json", "rekey", K1, "--leave-damaged", config=config)
+    assert (status, json.loads(out)["left"]) == (0, 1)
