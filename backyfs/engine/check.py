@@ -234,7 +234,9 @@ class _Checks:
             if slots or wrapped_key is not None:
                 opened = open_keyring(self.config, database, identity, slots)
                 if opened.repository_key is not None:
-                    yield Grade.OK, f"{shown} is the key of this repository"
+                    by_passphrase = slots and (key is None or keys.slot_of_key(slots, key) is None)
+                    is_right = "the passphrase opens" if by_passphrase else f"{shown} is the key of"
+                    yield Grade.OK, f"{is_right} this repository"
                     return
                 what = "no key is configured" if key is None else f"the configured key {shown} does not open them"
                 yield Grade.WARNING, f"there are encrypted blocks, and {what}; configure the key that backy2 used last"

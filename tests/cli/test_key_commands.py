@@ -84,6 +84,7 @@ def test_a_passphrase_opens_the_repository_beside_the_key(call, place):
     ]
     configure(place, f"encryption_passphrase_file: {place / 'words'}")
     assert json.loads(call("--json", "key", "check")[1])["label"] == "ann"
+    assert "the passphrase opens this repository" in call("check-config")[1]
     assert restores(call, place)
     assert call("-q", "backup", place / "image", "disk")[0] == 0
 
@@ -257,3 +258,39 @@ def test_data_keys_that_the_old_key_does_not_open(call, place):
     assert (status, "1 data keys are not opened by the old key" in err) == (20, True)
     status, out, _ = call("--json", "rekey", K1, "--leave-damaged", config=config)
     assert (status, json.loads(out)["left"]) == (0, 1)
+
+
+def test_a_configured_key_that_opens_nothing_leaves_it_to_the_passphrase_with_a_warning(call, place):
+    call("key", "add", "ann", "--passphrase-file", place / "words")
+    configure(place, f"encryption_key_file: {place / 'k2'}\nencryption_passphrase_file: {place / 'words'}")
+    status, out, err = call("key", "check")
+    assert (status, out.startswith("The configuration opens slot ann: passphrase ")) == (0, True)
+    assert "trying the configured passphrase, because the configured key " in err
+
+
+def test_two_configured_passphrases_are_a_mistake(call, place):
+    configure(place, "encryption_passphrase_file: /x\nencryption_passphrase_command: y")
+    status, _, err = call("key", "check")
+    assert (status, "are set together; allowed: one of them" in err) == (1, True)
+
+
+def test_without_slots_there_is_nothing_to_add_to(call, place):
+    config = make_repository(place / "plain", encrypted=False)
+    assert json.loads(call("--json", "key", "list", config=config)[1]) == []
+    for words in (["check"], ["add", "x", "--key-file", place / "k1"], ["print"], ["remove", "x"]):
+        status, _, err = call("key", *words, config=config)
+        assert (status, "has no key slots" in err) == (3, True)
+
+
+@pytest.mark.parametrize("label", ["", "x" * 256, "a\nb"])
+def test_a_label_is_short_and_can_be_printed(call, place, label):
+    assert call("-q", "key", "add", label, "--key-file", place / "k1")[0] == 1
+
+
+def test_a_page_typed_with_a_mistake_names_the_group(call, place):
+    page = call("key", "print")[1]
+    [line] = [line for line in page.splitlines() if line.startswith("5: ")]
+    wrong = line[:-1] + ("0" if line[-1] != "0" else "1")
+    (place / "page").write_text(page.replace(line, wrong))
+    status, _, err = call("key", "add", "x", "--from-recovery", place / "page", "--key-file", place / "k2")
+    assert (status, "group 5 of the recovery page has a mistake" in err) == (3, True)
