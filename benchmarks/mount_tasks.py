@@ -7,6 +7,7 @@ are not those of the benchmark. Each prints one number.
 import mmap
 import os
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from backyfs.repository import open_repository
 THREADS = 2
 CHUNK_BYTES = 1 << 20
 SMALL_BYTES = 4096
+BLOCK_BYTES = 4 << 20
 RANDOM_S = 5.0
 STAT_EVERY_S = 0.002
 
@@ -79,6 +81,44 @@ def random_reads(path: str, size: str, jobs: str) -> float:
     return sum(int.from_bytes(counts[i : i + 8], "little") for i in range(0, len(counts), 8)) / RANDOM_S
 
 
+def cold_latency(path: str) -> float:
+    """Return the median, in ms, of how long a read of 4 KiB takes that is the first one of its block."""
+    return statistics.median(_cold_reads(path))
+
+
+def cold_bytes(path: str) -> float:
+    """Return how many KiB the mount reads for each of such reads: objects, requests of the kernel and database."""
+    mountpoint = os.path.dirname(os.path.dirname(os.path.dirname(path)))
+    pid = int(os.getxattr(mountpoint, "user.backyfs.pid"))
+    before = _bytes_read(pid)
+    count = len(_cold_reads(path))
+    return (_bytes_read(pid) - before) / count / 1024
+
+
+def _cold_reads(path: str) -> list[float]:
+    """Read 4 KiB at a random place of each block, in random order; return the ms of those that are no zeros."""
+    source = random.Random(1)
+    buffer = mmap.mmap(-1, SMALL_BYTES)
+    file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    blocks = list(range(os.path.getsize(path) // BLOCK_BYTES))
+    source.shuffle(blocks)
+    taken_ms = []
+    for block in blocks:
+        offset = block * BLOCK_BYTES + source.randrange(BLOCK_BYTES // SMALL_BYTES) * SMALL_BYTES
+        start_s = time.perf_counter()
+        os.preadv(file, [buffer], offset)
+        read_ms = (time.perf_counter() - start_s) * 1000
+        if any(buffer[:]):
+            taken_ms.append(read_ms)
+    os.close(file)
+    return taken_ms
+
+
+def _bytes_read(pid: int) -> int:
+    with open(f"/proc/{pid}/io", encoding="ascii") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("rchar:"))
+
+
 def stat_latency(path: str, directory: str, what: str) -> float:
     """Return the 99th percentile, in ms, of how long `stat` or `ls` of a directory takes while a file is read.
 
@@ -130,6 +170,8 @@ TASKS: dict[str, Callable[..., float]] = {
     "sequential": sequential,
     "random": random_reads,
     "stat-latency": stat_latency,
+    "cold-latency": cold_latency,
+    "cold-bytes": cold_bytes,
 }
 
 if __name__ == "__main__":

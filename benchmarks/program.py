@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,6 +48,13 @@ class Repository:
 
     program: Program
     config: str
+
+    def set_encryption_version(self, number: int) -> None:
+        """Let new blobs be of an encryption version."""
+        with open(self.config, encoding="utf-8") as file:
+            text = file.read()
+        with open(self.config, "w", encoding="utf-8") as file:
+            file.write(re.sub(r"(?m)^encryption_version: .*", f"encryption_version: {number}", text))
 
     def backup(self, image: Image, *options: str) -> Run:
         return self.program.run("-c", self.config, "-q", "backup", *options, image.path, image.name)

@@ -9,6 +9,7 @@ from benchmarks.measures import (  # noqa: I001  the order of the report
     hints as hints,
     metadata as metadata,
     mount as mount,
+    encryption as encryption,
     random_image as random_image,
     peers as peers,
     mount_peers as mount_peers,

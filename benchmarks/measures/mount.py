@@ -35,7 +35,7 @@ def sequential(bench: Bench) -> list[Result]:
         bench.repeat,
         partial(dd_s, bench, repository, image),
         restore,
-        lambda: _task(bench, "open-blobs", repository.config, image.name),
+        lambda: task(bench, "open-blobs", repository.config, image.name),
     )
     ours = rates("dd", image.size_bytes, mounted_s)
     return [
@@ -76,9 +76,9 @@ def readers(bench: Bench) -> list[Result]:
 
     def read_s(count: int) -> float:
         def read(data: str) -> float:
-            return cold_s(bench, data, lambda: _task(bench, "sequential", data, count))
+            return cold_s(bench, data, lambda: task(bench, "sequential", data, count))
 
-        return _on_mount(bench, repository, image, read)
+        return on_mount(bench, repository, image, read)
 
     one_s, four_s = alternate(bench.repeat, lambda: read_s(1), lambda: read_s(4))
     return [
@@ -97,9 +97,9 @@ def random_reads(bench: Bench) -> list[Result]:
     def per_second(data: str) -> float:
         count = RANDOM_BYTES // MIB
         bench.runner.run(["dd", f"if={data}", "of=/dev/null", "bs=1M", f"count={count}", "iflag=direct"])
-        return _task(bench, "random", data, RANDOM_BYTES, 4)
+        return task(bench, "random", data, RANDOM_BYTES, 4)
 
-    [per_s] = alternate(bench.repeat, lambda: _on_mount(bench, repository, image, per_second))
+    [per_s] = alternate(bench.repeat, lambda: on_mount(bench, repository, image, per_second))
     ours = most("4 jobs", "IOPS", per_s)
     return [Result(measure="mount-random", what="4 KiB, O_DIRECT", ours=ours, target=at_least(25_000))]
 
@@ -115,7 +115,7 @@ def again(bench: Bench) -> list[Result]:
 
     ours_s, file_s = alternate(
         bench.repeat,
-        lambda: _on_mount(bench, repository, image, second_s),
+        lambda: on_mount(bench, repository, image, second_s),
         lambda: min(_dd(bench, image.path) for _ in range(2)),
     )
     return [
@@ -134,14 +134,14 @@ def memory(bench: Bench) -> list[Result]:
 
     def resident_mib(of: Image, data: str) -> float:
         if of is not huge:
-            _task(bench, "sequential", data, 4)
-        _task(bench, "random", data, of.size_bytes, 4)
+            task(bench, "sequential", data, 4)
+        task(bench, "random", data, of.size_bytes, 4)
         return _resident_mib(data)
 
     sides = alternate(
         1,
-        lambda: _on_mount(bench, repository, image, partial(resident_mib, image)),
-        lambda: _on_mount(bench, repository, huge, partial(resident_mib, huge)),
+        lambda: on_mount(bench, repository, image, partial(resident_mib, image)),
+        lambda: on_mount(bench, repository, huge, partial(resident_mib, huge)),
     )
     return [
         Result(
@@ -182,9 +182,9 @@ def stat(bench: Bench) -> list[Result]:
 
     def percentile_ms(what: str) -> float:
         def read(data: str) -> float:
-            return _task(bench, "stat-latency", data, os.path.dirname(data), what)
+            return task(bench, "stat-latency", data, os.path.dirname(data), what)
 
-        return _on_mount(bench, repository, image, read)
+        return on_mount(bench, repository, image, read)
 
     kinds = ("stat", "ls")
     sides = alternate(bench.repeat, *(partial(percentile_ms, what) for what in kinds))
@@ -226,7 +226,7 @@ def _backed_up(bench: Bench) -> tuple[Image, Repository]:
     return image, repository
 
 
-def _on_mount(bench: Bench, repository: Repository, image: Image, read: Callable[[str], float]) -> float:
+def on_mount(bench: Bench, repository: Repository, image: Image, read: Callable[[str], float]) -> float:
     """Return what `read` returns for the file of an image, in a mount that has read nothing yet."""
     settle_all(repository)
     with repository.mounted(bench.workspace.fresh("mount")) as mountpoint:
@@ -235,7 +235,7 @@ def _on_mount(bench: Bench, repository: Repository, image: Image, read: Callable
 
 def dd_s(bench: Bench, repository: Repository, image: Image) -> float:
     """Return the seconds in which dd reads an image from a mount that has nothing of it in memory."""
-    return _on_mount(bench, repository, image, lambda data: cold_s(bench, data, lambda: _dd(bench, data)))
+    return on_mount(bench, repository, image, lambda data: cold_s(bench, data, lambda: _dd(bench, data)))
 
 
 def cold_s(bench: Bench, path: str, read: Callable[[], float]) -> float:
@@ -270,7 +270,7 @@ def _resident_mib(data: str) -> float:
         return next(int(line.split()[1]) for line in lines if line.startswith("Rss:")) / 1024
 
 
-def _task(bench: Bench, task: str, path: str, *arguments: object) -> float:
+def task(bench: Bench, task: str, path: str, *arguments: object) -> float:
     """Run a task of mount_tasks in a process of its own; return the number that it prints."""
     run = bench.runner.run([sys.executable, "-m", "benchmarks.mount_tasks", task, path, *map(str, arguments)])
     return float(run.stdout)
