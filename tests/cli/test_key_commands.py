@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pty
 import sqlite3
 import stat
+import subprocess
+import sys
+import termios
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +29,7 @@ from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 from tests.upgrade.reference import Reference
 
+BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 K1 = "decafbad" * 8
 K2 = "5e" * 32
 WORDS = "correct horse"
@@ -294,3 +303,47 @@ def test_a_page_typed_with_a_mistake_names_the_group(call, place):
     (place / "page").write_text(page.replace(line, wrong))
     status, _, err = call("key", "add", "x", "--from-recovery", place / "page", "--key-file", place / "k2")
     assert (status, "group 5 of the recovery page has a mistake" in err) == (3, True)
+
+
+def on_terminal(place, words, answers):
+    """Run a command on a terminal, type an answer at each prompt, and return status and all that was shown."""
+    master, slave = pty.openpty()
+    command = [BACKYFS, "-c", str(place / "repository/backyfs.cfg"), *words]
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:
+        os.close(slave)
+        shown = before = b""
+        for prompt, answer in answers:
+            while prompt not in shown:
+                shown += os.read(master, 4096)
+            shown, before = b"", before + shown
+            while termios.tcgetattr(master)[3] & termios.ECHO:
+                time.sleep(0.01)
+            time.sleep(0.05)  # what is typed at this very moment is thrown away
+            os.write(master, answer.encode() + b"\n")
+        with suppress(OSError):  # EIO: the other end is closed
+            while more := os.read(master, 4096):
+                shown += more
+    os.close(master)
+    return process.returncode, (before + shown).decode()
+
+
+def test_passphrases_are_asked_for_and_not_shown(call, place):
+    status, shown = on_terminal(
+        place, ["key", "add", "ann"], [(b"New passphrase", WORDS), (b"Repeat for confirmation", WORDS)]
+    )
+    assert (status, WORDS in shown) == (0, False), shown
+    configure(place, "")
+    file = place / "repository/backyfs.cfg"
+    file.write_text(file.read_text().replace("encryption_version", "# encryption_version"))
+    status, shown = on_terminal(place, ["key", "check"], [(b"Passphrase", WORDS)])
+    assert (status, "opens slot ann" in shown, WORDS in shown) == (0, True, False), shown
+    status, shown = on_terminal(place, ["ls"], [(b"Passphrase", "wrong")])
+    assert (status, "the passphrase is not one of this repository" in shown) == (3, True), shown
+
+
+def test_rekey_asks_for_the_old_key(call, place):
+    old = (place / "repository/backyfs.key").read_text().strip()
+    configure(place, f"encryption_key_file: {place / 'k2'}")
+    status, shown = on_terminal(place, ["rekey"], [(b"Old key or passphrase", old)])
+    assert (status, old in shown) == (0, False), shown
+    assert restores(call, place)
