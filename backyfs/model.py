@@ -37,6 +37,14 @@ class VersionStatus(StrEnum):
     INVALID = "invalid"        # complete, and a block of it was found damaged
 
 
+class Deduplication(StrEnum):
+    """With which stored blocks a backup does with, instead of storing them anew."""
+
+    OFF = "off"
+    ON = "on"                      # all that are valid
+    SAME_VERSION = "same-version"  # those of the encryption version that new ones get
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
     """One backup of one source at one time."""

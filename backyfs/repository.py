@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from backyfs.config import Config
     from backyfs.keys import Keyring
     from backyfs.metadata.database import Connection
-    from backyfs.model import KeySlot
+    from backyfs.model import Deduplication, KeySlot
     from backyfs.storage import Storage
 
 FIRST_SLOT = "configuration"  # label of the one that a repository is made with
@@ -49,7 +49,7 @@ class Repository:
     block_size: int
     database: Database
     blocks: BlockStore
-    deduplication: bool
+    deduplication: Deduplication
     own_paths: tuple[str, ...]  # local paths that nothing else may write to
 
 

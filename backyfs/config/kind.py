@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from backyfs.config.places import path_below
+from backyfs.model import Deduplication
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +22,7 @@ _MAX_NUMBER = 2**63 - 1  # what a database column holds
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _MAX_DURATION_S = 36500 * 86400  # a hundred years: dates stay dates
 _BOOLEANS = {
-    "1": True, "true": True, "yes": True, "on": True,
-    "0": False, "false": False, "no": False, "off": False,
+    "1": True, "0": False, "true": True, "false": False, "yes": True, "no": False, "on": True, "off": False,
 }
 _ECHOED_CHARACTERS = 80
 
@@ -108,6 +108,12 @@ def _boolean(text: str, _: Surroundings) -> bool:
     if text.lower() not in _BOOLEANS:
         raise Refused
     return _BOOLEANS[text.lower()]
+
+
+def _deduplication(text: str, surroundings: Surroundings) -> Deduplication:
+    if text.lower() == Deduplication.SAME_VERSION.value:
+        return Deduplication.SAME_VERSION
+    return Deduplication.ON if _boolean(text, surroundings) else Deduplication.OFF
 
 
 def _hash_function(text: str, _: Surroundings) -> str:
@@ -211,8 +217,8 @@ BLOCK_SIZE = Kind(
 )
 DURATION = Kind(allowed="a number and a unit (s, m, h, d, w), as in 12h, up to 36500d", parse=_duration)
 INTERVAL = Kind(allowed="a number, 1 or more, and a unit (s, m, h, d, w), as in 1d", parse=_interval)
-BOOLEAN = Kind(allowed="1, 0, true, false, yes, no, on, off", parse=_boolean)
-OPTIONAL_BOOLEAN = Kind(allowed=BOOLEAN.allowed, parse=_boolean, optional=True)
+OPTIONAL_BOOLEAN = Kind(allowed=", ".join(_BOOLEANS), parse=_boolean, optional=True)
+DEDUPLICATION = Kind(allowed=f"{OPTIONAL_BOOLEAN.allowed}, {Deduplication.SAME_VERSION.value}", parse=_deduplication)
 HASH_FUNCTION = Kind(
     allowed="blake3, or a name in Python's hashlib with digests of one length, such as sha512",
     parse=_hash_function,

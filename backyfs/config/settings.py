@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from backyfs.model import Deduplication
+
 if TYPE_CHECKING:
     from backyfs.model import KeySource, PassphraseSource
 
@@ -109,7 +111,7 @@ class Config:
     cachedir: str | None = None
     process_name: str = "backyfs"
     disallow_rm_when_younger_than_days: int = 0
-    deduplication: bool = True
+    deduplication: Deduplication = Deduplication.ON
     encryption_version: int | None = None  # of new blobs; whether there is such a version is not judged here
     key: KeySource | None = None
     passphrase: PassphraseSource | None = None  # tried where the key does not open the repository

@@ -113,7 +113,7 @@ SECTION_KEYS: Mapping[str, tuple[Key, ...]] = {
             k.NUMBER,
             "A version that is younger than so many days is removed only with --force.",
         ),
-        Key("deduplication", k.BOOLEAN, "Store equal blocks once."),
+        Key("deduplication", k.DEDUPLICATION, "Store equal blocks once."),
         Key(
             "encryption_version",
             k.NUMBER,

@@ -24,7 +24,7 @@ from backyfs.errors import BackyfsError, InterruptedByUser
 from backyfs.geometry import PAGE_ENTRIES, BlockRun, block_count, block_length, block_runs, page_position
 from backyfs.metadata.blobs import find_blobs, insert_blobs
 from backyfs.metadata.blockmap import ABSENT, HOLE, BlobsGoneError, commit_page
-from backyfs.model import BlockIndex
+from backyfs.model import BlockIndex, Deduplication
 
 if TYPE_CHECKING:
     from array import array
@@ -88,6 +88,8 @@ class Pipeline:
         self._statistics = statistics
         self._progress = progress
         self._stop = stop
+        same_version = repository.deduplication is Deduplication.SAME_VERSION
+        self._found_version = repository.blocks.encryption_version if same_version else None
         self._block_size = repository.block_size
         self._blocks = block_count(version.size_bytes, self._block_size)
         self._tasks = Tasks(source, repository.blocks, self._block_size)
@@ -248,13 +250,13 @@ class Pipeline:
         self._commit_pages()
 
     def _find(self, fingerprints: Iterable[bytes]) -> dict[bytes, BlobId]:
-        if not self._repository.deduplication:
+        if self._repository.deduplication is Deduplication.OFF:
             return {}
         wanted = set(fingerprints)
         if not wanted:
             return {}
         with self._repository.database.read() as connection:
-            return find_blobs(connection, wanted)
+            return find_blobs(connection, wanted, encryption_version=self._found_version)
 
     def _sort(self, result: Hashed, known: dict[bytes, BlobId]) -> list[tuple[int, BlobUid]]:
         """Enter the blocks of a run that are known; return those that are to be stored, and as what."""
@@ -288,7 +290,7 @@ class Pipeline:
 
     def _announce(self, index: BlockIndex, fingerprint: bytes, uid: BlobUid) -> None:
         self._waiting[uid] = [index]
-        if self._repository.deduplication:
+        if self._repository.deduplication is not Deduplication.OFF:
             self._coming[fingerprint] = uid
 
     def _insert(self, saved: list[SavedBlob]) -> None:

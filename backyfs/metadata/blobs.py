@@ -28,6 +28,7 @@ _FIND = (
     )
     .order_by(blobs.c.id.desc())  # the oldest one comes last and stays
 )
+_FIND_OF_VERSION = _FIND.where(blobs.c.encryption_version == bindparam("version"))
 
 
 _ALL_FACTS = select(
@@ -53,14 +54,19 @@ class KnownBlob:
     facts: BlobRecord
 
 
-def find_blobs(connection: Connection, fingerprints: Iterable[bytes]) -> dict[bytes, BlobId]:
-    """Return which blobs hold these bytes: valid ones that are not doomed.
+def find_blobs(
+    connection: Connection, fingerprints: Iterable[bytes], *, encryption_version: int | None = None
+) -> dict[bytes, BlobId]:
+    """Return which blobs hold these bytes: valid ones that are not doomed, of one encryption version or of any.
 
     Where several blobs hold the same bytes the oldest one is named, so that equal images get equal pages.
     """
     found: dict[bytes, BlobId] = {}
     for batch in batches(fingerprints):
-        rows = connection.execute(_FIND, {"fingerprints": batch})
+        if encryption_version is None:
+            rows = connection.execute(_FIND, {"fingerprints": batch})
+        else:
+            rows = connection.execute(_FIND_OF_VERSION, {"fingerprints": batch, "version": encryption_version})
         found.update((row.fingerprint, BlobId(row.id)) for row in rows)
     return found
 

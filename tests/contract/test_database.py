@@ -553,6 +553,21 @@ def test_equal_pages_are_one_and_are_counted(connection: Connection) -> None:
     assert references_add_up(connection)
 
 
+def test_blobs_are_found_by_their_bytes_and_their_encryption_version(connection: Connection) -> None:
+    saved = [
+        SavedBlob(
+            uid=BlobUid(f"{number:032}"), fingerprint=b"same", size=1, stored_size=1, encryption_version=number,
+            wrapped_key=None,
+        )
+        for number in (0, 1)
+    ]  # fmt: skip
+    ids = insert_blobs(connection, saved, datetime(2026, 1, 1, tzinfo=UTC))
+    plain, sealed = (ids[blob.uid] for blob in saved)
+    assert find_blobs(connection, [b"same", b"other"]) == {b"same": plain}
+    assert find_blobs(connection, [b"same"], encryption_version=1) == {b"same": sealed}
+    assert find_blobs(connection, [b"same"], encryption_version=2) == {}
+
+
 def test_a_page_takes_the_place_of_the_one_before(connection: Connection) -> None:
     first, second = make_blobs(connection, 2)
     version = make_version(connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from backyfs.engine.pipeline import Pipeline
 from backyfs.engine.restore import restore
 from backyfs.errors import SourceError, TargetError, UsageError
 from backyfs.metadata.tables import blobs, pages, version_pages
-from backyfs.model import VersionStatus
+from backyfs.metadata.usage import encryption_versions
+from backyfs.model import Deduplication, VersionStatus
 from backyfs.mount.image import Image
 from backyfs.sources.file import FileSource
 from tests.audit import audit, count_blobs, count_jobs, doom
@@ -104,11 +106,34 @@ def test_a_short_last_block_is_no_part_of_a_longer_one(repository, tmp_path):
 def test_without_deduplication_every_block_is_stored_again(repository, tmp_path):
     image = random_image(tmp_path / "image", 2 * BLOCK)
     back_up(repository, image)
-    report = back_up(replace(repository, deduplication=False), image)
+    report = back_up(replace(repository, deduplication=Deduplication.OFF), image)
     assert report.statistics.blocks_written == 2
     assert count_blobs(repository) == 4
     assert restored(repository, report.version, tmp_path) == image.read_bytes()
     audit(repository)
+
+
+def test_a_repository_turns_encrypted_as_it_is_used_where_blocks_of_older_versions_are_not_found(tmp_path):
+    config = make_repository(tmp_path / "repository")
+    image = random_image(tmp_path / "image", 3 * BLOCK)
+
+    def turned(version: int, deduplication: str):
+        text = config.read_text()
+        for key, value in (("encryption_version", version), ("deduplication", deduplication)):
+            text = re.sub(rf"(?m)^{key}:.*\n", "", text).replace("[DEFAULTS]\n", f"[DEFAULTS]\n{key}: {value}\n", 1)
+        config.write_text(text)
+        with opened(config) as repository:
+            report = back_up(repository, image)
+            assert restored(repository, report.version, tmp_path) == image.read_bytes()
+            audit(repository)
+            with repository.database.read() as connection:
+                return report.statistics.blocks_written, encryption_versions(connection, report.version)
+
+    assert turned(0, "on") == (3, [0])
+    assert turned(1, "on") == (0, [0])
+    assert turned(1, "same-version") == (3, [1])
+    assert turned(1, "same-version") == (0, [1])
+    assert turned(0, "same-version") == (0, [0])
 
 
 def test_a_restored_file_has_holes_where_the_image_has_zeros(repository, tmp_path):

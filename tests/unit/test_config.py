@@ -28,7 +28,7 @@ from backyfs.config.document import Document
 from backyfs.config.loader import build
 from backyfs.config.table import SCHEDULER_KEYS, SECTION_KEYS, STORAGE_KEYS
 from backyfs.errors import ConfigError
-from backyfs.model import KeySource
+from backyfs.model import Deduplication, KeySource
 
 KEY = "decafbad" * 8
 
@@ -160,7 +160,7 @@ def test_a_configuration_of_backy2_with_encryption_is_read_whole(tmp_path):
     assert config.cachedir == str(tmp_path)
     assert config.process_name == "bkfix"
     assert config.disallow_rm_when_younger_than_days == 0
-    assert config.deduplication is True
+    assert config.deduplication is Deduplication.ON
     assert config.encryption_version == 1
     assert config.key == KeySource(hex_digits=KEY)
     assert config.database_url == f"sqlite:///{tmp_path}/backy.sqlite"
@@ -191,7 +191,7 @@ def test_what_the_file_does_not_say_has_its_default():
     assert config.cachedir is None
     assert config.process_name == "backyfs"
     assert config.disallow_rm_when_younger_than_days == 0
-    assert config.deduplication is True
+    assert config.deduplication is Deduplication.ON
     assert config.encryption_version is None
     assert config.key is None
     assert config.storage == DirectoryStorageConfig(
@@ -347,12 +347,17 @@ def test_other_sections_with_an_interval_are_schedulers_in_their_order():
 
 @pytest.mark.parametrize("text", ["1", "true", "Yes", "on"])
 def test_words_for_true(text):
-    assert config_of(with_defaults(f"deduplication: {text}")).deduplication is True
+    assert config_of(with_defaults(f"deduplication: {text}")).deduplication is Deduplication.ON
 
 
 @pytest.mark.parametrize("text", ["0", "false", "NO", "off"])
 def test_words_for_false(text):
-    assert config_of(with_defaults(f"deduplication: {text}")).deduplication is False
+    assert config_of(with_defaults(f"deduplication: {text}")).deduplication is Deduplication.OFF
+
+
+def test_deduplication_with_blocks_of_the_same_version_alone():
+    config = config_of(with_defaults("deduplication: same-version"))
+    assert config.deduplication is Deduplication.SAME_VERSION
 
 
 @pytest.mark.parametrize("name", ["blake3", "sha512", "sha256", "sha3_256", "blake2b", "md5"])
@@ -519,8 +524,8 @@ def test_a_wrong_number_names_its_line():
         ("disallow_rm_when_younger_than_days", "1.5", "a whole number, 0 or more"),
         ("disallow_rm_when_younger_than_days", "\N{FULLWIDTH DIGIT ONE}", "a whole number, 0 or more"),
         ("disallow_rm_when_younger_than_days", "", "a whole number, 0 or more"),
-        ("deduplication", "same-version", "1, 0, true, false, yes, no, on, off"),
-        ("deduplication", "2", "1, 0, true, false, yes, no, on, off"),
+        ("deduplication", "older-version", "1, 0, true, false, yes, no, on, off, same-version"),
+        ("deduplication", "2", "1, 0, true, false, yes, no, on, off, same-version"),
         ("encryption_version", "-1", "a whole number, 0 or more"),
         ("process_name", "", "any text"),
         ("logfile", "", "a path"),
