@@ -19,7 +19,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 def asking() -> Callable[[], str] | None:
     """Return what asks for the passphrase of a repository; None where nobody is there to answer."""
-    return _ask if sys.stdin is not None and sys.stdin.isatty() else None
+    stdin = sys.stdin  # None or closed where the program was started without one
+    return _ask if stdin is not None and not stdin.closed and stdin.isatty() else None
 
 
 def secret_options(prefix: str = "") -> Callable[[_Command], _Command]:
