@@ -54,7 +54,7 @@ _COMMANDS = {
     "initdb": ("initdb", "Make the repository that an existing configuration names."),
     "check-config": ("check_config", "Check configuration, key, database, storage, clock and FUSE."),
     "upgrade": ("upgrade", "Take the database to this program's schema."),
-    "key": ("key", "Look after what opens the repository: keys, passphrases, recovery."),
+    "key": ("key", "Keys, passphrases and recovery pages that open it."),
     "rekey": ("rekey", "Let the configured key take the place of another one."),
     "db": ("db", "Copy the database to another engine."),
     "completion": ("completion", "Print a completion script for a shell."),

@@ -72,6 +72,8 @@ def test_help_lists_every_command_with_a_line():
         "initdb",
         "check-config",
         "upgrade",
+        "key",
+        "rekey",
         "db",
         "completion",
     ]
