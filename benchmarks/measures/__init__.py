@@ -7,6 +7,7 @@ from benchmarks.measures import (  # noqa: I001  the order of the report
     small_blocks as small_blocks,
     memory as memory,
     hints as hints,
+    limits as limits,
     metadata as metadata,
     mount as mount,
     encryption as encryption,
