@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import update
 
+from backyfs.engine import pipeline
 from backyfs.engine.backup import BackupRequest, backup
 from backyfs.engine.restore import restore
 from backyfs.errors import HintsError, InterruptedByUser, UsageError, VersionError
@@ -300,6 +301,29 @@ def test_a_continued_backup_reads_only_what_was_not_committed(repository, tmp_pa
     assert second == sorted(set(range(count)) - committed)
     assert report.version.uid == version.uid
     assert uids(repository) == [version.uid]
+    expect_restored(repository, report.version, image)
+    audit(repository)
+
+
+def test_what_was_committed_before_a_crash_is_not_read_again(repository, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "_COMMIT_S", 0.0)
+    monkeypatch.setattr(pipeline, "_FLUSH_BLOBS", 256)
+    count = PAGE_ENTRIES - 5  # no page is ever complete
+    image = random_image(tmp_path / "image", count * BLOCK)
+    announced: list[Version] = []
+
+    def crash() -> bool:
+        if announced and committed_blocks(repository, announced[0], count):
+            raise RuntimeError("not an error that anybody tidies up after")
+        return False
+
+    with recorded(image) as source, pytest.raises(RuntimeError):
+        backup(repository, source, BackupRequest(name="disk"), stop=crash, announce=announced.append)
+    committed = committed_blocks(repository, announced[0], count)
+    assert 0 < len(committed) < count
+    audit(repository)
+    report, read = back_up_recorded(repository, image, continued=announced[0])
+    assert read == sorted(set(range(count)) - committed)
     expect_restored(repository, report.version, image)
     audit(repository)
 
