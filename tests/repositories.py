@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from backyfs.config import load_config
 from backyfs.engine.backup import BackupReport, BackupRequest, backup
 from backyfs.engine.initialize import Places, initialize
+from backyfs.metadata.jobs import list_live_jobs, this_process
 from backyfs.repository import open_repository
 from backyfs.sources import open_source
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from backyfs.model import Version
     from backyfs.repository import Repository
 
+PATIENCE_S = 60
 BLOCK = 4096  # of test repositories, unless a test says otherwise
 
 
@@ -36,6 +39,18 @@ def make_repository(directory: Path, *, block_size: int = BLOCK, encrypted: bool
         encrypted=encrypted,
     )
     return config_file
+
+
+def wait_for_job(config_file: Path, command: str) -> None:
+    """Wait until a command that begins so is at work."""
+    end = time.monotonic() + PATIENCE_S
+    with opened(config_file) as repository:
+        while True:
+            with repository.database.read() as connection:
+                if any(job.command.startswith(command) for job in list_live_jobs(connection, this_process())):
+                    return
+            assert time.monotonic() < end, f"{command} did not begin in time"
+            time.sleep(0.02)
 
 
 @contextmanager

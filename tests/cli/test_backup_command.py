@@ -185,11 +185,15 @@ def test_the_uid_is_printed_before_the_end(config, tmp_path):
 
 def test_an_interrupted_backup_says_how_to_go_on_and_does(config, tmp_path):
     image = random_image(tmp_path / "image", 64 << 20)
+    unlimited = config.read_text()
+    config.write_text(unlimited.replace("[DataBackend]", f"[DataBackend]\nbandwidth_write: {8 << 20}"))
     command = [BACKYFS, "-c", str(config), "backup", str(image), "disk", "-t", "mine"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + PATIENCE_S
-    while not any((tmp_path / "repository" / "data").rglob("*.blob")) and time.monotonic() < deadline:
+    while not any((tmp_path / "repository" / "data").rglob("*.blob")):
+        assert time.monotonic() < deadline
         time.sleep(0.005)
+    config.write_text(unlimited)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130

@@ -29,6 +29,7 @@ from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 from tests.upgrade.reference import Reference
 
+DEADLINE_S = 60
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 K1 = "decafbad" * 8
 K2 = "5e" * 32
@@ -316,7 +317,9 @@ def on_terminal(place, words, answers):
             while prompt not in shown:
                 shown += os.read(master, 4096)
             shown, before = b"", before + shown
+            end = time.monotonic() + DEADLINE_S
             while termios.tcgetattr(master)[3] & termios.ECHO:
+                assert time.monotonic() < end, before
                 time.sleep(0.01)
             time.sleep(0.05)  # what is typed at this very moment is thrown away
             os.write(master, answer.encode() + b"\n")

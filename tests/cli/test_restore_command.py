@@ -23,7 +23,7 @@ from backyfs.sources.target import FileTarget
 from tests.audit import audit, count_jobs
 from tests.images import random_bytes, random_image, sparse_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte
-from tests.repositories import BLOCK, back_up, opened
+from tests.repositories import BLOCK, back_up, opened, wait_for_job
 from tests.unit.test_sources import loop_device
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
@@ -467,6 +467,7 @@ def test_a_reader_who_reads_nothing_does_not_keep_it_from_ending(config, reposit
     with subprocess.Popen(
         [BACKYFS, "-c", config, "restore", version.uid, "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
+        wait_for_job(config, "restore")
         time.sleep(2)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
@@ -508,7 +509,8 @@ def slow(config, repository, tmp_path):
             [BACKYFS, "-c", config, "restore", version.uid, target], stderr=subprocess.PIPE, text=True
         )
         processes.append(process)
-        time.sleep(4.5)
+        wait_for_job(config, "restore")
+        time.sleep(4)  # of the eight that it takes
         assert process.poll() is None
         return process
 
