@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +19,7 @@ _QUIET_S = 1.0  # what is done sooner needs no progress
 
 
 class TerminalProgress:
-    """A bar with rate and remaining time on stderr, from the second second on."""
+    """A bar with rate and remaining time on stderr, once an operation has taken a second."""
 
     def __init__(self) -> None:
         self._bar = Progress(
@@ -33,22 +33,28 @@ class TerminalProgress:
             transient=True,
         )
         self._task = TaskID(0)
-        self._started = 0.0
-        self._shown = False
+        self._timer: threading.Timer | None = None
 
     def start(self, label: str, total_bytes: int) -> None:
         """Begin to measure; the bar comes later."""
+        self.stop()
         self._task = self._bar.add_task(label, total=total_bytes)
-        self._started = time.monotonic()
+        # Not at the next step: with a slow storage that may take minutes.
+        self._timer = threading.Timer(_QUIET_S, self._bar.start)
+        self._timer.daemon = True
+        self._timer.start()
 
     def advance(self, amount_bytes: int) -> None:
         """Move the bar."""
         self._bar.advance(self._task, amount_bytes)
-        if not self._shown and time.monotonic() - self._started > _QUIET_S:
-            self._shown = True
-            self._bar.start()
 
     def stop(self) -> None:
         """Take the bar away."""
-        if self._shown:
+        if self._timer is None:
+            return
+        self._timer.cancel()
+        self._timer.join()  # else it might begin to show what has ended
+        self._timer = None
+        if self._bar.live.is_started:
             self._bar.stop()
+        self._bar.remove_task(self._task)

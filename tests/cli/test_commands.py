@@ -335,8 +335,10 @@ def run_on_a_terminal(*words):
 
 
 def test_a_long_backup_shows_a_bar_on_a_terminal_and_none_without(tmp_path):
-    config = make_repository(tmp_path / "repository", block_size=512)
-    image = random_image(tmp_path / "image", 20_000 * 512)  # small blocks take more than a second
+    config = make_repository(tmp_path / "repository")
+    limited = config.read_text().replace("[DataBackend]", f"[DataBackend]\nbandwidth_write: {1 << 20}")
+    config.write_text(limited)
+    image = random_image(tmp_path / "image", 5 << 20)  # five seconds; the bar comes after one
     with_bar = run_on_a_terminal("-c", config, "backup", image, "disk")
     assert b"Backing up disk" in with_bar
     assert run_on_a_terminal("-c", config, "--no-progress", "backup", image, "disk") == b""

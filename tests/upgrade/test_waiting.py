@@ -8,7 +8,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import closing
+import time
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,10 +22,14 @@ from backyfs.metadata.database import Database
 from backyfs.metadata.jobs import register_job, remove_job, this_process
 from backyfs.metadata.upgrade import upgrade_lock
 from backyfs.repository import open_repository
+from tests.repositories import PATIENCE_S
 from tests.upgrade.reference import check
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.upgrade.reference import Reference
+
 
 def copies(reference: Reference) -> list[str]:
     return sorted(path.name for path in reference.directory.glob("*before-upgrade*"))
@@ -72,24 +78,31 @@ def test_a_lock_file_that_nobody_holds_does_not_count(reference: Reference) -> N
     assert upgrade(reference.config, wait_s=0) is not None
 
 
+@contextmanager
+def process_called(title: str) -> Iterator[int]:
+    """Run a process that others see under this name; give its pid."""
+    with subprocess.Popen([title, "60"], executable="/bin/sleep") as process:
+        try:
+            # The kernel sets a new command line a moment after it has closed the files by which Popen knows of exec.
+            end = time.monotonic() + PATIENCE_S
+            while not Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(title.encode()):
+                assert time.monotonic() < end, f"{title} did not begin in time"
+                time.sleep(0.001)
+            yield process.pid
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("title", ["backy2 [Backing up (2/2: Data) disk]", "bkfix [Scrubbing 4711]", "backy2"])
 def test_a_process_of_backy2_is_waited_for_unless_that_is_declined(title: str, reference: Reference) -> None:
-    process = subprocess.Popen([title, "60"], executable="/bin/sleep")
-    try:
-        assert f"in use by: process {process.pid}: {title} 60; nothing was changed" in refused(reference)
+    with process_called(title) as pid:
+        assert f"in use by: process {pid}: {title} 60; nothing was changed" in refused(reference)
         assert upgrade(reference.config, wait_s=0, ignore_processes=True) is not None
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_process_whose_name_only_begins_like_that_does_not_count(reference: Reference) -> None:
-    process = subprocess.Popen(["backy2-exporter", "60"], executable="/bin/sleep")
-    try:
+    with process_called("backy2-exporter"):
         assert upgrade(reference.config, wait_s=0) is not None
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_waiting_can_be_interrupted(reference: Reference) -> None:
