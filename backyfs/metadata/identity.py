@@ -53,7 +53,9 @@ def load_identity(connection: Connection) -> Identity:
     Raises:
         SchemaError: the database has the tables and no repository.
     """
-    row = connection.execute(select(repository).where(repository.c.id == _THE_ROW)).one_or_none()
+    # By name: a copy before an upgrade is made of tables that may lack what later revisions have added.
+    columns = (repository.c[field.name] for field in fields(Identity))
+    row = connection.execute(select(*columns).where(repository.c.id == _THE_ROW)).one_or_none()
     if row is None:
         raise SchemaError("the database has the tables of a repository and no repository; run `backyfs init` again")
     return Identity(
@@ -63,6 +65,17 @@ def load_identity(connection: Connection) -> Identity:
         wrapped_fingerprint_key=row.wrapped_fingerprint_key,
         created_at=row.created_at,
     )
+
+
+def load_key_date(connection: Connection) -> datetime | None:
+    """Return when the repository got the key that it has; None: when it was made, or by `backyfs rekey`."""
+    made_at: datetime | None = connection.execute(select(repository.c.key_made_at)).scalar()
+    return made_at
+
+
+def save_key_date(connection: Connection, made_at: datetime) -> None:
+    """Store when the repository got its key."""
+    connection.execute(update(repository).values(key_made_at=made_at))
 
 
 def require_release(connection: Connection) -> None:

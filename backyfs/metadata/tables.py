@@ -99,6 +99,7 @@ repository = Table(
     Column("wrapped_fingerprint_key", _bytes(64)),                 # NULL: fingerprints have no key
     Column("needs_release", String(32), nullable=False),           # of backyfs; older ones refuse with this number
     Column("created_at", UtcDateTime, nullable=False),
+    Column("key_made_at", UtcDateTime),                            # the repository key; NULL: with the repository
 )
 
 key_slots = Table(

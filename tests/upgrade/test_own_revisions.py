@@ -34,7 +34,8 @@ def first(anywhere: Reference) -> Reference:
     upgrade(anywhere.config)
     for path in anywhere.directory.glob("*before-upgrade*"):
         path.unlink()
-    change(anywhere, *(f"DROP TABLE {name}" for name in NEW_TABLES), "UPDATE repository SET needs_release = '0.0.1'")
+    change(anywhere, *(f"DROP TABLE {name}" for name in NEW_TABLES))
+    change(anywhere, "ALTER TABLE repository DROP COLUMN key_made_at", "UPDATE repository SET needs_release = '0.0.1'")
     change(anywhere, "UPDATE alembic_version SET version_num = 'backyfs_0001'")
     return anywhere
 
