@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from backyfs.errors import IntegrityError
+from backyfs.errors import BlobMissingError, IntegrityError
 from backyfs.model import BlobUid, SavedBlob
 from backyfs.sealing import DATA_KEY_BYTES, encryption_version
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from backyfs.keys import Keyring
     from backyfs.model import Blob, Buffer
+    from backyfs.sealing import Seekable
     from backyfs.storage import Storage
 
 BLAKE3 = "blake3"
@@ -43,6 +44,7 @@ class BlockStore:
     keyring: Keyring
     fingerprint: Callable[[Buffer], bytes]
     encryption_version: int  # of new blobs
+    find_moved: Callable[[Blob], Blob | None]  # where its bytes are by now, if not where it says; see `load_block`
 
 
 def fingerprint_function(hash_function: str, fingerprint_key: bytes | None) -> Callable[[Buffer], bytes]:
@@ -110,6 +112,8 @@ def save_blocks(store: BlockStore, new: Iterable[tuple[BlobUid, bytes, Buffer]])
 def load_block(store: BlockStore, blob: Blob) -> bytes:
     """Return the plain bytes of a block, checked: `blob.size` of them, matching its fingerprint.
 
+    What is not where the blob says, because it was sealed anew since the row was read, is loaded from where it is.
+
     Raises:
         BlobMissingError: the storage has no such object.
         IntegrityError: it has one, and it is not this block; the message names the blob.
@@ -119,6 +123,16 @@ def load_block(store: BlockStore, blob: Blob) -> bytes:
 
 
 def _load(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
+    try:
+        return _load_object(store, blob, trusts_tag=trusts_tag)
+    except (BlobMissingError, IntegrityError):
+        moved = store.find_moved(blob)
+        if moved is None:
+            raise
+    return _load(store, moved, trusts_tag=trusts_tag)
+
+
+def _load_object(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
     stored = store.storage.get(blob.uid)
     try:
         scheme = encryption_version(blob.encryption_version)
@@ -163,6 +177,18 @@ class PieceLoader:
         seekable = encryption_version(blob.encryption_version).seekable
         if seekable is None:
             return [_load(self._store, blob, trusts_tag=True)]
+        try:
+            return self._load_segments(blob, seekable, pieces)
+        except (BlobMissingError, IntegrityError):
+            moved = self._store.find_moved(blob)
+            if moved is None:
+                raise
+        # Its pieces may be others now, and the caller knows those of the blob it asked for.
+        block = _load(self._store, moved, trusts_tag=True)
+        size = seekable.segment_bytes
+        return [block[number * size : (number + 1) * size] for number in pieces]
+
+    def _load_segments(self, blob: Blob, seekable: Seekable, pieces: range) -> list[bytes]:
         try:
             data_key = self._store.keyring.unwrap(blob.wrapped_key)
             if len(pieces) * seekable.segment_bytes >= blob.size:

@@ -12,14 +12,15 @@ import uuid
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from backyfs import keys, sealing
 from backyfs.blocks import BLAKE3, BlockStore, fingerprint_function
 from backyfs.config import DirectoryStorageConfig
-from backyfs.errors import ConfigError, IntegrityError, KeyMaterialError, MissingKeyError, WrongKeyError
+from backyfs.errors import ConfigError, DatabaseError, IntegrityError, KeyMaterialError, MissingKeyError, WrongKeyError
 from backyfs.keys.slots import Secret, Sources, make_slot, open_configured
-from backyfs.metadata.blobs import newest_wrapped_key
+from backyfs.metadata.blobs import find_moved, newest_wrapped_key
 from backyfs.metadata.database import Database, sqlite_path
 from backyfs.metadata.identity import Identity, add_key_slot, list_key_slots, load_identity, save_identity
 from backyfs.model import DEFAULT_BLOCK_SIZE
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from backyfs.config import Config
     from backyfs.keys import Keyring
     from backyfs.metadata.database import Connection
-    from backyfs.model import Deduplication, KeySlot
+    from backyfs.model import Blob, Deduplication, KeySlot
     from backyfs.storage import Storage
 
 FIRST_SLOT = "configuration"  # label of the one that a repository is made with
@@ -94,6 +95,7 @@ def open_repository(
                 keyring=keyring,
                 fingerprint=fingerprint_function(identity.hash_function, keyring.fingerprint_key),
                 encryption_version=_encryption_version(config, keyring),
+                find_moved=partial(_find_moved, database),
             ),
             deduplication=config.deduplication,
             own_paths=_own_paths(config, database, storage),
@@ -281,6 +283,15 @@ def _turn_encryption_on(database: Database, config: Config) -> list[KeySlot]:
         if not list_key_slots(connection):  # another command may have been first
             add_key_slot(connection, slot)
         return list_key_slots(connection)
+
+
+def _find_moved(database: Database, blob: Blob) -> Blob | None:
+    try:
+        with database.read() as connection:
+            return find_moved(connection, blob)
+    except DatabaseError as error:  # what is the matter with the blob is the error to tell
+        _log.warning("cannot look whether blob %s was sealed anew: %s", blob.uid, error)
+        return None
 
 
 def _encryption_version(config: Config, keyring: Keyring) -> int:

@@ -179,6 +179,20 @@ def load_blobs(connection: Connection, ids: Iterable[BlobId]) -> dict[BlobId, Bl
     return found
 
 
+def find_moved(connection: Connection, blob: Blob) -> Blob | None:
+    """Return where the bytes of a blob are by now; None: nowhere else than it says, for all that is known.
+
+    It was sealed anew, or its place was taken by a blob with the same bytes and a cleanup is about to delete it.
+    """
+    row = connection.execute(select(blobs.c.uid, blobs.c.doomed_at).where(blobs.c.id == blob.id)).one_or_none()
+    if row is not None and row.doomed_at is None:
+        return None if row.uid == blob.uid else load_blobs(connection, [blob.id])[blob.id]
+    if blob.fingerprint is None:
+        return None
+    other = find_blobs(connection, [blob.fingerprint]).get(blob.fingerprint)
+    return None if other is None else load_blobs(connection, [other])[other]
+
+
 def _begin_counting(connection: Connection, ids: Iterable[BlobId]) -> None:
     for batch in batches(ids):
         connection.execute(insert(blob_refs), [{"blob_id": blob_id, "refs": 0} for blob_id in batch])

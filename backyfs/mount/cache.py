@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from backyfs.model import Blob, BlobId
+    from backyfs.model import Blob, BlobUid
     from backyfs.mount.pool import Call, Pool
 
-    _Key: TypeAlias = tuple[BlobId, int]
+    _Key: TypeAlias = tuple[BlobUid, int]  # not its id: one that is sealed anew may have other pieces
 
 _PASSED_PART = 16  # of the capacity: 16 MiB of 256
 
@@ -57,7 +57,7 @@ class PieceCache:
 
     def peek(self, blob: Blob, number: int) -> bytes | None:
         """Return a piece that is there, without waiting."""
-        key = (blob.id, number)
+        key = (blob.uid, number)
         piece = self._pieces.get(key)
         if piece is not None:
             self._pieces.move_to_end(key)
@@ -71,7 +71,7 @@ class PieceCache:
 
     def leave_behind(self, blob: Blob, number: int) -> None:
         """Note that a reader in order has gone on to another piece."""
-        key = (blob.id, number)
+        key = (blob.uid, number)
         piece = self._pieces.pop(key, None)
         if piece is None:
             return
@@ -89,7 +89,7 @@ class PieceCache:
         piece = self.peek(blob, number)
         if piece is not None:
             return piece
-        load = self._loads.get((blob.id, number))
+        load = self._loads.get((blob.uid, number))
         if load is None:
             load = self._want(blob, range(number, number + 1))
         elif load.call.pool is self._ahead and load.call.withdraw():  # not to wait behind what nobody wants yet
@@ -118,7 +118,7 @@ class PieceCache:
         """Yield the runs of pieces that are neither there nor on their way."""
         start = pieces.start
         for number in pieces:
-            key = (blob.id, number)
+            key = (blob.uid, number)
             if key in self._pieces or key in self._passed or key in self._loads:
                 if start < number:
                     yield range(start, number)
@@ -131,7 +131,7 @@ class PieceCache:
         return self._start(blob, pieces, self._wanted)
 
     def _start(self, blob: Blob, pieces: range, pool: Pool, ahead_bytes: int = 0) -> _Load:
-        keys = [(blob.id, number) for number in pieces]
+        keys = [(blob.uid, number) for number in pieces]
 
         def end(call: Call[Sequence[bytes]]) -> None:
             self._ahead_bytes -= ahead_bytes
