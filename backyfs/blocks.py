@@ -44,6 +44,7 @@ class BlockStore:
     keyring: Keyring
     fingerprint: Callable[[Buffer], bytes]
     encryption_version: int  # of new blobs
+    compression_level: int   # of new blobs
     find_moved: Callable[[Blob], Blob | None]  # where its bytes are by now, if not where it says; see `load_block`
 
 
@@ -92,7 +93,7 @@ def save_blocks(store: BlockStore, new: Iterable[tuple[BlobUid, bytes, Buffer]])
         StorageError: the storage does not take one of them.
     """
     scheme = encryption_version(store.encryption_version)
-    seal = scheme.sealer()
+    seal = scheme.sealer(store.compression_level)
     saved = []
     for uid, fingerprint, block in new:
         data_key = secrets.token_bytes(DATA_KEY_BYTES) if scheme.uses_data_key else b""

@@ -27,6 +27,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview  # what may be written or sea
 
 NAME_LENGTH = 2048  # characters of a name, as backy2
 DEFAULT_BLOCK_SIZE = 4 << 20  # 4 MiB, as backy2
+DEFAULT_COMPRESSION_LEVEL = 1  # of zstd, as backy2
 
 
 class VersionStatus(StrEnum):

@@ -22,7 +22,15 @@ from backyfs.errors import ConfigError, DatabaseError, IntegrityError, KeyMateri
 from backyfs.keys.slots import Secret, Sources, make_slot, open_configured
 from backyfs.metadata.blobs import find_moved, newest_wrapped_key
 from backyfs.metadata.database import Database, sqlite_path
-from backyfs.metadata.identity import Identity, add_key_slot, list_key_slots, load_identity, save_identity
+from backyfs.metadata.identity import (
+    Identity,
+    add_key_slot,
+    list_key_slots,
+    load_identity,
+    load_key_date,
+    save_identity,
+    save_key_date,
+)
 from backyfs.model import DEFAULT_BLOCK_SIZE
 from backyfs.storage.opening import create_storage, open_storage
 
@@ -94,7 +102,8 @@ def open_repository(
                 storage=storage,
                 keyring=keyring,
                 fingerprint=fingerprint_function(identity.hash_function, keyring.fingerprint_key),
-                encryption_version=_encryption_version(config, keyring),
+                encryption_version=_encryption_version(config, keyring, identity),
+                compression_level=config.compression_level,
                 find_moved=partial(_find_moved, database),
             ),
             deduplication=config.deduplication,
@@ -219,7 +228,10 @@ def open_keyring(
             return _adopted_keyring(config, wrapped_key)
         if config.encryption_version == 0:
             return _NO_KEYS
-        slots = _turn_encryption_on(database, config)
+        _turn_encryption_on(database, config)
+    with database.read() as connection:  # both as they are at one time
+        slots = list_key_slots(connection)
+        database.precondition = partial(_require_key_of, load_key_date(connection))
     opened = open_configured(slots, key_sources(config, ask))
     wrapped = identity.wrapped_fingerprint_key
     return keys.Keyring(
@@ -252,6 +264,12 @@ def _require_no_slots(connection: Connection) -> None:
         raise KeyMaterialError("the data keys were wrapped anew by `backyfs rekey` meanwhile; run the command again")
 
 
+def _require_key_of(date: datetime | None, connection: Connection) -> None:
+    """Refuse to go on with a repository key that another one has taken the place of."""
+    if load_key_date(connection) != date:
+        raise KeyMaterialError("the repository has got another key meanwhile; run the command again")
+
+
 def _adopted_keyring(config: Config, wrapped_key: bytes) -> Keyring:
     """Return the keys of a repository of backy2: the configured key itself wraps the data keys."""
     if config.key is None:
@@ -274,7 +292,7 @@ def _adopted_keyring(config: Config, wrapped_key: bytes) -> Keyring:
     return keys.Keyring(repository_key=configured_key, fingerprint_key=None)
 
 
-def _turn_encryption_on(database: Database, config: Config) -> list[KeySlot]:
+def _turn_encryption_on(database: Database, config: Config) -> None:
     """Give a repository that was made without encryption its key, because the configuration has one now."""
     secret = configured_secret(config)
     assert secret is not None
@@ -282,7 +300,7 @@ def _turn_encryption_on(database: Database, config: Config) -> list[KeySlot]:
     with database.write() as connection:
         if not list_key_slots(connection):  # another command may have been first
             add_key_slot(connection, slot)
-        return list_key_slots(connection)
+            save_key_date(connection, slot.created_at)
 
 
 def _find_moved(database: Database, blob: Blob) -> Blob | None:
@@ -294,10 +312,20 @@ def _find_moved(database: Database, blob: Blob) -> Blob | None:
         return None
 
 
-def _encryption_version(config: Config, keyring: Keyring) -> int:
+def _encryption_version(config: Config, keyring: Keyring, identity: Identity) -> int:
     if config.encryption_version is not None:
         return config.encryption_version
-    return 0 if keyring.repository_key is None else sealing.NEWEST_ENCRYPTION_VERSION
+    if keyring.repository_key is None:
+        return 0
+    return sealing.BACKY2_ENCRYPTION_VERSION if _is_adopted(identity) else sealing.NEWEST_ENCRYPTION_VERSION
+
+
+def _is_adopted(identity: Identity) -> bool:
+    """Tell whether a repository comes from backy2, by what stays as it was: `rekey` gives it slots like any other.
+
+    One that was made plain, with a hash function of hashlib, and turned to encryption later is taken for one.
+    """
+    return identity.hash_function != BLAKE3 and identity.wrapped_fingerprint_key is None
 
 
 def _own_paths(config: Config, database: Database, storage: Storage) -> tuple[str, ...]:

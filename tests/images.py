@@ -56,3 +56,9 @@ def file_tree(directory: Path, files: int, seed: int = 0) -> Path:
         content = chance.randbytes(size) if number % 2 else b"%d\n" % number * (size // 4)
         (folder / f"file-{number}.bin").write_bytes(content)
     return directory
+
+
+def words(count: int) -> bytes:
+    """Return always the same text of a few words, which compression makes smaller the harder it works."""
+    known = b"block blob page hole version storage table segment fingerprint database key slot mount job".split()
+    return b" ".join(random.Random(1).choices(known, k=count))

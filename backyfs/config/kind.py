@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_BLOCK_SIZE = 64 << 20
+MAX_COMPRESSION_LEVEL = 19  # those beyond gain nothing with blocks of this size
 _SECTOR_BYTES = 512
 _MAX_NUMBER = 2**63 - 1  # what a database column holds
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -83,6 +84,11 @@ def _number(text: str, _: Surroundings, *, least: int = 0) -> int:
 
 def _count(text: str, surroundings: Surroundings) -> int:
     return _number(text, surroundings, least=1)
+
+
+def _compression_level(text: str, surroundings: Surroundings) -> int:
+    level = _count(text, surroundings)
+    return level if level <= MAX_COMPRESSION_LEVEL else _refuse()
 
 
 def _block_size(text: str, surroundings: Surroundings) -> int:
@@ -211,6 +217,7 @@ def _refuse() -> NoReturn:
 
 NUMBER = Kind(allowed="a whole number, 0 or more", parse=_number)
 COUNT = Kind(allowed="a whole number, 1 or more", parse=_count)
+COMPRESSION_LEVEL = Kind(allowed=f"a whole number from 1 to {MAX_COMPRESSION_LEVEL}", parse=_compression_level)
 BLOCK_SIZE = Kind(
     allowed=f"a number of bytes that is a multiple of 512, from 512 to {MAX_BLOCK_SIZE}",
     parse=_block_size,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from backyfs.model import Deduplication
+from backyfs.model import DEFAULT_COMPRESSION_LEVEL, Deduplication
 
 if TYPE_CHECKING:
     from backyfs.model import KeySource, PassphraseSource
@@ -113,6 +113,7 @@ class Config:
     disallow_rm_when_younger_than_days: int = 0
     deduplication: Deduplication = Deduplication.ON
     encryption_version: int | None = None  # of new blobs; whether there is such a version is not judged here
+    compression_level: int = DEFAULT_COMPRESSION_LEVEL  # of new blobs
     key: KeySource | None = None
     passphrase: PassphraseSource | None = None  # tried where the key does not open the repository
     database_url: str = field(repr=False)  # can hold a password

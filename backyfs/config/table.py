@@ -117,8 +117,13 @@ SECTION_KEYS: Mapping[str, tuple[Key, ...]] = {
         Key(
             "encryption_version",
             k.NUMBER,
-            "How new blocks are stored: 0 is plain, 1 is compressed and encrypted as by backy2. Existing "
-            "blocks stay as they are and stay readable.",
+            "How new blocks are stored: 0 is plain, 1 is compressed and encrypted as by backy2, 2 the same in "
+            "segments of which mounts read those they need. Existing blocks stay as they are and stay readable.",
+        ),
+        Key(
+            "compression_level",
+            k.COMPRESSION_LEVEL,
+            "How hard new blocks are compressed where they are encrypted, 1 to 19: levels of zstd.",
         ),
         Key(
             "encryption_key",

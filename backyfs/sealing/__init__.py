@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from backyfs.errors import ConfigError, IntegrityError
+from backyfs.model import DEFAULT_COMPRESSION_LEVEL
 from backyfs.sealing import plain, segments, zstd_gcm
 
 if TYPE_CHECKING:
@@ -63,8 +64,10 @@ class EncryptionVersion(Protocol):
         """How parts of a block are opened; None where only a whole block can be checked."""
         ...
 
-    def sealer(self) -> Sealer:
+    def sealer(self, compression_level: int = DEFAULT_COMPRESSION_LEVEL) -> Sealer:
         """Return a function that seals blocks, for one thread: what is costly to make, it makes once.
+
+        The level is one of zstd, 1 to 19, for versions that compress; blocks of any level are opened alike.
 
         Every block is to be given a data key that was never used before.
         """
@@ -85,8 +88,10 @@ _VERSIONS: dict[int, EncryptionVersion] = {
     2: segments.Segments(),
 }
 
-# What blobs get where encryption is on and the configuration names none.
-NEWEST_ENCRYPTION_VERSION = 1
+# What blobs get where encryption is on and the configuration names none. Repositories of backy2 go on with backy2's:
+# nothing about them changes that nobody asked for.
+NEWEST_ENCRYPTION_VERSION = 2
+BACKY2_ENCRYPTION_VERSION = 1
 
 
 def encryption_version(number: int) -> EncryptionVersion:

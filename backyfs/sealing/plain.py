@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backyfs.errors import IntegrityError
+from backyfs.model import DEFAULT_COMPRESSION_LEVEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,7 +19,10 @@ class Plain:
     uses_data_key = False
     seekable = None  # a part of a block has nothing that it could be compared with
 
-    def sealer(self) -> Callable[[Buffer, bytes], Sequence[Buffer]]:
+    def sealer(
+        self,
+        compression_level: int = DEFAULT_COMPRESSION_LEVEL,  # noqa: ARG002 - nothing is compressed
+    ) -> Callable[[Buffer, bytes], Sequence[Buffer]]:
         """Return a function that returns the block itself."""
         return lambda block, data_key: (block,)  # noqa: ARG005 - it has none
 

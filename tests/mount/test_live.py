@@ -183,7 +183,7 @@ def test_facts_are_extended_attributes_of_version_and_image(config_file: Path, t
             assert told["user.backyfs.tags"] == "daily,manual"
             assert told["user.backyfs.size"] == str(SIZE)
             assert told["user.backyfs.valid"] == "1"
-            assert told["user.backyfs.encryption_versions"] == "1"
+            assert told["user.backyfs.encryption_versions"] == "2"
             assert told["user.backyfs.date"] == f"{version.created_at:%Y-%m-%dT%H:%M:%S}"
             assert told["user.backyfs.expire"] == told["user.backyfs.snapshot_name"] == ""
 

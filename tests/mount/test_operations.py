@@ -544,7 +544,7 @@ def test_a_version_tells_its_facts_as_extended_attributes(
         "valid": "1",
         "status": "valid",
         "size": str(SIZE),
-        "encryption_versions": "1",
+        "encryption_versions": "2",
     }
 
 

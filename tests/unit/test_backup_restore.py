@@ -21,7 +21,7 @@ from backyfs.model import Deduplication, VersionStatus
 from backyfs.mount.image import Image
 from backyfs.sources.file import FileSource
 from tests.audit import audit, count_blobs, count_jobs, doom
-from tests.images import random_bytes, random_image, sparse_image
+from tests.images import random_bytes, random_image, sparse_image, words
 from tests.mount.stored import blob_of, file_of, flip_a_byte, incomplete_copy, truncate
 from tests.repositories import BLOCK, back_up, make_repository, opened
 from tests.unit.test_sources import loop_device
@@ -134,6 +134,23 @@ def test_a_repository_turns_encrypted_as_it_is_used_where_blocks_of_older_versio
     assert turned(1, "same-version") == (3, [1])
     assert turned(1, "same-version") == (0, [1])
     assert turned(0, "same-version") == (0, [0])
+    assert turned(2, "on") == (0, [0])
+    assert turned(2, "same-version") == (3, [2])
+
+
+def test_blocks_are_compressed_as_hard_as_is_configured(tmp_path):
+    config = make_repository(tmp_path / "repository", block_size=1 << 16)
+    image = tmp_path / "image"
+    image.write_bytes(words(40_000))
+    stored = []
+    for level in (1, 19):
+        lines = [line for line in config.read_text().splitlines() if not line.startswith("compression_level")]
+        config.write_text("\n".join(lines).replace("[DEFAULTS]", f"[DEFAULTS]\ncompression_level: {level}"))
+        with opened(config) as repository:
+            report = back_up(replace(repository, deduplication=Deduplication.OFF), image)
+            assert restored(repository, report.version, tmp_path) == image.read_bytes()
+            stored.append(report.statistics.bytes_stored)
+    assert stored[1] < stored[0] * 0.95
 
 
 def test_a_restored_file_has_holes_where_the_image_has_zeros(repository, tmp_path):

@@ -177,6 +177,11 @@ def test_a_configuration_of_backy2_without_encryption_has_no_key():
     assert config.key is None
 
 
+@pytest.mark.parametrize("level", [1, 19])
+def test_a_level_of_compression_is_taken(level):
+    assert config_of(with_defaults(f"compression_level: {level}")).compression_level == level
+
+
 def test_a_key_is_accepted_beside_encryption_version_0():
     config = config_of(with_defaults("encryption_version: 0", f"encryption_key: {KEY}"))
     assert config.key == KeySource(hex_digits=KEY)
@@ -527,6 +532,10 @@ def test_a_wrong_number_names_its_line():
         ("deduplication", "older-version", "1, 0, true, false, yes, no, on, off, same-version"),
         ("deduplication", "2", "1, 0, true, false, yes, no, on, off, same-version"),
         ("encryption_version", "-1", "a whole number, 0 or more"),
+        ("compression_level", "0", "a whole number from 1 to 19"),
+        ("compression_level", "20", "a whole number from 1 to 19"),
+        ("compression_level", "-1", "a whole number from 1 to 19"),
+        ("compression_level", "fast", "a whole number from 1 to 19"),
         ("process_name", "", "any text"),
         ("logfile", "", "a path"),
         ("encryption_key_file", "", "a path"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -22,7 +24,8 @@ from backyfs.errors import (
     WrongKeyError,
 )
 from backyfs.metadata import schema
-from backyfs.repository import open_repository
+from backyfs.metadata.usage import encryption_versions
+from backyfs.repository import create_repository, open_repository
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 
@@ -36,6 +39,13 @@ def places(tmp_path):
         database=str(tmp_path / "lib" / "backyfs.sqlite"),
         logfile=str(tmp_path / "log" / "backyfs.log"),
     )
+
+
+def stored_by(repository, image):
+    """Back up an image and return the encryption versions of its blobs."""
+    version = back_up(repository, image).version
+    with repository.database.read() as connection:
+        return encryption_versions(connection, version)
 
 
 def everything_below(directory):
@@ -198,7 +208,30 @@ def test_the_configuration_gives_the_repository_back_with_its_block_size(places)
     assert (config.block_size, warnings) == (8192, ())
     with open_repository(config) as repository:
         assert repository.block_size == 8192
+        assert repository.blocks.encryption_version == 2
+
+
+@pytest.mark.parametrize("hash_function", ["blake3", "sha512"])
+def test_new_blobs_have_version_2_where_the_configuration_names_none(tmp_path, hash_function):
+    text = make_repository(tmp_path / "written").read_text()
+    file = tmp_path / "written" / "mine.cfg"
+    file.write_text(
+        re.sub(r"(?m)^encryption_version: .*", f"hash_function: {hash_function}", text)
+        .replace("backyfs.sqlite", "mine.sqlite")
+        .replace("/data", "/mine")
+    )
+    create_repository(load_config(str(file), {})[0], created_at=datetime.now(UTC))
+    with opened(file) as repository:
+        assert repository.blocks.encryption_version == 2
+        assert stored_by(repository, random_image(tmp_path / "image", BLOCK)) == [2]
+
+
+def test_a_repository_keeps_the_encryption_version_that_it_is_configured_with(tmp_path):
+    file = make_repository(tmp_path / "repository")
+    file.write_text(file.read_text().replace("encryption_version: 2", "encryption_version: 1"))
+    with opened(file) as repository:
         assert repository.blocks.encryption_version == 1
+        assert stored_by(repository, random_image(tmp_path / "image", BLOCK)) == [1]
 
 
 def test_a_plain_repository_stores_blocks_as_they_are(tmp_path):
@@ -295,9 +328,10 @@ def test_a_repository_that_was_plain_can_be_turned_to_encryption(tmp_path):
         back_up(repository, first)
     (tmp_path / "repository" / "key").write_text("cd" * 32)
     (tmp_path / "repository" / "key").chmod(0o600)
-    text = file.read_text().replace("encryption_version: 0", "encryption_version: 1\nencryption_key_file: key")
+    text = file.read_text().replace("encryption_version: 0", "encryption_key_file: key")
     file.write_text(text)
     with opened(file) as repository:
+        assert repository.blocks.encryption_version == 2
         report = back_up(repository, second)
         assert report.statistics.blocks_written == 2
     with opened(file) as repository:

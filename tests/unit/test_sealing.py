@@ -21,6 +21,7 @@ from backyfs.sealing import (
     check_configured,
     encryption_version,
 )
+from tests.images import words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +91,25 @@ def test_version_0_stores_the_block_as_it_is() -> None:
 
 def test_version_1_compresses() -> None:
     assert len(seal(1, bytes(1 << 20))) < 1024
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@given(block=blocks, level=st.integers(1, 19))
+@settings(deadline=None, max_examples=30)
+def test_blocks_of_any_level_are_opened_alike(number: int, block: bytes, level: int) -> None:
+    stored = b"".join(encryption_version(number).sealer(level)(block, KEY))
+    assert open_(number, stored, len(block)) == block
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_higher_level_makes_smaller_objects(number: int) -> None:
+    text = words(40_000)
+    sizes = [len(b"".join(encryption_version(number).sealer(level)(text, KEY))) for level in (1, 3, 19)]
+    assert sizes == sorted(set(sizes), reverse=True)
+
+
+def test_version_0_knows_no_levels() -> None:
+    assert b"".join(encryption_version(0).sealer(19)(BLOCK, b"")) == BLOCK
 
 
 def test_version_1_seals_the_same_block_differently_each_time() -> None:
@@ -406,5 +426,5 @@ def test_an_unknown_version_cannot_be_configured() -> None:
         check_configured(7)
 
 
-def test_blobs_are_encrypted_by_version_1_where_nothing_is_configured() -> None:
-    assert NEWEST_ENCRYPTION_VERSION == 1
+def test_blobs_are_encrypted_by_version_2_where_nothing_is_configured() -> None:
+    assert NEWEST_ENCRYPTION_VERSION == 2

@@ -14,8 +14,10 @@ from sqlalchemy import text
 from backyfs.cli.main import run
 from backyfs.engine.importing import import_versions
 from backyfs.engine.initialize import Places, initialize
+from backyfs.engine.rekey import rekey
 from backyfs.engine.upgrade import needs_upgrade, plan_upgrade, upgrade
 from backyfs.errors import DatabaseError, SchemaError
+from backyfs.keys.slots import Secret
 from backyfs.metadata.database import Database
 from backyfs.repository import open_repository
 from tests.upgrade.reference import check
@@ -150,6 +152,23 @@ def test_encrypted_blocks_are_read_where_new_ones_are_plain(reference: Reference
     with open_repository(reference.config) as repository:
         check(repository, reference.expected)
         assert repository.blocks.encryption_version == 0
+
+
+@pytest.mark.parametrize("rekeyed", [False, True])
+def test_a_repository_of_backy2_goes_on_with_its_version_where_none_is_configured(
+    rekeyed: bool, reference: Reference
+) -> None:
+    reference.change_config("encryption_version: 1", "")
+    upgrade(reference.config)
+    if rekeyed:
+        with closing(Database(reference.config.database_url)) as database:
+            assert rekey(reference.config, database, Secret(key=bytes.fromhex("decafbad" * 8))).rewrapped
+    with open_repository(reference.config) as repository:
+        assert repository.blocks.encryption_version == 1
+    reference.change_config("[DEFAULTS]", "[DEFAULTS]\nencryption_version: 2")
+    with open_repository(reference.config) as repository:
+        assert repository.blocks.encryption_version == 2
+        check(repository, reference.expected)
 
 
 # The copy
