@@ -58,6 +58,7 @@ class Invocation:
     interrupted: threading.Event = field(default_factory=threading.Event)  # set by the signals that end a command
     told: list[Facts] = field(default_factory=list, repr=False)     # to the hooks that run around this command
     loaded: list[Config] = field(default_factory=list, repr=False)  # the configuration, once it was read
+    answered: list[str] = field(default_factory=list, repr=False)   # the passphrase, once somebody was asked for it
 
     def as_arguments(self) -> list[str]:
         """Return the options with which this program starts itself once more."""
@@ -116,7 +117,20 @@ class Invocation:
     def _open(self, config: Config) -> AbstractContextManager[Repository]:
         from backyfs.repository import open_repository  # noqa: PLC0415 - SQLAlchemy is slow to load
 
-        return open_repository(config, stop=self.interrupted.is_set, ask=asking())
+        return open_repository(config, stop=self.interrupted.is_set, ask=self.asking())
+
+    def asking(self) -> Callable[[], str] | None:
+        """Return what asks for the passphrase of the repository, once; None where nobody is there to answer."""
+        ask = asking()
+        if ask is None:
+            return None
+
+        def ask_once() -> str:
+            if not self.answered:
+                self.answered.append(ask())
+            return self.answered[0]
+
+        return ask_once
 
     def _upgrade(self, config: Config) -> None:
         from backyfs.engine.upgrade import upgrade  # noqa: PLC0415 - alembic is slow to load

@@ -56,6 +56,7 @@ _COMMANDS = {
     "upgrade": ("upgrade", "Take the database to this program's schema."),
     "key": ("key", "Keys, passphrases and recovery pages that open it."),
     "rekey": ("rekey", "Let the configured key take the place of another one."),
+    "migrate-encryption": ("migrate_encryption", "Seal stored blocks anew, in another encryption version."),
     "db": ("db", "Copy the database to another engine."),
     "completion": ("completion", "Print a completion script for a shell."),
 }

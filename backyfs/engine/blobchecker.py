@@ -166,8 +166,7 @@ class BlobChecker:
         except BlobMissingError as error:
             return _Result(blob, _without_uid(blob, error), is_there=False)
         except StorageError as error:
-            cause = error.__cause__
-            if isinstance(cause, OSError) and cause.errno in _OF_THE_MEDIUM:
+            if is_lost(error):
                 return _Result(blob, f"cannot be read: {error}", is_there=False, was_refused=True)
             raise
         return _Result(blob)
@@ -235,6 +234,11 @@ class BlobChecker:
         self.found.repaired += recorded.repaired
         self.found.blobs += len(results)
         self.found.bytes += sum(result.blob.size for result in results)
+
+
+def is_lost(error: StorageError) -> bool:
+    """Tell whether a storage could not read one object, and is there itself."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_MEDIUM
 
 
 def _without_uid(blob: Blob, error: BackyfsError) -> str:

@@ -11,12 +11,13 @@ there are any. One that has read the old key and begins later is stopped by `Dat
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backyfs import keys
-from backyfs.errors import IntegrityError, JobsRunningError, KeyMaterialError, MissingKeyError, WrongKeyError
+from backyfs.engine.rewrapping import require_quiet, rewrap_data_keys, wrap_anew
+from backyfs.errors import IntegrityError, KeyMaterialError, MissingKeyError, WrongKeyError
 from backyfs.keys.slots import Secret, make_slot, open_with
 from backyfs.metadata.identity import (
     add_key_slot,
@@ -24,14 +25,13 @@ from backyfs.metadata.identity import (
     load_identity,
     replace_key_slot,
     save_fingerprint_key,
+    save_key_date,
 )
-from backyfs.metadata.jobs import list_live_jobs, this_process
-from backyfs.metadata.wrapped_keys import replace_wrapped_keys, wrapped_keys
 from backyfs.repository import FIRST_SLOT, check_agreement, configured_secret
 
 if TYPE_CHECKING:
     from backyfs.config import Config
-    from backyfs.metadata.database import Connection, Database
+    from backyfs.metadata.database import Database
     from backyfs.model import KeySlot
 
 
@@ -109,10 +109,10 @@ def _adopt(database: Database, old: Secret, new: Secret, *, leave_damaged: bool)
     repository_key = keys.new_key()
     slot = make_slot(new, repository_key, label=FIRST_SLOT, created_at=datetime.now(UTC))
     with database.write() as connection:
-        _require_quiet(connection)
+        require_quiet(connection)
         if list_key_slots(connection):
             raise KeyMaterialError("another command gave the repository its key meanwhile; run the command again")
-        rewrapped, left = _rewrap(connection, old.key, repository_key)
+        rewrapped, left = rewrap_data_keys(connection, old.key, repository_key)
         if rewrapped == 0:
             raise _nothing_opened(left, old.key)
         if left and not leave_damaged:
@@ -122,8 +122,9 @@ def _adopt(database: Database, old: Secret, new: Secret, *, leave_damaged: bool)
             )
         fingerprint_key = load_identity(connection).wrapped_fingerprint_key
         if fingerprint_key is not None:
-            save_fingerprint_key(connection, _wrap_anew(fingerprint_key, old.key, repository_key))
+            save_fingerprint_key(connection, wrap_anew(fingerprint_key, old.key, repository_key))
         add_key_slot(connection, slot)
+        save_key_date(connection, slot.created_at)
     if left:
         _log.warning("%d data keys were not opened by the old key and stay as they were", len(left))
     return RekeyReport(slot=slot, rewrapped=rewrapped, left=len(left), changed=True)
@@ -136,34 +137,3 @@ def _nothing_opened(left: list[str], old_key: bytes) -> KeyMaterialError:
         f"the old key {keys.show_check(keys.key_check(old_key))} opens none of the data keys of this repository; give "
         "the key that backy2 used last"
     )
-
-
-def _require_quiet(connection: Connection) -> None:
-    running = list_live_jobs(connection, this_process())
-    if running:
-        names = ", ".join(str(job) for job in running)
-        raise JobsRunningError(f"the data keys are in use by {names}; wait for the end of these commands, or end them")
-
-
-def _rewrap(connection: Connection, old_key: bytes, repository_key: bytes) -> tuple[int, list[str]]:
-    """Wrap all data keys anew; return how many, and the uids of the blobs whose keys the old one does not open."""
-    rewrapped = 0
-    left: list[str] = []
-    for batch in wrapped_keys(connection):
-        anew = []
-        for row in batch:
-            try:
-                wrapped = _wrap_anew(row.wrapped_key, old_key, repository_key)
-            except IntegrityError:
-                left.append(row.uid)
-            else:
-                anew.append(replace(row, wrapped_key=wrapped))
-        replace_wrapped_keys(connection, anew)
-        rewrapped += len(anew)
-        if rewrapped == 0:
-            break  # the wrong key is told at once
-    return rewrapped, left
-
-
-def _wrap_anew(wrapped: bytes, old_key: bytes, new_key: bytes) -> bytes:
-    return keys.wrap_key(new_key, keys.unwrap_key(old_key, wrapped))

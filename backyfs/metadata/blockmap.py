@@ -20,12 +20,13 @@ from sqlalchemy import bindparam, func, insert, select, update
 from backyfs.errors import BackyfsError, DatabaseError
 from backyfs.geometry import PAGE_ENTRIES, page_count, page_length
 from backyfs.metadata.batches import batches
+from backyfs.metadata.catalog import note_removed_page, note_versions_with_page
 from backyfs.metadata.database import insert_row
 from backyfs.metadata.tables import blob_refs, pages, version_pages
 from backyfs.model import BlobId, PageId, PageNumber, VersionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from sqlalchemy import Connection
 
@@ -148,17 +149,48 @@ def forget_holes(connection: Connection, version_id: VersionId, blocks: int) -> 
             remove_unused_page(connection, PageId(page_id))
 
 
+def replace_blobs(connection: Connection, page_id: PageId, instead: Mapping[BlobId, BlobId]) -> bool:
+    """Give all versions that have this page one that names other blobs with the same bytes; return whether it did.
+
+    The page itself is removed: pages never change. One that no version has is left to the cleanup. To be called in a
+    write transaction, which the caller rolls back when this raises.
+
+    Raises:
+        BlobsGoneError: a cleanup doomed some of the other blobs.
+        DatabaseError: the page is damaged.
+    """
+    row = connection.execute(select(pages.c.entries, pages.c.refs).where(pages.c.id == page_id)).one_or_none()
+    if row is None or row.refs == 0:
+        return False
+    entries = unpack(row.entries)
+    changed = array("q", (instead.get(BlobId(entry), entry) for entry in entries))
+    if changed == entries:
+        return False
+    digest = _digest(changed)
+    other = _share_page(connection, digest, row.refs)
+    if other is None:
+        other = _insert_page(connection, digest, changed, row.refs)
+    note_versions_with_page(connection, page_id)
+    connection.execute(update(version_pages).where(version_pages.c.page_id == page_id).values(page_id=other))
+    connection.execute(update(pages).where(pages.c.id == page_id).values(refs=0))
+    remove_unused_page(connection, page_id)
+    return True
+
+
 def remove_unused_page(connection: Connection, page_id: PageId) -> bool:
     """Remove a page that no version has, and count; return False if one has it.
 
     Raises:
         DatabaseError: the page is damaged.
     """
-    packed = connection.execute(select(pages.c.entries).where(pages.c.id == page_id)).scalar_one_or_none()
+    page = select(pages.c.entries, pages.c.uid, pages.c.published).where(pages.c.id == page_id)
+    row = connection.execute(page).one_or_none()
     unused = pages.delete().where(pages.c.id == page_id, pages.c.refs == 0)
-    if packed is None or connection.execute(unused).rowcount == 0:
+    if row is None or connection.execute(unused).rowcount == 0:
         return False
-    _count_use(connection, {BlobId(entry) for entry in unpack(packed) if entry > HOLE}, -1)
+    if row.published:
+        note_removed_page(connection, row.uid)
+    _count_use(connection, {BlobId(entry) for entry in unpack(row.entries) if entry > HOLE}, -1)
     return True
 
 
@@ -236,19 +268,19 @@ def _drop_page(connection: Connection, version_id: VersionId, page_no: PageNumbe
     return PageId(page_id)
 
 
-def _share_page(connection: Connection, digest: bytes) -> PageId | None:
-    shared = connection.execute(update(pages).where(pages.c.digest == digest).values(refs=pages.c.refs + 1))
+def _share_page(connection: Connection, digest: bytes, uses: int = 1) -> PageId | None:
+    shared = connection.execute(update(pages).where(pages.c.digest == digest).values(refs=pages.c.refs + uses))
     if shared.rowcount == 0:
         return None
     return PageId(connection.execute(select(pages.c.id).where(pages.c.digest == digest)).scalar_one())
 
 
-def _insert_page(connection: Connection, digest: bytes, entries: Entries) -> PageId:
+def _insert_page(connection: Connection, digest: bytes, entries: Entries, uses: int = 1) -> PageId:
     blob_ids = frozenset(BlobId(entry) for entry in entries if entry > HOLE)
     if _count_use(connection, blob_ids, 1) != len(blob_ids):
         raise BlobsGoneError(blob_ids - _living(connection, blob_ids))
     row = insert(pages).values(
-        uid=str(uuid.uuid4()), digest=digest, entries=pack(entries), refs=1, published=False
+        uid=str(uuid.uuid4()), digest=digest, entries=pack(entries), refs=uses, published=False
     )
     return PageId(insert_row(connection, row))
 

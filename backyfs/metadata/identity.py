@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, insert, select, update
 
 from backyfs.errors import SchemaError
+from backyfs.metadata.catalog import note_repository
 from backyfs.metadata.revisions import HEAD_RELEASE
 from backyfs.metadata.tables import key_slots, repository
 from backyfs.model import KeySlot
@@ -45,6 +46,7 @@ def save_identity(connection: Connection, identity: Identity) -> None:
             created_at=identity.created_at,
         )
     )
+    note_repository(connection)
 
 
 def load_identity(connection: Connection) -> Identity:
@@ -68,7 +70,7 @@ def load_identity(connection: Connection) -> Identity:
 
 
 def load_key_date(connection: Connection) -> datetime | None:
-    """Return when the repository got the key that it has; None: when it was made, or by `backyfs rekey`."""
+    """Return when the repository got the key that it has; None: when it was made."""
     made_at: datetime | None = connection.execute(select(repository.c.key_made_at)).scalar()
     return made_at
 
@@ -76,17 +78,25 @@ def load_key_date(connection: Connection) -> datetime | None:
 def save_key_date(connection: Connection, made_at: datetime) -> None:
     """Store when the repository got its key."""
     connection.execute(update(repository).values(key_made_at=made_at))
+    note_repository(connection)
 
 
 def require_release(connection: Connection) -> None:
     """Tell older programs which release the schema needs by now."""
     connection.execute(update(repository).values(needs_release=HEAD_RELEASE))
+    note_repository(connection)
 
 
 def replace_identity(connection: Connection, identity: Identity, slots: Iterable[KeySlot]) -> None:
     """Make a repository that is empty another one."""
     values = {field.name: getattr(identity, field.name) for field in fields(Identity)}
     connection.execute(update(repository).values(values))  # the row stays: writers wait for each other at it
+    note_repository(connection)
+    replace_key_slots(connection, slots)
+
+
+def replace_key_slots(connection: Connection, slots: Iterable[KeySlot]) -> None:
+    """Make these the key slots, and no others."""
     connection.execute(delete(key_slots))
     for slot in slots:
         add_key_slot(connection, slot)
@@ -104,22 +114,26 @@ def add_key_slot(connection: Connection, slot: KeySlot) -> None:
             created_at=slot.created_at,
         )
     )
+    note_repository(connection)
 
 
 def replace_key_slot(connection: Connection, label: str, slot: KeySlot) -> None:
     """Put a key slot in the place of the one with this label."""
     values = {field.name: getattr(slot, field.name) for field in fields(KeySlot)}
     connection.execute(update(key_slots).where(key_slots.c.label == label).values(values))
+    note_repository(connection)
 
 
 def remove_key_slot(connection: Connection, label: str) -> None:
     """Remove the key slot with this label."""
     connection.execute(delete(key_slots).where(key_slots.c.label == label))
+    note_repository(connection)
 
 
 def save_fingerprint_key(connection: Connection, wrapped_key: bytes) -> None:
     """Store the fingerprint key, wrapped anew."""
     connection.execute(update(repository).values(wrapped_fingerprint_key=wrapped_key))
+    note_repository(connection)
 
 
 def list_key_slots(connection: Connection) -> list[KeySlot]:

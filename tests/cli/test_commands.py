@@ -74,6 +74,7 @@ def test_help_lists_every_command_with_a_line():
         "upgrade",
         "key",
         "rekey",
+        "migrate-encryption",
         "db",
         "completion",
     ]

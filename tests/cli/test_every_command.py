@@ -84,6 +84,8 @@ CASES = (
     Case("key export {dir}/recovery", schema="key-export", uses_storage=False, writes=False),
     Case("key print", schema="key-print", uses_storage=False, writes=False),
     Case("rekey --old-key-file {dir}/second.key", uses_storage=False, writes=False),  # the key is right already
+    Case("migrate-encryption --all"),
+    Case("migrate-encryption {} --to 1 --dry-run", schema="migrate-encryption-dry-run", writes=False),
     Case("db copy sqlite:///{dir}/repository/backyfs.sqlite sqlite:///{dir}/copy.sqlite", schema="db-copy",
          uses_storage=False, writes=False),
     Case("completion bash", schema="", uses_storage=False, writes=False),

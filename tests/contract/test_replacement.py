@@ -1,0 +1,208 @@
+"""Objects and blobs that take the place of others: the same on every engine."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import select, update
+
+from backyfs.metadata.blobs import find_moved, insert_blobs, load_blobs
+from backyfs.metadata.blockmap import (
+    HOLE,
+    BlobsGoneError,
+    commit_page,
+    list_pages,
+    load_page,
+    new_entries,
+    references_add_up,
+    replace_blobs,
+)
+from backyfs.metadata.migration import BlobCount, Outdated, count_outdated, outdated_blobs, pages_naming
+from backyfs.metadata.replacement import Replacement, replace_objects
+from backyfs.metadata.tables import blob_refs, blobs, pages
+from backyfs.metadata.versions import create_version
+from backyfs.model import Blob, BlobId, BlobUid, PageNumber, SavedBlob, Version
+from tests.audit import doom
+
+if TYPE_CHECKING:
+    from backyfs.metadata.database import Connection
+
+BLOCK = 4096
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LATER = NOW + timedelta(days=1)
+
+
+def saved(number: int, *, version: int = 0, content: int | None = None) -> SavedBlob:
+    return SavedBlob(
+        uid=BlobUid(f"{number:032x}"),
+        fingerprint=f"content {number if content is None else content}".encode(),
+        size=BLOCK,
+        stored_size=BLOCK + 1,
+        encryption_version=version,
+        wrapped_key=b"key" if version else None,
+    )
+
+
+def new_blobs(connection: Connection, *wanted: SavedBlob) -> list[BlobId]:
+    ids = insert_blobs(connection, wanted, NOW)
+    return [ids[blob.uid] for blob in wanted]
+
+
+def load(connection: Connection, blob_id: BlobId) -> Blob:
+    return load_blobs(connection, [blob_id])[blob_id]
+
+
+def new_version(connection: Connection, *entries: int) -> Version:
+    version = create_version(
+        connection, name="disk", snapshot_name="", size_bytes=len(entries) * BLOCK, created_at=NOW
+    )
+    page = new_entries(len(entries), HOLE)
+    for position, entry in enumerate(entries):
+        page[position] = entry
+    commit_page(connection, version.id, PageNumber(0), page)
+    return version
+
+
+def entries_of(connection: Connection, version: Version) -> list[int]:
+    return list(load_page(connection, version.id, PageNumber(0)) or [])
+
+
+def refs(connection: Connection) -> dict[int, int]:
+    return {row.blob_id: row.refs for row in connection.execute(select(blob_refs))}
+
+
+def test_a_blob_changes_to_its_new_object_and_the_old_one_is_doomed(connection: Connection) -> None:
+    [blob_id] = new_blobs(connection, saved(1))
+    old = load(connection, blob_id)
+    changed = replace_objects(connection, [Replacement(blob=old, saved=saved(2, version=2, content=1))], LATER)
+    assert changed == {blob_id}
+    row = connection.execute(select(blobs).where(blobs.c.id == blob_id)).one()
+    assert (row.uid, row.fingerprint, row.stored_size) == (saved(2).uid, b"content 1", BLOCK + 1)
+    assert (row.encryption_version, row.wrapped_key, row.valid) == (2, b"key", True)
+    assert (row.created_at, row.doomed_at) == (LATER, None)
+    doomed = connection.execute(select(blobs).where(blobs.c.id != blob_id)).one()
+    assert (doomed.uid, doomed.doomed_at, doomed.stored_size) == (saved(1).uid, LATER, BLOCK + 1)
+    assert (doomed.fingerprint, doomed.wrapped_key) == (None, None)
+    assert refs(connection) == {blob_id: 0}
+
+
+def test_a_damaged_blob_is_valid_with_its_new_object(connection: Connection) -> None:
+    [blob_id] = new_blobs(connection, saved(1))
+    connection.execute(update(blobs).values(valid=False))
+    replace_objects(connection, [Replacement(blob=load(connection, blob_id), saved=saved(2, content=1))], LATER)
+    assert connection.execute(select(blobs.c.valid).where(blobs.c.id == blob_id)).scalar() is True
+
+
+def test_of_two_new_objects_for_a_blob_the_later_one_is_doomed(connection: Connection) -> None:
+    [blob_id] = new_blobs(connection, saved(1))
+    old = load(connection, blob_id)
+    first, second = saved(2, version=2, content=1), saved(3, version=2, content=1)
+    assert replace_objects(connection, [Replacement(blob=old, saved=first)], LATER) == {blob_id}
+    assert replace_objects(connection, [Replacement(blob=old, saved=second)], LATER) == frozenset()
+    assert load(connection, blob_id).uid == first.uid
+    doomed = connection.execute(select(blobs.c.uid).where(blobs.c.doomed_at.is_not(None))).scalars().all()
+    assert sorted(doomed) == [saved(1).uid, second.uid]
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_new_object_for_a_blob_that_a_cleanup_took_is_doomed(connection: Connection, gone: bool) -> None:
+    [blob_id] = new_blobs(connection, saved(1))
+    old = load(connection, blob_id)
+    doom(connection, blob_id)
+    if gone:
+        connection.execute(blobs.delete())
+    assert replace_objects(connection, [Replacement(blob=old, saved=saved(2))], LATER) == frozenset()
+    rows = connection.execute(select(blobs.c.uid, blobs.c.doomed_at)).all()
+    assert saved(2).uid in {row.uid for row in rows}
+    assert all(row.doomed_at is not None for row in rows)
+
+
+def test_a_blob_is_found_where_it_was_moved(connection: Connection) -> None:
+    [blob_id, _] = new_blobs(connection, saved(1), saved(9))
+    old = load(connection, blob_id)
+    assert find_moved(connection, old) is None
+    replace_objects(connection, [Replacement(blob=old, saved=saved(2, version=2, content=1))], LATER)
+    moved = find_moved(connection, old)
+    assert moved is not None
+    assert (moved.id, moved.uid, moved.encryption_version) == (blob_id, saved(2).uid, 2)
+    assert find_moved(connection, moved) is None
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_blob_that_a_cleanup_took_is_found_in_one_with_the_same_bytes(connection: Connection, gone: bool) -> None:
+    [first, second] = new_blobs(connection, saved(1), saved(2, version=2, content=1))
+    old = load(connection, first)
+    doom(connection, first)
+    if gone:
+        connection.execute(blobs.delete().where(blobs.c.id == first))
+    moved = find_moved(connection, old)
+    assert moved is not None
+    assert moved.id == second
+    doom(connection, second)
+    assert find_moved(connection, old) is None
+
+
+def test_a_page_names_other_blobs_for_every_version_that_has_it(connection: Connection) -> None:
+    a, b, c = new_blobs(connection, saved(1), saved(2), saved(3, version=2, content=1))
+    one, two = new_version(connection, a, b, 0, a), new_version(connection, a, b, 0, a)
+    other = new_version(connection, b, 0, 0, 0)
+    [(_, page_id)] = list_pages(connection, one.id)
+    assert replace_blobs(connection, page_id, {a: c})
+    assert entries_of(connection, one) == entries_of(connection, two) == [c, b, 0, c]
+    assert entries_of(connection, other) == [b, 0, 0, 0]
+    assert refs(connection) == {a: 0, b: 2, c: 1}
+    assert references_add_up(connection)
+    assert connection.execute(select(pages.c.id).where(pages.c.id == page_id)).first() is None
+
+
+def test_a_page_that_becomes_one_that_is_there_is_shared_with_its_versions(connection: Connection) -> None:
+    a, b = new_blobs(connection, saved(1), saved(2, version=2, content=1))
+    one, two = new_version(connection, a, 0), new_version(connection, b, 0)
+    [(_, page_id)] = list_pages(connection, one.id)
+    assert replace_blobs(connection, page_id, {a: b})
+    assert list_pages(connection, one.id) == list_pages(connection, two.id)
+    assert refs(connection) == {a: 0, b: 1}
+    assert references_add_up(connection)
+
+
+def test_a_page_without_the_blob_or_without_a_version_stays(connection: Connection) -> None:
+    a, b = new_blobs(connection, saved(1), saved(2, content=1))
+    version = new_version(connection, a, 0)
+    [(_, page_id)] = list_pages(connection, version.id)
+    assert not replace_blobs(connection, page_id, {b: a})
+    connection.execute(update(pages).values(refs=0))
+    assert not replace_blobs(connection, page_id, {a: b})
+
+
+def test_a_page_does_not_come_to_name_a_doomed_blob(connection: Connection) -> None:
+    a, b = new_blobs(connection, saved(1), saved(2, content=1))
+    version = new_version(connection, a, 0)
+    [(_, page_id)] = list_pages(connection, version.id)
+    doom(connection, b)
+    with pytest.raises(BlobsGoneError):
+        replace_blobs(connection, page_id, {a: b})
+
+
+def test_what_is_outdated_is_listed_and_counted(connection: Connection) -> None:
+    ids = new_blobs(connection, saved(1), saved(2, version=1), saved(3, version=2), saved(4, version=1), saved(5))
+    doom(connection, ids[4])
+    assert outdated_blobs(connection, Outdated(to=2), BlobId(0)) == [ids[0], ids[1], ids[3]]
+    assert outdated_blobs(connection, Outdated(to=2), ids[1]) == [ids[3]]
+    assert outdated_blobs(connection, Outdated(to=2, before=LATER), BlobId(0)) == ids[:4]
+    assert outdated_blobs(connection, Outdated(to=2, before=NOW), BlobId(0)) == [ids[0], ids[1], ids[3]]
+    zero, one = (
+        BlobCount(encryption_version=number, blobs=many, bytes=many * BLOCK) for number, many in ((0, 1), (1, 2))
+    )
+    assert count_outdated(connection, Outdated(to=2)) == [zero, one]
+    assert count_outdated(connection, Outdated(to=2), {ids[0], ids[2]}.__contains__) == [zero]
+
+
+def test_pages_that_name_a_blob_are_found(connection: Connection) -> None:
+    a, b = new_blobs(connection, saved(1), saved(2))
+    one = new_version(connection, a, 0)
+    new_version(connection, b, 0)
+    [(_, page_id)] = list_pages(connection, one.id)
+    assert list(pages_naming(connection, {a})) == [page_id]
+    assert list(pages_naming(connection, set())) == []
