@@ -62,8 +62,7 @@ def command(
     if older_than is not None and not reseal:
         raise UsageError("--older-than says what --reseal seals anew; add --reseal")
     before = (older_than or datetime.now(UTC)) if reseal else None
-    if before is not None and not dry_run:
-        _rotate(invocation, before)
+    rotation = _rotate(invocation, before) if before is not None and not dry_run else None
     from backyfs.engine.migrate import MigrationRequest, migrate, plan_migration  # noqa: PLC0415 - slow to load
     from backyfs.metadata.migration import Outdated  # noqa: PLC0415
 
@@ -77,7 +76,7 @@ def command(
             _print_plan(invocation, plan_migration(repository, request))
             return
         report = migrate(repository, request, progress=invocation.progress(), stop=stop)
-    _print_report(invocation, report)
+    _print_report(invocation, report, rotation)
     for uid, reason in report.damaged.items():
         _log.error("blob %s stays as it is: %s", uid, reason.removeprefix(f"blob {uid} "))
     if report.damaged:
@@ -87,8 +86,8 @@ def command(
         )
 
 
-def _rotate(invocation: Invocation, before: datetime) -> None:
-    """Give the repository a new key; what follows opens it with that."""
+def _rotate(invocation: Invocation, before: datetime) -> RotationReport | None:
+    """Give the repository a new key, if the one it has is that old; what follows opens it with that."""
     from backyfs.engine.rotation import rotate_repository_key  # noqa: PLC0415 - slow to load
     from backyfs.keys.slots import Secret  # noqa: PLC0415
     from backyfs.repository import configured_secret  # noqa: PLC0415
@@ -103,6 +102,7 @@ def _rotate(invocation: Invocation, before: datetime) -> None:
         report = rotate_repository_key(repository.database, secret, older_than=before)
     if report is not None:
         _tell_rotation(report)
+    return report
 
 
 def _tell_rotation(report: RotationReport) -> None:
@@ -144,7 +144,7 @@ def _print_plan(invocation: Invocation, plan: MigrationPlan) -> None:
     print_rows(invocation, rows, ("encryption_version", "blobs", "bytes"), sizes=("bytes",))
 
 
-def _print_report(invocation: Invocation, report: MigrationReport) -> None:
+def _print_report(invocation: Invocation, report: MigrationReport, rotation: RotationReport | None) -> None:
     row: Row = {
         "blobs": report.blobs,
         "bytes": report.bytes,
@@ -154,7 +154,8 @@ def _print_report(invocation: Invocation, report: MigrationReport) -> None:
         "duration_s": round(report.duration_s, 3),
     }
     if invocation.form is OutputForm.JSON:
-        print_object(row)
+        removed = [] if rotation is None else [slot.label for slot in rotation.removed]
+        print_object(row | {"rotated": rotation is not None, "slots_removed": removed})
     elif invocation.form is OutputForm.PIPE:
         print_rows(invocation, [row], list(row))
     else:

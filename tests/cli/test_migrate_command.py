@@ -1,0 +1,216 @@
+"""`backyfs migrate-encryption`: what it prints, what it refuses, and who opens what after a rotation of keys."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backyfs import keys
+from backyfs.cli.main import run
+from backyfs.engine.job import Job
+from backyfs.engine.rotation import rotate_repository_key
+from backyfs.errors import KeyMaterialError
+from backyfs.keys import slots
+from backyfs.keys.passphrase import Cost
+from backyfs.metadata.identity import load_key_date
+from backyfs.metadata.versions import list_versions
+from backyfs.repository import configured_secret
+from tests.images import random_image
+from tests.mount.stored import blob_of, file_of, flip_a_byte
+from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.unit.test_migrate import configure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Call = Callable[..., tuple[int, str, str]]
+
+WORDS = "correct horse"
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let passphrases cost nothing."""
+    monkeypatch.setattr(slots, "DEFAULT_COST", Cost(memory_kib=64, passes=1, lanes=1))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Give a repository with three plain blocks, in which encryption is on by now."""
+    config = make_repository(tmp_path / "repository")
+    configure(config, encryption_version=0)
+    with opened(config) as repository:
+        back_up(repository, random_image(tmp_path / "image", 3 * BLOCK))
+    configure(config, encryption_version=2)
+    (tmp_path / "words").write_text(WORDS + "\n")
+    (tmp_path / "words").chmod(0o600)
+    return config
+
+
+@pytest.fixture
+def call(config: Path, capfd: pytest.CaptureFixture[str]) -> Call:
+    def call(*words: object) -> tuple[int, str, str]:
+        status = run(["-c", str(config), *map(str, words)])
+        captured = capfd.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def restores(call: Call, directory: Path) -> bool:
+    target = directory / "restored"
+    assert call("-q", "restore", "-f", "disk@latest", target)[0] == 0
+    return target.read_bytes() == (directory / "image").read_bytes()
+
+
+def labels(call: Call) -> list[str]:
+    return [row["label"] for row in json.loads(call("--json", "key", "list")[1])]
+
+
+def test_what_there_is_to_do_is_shown_and_not_done(call: Call) -> None:
+    expected = (0, f"encryption_version|blobs|bytes\n0|3|{3 * BLOCK}\n", "")
+    assert call("-m", "migrate-encryption", "--all", "--dry-run") == expected
+    assert call("-m", "migrate-encryption", "disk@latest", "-n") == expected
+    assert call("-m", "migrate-encryption", "--all", "--to", "0", "-n") == (0, "encryption_version|blobs|bytes\n", "")
+
+
+def test_what_was_done_is_told_in_every_form(call: Call, tmp_path: Path) -> None:
+    status, out, err = call("migrate-encryption", "--all")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"3 blobs sealed anew, {3 * BLOCK / 1024:.1f} KiB in ")
+    assert out.endswith("The old objects are deleted by `backyfs cleanup`.\n")
+    assert restores(call, tmp_path)
+    told = json.loads(call("--json", "migrate-encryption", "disk@latest", "--to", "1")[1])
+    assert (told["blobs"], told["bytes"], told["merged"], told["damaged"]) == (3, 3 * BLOCK, 0, 0)
+    header, row = call("-m", "migrate-encryption", "--all")[1].splitlines()
+    assert header == "blobs|bytes|stored_bytes|merged|damaged|duration_s"
+    assert row.startswith(f"3|{3 * BLOCK}|")
+    assert restores(call, tmp_path)
+
+
+def test_a_damaged_block_is_named_and_the_status_is_20(call: Call, config: Path) -> None:
+    with opened(config) as repository, repository.database.read() as connection:
+        [version] = list_versions(connection)
+        blob = blob_of(repository, version, 1)
+        flip_a_byte(file_of(repository, blob))
+    status, _, err = call("-m", "migrate-encryption", "--all")
+    assert status == 20
+    assert f"blob {blob.uid} stays as it is: holds other bytes than were backed up" in err
+    assert "1 damaged blobs were not sealed anew, listed above; run `backyfs scrub --all`" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name versions whose blocks are to be sealed anew, or give --all; not both"),
+        (["disk@latest", "--all"], "name versions whose blocks are to be sealed anew, or give --all; not both"),
+        (["--all", "--to", "7"], "--to is 7; allowed: 0, 1, 2"),
+        (["--all", "--to", "-1"], "-1 is not in the range"),
+        (["--all", "--older-than", "2026-01-01"], "--older-than says what --reseal seals anew; add --reseal"),
+        (["--all", "--reseal", "--older-than", "soon"], "'soon' is no date"),
+        (["--all", "--workers", "0"], "0 is not in the range"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(call: Call, words: list[str], said: str) -> None:
+    status, out, err = call("migrate-encryption", *words)
+    assert (status, out) == (1, "")
+    assert said in err
+    assert call("-m", "migrate-encryption", "--all", "-n")[1].endswith(f"0|3|{3 * BLOCK}\n")
+
+
+def test_a_rotation_locks_out_who_has_seen_the_old_keys(call: Call, config: Path, tmp_path: Path) -> None:
+    call("-q", "migrate-encryption", "--all")
+    assert call("-q", "key", "add", "ann", "--passphrase-file", tmp_path / "words")[0] == 0
+    with opened(config) as repository, repository.database.read() as connection:
+        [version] = list_versions(connection)
+        old_key, old_blob = repository.blocks.keyring.repository_key, blob_of(repository, version, 0)
+    status, _, err = call("migrate-encryption", "--all", "--reseal")
+    assert status == 0
+    assert "key slot ann was removed, because its key or passphrase is not known here" in err
+    assert "print its recovery page anew" in err
+    assert labels(call) == ["configuration"]
+    assert restores(call, tmp_path)
+    with opened(config) as repository:
+        new_key, new_blob = repository.blocks.keyring.repository_key, blob_of(repository, version, 0)
+        assert new_key != old_key
+        assert new_blob.uid != old_blob.uid
+        assert repository.blocks.keyring.unwrap(new_blob.wrapped_key) != _unwrap(old_key, old_blob.wrapped_key)
+        assert back_up(repository, tmp_path / "image").statistics.blocks_deduplicated == 3  # fingerprints are the same
+    assert call("scrub", "--all")[0] == 0
+
+
+def _unwrap(key: bytes | None, wrapped: bytes | None) -> bytes:
+    assert key is not None
+    assert wrapped is not None
+    return keys.unwrap_key(key, wrapped)
+
+
+def test_a_rotation_is_done_once_for_a_date(call: Call, tmp_path: Path) -> None:
+    tomorrow, earlier = datetime.now(UTC) + timedelta(days=1), "2026-01-01"
+    reseal = ("--json", "migrate-encryption", "--all", "--reseal", "--older-than")
+    assert json.loads(call(*reseal, earlier)[1])["blobs"] == 3  # that are not encrypted
+    done = json.loads(call(*reseal, earlier)[1])
+    assert (done["blobs"], done["rotated"]) == (0, False)
+    done = json.loads(call(*reseal, tomorrow.strftime("%Y-%m-%dT%H:%M:%S"))[1])
+    assert (done["blobs"], done["rotated"], done["slots_removed"]) == (3, True, [])
+    assert restores(call, tmp_path)
+
+
+def test_a_rotation_with_a_passphrase_that_is_asked_for_once(
+    call: Call, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("-q", "key", "add", "ann", "--passphrase-file", tmp_path / "words")
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if not line.startswith("encryption_")))
+    asked: list[str] = []
+
+    def ask() -> str:
+        asked.append(WORDS)
+        return WORDS
+
+    monkeypatch.setattr("backyfs.cli.invocation.asking", lambda: ask)
+    assert call("-q", "migrate-encryption", "--all", "--reseal")[0] == 0
+    assert asked == [WORDS]
+    assert labels(call) == ["ann"]
+    assert restores(call, tmp_path)
+
+
+def test_a_rotation_waits_for_no_command_and_names_those_that_run(call: Call, config: Path) -> None:
+    with opened(config) as repository, Job(repository.database, "backup disk"):
+        status, _, err = call("migrate-encryption", "--all", "--reseal")
+    assert status == 1
+    assert "the data keys are in use by backup disk" in err
+    assert call("-m", "migrate-encryption", "--all", "-n")[1].endswith(f"0|3|{3 * BLOCK}\n")
+
+
+def test_a_command_that_has_read_the_old_key_does_not_go_on(call: Call, config: Path) -> None:
+    with opened(config) as repository:
+        assert call("-q", "migrate-encryption", "--all", "--reseal")[0] == 0
+        with pytest.raises(KeyMaterialError, match="another key meanwhile"), Job(repository.database, "backup"):
+            pytest.fail("it went on")
+
+
+def test_a_repository_without_slots_is_told_what_to_do(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = make_repository(tmp_path / "plain", encrypted=False)
+    assert run(["-c", str(config), "migrate-encryption", "--all", "--reseal"]) == 1
+    assert "neither key nor passphrase" in capfd.readouterr().err
+
+
+def test_the_date_of_a_key_is_that_of_its_rotation(config: Path) -> None:
+    with opened(config) as repository:
+        secret = configured_secret(repository.config)
+        assert secret is not None
+        before = datetime.now(UTC)
+        report = rotate_repository_key(repository.database, secret, older_than=before)
+        assert report is not None
+        assert (report.removed, report.rewrapped, report.left) == ((), 0, 0)
+    with opened(config) as repository:
+        with repository.database.read() as connection:
+            date = load_key_date(connection)
+        assert date is not None
+        assert before <= date <= datetime.now(UTC)
+        assert rotate_repository_key(repository.database, secret, older_than=before) is None
