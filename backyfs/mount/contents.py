@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
     from backyfs.engine.job import Job
-    from backyfs.model import BlockIndex, Version, VersionUid
+    from backyfs.model import Blob, BlockIndex, Version, VersionUid
     from backyfs.mount.overlay import OverlayDirectory
     from backyfs.mount.partitions import PartitionTable
     from backyfs.mount.reading import DamageError
@@ -46,6 +46,7 @@ _TABLE_THREADS = 2
 _REMEMBERED = 4096     # versions of which facts are kept that took a look at the block map or the image
 _TELL_AGAIN_S = 60.0   # of a damage that is met again and again
 _MOST_DAMAGES = 10_000
+_ENCRYPTION_S = 60     # so long it is remembered which encryption versions a version has
 
 _Fact = TypeVar("_Fact")
 _log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Contents:
         self._repository = repository
         self._overlays = overlays
         self._live = LiveTree(repository.database, settings.selection, self._questions)
-        loader = PieceLoader(repository.blocks)
+        loader = PieceLoader(replace(repository.blocks, find_moved=self._find_moved))
         self._cache = PieceCache(loader.load, settings.cache_bytes, wanted=self._wanted, ahead=self._ahead)
         self._images = Images(repository, self._cache, job, self._questions)
         # Of a cache that several readers share, what is read ahead of one must not push out the rest.
@@ -101,6 +102,13 @@ class Contents:
         self.kernel_read_ahead_kib: int | None = None  # as far as it is known
         self.is_writable = overlays is not None
         self.repository_uid = repository.uid
+
+    def _find_moved(self, blob: Blob) -> Blob | None:
+        """Look where a blob is by now. Called in the threads that load."""
+        moved = self._repository.blocks.find_moved(blob)
+        if moved is not None:
+            self._images.forget_pages()
+        return moved
 
     async def tree(self) -> Tree:
         """Return the tree as it is now, or was a second ago."""
@@ -128,7 +136,9 @@ class Contents:
             with self._repository.database.read() as connection:
                 return ",".join(map(str, encryption_versions(connection, version))).encode()
 
-        return await self._encryption.get(version, (), partial(self._questions.run, look))
+        # A migration changes them, in its own time.
+        period = int(time.monotonic() // _ENCRYPTION_S)
+        return await self._encryption.get(version, period, partial(self._questions.run, look))
 
     async def partition_numbers(self, version: Version) -> list[int]:
         """Return the numbers of the partitions of an image."""

@@ -50,6 +50,11 @@ class PageCache:
                 self._pages.move_to_end(key)
             return page
 
+    def clear(self) -> None:
+        """Forget all pages."""
+        with self._lock:
+            self._pages.clear()
+
     def put(self, key: _PageKey, page: Page) -> None:
         """Keep a page."""
         with self._lock:

@@ -62,6 +62,10 @@ class Images:
             opened.count += 1
             return opened.reader
 
+    def forget_pages(self) -> None:
+        """Read the block maps of all images anew: blobs that they name are elsewhere by now. Any thread may call."""
+        self._pages.clear()
+
     async def close(self, version: Version) -> None:
         """Let a version go, if nobody else has opened it."""
         async with self._lock:

@@ -1,0 +1,93 @@
+"""A mount goes on while the blocks below it are sealed anew and their old objects deleted."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import trio
+
+from backyfs.engine.job import Job
+from backyfs.engine.migrate import MigrationRequest, migrate
+from backyfs.metadata.migration import Outdated
+from backyfs.metadata.versions import find_version, list_versions
+from backyfs.mount.contents import Contents, Settings
+from tests.images import random_image
+from tests.mount.stored import blob_of, file_of
+from tests.repositories import back_up, make_repository, opened
+from tests.unit.test_migrate import configure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from backyfs.model import Version
+    from backyfs.repository import Repository
+
+SEGMENT = 256 << 10
+BLOCK = 4 * SEGMENT
+SIZE = 5 * BLOCK + 999
+
+
+def stored(directory: Path, number: int) -> tuple[Path, Path]:
+    """Make a repository with a version of one encryption version; return its configuration and the image."""
+    config = make_repository(directory / "repository", block_size=BLOCK)
+    configure(config, encryption_version=number)
+    image = random_image(directory / "image", SIZE)
+    with opened(config) as repository:
+        back_up(repository, image)
+    configure(config, encryption_version=2)
+    return config, image
+
+
+def migrate_and_clean(repository: Repository, version: Version, to: int = 2) -> None:
+    old = [file_of(repository, blob_of(repository, version, index)) for index in range(6)]
+    migrate(repository, MigrationRequest(versions=None, outdated=Outdated(to=to)))
+    for file in old:
+        file.unlink()
+
+
+def test_a_real_mount_reads_on(mounted: Callable[..., Path], tmp_path: Path) -> None:
+    config, image = stored(tmp_path, 0)
+    at = mounted(config)
+    content = image.read_bytes()
+    with (at / "by_name/disk/latest/data").open("rb") as file, opened(config) as repository:
+        assert file.read(4096) == content[:4096]
+        [uid] = [entry.name for entry in (at / "by_version_uid").iterdir()]
+        with repository.database.read() as connection:
+            version = find_version(connection, uid)
+        migrate_and_clean(repository, version)
+        file.seek(0)
+        assert file.read() == content
+    counted = dict(re.findall(r"(\w+) (\d+)", (at / "stats").read_text()))
+    assert counted["read_errors"] == "0"
+
+
+def test_after_the_first_read_parts_of_blocks_are_loaded_again(tmp_path: Path) -> None:
+    config, image = stored(tmp_path, 1)
+    content = image.read_bytes()
+
+    async def run(repository: Repository, version: Version) -> list[int]:
+        with Job(repository.database, "mount") as job:
+            contents = Contents(repository, job, Settings(read_ahead_bytes=0))
+            file = await contents.open(version, 0, version.size_bytes)
+            loaded = []
+            for offset in (0, BLOCK, 2 * BLOCK, 2 * BLOCK + SEGMENT, 0):
+                assert bytes(await file.read(offset, 100, lambda *_: None)) == content[offset : offset + 100]
+                loaded.append(_loaded(contents))
+                if len(loaded) == 1:
+                    migrate_and_clean(repository, version)
+            await contents.close(version, file)
+            return loaded
+
+    with opened(config) as repository, repository.database.read() as connection:
+        [version] = list_versions(connection)
+    with opened(config) as repository:
+        loaded = trio.run(run, repository, version)
+    # A block, as the mount knew it; then it knows better: a segment each, of the first block as well.
+    assert loaded == [BLOCK, 2 * BLOCK, 2 * BLOCK + SEGMENT, 2 * BLOCK + 2 * SEGMENT, 2 * BLOCK + 3 * SEGMENT]
+
+
+def _loaded(contents: Contents) -> int:
+    [number] = re.findall(rb"loaded_bytes (\d+)", contents.statistics())
+    return int(number)
