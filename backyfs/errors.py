@@ -18,8 +18,10 @@
     |   `-- VersionExistsError    22  an import names one that is there already
     |-- ExportFormatError         23  a file to import is not whole, or is no export at all
     |-- StorageError               6  the storage refuses, is full or is gone
-    |   `-- BlobMissingError       6  it has no such object
+    |   |-- BlobMissingError       6  it has no such object
+    |   `-- ObjectMissingError     6  it has no object with this name
     |-- IntegrityError            20  stored bytes are not what was stored
+    |   `-- CatalogError          20  the catalog in the storage is not that of the repository, or not whole
     |-- HintsError                 5  hints do not fit the source, or the base they are for
     |-- SourceError                7  what is to be backed up cannot be read
     |-- TargetError                8  where to restore to: exists, too small, in use
@@ -144,10 +146,22 @@ class BlobMissingError(StorageError):
         super().__init__(f"blob {uid} {fact}")
 
 
+class ObjectMissingError(StorageError):
+    """The storage has no object with this name."""
+
+    def __init__(self, name: str, fact: str = "is missing from the storage") -> None:
+        self.name = name
+        super().__init__(f"object {name} {fact}")
+
+
 class IntegrityError(BackyfsError):
     """The stored bytes of a blob are not what was stored."""
 
     exit_status = 20
+
+
+class CatalogError(IntegrityError):
+    """The catalog in the storage, or an object of it, is not what was stored."""
 
 
 class HintsError(BackyfsError):

@@ -14,6 +14,7 @@ from sqlalchemy import and_, bindparam, case, delete, exists, func, insert, lite
 from backyfs.geometry import block_count
 from backyfs.metadata.batches import batches
 from backyfs.metadata.blockmap import ABSENT, HOLE, list_pages, page_entries, unpack
+from backyfs.metadata.catalog import note_version, note_versions, unpublish_pages_with
 from backyfs.metadata.tables import (
     UtcDateTime,
     blob_checks,
@@ -117,11 +118,15 @@ def record_checks(
         confirmed.update(BlobId(row.id) for row in rows if row.uid == uids[BlobId(row.id)])
     for some in batches(sorted(confirmed)):
         connection.execute(update(blobs).where(blobs.c.id.in_(some)).values(valid=False))
+    unpublish_pages_with(connection, confirmed)
     repaired = 0
     vouched_for = or_(blobs.c.fingerprint.is_not(None), blobs.c.wrapped_key.is_not(None))
     for some in batches(sorted(whole)):
         marked = blobs.c.id.in_(some) & blobs.c.valid.is_(False) & blobs.c.doomed_at.is_(None)
-        repaired += connection.execute(update(blobs).where(marked, vouched_for).values(valid=True)).rowcount
+        healed = list(connection.execute(select(blobs.c.id).where(marked, vouched_for)).scalars())
+        connection.execute(update(blobs).where(blobs.c.id.in_(healed)).values(valid=True))
+        unpublish_pages_with(connection, healed)
+        repaired += len(healed)
     for some in batches(sorted(confirmed.union(whole))):
         _note_checked(connection, some, checked_at)
     return Recorded(damaged=frozenset(confirmed), repaired=repaired)
@@ -177,6 +182,7 @@ def mark_damaged(connection: Connection, version_ids: Iterable[VersionId], found
         connection.execute(insert(damaged_versions), rows)
         status = update(versions).where(versions.c.id.in_(changed)).values(status=VersionStatus.INVALID.value)
         connection.execute(status)
+        note_versions(connection, changed)
         marked.update(changed)
     return marked
 
@@ -210,6 +216,7 @@ def backup_ended(connection: Connection, version: Version) -> bool:
 def mark_valid(connection: Connection, version_id: VersionId) -> bool:
     """Make an invalid version valid; return whether it was invalid still. To be called in a write transaction."""
     invalid = (versions.c.id == version_id) & (versions.c.status == VersionStatus.INVALID.value)
+    note_version(connection, version_id)
     changed = connection.execute(update(versions).where(invalid).values(status=VersionStatus.VALID.value)).rowcount
     connection.execute(delete(damaged_versions).where(damaged_versions.c.version_id == version_id))
     return changed == 1

@@ -61,6 +61,11 @@ def _uid(length: int) -> String:
     return String(length).with_variant(exact, "mysql", "mariadb")
 
 
+def _ordered(length: int) -> String:
+    # As a uid, and PostgreSQL orders it by its bytes as the others do.
+    return _uid(length).with_variant(postgresql.VARCHAR(length, collation="C"), "postgresql")
+
+
 def _bytes(length: int) -> LargeBinary:
     # MariaDB indexes VARBINARY whole, but not BLOB.
     return LargeBinary(length).with_variant(mysql.VARBINARY(length), "mysql", "mariadb")
@@ -100,6 +105,15 @@ repository = Table(
     Column("needs_release", String(32), nullable=False),           # of backyfs; older ones refuse with this number
     Column("created_at", UtcDateTime, nullable=False),
     Column("key_made_at", UtcDateTime),                            # the repository key; NULL: with the repository
+)
+
+# What the catalog in the storage is to be told, and what is known of it; see `metadata.catalog`.
+catalog_notes = Table(
+    "catalog_notes",
+    metadata,
+    Column("kind", _ordered(16), primary_key=True),
+    Column("uid", _ordered(36), primary_key=True),
+    Column("token", BigInteger, nullable=False),  # random: another one, and it has changed
 )
 
 key_slots = Table(
@@ -150,6 +164,10 @@ pages = Table(
     sqlite_autoincrement=True,
 )
 
+# Those that the catalog lacks, without a look at all others. MariaDB has no index of a part, and gets a whole one.
+_unpublished = pages.c.published.is_(False)
+Index("ix_pages_unpublished", pages.c.published, sqlite_where=_unpublished, postgresql_where=_unpublished)
+
 version_pages = Table(
     "version_pages",
     metadata,
@@ -174,7 +192,7 @@ blobs = Table(
     sqlite_autoincrement=True,
 )
 
-# Those that were found damaged, without a look at all others. MariaDB has no index of a part, and gets a whole one.
+# Those that were found damaged, likewise.
 _damaged = blobs.c.valid.is_(False)
 Index("ix_blobs_damaged", blobs.c.valid, sqlite_where=_damaged, postgresql_where=_damaged)
 

@@ -12,6 +12,7 @@ from sqlalchemy import delete, func, insert, literal_column, select, text, updat
 
 from backyfs.errors import VersionNotFoundError
 from backyfs.metadata.batches import batches
+from backyfs.metadata.catalog import note_version
 from backyfs.metadata.database import insert_row
 from backyfs.metadata.tables import blobs, tags, versions
 from backyfs.model import Version, VersionId, VersionRecord, VersionStatus, VersionUid
@@ -60,23 +61,27 @@ def insert_version(connection: Connection, record: VersionRecord) -> Version:
     version_id = VersionId(insert_row(connection, row))
     if names:
         connection.execute(insert(tags), [{"version_id": version_id, "name": tag} for tag in names])
+    note_version(connection, version_id)
     return Version(id=version_id, **values, tags=names)
 
 
 def set_status(connection: Connection, version_id: VersionId, status: VersionStatus) -> None:
     """Change how far a version can be trusted."""
     connection.execute(update(versions).where(versions.c.id == version_id).values(status=status.value))
+    note_version(connection, version_id)
 
 
 def set_expiry(connection: Connection, version_id: VersionId, expire_at: datetime | None) -> None:
     """Change when a version expires; None: never."""
     connection.execute(update(versions).where(versions.c.id == version_id).values(expire_at=expire_at))
+    note_version(connection, version_id)
 
 
 def set_protected(connection: Connection, version_id: VersionId, *, protected: bool) -> bool:
     """Keep a version from being removed, or no longer; return False if it was so already."""
     # Asked for in the condition: MariaDB counts rows that match, or those that change, as the driver wants it.
     here = (versions.c.id == version_id) & (versions.c.protected.is_not(protected))
+    note_version(connection, version_id)
     return connection.execute(update(versions).where(here).values(protected=protected)).rowcount == 1
 
 
@@ -84,6 +89,7 @@ def remove_tags(connection: Connection, version_id: VersionId, names: Iterable[s
     """Take tags from a version; those that it does not have are fine."""
     for batch in batches(set(names)):
         connection.execute(delete(tags).where(tags.c.version_id == version_id, tags.c.name.in_(batch)))
+    note_version(connection, version_id)
 
 
 def add_tags(connection: Connection, version_id: VersionId, names: Iterable[str]) -> list[str]:
@@ -92,6 +98,7 @@ def add_tags(connection: Connection, version_id: VersionId, names: Iterable[str]
     new = sorted(set(names) - has)
     if new:
         connection.execute(insert(tags), [{"version_id": version_id, "name": name} for name in new])
+        note_version(connection, version_id)
     return new
 
 

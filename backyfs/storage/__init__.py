@@ -1,7 +1,8 @@
 """The storage: where objects lie. What every kind of storage does, and which kinds there are.
 
-Objects are named by blob uids, written whole, never overwritten, and read whole or in part. Foreign
-errors become StorageError here; what an object holds is not this package's business.
+Objects are named by blob uids, written whole, never overwritten, and read whole or in part. Beside them lie a few
+that have names, below `catalog/`: small ones, which others take the place of. Foreign errors become StorageError
+here; what an object holds is not this package's business.
 """
 
 from __future__ import annotations
@@ -57,7 +58,32 @@ class Storage(Protocol):
         ...
 
     def list_blobs(self) -> Iterator[BlobUid]:
-        """Yield the uid of every object, in no order."""
+        """Yield the uid of every object, in no order; those that have names are none of them."""
+        ...
+
+    def put_object(self, name: str, content: bytes) -> None:
+        """Store an object that has a name, in the place of the one that had it.
+
+        After the next `flush` that begins when this has returned, it is durable and can be read; before that, a crash
+        leaves the one that was there or this one, whole.
+        """
+        ...
+
+    def get_object(self, name: str, max_bytes: int) -> bytes:
+        """Return an object that has a name.
+
+        Raises:
+            ObjectMissingError: there is none.
+            IntegrityError: it is larger than `max_bytes`; it was not read.
+        """
+        ...
+
+    def delete_object(self, name: str) -> None:
+        """Delete an object that has a name; one that is gone already is fine."""
+        ...
+
+    def list_objects(self, prefix: str) -> Iterator[str]:
+        """Yield the names of all objects below a prefix that ends in `/`, in no order."""
         ...
 
     def close(self) -> None:

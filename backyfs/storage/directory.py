@@ -1,4 +1,4 @@
-"""Objects as files of a directory, at `ab/cd/<uid>.blob`, as backy2 has them.
+"""Objects as files of a directory, at `ab/cd/<uid>.blob`, as backy2 has them; those with names at `catalog/…`.
 
 An object is there whole or not at all: it is written under a temporary name, its bytes are synced, then
 it is renamed, then its directory is synced. `put` writes, `flush` does the rest for all that was put:
@@ -12,11 +12,12 @@ import ctypes
 import errno
 import os
 import re
+import secrets
 import threading
 from typing import TYPE_CHECKING
 
-from backyfs.errors import BlobMissingError, StorageError
-from backyfs.storage.uid import check_uid
+from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError, StorageError
+from backyfs.storage.uid import NAMED, check_name, check_prefix, check_uid, is_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _SUFFIX = ".blob"
 _TEMPORARY_SUFFIX = ".blob.tmp"
+_NAMED_TEMPORARY = ".tmp"  # with random digits before: two commands may store an object of the same name at once
 # For larger writes the kernel takes larger pieces of memory, and those a virtual machine may never have touched.
 _WRITE_BYTES = 128 << 10
 # Where syncfs(2) is known to write data and wait for the disk. Elsewhere (FUSE, network) it may do nothing.
@@ -48,6 +50,7 @@ class DirectoryStorage:
         self._has_syncfs = _syncfs_can_be_trusted(self._path)
         self._lock = threading.Lock()        # guards the list below
         self._written: list[BlobUid] = []    # under their temporary names
+        self._named: list[tuple[str, str]] = []  # likewise those with names: temporary path and path
         self._flush_lock = threading.Lock()  # one flush at a time, and guards the failure
         self._failure: StorageError | None = None
 
@@ -104,15 +107,16 @@ class DirectoryStorage:
                 raise StorageError(f"{self._failure} (what was put since is lost as well)")
             with self._lock:
                 written, self._written = self._written, []
-            if not written:
+                named, self._named = self._named, []
+            if not written and not named:
                 return
             try:
-                self._give_names(written)
+                self._give_names(written, named)
             except StorageError as error:
                 self._failure = error
                 raise
 
-    def _give_names(self, written: list[BlobUid]) -> None:
+    def _give_names(self, written: list[BlobUid], named: list[tuple[str, str]]) -> None:
         try:
             if self._has_syncfs:
                 _syncfs(self._fd)
@@ -122,6 +126,9 @@ class DirectoryStorage:
                 directory = self._directory(uid)
                 os.rename(f"{directory}/{uid}{_TEMPORARY_SUFFIX}", f"{directory}/{uid}{_SUFFIX}")
                 directories.update((directory, os.path.dirname(directory)))
+            for temporary, path in named:
+                os.rename(temporary, path)
+                directories.update(self._above(path))
             for directory in directories:
                 _sync_directory(directory)
         except OSError as error:
@@ -189,14 +196,92 @@ class DirectoryStorage:
 
     def list_blobs(self) -> Iterator[BlobUid]:
         """Yield the uid of every object, in no order."""
-        for _, _, names in os.walk(self._path, onerror=_raise_storage_error):
+        for directory, directories, names in os.walk(self._path, onerror=_raise_storage_error):
+            if directory == self._path and NAMED in directories:
+                directories.remove(NAMED)
             for name in names:
                 if name.endswith(_SUFFIX):
                     yield _blob_uid(name.removesuffix(_SUFFIX))
 
+    def put_object(self, name: str, content: bytes) -> None:
+        """Write an object that has a name under a temporary one."""
+        check_name(name)
+        path = f"{self._path}/{name}"
+        temporary = f"{path}.{secrets.token_hex(8)}{_NAMED_TEMPORARY}"
+        try:
+            try:
+                fd = _create(temporary)
+            except FileNotFoundError:
+                for directory in reversed(self._above(path)[:-1]):  # not the storage itself, if it is gone
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(directory, 0o700)
+                fd = _create(temporary)
+            try:
+                _write_all(fd, [content])
+                if not self._has_syncfs:
+                    os.fdatasync(fd)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise _storage_error(temporary, error) from error
+        with self._lock:
+            self._named.append((temporary, path))
+
+    def get_object(self, name: str, max_bytes: int) -> bytes:
+        """Return an object that has a name.
+
+        Raises:
+            ObjectMissingError: there is none.
+            IntegrityError: it is larger than `max_bytes`.
+        """
+        check_name(name)
+        path = f"{self._path}/{name}"
+        try:
+            with open(path, "rb", buffering=0) as file:
+                content = file.read(max_bytes + 1) if os.fstat(file.fileno()).st_size <= max_bytes else None
+        except FileNotFoundError:
+            raise ObjectMissingError(name) from None
+        except OSError as error:
+            raise _storage_error(path, error) from error
+        if content is None or len(content) > max_bytes:
+            raise IntegrityError(f"object {name} has more than {max_bytes} bytes, which no object of its kind has")
+        return content
+
+    def delete_object(self, name: str) -> None:
+        """Delete an object that has a name; one that is gone already is fine."""
+        check_name(name)
+        path = f"{self._path}/{name}"
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        except OSError as error:
+            raise _storage_error(path, error) from error
+
+    def list_objects(self, prefix: str) -> Iterator[str]:
+        """Yield the names of all objects below a prefix, in no order."""
+        check_prefix(prefix)
+        start = f"{self._path}/{prefix.removesuffix('/')}"
+        if not os.path.lexists(start):
+            return
+        for directory, _, names in os.walk(start, onerror=_raise_storage_error):
+            above = os.path.relpath(directory, self._path)
+            yield from filter(is_name, (f"{above}/{name}" for name in names))
+
     def paths(self) -> Sequence[str]:
         """Return the directory."""
         return (self._path,)
+
+    def _above(self, path: str) -> list[str]:
+        """Return the directories above a path, from the one it is in up to the storage."""
+        above = []
+        while path != self._path:
+            path = os.path.dirname(path)
+            above.append(path)
+        return above
 
     def _directory(self, uid: BlobUid) -> str:
         check_uid(uid)

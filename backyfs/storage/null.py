@@ -9,8 +9,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from backyfs.errors import BlobMissingError
-from backyfs.storage.uid import check_uid
+from backyfs.errors import BlobMissingError, ObjectMissingError
+from backyfs.storage.uid import check_name, check_prefix, check_uid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,6 +56,24 @@ class NullStorage:
 
     def list_blobs(self) -> Iterator[BlobUid]:
         """Yield nothing."""
+        return iter(())
+
+    def put_object(self, name: str, content: bytes) -> None:  # noqa: ARG002 - it is not kept
+        """Forget an object."""
+        check_name(name)
+
+    def get_object(self, name: str, max_bytes: int) -> bytes:  # noqa: ARG002 - nothing is there
+        """Raise ObjectMissingError."""
+        check_name(name)
+        raise ObjectMissingError(name, "was not kept: a storage of type null keeps nothing")
+
+    def delete_object(self, name: str) -> None:
+        """Do nothing: it is gone already."""
+        check_name(name)
+
+    def list_objects(self, prefix: str) -> Iterator[str]:
+        """Yield nothing."""
+        check_prefix(prefix)
         return iter(())
 
     def close(self) -> None:

@@ -140,7 +140,7 @@ class _Lane:
 
 
 class ThrottledStorage:
-    """A storage whose `put`, `get` and `get_range` keep to limits; everything else goes through."""
+    """A storage that keeps to limits in what stores or reads bytes; everything else goes through."""
 
     def __init__(
         self,
@@ -220,6 +220,36 @@ class ThrottledStorage:
     def list_blobs(self) -> Iterator[BlobUid]:
         """Yield the uid of every object, in no order."""
         return self._storage.list_blobs()
+
+    def put_object(self, name: str, content: bytes) -> None:
+        """Store an object that has a name.
+
+        Raises:
+            InterruptedByUser: the command was interrupted while it waited; the object is not stored.
+        """
+        with self._writes.turn(len(content)):
+            self._storage.put_object(name, content)
+
+    def get_object(self, name: str, max_bytes: int) -> bytes:
+        """Return an object that has a name.
+
+        Raises:
+            ObjectMissingError: there is none.
+            IntegrityError: it is too large.
+            InterruptedByUser: the command was interrupted while it waited.
+        """
+        with self._reads.turn(0) as turn:  # their sizes have nothing to do with those of blobs
+            content = self._storage.get_object(name, max_bytes)
+            turn.size = len(content)
+        return content
+
+    def delete_object(self, name: str) -> None:
+        """Delete an object that has a name."""
+        self._storage.delete_object(name)
+
+    def list_objects(self, prefix: str) -> Iterator[str]:
+        """Yield the names of objects below a prefix."""
+        return self._storage.list_objects(prefix)
 
     def close(self) -> None:
         """Let go of the storage."""

@@ -1,7 +1,8 @@
-"""What a blob uid may look like: it becomes part of a file's path, or the name of an object."""
+"""What a blob uid, or the name of an object, may look like: it becomes part of a file's path."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from backyfs.errors import StorageError
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from backyfs.model import BlobUid
 
 _LEAST_LENGTH = 4  # its first two pairs name directories
+NAMED = "catalog"  # all objects that have names lie below it; no blob does
+_PREFIX = re.compile(rf"{NAMED}/([0-9A-Za-z-]{{1,64}}/){{0,3}}")
+_NAME = re.compile(rf"{_PREFIX.pattern}[0-9A-Za-z-]{{1,64}}")
 
 
 def check_uid(uid: BlobUid) -> None:
@@ -20,3 +24,28 @@ def check_uid(uid: BlobUid) -> None:
     """
     if not (uid.isascii() and uid.isalnum() and len(uid) >= _LEAST_LENGTH):
         raise StorageError(f"blob uid {uid!r} is no uid: letters and digits were expected")
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no name of an object.
+
+    Raises:
+        StorageError: it is none.
+    """
+    if not is_name(name):
+        raise StorageError(f"object {name!r} has no name that the storage knows: {NAMED}/… was expected")
+
+
+def is_name(name: str) -> bool:
+    """Tell whether an object can have this name."""
+    return _NAME.fullmatch(name) is not None
+
+
+def check_prefix(prefix: str) -> None:
+    """Refuse what names of objects cannot begin with.
+
+    Raises:
+        StorageError: they cannot.
+    """
+    if not _PREFIX.fullmatch(prefix):
+        raise StorageError(f"no objects have names that begin with {prefix!r}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
+from alembic import op
+from sqlalchemy.dialects import mysql, postgresql
 
-from backyfs.migrations.present import add_missing_column, refuse_downgrade
+from backyfs.migrations.present import add_missing_column, indexes, refuse_downgrade, tables
 
 revision = "backyfs_0003"
 down_revision = "backyfs_0002"
@@ -14,9 +15,37 @@ depends_on = None
 
 downgrade = refuse_downgrade
 
-_Time = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+_MARIADB = ("mysql", "mariadb")
+_Time = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), *_MARIADB)
+
+
+def _ordered(length: int) -> sa.String:
+    exact = mysql.VARCHAR(length, charset="ascii", collation="ascii_bin")
+    ordered = postgresql.VARCHAR(length, collation="C")
+    return sa.String(length).with_variant(exact, *_MARIADB).with_variant(ordered, "postgresql")
 
 
 def upgrade() -> None:
     """Make what is missing; on MariaDB a run that was killed may have made some of it."""
     add_missing_column("repository", sa.Column("key_made_at", _Time))
+    if "catalog_notes" not in tables():
+        op.create_table(
+            "catalog_notes",
+            sa.Column("kind", _ordered(16), primary_key=True),
+            sa.Column("uid", _ordered(36), primary_key=True),
+            sa.Column("token", sa.BigInteger, nullable=False),
+        )
+    if "ix_pages_unpublished" not in indexes("pages"):
+        op.create_index(
+            "ix_pages_unpublished",
+            "pages",
+            ["published"],
+            sqlite_where=sa.text("published IS 0"),
+            postgresql_where=sa.text("published IS false"),
+        )
+    # The catalog has nothing of what is there by now.
+    for kind, uid, table in (("version", "uid", "versions"), ("repository", "''", "repository")):
+        op.execute(
+            f"INSERT INTO catalog_notes SELECT '{kind}', {uid}, 1 FROM {table} "  # noqa: S608 - constants
+            f"WHERE {uid} NOT IN (SELECT noted.uid FROM catalog_notes noted WHERE noted.kind = '{kind}')"
+        )

@@ -368,7 +368,7 @@ def test_a_copied_database_takes_the_place_of_the_old_one(
     assert done.status == 0
     assert "backyfs: blobs: 4 rows copied and compared\n" in done.err
     assert done.out.decode().splitlines() == [
-        f"17 rows of 11 tables were copied to {tmp_path}/new.sqlite, and compared.",
+        f"19 rows of 12 tables were copied to {tmp_path}/new.sqlite, and compared.",
         "Write its URL as `engine` in [MetaBackend] now; the old database stays as it is.",
     ]
     config.write_text(config.read_text().replace(*urls))
@@ -384,6 +384,7 @@ def test_db_copy_prints_a_line_for_each_table_for_machines(
         "blob_checks|0",
         "blob_refs|4",
         "blobs|4",
+        "catalog_notes|2",
         "damaged_versions|0",
         "key_slots|1",
         "pages|1",
@@ -399,8 +400,8 @@ def test_db_copy_prints_json(call: Callable[..., Done], uid: str, urls: tuple[st
     result = json.loads(call("--json", "db", "copy", *urls).out)
     assert result == {
         "from": f"{tmp_path}/repository/backyfs.sqlite", "to": f"{tmp_path}/new.sqlite",
-        "blob_checks": 0, "blob_refs": 4, "blobs": 4, "damaged_versions": 0, "key_slots": 1, "pages": 1,
-        "repository": 1, "stats": 1, "tags": 3, "version_pages": 1, "versions": 1,
+        "blob_checks": 0, "blob_refs": 4, "blobs": 4, "catalog_notes": 2, "damaged_versions": 0, "key_slots": 1,
+        "pages": 1, "repository": 1, "stats": 1, "tags": 3, "version_pages": 1, "versions": 1,
     }  # fmt: skip
 
 

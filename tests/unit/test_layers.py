@@ -22,7 +22,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "model", "ranges"}),
     frozenset({"geometry", "config"}),
     frozenset({"metadata", "storage", "sources", "sealing", "keys", "host", "hints"}),
-    frozenset({"blocks", "retention", "hooks", "migrations"}),
+    frozenset({"blocks", "catalog", "retention", "hooks", "migrations"}),
     frozenset({"repository"}),
     frozenset({"mount", "engine"}),
     frozenset({"attach"}),

@@ -38,6 +38,7 @@ TABLES = [
     "blob_checks",
     "blob_refs",
     "blobs",
+    "catalog_notes",
     "damaged_versions",
     "job_versions",
     "jobs",

@@ -13,6 +13,7 @@ from backyfs.cli.main import run
 from backyfs.engine.export_format import read_export
 from backyfs.engine.upgrade import needs_upgrade, plan_upgrade, upgrade
 from backyfs.errors import DatabaseError
+from backyfs.metadata.catalog import NoteKind, read_notes
 from backyfs.metadata.database import Database
 from backyfs.metadata.revisions import HEAD, HEAD_RELEASE
 from backyfs.metadata.schema import differences
@@ -34,7 +35,9 @@ def first(anywhere: Reference) -> Reference:
     upgrade(anywhere.config)
     for path in anywhere.directory.glob("*before-upgrade*"):
         path.unlink()
-    change(anywhere, *(f"DROP TABLE {name}" for name in NEW_TABLES))
+    change(anywhere, *(f"DROP TABLE {name}" for name in (*NEW_TABLES, "catalog_notes")))
+    on_table = " ON pages" if "mysql" in anywhere.config.database_url else ""
+    change(anywhere, f"DROP INDEX ix_pages_unpublished{on_table}")
     change(anywhere, "ALTER TABLE repository DROP COLUMN key_made_at", "UPDATE repository SET needs_release = '0.0.1'")
     change(anywhere, "UPDATE alembic_version SET version_num = 'backyfs_0001'")
     return anywhere
@@ -114,6 +117,24 @@ def test_a_run_that_was_killed_between_two_tables_is_continued(first: Reference,
     )
     upgrade(first.config)
     check_head(first)
+
+
+def test_what_is_there_is_noted_for_the_catalog(first: Reference) -> None:
+    upgrade(first.config)
+    with closing(Database(first.config.database_url)) as database, database.read() as connection:
+        assert {note.uid for note in read_notes(connection, NoteKind.VERSION)} == set(first.expected["versions"])
+        assert [note.uid for note in read_notes(connection, NoteKind.REPOSITORY)] == [""]
+
+
+def test_a_run_that_was_killed_after_some_notes_is_continued(first: Reference) -> None:
+    upgrade(first.config)
+    some = min(first.expected["versions"])
+    change(first, f"DELETE FROM catalog_notes WHERE uid <> '{some}'")
+    change(first, "UPDATE alembic_version SET version_num = 'backyfs_0002'")
+    upgrade(first.config)
+    check_head(first)
+    with closing(Database(first.config.database_url)) as database, database.read() as connection:
+        assert {note.uid for note in read_notes(connection, NoteKind.VERSION)} == set(first.expected["versions"])
 
 
 def test_a_failure_leaves_what_the_old_program_uses_and_the_next_command_upgrades(first: Reference) -> None:

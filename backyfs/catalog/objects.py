@@ -1,0 +1,150 @@
+"""What all objects of the catalog share: their names, the header, compression and sealing.
+
+Each is bound to its name, its kind and the repository's uid: none can be put in the place of another one.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+import zstandard
+
+from backyfs.errors import CatalogError, IntegrityError
+from backyfs.sealing.envelope import OVERHEAD_BYTES, open_sealed, seal
+
+FORMAT = 1
+REPOSITORY_NAME = "catalog/repository"
+PAGES = "catalog/pages/"
+VERSIONS = "catalog/versions/"
+
+# magic "backyfsC" (8) | format (2) | kind (1) | 1 if sealed (1) | bytes of the open part (4) | open part | body
+# The body is what `sealing.envelope` makes of one zstd frame that states its content size, bound to all before it,
+# then uid of the repository, a byte of zero, and name. Integers are little-endian.
+_HEADER = struct.Struct("<8sHBBI")
+_MAGIC = b"backyfsC"
+_LEVEL = 1  # of zstd: what compresses at all does so at once, most is random
+
+_UID = re.compile("[0-9A-Za-z-]{1,36}")
+
+
+class Kind(IntEnum):
+    """What an object holds."""
+
+    REPOSITORY = 1
+    VERSION = 2
+    PAGE = 3
+
+
+# The most bytes before compression; about as many in the storage. A version has 20 for each page of its block map.
+MAX_CONTENT = {Kind.REPOSITORY: 1 << 20, Kind.VERSION: 256 << 20, Kind.PAGE: 256 << 10}
+_MAX_OPEN = 1 << 20
+MAX_STORED = {
+    kind: _HEADER.size + _MAX_OPEN + OVERHEAD_BYTES + size + size // 128 + 1024 for kind, size in MAX_CONTENT.items()
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """What objects are sealed with: the repository they belong to, and its key; None: it has none."""
+
+    repository: str  # uid
+    key: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """An object, taken apart and not yet opened."""
+
+    kind: Kind
+    is_sealed: bool
+    open_part: bytes  # can be read without a key; nothing vouches for it before the object is opened
+    before: bytes     # header and open part
+    body: bytes
+
+
+def page_name(uid: str) -> str:
+    """Return the name of the object of a page. 256 shelves keep directories small where there are a million."""
+    return f"{PAGES}{uid[:2]}/{uid}"
+
+
+def version_name(uid: str) -> str:
+    """Return the name of the object of a version."""
+    return f"{VERSIONS}{uid}"
+
+
+def uid_of(name: str) -> str:
+    """Return the uid that the name of an object ends with."""
+    return name.rpartition("/")[2]
+
+
+def is_uid(uid: str) -> bool:
+    """Tell whether something may be the uid of a version, a page or a repository: it becomes a name."""
+    return _UID.fullmatch(uid) is not None
+
+
+def pack_object(kind: Kind, name: str, by: Seal, content: bytes, open_part: bytes = b"") -> bytes:
+    """Return the stored bytes of an object.
+
+    Raises:
+        CatalogError: it is larger than any object that is read.
+    """
+    if len(content) > MAX_CONTENT[kind] or len(open_part) > _MAX_OPEN:
+        raise CatalogError(f"object {name} would have {len(content)} bytes, more than the {MAX_CONTENT[kind]} allowed")
+    before = _HEADER.pack(_MAGIC, FORMAT, kind, by.key is not None, len(open_part)) + open_part
+    frame = zstandard.ZstdCompressor(level=_LEVEL).compress(content)
+    return before + seal(by.key, before + _place(name, by), frame)
+
+
+def take_apart(kind: Kind, name: str, stored: bytes) -> Parts:
+    """Return the parts of an object, as its header says.
+
+    Raises:
+        CatalogError: it is no object of this kind, or of a newer format.
+    """
+    if len(stored) < _HEADER.size or stored[: len(_MAGIC)] != _MAGIC:
+        raise CatalogError(f"object {name} is damaged: it is no object of a catalog")
+    _, number, found, sealed, open_bytes = _HEADER.unpack_from(stored)
+    if number != FORMAT:
+        raise CatalogError(
+            f"object {name} has format {number}, and this program reads {FORMAT}; use a newer release of backyfs"
+        )
+    end = _HEADER.size + open_bytes
+    if found != kind or sealed > 1 or open_bytes > _MAX_OPEN or end > len(stored):
+        raise CatalogError(f"object {name} is damaged: its header is not that of such an object")
+    return Parts(
+        kind=kind,
+        is_sealed=bool(sealed),
+        open_part=stored[_HEADER.size : end],
+        before=stored[:end],
+        body=stored[end:],
+    )
+
+
+def open_object(parts: Parts, name: str, by: Seal) -> bytes:
+    """Return what an object holds, checked: it was made with this key, of this repository, under this name.
+
+    Raises:
+        CatalogError: it was not, or it is damaged.
+    """
+    if parts.is_sealed is not (by.key is not None):
+        has = "is encrypted and the repository is not" if parts.is_sealed else "is not encrypted and the repository is"
+        raise CatalogError(f"object {name} {has}: it was not made by this repository")
+    try:
+        frame = open_sealed(by.key, parts.before + _place(name, by), parts.body)
+    except IntegrityError as error:
+        raise CatalogError(f"object {name} {error}") from error
+    try:
+        size = zstandard.frame_content_size(frame)
+        content = zstandard.ZstdDecompressor().decompress(frame) if 0 <= size <= MAX_CONTENT[parts.kind] else None
+    except zstandard.ZstdError as error:
+        raise CatalogError(f"object {name} is damaged: {error}") from error
+    if content is None:
+        raise CatalogError(f"object {name} is damaged: it claims to hold {size} bytes")
+    return content
+
+
+def _place(name: str, by: Seal) -> bytes:
+    return f"{by.repository}\0{name}".encode()

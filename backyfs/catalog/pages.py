@@ -1,0 +1,196 @@
+"""The object of a page: its entries, and all that the database has of the blobs in it."""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+from array import array
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
+
+from backyfs.catalog.objects import Kind, Seal, open_object, pack_object, page_name, take_apart
+from backyfs.errors import CatalogError
+from backyfs.geometry import PAGE_ENTRIES
+from backyfs.metadata.blockmap import ABSENT, HOLE
+from backyfs.model import BlobRecord, BlobUid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from backyfs.metadata.catalog import BlobColumns
+
+# entries n (2) | blobs k (2)
+# n x entry (2): 0 a hole, 65535 never backed up, else the number of a blob from 1 on
+# k x flags (1) | k x bytes of the uid (1) | of the fingerprint (1) | of the wrapped key (1)
+# k x encryption version (2) | k x size (4) | k x stored size (8)
+# the uids, one after the other | the fingerprints | the wrapped keys
+# Flags: 1 not damaged, 2 there is a fingerprint, 4 there is a wrapped key, 8 the stored size is known, 16 the uid is
+# 32 hexadecimal digits and stands here as 16 bytes.
+_COUNTS = struct.Struct("<HH")
+_ABSENT = 0xFFFF
+_VALID, _FINGERPRINT, _WRAPPED_KEY, _STORED_SIZE, _HEX_UID = 1, 2, 4, 8, 16
+_FLAGS = 31
+_FIXED_BYTES = 18  # of each blob
+_MAX_BYTES = 64    # of a fingerprint, and of a wrapped key, see metadata.tables
+_HEX = re.compile("[0-9a-f]{32}")
+_BLOB_UID = re.compile("[0-9A-Za-z]{4,32}")  # it becomes a path in the storage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogPage:
+    """A page as the catalog has it."""
+
+    entries: tuple[int, ...]       # blockmap.HOLE, blockmap.ABSENT, or the number of a blob from 1 on
+    blobs: tuple[BlobRecord, ...]  # in the order of their numbers
+
+
+def pack_page(uid: str, by: Seal, entries: Sequence[int], blobs: BlobColumns) -> bytes:
+    """Return the object of a page; its entries are ids of these blobs, or blockmap.HOLE or blockmap.ABSENT.
+
+    Raises:
+        CatalogError: an entry names none of these blobs.
+    """
+    numbers = {blob_id: number for number, blob_id in enumerate(blobs.ids, 1)}
+    numbers[HOLE], numbers[ABSENT] = 0, _ABSENT
+    try:
+        content = _COUNTS.pack(len(entries), len(blobs.ids)) + _le("H", map(numbers.__getitem__, entries))
+    except KeyError as error:
+        raise CatalogError(f"page {uid} of a block map names blob {error}, which has no row") from None
+    return pack_object(Kind.PAGE, page_name(uid), by, content + _pack_blobs(blobs))
+
+
+def _pack_blobs(blobs: BlobColumns) -> bytes:
+    # By columns, each in one call: a page has a thousand blobs, and a loop over them takes longer than storing them.
+    joined = "".join(blobs.uids)
+    is_hex = len(joined) == 32 * len(blobs.uids) and all(map(_HEX.fullmatch, blobs.uids))
+    uids = [bytes.fromhex(joined)] if is_hex else [_pack_uid(uid) for uid in blobs.uids]
+    fingerprints = [value or b"" for value in blobs.fingerprints]
+    wrapped_keys = [value or b"" for value in blobs.wrapped_keys]
+    has = zip(blobs.uids, blobs.valid, blobs.fingerprints, blobs.wrapped_keys, blobs.stored_sizes, strict=True)
+    if is_hex and all(blobs.valid) and None not in blobs.fingerprints and None not in blobs.stored_sizes:
+        usual = _VALID | _FINGERPRINT | _STORED_SIZE | _HEX_UID
+        flags = bytes(usual if key is None else usual | _WRAPPED_KEY for key in blobs.wrapped_keys)
+    else:
+        flags = bytes(_flags(*one) for one in has)
+    count = len(blobs.uids)
+    return b"".join(
+        (
+            flags,
+            bytes((16,)) * count if is_hex else bytes(map(len, uids)),
+            bytes(map(len, fingerprints)),
+            bytes(map(len, wrapped_keys)),
+            _le("H", blobs.encryption_versions),
+            _le("I", blobs.sizes),
+            _le("Q", (size or 0 for size in blobs.stored_sizes)),
+            *uids,
+            *fingerprints,
+            *wrapped_keys,
+        )
+    )
+
+
+def _pack_uid(uid: str) -> bytes:
+    return bytes.fromhex(uid) if _HEX.fullmatch(uid) else uid.encode("ascii")
+
+
+def _flags(
+    uid: str, valid: bool, fingerprint: bytes | None, wrapped_key: bytes | None, stored_size: int | None
+) -> int:
+    return (
+        (_VALID if valid else 0)
+        | (0 if fingerprint is None else _FINGERPRINT)
+        | (0 if wrapped_key is None else _WRAPPED_KEY)
+        | (0 if stored_size is None else _STORED_SIZE)
+        | (_HEX_UID if _HEX.fullmatch(uid) else 0)
+    )
+
+
+def unpack_page(uid: str, by: Seal, stored: bytes) -> CatalogPage:
+    """Return the page that an object holds.
+
+    Raises:
+        CatalogError: it is not the object of this page, or not whole.
+    """
+    name = page_name(uid)
+    content = open_object(take_apart(Kind.PAGE, name, stored), name, by)
+    try:
+        return _parse(memoryview(content))
+    except (ValueError, IndexError, struct.error) as error:
+        raise CatalogError(f"object {name} is damaged: {error}") from error
+
+
+def _parse(content: memoryview) -> CatalogPage:
+    count, blob_count = _COUNTS.unpack_from(content)
+    if not 0 < count <= PAGE_ENTRIES or blob_count > count:
+        raise ValueError(f"it has {count} entries of {blob_count} blobs")
+    start = _COUNTS.size + 2 * count
+    entries = _from_le("H", content[_COUNTS.size : start], count)
+    if any(entry > blob_count for entry in entries if entry != _ABSENT):
+        raise ValueError("an entry names a blob that it does not have")
+    return CatalogPage(
+        entries=tuple(ABSENT if entry == _ABSENT else entry for entry in entries),
+        blobs=_parse_blobs(content[start:], blob_count),
+    )
+
+
+def _parse_blobs(content: memoryview, count: int) -> tuple[BlobRecord, ...]:
+    fixed = _FIXED_BYTES * count
+    if len(content) < fixed:
+        raise ValueError("it is cut short")
+    flags, *lengths = (bytes(content[number * count : (number + 1) * count]) for number in range(4))
+    place = 4 * count
+    versions = _from_le("H", content[place : place + 2 * count], count)
+    sizes = _from_le("I", content[place + 2 * count : place + 6 * count], count)
+    stored_sizes = _from_le("Q", content[place + 6 * count : fixed], count)
+    ends = list(accumulate(map(sum, lengths), initial=fixed))
+    if ends[-1] != len(content):
+        raise ValueError(f"it has {len(content)} bytes of blobs instead of {ends[-1]}")
+    uids, fingerprints, wrapped_keys = (
+        _cut(content[start:stop], column) for (start, stop), column in zip(pairwise(ends), lengths, strict=True)
+    )
+    return tuple(
+        _blob(*one)
+        for one in zip(flags, uids, fingerprints, wrapped_keys, versions, sizes, stored_sizes, strict=True)
+    )
+
+
+def _blob(
+    flags: int, uid: bytes, fingerprint: bytes, wrapped_key: bytes, version: int, size: int, stored_size: int
+) -> BlobRecord:
+    text = uid.hex() if flags & _HEX_UID else uid.decode("ascii")
+    if flags > _FLAGS or not _BLOB_UID.fullmatch(text) or max(len(fingerprint), len(wrapped_key)) > _MAX_BYTES:
+        raise ValueError("it has a blob with a uid, fingerprint or key that cannot be")
+    if version >= 1 << 15 or size >= 1 << 31 or stored_size >= 1 << 63:
+        raise ValueError(f"blob {text} has a size or encryption version that cannot be")
+    return BlobRecord(
+        uid=BlobUid(text),
+        fingerprint=fingerprint if flags & _FINGERPRINT else None,
+        size=size,
+        stored_size=stored_size if flags & _STORED_SIZE else None,
+        encryption_version=version,
+        wrapped_key=wrapped_key if flags & _WRAPPED_KEY else None,
+        valid=bool(flags & _VALID),
+    )
+
+
+def _cut(content: memoryview, lengths: bytes) -> list[bytes]:
+    whole = bytes(content)
+    return [whole[start:stop] for start, stop in pairwise(accumulate(lengths, initial=0))]
+
+
+def _le(kind: str, numbers: Iterable[int]) -> bytes:
+    packed: array[Any] = array(kind, numbers)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def _from_le(kind: str, content: memoryview, count: int) -> array[Any]:
+    numbers: array[Any] = array(kind, bytes(content))
+    if len(numbers) != count:
+        raise ValueError("it is cut short")
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers

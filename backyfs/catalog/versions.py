@@ -1,0 +1,134 @@
+"""The object of a version: what is known of it, the statistics of its backups, and which pages it has."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import uuid
+from array import array
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from backyfs.catalog.jsontext import Fields, read_json, write_json
+from backyfs.catalog.objects import Kind, Seal, open_object, pack_object, take_apart, version_name
+from backyfs.errors import CatalogError
+from backyfs.model import NAME_LENGTH, StatisticsRecord, VersionRecord, VersionStatus, VersionUid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# bytes of the facts (4) | pages n (4) | facts, JSON | n x page number (4), rising | n x uid of the page (16)
+_COUNTS = struct.Struct("<II")
+_UID_BYTES = 16
+_MAX_PAGE_NUMBER = 1 << 31
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogVersion:
+    """A version as the catalog has it."""
+
+    version: VersionRecord
+    statistics: tuple[StatisticsRecord, ...]  # the oldest first
+    page_numbers: Sequence[int]               # rising; a page that is not there is holes, or was not backed up
+    page_uids: bytes                          # 16 for each
+
+    def page_uid(self, position: int) -> str:
+        """Return the uid of a page, by its place among those that the version has."""
+        start = position * _UID_BYTES
+        return str(uuid.UUID(bytes=self.page_uids[start : start + _UID_BYTES]))
+
+
+def pack_version(version: CatalogVersion, by: Seal) -> bytes:
+    """Return the object of a version.
+
+    Raises:
+        CatalogError: it is too large.
+    """
+    facts = write_json(
+        {**asdict(version.version), "statistics": [asdict(statistics) for statistics in version.statistics]}
+    )
+    numbers = array("I", version.page_numbers)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    content = b"".join((_COUNTS.pack(len(facts), len(numbers)), facts, numbers.tobytes(), version.page_uids))
+    return pack_object(Kind.VERSION, version_name(version.version.uid), by, content)
+
+
+def unpack_version(uid: str, by: Seal, stored: bytes) -> CatalogVersion:
+    """Return the version that an object holds.
+
+    Raises:
+        CatalogError: it is not the object of this version, or not whole.
+    """
+    name = version_name(uid)
+    content = open_object(take_apart(Kind.VERSION, name, stored), name, by)
+    try:
+        found = _parse(memoryview(content))
+    except (ValueError, struct.error) as error:
+        raise CatalogError(f"object {name} is damaged: {error}") from error
+    if found.version.uid != uid:
+        raise CatalogError(f"object {name} is damaged: it holds version {found.version.uid!r}")
+    return found
+
+
+def _parse(content: memoryview) -> CatalogVersion:
+    facts_bytes, count = _COUNTS.unpack_from(content)
+    numbers_at = _COUNTS.size + facts_bytes
+    uids_at = numbers_at + 4 * count
+    if uids_at + _UID_BYTES * count != len(content):
+        raise ValueError(f"it has {len(content)} bytes for {count} pages")
+    numbers = array("I", bytes(content[numbers_at:uids_at]))
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    if any(one >= other for one, other in pairwise(numbers)):
+        raise ValueError("its pages are not in order")
+    if numbers and numbers[-1] >= _MAX_PAGE_NUMBER:
+        raise ValueError(f"it has a page {numbers[-1]}")
+    facts = read_json(bytes(content[_COUNTS.size : numbers_at]))
+    version = _version(facts)
+    return CatalogVersion(
+        version=version,
+        statistics=tuple(_statistics(one, version.uid) for one in facts.objects("statistics")),
+        page_numbers=numbers,
+        page_uids=bytes(content[uids_at:]),
+    )
+
+
+def _version(facts: Fields) -> VersionRecord:
+    tags = facts.texts("tags", NAME_LENGTH)
+    if len(set(tags)) != len(tags):
+        raise ValueError("it has a tag twice")
+    return VersionRecord(
+        uid=VersionUid(facts.text("uid", 36)),
+        created_at=facts.time("created_at"),
+        name=facts.text("name", NAME_LENGTH),
+        snapshot_name=facts.text("snapshot_name", NAME_LENGTH),
+        size_bytes=facts.number("size_bytes"),
+        status=VersionStatus(facts.text("status", 16)),
+        protected=facts.flag("protected"),
+        expire_at=facts.optional_time("expire_at"),
+        tags=tags,
+    )
+
+
+def _statistics(facts: Fields, uid: VersionUid) -> StatisticsRecord:
+    if facts.text("version_uid", 36) != uid:
+        raise ValueError("it has statistics of another version")
+    return StatisticsRecord(
+        created_at=facts.time("created_at"),
+        version_uid=uid,
+        version_name=facts.text("version_name", NAME_LENGTH),
+        version_size_bytes=facts.number("version_size_bytes"),
+        version_size_blocks=facts.number("version_size_blocks"),
+        bytes_read=facts.number("bytes_read"),
+        blocks_read=facts.number("blocks_read"),
+        bytes_written=facts.number("bytes_written"),
+        blocks_written=facts.number("blocks_written"),
+        bytes_stored=facts.optional_number("bytes_stored"),
+        bytes_deduplicated=facts.number("bytes_deduplicated"),
+        blocks_deduplicated=facts.number("blocks_deduplicated"),
+        bytes_sparse=facts.number("bytes_sparse"),
+        blocks_sparse=facts.number("blocks_sparse"),
+        duration_s=facts.seconds("duration_s"),
+    )
