@@ -1,4 +1,4 @@
-"""The blocks of a version from its front to its end, in runs: what one task of a worker thread is about."""
+"""The blocks of a version, or of a part of its bytes, in order and in runs: what one task of a worker is about."""
 
 from __future__ import annotations
 
@@ -25,11 +25,18 @@ GAP_BYTES = 64 << 20  # of a gap that a task has to do something about
 
 @dataclass(frozen=True, slots=True)
 class BlockPart:
-    """A block that has a blob; None where the row of the blob is gone."""
+    """A block that has a blob, or the part of it that is wanted."""
 
     start: int   # bytes of the image
     length: int
-    blob: Blob | None
+    blob: Blob | None  # None where its row is gone
+    skipped: int       # bytes of the block before `start`
+    block_length: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the block is wanted."""
+        return self.length == self.block_length
 
     def sound_blob(self) -> Blob:
         """Return the blob.
@@ -39,9 +46,9 @@ class BlockPart:
         """
         if self.blob is None:
             raise IntegrityError("the block map names a blob that the database does not have")
-        if self.blob.size != self.length:
+        if self.blob.size != self.block_length:
             raise IntegrityError(
-                f"blob {self.blob.uid} has {self.blob.size} bytes where the image has {self.length}"
+                f"blob {self.blob.uid} has {self.blob.size} bytes where the image has {self.block_length}"
             )
         return self.blob
 
@@ -64,6 +71,11 @@ class Run:
     has_blocks: bool = False
     length: int = 0  # bytes of the image
 
+    @property
+    def stop(self) -> int:
+        """Where it ends, in bytes of the image."""
+        return self.parts[-1].start + self.parts[-1].length
+
 
 class ImageRuns:
     """Cuts a version into runs. Owned by the thread that owns the database."""
@@ -77,36 +89,39 @@ class ImageRuns:
         self._blocks_at_once = max(1, min(_RUN_BLOCKS, _RUN_BYTES // repository.block_size))
         self._gap_blocks = PAGE_ENTRIES if gap_bytes is None else max(1, gap_bytes // repository.block_size)
 
-    def from_block(self, first: int) -> Iterator[Run]:
-        """Yield the runs of all blocks from block `first` on, in order. None of them crosses a page.
+    def within(self, wanted: range) -> Iterator[Run]:
+        """Yield the runs of a part of the image, given in bytes, in order. None of them crosses a page.
 
         Raises:
             DatabaseError: the block map cannot be read.
         """
-        page_no, skipped = divmod(first, PAGE_ENTRIES)
-        for number in range(page_no, page_count(self.blocks)):
+        page_no, skipped = divmod(wanted.start // self._block_size, PAGE_ENTRIES)
+        stop = block_count(wanted.stop, self._block_size)
+        for number in range(page_no, page_count(stop)):
             with self._database.read() as connection:
                 entries = page_entries(connection, self._version, PageNumber(number), self.blocks)
+                entries = entries[: stop - number * PAGE_ENTRIES]
                 blobs = load_blobs(connection, {BlobId(entry) for entry in entries[skipped:] if entry > HOLE})
-            yield from self._runs(number * PAGE_ENTRIES, entries, blobs, skipped)
+            yield from self._runs(number * PAGE_ENTRIES, entries, blobs, skipped, wanted)
             skipped = 0
 
-    def _runs(self, page_start: int, entries: Entries, blobs: dict[BlobId, Blob], position: int) -> Iterator[Run]:
+    def _runs(
+        self, page_start: int, entries: Entries, blobs: dict[BlobId, Blob], position: int, wanted: range
+    ) -> Iterator[Run]:
         run = Run(BlockIndex(page_start + position))
         blocks = 0
         while position < len(entries):
             index = page_start + position
             entry = entries[position]
             if entry > HOLE:
-                blob = blobs.get(BlobId(entry))
-                run.parts.append(BlockPart(index * self._block_size, self._length(index, 1), blob))
+                run.parts.append(self._block_part(index, blobs.get(BlobId(entry)), wanted))
                 run.has_blocks = True
                 blocks += 1
                 position += 1
             else:
                 count = self._gap_length(entries, position)
-                length = self._length(index, count)
-                run.parts.append(GapPart(index * self._block_size, length, entry == ABSENT))
+                start, stop = self._bounds(index, count, wanted)
+                run.parts.append(GapPart(start, stop - start, entry == ABSENT))
                 position += count
             run.length += run.parts[-1].length
             if blocks == self._blocks_at_once or run.length >= self._gap_blocks * self._block_size:
@@ -125,6 +140,11 @@ class ImageRuns:
             end += 1
         return end - position
 
-    def _length(self, index: int, count: int) -> int:
-        last = BlockIndex(index + count - 1)
-        return (count - 1) * self._block_size + block_length(last, self._version.size_bytes, self._block_size)
+    def _block_part(self, index: int, blob: Blob | None, wanted: range) -> BlockPart:
+        start, stop = self._bounds(index, 1, wanted)
+        length = block_length(BlockIndex(index), self._version.size_bytes, self._block_size)
+        return BlockPart(start, stop - start, blob, start - index * self._block_size, length)
+
+    def _bounds(self, index: int, count: int, wanted: range) -> tuple[int, int]:
+        """Return where the wanted part of so many blocks begins and ends, in bytes of the image."""
+        return max(index * self._block_size, wanted.start), min((index + count) * self._block_size, wanted.stop)

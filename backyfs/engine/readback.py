@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backyfs.blocks import load_block
+from backyfs.engine.parts import PartLoader
 
 if TYPE_CHECKING:
     from backyfs.blocks import BlockStore
@@ -16,11 +16,12 @@ class ReadBack:
     """A target that is read and compared. Safe to use from several threads at once."""
 
     def __init__(self, blocks: BlockStore, target: ReadableTarget) -> None:
-        self._blocks = blocks
+        self._fingerprint = blocks.fingerprint
+        self._loader = PartLoader(blocks)
         self._target = target
 
     def has_block(self, part: BlockPart) -> bool:
-        """Tell whether the target has this block. A blob without fingerprint is loaded.
+        """Tell whether the target has this block. A part of a block, or a blob without fingerprint, is loaded.
 
         Raises:
             TargetError: the target cannot be read.
@@ -29,9 +30,9 @@ class ReadBack:
         blob = part.sound_blob()
         there = bytearray(part.length)
         self._target.read_into(part.start, there)
-        if blob.fingerprint is None:
-            return there == load_block(self._blocks, blob)
-        return self._blocks.fingerprint(there) == blob.fingerprint
+        if blob.fingerprint is None or not part.is_whole:
+            return there == self._loader.load(part)
+        return self._fingerprint(there) == blob.fingerprint
 
     def has_zeros(self, start: int, length: int) -> bool:
         """Tell whether the target has zeros there.

@@ -1,4 +1,4 @@
-"""Restore a version to a file, a block device or a stream: exact bytes, each block checked before it is written.
+"""Restore a version, or a part of it, to a file, a block device or a stream: exact bytes, checked before written.
 
 A damaged block is left out and reported with its range; everything else is restored. A restore that does not come
 to its end leaves an incomplete target, and nothing else; it says from which block on it can be continued.
@@ -38,8 +38,15 @@ class RestoreOptions:
     replace: bool = False             # a target that exists may be overwritten
     sparse: bool = False              # leave what the target has where the image has holes
     continue_from: int | None = None  # block to begin with: those before it are in the target, which exists
+    offset: int | None = None         # bytes of the image: only a part of it, to the same place of the target, the
+    length: int | None = None         # rest of which stays; None for both: the image. One alone: from 0, to its end
     differential: bool = False        # read the target, which exists, and write what differs
     verify: bool = False              # read the target back at the end
+
+    @property
+    def is_part(self) -> bool:
+        """Whether only a part of the image is wanted."""
+        return self.offset is not None or self.length is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +55,7 @@ class RestoreReport:
 
     version: Version
     target: str
+    part: range         # of the bytes of the image: what was wanted of it
     bytes_written: int  # without holes; differential: with the zeros that the target did not have
     bytes_equal: int    # differential: what the target had already, zeros included
     damaged: tuple[DamagedRange, ...]    # in order; these bytes were not written
@@ -103,6 +111,7 @@ class _Restore:
         self._stop = stop
         self._first_block = options.continue_from or 0
         self._first_byte = self._first_block * repository.block_size
+        self._part = _part(version, options)
         self._check()
 
     def _check(self) -> None:
@@ -131,16 +140,29 @@ class _Restore:
     def open_target(self) -> Target:
         """Open the target, to begin with or to go on."""
         kept_bytes = None if self._options.continue_from is None else self._first_byte
-        if self._options.differential:
-            kept_bytes = self._version.size_bytes
+        size_bytes = self._version.size_bytes
+        if self._options.is_part:
+            size_bytes = self._needed_bytes()
+        replaces_part = self._options.is_part and self._options.replace and os.path.exists(self._path or "")
+        if self._options.differential or replaces_part:
+            kept_bytes = size_bytes
         return open_target(
             self._uri,
-            self._version.size_bytes,
+            size_bytes,
             self._repository.config,
             replace=self._options.replace,
             kept_bytes=kept_bytes,
+            start=self._part.start,
             stop=self._stop,
         )
+
+    def _needed_bytes(self) -> int:
+        """Return how large the target of a part has to be: a file that is larger than the image stays so."""
+        if self._path is None or not os.path.exists(self._path):
+            return self._version.size_bytes
+        if os.path.isfile(self._path):
+            return max(self._version.size_bytes, os.path.getsize(self._path))
+        return self._part.stop
 
     def write_and_verify(self, target: Target, job: Job, progress: Progress) -> RestoreReport:
         """Do all of it."""
@@ -149,7 +171,7 @@ class _Restore:
             self._repository,
             self._version,
             target,
-            first_block=self._first_block,
+            wanted=range(max(self._part.start, self._first_byte), self._part.stop),
             skips_holes=self._options.sparse,
             present=read_back if self._options.differential else None,
             job=job,
@@ -160,7 +182,7 @@ class _Restore:
             restorer.run()
         except BackyfsError as error:
             if self._path is not None:
-                error.args = (f"{error}; {_how_to_continue(restorer)}",)
+                error.args = (f"{error}; the target is incomplete: add {self._how_to_continue(restorer)} to go on",)
             raise
         target.finish()
         differing: list[DamagedRange] = []
@@ -169,6 +191,7 @@ class _Restore:
                 self._repository,
                 self._version,
                 read_back,
+                wanted=self._part,
                 without=restorer.damaged,
                 skips_holes=self._options.sparse and not target.begins_empty,
                 job=job,
@@ -183,6 +206,7 @@ class _Restore:
         return RestoreReport(
             version=self._version,
             target=self._path or self._uri,
+            part=self._part,
             bytes_written=restorer.written_bytes,
             bytes_equal=restorer.equal_bytes,
             damaged=_merged(restorer.damaged),
@@ -191,9 +215,32 @@ class _Restore:
             duration_s=time.monotonic() - self._started,
         )
 
+    def _how_to_continue(self, restorer: Restorer) -> str:
+        block = restorer.continue_block()
+        if not self._options.is_part:
+            return f"--continue-from {block}"
+        start = max(self._part.start, block * self._repository.block_size)
+        return f"--force --offset {start} --length {self._part.stop - start}"
 
-def _how_to_continue(restorer: Restorer) -> str:
-    return f"the target is incomplete: add --continue-from {restorer.continue_block()} to go on"
+
+def _part(version: Version, options: RestoreOptions) -> range:
+    """Return the bytes of the image that are wanted.
+
+    Raises:
+        UsageError: the image does not have them.
+    """
+    if not options.is_part:
+        return range(version.size_bytes)
+    if options.continue_from is not None:
+        raise UsageError("--continue-from is for whole images; say where to go on with --offset and --length")
+    start = options.offset or 0
+    stop = version.size_bytes if options.length is None else start + options.length
+    if not 0 <= start < stop <= version.size_bytes:
+        raise UsageError(
+            f"version {version.uid} has {version.size_bytes} bytes, and {start} to {stop} are no part of them; choose "
+            "--offset and --length within it"
+        )
+    return range(start, stop)
 
 
 def _merged(found: list[DamagedRange]) -> tuple[DamagedRange, ...]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backyfs.blocks import load_block
 from backyfs.engine.imageruns import GAP_BYTES, GapPart, ImageRuns
+from backyfs.engine.parts import PartLoader
 from backyfs.engine.window import Window, default_workers
 from backyfs.errors import IntegrityError, InterruptedByUser, StorageError
+from backyfs.geometry import block_count
 from backyfs.model import DamagedRange
 
 if TYPE_CHECKING:
@@ -46,19 +47,19 @@ class Restorer:
         version: Version,
         target: Target,
         *,
-        first_block: int,
+        wanted: range,
         skips_holes: bool,
         present: ReadBack | None,
         job: Job,
         progress: Progress,
         stop: Callable[[], bool],
     ) -> None:
-        """Prepare to write from `first_block` on: no hole if `skips_holes`, and nothing that is `present` already."""
+        """Prepare to write the bytes `wanted`: no hole if `skips_holes`, and nothing that is `present` already."""
         self._version = version
-        self._blocks = repository.blocks
+        self._loader = PartLoader(repository.blocks)
         self._block_size = repository.block_size
         self._target = target
-        self._first_block = first_block
+        self._wanted = wanted
         self._skips_holes = skips_holes
         self._present = present
         self._job = job
@@ -66,7 +67,7 @@ class Restorer:
         self._stop = stop
         self._runs = ImageRuns(repository, version, gap_bytes=None if target.begins_empty else GAP_BYTES)
         self._pending: dict[int, Run] = {}  # by their first blocks, in order
-        self._next_block = first_block      # all before it was handed out
+        self._next_block = wanted.start // self._block_size  # all before it was handed out
         self.written_bytes = 0
         self.equal_bytes = 0
         self.damaged: list[DamagedRange] = []
@@ -81,11 +82,10 @@ class Restorer:
             JobLostError: the job was taken for dead.
         """
         workers = default_workers()
-        size_bytes = self._version.size_bytes - self._first_block * self._block_size
-        self._progress.start(f"Restoring {self._version.name}", size_bytes)
+        self._progress.start(f"Restoring {self._version.name}", len(self._wanted))
         try:
             with Window[_Done](workers) as window:
-                for run in self._runs.from_block(self._first_block):
+                for run in self._runs.within(self._wanted):
                     while window.pending >= 2 * workers:
                         self._take(window)
                     self._check()
@@ -109,7 +109,7 @@ class Restorer:
 
     def _begin(self, window: Window[_Done], run: Run) -> None:
         self._pending[run.first] = run
-        self._next_block = run.first + -(-run.length // self._block_size)
+        self._next_block = block_count(run.stop, self._block_size)
         if run.has_blocks or not self._target.begins_empty:
             window.submit(self._restore_run, run)
         else:  # nothing to do; a task for each of many gaps would take longer than all else
@@ -137,16 +137,13 @@ class Restorer:
                 if self._present is not None and self._present.has_block(part):
                     done.equal_bytes += part.length
                     continue
-                block = self._load(part)
+                block = self._loader.load(part)
             except (IntegrityError, StorageError) as error:
                 self._leave_damaged(part, str(error), done)
                 continue
             self._target.write(part.start, block)
             done.written_bytes += part.length
         return done
-
-    def _load(self, part: BlockPart) -> bytes:
-        return load_block(self._blocks, part.sound_blob())
 
     def _restore_gap(self, gap: GapPart, done: _Done) -> None:
         if gap.is_absent:

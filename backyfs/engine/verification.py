@@ -31,16 +31,18 @@ class Verification:
         version: Version,
         present: ReadBack,
         *,
+        wanted: range,
         without: list[DamagedRange],
         skips_holes: bool,
         job: Job,
         progress: Progress,
         stop: Callable[[], bool],
     ) -> None:
-        """Prepare to read back all but what is in `without`, and with `skips_holes` all but the holes."""
+        """Prepare to read back the bytes `wanted` but for those in `without`, and with `skips_holes` the holes."""
         self._version = version
         self._block_size = repository.block_size
         self._present = present
+        self._wanted = wanted
         self._without = ranges((damage.start, damage.stop) for damage in without)
         self._skips_holes = skips_holes
         self._job = job
@@ -60,10 +62,10 @@ class Verification:
         """
         workers = default_workers()
         self._present.drop_cache()
-        self._progress.start(f"Verifying {self._version.name}", self._version.size_bytes)
+        self._progress.start(f"Verifying {self._version.name}", len(self._wanted))
         try:
             with Window[tuple[Run, list[DamagedRange]]](workers) as window:
-                for run in self._runs.from_block(0):
+                for run in self._runs.within(self._wanted):
                     while window.pending >= 2 * workers:
                         self._take(window)
                     self._check()

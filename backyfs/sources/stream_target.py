@@ -28,8 +28,10 @@ class StreamTarget:
 
     begins_empty = False  # zeros take their room in a stream
 
-    def __init__(self, fd: int, *, stop: Callable[[], bool]) -> None:
-        """Begin to write to `fd`, which stays the caller's. Threads that wait for their turn ask `stop`.
+    def __init__(self, fd: int, *, start: int = 0, stop: Callable[[], bool]) -> None:
+        """Begin to write to `fd`, which stays the caller's, what the image has from byte `start` on.
+
+        Threads that wait for their turn ask `stop`.
 
         Raises:
             TargetError: it is a terminal.
@@ -41,7 +43,7 @@ class StreamTarget:
         self._fd = fd
         self._stop = stop
         self._changed = threading.Condition()  # guards all below
-        self._next_byte = 0                    # of the image: what is taken next
+        self._next_byte = start                # of the image: what is taken next
         self._queue: deque[Buffer] = deque()   # taken and not written yet; the first one is under way
         self._queued_bytes = 0
         self._error: TargetError | None = None

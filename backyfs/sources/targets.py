@@ -124,13 +124,14 @@ def open_target(
     *,
     replace: bool = False,
     kept_bytes: int | None = None,
+    start: int = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Target:
     """Open what an image of this size is to be written to: a path, `file://PATH`, `null://`, or `-` for stdout.
 
     `config` says how many writes to it may be under way at once; without one there is no limit, and stdout has one
     at a time anyway. `replace` and `kept_bytes` are for files and devices: see `FileTarget`. Threads that wait for
-    a slow reader of stdout ask `stop` whether the command is to end.
+    a slow reader of stdout ask `stop` whether the command is to end; what it gets begins at byte `start` of the image.
 
     Raises:
         TargetError: it exists and may not be replaced, is too small, is in use, cannot be written, or is a
@@ -144,7 +145,7 @@ def open_target(
         return _limited(NullTarget(), None if config is None else config.io_null)
     if sys.__stdout__ is None:  # its number may be that of another file by now
         raise TargetError("the standard output is closed; redirect it, or name a file or device")
-    return StreamTarget(sys.__stdout__.fileno(), stop=stop)
+    return StreamTarget(sys.__stdout__.fileno(), start=start, stop=stop)
 
 
 def _limited(target: Target, limits: IoConfig | None) -> Target:

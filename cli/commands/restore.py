@@ -12,7 +12,7 @@ from backyfs.cli.arguments import version_argument
 from backyfs.cli.hooks import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import Row, print_object
-from backyfs.cli.sizes import human_size
+from backyfs.cli.sizes import Size, human_size
 from backyfs.cli.stdout import drop_stdout
 from backyfs.cli.text import printable
 from backyfs.engine.restore import RestoreOptions, RestoreReport, restore
@@ -56,6 +56,16 @@ _log = logging.getLogger("backyfs.cli")
 @click.option(
     "--verify", is_flag=True, help="Read all of TARGET back at the end, from the disk, and compare it with VERSION."
 )
+@click.option(
+    "--offset",
+    type=Size(),
+    metavar="SIZE",
+    help="Restore only the part of the image that begins here (bytes, or with a unit: 1M), to the same place of "
+    "TARGET, the rest of which stays as it is. The standard output gets this part alone.",
+)
+@click.option(
+    "--length", type=Size(), metavar="SIZE", help="How long that part is. Without it: to the end of the image."
+)
 @click.pass_obj
 @hooked("restore", "version", "target")
 def command(
@@ -68,6 +78,8 @@ def command(
     continue_from: int | None,
     differential: bool,
     verify: bool,
+    offset: int | None,
+    length: int | None,
 ) -> None:
     """Write VERSION to TARGET.
 
@@ -78,7 +90,13 @@ def command(
     restored, and the exit status is 20. On the standard output zeros stand for them.
     """
     options = RestoreOptions(
-        replace=force, sparse=sparse, continue_from=continue_from, differential=differential, verify=verify
+        replace=force,
+        sparse=sparse,
+        continue_from=continue_from,
+        differential=differential,
+        verify=verify,
+        offset=offset,
+        length=length,
     )
     if target == STDOUT:  # a bar would stand in the way of those that read
         invocation = dataclasses.replace(invocation, show_progress=False)
@@ -113,6 +131,8 @@ def _print(invocation: Invocation, report: RestoreReport) -> None:
                 "uid": report.version.uid,
                 "target": report.target,
                 "size_bytes": report.version.size_bytes,
+                "start": report.part.start,
+                "stop": report.part.stop,
                 "bytes_written": report.bytes_written,
                 "bytes_equal": report.bytes_equal,
                 "verified": report.is_verified and not report.differing,
@@ -130,11 +150,15 @@ def _rows(ranges: tuple[DamagedRange, ...]) -> list[Row]:
 
 
 def _summary(report: RestoreReport) -> str:
-    rate = int(report.version.size_bytes / max(report.duration_s, 0.001))
+    size_bytes = len(report.part)
+    rate = int(size_bytes / max(report.duration_s, 0.001))
     place = "the standard output" if report.target == STDOUT else printable(report.target)
+    what = f"version {report.version.uid}"
+    if size_bytes < report.version.size_bytes:
+        what = f"bytes {report.part.start} to {report.part.stop} of {what}"
     text = (
-        f"version {report.version.uid} restored to {place}: "
-        f"{human_size(report.version.size_bytes)} in {report.duration_s:.1f} s ({human_size(rate)}/s)"
+        f"{what} restored to {place}: "
+        f"{human_size(size_bytes)} in {report.duration_s:.1f} s ({human_size(rate)}/s)"
     )
     if report.bytes_equal:
         text += f"\nwritten {human_size(report.bytes_written)}, already there {human_size(report.bytes_equal)}"

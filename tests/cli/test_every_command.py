@@ -49,6 +49,7 @@ CASES = (
     Case("init -c {dir}/new.cfg --data {dir}/new --db {dir}/new.sqlite", uses_storage=False, writes=False),
     Case("backup {dir}/image disk"),
     Case("restore {} {dir}/restored", writes=False),
+    Case("restore --force --offset 1K --length 1K {} {dir}/restored", writes=False),
     Case("ls", writes=False),
     Case("mount {dir}/mount", schema="", writes=False),
     Case("umount {dir}/mount", schema="", uses_storage=False, writes=False, after=("mount {dir}/mount",)),

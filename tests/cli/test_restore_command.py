@@ -381,6 +381,141 @@ def test_an_interruption_while_it_verifies_says_that_all_is_written(repository, 
     assert out.read_bytes() == CONTENT
 
 
+# --offset, --length
+
+
+PARTS = [
+    (0, 1),
+    (5, BLOCK),
+    (BLOCK, 3 * BLOCK),
+    (7 * BLOCK + 100, 2 * BLOCK),  # into the hole
+    (9 * BLOCK, BLOCK + 7),        # within it
+    (15 * BLOCK + 1, BLOCK),       # out of it
+    (20 * BLOCK + 11, 400),        # of the last block, which is short
+    (0, SIZE),
+]
+parts = pytest.mark.parametrize(("offset", "length"), PARTS)
+
+
+@parts
+def test_stdout_gets_a_part_and_nothing_else(config, version, offset, length):
+    done = installed(config, "restore", "--offset", offset, "--length", length, version.uid, "-")
+    assert (done.returncode, done.stdout) == (0, CONTENT[offset : offset + length])
+
+
+@parts
+@pytest.mark.parametrize("words", [[], ["--verify"]])
+def test_a_new_file_is_as_large_as_the_image_and_has_the_part_in_its_place(call, version, out, offset, length, words):
+    assert call("restore", *words, "--offset", offset, "--length", length, version.uid, out)[0] == 0
+    assert out.read_bytes() == replaced(bytes(SIZE), offset, CONTENT[offset : offset + length])
+
+
+@parts
+@pytest.mark.parametrize("words", [["-f", "--verify"], ["--differential"]])
+@pytest.mark.parametrize("there", [OLD, OLD[: 5 * BLOCK]], ids=["longer", "shorter"])
+def test_all_else_of_a_file_stays(call, version, out, offset, length, words, there):
+    out.write_bytes(there)
+    assert call("restore", *words, "--offset", offset, "--length", length, version.uid, out)[0] == 0
+    expected = there + bytes(max(0, SIZE - len(there)))
+    assert out.read_bytes() == replaced(expected, offset, CONTENT[offset : offset + length])
+
+
+@pytest.mark.parametrize(("words", "hole"), [([], bytes(2 * BLOCK)), (["-s"], OLD[8 * BLOCK : 10 * BLOCK])])
+@pytest.mark.parametrize("mode", ["-f", "--differential"])
+def test_all_else_of_a_device_stays_and_it_need_not_have_room_for_the_image(call, version, out, words, hole, mode):
+    out.write_bytes(OLD[: 12 * BLOCK])
+    part = ["--offset", 6 * BLOCK + 512, "--length", 3 * BLOCK + 1024]
+    with loop_device(out) as device:
+        assert call("restore", *words, mode, *part, version.uid, device)[0] == 0
+        content = Path(device).read_bytes()
+    expected = CONTENT[6 * BLOCK + 512 : 8 * BLOCK] + hole[: BLOCK + 1536]
+    assert content == replaced(OLD[: 12 * BLOCK], 6 * BLOCK + 512, expected)
+
+
+def test_a_device_in_which_the_part_does_not_fit_is_refused(call, version, out):
+    out.write_bytes(OLD[: 12 * BLOCK])
+    with loop_device(out) as device:
+        status, _, err = call("restore", "-f", "--offset", BLOCK, "--length", 12 * BLOCK, version.uid, device)
+    assert (status, out.read_bytes()) == (8, OLD[: 12 * BLOCK])
+    assert f"{device} is too small: it has {12 * BLOCK} bytes, the image needs {13 * BLOCK}" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "start", "stop"), [(["--offset", "4K"], BLOCK, SIZE), (["--length", "8KiB"], 0, 2 * BLOCK)]
+)
+def test_one_bound_alone_is_from_the_beginning_or_to_the_end(call, version, out, words, start, stop):
+    status, text, _ = call("--json", "restore", *words, version.uid, out)
+    report = json.loads(text)
+    assert (status, report["start"], report["stop"], report["size_bytes"]) == (0, start, stop, SIZE)
+    assert out.read_bytes() == replaced(bytes(SIZE), start, CONTENT[start:stop])
+
+
+def test_the_summary_tells_the_part(call, version, out):
+    _, text, _ = call("restore", "--offset", 10, "--length", 2048, version.uid, out)
+    assert text.startswith(f"bytes 10 to 2058 of version {version.uid} restored to {out}: 2.0 KiB in ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--offset", SIZE], f"version {{uid}} has {SIZE} bytes, and {SIZE} to {SIZE} are no part of them; choose "),
+        (["--length", 0], f"version {{uid}} has {SIZE} bytes, and 0 to 0 are no part of them; choose "),
+        (["--offset", 1, "--length", SIZE], f"version {{uid}} has {SIZE} bytes, and 1 to {SIZE + 1} are no part of "),
+        (["--offset", 1, "-c", 0], "--continue-from is for whole images; say where to go on with --offset and"),
+        (["--length", "1Q"], "Invalid value for '--length': '1Q' is no size; give bytes, or a number with K, M,"),
+    ],
+)  # fmt: skip
+def test_a_part_that_the_image_does_not_have_is_refused(call, version, old, words, message):
+    status, _, err = call("restore", "-f", *words, version.uid, old)
+    assert (status, err.startswith(f"backyfs: error: {message.format(uid=version.uid)}")) == (1, True), err
+    assert old.read_bytes() == OLD
+
+
+def test_a_part_does_not_overwrite_what_is_there_unasked(call, version, old):
+    assert call("restore", "--offset", 0, version.uid, old)[0] == 8
+    assert old.read_bytes() == OLD
+
+
+def test_only_what_is_damaged_in_the_part_is_told(call, repository, version, out):
+    for index in (1, 3, 17):
+        damage(repository, version, index)
+    assert call("restore", "--offset", 4 * BLOCK, "--length", 12 * BLOCK, version.uid, out)[0] == 0
+    status, _, err = call("restore", "-f", "--offset", BLOCK + 10, "--length", 2 * BLOCK, version.uid, out)
+    assert status == 20
+    assert f"backyfs: bytes {BLOCK + 10} to {2 * BLOCK} not restored: blob " in err
+    assert f"bytes {3 * BLOCK} to {3 * BLOCK + 10} not restored: blob " in err
+    assert "2 bytes" not in err
+    expected = replaced(bytes(SIZE), 2 * BLOCK, CONTENT[2 * BLOCK : 3 * BLOCK])
+    assert out.read_bytes() == replaced(expected, 4 * BLOCK, CONTENT[4 * BLOCK : 16 * BLOCK])
+
+
+def test_what_reads_back_otherwise_in_a_part_is_told(call, version, out, monkeypatch):
+    monkeypatch.setattr(FileTarget, "finish", _spoiling(BLOCK + 5, b"x"))
+    status, text, _ = call("--json", "restore", "--verify", "--offset", 9, "--length", BLOCK, version.uid, out)
+    assert status == 20
+    assert [(found["start"], found["stop"]) for found in json.loads(text)["differing"]] == [(BLOCK, BLOCK + 9)]
+    status, text, _ = call("--json", "restore", "-f", "--verify", "--length", BLOCK, version.uid, out)
+    assert (status, json.loads(text)["verified"]) == (0, True)
+
+
+@pytest.mark.parametrize("calls", [0, 1, 3])
+def test_an_interrupted_part_says_what_is_left(repository, tmp_path, out, calls):
+    image = random_image(tmp_path / "large", 10 * MIB + 5)
+    version = back_up(repository, image).version
+    options = RestoreOptions(offset=MIB + 100, length=7 * MIB)
+    with pytest.raises(InterruptedByUser) as raised:
+        restore(repository, version, str(out), options=options, stop=_stop_after(calls))
+    match = re.fullmatch(
+        r"interrupted; the target is incomplete: add --force --offset (\d+) --length (\d+) to go on", str(raised.value)
+    )
+    assert match
+    start, length = map(int, match.groups())
+    assert (start >= MIB + 100, start + length) == (True, 8 * MIB + 100)
+    restore(repository, version, str(out), options=RestoreOptions(replace=True, offset=start, length=length))
+    expected = replaced(bytes(10 * MIB + 5), MIB + 100, image.read_bytes()[MIB + 100 : 8 * MIB + 100])
+    assert out.read_bytes() == expected
+
+
 # Versions that are not whole
 
 
