@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from backyfs.cli.invocation import Invocation
 
-Field: TypeAlias = "str | int | float | bool | datetime | Sequence[str] | None"
+# Numbers by number: 0:12,2:300 as text.
+Field: TypeAlias = "str | int | float | bool | datetime | Sequence[str] | dict[int, int] | None"
 Row: TypeAlias = "dict[str, Field]"
 
 fields_option = click.option(
@@ -119,6 +120,8 @@ def _text(field: Field) -> str:
         return field.strftime("%Y-%m-%d %H:%M:%S")
     if isinstance(field, (str, int, float)):
         return str(field)
+    if isinstance(field, dict):
+        return ",".join(f"{number}:{count}" for number, count in field.items())
     return ",".join(field)
 
 
@@ -135,6 +138,6 @@ def _json_row(row: Row) -> dict[str, object]:
 def _json_value(field: Field) -> object:
     if isinstance(field, datetime):
         return field.isoformat().replace("+00:00", "Z")
-    if field is None or isinstance(field, (str, int, float, bool)):
+    if field is None or isinstance(field, (str, int, float, bool, dict)):
         return field
     return list(field)

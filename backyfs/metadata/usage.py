@@ -5,21 +5,24 @@ Read from the block map, page by page: memory does not grow with the image.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length
-from backyfs.metadata.blockmap import ABSENT, HOLE, unpack
+from backyfs.metadata.batches import batches
+from backyfs.metadata.blockmap import ABSENT, HOLE, list_pages, unpack
+from backyfs.metadata.pagecache import PageCache
 from backyfs.metadata.tables import blobs, pages, version_pages
 from backyfs.model import BlobId, BlockIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from backyfs.metadata.blockmap import Entries
     from backyfs.metadata.database import Connection
-    from backyfs.model import Version, VersionId
+    from backyfs.model import PageId, Version, VersionId
 
 _PAGES_AT_ONCE = 64
 
@@ -59,6 +62,40 @@ def encryption_versions(connection: Connection, version: Version) -> list[int]:
         query = select(blobs.c.encryption_version).where(blobs.c.id.in_(sorted(blob_ids))).distinct()
         found.update(connection.execute(query).scalars())
     return sorted(found)
+
+
+def encryption_of_blocks(connection: Connection, versions: Iterable[Version]) -> list[dict[int, int]]:
+    """Return for each version how many of its blocks have which encryption version, by these, in order.
+
+    Holes and what was never backed up have none. A page is read once, however many of the versions have it.
+
+    Raises:
+        DatabaseError: a block map is damaged or cannot be read.
+    """
+    known: dict[PageId, Counter[int]] = {}
+    found = []
+    for version in versions:
+        blocks: Counter[int] = Counter()
+        page_ids = [page_id for _, page_id in list_pages(connection, version.id)]
+        new = sorted(set(page_ids) - known.keys())
+        pairs = PageCache(connection).pairs((page_id, None) for page_id in new)
+        for page_id, (entries, _) in zip(new, pairs, strict=True):
+            assert entries is not None
+            known[page_id] = _encryption_of_page(connection, entries)
+        for page_id in page_ids:
+            blocks.update(known[page_id])
+        found.append(dict(sorted(blocks.items())))
+    return found
+
+
+def _encryption_of_page(connection: Connection, entries: Entries) -> Counter[int]:
+    uses = Counter(entry for entry in entries if entry > HOLE)
+    found: Counter[int] = Counter()
+    for batch in batches(sorted(uses)):
+        query = select(blobs.c.id, blobs.c.encryption_version).where(blobs.c.id.in_(batch))
+        for row in connection.execute(query):
+            found[row.encryption_version] += uses[row.id]
+    return found
 
 
 def blobs_of(connection: Connection, version: Version) -> Iterator[set[BlobId]]:

@@ -14,6 +14,7 @@ from backyfs.cli.output import Row, chosen_columns, fields_option, print_labelle
 from backyfs.cli.sizes import human_size
 from backyfs.cli.text import printable, stored_text
 from backyfs.engine.du import SpaceReport, space_of_versions
+from backyfs.metadata.usage import encryption_of_blocks
 from backyfs.metadata.versions import find_version
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ _LABELS = {
     "Est. Space": "est_space",
     "Est. Space freed": "est_space_freed",
     "Stored": "stored",
+    "Encryption Versions": "encryption_versions",  # to be asked for
 }
 _SIZES = (*_BACKY2, "Stored")
 _LABEL = 24  # characters of a name beside its bar
@@ -51,7 +53,7 @@ def command(context: click.Context, /, versions: tuple[str, ...], *, fields: str
     the version; Individual what is there once only. Est. Space is the version's share of what it uses together
     with others, Est. Space freed what its removal would free. These count bytes before compression; Stored is
     what the objects of the version take in the storage, empty where that is not known. Further fields: date,
-    name, uid.
+    name, uid; and Encryption Versions: how many blocks have which encryption version, as 0:12,2:300.
     """
     invocation: Invocation = context.obj
     usual = _BACKY2 if invocation.form is OutputForm.PIPE else ("date", "name", *_SIZES)
@@ -68,7 +70,12 @@ def command(context: click.Context, /, versions: tuple[str, ...], *, fields: str
             object_size=repository.blocks.storage.size if asks_storage else None,
             progress=invocation.progress(),
         )
-    print_labelled(invocation, [_row(report) for report in reports], _LABELS, columns, sizes=_SIZES)
+        rows = [_row(report) for report in reports]
+        if "Encryption Versions" in columns:
+            counts = encryption_of_blocks(connection, (report.version for report in reports))
+            rows = [row | {"encryption_versions": count} for row, count in zip(rows, counts, strict=True)]
+    labels = {label: _LABELS[label] for label in columns}
+    print_labelled(invocation, rows, labels, columns, sizes=_SIZES)
     if plot and invocation.form is not OutputForm.JSON:
         _plot(reports)
 

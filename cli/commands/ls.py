@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _COLUMNS = (
     "date", "name", "snapshot_name", "size", "size_bytes", "uid", "valid", "protected", "tags", "expire",
 )  # fmt: skip
+_ENCRYPTION = "encryption_versions"  # takes a look at all block maps, so it has to be asked for
 
 
 @click.command()
@@ -42,19 +43,28 @@ def command(
 
     `size` is the number of blocks. Times are in UTC. JSON output has `status` besides: incomplete, valid or
     invalid. An empty NAME, TEXT or TAG asks for nothing.
+
+    A further field is `encryption_versions`: how many blocks have which encryption version, as 0:12,2:300.
     """
-    columns = chosen_columns(fields, _COLUMNS)
+    columns = _COLUMNS if fields is None else chosen_columns(fields, (*_COLUMNS, _ENCRYPTION))
     now = datetime.now(UTC)
     with invocation.open_repository() as repository:
         with repository.database.read() as connection:
             versions = list_versions(connection, name=name or None)
-        rows = [
-            version_row(version, repository.block_size)
+        wanted = [
+            version
             for version in versions
             if (not snapshot_name or version.snapshot_name == snapshot_name)
             and (not tag or tag in version.tags)
             and (not expired or (version.expire_at is not None and version.expire_at < now))
         ]
+        rows = [version_row(version, repository.block_size) for version in wanted]
+        if _ENCRYPTION in columns:
+            from backyfs.metadata.usage import encryption_of_blocks  # noqa: PLC0415 - nothing else here reads block maps
+
+            with repository.database.read() as connection:
+                for row, found in zip(rows, encryption_of_blocks(connection, wanted), strict=True):
+                    row[_ENCRYPTION] = found
     print_rows(invocation, rows, columns)
 
 

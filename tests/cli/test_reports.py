@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from backyfs.cli.main import run
 from backyfs.engine.job import Job
 from backyfs.errors import InterruptedByUser, StorageError, UsageError, VersionNotFoundError, WrongKeyError
+from backyfs.metadata.tables import blobs
 from backyfs.metadata.versions import list_versions
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -111,6 +113,44 @@ def test_du_shows_chosen_fields(call, uids, config):
         [uids[2], str(4 * BLOCK + 10)],
     ]
     assert 3 * BLOCK < int(lines[1][2]) < objects
+
+
+def test_du_counts_blocks_by_encryption_version_where_it_is_asked_to(call, uids, config):
+    with opened(config) as repository, repository.database.write() as connection:
+        connection.execute(update(blobs).where(blobs.c.id.in_([1, 2])).values(encryption_version=0))
+    columns = ("-f", "Encryption Versions,Real,uid")
+    assert call("-m", "-s", "du", *columns)[1].splitlines() == [
+        f"0:2,2:2|{3 * BLOCK + 5}|{uids[0]}",
+        f"0:1,2:4|{4 * BLOCK + 10}|{uids[1]}",
+        f"0:1,2:4|{4 * BLOCK + 10}|{uids[2]}",
+    ]
+    assert [row["encryption_versions"] for row in json.loads(call("--json", "du", *columns, uids[0])[1])] == [
+        {"0": 2, "2": 2}
+    ]
+    assert "encryption_versions" not in json.loads(call("--json", "du")[1])[0]
+    assert "0:2,2:2" in call("du", *columns)[1]
+    assert "Encryption" not in call("du")[1]
+
+
+def test_ls_counts_blocks_by_encryption_version_where_it_is_asked_to(call, uids, config):
+    with opened(config) as repository, repository.database.write() as connection:
+        connection.execute(update(blobs).where(blobs.c.id.in_([1, 2])).values(encryption_version=0))
+    columns = ("-f", "uid,encryption_versions")
+    assert call("-m", "ls", *columns)[1].splitlines() == [
+        "uid|encryption_versions", f"{uids[0]}|0:2,2:2", f"{uids[1]}|0:1,2:4", f"{uids[2]}|0:1,2:4"
+    ]  # fmt: skip
+    rows = json.loads(call("--json", "ls", *columns, "disk")[1])
+    assert [row["encryption_versions"] for row in rows] == [{"0": 2, "2": 2}, {"0": 1, "2": 4}]
+    assert "encryption_versions" not in json.loads(call("--json", "ls")[1])[0]
+    assert "0:1,2:4" in call("ls", *columns)[1]
+
+
+def test_no_block_map_is_read_for_a_list_of_other_fields(call, uids, monkeypatch):
+    monkeypatch.setattr("backyfs.metadata.usage.unpack", None)
+    monkeypatch.setattr("backyfs.metadata.pagecache.unpack", None)
+    for form in ((), ("-m",), ("--json",)):
+        assert call(*form, "ls")[0] == 0
+        assert call(*form, "ls", "-f", "uid,size")[0] == 0
 
 
 def test_du_in_json_has_names_without_spaces(call, uids):

@@ -11,7 +11,7 @@ from sqlalchemy import insert
 from backyfs.metadata.blobs import find_by_uid, insert_blobs
 from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries
 from backyfs.metadata.tables import tags
-from backyfs.metadata.usage import encryption_versions, used_bytes
+from backyfs.metadata.usage import encryption_of_blocks, encryption_versions, used_bytes
 from backyfs.metadata.versions import create_version, picture, set_status
 from backyfs.model import BlobUid, PageNumber, SavedBlob, Version, VersionStatus
 
@@ -28,9 +28,9 @@ def new_version(connection: Connection, size_bytes: int) -> Version:
     return create_version(connection, name="disk", snapshot_name="", size_bytes=size_bytes, created_at=NOW)
 
 
-def new_blobs(connection: Connection, *versions: int) -> list[int]:
-    """Insert a blob of each of these encryption versions and return their ids."""
-    uids = [BlobUid(f"{number:032x}") for number in range(len(versions))]
+def new_blobs(connection: Connection, *versions: int, first: int = 0) -> list[int]:
+    """Insert a blob of each of these encryption versions, with uids from a number on, and return their ids."""
+    uids = [BlobUid(f"{number:032x}") for number in range(first, first + len(versions))]
     insert_blobs(
         connection,
         [
@@ -85,6 +85,25 @@ def test_what_is_in_blobs_is_counted_within_a_range(
 
 def test_the_encryption_versions_of_the_blobs_of_a_version_are_found(connection: Connection, version: Version) -> None:
     assert encryption_versions(connection, version) == [0, 1]
+
+
+def test_blocks_are_counted_by_their_encryption_version(connection: Connection, version: Version) -> None:
+    other, empty = new_version(connection, PAGE), new_version(connection, PAGE)
+    plain, newest = new_blobs(connection, 0, 2, first=10)
+    entries = new_entries(1024, newest)
+    entries[5:8] = new_entries(3, plain)
+    commit_page(connection, other.id, PageNumber(0), entries)
+    found = encryption_of_blocks(connection, [version, other, empty, version])
+    assert found == [{0: 1, 1: 3}, {0: 3, 2: 1021}, {}, {0: 1, 1: 3}]
+    assert list(found[1]) == [0, 2]
+
+
+def test_a_page_that_repeats_counts_each_time(connection: Connection) -> None:
+    version = new_version(connection, 3 * PAGE)
+    [blob] = new_blobs(connection, 2)
+    for number in (0, 2):
+        commit_page(connection, version.id, PageNumber(number), new_entries(1024, blob))
+    assert encryption_of_blocks(connection, [version]) == [{2: 2048}]
 
 
 def test_a_version_without_blobs_uses_nothing(connection: Connection) -> None:
