@@ -102,7 +102,7 @@ def open_repository(
                 storage=storage,
                 keyring=keyring,
                 fingerprint=fingerprint_function(identity.hash_function, keyring.fingerprint_key),
-                encryption_version=_encryption_version(config, keyring, identity),
+                encryption_version=version_of_new_blobs(config, identity, has_key=keyring.repository_key is not None),
                 compression_level=config.compression_level,
                 find_moved=partial(_find_moved, database),
             ),
@@ -312,10 +312,11 @@ def _find_moved(database: Database, blob: Blob) -> Blob | None:
         return None
 
 
-def _encryption_version(config: Config, keyring: Keyring, identity: Identity) -> int:
+def version_of_new_blobs(config: Config, identity: Identity, *, has_key: bool) -> int:
+    """Return the encryption version that new blobs get: the configured one, else what fits the repository."""
     if config.encryption_version is not None:
         return config.encryption_version
-    if keyring.repository_key is None:
+    if not has_key:
         return 0
     return sealing.BACKY2_ENCRYPTION_VERSION if _is_adopted(identity) else sealing.NEWEST_ENCRYPTION_VERSION
 

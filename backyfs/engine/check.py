@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
 import stat
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys, sealing
 from backyfs.config import DirectoryStorageConfig, NullStorageConfig, ObjectStoreConfig, find_mistakes
+from backyfs.engine.encryption_check import look_at_blocks
 from backyfs.engine.upgrade import plan_upgrade
 from backyfs.errors import (
     BackyfsError,
@@ -29,6 +29,7 @@ from backyfs.errors import (
     StorageError,
     WrongKeyError,
 )
+from backyfs.host.fuse import missing_for_fuse
 from backyfs.metadata.blobs import newest_wrapped_key
 from backyfs.metadata.database import Database, sqlite_path
 from backyfs.metadata.identity import list_key_slots, load_identity
@@ -53,7 +54,6 @@ _FIRST_YEAR, _LAST_YEAR = 2024, 2100  # outside of them no clock is right
 _CLOCKS_APART_S = 5.0
 _FUTURE = timedelta(minutes=5)        # a version of another host may be so much ahead
 _OTHERS = 0o077
-_FUSE_CONF = "/etc/fuse.conf"
 
 
 class Grade(Enum):
@@ -119,6 +119,7 @@ class _Checks:
         yield from self._guarded("log", self._log)
         yield from self._guarded("database", self._database)
         yield from self._guarded("key", self._key)
+        yield from self._guarded("encryption", self._encryption)
         yield from self._guarded("storage", self._storage)
         yield from self._guarded("space", self._space)
         yield from _clock(self.now)
@@ -246,6 +247,16 @@ class _Checks:
         else:
             yield Grade.OK, f"{shown} becomes the key of this repository with the next command: it has none yet"
 
+    def _encryption(self) -> Iterator[tuple[Grade, str]]:
+        if not self.state or self.state[0] is not SchemaState.CURRENT:
+            yield Grade.SKIPPED, "how blocks are stored, an up-to-date database knows"
+            return
+        with closing(Database(self.config.database_url)) as database, database.read() as connection:
+            warning, facts = look_at_blocks(self.config, connection)
+        if warning:
+            yield Grade.WARNING, warning
+        yield Grade.OK, facts
+
     def _key_of_backy2(self, database: Database, key: bytes | None, shown: str) -> tuple[Grade, str]:
         with database.read() as connection:
             source = old_tables(connection, self.config.block_size or DEFAULT_BLOCK_SIZE)
@@ -371,29 +382,8 @@ def _clock(now: datetime) -> Iterator[Finding]:
 
 
 def _fuse() -> Iterator[Finding]:
-    missing = _missing_for_fuse()
+    missing = missing_for_fuse()
     for message in missing:
         yield Finding(check="fuse", grade=Grade.WARNING, message=message)
     if not missing:
         yield Finding(check="fuse", grade=Grade.OK, message="versions can be mounted")
-
-
-def _missing_for_fuse() -> list[str]:
-    missing = []
-    if not os.path.exists("/dev/fuse"):
-        missing.append("/dev/fuse does not exist: no mount here; load the module (modprobe fuse)")
-    elif not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        missing.append("/dev/fuse cannot be opened by this user: no mount; check its owner and mode")
-    if shutil.which("fusermount3") is None:
-        missing.append("fusermount3 is not installed: only root can mount; install the package fuse3")
-    if os.geteuid() != 0 and not _user_allow_other():
-        missing.append(f"nobody else sees what this user mounts; as root, write user_allow_other into {_FUSE_CONF}")
-    return missing
-
-
-def _user_allow_other() -> bool:
-    try:
-        with open(_FUSE_CONF, encoding="utf-8", errors="replace") as lines:
-            return any(line.strip() == "user_allow_other" for line in lines)
-    except OSError:
-        return False

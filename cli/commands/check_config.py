@@ -22,7 +22,7 @@ _COLUMNS = ("check", "grade", "message")
 @click.command()
 @click.pass_obj
 def command(invocation: Invocation) -> int:
-    """Check configuration, key, database, storage, free space, clock and FUSE.
+    """Check configuration, key, encryption, database, storage, free space, clock and FUSE.
 
     A line for each: ok, warning, failed or skipped, and what to do. All of them are looked at; the exit status
     is that of the first that failed. Nothing is changed: a test object is stored and deleted again, and an

@@ -18,12 +18,12 @@ from sqlalchemy import update
 from backyfs.cli.main import run
 from backyfs.engine import check
 from backyfs.engine.check import Grade, check_configuration
-from backyfs.metadata.tables import versions
+from backyfs.metadata.tables import blobs, versions
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-CHECKS = ["configuration", "permissions", "log", "database", "key", "storage", "space", "clock", "fuse"]
+CHECKS = ["configuration", "permissions", "log", "database", "key", "encryption", "storage", "space", "clock", "fuse"]
 
 
 @pytest.fixture
@@ -309,10 +309,67 @@ def test_the_clock_of_the_database_server_is_compared(config, monkeypatch):
     assert "the clock of the database server is 90 s behind this host's" in results["clock"][1][1]
 
 
+@pytest.fixture
+def stored(config, tmp_path):
+    """Back up three blocks and return what changes their encryption version in the database."""
+    with opened(config) as repository:
+        back_up(repository, random_image(tmp_path / "image", 3 * BLOCK))
+
+    def stored(*versions):
+        with opened(config) as repository, repository.database.write() as connection:
+            for number, version in enumerate(versions, 1):
+                connection.execute(update(blobs).where(blobs.c.id == number).values(encryption_version=version))
+
+    return stored
+
+
+def test_blocks_that_are_plain_though_encryption_is_on_are_a_warning(found, stored):
+    stored(0, 0, 2)
+    status, results = found()
+    assert status == 0
+    assert results["encryption"] == [
+        ("warning", "2 blocks are stored plain though encryption is on; run `backyfs migrate-encryption --all`"),
+        ("ok", "new blocks get encryption version 2"),
+    ]
+
+
+def test_blocks_of_older_versions_are_no_fault(found, stored):
+    stored(1, 1, 2)
+    message = (
+        "new blocks get encryption version 2; 2 blocks are encrypted otherwise (2 of version 1), which is no fault; "
+        "run `backyfs migrate-encryption --all` to seal them anew"
+    )
+    assert found()[1]["encryption"] == [("ok", message)]
+
+
+def test_blocks_that_a_cleanup_deletes_are_not_counted(found, stored, config):
+    stored(0, 2, 2)
+    with opened(config) as repository, repository.database.write() as connection:
+        connection.execute(update(blobs).where(blobs.c.id == 1).values(doomed_at=datetime.now(UTC)))
+    assert found()[1]["encryption"] == [("ok", "new blocks get encryption version 2")]
+
+
+@pytest.mark.parametrize("configured", ["", "encryption_version: 1"])
+def test_the_version_of_new_blocks_is_told_as_it_is_used(found, stored, config, configured):
+    change(config, "encryption_version: 2", configured)
+    new = 1 if configured else 2
+    others = {1: [1, 1, 1], 2: [2, 2, 2]}[new]
+    stored(*others)
+    assert found()[1]["encryption"] == [("ok", f"new blocks get encryption version {new}")]
+
+
+def test_plain_blocks_of_a_plain_repository_are_as_they_should_be(found, stored, config):
+    change(config, "encryption_version: 2", "encryption_version: 0")
+    stored(0, 0, 1)
+    assert found()[1]["encryption"] == [
+        ("ok", "new blocks are stored plain (encryption_version 0), and 1 block is encrypted, as earlier")
+    ]
+
+
 def test_fuse_that_is_not_there_is_a_warning(config, monkeypatch):
     exists = os.path.exists
-    monkeypatch.setattr(check.os.path, "exists", lambda path: path != "/dev/fuse" and exists(path))
-    monkeypatch.setattr(check.shutil, "which", lambda _: None)
+    monkeypatch.setattr(os.path, "exists", lambda path: path != "/dev/fuse" and exists(path))
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     status, results = found_quietly(config)
     assert status == 0
     assert [grade for grade, _ in results["fuse"]] == ["warning", "warning"]
