@@ -18,9 +18,9 @@ from backyfs.cli.logs import follow_config
 from backyfs.cli.passphrases import asking
 from backyfs.cli.progress import LogProgress
 from backyfs.cli.text import printable
-from backyfs.cli.title import ProcessName, TitleProgress
+from backyfs.cli.title import ProcessName, title_progress
 from backyfs.config import load_config
-from backyfs.errors import DatabaseBusyError, SchemaOutdatedError
+from backyfs.errors import BackyfsError, DatabaseBusyError, SchemaOutdatedError
 from backyfs.model import NoProgress
 
 if TYPE_CHECKING:
@@ -112,7 +112,19 @@ class Invocation:
             except (SchemaOutdatedError, DatabaseBusyError):
                 self._upgrade(config)
                 repository = opened.enter_context(self._open(config))
-            yield repository
+            try:
+                yield repository
+            except BackyfsError:
+                self._keep_catalog(repository)
+                raise
+            self._keep_catalog(repository)
+
+    def _keep_catalog(self, repository: Repository) -> None:
+        """Tell the catalog in the storage what the command has changed; who interrupts it does not wait for that."""
+        if repository.database.has_written and not self.interrupted.is_set():
+            from backyfs.engine.publish import keep_catalog  # noqa: PLC0415 - many commands change nothing
+
+            keep_catalog(repository, stop=self.interrupted.is_set)
 
     def _open(self, config: Config) -> AbstractContextManager[Repository]:
         from backyfs.repository import open_repository  # noqa: PLC0415 - SQLAlchemy is slow to load
@@ -143,7 +155,7 @@ class Invocation:
 
     def progress(self) -> Progress:
         """Return how progress is to be shown; in the title of the process it always is."""
-        return TitleProgress(self.process_name.text, self._shown_progress())
+        return title_progress(self.process_name.text, self._shown_progress())
 
     def _shown_progress(self) -> Progress:
         if not self.show_progress:

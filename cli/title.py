@@ -8,12 +8,11 @@ A title may not look like one of backy2, whose running commands an upgrade waits
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backyfs.cli.text import printable
-from backyfs.engine.pace import Pace
+from backyfs.engine.telling import TellingProgress
 
 if TYPE_CHECKING:
     from backyfs.model import Progress
@@ -41,48 +40,32 @@ def title_of(process_name: str, activity: str) -> str:
     return f"{process_name} [{_PROGRAM}: {activity}]"
 
 
-class TitleProgress:
-    """Shows what it is told, and says it in the title of the process, which comes back at the end."""
+def title_progress(process_name: str, shown: Progress) -> Progress:
+    """Return a progress that shows what it is told and says it in the title of the process, until it stops."""
+    title = _Title(process_name)
+    return TellingProgress(shown, title.say, title.restore, every_s=_EVERY_S)
 
-    def __init__(self, process_name: str, shown: Progress) -> None:
+
+class _Title:
+    """The title of this process, and what it was before."""
+
+    def __init__(self, process_name: str) -> None:
         self._process_name = process_name
-        self._shown = shown
-        self._label = ""
-        self._pace = Pace(total_bytes=0, started=0.0)
-        self._told = 0.0
-        self._title_before: str | None = None
+        self._before: str | None = None
 
-    def start(self, label: str, total_bytes: int) -> None:
-        """Say what begins."""
-        from setproctitle import getproctitle  # noqa: PLC0415 - most commands do without
+    def say(self, label: str, pace: str) -> None:
+        """Say what the process does."""
+        from setproctitle import getproctitle, setproctitle  # noqa: PLC0415 - most commands do without
 
-        self._shown.start(label, total_bytes)
-        if self._title_before is None:
-            self._title_before = getproctitle()
-        self._label = printable(label)
-        self._pace = Pace(total_bytes=total_bytes, started=time.monotonic())
-        self._tell(self._pace.started)
+        if self._before is None:
+            self._before = getproctitle()
+        activity = printable(label)
+        setproctitle(title_of(self._process_name, f"{activity} ({pace})" if pace else activity))
 
-    def advance(self, amount_bytes: int) -> None:
-        """Count, and say it now and then."""
-        self._shown.advance(amount_bytes)
-        self._pace.done_bytes += amount_bytes
-        now = time.monotonic()
-        if now - self._told >= _EVERY_S:
-            self._tell(now)
-
-    def stop(self) -> None:
+    def restore(self) -> None:
         """Give the process its title back."""
         from setproctitle import setproctitle  # noqa: PLC0415 - as above
 
-        self._shown.stop()
-        if self._title_before is not None:
-            setproctitle(self._title_before)
-            self._title_before = None
-
-    def _tell(self, now: float) -> None:
-        from setproctitle import setproctitle  # noqa: PLC0415 - as above
-
-        self._told = now
-        pace = self._pace.text(now)
-        setproctitle(title_of(self._process_name, f"{self._label} ({pace})" if pace else self._label))
+        if self._before is not None:
+            setproctitle(self._before)
+            self._before = None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING
 
-from backyfs.engine.pace import Pace
+from backyfs.engine.telling import TellingProgress
 from backyfs.errors import DatabaseError, JobLostError, VersionError
 from backyfs.metadata import jobs
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from backyfs.model import Progress, Version, VersionId
 
 _FIRST_BEAT_S = 2     # the next ones follow every jobs.HEARTBEAT_S
-_TEXT_EVERY_S = 0.25  # making the text takes longer than counting
+_TEXT_EVERY_S = 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ class Job:
 
         It belongs to one thread, as `progress` does.
         """
-        return _TrackedProgress(self, progress)
+        return TellingProgress(progress, self._tell, self._forget, every_s=_TEXT_EVERY_S)
 
     @property
     def lost(self) -> bool:
@@ -101,6 +100,12 @@ class Job:
                 f"the job {self._command!r} was taken for dead by another command and stops; was this host "
                 "suspended, or the database out of reach for a minute? Run the command again"
             )
+
+    def _tell(self, _label: str, pace: str) -> None:
+        self.progress = pace
+
+    def _forget(self) -> None:
+        self.progress = ""  # what is not finished is said by the next start
 
     def _beat(self) -> None:
         pause_s = _FIRST_BEAT_S
@@ -137,36 +142,3 @@ class Job:
                 jobs.remove_job(connection, self._id)
         except DatabaseError as gone:
             _log.warning("the row of this job stays behind and is removed by a later command: %s", gone)
-
-
-class _TrackedProgress:
-    """Shows what it is told, and keeps it as the progress of a job."""
-
-    def __init__(self, job: Job, shown: Progress) -> None:
-        self._job = job
-        self._shown = shown
-        self._pace = Pace(total_bytes=0, started=0.0)
-        self._told = 0.0
-
-    def start(self, label: str, total_bytes: int) -> None:
-        """Begin to count anew."""
-        self._shown.start(label, total_bytes)
-        self._pace = Pace(total_bytes=total_bytes, started=time.monotonic())
-        self._tell(self._pace.started)
-
-    def advance(self, amount_bytes: int) -> None:
-        """Count, and put it into words now and then."""
-        self._shown.advance(amount_bytes)
-        self._pace.done_bytes += amount_bytes
-        now = time.monotonic()
-        if now - self._told >= _TEXT_EVERY_S:
-            self._tell(now)
-
-    def stop(self) -> None:
-        """Keep nothing: what is not finished is said by the next `start`."""
-        self._shown.stop()
-        self._job.progress = ""
-
-    def _tell(self, now: float) -> None:
-        self._told = now
-        self._job.progress = self._pace.text(now)

@@ -11,9 +11,8 @@ from contextlib import closing
 import pytest
 from setproctitle import getproctitle
 
-from backyfs.cli import title as title_module
-from backyfs.cli.title import TitleProgress, title_of
-from backyfs.engine import backy2_processes
+from backyfs.cli.title import title_of, title_progress
+from backyfs.engine import backy2_processes, telling
 from backyfs.engine import job as job_module
 from backyfs.engine.job import Job
 from backyfs.engine.pace import Pace, short_time
@@ -78,7 +77,7 @@ class Recorded(NoProgress):
 
 def test_a_tracked_progress_is_shown_and_kept(database, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(job_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(telling.time, "monotonic", lambda: now[0])
     job = Job(database, "backup disk")
     shown = Recorded()
     tracked = job.track(shown)
@@ -141,9 +140,9 @@ def test_titles_of_backy2_are_known_still(title):
 
 def test_the_title_follows_and_comes_back(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(title_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(telling.time, "monotonic", lambda: now[0])
     before = getproctitle()
-    progress = TitleProgress("backyfs", NoProgress())
+    progress = title_progress("backyfs", NoProgress())
     progress.start("Backing up a\nb", 100 * MIB)
     assert getproctitle() == "backyfs [Backing up a\\x0ab (0.0%)]"
     now[0] += 2
@@ -155,15 +154,15 @@ def test_the_title_follows_and_comes_back(monkeypatch):
 
 def test_a_progress_that_never_started_leaves_the_title_alone():
     before = getproctitle()
-    TitleProgress("backyfs", NoProgress()).stop()
+    title_progress("backyfs", NoProgress()).stop()
     assert getproctitle() == before
 
 
 def test_ps_shows_the_title():
     program = (
-        "from backyfs.cli.title import TitleProgress\n"
+        "from backyfs.cli.title import title_progress\n"
         "from backyfs.model import NoProgress\n"
-        "TitleProgress('backyfs', NoProgress()).start('Backing up disk', 100)\n"
+        "title_progress('backyfs', NoProgress()).start('Backing up disk', 100)\n"
         "print(flush=True)\n"
         "input()\n"
     )
