@@ -12,19 +12,23 @@ import uuid
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from blake3 import blake3
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select, update
 
+from backyfs import keys
 from backyfs.metadata.blobs import find_blobs, insert_blobs
 from backyfs.metadata.blockmap import commit_page, load_page, new_entries, pack
 from backyfs.metadata.database import Connection, Database
-from backyfs.metadata.tables import blob_refs, blobs, pages, version_pages, versions
+from backyfs.metadata.tables import blob_refs, blobs, key_slots, pages, repository, version_pages, versions
 from backyfs.metadata.versions import create_version, set_status
 from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, VersionId, VersionStatus
 
 BLOCK_BYTES = 4 << 20
 PAGE = 1024
+ROWS_AT_ONCE = 20_000
+WRAPPED_KEYS = 1000  # different ones: what a key is worth is of no matter here
 NAME = "disk"
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -234,6 +238,32 @@ def make_versions(url: str, count: int) -> None:
     database.close()
 
 
+def make_wrapped_keys(url: str, count: int, key_file: str) -> None:
+    """Insert so many blobs. With a key file the repository becomes one of backy2: that key itself wraps data keys."""
+    adopted_key = Path(key_file).read_text(encoding="ascii") if key_file else ""
+    wrapping_key = bytes.fromhex(adopted_key) if adopted_key else keys.new_key()
+    wrapped = [keys.wrap_key(wrapping_key, keys.new_key()) for _ in range(WRAPPED_KEYS)]
+    database = Database(url)
+    with database.write() as connection:
+        if adopted_key:
+            connection.execute(delete(key_slots))
+            connection.execute(update(repository).values(wrapped_fingerprint_key=None))
+        for first in range(0, count, ROWS_AT_ONCE):
+            new = [
+                SavedBlob(
+                    uid=BlobUid(f"{number:032x}"),
+                    fingerprint=secrets.token_bytes(64),
+                    size=BLOCK_BYTES,
+                    stored_size=None,
+                    encryption_version=1,
+                    wrapped_key=wrapped[number % WRAPPED_KEYS],
+                )
+                for number in range(first, min(first + ROWS_AT_ONCE, count))
+            ]
+            insert_blobs(connection, new, START)
+    database.close()
+
+
 def check(url: str) -> float:
     """Return the seconds that a command spends on finding the schema up to date: on a new connection."""
     database = Database(url)
@@ -257,6 +287,8 @@ def main() -> None:
             print(add_day(f"sqlite:///{path}", float(fraction), hints=True))
         case "versions", [count]:
             make_versions(f"sqlite:///{path}", int(count))
+        case "wrapped-keys", [count, *key_file]:
+            make_wrapped_keys(f"sqlite:///{path}", int(count), "".join(key_file))
         case "check", []:
             print(check(f"sqlite:///{path}"))
         case _:

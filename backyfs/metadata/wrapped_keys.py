@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, select, text, update
 
 from backyfs.metadata.tables import blobs
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from backyfs.metadata.database import Connection
 
 _BATCH = 10_000  # rows; 2 MB
+_ROWS_OF_MARIADB = 1000  # in a statement; 0.2 MB of the 16 that a server takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +27,10 @@ class WrappedKey:
     wrapped_key: bytes
 
 
-_REPLACE = (
-    update(blobs).where(blobs.c.id == bindparam("blob_id")).values(wrapped_key=bindparam("wrapped"))
+_REPLACE_ONE = update(blobs).where(blobs.c.id == bindparam("blob_id")).values(wrapped_key=bindparam("wrapped"))
+_REPLACE_ARRAYS = text(
+    "UPDATE blobs SET wrapped_key = anew.wrapped "
+    "FROM unnest(CAST(:ids AS bigint[]), CAST(:wrapped AS bytea[])) AS anew (id, wrapped) WHERE blobs.id = anew.id"
 )
 
 
@@ -49,6 +52,33 @@ def wrapped_keys(connection: Connection) -> Iterator[list[WrappedKey]]:
 
 
 def replace_wrapped_keys(connection: Connection, rows: Sequence[WrappedKey]) -> None:
-    """Store data keys that were wrapped anew."""
-    if rows:
-        connection.execute(_REPLACE, [{"blob_id": row.blob_id, "wrapped": row.wrapped_key} for row in rows])
+    """Store data keys that were wrapped anew.
+
+    Measured with a million of them, on servers of this host: PostgreSQL 20 s instead of 26 s row by row, MariaDB 6 s
+    instead of 37 s, where each row is a question and an answer, which takes longer over a network. SQLite takes 5 s row
+    by row, and 13 s through a table of its own.
+    """
+    if not rows:
+        return
+    replace = {"postgresql": _replace_arrays, "mysql": _replace_joined}.get(connection.dialect.name, _replace_each)
+    replace(connection, rows)
+
+
+def _replace_each(connection: Connection, rows: Sequence[WrappedKey]) -> None:
+    connection.execute(_REPLACE_ONE, [{"blob_id": row.blob_id, "wrapped": row.wrapped_key} for row in rows])
+
+
+def _replace_arrays(connection: Connection, rows: Sequence[WrappedKey]) -> None:
+    connection.execute(
+        _REPLACE_ARRAYS, {"ids": [row.blob_id for row in rows], "wrapped": [row.wrapped_key for row in rows]}
+    )
+
+
+def _replace_joined(connection: Connection, rows: Sequence[WrappedKey]) -> None:
+    for start in range(0, len(rows), _ROWS_OF_MARIADB):
+        some = rows[start : start + _ROWS_OF_MARIADB]
+        anew = "SELECT %s AS id, %s AS wrapped" + " UNION ALL SELECT %s, %s" * (len(some) - 1)
+        connection.exec_driver_sql(
+            f"UPDATE blobs JOIN ({anew}) AS anew ON blobs.id = anew.id SET blobs.wrapped_key = anew.wrapped",  # noqa: S608
+            tuple(value for row in some for value in (row.blob_id, row.wrapped_key)),
+        )

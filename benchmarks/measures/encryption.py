@@ -1,15 +1,20 @@
 """Encryption version 2, of which parts can be read, against version 1: size, backup, restore, reads of a mount."""
 
 import os
+import secrets
+import shutil
+import sys
 from functools import partial
 
-from benchmarks.figures import MIB, Result, Samples, Target, alternate, at_least, at_most, least, rates
+from benchmarks.figures import MIB, Result, Samples, Target, alternate, at_least, at_most, least, less_than, rates
 from benchmarks.images import Image, settle
 from benchmarks.measures.mount import dd_s, on_mount, second_s, settle_all, task
 from benchmarks.measures.registry import REGISTRY, Bench
 from benchmarks.program import Repository
 
 VERSIONS = (2, 1)  # ours, and what it is compared with
+BLOBS = 1_000_000
+REKEY_S = {"with slots": 1.0, "from backy2": 60.0}
 
 
 @REGISTRY.measure("encryption-backup", "first backup with encryption version 2, and what it stores, against version 1")
@@ -71,6 +76,40 @@ def sequential(bench: Bench) -> list[Result]:
     image, repositories = _backed_up(bench)
     sides = alternate(bench.repeat, *(partial(dd_s, bench, repository, image) for repository in repositories))
     return [_result("encryption-sequential", image.name, *_rates(image, *sides), at_least(0.9))]
+
+
+@REGISTRY.measure("rekey", "another configured key for a repository of a million blobs: our own, and one from backy2")
+def rekey(bench: Bench) -> list[Result]:
+    return [
+        Result(
+            measure="rekey",
+            what=f"{BLOBS:,} blobs, {what}",
+            ours=least("rekey", "s", _rekey_s(bench, from_backy2=what == "from backy2")),
+            target=less_than(target_s),
+        )
+        for what, target_s in REKEY_S.items()
+    ]
+
+
+def _rekey_s(bench: Bench, *, from_backy2: bool) -> list[float]:
+    directory = bench.workspace.fresh("repository")
+    config = bench.program.init(directory).config
+    database, key = (os.path.join(directory, name) for name in ("metadata.db", "backyfs.key"))
+    task = [sys.executable, "-m", "benchmarks.metadata_tasks", "wrapped-keys", database, str(BLOBS)]
+    bench.runner.run([*task, key] if from_backy2 else task)
+    old_key, original = f"{key}.old", f"{database}.original"
+    os.rename(key, old_key)
+    os.rename(database, original)
+    with open(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(32))
+
+    def rekey_s() -> float:
+        shutil.copy(original, database)
+        settle(database)
+        return bench.program.run("-c", config, "-q", "rekey", "--old-key-file", old_key).wall_s
+
+    [taken_s] = alternate(bench.repeat, rekey_s)
+    return taken_s
 
 
 def _init(bench: Bench, version: int) -> Repository:

@@ -56,7 +56,9 @@ def test_the_fingerprint_key_is_replaced(connection: Connection) -> None:
 
 def test_wrapped_keys_are_replaced_in_batches(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wrapped_keys, "_BATCH", 3)
-    keys = [None if number % 3 == 0 else bytes([number]) * 40 for number in range(10)]
+    monkeypatch.setattr(wrapped_keys, "_ROWS_OF_MARIADB", 2)
+    # With every byte that could be taken for the end of something.
+    keys = [None if number % 3 == 0 else bytes([number, 39, 92, 37, 0, 10, 255, 58]) * 5 for number in range(10)]
     insert_blobs(
         connection,
         [
