@@ -119,6 +119,15 @@ class Invocation:
                 raise
             self._keep_catalog(repository)
 
+    def keep_catalog(self) -> None:
+        """Tell the catalog in the storage what was changed without it, as keys are; where that fails, warn."""
+        try:
+            with self._open(self.load_config()) as repository:
+                repository.database.has_written = True
+                self._keep_catalog(repository)
+        except BackyfsError as error:
+            _log.warning("the catalog in the storage lacks what was done: %s; run `backyfs catalog push`", error)
+
     def _keep_catalog(self, repository: Repository) -> None:
         """Tell the catalog in the storage what the command has changed; who interrupts it does not wait for that."""
         if repository.database.has_written and not self.interrupted.is_set():

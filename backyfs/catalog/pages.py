@@ -34,7 +34,8 @@ _VALID, _FINGERPRINT, _WRAPPED_KEY, _STORED_SIZE, _HEX_UID = 1, 2, 4, 8, 16
 _FLAGS = 31
 _FIXED_BYTES = 18  # of each blob
 _MAX_BYTES = 64    # of a fingerprint, and of a wrapped key, see metadata.tables
-_HEX = re.compile("[0-9a-f]{32}")
+_HEX = re.compile("[0-9a-f]*")
+_HEX_DIGITS = 32
 _BLOB_UID = re.compile("[0-9A-Za-z]{4,32}")  # it becomes a path in the storage
 
 
@@ -63,27 +64,27 @@ def pack_page(uid: str, by: Seal, entries: Sequence[int], blobs: BlobColumns) ->
 
 def _pack_blobs(blobs: BlobColumns) -> bytes:
     # By columns, each in one call: a page has a thousand blobs, and a loop over them takes longer than storing them.
-    joined = "".join(blobs.uids)
-    is_hex = len(joined) == 32 * len(blobs.uids) and all(map(_HEX.fullmatch, blobs.uids))
-    uids = [bytes.fromhex(joined)] if is_hex else [_pack_uid(uid) for uid in blobs.uids]
-    fingerprints = [value or b"" for value in blobs.fingerprints]
-    wrapped_keys = [value or b"" for value in blobs.wrapped_keys]
-    has = zip(blobs.uids, blobs.valid, blobs.fingerprints, blobs.wrapped_keys, blobs.stored_sizes, strict=True)
-    if is_hex and all(blobs.valid) and None not in blobs.fingerprints and None not in blobs.stored_sizes:
-        usual = _VALID | _FINGERPRINT | _STORED_SIZE | _HEX_UID
-        flags = bytes(usual if key is None else usual | _WRAPPED_KEY for key in blobs.wrapped_keys)
-    else:
-        flags = bytes(_flags(*one) for one in has)
     count = len(blobs.uids)
+    joined = "".join(blobs.uids)
+    is_hex = set(map(len, blobs.uids)) == {_HEX_DIGITS} and _HEX.fullmatch(joined) is not None
+    has_all = None not in blobs.fingerprints and None not in blobs.wrapped_keys and None not in blobs.stored_sizes
+    if is_hex and has_all and all(blobs.valid):
+        flags = bytes((_FLAGS,)) * count
+    else:
+        facts = zip(blobs.uids, blobs.valid, blobs.fingerprints, blobs.wrapped_keys, blobs.stored_sizes, strict=True)
+        flags = bytes(_flags(*one) for one in facts)
+    uids = [bytes.fromhex(joined)] if is_hex else [_pack_uid(uid) for uid in blobs.uids]
+    fingerprints, wrapped_keys = map(_filled, (blobs.fingerprints, blobs.wrapped_keys))
+    stored_sizes = blobs.stored_sizes if has_all else [size or 0 for size in blobs.stored_sizes]
     return b"".join(
         (
             flags,
-            bytes((16,)) * count if is_hex else bytes(map(len, uids)),
+            bytes((_HEX_DIGITS // 2,)) * count if is_hex else bytes(map(len, uids)),
             bytes(map(len, fingerprints)),
             bytes(map(len, wrapped_keys)),
             _le("H", blobs.encryption_versions),
             _le("I", blobs.sizes),
-            _le("Q", (size or 0 for size in blobs.stored_sizes)),
+            _le("Q", stored_sizes),
             *uids,
             *fingerprints,
             *wrapped_keys,
@@ -91,8 +92,16 @@ def _pack_blobs(blobs: BlobColumns) -> bytes:
     )
 
 
+def _filled(column: tuple[bytes | None, ...]) -> Sequence[bytes]:
+    return [value or b"" for value in column]
+
+
 def _pack_uid(uid: str) -> bytes:
-    return bytes.fromhex(uid) if _HEX.fullmatch(uid) else uid.encode("ascii")
+    return bytes.fromhex(uid) if _is_hex(uid) else uid.encode("ascii")
+
+
+def _is_hex(uid: str) -> bool:
+    return len(uid) == _HEX_DIGITS and _HEX.fullmatch(uid) is not None
 
 
 def _flags(
@@ -103,7 +112,7 @@ def _flags(
         | (0 if fingerprint is None else _FINGERPRINT)
         | (0 if wrapped_key is None else _WRAPPED_KEY)
         | (0 if stored_size is None else _STORED_SIZE)
-        | (_HEX_UID if _HEX.fullmatch(uid) else 0)
+        | (_HEX_UID if _is_hex(uid) else 0)
     )
 
 
@@ -180,7 +189,7 @@ def _cut(content: memoryview, lengths: bytes) -> list[bytes]:
     return [whole[start:stop] for start, stop in pairwise(accumulate(lengths, initial=0))]
 
 
-def _le(kind: str, numbers: Iterable[int]) -> bytes:
+def _le(kind: str, numbers: Iterable[Any]) -> bytes:
     packed: array[Any] = array(kind, numbers)
     if sys.byteorder == "big":
         packed.byteswap()

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys
 from backyfs.config import config_text, load_config
+from backyfs.engine.publish import keep_catalog
 from backyfs.errors import BackyfsError, UsageError
 from backyfs.metadata.database import Database
-from backyfs.repository import create_repository
+from backyfs.repository import create_repository, open_repository
 from backyfs.sealing import NEWEST_ENCRYPTION_VERSION
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitRepor
             raise
         os.makedirs(os.path.dirname(places.logfile), mode=0o700, exist_ok=True)
         os.link(draft, places.config_file)  # unlike a rename, this never replaces a file
+    with open_repository(config) as repository:
+        keep_catalog(repository)
     return InitReport(
         places=places,
         database=shown,

@@ -17,8 +17,9 @@ from itertools import cycle, groupby
 from typing import TYPE_CHECKING
 
 from backyfs.blocks import new_blob_uids, new_shelf
+from backyfs.engine.freshpages import FreshPages
 from backyfs.engine.mapbuilder import MapBuilder
-from backyfs.engine.tasks import Flushed, Hashed, Result, Stored, Tasks
+from backyfs.engine.tasks import Flushed, Hashed, Published, Result, Stored, Tasks
 from backyfs.engine.window import Window, default_workers
 from backyfs.errors import BackyfsError, InterruptedByUser
 from backyfs.geometry import PAGE_ENTRIES, BlockRun, block_count, block_length, block_runs, page_position
@@ -93,6 +94,7 @@ class Pipeline:
         self._block_size = repository.block_size
         self._blocks = block_count(version.size_bytes, self._block_size)
         self._tasks = Tasks(source, repository.blocks, self._block_size)
+        self._fresh = FreshPages(repository)
         self._plan = plan
         self._inherited = inherited
         self._map = MapBuilder(self._blocks, inherited.initial, inherited.committed)
@@ -210,14 +212,19 @@ class Pipeline:
             self._look_up(window)
         if self._unflushed.is_due() and not self._flushing:
             self._start_flush(window)
+        for page in self._fresh.take():
+            window.submit(self._tasks.publish, self._fresh, page)
         if time.monotonic() - self._begun_committed_s >= _COMMIT_S:
             self._commit_begun()
 
-    def _settle(self, result: Stored | Flushed) -> None:
+    def _settle(self, result: Stored | Flushed | Published) -> None:
         if isinstance(result, Stored):
             self._buffers.append(result.buffer)
             self._unflushed.saved += result.saved
             self._unflushed.stored_bytes += sum(blob.stored_size for blob in result.saved)
+        elif isinstance(result, Published):
+            if result.page is not None:
+                self._fresh.note_put(result.page)
         else:
             self._flushing = False
             self._insert(result.saved)
@@ -227,6 +234,7 @@ class Pipeline:
         saved, self._unflushed = self._unflushed.saved, _Unflushed()
         self._flushing = True
         self._shelves = self._new_shelves()
+        self._fresh.begin_flush()
         window.submit(self._tasks.flush, saved)
 
     # What the owner does with it.
@@ -296,6 +304,8 @@ class Pipeline:
     def _insert(self, saved: list[SavedBlob]) -> None:
         with self._repository.database.write() as connection:
             ids = insert_blobs(connection, saved, datetime.now(UTC))
+            self._fresh.settle(connection)
+        self._fresh.remember(saved, ids)
         for blob in saved:
             self._statistics.bytes_stored += blob.stored_size
             self._coming.pop(blob.fingerprint, None)
@@ -317,7 +327,9 @@ class Pipeline:
         """Commit a page; return None, or the blobs that a cleanup took meanwhile, having done nothing."""
         try:
             with self._repository.database.write() as connection:
-                commit_page(connection, self._version.id, page_no, entries, keep_holes=True)
+                page_id = commit_page(connection, self._version.id, page_no, entries, keep_holes=True)
+                if page_id is not None:
+                    self._fresh.note_committed(connection, page_id, entries)
         except BlobsGoneError as gone:
             return gone.blob_ids
         return None

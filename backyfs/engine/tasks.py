@@ -1,6 +1,6 @@
-"""What the workers of a backup do: read and hash a run of blocks, store the new ones, flush. No database.
+"""What the workers of a backup do: read and hash a run of blocks, store the new ones, flush; pages for the catalog.
 
-Every task runs in a worker thread and is given all it works on; a buffer belongs to one task at a time.
+No database: every task runs in a worker thread and is given all it works on; a buffer belongs to one task at a time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backyfs.blocks import BlockStore
+    from backyfs.engine.freshpages import FreshPage, FreshPages
     from backyfs.geometry import BlockRun
     from backyfs.model import BlobUid, SavedBlob
     from backyfs.sources import Source
@@ -45,7 +46,14 @@ class Flushed:
     saved: list[SavedBlob]
 
 
-Result: TypeAlias = Hashed | Stored | Flushed
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The object of this page was put into the catalog; None: it is left for the end."""
+
+    page: FreshPage | None
+
+
+Result: TypeAlias = Hashed | Stored | Flushed | Published
 
 
 class Tasks:
@@ -86,6 +94,10 @@ class Tasks:
         """
         self._blocks.storage.flush()
         return Flushed(saved)
+
+    def publish(self, fresh: FreshPages, page: FreshPage) -> Published:
+        """Put the object of a page into the catalog, if that can be."""
+        return Published(page if fresh.put(page) else None)
 
     def _new_blocks(
         self, hashed: Hashed, new: list[tuple[int, BlobUid]]

@@ -161,12 +161,13 @@ def read_notes(connection: Connection, kind: NoteKind, *, after: str | None = No
     return [Note(kind=kind, uid=row.uid, token=row.token) for row in rows]
 
 
-def settle_notes(connection: Connection, kind: NoteKind, done: Iterable[Note]) -> None:
-    """Take away notes of what is done. Those that have changed since they were read stay.
+def settle_notes(connection: Connection, kind: NoteKind, done: Iterable[Note]) -> bool:
+    """Take away notes of what is done; return whether these were all. Those that have changed since stay.
 
     An object whose note is gone was written by another command as well, nobody knows in which order: once more.
     To be called in a write transaction.
     """
+    were_all = True
     for batch in batches(done):
         here = (catalog_notes.c.kind == kind.value) & catalog_notes.c.uid.in_([note.uid for note in batch])
         rows = connection.execute(select(catalog_notes.c.uid, catalog_notes.c.token).where(here))
@@ -178,6 +179,8 @@ def settle_notes(connection: Connection, kind: NoteKind, done: Iterable[Note]) -
             )
         if kind in {NoteKind.VERSION, NoteKind.REPOSITORY}:
             _note(connection, kind, [note.uid for note in batch if note.uid not in now])
+        were_all &= len(settled) == len(batch)
+    return were_all
 
 
 def page_token(connection: Connection) -> int:
@@ -200,6 +203,12 @@ def settle_pages(connection: Connection, page_ids: Collection[PageId], token: in
     return frozenset(page_ids) - there
 
 
+def unpublished_page(connection: Connection, page_id: PageId) -> str | None:
+    """Return the uid of a page that the catalog lacks; None: it has it."""
+    here = (pages.c.id == page_id) & pages.c.published.is_(False)
+    return connection.execute(select(pages.c.uid).where(here)).scalar()
+
+
 def unpublished_pages(connection: Connection, after: PageId, count: int) -> list[PageRow]:
     """Return the next pages, by id, that versions have and the catalog lacks."""
     rows = connection.execute(_UNPUBLISHED, {"last": after, "count": count})
@@ -210,13 +219,18 @@ def load_blob_columns(connection: Connection, blob_ids: Collection[int]) -> Blob
     """Return the rows of blobs, as far as there are such rows, by id."""
     if not blob_ids:
         return NO_BLOBS
-    # The numbers stand in the text, and the values come as the driver has them: a page took three times as long.
-    numbers = ",".join(map(str, sorted(blob_ids)))
+    # The numbers stand in the text, and the values come as the driver has them: a page took three times as long. Of a
+    # first backup they follow each other.
+    first, last = min(blob_ids), max(blob_ids)
+    is_range = last - first < 2 * len(blob_ids)
+    where = f"BETWEEN {first:d} AND {last:d}" if is_range else f"IN ({','.join(map(str, sorted(blob_ids)))})"
     query = (
         "SELECT id, uid, fingerprint, size, stored_size, encryption_version, wrapped_key, valid "  # noqa: S608
-        f"FROM blobs WHERE id IN ({numbers}) ORDER BY id"
+        f"FROM blobs WHERE id {where} ORDER BY id"
     )
     rows = connection.exec_driver_sql(query).all()
+    if last - first >= len(blob_ids):
+        rows = [row for row in rows if row[0] in blob_ids]
     if not rows:
         return NO_BLOBS
     ids, uids, fingerprints, sizes, stored_sizes, encryption_versions, wrapped_keys, valid = zip(*rows, strict=True)

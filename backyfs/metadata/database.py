@@ -48,6 +48,7 @@ class Database:
         self.engine = new_engine(url)
         # Called in every transaction of `write`; raises where what was read when the repository was opened is gone.
         self.precondition: Callable[[Connection], None] | None = None
+        self.has_written = False  # something, by this object: the catalog may have to be told
 
     @property
     def is_read_only(self) -> bool:
@@ -84,6 +85,7 @@ class Database:
                 connection.execute(_TAKE_TURN)
             if self.precondition is not None:
                 self.precondition(connection)
+            self.has_written = True
             yield connection
 
     @contextmanager

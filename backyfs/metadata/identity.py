@@ -81,6 +81,12 @@ def save_key_date(connection: Connection, made_at: datetime) -> None:
     note_repository(connection)
 
 
+def load_needed_release(connection: Connection) -> str:
+    """Return the oldest release of backyfs that works with the repository."""
+    release: str = connection.execute(select(repository.c.needs_release)).scalar_one()
+    return release
+
+
 def require_release(connection: Connection) -> None:
     """Tell older programs which release the schema needs by now."""
     connection.execute(update(repository).values(needs_release=HEAD_RELEASE))

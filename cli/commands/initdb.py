@@ -37,6 +37,7 @@ def command(invocation: Invocation) -> None:
             pass
     else:
         create_repository(config, created_at=datetime.now(UTC))
+        invocation.keep_catalog()
     with closing(Database(config.database_url)) as database:
         with database.read() as connection:
             identity, slots = load_identity(connection), list_key_slots(connection)

@@ -89,6 +89,7 @@ def add(invocation: Invocation, /, *, label: str, recovery_file: str | None, **o
             slot = keyslots.add_slot(database, _sources(invocation), label, _new_secret(options))
         else:
             slot = keyslots.add_slot_from_recovery(database, _read_page(recovery_file), label, _new_secret(options))
+    invocation.keep_catalog()
     _tell(invocation, slot, "There is a new slot")
 
 
@@ -105,6 +106,7 @@ def change(invocation: Invocation, /, *, label: str, **options: str | None) -> N
 
     with open_database(invocation.load_config()) as database:
         slot = change_slot(database, _sources(invocation), label, _new_secret(options))
+    invocation.keep_catalog()
     _tell(invocation, slot, "There is a new key or passphrase in slot")
 
 
@@ -118,6 +120,7 @@ def remove(invocation: Invocation, *, label: str, force: bool) -> None:
 
     with open_database(invocation.load_config()) as database:
         remove_slot(database, _sources(invocation), label, force=force)
+    invocation.keep_catalog()
     if invocation.form is OutputForm.JSON:
         print_object({"label": label})
     elif invocation.form is OutputForm.TABLE:

@@ -41,6 +41,7 @@ def command(invocation: Invocation, /, *, old_key: str | None, leave_damaged: bo
 
     with open_database(invocation.load_config()) as database:
         report = rekey(invocation.load_config(), database, _old(old_key, options), leave_damaged=leave_damaged)
+    invocation.keep_catalog()
     check = keys.show_check(report.slot.key_check)
     row: Row = {
         "slot": report.slot.label,

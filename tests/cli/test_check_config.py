@@ -73,7 +73,7 @@ def test_scripts_get_fields_with_bars_between(call, config):
 def test_nothing_stays_of_a_check(found, config):
     before = files_below(config.parent / "data")
     found()
-    assert files_below(config.parent / "data") == before == {}
+    assert files_below(config.parent / "data") == before
 
 
 def test_every_mistake_of_the_configuration_is_told_with_its_place(found, config):
@@ -152,7 +152,7 @@ def test_a_check_gives_no_key_to_a_repository_that_has_none(tmp_path, capsys):
 
 
 def test_a_storage_that_is_gone_has_the_status_of_storages(found, config):
-    (config.parent / "data").rmdir()
+    shutil.rmtree(config.parent / "data")
     status, results = found()
     assert status == 6
     assert "does not exist; is its file system mounted?" in results["storage"][0][1]
@@ -424,6 +424,7 @@ def test_initdb_tells_scripts_nothing_or_everything(tmp_path, capsys):
     assert run(["-c", str(adopted(tmp_path)), "-m", "initdb"]) == 0
     assert capsys.readouterr() == ("", "")
     (tmp_path / "db.sqlite").unlink()
+    shutil.rmtree(tmp_path / "d")
     assert run(["-c", str(adopted(tmp_path)), "--json", "initdb"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert (made["database"], made["block_size"]) == (f"{tmp_path}/db.sqlite", 8192)

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -272,7 +273,7 @@ def test_no_repository_says_how_to_make_one(tmp_path, capsys):
 
 
 def test_a_storage_that_is_gone_is_told(call, config, image):
-    (config.parent / "data").rmdir()
+    shutil.rmtree(config.parent / "data")
     status, _, err = call("backup", image, "disk")
     assert status == 6
     assert "does not exist; is its file system mounted?" in err

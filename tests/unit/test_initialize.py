@@ -54,7 +54,9 @@ def everything_below(directory):
 
 def test_a_new_repository_has_its_four_parts_and_nothing_else(places, tmp_path):
     report = initialize(places, block_size=BLOCK, encrypted=True)
-    assert everything_below(tmp_path) == ["etc/backyfs.cfg", "etc/backyfs.key", "lib/backyfs.sqlite"]
+    assert everything_below(tmp_path) == [
+        "etc/backyfs.cfg", "etc/backyfs.key", "lib/backyfs.sqlite", "lib/data/catalog/repository",
+    ]  # fmt: skip
     assert os.path.isdir(places.storage_path)
     assert report.block_size == BLOCK
     assert report.key_check is not None
