@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import zstandard
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from backyfs.errors import ConfigError, IntegrityError
@@ -72,6 +72,16 @@ def test_blocks_of_any_size_are_sealed(number: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
+def test_blocks_about_the_edges_of_ciphers_and_segments_are_sealed(number: int) -> None:
+    edges = (128, 4096, 1 << 16, SEGMENT, 2 * SEGMENT)
+    sizes = [*range(70), *(edge + more for edge in edges for more in (-17, -16, -1, 0, 1, 15, 16))]
+    random_bytes = hashlib.shake_256(b"backyfs").digest(2 * SEGMENT + 16)
+    for size in sizes:
+        for block in (random_bytes[:size], b"backyfs\n" * (size // 8 + 1)):
+            assert open_(number, seal(number, block[:size]), size) == block[:size]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_every_kind_of_buffer_is_sealed_and_opened(number: int, kind: type[bytes | bytearray | memoryview]) -> None:
     block = open_(number, kind(seal(number, kind(BLOCK))), len(BLOCK))
@@ -115,6 +125,11 @@ def test_version_0_knows_no_levels() -> None:
 def test_version_1_seals_the_same_block_differently_each_time() -> None:
     sealer = encryption_version(1).sealer()
     assert b"".join(sealer(BLOCK, KEY)) != b"".join(sealer(BLOCK, KEY))
+
+
+def test_version_1_uses_no_nonce_twice_even_under_one_data_key() -> None:
+    sealer = encryption_version(1).sealer()
+    assert len({b"".join(sealer(b"", KEY))[16:32] for _ in range(2000)}) == 2000
 
 
 @given(versions, st.lists(blocks, min_size=2, max_size=4))
@@ -167,6 +182,16 @@ def test_the_object_of_another_blob_is_refused(number: int) -> None:
     others = seal(number, BLOCK, OTHER_KEY)
     with pytest.raises(IntegrityError, match=r"^fails its authentication: damaged, or not the object of this blob$"):
         open_(number, others, len(BLOCK), KEY)
+
+
+@given(number=encrypted, block=blocks, other=blocks, key=st.binary(min_size=32, max_size=32))
+def test_whatever_was_sealed_with_another_data_key_is_refused(
+    number: int, block: bytes, other: bytes, key: bytes
+) -> None:
+    assume(key != KEY)
+    for stored in (seal(number, other, key), seal(3 - number, block, KEY), other):
+        with pytest.raises(IntegrityError):
+            open_(number, stored, len(block))
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -336,6 +361,22 @@ def test_segments_in_another_order_or_number_are_refused(order: list[int]) -> No
         if place != number:
             with pytest.raises(IntegrityError):
                 open_range(table + b"".join(segments[n] for n in order), len(block), range(place, place + 1))
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_tables_and_segments_of_two_blobs_in_any_order_are_refused_but_as_they_were(order: list[int]) -> None:
+    block = bytes(2 * SEGMENT) + b"the rest"
+    ours, others = layout(seal(2, block), len(block)), layout(seal(2, block, OTHER_KEY), len(block), OTHER_KEY)
+    stored = b"".join((ours + others)[number] for number in order)
+    for number, segment in enumerate(cut(block)):
+        if order[0] == 0 and order[: number + 2] == list(range(number + 2)):
+            assert open_range(stored, len(block), range(number, number + 1)) == [segment]
+    if order == [0, 1, 2, 3]:
+        assert open_(2, stored, len(block)) == block
+    else:
+        with pytest.raises(IntegrityError):
+            open_(2, stored, len(block))
 
 
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["table", "first", "second"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 
+from backyfs.errors import IntegrityError
 from backyfs.keys import Keyring
 from backyfs.sealing import encryption_version
 
@@ -107,10 +108,12 @@ def test_the_vectors_are_there() -> None:
         "v1-backy2-4097",
         "v1-backy2-777",
         "v1-backyfs-1",
+        "v1-backyfs-300000-level19",
         "v1-backyfs-4096-random",
         "v1-backyfs-4096-text",
         "v2-backyfs-1",
         "v2-backyfs-262149-mixed",
+        "v2-backyfs-300000-level19",
         "v2-backyfs-4096-text",
         "v2-backyfs-786443-zeros",
     ]
@@ -142,6 +145,43 @@ def test_a_stored_object_opens_to_its_bytes(file: Path) -> None:
 )
 def test_the_bytes_of_short_vectors_are_known(stem: str, block: bytes) -> None:
     assert load(_FILES[0].with_name(f"{stem}.json")).open() == block
+
+
+@pytest.mark.parametrize("file", [file for file in _FILES if file.stem.startswith(("v1", "v2"))], ids=lambda f: f.stem)
+def test_no_bit_of_a_stored_object_or_of_its_key_may_differ(file: Path) -> None:
+    vector = load(file)
+    stored = bytes.fromhex(vector.object)
+    # All of the short ones; of others the beginning, where the format's own fields are, the end, and some between.
+    count = 8 * len(stored)
+    for bit in {*range(count)[: 8 * 64], *range(0, count, -(-count // 500)), *range(count)[-8 * 16 :]}:
+        with pytest.raises(IntegrityError):
+            replace(vector, object=flipped(stored, bit).hex()).open()
+    assert vector.wrapped_key is not None
+    wrapped = bytes.fromhex(vector.wrapped_key)
+    for bit in range(8 * len(wrapped)):
+        with pytest.raises(IntegrityError):
+            replace(vector, wrapped_key=flipped(wrapped, bit).hex()).open()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_no_vector_opens_with_the_key_or_the_version_of_another(number: int) -> None:
+    vectors = [vector for vector in map(load, _FILES) if vector.encryption_version == number]
+    others = [vector for vector in map(load, _FILES) if vector.encryption_version]
+    for vector, other in ((vector, other) for vector in vectors for other in others):
+        if (vector.repository_key, vector.wrapped_key) != (other.repository_key, other.wrapped_key):
+            mixed = replace(vector, repository_key=other.repository_key, wrapped_key=other.wrapped_key)
+            with pytest.raises(IntegrityError):
+                mixed.open()
+    for vector in vectors:
+        with pytest.raises(IntegrityError):
+            replace(vector, encryption_version=3 - number).open()
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    """Return bytes of which one bit is another."""
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
 
 
 @pytest.mark.parametrize("file", [file for file in _FILES if file.stem.startswith("v1-backy2")], ids=lambda f: f.stem)
