@@ -111,8 +111,8 @@ class _Translation:
         """Return the blob with a checksum and a wrapped key that backy2 understands."""
         if blob.encryption_version not in _BACKY2_ENCRYPTION:
             raise UsageError(
-                f"blob {blob.uid} has encryption version {blob.encryption_version}, which backy2 does not know; "
-                "export without --format backy2"
+                f"blob {blob.uid} has encryption version {blob.encryption_version}, which backy2 does not know; run "
+                "`backyfs migrate-encryption --all --to 1` first, or export without --format backy2"
             )
         if self.hash_function == BLAKE3:
             block = load_block(self.repository.blocks, load_blobs(connection, [blob_id])[blob_id])

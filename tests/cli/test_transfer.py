@@ -194,6 +194,19 @@ def test_an_export_for_backy2_has_checksums_and_keys_that_it_understands(
         assert zstandard.ZstdDecompressor().decompress(opened_blob) == block
 
 
+def test_blocks_that_backy2_does_not_know_are_exported_for_it_after_a_migration(
+    call: Callable[..., Done], config: Path, image: Path, tmp_path: Path
+) -> None:
+    config.write_text(config.read_text().replace("encryption_version: 1", "encryption_version: 2"))
+    call("-m", "backup", image, "disk")
+    done = call("export", "--format", "backy2", "disk@latest", tmp_path / "export.csv")
+    assert done.status == 1
+    assert "encryption version 2, which backy2 does not know; run `backyfs migrate-encryption --all --to 1`" in done.err
+    assert not (tmp_path / "export.csv").exists()
+    assert call("-m", "migrate-encryption", "--all", "--to", "1").status == 0
+    assert call("export", "--format", "backy2", "disk@latest", tmp_path / "export.csv") == (0, b"", "")
+
+
 def test_an_export_for_backy2_goes_to_standard_output(call: Callable[..., Done], uid: str) -> None:
     done = call("export", "--format", "backy2", uid, "-")
     assert (done.status, done.err) == (0, "")
