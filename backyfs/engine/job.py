@@ -89,6 +89,19 @@ class Job:
         """Whether the row of this job is gone."""
         return self._lost.is_set()
 
+    def confirm(self, connection: Connection) -> None:
+        """Make sure of it in the transaction that names objects which nobody else knows of yet.
+
+        A cleanup deletes such objects where no job is left that could have made them: a host that was suspended in
+        between must not name them.
+
+        Raises:
+            JobLostError: the row of this job is gone.
+        """
+        if self._is_registered and not jobs.has_row(connection, self._id):
+            self._lost.set()
+            self.check()
+
     def check(self) -> None:
         """Make sure that the other commands still know of this job.
 

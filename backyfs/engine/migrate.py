@@ -281,6 +281,7 @@ class _Migrator:
         now = datetime.now(UTC)
         for batch in batches(self._unflushed):
             with self._repository.database.write() as connection:
+                self._job.confirm(connection)
                 changed = replace_objects(connection, batch, now)
             for sealed in batch:
                 if sealed.blob.fingerprint is not None:

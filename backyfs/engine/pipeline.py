@@ -303,6 +303,7 @@ class Pipeline:
 
     def _insert(self, saved: list[SavedBlob]) -> None:
         with self._repository.database.write() as connection:
+            self._job.confirm(connection)
             ids = insert_blobs(connection, saved, datetime.now(UTC))
             self._fresh.settle(connection)
         self._fresh.remember(saved, ids)

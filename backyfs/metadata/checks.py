@@ -58,7 +58,7 @@ class Recorded:
 def used_blobs(connection: Connection) -> Iterator[BlobId]:
     """Yield the blobs that versions use, in order."""
     query = select(blob_refs.c.blob_id).where(_USED).order_by(blob_refs.c.blob_id)
-    for blob_id in connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(query).scalars():
+    for blob_id in connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE)).scalars():
         yield BlobId(blob_id)
 
 
@@ -76,7 +76,7 @@ def due_blobs(connection: Connection, not_since: datetime) -> Iterator[BlobId]:
         # Where NULL stands among other values, each engine has a rule of its own.
         .order_by(case((never, 0), else_=1), blob_checks.c.checked_at, blob_refs.c.blob_id)
     )
-    for blob_id in connection.execution_options(yield_per=_ROWS_AT_ONCE).execute(query).scalars():
+    for blob_id in connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE)).scalars():
         yield BlobId(blob_id)
 
 

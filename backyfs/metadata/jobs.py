@@ -168,6 +168,11 @@ def beat(connection: Connection, job_id: JobId, progress: str) -> bool:
     return connection.execute(alive).rowcount == 1
 
 
+def has_row(connection: Connection, job_id: JobId) -> bool:
+    """Tell whether a job is still registered."""
+    return connection.execute(select(jobs.c.id).where(jobs.c.id == job_id)).first() is not None
+
+
 def hold_version(connection: Connection, job_id: JobId, version_id: VersionId) -> None:
     """Hold a version: it is not removed while the job lives. Holding it twice is fine. First in its transaction.
 

@@ -59,7 +59,7 @@ def count_outdated(
         ]
     found: dict[int, tuple[int, int]] = {}
     query = select(blobs.c.id, blobs.c.encryption_version, blobs.c.size).where(*_conditions(outdated))
-    for row in connection.execution_options(yield_per=_IDS_AT_ONCE).execute(query):
+    for row in connection.execute(query.execution_options(yield_per=_IDS_AT_ONCE)):
         if is_chosen(BlobId(row.id)):
             many, size = found.get(row.encryption_version, (0, 0))
             found[row.encryption_version] = many + 1, size + row.size

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, insert, select, update
 
 from backyfs.metadata.batches import batches
+from backyfs.metadata.catalog import unpublish_pages_with
 from backyfs.metadata.tables import blobs
 from backyfs.model import BlobId
 
@@ -68,6 +69,7 @@ def replace_objects(
             for blob_id, replacement in wanted.items()
         ]
         connection.execute(insert(blobs), doomed)
+        unpublish_pages_with(connection, sorted(BlobId(blob_id) for blob_id in old))
         changed.update(BlobId(blob_id) for blob_id in old)
     return frozenset(changed)
 

@@ -192,6 +192,12 @@ blobs = Table(
     sqlite_autoincrement=True,
 )
 
+# What a cleanup looks for, without a look at all others: garbage is what its cost follows.
+_unused = pages.c.refs == 0
+Index("ix_pages_unused", pages.c.refs, sqlite_where=_unused, postgresql_where=_unused)
+_doomed = blobs.c.doomed_at.is_not(None)
+Index("ix_blobs_doomed", blobs.c.doomed_at, sqlite_where=_doomed, postgresql_where=_doomed)
+
 # Those that were found damaged, likewise.
 _damaged = blobs.c.valid.is_(False)
 Index("ix_blobs_damaged", blobs.c.valid, sqlite_where=_damaged, postgresql_where=_damaged)
@@ -204,6 +210,9 @@ blob_refs = Table(
     Column("blob_id", ForeignKey(blobs.c.id, ondelete="CASCADE"), primary_key=True),  # none for a doomed blob
     Column("refs", BigInteger, nullable=False),  # pages that contain it
 )
+
+_unreferenced = blob_refs.c.refs == 0
+Index("ix_blob_refs_unused", blob_refs.c.refs, sqlite_where=_unreferenced, postgresql_where=_unreferenced)
 
 # Apart from the blobs for the same reason.
 blob_checks = Table(

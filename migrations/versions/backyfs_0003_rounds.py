@@ -35,14 +35,16 @@ def upgrade() -> None:
             sa.Column("uid", _ordered(36), primary_key=True),
             sa.Column("token", sa.BigInteger, nullable=False),
         )
-    if "ix_pages_unpublished" not in indexes("pages"):
-        op.create_index(
-            "ix_pages_unpublished",
-            "pages",
-            ["published"],
-            sqlite_where=sa.text("published IS 0"),
-            postgresql_where=sa.text("published IS false"),
-        )
+    for name, table, column, sqlite_part, postgresql_part in (
+        ("ix_pages_unpublished", "pages", "published", "published IS 0", "published IS false"),
+        ("ix_pages_unused", "pages", "refs", "refs = 0", "refs = 0"),
+        ("ix_blobs_doomed", "blobs", "doomed_at", "doomed_at IS NOT NULL", "doomed_at IS NOT NULL"),
+        ("ix_blob_refs_unused", "blob_refs", "refs", "refs = 0", "refs = 0"),
+    ):
+        if name not in indexes(table):
+            op.create_index(
+                name, table, [column], sqlite_where=sa.text(sqlite_part), postgresql_where=sa.text(postgresql_part)
+            )
     # The catalog has nothing of what is there by now.
     for kind, uid, table in (("version", "uid", "versions"), ("repository", "''", "repository")):
         op.execute(

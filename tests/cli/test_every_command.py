@@ -63,6 +63,8 @@ CASES = (
     Case("due other", writes=False),
     Case("sla", writes=False),
     Case("forget", writes=False),  # there is nothing to remove
+    Case("cleanup"),
+    Case("cleanup --dry-run", schema="cleanup-dry-run", writes=False),
     Case("scrub {}"),
     Case("du", writes=False),
     Case("stats", writes=False),
@@ -71,6 +73,10 @@ CASES = (
     Case("export {} {dir}/exported", schema="", writes=False),
     Case("rm {}"),
     Case("import {dir}/exported", after=("export {} {dir}/exported", "rm {}")),
+    Case("recover {dir}/repository/data --to {dir}/recovered.sqlite --key-file {dir}/repository/backyfs.key",
+         uses_storage=False, writes=False),
+    Case("catalog push", schema="catalog-push"),
+    Case("catalog check", schema="catalog-check", writes=False, after=("catalog push",)),
     Case("initdb", uses_storage=False, writes=False, config="other.cfg"),
     Case("check-config", uses_storage=False, writes=False),
     Case("upgrade", writes=False),
@@ -270,7 +276,7 @@ def test_ctrl_c(call, place, prepare, case, monkeypatch):
 
 @pytest.mark.parametrize("case", CASES, ids=by_words)
 def test_an_option_that_does_not_exist_is_told_in_a_line(call, place, case):
-    name = case.words.split()[: 2 if case.name in {"db", "key"} else 1]
+    name = case.words.split()[: 2 if case.name in {"catalog", "db", "key"} else 1]
     status, out, err = call(*name, "--no-such-option")
     assert (status, out) == (1, "")
     expect_one_line(err, status)

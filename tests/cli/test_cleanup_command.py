@@ -1,0 +1,81 @@
+"""`backyfs cleanup`: what it prints, and that it frees the storage."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backyfs.cli.main import run
+from tests.images import random_image
+from tests.repositories import BLOCK, back_up, make_repository, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Give a repository of three plain blocks whose version was removed."""
+    config = make_repository(tmp_path / "repository", encrypted=False)
+    with opened(config) as repository:
+        back_up(repository, random_image(tmp_path / "image", 3 * BLOCK))
+    assert run(["-c", str(config), "-q", "rm", "disk@latest"]) == 0
+    return config
+
+
+@pytest.fixture
+def call(config: Path, capfd: pytest.CaptureFixture[str]) -> Call:
+    capfd.readouterr()
+
+    def call(*words: str) -> tuple[int, str, str]:
+        status = run(["-c", str(config), *words])
+        captured = capfd.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def objects(config: Path) -> int:
+    return sum(1 for _ in (config.parent / "data").rglob("*.blob"))
+
+
+def test_blocks_of_the_last_hour_are_kept_unless_told_otherwise(call: Call, config: Path) -> None:
+    assert call("cleanup", "--dry-run") == (
+        0,
+        "0 blobs would be deleted, 0 B\n3 blobs were stored in the last hour and are kept for now\n",
+        "",
+    )
+    status, out, err = call("cleanup")
+    assert (status, err) == (0, "")
+    assert out.startswith("0 blobs deleted, 0 B freed, in ")
+    assert objects(config) == 3
+    assert call("cleanup", "-n", "--dangerous-force")[1] == "3 blobs would be deleted, 12.0 KiB\n"
+    status, out, err = call("cleanup", "--dangerous-force")
+    assert (status, err) == (0, "")
+    assert out.startswith("3 blobs deleted, 12.0 KiB freed, in ")
+    assert objects(config) == 0
+
+
+def test_programs_are_told_in_bytes(call: Call) -> None:
+    assert call("-m", "cleanup", "-n", "--dangerous-force")[1] == (
+        f"pages|blobs|stored_bytes|young_blobs\n1|3|{3 * BLOCK}|0\n"
+    )
+    told = json.loads(call("--json", "cleanup", "--dangerous-force")[1])
+    assert told.pop("duration_s") >= 0
+    assert told == {"pages": 1, "blobs": 3, "stored_bytes": 3 * BLOCK}
+    header, row = call("-m", "cleanup")[1].splitlines()
+    assert header == "pages|blobs|stored_bytes|duration_s"
+    assert row.startswith("0|0|0|")
+
+
+def test_a_new_backup_uses_what_is_kept(call: Call, config: Path, tmp_path: Path) -> None:
+    call("cleanup")
+    assert json.loads(call("--json", "backup", str(tmp_path / "image"), "disk")[1])["blocks_deduplicated"] == 3
+    call("cleanup", "--dangerous-force")
+    assert objects(config) == 3
+    assert call("scrub", "--all")[0] == 0

@@ -1,0 +1,163 @@
+"""What a cleanup takes away, step by step: the same on every engine."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import select, update
+
+from backyfs.errors import DatabaseError
+from backyfs.metadata.blobs import find_blobs, insert_blobs
+from backyfs.metadata.blockmap import HOLE, BlobsGoneError, commit_page, new_entries, references_add_up
+from backyfs.metadata.garbage import (
+    Garbage,
+    doom_unused_blobs,
+    doomed_blobs,
+    forget_doomed,
+    measure_doomed,
+    measure_garbage,
+    remove_unused_pages,
+)
+from backyfs.metadata.removal import remove_version
+from backyfs.metadata.tables import blob_refs, blobs, pages
+from backyfs.metadata.versions import create_version
+from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, Version
+
+if TYPE_CHECKING:
+    from backyfs.metadata.database import Connection
+
+BLOCK = 4096
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LATER = NOW + timedelta(hours=2)
+
+
+def new_blobs(connection: Connection, count: int) -> list[BlobId]:
+    saved = [
+        SavedBlob(
+            uid=BlobUid(f"{number:032x}"),
+            fingerprint=f"content {number}".encode(),
+            size=BLOCK,
+            stored_size=10 + number,
+            encryption_version=0,
+            wrapped_key=None,
+        )
+        for number in range(count)
+    ]
+    ids = insert_blobs(connection, saved, NOW)
+    return [ids[blob.uid] for blob in saved]
+
+
+def new_version(connection: Connection, *entries: int) -> Version:
+    version = create_version(
+        connection, name="disk", snapshot_name="", size_bytes=len(entries) * BLOCK, created_at=NOW
+    )
+    page = new_entries(len(entries), HOLE)
+    for position, entry in enumerate(entries):
+        page[position] = entry
+    commit_page(connection, version.id, PageNumber(0), page)
+    return version
+
+
+def refs(connection: Connection) -> dict[int, int]:
+    return {row.blob_id: row.refs for row in connection.execute(select(blob_refs))}
+
+
+def doom(connection: Connection, *, older_than: datetime = LATER, after: int = 0, count: int = 100) -> list[BlobId]:
+    return doom_unused_blobs(connection, older_than=older_than, now=LATER, after=BlobId(after), count=count)
+
+
+def test_a_page_that_no_version_has_goes_and_counts(connection: Connection) -> None:
+    a, b = new_blobs(connection, 2)
+    first, second = new_version(connection, a, b), new_version(connection, b, 0)
+    assert remove_unused_pages(connection, 10) == 0
+    remove_version(connection, first.id)
+    assert remove_unused_pages(connection, 10) == 1
+    assert refs(connection) == {a: 0, b: 1}
+    assert references_add_up(connection)
+    remove_version(connection, second.id)
+    assert remove_unused_pages(connection, 10) == 1
+    assert refs(connection) == {a: 0, b: 0}
+    assert connection.execute(select(pages)).all() == []
+
+
+def test_pages_go_a_few_at_a_time(connection: Connection) -> None:
+    ids = new_blobs(connection, 5)
+    for version in [new_version(connection, blob_id) for blob_id in ids]:
+        remove_version(connection, version.id)
+    assert [remove_unused_pages(connection, 2) for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_a_page_that_is_counted_wrongly_and_in_use_is_not_removed(connection: Connection) -> None:
+    [a] = new_blobs(connection, 1)
+    new_version(connection, a)
+    connection.execute(update(pages).values(refs=0))
+    nested = connection.begin_nested()
+    with pytest.raises(DatabaseError, match="`backyfs cleanup --full`"):
+        remove_unused_pages(connection, 10)
+    nested.rollback()
+    assert refs(connection) == {a: 1}
+
+
+def test_blobs_that_no_page_contains_are_doomed_and_no_others(connection: Connection) -> None:
+    a, b, c = new_blobs(connection, 3)
+    new_version(connection, b)
+    assert doom(connection) == [a, c]
+    assert refs(connection) == {b: 1}
+    doomed = doomed_blobs(connection, BlobId(0), 10)
+    assert [(blob.id, blob.uid, blob.stored_size) for blob in doomed] == [
+        (a, f"{0:032x}", 10),
+        (c, f"{2:032x}", 12),
+    ]
+    assert doomed_blobs(connection, a, 10) == doomed[1:]
+    assert doomed_blobs(connection, BlobId(0), 1) == doomed[:1]
+    assert measure_doomed(connection) == (2, 22)
+    moments = connection.execute(select(blobs.c.doomed_at).where(blobs.c.doomed_at.is_not(None))).scalars().all()
+    assert moments == [LATER, LATER]
+
+
+def test_young_blobs_stay(connection: Connection) -> None:
+    [a] = new_blobs(connection, 1)
+    assert doom(connection, older_than=NOW) == []
+    assert doom(connection, older_than=NOW + timedelta(microseconds=1)) == [a]
+
+
+def test_blobs_are_doomed_a_few_at_a_time(connection: Connection) -> None:
+    ids = new_blobs(connection, 5)
+    assert doom(connection, count=2) == ids[:2]
+    assert doom(connection, after=ids[2], count=2) == ids[3:]
+    assert doom(connection) == [ids[2]]
+    assert doom(connection) == []
+
+
+def test_a_doomed_blob_is_not_found_and_not_taken_into_a_page(connection: Connection) -> None:
+    [a] = new_blobs(connection, 1)
+    doom(connection)
+    assert find_blobs(connection, [b"content 0"]) == {}
+    with pytest.raises(BlobsGoneError):
+        new_version(connection, a)
+
+
+def test_rows_of_doomed_blobs_go_and_no_others(connection: Connection) -> None:
+    a, b = new_blobs(connection, 2)
+    new_version(connection, b)
+    doom(connection)
+    assert forget_doomed(connection, [a, b, BlobId(b + 1)]) == 1
+    assert connection.execute(select(blobs.c.id)).scalars().all() == [b]
+    assert forget_doomed(connection, [a]) == 0
+
+
+def test_garbage_is_measured_as_it_would_be_taken_away(connection: Connection) -> None:
+    ids = new_blobs(connection, 5)
+    nothing = Garbage(pages=0, blobs=0, stored_bytes=0, young_blobs=5)
+    assert measure_garbage(connection, NOW) == nothing
+    doom(connection, count=1)
+    new_version(connection, ids[1], ids[2])
+    remove_version(connection, new_version(connection, ids[2], ids[3]).id)
+    # Doomed, in a page without a version alone, and in none at all; the one that another page has as well stays.
+    assert measure_garbage(connection, LATER) == Garbage(pages=1, blobs=3, stored_bytes=10 + 13 + 14, young_blobs=0)
+    assert measure_garbage(connection, NOW) == Garbage(pages=1, blobs=1, stored_bytes=10, young_blobs=2)
+    assert remove_unused_pages(connection, 10) == 1
+    assert measure_garbage(connection, LATER) == Garbage(pages=0, blobs=3, stored_bytes=37, young_blobs=0)
+    assert len(doom(connection)) == 2

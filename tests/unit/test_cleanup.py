@@ -1,0 +1,274 @@
+"""Cleanup: what no version needs is deleted, and nothing else, whoever is at work meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import delete, func, select
+
+from backyfs.engine.cleanup import Cleaner, cleanup, plan_cleanup
+from backyfs.engine.job import Job
+from backyfs.engine.migrate import MigrationRequest, migrate
+from backyfs.engine.pipeline import Pipeline
+from backyfs.engine.remove import remove_versions
+from backyfs.engine.restore import restore
+from backyfs.errors import InterruptedByUser, JobLostError, StorageError
+from backyfs.metadata.migration import Outdated
+from backyfs.metadata.tables import blobs, jobs, pages
+from backyfs.model import Deduplication, NoProgress, VersionStatus
+from tests.audit import audit, count_blobs, count_jobs
+from tests.images import random_image
+from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.unit.test_migrate import configure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from backyfs.model import Version
+    from backyfs.repository import Repository
+
+BLOCKS = 20
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    with opened(make_repository(tmp_path / "repository")) as repository:
+        yield repository
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return random_image(tmp_path / "image", BLOCKS * BLOCK)
+
+
+def remove(repository: Repository, *versions: Version) -> None:
+    removals = remove_versions(repository, versions, now=datetime.now(UTC))
+    assert [removal.kept for removal in removals] == [None] * len(versions)
+
+
+def objects(repository: Repository) -> set[str]:
+    return set(repository.blocks.storage.list_blobs())
+
+
+def expect_exact(repository: Repository, version: Version, image: Path) -> None:
+    target = image.with_name("restored")
+    assert restore(repository, version, str(target), replace=True).damaged == ()
+    assert target.read_bytes() == image.read_bytes()
+    audit(repository)
+
+
+def test_after_all_versions_the_storage_is_empty(repository: Repository, image: Path, tmp_path: Path) -> None:
+    first = back_up(repository, image).version
+    second = back_up(repository, random_image(tmp_path / "other", 5 * BLOCK, 2), "other").version
+    remove(repository, first, second)
+    stored = sum(repository.blocks.storage.size(uid) or 0 for uid in repository.blocks.storage.list_blobs())
+    report = cleanup(repository, grace_s=0)
+    assert (report.pages, report.blobs, report.stored_bytes) == (2, BLOCKS + 5, stored)
+    assert objects(repository) == set()
+    assert count_blobs(repository) == 0
+    assert count_jobs(repository) == 0
+    with repository.database.read() as connection:
+        assert connection.execute(select(func.count()).select_from(pages)).scalar() == 0
+
+
+def test_what_another_version_has_stays(repository: Repository, image: Path, tmp_path: Path) -> None:
+    first = back_up(repository, image).version
+    changed = tmp_path / "changed"
+    changed.write_bytes(b"x" * BLOCK + image.read_bytes()[BLOCK:])
+    second = back_up(repository, changed).version
+    remove(repository, first)
+    assert cleanup(repository, grace_s=0).blobs == 1
+    expect_exact(repository, second, changed)
+    assert len(objects(repository)) == BLOCKS
+
+
+def test_nothing_to_do_is_fine(repository: Repository, image: Path) -> None:
+    version = back_up(repository, image).version
+    for _ in range(2):
+        report = cleanup(repository, grace_s=0)
+        assert (report.pages, report.blobs, report.stored_bytes) == (0, 0, 0)
+    expect_exact(repository, version, image)
+
+
+def test_young_blobs_stay_until_the_grace_time_is_over(repository: Repository, image: Path) -> None:
+    version = back_up(repository, image).version
+    remove(repository, version)
+    assert plan_cleanup(repository).young_blobs == BLOCKS
+    report = cleanup(repository)
+    assert (report.pages, report.blobs) == (1, 0)
+    assert len(objects(repository)) == BLOCKS
+    assert back_up(repository, image).statistics.blocks_deduplicated == BLOCKS
+
+
+def test_the_plan_is_what_is_done(repository: Repository, image: Path) -> None:
+    remove(repository, back_up(repository, image).version)
+    garbage = plan_cleanup(repository, grace_s=0)
+    report = cleanup(repository, grace_s=0)
+    assert (garbage.pages, garbage.blobs, garbage.stored_bytes) == (report.pages, report.blobs, report.stored_bytes)
+    assert (garbage.blobs, garbage.young_blobs) == (BLOCKS, 0)
+
+
+def test_an_incomplete_version_keeps_its_blocks_and_is_continued(repository: Repository, image: Path) -> None:
+    asked = 0
+
+    def fail(uid: Any, parts: Any) -> int:
+        nonlocal asked
+        asked += 1
+        if asked > 10:
+            raise StorageError("injected")
+        return repository.blocks.storage.put(uid, parts)
+
+    class Failing:
+        put = staticmethod(fail)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(repository.blocks.storage, name)
+
+    storage: Any = Failing()
+    begun: list[Version] = []
+    with pytest.raises(StorageError):
+        back_up(replace(repository, blocks=replace(repository.blocks, storage=storage)), image, announce=begun.append)
+    cleanup(repository, grace_s=0)
+    audit(repository)
+    version = back_up(repository, image, continued=begun[0]).version
+    assert version.status is VersionStatus.VALID
+    expect_exact(repository, version, image)
+
+
+def test_a_cleanup_in_the_middle_of_a_backup_takes_nothing_from_it(
+    repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Pipeline._commit_pages
+    done = []
+
+    def commit(pipeline: Pipeline) -> None:
+        done.append(cleanup(repository, grace_s=0))  # its blobs have rows, and no page has them yet
+        real(pipeline)
+
+    monkeypatch.setattr(Pipeline, "_commit_pages", commit)
+    version = back_up(repository, image).version
+    monkeypatch.undo()
+    assert sum(report.blobs for report in done) >= BLOCKS
+    expect_exact(repository, version, image)
+
+
+def test_a_cleanup_between_look_up_and_commit_makes_a_backup_store_anew(
+    repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove(repository, back_up(repository, image).version)
+    real = Pipeline._commit_pages
+    done = []
+
+    def commit(pipeline: Pipeline) -> None:
+        if not done:
+            done.append(cleanup(repository, grace_s=0))
+        real(pipeline)
+
+    monkeypatch.setattr(Pipeline, "_commit_pages", commit)
+    version = back_up(repository, image).version
+    monkeypatch.undo()
+    assert done[0].blobs == BLOCKS
+    expect_exact(repository, version, image)
+
+
+def test_an_interrupted_cleanup_is_continued_by_the_next(
+    repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove(repository, back_up(repository, image).version)
+    monkeypatch.setattr("backyfs.engine.cleanup._BLOBS_AT_ONCE", 3)
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 12
+
+    with pytest.raises(InterruptedByUser, match="the next cleanup goes on"):
+        cleanup(repository, grace_s=0, stop=stop)
+    assert 0 < len(objects(repository)) < BLOCKS
+    audit(repository)
+    cleanup(repository, grace_s=0)
+    assert objects(repository) == set()
+    assert count_blobs(repository) == 0
+
+
+def test_objects_that_are_gone_already_are_fine(repository: Repository, image: Path) -> None:
+    remove(repository, back_up(repository, image).version)
+    for uid in list(repository.blocks.storage.list_blobs())[:7]:
+        repository.blocks.storage.delete(uid)
+    assert cleanup(repository, grace_s=0).blobs == BLOCKS
+    assert count_blobs(repository) == 0
+
+
+def test_two_cleanups_at_once(repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove(repository, back_up(repository, image).version)
+    real = Cleaner._delete_objects
+    inner = []
+
+    def delete_objects(cleaner: Cleaner, *arguments: Any) -> None:
+        if not inner:
+            monkeypatch.undo()
+            inner.append(cleanup(repository, grace_s=0))
+        real(cleaner, *arguments)
+
+    monkeypatch.setattr(Cleaner, "_delete_objects", delete_objects)
+    outer = cleanup(repository, grace_s=0)
+    assert inner[0].blobs + outer.blobs == BLOCKS
+    assert objects(repository) == set()
+
+
+def test_after_a_migration_and_a_cleanup_no_object_is_plain(tmp_path: Path) -> None:
+    config = make_repository(tmp_path / "plain")
+    configure(config, encryption_version=0)
+    # Bytes that are found again in a plain object, and by no accident in one that is encrypted.
+    contents = [bytes([number]) * 64 + f"this is block {number}".encode() * 50 for number in range(BLOCKS)]
+    image = tmp_path / "text"
+    image.write_bytes(b"".join(content.ljust(BLOCK, b".") for content in contents))
+    with opened(config) as repository:
+        version = back_up(repository, image).version
+        assert all(_is_plain(repository, uid, contents) for uid in objects(repository))
+    configure(config, encryption_version=2)
+    with opened(config) as repository:
+        remove(repository, back_up(replace(repository, deduplication=Deduplication.OFF), image, "gone").version)
+        migrate(repository, MigrationRequest(versions=None, outdated=Outdated(to=2)))
+        assert any(_is_plain(repository, uid, contents) for uid in objects(repository))
+        cleanup(repository, grace_s=0)
+        assert not any(_is_plain(repository, uid, contents) for uid in objects(repository))
+        assert len(objects(repository)) == BLOCKS
+        expect_exact(repository, version, image)
+        with repository.database.read() as connection:
+            assert set(connection.execute(select(blobs.c.encryption_version)).scalars()) == {2}
+
+
+def _is_plain(repository: Repository, uid: Any, contents: list[bytes]) -> bool:
+    stored = repository.blocks.storage.get(uid)
+    return any(content in stored for content in contents)
+
+
+def test_a_backup_that_was_taken_for_dead_names_no_new_objects(
+    repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Pipeline._insert
+
+    def insert(pipeline: Pipeline, saved: Any) -> None:
+        with repository.database.write() as connection:  # as the next job does, after a minute
+            connection.execute(delete(jobs))
+        real(pipeline, saved)
+
+    monkeypatch.setattr(Pipeline, "_insert", insert)
+    with pytest.raises(JobLostError):
+        back_up(repository, image)
+    assert count_blobs(repository) == 0
+
+
+def test_a_cleanup_that_was_taken_for_dead_stops(repository: Repository, image: Path) -> None:
+    remove(repository, back_up(repository, image).version)
+    with Job(repository.database, "cleanup") as job:
+        job._lost.set()
+        with pytest.raises(JobLostError):
+            Cleaner(repository, job, NoProgress(), lambda: False).run(0)
+    assert len(objects(repository)) == BLOCKS
