@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from backyfs.metadata.catalog import BlobColumns
 
 # entries n (2) | blobs k (2)
-# n x entry (2): 0 a hole, 65535 never backed up, else the number of a blob from 1 on
+# n x entry (2): 0 a hole, 65535 never backed up, else the number of a blob from 1 on, in the order of the entries
 # k x flags (1) | k x bytes of the uid (1) | of the fingerprint (1) | of the wrapped key (1)
 # k x encryption version (2) | k x size (4) | k x stored size (8)
 # the uids, one after the other | the fingerprints | the wrapped keys
@@ -53,13 +53,24 @@ def pack_page(uid: str, by: Seal, entries: Sequence[int], blobs: BlobColumns) ->
     Raises:
         CatalogError: an entry names none of these blobs.
     """
-    numbers = {blob_id: number for number, blob_id in enumerate(blobs.ids, 1)}
+    return pack_object(Kind.PAGE, page_name(uid), by, page_content(uid, entries, blobs))
+
+
+def page_content(uid: str, entries: Sequence[int], blobs: BlobColumns) -> bytes:
+    """Return what the object of a page holds: equal bytes for equal rows, whatever their ids are.
+
+    Raises:
+        CatalogError: an entry names none of these blobs.
+    """
+    order = [entry for entry in dict.fromkeys(entries) if entry > HOLE]  # as they come
+    if len(order) != len(blobs.ids) or set(order) != set(blobs.ids):
+        raise CatalogError(f"page {uid} of a block map names blobs that have no rows")
+    numbers = {blob_id: number for number, blob_id in enumerate(order, 1)}
     numbers[HOLE], numbers[ABSENT] = 0, _ABSENT
-    try:
-        content = _COUNTS.pack(len(entries), len(blobs.ids)) + _le("H", map(numbers.__getitem__, entries))
-    except KeyError as error:
-        raise CatalogError(f"page {uid} of a block map names blob {error}, which has no row") from None
-    return pack_object(Kind.PAGE, page_name(uid), by, content + _pack_blobs(blobs))
+    map_of_blobs = _le("H", map(numbers.__getitem__, entries))
+    if tuple(order) != blobs.ids:
+        blobs = blobs.in_order(order)
+    return _COUNTS.pack(len(entries), len(blobs.ids)) + map_of_blobs + _pack_blobs(blobs)
 
 
 def _pack_blobs(blobs: BlobColumns) -> bytes:
@@ -122,12 +133,21 @@ def unpack_page(uid: str, by: Seal, stored: bytes) -> CatalogPage:
     Raises:
         CatalogError: it is not the object of this page, or not whole.
     """
-    name = page_name(uid)
-    content = open_object(take_apart(Kind.PAGE, name, stored), name, by)
+    content = open_page(uid, by, stored)
     try:
         return _parse(memoryview(content))
     except (ValueError, IndexError, struct.error) as error:
-        raise CatalogError(f"object {name} is damaged: {error}") from error
+        raise CatalogError(f"object {page_name(uid)} is damaged: {error}") from error
+
+
+def open_page(uid: str, by: Seal, stored: bytes) -> bytes:
+    """Return what the object of a page holds, as `page_content` makes it.
+
+    Raises:
+        CatalogError: it is not the object of this page.
+    """
+    name = page_name(uid)
+    return open_object(take_apart(Kind.PAGE, name, stored), name, by)
 
 
 def _parse(content: memoryview) -> CatalogPage:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import textwrap
+from typing import TYPE_CHECKING
 
 from backyfs.config.document import Document
 from backyfs.config.loader import build
 from backyfs.config.table import SECTION_KEYS, STORAGE_KEYS, STORAGE_TYPE
 from backyfs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _HEADER = """\
 # Configuration of backyfs. All keys are described in the manual, on the page "Configuration".
@@ -43,15 +47,16 @@ def config_text(
     *,
     database_url: str,
     storage_path: str,
-    key_file: str | None,
-    encryption_version: int,
+    key_file: str | None = None,
+    secret: Mapping[str, str] | None = None,
+    encryption_version: int | None,
     block_size: int,
     logfile: str | None,
 ) -> str:
     """Return the text of a configuration with these values, a comment above every key.
 
-    Values are written as they are given. No key file is no encryption, no logfile is no such key. A
-    value may not begin or end with white space and may not have line breaks.
+    Values are written as they are given; None is no such key. `secret` are keys of [DEFAULTS] that name a key or
+    passphrase, in the place of a key file. A value may not begin or end with white space and may not have line breaks.
 
     Raises:
         ConfigError: a value is not allowed, or this form of file cannot say it.
@@ -59,8 +64,9 @@ def config_text(
     defaults = {
         "logfile": logfile,
         "block_size": str(block_size),
-        "encryption_version": str(encryption_version),
+        "encryption_version": None if encryption_version is None else str(encryption_version),
         "encryption_key_file": key_file,
+        **(secret or {}),
     }
     said = {
         "DEFAULTS": {key: value for key, value in defaults.items() if value is not None},

@@ -117,6 +117,29 @@ def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitRepor
     )
 
 
+def write_configuration(
+    places: Places, *, block_size: int, encryption_version: int | None, secret: Mapping[str, str]
+) -> None:
+    """Write a configuration for a repository that is there; `secret` are its keys that name a key or passphrase.
+
+    Raises:
+        UsageError: there is such a file, or it cannot be made.
+        ConfigError: a place cannot be used.
+    """
+    text = config_text(
+        database_url=places.database_url,
+        storage_path=places.storage_path,
+        secret=secret,
+        encryption_version=encryption_version,
+        block_size=block_size,
+        logfile=places.logfile,
+    )
+    with _mapped_errors(), _draft(places.config_file, text) as draft:
+        load_config(draft, {})
+        os.makedirs(os.path.dirname(places.logfile), mode=0o700, exist_ok=True)
+        os.link(draft, places.config_file)
+
+
 def _refuse_existing(places: Places, *, encrypted: bool) -> None:
     for what, path in (
         ("configuration", places.config_file),

@@ -22,12 +22,14 @@ from backyfs.config import NullStorageConfig
 from backyfs.engine.catalogplace import catalog_key_check, require_catalog
 from backyfs.engine.window import Window
 from backyfs.errors import BackyfsError, InterruptedByUser, MissingKeyError
+from backyfs.geometry import PAGE_ENTRIES
 from backyfs.metadata.blobs import newest_wrapped_key
 from backyfs.metadata.blockmap import ABSENT, HOLE, unpack
 from backyfs.metadata.catalog import (
     Note,
     NoteKind,
     catalog_key,
+    count_unpublished_pages,
     has_notes,
     load_blob_columns,
     page_token,
@@ -137,11 +139,18 @@ class _Publisher:
 
     def run(self) -> PublishReport:
         """Write until nothing is left, or what is left is changed by others all the time."""
-        with Window[None](_WORKERS) as window:
-            for _ in range(_ROUNDS):
-                self._find_pages_of_changed_blobs()
-                if self._round(window):
-                    break
+        self._find_pages_of_changed_blobs()
+        with self._database.read() as connection:
+            count = count_unpublished_pages(connection)
+        self._progress.start("Writing the catalog of", count * PAGE_ENTRIES * self._block_size)
+        try:
+            with Window[None](_WORKERS) as window:
+                for _ in range(_ROUNDS):
+                    if self._round(window):
+                        break
+                    self._find_pages_of_changed_blobs()
+        finally:
+            self._progress.stop()
         return self._report
 
     def check_key(self, *, everything: bool) -> None:
@@ -171,7 +180,7 @@ class _Publisher:
     def _round(self, window: Window[None]) -> bool:
         """Write what the notes say; return whether nothing of it has changed meanwhile."""
         with self._database.read() as connection:
-            busy = _filled_versions(connection)
+            busy = filled_versions(connection)
         batch = _Batch()
         is_settled = self._put_pages(window, batch, leave_begun=bool(busy))
         for notes in self._notes(NoteKind.VERSION):
@@ -208,7 +217,7 @@ class _Publisher:
                 rows = unpublished_pages(connection, last, _PAGES_AT_ONCE)
                 unpacked = [(row, unpack(row.entries)) for row in rows]
                 wanted = [(row, entries) for row, entries in unpacked if not (leave_begun and ABSENT in entries)]
-                read = [(row, entries, _load_blobs(connection, entries)) for row, entries in wanted]
+                read = [(row, entries, load_page_blobs(connection, entries)) for row, entries in wanted]
             if not rows:
                 return is_settled
             last = rows[-1].id
@@ -217,7 +226,7 @@ class _Publisher:
                 self._wait(window, 2 * _WORKERS)
                 window.submit(self._put_page, row, entries, blobs)
                 batch.pages[row.id] = row.uid
-                self._progress.advance(self._block_size * len(entries))
+                self._progress.advance(PAGE_ENTRIES * self._block_size)
             if len(batch.pages) >= _PAGES_A_FLUSH:
                 is_settled &= self._settle(window, batch)
 
@@ -306,12 +315,13 @@ def read_repository(connection: Connection) -> CatalogRepository:
     )
 
 
-def _load_blobs(connection: Connection, entries: Entries) -> BlobColumns:
+def load_page_blobs(connection: Connection, entries: Entries) -> BlobColumns:
+    """Return what the catalog is to have of the blobs of a page."""
     return load_blob_columns(connection, {entry for entry in entries if entry > HOLE})
 
 
-def _filled_versions(connection: Connection) -> frozenset[str]:
-    """Return the versions that running backups are filling: their pages change every other second."""
+def filled_versions(connection: Connection) -> frozenset[str]:
+    """Return the uids of versions that running backups are filling: their pages change every other second."""
     held = {uid for job in list_live_jobs(connection, this_process()) for uid in job.versions}
     found = (version_with_uid(connection, uid) for uid in held)
     return frozenset(

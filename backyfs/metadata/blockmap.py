@@ -285,6 +285,17 @@ def _insert_page(connection: Connection, digest: bytes, entries: Entries, uses: 
     return PageId(insert_row(connection, row))
 
 
+def add_recovered_page(connection: Connection, uid: str, entries: Entries, *, published: bool = True) -> PageId:
+    """Insert a page that no version has yet, or return the one that has these entries. All its blobs have rows."""
+    digest = _digest(entries)
+    page_id = connection.execute(select(pages.c.id).where(pages.c.digest == digest)).scalar()
+    if page_id is not None:
+        return PageId(page_id)
+    _count_use(connection, {BlobId(entry) for entry in entries if entry > HOLE}, 1)
+    row = insert(pages).values(uid=uid, digest=digest, entries=pack(entries), refs=0, published=published)
+    return PageId(insert_row(connection, row))
+
+
 def _count_use(connection: Connection, blob_ids: Collection[BlobId], pages_more: int) -> int:
     """Count so many pages more for each of these blobs, unless it is doomed; return for how many."""
     if not blob_ids:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import bindparam, delete, insert, literal, select, update
+from sqlalchemy import bindparam, delete, func, insert, literal, select, update
 
 from backyfs.metadata.batches import batches
 from backyfs.metadata.tables import catalog_notes, pages, version_pages, versions
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from backyfs.metadata.database import Connection
     from backyfs.model import BlobId, PageId, VersionId
+
+
+_T = TypeVar("_T")
 
 
 class NoteKind(StrEnum):
@@ -70,6 +73,21 @@ class BlobColumns:
     encryption_versions: tuple[int, ...]
     wrapped_keys: tuple[bytes | None, ...]
     valid: tuple[bool, ...]
+
+    def in_order(self, ids: Iterable[int]) -> BlobColumns:
+        """Return the same rows in another order."""
+        places = {blob_id: place for place, blob_id in enumerate(self.ids)}
+        wanted = [places[blob_id] for blob_id in ids]
+        return BlobColumns(
+            ids=_pick(self.ids, wanted),
+            uids=_pick(self.uids, wanted),
+            fingerprints=_pick(self.fingerprints, wanted),
+            sizes=_pick(self.sizes, wanted),
+            stored_sizes=_pick(self.stored_sizes, wanted),
+            encryption_versions=_pick(self.encryption_versions, wanted),
+            wrapped_keys=_pick(self.wrapped_keys, wanted),
+            valid=_pick(self.valid, wanted),
+        )
 
 
 NO_BLOBS = BlobColumns(
@@ -271,12 +289,34 @@ def save_catalog_key(connection: Connection, check: str) -> None:
 
 
 def existing_uids(connection: Connection, kind: NoteKind, uids: Iterable[str]) -> set[str]:
-    """Return which of these uids are those of versions, or of pages that versions have."""
-    table, used = (versions, versions.c.id.is_not(None)) if kind is NoteKind.VERSION else (pages, pages.c.refs > 0)
+    """Return which of these uids are those of versions, or of pages, also of such as no version has at the moment."""
+    table = versions if kind is NoteKind.VERSION else pages
     found: set[str] = set()
     for batch in batches(uids):
-        found.update(connection.execute(select(table.c.uid).where(table.c.uid.in_(batch), used)).scalars())
+        found.update(connection.execute(select(table.c.uid).where(table.c.uid.in_(batch))).scalars())
     return found
+
+
+def count_unpublished_pages(connection: Connection) -> int:
+    """Return how many pages versions have and the catalog lacks."""
+    here = pages.c.published.is_(False) & (pages.c.refs > 0)
+    return connection.execute(select(func.count()).select_from(pages).where(here)).scalar_one()
+
+
+def count_used_pages(connection: Connection) -> int:
+    """Return how many pages versions have."""
+    return connection.execute(select(func.count()).select_from(pages).where(pages.c.refs > 0)).scalar_one()
+
+
+def pages_after(connection: Connection, last: PageId, count: int) -> list[PageRow]:
+    """Return the next pages, by id, that versions have."""
+    query = select(pages.c.id, pages.c.uid, pages.c.entries).where(pages.c.refs > 0, pages.c.id > last)
+    rows = connection.execute(query.order_by(pages.c.id).limit(count))
+    return [PageRow(id=row.id, uid=row.uid, entries=row.entries) for row in rows]
+
+
+def _pick(column: tuple[_T, ...], places: Iterable[int]) -> tuple[_T, ...]:
+    return tuple(column[place] for place in places)
 
 
 def _note(connection: Connection, kind: NoteKind, uids: Iterable[str]) -> None:

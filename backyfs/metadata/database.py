@@ -21,7 +21,7 @@ from backyfs.metadata.engines import (
     show_url,
     sqlite_path,
 )
-from backyfs.metadata.revisions import HEAD, Schema, SchemaState, read_schema
+from backyfs.metadata.revisions import HEAD, RECOVERING, Schema, SchemaState, read_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -128,6 +128,10 @@ class Database:
             raise SchemaError(f"{self.place} holds no repository; run `backyfs init` to make one")
         if schema.state is SchemaState.OLDER:
             raise SchemaOutdatedError(f"{self.place} has an older schema; run `backyfs upgrade`")
+        if schema.revision == RECOVERING:
+            raise SchemaError(
+                f"{self.place} is being rebuilt by `backyfs recover`, or was and that did not end; run it again"
+            )
         needed = "a newer release" if schema.needs_release is None else f"release {schema.needs_release} or a newer one"
         raise SchemaError(
             f"{self.place} has schema revision {schema.revision}, which is newer than this program's, {HEAD}; "

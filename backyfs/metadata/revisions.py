@@ -39,6 +39,9 @@ HEAD_RELEASE = "0.1.0"  # the oldest release that works with it; older ones tell
 # Stands in alembic_version while the last tables of backy2 are being dropped: everything else is done.
 CLEARING_AWAY = "backyfs_clearing"
 
+# Stands there while a database is filled from the catalog, and where that did not come to its end.
+RECOVERING = "backyfs_recovering"
+
 ASIDE = "backy2_"  # before the names of backy2's tables, while their rows are taken over
 BACKY2_TABLES = ("blocks", "tags", "stats", "stats_old", "deleted_blocks", "versions")  # the one referred to last
 class SchemaState(Enum):

@@ -51,6 +51,13 @@ def create_tables(connection: Connection) -> None:
     stamp(connection, HEAD)
 
 
+def create_unfinished_tables(connection: Connection, revision: str) -> None:
+    """Make the tables anew in a database that says from the beginning on that they are not finished."""
+    drop_tables(connection)
+    stamp(connection, revision)
+    metadata.create_all(connection)
+
+
 def drop_tables(connection: Connection) -> None:
     """Drop what `create_tables` has made."""
     metadata.drop_all(connection)

@@ -88,7 +88,8 @@ def add(invocation: Invocation, /, *, label: str, recovery_file: str | None, **o
         if recovery_file is None:
             slot = keyslots.add_slot(database, _sources(invocation), label, _new_secret(options))
         else:
-            slot = keyslots.add_slot_from_recovery(database, _read_page(recovery_file), label, _new_secret(options))
+            key = read_recovery_page(recovery_file)
+            slot = keyslots.add_slot_from_recovery(database, key, label, _new_secret(options))
     invocation.keep_catalog()
     _tell(invocation, slot, "There is a new slot")
 
@@ -176,7 +177,12 @@ def _page(found: RepositoryKey) -> str:
     return _PAGE.format(repository=found.repository, check=_check(found.key), groups=write_page(found.key))
 
 
-def _read_page(file: str) -> bytes:
+def read_recovery_page(file: str) -> bytes:
+    """Return the key of a repository from a file with a recovery page; - is stdin.
+
+    Raises:
+        KeyMaterialError: it cannot be read, or has a mistake.
+    """
     from backyfs.keys.recovery import read_page  # noqa: PLC0415 - cryptography is slow to load
 
     if file == "-":

@@ -1,0 +1,216 @@
+"""`backyfs recover`: rebuild the database from the storage and the key alone."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import click
+
+from backyfs.cli.commands.key import read_recovery_page
+from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.output import Row, print_object, print_rows
+from backyfs.cli.passphrases import asking, read_secret, secret_options
+from backyfs.cli.text import printable
+from backyfs.errors import IntegrityError, MissingKeyError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backyfs.catalog.repository import OpenPart
+    from backyfs.cli.invocation import Invocation
+    from backyfs.config import Config
+    from backyfs.engine.initialize import Places
+    from backyfs.engine.recover import Loss, RecoveryReport
+    from backyfs.keys.slots import Secret
+    from backyfs.storage import Storage
+
+_COLUMNS = ("name", "version", "reason")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Target:
+    """Where the repository is to be, and what names its key."""
+
+    places: Places
+    config: Config | None   # that there is already; it is not touched
+    secret: dict[str, str]  # keys of a new configuration that name a key or passphrase
+    storage_path: str | None  # None: the storage of the configuration
+
+
+@click.command()
+@click.argument("storage", required=False)
+@secret_options()
+@click.option(
+    "--from-recovery",
+    "recovery_file",
+    metavar="FILE",
+    help="Open the catalog by a recovery page in FILE, - for stdin, that `key export` or `key print` has written.",
+)
+@click.option(
+    "--to",
+    metavar="FILE|URL",
+    help="SQLite file to make, or the URL of an empty database, as in postgresql://user:password@host/name.",
+)
+@click.option(
+    "--check-objects", is_flag=True, help="Look whether the object of every block is in the storage, too."
+)
+@click.pass_obj
+def command(
+    invocation: Invocation,
+    /,
+    *,
+    storage: str | None,
+    recovery_file: str | None,
+    to: str | None,
+    check_objects: bool,
+    **options: str | None,
+) -> None:
+    """Rebuild the database from the catalog in the directory STORAGE, and the key.
+
+    All that is not named is taken from the configuration, if there is one: storage, key and database. If there is
+    none, one is written. A database that is not empty is refused. Ended early, the same command begins anew.
+
+    What cannot be recovered is listed, the rest is there, and the exit status is 20.
+    """
+    from backyfs.engine.recover import open_catalog, recover  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.metadata.database import Database  # noqa: PLC0415
+    from backyfs.storage.directory import DirectoryStorage  # noqa: PLC0415
+    from backyfs.storage.opening import open_storage  # noqa: PLC0415
+
+    target = _target(invocation, storage, to, options)
+    page = None if recovery_file is None else read_recovery_page(recovery_file)
+    losses: list[Loss] = []
+    with stop_on_signals() as stop:
+        opened: Storage
+        if target.storage_path is not None:
+            opened = DirectoryStorage(target.storage_path)
+        else:
+            assert target.config is not None, "checked before"
+            opened = open_storage(target.config, stop)
+        with closing(opened), closing(Database(target.places.database_url)) as database:
+            place = database.place
+            catalog = open_catalog(opened, _asked(target, options), page)
+            report = recover(
+                opened,
+                catalog,
+                database,
+                check_objects=check_objects,
+                progress=invocation.progress(),
+                stop=stop,
+                tell=losses.append,
+            )
+    if target.config is None:
+        _write_configuration(target, report, is_sealed=catalog.seal.key is not None)
+    _print(invocation, target, report, losses, place)
+    if losses:
+        raise IntegrityError(
+            f"{len(losses)} objects could not be recovered, and are listed; {report.versions} versions are there"
+        )
+
+
+def _target(invocation: Invocation, storage: str | None, to: str | None, options: dict[str, str | None]) -> _Target:
+    from backyfs.config import find_config  # noqa: PLC0415
+    from backyfs.engine.initialize import default_places  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.errors import ConfigError  # noqa: PLC0415
+
+    named = invocation.config_file or os.environ.get("BACKYFS_CONFIG") or None
+    try:
+        is_there = any(map(os.path.lexists, find_config(named, os.environ)))
+    except ConfigError:
+        is_there = False
+    config = invocation.load_config() if is_there else None
+    if storage is None and config is None:
+        raise UsageError("there is no configuration that names the storage; name its directory")
+    places = default_places(os.environ, as_root=os.geteuid() == 0, config_file=named)
+    if storage is not None:
+        places = replace(places, storage_path=os.path.abspath(storage))
+    if to is not None:
+        places = replace(places, database=to if "://" in to else os.path.abspath(to))
+    elif config is not None:
+        places = replace(places, database=config.database_url)
+    return _Target(
+        places=places,
+        config=config,
+        secret={f"encryption_{name}": _absolute(name, text) for name, text in options.items() if text is not None},
+        storage_path=None if storage is None else places.storage_path,
+    )
+
+
+def _absolute(option: str, text: str) -> str:
+    return os.path.abspath(text) if option.endswith("_file") else text
+
+
+def _asked(target: _Target, options: dict[str, str | None]) -> Callable[[OpenPart], Secret]:
+    """Return what gives the key where one is needed: options, configuration, or somebody who is asked."""
+
+    def ask(found: OpenPart) -> Secret:
+        from backyfs.keys import expected_keys  # noqa: PLC0415 - cryptography is slow to load
+        from backyfs.keys.slots import Secret  # noqa: PLC0415
+        from backyfs.repository import configured_secret  # noqa: PLC0415
+
+        secret = read_secret(**options)
+        if secret is None and target.config is not None:
+            secret = configured_secret(target.config)
+        asker = asking()
+        if secret is None and asker is not None and found.key_slots:
+            secret = Secret(passphrase=asker())
+        if secret is None:
+            slots = expected_keys(list(found.key_slots)) or "the key that backy2 was configured with"
+            raise MissingKeyError(
+                f"the catalog of repository {found.uid} is encrypted, and opened by {slots}; name it with --key-file, "
+                "--passphrase-file or --from-recovery"
+            )
+        return secret
+
+    return ask
+
+
+def _write_configuration(target: _Target, report: RecoveryReport, *, is_sealed: bool) -> None:
+    from backyfs.engine.initialize import write_configuration  # noqa: PLC0415 - SQLAlchemy is slow to load
+
+    write_configuration(
+        target.places,
+        block_size=report.repository.identity.block_size,
+        encryption_version=None if is_sealed else 0,
+        secret=target.secret if is_sealed else {},
+    )
+
+
+def _print(
+    invocation: Invocation, target: _Target, report: RecoveryReport, losses: list[Loss], place: str
+) -> None:
+    rows: list[Row] = [{"name": loss.name, "version": loss.version, "reason": loss.reason} for loss in losses]
+    if invocation.form is OutputForm.JSON:
+        row: Row = {
+            "repository": report.repository.identity.uid,
+            "database": place,
+            "configuration": target.places.config_file if target.config is None else None,
+            "versions": report.versions,
+            "pages": report.pages,
+            "blobs": report.blobs,
+            "invalid": list(report.invalid),
+        }
+        print_object(row, losses=rows)
+        return
+    if rows or invocation.form is OutputForm.PIPE:
+        print_rows(invocation, rows, _COLUMNS)
+    if invocation.form is OutputForm.PIPE:
+        return
+    click.echo(
+        f"repository {report.repository.identity.uid}: {report.versions} versions with {report.blobs} stored blocks "
+        f"are in {printable(place)}"
+    )
+    if report.invalid:
+        click.echo(
+            f"{len(report.invalid)} versions are invalid now, because they lack blocks. If what is listed can be found "
+            "again, put it back and recover once more, into another database."
+        )
+    if target.config is None:
+        click.echo(f"The configuration is {printable(target.places.config_file)}.")
+    else:
+        files = ", ".join(map(printable, target.config.files))
+        click.echo(f"The configuration {files} was there and is as it was: compare [MetaBackend] and [DataBackend].")
+    click.echo("`backyfs scrub --all` reads all blocks, and tells whether they are whole.")
