@@ -72,10 +72,12 @@ def cleanup(
     grace_s: float = GRACE_S,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
+    before_deleting: Callable[[], None] = lambda: None,
 ) -> CleanupReport:
     """Delete what no version needs, but for blobs that were stored less than `grace_s` seconds ago.
 
-    What an earlier cleanup has left comes first: that makes room where a disk is full.
+    What an earlier cleanup has left comes first: that makes room where a disk is full. `before_deleting` is called
+    when it is known which objects are to be deleted, and before they are: what else names them is to be told.
 
     Raises:
         InterruptedByUser: `stop` said so; the next cleanup goes on.
@@ -83,7 +85,7 @@ def cleanup(
     """
     started = time.monotonic()
     with Job(repository.database, "cleanup") as job:
-        cleaner = Cleaner(repository, job, job.track(progress or NoProgress()), stop)
+        cleaner = Cleaner(repository, job, job.track(progress or NoProgress()), stop, before_deleting)
         cleaner.run(grace_s)
     cleaner.report.duration_s = time.monotonic() - started
     return cleaner.report
@@ -92,12 +94,20 @@ def cleanup(
 class Cleaner:
     """One cleanup under way. Owned by the thread that calls `run`."""
 
-    def __init__(self, repository: Repository, job: Job, progress: Progress, stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        job: Job,
+        progress: Progress,
+        stop: Callable[[], bool],
+        before_deleting: Callable[[], None] = lambda: None,
+    ) -> None:
         self._database = repository.database
         self._storage = repository.blocks.storage
         self._job = job
         self._progress = progress
         self._stop = stop
+        self._before_deleting = before_deleting
         self.report = CleanupReport()
 
     def run(self, grace_s: float) -> None:
@@ -156,6 +166,7 @@ class Cleaner:
                 return
             last = batch[-1].id
             self._check()
+            self._before_deleting()
             self._delete_objects(window, batch)
             with self._database.write() as connection:
                 self.report.blobs += forget_doomed(connection, [blob.id for blob in batch])

@@ -63,7 +63,13 @@ class DirectoryStorage:
         """
         try:
             os.makedirs(path, mode=0o700, exist_ok=True)
-            if os.listdir(path):
+            there = os.listdir(path)
+            if NAMED in there:
+                raise StorageError(
+                    f"storage directory {path} holds a repository; `backyfs recover {path}` rebuilds its database, or "
+                    "name another directory"
+                )
+            if there:
                 raise StorageError(f"storage directory {path} is not empty; name another one")
         except OSError as error:
             raise _storage_error(path, error) from error

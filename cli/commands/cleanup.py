@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +12,7 @@ from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import Row, print_object, print_rows
 from backyfs.cli.sizes import human_size
 from backyfs.engine.cleanup import GRACE_S, cleanup, plan_cleanup
+from backyfs.engine.publish import keep_catalog
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
@@ -42,7 +44,14 @@ def command(invocation: Invocation, *, dry_run: bool, dangerous_force: bool) -> 
                 "young_blobs": garbage.young_blobs,
             }
         else:
-            report = cleanup(repository, grace_s=grace_s, progress=invocation.progress(), stop=stop)
+            report = cleanup(
+                repository,
+                grace_s=grace_s,
+                progress=invocation.progress(),
+                stop=stop,
+                # Else the catalog would name objects that are gone, where a migration has not told it yet.
+                before_deleting=partial(keep_catalog, repository, stop=stop),
+            )
             row = {
                 "pages": report.pages,
                 "blobs": report.blobs,
