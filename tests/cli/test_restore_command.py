@@ -363,12 +363,12 @@ def test_blocks_without_a_fingerprint_are_verified_with_those_of_the_storage(
     assert (status, [found["start"] for found in json.loads(text)["differing"]]) == (20, [BLOCK])
 
 
-def test_what_is_read_back_comes_from_the_disk(call, version, out, monkeypatch):
+def test_what_is_read_back_comes_from_the_disk(repository, version, out, monkeypatch):
     calls = []
     monkeypatch.setattr(os, "fsync", lambda _number: calls.append("fsync"))
     monkeypatch.setattr(os, "posix_fadvise", lambda _number, *words: calls.append(words))
     monkeypatch.setattr(FileTarget, "is_zeros", lambda *_: calls.append("read") or True)
-    assert call("restore", "--verify", version.uid, out)[0] == 0
+    restore(repository, version, str(out), options=RestoreOptions(verify=True))
     assert calls == ["fsync", (0, 0, os.POSIX_FADV_DONTNEED), "read"]
 
 
