@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backyfs.config import NullStorageConfig
-from backyfs.errors import BlobMissingError, StorageError
+from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError, StorageError
 from backyfs.model import BlobUid, Buffer
 from backyfs.storage import directory as directory_module
 from backyfs.storage.directory import DirectoryStorage
@@ -259,6 +259,106 @@ def test_what_is_no_uid_is_refused_everywhere(any_storage: Storage, uid: str) ->
     assert list(any_storage.list_blobs()) == []
 
 
+# Objects with names
+
+
+PAGE = "catalog/pages/0f/0f5b2c1e-9a64-4f0b-8a57-6b1de0b5a0f3"
+NO_NAMES = [
+    "", "catalog", "catalog/", "catalog//x", "/catalog/x", "catalog/../x", "catalog/..", "catalog/.", "catalog/a.tmp",
+    "catalog/a/b/c/d/e", "catalog/a b", "catalog/x\0", "catalog/x\n", "catalog/ä", f"catalog/{'x' * 65}", "other/x", A,
+]  # fmt: skip
+
+
+def put_object(storage: Storage, name: str, content: bytes) -> None:
+    """Store an object with a name durably."""
+    storage.put_object(name, content)
+    storage.flush()
+
+
+@pytest.mark.parametrize("content", [b"", b"*", bytes(300_000)])
+def test_an_object_with_a_name_comes_back_as_it_was_put(storage: Storage, content: bytes) -> None:
+    put_object(storage, PAGE, content)
+    assert storage.get_object(PAGE, len(content)) == content
+
+
+def test_an_object_with_a_name_takes_the_place_of_the_one_that_had_it(storage: Storage) -> None:
+    put_object(storage, PAGE, b"a long one")
+    put_object(storage, PAGE, b"short")
+    assert storage.get_object(PAGE, 100) == b"short"
+    assert list(storage.list_objects("catalog/")) == [PAGE]
+
+
+def test_of_two_that_were_put_before_a_flush_the_last_one_stays(storage: Storage) -> None:
+    storage.put_object(PAGE, b"first")
+    storage.put_object(PAGE, b"second")
+    storage.flush()
+    assert storage.get_object(PAGE, 100) == b"second"
+
+
+def test_objects_with_names_are_there_when_the_storage_is_opened_again(open_storage: Callable[[], Storage]) -> None:
+    for content in (b"1", b"22"):
+        storage = open_storage()
+        put_object(storage, PAGE, content)
+        storage.close()
+    storage = open_storage()
+    assert storage.get_object(PAGE, 2) == b"22"
+    storage.close()
+
+
+def test_an_object_that_is_larger_than_it_may_be_is_not_read(storage: Storage) -> None:
+    put_object(storage, PAGE, bytes(11))
+    with pytest.raises(IntegrityError, match=f"^object {PAGE} has more than 10 bytes"):
+        storage.get_object(PAGE, 10)
+
+
+def test_an_object_with_a_name_that_is_not_there_is_missing(any_storage: Storage) -> None:
+    with pytest.raises(ObjectMissingError, match=f"^object {PAGE} ") as caught:
+        any_storage.get_object(PAGE, 1)
+    assert caught.value.name == PAGE
+
+
+def test_deleting_objects_with_names_twice_is_fine(any_storage: Storage) -> None:
+    any_storage.put_object(PAGE, b"x")
+    any_storage.flush()
+    any_storage.delete_object(PAGE)
+    any_storage.delete_object(PAGE)
+    assert list(any_storage.list_objects("catalog/")) == []
+
+
+def test_objects_with_names_are_listed_below_a_prefix(storage: Storage) -> None:
+    names = {"catalog/repository", PAGE, "catalog/pages/ff/x", "catalog/versions/y", "catalog/pages-2/z"}
+    for name in names:
+        storage.put_object(name, b"x")
+    storage.flush()
+    assert sorted(storage.list_objects("catalog/pages/")) == ["catalog/pages/0f/" + PAGE[17:], "catalog/pages/ff/x"]
+    assert set(storage.list_objects("catalog/")) == names
+    assert list(storage.list_objects("catalog/none/")) == []
+
+
+def test_objects_with_names_are_no_blobs(storage: Storage) -> None:
+    put(storage, A, b"x")
+    put_object(storage, "catalog/repository", b"x")
+    put_object(storage, PAGE, b"x")
+    assert list(storage.list_blobs()) == [A]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_what_is_no_name_is_refused_everywhere(any_storage: Storage, name: str) -> None:
+    for use in (
+        lambda: any_storage.put_object(name, b"x"),
+        lambda: any_storage.get_object(name, 1),
+        lambda: any_storage.delete_object(name),
+    ):
+        with pytest.raises(StorageError, match="has no name that the storage knows"):
+            use()
+
+
+@pytest.mark.parametrize("prefix", ["", "catalog", "/", "catalog/../", "../", "catalog/a.b/"])
+def test_what_is_no_prefix_is_refused(any_storage: Storage, prefix: str) -> None:
+    with pytest.raises(StorageError, match="no objects have names that begin with"):
+        list(any_storage.list_objects(prefix))
+
+
 # Flushing, and threads
 
 
@@ -460,6 +560,38 @@ def test_what_the_kernel_takes_in_pieces_is_written_to_the_end(path: Path, monke
         assert storage.put(A, [bytes(range(256)), b"end"]) == 259
         storage.flush()
         assert storage.get(A) == bytes(range(256)) + b"end"
+
+
+def test_an_object_with_a_name_has_it_from_the_flush_on(path: Path) -> None:
+    storage = DirectoryStorage(str(path))
+    put_object(storage, PAGE, b"old")
+    storage.put_object(PAGE, b"new")
+    assert (path / PAGE).read_bytes() == b"old"
+    assert list(storage.list_objects("catalog/")) == [PAGE]  # and not its temporary name
+    storage.flush()
+    assert [file.name for file in (path / PAGE).parent.iterdir()] == [PAGE[17:]]
+    assert (path / PAGE).read_bytes() == b"new"
+    assert stat.S_IMODE((path / PAGE).stat().st_mode) == 0o600
+    assert stat.S_IMODE((path / "catalog").stat().st_mode) == 0o700
+    storage.close()
+
+
+def test_what_a_killed_run_has_left_of_an_object_is_in_nobody_s_way(path: Path) -> None:
+    first = DirectoryStorage(str(path))
+    first.put_object(PAGE, b"left behind")
+    first.close()
+    second = DirectoryStorage(str(path))
+    put_object(second, PAGE, b"new")
+    assert second.get_object(PAGE, 10) == b"new"
+    second.close()
+
+
+def test_a_directory_that_holds_a_repository_says_how_its_database_comes_back(path: Path) -> None:
+    storage = DirectoryStorage(str(path))
+    put_object(storage, "catalog/repository", b"x")
+    storage.close()
+    with pytest.raises(StorageError, match=f"holds a repository; `backyfs recover {path}` rebuilds its database"):
+        DirectoryStorage.create(str(path))
 
 
 # Durability
