@@ -5,6 +5,7 @@
     |-- ConfigError                1  a mistake in the configuration: section, key, line
     |-- DatabaseError              1  the metadata cannot be read or written
     |   |-- DatabaseBusyError      1  another command has the database, and waiting took too long
+    |   |-- DamagedPageError       1  a page of a block map is not what was stored
     |   |-- JobsRunningError       1  running commands stand in the way of an upgrade
     |   `-- SchemaError            1  the database is newer, or holds no repository
     |       `-- SchemaOutdatedError 1  it is older, and can be upgraded
@@ -74,6 +75,10 @@ class DatabaseError(BackyfsError):
 
 class DatabaseBusyError(DatabaseError):
     """Another command has the database, and does not let go of it."""
+
+
+class DamagedPageError(DatabaseError):
+    """A page of a block map is not what was stored; the rest of the database may be."""
 
 
 class JobsRunningError(DatabaseError):

@@ -11,6 +11,7 @@ committed pages, in which absent entries are what is left to do.
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,12 +19,14 @@ from typing import TYPE_CHECKING
 
 from backyfs.engine.inherited import Inherited, damaged_blocks
 from backyfs.engine.job import Job
+from backyfs.engine.marking import revive_repaired_versions
 from backyfs.engine.pipeline import Pipeline
 from backyfs.engine.plan import plan_backup
 from backyfs.engine.sampling import Sampling
 from backyfs.errors import UsageError, VersionError, VersionIncompleteError, VersionNotFoundError
 from backyfs.geometry import block_count
 from backyfs.metadata.blockmap import forget_holes
+from backyfs.metadata.checks import has_damage
 from backyfs.metadata.stats import BackupStatistics, insert_statistics
 from backyfs.metadata.versions import (
     add_tags,
@@ -43,9 +46,11 @@ if TYPE_CHECKING:
     from backyfs.engine.plan import Plan
     from backyfs.hints import Hints
     from backyfs.metadata.database import Connection
-    from backyfs.model import Progress
+    from backyfs.model import Progress, VersionUid
     from backyfs.repository import Repository
     from backyfs.sources import Source
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,8 @@ class BackupReport:
     version: Version
     statistics: BackupStatistics
     duration_s: float
+    blobs_repaired: int = 0  # damaged ones with bytes that the source has: they were stored anew
+    versions_valid: tuple[VersionUid, ...] = ()  # others, that were invalid and are whole again
 
 
 def backup(
@@ -113,11 +120,13 @@ def backup(
         to_read = plan.bytes_of(plan.read) if plan is not None and plan.has_base else source.size_bytes
         progress.start(f"Backing up {request.name}", to_read)
         try:
-            Pipeline(repository, source, version, job, statistics, progress, stop, inherited, plan).run()
+            pipeline = Pipeline(repository, source, version, job, statistics, progress, stop, inherited, plan)
+            pipeline.run()
         finally:
             progress.stop()
         inherited.enter_what_was_left()
-        return _finish(repository, version, statistics, time.monotonic() - started)
+        report = _finish(repository, version, statistics, time.monotonic() - started)
+        return replace(report, blobs_repaired=pipeline.blobs_repaired, versions_valid=_revive(repository, pipeline))
 
 
 def _hold_base(repository: Repository, job: Job, base: Version) -> None:
@@ -215,6 +224,23 @@ def _check_text(what: str, text: str, *, least: int) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise UsageError(f"{what} of a version is {text!r}, which is not UTF-8; write it in UTF-8") from None
+
+
+def _revive(repository: Repository, pipeline: Pipeline) -> tuple[VersionUid, ...]:
+    """Make the versions valid again that are whole since a backup met what was damaged in them."""
+    with repository.database.read() as connection:
+        # A backup that was killed may have repaired the last of it.
+        may_be_whole = pipeline.blobs_repaired or not has_damage(connection)
+    if not may_be_whole:
+        return ()
+    revived = revive_repaired_versions(repository)
+    if pipeline.blobs_repaired:
+        _log.warning(
+            "%d damaged blobs were met in the source and stored anew; valid again: %s",
+            pipeline.blobs_repaired,
+            ", ".join(revived) or "no version",
+        )
+    return revived
 
 
 def _finish(

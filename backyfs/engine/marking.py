@@ -9,8 +9,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from backyfs.engine.blobset import BlobSet
+from backyfs.errors import DamagedPageError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length
-from backyfs.metadata.blobs import load_blobs
+from backyfs.metadata.blobs import damaged_blobs, load_blobs
 from backyfs.metadata.blockmap import list_pages, page_entries
 from backyfs.metadata.checks import (
     backup_ended,
@@ -20,6 +21,7 @@ from backyfs.metadata.checks import (
     mark_valid,
     pages_with,
     versions_with,
+    were_valid,
 )
 from backyfs.metadata.versions import list_versions
 from backyfs.model import BlobId, BlockIndex, DamagedRange, VersionStatus
@@ -53,7 +55,7 @@ def mark_versions(
     `found` are the blobs that are to be told, for every version that uses them, with what is the matter.
 
     Raises:
-        DatabaseError: that could not be stored, or a block map is damaged.
+        DatabaseError: that could not be stored.
     """
     with repository.database.read() as connection:
         damaged = known_damage(connection) | found.keys()
@@ -78,12 +80,13 @@ def mark_versions(
 def revive_versions(repository: Repository, chosen: Collection[VersionId] | None) -> tuple[VersionUid, ...]:
     """Make invalid versions valid again that have nothing damaged any more, of those that were chosen; return them.
 
-    All their blobs have been read by a scrub, now or earlier.
+    All their blobs have been read by a scrub, now or earlier, or they were valid until damage was found in them.
 
     Raises:
-        DatabaseError: that could not be stored, or a block map is damaged.
+        DatabaseError: that could not be stored.
     """
     with repository.database.read() as connection:
+        damaged = damaged_blobs(connection)
         whole = [
             version
             for version in list_versions(connection)
@@ -95,9 +98,22 @@ def revive_versions(repository: Repository, chosen: Collection[VersionId] | None
     uids = []
     for version in whole:
         with repository.database.write() as connection:
+            if not damaged_blobs(connection) <= damaged:  # a scrub found more meanwhile, of this one for all we know
+                break
             if mark_valid(connection, version.id):
                 uids.append(version.uid)
     return tuple(uids)
+
+
+def revive_repaired_versions(repository: Repository) -> tuple[VersionUid, ...]:
+    """Make versions valid again that were so until damage was found in them, and have none any more; return them.
+
+    Raises:
+        DatabaseError: that could not be stored.
+    """
+    with repository.database.read() as connection:
+        chosen = were_valid(connection)
+    return revive_versions(repository, chosen) if chosen else ()
 
 
 def _may_be_valid(connection: Connection, version: Version) -> bool:
@@ -122,7 +138,10 @@ def _damage(
     """Yield the damaged ranges of a version in order; neighbours with the same blob are one."""
     for page_no, page_id in list_pages(connection, version.id):
         if page_id in pages:
-            entries = page_entries(connection, version, page_no, block_count(version.size_bytes, block_size))
+            try:
+                entries = page_entries(connection, version, page_no, block_count(version.size_bytes, block_size))
+            except DamagedPageError:
+                continue  # which is told of the page
             yield from _damage_of_page(connection, version, block_size, page_no, entries, found)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from backyfs.blocks import new_blob_uids, new_shelf
 from backyfs.engine.freshpages import FreshPages
 from backyfs.engine.mapbuilder import MapBuilder
+from backyfs.engine.repairs import Repairs
 from backyfs.engine.tasks import Flushed, Hashed, Published, Result, Stored, Tasks
 from backyfs.engine.window import Window, default_workers
 from backyfs.errors import BackyfsError, InterruptedByUser
@@ -102,6 +103,7 @@ class Pipeline:
         # Small blocks are mostly Python's work, of which one thread does as much as several.
         self._workers = default_workers() - (1 if self._run_blocks > _FEW_BLOCKS else 0)
         self._buffers = self._make_buffers()
+        self._repairs = Repairs(repository)
         self._coming: dict[bytes, BlobUid] = {}  # blobs that have no row yet, by fingerprint
         self._waiting: dict[BlobUid, list[BlockIndex]] = {}  # the blocks that are to get them
         self._reading = 0  # runs that workers read
@@ -110,6 +112,11 @@ class Pipeline:
         self._flushing = False
         self._begun_committed_s = time.monotonic()
         self._shelves = self._new_shelves()
+
+    @property
+    def blobs_repaired(self) -> int:
+        """How many damaged blobs were stored anew."""
+        return self._repairs.blobs
 
     def run(self) -> None:
         """Bring the whole source into the block map.
@@ -258,12 +265,16 @@ class Pipeline:
         self._commit_pages()
 
     def _find(self, fingerprints: Iterable[bytes]) -> dict[bytes, BlobId]:
-        if self._repository.deduplication is Deduplication.OFF:
+        is_off = self._repository.deduplication is Deduplication.OFF
+        if is_off and not self._repairs.are_needed:
             return {}
         wanted = set(fingerprints)
         if not wanted:
             return {}
         with self._repository.database.read() as connection:
+            self._repairs.look_for(connection, wanted)
+            if is_off:
+                return {}
             return find_blobs(connection, wanted, encryption_version=self._found_version)
 
     def _sort(self, result: Hashed, known: dict[bytes, BlobId]) -> list[tuple[int, BlobUid]]:
@@ -274,6 +285,7 @@ class Pipeline:
         for position, fingerprint in enumerate(result.fingerprints):
             index = BlockIndex(result.run.first + position)
             size = block_length(index, self._version.size_bytes, self._block_size)
+            damaged = [] if fingerprint is None else self._repairs.take(fingerprint, size)
             counts.blocks_read += 1
             counts.bytes_read += size
             if fingerprint is None:
@@ -292,8 +304,14 @@ class Pipeline:
                 uid = next(uids)
                 new.append((position, uid))
                 self._announce(index, fingerprint, uid)
+                if damaged and self._repository.deduplication is not Deduplication.OFF:
+                    self._repairs.begin(uid, damaged.pop(0))
                 counts.blocks_written += 1
                 counts.bytes_written += size
+            for blob in damaged:  # each gets an object of its own, as it had
+                uid = new_blob_uids(next(self._shelves), 1)[0]
+                new.append((position, uid))
+                self._repairs.begin(uid, blob)
         return new
 
     def _announce(self, index: BlockIndex, fingerprint: bytes, uid: BlobUid) -> None:
@@ -304,13 +322,14 @@ class Pipeline:
     def _insert(self, saved: list[SavedBlob]) -> None:
         with self._repository.database.write() as connection:
             self._job.confirm(connection)
-            ids = insert_blobs(connection, saved, datetime.now(UTC))
+            ids = self._repairs.enter(connection, saved, datetime.now(UTC))
             self._fresh.settle(connection)
         self._fresh.remember(saved, ids)
         for blob in saved:
             self._statistics.bytes_stored += blob.stored_size
-            self._coming.pop(blob.fingerprint, None)
-            for index in self._waiting.pop(blob.uid):
+            if self._coming.get(blob.fingerprint) == blob.uid:
+                del self._coming[blob.fingerprint]
+            for index in self._waiting.pop(blob.uid, ()):
                 self._map.enter(index, ids[blob.uid])
 
     def _commit_pages(self) -> None:

@@ -17,7 +17,7 @@ import zstandard
 from blake3 import blake3
 from sqlalchemy import bindparam, func, insert, select, update
 
-from backyfs.errors import BackyfsError, DatabaseError
+from backyfs.errors import BackyfsError, DamagedPageError
 from backyfs.geometry import PAGE_ENTRIES, page_count, page_length
 from backyfs.metadata.batches import batches
 from backyfs.metadata.catalog import note_removed_page, note_versions_with_page
@@ -65,18 +65,18 @@ def unpack(packed: bytes) -> Entries:
     """Return the entries of a page.
 
     Raises:
-        DatabaseError: the page is damaged.
+        DamagedPageError: the page is damaged.
     """
     try:
         size = zstandard.frame_content_size(packed)
         if not 0 <= size <= PAGE_ENTRIES * 8 or size % 8:
-            raise DatabaseError(f"a page of a block map is damaged: it claims to hold {size} bytes")
+            raise DamagedPageError(f"a page of a block map is damaged: it claims to hold {size} bytes")
         raw = zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise DatabaseError(f"a page of a block map is damaged: {error}") from error
+        raise DamagedPageError(f"a page of a block map is damaged: {error}") from error
     entries = _little_endian(array("q", raw))
     if entries and min(entries) < ABSENT:
-        raise DatabaseError(f"a page of a block map is damaged: it has entry {min(entries)}")
+        raise DamagedPageError(f"a page of a block map is damaged: it has entry {min(entries)}")
     return entries
 
 
@@ -208,7 +208,7 @@ def load_page(connection: Connection, version_id: VersionId, page_no: PageNumber
     """Return the entries of a page of a version; None where it has no such page.
 
     Raises:
-        DatabaseError: the page is damaged.
+        DamagedPageError: the page is damaged.
     """
     query = (
         select(pages.c.entries, pages.c.digest)
@@ -220,7 +220,7 @@ def load_page(connection: Connection, version_id: VersionId, page_no: PageNumber
         return None
     entries = unpack(row.entries)
     if _digest(entries) != row.digest:
-        raise DatabaseError(f"page {page_no} of a block map is damaged: its digest differs")
+        raise DamagedPageError(f"page {page_no} of a block map is damaged: its digest differs")
     return entries
 
 
@@ -231,14 +231,16 @@ def page_entries(connection: Connection, version: Version, page_no: PageNumber, 
     that is known.
 
     Raises:
-        DatabaseError: the page is damaged.
+        DamagedPageError: the page is damaged.
     """
     length = page_length(page_no, blocks)
     entries = load_page(connection, version.id, page_no)
     if entries is None:
         return new_entries(length, ABSENT if version.status is VersionStatus.INCOMPLETE else HOLE)
     if len(entries) != length:
-        raise DatabaseError(f"page {page_no} of version {version.uid} has {len(entries)} entries instead of {length}")
+        raise DamagedPageError(
+            f"page {page_no} of version {version.uid} has {len(entries)} entries instead of {length}"
+        )
     return entries
 
 

@@ -6,13 +6,16 @@ killed, or a backup that used a blob while it was being marked, has left behind.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, bindparam, case, delete, exists, func, insert, literal, or_, select, update
 
-from backyfs.geometry import block_count
+from backyfs.errors import DamagedPageError
+from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count
 from backyfs.metadata.batches import batches
+from backyfs.metadata.blobs import load_blobs
 from backyfs.metadata.blockmap import ABSENT, HOLE, list_pages, page_entries, unpack
 from backyfs.metadata.catalog import note_version, note_versions, unpublish_pages_with
 from backyfs.metadata.tables import (
@@ -26,7 +29,7 @@ from backyfs.metadata.tables import (
     version_pages,
     versions,
 )
-from backyfs.model import BlobId, BlobUid, PageId, VersionId, VersionStatus
+from backyfs.model import BlobId, BlobUid, BlockIndex, PageId, VersionId, VersionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -44,6 +47,13 @@ _SOME_PAGES = (
     .where(pages.c.id > bindparam("last"))
     .order_by(pages.c.id)
     .limit(_PAGES_AT_ONCE)
+)
+# By the fingerprint alone: an engine that chose the index of damaged blobs would read all of these for each batch.
+_WITH_FINGERPRINTS = (
+    select(blobs.c.id, blobs.c.valid)
+    .join(blob_refs, blob_refs.c.blob_id == blobs.c.id)
+    .where(blobs.c.fingerprint.in_(bindparam("fingerprints", expanding=True)), _USED)
+    .order_by(blobs.c.id)
 )
 
 
@@ -83,13 +93,16 @@ def due_blobs(connection: Connection, not_since: datetime) -> Iterator[BlobId]:
 def blobs_of_versions(connection: Connection, chosen: Iterable[Version]) -> Iterator[set[BlobId]]:
     """Yield the blobs of versions, page by page; a page that several of them have is read once.
 
-    Raises:
-        DatabaseError: a page is damaged.
+    What a damaged page contains nobody knows.
     """
     wanted = {page_id for version in chosen for _, page_id in list_pages(connection, version.id)}
     for batch in batches(sorted(wanted)):
-        for packed in connection.execute(select(pages.c.entries).where(pages.c.id.in_(batch))).scalars():
-            yield {BlobId(entry) for entry in unpack(packed) if entry > HOLE}
+        query = select(pages.c.entries).where(pages.c.id.in_(batch)).order_by(pages.c.id)
+        for packed in connection.execute(query).scalars():
+            found: set[BlobId] = set()
+            with suppress(DamagedPageError):
+                found = {BlobId(entry) for entry in unpack(packed) if entry > HOLE}
+            yield found
 
 
 def sample_blobs(connection: Connection, starts: Iterable[int]) -> list[BlobUid]:
@@ -146,16 +159,54 @@ def known_damage(connection: Connection) -> set[BlobId]:
     return {BlobId(blob_id) for blob_id in connection.execute(query).scalars()}
 
 
+def has_damage(connection: Connection) -> bool:
+    """Tell whether any blob was found damaged: one query that an index answers."""
+    query = select(blobs.c.id).where(blobs.c.valid.is_(False), blobs.c.doomed_at.is_(None)).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def damaged_with(connection: Connection, fingerprints: Iterable[bytes]) -> Iterator[Blob]:
+    """Yield the damaged blobs that versions use and that held these bytes."""
+    for batch in batches(fingerprints):
+        rows = connection.execute(_WITH_FINGERPRINTS, {"fingerprints": batch})
+        found = [BlobId(row.id) for row in rows if not row.valid]
+        yield from load_blobs(connection, found).values()
+
+
+def damaged_in_use(connection: Connection) -> list[BlobId]:
+    """Return the damaged blobs that versions use, in order."""
+    query = (
+        select(blobs.c.id)
+        .join(blob_refs, blob_refs.c.blob_id == blobs.c.id)
+        .where(blobs.c.valid.is_(False), _USED)
+        .order_by(blobs.c.id)
+    )
+    return [BlobId(blob_id) for blob_id in connection.execute(query).scalars()]
+
+
+def replaceable(connection: Connection, wanted: Collection[Blob]) -> set[BlobId]:
+    """Return which of these blobs are still as they were read, and not doomed."""
+    found: set[BlobId] = set()
+    uids = {blob.id: blob.uid for blob in wanted}
+    for batch in batches(sorted(uids)):
+        there = blobs.c.id.in_(batch) & blobs.c.doomed_at.is_(None)
+        rows = connection.execute(select(blobs.c.id, blobs.c.uid).where(there))
+        found.update(BlobId(row.id) for row in rows if row.uid == uids[BlobId(row.id)])
+    return found
+
+
 def pages_with(connection: Connection, wanted: set[BlobId]) -> set[PageId]:
     """Return the pages of all block maps that contain one of these blobs, in one pass over all pages.
 
-    Raises:
-        DatabaseError: a page is damaged.
+    What a damaged page contains nobody knows.
     """
     found: set[PageId] = set()
     last = 0
     while batch := connection.execute(_SOME_PAGES, {"last": last}).all():
-        found.update(PageId(row.id) for row in batch if not wanted.isdisjoint(unpack(row.entries)))
+        for row in batch:
+            with suppress(DamagedPageError):
+                if not wanted.isdisjoint(unpack(row.entries)):
+                    found.add(PageId(row.id))
         last = batch[-1].id
     return found
 
@@ -188,29 +239,52 @@ def mark_damaged(connection: Connection, version_ids: Iterable[VersionId], found
 
 
 def is_whole(connection: Connection, version: Version, block_size: int) -> bool:
-    """Tell whether a complete version has every block, and a scrub has read all its blobs and found them whole.
+    """Tell whether a complete version has every block, and no blob of it is damaged, for all that is known.
+
+    That is enough where it was valid until damage was found. Of any other one a scrub has to have read all blobs.
 
     Raises:
-        DatabaseError: a page is damaged.
+        DatabaseError: the database cannot be read.
     """
+    found = blobs if was_valid(connection, version.id) else blobs.join(blob_checks)
     blocks = block_count(version.size_bytes, block_size)
     for page_no, _ in list_pages(connection, version.id):
-        entries = page_entries(connection, version, page_no, blocks)
+        if page_no >= page_count(blocks):
+            return False
+        try:
+            entries = page_entries(connection, version, page_no, blocks)
+        except DamagedPageError:
+            return False
         if ABSENT in entries:
             return False
-        for batch in batches(sorted({entry for entry in entries if entry > HOLE})):
-            whole = and_(blobs.c.id.in_(batch), blobs.c.valid)
-            query = select(func.count()).select_from(blobs.join(blob_checks)).where(whole)
-            if connection.execute(query).scalar_one() != len(batch):
-                return False
+        last = BlockIndex(page_no * PAGE_ENTRIES + len(entries) - 1)
+        for ids, size in (
+            ({entry for entry in entries[:-1] if entry > HOLE}, block_size),
+            ({entry for entry in entries[-1:] if entry > HOLE}, block_length(last, version.size_bytes, block_size)),
+        ):
+            for batch in batches(sorted(ids)):
+                whole = and_(blobs.c.id.in_(batch), blobs.c.valid, blobs.c.size == size)
+                query = select(func.count()).select_from(found).where(whole)
+                if connection.execute(query).scalar_one() != len(batch):
+                    return False
     return True
+
+
+def was_valid(connection: Connection, version_id: VersionId) -> bool:
+    """Tell whether a version was valid until damage was found in it."""
+    query = select(damaged_versions.c.version_id).where(damaged_versions.c.version_id == version_id)
+    return connection.execute(query).first() is not None
+
+
+def were_valid(connection: Connection) -> set[VersionId]:
+    """Return the versions that were valid until damage was found in them."""
+    return {VersionId(version_id) for version_id in connection.execute(select(damaged_versions.c.version_id)).scalars()}
 
 
 def backup_ended(connection: Connection, version: Version) -> bool:
     """Tell whether the backup of a version is known to have ended: it was valid once, or has statistics."""
-    was_valid = exists().where(damaged_versions.c.version_id == version.id)
     has_statistics = exists().where(stats.c.version_uid == version.uid)
-    return bool(connection.execute(select(or_(was_valid, has_statistics))).scalar_one())
+    return was_valid(connection, version.id) or bool(connection.execute(select(has_statistics)).scalar_one())
 
 
 def mark_valid(connection: Connection, version_id: VersionId) -> bool:

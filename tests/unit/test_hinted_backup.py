@@ -207,7 +207,7 @@ def test_blocks_of_the_base_that_are_known_to_be_damaged_are_read_again(reposito
         connection.execute(update(blobs).where(blobs.c.id == damaged.id).values(valid=False))
     report, read = back_up_recorded(repository, image, base=base, hints=hints(blocks(2)))
     assert read == [2, 11]
-    assert blob_of(repository, report.version, 11).id != damaged.id
+    assert blob_of(repository, report.version, 11).uid != damaged.uid  # stored anew, in its place
     expect_restored(repository, report.version, image)
 
 
