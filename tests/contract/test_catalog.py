@@ -1,0 +1,543 @@
+"""The catalog follows the database, and becomes one again: the same on every engine."""
+
+from __future__ import annotations
+
+from array import array
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select, text, update
+
+from backyfs.catalog.objects import PAGES, VERSIONS, page_name, version_name
+from backyfs.engine.catalogcheck import DIFFERS, MISSING, STALE, CatalogCheck, Difference, remove_stale_objects
+from backyfs.engine.cleanup import cleanup
+from backyfs.engine.freshpages import FreshPages
+from backyfs.engine.initialize import Places, initialize
+from backyfs.engine.publish import publish
+from backyfs.engine.recover import Loss, RecoveryReport, open_catalog, recover
+from backyfs.engine.remove import remove_versions
+from backyfs.engine.restore import restore
+from backyfs.errors import (
+    CatalogError,
+    InterruptedByUser,
+    MissingKeyError,
+    SchemaError,
+    StorageError,
+    WrongKeyError,
+)
+from backyfs.keys.slots import Secret
+from backyfs.metadata.blobs import insert_blobs
+from backyfs.metadata.blockmap import HOLE, commit_page, load_page
+from backyfs.metadata.catalog import has_notes, unpublish_pages_with
+from backyfs.metadata.database import Database
+from backyfs.metadata.identity import list_key_slots, load_identity
+from backyfs.metadata.revisions import RECOVERING
+from backyfs.metadata.schema import differences
+from backyfs.metadata.stats import list_all_statistics
+from backyfs.metadata.tables import blobs, pages
+from backyfs.metadata.versions import add_tags, create_version, list_versions, set_expiry, set_protected
+from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, VersionStatus
+from tests.audit import audit
+from tests.images import random_image
+from tests.repositories import BLOCK, back_up, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from backyfs.model import Version
+    from backyfs.repository import Repository
+
+PAGE_BYTES = 1024 * BLOCK
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+# What has nothing to do with the engine.
+once = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def config(database_url: str, tmp_path: Path) -> Path:
+    """Make a repository in a database of each engine."""
+    place = tmp_path / "repository"
+    initialize(
+        Places(
+            config_file=str(place / "backyfs.cfg"),
+            key_file=str(place / "backyfs.key"),
+            storage_path=str(place / "data"),
+            database=database_url,
+            logfile=str(place / "backyfs.log"),
+        ),
+        block_size=BLOCK,
+        encrypted=True,
+    )
+    return place / "backyfs.cfg"
+
+
+@pytest.fixture
+def repository(config: Path) -> Iterator[Repository]:
+    with opened(config) as repository:
+        yield repository
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    """Three states of an image of two pages: two share all but a block, the third is short and has holes."""
+    first = random_image(tmp_path / "first", PAGE_BYTES + 5 * BLOCK + 7)
+    second = tmp_path / "second"
+    second.write_bytes(first.read_bytes())
+    with second.open("r+b") as file:
+        file.seek(PAGE_BYTES + 3 * BLOCK)
+        file.write(b"changed")
+    third = tmp_path / "third"
+    with third.open("wb") as file:
+        file.truncate(PAGE_BYTES + 100 * BLOCK)
+        file.seek(50 * BLOCK)
+        file.write(first.read_bytes()[: 60 * BLOCK])
+    return [first, second, third]
+
+
+@pytest.fixture
+def versions(repository: Repository, images: list[Path]) -> list[Version]:
+    """Back all of them up, with tags, an expiry and protection, and write the catalog."""
+    made = [back_up(repository, image, name, tags=tags).version for image, name, tags in zip(
+        images, ("disk", "disk", "other"), ((), ("a", "ü"), ("b",)), strict=True)]  # fmt: skip
+    with repository.database.write() as connection:
+        set_expiry(connection, made[0].id, datetime(2040, 1, 2, 3, 4, 5, 678901, tzinfo=UTC))
+        set_protected(connection, made[1].id, protected=True)
+    publish(repository)
+    return made
+
+
+@pytest.fixture
+def target(database_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Give the URL of another empty database of the same engine."""
+    if database_url.startswith("sqlite"):
+        yield f"sqlite:///{tmp_path}/target/recovered.sqlite"
+        return
+    engine = "postgresql" if database_url.startswith("postgresql") else "mariadb"
+    server = request.getfixturevalue(f"{engine}_server")
+    url: str = server.new_database()
+    yield url
+    server.drop(url)
+
+
+def key_of(repository: Repository) -> Secret:
+    assert repository.config.key is not None
+    assert repository.config.key.file is not None
+    with open(repository.config.key.file, encoding="ascii") as file:
+        return Secret(key=bytes.fromhex(file.read().strip()))
+
+
+def recovered(repository: Repository, target: str, **options: Any) -> tuple[RecoveryReport, list[Loss]]:
+    """Recover the repository into another database."""
+    losses: list[Loss] = []
+    storage = repository.blocks.storage
+    catalog = open_catalog(storage, lambda _found: key_of(repository), None)
+    with closing(Database(target)) as database:
+        return recover(storage, catalog, database, tell=losses.append, **options), losses
+
+
+def reopened(repository: Repository, config: Path, target: str) -> Path:
+    """Return a configuration with the recovered database."""
+    other = config.with_name("recovered.cfg")
+    other.write_text(config.read_text().replace(repository.config.database_url.replace("%", "%%"), target))
+    return other
+
+
+def facts(repository: Repository) -> list[Version]:
+    """Return all versions without their ids."""
+    with repository.database.read() as connection:
+        return [replace(version, id=0) for version in list_versions(connection)]  # type: ignore[arg-type]
+
+
+def found_by_check(repository: Repository) -> set[tuple[str, str]]:
+    found: list[Difference] = []
+    CatalogCheck(repository, tell=found.append).run()
+    return {(one.name, one.fact) for one in found}
+
+
+def bytes_of(repository: Repository, version: Version, place: Path) -> bytes:
+    assert restore(repository, version, str(place), replace=True).damaged == ()
+    return place.read_bytes()
+
+
+def files(repository: Repository, prefix: str) -> set[str]:
+    return set(repository.blocks.storage.list_objects(prefix))
+
+
+# It follows the database
+
+
+def test_a_new_repository_is_in_the_catalog(repository: Repository) -> None:
+    assert files(repository, "catalog/") == {"catalog/repository"}
+    assert found_by_check(repository) == set()
+
+
+@once
+def test_backups_are_in_the_catalog(repository: Repository, versions: list[Version]) -> None:
+    assert files(repository, VERSIONS) == {version_name(version.uid) for version in versions}
+    with repository.database.read() as connection:
+        assert not has_notes(connection)
+        uids = connection.execute(select(pages.c.uid)).scalars()
+        assert files(repository, PAGES) == {page_name(uid) for uid in uids}
+    assert found_by_check(repository) == set()
+
+
+@once
+def test_a_large_backup_is_in_the_catalog(repository: Repository, tmp_path: Path) -> None:
+    # Large enough for several flushes: some of its pages are written while it runs, and the others at the end.
+    back_up(repository, random_image(tmp_path / "large", 5 * PAGE_BYTES))
+    publish(repository)
+    assert len(files(repository, PAGES)) == 5
+    assert found_by_check(repository) == set()
+
+
+def test_a_page_is_written_from_what_a_backup_knows_of_it(repository: Repository) -> None:
+    uids = [BlobUid(f"{number:032x}") for number in range(3)]
+    saved = [SavedBlob(uid=uid, fingerprint=uid.encode(), size=BLOCK, stored_size=5, encryption_version=2,
+                       wrapped_key=bytes(40)) for uid in uids]  # fmt: skip
+    fresh = FreshPages(repository)
+    with repository.database.write() as connection:
+        version = create_version(connection, name="x", snapshot_name="", size_bytes=4 * BLOCK, created_at=NOW)
+        ids = insert_blobs(connection, saved, NOW)
+        fresh.remember(saved[:2], ids)
+        for page_no, numbers in ((0, (2, 0)), (1, (1, 0, 1))):  # of the first one a blob is not remembered
+            entries = array("q", [HOLE, *(ids[uids[number]] for number in numbers)])
+            page_id = commit_page(connection, version.id, PageNumber(page_no), entries)
+            assert page_id is not None
+            fresh.note_committed(connection, page_id, entries)
+    [page] = fresh.take()
+    assert fresh.put(page)
+    fresh.note_put(page)
+    fresh.begin_flush()
+    repository.blocks.storage.flush()
+    with repository.database.write() as connection:
+        fresh.settle(connection)
+    assert files(repository, PAGES) == {page_name(page.uid)}
+    assert (page_name(page.uid), DIFFERS) not in found_by_check(repository)
+    assert publish(repository).pages == 1
+    assert {name for name, _ in found_by_check(repository)} == set()
+
+
+def test_what_is_removed_goes_from_the_catalog(repository: Repository, versions: list[Version]) -> None:
+    remove_versions(repository, versions[2:], now=datetime.now(UTC))
+    assert publish(repository).deleted == 1
+    assert files(repository, VERSIONS) == {version_name(version.uid) for version in versions[:2]}
+    before = files(repository, PAGES)
+    cleanup(repository, grace_s=0)
+    assert publish(repository).deleted == 1
+    assert len(before - files(repository, PAGES)) == 1
+    assert found_by_check(repository) == set()
+
+
+@once
+def test_changed_facts_are_written_again(repository: Repository, versions: list[Version]) -> None:
+    with repository.database.write() as connection:
+        add_tags(connection, versions[0].id, ["new"])
+    assert found_by_check(repository) == {(version_name(versions[0].uid), DIFFERS)}
+    report = publish(repository)
+    assert (report.versions, report.pages) == (1, 0)
+    assert found_by_check(repository) == set()
+
+
+@once
+def test_where_nothing_has_changed_nothing_is_written(
+    repository: Repository, versions: list[Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert versions
+    monkeypatch.setattr(repository.blocks.storage, "flush", None)
+    assert publish(repository).versions == 0
+
+
+@once
+def test_all_of_it_is_written_anew_where_that_is_wanted(repository: Repository, versions: list[Version]) -> None:
+    for name in files(repository, "catalog/"):
+        repository.blocks.storage.delete_object(name)
+    with pytest.raises(CatalogError, match="the storage has no catalog, and there was one; is its file system mounted"):
+        found_by_change(repository, versions[0])
+    report = publish(repository, everything=True)
+    assert (report.versions, report.pages) == (3, 4)
+    assert found_by_check(repository) == set()
+
+
+def found_by_change(repository: Repository, version: Version) -> None:
+    with repository.database.write() as connection:
+        set_expiry(connection, version.id, None)
+    publish(repository)
+
+
+@once
+def test_another_repository_s_catalog_is_left_alone(repository: Repository, versions: list[Version]) -> None:
+    with pytest.raises(CatalogError, match=r"the storage has the catalog of repository .*; give each a storage of its"):
+        found_by_change(replace(repository, uid="another"), versions[0])
+
+
+def test_blobs_that_changed_take_their_pages_along(repository: Repository, versions: list[Version]) -> None:
+    with repository.database.write() as connection:
+        entries = load_page(connection, versions[0].id, PageNumber(0))
+        assert entries is not None
+        blob_id = BlobId(entries[0])
+        connection.execute(update(blobs).where(blobs.c.id == blob_id).values(stored_size=12345))
+        unpublish_pages_with(connection, [blob_id])
+    assert len(found_by_check(repository)) == 2  # of the first and of the third image
+    assert publish(repository).pages == 2
+    assert found_by_check(repository) == set()
+
+
+@once
+def test_an_interrupted_publication_is_continued(repository: Repository, images: list[Path]) -> None:
+    version = back_up(repository, images[0]).version
+    with pytest.raises(InterruptedByUser):
+        publish(repository, stop=lambda: True)
+    publish(repository)
+    assert found_by_check(repository) == set()
+    assert version_name(version.uid) in files(repository, VERSIONS)
+
+
+@once
+def test_what_fails_is_written_by_the_next_command(
+    repository: Repository, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(repository, images[0])
+
+    def fail() -> None:
+        raise StorageError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(repository.blocks.storage, "flush", fail)
+        with pytest.raises(StorageError):
+            publish(repository)
+    with repository.database.read() as connection:
+        assert has_notes(connection)
+    publish(repository)
+    assert found_by_check(repository) == set()
+
+
+def test_a_change_while_its_version_is_written_is_written_as_well(
+    repository: Repository, versions: list[Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush, changes = repository.blocks.storage.flush, [datetime(2050, 1, 1, tzinfo=UTC)]
+
+    def change_and_flush() -> None:
+        if changes:
+            with repository.database.write() as connection:
+                set_expiry(connection, versions[0].id, changes.pop())
+        flush()
+
+    monkeypatch.setattr(repository.blocks.storage, "flush", change_and_flush)
+    found_by_change(repository, versions[0])
+    assert changes == []
+    assert found_by_check(repository) == set()
+
+
+@once
+def test_differences_are_found(repository: Repository, versions: list[Version], config: Path) -> None:
+    storage = config.parent / "data"
+    [missing, damaged, *_] = sorted(files(repository, PAGES))
+    repository.blocks.storage.delete_object(missing)
+    (storage / damaged).write_bytes(b"damaged")
+    repository.blocks.storage.delete_object(version_name(versions[0].uid))
+    stale = page_name("00000000-0000-0000-0000-000000000000")
+    repository.blocks.storage.put_object(stale, b"x")
+    repository.blocks.storage.flush()
+    assert found_by_check(repository) == {
+        (missing, MISSING),
+        (damaged, "is damaged: it is no object of a catalog"),
+        (version_name(versions[0].uid), MISSING),
+        (stale, STALE),
+    }
+    assert remove_stale_objects(repository) == 0  # it cannot be opened: nobody knows what it was
+    assert remove_stale_objects(repository, also_damaged=True) == 1
+    publish(repository, everything=True)
+    assert found_by_check(repository) == set()
+
+
+@once
+def test_an_object_that_nothing_belongs_to_is_removed(
+    repository: Repository, versions: list[Version], config: Path
+) -> None:
+    name = version_name(versions[0].uid)
+    kept = (config.parent / "data" / name).read_bytes()
+    remove_versions(repository, versions[:1], now=datetime.now(UTC))
+    publish(repository)
+    repository.blocks.storage.put_object(name, kept)
+    repository.blocks.storage.flush()
+    assert found_by_check(repository) == {(name, STALE)}
+    assert remove_stale_objects(repository) == 1
+    assert found_by_check(repository) == set()
+
+
+# It becomes a database again
+
+
+def test_everything_comes_back(
+    repository: Repository, versions: list[Version], images: list[Path], config: Path, target: str, tmp_path: Path
+) -> None:
+    report, losses = recovered(repository, target)
+    assert (report.versions, report.pages, report.invalid, losses) == (3, 4, [], [])
+    with repository.database.read() as connection:
+        statistics = list_all_statistics(connection)
+        slots = list_key_slots(connection)
+        identity = load_identity(connection)
+    before = facts(repository)
+    with opened(reopened(repository, config, target)) as other:
+        audit(other)
+        assert facts(other) == before
+        with other.database.read() as connection:
+            assert differences(connection) == []
+            assert list_all_statistics(connection) == statistics
+            assert list_key_slots(connection) == slots
+            assert load_identity(connection) == identity
+            found = {version.uid: version for version in list_versions(connection)}
+        for version, image in zip(versions, images, strict=True):
+            assert bytes_of(other, found[version.uid], tmp_path / "restored") == image.read_bytes()
+        assert found_by_check(other) == set()
+
+
+def test_what_comes_back_can_be_worked_with(
+    repository: Repository, versions: list[Version], images: list[Path], config: Path, target: str, tmp_path: Path
+) -> None:
+    recovered(repository, target)
+    with opened(reopened(repository, config, target)) as other:
+        report = back_up(other, images[1])
+        assert report.statistics.blocks_written == 0
+        with other.database.read() as connection:
+            gone = [version for version in list_versions(connection) if version.uid == versions[0].uid]
+        remove_versions(other, gone, now=datetime.now(UTC) + timedelta(days=1))
+        cleanup(other, grace_s=0)
+        publish(other)
+        audit(other)
+        assert found_by_check(other) == set()
+        assert bytes_of(other, report.version, tmp_path / "restored") == images[1].read_bytes()
+
+
+def test_a_version_that_lacks_a_page_is_invalid_and_the_rest_of_it_is_there(
+    repository: Repository, versions: list[Version], images: list[Path], config: Path, target: str, tmp_path: Path
+) -> None:
+    with repository.database.read() as connection:
+        query = text("SELECT p.uid FROM version_pages v JOIN pages p ON p.id = v.page_id WHERE v.version_id = :id AND "
+                     "v.page_no = 1")  # fmt: skip
+        uid = connection.execute(query, {"id": versions[1].id}).scalar_one()
+    repository.blocks.storage.delete_object(page_name(uid))
+    report, losses = recovered(repository, target)
+    assert [(loss.name, loss.version, loss.reason) for loss in losses] == [
+        (page_name(uid), versions[1].uid, "is missing from the storage")
+    ]
+    assert (report.versions, report.invalid) == (3, [versions[1].uid])
+    with opened(reopened(repository, config, target)) as other:
+        audit(other)
+        with other.database.read() as connection:
+            found = {version.uid: version for version in list_versions(connection)}
+        assert [found[version.uid].status for version in versions] == [
+            VersionStatus.VALID, VersionStatus.INVALID, VersionStatus.VALID,
+        ]  # fmt: skip
+        place = tmp_path / "restored"
+        damaged = restore(other, found[versions[1].uid], str(place), replace=True).damaged
+        assert [(one.start, one.stop) for one in damaged] == [(PAGE_BYTES, versions[1].size_bytes)]
+        assert place.read_bytes()[:PAGE_BYTES] == images[1].read_bytes()[:PAGE_BYTES]
+        publish(other)
+        # What names the lost page stays, in case that it is found again.
+        assert (version_name(versions[1].uid), DIFFERS) in found_by_check(other)
+
+
+@once
+def test_a_version_whose_object_is_damaged_is_told_and_the_others_are_there(
+    repository: Repository, versions: list[Version], config: Path, target: str
+) -> None:
+    file = config.parent / "data" / version_name(versions[0].uid)
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    (file.parent / "not-of-ours").write_bytes(b"x")
+    report, losses = recovered(repository, target)
+    assert {loss.name for loss in losses} == {version_name(versions[0].uid), "catalog/versions/not-of-ours"}
+    assert report.versions == 2
+    with opened(reopened(repository, config, target)) as other:
+        audit(other)
+        assert {version.uid for version in facts(other)} == {versions[1].uid, versions[2].uid}
+
+
+def test_blocks_whose_objects_are_missing_are_found_where_that_is_wanted(
+    repository: Repository, versions: list[Version], config: Path, target: str
+) -> None:
+    with repository.database.read() as connection:
+        query = select(blobs.c.uid).order_by(blobs.c.id.desc()).limit(1)
+        uid = connection.execute(query).scalar_one()  # of the second image alone: the third has what the first has
+    repository.blocks.storage.delete(uid)
+    report, losses = recovered(repository, target, check_objects=True)
+    assert [(loss.name, loss.reason) for loss in losses] == [(f"{uid}.blob", "is missing from the storage")]
+    assert report.invalid == [versions[1].uid]
+    with opened(reopened(repository, config, target)) as other, other.database.read() as connection:
+        assert connection.execute(select(blobs.c.uid).where(blobs.c.valid.is_(False))).scalars().all() == [uid]
+
+
+def test_a_database_that_is_not_empty_is_refused(repository: Repository, versions: list[Version]) -> None:
+    before = facts(repository)
+    with pytest.raises(SchemaError, match="holds tables already; name an empty database"):
+        recovered(repository, repository.config.database_url)
+    assert len(versions) == 3
+    assert facts(repository) == before
+
+
+def test_a_recovery_that_did_not_end_begins_anew_and_until_then_nobody_takes_it_for_a_repository(
+    repository: Repository, versions: list[Version], config: Path, target: str
+) -> None:
+    asked: list[bool] = []
+    with pytest.raises(InterruptedByUser, match="run the same command again"):
+        recovered(repository, target, stop=lambda: bool(asked.append(True)) or len(asked) > 5)
+    with closing(Database(target)) as database:
+        assert database.schema().revision == RECOVERING
+        with pytest.raises(SchemaError, match=r"is being rebuilt by `backyfs recover`, or was and that did not end"):
+            database.check_revision()
+    report, losses = recovered(repository, target)
+    assert (report.versions, losses) == (len(versions), [])
+    before = facts(repository)
+    with opened(reopened(repository, config, target)) as other:
+        audit(other)
+        assert facts(other) == before
+
+
+# Keys
+
+
+@once
+def test_the_wrong_key_opens_nothing(repository: Repository) -> None:
+    with pytest.raises(WrongKeyError, match="is not the key of this repository"):
+        open_catalog(repository.blocks.storage, lambda _found: Secret(key=bytes(32)), None)
+    with pytest.raises(WrongKeyError, match="does not open the catalog of repository"):
+        open_catalog(repository.blocks.storage, lambda _found: Secret(), bytes(32))
+
+
+@once
+def test_the_key_of_a_recovery_page_opens_it(repository: Repository) -> None:
+    key = repository.blocks.keyring.repository_key
+    catalog = open_catalog(repository.blocks.storage, lambda _found: Secret(), key)
+    assert catalog.repository.identity.uid == repository.uid
+
+
+@once
+def test_a_storage_without_a_catalog_says_so(repository: Repository) -> None:
+    repository.blocks.storage.delete_object("catalog/repository")
+    with pytest.raises(CatalogError, match="the storage has no object catalog/repository: nothing was written"):
+        open_catalog(repository.blocks.storage, lambda _found: Secret(), None)
+
+
+@once
+def test_a_repository_without_its_key_writes_nothing_to_the_catalog(
+    repository: Repository, versions: list[Version]
+) -> None:
+    keyring = replace(repository.blocks.keyring, repository_key=None)
+    without = replace(repository, blocks=replace(repository.blocks, keyring=keyring))
+    with pytest.raises(MissingKeyError):
+        found_by_change(without, versions[0])
+    publish(repository)
+    assert found_by_check(repository) == set()
+
+
+@once
+def test_another_repository_key_has_everything_written_anew(repository: Repository, versions: list[Version]) -> None:
+    keyring = replace(repository.blocks.keyring, repository_key=bytes(32))
+    rekeyed = replace(repository, blocks=replace(repository.blocks, keyring=keyring))
+    found_by_change(rekeyed, versions[0])
+    assert found_by_check(rekeyed) == set()
+    assert len(found_by_check(repository)) == 1 + 3 + 4  # with the key of before nothing opens
