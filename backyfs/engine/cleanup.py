@@ -134,11 +134,14 @@ class Cleaner:
 
     def _doom_blobs(self, grace_s: float) -> None:
         last = BlobId(0)
+        # Fixed at the beginning: without a grace time a backup would store the same block again and again, and a
+        # cleanup take it each time.
+        with self._database.read() as connection:
+            older_than = database_time(connection) - timedelta(seconds=grace_s)
         while True:
             self._check()
             with self._database.write() as connection:
                 now = database_time(connection)
-                older_than = now - timedelta(seconds=grace_s)
                 doomed = doom_unused_blobs(
                     connection, older_than=older_than, now=now, after=last, count=_BLOBS_AT_ONCE
                 )

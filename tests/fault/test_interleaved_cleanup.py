@@ -1,0 +1,264 @@
+"""A cleanup beside backups and removals, in every order of their transactions: what is valid restores exactly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pytest
+from sqlalchemy import func, select
+
+from backyfs.blocks import load_block
+from backyfs.engine import cleanup as cleanup_module
+from backyfs.engine import pipeline
+from backyfs.engine.backup import BackupRequest, backup
+from backyfs.engine.cleanup import cleanup
+from backyfs.engine.remove import remove_versions
+from backyfs.geometry import page_count
+from backyfs.metadata.blobs import load_blobs
+from backyfs.metadata.blockmap import ABSENT, commit_page, load_page, page_entries, references_add_up
+from backyfs.metadata.tables import blobs
+from backyfs.metadata.versions import list_versions, set_status
+from backyfs.model import PageNumber, VersionStatus
+from backyfs.sources import open_source
+from backyfs.storage import directory
+from backyfs.storage.directory import DirectoryStorage
+from tests.audit import audit
+from tests.fault.interleaving import Command, Explorer, Witness
+from tests.images import random_bytes
+from tests.repositories import BLOCK, make_repository, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+    from pathlib import Path
+
+    from backyfs.metadata.database import Connection, Database
+    from backyfs.repository import Repository
+
+    Work: TypeAlias = Callable[["Subject", Repository], object]
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+NO_GRACE_S = 0  # see `_clock`
+# All that decides how a command goes on, without uids, times and tokens, which are others each time.
+PICTURE = (
+    "SELECT id, name, status FROM versions ORDER BY id",
+    "SELECT * FROM version_pages ORDER BY version_id, page_no",
+    "SELECT id, digest, refs, published FROM pages ORDER BY id",
+    "SELECT * FROM blob_refs ORDER BY blob_id",
+    "SELECT version_id FROM job_versions ORDER BY version_id",
+    "SELECT kind, COUNT(*) FROM catalog_notes GROUP BY kind ORDER BY kind",
+)
+SHELF = "0123"  # of all blobs
+BLOBS = "SELECT id, fingerprint, doomed_at IS NULL, valid, uid FROM blobs ORDER BY id"
+
+
+def blocks(*seeds: int) -> bytes:
+    """Return an image of a few blocks, of which those of the same number are the same."""
+    return b"".join(random_bytes(BLOCK, seed) for seed in seeds)
+
+
+class Subject:
+    """A repository that can be made again as it was, and the commands that meet in it."""
+
+    def __init__(self, place: Path, images: dict[str, bytes]) -> None:
+        self._place = place
+        self._images = images
+        for name, content in images.items():
+            (place / name).write_bytes(content)
+        self._config_file = make_repository(place / "repository", encrypted=False)
+        self._data = place / "repository" / "data"
+        self._opened = ExitStack()
+        self._repositories: list[tuple[Repository, Witness]] = []
+
+    def prepare(self, change: Work) -> None:
+        """Bring the repository into the state in which the commands meet."""
+        with opened(self._config_file) as repository:
+            change(self, repository)
+        shutil.copytree(self._place / "repository", self._place / "original")
+
+    def explore(self, *works: Work) -> Explorer:
+        """Let commands meet in all orders."""
+        with self._opened:
+            self._raw = self._connect("repository")
+            self._original = self._connect("original")
+            for _ in (*works, self._check):
+                repository = self._opened.enter_context(opened(self._config_file))
+                self._repositories.append((repository, Witness(repository.database.engine)))
+            explorer = Explorer(lambda: self._begin(works), self._picture, self._check)
+            explorer.run()
+        return explorer
+
+    def back_up(self, repository: Repository, name: str, **request: Any) -> None:
+        """Back up an image under its name."""
+        source = open_source(str(self._place / name))
+        try:
+            backup(repository, source, BackupRequest(name=name, **request))
+        finally:
+            source.close()
+
+    def _connect(self, name: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._place / name / "backyfs.sqlite", isolation_level=None)
+        connection.execute("PRAGMA synchronous = OFF")
+        self._opened.callback(connection.close)
+        return connection
+
+    def _begin(self, works: Sequence[Work]) -> list[Command]:
+        """Make everything as it was, and the commands anew."""
+        self._original.backup(self._raw)
+        self._renew_objects()
+        return [
+            self._command(work, *opened) for work, opened in zip(works, self._repositories, strict=False)
+        ]
+
+    def _renew_objects(self) -> None:
+        original = self._place / "original" / "data"
+        for place, _, names in os.walk(self._data):
+            for name in names:
+                os.unlink(f"{place}/{name}")
+        shutil.copytree(original, self._data, dirs_exist_ok=True)
+
+    def _command(
+        self, work: Work, repository: Repository, witness: Witness
+    ) -> Command:
+        def run(database: Database) -> object:
+            return work(self, replace(self._with_new_storage(repository), database=database))
+
+        return Command(work.__name__, repository.database, witness, run)
+
+    def _with_new_storage(self, repository: Repository) -> Repository:
+        storage = DirectoryStorage(str(self._data))  # what an abandoned command has put is none of its business
+        return replace(repository, blocks=replace(repository.blocks, storage=storage))
+
+    def _picture(self) -> Hashable:
+        rows = [tuple(self._raw.execute(query)) for query in PICTURE]
+        objects = {name.partition(".")[0] for name in os.listdir(self._data / SHELF[:2] / SHELF[2:])}
+        known = self._raw.execute(BLOBS).fetchall()
+        there = tuple((*facts, uid in objects) for *facts, uid in known)
+        return (*rows, there, len(objects.difference(row[-1] for row in known)))
+
+    def _check(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            assert command.error is None, f"{command.name} failed: {command.error!r}"
+        repository = self._with_new_storage(self._repositories[-1][0])
+        self._check_content(repository)
+        cleanup(repository, grace_s=NO_GRACE_S)
+        self._check_content(repository)
+        for name in self._images:
+            self.back_up(repository, name)
+        self._check_content(repository)
+        remove_all(self, repository)
+        cleanup(repository, grace_s=NO_GRACE_S)
+        assert list(repository.blocks.storage.list_blobs()) == []
+
+    def _check_content(self, repository: Repository) -> None:
+        audit(repository)
+        with repository.database.read() as connection:
+            assert references_add_up(connection)
+            for version in list_versions(connection):
+                assert version.status is VersionStatus.VALID
+                content = b""
+                count = version.size_bytes // BLOCK
+                for number in map(PageNumber, range(page_count(count))):
+                    entries = page_entries(connection, version, number, count)
+                    known = load_blobs(connection, {*entries})
+                    content += b"".join(load_block(repository.blocks, known[entry]) for entry in entries)
+                assert content == self._images[version.name]
+
+
+def remove_all(subject: Subject, repository: Repository) -> None:
+    with repository.database.read() as connection:
+        versions = list_versions(connection)
+    remove_versions(repository, versions, now=NOW)
+
+
+@pytest.fixture(autouse=True)
+def _one_thing_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a command do the same each time: one worker, nothing by the clock; and no waits for a disk."""
+    monkeypatch.setattr(pipeline, "default_workers", lambda: 2)  # one less for small blocks
+    monkeypatch.setattr(pipeline, "_FLUSH_S", float("inf"))
+    monkeypatch.setattr(pipeline, "_COMMIT_S", float("inf"))
+    monkeypatch.setattr(pipeline, "new_shelf", lambda: SHELF)
+    monkeypatch.setattr(cleanup_module, "database_time", _clock)
+    monkeypatch.setattr(directory, "_syncfs", lambda _fd: None)
+    monkeypatch.setattr(directory, "_sync_directory", lambda _path: None)
+
+
+def _clock(connection: Connection) -> datetime:
+    """Return a time before which all blobs that are there were stored, and after which all others will be."""
+    newest: datetime = connection.execute(select(func.max(blobs.c.created_at))).scalar() or NOW
+    return newest + timedelta(microseconds=1)
+
+
+def clean(subject: Subject, repository: Repository) -> None:
+    cleanup(repository, grace_s=NO_GRACE_S)
+
+
+def remove_and_clean(subject: Subject, repository: Repository) -> None:
+    with repository.database.read() as connection:
+        versions = list_versions(connection, name="old")
+    remove_versions(repository, versions, now=NOW)
+    clean(subject, repository)
+
+
+def back_up_old(subject: Subject, repository: Repository) -> None:
+    subject.back_up(repository, "old")
+
+
+def back_up_new(subject: Subject, repository: Repository) -> None:
+    subject.back_up(repository, "new")
+
+
+def go_on_with_new(subject: Subject, repository: Repository) -> None:
+    with repository.database.read() as connection:
+        [begun] = list_versions(connection, name="new")
+    subject.back_up(repository, "new", continued=begun)
+
+
+def one_version(subject: Subject, repository: Repository) -> None:
+    subject.back_up(repository, "old")
+
+
+def garbage(subject: Subject, repository: Repository) -> None:
+    """Leave a page and blobs, and no version."""
+    subject.back_up(repository, "old")
+    remove_all(subject, repository)
+
+
+def begun_version(subject: Subject, repository: Repository) -> None:
+    """Leave a version of which one block is there, and a blob in no page, as a killed backup does."""
+    subject.back_up(repository, "new")
+    with repository.database.write() as connection:
+        [version] = list_versions(connection)
+        set_status(connection, version.id, VersionStatus.INCOMPLETE)
+        entries = load_page(connection, version.id, PageNumber(0))
+        assert entries is not None
+        entries[1] = ABSENT
+        commit_page(connection, version.id, PageNumber(0), entries, keep_holes=True)
+
+
+IMAGES = {"old": blocks(1, 2), "new": blocks(2, 3)}
+SAME = {"old": blocks(1, 2), "new": blocks(1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("before", "images", "works"),
+    [
+        pytest.param(garbage, IMAGES, (back_up_new, clean), id="a backup that knows some of the garbage, a cleanup"),
+        pytest.param(one_version, SAME, (back_up_new, remove_and_clean), id="a backup, a removal of all that it knows"),
+        pytest.param(begun_version, IMAGES, (go_on_with_new, clean), id="a continued backup, a cleanup"),
+        pytest.param(garbage, IMAGES, (clean, clean), id="two cleanups"),
+        pytest.param(garbage, SAME, (back_up_new, back_up_old), id="two backups of the same"),
+    ],
+)
+def test_whatever_the_order_versions_are_exact_and_counts_are_right(
+    tmp_path: Path, before: Work, images: dict[str, bytes], works: tuple[Work, ...]
+) -> None:
+    subject = Subject(tmp_path, images)
+    subject.prepare(before)
+    explorer = subject.explore(*works)
+    assert explorer.orders > 1
