@@ -46,6 +46,7 @@ _COMMANDS = {
     "forget": ("forget", "Remove the versions that no schedule needs."),
     "cleanup": ("cleanup", "Delete the stored blocks that no version needs any more."),
     "scrub": ("scrub", "Read stored blocks back and check them."),
+    "repair": ("repair", "Store damaged blocks anew from other copies."),
     "du": ("du", "Show how much space versions take."),
     "stats": ("stats", "Show what backups did."),
     "diff-meta": ("diff_meta", "Compare two versions block by block."),

@@ -65,6 +65,34 @@ def mark_versions(
         return Marked(blobs=0, versions=())
     with repository.database.write() as connection:
         marked = mark_damaged(connection, affected, datetime.now(UTC))
+    blobs, versions = _tell(repository, found, tell, pages, affected)
+    return Marked(blobs=blobs, versions=tuple(version.uid for version in versions if version.id in marked))
+
+
+def tell_damage(
+    repository: Repository,
+    found: Mapping[BlobId, str],
+    tell: Callable[[Version, DamagedRange], None],
+) -> None:
+    """Tell the ranges of all versions that these blobs are, and mark nothing.
+
+    Raises:
+        DatabaseError: the block maps cannot be read.
+    """
+    with repository.database.read() as connection:
+        pages = pages_with(connection, set(found)) if found else set()
+        affected = versions_with(connection, pages)
+    _tell(repository, found, tell, pages, affected)
+
+
+def _tell(
+    repository: Repository,
+    found: Mapping[BlobId, str],
+    tell: Callable[[Version, DamagedRange], None],
+    pages: Collection[PageId],
+    affected: Collection[VersionId],
+) -> tuple[int, list[Version]]:
+    """Return how many of the blobs are in use, and the affected versions."""
     told = BlobSet()
     with repository.database.read() as connection:
         versions = [version for version in list_versions(connection) if version.id in affected]
@@ -72,9 +100,7 @@ def mark_versions(
             for blob_id, damage in _damage(connection, version, repository.block_size, pages, found):
                 told.add(blob_id)
                 tell(version, damage)
-    return Marked(
-        blobs=sum(1 for _ in told), versions=tuple(version.uid for version in versions if version.id in marked)
-    )
+    return sum(1 for _ in told), versions
 
 
 def revive_versions(repository: Repository, chosen: Collection[VersionId] | None) -> tuple[VersionUid, ...]:

@@ -65,6 +65,7 @@ def test_help_lists_every_command_with_a_line():
         "forget",
         "cleanup",
         "scrub",
+        "repair",
         "du",
         "stats",
         "diff-meta",

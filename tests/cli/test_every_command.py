@@ -66,6 +66,7 @@ CASES = (
     Case("cleanup"),
     Case("cleanup --dry-run", schema="cleanup-dry-run", writes=False),
     Case("scrub {}"),
+    Case("repair {}"),
     Case("du", writes=False),
     Case("stats", writes=False),
     Case("diff-meta {} {}", writes=False),

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import update
 
 from backyfs.engine.pipeline import Pipeline
-from backyfs.errors import InterruptedByUser, StorageError
+from backyfs.engine.repair import RepairRequest, repair
+from backyfs.errors import InterruptedByUser, SourceError, StorageError
+from backyfs.geometry import Extent
+from backyfs.metadata.tables import blobs, versions
 from backyfs.model import Deduplication, VersionStatus
-from tests.audit import audit
+from backyfs.sources import open_source
+from tests.audit import audit, count_blobs
 from tests.images import random_bytes, random_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -182,3 +187,207 @@ def test_a_version_that_was_repaired_before_a_kill_is_valid_after_the_next_backu
     assert damaged_uids(repository) == set()
     assert not is_valid(repository, first)
     assert back_up(repository, image).versions_valid == (first.uid,)
+
+
+# On demand
+
+
+def repaired(repository, *versions, image=None, **request):
+    """Repair these versions, or all; return the report, and uid, start, stop and reason of what was told."""
+    told = []
+    source = None if image is None else open_source(str(image))
+    try:
+        report = repair(
+            repository,
+            RepairRequest(versions=versions or None, source=source, **request),
+            tell=lambda version, damage: told.append((version.uid, damage.start, damage.stop, damage.reason)),
+        )
+    finally:
+        if source is not None:
+            source.close()
+    return report, told
+
+
+def test_damaged_blocks_are_taken_from_their_places_in_an_image(repository, tmp_path):
+    image = random_image(tmp_path / "image", 5 * BLOCK + 7)
+    first = version_of(repository, image)
+    second = version_of(repository, image, "other")
+    damage(repository, first, 1, 5)
+    report, told = repaired(repository, first, image=image)
+    assert (report.blobs_damaged, report.blobs_repaired, report.blobs_left, told) == (2, 2, 0, [])
+    assert report.bytes_repaired == BLOCK + 7
+    assert set(report.versions_valid) == {first.uid, second.uid}
+    assert restored(repository, second, tmp_path) == image.read_bytes()
+    assert scrubbed(repository)[0].blobs_damaged == 0
+    audit(repository)
+
+
+def test_only_bytes_that_are_right_are_stored(repository, tmp_path):
+    image = random_image(tmp_path / "image", 3 * BLOCK)
+    version = version_of(repository, image)
+    damage(repository, version, 0, 2)
+    with image.open("r+b") as file:
+        file.write(random_bytes(BLOCK, 1))
+    report, told = repaired(repository, image=image)
+    assert (report.blobs_repaired, report.blobs_left, report.versions_valid) == (1, 1, ())
+    assert [line[:3] for line in told] == [(version.uid, 0, BLOCK)]
+    assert "--search" in told[0][3]
+    assert not is_valid(repository, version)
+
+
+def test_an_image_is_searched_for_what_moved_within_it(repository, tmp_path):
+    image = random_image(tmp_path / "image", 4 * BLOCK + 9)
+    version = version_of(repository, image)
+    content = image.read_bytes()
+    damage(repository, version, 1, 4)
+    moved = tmp_path / "moved"
+    moved.write_bytes(bytes(1100 * BLOCK) + content[4 * BLOCK :] + bytes(BLOCK - 9) + content[: 3 * BLOCK])
+    assert repaired(repository, image=moved)[0].blobs_repaired == 0
+    report, told = repaired(repository, image=moved, search=True)
+    assert (report.blobs_repaired, told, report.versions_valid) == (2, [], (version.uid,))
+    assert restored(repository, version, tmp_path) == content
+
+
+def test_a_dry_run_says_what_could_be_and_stores_nothing(repository, tmp_path):
+    image = random_image(tmp_path / "image", 3 * BLOCK)
+    version = version_of(repository, image)
+    damage(repository, version, 0, 2)
+    before = (count_blobs(repository), damaged_uids(repository), set(repository.blocks.storage.list_blobs()))
+    with image.open("r+b") as file:
+        file.write(random_bytes(BLOCK, 1))
+    report, told = repaired(repository, image=image, dry_run=True)
+    assert (report.blobs_repaired, report.blobs_left) == (1, 1)
+    assert [line[:3] for line in told] == [(version.uid, 0, BLOCK)]
+    assert (count_blobs(repository), damaged_uids(repository), set(repository.blocks.storage.list_blobs())) == before
+    assert not is_valid(repository, version)
+
+
+def test_another_blob_with_the_same_bytes_is_enough(repository, tmp_path):
+    image = random_image(tmp_path / "image", 3 * BLOCK)
+    first = version_of(repository, image)
+    version_of(replace(repository, deduplication=Deduplication.OFF), image)
+    damage(repository, first, 1)
+    report, told = repaired(repository)
+    assert (report.blobs_repaired, told, report.versions_valid) == (1, [], (first.uid,))
+    assert restored(repository, first, tmp_path) == image.read_bytes()
+
+
+def test_only_the_blobs_of_the_versions_that_were_named_are_repaired(repository, tmp_path):
+    image, other = random_image(tmp_path / "image", BLOCK), random_image(tmp_path / "other", BLOCK, 1)
+    first, second = version_of(repository, image), version_of(repository, other, "other")
+    damage(repository, first, 0)
+    damage(repository, second, 0)
+    both = tmp_path / "both"
+    both.write_bytes(image.read_bytes() + other.read_bytes())
+    report, told = repaired(repository, first, image=both, search=True)
+    assert (report.blobs_damaged, report.blobs_repaired, told) == (1, 1, [])
+    assert is_valid(repository, first)
+    assert not is_valid(repository, second)
+
+
+def test_a_blob_without_fingerprint_cannot_be_repaired(repository, tmp_path):
+    image = random_image(tmp_path / "image", BLOCK)
+    version = version_of(repository, image)
+    with repository.database.write() as connection:
+        connection.execute(update(blobs).values(fingerprint=None))
+    damage(repository, version, 0)
+    report, told = repaired(repository, image=image, search=True)
+    assert (report.blobs_repaired, report.blobs_left) == (0, 1)
+    assert "no fingerprint" in told[0][3]
+
+
+def test_where_nothing_is_damaged_there_is_nothing_to_do(repository, tmp_path):
+    image = random_image(tmp_path / "image", BLOCK)
+    version = version_of(repository, image)
+    report, told = repaired(repository, version, image=image, search=True)
+    assert (report.blobs_damaged, report.blobs_repaired, told) == (0, 0, [])
+
+
+def test_an_interrupted_repair_keeps_what_it_has_done(repository, tmp_path):
+    image = random_image(tmp_path / "image", 3 * BLOCK)
+    version = version_of(repository, image)
+    damage(repository, version, 0, 1, 2)
+    asked = iter([False, False, True])
+    source = open_source(str(image))
+    with pytest.raises(InterruptedByUser, match="run the command again"):
+        repair(repository, RepairRequest(source=source), stop=lambda: next(asked))
+    source.close()
+    assert len(damaged_uids(repository)) == 1
+    report, _ = repaired(repository, image=image)
+    assert (report.blobs_repaired, report.versions_valid) == (1, (version.uid,))
+    audit(repository)
+
+
+def test_a_source_that_cannot_be_read_in_a_place_is_passed_over(repository, tmp_path):
+    image = random_image(tmp_path / "image", 3 * BLOCK)
+    version = version_of(repository, image)
+    damage(repository, version, 0, 2)
+
+    class Bad:
+        size_bytes = 3 * BLOCK
+
+        def data_extents(self):
+            return iter([Extent(0, 3 * BLOCK)])
+
+        def read_into(self, offset, buffer):
+            if offset < BLOCK:
+                raise SourceError("bad sector")
+            buffer[:] = image.read_bytes()[offset : offset + len(buffer)]
+
+        def close(self):
+            pass
+
+    for search in (False, True):
+        report = repair(repository, RepairRequest(source=Bad(), search=search))
+        assert (report.blobs_repaired, report.blobs_left) == (0 if search else 1, 1)
+
+
+# From another repository
+
+
+@pytest.mark.parametrize("block_size", [BLOCK, 4 * BLOCK, 512])
+def test_another_repository_with_the_same_backup_gives_its_blocks(repository, tmp_path, block_size):
+    image = random_image(tmp_path / "image", 9 * BLOCK + 1)
+    version = version_of(repository, image)
+    damage(repository, version, 3, 9)
+    config = make_repository(tmp_path / "other", block_size=block_size, encrypted=False)
+    with opened(config) as other:
+        copy = version_of(other, image)
+        assert repaired(repository, other=other)[0].blobs_repaired == 0  # that is another backup, for all we know
+        with other.database.write() as connection:
+            same = {"created_at": version.created_at} if block_size == 512 else {"uid": version.uid}
+            connection.execute(update(versions).where(versions.c.id == copy.id).values(**same))
+        report, told = repaired(repository, other=other)
+    assert (report.blobs_repaired, told, report.versions_valid) == (2, [], (version.uid,))
+    assert restored(repository, version, tmp_path) == image.read_bytes()
+
+
+def test_another_repository_with_the_same_fingerprints_gives_its_blobs(tmp_path):
+    with (
+        opened(make_repository(tmp_path / "repository", encrypted=False)) as repository,
+        opened(make_repository(tmp_path / "other", encrypted=False)) as other,
+    ):
+        image = random_image(tmp_path / "image", 3 * BLOCK)
+        version = version_of(repository, image)
+        damage(repository, version, 1)
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.write_bytes(random_bytes(BLOCK, 1) + image.read_bytes())
+        copy = version_of(other, elsewhere, "another name")
+        flip_a_byte(file_of(other, blob_of(other, copy, 1)))
+        report, told = repaired(repository, other=other)
+        assert (report.blobs_repaired, told) == (1, [])
+        assert restored(repository, version, tmp_path) == image.read_bytes()
+
+
+def test_what_is_damaged_there_as_well_stays_damaged(repository, tmp_path):
+    image = random_image(tmp_path / "image", 3 * BLOCK)
+    version = version_of(repository, image)
+    damage(repository, version, 1, 2)
+    with opened(make_repository(tmp_path / "other")) as other:
+        copy = version_of(other, image)
+        with other.database.write() as connection:
+            connection.execute(update(versions).values(uid=version.uid))
+        flip_a_byte(file_of(other, blob_of(other, copy, 1)))
+        report, told = repaired(repository, other=other)
+    assert (report.blobs_repaired, report.blobs_left) == (1, 1)
+    assert [line[:3] for line in told] == [(version.uid, BLOCK, 2 * BLOCK)]
