@@ -1,0 +1,348 @@
+"""`recover` and `catalog`, as somebody uses them whose database is gone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from backyfs.cli.main import run
+from backyfs.config import load_config
+from backyfs.keys.slots import Cost
+from backyfs.repository import open_repository
+from tests.images import random_image
+from tests.repositories import BLOCK, make_repository, opened
+from tests.upgrade.reference import Reference, check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return random_image(tmp_path / "image", 5 * BLOCK + 7)
+
+
+@pytest.fixture
+def backed_up(call: Callable[..., tuple[int, str, str]], image: Path) -> str:
+    """Make two versions, and return what `ls` says of them."""
+    assert call("-q", "backup", image, "disk", "-t", "a,b")[0] == 0
+    assert call("-q", "backup", image, "other")[0] == 0
+    assert call("-q", "expire", "disk@latest", "2040-01-01")[0] == 0
+    assert call("-q", "protect", "other@latest")[0] == 0
+    return call("-m", "ls")[1]
+
+
+def lose_database(config: Path) -> None:
+    for path in config.parent.glob("backyfs.sqlite*"):
+        path.unlink()
+
+
+def data_of(config: Path) -> str:
+    return str(config.parent / "data")
+
+
+def objects(config: Path) -> list[Path]:
+    return sorted(path for path in (config.parent / "data" / "catalog").rglob("*") if path.is_file())
+
+
+def call_with(
+    config: Path, capsys: pytest.CaptureFixture[str], *words: object
+) -> tuple[int, str, str]:
+    status = run(["-c", str(config), *map(str, words)])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_storage_and_key_are_enough(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str, image: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    lose_database(config)
+    config.unlink()
+    new = tmp_path / "new" / "backyfs.cfg"
+    key = config.with_suffix(".key")
+    status, out, err = call_with(
+        new, capsys, "recover", data_of(config), "--key-file", key, "--to", tmp_path / "new" / "db.sqlite"
+    )
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0].endswith(f"2 versions with 6 stored blocks are in {tmp_path}/new/db.sqlite")
+    assert f"The configuration is {new}." in out
+    assert load_config(str(new), {})[0].key is not None
+    assert new.stat().st_mode & 0o777 == 0o600
+    assert call_with(new, capsys, "-m", "ls")[1] == backed_up
+    assert call_with(new, capsys, "-q", "restore", "disk@latest", tmp_path / "restored")[0] == 0
+    assert (tmp_path / "restored").read_bytes() == image.read_bytes()
+    assert call_with(new, capsys, "-q", "catalog", "check")[0] == 0
+    assert call_with(new, capsys, "-q", "backup", image, "disk")[0] == 0
+
+
+def test_a_configuration_that_is_there_names_all_of_it_and_stays(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
+) -> None:
+    lose_database(config)
+    before = config.read_bytes()
+    status, out, err = call("recover")
+    assert (status, err) == (0, "")
+    assert f"The configuration {config} was there and is as it was: compare [MetaBackend] and [DataBackend]." in out
+    assert config.read_bytes() == before
+    assert call("-m", "ls")[1] == backed_up
+
+
+def test_what_is_lost_is_listed_and_the_rest_is_there(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
+) -> None:
+    assert backed_up
+    [page] = [path for path in objects(config) if path.parent.parent.name == "pages"]
+    name = str(page.relative_to(config.parent / "data"))
+    page.write_bytes(page.read_bytes()[:-1])
+    lose_database(config)
+    status, out, err = call("--json", "recover")
+    report = json.loads(out)
+    assert (status, report["versions"], report["blobs"], len(report["invalid"])) == (20, 2, 0, 2)
+    assert {loss["name"] for loss in report["losses"]} == {name}
+    assert {loss["version"] for loss in report["losses"]} == set(report["invalid"])
+    assert err.startswith("backyfs: error: 2 objects could not be recovered, and are listed; 2 versions are there")
+    lose_database(config)
+    status, out, _ = call("-m", "recover")
+    assert (status, out.splitlines()[0]) == (20, "name|version|reason")
+    assert out.splitlines()[1].startswith(f"{name}|")
+    lose_database(config)
+    status, out, _ = call("recover")
+    assert status == 20
+    assert "fails its authentication" in out
+    assert "2 versions are invalid now, because they lack blocks." in out
+
+
+def test_objects_that_are_missing_are_looked_for_where_that_is_wanted(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
+) -> None:
+    assert backed_up
+    blob = next((config.parent / "data").rglob("*.blob"))
+    blob.unlink()
+    lose_database(config)
+    assert call("-q", "recover")[0] == 0
+    lose_database(config)
+    status, out, _ = call("-m", "-s", "recover", "--check-objects")
+    assert (status, out) == (20, f"{blob.name}||is missing from the storage\n")
+    assert call("-m", "-s", "ls", "-f", "valid")[1].split() == ["0", "0"]
+
+
+def test_no_database_is_overwritten(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str, tmp_path: Path
+) -> None:
+    status, _, err = call("recover")
+    assert (status, err) == (
+        1, f"backyfs: error: {config.parent}/backyfs.sqlite holds tables already; name an empty database\n"
+    )  # fmt: skip
+    assert call("-m", "ls")[1] == backed_up
+    foreign = tmp_path / "notes.txt"
+    foreign.write_text("mine")
+    status, _, err = call("recover", "--to", foreign)
+    assert (status, foreign.read_text()) == (1, "mine")
+    assert err.startswith("backyfs: error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--key-file", "{dir}/wrong.key"], 3, "is not the key of this repository"),
+        (["--key-file", "{dir}/none.key"], 3, "cannot be read"),
+        ([], 3, "is encrypted, and opened by"),
+        (["--from-recovery", "{dir}/wrong.key"], 3, ""),
+    ],
+)
+def test_without_the_key_nothing_is_made(
+    config: Path, backed_up: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], status: int,
+    message: str,
+) -> None:  # fmt: skip
+    assert backed_up
+    (tmp_path / "wrong.key").write_text("5e" * 32)
+    (tmp_path / "wrong.key").chmod(0o600)
+    new = tmp_path / "new.cfg"
+    words = [word.replace("{dir}", str(tmp_path)) for word in words]
+    done = call_with(new, capsys, "recover", data_of(config), "--to", tmp_path / "db", *words)
+    assert done[0] == status
+    assert message in done[2]
+    assert done[2].count("\n") == 1
+    assert not new.exists()
+    assert not (tmp_path / "db").exists()
+
+
+def test_a_storage_that_has_no_catalog_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    status, _, err = call_with(
+        tmp_path / "new.cfg", capsys, "recover", tmp_path / "data", "--to", tmp_path / "db"
+    )
+    assert status == 20
+    assert "the storage has no object catalog/repository" in err
+    status, _, err = call_with(tmp_path / "new.cfg", capsys, "recover")
+    assert status == 1
+    assert "there is no configuration that names the storage; name its directory" in err
+
+
+def test_a_repository_without_encryption_needs_no_key(
+    tmp_path: Path, image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_repository(tmp_path / "plain", encrypted=False)
+    assert call_with(config, capsys, "-q", "backup", image, "disk")[0] == 0
+    lose_database(config)
+    config.unlink()
+    assert call_with(config, capsys, "-q", "recover", data_of(config), "--to", config.parent / "new.sqlite")[0] == 0
+    assert "encryption_version: 0" in config.read_text()
+    with opened(config) as repository:
+        assert repository.blocks.encryption_version == 0
+    assert call_with(config, capsys, "-q", "restore", "disk@latest", tmp_path / "restored")[0] == 0
+    assert (tmp_path / "restored").read_bytes() == image.read_bytes()
+
+
+def test_new_keys_and_passphrases_open_the_catalog_at_once(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("backyfs.keys.slots.DEFAULT_COST", Cost(memory_kib=64, passes=1, lanes=1))
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text("correct horse\n")
+    passphrase.chmod(0o600)
+    assert call("-q", "key", "add", "second", "--passphrase-file", passphrase)[0] == 0
+    page = tmp_path / "page"
+    assert call("-q", "key", "export", page)[0] == 0
+    lose_database(config)
+    for number, words in enumerate((["--passphrase-file", passphrase], ["--from-recovery", page])):
+        new = tmp_path / f"new-{number}.cfg"
+        database = tmp_path / f"db-{number}"
+        assert call_with(new, capsys, "-q", "recover", data_of(config), "--to", database, *words)[0] == 0
+        written = load_config(str(new), {})[0]
+        assert (written.passphrase is not None) == (number == 0)
+        assert written.key is None
+    assert call_with(tmp_path / "new-0.cfg", capsys, "-m", "ls")[1] == backed_up
+
+
+def test_a_removed_key_opens_the_catalog_no_longer(
+    call: Callable[..., tuple[int, str, str]], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.key"
+    other.write_text("5e" * 32)
+    other.chmod(0o600)
+    assert call("-q", "key", "add", "second", "--key-file", other)[0] == 0
+    new = tmp_path / "new.cfg"
+    words = ("-q", "recover", data_of(config), "--key-file", other, "--to", tmp_path / "db")
+    assert call("-q", "key", "remove", "second")[0] == 0
+    assert call_with(new, capsys, *words)[0] == 3
+
+
+# The catalog
+
+
+def test_that_the_catalog_cannot_be_written_is_a_warning_and_no_failure(
+    call: Callable[..., tuple[int, str, str]], config: Path, image: Path
+) -> None:
+    (config.parent / "data" / "catalog" / "versions").write_text("in the way")
+    status, _, err = call("backup", image, "disk")
+    assert status == 0
+    assert "the catalog in the storage lacks what was done: " in err
+    assert "; run `backyfs catalog push`" in err
+    (config.parent / "data" / "catalog" / "versions").unlink()
+    status, out, err = call("--json", "catalog", "push")
+    assert (status, err, json.loads(out)) == (0, "", {"versions": 1, "pages": 1, "deleted": 0})
+    assert call("catalog", "check") == (
+        0, "The catalog has all 1 versions and 1 pages as the database has them.\n", ""
+    )  # fmt: skip
+
+
+def test_a_storage_that_is_not_mounted_gets_no_catalog(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
+) -> None:
+    assert backed_up
+    data = config.parent / "data"
+    data.rename(config.parent / "elsewhere")
+    data.mkdir()
+    status, _, err = call("expire", "disk@latest", "2041-01-01")
+    assert status == 0
+    assert "the storage has no catalog, and there was one; is its file system mounted?" in err
+    assert list(data.iterdir()) == []
+    data.rmdir()
+    (config.parent / "elsewhere").rename(data)
+    assert call("catalog", "check")[0] == 20
+    assert call("-q", "unprotect", "other@latest")[0] == 0  # the next command makes good for it
+    assert call("catalog", "check")[0] == 0
+
+
+def test_differences_are_listed(call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str) -> None:
+    assert backed_up
+    version = next(path for path in objects(config) if path.parent.name == "versions")
+    version.unlink()
+    name = str(version.relative_to(config.parent / "data"))
+    status, out, err = call("-m", "catalog", "check")
+    assert (status, out) == (20, f"name|fact\n{name}|is missing\n")
+    assert "`backyfs catalog push` writes what is known to be missing, and with --all everything" in err
+    assert call("-q", "catalog", "push", "--all")[0] == 0
+    assert call("catalog", "check")[0] == 0
+
+
+def test_init_into_a_storage_with_a_catalog_says_how_its_database_comes_back(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = call_with(
+        tmp_path / "new.cfg", capsys, "init", "--data", data_of(config), "--db", tmp_path / "new.sqlite"
+    )
+    assert status == 6
+    assert f"holds a repository; `backyfs recover {data_of(config)}` rebuilds its database" in err
+
+
+# Repositories of backy2
+
+
+@pytest.mark.parametrize("name", ["v1-sqlite", "mixed-sqlite"])
+def test_a_repository_of_backy2_comes_back(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference = Reference(name, tmp_path)
+    config = reference.config_file
+    assert call_with(config, capsys, "-q", "catalog", "push")[0] == 0
+    check_recovered(reference, capsys)
+    rekeyed = tmp_path / "new.key"
+    rekeyed.write_text("5e" * 32)
+    rekeyed.chmod(0o600)
+    old = tmp_path / "old.key"
+    old.write_text(key_digits(config))
+    old.chmod(0o600)
+    set_key(config, "5e" * 32)
+    assert call_with(config, capsys, "-q", "rekey", "--old-key-file", old)[0] == 0
+    check_recovered(reference, capsys)
+
+
+def key_digits(config: Path) -> str:
+    key = load_config(str(config), {})[0].key
+    assert key is not None
+    assert key.hex_digits is not None
+    return key.hex_digits
+
+
+def set_key(config: Path, digits: str) -> None:
+    config.write_text(config.read_text().replace(key_digits(config), digits))
+
+
+def check_recovered(reference: Reference, capsys: pytest.CaptureFixture[str]) -> None:
+    """Recover in the place of the database that there is, and compare everything."""
+    assert call_with(reference.config_file, capsys, "catalog", "check")[0] == 0
+    for path in reference.directory.glob("backy.sqlite*"):
+        path.unlink()
+    status, out, err = call_with(reference.config_file, capsys, "-q", "recover")
+    assert (status, err) == (0, ""), out
+    with open_repository(reference.config) as repository:
+        check(repository, reference.expected)
+
+
+def test_a_lost_catalog_is_written_anew(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
+) -> None:
+    shutil.rmtree(config.parent / "data" / "catalog")
+    assert call("catalog", "check")[0] == 20
+    status, out, _ = call("--json", "catalog", "push", "--all")
+    report: dict[str, Any] = json.loads(out)
+    assert (status, report["versions"]) == (0, 2)
+    lose_database(config)
+    assert call("-q", "recover")[0] == 0
+    assert call("-m", "ls")[1] == backed_up

@@ -1,0 +1,157 @@
+"""A recovery, or the writing of the catalog, that is killed or fails at any step: the next one makes good for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backyfs.engine.catalogcheck import CatalogCheck, Difference
+from backyfs.engine.cleanup import cleanup
+from backyfs.engine.publish import publish
+from backyfs.engine.recover import open_catalog, recover
+from backyfs.engine.remove import remove_versions
+from backyfs.engine.restore import restore
+from backyfs.errors import BackyfsError, SchemaError
+from backyfs.keys.slots import Secret
+from backyfs.metadata.database import Database
+from backyfs.metadata.versions import list_versions, set_expiry, version_with_uid
+from tests.audit import audit
+from tests.fault.test_failing_parts import FailingStorage
+from tests.images import random_image
+from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.upgrade.test_faults import kill, watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from backyfs.model import Version
+    from backyfs.repository import Repository
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    with opened(make_repository(tmp_path / "repository")) as repository:
+        yield repository
+
+
+@pytest.fixture
+def versions(repository: Repository, tmp_path: Path) -> list[Version]:
+    image = random_image(tmp_path / "image", 5 * BLOCK)
+    made = [back_up(repository, image, "first").version]
+    with image.open("r+b") as file:
+        file.write(b"changed")
+    made.append(back_up(repository, image, "second", tags=("a", "b")).version)
+    publish(repository)
+    return made
+
+
+def killed_at(number: int, act: Callable[[], object]) -> bool:
+    """Do something in a process that is killed at a statement; return whether it came that far."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with watched(kill, number, changes_only=True):
+                act()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def differences(repository: Repository) -> list[Difference]:
+    found: list[Difference] = []
+    CatalogCheck(repository, tell=found.append).run()
+    return found
+
+
+def test_a_recovery_that_is_killed_at_any_statement_is_done_by_the_next_one(
+    repository: Repository, versions: list[Version], tmp_path: Path
+) -> None:
+    key = repository.blocks.keyring.repository_key
+    url = f"sqlite:///{tmp_path}/recovered.sqlite"
+    recovered = replace(repository, database=Database(url))
+
+    def run() -> None:
+        with closing(Database(url)) as database:
+            storage = repository.blocks.storage
+            recover(storage, open_catalog(storage, lambda _found: Secret(), key), database)
+
+    number = 0
+    while True:
+        number += 1
+        killed = killed_at(number, run)
+        if not killed:
+            break
+        with closing(Database(url)) as database, pytest.raises(SchemaError):
+            database.check_revision()  # no command takes the half for the whole
+        if number % 5 == 0:
+            run()
+            audit(recovered)
+            with recovered.database.read() as connection:
+                found = list_versions(connection)
+            assert [version.uid for version in found] == [version.uid for version in versions]
+            recovered.database.close()
+            for path in tmp_path.glob("recovered.sqlite*"):
+                path.unlink()
+    assert number > 20
+    with recovered.database.read() as connection:
+        version = version_with_uid(connection, versions[1].uid)
+    assert version is not None
+    assert restore(recovered, version, str(tmp_path / "restored")).damaged == ()
+    assert (tmp_path / "restored").read_bytes() == (tmp_path / "image").read_bytes()
+    assert differences(recovered) == []
+    recovered.database.close()
+
+
+def change_all_sorts(repository: Repository, versions: list[Version], image: Path) -> None:
+    """Leave something of every kind to be written to the catalog."""
+    with repository.database.write() as connection:
+        set_expiry(connection, versions[1].id, datetime.now(UTC))
+    remove_versions(repository, versions[:1], now=datetime.now(UTC))
+    cleanup(repository, grace_s=0)
+    back_up(repository, random_image(image, 3 * BLOCK, 2), "new")
+    repository.blocks.storage.flush()  # a process that is forked off has the same list of what is to be flushed
+
+
+def test_a_publication_that_is_killed_at_any_statement_is_done_by_the_next_one(
+    repository: Repository, versions: list[Version], tmp_path: Path
+) -> None:
+    number = 0
+    killed = True
+    change_all_sorts(repository, versions, tmp_path / "new")
+    while killed:
+        number += 1
+        killed = killed_at(number, lambda: publish(repository))
+        with repository.database.write() as connection:
+            set_expiry(connection, versions[1].id, datetime.now(UTC))  # there is something to do again
+    publish(repository)
+    assert differences(repository) == []
+    assert number > 5
+
+
+@pytest.mark.parametrize("methods", [{"put_object"}, {"flush"}, {"delete_object"}], ids=min)
+def test_a_storage_that_fails_once_leaves_the_rest_to_the_next_publication(
+    repository: Repository, versions: list[Version], tmp_path: Path, methods: set[str]
+) -> None:
+    fail_at = 0
+    has_failed = True
+    while has_failed:
+        fail_at += 1
+        storage = FailingStorage(repository.blocks.storage, methods, fail_at)
+        failing = replace(repository, blocks=replace(repository.blocks, storage=storage))
+        if fail_at == 1:
+            change_all_sorts(repository, versions, tmp_path / "new")
+        try:
+            publish(failing)
+        except BackyfsError:
+            assert storage.has_failed
+        has_failed = storage.has_failed
+    publish(repository)
+    assert differences(repository) == []
+    assert fail_at > 1
