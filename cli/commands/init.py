@@ -83,6 +83,5 @@ def _print(invocation: Invocation, report: InitReport) -> None:
     else:
         click.echo(f"key            {places.key_file} ({report.key_check})")
         click.echo("")
-        click.echo("Without the key nothing can be restored. Copy the key file to a safe place elsewhere, now:")
-        click.echo(f"not on this machine, and not beside the blocks. The database {report.database}")
-        click.echo("belongs into that place as well, after each backup.")
+        click.echo("Without the key nothing can be restored. Copy the key file to a safe place elsewhere, now: not on")
+        click.echo("this machine, and not beside the blocks. The database can be rebuilt from both: `backyfs recover`.")
