@@ -97,18 +97,24 @@ class BlobChecker:
                 for run in self._runs(blob_ids):
                     while window.pending >= 2 * workers:
                         self._take(window)
-                    self._check()
+                    self.check()
                     window.submit(self._read_run, run)
                 while window.pending:
                     self._take(window)
-                    self._check()
+                    self.check()
             except BackyfsError:
                 with suppress(BackyfsError):  # the first error is the one to tell
                     self._salvage(window)
                 raise
         self._record()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Make sure that the scrub may go on.
+
+        Raises:
+            JobLostError: another command took it for dead.
+            InterruptedByUser: `stop` said so.
+        """
         self._job.check()
         if self._stop():
             raise InterruptedByUser(

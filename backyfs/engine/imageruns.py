@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from backyfs.errors import IntegrityError
-from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count
+from backyfs.errors import DamagedPageError, IntegrityError
+from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
 from backyfs.metadata.blobs import load_blobs
-from backyfs.metadata.blockmap import ABSENT, HOLE, page_entries
+from backyfs.metadata.blockmap import ABSENT, HOLE, new_entries, page_entries
 from backyfs.model import BlobId, BlockIndex, PageNumber
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class GapPart:
 
     start: int   # bytes of the image
     length: int
-    is_absent: bool  # never backed up
+    is_absent: bool  # never backed up, or nothing is known of them
+    fact: str | None = None  # why nothing is known
 
 
 @dataclass(slots=True)
@@ -92,17 +93,25 @@ class ImageRuns:
     def within(self, wanted: range) -> Iterator[Run]:
         """Yield the runs of a part of the image, given in bytes, in order. None of them crosses a page.
 
+        A damaged page is a gap of which nothing is known.
+
         Raises:
             DatabaseError: the block map cannot be read.
         """
         page_no, skipped = divmod(wanted.start // self._block_size, PAGE_ENTRIES)
         stop = block_count(wanted.stop, self._block_size)
         for number in range(page_no, page_count(stop)):
+            fact = None
             with self._database.read() as connection:
-                entries = page_entries(connection, self._version, PageNumber(number), self.blocks)
+                try:
+                    entries = page_entries(connection, self._version, PageNumber(number), self.blocks)
+                except DamagedPageError as error:
+                    fact = str(error)
+                    entries = new_entries(page_length(PageNumber(number), self.blocks), ABSENT)
                 entries = entries[: stop - number * PAGE_ENTRIES]
                 blobs = load_blobs(connection, {BlobId(entry) for entry in entries[skipped:] if entry > HOLE})
-            yield from self._runs(number * PAGE_ENTRIES, entries, blobs, skipped, wanted)
+            for run in self._runs(number * PAGE_ENTRIES, entries, blobs, skipped, wanted):
+                yield run if fact is None else _explained(run, fact)
             skipped = 0
 
     def _runs(
@@ -148,3 +157,8 @@ class ImageRuns:
     def _bounds(self, index: int, count: int, wanted: range) -> tuple[int, int]:
         """Return where the wanted part of so many blocks begins and ends, in bytes of the image."""
         return max(index * self._block_size, wanted.start), min((index + count) * self._block_size, wanted.stop)
+
+
+def _explained(run: Run, fact: str) -> Run:
+    parts = [replace(part, fact=fact) if isinstance(part, GapPart) else part for part in run.parts]
+    return replace(run, parts=parts)

@@ -49,10 +49,12 @@ def mark_versions(
     repository: Repository,
     found: Mapping[BlobId, str],
     tell: Callable[[Version, DamagedRange], None],
+    faults: Collection[tuple[Version, DamagedRange]] = (),
 ) -> Marked:
     """Make the valid versions invalid that use a damaged blob. All are marked before a range is told.
 
-    `found` are the blobs that are to be told, for every version that uses them, with what is the matter.
+    `found` are the blobs that are to be told, for every version that uses them, with what is the matter; `faults` are
+    ranges that are damaged for other reasons.
 
     Raises:
         DatabaseError: that could not be stored.
@@ -60,11 +62,13 @@ def mark_versions(
     with repository.database.read() as connection:
         damaged = known_damage(connection) | found.keys()
         pages = pages_with(connection, damaged) if damaged else set()
-        affected = versions_with(connection, pages)
+        affected = versions_with(connection, pages) | {version.id for version, _ in faults}
     if not affected:
         return Marked(blobs=0, versions=())
     with repository.database.write() as connection:
         marked = mark_damaged(connection, affected, datetime.now(UTC))
+    for version, damage in faults:
+        tell(version, damage)
     blobs, versions = _tell(repository, found, tell, pages, affected)
     return Marked(blobs=blobs, versions=tuple(version.uid for version in versions if version.id in marked))
 

@@ -147,7 +147,7 @@ class Restorer:
 
     def _restore_gap(self, gap: GapPart, done: _Done) -> None:
         if gap.is_absent:
-            self._leave_damaged(gap, _ABSENT, done)
+            self._leave_damaged(gap, gap.fact or _ABSENT, done)
         elif self._skips_holes:
             self._target.leave(gap.start, gap.length)
         elif self._present is None:

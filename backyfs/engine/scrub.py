@@ -18,8 +18,10 @@ from backyfs.engine.blobchecker import BlobChecker
 from backyfs.engine.blobset import BlobSet
 from backyfs.engine.comparison import Comparison
 from backyfs.engine.job import Job
+from backyfs.engine.mapchecker import check_maps
 from backyfs.engine.marking import mark_versions, revive_versions
-from backyfs.errors import BackyfsError, UsageError, VersionNotFoundError
+from backyfs.errors import BackyfsError, DamagedPageError, UsageError, VersionNotFoundError
+from backyfs.metadata.blockmap import references_add_up
 from backyfs.metadata.checks import blobs_of_versions, due_blobs, used_blobs
 from backyfs.model import BlobId, NoProgress
 
@@ -54,6 +56,8 @@ class ScrubReport:
     bytes_checked: int   # plain bytes of these
     blobs_damaged: int   # that versions use
     blobs_repaired: int  # that were marked as damaged and are whole
+    bytes_unknown: int   # of versions, because their block maps are damaged
+    references_right: bool | None  # whether the counts of references add up; None: not all versions were checked
     bytes_differing: int  # from the source
     versions_invalid: tuple[VersionUid, ...]  # that were valid
     versions_valid: tuple[VersionUid, ...]    # that were invalid
@@ -89,16 +93,18 @@ def scrub(
         shown = job.track(progress or NoProgress())
         chosen = _choose(repository, versions, request)
         checker = BlobChecker(repository, job, shown, stop)
+        faults = check_maps(repository, versions, checker.check)
+        references_right = _references_right(repository) if versions is None else None
         shown.start("Scrubbing", len(chosen) * repository.block_size)
         try:
             checker.run(map(BlobId, chosen))
         except BackyfsError:
             with suppress(BackyfsError):  # the first error is the one to tell
-                mark_versions(repository, checker.found.damaged, tell)
+                mark_versions(repository, checker.found.damaged | faults.gone, tell, faults.ranges)
             raise
         finally:
             shown.stop()
-        marked = mark_versions(repository, checker.found.damaged, tell)
+        marked = mark_versions(repository, checker.found.damaged | faults.gone, tell, faults.ranges)
         valid: tuple[VersionUid, ...] = ()
         if request.percentile == _ALL:
             valid = revive_versions(repository, None if versions is None else {version.id for version in versions})
@@ -111,11 +117,21 @@ def scrub(
         bytes_checked=checker.found.bytes,
         blobs_damaged=marked.blobs,
         blobs_repaired=checker.found.repaired,
+        bytes_unknown=faults.bytes,
+        references_right=references_right,
         bytes_differing=differing,
         versions_invalid=marked.versions,
         versions_valid=valid,
         duration_s=time.monotonic() - started,
     )
+
+
+def _references_right(repository: Repository) -> bool | None:
+    with repository.database.read() as connection:
+        try:
+            return references_add_up(connection)
+        except DamagedPageError:
+            return None  # a page that nobody can read counts for nobody knows how many, and was told
 
 
 def _command(request: ScrubRequest) -> str:

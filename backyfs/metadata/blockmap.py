@@ -219,9 +219,18 @@ def load_page(connection: Connection, version_id: VersionId, page_no: PageNumber
     if row is None:
         return None
     entries = unpack(row.entries)
-    if _digest(entries) != row.digest:
-        raise DamagedPageError(f"page {page_no} of a block map is damaged: its digest differs")
+    check_digest(entries, row.digest)
     return entries
+
+
+def check_digest(entries: Entries, digest: bytes) -> None:
+    """Make sure that these are the entries of the page that has this digest.
+
+    Raises:
+        DamagedPageError: they are not.
+    """
+    if _digest(entries) != digest:
+        raise DamagedPageError("a page of a block map is damaged: its digest differs")
 
 
 def page_entries(connection: Connection, version: Version, page_no: PageNumber, blocks: int) -> Entries:

@@ -21,6 +21,7 @@ from backyfs.metadata.versions import find_version
 from backyfs.sources import open_source
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import timedelta
 
     from backyfs.cli.invocation import Invocation
@@ -111,6 +112,8 @@ def _print(invocation: Invocation, report: ScrubReport, told: list[Row]) -> None
                 "bytes_checked": report.bytes_checked,
                 "blobs_damaged": report.blobs_damaged,
                 "blobs_repaired": report.blobs_repaired,
+                "bytes_unknown": report.bytes_unknown,
+                "references_right": report.references_right,
                 "bytes_differing": report.bytes_differing,
                 "versions_invalid": report.versions_invalid,
                 "versions_valid": report.versions_valid,
@@ -137,13 +140,31 @@ def _blobs(count: int) -> str:
 
 
 def _raise_what_was_found(report: ScrubReport) -> None:
+    findings = list(_findings(report))
+    for finding in findings[:-1]:
+        _log.error("%s", finding)
+    if findings:
+        raise IntegrityError(findings[-1])
+
+
+def _findings(report: ScrubReport) -> Iterator[str]:
     if report.blobs_damaged:
-        raise IntegrityError(
+        yield (
             f"damage in {_blobs(report.blobs_damaged)}, which are marked; the ranges are listed above. Versions that "
-            "have them are invalid; back up their sources anew, and keep what can still be restored"
+            "have them are invalid; back up their sources anew or run `backyfs repair`, and keep what can be restored"
+        )
+    if report.bytes_unknown:
+        yield (
+            f"the block maps of versions are damaged in {report.bytes_unknown} bytes of their images, listed above; "
+            "their objects may be whole: keep the storage, and rebuild the database with `backyfs recover`"
+        )
+    if report.references_right is False:
+        yield (
+            "the database counts other references to blocks than there are, so that a cleanup might delete what is in "
+            "use; run `backyfs cleanup --full` before any other cleanup"
         )
     if report.bytes_differing:
-        raise IntegrityError(
-            f"the source differs in {report.bytes_differing} bytes, listed above; the stored blocks are whole, and "
-            "nothing was marked. Was it changed after the backup, or is it another image?"
+        yield (
+            f"the source differs in {report.bytes_differing} bytes, listed above; for that nothing was marked. Was it "
+            "changed after the backup, or is it another image?"
         )

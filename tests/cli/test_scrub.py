@@ -97,6 +97,8 @@ def test_json_is_a_report(call, version, damaged):
         "bytes_checked": 3 * BLOCK + 5,
         "blobs_damaged": 1,
         "blobs_repaired": 0,
+        "bytes_unknown": 0,
+        "references_right": None,
         "bytes_differing": 0,
         "versions_invalid": [version.uid],
         "versions_valid": [],
