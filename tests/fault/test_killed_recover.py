@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,13 +20,13 @@ from backyfs.keys.slots import Secret
 from backyfs.metadata.database import Database
 from backyfs.metadata.versions import list_versions, set_expiry, version_with_uid
 from tests.audit import audit
+from tests.fault.everystep import killed_at
 from tests.fault.test_failing_parts import FailingStorage
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
-from tests.upgrade.test_faults import kill, watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from backyfs.model import Version
@@ -50,18 +48,6 @@ def versions(repository: Repository, tmp_path: Path) -> list[Version]:
     made.append(back_up(repository, image, "second", tags=("a", "b")).version)
     publish(repository)
     return made
-
-
-def killed_at(number: int, act: Callable[[], object]) -> bool:
-    """Do something in a process that is killed at a statement; return whether it came that far."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            with watched(kill, number, changes_only=True):
-                act()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
 def differences(repository: Repository) -> list[Difference]:

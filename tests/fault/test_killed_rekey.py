@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import signal
 from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -22,9 +20,10 @@ from backyfs.metadata.database import Database
 from backyfs.metadata.identity import list_key_slots
 from backyfs.model import KeySource
 from backyfs.repository import open_repository
+from tests.fault.everystep import killed_at
 from tests.repositories import make_repository, opened
 from tests.upgrade.reference import Reference
-from tests.upgrade.test_faults import fail, kill, watched
+from tests.upgrade.test_faults import fail, watched
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,14 +102,7 @@ def test_a_kill_at_any_statement(subject: Subject) -> None:
     number = 0
     while True:
         number += 1
-        pid = os.fork()
-        if pid == 0:
-            try:
-                with watched(kill, number, changes_only=False):
-                    subject.rekey()
-            finally:
-                os._exit(0)
-        killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        killed = killed_at(number, subject.rekey, changes_only=False)
         assert subject.check() is not killed, f"statement {number}"
         if not killed:
             break
