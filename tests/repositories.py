@@ -24,15 +24,17 @@ PATIENCE_S = 60
 BLOCK = 4096  # of test repositories, unless a test says otherwise
 
 
-def make_repository(directory: Path, *, block_size: int = BLOCK, encrypted: bool = True) -> Path:
-    """Make a repository below `directory` and return its configuration."""
+def make_repository(
+    directory: Path, *, block_size: int = BLOCK, encrypted: bool = True, database: str | None = None
+) -> Path:
+    """Make a repository below `directory`, with an SQLite file or this database, and return its configuration."""
     config_file = directory / "backyfs.cfg"
     initialize(
         Places(
             config_file=str(config_file),
             key_file=str(directory / "backyfs.key"),
             storage_path=str(directory / "data"),
-            database=str(directory / "backyfs.sqlite"),
+            database=database or str(directory / "backyfs.sqlite"),
             logfile=str(directory / "backyfs.log"),
         ),
         block_size=block_size,

@@ -118,14 +118,20 @@ class Cleaner:
             self._doom_blobs(grace_s)
             self._delete_doomed(window)
 
-    def _check(self) -> None:
+    def delete_doomed(self) -> None:
+        """Delete what is doomed, and nothing else."""
+        with Window[None](_WORKERS) as window:
+            self._delete_doomed(window)
+
+    def check(self) -> None:
+        """Raise where this is to end: what `cleanup` says of it."""
         self._job.check()
         if self._stop():
             raise InterruptedByUser("interrupted: what was deleted is gone; the next cleanup goes on with the rest")
 
     def _remove_pages(self) -> None:
         while True:
-            self._check()
+            self.check()
             with self._database.write() as connection:
                 removed = remove_unused_pages(connection, _PAGES_AT_ONCE)
             self.report.pages += removed
@@ -139,7 +145,7 @@ class Cleaner:
         with self._database.read() as connection:
             older_than = database_time(connection) - timedelta(seconds=grace_s)
         while True:
-            self._check()
+            self.check()
             with self._database.write() as connection:
                 now = database_time(connection)
                 doomed = doom_unused_blobs(
@@ -168,7 +174,7 @@ class Cleaner:
             if not batch:
                 return
             last = batch[-1].id
-            self._check()
+            self.check()
             self._before_deleting()
             self._delete_objects(window, batch)
             with self._database.write() as connection:

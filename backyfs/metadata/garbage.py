@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from backyfs.errors import DatabaseError
@@ -37,6 +37,22 @@ class DoomedBlob:
     id: BlobId
     uid: BlobUid
     stored_size: int | None  # bytes of the object; None: not known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredOrphan:
+    """An object that had no row when it was listed."""
+
+    uid: BlobUid
+    stored_size: int  # bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LivingBlob:
+    """A blob that should have its object."""
+
+    id: BlobId
+    uid: BlobUid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +131,48 @@ def forget_doomed(connection: Connection, blob_ids: Iterable[BlobId]) -> int:
         here = blobs.c.id.in_(batch) & blobs.c.doomed_at.is_not(None)
         removed += connection.execute(delete(blobs).where(here)).rowcount
     return removed
+
+
+def doom_orphans(connection: Connection, orphans: Iterable[StoredOrphan], now: datetime) -> list[BlobUid]:
+    """Give objects that have no row one that is doomed, so that they are deleted as others are; return which had none.
+
+    From now on nobody can insert a row for one. To be called in a write transaction.
+    """
+    doomed: list[BlobUid] = []
+    for batch in batches(orphans):
+        uids = [orphan.uid for orphan in batch]
+        known = set(connection.execute(select(blobs.c.uid).where(blobs.c.uid.in_(uids))).scalars())
+        rows = [
+            {
+                "uid": orphan.uid,
+                "fingerprint": None,
+                "size": 0,  # of the block: nobody knows
+                "stored_size": orphan.stored_size,
+                "encryption_version": 0,
+                "wrapped_key": None,
+                "valid": True,
+                "created_at": now,
+                "doomed_at": now,
+            }
+            for orphan in batch
+            if orphan.uid not in known
+        ]
+        if rows:
+            connection.execute(insert(blobs), rows)
+        doomed += [BlobUid(str(row["uid"])) for row in rows]
+    return doomed
+
+
+def living_blobs(connection: Connection, after: BlobId, last: BlobId, prefix: str, count: int) -> list[LivingBlob]:
+    """Return the next blobs that are not doomed, up to an id, whose uids begin with a prefix."""
+    query = select(blobs.c.id, blobs.c.uid).where(
+        blobs.c.doomed_at.is_(None),
+        blobs.c.id > after,
+        blobs.c.id <= last,
+        func.substr(blobs.c.uid, 1, len(prefix)) == prefix,  # LIKE takes A for a
+    )
+    rows = connection.execute(query.order_by(blobs.c.id).limit(count))
+    return [LivingBlob(id=BlobId(row.id), uid=BlobUid(row.uid)) for row in rows]
 
 
 def measure_garbage(connection: Connection, older_than: datetime) -> Garbage:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S = 10
 DEAD_AFTER_S = 60
+_READERS = ("cleanup", "mount ", "restore ", "scrub ")  # commands that store no blobs
 _ENDED = frozenset("ZX")  # states of a process that has ended and was not waited for yet, proc(5)
 
 
@@ -160,6 +161,18 @@ def live_holders(connection: Connection, observer: Process, version_id: VersionI
     query = select(job_versions.c.job_id).where(job_versions.c.version_id == version_id)
     holding = set(connection.execute(query).scalars())
     return [job for job in list_live_jobs(connection, observer) if job.id in holding] if holding else []
+
+
+def oldest_writer_s(connection: Connection, observer: Process) -> float | None:
+    """Return for how many seconds the oldest live job runs that could store objects; None: there is none.
+
+    Those that are dead are removed: from now on they name nothing, see `engine.job.Job.confirm`. To be called in a
+    write transaction.
+    """
+    _remove_dead(connection, observer)
+    now = database_time(connection)
+    writers = [job for job in list_live_jobs(connection, observer) if not job.command.startswith(_READERS)]
+    return max(((now - job.started_at).total_seconds() for job in writers), default=None)
 
 
 def beat(connection: Connection, job_id: JobId, progress: str) -> bool:

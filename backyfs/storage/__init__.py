@@ -7,12 +7,22 @@ here; what an object holds is not this package's business.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from backyfs.model import BlobUid, Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """What a storage knows of an object without reading it."""
+
+    uid: BlobUid
+    size_bytes: int
+    age_s: float  # since it came to lie here, by the clock of the storage; it may be less than 0
 
 
 class Storage(Protocol):
@@ -59,6 +69,17 @@ class Storage(Protocol):
 
     def list_blobs(self) -> Iterator[BlobUid]:
         """Yield the uid of every object, in no order; those that have names are none of them."""
+        ...
+
+    def list_stored(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield every object whose uid begins with a prefix, and that `get` would find, in no order."""
+        ...
+
+    def remove_leftovers(self, older_than_s: float) -> int:
+        """Remove what killed commands have left under temporary names, so long ago; return how many there were.
+
+        A command that still works on one gets a StorageError.
+        """
         ...
 
     def put_object(self, name: str, content: bytes) -> None:

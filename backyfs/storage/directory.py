@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
 import re
 import secrets
@@ -17,16 +16,16 @@ import threading
 from typing import TYPE_CHECKING
 
 from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError, StorageError
+from backyfs.storage.listing import BLOB, BLOB_TEMPORARY, NAMED_TEMPORARY, list_stored, remove_leftovers
+from backyfs.storage.oserror import raise_storage_error, storage_error
 from backyfs.storage.uid import NAMED, check_name, check_prefix, check_uid, is_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from backyfs.model import BlobUid, Buffer
+    from backyfs.storage import StoredObject
 
-_SUFFIX = ".blob"
-_TEMPORARY_SUFFIX = ".blob.tmp"
-_NAMED_TEMPORARY = ".tmp"  # with random digits before: two commands may store an object of the same name at once
 # For larger writes the kernel takes larger pieces of memory, and those a virtual machine may never have touched.
 _WRITE_BYTES = 128 << 10
 # Where syncfs(2) is known to write data and wait for the disk. Elsewhere (FUSE, network) it may do nothing.
@@ -72,7 +71,7 @@ class DirectoryStorage:
             if there:
                 raise StorageError(f"storage directory {path} is not empty; name another one")
         except OSError as error:
-            raise _storage_error(path, error) from error
+            raise storage_error(path, error) from error
 
     def close(self) -> None:
         """Let go of the directory."""
@@ -81,7 +80,7 @@ class DirectoryStorage:
     def put(self, uid: BlobUid, parts: Sequence[Buffer]) -> int:
         """Write an object under its temporary name and return its size in bytes."""
         directory = self._directory(uid)
-        temporary = f"{directory}/{uid}{_TEMPORARY_SUFFIX}"
+        temporary = f"{directory}/{uid}{BLOB_TEMPORARY}"
         try:
             try:
                 fd = _create(temporary)
@@ -99,7 +98,7 @@ class DirectoryStorage:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise _storage_error(temporary, error) from error
+            raise storage_error(temporary, error) from error
         with self._lock:
             self._written.append(uid)
         return size
@@ -130,7 +129,7 @@ class DirectoryStorage:
             directories = {self._path}
             for uid in written:
                 directory = self._directory(uid)
-                os.rename(f"{directory}/{uid}{_TEMPORARY_SUFFIX}", f"{directory}/{uid}{_SUFFIX}")
+                os.rename(f"{directory}/{uid}{BLOB_TEMPORARY}", f"{directory}/{uid}{BLOB}")
                 directories.update((directory, os.path.dirname(directory)))
             for temporary, path in named:
                 os.rename(temporary, path)
@@ -138,7 +137,7 @@ class DirectoryStorage:
             for directory in directories:
                 _sync_directory(directory)
         except OSError as error:
-            raise _storage_error(self._path, error) from error
+            raise storage_error(self._path, error) from error
 
     def get(self, uid: BlobUid) -> bytes:
         """Return an object.
@@ -146,7 +145,7 @@ class DirectoryStorage:
         Raises:
             BlobMissingError: there is none.
         """
-        path = f"{self._directory(uid)}/{uid}{_SUFFIX}"
+        path = f"{self._directory(uid)}/{uid}{BLOB}"
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -158,7 +157,7 @@ class DirectoryStorage:
         except FileNotFoundError:
             raise BlobMissingError(uid) from None
         except OSError as error:
-            raise _storage_error(path, error) from error
+            raise storage_error(path, error) from error
 
     def get_range(self, uid: BlobUid, offset: int, length: int) -> bytes:
         """Return bytes [offset, offset + length) of an object, as far as it has them.
@@ -166,7 +165,7 @@ class DirectoryStorage:
         Raises:
             BlobMissingError: there is none.
         """
-        path = f"{self._directory(uid)}/{uid}{_SUFFIX}"
+        path = f"{self._directory(uid)}/{uid}{BLOB}"
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -179,41 +178,49 @@ class DirectoryStorage:
         except FileNotFoundError:
             raise BlobMissingError(uid) from None
         except OSError as error:
-            raise _storage_error(path, error) from error
+            raise storage_error(path, error) from error
 
     def delete(self, uid: BlobUid) -> None:
         """Delete an object; one that is gone already is fine."""
-        path = f"{self._directory(uid)}/{uid}{_SUFFIX}"
+        path = f"{self._directory(uid)}/{uid}{BLOB}"
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         except OSError as error:
-            raise _storage_error(path, error) from error
+            raise storage_error(path, error) from error
 
     def size(self, uid: BlobUid) -> int | None:
         """Return the size of an object in bytes; None where there is none."""
-        path = f"{self._directory(uid)}/{uid}{_SUFFIX}"
+        path = f"{self._directory(uid)}/{uid}{BLOB}"
         try:
             return os.stat(path).st_size
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _storage_error(path, error) from error
+            raise storage_error(path, error) from error
 
     def list_blobs(self) -> Iterator[BlobUid]:
         """Yield the uid of every object, in no order."""
-        for directory, directories, names in os.walk(self._path, onerror=_raise_storage_error):
+        for directory, directories, names in os.walk(self._path, onerror=raise_storage_error):
             if directory == self._path and NAMED in directories:
                 directories.remove(NAMED)
             for name in names:
-                if name.endswith(_SUFFIX):
-                    yield _blob_uid(name.removesuffix(_SUFFIX))
+                if name.endswith(BLOB):
+                    yield _blob_uid(name.removesuffix(BLOB))
+
+    def list_stored(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield every object whose uid begins with a prefix, in no order. What else lies there is passed over."""
+        return list_stored(self._path, self._fd, prefix)
+
+    def remove_leftovers(self, older_than_s: float) -> int:
+        """Remove temporary files of blobs and of objects with names that were made so long ago."""
+        return remove_leftovers(self._path, self._fd, older_than_s)
 
     def put_object(self, name: str, content: bytes) -> None:
         """Write an object that has a name under a temporary one."""
         check_name(name)
         path = f"{self._path}/{name}"
-        temporary = f"{path}.{secrets.token_hex(8)}{_NAMED_TEMPORARY}"
+        temporary = f"{path}.{secrets.token_hex(8)}{NAMED_TEMPORARY}"
         try:
             try:
                 fd = _create(temporary)
@@ -233,7 +240,7 @@ class DirectoryStorage:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise _storage_error(temporary, error) from error
+            raise storage_error(temporary, error) from error
         with self._lock:
             self._named.append((temporary, path))
 
@@ -252,7 +259,7 @@ class DirectoryStorage:
         except FileNotFoundError:
             raise ObjectMissingError(name) from None
         except OSError as error:
-            raise _storage_error(path, error) from error
+            raise storage_error(path, error) from error
         if content is None or len(content) > max_bytes:
             raise IntegrityError(f"object {name} has more than {max_bytes} bytes, which no object of its kind has")
         return content
@@ -265,7 +272,7 @@ class DirectoryStorage:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         except OSError as error:
-            raise _storage_error(path, error) from error
+            raise storage_error(path, error) from error
 
     def list_objects(self, prefix: str) -> Iterator[str]:
         """Yield the names of all objects below a prefix, in no order."""
@@ -273,7 +280,7 @@ class DirectoryStorage:
         start = f"{self._path}/{prefix.removesuffix('/')}"
         if not os.path.lexists(start):
             return
-        for directory, _, names in os.walk(start, onerror=_raise_storage_error):
+        for directory, _, names in os.walk(start, onerror=raise_storage_error):
             above = os.path.relpath(directory, self._path)
             yield from filter(is_name, (f"{above}/{name}" for name in names))
 
@@ -364,16 +371,3 @@ def _file_system_type(path: str) -> str:
     except OSError:
         pass
     return ""  # btrfs subvolumes have device numbers of their own: fdatasync serves them
-
-
-def _storage_error(path: str, error: OSError) -> StorageError:
-    remedy = {
-        errno.ENOSPC: "; make room and run the command again",
-        errno.EROFS: "; the file system is read-only",
-        errno.EACCES: "; check its owner and mode",
-    }.get(error.errno or 0, "")
-    return StorageError(f"storage: {path}: {error.strerror or error}{remedy}")
-
-
-def _raise_storage_error(error: OSError) -> None:
-    raise _storage_error(str(error.filename), error) from error

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from backyfs.model import BlobUid, Buffer
+    from backyfs.storage import StoredObject
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +58,14 @@ class NullStorage:
     def list_blobs(self) -> Iterator[BlobUid]:
         """Yield nothing."""
         return iter(())
+
+    def list_stored(self, prefix: str = "") -> Iterator[StoredObject]:  # noqa: ARG002 - nothing is there
+        """Yield nothing."""
+        return iter(())
+
+    def remove_leftovers(self, older_than_s: float) -> int:  # noqa: ARG002 - nothing is there
+        """Remove nothing."""
+        return 0
 
     def put_object(self, name: str, content: bytes) -> None:  # noqa: ARG002 - it is not kept
         """Forget an object."""

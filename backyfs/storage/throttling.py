@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from backyfs.config import StorageConfig
     from backyfs.model import BlobUid, Buffer
-    from backyfs.storage import Storage
+    from backyfs.storage import Storage, StoredObject
 
 # Who comes back later than the last slot ended gets so much of the gap: sealing the next block, waking up late.
 _GRACE_S = 0.1
@@ -220,6 +220,14 @@ class ThrottledStorage:
     def list_blobs(self) -> Iterator[BlobUid]:
         """Yield the uid of every object, in no order."""
         return self._storage.list_blobs()
+
+    def list_stored(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield objects with sizes and ages."""
+        return self._storage.list_stored(prefix)
+
+    def remove_leftovers(self, older_than_s: float) -> int:
+        """Remove what was left under temporary names."""
+        return self._storage.remove_leftovers(older_than_s)
 
     def put_object(self, name: str, content: bytes) -> None:
         """Store an object that has a name.

@@ -10,6 +10,7 @@ from backyfs.errors import StorageError
 if TYPE_CHECKING:
     from backyfs.model import BlobUid
 
+_MOST_LENGTH = 32   # as the database has them
 _LEAST_LENGTH = 4  # its first two pairs name directories
 NAMED = "catalog"  # all objects that have names lie below it; no blob does
 _PREFIX = re.compile(rf"{NAMED}/([0-9A-Za-z-]{{1,64}}/){{0,3}}")
@@ -24,6 +25,11 @@ def check_uid(uid: BlobUid) -> None:
     """
     if not (uid.isascii() and uid.isalnum() and len(uid) >= _LEAST_LENGTH):
         raise StorageError(f"blob uid {uid!r} is no uid: letters and digits were expected")
+
+
+def is_uid(uid: str) -> bool:
+    """Tell whether a blob can have this uid."""
+    return uid.isascii() and uid.isalnum() and _LEAST_LENGTH <= len(uid) <= _MOST_LENGTH
 
 
 def check_name(name: str) -> None:

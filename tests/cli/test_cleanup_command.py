@@ -79,3 +79,37 @@ def test_a_new_backup_uses_what_is_kept(call: Call, config: Path, tmp_path: Path
     call("cleanup", "--dangerous-force")
     assert objects(config) == 3
     assert call("scrub", "--all")[0] == 0
+
+
+def test_a_full_cleanup_tells_what_it_put_right_and_found(call: Call, config: Path, tmp_path: Path) -> None:
+    assert call("backup", str(tmp_path / "image"), "again")[0] == 0
+    data = config.parent / "data"
+    (data / "ff" / "ff").mkdir(parents=True)
+    (data / "ff" / "ff" / f"{'f' * 32}.blob").write_bytes(b"nobody's")
+    status, out, err = call("cleanup", "--full", "--dry-run")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[1:] == [
+        "no references are wrong",
+        "0 objects that the database does not know would be deleted, 0 B",
+        "1 such objects are young, or those of a running command, and are kept for now",
+        "no blobs seem to be missing or of another size",
+    ]
+    next(data.glob("[!f]*/*/*.blob")).unlink()
+    status, out, err = call("cleanup", "--full", "--dangerous-force")
+    assert status == 20
+    assert out.splitlines()[1:3] == [
+        "no references were wrong",
+        "1 of these objects were unknown to the database, 8 B",
+    ]
+    assert out.splitlines()[3].endswith(" is invalid now")
+    assert "is missing from the storage" in err
+    assert "damage in 1 blobs, which are marked" in err
+
+
+def test_a_prefix_is_for_a_full_cleanup(call: Call) -> None:
+    status, _, err = call("cleanup", "--prefix", "ab")
+    assert status == 1
+    assert "--full" in err
+    status, _, err = call("cleanup", "--full", "--prefix", "../x")
+    assert status == 1
+    assert "letters and digits only" in err

@@ -65,6 +65,8 @@ CASES = (
     Case("forget", writes=False),  # there is nothing to remove
     Case("cleanup"),
     Case("cleanup --dry-run", schema="cleanup-dry-run", writes=False),
+    Case("cleanup --full", schema="cleanup-full"),
+    Case("cleanup --full --dry-run", schema="cleanup-full-dry-run"),
     Case("scrub {}"),
     Case("repair {}"),
     Case("du", writes=False),

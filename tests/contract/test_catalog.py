@@ -15,7 +15,6 @@ from backyfs.catalog.objects import PAGES, VERSIONS, page_name, version_name
 from backyfs.engine.catalogcheck import DIFFERS, MISSING, STALE, CatalogCheck, Difference, remove_stale_objects
 from backyfs.engine.cleanup import cleanup
 from backyfs.engine.freshpages import FreshPages
-from backyfs.engine.initialize import Places, initialize
 from backyfs.engine.publish import publish
 from backyfs.engine.recover import Loss, RecoveryReport, open_catalog, recover
 from backyfs.engine.remove import remove_versions
@@ -42,7 +41,7 @@ from backyfs.metadata.versions import add_tags, create_version, list_versions, s
 from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, VersionStatus
 from tests.audit import audit
 from tests.images import random_image
-from tests.repositories import BLOCK, back_up, opened
+from tests.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,19 +59,7 @@ once = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.fixture
 def config(database_url: str, tmp_path: Path) -> Path:
     """Make a repository in a database of each engine."""
-    place = tmp_path / "repository"
-    initialize(
-        Places(
-            config_file=str(place / "backyfs.cfg"),
-            key_file=str(place / "backyfs.key"),
-            storage_path=str(place / "data"),
-            database=database_url,
-            logfile=str(place / "backyfs.log"),
-        ),
-        block_size=BLOCK,
-        encrypted=True,
-    )
-    return place / "backyfs.cfg"
+    return make_repository(tmp_path / "repository", database=database_url)
 
 
 @pytest.fixture

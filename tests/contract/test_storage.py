@@ -20,6 +20,7 @@ from backyfs.storage import directory as directory_module
 from backyfs.storage.directory import DirectoryStorage
 from backyfs.storage.null import NullStorage
 from backyfs.storage.throttling import ThrottledStorage
+from tests.repositories import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -240,6 +241,37 @@ def test_objects_can_be_deleted_while_they_are_listed(storage: Storage) -> None:
     for uid in storage.list_blobs():
         storage.delete(uid)
     assert list(storage.list_blobs()) == []
+
+
+def test_every_object_is_listed_with_its_size_and_age(storage: Storage) -> None:
+    for uid, size in ((A, 0), (B, 3), (OF_BACKY2, 5000)):
+        storage.put(uid, [bytes(size)])
+    storage.flush()
+    stored = list(storage.list_stored())
+    assert sorted((found.uid, found.size_bytes) for found in stored) == sorted([(A, 0), (B, 3), (OF_BACKY2, 5000)])
+    assert all(-1 < found.age_s < PATIENCE_S for found in stored)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [("", {A, B, OF_BACKY2}), ("1", {OF_BACKY2}), ("a1b", {A, B}), ("a1b2f", {B}), (A, {A}),
+     ("f", set()), ("/", set())],
+)  # fmt: skip
+def test_objects_are_listed_by_the_beginning_of_their_uids(
+    storage: Storage, prefix: str, expected: set[BlobUid]
+) -> None:
+    for uid in (A, B, OF_BACKY2):
+        storage.put(uid, [b"x"])
+    storage.flush()
+    storage.put_object("catalog/repository", b"{}")
+    storage.flush()
+    assert {found.uid for found in storage.list_stored(prefix)} == expected
+
+
+def test_what_is_not_flushed_is_no_object_and_may_be_left_over(any_storage: Storage) -> None:
+    any_storage.put(A, [b"x"])
+    assert list(any_storage.list_stored()) == []
+    assert any_storage.remove_leftovers(PATIENCE_S) == 0
 
 
 # Names that are none
@@ -853,6 +885,37 @@ def test_no_flush_succeeds_after_one_that_failed(path: Path, monkeypatch: pytest
     with opened(path) as storage:
         put(storage, OF_BACKY2, b"c")
         assert list(storage.list_blobs()) == [OF_BACKY2]
+
+
+def test_what_killed_commands_left_is_removed_once_it_is_old(path: Path) -> None:
+    with opened(path) as storage:
+        put(storage, A, b"a")
+        storage.put(B, [b"b"])
+        storage.put_object("catalog/repository", b"{}")
+        assert storage.remove_leftovers(PATIENCE_S) == 0
+        assert storage.remove_leftovers(-PATIENCE_S) == 2
+        assert files_below(path) == [f"a1/b2/{A}.blob"]
+        with pytest.raises(StorageError, match="No such file or directory"):
+            storage.flush()
+
+
+def test_a_listing_passes_over_what_is_no_object(path: Path) -> None:
+    with opened(path) as storage:
+        put(storage, A, b"a")
+        (path / "a1" / "b2" / "ffff.blob").write_bytes(b"elsewhere")
+        (path / "a1" / "b2" / f"{B}.blob").symlink_to(path / "a1" / "b2" / f"{A}.blob")
+        (path / "a1" / "notes").write_bytes(b"mine")
+        (path / "lost+found").mkdir()
+        assert [found.uid for found in storage.list_stored()] == [A]
+
+
+def test_a_listing_that_fails_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as storage:
+        put(storage, A, b"a")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", fail(errno.EIO))
+            with pytest.raises(StorageError, match="Input/output error"):
+                list(storage.list_stored())
 
 
 # The directory itself

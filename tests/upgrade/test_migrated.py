@@ -28,7 +28,7 @@ KEY = "decafbad" * 8  # that the fixtures are encrypted with, as far as they are
 def counts(repository: Repository) -> dict[int, int]:
     with repository.database.read() as connection:
         query = select(blobs.c.encryption_version, func.count()).group_by(blobs.c.encryption_version)
-        return dict(connection.execute(query).tuples().all())
+        return dict(connection.execute(query).all())
 
 
 @pytest.mark.parametrize("name", SQLITE_NAMES)

@@ -1,0 +1,133 @@
+"""A full cleanup counts, compares and puts right beside others: the same on every engine."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import delete, select, update
+
+from backyfs.engine.cleanup import cleanup
+from backyfs.engine.fullcleanup import full_cleanup, plan_full_cleanup
+from backyfs.engine.job import Job
+from backyfs.engine.recount import recount
+from backyfs.engine.remove import remove_versions
+from backyfs.engine.restore import restore
+from backyfs.metadata.garbage import StoredOrphan, doom_orphans, living_blobs
+from backyfs.metadata.tables import blob_refs, blobs, pages
+from backyfs.model import BlobId, BlobUid
+from tests.audit import audit
+from tests.images import random_image
+from tests.repositories import BLOCK, back_up, make_repository, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from backyfs.model import Version
+    from backyfs.repository import Repository
+
+BLOCKS = 8
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+A, B = BlobUid("a" * 32), BlobUid("b" * 32)
+
+
+@pytest.fixture
+def repository(database_url: str, tmp_path: Path) -> Iterator[Repository]:
+    with opened(make_repository(tmp_path / "repository", database=database_url)) as repository:
+        yield repository
+
+
+@pytest.fixture
+def version(repository: Repository, image: Path) -> Version:
+    return back_up(repository, image).version
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return random_image(tmp_path / "image", BLOCKS * BLOCK)
+
+
+def expect_exact(repository: Repository, version: Version, image: Path) -> None:
+    target = image.with_name("restored")
+    assert restore(repository, version, str(target), replace=True).damaged == ()
+    assert target.read_bytes() == image.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [update(pages).values(refs=0), update(blob_refs).values(refs=9), delete(blob_refs),
+     update(blobs).values(doomed_at=NOW)],
+    ids=["pages", "blobs", "no references", "doomed"],
+)  # fmt: skip
+def test_references_are_put_right(repository: Repository, version: Version, image: Path, wrong: Any) -> None:
+    with repository.database.write() as connection:
+        connection.execute(wrong)
+    many = plan_full_cleanup(repository, grace_s=0).wrong_references
+    assert many in {1, BLOCKS}
+    report = full_cleanup(repository, grace_s=0)
+    assert (report.wrong_references, report.cleaned.blobs, report.damaged_blobs) == (many, 0, 0)
+    audit(repository)
+    expect_exact(repository, version, image)
+    assert full_cleanup(repository, grace_s=0).wrong_references == 0
+
+
+def test_a_recount_beside_backups_removals_and_cleanups_is_exact(
+    repository: Repository, version: Version, image: Path, tmp_path: Path
+) -> None:
+    second = back_up(repository, random_image(tmp_path / "second", BLOCKS * BLOCK, 2)).version
+    with repository.database.write() as connection:
+        connection.execute(update(blob_refs).values(refs=blob_refs.c.refs + 5))
+    meanwhile = [
+        lambda: back_up(repository, random_image(tmp_path / "third", BLOCKS * BLOCK, 3)),
+        lambda: (remove_versions(repository, [second], now=datetime.now(UTC)), cleanup(repository)),
+    ]
+
+    def check() -> None:
+        if meanwhile:
+            meanwhile.pop(0)()
+
+    recount(repository.database, check)
+    assert not meanwhile
+    audit(repository)
+    expect_exact(repository, version, image)
+
+
+def test_orphans_go_and_what_is_missing_is_marked(repository: Repository, version: Version) -> None:
+    storage = repository.blocks.storage
+    storage.put(A, [b"nobody's"])
+    storage.flush()
+    with repository.database.read() as connection:
+        missing = BlobUid(connection.execute(select(blobs.c.uid).limit(1)).scalar_one())
+    storage.delete(missing)
+    with Job(repository.database, "backup disk"):
+        assert full_cleanup(repository, grace_s=0).young_orphans == 1
+    report = full_cleanup(repository, grace_s=0)
+    assert (report.orphans, report.orphan_bytes) == (1, 8)
+    assert storage.size(A) is None
+    with repository.database.read() as connection:
+        assert connection.execute(select(blobs.c.uid).where(blobs.c.valid.is_(False))).scalars().all() == [missing]
+        assert connection.execute(select(blobs.c.id).where(blobs.c.doomed_at.is_not(None))).all() == []
+
+
+def test_an_orphan_is_doomed_once_and_what_has_a_row_is_none(repository: Repository, version: Version) -> None:
+    with repository.database.write() as connection:
+        known = BlobUid(connection.execute(select(blobs.c.uid).limit(1)).scalar_one())
+        orphans = [StoredOrphan(uid=uid, stored_size=7) for uid in (A, known, B)]
+        assert doom_orphans(connection, orphans, NOW) == [A, B]
+        assert doom_orphans(connection, orphans, NOW) == []
+
+
+def test_living_blobs_are_given_in_parts(repository: Repository, version: Version) -> None:
+    with repository.database.write() as connection:
+        ids = sorted(connection.execute(select(blobs.c.id)).scalars())
+        connection.execute(update(blobs).where(blobs.c.id == ids[0]).values(doomed_at=NOW))
+        first = living_blobs(connection, BlobId(0), BlobId(ids[-2]), "", 3)
+        rest = living_blobs(connection, first[-1].id, BlobId(ids[-2]), "", BLOCKS)
+        assert [blob.id for blob in first + rest] == ids[1:-1]
+        connection.execute(update(blobs).where(blobs.c.id == ids[2]).values(uid="aBc"))
+        connection.execute(update(blobs).where(blobs.c.id == ids[3]).values(uid="abc"))
+        for prefix, expected in (("aB", [ids[2]]), ("ab", [ids[3]]), ("%", []), ("_", []), ("abcd", [])):
+            found = living_blobs(connection, BlobId(0), BlobId(ids[-1]), prefix, BLOCKS)
+            assert [blob.id for blob in found if blob.uid.lower() == "abc"] == expected

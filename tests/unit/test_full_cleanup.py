@@ -1,0 +1,291 @@
+"""A full cleanup: references, objects and rows are put right, whatever is wrong with them, and nothing else goes."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import delete, insert, select, update
+
+from backyfs.engine.cleanup import cleanup
+from backyfs.engine.fullcleanup import full_cleanup, plan_full_cleanup
+from backyfs.engine.job import Job
+from backyfs.engine.publish import publish
+from backyfs.engine.recount import recount
+from backyfs.engine.remove import remove_versions
+from backyfs.engine.restore import restore
+from backyfs.errors import CatalogError, DatabaseError, InterruptedByUser
+from backyfs.metadata.blockmap import new_entries, pack
+from backyfs.metadata.tables import blob_refs, blobs, jobs, pages
+from backyfs.metadata.versions import list_versions
+from backyfs.model import VersionStatus
+from backyfs.storage import listing
+from tests.audit import audit, doom
+from tests.images import random_image
+from tests.repositories import BLOCK, back_up, make_repository, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from backyfs.model import Version
+    from backyfs.repository import Repository
+
+BLOCKS = 8
+NO_GRACE_S = 0
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    with opened(make_repository(tmp_path / "repository")) as repository:
+        yield repository
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return random_image(tmp_path / "image", BLOCKS * BLOCK)
+
+
+@pytest.fixture
+def version(repository: Repository, image: Path) -> Version:
+    return back_up(repository, image).version
+
+
+def objects(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "repository" / "data").glob("??/??/*.blob"))
+
+
+def orphan(tmp_path: Path, name: str = "f" * 32) -> Path:
+    path = tmp_path / "repository" / "data" / name[:2] / name[2:4] / f"{name}.blob"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"nobody's")
+    return path
+
+
+def statuses(repository: Repository) -> list[VersionStatus]:
+    with repository.database.read() as connection:
+        return [version.status for version in list_versions(connection)]
+
+
+def expect_exact(repository: Repository, version: Version, image: Path) -> None:
+    target = image.with_name("restored")
+    assert restore(repository, version, str(target), replace=True).damaged == ()
+    assert target.read_bytes() == image.read_bytes()
+
+
+def test_a_repository_in_order_stays_as_it_is(repository: Repository, version: Version, image: Path) -> None:
+    report = full_cleanup(repository, grace_s=NO_GRACE_S)
+    assert (report.wrong_references, report.orphans, report.damaged_blobs, report.leftovers) == (0, 0, 0, 0)
+    assert (report.cleaned.pages, report.cleaned.blobs) == (0, 0)
+    audit(repository)
+    expect_exact(repository, version, image)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        update(pages).values(refs=0),
+        update(pages).values(refs=7),
+        update(blob_refs).values(refs=0),
+        update(blob_refs).values(refs=9),
+        delete(blob_refs),
+        update(blobs).values(doomed_at=datetime(2026, 1, 1, tzinfo=UTC)),
+    ],
+    ids=["pages 0", "pages 7", "blobs 0", "blobs 9", "no references", "doomed"],
+)
+def test_wrong_references_are_put_right_before_anything_is_deleted(
+    repository: Repository, version: Version, image: Path, wrong: object
+) -> None:
+    with repository.database.write() as connection:
+        connection.execute(wrong)  # type: ignore[call-overload]
+    assert plan_full_cleanup(repository, grace_s=NO_GRACE_S).wrong_references > 0
+    report = full_cleanup(repository, grace_s=NO_GRACE_S)
+    assert report.wrong_references in {1, BLOCKS}
+    assert (report.cleaned.blobs, report.damaged_blobs) == (0, 0)
+    audit(repository)
+    expect_exact(repository, version, image)
+    assert full_cleanup(repository, grace_s=NO_GRACE_S).wrong_references == 0
+
+
+def test_a_doomed_blob_with_references_that_nobody_uses_goes(repository: Repository, version: Version) -> None:
+    remove_versions(repository, [version], now=datetime.now(UTC))
+    with repository.database.write() as connection:
+        [first] = connection.execute(select(blobs.c.id).limit(1)).scalars()
+        connection.execute(update(pages).values(refs=0))
+        connection.execute(delete(pages))
+        connection.execute(update(blob_refs).values(refs=3))
+        doom(connection, first)
+        connection.execute(insert(blob_refs).values(blob_id=first, refs=1))
+    assert full_cleanup(repository, grace_s=NO_GRACE_S).wrong_references == BLOCKS
+    audit(repository)
+    with repository.database.read() as connection:
+        assert first not in connection.execute(select(blobs.c.id)).scalars().all()
+
+
+def test_a_recount_beside_changes_is_exact(
+    repository: Repository, version: Version, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = random_image(tmp_path / "other", BLOCKS * BLOCK, 2)
+    second = back_up(repository, other).version
+    with repository.database.write() as connection:
+        connection.execute(update(blob_refs).values(refs=blob_refs.c.refs + 5))
+    meanwhile = [
+        lambda: back_up(repository, random_image(tmp_path / "new", BLOCKS * BLOCK, 3)),
+        lambda: (remove_versions(repository, [second], now=datetime.now(UTC)), cleanup(repository, grace_s=3600)),
+    ]
+
+    def check() -> None:
+        if meanwhile:
+            meanwhile.pop(0)()
+
+    recount(repository.database, check)
+    assert not meanwhile
+    audit(repository)
+    expect_exact(repository, version, image)
+
+
+def test_objects_without_a_row_are_deleted_once_they_are_old(
+    repository: Repository, version: Version, image: Path, tmp_path: Path
+) -> None:
+    path = orphan(tmp_path)
+    report = full_cleanup(repository)
+    assert (report.orphans, report.young_orphans) == (0, 1)
+    plan = plan_full_cleanup(repository, grace_s=NO_GRACE_S)
+    assert (plan.orphans, plan.orphan_bytes, plan.young_orphans) == (1, 8, 0)
+    assert path.exists()
+    report = full_cleanup(repository, grace_s=NO_GRACE_S)
+    assert (report.orphans, report.orphan_bytes, report.cleaned.blobs) == (1, 8, 1)
+    assert not path.exists()
+    assert len(objects(tmp_path)) == BLOCKS
+    audit(repository)
+    expect_exact(repository, version, image)
+
+
+def test_an_object_that_a_live_job_could_have_stored_stays(repository: Repository, tmp_path: Path) -> None:
+    path = orphan(tmp_path)
+    with Job(repository.database, "backup disk"):
+        report = full_cleanup(repository, grace_s=NO_GRACE_S)
+    assert (report.orphans, report.young_orphans) == (0, 1)
+    with Job(repository.database, "mount /mnt"):
+        report = full_cleanup(repository, grace_s=NO_GRACE_S)
+    assert (report.orphans, report.young_orphans) == (1, 0)
+    assert not path.exists()
+
+
+def test_an_object_of_a_job_that_is_dead_goes_and_the_job_cannot_name_it(
+    repository: Repository, tmp_path: Path
+) -> None:
+    path = orphan(tmp_path)
+    with repository.database.write() as connection:
+        connection.execute(
+            insert(jobs).values(
+                host="elsewhere", scope="elsewhere", pid=1, pid_started=1, command="backup disk", progress="",
+                started_at=datetime(2026, 1, 1, tzinfo=UTC), heartbeat_at=datetime(2026, 1, 1, tzinfo=UTC),
+            )
+        )  # fmt: skip
+    assert full_cleanup(repository, grace_s=NO_GRACE_S).orphans == 1
+    assert not path.exists()
+    with repository.database.read() as connection:
+        assert connection.execute(select(jobs)).all() == []
+
+
+def test_only_objects_with_the_prefix_are_looked_at(repository: Repository, tmp_path: Path) -> None:
+    one, other = orphan(tmp_path, "ab" * 16), orphan(tmp_path, "cd" * 16)
+    assert full_cleanup(repository, grace_s=NO_GRACE_S, prefix="cdc").orphans == 1
+    assert one.exists()
+    assert not other.exists()
+
+
+def test_what_is_no_object_stays(repository: Repository, tmp_path: Path) -> None:
+    strange = [
+        orphan(tmp_path, "ab" * 17),
+        orphan(tmp_path, "ab" * 16).rename(orphan(tmp_path, "cd" * 16).with_name(f"{'ab' * 16}.blob")),
+        tmp_path / "repository" / "data" / "notes.blob",
+    ]
+    strange[-1].write_text("mine")
+    assert full_cleanup(repository, grace_s=NO_GRACE_S).orphans == 1
+    assert all(path.exists() for path in strange)
+
+
+def test_what_killed_commands_left_is_removed_once_it_is_old(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [
+        orphan(tmp_path).with_suffix(".blob.tmp"),
+        tmp_path / "repository" / "data" / "catalog" / "versions" / "x.0123456789abcdef.tmp",
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    assert full_cleanup(repository).leftovers == 0
+    later = time.time() + 2 * 3600
+    monkeypatch.setattr(listing, "_now", lambda _path, _fd: later)
+    assert full_cleanup(repository).leftovers == 2
+    assert not any(path.exists() for path in left)
+
+
+def test_missing_and_short_objects_are_marked_and_told(
+    repository: Repository, version: Version, tmp_path: Path
+) -> None:
+    missing, short, *_ = objects(tmp_path)
+    missing.unlink()
+    short.write_bytes(short.read_bytes()[:-1])
+    plan = plan_full_cleanup(repository, grace_s=NO_GRACE_S)
+    assert plan.missing_blobs == 2
+    assert statuses(repository) == [VersionStatus.VALID]
+    told: list[str] = []
+    report = full_cleanup(repository, tell=lambda _, damage: told.append(damage.reason))
+    assert report.damaged_blobs == 2
+    assert report.versions_invalid == (version.uid,)
+    assert sorted(reason.split()[1] for reason in told) == sorted([missing.stem, short.stem])
+    assert statuses(repository) == [VersionStatus.INVALID]
+
+
+def test_blobs_that_pages_name_and_that_have_no_row_are_damage(repository: Repository, version: Version) -> None:
+    with repository.database.write() as connection:
+        [first] = connection.execute(select(blobs.c.id).limit(1)).scalars()
+        connection.execute(delete(blobs).where(blobs.c.id == first))
+    report = full_cleanup(repository)
+    assert report.damaged_blobs == 1
+    assert report.versions_invalid == (version.uid,)
+
+
+@pytest.mark.parametrize("packed", [b"no page", pack(new_entries(BLOCKS, 1 << 60))], ids=["broken", "another"])
+def test_a_damaged_page_lets_nothing_be_deleted(
+    repository: Repository, version: Version, tmp_path: Path, packed: bytes
+) -> None:
+    with repository.database.write() as connection:
+        connection.execute(update(pages).values(entries=packed))
+        connection.execute(update(blob_refs).values(refs=0))
+    with pytest.raises(DatabaseError, match="no reference is corrected and nothing deleted"):
+        full_cleanup(repository, grace_s=NO_GRACE_S)
+    assert len(objects(tmp_path)) == BLOCKS
+
+
+def test_an_old_copy_of_the_database_does_not_cost_what_it_does_not_know(
+    repository: Repository, version: Version, tmp_path: Path
+) -> None:
+    publish(repository)
+    with repository.database.write() as connection:
+        for row in list_versions(connection):
+            connection.exec_driver_sql(f"DELETE FROM version_pages WHERE version_id = {row.id}")
+            connection.exec_driver_sql(f"DELETE FROM versions WHERE id = {row.id}")
+        for table in (pages, blobs):
+            connection.execute(delete(table))
+    with pytest.raises(CatalogError, match="1 versions that the database does not know"):
+        full_cleanup(repository, grace_s=NO_GRACE_S)
+    assert len(objects(tmp_path)) == BLOCKS
+
+
+def test_it_can_be_interrupted(repository: Repository, version: Version, image: Path) -> None:
+    with pytest.raises(InterruptedByUser):
+        full_cleanup(repository, stop=lambda: True)
+    expect_exact(repository, version, image)
+
+
+def test_blobs_of_unknown_size_are_no_damage(repository: Repository, version: Version) -> None:
+    with repository.database.write() as connection:
+        connection.execute(update(blobs).values(stored_size=None))
+    assert full_cleanup(repository).damaged_blobs == 0
