@@ -11,6 +11,8 @@ from benchmarks.measures import (  # noqa: I001  the order of the report
     metadata as metadata,
     mount as mount,
     encryption as encryption,
+    catalog as catalog,
+    cleanup as cleanup,
     random_image as random_image,
     peers as peers,
     mount_peers as mount_peers,
