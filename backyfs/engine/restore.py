@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from backyfs.engine.job import Job
 from backyfs.engine.readback import ReadBack
 from backyfs.engine.restorer import Restorer
+from backyfs.engine.suspects import check_suspects
 from backyfs.engine.verification import Verification
 from backyfs.errors import BackyfsError, TargetError, UsageError
 from backyfs.geometry import block_count
@@ -200,6 +201,7 @@ class _Restore:
             )
             verification.run()
             differing = verification.differing
+        check_suspects(self._repository, job, restorer.suspects, self._stop)
         return self._report(restorer, differing)
 
     def _report(self, restorer: Restorer, differing: list[DamagedRange]) -> RestoreReport:

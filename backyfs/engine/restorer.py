@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from backyfs.engine.imageruns import BlockPart, Run
     from backyfs.engine.job import Job
     from backyfs.engine.readback import ReadBack
-    from backyfs.model import Progress, Version
+    from backyfs.model import BlobId, Progress, Version
     from backyfs.repository import Repository
     from backyfs.sources.targets import Target
 
@@ -36,6 +36,7 @@ class _Done:
     written_bytes: int
     equal_bytes: int
     damaged: list[DamagedRange]
+    suspects: list[BlobId]  # blobs that these would have been
 
 
 class Restorer:
@@ -71,6 +72,7 @@ class Restorer:
         self.written_bytes = 0
         self.equal_bytes = 0
         self.damaged: list[DamagedRange] = []
+        self.suspects: set[BlobId] = set()  # blobs that could not be had
 
     def run(self) -> None:
         """Write everything.
@@ -124,11 +126,12 @@ class Restorer:
         self.written_bytes += done.written_bytes
         self.equal_bytes += done.equal_bytes
         self.damaged += done.damaged
+        self.suspects.update(done.suspects)
         self._progress.advance(done.run.length)
 
     def _restore_run(self, run: Run) -> _Done:
         """Write the parts of a run that can be had. Runs in a worker thread."""
-        done = _Done(run, 0, 0, [])
+        done = _Done(run, 0, 0, [], [])
         for part in run.parts:
             if isinstance(part, GapPart):
                 self._restore_gap(part, done)
@@ -140,6 +143,8 @@ class Restorer:
                 block = self._loader.load(part)
             except (IntegrityError, StorageError) as error:
                 self._leave_damaged(part, str(error), done)
+                if part.blob is not None:
+                    done.suspects.append(part.blob.id)
                 continue
             self._target.write(part.start, block)
             done.written_bytes += part.length

@@ -24,6 +24,7 @@ from backyfs.mount.cache import PieceCache
 from backyfs.mount.imagefile import ImageFile, WritableLayer
 from backyfs.mount.images import Images
 from backyfs.mount.live import LiveTree
+from backyfs.mount.marker import DamageMarker
 from backyfs.mount.partitions import describe, read_partitions
 from backyfs.mount.pool import DEFAULT_PATIENCE_S, Pool
 from backyfs.mount.selection import Selection
@@ -97,6 +98,7 @@ class Contents:
         self._partitions: _Remembered[PartitionTable] = _Remembered()
         self._damaged: set[tuple[VersionUid, BlockIndex]] = set()
         self._told: dict[tuple[VersionUid, BlockIndex], float] = {}  # when
+        self._marker = DamageMarker(repository, job)
         self._read_errors = 0
         self._began = time.monotonic()
         self.kernel_read_ahead_kib: int | None = None  # as far as it is known
@@ -117,6 +119,10 @@ class Contents:
     async def keep_fresh(self) -> None:
         """Keep the tree fresh while it is in use. To be run as a task of its own."""
         await self._live.keep_fresh()
+
+    async def mark_damage(self) -> None:
+        """Mark what readers find damaged. To be run as a task of its own."""
+        await self._marker.run()
 
     # Facts that are not in the tree.
 
@@ -201,6 +207,8 @@ class Contents:
         key = (error.uid, error.index)
         if isinstance(error.__cause__, (IntegrityError, BlobMissingError)) and len(self._damaged) < _MOST_DAMAGES:
             self._damaged.add(key)
+            if error.blob_id is not None:
+                self._marker.suspect(error.blob_id)
         now = time.monotonic()
         if now - self._told.get(key, float("-inf")) >= _TELL_AGAIN_S:
             _log.error("%s", error)

@@ -14,7 +14,7 @@ from backyfs.geometry import block_slices
 
 if TYPE_CHECKING:
     from backyfs.geometry import BlockSlice
-    from backyfs.model import Blob, BlockIndex, Buffer, VersionUid
+    from backyfs.model import Blob, BlobId, BlockIndex, Buffer, VersionUid
     from backyfs.mount.cache import PieceCache
     from backyfs.mount.image import Image
     from backyfs.mount.pool import Pool
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 class DamageError(BackyfsError):
     """A block cannot be had, for the reason that is the cause of this error."""
 
-    def __init__(self, uid: VersionUid, index: BlockIndex, reason: BackyfsError) -> None:
+    def __init__(self, uid: VersionUid, index: BlockIndex, reason: BackyfsError, blob_id: BlobId | None) -> None:
         self.uid = uid
         self.index = index
+        self.blob_id = blob_id  # None: not known
         super().__init__(f"version {uid}, block {index}: {reason}")
 
 
@@ -69,6 +70,7 @@ class ImageReader:
                     self._cache.leave_behind(blob, number)
 
     async def _read_slice(self, part: BlockSlice, parts: list[Buffer]) -> None:
+        blob = None
         try:
             blob = await self._blob(part.index)
             if blob is None:
@@ -82,7 +84,7 @@ class ImageReader:
                 first = number * size
                 parts.append(memoryview(piece)[max(part.start - first, 0) : part.stop - first])
         except BackyfsError as error:
-            raise DamageError(self.image.version.uid, part.index, error) from error
+            raise DamageError(self.image.version.uid, part.index, error, None if blob is None else blob.id) from error
 
     async def _blob(self, index: BlockIndex) -> Blob | None:
         if self.image.knows(index):

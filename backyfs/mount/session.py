@@ -140,6 +140,7 @@ async def _serve(
                 nursery.start_soon(_end_on_signal, signals, ending)
                 nursery.start_soon(_end_without_job, job, ending)
                 nursery.start_soon(contents.keep_fresh)
+                nursery.start_soon(contents.mark_damage)
                 nursery.start_soon(_announce, contents, request.mountpoint, ready)
                 await pyfuse3.main()
                 nursery.cancel_scope.cancel()

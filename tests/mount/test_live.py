@@ -16,10 +16,11 @@ from sqlalchemy import event, insert
 
 from backyfs.metadata.tables import tags, versions
 from backyfs.metadata.versions import find_version, list_versions
+from backyfs.model import VersionStatus
 from tests.images import random_bytes, run_tool, sparse_image
 from tests.mount.program import backyfs, mount, mounting
 from tests.mount.stored import blob_of, file_of, flip_a_byte, remove_version
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.repositories import BLOCK, PATIENCE_S, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -285,6 +286,28 @@ def test_damaged_blocks_are_errors_for_their_range_and_counted(config_file: Path
                     assert os.pread(file.fileno(), BLOCK, index * BLOCK) == IMAGE[index * BLOCK : (index + 1) * BLOCK]
         assert counted(at)["damaged_blocks"] == 2
         assert counted(at)["read_errors"] >= 2
+
+
+def test_what_a_reader_finds_damaged_is_marked_and_whole_after_the_next_backup(
+    config_file: Path, tmp_path: Path
+) -> None:
+    version = back_up_image(config_file)
+
+    def status() -> VersionStatus:
+        with opened(config_file) as repository, repository.database.read() as connection:
+            return find_version(connection, version.uid).status
+
+    with opened(config_file) as repository:
+        flip_a_byte(file_of(repository, blob_of(repository, version, 3)))
+    with mounting(config_file, tmp_path / "mount") as at:
+        data = at / "by_version_uid" / version.uid / "data"
+        with pytest.raises(OSError, match="Input/output error"):
+            data.read_bytes()
+        assert within(PATIENCE_S, lambda: status() is VersionStatus.INVALID)
+        back_up_image(config_file)
+        assert status() is VersionStatus.VALID
+        assert within(PATIENCE_S, data.exists)
+        assert data.read_bytes() == IMAGE
 
 
 def test_a_storage_that_hangs_is_an_error_after_a_while_and_the_rest_goes_on(

@@ -30,8 +30,8 @@ FLOORS: tuple[frozenset[str], ...] = (
 )
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
-# A mount is a running command, and holds its versions by a job as the others do.
-EXCEPTIONS = {("mount", "backyfs.engine.job")}
+# A mount is a running command: it holds its versions by a job, and marks what it finds damaged, as the others do.
+EXCEPTIONS = {("mount", "backyfs.engine.job"), ("mount", "backyfs.engine.suspects")}
 
 OWNERS = {
     "pyfuse3": {"mount"},

@@ -9,6 +9,8 @@ from sqlalchemy import update
 
 from backyfs.engine.pipeline import Pipeline
 from backyfs.engine.repair import RepairRequest, repair
+from backyfs.engine.restore import restore
+from backyfs.engine.suspects import check_suspects
 from backyfs.errors import InterruptedByUser, SourceError, StorageError
 from backyfs.geometry import Extent
 from backyfs.metadata.tables import blobs, versions
@@ -68,6 +70,47 @@ def test_a_backup_that_meets_the_bytes_of_a_damaged_blob_heals_all_versions(repo
     assert blob_of(repository, first, 1).id == blob_of(repository, report.version, 0).id
     assert scrubbed(repository)[0].blobs_damaged == 0
     audit(repository)
+
+
+def test_what_a_restore_finds_damaged_is_stored_anew_by_the_next_backup(repository, tmp_path):
+    image = random_image(tmp_path / "image", 4 * BLOCK)
+    version = version_of(repository, image)
+    file_of(repository, blob_of(repository, version, 1)).unlink()
+    flip_a_byte(file_of(repository, blob_of(repository, version, 2)))
+    report = restore(repository, version, str(tmp_path / "out"))
+    assert [(damage.start, damage.stop) for damage in report.damaged] == [(BLOCK, 2 * BLOCK), (2 * BLOCK, 3 * BLOCK)]
+    assert damaged_uids(repository) == {blob_of(repository, version, index).uid for index in (1, 2)}
+    assert not is_valid(repository, version)
+    report = back_up(repository, image)
+    assert (report.blobs_repaired, report.versions_valid) == (2, (version.uid,))
+    assert restored(repository, version, tmp_path) == image.read_bytes()
+
+
+def test_what_was_away_for_a_moment_is_not_marked_by_a_restore(repository, tmp_path, monkeypatch):
+    version = version_of(repository, random_image(tmp_path / "image", 4 * BLOCK))
+    file = file_of(repository, blob_of(repository, version, 1))
+    away = file.rename(file.with_suffix(".away"))
+
+    def comes_back(*arguments):
+        away.rename(file)
+        check_suspects(*arguments)
+
+    monkeypatch.setattr("backyfs.engine.restore.check_suspects", comes_back)
+    assert len(restore(repository, version, str(tmp_path / "out")).damaged) == 1
+    assert damaged_uids(repository) == set()
+    assert is_valid(repository, version)
+
+
+def test_a_storage_that_is_away_marks_nothing(repository, tmp_path, caplog):
+    version = version_of(repository, random_image(tmp_path / "image", 4 * BLOCK))
+    data = tmp_path / "repository" / "data"
+    data.rename(tmp_path / "away")
+    data.mkdir()
+    assert len(restore(repository, version, str(tmp_path / "out")).damaged) == 4
+    assert "are not marked as damaged: the storage gives none of 4 blobs" in caplog.text
+    (data.rmdir(), (tmp_path / "away").rename(data))
+    assert damaged_uids(repository) == set()
+    assert is_valid(repository, version)
 
 
 def test_a_version_with_damage_that_is_left_stays_invalid(repository, tmp_path):

@@ -1,0 +1,55 @@
+"""Have blobs marked that readers of a mount could not have, beside these readers.
+
+A task of the event loop; what takes time happens in a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from backyfs.engine.suspects import check_suspects
+
+if TYPE_CHECKING:
+    from backyfs.engine.job import Job
+    from backyfs.model import BlobId
+    from backyfs.repository import Repository
+
+_MOST = 10_000    # blobs that are looked at: of more, a scrub is the one to ask
+_TOGETHER_S = 1.0  # a reader that met one meets the next soon
+
+
+class DamageMarker:
+    """Collects blobs and has each looked at once."""
+
+    def __init__(self, repository: Repository, job: Job) -> None:
+        self._repository = repository
+        self._job = job
+        self._limiter = trio.CapacityLimiter(1)
+        self._waiting: set[BlobId] = set()
+        self._seen: set[BlobId] = set()
+        self._wake = trio.Event()
+        self._ended = threading.Event()
+
+    def suspect(self, blob_id: BlobId) -> None:
+        """Have a blob looked at, if it was not yet."""
+        if blob_id not in self._seen and len(self._seen) < _MOST:
+            self._seen.add(blob_id)
+            self._waiting.add(blob_id)
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Look at them until cancelled. A storage that hangs keeps nobody waiting but this task."""
+        try:
+            while True:
+                await self._wake.wait()
+                await trio.sleep(_TOGETHER_S)
+                self._wake = trio.Event()
+                waiting, self._waiting = self._waiting, set()
+                check = partial(check_suspects, self._repository, self._job, waiting, self._ended.is_set)
+                await trio.to_thread.run_sync(check, abandon_on_cancel=True, limiter=self._limiter)
+        finally:
+            self._ended.set()
