@@ -43,7 +43,7 @@ GRACE_S = 3600         # as in backy2
 _PAGES_AT_ONCE = 16    # are removed in one transaction: some 16,000 counts, 50 ms
 _BLOBS_AT_ONCE = 4096  # are doomed in one transaction, and their rows removed in another
 _RUN_BLOBS = 256       # objects are deleted in runs of so many
-_WORKERS = 8           # a deletion is mostly waiting, for a disk or an object store
+_WORKERS = 16          # a deletion is mostly waiting, for a disk or an object store
 
 
 @dataclass(slots=True, kw_only=True)
@@ -167,28 +167,34 @@ class Cleaner:
             self._progress.stop()
 
     def _delete_batches(self, window: Window[None]) -> None:
+        gone: list[DoomedBlob] = []  # whose objects are deleted: their rows go while the next are
         last = BlobId(0)
         while True:
             with self._database.read() as connection:
                 batch = doomed_blobs(connection, last, _BLOBS_AT_ONCE)
+            if batch:
+                last = batch[-1].id
+                self.check()
+                self._before_deleting()
+            for start in range(0, len(batch), _RUN_BLOBS):
+                window.submit(self._delete_run, batch[start : start + _RUN_BLOBS])
+            self._forget(gone)
+            while window.pending:
+                for _ in window.results():
+                    pass
             if not batch:
                 return
-            last = batch[-1].id
-            self.check()
-            self._before_deleting()
-            self._delete_objects(window, batch)
-            with self._database.write() as connection:
-                self.report.blobs += forget_doomed(connection, [blob.id for blob in batch])
-            freed = sum(blob.stored_size or 0 for blob in batch)
-            self.report.stored_bytes += freed
-            self._progress.advance(freed)
+            gone = batch
 
-    def _delete_objects(self, window: Window[None], batch: Sequence[DoomedBlob]) -> None:
-        for start in range(0, len(batch), _RUN_BLOBS):
-            window.submit(self._delete_run, batch[start : start + _RUN_BLOBS])
-        while window.pending:
-            for _ in window.results():
-                pass
+    def _forget(self, gone: Sequence[DoomedBlob]) -> None:
+        """Remove the rows of blobs whose objects are gone."""
+        if not gone:
+            return
+        with self._database.write() as connection:
+            self.report.blobs += forget_doomed(connection, [blob.id for blob in gone])
+        freed = sum(blob.stored_size or 0 for blob in gone)
+        self.report.stored_bytes += freed
+        self._progress.advance(freed)
 
     def _delete_run(self, run: Sequence[DoomedBlob]) -> None:
         """Delete objects. Runs in a worker thread."""

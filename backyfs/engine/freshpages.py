@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from backyfs.catalog.objects import Seal, page_name
@@ -34,6 +36,14 @@ if TYPE_CHECKING:
     from backyfs.model import BlobId, BlobUid, PageId, SavedBlob
     from backyfs.repository import Repository
 
+_COLUMNS = {
+    "uids": "uid",
+    "fingerprints": "fingerprint",
+    "sizes": "size",
+    "stored_sizes": "stored_size",
+    "encryption_versions": "encryption_version",
+    "wrapped_keys": "wrapped_key",
+}
 _REMEMBERED = 12_288  # blobs: those of two flushes and a page, 8 MB
 
 _log = logging.getLogger(__name__)
@@ -79,7 +89,7 @@ class FreshPages:
     def remember(self, saved: Iterable[SavedBlob], ids: Mapping[BlobUid, BlobId]) -> None:
         """Remember blobs that have rows now."""
         self._blobs.update((ids[blob.uid], blob) for blob in saved)
-        for blob_id in list(self._blobs)[: max(0, len(self._blobs) - _REMEMBERED)]:
+        for blob_id in list(islice(self._blobs, max(0, len(self._blobs) - _REMEMBERED))):
             del self._blobs[blob_id]
 
     def note_committed(self, connection: Connection, page_id: PageId, entries: array[int]) -> None:
@@ -103,16 +113,8 @@ class FreshPages:
 
     def put(self, page: FreshPage) -> bool:
         """Put the object of a page into the storage, in any thread; return False where that cannot be."""
-        columns = BlobColumns(
-            ids=page.blob_ids,
-            uids=tuple(blob.uid for blob in page.blobs),
-            fingerprints=tuple(blob.fingerprint for blob in page.blobs),
-            sizes=tuple(blob.size for blob in page.blobs),
-            stored_sizes=tuple(blob.stored_size for blob in page.blobs),
-            encryption_versions=tuple(blob.encryption_version for blob in page.blobs),
-            wrapped_keys=tuple(blob.wrapped_key for blob in page.blobs),
-            valid=(True,) * len(page.blobs),
-        )
+        column = {name: tuple(map(attrgetter(field), page.blobs)) for name, field in _COLUMNS.items()}
+        columns = BlobColumns(ids=page.blob_ids, valid=(True,) * len(page.blobs), **column)
         try:
             self._storage.put_object(page_name(page.uid), pack_page(page.uid, self._seal, page.entries, columns))
         except (StorageError, CatalogError) as error:

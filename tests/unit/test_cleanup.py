@@ -206,16 +206,16 @@ def test_objects_that_are_gone_already_are_fine(repository: Repository, image: P
 
 def test_two_cleanups_at_once(repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     remove(repository, back_up(repository, image).version)
-    real = Cleaner._delete_objects
+    real = Cleaner._delete_run
     inner = []
 
-    def delete_objects(cleaner: Cleaner, *arguments: Any) -> None:
+    def delete_run(cleaner: Cleaner, run: Any) -> None:
         if not inner:
             monkeypatch.undo()
             inner.append(cleanup(repository, grace_s=0))
-        real(cleaner, *arguments)
+        real(cleaner, run)
 
-    monkeypatch.setattr(Cleaner, "_delete_objects", delete_objects)
+    monkeypatch.setattr(Cleaner, "_delete_run", delete_run)
     outer = cleanup(repository, grace_s=0)
     assert inner[0].blobs + outer.blobs == BLOCKS
     assert objects(repository) == set()
