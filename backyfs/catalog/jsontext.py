@@ -48,6 +48,10 @@ class Fields:
             raise ValueError("it has something else than a JSON object")  # noqa: TRY004 - one error for all mistakes
         self._value = value
 
+    def __contains__(self, name: str) -> bool:
+        """Tell whether there is such a field."""
+        return name in self._value
+
     def text(self, name: str, max_length: int) -> str:
         """Return a text of at most so many characters, all of them such as databases take."""
         value = self._get(name)

@@ -17,6 +17,7 @@ from backyfs.model import NAME_LENGTH, StatisticsRecord, VersionRecord, VersionS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
 # bytes of the facts (4) | pages n (4) | facts, JSON | n x page number (4), rising | n x uid of the page (16)
 _COUNTS = struct.Struct("<II")
@@ -30,6 +31,7 @@ class CatalogVersion:
 
     version: VersionRecord
     statistics: tuple[StatisticsRecord, ...]  # the oldest first
+    damage_found_at: datetime | None = None   # where it was valid until then
     page_numbers: Sequence[int]               # rising; a page that is not there is holes, or was not backed up
     page_uids: bytes                          # 16 for each
 
@@ -45,9 +47,10 @@ def pack_version(version: CatalogVersion, by: Seal) -> bytes:
     Raises:
         CatalogError: it is too large.
     """
-    facts = write_json(
-        {**asdict(version.version), "statistics": [asdict(statistics) for statistics in version.statistics]}
-    )
+    known = {**asdict(version.version), "statistics": [asdict(statistics) for statistics in version.statistics]}
+    if version.damage_found_at is not None:
+        known["damage_found_at"] = version.damage_found_at
+    facts = write_json(known)
     numbers = array("I", version.page_numbers)
     if sys.byteorder == "big":
         numbers.byteswap()
@@ -90,6 +93,7 @@ def _parse(content: memoryview) -> CatalogVersion:
     return CatalogVersion(
         version=version,
         statistics=tuple(_statistics(one, version.uid) for one in facts.objects("statistics")),
+        damage_found_at=facts.time("damage_found_at") if "damage_found_at" in facts else None,
         page_numbers=numbers,
         page_uids=bytes(content[uids_at:]),
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backyfs.engine.blobchecker import BlobChecker
+from backyfs.engine.catalogcheck import remove_stale_objects
 from backyfs.engine.cleanup import GRACE_S, Cleaner, plan_cleanup
 from backyfs.engine.job import Job
 from backyfs.engine.marking import Marked, mark_versions
@@ -50,7 +51,7 @@ class FullReport:
     orphans: int            # objects without a row, that were deleted
     orphan_bytes: int
     young_orphans: int      # kept for now: a running command may be about to enter them
-    leftovers: int          # files that killed commands had left under temporary names
+    leftovers: int          # that killed commands had made: files under temporary names, objects of the catalog
     damaged_blobs: int      # that versions use: without object, row, or as they were
     versions_invalid: tuple[VersionUid, ...]  # that were valid
     duration_s: float
@@ -109,7 +110,7 @@ def full_cleanup(
         cleaner.run(grace_s)
         found = StorageListing(repository, cleaner.check, prefix=prefix, grace_s=grace_s).run(doom=True)
         cleaner.delete_doomed()
-        leftovers = _remove_leftovers(repository)
+        leftovers = _remove_leftovers(repository) + remove_stale_objects(repository, stop=stop)
         marked = _mark(repository, BlobChecker(repository, job, shown, stop), counted, found, tell)
     return FullReport(
         cleaned=cleaner.report,

@@ -42,7 +42,7 @@ from backyfs.metadata.catalog import (
     unpublish_pages,
     unpublished_pages,
 )
-from backyfs.metadata.checks import pages_with
+from backyfs.metadata.checks import damage_found_at, pages_with
 from backyfs.metadata.identity import list_key_slots, load_identity, load_key_date, load_needed_release
 from backyfs.metadata.jobs import list_live_jobs, this_process
 from backyfs.metadata.stats import list_statistics
@@ -300,6 +300,7 @@ def read_version(connection: Connection, version: Version) -> CatalogVersion:
             tags=version.tags,
         ),
         statistics=tuple(list_statistics(connection, version.uid)),
+        damage_found_at=damage_found_at(connection, version.id),
         page_numbers=array("I", (number for number, _ in listed)),
         page_uids=bytes.fromhex("".join(uid for _, uid in listed).replace("-", "")),
     )

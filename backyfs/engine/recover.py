@@ -38,7 +38,7 @@ from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count
 from backyfs.keys.slots import open_with
 from backyfs.metadata.batches import batches
 from backyfs.metadata.blobs import find_by_uid, load_blobs
-from backyfs.metadata.checks import mark_damaged, pages_with, record_checks, versions_with
+from backyfs.metadata.checks import insert_damage, mark_damaged, pages_with, record_checks, versions_with
 from backyfs.metadata.recovery import (
     PageFiller,
     begin_recovery,
@@ -227,6 +227,8 @@ class _Recovery:
         with self._database.begin() as connection:
             version = insert_version(connection, record)
             insert_statistics_records(connection, found.statistics)
+            if found.damage_found_at is not None and record.status is VersionStatus.INVALID:
+                insert_damage(connection, version.id, found.damage_found_at)
         lacks_some = False
         for start in range(0, len(found.page_numbers), _PAGES_AT_ONCE):
             self._check()

@@ -270,10 +270,20 @@ def is_whole(connection: Connection, version: Version, block_size: int) -> bool:
     return True
 
 
+def damage_found_at(connection: Connection, version_id: VersionId) -> datetime | None:
+    """Return when damage was found in a version that was valid until then; None: there was no such time."""
+    query = select(damaged_versions.c.found_at).where(damaged_versions.c.version_id == version_id)
+    return connection.execute(query).scalar_one_or_none()
+
+
 def was_valid(connection: Connection, version_id: VersionId) -> bool:
     """Tell whether a version was valid until damage was found in it."""
-    query = select(damaged_versions.c.version_id).where(damaged_versions.c.version_id == version_id)
-    return connection.execute(query).first() is not None
+    return damage_found_at(connection, version_id) is not None
+
+
+def insert_damage(connection: Connection, version_id: VersionId, found_at: datetime) -> None:
+    """Note of an invalid version, which is new here, that it was valid until damage was found in it."""
+    connection.execute(insert(damaged_versions).values(version_id=version_id, found_at=found_at))
 
 
 def were_valid(connection: Connection) -> set[VersionId]:

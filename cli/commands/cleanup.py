@@ -189,7 +189,7 @@ def _full_lines(done: FullReport) -> list[str]:
     ]
     lines += _young_lines(done.young_orphans)
     if done.leftovers:
-        lines.append(f"files that killed commands had left: {done.leftovers}")
+        lines.append(f"files that killed commands had left and that are removed: {done.leftovers}")
     return lines + [f"version {uid} is invalid now" for uid in done.versions_invalid]
 
 

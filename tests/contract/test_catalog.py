@@ -15,6 +15,7 @@ from backyfs.catalog.objects import PAGES, VERSIONS, page_name, version_name
 from backyfs.engine.catalogcheck import DIFFERS, MISSING, STALE, CatalogCheck, Difference, remove_stale_objects
 from backyfs.engine.cleanup import cleanup
 from backyfs.engine.freshpages import FreshPages
+from backyfs.engine.fullcleanup import full_cleanup
 from backyfs.engine.publish import publish
 from backyfs.engine.recover import Loss, RecoveryReport, open_catalog, recover
 from backyfs.engine.remove import remove_versions
@@ -456,6 +457,19 @@ def test_blocks_whose_objects_are_missing_are_found_where_that_is_wanted(
     assert report.invalid == [versions[1].uid]
     with opened(reopened(repository, config, target)) as other, other.database.read() as connection:
         assert connection.execute(select(blobs.c.uid).where(blobs.c.valid.is_(False))).scalars().all() == [uid]
+
+
+def test_a_version_in_which_damage_was_found_is_valid_again_after_a_recovery_and_a_repair(
+    repository: Repository, versions: list[Version], images: list[Path], config: Path, target: str
+) -> None:
+    with repository.database.read() as connection:
+        uid = connection.execute(select(blobs.c.uid).order_by(blobs.c.id.desc()).limit(1)).scalar_one()
+    repository.blocks.storage.delete(uid)
+    assert full_cleanup(repository).versions_invalid == (versions[1].uid,)
+    publish(repository)
+    recovered(repository, target)
+    with opened(reopened(repository, config, target)) as other:
+        assert back_up(other, images[1]).versions_valid == (versions[1].uid,)
 
 
 def test_a_database_that_is_not_empty_is_refused(repository: Repository, versions: list[Version]) -> None:

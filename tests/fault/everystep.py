@@ -9,11 +9,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from backyfs.errors import DatabaseError
-from tests.upgrade.test_faults import fail, kill, watched
+from backyfs.storage.directory import DirectoryStorage
+from tests.upgrade.test_faults import Statements, fail, kill, watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+_STORAGE_CALLS = ("put", "flush", "delete", "put_object", "delete_object")
 
 FEWEST = 5  # steps: with fewer it was not what was meant that ran
 
@@ -48,16 +51,37 @@ class Stored:
         shutil.copytree(self._original, self._directory)
 
 
-def killed_at(number: int, act: Callable[[], object], *, changes_only: bool = True) -> bool:
-    """Do something in a process that is killed at a statement; return whether it came that far."""
+def killed_at(number: int, act: Callable[[], object], *, changes_only: bool = True, storage: bool = False) -> bool:
+    """Do something in a process that is killed at a statement; return whether it came that far.
+
+    With `storage` calls of a storage in a directory are counted as well.
+    """
     pid = os.fork()
     if pid == 0:
         try:
-            with watched(kill, number, changes_only=changes_only):
+            with watched(kill, number, changes_only=changes_only) as steps:
+                if storage:
+                    _watch_storage(steps)
                 act()
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def _watch_storage(steps: Statements) -> None:
+    """Count each call that changes something, from now on and in all of this process."""
+    for name in _STORAGE_CALLS:
+        _count_calls(steps, name)
+
+
+def _count_calls(steps: Statements, name: str) -> None:
+    real = getattr(DirectoryStorage, name)
+
+    def counted(*arguments: object) -> object:
+        steps.note("INSERT")
+        return real(*arguments)
+
+    setattr(DirectoryStorage, name, counted)
 
 
 def kill_at_every_statement(subject: Subject) -> None:
