@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 _AnyServer = TypeVar("_AnyServer", bound=Server)
 _ENGINES = ["sqlite", "postgresql", "mariadb"]
+# What runs the tests in the background ignores signals, and the programs of the tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 _IN_CI = os.environ.get("CI") == "true"
 
 

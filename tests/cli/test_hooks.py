@@ -221,9 +221,7 @@ def test_a_signal_does_not_keep_hooks_from_running(config, notes, number):
         + f"[hooks]\nbefore_backup: {note(notes)}\nafter_backup: {note(notes)}\non_failure: {note(notes)}\n"
     )
     program = (
-        "import signal, time\n"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # below nohup it is ignored
-        "from backyfs.cli.hooks import around\nfrom backyfs.config import load_config\n"
+        "import time\nfrom backyfs.cli.hooks import around\nfrom backyfs.config import load_config\n"
         f"config, _ = load_config({str(config)!r}, {{}})\n"
         "with around(config, 'backup', {}):\n    print('ready', flush=True)\n    time.sleep(60)\n"
     )

@@ -225,6 +225,6 @@ def test_a_kill_at_any_statement_leaves_what_the_next_command_upgrades(subject: 
 
 
 _NEW_TABLES = [
-    "alembic_version", "blob_checks", "blob_refs", "blobs", "damaged_versions", "job_versions", "jobs", "key_slots",
-    "pages", "repository", "stats", "tags", "version_pages", "versions",
+    "alembic_version", "blob_checks", "blob_refs", "blobs", "catalog_notes", "damaged_versions", "job_versions", "jobs",
+    "key_slots", "pages", "repository", "stats", "tags", "version_pages", "versions",
 ]  # fmt: skip
