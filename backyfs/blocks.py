@@ -134,8 +134,8 @@ def _load(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
 
 
 def _load_object(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
-    stored = store.storage.get(blob.uid)
     try:
+        stored = store.storage.get(blob.uid)
         scheme = encryption_version(blob.encryption_version)
         data_key = store.keyring.unwrap(blob.wrapped_key) if scheme.uses_data_key else b""
         block = scheme.open(stored, data_key, blob.size)

@@ -205,7 +205,8 @@ class BlobChecker:
         looked_for = len(missing)
         for uid in self._other_blobs(missing):
             with suppress(StorageError):
-                self._repository.blocks.storage.get(uid)
+                with suppress(IntegrityError):  # damaged as it is, it is there
+                    self._repository.blocks.storage.get(uid)
                 return
             looked_for += 1
         if looked_for == 1:  # it is the only blob of the repository

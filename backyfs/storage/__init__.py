@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from backyfs.model import BlobUid, Buffer
 
 
+# A block of the largest size, 64 MiB, takes less in every encryption version. What is larger was not made by us, and is
+# not read: it would fill the memory.
+MAX_OBJECT_BYTES = 72 << 20
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredObject:
     """What a storage knows of an object without reading it."""
@@ -48,6 +53,7 @@ class Storage(Protocol):
 
         Raises:
             BlobMissingError: there is none.
+            IntegrityError: it has more than MAX_OBJECT_BYTES; the message does not name it.
         """
         ...
 

@@ -16,6 +16,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError, StorageError
+from backyfs.storage import MAX_OBJECT_BYTES
 from backyfs.storage.listing import BLOB, BLOB_TEMPORARY, NAMED_TEMPORARY, list_stored, remove_leftovers
 from backyfs.storage.oserror import raise_storage_error, storage_error
 from backyfs.storage.uid import NAMED, check_name, check_prefix, check_uid, is_name
@@ -144,12 +145,15 @@ class DirectoryStorage:
 
         Raises:
             BlobMissingError: there is none.
+            IntegrityError: it is larger than any that we make.
         """
         path = f"{self._directory(uid)}/{uid}{BLOB}"
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 size = os.fstat(fd).st_size
+                if size > MAX_OBJECT_BYTES:
+                    raise IntegrityError(f"has {size} bytes in the storage, more than any block takes")
                 stored = os.read(fd, size)
                 return stored if len(stored) == size else stored + _read_rest(fd)
             finally:

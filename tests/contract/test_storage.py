@@ -274,6 +274,15 @@ def test_what_is_not_flushed_is_no_object_and_may_be_left_over(any_storage: Stor
     assert any_storage.remove_leftovers(PATIENCE_S) == 0
 
 
+def test_an_object_that_is_larger_than_any_block_is_not_read(path: Path) -> None:
+    with opened(path) as storage:
+        put(storage, A, b"a")
+        os.truncate(path / "a1" / "b2" / f"{A}.blob", 1 << 40)
+        with pytest.raises(IntegrityError, match="has 1099511627776 bytes in the storage, more than any block takes"):
+            storage.get(A)
+        assert storage.get_range(A, 0, 3) == b"a\0\0"
+
+
 # Names that are none
 
 
