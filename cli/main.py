@@ -14,6 +14,7 @@ import click
 
 from backyfs import __version__
 from backyfs.cli.allocator import keep_freed_memory
+from backyfs.cli.corefile import leave_no_core_file
 from backyfs.cli.invocation import Invocation, OutputForm
 from backyfs.cli.logs import log_end, start_logging
 from backyfs.cli.metrics import Record
@@ -167,6 +168,7 @@ def cli(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program and exit with its status."""
     keep_freed_memory()
+    leave_no_core_file()
     # Imports make hundreds of thousands of objects that stay: looking for garbage among them took 30 ms.
     gc.set_threshold(100_000, 20, 20)
     status = run(arguments) if _COMPLETE_VARIABLE not in os.environ else _complete(os.environ[_COMPLETE_VARIABLE])
