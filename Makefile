@@ -3,7 +3,7 @@
 # Every target brings its own set-up. With PYTHON=python3.12 (or a path) that interpreter makes .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test demo lint bench clean
+.PHONY: help venv test demo lint bench soak clean
 
 python := .venv/bin/python
 ready  := .venv/.ready
@@ -30,6 +30,9 @@ lint: $(ready) ## ruff and mypy
 
 bench: $(ready) ## measure backyfs against references (twelve minutes, 12 GiB of disk)
 	$(python) -m benchmarks
+
+soak: $(ready) ## twenty minutes of backups, cleanups and mounts that are killed (SOAK_MINUTES=20)
+	$(python) -m tests.soak
 
 clean: ## remove caches and what was built; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
