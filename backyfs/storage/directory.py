@@ -75,7 +75,11 @@ class DirectoryStorage:
             raise storage_error(path, error) from error
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Let go of the directory, and remove what was put and not flushed: where the disk is full it makes room."""
+        for uid in self._written:
+            _remove_temporary(f"{self._directory(uid)}/{uid}{BLOB_TEMPORARY}")
+        for temporary, _ in self._named:
+            _remove_temporary(temporary)
         os.close(self._fd)
 
     def put(self, uid: BlobUid, parts: Sequence[Buffer]) -> int:
@@ -120,6 +124,9 @@ class DirectoryStorage:
                 self._give_names(written, named)
             except StorageError as error:
                 self._failure = error
+                with self._lock:
+                    self._written += written
+                    self._named += named
                 raise
 
     def _give_names(self, written: list[BlobUid], named: list[tuple[str, str]]) -> None:
@@ -307,6 +314,11 @@ class DirectoryStorage:
 
 def _blob_uid(name: str) -> BlobUid:
     return name  # type: ignore[return-value]  # a uid is text; what is in the directory names itself
+
+
+def _remove_temporary(path: str) -> None:
+    with contextlib.suppress(OSError):  # it may have got its name before the flush failed
+        os.unlink(path)
 
 
 def _create(path: str) -> int:

@@ -283,6 +283,25 @@ def test_an_object_that_is_larger_than_any_block_is_not_read(path: Path) -> None
         assert storage.get_range(A, 0, 3) == b"a\0\0"
 
 
+def test_what_was_not_flushed_is_gone_when_the_storage_is_closed(path: Path) -> None:
+    with opened(path) as storage:
+        put(storage, A, b"a")
+        storage.put(B, [b"b"])
+        storage.put_object("catalog/repository", b"{}")
+    assert files_below(path) == [f"a1/b2/{A}.blob"]
+
+
+def test_what_a_failed_flush_has_left_is_gone_as_well(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: True)
+    with opened(path) as storage:
+        storage.put(A, [b"a"])
+        with monkeypatch.context() as patch:
+            patch.setattr(directory_module, "_syncfs", fail(errno.EIO))
+            with pytest.raises(StorageError):
+                storage.flush()
+    assert files_below(path) == []
+
+
 # Names that are none
 
 
