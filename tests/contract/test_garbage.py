@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from backyfs.errors import DatabaseError
 from backyfs.metadata.blobs import find_blobs, insert_blobs
@@ -26,6 +26,8 @@ from backyfs.metadata.versions import create_version
 from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, Version
 
 if TYPE_CHECKING:
+    from sqlalchemy import Table
+
     from backyfs.metadata.database import Connection
 
 BLOCK = 4096
@@ -161,3 +163,53 @@ def test_garbage_is_measured_as_it_would_be_taken_away(connection: Connection) -
     assert remove_unused_pages(connection, 10) == 1
     assert measure_garbage(connection, LATER) == Garbage(pages=0, blobs=3, stored_bytes=37, young_blobs=0)
     assert len(doom(connection)) == 2
+
+
+MANY_PAGES, MANY_BLOBS = 140, 1100  # more than any of the steps takes at once
+
+
+def test_a_lot_of_garbage_is_counted_and_taken_in_many_steps(connection: Connection) -> None:
+    ids = new_blobs(connection, MANY_BLOBS)
+    size = MANY_BLOBS // MANY_PAGES
+    parts = [ids[number * size : (number + 1) * size] for number in range(MANY_PAGES)]
+    # Each page has a hole, which is no blob, and a blob twice, which is one use.
+    versions = [new_version(connection, 0, part[0], *part) for part in parts]
+    assert references_add_up(connection)
+    for version in versions:
+        remove_version(connection, version.id)
+    everything = Garbage(
+        pages=MANY_PAGES, blobs=MANY_BLOBS, stored_bytes=sum(range(10, 10 + MANY_BLOBS)), young_blobs=0
+    )
+    assert measure_garbage(connection, LATER) == everything
+    assert measure_garbage(connection, NOW) == Garbage(
+        pages=MANY_PAGES, blobs=0, stored_bytes=0, young_blobs=MANY_BLOBS
+    )
+    assert remove_unused_pages(connection, MANY_PAGES) == MANY_PAGES
+    assert references_add_up(connection)
+    doomed: list[BlobId] = []
+    while found := doom(connection, after=doomed[-1] if doomed else 0, count=300):
+        assert found == sorted(found)
+        doomed += found
+    assert doomed == ids
+    assert measure_garbage(connection, LATER) == Garbage(
+        pages=0, blobs=MANY_BLOBS, stored_bytes=everything.stored_bytes, young_blobs=0
+    )
+    assert forget_doomed(connection, doomed) == MANY_BLOBS
+    assert measure_garbage(connection, LATER) == Garbage(pages=0, blobs=0, stored_bytes=0, young_blobs=0)
+    assert references_add_up(connection)
+
+
+@pytest.mark.parametrize("table", [pages, blob_refs], ids=["pages", "blobs"])
+def test_one_reference_too_many_among_many_is_found(connection: Connection, table: Table) -> None:
+    ids = new_blobs(connection, MANY_PAGES)
+    for blob_id in ids:
+        new_version(connection, blob_id)
+    assert references_add_up(connection)
+    key = table.primary_key.columns[0]
+    last = connection.execute(select(func.max(key))).scalar_one()
+    connection.execute(update(table).where(key == last).values(refs=2))
+    assert not references_add_up(connection)
+
+
+def test_an_empty_repository_adds_up(connection: Connection) -> None:
+    assert references_add_up(connection)

@@ -75,6 +75,44 @@ def test_after_all_versions_the_storage_is_empty(repository: Repository, image: 
         assert connection.execute(select(func.count()).select_from(pages)).scalar() == 0
 
 
+class Shown(NoProgress):
+    """Writes down what is shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[object] = []
+
+    def start(self, title: str, total: int) -> None:
+        self.shown += [title, total]
+
+    def advance(self, amount: int) -> None:
+        self.shown.append(amount)
+
+
+def test_all_steps_of_a_cleanup_add_up(
+    repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backyfs.engine.cleanup._BLOBS_AT_ONCE", 3)
+    monkeypatch.setattr("backyfs.engine.cleanup._RUN_BLOBS", 2)
+    remove(repository, back_up(repository, image).version)
+    stored = sum(repository.blocks.storage.size(uid) or 0 for uid in objects(repository))
+    progress, told, commands = Shown(), [], set()
+
+    def before_deleting() -> None:
+        told.append(len(objects(repository)))
+        with repository.database.read() as connection:
+            commands.update(connection.execute(select(jobs.c.command)).scalars())
+
+    report = cleanup(repository, grace_s=0, progress=progress, before_deleting=before_deleting)
+    assert (report.pages, report.blobs, report.stored_bytes) == (1, BLOCKS, stored)
+    assert 0 < report.duration_s < 3600
+    assert progress.shown[:2] == ["Deleting what no version needs", stored]
+    steps = progress.shown[2:]
+    assert len(steps) == -(-BLOCKS // 3)
+    assert sum(steps) == stored  # type: ignore[arg-type]
+    assert told == list(range(BLOCKS, 0, -3))
+    assert commands == {"cleanup"}
+
+
 def test_what_another_version_has_stays(repository: Repository, image: Path, tmp_path: Path) -> None:
     first = back_up(repository, image).version
     changed = tmp_path / "changed"
