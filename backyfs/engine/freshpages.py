@@ -18,7 +18,7 @@ from backyfs.catalog.pages import pack_page
 from backyfs.config import NullStorageConfig
 from backyfs.engine.catalogplace import catalog_key_check, require_catalog
 from backyfs.errors import CatalogError, StorageError
-from backyfs.metadata.blockmap import ABSENT, HOLE
+from backyfs.metadata.blockmap import HOLE
 from backyfs.metadata.catalog import (
     BlobColumns,
     catalog_key,
@@ -44,6 +44,7 @@ _COLUMNS = {
     "encryption_versions": "encryption_version",
     "wrapped_keys": "wrapped_key",
 }
+_UID = attrgetter("uid")
 _REMEMBERED = 12_288  # blobs: those of two flushes and a page, 8 MB
 
 _log = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ class FreshPages:
 
     def remember(self, saved: Iterable[SavedBlob], ids: Mapping[BlobUid, BlobId]) -> None:
         """Remember blobs that have rows now."""
-        self._blobs.update((ids[blob.uid], blob) for blob in saved)
+        new = list(saved)
+        self._blobs.update(zip(map(ids.__getitem__, map(_UID, new)), new, strict=True))
         for blob_id in list(islice(self._blobs, max(0, len(self._blobs) - _REMEMBERED))):
             del self._blobs[blob_id]
 
@@ -96,12 +98,13 @@ class FreshPages:
         """Note a page that is committed in this transaction."""
         if not self._is_on:
             return
-        wanted = sorted({entry for entry in entries if entry != HOLE})
-        if not all(entry in self._blobs for entry in wanted) or ABSENT in wanted:
+        named = set(entries) - {HOLE}
+        if not named <= self._blobs.keys():  # ABSENT is none of them
             return
         uid = unpublished_page(connection, page_id)
         if uid is not None:
-            blobs = tuple(self._blobs[blob_id] for blob_id in wanted)
+            wanted = sorted(named)
+            blobs = tuple(map(self._blobs.__getitem__, wanted))
             self._committed.append(
                 FreshPage(id=page_id, uid=uid, entries=entries, blobs=blobs, blob_ids=tuple(wanted))
             )
