@@ -111,7 +111,11 @@ def full_cleanup(
         found = StorageListing(repository, cleaner.check, prefix=prefix, grace_s=grace_s).run(doom=True)
         cleaner.delete_doomed()
         leftovers = _remove_leftovers(repository) + remove_stale_objects(repository, stop=stop)
-        marked = _mark(repository, BlobChecker(repository, job, shown, stop), counted, found, tell)
+        shown.start("Reading what seems to be missing", len(found.missing) * repository.block_size)
+        try:
+            marked = _mark(repository, BlobChecker(repository, job, shown, stop), counted, found, tell)
+        finally:
+            shown.stop()
     return FullReport(
         cleaned=cleaner.report,
         wrong_references=counted.pages + counted.blobs,

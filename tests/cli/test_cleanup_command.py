@@ -104,6 +104,7 @@ def test_a_full_cleanup_tells_what_it_put_right_and_found(call: Call, config: Pa
     assert out.splitlines()[3].endswith(" is invalid now")
     assert "is missing from the storage" in err
     assert "damage in 1 blobs, which are marked" in err
+    assert " %)" not in err  # progress of nothing
 
 
 def test_a_prefix_is_for_a_full_cleanup(call: Call) -> None:

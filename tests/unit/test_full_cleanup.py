@@ -20,7 +20,7 @@ from backyfs.errors import CatalogError, DatabaseError, InterruptedByUser
 from backyfs.metadata.blockmap import new_entries, pack
 from backyfs.metadata.tables import blob_refs, blobs, jobs, pages
 from backyfs.metadata.versions import list_versions
-from backyfs.model import VersionStatus
+from backyfs.model import NoProgress, VersionStatus
 from backyfs.storage import listing
 from tests.audit import audit, doom
 from tests.images import random_image
@@ -224,6 +224,27 @@ def test_what_killed_commands_left_is_removed_once_it_is_old(
     monkeypatch.setattr(listing, "_now", lambda _path, _fd: later)
     assert full_cleanup(repository).leftovers == 2
     assert not any(path.exists() for path in left)
+
+
+class Shown(NoProgress):
+    """Writes down what is shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[object] = []
+
+    def start(self, title: str, total: int) -> None:
+        self.shown += [title, total]
+
+    def advance(self, amount: int) -> None:
+        assert self.shown, "nothing has begun"
+        self.shown.append(amount)
+
+
+def test_what_is_read_back_is_shown(repository: Repository, version: Version, tmp_path: Path) -> None:
+    objects(tmp_path)[0].unlink()
+    progress = Shown()
+    full_cleanup(repository, progress=progress)
+    assert progress.shown == ["Reading what seems to be missing", BLOCK, BLOCK]
 
 
 def test_missing_and_short_objects_are_marked_and_told(
