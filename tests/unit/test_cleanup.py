@@ -85,6 +85,7 @@ class Shown(NoProgress):
         self.shown += [title, total]
 
     def advance(self, amount: int) -> None:
+        assert self.shown, "nothing has begun"
         self.shown.append(amount)
 
 

@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import delete, insert, select, update
 
-from backyfs.engine.cleanup import cleanup
 from backyfs.engine.fullcleanup import full_cleanup, plan_full_cleanup
 from backyfs.engine.job import Job
 from backyfs.engine.publish import publish
-from backyfs.engine.recount import recount
 from backyfs.engine.remove import remove_versions
 from backyfs.engine.restore import restore
 from backyfs.errors import CatalogError, DatabaseError, InterruptedByUser
 from backyfs.metadata.blockmap import new_entries, pack
 from backyfs.metadata.tables import blob_refs, blobs, jobs, pages
 from backyfs.metadata.versions import list_versions
-from backyfs.model import NoProgress, VersionStatus
+from backyfs.model import VersionStatus
 from backyfs.storage import listing
 from tests.audit import audit, doom
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.unit.test_cleanup import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,28 +123,6 @@ def test_a_doomed_blob_with_references_that_nobody_uses_goes(repository: Reposit
         assert first not in connection.execute(select(blobs.c.id)).scalars().all()
 
 
-def test_a_recount_beside_changes_is_exact(
-    repository: Repository, version: Version, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = random_image(tmp_path / "other", BLOCKS * BLOCK, 2)
-    second = back_up(repository, other).version
-    with repository.database.write() as connection:
-        connection.execute(update(blob_refs).values(refs=blob_refs.c.refs + 5))
-    meanwhile = [
-        lambda: back_up(repository, random_image(tmp_path / "new", BLOCKS * BLOCK, 3)),
-        lambda: (remove_versions(repository, [second], now=datetime.now(UTC)), cleanup(repository, grace_s=3600)),
-    ]
-
-    def check() -> None:
-        if meanwhile:
-            meanwhile.pop(0)()
-
-    recount(repository.database, check)
-    assert not meanwhile
-    audit(repository)
-    expect_exact(repository, version, image)
-
-
 def test_objects_without_a_row_are_deleted_once_they_are_old(
     repository: Repository, version: Version, image: Path, tmp_path: Path
 ) -> None:
@@ -224,20 +201,6 @@ def test_what_killed_commands_left_is_removed_once_it_is_old(
     monkeypatch.setattr(listing, "_now", lambda _path, _fd: later)
     assert full_cleanup(repository).leftovers == 2
     assert not any(path.exists() for path in left)
-
-
-class Shown(NoProgress):
-    """Writes down what is shown."""
-
-    def __init__(self) -> None:
-        self.shown: list[object] = []
-
-    def start(self, title: str, total: int) -> None:
-        self.shown += [title, total]
-
-    def advance(self, amount: int) -> None:
-        assert self.shown, "nothing has begun"
-        self.shown.append(amount)
 
 
 def test_what_is_read_back_is_shown(repository: Repository, version: Version, tmp_path: Path) -> None:
