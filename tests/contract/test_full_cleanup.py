@@ -117,6 +117,10 @@ def test_an_orphan_is_doomed_once_and_what_has_a_row_is_none(repository: Reposit
         orphans = [StoredOrphan(uid=uid, stored_size=7) for uid in (A, known, B)]
         assert doom_orphans(connection, orphans, NOW) == [A, B]
         assert doom_orphans(connection, orphans, NOW) == []
+        row = connection.execute(select(blobs).where(blobs.c.uid == A)).one()
+        assert (row.fingerprint, row.stored_size, row.wrapped_key, row.doomed_at) == (None, 7, None, NOW)
+        many = [StoredOrphan(uid=BlobUid(f"{number:032x}"), stored_size=number) for number in range(1100)]
+        assert doom_orphans(connection, many, NOW) == [orphan.uid for orphan in many]
 
 
 def test_living_blobs_are_given_in_parts(repository: Repository, version: Version) -> None:
@@ -125,6 +129,7 @@ def test_living_blobs_are_given_in_parts(repository: Repository, version: Versio
         connection.execute(update(blobs).where(blobs.c.id == ids[0]).values(doomed_at=NOW))
         first = living_blobs(connection, BlobId(0), BlobId(ids[-2]), "", 3)
         rest = living_blobs(connection, first[-1].id, BlobId(ids[-2]), "", BLOCKS)
+        assert len(first) == 3
         assert [blob.id for blob in first + rest] == ids[1:-1]
         connection.execute(update(blobs).where(blobs.c.id == ids[2]).values(uid="aBc"))
         connection.execute(update(blobs).where(blobs.c.id == ids[3]).values(uid="abc"))

@@ -160,6 +160,9 @@ def test_garbage_is_measured_as_it_would_be_taken_away(connection: Connection) -
     # Doomed, in a page without a version alone, and in none at all; the one that another page has as well stays.
     assert measure_garbage(connection, LATER) == Garbage(pages=1, blobs=3, stored_bytes=10 + 13 + 14, young_blobs=0)
     assert measure_garbage(connection, NOW) == Garbage(pages=1, blobs=1, stored_bytes=10, young_blobs=2)
+    connection.execute(update(blobs).where(blobs.c.id == ids[3]).values(stored_size=None))  # nobody knows
+    assert measure_garbage(connection, LATER) == Garbage(pages=1, blobs=3, stored_bytes=10 + 14, young_blobs=0)
+    connection.execute(update(blobs).where(blobs.c.id == ids[3]).values(stored_size=13))
     assert remove_unused_pages(connection, 10) == 1
     assert measure_garbage(connection, LATER) == Garbage(pages=0, blobs=3, stored_bytes=37, young_blobs=0)
     assert len(doom(connection)) == 2

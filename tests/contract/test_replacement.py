@@ -167,6 +167,16 @@ def test_a_page_that_becomes_one_that_is_there_is_shared_with_its_versions(conne
     assert references_add_up(connection)
 
 
+def test_a_page_of_two_versions_that_becomes_one_that_is_there_counts_for_both(connection: Connection) -> None:
+    a, b = new_blobs(connection, saved(1), saved(2))
+    versions = [new_version(connection, a, HOLE), new_version(connection, a, HOLE), new_version(connection, b, HOLE)]
+    [(_, page_id)] = list_pages(connection, versions[0].id)
+    assert replace_blobs(connection, page_id, {a: b})
+    assert connection.execute(select(pages.c.refs)).scalars().all() == [3]
+    assert references_add_up(connection)
+    assert {tuple(entries_of(connection, version)) for version in versions} == {(b, HOLE)}
+
+
 def test_a_page_without_the_blob_or_without_a_version_stays(connection: Connection) -> None:
     a, b = new_blobs(connection, saved(1), saved(2, content=1))
     version = new_version(connection, a, 0)
