@@ -12,6 +12,7 @@ from backyfs.metadata.blobs import find_moved, insert_blobs, load_blobs
 from backyfs.metadata.blockmap import (
     HOLE,
     BlobsGoneError,
+    add_recovered_page,
     commit_page,
     list_pages,
     load_page,
@@ -216,3 +217,13 @@ def test_pages_that_name_a_blob_are_found(connection: Connection) -> None:
     [(_, page_id)] = list_pages(connection, one.id)
     assert list(pages_naming(connection, {a})) == [page_id]
     assert list(pages_naming(connection, set())) == []
+
+
+def test_pages_with_the_same_entries_are_one_when_they_are_recovered(connection: Connection) -> None:
+    [a] = new_blobs(connection, saved(1))
+    entries = new_entries(3, a)
+    page_id = add_recovered_page(connection, "one", entries)
+    assert add_recovered_page(connection, "two", new_entries(2, a)) != page_id
+    assert add_recovered_page(connection, "three", entries) == page_id
+    assert sorted(connection.execute(select(pages.c.uid)).scalars()) == ["one", "two"]
+    assert refs(connection) == {a: 2}
