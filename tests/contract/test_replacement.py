@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import select, update
 
+from backyfs.geometry import PAGE_ENTRIES
 from backyfs.metadata.blobs import find_moved, insert_blobs, load_blobs
 from backyfs.metadata.blockmap import (
     HOLE,
     BlobsGoneError,
     add_recovered_page,
     commit_page,
+    forget_holes,
     list_pages,
     load_page,
     new_entries,
@@ -227,3 +229,16 @@ def test_pages_with_the_same_entries_are_one_when_they_are_recovered(connection:
     assert add_recovered_page(connection, "three", entries) == page_id
     assert sorted(connection.execute(select(pages.c.uid)).scalars()) == ["one", "two"]
     assert refs(connection) == {a: 2}
+
+
+@pytest.mark.parametrize("empty", [{0}, {1}, {0, 1}, {2}, {0, 2}, {1, 2}])
+def test_pages_of_holes_go_when_a_version_is_complete(connection: Connection, empty: set[int]) -> None:
+    [a] = new_blobs(connection, saved(1))
+    blocks = 2 * PAGE_ENTRIES + 5
+    version = create_version(connection, name="disk", snapshot_name="", size_bytes=blocks * BLOCK, created_at=NOW)
+    for number, length in enumerate((PAGE_ENTRIES, PAGE_ENTRIES, 5)):
+        entries = new_entries(length, HOLE if number in empty else a)
+        commit_page(connection, version.id, PageNumber(number), entries, keep_holes=True)
+    forget_holes(connection, version.id, blocks)
+    assert [page_no for page_no, _ in list_pages(connection, version.id)] == sorted({0, 1, 2} - empty)
+    assert references_add_up(connection)
