@@ -26,6 +26,7 @@ from backyfs.metadata.versions import list_versions
 from backyfs.model import VersionStatus
 from backyfs.storage import directory as directory_module
 from tests.audit import audit
+from tests.fault.everystep import killed_at
 from tests.images import random_bytes
 from tests.repositories import BLOCK, back_up, make_repository, opened
 
@@ -200,21 +201,36 @@ def test_a_storage_that_fails_at_any_call(
     fail_at_every_call(place, command, faulty, StorageError)
 
 
+@every_command
+def test_a_kill_at_any_call(tmp_path: Path, command: str) -> None:
+    place = Place(tmp_path)
+    prepare, act = COMMANDS[command]
+
+    def run() -> None:
+        with opened(place.config) as repository:
+            act(place, repository, number)
+
+    number = 0
+    killed = True
+    while killed:
+        number += 1
+        with opened(place.config) as repository:
+            prepare(place, repository, number)
+        killed = killed_at(number, run, storage=True)
+        with opened(place.config) as repository:
+            place.check(repository)
+            act(place, repository, number)
+            place.tidy(repository)
+    assert number > FEWEST
+
+
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
 def breaking(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str | None, Callable[[Any], None]]:
     """Give a database, and what takes it away from a connection."""
     if request.param == "sqlite":
         return None, fill_the_disk
     server: Server = request.getfixturevalue(f"{request.param}_server")
-
-    def disconnect(connection: Any) -> None:
-        raw = connection.connection.dbapi_connection
-        if request.param == "postgresql":
-            server.execute(f"SELECT pg_terminate_backend({raw.info.backend_pid}, 5000)")
-        else:
-            server.execute(f"KILL {raw.thread_id()}")
-
-    return server.new_database(), disconnect
+    return server.new_database(), server.disconnect
 
 
 def fill_the_disk(connection: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tests.services.server import Server, find_program
 
@@ -40,3 +40,6 @@ class MariadbServer(Server):
     def drop_statement(self, database: str) -> str:
         # A transaction that a test left open would keep this waiting for a day.
         return f"SET STATEMENT lock_wait_timeout = 20 FOR DROP DATABASE IF EXISTS {database}"
+
+    def disconnect_statement(self, raw: Any) -> str:
+        return f"KILL {raw.thread_id()}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from glob import glob
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tests.services.server import Server, find_program
 
@@ -44,6 +44,9 @@ class PostgresqlServer(Server):
 
     def drop_statement(self, database: str) -> str:
         return f"DROP DATABASE IF EXISTS {database} WITH (FORCE)"
+
+    def disconnect_statement(self, raw: Any) -> str:
+        return f"SELECT pg_terminate_backend({raw.info.backend_pid}, 5000)"
 
 
 def program(name: str) -> str:

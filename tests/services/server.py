@@ -16,7 +16,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from glob import glob
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
@@ -24,6 +24,8 @@ from sqlalchemy.pool import NullPool
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from sqlalchemy import Connection
 
 _PLACE = "/tmp"  # unlike a directory of pytest, it can be entered by the account
 _PREFIX = "backyfs-tests-"
@@ -85,6 +87,10 @@ class Server(ABC):
         assert name is not None
         self.execute(self.drop_statement(name))
 
+    def disconnect(self, connection: Connection) -> None:
+        """End a connection from the side of the server, and wait until it has ended."""
+        self.execute(self.disconnect_statement(connection.connection.dbapi_connection))
+
     def execute(self, statement: str) -> None:
         """Run one statement as the superuser, outside of any transaction."""
         url = make_url(self.url(self.first_database)).set(drivername=self.driver)
@@ -115,6 +121,10 @@ class Server(ABC):
     @abstractmethod
     def create_statement(self, database: str) -> str:
         """Return what makes an empty database."""
+
+    @abstractmethod
+    def disconnect_statement(self, raw: Any) -> str:
+        """Return what ends a connection of the driver."""
 
     @abstractmethod
     def drop_statement(self, database: str) -> str:

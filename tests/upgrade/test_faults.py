@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from sqlalchemy import Connection
+
     from tests.services.server import Server
 
 NAME = "old-prealembic-2.9.0"
@@ -130,6 +132,28 @@ class Subject:
                 os._exit(0)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
+    def loses_its_connection_at(self, number: int) -> bool:
+        """Upgrade it; at a statement the server ends the connection. Return whether it came that far."""
+        assert self._server is not None
+        used: list[Connection] = []
+
+        def remember(connection: Connection, *_: object) -> None:
+            used[:] = [connection]
+
+        def disconnect() -> None:
+            assert self._server is not None
+            self._server.disconnect(used[0])
+
+        event.listen(Engine, "before_cursor_execute", remember)
+        event.listen(Engine, "commit", remember)
+        try:
+            with watched(disconnect, number, changes_only=True) as statements, suppress(DatabaseError):
+                self.upgrade()
+        finally:
+            event.remove(Engine, "before_cursor_execute", remember)
+            event.remove(Engine, "commit", remember)
+        return statements.count >= number
+
     def old_rows(self) -> dict[str, list[Any]]:
         """Return all that the old program knows of, in the columns it knows."""
         engine = create_engine(make_url(self.url).set(drivername=self._driver()))
@@ -222,6 +246,22 @@ def test_a_kill_at_any_statement_leaves_what_the_next_command_upgrades(subject: 
         number += 1
     assert number > 30
     subject.check_new()
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
+def served(request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
+    return Subject(tmp_path, request.getfixturevalue(f"{request.param}_server"))
+
+
+def test_a_database_that_goes_away_at_any_statement_is_upgraded_by_the_next_command(served: Subject) -> None:
+    number = 1
+    while served.loses_its_connection_at(number):
+        served.upgrade()
+        served.check_new()
+        served.renew()
+        number += 1
+    assert number > 30
+    served.check_new()
 
 
 _NEW_TABLES = [
