@@ -102,7 +102,7 @@ class Recording:
     steps: list[Step] = field(default_factory=list)
 
     def disks(self) -> Iterator[Disk]:
-        """Yield each state once that a power loss at any moment may leave."""
+        """Yield states that a power loss may leave, for every moment, each once; see `_choices` for what they have."""
         seen: set[Disk] = set()
         for moment in range(len(self.steps) + 1):
             for disk in self._disks_at(moment):
