@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys
 from backyfs.config import config_text, load_config
+from backyfs.directories import make_directories
 from backyfs.engine.publish import keep_catalog
 from backyfs.errors import BackyfsError, UsageError
 from backyfs.metadata.database import Database
@@ -105,7 +106,7 @@ def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitRepor
             if key is not None:
                 os.unlink(places.key_file)  # nothing was made with it
             raise
-        os.makedirs(os.path.dirname(places.logfile), mode=0o700, exist_ok=True)
+        make_directories(os.path.dirname(places.logfile))
         os.link(draft, places.config_file)  # unlike a rename, this never replaces a file
     with open_repository(config) as repository:
         keep_catalog(repository)
@@ -136,7 +137,7 @@ def write_configuration(
     )
     with _mapped_errors(), _draft(places.config_file, text) as draft:
         load_config(draft, {})
-        os.makedirs(os.path.dirname(places.logfile), mode=0o700, exist_ok=True)
+        make_directories(os.path.dirname(places.logfile))
         os.link(draft, places.config_file)
 
 
@@ -155,7 +156,7 @@ def _refuse_existing(places: Places, *, encrypted: bool) -> None:
 @contextlib.contextmanager
 def _draft(config_file: str, text: str) -> Iterator[str]:
     draft = f"{config_file}.{os.getpid()}.new"
-    os.makedirs(os.path.dirname(config_file), mode=0o700, exist_ok=True)
+    make_directories(os.path.dirname(config_file))
     _write_new(draft, text)
     try:
         yield draft

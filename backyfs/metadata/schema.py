@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect, text
 
+from backyfs.directories import make_directories
 from backyfs.errors import DatabaseError, SchemaError
 from backyfs.metadata.database import show_url, sqlite_path
 from backyfs.metadata.revisions import HEAD
@@ -29,7 +30,7 @@ def create_file(database: Database) -> None:
     if path is None:
         return
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
+        make_directories(os.path.dirname(os.path.abspath(path)))
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise DatabaseError(f"database file {path} cannot be made: {error.strerror}") from error

@@ -15,6 +15,7 @@ import secrets
 import threading
 from typing import TYPE_CHECKING
 
+from backyfs.directories import make_directories
 from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError, StorageError
 from backyfs.storage import MAX_OBJECT_BYTES
 from backyfs.storage.listing import BLOB, BLOB_TEMPORARY, NAMED_TEMPORARY, list_stored, remove_leftovers
@@ -62,7 +63,7 @@ class DirectoryStorage:
             StorageError: it exists and is not empty, or cannot be made.
         """
         try:
-            os.makedirs(path, mode=0o700, exist_ok=True)
+            make_directories(path)
             there = os.listdir(path)
             if NAMED in there:
                 raise StorageError(

@@ -61,6 +61,9 @@ def use_all(home: Home) -> None:
     """Call what makes files, and what goes wrong with keys."""
     image, place = home.directory / "image", home.directory
     home.run("init", "--data", place / "repository" / "data", "--db", place / "repository" / "backyfs.sqlite")
+    above = place / "some" / "where"  # directories above what is made are missing, too
+    words = ("init", "--data", above / "of" / "data", "--db", above / "a" / "b.sqlite")
+    home.run("-c", above / "config" / "backyfs.cfg", *words)
     key_file = place / "repository" / "backyfs.key"
     old_file = place / "old.key"
     key_file.rename(old_file)

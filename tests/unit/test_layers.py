@@ -19,7 +19,7 @@ PACKAGE = Path(backyfs.__file__).parent
 
 # From the bottom up. Units of one floor do not know each other.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "model", "ranges"}),
+    frozenset({"directories", "errors", "model", "ranges"}),
     frozenset({"geometry", "config"}),
     frozenset({"metadata", "storage", "sources", "sealing", "keys", "host", "hints"}),
     frozenset({"blocks", "catalog", "retention", "hooks", "migrations"}),
