@@ -32,7 +32,7 @@ OF_BACKY2 = (
     LAST_OF_BACKY2,
 )
 FIRST_OF_OURS = "backyfs_0001"
-HISTORY = (*OF_BACKY2, FIRST_OF_OURS, "backyfs_0002", "backyfs_0003")
+HISTORY = (*OF_BACKY2, FIRST_OF_OURS, "backyfs_0002", "backyfs_0003", "backyfs_0004")
 HEAD = HISTORY[-1]  # what this program works with
 HEAD_RELEASE = "0.1.0"  # the oldest release that works with it; older ones tell their users so
 

@@ -105,6 +105,7 @@ repository = Table(
     Column("needs_release", String(32), nullable=False),           # of backyfs; older ones refuse with this number
     Column("created_at", UtcDateTime, nullable=False),
     Column("key_made_at", UtcDateTime),                            # the repository key; NULL: with the repository
+    Column("storage_marked", Boolean),  # set: the storage was given this repository's marker; NULL: not yet
 )
 
 # What the catalog in the storage is to be told, and what is known of it; see `metadata.catalog`.
@@ -239,7 +240,9 @@ jobs = Table(
     Column("scope", String(128), nullable=False),    # machine, boot and pid namespace: where the pid means something
     Column("pid", Integer, nullable=False),
     Column("pid_started", BigInteger, nullable=False),  # clock ticks after boot: pids are used again
-    Column("command", _text(1024), nullable=False),
+    Column("kind", String(32)),                      # the command's name, as in `backup`
+    Column("command", _text(1024), nullable=False),  # for people
+    Column("writes_blobs", Boolean),  # set or NULL: it may store objects that have no row yet; they are not orphans
     Column("progress", _text(255), nullable=False),
     Column("started_at", UtcDateTime, nullable=False),
     Column("heartbeat_at", UtcDateTime, nullable=False),  # the database's clock

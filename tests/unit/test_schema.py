@@ -93,8 +93,10 @@ def ddl_of(file: Path) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for table, sql in rows:
         if not table.startswith("backy2_"):
-            lines = re.split(r"\n|, (?=\w+ [A-Z])", sql)  # SQLite puts a column that was added on a line with others
-            found.setdefault(table, set()).update(" ".join(line.split()).rstrip(",") for line in lines)
+            # SQLite puts an added column on a line with others, or before the last parenthesis.
+            lines = re.split(r"\n|, (?=\w+ [A-Z])|\)$", sql)
+            found.setdefault(table, set()).update(" ".join(line.split()).strip(",") for line in lines)
+            found[table].discard("")
     return found
 
 
@@ -400,7 +402,7 @@ def test_a_newer_revision_is_refused_with_the_release_that_it_needs(database: Da
     with pytest.raises(SchemaError) as caught:
         database.check_revision()
     assert str(caught.value) == (
-        f"{file} has schema revision backyfs_9999, which is newer than this program's, backyfs_0003; "
+        f"{file} has schema revision backyfs_9999, which is newer than this program's, backyfs_0004; "
         "use release 7.5.0 or a newer one of backyfs"
     )
     assert not isinstance(caught.value, SchemaOutdatedError)

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NEW_TABLES = ("blob_checks", "damaged_versions")
+NEW_COLUMNS = (
+    ("repository", "key_made_at"),
+    ("repository", "storage_marked"),
+    ("jobs", "kind"),
+    ("jobs", "writes_blobs"),
+)
 
 
 @pytest.fixture
@@ -38,7 +44,8 @@ def first(anywhere: Reference) -> Reference:
     change(anywhere, *(f"DROP TABLE {name}" for name in (*NEW_TABLES, "catalog_notes")))
     on_table = " ON pages" if "mysql" in anywhere.config.database_url else ""
     change(anywhere, f"DROP INDEX ix_pages_unpublished{on_table}")
-    change(anywhere, "ALTER TABLE repository DROP COLUMN key_made_at", "UPDATE repository SET needs_release = '0.0.1'")
+    change(anywhere, *(f"ALTER TABLE {table} DROP COLUMN {column}" for table, column in NEW_COLUMNS))
+    change(anywhere, "UPDATE repository SET needs_release = '0.0.1'")
     change(anywhere, "UPDATE alembic_version SET version_num = 'backyfs_0001'")
     return anywhere
 

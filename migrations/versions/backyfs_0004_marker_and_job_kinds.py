@@ -1,0 +1,21 @@
+"""Record whether the storage carries the repository's marker, and what kind of work each job does."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from backyfs.migrations.present import add_missing_column, refuse_downgrade
+
+revision = "backyfs_0004"
+down_revision = "backyfs_0003"
+branch_labels = None
+depends_on = None
+
+downgrade = refuse_downgrade
+
+
+def upgrade() -> None:
+    """Add the missing columns; on MariaDB a run that was killed may have added some of them."""
+    add_missing_column("repository", sa.Column("storage_marked", sa.Boolean))
+    add_missing_column("jobs", sa.Column("kind", sa.String(32)))
+    add_missing_column("jobs", sa.Column("writes_blobs", sa.Boolean))
