@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S = 10
 DEAD_AFTER_S = 60
+# The columns that every schema of ours has: an upgrade looks for live jobs before it adds the others.
+_SINCE_THE_FIRST = (
+    jobs.c.id, jobs.c.host, jobs.c.scope, jobs.c.pid, jobs.c.pid_started, jobs.c.command, jobs.c.progress,
+    jobs.c.started_at, jobs.c.heartbeat_at,
+)
 _READERS = ("cleanup", "mount ", "restore ", "scrub ")  # commands that store no blobs
 _ENDED = frozenset("ZX")  # states of a process that has ended and was not waited for yet, proc(5)
 
@@ -124,7 +129,8 @@ def register_job(connection: Connection, process: Process, command: str) -> JobI
 def list_live_jobs(connection: Connection, observer: Process) -> list[Job]:
     """Return the jobs that live, as far as `observer` can tell, the oldest first."""
     now = connection.execute(select(_DatabaseClock())).scalar_one()
-    query = select(jobs).where(jobs.c.heartbeat_at >= now - timedelta(seconds=DEAD_AFTER_S)).order_by(jobs.c.id)
+    is_fresh = jobs.c.heartbeat_at >= now - timedelta(seconds=DEAD_AFTER_S)
+    query = select(*_SINCE_THE_FIRST).where(is_fresh).order_by(jobs.c.id)
     rows = [
         row
         for row in connection.execute(query)
@@ -221,7 +227,7 @@ def _held_versions(connection: Connection) -> dict[int, list[VersionUid]]:
 def _remove_dead(connection: Connection, observer: Process) -> None:
     now = connection.execute(select(_DatabaseClock())).scalar_one()
     connection.execute(delete(jobs).where(jobs.c.heartbeat_at < now - timedelta(seconds=DEAD_AFTER_S)))
-    for row in connection.execute(select(jobs).where(jobs.c.scope == observer.scope)).all():
+    for row in connection.execute(select(*_SINCE_THE_FIRST).where(jobs.c.scope == observer.scope)).all():
         if _started(row.pid) != row.pid_started:
             remove_job(connection, JobId(row.id))
 

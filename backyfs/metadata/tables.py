@@ -240,12 +240,12 @@ jobs = Table(
     Column("scope", String(128), nullable=False),    # machine, boot and pid namespace: where the pid means something
     Column("pid", Integer, nullable=False),
     Column("pid_started", BigInteger, nullable=False),  # clock ticks after boot: pids are used again
-    Column("kind", String(32)),                      # the command's name, as in `backup`
     Column("command", _text(1024), nullable=False),  # for people
-    Column("writes_blobs", Boolean),  # set or NULL: it may store objects that have no row yet; they are not orphans
     Column("progress", _text(255), nullable=False),
     Column("started_at", UtcDateTime, nullable=False),
     Column("heartbeat_at", UtcDateTime, nullable=False),  # the database's clock
+    Column("kind", String(32)),       # the command's name, as in `backup`
+    Column("writes_blobs", Boolean),  # set or NULL: it may store objects that have no row yet; they are not orphans
     sqlite_autoincrement=True,
 )
 
