@@ -8,7 +8,8 @@
     |   |-- DamagedPageError       1  a page of a block map is not what was stored
     |   |-- JobsRunningError       1  running commands stand in the way of an upgrade
     |   `-- SchemaError            1  the database is newer, or holds no repository
-    |       `-- SchemaOutdatedError 1  it is older, and can be upgraded
+    |       |-- SchemaOutdatedError 1  it is older, and can be upgraded
+    |       `-- NoRepositoryError  1  it holds no repository
     |-- KeyMaterialError           3  the key of the repository
     |   |-- MissingKeyError        3  none is configured, or it cannot be read
     |   `-- WrongKeyError          3  it is not the key of this repository
@@ -19,6 +20,7 @@
     |   `-- VersionExistsError    22  an import names one that is there already
     |-- ExportFormatError         23  a file to import is not whole, or is no export at all
     |-- StorageError               6  the storage refuses, is full or is gone
+    |   |-- WrongStorageError      6  it is not the storage of this repository
     |   |-- BlobMissingError       6  it has no such object
     |   `-- ObjectMissingError     6  it has no object with this name
     |-- IntegrityError            20  stored bytes are not what was stored
@@ -93,6 +95,10 @@ class SchemaOutdatedError(SchemaError):
     """The schema is older than the program's, and can be upgraded."""
 
 
+class NoRepositoryError(SchemaError):
+    """The database holds no repository."""
+
+
 class KeyMaterialError(BackyfsError):
     """Something is the matter with the key of the repository."""
 
@@ -141,6 +147,10 @@ class StorageError(BackyfsError):
     """The storage does not do what it was asked."""
 
     exit_status = 6
+
+
+class WrongStorageError(StorageError):
+    """The storage is not that of this repository: another one, or a mount point without its file system."""
 
 
 class BlobMissingError(StorageError):

@@ -17,8 +17,20 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys, sealing
 from backyfs.blocks import BLAKE3, BlockStore, fingerprint_function
+from backyfs.catalog.place import find_repository
+from backyfs.claim import check_before_upgrade, claim
 from backyfs.config import DirectoryStorageConfig
-from backyfs.errors import ConfigError, DatabaseError, IntegrityError, KeyMaterialError, MissingKeyError, WrongKeyError
+from backyfs.errors import (
+    CatalogError,
+    ConfigError,
+    DatabaseError,
+    IntegrityError,
+    KeyMaterialError,
+    MissingKeyError,
+    NoRepositoryError,
+    StorageError,
+    WrongKeyError,
+)
 from backyfs.keys.slots import Secret, Sources, make_slot, open_configured
 from backyfs.metadata.blobs import find_moved, newest_wrapped_key
 from backyfs.metadata.database import Database, sqlite_path
@@ -28,6 +40,7 @@ from backyfs.metadata.identity import (
     list_key_slots,
     load_identity,
     load_key_date,
+    note_storage_objects,
     save_identity,
     save_key_date,
 )
@@ -35,12 +48,12 @@ from backyfs.model import DEFAULT_BLOCK_SIZE
 from backyfs.storage.opening import create_storage, open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from backyfs.config import Config
     from backyfs.keys import Keyring
     from backyfs.metadata.database import Connection
-    from backyfs.model import Blob, Deduplication, KeySlot
+    from backyfs.model import Blob, BlobUid, Deduplication, KeySlot
     from backyfs.storage import Storage
 
 FIRST_SLOT = "configuration"  # label of the one that a repository is made with
@@ -64,20 +77,27 @@ class Repository:
 
 @contextmanager
 def open_repository(
-    config: Config, *, stop: Callable[[], bool] = lambda: False, ask: Callable[[], str] | None = None
+    config: Config,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    ask: Callable[[], str] | None = None,
+    insist: bool = False,
 ) -> Iterator[Repository]:
     """Open the repository that the configuration names, and close it at the end.
 
     `ask` asks somebody for a passphrase, where the configuration has neither key nor passphrase. Threads that wait
     for the limits of the storage ask `stop` whether the command is to end; if it is, they raise InterruptedByUser.
+    With `insist` a storage without a marker is taken for the repository's, see `backyfs.claim`.
 
     Raises:
         SchemaOutdatedError: its schema is older; see `backyfs.engine.upgrade`.
-        SchemaError: there is none, or it is of a newer release.
+        NoRepositoryError: the database holds none.
+        SchemaError: it is of a newer release.
         ConfigError: block size or hash function are not the repository's, or the encryption version is
             unknown.
         MissingKeyError: it is encrypted, and no key can be had.
         WrongKeyError: the key is not its key.
+        WrongStorageError: the storage is not that of this repository.
         StorageError: the storage is not there.
     """
     if config.encryption_version is not None:
@@ -85,7 +105,10 @@ def open_repository(
     with ExitStack() as opened:
         database = Database(config.database_url)
         opened.callback(database.close)
-        database.check_revision()
+        try:
+            database.check_revision()
+        except NoRepositoryError as error:
+            raise no_repository(config, database.place) from error
         with database.read() as connection:
             identity = load_identity(connection)
             slots = list_key_slots(connection)
@@ -93,6 +116,7 @@ def open_repository(
         keyring = open_keyring(config, database, identity, slots, ask)
         storage = open_storage(config, stop)
         opened.callback(storage.close)
+        claim(database, storage, identity.uid, insist=insist)
         yield Repository(
             config=config,
             uid=identity.uid,
@@ -111,20 +135,49 @@ def open_repository(
         )
 
 
-def check_can_open(config: Config) -> None:
-    """Make sure that what the configuration names besides the database can be opened: an upgrade is no use else.
+def no_repository(config: Config, place: str) -> NoRepositoryError:
+    """Return the error for a database that holds no repository, with the remedy that the storage suggests."""
+    try:
+        with closing(open_storage(config)) as storage:
+            has_catalog = find_repository(storage) is not None
+    except CatalogError:
+        has_catalog = True  # a damaged one
+    except (StorageError, ConfigError) as error:
+        return NoRepositoryError(
+            f"{place} holds no repository, and its storage cannot be asked for a copy of the metadata ({error}); make "
+            "the storage available, or correct `engine` of [MetaBackend]"
+        )
+    if has_catalog:
+        return NoRepositoryError(
+            f"{place} holds no repository, but the storage holds a copy of the metadata of one: run `backyfs recover` "
+            "to rebuild the database, or correct `engine` of [MetaBackend]"
+        )
+    return NoRepositoryError(
+        f"{place} holds no repository; run `backyfs initdb` to make one, or correct `engine` of [MetaBackend]"
+    )
+
+
+def check_can_open(config: Config, known: Iterable[BlobUid] = ()) -> None:
+    """Make sure that what the configuration names besides the database can be opened: else an upgrade is of no use.
+
+    `known` are some of the blobs that the database names.
 
     Raises:
         ConfigError: the kind of storage or the encryption version are unknown to this release.
+        WrongStorageError: the storage has none of these blobs.
         StorageError: the storage is not there.
     """
     if config.encryption_version is not None:
         sealing.check_configured(config.encryption_version)
-    open_storage(config).close()
+    with closing(open_storage(config)) as storage:
+        check_before_upgrade(storage, known)
 
 
-def create_repository(config: Config, *, created_at: datetime) -> None:
+def create_repository(config: Config, *, created_at: datetime, may_hold_blobs: bool = False) -> None:
     """Make the repository that the configuration names: its storage directory, database and keys.
+
+    With `may_hold_blobs` the storage may hold objects of blobs, whose rows are to be imported. It gets its marker when
+    the repository is opened for the first time.
 
     Raises:
         SchemaError: the database is there already.
@@ -143,11 +196,12 @@ def create_repository(config: Config, *, created_at: datetime) -> None:
         _taken_away_on_failure(sqlite_path(database.engine.url), os.unlink),
         closing(database),
     ):
-        create_storage(config)
+        holds_blobs = create_storage(config, may_hold_blobs=may_hold_blobs)
         create_file(database)
         with database.begin() as connection:
             create_tables(connection)
             _save_new_identity(connection, config, secret, created_at)
+            note_storage_objects(connection, had_objects=holds_blobs)
 
 
 @contextmanager

@@ -103,15 +103,18 @@ class Invocation:
             told.add(**facts)
 
     @contextmanager
-    def open_repository(self) -> Iterator[Repository]:
-        """Read the configuration and open its repository, after an upgrade if that is needed."""
+    def open_repository(self, *, insist: bool = False) -> Iterator[Repository]:
+        """Read the configuration and open its repository, after an upgrade if that is needed.
+
+        With `insist` a storage without a marker is taken for the repository's.
+        """
         config = self.load_config()
         with ExitStack() as opened:
             try:
-                repository = opened.enter_context(self._open(config))
+                repository = opened.enter_context(self._open(config, insist=insist))
             except (SchemaOutdatedError, DatabaseBusyError):
                 self._upgrade(config)
-                repository = opened.enter_context(self._open(config))
+                repository = opened.enter_context(self._open(config, insist=insist))
             try:
                 yield repository
             except BackyfsError:
@@ -135,10 +138,10 @@ class Invocation:
 
             keep_catalog(repository, stop=self.interrupted.is_set)
 
-    def _open(self, config: Config) -> AbstractContextManager[Repository]:
+    def _open(self, config: Config, *, insist: bool = False) -> AbstractContextManager[Repository]:
         from backyfs.repository import open_repository  # noqa: PLC0415 - SQLAlchemy is slow to load
 
-        return open_repository(config, stop=self.interrupted.is_set, ask=self.asking())
+        return open_repository(config, stop=self.interrupted.is_set, ask=self.asking(), insist=insist)
 
     def asking(self) -> Callable[[], str] | None:
         """Return what asks for the passphrase of the repository, once; None where nobody is there to answer."""

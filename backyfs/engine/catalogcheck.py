@@ -21,9 +21,9 @@ from backyfs.catalog.objects import (
     version_name,
 )
 from backyfs.catalog.pages import open_page, page_content, unpack_page
+from backyfs.catalog.place import find_repository
 from backyfs.catalog.repository import open_repository_object
 from backyfs.catalog.versions import unpack_version
-from backyfs.engine.catalogplace import find_repository
 from backyfs.engine.publish import filled_versions, load_page_blobs, read_repository, read_version
 from backyfs.engine.window import Window
 from backyfs.errors import CatalogError, InterruptedByUser, ObjectMissingError

@@ -16,7 +16,8 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from backyfs import keys, sealing
-from backyfs.config import DirectoryStorageConfig, NullStorageConfig, ObjectStoreConfig, find_mistakes
+from backyfs.claim import SAMPLE_BLOBS, check_before_upgrade, check_claim
+from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig, find_mistakes
 from backyfs.engine.encryption_check import look_at_blocks
 from backyfs.engine.upgrade import plan_upgrade
 from backyfs.errors import (
@@ -35,16 +36,17 @@ from backyfs.metadata.database import Database, sqlite_path
 from backyfs.metadata.identity import list_key_slots, load_identity
 from backyfs.metadata.jobs import database_time
 from backyfs.metadata.revisions import SchemaState
-from backyfs.metadata.upgrade import old_tables
+from backyfs.metadata.upgrade import known_blob_uids, old_tables
 from backyfs.metadata.versions import list_versions
 from backyfs.model import DEFAULT_BLOCK_SIZE, BlobUid
-from backyfs.repository import check_agreement, open_keyring
+from backyfs.repository import check_agreement, no_repository, open_keyring
 from backyfs.storage.opening import open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from backyfs.config import Config
+    from backyfs.storage import Storage
 
 _TEST_BYTES = 64 << 10
 _LITTLE_BYTES = 1 << 30       # free space: less is a warning
@@ -195,7 +197,7 @@ class _Checks:
                 yield Grade.WARNING, self._upgrade_sentence()
                 return
             if state is SchemaState.NONE:
-                raise DatabaseError(f"{database.place} holds no repository; run `backyfs initdb` to make one")
+                raise no_repository(self.config, database.place)
             if state is not SchemaState.CURRENT:
                 database.check_revision()
             self.state.append(state)
@@ -275,9 +277,10 @@ class _Checks:
 
     def _storage(self) -> Iterator[tuple[Grade, str]]:
         with closing(open_storage(self.config)) as storage:
-            if isinstance(self.config.storage, NullStorageConfig):
+            if not storage.keeps:
                 yield Grade.WARNING, "it is of type null and keeps nothing; name a storage of another type"
                 return
+            marked = self._claimed(storage)
             uid, stored = BlobUid(secrets.token_hex(16)), secrets.token_bytes(_TEST_BYTES)
             try:
                 storage.put(uid, [stored])
@@ -288,7 +291,22 @@ class _Checks:
             if read != stored:
                 raise StorageError(f"a test object came back from {_place(self.config)} with other bytes")
             _check_gone(storage.get, uid)
-        yield Grade.OK, f"{_place(self.config)}: a test object was written, read and deleted"
+        yield Grade.OK, f"{_place(self.config)}: {marked}a test object was written, read and deleted"
+
+    def _claimed(self, storage: Storage) -> str:
+        """Return what the marker of the storage says, before anything is written there; empty where nobody can know."""
+        if not self.state:
+            return ""
+        with closing(Database(self.config.database_url)) as database:
+            if self.state[0] is SchemaState.OLDER:
+                with database.read() as connection:
+                    check_before_upgrade(storage, known_blob_uids(connection, SAMPLE_BLOBS))
+                return ""
+            with database.read() as connection:
+                uid = load_identity(connection).uid
+            if check_claim(database, storage, uid):
+                return "it has the marker of this repository; "
+            return "it gets the marker of this repository with the next command; "
 
     def _space(self) -> Iterator[tuple[Grade, str]]:
         with closing(Database(self.config.database_url)) as database:

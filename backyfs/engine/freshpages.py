@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from backyfs.catalog.objects import Seal, page_name
 from backyfs.catalog.pages import pack_page
+from backyfs.catalog.place import catalog_key_check, require_catalog
 from backyfs.config import NullStorageConfig
-from backyfs.engine.catalogplace import catalog_key_check, require_catalog
 from backyfs.errors import CatalogError, StorageError
 from backyfs.metadata.blockmap import HOLE
 from backyfs.metadata.catalog import (

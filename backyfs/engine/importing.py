@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from backyfs import keys
 from backyfs.blocks import BLAKE3, digest_bytes
+from backyfs.claim import hand_over
 from backyfs.engine.backy2_format import MAGIC as BACKY2_MAGIC
 from backyfs.engine.backy2_format import read_backy2_export
 from backyfs.engine.export_format import (
@@ -86,7 +87,11 @@ def import_versions(repository: Repository, file: BinaryIO, *, configured_key: b
             versions = tuple(_check(connection, _records(whole, identity.block_size), identity))
         with repository.database.write() as connection:
             records = _records(whole, identity.block_size)
-            return _Importer(repository, connection, configured_key).run(records, versions)
+            importer = _Importer(repository, connection, configured_key)
+            report = importer.run(records, versions)
+        if importer.becomes is not None:
+            hand_over(repository.blocks.storage, importer.becomes)
+        return report
 
 
 def spooled(file: BinaryIO) -> BinaryIO:
@@ -224,6 +229,7 @@ class _Importer:
     pending: dict[BlobUid, BlobRecord] = field(default_factory=dict)
     pages: dict[int, PageId | None] = field(default_factory=dict)  # by their ids in the file; None: only holes
     unverifiable: int = 0
+    becomes: str | None = None  # uid of the repository whose identity this one takes over
 
     def run(self, records: Iterator[Record], versions: tuple[VersionRecord, ...]) -> ImportReport:
         """Store what was checked before."""
@@ -279,6 +285,9 @@ class _Importer:
             wrapped_fingerprint_key=of.wrapped_fingerprint_key,
         )
         self.repository_key = self._open(of)
+        # Killed before or after the commit, the repository finds its storage marked as its own.
+        hand_over(self.repository.blocks.storage, self.repository.uid, identity.uid)
+        self.becomes = identity.uid
         replace_identity(self.connection, identity, of.key_slots)
         return identity
 

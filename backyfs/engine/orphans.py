@@ -8,22 +8,28 @@ older than every job that could have stored it: a job that is gone names no obje
 by a clock of its own, and never the clocks. An orphan gets a doomed row first: so it is deleted as others are, also
 if the cleanup is killed, and an import that wants it is told.
 
+Where the storage held objects before the repository was made, as in a recovery from exports, none of them is an orphan
+until somebody says so by taking the grace time away: their rows may still be imported.
+
 Memory: a bit for each id that was ever given to a blob, and 8 bytes for each row without an object.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from backyfs.catalog.place import require_catalog
 from backyfs.engine.blobset import BlobSet
-from backyfs.engine.catalogplace import require_catalog
 from backyfs.errors import CatalogError
 from backyfs.metadata.batches import batches
 from backyfs.metadata.blobs import find_by_uid
 from backyfs.metadata.catalog import NoteKind, catalog_key, existing_uids, read_notes
 from backyfs.metadata.garbage import LivingBlob, StoredOrphan, doom_orphans, living_blobs
+from backyfs.metadata.identity import load_storage_state, note_storage_objects
 from backyfs.metadata.jobs import database_time, oldest_writer_s, this_process
 from backyfs.metadata.sizes import highest_blob_id
 from backyfs.model import BlobId
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
     from backyfs.metadata.database import Connection
     from backyfs.repository import Repository
     from backyfs.storage import StoredObject
+
+_log = logging.getLogger(__name__)
 
 _CLOCKS_S = 60         # a clock that is put right while a job runs makes it younger
 _ROWS_AT_ONCE = 20_000
@@ -81,6 +89,9 @@ class StorageListing:
             StorageError, DatabaseError: they fail.
         """
         self._require_same_repository()
+        awaits_imports = self._awaits_imports()
+        if awaits_imports and self._grace_s:
+            self._grace_s = math.inf
         found = Comparison(missing=array("q"))
         with self._database.read() as connection:
             highest = highest_blob_id(connection)
@@ -90,7 +101,20 @@ class StorageListing:
         for blobs in self._living(BlobId(highest)):
             self._check()
             found.missing.extend(blob.id for blob in blobs if blob.id not in self._seen)
+        if awaits_imports and self._grace_s and found.young_orphans:
+            _log.warning(
+                "%d objects are unknown to the database and are kept: the storage held objects before this repository "
+                "was made; import the versions that use them, or delete them with --full --dangerous-force",
+                found.young_orphans,
+            )
+        elif awaits_imports and doom and not self._prefix:
+            with self._database.write() as connection:
+                note_storage_objects(connection, had_objects=False)
         return found
+
+    def _awaits_imports(self) -> bool:
+        with self._database.read() as connection:
+            return load_storage_state(connection).had_objects
 
     def _compare(self, batch: Sequence[StoredObject], found: Comparison, *, doom: bool) -> None:
         with self._database.read() as connection:

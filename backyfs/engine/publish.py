@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from backyfs.catalog.objects import REPOSITORY_NAME, Seal, page_name, version_name
 from backyfs.catalog.pages import pack_page
+from backyfs.catalog.place import catalog_key_check, require_catalog
 from backyfs.catalog.repository import CatalogRepository, pack_repository
 from backyfs.catalog.versions import CatalogVersion, pack_version
 from backyfs.config import NullStorageConfig
-from backyfs.engine.catalogplace import catalog_key_check, require_catalog
 from backyfs.engine.window import Window
 from backyfs.errors import BackyfsError, InterruptedByUser, MissingKeyError
 from backyfs.geometry import PAGE_ENTRIES

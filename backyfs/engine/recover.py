@@ -28,10 +28,11 @@ from backyfs.catalog.objects import (
     version_name,
 )
 from backyfs.catalog.pages import CatalogPage, unpack_page
+from backyfs.catalog.place import catalog_key_check, find_repository
 from backyfs.catalog.repository import open_repository_object
 from backyfs.catalog.versions import CatalogVersion, unpack_version
+from backyfs.claim import mark
 from backyfs.engine.blobset import BlobSet
-from backyfs.engine.catalogplace import catalog_key_check, find_repository
 from backyfs.engine.window import Window
 from backyfs.errors import CatalogError, InterruptedByUser, MissingKeyError, StorageError, WrongKeyError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
@@ -39,6 +40,7 @@ from backyfs.keys.slots import open_with
 from backyfs.metadata.batches import batches
 from backyfs.metadata.blobs import find_by_uid, load_blobs
 from backyfs.metadata.checks import insert_damage, mark_damaged, pages_with, record_checks, versions_with
+from backyfs.metadata.identity import note_storage_marked
 from backyfs.metadata.recovery import (
     PageFiller,
     begin_recovery,
@@ -155,9 +157,11 @@ def recover(
 
     Raises:
         SchemaError: the database holds something else.
+        WrongStorageError: the marker of the storage names another repository than its catalog.
         InterruptedByUser: `stop` said so; the next recovery begins anew.
         DatabaseError, StorageError: they fail; likewise.
     """
+    is_marked = mark(storage, catalog.repository.identity.uid)
     begin_recovery(database)
     recovery = _Recovery(storage, catalog, database, progress or NoProgress(), stop, tell)
     recovery.run()
@@ -171,6 +175,8 @@ def recover(
             key_made_at=catalog.repository.key_made_at,
             catalog_key=catalog_key_check(catalog.seal.key),
         )
+        if is_marked:
+            note_storage_marked(connection)
     return recovery.report
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from backyfs import keys
 from backyfs.blocks import digest_bytes
+from backyfs.claim import SAMPLE_BLOBS
 from backyfs.config import DirectoryStorageConfig
 from backyfs.engine.backy2_processes import held_locks, processes
 from backyfs.engine.export import new_file, write_export
@@ -32,6 +33,7 @@ from backyfs.metadata.upgrade import (
     is_half_way,
     is_undone_by_rollback,
     jobs_in,
+    known_blob_uids,
     old_tables,
     take_tables,
     upgrade_lock,
@@ -104,8 +106,8 @@ def plan_upgrade(config: Config, *, copy_to: str | None = None) -> UpgradePlan |
         if database.schema().state is not SchemaState.OLDER:
             database.check_revision()
             return None
-        check_can_open(config)
         with database.read() as connection:
+            check_can_open(config, known_blob_uids(connection, SAMPLE_BLOBS))
             source = old_tables(connection, _block_size(config))
             if source is not None:
                 _check_facts(config, source)
@@ -167,6 +169,7 @@ class _Upgrade:
                         return None
                     running = self._running()
                     if not running:
+                        check_can_open(self.config, known_blob_uids(connection, SAMPLE_BLOBS))
                         return self._upgrade(connection)
             except DatabaseBusyError as busy:
                 running = [str(busy)]

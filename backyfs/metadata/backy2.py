@@ -240,6 +240,11 @@ class Backy2Database:
         )
         return {row.digits for row in rows}
 
+    def sample_blob_uids(self, count: int) -> list[BlobUid]:
+        """Return the uids of up to `count` blobs that blocks of versions name."""
+        rows = self._rows(f"SELECT DISTINCT uid FROM {self._names['blocks']} WHERE uid <> '' LIMIT {int(count)}")  # noqa: S608
+        return [BlobUid(row.uid) for row in rows if isinstance(row.uid, str) and _BLOB_UID.fullmatch(row.uid)]
+
     def wrapped_key(self) -> bytes | None:
         """Return a wrapped data key, of the blocks inserted last; None: there is none."""
         if "enc_envkey" not in self._columns["blocks"]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, insert, literal_column, select
+from sqlalchemy import bindparam, func, insert, literal_column, select
 
 from backyfs.metadata.batches import batches
 from backyfs.metadata.tables import blob_refs, blobs
@@ -144,6 +144,21 @@ def newest_wrapped_key(connection: Connection) -> bytes | None:
     """Return the wrapped data key of the newest blob that has one; None: there is no such blob."""
     query = select(blobs.c.wrapped_key).where(blobs.c.wrapped_key.is_not(None)).order_by(blobs.c.id.desc()).limit(1)
     return connection.execute(query).scalar()
+
+
+def sample_blob_uids(connection: Connection, count: int) -> list[BlobUid]:
+    """Return the uids of up to `count` blobs whose objects should be in the storage, spread over all of them."""
+    lowest, highest = connection.execute(select(func.min(blobs.c.id), func.max(blobs.c.id))).one()
+    if lowest is None:
+        return []
+    found: dict[BlobUid, None] = {}
+    for position in range(count):
+        at_least = lowest + (highest - lowest) * position // max(1, count - 1)
+        is_wanted = (blobs.c.id >= at_least) & blobs.c.doomed_at.is_(None)
+        uid = connection.execute(select(blobs.c.uid).where(is_wanted).order_by(blobs.c.id).limit(1)).scalar()
+        if uid is not None:
+            found[BlobUid(uid)] = None
+    return list(found)
 
 
 def load_blob_records(connection: Connection, ids: Iterable[BlobId]) -> dict[BlobId, BlobRecord]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from backyfs.errors import DatabaseBusyError, DatabaseError, SchemaError, SchemaOutdatedError
+from backyfs.errors import DatabaseBusyError, DatabaseError, NoRepositoryError, SchemaError, SchemaOutdatedError
 from backyfs.metadata.engines import (
     is_busy,
     is_sqlite,
@@ -118,14 +118,15 @@ class Database:
 
         Raises:
             SchemaOutdatedError: it is older; `backyfs.engine.upgrade` changes that.
-            SchemaError: there is no repository here, or it is of a newer release.
+            NoRepositoryError: it holds no repository.
+            SchemaError: it is of a newer release, or a recovery has not ended.
         """
         schema = self.schema()
         if schema.state is SchemaState.CURRENT:
             self.use_wal()
             return
         if schema.state is SchemaState.NONE:
-            raise SchemaError(f"{self.place} holds no repository; run `backyfs init` to make one")
+            raise NoRepositoryError(f"{self.place} holds no repository; run `backyfs initdb` to make one")
         if schema.state is SchemaState.OLDER:
             raise SchemaOutdatedError(f"{self.place} has an older schema; run `backyfs upgrade`")
         if schema.revision == RECOVERING:

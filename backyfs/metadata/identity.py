@@ -81,6 +81,30 @@ def save_key_date(connection: Connection, made_at: datetime) -> None:
     note_repository(connection)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageState:
+    """What the database knows of its storage."""
+
+    marked: bool       # it was given the marker of this repository
+    had_objects: bool  # when the repository was made; their rows may still be imported
+
+
+def load_storage_state(connection: Connection) -> StorageState:
+    """Return what is known of the storage."""
+    row = connection.execute(select(repository.c.storage_marked, repository.c.storage_had_objects)).one()
+    return StorageState(marked=bool(row.storage_marked), had_objects=bool(row.storage_had_objects))
+
+
+def note_storage_marked(connection: Connection) -> None:
+    """Store that the storage has the marker of this repository, durably: without it, it is another storage."""
+    connection.execute(update(repository).values(storage_marked=True))
+
+
+def note_storage_objects(connection: Connection, *, had_objects: bool) -> None:
+    """Store whether objects without a row may be those of rows that are still to be imported."""
+    connection.execute(update(repository).values(storage_had_objects=had_objects))
+
+
 def load_needed_release(connection: Connection) -> str:
     """Return the oldest release of backyfs that works with the repository."""
     release: str = connection.execute(select(repository.c.needs_release)).scalar_one()

@@ -106,6 +106,9 @@ repository = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("key_made_at", UtcDateTime),                            # the repository key; NULL: with the repository
     Column("storage_marked", Boolean),  # set: the storage was given this repository's marker; NULL: not yet
+    # Set: the storage held objects when the repository was made. Their rows may still be imported, so they are not
+    # orphans unless the user says so.
+    Column("storage_had_objects", Boolean),
 )
 
 # What the catalog in the storage is to be told, and what is known of it; see `metadata.catalog`.

@@ -18,6 +18,7 @@ from sqlalchemy import inspect, text
 from backyfs.errors import DatabaseBusyError, DatabaseError
 from backyfs.metadata.adoption import adopt
 from backyfs.metadata.backy2 import Backy2Database
+from backyfs.metadata.blobs import sample_blob_uids
 from backyfs.metadata.database import mapped_errors
 from backyfs.metadata.engines import has_transactional_ddl, is_sqlite, sqlite_path
 from backyfs.metadata.identity import require_release
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from backyfs.metadata.adoption import AdoptionReport
     from backyfs.metadata.database import Database
     from backyfs.metadata.jobs import Job
-    from backyfs.model import Progress
+    from backyfs.model import BlobUid, Progress
 
 _LOCK_NUMBER = 0x6261636B79  # of an advisory lock in PostgreSQL, which has one set of them in each database
 _LOCK_PATIENCE_S = 2         # for tables that others use; longer is waited elsewhere, with words
@@ -61,6 +62,12 @@ def old_tables(connection: Connection, block_size: int) -> Backy2Database | None
         return None
     prefix = ASIDE if inspect(connection).has_table(f"{ASIDE}blocks") else ""
     return Backy2Database(connection, block_size, prefix=prefix)
+
+
+def known_blob_uids(connection: Connection, count: int) -> list[BlobUid]:
+    """Return the uids of up to `count` blobs of a database, of whatever schema."""
+    source = old_tables(connection, 1)  # the size of a block is of no concern here
+    return sample_blob_uids(connection, count) if source is None else source.sample_blob_uids(count)
 
 
 def jobs_in(connection: Connection) -> list[Job]:

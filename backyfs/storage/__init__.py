@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # not read: it would fill the memory.
 MAX_OBJECT_BYTES = 72 << 20
 
+MARKER_NAME = "catalog/marker"  # says which repository the storage belongs to, see `storage.marker`
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredObject:
@@ -33,8 +35,14 @@ class StoredObject:
 class Storage(Protocol):
     """A place for objects. All methods may be called from several threads at once.
 
-    Every method raises StorageError where the storage fails, with the reason and the object's name.
+    Every method raises StorageError where the storage fails, with the reason and the object's name. A storage whose
+    place has vanished since it was opened, as an unmounted directory has, fails too: its objects are not missing.
     """
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is put can be read back: it cannot in the null storage."""
+        ...
 
     def put(self, uid: BlobUid, parts: Sequence[Buffer]) -> int:
         """Store an object from its parts and return its size in bytes.
@@ -93,6 +101,13 @@ class Storage(Protocol):
 
         After the next `flush` that begins when this has returned, it is durable and can be read; before that, a crash
         leaves the one that was there or this one, whole.
+        """
+        ...
+
+    def put_new_object(self, name: str, content: bytes) -> bool:
+        """Store an object that has a name unless one has it already; return whether it was stored.
+
+        When this returns True the object is durable. Of several calls at once, from any hosts, one returns True.
         """
         ...
 

@@ -8,17 +8,22 @@ one `syncfs` costs about as much as a single `fdatasync`, which made blocks of 4
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import re
 import secrets
 import threading
 from typing import TYPE_CHECKING
 
-from backyfs.directories import make_directories
 from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError, StorageError
-from backyfs.storage import MAX_OBJECT_BYTES
+from backyfs.storage import MARKER_NAME, MAX_OBJECT_BYTES
 from backyfs.storage.listing import BLOB, BLOB_TEMPORARY, NAMED_TEMPORARY, list_stored, remove_leftovers
+from backyfs.storage.localfiles import (
+    read_rest,
+    sync_directory,
+    sync_file,
+    syncfs,
+    syncfs_can_be_trusted,
+    write_all,
+)
 from backyfs.storage.oserror import raise_storage_error, storage_error
 from backyfs.storage.uid import NAMED, check_name, check_prefix, check_uid, is_name
 
@@ -28,14 +33,15 @@ if TYPE_CHECKING:
     from backyfs.model import BlobUid, Buffer
     from backyfs.storage import StoredObject
 
-# For larger writes the kernel takes larger pieces of memory, and those a virtual machine may never have touched.
-_WRITE_BYTES = 128 << 10
-# Where syncfs(2) is known to write data and wait for the disk. Elsewhere (FUSE, network) it may do nothing.
-_SYNCFS_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs"})
 
 
 class DirectoryStorage:
-    """A storage in a directory. Opening it makes nothing; `create` does."""
+    """A storage in a directory. Opening it makes nothing; `opening.create_directory` does.
+
+    If the directory vanishes or is replaced, as by unmounting its file system, every method raises StorageError.
+    """
+
+    keeps = True
 
     def __init__(self, path: str) -> None:
         """Open the storage in the directory `path`.
@@ -48,32 +54,12 @@ class DirectoryStorage:
             raise StorageError(f"storage directory {self._path} does not exist; is its file system mounted?")
         # Held open all the time: syncfs reports the write errors that came after its descriptor was opened.
         self._fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._has_syncfs = _syncfs_can_be_trusted(self._path)
+        self._has_syncfs = syncfs_can_be_trusted(self._path)
         self._lock = threading.Lock()        # guards the list below
         self._written: list[BlobUid] = []    # under their temporary names
         self._named: list[tuple[str, str]] = []  # likewise those with names: temporary path and path
         self._flush_lock = threading.Lock()  # one flush at a time, and guards the failure
         self._failure: StorageError | None = None
-
-    @staticmethod
-    def create(path: str) -> None:
-        """Make the directory of a new storage, mode 0700.
-
-        Raises:
-            StorageError: it exists and is not empty, or cannot be made.
-        """
-        try:
-            make_directories(path)
-            there = os.listdir(path)
-            if NAMED in there:
-                raise StorageError(
-                    f"storage directory {path} holds a repository; `backyfs recover {path}` rebuilds its database, or "
-                    "name another directory"
-                )
-            if there:
-                raise StorageError(f"storage directory {path} is not empty; name another one")
-        except OSError as error:
-            raise storage_error(path, error) from error
 
     def close(self) -> None:
         """Let go of the directory, and remove what was put and not flushed: where the disk is full it makes room."""
@@ -91,10 +77,11 @@ class DirectoryStorage:
             try:
                 fd = _create(temporary)
             except FileNotFoundError:
+                self._require_same_directory()
                 _make_directories(directory)
                 fd = _create(temporary)
             try:
-                size = _write_all(fd, parts)
+                size = write_all(fd, parts)
                 if not self._has_syncfs:
                     os.fdatasync(fd)
             except BaseException:
@@ -132,8 +119,9 @@ class DirectoryStorage:
 
     def _give_names(self, written: list[BlobUid], named: list[tuple[str, str]]) -> None:
         try:
+            self._require_same_directory()
             if self._has_syncfs:
-                _syncfs(self._fd)
+                syncfs(self._fd)
             # With both levels above: a run that was killed may have made them and not come to sync them.
             directories = {self._path}
             for uid in written:
@@ -144,7 +132,7 @@ class DirectoryStorage:
                 os.rename(temporary, path)
                 directories.update(self._above(path))
             for directory in directories:
-                _sync_directory(directory)
+                sync_directory(directory)
         except OSError as error:
             raise storage_error(self._path, error) from error
 
@@ -163,10 +151,11 @@ class DirectoryStorage:
                 if size > MAX_OBJECT_BYTES:
                     raise IntegrityError(f"has {size} bytes in the storage, more than any block takes")
                 stored = os.read(fd, size)
-                return stored if len(stored) == size else stored + _read_rest(fd)
+                return stored if len(stored) == size else stored + read_rest(fd)
             finally:
                 os.close(fd)
         except FileNotFoundError:
+            self._require_storage()
             raise BlobMissingError(uid) from None
         except OSError as error:
             raise storage_error(path, error) from error
@@ -188,6 +177,7 @@ class DirectoryStorage:
             finally:
                 os.close(fd)
         except FileNotFoundError:
+            self._require_storage()
             raise BlobMissingError(uid) from None
         except OSError as error:
             raise storage_error(path, error) from error
@@ -196,8 +186,9 @@ class DirectoryStorage:
         """Delete an object; one that is gone already is fine."""
         path = f"{self._directory(uid)}/{uid}{BLOB}"
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            os.unlink(path)
+        except FileNotFoundError:
+            self._require_storage()
         except OSError as error:
             raise storage_error(path, error) from error
 
@@ -207,6 +198,7 @@ class DirectoryStorage:
         try:
             return os.stat(path).st_size
         except FileNotFoundError:
+            self._require_storage()
             return None
         except OSError as error:
             raise storage_error(path, error) from error
@@ -230,6 +222,29 @@ class DirectoryStorage:
 
     def put_object(self, name: str, content: bytes) -> None:
         """Write an object that has a name under a temporary one."""
+        temporary, path = self._write_named(name, content)
+        with self._lock:
+            self._named.append((temporary, path))
+
+    def put_new_object(self, name: str, content: bytes) -> bool:
+        """Write an object that has a name, durably, unless one has it already."""
+        temporary, path = self._write_named(name, content)
+        try:
+            sync_file(temporary)
+            try:
+                os.link(temporary, path)  # unlike a rename, this never replaces a file
+            except FileExistsError:
+                return False
+            for directory in self._above(path):
+                sync_directory(directory)
+        except OSError as error:
+            raise storage_error(path, error) from error
+        finally:
+            _remove_temporary(temporary)
+        return True
+
+    def _write_named(self, name: str, content: bytes) -> tuple[str, str]:
+        """Write an object that has a name under a temporary one; return the path of that, and its own."""
         check_name(name)
         path = f"{self._path}/{name}"
         temporary = f"{path}.{secrets.token_hex(8)}{NAMED_TEMPORARY}"
@@ -237,12 +252,13 @@ class DirectoryStorage:
             try:
                 fd = _create(temporary)
             except FileNotFoundError:
+                self._require_same_directory()
                 for directory in reversed(self._above(path)[:-1]):  # not the storage itself, if it is gone
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(directory, 0o700)
                 fd = _create(temporary)
             try:
-                _write_all(fd, [content])
+                write_all(fd, [content])
                 if not self._has_syncfs:
                     os.fdatasync(fd)
             except BaseException:
@@ -253,8 +269,7 @@ class DirectoryStorage:
                 os.close(fd)
         except OSError as error:
             raise storage_error(temporary, error) from error
-        with self._lock:
-            self._named.append((temporary, path))
+        return temporary, path
 
     def get_object(self, name: str, max_bytes: int) -> bytes:
         """Return an object that has a name.
@@ -269,6 +284,8 @@ class DirectoryStorage:
             with open(path, "rb", buffering=0) as file:
                 content = file.read(max_bytes + 1) if os.fstat(file.fileno()).st_size <= max_bytes else None
         except FileNotFoundError:
+            if name != MARKER_NAME:
+                self._require_storage()
             raise ObjectMissingError(name) from None
         except OSError as error:
             raise storage_error(path, error) from error
@@ -281,8 +298,9 @@ class DirectoryStorage:
         check_name(name)
         path = f"{self._path}/{name}"
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            os.unlink(path)
+        except FileNotFoundError:
+            self._require_storage()
         except OSError as error:
             raise storage_error(path, error) from error
 
@@ -299,6 +317,26 @@ class DirectoryStorage:
     def paths(self) -> Sequence[str]:
         """Return the directory."""
         return (self._path,)
+
+    def _require_storage(self) -> None:
+        """Refuse to call an object missing where the directory is not, or no longer, that of a storage.
+
+        One that was unmounted and mounted again may have got another number, but has its marker.
+        """
+        if not os.path.lexists(f"{self._path}/{MARKER_NAME}"):
+            self._require_same_directory()
+
+    def _require_same_directory(self) -> None:
+        """Refuse to go on where the directory that was opened is no longer at its path."""
+        try:
+            is_same = os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
+            raise StorageError(
+                f"storage directory {self._path} is not the one that was opened: its file system was unmounted, or "
+                "another one was mounted there; mount the right one"
+            )
 
     def _above(self, path: str) -> list[str]:
         """Return the directories above a path, from the one it is in up to the storage."""
@@ -331,60 +369,3 @@ def _make_directories(path: str) -> None:
     for directory in (os.path.dirname(path), path):
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o700)
-
-
-def _write_all(fd: int, parts: Sequence[Buffer]) -> int:
-    size = sum(memoryview(part).nbytes for part in parts)
-    if size <= _WRITE_BYTES and os.writev(fd, parts) == size:
-        return size
-    os.lseek(fd, 0, os.SEEK_SET)  # a write that came short has met a limit or a full disk: go on to hear which
-    for part in parts:
-        rest = memoryview(part)
-        while rest:
-            rest = rest[os.write(fd, rest[:_WRITE_BYTES]) :]
-    # The kernel begins to write dirty pages that are not needed: the disk is busy before the flush comes.
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    return size
-
-
-def _read_rest(fd: int) -> bytes:
-    pieces = []
-    while piece := os.read(fd, 1 << 20):
-        pieces.append(piece)
-    return b"".join(pieces)
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _syncfs(fd: int) -> None:
-    # Not in the os module of Python; ctypes releases the GIL while it waits.
-    if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-def _syncfs_can_be_trusted(path: str) -> bool:
-    # Before Linux 5.8 syncfs said nothing of bytes that could not be written, syncfs(2).
-    release = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
-    return release >= (5, 8) and _file_system_type(path) in _SYNCFS_FILE_SYSTEMS
-
-
-def _file_system_type(path: str) -> str:
-    """Return the type of the file system that holds `path`, from proc(5) mountinfo; empty if unknown."""
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-            for line in lines:
-                fields = line.split(" ")
-                if fields[2] == wanted:
-                    return fields[fields.index("-") + 1]
-    except OSError:
-        pass
-    return ""  # btrfs subvolumes have device numbers of their own: fdatasync serves them

@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 class NullStorage:
     """A storage of type null. It says once, at the first object, that nothing is kept."""
 
+    keeps = False
+
     def __init__(self) -> None:
         self._first = threading.Lock()  # held from the first object on
 
@@ -70,6 +72,11 @@ class NullStorage:
     def put_object(self, name: str, content: bytes) -> None:  # noqa: ARG002 - it is not kept
         """Forget an object."""
         check_name(name)
+
+    def put_new_object(self, name: str, content: bytes) -> bool:  # noqa: ARG002 - it is not kept
+        """Forget an object: none has its name."""
+        check_name(name)
+        return True
 
     def get_object(self, name: str, max_bytes: int) -> bytes:  # noqa: ARG002 - nothing is there
         """Raise ObjectMissingError."""

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import TYPE_CHECKING
 
 from backyfs.config import DirectoryStorageConfig, NullStorageConfig
-from backyfs.errors import ConfigError
+from backyfs.directories import make_directories
+from backyfs.errors import ConfigError, StorageError
 from backyfs.storage.directory import DirectoryStorage
 from backyfs.storage.null import NullStorage
+from backyfs.storage.oserror import storage_error
 from backyfs.storage.throttling import throttled
+from backyfs.storage.uid import NAMED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backyfs.config import Config
     from backyfs.storage import Storage
+
+_LOST_AND_FOUND = "lost+found"  # in the root of a new ext file system
+
+_log = logging.getLogger(__name__)
 
 
 def open_storage(config: Config, stop: Callable[[], bool] = lambda: False) -> Storage:
@@ -36,8 +45,10 @@ def _open(config: Config) -> Storage:
     raise _unknown_kind(config)
 
 
-def create_storage(config: Config) -> None:
-    """Make the storage of a new repository, as far as it is something that has to be made.
+def create_storage(config: Config, *, may_hold_blobs: bool = False) -> bool:
+    """Make the storage of a new repository, if it is something that has to be made; return whether it holds blobs.
+
+    With `may_hold_blobs` it may hold objects of blobs whose rows are to be imported.
 
     Raises:
         ConfigError: this release does not have this kind of storage.
@@ -45,11 +56,46 @@ def create_storage(config: Config) -> None:
     """
     match config.storage:
         case DirectoryStorageConfig(path=path):
-            DirectoryStorage.create(path)
+            return create_directory(path, may_hold_blobs=may_hold_blobs)
         case NullStorageConfig():
-            pass
-        case _:
-            raise _unknown_kind(config)
+            return False
+    raise _unknown_kind(config)
+
+
+def create_directory(path: str, *, may_hold_blobs: bool = False) -> bool:
+    """Make the directory of a new storage, mode 0700. It may be the root of a new file system.
+
+    With `may_hold_blobs` it may hold objects of blobs; return whether it does.
+
+    Raises:
+        StorageError: it exists and holds something else, or cannot be made.
+    """
+    try:
+        make_directories(path)
+        there = set(os.listdir(path))
+        if NAMED in there:
+            raise StorageError(
+                f"storage directory {path} holds a repository; `backyfs recover {path}` rebuilds its database, or "
+                "name another directory"
+            )
+        shelves = {name for name in there if may_hold_blobs and _may_be_shelf(path, name)}
+        others = there - shelves - {_LOST_AND_FOUND}
+        if others:
+            raise StorageError(f"storage directory {path} is not empty: it holds {min(others)}; name another one")
+        if _LOST_AND_FOUND in there or os.path.ismount(path):
+            _log.warning(
+                "storage directory %s is a mount point; a directory below it would be safer, because that is gone "
+                "while nothing is mounted there",
+                path,
+            )
+    except OSError as error:
+        raise storage_error(path, error) from error
+    return bool(shelves)
+
+
+def _may_be_shelf(path: str, name: str) -> bool:
+    """Tell whether blobs may lie below an entry of the storage directory, as backy2 and backyfs put them there."""
+    return len(name) == 2 and name.isascii() and name.isalnum() and os.path.isdir(f"{path}/{name}")
 
 
 def _unknown_kind(config: Config) -> ConfigError:

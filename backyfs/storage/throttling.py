@@ -172,6 +172,11 @@ class ThrottledStorage:
         # How large an object is shows when it is read. Most are about as large as the one before.
         self._expected_bytes = 0
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what is put can be read back."""
+        return self._storage.keeps
+
     def put(self, uid: BlobUid, parts: Sequence[Buffer]) -> int:
         """Store an object.
 
@@ -237,6 +242,15 @@ class ThrottledStorage:
         """
         with self._writes.turn(len(content)):
             self._storage.put_object(name, content)
+
+    def put_new_object(self, name: str, content: bytes) -> bool:
+        """Store an object that has a name unless one has it already.
+
+        Raises:
+            InterruptedByUser: the command was interrupted while it waited; the object is not stored.
+        """
+        with self._writes.turn(len(content)):
+            return self._storage.put_new_object(name, content)
 
     def get_object(self, name: str, max_bytes: int) -> bytes:
         """Return an object that has a name.

@@ -26,7 +26,12 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--all", "everything", is_flag=True, help="Write all of it anew, whatever is there.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Write all of it again, also into a storage that lost its catalog and its marker.",
+)
 @click.pass_obj
 def push(invocation: Invocation, *, everything: bool) -> None:
     """Write to the catalog what it lacks, and delete what is not in the database any more.
@@ -36,7 +41,7 @@ def push(invocation: Invocation, *, everything: bool) -> None:
     from backyfs.engine.catalogcheck import remove_stale_objects  # noqa: PLC0415 - SQLAlchemy is slow to load
     from backyfs.engine.publish import publish  # noqa: PLC0415
 
-    with invocation.open_repository() as repository, stop_on_signals() as stop:
+    with invocation.open_repository(insist=everything) as repository, stop_on_signals() as stop:
         report = publish(repository, everything=everything, progress=invocation.progress(), stop=stop)
         deleted = report.deleted + remove_stale_objects(repository, also_damaged=everything, stop=stop)
     row: Row = {"versions": report.versions, "pages": report.pages, "deleted": deleted}

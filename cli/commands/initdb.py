@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def command(invocation: Invocation) -> None:
     """Make the repository that the configuration names: database tables, key slot, storage directory.
 
-    For a configuration that is there already; `backyfs init` makes one as well. A repository that exists stays as
-    it is, but for an upgrade of its schema; that is no error, as in backy2.
+    For a configuration that exists; `backyfs init` writes one too. A repository that exists stays as it is, except for
+    an upgrade of its schema; as in backy2, that is not an error. The storage may hold blocks of a lost database: import
+    the exports of its versions next. If the storage holds a catalog, use `backyfs recover` instead.
     """
     from backyfs import keys  # noqa: PLC0415 - slow to load, and --help needs none of it
     from backyfs.metadata.database import Database  # noqa: PLC0415
@@ -36,7 +37,7 @@ def command(invocation: Invocation) -> None:
         with invocation.open_repository():
             pass
     else:
-        create_repository(config, created_at=datetime.now(UTC))
+        create_repository(config, created_at=datetime.now(UTC), may_hold_blobs=True)
         invocation.keep_catalog()
     with closing(Database(config.database_url)) as database:
         with database.read() as connection:

@@ -17,8 +17,10 @@ from backyfs.config import NullStorageConfig
 from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError, StorageError
 from backyfs.model import BlobUid, Buffer
 from backyfs.storage import directory as directory_module
+from backyfs.storage import localfiles
 from backyfs.storage.directory import DirectoryStorage
 from backyfs.storage.null import NullStorage
+from backyfs.storage.opening import create_directory
 from backyfs.storage.throttling import ThrottledStorage
 from tests.repositories import PATIENCE_S
 
@@ -39,7 +41,7 @@ HOSTILE = [
 
 def make_directory(place: Path) -> Callable[[], Storage]:
     path = str(place / "data")
-    DirectoryStorage.create(path)
+    create_directory(path)
     return lambda: DirectoryStorage(path)
 
 
@@ -292,11 +294,11 @@ def test_what_was_not_flushed_is_gone_when_the_storage_is_closed(path: Path) -> 
 
 
 def test_what_a_failed_flush_has_left_is_gone_as_well(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: True)
+    monkeypatch.setattr(directory_module, "syncfs_can_be_trusted", lambda _path: True)
     with opened(path) as storage:
         storage.put(A, [b"a"])
         with monkeypatch.context() as patch:
-            patch.setattr(directory_module, "_syncfs", fail(errno.EIO))
+            patch.setattr(directory_module, "syncfs", fail(errno.EIO))
             with pytest.raises(StorageError):
                 storage.flush()
     assert files_below(path) == []
@@ -496,7 +498,7 @@ def test_a_null_storage_says_once_that_it_keeps_nothing(caplog: pytest.LogCaptur
 def path(tmp_path: Path) -> Path:
     """Give the directory of a new storage."""
     path = tmp_path / "data"
-    DirectoryStorage.create(str(path))
+    create_directory(str(path))
     return path
 
 
@@ -575,7 +577,7 @@ def test_other_files_are_no_objects(path: Path) -> None:
 def test_files_and_directories_are_their_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        DirectoryStorage.create(str(tmp_path / "data"))
+        create_directory(str(tmp_path / "data"))
         with opened(tmp_path / "data") as storage:
             put(storage, A, b"x")
     finally:
@@ -651,7 +653,7 @@ def test_a_directory_that_holds_a_repository_says_how_its_database_comes_back(pa
     put_object(storage, "catalog/repository", b"x")
     storage.close()
     with pytest.raises(StorageError, match=f"holds a repository; `backyfs recover {path}` rebuilds its database"):
-        DirectoryStorage.create(str(path))
+        create_directory(str(path))
 
 
 # Durability
@@ -668,7 +670,7 @@ class SyncCalls:
             (os, "fdatasync"),
             (os, "rename"),
             (os, "fsync"),
-            (directory_module, "_syncfs"),
+            (directory_module, "syncfs"),
         ):
             self._watch(module, name)
 
@@ -685,7 +687,7 @@ class SyncCalls:
 def test_bytes_are_synced_before_names_and_names_before_the_flush_returns(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: True)
+    monkeypatch.setattr(directory_module, "syncfs_can_be_trusted", lambda _path: True)
     calls = SyncCalls(monkeypatch)
     with opened(path) as storage:
         storage.put(A, [b"a"])
@@ -697,7 +699,7 @@ def test_bytes_are_synced_before_names_and_names_before_the_flush_returns(
 
 
 def test_where_syncfs_cannot_be_trusted_each_file_is_synced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: False)
+    monkeypatch.setattr(directory_module, "syncfs_can_be_trusted", lambda _path: False)
     calls = SyncCalls(monkeypatch)
     with opened(path) as storage:
         storage.put(A, [b"a"])
@@ -726,12 +728,12 @@ def test_syncfs_is_trusted_where_it_reports_errors(
     real = os.uname()
     uname = os.uname_result((real.sysname, real.nodename, release, real.version, real.machine))
     monkeypatch.setattr(os, "uname", lambda: uname)
-    monkeypatch.setattr(directory_module, "_file_system_type", lambda _path: file_system)
-    assert directory_module._syncfs_can_be_trusted(str(path)) is trusted
+    monkeypatch.setattr(localfiles, "_file_system_type", lambda _path: file_system)
+    assert localfiles.syncfs_can_be_trusted(str(path)) is trusted
 
 
 def test_the_type_of_a_file_system_is_found() -> None:
-    assert directory_module._file_system_type("/proc") == "proc"
+    assert localfiles._file_system_type("/proc") == "proc"
 
 
 def test_a_flush_waits_for_what_another_one_has_taken_along(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -741,8 +743,8 @@ def test_a_flush_waits_for_what_another_one_has_taken_along(path: Path, monkeypa
         begun.set()
         assert go_on.wait(10)
 
-    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: True)
-    monkeypatch.setattr(directory_module, "_syncfs", slow_syncfs)
+    monkeypatch.setattr(directory_module, "syncfs_can_be_trusted", lambda _path: True)
+    monkeypatch.setattr(directory_module, "syncfs", slow_syncfs)
     with opened(path) as storage, ThreadPoolExecutor(2) as threads:
         storage.put(A, [b"a"])
         first = threads.submit(storage.flush)
@@ -834,7 +836,7 @@ def test_a_put_that_fails_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_put_whose_sync_fails_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: False)
+    monkeypatch.setattr(directory_module, "syncfs_can_be_trusted", lambda _path: False)
     monkeypatch.setattr(os, "fdatasync", fail(errno.EIO))
     with opened(path) as storage:
         with pytest.raises(StorageError, match="Input/output error"):
@@ -888,10 +890,10 @@ def test_a_file_that_cannot_be_deleted_is_told(path: Path, monkeypatch: pytest.M
 
 
 def test_a_flush_that_fails_gives_no_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: True)
+    monkeypatch.setattr(directory_module, "syncfs_can_be_trusted", lambda _path: True)
     with opened(path) as storage:
         storage.put(A, [b"x"])
-        monkeypatch.setattr(directory_module, "_syncfs", fail(errno.EIO))
+        monkeypatch.setattr(directory_module, "syncfs", fail(errno.EIO))
         with pytest.raises(StorageError, match=rf"^storage: {path}: Input/output error$"):
             storage.flush()
         assert list(storage.list_blobs()) == []
@@ -899,11 +901,11 @@ def test_a_flush_that_fails_gives_no_names(path: Path, monkeypatch: pytest.Monke
 
 def test_no_flush_succeeds_after_one_that_failed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The kernel reports bytes that were lost once; a later syncfs returns as if they were on the disk.
-    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: True)
+    monkeypatch.setattr(directory_module, "syncfs_can_be_trusted", lambda _path: True)
     with opened(path) as storage:
         storage.put(A, [b"a"])
         with monkeypatch.context() as patch:
-            patch.setattr(directory_module, "_syncfs", fail(errno.EIO))
+            patch.setattr(directory_module, "syncfs", fail(errno.EIO))
             with pytest.raises(StorageError):
                 storage.flush()
         storage.put(B, [b"b"])
@@ -972,12 +974,12 @@ def test_a_storage_that_goes_away_is_not_made_anew(path: Path) -> None:
 
 
 def test_a_new_storage_may_lie_deep_and_belongs_to_its_owner(tmp_path: Path) -> None:
-    DirectoryStorage.create(str(tmp_path / "a/b/data"))
+    create_directory(str(tmp_path / "a/b/data"))
     assert mode_of(tmp_path / "a/b/data") == 0o700
 
 
 def test_an_empty_directory_becomes_a_storage(tmp_path: Path) -> None:
-    DirectoryStorage.create(str(tmp_path))
+    create_directory(str(tmp_path))
     with opened(tmp_path) as storage:
         assert list(storage.list_blobs()) == []
 
@@ -985,11 +987,11 @@ def test_an_empty_directory_becomes_a_storage(tmp_path: Path) -> None:
 def test_a_directory_with_something_in_it_does_not_become_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"theirs")
     with pytest.raises(StorageError, match=rf"^storage directory {tmp_path} is not empty; name another one$"):
-        DirectoryStorage.create(str(tmp_path))
+        create_directory(str(tmp_path))
     assert files_below(tmp_path) == ["file"]
 
 
 def test_a_place_where_no_directory_can_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match=rf"^storage: {tmp_path}/file/data: Not a directory$"):
-        DirectoryStorage.create(str(tmp_path / "file/data"))
+        create_directory(str(tmp_path / "file/data"))

@@ -180,7 +180,7 @@ class Recorder:
         self._wrap(patch, "write", lambda size, fd, content: self._wrote(fd, bytes(content)[:size]))
         for name in ("fsync", "fdatasync"):
             self._wrap_sync(patch, os, name)
-        self._wrap_sync(patch, directory_module, "_syncfs")
+        self._wrap_sync(patch, directory_module, "syncfs")
         commit = DefaultDialect.do_commit
 
         def do_commit(dialect: DefaultDialect, connection: Any) -> None:
@@ -209,7 +209,7 @@ class Recorder:
             real(fd)
             what = self._open.get(fd)
             with self._lock:
-                if name == "_syncfs":
+                if name == "syncfs":
                     self.recording.steps.append(Synced(covers))
                 elif isinstance(what, str):
                     self.recording.steps.append(Synced(covers, directory=what))

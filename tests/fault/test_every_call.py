@@ -184,7 +184,7 @@ def test_a_storage_that_fails_at_any_call(
     def faulty(at: int) -> Iterator[Fault]:
         fault = Fault(at, refuse)
         with monkeypatch.context() as patch:
-            for module, name in [(os, name) for name in CALLS] + [(directory_module, "_syncfs")]:
+            for module, name in [(os, name) for name in CALLS] + [(directory_module, "syncfs")]:
                 patch.setattr(module, name, watched(getattr(module, name), name, fault))
             yield fault
 

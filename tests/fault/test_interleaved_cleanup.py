@@ -184,8 +184,8 @@ def _one_thing_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "_COMMIT_S", float("inf"))
     monkeypatch.setattr(pipeline, "new_shelf", lambda: SHELF)
     monkeypatch.setattr(cleanup_module, "database_time", _clock)
-    monkeypatch.setattr(directory, "_syncfs", lambda _fd: None)
-    monkeypatch.setattr(directory, "_sync_directory", lambda _path: None)
+    monkeypatch.setattr(directory, "syncfs", lambda _fd: None)
+    monkeypatch.setattr(directory, "sync_directory", lambda _path: None)
 
 
 def _clock(connection: Connection) -> datetime:

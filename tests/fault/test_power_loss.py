@@ -120,7 +120,7 @@ def test_a_power_loss_at_any_moment_loses_nothing(
     place = Place(tmp_path)
     copies = tmp_path / "copies"
     copies.mkdir()
-    monkeypatch.setattr(directory_module, "_syncfs_can_be_trusted", lambda _path: has_syncfs)
+    monkeypatch.setattr(directory_module, "syncfs_can_be_trusted", lambda _path: has_syncfs)
     recorder = Recorder(place.storage, place.database, copies)
     with monkeypatch.context() as patch:
         recorder.install(patch)

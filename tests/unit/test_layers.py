@@ -23,6 +23,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"geometry", "config"}),
     frozenset({"metadata", "storage", "sources", "sealing", "keys", "host", "hints"}),
     frozenset({"blocks", "catalog", "retention", "hooks", "migrations"}),
+    frozenset({"claim"}),
     frozenset({"repository"}),
     frozenset({"mount", "engine"}),
     frozenset({"attach"}),

@@ -30,6 +30,7 @@ NEW_TABLES = ("blob_checks", "damaged_versions")
 NEW_COLUMNS = (
     ("repository", "key_made_at"),
     ("repository", "storage_marked"),
+    ("repository", "storage_had_objects"),
     ("jobs", "kind"),
     ("jobs", "writes_blobs"),
 )

@@ -1,0 +1,63 @@
+"""The marker of a storage: a small object that says which repository the storage belongs to.
+
+An empty mount point has none, and a storage shared by mistake has another repository's. Anybody who can write to the
+storage can write a marker: it guards against accidents, not against attackers.
+"""
+
+from __future__ import annotations
+
+import re
+
+from backyfs.errors import IntegrityError, ObjectMissingError, StorageError
+from backyfs.storage import MARKER_NAME, Storage
+
+# "backyfs storage 1\n", then a line "repository <uid>\n" for each repository that the marker names: one, or two while
+# a repository is taking over the identity of another one.
+_HEADER = "backyfs storage 1\n"
+_LINE = re.compile(r"repository ([0-9A-Za-z-]{1,36})\n")
+_MARKER = re.compile(f"{re.escape(_HEADER)}((?:{_LINE.pattern}){{1,2}})")
+_MAX_BYTES = 4096
+
+
+def read_marker(storage: Storage) -> frozenset[str] | None:
+    """Return the uids of the repositories that the marker names; None: the storage has no marker.
+
+    Raises:
+        StorageError: it cannot be read, or is not a marker.
+    """
+    try:
+        text = storage.get_object(MARKER_NAME, _MAX_BYTES).decode("ascii", errors="replace")
+    except ObjectMissingError:
+        return None
+    except IntegrityError as error:
+        raise StorageError(f"{error}; {_REMEDY}") from error
+    found = _MARKER.fullmatch(text)
+    if found is None:
+        raise StorageError(f"object {MARKER_NAME} in the storage is damaged or of a newer release; {_REMEDY}")
+    return frozenset(_LINE.findall(found.group(1)))
+
+
+def put_first_marker(storage: Storage, uid: str) -> bool:
+    """Mark a storage that has no marker, durably; return False, having done nothing, if it has one by now.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    return storage.put_new_object(MARKER_NAME, _pack(uid))
+
+
+def replace_marker(storage: Storage, *uids: str) -> None:
+    """Mark a storage with these uids, whatever its marker says, durably.
+
+    Raises:
+        StorageError: it cannot be written; the marker is as it was.
+    """
+    storage.put_object(MARKER_NAME, _pack(*uids))
+    storage.flush()
+
+
+_REMEDY = "if the storage is the right one, move that object away and run `backyfs catalog push --all`"
+
+
+def _pack(*uids: str) -> bytes:
+    return (_HEADER + "".join(f"repository {uid}\n" for uid in uids)).encode("ascii")
