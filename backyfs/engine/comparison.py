@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.blocks import load_block
 from backyfs.engine.window import Window, default_workers
-from backyfs.errors import IntegrityError, InterruptedByUser, StorageError
+from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, WrongStorageError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
 from backyfs.metadata.blobs import load_blobs
 from backyfs.metadata.blockmap import HOLE, page_entries
@@ -145,8 +145,10 @@ class Comparison:
             return self._repository.blocks.fingerprint(block) != blob.fingerprint
         try:
             return block != load_block(self._repository.blocks, blob)
+        except WrongStorageError:
+            raise
         except (IntegrityError, StorageError):
-            return False  # it is damaged, and that was told
+            return False  # it is damaged, and that was reported
 
     def _end(self, index: BlockIndex) -> int:
         return index * self._repository.block_size + block_length(index, *self._geometry)

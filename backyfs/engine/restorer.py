@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from backyfs.engine.imageruns import GAP_BYTES, GapPart, ImageRuns
 from backyfs.engine.parts import PartLoader
 from backyfs.engine.window import Window, default_workers
-from backyfs.errors import IntegrityError, InterruptedByUser, StorageError
+from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, WrongStorageError
 from backyfs.geometry import block_count
 from backyfs.model import DamagedRange
 
@@ -141,6 +141,8 @@ class Restorer:
                     done.equal_bytes += part.length
                     continue
                 block = self._loader.load(part)
+            except WrongStorageError:
+                raise  # the blocks are elsewhere, and whole
             except (IntegrityError, StorageError) as error:
                 self._leave_damaged(part, str(error), done)
                 if part.blob is not None:

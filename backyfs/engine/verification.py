@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.engine.imageruns import GAP_BYTES, GapPart, ImageRuns, Run
 from backyfs.engine.window import Window, default_workers
-from backyfs.errors import IntegrityError, InterruptedByUser, StorageError
+from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, WrongStorageError
 from backyfs.model import DamagedRange
 from backyfs.ranges import ranges
 
@@ -108,6 +108,8 @@ class Verification:
     def _fault_of(self, part: BlockPart) -> str | None:
         try:
             return None if self._present.has_block(part) else _DIFFERS
+        except WrongStorageError:
+            raise
         except (IntegrityError, StorageError) as error:
             return str(error)
 

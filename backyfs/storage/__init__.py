@@ -36,7 +36,8 @@ class Storage(Protocol):
     """A place for objects. All methods may be called from several threads at once.
 
     Every method raises StorageError where the storage fails, with the reason and the object's name. A storage whose
-    place has vanished since it was opened, as an unmounted directory has, fails too: its objects are not missing.
+    place has vanished since it was opened, as an unmounted directory has, raises WrongStorageError: its objects are
+    not missing.
     """
 
     @property

@@ -13,7 +13,7 @@ import secrets
 import threading
 from typing import TYPE_CHECKING
 
-from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError, StorageError
+from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError, StorageError, WrongStorageError
 from backyfs.storage import MARKER_NAME, MAX_OBJECT_BYTES
 from backyfs.storage.listing import BLOB, BLOB_TEMPORARY, NAMED_TEMPORARY, list_stored, remove_leftovers
 from backyfs.storage.localfiles import (
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class DirectoryStorage:
     """A storage in a directory. Opening it makes nothing; `opening.create_directory` does.
 
-    If the directory vanishes or is replaced, as by unmounting its file system, every method raises StorageError.
+    If the directory vanishes or is replaced, as by unmounting its file system, every method raises WrongStorageError.
     """
 
     keeps = True
@@ -205,6 +205,7 @@ class DirectoryStorage:
 
     def list_blobs(self) -> Iterator[BlobUid]:
         """Yield the uid of every object, in no order."""
+        self._require_storage()
         for directory, directories, names in os.walk(self._path, onerror=raise_storage_error):
             if directory == self._path and NAMED in directories:
                 directories.remove(NAMED)
@@ -214,10 +215,12 @@ class DirectoryStorage:
 
     def list_stored(self, prefix: str = "") -> Iterator[StoredObject]:
         """Yield every object whose uid begins with a prefix, in no order. What else lies there is passed over."""
+        self._require_storage()
         return list_stored(self._path, self._fd, prefix)
 
     def remove_leftovers(self, older_than_s: float) -> int:
         """Remove temporary files of blobs and of objects with names that were made so long ago."""
+        self._require_same_directory()
         return remove_leftovers(self._path, self._fd, older_than_s)
 
     def put_object(self, name: str, content: bytes) -> None:
@@ -307,6 +310,7 @@ class DirectoryStorage:
     def list_objects(self, prefix: str) -> Iterator[str]:
         """Yield the names of all objects below a prefix, in no order."""
         check_prefix(prefix)
+        self._require_storage()
         start = f"{self._path}/{prefix.removesuffix('/')}"
         if not os.path.lexists(start):
             return
@@ -333,7 +337,7 @@ class DirectoryStorage:
         except FileNotFoundError:
             is_same = False
         if not is_same:
-            raise StorageError(
+            raise WrongStorageError(
                 f"storage directory {self._path} is not the one that was opened: its file system was unmounted, or "
                 "another one was mounted there; mount the right one"
             )

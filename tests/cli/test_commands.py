@@ -273,7 +273,7 @@ def test_no_repository_says_how_to_make_one(tmp_path, capsys):
     config = make_repository(tmp_path)
     (tmp_path / "backyfs.sqlite").unlink()
     assert run(["-c", str(config), "ls"]) == 1
-    assert "holds no repository; run `backyfs init` to make one" in capsys.readouterr().err
+    assert "holds no repository; run `backyfs initdb` to make one" in capsys.readouterr().err
 
 
 def test_a_storage_that_is_gone_is_told(call, config, image):

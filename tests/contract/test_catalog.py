@@ -159,7 +159,7 @@ def files(repository: Repository, prefix: str) -> set[str]:
 
 
 def test_a_new_repository_is_in_the_catalog(repository: Repository) -> None:
-    assert files(repository, "catalog/") == {"catalog/repository"}
+    assert files(repository, "catalog/") == {"catalog/marker", "catalog/repository"}
     assert found_by_check(repository) == set()
 
 

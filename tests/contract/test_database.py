@@ -225,7 +225,7 @@ def test_tables_are_made_once(database: Database) -> None:
 
 def test_an_empty_database_holds_no_repository(empty: Database) -> None:
     create_file(empty)
-    with pytest.raises(SchemaError, match=r" holds no repository; run `backyfs init` to make one$"):
+    with pytest.raises(SchemaError, match=r" holds no repository; run `backyfs initdb` to make one$"):
         empty.check_revision()
 
 

@@ -8,17 +8,18 @@ import stat
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from backyfs.config import NullStorageConfig
-from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError, StorageError
+from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError, StorageError, WrongStorageError
 from backyfs.model import BlobUid, Buffer
 from backyfs.storage import directory as directory_module
 from backyfs.storage import localfiles
 from backyfs.storage.directory import DirectoryStorage
+from backyfs.storage.marker import put_first_marker, read_marker, replace_marker
 from backyfs.storage.null import NullStorage
 from backyfs.storage.opening import create_directory
 from backyfs.storage.throttling import ThrottledStorage
@@ -365,6 +366,59 @@ def test_objects_with_names_are_there_when_the_storage_is_opened_again(open_stor
     storage = open_storage()
     assert storage.get_object(PAGE, 2) == b"22"
     storage.close()
+
+
+def test_a_new_object_with_a_name_is_there_at_once(open_storage: Callable[[], Storage]) -> None:
+    with closing(open_storage()) as storage:
+        assert storage.put_new_object(PAGE, b"first")
+    with closing(open_storage()) as storage:
+        assert storage.get_object(PAGE, 100) == b"first"
+        assert list(storage.list_objects("catalog/")) == [PAGE]
+
+
+def test_a_new_object_does_not_take_the_place_of_another_one(storage: Storage) -> None:
+    assert storage.put_new_object(PAGE, b"first")
+    assert not storage.put_new_object(PAGE, b"second")
+    assert storage.get_object(PAGE, 100) == b"first"
+    assert list(storage.list_objects("catalog/")) == [PAGE]
+
+
+def test_of_many_that_make_the_same_object_at_once_one_does(open_storage: Callable[[], Storage]) -> None:
+    storages = [open_storage() for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda number: storages[number].put_new_object(PAGE, b"%d" % number), range(8)))
+    assert made.count(True) == 1
+    assert storages[0].get_object(PAGE, 100) == b"%d" % made.index(True)
+    for storage in storages:
+        storage.close()
+
+
+def test_a_storage_says_whether_it_keeps_what_it_is_given(any_storage: Storage) -> None:
+    put(any_storage, A, b"x")
+    assert any_storage.keeps == (any_storage.size(A) is not None)
+
+
+def test_the_marker_of_a_storage_names_its_repository(storage: Storage) -> None:
+    assert read_marker(storage) is None
+    assert put_first_marker(storage, "12345678-aaaa")
+    assert not put_first_marker(storage, "another")
+    assert read_marker(storage) == {"12345678-aaaa"}
+    replace_marker(storage, "one", "two")
+    assert read_marker(storage) == {"one", "two"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\0" * 64, b"backyfs storage 1\n", b"backyfs storage 2\nrepository a\n",
+        b"backyfs storage 1\nrepository a",
+        b"backyfs storage 1\nrepository ../a\n", b"backyfs storage 1\nrepository a\nmore\n", b"x" * 5000, b"\xff",
+    ],
+)  # fmt: skip
+def test_a_marker_that_is_damaged_is_an_error_and_no_other_answer(storage: Storage, content: bytes) -> None:
+    put_object(storage, "catalog/marker", content)
+    with pytest.raises(StorageError, match="move that object away"):
+        read_marker(storage)
 
 
 def test_an_object_that_is_larger_than_it_may_be_is_not_read(storage: Storage) -> None:
@@ -966,11 +1020,51 @@ def test_a_file_is_no_storage(tmp_path: Path) -> None:
 def test_a_storage_that_goes_away_is_not_made_anew(path: Path) -> None:
     with opened(path) as storage:
         path.rename(path.with_name("gone"))
-        with pytest.raises(StorageError, match="No such file or directory"):
+        with pytest.raises(WrongStorageError, match="is not the one that was opened"):
             storage.put(A, [b"x"])
-        with pytest.raises(StorageError, match="No such file or directory"):
-            list(storage.list_blobs())
+        for act in (
+            lambda: list(storage.list_blobs()),
+            lambda: list(storage.list_stored()),
+            lambda: list(storage.list_objects("catalog/")),
+            lambda: storage.get(A),
+            lambda: storage.get_range(A, 0, 1),
+            lambda: storage.get_object(PAGE, 100),
+            lambda: storage.size(A),
+            lambda: storage.delete(A),
+            lambda: storage.delete_object(PAGE),
+            lambda: storage.remove_leftovers(0),
+            lambda: storage.put_object(PAGE, b"x"),
+            lambda: storage.put_new_object(PAGE, b"x"),
+        ):
+            with pytest.raises(WrongStorageError, match="is not the one that was opened"):
+                act()
     assert not path.exists()
+
+
+def test_an_empty_directory_in_the_place_of_the_storage_gets_nothing(path: Path) -> None:
+    with opened(path) as storage:
+        put(storage, A, b"x")
+        storage.put(B, [b"y"])
+        path.rename(path.with_name("mounted elsewhere"))
+        path.mkdir()
+        with pytest.raises(WrongStorageError):
+            storage.flush()
+        with pytest.raises(WrongStorageError):
+            storage.put(BlobUid("ab" * 16), [b"z"])
+    assert list(path.iterdir()) == []
+
+
+def test_a_storage_that_was_mounted_again_can_be_read(path: Path) -> None:
+    with opened(path) as storage:
+        put(storage, A, b"x")
+        put_object(storage, "catalog/marker", b"x")
+        copy = path.with_name("copy")
+        subprocess.run(["cp", "-a", str(path), str(copy)], check=True)
+        path.rename(path.with_name("gone"))
+        copy.rename(path)
+        assert storage.get(A) == b"x"
+        with pytest.raises(BlobMissingError):
+            storage.get(B)
 
 
 def test_a_new_storage_may_lie_deep_and_belongs_to_its_owner(tmp_path: Path) -> None:
@@ -986,9 +1080,26 @@ def test_an_empty_directory_becomes_a_storage(tmp_path: Path) -> None:
 
 def test_a_directory_with_something_in_it_does_not_become_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"theirs")
-    with pytest.raises(StorageError, match=rf"^storage directory {tmp_path} is not empty; name another one$"):
+    refused = rf"^storage directory {tmp_path} is not empty: it holds file; name another one$"
+    with pytest.raises(StorageError, match=refused):
         create_directory(str(tmp_path))
     assert files_below(tmp_path) == ["file"]
+
+
+def test_the_root_of_a_new_file_system_becomes_a_storage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "lost+found").mkdir()
+    assert not create_directory(str(tmp_path))
+    assert "is a mount point; a directory below it would be safer" in caplog.text
+
+
+def test_objects_without_rows_are_taken_where_they_are_expected(tmp_path: Path) -> None:
+    (tmp_path / "a1/b2").mkdir(parents=True)
+    with pytest.raises(StorageError, match="is not empty: it holds a1"):
+        create_directory(str(tmp_path))
+    assert create_directory(str(tmp_path), may_hold_blobs=True)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(StorageError, match="is not empty: it holds photos"):
+        create_directory(str(tmp_path), may_hold_blobs=True)
 
 
 def test_a_place_where_no_directory_can_be_made_is_refused(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_a_place_without_repository_is_refused(config_file: Path, target: Path) 
     database.unlink()
     assert refusal(config_file, target) == (
         1,
-        f"backyfs: error: {database} holds no repository; run `backyfs init` to make one",
+        f"backyfs: error: {database} holds no repository; run `backyfs initdb` to make one",
     )
     assert not database.exists()
 

@@ -55,7 +55,8 @@ def everything_below(directory):
 def test_a_new_repository_has_its_four_parts_and_nothing_else(places, tmp_path):
     report = initialize(places, block_size=BLOCK, encrypted=True)
     assert everything_below(tmp_path) == [
-        "etc/backyfs.cfg", "etc/backyfs.key", "lib/backyfs.sqlite", "lib/data/catalog/repository",
+        "etc/backyfs.cfg", "etc/backyfs.key", "lib/backyfs.sqlite", "lib/data/catalog/marker",
+        "lib/data/catalog/repository",
     ]  # fmt: skip
     assert os.path.isdir(places.storage_path)
     assert report.block_size == BLOCK
@@ -123,7 +124,7 @@ def test_a_storage_that_is_not_empty_is_not_used(places, tmp_path):
     os.makedirs(places.storage_path)
     with open(f"{places.storage_path}/precious", "w", encoding="ascii"):
         pass
-    with pytest.raises(StorageError, match="is not empty; name another one"):
+    with pytest.raises(StorageError, match="is not empty: it holds precious; name another one"):
         initialize(places, block_size=BLOCK, encrypted=True)
     assert everything_below(tmp_path) == ["lib/data/precious"]
 

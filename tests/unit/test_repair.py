@@ -11,7 +11,7 @@ from backyfs.engine.pipeline import Pipeline
 from backyfs.engine.repair import RepairRequest, repair
 from backyfs.engine.restore import restore
 from backyfs.engine.suspects import check_suspects
-from backyfs.errors import InterruptedByUser, SourceError, StorageError
+from backyfs.errors import InterruptedByUser, SourceError, StorageError, WrongStorageError
 from backyfs.geometry import Extent
 from backyfs.metadata.tables import blobs, versions
 from backyfs.model import Deduplication, VersionStatus
@@ -101,13 +101,13 @@ def test_what_was_away_for_a_moment_is_not_marked_by_a_restore(repository, tmp_p
     assert is_valid(repository, version)
 
 
-def test_a_storage_that_is_away_marks_nothing(repository, tmp_path, caplog):
+def test_a_storage_that_is_away_ends_a_restore_and_marks_nothing(repository, tmp_path):
     version = version_of(repository, random_image(tmp_path / "image", 4 * BLOCK))
     data = tmp_path / "repository" / "data"
     data.rename(tmp_path / "away")
     data.mkdir()
-    assert len(restore(repository, version, str(tmp_path / "out")).damaged) == 4
-    assert "are not marked as damaged: the storage gives none of 4 blobs" in caplog.text
+    with pytest.raises(WrongStorageError, match="is not the one that was opened: its file system was unmounted"):
+        restore(repository, version, str(tmp_path / "out"))
     (data.rmdir(), (tmp_path / "away").rename(data))
     assert damaged_uids(repository) == set()
     assert is_valid(repository, version)
