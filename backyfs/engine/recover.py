@@ -10,6 +10,7 @@ its place and is invalid: to read them is an error, and not zeros.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
     from backyfs.model import PageId, Progress, VersionId, VersionRecord
     from backyfs.storage import Storage
 
+_log = logging.getLogger(__name__)
+
 _WORKERS = 8
 _PAGES_AT_ONCE = 32  # of a version are inserted in one transaction: 32,768 blobs, 15 MB
 _BLOBS_AT_ONCE = 50_000  # whose objects are missing are marked in one pass over all pages
@@ -99,13 +102,16 @@ class OpenedCatalog:
     seal: Seal
 
 
-def open_catalog(storage: Storage, ask: Callable[[OpenPart], Secret], repository_key: bytes | None) -> OpenedCatalog:
+def open_catalog(
+    storage: Storage, ask: Callable[[OpenPart], Secret], repository_key: bytes | None, *, expects_key: bool = False
+) -> OpenedCatalog:
     """Open the catalog of a storage, with the key of the repository itself, or with what `ask` returns.
 
-    `ask` is called where a key is needed.
+    `ask` is called where a key is needed. With `expects_key` the repository is known to be encrypted: anybody who can
+    write to the storage can put a catalog there that is not.
 
     Raises:
-        CatalogError: there is none, or its first object is damaged.
+        CatalogError: there is none, its first object is damaged, or it is not encrypted though a key is expected.
         MissingKeyError, WrongKeyError, IntegrityError: it is not opened.
         StorageError: it cannot be read.
     """
@@ -128,7 +134,17 @@ def open_catalog(storage: Storage, ask: Callable[[OpenPart], Secret], repository
         else:
             key = secret.key
     elif not found.is_sealed:
-        key = None
+        if expects_key or key is not None:
+            raise CatalogError(
+                f"the catalog of repository {found.uid} is not encrypted, and a key was given: somebody may have put "
+                "it there in the place of yours. If this repository never was encrypted, give no key and use a "
+                "configuration without one"
+            )
+        _log.warning(
+            "repository %s is not encrypted: nothing vouches for its catalog, and whoever can read the storage can "
+            "read the data. If it was encrypted, do not use what is recovered",
+            found.uid,
+        )
     try:
         repository = open_repository_object(found, key)
     except CatalogError as error:

@@ -92,7 +92,7 @@ def command(
             opened = open_storage(target.config, stop)
         with closing(opened), closing(Database(target.places.database_url)) as database:
             place = database.place
-            catalog = open_catalog(opened, _asked(target, options), page)
+            catalog = open_catalog(opened, _asked(target, options), page, expects_key=_names_key(target, options))
             report = recover(
                 opened,
                 catalog,
@@ -141,6 +141,17 @@ def _target(invocation: Invocation, storage: str | None, to: str | None, options
 
 def _absolute(option: str, text: str) -> str:
     return os.path.abspath(text) if option.endswith("_file") else text
+
+
+def _names_key(target: _Target, options: dict[str, str | None]) -> bool:
+    """Tell whether options or configuration name what opens an encrypted repository."""
+    config = target.config
+    is_configured = (
+        config is not None
+        and config.encryption_version != 0
+        and (config.key is not None or config.passphrase is not None)
+    )
+    return is_configured or any(text is not None for text in options.values())
 
 
 def _asked(target: _Target, options: dict[str, str | None]) -> Callable[[OpenPart], Secret]:

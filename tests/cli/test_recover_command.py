@@ -199,6 +199,46 @@ def test_a_repository_without_encryption_needs_no_key(
     assert (tmp_path / "restored").read_bytes() == image.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--key-file", "{key}"),
+        ("--key-file", "{directory}/no such file"),
+        ("--passphrase-command", "echo no passphrase"),
+        ("--from-recovery", "{page}"),
+    ],
+)
+def test_a_catalog_that_is_not_encrypted_is_refused_where_a_key_is_named(
+    tmp_path: Path, image: Path, config: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    page = tmp_path / "page"
+    assert call_with(config, capsys, "key", "export", page)[0] == 0
+    forged = make_repository(tmp_path / "forged", encrypted=False)
+    assert call_with(forged, capsys, "-q", "backup", image, "disk")[0] == 0
+    filled = [word.format(key=config.with_suffix(".key"), directory=tmp_path, page=page) for word in words]
+    new, database = tmp_path / "new" / "backyfs.cfg", tmp_path / "new" / "db.sqlite"
+    status, _, err = call_with(new, capsys, "recover", data_of(forged), "--to", database, *filled)
+    assert status == 20
+    assert "is not encrypted, and a key was given" in err
+    assert not new.exists()
+    assert not database.exists()
+
+
+def test_a_catalog_that_is_not_encrypted_is_refused_where_the_configuration_has_a_key(
+    tmp_path: Path, image: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call_with(config, capsys, "-q", "backup", image, "disk")[0] == 0
+    forged = make_repository(tmp_path / "forged", encrypted=False)
+    assert call_with(forged, capsys, "-q", "backup", image, "disk")[0] == 0
+    lose_database(config)
+    shutil.rmtree(data_of(config))
+    shutil.copytree(data_of(forged), data_of(config))
+    status, _, err = call_with(config, capsys, "recover")
+    assert status == 20
+    assert "somebody may have put it there" in err
+
+
+
 def test_new_keys_and_passphrases_open_the_catalog_at_once(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
@@ -261,14 +301,13 @@ def test_a_storage_that_is_not_mounted_gets_no_catalog(
     data.rename(config.parent / "elsewhere")
     data.mkdir()
     status, _, err = call("expire", "disk@latest", "2041-01-01")
-    assert status == 0
-    assert "the storage has no catalog, and there was one; is its file system mounted?" in err
+    assert status == 6
+    assert "this is not the storage of this repository: it has no marker" in err
     assert list(data.iterdir()) == []
     data.rmdir()
     (config.parent / "elsewhere").rename(data)
-    assert call("catalog", "check")[0] == 20
-    assert call("-q", "unprotect", "other@latest")[0] == 0  # the next command makes good for it
     assert call("catalog", "check")[0] == 0
+    assert call("-m", "ls")[1] == backed_up
 
 
 def test_differences_are_listed(call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str) -> None:
@@ -339,7 +378,7 @@ def test_a_lost_catalog_is_written_anew(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
 ) -> None:
     shutil.rmtree(config.parent / "data" / "catalog")
-    assert call("catalog", "check")[0] == 20
+    assert call("catalog", "check")[0] == 6
     status, out, _ = call("--json", "catalog", "push", "--all")
     report: dict[str, Any] = json.loads(out)
     assert (status, report["versions"]) == (0, 2)
