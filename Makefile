@@ -3,7 +3,7 @@
 # Every target brings its own set-up. With PYTHON=python3.12 (or a path) that interpreter makes .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test demo lint bench soak clean
+.PHONY: help venv test demo lint bench soak lock clean
 
 python := .venv/bin/python
 ready  := .venv/.ready
@@ -15,7 +15,7 @@ help: ## list the targets
 venv: $(ready) ## set up: missing Debian packages and .venv
 
 # The script writes the stamp itself, as its last step.
-$(ready): pyproject.toml contrib/setup.sh
+$(ready): pyproject.toml contrib/setup.sh requirements/build.txt requirements/dev.txt
 	@contrib/setup.sh
 
 test: lint ## set up, check the code, run the whole test suite
@@ -33,6 +33,9 @@ bench: $(ready) ## measure backyfs against references (twelve minutes, 12 GiB of
 
 soak: $(ready) ## twenty minutes of backups, cleanups and mounts that are killed (SOAK_MINUTES=20)
 	$(python) -m tests.soak
+
+lock: ## move requirements/*.txt to the newest releases (PACKAGE=name: only that one)
+	@contrib/lock.sh $(PACKAGE)
 
 clean: ## remove caches and what was built; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

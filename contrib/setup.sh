@@ -135,6 +135,15 @@ make_environment() {
     quietly "$python" -m venv --clear "$venv" || fail "$python cannot make $venv; the reason is above"
 }
 
+# Exactly the files that requirements/*.txt name by hash (see contrib/lock.sh). What builds packages comes first, and
+# builds take it from here: a build of its own would fetch whatever is newest.
+install_python() {
+    local pip=("$venv/bin/python" -m pip install -q --disable-pip-version-check --no-input)
+    quietly "${pip[@]}" --require-hashes --only-binary :all: -r requirements/build.txt &&
+        quietly "${pip[@]}" --require-hashes --no-build-isolation -r requirements/dev.txt &&
+        quietly "${pip[@]}" --no-deps --no-build-isolation -e .
+}
+
 main() {
     set_up_packages
     make_environment
@@ -142,7 +151,7 @@ main() {
     log=$venv/setup.log
     cp "$early_log" "$log"
     say "installing backyfs and its development tools into $venv"
-    quietly "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-input -e '.[dev]' ||
+    install_python ||
         fail "pip could not install backyfs; the reason is above, all of it is in $log"
     touch "$ready"
     say "done"
