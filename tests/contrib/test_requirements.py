@@ -21,7 +21,8 @@ def pinned(file: str) -> dict[str, tuple[Requirement, list[str]]]:
     for line in text.splitlines():
         if line and not line.lstrip().startswith("#"):
             requirement = Requirement(line.split(" --hash=")[0].strip())
-            found[canonicalize_name(requirement.name)] = (requirement, re.findall(r"--hash=sha256:([0-9a-f]{64})", line))
+            hashes = re.findall(r"--hash=sha256:([0-9a-f]{64})", line)
+            found[canonicalize_name(requirement.name)] = (requirement, hashes)
     return found
 
 
