@@ -280,6 +280,9 @@ class _Checks:
             if not storage.keeps:
                 yield Grade.WARNING, "it is of type null and keeps nothing; name a storage of another type"
                 return
+            if not self.state:
+                yield Grade.SKIPPED, f"{_place(self.config)} is there; whether it is the right one, the database knows"
+                return
             marked = self._claimed(storage)
             uid, stored = BlobUid(secrets.token_hex(16)), secrets.token_bytes(_TEST_BYTES)
             try:
@@ -294,9 +297,7 @@ class _Checks:
         yield Grade.OK, f"{_place(self.config)}: {marked}a test object was written, read and deleted"
 
     def _claimed(self, storage: Storage) -> str:
-        """Return what the marker of the storage says, before anything is written there; empty where nobody can know."""
-        if not self.state:
-            return ""
+        """Return what the marker of the storage says, before anything is written there."""
         with closing(Database(self.config.database_url)) as database:
             if self.state[0] is SchemaState.OLDER:
                 with database.read() as connection:

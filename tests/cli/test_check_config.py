@@ -202,9 +202,11 @@ def test_a_database_that_is_gone_is_a_failure_and_the_key_waits_for_it(found, co
     (config.parent / "backyfs.sqlite").unlink()
     status, results = found()
     assert status == 1
-    assert results["database"] == [
-        ("failed", f"{config.parent}/backyfs.sqlite holds no repository; run `backyfs initdb` to make one")
-    ]
+    (database,) = results["database"]
+    assert database[0] == "failed"
+    assert database[1].startswith(f"{config.parent}/backyfs.sqlite holds no repository, but the storage holds a copy")
+    assert "run `backyfs recover` to rebuild the database" in database[1]
+    assert results["storage"][0][0] == "skipped"
     assert results["key"][0][0] == "skipped"
     assert not (config.parent / "backyfs.sqlite").exists()
 

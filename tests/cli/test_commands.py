@@ -272,6 +272,7 @@ def test_mount_ends_at_once_with_the_wrong_key(config, tmp_path):
 def test_no_repository_says_how_to_make_one(tmp_path, capsys):
     config = make_repository(tmp_path)
     (tmp_path / "backyfs.sqlite").unlink()
+    shutil.rmtree(tmp_path / "data" / "catalog")
     assert run(["-c", str(config), "ls"]) == 1
     assert "holds no repository; run `backyfs initdb` to make one" in capsys.readouterr().err
 
