@@ -132,7 +132,10 @@ class Invocation:
             _log.warning("the catalog in the storage lacks what was done: %s; run `backyfs catalog push`", error)
 
     def _keep_catalog(self, repository: Repository) -> None:
-        """Tell the catalog in the storage what the command has changed; who interrupts it does not wait for that."""
+        """Write to the catalog what the command itself has changed, unless it was interrupted.
+
+        Library functions do so themselves, after which there is nothing left to do.
+        """
         if repository.database.has_written and not self.interrupted.is_set():
             from backyfs.engine.publish import keep_catalog  # noqa: PLC0415 - many commands change nothing
 

@@ -22,6 +22,7 @@ from backyfs.engine.job import Job
 from backyfs.engine.marking import revive_repaired_versions
 from backyfs.engine.pipeline import Pipeline
 from backyfs.engine.plan import plan_backup
+from backyfs.engine.publish import catalog_kept
 from backyfs.engine.sampling import Sampling
 from backyfs.errors import UsageError, VersionError, VersionIncompleteError, VersionNotFoundError
 from backyfs.geometry import block_count
@@ -104,14 +105,14 @@ def backup(
     _check_text("the snapshot name", request.snapshot_name, least=0)
     started = time.monotonic()
     statistics = BackupStatistics()
-    with Job(repository.database, f"backup {request.name}") as job:
+    with catalog_kept(repository, stop), Job(repository.database, f"backup {request.name}") as job:
         if request.base is not None:
             _hold_base(repository, job, request.base)
         plan = _plan(repository, source, request)
-        version = _begin(repository, job, source, request)
+        version = _begin(job, source, request, stop)
         if announce is not None:
             announce(version)
-        inherited = Inherited(repository, version, plan, request.base)
+        inherited = Inherited(repository, job, version, plan, request.base)
         inherited.enter_what_is_not_read()
         if plan is not None and plan.has_base:
             statistics.blocks_sparse = len(plan.zeros)
@@ -125,8 +126,9 @@ def backup(
         finally:
             progress.stop()
         inherited.enter_what_was_left()
-        report = _finish(repository, version, statistics, time.monotonic() - started)
-        return replace(report, blobs_repaired=pipeline.blobs_repaired, versions_valid=_revive(repository, pipeline))
+        report = _finish(repository, job, version, statistics, time.monotonic() - started)
+        revived = _revive(repository, job, pipeline.blobs_repaired)
+        return replace(report, blobs_repaired=pipeline.blobs_repaired, versions_valid=revived)
 
 
 def _hold_base(repository: Repository, job: Job, base: Version) -> None:
@@ -162,14 +164,14 @@ def _plan(repository: Repository, source: Source, request: BackupRequest) -> Pla
     return plan
 
 
-def _begin(repository: Repository, job: Job, source: Source, request: BackupRequest) -> Version:
+def _begin(job: Job, source: Source, request: BackupRequest, stop: Callable[[], bool]) -> Version:
     """Return the version to fill, held by the job."""
     now = datetime.now(UTC)
     if request.continued is not None:
-        job.hold_alone(request.continued)
-        with repository.database.write() as connection:
+        job.hold_alone(request.continued, stop=stop)
+        with job.write() as connection:
             return _continue(connection, source, request)
-    with repository.database.write() as connection:
+    with job.write() as connection:
         tags = request.tags if request.tags is not None else _automatic_tags(connection, request.name, now)
         version = create_version(
             connection,
@@ -226,27 +228,27 @@ def _check_text(what: str, text: str, *, least: int) -> None:
         raise UsageError(f"{what} of a version is {text!r}, which is not UTF-8; write it in UTF-8") from None
 
 
-def _revive(repository: Repository, pipeline: Pipeline) -> tuple[VersionUid, ...]:
+def _revive(repository: Repository, job: Job, blobs_repaired: int) -> tuple[VersionUid, ...]:
     """Make the versions valid again that are whole since a backup met what was damaged in them."""
     with repository.database.read() as connection:
         # A backup that was killed may have repaired the last of it.
-        may_be_whole = pipeline.blobs_repaired or not has_damage(connection)
+        may_be_whole = blobs_repaired or not has_damage(connection)
     if not may_be_whole:
         return ()
-    revived = revive_repaired_versions(repository)
-    if pipeline.blobs_repaired:
+    revived = revive_repaired_versions(repository, job)
+    if blobs_repaired:
         _log.warning(
             "%d damaged blobs were met in the source and stored anew; valid again: %s",
-            pipeline.blobs_repaired,
+            blobs_repaired,
             ", ".join(revived) or "no version",
         )
     return revived
 
 
 def _finish(
-    repository: Repository, version: Version, statistics: BackupStatistics, duration_s: float
+    repository: Repository, job: Job, version: Version, statistics: BackupStatistics, duration_s: float
 ) -> BackupReport:
-    with repository.database.write() as connection:
+    with job.write() as connection:  # a version that lost its job may have lost its blobs
         forget_holes(connection, version.id, block_count(version.size_bytes, repository.block_size))
         set_status(connection, version.id, VersionStatus.VALID)
         insert_statistics(

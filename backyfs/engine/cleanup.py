@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from backyfs.engine.job import Job
+from backyfs.engine.publish import catalog_kept, keep_catalog
 from backyfs.engine.window import Window
 from backyfs.errors import InterruptedByUser
 from backyfs.metadata.garbage import (
@@ -72,20 +73,19 @@ def cleanup(
     grace_s: float = GRACE_S,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
-    before_deleting: Callable[[], None] = lambda: None,
 ) -> CleanupReport:
-    """Delete what no version needs, but for blobs that were stored less than `grace_s` seconds ago.
+    """Delete what no version needs, except blobs that were stored less than `grace_s` seconds ago.
 
-    What an earlier cleanup has left comes first: that makes room where a disk is full. `before_deleting` is called
-    when it is known which objects are to be deleted, and before they are: what else names them is to be told.
+    What an earlier cleanup has left comes first: that makes room where a disk is full. The catalog is brought up to
+    date before any object is deleted, so that it does not name objects that are gone.
 
     Raises:
         InterruptedByUser: `stop` said so; the next cleanup goes on.
         StorageError, DatabaseError, JobLostError: likewise.
     """
     started = time.monotonic()
-    with Job(repository.database, "cleanup") as job:
-        cleaner = Cleaner(repository, job, job.track(progress or NoProgress()), stop, before_deleting)
+    with catalog_kept(repository, stop), Job(repository.database, "cleanup", writes_blobs=False) as job:
+        cleaner = Cleaner(repository, job, job.track(progress or NoProgress()), stop)
         cleaner.run(grace_s)
     cleaner.report.duration_s = time.monotonic() - started
     return cleaner.report
@@ -94,20 +94,13 @@ def cleanup(
 class Cleaner:
     """One cleanup under way. Owned by the thread that calls `run`."""
 
-    def __init__(
-        self,
-        repository: Repository,
-        job: Job,
-        progress: Progress,
-        stop: Callable[[], bool],
-        before_deleting: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, repository: Repository, job: Job, progress: Progress, stop: Callable[[], bool]) -> None:
+        self._repository = repository
         self._database = repository.database
         self._storage = repository.blocks.storage
         self._job = job
         self._progress = progress
         self._stop = stop
-        self._before_deleting = before_deleting
         self.report = CleanupReport()
 
     def run(self, grace_s: float) -> None:
@@ -175,7 +168,7 @@ class Cleaner:
             if batch:
                 last = batch[-1].id
                 self.check()
-                self._before_deleting()
+                keep_catalog(self._repository, stop=self._stop)
             for start in range(0, len(batch), _RUN_BLOBS):
                 window.submit(self._delete_run, batch[start : start + _RUN_BLOBS])
             self._forget(gone)

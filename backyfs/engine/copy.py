@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from backyfs.engine.silence import remove_silent_jobs
 from backyfs.errors import JobsRunningError, UsageError
 from backyfs.metadata.database import Database, sqlite_path
 from backyfs.metadata.duplicate import copied_tables, copy_rows, digest_rows, require_equal
@@ -69,6 +70,7 @@ def _is_same(source: Database, target: Database) -> bool:
 
 
 def _copy(source: Database, target: Database) -> dict[str, int]:
+    remove_silent_jobs(source)
     with source.write() as reading:  # as a writer: nobody changes it meanwhile
         running = jobs_in(reading)
         if running:

@@ -18,7 +18,9 @@ from backyfs.engine.cleanup import GRACE_S, Cleaner, plan_cleanup
 from backyfs.engine.job import Job
 from backyfs.engine.marking import Marked, mark_versions
 from backyfs.engine.orphans import Comparison, StorageListing, least_age_s
+from backyfs.engine.publish import catalog_kept
 from backyfs.engine.recount import RecountReport, recount
+from backyfs.engine.silence import remove_silent_jobs
 from backyfs.model import BlobId, NoProgress
 
 if TYPE_CHECKING:
@@ -69,7 +71,8 @@ def plan_full_cleanup(
     Raises:
         What `full_cleanup` raises.
     """
-    with Job(repository.database, "cleanup --full --dry-run") as job:
+    remove_silent_jobs(repository.database, stop=stop)
+    with Job(repository.database, "cleanup --full --dry-run", writes_blobs=False) as job:
         check = Cleaner(repository, job, NoProgress(), stop).check
         counted = recount(repository.database, check, correct=False)
         found = StorageListing(repository, check, prefix=prefix, grace_s=grace_s).run(doom=False)
@@ -90,12 +93,11 @@ def full_cleanup(
     prefix: str = "",
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
-    before_deleting: Callable[[], None] = lambda: None,
     tell: Callable[[Version, DamagedRange], None] = lambda _version, _damage: None,
 ) -> FullReport:
     """Put references right, delete what no version needs and what no row names, mark and tell what is missing.
 
-    Of the storage only objects are looked at whose uids begin with `prefix`. `before_deleting` is as in `cleanup`.
+    Of the storage only objects are looked at whose uids begin with `prefix`. The catalog is kept as by `cleanup`.
 
     Raises:
         CatalogError: the storage is not that of this database; nothing was deleted that has no row.
@@ -103,9 +105,10 @@ def full_cleanup(
         MissingKeyError: something seems to be damaged, and there is no key to look at it.
     """
     started = time.monotonic()
-    with Job(repository.database, "cleanup --full") as job:
+    remove_silent_jobs(repository.database, stop=stop)
+    with catalog_kept(repository, stop), Job(repository.database, "cleanup --full", writes_blobs=False) as job:
         shown = job.track(progress or NoProgress())
-        cleaner = Cleaner(repository, job, shown, stop, before_deleting)
+        cleaner = Cleaner(repository, job, shown, stop)
         counted = recount(repository.database, cleaner.check)
         cleaner.run(grace_s)
         found = StorageListing(repository, cleaner.check, prefix=prefix, grace_s=grace_s).run(doom=True)

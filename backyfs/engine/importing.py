@@ -25,6 +25,7 @@ from backyfs.engine.export_format import (
     SharedPageRecord,
     read_export,
 )
+from backyfs.engine.silence import remove_silent_jobs
 from backyfs.errors import (
     ExportFormatError,
     IntegrityError,
@@ -85,6 +86,7 @@ def import_versions(repository: Repository, file: BinaryIO, *, configured_key: b
         with repository.database.read() as connection:
             identity = load_identity(connection)
             versions = tuple(_check(connection, _records(whole, identity.block_size), identity))
+        remove_silent_jobs(repository.database)
         with repository.database.write() as connection:
             records = _records(whole, identity.block_size)
             importer = _Importer(repository, connection, configured_key)

@@ -22,6 +22,7 @@ from backyfs.ranges import Ranges, ranges
 if TYPE_CHECKING:
     from array import array
 
+    from backyfs.engine.job import Job
     from backyfs.engine.plan import Plan
     from backyfs.metadata.database import Connection
     from backyfs.model import Version
@@ -31,9 +32,12 @@ if TYPE_CHECKING:
 class Inherited:
     """The block map of a new version where its source is not read. For one thread."""
 
-    def __init__(self, repository: Repository, version: Version, plan: Plan | None, base: Version | None) -> None:
-        """Look at a version as it is; without a plan, what is not read is zeros."""
+    def __init__(
+        self, repository: Repository, job: Job, version: Version, plan: Plan | None, base: Version | None
+    ) -> None:
+        """Look at a version as it is, which `job` holds; without a plan, what is not read is zeros."""
         self._repository = repository
+        self._job = job
         self._version = version
         self._plan = plan
         self._base = base
@@ -67,11 +71,12 @@ class Inherited:
 
         Raises:
             DatabaseError: they cannot be written.
+            JobLostError: another command took this one for dead.
         """
         if self._plan is None or self._base is None:
             return
         settled = self._plan.pages_with_reads() | self.begun
-        with self._repository.database.write() as connection:
+        with self._job.write() as connection:  # else the base may be gone, and its pages with it
             shared = []
             for page_no, page_id in list_pages(connection, self._base.id):
                 if page_no >= page_count(self._blocks) or page_no in settled:
@@ -87,9 +92,10 @@ class Inherited:
 
         Raises:
             DatabaseError: it cannot be written.
+            JobLostError: another command took this one for dead.
         """
         for page_no in self.begun:
-            with self._repository.database.write() as connection:
+            with self._job.write() as connection:
                 entries = load_page(connection, self._version.id, page_no)
                 if entries is not None and ABSENT in entries:
                     commit_page(connection, self._version.id, page_no, self._initial(connection, page_no))

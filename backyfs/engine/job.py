@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from backyfs.engine.silence import remove_silent_jobs
 from backyfs.engine.telling import TellingProgress
 from backyfs.errors import DatabaseError, JobLostError, VersionError
 from backyfs.metadata import jobs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from backyfs.metadata.database import Connection, Database
     from backyfs.model import Progress, Version, VersionId
 
-_FIRST_BEAT_S = 2     # the next ones follow every jobs.HEARTBEAT_S
+FIRST_BEAT_S = 2      # the first beats follow each other so closely: of a short command one wants to see more, too
+_BEATS_A_RUN = 5      # until they are as far apart as a fifth of the time so far, and at most jobs.HEARTBEAT_S
 _TEXT_EVERY_S = 0.25
 
 _log = logging.getLogger(__name__)
@@ -28,14 +33,22 @@ class Job:
     One that only reads goes without its row where nobody can write to the database: nobody can remove anything there.
     """
 
-    def __init__(self, database: Database, command: str, *, only_reads: bool = False) -> None:
-        """Prepare a job; `command` is what others see of it."""
+    def __init__(
+        self, database: Database, command: str, *, writes_blobs: bool = True, only_reads: bool = False
+    ) -> None:
+        """Prepare a job; `command` is what others see of it.
+
+        `writes_blobs`: it may put objects into the storage before they have rows; `cleanup --full` spares these. A
+        job that only reads does not.
+        """
         self._database = database
         self._command = command
+        self._writes_blobs = writes_blobs and not only_reads
         self._is_registered = not (only_reads and database.is_read_only)
         self._ended = threading.Event()
         self._lost = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="backyfs-heartbeat", daemon=True)
+        self._tracked: TellingProgress | None = None
         self.progress = ""  # what `backyfs jobs` shows; written by the command, read by the heartbeat
 
     def hold(self, version_id: VersionId) -> None:
@@ -44,23 +57,28 @@ class Job:
         Raises:
             VersionNotFoundError: it was removed.
             DatabaseError: that could not be stored.
+            JobLostError: another command took this one for dead.
         """
         if self._is_registered:
-            with self._database.write() as connection:
+            with self.write() as connection:
                 jobs.hold_version(connection, self._id, version_id)
 
     def hold_new(self, connection: Connection, version_id: VersionId) -> None:
         """Hold a version in the transaction that makes it: nobody can remove it before it is held."""
         jobs.hold_version(connection, self._id, version_id)
 
-    def hold_alone(self, version: Version) -> None:
-        """Hold a version that no other job may use meanwhile.
+    def hold_alone(self, version: Version, *, stop: Callable[[], bool] = lambda: False) -> None:
+        """Hold a version that no other job may use at the same time.
 
         Raises:
-            VersionError: another one does.
+            VersionError: another job holds it.
+            VersionNotFoundError: it was removed.
+            InterruptedByUser: `stop` returned True.
             DatabaseError: that could not be stored.
+            JobLostError: another command took this one for dead.
         """
-        with self._database.write() as connection:
+        remove_silent_jobs(self._database, stop=stop)
+        with self.write() as connection:
             jobs.hold_version(connection, self._id, version.id)
             others = jobs.other_holders(connection, jobs.this_process(), self._id, version.uid)
         if others:
@@ -82,18 +100,32 @@ class Job:
 
         It belongs to one thread, as `progress` does.
         """
-        return TellingProgress(progress, self._tell, self._forget, every_s=_TEXT_EVERY_S)
+        self._tracked = TellingProgress(progress, self._tell, self._forget, every_s=_TEXT_EVERY_S)
+        return self._tracked
 
     @property
     def lost(self) -> bool:
         """Whether the row of this job is gone."""
         return self._lost.is_set()
 
-    def confirm(self, connection: Connection) -> None:
-        """Make sure of it in the transaction that names objects which nobody else knows of yet.
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Give a write transaction in which this job is known to be alive.
 
-        A cleanup deletes such objects where no job is left that could have made them: a host that was suspended in
-        between must not name them.
+        Whatever others must not lose is written in one: rows of objects, pages, the status of a version. Once others
+        take a job for dead they no longer spare what it holds and has stored, so it must not name that afterwards. A
+        host that was suspended in between does not know.
+
+        Raises:
+            JobLostError: the row of this job is gone.
+            DatabaseError: the database fails; nothing of the transaction was done.
+        """
+        with self._database.write() as connection:
+            self.confirm(connection)
+            yield connection
+
+    def confirm(self, connection: Connection) -> None:
+        """Make sure in a write transaction that this job is alive; see `write`.
 
         Raises:
             JobLostError: the row of this job is gone.
@@ -121,14 +153,17 @@ class Job:
         self.progress = ""  # what is not finished is said by the next start
 
     def _beat(self) -> None:
-        pause_s = _FIRST_BEAT_S
+        began_s = time.monotonic()
+        pause_s: float = FIRST_BEAT_S
         while not self._ended.wait(pause_s):
-            pause_s = jobs.HEARTBEAT_S
+            elapsed_s = time.monotonic() - began_s
+            pause_s = min(jobs.HEARTBEAT_S, max(FIRST_BEAT_S, elapsed_s / _BEATS_A_RUN))
+            progress = "" if self._tracked is None else self._tracked.text()
             try:
                 with self._database.write() as connection:
-                    alive = jobs.beat(connection, self._id, self.progress)
+                    alive = jobs.beat(connection, self._id, progress or self.progress)
             except DatabaseError as error:
-                _log.warning("heartbeat failed, trying again in %d s: %s", jobs.HEARTBEAT_S, error)
+                _log.warning("heartbeat failed, trying again in %.0f s: %s", pause_s, error)
                 continue
             if not alive:
                 self._lost.set()
@@ -139,7 +174,9 @@ class Job:
             _log.warning("%s is on a read-only file system: others do not see this command", self._database.place)
             return self
         with self._database.write() as connection:
-            self._id = jobs.register_job(connection, jobs.this_process(), self._command)
+            self._id = jobs.register_job(
+                connection, jobs.this_process(), self._command, writes_blobs=self._writes_blobs
+            )
         self._thread.start()
         return self
 

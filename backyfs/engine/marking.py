@@ -29,6 +29,7 @@ from backyfs.model import BlobId, BlockIndex, DamagedRange, VersionStatus
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from backyfs.engine.job import Job
     from backyfs.metadata.blockmap import Entries
     from backyfs.metadata.database import Connection
     from backyfs.model import PageId, PageNumber, Version, VersionId, VersionUid
@@ -107,13 +108,16 @@ def _tell(
     return sum(1 for _ in told), versions
 
 
-def revive_versions(repository: Repository, chosen: Collection[VersionId] | None) -> tuple[VersionUid, ...]:
+def revive_versions(
+    repository: Repository, job: Job, chosen: Collection[VersionId] | None
+) -> tuple[VersionUid, ...]:
     """Make invalid versions valid again that have nothing damaged any more, of those that were chosen; return them.
 
     All their blobs have been read by a scrub, now or earlier, or they were valid until damage was found in them.
 
     Raises:
         DatabaseError: that could not be stored.
+        JobLostError: another command took this one for dead.
     """
     with repository.database.read() as connection:
         damaged = damaged_blobs(connection)
@@ -127,7 +131,7 @@ def revive_versions(repository: Repository, chosen: Collection[VersionId] | None
         ]
     uids = []
     for version in whole:
-        with repository.database.write() as connection:
+        with job.write() as connection:
             if not damaged_blobs(connection) <= damaged:  # a scrub found more meanwhile, of this one for all we know
                 break
             if mark_valid(connection, version.id):
@@ -135,15 +139,16 @@ def revive_versions(repository: Repository, chosen: Collection[VersionId] | None
     return tuple(uids)
 
 
-def revive_repaired_versions(repository: Repository) -> tuple[VersionUid, ...]:
+def revive_repaired_versions(repository: Repository, job: Job) -> tuple[VersionUid, ...]:
     """Make versions valid again that were so until damage was found in them, and have none any more; return them.
 
     Raises:
         DatabaseError: that could not be stored.
+        JobLostError: another command took this one for dead.
     """
     with repository.database.read() as connection:
         chosen = were_valid(connection)
-    return revive_versions(repository, chosen) if chosen else ()
+    return revive_versions(repository, job, chosen) if chosen else ()
 
 
 def _may_be_valid(connection: Connection, version: Version) -> bool:

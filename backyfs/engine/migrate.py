@@ -24,6 +24,7 @@ from backyfs.blocks import load_block, new_blob_uids, new_shelf, save_blocks
 from backyfs.engine.blobchecker import is_lost
 from backyfs.engine.blobset import BlobSet
 from backyfs.engine.job import Job
+from backyfs.engine.publish import catalog_kept
 from backyfs.engine.window import Window, default_workers
 from backyfs.errors import BackyfsError, BlobMissingError, IntegrityError, InterruptedByUser, StorageError
 from backyfs.metadata.batches import batches
@@ -112,7 +113,7 @@ def migrate(
         StorageError, DatabaseError, JobLostError: likewise.
     """
     started = time.monotonic()
-    with Job(repository.database, "migrate-encryption") as job:
+    with catalog_kept(repository, stop), Job(repository.database, "migrate-encryption") as job:
         chosen = _chosen(repository, request.versions)
         migrator = _Migrator(repository, request, _plan(repository, request, chosen), job, stop)
         migrator.run(chosen, job.track(progress or NoProgress()))
@@ -253,9 +254,7 @@ class _Migrator:
     def _take(self, window: Window[_Done]) -> None:
         for done in window.results():
             self._unflushed += done.sealed
-            for sealed in done.sealed:
-                self._unflushed_bytes += sealed.saved.stored_size
-                self._progress.advance(sealed.blob.size)
+            self._unflushed_bytes += sum(sealed.saved.stored_size for sealed in done.sealed)
             for blob, reason in done.damaged:
                 self._note_damaged(blob, reason)
             if done.error is not None:
@@ -280,9 +279,9 @@ class _Migrator:
         self._repository.blocks.storage.flush()
         now = datetime.now(UTC)
         for batch in batches(self._unflushed):
-            with self._repository.database.write() as connection:
-                self._job.confirm(connection)
+            with self._job.write() as connection:
                 changed = replace_objects(connection, batch, now)
+            self._progress.advance(sum(sealed.blob.size for sealed in batch))
             for sealed in batch:
                 if sealed.blob.fingerprint is not None:
                     self._coming.pop(sealed.blob.fingerprint, None)
@@ -303,7 +302,7 @@ class _Migrator:
             page_ids = list(pages_naming(connection, merged))
         for start in range(0, len(page_ids), _PAGES_AT_ONCE):
             # Where a cleanup took the other one, the next migration seals this one.
-            with suppress(BlobsGoneError), self._repository.database.write() as connection:
+            with suppress(BlobsGoneError), self._job.write() as connection:
                 for page_id in page_ids[start : start + _PAGES_AT_ONCE]:
                     replace_blobs(connection, page_id, merged)
         self.report.merged += len(merged)

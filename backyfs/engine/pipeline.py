@@ -2,9 +2,10 @@
 
     plan -> read, hash -> look up -> seal, put -> flush -> insert blobs -> commit pages
             worker        owner      worker       worker   owner           owner
+                                                           (`committer`)
 
 Each block's bytes stay in one of a fixed number of buffers until they are stored or found, so memory does
-not depend on the image. The owner is the thread that calls `run`.
+not depend on the image. The owner is the thread that calls `run`. A block counts as done when it is known or durable.
 """
 
 from __future__ import annotations
@@ -12,31 +13,27 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import cycle, groupby
 from typing import TYPE_CHECKING
 
 from backyfs.blocks import new_blob_uids, new_shelf
-from backyfs.engine.freshpages import FreshPages
-from backyfs.engine.mapbuilder import MapBuilder
-from backyfs.engine.repairs import Repairs
+from backyfs.engine.committer import Committer
 from backyfs.engine.tasks import Flushed, Hashed, Published, Result, Stored, Tasks
 from backyfs.engine.window import Window, default_workers
 from backyfs.errors import BackyfsError, InterruptedByUser
-from backyfs.geometry import PAGE_ENTRIES, BlockRun, block_count, block_length, block_runs, page_position
-from backyfs.metadata.blobs import find_blobs, insert_blobs
-from backyfs.metadata.blockmap import ABSENT, HOLE, BlobsGoneError, commit_page
+from backyfs.geometry import BlockRun, block_count, block_length, block_runs, page_position
+from backyfs.metadata.blobs import find_blobs
+from backyfs.metadata.blockmap import ABSENT, HOLE
 from backyfs.model import BlockIndex, Deduplication
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Callable, Iterable, Iterator
 
     from backyfs.engine.inherited import Inherited
     from backyfs.engine.job import Job
     from backyfs.engine.plan import Plan
     from backyfs.metadata.stats import BackupStatistics
-    from backyfs.model import BlobId, BlobUid, PageNumber, Progress, SavedBlob, Version
+    from backyfs.model import BlobId, BlobUid, Progress, SavedBlob, Version
     from backyfs.repository import Repository
     from backyfs.sources import Source
 
@@ -47,7 +44,9 @@ _BUFFER_BYTES = 64 << 20  # in all buffers together, as far as enough of them fi
 _LOOK_UP_RUNS = 4         # are looked up at once: a query for one run costs as much as hashing it
 _FLUSH_BYTES = 64 << 20   # a flush begins when so much was stored since the last one, or
 _FLUSH_BLOBS = 4096       # so many blobs, or
-_FLUSH_S = 5.0            # when that was so long ago: a killed backup loses no more
+_FLUSH_S = 5.0            # when that was so long ago: a killed backup loses no more. The first flushes of a backup
+_FIRST_FLUSH_S = 1.0      # follow each other sooner, because its progress moves with them
+_FLUSHES_A_RUN = 4        # until they are as far apart as a quarter of the time so far
 _COMMIT_S = 2.0           # so often pages are committed that are not complete: it can be continued from there
 
 
@@ -59,11 +58,14 @@ class _Unflushed:
     stored_bytes: int = 0
     since: float = field(default_factory=time.monotonic)
 
-    def is_due(self) -> bool:
+    def is_due(self, began_s: float) -> bool:
+        """Tell whether to flush in a backup that began at this time on the monotonic clock."""
+        now = time.monotonic()
+        pause_s = min(_FLUSH_S, max(_FIRST_FLUSH_S, (now - began_s) / _FLUSHES_A_RUN))
         return bool(self.saved) and (
             self.stored_bytes >= _FLUSH_BYTES
             or len(self.saved) >= _FLUSH_BLOBS
-            or time.monotonic() - self.since >= _FLUSH_S
+            or now - self.since >= pause_s
         )
 
 
@@ -95,28 +97,25 @@ class Pipeline:
         self._block_size = repository.block_size
         self._blocks = block_count(version.size_bytes, self._block_size)
         self._tasks = Tasks(source, repository.blocks, self._block_size)
-        self._fresh = FreshPages(repository)
         self._plan = plan
         self._inherited = inherited
-        self._map = MapBuilder(self._blocks, inherited.initial, inherited.committed)
+        self._committer = Committer(repository, version, job, self._tasks, statistics, progress, inherited)
         self._run_blocks = max(1, min(_RUN_BLOCKS, _RUN_BYTES // self._block_size))
         # Small blocks are mostly Python's work, of which one thread does as much as several.
         self._workers = default_workers() - (1 if self._run_blocks > _FEW_BLOCKS else 0)
         self._buffers = self._make_buffers()
-        self._repairs = Repairs(repository)
-        self._coming: dict[bytes, BlobUid] = {}  # blobs that have no row yet, by fingerprint
-        self._waiting: dict[BlobUid, list[BlockIndex]] = {}  # the blocks that are to get them
         self._reading = 0  # runs that workers read
         self._hashed: list[Hashed] = []  # runs that were read and not looked up
+        self._began_s = time.monotonic()
         self._unflushed = _Unflushed()
         self._flushing = False
-        self._begun_committed_s = time.monotonic()
+        self._known_bytes = 0  # that were read and need not be stored
         self._shelves = self._new_shelves()
 
     @property
     def blobs_repaired(self) -> int:
-        """How many damaged blobs were stored anew."""
-        return self._repairs.blobs
+        """How many damaged blobs were stored again."""
+        return self._committer.repairs.blobs
 
     def run(self) -> None:
         """Bring the whole source into the block map.
@@ -135,7 +134,7 @@ class Pipeline:
                 if isinstance(error, InterruptedByUser):
                     self._check()  # tells of the version, where a worker could not
                 raise
-            self._map.end()
+            self._committer.map.end()
             self._commit_pages()
 
     def _make_buffers(self) -> list[bytearray]:
@@ -159,7 +158,7 @@ class Pipeline:
                 while not self._buffers:
                     self._handle(window)
                 self._check()
-                self._map.expect(part)
+                self._committer.map.expect(part)
                 self._reading += 1
                 window.submit(self._tasks.read, part, self._buffers.pop())
         self._pass_over(covered, self._blocks)
@@ -196,9 +195,10 @@ class Pipeline:
                 for result in window.results():
                     if not isinstance(result, Hashed):
                         self._settle(result)
-        self._insert(self._tasks.flush(self._unflushed.saved).saved)
-        self._commit_pages()
-        self._commit_begun()
+        self._committer.enter_flushed(self._tasks.flush(self._unflushed.saved).saved)
+        with suppress(BackyfsError):  # what would have to be stored again is left to a backup that continues this one
+            self._commit_pages()
+        self._committer.commit_begun()
 
     def _check(self) -> None:
         self._job.check()
@@ -217,12 +217,12 @@ class Pipeline:
                 self._settle(result)
         if len(self._hashed) >= _LOOK_UP_RUNS or not self._reading:
             self._look_up(window)
-        if self._unflushed.is_due() and not self._flushing:
+        if self._unflushed.is_due(self._began_s) and not self._flushing:
             self._start_flush(window)
-        for page in self._fresh.take():
-            window.submit(self._tasks.publish, self._fresh, page)
-        if time.monotonic() - self._begun_committed_s >= _COMMIT_S:
-            self._commit_begun()
+        for page in self._committer.fresh.take():
+            window.submit(self._tasks.publish, self._committer.fresh, page)
+        if self._committer.begun_age_s >= _COMMIT_S:
+            self._committer.commit_begun()
 
     def _settle(self, result: Stored | Flushed | Published) -> None:
         if isinstance(result, Stored):
@@ -231,17 +231,17 @@ class Pipeline:
             self._unflushed.stored_bytes += sum(blob.stored_size for blob in result.saved)
         elif isinstance(result, Published):
             if result.page is not None:
-                self._fresh.note_put(result.page)
+                self._committer.fresh.note_put(result.page)
         else:
             self._flushing = False
-            self._insert(result.saved)
+            self._committer.enter_flushed(result.saved)
             self._commit_pages()
 
     def _start_flush(self, window: Window[Result]) -> None:
         saved, self._unflushed = self._unflushed.saved, _Unflushed()
         self._flushing = True
         self._shelves = self._new_shelves()
-        self._fresh.begin_flush()
+        self._committer.fresh.begin_flush()
         window.submit(self._tasks.flush, saved)
 
     # What the owner does with it.
@@ -253,123 +253,74 @@ class Pipeline:
             fingerprint
             for result in hashed
             for fingerprint in result.fingerprints
-            if fingerprint is not None and fingerprint not in self._coming
+            if fingerprint is not None and not self._committer.is_coming(fingerprint)
         )
+        before = self._known_bytes
         for result in hashed:
             new = self._sort(result, known)
             if new:
                 window.submit(self._tasks.store, result, new)
             else:
                 self._buffers.append(result.buffer)
-            self._progress.advance(self._bytes_of(result.run))
+        # What is stored counts once it is durable: reading and sealing run ahead of a slow storage.
+        self._progress.advance(self._known_bytes - before)
         self._commit_pages()
+
+    def _commit_pages(self) -> None:
+        self._committer.commit_pages(self._check)
 
     def _find(self, fingerprints: Iterable[bytes]) -> dict[bytes, BlobId]:
         is_off = self._repository.deduplication is Deduplication.OFF
-        if is_off and not self._repairs.are_needed:
+        if is_off and not self._committer.repairs.are_needed:
             return {}
         wanted = set(fingerprints)
         if not wanted:
             return {}
         with self._repository.database.read() as connection:
-            self._repairs.look_for(connection, wanted)
+            self._committer.repairs.look_for(connection, wanted)
             if is_off:
                 return {}
             return find_blobs(connection, wanted, encryption_version=self._found_version)
 
     def _sort(self, result: Hashed, known: dict[bytes, BlobId]) -> list[tuple[int, BlobUid]]:
         """Enter the blocks of a run that are known; return those that are to be stored, and as what."""
-        counts = self._statistics
+        counts, repairs = self._statistics, self._committer.repairs
         uids = iter(new_blob_uids(next(self._shelves), len(result.fingerprints)))
         new = []
         for position, fingerprint in enumerate(result.fingerprints):
             index = BlockIndex(result.run.first + position)
             size = block_length(index, self._version.size_bytes, self._block_size)
-            damaged = [] if fingerprint is None else self._repairs.take(fingerprint, size)
+            damaged = [] if fingerprint is None else repairs.take(fingerprint, size)
             counts.blocks_read += 1
             counts.bytes_read += size
             if fingerprint is None:
-                self._map.enter(index, HOLE)
+                self._enter_known(index, HOLE, size)
                 counts.blocks_sparse += 1
                 counts.bytes_sparse += size
             elif (blob_id := known.get(fingerprint)) is not None:
-                self._map.enter(index, blob_id)
+                self._enter_known(index, blob_id, size)
                 counts.blocks_deduplicated += 1
                 counts.bytes_deduplicated += size
-            elif (uid := self._coming.get(fingerprint)) is not None:
-                self._waiting[uid].append(index)
+            elif self._committer.join(index, fingerprint):
                 counts.blocks_deduplicated += 1
                 counts.bytes_deduplicated += size
             else:
                 uid = next(uids)
                 new.append((position, uid))
-                self._announce(index, fingerprint, uid)
+                self._committer.announce(index, fingerprint, uid)
                 if damaged and self._repository.deduplication is not Deduplication.OFF:
-                    self._repairs.begin(uid, damaged.pop(0))
+                    repairs.begin(uid, damaged.pop(0))
                 counts.blocks_written += 1
                 counts.bytes_written += size
             for blob in damaged:  # each gets an object of its own, as it had
                 uid = new_blob_uids(next(self._shelves), 1)[0]
                 new.append((position, uid))
-                self._repairs.begin(uid, blob)
+                repairs.begin(uid, blob)
         return new
 
-    def _announce(self, index: BlockIndex, fingerprint: bytes, uid: BlobUid) -> None:
-        self._waiting[uid] = [index]
-        if self._repository.deduplication is not Deduplication.OFF:
-            self._coming[fingerprint] = uid
-
-    def _insert(self, saved: list[SavedBlob]) -> None:
-        with self._repository.database.write() as connection:
-            self._job.confirm(connection)
-            ids = self._repairs.enter(connection, saved, datetime.now(UTC))
-            self._fresh.settle(connection)
-        self._fresh.remember(saved, ids)
-        for blob in saved:
-            self._statistics.bytes_stored += blob.stored_size
-            if self._coming.get(blob.fingerprint) == blob.uid:
-                del self._coming[blob.fingerprint]
-            for index in self._waiting.pop(blob.uid, ()):
-                self._map.enter(index, ids[blob.uid])
-
-    def _commit_pages(self) -> None:
-        for page_no, entries in self._map.take_complete():
-            while (gone := self._try_to_commit(page_no, entries)) is not None:
-                self._store_again(page_no, entries, gone)
-
-    def _commit_begun(self) -> None:
-        """Commit the pages that are not complete as far as they are, for a backup that continues this one."""
-        for page_no, entries in self._map.take_begun():
-            self._try_to_commit(page_no, entries)  # what a cleanup took is stored anew once the page is complete
-        self._begun_committed_s = time.monotonic()
-
-    def _try_to_commit(self, page_no: PageNumber, entries: array[int]) -> frozenset[BlobId] | None:
-        """Commit a page; return None, or the blobs that a cleanup took meanwhile, having done nothing."""
-        try:
-            with self._repository.database.write() as connection:
-                page_id = commit_page(connection, self._version.id, page_no, entries, keep_holes=True)
-                if page_id is not None:
-                    self._fresh.note_committed(connection, page_id, entries)
-        except BlobsGoneError as gone:
-            return gone.blob_ids
-        return None
-
-    def _store_again(self, page_no: PageNumber, entries: array[int], gone: frozenset[BlobId]) -> None:
-        """Read and store the blocks anew whose blobs a cleanup took between look-up and commit."""
-        buffer = bytearray(self._block_size)
-        for position, entry in enumerate(entries):
-            if entry not in gone:
-                continue
-            index = BlockIndex(page_no * PAGE_ENTRIES + position)
-            hashed = self._tasks.read(BlockRun(index, 1), buffer)
-            if hashed.fingerprints[0] is None:  # the source is in use, and changed
-                entries[position] = HOLE
-                continue
-            stored = self._tasks.store(hashed, [(0, new_blob_uids(new_shelf(), 1)[0])])
-            saved = self._tasks.flush(stored.saved).saved
-            with self._repository.database.write() as connection:
-                ids = insert_blobs(connection, saved, datetime.now(UTC))
-            entries[position] = ids[saved[0].uid]
+    def _enter_known(self, index: BlockIndex, entry: BlobId | int, size: int) -> None:
+        self._committer.map.enter(index, entry)
+        self._known_bytes += size
 
     def _pass_over(self, first: int, stop: int) -> None:
         """Count blocks that are not read, and are zeros unless they are as in the base."""

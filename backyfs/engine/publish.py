@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from array import array
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -88,13 +89,35 @@ class _Batch:
 
 
 def keep_catalog(repository: Repository, *, stop: Callable[[], bool] = lambda: False) -> None:
-    """Write to the catalog what has changed, at the end of a command. That it cannot be is a warning, no failure."""
+    """Write to the catalog whatever has changed. A failure is only a warning: what was done in the database is done."""
     try:
         publish(repository, stop=stop)
     except InterruptedByUser:
         pass  # the next command goes on
     except BackyfsError as error:
         _log.warning("the catalog in the storage lacks what was done: %s; run `backyfs catalog push`", error)
+    finally:
+        repository.database.has_written = False  # so that a caller that keeps it as well does not do so twice
+
+
+@contextmanager
+def catalog_kept(repository: Repository, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Keep the catalog up to date with what is done within the `with`, also where that ends with an error of ours.
+
+    It goes around the job: what a running job is filling is left out. Once `stop` returns True nobody wants to wait;
+    the next command goes on.
+    """
+    try:
+        yield
+    except BackyfsError:
+        _keep_if_changed(repository, stop)
+        raise
+    _keep_if_changed(repository, stop)
+
+
+def _keep_if_changed(repository: Repository, stop: Callable[[], bool]) -> None:
+    if repository.database.has_written and not stop():
+        keep_catalog(repository, stop=stop)
 
 
 def publish(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys
 from backyfs.engine.rewrapping import require_quiet, rewrap_data_keys, wrap_anew
+from backyfs.engine.silence import remove_silent_jobs
 from backyfs.errors import IntegrityError, KeyMaterialError, MissingKeyError, WrongKeyError
 from backyfs.keys.slots import Secret, make_slot, open_with
 from backyfs.metadata.identity import (
@@ -108,6 +109,7 @@ def _adopt(database: Database, old: Secret, new: Secret, *, leave_damaged: bool)
         )
     repository_key = keys.new_key()
     slot = make_slot(new, repository_key, label=FIRST_SLOT, created_at=datetime.now(UTC))
+    remove_silent_jobs(database)
     with database.write() as connection:
         require_quiet(connection)
         if list_key_slots(connection):

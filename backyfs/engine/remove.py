@@ -10,6 +10,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from backyfs.engine.job import Job
+from backyfs.engine.publish import catalog_kept
+from backyfs.engine.silence import remove_silent_jobs
 from backyfs.errors import InterruptedByUser, VersionKeptError
 from backyfs.metadata.jobs import live_holders, this_process
 from backyfs.metadata.removal import lock_version, remove_version
@@ -74,7 +76,8 @@ def remove_versions(
     removals: list[Removal] = []
     if not wanted:
         return removals
-    with Job(repository.database, command) as job:
+    remove_silent_jobs(repository.database, stop=stop)
+    with catalog_kept(repository, stop), Job(repository.database, command, writes_blobs=False) as job:
         for version in wanted:
             job.progress = f"{len(removals)} of {len(wanted)} versions"
             job.check()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from backyfs.blocks import new_blob_uids, new_shelf, save_blocks
 from backyfs.engine.job import Job
 from backyfs.engine.marking import mark_versions, revive_repaired_versions, tell_damage
+from backyfs.engine.publish import catalog_kept
 from backyfs.engine.repairorigins import BlobOrigin, ImageOrigin, Place, RepositoryOrigin
 from backyfs.errors import BackyfsError, DamagedPageError, InterruptedByUser, UsageError
 from backyfs.geometry import PAGE_ENTRIES, block_count
@@ -90,7 +91,8 @@ def repair(
     if request.search and request.source is None:
         raise UsageError("--search looks for blocks all over a source; name one with --from")
     started = time.monotonic()
-    with Job(repository.database, _command(request)) as job:
+    writes = not request.dry_run
+    with catalog_kept(repository, stop), Job(repository.database, _command(request), writes_blobs=writes) as job:
         for version in request.versions or ():
             job.hold(version.id)
         run = _Repair(repository, request, job, stop)
@@ -152,7 +154,7 @@ class _Repair:
         if self._request.dry_run:
             tell_damage(self._repository, left, tell_chosen)
             return
-        self.report.versions_valid = revive_repaired_versions(self._repository)
+        self.report.versions_valid = revive_repaired_versions(self._repository, self._job)
         mark_versions(self._repository, left, tell_chosen)
 
     def _check(self) -> None:
@@ -219,8 +221,7 @@ class _Repair:
             self._repository.blocks.storage.flush()
         now = datetime.now(UTC)
         for batch in batches(replacements):
-            with self._repository.database.write() as connection:
-                self._job.confirm(connection)
+            with self._job.write() as connection:
                 replace_objects(connection, batch, now)
         self._unflushed_bytes = 0
         self._flushed_s = time.monotonic()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from backyfs.engine.job import Job
+from backyfs.engine.publish import catalog_kept
 from backyfs.engine.readback import ReadBack
 from backyfs.engine.restorer import Restorer
 from backyfs.engine.suspects import check_suspects
@@ -86,7 +87,8 @@ def restore(
         DatabaseError: the block map cannot be read.
     """
     run = _Restore(repository, version, target_uri, options or RestoreOptions(replace=replace), stop)
-    with Job(repository.database, f"restore {version.uid}", only_reads=True) as job:
+    command = f"restore {version.uid}"
+    with catalog_kept(repository, stop), Job(repository.database, command, only_reads=True) as job:
         job.hold(version.id)
         with closing(run.open_target()) as target:
             return run.write_and_verify(target, job, job.track(progress or NoProgress()))

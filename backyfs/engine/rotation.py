@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys
 from backyfs.engine.rewrapping import require_quiet, rewrap_data_keys, wrap_anew
+from backyfs.engine.silence import remove_silent_jobs
 from backyfs.errors import KeyMaterialError, MissingKeyError, WrongKeyError
 from backyfs.keys.slots import make_slot, open_with
 from backyfs.metadata.identity import (
@@ -71,6 +72,7 @@ def rotate_repository_key(database: Database, secret: Secret, *, older_than: dat
     new_key = keys.new_key()
     now = datetime.now(UTC)
     slot = make_slot(secret, new_key, label=opened.slot.label, created_at=now)
+    remove_silent_jobs(database)
     with database.write() as connection:
         require_quiet(connection)
         if list_key_slots(connection) != slots:

@@ -20,6 +20,7 @@ from backyfs.engine.comparison import Comparison
 from backyfs.engine.job import Job
 from backyfs.engine.mapchecker import check_maps
 from backyfs.engine.marking import mark_versions, revive_versions
+from backyfs.engine.publish import catalog_kept
 from backyfs.errors import BackyfsError, DamagedPageError, UsageError, VersionNotFoundError
 from backyfs.metadata.blockmap import references_add_up
 from backyfs.metadata.checks import blobs_of_versions, due_blobs, used_blobs
@@ -88,7 +89,7 @@ def scrub(
     if request.source is not None and (request.versions is None or len(request.versions) != 1):
         raise UsageError("a source is the one of one version; name that version alone")
     started = time.monotonic()
-    with Job(repository.database, _command(request)) as job:
+    with catalog_kept(repository, stop), Job(repository.database, _command(request), writes_blobs=False) as job:
         versions = _held(job, request.versions)
         shown = job.track(progress or NoProgress())
         chosen = _choose(repository, versions, request)
@@ -107,7 +108,8 @@ def scrub(
         marked = mark_versions(repository, checker.found.damaged | faults.gone, tell, faults.ranges)
         valid: tuple[VersionUid, ...] = ()
         if request.percentile == _ALL:
-            valid = revive_versions(repository, None if versions is None else {version.id for version in versions})
+            ids = None if versions is None else {version.id for version in versions}
+            valid = revive_versions(repository, job, ids)
         differing = 0
         if request.source is not None and versions:
             compared = Comparison(repository, versions[0], request.source, request.percentile, job, shown, stop)

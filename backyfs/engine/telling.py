@@ -26,6 +26,7 @@ class TellingProgress:
         self._every_s = every_s
         self._label = ""
         self._pace = Pace(total_bytes=0, started=0.0)
+        self._is_shown = False
         self._told = 0.0
 
     def start(self, label: str, total_bytes: int) -> None:
@@ -33,6 +34,7 @@ class TellingProgress:
         self._shown.start(label, total_bytes)
         self._label = label
         self._pace = Pace(total_bytes=total_bytes, started=time.monotonic())
+        self._is_shown = True
         self._say(self._pace.started)
 
     def advance(self, amount_bytes: int) -> None:
@@ -46,7 +48,15 @@ class TellingProgress:
     def stop(self) -> None:
         """Take the display away."""
         self._shown.stop()
+        self._is_shown = False
         self._end()
+
+    def text(self) -> str:
+        """Return the pace as it is now, in any thread; empty while nothing is shown.
+
+        What was told last is older than that where nothing advances for a while.
+        """
+        return self._pace.text(time.monotonic()) if self._is_shown else ""
 
     def _say(self, now: float) -> None:
         self._told = now

@@ -21,6 +21,7 @@ from backyfs.config import DirectoryStorageConfig
 from backyfs.engine.backy2_processes import held_locks, processes
 from backyfs.engine.export import new_file, write_export
 from backyfs.engine.export_format import ExportHeader, ExportWriter, PageRecord
+from backyfs.engine.silence import remove_silent_jobs
 from backyfs.errors import DatabaseBusyError, IntegrityError, InterruptedByUser, JobsRunningError
 from backyfs.geometry import PAGE_ENTRIES, page_count, page_length
 from backyfs.metadata.adoption import check_facts
@@ -162,6 +163,7 @@ class _Upgrade:
         while not self._is_done():
             check_can_open(self.config)
             try:
+                self._remove_silent_jobs()
                 # Looked at under the lock: who is in the midst of an upgrade cannot be looked at. It is not held
                 # while waiting, because backy2 would fail at its next write.
                 with upgrade_lock(self.database) as connection:
@@ -175,6 +177,12 @@ class _Upgrade:
                 running = [str(busy)]
             self._wait(running, told, deadline)
         return None
+
+    def _remove_silent_jobs(self) -> None:
+        with self.database.read() as connection:
+            has_jobs = bool(jobs_in(connection))
+        if has_jobs:
+            remove_silent_jobs(self.database, stop=self.stop)
 
     def _running(self) -> list[str]:
         return _running(self.config, self.database, ignore_processes=self.ignore_processes)

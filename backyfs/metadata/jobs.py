@@ -1,33 +1,58 @@
 """Jobs: running commands as rows, so that commands of all hosts know of each other without lock files.
 
-A job beats with the database's clock. It is dead when its process is gone on this host, or its beat is
-older than 60 s; a dead job holds nothing.
+A job beats with the database's clock. It is dead when its process has ended, or when its heartbeat is old and stays so
+while it is watched. Age alone proves nothing: a clock that was set forward makes every heartbeat old at once. A live
+job beats again within seconds, so whoever needs to know watches the silent ones by its own clock, see
+`backyfs.engine.silence`. A dead job holds nothing.
 """
 
 from __future__ import annotations
 
-import os
-import socket
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from backyfs.errors import VersionNotFoundError
 from backyfs.metadata.database import insert_row
+from backyfs.metadata.processes import Process, has_ended, this_process
 from backyfs.metadata.removal import lock_version
 from backyfs.metadata.tables import UtcDateTime, job_versions, jobs, versions
 from backyfs.model import JobId, VersionUid
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
 
     from backyfs.metadata.database import Connection
     from backyfs.model import VersionId
+
+__all__ = [
+    "DEAD_AFTER_S",
+    "HEARTBEAT_S",
+    "Job",
+    "Process",
+    "beat",
+    "database_time",
+    "has_row",
+    "hold_version",
+    "list_live_jobs",
+    "live_holders",
+    "oldest_writer_s",
+    "other_holders",
+    "register_job",
+    "release_version",
+    "remove_job",
+    "remove_silent",
+    "silent_jobs",
+    "this_process",
+]
 
 HEARTBEAT_S = 10
 DEAD_AFTER_S = 60
@@ -36,18 +61,7 @@ _SINCE_THE_FIRST = (
     jobs.c.id, jobs.c.host, jobs.c.scope, jobs.c.pid, jobs.c.pid_started, jobs.c.command, jobs.c.progress,
     jobs.c.started_at, jobs.c.heartbeat_at,
 )
-_READERS = ("cleanup", "mount ", "restore ", "scrub ")  # commands that store no blobs
-_ENDED = frozenset("ZX")  # states of a process that has ended and was not waited for yet, proc(5)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
-    """A process among all hosts."""
-
-    host: str         # for people
-    scope: str        # machine, boot and pid namespace: where the pid means something
-    pid: int
-    pid_started: int  # clock ticks after boot: pids are used again
+_MAY_WRITE_BLOBS = or_(jobs.c.writes_blobs.is_(None), jobs.c.writes_blobs)  # NULL: an older release runs it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +74,12 @@ class Job:
     command: str
     progress: str
     started_at: datetime
-    beat_age_s: float                 # since it was heard of, by the database's clock
+    beat_age_s: float                 # since its last heartbeat, by the database's clock
     versions: tuple[VersionUid, ...]  # that it holds
 
     def __str__(self) -> str:
-        return f"{self.command} (process {self.pid} on {self.host})"
+        silent = f", last heard of {self.beat_age_s:.0f} s ago" if self.beat_age_s > DEAD_AFTER_S else ""
+        return f"{self.command} (process {self.pid} on {self.host}{silent})"
 
 
 class _DatabaseClock(FunctionElement[datetime]):
@@ -96,29 +111,21 @@ def database_time(connection: Connection) -> datetime:
     return moment
 
 
-def this_process() -> Process:
-    """Return what names the calling process among all hosts."""
-    machine = _first_line("/etc/machine-id")
-    boot = _first_line("/proc/sys/kernel/random/boot_id")
-    namespace = os.readlink("/proc/self/ns/pid")
-    pid = os.getpid()
-    return Process(
-        host=socket.gethostname(),
-        scope=f"{machine} {boot} {namespace}",
-        pid=pid,
-        pid_started=_started(pid) or 0,
-    )
+def register_job(connection: Connection, process: Process, command: str, *, writes_blobs: bool = True) -> JobId:
+    """Insert a job, and remove those whose processes have ended.
 
-
-def register_job(connection: Connection, process: Process, command: str) -> JobId:
-    """Insert a job, and remove those that are dead."""
-    _remove_dead(connection, process)
+    `command` is for people. `writes_blobs` says whether the job may store objects that have no row yet.
+    """
+    _remove_ended(connection, process)
+    command = command.encode(errors="backslashreplace").decode()  # paths need not be UTF-8
     row = insert(jobs).values(
         host=process.host[:255],
         scope=process.scope,
         pid=process.pid,
         pid_started=process.pid_started,
-        command=command.encode(errors="backslashreplace").decode()[:1024],  # paths need not be UTF-8
+        kind=command.partition(" ")[0][:32],
+        command=command[:1024],
+        writes_blobs=writes_blobs,
         progress="",
         started_at=_DatabaseClock(),
         heartbeat_at=_DatabaseClock(),
@@ -127,15 +134,13 @@ def register_job(connection: Connection, process: Process, command: str) -> JobI
 
 
 def list_live_jobs(connection: Connection, observer: Process) -> list[Job]:
-    """Return the jobs that live, as far as `observer` can tell, the oldest first."""
-    now = connection.execute(select(_DatabaseClock())).scalar_one()
-    is_fresh = jobs.c.heartbeat_at >= now - timedelta(seconds=DEAD_AFTER_S)
-    query = select(*_SINCE_THE_FIRST).where(is_fresh).order_by(jobs.c.id)
-    rows = [
-        row
-        for row in connection.execute(query)
-        if row.scope != observer.scope or _started(row.pid) == row.pid_started
-    ]
+    """Return the jobs whose processes have not ended, as far as `observer` knows, the oldest first.
+
+    One with an old heartbeat is among them: whether it is dead only shows when it is watched.
+    """
+    now = database_time(connection)
+    query = select(*_SINCE_THE_FIRST).order_by(jobs.c.id)
+    rows = [row for row in connection.execute(query) if not _has_ended(row, observer)]
     held = _held_versions(connection) if rows else {}
     return [
         Job(
@@ -152,37 +157,61 @@ def list_live_jobs(connection: Connection, observer: Process) -> list[Job]:
     ]
 
 
+def silent_jobs(connection: Connection, observer: Process) -> dict[JobId, datetime]:
+    """Return the jobs that would be dead if the clock were right, and when each was last heard of.
+
+    A heartbeat of the future counts as well: the clock was set back, and says nothing until it gets there.
+    """
+    now = database_time(connection)
+    limit = timedelta(seconds=DEAD_AFTER_S)
+    query = select(*_SINCE_THE_FIRST).where(
+        or_(jobs.c.heartbeat_at < now - limit, jobs.c.heartbeat_at > now + limit)
+    )
+    return {
+        JobId(row.id): row.heartbeat_at for row in connection.execute(query) if not _has_ended(row, observer)
+    }
+
+
+def remove_silent(connection: Connection, silent: Mapping[JobId, datetime]) -> list[JobId]:
+    """Remove those of these jobs that were not heard of since; return them. To be called in a write transaction."""
+    query = select(jobs.c.id, jobs.c.heartbeat_at).where(jobs.c.id.in_(list(silent)))
+    dead = [JobId(row.id) for row in connection.execute(query) if row.heartbeat_at == silent[JobId(row.id)]]
+    for job_id in dead:
+        remove_job(connection, job_id)
+    return dead
+
+
 def other_holders(connection: Connection, observer: Process, job_id: JobId, uid: VersionUid) -> list[Job]:
-    """Return the live jobs but for this one that hold a version."""
+    """Return the live jobs other than this one that hold a version."""
     return [job for job in list_live_jobs(connection, observer) if job.id != job_id and uid in job.versions]
 
 
 def live_holders(connection: Connection, observer: Process, version_id: VersionId) -> list[Job]:
-    """Return the live jobs that hold a version, the oldest first; those that are dead are removed.
+    """Return the live jobs that hold a version, the oldest first; those whose processes have ended are removed.
 
-    A dead job may be of a host that was suspended: when it goes on it is to find its row gone, and stop. To be
-    called in a write transaction.
+    To be called in a write transaction.
     """
-    _remove_dead(connection, observer)
+    _remove_ended(connection, observer)
     query = select(job_versions.c.job_id).where(job_versions.c.version_id == version_id)
     holding = set(connection.execute(query).scalars())
     return [job for job in list_live_jobs(connection, observer) if job.id in holding] if holding else []
 
 
 def oldest_writer_s(connection: Connection, observer: Process) -> float | None:
-    """Return for how many seconds the oldest live job runs that could store objects; None: there is none.
+    """Return for how many seconds the oldest live job runs that may store objects; None: there is none.
 
-    Those that are dead are removed: from now on they name nothing, see `engine.job.Job.confirm`. To be called in a
-    write transaction.
+    It is infinite where the clock was set back since that job began. Jobs whose processes have ended are removed: from
+    now on they name nothing, see `engine.job.Job.confirm`. To be called in a write transaction.
     """
-    _remove_dead(connection, observer)
+    _remove_ended(connection, observer)
     now = database_time(connection)
-    writers = [job for job in list_live_jobs(connection, observer) if not job.command.startswith(_READERS)]
-    return max(((now - job.started_at).total_seconds() for job in writers), default=None)
+    started = [row.started_at for row in connection.execute(select(jobs.c.started_at).where(_MAY_WRITE_BLOBS))]
+    ages = [(now - moment).total_seconds() for moment in started]
+    return max((age if age >= 0 else math.inf for age in ages), default=None)
 
 
 def beat(connection: Connection, job_id: JobId, progress: str) -> bool:
-    """Tell that a job lives and how it gets on; return False if its row is gone."""
+    """Record that a job is alive, and its progress; return False if its row is gone."""
     alive = update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=_DatabaseClock(), progress=progress[:255])
     return connection.execute(alive).rowcount == 1
 
@@ -224,28 +253,11 @@ def _held_versions(connection: Connection) -> dict[int, list[VersionUid]]:
     return held
 
 
-def _remove_dead(connection: Connection, observer: Process) -> None:
-    now = connection.execute(select(_DatabaseClock())).scalar_one()
-    connection.execute(delete(jobs).where(jobs.c.heartbeat_at < now - timedelta(seconds=DEAD_AFTER_S)))
+def _remove_ended(connection: Connection, observer: Process) -> None:
     for row in connection.execute(select(*_SINCE_THE_FIRST).where(jobs.c.scope == observer.scope)).all():
-        if _started(row.pid) != row.pid_started:
+        if _has_ended(row, observer):
             remove_job(connection, JobId(row.id))
 
 
-def _started(pid: int) -> int | None:
-    """Return when a process of this host was started, in clock ticks after boot; None if there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            # The name in parentheses may hold anything; field 22 is the 20th after it, proc(5).
-            fields = file.read().rpartition(")")[2].split()
-            return None if fields[0] in _ENDED else int(fields[19])
-    except (OSError, IndexError):
-        return None
-
-
-def _first_line(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.readline().strip()
-    except OSError:
-        return ""
+def _has_ended(row: Any, observer: Process) -> bool:
+    return row.scope == observer.scope and has_ended(row.pid, row.pid_started)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +13,6 @@ from backyfs.cli.output import Row, print_object, print_rows
 from backyfs.cli.sizes import human_size
 from backyfs.engine.cleanup import GRACE_S, cleanup, plan_cleanup
 from backyfs.engine.fullcleanup import full_cleanup, plan_full_cleanup
-from backyfs.engine.publish import keep_catalog
 from backyfs.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
@@ -99,11 +97,9 @@ def _run(
     invocation: Invocation, repository: Repository, stop: Callable[[], bool], *, full: bool, prefix: str, grace_s: float
 ) -> tuple[Row, list[str], int]:
     """Return what was done, as a row and as lines, and how many blobs are damaged."""
-    # Else the catalog would name objects that are gone, where a migration has not told it yet.
-    tell_catalog = partial(keep_catalog, repository, stop=stop)
     progress = invocation.progress()
     if not full:
-        report = cleanup(repository, grace_s=grace_s, progress=progress, stop=stop, before_deleting=tell_catalog)
+        report = cleanup(repository, grace_s=grace_s, progress=progress, stop=stop)
         return _cleaned_row(report, report.duration_s), _cleaned_lines(report, report.duration_s), 0
     done = full_cleanup(
         repository,
@@ -111,7 +107,6 @@ def _run(
         prefix=prefix,
         progress=progress,
         stop=stop,
-        before_deleting=tell_catalog,
         tell=_tell,
     )
     row = {**_cleaned_row(done.cleaned, done.duration_s), **_full_row(done)}

@@ -74,7 +74,7 @@ class Place:
 
     def do_cleanup(self, repository: Repository, number: int) -> None:
         """Clean up after it."""
-        cleanup(repository, grace_s=0, before_deleting=lambda: publish(repository) and None)
+        cleanup(repository, grace_s=0)
 
     def prepare_migration(self, repository: Repository, number: int) -> None:
         """Make another version."""

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 
 from backyfs.blocks import load_block
 from backyfs.engine import cleanup as cleanup_module
-from backyfs.engine import pipeline
+from backyfs.engine import committer, pipeline
 from backyfs.engine.backup import BackupRequest, backup
 from backyfs.engine.cleanup import cleanup
 from backyfs.engine.remove import remove_versions
@@ -181,8 +181,10 @@ def _one_thing_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a command do the same each time: one worker, nothing by the clock; and no waits for a disk."""
     monkeypatch.setattr(pipeline, "default_workers", lambda: 2)  # one less for small blocks
     monkeypatch.setattr(pipeline, "_FLUSH_S", float("inf"))
+    monkeypatch.setattr(pipeline, "_FIRST_FLUSH_S", float("inf"))
     monkeypatch.setattr(pipeline, "_COMMIT_S", float("inf"))
-    monkeypatch.setattr(pipeline, "new_shelf", lambda: SHELF)
+    for module in (pipeline, committer):
+        monkeypatch.setattr(module, "new_shelf", lambda: SHELF)
     monkeypatch.setattr(cleanup_module, "database_time", _clock)
     monkeypatch.setattr(directory, "syncfs", lambda _fd: None)
     monkeypatch.setattr(directory, "sync_directory", lambda _path: None)

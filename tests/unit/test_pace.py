@@ -95,7 +95,7 @@ def test_a_tracked_progress_is_shown_and_kept(database, monkeypatch):
 
 
 def test_the_first_beat_with_progress_comes_soon(database, monkeypatch):
-    monkeypatch.setattr(job_module, "_FIRST_BEAT_S", 0.05)
+    monkeypatch.setattr(job_module, "FIRST_BEAT_S", 0.05)
     with Job(database, "backup disk") as job:
         tracked = job.track(NoProgress())
         tracked.start("Backing up disk", 100)
