@@ -104,11 +104,13 @@ def keep_catalog(repository: Repository, *, stop: Callable[[], bool] = lambda: F
 def catalog_kept(repository: Repository, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Keep the catalog up to date with what is done within the `with`, also where that ends with an error of ours.
 
-    It goes around the job: what a running job is filling is left out. Once `stop` returns True nobody wants to wait;
-    the next command goes on.
+    It goes around the job: what a running job is filling is left out. Whoever interrupts a command does not want to
+    wait for this; the next command goes on.
     """
     try:
         yield
+    except InterruptedByUser:
+        raise
     except BackyfsError:
         _keep_if_changed(repository, stop)
         raise
@@ -116,7 +118,7 @@ def catalog_kept(repository: Repository, stop: Callable[[], bool] = lambda: Fals
 
 
 def _keep_if_changed(repository: Repository, stop: Callable[[], bool]) -> None:
-    if repository.database.has_written and not stop():
+    if repository.database.has_written:
         keep_catalog(repository, stop=stop)
 
 

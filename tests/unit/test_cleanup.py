@@ -22,6 +22,7 @@ from backyfs.model import Deduplication, NoProgress, VersionStatus
 from tests.audit import audit, count_blobs, count_jobs
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.storages import with_watched_storage
 from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:
@@ -96,21 +97,19 @@ def test_all_steps_of_a_cleanup_add_up(
     monkeypatch.setattr("backyfs.engine.cleanup._RUN_BLOBS", 2)
     remove(repository, back_up(repository, image).version)
     stored = sum(repository.blocks.storage.size(uid) or 0 for uid in objects(repository))
-    progress, told, commands = Shown(), [], set()
+    progress, commands = Shown(), set()
 
-    def before_deleting() -> None:
-        told.append(len(objects(repository)))
+    def look() -> None:
         with repository.database.read() as connection:
             commands.update(connection.execute(select(jobs.c.command)).scalars())
 
-    report = cleanup(repository, grace_s=0, progress=progress, before_deleting=before_deleting)
+    report = cleanup(with_watched_storage(repository, look, "delete"), grace_s=0, progress=progress)
     assert (report.pages, report.blobs, report.stored_bytes) == (1, BLOCKS, stored)
     assert 0 < report.duration_s < 3600
     assert progress.shown[:2] == ["Deleting what no version needs", stored]
     steps = progress.shown[2:]
     assert len(steps) == -(-BLOCKS // 3)
     assert sum(steps) == stored  # type: ignore[arg-type]
-    assert told == list(range(BLOCKS, 0, -3))
     assert commands == {"cleanup"}
 
 
@@ -288,19 +287,13 @@ def _is_plain(repository: Repository, uid: Any, contents: list[bytes]) -> bool:
     return any(content in stored for content in contents)
 
 
-def test_a_backup_that_was_taken_for_dead_names_no_new_objects(
-    repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Pipeline._insert
-
-    def insert(pipeline: Pipeline, saved: Any) -> None:
-        with repository.database.write() as connection:  # as the next job does, after a minute
+def test_a_backup_that_was_taken_for_dead_names_no_new_objects(repository: Repository, image: Path) -> None:
+    def bury() -> None:
+        with repository.database.write() as connection:  # as a command does that watched it in vain
             connection.execute(delete(jobs))
-        real(pipeline, saved)
 
-    monkeypatch.setattr(Pipeline, "_insert", insert)
     with pytest.raises(JobLostError):
-        back_up(repository, image)
+        back_up(with_watched_storage(repository, bury, "flush"), image)
     assert count_blobs(repository) == 0
 
 

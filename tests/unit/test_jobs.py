@@ -19,8 +19,12 @@ from backyfs.metadata.jobs import (
     Process,
     beat,
     hold_version,
+    list_live_jobs,
+    oldest_writer_s,
     register_job,
     remove_job,
+    remove_silent,
+    silent_jobs,
     this_process,
 )
 from backyfs.metadata.tables import job_versions, jobs
@@ -98,7 +102,7 @@ def test_a_registered_job_says_who_it_is(connection: Connection) -> None:
     assert (row.host, row.scope, row.pid, row.pid_started) == (
         process.host, process.scope, os.getpid(), process.pid_started
     )  # fmt: skip
-    assert (row.command, row.progress) == ("backup disk", "")
+    assert (row.kind, row.command, row.writes_blobs, row.progress) == ("backup", "backup disk", True, "")
 
 
 def test_a_job_begins_with_a_beat_by_the_clock_of_the_database(connection: Connection) -> None:
@@ -164,7 +168,7 @@ def test_a_long_command_and_progress_are_cut_to_what_the_table_takes(connection:
 def test_a_removed_job_does_not_take_the_next_one_for_itself(connection: Connection) -> None:
     # A suspended host wakes up, and another command has removed its job and registered one of its own.
     theirs = register_job(connection, elsewhere(), "backup")
-    age(connection, theirs, 61)
+    remove_job(connection, theirs)
     ours = register_job(connection, this_process(), "mount")
     assert beat(connection, theirs, "") is False
     remove_job(connection, theirs)
@@ -208,22 +212,68 @@ def test_the_job_of_another_host_stays_while_it_beats(connection: Connection) ->
     assert registered(connection) == [theirs, ours]
 
 
-def test_the_job_of_another_host_goes_when_it_has_not_beaten_for_a_minute(connection: Connection) -> None:
-    theirs = register_job(connection, elsewhere(), "mount")
-    hold_version(connection, theirs, make_version(connection))
-    age(connection, theirs, 61)
+def test_an_old_heartbeat_alone_removes_no_job(connection: Connection, child: subprocess.Popen[bytes]) -> None:
+    theirs = [register_job(connection, process, "mount") for process in (elsewhere(), process_of(child))]
+    for job_id in theirs:
+        age(connection, job_id, 3600)  # as if the clock were set forward
     ours = register_job(connection, this_process(), "backup")
-    assert registered(connection) == [ours]
-    assert held(connection) == []
+    assert registered(connection) == [*theirs, ours]
+    assert [job.id for job in list_live_jobs(connection, this_process())] == [*theirs, ours]
 
 
-def test_a_job_of_this_host_that_hangs_goes_after_a_minute(
+@pytest.mark.parametrize("seconds", [61, -61])
+def test_a_job_that_was_not_heard_of_for_a_minute_is_silent(connection: Connection, seconds: float) -> None:
+    theirs, others = (register_job(connection, elsewhere(), "mount") for _ in range(2))
+    age(connection, theirs, seconds)  # -61: the clock was set back
+    age(connection, others, 55)
+    assert silent_jobs(connection, this_process()).keys() == {theirs}
+
+
+def test_a_silent_job_is_removed_with_what_it_held_unless_it_was_heard_of(connection: Connection) -> None:
+    dead, alive = (register_job(connection, elsewhere(), "mount") for _ in range(2))
+    for job_id in (dead, alive):
+        hold_version(connection, job_id, make_version(connection))
+        age(connection, job_id, 61)
+    silent = silent_jobs(connection, this_process())
+    beat(connection, alive, "")
+    assert remove_silent(connection, silent) == [dead]
+    assert registered(connection) == [alive]
+    assert [job_id for job_id, _ in held(connection)] == [alive]
+
+
+def test_a_job_whose_start_was_not_known_is_alive_while_its_process_is(
     connection: Connection, child: subprocess.Popen[bytes]
 ) -> None:
-    theirs = register_job(connection, process_of(child), "mount")
-    age(connection, theirs, 61)
-    ours = register_job(connection, this_process(), "backup")
-    assert registered(connection) == [ours]
+    theirs = register_job(connection, replace(process_of(child), pid_started=0), "mount")
+    register_job(connection, this_process(), "backup")
+    assert theirs in registered(connection)
+    child.kill()
+    child.wait()
+    register_job(connection, this_process(), "backup")
+    assert theirs not in registered(connection)
+
+
+@pytest.mark.parametrize(
+    ("command", "writes", "is_writer"),
+    [
+        ("cleanup", True, True),
+        ("backup cleanup", False, False),
+        ("mount /mnt", None, True),  # registered by an older release
+    ],
+)
+def test_the_column_and_not_the_command_tells_who_may_write(
+    connection: Connection, command: str, writes: bool | None, is_writer: bool
+) -> None:
+    job_id = register_job(connection, elsewhere(), command)
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(writes_blobs=writes))
+    assert (oldest_writer_s(connection, this_process()) is not None) is is_writer
+
+
+def test_a_writer_that_began_in_the_future_is_older_than_everything(connection: Connection) -> None:
+    job_id = register_job(connection, elsewhere(), "backup")
+    moment = connection.execute(select(jobs.c.started_at).where(jobs.c.id == job_id)).scalar_one()
+    connection.execute(update(jobs).values(started_at=moment + timedelta(hours=2)))  # the clock was set back
+    assert oldest_writer_s(connection, this_process()) == float("inf")
 
 
 def test_the_same_process_may_have_several_jobs(connection: Connection) -> None:

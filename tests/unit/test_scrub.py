@@ -54,6 +54,9 @@ class Spy:
         self._before(len(self.read), uid)
         return self._storage.get(uid)
 
+    def __getattr__(self, name):
+        return getattr(self._storage, name)
+
 
 def spied(repository, before=lambda _number, _uid: None):
     """Return the repository with a storage that is spied on, and the spy."""
