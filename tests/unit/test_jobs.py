@@ -68,9 +68,9 @@ def process_of(child: subprocess.Popen[bytes]) -> Process:
     return replace(this_process(), pid=child.pid, pid_started=int(stat.rpartition(")")[2].split()[19]))
 
 
-def elsewhere() -> Process:
+def elsewhere(number: int = 0) -> Process:
     """Return a process of another host, of which nothing can be known here."""
-    return Process(host="other", scope="another machine", pid=os.getpid(), pid_started=1)
+    return Process(host="other", scope=f"another machine {number}", pid=os.getpid(), pid_started=1)
 
 
 def registered(connection: Connection) -> list[int]:
@@ -223,14 +223,14 @@ def test_an_old_heartbeat_alone_removes_no_job(connection: Connection, child: su
 
 @pytest.mark.parametrize("seconds", [61, -61])
 def test_a_job_that_was_not_heard_of_for_a_minute_is_silent(connection: Connection, seconds: float) -> None:
-    theirs, others = (register_job(connection, elsewhere(), "mount") for _ in range(2))
+    theirs, others = (register_job(connection, elsewhere(number), "mount") for number in range(2))
     age(connection, theirs, seconds)  # -61: the clock was set back
     age(connection, others, 55)
     assert silent_jobs(connection, this_process()).keys() == {theirs}
 
 
 def test_a_silent_job_is_removed_with_what_it_held_unless_it_was_heard_of(connection: Connection) -> None:
-    dead, alive = (register_job(connection, elsewhere(), "mount") for _ in range(2))
+    dead, alive = (register_job(connection, elsewhere(number), "mount") for number in range(2))
     for job_id in (dead, alive):
         hold_version(connection, job_id, make_version(connection))
         age(connection, job_id, 61)

@@ -1,0 +1,119 @@
+"""Processes: whether one has ended is known without /proc, and /proc is not asked in vain."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backyfs.metadata.processes import has_ended, this_process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+NOBODY = "65534"
+# Root, without what lets it see and signal the processes of others; in another group, because proc(5) lets group 0 see.
+WITHOUT_POWERS = (
+    "setpriv", f"--regid={NOBODY}", "--clear-groups", "--bounding-set=-sys_ptrace,-kill", "--inh-caps=-all",
+)  # fmt: skip
+ASK = """
+import sys
+from backyfs.metadata.processes import has_ended, this_process
+own = this_process()
+assert own == this_process()
+print(own.pid_started > 0, has_ended(int(sys.argv[1]), int(sys.argv[2])), has_ended(own.pid, own.pid_started))
+print(own.scope)
+"""
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """Give a process that lives until the test ends it."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def started(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])
+
+
+def ask(prepare: str, child: subprocess.Popen[bytes], *, through: tuple[str, ...] = ()) -> tuple[list[bool], str]:
+    """Ask in a mount namespace: is our own start known, has the child ended, have we; and which scope is ours."""
+    script = f'{prepare} && exec "$@"'
+    program = [*through, sys.executable, "-c", ASK, str(child.pid), str(started(child.pid))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *program],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=environment,
+        cwd=ROOT,
+    )
+    answers, scope = done.stdout.splitlines()
+    return [word == "True" for word in answers.split()], scope
+
+
+@contextmanager
+def waited_for(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Wait for a process meanwhile."""
+    waiting = threading.Thread(target=child.wait)
+    waiting.start()
+    try:
+        yield
+    finally:
+        child.kill()
+        waiting.join()
+
+
+@pytest.fixture
+def child_of_nobody() -> Iterator[subprocess.Popen[bytes]]:
+    """Give a process of another user."""
+    with subprocess.Popen(["setpriv", f"--reuid={NOBODY}", "cat"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def test_a_live_process_that_proc_hides_has_not_ended(child_of_nobody: subprocess.Popen[bytes]) -> None:
+    hide = "mount -t proc -o hidepid=invisible proc /proc"
+    hidden = (*WITHOUT_POWERS, "sh", "-c", f'[ ! -e /proc/{child_of_nobody.pid} ] && exec "$@"', "sh")
+    assert ask(hide, child_of_nobody, through=hidden)[0] == [True, False, False]
+
+
+def test_without_proc_a_live_process_has_not_ended(child: subprocess.Popen[bytes]) -> None:
+    assert ask("mount -t tmpfs none /proc", child)[0] == [False, False, False]
+
+
+def test_without_proc_a_process_that_is_gone_has_ended(child: subprocess.Popen[bytes]) -> None:
+    gone = "mount -t tmpfs none /proc && kill -KILL {pid} && while kill -0 {pid} 2>&-; do sleep 0.05; done"
+    # Its parent waits for it in a thread, so that its number is free.
+    with waited_for(child):
+        assert ask(gone.format(pid=child.pid), child)[0] == [False, True, False]
+
+
+def test_without_proc_and_machine_id_the_scope_is_the_same_each_time(child: subprocess.Popen[bytes]) -> None:
+    nothing = "mount -t tmpfs none /proc && for f in /etc/machine-id /var/lib/dbus/machine-id; do "
+    nothing += "[ ! -e $f ] || mount --bind /dev/null $f; done"
+    scopes = {ask(nothing, child)[1] for _ in range(2)}
+    assert scopes == {f"{os.uname().nodename} - -"}
+
+
+def test_a_process_of_another_user_has_not_ended() -> None:
+    assert not has_ended(1, 0)
+
+
+def test_a_number_that_no_process_can_have_is_one_that_has_ended() -> None:
+    assert has_ended(1 << 40, 0)
+
+
+def test_this_process_has_not_ended() -> None:
+    own = this_process()
+    assert not has_ended(own.pid, own.pid_started)

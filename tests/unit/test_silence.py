@@ -1,0 +1,176 @@
+"""Silent jobs: an old heartbeat is believed only after it was watched, because clocks can be set."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import select, update
+
+from backyfs.engine import job as job_module
+from backyfs.engine import silence
+from backyfs.engine.backup import BackupRequest, backup
+from backyfs.engine.fullcleanup import full_cleanup
+from backyfs.engine.job import Job
+from backyfs.engine.remove import remove_versions
+from backyfs.engine.silence import remove_silent_jobs
+from backyfs.errors import InterruptedByUser, JobLostError, VersionError
+from backyfs.metadata.jobs import Process, database_time, hold_version, register_job
+from backyfs.metadata.tables import jobs
+from backyfs.metadata.versions import set_status
+from backyfs.model import VersionStatus
+from backyfs.sources import open_source
+from tests.images import random_image
+from tests.repositories import BLOCK, back_up, make_repository, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from backyfs.metadata.database import Database
+    from backyfs.model import JobId, Version
+    from backyfs.repository import Repository
+
+ELSEWHERE = Process(host="other", scope="another machine", pid=1, pid_started=1)
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    with opened(make_repository(tmp_path / "repository", encrypted=False)) as repository:
+        yield repository
+
+
+@pytest.fixture
+def version(repository: Repository, tmp_path: Path) -> Version:
+    return back_up(repository, random_image(tmp_path / "image", 3 * BLOCK)).version
+
+
+@pytest.fixture
+def short_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watch for half a second, which is enough for a job that does not beat at all."""
+    monkeypatch.setattr(silence, "WATCH_S", 0.5)
+    monkeypatch.setattr(silence, "LOOK_EVERY_S", 0.05)
+
+
+@pytest.fixture
+def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let jobs beat often, and watch them for as long as ever."""
+    monkeypatch.setattr(job_module, "FIRST_BEAT_S", 0.1)
+    monkeypatch.setattr(silence, "LOOK_EVERY_S", 0.05)
+
+
+def set_clock(database: Database, step: timedelta) -> None:
+    """Let all heartbeats be as old as if the clock of the database had been set forward."""
+    with database.write() as connection:
+        then = database_time(connection) - step
+        connection.execute(update(jobs).values(heartbeat_at=then))
+
+
+def dead_job(repository: Repository, command: str, holding: Version | None = None) -> JobId:
+    """Leave the job of another host that crashed an hour ago."""
+    with repository.database.write() as connection:
+        job_id = register_job(connection, ELSEWHERE, command)
+        if holding is not None:
+            hold_version(connection, job_id, holding.id)
+    set_clock(repository.database, HOUR)
+    return job_id
+
+
+def registered(repository: Repository) -> list[str]:
+    with repository.database.read() as connection:
+        return list(connection.execute(select(jobs.c.command)).scalars())
+
+
+@pytest.mark.usefixtures("short_watch")
+def test_a_job_that_stays_silent_is_removed(repository: Repository) -> None:
+    dead_job(repository, "backup disk")
+    remove_silent_jobs(repository.database)
+    assert registered(repository) == []
+
+
+def test_nobody_waits_where_all_jobs_are_heard_of(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silence, "WATCH_S", float("inf"))
+    with repository.database.write() as connection:
+        register_job(connection, ELSEWHERE, "backup disk")
+    remove_silent_jobs(repository.database)
+    assert registered(repository) == ["backup disk"]
+
+
+@pytest.mark.usefixtures("quick_beats")
+@pytest.mark.parametrize("step", [HOUR, -HOUR], ids=["forward", "back"])
+def test_a_live_job_outlives_a_clock_that_is_set(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, step: timedelta
+) -> None:
+    monkeypatch.setattr(silence, "WATCH_S", float("inf"))  # until it is heard of
+    with Job(repository.database, "backup disk") as job:
+        set_clock(repository.database, step)
+        remove_silent_jobs(repository.database)
+        assert registered(repository) == ["backup disk"]
+        job.check()
+
+
+@pytest.mark.usefixtures("quick_beats")
+def test_a_version_in_use_is_kept_although_the_clock_was_set_forward(repository: Repository, version: Version) -> None:
+    with Job(repository.database, "mount /mnt", only_reads=True) as job:
+        job.hold(version.id)
+        set_clock(repository.database, HOUR)
+        [removal] = remove_versions(repository, [version], now=datetime.now(UTC))
+    assert removal.kept is not None
+    assert "is in use by mount /mnt" in str(removal.kept)
+
+
+@pytest.mark.usefixtures("quick_beats")
+def test_a_backup_goes_on_although_the_clock_was_set_forward_and_others_begin(
+    repository: Repository, version: Version
+) -> None:
+    with Job(repository.database, "backup disk") as job:
+        set_clock(repository.database, HOUR)
+        full_cleanup(repository, grace_s=0)
+        with job.write():
+            assert registered(repository) == ["backup disk"]
+
+
+@pytest.mark.usefixtures("short_watch")
+def test_a_version_that_a_crashed_host_held_can_be_removed(repository: Repository, version: Version) -> None:
+    dead_job(repository, "mount /mnt", version)
+    assert [removal.kept for removal in remove_versions(repository, [version], now=datetime.now(UTC))] == [None]
+
+
+@pytest.mark.usefixtures("short_watch")
+def test_a_backup_of_a_crashed_host_can_be_continued(
+    repository: Repository, version: Version, tmp_path: Path
+) -> None:
+    with repository.database.write() as connection:
+        set_status(connection, version.id, VersionStatus.INCOMPLETE)
+    dead_job(repository, "backup disk", version)
+    source = open_source(str(tmp_path / "image"))
+    try:
+        report = backup(repository, source, BackupRequest(name="disk", continued=version))
+    finally:
+        source.close()
+    assert report.version.uid == version.uid
+
+
+def test_a_version_that_a_live_job_fills_cannot_be_continued(repository: Repository, version: Version) -> None:
+    with Job(repository.database, "backup disk") as first, Job(repository.database, "backup disk") as second:
+        first.hold(version.id)
+        with pytest.raises(VersionError, match="is in use by backup disk"):
+            second.hold_alone(version)
+
+
+def test_watching_can_be_interrupted(repository: Repository, version: Version) -> None:
+    dead_job(repository, "mount /mnt", version)
+    with pytest.raises(InterruptedByUser, match="nothing was changed"):
+        remove_versions(repository, [version], now=datetime.now(UTC), stop=lambda: True)
+    assert registered(repository) == ["mount /mnt"]
+
+
+@pytest.mark.usefixtures("short_watch")
+def test_a_job_that_was_removed_while_it_hung_writes_nothing_more(repository: Repository) -> None:
+    with Job(repository.database, "backup disk") as job:
+        set_clock(repository.database, HOUR)
+        remove_silent_jobs(repository.database)  # its first heartbeat comes later than this
+        with pytest.raises(JobLostError), job.write():
+            raise AssertionError("a transaction was begun")
