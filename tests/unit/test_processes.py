@@ -77,7 +77,12 @@ def waited_for(child: subprocess.Popen[bytes]) -> Iterator[None]:
 @pytest.fixture
 def child_of_nobody() -> Iterator[subprocess.Popen[bytes]]:
     """Give a process of another user."""
-    with subprocess.Popen(["setpriv", f"--reuid={NOBODY}", "cat"], stdin=subprocess.PIPE) as process:
+    command = ["setpriv", f"--reuid={NOBODY}", "cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n")
+        process.stdout.read(1)  # it is that user's by now
         yield process
         process.kill()
 
