@@ -1,0 +1,188 @@
+"""The functions of the library keep the catalog in the storage up to date themselves, whoever calls them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backyfs.config import Scheduler
+from backyfs.engine.catalogcheck import CatalogCheck
+from backyfs.engine.cleanup import cleanup
+from backyfs.engine.forget import forget
+from backyfs.engine.fullcleanup import full_cleanup
+from backyfs.engine.migrate import MigrationRequest, migrate
+from backyfs.engine.remove import remove_versions
+from backyfs.engine.repair import RepairRequest, repair
+from backyfs.engine.restore import restore
+from backyfs.engine.scrub import ScrubRequest, scrub
+from backyfs.errors import InterruptedByUser, StorageError
+from backyfs.metadata.catalog import has_notes
+from backyfs.metadata.migration import Outdated
+from backyfs.metadata.versions import list_versions, set_protected
+from backyfs.sources import open_source
+from tests.images import random_image
+from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.storages import with_watched_storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from backyfs.model import Version
+    from backyfs.repository import Repository
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    with opened(make_repository(tmp_path / "repository")) as repository:
+        yield repository
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return random_image(tmp_path / "image", 5 * BLOCK)
+
+
+def versions_of(repository: Repository) -> list[Version]:
+    with repository.database.read() as connection:
+        return list_versions(connection)
+
+
+def is_kept(repository: Repository) -> bool:
+    """Tell whether the catalog is as the database, and knows it."""
+    with repository.database.read() as connection:
+        if has_notes(connection):
+            return False
+    return not CatalogCheck(repository).run().differences
+
+
+def an_object(repository: Repository, image: Path) -> Path:
+    uid = min(repository.blocks.storage.list_blobs())
+    return image.with_name("repository") / "data" / uid[:2] / uid[2:4] / f"{uid}.blob"
+
+
+def do_backup(repository: Repository, image: Path) -> None:
+    back_up(repository, image)
+
+
+def do_remove(repository: Repository, _image: Path) -> None:
+    remove_versions(repository, versions_of(repository)[:1], now=NOW)
+
+
+def do_forget(repository: Repository, image: Path) -> None:
+    for _ in range(2):
+        back_up(repository, image, tags=("daily",))
+    daily = Scheduler(name="daily", interval_s=86400, keep=1, sla_s=3600)
+    assert any(found.outcome == "remove" for found in forget(repository, [daily], now=NOW))
+
+
+def do_cleanup(repository: Repository, image: Path) -> None:
+    do_remove(repository, image)
+    cleanup(repository, grace_s=0)
+
+
+def do_full_cleanup(repository: Repository, image: Path) -> None:
+    an_object(repository, image).unlink()
+    assert full_cleanup(repository).versions_invalid
+
+
+def do_scrub(repository: Repository, image: Path) -> None:
+    an_object(repository, image).write_bytes(b"")
+    assert scrub(repository, ScrubRequest(versions=None)).versions_invalid
+
+
+def do_repair(repository: Repository, image: Path) -> None:
+    do_scrub(repository, image)
+    source = open_source(str(image))
+    try:
+        assert repair(repository, RepairRequest(source=source)).versions_valid
+    finally:
+        source.close()
+
+
+def do_restore(repository: Repository, image: Path) -> None:
+    an_object(repository, image).unlink()
+    assert restore(repository, versions_of(repository)[0], str(image.with_name("target"))).damaged
+
+
+def do_migration(repository: Repository, _image: Path) -> None:
+    assert migrate(repository, MigrationRequest(versions=None, outdated=Outdated(to=1))).blobs == 5
+
+
+FUNCTIONS = [
+    do_backup, do_remove, do_forget, do_cleanup, do_full_cleanup, do_scrub, do_repair, do_restore, do_migration,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_function_of_the_library_keeps_the_catalog(
+    repository: Repository, image: Path, function: Callable[[Repository, Path], None]
+) -> None:
+    back_up(repository, image)
+    function(repository, image)
+    assert is_kept(repository)
+
+
+def test_an_incomplete_backup_is_in_the_catalog_too(repository: Repository, image: Path) -> None:
+    def fail() -> None:
+        raise StorageError("injected")
+
+    with pytest.raises(StorageError, match="injected"):
+        back_up(with_watched_storage(repository, fail, "put"), image)
+    assert len(versions_of(repository)) == 1
+    assert is_kept(repository)
+
+
+def test_an_interrupted_function_does_not_wait_for_the_catalog(repository: Repository, image: Path) -> None:
+    version = back_up(repository, image).version
+    with pytest.raises(InterruptedByUser):
+        remove_versions(repository, [version], now=NOW, stop=lambda: True)
+    calls: list[None] = []
+    with pytest.raises(InterruptedByUser):
+        scrub(
+            with_watched_storage(repository, lambda: calls.append(None), "put_object"),
+            ScrubRequest(versions=None),
+            stop=lambda: True,
+        )
+    assert calls == []
+
+
+def test_a_cleanup_brings_the_catalog_up_to_date_before_it_deletes(repository: Repository, image: Path) -> None:
+    back_up(repository, image)
+    # Another command has changed something and could not write it to the catalog.
+    version = back_up(replace(repository), image, "other").version
+    do_remove(repository, image)
+    with repository.database.write() as connection:
+        set_protected(connection, version.id, protected=True)
+    kept: list[bool] = []
+
+    def look() -> None:
+        with repository.database.read() as connection:
+            kept.append(not has_notes(connection))
+
+    image.write_bytes(b"x" * BLOCK)
+    remove_versions(repository, [back_up(repository, image, "gone").version], now=NOW)
+    cleanup(with_watched_storage(repository, look, "delete"), grace_s=0)
+    assert kept
+    assert all(kept)
+
+
+def test_a_catalog_that_cannot_be_written_is_a_warning_given_once(
+    repository: Repository, image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise StorageError("injected")
+
+    with caplog.at_level(logging.WARNING):
+        report = back_up(with_watched_storage(repository, fail, "put_object"), image)
+    assert [version.uid for version in versions_of(repository)] == [report.version.uid]
+    assert caplog.messages == [
+        "the catalog in the storage lacks what was done: injected; run `backyfs catalog push`"
+    ]
+    assert not repository.database.has_written
