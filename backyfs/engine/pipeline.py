@@ -242,7 +242,7 @@ class Pipeline:
         self._flushing = True
         self._shelves = self._new_shelves()
         self._committer.fresh.begin_flush()
-        window.submit(self._tasks.flush, saved)
+        window.submit_beside(self._tasks.flush, saved)
 
     # What the owner does with it.
 

@@ -33,6 +33,7 @@ class Window(Generic[T]):
 
     def __init__(self, workers: int) -> None:
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="backyfs-worker")
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="backyfs-beside")  # no thread before it is needed
         self._done: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
         self.pending = 0  # tasks whose result was not taken
 
@@ -40,6 +41,11 @@ class Window(Generic[T]):
         """Start a task in a worker thread."""
         self.pending += 1
         self._executor.submit(task, *arguments).add_done_callback(self._done.put)
+
+    def submit_beside(self, task: Callable[..., T], *arguments: Any) -> None:
+        """Start a task in a thread of its own: it does not queue behind the others, which may be waiting for a disk."""
+        self.pending += 1
+        self._beside.submit(task, *arguments).add_done_callback(self._done.put)
 
     def results(self) -> Iterator[T]:
         """Wait until a task has ended; yield its result and those of all others that have ended meanwhile.
@@ -69,4 +75,5 @@ class Window(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        for executor in (self._executor, self._beside):
+            executor.shutdown(wait=True, cancel_futures=True)
