@@ -21,9 +21,9 @@ _COLUMNS = ("host", "pid", "command", "started", "beat", "progress", "versions")
 def command(invocation: Invocation, fields: str | None) -> None:
     """List the commands that run on this repository, on all hosts, the oldest first.
 
-    `started` is in UTC; `beat` is how many seconds ago the command was last heard of, which it is every 10 s:
-    after 60 it counts as dead. `versions` are those that it keeps from being removed. Commands that only read
-    metadata, as this one, are not listed.
+    `started` is in UTC; `beat` is the number of seconds since the last heartbeat, which comes every 10 s. A command
+    that has been silent for 60 s is removed by the next one that needs to know whether it is dead. `versions` are those
+    that it keeps from being removed. Commands that only read metadata, such as this one, are not listed.
     """
     columns = chosen_columns(fields, _COLUMNS)
     with invocation.open_repository() as repository, repository.database.read() as connection:
