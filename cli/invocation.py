@@ -58,6 +58,7 @@ class Invocation:
     interrupted: threading.Event = field(default_factory=threading.Event)  # set by the signals that end a command
     told: list[Facts] = field(default_factory=list, repr=False)     # to the hooks that run around this command
     loaded: list[Config] = field(default_factory=list, repr=False)  # the configuration, once it was read
+    source_warnings: dict[str, int] = field(default_factory=dict)   # by kind, of a backup that is done
     answered: list[str] = field(default_factory=list, repr=False)   # the passphrase, once somebody was asked for it
 
     def as_arguments(self) -> list[str]:

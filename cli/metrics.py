@@ -50,6 +50,7 @@ class Record:
             exit_status=status,
             started_at=self.started_at,
             duration_s=time.monotonic() - self._started_s,
+            source_warnings={} if self.invocation is None else self.invocation.source_warnings,
         )
         try:
             _replace(self.metrics_file, render_metrics(run, self._names()))

@@ -10,6 +10,7 @@ from backyfs.config.places import CONFIG_VARIABLE, find_config
 from backyfs.config.settings import (
     Config,
     DirectoryStorageConfig,
+    FileIoConfig,
     HooksConfig,
     IoConfig,
     NullStorageConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "CONFIG_VARIABLE",
     "Config",
     "DirectoryStorageConfig",
+    "FileIoConfig",
     "HooksConfig",
     "IoConfig",
     "NullStorageConfig",

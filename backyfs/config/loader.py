@@ -11,6 +11,7 @@ from backyfs.config.places import find_config
 from backyfs.config.settings import (
     Config,
     DirectoryStorageConfig,
+    FileIoConfig,
     HooksConfig,
     IoConfig,
     NullStorageConfig,
@@ -103,7 +104,7 @@ class _Loader:
             **self._key_sources(defaults),
             database_url=self._values("MetaBackend", SECTION_KEYS["MetaBackend"])["engine"],
             storage=self._storage(),
-            io_file=IoConfig(**self._io("io_file")),
+            io_file=FileIoConfig(**self._io("io_file")),
             io_null=IoConfig(**self._io("io_null")),
             io_rbd=RbdConfig(**self._io("io_rbd")),
             hooks=self._hooks(),

@@ -69,6 +69,13 @@ class IoConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileIoConfig(IoConfig):
+    """How files and devices are read and written."""
+
+    read_holes: bool = False  # rather than asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RbdConfig:
     """How to reach the images of a Ceph cluster."""
 
@@ -118,7 +125,7 @@ class Config:
     passphrase: PassphraseSource | None = None  # tried where the key does not open the repository
     database_url: str = field(repr=False)  # can hold a password
     storage: StorageConfig
-    io_file: IoConfig
+    io_file: FileIoConfig
     io_null: IoConfig
     io_rbd: RbdConfig
     hooks: HooksConfig = HooksConfig()

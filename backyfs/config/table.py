@@ -154,7 +154,14 @@ SECTION_KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("engine", k.DATABASE_URL, "The URL of the database that holds the metadata.", required=True),
     ),
     "hooks": _HOOKS,
-    "io_file": _IO,
+    "io_file": (
+        *_IO,
+        Key(
+            "read_holes",
+            k.OPTIONAL_BOOLEAN,
+            "Read the holes of files, too, instead of asking the file system where they are.",
+        ),
+    ),
     "io_null": _IO,
     "io_rbd": (
         Key("rados_name", k.TEXT, "The user of the Ceph cluster."),

@@ -24,6 +24,7 @@ from backyfs.engine.pipeline import Pipeline
 from backyfs.engine.plan import plan_backup
 from backyfs.engine.publish import catalog_kept
 from backyfs.engine.sampling import Sampling
+from backyfs.engine.watch import Watch
 from backyfs.errors import UsageError, VersionError, VersionIncompleteError, VersionNotFoundError
 from backyfs.geometry import block_count
 from backyfs.metadata.blockmap import forget_holes
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from backyfs.model import Progress, VersionUid
     from backyfs.repository import Repository
     from backyfs.sources import Source
+    from backyfs.sources.change import SourceWarning
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class BackupReport:
     duration_s: float
     blobs_repaired: int = 0  # damaged ones with bytes that the source has: they were stored anew
     versions_valid: tuple[VersionUid, ...] = ()  # others, that were invalid and are whole again
+    warnings: tuple[SourceWarning, ...] = ()     # signs that the source changed while it was read
 
 
 def backup(
@@ -97,7 +100,7 @@ def backup(
         HintsError: the hints do not fit source and base; nothing was made.
         VersionError: the base is not valid or gone, or the version to continue is not incomplete or in use.
         InterruptedByUser: `stop` said so; the version stays incomplete.
-        SourceError: the source cannot be read; the version stays incomplete.
+        SourceError: the source cannot be read, shrank or grew; the version stays incomplete.
         StorageError, DatabaseError: likewise.
         JobLostError: another command took this one for dead.
     """
@@ -108,6 +111,7 @@ def backup(
     with catalog_kept(repository, stop), Job(repository.database, f"backup {request.name}") as job:
         if request.base is not None:
             _hold_base(repository, job, request.base)
+        watch = Watch(source, None if request.continued is None else request.continued.created_at)
         plan = _plan(repository, source, request)
         version = _begin(job, source, request, stop)
         if announce is not None:
@@ -125,10 +129,11 @@ def backup(
             pipeline.run()
         finally:
             progress.stop()
+        warnings = watch.end()
         inherited.enter_what_was_left()
         report = _finish(repository, job, version, statistics, time.monotonic() - started)
         revived = _revive(repository, job, pipeline.blobs_repaired)
-        return replace(report, blobs_repaired=pipeline.blobs_repaired, versions_valid=revived)
+        return replace(report, blobs_repaired=pipeline.blobs_repaired, versions_valid=revived, warnings=warnings)
 
 
 def _hold_base(repository: Repository, job: Job, base: Version) -> None:

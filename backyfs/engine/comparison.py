@@ -16,6 +16,7 @@ from backyfs.metadata.blobs import load_blobs
 from backyfs.metadata.blockmap import HOLE, page_entries
 from backyfs.model import BlobId, BlockIndex, DamagedRange, PageNumber
 from backyfs.ranges import ranges
+from backyfs.sources.change import check_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ class Comparison:
         """Yield the ranges in which the source differs, in order. Blocks that were never backed up are left out.
 
         Raises:
-            SourceError: the source cannot be read.
+            SourceError: the source cannot be read, shrank or grew.
             StorageError: the storage refuses.
             InterruptedByUser: `stop` said so.
             DatabaseError: the block map cannot be read.
@@ -73,6 +74,7 @@ class Comparison:
             self._progress.advance(page_length(PageNumber(number), self._blocks) * self._repository.block_size)
             for first, stop in found:
                 yield self._range(first * self._repository.block_size, self._end(BlockIndex(stop - 1)))
+        check_size(self._source)
         if self._source.size_bytes > self._version.size_bytes:
             yield self._range(self._version.size_bytes, self._source.size_bytes)
 

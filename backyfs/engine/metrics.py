@@ -6,7 +6,7 @@ Format: https://prometheus.io/docs/instrumenting/exposition_formats/, text, vers
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from backyfs.metadata.stats import newest_statistics
@@ -34,6 +34,7 @@ class RunMetrics:
     exit_status: int
     started_at: datetime
     duration_s: float
+    source_warnings: Mapping[str, int] = field(default_factory=dict)  # by kind; empty: no backup that is done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,7 @@ _METRICS = (
     ("run_exit_status", "gauge", "Exit status of the last command that wrote this file."),
     ("run_start_timestamp_seconds", "gauge", "When that command was started."),
     ("run_duration_seconds", "gauge", "How long it took."),
+    ("run_source_warnings", "gauge", "Warnings of that backup that its source changed while it was read, by kind."),
     ("last_success_timestamp_seconds", "gauge", "When the newest valid backup of a name ended."),
     ("last_success_duration_seconds", "gauge", "How long that backup took."),
     ("last_success_size_bytes", "gauge", "Size of the image."),
@@ -122,6 +124,8 @@ def _of_run(run: RunMetrics) -> Iterator[Sample]:
     yield Sample(metric="run_exit_status", labels=labels, value=run.exit_status)
     yield Sample(metric="run_start_timestamp_seconds", labels=labels, value=run.started_at.timestamp())
     yield Sample(metric="run_duration_seconds", labels=labels, value=run.duration_s)
+    for kind, count in run.source_warnings.items():
+        yield Sample(metric="run_source_warnings", labels={**labels, "kind": kind}, value=count)
 
 
 def _of_name(name: NameMetrics) -> Iterator[Sample]:

@@ -81,7 +81,7 @@ def scrub(
     Raises:
         UsageError: a source is given, and not one version.
         StorageError: the storage is not there, or refuses; what it did not give is not marked.
-        SourceError: the source cannot be read.
+        SourceError: the source cannot be read, shrank or grew.
         InterruptedByUser: `stop` said so.
         MissingKeyError: a blob is encrypted, and no key is configured.
         DatabaseError, JobLostError: the marks cannot be stored.

@@ -92,6 +92,24 @@ def is_backed_by_device(loop: Loop, number: str) -> bool:
     return True
 
 
+def loops_on_file(path: str, found: os.stat_result) -> list[Loop]:
+    """Return the loop devices that write to a file: recognised by its device and inode, or else by its path.
+
+    It is asked of losetup: the answer may take a file system that hangs. Only root gets the inode.
+    """
+    loops = [loop for loop in list_loops() if not loop.read_only]
+    if not loops:
+        return []
+    inodes: dict[str, tuple[str, str]] = {}
+    with suppress(MountError):
+        done = run("losetup", "--list", "--noheadings", "--output", "NAME,BACK-INO,BACK-MAJ:MIN", timeout_s=_LOOK_S)
+        lines = [line.split() for line in done.stdout.splitlines()]
+        inodes = {words[0]: (words[1], words[2]) for words in lines if len(words) == 3}
+    inode = (str(found.st_ino), f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}")
+    real = os.path.realpath(path)
+    return [loop for loop in loops if inodes.get(loop.device, inode if loop.backing_file == real else None) == inode]
+
+
 def check_loop_devices() -> None:
     """Make sure that loop devices can be had.
 

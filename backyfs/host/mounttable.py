@@ -29,6 +29,7 @@ class Mount:
     device: str     # major:minor
     source: str
     read_only: bool
+    file_system_read_only: bool = False  # whatever this mount of it is
 
     @property
     def is_ours(self) -> bool:
@@ -99,12 +100,14 @@ def _link_target(path: str) -> str | None:
 def _parse(line: str) -> Mount:
     fields = line.rstrip("\n").split(" ")
     dash = fields.index("-")
+    file_system_read_only = "ro" in fields[dash + 3].split(",")
     return Mount(
         mount_id=int(fields[0]),
         parent_id=int(fields[1]),
         device=fields[2],
         mountpoint=_unescape(fields[4]),
-        read_only="ro" in fields[5].split(",") or "ro" in fields[dash + 3].split(","),
+        read_only=file_system_read_only or "ro" in fields[5].split(","),
+        file_system_read_only=file_system_read_only,
         file_system_type=fields[dash + 1],
         source=_unescape(fields[dash + 2]),
     )

@@ -6,6 +6,7 @@ Of processes of others a user sees nothing; root sees all that are in its pid na
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from backyfs.host.mounttable import is_below, list_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+
+    from backyfs.host.mounttable import Mount
 
 _MOST_SHOWN = 5
 _LINKS = (("cwd", "working directory"), ("root", "root directory"), ("exe", "program"))
@@ -37,19 +40,22 @@ def users_of(paths: Collection[str]) -> list[User]:
     return found
 
 
-def holders_elsewhere(numbers: Collection[str]) -> list[User]:
-    """Return a process of each other mount namespace in which a device (major:minor) is mounted."""
+def mounts_elsewhere() -> Iterator[tuple[int, list[Mount]]]:
+    """Yield a process of each other mount namespace, and what is mounted there."""
     seen = {_namespace("self")}
-    found = []
     for pid in _processes():
         namespace = _namespace(pid)
         if namespace in seen or namespace is None:
             continue
         seen.add(namespace)
-        try:
-            mounts = list_mounts(pid)
-        except (OSError, ValueError):
-            continue
+        with suppress(OSError, ValueError):
+            yield pid, list_mounts(pid)
+
+
+def holders_elsewhere(numbers: Collection[str]) -> list[User]:
+    """Return a process of each other mount namespace in which a device (major:minor) is mounted."""
+    found = []
+    for pid, mounts in mounts_elsewhere():
         for mount in mounts:
             if mount.device in numbers:
                 how = f"has it mounted on {mount.mountpoint} in a mount namespace of its own"

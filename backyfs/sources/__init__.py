@@ -11,23 +11,46 @@ from backyfs.sources.null import NULL_SCHEME, NullSource, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from backyfs.config import Config, IoConfig
     from backyfs.geometry import Extent
+    from backyfs.sources.change import SourceWarning
 
 _FILE_SCHEME = "file://"
 
 
 class Source(Protocol):
-    """An image that can be read. It does not change its size while it is open."""
+    """An image that can be read. If its size changes while it is read, what was read is not an image of it."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
 
     @property
     def size_bytes(self) -> int:
-        """How large the image is."""
+        """How large the image was when it was opened."""
         ...
 
-    def data_extents(self) -> Iterator[Extent]:
-        """Yield the extents that hold data, in order; all between them is zeros and need not be read."""
+    def data_extents(self, start: int = 0) -> Iterator[Extent]:
+        """Yield the extents that hold data from `start` on, in order; the rest is zeros and need not be read.
+
+        Raises:
+            SourceError: the image shrank or grew.
+        """
+        ...
+
+    def size_now(self) -> int:
+        """Ask how large the image is now; see `change.check_size`.
+
+        Raises:
+            SourceError: it cannot be asked.
+        """
+        ...
+
+    def signs_of_change(self, since: datetime | None = None) -> Iterator[SourceWarning]:
+        """Yield what suggests that the image is not in one state, from when it was opened, or `since`, until now."""
         ...
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -57,17 +80,20 @@ def local_path(uri: str) -> str:
     return uri
 
 
-def open_source(uri: str, config: Config | None = None) -> Source:
+def open_source(uri: str, config: Config | None = None, *, read_holes: bool = False) -> Source:
     """Open what is to be backed up: a path, `file://PATH`, a block device, or `null://SIZE`.
 
-    `config` says how many reads of it may be under way at once; without one there is no limit.
+    `config` says how many reads of it may be under way at once; without one there is no limit. Holes of a file are
+    read, rather than asked for, if `read_holes` or `config` says so.
 
     Raises:
         SourceError: there is no such thing, or it cannot be read.
     """
     if uri.startswith(NULL_SCHEME):
         return _limited(NullSource(size_of(uri)), None if config is None else config.io_null)
-    return _limited(FileSource(local_path(uri)), None if config is None else config.io_file)
+    limits = None if config is None else config.io_file
+    read_holes = read_holes or (limits is not None and limits.read_holes)
+    return _limited(FileSource(local_path(uri), read_holes=read_holes), limits)
 
 
 def _limited(source: Source, limits: IoConfig | None) -> Source:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from backyfs.geometry import Extent
     from backyfs.model import Buffer
     from backyfs.sources import Source
+    from backyfs.sources.change import SourceWarning
     from backyfs.sources.targets import ReadableTarget, Target
 
 
@@ -22,13 +24,34 @@ class LimitedSource:
         self._places = threading.Semaphore(simultaneous_reads)
 
     @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self._source.name
+
+    @property
     def size_bytes(self) -> int:
-        """How large the image is."""
+        """How large the image was when it was opened."""
         return self._source.size_bytes
 
-    def data_extents(self) -> Iterator[Extent]:
-        """Yield the extents that hold data."""
-        return self._source.data_extents()
+    def data_extents(self, start: int = 0) -> Iterator[Extent]:
+        """Yield the extents that hold data from `start` on.
+
+        Raises:
+            What the source raises.
+        """
+        return self._source.data_extents(start)
+
+    def size_now(self) -> int:
+        """Ask how large the image is now.
+
+        Raises:
+            What the source raises.
+        """
+        return self._source.size_now()
+
+    def signs_of_change(self, since: datetime | None = None) -> Iterator[SourceWarning]:
+        """Yield what suggests that the image is not in one state."""
+        return self._source.signs_of_change(since)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` on, when a place is free.

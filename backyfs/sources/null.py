@@ -17,6 +17,9 @@ from backyfs.geometry import Extent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
+
+    from backyfs.sources.change import SourceWarning
 
 NULL_SCHEME = "null://"
 
@@ -49,13 +52,22 @@ class NullSource:
     """An image that is made as it is read."""
 
     def __init__(self, size_bytes: int) -> None:
+        self.name = f"{NULL_SCHEME}{size_bytes}"
         self.size_bytes = size_bytes
         self._pattern = memoryview(_pattern())
 
-    def data_extents(self) -> Iterator[Extent]:
-        """Yield the one extent that the image is."""
-        if self.size_bytes:
-            yield Extent(0, self.size_bytes)
+    def data_extents(self, start: int = 0) -> Iterator[Extent]:
+        """Yield the one extent that the image is, from `start` on."""
+        if start < self.size_bytes:
+            yield Extent(start, self.size_bytes)
+
+    def size_now(self) -> int:
+        """Return the size, which stays as it is."""
+        return self.size_bytes
+
+    def signs_of_change(self, since: datetime | None = None) -> Iterator[SourceWarning]:  # noqa: ARG002
+        """Yield nothing: the bytes are always the same."""
+        return iter(())
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the image's bytes from `offset` on.
@@ -65,7 +77,7 @@ class NullSource:
         """
         stop = offset + len(buffer)
         if stop > self.size_bytes:
-            raise SourceError(f"{NULL_SCHEME}{self.size_bytes} ends before byte {stop}")
+            raise SourceError(f"{self.name} ends before byte {stop}")
         first = offset // _SECTOR_BYTES * _SECTOR_BYTES
         if first == offset and len(buffer) % _SECTOR_BYTES == 0:
             self._make(first, buffer)

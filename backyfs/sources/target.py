@@ -150,7 +150,7 @@ class FileTarget:
                         f"{self._path} cannot be read at byte {offset + position}: {error.strerror}"
                     ) from error
                 if count == 0:
-                    raise TargetError(f"{self._path} ends at byte {offset + position}: somebody else has cut it off")
+                    raise self._cut_off(offset + position)
                 position += count
 
     def is_zeros(self, offset: int, length: int) -> bool:
@@ -164,7 +164,8 @@ class FileTarget:
             try:
                 offset = os.lseek(self._fd, offset, os.SEEK_DATA)
             except OSError as error:
-                if error.errno == errno.ENXIO:  # no data from here to the end
+                if error.errno == errno.ENXIO:  # no data from here to the end, if that is where it was
+                    self._check_reaches(stop)
                     return True
             if offset >= stop:
                 return True
@@ -174,6 +175,14 @@ class FileTarget:
                 return False
             offset += len(buffer)
         return True
+
+    def _check_reaches(self, stop: int) -> None:
+        size_bytes = os.fstat(self._fd).st_size
+        if not self.is_device and size_bytes < stop:
+            raise self._cut_off(size_bytes)
+
+    def _cut_off(self, size_bytes: int) -> TargetError:
+        return TargetError(f"{self._path} ends at byte {size_bytes}: somebody else has cut it off")
 
     def drop_cache(self) -> None:
         """Write everything to the disk and forget it, so that what is read from now on comes from there.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
@@ -21,6 +22,7 @@ from backyfs.errors import HintsError
 from backyfs.hints import parse_hints
 from backyfs.metadata.versions import find_version
 from backyfs.sources import open_source
+from backyfs.sources.change import ChangeKind
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -73,6 +75,11 @@ if TYPE_CHECKING:
 @click.option(
     "-e", "--expire", type=MOMENT, metavar="DATE", help="When the version expires: a date, or +30d for in 30 days."
 )
+@click.option(
+    "--read-holes",
+    is_flag=True,
+    help="Read the holes of a file, too: some file systems report holes where there is data.",
+)
 @click.pass_obj
 @hooked("backup", "source", "name", "snapshot_name")
 def command(
@@ -85,12 +92,13 @@ def command(
     continue_version: str | None,
     tags: tuple[str, ...] | None,
     expire: datetime | None,
+    read_holes: bool,
 ) -> None:
     """Back up SOURCE as a new version of NAME.
 
-    SOURCE is a path, file://PATH, a block device, or null://SIZE for test data. It should not change while it
-    is read: take a snapshot of a disk that is in use. With -m the uid of the version is printed as soon as it
-    is known, and at the end.
+    SOURCE is a path, file://PATH, a block device, or null://SIZE for test data. Do not let it change while it is
+    read: if it is in use, back up a snapshot. If it shrinks or grows, the exit status is 7; other signs of change are
+    warnings. With -m the uid of the version is printed as soon as it is known, and at the end.
 
     With --hints and --from-version only what changed since that version is read. Some of the other blocks are
     compared with the source all the same; if one differs nothing is stored, and the exit status is 5.
@@ -106,7 +114,7 @@ def command(
         with repository.database.read() as connection:
             base = None if from_version is None else find_version(connection, from_version)
             continued = None if continue_version is None else find_version(connection, continue_version)
-        image = open_source(source, repository.config)
+        image = open_source(source, repository.config, read_holes=read_holes)
         try:
             report = backup(
                 repository,
@@ -138,6 +146,8 @@ def _add_facts(invocation: Invocation, report: BackupReport) -> None:
         bytes_written=counts.bytes_written,
         bytes_stored=counts.bytes_stored,
     )
+    found = Counter(warning.kind for warning in report.warnings)
+    invocation.source_warnings.update({kind.value: found[kind] for kind in ChangeKind})
 
 
 def _read_hints(path: str) -> bytes:
@@ -157,7 +167,8 @@ def _print(invocation: Invocation, report: BackupReport, block_size: int) -> Non
     elif invocation.form is OutputForm.JSON:
         fields = {name: getattr(counts, name) for name in type(counts).__slots__}
         print_object(
-            {**version_row(report.version, block_size), **fields, "duration_s": round(report.duration_s, 3)}
+            {**version_row(report.version, block_size), **fields, "duration_s": round(report.duration_s, 3)},
+            warnings=[{"kind": warning.kind.value, "text": warning.text} for warning in report.warnings],
         )
     else:
         rate = int(report.version.size_bytes / max(report.duration_s, 0.001))

@@ -201,6 +201,16 @@ def test_a_file_that_was_cut_off_meanwhile_is_told(tmp_path):
     target.close()
 
 
+@pytest.mark.parametrize("offset", [0, 4096])
+def test_the_end_of_a_file_that_was_cut_off_in_a_hole_is_not_zeros(tmp_path, offset):
+    path = tmp_path / "target"
+    target = FileTarget(str(path), SIZE, replace=False)
+    os.truncate(path, 1000)
+    with pytest.raises(TargetError, match="target ends at byte 1000: somebody else has cut it off"):
+        target.is_zeros(offset, 4096)
+    target.close()
+
+
 def test_zeros_on_a_kept_file_take_no_room(tmp_path):
     path = random_image(tmp_path / "target", 4 * MIB)
     target = FileTarget(str(path), 4 * MIB, replace=False, kept_bytes=4 * MIB)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from backyfs.config import (
     DirectoryStorageConfig,
+    FileIoConfig,
     IoConfig,
     NullStorageConfig,
     ObjectStoreConfig,
@@ -167,7 +168,7 @@ def test_a_configuration_of_backy2_with_encryption_is_read_whole(tmp_path):
     assert config.storage == DirectoryStorageConfig(
         path=f"{tmp_path}/data", simultaneous_writes=5, simultaneous_reads=5
     )
-    assert config.io_file == IoConfig(simultaneous_reads=5, simultaneous_writes=5)
+    assert config.io_file == FileIoConfig(simultaneous_reads=5, simultaneous_writes=5)
     assert config.schedulers == ()
 
 
@@ -202,7 +203,7 @@ def test_what_the_file_does_not_say_has_its_default():
     assert config.storage == DirectoryStorageConfig(
         path="/srv/blobs", simultaneous_writes=None, simultaneous_reads=None, bandwidth_read=0, bandwidth_write=0
     )
-    assert config.io_file == IoConfig(simultaneous_reads=None, simultaneous_writes=None)
+    assert config.io_file == FileIoConfig(simultaneous_reads=None, simultaneous_writes=None)
     assert config.io_null == IoConfig(simultaneous_reads=None, simultaneous_writes=None)
     assert config.io_rbd == RbdConfig(
         rados_name="client.admin", cluster_name="ceph", ceph_conffile=None,
@@ -317,9 +318,14 @@ def test_an_access_key_wins_over_its_file_with_a_warning():
     )
 
 
+@pytest.mark.parametrize(("value", "read_holes"), [("1", True), ("no", False), ("", False)])
+def test_files_are_read_with_their_holes_where_that_is_said(value, read_holes):
+    assert config_of(BACKENDS + f"[io_file]\nread_holes: {value}\n").io_file == FileIoConfig(read_holes=read_holes)
+
+
 def test_sources_without_a_number_of_writes_use_that_of_reads():
     config = config_of(BACKENDS + "[io_file]\nsimultaneous_reads: 4\n[io_null]\nsimultaneous_writes: 3\n")
-    assert config.io_file == IoConfig(simultaneous_reads=4, simultaneous_writes=4)
+    assert config.io_file == FileIoConfig(simultaneous_reads=4, simultaneous_writes=4)
     assert config.io_null == IoConfig(simultaneous_reads=None, simultaneous_writes=3)
 
 

@@ -43,8 +43,8 @@ PAGE_BYTES = PAGE_ENTRIES * BLOCK
 class RecordingSource(FileSource):
     """A file that notes which blocks of it are read, and can end the backup after so many."""
 
-    def __init__(self, path: Path, stop_after: int | None = None) -> None:
-        super().__init__(str(path))
+    def __init__(self, path: Path, stop_after: int | None = None, *, read_holes: bool = False) -> None:
+        super().__init__(str(path), read_holes=read_holes)
         self.blocks: list[int] = []
         self._stop_after = stop_after
 
@@ -71,8 +71,8 @@ def blocks(*numbers: int) -> list[Range]:
 
 
 @contextmanager
-def recorded(image: Path, stop_after: int | None = None) -> Iterator[RecordingSource]:
-    source = RecordingSource(image, stop_after)
+def recorded(image: Path, stop_after: int | None = None, *, read_holes: bool = False) -> Iterator[RecordingSource]:
+    source = RecordingSource(image, stop_after, read_holes=read_holes)
     try:
         yield source
     finally:
@@ -179,6 +179,107 @@ def test_a_difference_in_a_large_sparse_image_is_found_where_the_base_has_data(r
     change(image, 40 * PAGE_BYTES, b"something else")
     with pytest.raises(HintsError, match=f"bytes {40 * PAGE_BYTES} to {40 * PAGE_BYTES + BLOCK} "):
         back_up(repository, image, base=base, hints=hints(blocks(0)))
+
+
+def test_data_where_the_base_has_a_hole_is_found_in_a_large_image(repository, tmp_path):
+    size = 50 * PAGE_BYTES
+    image = sparse_image(tmp_path / "image", size, {})
+    base = back_up(repository, image).version
+    change(image, 40 * PAGE_BYTES, b"something new")
+    with pytest.raises(HintsError, match=f"bytes {40 * PAGE_BYTES} to .* are in no hint, and what is there differs"):
+        back_up(repository, image, base=base, hints=hints(blocks(0)))
+
+
+_CALLED_ZEROS = "hold data, and the hints say that they are zeros"
+_NOT_LISTED = "are in no hint, and what is there holds data"
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize(
+    ("zeros", "first"),
+    [
+        pytest.param([(0, 10 * BLOCK)], 0, id="all of it"),
+        pytest.param([(0, 10 * BLOCK + 7)], 0, id="with a short last block"),
+        pytest.param([(9 * BLOCK, 10 * BLOCK)], 9, id="one block"),
+        pytest.param([(2 * BLOCK + 5, 4 * BLOCK)], 3, id="from the middle of a block on"),
+        pytest.param([(10 * BLOCK, 10 * BLOCK + 7)], 10, id="the short last block"),
+    ],
+)
+def test_data_that_is_called_zeros_stops_the_backup_and_leaves_no_version(
+    repository, tmp_path, zeros, first, with_base
+):
+    image = random_image(tmp_path / "image", 10 * BLOCK + 7)
+    base = back_up(repository, image).version if with_base else None
+    before = uids(repository)
+    # Without a base everything else is listed as well, so that only this can be wrong.
+    data = [] if with_base else list(ranges([(0, 10 * BLOCK + 7)]) - ranges(zeros))
+    with pytest.raises(HintsError, match=f"bytes {first * BLOCK} to .* {_CALLED_ZEROS}") as caught:
+        back_up(repository, image, base=base, hints=hints(data, zeros))
+    assert caught.value.exit_status == 5
+    assert uids(repository) == before
+    assert count_jobs(repository) == 0
+    audit(repository)
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_lone_block_of_data_in_a_large_range_of_zeros_is_found(repository, tmp_path, with_base, listed):
+    size = 50 * PAGE_BYTES
+    place = 40 * PAGE_BYTES
+    image = sparse_image(tmp_path / "image", size, {place: random_bytes(BLOCK, 1)})
+    base = back_up(repository, image).version if with_base and listed else None
+    fact = _CALLED_ZEROS if listed else _NOT_LISTED
+    with pytest.raises(HintsError, match=f"bytes {place} to {place + BLOCK} of the source {fact}"):
+        back_up(repository, image, base=base, hints=hints(zeros=[(0, size)] if listed else []))
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_a_small_range_of_data_among_large_ones_that_are_zeros_is_found(repository, tmp_path, with_base):
+    size = 50 * PAGE_BYTES
+    place = 40 * PAGE_BYTES
+    image = sparse_image(tmp_path / "image", size, {place: random_bytes(2 * BLOCK, 1)})
+    base = back_up(repository, image).version if with_base else None
+    # The block after it is listed, so the data there is no sign of anything.
+    zeros = [(0, place - BLOCK), (place, place + BLOCK), (place + 2 * BLOCK, size)]
+    with pytest.raises(HintsError, match=f"bytes {place} to {place + BLOCK} of the source {_CALLED_ZEROS}"):
+        back_up(repository, image, base=base, hints=hints([(place + BLOCK, place + 2 * BLOCK)], zeros))
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_zeros_that_are_zeros_need_not_be_holes(repository, tmp_path, with_base):
+    image = random_image(tmp_path / "image", 30 * BLOCK)
+    base = back_up(repository, image).version if with_base else None
+    change(image, 10 * BLOCK, bytes(15 * BLOCK))
+    data = [] if with_base else [(0, 10 * BLOCK), (25 * BLOCK, 30 * BLOCK)]
+    version = back_up(repository, image, base=base, hints=hints(data, [(10 * BLOCK, 25 * BLOCK)])).version
+    expect_restored(repository, version, image)
+    audit(repository)
+
+
+@pytest.mark.parametrize("zeros", [[], [(0, 50 * PAGE_BYTES)]])
+def test_holes_are_compared_without_reading_them_and_read_where_the_file_system_is_not_trusted(
+    repository, tmp_path, zeros
+):
+    image = sparse_image(tmp_path / "image", 50 * PAGE_BYTES, {})
+    for read_holes in (False, True):
+        with recorded(image, read_holes=read_holes) as source:
+            backup(repository, source, BackupRequest(name="disk", hints=hints(zeros=zeros)))
+        assert bool(source.blocks) is read_holes
+
+
+def test_what_is_compared_follows_the_number_of_samples_and_not_the_image(repository, tmp_path):
+    image = random_image(tmp_path / "image", 4 * PAGE_BYTES)
+    base = back_up(repository, image).version
+    half = 2 * PAGE_BYTES
+    change(image, half, bytes(half))
+    # Alternating, so that there are as many ranges as can be.
+    zeros = [(start, start + BLOCK) for start in range(half, 2 * half, 2 * BLOCK)]
+    data = [(start + BLOCK, start + 2 * BLOCK) for start, _ in zeros]
+    with recorded(image) as source:
+        read: list[int] = []
+        request = BackupRequest(name="disk", base=base, hints=hints(data, zeros))
+        backup(repository, source, request, announce=lambda _: read.extend(source.blocks))
+    assert 0 < len(read) <= 50
 
 
 def test_hints_beyond_the_end_make_no_version(repository, tmp_path):

@@ -20,8 +20,8 @@ PACKAGE = Path(backyfs.__file__).parent
 # From the bottom up. Units of one floor do not know each other.
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"directories", "errors", "model", "ranges"}),
-    frozenset({"geometry", "config"}),
-    frozenset({"metadata", "storage", "sources", "sealing", "keys", "host", "hints"}),
+    frozenset({"geometry", "config", "host"}),
+    frozenset({"metadata", "storage", "sources", "sealing", "keys", "hints"}),
     frozenset({"blocks", "catalog", "retention", "hooks", "migrations"}),
     frozenset({"claim"}),
     frozenset({"repository"}),

@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backyfs.config import IoConfig
+from backyfs.config import FileIoConfig, IoConfig
 from backyfs.errors import SourceError
 from backyfs.geometry import Extent
 from backyfs.sources import open_source
@@ -103,6 +103,7 @@ def test_a_place_far_away_is_read_as_any_other():
 def test_all_is_data_and_nothing_lies_behind_the_end():
     source = open_source("null://1M")
     assert list(source.data_extents()) == [Extent(0, MIB)]
+    assert list(source.data_extents(5)) == [Extent(5, MIB)]
     with pytest.raises(SourceError, match="null://1048576 ends before byte 1048577"):
         read(source, MIB, 1)
     assert list(open_source("null://0").data_extents()) == []
@@ -141,7 +142,7 @@ def test_no_more_reads_are_under_way_than_are_allowed():
 class _Configured:
     """As much of a configuration as a source looks at."""
 
-    io_file = IoConfig()
+    io_file = FileIoConfig()
     io_null = IoConfig(simultaneous_reads=3)
 
 

@@ -7,15 +7,20 @@ import mmap
 import os
 import subprocess
 import tempfile
+import time
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from backyfs.config import FileIoConfig
 from backyfs.errors import SourceError, TargetError
 from backyfs.geometry import Extent
 from backyfs.sources import open_source
+from backyfs.sources.change import ChangeKind, check_size
 from backyfs.sources.file import FileSource
+from backyfs.sources.limits import LimitedSource
 from backyfs.sources.target import FileTarget
 from tests.images import random_bytes, random_image, sparse_image
 
@@ -23,8 +28,8 @@ MIB = 1 << 20
 
 
 @contextmanager
-def source_of(path):
-    source = FileSource(str(path))
+def source_of(path, **options):
+    source = FileSource(str(path), **options)
     try:
         yield source
     finally:
@@ -121,6 +126,44 @@ def test_what_a_file_has_grown_by_since_it_was_opened_is_not_part_of_the_image(t
         assert list(source.data_extents()) == [Extent(0, MIB)]
 
 
+@pytest.mark.parametrize(
+    ("start", "extents"),
+    [
+        (0, [Extent(MIB, MIB + 4096), Extent(5 * MIB, 5 * MIB + 4096)]),
+        (MIB + 512, [Extent(MIB + 512, MIB + 4096), Extent(5 * MIB, 5 * MIB + 4096)]),
+        (2 * MIB, [Extent(5 * MIB, 5 * MIB + 4096)]),
+        (6 * MIB, []),
+        (8 * MIB, []),
+    ],
+)
+def test_extents_are_listed_from_any_byte(tmp_path, start, extents):
+    image = sparse_image(tmp_path / "image", 8 * MIB, {MIB: b"x" * 4096, 5 * MIB: b"y" * 4096})
+    with source_of(image) as source:
+        assert list(source.data_extents(start)) == extents
+
+
+@pytest.mark.parametrize("start", [0, 3 * MIB, 8 * MIB])
+def test_holes_are_data_where_the_file_system_is_not_trusted(tmp_path, start):
+    image = sparse_image(tmp_path / "image", 8 * MIB, {MIB: b"x" * 4096})
+    with source_of(image, read_holes=True) as source:
+        assert list(source.data_extents(start)) == ([Extent(start, 8 * MIB)] if start < 8 * MIB else [])
+
+
+class Configured:
+    """As much of a configuration as a file looks at."""
+
+    def __init__(self, **keys):
+        self.io_file = FileIoConfig(**keys)
+
+
+@pytest.mark.parametrize(("key", "option", "extents"), [(False, False, 0), (True, False, 1), (False, True, 1)])
+def test_holes_are_read_where_the_configuration_or_the_caller_says_so(tmp_path, key, option, extents):
+    image = sparse_image(tmp_path / "image", MIB, {})
+    source = open_source(str(image), Configured(read_holes=key), read_holes=option)
+    assert len(list(source.data_extents())) == extents
+    source.close()
+
+
 def test_a_block_device_is_read_like_a_file(tmp_path):
     image = random_image(tmp_path / "image", MIB)
     with loop_device(image) as device, source_of(device) as source:
@@ -160,6 +203,112 @@ def test_a_file_that_may_not_be_read_is_refused(disk_directory):
     image.chmod(0o600)
     with another_user(), pytest.raises(SourceError, match=f"{image} cannot be read: Permission denied"):
         FileSource(str(image))
+
+
+@pytest.mark.parametrize("path", ["/proc/version", "/proc/self/maps", "/proc/self/mem"])
+def test_a_file_that_does_not_know_its_size_is_refused_and_closed(path):
+    before = open_files()
+    with pytest.raises(SourceError, match=path):
+        FileSource(path)
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("size", [0, 3 * MIB, 6 * MIB])
+def test_the_end_of_a_file_that_was_cut_off_in_a_hole_is_not_a_hole(tmp_path, size):
+    image = sparse_image(tmp_path / "image", 8 * MIB, {0: b"x" * MIB, 7 * MIB: b"y" * MIB})
+    with source_of(image) as source:
+        os.truncate(image, size)
+        with pytest.raises(SourceError, match=f"has {size} bytes and had {8 * MIB} when it was opened: it shrank"):
+            list(source.data_extents())
+
+
+@pytest.mark.parametrize("size", [0, MIB - 1, MIB + 1])
+def test_a_file_of_another_size_than_it_had_is_an_error(tmp_path, size):
+    image = random_image(tmp_path / "image", MIB)
+    with source_of(image) as source:
+        check_size(source)
+        os.truncate(image, size)
+        with pytest.raises(SourceError, match=f"{image} has {size} bytes and had {MIB} when it was opened"):
+            check_size(source)
+
+
+@pytest.mark.parametrize("size", [MIB, 3 * MIB])
+def test_a_device_of_another_size_than_it_had_is_an_error(tmp_path, size):
+    image = random_image(tmp_path / "image", 2 * MIB)
+    with loop_device(image) as device, source_of(device) as source:
+        check_size(source)
+        os.truncate(image, size)
+        subprocess.run(["losetup", "--set-capacity", device], check=True)
+        with pytest.raises(SourceError, match=f"{device} has {size} bytes and had {2 * MIB} when it was opened"):
+            check_size(source)
+
+
+@pytest.mark.parametrize("uri", ["null://1M", "null://0"])
+def test_test_data_never_changes(uri):
+    source = open_source(uri)
+    check_size(source)
+    assert list(source.signs_of_change(datetime(2000, 1, 1, tzinfo=UTC))) == []
+
+
+def kinds(source, since=None):
+    return [warning.kind for warning in source.signs_of_change(since)]
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_file_that_is_only_read_shows_no_sign_of_change(tmp_path, limited):
+    image = random_image(tmp_path / "image", MIB)
+    with source_of(image) as plain:
+        source = LimitedSource(plain, simultaneous_reads=1) if limited else plain
+        read(source, 0, MIB)
+        assert kinds(source) == []
+        check_size(source)
+
+
+def overwritten(image):
+    with image.open("r+b") as file:
+        file.write(b"new")
+
+
+def overwritten_and_set_back(image):
+    before = image.stat()
+    overwritten(image)
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replaced(image):
+    image.with_name("other").write_bytes(image.read_bytes())
+    image.with_name("other").rename(image)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("change", [overwritten, overwritten_and_set_back, replaced])
+def test_a_file_that_was_changed_since_it_was_opened_is_warned_of(tmp_path, change, limited):
+    image = random_image(tmp_path / "image", MIB)
+    os.utime(image, (0, 0))
+    with source_of(image) as plain:
+        source = LimitedSource(plain, simultaneous_reads=1) if limited else plain
+        wait_for_a_later_time(tmp_path, image)
+        change(image)
+        [warning] = source.signs_of_change()
+        assert warning.kind is ChangeKind.CHANGED
+        assert warning.text.startswith(f"{image} has changed since its backup began: ")
+
+
+def wait_for_a_later_time(directory, image):
+    """Wait until the clock of the file system, which may tick every few milliseconds, has left the last change."""
+    deadline = time.monotonic() + 60
+    while True:
+        (directory / "probe").write_bytes(b"x")
+        if (directory / "probe").stat().st_ctime_ns > image.stat().st_ctime_ns:
+            return
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(("hours", "expected"), [(-1, [ChangeKind.CHANGED]), (1, [])])
+def test_a_change_before_the_file_was_opened_counts_from_when_its_backup_began(tmp_path, hours, expected):
+    image = random_image(tmp_path / "image", MIB)
+    with source_of(image) as source:
+        assert kinds(source, datetime.now(UTC) + timedelta(hours=hours)) == expected
 
 
 def test_a_source_that_shrinks_is_an_error(tmp_path):

@@ -1,0 +1,161 @@
+"""Block devices that share bytes, and the mounts that can write to them. From /sys and /proc.
+
+A disk has partitions; partitions and disks have holders (dm, md, bcache) and loop devices on them, which may have
+partitions again; each of these may have a mounted file system.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from backyfs.host.loops import list_loops, loops_on_file
+from backyfs.host.mounttable import list_mounts
+from backyfs.host.users import mounts_elsewhere
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from backyfs.host.loops import Loop
+    from backyfs.host.mounttable import Mount
+
+_SYS = "/sys"
+_NO_DEVICE = "0:"  # major number of file systems that do not have that of their device: btrfs, FUSE
+
+
+def writable_mounts(path: str, found: os.stat_result) -> list[Mount]:
+    """Return the read-write mounts of file systems that lie on an image: a block device, or a file.
+
+    A file counts by the loop devices on it. Each file system is returned once, however often it is mounted, in any
+    mount namespace whose processes can be seen. Where /sys or /proc cannot be read nothing is known, and the list
+    is empty.
+    """
+    with suppress(OSError):
+        loops = list_loops()
+        if stat.S_ISBLK(found.st_mode):
+            begin = [number_of(found.st_rdev)]
+        else:
+            begin = [number_of(os.stat(loop.device).st_rdev) for loop in loops_on_file(path, found)]
+        numbers = overlapping(begin, loops) if begin else frozenset()
+        return _writing(numbers, _all_mounts()) if numbers else []
+    return []
+
+
+def number_of(device: int) -> str:
+    """Return the number of a device as /sys and mountinfo write it: major:minor."""
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+def overlapping(begin: Iterable[str], loops: Iterable[Loop], sys: str = _SYS) -> frozenset[str]:
+    """Return the numbers (major:minor) of these devices and of all devices that have bytes of theirs.
+
+    Those are what stands on them, at any height, the disk of a partition with what stands on that as a whole, and
+    loop devices on the same file. Another partition of the same disk has other bytes.
+    """
+    stack = _Stack(list(loops), sys)
+    for number in begin:
+        stack.add(number)
+        for loop in stack.loops_beside(number):
+            stack.add_loop(loop)
+        whole = stack.disk_of(number)
+        if whole is not None:
+            stack.add(whole, with_partitions=False)
+    stack.add_members_of_btrfs()
+    return frozenset(stack.numbers)
+
+
+class _Stack:
+    """The devices that were found, from below to above."""
+
+    def __init__(self, loops: list[Loop], sys: str) -> None:
+        self._loops = loops
+        self._below = [_device_number(loop.backing_file) for loop in loops]
+        self._sys = sys
+        self.numbers: set[str] = set()
+
+    def add(self, number: str, *, with_partitions: bool = True) -> None:
+        """Add a device and what stands on it."""
+        if not number or number in self.numbers:  # empty: it is gone
+            return
+        self.numbers.add(number)
+        directory = self._directory(number)
+        if with_partitions:
+            for partition in _entries(directory):
+                if os.path.exists(f"{directory}/{partition}/partition"):
+                    self.add(_read(f"{directory}/{partition}/dev"))
+        for holder in _entries(f"{directory}/holders"):
+            self.add(_read(f"{self._sys}/class/block/{holder}/dev"))
+        for loop, below in zip(self._loops, self._below, strict=True):
+            if below == number:
+                self.add_loop(loop)
+
+    def add_loop(self, loop: Loop) -> None:
+        """Add a loop device and what stands on it."""
+        for number in sorted(loop.numbers):
+            self.add(number)
+
+    def loops_beside(self, number: str) -> list[Loop]:
+        """Return the other loop devices on the file of a loop device."""
+        files = {loop.backing_file for loop in self._loops if number in loop.numbers}
+        return [loop for loop in self._loops if loop.backing_file in files and number not in loop.numbers]
+
+    def disk_of(self, number: str) -> str | None:
+        """Return the disk of a partition; None if it is not a partition."""
+        directory = self._directory(number)
+        return _read(f"{os.path.dirname(directory)}/dev") if os.path.exists(f"{directory}/partition") else None
+
+    def add_members_of_btrfs(self) -> None:
+        """Add all devices of each btrfs that has one of the devices: its mount names only one of them."""
+        for file_system in _entries(f"{self._sys}/fs/btrfs"):
+            directory = f"{self._sys}/fs/btrfs/{file_system}/devices"
+            members = {_read(f"{directory}/{name}/dev") for name in _entries(directory)} - {""}
+            if members & self.numbers:
+                self.numbers |= members
+
+    def _directory(self, number: str) -> str:
+        return os.path.realpath(f"{self._sys}/dev/block/{number}")
+
+
+def _all_mounts() -> Iterator[Mount]:
+    yield from list_mounts()
+    for _, mounts in mounts_elsewhere():
+        yield from mounts
+
+
+def _writing(numbers: frozenset[str], mounts: Iterable[Mount]) -> list[Mount]:
+    found: dict[tuple[str, str], Mount] = {}
+    for mount in mounts:
+        if mount.file_system_read_only:
+            continue
+        own = mount.device in numbers
+        if own or (mount.device.startswith(_NO_DEVICE) and _device_number(mount.source) in numbers):
+            found.setdefault((mount.device, mount.source), mount)
+    return list(found.values())
+
+
+def _device_number(path: str) -> str | None:
+    """Return the number of the block device at a path; None if it is not one. Asks no file system but that of /dev."""
+    if not path.startswith("/dev/"):
+        return None
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return number_of(found.st_rdev) if stat.S_ISBLK(found.st_mode) else None
+
+
+def _entries(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
