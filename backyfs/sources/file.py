@@ -30,8 +30,8 @@ class FileSource:
         """Open `path` for reading. With `read_holes` a file counts as data throughout.
 
         Raises:
-            SourceError: it does not exist, cannot be read, is neither file nor block device, or does not know how
-                long it is.
+            SourceError: it does not exist, cannot be read, is neither file nor block device, is a device without
+                bytes, or does not know how long it is.
         """
         self.name = path
         self._read_holes = read_holes
@@ -51,6 +51,8 @@ class FileSource:
         if not (self._is_file or stat.S_ISBLK(self._opened.st_mode)):
             raise SourceError(f"{self.name} is neither a file nor a block device; name an image")
         self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
+        if not self.size_bytes and not self._is_file:
+            raise SourceError(f"{self.name} has no bytes: nothing is attached to it; attach its disk or image first")
         # No read-ahead: it would put bytes into the page cache that then look as if found there.
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         if self._is_file and os.pread(self._fd, 1, self.size_bytes):  # as in /proc

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import select, update
 
+from backyfs.blocks import load_block
+from backyfs.engine.cleanup import cleanup
+from backyfs.engine.migrate import MigrationRequest, migrate
 from backyfs.geometry import PAGE_ENTRIES
 from backyfs.metadata.blobs import find_moved, insert_blobs, load_blobs
 from backyfs.metadata.blockmap import (
@@ -28,8 +32,13 @@ from backyfs.metadata.tables import blob_refs, blobs, pages
 from backyfs.metadata.versions import create_version
 from backyfs.model import Blob, BlobId, BlobUid, PageNumber, SavedBlob, Version
 from tests.audit import doom
+from tests.images import random_image
+from tests.mount.stored import blob_of
+from tests.repositories import back_up, make_repository, opened
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from backyfs.metadata.database import Connection
 
 BLOCK = 4096
@@ -145,6 +154,20 @@ def test_a_blob_that_a_cleanup_took_is_found_in_one_with_the_same_bytes(connecti
     assert moved.id == second
     doom(connection, second)
     assert find_moved(connection, old) is None
+
+
+def test_many_threads_find_moved_blobs_at_once_while_another_one_writes(database_url: str, tmp_path: Path) -> None:
+    image = random_image(tmp_path / "image", 64 * BLOCK)
+    with opened(make_repository(tmp_path / "repository", block_size=BLOCK, database=database_url)) as repository:
+        version = back_up(repository, image).version
+        old = [blob_of(repository, version, index) for index in range(64)]
+        request = MigrationRequest(versions=None, outdated=Outdated(to=1))
+        assert migrate(repository, request).blobs == 64
+        cleanup(repository, grace_s=0)
+        # Invariant 5 of docs/architecture.md: the owner of a pipeline may be in the middle of a transaction.
+        with repository.database.write(), ThreadPoolExecutor(32) as threads:
+            found = b"".join(threads.map(lambda blob: load_block(repository.blocks, blob), old))
+    assert found == image.read_bytes()
 
 
 def test_a_page_names_other_blobs_for_every_version_that_has_it(connection: Connection) -> None:

@@ -213,6 +213,15 @@ def test_a_file_that_does_not_know_its_size_is_refused_and_closed(path):
     assert open_files() == before
 
 
+def test_a_device_to_which_nothing_is_attached_is_refused(tmp_path):
+    image = sparse_image(tmp_path / "image", MIB, {})
+    with loop_device(image) as device:
+        os.truncate(image, 0)
+        subprocess.run(["losetup", "--set-capacity", device], check=True)
+        with pytest.raises(SourceError, match=f"{device} has no bytes: nothing is attached to it; attach its"):
+            FileSource(device)
+
+
 @pytest.mark.parametrize("size", [0, 3 * MIB, 6 * MIB])
 def test_the_end_of_a_file_that_was_cut_off_in_a_hole_is_not_a_hole(tmp_path, size):
     image = sparse_image(tmp_path / "image", 8 * MIB, {0: b"x" * MIB, 7 * MIB: b"y" * MIB})
