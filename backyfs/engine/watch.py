@@ -20,7 +20,11 @@ class Watch:
     """One source from the moment before it is read to the moment after. For one thread."""
 
     def __init__(self, source: Source, since: datetime | None) -> None:
-        """Begin, and warn at once: a long backup can still be stopped. `since`: when an earlier run began to read."""
+        """Begin, and warn at once: a long backup can still be stopped. `since`: when an earlier run began to read.
+
+        Raises:
+            SourceError: the source cannot be asked.
+        """
         self._source = source
         self._since = since
         self._warnings: dict[str, SourceWarning] = {}
@@ -30,7 +34,7 @@ class Watch:
         """Return everything that was warned of.
 
         Raises:
-            SourceError: the source shrank or grew: what was read is not an image.
+            SourceError: the source shrank or grew, so what was read is not an image; or it cannot be asked.
         """
         check_size(self._source)
         self._look()

@@ -37,7 +37,7 @@ def writable_mounts(path: str, found: os.stat_result) -> list[Mount]:
         if stat.S_ISBLK(found.st_mode):
             begin = [number_of(found.st_rdev)]
         else:
-            begin = [number_of(os.stat(loop.device).st_rdev) for loop in loops_on_file(path, found)]
+            begin = [number for loop in loops_on_file(path, found) for number in sorted(loop.numbers)]
         numbers = overlapping(begin, loops) if begin else frozenset()
         return _writing(numbers, _all_mounts()) if numbers else []
     return []

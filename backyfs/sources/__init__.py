@@ -50,7 +50,11 @@ class Source(Protocol):
         ...
 
     def signs_of_change(self, since: datetime | None = None) -> Iterator[SourceWarning]:
-        """Yield what suggests that the image is not in one state, from when it was opened, or `since`, until now."""
+        """Yield what suggests that the image is not in one state, from when it was opened, or `since`, until now.
+
+        Raises:
+            SourceError: it cannot be asked.
+        """
         ...
 
     def read_into(self, offset: int, buffer: memoryview) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backyfs.errors import SourceError
@@ -19,6 +18,7 @@ from backyfs.sources.change import ChangeKind, SourceWarning, check_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
 _MOST_SHOWN = 3  # mounts in a warning
 
@@ -97,8 +97,15 @@ class FileSource:
             raise SourceError(f"{self.name} cannot be asked for its size: {error.strerror}") from error
 
     def signs_of_change(self, since: datetime | None = None) -> Iterator[SourceWarning]:
-        """Yield a warning if the times of a file moved, and one if a file system on it is mounted read-write."""
-        now = os.fstat(self._fd)
+        """Yield a warning if the times of a file moved, and one if a file system on it is mounted read-write.
+
+        Raises:
+            SourceError: it cannot be asked, as a file whose server has lost it.
+        """
+        try:
+            now = os.fstat(self._fd)
+        except OSError as error:
+            raise SourceError(f"{self.name} cannot be asked whether it changed: {error.strerror}") from error
         if self._is_file and self._has_changed(now, since):
             yield SourceWarning(
                 kind=ChangeKind.CHANGED,
@@ -120,7 +127,7 @@ class FileSource:
         if (now.st_mtime_ns, now.st_ctime_ns) != (was.st_mtime_ns, was.st_ctime_ns):
             return True
         # Every write moves the ctime, and nobody can set it back.
-        return since is not None and datetime.fromtimestamp(now.st_ctime, UTC) > since
+        return since is not None and now.st_ctime > since.timestamp()
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` on.

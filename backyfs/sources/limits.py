@@ -50,7 +50,11 @@ class LimitedSource:
         return self._source.size_now()
 
     def signs_of_change(self, since: datetime | None = None) -> Iterator[SourceWarning]:
-        """Yield what suggests that the image is not in one state."""
+        """Yield what suggests that the image is not in one state.
+
+        Raises:
+            What the source raises.
+        """
         return self._source.signs_of_change(since)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
