@@ -19,7 +19,7 @@ from backyfs import keys, sealing
 from backyfs.blocks import BLAKE3, BlockStore, fingerprint_function
 from backyfs.catalog.place import find_repository
 from backyfs.claim import check_before_upgrade, claim
-from backyfs.config import DirectoryStorageConfig
+from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig
 from backyfs.errors import (
     CatalogError,
     ConfigError,
@@ -48,7 +48,7 @@ from backyfs.model import DEFAULT_BLOCK_SIZE
 from backyfs.storage.opening import create_storage, open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from backyfs.config import Config
     from backyfs.keys import Keyring
@@ -131,7 +131,7 @@ def open_repository(
                 find_moved=partial(_find_moved, database),
             ),
             deduplication=config.deduplication,
-            own_paths=_own_paths(config, database, storage),
+            own_paths=_own_paths(config, database, storage.paths()),
         )
 
 
@@ -383,13 +383,23 @@ def _is_adopted(identity: Identity) -> bool:
     return identity.hash_function != BLAKE3 and identity.wrapped_fingerprint_key is None
 
 
-def _own_paths(config: Config, database: Database, storage: Storage) -> tuple[str, ...]:
-    paths = [*storage.paths(), *config.files]
-    database_file = sqlite_path(database.engine.url)
-    if database_file is not None:
-        paths.append(database_file)
-    if config.key is not None and config.key.file is not None:
+def own_paths(config: Config) -> tuple[str, ...]:
+    """Return the local paths that nothing else may write to, for a command that does not open the repository.
+
+    Raises:
+        DatabaseError: the URL of the database cannot be used.
+    """
+    storage = [config.storage.path] if isinstance(config.storage, DirectoryStorageConfig) else []
+    with closing(Database(config.database_url)) as database:
+        return _own_paths(config, database, storage)
+
+
+def _own_paths(config: Config, database: Database, storage_paths: Sequence[str]) -> tuple[str, ...]:
+    paths = [*storage_paths, *config.files, sqlite_path(database.engine.url), config.logfile]
+    if config.key is not None:
         paths.append(config.key.file)
-    if config.passphrase is not None and config.passphrase.file is not None:
+    if config.passphrase is not None:
         paths.append(config.passphrase.file)
-    return tuple(os.path.realpath(path) for path in paths)
+    if isinstance(config.storage, ObjectStoreConfig):
+        paths.append(config.storage.aws_secret_access_key_file)
+    return tuple(os.path.realpath(path) for path in paths if path)

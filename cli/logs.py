@@ -18,6 +18,7 @@ import click
 
 from backyfs.cli.text import printable
 from backyfs.errors import ConfigError
+from backyfs.files import open_file
 
 if TYPE_CHECKING:
     from backyfs.config import Config
@@ -138,7 +139,7 @@ def _add_file(root: logging.Logger, path: str) -> None:
         return  # the configuration was read before
     command = next((known.formatter.command for known in root.handlers if isinstance(known.formatter, _Line)), "")
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))  # a new one is ours alone
+        os.close(open_file(path, os.O_WRONLY | os.O_APPEND))  # a new one belongs to the owner of its directory
         handler = logging.FileHandler(path, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         if error.errno == errno.EROFS:  # of all times, this is one to restore something

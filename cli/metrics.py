@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import stat
-import tempfile
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,9 +14,11 @@ from typing import TYPE_CHECKING
 
 from backyfs.config import CONFIG_VARIABLE, load_config
 from backyfs.errors import BackyfsError
+from backyfs.files import replace_file
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
+    from backyfs.config import Config
     from backyfs.engine.metrics import NameMetrics
 
 _log = logging.getLogger("backyfs.cli")
@@ -53,7 +54,9 @@ class Record:
             source_warnings={} if self.invocation is None else self.invocation.source_warnings,
         )
         try:
-            _replace(self.metrics_file, render_metrics(run, self._names()))
+            path = os.path.realpath(self.metrics_file)  # a symbolic link stays one
+            _check_ours(path, self._own_paths())
+            replace_file(path, render_metrics(run, self._names()).encode(), _MODE)
         except OSError as error:
             # Not a warning: these are not shown with -q and -m.
             _log.error("metrics are not written: %s: %s; name another file", self.metrics_file, error.strerror)
@@ -68,13 +71,10 @@ class Record:
         from backyfs.engine.metrics import collect_metrics  # noqa: PLC0415 - SQLAlchemy is slow to load
         from backyfs.metadata.database import Database  # noqa: PLC0415
 
-        if self.invocation is None:
-            return []
         try:
-            if self.invocation.loaded:
-                config = self.invocation.loaded[0]
-            else:
-                config, _ = load_config(self.invocation.config_file, os.environ)
+            config = self._config()
+            if config is None:
+                return []
             # Not the whole repository: its key may come from a command that asks somebody for it.
             with closing(Database(config.database_url)) as database:
                 database.check_revision()
@@ -83,31 +83,33 @@ class Record:
             _log.debug("no metrics of the repository: %s", error)
             return []
 
+    def _own_paths(self) -> tuple[str, ...]:
+        from backyfs.repository import own_paths  # noqa: PLC0415 - SQLAlchemy is slow to load
 
-def _replace(path: str, text: str) -> None:
-    """Write a file whole or not at all: who reads it meanwhile sees the old one."""
-    path = os.path.realpath(path)  # a symbolic link stays one
-    _check_ours(path)
-    directory, name = os.path.split(path)
-    descriptor, part = tempfile.mkstemp(dir=directory, prefix=f".{name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), _MODE)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+        try:
+            config = self._config()
+            return () if config is None else own_paths(config)
+        except BackyfsError:  # the command has failed with it
+            return ()
+
+    def _config(self) -> Config | None:
+        if self.invocation is None:
+            return None
+        if self.invocation.loaded:
+            return self.invocation.loaded[0]
+        return load_config(self.invocation.config_file, os.environ)[0]
 
 
-def _check_ours(path: str) -> None:
+def _check_ours(path: str, own_paths: tuple[str, ...]) -> None:
     """Make sure that a file is not there, empty or one of ours: a slip must not cost an image, nor /dev/null.
 
     Raises:
-        OSError: it is something else.
+        OSError: it is something else, or a file of the repository, such as a log that is still empty.
     """
+    from backyfs.ownfiles import find_own  # noqa: PLC0415 - most commands write no metrics
+
+    if find_own(path, own_paths) is not None:
+        raise FileExistsError(errno.EEXIST, "it belongs to the repository", path)
     try:
         is_file = stat.S_ISREG(os.stat(path).st_mode)
     except FileNotFoundError:

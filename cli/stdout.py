@@ -1,12 +1,35 @@
-"""The standard output, when nobody reads it any more."""
+"""The standard output: a file that has to reach the disk, or a pipe that nobody reads any more."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 
 import click
+
+from backyfs.errors import UsageError
+
+
+def sync_stdout() -> None:
+    """Wait until everything printed is on the disk, if the standard output was redirected to a file.
+
+    Raises:
+        UsageError: it does not get there.
+    """
+    sys.stdout.flush()
+    try:
+        number = sys.stdout.fileno()
+    except OSError:  # a stdout that is not a file has no number
+        return
+    try:
+        if stat.S_ISREG(os.fstat(number).st_mode):
+            os.fsync(number)
+    except OSError as error:
+        raise UsageError(
+            f"the standard output did not reach the disk: {error.strerror}; redirect it to another file system"
+        ) from error
 
 
 def drop_stdout() -> None:

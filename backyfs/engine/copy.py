@@ -14,6 +14,7 @@ from backyfs.metadata.database import Database, sqlite_path
 from backyfs.metadata.duplicate import copied_tables, copy_rows, digest_rows, require_equal
 from backyfs.metadata.schema import create_file, create_tables, drop_tables
 from backyfs.metadata.upgrade import is_undone_by_rollback, jobs_in
+from backyfs.ownfiles import find_own
 
 if TYPE_CHECKING:
     from backyfs.metadata.database import Connection
@@ -46,6 +47,9 @@ def copy_database(from_url: str, to_url: str) -> CopyReport:
             raise UsageError(f"{source.place} is named twice; name an empty database to copy to")
         source.check_revision()
         path = sqlite_path(target.engine.url)
+        own = sqlite_path(source.engine.url)
+        if path is not None and own is not None and find_own(path, [os.path.realpath(own)]) is not None:
+            raise UsageError(f"{target.place} belongs to {source.place}; name another file")
         is_new = path is not None and not os.path.exists(path)
         try:
             if is_new:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from backyfs import keys
+from backyfs import files, keys
 from backyfs.blocks import BLAKE3, load_block
 from backyfs.engine.backy2_format import ExportedBlock, write_backy2_export
 from backyfs.engine.blobset import BlobSet
@@ -22,6 +22,7 @@ from backyfs.metadata.identity import list_key_slots, load_identity
 from backyfs.metadata.stats import list_statistics
 from backyfs.metadata.versions import version_with_uid
 from backyfs.model import BlobId, BlockIndex, PageNumber, VersionRecord
+from backyfs.ownfiles import find_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -142,32 +143,46 @@ def _backy2_blocks(
 
 
 @contextmanager
-def new_file(path: str) -> Iterator[BinaryIO]:
+def new_file(path: str, own_paths: Sequence[str] = ()) -> Iterator[BinaryIO]:
     """Give a file that gets its name when all was written to it; a file that exists is not replaced.
 
     Raises:
-        UsageError: there is such a file, or it cannot be written.
+        UsageError: there is such a file, it cannot be written, or it would lie among `own_paths` of a repository.
     """
-    draft = f"{path}.{os.getpid()}.new"
+    refuse_own(path, own_paths)
     try:
-        if os.path.lexists(path):
-            raise UsageError(f"{path} exists already; name another file")
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(fd, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(draft, path)  # unlike a rename, this never replaces a file
-        finally:
-            os.unlink(draft)
-        directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        with files.new_file(path) as file:
+            yield file
+    except FileExistsError as error:
+        raise UsageError(f"{path} exists already; name another file") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}; name another file") from error
+
+
+def new_directory(path: str, own_paths: Sequence[str]) -> None:
+    """Make a directory for files, durably.
+
+    Raises:
+        UsageError: there is such a directory, it cannot be made, or it would lie among `own_paths` of a repository.
+    """
+    refuse_own(path, own_paths)
+    try:
+        files.require_no_device_directory(path)
+        files.make_directory(path)
+        files.sync_directory(os.path.dirname(path))
+    except OSError as error:
+        raise UsageError(f"directory {path} cannot be made: {error.strerror}; name another one") from error
+
+
+def refuse_own(path: str, own_paths: Sequence[str]) -> None:
+    """Refuse a place that belongs to a repository.
+
+    Raises:
+        UsageError: it does.
+    """
+    own = find_own(path, own_paths)
+    if own is not None:
+        raise UsageError(f"{path} belongs to the repository ({own}); name a file outside it")
 
 
 def _header(connection: Connection) -> ExportHeader:

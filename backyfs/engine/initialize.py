@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys
 from backyfs.config import config_text, load_config
-from backyfs.directories import make_directories
 from backyfs.engine.publish import keep_catalog
 from backyfs.errors import BackyfsError, UsageError
+from backyfs.files import give_name, make_directories, require_no_device_directory, write_file
 from backyfs.metadata.database import Database
 from backyfs.repository import create_repository, open_repository
 from backyfs.sealing import NEWEST_ENCRYPTION_VERSION
@@ -99,7 +99,7 @@ def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitRepor
         config, _ = load_config(draft, {})  # every mistake is found before anything is made
         key = keys.new_key() if encrypted else None
         if key is not None:
-            _write_new(places.key_file, f"{key.hex()}\n")
+            write_file(places.key_file, f"{key.hex()}\n".encode())
         try:
             create_repository(config, created_at=datetime.now(UTC))
         except BackyfsError:
@@ -107,7 +107,7 @@ def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitRepor
                 os.unlink(places.key_file)  # nothing was made with it
             raise
         make_directories(os.path.dirname(places.logfile))
-        os.link(draft, places.config_file)  # unlike a rename, this never replaces a file
+        give_name(draft, places.config_file)
     with open_repository(config) as repository:
         keep_catalog(repository)
     return InitReport(
@@ -138,7 +138,7 @@ def write_configuration(
     with _mapped_errors(), _draft(places.config_file, text) as draft:
         load_config(draft, {})
         make_directories(os.path.dirname(places.logfile))
-        os.link(draft, places.config_file)
+        give_name(draft, places.config_file)
 
 
 def _refuse_existing(places: Places, *, encrypted: bool) -> None:
@@ -156,26 +156,13 @@ def _refuse_existing(places: Places, *, encrypted: bool) -> None:
 @contextlib.contextmanager
 def _draft(config_file: str, text: str) -> Iterator[str]:
     draft = f"{config_file}.{os.getpid()}.new"
+    require_no_device_directory(config_file)
     make_directories(os.path.dirname(config_file))
-    _write_new(draft, text)
+    write_file(draft, text.encode(errors="surrogateescape"))
     try:
         yield draft
     finally:
         os.unlink(draft)
-
-
-def _write_new(path: str, text: str) -> None:
-    """Write a file that must not exist yet, mode 0600, and sync it with its directory."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 @contextlib.contextmanager

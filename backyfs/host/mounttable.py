@@ -27,6 +27,7 @@ class Mount:
     mountpoint: str
     file_system_type: str
     device: str     # major:minor
+    root: str       # which directory or file of that file system is mounted, without links
     source: str
     read_only: bool
     file_system_read_only: bool = False  # whatever this mount of it is
@@ -85,6 +86,27 @@ def resolve(path: str, mountpoints: Collection[str] | None = None) -> str:
     return at
 
 
+def place_of(path: str) -> tuple[str, str] | None:
+    """Return where a file or directory lies: its file system (major:minor) and its path in there; None if unknown.
+
+    It is the same place by whichever mount, link or mount namespace the file is reached. Hard links are other places.
+    """
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+            mount_id = next(int(line.removeprefix("mnt_id:")) for line in lines if line.startswith("mnt_id:"))
+        mount = next(mount for mount in list_mounts() if mount.mount_id == mount_id)
+        below = os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), mount.mountpoint)
+        return mount.device, os.path.normpath(os.path.join(mount.root, below))
+    except (OSError, StopIteration):  # no /proc, or a mount outside of the root directory of this process
+        return None
+    finally:
+        os.close(fd)
+
+
 def is_below(path: str, directory: str) -> bool:
     """Tell whether a path lies in a directory or is it; both without links."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
@@ -105,6 +127,7 @@ def _parse(line: str) -> Mount:
         mount_id=int(fields[0]),
         parent_id=int(fields[1]),
         device=fields[2],
+        root=_unescape(fields[3]),
         mountpoint=_unescape(fields[4]),
         read_only=file_system_read_only or "ro" in fields[5].split(","),
         file_system_read_only=file_system_read_only,

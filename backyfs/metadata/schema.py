@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect, text
 
-from backyfs.directories import make_directories
 from backyfs.errors import DatabaseError, SchemaError
+from backyfs.files import make_directories, open_file, sync_directory
 from backyfs.metadata.database import show_url, sqlite_path
 from backyfs.metadata.revisions import HEAD
 from backyfs.metadata.tables import metadata
@@ -29,9 +29,11 @@ def create_file(database: Database) -> None:
     path = sqlite_path(database.engine.url)
     if path is None:
         return
+    directory = os.path.dirname(os.path.abspath(path))
     try:
-        make_directories(os.path.dirname(os.path.abspath(path)))
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        make_directories(directory)
+        os.close(open_file(path, os.O_RDWR))
+        sync_directory(directory)
     except OSError as error:
         raise DatabaseError(f"database file {path} cannot be made: {error.strerror}") from error
     database.use_wal()

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from sqlalchemy import inspect, text
 
 from backyfs.errors import DatabaseBusyError, DatabaseError
+from backyfs.files import create_file, give_name, require_no_device_directory
 from backyfs.metadata.adoption import adopt
 from backyfs.metadata.backy2 import Backy2Database
 from backyfs.metadata.blobs import sample_blob_uids
@@ -221,31 +222,23 @@ def copy_sqlite(database: Database, target: str) -> None:
     path = sqlite_path(database.engine.url)
     draft = f"{target}.new"
     try:
-        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        require_no_device_directory(target)
+        fd = create_file(draft)
         try:
             with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as source, closing(
                 sqlite3.connect(draft)
             ) as copy:
                 source.backup(copy)
-            sync_file(draft)
-            os.link(draft, target)  # unlike a rename, this never replaces a file
-            sync_file(os.path.dirname(target))
+            os.fsync(fd)
+            give_name(draft, target)
         finally:
+            os.close(fd)
             os.unlink(draft)
     except (OSError, sqlite3.Error) as error:
         raise DatabaseError(
             f"the metadata cannot be copied to {target}: {error}; nothing was changed. Name another directory with "
             "`backyfs upgrade --copy-to`"
         ) from error
-
-
-def sync_file(path: str) -> None:
-    """Make a file, or the names in a directory, durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def give_back_space(database: Database) -> None:

@@ -22,6 +22,7 @@ from backyfs.host.mounttable import list_mounts
 from backyfs.mount.contents import Contents, Settings
 from backyfs.mount.operations import Operations
 from backyfs.mount.overlay import OverlayDirectory
+from backyfs.ownfiles import find_own
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -107,6 +108,8 @@ def _check_overlay_directory(path: str, mountpoint: str, own_paths: tuple[str, .
     for other, what in ((mountpoint, "the mountpoint"), *((own, "the repository") for own in own_paths)):
         if os.path.commonpath((wanted, other)) in (wanted, other):
             raise MountError(f"{path} overlaps {what} ({other}); name another directory with --writable")
+    if find_own(path, own_paths) is not None:  # by a bind mount
+        raise MountError(f"{path} is in the repository; name another directory with --writable")
 
 
 def _mount(operations: Operations, request: MountRequest) -> None:

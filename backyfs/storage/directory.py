@@ -14,11 +14,11 @@ import threading
 from typing import TYPE_CHECKING
 
 from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError, StorageError, WrongStorageError
+from backyfs.files import create_file, make_directory, sync_directory
 from backyfs.storage import MARKER_NAME, MAX_OBJECT_BYTES
 from backyfs.storage.listing import BLOB, BLOB_TEMPORARY, NAMED_TEMPORARY, list_stored, remove_leftovers
 from backyfs.storage.localfiles import (
     read_rest,
-    sync_directory,
     sync_file,
     syncfs,
     syncfs_can_be_trusted,
@@ -75,11 +75,11 @@ class DirectoryStorage:
         temporary = f"{directory}/{uid}{BLOB_TEMPORARY}"
         try:
             try:
-                fd = _create(temporary)
+                fd = create_file(temporary)
             except FileNotFoundError:
                 self._require_same_directory()
-                _make_directories(directory)
-                fd = _create(temporary)
+                _make_missing([os.path.dirname(directory), directory])
+                fd = create_file(temporary)
             try:
                 size = write_all(fd, parts)
                 if not self._has_syncfs:
@@ -253,13 +253,11 @@ class DirectoryStorage:
         temporary = f"{path}.{secrets.token_hex(8)}{NAMED_TEMPORARY}"
         try:
             try:
-                fd = _create(temporary)
+                fd = create_file(temporary)
             except FileNotFoundError:
                 self._require_same_directory()
-                for directory in reversed(self._above(path)[:-1]):  # not the storage itself, if it is gone
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(directory, 0o700)
-                fd = _create(temporary)
+                _make_missing(self._above(path)[-2::-1])  # not the storage itself, if it is gone
+                fd = create_file(temporary)
             try:
                 write_all(fd, [content])
                 if not self._has_syncfs:
@@ -364,12 +362,8 @@ def _remove_temporary(path: str) -> None:
         os.unlink(path)
 
 
-def _create(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-
-
-def _make_directories(path: str) -> None:
-    # Not os.makedirs: it gives the mode to the last directory alone, and would make a storage that is gone anew.
-    for directory in (os.path.dirname(path), path):
+def _make_missing(directories: list[str]) -> None:
+    # Not make_directories: it would make a storage that is gone again, and sync each directory.
+    for directory in directories:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, 0o700)
+            make_directory(directory)

@@ -50,15 +50,6 @@ def sync_file(path: str) -> None:
         os.close(fd)
 
 
-def sync_directory(path: str) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def syncfs(fd: int) -> None:
     """Write all data of the file system that holds `fd` to its disk, and wait for that."""
     # Not in the os module of Python; ctypes releases the GIL while it waits.

@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 from backyfs.config import DirectoryStorageConfig, NullStorageConfig
-from backyfs.directories import make_directories
 from backyfs.errors import ConfigError, StorageError
+from backyfs.files import make_directories
 from backyfs.storage.directory import DirectoryStorage
 from backyfs.storage.null import NullStorage
 from backyfs.storage.oserror import storage_error

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from backyfs import keys
+from backyfs.cli.stdout import sync_stdout
 from backyfs.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from backyfs.cli.invocation import Invocation
     from backyfs.model import Version
     from backyfs.repository import Repository
@@ -56,25 +59,35 @@ def command(invocation: Invocation, names: tuple[str, ...], *, every: bool, form
             return
         if file == _STDOUT:
             raise UsageError("--all --format backy2 writes a file for each version; name a directory")
-        try:
-            os.mkdir(file, 0o700)
-        except OSError as error:
-            raise UsageError(f"directory {file} cannot be made: {error.strerror}; name another one") from error
+        from backyfs.engine.export import new_directory  # noqa: PLC0415 - slow to load
+
+        new_directory(file, repository.own_paths)
         for one in chosen:
             _export_for_backy2(repository, one, os.path.join(file, f"{one.uid}.csv"), configured_key)
 
 
 def _export(repository: Repository, chosen: list[Version], path: str) -> None:
-    from backyfs.engine.export import export_versions, new_file  # noqa: PLC0415 - slow to load
+    from backyfs.engine.export import export_versions  # noqa: PLC0415 - slow to load
 
-    with ExitStack() as opened:
-        file = sys.stdout.buffer if path == _STDOUT else opened.enter_context(new_file(path))
+    with _opened(repository, path) as file:
         export_versions(repository, chosen, file)
 
 
 def _export_for_backy2(repository: Repository, version: Version, path: str, configured_key: bytes | None) -> None:
-    from backyfs.engine.export import export_for_backy2, new_file  # noqa: PLC0415 - slow to load
+    from backyfs.engine.export import export_for_backy2  # noqa: PLC0415 - slow to load
 
-    with ExitStack() as opened:
-        file = sys.stdout.buffer if path == _STDOUT else opened.enter_context(new_file(path))
+    with _opened(repository, path) as file:
         export_for_backy2(repository, version, file, configured_key=configured_key)
+
+
+@contextmanager
+def _opened(repository: Repository, path: str) -> Iterator[BinaryIO]:
+    """Give the file or standard output; everything written to it is on the disk at the end."""
+    from backyfs.engine.export import new_file  # noqa: PLC0415 - slow to load
+
+    if path != _STDOUT:
+        with new_file(path, repository.own_paths) as file:
+            yield file
+        return
+    yield sys.stdout.buffer
+    sync_stdout()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,9 @@ import click
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_object, print_rows
 from backyfs.cli.passphrases import ask_new, asking, read_secret, secret_options
+from backyfs.cli.stdout import sync_stdout
 from backyfs.cli.text import printable
-from backyfs.errors import KeyMaterialError, UsageError
+from backyfs.errors import KeyMaterialError
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
@@ -136,14 +136,12 @@ def export(invocation: Invocation, file: str) -> None:
 
     Whoever has FILE and the metadata can read all backups. FILE must not exist; only its owner can read it.
     """
+    from backyfs.engine.export import new_file  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.repository import own_paths  # noqa: PLC0415 - as above
+
     found = _repository_key(invocation)
-    try:
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as page:
-            page.write(_page(found))
-            page.flush()
-            os.fsync(page.fileno())
-    except OSError as error:
-        raise UsageError(f"{file} cannot be written: {error.strerror}; name a file that does not exist") from error
+    with new_file(file, own_paths(invocation.load_config())) as page:
+        page.write(_page(found).encode("ascii"))
     if invocation.form is OutputForm.JSON:
         print_object({"file": file, "repository": found.repository, "key_check": _check(found.key)})
     elif invocation.form is OutputForm.TABLE:
@@ -162,6 +160,7 @@ def print_(invocation: Invocation) -> None:
         print_object(row)
     else:
         click.echo(_page(found), nl=False)
+    sync_stdout()
 
 
 def _repository_key(invocation: Invocation) -> RepositoryKey:

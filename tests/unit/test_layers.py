@@ -19,10 +19,10 @@ PACKAGE = Path(backyfs.__file__).parent
 
 # From the bottom up. Units of one floor do not know each other.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"directories", "errors", "model", "ranges"}),
+    frozenset({"errors", "files", "model", "ranges"}),
     frozenset({"geometry", "config", "host"}),
     frozenset({"metadata", "storage", "sources", "sealing", "keys", "hints"}),
-    frozenset({"blocks", "catalog", "retention", "hooks", "migrations"}),
+    frozenset({"blocks", "catalog", "retention", "hooks", "migrations", "ownfiles"}),
     frozenset({"claim"}),
     frozenset({"repository"}),
     frozenset({"mount", "engine"}),

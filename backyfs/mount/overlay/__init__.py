@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Self
 
 from backyfs.errors import MountError
+from backyfs.files import make_directory, open_file, require_no_device_directory, sync_directory, sync_file
 from backyfs.mount.overlay.layer import Layer
 from backyfs.mount.overlay.layerfiles import FILE_NAME, LayerNames
 
@@ -52,7 +53,7 @@ class OverlayDirectory:
                 self._fd = _open_directory(self._path)
                 opened.callback(os.close, self._fd)
                 self._has_owner(repository_uid)  # nothing is made in a directory of others
-                lock_fd = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=self._fd)
+                lock_fd = open_file(_LOCK, os.O_RDWR | os.O_NOFOLLOW, dir_fd=self._fd)
                 opened.callback(os.close, lock_fd)
                 fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not self._has_owner(repository_uid):
@@ -145,11 +146,10 @@ class OverlayDirectory:
         return True
 
     def _set_owner(self, repository_uid: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        with open(os.open(_NEW_REPOSITORY, flags, 0o600, dir_fd=self._fd), "wb") as file:
+        flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW
+        with open(open_file(_NEW_REPOSITORY, flags, dir_fd=self._fd), "wb") as file:
             file.write(_MAGIC + f"{repository_uid}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
+            sync_file(file)
         os.rename(_NEW_REPOSITORY, _REPOSITORY, src_dir_fd=self._fd, dst_dir_fd=self._fd)
         os.fsync(self._fd)
 
@@ -171,10 +171,7 @@ class OverlayDirectory:
 
 def _open_directory(path: str) -> int:
     with suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-        parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
+        require_no_device_directory(path)
+        make_directory(path)
+        sync_directory(os.path.dirname(path))
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backyfs.errors import MountError
+from backyfs.files import create_file, open_file
 from backyfs.mount.overlay.chunkset import PAGE_BYTES, ChunkSet, page_count
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class LayerNames:
 
 def create_data(names: LayerNames) -> int:
     """Make the file of the data, all of it a hole, and return it open."""
-    fd = os.open(names.data, _OPEN | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=names.fd)
+    fd = create_file(names.data, _OPEN, dir_fd=names.fd)
     try:
         os.ftruncate(fd, names.image_bytes)
     except BaseException:
@@ -127,7 +128,7 @@ class MapFile:
     def create(cls, names: LayerNames) -> MapFile:
         """Make a map without a chunk, durable, as the name of its data is made by this."""
         new = f"{names.map}.new"
-        fd = os.open(new, _OPEN | os.O_CREAT | os.O_TRUNC, 0o600, dir_fd=names.fd)
+        fd = open_file(new, _OPEN | os.O_TRUNC, dir_fd=names.fd)
         try:
             os.ftruncate(fd, _file_bytes(names.image_bytes))
             write_all(fd, _header(names), 0)

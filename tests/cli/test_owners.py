@@ -1,0 +1,156 @@
+"""Root at work in a user's repository: it stays the user's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from backyfs.metadata.database import Database
+from backyfs.metadata.versions import list_versions
+from tests.cli.test_every_command import CASES, by_words, place
+from tests.images import random_image
+from tests.repositories import BLOCK, make_repository
+from tests.upgrade.reference import Reference
+from tests.users import USER, run_as_user
+
+__all__ = ["place"]
+
+BACKYFS = str(Path(sys.executable).with_name("backyfs"))
+SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+# A mount shows files of root, and root alone uses what `attach` writes down. Neither stays.
+WITHOUT_MOUNT = [case for case in CASES if case.name not in {"mount", "umount", "attach", "detach"}]
+
+
+def run_as_root(config, *words):
+    return subprocess.run(
+        [BACKYFS, "-c", str(config), *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PATH": SBIN},
+    )
+
+
+def give_to_user(directory):
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, USER, USER, follow_symlinks=False)
+
+
+def owned_by_others(directory):
+    return [str(path) for path in directory.rglob("*") if os.lstat(path)[4:6] != (USER, USER)]
+
+
+@pytest.fixture
+def home():
+    """Give a user's directory, with a repository of the user's in it; those of pytest are closed to users."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        home = Path(directory)
+        make_repository(home / "repository")
+        random_image(home / "image", 50 * BLOCK)
+        give_to_user(home)
+        yield home
+
+
+@pytest.fixture
+def config(home):
+    return home / "repository" / "backyfs.cfg"
+
+
+@pytest.mark.parametrize("case", WITHOUT_MOUNT, ids=by_words)
+def test_no_command_of_root_leaves_a_file_of_root(place, case):
+    give_to_user(place)
+    for words in (*case.after, case.words):
+        text = words.replace("{dir}", str(place))
+        while "{}" in text:
+            database = Database(f"sqlite:///{place}/repository/backyfs.sqlite")
+            with database.read() as connection:
+                uid = list_versions(connection)[0].uid
+            database.close()
+            text = text.replace("{}", uid)
+        done = run_as_root(place / case.config, *text.split())
+        assert done.returncode == 0, done.stderr
+    assert owned_by_others(place) == []
+
+
+def test_a_user_goes_on_after_root_made_all_of_it(home, config):
+    shutil.rmtree(home / "repository")
+    data, database = home / "repository" / "data", home / "repository" / "backyfs.sqlite"
+    done = run_as_root(config, "init", "--data", data, "--db", database, "--block-size", BLOCK)
+    assert done.returncode == 0, done.stderr
+    assert run_as_root(config, "backup", home / "image", "disk").returncode == 0
+    random_image(home / "second", 70 * BLOCK, 1)
+    (home / "second").chmod(0o644)
+    done = run_as_user(
+        config,
+        "ls",
+        "check-config",
+        f"backup {home}/second disk",
+        f"restore disk@latest {home}/restored",
+        "scrub --all",
+        "rm --force disk@latest",
+        "cleanup",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (home / "restored").read_bytes() == (home / "second").read_bytes()
+
+
+def test_a_log_that_root_began_is_continued_by_the_user(home, config):
+    log = home / "repository" / "backyfs.log"
+    assert not log.exists()
+    assert run_as_root(config, "--debug", "restore", "no-such", home / "out").returncode == 4
+    before = log.read_text()
+    assert "no-such" in before
+    assert run_as_user(config, f"restore another {home}/out").returncode == 4
+    assert log.read_text().startswith(before)
+    assert "another" in log.read_text().removeprefix(before)
+
+
+def test_blocks_that_root_stored_are_used_and_deleted_by_the_user(home, config):
+    assert run_as_root(config, "backup", home / "image", "disk").returncode == 0
+    blobs = len(list(home.rglob("*.blob")))
+    done = run_as_user(
+        config,
+        f"backup {home}/image again",
+        "rm --force disk@latest",
+        "rm --force again@latest",
+        "cleanup --dangerous-force",
+    )
+    assert done.returncode == 0, done.stderr
+    assert blobs > 0
+    assert list(home.rglob("*.blob")) == []
+
+
+def test_the_copy_that_an_upgrade_of_root_makes_belongs_to_the_user(home):
+    reference = Reference("v1-sqlite", home)
+    give_to_user(home)
+    done = run_as_root(reference.config_file, "ls")
+    assert done.returncode == 0, done.stderr
+    assert list(home.rglob("*.before-upgrade-*")) != []
+    assert owned_by_others(home) == []
+
+
+def test_a_file_that_was_there_keeps_its_owner(home, config):
+    log = home / "repository" / "backyfs.log"
+    log.touch()
+    assert run_as_root(config, "backup", home / "image", "disk").returncode == 0
+    assert log.stat().st_uid == 0
+
+
+def test_a_link_of_the_user_gets_nobody_files_of_root(home, config):
+    elsewhere = home.parent / f"{home.name}.root"
+    elsewhere.mkdir()
+    try:
+        (elsewhere / "secret").write_text("of root")
+        for first in range(256):
+            (home / "repository" / "data" / f"{first:02x}").symlink_to(elsewhere)
+        run_as_root(config, "backup", home / "image", "disk")
+        owners = {path: path.lstat().st_uid for path in (elsewhere, *elsewhere.rglob("*"))}
+        assert owners == dict.fromkeys(owners, 0)
+    finally:
+        shutil.rmtree(elsewhere)
