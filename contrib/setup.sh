@@ -23,6 +23,7 @@ packages=(
     fdisk gdisk parted                     # partition tables of the tests
     xfsprogs btrfs-progs dosfstools ntfs-3g squashfs-tools erofs-utils lvm2 cryptsetup-bin  # what is put into images
     attr systemd                           # getfattr; systemd-analyze looks at the units
+    qemu-utils                             # locks images as virtual machines do
     zsh fish                               # shells that complete commands
     # The tests start servers of their own from these; the cluster that Debian makes is not touched.
     postgresql mariadb-server-core mariadb-client-core

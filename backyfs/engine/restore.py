@@ -6,10 +6,11 @@ to its end leaves an incomplete target, and nothing else; it says from which blo
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backyfs.engine.job import Job
@@ -20,7 +21,10 @@ from backyfs.engine.suspects import check_suspects
 from backyfs.engine.verification import Verification
 from backyfs.errors import BackyfsError, TargetError, UsageError
 from backyfs.geometry import block_count
+from backyfs.host.loops import find_loop
+from backyfs.host.occupants import lock, use_of
 from backyfs.model import NoProgress
+from backyfs.ownfiles import find_own
 from backyfs.sources.targets import STDOUT, ReadableTarget, open_target, target_path
 
 if TYPE_CHECKING:
@@ -29,8 +33,6 @@ if TYPE_CHECKING:
     from backyfs.model import DamagedRange, Progress, Version
     from backyfs.repository import Repository
     from backyfs.sources.targets import Target
-
-_SQLITE_COMPANIONS = ("-wal", "-shm", "-journal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class RestoreOptions:
     length: int | None = None         # rest of which stays; None for both: the image. One alone: from 0, to its end
     differential: bool = False        # read the target, which exists, and write what differs
     verify: bool = False              # read the target back at the end
+    syncs: bool = True                # wait until everything is on the disk
 
     @property
     def is_part(self) -> bool:
@@ -76,17 +79,23 @@ def restore(
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> RestoreReport:
-    """Write the image of a version to what `target_uri` names; see `open_target`. `replace` is that of the options.
+    """Write the image of a version to what `target_uri` names; see `open_target`.
+
+    With `replace`, here or in the options, a target that exists may be overwritten. At the end everything is on the
+    disk, unless the options say otherwise.
 
     Raises:
         UsageError: the options do not fit the target or the version.
         TargetError: the target exists and `replace` is not set, is too small, is in use, belongs to the
-            repository, or cannot be written.
+            repository, cannot be written, or does not reach the disk.
         ReaderGoneError: it is a stream that nobody reads any more.
         InterruptedByUser: `stop` said so; the target is incomplete.
         DatabaseError: the block map cannot be read.
     """
-    run = _Restore(repository, version, target_uri, options or RestoreOptions(replace=replace), stop)
+    chosen = options or RestoreOptions()
+    if replace:
+        chosen = dataclasses.replace(chosen, replace=True)
+    run = _Restore(repository, version, target_uri, chosen, stop)
     command = f"restore {version.uid}"
     with catalog_kept(repository, stop), Job(repository.database, command, only_reads=True) as job:
         job.hold(version.id)
@@ -127,7 +136,7 @@ class _Restore:
         if self._path is None:
             self._refuse_what_needs_a_file()
             return
-        _refuse_own_paths(self._repository, self._path)
+        self._refuse_own(self._path, self._path)
         if os.path.isfile(self._path) and os.path.getsize(self._path) < self._first_byte:
             raise TargetError(
                 f"{self._path} has no block {self._first_block}: it is {os.path.getsize(self._path)} bytes long; "
@@ -157,7 +166,29 @@ class _Restore:
             kept_bytes=kept_bytes,
             start=self._part.start,
             stop=self._stop,
+            syncs=self._options.syncs,
+            examine=self._examine,
         )
+
+    def _examine(self, fd: int) -> None:
+        """Refuse an open target that others use, and keep out those that come later."""
+        if self._path is None:  # a standard output that the shell has opened; it may go on using it, so no lock
+            self._refuse_own(f"/proc/self/fd/{fd}", "the standard output")
+            self._refuse_used(use_of(fd), "the standard output")
+        else:
+            self._refuse_used(use_of(fd) or lock(fd), self._path)
+
+    def _refuse_own(self, path: str, shown: str) -> None:
+        if find_own(path, self._repository.own_paths) is not None:
+            raise TargetError(f"{shown} belongs to the repository itself; name a target outside of it")
+        loop = find_loop(os.path.realpath(path))
+        if loop is not None:
+            self._refuse_own(loop.backing_file, shown)
+
+    @staticmethod
+    def _refuse_used(use: str | None, shown: str) -> None:
+        if use is not None:
+            raise TargetError(f"{shown} is in use: {use}")
 
     def _needed_bytes(self) -> int:
         """Return how large the target of a part has to be: a file that is larger than the image stays so."""
@@ -181,11 +212,13 @@ class _Restore:
             progress=progress,
             stop=self._stop,
         )
+        if isinstance(target, ReadableTarget) and self._options.differential:
+            target.drop_cache()  # what the kernel remembers of a target that failed to be written is not on its disk
         try:
             restorer.run()
         except BackyfsError as error:
             if self._path is not None:
-                error.args = (f"{error}; the target is incomplete: add {self._how_to_continue(restorer)} to go on",)
+                error.args = (f"{error}; the target is incomplete: {self._how_to_continue(target, restorer)}",)
             raise
         target.finish()
         differing: list[DamagedRange] = []
@@ -219,12 +252,17 @@ class _Restore:
             duration_s=time.monotonic() - self._started,
         )
 
-    def _how_to_continue(self, restorer: Restorer) -> str:
+    def _how_to_continue(self, target: Target, restorer: Restorer) -> str:
+        """Return what to do about a target that is incomplete. What it is to be continued from is on the disk."""
+        try:
+            target.finish()
+        except TargetError as lost:
+            return str(lost)
         block = restorer.continue_block()
         if not self._options.is_part:
-            return f"--continue-from {block}"
+            return f"add --continue-from {block} to go on"
         start = max(self._part.start, block * self._repository.block_size)
-        return f"--force --offset {start} --length {self._part.stop - start}"
+        return f"add --force --offset {start} --length {self._part.stop - start} to go on"
 
 
 def _part(version: Version, options: RestoreOptions) -> range:
@@ -252,15 +290,7 @@ def _merged(found: list[DamagedRange]) -> tuple[DamagedRange, ...]:
     ordered: list[DamagedRange] = []
     for damage in sorted(found, key=lambda damage: damage.start):
         if ordered and (ordered[-1].stop, ordered[-1].reason) == (damage.start, damage.reason):
-            ordered[-1] = replace(ordered[-1], stop=damage.stop)
+            ordered[-1] = dataclasses.replace(ordered[-1], stop=damage.stop)
         else:
             ordered.append(damage)
     return tuple(ordered)
-
-
-def _refuse_own_paths(repository: Repository, path: str) -> None:
-    wanted = os.path.realpath(path)
-    for own in repository.own_paths:
-        companions = [own + suffix for suffix in _SQLITE_COMPANIONS]
-        if wanted in {own, *companions} or wanted.startswith(own + os.sep):
-            raise TargetError(f"{path} belongs to the repository itself; name a target outside of it")

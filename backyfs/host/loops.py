@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import struct
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,13 +19,15 @@ from backyfs.errors import MountError
 from backyfs.host.programs import reason_of, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 _log = logging.getLogger(__name__)
 
 _BLOCK = "/sys/block"
 _CONTROL = "/dev/loop-control"
 _GET_FREE = 0x4C82        # LOOP_CTL_GET_FREE of linux/loop.h
+_GET_STATUS = 0x4C05      # LOOP_GET_STATUS64: struct loop_info64 begins with device, inode and rdevice of what backs it
+_STATUS_BYTES = 232
 _READ_AHEAD_KIB = 8192    # with direct I/O it decides how many requests are under way: 128 gives 2, this 12
 _TRIES = 32               # of a free device that another program takes meanwhile
 _RELEASE_S = 1.0          # udev looks at a device that appears, and keeps it open for a moment
@@ -51,8 +54,11 @@ class Loop:
 
 def list_loops() -> list[Loop]:
     """Return the loop devices that are in use, by number."""
-    found = []
-    for name in sorted(os.listdir(_BLOCK), key=lambda name: (len(name), name)):
+    found: list[Loop] = []
+    names: list[str] = []
+    with suppress(FileNotFoundError):  # no /sys
+        names = os.listdir(_BLOCK)
+    for name in sorted(names, key=lambda name: (len(name), name)):
         if name.startswith("loop"):
             loop = find_loop(f"/dev/{name}")
             if loop is not None:
@@ -78,6 +84,28 @@ def find_loop(device: str) -> Loop | None:
         )
     except OSError:  # not in use, or no more
         return None
+
+
+def loops_on(about: os.stat_result, devices: Collection[int] = ()) -> list[Loop]:
+    """Return the loop devices that are backed by a file, or by one of these block devices, whatever its name was."""
+    return [loop for loop in list_loops() if _is_backed_by(loop, about, devices)]
+
+
+def _is_backed_by(loop: Loop, about: os.stat_result, devices: Collection[int]) -> bool:
+    status = bytearray(_STATUS_BYTES)
+    try:
+        fd = os.open(loop.device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _GET_STATUS, status)
+        finally:
+            os.close(fd)
+    except OSError:  # this user may not open it, or a container does not have it: only the name is left
+        try:
+            return os.path.samestat(os.stat(loop.backing_file), about)
+        except OSError:
+            return False
+    device, inode, block_device = struct.unpack_from("=QQQ", status)
+    return block_device in devices if block_device else (device, inode) == (about.st_dev, about.st_ino)
 
 
 def is_backed_by_device(loop: Loop, number: str) -> bool:

@@ -7,6 +7,7 @@ reader who is slow, or has stopped, keeps nobody from ending.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -28,19 +29,33 @@ class StreamTarget:
 
     begins_empty = False  # zeros take their room in a stream
 
-    def __init__(self, fd: int, *, start: int = 0, stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        fd: int,
+        *,
+        start: int = 0,
+        stop: Callable[[], bool],
+        syncs: bool = True,
+        examine: Callable[[int], None] = lambda _fd: None,
+    ) -> None:
         """Begin to write to `fd`, which stays the caller's, what the image has from byte `start` on.
 
-        Threads that wait for their turn ask `stop`.
+        Threads that wait for their turn ask `stop`. A shell may have opened a file or block device as `fd`: `examine`
+        is called with it before anything is written, and with `syncs` it is on the disk when it is finished.
 
         Raises:
-            TargetError: it is a terminal.
+            TargetError: it is a terminal, or `examine` refuses it.
         """
         if os.isatty(fd):
             raise TargetError(
                 "the standard output is a terminal, and an image is no text; redirect it, or name a file or device"
             )
+        mode = os.fstat(fd).st_mode
+        is_on_disk = stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+        if is_on_disk:
+            examine(fd)
         self._fd = fd
+        self._syncs = syncs and is_on_disk
         self._stop = stop
         self._changed = threading.Condition()  # guards all below
         self._next_byte = start                # of the image: what is taken next
@@ -87,13 +102,21 @@ class StreamTarget:
         self.write_zeros(offset, length)
 
     def finish(self) -> None:
-        """Wait until everything is written.
+        """Wait until everything is written, and on the disk if it goes to a file or block device.
 
         Raises:
-            What `write` raises.
+            What `write` raises; TargetError also if it does not reach the disk.
         """
         with self._changed:
             self._wait(lambda: not self._queue)
+        if self._syncs:
+            try:
+                os.fsync(self._fd)
+            except OSError as error:
+                raise TargetError(
+                    f"the standard output did not reach the disk in full: {error.strerror}; make room or look at the "
+                    "log of the kernel (dmesg), then restore it again"
+                ) from error
 
     def _wait(self, is_time: Callable[[], bool]) -> None:
         while True:

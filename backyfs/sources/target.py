@@ -1,7 +1,7 @@
 """Files and block devices as targets of a restore.
 
 A target that exists is touched only when that was asked for; one that is in use never is. A file that is new or
-replaced begins empty: bytes that are not written read as zeros.
+replaced begins empty: bytes that are not written read as zeros. A target that is finished is on its disk.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ import threading
 from typing import TYPE_CHECKING
 
 from backyfs.errors import TargetError
+from backyfs.files import DeviceDirectoryError, create_file, require_no_device_directory, sync_directory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backyfs.model import Buffer
 
 # _IO(0x12, 127) of linux/fs.h: zero bytes [start, start + length) of a block device, two 64-bit numbers.
 _BLKZEROOUT = 0x127F
 _PUNCH_HOLE = 0x03  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE of linux/falloc.h
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ZEROS = bytes(1 << 20)
 # For larger writes the kernel takes larger pieces of memory, which a virtual machine may never have touched:
 # 2 GiB in writes of 4 MiB took 1 to 6 s here, in writes of 512 KiB always 0.4 s.
@@ -32,17 +36,28 @@ _WRITE_BYTES = 128 << 10
 class FileTarget:
     """A new file, an existing file, or a block device."""
 
-    def __init__(self, path: str, size_bytes: int, *, replace: bool, kept_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        size_bytes: int,
+        *,
+        replace: bool,
+        kept_bytes: int | None = None,
+        syncs: bool = True,
+        examine: Callable[[int], None] = lambda _fd: None,
+    ) -> None:
         """Open `path` for an image of this size.
 
         With `kept_bytes` it has to exist, and so many bytes from its start stay as they are. In a file all after
-        them begins empty, and the size is made right.
+        them begins empty, and the size is made right. `examine` is called with the open descriptor before anything is
+        changed, and raises TargetError where the target must stay as it is. `syncs`: `finish` waits for the disk.
 
         Raises:
             TargetError: it exists and may not be replaced, or does not and should; it is too small a device, is
                 in use, or cannot be written.
         """
         self._path = path
+        self._syncs = syncs
         self.size_bytes = size_bytes
         self.is_device = _is_device(path)
         # The kernel lets one write into a file at a time; threads that wait for it there spin on a core.
@@ -50,6 +65,7 @@ class FileTarget:
         try:
             self._fd = self._open(replace=replace, exists=kept_bytes is not None)
             try:
+                examine(self._fd)
                 self._make_room(kept_bytes or 0)
             except BaseException:
                 os.close(self._fd)
@@ -65,11 +81,16 @@ class FileTarget:
                 raise TargetError(f"{self._path} is a block device; add --force to overwrite what is on it")
             # O_EXCL on a block device: EBUSY where it is mounted or otherwise in use, open(2).
             return os.open(self._path, flags | os.O_EXCL)
-        if exists:
-            if not os.path.exists(self._path):
-                raise TargetError(f"{self._path} does not exist; name the target of an earlier restore")
-            return os.open(self._path, flags)
-        return os.open(self._path, flags | os.O_CREAT | (0 if replace else os.O_EXCL), 0o600)
+        if exists and not os.path.exists(self._path):
+            raise TargetError(f"{self._path} does not exist; name the target of an earlier restore")
+        require_no_device_directory(self._path)
+        if not exists:
+            try:  # a symbolic link that leads nowhere names the file to make
+                return create_file(os.path.realpath(self._path) if replace else self._path, os.O_RDWR)
+            except FileExistsError:
+                if not replace:
+                    raise
+        return os.open(self._path, flags)
 
     def _make_room(self, kept_bytes: int) -> None:
         size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
@@ -190,36 +211,49 @@ class FileTarget:
         Raises:
             TargetError: it does not get there.
         """
-        try:
-            os.fsync(self._fd)
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        except OSError as error:
-            raise self._error(error) from error
+        self._sync()
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def finish(self) -> None:
-        """End the writing; on a block device, wait until everything is on the disk.
-
-        A file is left to the kernel, as cp and tar leave theirs: waiting for the disk takes as long as the rest.
+        """End the writing, and wait until everything is on the disk, the name of a file included.
 
         Raises:
             TargetError: it does not get there.
         """
-        if not self.is_device:
-            return
+        if self._syncs:
+            self._sync()
+
+    def _sync(self) -> None:
         try:
             os.fsync(self._fd)
+            if not self.is_device:  # also of one that was there: a restore that was killed may have made it
+                sync_directory(os.path.dirname(os.path.realpath(self._path)))
+        except OSError as error:
+            remedy = "make room there" if error.errno in _FULL else "look at the log of the kernel (dmesg)"
+            raise TargetError(
+                f"{self._path} did not reach the disk in full: {error.strerror}; {remedy}, then restore it again with "
+                "--force, or to another disk"
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the target.
+
+        Raises:
+            TargetError: a network file system reports only now that something was not written.
+        """
+        try:
+            os.close(self._fd)
         except OSError as error:
             raise self._error(error) from error
 
-    def close(self) -> None:
-        """Let go of the target."""
-        os.close(self._fd)
-
     def _error(self, error: OSError) -> TargetError:
+        if isinstance(error, DeviceDirectoryError):
+            return TargetError(f"{self._path}: {error.strerror}")
         remedy = {
             errno.EEXIST: "it exists; name another target, or add --force to overwrite it",
             errno.EBUSY: "it is in use; unmount it or detach what uses it first",
             errno.ENOENT: "its directory does not exist; make it first",
+            errno.ETXTBSY: "it is in use, as a running program or as swap; end that or name another target",
             errno.ENOSPC: "no space is left on its file system; make room or name another target",
             errno.EISDIR: "it is a directory; name a file in it",
         }.get(error.errno or 0, f"it cannot be written: {error.strerror}")

@@ -59,10 +59,10 @@ class Target(Protocol):
         ...
 
     def finish(self) -> None:
-        """End the writing.
+        """End the writing, and wait until everything is on the disk, if there is one.
 
         Raises:
-            TargetError: not everything could be written.
+            TargetError: not everything could be written, or reached the disk.
         """
         ...
 
@@ -126,12 +126,15 @@ def open_target(
     kept_bytes: int | None = None,
     start: int = 0,
     stop: Callable[[], bool] = lambda: False,
+    syncs: bool = True,
+    examine: Callable[[int], None] = lambda _fd: None,
 ) -> Target:
     """Open what an image of this size is to be written to: a path, `file://PATH`, `null://`, or `-` for stdout.
 
     `config` says how many writes to it may be under way at once; without one there is no limit, and stdout has one
-    at a time anyway. `replace` and `kept_bytes` are for files and devices: see `FileTarget`. Threads that wait for
-    a slow reader of stdout ask `stop` whether the command is to end; what it gets begins at byte `start` of the image.
+    at a time anyway. `replace`, `kept_bytes`, `syncs` and `examine` are for files and devices: see `FileTarget`; the
+    last two also for a stdout that was redirected to one. Threads that wait for a slow reader of stdout ask `stop`
+    whether the command is to end; what it gets begins at byte `start` of the image.
 
     Raises:
         TargetError: it exists and may not be replaced, is too small, is in use, cannot be written, or is a
@@ -139,13 +142,15 @@ def open_target(
     """
     path = target_path(uri)
     if path is not None:
-        target = FileTarget(path, size_bytes, replace=replace, kept_bytes=kept_bytes)
+        target = FileTarget(
+            path, size_bytes, replace=replace, kept_bytes=kept_bytes, syncs=syncs, examine=examine
+        )
         return _limited(target, None if config is None else config.io_file)
     if uri != STDOUT:
         return _limited(NullTarget(), None if config is None else config.io_null)
     if sys.__stdout__ is None:  # its number may be that of another file by now
         raise TargetError("the standard output is closed; redirect it, or name a file or device")
-    return StreamTarget(sys.__stdout__.fileno(), start=start, stop=stop)
+    return StreamTarget(sys.__stdout__.fileno(), start=start, stop=stop, syncs=syncs, examine=examine)
 
 
 def _limited(target: Target, limits: IoConfig | None) -> Target:

@@ -57,6 +57,11 @@ _log = logging.getLogger("backyfs.cli")
     "--verify", is_flag=True, help="Read all of TARGET back at the end, from the disk, and compare it with VERSION."
 )
 @click.option(
+    "--no-sync",
+    is_flag=True,
+    help="Do not wait until everything is on the disk: a full disk or a power cut can still lose it.",
+)
+@click.option(
     "--offset",
     type=Size(),
     metavar="SIZE",
@@ -78,6 +83,7 @@ def command(
     continue_from: int | None,
     differential: bool,
     verify: bool,
+    no_sync: bool,
     offset: int | None,
     length: int | None,
 ) -> None:
@@ -95,6 +101,7 @@ def command(
         continue_from=continue_from,
         differential=differential,
         verify=verify,
+        syncs=not no_sync,
         offset=offset,
         length=length,
     )
