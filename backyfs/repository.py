@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from backyfs.keys import Keyring
     from backyfs.metadata.database import Connection
     from backyfs.model import Blob, BlobUid, Deduplication, KeySlot
-    from backyfs.storage import Storage
 
 FIRST_SLOT = "configuration"  # label of the one that a repository is made with
 _NO_KEYS = keys.Keyring(repository_key=None, fingerprint_key=None)
