@@ -7,15 +7,42 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
+from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig
 from backyfs.host.mounttable import is_below, place_of
+from backyfs.metadata.database import Database, sqlite_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from backyfs.config import Config
+
 _SEPARATORS = ("-", ".")  # between the name of a database and the ending of its journals and copies
+
+
+def configured_own_paths(config: Config) -> tuple[str, ...]:
+    """Return the local paths that nothing else may write to, for a command that does not open the repository.
+
+    Raises:
+        DatabaseError: the URL of the database cannot be used.
+    """
+    storage_paths = [config.storage.path] if isinstance(config.storage, DirectoryStorageConfig) else []
+    with closing(Database(config.database_url)) as database:
+        return own_paths(config, database, storage_paths)
+
+
+def own_paths(config: Config, database: Database, storage_paths: Sequence[str]) -> tuple[str, ...]:
+    """Return the local paths of a repository that nothing else may write to, those of the storage first."""
+    paths = [*storage_paths, *config.files, sqlite_path(database.engine.url), config.logfile]
+    if config.key is not None:
+        paths.append(config.key.file)
+    if config.passphrase is not None:
+        paths.append(config.passphrase.file)
+    if isinstance(config.storage, ObjectStoreConfig):
+        paths.append(config.storage.aws_secret_access_key_file)
+    return tuple(os.path.realpath(path) for path in paths if path)
 
 
 def find_own(path: str, own_paths: Sequence[str]) -> str | None:

@@ -19,7 +19,7 @@ from backyfs import keys, sealing
 from backyfs.blocks import BLAKE3, BlockStore, fingerprint_function
 from backyfs.catalog.place import find_repository
 from backyfs.claim import check_before_upgrade, claim
-from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig
+from backyfs.config import DirectoryStorageConfig
 from backyfs.errors import (
     CatalogError,
     ConfigError,
@@ -45,10 +45,11 @@ from backyfs.metadata.identity import (
     save_key_date,
 )
 from backyfs.model import DEFAULT_BLOCK_SIZE
+from backyfs.ownfiles import own_paths
 from backyfs.storage.opening import create_storage, open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from backyfs.config import Config
     from backyfs.keys import Keyring
@@ -130,7 +131,7 @@ def open_repository(
                 find_moved=partial(_find_moved, database),
             ),
             deduplication=config.deduplication,
-            own_paths=_own_paths(config, database, storage.paths()),
+            own_paths=own_paths(config, database, storage.paths()),
         )
 
 
@@ -380,25 +381,3 @@ def _is_adopted(identity: Identity) -> bool:
     One that was made plain, with a hash function of hashlib, and turned to encryption later is taken for one.
     """
     return identity.hash_function != BLAKE3 and identity.wrapped_fingerprint_key is None
-
-
-def own_paths(config: Config) -> tuple[str, ...]:
-    """Return the local paths that nothing else may write to, for a command that does not open the repository.
-
-    Raises:
-        DatabaseError: the URL of the database cannot be used.
-    """
-    storage = [config.storage.path] if isinstance(config.storage, DirectoryStorageConfig) else []
-    with closing(Database(config.database_url)) as database:
-        return _own_paths(config, database, storage)
-
-
-def _own_paths(config: Config, database: Database, storage_paths: Sequence[str]) -> tuple[str, ...]:
-    paths = [*storage_paths, *config.files, sqlite_path(database.engine.url), config.logfile]
-    if config.key is not None:
-        paths.append(config.key.file)
-    if config.passphrase is not None:
-        paths.append(config.passphrase.file)
-    if isinstance(config.storage, ObjectStoreConfig):
-        paths.append(config.storage.aws_secret_access_key_file)
-    return tuple(os.path.realpath(path) for path in paths if path)

@@ -84,11 +84,11 @@ class Record:
             return []
 
     def _own_paths(self) -> tuple[str, ...]:
-        from backyfs.repository import own_paths  # noqa: PLC0415 - SQLAlchemy is slow to load
+        from backyfs.ownfiles import configured_own_paths  # noqa: PLC0415 - SQLAlchemy is slow to load
 
         try:
             config = self._config()
-            return () if config is None else own_paths(config)
+            return () if config is None else configured_own_paths(config)
         except BackyfsError:  # the command has failed with it
             return ()
 

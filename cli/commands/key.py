@@ -137,10 +137,10 @@ def export(invocation: Invocation, file: str) -> None:
     Whoever has FILE and the metadata can read all backups. FILE must not exist; only its owner can read it.
     """
     from backyfs.engine.export import new_file  # noqa: PLC0415 - SQLAlchemy is slow to load
-    from backyfs.repository import own_paths  # noqa: PLC0415 - as above
+    from backyfs.ownfiles import configured_own_paths  # noqa: PLC0415 - as above
 
     found = _repository_key(invocation)
-    with new_file(file, own_paths(invocation.load_config())) as page:
+    with new_file(file, configured_own_paths(invocation.load_config())) as page:
         page.write(_page(found).encode("ascii"))
     if invocation.form is OutputForm.JSON:
         print_object({"file": file, "repository": found.repository, "key_check": _check(found.key)})
