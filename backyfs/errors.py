@@ -5,6 +5,7 @@
     |-- ConfigError                1  a mistake in the configuration: section, key, line
     |-- DatabaseError              1  the metadata cannot be read or written
     |   |-- DatabaseBusyError      1  another command has the database, and waiting took too long
+    |   |-- DatabaseFullError      1  there is no room on the disk of the database
     |   |-- DamagedPageError       1  a page of a block map is not what was stored
     |   |-- JobsRunningError       1  running commands stand in the way of an upgrade
     |   `-- SchemaError            1  the database is newer, or holds no repository
@@ -77,6 +78,10 @@ class DatabaseError(BackyfsError):
 
 class DatabaseBusyError(DatabaseError):
     """Another command has the database, and does not let go of it."""
+
+
+class DatabaseFullError(DatabaseError):
+    """Nothing can be written to the database: its disk is full, or a quota or size limit is reached."""
 
 
 class DamagedPageError(DatabaseError):

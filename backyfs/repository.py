@@ -104,7 +104,7 @@ def open_repository(
         sealing.check_configured(config.encryption_version)
     with ExitStack() as opened:
         database = Database(config.database_url)
-        opened.callback(database.close)
+        opened.callback(_close, database)
         try:
             database.check_revision()
         except NoRepositoryError as error:
@@ -202,6 +202,7 @@ def create_repository(config: Config, *, created_at: datetime, may_hold_blobs: b
             create_tables(connection)
             _save_new_identity(connection, config, secret, created_at)
             note_storage_objects(connection, had_objects=holds_blobs)
+    database.keep_reserve()
 
 
 @contextmanager
@@ -381,3 +382,9 @@ def _is_adopted(identity: Identity) -> bool:
     One that was made plain, with a hash function of hashlib, and turned to encryption later is taken for one.
     """
     return identity.hash_function != BLAKE3 and identity.wrapped_fingerprint_key is None
+
+
+def _close(database: Database) -> None:
+    database.close()
+    if database.has_written:
+        database.keep_reserve()

@@ -28,6 +28,7 @@ _WITH_TRACEBACKS = logging.DEBUG - 1  # of --debug: the same messages, and where
 _STDERR_FORMAT = "backyfs: %(message)s"
 _FILE_FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
 _JOURNAL_FORMAT = "%(message)s"  # the journal knows time, program and process
+_NO_LOG = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # a log file that cannot be opened for one of these is left out
 _LEVELS = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))  # syslog(3)
 
 
@@ -110,6 +111,21 @@ class _Line(logging.Formatter):
         return json.dumps(facts)
 
 
+class _LogFile(logging.FileHandler):
+    """The log file. Where it cannot be written, as on a full disk, that is said once, and the command goes on."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name of logging
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_failed:
+            self._has_failed = True
+            path = printable(self.baseFilename)
+            click.echo(f"backyfs: the log file {path} cannot be written: {error.strerror}", err=True)
+
+
 class _JournalLine(_Line):
     """The same with the level in front of each line, as sd-daemon(3) wants it on stderr."""
 
@@ -140,10 +156,10 @@ def _add_file(root: logging.Logger, path: str) -> None:
     command = next((known.formatter.command for known in root.handlers if isinstance(known.formatter, _Line)), "")
     try:
         os.close(open_file(path, os.O_WRONLY | os.O_APPEND))  # a new one belongs to the owner of its directory
-        handler = logging.FileHandler(path, encoding="utf-8", errors="surrogateescape")
+        handler = _LogFile(path, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
-        if error.errno == errno.EROFS:  # of all times, this is one to restore something
-            root.warning("the log file %s cannot be written: its file system is read-only", path)
+        if error.errno in _NO_LOG:  # of all times, this is one to restore something
+            root.warning("the log file %s cannot be written: %s", path, error.strerror)
             return
         raise ConfigError(
             f"{path} cannot be written: {error.strerror}; name another file or take the key out",

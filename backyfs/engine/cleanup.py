@@ -84,6 +84,7 @@ def cleanup(
         StorageError, DatabaseError, JobLostError: likewise.
     """
     started = time.monotonic()
+    repository.database.use_reserve()
     with catalog_kept(repository, stop), Job(repository.database, "cleanup", writes_blobs=False) as job:
         cleaner = Cleaner(repository, job, job.track(progress or NoProgress()), stop)
         cleaner.run(grace_s)

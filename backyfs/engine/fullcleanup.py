@@ -105,6 +105,7 @@ def full_cleanup(
         MissingKeyError: something seems to be damaged, and there is no key to look at it.
     """
     started = time.monotonic()
+    repository.database.use_reserve()
     remove_silent_jobs(repository.database, stop=stop)
     with catalog_kept(repository, stop), Job(repository.database, "cleanup --full", writes_blobs=False) as job:
         shown = job.track(progress or NoProgress())

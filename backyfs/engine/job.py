@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.engine.silence import remove_silent_jobs
 from backyfs.engine.telling import TellingProgress
-from backyfs.errors import DatabaseError, JobLostError, VersionError
+from backyfs.errors import DatabaseError, DatabaseFullError, JobLostError, VersionError
 from backyfs.metadata import jobs
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 class Job:
     """A registered job, from `with` to its end. Its methods may be called from any thread.
 
-    One that only reads goes without its row where nobody can write to the database: nobody can remove anything there.
+    One that only reads goes without its row where nobody can write to the database. On a read-only file system nobody can
+    remove anything. On a full disk `rm` can: then reading a version that is gone fails, see `blockmap.page_entries`.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Job:
         self._database = database
         self._command = command
         self._writes_blobs = writes_blobs and not only_reads
+        self._only_reads = only_reads
         self._is_registered = not (only_reads and database.is_read_only)
         self._ended = threading.Event()
         self._lost = threading.Event()
@@ -59,9 +61,15 @@ class Job:
             DatabaseError: that could not be stored.
             JobLostError: another command took this one for dead.
         """
-        if self._is_registered:
+        if not self._is_registered:
+            return
+        try:
             with self.write() as connection:
                 jobs.hold_version(connection, self._id, version_id)
+        except DatabaseFullError as full:
+            if not self._only_reads:
+                raise
+            _log.warning("other commands can remove the version that is being read: %s", full)
 
     def hold_new(self, connection: Connection, version_id: VersionId) -> None:
         """Hold a version in the transaction that makes it: nobody can remove it before it is held."""
@@ -173,10 +181,17 @@ class Job:
         if not self._is_registered:
             _log.warning("%s is on a read-only file system: others do not see this command", self._database.place)
             return self
-        with self._database.write() as connection:
-            self._id = jobs.register_job(
-                connection, jobs.this_process(), self._command, writes_blobs=self._writes_blobs
-            )
+        try:
+            with self._database.write() as connection:
+                self._id = jobs.register_job(
+                    connection, jobs.this_process(), self._command, writes_blobs=self._writes_blobs
+                )
+        except DatabaseFullError as full:
+            if not self._only_reads:
+                raise
+            self._is_registered = False
+            _log.warning("other commands do not see this one, and can remove what it reads: %s", full)
+            return self
         self._thread.start()
         return self
 

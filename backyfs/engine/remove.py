@@ -76,6 +76,7 @@ def remove_versions(
     removals: list[Removal] = []
     if not wanted:
         return removals
+    repository.database.use_reserve()
     remove_silent_jobs(repository.database, stop=stop)
     with catalog_kept(repository, stop), Job(repository.database, command, writes_blobs=False) as job:
         for version in wanted:

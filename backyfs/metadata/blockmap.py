@@ -17,12 +17,12 @@ import zstandard
 from blake3 import blake3
 from sqlalchemy import bindparam, func, insert, select, update
 
-from backyfs.errors import BackyfsError, DamagedPageError
+from backyfs.errors import BackyfsError, DamagedPageError, VersionNotFoundError
 from backyfs.geometry import PAGE_ENTRIES, page_count, page_length
 from backyfs.metadata.batches import batches
 from backyfs.metadata.catalog import note_removed_page, note_versions_with_page
 from backyfs.metadata.database import insert_row
-from backyfs.metadata.tables import blob_refs, pages, version_pages
+from backyfs.metadata.tables import blob_refs, pages, version_pages, versions
 from backyfs.model import BlobId, PageId, PageNumber, VersionStatus
 
 if TYPE_CHECKING:
@@ -240,11 +240,14 @@ def page_entries(connection: Connection, version: Version, page_no: PageNumber, 
     that is known.
 
     Raises:
+        VersionNotFoundError: the version was removed in the meantime, so it has no rows at all.
         DamagedPageError: the page is damaged.
     """
     length = page_length(page_no, blocks)
     entries = load_page(connection, version.id, page_no)
     if entries is None:
+        if connection.execute(select(versions.c.id).where(versions.c.id == version.id)).first() is None:
+            raise VersionNotFoundError(f"version {version.uid} was removed while it was being read")
         return new_entries(length, ABSENT if version.status is VersionStatus.INCOMPLETE else HOLE)
     if len(entries) != length:
         raise DamagedPageError(

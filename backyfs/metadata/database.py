@@ -6,14 +6,22 @@ turns half way, on any engine.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from backyfs.errors import DatabaseBusyError, DatabaseError, NoRepositoryError, SchemaError, SchemaOutdatedError
+from backyfs.errors import (
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseFullError,
+    NoRepositoryError,
+    SchemaError,
+    SchemaOutdatedError,
+)
 from backyfs.metadata.engines import (
+    explain_full,
     is_busy,
     is_sqlite,
     new_engine,
@@ -22,6 +30,7 @@ from backyfs.metadata.engines import (
     sqlite_path,
 )
 from backyfs.metadata.revisions import HEAD, RECOVERING, Schema, SchemaState, read_schema
+from backyfs.metadata.room import keep_reserve, use_reserve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,7 +77,7 @@ class Database:
             DatabaseError: the database fails.
         """
         options = _READ.get(self.engine.dialect.name, {})
-        with mapped_errors(), self.engine.connect().execution_options(**options) as connection, connection.begin():
+        with mapped_errors(self.place), self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -93,7 +102,8 @@ class Database:
         """Give a writing transaction as `write` does, where there may be no tables yet.
 
         Raises:
-            DatabaseError: the database fails; nothing of the transaction was done.
+            DatabaseFullError: there is no room on the disk; nothing of the transaction was done.
+            DatabaseError: the database fails; likewise.
         """
         if self.is_read_only:
             raise DatabaseError(
@@ -101,7 +111,7 @@ class Database:
                 "of [MetaBackend] name the copy"
             )
         options = _WRITE.get(self.engine.dialect.name, {})
-        with mapped_errors(), self.engine.connect().execution_options(**options) as connection, connection.begin():
+        with mapped_errors(self.place), self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     def schema(self) -> Schema:
@@ -110,7 +120,7 @@ class Database:
         Raises:
             DatabaseError: the database cannot be asked.
         """
-        with mapped_errors():
+        with mapped_errors(self.place):
             return read_schema(self.engine)
 
     def check_revision(self) -> None:
@@ -145,9 +155,22 @@ class Database:
         Not before the schema is ours: backy2 does not do it, and an upgrade that is refused changes nothing.
         """
         if is_sqlite(self.engine) and not self.is_read_only:
-            with mapped_errors(), self.engine.connect() as connection:
+            # On a full disk it stays as it is, and works that way too.
+            with suppress(DatabaseFullError), mapped_errors(self.place), self.engine.connect() as connection:
                 raw: Any = connection.connection.dbapi_connection
                 raw.execute("PRAGMA journal_mode = WAL").close()  # outside of any transaction
+
+    def keep_reserve(self) -> None:
+        """Keep a little room beside an SQLite file for `use_reserve`, where the disk has plenty of it."""
+        path = sqlite_path(self.engine.url)
+        if path is not None and not self.is_read_only:
+            keep_reserve(path)
+
+    def use_reserve(self) -> None:
+        """Use the room that was kept beside an SQLite file if the disk is full. For commands that make room."""
+        path = sqlite_path(self.engine.url)
+        if path is not None and not self.is_read_only:
+            use_reserve(path)
 
     def close(self) -> None:
         """Close all connections."""
@@ -175,13 +198,15 @@ def continue_ids(connection: Connection, table: Table) -> None:
 
 
 @contextmanager
-def mapped_errors() -> Iterator[None]:
-    """Make DatabaseErrors of what SQLAlchemy raises."""
+def mapped_errors(place: str) -> Iterator[None]:
+    """Make DatabaseErrors of what SQLAlchemy raises; `place` is that of the database, for messages."""
     try:
         yield
     except DBAPIError as error:
         if is_busy(error):
             raise DatabaseBusyError("the database is in use by another command that does not let others in") from error
+        if (full := explain_full(error, place)) is not None:
+            raise DatabaseFullError(full) from error
         raise _database_error(error) from error
     except SQLAlchemyError as error:
         raise _database_error(error) from error

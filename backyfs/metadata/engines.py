@@ -7,14 +7,23 @@ same for all.
 from __future__ import annotations
 
 import os
-import sqlite3
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from backyfs.errors import DatabaseError
+from backyfs.metadata.room import lacks_room
+from backyfs.metadata.sqlite import (
+    CHECK_PATIENCE_MS,
+    FULL,
+    ROOM_BYTES,
+    FileOpener,
+    ReadingConnection,
+    begin,
+    full_message,
+    read_only_opener,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
@@ -24,10 +33,12 @@ _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": 
 _EXTRAS = {"postgresql": "postgresql", "mysql": "mysql"}  # backend -> extra of this package that has its driver
 _PATIENCE_S = 60  # how long a statement waits for another transaction
 _CONNECT_TIMEOUT_S = 15
-CHECK_PATIENCE_MS = 1000  # how long the check of the schema waits for an SQLite file
 _POSTGRESQL_LOCK_NOT_AVAILABLE = "55P03"
 _MARIADB_LOCK_WAIT_TIMEOUT = 1205
 _SQLITE_BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED")
+# No room: the classes of the two servers, where their own disk is full.
+_POSTGRESQL_DISK_FULL = "53100"
+_MARIADB_DISK_FULL = (1021, 1114)  # ER_DISK_FULL, ER_RECORD_FILE_FULL
 
 
 def new_engine(url: str) -> Engine:
@@ -40,7 +51,7 @@ def new_engine(url: str) -> Engine:
     """
     parsed = _parse(url)
     try:
-        options = _read_only_options(parsed) if on_read_only_file_system(parsed) else _options(parsed)
+        options = _options(parsed)
         engine = create_engine(parsed, **options)
     except (NoSuchModuleError, ImportError) as error:
         extra = _EXTRAS[parsed.get_backend_name()]
@@ -51,6 +62,7 @@ def new_engine(url: str) -> Engine:
     if is_sqlite(engine):
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "checkin", _close_reading)
     elif engine.dialect.name == "mysql":
         event.listen(engine, "connect", _prepare_mariadb)
     return engine
@@ -96,6 +108,18 @@ def is_busy(error: DBAPIError) -> bool:
     return error.orig is not None and error.orig.args[:1] == (_MARIADB_LOCK_WAIT_TIMEOUT,)
 
 
+def explain_full(error: DBAPIError, place: str) -> str | None:
+    """Return what to say if a statement failed because a disk is full; None: it failed for another reason."""
+    code = None if error.orig is None else next(iter(error.orig.args), None)
+    name = getattr(error.orig, "sqlite_errorname", "")
+    # A quota or size limit is an I/O error to SQLite, which does not say of what kind.
+    if name in FULL or (name.startswith("SQLITE_IOERR") and lacks_room(place, ROOM_BYTES)):
+        return full_message(place)
+    if getattr(error.orig, "sqlstate", None) == _POSTGRESQL_DISK_FULL or code in _MARIADB_DISK_FULL:
+        return f"the disk of the server of {place} is full: nothing can be written; make room there"
+    return None
+
+
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
@@ -109,22 +133,6 @@ def _parse(url: str) -> URL:
         ) from error
 
 
-def _read_only_options(url: URL) -> dict[str, Any]:
-    """Open an SQLite file as one that does not change: else SQLite wants to make files beside it.
-
-    Source: https://www.sqlite.org/uri.html, immutable.
-    """
-    path = os.path.abspath(sqlite_path(url) or "")
-    log = path + "-wal"
-    if os.path.exists(log) and os.path.getsize(log):
-        raise DatabaseError(
-            f"{path} is on a read-only file system, and the newest changes are still in {log}; copy both files to "
-            "where they can be written, and let the engine of [MetaBackend] name the copy"
-        )
-    place = f"file:{quote(path)}?immutable=1"
-    return {"creator": lambda: sqlite3.connect(place, uri=True, check_same_thread=False)}
-
-
 def _options(url: URL) -> dict[str, Any]:
     match url.get_backend_name():
         case "postgresql":
@@ -132,7 +140,10 @@ def _options(url: URL) -> dict[str, Any]:
         case "mysql":
             arguments = {"connect_timeout": _CONNECT_TIMEOUT_S, "charset": "utf8mb4"}
         case _:
-            return {}
+            path = sqlite_path(url)
+            if not path:
+                return {}
+            return {"creator": read_only_opener(path) if on_read_only_file_system(url) else FileOpener(path)}
     # A mount runs for weeks; servers close connections that were idle for hours.
     return {"pool_pre_ping": True, "connect_args": arguments}
 
@@ -149,7 +160,14 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
+    raw: Any = connection.connection.dbapi_connection
+    begin(raw, connection.get_execution_options().get("sqlite_begin", "BEGIN"))
+
+
+def _close_reading(connection: Any, record: Any) -> None:
+    """Keep no connection that can only read: there may be room when the next one is needed."""
+    if isinstance(connection, ReadingConnection):
+        record.invalidate()
 
 
 def _prepare_mariadb(connection: Any, _record: object) -> None:

@@ -118,7 +118,7 @@ def upgrade_lock(database: Database) -> Iterator[Connection]:
     Raises:
         DatabaseBusyError: another command has the lock; nothing was waited for.
     """
-    with mapped_errors():
+    with mapped_errors(database.place):
         if is_sqlite(database.engine):
             with _locked_sqlite(database) as connection:
                 yield connection
