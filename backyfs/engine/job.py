@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 class Job:
     """A registered job, from `with` to its end. Its methods may be called from any thread.
 
-    One that only reads goes without its row where nobody can write to the database. On a read-only file system nobody can
+    One that only reads goes without its row where the database cannot be written. On a read-only file system nobody can
     remove anything. On a full disk `rm` can: then reading a version that is gone fails, see `blockmap.page_entries`.
     """
 

@@ -76,8 +76,7 @@ class Database:
         Raises:
             DatabaseError: the database fails.
         """
-        options = _READ.get(self.engine.dialect.name, {})
-        with mapped_errors(self.place), self.engine.connect().execution_options(**options) as connection, connection.begin():
+        with self._transaction(_READ) as connection:
             yield connection
 
     @contextmanager
@@ -110,8 +109,17 @@ class Database:
                 f"{self.place} is on a read-only file system; make that writable, or copy the file and let the engine "
                 "of [MetaBackend] name the copy"
             )
-        options = _WRITE.get(self.engine.dialect.name, {})
-        with mapped_errors(self.place), self.engine.connect().execution_options(**options) as connection, connection.begin():
+        with self._transaction(_WRITE) as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self, options_of: dict[str, dict[str, str]]) -> Iterator[Connection]:
+        options: dict[str, Any] = dict(options_of.get(self.engine.dialect.name, {}))
+        with (
+            mapped_errors(self.place),
+            self.engine.connect().execution_options(**options) as connection,
+            connection.begin(),
+        ):
             yield connection
 
     def schema(self) -> Schema:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from backyfs.metadata.engines import CHECK_PATIENCE_MS, sqlite_path
+from backyfs.metadata.engines import sqlite_path
+from backyfs.metadata.sqlite import CHECK_PATIENCE_MS
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine

@@ -1,8 +1,8 @@
 """How the file of an SQLite database is opened: usually, on a read-only file system, and on one without a free byte.
 
-In WAL mode even a reader needs a file beside the database, `-shm`, through which processes coordinate; SQLite allocates it
-when the first one opens the database. Where there is no room for that, a reader opens it read-only and keeps the index
-of the log in memory. SQLite notices when a writer appears, so what is read is always one committed state.
+In WAL mode even a reader needs a file beside the database, `-shm`, through which processes coordinate. SQLite allocates
+it when the first one opens the database. Where there is no room for that, a reader opens it read-only and keeps the
+index of the log in memory. SQLite notices when a writer appears, so what is read is always one committed state.
 Source: https://www.sqlite.org/wal.html#readonly, and `walBeginShmUnreliable` in wal.c.
 """
 
@@ -161,7 +161,8 @@ def read_only_opener(path: str) -> Callable[[], sqlite3.Connection]:
 
 def _connect(place: str, **options: Any) -> sqlite3.Connection:
     timeout_s = CHECK_PATIENCE_MS / 1000
-    return sqlite3.connect(place, timeout=timeout_s, check_same_thread=False, **options)
+    connection: sqlite3.Connection = sqlite3.connect(place, timeout=timeout_s, check_same_thread=False, **options)
+    return connection
 
 
 def _has_content(path: str) -> bool:
