@@ -17,7 +17,7 @@
     |-- VersionError               4  the named version
     |   |-- VersionNotFoundError   4  no version, or more than one, answers to that name
     |   |-- VersionIncompleteError 4  its backup never ended
-    |   |-- VersionKeptError       4  it may not be removed: protected, too young, or in use
+    |   |-- VersionKeptError       4  it may not be removed: protected, too young, in use, or the last valid one
     |   `-- VersionExistsError    22  an import names one that is there already
     |-- ExportFormatError         23  a file to import is not whole, or is no export at all
     |-- StorageError               6  the storage refuses, is full or is gone
@@ -133,7 +133,7 @@ class VersionIncompleteError(VersionError):
 
 
 class VersionKeptError(VersionError):
-    """The version may not be removed: it is protected, too young, or a running command uses it."""
+    """The version may not be removed: protected, too young, in use by a running command, or the last valid one."""
 
 
 class VersionExistsError(VersionError):

@@ -7,6 +7,7 @@ mixing them up is a type error.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, NewType, Protocol, TypeAlias
 
@@ -46,6 +47,10 @@ class Deduplication(StrEnum):
     SAME_VERSION = "same-version"  # those of the encryption version that new ones get
 
 
+# The clocks of hosts may differ by this much before a version counts as one of the future.
+CLOCK_TOLERANCE = timedelta(minutes=5)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
     """One backup of one source at one time."""
@@ -60,6 +65,10 @@ class Version:
     protected: bool
     expire_at: datetime | None
     tags: tuple[str, ...] = ()  # sorted
+
+    def is_of_the_future(self, now: datetime) -> bool:
+        """Tell whether it is dated later than `now`: a clock was or is wrong. Its date says nothing about its age."""
+        return self.created_at - now > CLOCK_TOLERANCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,11 +58,12 @@ def automatic_tags(versions_of_name: Iterable[Version], now: datetime) -> tuple[
     """Return the tags of a new version of a name for which none were given, by the rule of backy2.
 
     b_daily when the last version with that tag is of an earlier day; b_weekly when it is seven days old, or more;
-    b_monthly when it is a calendar month old, or more; each also when there is none. Days are those of UTC.
+    b_monthly when it is a calendar month old, or more; each also when there is none. Days are those of UTC. A version
+    dated in the future does not count: it would suppress all tags until then.
     """
     today = now.astimezone(UTC).date()
     last: dict[str, date] = {}
-    for version in versions_of_name:
+    for version in _not_of_the_future(versions_of_name, now):
         for tag in version.tags:
             last[tag] = max(version.created_at.astimezone(UTC).date(), last.get(tag, date.min))
     rules = (
@@ -78,7 +79,8 @@ def find_due(
 ) -> list[Due]:
     """Return what is due, by how long it has been.
 
-    `names` are looked at besides those of the versions: a name without any version is due for every scheduler.
+    `names` are looked at besides those of the versions: a name without any version is due for every scheduler. A
+    version dated in the future does not count: it would be the newest one until then.
     """
     by_name = _by_name(versions, names)
     found = []
@@ -86,7 +88,7 @@ def find_due(
         since = {
             scheduler: due_since
             for scheduler in schedulers
-            if (due_since := _due_since(_scheduled(of_name, scheduler), scheduler, now)) is not None
+            if (due_since := _due_since(_scheduled(of_name, scheduler, now), scheduler, now)) is not None
         }
         if since:
             longest = max((each.keep + 1) * each.interval_s for each in since)
@@ -106,13 +108,13 @@ def find_breaches(
 ) -> list[Breach]:
     """Return where the backups of each name are not as the schedulers promise, by name.
 
-    `names` are looked at besides those of the versions.
+    `names` are looked at besides those of the versions. A version dated in the future does not count.
     """
     return [
         Breach(name=name, scheduler=scheduler.name, sentence=f"{scheduler.name}: {sentence}")
         for name, of_name in _by_name(versions, names).items()
         for scheduler in schedulers
-        for sentence in _breaches(_scheduled(of_name, scheduler), scheduler, now)
+        for sentence in _breaches(_scheduled(of_name, scheduler, now), scheduler, now)
     ]
 
 
@@ -123,7 +125,7 @@ def plan_removal(
 
     A version is needed by each of the `chosen` schedulers that counts it among the newest it keeps. What is protected,
     expires in the future, carries a tag of one of the `others` or of no scheduler at all is needed as well, and so is
-    the newest valid version of each name.
+    the newest valid version of each name. A version dated in the future stays, and takes no place among the newest.
     """
     return [
         decision
@@ -135,9 +137,9 @@ def plan_removal(
 def _plan_name(
     of_name: Sequence[Version], chosen: Sequence[Scheduler], others: set[str], now: datetime
 ) -> Iterator[Decision]:
-    valid = [version for version in of_name if version.status is VersionStatus.VALID]
+    valid = [version for version in _not_of_the_future(of_name, now) if version.status is VersionStatus.VALID]
     newest = valid[-1] if valid else None
-    kept = {scheduler: _newest(_scheduled(of_name, scheduler), scheduler.keep) for scheduler in chosen}
+    kept = {scheduler: _newest(_scheduled(of_name, scheduler, now), scheduler.keep) for scheduler in chosen}
     for version in of_name:
         reason = _reason_to_keep(version, newest, others, now)
         if reason is not None:
@@ -152,15 +154,24 @@ def _reason_to_keep(version: Version, newest: Version | None, others: set[str], 
         return "protected"
     if version.expire_at is not None and version.expire_at > now:
         return f"expires {_text(version.expire_at)}"
+    return _reason_of_date(version, newest, now) or _reason_of_tags(version, others)
+
+
+def _reason_of_date(version: Version, newest: Version | None, now: datetime) -> str | None:
+    if version.is_of_the_future(now):
+        return f"dated in the future, {_text(version.created_at)}"
     if version is newest:
         return "the newest valid version of its name"
     if newest is None or newest.created_at < version.created_at:
         # What can be read of an invalid one may be all there is.
         fact = "incomplete, and can be continued" if version.status is VersionStatus.INCOMPLETE else "invalid"
         return f"{fact}: no valid version is newer"
-    if foreign := sorted(others.intersection(version.tags)):
-        return f"of a schedule that was not asked for: {', '.join(foreign)}"
     return None
+
+
+def _reason_of_tags(version: Version, others: set[str]) -> str | None:
+    foreign = sorted(others.intersection(version.tags))
+    return f"of a schedule that was not asked for: {', '.join(foreign)}" if foreign else None
 
 
 def _by_schedule(version: Version, kept: dict[Scheduler, list[Version]]) -> Decision:
@@ -198,10 +209,14 @@ def _by_name(versions: Iterable[Version], names: Iterable[str]) -> dict[str, lis
     return {name: sorted(found[name], key=lambda version: (version.created_at, version.id)) for name in sorted(found)}
 
 
-def _scheduled(of_name: Iterable[Version], scheduler: Scheduler) -> list[Version]:
+def _not_of_the_future(versions: Iterable[Version], now: datetime) -> Iterator[Version]:
+    return (version for version in versions if not version.is_of_the_future(now))
+
+
+def _scheduled(of_name: Iterable[Version], scheduler: Scheduler, now: datetime) -> list[Version]:
     return [
         version
-        for version in of_name
+        for version in _not_of_the_future(of_name, now)
         if version.status is VersionStatus.VALID and scheduler.name in version.tags
     ]
 

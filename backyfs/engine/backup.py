@@ -177,7 +177,8 @@ def _begin(job: Job, source: Source, request: BackupRequest, stop: Callable[[], 
         with job.write() as connection:
             return _continue(connection, source, request)
     with job.write() as connection:
-        tags = request.tags if request.tags is not None else _automatic_tags(connection, request.name, now)
+        before = list_versions(connection, name=request.name)
+        tags = request.tags if request.tags is not None else automatic_tags(before, now)
         version = create_version(
             connection,
             name=request.name,
@@ -188,11 +189,22 @@ def _begin(job: Job, source: Source, request: BackupRequest, stop: Callable[[], 
             expire_at=request.expire_at,
         )
         job.hold_new(connection, version.id)
+    _warn_of_the_future(before, now)
     return version
 
 
-def _automatic_tags(connection: Connection, name: str, now: datetime) -> Sequence[str]:
-    return automatic_tags(list_versions(connection, name=name), now)
+def _warn_of_the_future(versions_of_name: Sequence[Version], now: datetime) -> None:
+    ahead = [version for version in versions_of_name if version.is_of_the_future(now)]
+    if ahead:
+        newest = ahead[-1]
+        _log.warning(
+            "%d versions of %s are dated in the future, up to %s UTC (%s): until then they do not count for "
+            "schedules or as `latest`. Check the clock of this host; if it is right, remove them with `backyfs rm`",
+            len(ahead),
+            newest.name,
+            f"{newest.created_at:%Y-%m-%d %H:%M:%S}",
+            newest.uid,
+        )
 
 
 def _continue(connection: Connection, source: Source, request: BackupRequest) -> Version:

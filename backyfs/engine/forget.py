@@ -95,6 +95,7 @@ def forget(
         [decision.version for decision in planned.values() if not decision.needed],
         younger_than_days=config.disallow_rm_when_younger_than_days,
         force=force,
+        keep_last=True,
         now=now,
         # Writers take turns: what this reads is what the transaction of the removal sees.
         still=lambda version: not plan(version.name)[version.id].needed,

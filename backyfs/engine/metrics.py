@@ -43,7 +43,7 @@ class NameMetrics:
 
     name: str
     versions: Mapping[VersionStatus, int]
-    newest: Version | None               # valid
+    newest: Version | None               # valid, and not dated in the future
     statistics: StatisticsRecord | None  # of its backup, if they are known
     due: Mapping[str, bool]              # by scheduler
     breaches: Mapping[str, int]          # by scheduler
@@ -86,7 +86,11 @@ def collect_metrics(database: Database, schedulers: Sequence[Scheduler], now: da
     """
     with database.read() as connection:
         versions = list_versions(connection)
-        newest = {version.name: version for version in versions if version.status is VersionStatus.VALID}
+        newest = {
+            version.name: version
+            for version in versions
+            if version.status is VersionStatus.VALID and not version.is_of_the_future(now)
+        }
         statistics = newest_statistics(connection, [version.uid for version in newest.values()])
     counts = Counter((version.name, version.status) for version in versions)
     due = {(each.name, scheduler) for each in find_due(versions, schedulers, now) for scheduler in each.schedulers}

@@ -20,7 +20,7 @@ from backyfs.metadata.sqlite import (
     ROOM_BYTES,
     FileOpener,
     ReadingConnection,
-    begin,
+    begin_reading,
     full_message,
     read_only_opener,
 )
@@ -160,8 +160,12 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    raw: Any = connection.connection.dbapi_connection
-    begin(raw, connection.get_execution_options().get("sqlite_begin", "BEGIN"))
+    raw = connection.connection.dbapi_connection
+    statement = connection.get_execution_options().get("sqlite_begin", "BEGIN")
+    if isinstance(raw, ReadingConnection):
+        begin_reading(raw, statement, connection.exec_driver_sql)
+    else:
+        connection.exec_driver_sql(statement)
 
 
 def _close_reading(connection: Any, record: Any) -> None:

@@ -15,6 +15,8 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from sqlalchemy.exc import DBAPIError
+
 from backyfs.errors import DatabaseError, DatabaseFullError
 from backyfs.metadata.room import lacks_room
 
@@ -106,26 +108,23 @@ class FileOpener:
         return connection
 
 
-def begin(connection: sqlite3.Connection, statement: str) -> None:
-    """Begin a transaction with `statement`.
+def begin_reading(raw: ReadingConnection, statement: str, execute: Callable[[str], object]) -> None:
+    """Begin a transaction with `statement` on a connection that can only read.
 
     Raises:
-        DatabaseFullError: it is one that writes, and the connection can only read.
-        sqlite3.Error: it cannot begin.
+        DatabaseFullError: it is one that writes.
+        DBAPIError: it cannot begin.
     """
-    if not isinstance(connection, ReadingConnection):
-        connection.execute(statement).close()
-        return
     if statement != "BEGIN":
-        path = connection.execute("PRAGMA database_list").fetchone()[2]
+        path = raw.execute("PRAGMA database_list").fetchone()[2]
         raise DatabaseFullError(full_message(path))
     for attempt in range(_RETRIES):
-        connection.execute(statement).close()
+        execute(statement)
         try:
-            connection.execute("SELECT 1 FROM sqlite_master").close()  # the state of the transaction is fixed here
-        except sqlite3.OperationalError as error:
-            connection.execute("ROLLBACK").close()
-            if not _is_transient(error) or attempt == _RETRIES - 1:
+            execute("SELECT 1 FROM sqlite_master")  # the state that the transaction sees is fixed here
+        except DBAPIError as error:
+            execute("ROLLBACK")
+            if attempt == _RETRIES - 1 or not (isinstance(error.orig, sqlite3.Error) and _is_transient(error.orig)):
                 raise
             time.sleep(_PAUSE_S)
         else:

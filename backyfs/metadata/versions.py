@@ -13,12 +13,13 @@ from sqlalchemy import delete, func, insert, literal_column, select, text, updat
 from backyfs.errors import VersionNotFoundError
 from backyfs.metadata.batches import batches
 from backyfs.metadata.catalog import note_version
+from backyfs.metadata.damage import measure_damage
 from backyfs.metadata.database import insert_row
 from backyfs.metadata.tables import blobs, tags, versions
-from backyfs.model import Version, VersionId, VersionRecord, VersionStatus, VersionUid
+from backyfs.model import CLOCK_TOLERANCE, Version, VersionId, VersionRecord, VersionStatus, VersionUid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from sqlalchemy import ColumnElement, Connection, Row, Select
 
@@ -132,24 +133,36 @@ def has_contents(connection: Connection) -> bool:
     return any(connection.execute(select(table.c.id).limit(1)).first() is not None for table in (versions, blobs))
 
 
+def is_last_valid(connection: Connection, version: Version, gone: Collection[VersionId] = ()) -> bool:
+    """Tell whether a version is valid and no other valid one has its name, apart from those that are `gone`."""
+    if version.status is not VersionStatus.VALID:
+        return False
+    others = (
+        (versions.c.name == version.name)
+        & (versions.c.status == VersionStatus.VALID.value)
+        & (versions.c.id != version.id)
+    )
+    return all(row.id in gone for row in connection.execute(select(versions.c.id).where(others)))
+
+
 def version_with_uid(connection: Connection, uid: VersionUid) -> Version | None:
     """Return the version that has exactly this uid, None if there is none."""
     return next(iter(_query(connection, versions.c.uid == uid, limit=1)), None)
 
 
-def find_version(connection: Connection, wanted: str) -> Version:
+def find_version(connection: Connection, wanted: str, *, now: datetime | None = None) -> Version:
     """Return the version that a person names.
 
-    `wanted` is a uid, the first 4 or more digits of one, `NAME@latest` (the newest valid one), or
-    `NAME@YYYY-MM-DD[THH:MM[:SS]]` (the newest valid one at or before that time in UTC; a date alone means
-    the whole day).
+    `wanted` is a uid, the first 4 or more digits of one, `NAME@latest` (the newest valid one that is not dated after
+    `now`, by default the time by the clock of this host), or `NAME@YYYY-MM-DD[THH:MM[:SS]]` (the newest valid one at or
+    before that time in UTC; a date alone means the whole day).
 
     Raises:
         VersionNotFoundError: none answers to it, or several do.
     """
     name, separator, moment = wanted.rpartition("@")
     if separator:
-        return _find_by_name(connection, name, moment, wanted)
+        return _find_by_name(connection, name, moment, wanted, now or datetime.now(UTC))
     if not _UID_PREFIX.fullmatch(wanted):
         raise VersionNotFoundError(
             f"{wanted!r} names no version; give a uid, {_MIN_PREFIX} or more digits of one, NAME@latest or "
@@ -165,16 +178,48 @@ def find_version(connection: Connection, wanted: str) -> Version:
     raise VersionNotFoundError(f"{wanted} is the beginning of several uids ({uids}); give more digits")
 
 
-def _find_by_name(connection: Connection, name: str, moment: str, wanted: str) -> Version:
-    condition = (versions.c.name == name) & (versions.c.status == VersionStatus.VALID.value)
-    if moment != _LATEST:
-        condition &= versions.c.created_at < _end_of_moment(moment, wanted)
-    for version in _query(connection, condition, limit=1):
+def _find_by_name(connection: Connection, name: str, moment: str, wanted: str, now: datetime) -> Version:
+    is_latest = moment == _LATEST
+    before = now + CLOCK_TOLERANCE if is_latest else _end_of_moment(moment, wanted)
+    of_name = versions.c.name == name
+    is_valid = versions.c.status == VersionStatus.VALID.value
+    in_time = versions.c.created_at <= before if is_latest else versions.c.created_at < before
+    for version in _query(connection, of_name & is_valid & in_time, limit=1):
         return version
-    if not connection.execute(select(func.count()).where(versions.c.name == name)).scalar_one():
+    if not connection.execute(select(func.count()).where(of_name)).scalar_one():
         raise VersionNotFoundError(f"no version is named {name!r}; `backyfs ls` shows what there is")
-    when = "" if moment == _LATEST else f" at or before {moment} UTC"
-    raise VersionNotFoundError(f"{name!r} has no valid version{when}; `backyfs ls` shows what there is")
+    if is_latest:
+        for version in _query(connection, of_name & is_valid, limit=1):
+            raise VersionNotFoundError(
+                f"all valid versions of {name!r} are dated in the future, the newest, {version.uid}, at "
+                f"{version.created_at:%Y-%m-%d %H:%M:%S} UTC; check the clock of this host, or give a uid"
+            )
+    when = "" if is_latest else f" at or before {moment} UTC"
+    others = next(
+        (
+            explain(connection, version)
+            for status, explain in ((VersionStatus.INVALID, _damaged), (VersionStatus.INCOMPLETE, _interrupted))
+            for version in _query(connection, of_name & in_time & (versions.c.status == status.value), limit=1)
+        ),
+        "`backyfs ls` shows what there is",
+    )
+    raise VersionNotFoundError(f"{name!r} has no valid version{when}; {others}")
+
+
+def _damaged(connection: Connection, version: Version) -> str:
+    damage = measure_damage(connection, version)
+    return (
+        f"the newest damaged one is {version.uid} of {version.created_at:%Y-%m-%d %H:%M:%S} UTC, with "
+        f"{damage.bad_blocks} of {damage.blocks} blocks known to be bad. `backyfs restore {version.uid} TARGET` writes "
+        "everything else and lists the bad ranges; `backyfs mount` reads everything else; `backyfs repair` may mend it"
+    )
+
+
+def _interrupted(_connection: Connection, version: Version) -> str:
+    return (
+        f"the backup of the newest, {version.uid} of {version.created_at:%Y-%m-%d %H:%M:%S} UTC, never ended; continue "
+        f"it with `backyfs backup --continue-version {version.uid}`"
+    )
 
 
 def _end_of_moment(moment: str, wanted: str) -> datetime:

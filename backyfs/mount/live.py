@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import trio
@@ -93,8 +94,9 @@ class LiveTree:
     def _take(self) -> Tree:
         with self._database.read() as connection:
             seen = picture(connection)
-            if self._tree is not None and seen == self._picture:
+            now = datetime.now(UTC)
+            if self._tree is not None and seen == self._picture and self._tree.is_true_at(now):
                 return self._tree
-            tree = Tree(version for version in list_versions(connection) if self._selection.has(version))
+            tree = Tree((version for version in list_versions(connection) if self._selection.has(version)), now)
         self._picture = seen
         return tree

@@ -2,6 +2,7 @@
 
     by_version_uid/<uid>/data, partitions/, name, snapshot_name, tags, date, expire, protected, valid or invalid
     by_name/<name>/<date>_<uid> -> ../../by_version_uid/<uid>, and latest -> the newest valid one
+    that is not dated in the future
     stats, which is not listed: what the mount has counted
 
 What is below `partitions` lies in the image itself, and is not part of a picture of the versions.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _NAME_BYTES = 255  # NAME_MAX of Linux
 _LATEST = b"latest"
 _DIGEST_DIGITS = 32
+_END_OF_TIME = datetime.max.replace(tzinfo=UTC)
 
 
 class Top(Enum):
@@ -105,9 +108,16 @@ Node: TypeAlias = (
 class Tree:
     """The tree for some versions. Every method is a look into memory; unknown nodes raise LookupError."""
 
-    def __init__(self, versions: Iterable[Version]) -> None:
-        """Take a picture of versions that are ordered by name, then by date."""
+    def __init__(self, versions: Iterable[Version], now: datetime = _END_OF_TIME) -> None:
+        """Take a picture of versions that are ordered by name, then by date, at the time `now`."""
         self._versions = {version.uid: version for version in versions}
+        self._now = now
+
+    def is_true_at(self, now: datetime) -> bool:
+        """Tell whether the same versions would give the same tree at this time: none of them has reached its date."""
+        return all(
+            version.is_of_the_future(now) == version.is_of_the_future(self._now) for version in self._versions.values()
+        )
 
     def version(self, uid: VersionUid) -> Version:
         """Return a version that is in the tree."""
@@ -180,7 +190,7 @@ class Tree:
         return {
             version.name: version.uid  # the last one of each name stays
             for version in self._versions.values()
-            if version.status is VersionStatus.VALID
+            if version.status is VersionStatus.VALID and not version.is_of_the_future(self._now)
         }
 
     def _links(self, name: str) -> list[tuple[bytes, Node]]:

@@ -14,7 +14,7 @@ from backyfs.cli.hooks import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import print_rows
 from backyfs.cli.text import printable
-from backyfs.engine.remove import remove_versions
+from backyfs.engine.remove import plan_removals, remove_versions
 from backyfs.errors import BackyfsError, UsageError
 from backyfs.metadata.versions import find_version, list_versions
 
@@ -32,25 +32,33 @@ _log = logging.getLogger("backyfs.cli")
 @click.command()
 @optional_versions_argument
 @click.option(
-    "-f", "--force", is_flag=True, help="Remove versions younger than disallow_rm_when_younger_than_days, too."
+    "-f",
+    "--force",
+    is_flag=True,
+    help="Also remove versions younger than disallow_rm_when_younger_than_days and, if named, the last valid version "
+    "of a name.",
 )
 @click.option("--expired", is_flag=True, help="Remove all versions whose date of expiry has passed.")
+@click.option("--even-last", is_flag=True, help="With --expired: also remove the last valid version of a name.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would be removed and what stays, and remove nothing.")
 @click.pass_obj
-@hooked("rm", "versions")
-def command(invocation: Invocation, versions: tuple[str, ...], *, force: bool, expired: bool) -> None:
+@hooked("rm", "versions", "dry_run")
+def command(
+    invocation: Invocation, versions: tuple[str, ...], *, force: bool, expired: bool, even_last: bool, dry_run: bool
+) -> None:
     """Remove each VERSION.
 
-    Versions that are protected, or in use by a running command, stay, with --force as well. All that can go are
-    removed; the exit status is 4 if one stays, but for --expired, which only warns of it. If a VERSION is not
-    there, nothing is removed. The space in the storage is free after the next cleanup.
+    Versions that are protected or in use by a running command are kept, even with --force. So is the last valid version
+    of a name, unless it is named and --force is given. With --expired, --force is not enough for that: it takes
+    --even-last. Every other version is removed. The exit status is 4 if any version was kept, except with --expired,
+    which only warns. If a VERSION does not exist, nothing is removed. The space in the storage is freed by the next
+    cleanup.
     """
     if bool(versions) == expired:
         raise UsageError("name the versions to remove, or give --expired")
+    if even_last and not expired:
+        raise UsageError("--even-last is for --expired; to remove a named last version, use --force")
     now = datetime.now(UTC)
-
-    def still(version: Version) -> bool:
-        return not expired or _has_expired(version, now)
-
     removals: list[Removal] = []
     try:
         with invocation.open_repository() as repository, stop_on_signals() as stop:
@@ -58,23 +66,31 @@ def command(invocation: Invocation, versions: tuple[str, ...], *, force: bool, e
                 wanted = (
                     [version for version in list_versions(connection) if _has_expired(version, now)]
                     if expired
-                    else [find_version(connection, name) for name in versions]
+                    else [find_version(connection, name, now=now) for name in versions]
                 )
-            remove_versions(
-                repository,
-                wanted,
-                younger_than_days=repository.config.disallow_rm_when_younger_than_days,
-                force=force,
-                now=now,
-                still=still,
-                stop=stop,
-                announce=removals.append,
-            )
+            keep_last = not (even_last if expired else force)
+            days = repository.config.disallow_rm_when_younger_than_days
+            if dry_run:
+                removals += plan_removals(
+                    repository, wanted, younger_than_days=days, force=force, keep_last=keep_last, now=now
+                )
+            else:
+                remove_versions(
+                    repository,
+                    wanted,
+                    younger_than_days=days,
+                    force=force,
+                    keep_last=keep_last,
+                    now=now,
+                    still=lambda version: not expired or _has_expired(version, now),
+                    stop=stop,
+                    announce=removals.append,
+                )
     except (BackyfsError, KeyboardInterrupt):
         if removals:
-            _print(invocation, removals)
+            _print(invocation, removals, dry_run=dry_run)
         raise
-    _print(invocation, removals)
+    _print(invocation, removals, dry_run=dry_run)
     kept = [removal.kept for removal in removals if removal.kept is not None]
     if expired:
         for reason in kept:
@@ -87,13 +103,14 @@ def _has_expired(version: Version, now: datetime) -> bool:
     return version.expire_at is not None and version.expire_at < now
 
 
-def _print(invocation: Invocation, removals: Sequence[Removal]) -> None:
+def _print(invocation: Invocation, removals: Sequence[Removal], *, dry_run: bool) -> None:
     if invocation.form is OutputForm.JSON:
         rows: list[Row] = [
             {
                 "uid": removal.version.uid,
                 "name": removal.version.name,
-                "removed": removal.kept is None,
+                "removed": removal.kept is None and not dry_run,
+                "removable": removal.kept is None,
                 "reason": None if removal.kept is None else str(removal.kept),
             }
             for removal in removals
@@ -102,4 +119,5 @@ def _print(invocation: Invocation, removals: Sequence[Removal]) -> None:
     elif invocation.form is OutputForm.TABLE:
         for removal in removals:
             if removal.kept is None:
-                click.echo(f"version {removal.version.uid} of {printable(removal.version.name)} removed")
+                done = "would be removed" if dry_run else "removed"
+                click.echo(f"version {removal.version.uid} of {printable(removal.version.name)} {done}")

@@ -24,7 +24,7 @@ def config(tmp_path: Path) -> Path:
     config = make_repository(tmp_path / "repository", encrypted=False)
     with opened(config) as repository:
         back_up(repository, random_image(tmp_path / "image", 3 * BLOCK))
-    assert run(["-c", str(config), "-q", "rm", "disk@latest"]) == 0
+    assert run(["-c", str(config), "-q", "rm", "--force", "disk@latest"]) == 0
     return config
 
 

@@ -53,6 +53,18 @@ def test_a_whole_version_is_told_in_a_line(call, version):
     assert out.endswith(": none damaged\n")
 
 
+def test_a_block_that_all_versions_share_is_named_with_how_to_get_the_rest(call, config, image, damaged, tmp_path):
+    with opened(config) as repository:
+        newest = back_up(repository, image).version
+    assert call("scrub", newest.uid)[0] == 20
+    status, _, err = call("restore", "disk@latest", tmp_path / "target")
+    assert status == 4
+    assert f"the newest damaged one is {newest.uid} of " in err
+    assert "with 1 of 4 blocks known to be bad. `backyfs restore" in err
+    assert call("restore", newest.uid, tmp_path / "target")[0] == 20
+    assert (tmp_path / "target").read_bytes()[: 3 * BLOCK] == image.read_bytes()[: 3 * BLOCK]
+
+
 @pytest.mark.parametrize("words", [["-m", "scrub"], ["-m", "-s", "scrub"]])
 def test_machine_output_is_nothing_where_all_is_well(call, version, words):
     assert call(*words, version.uid) == (0, "", "")

@@ -114,7 +114,7 @@ def test_a_field_that_does_not_exist_is_named_with_those_that_do(call, many):
 
 def test_rm_removes_a_version_and_leaves_the_others_whole(call, config, image, tmp_path, uid, uids):
     call("backup", image, "other")
-    status, out, err = call("rm", uid)
+    status, out, err = call("rm", "--force", uid)
     assert (status, out, err) == (0, f"version {uid} of disk removed\n", "")
     with opened(config) as repository:
         audit(repository)
@@ -126,12 +126,12 @@ def test_rm_removes_a_version_and_leaves_the_others_whole(call, config, image, t
 
 
 def test_rm_prints_nothing_for_machines_as_backy2(call, uid):
-    assert call("-m", "rm", uid) == (0, "", "")
+    assert call("-m", "rm", "-f", uid) == (0, "", "")
 
 
 def test_rm_removes_several_versions_each_once(call, image, uid, uids):
     call("backup", image, "other")
-    status, out, _ = call("--json", "rm", uid, "disk@latest", "other@latest")
+    status, out, _ = call("--json", "rm", "-f", uid, "disk@latest", "other@latest")
     assert status == 0
     assert [(row["name"], row["removed"], row["reason"]) for row in json.loads(out)] == [
         ("disk", True, None),
@@ -151,10 +151,11 @@ def test_rm_removes_nothing_when_a_version_is_not_there(call, uid, uids):
 def test_a_protected_version_stays_and_the_others_go(call, image, uid, uids, force):
     call("protect", uid)
     other = call("-m", "backup", image, "other")[1].splitlines()[0]
+    newer = call("-m", "backup", image, "other")[1].splitlines()[0]
     status, out, err = call("rm", *force, uid, other)
     assert (status, out) == (4, f"version {other} of other removed\n")
     assert err == f"backyfs: error: version {uid} is protected; run `backyfs unprotect {uid}` first\n"
-    assert uids() == [uid]
+    assert uids() == [uid, newer]
 
 
 @pytest.mark.parametrize("force", [(), ("-f",)])
@@ -165,12 +166,12 @@ def test_a_version_in_use_stays(call, config, uid, uids, force):
         assert status == 4
         assert f"version {uid} is in use by mount /mnt (process " in err
         assert uids() == [uid]
-    assert call("rm", uid)[0] == 0
+    assert call("rm", "--force", uid)[0] == 0
 
 
 def test_a_job_that_comes_too_late_finds_the_version_gone(call, config, uid):
     version = the_version(config)
-    call("rm", uid)
+    call("rm", "--force", uid)
     with (
         opened(config) as repository,
         Job(repository.database, "restore") as job,
@@ -195,8 +196,9 @@ def test_a_young_version_needs_force(call, config, uid, uids):
     assert uids() == []
 
 
-def test_an_old_version_needs_no_force(call, config, uid, uids):
+def test_an_old_version_needs_no_force(call, config, image, uid):
     config.write_text(config.read_text().replace("[DEFAULTS]", YOUNG, 1))
+    call("backup", image, "disk")
     age(config, uid, days=3, minutes=1)
     assert call("rm", uid)[0] == 0
 
@@ -244,7 +246,7 @@ def test_what_was_removed_before_an_interruption_is_told(call, image, uid, uids,
     monkeypatch.setattr(
         "backyfs.cli.commands.rm.stop_on_signals", lambda: contextlib.nullcontext(lambda: next(answers))
     )
-    status, out, err = call("rm", uid, "other@latest")
+    status, out, err = call("rm", "--force", uid, "other@latest")
     assert (status, out) == (130, f"version {uid} of disk removed\n")
     assert err == "backyfs: error: interrupted after 1 of 2 versions; run it again for the others\n"
     assert len(uids()) == 1
@@ -261,6 +263,75 @@ def test_rm_of_nothing_and_of_both_is_refused(call, uid):
     for words in ((), ("--expired", uid)):
         status, _, err = call("rm", *words)
         assert (status, err) == (1, "backyfs: error: name the versions to remove, or give --expired\n")
+
+
+def test_rm_keeps_the_last_valid_version_of_a_name_unless_forced(call, image, uid, uids):
+    status, out, err = call("rm", "disk@latest")
+    assert (status, out, uids()) == (4, "", [uid])
+    assert f"version {uid} is the last valid version of 'disk'; make another backup first, or force" in err
+    other = call("-m", "backup", image, "disk")[1].splitlines()[0]
+    assert call("rm", uid)[0] == 0
+    assert call("rm", other)[0] == 4
+    assert call("rm", "--force", other)[0] == 0
+    assert uids() == []
+
+
+def test_rm_of_all_versions_of_a_name_keeps_the_newest_in_whatever_order(call, image, uid, uids):
+    newer = call("-m", "backup", image, "disk")[1].splitlines()[0]
+    newest = call("-m", "backup", image, "disk")[1].splitlines()[0]
+    assert call("rm", newest, uid, newer)[0] == 4
+    assert uids() == [newest]
+
+
+def test_a_damaged_version_is_no_reason_to_remove_the_last_valid_one(call, config, image, uid, uids):
+    damaged = call("-m", "backup", image, "disk")[1].splitlines()[0]
+    with opened(config) as repository, repository.database.write() as connection:
+        [version] = [version for version in list_versions(connection) if version.uid == damaged]
+        set_status(connection, version.id, VersionStatus.INVALID)
+    assert call("rm", uid)[0] == 4
+    assert call("rm", damaged)[0] == 0
+    assert uids() == [uid]
+
+
+def test_rm_expired_never_takes_the_last_valid_version_unless_told_to(call, uid, uids):
+    call("expire", uid, "2002-02-02")
+    for force in ((), ("--force",)):
+        status, out, err = call("rm", "--expired", *force)
+        assert (status, out, uids()) == (0, "", [uid])
+        assert err.startswith(f"backyfs: kept: version {uid} is the last valid version of 'disk'")
+    assert call("rm", "--expired", "--even-last") == (0, f"version {uid} of disk removed\n", "")
+    assert uids() == []
+
+
+def test_even_last_is_for_expired_versions(call, uid, uids):
+    status, _, err = call("rm", "--even-last", uid)
+    assert (status, uids()) == (1, [uid])
+    assert "--even-last is for --expired" in err
+
+
+def test_a_dry_run_of_rm_shows_what_would_be_removed_and_what_stays(call, image, uid, uids):
+    newer = call("-m", "backup", image, "disk")[1].splitlines()[0]
+    status, out, err = call("rm", "--dry-run", newer, uid)
+    assert (status, out) == (4, f"version {uid} of disk would be removed\n")
+    assert f"version {newer} is the last valid version of 'disk'" in err
+    status, out, _ = call("--json", "rm", "-n", "--force", uid, newer)
+    assert status == 0
+    assert [(row["uid"], row["removed"], row["removable"]) for row in json.loads(out)] == [
+        (uid, False, True),
+        (newer, False, True),
+    ]
+    assert uids() == [uid, newer]
+
+
+def test_a_dry_run_of_rm_names_who_uses_a_version(call, config, image, uid, uids):
+    newer = call("-m", "backup", image, "disk")[1].splitlines()[0]
+    with opened(config) as repository, Job(repository.database, "mount /mnt") as job:
+        with repository.database.read() as connection:
+            job.hold(next(version.id for version in list_versions(connection) if version.uid == uid))
+        status, out, err = call("rm", "--dry-run", uid)
+    assert (status, out) == (4, "")
+    assert f"version {uid} is in use by mount /mnt" in err
+    assert uids() == [uid, newer]
 
 
 # protect, unprotect
@@ -346,7 +417,7 @@ def test_ls_prints_for_machines_what_backy2_did(name, tmp_path, capsysbinary):
 
 WORDS = {
     "ls": ("ls",),
-    "rm": ("rm", "UID"),
+    "rm": ("rm", "--force", "UID"),
     "protect": ("protect", "UID"),
     "unprotect": ("unprotect", "UID"),
     "add-tag": ("add-tag", "UID", "x"),

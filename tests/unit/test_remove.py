@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, insert, select, update
 
 from backyfs.engine.job import Job
-from backyfs.engine.remove import Removal, remove_versions
+from backyfs.engine.remove import Removal, plan_removals, remove_versions
 from backyfs.engine.restore import restore
 from backyfs.errors import InterruptedByUser, JobLostError, VersionNotFoundError
 from backyfs.metadata.blockmap import references_add_up
@@ -219,6 +220,34 @@ def test_of_a_removal_and_a_holder_at_the_same_time_one_comes_first(repository: 
     assert gone | held == {version.uid for version in versions}
     assert gone & held == set()
     audit(repository)
+
+
+# The last valid version of a name
+
+
+def test_two_removals_at_once_of_the_two_last_versions_leave_one(database_url: str, tmp_path: Path) -> None:
+    config = make_repository(tmp_path / "repository", database=database_url)
+    with opened(config) as repository:
+        for round_no in range(3):
+            name = f"disk{round_no}"
+            both = [
+                back_up(repository, random_image(tmp_path / "image", BLOCK, seed), name).version for seed in range(2)
+            ]
+            with ThreadPoolExecutor(2) as threads:
+                removals = threads.map(
+                    lambda version: remove_versions(repository, [version], keep_last=True, now=datetime.now(UTC)), both
+                )
+                kept = [removal.kept for [removal] in removals]
+            assert sorted(reason is None for reason in kept) == [False, True]
+            assert left(repository).count(name) == 1
+
+
+def test_the_last_valid_version_goes_where_nothing_keeps_it(repository: Repository, tmp_path: Path) -> None:
+    versions = stored(repository, tmp_path)
+    assert remove_versions(repository, versions, keep_last=True, now=datetime.now(UTC))[0].kept is not None
+    assert plan_removals(repository, versions, now=datetime.now(UTC))[0].kept is None
+    assert left(repository) == ["disk0"]
+    assert remove_versions(repository, versions, now=datetime.now(UTC))[0].kept is None
 
 
 # Jobs that are dead, and ours

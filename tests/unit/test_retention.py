@@ -70,7 +70,8 @@ ALL = ("b_daily", "b_weekly", "b_monthly")
         ("2023-12-31T12:00:00", "2024-01-30T12:00:00", ("b_daily", "b_weekly")),
         ("2023-12-31T12:00:00", "2024-01-31T12:00:00", ALL),
         ("2020-01-01T12:00:00", "2024-01-01T12:00:00", ALL),
-        ("2024-03-20T12:00:00", "2024-03-15T12:00:00", ()),  # the clock was set back
+        ("2024-03-20T12:00:00", "2024-03-15T12:00:00", ALL),  # it is dated in the future, and does not count
+        ("2024-03-15T12:04:00", "2024-03-15T12:00:00", ()),  # the clock of its host is a little ahead
     ],
 )
 def test_a_tag_is_given_when_its_last_one_is_old_enough(last: str, now: str, expected: tuple[str, ...]) -> None:
@@ -302,3 +303,33 @@ def test_a_removal_takes_nothing_that_a_schedule_counts_and_is_done_at_once(
         valid = [each for each in history if each.name == name and each.status is VersionStatus.VALID]
         assert not valid or max(valid, key=lambda each: (each.created_at, each.id)) in left
     assert all(each.needed for each in plan_removal(left, [DAILY, WEEKLY], [], NOW))
+
+
+# Dates in the future
+
+
+def test_a_version_of_the_future_suppresses_no_automatic_tags() -> None:
+    ahead = version("2034-01-01T00:00:00", *ALL)
+    assert automatic_tags([ahead], NOW) == ALL
+    assert automatic_tags([version("2024-03-15T01:00:00", *ALL), ahead], NOW) == ()
+
+
+def test_a_version_of_the_future_makes_nothing_less_due() -> None:
+    old, ahead = version("2024-03-10T12:00:00", "daily"), version("2034-01-01T00:00:00", "daily")
+    assert find_due([old, ahead], [DAILY], NOW) == find_due([old], [DAILY], NOW)
+    assert [each.name for each in find_due([ahead], [DAILY], NOW)] == ["disk"]
+    assert find_breaches([old, ahead], [DAILY], NOW) == find_breaches([old], [DAILY], NOW)
+
+
+def test_a_version_of_the_future_stays_and_takes_no_place_of_another() -> None:
+    days = [version(f"2024-03-{day:02}T12:00:00", "daily") for day in range(10, 16)]
+    ahead = version("2034-01-01T00:00:00", "daily")
+    decisions = plan_removal([*days, ahead], [DAILY], [], NOW)
+    assert [decision.version for decision in decisions if decision.needed] == [*days[-3:], ahead]
+    assert decisions[-1].reason == "dated in the future, 2034-01-01 00:00:00"
+
+
+def test_the_newest_valid_version_stays_beside_one_of_the_future() -> None:
+    old, ahead = version("2024-03-10T12:00:00", "daily"), version("2034-01-01T00:00:00", "daily")
+    keeps_none = replace(DAILY, keep=0)
+    assert all(decision.needed for decision in plan_removal([old, ahead], [keeps_none], [], NOW))

@@ -1,7 +1,7 @@
 """The tree of a mount: what is listed, what is found, what the small files say, and how names are escaped."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import example, given
@@ -258,6 +258,18 @@ def test_latest_passes_over_incomplete_and_invalid_versions() -> None:
         [version(FIRST, day=1), version(SECOND, day=2, status=INVALID), version(THIRD, day=3, status=INCOMPLETE)]
     )
     assert tree.content(Link("disk", None)) == b"../../by_version_uid/" + FIRST.encode()
+
+
+def test_latest_passes_over_versions_dated_in_the_future() -> None:
+    now = datetime(2024, 2, 2, tzinfo=UTC)
+    versions = [version(FIRST, day=1), version(SECOND, day=3)]
+    tree = Tree(versions, now)
+    assert tree.content(Link("disk", None)) == b"../../by_version_uid/" + FIRST.encode()
+    assert len(names(tree, NameDirectory("disk"))) == 3
+    assert tree.is_true_at(now + timedelta(days=1))
+    later = now + timedelta(days=2)
+    assert not tree.is_true_at(later)
+    assert Tree(versions, later).content(Link("disk", None)) == b"../../by_version_uid/" + SECOND.encode()
 
 
 def test_there_is_no_latest_where_no_version_is_valid() -> None:

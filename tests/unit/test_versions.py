@@ -189,9 +189,61 @@ def test_a_name_is_no_pattern(connection: Connection, wanted: str) -> None:
 
 
 def test_a_name_without_a_valid_version_is_refused(connection: Connection) -> None:
-    add(connection, status=VersionStatus.INCOMPLETE)
+    uid = add(connection, status=VersionStatus.INCOMPLETE)
     assert refusal(connection, "disk@latest") == (
-        "'disk' has no valid version; `backyfs ls` shows what there is"
+        f"'disk' has no valid version; the backup of the newest, {uid} of 2024-01-10 12:00:00 UTC, never ended; "
+        f"continue it with `backyfs backup --continue-version {uid}`"
+    )
+
+
+def test_a_name_without_a_version_at_that_time_is_refused(connection: Connection) -> None:
+    add(connection)
+    assert refusal(connection, "disk@2023-01-01") == (
+        "'disk' has no valid version at or before 2023-01-01 UTC; `backyfs ls` shows what there is"
+    )
+
+
+def test_where_all_are_damaged_the_newest_is_named_with_how_to_use_it(connection: Connection) -> None:
+    add(connection, created_at=NOON - timedelta(days=1), status=VersionStatus.INVALID)
+    uid = add(connection, status=VersionStatus.INVALID)
+    add(connection, created_at=NOON + timedelta(days=1), status=VersionStatus.INCOMPLETE)
+    for wanted in ("disk@latest", "disk@2024-01-10"):
+        reason = refusal(connection, wanted)
+        assert f"the newest damaged one is {uid} of 2024-01-10 12:00:00 UTC, with 0 of 1 blocks known to be" in reason
+        assert f"`backyfs restore {uid} TARGET` writes everything else and lists the bad ranges" in reason
+
+
+# Dates in the future
+
+
+def test_latest_is_the_newest_version_that_is_not_dated_in_the_future(connection: Connection) -> None:
+    uid = add(connection, created_at=NOON - timedelta(days=1))
+    ahead = add(connection, created_at=NOON + timedelta(days=3650))
+    assert find_version(connection, "disk@latest", now=NOON).uid == uid
+    assert find_version(connection, "disk@2099-01-01", now=NOON).uid == ahead
+    assert find_version(connection, "disk@latest", now=NOON + timedelta(days=3650)).uid == ahead
+
+
+def test_by_default_the_time_is_that_of_this_host(connection: Connection) -> None:
+    uid = add(connection)
+    add(connection, created_at=datetime.now(UTC) + timedelta(hours=1))
+    assert find_version(connection, "disk@latest").uid == uid
+
+
+def test_a_clock_that_is_a_little_ahead_is_no_future(connection: Connection) -> None:
+    add(connection)
+    uid = add(connection, created_at=NOON + timedelta(minutes=4))
+    assert find_version(connection, "disk@latest", now=NOON).uid == uid
+
+
+def test_where_all_are_dated_in_the_future_that_is_said(connection: Connection) -> None:
+    uid = add(connection, created_at=NOON + timedelta(days=2))
+    add(connection, created_at=NOON + timedelta(days=1))
+    with pytest.raises(VersionNotFoundError) as caught:
+        find_version(connection, "disk@latest", now=NOON)
+    assert str(caught.value) == (
+        f"all valid versions of 'disk' are dated in the future, the newest, {uid}, at 2024-01-12 12:00:00 UTC; check "
+        "the clock of this host, or give a uid"
     )
 
 
