@@ -198,12 +198,12 @@ def _warn_of_the_future(versions_of_name: Sequence[Version], now: datetime) -> N
     if ahead:
         newest = ahead[-1]
         _log.warning(
-            "%d versions of %s are dated in the future, up to %s UTC (%s): until then they do not count for "
-            "schedules or as `latest`. Check the clock of this host; if it is right, remove them with `backyfs rm`",
-            len(ahead),
+            "versions of %s dated in the future: %d, the newest %s of %s UTC; until then they do not count for schedules "
+            "or as `latest`. Check the clock of this host; if it is right, remove them with `backyfs rm`",
             newest.name,
-            f"{newest.created_at:%Y-%m-%d %H:%M:%S}",
+            len(ahead),
             newest.uid,
+            f"{newest.created_at:%Y-%m-%d %H:%M:%S}",
         )
 
 

@@ -14,7 +14,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
+from backyfs.metadata.tables import versions as versions_table
 from backyfs.metadata.versions import list_versions
 from backyfs.model import VersionStatus
 from tests.images import random_image
@@ -125,6 +127,18 @@ def test_the_tags_of_backy2_are_given_when_they_are_due(call, image, versions):
         (),
         ("b_daily", "b_monthly", "b_weekly"),
     ]
+
+
+def test_a_backup_warns_of_a_version_dated_in_the_future_and_is_tagged_all_the_same(call, config, image, versions):
+    call("backup", image, "disk")
+    [ahead] = versions()
+    with opened(config) as repository, repository.database.write() as connection:
+        connection.execute(update(versions_table).values(created_at=datetime(2096, 1, 2, 3, 4, 5, tzinfo=UTC)))
+    status, _, err = call("backup", image, "disk")
+    assert status == 0
+    assert f"versions of disk dated in the future: 1, the newest {ahead.uid} of 2096-01-02 03:04:05 UTC; until" in err
+    assert [version.tags for version in versions()] == [("b_daily", "b_monthly", "b_weekly")] * 2
+    assert call("backup", image, "other")[2] == ""
 
 
 def test_tags_are_given_as_csv(call, image, versions):
