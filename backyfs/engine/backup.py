@@ -198,8 +198,8 @@ def _warn_of_the_future(versions_of_name: Sequence[Version], now: datetime) -> N
     if ahead:
         newest = ahead[-1]
         _log.warning(
-            "versions of %s dated in the future: %d, the newest %s of %s UTC; until then they do not count for schedules "
-            "or as `latest`. Check the clock of this host; if it is right, remove them with `backyfs rm`",
+            "versions of %s dated in the future: %d, the newest %s of %s UTC; until then they count neither for "
+            "schedules nor as `latest`. Check the clock of this host; if it is right, remove them with `backyfs rm`",
             newest.name,
             len(ahead),
             newest.uid,

@@ -21,6 +21,7 @@ from backyfs.errors import (
     SchemaOutdatedError,
 )
 from backyfs.metadata.engines import (
+    explain_encoding,
     explain_full,
     is_busy,
     is_sqlite,
@@ -215,6 +216,8 @@ def mapped_errors(place: str) -> Iterator[None]:
             raise DatabaseBusyError("the database is in use by another command that does not let others in") from error
         if (full := explain_full(error, place)) is not None:
             raise DatabaseFullError(full) from error
+        if (encoding := explain_encoding(error, place)) is not None:
+            raise DatabaseError(encoding) from error
         raise _database_error(error) from error
     except SQLAlchemyError as error:
         raise _database_error(error) from error

@@ -34,6 +34,7 @@ _EXTRAS = {"postgresql": "postgresql", "mysql": "mysql"}  # backend -> extra of 
 _PATIENCE_S = 60  # how long a statement waits for another transaction
 _CONNECT_TIMEOUT_S = 15
 _POSTGRESQL_LOCK_NOT_AVAILABLE = "55P03"
+_POSTGRESQL_UNTRANSLATABLE = "22P05"
 _MARIADB_LOCK_WAIT_TIMEOUT = 1205
 _SQLITE_BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED")
 # No room: the classes of the two servers, where their own disk is full.
@@ -65,6 +66,8 @@ def new_engine(url: str) -> Engine:
         event.listen(engine, "checkin", _close_reading)
     elif engine.dialect.name == "mysql":
         event.listen(engine, "connect", _prepare_mariadb)
+    else:
+        event.listen(engine, "connect", _refuse_sql_ascii, insert=True)  # before SQLAlchemy asks for anything
     return engine
 
 
@@ -108,6 +111,14 @@ def is_busy(error: DBAPIError) -> bool:
     return error.orig is not None and error.orig.args[:1] == (_MARIADB_LOCK_WAIT_TIMEOUT,)
 
 
+def explain_encoding(error: DBAPIError, place: str) -> str | None:
+    """Return what to say if text does not exist in the encoding of a PostgreSQL database; None: it is another error."""
+    if getattr(error.orig, "sqlstate", None) != _POSTGRESQL_UNTRANSLATABLE:
+        return None
+    reason = str(error.orig).splitlines()[0]
+    return f"{place} cannot store this text ({reason}); move it to a database with ENCODING 'UTF8', see docs/upgrade.md"
+
+
 def explain_full(error: DBAPIError, place: str) -> str | None:
     """Return what to say if a statement failed because a disk is full; None: it failed for another reason."""
     code = None if error.orig is None else next(iter(error.orig.args), None)
@@ -137,6 +148,8 @@ def _options(url: URL) -> dict[str, Any]:
     match url.get_backend_name():
         case "postgresql":
             arguments: dict[str, Any] = {"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "backyfs"}
+            # Whatever PGCLIENTENCODING or the server say: with SQL_ASCII text would come as bytes.
+            arguments["client_encoding"] = "UTF8"
         case "mysql":
             arguments = {"connect_timeout": _CONNECT_TIMEOUT_S, "charset": "utf8mb4"}
         case _:
@@ -172,6 +185,37 @@ def _close_reading(connection: Any, record: Any) -> None:
     """Keep no connection that can only read: there may be room when the next one is needed."""
     if isinstance(connection, ReadingConnection):
         record.invalidate()
+
+
+def _refuse_sql_ascii(connection: Any, _record: object) -> None:
+    """Refuse a database that stores bytes of unknown encodings as text: what one program writes another misreads.
+
+    Raises:
+        DatabaseError: it is one.
+    """
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        raise wrong_encoding(connection.info.dbname, "SQL_ASCII")
+
+
+def wrong_encoding(name: str, encoding: str) -> DatabaseError:
+    """Return the error for a PostgreSQL database whose encoding cannot hold all text."""
+    return DatabaseError(
+        f"the PostgreSQL database {name!r} has the encoding {encoding}, and backyfs needs UTF8; make another one with "
+        f"CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0 and name it in [MetaBackend] engine; "
+        "docs/upgrade.md says how to move an existing one there"
+    )
+
+
+def require_unicode(connection: Connection) -> None:
+    """Make sure that a database in which tables are to be made can hold all text.
+
+    Raises:
+        DatabaseError: it cannot.
+    """
+    if connection.dialect.name == "postgresql":
+        encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+        if encoding != "UTF8":
+            raise wrong_encoding(str(connection.engine.url.database), encoding)
 
 
 def _prepare_mariadb(connection: Any, _record: object) -> None:

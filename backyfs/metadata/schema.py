@@ -11,6 +11,7 @@ from sqlalchemy import inspect, text
 from backyfs.errors import DatabaseError, SchemaError
 from backyfs.files import make_directories, open_file, sync_directory
 from backyfs.metadata.database import show_url, sqlite_path
+from backyfs.metadata.engines import require_unicode
 from backyfs.metadata.revisions import HEAD
 from backyfs.metadata.tables import metadata
 
@@ -46,16 +47,23 @@ def create_tables(connection: Connection) -> None:
 
     Raises:
         SchemaError: the database holds tables already.
+        DatabaseError: its encoding cannot hold all text.
     """
     if inspect(connection).get_table_names():
         place = show_url(connection.engine.url)
         raise SchemaError(f"{place} holds tables already; name an empty database")
+    require_unicode(connection)
     metadata.create_all(connection)
     stamp(connection, HEAD)
 
 
 def create_unfinished_tables(connection: Connection, revision: str) -> None:
-    """Make the tables anew in a database that says from the beginning on that they are not finished."""
+    """Make the tables again in a database that says from the beginning on that they are not finished.
+
+    Raises:
+        DatabaseError: its encoding cannot hold all text.
+    """
+    require_unicode(connection)
     drop_tables(connection)
     stamp(connection, revision)
     metadata.create_all(connection)
