@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from backyfs.engine.export_format import BLOB_UID, ExportHeader, PageRecord
 from backyfs.errors import DatabaseError, ExportFormatError
 from backyfs.geometry import PAGE_ENTRIES, block_count, page_count, page_length
-from backyfs.metadata.backy2 import parse_time
+from backyfs.metadata.backy2_values import parse_time
 from backyfs.metadata.blockmap import ABSENT, HOLE
 from backyfs.model import BlobRecord, BlobUid, PageNumber, VersionRecord, VersionStatus, VersionUid
 

@@ -54,7 +54,9 @@ def check_facts(source: Backy2Database, *, block_size: int, hash_function: str, 
 
     Raises:
         SchemaError: another block size or hash function must have been used.
+        DatabaseError: a row of `versions` cannot be read as one.
     """
+    source.check_versions()
     odd = source.odd_version()
     largest, count = source.block_sizes()
     if odd is not None or (count and largest > block_size):

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import re
-import uuid
+import reprlib
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import inspect, text
 
 from backyfs.errors import DatabaseError
 from backyfs.geometry import block_count, block_length
+from backyfs.metadata.backy2_values import created_at_of, digits_of, number_of, parse_time, text_of, unix_time_of
 from backyfs.model import BlobRecord, BlobUid, BlockIndex, StatisticsRecord, VersionRecord, VersionStatus, VersionUid
 
 if TYPE_CHECKING:
@@ -25,12 +26,25 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _BLOB_UID = re.compile("[0-9A-Za-z]{5,32}")  # it becomes a path in the storage
-_GREGORIAN_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)  # of the times in uids, RFC 4122
-_ZONE_STEP = timedelta(minutes=15)
-_ZONE_LIMIT = timedelta(hours=14)
-_NEAR = timedelta(minutes=2)  # between making the uid and inserting the row
 _BATCH = 512
 _BLOCK_COLUMNS = ("uid", "id", "checksum", "size", "valid", "enc_version", "enc_envkey")
+
+_WRAPPED_KEY_BYTES = 40  # a key of 32 bytes, RFC 3394
+_VERSION_UID = re.compile("[0-9A-Za-z-]{1,36}")  # it becomes a path in the catalog
+_LARGEST_ID = (1 << 63) - 1  # SQLite orders text and bytes after all numbers
+# Fields of statistics, and their columns.
+_STATISTICS = {
+    "version_size_bytes": "version_size_bytes",
+    "version_size_blocks": "version_size_blocks",
+    "bytes_read": "bytes_read",
+    "blocks_read": "blocks_read",
+    "bytes_written": "bytes_written",
+    "blocks_written": "blocks_written",
+    "bytes_deduplicated": "bytes_found_dedup",
+    "blocks_deduplicated": "blocks_found_dedup",
+    "bytes_sparse": "bytes_sparse",
+    "blocks_sparse": "blocks_sparse",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +87,9 @@ class Backy2Database:
         self.is_aside = bool(prefix)
         self._connection = connection
         self._block_size = block_size
+        if connection.dialect.name == "sqlite":
+            raw: Any = connection.connection.dbapi_connection
+            raw.text_factory = _text_or_bytes
         inspector = inspect(connection)
         self._columns = {
             name: {column["name"] for column in inspector.get_columns(prefix + name)}
@@ -118,22 +135,24 @@ class Backy2Database:
     def version(self, uid: VersionUid) -> Backy2Version:
         """Return a version. Its status is judged by its rows: `valid = 0` has several meanings."""
         row = self._rows(f"SELECT * FROM {self._names['versions']} WHERE uid = :uid", uid=uid)[0]._mapping  # noqa: S608, SLF001
-        blocks = block_count(row["size_bytes"], self._block_size)
+        size_bytes = number_of(row["size_bytes"]) or 0  # `check_versions` has looked
+        blocks = block_count(size_bytes, self._block_size)
         counts = self.count_rows(uid, blocks)
-        ended = bool(row["valid"]) or counts.invalid > 0 or self._has_statistics(row)
+        is_valid = bool(number_of(row["valid"]))
+        ended = is_valid or counts.invalid > 0 or self._has_statistics(row)
         if counts.rows < blocks or not ended:
             status = VersionStatus.INCOMPLETE
         else:
-            status = VersionStatus.VALID if row["valid"] else VersionStatus.INVALID
+            status = VersionStatus.VALID if is_valid else VersionStatus.INVALID
         return Backy2Version(
             record=VersionRecord(
                 uid=uid,
-                created_at=_created_at(uid, _time_or_none(uid, row["date"])),
-                name=_text(row["name"]),
-                snapshot_name=_text(row.get("snapshot_name")),
-                size_bytes=row["size_bytes"],
+                created_at=created_at_of(uid, _time_or_none(uid, row["date"])),
+                name=text_of(row["name"]),
+                snapshot_name=text_of(row.get("snapshot_name")),
+                size_bytes=size_bytes,
                 status=status,
-                protected=bool(row.get("protected")),
+                protected=number_of(row.get("protected") or 0) != 0,  # what is no number protects as well
                 expire_at=_time_or_none(uid, row.get("expire")),
                 tags=self._tags(uid),
             ),
@@ -161,8 +180,10 @@ class Backy2Database:
 
     def fits(self, version: Backy2Version, block: Backy2Block) -> bool:
         """Tell whether a row can be the block that its number says: a hole can, a blob by its size and name."""
+        if not block.usable:
+            return False
         length = block_length(BlockIndex(block.number), version.record.size_bytes, self._block_size)
-        return block.usable and (block.blob is None or block.size == length)
+        return block.blob is None or block.size == length
 
     def orphans(self) -> Iterator[Backy2Block]:
         """Yield the blocks whose version is gone: nothing reads them, and their blobs are to be cleaned up."""
@@ -172,9 +193,9 @@ class Backy2Database:
             f"WHERE NOT EXISTS (SELECT 1 FROM {versions} v WHERE v.uid = b.version_uid)"
         )
         for stray in strays:
-            query = f"SELECT min(id) FROM {blocks} WHERE version_uid = :uid AND id >= :start"  # noqa: S608
+            query = f"SELECT min(id) FROM {blocks} WHERE version_uid = :uid AND id >= :start AND id < :stop"  # noqa: S608
             start = 0
-            while (first := self._scalar(query, uid=stray.uid, start=start)) is not None:
+            while (first := self._scalar(query, uid=stray.uid, start=start, stop=_LARGEST_ID)) is not None:
                 start = int(first) + _BATCH
                 yield from self.blocks(stray.uid, int(first), start)
 
@@ -182,20 +203,20 @@ class Backy2Database:
         """Yield uid, plain size and time of each blob that waits to be deleted, some of them several times."""
         if "deleted_blocks" not in self._columns:
             return
-        last: tuple[int, str] = (-1, "")
+        last: tuple[int, object] = (-_LARGEST_ID, "")
         query = (
             f"SELECT id, uid, size, time FROM {self._names['deleted_blocks']} "  # noqa: S608
             f"WHERE uid <> '' AND (id > :id OR id = :id AND uid > :uid) ORDER BY id, uid LIMIT {_BATCH}"
         )
         while rows := self._rows(query, id=last[0], uid=last[1]):
             for row in rows:
-                if _BLOB_UID.fullmatch(row.uid):
-                    yield BlobUid(row.uid), row.size or 0, _unix_time(row.time)
+                if isinstance(row.uid, str) and _BLOB_UID.fullmatch(row.uid):
+                    yield BlobUid(row.uid), max(number_of(row.size) or 0, 0), unix_time_of(row.time)
             last = (rows[-1].id, rows[-1].uid)
 
     def statistics(self) -> Iterator[StatisticsRecord]:
         """Yield the statistics of all backups that ended, by their ids: the last revisions have given them one."""
-        last = -1
+        last = -_LARGEST_ID
         query = (
             f"SELECT {self._time_in_utc()} AS utc, s.* FROM {self._names['stats']} s "  # noqa: S608
             f"WHERE id > :last ORDER BY id LIMIT {_BATCH}"
@@ -221,17 +242,34 @@ class Backy2Database:
 
     def block_sizes(self) -> tuple[int, int]:
         """Return the largest size of a block that has a blob, 0 if there is none, and the number of such blocks."""
-        row = self._rows(f"SELECT max(size) AS m, count(*) AS n FROM {self._names['blocks']} WHERE uid <> ''")[0]  # noqa: S608
-        return row.m or 0, row.n
+        # Larger than all numbers, to SQLite, is what is none.
+        numbers = f"max(CASE WHEN size <= {_LARGEST_ID} THEN size END)"
+        row = self._rows(f"SELECT {numbers} AS m, count(*) AS n FROM {self._names['blocks']} WHERE uid <> ''")[0]  # noqa: S608
+        return int(row.m or 0), row.n
+
+    def check_versions(self) -> None:
+        """Make sure of what nothing else in the database could tell: the uid and the size of each version.
+
+        Raises:
+            DatabaseError: a row has another thing there.
+        """
+        for row in self._version_rows():
+            if not isinstance(row["uid"], str) or not _VERSION_UID.fullmatch(row["uid"]):
+                raise _unusable(row, "uid", "the uid of a version")
+            for column in ("size", "size_bytes"):
+                number = number_of(row[column])
+                if number is None or number < 0:
+                    raise _unusable(row, column, "a size")
 
     def odd_version(self) -> str | None:
         """Return the name of a version whose number of blocks does not fit the block size; None: there is none."""
-        query = (
-            f"SELECT name FROM {self._names['versions']} "  # noqa: S608
-            "WHERE size * :block < size_bytes OR (size - 1) * :block >= size_bytes AND size_bytes > 0"
-        )
-        rows = self._rows(query, block=self._block_size)
-        return rows[0].name if rows else None
+        for row in self._version_rows():
+            if number_of(row["size"]) != block_count(number_of(row["size_bytes"]) or 0, self._block_size):
+                return text_of(row["name"])
+        return None
+
+    def _version_rows(self) -> list[Any]:
+        return [row._mapping for row in self._rows(f"SELECT * FROM {self._names['versions']} ORDER BY date, uid")]  # noqa: S608, SLF001
 
     def checksum_lengths(self) -> set[int]:
         """Return how many digits the checksums have."""
@@ -251,9 +289,9 @@ class Backy2Database:
             return None
         rows = self._rows(
             f"SELECT enc_envkey FROM {self._names['blocks']} WHERE enc_envkey <> '' "  # noqa: S608
-            "ORDER BY date DESC LIMIT 1"
+            f"ORDER BY date DESC LIMIT {_BATCH}"
         )
-        return _bytes(rows[0].enc_envkey) if rows else None
+        return next((key for row in rows if (key := digits_of(row.enc_envkey)) is not None), None)
 
     @property
     def _is_of_before_2_11(self) -> bool:
@@ -274,7 +312,7 @@ class Backy2Database:
         if "tags" not in self._columns:
             return ()
         rows = self._rows(f"SELECT name FROM {self._names['tags']} WHERE version_uid = :uid", uid=uid)  # noqa: S608
-        return tuple(sorted({_text(row.name) for row in rows}))
+        return tuple(sorted({text_of(row.name) for row in rows} - {""}))
 
     def _time_in_utc(self) -> str:
         """Return an expression for the dates of statistics in UTC: the database made them, in its session's zone."""
@@ -293,69 +331,52 @@ class Backy2Database:
         return self._connection.execute(text(query), parameters).scalar()
 
 
-def parse_time(value: object) -> datetime | None:
-    """Return a date or time of backy2 as an aware time; None for none.
+def _unusable(row: Any, column: str, wanted: str) -> DatabaseError:
+    uid, name, day, value = (reprlib.repr(row[key]) for key in ("uid", "name", "date", column))
+    return DatabaseError(
+        f"table versions, row with uid {uid}, name {name} and date {day}: column {column} has {value}, which is not "
+        f"{wanted}; correct it, or delete the row if that version is not needed, and run the command again. Nothing "
+        "was changed"
+    )
 
-    Raises:
-        DatabaseError: it is neither.
-    """
-    if value is None or value == "":
-        return None
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise DatabaseError(f"{value!r} is no time") from None
-    if isinstance(value, datetime):
-        try:
-            return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-        except OverflowError:
-            raise DatabaseError(f"{value} is no time") from None
-    if isinstance(value, date):
-        return datetime.combine(value, time(), UTC)
-    raise DatabaseError(f"{value!r} is no time")
+
+def _text_or_bytes(raw: bytes) -> str | bytes:
+    """Return what an SQLite file has as text; as bytes where it is not UTF-8."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
 
 
 def _block(row: dict[str, Any]) -> Backy2Block:
-    uid = row["uid"]
-    if not uid:  # NULL; '' after an import by releases before 2.12.7
-        return Backy2Block(row["id"], None, row["size"], usable=True)
-    size = row["size"]
-    if size is None or size <= 0 or not _BLOB_UID.fullmatch(uid):
-        return Backy2Block(row["id"], None, size, usable=False)
+    number, uid, size = row["id"], row["uid"], row["size"]
+    if not isinstance(number, int):
+        return Backy2Block(number, None, None, usable=False)
+    if uid is None or uid == "":  # NULL; '' after an import by releases before 2.12.7
+        return Backy2Block(number, None, number_of(size), usable=True)
+    encryption_version = number_of(row.get("enc_version") or 0)
+    wrapped_key = digits_of(row.get("enc_envkey"))
+    if wrapped_key is not None and len(wrapped_key) != _WRAPPED_KEY_BYTES:
+        wrapped_key = None
+    usable = (
+        isinstance(uid, str)
+        and _BLOB_UID.fullmatch(uid) is not None
+        and isinstance(size, int)
+        and size > 0
+        and (encryption_version == 0 or (encryption_version == 1 and wrapped_key is not None))
+    )
+    if not usable:
+        return Backy2Block(number, None, number_of(size), usable=False)
     blob = BlobRecord(
         uid=uid,
-        fingerprint=_bytes(row["checksum"]),
+        fingerprint=digits_of(row["checksum"]),
         size=size,
         stored_size=None,
-        encryption_version=row.get("enc_version") or 0,
-        wrapped_key=_bytes(row.get("enc_envkey")),
-        valid=row["valid"] != 0,
+        encryption_version=encryption_version or 0,
+        wrapped_key=wrapped_key,
+        valid=row["valid"] is None or bool(number_of(row["valid"])),
     )
-    return Backy2Block(row["id"], blob, size, usable=True)
-
-
-def _bytes(digits: str | None) -> bytes | None:
-    if not digits:
-        return None
-    try:
-        return bytes.fromhex(digits)
-    except ValueError:
-        return None
-
-
-def _unix_time(seconds: int) -> datetime:
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):
-        return datetime.fromtimestamp(0, UTC)
-
-
-def _text(value: object) -> str:
-    """Return a name; SQLite keeps what it is given, and may give bytes."""
-    if isinstance(value, bytes):
-        return value.decode(errors="backslashreplace")
-    return "" if value is None else str(value)
+    return Backy2Block(number, blob, size, usable=True)
 
 
 def _time_or_none(uid: VersionUid, value: object) -> datetime | None:
@@ -367,48 +388,14 @@ def _time_or_none(uid: VersionUid, value: object) -> datetime | None:
         return None
 
 
-def _created_at(uid: VersionUid, found: datetime | None) -> datetime:
-    """Return the date of a version in UTC.
-
-    Before 2.10.6, databases other than SQLite made it in their own time zone. The uid is a UUID of version 1,
-    which holds its own time in UTC: where both differ by a time zone, the uid is right.
-    """
-    made = _time_of(uid)
-    if found is None:
-        return made or datetime.fromtimestamp(0, UTC)
-    if made is None:
-        return found
-    steps = round((found - made) / _ZONE_STEP)
-    zone = steps * _ZONE_STEP
-    if steps and abs(zone) <= _ZONE_LIMIT and abs(found - made - zone) <= _NEAR:
-        return found - zone
-    return found
-
-
-def _time_of(uid: VersionUid) -> datetime | None:
-    try:
-        parsed = uuid.UUID(uid)
-    except ValueError:
-        return None
-    return _GREGORIAN_EPOCH + timedelta(microseconds=parsed.time // 10) if parsed.version == 1 else None
-
-
 def _statistics(row: Any) -> StatisticsRecord:
-    ended = parse_time(row["utc"])
+    """Return statistics. They only inform, so a value that is none counts as 0 and does not stop an upgrade."""
+    uid = VersionUid(text_of(row["version_uid"]))
     return StatisticsRecord(
-        created_at=ended or datetime.fromtimestamp(0, UTC),
-        version_uid=VersionUid(row["version_uid"] or ""),
-        version_name=row["version_name"],
-        version_size_bytes=row["version_size_bytes"],
-        version_size_blocks=row["version_size_blocks"],
-        bytes_read=row["bytes_read"],
-        blocks_read=row["blocks_read"],
-        bytes_written=row["bytes_written"],
-        blocks_written=row["blocks_written"],
+        created_at=_time_or_none(uid, row["utc"]) or datetime.fromtimestamp(0, UTC),
+        version_uid=uid,
+        version_name=text_of(row["version_name"]),
         bytes_stored=None,
-        bytes_deduplicated=row["bytes_found_dedup"],
-        blocks_deduplicated=row["blocks_found_dedup"],
-        bytes_sparse=row["bytes_sparse"],
-        blocks_sparse=row["blocks_sparse"],
-        duration_s=row["duration_seconds"],
+        duration_s=number_of(row["duration_seconds"]) or 0,
+        **{field: number_of(row[column]) or 0 for field, column in _STATISTICS.items()},
     )

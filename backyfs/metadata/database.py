@@ -6,6 +6,7 @@ turns half way, on any engine.
 
 from __future__ import annotations
 
+import reprlib
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from backyfs.metadata.engines import (
     show_url,
     sqlite_path,
 )
-from backyfs.metadata.revisions import HEAD, RECOVERING, Schema, SchemaState, read_schema
+from backyfs.metadata.revisions import HEAD, OURS, RECOVERING, Schema, SchemaState, read_schema
 from backyfs.metadata.room import keep_reserve, use_reserve
 
 if TYPE_CHECKING:
@@ -151,6 +152,12 @@ class Database:
         if schema.revision == RECOVERING:
             raise SchemaError(
                 f"{self.place} is being rebuilt by `backyfs recover`, or was and that did not end; run it again"
+            )
+        if not str(schema.revision).startswith(OURS):
+            found = reprlib.repr(schema.revision)
+            raise SchemaError(
+                f"{self.place}: the column version_num of the table alembic_version has {found}, a revision of neither "
+                "backy2 nor backyfs; if the other tables are those of backy2, delete that row and run the command again"
             )
         needed = "a newer release" if schema.needs_release is None else f"release {schema.needs_release} or a newer one"
         raise SchemaError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 
+from backyfs.metadata.backy2_values import text_of
 from backyfs.metadata.engines import sqlite_path
 from backyfs.metadata.sqlite import CHECK_PATIENCE_MS
 
@@ -42,6 +43,8 @@ CLEARING_AWAY = "backyfs_clearing"
 
 # Stands there while a database is filled from the catalog, and where that did not come to its end.
 RECOVERING = "backyfs_recovering"
+
+OURS = "backyfs_"  # every revision of ours begins so
 
 ASIDE = "backy2_"  # before the names of backy2's tables, while their rows are taken over
 BACKY2_TABLES = ("blocks", "tags", "stats", "stats_old", "deleted_blocks", "versions")  # the one referred to last
@@ -93,8 +96,10 @@ def _read_revision(connection: Connection) -> str | None:
     """Return what alembic_version holds; None where there is no such table, or nothing in it."""
     try:
         with connection.begin():
-            revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-            return revision
+            # SQLite keeps any type, and text that is not UTF-8. '' says as much as nothing.
+            column = "CAST(version_num AS BLOB)" if connection.dialect.name == "sqlite" else "version_num"
+            revision = connection.execute(text(f"SELECT {column} FROM alembic_version")).scalar()  # noqa: S608
+            return text_of(revision) or None
     except DBAPIError as error:
         if "alembic_version" in str(error.orig):  # no such table
             return None

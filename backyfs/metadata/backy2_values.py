@@ -1,0 +1,102 @@
+"""Values of backy2's columns as what they mean. SQLite stores any type in any column, whatever its declaration says.
+
+Each function accepts None, integers, floats, text and bytes, and never raises TypeError.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, date, datetime, time, timedelta
+
+from backyfs.errors import DatabaseError
+
+_LARGEST = (1 << 63) - 1
+_GREGORIAN_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)  # of the times in uids, RFC 4122
+_ZONE_STEP = timedelta(minutes=15)
+_ZONE_LIMIT = timedelta(hours=14)
+_NEAR = timedelta(minutes=2)  # between making the uid and inserting the row
+
+
+def text_of(value: object) -> str:
+    """Return text; bytes that are not UTF-8 are shown with backslashes."""
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return "" if value is None else str(value)
+
+
+def number_of(value: object) -> int | None:
+    """Return an integer of 64 bits, also from digits or a whole float; None if it is none."""
+    try:
+        number = int(value) if isinstance(value, int | float | str) else None
+    except (ValueError, OverflowError):
+        return None
+    if number is None or abs(number) > _LARGEST or (isinstance(value, float) and value != number):
+        return None
+    return number
+
+
+def digits_of(value: object) -> bytes | None:
+    """Return the bytes that text names by hexadecimal digits; None if it does not."""
+    if not isinstance(value, str) or not value:
+        return None
+    try:
+        return bytes.fromhex(value)
+    except ValueError:
+        return None
+
+
+def unix_time_of(value: object) -> datetime:
+    """Return a time given in seconds since 1970; that year if it is none."""
+    try:
+        return datetime.fromtimestamp(number_of(value) or 0, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, UTC)
+
+
+def parse_time(value: object) -> datetime | None:
+    """Return a date or time as an aware time; None for none.
+
+    Raises:
+        DatabaseError: it is neither.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise DatabaseError(f"{value!r} is no time") from None
+    if isinstance(value, datetime):
+        try:
+            return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        except OverflowError:
+            raise DatabaseError(f"{value} is no time") from None
+    if isinstance(value, date):
+        return datetime.combine(value, time(), UTC)
+    raise DatabaseError(f"{value!r} is no time")
+
+
+def created_at_of(uid: str, found: datetime | None) -> datetime:
+    """Return the date of a version in UTC.
+
+    Before 2.10.6, databases other than SQLite made it in their own time zone. The uid is a UUID of version 1,
+    which holds its own time in UTC: where both differ by a time zone, the uid is right.
+    """
+    made = _time_of(uid)
+    if found is None:
+        return made or datetime.fromtimestamp(0, UTC)
+    if made is None:
+        return found
+    steps = round((found - made) / _ZONE_STEP)
+    zone = steps * _ZONE_STEP
+    if steps and abs(zone) <= _ZONE_LIMIT and abs(found - made - zone) <= _NEAR:
+        return found - zone
+    return found
+
+
+def _time_of(uid: str) -> datetime | None:
+    try:
+        parsed = uuid.UUID(uid)
+    except ValueError:
+        return None
+    return _GREGORIAN_EPOCH + timedelta(microseconds=parsed.time // 10) if parsed.version == 1 else None
