@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import reprlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +16,7 @@ from sqlalchemy import inspect, text
 
 from backyfs.errors import DatabaseError
 from backyfs.geometry import block_count, block_length
-from backyfs.metadata.backy2_values import created_at_of, digits_of, number_of, parse_time, text_of, unix_time_of
+from backyfs.metadata.backy2_values import created_at_of, digits_of, number_of, parse_time, shown, text_of, unix_time_of
 from backyfs.model import BlobRecord, BlobUid, BlockIndex, StatisticsRecord, VersionRecord, VersionStatus, VersionUid
 
 if TYPE_CHECKING:
@@ -332,7 +331,7 @@ class Backy2Database:
 
 
 def _unusable(row: Any, column: str, wanted: str) -> DatabaseError:
-    uid, name, day, value = (reprlib.repr(row[key]) for key in ("uid", "name", "date", column))
+    uid, name, day, value = (shown(row[key]) for key in ("uid", "name", "date", column))
     return DatabaseError(
         f"table versions, row with uid {uid}, name {name} and date {day}: column {column} has {value}, which is not "
         f"{wanted}; correct it, or delete the row if that version is not needed, and run the command again. Nothing "

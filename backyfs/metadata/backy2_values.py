@@ -11,10 +11,17 @@ from datetime import UTC, date, datetime, time, timedelta
 from backyfs.errors import DatabaseError
 
 _LARGEST = (1 << 63) - 1
+_SHOWN = 60  # characters of a value in a message
 _GREGORIAN_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)  # of the times in uids, RFC 4122
 _ZONE_STEP = timedelta(minutes=15)
 _ZONE_LIMIT = timedelta(hours=14)
 _NEAR = timedelta(minutes=2)  # between making the uid and inserting the row
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def text_of(value: object) -> str:

@@ -6,7 +6,6 @@ turns half way, on any engine.
 
 from __future__ import annotations
 
-import reprlib
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from backyfs.errors import (
     SchemaError,
     SchemaOutdatedError,
 )
+from backyfs.metadata.backy2_values import shown
 from backyfs.metadata.engines import (
     explain_encoding,
     explain_full,
@@ -154,7 +154,7 @@ class Database:
                 f"{self.place} is being rebuilt by `backyfs recover`, or was and that did not end; run it again"
             )
         if not str(schema.revision).startswith(OURS):
-            found = reprlib.repr(schema.revision)
+            found = shown(schema.revision)
             raise SchemaError(
                 f"{self.place}: the column version_num of the table alembic_version has {found}, a revision of neither "
                 "backy2 nor backyfs; if the other tables are those of backy2, delete that row and run the command again"

@@ -256,7 +256,7 @@ def test_a_full_disk_leaves_no_tables_and_a_database_that_can_be_made_again(data
         connection.execute("PRAGMA max_page_count = 12")
 
     event.listen(database.engine, "connect", fill)
-    with pytest.raises(DatabaseError, match="backyfs.sqlite is full, or a quota or size limit"):
+    with pytest.raises(DatabaseError, match=r"backyfs\.sqlite is full, or a quota or size limit"):
         create(database)
     assert tables_of(file) == []
 

@@ -1,9 +1,7 @@
-"""Any type in any column of backy2's tables, as SQLite keeps it: taken over, or refused with its place. Never a TypeError."""
+"""Any type in any column of backy2's tables, as SQLite keeps it: taken over, or refused with its place."""
 
 from __future__ import annotations
 
-import logging
-import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -11,12 +9,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backyfs.blocks import load_block
 from backyfs.engine.upgrade import plan_upgrade, upgrade
-from backyfs.errors import BackyfsError, DatabaseError, IntegrityError, StorageError, VersionError
+from backyfs.errors import DatabaseError, IntegrityError, StorageError, VersionIncompleteError
 from backyfs.geometry import block_count
 from backyfs.metadata.blockmap import references_add_up
 from backyfs.metadata.stats import newest_statistics
@@ -59,8 +57,9 @@ def allow_anything(connection: sqlite3.Connection) -> None:
 def content(file: Path) -> list[object]:
     with closing(sqlite3.connect(file)) as connection:
         connection.text_factory = bytes
-        tables = [name.decode() for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return [(table, connection.execute(f"SELECT * FROM {table}").fetchall()) for table in sorted(tables)]
+        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall()
+        tables = [name.decode() for (name,) in rows]
+        return [(table, connection.execute(f"SELECT * FROM {table}").fetchall()) for table in tables]
 
 
 def change(file: Path, table: str, column: str, value: str, *, every: bool) -> bool:
@@ -93,8 +92,10 @@ def look_at_everything(repository: Repository) -> None:
                 blob = image.blob(BlockIndex(index))
                 if blob is not None:
                     load_block(repository.blocks, blob)
-            except (IntegrityError, StorageError, VersionError):
-                assert version.status is not VersionStatus.VALID or blob is not None
+            except VersionIncompleteError:
+                assert version.status is not VersionStatus.VALID
+            except (IntegrityError, StorageError):  # named with its block, as damage is
+                continue
 
 
 def upgrade_or_refuse(reference: Reference, table: str, column: str) -> None:
@@ -107,19 +108,83 @@ def upgrade_or_refuse(reference: Reference, table: str, column: str) -> None:
         message = str(error)
         assert "please report" not in message
         if "set hash_function" not in message and "set block_size" not in message:
-            assert table in message and (column in message or "revision" in message), message
+            assert table in message
+            assert column in message
         assert content(reference.sqlite_file) == before
         return
     with open_repository(reference.config) as repository:
         look_at_everything(repository)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(place=st.sampled_from(columns()), value=st.sampled_from(VALUES), every=st.booleans())
 def test_any_value_is_taken_over_or_refused(place: tuple[str, str, str], value: str, every: bool) -> None:
     name, table, column = place
-    logging.getLogger("backyfs").setLevel(logging.CRITICAL)
     with TemporaryDirectory() as directory:
         reference = Reference(name, Path(directory))
         if change(reference.sqlite_file, table, column, value, every=every):
             upgrade_or_refuse(reference, table, column)
+
+
+# What a release before this one answered with a TypeError, or took for something else
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("versions", "size_bytes", "NULL"),
+        ("versions", "size_bytes", "x'80FF'"),
+        ("versions", "size", "'x'"),
+        ("versions", "uid", "x'80FF'"),
+        ("versions", "name", NOT_UTF8),
+        ("blocks", "uid", "x'80FF'"),
+        ("blocks", "uid", "x''"),
+        ("blocks", "size", "x'00'"),
+        ("blocks", "size", "'x'"),
+        ("blocks", "checksum", "x'80FF'"),
+        ("blocks", "enc_version", "'x'"),
+        ("blocks", "enc_envkey", "x'00'"),
+        ("blocks", "id", "1.5"),
+        ("blocks", "version_uid", NOT_UTF8),
+        ("tags", "name", NOT_UTF8),
+        ("stats", "version_name", "x'80FF'"),
+        ("stats", "bytes_read", "NULL"),
+        ("stats", "date", "x'00'"),
+        ("deleted_blocks", "uid", "x'80FF'"),
+        ("deleted_blocks", "time", "NULL"),
+        ("deleted_blocks", "size", "'x'"),
+        ("alembic_version", "version_num", "x'00'"),
+        ("alembic_version", "version_num", "''"),
+        ("alembic_version", "version_num", NOT_UTF8),
+    ],
+)
+def test_a_value_of_another_type(table: str, column: str, value: str, reference: Reference) -> None:
+    assert change(reference.sqlite_file, table, column, value, every=False)
+    upgrade_or_refuse(reference, table, column)
+
+
+def test_a_version_without_a_size_is_named_with_the_remedy(reference: Reference) -> None:
+    assert change(reference.sqlite_file, "versions", "size_bytes", "x'80FF'", every=False)
+    with pytest.raises(DatabaseError) as caught:
+        upgrade(reference.config)
+    assert str(caught.value) == (
+        "table versions, row with uid '27da1646-e6b8-11f1-b2fd-02fc00000001', name 'vm-a' and date "
+        "'2026-11-22 21:03:24.217150': column size_bytes has b'\\x80\\xff', which is not a size; correct it, or delete "
+        "the row if that version is not needed, and run the command again. Nothing was changed"
+    )
+
+
+def test_what_is_no_number_protects_a_version(reference: Reference) -> None:
+    assert change(reference.sqlite_file, "versions", "protected", "'yes'", every=True)
+    assert upgrade(reference.config) is not None
+    with open_repository(reference.config) as repository, repository.database.read() as connection:
+        assert all(version.protected for version in list_versions(connection))
+
+
+def test_a_revision_that_nobody_wrote_is_named_with_the_remedy(reference: Reference) -> None:
+    assert change(reference.sqlite_file, "alembic_version", "version_num", "'x'", every=True)
+    with pytest.raises(DatabaseError, match="version_num of the table alembic_version has 'x', a revision of neither"):
+        upgrade(reference.config)
+    with closing(sqlite3.connect(reference.sqlite_file, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM alembic_version")
+    assert upgrade(reference.config) is not None
