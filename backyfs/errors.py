@@ -30,6 +30,7 @@
     |-- SourceError                7  what is to be backed up cannot be read
     |-- TargetError                8  where to restore to: exists, too small, in use
     |   `-- ReaderGoneError        8  stdout, which nobody reads any more: the end of a restore to it, and no failure
+    |-- OutputError               8  stdout cannot be written, and the command was run for what it prints
     |-- JobLostError               9  this command's row in `jobs` was removed under it
     |-- MountError                10  mounting, unmounting, FUSE
     |-- HookError                 11  a before_ hook of the configuration failed; the command was not done
@@ -204,6 +205,16 @@ class TargetError(BackyfsError):
 
 class ReaderGoneError(TargetError):
     """Nobody reads what is written any more; the command ends as `| head` expects it."""
+
+
+class OutputError(BackyfsError):
+    """Stdout cannot be written, and the command was run for what it prints."""
+
+    exit_status = 8
+
+    def __init__(self, error: OSError | None = None) -> None:
+        fact = "is closed" if error is None else f"cannot be written: {error.strerror}"
+        super().__init__(f"the standard output {fact}; redirect it to a file or program that takes all of it")
 
 
 class JobLostError(BackyfsError):

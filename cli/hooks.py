@@ -24,6 +24,7 @@ from backyfs.hooks import RUNNING_HOOK, run_hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import NoReturn
 
     from backyfs.cli.invocation import Invocation
     from backyfs.config import Config
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
-_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 _log = logging.getLogger("backyfs.cli")
 
@@ -91,11 +92,15 @@ def around(config: Config, command: str, facts: dict[str, Fact]) -> Iterator[Fac
         yield told
         return
     started = time.monotonic()
-    with _ended_by_exceptions():
+    with _taken_over_signals() as signals:
         try:
             run.before()
             try:
-                yield told
+                try:
+                    signals.let_through()
+                    yield told
+                finally:
+                    signals.hold_back()
             except BaseException as error:
                 told.add(**_failure(error))
                 raise
@@ -165,22 +170,58 @@ def _failure(error: BaseException) -> dict[str, Fact]:
     return {"status": "failed", "exit_status": exit_status, "error": str(error)}
 
 
+class _Signals:
+    """The signals that end the process: they raise in a command, and wait for the end of a hook."""
+
+    def __init__(self) -> None:
+        self._raises = False
+        self._waiting: int | None = None
+
+    def note(self, number: int, _frame: object) -> None:
+        """Handle a signal.
+
+        Raises:
+            KeyboardInterrupt, InterruptedByUser: no hook is running.
+        """
+        if self._raises:
+            _raise(number)
+        self._waiting = number
+        _log.info("%s waits for the end of a hook", signal.Signals(number).name)
+
+    def let_through(self) -> None:
+        """Have signals raise from now on, beginning with one that came before.
+
+        Raises:
+            KeyboardInterrupt, InterruptedByUser: one did.
+        """
+        self._raises = True
+        if self._waiting is not None:
+            _raise(self._waiting)
+
+    def hold_back(self) -> None:
+        """Have hooks run undisturbed: they have a timeout of their own."""
+        self._raises = False
+
+
+def _raise(number: int) -> NoReturn:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise InterruptedByUser(f"ended by {signal.Signals(number).name}")
+
+
 @contextmanager
-def _ended_by_exceptions() -> Iterator[None]:
-    """Let the signals that would end the process at once raise InterruptedByUser, so that hooks run at the end."""
-
-    def end(number: int, _frame: object) -> None:
-        raise InterruptedByUser(f"ended by {signal.Signals(number).name}")
-
+def _taken_over_signals() -> Iterator[_Signals]:
+    """Take over the signals that would end the process without its hooks, but not those that are ignored."""
+    signals = _Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield signals
         return
     before = {number: signal.getsignal(number) for number in _ENDINGS}
     for number, handler in before.items():
-        if handler is signal.SIG_DFL:  # not where it is ignored, as under nohup
-            signal.signal(number, end)
+        if handler in {signal.SIG_DFL, signal.default_int_handler}:  # not where it is ignored, as under nohup
+            signal.signal(number, signals.note)
     try:
-        yield
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

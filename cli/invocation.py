@@ -7,14 +7,15 @@ import os
 import signal
 import sys
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
 import click
 
-from backyfs.cli.logs import follow_config
+from backyfs.cli.commandline import shown_command_line
+from backyfs.cli.logs import follow_config, log_start
 from backyfs.cli.passphrases import asking
 from backyfs.cli.progress import LogProgress
 from backyfs.cli.text import printable
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from backyfs.cli.hooks import Facts
     from backyfs.config import Config
+    from backyfs.engine.telling import TellingProgress
     from backyfs.hooks import Fact
     from backyfs.model import Progress
     from backyfs.repository import Repository
@@ -48,6 +50,8 @@ class OutputForm(Enum):
 class Invocation:
     """The global options, and what follows from them."""
 
+    words: tuple[str, ...] = ()  # after the name of the program
+    command: str = ""
     config_file: str | None
     form: OutputForm
     header: bool
@@ -60,6 +64,8 @@ class Invocation:
     loaded: list[Config] = field(default_factory=list, repr=False)  # the configuration, once it was read
     source_warnings: dict[str, int] = field(default_factory=dict)   # by kind, of a backup that is done
     answered: list[str] = field(default_factory=list, repr=False)   # the passphrase, once somebody was asked for it
+    results: dict[str, Fact] = field(default_factory=dict, repr=False)  # what the command found out, for the log
+    progresses: list[TellingProgress] = field(default_factory=list, repr=False)  # all that were made, by `progress`
 
     def as_arguments(self) -> list[str]:
         """Return the options with which this program starts itself once more."""
@@ -77,10 +83,16 @@ class Invocation:
         config, warnings = load_config(self.config_file, os.environ)
         self.process_name.text = printable(config.process_name)
         follow_config(config)
+        log_start(shown_command_line(self.words))
         for warning in warnings:
             _log.warning("%s", warning)
         self.loaded.append(config)
         return config
+
+    def begin_log(self) -> None:
+        """Log to the file of the configuration if there is one: for commands that work without."""
+        with suppress(BackyfsError):
+            self.load_config()
 
     @contextmanager
     def hooks(self, command: str, **facts: Fact) -> Iterator[Facts]:
@@ -99,7 +111,8 @@ class Invocation:
             yield told
 
     def add_facts(self, **facts: Fact) -> None:
-        """Tell the hooks that are still to run what was found out; where there are none, nobody."""
+        """Tell the log and the hooks that are still to run what was found out."""
+        self.results.update(facts)
         for told in self.told:
             told.add(**facts)
 
@@ -171,7 +184,14 @@ class Invocation:
 
     def progress(self) -> Progress:
         """Return how progress is to be shown; in the title of the process it always is."""
-        return title_progress(self.process_name.text, self._shown_progress())
+        made = title_progress(self.process_name.text, self._shown_progress())
+        self.progresses.append(made)
+        return made
+
+    def how_far(self) -> str:
+        """Return how far the command is, for somebody who asks. Signal handlers may call it."""
+        told = [text for text in (progress.now() for progress in self.progresses) if text]
+        return told[-1] if told else f"{self.command} is running and has no progress to report at the moment"
 
     def _shown_progress(self) -> Progress:
         if not self.show_progress:
@@ -185,7 +205,10 @@ class Invocation:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether SIGINT or SIGTERM came; a second SIGINT interrupts at once."""
+    """Give a function that tells whether a signal came that ends commands; a second SIGINT interrupts at once.
+
+    These are SIGINT and SIGTERM, and unless they are ignored, as by nohup, SIGHUP and SIGQUIT.
+    """
     context = click.get_current_context(silent=True)
     invocation = None if context is None else context.find_object(Invocation)
     # The one of the command, which the storage looks at while it lets a thread wait for its limits.
@@ -200,7 +223,9 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield came.is_set  # handlers belong to the main thread; tests run commands in others
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers += [number for number in (signal.SIGHUP, signal.SIGQUIT) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield came.is_set
     finally:

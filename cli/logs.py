@@ -16,19 +16,24 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backyfs.cli.logfile import LogFile
 from backyfs.cli.text import printable
 from backyfs.errors import ConfigError
-from backyfs.files import open_file
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from backyfs.config import Config
+    from backyfs.errors import OutputError
 
 _ROOT = "backyfs"
+_RECORD = "backyfs.record"  # the logger of what commands did: for those who read the log later, and not for stderr
 _WITH_TRACEBACKS = logging.DEBUG - 1  # of --debug: the same messages, and where an error came about
 _STDERR_FORMAT = "backyfs: %(message)s"
 _FILE_FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
 _JOURNAL_FORMAT = "%(message)s"  # the journal knows time, program and process
-_NO_LOG = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # a log file that cannot be opened for one of these is left out
+# Of all times, this is one to restore something.
+_GO_ON_WITHOUT = frozenset({errno.EROFS, errno.ENOSPC, errno.EDQUOT})
 _LEVELS = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))  # syslog(3)
 
 
@@ -48,6 +53,7 @@ def start_logging(*, command: str, verbose: bool, debug: bool, quiet: bool) -> N
     handler = logging.StreamHandler()
     handler.setFormatter(_JournalLine(command) if _stderr_is_journal() else _Line(command, _STDERR_FORMAT))
     handler.setLevel(level)
+    handler.addFilter(lambda record: record.name != _RECORD)
     root.addHandler(handler)
     root.setLevel(min(level, logging.INFO))
     root.propagate = False
@@ -65,6 +71,39 @@ def follow_config(config: Config) -> None:
     for handler in root.handlers:
         if isinstance(handler.formatter, _Line):
             handler.formatter.as_json = config.log_format == "json"
+
+
+def log_start(command_line: str) -> None:
+    """Log that a command begins; `command_line` holds no secrets."""
+    logging.getLogger(_RECORD).info("%s", command_line)
+
+
+def log_result(command: str, exit_status: int, duration_s: float, results: Mapping[str, object]) -> None:
+    """Log how a command ended, and what it found out."""
+    known = {name: value for name, value in results.items() if value is not None}
+    found = "".join(f", {name} {value}" for name, value in known.items())
+    logging.getLogger(_RECORD).info(
+        "%s ended with status %d after %.1f s%s",
+        command,
+        exit_status,
+        duration_s,
+        found,
+        extra={"exit_status": exit_status, "duration_s": round(duration_s, 3), "results": known},
+    )
+
+
+def log_answer(text: str) -> None:
+    """Log what somebody asked for by a signal, and print it on stderr however quiet the command is."""
+    root = logging.getLogger(_ROOT)
+    root.info("%s", text)
+    on_stderr = [known for known in root.handlers if type(known) is logging.StreamHandler]
+    if not any(known.level <= logging.INFO for known in on_stderr):
+        click.echo(f"backyfs: {printable(text)}", err=True)
+
+
+def log_lost_output(error: OutputError) -> None:
+    """Log that a command which has done its work could not print its result."""
+    logging.getLogger(_ROOT).error("the command has ended, but its output is lost: %s", error)
 
 
 def log_end(message: str, exit_status: int, *, error: BaseException | None = None) -> None:
@@ -104,26 +143,13 @@ class _Line(logging.Formatter):
             "host": socket.gethostname(),
             "logger": record.name,
         }
-        if hasattr(record, "exit_status"):
-            facts["exit_status"] = record.exit_status
+        for name in ("exit_status", "duration_s"):
+            if hasattr(record, name):
+                facts[name] = getattr(record, name)
+        facts.update(getattr(record, "results", {}))
         if record.exc_info:
             facts["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(facts)
-
-
-class _LogFile(logging.FileHandler):
-    """The log file. Where it cannot be written, as on a full disk, that is said once, and the command goes on."""
-
-    _has_failed = False
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name of logging
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            super().handleError(record)
-        elif not self._has_failed:
-            self._has_failed = True
-            path = printable(self.baseFilename)
-            click.echo(f"backyfs: the log file {path} cannot be written: {error.strerror}", err=True)
+        return json.dumps(facts, default=str)
 
 
 class _JournalLine(_Line):
@@ -150,16 +176,14 @@ def _stderr_is_journal() -> bool:
 
 
 def _add_file(root: logging.Logger, path: str) -> None:
-    files = [known.baseFilename for known in root.handlers if isinstance(known, logging.FileHandler)]
-    if os.path.abspath(path) in files:
+    if os.path.abspath(path) in [known.path for known in root.handlers if isinstance(known, LogFile)]:
         return  # the configuration was read before
     command = next((known.formatter.command for known in root.handlers if isinstance(known.formatter, _Line)), "")
     try:
-        os.close(open_file(path, os.O_WRONLY | os.O_APPEND))  # a new one belongs to the owner of its directory
-        handler = _LogFile(path, encoding="utf-8", errors="surrogateescape")
+        handler = LogFile(path)
     except OSError as error:
-        if error.errno in _NO_LOG:  # of all times, this is one to restore something
-            root.warning("the log file %s cannot be written: %s", path, error.strerror)
+        if error.errno in _GO_ON_WITHOUT:
+            root.warning("the log file %s is not written: %s", path, error.strerror)
             return
         raise ConfigError(
             f"{path} cannot be written: {error.strerror}; name another file or take the key out",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
-import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backyfs import __version__
-from backyfs.cli.allocator import keep_freed_memory
-from backyfs.cli.corefile import leave_no_core_file
+from backyfs.cli import process
 from backyfs.cli.invocation import Invocation, OutputForm
-from backyfs.cli.logs import log_end, start_logging
+from backyfs.cli.logs import log_end, log_lost_output, start_logging
 from backyfs.cli.metrics import Record
-from backyfs.cli.stdout import drop_stdout
-from backyfs.errors import BackyfsError, InterruptedByUser, UsageError
+from backyfs.cli.stdout import check_printed, drop_stdout, drop_text, expect_printed, printing
+from backyfs.errors import BackyfsError, InterruptedByUser, OutputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from click.shell_completion import CompletionItem
+
+    from backyfs.cli.stdout import Printed
 
 # name -> module below backyfs.cli.commands, and the line that `backyfs --help` shows
 _COMMANDS = {
@@ -110,7 +109,7 @@ class _LazyGroup(click.Group):
 )
 @click.option("-v", "--verbose", is_flag=True, help="Tell more of what is being done.")
 @click.option("-d", "--debug", is_flag=True, help="Tell everything, with tracebacks.")
-@click.option("-q", "--quiet", is_flag=True, help="Tell errors only.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only; with -m or --json also the result.")
 @click.option("-m", "--machine-output", is_flag=True, help="Print fields separated by |, as backy2 does.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-s", "--skip-header", is_flag=True, help="Print no header line.")
@@ -149,7 +148,11 @@ def cli(
     record = ctx.ensure_object(Record)
     record.metrics_file = metrics_file
     record.command = ctx.invoked_subcommand or ""
+    if quiet and form is OutputForm.TABLE:
+        drop_text()
     ctx.obj = record.invocation = Invocation(
+        words=record.words,
+        command=record.command,
         config_file=configfile,
         form=form,
         header=not skip_header,
@@ -158,7 +161,7 @@ def cli(
         show_progress=not (no_progress or quiet or form is not OutputForm.TABLE),
     )
     start_logging(
-        command=ctx.invoked_subcommand or "",
+        command=record.command,
         verbose=verbose,
         debug=debug,
         quiet=quiet or form is not OutputForm.TABLE,
@@ -167,34 +170,29 @@ def cli(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program and exit with its status."""
-    keep_freed_memory()
-    leave_no_core_file()
-    # Imports make hundreds of thousands of objects that stay: looking for garbage among them took 30 ms.
-    gc.set_threshold(100_000, 20, 20)
-    status = run(arguments) if _COMPLETE_VARIABLE not in os.environ else _complete(os.environ[_COMPLETE_VARIABLE])
-    logging.shutdown()
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
-    # The end of a process frees its memory; taking every object of the interpreter apart before took 60 ms.
-    os._exit(status)
+    process.begin()
+    process.end(run(arguments) if _COMPLETE_VARIABLE not in os.environ else _complete(os.environ[_COMPLETE_VARIABLE]))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status; errors are told on stderr in one line."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    record = Record()
-    status = _end(words, record)
+    record = Record(words=tuple(sys.argv[1:] if arguments is None else arguments))
+    with printing() as printed:
+        status = _end(record)
     with contextlib.suppress(KeyboardInterrupt):  # the command has ended, and so has its status
+        if status != OutputError.exit_status:
+            _tell_lost_output(printed)
         record.write_metrics(status)
+        record.log_result(status)
     return status
 
 
-def _end(words: list[str], record: Record) -> int:
+def _end(record: Record) -> int:
     try:
-        return _invoke(words, record)
+        return _invoke(record)
     except click.exceptions.Exit as ended:  # --help and --version
         record.metrics_file = None
-        return ended.exit_code
+        return _status_of_help(ended)
     except click.exceptions.NoArgsIsHelpError as asked:
         asked.show()
         return UsageError.exit_status
@@ -208,21 +206,32 @@ def _end(words: list[str], record: Record) -> int:
         return _tell(error)
 
 
+def _status_of_help(ended: click.exceptions.Exit) -> int:
+    try:
+        expect_printed()
+    except OutputError as error:
+        return _tell(error)
+    return ended.exit_code
+
+
 def _complete(shell: str) -> int:
     from backyfs.cli.completion import answer  # noqa: PLC0415 - of no use to any command
 
-    status = answer(cli, shell, sys.argv[1:])
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    return status
+    return answer(cli, shell, sys.argv[1:])
 
 
-def _invoke(words: list[str], record: Record) -> int:
+def _invoke(record: Record) -> int:
     # Not `cli.main`, which makes an error of a reader who has had enough (`| head`).
-    with cli.make_context("backyfs", words, obj=record) as context:
+    with cli.make_context("backyfs", list(record.words), obj=record) as context:
         status: Any = cli.invoke(context)
-    sys.stdout.flush()
     return status if isinstance(status, int) else 0
+
+
+def _tell_lost_output(printed: Printed) -> None:
+    try:
+        check_printed(printed)
+    except OutputError as error:
+        log_lost_output(error)
 
 
 def _in_a_line(error: click.ClickException) -> str:

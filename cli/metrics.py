@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from backyfs.cli.logs import log_result
 from backyfs.config import CONFIG_VARIABLE, load_config
 from backyfs.errors import BackyfsError
 from backyfs.files import replace_file
@@ -30,11 +31,17 @@ _BEGINNING = b"# HELP backyfs_"  # of every file that was written here
 class Record:
     """A run of the program: filled in as it goes on, told at its end."""
 
+    words: tuple[str, ...] = ()  # after the name of the program
     metrics_file: str | None = None
     command: str = ""
     invocation: Invocation | None = None
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     _started_s: float = field(default_factory=time.monotonic)
+
+    def log_result(self, status: int) -> None:
+        """Log how the command ended, if it has a log file."""
+        if self.invocation is not None and self.invocation.loaded:
+            log_result(self.command, status, time.monotonic() - self._started_s, self.invocation.results)
 
     def write_metrics(self, status: int) -> None:
         """Write the file, if one was asked for; that it cannot be written is told, and changes no exit status.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backyfs.cli import process
 from backyfs.cli.commands.mount import command as mount_command
 from backyfs.cli.main import run
 from backyfs.cli.text import printable
@@ -160,7 +161,8 @@ def _status_of_mount(status: int) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the helper and exit with a status of mount(8)."""
-    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+    process.begin()
+    process.end(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _run(arguments: list[str]) -> int:

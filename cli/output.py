@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from datetime import datetime
@@ -126,9 +127,10 @@ def _text(field: Field) -> str:
 
 
 def _print_json(value: object) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # The escapes of another charset would not be those of JSON.
+    text = json.dumps(value, indent=2, ensure_ascii=codecs.lookup(sys.stdout.encoding).name != "utf-8")
     # Paths can have bytes that are not in UTF-8; what Python makes of them is replaced by its escape in JSON.
-    click.echo(text.encode("utf-8", "backslashreplace"))
+    click.echo(text.encode("utf-8", "backslashreplace").decode())
 
 
 def _json_row(row: Row) -> dict[str, object]:

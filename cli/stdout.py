@@ -1,50 +1,175 @@
-"""The standard output: a file that has to reach the disk, or a pipe that nobody reads any more."""
+"""What commands print: text that may get lost without ending the command, and results that may not.
+
+A command has done its work when it prints. That its text cannot be written is reported at the end of the program,
+and changes the status only of commands that are run for their output: those call `expect_printed`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from backyfs.errors import UsageError
+from backyfs.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+
+class Printed(io.TextIOBase):
+    """Stands for stdout while a command runs. Writing to it never fails; `failure` is what went wrong first."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.failure: OSError | None = None
+        self._dropped = False
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # nothing sets it
+        """Return the charset of the stream."""
+        return self.stream.encoding
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def isatty(self) -> bool:
+        """Tell whether it is a terminal."""
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        return self.stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Write text, or lose it."""
+        if not self._dropped:
+            try:
+                return self.stream.write(text)
+            except OSError as error:
+                self.fail(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Have all text written that was taken so far, or lose it."""
+        if not self._dropped:
+            try:
+                self.stream.flush()
+            except OSError as error:
+                self.fail(error)
+
+    def drop(self) -> None:
+        """Print nothing of what is written from now on."""
+        self._dropped = True
+
+    def fail(self, error: OSError) -> None:
+        """Remember why nothing can be written, and let nobody try again: Python would when it flushes at exit."""
+        if self.failure is None:
+            self.failure = error
+        self.drop()
+        drop_stdout()
+
+
+@contextmanager
+def printing() -> Iterator[Printed]:
+    """Let commands print to a `Printed`, which is given."""
+    before = sys.stdout
+    printed = Printed(before)
+    sys.stdout = printed
+    try:
+        yield printed
+    finally:
+        printed.flush()
+        sys.stdout = before
+
+
+def drop_text() -> None:
+    """Print nothing from now on: what -q asks for."""
+    if isinstance(sys.stdout, Printed):
+        sys.stdout.drop()
+
+
+def drop_stdout() -> None:
+    """Send what is printed from now on nowhere: who read it has had enough (`| head`), or it cannot be written."""
+    with contextlib.suppress(OSError, ValueError):  # a stdout that is no file has no number
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def expect_printed() -> None:
+    """Make sure that the text of a command that is run for it got out. A reader who has had enough is fine.
+
+    Raises:
+        OutputError: it did not.
+    """
+    sys.stdout.flush()
+    if isinstance(sys.stdout, Printed):
+        check_printed(sys.stdout)
+
+
+def check_printed(printed: Printed) -> None:
+    """Make sure of it where the stream is known.
+
+    Raises:
+        OutputError: what was printed did not get out.
+    """
+    if printed.failure is not None and not isinstance(printed.failure, BrokenPipeError):
+        raise OutputError(printed.failure)
+
+
+@contextmanager
+def stdout_file() -> Iterator[BinaryIO]:
+    """Give stdout as a file for a result, every byte of which counts.
+
+    Raises:
+        OutputError: it is closed, or cannot be written.
+        BrokenPipeError: nobody reads it any more.
+    """
+    if sys.__stdout__ is None:  # since the program was started; it is /dev/null now
+        raise OutputError
+    stream = sys.stdout.stream if isinstance(sys.stdout, Printed) else sys.stdout
+    try:
+        yield stream.buffer
+        stream.buffer.flush()
+        _sync(stream)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_stdout()
+        raise OutputError(error) from error
 
 
 def sync_stdout() -> None:
     """Wait until everything printed is on the disk, if the standard output was redirected to a file.
 
     Raises:
-        UsageError: it does not get there.
+        OutputError: it does not get there.
     """
-    sys.stdout.flush()
+    expect_printed()
     try:
-        number = sys.stdout.fileno()
-    except OSError:  # a stdout that is not a file has no number
-        return
-    try:
-        if stat.S_ISREG(os.fstat(number).st_mode):
-            os.fsync(number)
+        _sync(sys.stdout)
     except OSError as error:
-        raise UsageError(
-            f"the standard output did not reach the disk: {error.strerror}; redirect it to another file system"
-        ) from error
+        raise OutputError(error) from error
 
 
-def drop_stdout() -> None:
-    """Send what is printed from now on nowhere: who read it has had enough (`| head`).
-
-    Python would complain otherwise, once more when it flushes at exit.
-    """
-    with contextlib.suppress(OSError, ValueError):  # a stdout that is no file has no number
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _sync(stream: TextIO) -> None:
+    try:
+        number = stream.fileno()
+    except io.UnsupportedOperation:  # a stream of a test has no descriptor
+        return
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        os.fsync(number)
 
 
 def announce(line: str) -> None:
-    """Print a line at once, for those who wait for it; that nobody reads it does not end the command."""
-    try:
-        click.echo(line)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        drop_stdout()
+    """Print a line at once, for those who wait for it."""
+    click.echo(line)
+    sys.stdout.flush()

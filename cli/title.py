@@ -8,6 +8,7 @@ A title may not look like one of backy2, whose running commands an upgrade waits
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ def title_of(process_name: str, activity: str) -> str:
     return f"{process_name} [{_PROGRAM}: {activity}]"
 
 
-def title_progress(process_name: str, shown: Progress) -> Progress:
+def title_progress(process_name: str, shown: Progress) -> TellingProgress:
     """Return a progress that shows what it is told and says it in the title of the process, until it stops."""
     title = _Title(process_name)
     return TellingProgress(shown, title.say, title.restore, every_s=_EVERY_S)
@@ -55,10 +56,10 @@ class _Title:
 
     def say(self, label: str, pace: str) -> None:
         """Say what the process does."""
-        from setproctitle import getproctitle, setproctitle  # noqa: PLC0415 - most commands do without
+        from setproctitle import setproctitle  # noqa: PLC0415 - most commands do without
 
         if self._before is None:
-            self._before = getproctitle()
+            self._before = _current_title()
         activity = printable(label)
         setproctitle(title_of(self._process_name, f"{activity} ({pace})" if pace else activity))
 
@@ -69,3 +70,12 @@ class _Title:
         if self._before is not None:
             setproctitle(self._before)
             self._before = None
+
+
+def _current_title() -> str:
+    from setproctitle import getproctitle  # noqa: PLC0415 - as above
+
+    try:
+        return getproctitle()
+    except UnicodeDecodeError:  # it cannot return words that are not UTF-8, as names of files may be
+        return printable(" ".join(sys.orig_argv))

@@ -58,6 +58,13 @@ class TellingProgress:
         """
         return self._pace.text(time.monotonic()) if self._is_shown else ""
 
+    def now(self) -> str:
+        """Return what is being done and how far it is, as text; empty before the start and after the end."""
+        if not self._is_shown:
+            return ""
+        pace = self.text()
+        return f"{self._label}: {pace}" if pace else self._label
+
     def _say(self, now: float) -> None:
         self._told = now
         self._tell(self._label, self._pace.text(now))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from backyfs import keys
-from backyfs.cli.stdout import sync_stdout
+from backyfs.cli.stdout import stdout_file
 from backyfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,9 +84,5 @@ def _opened(repository: Repository, path: str) -> Iterator[BinaryIO]:
     """Give the file or standard output; everything written to it is on the disk at the end."""
     from backyfs.engine.export import new_file  # noqa: PLC0415 - slow to load
 
-    if path != _STDOUT:
-        with new_file(path, repository.own_paths) as file:
-            yield file
-        return
-    yield sys.stdout.buffer
-    sync_stdout()
+    with stdout_file() if path == _STDOUT else new_file(path, repository.own_paths) as file:
+        yield file

@@ -1,0 +1,42 @@
+"""The command line as it may be logged: without what is secret in it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING
+
+from backyfs.cli.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_HIDDEN = "***"
+# Programs that print a key or passphrase may be given the way to it, or be `echo` and the key itself.
+_SECRET_OPTION = re.compile(r"--[a-z-]*(command|passphrase|password|secret|token|key)")
+_USER_INFO = re.compile(r"(://[^:/?#\s]*):.*@")                 # user:password@ of a URL; a password may hold an @
+_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)  # ?password=
+_KEY = re.compile(r"(?<![0-9A-Fa-f])[0-9A-Fa-f]{64}(?![0-9A-Fa-f])")  # an encryption key
+
+
+def shown_command_line(words: Iterable[str]) -> str:
+    """Return the words after `backyfs` as a shell takes them, on one line; secrets become ***."""
+    shown = []
+    hides_next = False
+    for word in words:
+        option, equals, _ = word.partition("=")
+        is_secret = _SECRET_OPTION.fullmatch(option) is not None
+        if hides_next:
+            shown.append(_HIDDEN)
+        elif is_secret and equals:
+            shown.append(f"{option}={_HIDDEN}")
+        else:
+            shown.append(shlex.quote(_without_secrets(word)))
+        hides_next = is_secret and not equals and not hides_next
+    return printable(" ".join(["backyfs", *shown]))
+
+
+def _without_secrets(word: str) -> str:
+    word = _USER_INFO.sub(rf"\1:{_HIDDEN}@", word)
+    word = _PARAMETER.sub(rf"\g<1>{_HIDDEN}", word)
+    return _KEY.sub(_HIDDEN, word)

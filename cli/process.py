@@ -1,0 +1,38 @@
+"""The process of a command: how it begins, wherever it was started, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from backyfs.cli.allocator import keep_freed_memory
+from backyfs.cli.corefile import leave_no_core_file
+from backyfs.cli.reporting import report_on_signal
+from backyfs.cli.streams import settle_streams
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+def begin() -> None:
+    """Prepare the process. First of all: what it was started with may be of no use."""
+    settle_streams()
+    report_on_signal()
+    keep_freed_memory()
+    leave_no_core_file()
+    # Imports make hundreds of thousands of objects that stay: looking for garbage among them took 30 ms.
+    gc.set_threshold(100_000, 20, 20)
+
+
+def end(status: int) -> NoReturn:
+    """End the process with a status."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    # The end of a process frees its memory; taking every object of the interpreter apart before took 60 ms.
+    os._exit(status)

@@ -1,0 +1,25 @@
+"""SIGUSR1 asks a command how far it is, as it asks dd."""
+
+from __future__ import annotations
+
+import signal
+
+import click
+
+from backyfs.cli.invocation import Invocation
+from backyfs.cli.logs import log_answer
+
+
+def report_on_signal() -> None:
+    """Have SIGUSR1 answered on stderr from now on, by whatever command runs; unhandled it would end the process.
+
+    Where it is ignored it stays ignored.
+    """
+    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, _report)
+
+
+def _report(_number: int, _frame: object) -> None:
+    context = click.get_current_context(silent=True)
+    invocation = None if context is None else context.find_object(Invocation)
+    log_answer("the command is starting" if invocation is None else invocation.how_far())
