@@ -240,11 +240,18 @@ def _in_a_line(error: click.ClickException) -> str:
     return f"{error.format_message().rstrip('.')}; `{path} --help` shows how it is called"
 
 
+def _is_lost_directory(error: BaseException) -> bool:
+    """Tell whether a relative path could not be made absolute: of all calls, getcwd(2) alone names no file."""
+    return isinstance(error, FileNotFoundError) and error.filename is None
+
+
 def _tell(error: BaseException) -> int:
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         message, status = "interrupted", InterruptedByUser.exit_status
     elif isinstance(error, BackyfsError):
         message, status = str(error), error.exit_status
+    elif _is_lost_directory(error):
+        message, status = "the current directory was removed; change to another one, or give absolute paths", 1
     else:
         message = f"unexpected {type(error).__name__}: {error}; run it again with --debug to see where, and report it"
         status = BackyfsError.exit_status

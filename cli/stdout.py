@@ -1,7 +1,7 @@
 """What commands print: text that may get lost without ending the command, and results that may not.
 
 A command has done its work when it prints. That its text cannot be written is reported at the end of the program,
-and changes the status only of commands that are run for their output: those call `expect_printed`.
+and changes the status only of commands that are run for their output: those are decorated with `run_for_output`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ import os
 import stat
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, TextIO, TypeVar
 
 import click
 
 from backyfs.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import BinaryIO
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 
 class Printed(io.TextIOBase):
@@ -113,6 +117,19 @@ def expect_printed() -> None:
     sys.stdout.flush()
     if isinstance(sys.stdout, Printed):
         check_printed(sys.stdout)
+
+
+def run_for_output(command: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Let a command that only shows something fail if that cannot be printed, unless its status says more."""
+
+    @wraps(command)
+    def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        status = command(*args, **kwargs)
+        if not status:
+            expect_printed()
+        return status
+
+    return run
 
 
 def check_printed(printed: Printed) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from backyfs.errors import MountError
 from backyfs.host import records
 from backyfs.host.answers import State, ask
+from backyfs.host.kerneltables import check_kernel_tables
 from backyfs.host.loops import find_loop, list_loops
 from backyfs.host.mountpoints import unmount_mount
 from backyfs.host.mounttable import Mount, is_below, list_mounts, resolve
@@ -44,6 +45,7 @@ def detach(directory: str) -> Detachment:
     Raises:
         MountError: nothing is attached there, or something is in use; all that is not in use is taken away.
     """
+    check_kernel_tables()
     directory = resolve(directory)
     if not records.is_attachment(directory):
         others = [other for other in records.list_attachments() if other != directory]

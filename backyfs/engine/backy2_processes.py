@@ -24,8 +24,12 @@ def held_locks(lock_dir: str | None) -> list[str]:
 
 def processes(title: str) -> list[str]:
     """Describe the processes that are backy2, under its own name or the configured `title`."""
-    found = []
-    for name in os.listdir("/proc"):
+    found: list[str] = []
+    try:
+        names = os.listdir("/proc")
+    except FileNotFoundError:  # as in a bare chroot, where nothing can be seen
+        return found
+    for name in names:
         if name.isdigit() and int(name) != os.getpid():
             with suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
                 words = [os.fsdecode(word) for word in file.read().rstrip(b"\0").split(b"\0")]

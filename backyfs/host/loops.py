@@ -53,11 +53,12 @@ class Loop:
 
 
 def list_loops() -> list[Loop]:
-    """Return the loop devices that are in use, by number."""
+    """Return the loop devices that are in use, by number; none without /sys."""
     found: list[Loop] = []
-    names: list[str] = []
-    with suppress(FileNotFoundError):  # no /sys
+    try:
         names = os.listdir(_BLOCK)
+    except FileNotFoundError:
+        return found
     for name in sorted(names, key=lambda name: (len(name), name)):
         if name.startswith("loop"):
             loop = find_loop(f"/dev/{name}")

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from backyfs.errors import MountError
 from backyfs.host.answers import Answer, State, ask
+from backyfs.host.kerneltables import check_kernel_tables, shows_mounts
 from backyfs.host.mounttable import FILE_SYSTEM_TYPE, Mount, mount_at
 from backyfs.host.records import is_attachment
 from backyfs.host.standing import take_away, take_mount_away, things_on
@@ -25,7 +26,7 @@ def check_mountpoint(path: str, own_paths: tuple[str, ...]) -> None:
         MountError: it is no directory, something of ours is mounted there, or it overlaps the repository.
     """
     clear_dangling(path)
-    present = mount_at(path)
+    present = _find_mount(path)
     if present is not None and present.is_ours:
         raise MountError(f"{path} is mounted already; run `backyfs umount {path}` first")
     if not os.path.isdir(path):
@@ -58,7 +59,9 @@ def unmount(path: str) -> None:
     Raises:
         MountError: there is none, it is in use, or it may not be unmounted.
     """
-    present = mount_at(path)
+    present = _find_mount(path)
+    if present is None and not shows_mounts():
+        check_kernel_tables()
     if present is None or not present.is_ours:
         if is_attachment(path):
             raise MountError(f"{path} holds what `backyfs attach` has mounted; run `backyfs detach {path}`")
@@ -90,6 +93,24 @@ def unmount_mount(mount: Mount, answer: Answer) -> None:
     finally:
         if process is not None:
             os.close(process)
+
+
+def _find_mount(path: str) -> Mount | None:
+    """Return what is mounted on `path`; without /proc only a mount of ours that answers is known."""
+    if shows_mounts():
+        return mount_at(path)
+    if ask(path).repository is None:
+        return None
+    device = os.stat(path).st_dev
+    return Mount(
+        mount_id=0,
+        parent_id=0,
+        mountpoint=os.path.realpath(path),
+        file_system_type=FILE_SYSTEM_TYPE,
+        device=f"{os.major(device)}:{os.minor(device)}",
+        source="backyfs",
+        read_only=True,
+    )
 
 
 def _name(thing: object) -> str:

@@ -42,15 +42,23 @@ def list_mounts(pid: int | str = "self") -> list[Mount]:
     """Return what is mounted, in order, in the mount namespace of a process.
 
     Raises:
-        OSError: the process is gone, or may not be looked at.
+        OSError: the process is gone, or may not be looked at, or there is no /proc.
     """
     with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         return [_parse(line) for line in lines]
 
 
+def shown_mounts() -> list[Mount]:
+    """Return what is mounted in this mount namespace, as far as the kernel shows it: nothing without /proc."""
+    try:
+        return list_mounts()
+    except FileNotFoundError:
+        return []
+
+
 def mount_at(path: str) -> Mount | None:
-    """Return what is mounted on `path`, the uppermost if several are; None if nothing is."""
-    mounts = list_mounts()
+    """Return what is mounted on `path`, the uppermost if several are; None if nothing is, or there is no /proc."""
+    mounts = shown_mounts()
     wanted = resolve(path, {mount.mountpoint for mount in mounts})
     found = [mount for mount in mounts if mount.mountpoint == wanted]
     return found[-1] if found else None
@@ -63,8 +71,9 @@ def resolve(path: str, mountpoints: Collection[str] | None = None) -> str:
     it is. `mountpoints` are those of `list_mounts`.
     """
     if mountpoints is None:
-        mountpoints = {mount.mountpoint for mount in list_mounts()}
-    waiting = os.path.join(os.getcwd(), path).split("/")[::-1]
+        mountpoints = {mount.mountpoint for mount in shown_mounts()}
+    absolute = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+    waiting = absolute.split("/")[::-1]
     at = "/"
     links = 0
     while waiting:

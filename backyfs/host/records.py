@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from backyfs.errors import MountError
+from backyfs.host.kerneltables import check_kernel_tables
 from backyfs.host.mounttable import list_mounts
 
 if TYPE_CHECKING:
@@ -151,7 +152,12 @@ def _lock(descriptor: int) -> bool:
 
 
 def list_attachments() -> list[str]:
-    """Return the directories in which something is attached: in the usual place, and where the kernel shows it."""
+    """Return the directories in which something is attached: in the usual place, and where the kernel shows it.
+
+    Raises:
+        MountError: it shows nothing.
+    """
+    check_kernel_tables()
     found = set()
     with suppress(OSError):
         found = {os.path.join(USUAL_PLACE, name) for name in os.listdir(USUAL_PLACE)}

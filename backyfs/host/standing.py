@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from backyfs.errors import MountError
 from backyfs.host.holders import commands_to_close, holders_of
 from backyfs.host.loops import Loop, is_backed_by_device, list_loops, release
-from backyfs.host.mounttable import Mount, is_below, list_mounts
+from backyfs.host.mounttable import Mount, is_below, list_mounts, shown_mounts
 from backyfs.host.unmounting import MountBusyError, call_umount
 from backyfs.host.users import describe, holders_elsewhere, users_of
 
@@ -57,14 +57,17 @@ def mounts_of(loop: Loop, mounts: Iterable[Mount]) -> list[Mount]:
 
 
 def things_on(mount: Mount) -> list[Thing]:
-    """Return what stands on a mount now, uppermost first."""
+    """Return what stands on a mount now, uppermost first.
+
+    Without /proc or /sys that is less than there is: the kernel then says that the mount is busy.
+    """
     loops = [
         loop
         for loop in list_loops()
         # A container may have a mount of its own under the same path.
         if not is_below(loop.backing_file, mount.mountpoint) or is_backed_by_device(loop, mount.device)
     ]
-    return standing_on(mount, list_mounts(), loops)
+    return standing_on(mount, shown_mounts(), loops)
 
 
 def take_away(thing: Thing, *, lazily: bool = False) -> None:

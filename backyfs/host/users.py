@@ -73,7 +73,11 @@ def describe(users: Collection[User]) -> str:
 
 def _processes() -> list[int]:
     own = os.getpid()
-    return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != own)
+    try:
+        names = os.listdir("/proc")
+    except FileNotFoundError:  # as in a bare chroot
+        return []
+    return sorted(int(name) for name in names if name.isdecimal() and int(name) != own)
 
 
 def _uses(pid: int, paths: Collection[str]) -> Iterator[str]:

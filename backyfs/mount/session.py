@@ -18,7 +18,7 @@ import trio
 from backyfs.engine.job import Job
 from backyfs.errors import MountError
 from backyfs.host.mountpoints import check_mountpoint
-from backyfs.host.mounttable import list_mounts
+from backyfs.host.mounttable import shown_mounts
 from backyfs.mount.contents import Contents, Settings
 from backyfs.mount.operations import Operations
 from backyfs.mount.overlay import OverlayDirectory
@@ -166,7 +166,7 @@ def _tune_kernel(mountpoint: str) -> int | None:
     It holds for files opened from now on. `mountpoint` has no links in it: to follow one would ask the mount, and
     wait for this very task.
     """
-    found = [mount for mount in list_mounts() if mount.mountpoint == mountpoint]
+    found = [mount for mount in shown_mounts() if mount.mountpoint == mountpoint]
     if not found or os.geteuid() != 0:
         return None
     device = found[-1].device

@@ -11,6 +11,7 @@ from backyfs.cli.hooks import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import Row, print_object, print_rows
 from backyfs.cli.sizes import human_size
+from backyfs.cli.stdout import expect_printed
 from backyfs.engine.cleanup import GRACE_S, cleanup, plan_cleanup
 from backyfs.engine.fullcleanup import full_cleanup, plan_full_cleanup
 from backyfs.errors import IntegrityError, UsageError
@@ -69,6 +70,8 @@ def command(invocation: Invocation, *, full: bool, prefix: str, dry_run: bool, d
     else:
         for line in lines:
             click.echo(line)
+    if dry_run:
+        expect_printed()
     if damaged:
         raise IntegrityError(
             f"damage in {damaged} blobs, which are marked; the ranges are listed above. Versions that have them are "

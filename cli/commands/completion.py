@@ -5,10 +5,12 @@ from __future__ import annotations
 import click
 
 from backyfs.cli.shells import SHELLS
+from backyfs.cli.stdout import run_for_output
 
 
 @click.command()
 @click.argument("shell", type=click.Choice(tuple(SHELLS)))
+@run_for_output
 def command(shell: str) -> None:
     """Print a script that lets SHELL complete commands, options, files, and uids and names of versions.
 

@@ -31,6 +31,7 @@ def command(invocation: Invocation, directory: str | None, *, everything: bool) 
     DIRECTORY may be left out where only one version is attached. It works after a crash as well, and can be run
     again when something was in use.
     """
+    invocation.begin_log()
     if os.geteuid() != 0:
         raise MountError("only root can detach what root has attached; run it as root")
     if directory is not None and everything:

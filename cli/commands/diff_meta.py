@@ -14,6 +14,7 @@ from backyfs.cli.charts import Kind, picture
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import Row, print_rows
 from backyfs.cli.sizes import human_size
+from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
 from backyfs.engine.diff import Run, State, compare
 from backyfs.geometry import block_count
@@ -47,6 +48,7 @@ _MAP_LINES = 16
     "--all", "all_blocks", is_flag=True, help="With -m, go on where backy2 stops: at a block that only one version has."
 )
 @click.pass_obj
+@run_for_output
 def command(invocation: Invocation, left: str, right: str, *, as_map: bool, all_blocks: bool) -> None:
     """Compare two versions block by block, by the blobs that they use; none is read.
 

@@ -12,6 +12,7 @@ from backyfs.cli.charts import Bar, bars
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import Row, chosen_columns, fields_option, print_labelled
 from backyfs.cli.sizes import human_size
+from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import printable, stored_text
 from backyfs.engine.du import SpaceReport, space_of_versions
 from backyfs.metadata.usage import encryption_of_blocks
@@ -46,6 +47,7 @@ _LABEL = 24  # characters of a name beside its bar
 @fields_option
 @click.option("--plot", is_flag=True, help="Draw a chart besides.")
 @click.pass_context
+@run_for_output
 def command(context: click.Context, /, versions: tuple[str, ...], *, fields: str | None, plot: bool) -> None:
     """Show how much space versions take, in bytes: all of them, or each VERSION.
 

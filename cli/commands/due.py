@@ -9,6 +9,7 @@ import click
 
 from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
 from backyfs.cli.schedules import chosen_schedulers, schedulers_option
+from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
 from backyfs.metadata.versions import list_versions
 from backyfs.retention import find_due
@@ -26,6 +27,7 @@ SOMETHING_IS_WRONG = 2  # the status of a --check that finds something
 @fields_option
 @click.option("--check", is_flag=True, help="End with status 2 if a backup is due.")
 @click.pass_obj
+@run_for_output
 def command(
     invocation: Invocation, name: str | None, schedulers: str | None, fields: str | None, *, check: bool
 ) -> int:

@@ -12,6 +12,7 @@ from backyfs.cli.hooks import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
 from backyfs.cli.schedules import chosen_schedulers, schedulers_option
+from backyfs.cli.stdout import expect_printed
 from backyfs.cli.text import stored_text
 from backyfs.engine.forget import Outcome, forget
 from backyfs.errors import BackyfsError
@@ -70,6 +71,8 @@ def command(
             _print(invocation, done, columns, dry_run=False)
         raise
     _print(invocation, forgotten, columns, dry_run=dry_run)
+    if dry_run:
+        expect_printed()
     raise_all([each.refusal for each in forgotten if each.refusal is not None])
 
 

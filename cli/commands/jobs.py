@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
+from backyfs.cli.stdout import run_for_output
 from backyfs.metadata.jobs import Job, list_live_jobs, this_process
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ _COLUMNS = ("host", "pid", "command", "started", "beat", "progress", "versions")
 @click.command()
 @fields_option
 @click.pass_obj
+@run_for_output
 def command(invocation: Invocation, fields: str | None) -> None:
     """List the commands that run on this repository, on all hosts, the oldest first.
 

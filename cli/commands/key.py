@@ -10,7 +10,7 @@ import click
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_object, print_rows
 from backyfs.cli.passphrases import ask_new, asking, read_secret, secret_options
-from backyfs.cli.stdout import sync_stdout
+from backyfs.cli.stdout import run_for_output, sync_stdout
 from backyfs.cli.text import printable
 from backyfs.errors import KeyMaterialError
 
@@ -47,6 +47,7 @@ def command() -> None:
 
 @command.command("list")
 @click.pass_obj
+@run_for_output
 def list_(invocation: Invocation) -> None:
     """List the key slots, the oldest first; no key is needed."""
     from backyfs.engine.keyslots import open_database, read_slots  # noqa: PLC0415 - SQLAlchemy is slow to load
@@ -150,6 +151,7 @@ def export(invocation: Invocation, file: str) -> None:
 
 @command.command("print")
 @click.pass_obj
+@run_for_output
 def print_(invocation: Invocation) -> None:
     """Print the key of the repository itself as a recovery page: nine groups to type, each with a checksum."""
     from backyfs.keys.recovery import write_groups  # noqa: PLC0415 - cryptography is slow to load

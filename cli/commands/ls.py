@@ -9,6 +9,7 @@ import click
 
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import Row, chosen_columns, fields_option, print_object, print_rows
+from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
 from backyfs.geometry import block_count
 from backyfs.metadata.versions import list_versions
@@ -30,6 +31,7 @@ _ENCRYPTION = "encryption_versions"  # takes a look at all block maps, so it has
 @click.option("-e", "--expired", is_flag=True, help="Only versions whose date of expiry has passed.")
 @fields_option
 @click.pass_obj
+@run_for_output
 def command(
     invocation: Invocation,
     name: str | None,

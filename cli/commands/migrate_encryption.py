@@ -13,6 +13,7 @@ from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.output import Row, print_object, print_rows
 from backyfs.cli.sizes import human_size
+from backyfs.cli.stdout import expect_printed
 from backyfs.cli.text import printable
 from backyfs.errors import ConfigError, IntegrityError, UsageError
 
@@ -74,6 +75,7 @@ def command(
         )
         if dry_run:
             _print_plan(invocation, plan_migration(repository, request))
+            expect_printed()
             return
         report = migrate(repository, request, progress=invocation.progress(), stop=stop)
     _print_report(invocation, report, rotation)

@@ -10,6 +10,7 @@ import click
 from backyfs.cli.commands.due import SOMETHING_IS_WRONG
 from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
 from backyfs.cli.schedules import chosen_schedulers, schedulers_option
+from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
 from backyfs.metadata.versions import list_versions
 from backyfs.retention import find_breaches
@@ -26,6 +27,7 @@ _COLUMNS = ("name", "breach")
 @fields_option
 @click.option("--check", is_flag=True, help="End with status 2 if there is a breach.")
 @click.pass_obj
+@run_for_output
 def command(
     invocation: Invocation, name: str | None, schedulers: str | None, fields: str | None, *, check: bool
 ) -> int:

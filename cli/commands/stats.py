@@ -12,6 +12,7 @@ from backyfs.cli.charts import titled
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import Row, chosen_columns, fields_option, print_labelled
 from backyfs.cli.sizes import human_size
+from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
 from backyfs.errors import VersionNotFoundError
 from backyfs.metadata.stats import find_statistics, list_all_statistics, list_statistics
@@ -54,6 +55,7 @@ _MIN_PREFIX = 4  # as of the uids of versions that are there
 )
 @click.option("--plot", is_flag=True, help="Draw charts of growth, deduplication and rates besides.")
 @click.pass_obj
+@run_for_output
 def command(
     invocation: Invocation, version: str | None, *, fields: str | None, limit: int | None, plot: bool
 ) -> None:
