@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import pwd
 import sys
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,21 @@ if TYPE_CHECKING:
 def begin() -> None:
     """Prepare the process. First of all: what it was started with may be of no use."""
     settle_streams()
+    _settle_home()
     report_on_signal()
     keep_freed_memory()
     leave_no_core_file()
     # Imports make hundreds of thousands of objects that stay: looking for garbage among them took 30 ms.
     gc.set_threshold(100_000, 20, 20)
+
+
+def _settle_home() -> None:
+    """Set HOME if it is not, as under cron or in a unit: configuration and key commands look for files there."""
+    if not os.path.isabs(os.environ.get("HOME", "")):
+        try:
+            os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:  # a user who is in no table, as in containers
+            os.environ.pop("HOME", None)
 
 
 def end(status: int) -> NoReturn:

@@ -55,17 +55,18 @@ class InitReport:
 def default_places(environ: Mapping[str, str], *, as_root: bool, config_file: str | None = None) -> Places:
     """Return where a repository goes by default: the system's directories for root, else the user's (XDG).
 
-    Key and log file stand beside a configuration that is named.
+    Key and log file stand beside a configuration that is named; so does the rest for a user without a home directory.
+
+    Raises:
+        UsageError: the user has no home directory.
     """
+    beside = None if config_file is None else os.path.dirname(os.path.abspath(config_file))
     if as_root:
-        config, data, state = "/etc/backyfs", "/var/lib/backyfs", "/var/log"
+        config, data, state = beside or "/etc/backyfs", "/var/lib/backyfs", beside or "/var/log"
     else:
-        home = environ.get("HOME", os.path.expanduser("~"))
-        config = os.path.join(environ.get("XDG_CONFIG_HOME") or f"{home}/.config", "backyfs")
-        data = os.path.join(environ.get("XDG_DATA_HOME") or f"{home}/.local/share", "backyfs")
-        state = os.path.join(environ.get("XDG_STATE_HOME") or f"{home}/.local/state", "backyfs")
-    if config_file is not None:
-        config = state = os.path.dirname(os.path.abspath(config_file))
+        config = beside or _users_directory(environ, "XDG_CONFIG_HOME", ".config")
+        data = _users_directory(environ, "XDG_DATA_HOME", ".local/share", otherwise=beside)
+        state = beside or _users_directory(environ, "XDG_STATE_HOME", ".local/state")
     file = os.path.abspath(config_file) if config_file is not None else f"{config}/backyfs.cfg"
     return Places(
         config_file=file,
@@ -74,6 +75,20 @@ def default_places(environ: Mapping[str, str], *, as_root: bool, config_file: st
         database=f"{data}/backyfs.sqlite",
         logfile=f"{state}/backyfs.log",
     )
+
+
+def _users_directory(
+    environ: Mapping[str, str], variable: str, below_home: str, *, otherwise: str | None = None
+) -> str:
+    base = environ.get(variable, "")
+    if not os.path.isabs(base):  # the XDG specification has relative ones ignored
+        home = environ.get("HOME", "")
+        if not os.path.isabs(home):
+            if otherwise is not None:
+                return otherwise
+            raise UsageError(f"HOME is not set; set it to the user's home directory, or set {variable}")
+        base = os.path.join(home, below_home)
+    return os.path.join(base, "backyfs")
 
 
 def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitReport:

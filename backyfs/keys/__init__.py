@@ -10,11 +10,7 @@ No key is ever logged, shown, or part of a message; what is shown is a key's che
 
 from __future__ import annotations
 
-import logging
-import os
 import secrets
-import stat
-import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,6 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
 from backyfs.errors import IntegrityError, MissingKeyError, WrongKeyError
+from backyfs.keys.sources import PATIENCE_S, read_credential, read_key_file, run_key_command
 from backyfs.model import KeySlot
 
 if TYPE_CHECKING:
@@ -33,9 +30,6 @@ if TYPE_CHECKING:
 KEY_BYTES = 32
 CHECK_BYTES = 8  # enough to tell keys apart, too few to help anyone who guesses a 256-bit key
 KDF_CONFIGURED_KEY = "configured-key"  # the slot is opened by the configured 256-bit key itself
-_COMMAND_TIMEOUT_S = 60
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,33 +158,36 @@ def _not_the_key(slots: list[KeySlot], check: str) -> str:
     return f"the configured key {check} is not the key of this repository, which is {expected_keys(slots)}; {remedy}"
 
 
-def read_key(source: KeySource) -> bytes:
+def read_key(source: KeySource, *, timeout_s: float = PATIENCE_S) -> bytes:
     """Read a key of 64 hexadecimal digits from where the configuration says.
 
     Raises:
-        MissingKeyError: the file or command gives no such key.
+        MissingKeyError: the file or command gives no such key, or none within `timeout_s` seconds.
     """
     if source.hex_digits is not None:
         return _parse(source.hex_digits, "encryption_key")
     if source.file is not None:
-        return _parse(_read_key_file(source.file), f"key file {source.file}")
+        return _parse(read_key_file(source.file, timeout_s=timeout_s), f"key file {source.file}")
     if source.credential is not None:
-        return _parse(_read_credential(source.credential), f"the credential {source.credential}")
+        return _parse(read_credential(source.credential), f"the credential {source.credential}")
     assert source.command is not None
-    return _parse(_run_key_command(source.command), "the output of encryption_key_command")
+    output = run_key_command(source.command, "encryption_key_command", timeout_s=timeout_s)
+    return _parse(output, "the output of encryption_key_command")
 
 
-def read_passphrase(source: PassphraseSource) -> str:
+def read_passphrase(source: PassphraseSource, *, timeout_s: float = PATIENCE_S) -> str:
     """Read a passphrase from where the configuration says; a line end after it does not belong to it.
 
     Raises:
-        MissingKeyError: the file or command gives none.
+        MissingKeyError: the file or command gives none, or none within `timeout_s` seconds.
     """
     if source.file is not None:
-        text, place = _read_key_file(source.file, encoding="utf-8"), f"passphrase file {source.file}"
+        text = read_key_file(source.file, encoding="utf-8", timeout_s=timeout_s)
+        place = f"passphrase file {source.file}"
     else:
         assert source.command is not None
-        text = _run_key_command(source.command, "encryption_passphrase_command", encoding="utf-8")
+        name = "encryption_passphrase_command"
+        text = run_key_command(source.command, name, encoding="utf-8", timeout_s=timeout_s)
         place = "the output of encryption_passphrase_command"
     passphrase = text.rstrip("\r\n")
     if not passphrase:
@@ -207,45 +204,3 @@ def _parse(text: str, place: str) -> bytes:
     if len(key) != KEY_BYTES or len(digits) != 2 * KEY_BYTES:
         raise MissingKeyError(f"{place} holds no key: {len(digits)} characters, needed are 64 hexadecimal digits")
     return key
-
-
-def _read_credential(name: str) -> str:
-    directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    if not directory:
-        raise MissingKeyError(
-            f"encryption_key_credential names {name} and CREDENTIALS_DIRECTORY is not set; run the command in a unit "
-            f"of systemd that has LoadCredential={name}:FILE or LoadCredentialEncrypted={name}:FILE"
-        )
-    path = os.path.join(directory, name)
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:  # its mode is what systemd gives it
-            return file.read(4096)
-    except OSError as error:
-        raise MissingKeyError(
-            f"the credential {name} cannot be read: {path}: {error.strerror}; does the unit have LoadCredential={name}?"
-        ) from error
-
-
-def _read_key_file(path: str, encoding: str = "ascii") -> str:
-    try:
-        with open(path, encoding=encoding, errors="replace") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if stat.S_IMODE(mode) & 0o077:
-                _log.warning("key file %s can be read by others than its owner; run `chmod 600 %s`", path, path)
-            return file.read(4096)
-    except OSError as error:
-        raise MissingKeyError(f"key file {path} cannot be read: {error.strerror}") from error
-
-
-def _run_key_command(command: str, name: str = "encryption_key_command", encoding: str = "ascii") -> str:
-    # Through the shell, as an administrator writes it; it comes from the configuration, which only the owner
-    # can write, and never from a repository.
-    try:
-        done = subprocess.run(  # noqa: S602
-            command, shell=True, check=False, stdout=subprocess.PIPE, timeout=_COMMAND_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired:
-        raise MissingKeyError(f"{name} gave no key within {_COMMAND_TIMEOUT_S} s") from None
-    if done.returncode != 0:
-        raise MissingKeyError(f"{name} ended with status {done.returncode}; run it by hand to see why")
-    return done.stdout.decode(encoding, errors="replace")

@@ -177,7 +177,7 @@ def test_their_output_goes_to_the_log(hooked, config, capfd):
     with invocation.hooks("backup"):
         pass
     log = (config.parent / "backyfs.log").read_text()
-    assert re.findall(r"INFO (.*)", log) == [
+    assert re.findall(r"INFO (hook .*)", log) == [
         "hook before_backup begins", "hook before_backup: out", "hook before_backup: err"
     ]  # fmt: skip
     assert capfd.readouterr().out == ""

@@ -22,6 +22,11 @@ def log_of(config):
     return (config.parent / "backyfs.log").read_text()
 
 
+def problems_of(config):
+    """Return the lines of the log that are not about the beginning and end of commands."""
+    return [line for line in log_of(config).splitlines() if " INFO " not in line and '"info"' not in line]
+
+
 def use_json(config):
     config.write_text(config.read_text().replace("block_size:", "log_format: json\nblock_size:", 1))
 
@@ -37,7 +42,7 @@ def warn(config):
 def test_the_error_that_ends_a_command_is_in_the_log_file_too(call, config):
     status, _, err = call("restore", "x@latest", "/nowhere")
     assert (status, err) == (4, f"backyfs: error: {MISSING}\n")
-    line = log_of(config).splitlines()[-1]
+    [line] = problems_of(config)
     assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d [\d:,]+ \[{os.getpid()}\] ERROR {re.escape(MISSING)}", line)
 
 
@@ -111,7 +116,7 @@ def test_json_goes_to_stderr_and_file(call, config):
     status, _, err = call("restore", "x@latest", "/nowhere")
     assert status == 4
     [told] = map(json.loads, err.splitlines())
-    [written] = map(json.loads, log_of(config).splitlines())
+    [written] = map(json.loads, problems_of(config))
     assert told == written
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", told.pop("time"))
     assert told == {
@@ -128,7 +133,7 @@ def test_json_goes_to_stderr_and_file(call, config):
 def test_a_name_with_a_line_break_stays_on_one_line_of_json(call, config):
     use_json(config)
     call("restore", "a\nb@latest", "/nowhere")
-    [line] = log_of(config).splitlines()
+    [line] = problems_of(config)
     assert "'a\\nb'" in json.loads(line)["message"]
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import contextmanager
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs import keys
 from backyfs.errors import IntegrityError, MissingKeyError, WrongKeyError
 from backyfs.keys import Keyring, key_check, new_key, new_slot, open_slots, read_key, show_check, unwrap_key, wrap_key
 from backyfs.model import KeySlot, KeySource
@@ -312,10 +316,70 @@ def test_a_command_that_prints_binary_is_refused() -> None:
         read_key(KeySource(command="printf '\\377\\000\\376'"))
 
 
-def test_a_command_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "_COMMAND_TIMEOUT_S", 0.1)
-    with pytest.raises(MissingKeyError, match=r"^encryption_key_command gave no key within 0\.1 s$"):
-        read_key(KeySource(command="exec sleep 60"))
+def refusal_without_terminal(command: str, timeout_s: float) -> str:
+    """Return why no key comes from a command that is run in a session without a terminal, as under cron."""
+    script = (
+        "import sys\nfrom backyfs.errors import MissingKeyError\nfrom backyfs.keys import read_key\n"
+        "from backyfs.model import KeySource\n"
+        "try:\n    read_key(KeySource(command=sys.argv[1]), timeout_s=float(sys.argv[2]))\n"
+        "except MissingKeyError as error:\n    print(error)\n"
+    )
+    words = [sys.executable, "-c", script, command, str(timeout_s)]
+    return subprocess.run(words, start_new_session=True, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("command", ["exec sleep 600", "sleep 600; :", "sleep 600 | cat", "trap '' TERM; sleep 600; :"])
+def test_a_command_that_does_not_end_is_given_up(command: str) -> None:
+    refusal = refusal_without_terminal(command, 0.2)
+    assert refusal == "encryption_key_command gave no key within 0.2 s; run it by hand to see why"
+
+
+def test_a_command_that_is_given_up_leaves_nothing_running(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "alive")  # its reader gets POLLHUP when the last process that has it open for writing ends
+    reader = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        command = f"exec 9>{tmp_path}/alive; sleep 600 & echo $! > {tmp_path}/pid; yes"
+        assert "prints 4096 bytes or more" in refusal_without_terminal(command, 300)
+        poll = select.poll()
+        poll.register(reader, 0)
+        try:
+            assert poll.poll(60_000), "a process of the command is still running"
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    finally:
+        os.close(reader)
+
+
+def test_a_process_that_a_command_leaves_running_is_not_waited_for() -> None:
+    command = f"sleep 600 & echo $! >&2; echo {KEY.hex()}"
+    with tempfile.TemporaryFile() as pids:
+        before = os.dup(2)
+        os.dup2(pids.fileno(), 2)
+        try:
+            assert read_key(KeySource(command=command), timeout_s=300) == KEY
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            pids.seek(0)
+            os.kill(int(pids.read()), signal.SIGKILL)
+
+
+def test_a_command_that_prints_without_end_is_refused() -> None:
+    with pytest.raises(MissingKeyError, match=r"^encryption_key_command prints 4096 bytes or more, which cannot be"):
+        read_key(KeySource(command="yes"), timeout_s=300)
+
+
+def test_a_key_file_that_says_nothing_is_given_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "key", 0o600)
+    with pytest.raises(MissingKeyError, match=rf"^key file {tmp_path}/key gave no key within 0\.2 s$"):
+        read_key(KeySource(file=str(tmp_path / "key")), timeout_s=0.2)
+
+
+def test_a_key_comes_from_a_fifo_that_is_written_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "key", 0o600)
+    with subprocess.Popen(["sh", "-c", f"echo {KEY.hex()} > {tmp_path}/key"]):
+        assert read_key(KeySource(file=str(tmp_path / "key")), timeout_s=300) == KEY
 
 
 def test_a_command_finds_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

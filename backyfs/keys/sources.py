@@ -1,0 +1,135 @@
+"""Where keys and passphrases come from: files, credentials of systemd, and commands. Text out, unparsed.
+
+None of them is waited for longer than a time limit, and none is read beyond what a key can be: a command may hang or
+print without end, and a file may be a FIFO that nobody writes to.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import stat
+import subprocess
+import time
+
+from backyfs.errors import MissingKeyError
+
+PATIENCE_S = 60.0
+_MOST_BYTES = 4096
+
+_log = logging.getLogger(__name__)
+
+
+def read_credential(name: str) -> str:
+    """Return a credential that systemd has handed to this unit: systemd.exec(5), LoadCredential.
+
+    Raises:
+        MissingKeyError: there is none, or it cannot be read.
+    """
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        raise MissingKeyError(
+            f"encryption_key_credential names {name} and CREDENTIALS_DIRECTORY is not set; run the command in a unit "
+            f"of systemd that has LoadCredential={name}:FILE or LoadCredentialEncrypted={name}:FILE"
+        )
+    path = os.path.join(directory, name)
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:  # its mode is what systemd gives it
+            return file.read(_MOST_BYTES)
+    except OSError as error:
+        raise MissingKeyError(
+            f"the credential {name} cannot be read: {path}: {error.strerror}; does the unit have LoadCredential={name}?"
+        ) from error
+
+
+def read_key_file(path: str, *, encoding: str = "ascii", timeout_s: float = PATIENCE_S) -> str:
+    """Return what is in a file; warn if others can read it.
+
+    Raises:
+        MissingKeyError: it cannot be read, or is a FIFO that says nothing in time.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            mode = os.fstat(fd).st_mode
+            if stat.S_IMODE(mode) & 0o077:
+                _log.warning("key file %s can be read by others than its owner; run `chmod 600 %s`", path, path)
+            return _read(fd, time.monotonic() + timeout_s).decode(encoding, errors="replace")
+        finally:
+            os.close(fd)
+    except TimeoutError:
+        raise MissingKeyError(f"key file {path} gave no key within {timeout_s:g} s") from None
+    except OSError as error:
+        raise MissingKeyError(f"key file {path} cannot be read: {error.strerror}") from error
+
+
+def run_key_command(command: str, name: str, *, encoding: str = "ascii", timeout_s: float = PATIENCE_S) -> str:
+    """Return what a command prints; `name` is the key of the configuration that has it.
+
+    Raises:
+        MissingKeyError: it fails, prints too much, or is not done in time; then it is killed.
+    """
+    end = time.monotonic() + timeout_s
+    # A session can be killed with all its processes, but a command that asks somebody needs the terminal of ours.
+    is_alone = not _has_terminal()
+    # Through the shell, as an administrator writes it; it comes from the configuration, which only the owner
+    # can write, and never from a repository.
+    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=is_alone) as process:  # noqa: S602
+        assert process.stdout is not None
+        try:
+            output = _read_of_process(process.stdout.fileno(), process.pid, end)
+            if len(output) == _MOST_BYTES:
+                raise MissingKeyError(f"{name} prints {_MOST_BYTES} bytes or more, which cannot be a key")
+            status = process.wait(max(0.0, end - time.monotonic()))
+        except (TimeoutError, subprocess.TimeoutExpired):
+            raise MissingKeyError(f"{name} gave no key within {timeout_s:g} s; run it by hand to see why") from None
+        finally:
+            if process.poll() is None:
+                if is_alone:
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:
+                    process.kill()
+    if status != 0:
+        raise MissingKeyError(f"{name} ended with status {status}; run it by hand to see why")
+    return output.decode(encoding, errors="replace")
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _read_of_process(fd: int, pid: int, end: float) -> bytes:
+    """Read until a process has ended: others that it leaves running may keep its pipe open."""
+    ended = os.pidfd_open(pid)
+    try:
+        return _read(fd, end, ended)
+    finally:
+        os.close(ended)
+
+
+def _read(fd: int, end: float, ended: int | None = None) -> bytes:
+    """Read until the end of a file, or until all was read and the descriptor `ended` becomes readable.
+
+    Raises:
+        TimeoutError: `end`, on the monotonic clock, came first.
+    """
+    output = b""
+    poll = select.poll()
+    for each in (fd, ended):
+        if each is not None:
+            poll.register(each, select.POLLIN)
+    while len(output) < _MOST_BYTES:
+        ready = [each for each, _ in poll.poll(max(0.0, end - time.monotonic()) * 1000)]
+        if not ready:
+            raise TimeoutError
+        piece = os.read(fd, _MOST_BYTES - len(output)) if fd in ready else b""
+        if not piece:
+            break
+        output += piece
+    return output
