@@ -53,16 +53,17 @@ def read_key_file(path: str, *, encoding: str = "ascii", timeout_s: float = PATI
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
-            mode = os.fstat(fd).st_mode
-            if stat.S_IMODE(mode) & 0o077:
-                _log.warning("key file %s can be read by others than its owner; run `chmod 600 %s`", path, path)
-            return _read(fd, time.monotonic() + timeout_s).decode(encoding, errors="replace")
+            text = _read(fd, time.monotonic() + timeout_s).decode(encoding, errors="replace")
+            is_private = not stat.S_IMODE(os.fstat(fd).st_mode) & 0o077
         finally:
             os.close(fd)
     except TimeoutError:
         raise MissingKeyError(f"key file {path} gave no key within {timeout_s:g} s") from None
     except OSError as error:
         raise MissingKeyError(f"key file {path} cannot be read: {error.strerror}") from error
+    if not is_private:
+        _log.warning("key file %s can be read by others than its owner; run `chmod 600 %s`", path, path)
+    return text
 
 
 def run_key_command(command: str, name: str, *, encoding: str = "ascii", timeout_s: float = PATIENCE_S) -> str:
