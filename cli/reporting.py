@@ -16,10 +16,22 @@ def report_on_signal() -> None:
     Where it is ignored it stays ignored.
     """
     if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
-        signal.signal(signal.SIGUSR1, _report)
+        signal.signal(signal.SIGUSR1, _Reporter().answer)
 
 
-def _report(_number: int, _frame: object) -> None:
-    context = click.get_current_context(silent=True)
-    invocation = None if context is None else context.find_object(Invocation)
-    log_answer("the command is starting" if invocation is None else invocation.how_far())
+class _Reporter:
+    """Answers one question after the other: one that comes during an answer would else nest without end."""
+
+    def __init__(self) -> None:
+        self._waiting = 0
+
+    def answer(self, _number: int, _frame: object) -> None:
+        """Handle a signal."""
+        self._waiting += 1
+        if self._waiting > 1:
+            return
+        while self._waiting:
+            context = click.get_current_context(silent=True)
+            invocation = None if context is None else context.find_object(Invocation)
+            log_answer("the command is starting" if invocation is None else invocation.how_far())
+            self._waiting -= 1

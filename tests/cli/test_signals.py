@@ -165,7 +165,7 @@ def test_a_backup_prints_its_progress_on_usr1(config, image, options):
         while "Backing up" not in line:
             process.send_signal(signal.SIGUSR1)
             line = process.stderr.readline()
-            assert line, "the command has ended"
+            assert line, f"the command has ended with {process.wait()}"
         assert re.fullmatch(r"backyfs: Backing up disk: \d+\.\d%( .*)?\n", line)
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 130
@@ -182,7 +182,7 @@ def test_a_restore_prints_its_progress_on_usr1(config, tmp_path):
         while "Restoring" not in line:
             process.send_signal(signal.SIGUSR1)
             line = process.stderr.readline()
-            assert line, "the command has ended"
+            assert line, f"the command has ended with {process.wait()}"
         assert re.fullmatch(r"backyfs: Restoring disk.*: \d+\.\d%( .*)?\n", line)
 
 
