@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -16,7 +15,8 @@ import pytest
 from backyfs.cli.main import cli, run
 from backyfs.metadata.database import Database
 from backyfs.metadata.versions import list_versions
-from tests.repositories import back_up, make_repository, opened
+from tests.cli.cases import CASES, filled_in, make_place, words_of
+from tests.repositories import opened
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -24,116 +24,22 @@ SCHEMA = json.loads((DOCS / "output.schema.json").read_text(encoding="utf-8"))
 UNKNOWN = "12345678"
 
 
-@dataclass(frozen=True)
-class Case:
-    """A command with arguments that work. `{}` stands for a version, `{dir}` for a directory to write to."""
-
-    words: str
-    schema: str | None = None     # where it is not the command's name; "" prints no JSON
-    uses_storage: bool = True     # it opens the repository, which needs storage and key
-    writes: bool = True           # it changes the database
-    needs_root: bool = False
-    config: str = "repository/backyfs.cfg"
-    after: tuple[str, ...] = ()   # commands whose work it needs
-
-    @property
-    def name(self) -> str:
-        return self.words.split()[0]
-
-    @property
-    def mounts(self) -> bool:
-        return self.name in {"mount", "attach"}
-
-
-CASES = (
-    Case("init -c {dir}/new.cfg --data {dir}/new --db {dir}/new.sqlite", uses_storage=False, writes=False),
-    Case("backup {dir}/image disk"),
-    Case("restore {} {dir}/restored", writes=False),
-    Case("restore --force --offset 1K --length 1K {} {dir}/restored", writes=False),
-    Case("ls", writes=False),
-    Case("mount {dir}/mount", schema="", writes=False),
-    Case("umount {dir}/mount", schema="", uses_storage=False, writes=False, after=("mount {dir}/mount",)),
-    Case("attach {} {dir}/attached", writes=False, needs_root=True),
-    Case("detach {dir}/attached", uses_storage=False, writes=False, needs_root=True),
-    Case("protect {}"),
-    Case("unprotect {}", after=("protect {}",)),
-    Case("add-tag {} x"),
-    Case("remove-tag {} x"),
-    Case("expire {} 2040-01-01"),
-    Case("due other", writes=False),
-    Case("sla", writes=False),
-    Case("forget", writes=False),  # there is nothing to remove
-    Case("cleanup"),
-    Case("cleanup --dry-run", schema="cleanup-dry-run", writes=False),
-    Case("cleanup --full", schema="cleanup-full"),
-    Case("cleanup --full --dry-run", schema="cleanup-full-dry-run"),
-    Case("scrub {}"),
-    Case("repair {}"),
-    Case("du", writes=False),
-    Case("stats", writes=False),
-    Case("diff-meta {} {}", writes=False),
-    Case("jobs", writes=False),
-    Case("export {} {dir}/exported", schema="", writes=False),
-    Case("rm --force {}"),
-    Case("import {dir}/exported", after=("export {} {dir}/exported", "rm --force {}")),
-    Case("recover {dir}/repository/data --to {dir}/recovered.sqlite --key-file {dir}/repository/backyfs.key",
-         uses_storage=False, writes=False),
-    Case("catalog push", schema="catalog-push"),
-    Case("catalog check", schema="catalog-check", writes=False, after=("catalog push",)),
-    Case("initdb", uses_storage=False, writes=False, config="other.cfg"),
-    Case("check-config", uses_storage=False, writes=False),
-    Case("upgrade", writes=False),
-    Case("upgrade --check", schema="upgrade-check", writes=False),
-    Case("key list", schema="key-list", uses_storage=False, writes=False),
-    Case("key check", schema="key-check", uses_storage=False, writes=False),
-    Case("key add second --key-file {dir}/second.key", schema="key-add", uses_storage=False),
-    Case("key change second --key-file {dir}/third.key", schema="key-change", uses_storage=False,
-         after=("key add second --key-file {dir}/second.key",)),
-    Case("key remove second", schema="key-remove", uses_storage=False,
-         after=("key add second --key-file {dir}/second.key",)),
-    Case("key export {dir}/recovery", schema="key-export", uses_storage=False, writes=False),
-    Case("key print", schema="key-print", uses_storage=False, writes=False),
-    Case("rekey --old-key-file {dir}/second.key", uses_storage=False, writes=False),  # the key is right already
-    Case("migrate-encryption --all"),
-    Case("migrate-encryption {} --to 1 --dry-run", schema="migrate-encryption-dry-run", writes=False),
-    Case("db copy sqlite:///{dir}/repository/backyfs.sqlite sqlite:///{dir}/copy.sqlite", schema="db-copy",
-         uses_storage=False, writes=False),
-    Case("completion bash", schema="", uses_storage=False, writes=False),
-)  # fmt: skip
 IN_REPOSITORY = [case for case in CASES if case.uses_storage and case.name != "upgrade"]
 WITH_VERSION = [case for case in CASES if "{}" in case.words]
 
 
-def by_words(case: Case) -> str:
+def by_words(case):
     return case.words
 
 
 @pytest.fixture
 def place(tmp_path):
-    """Make a repository with a version, an image of it with a file system, and what else the commands need."""
-    config = make_repository(tmp_path / "repository")
-    text = config.read_text() + "\n[daily]\ninterval: 1d\nkeep: 2\nsla: 3h\n"
-    config.write_text(text)
-    image = tmp_path / "image"
-    with image.open("wb") as file:
-        file.truncate(4 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, env=os.environ | {"PATH": SBIN})
-    (tmp_path / "mount").mkdir()
-    for name, digits in (("second.key", "5e" * 32), ("third.key", "3d" * 32)):
-        (tmp_path / name).write_text(digits)
-        (tmp_path / name).chmod(0o600)
-    (tmp_path / "other.cfg").write_text(text.replace(str(tmp_path / "repository"), str(tmp_path / "other")))
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "backyfs.key").write_bytes((tmp_path / "repository" / "backyfs.key").read_bytes())
-    with opened(config) as repository:
-        back_up(repository, image, tags=("daily",))
+    """Make a repository with a version, and what else the commands need."""
+    make_place(tmp_path)
     yield tmp_path
     for command, directory in (("detach", "attached"), ("umount", "mount")):
         if (tmp_path / directory).exists() and any((tmp_path / directory).iterdir()):
             subprocess.run([BACKYFS, "-q", command, str(tmp_path / directory)], capture_output=True, check=False)
-
-
-SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 @pytest.fixture
@@ -162,14 +68,6 @@ def prepare(call, place):
             assert (status, err) == (0, "")
 
     return prepare
-
-
-def filled_in(words, place, version="disk@latest"):
-    return [word.replace("{dir}", str(place)).replace("{}", version) for word in words.split()]
-
-
-def words_of(case, place, version="disk@latest"):
-    return filled_in(case.words, place, version)
 
 
 def expect_one_line(err, status):

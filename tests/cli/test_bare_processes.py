@@ -1,0 +1,116 @@
+"""Every command in a process that lacks something: a descriptor, a disk with room, a directory, /proc, a home.
+
+Each has the exit status that it usually has. The commands of one condition run one after the other in one place, as
+some need the work of others; at the end it is looked at what they did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from dataclasses import dataclass, field
+
+import pytest
+
+from backyfs.metadata.versions import list_versions
+from tests.cli.cases import CASES, make_place, words_of
+from tests.cli.forkserver import ForkServer
+from tests.repositories import opened
+
+OUTPUT_LOST = 8
+CANNOT_ATTACH = 10
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the processes of commands are started with."""
+
+    name: str
+    prepare: str = 'exec "$@"'
+    environ: dict[str, str | None] = field(default_factory=dict)
+    place: bytes = b"place"
+    sees_out: bool = True   # what commands print can be looked at
+    sees_err: bool = True
+    shows: bool = True      # commands that are run for what they print can print it
+    attaches: bool = True
+
+    def usual_status(self, case):
+        if case.is_shown and not self.shows:
+            return OUTPUT_LOST
+        return CANNOT_ATTACH if case.needs_root and not self.attaches else 0
+
+
+CONDITIONS = (
+    Condition("stdin-is-closed", 'exec "$@" <&-'),
+    Condition("stdout-is-closed", 'exec "$@" >&-', sees_out=False),
+    Condition("stderr-is-closed", 'exec "$@" 2>&-', sees_err=False),
+    Condition("all-three-are-closed", 'exec "$@" <&- >&- 2>&-', sees_out=False, sees_err=False),
+    Condition("stdout-is-full", 'exec "$@" >/dev/full', sees_out=False, shows=False),
+    Condition("stderr-is-full", 'exec "$@" 2>/dev/full', sees_err=False),
+    Condition("stdout-lacks-characters", environ={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}),
+    Condition("directory-is-gone", 'mkdir "$PLACE/gone" && cd "$PLACE/gone" && rmdir "$PLACE/gone" && exec "$@"'),
+    Condition("no-proc", 'mount -t tmpfs none /proc && exec "$@"', attaches=False),
+    Condition("no-sys", 'mount -t tmpfs none /sys && exec "$@"', attaches=False),
+    Condition("names-are-not-utf-8", place=b"pl\xffce"),
+    Condition("no-home", environ={"HOME": None, "XDG_CONFIG_HOME": None}),
+)
+
+
+def by_name(condition):
+    return condition.name
+
+
+@pytest.fixture
+def place(tmp_path, request):
+    """Make the place of a condition; let go of the loop devices that a failure leaves."""
+    place = tmp_path / os.fsdecode(request.param.place)
+    place.mkdir()
+    make_place(place)
+    yield place
+    listed = subprocess.run(["losetup", "-n", "-l", "-O", "NAME,BACK-FILE"], capture_output=True, check=True).stdout
+    for line in listed.splitlines():
+        device, _, file = line.partition(b" ")
+        if os.fsencode(tmp_path) in file:
+            subprocess.run(["losetup", "-d", device], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can make namespaces, mount and attach")
+@pytest.mark.parametrize(("condition", "place"), [(one, one) for one in CONDITIONS], indirect=["place"], ids=by_name)
+def test_every_command_has_its_usual_exit_status(condition, place, tmp_path):
+    out, err = tmp_path / "out", tmp_path / "err"
+    found, problems = {}, []
+    with ForkServer(condition.prepare, environ_of(condition, place)) as server:
+        for case in CASES:
+            words = ["-c", str(place / case.config), *words_of(case, place)]
+            found[case.words] = server.run(
+                words, out=out if condition.sees_out else None, err=err if condition.sees_err else None
+            )
+            told = err.read_text(errors="replace") if condition.sees_err else ""
+            if found[case.words] != condition.usual_status(case) or "Traceback" in told:
+                problems.append(f"{case.words}: {found[case.words]}: {told}")
+            if condition.sees_out and case.is_shown and not out.stat().st_size:
+                problems.append(f"{case.words} printed nothing")
+    assert problems == []
+    assert found == {case.words: condition.usual_status(case) for case in CASES}
+    expect_work_done(place)
+
+
+def environ_of(condition, place):
+    environ = os.environ | condition.environ | {"PLACE": str(place)}
+    return {name: value for name, value in environ.items() if value is not None}
+
+
+def expect_work_done(place):
+    """Fail if what the commands of the cases do was not done."""
+    assert digest(place / "restored") == digest(place / "image")
+    assert (place / "exported").stat().st_size > 0
+    assert (place / "new.cfg").exists()
+    assert not any((place / "mount").iterdir())
+    with opened(place / "repository" / "backyfs.cfg") as repository, repository.database.read() as connection:
+        versions = list_versions(connection)
+    assert [(version.name, version.status.value) for version in versions] == [("disk", "valid"), ("disk", "valid")]
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
