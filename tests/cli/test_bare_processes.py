@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 from dataclasses import dataclass, field
 
 import pytest
 
 from backyfs.metadata.versions import list_versions
-from tests.cli.cases import CASES, make_place, words_of
+from tests.cli.cases import CASES, filled_in, make_place, words_of
 from tests.cli.forkserver import ForkServer
 from tests.repositories import opened
 
@@ -127,3 +128,45 @@ def expect_work_done(place):
 
 def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can attach")
+@pytest.mark.parametrize("place", [CONDITIONS[0]], indirect=True, ids=["place"])
+def test_every_command_prints_nothing_with_q(place, tmp_path):
+    out, err = tmp_path / "out", tmp_path / "err"
+    told = {}
+    with ForkServer('exec "$@"', os.environ) as server:
+        for case in CASES:
+            words = ["-q", "-c", str(place / case.config), *words_of(case, place)]
+            told[case.words] = (server.run(words, out=out, err=err), out.read_text(), err.read_text())
+    assert told == {case.words: (0, "", "") for case in CASES}
+
+
+# Relative paths where there is no current directory
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "backup image disk", "backup -r hints {dir}/image disk", "restore disk@latest restored", "mount mount",
+        "umount mount", "attach disk@latest attached", "detach attached", "export disk@latest exported",
+        "import exported", "key export page", "key add x --key-file second.key", "init -c new.cfg",
+        "init -c {dir}/new.cfg --data new", "recover repository/data --to x", "scrub disk@latest --source image",
+        "db copy sqlite:///one.sqlite sqlite:///two.sqlite", "mount {dir}/mount --writable written",
+    ],
+)  # fmt: skip
+def test_a_relative_path_is_an_error_that_says_what_is_missing(place_without_directory, words):
+    place, server = place_without_directory
+    status = server.run(["-c", str(place / "repository/backyfs.cfg"), *filled_in(words, place)], err=place / "err")
+    told = (place / "err").read_text()
+    assert status not in {0, 100}
+    assert re.fullmatch("backyfs: error: .*(No such file or directory|the current directory was removed).*\n", told)
+
+
+@pytest.fixture(scope="module")
+def place_without_directory(tmp_path_factory):
+    place = tmp_path_factory.mktemp("place")
+    make_place(place)
+    gone = next(condition for condition in CONDITIONS if condition.name == "directory-is-gone")
+    with ForkServer(gone.prepare, environ_of(gone, place)) as server:
+        yield place, server
