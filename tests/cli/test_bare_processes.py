@@ -142,6 +142,17 @@ def test_every_command_prints_nothing_with_q(place, tmp_path):
     assert told == {case.words: (0, "", "") for case in CASES}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can hide /proc")
+def test_what_is_not_a_mount_of_ours_is_not_unmounted_without_proc(tmp_path):
+    no_proc = next(condition for condition in CONDITIONS if condition.name == "no-proc")
+    with ForkServer(no_proc.prepare, os.environ) as server:
+        assert server.run(["umount", str(tmp_path)], err=tmp_path / "err") == 10
+    assert (tmp_path / "err").read_text() == (
+        "backyfs: error: /proc/self/mountinfo does not exist, and what is mounted or in use cannot be seen; run "
+        "`mount -t proc proc /proc`\n"
+    )
+
+
 # Relative paths where there is no current directory
 
 

@@ -214,7 +214,7 @@ def test_a_hook_that_is_killed_says_by_what():
         run_hook("before_rm", "kill -9 $$", {}, timeout_s=DEADLINE_S)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_signal_does_not_keep_hooks_from_running(config, notes, number):
     config.write_text(
         config.read_text()

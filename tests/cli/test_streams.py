@@ -152,3 +152,15 @@ def test_an_error_is_shown_in_a_charset_that_lacks_its_characters(config):
     assert b"Traceback" not in done.stderr
 
 
+
+
+# Names of files that are not UTF-8
+
+
+def test_a_backup_and_a_restore_of_a_name_that_is_not_utf8(config, image, tmp_path):
+    directory = os.fsencode(tmp_path) + b"/\xff"
+    os.mkdir(directory)
+    image = image.rename(os.fsdecode(directory + b"/image"))
+    assert shell('exec "$@"', config, "backup", image, "disk").returncode == 0
+    assert shell('exec "$@"', config, "restore", "disk@latest", f"{image}.2").returncode == 0
+    assert Path(f"{image}.2").read_bytes() == image.read_bytes()

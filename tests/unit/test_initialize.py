@@ -273,6 +273,28 @@ def test_a_user_can_move_configuration_data_and_log_by_the_xdg_variables():
     assert (places.storage_path, places.logfile) == ("/d/backyfs/data", "/s/backyfs/backyfs.log")
 
 
+@pytest.mark.parametrize("home", [None, "", "ada"])
+def test_a_user_without_a_home_directory_is_told_what_to_set(home):
+    environ = {} if home is None else {"HOME": home}
+    with pytest.raises(UsageError, match=r"HOME is not set; .*, or set XDG_CONFIG_HOME"):
+        default_places(environ, as_root=False)
+
+
+def test_all_goes_beside_the_named_configuration_of_a_user_without_a_home_directory():
+    assert default_places({}, as_root=False, config_file="/srv/b/one.cfg") == Places(
+        config_file="/srv/b/one.cfg",
+        key_file="/srv/b/one.key",
+        storage_path="/srv/b/data",
+        database="/srv/b/backyfs.sqlite",
+        logfile="/srv/b/backyfs.log",
+    )
+
+
+def test_an_xdg_variable_that_is_not_absolute_is_ignored():
+    environ = {"HOME": "/home/ada", "XDG_DATA_HOME": "data"}
+    assert default_places(environ, as_root=False).storage_path == "/home/ada/.local/share/backyfs/data"
+
+
 def test_the_xdg_variables_do_not_move_what_root_makes():
     assert default_places({"XDG_DATA_HOME": "/d"}, as_root=True).storage_path == "/var/lib/backyfs/data"
 
