@@ -108,6 +108,7 @@ def _find_mount(path: str) -> Mount | None:
         mountpoint=os.path.realpath(path),
         file_system_type=FILE_SYSTEM_TYPE,
         device=f"{os.major(device)}:{os.minor(device)}",
+        root="/",
         source="backyfs",
         read_only=True,
     )
