@@ -1,16 +1,146 @@
-"""Leave the terminal: what a process does that goes on in the background."""
+"""A process in the background: starting one, what passes between it and its starter, and leaving the terminal.
+
+It is forked, not executed: the interpreter, its modules and the configuration are there already, and loading them
+once more took half a second. That is only possible as long as the process has one thread, so it comes first, before
+a repository is opened.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.handlers
 import os
+import signal
+import socket
 import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from backyfs.errors import MountError
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 _SYSLOG = "/dev/log"
+_READY = b"ready"
+_CHUNK = 4096
 
 
-def detach() -> None:
+class Child:
+    """The process in the background, as its starter sees it. At the end of a `with` it is ready, or has ended."""
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        """Take a process that was just forked and the channel to it."""
+        self._pid = pid
+        self._channel = channel
+        self._is_ready = False
+
+    def order(self, **facts: Any) -> None:
+        """Send what it is to do, values of JSON, to `Starter.receive`."""
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has ended: `wait_until_ready` finds out why
+            self._channel.sendall(json.dumps(facts).encode() + b"\n")
+
+    def wait_until_ready(self) -> int:
+        """Return 0 once it is ready; its exit status if it ends before, after it has logged the reason.
+
+        Raises:
+            MountError: a signal ended it.
+        """
+        with suppress(ConnectionResetError):
+            self._is_ready = _receive(self._channel) == _READY
+        if self._is_ready:
+            return 0
+        status = os.waitstatus_to_exitcode(self._reap())
+        if status < 0:
+            raise MountError(f"the process of the mount was ended by signal {-status} before it was ready; try again")
+        return status
+
+    def _reap(self) -> int:
+        status = os.waitpid(self._pid, 0)[1]
+        self._pid = 0
+        return status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._channel.close()
+        if not self._is_ready and self._pid:
+            os.kill(self._pid, signal.SIGTERM)
+            self._reap()
+
+
+class Starter:
+    """The process that started this one in the background and waits until it is ready."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        """Take the channel to it."""
+        self._channel = channel
+
+    def receive(self) -> dict[str, Any] | None:
+        """Return what `Child.order` sent; None if there is nothing to do."""
+        line = _receive(self._channel, end=b"\n")
+        order: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
+        return order
+
+    def tell_ready(self) -> None:
+        """Leave the terminal and let the starter go. If it has ended early, end as well, as after SIGTERM."""
+        _detach()
+        try:
+            self._channel.sendall(_READY)
+        except (BrokenPipeError, ConnectionResetError):
+            os.kill(os.getpid(), signal.SIGTERM)
+        self._channel.close()
+
+
+def start() -> Child | Starter:
+    """Fork; return the child in this process, and the starter in the child, which returns to its caller too."""
+    assert threading.active_count() == 1, "a process that has threads cannot fork"
+    here, there = socket.socketpair()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        there.close()
+        return Child(pid, here)
+    here.close()
+    return Starter(there)
+
+
+def log_errors_only() -> None:
+    """Keep everything else off stderr."""
+    for handler in logging.getLogger("backyfs").handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setLevel(logging.ERROR)
+
+
+def ending_signals(*, in_background: bool) -> frozenset[signal.Signals]:
+    """Return the signals that unmount: SIGINT and SIGTERM always, those of a terminal only where there is one.
+
+    A signal that this process was started to ignore, as by nohup(1), stays ignored, except for the first two.
+    """
+    always = frozenset({signal.SIGINT, signal.SIGTERM})
+    if in_background:
+        return always
+    of_terminal = (signal.SIGHUP, signal.SIGQUIT)
+    return always | {number for number in of_terminal if signal.getsignal(number) is not signal.SIG_IGN}
+
+
+def _receive(channel: socket.socket, end: bytes = b"") -> bytes:
+    """Return what comes until `end`, or until the other side closes."""
+    received = b""
+    while (chunk := channel.recv(_CHUNK)) != b"":
+        received += chunk
+        if end and received.endswith(end):
+            break
+    return received
+
+
+def _detach() -> None:
     """Become a session of its own, without terminal and working directory; log to file or syslog only."""
     os.setsid()
     os.chdir("/")

@@ -36,6 +36,7 @@ class Record:
     command: str = ""
     invocation: Invocation | None = None
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    _pid: int = field(default_factory=os.getpid)
     _started_s: float = field(default_factory=time.monotonic)
 
     def log_result(self, status: int) -> None:
@@ -48,7 +49,7 @@ class Record:
 
         Where the database cannot be read it tells the run alone, whose status says so.
         """
-        if self.metrics_file is None:
+        if self.metrics_file is None or os.getpid() != self._pid:  # a child in the background: its starter writes them
             return
         from backyfs.engine.metrics import RunMetrics, render_metrics  # noqa: PLC0415 - SQLAlchemy is slow to load
 

@@ -1,6 +1,7 @@
 """Attach a version: mount it, give its partitions loop devices, and mount every file system that is found.
 
-What is to be done is written down before it is done (`backyfs.host.records`), so `backyfs.attach.detachment` can
+A mount of the repository that is there is used as long as nothing has to be written. Otherwise the version gets a mount
+of its own, in which a journal can be replayed: what is written there is thrown away. What is to be done is written down before it is done (`backyfs.host.records`), so `backyfs.attach.detachment` can
 undo it, whenever this was killed.
 """
 
@@ -9,18 +10,18 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from backyfs.attach import filesystems, layers
+from backyfs.attach import layers
 from backyfs.attach.detachment import detach_locked
-from backyfs.attach.filesystems import Content
+from backyfs.attach.image import WHOLE, list_slices
+from backyfs.attach.parts import Access, NeedsLayerError, Outcome, Part, close_parts, open_parts, with_remark_on_end
 from backyfs.errors import MountError
 from backyfs.host import records
 from backyfs.host.answers import State, ask
 from backyfs.host.kerneltables import check_kernel_tables
-from backyfs.host.loops import check_loop_devices, set_up
+from backyfs.host.loops import check_loop_devices
 from backyfs.host.mounttable import list_mounts, resolve
 from backyfs.host.records import Record
 from backyfs.mount.tree import escape
@@ -32,32 +33,6 @@ if TYPE_CHECKING:
     from backyfs.model import Version
 
 _log = logging.getLogger(__name__)
-_WHOLE = "data"  # the name of an image that has no partitions
-
-
-class Outcome(Enum):
-    """What became of a partition."""
-
-    MOUNTED = "mounted"
-    READY = "ready"      # a loop device is there for the commands that go on
-    NOTHING = "nothing"  # it holds nothing to see
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A partition of an attached image, or the image itself."""
-
-    name: str                  # number of the partition; `data`: the whole image
-    file: str                  # in the mount of the version
-    size_bytes: int
-    outcome: Outcome
-    content: Content = field(default_factory=Content)
-    device: str | None = None
-    mountpoint: str | None = None
-    options: str = ""          # it is mounted with
-    remark: str = ""           # why it is not mounted
-    commands: tuple[str, ...] = ()  # to go on, and afterwards to undo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +55,7 @@ class AttachRequest:
     own_paths: tuple[str, ...]  # of the repository; nothing may be mounted over them
     start_mount: Callable[[str], None]  # mount the version on a directory, or raise MountError
     directory: str | None = None  # None: a new one in the usual place
+    scratch: str | None = None    # where that mount puts what journals write; None: they are not replayed
 
 
 def usual_directory(version: Version) -> str:
@@ -114,26 +90,52 @@ def attach(request: AttachRequest) -> Attachment:
 def _attach(request: AttachRequest, directory: str, made: tuple[str, ...], lock: int) -> Attachment:
     uid = request.version.uid
     found = _find_mount(request.repository_uid, uid)
-    record = Record(version_uid=uid, mountpoint=found or records.own_mountpoint(directory), made=made)
     os.mkdir(records.hidden_directory(directory), mode=0o700)
-    records.save(directory, record)
-    if found is None:
-        os.mkdir(record.mountpoint)
-        request.start_mount(record.mountpoint)
-    image = os.path.join(record.mountpoint, "by_version_uid", uid)
-    parts = [_open_part(directory, name, file, lock) for name, file in _files_of(image)]
+    record = Record(version_uid=uid, mountpoint=found or records.own_mountpoint(directory), made=made)
+    access = Access(
+        directory=directory,
+        version_uid=uid,
+        lock=lock,
+        replay=request.scratch is not None,
+        is_writable=found is None,
+        scratch=request.scratch or "",
+    )
+    try:
+        parts = _open_image(request, record, access)
+    except NeedsLayerError as error:
+        _log.debug("%s cannot be used: %s", found, error)
+        close_parts(directory)
+        record = replace(record, mountpoint=records.own_mountpoint(directory))
+        parts = _open_image(request, record, replace(access, is_writable=True))
     if all(part.device is None for part in parts):
         reasons = "; ".join(f"{part.name}: {part.remark}" for part in parts)
         raise MountError(f"version {uid} has nothing that could be mounted ({reasons})")
-    parts = [_describe_layer(part, parts, directory) for part in parts]
     records.save(directory, replace(record, is_complete=True))
     return Attachment(
         directory=directory,
         version_uid=uid,
-        image=os.path.join(image, _WHOLE),
-        is_reused=found is not None,
+        image=os.path.join(_image_of(record), WHOLE),
+        is_reused=record.mountpoint == found,
         parts=tuple(parts),
     )
+
+
+def _open_image(request: AttachRequest, record: Record, access: Access) -> list[Part]:
+    """Mount the version where the record says, unless that was done, and open its partitions."""
+    records.save(access.directory, record)
+    if record.mountpoint == records.own_mountpoint(access.directory):
+        os.mkdir(record.mountpoint)
+        request.start_mount(record.mountpoint)
+    slices = list_slices(_image_of(record))
+    parts = open_parts(slices, access)
+    return [
+        with_remark_on_end(_describe_layer(part, parts, access), each)
+        for part, each in zip(parts, slices, strict=True)
+    ]
+
+
+def _image_of(record: Record) -> str:
+    return os.path.join(record.mountpoint, "by_version_uid", record.version_uid)
 
 
 # Where.
@@ -212,62 +214,27 @@ def _find_mount(repository_uid: str, version_uid: str) -> str | None:
 # What.
 
 
-def _files_of(image: str) -> list[tuple[str, str]]:
-    """Return names and files of the partitions of an image; of one that has none, the image itself."""
-    partitions = os.path.join(image, "partitions")
-    try:
-        numbers = sorted(int(name) for name in os.listdir(partitions) if name.isdecimal())
-    except OSError as error:
-        raise MountError(f"the partitions of {image} cannot be read: {error.strerror}") from error
-    if not numbers:
-        return [(_WHOLE, os.path.join(image, _WHOLE))]
-    return [(str(number), os.path.join(partitions, str(number))) for number in numbers]
-
-
-def _open_part(directory: str, name: str, file: str, lock: int) -> Part:
-    """Look what a partition holds and mount it. What goes wrong is told in what is returned."""
-    part = Part(name=name, file=file, size_bytes=0, outcome=Outcome.FAILED)
-    try:
-        part = replace(part, size_bytes=os.stat(file).st_size)
-        part = replace(part, content=filesystems.probe(file))
-        if part.content.nothing_to_see is not None:
-            return replace(part, outcome=Outcome.NOTHING, remark=part.content.nothing_to_see)
-        device = set_up(file, lambda device: records.note_device(directory, name, device), lock)
-    except (MountError, OSError) as error:
-        return replace(part, remark=str(error))
-    part = replace(part, device=device)
-    mountpoint = os.path.join(directory, name)
-    os.mkdir(mountpoint, mode=0o700)
-    if not part.content.is_file_system:
-        return replace(part, outcome=Outcome.READY)
-    try:
-        options = filesystems.mount(device, mountpoint, part.content.kind)
-    except MountError as error:
-        command = filesystems.other_command(part.content.kind, device, mountpoint)
-        return replace(part, remark=str(error), commands=(command,))
-    return replace(part, outcome=Outcome.MOUNTED, mountpoint=mountpoint, options=options)
-
-
-def _describe_layer(part: Part, parts: list[Part], directory: str) -> Part:
-    """Add to a part that is no file system what it is a part of, and the commands that open it."""
-    if part.outcome is not Outcome.READY or part.device is None:
+def _describe_layer(part: Part, parts: list[Part], access: Access) -> Part:
+    """Add to a part that is not a file system what it belongs to, and the commands that open it."""
+    if part.outcome is not Outcome.READY or part.device is None or part.file is None:
         return part
     alike = [
         other.device for other in parts if other.device is not None and other.content.kind == part.content.kind
     ]
-    layer = _layer(part, part.device, alike, os.path.join(directory, part.name))
+    mountpoint = os.path.join(access.directory, part.name)
+    layer = _layer(part, part.device, alike, mountpoint, replay=access.replay)
     return replace(part, remark=layer.remark, commands=layer.commands)
 
 
-def _layer(part: Part, device: str, alike: list[str], mountpoint: str) -> Layer:
+def _layer(part: Part, device: str, alike: list[str], mountpoint: str, *, replay: bool) -> Layer:
     content = part.content
     match content.kind:
         case "LVM2_member":
             group = layers.volume_group(device)
             of_it = [device] if group is None else [other for other in alike if layers.volume_group(other) == group]
-            return layers.describe_group(group, of_it, mountpoint, part.file)
+            return layers.describe_group(group, of_it, mountpoint, part.file or "", replay=replay)
         case "crypto_LUKS":
-            return layers.describe_luks(device, mountpoint)
+            return layers.describe_luks(device, mountpoint, replay=replay)
         case "BitLocker":
             return layers.describe_bitlocker(device, mountpoint)
         case "linux_raid_member":

@@ -110,15 +110,20 @@ def _own_loops(directory: str, record: Record) -> list[Loop]:
     found = []
     for device in dict.fromkeys(records.noted_devices(directory).values()):
         loop = find_loop(device)
-        if loop is not None and _is_own(loop, record):
+        if loop is not None and _is_own(loop, record, records.own_mountpoint(directory)):
             found.append(loop)
     return found
 
 
-def _is_own(loop: Loop, record: Record) -> bool:
-    """Tell whether a loop device stands on an image of the version, in a mount of ours."""
+def _is_own(loop: Loop, record: Record, own_mountpoint: str) -> bool:
+    """Tell whether a loop device stands on an image of the version, in a mount of ours.
+
+    In a mount that others made, attach sets up devices read-only.
+    """
     matched = _PARTITION_FILE.fullmatch(loop.backing_file)
-    if matched is None or matched["uid"] != record.version_uid or not loop.read_only:
+    if matched is None or matched["uid"] != record.version_uid:
+        return False
+    if not loop.read_only and record.mountpoint != own_mountpoint:
         return False
     mountpoint = matched["mountpoint"]
     # Of a mount that was unmounted lazily, the kernel does not say any more where it was.

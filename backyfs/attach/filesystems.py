@@ -1,7 +1,8 @@
-"""What an image or a partition holds, and how it is mounted: read-only, and without replaying a journal.
+"""What an image or a partition holds, and how it is mounted: read-only, with or without replaying its journal.
 
-Replaying wants to write, which nothing here can; without it one sees the files as they were when the backup was
-made, but for what only the journal had. What is found comes from blkid, whose names of types these are.
+The kernel replays a journal when it mounts a device that can be written to, read-only or not. The bare image lacks what
+only the journal has: the last seconds before the backup, or with xfs much more. What is found comes from blkid, whose
+names of types these are.
 """
 
 from __future__ import annotations
@@ -21,17 +22,22 @@ _ALWAYS = "ro,nosuid,nodev"
 # type of blkid -> types and options of mount(8) to try, in order
 _WAYS: dict[str, tuple[tuple[str, str], ...]] = {
     "ext2": (("ext2", ""), ("ext4", "")),
-    "ext3": (("ext3", "noload"), ("ext4", "noload")),
-    "ext4": (("ext4", "noload"),),
-    "xfs": (("xfs", "norecovery,nouuid"),),  # nouuid: the original may be mounted on this host
-    "btrfs": (("btrfs", "rescue=nologreplay"), ("btrfs", "nologreplay")),  # the first since Linux 5.9
-    "f2fs": (("f2fs", "norecovery"),),
-    "nilfs2": (("nilfs2", "norecovery"),),
-    "reiserfs": (("reiserfs", "nolog"),),
+    "ext3": (("ext3", ""), ("ext4", "")),
+    "xfs": (("xfs", "nouuid"),),  # the original, or another version, may be mounted on this host
     "ntfs": (("ntfs3", ""), ("ntfs-3g", ""), ("ntfs", "")),
     "vfat": (("vfat", "utf8"), ("vfat", "")),
     "exfat": (("exfat", ""), ("exfat-fuse", "")),
     "ufs": (("ufs", "ufstype=ufs2"), ("ufs", "ufstype=44bsd")),
+}
+# The same where the journal is not to be replayed, for each type of which the kernel does that.
+_BARE_WAYS: dict[str, tuple[tuple[str, str], ...]] = {
+    "ext3": (("ext3", "noload"), ("ext4", "noload")),
+    "ext4": (("ext4", "noload"),),
+    "xfs": (("xfs", "norecovery,nouuid"),),
+    "btrfs": (("btrfs", "rescue=nologreplay"), ("btrfs", "nologreplay")),  # the first since Linux 5.9
+    "f2fs": (("f2fs", "norecovery"),),
+    "nilfs2": (("nilfs2", "norecovery"),),
+    "reiserfs": (("reiserfs", "nolog"),),
 }
 _UNKNOWN_TYPE = "unknown filesystem type"  # what mount(8) says of a type that the kernel does not have
 
@@ -51,12 +57,28 @@ _OTHER_READERS = {
     "ext4": "debugfs {device}",
 }
 
+# type of blkid -> what repairs one whose journal is damaged
+_REPAIRS = {
+    "ext3": "e2fsck -fy",
+    "ext4": "e2fsck -fy",
+    "xfs": "xfs_repair -L",
+    "btrfs": "btrfs rescue zero-log",
+    "f2fs": "fsck.f2fs -f",
+    "reiserfs": "reiserfsck --fix-fixable",
+}
+
 _AMBIVALENT = "ID_FS_AMBIVALENT"
 _NOTHING_TO_SEE = {
     "swap": "swap space, which has no files",
     "swsuspend": "the memory of a system that was hibernated",
     "jbd": "the journal of another file system",
     "xfs_external_log": "the log of another file system",
+}
+# type of blkid -> the type of a device that can have its journal, and the option of mount(8) that names that device
+_EXTERNAL_JOURNALS = {
+    "ext3": ("jbd", "journal_path"),
+    "ext4": ("jbd", "journal_path"),
+    "xfs": ("xfs_external_log", "logdev"),
 }
 
 
@@ -76,11 +98,22 @@ class Content:
     uid: str = ""
     table: str = ""         # PTTYPE: it has a partition table
     ambivalent: tuple[str, ...] = ()  # several types, of which it could be each
+    journal_uid: str = ""   # of a journal on another device; of such a device: which file systems know it by
 
     @property
     def is_file_system(self) -> bool:
-        """Tell whether it can be tried to mount it."""
+        """Whether mounting it can be tried."""
         return self.usage == "filesystem" and self.kind not in _NOTHING_TO_SEE
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether the kernel replays a journal when it is mounted."""
+        return self.kind in _BARE_WAYS
+
+    def is_journal_of(self, other: Content) -> bool:
+        """Tell whether this device holds the journal of another file system."""
+        kind, _ = _EXTERNAL_JOURNALS.get(other.kind, ("", ""))
+        return kind == self.kind != "" and self.journal_uid == (other.journal_uid or other.uid)
 
     @property
     def nothing_to_see(self) -> str | None:
@@ -145,25 +178,30 @@ def parse(output: str) -> Content:
         uid=_decode(fields.get("ID_FS_UUID_ENC", "")),
         table=fields.get("ID_PART_TABLE_TYPE", ""),
         ambivalent=tuple(ambivalent),
+        journal_uid=_decode(fields.get("ID_FS_EXT_JOURNAL", "") or fields.get("ID_FS_LOGUUID", "")),
     )
 
 
-def ways(kind: str) -> list[tuple[str, str]]:
-    """Return types and options of mount(8) for a type of blkid, to be tried in order. Pure."""
+def ways(kind: str, *, replay: bool, journal: str | None = None) -> list[tuple[str, str]]:
+    """Return types and options of mount(8) for a type of blkid, to be tried in order. Pure.
+
+    `journal` is the device that has its journal, if another one does.
+    """
+    found = _WAYS.get(kind, ((kind, ""),)) if replay or kind not in _BARE_WAYS else _BARE_WAYS[kind]
+    external = "" if journal is None else f"{_EXTERNAL_JOURNALS[kind][1]}={journal}"
     return [
-        (mount_type, f"{_ALWAYS},{options}" if options else _ALWAYS)
-        for mount_type, options in _WAYS.get(kind, ((kind, ""),))
+        (mount_type, ",".join(filter(None, (_ALWAYS, options, external)))) for mount_type, options in found
     ]
 
 
-def mount(device: str, directory: str, kind: str) -> str:
+def mount(device: str, directory: str, kind: str, *, replay: bool, journal: str | None = None) -> str:
     """Mount the file system of a device, and return the options that did it.
 
     Raises:
         MountError: it cannot be mounted.
     """
     reasons = []
-    for mount_type, options in ways(kind):
+    for mount_type, options in ways(kind, replay=replay, journal=journal):
         done = run("mount", "-t", mount_type, "-o", options, "--", device, directory)
         if done.returncode == 0:
             return options
@@ -178,8 +216,22 @@ def other_command(kind: str, device: str, directory: str) -> str:
     """Return a command that goes on with a file system that could not be mounted."""
     if kind in _OTHER_READERS:
         return _OTHER_READERS[kind].format(device=device, directory=quote(directory))
-    mount_type, options = ways(kind)[0]
+    mount_type, options = ways(kind, replay=False)[0]
     return f"mount -t {mount_type} -o {options} {device} {quote(directory)}"
+
+
+def repair_commands(kind: str, version_uid: str, name: str) -> tuple[str, ...]:
+    """Return commands that repair a file system in a layer above the image, so that it can be mounted. Pure.
+
+    `name` is the partition, or `data`.
+    """
+    image = f"/mnt/by_version_uid/{version_uid}/{f'partitions/{name}' if name.isdecimal() else name}"
+    repair = _REPAIRS.get(kind)
+    return (
+        f"backyfs mount --version {version_uid} --writable /var/tmp/repaired --discard /mnt",
+        *(() if repair is None else (f"{repair} {image}",)),
+        f"mount -o {','.join(('loop', *_ALWAYS.split(','), *(('nouuid',) if kind == 'xfs' else ())))} {image} DIR",
+    )
 
 
 def _decode(text: str) -> str:

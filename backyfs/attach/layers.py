@@ -1,7 +1,7 @@
 """Volume groups, encrypted devices and RAID in a backup: what they are, and the commands that open them.
 
-They are not opened by themselves: that takes a passphrase, or could meet what is open on this host under the same
-name. The commands write nothing to the device, which is read-only.
+They are not opened automatically: that takes a passphrase, or could meet what is open on this host under the same
+name. Where journals are to be replayed, the device takes what is written, and it is thrown away at the end.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def volume_group(device: str) -> VolumeGroup | None:
     return VolumeGroup(name=name, uid=uid, volumes=tuple(volumes))
 
 
-def describe_group(group: VolumeGroup | None, devices: Sequence[str], directory: str, image: str) -> Layer:
+def describe_group(
+    group: VolumeGroup | None, devices: Sequence[str], directory: str, image: str, *, replay: bool
+) -> Layer:
     """Say how the logical volumes on some devices are read. `image` is the file behind the first one."""
     name = group.name if group is not None else _UNKNOWN
     volumes = (group.volumes if group is not None else ()) or ("LV",)
@@ -56,13 +58,15 @@ def describe_group(group: VolumeGroup | None, devices: Sequence[str], directory:
         return _group_of_this_host(name, image)
     listed = ",".join(devices)
     # An LV that may be written to cannot be mapped onto a read-only device; the list makes LVM map it read-only.
-    read_only = f"""activation/read_only_volume_list=["{name}"]"""
+    read_only = "" if replay else f""" --config 'activation/read_only_volume_list=["{name}"]'"""
     places = [os.path.join(os.path.dirname(directory), f"{name}-{volume}") for volume in volumes]
-    mounts = [_mount(f"/dev/{name}/{volume}", place) for volume, place in zip(volumes, places, strict=True)]
+    mounts = [
+        _mount(f"/dev/{name}/{volume}", place, replay=replay) for volume, place in zip(volumes, places, strict=True)
+    ]
     return Layer(
         remark=f"part of the LVM volume group {name}",
         commands=(
-            f"vgchange --devices {listed} --activate y --config '{read_only}' {name}",
+            f"vgchange --devices {listed} --activate y{read_only} {name}",
             f"mkdir {' '.join(map(quote, places))}",
             *mounts,
             f"umount {' '.join(map(quote, places))}",
@@ -71,8 +75,8 @@ def describe_group(group: VolumeGroup | None, devices: Sequence[str], directory:
     )
 
 
-def _mount(device: str, directory: str) -> str:
-    return f"mount -o ro,noload {device} {quote(directory)}"
+def _mount(device: str, directory: str, *, replay: bool) -> str:
+    return f"mount -o {'ro' if replay else 'ro,noload'} {device} {quote(directory)}"
 
 
 def _group_of_this_host(name: str, image: str) -> Layer:
@@ -92,14 +96,14 @@ def _group_of_this_host(name: str, image: str) -> Layer:
     )
 
 
-def describe_luks(device: str, directory: str) -> Layer:
+def describe_luks(device: str, directory: str, *, replay: bool) -> Layer:
     """Say how a LUKS device is read."""
     name = f"backyfs-{device.rpartition('/')[2]}"
     return Layer(
         remark="encrypted with LUKS: its passphrase opens it",
         commands=(
-            f"cryptsetup open --readonly {device} {name}",
-            _mount(f"/dev/mapper/{name}", directory),
+            f"cryptsetup open {'' if replay else '--readonly '}{device} {name}",
+            _mount(f"/dev/mapper/{name}", directory, replay=replay),
             f"umount {quote(directory)}",
             f"cryptsetup close {name}",
         ),
@@ -123,10 +127,12 @@ def describe_bitlocker(device: str, directory: str) -> Layer:
 def describe_raid(devices: Sequence[str], directory: str) -> Layer:
     """Say how the members of a Linux RAID are read."""
     return Layer(
-        remark="member of a Linux RAID; without the others it starts only if it does not need them",
+        # An array that may be written to could begin to copy all of one member onto another.
+        remark="member of a Linux RAID; without the others it starts only if it does not need them. Started read-only, "
+        "it is shown without replaying the journal in it: files written shortly before the backup can be missing",
         commands=(
             f"mdadm --assemble --readonly --run /dev/md/backyfs {' '.join(devices)}",
-            _mount("/dev/md/backyfs", directory),
+            _mount("/dev/md/backyfs", directory, replay=False),
             f"umount {quote(directory)}",
             "mdadm --stop /dev/md/backyfs",
         ),

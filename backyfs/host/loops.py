@@ -19,6 +19,7 @@ from backyfs.errors import MountError
 from backyfs.host.programs import reason_of, run
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Collection
 
 _log = logging.getLogger(__name__)
@@ -150,8 +151,8 @@ def check_loop_devices() -> None:
     _free_number()
 
 
-def set_up(file: str, announce: Callable[[str], None], lock: int) -> str:
-    """Set a loop device up for a file, read-only, with direct I/O where that is possible, and return it.
+def set_up(file: str, announce: Callable[[str], None], lock: int, *, writable: bool = False) -> str:
+    """Set up a loop device for a file, with direct I/O where that is possible, and return it.
 
     `announce` is called with the device before it is set up, once more if another one has to be taken. `lock` is a
     locked descriptor: the lock lasts until the device is set up, even if this process is killed meanwhile.
@@ -167,9 +168,9 @@ def set_up(file: str, announce: Callable[[str], None], lock: int) -> str:
                 f"{device} does not exist; make it (mknod {device} b 7 {number}), in a container pass it in"
             )
         announce(device)
-        done = run("losetup", "--read-only", device, file, inherits=(lock,))
+        done = _set_up(device, file, lock, writable=writable)
         if done.returncode == 0:
-            _tune(device)
+            _read_far_ahead(device)
             return device
         if find_loop(device) is None:
             raise MountError(f"{device} cannot be set up for {file}: {reason_of(done)}; {WITHOUT_LOOP_DEVICES}")
@@ -195,12 +196,18 @@ def release(loop: Loop, *, patience_s: float = _RELEASE_S) -> bool:
     return True
 
 
-def _tune(device: str) -> None:
-    """Have large reads, many at once. Where it is not possible the device is slower, and as good otherwise."""
+def _set_up(device: str, file: str, lock: int, *, writable: bool) -> subprocess.CompletedProcess[str]:
+    mode = () if writable else ("--read-only",)
     # Without direct I/O every byte is kept twice, as a page of the image and as a page of the device.
-    done = run("losetup", "--direct-io=on", device)
-    if done.returncode != 0:
-        _log.debug("%s has no direct I/O: %s", device, reason_of(done))
+    done = run("losetup", *mode, "--direct-io=on", device, file, inherits=(lock,))
+    if done.returncode == 0 or find_loop(device) is not None:
+        return done
+    _log.debug("%s has no direct I/O: %s", device, reason_of(done))
+    return run("losetup", *mode, device, file, inherits=(lock,))
+
+
+def _read_far_ahead(device: str) -> None:
+    """Have large reads, many at once. Where that is not possible, the device is slower."""
     setting = f"{_BLOCK}/{os.path.basename(device)}/queue/read_ahead_kb"
     with suppress(OSError), open(setting, "w", encoding="ascii") as file:
         file.write(str(_READ_AHEAD_KIB))

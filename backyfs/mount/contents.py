@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from backyfs.engine.job import Job
     from backyfs.model import Blob, BlockIndex, Version, VersionUid
-    from backyfs.mount.overlay import OverlayDirectory
+    from backyfs.mount.overlay import OverlayDirectory, Scratch
     from backyfs.mount.partitions import PartitionTable
     from backyfs.mount.reading import DamageError
     from backyfs.mount.tree import Tree
@@ -68,7 +68,7 @@ class Contents:
     """One mounted repository."""
 
     def __init__(
-        self, repository: Repository, job: Job, settings: Settings, overlays: OverlayDirectory | None = None
+        self, repository: Repository, job: Job, settings: Settings, overlays: OverlayDirectory | Scratch | None = None
     ) -> None:
         """Show a repository; with `overlays`, images can be written to."""
         # One more than there are processors: several readers at once are a tenth faster then, and one is not slower.
@@ -100,6 +100,7 @@ class Contents:
         self._told: dict[tuple[VersionUid, BlockIndex], float] = {}  # when
         self._marker = DamageMarker(repository, job)
         self._read_errors = 0
+        self._write_errors = 0
         self._began = time.monotonic()
         self.kernel_read_ahead_kib: int | None = None  # as far as it is known
         self.is_writable = overlays is not None
@@ -174,32 +175,42 @@ class Contents:
                 with trio.CancelScope(shield=True):
                     await self.close(version, file)
 
-        if self.is_writable:
+        if self._overlays is not None and self._overlays.is_shared:
             return await read()  # it may have been written to
         return await self._partitions.get(version, (), read)
 
     # Images.
 
-    async def open(self, version: Version, start: int, size_bytes: int) -> ImageFile:
+    async def open(
+        self, version: Version, start: int, size_bytes: int, *, for_writing: bool = False
+    ) -> ImageFile:
         """Open a slice of an image; to be closed."""
         reader = await self._images.open(version)
         writable = None
         if self._overlays is not None:
             try:
-                layer = await self._layers.run(self._overlays.layer, version.uid, version.size_bytes)
+                open_layer = partial(self._overlays.open, version.uid, version.size_bytes, for_writing=for_writing)
+                layer = await self._layers.run(open_layer)
             except BaseException:
                 with trio.CancelScope(shield=True):
                     await self._images.close(version)
                 raise
-            writable = WritableLayer(layer=layer, pool=self._layers)
+            writable = None if layer is None else WritableLayer(layer=layer, pool=self._layers)
         return ImageFile(reader, start, size_bytes, read_ahead_blocks=self._read_ahead_blocks, writable=writable)
 
     async def close(self, version: Version, file: ImageFile) -> None:
-        """Close what `open` has opened, and make durable what was written."""
+        """Close what `open` has opened, and make durable what was written, unless it is to be thrown away."""
         try:
-            await file.sync()
+            if self._overlays is not None and file.layer is not None:
+                if self._overlays.is_shared:
+                    await file.sync()
+                await self._layers.run(self._overlays.let_go, file.layer)
         finally:
             await self._images.close(version)
+
+    def note_write_error(self) -> None:
+        """Count a write that failed: no room, or a bad disk under the layer."""
+        self._write_errors += 1
 
     def note_damage(self, error: DamageError) -> None:
         """Count a part of an image that could not be had, and tell the log of it, now and then."""
@@ -229,6 +240,7 @@ class Contents:
             "loaded_bytes": self._cache.loaded_bytes,
             "damaged_blocks": len(self._damaged),
             "read_errors": self._read_errors,
+            "write_errors": self._write_errors,
             "timeouts": sum(pool.timeouts for pool in (self._wanted, self._ahead, self._questions, self._layers)),
         }
         if self.kernel_read_ahead_kib is not None:

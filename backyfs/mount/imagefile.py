@@ -50,6 +50,11 @@ class ImageFile:
         self._ahead = ReadAhead(block_size=reader.image.block_size, most_blocks=read_ahead_blocks)
         self._writable = writable
 
+    @property
+    def layer(self) -> Layer | None:
+        """The layer above the image; None: it cannot be written to."""
+        return None if self._writable is None else self._writable.layer
+
     async def read(self, offset: int, size: int, start_task: Starter) -> Buffer:
         """Return `size` bytes from `offset` on; fewer at the end of the file.
 

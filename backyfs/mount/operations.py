@@ -235,7 +235,8 @@ class Operations(pyfuse3.Operations):
             case Data(uid) | PartitionData(uid, _):
                 version = tree.version(uid)
                 start, size = await self._slice(tree, node)
-                file = await self._contents.open(version, start, size)
+                for_writing = flags & os.O_ACCMODE != os.O_RDONLY
+                file = await self._contents.open(version, start, size, for_writing=for_writing)
                 handle = self._add_handle(_OpenImage(version, file))
                 return pyfuse3.FileInfo(fh=handle, keep_cache=self._is_as_it_was(version, node))
             case Top.STATS:
@@ -288,7 +289,11 @@ class Operations(pyfuse3.Operations):
         opened = self._open[fh]
         if not isinstance(opened, _OpenImage) or not self._contents.is_writable:
             raise pyfuse3.FUSEError(errno.EROFS)
-        return await opened.file.write(off, buf) or _no_space(buf)
+        try:
+            return await opened.file.write(off, buf) or _no_space(buf)
+        except OSError:
+            self._contents.note_write_error()
+            raise
 
     @_guarded
     async def fsync(self, fh: int, datasync: bool) -> None:

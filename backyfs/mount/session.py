@@ -21,11 +21,11 @@ from backyfs.host.mountpoints import check_mountpoint
 from backyfs.host.mounttable import shown_mounts
 from backyfs.mount.contents import Contents, Settings
 from backyfs.mount.operations import Operations
-from backyfs.mount.overlay import OverlayDirectory
+from backyfs.mount.overlay import OverlayDirectory, Scratch
 from backyfs.ownfiles import find_own
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Collection
 
     from backyfs.repository import Repository
 
@@ -37,6 +37,19 @@ _KERNEL_READ_AHEAD_KIB = 2048
 _MAX_BACKGROUND = 64           # 12 by default: with 5 ms per read 1,500 MB/s instead of 530
 _CONNECTIONS = "/sys/fs/fuse/connections"
 _CHECK_JOB_S = 5.0
+# Signals of signal(7) that keep their default action: the process is broken, cannot catch them, or does not end.
+_FAULTS = frozenset(
+    {
+        signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS,
+        signal.SIGKILL,
+    }
+)  # fmt: skip
+_NOT_FATAL = frozenset(
+    {
+        signal.SIGCHLD, signal.SIGCONT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
+        signal.SIGURG, signal.SIGWINCH,
+    }
+)  # fmt: skip
 _FUSE_CONF = "/etc/fuse.conf"
 # What `-o` may say. The rest of libfuse's options change what a read gives or who may read, and are ours.
 _ALLOWED_OPTIONS = frozenset(
@@ -53,6 +66,7 @@ class MountRequest:
     settings: Settings = field(default_factory=Settings)
     writable: str | None = None  # directory for what is written to images; None: they are read-only
     discard: bool = False        # what is written is forgotten at the end
+    scratch: str | None = None   # directory for what is written to one open file and gone when it is closed
 
 
 def check_options(options: tuple[str, ...]) -> None:
@@ -77,8 +91,11 @@ def serve(
     request: MountRequest,
     ready: Callable[[int | None], None],
     ending: Callable[[], None] = lambda: None,
+    ending_signals: Collection[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
 ) -> None:
-    """Mount the repository and serve it until it is unmounted or SIGINT or SIGTERM comes.
+    """Mount the repository and serve it until it is unmounted or one of `ending_signals` comes.
+
+    Other signals that end a process by default do nothing: a mount whose process is gone answers nothing.
 
     `ready` is called once, as soon as the mount answers, with how far the kernel reads ahead in KiB; None: not as
     far as it could. `ending` is called when it is to end without having been unmounted: reads that wait for the limits
@@ -94,12 +111,14 @@ def serve(
     request = replace(request, mountpoint=os.path.realpath(request.mountpoint))
     _check_device()
     with Job(repository.database, f"mount {request.mountpoint}", only_reads=True) as job, ExitStack() as opened:
-        overlays = None
+        overlays: OverlayDirectory | Scratch | None = None
+        if request.scratch is not None:
+            overlays = opened.enter_context(Scratch(request.scratch))
         if request.writable is not None:
             _check_overlay_directory(request.writable, request.mountpoint, repository.own_paths)
             overlays = opened.enter_context(OverlayDirectory(request.writable, repository.uid, discard=request.discard))
         contents = Contents(repository, job, request.settings, overlays)
-        trio.run(_serve, contents, request, job, ready, ending)
+        trio.run(_serve, contents, request, job, _Wishes(ready=ready, ending=ending, signals=frozenset(ending_signals)))
     _log.info("%s is unmounted", request.mountpoint)
 
 
@@ -115,7 +134,7 @@ def _check_overlay_directory(path: str, mountpoint: str, own_paths: tuple[str, .
 def _mount(operations: Operations, request: MountRequest) -> None:
     # default_permissions: the kernel checks modes, so that allow_other alone gives nobody the images.
     options = {"default_permissions", "fsname=backyfs", "subtype=backyfs", *request.options}
-    if request.writable is None:
+    if request.writable is None and request.scratch is None:
         options.add("ro")
     try:
         pyfuse3.init(operations, request.mountpoint, options)
@@ -126,30 +145,43 @@ def _mount(operations: Operations, request: MountRequest) -> None:
         ) from error
 
 
-async def _serve(
-    contents: Contents,
-    request: MountRequest,
-    job: Job,
-    ready: Callable[[int | None], None],
-    ending: Callable[[], None],
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wishes:
+    """What the caller of `serve` wants to hear of, and what ends it."""
+
+    ready: Callable[[int | None], None]
+    ending: Callable[[], None]
+    signals: frozenset[signal.Signals]
+
+
+async def _serve(contents: Contents, request: MountRequest, job: Job, wishes: _Wishes) -> None:
     operations = Operations(contents)
     # Listening before there is a mount: a signal that comes between the two would leave it without its process.
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*wishes.signals, *_harmless_signals(wishes.signals)) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, wishes.signals)  # whatever the starter had blocked
         _mount(operations, request)
         try:
             async with trio.open_nursery() as nursery:
                 operations.background = nursery
-                nursery.start_soon(_end_on_signal, signals, ending)
-                nursery.start_soon(_end_without_job, job, ending)
+                nursery.start_soon(_end_on_signal, signals, wishes)
+                nursery.start_soon(_end_without_job, job, wishes.ending)
                 nursery.start_soon(contents.keep_fresh)
                 nursery.start_soon(contents.mark_damage)
-                nursery.start_soon(_announce, contents, request.mountpoint, ready)
+                nursery.start_soon(_announce, contents, request.mountpoint, wishes.ready)
                 await pyfuse3.main()
                 nursery.cancel_scope.cancel()
         finally:
             pyfuse3.close(unmount=True)  # also where it is in use: what is open then answers ENOTCONN
     job.check()
+
+
+def _harmless_signals(ending: Collection[int]) -> set[int]:
+    """Return the signals that end a process by default and mean nothing to a mount.
+
+    They get a handler instead of SIG_IGN, which the programs that this process starts would inherit.
+    """
+    others = signal.valid_signals() - _FAULTS - _NOT_FATAL - set(ending)
+    return {number for number in others if signal.getsignal(number) is not signal.SIG_IGN}
 
 
 async def _announce(contents: Contents, mountpoint: str, ready: Callable[[int | None], None]) -> None:
@@ -185,11 +217,14 @@ def _write_setting(path: str, number: int) -> bool:
     return True
 
 
-async def _end_on_signal(signals: AsyncIterator[int], ending: Callable[[], None]) -> None:
+async def _end_on_signal(signals: AsyncIterator[int], wishes: _Wishes) -> None:
     async for number in signals:
-        _log.info("unmounting after %s", signal.Signals(number).name)
-        ending()
-        pyfuse3.terminate()
+        if number in wishes.signals:
+            _log.info("unmounting after %s", signal.Signals(number).name)
+            wishes.ending()
+            pyfuse3.terminate()
+        else:
+            _log.debug("signal %d is ignored: SIGTERM unmounts", number)
 
 
 async def _end_without_job(job: Job, ending: Callable[[], None]) -> None:

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from backyfs.attach.attachment import Attachment, AttachRequest, Outcome, attach
+from backyfs.attach.attachment import Attachment, AttachRequest, attach
+from backyfs.attach.parts import Outcome
+from backyfs.cli import background
 from backyfs.cli.arguments import version_argument
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_rows
+from backyfs.cli.serving import serve_mount
 from backyfs.cli.text import printable
 from backyfs.errors import MountError
 from backyfs.metadata.versions import find_version
 from backyfs.model import VersionStatus
 
 if TYPE_CHECKING:
-    from backyfs.attach.attachment import Part
+    from backyfs.attach.parts import Part
     from backyfs.cli.invocation import Invocation
     from backyfs.cli.output import Row
+    from backyfs.mount.session import MountRequest
+    from backyfs.repository import Repository
 
 _log = logging.getLogger("backyfs.cli")
+_SCRATCH_DIRECTORY = "/var/tmp"  # noqa: S108 - files without a name; not /tmp or /run, which may be in memory
 _COLUMNS = ("partition", "size_bytes", "type", "label", "state", "mountpoint", "device", "remark")
 _PIPE_COLUMNS = ("directory", *_COLUMNS)
 
@@ -31,53 +37,100 @@ _PIPE_COLUMNS = ("directory", *_COLUMNS)
 @click.command()
 @version_argument
 @click.argument("directory", required=False, type=click.Path())
-@click.pass_context
-def command(context: click.Context, version: str, directory: str | None) -> None:
+@click.option("--no-replay", is_flag=True, help="Show the bare image: do not replay journals.")
+@click.pass_obj
+def command(invocation: Invocation, version: str, directory: str | None, *, no_replay: bool) -> int:
     """Mount every file system of VERSION below DIRECTORY, read-only. For root.
 
     DIRECTORY is made if it is not there; by default it is /run/backyfs/NAME_DATE. Each partition is mounted on
     DIRECTORY/NUMBER, a file system on the whole image on DIRECTORY/data, and DIRECTORY/devices has links to the
-    loop devices. A mount of the repository is used if there is one, else one is made. For what is encrypted or
-    belongs to a volume group, the commands to go on are told. `backyfs detach` undoes all of it.
+    loop devices. A file system that was in use is shown as it would be after a boot: its journal is replayed into
+    a temporary file, which is thrown away; the version does not change. For encrypted volumes and LVM, it prints
+    the commands to continue with. `backyfs detach` undoes all of it.
     """
-    invocation: Invocation = context.obj
+    invocation.load_config()
+    import backyfs.repository  # noqa: F401, PLC0415 - before the fork: both processes need it
+
+    forked = background.start()
+    if isinstance(forked, background.Starter):
+        return _serve(invocation, forked)
+    with forked:
+        attachment = _attach(invocation, version, directory, forked, replay=not no_replay)
+    _print(invocation, attachment)
+    _check(attachment)
+    return 0
+
+
+def _attach(
+    invocation: Invocation, text: str, directory: str | None, child: background.Child, *, replay: bool
+) -> Attachment:
     with invocation.open_repository() as repository:
         with repository.database.read() as connection:
-            wanted = find_version(connection, version)
+            version = find_version(connection, text)
         own_paths, repository_uid = repository.own_paths, repository.uid
-    if wanted.status is not VersionStatus.VALID:
-        _log.warning("version %s is %s: not everything in it can be read", wanted.uid, wanted.status.value)
+    if version.status is not VersionStatus.VALID:
+        _log.warning("version %s is %s: not everything in it can be read", version.uid, version.status.value)
+    scratch = os.environ.get("TMPDIR", _SCRATCH_DIRECTORY)
 
     def start_mount(mountpoint: str) -> None:
-        _start_mount(context, wanted.uid, mountpoint)
+        child.order(
+            uid=version.uid, mountpoint=mountpoint, scratch=scratch if replay else None, answered=invocation.answered
+        )
+        if child.wait_until_ready():
+            raise MountError(f"version {version.uid} cannot be mounted; the reason is above")
 
-    attachment = attach(
+    return attach(
         AttachRequest(
-            version=wanted,
+            version=version,
             repository_uid=repository_uid,
             own_paths=own_paths,
             start_mount=start_mount,
             directory=directory,
+            scratch=scratch if replay else None,
         )
     )
-    _print(invocation, attachment)
-    if all(part.outcome not in {Outcome.MOUNTED, Outcome.READY} for part in attachment.parts):
+
+
+def _serve(invocation: Invocation, starter: background.Starter) -> int:
+    """Mount the version that the starter names, if it needs a mount."""
+    from backyfs.mount.contents import Settings  # noqa: PLC0415 - while the starter looks for the version
+    from backyfs.mount.selection import Selection  # noqa: PLC0415
+    from backyfs.mount.session import MountRequest  # noqa: PLC0415
+
+    order = starter.receive()
+    if order is None:
+        return 0
+    if invocation.log_option is None:
+        background.log_errors_only()  # where it is mounted is of no interest
+    invocation.answered[:] = order["answered"]
+
+    def request_of(_repository: Repository) -> MountRequest:
+        settings = Settings(selection=Selection(uids=frozenset({order["uid"]})))
+        return MountRequest(mountpoint=order["mountpoint"], settings=settings, scratch=order["scratch"])
+
+    serve_mount(invocation, order["mountpoint"], request_of, starter)
+    return 0
+
+
+def _check(attachment: Attachment) -> None:
+    """Make sure that something can be seen, and nothing is shown that is older than it should be.
+
+    Raises:
+        MountError: it is not so.
+    """
+    undo = f"`backyfs detach {shlex.quote(attachment.directory)}`"
+    outcomes = {part.outcome for part in attachment.parts}
+    if outcomes.isdisjoint({Outcome.MOUNTED, Outcome.READY, Outcome.BARE}):
         raise MountError(
-            f"no file system of version {wanted.uid} could be mounted; the reasons are listed above, and "
-            f"`backyfs detach {shlex.quote(attachment.directory)}` takes the loop devices away"
+            f"no file system of version {attachment.version_uid} could be mounted; the reasons are listed above, and "
+            f"{undo} takes the loop devices away"
         )
-
-
-def _start_mount(context: click.Context, uid: str, mountpoint: str) -> None:
-    from backyfs.cli.commands.mount import command as mount_command  # noqa: PLC0415 - rarely needed
-
-    invocation: Invocation = context.obj
-    quiet = replace(invocation, log_option=invocation.log_option or "--quiet")  # its place is no news to anybody
-    words = ["--version", uid, "--", mountpoint]
-    with mount_command.make_context("mount", words, parent=context, obj=quiet) as made:
-        status = mount_command.invoke(made)
-    if status:
-        raise MountError(f"version {uid} cannot be mounted; the reason is told above")
+    bare = [_called(part) for part in attachment.parts if part.outcome is Outcome.BARE]
+    if bare:
+        raise MountError(
+            f"the journal of {', '.join(bare)} could not be replayed: the newest files can be missing; the reason and "
+            f"the commands to continue with are listed above, and {undo} unmounts everything"
+        )
 
 
 def _print(invocation: Invocation, attachment: Attachment) -> None:

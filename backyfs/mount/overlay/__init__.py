@@ -11,19 +11,21 @@ import fcntl
 import os
 import threading
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from backyfs.errors import MountError
 from backyfs.files import make_directory, open_file, require_no_device_directory, sync_directory, sync_file
 from backyfs.mount.overlay.layer import Layer
-from backyfs.mount.overlay.layerfiles import FILE_NAME, LayerNames
+from backyfs.mount.overlay.layerfiles import FILE_NAME, LayerNames, create_data, create_unnamed_data
+from backyfs.mount.overlay.scratch import Scratch
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from backyfs.model import VersionUid
 
-__all__ = ["Layer", "OverlayDirectory"]
+__all__ = ["Layer", "OverlayDirectory", "Scratch"]
 
 _LOCK = "lock"
 _REPOSITORY = "repository"
@@ -35,6 +37,8 @@ _MAGIC = b"backyfs overlay 1\n"
 
 class OverlayDirectory:
     """A directory of layers, locked for one mount. May be used by several threads at once."""
+
+    is_shared = True  # what one writes to an image, all read
 
     def __init__(self, path: str, repository_uid: str, *, discard: bool = False) -> None:
         """Open the directory, making it if it is missing (mode 0700), and lock it.
@@ -91,9 +95,21 @@ class OverlayDirectory:
             layer = self._layers.get(uid)
             if layer is None:
                 names = LayerNames(self._fd, self._path, uid, size_bytes)
-                layer = self._layers[uid] = Layer(names, is_kept=self._is_kept)
+                layer = self._layers[uid] = self._open_layer(names)
             assert layer.size_bytes == size_bytes, "a version does not change"
             return layer
+
+    def open(self, uid: VersionUid, size_bytes: int, *, for_writing: bool) -> Layer:  # noqa: ARG002 - the same for all
+        """Return what `layer` does: everyone who has a version open reads what was written to it."""
+        return self.layer(uid, size_bytes)
+
+    def let_go(self, layer: Layer) -> None:
+        """Do nothing: a layer outlives those who opened it."""
+
+    def _open_layer(self, names: LayerNames) -> Layer:
+        if self._is_kept:
+            return Layer(names.image_bytes, partial(create_data, names), names=names)
+        return Layer(names.image_bytes, partial(create_unnamed_data, names))
 
     def close(self) -> None:
         """Sync and close all layers, and let go of the directory. Safe to call again.

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from backyfs.mount.overlay.chunkset import ChunkSet
-from backyfs.mount.overlay.layerfiles import CHUNK_BYTES, MapFile, create_data, open_data, read_all, write_all
+from backyfs.mount.overlay.layerfiles import CHUNK_BYTES, MapFile, open_data, read_all, write_all
+from backyfs.mount.overlay.room import Room
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from backyfs.model import Buffer
     from backyfs.mount.overlay.layerfiles import LayerNames
@@ -32,11 +33,23 @@ class Layer:
     and do not wait for those that write or sync: an event loop may call them.
     """
 
-    def __init__(self, names: LayerNames, *, is_kept: bool) -> None:
-        """Open a layer; its files are made by the first write. One that is not kept has no names and no map."""
-        self.size_bytes = names.image_bytes
+    def __init__(
+        self,
+        size_bytes: int,
+        create_data: Callable[[], int],
+        *,
+        names: LayerNames | None = None,
+        room: Room | None = None,
+    ) -> None:
+        """Open the layer of an image of `size_bytes`.
+
+        The first write calls `create_data` for the descriptor of an empty file. `names` are those of a layer that
+        is kept; without them it has no map and ends when it is closed. `room` bounds what it may hold.
+        """
+        self.size_bytes = size_bytes
+        self._create_data = create_data
         self._names = names
-        self._is_kept = is_kept
+        self._room = room or Room(None)
         # Locks are taken in this order.
         self._sync_lock = threading.Lock()   # one sync at a time, and guards the map file
         self._write_lock = threading.Lock()  # one write at a time: what two fill the rest of, both have written to
@@ -48,8 +61,8 @@ class Layer:
         self._is_closed = False
         self._has_failed = False             # bytes that were written are lost
         self._data_fd: int | None = None     # None until the first write
-        self._map = MapFile.open(names, self._chunks) if is_kept else None
-        if self._map is not None:
+        self._map = None if names is None else MapFile.open(names, self._chunks)
+        if names is not None and self._map is not None:
             try:
                 self._data_fd = open_data(names)
             except BaseException:
@@ -109,7 +122,8 @@ class Layer:
             if self._data_fd is None:
                 self._data_fd = self._create_data()
             whole = b"".join((before, data, after)) if before or after else data
-            write_all(self._data_fd, whole, start - len(before))
+            with self._taking_room(*_chunks_of(start, stop)):
+                write_all(self._data_fd, whole, start - len(before))
             with self._lock:
                 self._chunks.add(*_chunks_of(start, stop))
                 self._needs_sync = True
@@ -142,10 +156,12 @@ class Layer:
             OSError: what was written last may not be durable. The files are closed nevertheless.
         """
         try:
-            if self._is_kept:
+            if self._names is not None:
                 self.sync()
         finally:
             with self._sync_lock, self._write_lock, self._lock:
+                if not self._is_closed:
+                    self._room.give_back(len(self._chunks) * CHUNK_BYTES)
                 self._is_closed = True
                 self._needs_sync = False
                 self._lock.wait_for(lambda: self._readers == 0)
@@ -161,7 +177,7 @@ class Layer:
             with self._lock:
                 pages = {number: self._chunks.page(number) for number in changed[first : first + _SYNC_PAGES]}
             self._sync_data()  # also where it is not kept: to hear of bytes that are lost
-            if not self._is_kept:
+            if self._names is None:
                 return
             if self._map is None:
                 self._map = MapFile.create(self._names)
@@ -180,15 +196,17 @@ class Layer:
                 self._has_failed = True
             raise
 
-    def _create_data(self) -> int:
-        fd = create_data(self._names)
-        if not self._is_kept:
-            try:
-                self._names.unlink_data()  # it is gone with the process, however that ends
-            except BaseException:
-                os.close(fd)
-                raise
-        return fd
+    @contextmanager
+    def _taking_room(self, first: int, last: int) -> Iterator[None]:
+        """Account for the chunks of [first, last) that the layer lacks, unless writing them fails."""
+        with self._lock:
+            lacking = sum(stop - start for start, stop, is_in in self._chunks.runs(first, last) if not is_in)
+        self._room.take(lacking * CHUNK_BYTES)
+        try:
+            yield
+        except BaseException:
+            self._room.give_back(lacking * CHUNK_BYTES)
+            raise
 
     @contextmanager
     def _reading(self, start: int, stop: int) -> Iterator[int | None]:

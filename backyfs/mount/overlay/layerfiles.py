@@ -95,6 +95,17 @@ def create_data(names: LayerNames) -> int:
     return fd
 
 
+def create_unnamed_data(names: LayerNames) -> int:
+    """Do the same and remove its name: the file is gone with the process, however that ends."""
+    fd = create_data(names)
+    try:
+        names.unlink_data()
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def open_data(names: LayerNames) -> int:
     """Open the file of the data, which has a map, and make durable what an earlier process left in it unsynced.
 

@@ -1,7 +1,7 @@
 """Find the partitions of an image. Reads through a function it is given; no I/O of its own, no state.
 
 Whatever the image holds, nothing is raised, the work is bounded, and every partition that is returned is within
-the image and not empty. What is not as it should be is told in the remarks of the table.
+the image and not empty; those outside are listed separately. The remarks of the table say what is odd.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ def read_partitions(read: Callable[[int, int], bytes], image_bytes: int) -> Part
     """
     disk = Disk(read, image_bytes)
     table = _find_table(disk) or _NO_TABLE
-    partitions = tuple(sorted(_placed(disk, table.partitions), key=lambda partition: partition.number))
+    listed = sorted(table.partitions, key=lambda partition: partition.number)
+    partitions = tuple(_placed(disk, listed))
     _remark_overlaps(disk, partitions)
-    return replace(table, partitions=partitions, remarks=disk.remarks)
+    outside = tuple(each for each in listed if each.size > 0 and each.start >= disk.image_bytes)
+    return replace(table, partitions=partitions, remarks=disk.remarks, outside=outside)
 
 
 def _find_table(disk: Disk) -> PartitionTable | None:
@@ -73,7 +75,8 @@ def _placed(disk: Disk, partitions: Iterable[Partition]) -> Iterator[Partition]:
             disk.remark(f"{name} starts at byte {partition.start}, beyond the end of the image; it is left out.")
         elif partition.end > disk.image_bytes:
             disk.remark(f"{name} ends at byte {partition.end}, beyond the end of the image; it is cut there.")
-            yield replace(partition, size=disk.image_bytes - partition.start)
+            size = disk.image_bytes - partition.start
+            yield replace(partition, size=size, missing=partition.size - size)
         else:
             yield partition
 

@@ -99,6 +99,7 @@ class Partition:
     name: str        # label in a GPT, as it stands there: it may hold anything but NUL
     uid: str         # what Linux calls PARTUUID; '' if there is none
     bootable: bool   # active in an MBR, bootable by a legacy BIOS in a GPT
+    missing: int = 0  # bytes that the table gives it after those, past the end of the image
 
     @property
     def end(self) -> int:
@@ -114,6 +115,7 @@ class PartitionTable:
     sector_bytes: int                  # 512 or 4096; 512 if there is no table
     partitions: tuple[Partition, ...]  # by number
     remarks: tuple[str, ...]           # what is odd: sentences in English
+    outside: tuple[Partition, ...] = ()  # those that start past the end of the image; as the table has them, by number
 
 
 def describe(table: PartitionTable) -> str:

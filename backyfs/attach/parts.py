@@ -1,0 +1,248 @@
+"""Open the partitions of an image: look what each holds, give it a loop device, and mount its file system."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING
+
+from backyfs.attach import filesystems
+from backyfs.attach.filesystems import Content
+from backyfs.attach.superblocks import declared_bytes, has_to_be_replayed
+from backyfs.errors import MountError
+from backyfs.host import records
+from backyfs.host.loops import find_loop, release, set_up
+from backyfs.host.mounttable import list_mounts
+from backyfs.host.unmounting import call_umount
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backyfs.attach.image import Slice
+
+_CAN_BE_MISSING = "files written shortly before the backup can be missing or damaged"
+
+
+class Outcome(Enum):
+    """What became of a partition."""
+
+    MOUNTED = "mounted"
+    BARE = "bare"        # mounted, but its journal could not be replayed
+    READY = "ready"      # its loop device waits for the commands that open it
+    NOTHING = "nothing"  # it holds nothing to see
+    TRUNCATED = "truncated"  # it extends past the end of the image, and cannot be mounted
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A partition of an attached image, or the image itself."""
+
+    name: str                  # number of the partition; `data`: the whole image
+    file: str | None           # in the mount of the version; None: the image has nothing of it
+    size_bytes: int            # in the image
+    outcome: Outcome
+    content: Content = field(default_factory=Content)
+    device: str | None = None
+    mountpoint: str | None = None
+    options: str = ""          # it is mounted with
+    remark: str = ""           # why it is not mounted, or what it lacks
+    commands: tuple[str, ...] = ()  # to continue with, and afterwards to undo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How the partitions of an image are opened."""
+
+    directory: str      # of the attachment
+    version_uid: str
+    lock: int           # descriptor of the lock of the directory
+    replay: bool        # whether journals are to be replayed
+    is_writable: bool   # whether the mount takes what a journal writes
+    scratch: str = ""   # the directory that it goes to
+
+
+class NeedsLayerError(MountError):
+    """Something here has to be written to, and the mount is read-only."""
+
+
+def open_parts(slices: Sequence[Slice], access: Access) -> list[Part]:
+    """Open partitions; what goes wrong with one is in its part.
+
+    Raises:
+        NeedsLayerError: a journal has to be replayed, or may have to be, and the mount cannot be written to.
+    """
+    looked_at = [_look(each) for each in slices]
+    journals = {part.name for part in looked_at if any(part.content.is_journal_of(each.content) for each in looked_at)}
+    opened: dict[str, Part] = {}
+    # Journals first: the file systems that they belong to are mounted with their devices.
+    for part in sorted(looked_at, key=lambda part: part.name not in journals):
+        opened[part.name] = _open(part, list(opened.values()), access, is_journal=part.name in journals)
+    return [opened[each.name] for each in slices]
+
+
+def close_parts(directory: str) -> None:
+    """Unmount and detach what `open_parts` has opened in the directory of an attachment, when the mount is given up.
+
+    Raises:
+        MountError: something is in use already.
+    """
+    devices = records.noted_devices(directory)
+    mounted = {mount.mountpoint for mount in list_mounts()}
+    for name in devices:
+        mountpoint = os.path.join(directory, name)
+        if mountpoint in mounted:
+            call_umount(mountpoint)
+    for device in devices.values():
+        _let_go(device)
+
+
+def with_remark_on_end(part: Part, each: Slice) -> Part:
+    """Return a part with the remark that it, or its file system, extends past the end of the image, if it does."""
+    fact = _fact_on_end(part, each)
+    if fact is None:
+        return part
+    if part.outcome in {Outcome.FAILED, Outcome.TRUNCATED}:
+        remark = f"{fact}, so it cannot be mounted{f' ({part.remark})' if part.remark else ''}"
+        return replace(part, outcome=Outcome.TRUNCATED, remark=remark)
+    return replace(part, remark=f"{part.remark}; {fact}" if part.remark else fact)
+
+
+def _fact_on_end(part: Part, each: Slice) -> str | None:
+    if each.file is None:
+        return f"all of its {each.missing_bytes} bytes are past the end of the image"
+    if each.missing_bytes:
+        return f"its last {each.missing_bytes} bytes are past the end of the image"
+    with suppress(OSError):
+        declared = declared_bytes(part.content.kind, partial(_read, part))
+        if declared is not None and declared > each.size_bytes:
+            return f"its file system has {declared} bytes, and {each.size_bytes} of them are in the image"
+    return None
+
+
+def _look(each: Slice) -> Part:
+    part = Part(name=each.name, file=each.file, size_bytes=each.size_bytes, outcome=Outcome.FAILED)
+    if each.file is None:
+        return part
+    try:
+        return replace(part, content=filesystems.probe(each.file), outcome=Outcome.NOTHING)
+    except MountError as error:
+        return replace(part, remark=str(error))
+
+
+def _open(part: Part, opened: Sequence[Part], access: Access, *, is_journal: bool) -> Part:
+    if part.outcome is Outcome.FAILED:
+        return part
+    nothing = part.content.nothing_to_see
+    part = replace(part, remark=nothing or "")
+    if nothing is not None and not is_journal:
+        return part
+    try:
+        if part.content.is_file_system:
+            journal = next((each.device for each in opened if each.content.is_journal_of(part.content)), None)
+            return _mount(part, journal, access)
+        part = replace(part, device=_set_up(part, access, writable=access.replay))
+    except NeedsLayerError:
+        raise
+    except (MountError, OSError) as error:
+        return replace(part, outcome=Outcome.FAILED, remark=str(error))
+    if is_journal:
+        return part
+    _make_mountpoint(part, access)
+    return replace(part, outcome=Outcome.READY)
+
+
+# File systems.
+
+
+def _mount(part: Part, journal: str | None, access: Access) -> Part:
+    """Mount a file system as it would be after a boot; where that fails, as it is in the image."""
+    content = part.content
+    if not content.has_journal:
+        return _mount_once(part, journal, access)
+    if not access.replay:
+        bare = _mount_once(part, journal, access)
+        remark = f"the bare image: its journal was not replayed (--no-replay), so {_CAN_BE_MISSING}"
+        return replace(bare, remark=remark) if bare.outcome is Outcome.MOUNTED else bare
+    if content.journal_uid and journal is None:
+        if not has_to_be_replayed(content.kind, partial(_read, part)):
+            return _mount_once(part, journal, access)
+        return _mount_bare(part, journal, access, "it is on a device that this version does not contain")
+    errors_before = _write_errors(access)
+    replayed = _mount_once(part, journal, access, replay=True)
+    if replayed.outcome is Outcome.MOUNTED:
+        return replayed
+    if not access.is_writable:  # without a journal to replay, that would have been enough
+        raise NeedsLayerError(replayed.remark)
+    reason = replayed.remark
+    if _write_errors(access) > errors_before:
+        reason += f"; there was no room for it in {access.scratch}, set TMPDIR to a directory with more"
+    assert replayed.device is not None
+    _let_go(replayed.device)
+    return _mount_bare(part, journal, access, reason)
+
+
+def _mount_bare(part: Part, journal: str | None, access: Access, reason: str) -> Part:
+    bare = _mount_once(part, journal, access)
+    if bare.outcome is not Outcome.MOUNTED:
+        return bare
+    return replace(
+        bare,
+        outcome=Outcome.BARE,
+        remark=f"the bare image: its journal could not be replayed ({reason}), so {_CAN_BE_MISSING}",
+        commands=filesystems.repair_commands(part.content.kind, access.version_uid, part.name),
+    )
+
+
+def _mount_once(part: Part, journal: str | None, access: Access, *, replay: bool = False) -> Part:
+    kind = part.content.kind
+    device = _set_up(part, access, writable=replay and access.is_writable)
+    mountpoint = _make_mountpoint(part, access)
+    part = replace(part, device=device)
+    try:
+        options = filesystems.mount(device, mountpoint, kind, replay=replay, journal=journal)
+    except MountError as error:
+        command = filesystems.other_command(kind, device, mountpoint)
+        return replace(part, outcome=Outcome.FAILED, remark=str(error), commands=(command,))
+    return replace(part, outcome=Outcome.MOUNTED, mountpoint=mountpoint, options=options)
+
+
+def _set_up(part: Part, access: Access, *, writable: bool) -> str:
+    assert part.file is not None
+    if writable and not access.is_writable:
+        raise NeedsLayerError(f"{part.file} may have to be written to")
+    announce = partial(records.note_device, access.directory, part.name)
+    return set_up(part.file, announce, access.lock, writable=writable)
+
+
+def _let_go(device: str) -> None:
+    loop = find_loop(device)
+    if loop is not None:
+        release(loop)
+
+
+def _make_mountpoint(part: Part, access: Access) -> str:
+    mountpoint = os.path.join(access.directory, part.name)
+    with suppress(FileExistsError):
+        os.mkdir(mountpoint, mode=0o700)
+    return mountpoint
+
+
+def _read(part: Part, offset: int, size: int) -> bytes:
+    assert part.file is not None
+    with open(part.file, "rb", buffering=0) as file:
+        return os.pread(file.fileno(), size, offset)
+
+
+def _write_errors(access: Access) -> int:
+    """Return how many writes the mount of the attachment has refused so far."""
+    path = os.path.join(records.own_mountpoint(access.directory), "stats")
+    with suppress(OSError), open(path, encoding="ascii") as lines:
+        for line in lines:
+            name, _, number = line.partition(" ")
+            if name == "write_errors":
+                return int(number)
+    return 0
