@@ -1,8 +1,10 @@
 """Attach a version: mount it, give its partitions loop devices, and mount every file system that is found.
 
-A mount of the repository that is there is used as long as nothing has to be written. Otherwise the version gets a mount
-of its own, in which a journal can be replayed: what is written there is thrown away. What is to be done is written down before it is done (`backyfs.host.records`), so `backyfs.attach.detachment` can
-undo it, whenever this was killed.
+A mount of the repository that is there is used as long as nothing has to be written. Otherwise the version gets a
+mount of its own, in which journals can be replayed: what is written there is thrown away.
+
+What is to be done is recorded before it is done (`backyfs.host.records`), so `backyfs.attach.detachment` can undo it,
+whenever this was killed.
 """
 
 from __future__ import annotations

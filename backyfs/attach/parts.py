@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.attach import filesystems
 from backyfs.attach.filesystems import Content
-from backyfs.attach.superblocks import declared_bytes, has_to_be_replayed
+from backyfs.attach.superblocks import declared_bytes, has_its_log_elsewhere, has_to_be_replayed
 from backyfs.errors import MountError
 from backyfs.host import records
 from backyfs.host.loops import find_loop, release, set_up
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from backyfs.attach.image import Slice
 
+_ELSEWHERE = "is on a device that this version does not contain"
 _CAN_BE_MISSING = "files written shortly before the backup can be missing or damaged"
 
 
@@ -159,23 +160,31 @@ def _open(part: Part, opened: Sequence[Part], access: Access, *, is_journal: boo
 
 
 def _mount(part: Part, journal: str | None, access: Access) -> Part:
-    """Mount a file system as it would be after a boot; where that fails, as it is in the image."""
+    """Mount a file system, with its journal replayed if that is wanted."""
     content = part.content
-    if not content.has_journal:
+    read = partial(_read, part)
+    if journal is None and has_its_log_elsewhere(content.kind, read):
+        commands = (f"mount -o ro,nouuid,logdev=LOG {part.file} DIR",)
+        return replace(part, outcome=Outcome.FAILED, remark=f"its log {_ELSEWHERE}", commands=commands)
+    lacks_journal = journal is None and bool(content.journal_uid)
+    if not content.has_journal or (lacks_journal and not has_to_be_replayed(content.kind, read)):
         return _mount_once(part, journal, access)
-    if not access.replay:
-        bare = _mount_once(part, journal, access)
-        remark = f"the bare image: its journal was not replayed (--no-replay), so {_CAN_BE_MISSING}"
-        return replace(bare, remark=remark) if bare.outcome is Outcome.MOUNTED else bare
-    if content.journal_uid and journal is None:
-        if not has_to_be_replayed(content.kind, partial(_read, part)):
-            return _mount_once(part, journal, access)
-        return _mount_bare(part, journal, access, "it is on a device that this version does not contain")
+    if access.replay and lacks_journal:
+        return _mount_bare(part, journal, access, f"it {_ELSEWHERE}")
+    if access.replay:
+        return _mount_replayed(part, journal, access)
+    bare = _mount_once(part, journal, access)
+    remark = f"the bare image: its journal was not replayed (--no-replay), so {_CAN_BE_MISSING}"
+    return replace(bare, remark=remark) if bare.outcome is Outcome.MOUNTED else bare
+
+
+def _mount_replayed(part: Part, journal: str | None, access: Access) -> Part:
+    """Mount a file system as it would be after a boot; where that fails, as it is in the image."""
     errors_before = _write_errors(access)
     replayed = _mount_once(part, journal, access, replay=True)
     if replayed.outcome is Outcome.MOUNTED:
         return replayed
-    if not access.is_writable:  # without a journal to replay, that would have been enough
+    if not access.is_writable:  # enough for a journal that is empty
         raise NeedsLayerError(replayed.remark)
     reason = replayed.remark
     if _write_errors(access) > errors_before:

@@ -1,4 +1,4 @@
-"""What superblocks say that blkid does not print: how long a file system is, and whether an ext has to be replayed.
+"""What superblocks say that blkid does not print: how long a file system is, and facts about its journal.
 
 Sources: fs/ext4/ext4.h, fs/xfs/libxfs/xfs_format.h, include/uapi/linux/btrfs_tree.h and fs/squashfs/squashfs_fs.h of
 Linux, and the boot sector of NTFS. Nothing that an image holds raises anything here.
@@ -57,6 +57,15 @@ def has_to_be_replayed(kind: str, read: Read) -> bool:
         OSError: what `read` raises.
     """
     return kind not in _EXT or bool(_little(read(_EXT_SUPERBLOCK, 512), _EXT_INCOMPAT, 4) & _EXT_RECOVER)
+
+
+def has_its_log_elsewhere(kind: str, read: Read) -> bool:
+    """Tell whether a file system is an xfs whose log is on another device, without which it cannot be mounted.
+
+    Raises:
+        OSError: what `read` raises.
+    """
+    return kind == "xfs" and read(0, 512)[48:56] == bytes(8)
 
 
 def _little(block: bytes, offset: int, size: int) -> int:

@@ -104,6 +104,7 @@ class Contents:
         self._began = time.monotonic()
         self.kernel_read_ahead_kib: int | None = None  # as far as it is known
         self.is_writable = overlays is not None
+        self.has_scratch = overlays is not None and not overlays.is_shared
         self.repository_uid = repository.uid
 
     def _find_moved(self, blob: Blob) -> Blob | None:

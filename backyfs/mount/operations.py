@@ -238,7 +238,11 @@ class Operations(pyfuse3.Operations):
                 for_writing = flags & os.O_ACCMODE != os.O_RDONLY
                 file = await self._contents.open(version, start, size, for_writing=for_writing)
                 handle = self._add_handle(_OpenImage(version, file))
-                return pyfuse3.FileInfo(fh=handle, keep_cache=self._is_as_it_was(version, node))
+                # Past the page cache: readers of the bare image must not meet what is written through another handle.
+                direct_io = for_writing and self._contents.has_scratch
+                return pyfuse3.FileInfo(
+                    fh=handle, direct_io=direct_io, keep_cache=self._is_as_it_was(version, node)
+                )
             case Top.STATS:
                 return pyfuse3.FileInfo(fh=self._add_handle(_OpenText(self._contents.statistics())), direct_io=True)
             case TableText(uid):

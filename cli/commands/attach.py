@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("backyfs.cli")
 _SCRATCH_DIRECTORY = "/var/tmp"  # noqa: S108 - files without a name; not /tmp or /run, which may be in memory
-_COLUMNS = ("partition", "size_bytes", "type", "label", "state", "mountpoint", "device", "remark")
-_PIPE_COLUMNS = ("directory", *_COLUMNS)
+_COLUMNS = ("partition", "size_bytes", "type", "label", "state", "mountpoint", "device")
+_PIPE_COLUMNS = ("directory", *_COLUMNS, "remark")
 
 
 @click.command()
@@ -140,6 +140,9 @@ def _print(invocation: Invocation, attachment: Attachment) -> None:
         return
     click.echo(f"version {attachment.version_uid} is attached in {printable(attachment.directory)}")
     print_rows(invocation, rows, _COLUMNS)
+    for part in attachment.parts:
+        if part.remark:  # too long for a column
+            click.echo(f"{_called(part).capitalize()}: {printable(part.remark)}.")
     for part in attachment.parts:
         if part.commands:
             click.echo(f"To go on with {_called(part)}:")
