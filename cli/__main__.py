@@ -1,4 +1,4 @@
-"""`python -m backyfs.cli`: how the program starts itself for the background."""
+"""`python -m backyfs.cli`: the program, by an interpreter of your choice."""
 
 from backyfs.cli import main
 

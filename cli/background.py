@@ -83,7 +83,10 @@ class Starter:
 
     def receive(self) -> dict[str, Any] | None:
         """Return what `Child.order` sent; None if there is nothing to do."""
-        line = _receive(self._channel, end=b"\n")
+        try:
+            line = _receive(self._channel, end=b"\n")
+        except KeyboardInterrupt:  # from the terminal; the starter gets it as well, and reports it
+            return None
         order: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
         return order
 

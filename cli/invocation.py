@@ -67,11 +67,6 @@ class Invocation:
     results: dict[str, Fact] = field(default_factory=dict, repr=False)  # what the command found out, for the log
     progresses: list[TellingProgress] = field(default_factory=list, repr=False)  # all that were made, by `progress`
 
-    def as_arguments(self) -> list[str]:
-        """Return the options with which this program starts itself once more."""
-        arguments = [] if self.config_file is None else ["--configfile", self.config_file]
-        return arguments if self.log_option is None else [*arguments, self.log_option]
-
     def load_config(self) -> Config:
         """Read the configuration, warn of what is strange in it, and begin to write its log file.
 

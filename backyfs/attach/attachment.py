@@ -225,7 +225,8 @@ def _describe_layer(part: Part, parts: list[Part], access: Access) -> Part:
     ]
     mountpoint = os.path.join(access.directory, part.name)
     layer = _layer(part, part.device, alike, mountpoint, replay=access.replay)
-    return replace(part, remark=layer.remark, commands=layer.commands)
+    bare = "" if access.replay else "; these commands show it bare, without replaying its journal (--no-replay)"
+    return replace(part, remark=layer.remark + (bare if layer.commands else ""), commands=layer.commands)
 
 
 def _layer(part: Part, device: str, alike: list[str], mountpoint: str, *, replay: bool) -> Layer:

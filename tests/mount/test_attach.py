@@ -112,12 +112,12 @@ def config_of(home: Path) -> Path:
     return home / "repository" / "backyfs.cfg"
 
 
-def attach(home: Path, version: str, *directory: Path) -> subprocess.CompletedProcess[str]:
-    return backyfs("-c", config_of(home), "--json", "attach", f"{version}@latest", *directory)
+def attach(home: Path, version: str, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
+    return backyfs("-c", config_of(home), "--json", "attach", f"{version}@latest", *arguments)
 
 
-def attached(home: Path, version: str, *directory: Path) -> list[dict[str, object]]:
-    done = attach(home, version, *directory)
+def attached(home: Path, version: str, *arguments: Path | str) -> list[dict[str, object]]:
+    done = attach(home, version, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     rows: list[dict[str, object]] = json.loads(done.stdout)
     return rows
@@ -139,11 +139,9 @@ def options_of(mountpoint: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["ext3", "ext4", "xfs", "btrfs"])
-def test_a_file_system_that_was_in_use_is_attached_without_replaying_its_journal(
-    home: Path, place: Path, kind: str
-) -> None:
+def test_a_file_system_that_was_in_use_is_attached(home: Path, place: Path, kind: str) -> None:
     (row,) = attached(home, kind, place)
-    assert (row["partition"], row["type"], row["state"]) == ("data", kind, "mounted")
+    assert (row["partition"], row["type"], row["state"], row["remark"]) == ("data", kind, "mounted", "")
     assert row["mountpoint"] == str(place / "data")
     assert (place / "data" / "hello").read_text() == "good morning\n"
     assert {"ro", "nosuid", "nodev"} <= options_of(place / "data")
@@ -163,11 +161,14 @@ def test_a_file_system_without_journal_is_attached(home: Path, place: Path, kind
     assert left_of(home) == []
 
 
-def test_the_device_is_read_only_has_direct_io_and_reads_far_ahead(home: Path, place: Path) -> None:
-    (row,) = attached(home, "ext4", place)
+@pytest.mark.parametrize(("options", "read_only"), [((), "0\n"), (("--no-replay",), "1\n")])
+def test_the_device_has_direct_io_reads_far_ahead_and_is_written_to_only_by_a_journal(
+    home: Path, place: Path, options: tuple[str, ...], read_only: str
+) -> None:
+    (row,) = attached(home, "ext4", *options, place)
     assert os.readlink(place / "devices" / "data") == row["device"]
     directory = Path("/sys/block", Path(str(row["device"])).name)
-    assert (directory / "ro").read_text() == "1\n"
+    assert (directory / "ro").read_text() == read_only
     assert (directory / "loop" / "dio").read_text() == "1\n"
     assert (directory / "queue" / "read_ahead_kb").read_text() == "8192\n"
 
@@ -198,8 +199,8 @@ def test_luks_is_left_to_who_has_the_passphrase(home: Path, place: Path) -> None
     name = f"backyfs-{Path(str(device)).name}"
     assert row["remark"] == "encrypted with LUKS: its passphrase opens it"
     assert row["commands"] == [
-        f"cryptsetup open --readonly {device} {name}",
-        f"mount -o ro,noload /dev/mapper/{name} {place}/data",
+        f"cryptsetup open {device} {name}",
+        f"mount -o ro /dev/mapper/{name} {place}/data",
         f"umount {place}/data",
         f"cryptsetup close {name}",
     ]
@@ -212,15 +213,24 @@ def test_a_volume_group_is_named_with_the_commands_that_open_it(home: Path, plac
     (row,) = attached(home, "lvm", place)
     device = row["device"]
     assert row["remark"] == "part of the LVM volume group testvg"
-    config = """'activation/read_only_volume_list=["testvg"]'"""
     assert row["commands"] == [
-        f"vgchange --devices {device} --activate y --config {config} testvg",
+        f"vgchange --devices {device} --activate y testvg",
         f"mkdir {place}/testvg-home {place}/testvg-root",
-        f"mount -o ro,noload /dev/testvg/home {place}/testvg-home",
-        f"mount -o ro,noload /dev/testvg/root {place}/testvg-root",
+        f"mount -o ro /dev/testvg/home {place}/testvg-home",
+        f"mount -o ro /dev/testvg/root {place}/testvg-root",
         f"umount {place}/testvg-home {place}/testvg-root",
         f"vgchange --devices {device} --activate n testvg",
     ]
+    detached(place)
+
+
+def test_without_replaying_the_commands_write_nothing(home: Path, place: Path) -> None:
+    (row,) = attached(home, "luks", "--no-replay", place)
+    assert str(row["remark"]).endswith("; these commands show it bare, without replaying its journal (--no-replay)")
+    commands = row["commands"]
+    assert isinstance(commands, list)
+    assert commands[0].startswith("cryptsetup open --readonly /dev/loop")
+    assert commands[1].startswith("mount -o ro,noload /dev/mapper/")
     detached(place)
 
 
@@ -336,7 +346,7 @@ def test_a_version_can_be_attached_twice(home: Path, place: Path) -> None:
 
 def test_a_mount_of_the_repository_is_used_and_stays(home: Path, place: Path) -> None:
     with mounting(config_of(home), place.with_name("mount")) as at:
-        (row,) = attached(home, "ext4", place)
+        (row,) = attached(home, "ext2", place)
         assert str(row["image"]).startswith(f"{at}/by_version_uid/")
         assert mount_at(str(place / ".backyfs" / "mount")) is None
         detached(place)
@@ -370,7 +380,7 @@ def test_people_get_a_table_and_what_to_do_next(home: Path, place: Path) -> None
     done = backyfs("-c", config_of(home), "-q", "attach", "luks@latest", place)
     assert done.returncode == 0
     assert f" is attached in {place}\n" in done.stdout
-    assert "To go on with the image:\n    cryptsetup open --readonly /dev/loop" in done.stdout
+    assert "To go on with the image:\n    cryptsetup open /dev/loop" in done.stdout
     assert done.stdout.endswith(f"`backyfs detach {place}` undoes it.\n")
 
 

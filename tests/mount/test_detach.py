@@ -327,9 +327,9 @@ status = run(["-q", "-c", config, "attach", "disk@latest", place])
 print("steps:", count)
 sys.exit(status)
 """
-# Directory, hidden directory, record, mountpoint, mount; of each partition what it holds; of two of them link, device,
-# direct I/O, directory and mount; the record once more. It is killed when a program has begun, not when it has ended.
-STEPS = 22
+# Directory, hidden directory, record, mountpoint; what each of three partitions holds; for two of them directory of
+# links, link, device, directory and mount; the record once more. It is killed when a program has begun, not at its end.
+STEPS = 19
 
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))

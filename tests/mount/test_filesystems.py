@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backyfs.attach.filesystems import Content, other_command, parse, ways
+from backyfs.attach.filesystems import Content, other_command, parse, repair_commands, ways
 from backyfs.attach.layers import (
     VolumeGroup,
     describe_bitlocker,
@@ -53,22 +53,72 @@ def test_what_blkid_prints_is_understood(output: str, content: Content, nothing:
 
 
 @pytest.mark.parametrize(
-    ("kind", "first"),
+    ("kind", "replayed", "bare"),
     [
-        ("ext2", ("ext2", "ro,nosuid,nodev")),
-        ("ext3", ("ext3", "ro,nosuid,nodev,noload")),
-        ("ext4", ("ext4", "ro,nosuid,nodev,noload")),
-        ("xfs", ("xfs", "ro,nosuid,nodev,norecovery,nouuid")),
-        ("btrfs", ("btrfs", "ro,nosuid,nodev,rescue=nologreplay")),
-        ("f2fs", ("f2fs", "ro,nosuid,nodev,norecovery")),
-        ("ntfs", ("ntfs3", "ro,nosuid,nodev")),
-        ("vfat", ("vfat", "ro,nosuid,nodev,utf8")),
-        ("squashfs", ("squashfs", "ro,nosuid,nodev")),
+        ("ext2", ("ext2", ""), ("ext2", "")),
+        ("ext3", ("ext3", ""), ("ext3", ",noload")),
+        ("ext4", ("ext4", ""), ("ext4", ",noload")),
+        ("xfs", ("xfs", ",nouuid"), ("xfs", ",norecovery,nouuid")),
+        ("btrfs", ("btrfs", ""), ("btrfs", ",rescue=nologreplay")),
+        ("f2fs", ("f2fs", ""), ("f2fs", ",norecovery")),
+        ("nilfs2", ("nilfs2", ""), ("nilfs2", ",norecovery")),
+        ("reiserfs", ("reiserfs", ""), ("reiserfs", ",nolog")),
+        ("ntfs", ("ntfs3", ""), ("ntfs3", "")),
+        ("vfat", ("vfat", ",utf8"), ("vfat", ",utf8")),
+        ("squashfs", ("squashfs", ""), ("squashfs", "")),
     ],
 )
-def test_each_kind_has_its_options(kind: str, first: tuple[str, str]) -> None:
-    assert ways(kind)[0] == first
-    assert all("ro" in options.split(",") for _, options in ways(kind))
+def test_each_kind_has_its_options(kind: str, replayed: tuple[str, str], bare: tuple[str, str]) -> None:
+    for replay, (mount_type, options) in ((True, replayed), (False, bare)):
+        assert ways(kind, replay=replay)[0] == (mount_type, f"ro,nosuid,nodev{options}")
+        assert all("ro" in options.split(",") for _, options in ways(kind, replay=replay))
+
+
+def test_a_journal_on_another_device_is_named() -> None:
+    assert ways("ext4", replay=True, journal="/dev/loop3") == [("ext4", "ro,nosuid,nodev,journal_path=/dev/loop3")]
+    assert ways("xfs", replay=False, journal="/dev/loop3") == [
+        ("xfs", "ro,nosuid,nodev,norecovery,nouuid,logdev=/dev/loop3")
+    ]
+
+
+def test_a_journal_is_found_by_what_its_file_system_says() -> None:
+    ext4 = parse("ID_FS_TYPE=ext4\nID_FS_UUID_ENC=1\nID_FS_EXT_JOURNAL=2\n")
+    xfs = parse("ID_FS_TYPE=xfs\nID_FS_UUID_ENC=3\n")
+    jbd, other = (parse(f"ID_FS_TYPE=jbd\nID_FS_UUID_ENC={uid}\nID_FS_LOGUUID={uid}\n") for uid in (2, 4))
+    log = parse("ID_FS_TYPE=xfs_external_log\nID_FS_LOGUUID=3\n")
+    assert [jbd.is_journal_of(each) for each in (ext4, xfs, jbd, Content())] == [True, False, False, False]
+    assert [log.is_journal_of(each) for each in (ext4, xfs, log, Content())] == [False, True, False, False]
+    assert not other.is_journal_of(ext4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "commands"),
+    [
+        (
+            "ext4",
+            "2",
+            (
+                "e2fsck -fy /mnt/by_version_uid/U/partitions/2",
+                "mount -o loop,ro,nosuid,nodev /mnt/by_version_uid/U/partitions/2 DIR",
+            ),
+        ),
+        (
+            "xfs",
+            "data",
+            (
+                "xfs_repair -L /mnt/by_version_uid/U/data",
+                "mount -o loop,ro,nosuid,nodev,nouuid /mnt/by_version_uid/U/data DIR",
+            ),
+        ),
+        ("nilfs2", "data", ("mount -o loop,ro,nosuid,nodev /mnt/by_version_uid/U/data DIR",)),
+    ],
+)
+def test_a_file_system_with_a_damaged_journal_is_repaired_in_a_layer(
+    kind: str, name: str, commands: tuple[str, ...]
+) -> None:
+    first, *others = repair_commands(kind, "U", name)
+    assert first == "backyfs mount --version U --writable /var/tmp/repaired --discard /mnt"
+    assert tuple(others) == commands
 
 
 def test_what_cannot_be_mounted_has_another_way() -> None:
@@ -83,7 +133,9 @@ def test_what_cannot_be_mounted_has_another_way() -> None:
 
 def test_a_volume_group_on_two_devices_is_opened_with_both() -> None:
     group = VolumeGroup(name="vg", uid="no-such", volumes=("root",))
-    layer = describe_group(group, ["/dev/loop1", "/dev/loop2"], "/at/2", "/m/by_version_uid/u/partitions/2")
+    layer = describe_group(
+        group, ["/dev/loop1", "/dev/loop2"], "/at/2", "/m/by_version_uid/u/partitions/2", replay=False
+    )
     config = """'activation/read_only_volume_list=["vg"]'"""
     assert layer.commands == (
         f"vgchange --devices /dev/loop1,/dev/loop2 --activate y --config {config} vg",
@@ -94,15 +146,22 @@ def test_a_volume_group_on_two_devices_is_opened_with_both() -> None:
     )
 
 
+def test_a_volume_group_whose_journals_are_to_be_replayed_can_be_written_to() -> None:
+    group = VolumeGroup(name="vg", uid="no-such", volumes=("root",))
+    layer = describe_group(group, ["/dev/loop1"], "/at/2", "/m/by_version_uid/u/partitions/2", replay=True)
+    assert layer.commands[0] == "vgchange --devices /dev/loop1 --activate y vg"
+    assert layer.commands[2] == "mount -o ro /dev/vg/root /at/vg-root"
+
+
 def test_a_volume_group_that_nobody_can_read_has_a_placeholder() -> None:
-    layer = describe_group(None, ["/dev/loop1"], "/at/2", "/m/by_version_uid/u/data")
+    layer = describe_group(None, ["/dev/loop1"], "/at/2", "/m/by_version_uid/u/data", replay=False)
     assert layer.commands[2] == "mount -o ro,noload /dev/VG/LV /at/VG-LV"
 
 
 def test_a_volume_group_of_this_host_is_not_activated_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backyfs.attach.layers.has_volume_group", lambda uid: uid == "active")
     group = VolumeGroup(name="vg", uid="active", volumes=("root",))
-    layer = describe_group(group, ["/dev/loop1"], "/at/2", "/m/by_version_uid/u/partitions/2")
+    layer = describe_group(group, ["/dev/loop1"], "/at/2", "/m/by_version_uid/u/partitions/2", replay=True)
     assert "do not activate it as it is" in layer.remark
     assert layer.commands == (
         "backyfs mount --version u --writable /var/tmp/vg_backup --discard /mnt",

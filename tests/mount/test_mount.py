@@ -354,15 +354,6 @@ def test_a_mount_has_left_terminal_session_and_directory(mounted: Mounted, confi
     assert [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)] == ["/dev/null"] * 3
 
 
-def test_a_mount_is_a_program_of_its_own_and_no_fork(mounted: Mounted, config_file: Path) -> None:
-    # A fork of a process that has threads has only one of them, and locks that nobody will open.
-    pid = process_of(mounted(config_file))
-    arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    assert "--foreground" in arguments
-    threads = [task.joinpath("comm").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
-    assert len(threads) >= 2
-
-
 def test_a_mount_runs_nothing_that_lies_in_the_current_directory(config_file: Path, target: Path) -> None:
     strange = target.parent / "strange"
     strange.mkdir()

@@ -1,0 +1,378 @@
+"""`backyfs attach` shows what a boot would show: journals are replayed, and what they write is thrown away."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backyfs.host.loops import list_loops
+from backyfs.host.mounttable import mount_at
+from tests.images import run_tool
+from tests.mount.attaching import MIB, by_hand, cleared, disk_of, empty_image, left_of, repository_of
+from tests.mount.program import backyfs, mounting, process_ending, process_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.usefixtures("loop_devices")
+
+MOUNT_ERROR = 10
+SYNCED = "synced before the snapshot\n"
+BARE = "files written shortly before the backup can be missing or damaged"
+KINDS = {
+    "ext3": (32, ("mkfs.ext3", "-q", "-F")),
+    "ext4": (32, ("mkfs.ext4", "-q", "-F")),
+    "xfs": (320, ("mkfs.xfs", "-q")),
+    "btrfs": (128, ("mkfs.btrfs", "-q")),
+}
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(path: Path, text: str = SYNCED) -> None:
+    path.write_text(text)
+    sync(path)
+
+
+def in_use(image: Path, directory: Path, copy: Path, *options: str) -> Path:
+    """Return a copy of a file system that is in use: `synced` is in its journal only, `settled` is in its place."""
+    with by_hand(image, directory, "-o", ",".join(("loop", *options))) as files:
+        write(files / "settled")
+    with by_hand(image, directory, "-o", ",".join(("loop", *options))) as files:
+        write(files / "synced")
+        run_tool("cp", "--sparse=always", str(image), str(copy))
+    return copy
+
+
+@contextmanager
+def loop_device(image: Path, offset: int, size: int) -> Iterator[str]:
+    done = run_tool("losetup", "--find", "--show", f"--offset={offset}", f"--sizelimit={size}", str(image))
+    device = done.decode().strip()
+    try:
+        yield device
+    finally:
+        run_tool("losetup", "--detach", device)
+
+
+def with_journal_elsewhere(home: Path, kind: str) -> Path:
+    """Return a disk that is in use, whose second partition has the journal of the first one."""
+    sizes = (320 * MIB, 68 * MIB) if kind == "xfs" else (32 * MIB, 16 * MIB)
+    parts = [empty_image(home / f"{kind}-{number}", size) for number, size in enumerate(sizes)]
+    disk = disk_of(home / f"{kind}-disk", dict.fromkeys(parts, "linux"))
+    with ExitStack() as opened:
+        start = MIB
+        devices = []
+        for size in sizes:
+            devices.append(opened.enter_context(loop_device(disk, start, size)))
+            start += size
+        data, journal = devices
+        if kind == "xfs":
+            run_tool("mkfs.xfs", "-q", "-f", "-l", f"logdev={journal},size=64m", data)
+            options = ["-o", f"logdev={journal}"]
+        else:
+            run_tool("mke2fs", "-q", "-b", "4096", "-O", "journal_dev", journal)
+            run_tool("mke2fs", "-q", "-b", "4096", "-t", kind, "-J", f"device={journal}", data)
+            options = []
+        with by_hand(data, home / "by hand", *options) as files:
+            write(files / "settled")
+        with by_hand(data, home / "by hand", *options) as files:
+            write(files / "synced")
+            copy = home / f"{kind}-elsewhere"
+            run_tool("cp", "--sparse=always", str(disk), str(copy))
+    return copy
+
+
+def part_of(disk: Path, path: Path, size: int) -> Path:
+    """Return the first partition of a disk as an image of its own."""
+    run_tool("dd", f"if={disk}", f"of={path}", "bs=1M", "skip=1", f"count={size // MIB}", "conv=sparse", "status=none")
+    return path
+
+
+def with_damaged_journal(image: Path, path: Path) -> Path:
+    shutil.copy(image, path)
+    block = int(run_tool("debugfs", "-R", "blocks <8>", str(image)).split()[0])
+    size = int.from_bytes(image.read_bytes()[1024 + 0x18 : 1024 + 0x1C], "little")
+    with path.open("r+b") as file:
+        os.pwrite(file.fileno(), b"\xff" * 1024, block * 1024 << size)
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with a repository that has versions of file systems that were in use."""
+    home = tmp_path_factory.mktemp("replay")
+    with cleared(home):
+        images = {}
+        for kind, (size, command) in KINDS.items():
+            image = empty_image(home / f"{kind}-fs", size * MIB)
+            subprocess.run([*command, str(image)], check=True, capture_output=True)
+            images[kind] = in_use(image, home / "by hand", home / kind)
+        for kind in ("ext4", "xfs"):
+            images[f"{kind}-elsewhere"] = with_journal_elsewhere(home, kind)
+        images["ext4-alone"] = part_of(images["ext4-elsewhere"], home / "ext4-alone", 32 * MIB)
+        images["xfs-alone"] = part_of(images["xfs-elsewhere"], home / "xfs-alone", 320 * MIB)
+        images["damaged"] = with_damaged_journal(images["ext4"], home / "damaged")
+        images["two"] = disk_of(home / "two", {images["damaged"]: "linux", images["ext3"]: "linux"})
+        repository_of(home, images)
+        yield home
+
+
+@pytest.fixture
+def place(home: Path, tmp_path: Path) -> Iterator[Path]:
+    """A directory to attach in; what is left of it and of the repository is removed."""
+    with cleared(tmp_path), cleared(home):
+        yield tmp_path / "place"
+
+
+def config_of(home: Path) -> Path:
+    return home / "repository" / "backyfs.cfg"
+
+
+def attach(home: Path, version: str, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
+    return backyfs("-c", config_of(home), "--json", "attach", f"{version}@latest", *arguments)
+
+
+def attached(home: Path, version: str, *arguments: Path | str) -> list[dict[str, object]]:
+    done = attach(home, version, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows: list[dict[str, object]] = json.loads(done.stdout)
+    return rows
+
+
+def detached(home: Path, place: Path) -> None:
+    done = backyfs("--quiet", "detach", place)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert left_of(home) == left_of(place.parent) == []
+    assert not place.exists()
+
+
+def files_of(directory: Path) -> set[str]:
+    return set(os.listdir(directory)) - {"lost+found"}
+
+
+# What is replayed.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_was_synced_before_the_snapshot_is_there(home: Path, place: Path, kind: str) -> None:
+    (row,) = attached(home, kind, place)
+    assert (row["state"], row["remark"]) == ("mounted", "")
+    assert (place / "data" / "synced").read_text() == SYNCED
+    assert files_of(place / "data") == {"settled", "synced"}
+    detached(home, place)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bare_image_is_shown_when_it_is_wanted(home: Path, place: Path, kind: str) -> None:
+    (row,) = attached(home, kind, "--no-replay", place)
+    assert row["state"] == "mounted"
+    assert row["remark"] == f"the bare image: its journal was not replayed (--no-replay), so {BARE}"
+    assert files_of(place / "data") == {"settled"}
+    detached(home, place)
+
+
+def test_people_read_why_files_can_be_missing(home: Path, place: Path) -> None:
+    done = backyfs("-c", config_of(home), "-q", "attach", "--no-replay", "ext4@latest", place)
+    assert f"\nThe image: the bare image: its journal was not replayed (--no-replay), so {BARE}.\n" in done.stdout
+    detached(home, place)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_a_journal_in_another_partition_is_replayed(home: Path, place: Path, kind: str) -> None:
+    rows = attached(home, f"{kind}-elsewhere", place)
+    assert [(row["partition"], row["state"]) for row in rows] == [("1", "mounted"), ("2", "nothing")]
+    assert files_of(place / "1") == {"settled", "synced"}
+    detached(home, place)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_a_journal_in_another_partition_is_left_alone_when_the_bare_image_is_wanted(
+    home: Path, place: Path, kind: str
+) -> None:
+    row, _ = attached(home, f"{kind}-elsewhere", "--no-replay", place)
+    assert row["state"] == "mounted"
+    assert files_of(place / "1") == {"settled"}
+    detached(home, place)
+
+
+# What is thrown away.
+
+
+def test_nothing_of_it_is_kept(home: Path, place: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(scratch))
+        attached(home, "ext4", place)
+    assert (place / "data" / "synced").exists()
+    assert list(scratch.iterdir()) == []
+    detached(home, place)
+    attached(home, "ext4", "--no-replay", place)
+    assert files_of(place / "data") == {"settled"}
+    detached(home, place)
+    restored = tmp_path / "restored"
+    assert backyfs("-c", config_of(home), "restore", "ext4@latest", restored).returncode == 0
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in (restored, home / "ext4")]
+    assert digests[0] == digests[1]
+
+
+def test_readers_of_the_image_see_it_as_it_was_backed_up(home: Path, place: Path) -> None:
+    (row,) = attached(home, "ext4", place)
+    image = Path(str(row["image"]))
+    assert image.read_bytes() == (home / "ext4").read_bytes()
+    device = Path(str(row["device"]))
+    with device.open("rb") as file:
+        assert file.read() != image.read_bytes()
+    detached(home, place)
+
+
+def test_after_the_mount_was_killed_nothing_is_left(home: Path, place: Path) -> None:
+    attached(home, "xfs", place)
+    at = place / ".backyfs" / "mount"
+    pid = process_of(at)
+    with process_ending(pid):
+        os.kill(pid, signal.SIGKILL)
+    detached(home, place)
+
+
+def test_an_attachment_whose_mount_was_killed_is_replaced(home: Path, place: Path) -> None:
+    attached(home, "xfs", place)
+    pid = process_of(place / ".backyfs" / "mount")
+    with process_ending(pid):
+        os.kill(pid, signal.SIGKILL)
+    done = attach(home, "ext4", place)
+    assert done.returncode == 0
+    assert files_of(place / "data") == {"settled", "synced"}
+    detached(home, place)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_version_is_attached_several_times_at_once(home: Path, place: Path, kind: str) -> None:
+    others = [place.with_name(name) for name in ("second", "third")]
+    for each in (place, *others):
+        attached(home, kind, each)
+    assert all(files_of(each / "data") == {"settled", "synced"} for each in (place, *others))
+    for each in others:
+        assert backyfs("detach", each).returncode == 0
+    assert (place / "data" / "synced").read_text() == SYNCED
+    detached(home, place)
+
+
+# What cannot be replayed.
+
+
+def test_a_damaged_journal_is_an_error_and_the_bare_image_is_shown(home: Path, place: Path) -> None:
+    done = attach(home, "damaged", place)
+    assert done.returncode == MOUNT_ERROR
+    assert "the journal of the image could not be replayed: the newest files can be missing" in done.stderr
+    (row,) = json.loads(done.stdout)
+    assert row["state"] == "bare"
+    assert row["remark"].startswith("the bare image: its journal could not be replayed (")
+    assert row["remark"].endswith(f", so {BARE}")
+    assert row["commands"][1] == f"e2fsck -fy /mnt/by_version_uid/{row['uid']}/data"
+    assert files_of(place / "data") == {"settled"}
+    detached(home, place)
+
+
+def test_the_commands_that_are_shown_repair_it(home: Path, place: Path, tmp_path: Path) -> None:
+    (row,) = json.loads(attach(home, "damaged", place).stdout)
+    detached(home, place)
+    (tmp_path / "at").mkdir()
+    (tmp_path / "mnt").mkdir()
+    places = {"/var/tmp/repaired": str(tmp_path / "layer"), "/mnt": str(tmp_path / "mnt"), "DIR": str(tmp_path / "at")}
+    commands = [command.split(" ") for command in row["commands"]]
+    mount, check, last = (
+        [next((word.replace(old, new) for old, new in places.items() if old in word), word) for word in command]
+        for command in commands
+    )
+    assert backyfs("-c", config_of(home), *mount[1:]).returncode == 0
+    assert subprocess.run(check, check=False, capture_output=True).returncode in {0, 1}  # 1: errors were corrected
+    subprocess.run(last, check=True)
+    assert "settled" in files_of(tmp_path / "at")
+    assert backyfs("umount", tmp_path / "mnt").returncode == 0
+    assert left_of(home) == []
+
+
+def test_one_damaged_journal_does_not_keep_the_others_from_being_replayed(home: Path, place: Path) -> None:
+    done = attach(home, "two", place)
+    assert done.returncode == MOUNT_ERROR
+    assert "the journal of partition 1 could not be replayed" in done.stderr
+    first, second = json.loads(done.stdout)
+    assert (first["state"], second["state"], second["remark"]) == ("bare", "mounted", "")
+    assert files_of(place / "2") == {"settled", "synced"}
+    detached(home, place)
+
+
+def test_a_disk_without_room_for_what_a_journal_writes_is_named(home: Path, place: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "full"
+    with by_hand("none", scratch, "-t", "tmpfs", "-o", "size=16k"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(scratch))
+        done = attach(home, "xfs", place)
+        (row,) = json.loads(done.stdout)
+        assert (done.returncode, row["state"]) == (MOUNT_ERROR, "bare")
+    assert f"; there was no room for it in {scratch}, set TMPDIR to a directory with more), so" in row["remark"]
+    assert files_of(place / "data") == {"settled"}
+    detached(home, place)
+
+
+def test_a_missing_directory_for_temporary_files_is_named(home: Path, place: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path / "missing"))
+        done = attach(home, "ext4", place)
+    assert done.returncode == MOUNT_ERROR
+    assert f"{tmp_path}/missing cannot hold what a journal writes: No such file or directory" in done.stderr
+    assert not place.exists()
+    assert left_of(home) == []
+
+
+def test_a_journal_that_is_not_in_the_version_is_an_error(home: Path, place: Path) -> None:
+    done = attach(home, "ext4-alone", place)
+    (row,) = json.loads(done.stdout)
+    assert (done.returncode, row["state"]) == (MOUNT_ERROR, "bare")
+    assert "(it is on a device that this version does not contain)" in row["remark"]
+    assert files_of(place / "data") == {"settled"}
+    detached(home, place)
+
+
+def test_a_log_that_is_not_in_the_version_is_named(home: Path, place: Path) -> None:
+    done = attach(home, "xfs-alone", place)
+    assert done.returncode == MOUNT_ERROR
+    assert "data: its log is on a device that this version does not contain" in done.stderr
+    assert not place.exists()
+
+
+# Mounts that are there.
+
+
+def test_a_mount_of_the_repository_is_not_used_where_a_journal_has_to_be_replayed(home: Path, place: Path) -> None:
+    with mounting(config_of(home), place.with_name("mount")) as at:
+        (row,) = attached(home, "ext4", place)
+        assert str(row["image"]).startswith(f"{place}/.backyfs/mount/")
+        assert files_of(place / "data") == {"settled", "synced"}
+        assert not [loop.device for loop in list_loops() if loop.backing_file.startswith(f"{at}/")]
+        assert backyfs("-q", "detach", place).returncode == 0
+        assert not place.exists()
+        assert mount_at(str(at)) is not None
+
+
+def test_a_mount_of_the_repository_is_used_for_the_bare_image(home: Path, place: Path) -> None:
+    with mounting(config_of(home), place.with_name("mount")) as at:
+        (row,) = attached(home, "ext4", "--no-replay", place)
+        assert str(row["image"]).startswith(f"{at}/by_version_uid/")
+        assert files_of(place / "data") == {"settled"}
+        assert backyfs("-q", "detach", place).returncode == 0

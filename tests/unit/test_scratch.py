@@ -1,0 +1,143 @@
+"""Layers to throw away: each has its own bytes, together they are bounded, and no directory ever shows them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backyfs.errors import MountError
+from backyfs.model import VersionUid
+from backyfs.mount.overlay import Layer, Scratch
+
+UID = VersionUid("6f1c0b34-0000-4000-8000-00000000000a")
+CHUNK = 4096
+SIZE = 64 * CHUNK
+
+
+def opened(scratch: Scratch, size: int = SIZE) -> Layer:
+    layer = scratch.open(UID, size, for_writing=True)
+    assert layer is not None
+    return layer
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path))
+    layer = opened(scratch)
+    layer.write(CHUNK, b"a" * CHUNK, {})
+    layer.sync()
+    assert layer.read(CHUNK, 2 * CHUNK) == b"a" * CHUNK
+    scratch.let_go(layer)
+
+
+def test_readers_have_no_layer(tmp_path: Path) -> None:
+    assert Scratch(str(tmp_path)).open(UID, SIZE, for_writing=False) is None
+
+
+def test_each_writer_has_a_layer_of_its_own(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path))
+    one, other = opened(scratch), opened(scratch)
+    one.write(0, b"a" * CHUNK, {})
+    assert (one.is_empty, other.is_empty) == (False, True)
+    scratch.let_go(one)
+    other.write(0, b"b" * CHUNK, {})
+    assert other.read(0, CHUNK) == b"b" * CHUNK
+    scratch.let_go(other)
+
+
+def test_nothing_is_ever_in_the_directory(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path))
+    layer = opened(scratch)
+    layer.write(0, b"a" * CHUNK, {})
+    assert list(tmp_path.iterdir()) == []
+    scratch.let_go(layer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    program = f"""
+import os, signal
+from backyfs.mount.overlay import Scratch
+
+layer = Scratch({str(tmp_path)!r}).open("{UID}", {SIZE}, for_writing=True)
+layer.write(0, b"a" * {CHUNK}, {{}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", program], check=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_that_is_let_go_closes_its_file(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path))
+    before = open_files()
+    layer = opened(scratch)
+    layer.write(0, b"a" * CHUNK, {})
+    scratch.let_go(layer)
+    assert open_files() == before
+
+
+def test_layers_together_are_bounded(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path), most_bytes=4 * CHUNK)
+    one, other = opened(scratch), opened(scratch)
+    one.write(0, b"a" * 3 * CHUNK, {})
+    with pytest.raises(OSError, match="No space left") as caught:
+        other.write(0, b"b" * 2 * CHUNK, {})
+    assert caught.value.errno == errno.ENOSPC
+    assert other.is_empty
+    other.write(0, b"b" * CHUNK, {})
+    scratch.let_go(one)
+    scratch.let_go(other)
+
+
+def test_bytes_that_are_written_again_take_no_more_room(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path), most_bytes=2 * CHUNK)
+    layer = opened(scratch)
+    for byte in (b"a", b"b", b"c"):
+        layer.write(0, byte * 2 * CHUNK, {})
+    assert layer.read(0, CHUNK) == b"c" * CHUNK
+    scratch.let_go(layer)
+
+
+def test_a_layer_that_is_let_go_makes_room(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path), most_bytes=2 * CHUNK)
+    for _ in range(3):
+        layer = opened(scratch)
+        layer.write(0, b"a" * 2 * CHUNK, {})
+        scratch.let_go(layer)
+        scratch.let_go(layer)  # again: the room is not given back twice
+    one, other = opened(scratch), opened(scratch)
+    one.write(0, b"a" * 2 * CHUNK, {})
+    with pytest.raises(OSError, match="No space left"):
+        other.write(0, b"b" * CHUNK, {})
+    scratch.let_go(one)
+    scratch.let_go(other)
+
+
+def test_a_write_that_fails_takes_no_room(tmp_path: Path) -> None:
+    scratch = Scratch(str(tmp_path), most_bytes=2 * CHUNK)
+    failing = opened(scratch, size=4 * CHUNK)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (CHUNK, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            failing.write(0, b"a" * 2 * CHUNK, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    layer = opened(scratch)
+    layer.write(0, b"a" * 2 * CHUNK, {})
+    scratch.let_go(layer)
+    scratch.let_go(failing)
+
+
+def test_a_directory_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MountError, match="missing cannot hold what a journal writes: No such file or directory; name"):
+        Scratch(str(tmp_path / "missing"))

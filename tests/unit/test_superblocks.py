@@ -1,0 +1,71 @@
+"""What superblocks say: of real file systems, and of bytes that are none."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backyfs.attach.superblocks import declared_bytes, has_its_log_elsewhere, has_to_be_replayed
+from tests.images import run_tool
+
+MIB = 1 << 20
+KINDS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "ntfs", "squashfs", "vfat", "")
+MAKERS = {
+    "ext2": (8 * MIB, ("mkfs.ext2", "-q", "-F")),
+    "ext4": (8 * MIB, ("mkfs.ext4", "-q", "-F", "-O", "64bit")),
+    "xfs": (320 * MIB, ("mkfs.xfs", "-q")),
+    "btrfs": (128 * MIB, ("mkfs.btrfs", "-q")),
+}
+
+
+def made(path: Path, kind: str) -> bytes:
+    size, command = MAKERS[kind]
+    with path.open("wb") as file:
+        file.truncate(size)
+    subprocess.run([*command, str(path)], check=True, capture_output=True)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_file_system_says_how_long_it_is(tmp_path: Path, kind: str) -> None:
+    image = made(tmp_path / kind, kind)
+    assert declared_bytes(kind, lambda offset, size: image[offset : offset + size]) == MAKERS[kind][0]
+
+
+def test_a_squashfs_says_how_long_it_is(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    run_tool("mksquashfs", str(tmp_path / "files"), str(tmp_path / "image"), "-quiet", "-no-progress", "-nopad")
+    image = (tmp_path / "image").read_bytes()
+    assert declared_bytes("squashfs", lambda offset, size: image[offset : offset + size]) == len(image)
+
+
+def test_of_others_nothing_is_known() -> None:
+    assert declared_bytes("vfat", lambda _offset, size: bytes(size)) is None
+
+
+def test_an_ext_that_was_unmounted_has_nothing_to_be_replayed(tmp_path: Path) -> None:
+    image = bytearray(made(tmp_path / "image", "ext4"))
+    assert not has_to_be_replayed("ext4", lambda offset, size: bytes(image[offset : offset + size]))
+    image[1024 + 0x60] |= 4  # EXT4_FEATURE_INCOMPAT_RECOVER
+    assert has_to_be_replayed("ext4", lambda offset, size: bytes(image[offset : offset + size]))
+
+
+def test_of_an_xfs_it_is_known_where_its_log_is(tmp_path: Path) -> None:
+    image = bytearray(made(tmp_path / "image", "xfs"))
+    assert not has_its_log_elsewhere("xfs", lambda offset, size: bytes(image[offset : offset + size]))
+    image[48:56] = bytes(8)  # sb_logstart
+    assert has_its_log_elsewhere("xfs", lambda offset, size: bytes(image[offset : offset + size]))
+
+
+@given(st.sampled_from(KINDS), st.binary(max_size=600), st.integers(0, 64 << 10))
+def test_nothing_that_an_image_holds_raises(kind: str, content: bytes, start: int) -> None:
+    def read(offset: int, size: int) -> bytes:
+        return content[max(offset - start, 0) :][:size]
+
+    assert (declared_bytes(kind, read) or 0) >= 0
+    assert has_to_be_replayed(kind, read) in {True, False}
+    assert has_its_log_elsewhere(kind, read) in {True, False}
