@@ -497,6 +497,8 @@ def test_a_truncated_image_has_what_is_left_of_its_partitions() -> None:
     entries = [*TWO, gpt_entry(1024, 1500)]
     table = table_of(gpt_image(*entries)[: 500 * 512])
     assert places(table) == {1: (64 * 512, 128 * 512), 2: (192 * 512, 308 * 512)}
+    assert [each.missing for each in table.partitions] == [0, 524288 - 256000]
+    assert [(each.number, each.start, each.size) for each in table.outside] == [(3, 1024 * 512, 477 * 512)]
     assert table.remarks == (
         f"The GPT was made for a disk of {MIB} bytes; the image has 256000.",
         "Partition 2 ends at byte 524288, beyond the end of the image; it is cut there.",
