@@ -62,3 +62,20 @@ def words(count: int) -> bytes:
     """Return always the same text of a few words, which compression makes smaller the harder it works."""
     known = b"block blob page hole version storage table segment fingerprint database key slot mount job".split()
     return b" ".join(random.Random(1).choices(known, k=count))
+
+
+def ntfs_log(image: bytearray, client: int, flags: int) -> None:
+    """Write a restart page to the log of an ntfs that mkntfs made: its first client in use, and its flags."""
+    cluster = int.from_bytes(image[0x0B:0x0D], "little") * image[0x0D]
+    table = int.from_bytes(image[0x30:0x38], "little") * cluster
+    at = image.index(b"\x80\0\0\0H\0\0\0\1", table + 2 * 1024)  # $DATA of $LogFile, not resident
+    run = at + int.from_bytes(image[at + 0x20 : at + 0x22], "little")
+    count_bytes, cluster_bytes = image[run] & 15, image[run] >> 4
+    start = run + 1 + count_bytes
+    log = int.from_bytes(image[start : start + cluster_bytes], "little") * cluster
+    page = bytearray(4096)
+    page[:4] = b"RSTR"
+    page[0x18:0x1A] = (0x30).to_bytes(2, "little")
+    page[0x30 + 12 : 0x30 + 14] = client.to_bytes(2, "little")
+    page[0x30 + 14 : 0x30 + 16] = flags.to_bytes(2, "little")
+    image[log : log + len(page)] = page

@@ -65,6 +65,9 @@ _REPAIRS = {
     "btrfs": "btrfs rescue zero-log",
     "f2fs": "fsck.f2fs -f",
     "reiserfs": "reiserfsck --fix-fixable",
+    "ntfs": "ntfsrecover",
+    "jfs": "jfs_fsck -f",
+    "hfsplus": "fsck.hfsplus -f",
 }
 
 _AMBIVALENT = "ID_FS_AMBIVALENT"

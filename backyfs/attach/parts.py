@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.attach import filesystems
 from backyfs.attach.filesystems import Content
+from backyfs.attach.foreign import has_open_journal
 from backyfs.attach.superblocks import declared_bytes, has_its_log_elsewhere, has_to_be_replayed
 from backyfs.errors import MountError
 from backyfs.host import records
@@ -162,20 +163,28 @@ def _open(part: Part, opened: Sequence[Part], access: Access, *, is_journal: boo
 def _mount(part: Part, journal: str | None, access: Access) -> Part:
     """Mount a file system, with its journal replayed if that is wanted."""
     content = part.content
-    read = partial(_read, part)
-    if journal is None and has_its_log_elsewhere(content.kind, read):
+    if journal is None and has_its_log_elsewhere(content.kind, partial(_read, part)):
         commands = (f"mount -o ro,nouuid,logdev=LOG {part.file} DIR",)
         return replace(part, outcome=Outcome.FAILED, remark=f"its log {_ELSEWHERE}", commands=commands)
-    lacks_journal = journal is None and bool(content.journal_uid)
-    if not content.has_journal or (lacks_journal and not has_to_be_replayed(content.kind, read)):
+    obstacle = _obstacle(part, journal)
+    can_be_replayed = content.has_journal and (journal is not None or not content.journal_uid)
+    if obstacle is None and not can_be_replayed:
         return _mount_once(part, journal, access)
-    if access.replay and lacks_journal:
-        return _mount_bare(part, journal, access, f"it {_ELSEWHERE}")
-    if access.replay:
-        return _mount_replayed(part, journal, access)
-    bare = _mount_once(part, journal, access)
-    remark = f"the bare image: its journal was not replayed (--no-replay), so {_CAN_BE_MISSING}"
-    return replace(bare, remark=remark) if bare.outcome is Outcome.MOUNTED else bare
+    if not access.replay:
+        bare = _mount_once(part, journal, access)
+        remark = f"the bare image: its journal was not replayed (--no-replay), so {_CAN_BE_MISSING}"
+        return replace(bare, remark=remark) if bare.outcome is Outcome.MOUNTED else bare
+    return _mount_replayed(part, journal, access) if obstacle is None else _mount_bare(part, journal, access, obstacle)
+
+
+def _obstacle(part: Part, journal: str | None) -> str | None:
+    """Return why a journal that is not empty cannot be replayed; None if it can, or is empty."""
+    content = part.content
+    if has_open_journal(content.kind, partial(_read, part)):
+        return "Linux does not replay it"
+    if journal is None and content.journal_uid and has_to_be_replayed(content.kind, partial(_read, part)):
+        return f"it {_ELSEWHERE}"
+    return None
 
 
 def _mount_replayed(part: Part, journal: str | None, access: Access) -> Part:

@@ -16,7 +16,7 @@ import pytest
 
 from backyfs.host.loops import list_loops
 from backyfs.host.mounttable import mount_at
-from tests.images import run_tool
+from tests.images import ntfs_log, run_tool
 from tests.mount.attaching import MIB, by_hand, cleared, disk_of, empty_image, left_of, repository_of
 from tests.mount.program import backyfs, mounting, process_ending, process_of
 
@@ -112,6 +112,14 @@ def with_damaged_journal(image: Path, path: Path) -> Path:
     return path
 
 
+def ntfs_in_use(path: Path) -> Path:
+    run_tool("mkntfs", "-q", "-F", "-Q", str(empty_image(path, 8 * MIB)))
+    image = bytearray(path.read_bytes())
+    ntfs_log(image, client=0, flags=0)
+    path.write_bytes(image)
+    return path
+
+
 @pytest.fixture(scope="module")
 def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with a repository that has versions of file systems that were in use."""
@@ -128,6 +136,7 @@ def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         images["xfs-alone"] = part_of(images["xfs-elsewhere"], home / "xfs-alone", 320 * MIB)
         images["damaged"] = with_damaged_journal(images["ext4"], home / "damaged")
         images["two"] = disk_of(home / "two", {images["damaged"]: "linux", images["ext3"]: "linux"})
+        images["ntfs"] = ntfs_in_use(home / "ntfs")
         repository_of(home, images)
         yield home
 
@@ -346,6 +355,21 @@ def test_a_journal_that_is_not_in_the_version_is_an_error(home: Path, place: Pat
     assert (done.returncode, row["state"]) == (MOUNT_ERROR, "bare")
     assert "(it is on a device that this version does not contain)" in row["remark"]
     assert files_of(place / "data") == {"settled"}
+    detached(home, place)
+
+
+def test_a_journal_that_linux_does_not_replay_is_an_error(home: Path, place: Path) -> None:
+    done = attach(home, "ntfs", place)
+    (row,) = json.loads(done.stdout)
+    assert (done.returncode, row["state"]) == (MOUNT_ERROR, "bare")
+    assert row["remark"] == (
+        f"the bare image: its journal could not be replayed (Linux does not replay it), so {BARE}"
+    )
+    assert row["commands"][1] == f"ntfsrecover /mnt/by_version_uid/{row['uid']}/data"
+    detached(home, place)
+    (row,) = attached(home, "ntfs", "--no-replay", place)
+    assert row["state"] == "mounted"
+    assert row["remark"] == f"the bare image: its journal was not replayed (--no-replay), so {BARE}"
     detached(home, place)
 
 
