@@ -66,6 +66,11 @@ class Version:
     expire_at: datetime | None
     tags: tuple[str, ...] = ()  # sorted
 
+    @property
+    def tag_names(self) -> frozenset[str]:
+        """The tags as people and schedules look for them: earlier releases stored white space around some."""
+        return frozenset(tag.strip() for tag in self.tags)
+
     def is_of_the_future(self, now: datetime) -> bool:
         """Tell whether it is dated later than `now`: a clock was or is wrong. Its date says nothing about its age."""
         return self.created_at - now > CLOCK_TOLERANCE

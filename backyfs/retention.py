@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from backyfs.model import VersionStatus
+from backyfs.moments import time_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -153,13 +154,13 @@ def _reason_to_keep(version: Version, newest: Version | None, others: set[str], 
     if version.protected:
         return "protected"
     if version.expire_at is not None and version.expire_at > now:
-        return f"expires {_text(version.expire_at)}"
+        return f"expires {time_text(version.expire_at)}"
     return _reason_of_date(version, newest, now) or _reason_of_tags(version, others)
 
 
 def _reason_of_date(version: Version, newest: Version | None, now: datetime) -> str | None:
     if version.is_of_the_future(now):
-        return f"dated in the future, {_text(version.created_at)}"
+        return f"dated in the future, {time_text(version.created_at)}"
     if version is newest:
         return "the newest valid version of its name"
     if newest is None or newest.created_at < version.created_at:
@@ -170,12 +171,12 @@ def _reason_of_date(version: Version, newest: Version | None, now: datetime) -> 
 
 
 def _reason_of_tags(version: Version, others: set[str]) -> str | None:
-    foreign = sorted(others.intersection(version.tags))
+    foreign = sorted(others.intersection(version.tag_names))
     return f"of a schedule that was not asked for: {', '.join(foreign)}" if foreign else None
 
 
 def _by_schedule(version: Version, kept: dict[Scheduler, list[Version]]) -> Decision:
-    own = {scheduler: of_scheduler for scheduler, of_scheduler in kept.items() if scheduler.name in version.tags}
+    own = {scheduler: of_scheduler for scheduler, of_scheduler in kept.items() if scheduler.name in version.tag_names}
     if version.status is VersionStatus.INCOMPLETE:
         return Decision(version=version, needed=False, reason="incomplete, and a valid version is newer")
     if not own:
@@ -217,7 +218,7 @@ def _scheduled(of_name: Iterable[Version], scheduler: Scheduler, now: datetime) 
     return [
         version
         for version in _not_of_the_future(of_name, now)
-        if version.status is VersionStatus.VALID and scheduler.name in version.tags
+        if version.status is VersionStatus.VALID and scheduler.name in version.tag_names
     ]
 
 
@@ -247,22 +248,22 @@ def _breaches(scheduled: Sequence[Version], scheduler: Scheduler, now: datetime)
     overdue_since = _shifted(newest.created_at, most_s)
     if overdue_since < now:
         yield (
-            f"Latest backup is too old. Version {newest.uid} has date {_text(newest.created_at)}, "
-            f"new backup due since {_text(overdue_since)}."
+            f"Latest backup is too old. Version {newest.uid} has date {time_text(newest.created_at)}, "
+            f"new backup due since {time_text(overdue_since)}."
         )
     for before, version in pairwise(scheduled):
         first, last = _shifted(before.created_at, least_s), _shifted(before.created_at, most_s)
         if not first <= version.created_at <= last:
             # "shoud" is what backy2 prints, and what scripts may look for.
             yield (
-                f"Version {version.uid} is not in SLA range. It was created at {_text(version.created_at)} "
-                f"and shoud be between {_text(first)} and {_text(last)}."
+                f"Version {version.uid} is not in SLA range. It was created at {time_text(version.created_at)} "
+                f"and shoud be between {time_text(first)} and {time_text(last)}."
             )
     oldest_allowed = _shifted(now, -keep * scheduler.interval_s - scheduler.sla_s) - _LATE_REMOVAL
     if oldest.created_at < oldest_allowed:
         yield (
-            f"Backup too old. Found version_uid {oldest.uid} with backup date {_text(oldest.created_at)}. "
-            f"Oldest allowed date is {_text(oldest_allowed)}."
+            f"Backup too old. Found version_uid {oldest.uid} with backup date {time_text(oldest.created_at)}. "
+            f"Oldest allowed date is {time_text(oldest_allowed)}."
         )
 
 
@@ -278,7 +279,3 @@ def _shifted(moment: datetime, seconds: int) -> datetime:
         return moment + timedelta(seconds=seconds)
     except OverflowError:
         return datetime.max.replace(tzinfo=UTC) if seconds > 0 else datetime(2, 1, 1, tzinfo=UTC)
-
-
-def _text(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%d %H:%M:%S")

@@ -17,6 +17,7 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete
 
 from backyfs.cli.shells import SHELLS, Asked
+from backyfs.moments import date_text, time_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -62,7 +63,7 @@ def version_items(context: click.Context, incomplete: str) -> list[CompletionIte
     name, separator, _ = incomplete.rpartition("@")
     if separator and any(version.name == name for version in versions):
         ours = [version for version in versions if version.name == name]
-        dates = sorted({f"{version.created_at:%Y-%m-%d}" for version in ours}, reverse=True)
+        dates = sorted({date_text(version.created_at) for version in ours}, reverse=True)
         return _beginning(incomplete, ((f"{name}@{moment}", "") for moment in (_LATEST, *dates)))
     names = dict.fromkeys(version.name for version in versions)
     return [
@@ -136,4 +137,4 @@ def _beginning(incomplete: str, offers: Iterable[tuple[str, str]]) -> list[Compl
 
 
 def _description(version: Version) -> str:
-    return f"{version.name} {version.created_at:%Y-%m-%d %H:%M}"
+    return f"{version.name} {time_text(version.created_at, to='minutes')}"

@@ -15,6 +15,7 @@ from backyfs.cli import process
 from backyfs.cli.invocation import Invocation, OutputForm
 from backyfs.cli.logs import log_end, log_lost_output, start_logging
 from backyfs.cli.metrics import Record
+from backyfs.cli.options import OptionalValue
 from backyfs.cli.stdout import check_printed, drop_stdout, drop_text, expect_printed, printing
 from backyfs.errors import BackyfsError, InterruptedByUser, OutputError, UsageError
 
@@ -103,6 +104,7 @@ class _LazyGroup(click.Group):
 @click.option(
     "-c",
     "--configfile",
+    cls=OptionalValue,
     type=click.Path(readable=False),
     metavar="FILE",
     help="Configuration to use instead of the usual places.",

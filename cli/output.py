@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import click
 
 from backyfs.cli.invocation import OutputForm
+from backyfs.cli.lists import split_list
+from backyfs.cli.options import OptionalValue
 from backyfs.cli.sizes import human_size
 from backyfs.cli.text import printable
 from backyfs.errors import UsageError
+from backyfs.moments import time_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -25,7 +28,11 @@ Field: TypeAlias = "str | int | float | bool | datetime | Sequence[str] | dict[i
 Row: TypeAlias = "dict[str, Field]"
 
 fields_option = click.option(
-    "-f", "--fields", metavar="A,B", help="Show these columns, in this order, instead of all."
+    "-f",
+    "--fields",
+    cls=OptionalValue,
+    metavar="A,B",
+    help="Show these columns, in this order, instead of all.",
 )
 
 _WIDE = 10_000  # columns of a table that goes to a file: nothing is cut off there
@@ -68,11 +75,14 @@ def chosen_columns(fields: str | None, columns: Sequence[str]) -> Sequence[str]:
     """Return the columns that `--fields` names, all of them where it was not given.
 
     Raises:
-        UsageError: there is no such column.
+        UsageError: there is no such column, or it is not a list.
     """
     if fields is None:
         return columns
-    chosen = [field.strip() for field in fields.split(",")]
+    try:
+        chosen = split_list(fields)
+    except ValueError as error:
+        raise UsageError(f"{fields!r} is not a list of fields; give them as a,b") from error
     unknown = [field for field in chosen if field not in columns]
     if unknown:
         raise UsageError(f"there is no field {unknown[0]!r}; the fields are {', '.join(columns)}")
@@ -118,7 +128,7 @@ def _text(field: Field) -> str:
     if isinstance(field, bool):
         return str(int(field))
     if isinstance(field, datetime):
-        return field.strftime("%Y-%m-%d %H:%M:%S")
+        return time_text(field)
     if isinstance(field, (str, int, float)):
         return str(field)
     if isinstance(field, dict):

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backyfs.cli.lists import split_list
+from backyfs.cli.options import OptionalValue
 from backyfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,8 +18,9 @@ _USUAL = ("daily", "weekly", "monthly")  # what backy2 takes when none are named
 schedulers_option = click.option(
     "-s",
     "--schedulers",
+    cls=OptionalValue,
     metavar="A,B",
-    help="Schedulers of the configuration to go by; by default daily, weekly and monthly, as far as they are there.",
+    help="Schedulers of the configuration to go by; default: daily, weekly and monthly, where configured.",
 )
 
 
@@ -25,7 +28,7 @@ def chosen_schedulers(config: Config, named: str | None) -> list[Scheduler]:
     """Return the schedulers that were asked for, in that order.
 
     Raises:
-        UsageError: one of them is not configured, or none is.
+        UsageError: one of them is not configured, or none is, or it is not a list.
     """
     known = {scheduler.name: scheduler for scheduler in config.schedulers}
     if named is None:
@@ -36,7 +39,10 @@ def chosen_schedulers(config: Config, named: str | None) -> list[Scheduler]:
                 "interval, keep and sla, or name others with --schedulers"
             )
         return usual
-    names = list(dict.fromkeys(name.strip() for name in named.split(",")))
+    try:
+        names = dict.fromkeys(split_list(named))
+    except ValueError as error:
+        raise UsageError(f"{named!r} is not a list of schedulers; give them as a,b") from error
     for name in names:
         if name not in known:
             raise UsageError(f"no scheduler {name!r} is configured{_known(config)}; write a section [{name}] for it")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from typing import Any
 
 import click
 
+from backyfs.cli.lists import split_list
 from backyfs.model import NAME_LENGTH
 
 
 class Tags(click.ParamType[tuple[str, ...]]):
-    """Tags, separated by commas; quotes let a tag hold one."""
+    """Tags, separated by commas; quotes let a tag hold one. White space around a tag is dropped."""
 
     name = "tags"
 
@@ -21,18 +21,40 @@ class Tags(click.ParamType[tuple[str, ...]]):
         """Return the tags.
 
         Raises:
-            click.BadParameter: there is none, or one that cannot be stored.
+            click.BadParameter: one of them is empty or cannot be stored.
         """
         if isinstance(value, tuple):
             return value
         try:
             str(value).encode()
-            [tags] = csv.reader([str(value)], strict=True)
-        except (UnicodeEncodeError, ValueError, csv.Error):
-            self.fail(f"{value!r} are no tags; give them as a,b in UTF-8", param, ctx)
-        if not tags or not all(0 < len(tag) <= NAME_LENGTH for tag in tags):
+            tags = split_list(str(value))
+        except ValueError:  # UnicodeEncodeError is one
+            self.fail(f"{value!r} is not a list of tags; give them as a,b in UTF-8", param, ctx)
+        if not all(0 < len(tag) <= NAME_LENGTH for tag in tags):
             self.fail(f"{value!r} has an empty or too long tag; give tags as a,b", param, ctx)
-        return tuple(tags)
+        return tags
+
+
+class OneTag(click.ParamType[str]):
+    """One tag to look for; commas and quotes are part of it, white space around it is not."""
+
+    name = "tag"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None  # noqa: ARG002
+    ) -> str:
+        """Return the tag."""
+        return str(value).strip()
 
 
 TAGS = Tags()
+ONE_TAG = OneTag()
+
+
+def given_tags(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    """Return the tags of an argument, none for an empty one; the callback of its declaration.
+
+    Raises:
+        click.BadParameter: one of them is empty or cannot be stored.
+    """
+    return TAGS.convert(text, parameter, context) if text.strip() else ()

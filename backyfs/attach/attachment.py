@@ -26,6 +26,7 @@ from backyfs.host.kerneltables import check_kernel_tables
 from backyfs.host.loops import check_loop_devices
 from backyfs.host.mounttable import list_mounts, resolve
 from backyfs.host.records import Record
+from backyfs.moments import time_name
 from backyfs.mount.tree import escape
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class AttachRequest:
 def usual_directory(version: Version) -> str:
     """Return where a version is attached unless another place is named."""
     name = escape(version.name).decode("utf-8", errors="surrogateescape")
-    return os.path.join(records.USUAL_PLACE, f"{name}_{version.created_at:%Y-%m-%dT%H-%M-%S}")
+    return os.path.join(records.USUAL_PLACE, f"{name}_{time_name(version.created_at)}")
 
 
 def attach(request: AttachRequest) -> Attachment:

@@ -108,11 +108,7 @@ class _Loader:
             io_null=IoConfig(**self._io("io_null")),
             io_rbd=RbdConfig(**self._io("io_rbd")),
             hooks=self._hooks(),
-            schedulers=tuple(
-                Scheduler(name=name, interval_s=found["interval"], keep=found["keep"], sla_s=found["sla"])
-                for name in self._scheduler_names()
-                for found in [self._values(name, SCHEDULER_KEYS)]
-            ),
+            schedulers=self._schedulers(),
             **defaults,
         )
 
@@ -171,6 +167,20 @@ class _Loader:
         if place.section == _STORAGE and place.key in elsewhere:
             return f"is not a key of the storage type {self._storage_type}"
         return "is not a known key"
+
+    def _schedulers(self) -> tuple[Scheduler, ...]:
+        """Return the schedulers. Tags have no white space around them, so neither have the names to look for."""
+        found: dict[str, Scheduler] = {}
+        for section in self._scheduler_names():
+            name = section.strip()
+            if not name or name in found:
+                fact = "stands here for the second time" if name else "has no name that a tag could have"
+                raise self._place(section, "").error(f"{fact}; rename the section or take it out")
+            values = self._values(section, SCHEDULER_KEYS)
+            found[name] = Scheduler(
+                name=name, interval_s=values["interval"], keep=values["keep"], sla_s=values["sla"]
+            )
+        return tuple(found.values())
 
     def _scheduler_names(self) -> list[str]:
         marks = {key.name for key in SCHEDULER_KEYS}

@@ -17,6 +17,7 @@ from backyfs.geometry import PAGE_ENTRIES, block_count, page_count, page_length
 from backyfs.metadata.backy2_values import parse_time
 from backyfs.metadata.blockmap import ABSENT, HOLE
 from backyfs.model import BlobRecord, BlobUid, PageNumber, VersionRecord, VersionStatus, VersionUid
+from backyfs.moments import date_text, time_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -88,9 +89,9 @@ def write_backy2_export(file: BinaryIO, version: VersionRecord, size: int, block
     """Write a version of `size` blocks in format 2.12; blocks that were never backed up have no line."""
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text)
-    date = version.created_at.strftime("%Y-%m-%d %H:%M:%S")
+    date = time_text(version.created_at)
     valid = int(version.status is VersionStatus.VALID)
-    expire = "" if version.expire_at is None else version.expire_at.strftime("%Y-%m-%d")
+    expire = "" if version.expire_at is None else date_text(version.expire_at)
     try:
         writer.writerow([f"backy2 Version {_WRITTEN} metadata dump"])
         writer.writerow(

@@ -39,6 +39,7 @@ from backyfs.metadata.revisions import SchemaState
 from backyfs.metadata.upgrade import known_blob_uids, old_tables
 from backyfs.metadata.versions import list_versions
 from backyfs.model import DEFAULT_BLOCK_SIZE, BlobUid
+from backyfs.moments import time_text
 from backyfs.repository import check_agreement, no_repository, open_keyring
 from backyfs.storage.opening import open_storage
 
@@ -339,8 +340,9 @@ class _Checks:
             )
         if versions:
             newest = max(versions, key=lambda one: one.created_at)
+            date = time_text(newest.created_at, to="minutes")
             yield Grade.WARNING, (
-                f"{len(versions)} versions are dated in the future, the last one {newest.created_at:%Y-%m-%d %H:%M} "
+                f"{len(versions)} versions are dated in the future, the last one {date} "
                 f"({newest.uid}); schedules count from these dates: correct the clock of the host that made them"
             )
 

@@ -151,7 +151,7 @@ class _Restore:
 
     def open_target(self) -> Target:
         """Open the target, to begin with or to go on."""
-        kept_bytes = None if self._options.continue_from is None else self._first_byte
+        kept_bytes = self._first_byte if self._continues() else None
         size_bytes = self._version.size_bytes
         if self._options.is_part:
             size_bytes = self._needed_bytes()
@@ -189,6 +189,12 @@ class _Restore:
     def _refuse_used(use: str | None, shown: str) -> None:
         if use is not None:
             raise TargetError(f"{shown} is in use: {use}")
+
+    def _continues(self) -> bool:
+        """Return whether the target exists. From block 0 it need not: nothing of it is kept, and backy2 made it."""
+        if self._options.continue_from is None:
+            return False
+        return self._first_block > 0 or os.path.exists(self._path or "")
 
     def _needed_bytes(self) -> int:
         """Return how large the target of a part has to be: a file that is larger than the image stays so."""

@@ -44,7 +44,7 @@ class ScrubRequest:
     """What to check."""
 
     versions: tuple[Version, ...] | None   # None: all
-    percentile: int = _ALL                 # of the blobs that are to be checked, a random sample; 1 to 100
+    percentile: int = _ALL                 # of the blobs that are to be checked, a random sample; 0 to 100
     not_since: datetime | None = None      # only blobs that were not checked since then; None: whenever it was
     source: Source | None = None           # to compare with the one version
 

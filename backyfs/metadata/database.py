@@ -37,7 +37,7 @@ from backyfs.metadata.room import keep_reserve, use_reserve
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy import Insert, Table
+    from sqlalchemy import Engine, Insert, Table
 
 __all__ = ["HEAD", "Connection", "Database", "continue_ids", "insert_row", "mapped_errors", "show_url", "sqlite_path"]
 
@@ -56,20 +56,32 @@ class Database:
         Raises:
             DatabaseError: the URL is none, or its driver is not installed.
         """
-        self.engine = new_engine(url)
+        self._engine = new_engine(url)
+        self._is_closed = False
         # Called in every transaction of `write`; raises where what was read when the repository was opened is gone.
         self.precondition: Callable[[Connection], None] | None = None
         self.has_written = False  # something, by this object: the catalog may have to be told
 
     @property
+    def engine(self) -> Engine:
+        """The engine of SQLAlchemy, through which everything reaches the database.
+
+        Raises:
+            RuntimeError: `close` was called. SQLAlchemy itself would connect again, and nothing would close that.
+        """
+        if self._is_closed:
+            raise RuntimeError(f"the database {self.place} was closed and is used again")
+        return self._engine
+
+    @property
     def is_read_only(self) -> bool:
         """Whether nobody can write to it: it is a file, and its file system is read-only."""
-        return on_read_only_file_system(self.engine.url)
+        return on_read_only_file_system(self._engine.url)
 
     @property
     def place(self) -> str:
         """What may be shown of where it is: the path of a file, or a URL without its password."""
-        return show_url(self.engine.url)
+        return show_url(self._engine.url)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -189,8 +201,9 @@ class Database:
             use_reserve(path)
 
     def close(self) -> None:
-        """Close all connections."""
-        self.engine.pool.dispose()  # `engine.dispose` would make a new pool, for nothing
+        """Close all connections. What uses the database afterwards fails."""
+        self._is_closed = True
+        self._engine.pool.dispose()  # `engine.dispose` would make a new pool, for nothing
 
 
 def insert_row(connection: Connection, row: Insert) -> int:

@@ -87,8 +87,10 @@ def set_protected(connection: Connection, version_id: VersionId, *, protected: b
 
 
 def remove_tags(connection: Connection, version_id: VersionId, names: Iterable[str]) -> None:
-    """Take tags from a version; those that it does not have are fine."""
-    for batch in batches(set(names)):
+    """Take tags from a version, white space around its own not counted; those that it does not have are fine."""
+    wanted = set(names)
+    has = connection.execute(select(tags.c.name).where(tags.c.version_id == version_id)).scalars().all()
+    for batch in batches(name for name in has if name in wanted or name.strip() in wanted):
         connection.execute(delete(tags).where(tags.c.version_id == version_id, tags.c.name.in_(batch)))
     note_version(connection, version_id)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backyfs.model import VersionStatus
+from backyfs.moments import time_text
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -46,7 +47,7 @@ def _told_in_both(version: Version) -> dict[bytes, str]:
 
 def _time(moment: datetime | None) -> str:
     """Return a time in UTC; empty where there is none."""
-    return "" if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%S")
+    return "" if moment is None else time_text(moment, separator="T")
 
 
 def _encoded(text: str) -> bytes:

@@ -22,7 +22,7 @@ class Selection:
         """Tell whether a version is shown."""
         if self.uids and version.uid not in self.uids:
             return False
-        if self.tags and self.tags.isdisjoint(version.tags):
+        if self.tags and self.tags.isdisjoint(version.tag_names):
             return False
         return not self.names or any(
             version.name == name or fnmatchcase(version.name, name) for name in self.names

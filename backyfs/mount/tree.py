@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 from backyfs.model import Version, VersionStatus, VersionUid
+from backyfs.moments import time_name
 from backyfs.mount.facts import files
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ class Tree:
 
     def _links(self, name: str) -> list[tuple[bytes, Node]]:
         links: list[tuple[bytes, Node]] = [
-            (f"{version.created_at:%Y-%m-%dT%H-%M-%S}_{version.uid}".encode(), Link(name, version.uid))
+            (f"{time_name(version.created_at)}_{version.uid}".encode(), Link(name, version.uid))
             for version in self._by_name[name]
         ]
         if name in self._latest:

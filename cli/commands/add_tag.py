@@ -9,7 +9,7 @@ import click
 
 from backyfs.cli.arguments import version_argument
 from backyfs.cli.commands.ls import print_version
-from backyfs.cli.tags import TAGS
+from backyfs.cli.tags import given_tags
 from backyfs.metadata.versions import add_tags, find_version
 
 if TYPE_CHECKING:
@@ -20,13 +20,15 @@ _log = logging.getLogger("backyfs.cli")
 
 @click.command()
 @version_argument
-@click.argument("tags", type=TAGS)
+@click.argument("tags", callback=given_tags)
 @click.pass_obj
 def command(invocation: Invocation, version: str, tags: tuple[str, ...]) -> None:
     """Give VERSION the TAGS, separated by commas; a tag with a comma stands in double quotes.
 
     A tag that it has already is told as a warning.
     """
+    if not tags:
+        _log.warning("no tags were given; nothing is changed")
     with invocation.open_repository() as repository, repository.database.write() as connection:
         wanted = find_version(connection, version)
         new = add_tags(connection, wanted.id, tags)

@@ -12,6 +12,7 @@ from backyfs.cli.commands.ls import version_row
 from backyfs.cli.hooks import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.moments import MOMENT
+from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import print_object
 from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import announce
@@ -47,12 +48,14 @@ if TYPE_CHECKING:
     "--rbd",
     "--hints",
     "hints",
+    cls=OptionalValue,
     metavar="FILE",
     help="Read only what changed: the output of `rbd diff --format=json`; - is the standard input.",
 )
 @click.option(
     "-f",
     "--from-version",
+    cls=OptionalValue,
     callback=stored_text,
     metavar="VERSION",
     help="The version since which the hints tell the changes; without it, what they do not name is zeros.",
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
 @click.option(
     "-c",
     "--continue-version",
+    cls=OptionalValue,
     callback=stored_text,
     metavar="VERSION",
     help="Go on with a backup that was interrupted, of the same image in the same state.",
@@ -68,12 +72,18 @@ if TYPE_CHECKING:
     "-t",
     "--tag",
     "tags",
+    cls=OptionalValue,
     type=TAGS,
     metavar="A,B",
     help="Tags of the version. By default b_daily, b_weekly and b_monthly, as they are due.",
 )
 @click.option(
-    "-e", "--expire", type=MOMENT, metavar="DATE", help="When the version expires: a date, or +30d for in 30 days."
+    "-e",
+    "--expire",
+    cls=OptionalValue,
+    type=MOMENT,
+    metavar="DATE",
+    help="When the version expires: a date, or +30d for in 30 days.",
 )
 @click.option(
     "--read-holes",

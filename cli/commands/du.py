@@ -17,6 +17,7 @@ from backyfs.cli.text import printable, stored_text
 from backyfs.engine.du import SpaceReport, space_of_versions
 from backyfs.metadata.usage import encryption_of_blocks
 from backyfs.metadata.versions import find_version
+from backyfs.moments import date_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +61,7 @@ def command(context: click.Context, /, versions: tuple[str, ...], *, fields: str
     invocation: Invocation = context.obj
     usual = _BACKY2 if invocation.form is OutputForm.PIPE else ("date", "name", *_SIZES)
     columns = usual if fields is None else chosen_columns(fields, tuple(_LABELS))
+    versions = tuple(text for text in versions if text)  # backy2 takes an empty one for none
     for text in versions:
         stored_text(context, context.command.params[0], text)
     asks_storage = "Stored" in columns or invocation.form is OutputForm.JSON or plot
@@ -102,7 +104,7 @@ def _plot(reports: Sequence[SpaceReport]) -> None:
     canvas = stdout_canvas()
     rows = [
         Bar(
-            label=f"{printable(report.version.name)[:_LABEL]} {report.version.created_at:%Y-%m-%d}",
+            label=f"{printable(report.version.name)[:_LABEL]} {date_text(report.version.created_at)}",
             parts=(report.real_bytes - report.dedup_others_bytes, report.dedup_others_bytes, report.null_bytes),
             note=_note(report),
         )

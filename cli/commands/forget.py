@@ -54,8 +54,8 @@ def command(
     try:
         with invocation.open_repository() as repository, stop_on_signals() as stop:
             wanted = chosen_schedulers(repository.config, schedulers)
-        if schedulers is None:  # in backy2 `keep: 0` turns a scheduler off; whoever means "keep none" names it
-            wanted = [scheduler for scheduler in wanted if scheduler.keep]
+            if schedulers is None:  # in backy2 `keep: 0` turns a scheduler off; whoever means "keep none" names it
+                wanted = [scheduler for scheduler in wanted if scheduler.keep]
             forgotten = forget(
                 repository,
                 wanted,

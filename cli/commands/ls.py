@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.invocation import OutputForm
+from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import Row, chosen_columns, fields_option, print_object, print_rows
 from backyfs.cli.stdout import run_for_output
+from backyfs.cli.tags import ONE_TAG
 from backyfs.cli.text import stored_text
 from backyfs.geometry import block_count
 from backyfs.metadata.versions import list_versions
@@ -27,7 +29,15 @@ _ENCRYPTION = "encryption_versions"  # takes a look at all block maps, so it has
 @click.command()
 @click.argument("name", callback=stored_text, required=False)
 @click.option("-s", "--snapshot-name", callback=stored_text, metavar="TEXT", help="Only versions of this snapshot.")
-@click.option("-t", "--tag", callback=stored_text, metavar="TAG", help="Only versions with this tag.")
+@click.option(
+    "-t",
+    "--tag",
+    cls=OptionalValue,
+    type=ONE_TAG,
+    callback=stored_text,
+    metavar="TAG",
+    help="Only versions with this tag.",
+)
 @click.option("-e", "--expired", is_flag=True, help="Only versions whose date of expiry has passed.")
 @fields_option
 @click.pass_obj
@@ -44,7 +54,7 @@ def command(
     """List the versions, all of them or those of NAME.
 
     `size` is the number of blocks. Times are in UTC. JSON output has `status` besides: incomplete, valid or
-    invalid. An empty NAME, TEXT or TAG asks for nothing.
+    invalid. An empty NAME, TEXT or TAG does not filter.
 
     A further field is `encryption_versions`: how many blocks have which encryption version, as 0:12,2:300.
     """
@@ -57,7 +67,7 @@ def command(
             version
             for version in versions
             if (not snapshot_name or version.snapshot_name == snapshot_name)
-            and (not tag or tag in version.tags)
+            and (tag is None or tag in version.tag_names)
             and (not expired or (version.expire_at is not None and version.expire_at < now))
         ]
         rows = [version_row(version, repository.block_size) for version in wanted]

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backyfs.cli import background
+from backyfs.cli.options import OptionalValue
 from backyfs.cli.serving import serve_mount
 from backyfs.cli.sizes import Size
+from backyfs.cli.tags import ONE_TAG
 from backyfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,11 +59,31 @@ _TIMEOUT_S = 60.0     # as DEFAULT_PATIENCE_S of mount.pool
     metavar="SECONDS",
     help="When a storage or database that does not answer is an input/output error.",
 )
-@click.option("--version", "versions", multiple=True, metavar="VERSION", help="Show this version only. Repeatable.")
 @click.option(
-    "--name", "names", multiple=True, metavar="NAME", help="Show this name, or shell pattern, only. Repeatable."
+    "--version",
+    "versions",
+    cls=OptionalValue,
+    multiple=True,
+    metavar="VERSION",
+    help="Show this version only. Repeatable.",
 )
-@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Show versions with this tag only. Repeatable.")
+@click.option(
+    "--name",
+    "names",
+    cls=OptionalValue,
+    multiple=True,
+    metavar="NAME",
+    help="Show this name, or shell pattern, only. Repeatable.",
+)
+@click.option(
+    "--tag",
+    "tags",
+    cls=OptionalValue,
+    type=ONE_TAG,
+    multiple=True,
+    metavar="TAG",
+    help="Show versions with this tag only. Repeatable.",
+)
 @click.option(
     "--writable", type=click.Path(), metavar="DIRECTORY", help="Let images be written to; keep what is written there."
 )

@@ -11,6 +11,7 @@ import click
 from backyfs.cli.arguments import version_argument
 from backyfs.cli.hooks import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import Row, print_object
 from backyfs.cli.sizes import Size, human_size
 from backyfs.cli.stdout import drop_stdout
@@ -42,10 +43,11 @@ _log = logging.getLogger("backyfs.cli")
 @click.option(
     "-c",
     "--continue-from",
+    cls=OptionalValue,
     type=click.IntRange(min=0),
     metavar="BLOCK",
     help="Begin with block number BLOCK. TARGET exists and keeps what is before it; --force is not needed. A restore "
-    "that was interrupted tells the number.",
+    "that was interrupted prints the number. From block 0, TARGET can also be new.",
 )
 @click.option(
     "--differential",

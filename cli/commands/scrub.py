@@ -13,6 +13,7 @@ from backyfs.cli.ages import AGE
 from backyfs.cli.arguments import optional_versions_argument
 from backyfs.cli.hooks import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import Row, print_object
 from backyfs.cli.sizes import human_size
 from backyfs.engine.scrub import ScrubReport, ScrubRequest, scrub
@@ -37,13 +38,16 @@ _log = logging.getLogger("backyfs.cli")
 @click.option(
     "-p",
     "--percentile",
-    type=click.IntRange(1, 100),
+    cls=OptionalValue,
+    type=click.IntRange(0, 100),
     default=100,
     show_default=True,
     metavar="PERCENT",
-    help="Check a random sample of so many percent of the blocks.",
+    help="Check a random PERCENT of the blocks; 0 reads none.",
 )
-@click.option("-s", "--source", metavar="SOURCE", help="Compare the version with this image, too.")
+@click.option(
+    "-s", "--source", cls=OptionalValue, metavar="SOURCE", help="Compare the version with this image, too."
+)
 @click.option(
     "--not-since",
     type=AGE,

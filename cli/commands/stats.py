@@ -10,6 +10,7 @@ from backyfs.cli.arguments import complete_versions
 from backyfs.cli.canvas import stdout_canvas
 from backyfs.cli.charts import titled
 from backyfs.cli.invocation import OutputForm
+from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import Row, chosen_columns, fields_option, print_labelled
 from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import run_for_output
@@ -42,6 +43,9 @@ _LABELS = {
     "duration (s)": "duration_s",
     "Stored": "stored",
 }
+# A field of backy2 that its help does not list. It prints an object of SQLAlchemy, the same for every backup.
+_METADATA = "metadata"
+_METADATA_TEXT = "MetaData()"
 _BACKY2 = tuple(label for label in _LABELS if label != "Stored")
 _SIZES = tuple(label for label in _LABELS if "bytes" in label or label == "Stored")
 _MIN_PREFIX = 4  # as of the uids of versions that are there
@@ -51,7 +55,7 @@ _MIN_PREFIX = 4  # as of the uids of versions that are there
 @click.argument("version", required=False, callback=stored_text, shell_complete=complete_versions)
 @fields_option
 @click.option(
-    "-l", "--limit", type=click.IntRange(min=0), metavar="N", help="Show the newest N only."
+    "-l", "--limit", cls=OptionalValue, type=click.IntRange(min=0), metavar="N", help="Show the newest N only."
 )
 @click.option("--plot", is_flag=True, help="Draw charts of growth, deduplication and rates besides.")
 @click.pass_obj
@@ -66,15 +70,18 @@ def command(
     compression; Stored is what the new blocks take in the storage, empty where that is not known.
     """
     usual = _BACKY2 if invocation.form is OutputForm.PIPE else tuple(_LABELS)
-    columns = usual if fields is None else chosen_columns(fields, tuple(_LABELS))
+    columns = usual if fields is None else chosen_columns(fields, (*_LABELS, _METADATA))
     with invocation.open_repository() as repository, repository.database.read() as connection:
-        if version is None:
+        if not version:
             records = list_all_statistics(connection, limit=limit)
         else:
             records = list_statistics(connection, _find(connection, version), limit=limit)
-    rows = [_row(record, whole_seconds=invocation.form is not OutputForm.JSON) for record in records]
-    print_labelled(invocation, rows, _LABELS, columns, sizes=_SIZES)
-    if plot and invocation.form is not OutputForm.JSON:
+    as_json = invocation.form is OutputForm.JSON
+    rows = [_row(record, whole_seconds=not as_json) for record in records]
+    if not as_json:
+        rows = [row | {_METADATA: _METADATA_TEXT} for row in rows]
+    print_labelled(invocation, rows, {**_LABELS, _METADATA: _METADATA}, columns, sizes=_SIZES)
+    if plot and not as_json:
         _plot(records)
 
 

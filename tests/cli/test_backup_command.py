@@ -146,7 +146,12 @@ def test_tags_are_given_as_csv(call, image, versions):
     assert [version.tags for version in versions()] == [("a,b", "hourly")]
 
 
-@pytest.mark.parametrize("tags", ["", "a,,b", '"a'])
+def test_white_space_around_tags_is_dropped(call, image, versions):
+    assert call("backup", image, "disk", "-t", ' daily, weekly ,"a, b"')[0] == 0
+    assert [version.tags for version in versions()] == [("a, b", "daily", "weekly")]
+
+
+@pytest.mark.parametrize("tags", [",", "a,,b", '"a'])
 def test_tags_that_are_none_are_refused(call, image, tags, versions):
     status, _, err = call("backup", image, "disk", "-t", tags)
     assert status == 1

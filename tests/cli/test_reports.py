@@ -206,6 +206,18 @@ def test_stats_of_chosen_fields_newest_first_cut_off(call, uids):
     assert call("-m", "-s", "stats", "-f", "uid", uids[1])[1] == f"{uids[1]}\n"
 
 
+def test_stats_have_the_field_metadata_of_backy2(call, uids):
+    assert call("-m", "stats", "-f", "metadata,uid", uids[0]) == (0, f"metadata|uid\nMetaData()|{uids[0]}\n", "")
+    assert "MetaData()" in call("stats", "-f", "metadata", uids[0])[1]
+    assert "metadata" not in call("stats")[1]
+
+
+def test_fields_are_a_line_of_csv(call, uids):
+    assert call("-m", "-s", "stats", "-f", ' uid ,"blocks dedup"', uids[0]) == (0, f"{uids[0]}|0\n", "")
+    status, _, err = call("stats", "-f", '"uid')
+    assert (status, err) == (1, "backyfs: error: '\"uid' is not a list of fields; give them as a,b\n")
+
+
 def test_stats_in_json_have_names_without_spaces(call, uids):
     rows = json.loads(call("--json", "stats", uids[1][:13])[1])
     assert [(row["uid"], row["bytes_sparse"], row["size_bytes"]) for row in rows] == [(uids[1], BLOCK, 5 * BLOCK + 10)]

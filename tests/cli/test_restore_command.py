@@ -165,6 +165,20 @@ def test_what_is_before_the_block_stays_and_the_rest_is_written(call, version, o
     assert json.loads(out)["bytes_written"] == data_blocks * BLOCK + 512
 
 
+@pytest.mark.parametrize("options", [["-c", 0], ["-c", 0, "-s"], ["-c", 0, "-f"], ["-c", 0, "--verify"]])
+def test_from_block_0_the_target_can_be_new_as_in_backy2(call, version, out, options):
+    assert call("restore", *options, version.uid, out)[0] == 0
+    assert out.read_bytes() == CONTENT
+
+
+def test_from_another_block_the_target_has_to_exist(call, version, out):
+    status, _, err = call("restore", "-c", 1, version.uid, out)
+    assert (status, err) == (
+        8, f"backyfs: error: {out} does not exist; name the target of an earlier restore\n"
+    )  # fmt: skip
+    assert not out.exists()
+
+
 def test_a_file_that_ends_where_it_is_continued_gets_the_rest(call, version, out):
     out.write_bytes(CONTENT[: 3 * BLOCK])
     assert call("restore", "-c", 3, "--verify", version.uid, out)[0] == 0

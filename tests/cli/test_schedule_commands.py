@@ -132,6 +132,29 @@ def test_forgetting_removes_what_no_schedule_needs(call, config, daily):
     assert call("forget")[1].splitlines()[-1] == "0 removed, 3 kept"
 
 
+@pytest.mark.parametrize("words", [["-s", "daily"], ["--schedulers", "hourly, daily", "disk"]])
+def test_forgetting_by_schedulers_that_are_named_removes_what_they_do_not_need(call, config, daily, words):
+    assert call("forget", "-n", *words)[::2] == (0, "")
+    assert left(config) == daily
+    assert call("forget", *words)[::2] == (0, "")
+    assert left(config) == daily[2:]
+
+
+def test_a_scheduler_that_is_switched_off_and_named_keeps_none_but_the_newest(call, config, daily):
+    config.write_text(config.read_text().replace("keep: 3", "keep: 0"))
+    assert call("forget")[1].splitlines()[-1] == "0 removed, 5 kept"
+    assert call("forget", "-s", "daily")[1].splitlines()[-1] == "4 removed, 1 kept"
+    assert left(config) == daily[4:]
+
+
+def test_schedulers_that_are_no_list_are_refused(call):
+    for command in ("due", "sla", "forget"):
+        status, _, err = call(command, "-s", 'daily,"hourly')
+        assert (status, err) == (
+            1, "backyfs: error: 'daily,\"hourly' is not a list of schedulers; give them as a,b\n"
+        )  # fmt: skip
+
+
 def test_what_is_protected_in_use_or_tagged_by_others_stays(call, config, daily):
     call("protect", daily[0])
     call("add-tag", daily[1], "hourly")

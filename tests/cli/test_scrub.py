@@ -65,6 +65,15 @@ def test_a_block_that_all_versions_share_is_named_with_how_to_get_the_rest(call,
     assert (tmp_path / "target").read_bytes()[: 3 * BLOCK] == image.read_bytes()[: 3 * BLOCK]
 
 
+@pytest.mark.parametrize("words", [["--all"], ["disk@latest"], ["disk@latest", "-s", "OTHER"]])
+def test_none_of_the_blocks_is_a_sample_too_as_in_backy2(call, version, damaged, words, tmp_path):
+    other = random_image(tmp_path / "other", 3 * BLOCK + 5, seed=1)
+    status, out, err = call("scrub", "-p", 0, *(str(other) if word == "OTHER" else word for word in words))
+    assert (status, err) == (0, "")
+    assert out.startswith("0 blobs checked, 0 B in ")
+    assert f"|{version.uid}|1|" in call("-m", "ls")[1]
+
+
 @pytest.mark.parametrize("words", [["-m", "scrub"], ["-m", "-s", "scrub"]])
 def test_machine_output_is_nothing_where_all_is_well(call, version, words):
     assert call(*words, version.uid) == (0, "", "")
@@ -151,8 +160,8 @@ def test_a_source_that_is_not_there_has_its_own_status(call, version, tmp_path):
         ([], "name versions to check, or give --all; not both"),
         (["--all", "VERSION"], "name versions to check, or give --all; not both"),
         (["--all", "-s", "IMAGE"], "name that version alone"),
-        (["-p", "0", "--all"], "0 is not in the range 1<=x<=100"),
-        (["-p", "101", "--all"], "101 is not in the range 1<=x<=100"),
+        (["-p", "-1", "--all"], "-1 is not in the range 0<=x<=100"),
+        (["-p", "101", "--all"], "101 is not in the range 0<=x<=100"),
         (["--not-since", "soon", "--all"], "'soon' is no age; give a number with s, m, h, d or w, as in 30d"),
     ],
 )

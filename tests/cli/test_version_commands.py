@@ -18,7 +18,7 @@ from backyfs.engine.job import Job
 from backyfs.engine.restore import restore
 from backyfs.errors import VersionNotFoundError
 from backyfs.metadata.tables import versions as versions_table
-from backyfs.metadata.versions import list_versions, set_status
+from backyfs.metadata.versions import add_tags, list_versions, set_status
 from backyfs.model import VersionStatus
 from tests.audit import audit
 from tests.images import random_image
@@ -366,6 +366,22 @@ def test_tags_come_and_go(call, config, uid):
     assert the_version(config).tags == ("b", "d,e")
 
 
+def test_white_space_around_tags_is_dropped(call, config, uid):
+    assert call("-m", "add-tag", uid, 'c , "d,e",b') == (0, "", "")
+    assert the_version(config).tags == ("a", "b", "c", "d,e")
+    assert call("-m", "remove-tag", uid, ' a,"d,e" ') == (0, "", "")
+    assert the_version(config).tags == ("b", "c")
+    assert call("-m", "-s", "ls", "-t", " c\t", "-f", "uid") == (0, f"{uid}\n", "")
+
+
+def test_a_tag_that_an_earlier_release_stored_with_a_blank_is_found_and_removed(call, config, uid):
+    with opened(config) as repository, repository.database.write() as connection:
+        add_tags(connection, the_version(config).id, [" daily"])
+    assert call("-m", "-s", "ls", "-t", "daily", "-f", "uid") == (0, f"{uid}\n", "")
+    assert call("-m", "remove-tag", uid, "daily,b") == (0, "", "")
+    assert the_version(config).tags == ("a",)
+
+
 def test_a_tag_that_is_there_or_not_is_a_warning(call, config, uid):
     status, out, err = call("add-tag", uid, "b,c")
     assert (status, err) == (0, f"backyfs: version {uid} has tag b already\n")
@@ -384,6 +400,18 @@ def test_a_version_expires_and_no_longer_does(call, config, uid):
     status, out, _ = call("--json", "expire", uid, "")
     assert (status, json.loads(out)["expire"]) == (0, None)
     assert the_version(config).expire_at is None
+
+
+def test_the_first_year_has_four_digits_wherever_it_is_shown(call, config, uid):
+    assert call("-m", "expire", uid, "0001-01-01") == (0, "", "")
+    assert call("-m", "-s", "ls", "-f", "expire") == (0, "0001-01-01 00:00:00\n", "")
+    assert json.loads(call("--json", "ls")[1])[0]["expire"] == "0001-01-01T00:00:00Z"
+    with opened(config) as repository, repository.database.write() as connection:
+        connection.execute(update(versions_table).values(created_at=datetime(1, 2, 3, 4, 5, 6, tzinfo=UTC)))
+    assert call("-m", "-s", "ls", "-f", "date") == (0, "0001-02-03 04:05:06\n", "")
+    exported = call("export", "--format", "backy2", "disk@0001-02-03", "-")[1]
+    assert ",0001-02-03 04:05:06,disk," in exported
+    assert ",0001-01-01\r\n" in exported
 
 
 def test_a_version_expires_so_long_from_now(call, config, uid):

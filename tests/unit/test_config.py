@@ -356,6 +356,22 @@ def test_other_sections_with_an_interval_are_schedulers_in_their_order():
     )
 
 
+def test_white_space_around_the_name_of_a_scheduler_is_dropped_as_around_tags():
+    config = config_of(BACKENDS + "[ daily ]\ninterval: 1d\nkeep: 8\nsla: 1h\n")
+    assert [scheduler.name for scheduler in config.schedulers] == ["daily"]
+
+
+@pytest.mark.parametrize(
+    ("header", "fact"),
+    [("[ daily ]", "stands here for the second time"), ("[ ]", "has no name that a tag could have")],
+)
+def test_two_schedulers_of_one_name_and_one_without_are_refused(header, fact):
+    keys = "interval: 1d\nkeep: 8\nsla: 1h\n"
+    error = refusal(BACKENDS + f"[daily]\n{keys}{header}\n{keys}")
+    assert (error.section, error.line) == (header[1:-1], 10)
+    assert error.fact == f"{fact}; rename the section or take it out"
+
+
 @pytest.mark.parametrize("text", ["1", "true", "Yes", "on"])
 def test_words_for_true(text):
     assert config_of(with_defaults(f"deduplication: {text}")).deduplication is Deduplication.ON

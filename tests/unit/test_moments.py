@@ -6,12 +6,13 @@ from datetime import UTC, datetime, timedelta
 
 import click
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.tags import TAGS
 from backyfs.model import NAME_LENGTH
+from backyfs.moments import date_text, time_name, time_text
 
 
 @pytest.mark.parametrize(
@@ -55,9 +56,20 @@ def test_what_is_no_date_is_refused_with_what_would_be(text: str) -> None:
         MOMENT.convert(text, None, None)
 
 
-@given(st.datetimes(min_value=datetime(1000, 1, 1)).map(lambda moment: moment.replace(microsecond=0)))  # noqa: DTZ001
+@given(st.datetimes(timezones=st.just(UTC)).map(lambda moment: moment.replace(microsecond=0)))
+@example(datetime(1, 1, 1, tzinfo=UTC))
+@example(datetime.max.replace(microsecond=0, tzinfo=UTC))
 def test_a_date_comes_back_as_it_is_shown(moment: datetime) -> None:
-    assert MOMENT.convert(f"{moment:%Y-%m-%d %H:%M:%S}", None, None) == moment.replace(tzinfo=UTC)
+    assert MOMENT.convert(time_text(moment), None, None) == moment
+    assert MOMENT.convert(date_text(moment), None, None).date() == moment.date()
+
+
+def test_a_year_has_four_digits_in_every_form() -> None:
+    moment = datetime(1, 2, 3, 4, 5, 6, 789, tzinfo=UTC)
+    assert date_text(moment) == "0001-02-03"
+    assert time_text(moment) == "0001-02-03 04:05:06"
+    assert time_text(moment, separator="T", to="minutes") == "0001-02-03T04:05"
+    assert time_name(moment) == "0001-02-03T04-05-06"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +79,11 @@ def test_a_date_comes_back_as_it_is_shown(moment: datetime) -> None:
         ("a,b", ("a", "b")),
         ('keep,"we,ird"', ("keep", "we,ird")),
         ('"say ""yes"""', ('say "yes"',)),
-        ("a b, c", ("a b", " c")),
+        ("a b, c", ("a b", "c")),
+        (" a\t,\n\u00a0b\n", ("a", "b")),
+        ('a, "b,c" , d', ("a", "b,c", "d")),
+        ('" a "," "" "', ("a", '"')),
+        ('5" disk,x', ('5" disk', "x")),
         ("\u00fcml,\u65e5", ("\u00fcml", "\u65e5")),
         ("x" * NAME_LENGTH, ("x" * NAME_LENGTH,)),
     ],
@@ -77,7 +93,7 @@ def test_tags_are_a_line_of_csv(text: str, expected: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ",", "a,", ",a", "a,,b", '""', "x" * (NAME_LENGTH + 1), "\udcff", 'a,"b', '"a"b', "a\nb"]
+    "text", ["", " ", ",", "a,", ",a", "a, ,b", "a,,b", '""', '" "', "x" * (NAME_LENGTH + 1), "\udcff", 'a,"b', '"a" b', '"a"b', "a\nb"]
 )
 def test_what_are_no_tags_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"give (them|tags) as a,b"):

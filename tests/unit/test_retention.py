@@ -114,6 +114,14 @@ def test_a_name_without_a_valid_version_of_the_scheduler_is_due_since_1970() -> 
     assert due.expire_at == NOW + 3 * timedelta(days=7)  # of the longest: (keep + 1) intervals
 
 
+def test_a_tag_that_an_earlier_release_stored_with_a_blank_belongs_to_its_schedule() -> None:
+    versions = [version("2024-03-01", "daily", " weekly"), version("2024-03-15T12:00:00", "\tdaily ", "weekly")]
+    assert find_due(versions, [DAILY, WEEKLY], NOW) == []
+    assert [one.reason for one in plan_removal(versions, [DAILY], [WEEKLY], NOW)] == [
+        "of a schedule that was not asked for: weekly", "the newest valid version of its name",
+    ]  # fmt: skip
+
+
 def test_a_scheduler_that_keeps_nothing_is_never_due() -> None:
     assert find_due([version("2000-01-01")], [HOURLY], NOW) == []
 

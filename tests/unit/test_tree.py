@@ -1,6 +1,7 @@
 """The tree of a mount: what is listed, what is found, what the small files say, and how names are escaped."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -303,6 +304,13 @@ def test_the_facts_of_a_bare_version_say_little() -> None:
         b"protected": b"0\n",
         b"valid": b"valid\n",
     }
+
+
+def test_a_year_has_four_digits() -> None:
+    first = replace(version(expire_at=datetime(1, 2, 3, tzinfo=UTC)), created_at=datetime(1, 1, 1, tzinfo=UTC))
+    assert facts(first)[b"date"] == b"0001-01-01T00:00:00\n"
+    assert facts(first)[b"expire"] == b"0001-02-03T00:00:00\n"
+    assert f"0001-01-01T00-00-00_{FIRST}".encode() in names(Tree([first]), NameDirectory("disk"))
 
 
 def test_facts_say_what_the_database_says() -> None:
