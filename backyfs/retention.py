@@ -105,18 +105,32 @@ def find_due(
 
 
 def find_breaches(
-    versions: Iterable[Version], schedulers: Sequence[Scheduler], now: datetime, *, names: Iterable[str] = ()
+    versions: Iterable[Version],
+    schedulers: Sequence[Scheduler],
+    now: datetime,
+    *,
+    others: Iterable[Scheduler] = (),
+    names: Iterable[str] = (),
 ) -> list[Breach]:
     """Return where the backups of each name are not as the schedulers promise, by name.
 
-    `names` are looked at besides those of the versions. A version dated in the future does not count.
+    `others` are further schedulers for which versions are kept. `names` are looked at in addition to those of the
+    versions. A version dated in the future does not count.
     """
+    everyone = dict.fromkeys([*schedulers, *others])
     return [
         Breach(name=name, scheduler=scheduler.name, sentence=f"{scheduler.name}: {sentence}")
         for name, of_name in _by_name(versions, names).items()
         for scheduler in schedulers
-        for sentence in _breaches(_scheduled(of_name, scheduler, now), scheduler, now)
+        for sentence in _breaches(_answered_for(of_name, scheduler, everyone, now), scheduler, now)
     ]
+
+
+def due_tags(
+    versions_of_name: Iterable[Version], schedulers: Sequence[Scheduler], now: datetime, *, name: str
+) -> tuple[str, ...]:
+    """Return the names of the schedulers for which a backup of this name is due: the tags that make it theirs."""
+    return tuple(tag for due in find_due(versions_of_name, schedulers, now, names=[name]) for tag in due.schedulers)
 
 
 def plan_removal(
@@ -220,6 +234,25 @@ def _scheduled(of_name: Iterable[Version], scheduler: Scheduler, now: datetime) 
         for version in _not_of_the_future(of_name, now)
         if version.status is VersionStatus.VALID and scheduler.name in version.tag_names
     ]
+
+
+def _answered_for(
+    of_name: Sequence[Version], scheduler: Scheduler, everyone: Iterable[Scheduler], now: datetime
+) -> list[Version]:
+    """Return the versions of a scheduler without the old ones that are still there for another scheduler.
+
+    A version that is both daily and monthly outlives its days as a daily one: that breaks no promise of the daily
+    scheduler. The other scheduler is given the same grace for removal that `_breaches` gives.
+    """
+    scheduled = _scheduled(of_name, scheduler, now)
+    newest = {version.id for version in _newest(scheduled, scheduler.keep)}
+    for_others = {
+        version.id
+        for other in everyone
+        if other is not scheduler and other.keep
+        for version in _newest(_scheduled(of_name, other, now), other.keep + _MORE_THAN_KEPT)
+    }
+    return [version for version in scheduled if version.id in newest or version.id not in for_others]
 
 
 def _newest(scheduled: list[Version], count: int) -> list[Version]:

@@ -24,6 +24,12 @@ schedulers_option = click.option(
 )
 
 
+def usual_schedulers(config: Config) -> list[Scheduler]:
+    """Return the schedulers that count where none are named: daily, weekly and monthly, where configured."""
+    known = {scheduler.name: scheduler for scheduler in config.schedulers}
+    return [known[name] for name in _USUAL if name in known]
+
+
 def chosen_schedulers(config: Config, named: str | None) -> list[Scheduler]:
     """Return the schedulers that were asked for, in that order.
 
@@ -32,7 +38,7 @@ def chosen_schedulers(config: Config, named: str | None) -> list[Scheduler]:
     """
     known = {scheduler.name: scheduler for scheduler in config.schedulers}
     if named is None:
-        usual = [known[name] for name in _USUAL if name in known]
+        usual = usual_schedulers(config)
         if not usual:
             raise UsageError(
                 f"no scheduler daily, weekly or monthly is configured{_known(config)}; write a section [daily] with "

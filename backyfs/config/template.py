@@ -22,12 +22,23 @@ _HEADER = """\
 
 _SCHEDULERS = """\
 # Schedulers: how often a source is to be backed up, and how many of its backups are to be kept. Each is a
-# section with a name of your choice; durations have the units s, m, h, d and w.
+# section with a name of your choice; durations have the units s, m, h, d and w. The units for systemd tag their
+# backups for these three: take the "# " away from those that you want.
 #
 # [daily]
 # interval: 1d
 # keep: 8
 # sla: 6h
+#
+# [weekly]
+# interval: 1w
+# keep: 4
+# sla: 1d
+#
+# [monthly]
+# interval: 30d
+# keep: 3
+# sla: 3d
 """
 
 _HOOKS = """\

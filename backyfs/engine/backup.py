@@ -40,11 +40,12 @@ from backyfs.metadata.versions import (
 )
 from backyfs.model import NAME_LENGTH, NoProgress, Version, VersionStatus
 from backyfs.ranges import Ranges
-from backyfs.retention import automatic_tags
+from backyfs.retention import automatic_tags, due_tags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from backyfs.config import Scheduler
     from backyfs.engine.plan import Plan
     from backyfs.hints import Hints
     from backyfs.metadata.database import Connection
@@ -63,6 +64,7 @@ class BackupRequest:
     name: str
     snapshot_name: str = ""
     tags: Sequence[str] | None = ()   # None: those that `retention.automatic_tags` gives
+    schedulers: Sequence[Scheduler] = ()  # a new version also gets the tags of those that are due
     expire_at: datetime | None = None
     hints: Hints | None = None        # None: everything is read
     base: Version | None = None       # what is not hinted is as in it; None: zeros
@@ -178,7 +180,7 @@ def _begin(job: Job, source: Source, request: BackupRequest, stop: Callable[[], 
             return _continue(connection, source, request)
     with job.write() as connection:
         before = list_versions(connection, name=request.name)
-        tags = request.tags if request.tags is not None else automatic_tags(before, now)
+        tags = _tags(before, request, now)
         version = create_version(
             connection,
             name=request.name,
@@ -191,6 +193,12 @@ def _begin(job: Job, source: Source, request: BackupRequest, stop: Callable[[], 
         job.hold_new(connection, version.id)
     _warn_of_the_future(before, now)
     return version
+
+
+def _tags(before: Sequence[Version], request: BackupRequest, now: datetime) -> Sequence[str]:
+    """Return the tags of a new version: those that were asked for, and those that its name is due for."""
+    tags = automatic_tags(before, now) if request.tags is None else request.tags
+    return (*tags, *due_tags(before, request.schedulers, now, name=request.name))
 
 
 def _warn_of_the_future(versions_of_name: Sequence[Version], now: datetime) -> None:

@@ -14,6 +14,7 @@ from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import print_object
+from backyfs.cli.schedules import usual_schedulers
 from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import announce
 from backyfs.cli.tags import TAGS
@@ -75,7 +76,13 @@ if TYPE_CHECKING:
     cls=OptionalValue,
     type=TAGS,
     metavar="A,B",
-    help="Tags of the version. By default b_daily, b_weekly and b_monthly, as they are due.",
+    help="Tags of the version. Default: b_daily, plus b_weekly and b_monthly when due.",
+)
+@click.option(
+    "--due",
+    is_flag=True,
+    help="Also give it the tags daily, weekly and monthly, where these schedulers are configured and NAME is due for "
+    "them.",
 )
 @click.option(
     "-e",
@@ -102,7 +109,9 @@ def command(
     continue_version: str | None,
     tags: tuple[str, ...] | None,
     expire: datetime | None,
+    *,
     read_holes: bool,
+    due: bool,
 ) -> None:
     """Back up SOURCE as a new version of NAME.
 
@@ -133,6 +142,7 @@ def command(
                     name=name,
                     snapshot_name=snapshot_name,
                     tags=tags,
+                    schedulers=usual_schedulers(repository.config) if due else (),
                     expire_at=expire,
                     hints=changes,
                     base=base,

@@ -35,14 +35,17 @@ def command(
 
     That is: fewer than `keep` valid versions with the scheduler's tag, or more than two above it; none within
     `interval` and `sla`; two of them nearer or farther apart than `interval` give or take `sla`; one that is older than
-    `keep` intervals allow. An empty NAME is as good as none.
+    `keep` intervals allow. A version that has the tag of another scheduler as well, and is kept for that, is not too
+    old or one too many. An empty NAME is as good as none.
     """
     columns = chosen_columns(fields, _COLUMNS)
     with invocation.open_repository() as repository:
         wanted = chosen_schedulers(repository.config, schedulers)
         with repository.database.read() as connection:
             versions = list_versions(connection, name=name or None)
-    found = find_breaches(versions, wanted, datetime.now(UTC), names=[name] if name else [])
+        configured = repository.config.schedulers
+    now = datetime.now(UTC)
+    found = find_breaches(versions, wanted, now, others=configured, names=[name] if name else [])
     rows: list[Row] = [
         {"name": breach.name, "breach": breach.sentence, "scheduler": breach.scheduler} for breach in found
     ]

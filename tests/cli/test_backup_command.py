@@ -146,6 +146,25 @@ def test_tags_are_given_as_csv(call, image, versions):
     assert [version.tags for version in versions()] == [("a,b", "hourly")]
 
 
+def test_the_schedulers_that_are_due_give_their_tags(call, config, image, versions):
+    schedulers = "".join(f"[{name}]\ninterval: 1d\nkeep: {keep}\nsla: 1h\n" for name, keep in
+                         (("daily", 1), ("weekly", 2), ("monthly", 0), ("hourly", 1)))  # fmt: skip
+    config.write_text(config.read_text() + schedulers)
+    for _ in range(2):
+        assert call("backup", image, "disk", "-t", "mine", "--due")[0] == 0
+    assert call("backup", image, "other", "--due")[0] == 0
+    assert [version.tags for version in versions()] == [
+        ("daily", "mine", "weekly"),
+        ("mine",),
+        ("b_daily", "b_monthly", "b_weekly", "daily", "weekly"),
+    ]
+
+
+def test_without_schedulers_none_is_due(call, image, versions):
+    assert call("backup", image, "disk", "-t", "daily", "--due")[0] == 0
+    assert [version.tags for version in versions()] == [("daily",)]
+
+
 def test_white_space_around_tags_is_dropped(call, image, versions):
     assert call("backup", image, "disk", "-t", ' daily, weekly ,"a, b"')[0] == 0
     assert [version.tags for version in versions()] == [("a, b", "daily", "weekly")]

@@ -1,4 +1,4 @@
-"""Values that a script gives empty: `backyfs backup -e "$EXPIRE" ...` where the variable holds nothing, as in backy2."""
+"""Values that a script gives empty: `backup -e "$EXPIRE" ...` where the variable holds nothing, as in backy2."""
 
 from __future__ import annotations
 

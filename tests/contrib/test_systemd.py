@@ -19,13 +19,13 @@ import click
 import pytest
 
 from backyfs.cli.main import cli
+from tests.contrib.unitfile import UNITS, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Analyze = Callable[..., subprocess.CompletedProcess[str]]
 
-UNITS = Path(__file__).resolve().parents[2] / "contrib" / "systemd"
 NAMES = sorted(path.name for path in UNITS.iterdir() if path.suffix in {".service", ".timer"})
 SERVICES = [name for name in NAMES if name.endswith(".service")]
 INSTALLED = "/usr/local/bin/backyfs"  # in the units
@@ -36,6 +36,7 @@ INSTANCE = "mnt-my\\x2dbackups"  # as systemd-escape --path /mnt/my-backups
 EXPOSURE = {
     "backyfs-backup@.service": 23,
     "backyfs-cleanup.service": 19,
+    "backyfs-forget.service": 19,
     "backyfs-mount@.service": 40,
     "backyfs-scrub.service": 19,
 }
@@ -48,13 +49,6 @@ PRIVATE_MOUNTS = {
     "ProtectProc", "ProtectSystem", "ReadOnlyPaths", "ReadWritePaths", "RootDirectory", "RootImage",
     "TemporaryFileSystem",
 }  # fmt: skip
-
-
-def settings(name: str) -> list[tuple[str, str]]:
-    """Return keys and values of a unit, in order."""
-    lines = (UNITS / name).read_text().splitlines()
-    pairs = (line.partition("=") for line in lines if not line.startswith(("#", "[")))
-    return [(key, value) for key, equals, value in pairs if equals]
 
 
 def calls(name: str) -> list[list[str]]:

@@ -93,8 +93,10 @@ def test_tags_are_a_line_of_csv(text: str, expected: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", ",", "a,", ",a", "a, ,b", "a,,b", '""', '" "', "x" * (NAME_LENGTH + 1), "\udcff", 'a,"b', '"a" b', '"a"b', "a\nb"]
-)
+    "text",
+    ["", " ", ",", "a,", ",a", "a, ,b", "a,,b", '""', '" "', "x" * (NAME_LENGTH + 1), "\udcff", 'a,"b', '"a" b', '"a"b',
+     "a\nb"],
+)  # fmt: skip
 def test_what_are_no_tags_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"give (them|tags) as a,b"):
         TAGS.convert(text, None, None)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from backyfs.config import Scheduler
 from backyfs.model import Version, VersionId, VersionStatus, VersionUid
-from backyfs.retention import automatic_tags, find_breaches, find_due, plan_removal
+from backyfs.retention import automatic_tags, due_tags, find_breaches, find_due, plan_removal
 
 DAY = 86400
 NOW = datetime(2024, 3, 15, 12, tzinfo=UTC)
@@ -114,6 +114,13 @@ def test_a_name_without_a_valid_version_of_the_scheduler_is_due_since_1970() -> 
     assert due.expire_at == NOW + 3 * timedelta(days=7)  # of the longest: (keep + 1) intervals
 
 
+def test_the_tags_that_are_due_are_those_of_the_name() -> None:
+    versions = [version("2024-03-15", "daily"), version("2024-03-08", "weekly")]
+    assert due_tags(versions, [DAILY, WEEKLY, HOURLY], NOW, name="disk") == ("weekly",)
+    assert due_tags([], [DAILY, WEEKLY, HOURLY], NOW, name="disk") == ("daily", "weekly")
+    assert due_tags(versions, [], NOW, name="disk") == ()
+
+
 def test_a_tag_that_an_earlier_release_stored_with_a_blank_belongs_to_its_schedule() -> None:
     versions = [version("2024-03-01", "daily", " weekly"), version("2024-03-15T12:00:00", "\tdaily ", "weekly")]
     assert find_due(versions, [DAILY, WEEKLY], NOW) == []
@@ -145,6 +152,33 @@ def days(*numbers: int) -> list[Version]:
 def test_backups_as_promised_breach_nothing() -> None:
     assert sentences(*days(13, 14, 15)) == []
     assert sentences(*days(11, 12, 13, 14, 15)) == []
+
+
+def test_what_another_schedule_keeps_is_neither_too_old_nor_one_too_many() -> None:
+    weeks = [version(day, "daily", "weekly") for day in ("2024-03-01T12:00:00", "2024-03-08T12:00:00")]
+    versions = [*weeks, *days(13, 14, 15)]
+    assert sentences(*versions, schedulers=(DAILY, WEEKLY)) == []
+    assert [breach.sentence for breach in find_breaches(versions, [DAILY], NOW, others=[DAILY, WEEKLY])] == []
+    alone = sentences(*versions)
+    assert [sentence.split(".")[0] for sentence in alone] == [
+        "daily: Version uid-03-08 is not in SLA range",
+        "daily: Version uid-03-13 is not in SLA range",
+        "daily: Backup too old",
+    ]
+
+
+def test_what_no_schedule_needs_any_more_is_a_breach_of_all_that_it_belongs_to() -> None:
+    weeks = [version(f"2024-{day}T12:00:00", "daily", "weekly") for day in
+             ("01-19", "01-26", "02-02", "02-09", "02-16", "02-23", "03-01", "03-08")]  # fmt: skip
+    found = sentences(*weeks, *days(13, 14, 15), schedulers=(DAILY, WEEKLY))
+    assert "daily: Too many backups. Found 7, should be 3." in found  # the newest 2 + 2 weekly ones are left out
+    assert "weekly: Too many backups. Found 8, should be 2." in found
+
+
+def test_a_schedule_that_is_switched_off_keeps_nothing_from_being_too_old() -> None:
+    versions = [version("2024-03-01T12:00:00", "daily", "hourly"), *days(13, 14, 15)]
+    found = [breach.sentence for breach in find_breaches(versions, [DAILY], NOW, others=[HOURLY])]
+    assert any("Backup too old. Found version_uid uid-03-01" in sentence for sentence in found)
 
 
 def test_too_few_and_too_many_are_told() -> None:
