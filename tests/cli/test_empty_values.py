@@ -27,6 +27,7 @@ OPTIONS = {
     "forget": ("-s --schedulers -f --fields", 0),
     "jobs": ("-f --fields", 0),
     "mount": ("--version --name --tag", 1),
+    "init": ("-c --configfile --data --db", 0),  # an empty path would be the current directory
 }
 GIVEN = [(name, option, count) for name, (options, count) in OPTIONS.items() for option in options.split()]
 # A blank is a name of a snapshot like any other, and wrong as a prefix.
