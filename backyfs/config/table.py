@@ -106,7 +106,7 @@ SECTION_KEYS: Mapping[str, tuple[Key, ...]] = {
         ),
         Key("log_format", k.LOG_FORMAT, "How the log is written: text, or json, an object on each line."),
         Key("lock_dir", k.PATH, "The directory of backy2's lock files."),
-        Key("cachedir", k.PATH, "The directory for temporary data."),
+        Key("cachedir", k.PATH, "The directory of backy2's temporary data; backyfs has none."),
         Key("process_name", k.TEXT, "The name of the program in the list of processes."),
         Key(
             "disallow_rm_when_younger_than_days",
