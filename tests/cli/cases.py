@@ -37,6 +37,7 @@ class Case:
 CASES = (
     Case("init -c {dir}/new.cfg --data {dir}/new --db {dir}/new.sqlite", uses_storage=False, writes=False),
     Case("backup {dir}/image disk"),
+    Case("backup --tag daily --due {dir}/image disk"),
     Case("restore {} {dir}/restored", writes=False),
     Case("restore --force --offset 1K --length 1K {} {dir}/restored", writes=False),
     Case("ls", writes=False, is_shown=True),
@@ -52,6 +53,7 @@ CASES = (
     Case("due other", writes=False, is_shown=True),
     Case("sla", writes=False, is_shown=True),
     Case("forget", writes=False),  # there is nothing to remove
+    Case("forget --schedulers daily", writes=False),
     Case("cleanup"),
     Case("cleanup --dry-run", schema="cleanup-dry-run", writes=False, is_shown=True),
     Case("cleanup --full", schema="cleanup-full"),
