@@ -189,8 +189,11 @@ class Database:
                 raw.execute("PRAGMA journal_mode = WAL").close()  # outside of any transaction
 
     def keep_reserve(self) -> None:
-        """Keep a little room beside an SQLite file for `use_reserve`, where the disk has plenty of it."""
-        path = sqlite_path(self.engine.url)
+        """Keep a little room beside an SQLite file for `use_reserve`, where the disk has plenty of it.
+
+        The database may be closed.
+        """
+        path = sqlite_path(self._engine.url)
         if path is not None and not self.is_read_only:
             keep_reserve(path)
 

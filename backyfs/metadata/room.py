@@ -13,6 +13,8 @@ import os
 import tempfile
 from contextlib import suppress
 
+from backyfs.files import open_file
+
 RESERVE_SUFFIX = "-reserve"
 _LEAST_BYTES = 256 << 10  # the database needs some 100 KiB for each step of a small repository
 _MOST_BYTES = 4 << 20     # removing a version of 10 TiB changes some 1,000 pages of the file at once
@@ -43,7 +45,7 @@ def keep_reserve(path: str) -> None:
             return  # allocated before it got its size
         if system.f_bavail * system.f_frsize < _AMPLE * size:
             return
-        fd = os.open(reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = open_file(reserve, os.O_WRONLY | os.O_NOFOLLOW)
     except OSError as error:
         _log.debug("there is no reserve %s: %s", reserve, error)
         return
