@@ -37,6 +37,8 @@ from backyfs.metadata.jobs import (
     list_live_jobs,
     register_job,
     remove_job,
+    remove_silent,
+    silent_jobs,
     this_process,
 )
 from backyfs.metadata.revisions import LAST_OF_BACKY2
@@ -652,14 +654,16 @@ def test_a_job_holds_versions_until_it_is_removed(connection: Connection) -> Non
     assert count(connection, job_versions) == 0
 
 
-def test_dead_jobs_go_when_the_next_one_registers(connection: Connection) -> None:
+def test_jobs_that_stay_silent_are_removed_with_what_they_hold(connection: Connection) -> None:
     quiet = register_job(connection, ELSEWHERE, "backup")
     alive = register_job(connection, replace(ELSEWHERE, scope="a third machine"), "mount")
     hold_version(connection, quiet, make_version(connection).id)
     age(connection, quiet, 61)
     age(connection, alive, 55)
-    assert [job.command for job in list_live_jobs(connection, this_process())] == ["mount"]
+    silent = silent_jobs(connection, this_process())
+    assert silent.keys() == {quiet}
     ours = register_job(connection, this_process(), "scrub")
+    assert remove_silent(connection, silent) == [quiet]
     assert list(connection.execute(select(jobs.c.id).order_by(jobs.c.id)).scalars()) == [alive, ours]
     assert count(connection, job_versions) == 0
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import delete, insert, select, update
 
+from backyfs.engine import silence
 from backyfs.engine.fullcleanup import full_cleanup, plan_full_cleanup
 from backyfs.engine.job import Job
 from backyfs.engine.publish import publish
@@ -152,8 +153,9 @@ def test_an_object_that_a_live_job_could_have_stored_stays(repository: Repositor
 
 
 def test_an_object_of_a_job_that_is_dead_goes_and_the_job_cannot_name_it(
-    repository: Repository, tmp_path: Path
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(silence, "WATCH_S", 0)
     path = orphan(tmp_path)
     with repository.database.write() as connection:
         connection.execute(

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, insert, select, update
 
+from backyfs.engine import silence
 from backyfs.engine.job import Job
 from backyfs.engine.remove import Removal, plan_removals, remove_versions
 from backyfs.engine.restore import restore
@@ -253,7 +254,10 @@ def test_the_last_valid_version_goes_where_nothing_keeps_it(repository: Reposito
 # Jobs that are dead, and ours
 
 
-def test_a_dead_job_holds_nothing_and_finds_its_row_gone(repository: Repository, tmp_path: Path) -> None:
+def test_a_dead_job_holds_nothing_and_finds_its_row_gone(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence, "WATCH_S", 0)
     [version] = stored(repository, tmp_path)
     with repository.database.write() as connection:
         suspended = register_job(connection, ELSEWHERE, "restore")
