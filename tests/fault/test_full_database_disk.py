@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ import time
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,14 +25,18 @@ from backyfs.engine.remove import remove_versions
 from backyfs.errors import DatabaseError, DatabaseFullError, VersionNotFoundError
 from backyfs.metadata.blockmap import HOLE, page_entries
 from backyfs.metadata.database import Database
-from backyfs.metadata.versions import find_version, list_versions
+from backyfs.metadata.versions import create_version, find_version, list_versions
 from backyfs.model import PageNumber
 from tests.images import random_image
 from tests.mount.program import BACKYFS, PATIENCE_S, mounting, why_not_mount
 from tests.repositories import back_up, make_repository, opened
+from tests.services.server import ACCOUNT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from backyfs.repository import Repository
+    from tests.services.postgresql import PostgresqlServer
 
 KINDS = {
     "tmpfs": 16,
@@ -316,3 +322,46 @@ def test_a_transaction_that_writes_is_refused_with_the_reason(
         (small_disk / "ballast").unlink()
         with repository.database.write() as connection:
             assert len(list_versions(connection)) == 1
+
+
+def test_a_server_without_room_is_an_error_with_its_reason(postgresql_server: PostgresqlServer) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    with TemporaryDirectory(dir="/tmp", prefix="backyfs-tests-full-") as directory:
+        place = Path(directory) / "disk"  # the account of the server can enter it
+        place.parent.chmod(0o755)
+        place.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", place], check=True)
+        try:
+            shutil.chown(place, *ACCOUNT)
+            postgresql_server.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
+            postgresql_server.execute("CREATE DATABASE small TABLESPACE small")
+            try:
+                write_until_the_server_is_full(Path(directory), place, postgresql_server.url("small"))
+            finally:
+                postgresql_server.execute(postgresql_server.drop_statement("small"))
+                postgresql_server.execute("DROP TABLESPACE small")
+        finally:
+            subprocess.run(["umount", place], check=True)
+
+
+def write_until_the_server_is_full(directory: Path, disk: Path, url: str) -> None:
+    config = make_repository(directory / "repository", database=url)
+    with opened(config) as repository:
+        fill(disk)
+        with pytest.raises(DatabaseFullError, match=r"^the disk of the server of postgresql.* is full"):
+            make_versions(repository)
+        with repository.database.read() as connection:
+            assert list_versions(connection) == []
+
+
+def make_versions(repository: Repository) -> None:
+    with repository.database.write() as connection:
+        for number in range(1000):
+            create_version(
+                connection,
+                name=f"{number}".zfill(2000),
+                snapshot_name="",
+                size_bytes=0,
+                created_at=datetime.now(UTC),
+            )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _PLACE = "/tmp"  # unlike a directory of pytest, it can be entered by the account
 _PREFIX = "backyfs-tests-"
-_ACCOUNT = ("nobody", "nogroup")  # of the servers where root runs the tests: PostgreSQL refuses root
+ACCOUNT = ("nobody", "nogroup")  # of the servers where root runs the tests: PostgreSQL refuses root
 _START_S = 60
 _STOP_S = 20
 
@@ -133,7 +133,7 @@ class Server(ABC):
     def _start(self) -> None:
         os.chmod(self.directory, 0o711)
         if os.geteuid() == 0:
-            shutil.chown(self.directory, *_ACCOUNT)
+            shutil.chown(self.directory, *ACCOUNT)
         data = os.path.join(self.directory, "data")
         made = self._run(self.initialize_command(data))
         if made.wait(_START_S) != 0:
@@ -156,7 +156,7 @@ class Server(ABC):
     def _run(self, command: list[str]) -> subprocess.Popen[bytes]:
         # A process that changes its user forgets the signal it is to get at the death of its parent. So
         # setpriv does both, in this order, and becomes the server, whose pid is thus ours to end.
-        account = [f"--reuid={_ACCOUNT[0]}", f"--regid={_ACCOUNT[1]}", "--clear-groups"] if os.geteuid() == 0 else []
+        account = [f"--reuid={ACCOUNT[0]}", f"--regid={ACCOUNT[1]}", "--clear-groups"] if os.geteuid() == 0 else []
         with open(os.path.join(self.directory, "log"), "ab") as log:
             return subprocess.Popen(
                 ["setpriv", *account, f"--pdeathsig={self.end.name}", "--", *command],
