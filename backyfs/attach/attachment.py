@@ -22,7 +22,6 @@ from backyfs.attach.parts import Access, NeedsLayerError, Outcome, Part, close_p
 from backyfs.errors import MountError
 from backyfs.host import records
 from backyfs.host.answers import State, ask
-from backyfs.host.kerneltables import check_kernel_tables
 from backyfs.host.loops import check_loop_devices
 from backyfs.host.mounttable import list_mounts, resolve
 from backyfs.host.records import Record
@@ -74,7 +73,6 @@ def attach(request: AttachRequest) -> Attachment:
         MountError: loop devices cannot be had, the directory is not empty, the version cannot be mounted, or there
             is nothing in it to see; what was done is undone.
     """
-    check_kernel_tables()
     check_loop_devices()
     directory = resolve(request.directory or usual_directory(request.version))
     _check_place(directory, request.own_paths)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backyfs.errors import MountError
+from backyfs.host.kerneltables import check_kernel_tables
 from backyfs.host.programs import reason_of, run
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def check_loop_devices() -> None:
     """
     if os.geteuid() != 0:
         raise MountError(f"only root can set up loop devices and mount file systems; {WITHOUT_LOOP_DEVICES}")
+    check_kernel_tables()
     _free_number()
 
 
