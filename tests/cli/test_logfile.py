@@ -100,7 +100,7 @@ def test_where_no_successor_can_be_made_the_old_file_is_written(log, handler, tm
 def test_a_mount_in_the_background_logs_to_the_successor(config, tmp_path):
     with opened(config) as repository:
         version = back_up(repository, random_image(tmp_path / "image", BLOCK)).version
-        damaged = file_of(config.parent / "data", blob_of(repository, version, 0))
+        damaged = file_of(repository, blob_of(repository, version, 0))
     mountpoint = tmp_path / "mnt"
     mountpoint.mkdir()
     subprocess.run([BACKYFS, "-c", config, "mount", mountpoint], check=True, capture_output=True)
