@@ -14,9 +14,15 @@ import pkgutil
 import socket
 import subprocess
 import sys
+import tempfile
 
 # When their first process is killed, all processes and mounts in these namespaces are gone.
 _NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+# Copies of the mounts of other tests would keep those busy.
+_LET_GO = (
+    f"awk -v below={tempfile.gettempdir()}/ 'index($2, below) == 1 {{ print $2 }}' /proc/mounts | sort -r | "
+    "xargs -r umount -l; "
+)
 
 
 class ForkServer:
@@ -26,8 +32,9 @@ class ForkServer:
         """`prepare` is a line of shell that is run first, and ends in `"$@"`."""
         self._channel, there = socket.socketpair()
         with there:
+            program = [sys.executable, "-P", __file__, str(there.fileno())]
             self._process = subprocess.Popen(
-                [*_NAMESPACES, "sh", "-c", prepare, "sh", sys.executable, "-P", __file__, str(there.fileno())],
+                [*_NAMESPACES, "sh", "-c", _LET_GO + prepare, "sh", *program],
                 pass_fds=[there.fileno()],
                 env=environ,
                 stdin=subprocess.DEVNULL,
