@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -27,6 +28,7 @@ VARIABLE_PREFIX = "BACKYFS_"
 RUNNING_HOOK = "BACKYFS_HOOK"  # the name of the hook; a command that finds it set runs no hooks of its own
 
 _SHELL = "/bin/sh"
+_END_S = 10.0  # how long a hook that is interrupted may take to end
 _LOGGED_BYTES = 64 << 10  # of the output, from its end
 
 _log = logging.getLogger(__name__)
@@ -56,17 +58,27 @@ def run_hook(name: str, command: str, facts: Mapping[str, Fact], *, timeout_s: f
             )
         except OSError as error:
             raise HookError(f"hook {name} cannot be started: {error.strerror}; see [hooks]") from error
+        status = None
         try:
-            status = process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            status = None
+            with suppress(subprocess.TimeoutExpired):
+                status = process.wait(timeout_s)
+        except BaseException:  # interrupted: a hook can undo what it has begun
+            _ask_to_end(process)
+            raise
         finally:
-            if process.poll() is None:  # too late, or we are interrupted
+            if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         last_line = _log_output(name, output)
     if status != 0:
         raise HookError(f"hook {name} {_ending(status, timeout_s)}{last_line and f': {last_line}'}; see [hooks]")
+
+
+def _ask_to_end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_END_S)
 
 
 def _ending(status: int | None, timeout_s: float) -> str:

@@ -24,7 +24,6 @@ from backyfs.hooks import RUNNING_HOOK, run_hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import NoReturn
 
     from backyfs.cli.invocation import Invocation
     from backyfs.config import Config
@@ -94,26 +93,21 @@ def around(config: Config, command: str, facts: dict[str, Fact]) -> Iterator[Fac
     started = time.monotonic()
     with _taken_over_signals() as signals:
         try:
-            run.before()
             try:
-                try:
-                    signals.let_through()
-                    yield told
-                finally:
-                    signals.hold_back()
-            except BaseException as error:
-                told.add(**_failure(error))
-                raise
-            else:
-                told.add(status="done", exit_status=0)
+                run.before()
+                yield told
             finally:
-                told.add(duration_s=round(time.monotonic() - started, 3))
-                run.after()
+                signals.hold_back()
         except BaseException as error:
             told.add(**_failure(error))
+            raise
+        else:
+            told.add(status="done", exit_status=0)
+        finally:
+            told.add(duration_s=round(time.monotonic() - started, 3))
+            run.after()
             if told.all()["status"] != "done":
                 run.failed()
-            raise
 
 
 class _Runner:
@@ -125,6 +119,7 @@ class _Runner:
         self._timeout_s = config.hooks.timeout_s
         self._command = command
         self._told = told
+        self._is_refused = False
 
     @property
     def any(self) -> bool:
@@ -137,11 +132,16 @@ class _Runner:
         Raises:
             HookError: it failed.
         """
-        self._run(f"before_{self._command}")
+        try:
+            self._run(f"before_{self._command}")
+        except HookError:
+            self._is_refused = True
+            raise
 
     def after(self) -> None:
-        """Run after_COMMAND."""
-        self._run_and_go_on(f"after_{self._command}")
+        """Run after_COMMAND, unless before_COMMAND failed; one that was interrupted may have done half of its work."""
+        if not self._is_refused:
+            self._run_and_go_on(f"after_{self._command}")
 
     def failed(self) -> None:
         """Run on_failure."""
@@ -171,42 +171,28 @@ def _failure(error: BaseException) -> dict[str, Fact]:
 
 
 class _Signals:
-    """The signals that end the process: they raise in a command, and wait for the end of a hook."""
+    """The signals that end the process: they raise in a command, and have no effect on the hooks after it."""
 
     def __init__(self) -> None:
-        self._raises = False
-        self._waiting: int | None = None
+        self._raises = True
 
-    def note(self, number: int, _frame: object) -> None:
+    def handle(self, number: int, _frame: object) -> None:
         """Handle a signal.
 
         Raises:
-            KeyboardInterrupt, InterruptedByUser: no hook is running.
+            KeyboardInterrupt, InterruptedByUser: the hooks that follow the command have not begun.
         """
-        if self._raises:
-            _raise(number)
-        self._waiting = number
-        _log.info("%s waits for the end of a hook", signal.Signals(number).name)
-
-    def let_through(self) -> None:
-        """Have signals raise from now on, beginning with one that came before.
-
-        Raises:
-            KeyboardInterrupt, InterruptedByUser: one did.
-        """
-        self._raises = True
-        if self._waiting is not None:
-            _raise(self._waiting)
+        name = signal.Signals(number).name
+        if not self._raises:
+            _log.info("%s does not interrupt the hooks that follow the command", name)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise InterruptedByUser(f"ended by {name}")
 
     def hold_back(self) -> None:
-        """Have hooks run undisturbed: they have a timeout of their own."""
+        """Have hooks run undisturbed from now on: they have a timeout of their own."""
         self._raises = False
-
-
-def _raise(number: int) -> NoReturn:
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise InterruptedByUser(f"ended by {signal.Signals(number).name}")
 
 
 @contextmanager
@@ -219,7 +205,7 @@ def _taken_over_signals() -> Iterator[_Signals]:
     before = {number: signal.getsignal(number) for number in _ENDINGS}
     for number, handler in before.items():
         if handler in {signal.SIG_DFL, signal.default_int_handler}:  # not where it is ignored, as under nohup
-            signal.signal(number, signals.note)
+            signal.signal(number, signals.handle)
     try:
         yield signals
     finally:

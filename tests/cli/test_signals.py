@@ -124,7 +124,7 @@ def test_a_signal_that_is_ignored_does_not_end_a_backup(config, image, number):
 
 
 @pytest.mark.parametrize("number", ENDINGS)
-def test_a_before_hook_runs_to_its_end_and_the_after_hook_undoes_what_it_did(config, image, notes, gate, number):
+def test_a_before_hook_that_is_interrupted_is_followed_by_the_after_hook(config, image, notes, gate, number):
     set_hooks(
         config,
         before_backup=f"echo frozen >> {notes}; read line < {gate}; {note(notes)}",
@@ -133,13 +133,29 @@ def test_a_before_hook_runs_to_its_end_and_the_after_hook_undoes_what_it_did(con
     with running(config, "backup", image, "disk") as process:
         wait_for_note(notes, "frozen")
         process.send_signal(number)
-        wait_for(f"{number.name} waits for the end of a hook", process)
-        gate.write_text("go on\n")
         assert process.wait(DEADLINE_S) == 130
-    assert notes.read_text().splitlines() == [
-        "frozen", "before_backup starting", "thawed", "after_backup interrupted"
-    ]  # fmt: skip
+    assert notes.read_text().splitlines() == ["frozen", "thawed", "after_backup interrupted"]
     assert statuses(config) == []
+
+
+def test_a_before_hook_that_is_interrupted_can_undo_what_it_did(config, image, notes):
+    hook = f"trap 'echo undone >> {notes}; exit' TERM; sleep 600 & echo begun >> {notes}; wait"
+    set_hooks(config, before_backup=hook, after_backup=note(notes))
+    with running(config, "backup", image, "disk") as process:
+        wait_for_note(notes, "begun")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) == 130
+    assert notes.read_text().splitlines() == ["begun", "undone", "after_backup interrupted"]
+
+
+def test_a_before_hook_that_ignores_the_interruption_is_killed(config, image, notes):
+    hook = f"trap '' TERM; echo $$ > {notes}; while :; do sleep 600; done"
+    set_hooks(config, before_backup=hook)
+    with running(config, "backup", image, "disk") as process:
+        wait_for_note(notes, "\n")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) == 130
+    assert not Path("/proc", notes.read_text().strip()).exists()
 
 
 @pytest.mark.parametrize("number", ENDINGS)
@@ -148,9 +164,9 @@ def test_an_after_hook_runs_to_its_end(config, notes, gate, number, tmp_path):
     with running(config, "backup", random_image(tmp_path / "small", 100), "disk") as process:
         wait_for_note(notes, "thawing")
         process.send_signal(number)
-        wait_for(f"{number.name} waits for the end of a hook", process)
+        wait_for(f"{number.name} does not interrupt the hooks that follow the command", process)
         process.send_signal(number)
-        wait_for(f"{number.name} waits for the end of a hook", process)
+        wait_for(f"{number.name} does not interrupt the hooks that follow the command", process)
         gate.write_text("go on\n")
         assert process.wait(DEADLINE_S) == 0
     assert notes.read_text().splitlines() == ["thawing", "after_backup done"]
