@@ -16,9 +16,10 @@ import socket
 import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from backyfs.errors import MountError
+from backyfs.cli.logs import log_end
+from backyfs.errors import BackyfsError, InterruptedByUser, MountError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -75,7 +76,10 @@ class Child:
 
 
 class Starter:
-    """The process that started this one in the background and waits until it is ready."""
+    """The process that started this one in the background and waits until it is ready.
+
+    At the end of a `with` this process ends: the callers of `start` go on in the other one.
+    """
 
     def __init__(self, channel: socket.socket) -> None:
         """Take the channel to it."""
@@ -83,12 +87,27 @@ class Starter:
 
     def receive(self) -> dict[str, Any] | None:
         """Return what `Child.order` sent; None if there is nothing to do."""
-        try:
-            line = _receive(self._channel, end=b"\n")
-        except KeyboardInterrupt:  # from the terminal; the starter gets it as well, and reports it
-            return None
+        line = _receive(self._channel, end=b"\n")
         order: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
         return order
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> NoReturn:
+        status = 0
+        if isinstance(error, BackyfsError):
+            status = error.exit_status
+            log_end(str(error), status, error=error)
+        elif isinstance(error, KeyboardInterrupt):  # from the terminal; the starter gets it as well, and reports it
+            status = InterruptedByUser.exit_status
+        elif error is not None:
+            status = BackyfsError.exit_status
+            log_end(f"unexpected {type(error).__name__}: {error}; report it, with the log", status, error=error)
+        logging.shutdown()
+        os._exit(status)
 
     def tell_ready(self) -> None:
         """Leave the terminal and let the starter go. If it has ended early, end as well, as after SIGTERM."""
@@ -101,7 +120,7 @@ class Starter:
 
 
 def start() -> Child | Starter:
-    """Fork; return the child in this process, and the starter in the child, which returns to its caller too."""
+    """Fork; return the child in this process, and the starter in the child, to be used in a `with` there."""
     assert threading.active_count() == 1, "a process that has threads cannot fork"
     here, there = socket.socketpair()
     sys.stdout.flush()

@@ -36,7 +36,6 @@ class Record:
     command: str = ""
     invocation: Invocation | None = None
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    _pid: int = field(default_factory=os.getpid)
     _started_s: float = field(default_factory=time.monotonic)
 
     def log_result(self, status: int) -> None:
@@ -49,7 +48,7 @@ class Record:
 
         Where the database cannot be read it tells the run alone, whose status says so.
         """
-        if self.metrics_file is None or os.getpid() != self._pid:  # a child in the background: its starter writes them
+        if self.metrics_file is None:
             return
         from backyfs.engine.metrics import RunMetrics, render_metrics  # noqa: PLC0415 - SQLAlchemy is slow to load
 

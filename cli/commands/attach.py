@@ -53,7 +53,9 @@ def command(invocation: Invocation, version: str, directory: str | None, *, no_r
 
     forked = background.start()
     if isinstance(forked, background.Starter):
-        return _serve(invocation, forked)
+        with forked:
+            _serve(invocation, forked)
+        return 0  # only for type checkers: the process has ended
     with forked:
         attachment = _attach(invocation, version, directory, forked, replay=not no_replay)
     _print(invocation, attachment)
@@ -91,7 +93,7 @@ def _attach(
     )
 
 
-def _serve(invocation: Invocation, starter: background.Starter) -> int:
+def _serve(invocation: Invocation, starter: background.Starter) -> None:
     """Mount the version that the starter names, if it needs a mount."""
     from backyfs.mount.contents import Settings  # noqa: PLC0415 - while the starter looks for the version
     from backyfs.mount.selection import Selection  # noqa: PLC0415
@@ -99,7 +101,7 @@ def _serve(invocation: Invocation, starter: background.Starter) -> int:
 
     order = starter.receive()
     if order is None:
-        return 0
+        return
     if invocation.log_option is None:
         background.log_errors_only()  # where it is mounted is of no interest
     invocation.answered[:] = order["answered"]
@@ -109,7 +111,6 @@ def _serve(invocation: Invocation, starter: background.Starter) -> int:
         return MountRequest(mountpoint=order["mountpoint"], settings=settings, scratch=order["scratch"])
 
     serve_mount(invocation, order["mountpoint"], request_of, starter)
-    return 0
 
 
 def _check(attachment: Attachment) -> None:

@@ -6,6 +6,7 @@ In the background a child serves the mount, forked before there are threads, and
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -112,6 +113,7 @@ def command(
         raise UsageError("--discard forgets what is written, and nothing can be without --writable DIRECTORY")
     starter = None
     if not foreground:
+        invocation.load_config()  # its mistakes are reported before there are two processes
         forked = background.start()
         if isinstance(forked, background.Child):
             with forked:
@@ -129,7 +131,8 @@ def command(
             discard=discard,
         )
 
-    serve_mount(invocation, mountpoint, request_of, starter)
+    with nullcontext() if starter is None else starter:
+        serve_mount(invocation, mountpoint, request_of, starter)
     return 0
 
 

@@ -103,10 +103,10 @@ def in_foreground(
     config_file: Path, target: Path, *options: str, ignored: tuple[signal.Signals, ...] = ()
 ) -> Iterator[subprocess.Popen[str]]:
     """Mount in the foreground, started with some signals ignored, from when it says that it is ready."""
-    traps = "".join(f"trap '' {number.name.removeprefix('SIG')}; " for number in ignored)
+    # A test that runs in the background of a shell has inherited some as ignored.
+    signals = ["--default-signal", *(f"--ignore-signal={number.name.removeprefix('SIG')}" for number in ignored)]
     arguments = [BACKYFS, "-c", str(config_file), "mount", "-f", *options, str(target)]
-    command = ["sh", "-c", f'{traps}exec "$@"', "sh", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(["env", *signals, *arguments], stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
             assert " is mounted; " in process.stderr.readline()
