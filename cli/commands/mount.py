@@ -108,7 +108,9 @@ def command(
     by_version_uid/UID/data, also reached through by_name/NAME/; loop-mount it to get at the files in it, or let
     `backyfs attach` do that.
     """
+    # Before there are two processes, the second of which has another current directory.
     mountpoint = os.path.abspath(mountpoint)
+    writable = None if writable is None else os.path.abspath(writable)
     if discard and writable is None:
         raise UsageError("--discard forgets what is written, and nothing can be without --writable DIRECTORY")
     starter = None
@@ -127,7 +129,7 @@ def command(
             mountpoint=mountpoint,
             options=tuple(word for option in options for word in option.split(",") if word),
             settings=_settings(repository, versions, **settings),
-            writable=None if writable is None else os.path.abspath(writable),
+            writable=writable,
             discard=discard,
         )
 
