@@ -15,7 +15,8 @@ import click
 
 from backyfs.cli import process
 from backyfs.cli.commands.mount import command as mount_command
-from backyfs.cli.main import run
+from backyfs.cli.main import run as run_program
+from backyfs.cli.stdout import printing
 from backyfs.cli.text import printable
 from backyfs.errors import InterruptedByUser, UsageError
 
@@ -139,12 +140,12 @@ def _command(
         )
     single = [one for given in options for one in given.split(",") if one]
     words = translate(_as_given(source), mountpoint, single, sloppy=sloppy)
-    # Checked here for the exit status: `run` ends alike for a wrong option and a wrong configuration.
+    # Checked here for the exit status: `run_program` ends alike for a wrong option and a wrong configuration.
     mount_command.make_context("mount", words[words.index("mount") + 1 :])
     if verbose:
         words.insert(0, "--verbose")
         click.echo(printable(shlex.join(["backyfs", *words])))
-    return 0 if fake else _status_of_mount(run(words))
+    return 0 if fake else _status_of_mount(run_program(words))
 
 
 def _as_given(source: str) -> str:
@@ -162,12 +163,13 @@ def _status_of_mount(status: int) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the helper and exit with a status of mount(8)."""
     process.begin()
-    process.end(_run(list(sys.argv[1:] if arguments is None else arguments)))
+    process.end(run(sys.argv[1:] if arguments is None else arguments))
 
 
-def _run(arguments: list[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
+    """Run the helper and return a status of mount(8)."""
     try:
-        with _command.make_context("mount.backyfs", arguments) as context:
+        with printing(), _command.make_context("mount.backyfs", list(arguments)) as context:
             status: int = _command.invoke(context)
     except click.exceptions.Exit as ended:  # --help
         return ended.exit_code

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from backyfs.cli.commands.mount import command as mount_command
-from backyfs.cli.mount_helper import main, translate
+from backyfs.cli.mount_helper import run, translate
 from backyfs.errors import UsageError
 from tests.images import random_image
 from tests.mount.program import PATIENCE_S, why_not_mount
@@ -147,11 +147,9 @@ def test_every_option_of_the_command_can_be_given() -> None:
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
     """Run the helper in this process; return status, stdout and stderr."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
+    status = run([str(argument) for argument in arguments])
     captured = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, captured.out, captured.err
+    return status, captured.out, captured.err
 
 
 def test_a_fake_mount_shows_the_command_and_does_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
