@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.unit.test_sources import loop_device
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 MIB = 1 << 20
+PATIENCE_S = 60
 SIZE = 20 * BLOCK
 IMAGE = random_bytes(SIZE, 3)
 OVERWRITING = ["--force", "--differential", "--continue-from=1", "--force --offset 4096 --length 4096"]
@@ -79,7 +81,11 @@ def partitioned(disk):
             run_tool("mkfs.ext4", "-q", f"{device}p1")
             yield disk, device
         finally:
-            run_tool("partx", "--delete", device)
+            end = time.monotonic() + PATIENCE_S
+            # A mount namespace that was made in the meantime has the partition mounted until it ends.
+            while subprocess.run(["partx", "--delete", device], capture_output=True, check=False).returncode != 0:
+                assert time.monotonic() < end, "the partition is not let go"
+                time.sleep(0.05)
 
 
 @contextmanager
