@@ -34,6 +34,11 @@ _UID_DIGITS = 32  # as wide as the uids of backy2, so that its tools and paths f
 _SHELF_DIGITS = 4
 _TABLES = 4096  # of 80 bytes for a block of 4 MiB
 _RANDOM_DIGITS = _UID_DIGITS - _SHELF_DIGITS
+# What backy2 could be configured with, and ours.
+_HASHES = (
+    BLAKE3, "sha512", "sha256", "sha1", "md5", "sha384", "sha224",
+    "blake2b", "blake2s", "sha3_512", "sha3_384", "sha3_256", "sha3_224",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +51,14 @@ class BlockStore:
     encryption_version: int  # of new blobs
     compression_level: int   # of new blobs
     find_moved: Callable[[Blob], Blob | None]  # where its bytes are by now, if not where it says; see `load_block`
+    # Set where fingerprints have no key: rows that were adopted or imported may have those of another hash function.
+    knows_other_hashes: bool = False
+
+    def matches(self, block: Buffer, fingerprint: bytes) -> bool:
+        """Tell whether a fingerprint is that of these plain bytes."""
+        if self.fingerprint(block) == fingerprint:
+            return True
+        return self.knows_other_hashes and hash_of(block, fingerprint) is not None
 
 
 def fingerprint_function(hash_function: str, fingerprint_key: bytes | None) -> Callable[[Buffer], bytes]:
@@ -64,6 +77,21 @@ def fingerprint_function(hash_function: str, fingerprint_key: bytes | None) -> C
 def digest_bytes(hash_function: str) -> int:
     """Return how long the fingerprints of a hash function are."""
     return _BLAKE3_BYTES if hash_function == BLAKE3 else hashlib.new(hash_function, usedforsecurity=False).digest_size
+
+
+OTHER_DIGEST_BYTES = frozenset(map(digest_bytes, _HASHES))
+
+
+def hash_of(block: Buffer, digest: bytes) -> str | None:
+    """Return the hash function, without a key, of which a digest of these bytes is; None: of none that is known."""
+    return next(
+        (
+            name
+            for name in _HASHES
+            if digest_bytes(name) == len(digest) and fingerprint_function(name, None)(block) == digest
+        ),
+        None,
+    )
 
 
 def new_shelf() -> str:
@@ -135,8 +163,10 @@ def _load(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
 
 def _load_object(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
     try:
-        stored = store.storage.get(blob.uid)
         scheme = encryption_version(blob.encryption_version)
+        if not scheme.uses_data_key:
+            _require_fingerprint(blob)
+        stored = store.storage.get(blob.uid)
         data_key = store.keyring.unwrap(blob.wrapped_key) if scheme.uses_data_key else b""
         block = scheme.open(stored, data_key, blob.size)
         if not (trusts_tag and scheme.uses_data_key):
@@ -218,7 +248,13 @@ class PieceLoader:
         return table
 
 
+def _require_fingerprint(blob: Blob) -> None:
+    # Anyone who can write to the database could otherwise turn any encrypted block into plain bytes of their own.
+    if blob.fingerprint is None:
+        raise IntegrityError("is stored plain and has no fingerprint to check it by")
+
+
 def _check_fingerprint(store: BlockStore, blob: Blob, block: bytes) -> None:
     # After the tag of GCM as well: it finds what went wrong between hashing and sealing, bad memory for one.
-    if blob.fingerprint is not None and store.fingerprint(block) != blob.fingerprint:
+    if blob.fingerprint is not None and not store.matches(block, blob.fingerprint):
         raise IntegrityError("holds other bytes than were backed up: its fingerprint differs")

@@ -129,6 +129,7 @@ def open_repository(
                 encryption_version=version_of_new_blobs(config, identity, has_key=keyring.repository_key is not None),
                 compression_level=config.compression_level,
                 find_moved=partial(_find_moved, database),
+                knows_other_hashes=identity.hash_function != BLAKE3 or keyring.fingerprint_key is None,
             ),
             deduplication=config.deduplication,
             own_paths=own_paths(config, database, storage.paths()),

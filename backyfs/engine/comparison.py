@@ -144,7 +144,7 @@ class Comparison:
         if blob is None:
             return block != bytes(len(block))
         if blob.fingerprint is not None:
-            return self._repository.blocks.fingerprint(block) != blob.fingerprint
+            return not self._repository.blocks.matches(block, blob.fingerprint)
         try:
             return block != load_block(self._repository.blocks, blob)
         except WrongStorageError:

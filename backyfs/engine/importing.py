@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from backyfs import keys
-from backyfs.blocks import BLAKE3, digest_bytes
+from backyfs.blocks import digest_bytes
 from backyfs.claim import hand_over
 from backyfs.engine.backy2_format import MAGIC as BACKY2_MAGIC
 from backyfs.engine.backy2_format import read_backy2_export
@@ -25,11 +25,13 @@ from backyfs.engine.export_format import (
     SharedPageRecord,
     read_export,
 )
+from backyfs.engine.plainblobs import PlainFingerprints, check_plain, contradict, rule_of
 from backyfs.engine.silence import remove_silent_jobs
 from backyfs.errors import (
     ExportFormatError,
     IntegrityError,
     JobsRunningError,
+    KeyMaterialError,
     MissingKeyError,
     UsageError,
     VersionExistsError,
@@ -38,7 +40,7 @@ from backyfs.errors import (
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
 from backyfs.metadata.blobs import find_by_uid, insert_blobs, newest_wrapped_key
 from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries, share_pages
-from backyfs.metadata.identity import load_identity, replace_identity
+from backyfs.metadata.identity import list_key_slots, load_identity, replace_identity
 from backyfs.metadata.jobs import list_live_jobs, this_process
 from backyfs.metadata.stats import insert_statistics_records, list_statistics
 from backyfs.metadata.versions import has_contents, insert_version, version_with_uid
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backyfs.engine.export_format import Record, RepositoryRecord
+    from backyfs.engine.plainblobs import FingerprintRule
     from backyfs.metadata.blockmap import Entries
     from backyfs.metadata.database import Connection
     from backyfs.metadata.identity import Identity
@@ -82,14 +85,16 @@ def import_versions(repository: Repository, file: BinaryIO, *, configured_key: b
         WrongKeyError: its data keys are wrapped neither by this repository's key nor by the configured one.
         JobsRunningError: this repository would become another one, and commands are using it.
     """
-    with spooled(file) as whole:
+    with spooled(file) as whole, tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as fingerprints:
+        plain = PlainFingerprints(cast("BinaryIO", fingerprints))
         with repository.database.read() as connection:
             identity = load_identity(connection)
             versions = tuple(_check(connection, _records(whole, identity.block_size), identity))
+        plain.compute(repository, identity, _records(whole, identity.block_size))
         remove_silent_jobs(repository.database)
         with repository.database.write() as connection:
             records = _records(whole, identity.block_size)
-            importer = _Importer(repository, connection, configured_key)
+            importer = _Importer(repository, connection, configured_key, plain)
             report = importer.run(records, versions)
         if importer.becomes is not None:
             hand_over(repository.blocks.storage, importer.becomes)
@@ -179,6 +184,7 @@ def _check_blob(record: BlobRecord) -> None:
         or len(record.wrapped_key or b"") > _MAX_BYTES
     ):
         raise ExportFormatError(f"blob {record.uid} of the export has a size, fingerprint or key that cannot be")
+    check_plain(record)
 
 
 def _is_name(text: str) -> bool:
@@ -224,12 +230,13 @@ class _Importer:
     repository: Repository
     connection: Connection
     configured_key: bytes | None
-    is_comparable: bool = False  # the export's fingerprints with those of this repository
-    digest_bytes: int = 0
+    plain: PlainFingerprints
+    rule: FingerprintRule | None = None
     repository_key: bytes | None = None
     version: Version | None = None
     pending: dict[BlobUid, BlobRecord] = field(default_factory=dict)
     pages: dict[int, PageId | None] = field(default_factory=dict)  # by their ids in the file; None: only holes
+    dropped: set[BlobUid] = field(default_factory=set)  # of those that wait: their fingerprints were left out
     unverifiable: int = 0
     becomes: str | None = None  # uid of the repository whose identity this one takes over
 
@@ -247,12 +254,14 @@ class _Importer:
                     if record not in list_statistics(self.connection, record.version_uid):  # they outlive versions
                         insert_statistics_records(self.connection, [record])
                 case BlobRecord():
-                    self.pending[record.uid] = record
+                    self.pending[record.uid] = self._comparable(record)
                     if len(self.pending) >= _MAX_PENDING:
                         self._store_pending()
                 case PageRecord() | SharedPageRecord():
                     self._store_page(record)
         self._store_pending()
+        if self.becomes is not None:
+            self._require_encrypted()
         return ImportReport(versions=versions, unverifiable=self.unverifiable)
 
     def _begin(self, header: ExportHeader) -> None:
@@ -262,10 +271,7 @@ class _Importer:
             self.repository_key = self.configured_key  # that of the first encrypted blobs, as in one of backy2
         if header.repository is not None and header.repository.uid != identity.uid:
             identity = self._become(header, header.repository, identity)
-        self.is_comparable = header.hash_function == identity.hash_function or (
-            header.hash_function is None and identity.hash_function != BLAKE3
-        )
-        self.digest_bytes = digest_bytes(identity.hash_function)
+        self.rule = rule_of(header, identity)
 
     def _become(self, header: ExportHeader, of: RepositoryRecord, identity: Identity) -> Identity:
         """Make this repository, which is empty, the one that the export was made of."""
@@ -293,6 +299,16 @@ class _Importer:
         replace_identity(self.connection, identity, of.key_slots)
         return identity
 
+    def _require_encrypted(self) -> None:
+        """Refuse to become a repository without encryption where a key is configured: anyone can write such a file."""
+        config = self.repository.config
+        names_key = config.encryption_version != 0 and (config.key or config.passphrase) is not None
+        if names_key and not list_key_slots(self.connection) and newest_wrapped_key(self.connection) is None:
+            raise KeyMaterialError(
+                f"the export is of repository {self.becomes}, which is not encrypted, and a key is configured; nothing "
+                "was imported. If that repository never was encrypted, set `encryption_version: 0` to import it"
+            )
+
     def _open(self, of: RepositoryRecord) -> bytes | None:
         """Return the key of the repository that the export was made of; without slots it is the configured one."""
         if not of.key_slots:
@@ -315,24 +331,27 @@ class _Importer:
         for uid, row in known.items():
             if row.doomed:
                 raise UsageError(f"blob {uid} of the export is being deleted by a cleanup; nothing was imported")
-            other = self._comparable(self.pending[uid])
-            fingerprints = {other.fingerprint, row.facts.fingerprint} - {None}
-            if row.facts.size != other.size or len(fingerprints) > 1:
+            other = self.pending[uid]
+            if row.facts.size != other.size or contradict(row.facts.fingerprint, other.fingerprint):
                 raise UsageError(
                     f"blob {uid} holds another block here than the export says; nothing was imported, because "
                     "one of both is wrong"
                 )
-        new = [self._comparable(blob) for uid, blob in self.pending.items() if uid not in known]
-        for blob in new:
-            self.unverifiable += blob.fingerprint is None and self.pending[blob.uid].fingerprint is not None
+        new = [blob for uid, blob in self.pending.items() if uid not in known]
+        self.unverifiable += sum(blob.uid in self.dropped for blob in new)
         insert_blobs(self.connection, map(self._with_our_key, new), datetime.now(UTC))
         self.pending.clear()
+        self.dropped.clear()
 
     def _comparable(self, blob: BlobRecord) -> BlobRecord:
-        """Leave out a fingerprint that this repository cannot compute."""
-        if blob.fingerprint is None or (self.is_comparable and len(blob.fingerprint) == self.digest_bytes):
-            return blob
-        return replace(blob, fingerprint=None)
+        """Leave out a fingerprint that this repository cannot compute; a plain block gets one that it can."""
+        assert self.rule is not None, "the header comes first"
+        if self.rule.needs_ours(blob):
+            return replace(blob, fingerprint=self.plain.take(self.rule))
+        kept = self.rule.without_foreign(blob)
+        if kept.fingerprint != blob.fingerprint:
+            self.dropped.add(blob.uid)
+        return kept
 
     def _with_our_key(self, blob: BlobRecord) -> BlobRecord:
         """Return a blob whose data key is wrapped by the key of this repository.

@@ -325,7 +325,9 @@ class _Migrator:
                         raise
                     done.damaged.append((blob, str(error)))
                 else:
-                    saved = save_blocks(self._blocks, [(uid, blob.fingerprint or b"", block)])
+                    # Its tag vouched for a block without fingerprint; stored plain, nothing else will.
+                    fingerprint = blob.fingerprint or self._blocks.fingerprint(block)
+                    saved = save_blocks(self._blocks, [(uid, fingerprint, block)])
                     done.sealed.append(Replacement(blob=blob, saved=saved[0]))
         except BackyfsError as error:
             return _Done(done.sealed, done.damaged, error)

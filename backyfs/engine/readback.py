@@ -16,7 +16,7 @@ class ReadBack:
     """A target that is read and compared. Safe to use from several threads at once."""
 
     def __init__(self, blocks: BlockStore, target: ReadableTarget) -> None:
-        self._fingerprint = blocks.fingerprint
+        self._blocks = blocks
         self._loader = PartLoader(blocks)
         self._target = target
 
@@ -32,7 +32,7 @@ class ReadBack:
         self._target.read_into(part.start, there)
         if blob.fingerprint is None or not part.is_whole:
             return there == self._loader.load(part)
-        return self._fingerprint(there) == blob.fingerprint
+        return self._blocks.matches(there, blob.fingerprint)
 
     def has_zeros(self, start: int, length: int) -> bool:
         """Tell whether the target has zeros there.

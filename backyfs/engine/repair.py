@@ -169,14 +169,13 @@ class _Repair:
         for damaged in list(self._left.values()):
             self._check()
             if damaged.blob.fingerprint is not None:
-                self._repair(damaged)
+                self._repair(damaged, damaged.blob.fingerprint)
             progress.advance(damaged.blob.size)
 
-    def _repair(self, damaged: _Damaged) -> None:
+    def _repair(self, damaged: _Damaged, fingerprint: bytes) -> None:
         for origin in self._origins:
             for block in origin.candidates(damaged.blob, damaged.places):
-                fits = len(block) == damaged.blob.size
-                if fits and self._repository.blocks.fingerprint(block) == damaged.blob.fingerprint:
+                if len(block) == damaged.blob.size and self._repository.blocks.matches(block, fingerprint):
                     self._store(damaged.blob, block)
                     return
 

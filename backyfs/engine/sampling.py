@@ -118,7 +118,7 @@ class Sampling:
             return block == bytes(len(block))
         if blob.fingerprint is None:
             return block == load_block(self._repository.blocks, blob)
-        return self._repository.blocks.fingerprint(block) == blob.fingerprint
+        return self._repository.blocks.matches(block, blob.fingerprint)
 
     def _is_hole(self, index: BlockIndex) -> bool:
         start = index * self._plan.block_size

@@ -233,8 +233,8 @@ class _Adoption:
         return entries
 
     def _checked(self, blob: BlobRecord) -> BlobRecord:
-        """Leave out a checksum of another hash function: it could not be compared with anything."""
-        if blob.fingerprint is not None and len(blob.fingerprint) != self._digest_bytes:
+        """Leave out a checksum of another hash function, unless nothing else vouches for the block."""
+        if not _is_plain(blob) and blob.fingerprint is not None and len(blob.fingerprint) != self._digest_bytes:
             self._warn(f"blob {blob.uid} has a checksum of another hash function; it is left out")
             return replace(blob, fingerprint=None)
         return blob
@@ -270,16 +270,22 @@ class _Adoption:
         if known.size != other.size:
             return None
         better = other if self._has_better_key(other, known) else known
-        fingerprint = known.fingerprint or other.fingerprint
         valid = known.valid and other.valid
         if _differ(known.fingerprint, other.fingerprint):
             # One of both is wrong. What is encrypted vouches for its bytes itself.
-            if known.wrapped_key is None:
+            if _is_plain(known) or _is_plain(better):
                 return None
-            fingerprint, valid = None, False
-        elif _is_given_up(known) or _is_given_up(other):
-            fingerprint = None
-        return replace(better, fingerprint=fingerprint, valid=valid)
+            return replace(better, fingerprint=None, valid=False)
+        fingerprint = None
+        if _is_plain(better) or not (_is_given_up(known) or _is_given_up(other)):
+            fingerprint = self._comparable(known.fingerprint, other.fingerprint)
+        return self._checked(replace(better, fingerprint=fingerprint, valid=valid))
+
+    def _comparable(self, one: bytes | None, other: bytes | None) -> bytes | None:
+        """Return the one of two fingerprints that is of the hash function of this repository, else any there is."""
+        if other is not None and len(other) == self._digest_bytes:
+            return other
+        return one or other
 
     def _has_better_key(self, other: BlobRecord, known: BlobRecord) -> bool:
         if other.wrapped_key is None or other.wrapped_key == known.wrapped_key:
@@ -342,8 +348,13 @@ class _Adoption:
 
 def _is_given_up(blob: BlobRecord) -> bool:
     """Tell whether earlier rows of an encrypted blob have differed in its fingerprint."""
-    return blob.wrapped_key is not None and blob.fingerprint is None and not blob.valid
+    return not _is_plain(blob) and blob.fingerprint is None and not blob.valid
+
+
+def _is_plain(blob: BlobRecord) -> bool:
+    return blob.encryption_version == 0
 
 
 def _differ(one: bytes | None, other: bytes | None) -> bool:
-    return one is not None and other is not None and one != other
+    """Tell whether fingerprints contradict each other; those of several hash functions do not."""
+    return one is not None and other is not None and len(one) == len(other) and one != other

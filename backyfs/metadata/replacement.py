@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from backyfs.metadata.batches import batches
 from backyfs.metadata.catalog import unpublish_pages_with
@@ -29,6 +29,7 @@ _REPLACE = (
     .where(blobs.c.id == bindparam("blob_id"))
     .values(
         uid=bindparam("new_uid"),
+        fingerprint=func.coalesce(blobs.c.fingerprint, bindparam("new_fingerprint", type_=blobs.c.fingerprint.type)),
         stored_size=bindparam("new_stored_size"),
         encryption_version=bindparam("new_encryption_version"),
         wrapped_key=bindparam("new_wrapped_key"),
@@ -79,6 +80,7 @@ def _new_values(replacement: Replacement, sealed_at: datetime) -> dict[str, Any]
     return {
         "blob_id": replacement.blob.id,
         "new_uid": saved.uid,
+        "new_fingerprint": saved.fingerprint,
         "new_stored_size": saved.stored_size,
         "new_encryption_version": saved.encryption_version,
         "new_wrapped_key": saved.wrapped_key,

@@ -29,6 +29,7 @@ from backyfs.engine.restore import restore
 from backyfs.errors import (
     ExportFormatError,
     JobsRunningError,
+    KeyMaterialError,
     MissingKeyError,
     UsageError,
     VersionExistsError,
@@ -203,7 +204,8 @@ def test_everything_that_is_known_of_a_version_is_kept(twins: Twins, tmp_path: P
 def test_blobs_keep_all_facts(twins: Twins, tmp_path: Path) -> None:
     back_up(twins.source, random_image(tmp_path / "image", SMALL))
     with twins.source.database.write() as connection:
-        connection.execute(update(blobs).where(blobs.c.id == 2).values(valid=False, stored_size=None, fingerprint=None))
+        odd = {"valid": False, "stored_size": None, "fingerprint": None}  # damaged: so it need not be verifiable
+        connection.execute(update(blobs).where(blobs.c.id == 2).values(odd))
     take(twins, exported(twins.source))
     columns = ("uid", "fingerprint", "size", "stored_size", "encryption_version", "wrapped_key", "valid")
     facts = [
@@ -527,9 +529,17 @@ def test_another_block_size_of_backy2_is_refused(twins: Twins, tmp_path: Path) -
 # Exports of other repositories
 
 
+@pytest.fixture
+def empty(twins: Twins, tmp_path: Path) -> Iterator[Repository]:
+    """Give another repository, which is encrypted if the exported one is."""
+    with opened(make_repository(tmp_path / "other", encrypted=twins.key is not None)) as repository:
+        yield repository
+
+
 def test_an_empty_repository_becomes_the_one_that_was_exported(
-    twins: Twins, other: Repository, tmp_path: Path
+    twins: Twins, empty: Repository, tmp_path: Path
 ) -> None:
+    other = empty
     image = random_image(tmp_path / "image", SMALL)
     back_up(twins.source, image)
     import_versions(other, exported(twins.source), configured_key=twins.key)
@@ -615,6 +625,84 @@ def test_an_export_with_a_hash_function_that_is_not_known_is_refused(encrypted: 
     refuse(encrypted, file, UsageError, rf"^the export has fingerprints of {name!r}, which this program does not know")
 
 
+# Plain blocks
+
+
+@pytest.fixture
+def plain_export(tmp_path: Path) -> io.BytesIO:
+    """Give a plain backup of `image` in backy2's format, with SHA-512; its blocks are in the storage of `target`."""
+    with opened(make_repository(tmp_path / "plain", encrypted=False)) as plain:
+        version = back_up(plain, random_image(tmp_path / "image", SMALL)).version
+        file = io.BytesIO()
+        export_for_backy2(plain, version, file, configured_key=None)
+    return file
+
+
+@pytest.fixture
+def keyed(tmp_path: Path, plain_export: io.BytesIO) -> Iterator[Twins]:
+    """Give a repository whose fingerprints have a key, with the plain blocks in its storage."""
+    assert plain_export
+    config = make_repository(tmp_path / "target")
+    for file in (tmp_path / "plain" / "data").glob("*/*/*.blob"):
+        target = tmp_path / "target" / "data" / file.relative_to(tmp_path / "plain" / "data")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    with opened(config) as target:
+        yield Twins(target, target, key_of(config))
+
+
+def test_plain_blocks_get_fingerprints_with_the_key_of_the_repository(
+    keyed: Twins, plain_export: io.BytesIO, tmp_path: Path
+) -> None:
+    assert take(keyed, plain_export).unverifiable == 0
+    image = (tmp_path / "image").read_bytes()
+    assert image_of(keyed.target, all_versions(keyed.target)[0], tmp_path) == image
+    ours = {keyed.target.blocks.fingerprint(image[at : at + BLOCK]) for at in range(0, SMALL, BLOCK)}
+    assert {row.fingerprint for row in rows(keyed.target)["blobs"]} == ours
+    assert back_up(keyed.target, tmp_path / "image").statistics.blocks_deduplicated == 6
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-1] + b"!"), "the storage holds other bytes than its"),
+        (lambda file: file.unlink(), "is stored plain and missing from the storage"),
+    ],
+)
+def test_plain_blocks_that_are_not_as_exported_are_refused(
+    keyed: Twins, plain_export: io.BytesIO, tmp_path: Path, damage: Callable[[Path], object], words: str
+) -> None:
+    damage(min((tmp_path / "target" / "data").glob("*/*/*.blob")))
+    refuse(keyed, plain_export, ExportFormatError, words)
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "words"),
+    [(None, "is stored plain and has no fingerprint to check it by"), (b"x" * 31, "is of no hash function that this")],
+)
+def test_a_plain_block_that_nothing_vouches_for_is_refused(
+    twins: Twins, tmp_path: Path, fingerprint: bytes | None, words: str
+) -> None:
+    back_up(twins.source, random_image(tmp_path / "image", SMALL))
+
+    def made_plain(record: Any) -> Record:
+        if not isinstance(record, BlobRecord):
+            return record  # type: ignore[no-any-return]
+        return replace(record, encryption_version=0, wrapped_key=None, fingerprint=fingerprint)
+
+    refuse(twins, rewritten(exported(twins.source), made_plain), ExportFormatError, words)
+
+
+def test_a_repository_with_a_key_does_not_become_one_without_encryption(tmp_path: Path) -> None:
+    with (
+        opened(make_repository(tmp_path / "plain", encrypted=False)) as plain,
+        opened(make_repository(tmp_path / "target")) as target,
+    ):
+        back_up(plain, random_image(tmp_path / "image", SMALL))
+        refuse(Twins(plain, target, bytes(32)), exported(plain), KeyMaterialError,
+               r"which is not encrypted, and a key is configured; nothing was imported")  # fmt: skip
+
+
 # Exports for backy2
 
 
@@ -630,10 +718,12 @@ def for_backy2(twins: Twins, tmp_path: Path) -> io.BytesIO:
 def test_an_export_for_backy2_is_imported_with_its_keys_but_not_its_checksums(
     twins: Twins, for_backy2: io.BytesIO, tmp_path: Path
 ) -> None:
-    assert take(twins, for_backy2).unverifiable == 6
+    is_plain = twins.key is None
+    assert take(twins, for_backy2).unverifiable == (0 if is_plain else 6)
     [found] = all_versions(twins.target)
     assert image_of(twins.target, found, tmp_path) == (tmp_path / "image").read_bytes()
-    assert {row.fingerprint for row in rows(twins.target)["blobs"]} == {None}
+    # Nothing but the checksum vouches for a plain block.
+    assert {len(row.fingerprint or b"") for row in rows(twins.target)["blobs"]} == {64 if is_plain else 0}
     audit(twins.target)
 
 

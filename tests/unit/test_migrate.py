@@ -33,6 +33,23 @@ if TYPE_CHECKING:
 BLOCKS = 40
 
 
+@pytest.mark.parametrize("to", [0, 1])
+def test_a_block_without_fingerprint_gets_one(tmp_path: Path, to: int) -> None:
+    image = random_image(tmp_path / "image", 3 * BLOCK)
+    with opened(make_repository(tmp_path / "repository")) as repository:
+        version = back_up(repository, image).version
+        with repository.database.write() as connection:
+            connection.execute(update(blobs).values(fingerprint=None))
+        migrate(repository, MigrationRequest(versions=None, outdated=Outdated(to=to)))
+        with repository.database.read() as connection:
+            living = select(blobs.c.fingerprint).where(blobs.c.doomed_at.is_(None))
+            fingerprints = set(connection.execute(living).scalars())
+        block = image.read_bytes()[:BLOCK]
+        assert repository.blocks.fingerprint(block) in fingerprints
+        assert restore(repository, version, str(tmp_path / "restored"), replace=True).damaged == ()
+        assert (tmp_path / "restored").read_bytes() == image.read_bytes()
+
+
 def configure(config: Path, **settings: object) -> None:
     """Set values of the [DEFAULTS] of a configuration."""
     text = config.read_text()

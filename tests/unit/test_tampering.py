@@ -185,6 +185,28 @@ def test_another_encryption_version_is_refused(number: int, version: int) -> Non
             load_block(STORED.store, replace(blob, encryption_version=version))
 
 
+@given(st.integers(0, len(STORED.blobs) - 1))
+@settings(deadline=None)
+def test_a_row_that_says_plain_and_has_no_fingerprint_is_refused(number: int) -> None:
+    """What a row says must not turn an encrypted block into any bytes that somebody puts there."""
+    blob = replace(STORED.blobs[number], encryption_version=0, wrapped_key=None)
+    forged = STORED.with_objects({blob.uid: bytes(blob.size)})
+    for store in (forged, replace(forged, knows_other_hashes=True)):
+        with pytest.raises(IntegrityError, match="is stored plain and has no fingerprint to check it by"):
+            load_block(store, replace(blob, fingerprint=None))
+        assert pieces_of(store, replace(blob, fingerprint=None)) == []
+        check(store, blob, b"", is_refused=True)
+
+
+@pytest.mark.parametrize("hash_name", ["blake2b", "blake2s", "md5", "sha1", "sha224", "sha256", "sha384", "sha3_256"])
+def test_a_fingerprint_of_another_hash_function_counts_only_where_fingerprints_have_no_key(hash_name: str) -> None:
+    blob, block = STORED.blobs[0], STORED.blocks[0]
+    plain = replace(blob, fingerprint=hashlib.new(hash_name, block, usedforsecurity=False).digest())
+    with pytest.raises(IntegrityError, match="its fingerprint differs"):
+        load_block(STORED.store, plain)
+    assert load_block(replace(STORED.store, knows_other_hashes=True), plain) == block
+
+
 @given(numbers, st.integers(0, 2 * SIZE))
 @settings(deadline=None)
 def test_another_size_is_refused(number: int, size: int) -> None:

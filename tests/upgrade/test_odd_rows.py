@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sqlite3
 from contextlib import closing, contextmanager
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import select
 
+from backyfs.blocks import load_block
 from backyfs.engine.upgrade import upgrade
-from backyfs.errors import VersionIncompleteError
+from backyfs.errors import IntegrityError, VersionIncompleteError
 from backyfs.metadata.blobs import find_by_uid
 from backyfs.metadata.stats import list_statistics
 from backyfs.metadata.tables import blobs
@@ -21,19 +23,23 @@ from backyfs.model import BlobUid, BlockIndex, VersionStatus, VersionUid
 from backyfs.mount.image import Image
 from backyfs.repository import open_repository
 from tests.audit import audit
+from tests.mount.stored import file_of
 from tests.upgrade.reference import Reference, read_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backyfs.model import Version
+    from backyfs.model import Blob, Version
     from backyfs.repository import Repository
 
 # Of the fixture v1-sqlite: three versions of one image, the first of which has 41 blocks.
 FIRST = VersionUid("25f6a9b6-e6b8-11f1-b2fd-02fc00000001")
 SECOND = VersionUid("26e2da02-e6b8-11f1-b2fd-02fc00000001")
 WITH_BLOB = 1  # a block of the first version
+# Of the fixture v0-sqlite: two versions that share that block.
+PLAIN = VersionUid("1d8d6238-e6b8-11f1-b2fd-02fc00000001")
+OTHER_PLAIN = VersionUid("1e94eaf2-e6b8-11f1-b2fd-02fc00000001")
 
 
 def change(reference: Reference, *statements: str) -> None:
@@ -162,6 +168,60 @@ def test_a_checksum_of_another_function_is_left_out(reference: Reference, caplog
         assert WITH_BLOB in blocks_of(repository, FIRST)
         assert version_of(repository, FIRST).status is VersionStatus.VALID
     assert "has a checksum of another hash function; it is left out" in caplog.text
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Reference:
+    """Give a repository of plain blocks."""
+    return Reference("v0-sqlite", tmp_path)
+
+
+def with_checksum(reference: Reference, hash_name: str, versions: str = "%") -> None:
+    """Let rows of one block, those of some versions, have the checksum of another function."""
+    (uid,) = row(reference, f"SELECT uid FROM blocks WHERE version_uid = '{PLAIN}' AND id = {WITH_BLOB}")
+    assert isinstance(uid, str)
+    content = (reference.directory / "data" / uid[:2] / uid[2:4] / f"{uid}.blob").read_bytes()
+    checksum = hashlib.new(hash_name, content).hexdigest()
+    where = f"uid = '{uid}' AND version_uid LIKE '{versions}'"
+    change(reference, f"UPDATE blocks SET checksum = '{checksum}' WHERE {where}")
+
+
+def plain_blob(repository: Repository) -> Blob:
+    blob = Image(repository, version_of(repository, PLAIN)).blob(BlockIndex(WITH_BLOB))
+    assert blob is not None
+    return blob
+
+
+def test_a_plain_block_is_checked_by_a_checksum_of_another_function(plain: Reference) -> None:
+    with_checksum(plain, "sha256")
+    with upgraded(plain) as repository:
+        blob = plain_blob(repository)
+        assert len(blob.fingerprint or b"") == 32
+        assert len(load_block(repository.blocks, blob)) == blob.size
+        file_of(repository, blob).write_bytes(bytes(blob.size))
+        with pytest.raises(IntegrityError, match="its fingerprint differs"):
+            load_block(repository.blocks, blob)
+
+
+@pytest.mark.parametrize("version", [PLAIN, OTHER_PLAIN])
+def test_checksums_of_several_functions_for_one_plain_block_do_not_contradict_each_other(
+    plain: Reference, version: VersionUid
+) -> None:
+    with_checksum(plain, "sha256", version)
+    with upgraded(plain) as repository:
+        blob = plain_blob(repository)
+        assert len(blob.fingerprint or b"") == 64
+        assert len(load_block(repository.blocks, blob)) == blob.size
+        for uid in (PLAIN, OTHER_PLAIN):
+            assert version_of(repository, uid).status is VersionStatus.VALID
+
+
+def test_a_plain_block_without_a_checksum_is_an_error(plain: Reference) -> None:
+    uid = f"SELECT uid FROM blocks WHERE version_uid = '{PLAIN}' AND id = {WITH_BLOB}"
+    change(plain, f"UPDATE blocks SET checksum = NULL WHERE uid IN ({uid})")
+    words = "is stored plain and has no fingerprint to check it by"
+    with upgraded(plain) as repository, pytest.raises(IntegrityError, match=words):
+        load_block(repository.blocks, plain_blob(repository))
 
 
 # What has lost its version
