@@ -11,7 +11,6 @@ import os
 import uuid
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,29 +19,17 @@ from backyfs.blocks import BLAKE3, BlockStore, fingerprint_function
 from backyfs.catalog.place import find_repository
 from backyfs.claim import check_before_upgrade, claim
 from backyfs.config import DirectoryStorageConfig
-from backyfs.errors import (
-    CatalogError,
-    ConfigError,
-    DatabaseError,
-    IntegrityError,
-    KeyMaterialError,
-    MissingKeyError,
-    NoRepositoryError,
-    StorageError,
-    WrongKeyError,
-)
-from backyfs.keys.slots import Secret, Sources, make_slot, open_configured
-from backyfs.metadata.blobs import find_moved, newest_wrapped_key
+from backyfs.errors import CatalogError, ConfigError, DatabaseError, NoRepositoryError, StorageError
+from backyfs.keyring import FIRST_SLOT, configured_secret, confirm_identity, tag_of, unlock
+from backyfs.keys.slots import make_slot
+from backyfs.metadata.blobs import find_moved
 from backyfs.metadata.database import Database, sqlite_path
 from backyfs.metadata.identity import (
     Identity,
     add_key_slot,
-    list_key_slots,
-    load_identity,
-    load_key_date,
     note_storage_objects,
     save_identity,
-    save_key_date,
+    save_identity_tag,
 )
 from backyfs.model import DEFAULT_BLOCK_SIZE
 from backyfs.ownfiles import own_paths
@@ -50,14 +37,12 @@ from backyfs.storage.opening import create_storage, open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from datetime import datetime
 
     from backyfs.config import Config
-    from backyfs.keys import Keyring
+    from backyfs.keys.slots import Secret
     from backyfs.metadata.database import Connection
-    from backyfs.model import Blob, BlobUid, Deduplication, KeySlot
-
-FIRST_SLOT = "configuration"  # label of the one that a repository is made with
-_NO_KEYS = keys.Keyring(repository_key=None, fingerprint_key=None)
+    from backyfs.model import Blob, BlobUid, Deduplication
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +82,7 @@ def open_repository(
             unknown.
         MissingKeyError: it is encrypted, and no key can be had.
         WrongKeyError: the key is not its key.
+        IntegrityError: the database contradicts the key, or the catalog in the storage.
         WrongStorageError: the storage is not that of this repository.
         StorageError: the storage is not there.
     """
@@ -109,14 +95,13 @@ def open_repository(
             database.check_revision()
         except NoRepositoryError as error:
             raise no_repository(config, database.place) from error
-        with database.read() as connection:
-            identity = load_identity(connection)
-            slots = list_key_slots(connection)
-        check_agreement(config, identity)
-        keyring = open_keyring(config, database, identity, slots, ask)
         storage = open_storage(config, stop)
         opened.callback(storage.close)
+        unlocked = unlock(config, database, storage, ask)
+        identity, keyring = unlocked.identity, unlocked.keyring
+        check_agreement(config, identity)
         claim(database, storage, identity.uid, insist=insist)
+        confirm_identity(database, storage, unlocked)
         yield Repository(
             config=config,
             uid=identity.uid,
@@ -223,21 +208,18 @@ def _taken_away_on_failure(path: str | None, take_away: Callable[[str], None]) -
 def _save_new_identity(
     connection: Connection, config: Config, secret: Secret | None, created_at: datetime
 ) -> None:
-    wrapped_fingerprint_key = None
-    if secret is not None:
-        repository_key = keys.new_key()
-        wrapped_fingerprint_key = keys.wrap_key(repository_key, keys.new_key())
-        add_key_slot(connection, make_slot(secret, repository_key, label=FIRST_SLOT, created_at=created_at))
-    save_identity(
-        connection,
-        Identity(
-            uid=str(uuid.uuid4()),
-            block_size=config.block_size or DEFAULT_BLOCK_SIZE,
-            hash_function=config.hash_function or BLAKE3,
-            wrapped_fingerprint_key=wrapped_fingerprint_key,
-            created_at=created_at,
-        ),
+    repository_key = None if secret is None else keys.new_key()
+    identity = Identity(
+        uid=str(uuid.uuid4()),
+        block_size=config.block_size or DEFAULT_BLOCK_SIZE,
+        hash_function=config.hash_function or BLAKE3,
+        wrapped_fingerprint_key=None if repository_key is None else keys.wrap_key(repository_key, keys.new_key()),
+        created_at=created_at,
     )
+    save_identity(connection, identity)
+    if secret is not None and repository_key is not None:
+        add_key_slot(connection, make_slot(secret, repository_key, label=FIRST_SLOT, created_at=created_at))
+        save_identity_tag(connection, tag_of(identity, repository_key))
 
 
 def check_agreement(config: Config, identity: Identity) -> None:
@@ -258,105 +240,6 @@ def check_agreement(config: Config, identity: Identity) -> None:
                 key=key,
                 file=config.files[-1] if config.files else "",
             )
-
-
-def open_keyring(
-    config: Config,
-    database: Database,
-    identity: Identity,
-    slots: list[KeySlot],
-    ask: Callable[[], str] | None = None,
-) -> Keyring:
-    """Return the keys of the repository; one that was made without encryption gets its key now, if one is configured.
-
-    Raises:
-        MissingKeyError: it is encrypted, and no key can be had.
-        WrongKeyError: the key is not its key.
-        IntegrityError: the key slot is damaged.
-    """
-    if not slots:
-        if config.key is None and config.passphrase is None:
-            return _NO_KEYS
-        with database.read() as connection:
-            wrapped_key = newest_wrapped_key(connection)
-        if wrapped_key is not None:
-            database.precondition = _require_no_slots
-            return _adopted_keyring(config, wrapped_key)
-        if config.encryption_version == 0:
-            return _NO_KEYS
-        _turn_encryption_on(database, config)
-    with database.read() as connection:  # both as they are at one time
-        slots = list_key_slots(connection)
-        database.precondition = partial(_require_key_of, load_key_date(connection))
-    opened = open_configured(slots, key_sources(config, ask))
-    wrapped = identity.wrapped_fingerprint_key
-    return keys.Keyring(
-        repository_key=opened.repository_key,
-        fingerprint_key=None if wrapped is None else keys.unwrap_key(opened.repository_key, wrapped),
-    )
-
-
-def key_sources(config: Config, ask: Callable[[], str] | None = None) -> Sources:
-    """Return where the key of the repository is to be had."""
-    return Sources(key=config.key, passphrase=config.passphrase, ask=ask)
-
-
-def configured_secret(config: Config) -> Secret | None:
-    """Return the key that the configuration names, else its passphrase; None: it names neither.
-
-    Raises:
-        MissingKeyError: it names one that cannot be read.
-    """
-    if config.key is not None:
-        return Secret(key=keys.read_key(config.key))
-    if config.passphrase is not None:
-        return Secret(passphrase=keys.read_passphrase(config.passphrase))
-    return None
-
-
-def _require_no_slots(connection: Connection) -> None:
-    """Refuse to go on with the key of backy2 where the repository has got one of its own since."""
-    if list_key_slots(connection):
-        raise KeyMaterialError("the data keys were wrapped anew by `backyfs rekey` meanwhile; run the command again")
-
-
-def _require_key_of(date: datetime | None, connection: Connection) -> None:
-    """Refuse to go on with a repository key that another one has taken the place of."""
-    if load_key_date(connection) != date:
-        raise KeyMaterialError("the repository has got another key meanwhile; run the command again")
-
-
-def _adopted_keyring(config: Config, wrapped_key: bytes) -> Keyring:
-    """Return the keys of a repository of backy2: the configured key itself wraps the data keys."""
-    if config.key is None:
-        raise MissingKeyError(
-            "the data keys of this repository are wrapped by the key of backy2 and the configuration has a passphrase; "
-            "run `backyfs rekey --old-key-file FILE` with that key"
-        )
-    configured_key = keys.read_key(config.key)
-    try:
-        keys.unwrap_key(configured_key, wrapped_key)
-    except IntegrityError as error:
-        check = keys.show_check(keys.key_check(configured_key))
-        if config.encryption_version == 0:  # where backy2 looked at no key at all
-            _log.warning("the configured key %s does not open the encrypted blocks of this repository", check)
-            return _NO_KEYS
-        raise WrongKeyError(
-            f"the configured key {check} does not open the data keys of this repository; configure the key that "
-            "backy2 used last (encryption_key_file, encryption_key_command or encryption_key)"
-        ) from error
-    return keys.Keyring(repository_key=configured_key, fingerprint_key=None)
-
-
-def _turn_encryption_on(database: Database, config: Config) -> None:
-    """Give a repository that was made without encryption its key, because the configuration has one now."""
-    secret = configured_secret(config)
-    assert secret is not None
-    slot = make_slot(secret, keys.new_key(), label=FIRST_SLOT, created_at=datetime.now(UTC))
-    with database.write() as connection:
-        if not list_key_slots(connection):  # another command may have been first
-            add_key_slot(connection, slot)
-            save_key_date(connection, slot.created_at)
 
 
 def _find_moved(database: Database, blob: Blob) -> Blob | None:

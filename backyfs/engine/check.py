@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import stat
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -31,6 +31,7 @@ from backyfs.errors import (
     WrongKeyError,
 )
 from backyfs.host.fuse import missing_for_fuse
+from backyfs.keyring import unlock
 from backyfs.metadata.blobs import newest_wrapped_key
 from backyfs.metadata.database import Database, sqlite_path
 from backyfs.metadata.identity import list_key_slots, load_identity
@@ -40,13 +41,14 @@ from backyfs.metadata.upgrade import known_blob_uids, old_tables
 from backyfs.metadata.versions import list_versions
 from backyfs.model import DEFAULT_BLOCK_SIZE, BlobUid
 from backyfs.moments import time_text
-from backyfs.repository import check_agreement, no_repository, open_keyring
+from backyfs.repository import check_agreement, no_repository
 from backyfs.storage.opening import open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from backyfs.config import Config
+    from backyfs.keyring import Unlocked
     from backyfs.storage import Storage
 
 _TEST_BYTES = 64 << 10
@@ -233,15 +235,13 @@ class _Checks:
                 yield self._key_of_backy2(database, key, shown)
                 return
             with database.read() as connection:
-                identity, slots = load_identity(connection), list_key_slots(connection)
-                wrapped_key = newest_wrapped_key(connection)
-            if slots or wrapped_key is not None:
-                opened = open_keyring(self.config, database, identity, slots)
-                if opened.repository_key is not None:
-                    by_passphrase = slots and (key is None or keys.slot_of_key(slots, key) is None)
-                    is_right = "the passphrase opens" if by_passphrase else f"{shown} is the key of"
-                    yield Grade.OK, f"{is_right} this repository"
-                    return
+                slots, wrapped_key = list_key_slots(connection), newest_wrapped_key(connection)
+            if self._unlocked(database).keyring.repository_key is not None:
+                by_passphrase = slots and (key is None or keys.slot_of_key(slots, key) is None)
+                is_right = "the passphrase opens" if by_passphrase else f"{shown} is the key of"
+                yield Grade.OK, f"{is_right} this repository"
+                return
+            if wrapped_key is not None:
                 what = "no key is configured" if key is None else f"the configured key {shown} does not open them"
                 yield Grade.WARNING, f"there are encrypted blocks, and {what}; configure the key that backy2 used last"
                 return
@@ -249,6 +249,15 @@ class _Checks:
             yield Grade.OK, "none is needed: the repository is not encrypted"
         else:
             yield Grade.OK, f"{shown} becomes the key of this repository with the next command: it has none yet"
+
+    def _unlocked(self, database: Database) -> Unlocked:
+        with ExitStack() as opened:
+            storage: Storage | None
+            try:
+                storage = opened.enter_context(closing(open_storage(self.config)))
+            except (ConfigError, StorageError):
+                storage = None  # another check reports it
+            return unlock(self.config, database, storage, may_write=False)
 
     def _encryption(self) -> Iterator[tuple[Grade, str]]:
         if not self.state or self.state[0] is not SchemaState.CURRENT:

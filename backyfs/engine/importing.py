@@ -38,9 +38,10 @@ from backyfs.errors import (
     WrongKeyError,
 )
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
+from backyfs.keyring import tag_of
 from backyfs.metadata.blobs import find_by_uid, insert_blobs, newest_wrapped_key
 from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries, share_pages
-from backyfs.metadata.identity import list_key_slots, load_identity, replace_identity
+from backyfs.metadata.identity import list_key_slots, load_identity, replace_identity, save_identity_tag
 from backyfs.metadata.jobs import list_live_jobs, this_process
 from backyfs.metadata.stats import insert_statistics_records, list_statistics
 from backyfs.metadata.versions import has_contents, insert_version, version_with_uid
@@ -297,6 +298,9 @@ class _Importer:
         hand_over(self.repository.blocks.storage, self.repository.uid, identity.uid)
         self.becomes = identity.uid
         replace_identity(self.connection, identity, of.key_slots)
+        # Without slots nothing tells yet whether the configured key is the right one: see `keyring.confirm_identity`.
+        key = self.repository_key if of.key_slots else None
+        save_identity_tag(self.connection, None if key is None else tag_of(identity, key))
         return identity
 
     def _require_encrypted(self) -> None:

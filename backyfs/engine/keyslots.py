@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys
 from backyfs.errors import IntegrityError, KeyMaterialError, MissingKeyError, UsageError, WrongKeyError
+from backyfs.keyring import require_identity, tag_of
 from backyfs.keys.slots import make_slot, open_configured
 from backyfs.metadata.blobs import newest_wrapped_key
 from backyfs.metadata.database import Database
@@ -16,6 +17,7 @@ from backyfs.metadata.identity import (
     add_key_slot,
     list_key_slots,
     load_identity,
+    load_identity_tag,
     remove_key_slot,
     replace_key_slot,
 )
@@ -90,22 +92,32 @@ def add_slot_from_recovery(database: Database, repository_key: bytes, label: str
         UsageError: there is a slot with this label, or it is none.
         MissingKeyError: the repository has no key of its own.
         WrongKeyError: the page is one of another repository, or older than its key.
+        IntegrityError: the identity in the database is not what was written with this key.
     """
     _require_slots(read_slots(database))
     with database.read() as connection:
-        wrapped = load_identity(connection).wrapped_fingerprint_key or newest_wrapped_key(connection)
-    if wrapped is None:
+        identity = load_identity(connection)
+        tag = load_identity_tag(connection)
+        wrapped = identity.wrapped_fingerprint_key or newest_wrapped_key(connection)
+    if wrapped is not None:
+        try:
+            keys.unwrap_key(repository_key, wrapped)
+        except IntegrityError as error:
+            raise _wrong_page() from error
+        with database.read() as connection:
+            require_identity(connection, repository_key)
+    elif tag is None:
         raise MissingKeyError(
             "nothing in this repository shows whether the recovery page is its own: no block is encrypted; make it "
-            "anew with `backyfs init`, nothing is lost"
+            "again with `backyfs init`, nothing is lost"
         )
-    try:
-        keys.unwrap_key(repository_key, wrapped)
-    except IntegrityError as error:
-        raise WrongKeyError(
-            "the recovery page has the key of another repository; compare the repository's uid on it"
-        ) from error
+    elif tag_of(identity, repository_key) != tag:
+        raise _wrong_page()
     return _add(database, repository_key, label, secret)
+
+
+def _wrong_page() -> WrongKeyError:
+    return WrongKeyError("the recovery page has the key of another repository; compare the repository's uid on it")
 
 
 def change_slot(database: Database, sources: Sources, label: str, secret: Secret) -> KeySlot:
@@ -164,7 +176,10 @@ def repository_key(database: Database, sources: Sources) -> RepositoryKey:
 def _open(database: Database, sources: Sources) -> Opened:
     slots = read_slots(database)
     _require_slots(slots)
-    return open_configured(slots, sources)
+    opened = open_configured(slots, sources)
+    with database.read() as connection:
+        require_identity(connection, opened.repository_key)
+    return opened
 
 
 def _require_slots(slots: list[KeySlot]) -> None:

@@ -37,6 +37,7 @@ from backyfs.engine.blobset import BlobSet
 from backyfs.engine.window import Window
 from backyfs.errors import CatalogError, InterruptedByUser, MissingKeyError, StorageError, WrongKeyError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
+from backyfs.keyring import tag_of
 from backyfs.keys.slots import open_with
 from backyfs.metadata.batches import batches
 from backyfs.metadata.blobs import find_by_uid, load_blobs
@@ -190,6 +191,7 @@ def recover(
             catalog.repository.key_slots,
             key_made_at=catalog.repository.key_made_at,
             catalog_key=catalog_key_check(catalog.seal.key),
+            tag=None if catalog.seal.key is None else tag_of(catalog.repository.identity, catalog.seal.key),
         )
         if is_marked:
             note_storage_marked(connection)

@@ -19,6 +19,7 @@ from backyfs import keys
 from backyfs.engine.rewrapping import require_quiet, rewrap_data_keys, wrap_anew
 from backyfs.engine.silence import remove_silent_jobs
 from backyfs.errors import IntegrityError, KeyMaterialError, MissingKeyError, WrongKeyError
+from backyfs.keyring import FIRST_SLOT, configured_secret, require_identity, tag_of
 from backyfs.keys.slots import Secret, make_slot, open_with
 from backyfs.metadata.identity import (
     add_key_slot,
@@ -26,9 +27,10 @@ from backyfs.metadata.identity import (
     load_identity,
     replace_key_slot,
     save_fingerprint_key,
+    save_identity_tag,
     save_key_date,
 )
-from backyfs.repository import FIRST_SLOT, check_agreement, configured_secret
+from backyfs.repository import check_agreement
 
 if TYPE_CHECKING:
     from backyfs.config import Config
@@ -89,7 +91,10 @@ def _rewrite_slot(database: Database, slots: list[KeySlot], old: Secret, new: Se
     slot = make_slot(new, opened.repository_key, label=opened.slot.label, created_at=datetime.now(UTC))
     with database.write() as connection:
         if opened.slot not in list_key_slots(connection):
-            raise KeyMaterialError("another command changed the key slots meanwhile; `backyfs key list` shows them")
+            raise KeyMaterialError(
+                "another command changed the key slots in the meantime; `backyfs key list` shows them"
+            )
+        require_identity(connection, opened.repository_key)
         replace_key_slot(connection, opened.slot.label, slot)
     return RekeyReport(slot=slot, rewrapped=0, left=0, changed=True)
 
@@ -122,11 +127,12 @@ def _adopt(database: Database, old: Secret, new: Secret, *, leave_damaged: bool)
                 f"{len(left)} data keys are not opened by the old key, the first one that of blob {left[0]}; nothing "
                 "was changed. Add --leave-damaged to leave these blobs unreadable and go on"
             )
-        fingerprint_key = load_identity(connection).wrapped_fingerprint_key
+        fingerprint_key = require_identity(connection, old.key).wrapped_fingerprint_key
         if fingerprint_key is not None:
             save_fingerprint_key(connection, wrap_anew(fingerprint_key, old.key, repository_key))
         add_key_slot(connection, slot)
         save_key_date(connection, slot.created_at)
+        save_identity_tag(connection, tag_of(load_identity(connection), repository_key))
     if left:
         _log.warning("%d data keys were not opened by the old key and stay as they were", len(left))
     return RekeyReport(slot=slot, rewrapped=rewrapped, left=len(left), changed=True)

@@ -19,6 +19,7 @@ from backyfs import keys
 from backyfs.engine.rewrapping import require_quiet, rewrap_data_keys, wrap_anew
 from backyfs.engine.silence import remove_silent_jobs
 from backyfs.errors import KeyMaterialError, MissingKeyError, WrongKeyError
+from backyfs.keyring import require_identity, tag_of
 from backyfs.keys.slots import make_slot, open_with
 from backyfs.metadata.identity import (
     list_key_slots,
@@ -26,6 +27,7 @@ from backyfs.metadata.identity import (
     load_key_date,
     replace_key_slots,
     save_fingerprint_key,
+    save_identity_tag,
     save_key_date,
 )
 
@@ -83,10 +85,11 @@ def rotate_repository_key(database: Database, secret: Secret, *, older_than: dat
                 f"the key in slot {slot.label!r} opens none of the data keys of this repository, the first one that of "
                 f"blob {left[0]}; nothing was changed"
             )
-        fingerprint_key = load_identity(connection).wrapped_fingerprint_key
+        fingerprint_key = require_identity(connection, opened.repository_key).wrapped_fingerprint_key
         if fingerprint_key is not None:
             save_fingerprint_key(connection, wrap_anew(fingerprint_key, opened.repository_key, new_key))
         replace_key_slots(connection, [slot])
         save_key_date(connection, now)
+        save_identity_tag(connection, tag_of(load_identity(connection), new_key))
     removed = tuple(other for other in slots if other != opened.slot)
     return RotationReport(slot=slot, removed=removed, rewrapped=rewrapped, left=len(left))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, select, update
 
-from backyfs.errors import SchemaError
+from backyfs.errors import IntegrityError, SchemaError
 from backyfs.metadata.catalog import note_repository
 from backyfs.metadata.revisions import HEAD_RELEASE
 from backyfs.metadata.tables import key_slots, repository
@@ -15,11 +17,17 @@ from backyfs.model import KeySlot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
+
+    from sqlalchemy import Column
 
     from backyfs.metadata.database import Connection
 
 _THE_ROW = 1
+_UID = re.compile("[0-9A-Za-z-]{1,36}")
+_MAX_BLOCK_SIZE = 1 << 31
+_MAX_KEY = 64  # bytes of a wrapped key, see metadata.tables
+_TAG_BYTES = 32
+_ODD_VALUES = (TypeError, ValueError, OverflowError, MemoryError)  # what SQLAlchemy raises for those of SQLite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,25 +62,77 @@ def load_identity(connection: Connection) -> Identity:
 
     Raises:
         SchemaError: the database has the tables and no repository.
+        IntegrityError: a value cannot be.
     """
     # By name: a copy before an upgrade is made of tables that may lack what later revisions have added.
-    columns = (repository.c[field.name] for field in fields(Identity))
-    row = connection.execute(select(*columns).where(repository.c.id == _THE_ROW)).one_or_none()
-    if row is None:
-        raise SchemaError("the database has the tables of a repository and no repository; run `backyfs init` again")
-    return Identity(
-        uid=row.uid,
-        block_size=row.block_size,
-        hash_function=row.hash_function,
-        wrapped_fingerprint_key=row.wrapped_fingerprint_key,
-        created_at=row.created_at,
-    )
+    values = _read_row(connection, [repository.c[field.name] for field in fields(Identity)])
+    for name, value in values.items():
+        if not _is_possible(name, value):
+            raise _impossible(name, f"{value!r:.80}")
+    return Identity(**values)
 
 
 def load_key_date(connection: Connection) -> datetime | None:
-    """Return when the repository got the key that it has; None: when it was made."""
-    made_at: datetime | None = connection.execute(select(repository.c.key_made_at)).scalar()
+    """Return when the repository got the key that it has; None: when it was made.
+
+    Raises:
+        IntegrityError: the value cannot be.
+    """
+    made_at = _read_row(connection, [repository.c.key_made_at])["key_made_at"]
+    if made_at is not None and not isinstance(made_at, datetime):
+        raise _impossible("key_made_at", f"{made_at!r:.80}")
     return made_at
+
+
+def load_identity_tag(connection: Connection) -> bytes | None:
+    """Return the tag of the identity; None: it has none.
+
+    Raises:
+        IntegrityError: the value cannot be.
+    """
+    tag = _read_row(connection, [repository.c.identity_tag])["identity_tag"]
+    if tag is not None and not (isinstance(tag, bytes) and len(tag) == _TAG_BYTES):
+        raise _impossible("identity_tag", f"{tag!r:.80}")
+    return tag
+
+
+def save_identity_tag(connection: Connection, tag: bytes | None) -> None:
+    """Store the tag of the identity. To be called in the transaction that changes the identity or its key."""
+    connection.execute(update(repository).values(identity_tag=tag))
+
+
+def _read_row(connection: Connection, columns: list[Column[Any]]) -> dict[str, Any]:
+    try:
+        row = connection.execute(select(*columns).where(repository.c.id == _THE_ROW)).one_or_none()
+    except _ODD_VALUES as error:
+        if len(columns) == 1:
+            raise _impossible(columns[0].name, f"of another kind ({error})") from error
+        for column in columns:  # one of them raises again, and is named
+            _read_row(connection, [column])
+        raise
+    if row is None:
+        raise SchemaError("the database has the tables of a repository and no repository; run `backyfs init` again")
+    return {column.name: value for column, value in zip(columns, row, strict=True)}
+
+
+def _is_possible(name: str, value: Any) -> bool:
+    match name:
+        case "uid":
+            return isinstance(value, str) and _UID.fullmatch(value) is not None
+        case "block_size":
+            return type(value) is int and 0 < value < _MAX_BLOCK_SIZE
+        case "wrapped_fingerprint_key":
+            return value is None or (isinstance(value, bytes) and len(value) <= _MAX_KEY)
+        case "created_at":
+            return isinstance(value, datetime)
+    return isinstance(value, str)
+
+
+def _impossible(column: str, value: str) -> IntegrityError:
+    return IntegrityError(
+        f"the repository's row in the database has an impossible {column}: {value}; restore the database from a copy, "
+        "or run `backyfs recover` to rebuild it from the storage"
+    )
 
 
 def save_key_date(connection: Connection, made_at: datetime) -> None:

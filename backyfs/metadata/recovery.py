@@ -20,7 +20,7 @@ from backyfs.metadata.blobs import find_by_uid, insert_numbered_blobs
 from backyfs.metadata.blockmap import ABSENT, HOLE, add_recovered_page, new_entries
 from backyfs.metadata.catalog import NoteKind, save_catalog_key
 from backyfs.metadata.database import continue_ids, show_url, sqlite_path
-from backyfs.metadata.identity import add_key_slot, save_identity, save_key_date
+from backyfs.metadata.identity import add_key_slot, save_identity, save_identity_tag, save_key_date
 from backyfs.metadata.revisions import HEAD, RECOVERING
 from backyfs.metadata.schema import create_file, create_unfinished_tables, stamp
 from backyfs.metadata.tables import blobs, catalog_notes, pages, version_pages, versions
@@ -148,6 +148,7 @@ def end_recovery(
     *,
     key_made_at: datetime | None,
     catalog_key: str,
+    tag: bytes | None,
 ) -> None:
     """Let the database be a repository. To be called when all else is there, in a transaction."""
     count_pages(connection)
@@ -155,6 +156,7 @@ def end_recovery(
     for slot in slots:
         add_key_slot(connection, slot)
     save_identity(connection, identity)
+    save_identity_tag(connection, tag)
     if key_made_at is not None:
         save_key_date(connection, key_made_at)
     save_catalog_key(connection, catalog_key)

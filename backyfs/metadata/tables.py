@@ -109,6 +109,7 @@ repository = Table(
     # Set: the storage held objects when the repository was made. Their rows may still be imported, so they are not
     # orphans unless the user says so.
     Column("storage_had_objects", Boolean),
+    Column("identity_tag", _bytes(32)),  # see keys.identity; NULL: not encrypted, or not opened since an upgrade
 )
 
 # What the catalog in the storage is to be told, and what is known of it; see `metadata.catalog`.

@@ -200,7 +200,7 @@ def _new_secret(options: dict[str, str | None]) -> Secret:
 
 
 def _sources(invocation: Invocation) -> Sources:
-    from backyfs.repository import key_sources  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.keyring import key_sources  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     return key_sources(invocation.load_config(), asking())
 

@@ -91,8 +91,8 @@ def command(
 def _rotate(invocation: Invocation, before: datetime) -> RotationReport | None:
     """Give the repository a new key, if the one it has is that old; what follows opens it with that."""
     from backyfs.engine.rotation import rotate_repository_key  # noqa: PLC0415 - slow to load
+    from backyfs.keyring import configured_secret  # noqa: PLC0415
     from backyfs.keys.slots import Secret  # noqa: PLC0415
-    from backyfs.repository import configured_secret  # noqa: PLC0415
 
     with invocation.open_repository() as repository:
         secret = configured_secret(repository.config)

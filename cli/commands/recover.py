@@ -158,9 +158,9 @@ def _asked(target: _Target, options: dict[str, str | None]) -> Callable[[OpenPar
     """Return what gives the key where one is needed: options, configuration, or somebody who is asked."""
 
     def ask(found: OpenPart) -> Secret:
+        from backyfs.keyring import configured_secret  # noqa: PLC0415
         from backyfs.keys import expected_keys  # noqa: PLC0415 - cryptography is slow to load
         from backyfs.keys.slots import Secret  # noqa: PLC0415
-        from backyfs.repository import configured_secret  # noqa: PLC0415
 
         secret = read_secret(**options)
         if secret is None and target.config is not None:

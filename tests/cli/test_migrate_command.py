@@ -13,11 +13,11 @@ from backyfs.cli.main import run
 from backyfs.engine.job import Job
 from backyfs.engine.rotation import rotate_repository_key
 from backyfs.errors import KeyMaterialError
+from backyfs.keyring import configured_secret
 from backyfs.keys import slots
 from backyfs.keys.passphrase import Cost
 from backyfs.metadata.identity import load_key_date
 from backyfs.metadata.versions import list_versions
-from backyfs.repository import configured_secret
 from tests.images import random_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte
 from tests.repositories import BLOCK, back_up, make_repository, opened

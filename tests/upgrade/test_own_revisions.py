@@ -31,6 +31,7 @@ NEW_COLUMNS = (
     ("repository", "key_made_at"),
     ("repository", "storage_marked"),
     ("repository", "storage_had_objects"),
+    ("repository", "identity_tag"),
     ("jobs", "kind"),
     ("jobs", "writes_blobs"),
 )

@@ -1,0 +1,300 @@
+"""Encryption cannot be switched off by changing the database: every command compares it with the repository key."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import sqlite3
+import struct
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from backyfs.cli.main import run
+from backyfs.keys.identity import identity_tag
+from backyfs.metadata.identity import load_identity, load_identity_tag
+from tests.images import random_bytes, random_image
+from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.upgrade.reference import Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import Any
+
+COMMANDS = {
+    "ls": ["ls"],
+    "backup": ["backup", "{directory}/image", "disk"],
+    "restore": ["restore", "--verify", "disk@latest", "{directory}/target"],
+    "scrub": ["scrub", "--all"],
+    "key list": ["key", "print"],
+}
+every_command = pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+NO_SLOTS = "DELETE FROM key_slots"
+NO_TAG = "UPDATE repository SET identity_tag = NULL"
+NOTHING_WRAPPED = "UPDATE blobs SET encryption_version = 0, wrapped_key = NULL, fingerprint = NULL"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Give the directory of an encrypted repository with a backup, in the catalog, and beside it an image."""
+    config = make_repository(tmp_path / "repository")
+    random_image(tmp_path / "image", 2 * BLOCK)
+    assert run(["-c", str(config), "backup", str(tmp_path / "image"), "disk"]) == 0
+    return config.parent
+
+
+def change(directory: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(directory / "backyfs.sqlite", isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def rows(directory: Path, *tables: str) -> list[Any]:
+    with closing(sqlite3.connect(directory / "backyfs.sqlite")) as connection:
+        return [connection.execute(f"SELECT * FROM {table}").fetchall() for table in tables]
+
+
+def call(directory: Path, *words: str) -> int:
+    arguments = [word.format(directory=directory.parent) for word in words]
+    return run(["-c", str(directory / "backyfs.cfg"), *arguments])
+
+
+def refused(directory: Path, capsys: pytest.CaptureFixture[str], *words: str, status: int = 20) -> str:
+    """Make sure that a command is refused and writes nothing; return what it says."""
+    capsys.readouterr()
+    before = rows(directory, "repository", "key_slots", "versions", "blobs")
+    assert call(directory, *words) == status
+    assert rows(directory, "repository", "key_slots", "versions", "blobs") == before
+    assert not (directory.parent / "target").exists()
+    return capsys.readouterr().err
+
+
+# A database that was changed
+
+
+@every_command
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE repository SET wrapped_fingerprint_key = NULL",
+        "UPDATE repository SET wrapped_fingerprint_key = zeroblob(40)",
+        "UPDATE repository SET block_size = 8192",
+        "UPDATE repository SET hash_function = 'sha512'",
+        "UPDATE repository SET uid = '0f5b2c1e-9a64-4f0b-8a57-6b1de0b5a0f3'",
+        "UPDATE repository SET identity_tag = zeroblob(32)",
+    ],
+)
+def test_an_identity_that_was_changed_is_refused(
+    directory: Path, capsys: pytest.CaptureFixture[str], words: list[str], statement: str
+) -> None:
+    change(directory, statement)
+    said = refused(directory, capsys, *words)
+    assert "of the repository than what was written with its key: it was changed or damaged; restore the" in said
+    assert "`backyfs recover`" in said
+
+
+@every_command
+@pytest.mark.parametrize(
+    "statements",
+    [
+        (NO_SLOTS,),
+        (NO_SLOTS, NO_TAG),
+        (NO_SLOTS, NO_TAG, NOTHING_WRAPPED),
+        (NO_SLOTS, NO_TAG, NOTHING_WRAPPED, "UPDATE repository SET wrapped_fingerprint_key = NULL"),
+    ],
+    ids=["no slots", "no slots, no tag", "nothing encrypted", "no fingerprint key either"],
+)
+def test_a_database_that_claims_not_to_be_encrypted_gets_no_new_key(
+    directory: Path, capsys: pytest.CaptureFixture[str], words: list[str], statements: tuple[str, ...]
+) -> None:
+    change(directory, *statements)
+    is_key_command = words[0] == "key"
+    said = refused(directory, capsys, *words, status=3 if is_key_command else 20)
+    if not is_key_command:
+        assert "the database has no key slot, and the repository is encrypted: the slots were lost or removed" in said
+
+
+def test_a_repository_that_is_opened_by_a_typed_passphrase_is_not_taken_for_a_plain_one(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = directory / "backyfs.cfg"
+    config.write_text(re.sub(r"(?m)^encryption_\w+:.*\n", "", config.read_text()))
+    change(directory, NO_SLOTS, NOTHING_WRAPPED)
+    (directory / "data" / "catalog" / "repository").unlink()
+    assert "the database has no key slot" in refused(directory, capsys, "ls")
+
+
+def test_without_a_tag_the_catalog_is_compared(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(directory, NO_TAG, "UPDATE repository SET wrapped_fingerprint_key = NULL")
+    assert "than the catalog in the storage: it was changed" in refused(directory, capsys, "ls")
+
+
+def test_check_config_sees_it_too(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(directory, NO_SLOTS, NO_TAG, NOTHING_WRAPPED)
+    assert call(directory, "check-config") != 0
+    assert "the database has no key slot, and the repository is encrypted" in "".join(capsys.readouterr())
+
+
+def test_recover_is_a_way_out(directory: Path, tmp_path: Path) -> None:
+    change(directory, "UPDATE repository SET wrapped_fingerprint_key = NULL")
+    (directory / "backyfs.sqlite").rename(tmp_path / "changed.sqlite")
+    assert call(directory, "recover") == 0
+    assert call(directory, "restore", "--verify", "disk@latest", str(tmp_path / "target")) == 0
+    assert (tmp_path / "target").read_bytes() == random_bytes(2 * BLOCK)
+
+
+@pytest.mark.parametrize("encrypted", [True, False], ids=["encrypted", "plain"])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("uid", "''"),
+        ("uid", "'../../evil'"),
+        ("uid", "x'ff'"),
+        ("block_size", "0"),
+        ("block_size", "-4096"),
+        ("block_size", "1 << 40"),
+        ("block_size", "'many'"),
+        ("block_size", "1.5"),
+        ("hash_function", "'md17'"),
+        ("hash_function", "'shake_128'"),
+        ("hash_function", "x'00'"),
+        ("wrapped_fingerprint_key", "'text'"),
+        ("wrapped_fingerprint_key", "4711"),
+        ("wrapped_fingerprint_key", "zeroblob(1000)"),
+        ("created_at", "'yesterday'"),
+        ("created_at", "5"),
+        ("key_made_at", "'yesterday'"),
+        ("identity_tag", "'text'"),
+        ("identity_tag", "zeroblob(31)"),
+        ("identity_tag", "-1"),
+    ],
+)
+def test_an_impossible_value_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, value: str, encrypted: bool
+) -> None:
+    config = make_repository(tmp_path / "repository", encrypted=encrypted)
+    change(config.parent, f"UPDATE repository SET {column} = {value}")
+    said = refused(config.parent, capsys, "ls")
+    assert re.search(rf"an impossible {column}|{column.replace('_', ' ')} 'sha|has the hash function", said)
+    assert "`backyfs recover`" in said
+
+
+# A tag that fits
+
+
+def test_the_tag_is_as_documented(directory: Path) -> None:
+    with opened(directory / "backyfs.cfg") as repository:
+        key = repository.blocks.keyring.repository_key
+        with repository.database.read() as connection:
+            identity, tag = load_identity(connection), load_identity_tag(connection)
+    assert key is not None
+    assert identity.wrapped_fingerprint_key is not None
+    derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"backyfs identity 1").derive(key)
+    fields = (identity.uid.encode(), struct.pack("<Q", BLOCK), b"blake3", b"\1" + identity.wrapped_fingerprint_key)
+    message = b"".join(struct.pack("<I", len(field)) + field for field in fields)
+    assert tag == hmac.new(derived, message, "sha256").digest()
+
+
+def test_no_two_identities_have_the_same_tag() -> None:
+    same: dict[str, Any] = {"uid": "ab", "block_size": 1, "hash_function": "cd", "wrapped_fingerprint_key": None}
+    changes: list[dict[str, Any]] = [
+        {}, {"uid": "abc", "hash_function": "d"}, {"block_size": 256}, {"hash_function": "cde"},
+        {"wrapped_fingerprint_key": b""}, {"wrapped_fingerprint_key": b"\1"},
+    ]  # fmt: skip
+    tags = {identity_tag(bytes(32), **{**same, **one}) for one in changes}
+    tags.add(identity_tag(b"\1" * 32, **same))
+    assert len(tags) == len(changes) + 1
+
+
+def has_fitting_tag(config: Path) -> bool:
+    """Open a repository, and tell whether the database had a tag before; one that does not fit is an error."""
+    with closing(sqlite3.connect(next(config.parent.glob("*.sqlite")))) as connection:
+        tag = connection.execute("SELECT identity_tag FROM repository").fetchone()[0]
+    with opened(config):
+        pass
+    return tag is not None
+
+
+def add_a_slot(directory: Path) -> None:
+    (directory / "other").write_text("second passphrase\n")
+    (directory / "other").chmod(0o600)
+    assert call(directory, "key", "add", "other", "--passphrase-file", str(directory / "other")) == 0
+
+
+def rekey(directory: Path) -> None:
+    key = directory / "backyfs.key"
+    old = key.rename(directory / "old.key")
+    key.write_text("ab" * 32)
+    key.chmod(0o600)
+    assert call(directory, "rekey", "--old-key-file", str(old)) == 0
+
+
+def rotate(directory: Path) -> None:
+    assert call(directory, "migrate-encryption", "--all", "--reseal") == 0
+
+
+def recover(directory: Path) -> None:
+    (directory / "backyfs.sqlite").rename(directory / "backyfs.old")
+    assert call(directory, "recover") == 0
+
+
+def nothing(_directory: Path) -> None:
+    """Leave it as `init` made it."""
+
+
+@pytest.mark.parametrize("act", [nothing, add_a_slot, rekey, rotate, recover])
+def test_whatever_changes_a_key_writes_a_tag_that_fits(directory: Path, act: Callable[[Path], None]) -> None:
+    act(directory)
+    assert has_fitting_tag(directory / "backyfs.cfg")
+    change(directory, "UPDATE repository SET block_size = 8192")
+    assert call(directory, "ls") == 20
+
+
+def test_a_database_without_a_tag_gets_it_from_the_next_command(directory: Path) -> None:
+    [[before]] = rows(directory, "repository")
+    change(directory, NO_TAG)
+    assert call(directory, "ls") == 0
+    assert rows(directory, "repository") == [[before]]
+
+
+def test_a_catalog_of_another_key_is_not_compared(directory: Path) -> None:
+    """It is, after a rotation that was killed before it wrote the catalog; the next command writes it."""
+    stored = (directory / "data" / "catalog" / "repository").read_bytes()
+    rotate(directory)
+    (directory / "data" / "catalog" / "repository").write_bytes(stored)
+    change(directory, NO_TAG)
+    assert call(directory, "ls") == 0
+    assert has_fitting_tag(directory / "backyfs.cfg")
+
+
+def test_a_plain_repository_that_gets_a_key_says_so_and_gets_a_tag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_repository(tmp_path / "repository", encrypted=False)
+    with opened(config) as repository:
+        back_up(repository, random_image(tmp_path / "image", BLOCK))
+    (tmp_path / "key").write_text("ab" * 32)
+    (tmp_path / "key").chmod(0o600)
+    text = re.sub(r"(?m)^encryption_version:.*$", f"encryption_key_file: {tmp_path}/key", config.read_text())
+    config.write_text(text)
+    assert call(config.parent, "ls") == 0
+    assert "this repository was not encrypted until now, and new blocks will be" in capsys.readouterr().err
+    assert has_fitting_tag(config)
+    change(config.parent, NO_SLOTS)
+    assert "the database has no key slot" in refused(config.parent, capsys, "ls")
+
+
+def test_an_adopted_repository_gets_a_tag_by_the_key_of_backy2(tmp_path: Path) -> None:
+    reference = Reference("v1-sqlite", tmp_path)
+    for has_tag in (False, True):
+        assert run(["-c", str(reference.config_file), "ls"]) == 0
+        with closing(sqlite3.connect(reference.sqlite_file)) as connection:
+            [(tag,)] = connection.execute("SELECT identity_tag FROM repository").fetchall()
+        assert (tag is not None) or not has_tag
+    with closing(sqlite3.connect(reference.sqlite_file, isolation_level=None)) as connection:
+        connection.execute("UPDATE repository SET hash_function = 'sha256'")
+    assert run(["-c", str(reference.config_file), "ls"]) == 20
