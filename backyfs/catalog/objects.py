@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import zstandard
+from blake3 import blake3
 
 from backyfs.errors import CatalogError, IntegrityError
 from backyfs.sealing.envelope import OVERHEAD_BYTES, open_sealed, seal
 
 FORMAT = 1
 REPOSITORY_NAME = "catalog/repository"
+INDEX_NAME = "catalog/index"
 PAGES = "catalog/pages/"
 VERSIONS = "catalog/versions/"
 
@@ -36,10 +38,13 @@ class Kind(IntEnum):
     REPOSITORY = 1
     VERSION = 2
     PAGE = 3
+    INDEX = 4
 
 
-# The most bytes before compression; about as many in the storage. A version has 20 for each page of its block map.
-MAX_CONTENT = {Kind.REPOSITORY: 1 << 20, Kind.VERSION: 256 << 20, Kind.PAGE: 256 << 10}
+# The most bytes before compression; about as many in the storage. A version has 20 for each page of its block map, the
+# index up to 37 for each version.
+MAX_CONTENT = {Kind.REPOSITORY: 1 << 20, Kind.VERSION: 256 << 20, Kind.PAGE: 256 << 10, Kind.INDEX: 40 << 20}
+DIGEST_BYTES = 16  # what is sealed cannot be forged, only be an older one
 _MAX_OPEN = 1 << 20
 MAX_STORED = {
     kind: _HEADER.size + _MAX_OPEN + OVERHEAD_BYTES + size + size // 128 + 1024 for kind, size in MAX_CONTENT.items()
@@ -63,6 +68,16 @@ class Parts:
     open_part: bytes  # can be read without a key; nothing vouches for it before the object is opened
     before: bytes     # header and open part
     body: bytes
+
+    @property
+    def digest(self) -> bytes:
+        """The digest of the stored bytes."""
+        return digest_of(self.before + self.body)
+
+
+def digest_of(stored: bytes) -> bytes:
+    """Return the digest of an object, as the index has it."""
+    return blake3(stored).digest(length=DIGEST_BYTES)
 
 
 def page_name(uid: str) -> str:

@@ -6,7 +6,7 @@ the key is there; until then nothing is done with them but to try a key or passp
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from backyfs.catalog.jsontext import Fields, read_json, write_json
@@ -42,6 +42,7 @@ class CatalogRepository:
     key_slots: tuple[KeySlot, ...]
     key_made_at: datetime | None
     needs_release: str
+    index_number: int = field(default=0, compare=False)  # of the first index that can name this object
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,8 @@ def pack_repository(repository: CatalogRepository, key: bytes | None) -> bytes:
             "key_slots": [asdict(slot) for slot in repository.key_slots],
         }
     )
-    content = write_json({**asdict(repository.identity), "key_made_at": repository.key_made_at})
+    known = {"key_made_at": repository.key_made_at, "index_number": repository.index_number}
+    content = write_json({**asdict(repository.identity), **known})
     by = Seal(repository=repository.identity.uid, key=key)
     return pack_object(Kind.REPOSITORY, REPOSITORY_NAME, by, content, open_part)
 
@@ -112,12 +114,17 @@ def open_repository_object(found: OpenPart, key: bytes | None) -> CatalogReposit
             created_at=fields.time("created_at"),
         )
         made_at = fields.optional_time("key_made_at")
+        index_number = fields.number("index_number") if "index_number" in fields else 0
     except ValueError as error:
         raise CatalogError(f"object {REPOSITORY_NAME} is damaged: {error}") from error
     if identity.uid != found.uid or identity.block_size < 1:
         raise CatalogError(f"object {REPOSITORY_NAME} is damaged: it holds another uid, or a block size of 0")
     return CatalogRepository(
-        identity=identity, key_slots=found.key_slots, key_made_at=made_at, needs_release=found.needs_release
+        identity=identity,
+        key_slots=found.key_slots,
+        key_made_at=made_at,
+        needs_release=found.needs_release,
+        index_number=index_number,
     )
 
 

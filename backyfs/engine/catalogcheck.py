@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from backyfs.catalog.objects import (
+    INDEX_NAME,
     MAX_STORED,
     PAGES,
     REPOSITORY_NAME,
@@ -24,19 +25,22 @@ from backyfs.catalog.pages import open_page, page_content, unpack_page
 from backyfs.catalog.place import find_repository
 from backyfs.catalog.repository import open_repository_object
 from backyfs.catalog.versions import unpack_version
-from backyfs.engine.publish import filled_versions, load_page_blobs, read_repository, read_version
+from backyfs.engine.catalogindex import age_of, read_index
+from backyfs.engine.publish import filled_versions, load_page_blobs, publish, read_repository, read_version
 from backyfs.engine.window import Window
 from backyfs.errors import CatalogError, InterruptedByUser, ObjectMissingError
 from backyfs.geometry import PAGE_ENTRIES
 from backyfs.metadata.batches import batches
 from backyfs.metadata.blockmap import ABSENT, unpack
-from backyfs.metadata.catalog import NoteKind, count_used_pages, existing_uids, pages_after
+from backyfs.metadata.catalog import NoteKind, count_used_pages, existing_uids, note_index, pages_after
+from backyfs.metadata.catalogindex import load_index_state, needs_index
 from backyfs.metadata.versions import list_versions, version_with_uid
 from backyfs.model import NoProgress, PageId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from backyfs.catalog.index import CatalogIndex
     from backyfs.metadata.catalog import PageRow
     from backyfs.model import Progress, Version
     from backyfs.repository import Repository
@@ -64,6 +68,7 @@ class CatalogReport:
     versions: int = 0
     pages: int = 0
     differences: int = 0
+    index: CatalogIndex | None = None  # if it can be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,7 @@ class CatalogCheck:
             StorageError, DatabaseError: they cannot be read.
         """
         self._compare(REPOSITORY_NAME, self._fault_of_repository)
+        self._compare(INDEX_NAME, self._fault_of_index)
         with self._database.read() as connection:
             busy = filled_versions(connection)
             versions = [version for version in list_versions(connection) if version.uid not in busy]
@@ -136,6 +142,29 @@ class CatalogCheck:
             return str(error)
         with self._database.read() as connection:
             return None if held == read_repository(connection) else DIFFERS
+
+    def _fault_of_index(self) -> str | None:
+        try:
+            index = read_index(self._storage, self._seal)
+            found = find_repository(self._storage)
+        except ObjectMissingError:
+            return MISSING
+        except CatalogError as error:
+            return str(error)
+        with self._database.read() as connection:
+            busy = filled_versions(connection)
+            uids = {version.uid for version in list_versions(connection)}
+            state = load_index_state(connection)
+            is_noted = needs_index(connection, busy)
+        self._report.index = index
+        if state is None:
+            return DIFFERS
+        age = None if is_noted else age_of(index, state)
+        if age is not None:
+            return age
+        if found is not None and found.parts.digest != index.repository:
+            return f"names another object {REPOSITORY_NAME} than the storage has"
+        return None if uids - busy == set(index.versions) - busy else DIFFERS
 
     def _fault_of_version(self, version: Version) -> str | None:
         try:
@@ -228,13 +257,24 @@ def remove_stale_objects(
     """
     seal = Seal(repository=repository.uid, key=repository.blocks.keyring.repository_key)
     removed = 0
+    is_indexed = False
     for name in stale_objects(repository):
         if stop():
             raise InterruptedByUser("interrupted; run the command again for the rest")
         if also_damaged or _opens(repository, seal, name):
+            if name.startswith(VERSIONS) and not is_indexed:
+                _renew_index(repository, stop)
+                is_indexed = True
             repository.blocks.storage.delete_object(name)
             removed += 1
     return removed
+
+
+def _renew_index(repository: Repository, stop: Callable[[], bool]) -> None:
+    """Write the index again: that of another state of the database may name what is to be deleted."""
+    with repository.database.write() as connection:
+        note_index(connection, [""])
+    publish(repository, stop=stop)
 
 
 def remove_page_objects(repository: Repository, uids: Iterable[str]) -> None:

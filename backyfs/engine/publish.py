@@ -4,7 +4,8 @@
     owner        worker             owner    owner
 
 An object is durable before its note is gone, so who is killed leaves the rest to the next command. Nothing here runs
-within a transaction that another one waits for. Pages come before the versions that have them, and are deleted after.
+within a transaction that another one waits for. Pages come before the versions that have them, versions before the
+index that names them, which has a flush to itself. Deletions come in the opposite order.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backyfs.catalog.objects import REPOSITORY_NAME, Seal, page_name, version_name
+from backyfs.catalog.objects import REPOSITORY_NAME, Seal, digest_of, page_name, version_name
 from backyfs.catalog.pages import pack_page
 from backyfs.catalog.place import catalog_key_check, require_catalog
 from backyfs.catalog.repository import CatalogRepository, pack_repository
 from backyfs.catalog.versions import CatalogVersion, pack_version
 from backyfs.config import NullStorageConfig
+from backyfs.engine.catalogindex import write_index
 from backyfs.engine.window import Window
 from backyfs.errors import BackyfsError, InterruptedByUser, MissingKeyError
 from backyfs.geometry import PAGE_ENTRIES
@@ -31,6 +33,7 @@ from backyfs.metadata.catalog import (
     NoteKind,
     catalog_key,
     count_unpublished_pages,
+    existing_uids,
     has_notes,
     load_blob_columns,
     page_token,
@@ -43,6 +46,7 @@ from backyfs.metadata.catalog import (
     unpublish_pages,
     unpublished_pages,
 )
+from backyfs.metadata.catalogindex import begin_index, load_index_state, save_repository_digest
 from backyfs.metadata.checks import damage_found_at, pages_with
 from backyfs.metadata.identity import list_key_slots, load_identity, load_key_date, load_needed_release
 from backyfs.metadata.jobs import list_live_jobs, this_process
@@ -86,6 +90,7 @@ class _Batch:
     pages: dict[PageId, str] = field(default_factory=dict)  # their uids
     versions: list[Note] = field(default_factory=list)
     repository: list[Note] = field(default_factory=list)
+    digest: bytes = b""  # of the object of the repository
 
 
 def keep_catalog(repository: Repository, *, stop: Callable[[], bool] = lambda: False) -> None:
@@ -186,10 +191,14 @@ class _Publisher:
             if key is None and newest_wrapped_key(connection) is not None:
                 raise MissingKeyError("the repository is encrypted, and the configuration has no key")
             before = catalog_key(connection)
-        if everything or before != check:
+            has_index = load_index_state(connection) is not None
+        if everything or before != check or not has_index:
             with self._database.write() as connection:
-                unpublish_everything(connection)
-                save_catalog_key(connection, check)
+                if not has_index:
+                    begin_index(connection)
+                if everything or before != check:
+                    unpublish_everything(connection)
+                    save_catalog_key(connection, check)
 
     def _find_pages_of_changed_blobs(self) -> None:
         while True:
@@ -214,7 +223,9 @@ class _Publisher:
                     self._put_version(window, batch, note)
             is_settled &= self._settle(window, batch)
         self._put_repository(window, batch)
-        is_settled &= self._settle(window, batch)
+        if not self._settle(window, batch) or not write_index(self._database, self._storage, self._seal, busy):
+            return False  # without a current index, nothing is deleted that the one in the storage may name
+        self._delete_versions(window)
         for notes in self._notes(NoteKind.PAGE):
             for note in notes:
                 window.submit(self._storage.delete_object, page_name(note.uid))
@@ -223,6 +234,20 @@ class _Publisher:
             with self._database.write() as connection:
                 settle_notes(connection, NoteKind.PAGE, notes)
         return is_settled
+
+    def _delete_versions(self, window: Window[None]) -> None:
+        """Delete the objects of versions that are gone, from the index as well."""
+        for notes in self._notes(NoteKind.VERSION):
+            with self._database.read() as connection:
+                kept = existing_uids(connection, NoteKind.VERSION, [note.uid for note in notes])
+                kept.update(note.uid for note in read_notes(connection, NoteKind.INDEX))
+            gone = [note for note in notes if note.uid not in kept]
+            for note in gone:
+                window.submit(self._storage.delete_object, version_name(note.uid))
+            self._wait(window, 0)
+            self._report.deleted += len(gone)
+            with self._database.write() as connection:
+                settle_notes(connection, NoteKind.VERSION, gone)
 
     def _notes(self, kind: NoteKind) -> Iterator[list[Note]]:
         last = None
@@ -263,21 +288,20 @@ class _Publisher:
         with self._database.read() as connection:
             version = version_with_uid(connection, uid)
             found = None if version is None else read_version(connection, version)
+        if found is None:
+            return  # see `_delete_versions`
         self._wait(window, 2 * _WORKERS)
         batch.versions.append(note)
-        if found is None:
-            window.submit(self._storage.delete_object, version_name(uid))
-            self._report.deleted += 1
-        else:
-            packed = pack_version(found, self._seal)
-            window.submit(self._storage.put_object, version_name(uid), packed)
-            self._report.versions += 1
+        packed = pack_version(found, self._seal)
+        window.submit(self._storage.put_object, version_name(uid), packed)
+        self._report.versions += 1
 
     def _put_repository(self, window: Window[None], batch: _Batch) -> None:
         with self._database.read() as connection:
             batch.repository = read_notes(connection, NoteKind.REPOSITORY)
             if batch.repository:
                 packed = pack_repository(read_repository(connection), self._seal.key)
+                batch.digest = digest_of(packed)
                 window.submit(self._storage.put_object, REPOSITORY_NAME, packed)
 
     def _settle(self, window: Window[None], batch: _Batch) -> bool:
@@ -290,7 +314,10 @@ class _Publisher:
             is_current = batch.token is None or page_token(connection) == batch.token
             gone = settle_pages(connection, batch.pages.keys(), batch.token or 0)
             is_current &= settle_notes(connection, NoteKind.VERSION, batch.versions)
-            is_current &= settle_notes(connection, NoteKind.REPOSITORY, batch.repository)
+            is_repository = settle_notes(connection, NoteKind.REPOSITORY, batch.repository)
+            if is_repository and batch.repository:
+                save_repository_digest(connection, batch.digest)
+            is_current &= is_repository
         for page_id in gone:
             self._storage.delete_object(page_name(batch.pages[page_id]))
         self._report.pages += len(batch.pages) - len(gone)
@@ -333,11 +360,13 @@ def read_version(connection: Connection, version: Version) -> CatalogVersion:
 
 def read_repository(connection: Connection) -> CatalogRepository:
     """Return what the catalog is to have of the repository."""
+    state = load_index_state(connection)
     return CatalogRepository(
         identity=load_identity(connection),
         key_slots=tuple(list_key_slots(connection)),
         key_made_at=load_key_date(connection),
         needs_release=load_needed_release(connection),
+        index_number=0 if state is None else state.number + 1,
     )
 
 

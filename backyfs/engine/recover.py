@@ -34,6 +34,7 @@ from backyfs.catalog.repository import open_repository_object
 from backyfs.catalog.versions import CatalogVersion, unpack_version
 from backyfs.claim import mark
 from backyfs.engine.blobset import BlobSet
+from backyfs.engine.catalogindex import index_faults
 from backyfs.engine.window import Window
 from backyfs.errors import CatalogError, InterruptedByUser, MissingKeyError, StorageError, WrongKeyError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
@@ -41,6 +42,7 @@ from backyfs.keyring import tag_of
 from backyfs.keys.slots import open_with
 from backyfs.metadata.batches import batches
 from backyfs.metadata.blobs import find_by_uid, load_blobs
+from backyfs.metadata.catalogindex import IndexState
 from backyfs.metadata.checks import insert_damage, mark_damaged, pages_with, record_checks, versions_with
 from backyfs.metadata.identity import note_storage_marked
 from backyfs.metadata.recovery import (
@@ -59,8 +61,9 @@ from backyfs.metadata.versions import insert_version, set_status
 from backyfs.model import BlobId, BlockIndex, NoProgress, PageNumber, VersionStatus, VersionUid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from backyfs.catalog.index import CatalogIndex
     from backyfs.catalog.repository import CatalogRepository, OpenPart
     from backyfs.keys.slots import Secret
     from backyfs.metadata.database import Database
@@ -93,6 +96,8 @@ class RecoveryReport:
     blobs: int = 0
     invalid: list[VersionUid] = field(default_factory=list)  # were valid, and lack something now
     losses: int = 0
+    index: CatalogIndex | None = None  # if it can be read
+    unlisted: list[str] = field(default_factory=list)  # versions that the index does not name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +106,7 @@ class OpenedCatalog:
 
     repository: CatalogRepository
     seal: Seal
+    digest: bytes  # of the object of the repository
 
 
 def open_catalog(
@@ -155,7 +161,8 @@ def open_catalog(
                 "give the key of this repository (or the object is damaged)"
             ) from error
         raise
-    return OpenedCatalog(repository=repository, seal=Seal(repository=found.uid, key=key))
+    seal = Seal(repository=found.uid, key=key)
+    return OpenedCatalog(repository=repository, seal=seal, digest=found.parts.digest)
 
 
 def recover(
@@ -191,6 +198,9 @@ def recover(
             catalog.repository.key_slots,
             key_made_at=catalog.repository.key_made_at,
             catalog_key=catalog_key_check(catalog.seal.key),
+            index=IndexState(
+                number=0 if recovery.report.index is None else recovery.report.index.number, repository=catalog.digest
+            ),
             tag=None if catalog.seal.key is None else tag_of(catalog.repository.identity, catalog.seal.key),
         )
         if is_marked:
@@ -218,6 +228,7 @@ class _Recovery:
         tell: Callable[[Loss], None],
     ) -> None:
         self._storage = storage
+        self._catalog = catalog
         self._seal = catalog.seal
         self._database = database
         self._block_size = catalog.repository.identity.block_size
@@ -230,6 +241,7 @@ class _Recovery:
     def run(self) -> None:
         """Read the catalog and insert what it has."""
         uids = sorted(uid_of(name) for name in self._storage.list_objects(VERSIONS))
+        self._compare_index(uids)
         pages = sum(1 for _ in self._storage.list_objects(PAGES))
         self._progress.start("Recovering versions", pages * PAGE_ENTRIES * self._block_size)
         try:
@@ -239,6 +251,16 @@ class _Recovery:
         finally:
             self._progress.stop()
         self.report.blobs = self._filler.blobs
+
+    def _compare_index(self, uids: Sequence[str]) -> None:
+        """Report what the index of the catalog says is missing or older, and note what it does not name."""
+        catalog = self._catalog
+        index, faults = index_faults(self._storage, self._seal, catalog.repository, catalog.digest, uids)
+        for name, fact in faults:
+            self._lose(name, fact)
+        if index is not None:
+            self.report.index = index
+            self.report.unlisted = sorted(set(uids).difference(index.versions))
 
     def _recover_version(self, window: Window[_Read], uid: str) -> None:
         self._check()

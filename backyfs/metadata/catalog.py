@@ -41,6 +41,8 @@ class NoteKind(StrEnum):
     BLOB = "blob"              # the row of a blob changed, its id stands for a uid: pages with it are to be written
     PAGES = "pages"            # the token of all pages
     KEY = "key"                # the uid is the check value of the key that seals the catalog
+    INDEX = "index"            # a version that came or went, or with no uid the repository: the index has to say so
+    STATE = "index-state"      # what is known of the index, see metadata.catalogindex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +116,17 @@ def note_version(connection: Connection, version_id: VersionId) -> None:
     note_versions(connection, [version_id])
 
 
+def note_listing(connection: Connection, version_id: VersionId) -> None:
+    """Note that a version has come, or is about to be removed. To be called in the transaction that does it."""
+    note_version(connection, version_id)
+    note_index(connection, connection.execute(select(versions.c.uid).where(versions.c.id == version_id)).scalars())
+
+
+def note_index(connection: Connection, uids: Iterable[str]) -> None:
+    """Note that the index has to say something else of versions, or of the repository, whose uid is empty here."""
+    _note(connection, NoteKind.INDEX, uids)
+
+
 def note_versions(connection: Connection, version_ids: Iterable[VersionId]) -> None:
     """Note that versions change. To be called in the transaction that changes them."""
     for batch in batches(version_ids):
@@ -129,6 +142,7 @@ def note_versions_with_page(connection: Connection, page_id: PageId) -> None:
 def note_repository(connection: Connection) -> None:
     """Note that the repository, or one of its key slots, changes. To be called in the transaction that does it."""
     _note(connection, NoteKind.REPOSITORY, [""])
+    note_index(connection, [""])
 
 
 def note_removed_page(connection: Connection, uid: str) -> None:
@@ -157,12 +171,13 @@ def unpublish_everything(connection: Connection) -> None:
     connection.execute(update(pages).where(pages.c.published).values(published=False))
     _note(connection, NoteKind.PAGES, [""])
     _note_versions_where(connection, versions.c.id.is_not(None))
+    note_index(connection, [note.uid for note in read_notes(connection, NoteKind.VERSION)])
     note_repository(connection)
 
 
 def has_notes(connection: Connection) -> bool:
     """Tell whether there is anything that the catalog is to be told. Two queries that an index answers."""
-    to_do = catalog_notes.c.kind.not_in([NoteKind.PAGES, NoteKind.KEY])
+    to_do = catalog_notes.c.kind.not_in([NoteKind.PAGES, NoteKind.KEY, NoteKind.STATE])
     if connection.execute(select(catalog_notes.c.kind).where(to_do).limit(1)).first() is not None:
         return True
     return bool(connection.execute(_UNPUBLISHED, {"last": 0, "count": 1}).first())
@@ -195,7 +210,7 @@ def settle_notes(connection: Connection, kind: NoteKind, done: Iterable[Note]) -
             connection.execute(
                 delete(catalog_notes).where(catalog_notes.c.kind == kind.value, catalog_notes.c.uid.in_(settled))
             )
-        if kind in {NoteKind.VERSION, NoteKind.REPOSITORY}:
+        if kind in {NoteKind.VERSION, NoteKind.REPOSITORY, NoteKind.INDEX}:
             _note(connection, kind, [note.uid for note in batch if note.uid not in now])
         were_all &= len(settled) == len(batch)
     return were_all

@@ -19,6 +19,7 @@ from backyfs.metadata.batches import batches
 from backyfs.metadata.blobs import find_by_uid, insert_numbered_blobs
 from backyfs.metadata.blockmap import ABSENT, HOLE, add_recovered_page, new_entries
 from backyfs.metadata.catalog import NoteKind, save_catalog_key
+from backyfs.metadata.catalogindex import save_index_state
 from backyfs.metadata.database import continue_ids, show_url, sqlite_path
 from backyfs.metadata.identity import add_key_slot, save_identity, save_identity_tag, save_key_date
 from backyfs.metadata.revisions import HEAD, RECOVERING
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from backyfs.metadata.catalogindex import IndexState
     from backyfs.metadata.database import Connection, Database
     from backyfs.metadata.identity import Identity
     from backyfs.model import BlobRecord, BlobUid, KeySlot, VersionId
@@ -116,7 +118,8 @@ def insert_version_pages(
 
 def forget_note(connection: Connection, uid: VersionUid) -> None:
     """Note that a version is as the catalog has it."""
-    here = (catalog_notes.c.kind == NoteKind.VERSION.value) & (catalog_notes.c.uid == uid)
+    kinds = [NoteKind.VERSION.value, NoteKind.INDEX.value]
+    here = catalog_notes.c.kind.in_(kinds) & (catalog_notes.c.uid == uid)
     connection.execute(delete(catalog_notes).where(here))
 
 
@@ -148,6 +151,7 @@ def end_recovery(
     *,
     key_made_at: datetime | None,
     catalog_key: str,
+    index: IndexState,
     tag: bytes | None,
 ) -> None:
     """Let the database be a repository. To be called when all else is there, in a transaction."""
@@ -160,4 +164,5 @@ def end_recovery(
     if key_made_at is not None:
         save_key_date(connection, key_made_at)
     save_catalog_key(connection, catalog_key)
+    save_index_state(connection, index)
     stamp(connection, HEAD)

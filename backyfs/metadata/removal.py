@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, func, select, update
 
 from backyfs.metadata.batches import batches
-from backyfs.metadata.catalog import note_version
+from backyfs.metadata.catalog import note_listing
 from backyfs.metadata.tables import pages, tags, version_pages, versions
 
 if TYPE_CHECKING:
@@ -45,5 +45,5 @@ def remove_version(connection: Connection, version_id: VersionId) -> None:
         for batch in batches(page_ids):
             connection.execute(update(pages).where(pages.c.id.in_(batch)).values(refs=pages.c.refs - count))
     connection.execute(delete(tags).where(tags.c.version_id == version_id))
-    note_version(connection, version_id)
+    note_listing(connection, version_id)
     connection.execute(delete(versions).where(versions.c.id == version_id))

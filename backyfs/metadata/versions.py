@@ -12,7 +12,7 @@ from sqlalchemy import delete, func, insert, literal_column, select, text, updat
 
 from backyfs.errors import VersionNotFoundError
 from backyfs.metadata.batches import batches
-from backyfs.metadata.catalog import note_version
+from backyfs.metadata.catalog import note_listing, note_version
 from backyfs.metadata.damage import measure_damage
 from backyfs.metadata.database import insert_row
 from backyfs.metadata.tables import blobs, tags, versions
@@ -62,7 +62,7 @@ def insert_version(connection: Connection, record: VersionRecord) -> Version:
     version_id = VersionId(insert_row(connection, row))
     if names:
         connection.execute(insert(tags), [{"version_id": version_id, "name": tag} for tag in names])
-    note_version(connection, version_id)
+    note_listing(connection, version_id)
     return Version(id=version_id, **values, tags=names)
 
 

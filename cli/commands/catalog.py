@@ -68,12 +68,16 @@ def check(invocation: Invocation) -> None:
     with invocation.open_repository() as repository, stop_on_signals() as stop:
         report = CatalogCheck(repository, progress=invocation.progress(), stop=stop, tell=found.append).run()
     rows: list[Row] = [{"name": one.name, "fact": one.fact} for one in found]
+    number = None if report.index is None else report.index.number
     if invocation.form is OutputForm.JSON:
-        print_object({"versions": report.versions, "pages": report.pages}, differences=rows)
+        print_object({"versions": report.versions, "pages": report.pages, "index_number": number}, differences=rows)
     elif rows or invocation.form is OutputForm.PIPE:
         print_rows(invocation, rows, _COLUMNS)
     else:
-        click.echo(f"The catalog has all {report.versions} versions and {report.pages} pages as the database has them.")
+        click.echo(
+            f"The catalog has all {report.versions} versions and {report.pages} pages as the database has them; its "
+            f"index is number {number}."
+        )
     if found:
         raise CatalogError(
             f"{len(found)} objects of the catalog are not as the database says; `backyfs catalog push` writes what is "

@@ -203,6 +203,9 @@ def _print(
             "pages": report.pages,
             "blobs": report.blobs,
             "invalid": list(report.invalid),
+            "index_number": None if report.index is None else report.index.number,
+            "index_written_at": None if report.index is None else report.index.written_at,
+            "unlisted": list(report.unlisted),
         }
         print_object(row, losses=rows)
         return
@@ -214,6 +217,16 @@ def _print(
         f"repository {report.repository.identity.uid}: {report.versions} versions with {report.blobs} stored blocks "
         f"are in {printable(place)}"
     )
+    if report.index is not None:
+        click.echo(
+            f"The catalog's index is number {report.index.number}, written {report.index.written_at:%Y-%m-%d %H:%M:%S} "
+            "UTC. If later commands have written to this repository, the storage is in an older state."
+        )
+    if report.unlisted:
+        click.echo(
+            f"{len(report.unlisted)} versions are not in the index: {', '.join(map(printable, report.unlisted))}. The "
+            "last command was killed before it wrote the index, or they were removed and put back."
+        )
     if report.invalid:
         click.echo(
             f"{len(report.invalid)} versions are invalid now, because they lack blocks. If what is listed can be found "

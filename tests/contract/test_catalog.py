@@ -6,13 +6,14 @@ from array import array
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import delete, select, text, update
 
-from backyfs.catalog.objects import PAGES, VERSIONS, page_name, version_name
+from backyfs.catalog.objects import PAGES, VERSIONS, Seal, digest_of, page_name, version_name
 from backyfs.engine.catalogcheck import DIFFERS, MISSING, STALE, CatalogCheck, Difference, remove_stale_objects
+from backyfs.engine.catalogindex import read_index
 from backyfs.engine.cleanup import cleanup
 from backyfs.engine.freshpages import FreshPages
 from backyfs.engine.fullcleanup import full_cleanup
@@ -28,16 +29,19 @@ from backyfs.errors import (
     StorageError,
     WrongKeyError,
 )
-from backyfs.keys.slots import Secret
+from backyfs.keys.passphrase import Cost
+from backyfs.keys.slots import Secret, make_slot
 from backyfs.metadata.blobs import insert_blobs
 from backyfs.metadata.blockmap import HOLE, commit_page, load_page
-from backyfs.metadata.catalog import has_notes, unpublish_pages_with
+from backyfs.metadata.catalog import NoteKind, has_notes, note_repository, unpublish_pages_with
+from backyfs.metadata.catalogindex import IndexState, load_index_state, save_index_state
 from backyfs.metadata.database import Database
-from backyfs.metadata.identity import list_key_slots, load_identity
+from backyfs.metadata.identity import add_key_slot, list_key_slots, load_identity, remove_key_slot
+from backyfs.metadata.removal import remove_version
 from backyfs.metadata.revisions import RECOVERING
 from backyfs.metadata.schema import differences
 from backyfs.metadata.stats import list_all_statistics
-from backyfs.metadata.tables import blobs, pages
+from backyfs.metadata.tables import blobs, catalog_notes, pages
 from backyfs.metadata.versions import add_tags, create_version, list_versions, set_expiry, set_protected
 from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, VersionStatus
 from tests.audit import audit
@@ -45,11 +49,13 @@ from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from backyfs.catalog.index import CatalogIndex
     from backyfs.model import Version
     from backyfs.repository import Repository
+    from backyfs.storage import Storage
 
 PAGE_BYTES = 1024 * BLOCK
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -159,7 +165,7 @@ def files(repository: Repository, prefix: str) -> set[str]:
 
 
 def test_a_new_repository_is_in_the_catalog(repository: Repository) -> None:
-    assert files(repository, "catalog/") == {"catalog/marker", "catalog/repository"}
+    assert files(repository, "catalog/") == {"catalog/index", "catalog/marker", "catalog/repository"}
     assert found_by_check(repository) == set()
 
 
@@ -359,6 +365,297 @@ def test_an_object_that_nothing_belongs_to_is_removed(
     assert found_by_check(repository) == set()
 
 
+# The index
+
+
+def index_of(repository: Repository) -> CatalogIndex:
+    seal = Seal(repository=repository.uid, key=repository.blocks.keyring.repository_key)
+    return read_index(repository.blocks.storage, seal)
+
+
+def test_the_index_names_all_versions_and_the_object_of_the_repository(
+    repository: Repository, versions: list[Version], config: Path
+) -> None:
+    index = index_of(repository)
+    assert index.versions == tuple(sorted(version.uid for version in versions))
+    assert index.repository == digest_of((config.parent / "data" / "catalog" / "repository").read_bytes())
+    with repository.database.read() as connection:
+        assert load_index_state(connection) == IndexState(number=index.number, repository=index.repository)
+
+
+def test_each_index_has_a_higher_number(repository: Repository, versions: list[Version]) -> None:
+    before = index_of(repository)
+    remove_versions(repository, versions[:1], now=datetime.now(UTC))
+    publish(repository)
+    after = index_of(repository)
+    assert (after.number, after.versions) == (
+        before.number + 1, tuple(sorted(version.uid for version in versions[1:]))
+    )  # fmt: skip
+    assert after.written_at >= before.written_at
+
+
+@once
+def test_an_index_is_written_only_where_versions_come_or_go_or_the_repository_changes(
+    repository: Repository, versions: list[Version]
+) -> None:
+    before = index_of(repository)
+    found_by_change(repository, versions[0])
+    assert index_of(repository) == before
+    with repository.database.write() as connection:
+        note_repository(connection)
+    publish(repository)
+    assert index_of(repository).number == before.number + 1
+    assert found_by_check(repository) == set()
+
+
+@once
+def test_a_running_backup_is_not_named_before_its_end(repository: Repository, images: list[Path]) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def look(_version: Version) -> None:
+        publish(repository)
+        seen.append(index_of(repository).versions)
+        assert found_by_check(repository) == set()
+
+    version = back_up(repository, images[0], announce=look).version
+    publish(repository)
+    assert seen == [()]
+    assert index_of(repository).versions == (version.uid,)
+
+
+class Ordered:
+    """A storage that writes down what is done to named objects, in order."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.done: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def put_object(self, name: str, content: bytes) -> None:
+        self.done.append(f"put {name}")
+        self._storage.put_object(name, content)
+
+    def delete_object(self, name: str) -> None:
+        self.done.append(f"delete {name}")
+        self._storage.delete_object(name)
+
+    def flush(self) -> None:
+        self.done.append("flush")
+        self._storage.flush()
+
+
+@once
+def test_the_index_comes_after_what_it_names_and_before_what_it_no_longer_names_goes(
+    repository: Repository, versions: list[Version], images: list[Path]
+) -> None:
+    new = back_up(repository, images[0], "new").version
+    remove_versions(repository, versions[:1], now=datetime.now(UTC))
+    with repository.database.write() as connection:
+        note_repository(connection)
+    storage = Ordered(repository.blocks.storage)
+    publish(replace(repository, blocks=replace(repository.blocks, storage=cast("Storage", storage))))
+    index = storage.done.index("put catalog/index")
+    for name in (version_name(new.uid), "catalog/repository"):
+        assert "flush" in storage.done[storage.done.index(f"put {name}") : index]
+    assert storage.done[index + 1] == "flush"
+    assert storage.done.index(f"delete {version_name(versions[0].uid)}") > index + 1
+
+
+@once
+def test_an_older_index_is_told_from_the_latest(
+    repository: Repository, versions: list[Version], config: Path
+) -> None:
+    file = config.parent / "data" / "catalog" / "index"
+    kept, before = file.read_bytes(), index_of(repository)
+    remove_versions(repository, versions[:1], now=datetime.now(UTC))
+    publish(repository)
+    file.write_bytes(kept)
+    [(name, fact)] = found_by_check(repository)
+    assert name == "catalog/index"
+    assert fact.startswith(f"is number {before.number} of ")
+    assert fact.endswith(f"UTC, not {before.number + 1}: the storage, or this object of it, is in an older state")
+
+
+@once
+def test_an_older_database_is_told_from_its_catalog(
+    repository: Repository, versions: list[Version], caplog: pytest.LogCaptureFixture
+) -> None:
+    index = index_of(repository)
+    with repository.database.write() as connection:
+        save_index_state(connection, IndexState(number=index.number - 1, repository=index.repository))
+    [(_, fact)] = found_by_check(repository)
+    assert fact.endswith("the database is in an older state")
+    remove_versions(repository, versions[:1], now=datetime.now(UTC))
+    publish(repository)
+    assert "the database may be an older copy" in caplog.text
+    assert index_of(repository).number == index.number + 1
+    assert found_by_check(repository) == set()
+
+
+@once
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"damaged")])
+def test_an_index_that_is_lost_is_found_and_written_again(
+    repository: Repository, versions: list[Version], config: Path, damage: Callable[[Path], object]
+) -> None:
+    assert versions
+    damage(config.parent / "data" / "catalog" / "index")
+    assert {name for name, _ in found_by_check(repository)} == {"catalog/index"}
+    publish(repository, everything=True)
+    assert found_by_check(repository) == set()
+
+
+@once
+def test_another_object_of_the_repository_than_the_index_names_is_found(
+    repository: Repository, versions: list[Version], config: Path
+) -> None:
+    assert versions
+    file = config.parent / "data" / "catalog" / "repository"
+    kept = file.read_bytes()
+    with repository.database.write() as connection:
+        note_repository(connection)
+    publish(repository)
+    file.write_bytes(kept)
+    assert ("catalog/index", "names another object catalog/repository than the storage has") in found_by_check(
+        repository
+    )
+
+
+@once
+def test_a_catalog_of_an_older_release_gets_an_index_from_the_next_change(
+    repository: Repository, versions: list[Version]
+) -> None:
+    repository.blocks.storage.delete_object("catalog/index")
+    with repository.database.write() as connection:
+        connection.execute(delete(catalog_notes).where(catalog_notes.c.kind == NoteKind.STATE.value))
+    found_by_change(repository, versions[0])
+    assert index_of(repository).versions == tuple(sorted(version.uid for version in versions))
+    assert found_by_check(repository) == set()
+
+
+@once
+def test_a_stale_version_is_gone_from_the_index_before_its_object_is(
+    repository: Repository, versions: list[Version]
+) -> None:
+    with repository.database.write() as connection:  # as in an older copy of the database
+        remove_version(connection, versions[0].id)
+        connection.execute(delete(catalog_notes).where(catalog_notes.c.uid == versions[0].uid))
+    storage = Ordered(repository.blocks.storage)
+    assert remove_stale_objects(
+        replace(repository, blocks=replace(repository.blocks, storage=cast("Storage", storage)))
+    )
+    assert storage.done.index("put catalog/index") < storage.done.index(f"delete {version_name(versions[0].uid)}")
+    assert found_by_check(repository) == set()
+
+
+# Recovery with the index
+
+
+def lost(losses: list[Loss]) -> dict[str, str]:
+    return {loss.name: loss.reason for loss in losses}
+
+
+def test_a_version_that_is_missing_is_a_loss(
+    repository: Repository, versions: list[Version], target: str
+) -> None:
+    repository.blocks.storage.delete_object(version_name(versions[1].uid))
+    report, losses = recovered(repository, target)
+    assert lost(losses) == {version_name(versions[1].uid): "is missing from the storage, and catalog/index names it"}
+    assert (report.versions, report.losses) == (2, 1)
+
+
+@once
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"damaged")])
+def test_a_missing_or_damaged_index_is_a_loss(
+    repository: Repository, versions: list[Version], target: str, config: Path, damage: Callable[[Path], object]
+) -> None:
+    damage(config.parent / "data" / "catalog" / "index")
+    report, losses = recovered(repository, target)
+    assert report.versions == len(versions)
+    assert list(lost(losses)) == ["catalog/index"]
+    assert lost(losses)["catalog/index"].endswith(": whether all versions are there cannot be told")
+    with opened(reopened(repository, config, target)) as other:
+        publish(other)
+        assert index_of(other).versions == tuple(sorted(version.uid for version in versions))
+        assert found_by_check(other) == set()
+
+
+@once
+def test_an_older_object_of_the_repository_is_reported(
+    repository: Repository, versions: list[Version], target: str, config: Path
+) -> None:
+    assert versions
+    file = config.parent / "data" / "catalog" / "repository"
+    secret = Secret(passphrase="of somebody who left")
+    key = repository.blocks.keyring.repository_key
+    assert key is not None
+    cost = Cost(memory_kib=64, passes=1, lanes=1)
+    slot = make_slot(secret, key, label="gone", created_at=NOW, cost=cost)
+    with repository.database.write() as connection:
+        add_key_slot(connection, slot)
+    publish(repository)
+    kept = file.read_bytes()
+    with repository.database.write() as connection:
+        remove_key_slot(connection, "gone")
+    publish(repository)
+    file.write_bytes(kept)
+    _, losses = recovered(repository, target)
+    assert list(lost(losses)) == ["catalog/repository"]
+    assert "key slots that were removed may be there again" in lost(losses)["catalog/repository"]
+
+
+@once
+def test_a_version_that_was_removed_and_put_back_is_named(
+    repository: Repository, versions: list[Version], target: str, config: Path
+) -> None:
+    file = config.parent / "data" / version_name(versions[0].uid)
+    kept = file.read_bytes()
+    remove_versions(repository, versions[:1], now=datetime.now(UTC))
+    publish(repository)
+    file.write_bytes(kept)
+    report, losses = recovered(repository, target)
+    assert (report.unlisted, losses) == ([versions[0].uid], [])
+
+
+@once
+def test_a_recovered_database_goes_on_with_the_number_of_the_index(
+    repository: Repository, versions: list[Version], target: str, config: Path
+) -> None:
+    assert versions
+    before = index_of(repository)
+    report, losses = recovered(repository, target)
+    assert (report.index, report.unlisted, losses) == (before, [], [])
+    with opened(reopened(repository, config, target)) as other:
+        assert found_by_check(other) == set()
+        publish(other)
+        assert index_of(other).number == before.number + 1
+        assert found_by_check(other) == set()
+
+
+@once
+def test_a_command_that_was_killed_between_repository_and_index_is_not_mistaken_for_an_attack(
+    repository: Repository, versions: list[Version], target: str
+) -> None:
+    assert versions
+    with repository.database.write() as connection:
+        note_repository(connection)
+
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    class UpToIndex(Ordered):
+        def put_object(self, name: str, content: bytes) -> None:
+            if name == "catalog/index":
+                raise Killed
+            super().put_object(name, content)
+
+    storage = UpToIndex(repository.blocks.storage)
+    with pytest.raises(Killed):
+        publish(replace(repository, blocks=replace(repository.blocks, storage=cast("Storage", storage))))
+    assert recovered(repository, target)[1] == []
+
+
 # It becomes a database again
 
 
@@ -543,4 +840,4 @@ def test_another_repository_key_has_everything_written_anew(repository: Reposito
     rekeyed = replace(repository, blocks=replace(repository.blocks, keyring=keyring))
     found_by_change(rekeyed, versions[0])
     assert found_by_check(rekeyed) == set()
-    assert len(found_by_check(repository)) == 1 + 3 + 4  # with the key of before nothing opens
+    assert len(found_by_check(repository)) == 2 + 3 + 4  # with the key of before nothing opens

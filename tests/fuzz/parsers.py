@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import click
 import zstandard
 
-from backyfs.catalog.objects import Kind, Seal, pack_object, page_name, version_name
+from backyfs.catalog.index import unpack_index
+from backyfs.catalog.objects import INDEX_NAME, Kind, Seal, pack_object, page_name, version_name
 from backyfs.catalog.pages import unpack_page
 from backyfs.catalog.repository import REPOSITORY_NAME, open_repository_object, read_open_part
 from backyfs.catalog.versions import unpack_version
@@ -69,6 +70,10 @@ def _page(content: bytes) -> None:
     unpack_page(PAGE, PLAIN, pack_object(Kind.PAGE, page_name(PAGE), PLAIN, content))
 
 
+def _index(content: bytes) -> None:
+    unpack_index(PLAIN, pack_object(Kind.INDEX, INDEX_NAME, PLAIN, content))
+
+
 def _repository(content: bytes) -> None:
     open_part, _, rest = content.partition(b"\n")
     open_repository_object(
@@ -115,6 +120,7 @@ PARSERS: dict[str, Callable[[bytes], object]] = {
     "catalog-version": _version,
     "catalog-page": _page,
     "catalog-repository": _repository,
+    "catalog-index": _index,
     "block-map": unpack,
     "block-map-entries": lambda content: unpack(_compress(content)),
     "sealed-0": partial(_sealed, 0),

@@ -22,7 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backyfs.catalog import objects
+from backyfs.catalog.index import CatalogIndex, pack_index, unpack_index
 from backyfs.catalog.objects import (
+    INDEX_NAME,
     MAX_CONTENT,
     REPOSITORY_NAME,
     Kind,
@@ -115,6 +117,7 @@ THE_REPOSITORY = CatalogRepository(
     key_made_at=MOMENT,
     needs_release="0.1.0",
 )
+THE_INDEX = CatalogIndex(number=77, written_at=MOMENT, repository=bytes(range(16)), versions=(PAGE[:8], VERSION))
 PAGE_OF_ALL_SORTS = CatalogPage(entries=(2, HOLE, ABSENT, 1, 2, 3), blobs=BLOBS)
 
 
@@ -136,6 +139,7 @@ PACKED: dict[str, tuple[Kind, Callable[[Seal], bytes], Callable[[Seal, bytes], o
         lambda seal, stored: unpack_version(VERSION, seal, stored),
     ),
     "page": (Kind.PAGE, packed_page, lambda seal, stored: unpack_page(PAGE, seal, stored)),
+    "index": (Kind.INDEX, lambda seal: pack_index(THE_INDEX, seal), unpack_index),
 }
 every = pytest.mark.parametrize("name", sorted(PACKED))
 
@@ -181,6 +185,20 @@ def test_a_repository_comes_back_and_its_slots_without_a_key(seal: Seal) -> None
     assert (found.uid, found.is_sealed) == (REPOSITORY, seal.key is not None)
     assert found.key_slots == THE_REPOSITORY.key_slots
     assert open_repository_object(found, seal.key) == THE_REPOSITORY
+
+
+@both
+def test_an_index_comes_back(seal: Seal) -> None:
+    for index in (THE_INDEX, replace(THE_INDEX, versions=()), replace(THE_INDEX, number=(1 << 62) - 1)):
+        assert unpack_index(seal, pack_index(index, seal)) == index
+
+
+def test_a_repository_of_an_older_release_has_no_number_of_an_index() -> None:
+    vector = json.loads((VECTORS / "catalog-plain.json").read_text(encoding="utf-8"))
+    found = read_open_part(bytes.fromhex(vector["objects"]["repository"]))
+    assert open_repository_object(found, None).index_number == 0
+    numbered = replace(THE_REPOSITORY, index_number=5)
+    assert open_repository_object(read_open_part(pack_repository(numbered, None)), None).index_number == 5
 
 
 _BLOB = st.builds(
@@ -460,6 +478,56 @@ def test_what_could_name_another_file_is_no_uid(uid: str) -> None:
     assert not is_uid(uid)
 
 
+def index_of(*parts: bytes) -> bytes:
+    return object_of(Kind.INDEX, INDEX_NAME, zstandard.ZstdCompressor().compress(b"".join(parts)))
+
+
+def fixed(count: int, number: int = 1, microseconds: int = 0) -> bytes:
+    return struct.pack("<QQ16sI", number, microseconds, bytes(16), count)
+
+
+def test_the_hostile_indexes_below_are_right_but_for_one_thing() -> None:
+    assert unpack_index(PLAIN, index_of(fixed(2), b"\1\2", b"a", b"ab")).versions == ("a", "ab")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b"",),
+        (fixed(0)[:-1],),
+        (fixed(0), b"x"),
+        (fixed(0, number=1 << 62),),
+        (fixed(0, microseconds=1 << 63),),
+        (fixed(1),),
+        (fixed(1), b"\1"),
+        (fixed(1), b"\1", b"ab"),
+        (fixed(1), b"\0"),
+        (fixed(1), b"\5", b"../.."),
+        (fixed(1), bytes((37,)), b"x" * 37),
+        (fixed(1), b"\2", "ä".encode()),
+        (fixed(2), b"\1\1", b"ba"),
+        (fixed(2), b"\1\1", b"aa"),
+        (fixed(1 << 32 - 1), b"\1", b"a"),
+        (fixed((1 << 20) + 1), bytes((1 << 20) + 1)),
+    ],
+)
+def test_an_index_that_cannot_be_is_refused(parts: tuple[bytes, ...]) -> None:
+    with pytest.raises(CatalogError, match=f"object {INDEX_NAME} is damaged"):
+        unpack_index(PLAIN, index_of(*parts))
+
+
+def test_an_index_of_more_versions_than_any_repository_has_is_not_made() -> None:
+    with pytest.raises(CatalogError, match="more than 1048576"):
+        pack_index(replace(THE_INDEX, versions=("a",) * ((1 << 20) + 1)), PLAIN)
+
+
+def test_the_limits_leave_room_for_the_largest_index() -> None:
+    uids = tuple(f"{number:036}" for number in range(1 << 20))
+    stored = pack_index(replace(THE_INDEX, versions=uids), SEALED)
+    assert len(stored) < objects.MAX_STORED[Kind.INDEX]
+    assert len(unpack_index(SEALED, stored).versions) == 1 << 20
+
+
 # The format, as docs/format.md has it
 
 
@@ -476,7 +544,7 @@ def key_of(vector: dict[str, Any], slot: dict[str, str]) -> bytes:
 
 def open_as_documented(vector: dict[str, Any], kind: str, name: str) -> tuple[bytes, bytes]:
     """Open an object by a reader that shares no code with the program; return open part and content."""
-    number = {"repository": 1, "version": 2, "page": 3}[kind]
+    number = {"repository": 1, "version": 2, "page": 3, "index": 4}[kind]
     stored = bytes.fromhex(vector["objects"][kind])
     is_sealed = vector["configured_key"] is not None
     magic, version, found, sealed, length = struct.unpack_from("<8sHBBI", stored)
@@ -522,6 +590,15 @@ def test_the_documented_reader_opens_the_repository(vector: dict[str, Any]) -> N
     assert json.loads(held)["block_size"] == 4096
 
 
+def test_the_documented_reader_opens_the_index(vector: dict[str, Any]) -> None:
+    _, held = open_as_documented(vector, "index", "catalog/index")
+    number, microseconds, digest, count = struct.unpack_from("<QQ16sI", held)
+    assert (number, count) == (77, 1)
+    assert datetime.fromtimestamp(microseconds / 1_000_000, UTC) == MOMENT
+    assert digest == blake3(bytes.fromhex(vector["objects"]["repository"])).digest()[:16]
+    assert held[36:] == bytes((36,)) + vector["version"].encode()
+
+
 def test_the_program_opens_what_a_release_has_written(vector: dict[str, Any]) -> None:
     stored = {kind: bytes.fromhex(digits) for kind, digits in vector["objects"].items()}
     found = read_open_part(stored["repository"])
@@ -533,6 +610,8 @@ def test_the_program_opens_what_a_release_has_written(vector: dict[str, Any]) ->
     assert unpack_version(VERSION, seal, stored["version"]) == THE_VERSION
     page = unpack_page(PAGE, seal, stored["page"])
     assert page == CatalogPage(entries=(1, HOLE, ABSENT, 2, 1, 3), blobs=(BLOBS[1], BLOBS[0], BLOBS[2]))
+    index = unpack_index(seal, stored["index"])
+    assert index == replace(THE_INDEX, repository=found.parts.digest, versions=(VERSION,))
 
 
 def test_the_limits_leave_room_for_the_largest_page() -> None:
