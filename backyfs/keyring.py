@@ -55,7 +55,8 @@ class Unlocked:
 
     identity: Identity
     keyring: keys.Keyring
-    has_tag: bool  # the database had one, and it fits; if not, see `confirm_identity`
+    has_tag: bool     # the database had one, and it fits; if not, see `confirm_identity`
+    awaits_key: bool  # it was made without encryption, and a key is configured; see `turn_encryption_on`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,16 +71,9 @@ class _Found:
 
 
 def unlock(
-    config: Config,
-    database: Database,
-    storage: Storage | None,
-    ask: Callable[[], str] | None = None,
-    *,
-    may_write: bool = True,
+    config: Config, database: Database, storage: Storage | None, ask: Callable[[], str] | None = None
 ) -> Unlocked:
-    """Open a repository; one that was made without encryption gets its key now, if one is configured.
-
-    `storage` is where the catalog is; None: it cannot be asked. Without `may_write` no repository gets a key.
+    """Open a repository, and change nothing. `storage` is where the catalog is; None: it cannot be asked.
 
     Raises:
         MissingKeyError: it is encrypted, and no key can be had.
@@ -98,10 +92,7 @@ def unlock(
         if not names_key:
             return _without_key(found)
         if found.wrapped_key is None and found.tag is None and (catalog is None or not catalog.is_sealed):
-            if config.encryption_version == 0 or not may_write:
-                return _without_key(found)
-            _turn_encryption_on(database, config)
-            return unlock(config, database, storage, ask)
+            return _without_key(found, awaits_key=config.encryption_version != 0)
         database.precondition = _require_no_slots
         key = _adopted_key(config, found, catalog)
     if key is None:
@@ -112,6 +103,29 @@ def unlock(
         identity=found.identity,
         keyring=keys.Keyring(repository_key=key, fingerprint_key=_fingerprint_key(found.identity, key)),
         has_tag=found.tag is not None,
+        awaits_key=False,
+    )
+
+
+def turn_encryption_on(database: Database, config: Config) -> None:
+    """Give a repository that was made without encryption its key, because the configuration has one now.
+
+    Raises:
+        MissingKeyError: the configured one cannot be read.
+    """
+    secret = configured_secret(config)
+    assert secret is not None
+    key = keys.new_key()
+    slot = make_slot(secret, key, label=FIRST_SLOT, created_at=datetime.now(UTC))
+    with database.write() as connection:
+        if list_key_slots(connection):  # another command was first
+            return
+        add_key_slot(connection, slot)
+        save_key_date(connection, slot.created_at)
+        save_identity_tag(connection, tag_of(load_identity(connection), key))
+    _log.warning(
+        "this repository was not encrypted until now, and new blocks will be: what it holds so far stays plain. If it "
+        "was encrypted before, somebody has changed its database and storage: do not use them"
     )
 
 
@@ -199,9 +213,12 @@ def _read(database: Database) -> _Found:
     return found
 
 
-def _without_key(found: _Found) -> Unlocked:
+def _without_key(found: _Found, *, awaits_key: bool = False) -> Unlocked:
     return Unlocked(
-        identity=found.identity, keyring=keys.Keyring(repository_key=None, fingerprint_key=None), has_tag=False
+        identity=found.identity,
+        keyring=keys.Keyring(repository_key=None, fingerprint_key=None),
+        has_tag=False,
+        awaits_key=awaits_key,
     )
 
 
@@ -274,24 +291,6 @@ def _require_key_of(date: datetime | None, connection: Connection) -> None:
     """Refuse to go on with a repository key that another one has replaced."""
     if load_key_date(connection) != date:
         raise KeyMaterialError("the repository got another key in the meantime; run the command again")
-
-
-def _turn_encryption_on(database: Database, config: Config) -> None:
-    """Give a repository that was made without encryption its key, because the configuration has one now."""
-    secret = configured_secret(config)
-    assert secret is not None
-    key = keys.new_key()
-    slot = make_slot(secret, key, label=FIRST_SLOT, created_at=datetime.now(UTC))
-    with database.write() as connection:
-        if list_key_slots(connection):  # another command was first
-            return
-        add_key_slot(connection, slot)
-        save_key_date(connection, slot.created_at)
-        save_identity_tag(connection, tag_of(load_identity(connection), key))
-    _log.warning(
-        "this repository was not encrypted until now, and new blocks will be: what it holds so far stays plain. If it "
-        "was encrypted before, somebody has changed its database and storage: do not use them"
-    )
 
 
 def _fingerprint_key(identity: Identity, key: bytes) -> bytes | None:

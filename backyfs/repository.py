@@ -20,7 +20,7 @@ from backyfs.catalog.place import find_repository
 from backyfs.claim import check_before_upgrade, claim
 from backyfs.config import DirectoryStorageConfig
 from backyfs.errors import CatalogError, ConfigError, DatabaseError, NoRepositoryError, StorageError
-from backyfs.keyring import FIRST_SLOT, configured_secret, confirm_identity, tag_of, unlock
+from backyfs.keyring import FIRST_SLOT, configured_secret, confirm_identity, tag_of, turn_encryption_on, unlock
 from backyfs.keys.slots import make_slot
 from backyfs.metadata.blobs import find_moved
 from backyfs.metadata.database import Database, sqlite_path
@@ -98,9 +98,12 @@ def open_repository(
         storage = open_storage(config, stop)
         opened.callback(storage.close)
         unlocked = unlock(config, database, storage, ask)
+        check_agreement(config, unlocked.identity)
+        claim(database, storage, unlocked.identity.uid, insist=insist)
+        if unlocked.awaits_key:
+            turn_encryption_on(database, config)
+            unlocked = unlock(config, database, storage, ask)
         identity, keyring = unlocked.identity, unlocked.keyring
-        check_agreement(config, identity)
-        claim(database, storage, identity.uid, insist=insist)
         confirm_identity(database, storage, unlocked)
         yield Repository(
             config=config,

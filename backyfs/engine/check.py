@@ -257,7 +257,7 @@ class _Checks:
                 storage = opened.enter_context(closing(open_storage(self.config)))
             except (ConfigError, StorageError):
                 storage = None  # another check reports it
-            return unlock(self.config, database, storage, may_write=False)
+            return unlock(self.config, database, storage)
 
     def _encryption(self) -> Iterator[tuple[Grade, str]]:
         if not self.state or self.state[0] is not SchemaState.CURRENT:

@@ -385,6 +385,7 @@ def test_a_repository_that_was_killed_while_it_became_another_one_finds_its_stor
         pass
     with opened(config) as repository:
         change(repository, "UPDATE repository SET uid = '00000000-0000-0000-0000-000000000000'")
+        change(repository, "UPDATE repository SET identity_tag = NULL")
         (tmp_path / "repository/data/catalog/repository").unlink()
     with opened(config) as repository:
         assert repository.uid == "00000000-0000-0000-0000-000000000000"

@@ -190,7 +190,7 @@ def test_a_rotation_waits_for_no_command_and_names_those_that_run(call: Call, co
 def test_a_command_that_has_read_the_old_key_does_not_go_on(call: Call, config: Path) -> None:
     with opened(config) as repository:
         assert call("-q", "migrate-encryption", "--all", "--reseal")[0] == 0
-        with pytest.raises(KeyMaterialError, match="another key meanwhile"), Job(repository.database, "backup"):
+        with pytest.raises(KeyMaterialError, match="another key in the meantime"), Job(repository.database, "backup"):
             pytest.fail("it went on")
 
 
