@@ -144,7 +144,7 @@ def open_catalog(
         if expects_key or key is not None:
             raise CatalogError(
                 f"the catalog of repository {found.uid} is not encrypted, and a key was given: somebody may have put "
-                "it there in the place of yours. If this repository never was encrypted, give no key and use a "
+                "it there in place of yours. If this repository was never encrypted, give no key and use a "
                 "configuration without one"
             )
         _log.warning(

@@ -107,7 +107,8 @@ def command(
     _print(invocation, target, report, losses, place)
     if losses:
         raise IntegrityError(
-            f"{len(losses)} objects could not be recovered, and are listed; {report.versions} versions are there"
+            f"{len(losses)} objects are missing, damaged or older than the index says, and are listed; "
+            f"{report.versions} versions were recovered"
         )
 
 

@@ -105,7 +105,9 @@ def test_what_is_lost_is_listed_and_the_rest_is_there(
     assert (status, report["versions"], report["blobs"], len(report["invalid"])) == (20, 2, 0, 2)
     assert {loss["name"] for loss in report["losses"]} == {name}
     assert {loss["version"] for loss in report["losses"]} == set(report["invalid"])
-    assert err.startswith("backyfs: error: 2 objects could not be recovered, and are listed; 2 versions are there")
+    assert err.startswith(
+        "backyfs: error: 2 objects are missing, damaged or older than the index says, and are listed; 2 versions were "
+    )
     lose_database(config)
     status, out, _ = call("-m", "recover")
     assert (status, out.splitlines()[0]) == (20, "name|version|reason")
@@ -115,6 +117,49 @@ def test_what_is_lost_is_listed_and_the_rest_is_there(
     assert status == 20
     assert "fails its authentication" in out
     assert "2 versions are invalid now, because they lack blocks." in out
+
+
+def test_a_version_whose_object_is_missing_is_listed(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
+) -> None:
+    [first, _] = [line.split("|") for line in backed_up.splitlines()[1:]]
+    uid = next(path.name for path in objects(config) if path.parent.name == "versions" and path.name in first)
+    (config.parent / "data" / "catalog" / "versions" / uid).unlink()
+    lose_database(config)
+    status, out, _ = call("-m", "-s", "recover")
+    assert (status, out) == (
+        20, f"catalog/versions/{uid}||is missing from the storage, and catalog/index names it\n"
+    )  # fmt: skip
+    assert len(call("-m", "-s", "ls")[1].splitlines()) == 1
+
+
+def test_the_state_of_the_catalog_is_shown_so_that_it_can_be_compared(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
+) -> None:
+    assert backed_up
+    assert "its index is number 3." in call("catalog", "check")[1]
+    assert json.loads(call("--json", "catalog", "check")[1])["index_number"] == 3
+    lose_database(config)
+    out = call("recover")[1]
+    assert "The catalog's index is number 3, written 20" in out
+    assert "the storage is in an older state" in out
+    lose_database(config)
+    report = json.loads(call("--json", "recover")[1])
+    assert (report["index_number"], report["unlisted"], report["losses"]) == (3, [], [])
+
+
+def test_a_version_that_the_index_does_not_name_is_named(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
+) -> None:
+    assert backed_up
+    index = config.parent / "data" / "catalog" / "index"
+    kept = index.read_bytes()
+    assert call("-q", "backup", config.parent.parent / "image", "new")[0] == 0
+    index.write_bytes(kept)
+    lose_database(config)
+    status, out, _ = call("recover")
+    assert status == 0
+    assert "1 versions are not in the index: " in out
 
 
 def test_objects_that_are_missing_are_looked_for_where_that_is_wanted(
@@ -289,7 +334,7 @@ def test_that_the_catalog_cannot_be_written_is_a_warning_and_no_failure(
     status, out, err = call("--json", "catalog", "push")
     assert (status, err, json.loads(out)) == (0, "", {"versions": 1, "pages": 1, "deleted": 0})
     assert call("catalog", "check") == (
-        0, "The catalog has all 1 versions and 1 pages as the database has them.\n", ""
+        0, "The catalog has all 1 versions and 1 pages as the database has them; its index is number 2.\n", ""
     )  # fmt: skip
 
 

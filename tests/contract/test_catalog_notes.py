@@ -16,6 +16,7 @@ from backyfs.metadata.catalog import (
     existing_uids,
     has_notes,
     load_blob_columns,
+    note_index,
     note_repository,
     page_token,
     page_uids,
@@ -27,6 +28,13 @@ from backyfs.metadata.catalog import (
     unpublish_pages_with,
     unpublished_page,
     unpublished_pages,
+)
+from backyfs.metadata.catalogindex import (
+    IndexState,
+    load_index_state,
+    needs_index,
+    plan_index,
+    save_repository_digest,
 )
 from backyfs.metadata.checks import mark_damaged, mark_valid, record_checks
 from backyfs.metadata.identity import Identity, add_key_slot, remove_key_slot, replace_key_slot, save_identity
@@ -51,6 +59,7 @@ def version(connection: Connection) -> Version:
     """Give a version without a note."""
     version = create_version(connection, name="disk", snapshot_name="", size_bytes=4096 * 1024, created_at=NOW)
     settle(connection, NoteKind.VERSION)
+    settle(connection, NoteKind.INDEX)
     return version
 
 
@@ -147,6 +156,43 @@ def test_every_change_of_the_repository_is_noted(
 ) -> None:
     change(connection)
     assert noted(connection, NoteKind.REPOSITORY) == [""]
+    assert noted(connection, NoteKind.INDEX) == [""]
+
+
+def test_versions_that_come_or_go_are_noted_for_the_index(connection: Connection, version: Version) -> None:
+    set_status(connection, version.id, VersionStatus.VALID)
+    add_tags(connection, version.id, ["a"])
+    assert noted(connection, NoteKind.INDEX) == []
+    remove_version(connection, version.id)
+    assert noted(connection, NoteKind.INDEX) == [version.uid]
+    new = create_version(connection, name="disk", snapshot_name="", size_bytes=1, created_at=NOW)
+    assert set(noted(connection, NoteKind.INDEX)) == {version.uid, new.uid}
+
+
+def test_the_index_names_what_is_durable(connection: Connection, version: Version) -> None:
+    new = create_version(connection, name="disk", snapshot_name="", size_bytes=1, created_at=NOW)
+    changed = create_version(connection, name="disk", snapshot_name="", size_bytes=1, created_at=NOW)
+    busy = create_version(connection, name="disk", snapshot_name="", size_bytes=1, created_at=NOW)
+    for kind in (NoteKind.VERSION, NoteKind.INDEX):
+        settled = [note for note in read_notes(connection, kind) if note.uid in {changed.uid, busy.uid}]
+        settle_notes(connection, kind, settled)
+    add_tags(connection, changed.id, ["a"])
+    note_index(connection, [busy.uid])
+    assert not needs_index(connection, {busy.uid})
+    remove_version(connection, version.id)
+    assert needs_index(connection, {busy.uid})
+    plan = plan_index(connection, {busy.uid}, 0)
+    assert plan.versions == (changed.uid,)
+    assert [note.uid for note in plan.notes] == [version.uid]
+    assert {new.uid, busy.uid}.isdisjoint(plan.versions)
+
+
+def test_the_number_of_an_index_only_rises(connection: Connection) -> None:
+    assert load_index_state(connection) is None
+    assert [plan_index(connection, (), least).state.number for least in (0, 0, 9, 3)] == [1, 2, 10, 11]
+    save_repository_digest(connection, b"d" * 16)
+    assert load_index_state(connection) == IndexState(number=11, repository=b"d" * 16)
+    assert not has_notes(connection)
 
 
 def test_a_note_that_is_settled_is_gone(connection: Connection, version: Version) -> None:
