@@ -263,15 +263,22 @@ def remove_stale_objects(
             raise InterruptedByUser("interrupted; run the command again for the rest")
         if also_damaged or _opens(repository, seal, name):
             if name.startswith(VERSIONS) and not is_indexed:
-                _renew_index(repository, stop)
+                _forget_in_index(repository, seal, stop)
                 is_indexed = True
             repository.blocks.storage.delete_object(name)
             removed += 1
     return removed
 
 
-def _renew_index(repository: Repository, stop: Callable[[], bool]) -> None:
-    """Write the index again: that of another state of the database may name what is to be deleted."""
+def _forget_in_index(repository: Repository, seal: Seal, stop: Callable[[], bool]) -> None:
+    """Write the index again if it names versions that the database does not have, as after a copy was put back."""
+    try:
+        named = read_index(repository.blocks.storage, seal).versions
+    except (CatalogError, ObjectMissingError):
+        named = ()
+    with repository.database.read() as connection:
+        if existing_uids(connection, NoteKind.VERSION, named).issuperset(named):
+            return
     with repository.database.write() as connection:
         note_index(connection, [""])
     publish(repository, stop=stop)

@@ -242,9 +242,12 @@ class _Publisher:
                 kept = existing_uids(connection, NoteKind.VERSION, [note.uid for note in notes])
                 kept.update(note.uid for note in read_notes(connection, NoteKind.INDEX))
             gone = [note for note in notes if note.uid not in kept]
+            if not gone:
+                continue
             for note in gone:
                 window.submit(self._storage.delete_object, version_name(note.uid))
             self._wait(window, 0)
+            self._storage.flush()  # one that came back would look like a version that the database has lost
             self._report.deleted += len(gone)
             with self._database.write() as connection:
                 settle_notes(connection, NoteKind.VERSION, gone)
