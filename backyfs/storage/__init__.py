@@ -54,7 +54,7 @@ class Storage(Protocol):
         ...
 
     def flush(self) -> None:
-        """Make durable what was put before; when this returns, those objects survive power loss."""
+        """Make durable what was put before, and the deletion of objects that have names: both survive a power loss."""
         ...
 
     def get(self, uid: BlobUid) -> bytes:

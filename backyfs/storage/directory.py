@@ -58,6 +58,7 @@ class DirectoryStorage:
         self._lock = threading.Lock()        # guards the list below
         self._written: list[BlobUid] = []    # under their temporary names
         self._named: list[tuple[str, str]] = []  # likewise those with names: temporary path and path
+        self._emptied: set[str] = set()  # directories of named objects that were deleted since the last flush
         self._flush_lock = threading.Lock()  # one flush at a time, and guards the failure
         self._failure: StorageError | None = None
 
@@ -106,10 +107,11 @@ class DirectoryStorage:
             with self._lock:
                 written, self._written = self._written, []
                 named, self._named = self._named, []
-            if not written and not named:
+                emptied, self._emptied = self._emptied, set()
+            if not written and not named and not emptied:
                 return
             try:
-                self._give_names(written, named)
+                self._give_names(written, named, emptied)
             except StorageError as error:
                 self._failure = error
                 with self._lock:
@@ -117,13 +119,13 @@ class DirectoryStorage:
                     self._named += named
                 raise
 
-    def _give_names(self, written: list[BlobUid], named: list[tuple[str, str]]) -> None:
+    def _give_names(self, written: list[BlobUid], named: list[tuple[str, str]], emptied: set[str]) -> None:
         try:
             self._require_same_directory()
-            if self._has_syncfs:
+            if self._has_syncfs and (written or named):
                 syncfs(self._fd)
             # With both levels above: a run that was killed may have made them and not come to sync them.
-            directories = {self._path}
+            directories = {self._path, *emptied}
             for uid in written:
                 directory = self._directory(uid)
                 os.rename(f"{directory}/{uid}{BLOB_TEMPORARY}", f"{directory}/{uid}{BLOB}")
@@ -300,6 +302,8 @@ class DirectoryStorage:
         path = f"{self._path}/{name}"
         try:
             os.unlink(path)
+            with self._lock:
+                self._emptied.add(os.path.dirname(path))
         except FileNotFoundError:
             self._require_storage()
         except OSError as error:

@@ -97,6 +97,27 @@ def test_an_identity_that_was_changed_is_refused(
     assert "`backyfs recover`" in said
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["restore", "--verify", "disk@latest", "{directory}/target"],
+        ["scrub", "--all"],
+        ["export", "--format", "backy2", "disk@latest", "{directory}/export"],
+        ["migrate-encryption", "--all"],
+    ],
+    ids=" ".join,
+)
+def test_an_encrypted_block_that_was_made_a_plain_one_is_damaged_for_every_reader(
+    directory: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    for file in (directory / "data").glob("*/*/*.blob"):
+        file.write_bytes(b"E" * BLOCK)
+    change(directory, NOTHING_WRAPPED)
+    assert call(directory, *words) == 20
+    assert "is stored plain and has no fingerprint to check it by" in capsys.readouterr().err
+    assert not (directory.parent / "export").exists()
+
+
 @every_command
 @pytest.mark.parametrize(
     "statements",

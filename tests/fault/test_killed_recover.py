@@ -12,11 +12,12 @@ import pytest
 from backyfs.engine.catalogcheck import CatalogCheck, Difference
 from backyfs.engine.cleanup import cleanup
 from backyfs.engine.publish import publish
-from backyfs.engine.recover import open_catalog, recover
+from backyfs.engine.recover import Loss, open_catalog, recover
 from backyfs.engine.remove import remove_versions
 from backyfs.engine.restore import restore
 from backyfs.errors import BackyfsError, SchemaError
 from backyfs.keys.slots import Secret
+from backyfs.metadata.catalog import note_repository
 from backyfs.metadata.database import Database
 from backyfs.metadata.versions import list_versions, set_expiry, version_with_uid
 from tests.audit import audit
@@ -119,6 +120,40 @@ def test_a_publication_that_is_killed_at_any_statement_is_done_by_the_next_one(
     publish(repository)
     assert differences(repository) == []
     assert number > 5
+
+
+def losses_of(repository: Repository, tmp_path: Path) -> list[Loss]:
+    """Recover into a new database; return what is missing or older than it should be."""
+    found: list[Loss] = []
+    storage = repository.blocks.storage
+    catalog = open_catalog(storage, lambda _found: Secret(), repository.blocks.keyring.repository_key)
+    with closing(Database(f"sqlite:///{tmp_path}/whole.sqlite")) as database:
+        recover(storage, catalog, database, tell=found.append)
+    for path in tmp_path.glob("whole.sqlite*"):
+        path.unlink()
+    return found
+
+
+def test_a_publication_that_is_killed_at_any_call_leaves_a_catalog_that_lacks_nothing(
+    repository: Repository, versions: list[Version], tmp_path: Path
+) -> None:
+    """What comes, goes and changes in the index is there before the index says so, and gone after."""
+    number = 0
+    killed = True
+    last = versions[1]
+    while killed:
+        number += 1
+        new = back_up(repository, tmp_path / "image", f"disk{number}").version
+        remove_versions(repository, [last], now=datetime.now(UTC))
+        with repository.database.write() as connection:
+            note_repository(connection)
+        last = new
+        repository.blocks.storage.flush()  # a process that is forked off has the same list of what is to be flushed
+        killed = killed_at(number, lambda: publish(repository), storage=True)
+        assert losses_of(repository, tmp_path) == []
+        publish(repository)
+        assert differences(repository) == []
+    assert number > 10
 
 
 @pytest.mark.parametrize("methods", [{"put_object"}, {"flush"}, {"delete_object"}], ids=min)

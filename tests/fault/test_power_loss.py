@@ -16,9 +16,12 @@ from backyfs.engine.cleanup import cleanup
 from backyfs.engine.fullcleanup import full_cleanup
 from backyfs.engine.migrate import MigrationRequest, migrate
 from backyfs.engine.publish import publish
+from backyfs.engine.recover import Loss, open_catalog, recover
 from backyfs.engine.remove import remove_versions
 from backyfs.engine.restore import restore
+from backyfs.keys.slots import Secret
 from backyfs.metadata.blobs import load_blobs
+from backyfs.metadata.database import Database
 from backyfs.metadata.migration import Outdated
 from backyfs.metadata.tables import blobs
 from backyfs.metadata.versions import list_versions
@@ -104,6 +107,19 @@ class Place:
                 assert target.read_bytes() == IMAGES[version.name]
         return {version.name for version in whole}
 
+    def check_catalog(self) -> None:
+        """Make sure that the catalog lacks nothing that it names."""
+        losses: list[Loss] = []
+        target = self.directory / "recovered.sqlite"
+        with opened(self.config) as repository:
+            storage = repository.blocks.storage
+            key = repository.blocks.keyring.repository_key
+            with closing(Database(f"sqlite:///{target}")) as database:
+                recover(storage, open_catalog(storage, lambda _found: Secret(), key), database, tell=losses.append)
+        for path in self.directory.glob(f"{target.name}*"):
+            path.unlink()
+        assert losses == []
+
     def go_on(self) -> None:
         """Use the repository as if nothing had happened."""
         with opened(self.config) as repository:
@@ -131,6 +147,7 @@ def test_a_power_loss_at_any_moment_loses_nothing(
         place.put_back(disk)
         names = place.check()
         assert "first" in names
+        place.check_catalog()
         if states % EVERY == 0:
             place.go_on()
         states += 1

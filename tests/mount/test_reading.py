@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import update
 
+from backyfs.metadata.tables import blobs
 from backyfs.mount.tree import escape
 from tests.images import random_bytes, random_image, sparse_image
 from tests.mount.program import PATIENCE_S, backyfs, mounting, process_of
@@ -385,6 +387,24 @@ def test_a_copy_of_a_damaged_image_stops_with_an_error(mounted: Mounted, tmp_pat
     )
     assert done.returncode == 1
     assert "Input/output error" in done.stderr
+
+
+def test_a_block_that_the_database_calls_plain_is_an_error_without_a_fingerprint(
+    mounted: Mounted, tmp_path: Path
+) -> None:
+    config_file = make_repository(tmp_path / "repository")
+    with opened(config_file) as repository:
+        version = back_up(repository, random_image(tmp_path / "image", 3 * BLOCK)).version
+        blob = blob_of(repository, version, 1)
+        file_of(repository, blob).write_bytes(b"E" * blob.size)
+        forged = {"encryption_version": 0, "fingerprint": None, "wrapped_key": None}
+        with repository.database.write() as connection:
+            connection.execute(update(blobs).where(blobs.c.id == blob.id).values(forged))
+    data = mounted(config_file) / "by_version_uid" / version.uid / "data"
+    with data.open("rb", buffering=0) as file:
+        with fails(errno.EIO):
+            os.pread(file.fileno(), 1, BLOCK)
+        assert os.pread(file.fileno(), BLOCK, 0) == random_bytes(3 * BLOCK)[:BLOCK]
 
 
 def test_what_was_never_backed_up_is_an_error_and_not_zeros(mounted: Mounted, tmp_path: Path) -> None:
