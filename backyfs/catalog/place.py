@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from backyfs import keys
 from backyfs.catalog.objects import MAX_STORED, REPOSITORY_NAME, Kind
 from backyfs.catalog.repository import read_open_part
-from backyfs.errors import CatalogError, ObjectMissingError
+from backyfs.errors import CatalogError, IntegrityError, ObjectMissingError
 
 if TYPE_CHECKING:
     from backyfs.catalog.repository import OpenPart
@@ -27,9 +27,23 @@ def find_repository(storage: Storage) -> OpenPart | None:
         StorageError: it cannot be read.
     """
     try:
-        return read_open_part(storage.get_object(REPOSITORY_NAME, MAX_STORED[Kind.REPOSITORY]))
+        return read_open_part(get_stored(storage, REPOSITORY_NAME, Kind.REPOSITORY))
     except ObjectMissingError:
         return None
+
+
+def get_stored(storage: Storage, name: str, kind: Kind) -> bytes:
+    """Return the stored bytes of an object.
+
+    Raises:
+        ObjectMissingError: there is none.
+        CatalogError: it is larger than any of its kind.
+        StorageError: it cannot be read.
+    """
+    try:
+        return storage.get_object(name, MAX_STORED[kind])
+    except IntegrityError as error:
+        raise CatalogError(str(error)) from error
 
 
 def require_catalog(storage: Storage, uid: str, *, was_written: bool) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from backyfs.catalog.objects import (
     INDEX_NAME,
-    MAX_STORED,
     PAGES,
     REPOSITORY_NAME,
     VERSIONS,
@@ -22,7 +21,7 @@ from backyfs.catalog.objects import (
     version_name,
 )
 from backyfs.catalog.pages import open_page, page_content, unpack_page
-from backyfs.catalog.place import find_repository
+from backyfs.catalog.place import find_repository, get_stored
 from backyfs.catalog.repository import open_repository_object
 from backyfs.catalog.versions import unpack_version
 from backyfs.engine.catalogindex import age_of, read_index
@@ -168,7 +167,7 @@ class CatalogCheck:
 
     def _fault_of_version(self, version: Version) -> str | None:
         try:
-            stored = self._storage.get_object(version_name(version.uid), MAX_STORED[Kind.VERSION])
+            stored = get_stored(self._storage, version_name(version.uid), Kind.VERSION)
             held = unpack_version(version.uid, self._seal, stored)
         except ObjectMissingError:
             held = None
@@ -205,7 +204,7 @@ class CatalogCheck:
 
     def _read_page(self, row: PageRow) -> _Held:
         try:
-            stored = self._storage.get_object(page_name(row.uid), MAX_STORED[Kind.PAGE])
+            stored = get_stored(self._storage, page_name(row.uid), Kind.PAGE)
             return _Held(row, open_page(row.uid, self._seal, stored), None)
         except ObjectMissingError:
             return _Held(row, None, MISSING)
@@ -297,7 +296,7 @@ def remove_page_objects(repository: Repository, uids: Iterable[str]) -> None:
 def _opens(repository: Repository, seal: Seal, name: str) -> bool:
     kind, unpack_object = (Kind.VERSION, unpack_version) if name.startswith(VERSIONS) else (Kind.PAGE, unpack_page)
     try:
-        unpack_object(uid_of(name), seal, repository.blocks.storage.get_object(name, MAX_STORED[kind]))
+        unpack_object(uid_of(name), seal, get_stored(repository.blocks.storage, name, kind))
     except (CatalogError, ObjectMissingError):
         return False
     return True

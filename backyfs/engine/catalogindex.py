@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backyfs.catalog.index import CatalogIndex, pack_index, unpack_index
-from backyfs.catalog.objects import INDEX_NAME, MAX_STORED, REPOSITORY_NAME, Kind, is_uid, version_name
+from backyfs.catalog.objects import INDEX_NAME, REPOSITORY_NAME, Kind, is_uid, version_name
+from backyfs.catalog.place import get_stored
 from backyfs.errors import CatalogError, ObjectMissingError, StorageError
 from backyfs.metadata.catalog import NoteKind, settle_notes
 from backyfs.metadata.catalogindex import load_index_state, needs_index, plan_index
@@ -35,7 +36,7 @@ def read_index(storage: Storage, seal: Seal) -> CatalogIndex:
         CatalogError: it is damaged, or not this repository's.
         StorageError: it cannot be read.
     """
-    return unpack_index(seal, storage.get_object(INDEX_NAME, MAX_STORED[Kind.INDEX]))
+    return unpack_index(seal, get_stored(storage, INDEX_NAME, Kind.INDEX))
 
 
 def write_index(database: Database, storage: Storage, seal: Seal, busy: Collection[str]) -> bool:

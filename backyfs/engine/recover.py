@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys
 from backyfs.catalog.objects import (
-    MAX_STORED,
     PAGES,
     REPOSITORY_NAME,
     VERSIONS,
@@ -29,7 +28,7 @@ from backyfs.catalog.objects import (
     version_name,
 )
 from backyfs.catalog.pages import CatalogPage, unpack_page
-from backyfs.catalog.place import catalog_key_check, find_repository
+from backyfs.catalog.place import catalog_key_check, find_repository, get_stored
 from backyfs.catalog.repository import open_repository_object
 from backyfs.catalog.versions import CatalogVersion, unpack_version
 from backyfs.claim import mark
@@ -385,7 +384,7 @@ class _Recovery:
     def _get(self, name: str, kind: Kind) -> bytes:
         if not is_uid(uid_of(name)):
             raise CatalogError("has no name of the catalog")
-        return self._storage.get_object(name, MAX_STORED[kind])
+        return get_stored(self._storage, name, kind)
 
     def _lose(self, name: str, reason: object, version: VersionUid | None = None) -> None:
         self.report.losses += 1

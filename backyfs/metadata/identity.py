@@ -27,6 +27,7 @@ _UID = re.compile("[0-9A-Za-z-]{1,36}")
 _MAX_BLOCK_SIZE = 1 << 31
 _MAX_KEY = 64  # bytes of a wrapped key, see metadata.tables
 _TAG_BYTES = 32
+_REMEDY = "restore the database from a copy, or run `backyfs recover` to rebuild it from the storage"
 _ODD_VALUES = (TypeError, ValueError, OverflowError, MemoryError)  # what SQLAlchemy raises for those of SQLite
 
 
@@ -130,8 +131,7 @@ def _is_possible(name: str, value: Any) -> bool:
 
 def _impossible(column: str, value: str) -> IntegrityError:
     return IntegrityError(
-        f"the repository's row in the database has an impossible {column}: {value}; restore the database from a copy, "
-        "or run `backyfs recover` to rebuild it from the storage"
+        f"the repository's row in the database has an impossible {column}: {value}; {_REMEDY}"
     )
 
 
@@ -151,8 +151,8 @@ class StorageState:
 
 def load_storage_state(connection: Connection) -> StorageState:
     """Return what is known of the storage."""
-    row = connection.execute(select(repository.c.storage_marked, repository.c.storage_had_objects)).one()
-    return StorageState(marked=bool(row.storage_marked), had_objects=bool(row.storage_had_objects))
+    row = _read_row(connection, [repository.c.storage_marked, repository.c.storage_had_objects])
+    return StorageState(marked=bool(row["storage_marked"]), had_objects=bool(row["storage_had_objects"]))
 
 
 def note_storage_marked(connection: Connection) -> None:
@@ -166,8 +166,14 @@ def note_storage_objects(connection: Connection, *, had_objects: bool) -> None:
 
 
 def load_needed_release(connection: Connection) -> str:
-    """Return the oldest release of backyfs that works with the repository."""
-    release: str = connection.execute(select(repository.c.needs_release)).scalar_one()
+    """Return the oldest release of backyfs that works with the repository.
+
+    Raises:
+        IntegrityError: the value cannot be.
+    """
+    release = _read_row(connection, [repository.c.needs_release])["needs_release"]
+    if not isinstance(release, str):
+        raise _impossible("needs_release", f"{release!r:.80}")
     return release
 
 
@@ -227,15 +233,30 @@ def save_fingerprint_key(connection: Connection, wrapped_key: bytes) -> None:
 
 
 def list_key_slots(connection: Connection) -> list[KeySlot]:
-    """Return the key slots, the oldest first."""
-    return [
-        KeySlot(
-            label=row.label,
-            kdf=row.kdf,
-            kdf_parameters=row.kdf_parameters,
-            key_check=row.key_check,
-            wrapped_key=row.wrapped_key,
-            created_at=row.created_at,
-        )
-        for row in connection.execute(select(key_slots).order_by(key_slots.c.id))
-    ]
+    """Return the key slots, the oldest first.
+
+    Raises:
+        IntegrityError: a value in one cannot be.
+    """
+    try:
+        found = [
+            KeySlot(
+                label=row.label,
+                kdf=row.kdf,
+                kdf_parameters=row.kdf_parameters,
+                key_check=row.key_check,
+                wrapped_key=row.wrapped_key,
+                created_at=row.created_at,
+            )
+            for row in connection.execute(select(key_slots).order_by(key_slots.c.id))
+        ]
+    except _ODD_VALUES as error:
+        raise IntegrityError(f"a key slot in the database has a value of another kind ({error}); {_REMEDY}") from error
+    for slot in found:
+        values: tuple[Any, ...] = (slot.label, slot.kdf, slot.kdf_parameters)
+        wrapped: tuple[Any, ...] = (slot.key_check, slot.wrapped_key)
+        if not all(isinstance(value, str) for value in values) or not all(
+            isinstance(value, bytes) and len(value) <= _MAX_KEY for value in wrapped
+        ):
+            raise IntegrityError(f"key slot {slot.label!r:.80} in the database has an impossible value; {_REMEDY}")
+    return found

@@ -204,6 +204,30 @@ def test_an_impossible_value_is_named(
     assert "`backyfs recover`" in said
 
 
+def test_a_release_that_cannot_be_costs_the_catalog_and_not_the_backup(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(directory, "UPDATE repository SET needs_release = x'00'")
+    assert call(directory, "key", "add", "other", "--key-command", f"echo {'cd' * 32}") == 0
+    assert call(directory, "backup", "{directory}/image", "disk") == 0
+    said = capsys.readouterr().err
+    assert "the catalog in the storage lacks what was done: " in said
+    assert "an impossible needs_release" in said
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["label = x'ff'", "kdf = 5", "kdf = x'00'", "kdf_parameters = x'00'", "key_check = 'text'", "key_check = 7",
+     "wrapped_key = zeroblob(1000)", "wrapped_key = 'text'", "created_at = 'yesterday'", "created_at = 5"],
+)  # fmt: skip
+def test_an_impossible_value_in_a_key_slot_is_named(
+    directory: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    change(directory, f"UPDATE key_slots SET {value}")
+    assert call(directory, "ls") in {3, 20}
+    assert "unexpected" not in capsys.readouterr().err
+
+
 # A tag that fits
 
 

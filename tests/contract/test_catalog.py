@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from contextlib import closing
 from dataclasses import replace
@@ -563,6 +564,18 @@ def test_a_version_that_is_missing_is_a_loss(
     report, losses = recovered(repository, target)
     assert lost(losses) == {version_name(versions[1].uid): "is missing from the storage, and catalog/index names it"}
     assert (report.versions, report.losses) == (2, 1)
+
+
+@once
+def test_objects_that_are_too_large_are_losses(
+    repository: Repository, versions: list[Version], target: str, config: Path
+) -> None:
+    names = ("catalog/index", version_name(versions[0].uid))
+    for name in names:
+        os.truncate(config.parent / "data" / name, 300 << 20)
+    _, losses = recovered(repository, target)
+    assert set(names) <= set(lost(losses))
+    assert set(names) <= {name for name, _ in found_by_check(repository)}
 
 
 @once
