@@ -238,7 +238,8 @@ def _require_never_had_slots(found: _Found, catalog: OpenPart | None, *, names_k
 def _lost_slots() -> IntegrityError:
     return IntegrityError(
         "the database has no key slot, and the repository is encrypted: the slots were lost or removed. No new key is "
-        f"made, because it would open nothing; {_REMEDY}"
+        "made, because it would open nothing; add a slot by a recovery page (`backyfs key add --from-recovery`), "
+        f"{_REMEDY}"
     )
 
 

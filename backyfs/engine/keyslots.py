@@ -94,10 +94,11 @@ def add_slot_from_recovery(database: Database, repository_key: bytes, label: str
         WrongKeyError: the page is one of another repository, or older than its key.
         IntegrityError: the identity in the database is not what was written with this key.
     """
-    _require_slots(read_slots(database))
     with database.read() as connection:
         identity = load_identity(connection)
         tag = load_identity_tag(connection)
+        if tag is None:  # else it tells that the repository had slots, if it has none any more
+            _require_slots(list_key_slots(connection))
         wrapped = identity.wrapped_fingerprint_key or newest_wrapped_key(connection)
     if wrapped is not None:
         try:

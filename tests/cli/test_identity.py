@@ -168,6 +168,18 @@ def test_recover_is_a_way_out(directory: Path, tmp_path: Path) -> None:
     assert (tmp_path / "target").read_bytes() == random_bytes(2 * BLOCK)
 
 
+def test_a_recovery_page_gives_slots_back_that_were_removed(directory: Path, tmp_path: Path) -> None:
+    assert call(directory, "key", "export", str(tmp_path / "page")) == 0
+    change(directory, NO_SLOTS)
+    key = directory / "backyfs.key"
+    add = ("key", "add", "again", "--key-file", str(key), "--from-recovery")
+    other = make_repository(tmp_path / "other")
+    assert run(["-c", str(other), "key", "export", str(tmp_path / "wrong")]) == 0
+    assert call(directory, *add, str(tmp_path / "wrong")) == 3
+    assert call(directory, *add, str(tmp_path / "page")) == 0
+    assert call(directory, "restore", "--verify", "disk@latest", str(tmp_path / "target")) == 0
+
+
 @pytest.mark.parametrize("encrypted", [True, False], ids=["encrypted", "plain"])
 @pytest.mark.parametrize(
     ("column", "value"),
