@@ -210,24 +210,30 @@ def _is_device_file_system(directory: str) -> bool:
 
 
 def _make(path: str, dir_fd: int | None, make: Callable[[str, int | None], _Made]) -> _Made:
-    """Call `make` with a name and an open directory, as the owner of that directory."""
-    if os.geteuid() != 0:
-        return make(path, dir_fd)
+    """Call `make` with a name and a directory, as the owner of that directory."""
     above, name = os.path.split(path)
-    # Held open, so that the directory whose owner is looked at is the one in which it is made.
+    if os.geteuid() != 0 or not _is_of_user(above or os.curdir, dir_fd):
+        return make(path, dir_fd)
+    # Held open, so that the directory whose owner it gets is the one in which it is made.
     directory = os.open(above or os.curdir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         owner = os.fstat(directory)
-        if owner.st_uid != 0:
-            # A directory that its owner may not write to is closed on purpose: root's files in it stay root's.
-            with suppress(PermissionError), _acting_as(owner.st_uid, owner.st_gid):
-                return make(name, directory)
+        # A directory that its owner may not write to is closed on purpose: root's files in it stay root's.
+        with suppress(PermissionError), _acting_as(owner.st_uid, owner.st_gid):
+            return make(name, directory)
         return make(name, directory)
     except OSError as error:
         error.filename = path  # not only its last part
         raise
     finally:
         os.close(directory)
+
+
+def _is_of_user(directory: str, dir_fd: int | None) -> bool:
+    try:
+        return os.stat(directory, dir_fd=dir_fd).st_uid != 0
+    except OSError:  # to make something in it will say why
+        return False
 
 
 @contextmanager
