@@ -163,6 +163,8 @@ def _options(url: URL) -> dict[str, Any]:
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # else sqlite3 commits behind our back, for one before every DDL
+    if isinstance(connection, ReadingConnection):
+        return  # the rest is for writers
     cursor = connection.cursor()
     # The first pragma reads the file: who is kept out of it for long is to be told why, see read_schema.
     cursor.execute(f"PRAGMA busy_timeout = {CHECK_PATIENCE_MS}")

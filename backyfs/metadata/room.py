@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import tempfile
 from contextlib import suppress
 
 from backyfs.files import open_file
@@ -26,10 +25,17 @@ _log = logging.getLogger(__name__)
 
 
 def lacks_room(path: str, size_bytes: int) -> bool:
-    """Tell whether so much cannot be allocated beside a file: the disk is full, or a quota or limit is reached."""
+    """Tell whether so much cannot be allocated beside a file: the disk is full, or a quota or limit is reached.
+
+    It is tried with a file that has no name: what `statvfs` says knows neither quotas nor limits.
+    """
+    directory = os.path.dirname(os.path.abspath(path))
     try:
-        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(path))) as file:
-            os.posix_fallocate(file.fileno(), 0, size_bytes)
+        fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, size_bytes)
+        finally:
+            os.close(fd)
     except OSError as error:
         return error.errno in _NO_ROOM
     return False

@@ -27,6 +27,8 @@ CHECK_PATIENCE_MS = 1000   # how long the check of the schema waits for an SQLit
 FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")  # SQLite itself says that there is no room
 _LOOK = "PRAGMA schema_version"  # reads the file, and the log if there is one
 ROOM_BYTES = 64 << 10      # for `-shm` and the first pages of a log: with less nothing can be written
+_INDEX_BYTES = 32 << 10    # of `-shm` at least, once it is in use
+_NORMAL_EVERY = 25
 _RETRIES = 100             # while another command comes or goes
 _PAUSE_S = 0.02
 
@@ -61,8 +63,10 @@ class FileOpener:
             sqlite3.Error: it cannot be opened.
         """
         with self._lock:
-            for _ in range(_RETRIES):
-                if not self._reading and (connection := self._open()) is not None:
+            for attempt in range(_RETRIES):
+                # An attempt that fails disturbs the readers of other processes, so there are few.
+                is_turn = attempt % _NORMAL_EVERY == 0 and not self._reading
+                if is_turn and not self._is_surely_full() and (connection := self._open()) is not None:
                     return connection
                 if (reading := self._open_reading()) is not None:
                     self._reading += 1
@@ -74,6 +78,15 @@ class FileOpener:
     def _count_closed(self) -> None:
         with self._lock:
             self._reading -= 1
+
+    def _is_surely_full(self) -> bool:
+        """Tell whether a normal connection cannot be opened, without an attempt."""
+        try:
+            # Where others have it open, nothing has to be allocated.
+            is_open = os.path.getsize(f"{self._path}-shm") >= _INDEX_BYTES
+        except OSError:
+            is_open = False
+        return not is_open and lacks_room(self._path, ROOM_BYTES)
 
     def _open(self) -> sqlite3.Connection | None:
         connection = _connect(self._path)
@@ -89,8 +102,7 @@ class FileOpener:
     def _open_reading(self) -> ReadingConnection | None:
         """Return a connection that only reads; None if another command has just come or gone."""
         path = os.path.abspath(self._path)
-        if os.path.exists(f"{path}-shm"):
-            # The attempt to open it normally made that file, whether or not it could be filled.
+        if _has_index(path):
             place = f"file:{quote(path)}?readonly_shm=1"
         elif not _has_content(f"{path}-wal") and not _has_content(f"{path}-journal"):
             place = f"file:{quote(path)}?immutable=1"  # not even an empty file can be made: nobody else can write
@@ -123,7 +135,8 @@ def begin_reading(raw: ReadingConnection, statement: str, execute: Callable[[str
         try:
             execute("SELECT 1 FROM sqlite_master")  # the state that the transaction sees is fixed here
         except DBAPIError as error:
-            execute("ROLLBACK")
+            if raw.in_transaction:
+                execute("ROLLBACK")
             if attempt == _RETRIES - 1 or not (isinstance(error.orig, sqlite3.Error) and _is_transient(error.orig)):
                 raise
             time.sleep(_PAUSE_S)
@@ -162,6 +175,21 @@ def _connect(place: str, **options: Any) -> sqlite3.Connection:
     timeout_s = CHECK_PATIENCE_MS / 1000
     connection: sqlite3.Connection = sqlite3.connect(place, timeout=timeout_s, check_same_thread=False, **options)
     return connection
+
+
+def _has_index(path: str) -> bool:
+    """Return whether the database file at `path` has a `-shm`; an empty one is made, as SQLite makes it."""
+    try:
+        owner = os.stat(path)
+        fd = os.open(f"{path}-shm", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, owner.st_mode & 0o777)
+    except OSError:
+        return False
+    try:
+        if os.geteuid() == 0:
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(fd)
+    return True
 
 
 def _has_content(path: str) -> bool:
