@@ -56,7 +56,7 @@ def test_a_new_repository_has_its_four_parts_and_nothing_else(places, tmp_path):
     report = initialize(places, block_size=BLOCK, encrypted=True)
     assert everything_below(tmp_path) == [
         "etc/backyfs.cfg", "etc/backyfs.key", "lib/backyfs.sqlite", "lib/backyfs.sqlite-reserve",
-        "lib/data/catalog/marker", "lib/data/catalog/repository",
+        "lib/data/catalog/index", "lib/data/catalog/marker", "lib/data/catalog/repository",
     ]  # fmt: skip
     assert os.path.isdir(places.storage_path)
     assert report.block_size == BLOCK
