@@ -63,7 +63,7 @@ ROWS = {
     "blob_refs": 1100,
     "blob_checks": 1100,
     "damaged_versions": 1,
-    "catalog_notes": 11,
+    "catalog_notes": 22,
     "stats": 2,
 }
 
@@ -222,7 +222,7 @@ def test_new_rows_go_on_after_the_copied_ones(source: str, target: str) -> None:
 def test_an_empty_repository_is_copied(target: str, tmp_path: Path) -> None:
     config = make_repository(tmp_path / "repository")
     source = f"sqlite:///{config.with_name('backyfs.sqlite')}"
-    made = {"repository": 1, "key_slots": 1, "catalog_notes": 2}
+    made = {"repository": 1, "key_slots": 1, "catalog_notes": 3}
     assert copy_database(source, target).rows == dict.fromkeys(ROWS, 0) | made
     with closing(Database(target)) as database, database.write() as connection:
         assert insert_version(connection, version(0, "first")).id == 1
