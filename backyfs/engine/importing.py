@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from backyfs import keys
-from backyfs.blocks import digest_bytes
 from backyfs.claim import hand_over
 from backyfs.engine.backy2_format import MAGIC as BACKY2_MAGIC
 from backyfs.engine.backy2_format import read_backy2_export
@@ -25,7 +24,13 @@ from backyfs.engine.export_format import (
     SharedPageRecord,
     read_export,
 )
-from backyfs.engine.plainblobs import PlainFingerprints, check_plain, contradict, rule_of
+from backyfs.engine.plainblobs import (
+    PlainFingerprints,
+    check_blob,
+    checked_hash_function,
+    contradict,
+    rule_of,
+)
 from backyfs.engine.silence import remove_silent_jobs
 from backyfs.errors import (
     ExportFormatError,
@@ -61,7 +66,6 @@ if TYPE_CHECKING:
 _SPOOL_BYTES = 16 << 20  # of an import from a pipe that are kept in memory
 _MAX_PENDING = 1024      # blobs that wait for their page
 _UID = re.compile("[0-9A-Za-z-]{1,36}")  # of a version it becomes the name of a directory
-_MAX_BYTES = 64          # of a fingerprint and of a wrapped key, see metadata.tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +150,7 @@ def _check(connection: Connection, records: Iterator[Record], identity: Identity
                 if not _is_name(record.version_name):
                     raise ExportFormatError(f"version {record.version_uid} has statistics with a name that is no name")
             case BlobRecord():
-                _check_blob(record)
+                check_blob(record)
             case PageRecord() | SharedPageRecord():
                 if version is None or record.number <= last_page:
                     raise ExportFormatError(f"the export has page {record.number} of a block map in a wrong place")
@@ -177,17 +181,6 @@ def _check_page(
         raise ExportFormatError(f"page {record.number} of version {version.uid} lacks blocks, and the version is valid")
 
 
-def _check_blob(record: BlobRecord) -> None:
-    if (
-        record.size >= 1 << 31
-        or record.encryption_version >= 1 << 15
-        or len(record.fingerprint or b"") > _MAX_BYTES
-        or len(record.wrapped_key or b"") > _MAX_BYTES
-    ):
-        raise ExportFormatError(f"blob {record.uid} of the export has a size, fingerprint or key that cannot be")
-    check_plain(record)
-
-
 def _is_name(text: str) -> bool:
     return len(text) <= NAME_LENGTH and "\0" not in text
 
@@ -214,16 +207,6 @@ def _checked_uid(of: RepositoryRecord) -> str:
     if not _UID.fullmatch(of.uid):
         raise ExportFormatError(f"the export is of a repository with the uid {of.uid!r}, which is none")
     return of.uid
-
-
-def _checked_hash_function(header: ExportHeader) -> str:
-    name = header.hash_function or ""
-    try:
-        if 0 < digest_bytes(name) <= _MAX_BYTES:
-            return name
-    except ValueError:
-        pass
-    raise UsageError(f"the export has fingerprints of {name!r}, which this program does not know; use a newer release")
 
 
 @dataclass(slots=True)
@@ -290,7 +273,7 @@ class _Importer:
         identity = replace(
             identity,
             uid=_checked_uid(of),
-            hash_function=_checked_hash_function(header),
+            hash_function=checked_hash_function(header),
             wrapped_fingerprint_key=of.wrapped_fingerprint_key,
         )
         self.repository_key = self._open(of)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.blocks import BLAKE3, OTHER_DIGEST_BYTES, digest_bytes, hash_of
 from backyfs.engine.export_format import ExportHeader
-from backyfs.errors import BlobMissingError, ExportFormatError
+from backyfs.errors import BlobMissingError, ExportFormatError, UsageError
 from backyfs.model import BlobRecord
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from backyfs.engine.export_format import Record
     from backyfs.metadata.identity import Identity
     from backyfs.repository import Repository
+
+
+_MAX_BYTES = 64  # of a fingerprint and of a wrapped key, see metadata.tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +58,39 @@ def rule_of(header: ExportHeader, identity: Identity) -> FingerprintRule:
     )
 
 
-def check_plain(blob: BlobRecord) -> None:
-    """Refuse a plain block that nothing vouches for, unless it is known to be damaged.
+def checked_hash_function(header: ExportHeader) -> str:
+    """Return the hash function of an export.
 
     Raises:
-        ExportFormatError: it has no fingerprint, or one of no hash function that is known.
+        UsageError: it names none that is known.
     """
+    name = header.hash_function or ""
+    try:
+        if 0 < digest_bytes(name) <= _MAX_BYTES:
+            return name
+    except ValueError:
+        pass
+    raise UsageError(f"the export has fingerprints of {name!r}, which this program does not know; use a newer release")
+
+
+def check_blob(record: BlobRecord) -> None:
+    """Refuse a blob that cannot be, or that nothing vouches for.
+
+    Raises:
+        ExportFormatError: it has an impossible value, or is plain without a fingerprint of a known hash function.
+    """
+    if (
+        record.size >= 1 << 31
+        or record.encryption_version >= 1 << 15
+        or len(record.fingerprint or b"") > _MAX_BYTES
+        or len(record.wrapped_key or b"") > _MAX_BYTES
+    ):
+        raise ExportFormatError(f"blob {record.uid} of the export has a size, fingerprint or key that cannot be")
+    _check_plain(record)
+
+
+def _check_plain(blob: BlobRecord) -> None:
+    """Refuse a plain block that nothing vouches for, unless it is known to be damaged."""
     if not _is_plain(blob) or not blob.valid:
         return
     if blob.fingerprint is None:
