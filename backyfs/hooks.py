@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from backyfs.errors import HookError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import BinaryIO
 
 Fact: TypeAlias = "str | int | float | bool | datetime | Sequence[str] | None"
@@ -34,8 +34,18 @@ _LOGGED_BYTES = 64 << 10  # of the output, from its end
 _log = logging.getLogger(__name__)
 
 
-def run_hook(name: str, command: str, facts: Mapping[str, Fact], *, timeout_s: float) -> None:
+def run_hook(
+    name: str,
+    command: str,
+    facts: Mapping[str, Fact],
+    *,
+    timeout_s: float,
+    begun: Callable[[], None] = lambda: None,
+) -> None:
     """Run a hook and log what it prints.
+
+    `begun` is called once it runs. From then on an exception that a signal handler raises lets it end: it gets SIGTERM,
+    and later SIGKILL. Before that, such an exception would leave it running.
 
     Raises:
         HookError: it ended with another status than 0, by a signal, or not within `timeout_s` seconds; then it
@@ -60,6 +70,7 @@ def run_hook(name: str, command: str, facts: Mapping[str, Fact], *, timeout_s: f
             raise HookError(f"hook {name} cannot be started: {error.strerror}; see [hooks]") from error
         status = None
         try:
+            begun()
             with suppress(subprocess.TimeoutExpired):
                 status = process.wait(timeout_s)
         except BaseException:  # interrupted: a hook can undo what it has begun

@@ -24,6 +24,7 @@ from backyfs.hooks import RUNNING_HOOK, run_hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import NoReturn
 
     from backyfs.cli.invocation import Invocation
     from backyfs.config import Config
@@ -94,7 +95,8 @@ def around(config: Config, command: str, facts: dict[str, Fact]) -> Iterator[Fac
     with _taken_over_signals() as signals:
         try:
             try:
-                run.before()
+                run.before(signals.let_through)
+                signals.let_through()
                 yield told
             finally:
                 signals.hold_back()
@@ -126,14 +128,14 @@ class _Runner:
         """Whether there is anything to run."""
         return any(name in self._hooks for name in (f"before_{self._command}", f"after_{self._command}", "on_failure"))
 
-    def before(self) -> None:
-        """Run before_COMMAND.
+    def before(self, begun: Callable[[], None]) -> None:
+        """Run before_COMMAND; `begun` is called when it can be interrupted.
 
         Raises:
             HookError: it failed.
         """
         try:
-            self._run(f"before_{self._command}")
+            self._run(f"before_{self._command}", begun)
         except HookError:
             self._is_refused = True
             raise
@@ -153,9 +155,9 @@ class _Runner:
         except HookError as error:
             _log.warning("%s", error)
 
-    def _run(self, name: str) -> None:
+    def _run(self, name: str, begun: Callable[[], None] = lambda: None) -> None:
         if name in self._hooks:
-            run_hook(name, self._hooks[name], self._told.all(), timeout_s=self._timeout_s)
+            run_hook(name, self._hooks[name], self._told.all(), timeout_s=self._timeout_s, begun=begun)
 
 
 def _failure(error: BaseException) -> dict[str, Fact]:
@@ -171,28 +173,49 @@ def _failure(error: BaseException) -> dict[str, Fact]:
 
 
 class _Signals:
-    """The signals that end the process: they raise in a command, and have no effect on the hooks after it."""
+    """The signals that end the process: they raise in a command, and have no effect on the hooks after it.
+
+    Nor do they raise at first: a hook whose start was interrupted would be nobody's child.
+    """
 
     def __init__(self) -> None:
-        self._raises = True
+        self._raises = False
+        self._has_ended = False
+        self._waiting: int | None = None
 
     def handle(self, number: int, _frame: object) -> None:
         """Handle a signal.
 
         Raises:
-            KeyboardInterrupt, InterruptedByUser: the hooks that follow the command have not begun.
+            KeyboardInterrupt, InterruptedByUser: between `let_through` and `hold_back`.
         """
-        name = signal.Signals(number).name
-        if not self._raises:
-            _log.info("%s does not interrupt the hooks that follow the command", name)
-        elif number == signal.SIGINT:
-            raise KeyboardInterrupt
-        else:
-            raise InterruptedByUser(f"ended by {name}")
+        if self._raises:
+            _raise(number)
+        self._waiting = number
+        if self._has_ended:
+            _log.info("%s does not interrupt the hooks that follow the command", signal.Signals(number).name)
+
+    def let_through(self) -> None:
+        """Have signals raise from now on, beginning with one that came before.
+
+        Raises:
+            KeyboardInterrupt, InterruptedByUser: one did.
+        """
+        self._raises = True
+        if self._waiting is not None:
+            number, self._waiting = self._waiting, None
+            _raise(number)
 
     def hold_back(self) -> None:
         """Have hooks run undisturbed from now on: they have a timeout of their own."""
         self._raises = False
+        self._has_ended = True
+
+
+def _raise(number: int) -> NoReturn:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise InterruptedByUser(f"ended by {signal.Signals(number).name}")
 
 
 @contextmanager
