@@ -645,13 +645,14 @@ def test_a_source_that_is_longer_or_shorter_differs(repository, image):
     ]
 
 
-def test_a_blob_without_a_fingerprint_is_read_to_be_compared(repository, image):
-    version = version_of(repository, image)
-    with repository.database.write() as connection:
-        connection.execute(update(blobs).values(fingerprint=None))
-    assert compared(repository, version, image) == []
-    change(image, 0, b"changed")
-    assert [line[1:3] for line in compared(repository, version, image)] == [(0, BLOCK)]
+def test_an_encrypted_blob_without_a_fingerprint_is_read_to_be_compared(tmp_path, image):
+    with opened(make_repository(tmp_path / "repository")) as repository:
+        version = version_of(repository, image)
+        with repository.database.write() as connection:
+            connection.execute(update(blobs).values(fingerprint=None))
+        assert compared(repository, version, image) == []
+        change(image, 0, b"changed")
+        assert [line[1:3] for line in compared(repository, version, image)] == [(0, BLOCK)]
 
 
 def test_a_sample_of_the_source_is_compared(plain, tmp_path):
