@@ -158,7 +158,8 @@ def _catalog_owner(storage: Storage) -> str | None:
 def _of_another(other: str, uid: str) -> WrongStorageError:
     return WrongStorageError(
         f"the storage belongs to repository {other}, and this is {uid}: if another disk is mounted there, mount the "
-        "right one; if `path` of [DataBackend] or `engine` of [MetaBackend] is wrong, correct it"
+        "right one; if `path` of [DataBackend] or `engine` of [MetaBackend] is wrong, correct it; if this database was "
+        'taken back to backy2 and upgraded again, see "Going back" in docs/upgrade.md'
     )
 
 

@@ -407,3 +407,25 @@ def test_an_import_into_an_empty_repository_takes_the_storage_along(
     assert calls(second, "import", export)[0] == 0
     assert (tmp_path / "second/data/catalog/marker").read_text() == f"backyfs storage 1\nrepository {uid}\n"
     assert calls(second, "ls")[0] == 0
+
+
+def test_a_database_that_was_taken_back_to_backy2_and_upgraded_again_gets_its_storage_on_demand(
+    tmp_path: Path, calls: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(os.path.join(os.path.dirname(__file__), "../fixtures/v1-sqlite"), old)
+    config = old / "backy.cfg"
+    monkeypatch.chdir(old)  # its paths are relative
+    assert calls(config, "ls")[0] == 0
+    for file in old.glob("backy.sqlite-*"):
+        file.unlink()
+    [copy] = old.glob("*before-upgrade*")
+    copy.rename(old / "backy.sqlite")
+    status, told = calls(config, "ls")
+    assert status == 6
+    assert '"Going back" in docs/upgrade.md' in told
+    shutil.rmtree(old / "data/catalog")
+    assert calls(config, "ls")[0] == 0
+    assert calls(config, "catalog", "push")[0] == 0
+    assert calls(config, "catalog", "check")[0] == 0
+    assert calls(config, "scrub", "--all")[0] == 0

@@ -99,7 +99,8 @@ class Subject:
         return self._server is not None
 
     def renew(self, *, first: bool = False) -> None:
-        """Make the database as it was before any upgrade."""
+        """Make the database as it was before any upgrade, and the storage as well."""
+        shutil.rmtree(self.reference.directory / "data/catalog", ignore_errors=True)
         if self._server is None:
             shutil.copy(self._original, self._file)
             return

@@ -221,7 +221,8 @@ def test_the_copy_of_a_server_can_be_imported(
         encrypted=False,
     )
     with closing(sqlite3.connect(new / "backyfs.sqlite")) as connection:
-        connection.execute("UPDATE repository SET hash_function = 'sha512'")
+        connection.execute("UPDATE repository SET hash_function = 'sha512', storage_marked = NULL, identity_tag = NULL")
+        connection.execute("DELETE FROM catalog_notes")
         connection.commit()
     reference.change_config(f"engine: {url}", f"engine: sqlite:///{new}/backyfs.sqlite")
     with open_repository(reference.config) as repository, open(report.copy or "", "rb") as file:
