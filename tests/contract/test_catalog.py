@@ -451,15 +451,18 @@ class Ordered:
 def test_the_index_comes_after_what_it_names_and_before_what_it_no_longer_names_goes(
     repository: Repository, versions: list[Version], images: list[Path]
 ) -> None:
-    new = back_up(repository, images[0], "new").version
-    remove_versions(repository, versions[:1], now=datetime.now(UTC))
+    storage = Ordered(repository.blocks.storage)
+    watched = replace(repository, blocks=replace(repository.blocks, storage=cast("Storage", storage)))
     with repository.database.write() as connection:
         note_repository(connection)
-    storage = Ordered(repository.blocks.storage)
-    publish(replace(repository, blocks=replace(repository.blocks, storage=cast("Storage", storage))))
+    new = back_up(watched, images[0], "new").version
     index = storage.done.index("put catalog/index")
     for name in (version_name(new.uid), "catalog/repository"):
         assert "flush" in storage.done[storage.done.index(f"put {name}") : index]
+    assert storage.done[index + 1] == "flush"
+    storage.done.clear()
+    remove_versions(watched, versions[:1], now=datetime.now(UTC))
+    index = storage.done.index("put catalog/index")
     assert storage.done[index + 1] == "flush"
     assert storage.done.index(f"delete {version_name(versions[0].uid)}") > index + 1
 

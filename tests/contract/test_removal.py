@@ -165,7 +165,7 @@ def test_tags_and_expiry_are_changed(connection: Connection) -> None:
     assert add_tags(connection, version.id, ["b", "a", "b "]) == ["b", "b "]
     assert find_version(connection, version.uid).tags == ("B", "a", "b", "b ")
     remove_tags(connection, version.id, ["B", "b", "none"])
-    assert find_version(connection, version.uid).tags == ("a", "b ")
+    assert find_version(connection, version.uid).tags == ("a",)  # "b " as well, which nobody could name otherwise
     set_expiry(connection, version.id, NOW)
     assert find_version(connection, version.uid).expire_at == NOW
     set_expiry(connection, version.id, None)
