@@ -273,5 +273,5 @@ def _is_adopted(identity: Identity) -> bool:
 
 def _close(database: Database) -> None:
     database.close()
-    if database.has_written:
+    if database.was_changed:
         database.keep_reserve()

@@ -27,7 +27,7 @@ class Mount:
     mountpoint: str
     file_system_type: str
     device: str     # major:minor
-    root: str       # which directory or file of that file system is mounted, without links
+    root: str = "/"  # which directory or file of that file system is mounted, without links
     source: str
     read_only: bool
     file_system_read_only: bool = False  # whatever this mount of it is

@@ -61,6 +61,7 @@ class Database:
         # Called in every transaction of `write`; raises where what was read when the repository was opened is gone.
         self.precondition: Callable[[Connection], None] | None = None
         self.has_written = False  # something, by this object: the catalog may have to be told
+        self.was_changed = False  # likewise; stays set when the catalog was told
 
     @property
     def engine(self) -> Engine:
@@ -107,7 +108,7 @@ class Database:
                 connection.execute(_TAKE_TURN)
             if self.precondition is not None:
                 self.precondition(connection)
-            self.has_written = True
+            self.has_written = self.was_changed = True
             yield connection
 
     @contextmanager

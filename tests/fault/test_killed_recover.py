@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,7 +15,7 @@ from backyfs.engine.publish import publish
 from backyfs.engine.recover import Loss, open_catalog, recover
 from backyfs.engine.remove import remove_versions
 from backyfs.engine.restore import restore
-from backyfs.errors import BackyfsError, SchemaError
+from backyfs.errors import BackyfsError, SchemaError, StorageError
 from backyfs.keys.slots import Secret
 from backyfs.metadata.catalog import note_repository
 from backyfs.metadata.database import Database
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from backyfs.model import Version
     from backyfs.repository import Repository
+    from backyfs.storage import Storage
 
 
 @pytest.fixture
@@ -62,7 +63,6 @@ def test_a_recovery_that_is_killed_at_any_statement_is_done_by_the_next_one(
 ) -> None:
     key = repository.blocks.keyring.repository_key
     url = f"sqlite:///{tmp_path}/recovered.sqlite"
-    recovered = replace(repository, database=Database(url))
 
     def run() -> None:
         with closing(Database(url)) as database:
@@ -79,30 +79,48 @@ def test_a_recovery_that_is_killed_at_any_statement_is_done_by_the_next_one(
             database.check_revision()  # no command takes the half for the whole
         if number % 5 == 0:
             run()
-            audit(recovered)
-            with recovered.database.read() as connection:
-                found = list_versions(connection)
+            with closing(Database(url)) as database:
+                audit(replace(repository, database=database))
+                with database.read() as connection:
+                    found = list_versions(connection)
             assert [version.uid for version in found] == [version.uid for version in versions]
-            recovered.database.close()
             for path in tmp_path.glob("recovered.sqlite*"):
                 path.unlink()
     assert number > 20
-    with recovered.database.read() as connection:
-        version = version_with_uid(connection, versions[1].uid)
-    assert version is not None
-    assert restore(recovered, version, str(tmp_path / "restored")).damaged == ()
-    assert (tmp_path / "restored").read_bytes() == (tmp_path / "image").read_bytes()
-    assert differences(recovered) == []
-    recovered.database.close()
+    with closing(Database(url)) as database:
+        recovered = replace(repository, database=database)
+        with database.read() as connection:
+            version = version_with_uid(connection, versions[1].uid)
+        assert version is not None
+        assert restore(recovered, version, str(tmp_path / "restored")).damaged == ()
+        assert (tmp_path / "restored").read_bytes() == (tmp_path / "image").read_bytes()
+        assert differences(recovered) == []
+
+
+class Refusing:
+    """A storage that takes no objects of the catalog, and deletes none; all other calls go to the real one."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        if name in {"put_object", "delete_object"}:
+            return self._refuse
+        return getattr(self._storage, name)
+
+    @staticmethod
+    def _refuse(*_arguments: object) -> None:
+        raise StorageError("injected fault")
 
 
 def change_all_sorts(repository: Repository, versions: list[Version], image: Path) -> None:
-    """Leave something of every kind to be written to the catalog."""
+    """Leave something of every kind to be written to the catalog: its objects cannot be written for a while."""
+    refusing = replace(repository, blocks=replace(repository.blocks, storage=Refusing(repository.blocks.storage)))
     with repository.database.write() as connection:
         set_expiry(connection, versions[1].id, datetime.now(UTC))
-    remove_versions(repository, versions[:1], now=datetime.now(UTC))
-    cleanup(repository, grace_s=0)
-    back_up(repository, random_image(image, 3 * BLOCK, 2), "new")
+    remove_versions(refusing, versions[:1], now=datetime.now(UTC))
+    cleanup(refusing, grace_s=0)
+    back_up(refusing, random_image(image, 3 * BLOCK, 2), "new")
     repository.blocks.storage.flush()  # a process that is forked off has the same list of what is to be flushed
 
 

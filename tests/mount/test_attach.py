@@ -124,8 +124,8 @@ def attached(home: Path, version: str, *arguments: Path | str) -> list[dict[str,
 
 
 def detached(directory: Path) -> None:
-    done = backyfs("--quiet", "detach", directory)
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{directory} is detached\n")
+    done = backyfs("detach", directory)
+    assert (done.returncode, done.stdout) == (0, f"{directory} is detached\n")
 
 
 def options_of(mountpoint: Path) -> set[str]:
@@ -377,7 +377,7 @@ def test_a_mount_of_another_repository_is_not_used(home: Path, place: Path) -> N
 
 
 def test_people_get_a_table_and_what_to_do_next(home: Path, place: Path) -> None:
-    done = backyfs("-c", config_of(home), "-q", "attach", "luks@latest", place)
+    done = backyfs("-c", config_of(home), "attach", "luks@latest", place)
     assert done.returncode == 0
     assert f" is attached in {place}\n" in done.stdout
     assert "To go on with the image:\n    cryptsetup open /dev/loop" in done.stdout

@@ -61,7 +61,7 @@ def attach(home: Path, place: Path) -> dict[str, str]:
 
 
 def detach(place: Path) -> subprocess.CompletedProcess[str]:
-    return backyfs("--quiet", "detach", place)
+    return backyfs("detach", place)
 
 
 def nothing_is_left(home: Path, place: Path) -> None:

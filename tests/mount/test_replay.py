@@ -196,7 +196,7 @@ def test_the_bare_image_is_shown_when_it_is_wanted(home: Path, place: Path, kind
 
 
 def test_people_read_why_files_can_be_missing(home: Path, place: Path) -> None:
-    done = backyfs("-c", config_of(home), "-q", "attach", "--no-replay", "ext4@latest", place)
+    done = backyfs("-c", config_of(home), "attach", "--no-replay", "ext4@latest", place)
     assert f"\nThe image: the bare image: its journal was not replayed (--no-replay), so {BARE}.\n" in done.stdout
     detached(home, place)
 
