@@ -61,7 +61,7 @@ def attach(home: Path, place: Path) -> dict[str, str]:
 
 
 def detach(place: Path) -> subprocess.CompletedProcess[str]:
-    return backyfs("detach", place)
+    return backyfs("--quiet", "detach", place)
 
 
 def nothing_is_left(home: Path, place: Path) -> None:
@@ -196,7 +196,7 @@ def test_the_same_partition_attached_by_another_stays(home: Path, place: Path) -
 def test_files_that_were_put_there_stay(home: Path, place: Path) -> None:
     attach(home, place)
     (place / "notes").write_text("mine")
-    done = detach(place)
+    done = backyfs("detach", place)
     assert done.returncode == 0
     assert done.stdout == (
         f"{place} is detached\n{place} stays: there is more in it than `attach` has made\n"
