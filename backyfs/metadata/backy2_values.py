@@ -72,15 +72,15 @@ def parse_time(value: object) -> datetime | None:
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise DatabaseError(f"{value!r} is no time") from None
+            raise DatabaseError(f"{value!r} is not a time") from None
     if isinstance(value, datetime):
         try:
             return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
         except OverflowError:
-            raise DatabaseError(f"{value} is no time") from None
+            raise DatabaseError(f"{value} is not a time") from None
     if isinstance(value, date):
         return datetime.combine(value, time(), UTC)
-    raise DatabaseError(f"{value!r} is no time")
+    raise DatabaseError(f"{value!r} is not a time")
 
 
 def created_at_of(uid: str, found: datetime | None) -> datetime:

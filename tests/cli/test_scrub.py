@@ -186,6 +186,8 @@ def test_an_empty_storage_is_not_damage(call, config, version):
     assert "this is not the storage of this repository" in err
     data.rmdir()
     assert call("scrub", "--all")[0] == StorageError.exit_status
+    (config.parent / "away").rename(data)
+    assert f"|{version.uid}|1|" in call("-m", "ls")[1]
 
 
 def test_ctrl_c_ends_it_soon_and_what_was_checked_is_recorded(config, tmp_path):
