@@ -54,12 +54,16 @@ class Pacer:
             return Slot(start, self._free_from)
 
     def correct(self, slot: Slot, difference: int) -> Slot:
-        """Return the slot as it is if there were `difference` bytes more, or less; those after it give way."""
+        """Return the slot of a call that moved `difference` bytes more than it said, or less.
+
+        What it moved more gets its time behind every slot that was given in between: calls that did not know their
+        size and began together would otherwise all end after the time of one.
+        """
         change_s = difference / self._bytes_per_s
         with self._lock:
             assert self._free_from is not None, "a slot was taken"
             self._free_from += change_s
-        return Slot(slot.start, slot.stop + change_s)
+            return Slot(slot.start, self._free_from if difference > 0 else slot.stop + change_s)
 
 
 @dataclass(slots=True)

@@ -97,6 +97,13 @@ def test_a_slot_that_was_too_long_gives_its_rest_to_the_next():
     assert pacer.take(1000, 10.0) == Slot(10.75, 11.75)
 
 
+def test_slots_that_were_too_short_get_their_rest_one_after_the_other():
+    pacer = Pacer(1000)
+    slots = [pacer.take(0, 10.0) for _ in range(3)]
+    assert [pacer.correct(slot, 500).stop for slot in slots] == [10.5, 11.0, 11.5]
+    assert pacer.take(500, 10.0) == Slot(11.5, 12.0)
+
+
 @given(
     st.integers(1, 10**10),
     st.lists(st.tuples(st.floats(0, 5), st.integers(0, 64 * MIB)), min_size=1, max_size=50),
@@ -186,6 +193,16 @@ def test_what_takes_as_long_as_its_limit_allows_is_not_slowed():
     for _ in range(10):
         storage.put(UID, [bytes(MIB)])
     assert clock.now == pytest.approx(110.0, abs=0.05)
+
+
+def test_reads_that_begin_together_before_any_size_is_known_take_the_time_of_all():
+    together = threading.Barrier(4)
+    storage = ThrottledStorage(FullStorage(MIB // 4, pause=together.wait), NullStorageConfig(bandwidth_read=2 * MIB))
+    started = time.monotonic()
+    with ThreadPoolExecutor(4) as threads:
+        reads = [threads.submit(storage.get, UID) for _ in range(4)]
+        assert [len(read.result()) for read in reads] == [MIB // 4] * 4
+    assert time.monotonic() - started > 0.45
 
 
 def test_objects_that_are_missing_take_no_time():
