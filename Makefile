@@ -3,7 +3,7 @@
 # Every target brings its own set-up. With PYTHON=python3.12 (or a path) that interpreter makes .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test demo lint bench soak lock clean
+.PHONY: help venv test demo lint bench soak orders lock clean
 
 python := .venv/bin/python
 ready  := .venv/.ready
@@ -33,6 +33,9 @@ bench: $(ready) ## measure backyfs against references (twelve minutes, 12 GiB of
 
 soak: $(ready) ## twenty minutes of backups, cleanups and mounts that are killed (SOAK_MINUTES=20)
 	$(python) -m tests.soak
+
+orders: $(ready) ## every order in which three commands that delete can meet (an hour)
+	EVERY_ORDER=1 $(python) -m pytest tests/fault/test_interleaved_cleanup.py
 
 lock: ## move requirements/*.txt to the newest releases (PACKAGE=name: only that one)
 	@contrib/lock.sh $(PACKAGE)
