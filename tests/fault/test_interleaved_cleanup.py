@@ -86,6 +86,7 @@ class Subject:
         self._config_file = make_repository(place / "repository", encrypted=encrypted)
         self._data = place / "repository" / "data"
         self._opened = ExitStack()
+        self._storages = ExitStack()  # of the order that is being followed
         self._repositories: list[tuple[Repository, Witness]] = []
 
     def prepare(self, change: Work) -> None:
@@ -96,7 +97,7 @@ class Subject:
 
     def explore(self, *works: Work, most: int | None = None) -> Explorer:
         """Let commands meet in all orders, or in a sample of so many."""
-        with self._opened:
+        with self._opened, self._storages:
             self._raw = self._connect("repository")
             self._original = self._connect("original")
             for _ in (*works, self._check):
@@ -129,7 +130,8 @@ class Subject:
         return connection
 
     def _begin(self, works: Sequence[Work]) -> list[Command]:
-        """Make everything as it was, and the commands anew."""
+        """Restore the original state, and make new commands."""
+        self._storages.close()
         self._original.backup(self._raw)
         self._renew_objects()
         return [
@@ -153,6 +155,7 @@ class Subject:
 
     def _with_new_storage(self, repository: Repository) -> Repository:
         storage = DirectoryStorage(str(self._data))  # what an abandoned command has put is none of its business
+        self._storages.callback(storage.close)
         return replace(repository, blocks=replace(repository.blocks, storage=storage))
 
     def _picture(self) -> Hashable:
