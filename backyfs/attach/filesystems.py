@@ -171,7 +171,7 @@ def _unreadable(file: str) -> OSError | None:
 
 def parse(output: str) -> Content:
     """Return what blkid printed, in the form for udev, as a value. Pure."""
-    lines = [line.partition("=") for line in output.splitlines()]
+    lines = [line.partition("=") for line in output.split("\n")]
     fields = {name: value for name, _, value in lines}
     ambivalent = [part.split(":")[1] for part in fields.get(_AMBIVALENT, "").split() if part.count(":") > 0]
     return Content(

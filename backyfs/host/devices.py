@@ -11,6 +11,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from backyfs.host.kerneltables import read_value
 from backyfs.host.loops import list_loops, loops_on_file
 from backyfs.host.mounttable import list_mounts
 from backyfs.host.users import mounts_elsewhere
@@ -84,9 +85,9 @@ class _Stack:
         if with_partitions:
             for partition in _entries(directory):
                 if os.path.exists(f"{directory}/{partition}/partition"):
-                    self.add(_read(f"{directory}/{partition}/dev"))
+                    self.add(read_value(f"{directory}/{partition}/dev"))
         for holder in _entries(f"{directory}/holders"):
-            self.add(_read(f"{self._sys}/class/block/{holder}/dev"))
+            self.add(read_value(f"{self._sys}/class/block/{holder}/dev"))
         for loop, below in zip(self._loops, self._below, strict=True):
             if below == number:
                 self.add_loop(loop)
@@ -104,13 +105,13 @@ class _Stack:
     def disk_of(self, number: str) -> str | None:
         """Return the disk of a partition; None if it is not a partition."""
         directory = self._directory(number)
-        return _read(f"{os.path.dirname(directory)}/dev") if os.path.exists(f"{directory}/partition") else None
+        return read_value(f"{os.path.dirname(directory)}/dev") if os.path.exists(f"{directory}/partition") else None
 
     def add_members_of_btrfs(self) -> None:
         """Add all devices of each btrfs that has one of the devices: its mount names only one of them."""
         for file_system in _entries(f"{self._sys}/fs/btrfs"):
             directory = f"{self._sys}/fs/btrfs/{file_system}/devices"
-            members = {_read(f"{directory}/{name}/dev") for name in _entries(directory)} - {""}
+            members = {read_value(f"{directory}/{name}/dev") for name in _entries(directory)} - {""}
             if members & self.numbers:
                 self.numbers |= members
 
@@ -151,11 +152,3 @@ def _entries(directory: str) -> list[str]:
         return sorted(os.listdir(directory))
     except OSError:
         return []
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""

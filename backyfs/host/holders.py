@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from backyfs.host.kerneltables import read_value
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -55,9 +57,9 @@ def holders_of(names: Iterable[str], block: str = SYS_BLOCK) -> list[Holder]:
             continue
         holder = Holder(
             name=name,
-            label=_read(f"{directory}/dm/name") or name,
-            uid=_read(f"{directory}/dm/uuid"),
-            number=_read(f"{directory}/dev"),
+            label=read_value(f"{directory}/dm/name") or name,
+            uid=read_value(f"{directory}/dm/uuid"),
+            number=read_value(f"{directory}/dev"),
         )
         found += [each for each in [*holders_of(above, block), holder] if each not in found]
     return found
@@ -78,12 +80,4 @@ def has_volume_group(group_uid: str, block: str = SYS_BLOCK) -> bool:
         names = os.listdir(block)
     except OSError:
         return False
-    return any(_read(f"{block}/{name}/dm/uuid").startswith(wanted) for name in names if name.startswith("dm-"))
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
+    return any(read_value(f"{block}/{name}/dm/uuid").startswith(wanted) for name in names if name.startswith("dm-"))

@@ -74,16 +74,16 @@ def find_loop(device: str) -> Loop | None:
     name = os.path.basename(device)
     directory = f"{_BLOCK}/{name}"
     try:
-        backing_file = _read(f"{directory}/loop/backing_file").removesuffix("\n")
+        backing_file = _read(f"{directory}/loop/backing_file")
         parts = [part for part in os.listdir(directory) if part.startswith(f"{name}p")]
         places = [directory, *(f"{directory}/{part}" for part in parts)]
         return Loop(
             device=f"/dev/{name}",
             backing_file=backing_file.removesuffix(_DELETED),
-            numbers=frozenset(_read(f"{place}/dev").strip() for place in places),
+            numbers=frozenset(_read(f"{place}/dev") for place in places),
             nodes=frozenset(f"/dev/{part}" for part in (name, *parts)),
             holders=tuple(sorted({held for place in places for held in os.listdir(f"{place}/holders")})),
-            read_only=_read(f"{directory}/ro").strip() == "1",
+            read_only=_read(f"{directory}/ro") == "1",
         )
     except OSError:  # not in use, or no more
         return None
@@ -234,5 +234,10 @@ def _free_number() -> int:
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()
+    """Return a value of the kernel.
+
+    Raises:
+        OSError: it is not there.
+    """
+    with open(path, "rb") as file:
+        return os.fsdecode(file.read().removesuffix(b"\n"))

@@ -6,16 +6,21 @@ resolved here without asking what is mounted on them.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from backyfs.host.kerneltables import read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
 FILE_SYSTEM_TYPE = "fuse.backyfs"
 _MOST_LINKS = 40  # MAXSYMLINKS of Linux
+_FUSE_TYPES = ("fuse", "fuseblk")  # a subtype may follow, after a point
+_ESCAPED = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,21 +36,30 @@ class Mount:
     source: str
     read_only: bool
     file_system_read_only: bool = False  # whatever this mount of it is
+    user_id: int | None = None  # of a FUSE mount: the user who made it, as the kernel knows; None for others
+
+    @property
+    def is_fuse(self) -> bool:
+        """Tell whether a program serves it, which can be anybody's."""
+        return self.file_system_type.partition(".")[0] in _FUSE_TYPES
 
     @property
     def is_ours(self) -> bool:
-        """Tell whether `backyfs mount` made it."""
+        """Tell whether `backyfs mount` made it, or another program that says so: anybody can choose this type."""
         return self.file_system_type == FILE_SYSTEM_TYPE
+
+    def is_made_by(self, user: int) -> bool:
+        """Tell whether this user made it. Other file systems than FUSE are mounted by root, with any source it says."""
+        return self.user_id == user if self.is_fuse else user == 0
 
 
 def list_mounts(pid: int | str = "self") -> list[Mount]:
-    """Return what is mounted, in order, in the mount namespace of a process.
+    """Return what is mounted, in order, in the mount namespace of a process; lines in another form are left out.
 
     Raises:
         OSError: the process is gone, or may not be looked at, or there is no /proc.
     """
-    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        return [_parse(line) for line in lines]
+    return list(filter(None, map(parse, read_lines(f"/proc/{pid}/mountinfo"))))
 
 
 def shown_mounts() -> list[Mount]:
@@ -105,8 +119,7 @@ def place_of(path: str) -> tuple[str, str] | None:
     except OSError:
         return None
     try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
-            mount_id = next(int(line.removeprefix("mnt_id:")) for line in lines if line.startswith("mnt_id:"))
+        mount_id = mount_id_of(fd)
         mount = next(mount for mount in list_mounts() if mount.mount_id == mount_id)
         below = os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), mount.mountpoint)
         return mount.device, os.path.normpath(os.path.join(mount.root, below))
@@ -114,6 +127,18 @@ def place_of(path: str) -> tuple[str, str] | None:
         return None
     finally:
         os.close(fd)
+
+
+def mount_id_of(fd: int) -> int:
+    """Return the number of the mount that an open file or directory was reached through.
+
+    Raises:
+        OSError: there is no /proc.
+    """
+    for line in read_lines(f"/proc/self/fdinfo/{fd}"):
+        if line.startswith(b"mnt_id:"):
+            return int(line.removeprefix(b"mnt_id:"))
+    raise OSError(errno.ENOSYS, "the kernel does not show through which mount a file was reached")
 
 
 def is_below(path: str, directory: str) -> bool:
@@ -128,23 +153,34 @@ def _link_target(path: str) -> str | None:
         return None
 
 
-def _parse(line: str) -> Mount:
-    fields = line.rstrip("\n").split(" ")
-    dash = fields.index("-")
-    file_system_read_only = "ro" in fields[dash + 3].split(",")
-    return Mount(
-        mount_id=int(fields[0]),
-        parent_id=int(fields[1]),
-        device=fields[2],
-        root=_unescape(fields[3]),
-        mountpoint=_unescape(fields[4]),
-        read_only=file_system_read_only or "ro" in fields[5].split(","),
-        file_system_read_only=file_system_read_only,
-        file_system_type=fields[dash + 1],
-        source=_unescape(fields[dash + 2]),
-    )
+def parse(line: bytes) -> Mount | None:
+    """Return a line of mountinfo as a value; None if it does not have the form of one. Pure."""
+    fields = line.split(b" ")
+    try:
+        dash = fields.index(b"-", 6)  # optional fields come before it
+        file_system_options = fields[dash + 3].split(b",")
+        file_system_read_only = b"ro" in file_system_options
+        return Mount(
+            mount_id=int(fields[0]),
+            parent_id=int(fields[1]),
+            device=fields[2].decode("ascii"),
+            root=_unescape(fields[3]),
+            mountpoint=_unescape(fields[4]),
+            read_only=file_system_read_only or b"ro" in fields[5].split(b","),
+            file_system_read_only=file_system_read_only,
+            file_system_type=_unescape(fields[dash + 1]),
+            source=_unescape(fields[dash + 2]),
+            user_id=_user_id(file_system_options),
+        )
+    except (ValueError, IndexError):
+        return None
 
 
-def _unescape(field: str) -> str:
+def _user_id(options: list[bytes]) -> int | None:
+    values = [option.removeprefix(b"user_id=") for option in options if option.startswith(b"user_id=")]
+    return int(values[-1]) if values and values[-1].isdigit() else None
+
+
+def _unescape(field: bytes) -> str:
     r"""Return a field as it was before the kernel made `\040` of a space, and so on."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+    return os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), field))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from backyfs.host.holders import commands_to_close, holders_of
+from backyfs.host.kerneltables import read_lines, read_value
 from backyfs.host.loops import loops_on
 from backyfs.host.mounttable import list_mounts
 from backyfs.host.users import describe, users_of
@@ -104,7 +105,7 @@ def _look_at_devices(names: Iterable[str], mounts: list[Mount], use: _Use) -> No
     """Add what is mounted from devices, swaps on them or stands on them."""
     swaps = _swaps()
     for name in names:
-        found = _read(f"{_SYS_CLASS}/{name}/dev")
+        found = read_value(f"{_SYS_CLASS}/{name}/dev")
         for mount in reversed(mounts):
             if mount.device == found or mount.source == f"/dev/{name}":  # btrfs has numbers of its own
                 use.facts.append(f"/dev/{name} is mounted on {mount.mountpoint}")
@@ -127,13 +128,18 @@ def _family(device: int) -> list[str]:
 
 
 def _number(name: str) -> int | None:
-    major, _, minor = _read(f"{_SYS_CLASS}/{name}/dev").partition(":")
+    major, _, minor = read_value(f"{_SYS_CLASS}/{name}/dev").partition(":")
     return os.makedev(int(major), int(minor)) if minor else None
 
 
 def _swaps() -> set[str]:
     """Return the names of the block devices that are swap, proc(5)."""
-    return {os.path.basename(line.split(maxsplit=1)[0]) for line in _read(_SWAPS).splitlines()[1:]}
+    try:
+        lines = read_lines(_SWAPS)[1:]
+    except OSError:  # no /proc
+        return set()
+    fields = [line.split() for line in lines]
+    return {os.path.basename(os.fsdecode(each[0])) for each in fields if each[1:2] == [b"partition"]}
 
 
 def _mounts() -> list[Mount]:
@@ -155,11 +161,3 @@ def _listed(directory: str) -> list[str]:
         return sorted(os.listdir(directory))
     except OSError:
         return []
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read().strip()
-    except OSError:
-        return ""

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from backyfs.host.kerneltables import read_lines, read_value
 from backyfs.host.mounttable import is_below, list_mounts
 
 if TYPE_CHECKING:
@@ -99,13 +100,13 @@ def _uses(pid: int, paths: Collection[str]) -> Iterator[str]:
 def _mapped(pid: int) -> Iterator[str]:
     """Yield the files that a process has mapped; see proc(5) for maps."""
     try:
-        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as lines:
-            for line in lines:
-                fields = line.rstrip("\n").split(maxsplit=5)
-                if len(fields) == 6 and fields[5].startswith("/"):
-                    yield fields[5].replace("\\012", "\n")
+        lines = read_lines(f"/proc/{pid}/maps")
     except OSError:
         return
+    for line in lines:
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5].startswith(b"/"):
+            yield os.fsdecode(fields[5].replace(b"\\012", b"\n"))
 
 
 def _is_in(path: str, directories: Collection[str]) -> bool:
@@ -120,11 +121,7 @@ def _target(link: str) -> str:
 
 
 def _command(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().rstrip("\n")
-    except OSError:
-        return "a process that has ended"
+    return read_value(f"/proc/{pid}/comm") or "a process that has ended"
 
 
 def _namespace(pid: int | str) -> str | None:

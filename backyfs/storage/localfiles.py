@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from backyfs.host.mounttable import shown_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,15 +69,10 @@ def syncfs_can_be_trusted(path: str) -> bool:
 
 
 def _file_system_type(path: str) -> str:
-    """Return the type of the file system that holds `path`, from proc(5) mountinfo; empty if unknown."""
+    """Return the type of the file system that holds `path`; empty if unknown."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-            for line in lines:
-                fields = line.split(" ")
-                if fields[2] == wanted:
-                    return fields[fields.index("-") + 1]
-    except OSError:
-        pass
-    return ""  # btrfs subvolumes have device numbers of their own: fdatasync serves them
+    # Subvolumes of btrfs have device numbers of their own: fdatasync serves them.
+    with suppress(OSError):
+        return next((mount.file_system_type for mount in shown_mounts() if mount.device == wanted), "")
+    return ""

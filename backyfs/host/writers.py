@@ -1,0 +1,248 @@
+"""Who else can change what a path leads to: by owner, mode, access control list or FUSE mount of any part of it.
+
+Whoever can write to a directory can put something else in the place of what is in it. So each directory on the way
+from the root counts, and each one that a symbolic link leads through. A path is walked through descriptors, one name at
+a time (O_PATH, O_NOFOLLOW): what was looked at is what is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+import struct
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backyfs.errors import MountError
+from backyfs.host.mounttable import mount_id_of, shown_mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+_OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_LINKS = 40  # MAXSYMLINKS of Linux
+# struct posix_acl_xattr_entry of linux/posix_acl_xattr.h, after a version of four bytes: tag, permissions, id.
+_ACCESS_LIST = "system.posix_acl_access"
+_ACCESS_ENTRY = struct.Struct("<HHI")
+_USER, _GROUP_OBJECT, _GROUP = 0x02, 0x04, 0x08
+_WRITE = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """Somebody who can change a file or directory."""
+
+    path: str
+    who: str
+    user: int | None = None  # its owner; None: a group, or everybody
+    is_fuse: bool = False    # a program of theirs serves the file system
+
+    def __str__(self) -> str:
+        """Return it as a fact, without the remedy."""
+        if self.is_fuse:
+            return f"{self.path} is a mount of {self.who}"
+        return f"{self.path} {'belongs to' if self.user is not None else 'can be changed by'} {self.who}"
+
+    @property
+    def remedy(self) -> str:
+        """What takes that right away."""
+        if self.is_fuse:
+            return "use another place"
+        return f"run `{'chown root' if self.user is not None else 'chmod go-w'} {self.path}`"
+
+
+def writers_of(path: str, trusted: Collection[int], *, entries: bool = False) -> list[Writer]:
+    """Return who can change what an absolute path leads to, except for these users.
+
+    With `entries` it has to be a directory in which nobody else may make anything either. Without, a directory with
+    the sticky bit, as /tmp, is as good as one that others cannot write to: they cannot replace what is not theirs.
+
+    Raises:
+        OSError: there is nothing.
+    """
+    walk = _Walk(trusted)
+    try:
+        walk.go(path)
+        return walk.found(entries=entries)
+    finally:
+        os.close(walk.at)
+
+
+@contextmanager
+def own_directory(path: str) -> Iterator[int]:
+    """Give a descriptor of a directory that nobody but this user and root can change; `path` is without links.
+
+    Raises:
+        MountError: others can, or it cannot be opened.
+    """
+    walk = _Walk((0, os.geteuid()), follow=False)
+    try:
+        try:
+            walk.go(path)
+            found = walk.found(entries=True)
+        except OSError as error:
+            raise MountError(f"{path} cannot be opened: {error.strerror}") from error
+        if found:
+            raise MountError(f"{found[0]}, so {path} is not safe to work in; name another directory")
+        yield walk.at
+    finally:
+        os.close(walk.at)
+
+
+@contextmanager
+def opened_parent(path: str) -> Iterator[tuple[int, str]]:
+    """Give a descriptor of the directory that an absolute path without links lies in, and its name there.
+
+    Raises:
+        OSError: a part of the path is a link, or is not there.
+    """
+    *names, last = path.rstrip("/").split("/")
+    at = os.open("/", _OPEN)
+    try:
+        for name in filter(None, names):
+            at = _replaced(at, os.open(name, _OPEN | os.O_DIRECTORY, dir_fd=at))
+        yield at, last
+    finally:
+        os.close(at)
+
+
+class _Walk:
+    """The way from the root to where a path leads. `at` is where it is, to be closed at the end."""
+
+    def __init__(self, trusted: Collection[int], *, follow: bool = True) -> None:
+        self._trusted = trusted
+        self._most_links = _MOST_LINKS if follow else 0
+        # The program of another user can say what it likes of its files, or not answer at all.
+        self._foreign = {
+            mount.mount_id: mount for mount in shown_mounts() if mount.is_fuse and mount.user_id not in trusted
+        }
+        self._writers: list[Writer] = []
+        self._shown = "/"
+        self._about = os.stat("/")
+        self.at = os.open("/", _OPEN)
+
+    def go(self, path: str) -> None:
+        """Go where an absolute path leads, and through its symbolic links, but not into a mount of another user.
+
+        Raises:
+            OSError: it leads nowhere.
+        """
+        waiting = ["/", *path.split("/")][::-1]
+        links = 0
+        while waiting:
+            name = waiting.pop()
+            if name in {"", "."}:
+                continue
+            fd = self._open(name)
+            shown = os.path.normpath(os.path.join(self._shown, name))
+            if self._is_foreign(fd):
+                os.close(fd)
+                return
+            about = self._look(fd, shown)
+            if not stat.S_ISLNK(about.st_mode):
+                self._shown, self._about, self.at = shown, about, _replaced(self.at, fd)
+                continue
+            target = _target(fd)
+            links += 1
+            if links > self._most_links:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), shown)
+            waiting += [*target.split("/")[::-1], *(["/"] if target.startswith("/") else [])]
+
+    def found(self, *, entries: bool) -> list[Writer]:
+        """Return who can change any of what was on the way, and what is at its end."""
+        is_excused = entries and _is_sticky(self._about)
+        at_the_end = _others(self.at, self._shown, self._about, self._trusted) if is_excused else []
+        return list(dict.fromkeys([*self._writers, *at_the_end]))
+
+    def _open(self, name: str) -> int:
+        try:
+            # An automounter mounts only for somebody who wants a directory.
+            return os.open(name, _OPEN | os.O_DIRECTORY, dir_fd=self.at)
+        except NotADirectoryError:  # so is a link
+            return os.open(name, _OPEN, dir_fd=self.at)
+
+    def _is_foreign(self, fd: int) -> bool:
+        mount = self._foreign.get(mount_id_of(fd)) if self._foreign else None
+        if mount is None:
+            return False
+        self._writers.append(
+            Writer(path=mount.mountpoint, who=f"user {mount.user_id}", user=mount.user_id, is_fuse=True)
+        )
+        return True
+
+    def _look(self, fd: int, shown: str) -> os.stat_result:
+        about = os.fstat(fd)
+        if about.st_uid not in self._trusted:
+            self._writers.append(Writer(path=shown, who=f"user {about.st_uid}", user=about.st_uid))
+        if not _is_sticky(about) and not stat.S_ISLNK(about.st_mode):
+            self._writers += _others(fd, shown, about, self._trusted)
+        return about
+
+
+def _is_sticky(about: os.stat_result) -> bool:
+    return stat.S_ISDIR(about.st_mode) and bool(about.st_mode & stat.S_ISVTX)
+
+
+def _others(fd: int, shown: str, about: os.stat_result, trusted: Collection[int]) -> list[Writer]:
+    """Return who can write to what is open here, other than its owner."""
+    found = []
+    if about.st_mode & stat.S_IWOTH:
+        found.append(Writer(path=shown, who="every user"))
+    # Where there is an access control list, these bits are its mask: what it gives at most.
+    if about.st_mode & stat.S_IWGRP:
+        entries = _access_list(fd) or [(_GROUP_OBJECT, about.st_gid)]
+        for tag, number in entries:
+            if tag == _USER and number not in trusted:
+                found.append(Writer(path=shown, who=f"user {number}, by its access control list"))
+            elif tag in {_GROUP, _GROUP_OBJECT}:
+                group = about.st_gid if tag == _GROUP_OBJECT else number
+                if not _is_private(group, trusted):
+                    found.append(Writer(path=shown, who=f"the members of group {group}"))
+    return found
+
+
+def _access_list(fd: int) -> list[tuple[int, int]]:
+    """Return the entries of an access control list that may write, as tag and number; [] if there is none."""
+    try:
+        packed = os.getxattr(f"/proc/self/fd/{fd}", _ACCESS_LIST)
+    except OSError:  # none, or none in this file system
+        return []
+    entries = _ACCESS_ENTRY.iter_unpack(packed[4:])
+    return [(tag, number) for tag, permissions, number in entries if permissions & _WRITE]
+
+
+def _is_private(group: int, trusted: Collection[int]) -> bool:
+    """Tell whether a group is that of a trusted user alone, as many systems give each user one (umask 002)."""
+    accounts = [pwd.getpwuid(user) for user in trusted if _has_account(user)]
+    names = {account.pw_name for account in accounts}
+    if group not in {account.pw_gid for account in accounts}:
+        return False
+    with suppress(KeyError):
+        if not names.issuperset(grp.getgrgid(group).gr_mem):
+            return False
+    return all(account.pw_uid in trusted for account in pwd.getpwall() if account.pw_gid == group)
+
+
+def _has_account(user: int) -> bool:
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        return False
+    return True
+
+
+def _target(link: int) -> str:
+    """Return where an open link leads, and close it."""
+    try:
+        return os.readlink("", dir_fd=link)
+    finally:
+        os.close(link)
+
+
+def _replaced(old: int, new: int) -> int:
+    os.close(old)
+    return new
