@@ -93,11 +93,11 @@ def close_parts(directory: str) -> None:
         MountError: something is in use already.
     """
     devices = records.noted_devices(directory)
-    mounted = {mount.mountpoint for mount in list_mounts()}
+    mounted = {mount.mountpoint: mount for mount in list_mounts()}
     for name in devices:
-        mountpoint = os.path.join(directory, name)
-        if mountpoint in mounted:
-            call_umount(mountpoint)
+        mount = mounted.get(os.path.join(directory, name))
+        if mount is not None:
+            call_umount(mount)
     for device in devices.values():
         _let_go(device)
 

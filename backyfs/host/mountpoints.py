@@ -6,6 +6,7 @@ import logging
 import os
 import select
 from contextlib import suppress
+from shlex import quote
 
 from backyfs.errors import MountError
 from backyfs.host.answers import Answer, State, ask
@@ -13,7 +14,7 @@ from backyfs.host.kerneltables import check_kernel_tables, shows_mounts
 from backyfs.host.mounttable import FILE_SYSTEM_TYPE, Mount, mount_at
 from backyfs.host.records import is_attachment
 from backyfs.host.standing import take_away, take_mount_away, things_on
-from backyfs.host.users import describe, holders_elsewhere
+from backyfs.host.users import describe, holders_elsewhere, serves_fuse
 
 _END_S = 10.0  # how long the process of a mount may take to end after its mount is gone
 _log = logging.getLogger(__name__)
@@ -28,9 +29,12 @@ def check_mountpoint(path: str, own_paths: tuple[str, ...]) -> None:
     clear_dangling(path)
     present = _find_mount(path)
     if present is not None and present.is_ours:
-        raise MountError(f"{path} is mounted already; run `backyfs umount {path}` first")
+        if not is_own(present):
+            who = f"user {present.user_id}"
+            raise MountError(f"{path} is mounted already, by {who}; unmount it as {who}, or name another directory")
+        raise MountError(f"{path} is mounted already; run `backyfs umount {quote(path)}` first")
     if not os.path.isdir(path):
-        raise MountError(f"{path} is not a directory; make it first (mkdir {path}) or name another one")
+        raise MountError(f"{path} is not a directory; make it first (mkdir {quote(path)}) or name another one")
     wanted = os.path.realpath(path)
     for own in own_paths:
         if os.path.commonpath((wanted, own)) in (wanted, own):
@@ -38,7 +42,7 @@ def check_mountpoint(path: str, own_paths: tuple[str, ...]) -> None:
 
 
 def clear_dangling(path: str) -> bool:
-    """Take away mounts of ours on `path` whose processes are gone, with what stands on them; tell if there was one.
+    """Take away this user's mounts on `path` whose processes are gone, with what stands on them; tell if there was one.
 
     Raises:
         MountError: this user may not do that.
@@ -46,15 +50,22 @@ def clear_dangling(path: str) -> bool:
     found = False
     while True:
         present = mount_at(path)
-        if present is None or not present.is_ours or ask(present.mountpoint).state is not State.DEAD:
+        if present is None or not is_own(present) or ask(present.mountpoint).state is not State.DEAD:
             return found
         found = True
         _log.warning("the process of the mount on %s is gone; what is left of it is taken away", path)
         unmount_mount(present, Answer(state=State.DEAD))
 
 
+def is_own(mount: Mount) -> bool:
+    """Tell whether `backyfs mount` made it, run by this user. Of others not even an answer is believed."""
+    return mount.is_ours and mount.is_made_by(os.geteuid())
+
+
 def unmount(path: str) -> None:
     """Unmount a mount of ours and what stands on it, and wait until its process has ended; also if it has long ago.
+
+    Root may unmount that of another user, but believes nothing that it says.
 
     Raises:
         MountError: there is none, it is in use, or it may not be unmounted.
@@ -64,26 +75,26 @@ def unmount(path: str) -> None:
         check_kernel_tables()
     if present is None or not present.is_ours:
         if is_attachment(path):
-            raise MountError(f"{path} holds what `backyfs attach` has mounted; run `backyfs detach {path}`")
+            raise MountError(f"{path} holds what `backyfs attach` has mounted; run `backyfs detach {quote(path)}`")
         raise MountError(f"nothing of backyfs is mounted on {path}; `findmnt -t {FILE_SYSTEM_TYPE}` shows what is")
     unmount_mount(present, ask(present.mountpoint))
 
 
 def unmount_mount(mount: Mount, answer: Answer) -> None:
     """Do the same with a mount that was just asked for an answer."""
-    process = _open_process(answer)
+    process = _open_process(answer, mount)
     is_dead = answer.state is State.DEAD
     try:
         things = things_on(mount)
         if things and os.geteuid() != 0:
             raise MountError(
                 f"{_name(things[0])} stands on {mount.mountpoint}, and only root can take it away; "
-                f"run `backyfs umount {mount.mountpoint}` as root"
+                f"run `backyfs umount {quote(mount.mountpoint)}` as root"
             )
         try:
             for thing in things:
                 take_away(thing, lazily=is_dead)
-            take_mount_away(mount.mountpoint, lazily=is_dead)
+            take_mount_away(mount, lazily=is_dead)
         except MountError as error:
             if answer.state is State.SILENT:
                 raise MountError(f"{error}; {_how_to_abort(mount)}") from error
@@ -111,6 +122,7 @@ def _find_mount(path: str) -> Mount | None:
         root="/",
         source="backyfs",
         read_only=True,
+        user_id=os.geteuid(),  # nobody knows, without /proc
     )
 
 
@@ -123,9 +135,12 @@ def _how_to_abort(mount: Mount) -> str:
     return f"its process does not answer: `echo 1 > /sys/fs/fuse/connections/{minor}/abort` as root frees who waits"
 
 
-def _open_process(answer: Answer) -> int | None:
-    """Return a descriptor for the process that serves a mount; None if there is none."""
-    if answer.pid is not None:
+def _open_process(answer: Answer, mount: Mount) -> int | None:
+    """Return a descriptor for the process that serves a mount; None if there is none, or another one was named.
+
+    It names itself, by its number, which means another process where it runs in a pid namespace of its own.
+    """
+    if answer.pid is not None and serves_fuse(answer.pid, mount.user_id):
         with suppress(OSError):
             return os.pidfd_open(answer.pid)
     return None

@@ -7,6 +7,7 @@ top, and can go on from there: nothing is remembered, all is seen anew in the ke
 from __future__ import annotations
 
 import logging
+from shlex import quote
 from typing import TYPE_CHECKING, TypeAlias
 
 from backyfs.errors import MountError
@@ -51,9 +52,14 @@ def _directly_on(below: Thing, mounts: list[Mount], loops: list[Loop]) -> list[T
 def mounts_of(loop: Loop, mounts: Iterable[Mount]) -> list[Mount]:
     """Return the mounts of the file systems on a loop device. Pure.
 
-    The number of a btrfs is not that of its device, so the name counts as well.
+    The number of a btrfs is not that of its device, so the name counts as well. That of a FUSE mount is whatever the
+    user who made it says, and counts only if that is root.
     """
-    return [mount for mount in mounts if mount.device in loop.numbers or mount.source in loop.nodes]
+    return [
+        mount
+        for mount in mounts
+        if mount.device in loop.numbers or (mount.source in loop.nodes and mount.is_made_by(0))
+    ]
 
 
 def things_on(mount: Mount) -> list[Thing]:
@@ -80,24 +86,25 @@ def take_away(thing: Thing, *, lazily: bool = False) -> None:
         MountError: it is in use, or it may not be taken away.
     """
     if isinstance(thing, Mount):
-        take_mount_away(thing.mountpoint, lazily=lazily)
+        take_mount_away(thing, lazily=lazily)
         _log.info("%s is unmounted", thing.mountpoint)
     else:
         _detach(thing, lazily=lazily)
 
 
-def take_mount_away(mountpoint: str, *, lazily: bool = False) -> None:
-    """Unmount what is uppermost on a mountpoint.
+def take_mount_away(mount: Mount, *, lazily: bool = False) -> None:
+    """Unmount a mount, which has to be the uppermost on its mountpoint.
 
     Raises:
         MountError: it is in use, or it may not be unmounted.
     """
     try:
-        call_umount(mountpoint)
+        call_umount(mount)
     except MountBusyError as error:
         if not lazily:
-            raise MountError(f"{mountpoint} is still mounted: it is busy{_who_uses(mountpoint)}") from error
-        call_umount(mountpoint, lazily=True)
+            at = mount.mountpoint
+            raise MountError(f"{at} is still mounted: it is busy{_who_uses(at)}") from error
+        call_umount(mount, lazily=True)
 
 
 def _who_uses(mountpoint: str) -> str:
@@ -109,7 +116,7 @@ def _who_uses(mountpoint: str) -> str:
     users = users_of([mountpoint])
     if users:
         return f", used by {describe(users)}; end that, then run this again"
-    return f"; `fuser -vm {mountpoint}` shows who uses it"
+    return f"; `fuser -vm {quote(mountpoint)}` shows who uses it"
 
 
 def _detach(loop: Loop, *, lazily: bool) -> None:

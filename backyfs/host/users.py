@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from backyfs.host.mounttable import Mount
 
 _MOST_SHOWN = 5
+_FUSE_DEVICE = os.makedev(10, 229)  # of linux/miscdevice.h
 _LINKS = (("cwd", "working directory"), ("root", "root directory"), ("exe", "program"))
 
 
@@ -63,6 +64,26 @@ def holders_elsewhere(numbers: Collection[str]) -> list[User]:
                 found.append(User(pid=pid, command=_command(pid), how=how))
                 break
     return found
+
+
+def serves_fuse(pid: int, user: int | None) -> bool:
+    """Tell whether a process of a user serves a FUSE mount. Not which one: the kernel does not show that."""
+    try:
+        if os.stat(f"/proc/{pid}").st_uid != user:
+            return False
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:  # it is gone, or of another user
+        return False
+    return any(_is_fuse_device(f"/proc/{pid}/fd/{descriptor}") for descriptor in descriptors)
+
+
+def _is_fuse_device(link: str) -> bool:
+    if not _target(link).startswith("/dev/"):  # asking what else it may be can take a file system that hangs
+        return False
+    try:
+        return os.stat(link).st_rdev == _FUSE_DEVICE
+    except OSError:
+        return False
 
 
 def describe(users: Collection[User]) -> str:

@@ -114,7 +114,9 @@ class _Walk:
     """The way from the root to where a path leads. `at` is where it is, to be closed at the end."""
 
     def __init__(self, trusted: Collection[int], *, follow: bool = True) -> None:
-        self._trusted = trusted
+        # The owner of the root directory can replace everything, this program included. In a container it may be a
+        # user that has no number there.
+        self._trusted = trusted = {*trusted, os.stat("/").st_uid}
         self._most_links = _MOST_LINKS if follow else 0
         # The program of another user can say what it likes of its files, or not answer at all.
         self._foreign = {
@@ -194,8 +196,8 @@ def _others(fd: int, shown: str, about: os.stat_result, trusted: Collection[int]
         found.append(Writer(path=shown, who="every user"))
     # Where there is an access control list, these bits are its mask: what it gives at most.
     if about.st_mode & stat.S_IWGRP:
-        entries = _access_list(fd) or [(_GROUP_OBJECT, about.st_gid)]
-        for tag, number in entries:
+        entries = _access_list(fd)
+        for tag, number in [(_GROUP_OBJECT, about.st_gid)] if entries is None else entries:
             if tag == _USER and number not in trusted:
                 found.append(Writer(path=shown, who=f"user {number}, by its access control list"))
             elif tag in {_GROUP, _GROUP_OBJECT}:
@@ -205,12 +207,12 @@ def _others(fd: int, shown: str, about: os.stat_result, trusted: Collection[int]
     return found
 
 
-def _access_list(fd: int) -> list[tuple[int, int]]:
-    """Return the entries of an access control list that may write, as tag and number; [] if there is none."""
+def _access_list(fd: int) -> list[tuple[int, int]] | None:
+    """Return the entries of an access control list that may write, as tag and number; None if there is none."""
     try:
         packed = os.getxattr(f"/proc/self/fd/{fd}", _ACCESS_LIST)
     except OSError:  # none, or none in this file system
-        return []
+        return None
     entries = _ACCESS_ENTRY.iter_unpack(packed[4:])
     return [(tag, number) for tag, permissions, number in entries if permissions & _WRITE]
 
