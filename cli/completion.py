@@ -117,14 +117,14 @@ def _quietly(work: Callable[[], None]) -> None:
 
 
 def _read_versions(file: str | None) -> list[Version]:
-    from backyfs.config import load_config  # noqa: PLC0415 - most completions need none of it
-    from backyfs.metadata.database import Database  # noqa: PLC0415
+    from backyfs.metadata.database import Database  # noqa: PLC0415 - most completions need none of it
     from backyfs.metadata.revisions import SchemaState  # noqa: PLC0415
     from backyfs.metadata.versions import list_versions  # noqa: PLC0415
+    from backyfs.trust import load_trusted_config  # noqa: PLC0415
 
     # The shell would have done this before the command saw it.
     named = None if file is None else os.path.expanduser(os.path.expandvars(file))
-    config, _ = load_config(named, os.environ)
+    config, _ = load_trusted_config(named, os.environ)
     with closing(Database(config.database_url)) as database:
         if database.schema().state is not SchemaState.CURRENT:
             return []

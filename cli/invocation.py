@@ -20,9 +20,9 @@ from backyfs.cli.passphrases import asking
 from backyfs.cli.progress import LogProgress
 from backyfs.cli.text import printable
 from backyfs.cli.title import ProcessName, title_progress
-from backyfs.config import load_config
 from backyfs.errors import BackyfsError, DatabaseBusyError, SchemaOutdatedError
 from backyfs.model import NoProgress
+from backyfs.trust import load_trusted_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,11 +71,11 @@ class Invocation:
         """Read the configuration, warn of what is strange in it, and begin to write its log file.
 
         Raises:
-            ConfigError: it has a mistake.
+            ConfigError: it has a mistake, or this is root and others can change it.
         """
         if self.loaded:
             return self.loaded[0]
-        config, warnings = load_config(self.config_file, os.environ)
+        config, warnings = load_trusted_config(self.config_file, os.environ)
         self.process_name.text = printable(config.process_name)
         follow_config(config)
         log_start(shown_command_line(self.words))

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from backyfs.attach import layers
@@ -23,8 +25,10 @@ from backyfs.errors import MountError
 from backyfs.host import records
 from backyfs.host.answers import State, ask
 from backyfs.host.loops import check_loop_devices
+from backyfs.host.mountpoints import is_own
 from backyfs.host.mounttable import list_mounts, resolve
 from backyfs.host.records import Record
+from backyfs.host.writers import require_own_way, writers_of
 from backyfs.moments import time_name
 from backyfs.mount.tree import escape
 
@@ -70,8 +74,8 @@ def attach(request: AttachRequest) -> Attachment:
     """Attach a version. To be called by root.
 
     Raises:
-        MountError: loop devices cannot be had, the directory is not empty, the version cannot be mounted, or there
-            is nothing in it to see; what was done is undone.
+        MountError: loop devices cannot be had, the directory is not empty or others can change it, the version cannot
+            be mounted, or there is nothing in it to see; what was done is undone.
     """
     check_loop_devices()
     directory = resolve(request.directory or usual_directory(request.version))
@@ -79,8 +83,9 @@ def attach(request: AttachRequest) -> Attachment:
     _clear_leftovers(directory)
     made = _make_directory(directory)
     with records.locked(directory) as lock:
-        if os.listdir(directory):
+        if os.listdir(lock):
             raise MountError(f"{directory} is not empty; name a directory that is empty, or one that is not there yet")
+        _warn_of_readers(directory, lock)
         try:
             return _attach(request, directory, made, lock)
         except BaseException as error:
@@ -148,6 +153,21 @@ def _check_place(directory: str, own_paths: tuple[str, ...]) -> None:
             raise MountError(f"{directory} overlaps the repository ({own}); attach it somewhere else")
     if os.path.lexists(directory) and not os.path.isdir(directory):
         raise MountError(f"{directory} is not a directory; name another one")
+    above = directory
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    # One that is there is looked at again, more strictly, when it is locked.
+    require_own_way(above, directory)
+
+
+def _warn_of_readers(directory: str, lock: int) -> None:
+    if os.fstat(lock).st_mode & stat.S_IRWXO:
+        _log.warning(
+            "others can look into %s, and the files there are shown with the owners and modes they had: users of this "
+            "host read what users with the same numbers could; run `chmod 700 %s`",
+            directory,
+            quote(directory),
+        )
 
 
 def _make_directory(directory: str) -> tuple[str, ...]:
@@ -178,15 +198,15 @@ def _clear_leftovers(directory: str) -> None:
         record = records.load(directory)
         if record is not None and record.is_complete and _is_alive(record.mountpoint):
             raise MountError(
-                f"version {record.version_uid} is attached in {directory} already; run `backyfs detach {directory}` "
-                "first, or name another directory"
+                f"version {record.version_uid} is attached in {directory} already; run "
+                f"`backyfs detach {quote(directory)}` first, or name another directory"
             )
         _log.warning("%s holds what is left of an attach or mount that was killed; it is taken away", directory)
         detach_locked(directory)
 
 
 def _is_alive(mountpoint: str) -> bool:
-    is_mounted = any(mount.is_ours and mount.mountpoint == mountpoint for mount in list_mounts())
+    is_mounted = any(is_own(mount) and mount.mountpoint == mountpoint for mount in list_mounts())
     return is_mounted and ask(mountpoint).state is not State.DEAD
 
 
@@ -194,7 +214,7 @@ def _undo(directory: str, made: tuple[str, ...], error: BaseException) -> None:
     try:
         detach_locked(directory)
     except MountError as left:
-        _log.error("%s; `backyfs detach %s` takes away what is left", left, directory)
+        _log.error("%s; `backyfs detach %s` takes away what is left", left, quote(directory))
         _log.debug("it is left there because of an error", exc_info=error)
         return
     for path in reversed(made):  # where the record was not yet written
@@ -203,9 +223,14 @@ def _undo(directory: str, made: tuple[str, ...], error: BaseException) -> None:
 
 
 def _find_mount(repository_uid: str, version_uid: str) -> str | None:
-    """Return the mountpoint of a mount that shows a version, cannot be written to, and answers; None if none does."""
+    """Return the mountpoint of a mount that shows a version, cannot be written to, and answers; None if none does.
+
+    Only a mount of this user counts, on a path that nobody else can change: another one could show any image.
+    """
     for mount in reversed(list_mounts()):
-        if mount.is_ours and mount.read_only and not records.is_own_mountpoint(mount.mountpoint):
+        if is_own(mount) and mount.read_only and not records.is_own_mountpoint(mount.mountpoint):
+            if writers_of(os.path.dirname(mount.mountpoint), (0, os.geteuid())):
+                continue
             answer = ask(mount.mountpoint, f"by_version_uid/{version_uid}/partitions")
             if answer.repository == repository_uid and answer.has_directory:
                 return mount.mountpoint

@@ -17,9 +17,10 @@ from backyfs.host import records
 from backyfs.host.answers import State, ask
 from backyfs.host.kerneltables import check_kernel_tables
 from backyfs.host.loops import find_loop, list_loops
-from backyfs.host.mountpoints import unmount_mount
+from backyfs.host.mountpoints import is_own, unmount_mount
 from backyfs.host.mounttable import Mount, is_below, list_mounts, resolve
 from backyfs.host.standing import standing_on, take_away
+from backyfs.host.writers import opened_parent
 
 if TYPE_CHECKING:
     from backyfs.host.loops import Loop
@@ -43,7 +44,8 @@ def detach(directory: str) -> Detachment:
     """Take away everything that stands in a directory of `attach`, and what attach has made.
 
     Raises:
-        MountError: nothing is attached there, or something is in use; all that is not in use is taken away.
+        MountError: nothing is attached there, others can change the directory and what is recorded in it, or something
+            is in use; all that is not in use is taken away.
     """
     check_kernel_tables()
     directory = resolve(directory)
@@ -128,12 +130,12 @@ def _is_own(loop: Loop, record: Record, own_mountpoint: str) -> bool:
     mountpoint = matched["mountpoint"]
     # Of a mount that was unmounted lazily, the kernel does not say any more where it was.
     return mountpoint in {"", record.mountpoint} or any(
-        mount.is_ours and mount.mountpoint == mountpoint for mount in list_mounts()
+        is_own(mount) and mount.mountpoint == mountpoint for mount in list_mounts()
     )
 
 
 def _mount_at(mountpoint: str) -> Mount | None:
-    found = [mount for mount in list_mounts() if mount.is_ours and mount.mountpoint == mountpoint]
+    found = [mount for mount in list_mounts() if is_own(mount) and mount.mountpoint == mountpoint]
     return found[-1] if found else None
 
 
@@ -188,7 +190,8 @@ def _remove(path: str) -> bool:
         MountError: something is mounted on it.
     """
     try:
-        os.rmdir(path)
+        with opened_parent(path) as (above, name):
+            os.rmdir(name, dir_fd=above)
     except FileNotFoundError:
         pass
     except OSError as error:

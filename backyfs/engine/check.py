@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from backyfs import keys, sealing
@@ -43,9 +44,10 @@ from backyfs.model import DEFAULT_BLOCK_SIZE, BlobUid
 from backyfs.moments import time_text
 from backyfs.repository import check_agreement, no_repository
 from backyfs.storage.opening import open_storage
+from backyfs.trust import doubts_about, is_refused, secret_files_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from backyfs.config import Config
     from backyfs.keyring import Unlocked
@@ -59,6 +61,7 @@ _FIRST_YEAR, _LAST_YEAR = 2024, 2100  # outside of them no clock is right
 _CLOCKS_APART_S = 5.0
 _FUTURE = timedelta(minutes=5)        # a version of another host may be so much ahead
 _OTHERS = 0o077
+_NEED_CONFIG = ("database", "key", "storage", "space")
 
 
 class Grade(Enum):
@@ -99,15 +102,17 @@ def check_configuration(file: str | None, environ: Mapping[str, str], *, now: da
     """
     config, mistakes, warnings = find_mistakes(file, environ)
     findings = [*_configuration(config, mistakes, warnings)]
+    doubts = [] if config is None else doubts_about(config)
     if config is None:
-        needs_one = ("permissions", "database", "key", "storage", "space")
+        findings += [*_skipped(("permissions", *_NEED_CONFIG), "right"), *_clock(now)]
+    elif doubts and is_refused():  # every command refuses it, and the key may come from one that it names
         findings += [
-            Finding(check=name, grade=Grade.SKIPPED, message="cannot be looked at before the configuration is right")
-            for name in needs_one
+            Finding(check="permissions", grade=Grade.FAILED, message=doubt, exit_status=ConfigError.exit_status)
+            for doubt in doubts
         ]
-        findings += _clock(now)
+        findings += [*_skipped(_NEED_CONFIG, "out of reach of others"), *_clock(now)]
     else:
-        findings += _Checks(config, now).findings()
+        findings += _Checks(config, doubts, now).findings()
     return CheckReport(findings=(*findings, *_fuse()))
 
 
@@ -116,6 +121,7 @@ class _Checks:
     """The checks that need a configuration."""
 
     config: Config
+    doubts: Sequence[str]  # about who can change it
     now: datetime
     state: list[SchemaState] = field(default_factory=list)  # of the database, once it is known
 
@@ -143,7 +149,7 @@ class _Checks:
             yield Finding(check=name, grade=Grade.FAILED, message=message, exit_status=ConfigError.exit_status)
 
     def _permissions(self) -> Iterator[tuple[Grade, str]]:
-        found = [*self._open_files()]
+        found = [*self.doubts, *self._open_files()]
         yield from ((Grade.WARNING, message) for message in found)
         if not found:
             yield Grade.OK, "nobody else can read the key or change the configuration"
@@ -151,13 +157,12 @@ class _Checks:
     def _open_files(self) -> Iterator[str]:
         for path in self.config.files:
             about = os.stat(path)
-            if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                yield f"{path} can be changed by others, and names commands to run; run `chmod go-w {path}`"
-            if about.st_uid not in (0, os.geteuid()):
-                yield f"{path} belongs to user {about.st_uid}, who can change it; run `chown root {path}`"
+            if about.st_mode & stat.S_IWGRP and not any(path in doubt for doubt in self.doubts):
+                fact = f"{path} can be changed by others, and names commands to run, once its group has more members"
+                yield f"{fact}; run `chmod g-w {quote(path)}`"
             if about.st_mode & _OTHERS & ~0o033 and self._has_secrets():
                 yield f"{path} holds secrets and can be read by others; run `chmod 600 {path}`"
-        for path in self._secret_files():
+        for path in secret_files_of(self.config):
             if os.path.exists(path) and os.stat(path).st_mode & _OTHERS:
                 yield f"{path} holds a key and can be read by others; run `chmod 600 {path}`"
 
@@ -168,15 +173,6 @@ class _Checks:
             or (isinstance(storage, ObjectStoreConfig) and storage.aws_secret_access_key is not None)
             or re.search("://[^/]*:[^/]*@", self.config.database_url) is not None  # a password
         )
-
-    def _secret_files(self) -> Iterator[str]:
-        if self.config.key is not None and self.config.key.file is not None:
-            yield self.config.key.file
-        if self.config.passphrase is not None and self.config.passphrase.file is not None:
-            yield self.config.passphrase.file
-        storage = self.config.storage
-        if isinstance(storage, ObjectStoreConfig) and storage.aws_secret_access_key_file is not None:
-            yield storage.aws_secret_access_key_file
 
     def _log(self) -> Iterator[tuple[Grade, str]]:
         path = self.config.logfile
@@ -367,6 +363,11 @@ def _configuration(
         yield Finding(check="configuration", grade=Grade.WARNING, message=warning)
     if config is not None and not warnings:
         yield Finding(check="configuration", grade=Grade.OK, message=", ".join(config.files))
+
+
+def _skipped(checks: Iterable[str], until: str) -> list[Finding]:
+    message = f"cannot be looked at before the configuration is {until}"
+    return [Finding(check=name, grade=Grade.SKIPPED, message=message) for name in checks]
 
 
 def _place(config: Config) -> str:

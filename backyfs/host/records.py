@@ -5,13 +5,20 @@
     DIR/devices/2 -> /dev/loop5 the loop device of partition 2
 
 What is written may not have been done, and what was done may be gone, as after a reboot: the kernel is asked.
+
+Other users can make directories that look like this one. So what is read or removed here lies in a directory that
+nobody else can change, and is reached through a descriptor of it (`backyfs.host.writers`).
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
+import re
+import stat
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -20,15 +27,20 @@ from typing import TYPE_CHECKING
 from backyfs.errors import MountError
 from backyfs.host.kerneltables import check_kernel_tables
 from backyfs.host.mounttable import list_mounts
+from backyfs.host.writers import own_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_log = logging.getLogger(__name__)
 
 USUAL_PLACE = "/run/backyfs"
 DEVICES = "devices"
 _HIDDEN = ".backyfs"
 _RECORD = "record.json"
 _MOUNT = "mount"
+_MOST_RECORD_BYTES = 64 << 10
+_LOOP_DEVICE = re.compile(r"/dev/loop[0-9]{1,9}")
 _LOCK_S = 5.0  # longer than any program takes that sets up a loop device
 
 
@@ -58,8 +70,11 @@ def is_own_mountpoint(mountpoint: str) -> bool:
 
 
 def is_attachment(directory: str) -> bool:
-    """Tell whether something is attached in a directory, or was begun to be."""
-    return os.path.lexists(hidden_directory(directory))
+    """Tell whether something is attached in a directory, or was begun to be; perhaps by another user."""
+    try:
+        return stat.S_ISDIR(os.lstat(hidden_directory(directory)).st_mode)
+    except OSError:
+        return False
 
 
 def save(directory: str, record: Record) -> None:
@@ -73,29 +88,64 @@ def save(directory: str, record: Record) -> None:
 
 
 def load(directory: str) -> Record | None:
-    """Return the record of an attachment; None if there is none that can be read: then nothing was done."""
+    """Return the record of an attachment; None if there is none that can be read: then nothing was done.
+
+    Raises:
+        MountError: others can write to the directory.
+    """
     try:
-        path = os.path.join(hidden_directory(directory), _RECORD)
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            fields = json.load(file)
+        with _opened(directory, _HIDDEN) as hidden:
+            text = _read(hidden, _RECORD)
+        fields = json.loads(text.decode("utf-8", errors="surrogateescape"))
         return Record(
             version_uid=str(fields["version_uid"]),
             mountpoint=str(fields["mountpoint"]),
             made=tuple(str(made) for made in fields["made"]),
             is_complete=bool(fields["is_complete"]),
         )
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
+
+
+def _read(directory: int, name: str) -> bytes:
+    """Return a file that is ours and no longer than a record.
+
+    Raises:
+        OSError: it is not there, or is something else.
+    """
+    # Non-blocking: to open a FIFO would wait for somebody who writes to it.
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    with open(fd, "rb") as file:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_size > _MOST_RECORD_BYTES:
+            raise OSError(errno.EINVAL, "not a record", name)
+        return file.read(_MOST_RECORD_BYTES)
+
+
+@contextmanager
+def _opened(directory: str, name: str) -> Iterator[int]:
+    """Give a descriptor of a directory in that of an attachment.
+
+    Raises:
+        OSError: it is not there, or is a link.
+        MountError: others can write to the directory.
+    """
+    with own_directory(directory) as above:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
 
 def remove(directory: str) -> None:
     """Take the record away, last of all."""
-    hidden = hidden_directory(directory)
-    for name in (f"{_RECORD}.new", _RECORD):
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(hidden, name))
-    with suppress(FileNotFoundError):
-        os.rmdir(hidden)
+    with suppress(FileNotFoundError), _opened(directory, _HIDDEN) as hidden:
+        for name in (f"{_RECORD}.new", _RECORD):
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=hidden)
+    with suppress(FileNotFoundError), own_directory(directory) as above:
+        os.rmdir(_HIDDEN, dir_fd=above)
 
 
 def note_device(directory: str, name: str, device: str) -> None:
@@ -109,18 +159,19 @@ def note_device(directory: str, name: str, device: str) -> None:
 
 def forget_device(directory: str, name: str) -> None:
     """Take away what `note_device` wrote."""
-    with suppress(FileNotFoundError):
-        os.unlink(os.path.join(directory, DEVICES, name))
+    with suppress(FileNotFoundError), _opened(directory, DEVICES) as devices:
+        os.unlink(name, dir_fd=devices)
 
 
 def noted_devices(directory: str) -> dict[str, str]:
     """Return the loop devices that were written down, by the names of the partitions."""
-    devices = os.path.join(directory, DEVICES)
     found = {}
-    with suppress(FileNotFoundError, NotADirectoryError):
+    with suppress(OSError), _opened(directory, DEVICES) as devices:
         for name in sorted(os.listdir(devices), key=lambda name: (len(name), name)):
             with suppress(OSError):
-                found[name] = os.readlink(os.path.join(devices, name))
+                device = os.readlink(name, dir_fd=devices)
+                if _LOOP_DEVICE.fullmatch(device):
+                    found[name] = device
     return found
 
 
@@ -129,10 +180,11 @@ def locked(directory: str) -> Iterator[int]:
     """Keep other commands from attaching and detaching in a directory meanwhile; give the descriptor of the lock.
 
     Raises:
-        MountError: one of them is at work there.
+        MountError: one of them is at work there, or others than this user and root can change the directory.
     """
     end = time.monotonic() + _LOCK_S
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with own_directory(directory) as found:
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=found)
     try:
         while not _lock(descriptor):
             if time.monotonic() > end:
@@ -162,8 +214,22 @@ def list_attachments() -> list[str]:
     with suppress(OSError):
         found = {os.path.join(USUAL_PLACE, name) for name in os.listdir(USUAL_PLACE)}
     for mount in list_mounts():
+        if not mount.is_made_by(os.geteuid()):
+            continue
         if mount.is_ours and is_own_mountpoint(mount.mountpoint):
             found.add(mount.mountpoint.removesuffix(f"/{_HIDDEN}/{_MOUNT}"))
         elif os.path.basename(mount.source).startswith("loop"):
             found.add(os.path.dirname(mount.mountpoint))
-    return sorted(directory for directory in found if is_attachment(directory))
+    return sorted(directory for directory in found if _holds_attachment(directory))
+
+
+def _holds_attachment(directory: str) -> bool:
+    """Tell whether something of this user's is attached in a directory. That of others is not even looked into."""
+    try:
+        with own_directory(directory) as fd:
+            return stat.S_ISDIR(os.stat(_HIDDEN, dir_fd=fd, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+    except MountError as error:
+        _log.debug("%s", error)
+        return False

@@ -11,10 +11,12 @@ import errno
 import grp
 import os
 import pwd
+import re
 import stat
 import struct
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from backyfs.errors import MountError
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 _OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FILE = re.compile(r"/proc/[0-9]+/(?:task/[0-9]+/)?fd/[0-9]+")
 _MOST_LINKS = 40  # MAXSYMLINKS of Linux
 # struct posix_acl_xattr_entry of linux/posix_acl_xattr.h, after a version of four bytes: tag, permissions, id.
 _ACCESS_LIST = "system.posix_acl_access"
@@ -51,8 +54,8 @@ class Writer:
     def remedy(self) -> str:
         """What takes that right away."""
         if self.is_fuse:
-            return "use another place"
-        return f"run `{'chown root' if self.user is not None else 'chmod go-w'} {self.path}`"
+            return f"do not use what is below {self.path}"
+        return f"run `{'chown root' if self.user is not None else 'chmod go-w'} {quote(self.path)}`"
 
 
 def writers_of(path: str, trusted: Collection[int], *, entries: bool = False) -> list[Writer]:
@@ -87,10 +90,34 @@ def own_directory(path: str) -> Iterator[int]:
         except OSError as error:
             raise MountError(f"{path} cannot be opened: {error.strerror}") from error
         if found:
-            raise MountError(f"{found[0]}, so {path} is not safe to work in; name another directory")
+            raise _refusal(found[0], path)
         yield walk.at
     finally:
         os.close(walk.at)
+
+
+def require_own_way(path: str, directory: str) -> None:
+    """Make sure that nobody but this user and root can put something else in the place of a path.
+
+    It is that of what is there already of `directory`, which is named in the error.
+
+    Raises:
+        MountError: somebody can, or it cannot be looked at.
+    """
+    try:
+        found = writers_of(path, (0, os.geteuid()))
+    except OSError as error:
+        raise MountError(f"{path} cannot be opened: {error.strerror}") from error
+    if found:
+        raise _refusal(found[0], directory)
+
+
+def _refusal(writer: Writer, directory: str) -> MountError:
+    owner = "root" if os.geteuid() == 0 else f"root and user {os.geteuid()}"
+    return MountError(
+        f"{writer}, so others could read or replace what is in {directory}; name a directory that only {owner} can "
+        f"change, or {writer.remedy}"
+    )
 
 
 @contextmanager
@@ -144,6 +171,8 @@ class _Walk:
             if self._is_foreign(fd):
                 os.close(fd)
                 return
+            if _OPEN_FILE.fullmatch(shown):  # no link to a path: it leads to what is open, as in `-c <(command)`
+                fd = _replaced(fd, os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=self.at))
             about = self._look(fd, shown)
             if not stat.S_ISLNK(about.st_mode):
                 self._shown, self._about, self.at = shown, about, _replaced(self.at, fd)

@@ -94,10 +94,10 @@ def _find(repository: Repository, versions: tuple[str, ...]) -> tuple[Version, .
 
 def _open_other(config_file: str) -> AbstractContextManager[Repository]:
     """Open another repository, without asking for a passphrase: the one that was asked for is of this one."""
-    from backyfs.config import load_config  # noqa: PLC0415 - slow to load
-    from backyfs.repository import open_repository  # noqa: PLC0415
+    from backyfs.repository import open_repository  # noqa: PLC0415 - slow to load
+    from backyfs.trust import load_trusted_config  # noqa: PLC0415
 
-    config, warnings = load_config(config_file, {})
+    config, warnings = load_trusted_config(config_file, {})
     for warning in warnings:
         _log.warning("%s", warning)
     return open_repository(config)

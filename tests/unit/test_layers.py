@@ -23,7 +23,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"geometry", "config", "host"}),
     frozenset({"metadata", "storage", "sources", "sealing", "keys", "hints"}),
     frozenset({"blocks", "catalog", "retention", "hooks", "migrations", "ownfiles"}),
-    frozenset({"claim", "keyring"}),
+    frozenset({"claim", "keyring", "trust"}),
     frozenset({"repository"}),
     frozenset({"mount", "engine"}),
     frozenset({"attach"}),

@@ -1,0 +1,173 @@
+"""Is a configuration to be believed? It names commands to run, so whoever can change it can have them run.
+
+    who runs it   who may be able to change it        anybody else
+    a user        the user and root                   a warning
+    root          root                                refused
+    root          a user whose configuration it is:   refused
+                  without commands, and with files
+                  that the user could use without root
+
+The last line lets root work in the repository of a user, who must not become root by that.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import shlex
+import stat
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
+
+from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig, load_config
+from backyfs.errors import ConfigError, DatabaseError
+from backyfs.host.writers import writers_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from backyfs.config import Config
+
+
+def load_trusted_config(file: str | None, environ: Mapping[str, str]) -> tuple[Config, tuple[str, ...]]:
+    """Return the configuration and warnings about it, as `load_config`, if it may be believed.
+
+    Raises:
+        ConfigError: there is none, it has a mistake, or this is root and others can change it.
+    """
+    config, warnings = load_config(file, environ)
+    doubts = doubts_about(config)
+    if doubts and is_refused():
+        raise ConfigError(doubts[0])
+    return config, (*warnings, *doubts)
+
+
+def is_refused() -> bool:
+    """Tell whether this user refuses a configuration that there are doubts about."""
+    return os.geteuid() == 0
+
+
+def doubts_about(config: Config) -> list[str]:
+    """Return why a configuration is not to be believed, a sentence each, with the remedy. Runs and opens nothing."""
+    user = _user_of(config)
+    trusted = (0, os.geteuid()) if user is None else (0, user)
+    found = [*_doubts_about_files(config, trusted)]
+    if user is not None:
+        found += [*_doubts_about_user(config, user)]
+    return list(dict.fromkeys(found))
+
+
+def commands_of(config: Config) -> dict[str, str]:
+    """Return the commands that a configuration names, by their keys."""
+    commands = dict(config.hooks.commands)
+    if config.key is not None and config.key.command is not None:
+        commands["encryption_key_command"] = config.key.command
+    if config.passphrase is not None and config.passphrase.command is not None:
+        commands["encryption_passphrase_command"] = config.passphrase.command
+    return commands
+
+
+def secret_files_of(config: Config) -> list[str]:
+    """Return the files of keys and passphrases that a configuration names."""
+    files = [source.file for source in (config.key, config.passphrase) if source is not None]
+    if isinstance(config.storage, ObjectStoreConfig):
+        files.append(config.storage.aws_secret_access_key_file)
+    return [file for file in files if file is not None]
+
+
+def _user_of(config: Config) -> int | None:
+    """Return the user whose configuration root uses; None if it is root's own, or this is not root."""
+    if os.geteuid() != 0:
+        return None
+    owners = set()
+    for file in config.files:
+        with suppress(OSError):
+            owners.add(os.stat(file).st_uid)
+    return owners.pop() if len(owners) == 1 and owners != {0} else None
+
+
+def _doubts_about_files(config: Config, trusted: Collection[int]) -> Iterator[str]:
+    whom = "root" if os.geteuid() == 0 else "this user"
+    for file in config.files:
+        for what, remedy in _writers(file, trusted):
+            yield f"{what}: others can change {file}, and have commands run as {whom}; {remedy}"
+    for name, command in commands_of(config).items():
+        program = _program_of(command)
+        for what, remedy in _writers(program, trusted):
+            yield f"{what}: others can change {program}, which {name} runs as {whom}; {remedy}"
+    for file in secret_files_of(config):
+        for what, remedy in _writers(file, trusted):
+            yield f"{what}: others can replace the key in {file}; {remedy}"
+
+
+def _writers(path: str | None, trusted: Collection[int]) -> Iterator[tuple[str, str]]:
+    if path is None:
+        return
+    try:
+        writers = writers_of(path, trusted)
+    except OSError:  # what cannot be opened is reported by whoever needs it
+        return
+    for writer in writers:
+        yield str(writer), writer.remedy
+
+
+def _program_of(command: str) -> str | None:
+    """Return the file that a command runs, where it is named by its path."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # what is wrong with it, the shell says
+        return None
+    return words[0] if words and os.path.isabs(words[0]) else None
+
+
+def _doubts_about_user(config: Config, user: int) -> Iterator[str]:
+    """Yield what a user's configuration makes root do that the user could not."""
+    file = config.files[-1]
+    remedy = f"run backyfs as that user, or give the file and its directory to root (`chown root {shlex.quote(file)}`)"
+    commands = commands_of(config)
+    if commands:
+        yield f"{file} belongs to user {user}, and its commands ({', '.join(commands)}) would run as root; {remedy}"
+    for path in _used_paths(config):
+        if not _is_within_reach(path, user):
+            yield f"{file} belongs to user {user}, and names {path}, which that user cannot write to; {remedy}"
+
+
+def _used_paths(config: Config) -> Iterator[str]:
+    """Yield the paths that a command writes to; of the storage and the database, if they are there."""
+    from backyfs.metadata.database import Database, sqlite_path  # noqa: PLC0415 - slow to load, and seldom needed
+
+    if config.logfile is not None:
+        yield config.logfile
+    if isinstance(config.storage, DirectoryStorageConfig) and os.path.exists(config.storage.path):
+        yield config.storage.path
+    with suppress(DatabaseError), closing(Database(config.database_url)) as database:
+        path = sqlite_path(database.engine.url)
+        if path is not None:
+            yield path
+
+
+def _is_within_reach(path: str, user: int) -> bool:
+    """Tell whether a user may write to a path, make it, or put something in its place, by owner and mode."""
+    real = os.path.realpath(path)
+    while not os.path.lexists(real):
+        real = os.path.dirname(real)
+    about = os.stat(real)
+    if _may_write(about, user):
+        return True
+    # A file that root has made in the user's directory. With a second name, it may be one of the system's.
+    return about.st_nlink == 1 and stat.S_ISREG(about.st_mode) and _may_write(os.stat(os.path.dirname(real)), user)
+
+
+def _may_write(about: os.stat_result, user: int) -> bool:
+    if about.st_uid == user or about.st_mode & stat.S_IWOTH:
+        return True
+    return bool(about.st_mode & stat.S_IWGRP) and about.st_gid in _groups_of(user)
+
+
+def _groups_of(user: int) -> set[int]:
+    try:
+        account = pwd.getpwuid(user)
+    except KeyError:
+        return set()
+    return {account.pw_gid, *(group.gr_gid for group in grp.getgrall() if account.pw_name in group.gr_mem)}
