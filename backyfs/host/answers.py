@@ -6,6 +6,7 @@ A mount is dead when its process has ended and left it there, as after `kill -9`
 from __future__ import annotations
 
 import errno
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -14,6 +15,7 @@ from enum import Enum
 
 PID_ATTRIBUTE = "user.backyfs.pid"  # of the root directory of a mount: the process that serves it
 REPOSITORY_ATTRIBUTE = "user.backyfs.repository"  # of the root directory: the uid of the repository
+_PID = re.compile(r"[1-9][0-9]{0,8}")
 _PATIENCE_S = 5.0
 _DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 _SCRIPT = f"""
@@ -69,7 +71,7 @@ def ask(mountpoint: str, directory: str = "") -> Answer:
         return Answer(state=State.DEAD)
     return Answer(
         state=State.ANSWERS,
-        pid=int(words[0]) if words and words[0].isdecimal() else None,
+        pid=int(words[0]) if words and _PID.fullmatch(words[0]) else None,
         repository=words[1] if len(words) > 1 else None,
         has_directory=words[2:] == ["1"],
     )

@@ -15,6 +15,7 @@ from backyfs.host.mounttable import FILE_SYSTEM_TYPE, Mount, mount_at
 from backyfs.host.records import is_attachment
 from backyfs.host.standing import take_away, take_mount_away, things_on
 from backyfs.host.users import describe, holders_elsewhere, serves_fuse
+from backyfs.host.writers import writers_of
 
 _END_S = 10.0  # how long the process of a mount may take to end after its mount is gone
 _log = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ def check_mountpoint(path: str, own_paths: tuple[str, ...]) -> None:
     for own in own_paths:
         if os.path.commonpath((wanted, own)) in (wanted, own):
             raise MountError(f"{path} overlaps the repository ({own}); mount it somewhere else")
+    if os.geteuid() == 0:
+        for writer in writers_of(os.path.dirname(wanted), (0,)):
+            _log.warning("%s: others can move %s while it is mounted; use a directory of root's", writer, path)
 
 
 def clear_dangling(path: str) -> bool:
