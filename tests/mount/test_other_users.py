@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,16 +32,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("loop_devices")
 
 MOUNT_ERROR = 10
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory that other users can reach, of root."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
-        path = Path(directory)
-        path.chmod(0o755)
-        with cleared(path):
-            yield path
+LOAD = "import sys; from backyfs.host.records import load; print(load(sys.argv[1]))"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +43,16 @@ def config(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     (home / "files" / "hello").write_text("good morning\n")
     with cleared(home):
         yield repository_of(home, {"disk": ext4_image(home / "image", home / "files", 8 * MIB)})
+
+
+@pytest.fixture
+def place(config: Path) -> Iterator[Path]:
+    """A directory of root that other users can reach."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        with cleared(path), cleared(config.parent.parent):
+            yield path
 
 
 def give(path: Path, user: int = USER) -> Path:
@@ -115,9 +117,7 @@ def test_the_directory_of_another_user_is_not_detached(place: Path) -> None:
     before = everything_in(place)
     done = backyfs("detach", theirs)
     assert done.returncode == MOUNT_ERROR
-    assert f"{theirs} belongs to user {USER}, so others could read or replace what is in it" in done.stderr.replace(
-        f"in {theirs}", "in it"
-    )
+    assert f"{theirs} belongs to user {USER}, so others could read or replace what is in {theirs}" in done.stderr
     assert everything_in(place) == before
 
 
@@ -166,7 +166,12 @@ def test_a_record_of_any_kind_is_not_waited_for(place: Path, kind: str) -> None:
             record.write_text("[" * 60_000)
         case "directory":
             record.mkdir()
-    assert load(str(ours)) is None
+    # Apart: what waits for a FIFO, or reads zeros without end, does not end by itself.
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh", sys.executable, "-c", LOAD, str(ours)],
+        capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("None\n", "")
 
 
 def test_a_link_in_place_of_the_devices_is_not_followed(place: Path) -> None:
@@ -207,7 +212,7 @@ def test_another_mount_in_its_place_is_not_unmounted(place: Path) -> None:
 
 def test_umount_does_not_wait_for_a_process_that_another_user_names(place: Path) -> None:
     at = place / "mount"
-    give(at) if at.exists() else at.mkdir()
+    at.mkdir()
     with subprocess.Popen(["sleep", "1000"], user=USER, group=USER) as sleeper:
         try:
             pid = {"user.backyfs.pid": str(sleeper.pid), "user.backyfs.repository": "x"}
@@ -236,7 +241,6 @@ def test_the_mount_of_another_user_is_not_cleared_for_a_new_one(place: Path, con
         done = backyfs("-c", config, "mount", place / "mount")
         assert done.returncode == MOUNT_ERROR
         assert f"{place}/mount is mounted already, by user {USER}" in done.stderr
-        assert os.path.ismount(place) is False
 
 
 def test_a_carriage_return_in_any_mountpoint_does_not_matter(place: Path) -> None:
