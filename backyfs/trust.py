@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from backyfs.config import Config
+    from backyfs.host.writers import Writer
 
 
 def load_trusted_config(file: str | None, environ: Mapping[str, str]) -> tuple[Config, tuple[str, ...]]:
@@ -88,28 +89,21 @@ def _user_of(config: Config) -> int | None:
 
 
 def _doubts_about_files(config: Config, trusted: Collection[int]) -> Iterator[str]:
+    """Yield why files that decide what is run are not to be believed: once for each place that others can change."""
     whom = "root" if os.geteuid() == 0 else "this user"
-    for file in config.files:
-        for what, remedy in _writers(file, trusted):
-            yield f"{what}: others can change {file}, and have commands run as {whom}; {remedy}"
+    reasons: list[tuple[str | None, str]] = [
+        (file, f"others can change {file} and have commands run as {whom}") for file in config.files
+    ]
     for name, command in commands_of(config).items():
         program = _program_of(command)
-        for what, remedy in _writers(program, trusted):
-            yield f"{what}: others can change {program}, which {name} runs as {whom}; {remedy}"
-    for file in secret_files_of(config):
-        for what, remedy in _writers(file, trusted):
-            yield f"{what}: others can replace the key in {file}; {remedy}"
-
-
-def _writers(path: str | None, trusted: Collection[int]) -> Iterator[tuple[str, str]]:
-    if path is None:
-        return
-    try:
-        writers = writers_of(path, trusted)
-    except OSError:  # what cannot be opened is reported by whoever needs it
-        return
-    for writer in writers:
-        yield str(writer), writer.remedy
+        reasons.append((program, f"others can change {program}, which {name} runs as {whom}"))
+    reasons += [(file, f"others can replace the key in {file}") for file in secret_files_of(config)]
+    found: dict[Writer, str] = {}
+    for path, reason in reasons:
+        with suppress(OSError):  # what cannot be opened is reported by the command that needs it
+            for writer in [] if path is None else writers_of(path, trusted):
+                found.setdefault(writer, f"{writer}, so {reason}; {writer.remedy}")
+    yield from found.values()
 
 
 def _program_of(command: str) -> str | None:

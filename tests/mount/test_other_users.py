@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.errors import MountError
+from backyfs.host.loops import find_loop
 from backyfs.host.mounttable import mount_at
 from backyfs.host.records import list_attachments, load, noted_devices
 from backyfs.host.standing import take_away
 from backyfs.metadata.versions import list_versions
 from tests.images import ext4_image
-from tests.mount.attaching import MIB, cleared, repository_of
+from tests.mount.attaching import MIB, cleared, empty_image, repository_of
 from tests.mount.program import BACKYFS, PATIENCE_S, backyfs, clear, mounting
 from tests.mount.spoofing import answering_mount, silent_mount
 from tests.repositories import opened
@@ -255,6 +256,15 @@ def test_a_carriage_return_in_any_mountpoint_does_not_matter(place: Path) -> Non
     )  # fmt: skip
     assert done.returncode == MOUNT_ERROR
     assert f"nothing of backyfs is mounted on {other}" in done.stderr
+
+
+def test_the_file_of_a_loop_device_keeps_its_odd_name(place: Path) -> None:
+    image = empty_image(place / "a\rb\u2028c", MIB)
+    done = subprocess.run(["losetup", "--find", "--show", str(image)], check=True, capture_output=True, text=True)
+    loop = find_loop(done.stdout.strip())
+    subprocess.run(["losetup", "--detach", done.stdout.strip()], check=True)
+    assert loop is not None
+    assert loop.backing_file == str(image)
 
 
 # attach

@@ -364,3 +364,11 @@ input()
 
 def test_nobody_elsewhere_has_what_is_not_mounted() -> None:
     assert holders_elsewhere({"7:9999"}) == []
+
+
+@pytest.mark.parametrize(("user", "stands_on_it"), [(0, True), (12_345, False)])
+def test_only_root_is_believed_that_a_fuse_mount_is_of_a_device(user: int, stands_on_it: bool) -> None:
+    below, files = a_mount(1, 0, "/b"), a_mount(2, 9, "/1", "/dev/loop1")
+    files = replace(files, file_system_type="fuse.ext4", user_id=user)
+    loop = a_loop(1, "/b/x")
+    assert (files in standing_on(below, [below, files], [loop])) is stands_on_it
