@@ -244,6 +244,15 @@ def test_the_mount_of_another_user_is_not_cleared_for_a_new_one(place: Path, con
         assert f"{place}/mount is mounted already, by user {USER}" in done.stderr
 
 
+def test_root_is_warned_of_a_mountpoint_that_others_can_move(place: Path, config: Path) -> None:
+    theirs = give_new(place / "theirs")
+    (theirs / "mount").mkdir()
+    done = backyfs("-c", config, "mount", theirs / "mount")
+    assert done.returncode == 0
+    assert f"{theirs} belongs to user {USER}: others can move {theirs}/mount while it is mounted" in done.stderr
+    assert backyfs("umount", theirs / "mount").returncode == 0
+
+
 def test_a_carriage_return_in_any_mountpoint_does_not_matter(place: Path) -> None:
     # In a mount namespace of its own: other tests are not to see it.
     script = 'mount -t tmpfs none "$2" && exec "$1" umount "$3"'
