@@ -19,6 +19,7 @@ from backyfs.host.loops import find_loop
 from backyfs.host.mounttable import mount_at
 from backyfs.host.records import list_attachments, load, noted_devices
 from backyfs.host.standing import take_away
+from backyfs.host.writers import writers_of
 from backyfs.metadata.versions import list_versions
 from tests.images import ext4_image
 from tests.mount.attaching import MIB, cleared, empty_image, repository_of
@@ -360,6 +361,23 @@ def test_nothing_is_attached_where_others_can_change_it(place: Path, config: Pat
     assert fact in done.stderr
     assert "name a directory that only root can change" in done.stderr
     assert everything_in(place) == before
+
+
+def test_what_a_mount_of_another_user_says_of_itself_is_not_believed(place: Path, config: Path) -> None:
+    spoof = place / "spoof"
+    spoof.mkdir()
+    with answering_mount(USER, spoof, directories=["empty"], attributes={}):
+        assert (spoof / "empty").stat().st_uid == 0
+        assert [str(each) for each in writers_of(str(spoof / "empty"), (0,))] == [f"{spoof} is a mount of user {USER}"]
+        done = backyfs("-c", config, "attach", "disk@latest", spoof / "empty")
+        assert done.returncode == MOUNT_ERROR
+        assert f"{spoof} is a mount of user {USER}, so others could" in done.stderr
+
+
+def test_what_a_mount_of_root_says_of_itself_is_believed(place: Path) -> None:
+    (place / "mount").mkdir()
+    with answering_mount(0, place / "mount", directories=["empty"], attributes={}):
+        assert writers_of(str(place / "mount" / "empty"), (0,)) == []
 
 
 def test_a_directory_that_others_can_look_into_is_a_warning(place: Path, config: Path) -> None:
