@@ -7,6 +7,7 @@ top, and can go on from there: nothing is remembered, all is seen anew in the ke
 from __future__ import annotations
 
 import logging
+import time
 from shlex import quote
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -19,6 +20,10 @@ from backyfs.host.users import describe, holders_elsewhere, users_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+# A mount is busy for as long as df(1) or a monitoring agent looks at it, and when we look for them, they are gone.
+_PASSING_S = 3.0
+_PAUSE_S = 0.05
 
 _log = logging.getLogger(__name__)
 
@@ -98,17 +103,26 @@ def take_mount_away(mount: Mount, *, lazily: bool = False) -> None:
     Raises:
         MountError: it is in use, or it may not be unmounted.
     """
-    try:
-        call_umount(mount)
-    except MountBusyError as error:
-        if not lazily:
+    end = time.monotonic() + _PASSING_S
+    while True:
+        try:
+            call_umount(mount)
+        except MountBusyError as error:
+            if lazily:
+                call_umount(mount, lazily=True)
+                return
             at = mount.mountpoint
-            raise MountError(f"{at} is still mounted: it is busy{_who_uses(at)}") from error
-        call_umount(mount, lazily=True)
+            users = _who_uses(at)
+            if users or time.monotonic() > end:
+                users = users or f"; `fuser -vm {quote(at)}` shows who uses it"
+                raise MountError(f"{at} is still mounted: it is busy{users}") from error
+            time.sleep(_PAUSE_S)
+        else:
+            return
 
 
 def _who_uses(mountpoint: str) -> str:
-    """Return the rest of a sentence: who keeps a mount busy, and what to do."""
+    """Return the rest of a sentence: who keeps a mount busy, and what to do. It is empty if nobody can be seen."""
     loops = [loop for loop in list_loops() if is_below(loop.backing_file, mountpoint)]
     if loops:
         names = ", ".join(loop.device for loop in loops)
@@ -116,7 +130,7 @@ def _who_uses(mountpoint: str) -> str:
     users = users_of([mountpoint])
     if users:
         return f", used by {describe(users)}; end that, then run this again"
-    return f"; `fuser -vm {quote(mountpoint)}` shows who uses it"
+    return ""
 
 
 def _detach(loop: Loop, *, lazily: bool) -> None:

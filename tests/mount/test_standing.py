@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +149,32 @@ def test_who_uses_a_file_system_on_the_mount_is_named(home: Path, at: Path) -> N
             assert f"(pid {os.getpid()}, open file)" in done.stderr
             assert file.read() == b"good morning\n"
         assert backyfs("umount", at).returncode == 0
+
+
+@contextmanager
+def file_on_its_way(path: Path) -> Iterator[socket.socket]:
+    """Keep a file open that no process has: it is on its way through a socket, until that is closed."""
+    sender, receiver = socket.socketpair()
+    with sender, receiver, path.open("rb") as file:
+        socket.send_fds(sender, [b"x"], [file.fileno()])
+        file.close()
+        yield receiver
+
+
+def test_a_mount_that_is_busy_for_a_moment_only_is_waited_for(at: Path) -> None:
+    with file_on_its_way(at / DISK / "data") as receiver:
+        closes = threading.Timer(0.5, receiver.close)
+        closes.start()
+        unmount(str(at))
+        closes.join()
+    assert mount_at(str(at)) is None
+
+
+def test_a_mount_that_stays_busy_is_told_with_a_way_to_see_who_uses_it(at: Path) -> None:
+    with file_on_its_way(at / DISK / "data"):
+        with pytest.raises(MountError, match=f"{at} is still mounted: it is busy; `fuser -vm {at}` shows who uses it"):
+            unmount(str(at))
+        assert mount_at(str(at)) is not None
 
 
 def test_a_user_is_told_what_root_has_to_do(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
