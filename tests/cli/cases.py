@@ -93,9 +93,9 @@ CASES = (
 )  # fmt: skip
 
 
-def make_place(directory):
+def make_place(directory, *, encrypted=True):
     """Make a repository with a version, an image of it with a file system, and what else the commands need."""
-    config = make_repository(directory / "repository")
+    config = make_repository(directory / "repository", encrypted=encrypted)
     text = config.read_text(errors="surrogateescape") + "\n[daily]\ninterval: 1d\nkeep: 2\nsla: 3h\n"
     config.write_text(text, errors="surrogateescape")
     image = directory / "image"
@@ -109,7 +109,8 @@ def make_place(directory):
     other = text.replace(str(directory / "repository"), str(directory / "other"))
     (directory / "other.cfg").write_text(other, errors="surrogateescape")
     (directory / "other").mkdir()
-    (directory / "other" / "backyfs.key").write_bytes((directory / "repository" / "backyfs.key").read_bytes())
+    if encrypted:
+        (directory / "other" / "backyfs.key").write_bytes((directory / "repository" / "backyfs.key").read_bytes())
     with opened(config) as repository:
         back_up(repository, image, NAME, tags=("daily",))
 

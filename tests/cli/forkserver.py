@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import pkgutil
+import signal
 import socket
 import subprocess
 import sys
@@ -42,9 +43,12 @@ class ForkServer:
             )
         self._answers = self._channel.makefile("r")
 
-    def run(self, words, *, out=None, err=None):
-        """Run a command and return its exit status; `out` and `err` are files for what it prints."""
-        order = {"words": words, "files": {1: out and str(out), 2: err and str(err)}}
+    def run(self, words, *, out=None, err=None, limit_s=0):
+        """Run a command and return its exit status; `out` and `err` are files for what it prints.
+
+        After `limit_s` seconds, if there is a limit, SIGALRM ends it, and the status is -14.
+        """
+        order = {"words": words, "files": {1: out and str(out), 2: err and str(err)}, "limit_s": limit_s}
         self._channel.sendall(json.dumps(order).encode() + b"\n")
         return json.loads(self._answers.readline())
 
@@ -79,6 +83,7 @@ def _run(channel, order):
     from backyfs.cli.main import main
 
     channel.close()
+    signal.alarm(order["limit_s"])
     for number, file in order["files"].items():
         if file is not None:
             fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
