@@ -25,6 +25,7 @@
     |   |-- BlobMissingError       6  it has no such object
     |   `-- ObjectMissingError     6  it has no object with this name
     |-- IntegrityError            20  stored bytes are not what was stored
+    |   |-- OddValueError         20  a value in the database cannot be
     |   `-- CatalogError          20  the catalog in the storage is not that of the repository, or not whole
     |-- HintsError                 5  hints do not fit the source, or the base they are for
     |-- SourceError                7  what is to be backed up cannot be read
@@ -179,6 +180,21 @@ class IntegrityError(BackyfsError):
     """The stored bytes of a blob are not what was stored."""
 
     exit_status = 20
+
+
+class OddValueError(IntegrityError):
+    """A row of the database has a value that cannot be: nothing of ours has written it."""
+
+    def __init__(self, table: str, column: str, fact: str, row: str = "") -> None:
+        self.table = table
+        self.column = column
+        self.fact = fact  # the value, and what was expected
+        self.row = row    # which one, as far as that is known
+        place = f"table {table}, {row}" if row else f"table {table}"
+        super().__init__(
+            f"the database is damaged: {place}: column {column} has {fact}; correct the row, restore the database from "
+            "a copy, or run `backyfs recover` to rebuild it from the storage"
+        )
 
 
 class CatalogError(IntegrityError):

@@ -32,6 +32,7 @@ from backyfs.metadata.identity import (
     load_key_date,
     save_identity_tag,
     save_key_date,
+    sound_key_slots,
 )
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def configured_secret(config: Config) -> Secret | None:
 
 def _read(database: Database) -> _Found:
     with database.read() as connection:
-        slots = list_key_slots(connection)
+        slots = sound_key_slots(connection)
         found = _Found(
             identity=load_identity(connection),
             tag=load_identity_tag(connection),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from backyfs.config import Config
     from backyfs.engine.telling import TellingProgress
     from backyfs.hooks import Fact
+    from backyfs.metadata.database import Database
     from backyfs.model import Progress
     from backyfs.repository import Repository
 
@@ -66,6 +67,7 @@ class Invocation:
     answered: list[str] = field(default_factory=list, repr=False)   # the passphrase, once somebody was asked for it
     results: dict[str, Fact] = field(default_factory=dict, repr=False)  # what the command found out, for the log
     progresses: list[TellingProgress] = field(default_factory=list, repr=False)  # all that were made, by `progress`
+    odd_rows: set[str] = field(default_factory=set, repr=False)  # of the database, that were left out and logged
 
     def load_config(self) -> Config:
         """Read the configuration, warn of what is strange in it, and begin to write its log file.
@@ -124,12 +126,17 @@ class Invocation:
             except (SchemaOutdatedError, DatabaseBusyError):
                 self._upgrade(config)
                 repository = opened.enter_context(self._open(config, insist=insist))
+            opened.callback(self.note_odd_rows, repository.database)
             try:
                 yield repository
             except BackyfsError:
                 self._keep_catalog(repository)
                 raise
             self._keep_catalog(repository)
+
+    def note_odd_rows(self, database: Database) -> None:
+        """Note the damaged rows that a command came across: it ends with the status of damage."""
+        self.odd_rows.update(database.odd_rows)
 
     def keep_catalog(self) -> None:
         """Tell the catalog in the storage what was changed without it, as keys are; where that fails, warn."""

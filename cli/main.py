@@ -17,7 +17,7 @@ from backyfs.cli.logs import log_end, log_lost_output, start_logging
 from backyfs.cli.metrics import Record
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.stdout import check_printed, drop_stdout, drop_text, expect_printed, printing
-from backyfs.errors import BackyfsError, InterruptedByUser, OutputError, UsageError
+from backyfs.errors import BackyfsError, IntegrityError, InterruptedByUser, OutputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -226,7 +226,8 @@ def _invoke(record: Record) -> int:
     # Not `cli.main`, which makes an error of a reader who has had enough (`| head`).
     with cli.make_context("backyfs", list(record.words), obj=record) as context:
         status: Any = cli.invoke(context)
-    return status if isinstance(status, int) else 0
+    found_damage = record.invocation is not None and record.invocation.odd_rows
+    return (status if isinstance(status, int) else 0) or (IntegrityError.exit_status if found_damage else 0)
 
 
 def _tell_lost_output(printed: Printed) -> None:

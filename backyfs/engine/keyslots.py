@@ -20,6 +20,7 @@ from backyfs.metadata.identity import (
     load_identity_tag,
     remove_key_slot,
     replace_key_slot,
+    sound_key_slots,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def open_database(config: Config) -> Iterator[Database]:
 def read_slots(database: Database) -> list[KeySlot]:
     """Return the key slots, the oldest first; a repository without encryption, or adopted from backy2, has none."""
     with database.read() as connection:
-        return list_key_slots(connection)
+        return sound_key_slots(connection)
 
 
 def check_key(database: Database, sources: Sources) -> KeySlot:

@@ -24,7 +24,7 @@ from backyfs.catalog.versions import CatalogVersion, pack_version
 from backyfs.config import NullStorageConfig
 from backyfs.engine.catalogindex import write_index
 from backyfs.engine.window import Window
-from backyfs.errors import BackyfsError, InterruptedByUser, MissingKeyError
+from backyfs.errors import BackyfsError, InterruptedByUser, MissingKeyError, OddValueError
 from backyfs.geometry import PAGE_ENTRIES
 from backyfs.metadata.blobs import newest_wrapped_key
 from backyfs.metadata.blockmap import ABSENT, HOLE, unpack
@@ -270,12 +270,14 @@ class _Publisher:
                 rows = unpublished_pages(connection, last, _PAGES_AT_ONCE)
                 unpacked = [(row, unpack(row.entries)) for row in rows]
                 wanted = [(row, entries) for row, entries in unpacked if not (leave_begun and ABSENT in entries)]
-                read = [(row, entries, load_page_blobs(connection, entries)) for row, entries in wanted]
+                read = [(row, entries, self._blobs_of(connection, entries)) for row, entries in wanted]
             if not rows:
                 return is_settled
             last = rows[-1].id
             batch.token = token if batch.token is None else batch.token
             for row, entries, blobs in read:
+                if blobs is None:
+                    continue
                 self._wait(window, 2 * _WORKERS)
                 window.submit(self._put_page, row, entries, blobs)
                 batch.pages[row.id] = row.uid
@@ -283,14 +285,26 @@ class _Publisher:
             if len(batch.pages) >= _PAGES_A_FLUSH:
                 is_settled &= self._settle(window, batch)
 
+    def _blobs_of(self, connection: Connection, entries: Entries) -> BlobColumns | None:
+        """Return what the catalog is to have of the blobs of a page; None if a row is damaged: the page has to wait."""
+        try:
+            return load_page_blobs(connection, entries)
+        except OddValueError as error:
+            self._database.odd_rows.note(error)
+            return None
+
     def _put_page(self, row: PageRow, entries: Entries, blobs: BlobColumns) -> None:
         self._storage.put_object(page_name(row.uid), pack_page(row.uid, self._seal, entries, blobs))
 
     def _put_version(self, window: Window[None], batch: _Batch, note: Note) -> None:
         uid = VersionUid(note.uid)
-        with self._database.read() as connection:
-            version = version_with_uid(connection, uid)
-            found = None if version is None else read_version(connection, version)
+        try:
+            with self._database.read() as connection:
+                version = version_with_uid(connection, uid)
+                found = None if version is None else read_version(connection, version)
+        except OddValueError as error:  # its note stays, and with it what the catalog has of the version
+            self._database.odd_rows.note(error)
+            return
         if found is None:
             return  # see `_delete_versions`
         self._wait(window, 2 * _WORKERS)

@@ -7,29 +7,38 @@ have the value that they were introduced with. Nothing is written.
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import inspect, text
 
+from backyfs import values
 from backyfs.errors import DatabaseError
 from backyfs.geometry import block_count, block_length
-from backyfs.metadata.backy2_values import created_at_of, digits_of, number_of, parse_time, shown, text_of, unix_time_of
+from backyfs.metadata.backy2_values import (
+    created_at_of,
+    digits_of,
+    kept,
+    name_of,
+    number_of,
+    parse_time,
+    text_of,
+    unix_time_of,
+)
 from backyfs.model import BlobRecord, BlobUid, BlockIndex, StatisticsRecord, VersionRecord, VersionStatus, VersionUid
+from backyfs.values import is_right, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Connection
 
-_BLOB_UID = re.compile("[0-9A-Za-z]{5,32}")  # it becomes a path in the storage
 _BATCH = 512
 _BLOCK_COLUMNS = ("uid", "id", "checksum", "size", "valid", "enc_version", "enc_envkey")
 
 _WRAPPED_KEY_BYTES = 40  # a key of 32 bytes, RFC 3394
-_VERSION_UID = re.compile("[0-9A-Za-z-]{1,36}")  # it becomes a path in the catalog
+_NO_UID = VersionUid("unknown")  # of statistics, where that column has something else
 _LARGEST_ID = (1 << 63) - 1  # SQLite orders text and bytes after all numbers
 # Fields of statistics, and their columns.
 _STATISTICS = {
@@ -86,9 +95,6 @@ class Backy2Database:
         self.is_aside = bool(prefix)
         self._connection = connection
         self._block_size = block_size
-        if connection.dialect.name == "sqlite":
-            raw: Any = connection.connection.dbapi_connection
-            raw.text_factory = _text_or_bytes
         inspector = inspect(connection)
         self._columns = {
             name: {column["name"] for column in inspector.get_columns(prefix + name)}
@@ -147,8 +153,8 @@ class Backy2Database:
             record=VersionRecord(
                 uid=uid,
                 created_at=created_at_of(uid, _time_or_none(uid, row["date"])),
-                name=text_of(row["name"]),
-                snapshot_name=text_of(row.get("snapshot_name")),
+                name=name_of(row["name"]),
+                snapshot_name=name_of(row.get("snapshot_name")),
                 size_bytes=size_bytes,
                 status=status,
                 protected=number_of(row.get("protected") or 0) != 0,  # what is no number protects as well
@@ -174,8 +180,8 @@ class Backy2Database:
         """Yield the blocks of a version with numbers [start, stop), those that have rows, in order."""
         result = self._connection.execute(self._blocks_query, {"uid": uid, "start": start, "stop": stop})
         names = tuple(result.keys())
-        for values in result:
-            yield _block(dict(zip(names, values, strict=True)))
+        for row in result:
+            yield _block(dict(zip(names, row, strict=True)))
 
     def fits(self, version: Backy2Version, block: Backy2Block) -> bool:
         """Tell whether a row can be the block that its number says: a hole can, a blob by its size and name."""
@@ -209,8 +215,8 @@ class Backy2Database:
         )
         while rows := self._rows(query, id=last[0], uid=last[1]):
             for row in rows:
-                if isinstance(row.uid, str) and _BLOB_UID.fullmatch(row.uid):
-                    yield BlobUid(row.uid), max(number_of(row.size) or 0, 0), unix_time_of(row.time)
+                if is_right(values.BLOB_UID, row.uid):
+                    yield BlobUid(row.uid), kept(values.BLOB_SIZE, number_of(row.size), 0), unix_time_of(row.time)
             last = (rows[-1].id, rows[-1].uid)
 
     def statistics(self) -> Iterator[StatisticsRecord]:
@@ -253,7 +259,7 @@ class Backy2Database:
             DatabaseError: a row has another thing there.
         """
         for row in self._version_rows():
-            if not isinstance(row["uid"], str) or not _VERSION_UID.fullmatch(row["uid"]):
+            if not is_right(values.VERSION_UID, row["uid"]):
                 raise _unusable(row, "uid", "the uid of a version")
             for column in ("size", "size_bytes"):
                 number = number_of(row[column])
@@ -280,7 +286,7 @@ class Backy2Database:
     def sample_blob_uids(self, count: int) -> list[BlobUid]:
         """Return the uids of up to `count` blobs that blocks of versions name."""
         rows = self._rows(f"SELECT DISTINCT uid FROM {self._names['blocks']} WHERE uid <> '' LIMIT {int(count)}")  # noqa: S608
-        return [BlobUid(row.uid) for row in rows if isinstance(row.uid, str) and _BLOB_UID.fullmatch(row.uid)]
+        return [BlobUid(row.uid) for row in rows if is_right(values.BLOB_UID, row.uid)]
 
     def wrapped_key(self) -> bytes | None:
         """Return a wrapped data key, of the blocks inserted last; None: there is none."""
@@ -311,7 +317,7 @@ class Backy2Database:
         if "tags" not in self._columns:
             return ()
         rows = self._rows(f"SELECT name FROM {self._names['tags']} WHERE version_uid = :uid", uid=uid)  # noqa: S608
-        return tuple(sorted({text_of(row.name) for row in rows} - {""}))
+        return tuple(sorted({name_of(row.name) for row in rows} - {""}))
 
     def _time_in_utc(self) -> str:
         """Return an expression for the dates of statistics in UTC: the database made them, in its session's zone."""
@@ -339,14 +345,6 @@ def _unusable(row: Any, column: str, wanted: str) -> DatabaseError:
     )
 
 
-def _text_or_bytes(raw: bytes) -> str | bytes:
-    """Return what an SQLite file has as text; as bytes where it is not UTF-8."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw
-
-
 def _block(row: dict[str, Any]) -> Backy2Block:
     number, uid, size = row["id"], row["uid"], row["size"]
     if not isinstance(number, int):
@@ -357,18 +355,19 @@ def _block(row: dict[str, Any]) -> Backy2Block:
     wrapped_key = digits_of(row.get("enc_envkey"))
     if wrapped_key is not None and len(wrapped_key) != _WRAPPED_KEY_BYTES:
         wrapped_key = None
+    fingerprint = digits_of(row["checksum"])
     usable = (
-        isinstance(uid, str)
-        and _BLOB_UID.fullmatch(uid) is not None
-        and isinstance(size, int)
+        is_right(values.BLOB_UID, uid)
+        and is_right(values.BLOB_SIZE, size)
         and size > 0
+        and (fingerprint is None or is_right(values.FINGERPRINT, fingerprint))
         and (encryption_version == 0 or (encryption_version == 1 and wrapped_key is not None))
     )
     if not usable:
         return Backy2Block(number, None, number_of(size), usable=False)
     blob = BlobRecord(
         uid=uid,
-        fingerprint=digits_of(row["checksum"]),
+        fingerprint=fingerprint,
         size=size,
         stored_size=None,
         encryption_version=encryption_version or 0,
@@ -381,8 +380,9 @@ def _block(row: dict[str, Any]) -> Backy2Block:
 def _time_or_none(uid: VersionUid, value: object) -> datetime | None:
     """Return a time; one that is none, as `0000-00-00`, is left out with a warning: no backup is lost for it."""
     try:
-        return parse_time(value)
-    except DatabaseError as error:
+        time = parse_time(value)
+        return None if time is None else values.EXPIRY.check(time)
+    except (DatabaseError, ValueError) as error:
         _log.warning("version %s: %s; it is left out", uid, error)
         return None
 
@@ -390,11 +390,12 @@ def _time_or_none(uid: VersionUid, value: object) -> datetime | None:
 def _statistics(row: Any) -> StatisticsRecord:
     """Return statistics. They only inform, so a value that is none counts as 0 and does not stop an upgrade."""
     uid = VersionUid(text_of(row["version_uid"]))
+    date = _time_or_none(uid, row["utc"])
     return StatisticsRecord(
-        created_at=_time_or_none(uid, row["utc"]) or datetime.fromtimestamp(0, UTC),
-        version_uid=uid,
-        version_name=text_of(row["version_name"]),
+        created_at=kept(values.DATE, date, datetime.fromtimestamp(0, UTC)),
+        version_uid=kept(values.VERSION_UID, uid, _NO_UID),
+        version_name=name_of(row["version_name"]),
         bytes_stored=None,
-        duration_s=number_of(row["duration_seconds"]) or 0,
-        **{field: number_of(row[column]) or 0 for field, column in _STATISTICS.items()},
+        duration_s=kept(values.DURATION, number_of(row["duration_seconds"]), 0),
+        **{field: kept(values.COUNT, number_of(row[column]), 0) for field, column in _STATISTICS.items()},
     )

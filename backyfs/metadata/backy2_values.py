@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, date, datetime, time, timedelta
+from typing import TYPE_CHECKING, Any
 
+from backyfs import values
 from backyfs.errors import DatabaseError
+from backyfs.model import NAME_LENGTH
+from backyfs.values import is_right
+
+if TYPE_CHECKING:
+    from backyfs.values import Rule
 
 _LARGEST = (1 << 63) - 1
-_SHOWN = 60  # characters of a value in a message
 _GREGORIAN_EPOCH = datetime(1582, 10, 15, tzinfo=UTC)  # of the times in uids, RFC 4122
 _ZONE_STEP = timedelta(minutes=15)
 _ZONE_LIMIT = timedelta(hours=14)
 _NEAR = timedelta(minutes=2)  # between making the uid and inserting the row
-
-
-def shown(value: object) -> str:
-    """Return a value as a message shows it."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def text_of(value: object) -> str:
@@ -29,6 +29,16 @@ def text_of(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
     return "" if value is None else str(value)
+
+
+def name_of(value: object) -> str:
+    """Return text as a name that every database can store."""
+    return text_of(value).replace("\0", "")[:NAME_LENGTH]
+
+
+def kept(rule: Rule, value: object, otherwise: Any) -> Any:
+    """Return a value that keeps a rule, and something else in place of one that does not."""
+    return value if is_right(rule, value) else otherwise
 
 
 def number_of(value: object) -> int | None:
@@ -55,9 +65,10 @@ def digits_of(value: object) -> bytes | None:
 def unix_time_of(value: object) -> datetime:
     """Return a time given in seconds since 1970; that year if it is none."""
     try:
-        return datetime.fromtimestamp(number_of(value) or 0, UTC)
+        time: datetime = values.DATE.check(datetime.fromtimestamp(number_of(value) or 0, UTC))
     except (ValueError, OverflowError, OSError):
         return datetime.fromtimestamp(0, UTC)
+    return time
 
 
 def parse_time(value: object) -> datetime | None:
@@ -84,12 +95,13 @@ def parse_time(value: object) -> datetime | None:
 
 
 def created_at_of(uid: str, found: datetime | None) -> datetime:
-    """Return the date of a version in UTC.
+    """Return the date of a version in UTC; one that cannot be counts as none.
 
     Before 2.10.6, databases other than SQLite made it in their own time zone. The uid is a UUID of version 1,
     which holds its own time in UTC: where both differ by a time zone, the uid is right.
     """
-    made = _time_of(uid)
+    made: datetime | None = kept(values.DATE, _time_of(uid), None)
+    found = kept(values.DATE, found, None)
     if found is None:
         return made or datetime.fromtimestamp(0, UTC)
     if made is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, func, insert, literal_column, select
 
 from backyfs.metadata.batches import batches
+from backyfs.metadata.oddrows import sound_rows
 from backyfs.metadata.tables import blob_refs, blobs
 from backyfs.model import Blob, BlobId, BlobRecord, BlobUid, SavedBlob
 
@@ -42,7 +43,6 @@ _ALL_FACTS = select(
     blobs.c.valid,
     blobs.c.doomed_at,
 )
-_FIND_BY_UID = _ALL_FACTS.where(blobs.c.uid.in_(bindparam("uids", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +129,7 @@ def find_by_uid(connection: Connection, uids: Iterable[BlobUid]) -> dict[BlobUid
     """Return those of these blobs that have rows, doomed ones as well."""
     found: dict[BlobUid, KnownBlob] = {}
     for batch in batches(uids):
-        for row in connection.execute(_FIND_BY_UID, {"uids": batch}):
+        for row in sound_rows(connection, _ALL_FACTS.where(blobs.c.uid.in_(batch)), blobs.c.id):
             known = KnownBlob(id=BlobId(row.id), doomed=row.doomed_at is not None, facts=_facts(row))
             found[known.facts.uid] = known
     return found
@@ -162,16 +162,16 @@ def sample_blob_uids(connection: Connection, count: int) -> list[BlobUid]:
 
 
 def load_blob_records(connection: Connection, ids: Iterable[BlobId]) -> dict[BlobId, BlobRecord]:
-    """Return all that is known of the blobs with these ids, as far as there are such rows."""
+    """Return all that is known of the blobs with these ids, as far as there are such rows; odd ones are left out."""
     found: dict[BlobId, BlobRecord] = {}
     for batch in batches(ids):
-        for row in connection.execute(_ALL_FACTS.where(blobs.c.id.in_(batch))):
+        for row in sound_rows(connection, _ALL_FACTS.where(blobs.c.id.in_(batch)), blobs.c.id):
             found[BlobId(row.id)] = _facts(row)
     return found
 
 
 def load_blobs(connection: Connection, ids: Iterable[BlobId]) -> dict[BlobId, Blob]:
-    """Return the blobs with these ids, as far as there are such rows."""
+    """Return the blobs with these ids, as far as there are such rows; odd ones are noted and left out."""
     found: dict[BlobId, Blob] = {}
     for batch in batches(ids):
         query = select(
@@ -182,7 +182,7 @@ def load_blobs(connection: Connection, ids: Iterable[BlobId]) -> dict[BlobId, Bl
             blobs.c.encryption_version,
             blobs.c.wrapped_key,
         ).where(blobs.c.id.in_(batch))
-        for row in connection.execute(query):
+        for row in sound_rows(connection, query, blobs.c.id):
             found[BlobId(row.id)] = Blob(
                 id=BlobId(row.id),
                 uid=BlobUid(row.uid),

@@ -17,13 +17,14 @@ import zstandard
 from blake3 import blake3
 from sqlalchemy import bindparam, func, insert, select, update
 
-from backyfs.errors import BackyfsError, DamagedPageError, VersionNotFoundError
+from backyfs.errors import BackyfsError, DamagedPageError, OddValueError, VersionNotFoundError
 from backyfs.geometry import PAGE_ENTRIES, page_count, page_length
 from backyfs.metadata.batches import batches
 from backyfs.metadata.catalog import note_removed_page, note_versions_with_page
 from backyfs.metadata.database import insert_row
 from backyfs.metadata.tables import blob_refs, pages, version_pages, versions
 from backyfs.model import BlobId, PageId, PageNumber, VersionStatus
+from backyfs.values import shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -67,6 +68,8 @@ def unpack(packed: bytes) -> Entries:
     Raises:
         DamagedPageError: the page is damaged.
     """
+    if not isinstance(packed, bytes):  # of SQLite it can be anything
+        raise DamagedPageError(f"a page of a block map is damaged: it is {shown(packed)}, which is not bytes")
     try:
         size = zstandard.frame_content_size(packed)
         if not 0 <= size <= PAGE_ENTRIES * 8 or size % 8:
@@ -195,13 +198,21 @@ def remove_unused_page(connection: Connection, page_id: PageId) -> bool:
 
 
 def list_pages(connection: Connection, version_id: VersionId) -> list[tuple[PageNumber, PageId]]:
-    """Return which pages a version has, in order."""
+    """Return which pages a version has, in order.
+
+    Raises:
+        OddValueError: a row has a value that cannot be.
+    """
     query = (
         select(version_pages.c.page_no, version_pages.c.page_id)
         .where(version_pages.c.version_id == version_id)
         .order_by(version_pages.c.page_no)
     )
-    return [(PageNumber(row.page_no), PageId(row.page_id)) for row in connection.execute(query)]
+    try:
+        return [(PageNumber(row.page_no), PageId(row.page_id)) for row in connection.execute(query)]
+    except OddValueError as error:  # without that page the version would have holes there
+        uid = connection.execute(select(versions.c.uid).where(versions.c.id == version_id)).scalar()
+        raise OddValueError(error.table, error.column, error.fact, f"a row of version {uid}") from None
 
 
 def load_page(connection: Connection, version_id: VersionId, page_no: PageNumber) -> Entries | None:

@@ -10,18 +10,23 @@ Pages say it themselves, by `published`. Their token is one for all: it changes 
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
+from types import NoneType
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import bindparam, delete, func, insert, literal, select, update
 
+from backyfs import values
 from backyfs.metadata.batches import batches
-from backyfs.metadata.tables import catalog_notes, pages, version_pages, versions
+from backyfs.metadata.oddrows import require_sound, sound_rows
+from backyfs.metadata.tables import blobs, catalog_notes, pages, version_pages, versions
+from backyfs.values import is_right
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from sqlalchemy import ColumnElement
 
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 
 
 _T = TypeVar("_T")
+_UIDS = re.compile("[0-9A-Za-z]{4,32}( [0-9A-Za-z]{4,32})*")  # of blobs, see values.BLOB_UID
 
 
 class NoteKind(StrEnum):
@@ -244,7 +250,7 @@ def unpublished_page(connection: Connection, page_id: PageId) -> str | None:
 
 def unpublished_pages(connection: Connection, after: PageId, count: int) -> list[PageRow]:
     """Return the next pages, by id, that versions have and the catalog lacks."""
-    rows = connection.execute(_UNPUBLISHED, {"last": after, "count": count})
+    rows = sound_rows(connection, _UNPUBLISHED.params(last=after, count=count), pages.c.id)
     return [PageRow(id=row.id, uid=row.uid, entries=row.entries) for row in rows]
 
 
@@ -267,7 +273,7 @@ def load_blob_columns(connection: Connection, blob_ids: Collection[int]) -> Blob
     if not rows:
         return NO_BLOBS
     ids, uids, fingerprints, sizes, stored_sizes, encryption_versions, wrapped_keys, valid = zip(*rows, strict=True)
-    return BlobColumns(
+    found = BlobColumns(
         ids=ids,
         uids=uids,
         fingerprints=fingerprints,
@@ -276,6 +282,36 @@ def load_blob_columns(connection: Connection, blob_ids: Collection[int]) -> Blob
         encryption_versions=encryption_versions,
         wrapped_keys=wrapped_keys,
         valid=valid,
+    )
+    if not _keep_the_rules(found):
+        for batch in batches(ids):
+            require_sound(connection, select(blobs).where(blobs.c.id.in_(batch)), blobs.c.id)
+    return found
+
+
+def _keep_the_rules(found: BlobColumns) -> bool:
+    """Tell whether all values are what they must be, by columns: one by one it would take as long as reading them."""
+    numbers: tuple[tuple[Sequence[int], values.Number], ...] = (
+        (found.sizes, values.BLOB_SIZE),
+        (found.encryption_versions, values.ENCRYPTION_VERSION),
+        ([size for size in found.stored_sizes if size is not None], values.SIZE),
+    )
+    contents = (
+        (found.fingerprints, values.FINGERPRINT),
+        (found.wrapped_keys, values.WRAPPED_KEY),
+    )
+    return (
+        set(map(type, found.uids)) == {str}
+        and _UIDS.fullmatch(" ".join(found.uids)) is not None
+        and all(
+            set(map(type, column)) <= {int} and all(is_right(rule, edge(column)) for edge in (min, max) if column)
+            for column, rule in numbers
+        )
+        and all(
+            set(map(type, column)) <= {bytes, NoneType} and max(map(len, filter(None, column)), default=0) <= rule.most
+            for column, rule in contents
+        )
+        and set(found.valid) <= {0, 1}
     )
 
 

@@ -18,8 +18,8 @@ from backyfs.metadata.batches import batches
 from backyfs.metadata.blobs import load_blobs
 from backyfs.metadata.blockmap import ABSENT, HOLE, list_pages, page_entries, unpack
 from backyfs.metadata.catalog import note_version, note_versions, unpublish_pages_with
+from backyfs.metadata.columns import UtcDateTime
 from backyfs.metadata.tables import (
-    UtcDateTime,
     blob_checks,
     blob_refs,
     blobs,
@@ -278,7 +278,8 @@ def damage_found_at(connection: Connection, version_id: VersionId) -> datetime |
 
 def was_valid(connection: Connection, version_id: VersionId) -> bool:
     """Tell whether a version was valid until damage was found in it."""
-    return damage_found_at(connection, version_id) is not None
+    query = select(damaged_versions.c.version_id).where(damaged_versions.c.version_id == version_id)
+    return connection.execute(query).first() is not None
 
 
 def insert_damage(connection: Connection, version_id: VersionId, found_at: datetime) -> None:

@@ -20,7 +20,6 @@ from backyfs.errors import (
     SchemaError,
     SchemaOutdatedError,
 )
-from backyfs.metadata.backy2_values import shown
 from backyfs.metadata.engines import (
     explain_encoding,
     explain_full,
@@ -31,8 +30,10 @@ from backyfs.metadata.engines import (
     show_url,
     sqlite_path,
 )
+from backyfs.metadata.oddrows import OPTION, OddRows
 from backyfs.metadata.revisions import HEAD, OURS, RECOVERING, Schema, SchemaState, read_schema
 from backyfs.metadata.room import keep_reserve, use_reserve
+from backyfs.values import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,6 +63,7 @@ class Database:
         self.precondition: Callable[[Connection], None] | None = None
         self.has_written = False  # something, by this object: the catalog may have to be told
         self.was_changed = False  # likewise; stays set when the catalog was told
+        self.odd_rows = OddRows()  # that were read and left out
 
     @property
     def engine(self) -> Engine:
@@ -129,7 +131,7 @@ class Database:
 
     @contextmanager
     def _transaction(self, options_of: dict[str, dict[str, str]]) -> Iterator[Connection]:
-        options: dict[str, Any] = dict(options_of.get(self.engine.dialect.name, {}))
+        options: dict[str, Any] = {**options_of.get(self.engine.dialect.name, {}), OPTION: self.odd_rows}
         with (
             mapped_errors(self.place),
             self.engine.connect().execution_options(**options) as connection,

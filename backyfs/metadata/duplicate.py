@@ -9,12 +9,13 @@ from sqlalchemy import insert, select, tuple_
 
 from backyfs.errors import DatabaseError
 from backyfs.metadata.database import continue_ids
+from backyfs.metadata.oddrows import require_sound
 from backyfs.metadata.tables import job_versions, jobs, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Column, Connection, Select, Table
 
 _ROWS = 512  # at a time
 _NOT_COPIED = (jobs, job_versions)  # commands that run now, on the other database
@@ -51,12 +52,18 @@ def _batches(connection: Connection, table: Table) -> Iterator[list[Any]]:
     """Yield all rows, ordered by primary key, so many at a time."""
     key = list(table.primary_key.columns)
     query = select(table).order_by(*key).limit(_ROWS)
-    rows = connection.execute(query).mappings().all()
+    rows = _rows(connection, query, key)
     while rows:
-        yield list(rows)
+        yield rows
         last = tuple(rows[-1][column.name] for column in key)
         # MariaDB finds the place by the first condition alone; it compares tuples with every row from the start.
-        rows = connection.execute(query.where(key[0] >= last[0], tuple_(*key) > last)).mappings().all()
+        rows = _rows(connection, query.where(key[0] >= last[0], tuple_(*key) > last), key)
+
+
+def _rows(connection: Connection, query: Select[Any], key: list[Column[Any]]) -> list[Any]:
+    if len(key) > 1:
+        return list(connection.execute(query).mappings())
+    return [row._mapping for row in require_sound(connection, query, key[0])]  # noqa: SLF001 - public in SQLAlchemy
 
 
 def _update(digest: blake3, rows: list[Any]) -> None:

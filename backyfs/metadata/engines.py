@@ -23,6 +23,7 @@ from backyfs.metadata.sqlite import (
     begin_reading,
     full_message,
     read_only_opener,
+    text_or_bytes,
 )
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def _options(url: URL) -> dict[str, Any]:
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.text_factory = text_or_bytes
     connection.isolation_level = None  # else sqlite3 commits behind our back, for one before every DDL
     if isinstance(connection, ReadingConnection):
         return  # the rest is for writers

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, select, update
 
-from backyfs.errors import IntegrityError, SchemaError
+from backyfs.errors import SchemaError
 from backyfs.metadata.catalog import note_repository
+from backyfs.metadata.oddrows import require_sound, sound_rows
 from backyfs.metadata.revisions import HEAD_RELEASE
 from backyfs.metadata.tables import key_slots, repository
 from backyfs.model import KeySlot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     from sqlalchemy import Column
 
     from backyfs.metadata.database import Connection
 
 _THE_ROW = 1
-_UID = re.compile("[0-9A-Za-z-]{1,36}")
-_MAX_BLOCK_SIZE = 1 << 31
-_MAX_KEY = 64  # bytes of a wrapped key, see metadata.tables
-_TAG_BYTES = 32
-_REMEDY = "restore the database from a copy, or run `backyfs recover` to rebuild it from the storage"
-_ODD_VALUES = (TypeError, ValueError, OverflowError, MemoryError)  # what SQLAlchemy raises for those of SQLite
+_SLOTS = select(key_slots).order_by(key_slots.c.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +58,10 @@ def load_identity(connection: Connection) -> Identity:
 
     Raises:
         SchemaError: the database has the tables and no repository.
-        IntegrityError: a value cannot be.
+        OddValueError: a value cannot be.
     """
     # By name: a copy before an upgrade is made of tables that may lack what later revisions have added.
     values = _read_row(connection, [repository.c[field.name] for field in fields(Identity)])
-    for name, value in values.items():
-        if not _is_possible(name, value):
-            raise _impossible(name, f"{value!r:.80}")
     return Identity(**values)
 
 
@@ -77,11 +69,9 @@ def load_key_date(connection: Connection) -> datetime | None:
     """Return when the repository got the key that it has; None: when it was made.
 
     Raises:
-        IntegrityError: the value cannot be.
+        OddValueError: the value cannot be.
     """
-    made_at = _read_row(connection, [repository.c.key_made_at])["key_made_at"]
-    if made_at is not None and not isinstance(made_at, datetime):
-        raise _impossible("key_made_at", f"{made_at!r:.80}")
+    made_at: datetime | None = _read_row(connection, [repository.c.key_made_at])["key_made_at"]
     return made_at
 
 
@@ -89,11 +79,9 @@ def load_identity_tag(connection: Connection) -> bytes | None:
     """Return the tag of the identity; None: it has none.
 
     Raises:
-        IntegrityError: the value cannot be.
+        OddValueError: the value cannot be.
     """
-    tag = _read_row(connection, [repository.c.identity_tag])["identity_tag"]
-    if tag is not None and not (isinstance(tag, bytes) and len(tag) == _TAG_BYTES):
-        raise _impossible("identity_tag", f"{tag!r:.80}")
+    tag: bytes | None = _read_row(connection, [repository.c.identity_tag])["identity_tag"]
     return tag
 
 
@@ -103,36 +91,10 @@ def save_identity_tag(connection: Connection, tag: bytes | None) -> None:
 
 
 def _read_row(connection: Connection, columns: list[Column[Any]]) -> dict[str, Any]:
-    try:
-        row = connection.execute(select(*columns).where(repository.c.id == _THE_ROW)).one_or_none()
-    except _ODD_VALUES as error:
-        if len(columns) == 1:
-            raise _impossible(columns[0].name, f"of another kind ({error})") from error
-        for column in columns:  # one of them raises again, and is named
-            _read_row(connection, [column])
-        raise
-    if row is None:
+    rows = require_sound(connection, select(*columns).where(repository.c.id == _THE_ROW), repository.c.id)
+    if not rows:
         raise SchemaError("the database has the tables of a repository and no repository; run `backyfs init` again")
-    return {column.name: value for column, value in zip(columns, row, strict=True)}
-
-
-def _is_possible(name: str, value: Any) -> bool:
-    match name:
-        case "uid":
-            return isinstance(value, str) and _UID.fullmatch(value) is not None
-        case "block_size":
-            return type(value) is int and 0 < value < _MAX_BLOCK_SIZE
-        case "wrapped_fingerprint_key":
-            return value is None or (isinstance(value, bytes) and len(value) <= _MAX_KEY)
-        case "created_at":
-            return isinstance(value, datetime)
-    return isinstance(value, str)
-
-
-def _impossible(column: str, value: str) -> IntegrityError:
-    return IntegrityError(
-        f"the repository's row in the database has an impossible {column}: {value}; {_REMEDY}"
-    )
+    return {column.name: value for column, value in zip(columns, rows[0], strict=True)}
 
 
 def save_key_date(connection: Connection, made_at: datetime) -> None:
@@ -169,11 +131,9 @@ def load_needed_release(connection: Connection) -> str:
     """Return the oldest release of backyfs that works with the repository.
 
     Raises:
-        IntegrityError: the value cannot be.
+        OddValueError: the value cannot be.
     """
-    release = _read_row(connection, [repository.c.needs_release])["needs_release"]
-    if not isinstance(release, str):
-        raise _impossible("needs_release", f"{release!r:.80}")
+    release: str = _read_row(connection, [repository.c.needs_release])["needs_release"]
     return release
 
 
@@ -236,27 +196,26 @@ def list_key_slots(connection: Connection) -> list[KeySlot]:
     """Return the key slots, the oldest first.
 
     Raises:
-        IntegrityError: a value in one cannot be.
+        OddValueError: a value in one cannot be.
     """
-    try:
-        found = [
-            KeySlot(
-                label=row.label,
-                kdf=row.kdf,
-                kdf_parameters=row.kdf_parameters,
-                key_check=row.key_check,
-                wrapped_key=row.wrapped_key,
-                created_at=row.created_at,
-            )
-            for row in connection.execute(select(key_slots).order_by(key_slots.c.id))
-        ]
-    except _ODD_VALUES as error:
-        raise IntegrityError(f"a key slot in the database has a value of another kind ({error}); {_REMEDY}") from error
-    for slot in found:
-        values: tuple[Any, ...] = (slot.label, slot.kdf, slot.kdf_parameters)
-        wrapped: tuple[Any, ...] = (slot.key_check, slot.wrapped_key)
-        if not all(isinstance(value, str) for value in values) or not all(
-            isinstance(value, bytes) and len(value) <= _MAX_KEY for value in wrapped
-        ):
-            raise IntegrityError(f"key slot {slot.label!r:.80} in the database has an impossible value; {_REMEDY}")
-    return found
+    return [_slot(row) for row in require_sound(connection, _SLOTS, key_slots.c.id)]
+
+
+def sound_key_slots(connection: Connection) -> list[KeySlot]:
+    """Return the key slots that are not damaged; the others are noted: one is enough to open the repository.
+
+    Raises:
+        OddValueError: all are damaged. The repository is encrypted, and must not look as if it were not.
+    """
+    return [_slot(row) for row in sound_rows(connection, _SLOTS, key_slots.c.id)] or list_key_slots(connection)
+
+
+def _slot(row: Any) -> KeySlot:
+    return KeySlot(
+        label=row.label,
+        kdf=row.kdf,
+        kdf_parameters=row.kdf_parameters,
+        key_check=row.key_check,
+        wrapped_key=row.wrapped_key,
+        created_at=row.created_at,
+    )

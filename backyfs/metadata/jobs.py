@@ -18,10 +18,12 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from backyfs.errors import VersionNotFoundError
+from backyfs.metadata.columns import UtcDateTime
 from backyfs.metadata.database import insert_row
+from backyfs.metadata.oddrows import odd_ids, sound_rows
 from backyfs.metadata.processes import Process, has_ended, this_process
 from backyfs.metadata.removal import lock_version
-from backyfs.metadata.tables import UtcDateTime, job_versions, jobs, versions
+from backyfs.metadata.tables import job_versions, jobs, versions
 from backyfs.model import JobId, VersionUid
 
 if TYPE_CHECKING:
@@ -140,7 +142,7 @@ def list_live_jobs(connection: Connection, observer: Process) -> list[Job]:
     """
     now = database_time(connection)
     query = select(*_SINCE_THE_FIRST).order_by(jobs.c.id)
-    rows = [row for row in connection.execute(query) if not _has_ended(row, observer)]
+    rows = [row for row in sound_rows(connection, query, jobs.c.id) if not _has_ended(row, observer)]
     held = _held_versions(connection) if rows else {}
     return [
         Job(
@@ -167,15 +169,15 @@ def silent_jobs(connection: Connection, observer: Process) -> dict[JobId, dateti
     query = select(*_SINCE_THE_FIRST).where(
         or_(jobs.c.heartbeat_at < now - limit, jobs.c.heartbeat_at > now + limit)
     )
-    return {
-        JobId(row.id): row.heartbeat_at for row in connection.execute(query) if not _has_ended(row, observer)
-    }
+    rows = sound_rows(connection, query, jobs.c.id)
+    return {JobId(row.id): row.heartbeat_at for row in rows if not _has_ended(row, observer)}
 
 
 def remove_silent(connection: Connection, silent: Mapping[JobId, datetime]) -> list[JobId]:
     """Remove those of these jobs that were not heard of since; return them. To be called in a write transaction."""
     query = select(jobs.c.id, jobs.c.heartbeat_at).where(jobs.c.id.in_(list(silent)))
-    dead = [JobId(row.id) for row in connection.execute(query) if row.heartbeat_at == silent[JobId(row.id)]]
+    rows = sound_rows(connection, query, jobs.c.id)
+    dead = [JobId(row.id) for row in rows if row.heartbeat_at == silent[JobId(row.id)]]
     for job_id in dead:
         remove_job(connection, job_id)
     return dead
@@ -248,12 +250,15 @@ def remove_job(connection: Connection, job_id: JobId) -> None:
 def _held_versions(connection: Connection) -> dict[int, list[VersionUid]]:
     held: dict[int, list[VersionUid]] = {}
     query = select(job_versions.c.job_id, versions.c.uid).join(versions).order_by(job_versions.c.version_id)
-    for row in connection.execute(query):
+    for row in sound_rows(connection, query, versions.c.id):
         held.setdefault(row.job_id, []).append(VersionUid(row.uid))
     return held
 
 
 def _remove_ended(connection: Connection, observer: Process) -> None:
+    # Whether one with a damaged row has ended, nobody can tell. If it has not, it finds its row gone and stops.
+    for job_id in odd_ids(connection, select(*_SINCE_THE_FIRST), jobs.c.id):
+        remove_job(connection, JobId(job_id))
     for row in connection.execute(select(*_SINCE_THE_FIRST).where(jobs.c.scope == observer.scope)).all():
         if _has_ended(row, observer):
             remove_job(connection, JobId(row.id))

@@ -171,6 +171,14 @@ def read_only_opener(path: str) -> Callable[[], sqlite3.Connection]:
     return lambda: _connect(place, uri=True)
 
 
+def text_or_bytes(raw: bytes) -> str | bytes:
+    """Return what a file has as text; as bytes where it is not UTF-8, so that the rule of the column refuses it."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
 def _connect(place: str, **options: Any) -> sqlite3.Connection:
     timeout_s = CHECK_PATIENCE_MS / 1000
     connection: sqlite3.Connection = sqlite3.connect(place, timeout=timeout_s, check_same_thread=False, **options)

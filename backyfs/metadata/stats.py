@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, insert, select
 
 from backyfs.metadata.batches import batches
+from backyfs.metadata.oddrows import sound_rows
 from backyfs.metadata.tables import stats
 from backyfs.model import StatisticsRecord, VersionUid
 
@@ -101,5 +102,5 @@ def _query() -> Select[tuple[Any, ...]]:
 
 def _newest(connection: Connection, query: Select[tuple[Any, ...]], limit: int | None) -> list[StatisticsRecord]:
     """Return the first rows of a query, the newest, in the opposite order."""
-    rows = connection.execute(query if limit is None else query.limit(limit)).all()
+    rows = sound_rows(connection, query if limit is None else query.limit(limit), stats.c.id)
     return [StatisticsRecord(**row._mapping) for row in reversed(rows)]  # noqa: SLF001 - public in SQLAlchemy

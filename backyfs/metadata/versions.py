@@ -15,6 +15,7 @@ from backyfs.metadata.batches import batches
 from backyfs.metadata.catalog import note_listing, note_version
 from backyfs.metadata.damage import measure_damage
 from backyfs.metadata.database import insert_row
+from backyfs.metadata.oddrows import require_sound, sound_rows
 from backyfs.metadata.tables import blobs, tags, versions
 from backyfs.model import CLOCK_TOLERANCE, Version, VersionId, VersionRecord, VersionStatus, VersionUid
 
@@ -106,16 +107,19 @@ def add_tags(connection: Connection, version_id: VersionId, names: Iterable[str]
 
 
 def list_versions(connection: Connection, *, name: str | None = None) -> list[Version]:
-    """Return all versions, or those of one name, ordered by name and date. Two queries in all."""
+    """Return all versions, or those of one name, ordered by name and date. Two queries in all.
+
+    A version or tag whose row is damaged is left out and noted, see `oddrows`.
+    """
     query = select(versions).order_by(versions.c.name, versions.c.created_at, versions.c.id)
     tag_query = select(tags.c.version_id, tags.c.name).order_by(tags.c.name)
     if name is not None:
         query = query.where(versions.c.name == name)
         tag_query = tag_query.join(versions).where(versions.c.name == name)
     names: dict[int, list[str]] = {}
-    for row in connection.execute(tag_query):
+    for row in sound_rows(connection, tag_query, tags.c.id):
         names.setdefault(row.version_id, []).append(row.name)
-    return [_version(row, names.get(row.id, ())) for row in connection.execute(query)]
+    return [_version(row, names.get(row.id, ())) for row in sound_rows(connection, query, versions.c.id)]
 
 
 def picture(connection: Connection) -> object:
@@ -247,9 +251,9 @@ def _query(connection: Connection, condition: ColumnElement[bool], *, limit: int
         .order_by(versions.c.created_at.desc(), versions.c.id.desc())
         .limit(limit)
     )
-    for row in connection.execute(query).all():
-        names = connection.execute(select(tags.c.name).where(tags.c.version_id == row.id).order_by(tags.c.name))
-        yield _version(row, names.scalars())
+    for row in require_sound(connection, query, versions.c.id):
+        named = select(tags.c.name).where(tags.c.version_id == row.id).order_by(tags.c.name)
+        yield _version(row, [tag.name for tag in sound_rows(connection, named, tags.c.id)])
 
 
 def _version(row: Row[tuple[object, ...]], names: Iterable[str]) -> Version:

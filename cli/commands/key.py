@@ -54,6 +54,7 @@ def list_(invocation: Invocation) -> None:
 
     with open_database(invocation.load_config()) as database:
         slots = read_slots(database)
+        invocation.note_odd_rows(database)
     print_rows(invocation, [_row(slot) for slot in slots], _COLUMNS)
 
 
@@ -65,6 +66,7 @@ def check(invocation: Invocation) -> None:
 
     with open_database(invocation.load_config()) as database:
         slot = check_key(database, _sources(invocation))
+        invocation.note_odd_rows(database)
     _tell(invocation, slot, "The configuration opens slot")
 
 

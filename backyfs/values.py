@@ -1,0 +1,193 @@
+"""What values must look like, wherever they come from: rows, objects of the catalog, exports.
+
+Pure. Nothing that was stored is trusted: anyone who can write to the database or the storage can have put anything
+there. So there is one rule for each kind of value, and every border applies it: the columns of `metadata.tables`, the
+objects of `catalog`, and both formats that `import` reads.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from backyfs.model import NAME_LENGTH, VersionStatus
+
+if TYPE_CHECKING:
+    from enum import StrEnum
+
+_SHOWN = 60  # characters of a value in a message
+
+
+class Rule(Protocol):
+    """What one kind of value must look like."""
+
+    def check(self, value: Any) -> Any:
+        """Return a value that keeps the rule.
+
+        Raises:
+            ValueError: it breaks the rule; the text says what was expected.
+        """
+        ...
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: printable, and short however long the value is."""
+    if isinstance(value, int) and value.bit_length() > 4 * _SHOWN:  # Python refuses to print numbers of many digits
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value[: _SHOWN + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def is_right(rule: Rule, value: object) -> bool:
+    """Tell whether a value keeps a rule."""
+    try:
+        rule.check(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _wrong(value: object, expected: str) -> ValueError:
+    return ValueError(f"{shown(value)}, which is not {expected}")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text of bounded length that every database can store. `form` must match all of it."""
+
+    most: int
+    form: re.Pattern[str] | None = None
+    kind: str = "text"
+
+    def check(self, value: Any) -> str:
+        """Return text that keeps the rule."""
+        if isinstance(value, str) and len(value) <= self.most and "\0" not in value and self._has_form(value):
+            return value
+        of = "" if self.form is None else f" of the form {self.form.pattern}"
+        raise _wrong(value, f"{self.kind} of up to {self.most} characters{of}")
+
+    def _has_form(self, value: str) -> bool:
+        if self.form is not None:
+            return self.form.fullmatch(value) is not None
+        return value.isascii() or not _SURROGATE.search(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A whole number in [least, below)."""
+
+    least: int
+    below: int
+
+    def check(self, value: Any) -> int:
+        """Return a number that keeps the rule; a bool is not one."""
+        if type(value) is int and self.least <= value < self.below:
+            return value
+        raise _wrong(value, f"a number from {self.least} to {self.below - 1}")
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """A duration."""
+
+    def check(self, value: Any) -> float:
+        """Return a duration that keeps the rule."""
+        if type(value) in (int, float) and math.isfinite(value) and 0 <= value < _MOST_SECONDS:
+            return float(value)
+        raise _wrong(value, "a duration in seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """True or false."""
+
+    def check(self, value: Any) -> bool:
+        """Return a bool."""
+        if isinstance(value, bool):
+            return value
+        raise _wrong(value, "true or false")
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Bytes of bounded length."""
+
+    least: int
+    most: int
+
+    def check(self, value: Any) -> bytes:
+        """Return bytes that keep the rule."""
+        if isinstance(value, bytes) and self.least <= len(value) <= self.most:
+            return value
+        length = f"{self.most}" if self.least == self.most else f"{self.least} to {self.most}"
+        raise _wrong(value, f"{length} bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """An aware time, in years [first, below)."""
+
+    first: int
+    below: int
+
+    def check(self, value: Any) -> datetime:
+        """Return a time that keeps the rule, in UTC."""
+        if isinstance(value, datetime) and value.tzinfo is not None:
+            try:
+                found: datetime = value.astimezone(UTC)
+            except OverflowError:
+                raise _wrong(value, "a time") from None
+            if self.first <= found.year < self.below:
+                return found
+        raise _wrong(value, f"a time in the years {self.first} to {self.below - 1}")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the values of an enumeration."""
+
+    kind: type[StrEnum]
+
+    def check(self, value: Any) -> str:
+        """Return text that is one of them."""
+        if isinstance(value, str) and any(value == one.value for one in self.kind):
+            return value
+        raise _wrong(value, f"one of {', '.join(one.value for one in self.kind)}")
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can name them; they are not characters
+_MOST_SECONDS = 1e15
+_MOST_COUNT = 1 << 63
+
+VERSION_UID = Text(36, re.compile("[0-9A-Za-z-]+"), "a uid")  # names a directory, and an object of the catalog
+REPOSITORY_UID = VERSION_UID
+PAGE_UID = VERSION_UID
+BLOB_UID = Text(32, re.compile("[0-9A-Za-z]{4,}"), "the uid of a block")  # becomes a path
+NAME = Text(NAME_LENGTH)  # of a version, a snapshot, a tag
+LABEL = Text(255)         # of a key slot
+HASH_FUNCTION = Text(32)
+RELEASE = Text(32)
+KDF = Text(32)
+KDF_PARAMETERS = Text(1024)
+STATUS = Choice(VersionStatus)
+SIZE = Number(0, _MOST_COUNT)            # bytes of an image or object
+COUNT = Number(0, _MOST_COUNT)
+TOKEN = COUNT
+ROW_ID = Number(1, _MOST_COUNT)
+PID = Number(1, 1 << 31)
+BLOCK_SIZE = Number(1, 1 << 31)
+BLOB_SIZE = Number(0, 1 << 31)           # plain bytes; 0 where backy2 did not know it
+ENCRYPTION_VERSION = Number(0, 1 << 15)
+PAGE_NUMBER = Number(0, (1 << 31) - 1)
+FLAG = Flag()
+DURATION = Seconds()
+FINGERPRINT = Raw(1, 64)
+WRAPPED_KEY = Raw(0, 64)                 # empty where backy2 had an empty one
+FINGERPRINT_KEY = Raw(0, 64)
+IDENTITY_TAG = Raw(32, 32)
+KEY_CHECK = Raw(0, 16)
+DATE = Moment(1900, 9000)                # of something that happened: years can be added to it
+EXPIRY = Moment(1900, 10_000)            # may mean "never"
