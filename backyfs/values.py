@@ -164,7 +164,7 @@ _MOST_COUNT = 1 << 63
 
 VERSION_UID = Text(36, re.compile("[0-9A-Za-z-]+"), "a uid")  # names a directory, and an object of the catalog
 REPOSITORY_UID = VERSION_UID
-PAGE_UID = VERSION_UID
+PAGE_UID = Text(36, re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "the uid of a page")  # 16 bytes
 BLOB_UID = Text(32, re.compile("[0-9A-Za-z]{4,}"), "the uid of a block")  # becomes a path
 NAME = Text(NAME_LENGTH)  # of a version, a snapshot, a tag
 LABEL = Text(255)         # of a key slot

@@ -20,7 +20,7 @@ from backyfs.errors import BackyfsError, BlobMissingError, IntegrityError, Inter
 from backyfs.metadata.batches import batches
 from backyfs.metadata.blobs import load_blobs
 from backyfs.metadata.checks import record_checks, sample_blobs
-from backyfs.metadata.sizes import highest_blob_id
+from backyfs.metadata.idarray import highest_blob_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,7 +1,7 @@
 """How much space versions take, counted over the whole repository in one walk over its block maps.
 
 Columns mean what they mean in backy2; `stored_bytes` is ours. Memory: 20 bytes for each id that was ever given
-to a blob, or 12 without stored sizes, 32 MiB for pages, and 64 MiB for what changes from version to version;
+to a blob, or 12 without stored sizes (where few ids have rows it follows the rows instead, see `metadata.idarray`), 32 MiB for pages, and 64 MiB for what changes from version to version;
 more of that goes to a temporary file. A repository of 100 TiB with blocks of 4 MiB has 26 million blobs. A year of
 daily backups of 1 TiB that change 1 % at random, which is every page every day, was counted in 9 s with 50 MiB.
 """
@@ -12,20 +12,25 @@ import math
 import tempfile
 from array import array
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING
 
-from backyfs.errors import DatabaseError
-from backyfs.metadata.sizes import UNKNOWN, highest_blob_id, odd_sizes, stored_sizes, uids_of
+from backyfs.errors import DamagedPageError, DatabaseError, OddValueError
+from backyfs.metadata.blockmap import list_pages
+from backyfs.metadata.idarray import BlobIds
+from backyfs.metadata.oddrows import note_odd
+from backyfs.metadata.sizes import UNKNOWN, odd_sizes, stored_sizes, uids_of
 from backyfs.metadata.usage import blobs_of
 from backyfs.metadata.versions import list_versions
 from backyfs.metadata.walk import walk
 from backyfs.model import NoProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from backyfs.metadata.blockmap import Entries
     from backyfs.metadata.database import Connection
+    from backyfs.metadata.idarray import Numbers
     from backyfs.model import BlobUid, Progress, Version, VersionId
 
 _LOG_BYTES = 64 << 20
@@ -72,16 +77,54 @@ def space_of_versions(
     `object_size` tells the size of an object, where the database does not know it. Without it stored sizes are
     left out.
 
+    A version whose block map is damaged is left out.
+
     Raises:
-        DatabaseError: a block map is damaged or cannot be read.
+        DatabaseError: the database cannot be read.
         StorageError: the storage cannot say how large an object is.
     """
     versions = list_versions(connection)
-    uses = array("q", bytes(_ENTRY_BYTES * (highest_blob_id(connection) + 1)))
+    count = partial(
+        _space_of, connection, block_size, wanted=wanted, object_size=object_size, progress=progress or NoProgress()
+    )
+    try:
+        return count(versions)
+    except (OddValueError, DamagedPageError):
+        return count(_with_sound_maps(connection, versions))
+
+
+def _with_sound_maps(connection: Connection, versions: Iterable[Version]) -> list[Version]:
+    """Return the versions whose block maps can be read; the others are logged."""
+    sound = []
+    for version in versions:
+        try:
+            for _ in blobs_of(connection, version):
+                pass
+            list_pages(connection, version.id)
+        except OddValueError as error:
+            note_odd(connection, error)
+        except DamagedPageError as error:
+            note_odd(connection, OddValueError("pages", "entries", str(error), f"a page of version {version.uid}"))
+        else:
+            sound.append(version)
+    return sound
+
+
+def _space_of(
+    connection: Connection,
+    block_size: int,
+    versions: Sequence[Version],
+    *,
+    wanted: Collection[VersionId] | None,
+    object_size: Callable[[BlobUid], int | None] | None,
+    progress: Progress,
+) -> list[SpaceReport]:
+    ids = BlobIds(connection)
+    uses = ids.numbers("q")
     with tempfile.SpooledTemporaryFile(max_size=_LOG_BYTES) as log:
-        steps = _count_uses(connection, versions, block_size, uses, log, progress or NoProgress())
-        stored = None if object_size is None else stored_sizes(connection, uses, object_size)
-        space = _Space(uses, odd_sizes(connection, block_size), stored, block_size)
+        steps = _count_uses(connection, versions, block_size, uses, log, progress)
+        stored = None if object_size is None else stored_sizes(connection, ids, uses, object_size)
+        space = _Space(ids, uses, odd_sizes(connection, block_size), stored, block_size)
         log.seek(0)
         reports = []
         for step in steps:
@@ -98,7 +141,7 @@ def _count_uses(
     connection: Connection,
     versions: Sequence[Version],
     block_size: int,
-    uses: Entries,
+    uses: Numbers,
     log: IO[bytes],
     progress: Progress,
 ) -> list[_LoggedStep]:
@@ -134,7 +177,10 @@ def _read(log: IO[bytes], count: int) -> Entries:
 class _Space:
     """The sums of one version at a time, kept while blocks come and go."""
 
-    def __init__(self, uses: Entries, odd: dict[int, int], stored: Entries | None, block_size: int) -> None:
+    def __init__(
+        self, ids: BlobIds, uses: Numbers, odd: dict[int, int], stored: Numbers | None, block_size: int
+    ) -> None:
+        self._ids = ids
         self._uses = uses      # by blob: blocks of all versions
         self._odd = odd
         self._stored = stored
@@ -143,7 +189,7 @@ class _Space:
 
     def clear(self) -> None:
         """Begin with a version that has nothing."""
-        self._own = array("i", bytes(4 * len(self._uses)))  # by blob: blocks of this version
+        self._own = self._ids.numbers("i")  # by blob: blocks of this version
         self.shares: dict[int, int] = {}  # number of uses -> bytes of the version's blobs that have so many
         self.blobs = 0
         self.real = 0

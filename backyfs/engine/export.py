@@ -16,7 +16,7 @@ from backyfs.engine.blobset import BlobSet
 from backyfs.engine.export_format import ExportHeader, ExportWriter, PageRecord, RepositoryRecord, SharedPageRecord
 from backyfs.errors import UsageError, VersionNotFoundError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count
-from backyfs.metadata.blobs import load_blob_records, load_blobs
+from backyfs.metadata.blobs import require_blob_records, require_blobs
 from backyfs.metadata.blockmap import ABSENT, HOLE, list_pages, page_entries
 from backyfs.metadata.identity import list_key_slots, load_identity
 from backyfs.metadata.stats import list_statistics
@@ -68,7 +68,7 @@ def write_export(connection: Connection, chosen: Sequence[Version], file: Binary
             pages_written.add(page_id)
             blocks = block_count(version.size_bytes, block_size)
             entries = page_entries(connection, version, page_no, blocks)
-            records = load_blob_records(connection, {BlobId(entry) for entry in entries if entry > HOLE})
+            records = require_blob_records(connection, {BlobId(entry) for entry in entries if entry > HOLE})
             for blob_id, blob in records.items():
                 if blobs_written.add(blob_id):
                     writer.write(blob)
@@ -116,7 +116,7 @@ class _Translation:
                 "`backyfs migrate-encryption --all --to 1` first, or export without --format backy2"
             )
         if self.hash_function == BLAKE3:
-            block = load_block(self.repository.blocks, load_blobs(connection, [blob_id])[blob_id])
+            block = load_block(self.repository.blocks, require_blobs(connection, [blob_id])[blob_id])
             blob = replace(blob, fingerprint=hashlib.sha512(block).digest())
         if blob.wrapped_key is not None and self.wrapping_key is not None:
             data_key = self.repository.blocks.keyring.unwrap(blob.wrapped_key)
@@ -132,7 +132,7 @@ def _backy2_blocks(
         entries = page_entries(connection, version, PageNumber(page), blocks)
         records = {
             blob_id: translation.translate(connection, blob_id, blob)
-            for blob_id, blob in load_blob_records(
+            for blob_id, blob in require_blob_records(
                 connection, {BlobId(entry) for entry in entries if entry > HOLE}
             ).items()
         }

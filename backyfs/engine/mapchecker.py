@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from backyfs.errors import OddValueError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
 from backyfs.metadata.blockmap import ABSENT, list_pages, page_entries
 from backyfs.metadata.pagefacts import PageFacts, page_facts
@@ -52,7 +53,12 @@ def check_maps(repository: Repository, versions: Sequence[Version] | None, check
     for version in versions:
         check()
         with repository.database.read() as connection:  # at one time: versions are removed meanwhile
-            placed = list_pages(connection, version.id)
+            try:
+                placed = list_pages(connection, version.id)
+            except OddValueError as error:
+                whole = DamagedRange(start=0, stop=version.size_bytes, reason=str(error))
+                faults.ranges.append((version, whole))
+                continue
             new = {page_id for _, page_id in placed} - known.keys()
             known.update(page_facts(connection, new, repository.block_size))
             for page_no, page_id in placed:

@@ -26,12 +26,12 @@ from backyfs.catalog.place import require_catalog
 from backyfs.engine.blobset import BlobSet
 from backyfs.errors import CatalogError
 from backyfs.metadata.batches import batches
-from backyfs.metadata.blobs import find_by_uid
+from backyfs.metadata.blobs import find_sound_by_uid, known_uids, require_sound_uids
 from backyfs.metadata.catalog import NoteKind, catalog_key, existing_uids, read_notes
 from backyfs.metadata.garbage import LivingBlob, StoredOrphan, doom_orphans, living_blobs
+from backyfs.metadata.idarray import highest_blob_id
 from backyfs.metadata.identity import load_storage_state, note_storage_objects
 from backyfs.metadata.jobs import database_time, oldest_writer_s, this_process
-from backyfs.metadata.sizes import highest_blob_id
 from backyfs.model import BlobId
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class StorageListing:
         Raises:
             CatalogError: the storage is that of another repository, or its catalog has versions that the database
                 does not know: nothing was doomed.
+            OddValueError: a blob's row is damaged, so its object would look like an orphan: nothing was doomed.
             StorageError, DatabaseError: they fail.
         """
         self._require_same_repository()
@@ -94,6 +95,8 @@ class StorageListing:
             self._grace_s = math.inf
         found = Comparison(missing=array("q"))
         with self._database.read() as connection:
+            if doom:
+                require_sound_uids(connection)
             highest = highest_blob_id(connection)
         for batch in batches(self._storage.list_stored(self._prefix)):
             self._check()
@@ -118,12 +121,13 @@ class StorageListing:
 
     def _compare(self, batch: Sequence[StoredObject], found: Comparison, *, doom: bool) -> None:
         with self._database.read() as connection:
-            known = find_by_uid(connection, [stored.uid for stored in batch])
+            there = known_uids(connection, [stored.uid for stored in batch])
+            known = find_sound_by_uid(connection, there)
         for stored in batch:
             blob = known.get(stored.uid)
             if blob is not None and blob.facts.stored_size in {None, stored.size_bytes}:
                 self._seen.add(blob.id)
-        unknown = [stored for stored in batch if stored.uid not in known]
+        unknown = [stored for stored in batch if stored.uid not in there]
         if unknown:
             self._settle(unknown, found, doom=doom)
 
@@ -136,9 +140,8 @@ class StorageListing:
             if doom:
                 doomed = set(doom_orphans(connection, orphans, database_time(connection)))
             else:
-                doomed = {orphan.uid for orphan in orphans} - find_by_uid(
-                    connection, [orphan.uid for orphan in orphans]
-                ).keys()
+                uids = {orphan.uid for orphan in orphans}
+                doomed = uids - known_uids(connection, uids)
         found.orphans += len(doomed)
         found.orphan_bytes += sum(stored.size_bytes for stored in old if stored.uid in doomed)
         found.young_orphans += len(unknown) - len(old)

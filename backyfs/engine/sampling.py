@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from backyfs.blocks import load_block
 from backyfs.errors import HintsError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_position
-from backyfs.metadata.blobs import load_blobs
+from backyfs.metadata.blobs import require_blobs
 from backyfs.metadata.blockmap import HOLE, list_pages, page_entries
 from backyfs.model import BlobId, BlockIndex
 from backyfs.ranges import Ranges, ranges
@@ -140,7 +140,7 @@ class Sampling:
         if entry == HOLE:
             return None
         with self._repository.database.read() as connection:
-            return load_blobs(connection, [BlobId(entry)])[BlobId(entry)]
+            return require_blobs(connection, [BlobId(entry)])[BlobId(entry)]
 
     def _page(self, base: Version, page_no: PageNumber) -> array[int]:
         if page_no not in self._pages:

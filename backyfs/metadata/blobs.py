@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, func, insert, literal_column, select
 
+from backyfs.errors import IntegrityError
 from backyfs.metadata.batches import batches
-from backyfs.metadata.oddrows import sound_rows
+from backyfs.metadata.oddrows import require_sound, sound_rows
 from backyfs.metadata.tables import blob_refs, blobs
 from backyfs.model import Blob, BlobId, BlobRecord, BlobUid, SavedBlob
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable
     from datetime import datetime
 
     from backyfs.metadata.database import Connection
+
+_ROWS_AT_ONCE = 20_000
 
 # Made once: building it anew took longer than running it.
 _FIND = (
@@ -126,10 +129,25 @@ def insert_numbered_blobs(
 
 
 def find_by_uid(connection: Connection, uids: Iterable[BlobUid]) -> dict[BlobUid, KnownBlob]:
-    """Return those of these blobs that have rows, doomed ones as well."""
+    """Return those of these blobs that have rows, doomed ones as well.
+
+    Raises:
+        OddValueError: a row has a value that cannot be.
+    """
+    return _find_by_uid(connection, uids, require_sound)
+
+
+def find_sound_by_uid(connection: Connection, uids: Iterable[BlobUid]) -> dict[BlobUid, KnownBlob]:
+    """Return those of these blobs that have rows, doomed ones as well; damaged rows are noted and left out."""
+    return _find_by_uid(connection, uids, sound_rows)
+
+
+def _find_by_uid(
+    connection: Connection, uids: Iterable[BlobUid], read: Callable[[Connection, Any, Any], list[Any]]
+) -> dict[BlobUid, KnownBlob]:
     found: dict[BlobUid, KnownBlob] = {}
     for batch in batches(uids):
-        for row in sound_rows(connection, _ALL_FACTS.where(blobs.c.uid.in_(batch)), blobs.c.id):
+        for row in read(connection, _ALL_FACTS.where(blobs.c.uid.in_(batch)), blobs.c.id):
             known = KnownBlob(id=BlobId(row.id), doomed=row.doomed_at is not None, facts=_facts(row))
             found[known.facts.uid] = known
     return found
@@ -201,11 +219,62 @@ def find_moved(connection: Connection, blob: Blob) -> Blob | None:
     """
     row = connection.execute(select(blobs.c.uid, blobs.c.doomed_at).where(blobs.c.id == blob.id)).one_or_none()
     if row is not None and row.doomed_at is None:
-        return None if row.uid == blob.uid else load_blobs(connection, [blob.id])[blob.id]
+        return None if row.uid == blob.uid else load_blobs(connection, [blob.id]).get(blob.id)
     if blob.fingerprint is None:
         return None
     other = find_blobs(connection, [blob.fingerprint]).get(blob.fingerprint)
-    return None if other is None else load_blobs(connection, [other])[other]
+    return None if other is None else load_blobs(connection, [other]).get(other)
+
+
+def require_blobs(connection: Connection, ids: Collection[BlobId]) -> dict[BlobId, Blob]:
+    """Return the blobs with these ids.
+
+    Raises:
+        IntegrityError: one has no row, or a damaged one.
+    """
+    found = load_blobs(connection, ids)
+    _require_all(ids, found)
+    return found
+
+
+def require_blob_records(connection: Connection, ids: Collection[BlobId]) -> dict[BlobId, BlobRecord]:
+    """Return all that is known of the blobs with these ids.
+
+    Raises:
+        IntegrityError: one has no row, or a damaged one.
+    """
+    found = load_blob_records(connection, ids)
+    _require_all(ids, found)
+    return found
+
+
+def known_uids(connection: Connection, uids: Iterable[BlobUid]) -> set[BlobUid]:
+    """Return those of these uids that rows of blobs have, whatever else is in the rows."""
+    found: set[BlobUid] = set()
+    for batch in batches(uids):
+        found.update(connection.execute(select(blobs.c.uid).where(blobs.c.uid.in_(batch))).scalars())
+    return found
+
+
+def require_sound_uids(connection: Connection) -> None:
+    """Make sure that the uids of all blobs can be: an object whose row has another one would look like an orphan.
+
+    Raises:
+        OddValueError: one cannot.
+    """
+    query = select(blobs.c.id, blobs.c.uid).order_by(blobs.c.id).limit(_ROWS_AT_ONCE)
+    last = None
+    while rows := require_sound(connection, query if last is None else query.where(blobs.c.id > last), blobs.c.id):
+        last = rows[-1].id
+
+
+def _require_all(ids: Iterable[BlobId], found: Collection[BlobId]) -> None:
+    missing = next((blob_id for blob_id in ids if blob_id not in found), None)
+    if missing is not None:
+        raise IntegrityError(
+            f"a block map names blob number {missing}, which has no row in the database, or a damaged one; run "
+            "`backyfs scrub`, and see `backyfs recover`"
+        )
 
 
 def _begin_counting(connection: Connection, ids: Iterable[BlobId]) -> None:

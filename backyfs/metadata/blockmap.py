@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import zstandard
 from blake3 import blake3
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import bindparam, func, insert, literal, select, update
 
 from backyfs.errors import BackyfsError, DamagedPageError, OddValueError, VersionNotFoundError
 from backyfs.geometry import PAGE_ENTRIES, page_count, page_length
@@ -259,12 +259,29 @@ def page_entries(connection: Connection, version: Version, page_no: PageNumber, 
     if entries is None:
         if connection.execute(select(versions.c.id).where(versions.c.id == version.id)).first() is None:
             raise VersionNotFoundError(f"version {version.uid} was removed while it was being read")
+        _require_no_row(connection, version, page_no, page_count(blocks))
         return new_entries(length, ABSENT if version.status is VersionStatus.INCOMPLETE else HOLE)
     if len(entries) != length:
         raise DamagedPageError(
             f"page {page_no} of version {version.uid} has {len(entries)} entries instead of {length}"
         )
     return entries
+
+
+def _require_no_row(connection: Connection, version: Version, page_no: PageNumber, pages_: int) -> None:
+    """Make sure that a page has no row because it is holes, and not because its row is damaged.
+
+    Raises:
+        DamagedPageError: it has one, which names no page; or the version has a row with a number that is none of its.
+    """
+    of_version = version_pages.c.version_id == version.id
+    number = version_pages.c.page_no
+    for suspicious in (number == page_no, number < 0, number >= pages_, number.is_(None)):  # each is found by an index
+        if connection.execute(select(literal(1)).where(of_version, suspicious).limit(1)).first() is not None:
+            raise DamagedPageError(
+                f"a page of the block map of version {version.uid} is damaged: the table version_pages has a row of "
+                "that version that names no page of it"
+            )
 
 
 def references_add_up(connection: Connection) -> bool:

@@ -35,6 +35,11 @@ class OddRows(UserDict[str, OddValueError]):
             _log.error("%s", error)
 
 
+def note_odd(connection: Connection, error: OddValueError) -> None:
+    """Note an odd row that the caller leaves out."""
+    connection.get_execution_options().get(OPTION, OddRows()).note(error)
+
+
 def sound_rows(connection: Connection, query: Select[Any], key: Column[Any]) -> list[Row[Any]]:
     """Return the rows of a query in which every value can be; note the others.
 
@@ -81,7 +86,7 @@ def _sound(connection: Connection, query: Select[Any], key: Column[Any], ids: Se
         return _read(connection, query.where(key.in_(ids)), key)
     except OddValueError as error:
         if len(ids) == 1:
-            connection.get_execution_options().get(OPTION, OddRows()).note(_named(connection, error, key, ids[0]))
+            note_odd(connection, _named(connection, error, key, ids[0]))
             return []
     middle = len(ids) // 2
     return [

@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 from backyfs.errors import DamagedPageError
 from backyfs.metadata.batches import batches
 from backyfs.metadata.blockmap import ABSENT, HOLE, check_digest, unpack
+from backyfs.metadata.oddrows import sound_rows
 from backyfs.metadata.tables import blobs, pages
 from backyfs.model import BlobId, PageId
 
@@ -65,7 +66,7 @@ def _facts(connection: Connection, packed: bytes, digest: bytes, block_size: int
         usual = select(func.count()).select_from(blobs).where(living, blobs.c.size == block_size)
         if connection.execute(usual).scalar_one() != len(batch):
             columns = select(blobs.c.id, blobs.c.size, blobs.c.doomed_at).where(blobs.c.id.in_(batch))
-            rows = connection.execute(columns).all()
+            rows = sound_rows(connection, columns, blobs.c.id)
             sizes = {BlobId(row.id): row.size for row in rows}
             doomed.update(BlobId(row.id) for row in rows if row.doomed_at is not None)
             gone.update(set(batch) - sizes.keys())

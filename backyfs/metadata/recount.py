@@ -21,14 +21,15 @@ from sqlalchemy import delete, func, insert, select, update
 from backyfs.errors import DatabaseError
 from backyfs.metadata.batches import batches
 from backyfs.metadata.blockmap import HOLE, check_digest, unpack
-from backyfs.metadata.sizes import highest_blob_id
+from backyfs.metadata.idarray import BlobIds
 from backyfs.metadata.tables import blob_refs, blobs, pages, version_pages
 from backyfs.model import PageId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from backyfs.metadata.database import Connection
+    from backyfs.metadata.idarray import Numbers
 
 _PAGES_AT_ONCE = 64
 _ROWS_AT_ONCE = 20_000
@@ -42,7 +43,8 @@ _STATES = select(blobs.c.id, blobs.c.doomed_at.is_not(None).label("doomed"), blo
 class BlobUses:
     """How many pages contain each blob, by its id, and which pages were counted."""
 
-    counts: array[int]
+    ids: BlobIds
+    counts: Numbers
     counted: array[int]  # pages of the snapshot, in order
     beyond: dict[int, int] = field(default_factory=dict)   # blobs that had no row there: new ones, or none at all
     since: dict[int, Any] = field(default_factory=dict)  # pages that were made after it
@@ -50,14 +52,21 @@ class BlobUses:
 
     def of(self, blob_id: int) -> int:
         """Return how many pages contain a blob."""
-        return self.counts[blob_id] if blob_id < len(self.counts) else self.beyond.get(blob_id, 0)
+        try:
+            return self.counts[blob_id]
+        except IndexError:
+            return self.beyond.get(blob_id, 0)
 
     def add(self, blob_id: int, pages: int) -> None:
         """Count pages more, or less."""
-        if blob_id < len(self.counts):
+        try:
             self.counts[blob_id] += pages
-        else:
+        except IndexError:
             self.beyond[blob_id] = self.beyond.get(blob_id, 0) + pages
+
+    def without_row(self, start: int, stop: int) -> Iterator[int]:
+        """Yield the ids of [start, stop), where no row is, that pages name; `beyond` may have some of them."""
+        return iter(()) if self.ids.is_sparse else (blob_id for blob_id in range(start, stop) if self.counts[blob_id])
 
 
 def wrong_pages(connection: Connection) -> list[PageId]:
@@ -90,8 +99,8 @@ def count_uses(snapshot: Connection, check: Callable[[], None]) -> BlobUses:
     Raises:
         DatabaseError: a page is damaged: what it contains is not known, so nothing may be corrected.
     """
-    highest = highest_blob_id(snapshot)
-    uses = BlobUses(array("I", bytes(4 * (highest + 1))), array("q"))
+    ids = BlobIds(snapshot)
+    uses = BlobUses(ids, ids.numbers("I"), array("q"))
     query = select(pages.c.id, pages.c.entries, pages.c.digest).order_by(pages.c.id).limit(_PAGES_AT_ONCE)
     last = 0
     while batch := snapshot.execute(query.where(pages.c.id > last)).all():
@@ -134,7 +143,7 @@ def wrong_blobs(snapshot: Connection, uses: BlobUses) -> tuple[array[int], array
     query = _STATES.order_by(blobs.c.id).limit(_ROWS_AT_ONCE)
     while rows := snapshot.execute(query.where(blobs.c.id > last)).all():
         for row in rows:
-            lost.extend(blob_id for blob_id in range(last + 1, row.id) if uses.of(blob_id))
+            lost.extend(uses.without_row(last + 1, row.id))
             last = row.id
             if not _is_right(row, uses):
                 wrong.append(row.id)
