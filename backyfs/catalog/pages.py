@@ -19,7 +19,7 @@ from backyfs.model import BlobRecord, BlobUid
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from backyfs.metadata.catalog import BlobColumns
+    from backyfs.metadata.blobcolumns import BlobColumns
 
 # entries n (2) | blobs k (2)
 # n x entry (2): 0 a hole, 65535 never backed up, else the number of a blob from 1 on, in the order of the entries

@@ -1,9 +1,10 @@
 """How much space versions take, counted over the whole repository in one walk over its block maps.
 
 Columns mean what they mean in backy2; `stored_bytes` is ours. Memory: 20 bytes for each id that was ever given
-to a blob, or 12 without stored sizes (where few ids have rows it follows the rows instead, see `metadata.idarray`), 32 MiB for pages, and 64 MiB for what changes from version to version;
-more of that goes to a temporary file. A repository of 100 TiB with blocks of 4 MiB has 26 million blobs. A year of
-daily backups of 1 TiB that change 1 % at random, which is every page every day, was counted in 9 s with 50 MiB.
+to a blob, or 12 without stored sizes (where few ids have rows it follows the rows instead, see `metadata.idarray`),
+32 MiB for pages, and 64 MiB for what changes from version to version; more of that goes to a temporary file. A
+repository of 100 TiB with blocks of 4 MiB has 26 million blobs. A year of daily backups of 1 TiB that change 1 % at
+random, which is every page every day, was counted in 9 s with 50 MiB.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from backyfs.catalog.pages import pack_page
 from backyfs.catalog.place import catalog_key_check, require_catalog
 from backyfs.config import NullStorageConfig
 from backyfs.errors import CatalogError, StorageError
+from backyfs.metadata.blobcolumns import BlobColumns
 from backyfs.metadata.blockmap import HOLE
 from backyfs.metadata.catalog import (
-    BlobColumns,
     catalog_key,
     note_removed_page,
     page_token,

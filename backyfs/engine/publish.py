@@ -26,6 +26,7 @@ from backyfs.engine.catalogindex import write_index
 from backyfs.engine.window import Window
 from backyfs.errors import BackyfsError, InterruptedByUser, MissingKeyError, OddValueError
 from backyfs.geometry import PAGE_ENTRIES
+from backyfs.metadata.blobcolumns import load_blob_columns
 from backyfs.metadata.blobs import newest_wrapped_key
 from backyfs.metadata.blockmap import ABSENT, HOLE, unpack
 from backyfs.metadata.catalog import (
@@ -35,7 +36,6 @@ from backyfs.metadata.catalog import (
     count_unpublished_pages,
     existing_uids,
     has_notes,
-    load_blob_columns,
     page_token,
     page_uids,
     read_notes,
@@ -57,8 +57,9 @@ from backyfs.model import BlobId, NoProgress, PageId, VersionRecord, VersionStat
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from backyfs.metadata.blobcolumns import BlobColumns
     from backyfs.metadata.blockmap import Entries
-    from backyfs.metadata.catalog import BlobColumns, PageRow
+    from backyfs.metadata.catalog import PageRow
     from backyfs.metadata.database import Connection
     from backyfs.model import Progress, Version
     from backyfs.repository import Repository

@@ -14,28 +14,25 @@ import re
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
-from types import NoneType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete, func, insert, literal, select, update
+from sqlalchemy import bindparam, delete, func, insert, literal, or_, select, update
+from sqlalchemy.types import NullType
 
 from backyfs import values
+from backyfs.errors import OddValueError
 from backyfs.metadata.batches import batches
-from backyfs.metadata.oddrows import require_sound, sound_rows
-from backyfs.metadata.tables import blobs, catalog_notes, pages, version_pages, versions
+from backyfs.metadata.oddrows import note_odd, sound_rows
+from backyfs.metadata.tables import catalog_notes, pages, version_pages, versions
 from backyfs.values import is_right
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator
 
     from sqlalchemy import ColumnElement
 
     from backyfs.metadata.database import Connection
     from backyfs.model import BlobId, PageId, VersionId
-
-
-_T = TypeVar("_T")
-_UIDS = re.compile("[0-9A-Za-z]{4,32}( [0-9A-Za-z]{4,32})*")  # of blobs, see values.BLOB_UID
 
 
 class NoteKind(StrEnum):
@@ -49,6 +46,20 @@ class NoteKind(StrEnum):
     KEY = "key"                # the uid is the check value of the key that seals the catalog
     INDEX = "index"            # a version that came or went, or with no uid the repository: the index has to say so
     STATE = "index-state"      # what is known of the index, see metadata.catalogindex
+
+
+_NOTHING = values.Text(0)
+# What the uids of notes must look like.
+_RULES: dict[NoteKind, values.Rule] = {
+    NoteKind.REPOSITORY: _NOTHING,
+    NoteKind.VERSION: values.VERSION_UID,
+    NoteKind.PAGE: values.PAGE_UID,
+    NoteKind.BLOB: values.Text(19, re.compile("[0-9]+"), "the id of a blob"),
+    NoteKind.PAGES: _NOTHING,
+    NoteKind.KEY: values.Text(36),
+    NoteKind.INDEX: values.Text(36, re.compile("[0-9A-Za-z-]*"), "a uid, or nothing"),
+    NoteKind.STATE: values.Text(36, re.compile("([0-9a-f]{2})*"), "a digest"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,46 +79,6 @@ class PageRow:
     uid: str
     entries: bytes  # packed as in the database
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlobColumns:
-    """The rows of some blobs, by columns: a thousand objects take longer to make than to store."""
-
-    ids: tuple[int, ...]
-    uids: tuple[str, ...]
-    fingerprints: tuple[bytes | None, ...]
-    sizes: tuple[int, ...]
-    stored_sizes: tuple[int | None, ...]
-    encryption_versions: tuple[int, ...]
-    wrapped_keys: tuple[bytes | None, ...]
-    valid: tuple[bool, ...]
-
-    def in_order(self, ids: Iterable[int]) -> BlobColumns:
-        """Return the same rows in another order."""
-        places = {blob_id: place for place, blob_id in enumerate(self.ids)}
-        wanted = [places[blob_id] for blob_id in ids]
-        return BlobColumns(
-            ids=_pick(self.ids, wanted),
-            uids=_pick(self.uids, wanted),
-            fingerprints=_pick(self.fingerprints, wanted),
-            sizes=_pick(self.sizes, wanted),
-            stored_sizes=_pick(self.stored_sizes, wanted),
-            encryption_versions=_pick(self.encryption_versions, wanted),
-            wrapped_keys=_pick(self.wrapped_keys, wanted),
-            valid=_pick(self.valid, wanted),
-        )
-
-
-NO_BLOBS = BlobColumns(
-    ids=(),
-    uids=(),
-    fingerprints=(),
-    sizes=(),
-    stored_sizes=(),
-    encryption_versions=(),
-    wrapped_keys=(),
-    valid=(),
-)
 
 _UNPUBLISHED = (
     select(pages.c.id, pages.c.uid, pages.c.entries)
@@ -174,6 +145,7 @@ def unpublish_pages(connection: Connection, page_ids: Collection[PageId]) -> Non
 
 def unpublish_everything(connection: Connection) -> None:
     """Let the whole catalog be written anew. To be called in a write transaction."""
+    _drop_odd_notes(connection)
     connection.execute(update(pages).where(pages.c.published).values(published=False))
     _note(connection, NoteKind.PAGES, [""])
     _note_versions_where(connection, versions.c.id.is_not(None))
@@ -196,8 +168,35 @@ def read_notes(connection: Connection, kind: NoteKind, *, after: str | None = No
         query = query.where(catalog_notes.c.uid > after)
     if limit >= 0:
         query = query.limit(limit)
-    rows = connection.execute(query.order_by(catalog_notes.c.uid))
-    return [Note(kind=kind, uid=row.uid, token=row.token) for row in rows]
+    found = []
+    for row in connection.execute(query.order_by(catalog_notes.c.uid)):
+        try:
+            found.append(Note(kind=kind, uid=_RULES[kind].check(row.uid), token=values.TOKEN.check(row.token)))
+        except ValueError as error:
+            note_odd(connection, _odd_note(kind, error))
+    return found
+
+
+def _odd_note(kind: str, error: ValueError) -> OddValueError:
+    fact = f"{error}. What was to be written to the catalog is not known: `backyfs catalog push --all` writes all of it"
+    return OddValueError("catalog_notes", "uid or token", fact, f"a row of kind {kind}")
+
+
+def _drop_odd_notes(connection: Connection) -> None:
+    """Remove notes that say nothing, because all that they could say is done now."""
+    connection.execute(delete(catalog_notes).where(or_(
+        catalog_notes.c.kind.is_(None), catalog_notes.c.kind.not_in([kind.value for kind in NoteKind])
+    )))  # fmt: skip
+    for kind in NoteKind:
+        of_kind = catalog_notes.c.kind == kind.value
+        for row in connection.execute(select(catalog_notes.c.uid, catalog_notes.c.token).where(of_kind)).all():
+            if not (is_right(_RULES[kind], row.uid) and is_right(values.TOKEN, row.token)):
+                this = catalog_notes.c.uid.is_(None) if row.uid is None else catalog_notes.c.uid == _as_it_is(row.uid)
+                connection.execute(delete(catalog_notes).where(of_kind, this))
+
+
+def _as_it_is(value: object) -> ColumnElement[Any]:
+    return literal(value, NullType())  # whatever its type is, SQLite compares it as it is
 
 
 def settle_notes(connection: Connection, kind: NoteKind, done: Iterable[Note]) -> bool:
@@ -254,67 +253,6 @@ def unpublished_pages(connection: Connection, after: PageId, count: int) -> list
     return [PageRow(id=row.id, uid=row.uid, entries=row.entries) for row in rows]
 
 
-def load_blob_columns(connection: Connection, blob_ids: Collection[int]) -> BlobColumns:
-    """Return the rows of blobs, as far as there are such rows, by id."""
-    if not blob_ids:
-        return NO_BLOBS
-    # The numbers stand in the text, and the values come as the driver has them: a page took three times as long. Of a
-    # first backup they follow each other.
-    first, last = min(blob_ids), max(blob_ids)
-    is_range = last - first < 2 * len(blob_ids)
-    where = f"BETWEEN {first:d} AND {last:d}" if is_range else f"IN ({','.join(map(str, sorted(blob_ids)))})"
-    query = (
-        "SELECT id, uid, fingerprint, size, stored_size, encryption_version, wrapped_key, valid "  # noqa: S608
-        f"FROM blobs WHERE id {where} ORDER BY id"
-    )
-    rows = connection.exec_driver_sql(query).all()
-    if last - first >= len(blob_ids):
-        rows = [row for row in rows if row[0] in blob_ids]
-    if not rows:
-        return NO_BLOBS
-    ids, uids, fingerprints, sizes, stored_sizes, encryption_versions, wrapped_keys, valid = zip(*rows, strict=True)
-    found = BlobColumns(
-        ids=ids,
-        uids=uids,
-        fingerprints=fingerprints,
-        sizes=sizes,
-        stored_sizes=stored_sizes,
-        encryption_versions=encryption_versions,
-        wrapped_keys=wrapped_keys,
-        valid=valid,
-    )
-    if not _keep_the_rules(found):
-        for batch in batches(ids):
-            require_sound(connection, select(blobs).where(blobs.c.id.in_(batch)), blobs.c.id)
-    return found
-
-
-def _keep_the_rules(found: BlobColumns) -> bool:
-    """Tell whether all values are what they must be, by columns: one by one it would take as long as reading them."""
-    numbers: tuple[tuple[Sequence[int], values.Number], ...] = (
-        (found.sizes, values.BLOB_SIZE),
-        (found.encryption_versions, values.ENCRYPTION_VERSION),
-        ([size for size in found.stored_sizes if size is not None], values.SIZE),
-    )
-    contents = (
-        (found.fingerprints, values.FINGERPRINT),
-        (found.wrapped_keys, values.WRAPPED_KEY),
-    )
-    return (
-        set(map(type, found.uids)) == {str}
-        and _UIDS.fullmatch(" ".join(found.uids)) is not None
-        and all(
-            set(map(type, column)) <= {int} and all(is_right(rule, edge(column)) for edge in (min, max) if column)
-            for column, rule in numbers
-        )
-        and all(
-            set(map(type, column)) <= {bytes, NoneType} and max(map(len, filter(None, column)), default=0) <= rule.most
-            for column, rule in contents
-        )
-        and set(found.valid) <= {0, 1}
-    )
-
-
 def page_uids(connection: Connection, version_id: VersionId) -> Iterator[tuple[int, str]]:
     """Yield the pages of a version: number and uid, by number."""
     query = (
@@ -364,10 +302,6 @@ def pages_after(connection: Connection, last: PageId, count: int) -> list[PageRo
     query = select(pages.c.id, pages.c.uid, pages.c.entries).where(pages.c.refs > 0, pages.c.id > last)
     rows = connection.execute(query.order_by(pages.c.id).limit(count))
     return [PageRow(id=row.id, uid=row.uid, entries=row.entries) for row in rows]
-
-
-def _pick(column: tuple[_T, ...], places: Iterable[int]) -> tuple[_T, ...]:
-    return tuple(column[place] for place in places)
 
 
 def _note(connection: Connection, kind: NoteKind, uids: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, insert, select
 
 from backyfs.metadata.catalog import NoteKind, existing_uids, note_index, note_repository, read_notes
+from backyfs.metadata.oddrows import sound_rows
 from backyfs.metadata.tables import catalog_notes, versions
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def plan_index(connection: Connection, busy: Collection[str], least: int) -> Ind
     save_index_state(connection, state)
     notes = read_notes(connection, NoteKind.INDEX)
     not_durable = _not_durable(connection, [note.uid for note in notes], busy)
-    uids = connection.execute(select(versions.c.uid)).scalars()
+    uids = [row.uid for row in sound_rows(connection, select(versions.c.uid), versions.c.id)]
     return IndexPlan(
         state=state,
         versions=tuple(sorted(uid for uid in uids if uid not in not_durable)),

@@ -80,6 +80,7 @@ class TrueOrFalse(Stored):
     """A bool. SQLite and MariaDB store 0 and 1."""
 
     cache_ok = True
+    coerce_to_is_types = (type(None), bool)  # `IS false`, as with the types of SQLAlchemy
 
     def __init__(self) -> None:
         super().__init__(Boolean(), values.FLAG)
@@ -119,12 +120,12 @@ def uid(length: int, rule: Rule) -> Stored:
 
 
 def ordered(length: int) -> Stored:
-    """Make the type of a key of short text: compared and ordered by its bytes."""
+    """Make the type of a key of short text: compared and ordered by its bytes, and read as it is."""
     # As a uid, and PostgreSQL orders it by its bytes as the others do.
     exact = mysql.VARCHAR(length, charset="ascii", collation="ascii_bin")
     ordered = postgresql.VARCHAR(length, collation="C")
     kind = String(length).with_variant(exact, "mysql", "mariadb").with_variant(ordered, "postgresql")
-    return Stored(kind, values.Text(length))
+    return Stored(kind, None)
 
 
 def raw(length: int, rule: Rule | None) -> Stored:

@@ -78,7 +78,7 @@ catalog_notes = Table(
     metadata,
     Column("kind", ordered(16), primary_key=True),
     Column("uid", ordered(36), primary_key=True),
-    Column("token", large(values.TOKEN), nullable=False),  # random: another one, and it has changed
+    Column("token", large(None), nullable=False),  # random: another one, and it has changed
 )
 
 key_slots = Table(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import select, update
 
+from backyfs.metadata.blobcolumns import load_blob_columns
 from backyfs.metadata.blobs import find_by_uid, insert_blobs, load_blobs
 from backyfs.metadata.blockmap import HOLE, commit_page, new_entries, replace_blobs
 from backyfs.metadata.catalog import (
@@ -15,7 +16,6 @@ from backyfs.metadata.catalog import (
     catalog_key,
     existing_uids,
     has_notes,
-    load_blob_columns,
     note_index,
     note_repository,
     page_token,
