@@ -192,8 +192,8 @@ class OddValueError(IntegrityError):
         self.row = row    # which one, as far as that is known
         place = f"table {table}, {row}" if row else f"table {table}"
         super().__init__(
-            f"the database is damaged: {place} has an impossible {column}: {fact}; correct the row, restore the database "
-            "from a copy, or run `backyfs recover` to rebuild it from the storage"
+            f"the database is damaged: {place} has an impossible {column}: {fact}; correct the row, restore the "
+            "database from a copy, or run `backyfs recover` to rebuild it from the storage"
         )
 
 

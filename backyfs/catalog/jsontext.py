@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_MAX_NUMBER = 1 << 63
+from backyfs import values
+
+if TYPE_CHECKING:
+    from backyfs.values import Raw, Rule
 
 
 def write_json(value: dict[str, Any]) -> bytes:
     """Return a dict with texts, numbers, times, bytes and lists of them as JSON."""
     return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _checked(name: str, rule: Rule, value: Any) -> Any:
+    try:
+        return rule.check(value)
+    except ValueError as error:
+        raise ValueError(f"{name} is {error}") from error
 
 
 def _plain(value: Any) -> Any:
@@ -52,65 +62,40 @@ class Fields:
         """Tell whether there is such a field."""
         return name in self._value
 
-    def text(self, name: str, max_length: int) -> str:
-        """Return a text of at most so many characters, all of them such as databases take."""
-        value = self._get(name)
-        if not isinstance(value, str) or len(value) > max_length or "\0" in value:
-            raise ValueError(f"{name} is no text of up to {max_length} characters")
-        value.encode()  # JSON can name characters that are none: UnicodeEncodeError is a ValueError
-        return value
+    def value(self, name: str, rule: Rule) -> Any:
+        """Return a text, a number, or true or false, that keeps a rule."""
+        return _checked(name, rule, self._get(name))
 
-    def number(self, name: str, below: int = _MAX_NUMBER) -> int:
-        """Return a number from 0 on."""
-        value = self._get(name)
-        if type(value) is not int or not 0 <= value < below:
-            raise ValueError(f"{name} is no number below {below}")
-        return value
-
-    def optional_number(self, name: str) -> int | None:
+    def optional_number(self, name: str, rule: Rule) -> int | None:
         """Return a number, or None."""
-        return None if self._get(name) is None else self.number(name)
+        return None if self._get(name) is None else self.value(name, rule)
 
-    def seconds(self, name: str) -> float:
-        """Return a duration."""
-        value = self._get(name)
-        if type(value) not in (int, float) or not 0 <= value < 1e15:
-            raise ValueError(f"{name} is no duration")
-        return float(value)
-
-    def flag(self, name: str) -> bool:
-        """Return true or false."""
-        value = self._get(name)
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} is neither true nor false")  # noqa: TRY004
-        return value
-
-    def time(self, name: str) -> datetime:
+    def time(self, name: str, rule: Rule = values.DATE) -> datetime:
         """Return a time."""
         value = self._get(name)
         time = datetime.fromisoformat(value if isinstance(value, str) else "")
         if time.tzinfo is None:
             raise ValueError(f"{name} is a time of no zone")
-        try:
-            return time.astimezone(UTC)
-        except OverflowError as error:
-            raise ValueError(f"{name} is no time") from error
+        return _checked(name, rule, time)  # type: ignore[no-any-return]
 
-    def optional_time(self, name: str) -> datetime | None:
+    def optional_time(self, name: str, rule: Rule = values.DATE) -> datetime | None:
         """Return a time, or None."""
-        return None if self._get(name) is None else self.time(name)
+        return None if self._get(name) is None else self.time(name, rule)
 
-    def raw(self, name: str, max_bytes: int) -> bytes:
+    def raw(self, name: str, rule: Raw) -> bytes:
         """Return bytes that stand as hexadecimal digits."""
-        return bytes.fromhex(self.text(name, 2 * max_bytes))
+        digits = self._get(name)
+        if not isinstance(digits, str) or len(digits) > 2 * rule.most:
+            raise ValueError(f"{name} is {values.shown(digits)}, which is not up to {rule.most} bytes as digits")
+        return _checked(name, rule, bytes.fromhex(digits))  # type: ignore[no-any-return]
 
-    def optional_raw(self, name: str, max_bytes: int) -> bytes | None:
+    def optional_raw(self, name: str, rule: Raw) -> bytes | None:
         """Return bytes, or None."""
-        return None if self._get(name) is None else self.raw(name, max_bytes)
+        return None if self._get(name) is None else self.raw(name, rule)
 
-    def texts(self, name: str, max_length: int) -> tuple[str, ...]:
+    def texts(self, name: str, rule: Rule) -> tuple[str, ...]:
         """Return a list of texts."""
-        return tuple(Fields({"": value}).text("", max_length) for value in self._list(name))
+        return tuple(_checked(name, rule, value) for value in self._list(name))
 
     def objects(self, name: str) -> tuple[Fields, ...]:
         """Return a list of JSON objects."""

@@ -5,7 +5,6 @@ Each is bound to its name, its kind and the repository's uid: none can be put in
 
 from __future__ import annotations
 
-import re
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -13,8 +12,10 @@ from enum import IntEnum
 import zstandard
 from blake3 import blake3
 
+from backyfs import values
 from backyfs.errors import CatalogError, IntegrityError
 from backyfs.sealing.envelope import OVERHEAD_BYTES, open_sealed, seal
+from backyfs.values import is_right
 
 FORMAT = 1
 REPOSITORY_NAME = "catalog/repository"
@@ -28,8 +29,6 @@ VERSIONS = "catalog/versions/"
 _HEADER = struct.Struct("<8sHBBI")
 _MAGIC = b"backyfsC"
 _LEVEL = 1  # of zstd: what compresses at all does so at once, most is random
-
-_UID = re.compile("[0-9A-Za-z-]{1,36}")
 
 
 class Kind(IntEnum):
@@ -97,7 +96,7 @@ def uid_of(name: str) -> str:
 
 def is_uid(uid: str) -> bool:
     """Tell whether something may be the uid of a version, a page or a repository: it becomes a name."""
-    return _UID.fullmatch(uid) is not None
+    return is_right(values.VERSION_UID, uid)
 
 
 def pack_object(kind: Kind, name: str, by: Seal, content: bytes, open_part: bytes = b"") -> bytes:

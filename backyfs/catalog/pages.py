@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
+from backyfs import values
 from backyfs.catalog.objects import Kind, Seal, open_object, pack_object, page_name, take_apart
 from backyfs.errors import CatalogError
 from backyfs.geometry import PAGE_ENTRIES
 from backyfs.metadata.blockmap import ABSENT, HOLE
 from backyfs.model import BlobRecord, BlobUid
+from backyfs.values import is_right
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,7 +38,6 @@ _FIXED_BYTES = 18  # of each blob
 _MAX_BYTES = 64    # of a fingerprint, and of a wrapped key, see metadata.tables
 _HEX = re.compile("[0-9a-f]*")
 _HEX_DIGITS = 32
-_BLOB_UID = re.compile("[0-9A-Za-z]{4,32}")  # it becomes a path in the storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,9 +190,10 @@ def _blob(
     flags: int, uid: bytes, fingerprint: bytes, wrapped_key: bytes, version: int, size: int, stored_size: int
 ) -> BlobRecord:
     text = uid.hex() if flags & _HEX_UID else uid.decode("ascii")
-    if flags > _FLAGS or not _BLOB_UID.fullmatch(text) or max(len(fingerprint), len(wrapped_key)) > _MAX_BYTES:
+    if flags > _FLAGS or not is_right(values.BLOB_UID, text) or max(len(fingerprint), len(wrapped_key)) > _MAX_BYTES:
         raise ValueError("it has a blob with a uid, fingerprint or key that cannot be")
-    if version >= 1 << 15 or size >= 1 << 31 or stored_size >= 1 << 63:
+    numbers = ((values.ENCRYPTION_VERSION, version), (values.BLOB_SIZE, size), (values.SIZE, stored_size))
+    if not all(is_right(rule, number) for rule, number in numbers):
         raise ValueError(f"blob {text} has a size or encryption version that cannot be")
     return BlobRecord(
         uid=BlobUid(text),

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from backyfs import values
 from backyfs.catalog.jsontext import Fields, read_json, write_json
 from backyfs.catalog.objects import (
     REPOSITORY_NAME,
     Kind,
     Parts,
     Seal,
-    is_uid,
     open_object,
     pack_object,
     take_apart,
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 _MAX_SLOTS = 256
-_MAX_KEY = 64  # bytes of a wrapped key, see metadata.tables
-_LABEL_LENGTH = 255
-_PARAMETERS_LENGTH = 1024
-_MAX_BLOCK_SIZE = 1 << 31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,15 +81,15 @@ def read_open_part(stored: bytes) -> OpenPart:
     try:
         fields = read_json(parts.open_part)
         found = OpenPart(
-            uid=fields.text("uid", 36),
-            needs_release=fields.text("needs_release", 32),
+            uid=fields.value("uid", values.REPOSITORY_UID),
+            needs_release=fields.value("needs_release", values.RELEASE),
             key_slots=tuple(map(_slot, fields.objects("key_slots")[: _MAX_SLOTS + 1])),
             parts=parts,
         )
     except ValueError as error:
         raise CatalogError(f"object {REPOSITORY_NAME} is damaged: {error}") from error
-    if len(found.key_slots) > _MAX_SLOTS or not is_uid(found.uid):
-        raise CatalogError(f"object {REPOSITORY_NAME} is damaged: more than {_MAX_SLOTS} key slots, or a wrong uid")
+    if len(found.key_slots) > _MAX_SLOTS:
+        raise CatalogError(f"object {REPOSITORY_NAME} is damaged: it has more than {_MAX_SLOTS} key slots")
     return found
 
 
@@ -107,18 +103,18 @@ def open_repository_object(found: OpenPart, key: bytes | None) -> CatalogReposit
     try:
         fields = read_json(content)
         identity = Identity(
-            uid=fields.text("uid", 36),
-            block_size=fields.number("block_size", _MAX_BLOCK_SIZE),
-            hash_function=fields.text("hash_function", 32),
-            wrapped_fingerprint_key=fields.optional_raw("wrapped_fingerprint_key", _MAX_KEY),
+            uid=fields.value("uid", values.REPOSITORY_UID),
+            block_size=fields.value("block_size", values.BLOCK_SIZE),
+            hash_function=fields.value("hash_function", values.HASH_FUNCTION),
+            wrapped_fingerprint_key=fields.optional_raw("wrapped_fingerprint_key", values.FINGERPRINT_KEY),
             created_at=fields.time("created_at"),
         )
         made_at = fields.optional_time("key_made_at")
-        index_number = fields.number("index_number") if "index_number" in fields else 0
+        index_number = fields.value("index_number", values.COUNT) if "index_number" in fields else 0
     except ValueError as error:
         raise CatalogError(f"object {REPOSITORY_NAME} is damaged: {error}") from error
-    if identity.uid != found.uid or identity.block_size < 1:
-        raise CatalogError(f"object {REPOSITORY_NAME} is damaged: it holds another uid, or a block size of 0")
+    if identity.uid != found.uid:
+        raise CatalogError(f"object {REPOSITORY_NAME} is damaged: it holds another uid")
     return CatalogRepository(
         identity=identity,
         key_slots=found.key_slots,
@@ -130,10 +126,10 @@ def open_repository_object(found: OpenPart, key: bytes | None) -> CatalogReposit
 
 def _slot(fields: Fields) -> KeySlot:
     return KeySlot(
-        label=fields.text("label", _LABEL_LENGTH),
-        kdf=fields.text("kdf", 32),
-        kdf_parameters=fields.text("kdf_parameters", _PARAMETERS_LENGTH),
-        key_check=fields.raw("key_check", 16),
-        wrapped_key=fields.raw("wrapped_key", _MAX_KEY),
+        label=fields.value("label", values.LABEL),
+        kdf=fields.value("kdf", values.KDF),
+        kdf_parameters=fields.value("kdf_parameters", values.KDF_PARAMETERS),
+        key_check=fields.raw("key_check", values.KEY_CHECK),
+        wrapped_key=fields.raw("wrapped_key", values.WRAPPED_KEY),
         created_at=fields.time("created_at"),
     )

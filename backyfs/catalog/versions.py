@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from backyfs import values
 from backyfs.catalog.jsontext import Fields, read_json, write_json
 from backyfs.catalog.objects import Kind, Seal, open_object, pack_object, take_apart, version_name
 from backyfs.errors import CatalogError
-from backyfs.model import NAME_LENGTH, StatisticsRecord, VersionRecord, VersionStatus, VersionUid
+from backyfs.model import StatisticsRecord, VersionRecord, VersionStatus, VersionUid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,39 +101,39 @@ def _parse(content: memoryview) -> CatalogVersion:
 
 
 def _version(facts: Fields) -> VersionRecord:
-    tags = facts.texts("tags", NAME_LENGTH)
+    tags = facts.texts("tags", values.NAME)
     if len(set(tags)) != len(tags):
         raise ValueError("it has a tag twice")
     return VersionRecord(
-        uid=VersionUid(facts.text("uid", 36)),
+        uid=VersionUid(facts.value("uid", values.VERSION_UID)),
         created_at=facts.time("created_at"),
-        name=facts.text("name", NAME_LENGTH),
-        snapshot_name=facts.text("snapshot_name", NAME_LENGTH),
-        size_bytes=facts.number("size_bytes"),
-        status=VersionStatus(facts.text("status", 16)),
-        protected=facts.flag("protected"),
-        expire_at=facts.optional_time("expire_at"),
+        name=facts.value("name", values.NAME),
+        snapshot_name=facts.value("snapshot_name", values.NAME),
+        size_bytes=facts.value("size_bytes", values.SIZE),
+        status=VersionStatus(facts.value("status", values.STATUS)),
+        protected=facts.value("protected", values.FLAG),
+        expire_at=facts.optional_time("expire_at", values.EXPIRY),
         tags=tags,
     )
 
 
 def _statistics(facts: Fields, uid: VersionUid) -> StatisticsRecord:
-    if facts.text("version_uid", 36) != uid:
+    if facts.value("version_uid", values.VERSION_UID) != uid:
         raise ValueError("it has statistics of another version")
     return StatisticsRecord(
         created_at=facts.time("created_at"),
         version_uid=uid,
-        version_name=facts.text("version_name", NAME_LENGTH),
-        version_size_bytes=facts.number("version_size_bytes"),
-        version_size_blocks=facts.number("version_size_blocks"),
-        bytes_read=facts.number("bytes_read"),
-        blocks_read=facts.number("blocks_read"),
-        bytes_written=facts.number("bytes_written"),
-        blocks_written=facts.number("blocks_written"),
-        bytes_stored=facts.optional_number("bytes_stored"),
-        bytes_deduplicated=facts.number("bytes_deduplicated"),
-        blocks_deduplicated=facts.number("blocks_deduplicated"),
-        bytes_sparse=facts.number("bytes_sparse"),
-        blocks_sparse=facts.number("blocks_sparse"),
-        duration_s=facts.seconds("duration_s"),
+        version_name=facts.value("version_name", values.NAME),
+        version_size_bytes=facts.value("version_size_bytes", values.COUNT),
+        version_size_blocks=facts.value("version_size_blocks", values.COUNT),
+        bytes_read=facts.value("bytes_read", values.COUNT),
+        blocks_read=facts.value("blocks_read", values.COUNT),
+        bytes_written=facts.value("bytes_written", values.COUNT),
+        blocks_written=facts.value("blocks_written", values.COUNT),
+        bytes_stored=facts.optional_number("bytes_stored", values.COUNT),
+        bytes_deduplicated=facts.value("bytes_deduplicated", values.COUNT),
+        blocks_deduplicated=facts.value("blocks_deduplicated", values.COUNT),
+        bytes_sparse=facts.value("bytes_sparse", values.COUNT),
+        blocks_sparse=facts.value("blocks_sparse", values.COUNT),
+        duration_s=facts.value("duration_s", values.DURATION),
     )

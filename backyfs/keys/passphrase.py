@@ -102,7 +102,7 @@ def _has_argon2id() -> bool:
 def _read(parameters: str) -> dict[str, Any]:
     try:
         found = json.loads(parameters)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise IntegrityError("has parameters that are no JSON object: it is damaged")
