@@ -11,7 +11,8 @@ import io
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from backyfs.engine.export_format import BLOB_UID, ExportHeader, PageRecord
+from backyfs import values
+from backyfs.engine.export_format import ExportHeader, PageRecord
 from backyfs.errors import DatabaseError, ExportFormatError
 from backyfs.geometry import PAGE_ENTRIES, block_count, page_count, page_length
 from backyfs.metadata.backy2_values import parse_time
@@ -136,16 +137,17 @@ def _version(line: dict[str, str], *, is_complete: bool) -> VersionRecord:
     created_at = _time(line["date"])
     if created_at is None:
         raise ValueError("it has no date")
+    expire_at = _time(line.get("expire", ""))
     status = VersionStatus.VALID if _number(line["valid"]) else VersionStatus.INVALID
     return VersionRecord(
-        uid=VersionUid(line["uid"]),
-        created_at=created_at,
-        name=line["name"],
-        snapshot_name=line.get("snapshot_name", ""),
+        uid=VersionUid(values.VERSION_UID.check(line["uid"])),
+        created_at=values.DATE.check(created_at),
+        name=values.NAME.check(line["name"]),
+        snapshot_name=values.NAME.check(line.get("snapshot_name", "")),
         size_bytes=_number(line["size_bytes"]),
         status=status if is_complete else VersionStatus.INCOMPLETE,
         protected=bool(_number(line.get("protected") or "0")),
-        expire_at=_time(line.get("expire", "")),
+        expire_at=None if expire_at is None else values.EXPIRY.check(expire_at),
     )
 
 
@@ -169,15 +171,13 @@ def _blocks(
 
 
 def _blob(line: dict[str, str]) -> BlobRecord:
-    if not BLOB_UID.fullmatch(line["uid"]):
-        raise ValueError(f"{line['uid']!r} is no uid of a blob")
     return BlobRecord(
-        uid=BlobUid(line["uid"]),
-        fingerprint=bytes.fromhex(line["checksum"]) or None,
-        size=_number(line["size"]),
+        uid=BlobUid(values.BLOB_UID.check(line["uid"])),
+        fingerprint=values.FINGERPRINT.check(bytes.fromhex(line["checksum"])) or None,
+        size=values.BLOB_SIZE.check(_number(line["size"])),
         stored_size=None,
-        encryption_version=_number(line.get("enc_version") or "0"),
-        wrapped_key=bytes.fromhex(line.get("enc_envkey", "")) or None,
+        encryption_version=values.ENCRYPTION_VERSION.check(_number(line.get("enc_version") or "0")),
+        wrapped_key=values.WRAPPED_KEY.check(bytes.fromhex(line.get("enc_envkey", ""))) or None,
         valid=_number(line["valid"]) != 0,
     )
 

@@ -19,15 +19,14 @@ up. Times are ISO 8601 in UTC, keys and fingerprints hexadecimal. See docs/forma
 from __future__ import annotations
 
 import json
-import math
-import re
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import zstandard
 from blake3 import blake3
 
+from backyfs import values
 from backyfs.errors import ExportFormatError
 from backyfs.model import (
     BlobRecord,
@@ -44,12 +43,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
+    from backyfs.values import Rule
+
 FORMAT = 1
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _LEVEL = 3
 _MAX_LINE = 1 << 20  # bytes; a page has 40 KiB
 _READ = 1 << 10      # compressed bytes at a time: zstd can make 32,768 of each, where somebody wants that
-BLOB_UID = re.compile("[0-9A-Za-z]{5,32}")  # it becomes a path in the storage
 
 EntryOfBlob: TypeAlias = "BlobUid | int"  # an int is blockmap.HOLE or blockmap.ABSENT
 
@@ -199,18 +199,18 @@ def _header(key: str, value: Any) -> ExportHeader:
         repository = value["repository"]
         return ExportHeader(
             created_at=_time(value["created_at"]),
-            block_size=_number(value["block_size"]),
-            hash_function=_text(value["hash_function"]),
+            block_size=values.BLOCK_SIZE.check(value["block_size"]),
+            hash_function=values.HASH_FUNCTION.check(value["hash_function"]),
             repository=None
             if repository is None
             else RepositoryRecord(
-                uid=_text(repository["uid"]),
-                wrapped_fingerprint_key=_bytes(repository["wrapped_fingerprint_key"]),
+                uid=values.REPOSITORY_UID.check(repository["uid"]),
+                wrapped_fingerprint_key=_bytes(repository["wrapped_fingerprint_key"], values.FINGERPRINT_KEY),
                 key_slots=tuple(_slot(slot) for slot in _list(repository["key_slots"])),
             ),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ExportFormatError(f"line 1 of the export is wrong: {error!r}") from error
+        raise ExportFormatError(f"line 1 of the export is wrong: {_fact(error)}") from error
 
 
 def _record(key: str, value: Any, number: int) -> Record:
@@ -218,43 +218,46 @@ def _record(key: str, value: Any, number: int) -> Record:
         match key:
             case "version":
                 return VersionRecord(
-                    uid=VersionUid(_text(value["uid"])),
+                    uid=VersionUid(values.VERSION_UID.check(value["uid"])),
                     created_at=_required(_time(value["created_at"])),
-                    name=_text(value["name"]),
-                    snapshot_name=_text(value["snapshot_name"]),
-                    size_bytes=_number(value["size_bytes"]),
-                    status=VersionStatus(value["status"]),
-                    protected=_flag(value["protected"]),
-                    expire_at=_time(value["expire_at"]),
-                    tags=tuple(_text(tag) for tag in _list(value["tags"])),
+                    name=values.NAME.check(value["name"]),
+                    snapshot_name=values.NAME.check(value["snapshot_name"]),
+                    size_bytes=values.SIZE.check(value["size_bytes"]),
+                    status=VersionStatus(values.STATUS.check(value["status"])),
+                    protected=values.FLAG.check(value["protected"]),
+                    expire_at=_time(value["expire_at"], values.EXPIRY),
+                    tags=tuple(values.NAME.check(tag) for tag in _list(value["tags"])),
                 )
             case "statistics":
                 return _statistics(value)
             case "blob":
                 return _blob(value)
             case "page" if "same_as" in value:
-                return SharedPageRecord(PageNumber(_number(value["number"])), _number(value["same_as"]))
+                return SharedPageRecord(_page_number(value["number"]), values.COUNT.check(value["same_as"]))
             case "page":
                 page_id = value["id"]
                 return PageRecord(
-                    PageNumber(_number(value["number"])),
-                    None if page_id is None else _number(page_id),
+                    _page_number(value["number"]),
+                    None if page_id is None else values.COUNT.check(page_id),
                     tuple(_entry(entry) for entry in _list(value["entries"])),
                 )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ExportFormatError(f"line {number} of the export, a {key}, is wrong: {error!r}") from error
+        raise ExportFormatError(f"line {number} of the export, a {key}, is wrong: {_fact(error)}") from error
     raise ExportFormatError(f"line {number} of the export is a {key!r}, which this program does not know")
+
+
+def _fact(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else repr(error)
 
 
 def _statistics(value: dict[str, Any]) -> StatisticsRecord:
     record = StatisticsRecord(**{**value, "created_at": _required(_time(value["created_at"]))})
     for name, field in asdict(record).items():
         if name.startswith(("bytes_", "blocks_", "version_size_")) and not (field is None and name == "bytes_stored"):
-            _number(field)
-    for text in (record.version_uid, record.version_name):
-        _text(text)
-    if type(record.duration_s) not in (int, float) or not math.isfinite(record.duration_s):
-        raise ValueError(f"{record.duration_s!r} is no duration")
+            values.COUNT.check(field)
+    values.VERSION_UID.check(record.version_uid)
+    values.NAME.check(record.version_name)
+    values.DURATION.check(record.duration_s)
     return record
 
 
@@ -274,22 +277,22 @@ def _blob(value: list[Any]) -> BlobRecord:
     uid, size, fingerprint, encryption_version, wrapped_key, stored_size, valid = value
     return BlobRecord(
         uid=_blob_uid(uid),
-        size=_number(size),
-        fingerprint=_bytes(fingerprint),
-        encryption_version=_number(encryption_version),
-        wrapped_key=_bytes(wrapped_key),
-        stored_size=None if stored_size is None else _number(stored_size),
-        valid=_flag(valid),
+        size=values.BLOB_SIZE.check(size),
+        fingerprint=_bytes(fingerprint, values.FINGERPRINT),
+        encryption_version=values.ENCRYPTION_VERSION.check(encryption_version),
+        wrapped_key=_bytes(wrapped_key, values.WRAPPED_KEY),
+        stored_size=None if stored_size is None else values.SIZE.check(stored_size),
+        valid=values.FLAG.check(valid),
     )
 
 
 def _slot(value: dict[str, Any]) -> KeySlot:
     return KeySlot(
-        label=_text(value["label"]),
-        kdf=_text(value["kdf"]),
-        kdf_parameters=_text(value["kdf_parameters"]),
-        key_check=_required(_bytes(value["key_check"])),
-        wrapped_key=_required(_bytes(value["wrapped_key"])),
+        label=values.LABEL.check(value["label"]),
+        kdf=values.KDF.check(value["kdf"]),
+        kdf_parameters=values.KDF_PARAMETERS.check(value["kdf_parameters"]),
+        key_check=_required(_bytes(value["key_check"], values.KEY_CHECK)),
+        wrapped_key=_required(_bytes(value["wrapped_key"], values.WRAPPED_KEY)),
         created_at=_required(_time(value["created_at"])),
     )
 
@@ -314,25 +317,6 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    value.encode()  # JSON can name characters that are none
-    return value
-
-
-def _number(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 63:
-        raise ValueError(f"{value!r} is no number of that kind")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{value!r} is neither true nor false")
-    return value
-
-
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise TypeError(f"{value!r} is no list")
@@ -340,22 +324,28 @@ def _list(value: Any) -> list[Any]:
 
 
 def _blob_uid(value: Any) -> BlobUid:
-    if not BLOB_UID.fullmatch(value):
-        raise ValueError(f"{value!r} is no uid of a blob")
-    return BlobUid(value)
+    return BlobUid(values.BLOB_UID.check(value))
 
 
-def _bytes(value: str | None) -> bytes | None:
-    return None if value is None else bytes.fromhex(value)
+def _page_number(value: Any) -> PageNumber:
+    return PageNumber(values.PAGE_NUMBER.check(value))
 
 
-def _time(value: str | None) -> datetime | None:
+def _bytes(value: str | None, rule: Rule) -> bytes | None:
+    if value is None:
+        return None
+    checked: bytes = rule.check(bytes.fromhex(value))
+    return checked
+
+
+def _time(value: str | None, rule: Rule = values.DATE) -> datetime | None:
     if value is None:
         return None
     time = datetime.fromisoformat(value)
     if time.tzinfo is None:
         raise ValueError(f"{value!r} is a time of no zone")
-    return time.astimezone(UTC)
+    checked: datetime = rule.check(time)
+    return checked
 
 
 def _required(value: Any) -> Any:
@@ -365,7 +355,6 @@ def _required(value: Any) -> Any:
 
 
 __all__ = [
-    "BLOB_UID",
     "ZSTD_MAGIC",
     "ExportHeader",
     "ExportWriter",

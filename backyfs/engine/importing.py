@@ -5,7 +5,6 @@ The file is read whole before anything is changed, and then again, in one transa
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from contextlib import suppress
@@ -50,7 +49,7 @@ from backyfs.metadata.identity import list_key_slots, load_identity, replace_ide
 from backyfs.metadata.jobs import list_live_jobs, this_process
 from backyfs.metadata.stats import insert_statistics_records, list_statistics
 from backyfs.metadata.versions import has_contents, insert_version, version_with_uid
-from backyfs.model import NAME_LENGTH, BlobRecord, BlockIndex, StatisticsRecord, VersionRecord, VersionStatus
+from backyfs.model import BlobRecord, BlockIndex, StatisticsRecord, VersionRecord, VersionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +64,6 @@ if TYPE_CHECKING:
 
 _SPOOL_BYTES = 16 << 20  # of an import from a pipe that are kept in memory
 _MAX_PENDING = 1024      # blobs that wait for their page
-_UID = re.compile("[0-9A-Za-z-]{1,36}")  # of a version it becomes the name of a directory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +145,6 @@ def _check(connection: Connection, records: Iterator[Record], identity: Identity
             case StatisticsRecord():
                 if version is None or record.version_uid != version.uid:
                     raise ExportFormatError("the export has statistics in a wrong place")
-                if not _is_name(record.version_name):
-                    raise ExportFormatError(f"version {record.version_uid} has statistics with a name that is no name")
             case BlobRecord():
                 check_blob(record)
             case PageRecord() | SharedPageRecord():
@@ -181,10 +177,6 @@ def _check_page(
         raise ExportFormatError(f"page {record.number} of version {version.uid} lacks blocks, and the version is valid")
 
 
-def _is_name(text: str) -> bool:
-    return len(text) <= NAME_LENGTH and "\0" not in text
-
-
 def _check_header(header: ExportHeader, identity: Identity) -> None:
     if header.block_size is not None and header.block_size != identity.block_size:
         raise UsageError(
@@ -196,17 +188,8 @@ def _check_header(header: ExportHeader, identity: Identity) -> None:
 def _check_version(connection: Connection, record: VersionRecord) -> None:
     if version_with_uid(connection, record.uid) is not None:
         raise VersionExistsError(f"version {record.uid} ({record.name}) is there already; nothing was imported")
-    texts = (record.name, record.snapshot_name, *record.tags)
-    if not _UID.fullmatch(record.uid) or not all(map(_is_name, texts)):
-        raise ExportFormatError(f"version {record.uid!r} has a uid or name that is too long or not allowed")
     if len(set(record.tags)) != len(record.tags):
         raise ExportFormatError(f"version {record.uid} has a tag twice")
-
-
-def _checked_uid(of: RepositoryRecord) -> str:
-    if not _UID.fullmatch(of.uid):
-        raise ExportFormatError(f"the export is of a repository with the uid {of.uid!r}, which is none")
-    return of.uid
 
 
 @dataclass(slots=True)
@@ -272,7 +255,7 @@ class _Importer:
             )
         identity = replace(
             identity,
-            uid=_checked_uid(of),
+            uid=of.uid,
             hash_function=checked_hash_function(header),
             wrapped_fingerprint_key=of.wrapped_fingerprint_key,
         )

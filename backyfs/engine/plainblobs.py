@@ -73,24 +73,12 @@ def checked_hash_function(header: ExportHeader) -> str:
     raise UsageError(f"the export has fingerprints of {name!r}, which this program does not know; use a newer release")
 
 
-def check_blob(record: BlobRecord) -> None:
-    """Refuse a blob that cannot be, or that nothing vouches for.
+def check_blob(blob: BlobRecord) -> None:
+    """Refuse a plain block that nothing vouches for, unless it is known to be damaged.
 
     Raises:
-        ExportFormatError: it has an impossible value, or is plain without a fingerprint of a known hash function.
+        ExportFormatError: it has no fingerprint of a known hash function.
     """
-    if (
-        record.size >= 1 << 31
-        or record.encryption_version >= 1 << 15
-        or len(record.fingerprint or b"") > _MAX_BYTES
-        or len(record.wrapped_key or b"") > _MAX_BYTES
-    ):
-        raise ExportFormatError(f"blob {record.uid} of the export has a size, fingerprint or key that cannot be")
-    _check_plain(record)
-
-
-def _check_plain(blob: BlobRecord) -> None:
-    """Refuse a plain block that nothing vouches for, unless it is known to be damaged."""
     if not _is_plain(blob) or not blob.valid:
         return
     if blob.fingerprint is None:

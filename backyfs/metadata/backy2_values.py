@@ -57,7 +57,7 @@ def digits_of(value: object) -> bytes | None:
     if not isinstance(value, str) or not value:
         return None
     try:
-        return bytes.fromhex(value)
+        return bytes.fromhex(value) or None
     except ValueError:
         return None
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _T = TypeVar("_T")
-_UIDS = re.compile("[0-9A-Za-z]{4,32}( [0-9A-Za-z]{4,32})*")  # see values.BLOB_UID
+_UIDS = re.compile("[0-9A-Za-z]{5,32}( [0-9A-Za-z]{5,32})*")  # see values.BLOB_UID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,8 +47,13 @@ def page_facts(
     for start in range(0, len(wanted), _PAGES_AT_ONCE):
         some = wanted[start : start + _PAGES_AT_ONCE]
         query = select(pages.c.id, pages.c.digest, pages.c.entries).where(pages.c.id.in_(some))
-        for row in connection.execute(query).all():
-            yield PageId(row.id), _facts(connection, row.entries, row.digest, block_size)
+        rows = {PageId(row.id): row for row in connection.execute(query)}
+        for page_id in some:
+            row = rows.get(page_id)
+            if row is None:
+                yield page_id, PageFacts(length=0, fault=f"page {page_id} of the block map is missing from the database")
+            else:
+                yield page_id, _facts(connection, row.entries, row.digest, block_size)
 
 
 def _facts(connection: Connection, packed: bytes, digest: bytes, block_size: int) -> PageFacts:

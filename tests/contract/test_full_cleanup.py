@@ -131,8 +131,8 @@ def test_living_blobs_are_given_in_parts(repository: Repository, version: Versio
         rest = living_blobs(connection, first[-1].id, BlobId(ids[-2]), "", BLOCKS)
         assert len(first) == 3
         assert [blob.id for blob in first + rest] == ids[1:-1]
-        connection.execute(update(blobs).where(blobs.c.id == ids[2]).values(uid="aBcx"))
-        connection.execute(update(blobs).where(blobs.c.id == ids[3]).values(uid="abcx"))
+        connection.execute(update(blobs).where(blobs.c.id == ids[2]).values(uid="aBcxx"))
+        connection.execute(update(blobs).where(blobs.c.id == ids[3]).values(uid="abcxx"))
         for prefix, expected in (("aB", [ids[2]]), ("ab", [ids[3]]), ("%", []), ("_", []), ("abcd", [])):
             found = living_blobs(connection, BlobId(0), BlobId(ids[-1]), prefix, BLOCKS)
-            assert [blob.id for blob in found if blob.uid.lower() == "abcx"] == expected
+            assert [blob.id for blob in found if blob.uid.lower() == "abcxx"] == expected
