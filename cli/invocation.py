@@ -136,7 +136,7 @@ class Invocation:
 
     def note_odd_rows(self, database: Database) -> None:
         """Note the damaged rows that a command came across: it ends with the status of damage."""
-        self.odd_rows.update(database.odd_rows)
+        self.odd_rows.update(database.odd_rows.messages)
 
     def keep_catalog(self) -> None:
         """Tell the catalog in the storage what was changed without it, as keys are; where that fails, warn."""

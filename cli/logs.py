@@ -106,6 +106,13 @@ def log_lost_output(error: OutputError) -> None:
     logging.getLogger(_ROOT).error("the command has ended, but its output is lost: %s", error)
 
 
+def log_lost_metrics(error: Exception) -> None:
+    """Log that a command which has ended could not write its metrics, for a reason that nobody foresaw."""
+    logging.getLogger(_ROOT).error(
+        "metrics are not written: unexpected %s: %s; run it again with --debug and report it", type(error).__name__, error
+    )
+
+
 def log_end(message: str, exit_status: int, *, error: BaseException | None = None) -> None:
     """Log the error that ends the command: on stderr one line, `backyfs: error: ...`; with --debug its traceback."""
     root = logging.getLogger(_ROOT)

@@ -13,9 +13,9 @@ import click
 from backyfs import __version__
 from backyfs.cli import process
 from backyfs.cli.invocation import Invocation, OutputForm
-from backyfs.cli.logs import log_end, log_lost_output, start_logging
+from backyfs.cli.logs import log_end, log_lost_metrics, log_lost_output, start_logging
 from backyfs.cli.metrics import Record
-from backyfs.cli.options import OptionalValue
+from backyfs.cli.options import OptionalValue, real_path
 from backyfs.cli.stdout import check_printed, drop_stdout, drop_text, expect_printed, printing
 from backyfs.errors import BackyfsError, IntegrityError, InterruptedByUser, OutputError, UsageError
 
@@ -106,6 +106,7 @@ class _LazyGroup(click.Group):
     "--configfile",
     cls=OptionalValue,
     type=click.Path(readable=False),
+    callback=real_path,
     metavar="FILE",
     help="Configuration to use instead of the usual places.",
 )
@@ -120,6 +121,7 @@ class _LazyGroup(click.Group):
 @click.option(
     "--metrics-file",
     type=click.Path(readable=False),
+    callback=real_path,
     metavar="FILE",
     help="Write what monitoring wants to know to FILE at the end, for Prometheus.",
 )
@@ -184,9 +186,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
     with contextlib.suppress(KeyboardInterrupt):  # the command has ended, and so has its status
         if status != OutputError.exit_status:
             _tell_lost_output(printed)
-        record.write_metrics(status)
+        _write_metrics(record, status)
         record.log_result(status)
     return status
+
+
+def _write_metrics(record: Record, status: int) -> None:
+    """Write the metrics; the command has ended, and whatever happens here changes nothing of how."""
+    try:
+        record.write_metrics(status)
+    except Exception as error:  # noqa: BLE001 - the last place where an error can be reported
+        log_lost_metrics(error)
 
 
 def _end(record: Record) -> int:

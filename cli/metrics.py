@@ -85,6 +85,8 @@ class Record:
             # Not the whole repository: its key may come from a command that asks somebody for it.
             with closing(Database(config.database_url)) as database:
                 database.check_revision()
+                if self.invocation is not None:
+                    database.odd_rows.messages.update(self.invocation.odd_rows)  # they were logged
                 return collect_metrics(database, config.schedulers, datetime.now(UTC))
         except BackyfsError as error:
             _log.debug("no metrics of the repository: %s", error)

@@ -6,8 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from backyfs.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+def real_path(_context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
+    """Refuse - as the name of something that cannot be a stream; click calls it.
+
+    Raises:
+        UsageError: it is -.
+    """
+    if path == "-":
+        raise UsageError(
+            f"{parameter.opts[0]} cannot be -, standard input or output; name a path, such as ./- if that is meant"
+        )
+    return path
 
 
 class OptionalValue(click.Option):

@@ -28,13 +28,13 @@ def secret_options(prefix: str = "") -> Callable[[_Command], _Command]:
     what = f"the {prefix.rstrip('-')} " if prefix else "the "
     options = (
         click.option(
-            f"--{prefix}key-file", metavar="FILE", help=f"Take {what}key from FILE: 64 hex digits."
+            f"--{prefix}key-file", metavar="FILE", help=f"Take {what}key from FILE, - for stdin: 64 hex digits."
         ),
         click.option(
             f"--{prefix}key-command", metavar="COMMAND", help=f"Take {what}key from the output of COMMAND."
         ),
         click.option(
-            f"--{prefix}passphrase-file", metavar="FILE", help=f"Take {what}passphrase from FILE."
+            f"--{prefix}passphrase-file", metavar="FILE", help=f"Take {what}passphrase from FILE, - for stdin."
         ),
         click.option(
             f"--{prefix}passphrase-command",
@@ -71,11 +71,15 @@ def read_secret(
     if len(given) > 1:
         raise UsageError("there are several options that name a key or passphrase; give one of them")
     if key_file is not None or key_command is not None:
-        return Secret(key=keys.read_key(KeySource(file=key_file, command=key_command)))
+        return Secret(key=keys.read_key(KeySource(file=_stdin_or(key_file), command=key_command)))
     if passphrase_file is not None or passphrase_command is not None:
-        source = PassphraseSource(file=passphrase_file, command=passphrase_command)
+        source = PassphraseSource(file=_stdin_or(passphrase_file), command=passphrase_command)
         return Secret(passphrase=keys.read_passphrase(source))
     return None
+
+
+def _stdin_or(file: str | None) -> str | None:
+    return "/dev/stdin" if file == "-" else file
 
 
 def ask_new() -> Secret:

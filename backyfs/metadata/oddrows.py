@@ -6,7 +6,7 @@ What was noted is in `Database.odd_rows`. A command that came across any ends wi
 from __future__ import annotations
 
 import logging
-from collections import UserDict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, literal_column, select
@@ -25,13 +25,16 @@ _NAMING = ("uid", "version_uid", "name", "label", "command")  # columns by which
 OPTION = "odd_rows"  # of connections: where they are noted
 
 
-class OddRows(UserDict[str, OddValueError]):
-    """The odd rows that were found so far, by their messages; each is logged once."""
+@dataclass(frozen=True, slots=True)
+class OddRows:
+    """The odd rows that were found so far; each is logged once."""
+
+    messages: set[str] = field(default_factory=set)
 
     def note(self, error: OddValueError) -> None:
         """Note a row."""
-        if str(error) not in self:
-            self[str(error)] = error
+        if str(error) not in self.messages:
+            self.messages.add(str(error))
             _log.error("%s", error)
 
 

@@ -51,7 +51,7 @@ def page_facts(
         for page_id in some:
             row = rows.get(page_id)
             if row is None:
-                yield page_id, PageFacts(length=0, fault=f"page {page_id} of the block map is missing from the database")
+                yield page_id, PageFacts(length=0, fault=f"page {page_id} of the block map has no row in the database")
             else:
                 yield page_id, _facts(connection, row.entries, row.digest, block_size)
 

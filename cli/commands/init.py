@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.invocation import OutputForm
-from backyfs.cli.options import OptionalValue
+from backyfs.cli.options import OptionalValue, real_path
 from backyfs.cli.output import print_object
 from backyfs.engine.initialize import InitReport, default_places, initialize
 from backyfs.model import DEFAULT_BLOCK_SIZE
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("-c", "--configfile", cls=OptionalValue, metavar="FILE", help="Configuration to write.")
-@click.option("--data", cls=OptionalValue, metavar="DIRECTORY", help="Directory for the stored blocks.")
+@click.option("-c", "--configfile", cls=OptionalValue, callback=real_path, metavar="FILE", help="Configuration to write.")
+@click.option(
+    "--data", cls=OptionalValue, callback=real_path, metavar="DIRECTORY", help="Directory for the stored blocks."
+)
 @click.option(
     "--db",
     cls=OptionalValue,
+    callback=real_path,
     metavar="FILE|URL",
     help="SQLite file for the metadata, or the URL of an empty database, as in postgresql://user:password@host/name.",
 )

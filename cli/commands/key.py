@@ -10,9 +10,9 @@ import click
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_object, print_rows
 from backyfs.cli.passphrases import ask_new, asking, read_secret, secret_options
-from backyfs.cli.stdout import run_for_output, sync_stdout
+from backyfs.cli.stdout import run_for_output, stdout_file, sync_stdout
 from backyfs.cli.text import printable
-from backyfs.errors import KeyMaterialError
+from backyfs.errors import KeyMaterialError, UsageError
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
@@ -137,11 +137,15 @@ def remove(invocation: Invocation, *, label: str, force: bool) -> None:
 def export(invocation: Invocation, file: str) -> None:
     """Write the key of the repository itself to FILE, as a recovery page that `key add --from-recovery` reads.
 
-    Whoever has FILE and the metadata can read all backups. FILE must not exist; only its owner can read it.
+    Anyone who has FILE and the metadata can read all backups. FILE must not exist; only its owner can read it. With -
+    the page goes to stdout, to be piped into another program, and nothing else is printed.
     """
     from backyfs.engine.export import new_file  # noqa: PLC0415 - SQLAlchemy is slow to load
     from backyfs.ownfiles import configured_own_paths  # noqa: PLC0415 - as above
 
+    if file == "-":
+        _export_to_stdout(invocation)
+        return
     found = _repository_key(invocation)
     with new_file(file, configured_own_paths(invocation.load_config())) as page:
         page.write(_page(found).encode("ascii"))
@@ -149,6 +153,14 @@ def export(invocation: Invocation, file: str) -> None:
         print_object({"file": file, "repository": found.repository, "key_check": _check(found.key)})
     elif invocation.form is OutputForm.TABLE:
         click.echo(f"The recovery page is in {printable(file)}: keep it secret, and far from the backups.")
+
+
+def _export_to_stdout(invocation: Invocation) -> None:
+    if sys.stdout.isatty():
+        raise UsageError("stdout is a terminal; `backyfs key print` shows the recovery page there")
+    page = _page(_repository_key(invocation)).encode("ascii")
+    with stdout_file() as file:
+        file.write(page)
 
 
 @command.command("print")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backyfs.cli import background
-from backyfs.cli.options import OptionalValue
+from backyfs.cli.options import OptionalValue, real_path
 from backyfs.cli.serving import serve_mount
 from backyfs.cli.sizes import Size
 from backyfs.cli.tags import ONE_TAG
@@ -86,7 +86,11 @@ _TIMEOUT_S = 60.0     # as DEFAULT_PATIENCE_S of mount.pool
     help="Show versions with this tag only. Repeatable.",
 )
 @click.option(
-    "--writable", type=click.Path(), metavar="DIRECTORY", help="Let images be written to; keep what is written there."
+    "--writable",
+    type=click.Path(),
+    callback=real_path,
+    metavar="DIRECTORY",
+    help="Let images be written to; keep what is written there.",
 )
 @click.option("--discard", is_flag=True, help="Forget what was written to images, at the start and at the end.")
 @click.pass_obj

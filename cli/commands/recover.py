@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backyfs.cli.options import real_path
 from backyfs.cli.commands.key import read_recovery_page
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import Row, print_object, print_rows
@@ -51,6 +52,7 @@ class _Target:
 )
 @click.option(
     "--to",
+    callback=real_path,
     metavar="FILE|URL",
     help="SQLite file to make, or the URL of an empty database, as in postgresql://user:password@host/name.",
 )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backyfs.cli.options import real_path
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import print_object
 from backyfs.errors import UsageError
@@ -28,7 +29,9 @@ _WAIT_S = 300  # as backyfs.engine.upgrade.DEFAULT_WAIT_S, which is slow to load
     metavar="SECONDS",
     help="How long to wait for running commands.",
 )
-@click.option("--copy-to", metavar="DIRECTORY", help="Where the copy of the metadata goes.")
+@click.option(
+    "--copy-to", callback=real_path, metavar="DIRECTORY", help="Where the copy of the metadata goes."
+)
 @click.option(
     "--ignore-processes",
     is_flag=True,
