@@ -69,6 +69,7 @@ def new_engine(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_mariadb)
     else:
         event.listen(engine, "connect", _refuse_sql_ascii, insert=True)  # before SQLAlchemy asks for anything
+        event.listen(engine, "connect", _give_odd_times_as_text)
     return engine
 
 
@@ -199,6 +200,21 @@ def _refuse_sql_ascii(connection: Any, _record: object) -> None:
     """
     if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
         raise wrong_encoding(connection.info.dbname, "SQL_ASCII")
+
+
+def _give_odd_times_as_text(connection: Any, _record: object) -> None:
+    """Let times that Python does not have, such as `infinity`, come as text: else the driver refuses the whole result."""
+    from psycopg import DataError  # noqa: PLC0415 - only with that engine
+    from psycopg.types.datetime import TimestampLoader  # noqa: PLC0415 - only with that engine
+
+    class Lenient(TimestampLoader):
+        def load(self, data: Any) -> Any:
+            try:
+                return super().load(data)
+            except DataError:
+                return bytes(data).decode("ascii", "replace")
+
+    connection.adapters.register_loader("timestamp", Lenient)
 
 
 def wrong_encoding(name: str, encoding: str) -> DatabaseError:

@@ -64,7 +64,7 @@ class Mutation:
 
 def mutations(seed: int) -> Iterator[Mutation]:
     """Yield mutations of all tables, in an order that depends on the seed: every column comes before any comes again."""
-    chance = random.Random(seed)  # noqa: S311 - no secret
+    chance = random.Random(seed)
     columns = [(table.name, column.name) for table in metadata.sorted_tables for column in table.columns]
     while True:
         chance.shuffle(columns)
@@ -74,7 +74,7 @@ def mutations(seed: int) -> Iterator[Mutation]:
 
 def commands(seed: int, count: int) -> Iterator[tuple[Case, ...]]:
     """Yield some commands at a time, each command as often as any other."""
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)
     waiting: list[Case] = []
     while True:
         while len(waiting) < count:
@@ -137,7 +137,7 @@ def _change(database: Path, mutation: Mutation) -> bool:
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         # Alive: one that seems dead is watched for half a minute.
         connection.execute("UPDATE jobs SET heartbeat_at = datetime('now') || '.000000'")
-        rows = connection.execute(f"SELECT rowid FROM {mutation.table} ORDER BY rowid").fetchall()  # noqa: S608
+        rows = connection.execute(f"SELECT rowid FROM {mutation.table} ORDER BY rowid").fetchall()
         if not rows:
             return False
         value = mutation.value
@@ -151,7 +151,7 @@ def _change(database: Path, mutation: Mutation) -> bool:
         (rowid,) = rows[mutation.row % len(rows)]
         try:
             connection.execute(
-                f"UPDATE {mutation.table} SET {mutation.column} = {expression} WHERE rowid = ?", (value, rowid)  # noqa: S608
+                f"UPDATE {mutation.table} SET {mutation.column} = {expression} WHERE rowid = ?", (value, rowid)
             )
         except (sqlite3.IntegrityError, OverflowError):
             return False
@@ -211,10 +211,15 @@ def main() -> int:
     for encrypted in (True, False):
         with tempfile.TemporaryDirectory() as directory:
             for problem in fuzz(
-                Path(directory), encrypted=encrypted, seed=options.seed, count=options.mutations, at_once=options.commands
+                Path(directory),
+                encrypted=encrypted,
+                seed=options.seed,
+                count=options.mutations,
+                at_once=options.commands,
             ):
                 found += 1
-                print(json.dumps(problem), flush=True)
+                sys.stdout.write(f"{json.dumps(problem)}\n")
+                sys.stdout.flush()
     return 1 if found else 0
 
 
