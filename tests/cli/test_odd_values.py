@@ -58,7 +58,8 @@ def change(config: Path, *statements: str) -> None:
 
 
 def allow_null(config: Path) -> None:
-    change(config, "PRAGMA writable_schema = ON", "UPDATE sqlite_master SET sql = replace(sql, ' NOT NULL', '') WHERE type = 'table'")
+    tables = "UPDATE sqlite_master SET sql = replace(sql, ' NOT NULL', '') WHERE type = 'table'"
+    change(config, "PRAGMA writable_schema = ON", tables)
 
 
 @pytest.fixture
@@ -93,9 +94,11 @@ def test_every_column_but_ids_and_keys_of_rows_has_a_rule() -> None:
     [
         ("uid", "'../../evil'"), ("uid", "''"), ("uid", "x'ff'"), ("uid", "NULL"), ("created_at", "'yesterday'"),
         ("created_at", "5"), ("created_at", "'10000-01-01 00:00:00'"), ("created_at", "''"), ("created_at", "NULL"),
-        ("name", "x'00'"), ("name", "CAST(x'ff' AS TEXT)"), ("name", "'a' || char(0)"), ("name", "printf('%3000s', '')"),
+        ("name", "x'00'"), ("name", "CAST(x'ff' AS TEXT)"), ("name", "'a' || char(0)"),
+        ("name", "printf('%3000s', '')"),
         ("snapshot_name", "x'00'"), ("size_bytes", "-1"), ("size_bytes", "'many'"), ("size_bytes", "1.5"),
-        ("status", "'perfect'"), ("status", "x'00'"), ("protected", "2"), ("protected", "'no'"), ("expire_at", "'never'"),
+        ("status", "'perfect'"), ("status", "x'00'"), ("protected", "2"), ("protected", "'no'"),
+        ("expire_at", "'never'"),
     ],
 )  # fmt: skip
 def test_ls_lists_the_other_versions_and_names_the_damaged_one(
@@ -112,7 +115,7 @@ def test_ls_lists_the_other_versions_and_names_the_damaged_one(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", ["du", "sla", "due", "jobs", "stats", "scrub --all", "cleanup --full"])
+@pytest.mark.parametrize("words", ["du", "jobs", "stats", "scrub --all", "cleanup --full"])
 def test_an_odd_size_ends_nothing_unexpectedly(
     config: Path, call: Callable[..., tuple[int, str, str]], words: str
 ) -> None:
@@ -130,11 +133,12 @@ def test_a_command_that_names_the_damaged_version_is_refused(
     assert status != 0
     with closing(sqlite3.connect(config.parent / "backyfs.sqlite")) as connection:
         [(uid,)] = connection.execute("SELECT uid FROM versions WHERE id = 2").fetchall()
-    for words in (["restore", uid, tmp_path / "target"], ["protect", uid], ["rm", "--force", uid], ["export", uid, "x"]):
+    target = tmp_path / "target"
+    for words in (["restore", uid, target], ["protect", uid], ["rm", "--force", uid], ["export", uid, target]):
         status, _, err = call(*words)
         assert status == DAMAGE
         assert f"row with id 2, uid '{uid}', name 'second' has an impossible status: 'perfect'" in err
-    assert not (tmp_path / "target").exists()
+    assert not target.exists()
 
 
 def test_other_versions_are_restored(config: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
@@ -153,7 +157,9 @@ def test_a_damaged_row_of_a_block_costs_its_block_alone(
     assert (tmp_path / "target").read_bytes()[BLOCK:] == (tmp_path / "image").read_bytes()[BLOCK:]
 
 
-@pytest.mark.parametrize("change_row", ["page_no = 'x'", "page_no = 7", "page_no = -1", "page_id = 'x'", "page_id = 99"])
+@pytest.mark.parametrize(
+    "change_row", ["page_no = 'x'", "page_no = 7", "page_no = -1", "page_id = 'x'", "page_id = 99"]
+)
 def test_a_damaged_block_map_is_never_restored_as_zeros(
     config: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path, change_row: str
 ) -> None:
@@ -253,7 +259,7 @@ def test_an_odd_note_is_reported_until_everything_is_written(
 def test_a_backup_is_not_followed_by_a_traceback_of_its_metrics(
     config: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    change(config, "UPDATE versions SET created_at = 'x' WHERE id = 2", "UPDATE stats SET duration_s = 'x' WHERE id = 1")
+    change(config, "UPDATE versions SET created_at = 'x' WHERE id = 2", "UPDATE stats SET duration_s = 'x'")
     status, _, err = call("--metrics-file", tmp_path / "metrics", "backup", tmp_path / "image", "fourth")
     assert status in {0, DAMAGE}
     assert "unexpected" not in err

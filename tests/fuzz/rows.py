@@ -2,8 +2,8 @@
 
     python -m tests.fuzz.rows [--mutations 500] [--seed 1] [--commands 8]
 
-A command ends with a status of docs/exit-codes.md other than 100, in one line, in bounded time and memory. SQLite stores
-any type in any column, so what an attacker, a faulty disk or a hand with an SQL prompt leaves behind can be anything.
+A command ends with a status of docs/exit-codes.md other than 100, in one line, in bounded time and memory. SQLite
+stores any type in any column, so what an attacker, a faulty disk or a hand with an SQL prompt leaves behind can be anything.
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ _FILES = {"init", "initdb", "completion", "detach"}  # read no row of the reposi
 _CASES = tuple(case for case in CASES if case.name not in _FILES)
 _NESTED = "[" * 5000
 _VALUES: tuple[object, ...] = (
-    None, "", "x", b"", b"\xff\xfe", b"x" * 32, b"\0", "\0", "a\nb", "a|b", "a\x1b[1m", "\ud7ff\u202e", "../../evil", "/etc/passwd",
+    None, "", "x", b"", b"\xff\xfe", b"x" * 32, b"\0", "\0", "a\nb", "a|b", "a\x1b[1m", "\ud7ff\u202e",
+    "../../evil", "/etc/passwd",
     0, 1, -1, 2, 1 << 31, (1 << 31) - 1, 1 << 32, (1 << 63) - 1, -(1 << 63), 900_000_000,
-    str(1 << 64), "9" * 5000, "-" + "9" * 400, 0.5, -1.5, 1e18, 1e308, float("inf"), float("-inf"), "nan", "inf", "1e999",
+    str(1 << 64), "9" * 5000, "-" + "9" * 400, 0.5, -1.5, 1e18, 1e308, float("inf"), float("-inf"), "nan", "inf",
+    "1e999",
     "2026-02-31 00:00:00.000000", "0001-01-01 00:00:00.000000", "9999-12-31 23:59:59.999999", "10000-01-01 00:00:00",
     "infinity", "0000-00-00 00:00:00", "2026-01-01T00:00:00Z", "2026-01-01", "-4000-01-01 00:00:00.000000",
-    "y" * 100_000, _NESTED, '{"a":' * 5000, "{}", "[]", "null", '{"n": 1e999}', '{"n": NaN}', '{"n": "x", "r": [], "p": {}}',
+    "y" * 100_000, _NESTED, '{"a":' * 5000, "{}", "[]", "null", '{"n": 1e999}', '{"n": NaN}',
+    '{"n": "x", "r": [], "p": {}}',
     '{"salt": "zz", "n": -1, "r": 0, "p": 1000000000}', "valid", "incomplete", "scrypt", "argon2id", "blake3", "sha512",
     "b" * 36, "00000000-0000-0000-0000-000000000000", "\udcff".encode("utf-8", "surrogatepass"), "true",
 )  # fmt: skip
@@ -63,7 +66,7 @@ class Mutation:
 
 
 def mutations(seed: int) -> Iterator[Mutation]:
-    """Yield mutations of all tables, in an order that depends on the seed: every column comes before any comes again."""
+    """Yield mutations in an order that depends on the seed: every column comes before any comes again."""
     chance = random.Random(seed)
     columns = [(table.name, column.name) for table in metadata.sorted_tables for column in table.columns]
     while True:
@@ -117,7 +120,8 @@ def _fill(database: Path) -> None:
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.executescript(
             """
-            INSERT INTO jobs (host, scope, pid, pid_started, command, progress, started_at, heartbeat_at, kind, writes_blobs)
+            INSERT INTO jobs
+              (host, scope, pid, pid_started, command, progress, started_at, heartbeat_at, kind, writes_blobs)
               SELECT 'elsewhere', 'elsewhere', n, n, 'backup x', '1 of 2', datetime('now') || '.000000',
                 datetime('now') || '.000000', 'backup', 0 FROM (SELECT 1 AS n UNION SELECT 2);
             INSERT INTO job_versions SELECT max(jobs.id), max(versions.id) FROM jobs, versions;

@@ -1,4 +1,4 @@
-"""Commands on a repository of which one value is anything: an exit status that is documented, in bounded memory and time.
+"""Commands on a repository of which one value is anything: a documented exit status, in bounded memory and time.
 
 For a long run: BACKYFS_MUTATIONS=1000 .venv/bin/python -m pytest tests/fuzz/test_rows.py, or python -m tests.fuzz.rows.
 """

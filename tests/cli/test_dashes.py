@@ -1,0 +1,74 @@
+"""- as a path: standard input or output where that makes sense, refused elsewhere; never a file of that name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.repositories import make_repository
+
+BACKYFS = str(Path(sys.executable).with_name("backyfs"))
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture
+def call(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    config = make_repository(tmp_path / "repository")
+    (tmp_path / "here").mkdir()
+
+    def call(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+        """Run a command in an empty directory, in which it leaves nothing."""
+        command = [BACKYFS, "-c", str(config), *words]
+        done = subprocess.run(  # type: ignore[call-overload]
+            command, **{"capture_output": True, "text": True, "check": False, "cwd": tmp_path / "here", **options}
+        )
+        assert list((tmp_path / "here").iterdir()) == []
+        return done  # type: ignore[no-any-return]
+
+    return call
+
+
+def test_a_recovery_page_can_be_piped(call: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = call("--json", "key", "export", "-")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == call("key", "print").stdout
+
+
+def test_a_recovery_page_is_not_exported_to_a_terminal(call: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    master, slave = os.openpty()
+    try:
+        done = call("key", "export", "-", capture_output=False, stdout=slave, stderr=subprocess.PIPE)
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert done.returncode == 1
+    assert "`backyfs key print`" in done.stderr
+
+
+def test_a_key_can_come_from_stdin(call: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = call("key", "add", "second", "--key-file", "-", input="5e" * 32)
+    assert done.returncode == 0, done.stderr
+    assert "second" in call("key", "list").stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--metrics-file", "-", "ls"], ["init", "-c", "-"], ["init", "--data", "-"], ["init", "--db", "-"],
+        ["recover", "--to", "-"], ["upgrade", "--copy-to", "-"], ["mount", "--writable", "-", "."], ["-c", "-", "ls"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_cannot_be_a_stream_is_refused(
+    call: Callable[..., subprocess.CompletedProcess[str]], words: list[str]
+) -> None:
+    done = call(*words)
+    assert done.returncode == 1
+    assert "cannot be -" in done.stderr
