@@ -203,7 +203,7 @@ def _refuse_sql_ascii(connection: Any, _record: object) -> None:
 
 
 def _give_odd_times_as_text(connection: Any, _record: object) -> None:
-    """Let times that Python does not have, such as `infinity`, come as text: else the driver refuses the whole result."""
+    """Let times that Python does not have, such as `infinity`, come as text; the driver refuses the whole result."""
     from psycopg import DataError  # noqa: PLC0415 - only with that engine
     from psycopg.types.datetime import TimestampLoader  # noqa: PLC0415 - only with that engine
 

@@ -26,9 +26,8 @@ def call(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def call(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
         """Run a command in an empty directory, in which it leaves nothing."""
         command = [BACKYFS, "-c", str(config), *words]
-        done = subprocess.run(  # type: ignore[call-overload]
-            command, **{"capture_output": True, "text": True, "check": False, "cwd": tmp_path / "here", **options}
-        )
+        streams = options or {"capture_output": True}
+        done = subprocess.run(command, check=False, text=True, cwd=tmp_path / "here", **streams)
         assert list((tmp_path / "here").iterdir()) == []
         return done  # type: ignore[no-any-return]
 
@@ -44,7 +43,7 @@ def test_a_recovery_page_can_be_piped(call: Callable[..., subprocess.CompletedPr
 def test_a_recovery_page_is_not_exported_to_a_terminal(call: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     master, slave = os.openpty()
     try:
-        done = call("key", "export", "-", capture_output=False, stdout=slave, stderr=subprocess.PIPE)
+        done = call("key", "export", "-", stdout=slave, stderr=subprocess.PIPE)
     finally:
         os.close(slave)
         os.close(master)
@@ -53,7 +52,7 @@ def test_a_recovery_page_is_not_exported_to_a_terminal(call: Callable[..., subpr
 
 
 def test_a_key_can_come_from_stdin(call: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    done = call("key", "add", "second", "--key-file", "-", input="5e" * 32)
+    done = call("key", "add", "second", "--key-file", "-", input="5e" * 32, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert "second" in call("key", "list").stdout
 

@@ -3,7 +3,7 @@
     python -m tests.fuzz.rows [--mutations 500] [--seed 1] [--commands 8]
 
 A command ends with a status of docs/exit-codes.md other than 100, in one line, in bounded time and memory. SQLite
-stores any type in any column, so what an attacker, a faulty disk or a hand with an SQL prompt leaves behind can be anything.
+stores any type in any column, so what an attacker, a faulty disk or a typo in SQL leaves behind can be anything.
 """
 
 from __future__ import annotations
