@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from backyfs.engine.remove import remove_versions
+from backyfs.errors import IntegrityError
+from backyfs.metadata.tables import tags
 from backyfs.metadata.versions import list_versions
 from backyfs.retention import plan_removal
 
@@ -61,6 +63,7 @@ def forget(
     Raises:
         InterruptedByUser: `stop` said so; the versions that were announced are gone or refused as told.
         DatabaseError: likewise.
+        IntegrityError: a row of a tag is damaged; likewise.
         JobLostError: another command took this one for dead; likewise.
     """
     config = repository.config
@@ -69,6 +72,11 @@ def forget(
     def plan(name: str | None) -> dict[VersionId, Decision]:
         with repository.database.read() as connection:
             versions = list_versions(connection, name=name)
+        if tags.name in repository.database.odd_rows.tables:
+            raise IntegrityError(
+                "a tag in the database is damaged, so nobody knows which schedules need its version; nothing more was "
+                "removed. Correct or delete that row"
+            )
         return {decision.version.id: decision for decision in plan_removal(versions, chosen, others, now)}
 
     planned = plan(name)

@@ -30,11 +30,13 @@ class OddRows:
     """The odd rows that were found so far; each is logged once."""
 
     messages: set[str] = field(default_factory=set)
+    tables: set[str] = field(default_factory=set)
 
     def note(self, error: OddValueError) -> None:
         """Note a row."""
         if str(error) not in self.messages:
             self.messages.add(str(error))
+            self.tables.add(error.table)
             _log.error("%s", error)
 
 

@@ -143,12 +143,8 @@ def is_last_valid(connection: Connection, version: Version, gone: Collection[Ver
     """Tell whether a version is valid and no other valid one has its name, apart from those that are `gone`."""
     if version.status is not VersionStatus.VALID:
         return False
-    others = (
-        (versions.c.name == version.name)
-        & (versions.c.status == VersionStatus.VALID.value)
-        & (versions.c.id != version.id)
-    )
-    return all(row.id in gone for row in connection.execute(select(versions.c.id).where(others)))
+    others = (other for other in list_versions(connection, name=version.name) if other.id != version.id)
+    return all(other.id in gone or other.status is not VersionStatus.VALID for other in others)
 
 
 def version_with_uid(connection: Connection, uid: VersionUid) -> Version | None:

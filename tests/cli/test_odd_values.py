@@ -22,7 +22,7 @@ from backyfs.metadata.database import Database
 from backyfs.metadata.engines import new_engine
 from backyfs.metadata.idarray import SparseArray
 from backyfs.metadata.tables import metadata
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.versions import find_version, is_last_valid, list_versions
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 
@@ -235,6 +235,28 @@ def test_nested_or_odd_json_in_a_key_slot_is_a_damaged_slot(
     status, _, err = call("ls")
     assert status == DAMAGE
     assert "key slot 'words'" in err
+
+
+def test_forget_removes_nothing_while_a_tag_is_damaged(
+    config: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    with config.open("a") as file:
+        file.write("\n[daily]\ninterval: 1d\nkeep: 0\nsla: 3h\n")
+    change(config, "UPDATE tags SET name = x'00' WHERE id = 1")
+    status, _, err = call("forget", "--force")
+    assert status == DAMAGE
+    assert "a tag in the database is damaged" in err
+    assert call("--json", "ls")[1].count('"uid"') == 3
+
+
+def test_a_damaged_version_does_not_count_as_the_last_valid_one(
+    config: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    change(config, "UPDATE versions SET name = 'first'", "UPDATE versions SET created_at = 'x' WHERE id > 1")
+    with closing(sqlite3.connect(config.parent / "backyfs.sqlite")) as connection:
+        [(uid,)] = connection.execute("SELECT uid FROM versions WHERE id = 1").fetchall()
+    with opened(config) as repository, repository.database.read() as connection:
+        assert is_last_valid(connection, find_version(connection, uid))
 
 
 # Notes of the catalog
