@@ -69,7 +69,7 @@ _PAGES_AT_ONCE = 16    # are read in one transaction: 3 MB
 _PAGES_A_FLUSH = 1024  # 100 MB
 _NOTES_AT_ONCE = 256
 _BLOBS_AT_ONCE = 100_000  # changed blobs whose pages are looked for in one pass over all pages: 20 MB
-_ROUNDS = 3            # what changes while it is written is written again; who changes it does so, too
+_ROUNDS = 3            # what changes while it is written is written again
 
 _log = logging.getLogger(__name__)
 
@@ -276,9 +276,7 @@ class _Publisher:
                 return is_settled
             last = rows[-1].id
             batch.token = token if batch.token is None else batch.token
-            for row, entries, blobs in read:
-                if blobs is None:
-                    continue
+            for row, entries, blobs in (one for one in read if one[2] is not None):
                 self._wait(window, 2 * _WORKERS)
                 window.submit(self._put_page, row, entries, blobs)
                 batch.pages[row.id] = row.uid

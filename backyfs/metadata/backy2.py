@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 _BATCH = 512
 _BLOCK_COLUMNS = ("uid", "id", "checksum", "size", "valid", "enc_version", "enc_envkey")
-
 _WRAPPED_KEY_BYTES = 40  # a key of 32 bytes, RFC 3394
 _NO_UID = VersionUid("unknown")  # of statistics, where that column has something else
 _LARGEST_ID = (1 << 63) - 1  # SQLite orders text and bytes after all numbers
@@ -53,7 +52,6 @@ _STATISTICS = {
     "bytes_sparse": "bytes_sparse",
     "blocks_sparse": "blocks_sparse",
 }
-
 _log = logging.getLogger(__name__)
 
 
