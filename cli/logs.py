@@ -109,7 +109,9 @@ def log_lost_output(error: OutputError) -> None:
 def log_lost_metrics(error: Exception) -> None:
     """Log that a command which has ended could not write its metrics, for a reason that nobody foresaw."""
     logging.getLogger(_ROOT).error(
-        "metrics are not written: unexpected %s: %s; run it again with --debug and report it", type(error).__name__, error
+        "metrics are not written: unexpected %s: %s; run it again with --debug and report it",
+        type(error).__name__,
+        error,
     )
 
 

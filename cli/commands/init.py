@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("-c", "--configfile", cls=OptionalValue, callback=real_path, metavar="FILE", help="Configuration to write.")
+@click.option(
+    "-c", "--configfile", cls=OptionalValue, callback=real_path, metavar="FILE", help="Configuration to write."
+)
 @click.option(
     "--data", cls=OptionalValue, callback=real_path, metavar="DIRECTORY", help="Directory for the stored blocks."
 )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from backyfs.cli.options import real_path
 from backyfs.cli.commands.key import read_recovery_page
 from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.options import real_path
 from backyfs.cli.output import Row, print_object, print_rows
 from backyfs.cli.passphrases import asking, read_secret, secret_options
 from backyfs.cli.text import printable

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from backyfs.cli.options import real_path
 from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.options import real_path
 from backyfs.cli.output import print_object
 from backyfs.errors import UsageError
 
