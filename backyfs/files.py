@@ -55,13 +55,13 @@ def open_file(path: str, flags: int, *, dir_fd: int | None = None) -> int:
     return os.open(path, flags | os.O_CLOEXEC, dir_fd=dir_fd)
 
 
-def make_directory(path: str) -> None:
+def make_directory(path: str, *, dir_fd: int | None = None) -> None:
     """Make a directory that nobody but its owner may look into.
 
     Raises:
         OSError: there is something with this name, or it cannot be made.
     """
-    _make(path, None, lambda name, directory: os.mkdir(name, 0o700, dir_fd=directory))
+    _make(path, dir_fd, lambda name, directory: os.mkdir(name, 0o700, dir_fd=directory))
 
 
 def make_directories(path: str) -> None:
@@ -172,12 +172,22 @@ def sync_directory(path: str) -> None:
     except PermissionError:
         return
     try:
+        sync_open_directory(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_open_directory(fd: int) -> None:
+    """Wait until the names in an open directory are on the disk, if the file system can do that.
+
+    Raises:
+        OSError: they do not get there.
+    """
+    try:
         os.fsync(fd)
     except OSError as error:
         if error.errno not in _CANNOT_SYNC:
             raise
-    finally:
-        os.close(fd)
 
 
 def require_no_device_directory(path: str) -> None:
