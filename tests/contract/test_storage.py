@@ -926,6 +926,7 @@ def test_a_file_that_cannot_be_opened_is_told_with_its_remedy(
         put(storage, A, b"x")
         with monkeypatch.context() as patch:
             patch.setattr(Root, "open", fail(number))
+            patch.setattr(Root, "open_to_read", fail(number))
             with pytest.raises(StorageError) as of_put:
                 storage.put(B, [b"x"])
             with pytest.raises(StorageError) as of_get:
