@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _Made = TypeVar("_Made")
 
 _NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PIECE_BYTES = 1 << 20
 _DEVICES = "/dev"
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - nothing is made there unless a user names it; shm_overview(7)
 # Some file systems cannot sync a directory; PostgreSQL passes over the same ones.
@@ -147,6 +148,30 @@ def give_name(draft: str, path: str) -> None:
     """
     os.link(draft, path)
     sync_directory(os.path.dirname(path))
+
+
+def read_input(path: str, most: int) -> bytes:
+    """Return what is in a file that the user named: also a FIFO, as `<(command)` of a shell is one.
+
+    Raises:
+        OSError: it cannot be read, or has more than `most` bytes; a device may go on for ever.
+    """
+    with open(path, "rb") as file:
+        return read_stream(file, most)
+
+
+def read_stream(file: BinaryIO, most: int) -> bytes:
+    """Return the rest of an open file.
+
+    Raises:
+        OSError: it cannot be read, or has more than `most` bytes.
+    """
+    content = bytearray()
+    while piece := file.read(_PIECE_BYTES):
+        content += piece
+        if len(content) > most:
+            raise OSError(errno.EFBIG, f"it has more than {most} bytes")
+    return bytes(content)
 
 
 def sync_file(file: BinaryIO) -> None:

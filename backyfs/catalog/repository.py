@@ -87,13 +87,13 @@ def read_open_part(stored: bytes) -> OpenPart:
         found = OpenPart(
             uid=fields.text("uid", 36),
             needs_release=fields.text("needs_release", 32),
-            key_slots=tuple(map(_slot, fields.objects("key_slots")[: _MAX_SLOTS + 1])),
+            key_slots=tuple(map(_slot, fields.objects("key_slots", _MAX_SLOTS))),
             parts=parts,
         )
     except ValueError as error:
         raise CatalogError(f"object {REPOSITORY_NAME} is damaged: {error}") from error
-    if len(found.key_slots) > _MAX_SLOTS or not is_uid(found.uid):
-        raise CatalogError(f"object {REPOSITORY_NAME} is damaged: more than {_MAX_SLOTS} key slots, or a wrong uid")
+    if not is_uid(found.uid):
+        raise CatalogError(f"object {REPOSITORY_NAME} is damaged: it has a uid that cannot be")
     return found
 
 

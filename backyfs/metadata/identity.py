@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _THE_ROW = 1
 _UID = re.compile("[0-9A-Za-z-]{1,36}")
 _MAX_BLOCK_SIZE = 1 << 31
+_MAX_SLOTS = 256  # see catalog.repository
 _MAX_KEY = 64  # bytes of a wrapped key, see metadata.tables
 _TAG_BYTES = 32
 _REMEDY = "restore the database from a copy, or run `backyfs recover` to rebuild it from the storage"
@@ -248,10 +249,12 @@ def list_key_slots(connection: Connection) -> list[KeySlot]:
                 wrapped_key=row.wrapped_key,
                 created_at=row.created_at,
             )
-            for row in connection.execute(select(key_slots).order_by(key_slots.c.id))
+            for row in connection.execute(select(key_slots).order_by(key_slots.c.id).limit(_MAX_SLOTS + 1))
         ]
     except _ODD_VALUES as error:
         raise IntegrityError(f"a key slot in the database has a value of another kind ({error}); {_REMEDY}") from error
+    if len(found) > _MAX_SLOTS:
+        raise IntegrityError(f"the database has more than {_MAX_SLOTS} key slots, which no repository has; {_REMEDY}")
     for slot in found:
         values: tuple[Any, ...] = (slot.label, slot.kdf, slot.kdf_parameters)
         wrapped: tuple[Any, ...] = (slot.key_check, slot.wrapped_key)
