@@ -203,8 +203,8 @@ def _add(
         others = list_key_slots(connection)
         if len(others) >= MAX_SLOTS:
             raise UsageError(
-                f"the repository has {len(others)} key slots, and there can be {MAX_SLOTS}; remove one that nobody needs "
-                "with `backyfs key remove`"
+                f"the repository has {len(others)} key slots, and there can be {MAX_SLOTS}; remove one with "
+                "`backyfs key remove`"
             )
         if any(other.label == label for other in others):
             raise UsageError(f"there is a key slot {label!r} already; give another label, or use `backyfs key change`")

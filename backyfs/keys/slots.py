@@ -111,7 +111,7 @@ def _affordable(slots: list[KeySlot]) -> tuple[list[KeySlot], IntegrityError | N
             costs.append((kdf.work_kib(slot.kdf, slot.kdf_parameters), number))
         except IntegrityError as error:
             damage = IntegrityError(f"key slot {slot.label!r} {error}")
-    affordable = []
+    affordable: list[KeySlot] = []
     left_kib = kdf.MAX_WORK_KIB
     for work_kib, number in sorted(costs):
         left_kib -= work_kib
