@@ -82,7 +82,7 @@ def open_with(slots: list[KeySlot], secret: Secret) -> Opened:
         assert slot is not None
         return Opened(slot=slot, repository_key=key)
     assert secret.passphrase is not None
-    affordable, damage = _affordable(with_passphrase(slots))
+    affordable, damage = affordable_slots(with_passphrase(slots))
     for slot in affordable:
         try:
             derived = kdf.derive_key(secret.passphrase, slot.kdf, slot.kdf_parameters)
@@ -99,7 +99,7 @@ def open_with(slots: list[KeySlot], secret: Secret) -> Opened:
     )
 
 
-def _affordable(slots: list[KeySlot]) -> tuple[list[KeySlot], IntegrityError | None]:
+def affordable_slots(slots: list[KeySlot]) -> tuple[list[KeySlot], IntegrityError | None]:
     """Return the slots that a passphrase is tried on, the cheapest first, and what is the matter with another one.
 
     Anyone who can write to the database or the catalog can add slots, and each may take a minute.
