@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import update
 
 from backyfs.engine.cleanup import cleanup
 from backyfs.engine.fullcleanup import full_cleanup
@@ -17,6 +18,7 @@ from backyfs.errors import CatalogError, StorageError
 from backyfs.keys.slots import Secret
 from backyfs.metadata.database import Database
 from backyfs.metadata.migration import Outdated
+from backyfs.metadata.tables import blobs
 from backyfs.metadata.versions import version_with_uid
 from backyfs.model import VersionStatus
 from tests.images import random_image
@@ -74,6 +76,15 @@ def test_scrub_marks_the_block_and_checks_the_others(repository: Repository, ver
     assert (report.blobs_checked, report.blobs_damaged) == (BLOCKS, 1)
     assert told == [(BLOCK, 2 * BLOCK)]
     assert not is_valid(repository, version)
+
+
+@pytest.mark.parametrize("uid", ["../../../evil", "a/b"])
+def test_a_uid_that_cannot_be_is_damage_to_its_block(repository: Repository, version: Version, uid: str) -> None:
+    blob = blob_of(repository, version, 1)
+    with repository.database.write() as connection:
+        connection.execute(update(blobs).where(blobs.c.id == blob.id).values(uid=uid))
+    report = scrub(repository, ScrubRequest(versions=None))
+    assert (report.blobs_checked, report.blobs_damaged) == (BLOCKS, 1)
 
 
 def test_restore_leaves_out_the_block_and_writes_the_others(
