@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from backyfs.errors import BlobMissingError, IntegrityError
+from backyfs.errors import BlobMissingError, IntegrityError, ObjectUnreadableError
 from backyfs.model import BlobUid, SavedBlob
 from backyfs.sealing import DATA_KEY_BYTES, encryption_version
 
@@ -145,6 +145,7 @@ def load_block(store: BlockStore, blob: Blob) -> bytes:
 
     Raises:
         BlobMissingError: the storage has no such object.
+        ObjectUnreadableError: it has something in its place that cannot be read.
         IntegrityError: it has one, and it is not this block; the message names the blob.
         MissingKeyError: it is encrypted, and no key is configured.
     """
@@ -154,7 +155,7 @@ def load_block(store: BlockStore, blob: Blob) -> bytes:
 def _load(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
     try:
         return _load_object(store, blob, trusts_tag=trusts_tag)
-    except (BlobMissingError, IntegrityError):
+    except (BlobMissingError, ObjectUnreadableError, IntegrityError):
         moved = store.find_moved(blob)
         if moved is None:
             raise
@@ -210,7 +211,7 @@ class PieceLoader:
             return [_load(self._store, blob, trusts_tag=True)]
         try:
             return self._load_segments(blob, seekable, pieces)
-        except (BlobMissingError, IntegrityError):
+        except (BlobMissingError, ObjectUnreadableError, IntegrityError):
             moved = self._store.find_moved(blob)
             if moved is None:
                 raise

@@ -11,7 +11,14 @@ import logging
 from typing import TYPE_CHECKING
 
 from backyfs.catalog.place import find_repository
-from backyfs.errors import BlobMissingError, CatalogError, DatabaseError, StorageError, WrongStorageError
+from backyfs.errors import (
+    BlobMissingError,
+    CatalogError,
+    DatabaseError,
+    ObjectUnreadableError,
+    StorageError,
+    WrongStorageError,
+)
 from backyfs.metadata.blobs import sample_blob_uids
 from backyfs.metadata.catalog import catalog_key
 from backyfs.metadata.identity import load_storage_state, note_storage_marked
@@ -81,6 +88,8 @@ def _require_some_blob(storage: Storage, uids: Iterable[BlobUid]) -> None:
             storage.get_range(uid, 0, 1)
         except BlobMissingError:
             missing += 1
+        except ObjectUnreadableError:  # damaged as it is, it is there
+            return
         else:
             return
     if missing:

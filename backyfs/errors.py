@@ -22,6 +22,7 @@
     |-- ExportFormatError         23  a file to import is not whole, or is no export at all
     |-- StorageError               6  the storage refuses, is full or is gone
     |   |-- WrongStorageError      6  it is not the storage of this repository
+    |   |-- ObjectUnreadableError  6  it has something in the place of one object that cannot be read
     |   |-- BlobMissingError       6  it has no such object
     |   `-- ObjectMissingError     6  it has no object with this name
     |-- IntegrityError            20  stored bytes are not what was stored
@@ -158,6 +159,10 @@ class StorageError(BackyfsError):
 
 class WrongStorageError(StorageError):
     """The storage is not that of this repository: another one, or a mount point without its file system."""
+
+
+class ObjectUnreadableError(StorageError):
+    """The storage is there, and cannot give or delete one object: a bad sector, a FIFO in its place, its mode."""
 
 
 class BlobMissingError(StorageError):

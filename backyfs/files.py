@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _Made = TypeVar("_Made")
 
 _NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PIECE_BYTES = 1 << 20
 _DEVICES = "/dev"
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - nothing is made there unless a user names it; shm_overview(7)
 # Some file systems cannot sync a directory; PostgreSQL passes over the same ones.
@@ -55,13 +56,13 @@ def open_file(path: str, flags: int, *, dir_fd: int | None = None) -> int:
     return os.open(path, flags | os.O_CLOEXEC, dir_fd=dir_fd)
 
 
-def make_directory(path: str) -> None:
+def make_directory(path: str, *, dir_fd: int | None = None) -> None:
     """Make a directory that nobody but its owner may look into.
 
     Raises:
         OSError: there is something with this name, or it cannot be made.
     """
-    _make(path, None, lambda name, directory: os.mkdir(name, 0o700, dir_fd=directory))
+    _make(path, dir_fd, lambda name, directory: os.mkdir(name, 0o700, dir_fd=directory))
 
 
 def make_directories(path: str) -> None:
@@ -149,6 +150,30 @@ def give_name(draft: str, path: str) -> None:
     sync_directory(os.path.dirname(path))
 
 
+def read_input(path: str, most: int) -> bytes:
+    """Return what is in a file that the user named: also a FIFO, as `<(command)` of a shell is one.
+
+    Raises:
+        OSError: it cannot be read, or has more than `most` bytes; a device may go on for ever.
+    """
+    with open(path, "rb") as file:
+        return read_stream(file, most)
+
+
+def read_stream(file: BinaryIO, most: int) -> bytes:
+    """Return the rest of an open file.
+
+    Raises:
+        OSError: it cannot be read, or has more than `most` bytes.
+    """
+    content = bytearray()
+    while piece := file.read(_PIECE_BYTES):
+        content += piece
+        if len(content) > most:
+            raise OSError(errno.EFBIG, f"it has more than {most} bytes")
+    return bytes(content)
+
+
 def sync_file(file: BinaryIO) -> None:
     """Wait until everything written to an open file is on the disk.
 
@@ -172,12 +197,22 @@ def sync_directory(path: str) -> None:
     except PermissionError:
         return
     try:
+        sync_open_directory(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_open_directory(fd: int) -> None:
+    """Wait until the names in an open directory are on the disk, if the file system can do that.
+
+    Raises:
+        OSError: they do not get there.
+    """
+    try:
         os.fsync(fd)
     except OSError as error:
         if error.errno not in _CANNOT_SYNC:
             raise
-    finally:
-        os.close(fd)
 
 
 def require_no_device_directory(path: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 
 from backyfs.errors import MountError
 from backyfs.mount.partitions import read_partitions
+
+_log = logging.getLogger(__name__)
 
 WHOLE = "data"  # the name of an image that has no partitions
 
@@ -19,6 +22,7 @@ class Slice:
     file: str | None     # in the mount of the version; None: the image has nothing of it
     size_bytes: int      # of that file
     missing_bytes: int = 0  # that follow according to the partition table, past the end of the image
+    overlaps: str = ""      # the name of another one that reaches into it
 
 
 def list_slices(directory: str) -> list[Slice]:
@@ -40,12 +44,15 @@ def list_slices(directory: str) -> list[Slice]:
             table = read_partitions(read, size_bytes)
     except OSError as error:
         raise MountError(f"{path} cannot be read: {error.strerror}") from error
+    if table.left_out:
+        _log.warning("%d partitions of this image are left out: it has more than any disk needs", table.left_out)
     inside = [
         Slice(
             name=str(each.number),
             file=os.path.join(directory, "partitions", str(each.number)),
             size_bytes=each.size,
             missing_bytes=each.missing,
+            overlaps=str(table.overlapping.get(each.number, "")),
         )
         for each in table.partitions
     ]

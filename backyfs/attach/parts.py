@@ -129,6 +129,9 @@ def _look(each: Slice) -> Part:
     part = Part(name=each.name, file=each.file, size_bytes=each.size_bytes, outcome=Outcome.FAILED)
     if each.file is None:
         return part
+    if each.overlaps:  # a table made to do harm could ask for a device for each of a hundred views of the same bytes
+        remark = f"it overlaps partition {each.overlaps} and gets no device; its bytes are in {each.file}"
+        return replace(part, outcome=Outcome.NOTHING, remark=remark)
     try:
         return replace(part, content=filesystems.probe(each.file), outcome=Outcome.NOTHING)
     except MountError as error:
@@ -136,7 +139,7 @@ def _look(each: Slice) -> Part:
 
 
 def _open(part: Part, opened: Sequence[Part], access: Access, *, is_journal: bool) -> Part:
-    if part.outcome is Outcome.FAILED:
+    if part.outcome is Outcome.FAILED or part.remark:
         return part
     nothing = part.content.nothing_to_see
     part = replace(part, remark=nothing or "")

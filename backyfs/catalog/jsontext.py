@@ -93,18 +93,18 @@ class Fields:
         """Return bytes, or None."""
         return None if self._get(name) is None else self.raw(name, rule)
 
-    def texts(self, name: str, rule: Rule) -> tuple[str, ...]:
-        """Return a list of texts."""
-        return tuple(_checked(name, rule, value) for value in self._list(name))
+    def texts(self, name: str, rule: Rule, most: int) -> tuple[str, ...]:
+        """Return a list of texts, `most` of them or fewer."""
+        return tuple(_checked(name, rule, value) for value in self._list(name, most))
 
-    def objects(self, name: str) -> tuple[Fields, ...]:
-        """Return a list of JSON objects."""
-        return tuple(map(Fields, self._list(name)))
+    def objects(self, name: str, most: int) -> tuple[Fields, ...]:
+        """Return a list of JSON objects, `most` of them or fewer."""
+        return tuple(map(Fields, self._list(name, most)))
 
-    def _list(self, name: str) -> list[Any]:
+    def _list(self, name: str, most: int) -> list[Any]:
         value = self._get(name)
-        if not isinstance(value, list):
-            raise ValueError(f"{name} is no list")  # noqa: TRY004
+        if not isinstance(value, list) or len(value) > most:
+            raise ValueError(f"{name} is not a list of up to {most}")
         return value
 
     def _get(self, name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from backyfs import keys
 from backyfs.catalog.objects import MAX_STORED, REPOSITORY_NAME, Kind
 from backyfs.catalog.repository import read_open_part
-from backyfs.errors import CatalogError, IntegrityError, ObjectMissingError
+from backyfs.errors import CatalogError, IntegrityError, ObjectMissingError, ObjectUnreadableError
 
 if TYPE_CHECKING:
     from backyfs.catalog.repository import OpenPart
@@ -37,12 +37,12 @@ def get_stored(storage: Storage, name: str, kind: Kind) -> bytes:
 
     Raises:
         ObjectMissingError: there is none.
-        CatalogError: it is larger than any of its kind.
+        CatalogError: it is larger than any of its kind, or cannot be read.
         StorageError: it cannot be read.
     """
     try:
         return storage.get_object(name, MAX_STORED[kind])
-    except IntegrityError as error:
+    except (IntegrityError, ObjectUnreadableError) as error:
         raise CatalogError(str(error)) from error
 
 

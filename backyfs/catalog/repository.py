@@ -83,13 +83,11 @@ def read_open_part(stored: bytes) -> OpenPart:
         found = OpenPart(
             uid=fields.value("uid", values.REPOSITORY_UID),
             needs_release=fields.value("needs_release", values.RELEASE),
-            key_slots=tuple(map(_slot, fields.objects("key_slots")[: _MAX_SLOTS + 1])),
+            key_slots=tuple(map(_slot, fields.objects("key_slots", _MAX_SLOTS))),
             parts=parts,
         )
     except ValueError as error:
         raise CatalogError(f"object {REPOSITORY_NAME} is damaged: {error}") from error
-    if len(found.key_slots) > _MAX_SLOTS:
-        raise CatalogError(f"object {REPOSITORY_NAME} is damaged: it has more than {_MAX_SLOTS} key slots")
     return found
 
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _COUNTS = struct.Struct("<II")
 _UID_BYTES = 16
 _MAX_PAGE_NUMBER = 1 << 31
+# JSON takes up to thirty times its size in memory, and what compresses well is small in the storage.
+_MAX_FACTS = 4 << 20  # bytes
+_MAX_TAGS = 10_000
+_MAX_STATISTICS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,15 @@ def pack_version(version: CatalogVersion, by: Seal) -> bytes:
     if version.damage_found_at is not None:
         known["damage_found_at"] = version.damage_found_at
     facts = write_json(known)
+    if (
+        len(facts) > _MAX_FACTS
+        or len(version.version.tags) > _MAX_TAGS
+        or len(version.statistics) > _MAX_STATISTICS
+    ):
+        raise CatalogError(
+            f"version {version.version.uid} has more than {_MAX_TAGS} tags or {_MAX_STATISTICS} statistics, or "
+            f"{_MAX_FACTS} bytes of them, and cannot be in the catalog; remove some tags with `backyfs remove-tag`"
+        )
     numbers = array("I", version.page_numbers)
     if sys.byteorder == "big":
         numbers.byteswap()
@@ -78,6 +91,8 @@ def unpack_version(uid: str, by: Seal, stored: bytes) -> CatalogVersion:
 
 def _parse(content: memoryview) -> CatalogVersion:
     facts_bytes, count = _COUNTS.unpack_from(content)
+    if facts_bytes > _MAX_FACTS:
+        raise ValueError(f"it has {facts_bytes} bytes of facts, more than the {_MAX_FACTS} that there can be")
     numbers_at = _COUNTS.size + facts_bytes
     uids_at = numbers_at + 4 * count
     if uids_at + _UID_BYTES * count != len(content):
@@ -93,7 +108,7 @@ def _parse(content: memoryview) -> CatalogVersion:
     version = _version(facts)
     return CatalogVersion(
         version=version,
-        statistics=tuple(_statistics(one, version.uid) for one in facts.objects("statistics")),
+        statistics=tuple(_statistics(one, version.uid) for one in facts.objects("statistics", _MAX_STATISTICS)),
         damage_found_at=facts.time("damage_found_at") if "damage_found_at" in facts else None,
         page_numbers=numbers,
         page_uids=bytes(content[uids_at:]),
@@ -101,7 +116,7 @@ def _parse(content: memoryview) -> CatalogVersion:
 
 
 def _version(facts: Fields) -> VersionRecord:
-    tags = facts.texts("tags", values.NAME)
+    tags = facts.texts("tags", values.NAME, _MAX_TAGS)
     if len(set(tags)) != len(tags):
         raise ValueError("it has a tag twice")
     return VersionRecord(

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backyfs.errors import ConfigError
+from backyfs.files import read_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+_MAX_BYTES = 1 << 20  # of a file
 _INHERITED = configparser.DEFAULTSECT  # [DEFAULT]: its keys count in every section. Not [DEFAULTS]
 
 
@@ -94,8 +96,7 @@ class Document:
 
 def _read_text(file: str) -> str:
     try:
-        with open(file, "rb") as stream:
-            content = stream.read()
+        content = read_input(file, _MAX_BYTES)
     except FileNotFoundError as error:
         fact = "does not exist; run `backyfs init` or name another file with -c"
         raise ConfigError(fact, file=file) from error

@@ -6,7 +6,6 @@ storage did not give is marked before the storage has given something else.
 
 from __future__ import annotations
 
-import errno
 import random
 import time
 from contextlib import suppress
@@ -16,7 +15,14 @@ from typing import TYPE_CHECKING
 
 from backyfs.blocks import load_block
 from backyfs.engine.window import Window, default_workers
-from backyfs.errors import BackyfsError, BlobMissingError, IntegrityError, InterruptedByUser, StorageError
+from backyfs.errors import (
+    BackyfsError,
+    BlobMissingError,
+    IntegrityError,
+    InterruptedByUser,
+    ObjectUnreadableError,
+    StorageError,
+)
 from backyfs.metadata.batches import batches
 from backyfs.metadata.blobs import load_blobs
 from backyfs.metadata.checks import record_checks, sample_blobs
@@ -35,10 +41,6 @@ _RECORD_BLOBS = 4096   # results are recorded when there are so many, or
 _RECORD_S = 5.0        # when the last time was so long ago: a scrub that is killed repeats no more
 _OTHER_BLOBS = 32      # that are looked for where all of a batch are missing
 
-# What file systems answer that keep checksums, and disks whose sectors cannot be read: the object is lost, the
-# storage is there.
-_OF_THE_MEDIUM = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
-
 
 @dataclass(frozen=True, slots=True)
 class _Result:
@@ -47,7 +49,7 @@ class _Result:
     blob: Blob
     fact: str | None = None  # what is the matter with it; None: it is whole
     is_there: bool = True    # the storage gave the object
-    was_refused: bool = False  # it has one that the disk cannot read
+    was_refused: bool = False  # it has something there that cannot be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +173,8 @@ class BlobChecker:
             return _Result(blob, _without_uid(blob, error))
         except BlobMissingError as error:
             return _Result(blob, _without_uid(blob, error), is_there=False)
-        except StorageError as error:
-            if is_lost(error):
-                return _Result(blob, f"cannot be read: {error}", is_there=False, was_refused=True)
-            raise
+        except ObjectUnreadableError as error:
+            return _Result(blob, f"cannot be read: {error}", is_there=False, was_refused=True)
         return _Result(blob)
 
     # What the owner does with it.
@@ -241,11 +241,6 @@ class BlobChecker:
         self.found.repaired += recorded.repaired
         self.found.blobs += len(results)
         self.found.bytes += sum(result.blob.size for result in results)
-
-
-def is_lost(error: StorageError) -> bool:
-    """Tell whether a storage could not read one object, and is there itself."""
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_MEDIUM
 
 
 def _without_uid(blob: Blob, error: BackyfsError) -> str:

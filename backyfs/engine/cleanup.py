@@ -12,15 +12,18 @@ Killed anywhere, what is doomed stays so, and the next cleanup goes on with it; 
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from backyfs.engine.blobset import BlobSet
 from backyfs.engine.job import Job
 from backyfs.engine.publish import catalog_kept, keep_catalog
 from backyfs.engine.window import Window
-from backyfs.errors import InterruptedByUser
+from backyfs.errors import InterruptedByUser, ObjectUnreadableError
 from backyfs.metadata.garbage import (
     DoomedBlob,
     Garbage,
@@ -40,10 +43,13 @@ if TYPE_CHECKING:
     from backyfs.model import Progress
     from backyfs.repository import Repository
 
+_log = logging.getLogger(__name__)
+
 GRACE_S = 3600         # as in backy2
 _PAGES_AT_ONCE = 16    # are removed in one transaction: some 16,000 counts, 50 ms
 _BLOBS_AT_ONCE = 4096  # are doomed in one transaction, and their rows removed in another
 _RUN_BLOBS = 256       # objects are deleted in runs of so many
+_MOST_NAMED = 20       # objects that cannot be deleted are named; where it is all of them the log stays small
 _WORKERS = 16          # a deletion is mostly waiting, for a disk or an object store
 
 
@@ -54,6 +60,7 @@ class CleanupReport:
     pages: int = 0
     blobs: int = 0
     stored_bytes: int = 0  # of their objects, as far as that is known
+    undeleted: int = 0     # objects that the storage cannot delete; the next cleanup tries again
     duration_s: float = 0.0
 
 
@@ -102,11 +109,13 @@ class Cleaner:
         self._job = job
         self._progress = progress
         self._stop = stop
+        self._undeleted = BlobSet()
+        self._lock = threading.Lock()  # guards that set and its count
         self.report = CleanupReport()
 
     def run(self, grace_s: float) -> None:
         """Take away what is doomed, then what no version needs."""
-        with Window[None](_WORKERS) as window:
+        with Window[list[DoomedBlob]](_WORKERS) as window:
             self._delete_doomed(window)
             self._remove_pages()
             self._doom_blobs(grace_s)
@@ -114,7 +123,7 @@ class Cleaner:
 
     def delete_doomed(self) -> None:
         """Delete what is doomed, and nothing else."""
-        with Window[None](_WORKERS) as window:
+        with Window[list[DoomedBlob]](_WORKERS) as window:
             self._delete_doomed(window)
 
     def check(self) -> None:
@@ -149,7 +158,7 @@ class Cleaner:
                 return
             last = doomed[-1]
 
-    def _delete_doomed(self, window: Window[None]) -> None:
+    def _delete_doomed(self, window: Window[list[DoomedBlob]]) -> None:
         with self._database.read() as connection:
             many, stored_bytes = measure_doomed(connection)
         if not many:
@@ -160,7 +169,7 @@ class Cleaner:
         finally:
             self._progress.stop()
 
-    def _delete_batches(self, window: Window[None]) -> None:
+    def _delete_batches(self, window: Window[list[DoomedBlob]]) -> None:
         gone: list[DoomedBlob] = []  # whose objects are deleted: their rows go while the next are
         last = BlobId(0)
         while True:
@@ -173,12 +182,12 @@ class Cleaner:
             for start in range(0, len(batch), _RUN_BLOBS):
                 window.submit(self._delete_run, batch[start : start + _RUN_BLOBS])
             self._forget(gone)
+            gone = []
             while window.pending:
-                for _ in window.results():
-                    pass
+                for deleted in window.results():
+                    gone += deleted
             if not batch:
                 return
-            gone = batch
 
     def _forget(self, gone: Sequence[DoomedBlob]) -> None:
         """Remove the rows of blobs whose objects are gone."""
@@ -190,7 +199,22 @@ class Cleaner:
         self.report.stored_bytes += freed
         self._progress.advance(freed)
 
-    def _delete_run(self, run: Sequence[DoomedBlob]) -> None:
-        """Delete objects. Runs in a worker thread."""
+    def _delete_run(self, run: Sequence[DoomedBlob]) -> list[DoomedBlob]:
+        """Delete objects and return those that are gone. Runs in a worker thread."""
+        gone = []
         for blob in run:
-            self._storage.delete(blob.uid)
+            try:
+                self._storage.delete(blob.uid)
+            except ObjectUnreadableError as error:
+                self._keep(blob, error)
+            else:
+                gone.append(blob)
+        return gone
+
+    def _keep(self, blob: DoomedBlob, error: ObjectUnreadableError) -> None:
+        with self._lock:
+            if not self._undeleted.add(blob.id):  # it is tried again at the end
+                return
+            self.report.undeleted += 1
+            if self.report.undeleted <= _MOST_NAMED:
+                _log.warning("blob %s was not deleted: %s", blob.uid, error)

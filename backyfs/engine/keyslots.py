@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from backyfs import keys
 from backyfs.errors import IntegrityError, KeyMaterialError, MissingKeyError, UsageError, WrongKeyError
 from backyfs.keyring import require_identity, tag_of
-from backyfs.keys.slots import make_slot, open_configured
+from backyfs.keys.slots import MAX_SLOTS, make_slot, open_configured
 from backyfs.metadata.blobs import newest_wrapped_key
 from backyfs.metadata.database import Database
 from backyfs.metadata.identity import (
@@ -201,7 +201,13 @@ def _add(
     with database.write() as connection:
         if opened is not None:
             _require_still(connection, opened)
-        if any(other.label == label for other in list_key_slots(connection)):
+        others = list_key_slots(connection)
+        if len(others) >= MAX_SLOTS:
+            raise UsageError(
+                f"the repository has {len(others)} key slots, and there can be {MAX_SLOTS}; remove one with "
+                "`backyfs key remove`"
+            )
+        if any(other.label == label for other in others):
             raise UsageError(f"there is a key slot {label!r} already; give another label, or use `backyfs key change`")
         add_key_slot(connection, slot)
     return slot

@@ -21,12 +21,11 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from backyfs.blocks import load_block, new_blob_uids, new_shelf, save_blocks
-from backyfs.engine.blobchecker import is_lost
 from backyfs.engine.blobset import BlobSet
 from backyfs.engine.job import Job
 from backyfs.engine.publish import catalog_kept
 from backyfs.engine.window import Window, default_workers
-from backyfs.errors import BackyfsError, BlobMissingError, IntegrityError, InterruptedByUser, StorageError
+from backyfs.errors import BackyfsError, BlobMissingError, IntegrityError, InterruptedByUser, ObjectUnreadableError
 from backyfs.metadata.batches import batches
 from backyfs.metadata.blobs import find_blobs, load_blobs
 from backyfs.metadata.blockmap import BlobsGoneError, replace_blobs
@@ -318,11 +317,7 @@ class _Migrator:
                     break
                 try:
                     block = load_block(self._repository.blocks, blob)
-                except (BlobMissingError, IntegrityError) as error:
-                    done.damaged.append((blob, str(error)))
-                except StorageError as error:
-                    if not is_lost(error):
-                        raise
+                except (BlobMissingError, ObjectUnreadableError, IntegrityError) as error:
                     done.damaged.append((blob, str(error)))
                 else:
                     # Its tag vouched for a block without fingerprint; stored plain, nothing else will.

@@ -23,7 +23,9 @@ KDFS = frozenset({KDF_ARGON2ID, KDF_SCRYPT})
 _KEY_BYTES = 32
 _SALT_BYTES = 16
 _MAX_MEMORY_KIB = 1 << 20     # what a slot may ask for; who can write to the database shall not be able to stop us
-_MAX_WORK_KIB = 1 << 25       # memory times passes: about a minute
+# Memory times passes, about a minute: of one slot, and of all that are tried. 32 slots of ours take three quarters.
+MAX_WORK_KIB = 1 << 25
+_MAX_PARAMETERS = 1024  # characters
 _MAX_LANES = 16
 _SCRYPT_R = 8                 # 1 KiB for each unit of n
 
@@ -65,28 +67,51 @@ def derive_key(passphrase: str, kdf: str, parameters: str) -> bytes:
         ) from error
 
 
+def work_kib(kdf: str, parameters: str) -> int:
+    """Return what it takes to try a passphrase on a slot: KiB of memory, times how often they are gone through.
+
+    Raises:
+        IntegrityError: the parameters are damaged, or ask for more than any slot of ours does.
+    """
+    found = _read(parameters)
+    if kdf == KDF_ARGON2ID:
+        memory_kib, _, passes = _argon2id_cost(found)
+        return memory_kib * passes
+    n, r, p = _scrypt_cost(found)
+    return max(1, n * r // _SCRYPT_R) * 2 * p  # one of p fills the memory, then goes through it
+
+
 def _argon2id(secret: bytes, found: dict[str, Any]) -> bytes:
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id  # noqa: PLC0415 - few need it
 
-    memory_kib = _number(found, "memory_kib", 8, _MAX_MEMORY_KIB)
-    lanes = _number(found, "lanes", 1, _MAX_LANES)
-    passes = _number(found, "passes", 1, _MAX_WORK_KIB // memory_kib)
-    if memory_kib < 8 * lanes:
-        raise _damaged("lanes")
+    memory_kib, lanes, passes = _argon2id_cost(found)
     return Argon2id(
         salt=_salt(found), length=_KEY_BYTES, iterations=passes, lanes=lanes, memory_cost=memory_kib
     ).derive(secret)
 
 
+def _argon2id_cost(found: dict[str, Any]) -> tuple[int, int, int]:
+    memory_kib = _number(found, "memory_kib", 8, _MAX_MEMORY_KIB)
+    lanes = _number(found, "lanes", 1, _MAX_LANES)
+    passes = _number(found, "passes", 1, MAX_WORK_KIB // memory_kib)
+    if memory_kib < 8 * lanes:
+        raise _damaged("lanes")
+    return memory_kib, lanes, passes
+
+
 def _scrypt(secret: bytes, found: dict[str, Any]) -> bytes:
     from cryptography.hazmat.primitives.kdf.scrypt import Scrypt  # noqa: PLC0415 - few need it
 
+    n, r, p = _scrypt_cost(found)
+    return Scrypt(salt=_salt(found), length=_KEY_BYTES, n=n, r=r, p=p).derive(secret)
+
+
+def _scrypt_cost(found: dict[str, Any]) -> tuple[int, int, int]:
     n = _number(found, "n", 2, _MAX_MEMORY_KIB)
     r = _number(found, "r", 1, _SCRYPT_R)
     if n & (n - 1):
         raise _damaged("n")
-    p = _number(found, "p", 1, _MAX_LANES)
-    return Scrypt(salt=_salt(found), length=_KEY_BYTES, n=n, r=r, p=p).derive(secret)
+    return n, r, _number(found, "p", 1, _MAX_LANES)
 
 
 def _has_argon2id() -> bool:
@@ -101,7 +126,7 @@ def _has_argon2id() -> bool:
 
 def _read(parameters: str) -> dict[str, Any]:
     try:
-        found = json.loads(parameters)
+        found = json.loads(parameters) if len(parameters) <= _MAX_PARAMETERS else None
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from backyfs.model import KeySource, PassphraseSource
 
 DEFAULT_COST = Cost()
+MAX_SLOTS = 32  # of a repository, as of LUKS; of more that were put there, those made first are tried
 
 _log = logging.getLogger(__name__)
 
@@ -81,8 +82,8 @@ def open_with(slots: list[KeySlot], secret: Secret) -> Opened:
         assert slot is not None
         return Opened(slot=slot, repository_key=key)
     assert secret.passphrase is not None
-    damage = None
-    for slot in with_passphrase(slots):
+    affordable, damage = affordable_slots(with_passphrase(slots))
+    for slot in affordable:
         try:
             derived = kdf.derive_key(secret.passphrase, slot.kdf, slot.kdf_parameters)
         except IntegrityError as error:
@@ -96,6 +97,29 @@ def open_with(slots: list[KeySlot], secret: Secret) -> Opened:
         f"the passphrase is not one of this repository, which is opened by {keys.expected_keys(slots)}; give the "
         "passphrase of a slot that `backyfs key list` shows, or configure the key"
     )
+
+
+def affordable_slots(slots: list[KeySlot]) -> tuple[list[KeySlot], IntegrityError | None]:
+    """Return the slots that a passphrase is tried on, the cheapest first, and what is the matter with another one.
+
+    Anyone who can write to the database or the catalog can add slots, and each may take a minute.
+    """
+    damage = None
+    costs: list[tuple[int, int]] = []  # and the number of the slot
+    for number, slot in enumerate(slots[:MAX_SLOTS]):
+        try:
+            costs.append((kdf.work_kib(slot.kdf, slot.kdf_parameters), number))
+        except IntegrityError as error:
+            damage = IntegrityError(f"key slot {slot.label!r} {error}")
+    affordable: list[KeySlot] = []
+    left_kib = kdf.MAX_WORK_KIB
+    for work_kib, number in sorted(costs):
+        left_kib -= work_kib
+        if left_kib < 0:
+            fact = "was not tried: with the other ones it takes more time than all of a repository do"
+            return affordable, IntegrityError(f"key slot {slots[number].label!r} {fact}")
+        affordable.append(slots[number])
+    return affordable, damage
 
 
 def open_configured(slots: list[KeySlot], sources: Sources) -> Opened:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, select, update
 
-from backyfs.errors import SchemaError
+from backyfs.errors import IntegrityError, SchemaError
 from backyfs.metadata.catalog import note_repository
 from backyfs.metadata.oddrows import require_sound, sound_rows
 from backyfs.metadata.revisions import HEAD_RELEASE
@@ -15,15 +15,16 @@ from backyfs.metadata.tables import key_slots, repository
 from backyfs.model import KeySlot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
-    from sqlalchemy import Column
+    from sqlalchemy import Column, Row
 
     from backyfs.metadata.database import Connection
 
 _THE_ROW = 1
-_SLOTS = select(key_slots).order_by(key_slots.c.id)
+_MAX_SLOTS = 256  # see catalog.repository
+_SLOTS = select(key_slots).order_by(key_slots.c.id).limit(_MAX_SLOTS + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,8 +198,9 @@ def list_key_slots(connection: Connection) -> list[KeySlot]:
 
     Raises:
         OddValueError: a value in one cannot be.
+        IntegrityError: there are more than a repository can have.
     """
-    return [_slot(row) for row in require_sound(connection, _SLOTS, key_slots.c.id)]
+    return _slots(require_sound(connection, _SLOTS, key_slots.c.id))
 
 
 def sound_key_slots(connection: Connection) -> list[KeySlot]:
@@ -206,16 +208,25 @@ def sound_key_slots(connection: Connection) -> list[KeySlot]:
 
     Raises:
         OddValueError: all are damaged. The repository is encrypted, and must not look as if it were not.
+        IntegrityError: there are more than a repository can have.
     """
-    return [_slot(row) for row in sound_rows(connection, _SLOTS, key_slots.c.id)] or list_key_slots(connection)
+    return _slots(sound_rows(connection, _SLOTS, key_slots.c.id)) or list_key_slots(connection)
 
 
-def _slot(row: Any) -> KeySlot:
-    return KeySlot(
-        label=row.label,
-        kdf=row.kdf,
-        kdf_parameters=row.kdf_parameters,
-        key_check=row.key_check,
-        wrapped_key=row.wrapped_key,
-        created_at=row.created_at,
-    )
+def _slots(rows: Sequence[Row[Any]]) -> list[KeySlot]:
+    if len(rows) > _MAX_SLOTS:
+        raise IntegrityError(
+            f"the database has more than {_MAX_SLOTS} key slots, which no repository has; restore the database from a "
+            "copy, or run `backyfs recover` to rebuild it from the storage"
+        )
+    return [
+        KeySlot(
+            label=row.label,
+            kdf=row.kdf,
+            kdf_parameters=row.kdf_parameters,
+            key_check=row.key_check,
+            wrapped_key=row.wrapped_key,
+            created_at=row.created_at,
+        )
+        for row in rows
+    ]

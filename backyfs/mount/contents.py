@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import trio
 
 from backyfs.blocks import PieceLoader
-from backyfs.errors import BlobMissingError, DatabaseError, IntegrityError, StorageError
+from backyfs.errors import BlobMissingError, DatabaseError, IntegrityError, ObjectUnreadableError, StorageError
 from backyfs.metadata.usage import encryption_versions, used_bytes
 from backyfs.model import VersionStatus
 from backyfs.mount.cache import PieceCache
@@ -47,6 +47,7 @@ _TABLE_THREADS = 2
 _REMEMBERED = 4096     # versions of which facts are kept that took a look at the block map or the image
 _TELL_AGAIN_S = 60.0   # of a damage that is met again and again
 _MOST_DAMAGES = 10_000
+_DAMAGE = (IntegrityError, BlobMissingError, ObjectUnreadableError)  # and not a storage that is away
 _ENCRYPTION_S = 60     # so long it is remembered which encryption versions a version has
 
 _Fact = TypeVar("_Fact")
@@ -217,7 +218,7 @@ class Contents:
         """Count a part of an image that could not be had, and tell the log of it, now and then."""
         self._read_errors += 1
         key = (error.uid, error.index)
-        if isinstance(error.__cause__, (IntegrityError, BlobMissingError)) and len(self._damaged) < _MOST_DAMAGES:
+        if isinstance(error.__cause__, _DAMAGE) and len(self._damaged) < _MOST_DAMAGES:
             self._damaged.add(key)
             if error.blob_id is not None:
                 self._marker.suspect(error.blob_id)

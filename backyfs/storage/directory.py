@@ -3,6 +3,9 @@
 An object is there whole or not at all: it is written under a temporary name, its bytes are synced, then
 it is renamed, then its directory is synced. `put` writes, `flush` does the rest for all that was put:
 one `syncfs` costs about as much as a single `fdatasync`, which made blocks of 4 KiB five times faster.
+
+No symbolic link below the directory is followed (`storage.beneath`), and only regular files are read. Anything else in
+the place of an object or of a directory damages what should be there, and nothing more.
 """
 
 from __future__ import annotations
@@ -11,28 +14,31 @@ import contextlib
 import os
 import secrets
 import threading
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError, StorageError, WrongStorageError
-from backyfs.files import create_file, make_directory, sync_directory
+from backyfs.files import sync_open_directory
 from backyfs.storage import MARKER_NAME, MAX_OBJECT_BYTES
-from backyfs.storage.listing import BLOB, BLOB_TEMPORARY, NAMED_TEMPORARY, list_stored, remove_leftovers
-from backyfs.storage.localfiles import (
-    read_rest,
-    sync_file,
-    syncfs,
-    syncfs_can_be_trusted,
-    write_all,
+from backyfs.storage.beneath import Root
+from backyfs.storage.listing import (
+    BLOB,
+    BLOB_TEMPORARY,
+    NAMED_TEMPORARY,
+    list_named,
+    list_stored,
+    list_uids,
+    remove_leftovers,
 )
-from backyfs.storage.oserror import raise_storage_error, storage_error
-from backyfs.storage.uid import NAMED, check_name, check_prefix, check_uid, is_name
+from backyfs.storage.localfiles import file_size, read_at, syncfs, syncfs_can_be_trusted, write_all
+from backyfs.storage.oserror import object_error, storage_error
+from backyfs.storage.uid import check_name, check_prefix, check_uid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from backyfs.model import BlobUid, Buffer
     from backyfs.storage import StoredObject
-
 
 
 class DirectoryStorage:
@@ -53,11 +59,15 @@ class DirectoryStorage:
         if not os.path.isdir(self._path):
             raise StorageError(f"storage directory {self._path} does not exist; is its file system mounted?")
         # Held open all the time: syncfs reports the write errors that came after its descriptor was opened.
-        self._fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise storage_error(self._path, error) from error
+        self._root = Root(self._path)
         self._has_syncfs = syncfs_can_be_trusted(self._path)
         self._lock = threading.Lock()        # guards the list below
         self._written: list[BlobUid] = []    # under their temporary names
-        self._named: list[tuple[str, str]] = []  # likewise those with names: temporary path and path
+        self._named: list[tuple[str, str]] = []  # likewise those with names: temporary name and name
         self._emptied: set[str] = set()  # directories of named objects that were deleted since the last flush
         self._flush_lock = threading.Lock()  # one flush at a time, and guards the failure
         self._failure: StorageError | None = None
@@ -65,36 +75,40 @@ class DirectoryStorage:
     def close(self) -> None:
         """Let go of the directory, and remove what was put and not flushed: where the disk is full it makes room."""
         for uid in self._written:
-            _remove_temporary(f"{self._directory(uid)}/{uid}{BLOB_TEMPORARY}")
+            self._remove_temporary(f"{_path_of(uid)}{BLOB_TEMPORARY}")
         for temporary, _ in self._named:
-            _remove_temporary(temporary)
+            self._remove_temporary(temporary)
         os.close(self._fd)
 
     def put(self, uid: BlobUid, parts: Sequence[Buffer]) -> int:
         """Write an object under its temporary name and return its size in bytes."""
-        directory = self._directory(uid)
-        temporary = f"{directory}/{uid}{BLOB_TEMPORARY}"
+        size = self._write(f"{_path_of(uid)}{BLOB_TEMPORARY}", parts)
+        with self._lock:
+            self._written.append(uid)
+        return size
+
+    def _write(self, temporary: str, parts: Sequence[Buffer]) -> int:
+        """Write a new file and return its size in bytes; make the directories above it that are missing."""
         try:
             try:
-                fd = create_file(temporary)
+                fd = self._root.create(temporary)
             except FileNotFoundError:
                 self._require_same_directory()
-                _make_missing([os.path.dirname(directory), directory])
-                fd = create_file(temporary)
+                for directory in _above(temporary)[-2::-1]:  # not the storage itself, if it is gone
+                    with contextlib.suppress(FileExistsError):
+                        self._root.make_directory(directory)
+                fd = self._root.create(temporary)
             try:
                 size = write_all(fd, parts)
                 if not self._has_syncfs:
                     os.fdatasync(fd)
             except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
+                self._remove_temporary(temporary)
                 raise
             finally:
                 os.close(fd)
         except OSError as error:
-            raise storage_error(temporary, error) from error
-        with self._lock:
-            self._written.append(uid)
+            raise object_error(self._root, temporary, error) from error
         return size
 
     def flush(self) -> None:
@@ -120,23 +134,46 @@ class DirectoryStorage:
                 raise
 
     def _give_names(self, written: list[BlobUid], named: list[tuple[str, str]], emptied: set[str]) -> None:
+        renames: dict[str, list[tuple[str, str]]] = defaultdict(list)  # in each directory
+        for path in map(_path_of, written):
+            directory, _, name = path.rpartition("/")
+            renames[directory].append((f"{name}{BLOB_TEMPORARY}", f"{name}{BLOB}"))
+        for temporary, path in named:
+            directory, _, name = path.rpartition("/")
+            renames[directory].append((temporary.rpartition("/")[2], name))
         try:
             self._require_same_directory()
-            if self._has_syncfs and (written or named):
+            if self._has_syncfs and renames:
                 syncfs(self._fd)
-            # With both levels above: a run that was killed may have made them and not come to sync them.
-            directories = {self._path, *emptied}
-            for uid in written:
-                directory = self._directory(uid)
-                os.rename(f"{directory}/{uid}{BLOB_TEMPORARY}", f"{directory}/{uid}{BLOB}")
-                directories.update((directory, os.path.dirname(directory)))
-            for temporary, path in named:
-                os.rename(temporary, path)
-                directories.update(self._above(path))
-            for directory in directories:
-                sync_directory(directory)
         except OSError as error:
             raise storage_error(self._path, error) from error
+        for directory, pairs in renames.items():
+            self._rename(directory, pairs)
+        # With the levels above: a run that was killed may have made them and not come to sync them.
+        for directory in {"", *emptied, *renames, *(above for each in renames for above in _above(each))}:
+            self._sync(directory)
+
+    def _rename(self, directory: str, pairs: list[tuple[str, str]]) -> None:
+        at = directory
+        try:
+            with self._root.directory(directory) as fd:
+                for temporary, name in pairs:
+                    at = f"{directory}/{name}"
+                    os.rename(temporary, name, src_dir_fd=fd, dst_dir_fd=fd)
+        except OSError as error:
+            raise object_error(self._root, at, error) from error
+
+    def _sync(self, directory: str) -> None:
+        try:
+            fd = self._root.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                sync_open_directory(fd)
+            finally:
+                os.close(fd)
+        except PermissionError:  # it may be written and not read
+            return
+        except OSError as error:
+            raise object_error(self._root, f"{directory}/", error) from error
 
     def get(self, uid: BlobUid) -> bytes:
         """Return an object.
@@ -145,22 +182,18 @@ class DirectoryStorage:
             BlobMissingError: there is none.
             IntegrityError: it is larger than any that we make.
         """
-        path = f"{self._directory(uid)}/{uid}{BLOB}"
+        path = f"{_path_of(uid)}{BLOB}"
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._root.open_to_read(path)
             try:
-                size = os.fstat(fd).st_size
+                size = file_size(fd, MAX_OBJECT_BYTES)
                 if size > MAX_OBJECT_BYTES:
                     raise IntegrityError(f"has {size} bytes in the storage, more than any block takes")
-                stored = os.read(fd, size)
-                return stored if len(stored) == size else stored + read_rest(fd)
+                return read_at(fd, 0, size)
             finally:
                 os.close(fd)
-        except FileNotFoundError:
-            self._require_storage()
-            raise BlobMissingError(uid) from None
         except OSError as error:
-            raise storage_error(path, error) from error
+            raise self._error_of(path, error, BlobMissingError(uid)) from error
 
     def get_range(self, uid: BlobUid, offset: int, length: int) -> bytes:
         """Return bytes [offset, offset + length) of an object, as far as it has them.
@@ -168,111 +201,91 @@ class DirectoryStorage:
         Raises:
             BlobMissingError: there is none.
         """
-        path = f"{self._directory(uid)}/{uid}{BLOB}"
+        path = f"{_path_of(uid)}{BLOB}"
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._root.open_to_read(path)
             try:
-                stored = os.pread(fd, length, offset)
-                while len(stored) < length and (more := os.pread(fd, length - len(stored), offset + len(stored))):
-                    stored += more
-                return stored
+                if length <= MAX_OBJECT_BYTES:
+                    content = os.pread(fd, length, offset)
+                    # The quick way, for nearly every call: only a regular file has a size and gives all that was asked.
+                    if len(content) == length and os.lseek(fd, 0, os.SEEK_END) > 0:
+                        return content
+                there = file_size(fd, MAX_OBJECT_BYTES) - offset
+                return read_at(fd, offset, min(length, there, MAX_OBJECT_BYTES)) if there > 0 else b""
             finally:
                 os.close(fd)
-        except FileNotFoundError:
-            self._require_storage()
-            raise BlobMissingError(uid) from None
         except OSError as error:
-            raise storage_error(path, error) from error
+            raise self._error_of(path, error, BlobMissingError(uid)) from error
 
     def delete(self, uid: BlobUid) -> None:
         """Delete an object; one that is gone already is fine."""
-        path = f"{self._directory(uid)}/{uid}{BLOB}"
+        path = f"{_path_of(uid)}{BLOB}"
         try:
-            os.unlink(path)
+            self._root.unlink(path)
         except FileNotFoundError:
             self._require_storage()
         except OSError as error:
-            raise storage_error(path, error) from error
+            raise object_error(self._root, path, error) from error
 
     def size(self, uid: BlobUid) -> int | None:
         """Return the size of an object in bytes; None where there is none."""
-        path = f"{self._directory(uid)}/{uid}{BLOB}"
+        path = f"{_path_of(uid)}{BLOB}"
         try:
-            return os.stat(path).st_size
+            return self._root.size(path)
         except FileNotFoundError:
             self._require_storage()
             return None
         except OSError as error:
-            raise storage_error(path, error) from error
+            raise object_error(self._root, path, error) from error
 
     def list_blobs(self) -> Iterator[BlobUid]:
         """Yield the uid of every object, in no order."""
         self._require_storage()
-        for directory, directories, names in os.walk(self._path, onerror=raise_storage_error):
-            if directory == self._path and NAMED in directories:
-                directories.remove(NAMED)
-            for name in names:
-                if name.endswith(BLOB):
-                    yield _blob_uid(name.removesuffix(BLOB))
+        return list_uids(self._root)
 
     def list_stored(self, prefix: str = "") -> Iterator[StoredObject]:
         """Yield every object whose uid begins with a prefix, in no order. What else lies there is passed over."""
         self._require_storage()
-        return list_stored(self._path, self._fd, prefix)
+        return list_stored(self._root, self._fd, prefix)
 
     def remove_leftovers(self, older_than_s: float) -> int:
         """Remove temporary files of blobs and of objects with names that were made so long ago."""
         self._require_same_directory()
-        return remove_leftovers(self._path, self._fd, older_than_s)
+        return remove_leftovers(self._root, self._fd, older_than_s)
 
     def put_object(self, name: str, content: bytes) -> None:
         """Write an object that has a name under a temporary one."""
-        temporary, path = self._write_named(name, content)
+        temporary = self._write_named(name, content)
         with self._lock:
-            self._named.append((temporary, path))
+            self._named.append((temporary, name))
 
     def put_new_object(self, name: str, content: bytes) -> bool:
         """Write an object that has a name, durably, unless one has it already."""
-        temporary, path = self._write_named(name, content)
+        temporary = self._write_named(name, content)
         try:
-            sync_file(temporary)
+            fd = self._root.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                os.link(temporary, path)  # unlike a rename, this never replaces a file
-            except FileExistsError:
-                return False
-            for directory in self._above(path):
-                sync_directory(directory)
-        except OSError as error:
-            raise storage_error(path, error) from error
-        finally:
-            _remove_temporary(temporary)
-        return True
-
-    def _write_named(self, name: str, content: bytes) -> tuple[str, str]:
-        """Write an object that has a name under a temporary one; return the path of that, and its own."""
-        check_name(name)
-        path = f"{self._path}/{name}"
-        temporary = f"{path}.{secrets.token_hex(8)}{NAMED_TEMPORARY}"
-        try:
-            try:
-                fd = create_file(temporary)
-            except FileNotFoundError:
-                self._require_same_directory()
-                _make_missing(self._above(path)[-2::-1])  # not the storage itself, if it is gone
-                fd = create_file(temporary)
-            try:
-                write_all(fd, [content])
-                if not self._has_syncfs:
-                    os.fdatasync(fd)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-                raise
+                os.fsync(fd)
             finally:
                 os.close(fd)
+            try:
+                self._root.link(temporary, name)  # unlike a rename, this never replaces a file
+            except FileExistsError:
+                return False
+            for directory in _above(name):
+                self._sync(directory)
         except OSError as error:
-            raise storage_error(temporary, error) from error
-        return temporary, path
+            raise object_error(self._root, name, error) from error
+        finally:
+            self._remove_temporary(temporary)
+        return True
+
+    def _write_named(self, name: str, content: bytes) -> str:
+        """Write an object that has a name under a temporary one, and return that."""
+        check_name(name)
+        temporary = f"{name}.{secrets.token_hex(8)}{NAMED_TEMPORARY}"
+        self._write(temporary, [content])
+        return temporary
 
     def get_object(self, name: str, max_bytes: int) -> bytes:
         """Return an object that has a name.
@@ -282,43 +295,37 @@ class DirectoryStorage:
             IntegrityError: it is larger than `max_bytes`.
         """
         check_name(name)
-        path = f"{self._path}/{name}"
         try:
-            with open(path, "rb", buffering=0) as file:
-                content = file.read(max_bytes + 1) if os.fstat(file.fileno()).st_size <= max_bytes else None
-        except FileNotFoundError:
-            if name != MARKER_NAME:
-                self._require_storage()
-            raise ObjectMissingError(name) from None
+            fd = self._root.open_to_read(name)
+            try:
+                size = file_size(fd, max_bytes)
+                if size > max_bytes:
+                    raise IntegrityError(
+                        f"object {name} has more than {max_bytes} bytes, which no object of its kind has"
+                    )
+                return read_at(fd, 0, size)
+            finally:
+                os.close(fd)
         except OSError as error:
-            raise storage_error(path, error) from error
-        if content is None or len(content) > max_bytes:
-            raise IntegrityError(f"object {name} has more than {max_bytes} bytes, which no object of its kind has")
-        return content
+            raise self._error_of(name, error, ObjectMissingError(name)) from error
 
     def delete_object(self, name: str) -> None:
         """Delete an object that has a name; one that is gone already is fine."""
         check_name(name)
-        path = f"{self._path}/{name}"
         try:
-            os.unlink(path)
+            self._root.unlink(name)
             with self._lock:
-                self._emptied.add(os.path.dirname(path))
+                self._emptied.add(os.path.dirname(name))
         except FileNotFoundError:
             self._require_storage()
         except OSError as error:
-            raise storage_error(path, error) from error
+            raise object_error(self._root, name, error) from error
 
     def list_objects(self, prefix: str) -> Iterator[str]:
         """Yield the names of all objects below a prefix, in no order."""
         check_prefix(prefix)
         self._require_storage()
-        start = f"{self._path}/{prefix.removesuffix('/')}"
-        if not os.path.lexists(start):
-            return
-        for directory, _, names in os.walk(start, onerror=raise_storage_error):
-            above = os.path.relpath(directory, self._path)
-            yield from filter(is_name, (f"{above}/{name}" for name in names))
+        return list_named(self._root, prefix)
 
     def paths(self) -> Sequence[str]:
         """Return the directory."""
@@ -329,45 +336,44 @@ class DirectoryStorage:
 
         One that was unmounted and mounted again may have got another number, but has its marker.
         """
-        if not os.path.lexists(f"{self._path}/{MARKER_NAME}"):
+        if not self._root.holds(MARKER_NAME):
             self._require_same_directory()
 
     def _require_same_directory(self) -> None:
         """Refuse to go on where the directory that was opened is no longer at its path."""
         try:
             is_same = os.path.samestat(os.stat(self._path), os.fstat(self._fd))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             is_same = False
+        except OSError as error:
+            raise storage_error(self._path, error) from error
         if not is_same:
             raise WrongStorageError(
                 f"storage directory {self._path} is not the one that was opened: its file system was unmounted, or "
                 "another one was mounted there; mount the right one"
             )
 
-    def _above(self, path: str) -> list[str]:
-        """Return the directories above a path, from the one it is in up to the storage."""
-        above = []
-        while path != self._path:
-            path = os.path.dirname(path)
-            above.append(path)
-        return above
+    def _error_of(self, path: str, error: OSError, missing: StorageError) -> StorageError:
+        """Return the error of an object that could not be read; `missing` is the one where it is not there."""
+        if path != MARKER_NAME:
+            self._require_storage()
+        return missing if isinstance(error, FileNotFoundError) else object_error(self._root, path, error)
 
-    def _directory(self, uid: BlobUid) -> str:
-        check_uid(uid)
-        return f"{self._path}/{uid[:2]}/{uid[2:4]}"
+    def _remove_temporary(self, name: str) -> None:
+        with contextlib.suppress(OSError):  # it may have got its name before the flush failed
+            self._root.unlink(name)
 
 
-def _blob_uid(name: str) -> BlobUid:
-    return name  # type: ignore[return-value]  # a uid is text; what is in the directory names itself
+def _path_of(uid: BlobUid) -> str:
+    """Return where the files of a blob lie in the storage, without what their names end with."""
+    check_uid(uid)
+    return f"{uid[:2]}/{uid[2:4]}/{uid}"
 
 
-def _remove_temporary(path: str) -> None:
-    with contextlib.suppress(OSError):  # it may have got its name before the flush failed
-        os.unlink(path)
-
-
-def _make_missing(directories: list[str]) -> None:
-    # Not make_directories: it would make a storage that is gone again, and sync each directory.
-    for directory in directories:
-        with contextlib.suppress(FileExistsError):
-            make_directory(directory)
+def _above(path: str) -> list[str]:
+    """Return the directories above a path, from the one it is in up to the storage, which is the empty one."""
+    above = []
+    while path:
+        path = os.path.dirname(path)
+        above.append(path)
+    return above

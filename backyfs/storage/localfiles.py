@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -36,21 +38,31 @@ def write_all(fd: int, parts: Sequence[Buffer]) -> int:
     return size
 
 
-def read_rest(fd: int) -> bytes:
-    """Return what a file holds from its position on."""
-    pieces = []
-    while piece := os.read(fd, 1 << 20):
+def file_size(fd: int, most: int) -> int:
+    """Return the size of an open file in bytes.
+
+    Raises:
+        OSError: it is not a regular file.
+    """
+    # lseek takes a third of the time of fstat, and fails where there is no position: FIFO, socket, terminal. For other
+    # devices and directories it returns 0, or more than any file here may have.
+    size = os.lseek(fd, 0, os.SEEK_END)
+    if not 0 < size <= most and not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file")
+    return size
+
+
+def read_at(fd: int, offset: int, length: int) -> bytes:
+    """Return `length` bytes of a file from `offset` on; fewer if it ends before. A file that grows is not read on."""
+    content = os.pread(fd, length, offset)
+    if len(content) == length:
+        return content
+    pieces = [content]
+    missing = length - len(content)
+    while piece := os.pread(fd, missing, offset + length - missing):  # a network may give less than it was asked for
         pieces.append(piece)
+        missing -= len(piece)
     return b"".join(pieces)
-
-
-def sync_file(path: str) -> None:
-    """Make the bytes of a file durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def syncfs(fd: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from backyfs.config import DirectoryStorageConfig, NullStorageConfig
@@ -95,7 +96,9 @@ def create_directory(path: str, *, may_hold_blobs: bool = False) -> bool:
 
 def _may_be_shelf(path: str, name: str) -> bool:
     """Tell whether blobs may lie below an entry of the storage directory, as backy2 and backyfs put them there."""
-    return len(name) == 2 and name.isascii() and name.isalnum() and os.path.isdir(f"{path}/{name}")
+    if len(name) != 2 or not name.isascii() or not name.isalnum():
+        return False
+    return stat.S_ISDIR(os.lstat(f"{path}/{name}").st_mode)  # links below a storage are not followed
 
 
 def _unknown_kind(config: Config) -> ConfigError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from backyfs.errors import StorageError
+from backyfs.errors import ObjectUnreadableError, StorageError
 
 if TYPE_CHECKING:
     from backyfs.model import BlobUid
@@ -21,10 +21,10 @@ def check_uid(uid: BlobUid) -> None:
     """Refuse what is no uid. It comes from the database, and must not be able to name a file elsewhere.
 
     Raises:
-        StorageError: it is none.
+        ObjectUnreadableError: it is not a uid, so there is no such object; the others can be read.
     """
     if not (uid.isascii() and uid.isalnum() and len(uid) >= _LEAST_LENGTH):
-        raise StorageError(f"blob uid {uid!r} is no uid: letters and digits were expected")
+        raise ObjectUnreadableError(f"blob uid {uid!r} is no uid: letters and digits were expected")
 
 
 def is_uid(uid: str) -> bool:

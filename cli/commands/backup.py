@@ -21,6 +21,7 @@ from backyfs.cli.tags import TAGS
 from backyfs.cli.text import printable, stored_text
 from backyfs.engine.backup import BackupReport, BackupRequest, backup
 from backyfs.errors import HintsError
+from backyfs.files import read_input, read_stream
 from backyfs.hints import parse_hints
 from backyfs.metadata.versions import find_version
 from backyfs.sources import open_source
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from backyfs.cli.invocation import Invocation
     from backyfs.model import Version
+
+_MAX_HINTS = 1 << 30  # bytes: what rbd lists of an image of 64 TiB of which every object changed
 
 
 @click.command()
@@ -172,10 +175,7 @@ def _add_facts(invocation: Invocation, report: BackupReport) -> None:
 
 def _read_hints(path: str) -> bytes:
     try:
-        if path == "-":
-            return sys.stdin.buffer.read()
-        with open(path, "rb") as file:
-            return file.read()
+        return read_stream(sys.stdin.buffer, _MAX_HINTS) if path == "-" else read_input(path, _MAX_HINTS)
     except OSError as error:
         raise HintsError(f"{path} cannot be read: {error.strerror}; name a file with hints") from error
 

@@ -14,7 +14,7 @@ from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import expect_printed
 from backyfs.engine.cleanup import GRACE_S, cleanup, plan_cleanup
 from backyfs.engine.fullcleanup import full_cleanup, plan_full_cleanup
-from backyfs.errors import IntegrityError, UsageError
+from backyfs.errors import IntegrityError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,7 @@ def command(invocation: Invocation, *, full: bool, prefix: str, dry_run: bool, d
         raise UsageError(f"--prefix {prefix!r}: names of objects have letters and digits only; give their first ones")
     grace_s = 0 if dangerous_force else GRACE_S
     with invocation.open_repository() as repository, stop_on_signals() as stop:
-        row, lines, damaged = (_plan if dry_run else _run)(
+        row, lines, damaged, undeleted = (_plan if dry_run else _run)(
             invocation, repository, stop, full=full, prefix=prefix, grace_s=grace_s
         )
     if invocation.form is OutputForm.JSON:
@@ -77,6 +77,11 @@ def command(invocation: Invocation, *, full: bool, prefix: str, dry_run: bool, d
             f"damage in {damaged} blobs, which are marked; the ranges are listed above. Versions that have them are "
             "invalid; back up their sources anew, and keep what can still be restored"
         )
+    if undeleted:
+        raise StorageError(
+            f"{undeleted} objects could not be deleted, and everything else was; the warnings above name them and what "
+            "is in the way. Run the command again after that"
+        )
 
 
 def _plan(
@@ -87,23 +92,23 @@ def _plan(
     full: bool,
     prefix: str,
     grace_s: float,
-) -> tuple[Row, list[str], int]:
-    """Return what there is to do, as a row and as lines, and no damage: nothing was marked."""
+) -> tuple[Row, list[str], int, int]:
+    """Return what there is to do, as a row and as lines; nothing was marked and nothing deleted."""
     if not full:
         garbage = plan_cleanup(repository, grace_s=grace_s)
-        return _garbage_row(garbage), _garbage_lines(garbage), 0
+        return _garbage_row(garbage), _garbage_lines(garbage), 0, 0
     plan = plan_full_cleanup(repository, grace_s=grace_s, prefix=prefix, stop=stop)
-    return {**_garbage_row(plan.garbage), **_plan_row(plan)}, [*_garbage_lines(plan.garbage), *_plan_lines(plan)], 0
+    return {**_garbage_row(plan.garbage), **_plan_row(plan)}, [*_garbage_lines(plan.garbage), *_plan_lines(plan)], 0, 0
 
 
 def _run(
     invocation: Invocation, repository: Repository, stop: Callable[[], bool], *, full: bool, prefix: str, grace_s: float
-) -> tuple[Row, list[str], int]:
-    """Return what was done, as a row and as lines, and how many blobs are damaged."""
+) -> tuple[Row, list[str], int, int]:
+    """Return what was done, as a row and as lines, and how many blobs are damaged and how many could not be deleted."""
     progress = invocation.progress()
     if not full:
         report = cleanup(repository, grace_s=grace_s, progress=progress, stop=stop)
-        return _cleaned_row(report, report.duration_s), _cleaned_lines(report, report.duration_s), 0
+        return _cleaned_row(report, report.duration_s), _cleaned_lines(report, report.duration_s), 0, report.undeleted
     done = full_cleanup(
         repository,
         grace_s=grace_s,
@@ -113,7 +118,8 @@ def _run(
         tell=_tell,
     )
     row = {**_cleaned_row(done.cleaned, done.duration_s), **_full_row(done)}
-    return row, [*_cleaned_lines(done.cleaned, done.duration_s), *_full_lines(done)], done.damaged_blobs
+    lines = [*_cleaned_lines(done.cleaned, done.duration_s), *_full_lines(done)]
+    return row, lines, done.damaged_blobs, done.cleaned.undeleted
 
 
 def _tell(version: Version, damage: DamagedRange) -> None:

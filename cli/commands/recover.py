@@ -85,16 +85,17 @@ def command(
     target = _target(invocation, storage, to, options)
     page = None if recovery_file is None else read_recovery_page(recovery_file)
     losses: list[Loss] = []
-    with stop_on_signals() as stop:
-        opened: Storage
-        if target.storage_path is not None:
-            opened = DirectoryStorage(target.storage_path)
-        else:
-            assert target.config is not None, "checked before"
-            opened = open_storage(target.config, stop)
-        with closing(opened), closing(Database(target.places.database_url)) as database:
-            place = database.place
-            catalog = open_catalog(opened, _asked(target, options), page, expects_key=_names_key(target, options))
+    opened: Storage
+    if target.storage_path is not None:
+        opened = DirectoryStorage(target.storage_path)
+    else:
+        assert target.config is not None, "checked before"
+        opened = open_storage(target.config, invocation.interrupted.is_set)
+    with closing(opened), closing(Database(target.places.database_url)) as database:
+        place = database.place
+        # The key may come from a FIFO or a command that takes its time: until it is there one signal ends all.
+        catalog = open_catalog(opened, _asked(target, options), page, expects_key=_names_key(target, options))
+        with stop_on_signals() as stop:
             report = recover(
                 opened,
                 catalog,

@@ -114,3 +114,16 @@ def test_a_prefix_is_for_a_full_cleanup(call: Call) -> None:
     status, _, err = call("cleanup", "--full", "--prefix", "../x")
     assert status == 1
     assert "letters and digits only" in err
+
+
+def test_what_cannot_be_deleted_is_a_failure_and_all_else_is_done(call: Call, config: Path) -> None:
+    first = min((config.parent / "data").glob("??/??/*.blob"))
+    first.unlink()
+    first.mkdir()
+    status, out, err = call("cleanup", "--dangerous-force")
+    assert status == 6
+    assert "2 blobs deleted" in out
+    assert f"{first} is a directory; move it away" in err
+    assert "1 objects could not be deleted, and everything else was" in err
+    first.rmdir()
+    assert call("cleanup", "--dangerous-force")[0] == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from backyfs.engine.publish import publish
 from tests.images import random_image
 from tests.repositories import make_repository, opened, wait_for_job
 
@@ -211,3 +212,43 @@ def test_usr1_does_not_end_a_command_that_has_no_progress_to_report(config, note
         gate.write_text("go on\n")
         assert process.wait(DEADLINE_S) == 0
     assert statuses(config) == ["valid"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-c", "{gate}", "ls"],
+        ["-c", "{config}", "backup", "{image}", "disk", "--hints", "{gate}"],
+        ["-c", "{config}", "import", "{gate}"],
+        ["-c", "{config}", "key", "add", "x", "--passphrase-file", "{gate}"],
+        ["-c", "{config}", "key", "add", "x", "--from-recovery", "{gate}", "--key-file", "{image}"],
+        ["-c", "{config}", "recover", "--key-file", "{gate}", "--to", "{gate}.sqlite", "{storage}"],
+    ],
+    ids=["configuration", "hints", "export", "passphrase", "recovery page", "key of a recovery"],
+)
+def test_a_fifo_that_says_nothing_can_be_interrupted(config, image, gate, words):
+    with opened(config) as repository:
+        publish(repository)
+    places = {"config": config, "image": image, "gate": gate, "storage": config.parent / "data"}
+    process = subprocess.Popen(
+        [BACKYFS, *(word.format(**places) for word in words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    writer = None
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        while writer is None:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            try:
+                writer = os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:  # nobody reads it yet
+                time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=DEADLINE_S)
+    finally:
+        process.kill()
+        process.wait()
+        if writer is not None:
+            os.close(writer)
+    assert process.returncode == 130
+    assert b"interrupted" in err

@@ -18,6 +18,7 @@ from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError,
 from backyfs.model import BlobUid, Buffer
 from backyfs.storage import directory as directory_module
 from backyfs.storage import localfiles
+from backyfs.storage.beneath import Root
 from backyfs.storage.directory import DirectoryStorage
 from backyfs.storage.marker import put_first_marker, read_marker, replace_marker
 from backyfs.storage.null import NullStorage
@@ -661,10 +662,10 @@ def test_nothing_stays_open(path: Path) -> None:
 
 
 def test_what_the_kernel_gives_in_pieces_is_read_to_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = os.read
+    pread = os.pread
     with opened(path) as storage:
         put(storage, A, bytes(range(256)))
-        monkeypatch.setattr(os, "read", lambda fd, count: read(fd, min(count, 100)))
+        monkeypatch.setattr(os, "pread", lambda fd, count, at: pread(fd, min(count, 100), at))
         assert storage.get(A) == bytes(range(256))
 
 
@@ -731,9 +732,9 @@ class SyncCalls:
     def _watch(self, module: Any, name: str) -> None:
         real = getattr(module, name)
 
-        def watched(*arguments: Any) -> Any:
+        def watched(*arguments: Any, **options: Any) -> Any:
             self.names.append(name.lstrip("_"))
-            return real(*arguments)
+            return real(*arguments, **options)
 
         self._patch.setattr(module, name, watched)
 
@@ -924,7 +925,8 @@ def test_a_file_that_cannot_be_opened_is_told_with_its_remedy(
     with opened(path) as storage:
         put(storage, A, b"x")
         with monkeypatch.context() as patch:
-            patch.setattr(os, "open", fail(number))
+            patch.setattr(Root, "open", fail(number))
+            patch.setattr(Root, "open_to_read", fail(number))
             with pytest.raises(StorageError) as of_put:
                 storage.put(B, [b"x"])
             with pytest.raises(StorageError) as of_get:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.engine.default import DefaultDialect
 
 from backyfs.storage import directory as directory_module
+from backyfs.storage.beneath import Root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -165,19 +166,21 @@ class Recorder:
         self._storage = str(storage)
         self._database = database
         self._copies = copies
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # calls of Root may make calls of os
         self._numbers: dict[str, int] = {}       # of files, by their paths now
         self._open: dict[int, str | int] = {}    # descriptors: directories by their paths, files by their numbers
         self.recording = Recording(read_tree(storage), self._copy())
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Record from now on, until the patch is undone."""
-        self._wrap(patch, "open", self._opened)
-        self._wrap(patch, "mkdir", lambda _result, path, *_: self._named(None, path, None))
-        self._wrap(patch, "rename", self._renamed)
-        self._wrap(patch, "unlink", lambda _result, path, *_: self._named(path, None, None))
-        self._wrap(patch, "writev", lambda size, fd, parts: self._wrote(fd, b"".join(parts)[:size]))
-        self._wrap(patch, "write", lambda size, fd, content: self._wrote(fd, bytes(content)[:size]))
+        self._wrap(patch, Root, "open", self._opened_below)
+        self._wrap(patch, os, "open", self._opened_at)
+        self._wrap(patch, os, "mkdir", self._made)
+        self._wrap(patch, os, "unlink", self._unlinked)
+        self._wrap(patch, os, "rename", self._renamed)
+        self._wrap(patch, os, "link", self._linked)
+        self._wrap(patch, os, "writev", lambda size, fd, parts: self._wrote(fd, b"".join(parts)[:size]))
+        self._wrap(patch, os, "write", lambda size, fd, content: self._wrote(fd, bytes(content)[:size]))
         for name in ("fsync", "fdatasync"):
             self._wrap_sync(patch, os, name)
         self._wrap_sync(patch, directory_module, "syncfs")
@@ -190,16 +193,16 @@ class Recorder:
 
         patch.setattr(DefaultDialect, "do_commit", do_commit)
 
-    def _wrap(self, patch: pytest.MonkeyPatch, name: str, note: Callable[..., None]) -> None:
-        real = getattr(os, name)
+    def _wrap(self, patch: pytest.MonkeyPatch, owner: Any, name: str, note: Callable[..., None]) -> None:
+        real = getattr(owner, name)
 
         def wrapped(*arguments: Any, **options: Any) -> Any:
             with self._lock:  # one after the other, so that the order is the one that is recorded
                 result = real(*arguments, **options)
-                note(result, *arguments)
+                note(result, *arguments, **options)
                 return result
 
-        patch.setattr(os, name, wrapped)
+        patch.setattr(owner, name, wrapped)
 
     def _wrap_sync(self, patch: pytest.MonkeyPatch, module: Any, name: str) -> None:
         real = getattr(module, name)
@@ -225,7 +228,26 @@ class Recorder:
             return ""
         return path.removeprefix(f"{self._storage}/") if path.startswith(f"{self._storage}/") else None
 
-    def _opened(self, fd: int, path: Any, flags: int, *_: Any) -> None:
+    def _at(self, path: Any, dir_fd: int | None) -> Any:
+        """Return a path that was given with the descriptor of a directory, whole."""
+        if dir_fd is None:
+            return path
+        directory = self._open.get(dir_fd)
+        return _join(f"{self._storage}/{directory}", path) if isinstance(directory, str) else ""
+
+    def _opened_below(self, fd: int, root: Root, name: str, flags: int, _mode: int = 0) -> None:
+        self._opened(fd, _join(root.path, name), flags)
+
+    def _opened_at(self, fd: int, path: Any, flags: int, _mode: int = 0, *, dir_fd: int | None = None) -> None:
+        self._opened(fd, self._at(path, dir_fd), flags)
+
+    def _made(self, _: None, path: Any, _mode: int = 0, *, dir_fd: int | None = None) -> None:
+        self._named(None, self._at(path, dir_fd), None)
+
+    def _unlinked(self, _: None, path: Any, *, dir_fd: int | None = None) -> None:
+        self._named(self._at(path, dir_fd), None, None)
+
+    def _opened(self, fd: int, path: Any, flags: int) -> None:
         below = self._below(path)
         if below is None:
             self._open.pop(fd, None)
@@ -242,11 +264,16 @@ class Recorder:
         if before is not None or after is not None:
             self.recording.steps.append(Named(before, after, file))
 
-    def _renamed(self, _result: None, before: Any, after: Any) -> None:
+    def _renamed(self, _: None, before: Any, after: Any, src_dir_fd: int, dst_dir_fd: int) -> None:
+        before, after = self._at(before, src_dir_fd), self._at(after, dst_dir_fd)
         if (below := self._below(before)) is not None:
             number = self._numbers.pop(below)
             self._numbers[self._below(after) or ""] = number
             self._named(before, after, number)
+
+    def _linked(self, _: None, name: Any, other: Any, src_dir_fd: int, dst_dir_fd: int, **_options: Any) -> None:
+        if (below := self._below(self._at(name, src_dir_fd))) is not None:
+            self._named(None, self._at(other, dst_dir_fd), self._numbers[below])
 
     def _wrote(self, fd: int, content: bytes) -> None:
         number = self._open.get(fd)
@@ -258,6 +285,10 @@ class Recorder:
         with closing(sqlite3.connect(self._database)) as source, closing(sqlite3.connect(copy)) as target:
             source.backup(target)
         return copy
+
+
+def _join(directory: str, path: str) -> str:
+    return os.path.join(directory, path).rstrip("/")
 
 
 def read_tree(directory: Path) -> dict[str, bytes | None]:

@@ -25,6 +25,7 @@ from backyfs.metadata.tables import jobs
 from backyfs.metadata.versions import list_versions
 from backyfs.model import VersionStatus
 from backyfs.storage import directory as directory_module
+from backyfs.storage.beneath import Root
 from tests.audit import audit
 from tests.fault.everystep import killed_at
 from tests.images import random_bytes
@@ -186,11 +187,12 @@ def test_a_storage_that_fails_at_any_call(
         with monkeypatch.context() as patch:
             for module, name in [(os, name) for name in CALLS] + [(directory_module, "syncfs")]:
                 patch.setattr(module, name, watched(getattr(module, name), name, fault))
+            patch.setattr(Root, "open", watched_open(Root.open, fault))
             yield fault
 
     def watched(real: Callable[..., Any], name: str, fault: Fault) -> Callable[..., Any]:
         def call(first: Any, *rest: Any, **options: Any) -> Any:
-            if isinstance(first, str) and not first.startswith(storage):
+            if isinstance(first, str) and not place_of(first, **options).startswith(storage):
                 return real(first, *rest, **options)
             if name != "open" or rest[0] & os.O_CREAT:
                 fault.note()
@@ -198,7 +200,21 @@ def test_a_storage_that_fails_at_any_call(
 
         return call
 
+    def watched_open(real: Callable[..., int], fault: Fault) -> Callable[..., int]:
+        def call(root: Root, name: str, flags: int, mode: int = 0) -> int:
+            if flags & os.O_CREAT:
+                fault.note()
+            return real(root, name, flags, mode)
+
+        return call
+
     fail_at_every_call(place, command, faulty, StorageError)
+
+
+def place_of(path: str, *, dir_fd: int | None = None, src_dir_fd: int | None = None, **_options: Any) -> str:
+    """Return a path that was given with the descriptor of a directory, whole."""
+    directory = dir_fd if dir_fd is not None else src_dir_fd
+    return path if directory is None else os.path.join(os.readlink(f"/proc/self/fd/{directory}"), path)
 
 
 @every_command

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
+import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 MIB = 1 << 20
+_GPT_HEADER = "<8sIIIIQQQQ16sQIII"  # UEFI specification 2.10, section 5.3.2
 
 
 def repository_of(directory: Path, images: Mapping[str, Path]) -> Path:
@@ -81,6 +84,24 @@ def disk_of(path: Path, partitions: Mapping[Path, str]) -> Path:
             "dd", f"if={image}", f"of={path}", "bs=1M", f"seek={start // MIB}", "conv=notrunc,sparse", "status=none"
         )
         start += size
+    return path
+
+
+def crowded_disk(path: Path, image: Path, partitions: int) -> Path:
+    """Make the image of a disk with a GPT whose partitions are all the same one, which has this image."""
+    sectors, first = image.stat().st_size // 512, 4096
+    empty_image(path, (first + sectors) * 512 + 4 * MIB)
+    entry = bytes.fromhex("af3dc60f838472478e793d69d8477de4") + bytes(15) + b"\1"
+    array = struct.pack("<32sQQQ72s", entry, first, first + sectors - 1, 0, b"") * partitions
+    last = path.stat().st_size // 512 - 1
+    fields = [b"EFI PART", 0x10000, 92, 0, 0, 1, last, 2048, last - 1, bytes(16), 2, partitions, 128, zlib.crc32(array)]
+    fields[3] = zlib.crc32(struct.pack(_GPT_HEADER, *fields))
+    with path.open("r+b") as disk:
+        disk.seek(446)
+        disk.write(struct.pack("<B3xB3xII", 0, 0xEE, 1, last) + bytes(48) + b"\x55\xaa")
+        disk.write(struct.pack(_GPT_HEADER, *fields).ljust(512, b"\0") + array)
+        disk.seek(first * 512)
+        disk.write(image.read_bytes())
     return path
 
 

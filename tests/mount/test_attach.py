@@ -19,6 +19,7 @@ from tests.images import ext4_image, run_tool
 from tests.mount.attaching import (
     MIB,
     cleared,
+    crowded_disk,
     dirty,
     disk_of,
     empty_image,
@@ -97,6 +98,7 @@ def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
                 images["empty"]: "linux",
             },
         )
+        images["crowded"] = crowded_disk(home / "crowded", images["erofs"], 1024)
         repository_of(home, images)
         yield home
 
@@ -189,6 +191,19 @@ def test_each_partition_is_mounted_or_explained(home: Path, place: Path) -> None
     assert rows["2"]["remark"] == "swap space, which has no files"
     assert rows["7"]["remark"] == "nothing that is known"
     assert sorted(os.listdir(place)) == [".backyfs", "1", "3", "4", "5", "6", "devices"]
+    detached(place)
+    assert left_of(home) == []
+
+
+def test_of_a_thousand_partitions_that_are_the_same_one_gets_a_device(home: Path, place: Path) -> None:
+    rows = attached(home, "crowded", place)
+    assert [row["partition"] for row in rows if row["device"]] == ["1"]
+    assert (place / "1" / "hello").read_text() == "good morning\n"
+    assert len(rows) == 128
+    assert all("overlaps partition 1 and gets no device" in str(row["remark"]) for row in rows[1:])
+    detached(place)
+    done = backyfs("-c", config_of(home), "attach", "crowded@latest", place)
+    assert "896 partitions of this image are left out" in done.stderr
     detached(place)
     assert left_of(home) == []
 

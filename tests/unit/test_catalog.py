@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 import uuid
 from array import array
 from dataclasses import replace
@@ -404,6 +405,9 @@ def test_the_hostile_versions_below_are_right_but_for_one_thing() -> None:
     "stored",
     [
         version_of(b"[" * 100_000),
+        version_of(FACTS | {"more": " " * (4 << 20)}),  # a few hundred bytes in the storage
+        version_of(FACTS | {"tags": [str(number) for number in range(10_001)]}),
+        version_of(FACTS | {"statistics": [{}] * 10_001}),
         version_of(b"{}"),
         version_of([]),
         version_of(b"\xff"),
@@ -445,6 +449,28 @@ def test_a_version_that_cannot_be_is_refused(stored: bytes) -> None:
         unpack_version(VERSION, PLAIN, stored)
 
 
+def test_a_small_object_does_not_take_much_memory() -> None:
+    stored = version_of(b"[" + b"[]," * (80 << 20) + b"[]]")
+    assert len(stored) < 100_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(CatalogError, match="bytes of facts, more than the 4194304 that there can be"):
+            unpack_version(VERSION, PLAIN, stored)
+        assert tracemalloc.get_traced_memory()[1] < 300 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tags": tuple(map(str, range(10_001)))}, {"tags": tuple(f"{number:01000}" for number in range(5_000))}],
+)
+def test_a_version_that_could_not_be_read_again_is_not_written(change: dict[str, Any]) -> None:
+    version = replace(THE_VERSION, version=replace(THE_VERSION.version, **change))
+    with pytest.raises(CatalogError, match="cannot be in the catalog; remove some tags with `backyfs remove-tag`"):
+        pack_version(version, PLAIN)
+
+
 @pytest.mark.parametrize(
     "open_part",
     [
@@ -463,7 +489,7 @@ def test_an_open_part_that_cannot_be_is_refused(open_part: bytes) -> None:
 
 def test_more_key_slots_than_anybody_has_are_refused() -> None:
     many = replace(THE_REPOSITORY, key_slots=(SLOT,) * 257)
-    with pytest.raises(CatalogError, match="more than 256 key slots"):
+    with pytest.raises(CatalogError, match="key_slots is not a list of up to 256"):
         read_open_part(pack_repository(many, None))
 
 

@@ -247,11 +247,11 @@ def test_two_cleanups_at_once(repository: Repository, image: Path, monkeypatch: 
     real = Cleaner._delete_run
     inner = []
 
-    def delete_run(cleaner: Cleaner, run: Any) -> None:
+    def delete_run(cleaner: Cleaner, run: Any) -> Any:
         if not inner:
             monkeypatch.undo()
             inner.append(cleanup(repository, grace_s=0))
-        real(cleaner, run)
+        return real(cleaner, run)
 
     monkeypatch.setattr(Cleaner, "_delete_run", delete_run)
     outer = cleanup(repository, grace_s=0)

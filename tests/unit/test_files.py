@@ -18,6 +18,7 @@ from backyfs.files import (
     make_directory,
     new_file,
     open_file,
+    read_input,
     replace_file,
     require_no_device_directory,
     sync_directory,
@@ -195,3 +196,12 @@ def test_a_directory_that_may_not_be_read_is_passed_over(user_directory, tmp_pat
         os.seteuid(0)
     with pytest.raises(FileNotFoundError):
         sync_directory(str(tmp_path / "missing"))
+
+
+def test_an_input_may_have_as_many_bytes_as_are_allowed_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "input").write_bytes(bytes(100))
+    assert read_input(str(tmp_path / "input"), 100) == bytes(100)
+    with pytest.raises(OSError, match="it has more than 99 bytes"):
+        read_input(str(tmp_path / "input"), 99)
+    with pytest.raises(OSError, match="it has more than 5000000 bytes"):
+        read_input("/dev/zero", 5_000_000)

@@ -16,7 +16,7 @@ from backyfs.keys import passphrase as kdf
 from backyfs.keys import read_key, read_passphrase
 from backyfs.keys.passphrase import Cost, derive_key, new_parameters
 from backyfs.keys.recovery import GROUPS, read_page, write_groups, write_page
-from backyfs.keys.slots import Secret, Sources, make_slot, open_configured, open_with
+from backyfs.keys.slots import MAX_SLOTS, Secret, Sources, affordable_slots, make_slot, open_configured, open_with
 from backyfs.model import KeySlot, KeySource, PassphraseSource
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def test_a_hostile_slot_is_damaged_and_costs_nothing(change: dict[str, object]) 
         open_with([replace(slot, kdf_parameters=parameters)], Secret(passphrase="words"))
 
 
-@pytest.mark.parametrize("parameters", ["", "{", "[]", "1"])
+@pytest.mark.parametrize("parameters", ["", "{", "[]", "1", "[" * 100_000, '{"a": 1}' + " " * 1024])
 def test_parameters_that_are_no_json_are_damage(parameters: str) -> None:
     with pytest.raises(IntegrityError, match=r"^key slot 'words' has parameters that are no JSON object"):
         open_with([replace(passphrase_slot("words"), kdf_parameters=parameters)], Secret(passphrase="words"))
@@ -126,6 +126,33 @@ def test_a_damaged_slot_does_not_keep_another_one_from_opening() -> None:
     damaged = replace(passphrase_slot("words", "first"), kdf_parameters="")
     opened = open_with([damaged, passphrase_slot("words", "second")], Secret(passphrase="words"))
     assert opened.slot.label == "second"
+
+
+def test_no_more_than_32_slots_are_tried() -> None:
+    others = [passphrase_slot("other", f"{number}") for number in range(32)]
+    assert open_with([*others[:31], passphrase_slot("words")], Secret(passphrase="words")).slot.label == "words"
+    with pytest.raises(WrongKeyError):
+        open_with([*others, passphrase_slot("words")], Secret(passphrase="words"))
+
+
+def test_all_slots_together_take_no_more_work_than_those_of_a_repository_do() -> None:
+    dear = replace(passphrase_slot("words"), kdf_parameters=costing(memory_kib=1 << 20, passes=32))
+    slots = [replace(dear, label=f"{number}") for number in range(20)]
+    affordable, damage = affordable_slots([*slots, passphrase_slot("words", "ours")])
+    assert [slot.label for slot in affordable] == ["ours"]
+    assert str(damage) == (
+        "key slot '0' was not tried: with the other ones it takes more time than all of a repository do"
+    )
+    assert open_with([*slots, passphrase_slot("words", "ours")], Secret(passphrase="words")).slot.label == "ours"
+
+
+def test_as_many_slots_as_a_repository_may_have_are_all_tried() -> None:
+    slots = [replace(passphrase_slot("words"), kdf_parameters=costing(memory_kib=128 << 10, passes=6))] * MAX_SLOTS
+    assert affordable_slots(slots) == (slots, None)
+
+
+def costing(**cost: int) -> str:
+    return json.dumps(json.loads(passphrase_slot("words").kdf_parameters) | cost)
 
 
 def test_wrong_missing_and_damaged_are_three_messages() -> None:

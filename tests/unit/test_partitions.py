@@ -524,6 +524,14 @@ def test_partitions_that_overlap_are_listed() -> None:
         "Partition 1 overlaps partition 4.",
         "Partition 3 overlaps partition 4.",
     )
+    assert table.overlapping == {4: 2, 1: 4, 3: 4}
+
+
+def test_of_partitions_that_are_all_the_same_one_overlaps_no_other() -> None:
+    table = table_of(gpt_image(*[gpt_entry(64, 1999)] * 1024))
+    assert len(table.partitions) == 128
+    assert set(table.overlapping) == set(range(2, 129))
+    assert len(table.remarks) <= 101
 
 
 @pytest.mark.parametrize(
@@ -543,21 +551,25 @@ def test_partitions_that_overlap_are_listed() -> None:
 def test_a_header_with_huge_numbers_costs_little(odd: dict[str, int]) -> None:
     medium = Medium(image=gpt_image(*TWO, odd=odd) + bytes(8 * MIB))
     table = medium.table()
-    assert len(table.partitions) <= 1024
+    assert len(table.partitions) <= 128
     assert table.remarks
     assert medium.read_bytes < 4 * MIB
     assert medium.reads < 400
 
 
-def test_no_more_than_1024_entries_are_listed() -> None:
+def test_no_more_than_1024_entries_are_read_and_128_partitions_listed() -> None:
     entries = b"".join(gpt_entry(6000 + number, 6000 + number) for number in range(1100))
     image = bytearray(8 * MIB)
     image[:512] = dos_sector(dos_entry(1, 16383, 0xEE))
     image[512:604] = gpt_header(1, 16383, 2, entries)
     image[1024 : 1024 + len(entries)] = entries
     table = table_of(image)
-    assert [partition.number for partition in table.partitions] == list(range(1, 1025))
-    assert table.remarks == ("The GPT header at byte 512 has 1100 entries; those after number 1024 are left out.",)
+    assert [partition.number for partition in table.partitions] == list(range(1, 129))
+    assert table.left_out == 1024 - 128
+    assert table.remarks == (
+        "The GPT header at byte 512 has 1100 entries; those after number 1024 are left out.",
+        "There are 1024 partitions; the 128 with the lowest numbers are listed, the others are left out.",
+    )
 
 
 def test_there_are_no_more_than_a_hundred_remarks() -> None:
@@ -597,9 +609,10 @@ def test_a_long_list_of_logical_partitions_is_cut(tmp_path: Path) -> None:
     }
     medium = Medium(image=dos_image(tmp_path / "image", {0: dos_sector(dos_entry(1000, 100_000, 5)), **sectors}))
     table = medium.table()
-    assert [partition.number for partition in table.partitions] == [1, *range(5, 261)]
+    assert [partition.number for partition in table.partitions] == [1, *range(5, 132)]
     assert table.remarks == (
         f"The list of logical partitions at byte {3560 * 512} is one of more than 256; it is not read.",
+        "There are 257 partitions; the 128 with the lowest numbers are listed, the others are left out.",
     )
     assert medium.reads < 300
 
@@ -611,8 +624,11 @@ def test_four_logical_partitions_in_a_sector_are_cut_at_256_too(tmp_path: Path) 
         for number in range(200)
     }
     table = table_of(dos_image(tmp_path / "image", {0: dos_sector(dos_entry(1000, 100_000, 5)), **sectors}))
-    assert [partition.number for partition in table.partitions] == [1, *range(5, 261)]
-    assert table.remarks == ("There are more than 256 logical partitions; the others are left out.",)
+    assert [partition.number for partition in table.partitions] == [1, *range(5, 132)]
+    assert table.remarks == (
+        "There are more than 256 logical partitions; the others are left out.",
+        "There are 257 partitions; the 128 with the lowest numbers are listed, the others are left out.",
+    )
 
 
 def test_the_last_two_entries_for_logical_partitions_can_be_rubbish(tmp_path: Path) -> None:
@@ -779,7 +795,7 @@ def check(image: bytes | bytearray, damaged: range = range(0)) -> None:
     assert all(0 <= partition.start < partition.end <= len(image) for partition in table.partitions)
     assert all(partition.size > 0 for partition in table.partitions)
     assert len(table.remarks) <= 101
-    assert len(numbers) <= 1024
+    assert len(numbers) <= 128
     assert medium.read_bytes < 10 * MIB
     text = describe(table)
     text.encode()

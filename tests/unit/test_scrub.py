@@ -14,7 +14,7 @@ from sqlalchemy import delete, insert, select, update
 
 from backyfs.engine import blobchecker
 from backyfs.engine.scrub import ScrubRequest, scrub
-from backyfs.errors import InterruptedByUser, MissingKeyError, StorageError, UsageError
+from backyfs.errors import InterruptedByUser, MissingKeyError, ObjectUnreadableError, StorageError, UsageError
 from backyfs.metadata.jobs import list_live_jobs, this_process
 from backyfs.metadata.tables import blob_checks, blobs, damaged_versions, stats
 from backyfs.metadata.versions import list_versions, set_status, version_with_uid
@@ -369,8 +369,8 @@ def test_the_only_blob_of_a_repository_is_marked(repository, tmp_path):
 
 def failing(number):
     def get(_number, uid):
-        error = OSError(number, os.strerror(number))
-        raise StorageError(f"storage: {uid}: {error.strerror}") from error
+        of_one = number in {errno.EIO, errno.EBADMSG, errno.EACCES}  # as the directory storage has it
+        raise (ObjectUnreadableError if of_one else StorageError)(f"storage: {uid}: {os.strerror(number)}")
 
     return get
 
@@ -385,8 +385,8 @@ def test_a_storage_that_fails_at_all_blobs_stops_the_scrub(repository, tmp_path,
     assert status(repository, version) is VersionStatus.VALID
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.EBADMSG])
-def test_a_blob_that_the_disk_cannot_read_is_damaged(repository, tmp_path, number):
+@pytest.mark.parametrize("number", [errno.EIO, errno.EBADMSG, errno.EACCES])
+def test_a_blob_that_cannot_be_read_is_damaged_where_others_can(repository, tmp_path, number):
     version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
     blob = blob_of(repository, version, 1)
     fail = failing(number)
@@ -398,12 +398,12 @@ def test_a_blob_that_the_disk_cannot_read_is_damaged(repository, tmp_path, numbe
     assert spy.read.count(blob.uid) == 1
 
 
-def test_a_blob_that_may_not_be_read_stops_the_scrub(repository, tmp_path):
+def test_a_storage_that_is_away_for_one_blob_stops_the_scrub(repository, tmp_path):
     version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
     blob = blob_of(repository, version, 1)
-    fail = failing(errno.EACCES)
+    fail = failing(errno.ESTALE)
     watched, _ = spied(repository, lambda number, uid: fail(number, uid) if uid == blob.uid else None)
-    with pytest.raises(StorageError, match="Permission denied"):
+    with pytest.raises(StorageError, match="Stale file handle"):
         scrubbed(watched, version)
     assert damaged_uids(repository) == set()
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Partition", "PartitionTable", "describe", "read_partitions"]
 
 _LAST_PRIMARY = 4
+_MOST_PARTITIONS = 128  # as many as a GPT has by default; each may become a loop device
 _NO_TABLE = PartitionTable(scheme="", sector_bytes=512, partitions=(), remarks=())
 
 
@@ -33,11 +34,24 @@ def read_partitions(read: Callable[[int, int], bytes], image_bytes: int) -> Part
     """
     disk = Disk(read, image_bytes)
     table = _find_table(disk) or _NO_TABLE
-    listed = sorted(table.partitions, key=lambda partition: partition.number)
+    found = sorted(table.partitions, key=lambda partition: partition.number)
+    listed = found[:_MOST_PARTITIONS]
+    if len(found) > len(listed):
+        disk.remark(
+            f"There are {len(found)} partitions; the {_MOST_PARTITIONS} with the lowest numbers are listed, the others "
+            "are left out."
+        )
     partitions = tuple(_placed(disk, listed))
-    _remark_overlaps(disk, partitions)
+    overlapping = _find_overlaps(disk, partitions)
     outside = tuple(each for each in listed if each.size > 0 and each.start >= disk.image_bytes)
-    return replace(table, partitions=partitions, remarks=disk.remarks, outside=outside)
+    return replace(
+        table,
+        partitions=partitions,
+        remarks=disk.remarks,
+        outside=outside,
+        overlapping=overlapping,
+        left_out=len(found) - len(listed),
+    )
 
 
 def _find_table(disk: Disk) -> PartitionTable | None:
@@ -81,19 +95,26 @@ def _placed(disk: Disk, partitions: Iterable[Partition]) -> Iterator[Partition]:
             yield partition
 
 
-def _remark_overlaps(disk: Disk, partitions: tuple[Partition, ...]) -> None:
-    """Tell of partitions that share bytes. Logical ones are inside an extended one, as they should be."""
-    _remark_overlaps_among(disk, [each for each in partitions if each.kind not in EXTENDED_KINDS])
+def _find_overlaps(disk: Disk, partitions: tuple[Partition, ...]) -> dict[int, int]:
+    """Return partitions that share bytes, as in the table. Logical ones are inside an extended one, as they should be.
+
+    Each is remarked on.
+    """
+    found = dict(_overlaps_among([each for each in partitions if each.kind not in EXTENDED_KINDS]))
     primary = [each for each in partitions if each.number <= _LAST_PRIMARY]
     if any(each.kind in EXTENDED_KINDS for each in primary):
-        _remark_overlaps_among(disk, primary)
+        for number, other in _overlaps_among(primary):
+            found.setdefault(number, other)
+    for number, other in found.items():
+        disk.remark(f"Partition {number} overlaps partition {other}.")
+    return found
 
 
-def _remark_overlaps_among(disk: Disk, partitions: list[Partition]) -> None:
-    """Tell for each partition of one before it that reaches into it."""
+def _overlaps_among(partitions: list[Partition]) -> Iterator[tuple[int, int]]:
+    """Yield the number of each partition that one before it reaches into, and the number of that one."""
     furthest: Partition | None = None
     for partition in sorted(partitions, key=lambda each: (each.start, each.number)):
         if furthest is not None and partition.start < furthest.end:
-            disk.remark(f"Partition {partition.number} overlaps partition {furthest.number}.")
+            yield partition.number, furthest.number
         if furthest is None or partition.end > furthest.end:
             furthest = partition

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -116,6 +120,8 @@ class PartitionTable:
     partitions: tuple[Partition, ...]  # by number
     remarks: tuple[str, ...]           # what is odd: sentences in English
     outside: tuple[Partition, ...] = ()  # those that start past the end of the image; as the table has them, by number
+    overlapping: Mapping[int, int] = field(default_factory=dict)  # numbers: the one before it that reaches into each
+    left_out: int = 0                    # partitions that are more than anyone makes
 
 
 def describe(table: PartitionTable) -> str:

@@ -1,0 +1,283 @@
+"""A storage directory that someone else can write to: nothing leads out of it, and nothing in it makes anyone wait."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from backyfs.errors import BlobMissingError, ObjectUnreadableError, StorageError, WrongStorageError
+from backyfs.model import BlobUid
+from backyfs.storage import beneath
+from backyfs.storage.beneath import Root
+from backyfs.storage.directory import DirectoryStorage
+from backyfs.storage.opening import create_directory
+from tests.obstacles import OBSTACLES, put_in_place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+A = BlobUid("a1b2c3d4e5f60718293a4b5c6d7e8f90")
+B = BlobUid("a1b2ffffffffffffffffffffffffffff")  # beside A
+NAME = "catalog/versions/0f5b2c1e-9a64-4f0b-8a57-6b1de0b5a0f3"
+OTHER = "catalog/versions/ffffffff-9a64-4f0b-8a57-6b1de0b5a0f3"
+LONG_AGO_S = -1e9
+
+
+@pytest.fixture(params=["openat2", "by component"])
+def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[DirectoryStorage]:
+    """A storage with two blobs and two objects that have names."""
+    if request.param == "by component":
+        monkeypatch.setattr(beneath, "has_openat2", lambda: False)
+    else:
+        assert beneath.has_openat2()
+    create_directory(str(path))
+    with closing(DirectoryStorage(str(path))) as storage:
+        for uid in (A, B):
+            storage.put(uid, [uid.encode()])
+        for name in (NAME, OTHER):
+            storage.put_object(name, name.encode())
+        storage.flush()
+        yield storage
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A directory that looks like any part of a storage, with files that a cleanup would delete."""
+    outside = tmp_path / "outside"
+    for directory in ("", "b2", "versions", "pages", "pages/0f"):
+        (outside / directory).mkdir()
+        for name in (f"{A}.blob", f"{B}.blob.tmp", "x.tmp", "repository", NAME.rpartition("/")[2]):
+            (outside / directory / name).write_bytes(b"not yours")
+    return outside
+
+
+def tree(directory: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(directory.rglob("*"))}
+
+
+def replace_by_link(path: Path, target: Path) -> None:
+    path.rename(path.with_name(f"{path.name}.moved"))
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize("kind", sorted(OBSTACLES))
+def test_what_is_in_the_place_of_a_blob_is_named_and_its_neighbour_is_read(
+    storage: DirectoryStorage, path: Path, kind: str
+) -> None:
+    place = path / "a1" / "b2" / f"{A}.blob"
+    put_in_place(place, kind)
+    told = f"storage: {place} is {kind.removesuffix(' to itself')}; move it away"
+    for read in (lambda: storage.get(A), lambda: storage.get_range(A, 0, 4)):
+        with pytest.raises(ObjectUnreadableError, match=told):
+            read()
+    assert storage.get(B) == B.encode()
+    assert [found.uid for found in storage.list_stored()] == [B]
+
+
+@pytest.mark.parametrize("kind", sorted(OBSTACLES))
+def test_what_is_in_the_place_of_an_object_with_a_name_is_named(
+    storage: DirectoryStorage, path: Path, kind: str
+) -> None:
+    put_in_place(path / NAME, kind)
+    with pytest.raises(ObjectUnreadableError, match=f"{NAME} is {kind.removesuffix(' to itself')}"):
+        storage.get_object(NAME, 1 << 20)
+    assert storage.get_object(OTHER, 1 << 20) == OTHER.encode()
+
+
+@pytest.mark.parametrize("kind", sorted(set(OBSTACLES) - {"a directory"}))
+def test_what_is_in_the_place_of_an_object_is_deleted_and_replaced(
+    storage: DirectoryStorage, path: Path, kind: str
+) -> None:
+    put_in_place(path / "a1" / "b2" / f"{A}.blob", kind)
+    put_in_place(path / NAME, kind)
+    storage.delete(A)
+    storage.put_object(NAME, b"again")
+    storage.flush()
+    assert storage.get_object(NAME, 100) == b"again"
+    with pytest.raises(BlobMissingError):
+        storage.get(A)
+
+
+def test_a_directory_in_the_place_of_an_object_is_neither_deleted_nor_replaced(
+    storage: DirectoryStorage, path: Path
+) -> None:
+    put_in_place(path / "a1" / "b2" / f"{A}.blob", "a directory")
+    put_in_place(path / NAME, "a directory")
+    with pytest.raises(ObjectUnreadableError, match="is a directory; move it away"):
+        storage.delete(A)
+    with pytest.raises(ObjectUnreadableError, match="is a directory; move it away"):
+        storage.delete_object(NAME)
+    storage.put_object(NAME, b"again")
+    with pytest.raises(ObjectUnreadableError, match=f"{NAME} is a directory; move it away"):
+        storage.flush()
+
+
+@pytest.mark.parametrize("above", ["a1", "a1/b2"])
+def test_a_link_in_the_place_of_a_directory_of_blobs_is_not_followed(
+    storage: DirectoryStorage, path: Path, outside: Path, above: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = tree(outside)
+    replace_by_link(path / above, outside)
+    new = BlobUid(f"a1b2{'0' * 28}")
+    for act in (
+        lambda: storage.get(A),
+        lambda: storage.get_range(A, 0, 4),
+        lambda: storage.delete(A),
+        lambda: storage.size(A),
+        lambda: storage.put(new, [b"x"]),
+    ):
+        with pytest.raises(ObjectUnreadableError, match=f"{path}/{above} is a symbolic link; move it away"):
+            act()
+    assert list(storage.list_blobs()) == []
+    assert list(storage.list_stored()) == []
+    assert storage.remove_leftovers(LONG_AGO_S) == 0
+    assert tree(outside) == before
+    assert f"{path}/{above} is a symbolic link and not a directory" in caplog.text
+
+
+@pytest.mark.parametrize("above", ["catalog", "catalog/versions"])
+def test_a_link_in_the_place_of_a_directory_of_the_catalog_is_not_followed(
+    storage: DirectoryStorage, path: Path, outside: Path, above: str
+) -> None:
+    before = tree(outside)
+    replace_by_link(path / above, outside)
+    for act in (
+        lambda: storage.get_object(NAME, 100),
+        lambda: storage.delete_object(NAME),
+        lambda: storage.put_object(NAME, b"x"),
+        lambda: storage.put_new_object(NAME, b"x"),
+    ):
+        with pytest.raises(ObjectUnreadableError, match=f"{path}/{above} is a symbolic link; move it away"):
+            act()
+    assert list(storage.list_objects("catalog/versions/")) == []
+    assert storage.remove_leftovers(LONG_AGO_S) == 0
+    assert tree(outside) == before
+
+
+def test_a_link_that_replaces_a_directory_before_a_flush_gets_no_names(
+    storage: DirectoryStorage, path: Path, outside: Path
+) -> None:
+    storage.put(BlobUid(f"a1b2{'0' * 28}"), [b"x"])
+    before = tree(outside)
+    replace_by_link(path / "a1" / "b2", outside)
+    with pytest.raises(StorageError, match="a1/b2 is a symbolic link"):
+        storage.flush()
+    assert tree(outside) == before
+
+
+def test_the_storage_itself_may_be_reached_through_a_link(storage: DirectoryStorage, path: Path) -> None:
+    link = path.with_name("link")
+    link.symlink_to(path)
+    with closing(DirectoryStorage(str(link))) as other:
+        assert other.get(A) == A.encode()
+        other.put(BlobUid("c" * 32), [b"through the link"])
+        other.flush()
+    assert storage.get(BlobUid("c" * 32)) == b"through the link"
+
+
+def test_a_storage_whose_path_leads_elsewhere_later_is_not_damaged(storage: DirectoryStorage, path: Path) -> None:
+    moved = path.with_name("moved")
+    path.rename(moved)
+    path.symlink_to(moved)
+    assert storage.get(A) == A.encode()
+    path.unlink()
+    path.symlink_to(path)
+    moved.rename(path.with_name("gone"))
+    with pytest.raises(StorageError) as caught:
+        storage.get(A)
+    assert not isinstance(caught.value, (ObjectUnreadableError, BlobMissingError))
+
+
+def test_a_mount_point_below_the_storage_is_part_of_it(storage: DirectoryStorage, path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other disk"
+    (path / "a1").rename(other)
+    (path / "a1").mkdir()
+    subprocess.run(["mount", "--bind", str(other), str(path / "a1")], check=True)
+    try:
+        assert storage.get(A) == A.encode()
+        storage.put(BlobUid(f"a1b2{'0' * 28}"), [b"x"])
+        storage.flush()
+        assert len(list(storage.list_stored())) == 3
+    finally:
+        subprocess.run(["umount", str(path / "a1")], check=True)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENAMETOOLONG, errno.EUCLEAN])
+def test_what_one_object_cannot_be_read_for_is_its_own_matter(
+    storage: DirectoryStorage, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(Root, "open_to_read", failing(number))
+    with pytest.raises(ObjectUnreadableError):
+        storage.get(A)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.EMFILE])
+def test_a_storage_that_is_away_is_no_damage(
+    storage: DirectoryStorage, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(Root, "open_to_read", failing(number))
+    with pytest.raises(StorageError) as caught:
+        storage.get(A)
+    assert not isinstance(caught.value, (ObjectUnreadableError, BlobMissingError, WrongStorageError))
+
+
+def failing(number: int) -> Any:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_file_that_grows_while_it_is_read_is_not_read_on(
+    storage: DirectoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = 0
+
+    def give(_fd: int, length: int, _offset: int = 0) -> bytes:
+        nonlocal given
+        given += min(length, 5)
+        assert given < 1000
+        return b"grows"[:length]
+
+    monkeypatch.setattr(os, "read", give)
+    monkeypatch.setattr(os, "pread", give)
+    assert len(storage.get(A)) == len(A)
+    assert len(storage.get_object(NAME, 1 << 20)) == len(NAME)
+    assert len(storage.get_range(A, 0, 1 << 40)) == len(A)
+
+
+def test_temporary_files_are_removed_and_directories_with_such_names_kept(
+    storage: DirectoryStorage, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (path / "a1" / "b2" / f"{A}.blob.tmp").mkdir()
+    os.mkfifo(path / "a1" / "b2" / f"{B}.blob.tmp")
+    (path / "catalog" / "x.tmp").symlink_to(path / NAME)
+    assert storage.remove_leftovers(LONG_AGO_S) == 2
+    assert (path / NAME).exists()
+    assert f"{A}.blob.tmp is a directory and is kept" in caplog.text
+
+
+def test_directories_as_deep_as_anyone_makes_them_are_not_gone_into(storage: DirectoryStorage, path: Path) -> None:
+    directory = os.open(path / "catalog", os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("deep", dir_fd=directory)
+        inner = os.open("deep", os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = inner
+    os.close(directory)
+    try:
+        assert sorted(storage.list_objects("catalog/")) == [NAME, OTHER]
+        assert storage.remove_leftovers(LONG_AGO_S) == 0
+    finally:
+        subprocess.run(["rm", "-rf", str(path / "catalog" / "deep")], check=True)

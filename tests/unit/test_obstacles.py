@@ -1,0 +1,161 @@
+"""Something else in the place of one object is damage to that one; every command goes on with the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import update
+
+from backyfs.engine.cleanup import cleanup
+from backyfs.engine.fullcleanup import full_cleanup
+from backyfs.engine.migrate import MigrationRequest, migrate
+from backyfs.engine.publish import publish
+from backyfs.engine.recover import Loss, open_catalog, recover
+from backyfs.engine.restore import restore
+from backyfs.engine.scrub import ScrubRequest, scrub
+from backyfs.errors import CatalogError, StorageError
+from backyfs.keys.slots import Secret
+from backyfs.metadata.database import Database
+from backyfs.metadata.migration import Outdated
+from backyfs.metadata.tables import blobs
+from backyfs.metadata.versions import version_with_uid
+from backyfs.model import VersionStatus
+from tests.images import random_image
+from tests.mount.stored import blob_of, file_of
+from tests.obstacles import OBSTACLES, put_in_place
+from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.unit.test_cleanup import objects, remove
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from backyfs.model import Version
+    from backyfs.repository import Repository
+
+BLOCKS = 4
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    with opened(make_repository(tmp_path / "repository")) as repository:
+        yield repository
+
+
+@pytest.fixture
+def version(repository: Repository, tmp_path: Path) -> Version:
+    return back_up(repository, random_image(tmp_path / "image", BLOCKS * BLOCK)).version
+
+
+@pytest.fixture(params=sorted(OBSTACLES))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def obstruct(repository: Repository, version: Version, kind: str) -> None:
+    """Put something in the place of the second block's object."""
+    put_in_place(file_of(repository, blob_of(repository, version, 1)), kind)
+
+
+def is_valid(repository: Repository, version: Version) -> bool:
+    with repository.database.read() as connection:
+        found = version_with_uid(connection, version.uid)
+    assert found is not None
+    return found.status is VersionStatus.VALID
+
+
+def test_scrub_marks_the_block_and_checks_the_others(repository: Repository, version: Version, kind: str) -> None:
+    obstruct(repository, version, kind)
+    told: list[tuple[int, int]] = []
+    report = scrub(
+        repository,
+        ScrubRequest(versions=None),
+        tell=lambda _version, damage: told.append((damage.start, damage.stop)),
+    )
+    assert (report.blobs_checked, report.blobs_damaged) == (BLOCKS, 1)
+    assert told == [(BLOCK, 2 * BLOCK)]
+    assert not is_valid(repository, version)
+
+
+@pytest.mark.parametrize("uid", ["../../../evil", "a/b"])
+def test_a_uid_that_cannot_be_is_damage_to_its_block(repository: Repository, version: Version, uid: str) -> None:
+    blob = blob_of(repository, version, 1)
+    with repository.database.write() as connection:
+        connection.execute(update(blobs).where(blobs.c.id == blob.id).values(uid=uid))
+    report = scrub(repository, ScrubRequest(versions=None))
+    assert (report.blobs_checked, report.blobs_damaged) == (BLOCKS, 1)
+
+
+def test_restore_leaves_out_the_block_and_writes_the_others(
+    repository: Repository, version: Version, kind: str, tmp_path: Path
+) -> None:
+    obstruct(repository, version, kind)
+    report = restore(repository, version, str(tmp_path / "restored"))
+    assert [(damage.start, damage.stop) for damage in report.damaged] == [(BLOCK, 2 * BLOCK)]
+    whole, restored = ((tmp_path / name).read_bytes() for name in ("image", "restored"))
+    assert restored[:BLOCK] + restored[2 * BLOCK :] == whole[:BLOCK] + whole[2 * BLOCK :]
+
+
+def test_a_migration_leaves_out_the_block(repository: Repository, version: Version, kind: str) -> None:
+    obstruct(repository, version, kind)
+    report = migrate(repository, MigrationRequest(versions=None, outdated=Outdated(to=1)))
+    assert (report.blobs, len(report.damaged)) == (BLOCKS - 1, 1)
+
+
+def test_a_full_cleanup_marks_the_block(repository: Repository, version: Version, kind: str) -> None:
+    publish(repository)
+    obstruct(repository, version, kind)
+    report = full_cleanup(repository, grace_s=0)
+    assert (report.damaged_blobs, report.orphans, report.versions_invalid) == (1, 0, (version.uid,))
+
+
+def test_a_cleanup_deletes_the_others_and_says_what_is_in_the_way(
+    repository: Repository, version: Version, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = file_of(repository, blob_of(repository, version, 1))
+    put_in_place(place, "a directory")
+    remove(repository, version)
+    report = cleanup(repository, grace_s=0)
+    assert (report.blobs, report.undeleted) == (BLOCKS - 1, 1)
+    assert f"was not deleted: storage: {place} is a directory; move it away" in caplog.text
+    place.rmdir()
+    report = cleanup(repository, grace_s=0)
+    assert (report.blobs, report.undeleted) == (1, 0)
+    assert objects(repository) == set()
+
+
+def test_a_storage_that_gives_nothing_is_an_error_and_no_damage(repository: Repository, version: Version) -> None:
+    for index in range(BLOCKS):
+        put_in_place(file_of(repository, blob_of(repository, version, index)), "a FIFO")
+    with pytest.raises(StorageError, match="the storage gives none of 4 blobs"):
+        scrub(repository, ScrubRequest(versions=None))
+    assert is_valid(repository, version)
+
+
+def test_a_recovery_loses_the_version_whose_object_cannot_be_read(
+    repository: Repository, version: Version, kind: str, tmp_path: Path
+) -> None:
+    other = back_up(repository, random_image(tmp_path / "other", BLOCK, 2), "other").version
+    publish(repository)
+    storage = repository.blocks.storage
+    put_in_place(tmp_path / "repository" / "data" / "catalog" / "versions" / version.uid, kind)
+    losses: list[Loss] = []
+    catalog = open_catalog(storage, lambda _found: Secret(), repository.blocks.keyring.repository_key)
+    target = Database(f"sqlite:///{tmp_path}/recovered.sqlite")
+    report = recover(storage, catalog, target, tell=losses.append)
+    with target.read() as connection:
+        assert version_with_uid(connection, other.uid) is not None
+    target.close()
+    assert report.versions == 1
+    assert [loss for loss in losses if loss.name.endswith(version.uid)]
+
+
+def test_a_recovery_names_what_is_in_the_place_of_the_repository_object(
+    repository: Repository, version: Version, kind: str, tmp_path: Path
+) -> None:
+    assert version.name
+    publish(repository)
+    put_in_place(tmp_path / "repository" / "data" / "catalog" / "repository", kind)
+    with pytest.raises(CatalogError, match=f"catalog/repository is {kind.removesuffix(' to itself')}; move it away"):
+        open_catalog(repository.blocks.storage, lambda _found: Secret(), None)
