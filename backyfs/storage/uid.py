@@ -6,12 +6,11 @@ import re
 from typing import TYPE_CHECKING
 
 from backyfs.errors import ObjectUnreadableError, StorageError
+from backyfs.values import BLOB_UID, is_right
 
 if TYPE_CHECKING:
     from backyfs.model import BlobUid
 
-_MOST_LENGTH = 32   # as the database has them
-_LEAST_LENGTH = 4  # its first two pairs name directories
 NAMED = "catalog"  # all objects that have names lie below it; no blob does
 _PREFIX = re.compile(rf"{NAMED}/([0-9A-Za-z-]{{1,64}}/){{0,3}}")
 _NAME = re.compile(rf"{_PREFIX.pattern}[0-9A-Za-z-]{{1,64}}")
@@ -23,13 +22,13 @@ def check_uid(uid: BlobUid) -> None:
     Raises:
         ObjectUnreadableError: it is not a uid, so there is no such object; the others can be read.
     """
-    if not (uid.isascii() and uid.isalnum() and len(uid) >= _LEAST_LENGTH):
+    if not is_uid(uid):
         raise ObjectUnreadableError(f"blob uid {uid!r} is no uid: letters and digits were expected")
 
 
 def is_uid(uid: str) -> bool:
     """Tell whether a blob can have this uid."""
-    return uid.isascii() and uid.isalnum() and _LEAST_LENGTH <= len(uid) <= _MOST_LENGTH
+    return is_right(BLOB_UID, uid)
 
 
 def check_name(name: str) -> None:
