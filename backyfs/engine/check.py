@@ -6,7 +6,6 @@ Each check looks for itself and goes on where another one failed; what it cannot
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import stat
 from contextlib import ExitStack, closing
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys, sealing
 from backyfs.claim import SAMPLE_BLOBS, check_before_upgrade, check_claim
-from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig, find_mistakes
+from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig, find_mistakes, has_password
 from backyfs.engine.encryption_check import look_at_blocks
 from backyfs.engine.upgrade import plan_upgrade
 from backyfs.errors import (
@@ -171,7 +170,7 @@ class _Checks:
         return (
             (key is not None and key.hex_digits is not None)
             or (isinstance(storage, ObjectStoreConfig) and storage.aws_secret_access_key is not None)
-            or re.search("://[^/]*:[^/]*@", self.config.database_url) is not None  # a password
+            or has_password(self.config.database_url)
         )
 
     def _log(self) -> Iterator[tuple[Grade, str]]:
