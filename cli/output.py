@@ -159,8 +159,8 @@ def _text(field: Field) -> str:
 def _print_json(value: object) -> None:
     # The escapes of another charset would not be those of JSON.
     text = json.dumps(value, indent=2, ensure_ascii=codecs.lookup(sys.stdout.encoding).name != "utf-8")
-    # Of what steers a terminal, `json` escapes C0 alone; in what is left a newline is its own. Paths can have bytes that
-    # are not in UTF-8, which are lone surrogates here.
+    # Of what steers a terminal, `json` escapes C0 alone; in what is left a newline is its own. Bytes of a path that are
+    # not in UTF-8 are lone surrogates here.
     click.echo("".join(_json_escaped(char) if char != "\n" and steers(char) else char for char in text))
 
 

@@ -1,7 +1,7 @@
 """The URL of a database on a server: what is wrong with it, in words that quote nothing of it. Pure.
 
-A password can hold anything. What follows an @ in it that is not escaped would be taken for the host and be shown, and a
-driver would be asked for it. So such a URL is refused before anything else reads it.
+A password can hold anything. What follows an @ in it that is not escaped would be taken for the host, and be shown.
+So such a URL is refused before anything else reads it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue, real_path
 from backyfs.cli.output import pipe_field, print_object
 from backyfs.cli.text import printable
-from backyfs.engine.initialize import InitReport, default_places, initialize
+from backyfs.engine.initialize import InitReport, default_places, initialize, named_database
 from backyfs.model import DEFAULT_BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def command(
     if data is not None:
         places = replace(places, storage_path=os.path.abspath(data))
     if db is not None:
-        places = replace(places, database=db if "://" in db else os.path.abspath(db))
+        places = replace(places, database=named_database(db))
     _print(invocation, initialize(places, block_size=block_size, encrypted=not no_encryption))
 
 

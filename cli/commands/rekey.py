@@ -58,7 +58,8 @@ def command(invocation: Invocation, /, *, old_key: str | None, leave_damaged: bo
     elif not report.changed:
         click.echo(f"The configured key opens slot {printable(report.slot.label)} already: {check}.")
     else:
-        click.echo(f"The configured key opens slot {printable(report.slot.label)} now: {check}; the old key no longer does.")
+        label = printable(report.slot.label)
+        click.echo(f"The configured key opens slot {label} now: {check}; the old key no longer does.")
         if report.rewrapped:
             click.echo(f"{report.rewrapped} data keys were wrapped anew. Make exports of metadata anew as well.")
 

@@ -30,7 +30,8 @@ THIRD = VersionUid("33333333-3333-4333-8333-333333333333")
 NOWHERE = VersionUid("ffffffff-ffff-4fff-8fff-ffffffffffff")
 
 VALID, INVALID, INCOMPLETE = VersionStatus.VALID, VersionStatus.INVALID, VersionStatus.INCOMPLETE
-ODD_NAMES = ("", ".", "..", "/", "\0", "a/b", "a\nb", "%", "%2F", "%~", "\x7f", "\x1b[31m", "\x9b1m", "\u202e", "\ud800", "ä" * 300, "x" * 2000, " ")
+ODD_NAMES = ("", ".", "..", "/", "\0", "a/b", "a\nb", "%", "%2F", "%~", "\x7f", "\x1b[31m",
+             "\x9b1m", "\u202e", "\ud800", "ä" * 300, "x" * 2000, " ")
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 
 
