@@ -17,8 +17,8 @@ from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 
 HOSTILE = (
-    "new\nline", "a|b", "esc\x1b[2J", "cr\rx", "csi\x9b2J", "nel\x85x", "rlo\u202excod.exe", "lri\u2066x\u2069", "lrm\u200ex",
-    "ls\u2028x", "del\x7f", "tab\tx", "tag\U000e0041", r"like\x0aan escape",
+    "new\nline", "a|b", "esc\x1b[2J", "cr\rx", "csi\x9b2J", "nel\x85x", "rlo\u202excod.exe", "lri\u2066x\u2069",
+    "lrm\u200ex", "ls\u2028x", "del\x7f", "tab\tx", "tag\U000e0041", r"like\x0aan escape",
 )  # fmt: skip
 HARMLESS = ("disk", "wörld", r"C:\Users\x1", "a  b", "'\"$(x)`", "nbsp\xa0x", "joiner\u200dx", "50%", "\\")
 ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
@@ -108,7 +108,9 @@ def test_a_tag_with_a_comma_is_not_two(config, call):
     assert rf"{uid}|a\x2cb,c\x7cd" in fields
 
 
-@pytest.mark.parametrize("words", [["ls"], ["du", "--plot"], ["stats"], ["-v", "ls"], ["restore", "x\u202e@latest", "/x"]])
+@pytest.mark.parametrize(
+    "words", [["ls"], ["du", "--plot"], ["stats"], ["-v", "ls"], ["restore", "x\u202e@latest", "/x"]]
+)
 def test_a_table_steers_no_terminal(config, capfd, words):
     run(["-c", str(config), *words])
     captured = capfd.readouterr()
