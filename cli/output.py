@@ -56,7 +56,7 @@ def print_rows(
         if invocation.header:
             click.echo("|".join(columns))
         for row in rows:
-            click.echo("|".join(_pipe_text(row[column]) for column in columns))
+            click.echo("|".join(pipe_field(_text(row[column])) for column in columns))
     else:
         _print_table(invocation, rows, columns, sizes)
 
@@ -127,12 +127,6 @@ def pipe_field(text: str) -> str:
     """
     text = _LIKE_AN_ESCAPE.sub(r"\\x5c", text)
     return "".join(escaped(char) if char == "|" or steers(char) else char for char in text)
-
-
-def _pipe_text(field: Field) -> str:
-    if field is None or isinstance(field, (str, bool, int, float, datetime, dict)):
-        return pipe_field(_text(field))
-    return ",".join(pipe_field(item).replace(",", escaped(",")) for item in field)
 
 
 def _table_text(invocation: Invocation, name: str, field: Field, sizes: Collection[str]) -> str:

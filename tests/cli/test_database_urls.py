@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 
@@ -141,6 +142,19 @@ def test_a_server_that_has_no_such_user_is_not_quoted_with_the_password(postgres
         status, text = told.run("-c", file, *words)
         assert status == 1, text
         assert not SECRET.search(text), text
+
+
+@pytest.mark.parametrize(("scheme", "module"), [("postgresql", "psycopg"), ("mysql", "pymysql")])
+def test_a_driver_that_is_missing_is_named_without_the_password(told, monkeypatch, scheme, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    file = told.configure(f"{scheme}://user:{LEFT}@{CLOSED}?password={RIGHT}&sslmode=require")
+    for words in COMMANDS:
+        status, text = told.run("-c", file, *words)
+        assert status == 1
+        assert not SECRET.search(text), text
+        if words == ["ls"]:
+            assert f"needs a driver that is not installed (import of {module} halted" in text
+            assert f":***@{CLOSED}?sslmode=require" in text
 
 
 # The rule itself
