@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig, load_config
 from backyfs.errors import ConfigError, DatabaseError
 from backyfs.host.writers import writers_of
+from backyfs.text import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -118,7 +119,7 @@ def _program_of(command: str) -> str | None:
 def _doubts_about_user(config: Config, user: int) -> Iterator[str]:
     """Yield what a user's configuration makes root do that the user could not."""
     file = config.files[-1]
-    remedy = f"run backyfs as that user, or give the file and its directory to root (`chown root {shlex.quote(file)}`)"
+    remedy = f"run backyfs as that user, or give the file and its directory to root (`chown root {shell_word(file)}`)"
     commands = commands_of(config)
     if commands:
         yield f"{file} belongs to user {user}, and its commands ({', '.join(commands)}) would run as root; {remedy}"

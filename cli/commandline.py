@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 _HIDDEN = "***"
 # Programs that print a key or passphrase may be given the way to it, or be `echo` and the key itself.
 _SECRET_OPTION = re.compile(r"--[a-z-]*(command|passphrase|password|secret|token|key)")
-_USER_INFO = re.compile(r"(://[^:/?#\s]*):.*@")                 # user:password@ of a URL; a password may hold an @
+# user:password@ of a URL; user and password may hold an @, and where the host was forgotten there is none at all.
+_USER_INFO = re.compile(r"([:/]/[^:\s]*):.*@|(://[^:/@\s]+):(?!\d{1,5}(?:[/?\s]|$)).*")
+# The same where :// was forgotten. NAME@latest is not one, whatever is in NAME.
+_WITHOUT_SLASHES = re.compile(r"((?:postgres|mysql|mariadb)[a-z0-9_+]*:[^:\s]*):\S*@")  # postgresql:user:password@
+_WITHOUT_ENGINE = re.compile(r"(?<!\S)([^:/\s]+):[^/\s]*@(?=[^/\s]+/)")                # user:password@host/
 _PARAMETER = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)  # ?password=
 _KEY = re.compile(r"(?<![0-9A-Fa-f])[0-9A-Fa-f]{64}(?![0-9A-Fa-f])")  # an encryption key
 
@@ -31,12 +35,19 @@ def shown_command_line(words: Iterable[str]) -> str:
         elif is_secret and equals:
             shown.append(f"{option}={_HIDDEN}")
         else:
-            shown.append(shlex.quote(_without_secrets(word)))
+            shown.append(shlex.quote(without_secrets(word)))
         hides_next = is_secret and not equals and not hides_next
     return printable(" ".join(["backyfs", *shown]))
 
 
-def _without_secrets(word: str) -> str:
-    word = _USER_INFO.sub(rf"\1:{_HIDDEN}@", word)
+def without_secrets(word: str) -> str:
+    """Return text without the passwords of URLs in it, and without keys; they become ***."""
+    word = _USER_INFO.sub(_without_password, word)
+    for pattern in (_WITHOUT_SLASHES, _WITHOUT_ENGINE):
+        word = pattern.sub(rf"\1:{_HIDDEN}@", word)
     word = _PARAMETER.sub(rf"\g<1>{_HIDDEN}", word)
     return _KEY.sub(_HIDDEN, word)
+
+
+def _without_password(found: re.Match[str]) -> str:
+    return f"{found[1]}:{_HIDDEN}@" if found[1] is not None else f"{found[2]}:{_HIDDEN}"

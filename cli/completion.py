@@ -42,7 +42,8 @@ def answer(cli: click.Group, shell_name: str, words: Sequence[str]) -> int:
     with contextlib.suppress(Exception):
         asked = shell.asked(words, os.environ)
         for item in _offers(cli, asked):
-            if str(item.value).isprintable():  # no shell takes the others from a line
+            # No shell takes from a line what cannot be printed; what it makes of an expansion, nobody knows here.
+            if str(item.value).isprintable() and (item.type != "plain" or not asked.expands):
                 click.echo(shell.line(item, asked))
     return 0
 
@@ -133,7 +134,12 @@ def _read_versions(file: str | None) -> list[Version]:
 
 
 def _beginning(incomplete: str, offers: Iterable[tuple[str, str]]) -> list[CompletionItem[str]]:
-    return [CompletionItem(value, help=text or None) for value, text in offers if value.startswith(incomplete)]
+    """Return the offers that begin so. One that looks like an option takes a hyphen to be offered, after a --."""
+    return [
+        CompletionItem(value, help=text or None)
+        for value, text in offers
+        if value.startswith(incomplete) and (incomplete or not value.startswith("-"))
+    ]
 
 
 def _description(version: Version) -> str:

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -141,6 +141,9 @@ class _Line(logging.Formatter):
         if hasattr(record, "exit_status") and self._fmt == _STDERR_FORMAT:
             record.message = f"error: {record.message}"
         return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name of logging
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
     def _json(self, record: logging.LogRecord) -> str:
         facts: dict[str, object] = {

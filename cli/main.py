@@ -12,6 +12,7 @@ import click
 
 from backyfs import __version__
 from backyfs.cli import process
+from backyfs.cli.commandline import without_secrets
 from backyfs.cli.invocation import Invocation, OutputForm
 from backyfs.cli.logs import log_end, log_lost_metrics, log_lost_output, start_logging
 from backyfs.cli.metrics import Record
@@ -250,7 +251,8 @@ def _tell_lost_output(printed: Printed) -> None:
 def _in_a_line(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = "backyfs" if context is None else context.command_path
-    return f"{error.format_message().rstrip('.')}; `{path} --help` shows how it is called"
+    message = without_secrets(error.format_message().rstrip("."))  # it quotes arguments
+    return f"{message}; `{path} --help` shows how it is called"
 
 
 def _is_lost_directory(error: BaseException) -> bool:

@@ -7,7 +7,6 @@ The call is, by mount(8), section EXTERNAL HELPERS: SOURCE DIR [-sfnv] [-N names
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from backyfs.cli.main import run as run_program
 from backyfs.cli.stdout import printing
 from backyfs.cli.text import printable
 from backyfs.errors import InterruptedByUser, UsageError
+from backyfs.text import shell_word, shell_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -136,7 +136,8 @@ def _command(
     """
     if namespace is not None:
         raise UsageError(
-            f"mounting in another namespace is not supported; run `nsenter --mount={namespace} mount` with the rest"
+            "mounting in another namespace is not supported; "
+            f"run `nsenter --mount={shell_word(namespace)} mount` with the rest"
         )
     single = [one for given in options for one in given.split(",") if one]
     words = translate(_as_given(source), mountpoint, single, sloppy=sloppy)
@@ -144,7 +145,7 @@ def _command(
     mount_command.make_context("mount", words[words.index("mount") + 1 :])
     if verbose:
         words.insert(0, "--verbose")
-        click.echo(printable(shlex.join(["backyfs", *words])))
+        click.echo(shell_words("backyfs", *words))
     return 0 if fake else _status_of_mount(run_program(words))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeAlias
@@ -17,6 +18,7 @@ from backyfs.cli.sizes import human_size
 from backyfs.cli.text import printable
 from backyfs.errors import UsageError
 from backyfs.moments import time_text
+from backyfs.text import escaped, steers
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -35,6 +37,8 @@ fields_option = click.option(
     help="Show these columns, in this order, instead of all.",
 )
 
+_LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
+
 _WIDE = 10_000  # columns of a table that goes to a file: nothing is cut off there
 
 
@@ -52,7 +56,7 @@ def print_rows(
         if invocation.header:
             click.echo("|".join(columns))
         for row in rows:
-            click.echo("|".join(_text(row[column]) for column in columns))
+            click.echo("|".join(pipe_field(_text(row[column])) for column in columns))
     else:
         _print_table(invocation, rows, columns, sizes)
 
@@ -115,6 +119,16 @@ def _print_table(
     click.echo(drawn.get(), nl=False)
 
 
+def pipe_field(text: str) -> str:
+    r"""Return text as a field of pipe-separated output: no value ends a field, forges a row or steers a terminal.
+
+    Such characters and `|` become `\x0a`, `\u202e` or `\U000e0001`. Everything else stays as backy2 prints it, except a
+    backslash in front of what would read as such an escape: it becomes `\x5c`, so that the text can be had back.
+    """
+    text = _LIKE_AN_ESCAPE.sub(r"\\x5c", text)
+    return "".join(escaped(char) if char == "|" or steers(char) else char for char in text)
+
+
 def _table_text(invocation: Invocation, name: str, field: Field, sizes: Collection[str]) -> str:
     if invocation.human_sizes and (name.endswith("bytes") or name in sizes) and isinstance(field, int):
         return human_size(field)
@@ -139,8 +153,13 @@ def _text(field: Field) -> str:
 def _print_json(value: object) -> None:
     # The escapes of another charset would not be those of JSON.
     text = json.dumps(value, indent=2, ensure_ascii=codecs.lookup(sys.stdout.encoding).name != "utf-8")
-    # Paths can have bytes that are not in UTF-8; what Python makes of them is replaced by its escape in JSON.
-    click.echo(text.encode("utf-8", "backslashreplace").decode())
+    # Of what steers a terminal, `json` escapes C0 alone; in what is left a newline is its own. Bytes of a path that are
+    # not in UTF-8 are lone surrogates here.
+    click.echo("".join(_json_escaped(char) if char != "\n" and steers(char) else char for char in text))
+
+
+def _json_escaped(char: str) -> str:
+    return json.dumps(char)[1:-1]
 
 
 def _json_row(row: Row) -> dict[str, object]:

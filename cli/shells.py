@@ -6,18 +6,16 @@ separated by tabs: kind (plain, file, dir), value, description.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
+
+from backyfs.cli.bashline import BashLine, quoted
+from backyfs.cli.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from click.shell_completion import CompletionItem
-
-_NOT_SAFE = re.compile(r"[^\w@%+=:,./~^-]", re.ASCII)  # what bash would take for syntax
-
-_TAKEN_ALONG = "@$"  # readline's rl_special_prefixes, as bash sets them: the word to replace begins with them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +26,8 @@ class Asked:
     option: tuple[str, ...]  # the option in front of a value, where both are written as --option=value
     incomplete: str
     skipped: int = 0         # characters of the value that the shell keeps and does not want again
-    quoted: bool = False     # within quotation marks
+    quote: str = ""          # what opens the quotes in which the value ends; empty: it is not in quotes
+    expands: bool = False    # the shell makes something else of the value, as of $HOME
 
     @property
     def prefix(self) -> str:
@@ -76,37 +75,14 @@ complete -o nosort -F _backyfs_completion backyfs
 
     def asked(self, words: Sequence[str], environ: Mapping[str, str]) -> Asked:  # noqa: ARG002
         """Take the line apart as bash does."""
-        found: list[str] = []
-        word, kept, quote, escaped, begun = "", 0, "", False, False
-        for char in environ.get("COMP_LINE", ""):
-            if escaped:
-                word, escaped = word + char, False
-            elif char == "\\" and quote != "'":
-                escaped = begun = True
-            elif quote:
-                word, quote = (word, "") if char == quote else (word + char, quote)
-            elif char in "'\"":
-                quote, begun = char, True
-                kept = len(word)
-            elif char.isspace():
-                found, word, kept, begun = ([*found, word] if begun else found), "", 0, False
-            else:
-                if char in environ.get("COMP_BREAKS", ""):
-                    kept = len(word) + (char not in _TAKEN_ALONG)
-                word, begun = word + char, True
-        asked = _asked(found[1:], word)
-        return Asked(
-            words=asked.words,
-            option=asked.option,
-            incomplete=asked.incomplete,
-            skipped=kept,
-            quoted=bool(quote),
-        )
+        line = BashLine.of(environ.get("COMP_LINE", ""), environ.get("COMP_BREAKS", ""))
+        asked = _asked(line.words[1:], line.last)
+        return replace(asked, skipped=line.kept, quote=line.quote, expands=line.expands)
 
     def line(self, item: CompletionItem[str], asked: Asked) -> str:
-        """Return kind and value; of the value what bash lets us replace."""
+        """Return kind and value; of the value what bash lets us replace, quoted for where it is inserted."""
         value = (asked.prefix + item.value)[asked.skipped :]
-        return f"{item.type}\t{value if asked.quoted else _NOT_SAFE.sub(_escaped, value)}"
+        return f"{item.type}\t{quoted(value, asked.quote)}"
 
 
 class _Zsh:
@@ -141,7 +117,7 @@ fi
 
     def line(self, item: CompletionItem[str], asked: Asked) -> str:
         """Return kind, value and description."""
-        text = " ".join((item.help or "").split())
+        text = printable(" ".join((item.help or "").split()))
         return f"{item.type}\t{asked.prefix}{item.value}\t{text}".rstrip("\t")
 
 
@@ -179,7 +155,3 @@ def _asked(words: Sequence[str], incomplete: str) -> Asked:
     if separator and option.startswith("--"):
         return Asked(words=tuple(words), option=(option,), incomplete=value)
     return Asked(words=tuple(words), option=(), incomplete=incomplete)
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return f"\\{found[0]}" if found[0].isascii() else found[0]

@@ -15,6 +15,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from backyfs.cli.text import printable
+
 _QUIET_S = 1.0  # what is done sooner needs no progress
 
 
@@ -38,7 +40,7 @@ class TerminalProgress:
     def start(self, label: str, total_bytes: int) -> None:
         """Begin to measure; the bar comes later."""
         self.stop()
-        self._task = self._bar.add_task(label, total=total_bytes)
+        self._task = self._bar.add_task(printable(label), total=total_bytes)
         # Not at the next step: with a slow storage that may take minutes.
         self._timer = threading.Timer(_QUIET_S, self._bar.start)
         self._timer.daemon = True

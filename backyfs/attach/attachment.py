@@ -14,7 +14,6 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from backyfs.attach import layers
@@ -31,6 +30,7 @@ from backyfs.host.records import Record
 from backyfs.host.writers import require_own_way, writers_of
 from backyfs.moments import time_name
 from backyfs.mount.tree import escape
+from backyfs.text import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +166,7 @@ def _warn_of_readers(directory: str, lock: int) -> None:
             "others can look into %s, and the files there are shown with the owners and modes they had: users of this "
             "host read what users with the same numbers could; run `chmod 700 %s`",
             directory,
-            quote(directory),
+            shell_word(directory),
         )
 
 
@@ -199,7 +199,7 @@ def _clear_leftovers(directory: str) -> None:
         if record is not None and record.is_complete and _is_alive(record.mountpoint):
             raise MountError(
                 f"version {record.version_uid} is attached in {directory} already; run "
-                f"`backyfs detach {quote(directory)}` first, or name another directory"
+                f"`backyfs detach {shell_word(directory)}` first, or name another directory"
             )
         _log.warning("%s holds what is left of an attach or mount that was killed; it is taken away", directory)
         detach_locked(directory)
@@ -214,7 +214,7 @@ def _undo(directory: str, made: tuple[str, ...], error: BaseException) -> None:
     try:
         detach_locked(directory)
     except MountError as left:
-        _log.error("%s; `backyfs detach %s` takes away what is left", left, quote(directory))
+        _log.error("%s; `backyfs detach %s` takes away what is left", left, shell_word(directory))
         _log.debug("it is left there because of an error", exc_info=error)
         return
     for path in reversed(made):  # where the record was not yet written

@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from shlex import quote
 
 from backyfs.errors import MountError
 from backyfs.host.programs import reason_of, run
+from backyfs.text import shell_word, shell_words
 
 # Files of a backup are those of another system: its programs with the rights of others and its device nodes are
 # nothing to trust. Programs may run: reading old data may take the old program.
-_ALWAYS = "ro,nosuid,nodev"
+ALWAYS = "ro,nosuid,nodev"
 
 # type of blkid -> types and options of mount(8) to try, in order
 _WAYS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -193,7 +193,7 @@ def ways(kind: str, *, replay: bool, journal: str | None = None) -> list[tuple[s
     found = _WAYS.get(kind, ((kind, ""),)) if replay or kind not in _BARE_WAYS else _BARE_WAYS[kind]
     external = "" if journal is None else f"{_EXTERNAL_JOURNALS[kind][1]}={journal}"
     return [
-        (mount_type, ",".join(filter(None, (_ALWAYS, options, external)))) for mount_type, options in found
+        (mount_type, ",".join(filter(None, (ALWAYS, options, external)))) for mount_type, options in found
     ]
 
 
@@ -218,9 +218,9 @@ def mount(device: str, directory: str, kind: str, *, replay: bool, journal: str 
 def other_command(kind: str, device: str, directory: str) -> str:
     """Return a command that goes on with a file system that could not be mounted."""
     if kind in _OTHER_READERS:
-        return _OTHER_READERS[kind].format(device=device, directory=quote(directory))
+        return _OTHER_READERS[kind].format(device=shell_word(device), directory=shell_word(directory))
     mount_type, options = ways(kind, replay=False)[0]
-    return f"mount -t {mount_type} -o {options} {device} {quote(directory)}"
+    return shell_words("mount", "-t", mount_type, "-o", options, device, directory)
 
 
 def repair_commands(kind: str, version_uid: str, name: str) -> tuple[str, ...]:
@@ -231,9 +231,9 @@ def repair_commands(kind: str, version_uid: str, name: str) -> tuple[str, ...]:
     image = f"/mnt/by_version_uid/{version_uid}/{f'partitions/{name}' if name.isdecimal() else name}"
     repair = _REPAIRS.get(kind)
     return (
-        f"backyfs mount --version {version_uid} --writable /var/tmp/repaired --discard /mnt",
-        *(() if repair is None else (f"{repair} {image}",)),
-        f"mount -o {','.join(('loop', *_ALWAYS.split(','), *(('nouuid',) if kind == 'xfs' else ())))} {image} DIR",
+        f"backyfs mount --version {shell_word(version_uid)} --writable /var/tmp/repaired --discard /mnt",
+        *(() if repair is None else (f"{repair} {shell_word(image)}",)),
+        shell_words("mount", "-o", f"loop,{ALWAYS}{',nouuid' if kind == 'xfs' else ''}", image, "DIR"),
     )
 
 

@@ -18,6 +18,7 @@ from backyfs.host import records
 from backyfs.host.loops import find_loop, release, set_up
 from backyfs.host.mounttable import list_mounts
 from backyfs.host.unmounting import call_umount
+from backyfs.text import shell_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -167,7 +168,7 @@ def _mount(part: Part, journal: str | None, access: Access) -> Part:
     """Mount a file system, with its journal replayed if that is wanted."""
     content = part.content
     if journal is None and has_its_log_elsewhere(content.kind, partial(_read, part)):
-        commands = (f"mount -o ro,nouuid,logdev=LOG {part.file} DIR",)
+        commands = (shell_words("mount", "-o", f"{filesystems.ALWAYS},nouuid,logdev=LOG", part.file or "", "DIR"),)
         return replace(part, outcome=Outcome.FAILED, remark=f"its log {_ELSEWHERE}", commands=commands)
     obstacle = _obstacle(part, journal)
     can_be_replayed = content.has_journal and (journal is not None or not content.journal_uid)

@@ -5,6 +5,7 @@ is returned has been checked whole; every mistake is a ConfigError with file, li
 no message and no repr shows a key or a password.
 """
 
+from backyfs.config.databaseurl import has_password, mistake_in_url
 from backyfs.config.loader import find_mistakes, load_config
 from backyfs.config.places import CONFIG_VARIABLE, find_config
 from backyfs.config.settings import (
@@ -36,5 +37,7 @@ __all__ = [
     "config_text",
     "find_config",
     "find_mistakes",
+    "has_password",
     "load_config",
+    "mistake_in_url",
 ]

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from backyfs.config.databaseurl import mistake_in_url
 from backyfs.config.places import path_below
 from backyfs.model import Deduplication
 
@@ -168,7 +169,7 @@ def _database_url(text: str, surroundings: Surroundings) -> str:
         raise Refused(f"does not name a database; allowed: {DATABASE_URL.allowed}")
     scheme, _, rest = text.partition("://")
     if scheme.partition("+")[0] != "sqlite":
-        return text
+        return text if (mistake := mistake_in_url(text)) is None else _refuse(mistake)
     location, question_mark, query = rest.partition("?")
     if location in ("", "/", "/:memory:"):
         raise Refused("names a database in memory, which is gone when the command ends; name a file: sqlite:////path")
@@ -211,8 +212,8 @@ def _choice(*names: str, prefix: str = "", synonyms: dict[str, str] | None = Non
     return Kind(allowed=", ".join(meaning) + also, parse=parse, optional=not prefix)
 
 
-def _refuse() -> NoReturn:
-    raise Refused
+def _refuse(fact: str = "") -> NoReturn:
+    raise Refused(fact)
 
 
 NUMBER = Kind(allowed="a whole number, 0 or more", parse=_number)

@@ -6,19 +6,17 @@ Each check looks for itself and goes on where another one failed; what it cannot
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import stat
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from backyfs import keys, sealing
 from backyfs.claim import SAMPLE_BLOBS, check_before_upgrade, check_claim
-from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig, find_mistakes
+from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig, find_mistakes, has_password
 from backyfs.engine.encryption_check import look_at_blocks
 from backyfs.engine.upgrade import plan_upgrade
 from backyfs.errors import (
@@ -44,6 +42,7 @@ from backyfs.model import DEFAULT_BLOCK_SIZE, BlobUid
 from backyfs.moments import time_text
 from backyfs.repository import check_agreement, no_repository
 from backyfs.storage.opening import open_storage
+from backyfs.text import shell_word
 from backyfs.trust import doubts_about, is_refused, secret_files_of
 
 if TYPE_CHECKING:
@@ -159,19 +158,19 @@ class _Checks:
             about = os.stat(path)
             if about.st_mode & stat.S_IWGRP and not any(path in doubt for doubt in self.doubts):
                 fact = f"{path} can be changed by others, and names commands to run, once its group has more members"
-                yield f"{fact}; run `chmod g-w {quote(path)}`"
+                yield f"{fact}; run `chmod g-w {shell_word(path)}`"
             if about.st_mode & _OTHERS & ~0o033 and self._has_secrets():
-                yield f"{path} holds secrets and can be read by others; run `chmod 600 {path}`"
+                yield f"{path} holds secrets and can be read by others; run `chmod 600 {shell_word(path)}`"
         for path in secret_files_of(self.config):
             if os.path.exists(path) and os.stat(path).st_mode & _OTHERS:
-                yield f"{path} holds a key and can be read by others; run `chmod 600 {path}`"
+                yield f"{path} holds a key and can be read by others; run `chmod 600 {shell_word(path)}`"
 
     def _has_secrets(self) -> bool:
         storage, key = self.config.storage, self.config.key
         return (
             (key is not None and key.hex_digits is not None)
             or (isinstance(storage, ObjectStoreConfig) and storage.aws_secret_access_key is not None)
-            or re.search("://[^/]*:[^/]*@", self.config.database_url) is not None  # a password
+            or has_password(self.config.database_url)
         )
 
     def _log(self) -> Iterator[tuple[Grade, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,10 @@ from backyfs.sealing import NEWEST_ENCRYPTION_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+
+# An engine and a colon or slashes, or user:password@. A path that is so can be written as ./path.
+_BEGINS_LIKE_A_URL = re.compile(r"(sqlite|postgres|mysql|mariadb)[a-z0-9_+]*(:|/.*@)|[^/]*:[^/]*@", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,19 @@ def default_places(environ: Mapping[str, str], *, as_root: bool, config_file: st
         database=f"{data}/backyfs.sqlite",
         logfile=f"{state}/backyfs.log",
     )
+
+
+def named_database(text: str) -> str:
+    """Return a database that was named on the command line as `Places` has it: a URL, or the path of an SQLite file.
+
+    Raises:
+        UsageError: it is a URL without its `://`. As a path it would be shown, and it can hold a password.
+    """
+    if "://" in text:
+        return text
+    if _BEGINS_LIKE_A_URL.match(text):
+        raise UsageError("the database is a URL without ://, as in postgresql://user:password@host/name; write it so")
+    return os.path.abspath(text)
 
 
 def _users_directory(

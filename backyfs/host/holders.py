@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from backyfs.host.kerneltables import read_value
+from backyfs.text import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,10 +41,10 @@ class Holder:
     def command(self) -> str:
         """The command that closes it."""
         if self.uid.startswith(_CRYPT):
-            return f"cryptsetup close {quote(self.label)}"
+            return f"cryptsetup close {shell_word(self.label)}"
         if self.name.startswith("md"):
-            return f"mdadm --stop /dev/{self.name}"
-        return f"dmsetup remove {quote(self.label)}"
+            return f"mdadm --stop {shell_word(f'/dev/{self.name}')}"
+        return f"dmsetup remove {shell_word(self.label)}"
 
 
 def holders_of(names: Iterable[str], block: str = SYS_BLOCK) -> list[Holder]:
@@ -70,7 +70,7 @@ def commands_to_close(holders: Iterable[Holder], mounts: Iterable[Mount]) -> lis
     """Return the commands that unmount and close devices, in order."""
     listed = list(holders)
     numbers = {holder.number for holder in listed}
-    unmounts = [f"umount {quote(mount.mountpoint)}" for mount in mounts if mount.device in numbers]
+    unmounts = [f"umount {shell_word(mount.mountpoint)}" for mount in mounts if mount.device in numbers]
     return [*reversed(unmounts), *(holder.command for holder in listed)]
 
 

@@ -6,7 +6,6 @@ import logging
 import os
 import select
 from contextlib import suppress
-from shlex import quote
 
 from backyfs.errors import MountError
 from backyfs.host.answers import Answer, State, ask
@@ -16,6 +15,7 @@ from backyfs.host.records import is_attachment
 from backyfs.host.standing import take_away, take_mount_away, things_on
 from backyfs.host.users import describe, holders_elsewhere, serves_fuse
 from backyfs.host.writers import writers_of
+from backyfs.text import shell_word
 
 _END_S = 10.0  # how long the process of a mount may take to end after its mount is gone
 _log = logging.getLogger(__name__)
@@ -33,9 +33,9 @@ def check_mountpoint(path: str, own_paths: tuple[str, ...]) -> None:
         if not is_own(present):
             who = f"user {present.user_id}"
             raise MountError(f"{path} is mounted already, by {who}; unmount it as {who}, or name another directory")
-        raise MountError(f"{path} is mounted already; run `backyfs umount {quote(path)}` first")
+        raise MountError(f"{path} is mounted already; run `backyfs umount {shell_word(path)}` first")
     if not os.path.isdir(path):
-        raise MountError(f"{path} is not a directory; make it first (mkdir {quote(path)}) or name another one")
+        raise MountError(f"{path} is not a directory; make it first (mkdir {shell_word(path)}) or name another one")
     wanted = os.path.realpath(path)
     for own in own_paths:
         if os.path.commonpath((wanted, own)) in (wanted, own):
@@ -79,7 +79,7 @@ def unmount(path: str) -> None:
         check_kernel_tables()
     if present is None or not present.is_ours:
         if is_attachment(path):
-            raise MountError(f"{path} holds what `backyfs attach` has mounted; run `backyfs detach {quote(path)}`")
+            raise MountError(f"{path} holds what `backyfs attach` has mounted; run `backyfs detach {shell_word(path)}`")
         raise MountError(f"nothing of backyfs is mounted on {path}; `findmnt -t {FILE_SYSTEM_TYPE}` shows what is")
     unmount_mount(present, ask(present.mountpoint))
 
@@ -93,7 +93,7 @@ def unmount_mount(mount: Mount, answer: Answer) -> None:
         if things and os.geteuid() != 0:
             raise MountError(
                 f"{_name(things[0])} stands on {mount.mountpoint}, and only root can take it away; "
-                f"run `backyfs umount {quote(mount.mountpoint)}` as root"
+                f"run `backyfs umount {shell_word(mount.mountpoint)}` as root"
             )
         try:
             for thing in things:

@@ -14,7 +14,6 @@ import stat
 import struct
 from contextlib import suppress
 from dataclasses import dataclass, field
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from backyfs.host.holders import commands_to_close, holders_of
@@ -22,6 +21,7 @@ from backyfs.host.kerneltables import read_lines, read_value
 from backyfs.host.loops import loops_on
 from backyfs.host.mounttable import list_mounts
 from backyfs.host.users import describe, users_of
+from backyfs.text import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,7 +62,7 @@ def use_of(fd: int) -> str | None:
         for mount in mounts:  # by the kernel, as erofs can be, or by a FUSE program
             if mount.source == path:
                 use.facts.append(f"it is mounted on {mount.mountpoint}")
-                use.commands.append(f"umount {quote(mount.mountpoint)}")
+                use.commands.append(f"umount {shell_word(mount.mountpoint)}")
     if use.facts:
         commands = ", ".join(f"`{command}`" for command in dict.fromkeys(use.commands))
         return f"{', '.join(use.facts)}; run {commands} first"
@@ -110,7 +110,7 @@ def _look_at_devices(names: Iterable[str], mounts: list[Mount], use: _Use) -> No
         for mount in reversed(mounts):
             if mount.device == found or mount.source == f"/dev/{name}":  # btrfs has numbers of its own
                 use.facts.append(f"/dev/{name} is mounted on {mount.mountpoint}")
-                use.commands.append(f"umount {quote(mount.mountpoint)}")
+                use.commands.append(f"umount {shell_word(mount.mountpoint)}")
         if name in swaps:
             use.facts.append(f"/dev/{name} is swap")
             use.commands.append(f"swapoff /dev/{name}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from shlex import quote
 from typing import TYPE_CHECKING, TypeAlias
 
 from backyfs.errors import MountError
@@ -17,6 +16,7 @@ from backyfs.host.loops import Loop, is_backed_by_device, list_loops, release
 from backyfs.host.mounttable import Mount, is_below, list_mounts, shown_mounts
 from backyfs.host.unmounting import MountBusyError, call_umount
 from backyfs.host.users import describe, holders_elsewhere, users_of
+from backyfs.text import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -114,7 +114,7 @@ def take_mount_away(mount: Mount, *, lazily: bool = False) -> None:
             at = mount.mountpoint
             users = _who_uses(at)
             if users or time.monotonic() > end:
-                users = users or f"; `fuser -vm {quote(at)}` shows who uses it"
+                users = users or f"; `fuser -vm {shell_word(at)}` shows who uses it"
                 raise MountError(f"{at} is still mounted: it is busy{users}") from error
             time.sleep(_PAUSE_S)
         else:

@@ -16,11 +16,11 @@ import stat
 import struct
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from backyfs.errors import MountError
 from backyfs.host.mounttable import mount_id_of, shown_mounts
+from backyfs.text import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -55,7 +55,7 @@ class Writer:
         """What takes that right away."""
         if self.is_fuse:
             return f"do not use what is below {self.path}"
-        return f"run `{'chown root' if self.user is not None else 'chmod go-w'} {quote(self.path)}`"
+        return f"run `{'chown root' if self.user is not None else 'chmod go-w'} {shell_word(self.path)}`"
 
 
 def writers_of(path: str, trusted: Collection[int], *, entries: bool = False) -> list[Writer]:

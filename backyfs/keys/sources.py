@@ -15,6 +15,7 @@ import subprocess
 import time
 
 from backyfs.errors import MissingKeyError
+from backyfs.text import shell_word
 
 PATIENCE_S = 60.0
 _MOST_BYTES = 4096
@@ -62,7 +63,7 @@ def read_key_file(path: str, *, encoding: str = "ascii", timeout_s: float = PATI
     except OSError as error:
         raise MissingKeyError(f"key file {path} cannot be read: {error.strerror}") from error
     if not is_private:
-        _log.warning("key file %s can be read by others than its owner; run `chmod 600 %s`", path, path)
+        _log.warning("key file %s can be read by others than its owner; run `chmod 600 %s`", path, shell_word(path))
     return text
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
+from backyfs.config import mistake_in_url
 from backyfs.errors import DatabaseError
 from backyfs.metadata.room import lacks_room
 from backyfs.metadata.sqlite import (
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg",
             "mysql": "mysql+pymysql", "mariadb": "mysql+pymysql"}
 _EXTRAS = {"postgresql": "postgresql", "mysql": "mysql"}  # backend -> extra of this package that has its driver
+_NOT_A_URL = (
+    "the engine of [MetaBackend] is no URL of a database that backyfs knows; examples: "
+    "sqlite:////var/lib/backyfs/backyfs.sqlite, postgresql://user:password@host/name, "
+    "mysql://user:password@host/name"
+)
+_SHOWN_PARAMETERS = frozenset({"host", "port", "dbname", "service", "unix_socket", "sslmode", "charset"})
 _PATIENCE_S = 60  # how long a statement waits for another transaction
 _CONNECT_TIMEOUT_S = 15
 _POSTGRESQL_LOCK_NOT_AVAILABLE = "55P03"
@@ -53,14 +60,14 @@ def new_engine(url: str) -> Engine:
     """
     parsed = _parse(url)
     try:
-        options = _options(parsed)
-        engine = create_engine(parsed, **options)
-    except (NoSuchModuleError, ImportError) as error:
-        extra = _EXTRAS[parsed.get_backend_name()]
-        raise DatabaseError(
-            f"database {show_url(parsed)} needs a driver that is not installed ({error}); install it: "
-            f"pip install 'backyfs[{extra}]'"
-        ) from error
+        engine = create_engine(parsed, **_options(parsed))
+    except ImportError as error:
+        raise _driver_missing(parsed, error) from error
+    except (ArgumentError, TypeError, ValueError) as error:
+        if isinstance(error, NoSuchModuleError) and "plugin" not in parsed.query:
+            raise _driver_missing(parsed, error) from error
+        raise _wrong_parameter(parsed) from None
+    event.listen(engine, "do_connect", _connect)
     if is_sqlite(engine):
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -100,8 +107,12 @@ def sqlite_path(url: URL) -> str | None:
 
 
 def show_url(url: URL) -> str:
-    """Return a URL as it may be shown: without its password; for SQLite the path of the file."""
-    return sqlite_path(url) or url.render_as_string(hide_password=True)
+    """Return a URL as it may be shown: without its password; for SQLite the path of the file.
+
+    Of its parameters those are shown that say where the database is: others can be passwords, too.
+    """
+    shown = {name: value for name, value in url.query.items() if name in _SHOWN_PARAMETERS}
+    return sqlite_path(url) or url.set(query=shown).render_as_string(hide_password=True)
 
 
 def is_busy(error: DBAPIError) -> bool:
@@ -134,16 +145,53 @@ def explain_full(error: DBAPIError, place: str) -> str | None:
 
 
 def _parse(url: str) -> URL:
+    """Divide a URL. Errors quote nothing of it, and are not chained to others that do: it can hold a password.
+
+    Raises:
+        DatabaseError: it is not a URL of a database.
+    """
+    mistake = mistake_in_url(url)
+    if mistake is not None:
+        raise DatabaseError(f"the URL of the database {mistake}")
     try:
         parsed = make_url(url)
         backend = parsed.drivername.partition("+")[0]
-        return parsed.set(drivername=_DRIVERS[backend])
-    except (ArgumentError, KeyError) as error:
+        parsed = parsed.set(drivername=_DRIVERS[backend])
+    except (ArgumentError, KeyError, ValueError):
+        raise DatabaseError(_NOT_A_URL) from None
+    if backend == "sqlite" and (parsed.host or parsed.username or parsed.password or parsed.port):
+        raise DatabaseError("the URL of the database has a host or user, and SQLite knows none; write sqlite:////path")
+    return parsed
+
+
+def _driver_missing(url: URL, error: Exception) -> DatabaseError:
+    extra = _EXTRAS[url.get_backend_name()]
+    return DatabaseError(
+        f"database {show_url(url)} needs a driver that is not installed ({error}); install it: "
+        f"pip install 'backyfs[{extra}]'"
+    )
+
+
+def _wrong_parameter(url: URL) -> DatabaseError:
+    return DatabaseError(
+        f"database {show_url(url)}: its URL has a parameter that the driver does not know, or a wrong value of one; "
+        "see what stands after the ? in it"
+    )
+
+
+def _connect(dialect: Any, _record: object, arguments: list[Any], parameters: dict[str, Any]) -> Any:
+    """Connect. Drivers take parameters of the URL as arguments of a function, and complain as functions do.
+
+    Raises:
+        DatabaseError: there is one that it does not know.
+    """
+    try:
+        return dialect.connect(*arguments, **parameters)
+    except (TypeError, ValueError):  # the words of neither can be shown: a UnicodeError quotes a password
         raise DatabaseError(
-            "the engine of [MetaBackend] is no URL of a database that backyfs knows; examples: "
-            "sqlite:////var/lib/backyfs/backyfs.sqlite, postgresql://user:password@host/name, "
-            "mysql://user:password@host/name"
-        ) from error
+            "the driver of the database does not take a part of its URL: look at what stands after the ? in it, and "
+            "at the characters of user and password"
+        ) from None
 
 
 def _options(url: URL) -> dict[str, Any]:

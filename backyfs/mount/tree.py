@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from backyfs.model import Version, VersionStatus, VersionUid
 from backyfs.moments import time_name
 from backyfs.mount.facts import files
+from backyfs.text import steers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -207,16 +208,16 @@ class Tree:
 def escape(name: str) -> bytes:
     """Return a file name for any text, reversibly: `unescape` gives the text back.
 
-    What a file name cannot hold, control characters and `%` become `%` and two hexadecimal digits. A name
-    that is too long keeps its beginning and ends in `%~` and a digest; only the tree knows the whole.
+    A character that a file name cannot hold or that steers a terminal, and `%`, become `%` and two hexadecimal digits
+    for each byte. A name that is too long keeps its beginning and ends in `%~` and a digest; only the tree knows the
+    whole.
     """
-    raw = name.encode("utf-8", errors="surrogatepass")
-    if raw in {b"", b".", b".."}:
-        return b"%" if not raw else raw.replace(b".", b"%2E")
-    escaped = b"".join(bytes((byte,)) if _is_plain(byte) else b"%%%02X" % byte for byte in raw)
+    if name in {"", ".", ".."}:
+        return b"%" if not name else name.replace(".", "%2E").encode()
+    escaped = b"".join(map(_escaped, name))
     if len(escaped) <= _NAME_BYTES:
         return escaped
-    digest = hashlib.sha256(raw).hexdigest()[:_DIGEST_DIGITS].encode()
+    digest = hashlib.sha256(_encoded(name)).hexdigest()[:_DIGEST_DIGITS].encode()
     kept = escaped[: _NAME_BYTES - len(digest) - 2]
     percent = kept.rfind(b"%", len(kept) - 2)
     if percent >= 0:  # not in the middle of an escape
@@ -233,8 +234,13 @@ def unescape(escaped: bytes) -> str:
     return raw.decode("utf-8", errors="surrogatepass")
 
 
-def _is_plain(byte: int) -> bool:
-    return byte >= 0x20 and byte not in b"/%\x7f"
+def _escaped(char: str) -> bytes:
+    raw = _encoded(char)
+    return b"".join(b"%%%02X" % byte for byte in raw) if char in "/%" or steers(char) else raw
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", errors="surrogatepass")
 
 
 def _without_broken_end(text: bytes) -> bytes:

@@ -15,6 +15,7 @@ from backyfs.storage.null import NullStorage
 from backyfs.storage.oserror import storage_error
 from backyfs.storage.throttling import throttled
 from backyfs.storage.uid import NAMED
+from backyfs.text import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,8 +77,8 @@ def create_directory(path: str, *, may_hold_blobs: bool = False) -> bool:
         there = set(os.listdir(path))
         if NAMED in there:
             raise StorageError(
-                f"storage directory {path} holds a repository; `backyfs recover {path}` rebuilds its database, or "
-                "name another directory"
+                f"storage directory {path} holds a repository; `backyfs recover {shell_word(path)}` rebuilds its "
+                "database, or name another directory"
             )
         shelves = {name for name in there if may_hold_blobs and _may_be_shelf(path, name)}
         others = there - shelves - {_LOST_AND_FOUND}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -20,6 +19,7 @@ from backyfs.cli.text import printable
 from backyfs.errors import MountError
 from backyfs.metadata.versions import find_version
 from backyfs.model import VersionStatus
+from backyfs.text import shell_word
 
 if TYPE_CHECKING:
     from backyfs.attach.parts import Part
@@ -119,7 +119,7 @@ def _check(attachment: Attachment) -> None:
     Raises:
         MountError: it is not so.
     """
-    undo = f"`backyfs detach {shlex.quote(attachment.directory)}`"
+    undo = f"`backyfs detach {shell_word(attachment.directory)}`"
     outcomes = {part.outcome for part in attachment.parts}
     if outcomes.isdisjoint({Outcome.MOUNTED, Outcome.READY, Outcome.BARE}):
         raise MountError(
@@ -150,7 +150,7 @@ def _print(invocation: Invocation, attachment: Attachment) -> None:
             for line in part.commands:
                 click.echo(f"    {printable(line)}")
     click.echo(f"The whole image is {printable(attachment.image)}.")
-    click.echo(f"`backyfs detach {printable(shlex.quote(attachment.directory))}` undoes it.")
+    click.echo(f"`backyfs detach {shell_word(attachment.directory)}` undoes it.")
 
 
 def _called(part: Part) -> str:

@@ -8,6 +8,7 @@ import click
 
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_object
+from backyfs.cli.text import printable
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
@@ -37,5 +38,5 @@ def copy(invocation: Invocation, from_url: str, to_url: str) -> None:
             click.echo(f"{table}|{rows}")
     else:
         rows = sum(report.rows.values())
-        click.echo(f"{rows} rows of {len(report.rows)} tables were copied to {report.target}, and compared.")
+        click.echo(f"{rows} rows of {len(report.rows)} tables were copied to {printable(report.target)}, and compared.")
         click.echo("Write its URL as `engine` in [MetaBackend] now; the old database stays as it is.")

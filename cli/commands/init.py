@@ -10,8 +10,9 @@ import click
 
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue, real_path
-from backyfs.cli.output import print_object
-from backyfs.engine.initialize import InitReport, default_places, initialize
+from backyfs.cli.output import pipe_field, print_object
+from backyfs.cli.text import printable
+from backyfs.engine.initialize import InitReport, default_places, initialize, named_database
 from backyfs.model import DEFAULT_BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def command(
     if data is not None:
         places = replace(places, storage_path=os.path.abspath(data))
     if db is not None:
-        places = replace(places, database=db if "://" in db else os.path.abspath(db))
+        places = replace(places, database=named_database(db))
     _print(invocation, initialize(places, block_size=block_size, encrypted=not no_encryption))
 
 
@@ -80,15 +81,15 @@ def _print(invocation: Invocation, report: InitReport) -> None:
         )
         return
     if invocation.form is OutputForm.PIPE:
-        click.echo(places.config_file)
+        click.echo(pipe_field(places.config_file))
         return
-    click.echo(f"configuration  {places.config_file}")
-    click.echo(f"database       {report.database}")
-    click.echo(f"blocks         {places.storage_path}")
+    click.echo(f"configuration  {printable(places.config_file)}")
+    click.echo(f"database       {printable(report.database)}")
+    click.echo(f"blocks         {printable(places.storage_path)}")
     if report.key_check is None:
         click.echo("encryption     none: whoever can read the blocks can read the data")
     else:
-        click.echo(f"key            {places.key_file} ({report.key_check})")
+        click.echo(f"key            {printable(places.key_file)} ({report.key_check})")
         click.echo("")
         click.echo("Without the key nothing can be restored. Copy the key file to a safe place elsewhere, now: not on")
         click.echo("this machine, and not beside the blocks. The database can be rebuilt from both: `backyfs recover`.")

@@ -10,6 +10,7 @@ import click
 
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_object
+from backyfs.cli.text import printable
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
@@ -55,7 +56,7 @@ def command(invocation: Invocation) -> None:
             )
         elif invocation.form is OutputForm.TABLE:
             what = "is there already" if is_there else "was made"
-            click.echo(f"repository {identity.uid} {what} in {database.place}")
+            click.echo(f"repository {identity.uid} {what} in {printable(database.place)}")
             if checks:
                 click.echo(f"key {checks[0]}")
             elif (config.key is None and config.passphrase is None) or config.encryption_version == 0:

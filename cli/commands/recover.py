@@ -117,7 +117,7 @@ def command(
 
 def _target(invocation: Invocation, storage: str | None, to: str | None, options: dict[str, str | None]) -> _Target:
     from backyfs.config import find_config  # noqa: PLC0415
-    from backyfs.engine.initialize import default_places  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.initialize import default_places, named_database  # noqa: PLC0415 - SQLAlchemy is slow to load
     from backyfs.errors import ConfigError  # noqa: PLC0415
 
     named = invocation.config_file or os.environ.get("BACKYFS_CONFIG") or None
@@ -132,7 +132,7 @@ def _target(invocation: Invocation, storage: str | None, to: str | None, options
     if storage is not None:
         places = replace(places, storage_path=os.path.abspath(storage))
     if to is not None:
-        places = replace(places, database=to if "://" in to else os.path.abspath(to))
+        places = replace(places, database=named_database(to))
     elif config is not None:
         places = replace(places, database=config.database_url)
     return _Target(

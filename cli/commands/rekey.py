@@ -9,6 +9,7 @@ import click
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_object, print_rows
 from backyfs.cli.passphrases import ask_old, read_secret, secret_options
+from backyfs.cli.text import printable
 from backyfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,9 +56,10 @@ def command(invocation: Invocation, /, *, old_key: str | None, leave_damaged: bo
     elif invocation.form is OutputForm.PIPE:
         print_rows(invocation, [row], list(row))
     elif not report.changed:
-        click.echo(f"The configured key opens slot {report.slot.label} already: {check}.")
+        click.echo(f"The configured key opens slot {printable(report.slot.label)} already: {check}.")
     else:
-        click.echo(f"The configured key opens slot {report.slot.label} now: {check}; the old key no longer does.")
+        label = printable(report.slot.label)
+        click.echo(f"The configured key opens slot {label} now: {check}; the old key no longer does.")
         if report.rewrapped:
             click.echo(f"{report.rewrapped} data keys were wrapped anew. Make exports of metadata anew as well.")
 

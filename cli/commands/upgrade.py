@@ -9,6 +9,7 @@ import click
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.options import real_path
 from backyfs.cli.output import print_object
+from backyfs.cli.text import printable
 from backyfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _print_plan(invocation: Invocation, plan: UpgradePlan | None, *, in_full: bo
     elif plan is None:
         click.echo("The database is up to date.")
     else:
-        click.echo(f"{plan.database} has to be upgraded: it has the schema of {plan.from_schema}.")
+        click.echo(f"{printable(plan.database)} has to be upgraded: it has the schema of {plan.from_schema}.")
         if in_full:
             _print_steps(plan)
 
@@ -85,8 +86,8 @@ def _print_steps(plan: UpgradePlan) -> None:
     if plan.running:
         click.echo("It would wait for the end of:")
         for one in plan.running:
-            click.echo(f"  {one}")
-    click.echo(f"The metadata as they are would be copied to {plan.copy}.")
+            click.echo(f"  {printable(one)}")
+    click.echo(f"The metadata as they are would be copied to {printable(plan.copy)}.")
     if plan.versions is not None:
         click.echo(f"{plan.versions} versions with {plan.blocks} blocks would be taken over; stored blocks stay.")
     click.echo(f"The schema would become {plan.to_revision}.")

@@ -14,7 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
+from click.shell_completion import CompletionItem
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from backyfs.cli.bashline import BashLine, quoted
+from backyfs.cli.shells import SHELLS as SHELL_FORMS
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 
@@ -31,6 +36,16 @@ START = {
     'eval "$(backyfs completion zsh)"',
     "fish": "backyfs completion fish | source",
 }
+# What these would do in a shell makes the file P, recalls a command, or is another word.
+HOSTILE = {
+    "h0": "h0$(touch P)`touch P`${P:-x};touch P|touch P&<P>P #",
+    "h1": "h1'\"\\\\ two  spaces \"$(touch P)\"'$(touch P)'\"'`touch P`\\'\\\"",
+    "h2": "h2!!\"!touch!\"'!touch!'!-1 !",
+    "h3": "h3*?[a-z]{b,c}~^%:x=y@z$HOME=~:~ö€",
+}
+LEADING = ["~root", "=ls", "$(touch P)", "`touch P`", "*", "#h", "!!", "%1"]
+UNPRINTABLE = ["n\x1b[2J", "n\n; touch P", "n\u202e", "n\x9b", "n\t", "n\r"]
+BREAKS = " \t\n\"'@><=;|&(:"
 LINE_START = "\x01"
 DEADLINE_S = 20
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -97,7 +112,8 @@ def place(tmp_path_factory):
     config = make_repository(directory / "repository")
     image = random_image(directory / "image", BLOCK)
     with opened(config) as repository:
-        for name in ("disk", "disk", "wörld", "my disk's"):
+        hostile = (*HOSTILE.values(), *LEADING, *UNPRINTABLE, "-rf", "--force")
+        for name in ("disk", "disk", "wörld", "my disk's", *hostile):
             back_up(repository, image, name)
     (directory / "my.cfg").symlink_to(config)
     return directory
@@ -151,7 +167,102 @@ def test_a_shell_completes_a_uid(typist, place):
     assert typist.completed(f"backyfs -c my.cfg restore {uid[:13]}")[-1] == uid
 
 
+# Names that are meant to be run
+
+
+@pytest.mark.parametrize("quote", ["", '"', "'", "$'"])
+@pytest.mark.parametrize("typed", HOSTILE)
+def test_a_name_stays_text_in_any_quotes(typist, shell, place, quote, typed):
+    if shell == "fish":
+        quote = quote.lstrip("$")  # it has no $'...'
+    assert typist.completed(f"backyfs -c my.cfg restore {quote}{typed}")[4:] == [f"{HOSTILE[typed]}@latest"]
+    assert not (place / "P").exists()
+
+
+@pytest.mark.parametrize("start", ["--version=", '--version="', "'--version=", "--version "])
+@pytest.mark.parametrize("typed", ["h0", "h3"])
+def test_a_name_stays_text_as_the_value_of_an_option(typist, place, start, typed):
+    words = typist.completed(f"backyfs -c my.cfg mount {start}{typed}")[4:]
+    assert "=".join(words) == f"--version={HOSTILE[typed]}@latest"
+    assert not (place / "P").exists()
+
+
+@pytest.mark.parametrize("name", LEADING)
+def test_a_name_may_begin_with_what_a_shell_would_expand(typist, shell, place, name):
+    words = typist.completed(f"backyfs -c my.cfg restore '{name[:2]}")[4:]
+    # Fish looks for files then, and for nothing else.
+    assert words == ([name] if (shell, name) == ("fish", "*") else [f"{name}@latest"])
+    assert not (place / "P").exists()
+
+
+@pytest.mark.parametrize(("typed", "name"), [(r"\~ro", "~root"), (r"\=l", "=ls"), (r"\$\(to", "$(touch P)")])
+def test_a_name_may_begin_with_what_was_escaped(typist, place, typed, name):
+    assert typist.completed(f"backyfs -c my.cfg restore {typed}")[4:] == [f"{name}@latest"]
+    assert not (place / "P").exists()
+
+
+def test_names_that_cannot_be_printed_are_not_offered(typist, place):
+    assert typist.completed("backyfs -c my.cfg restore n")[4:] == ["n"]
+    assert not (place / "P").exists()
+
+
+@pytest.mark.parametrize("typed", ["'my 'di", "m'y di's", "\"my\"' 'd"])
+def test_a_name_continues_behind_quotes_that_are_closed(typist, typed):
+    assert typist.completed(f"backyfs -c my.cfg restore {typed}")[4:] == ["my disk's@latest"]
+
+
 # What must never happen while somebody types
+
+
+QUOTES = st.sampled_from(["", '"', "'", "$'", '$"'])
+ANY = st.characters(exclude_categories=("C", "Z"), include_characters=" ")
+PRINTABLE = st.text(ANY | st.sampled_from("'\"\\$`!~@=:"))
+
+
+@settings(deadline=None)
+@given(name=PRINTABLE, quote=QUOTES, breaks=st.sampled_from([BREAKS, BREAKS.replace(":", ""), BREAKS.replace("=", "")]))
+@example(name="'$(touch P)'", quote="'", breaks=BREAKS)
+@example(name='"$(touch P)"!', quote='"', breaks=BREAKS)
+@example(name="\\'$(touch P)", quote="$'", breaks=BREAKS)
+def test_bash_takes_an_offer_for_text(tmp_path_factory, name, quote, breaks):
+    name = f"h{name}"
+    asked = SHELL_FORMS["bash"].asked((), {"COMP_LINE": f"backyfs mount --version={quote}h", "COMP_BREAKS": breaks})
+    kind, value = SHELL_FORMS["bash"].line(CompletionItem(name), asked).split("\t")
+    assert kind == "plain"
+    typed = "" if value.startswith("--version=") else f"--version={quote}"
+    here = tmp_path_factory.mktemp("here")
+    script = f"printf %s {typed}{value}{quote[-1:]}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd=here)
+    assert done.stdout == f"--version={name}"
+    assert list(here.iterdir()) == []
+
+
+@given(text=PRINTABLE, quote=QUOTES)
+def test_what_was_inserted_is_read_back_at_the_next_tab(text, quote):
+    inserted = quoted(text, '"' if quote == '$"' else quote)
+    line = BashLine.of(f"backyfs x {quote}{inserted}", BREAKS)
+    assert (line.words, line.last, line.expands) == (("backyfs", "x"), text, False)
+
+
+def test_what_an_expansion_would_be_is_not_guessed(place):
+    for line in ("$(touch", "`touch", '"$(touch', '"h0$', "h0$", '"h0`'):
+        assert asked(f"backyfs -c {place}/my.cfg restore {line}") == (0, [], "")
+
+
+def test_escapes_of_bash_that_are_not_known_are_completed_to_nothing(place):
+    assert asked(rf"backyfs -c {place}/my.cfg restore $'h\x30") == (0, [], "")
+
+
+def test_a_backslash_in_double_quotes_is_one_where_bash_keeps_it(place):
+    assert asked(rf'backyfs -c {place}/my.cfg restore "h1\'')[1] == []
+    assert len(asked(rf"""backyfs -c {place}/my.cfg restore "h1'\"\\""")[1]) == 1
+
+
+def test_a_name_like_an_option_is_offered_behind_two_hyphens_only(place):
+    offers = asked(f"backyfs -c {place}/my.cfg ls ")[1]
+    assert "plain\tdisk" in offers
+    assert not any(offer.startswith("plain\t-") for offer in offers)
+    assert asked(f"backyfs -c {place}/my.cfg ls -- --for")[1] == ["plain\t--force"]
 
 
 def asked(line, **environ):

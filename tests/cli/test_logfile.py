@@ -232,6 +232,13 @@ def test_records_are_not_on_stderr(call):
         (["rekey", "--old-passphrase-command=echo secret", "x"], "backyfs rekey --old-passphrase-command=*** x"),
         (["key", "add", KEY, "--key-file", "/k"], "backyfs key add '***' --key-file /k"),
         (["backup", "s3://access:secret@host/bucket", "x"], "backyfs backup 's3://access:***@host/bucket' x"),
+        (["init", "--db", "mysql://a/b:secret@host/db"], "backyfs init --db 'mysql://a/b:***@host/db'"),
+        (["init", "--db", "postgresql://ada:secret"], "backyfs init --db 'postgresql://ada:***'"),
+        (["init", "--db", "postgresql:ada:secret@host"], "backyfs init --db 'postgresql:ada:***@host'"),
+        (["init", "--db", "ada:secret@host/db"], "backyfs init --db 'ada:***@host/db'"),
+        (["init", "--db", "postgresql://host:5432/db"], "backyfs init --db postgresql://host:5432/db"),
+        (["restore", "vm:disk@latest", "/x"], "backyfs restore vm:disk@latest /x"),
+        (["backup", "rbd://pool/image@snapshot", "x"], "backyfs backup rbd://pool/image@snapshot x"),
         (["backup", "\udcff", "x"], r"backyfs backup '\xdcff' x"),
     ],
 )

@@ -199,7 +199,7 @@ def test_stats_of_chosen_fields_newest_first_cut_off(call, uids):
         "uid|name|blocks written|blocks dedup",
         f"{uids[0]}|disk|4|0",
         f"{uids[1]}|disk|3|2",
-        f"{uids[2]}|zwei, \N{SNOWMAN}||0|5",
+        f"{uids[2]}|zwei, \N{SNOWMAN}\\x7c|0|5",
     ]
     assert call("-m", "-s", "stats", "-f", "uid", "-l", 1)[1] == f"{uids[2]}\n"
     assert call("-m", "-s", "stats", "-f", "uid", "--limit", 0)[1] == ""

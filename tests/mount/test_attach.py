@@ -26,6 +26,7 @@ from tests.mount.attaching import (
     left_of,
     repository_of,
     volume_group_image,
+    with_forged_names,
 )
 from tests.mount.program import backyfs, mounting
 from tests.mount.stored import blob_of, file_of, flip_a_byte
@@ -55,6 +56,9 @@ def made(directory: Path, kind: str) -> Path:
     return image
 
 
+FORGED = {"forged group": {b"testvg": b"x;id;#"}, "forged volume": {b"root": b"`id`"}}
+
+
 @pytest.fixture(scope="module")
 def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with a repository that has versions of all kinds."""
@@ -77,6 +81,8 @@ def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             "lvm": volume_group_image(home / "lvm", "testvg"),
             "empty": empty_image(home / "empty", MIB),
         }
+        for kind, names in FORGED.items():
+            images[kind] = with_forged_names(images["lvm"], home / kind, names)
         run_tool("mksquashfs", str(files), str(home / "squashfs"), "-quiet", "-no-progress")
         run_tool("mkfs.erofs", "--quiet", str(home / "erofs"), str(files))
         images |= {kind: home / kind for kind in ("squashfs", "erofs")}
@@ -215,7 +221,7 @@ def test_luks_is_left_to_who_has_the_passphrase(home: Path, place: Path) -> None
     assert row["remark"] == "encrypted with LUKS: its passphrase opens it"
     assert row["commands"] == [
         f"cryptsetup open {device} {name}",
-        f"mount -o ro /dev/mapper/{name} {place}/data",
+        f"mount -o ro,nosuid,nodev /dev/mapper/{name} {place}/data",
         f"umount {place}/data",
         f"cryptsetup close {name}",
     ]
@@ -231,9 +237,34 @@ def test_a_volume_group_is_named_with_the_commands_that_open_it(home: Path, plac
     assert row["commands"] == [
         f"vgchange --devices {device} --activate y testvg",
         f"mkdir {place}/testvg-home {place}/testvg-root",
-        f"mount -o ro /dev/testvg/home {place}/testvg-home",
-        f"mount -o ro /dev/testvg/root {place}/testvg-root",
+        f"mount -o ro,nosuid,nodev /dev/testvg/home {place}/testvg-home",
+        f"mount -o ro,nosuid,nodev /dev/testvg/root {place}/testvg-root",
         f"umount {place}/testvg-home {place}/testvg-root",
+        f"vgchange --devices {device} --activate n testvg",
+    ]
+    detached(place)
+
+
+def test_a_volume_group_whose_name_is_a_command_gets_no_commands(home: Path, place: Path) -> None:
+    (row,) = attached(home, "forged group", place)
+    assert row["state"] == "ready"
+    assert row["commands"] == []
+    # LVM itself reports such a group in some releases only.
+    assert str(row["remark"]).endswith("the image was tampered with or is damaged, and there are no commands for it")
+    detached(place)
+
+
+def test_a_volume_whose_name_is_a_command_is_in_no_command(home: Path, place: Path) -> None:
+    (row,) = attached(home, "forged volume", place)
+    device = row["device"]
+    assert row["remark"] == (
+        "part of the LVM volume group testvg; its volume '`id`' has a name that LVM does not allow, and is left out"
+    )
+    assert row["commands"] == [
+        f"vgchange --devices {device} --activate y testvg",
+        f"mkdir {place}/testvg-home",
+        f"mount -o ro,nosuid,nodev /dev/testvg/home {place}/testvg-home",
+        f"umount {place}/testvg-home",
         f"vgchange --devices {device} --activate n testvg",
     ]
     detached(place)
@@ -245,7 +276,7 @@ def test_without_replaying_the_commands_write_nothing(home: Path, place: Path) -
     commands = row["commands"]
     assert isinstance(commands, list)
     assert commands[0].startswith("cryptsetup open --readonly /dev/loop")
-    assert commands[1].startswith("mount -o ro,noload /dev/mapper/")
+    assert commands[1].startswith("mount -o ro,nosuid,nodev,noload /dev/mapper/")
     detached(place)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from backyfs.attach.layers import (
     VolumeGroup,
     describe_bitlocker,
     describe_group,
+    describe_luks,
     describe_other,
     describe_raid,
     describe_zfs,
@@ -19,6 +22,7 @@ from backyfs.attach.layers import (
 from backyfs.host.holders import commands_to_close, has_volume_group, holders_of
 from backyfs.host.mounttable import Mount, is_below, list_mounts, resolve
 from backyfs.host.records import Record, forget_device, hidden_directory, load, note_device, noted_devices, save
+from backyfs.text import steers
 
 # Contents.
 
@@ -140,7 +144,7 @@ def test_a_volume_group_on_two_devices_is_opened_with_both() -> None:
     assert layer.commands == (
         f"vgchange --devices /dev/loop1,/dev/loop2 --activate y --config {config} vg",
         "mkdir /at/vg-root",
-        "mount -o ro,noload /dev/vg/root /at/vg-root",
+        "mount -o ro,nosuid,nodev,noload /dev/vg/root /at/vg-root",
         "umount /at/vg-root",
         "vgchange --devices /dev/loop1,/dev/loop2 --activate n vg",
     )
@@ -150,12 +154,12 @@ def test_a_volume_group_whose_journals_are_to_be_replayed_can_be_written_to() ->
     group = VolumeGroup(name="vg", uid="no-such", volumes=("root",))
     layer = describe_group(group, ["/dev/loop1"], "/at/2", "/m/by_version_uid/u/partitions/2", replay=True)
     assert layer.commands[0] == "vgchange --devices /dev/loop1 --activate y vg"
-    assert layer.commands[2] == "mount -o ro /dev/vg/root /at/vg-root"
+    assert layer.commands[2] == "mount -o ro,nosuid,nodev /dev/vg/root /at/vg-root"
 
 
 def test_a_volume_group_that_nobody_can_read_has_a_placeholder() -> None:
     layer = describe_group(None, ["/dev/loop1"], "/at/2", "/m/by_version_uid/u/data", replay=False)
-    assert layer.commands[2] == "mount -o ro,noload /dev/VG/LV /at/VG-LV"
+    assert layer.commands[2] == "mount -o ro,nosuid,nodev,noload /dev/VG/LV /at/VG-LV"
 
 
 def test_a_volume_group_of_this_host_is_not_activated_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,12 +175,79 @@ def test_a_volume_group_of_this_host_is_not_activated_twice(monkeypatch: pytest.
     )
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["x;touch P;#", "$(id)", "`id`", "a b", "a'b", 'a"]b', "a\nb", "a\x1bb", "a|b", "a\n", "-a", ".", "..", "", "a/b",
+     "ä", "a" * 128],
+)
+def test_a_name_that_lvm_does_not_allow_is_in_no_command(name: str) -> None:
+    of_group = describe_group(
+        VolumeGroup(name=name, uid="no-such", volumes=("root",)), ["/dev/loop1"], "/at/2", "/m/x", replay=False
+    )
+    assert of_group.commands == ()
+    assert (repr(name) if name else "LVM reports no volume group") in of_group.remark
+    of_volume = describe_group(
+        VolumeGroup(name="vg", uid="no-such", volumes=("root", name)), ["/dev/loop1"], "/at/2", "/m/x", replay=True
+    )
+    assert of_volume.commands[2:4] == ("mount -o ro,nosuid,nodev /dev/vg/root /at/vg-root", "umount /at/vg-root")
+    assert f"its volume {name!r} has a name that LVM does not allow" in of_volume.remark
+    assert describe_group(
+        VolumeGroup(name="vg", uid="no-such", volumes=(name,)), ["/dev/loop1"], "/at/2", "/m/x", replay=True
+    ).commands == ()  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["vg", "a" * 127, "_", "+", "...", ".hidden", "0-1_2+3.4"])
+def test_a_name_that_lvm_allows_is_taken(name: str) -> None:
+    group = VolumeGroup(name=name, uid="no-such", volumes=(name,))
+    commands = describe_group(group, ["/dev/loop1"], "/at/2", "/m/x", replay=True).commands
+    assert shlex.split(commands[2])[-2:] == [f"/dev/{name}/{name}", f"/at/{name}-{name}"]
+
+
+def test_a_name_that_zfs_does_not_allow_is_in_no_command() -> None:
+    layer = describe_zfs("/dev/loop1", "x;touch P;#", "/at/1")
+    assert layer.commands == ()
+    assert "'x;touch P;#', which ZFS does not allow" in layer.remark
+    assert describe_zfs("/dev/loop1", "-f", "/at/1").commands == ()
+
+
+HOSTILE = "/at $(touch P)`touch P`;touch P;#'\"\n\x1b\udcff/2"
+GROUP = VolumeGroup(name="vg", uid="no-such", volumes=("a", "b"))
+IMAGE = f"/m{HOSTILE}/by_version_uid/u;id/data"
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        describe_group(GROUP, ["/dev/loop1"], HOSTILE, IMAGE, replay=False).commands,
+        describe_group(None, ["/dev/loop1"], HOSTILE, IMAGE, replay=True).commands,
+        describe_luks("/dev/loop1", HOSTILE, replay=False).commands,
+        describe_bitlocker("/dev/loop1", HOSTILE).commands,
+        describe_raid(["/dev/loop1"], HOSTILE).commands,
+        describe_zfs("/dev/loop1", "my tank", HOSTILE).commands,
+        repair_commands("ext4", "u;id", "data"),
+        *((other_command(kind, "/dev/loop1", HOSTILE),) for kind in ("vfat", "apfs", "btrfs", "ext4", "minix")),
+    ],
+)
+def test_no_directory_runs_in_a_shell_or_steers_a_terminal(commands: tuple[str, ...], tmp_path: Path) -> None:
+    directory = os.fsencode(HOSTILE)
+    for command in commands:
+        assert not any(map(steers, command))
+        script = f'{command.split()[0]}() {{ printf "%s\\0" "$@"; }}; {command}'
+        done = subprocess.run(["/bin/bash", "-c", script], capture_output=True, check=True, cwd=tmp_path)
+        words = done.stdout.split(b"\0")[:-1]
+        assert done.stderr == b""
+        assert not any(word.startswith(b"/at ") and not word.startswith(directory[:-2]) for word in words)
+        if command.startswith("mount "):
+            assert words[words.index(b"-o") + 1].removeprefix(b"loop,").startswith(b"ro,nosuid,nodev")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_others_are_explained() -> None:
     assert describe_raid(["/dev/loop1", "/dev/loop2"], "/at/1").commands[0] == (
         "mdadm --assemble --readonly --run /dev/md/backyfs /dev/loop1 /dev/loop2"
     )
     assert describe_zfs("/dev/loop1", "tank", "/at/1").commands == (
-        "zpool import -o readonly=on -R /at/1 -d /dev/loop1 tank",
+        "zpool import -o readonly=on -o nosuid,nodev -R /at/1 -d /dev/loop1 tank",
         "zpool export tank",
     )
     assert describe_bitlocker("/dev/loop1", "/at/1").commands[0] == (

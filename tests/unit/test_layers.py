@@ -19,7 +19,7 @@ PACKAGE = Path(backyfs.__file__).parent
 
 # From the bottom up. Units of one floor do not know each other.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "files", "model", "moments", "ranges"}),
+    frozenset({"errors", "files", "model", "moments", "ranges", "text"}),
     frozenset({"geometry", "config", "host", "values"}),
     frozenset({"metadata", "storage", "sources", "sealing", "keys", "hints"}),
     frozenset({"blocks", "catalog", "retention", "hooks", "migrations", "ownfiles"}),

@@ -1,0 +1,224 @@
+"""URLs of databases that are wrong in every way that a password can make them: no message has a part of one."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from backyfs.cli.main import run
+from backyfs.config import has_password, mistake_in_url
+from tests.cli.cases import CASES, make_place, words_of
+
+LEFT, RIGHT = "qzLEFT", "qzRIGHT"  # of a password
+SECRET = re.compile("qz(left|right)", re.IGNORECASE)
+# Where the password ends for those who wrote it, and what becomes of it otherwise: host, port, database, parameter.
+BETWEEN = [*"@:/?#%&= \\", "%zz", "%ff", "%00", "%40", "@:", "/@", "?@", "#@", "@[", "]@", "@/", "@?x=", "é€"]
+ODD = [f"{LEFT}{between}{RIGHT}" for between in BETWEEN]
+CLOSED = "127.0.0.1:1/x"
+PLACES = [
+    CLOSED, f"{CLOSED}?y=z", "127.0.0.1:99999/x", "127.0.0.1:port/x", "[::1/x", "[nonsense]/x", "[::1]:port/x", "",
+]  # fmt: skip
+WHOLE = [
+    *(f"{scheme}://user:{password}@{CLOSED}" for scheme in ("postgresql", "mysql") for password in ODD),
+    *(f"{scheme}://user:{LEFT}@{place}" for scheme in ("postgresql", "mysql") for place in PLACES),
+    f"postgresql://user:{LEFT}",                              # the host was forgotten
+    f"mysql://user:{LEFT}/{RIGHT}",
+    f"postgresql://us/er:{LEFT}@{CLOSED}",
+    f"oracle://user:{LEFT}@{CLOSED}",                         # a dialect of somebody else
+    f"nonsense+x://user:{LEFT}@{CLOSED}",
+    f"postgresql:/user:{LEFT}@{CLOSED}",
+    f"postgresql//user:{LEFT}@{CLOSED}",
+    f"postgresql:user:{LEFT}@{CLOSED}",
+    f"user:{LEFT}@{CLOSED}",
+    f"postgresql:user:{LEFT}@host",
+    f"sqlite://user:{LEFT}@host/x",
+    f"postgresql://user@{CLOSED}?password={LEFT}",
+    f"mysql://user@{CLOSED}?password={LEFT}&connect_timeout=long",
+    f"postgresql://user@{CLOSED}?sslpassword={LEFT}&nonsense=1",
+    f"mysql://user@{CLOSED}?passwd={LEFT}&nonsense=1",
+    f"mysql://user:{LEFT}@{CLOSED}?plugin=nonsense",
+]  # fmt: skip
+COMMANDS = [
+    ["ls"],
+    ["--debug", "backup", "/dev/null", "disk"],
+    ["--json", "check-config"],
+    ["-m", "check-config"],
+    ["upgrade", "--check"],
+    ["initdb"],
+]
+
+
+class Told:
+    """A directory in which commands run, and all that they told."""
+
+    def __init__(self, directory, capfd):
+        self._directory, self._capfd = directory, capfd
+
+    def configure(self, url):
+        file = self._directory / "x.cfg"
+        file.write_text(
+            f"[DEFAULTS]\nlogfile: {self._directory}/x.log\n[MetaBackend]\nengine: {url.replace('%', '%%')}\n"
+            f"[DataBackend]\ntype: file\npath: {self._directory}/data\n"
+        )
+        return file
+
+    def run(self, *words):
+        """Run a command that fails; return its status and everything that it wrote."""
+        metrics = self._directory / "x.prom"
+        status = run(["--metrics-file", str(metrics), *map(str, words)])
+        written = [file.read_text() for file in (metrics, self._directory / "x.log") if file.exists()]
+        captured = self._capfd.readouterr()
+        return status, "".join([captured.out, captured.err, *written])
+
+
+@pytest.fixture
+def told(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    return Told(tmp_path, capfd)
+
+
+@pytest.mark.parametrize("url", WHOLE)
+def test_no_message_has_a_part_of_a_password(url, told):
+    file = told.configure(url)
+    for words in COMMANDS:
+        status, text = told.run("-c", file, *words)
+        assert not SECRET.search(text), text
+        assert "report it" not in text
+        assert status == 1, text
+
+
+@pytest.mark.parametrize("url", WHOLE)
+def test_no_message_has_a_part_of_a_password_that_was_given_as_an_argument(url, told, tmp_path):
+    file = told.configure(f"sqlite:///{tmp_path}/none.sqlite")
+    for words in (
+        ["-c", tmp_path / "new.cfg", "--debug", "init", "--data", tmp_path / "new", "--db", url],
+        ["-c", file, "--debug", "db", "copy", url, f"sqlite:///{tmp_path}/copy.sqlite"],
+        ["-c", file, "--debug", "recover", tmp_path / "data", "--to", url],
+        ["-c", file, "ls", "--nonsense", url],
+        ["-c", file, "initdb", url],
+        ["-c", file, "upgrade", "--check", url],
+    ):
+        status, text = told.run(*words)
+        assert not SECRET.search(text), text
+        assert "report it" not in text
+        assert status != 0, text
+    assert not any(SECRET.search(str(path)) for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("url", [f"postgresql://user:{LEFT}@{RIGHT}@{CLOSED}", f"mysql://user:{LEFT}@{CLOSED}"])
+def test_no_command_shows_a_part_of_a_password(url, tmp_path, capfd):
+    make_place(tmp_path)
+    config = tmp_path / "repository" / "backyfs.cfg"
+    config.write_text(re.sub("engine: .*", lambda _: f"engine: {url}", config.read_text()))
+    capfd.readouterr()
+    for case in CASES:
+        words = words_of(case, tmp_path, version="disk@latest")
+        if "-c" in words or case.config != "repository/backyfs.cfg" or case.mounts or case.name in {"umount", "detach"}:
+            continue
+        run(["-c", str(config), "--debug", *words])
+        captured = capfd.readouterr()
+        assert not SECRET.search(captured.out + captured.err), (case, captured)
+    log = next(iter(tmp_path.rglob("*.log")), None)
+    assert log is None or not SECRET.search(log.read_text())
+
+
+def test_a_server_that_refuses_the_password_is_not_quoted_with_it(mariadb_server, told):
+    mariadb_server.execute(f"CREATE OR REPLACE USER careful IDENTIFIED BY '{RIGHT}'")
+    for password in (LEFT, f"{LEFT}%E2%82%AC"):  # the second is not in the charset that the driver encodes it in
+        file = told.configure(f"mysql://careful:{password}@127.0.0.1:{mariadb_server.port}/x")
+        for words in COMMANDS:
+            status, text = told.run("-c", file, *words)
+            assert status == 1, text
+            assert not SECRET.search(text), text
+            assert "€" not in text
+
+
+def test_a_server_that_has_no_such_user_is_not_quoted_with_the_password(postgresql_server, told):
+    file = told.configure(f"postgresql://nobody:{LEFT}@127.0.0.1:{postgresql_server.port}/x")
+    for words in COMMANDS:
+        status, text = told.run("-c", file, *words)
+        assert status == 1, text
+        assert not SECRET.search(text), text
+
+
+@pytest.mark.parametrize(("scheme", "module"), [("postgresql", "psycopg"), ("mysql", "pymysql")])
+def test_a_driver_that_is_missing_is_named_without_the_password(told, monkeypatch, scheme, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    file = told.configure(f"{scheme}://user:{LEFT}@{CLOSED}?password={RIGHT}&sslmode=require")
+    for words in COMMANDS:
+        status, text = told.run("-c", file, *words)
+        assert status == 1
+        assert not SECRET.search(text), text
+        if words == ["ls"]:
+            assert f"needs a driver that is not installed (import of {module} halted" in text
+            assert f":***@{CLOSED}?sslmode=require" in text
+
+
+# The rule itself
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://host/db",
+        "postgresql://user@host/db",
+        "postgresql://user:p:a/s?s#w%40rd@host:5432/db",
+        "postgresql://user@tenant:password@host/db",  # as Azure has them
+        "postgresql://user:50%off@host/db",
+        "postgresql://user@/db?host=/run/postgresql",
+        "postgresql:///db",
+        "mysql+pymysql://u:p@[fe80::1]:3306/db?charset=utf8mb4",
+        "mariadb://user:%C3%A9@db-1.example.org",
+        "sqlite:////a@b:c@d",
+    ],
+)
+def test_a_url_that_can_be_read_in_one_way_is_taken(url):
+    assert mistake_in_url(url) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("postgresql://u:p@q@host/db", "an @ too many"),
+        ("postgresql://u:p@host/db?x=a@b", "an @ too many"),
+        ("postgresql://u/v:p@host/db", "an @ too many"),
+        ("mysql://u:p@host:0/db", "port"),
+        ("mysql://u:p@host:65536/db", "port"),
+        ("mysql://u:p@host:٣/db", "port"),
+        ("mysql://u:p@[::1/db", "host"),
+        ("mysql://u:p@[::g]/db", "host"),
+        ("mysql://u:p@ho st/db", "host"),
+        ("mysql://u:p@h#ost/db", "host"),
+        ("mysql://u:p%ff@host/db", "UTF-8"),
+        ("mysql://u:p%00@host/db", "NUL"),
+        ("mysql://u:p\n@host/db", "line break"),
+    ],
+)
+def test_a_url_that_can_be_read_in_several_ways_is_refused(url, word):
+    mistake = mistake_in_url(url)
+    assert mistake is not None
+    assert word in mistake
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://u:p/q@host/db", True),
+        ("postgresql://host/db?password=x", True),
+        ("mysql://host/db?ssl_key=x", True),
+        ("postgresql://u@host/db?sslmode=require", False),
+        ("sqlite:////x/y", False),
+    ],
+)
+def test_a_password_is_found_wherever_it_stands(url, expected):
+    assert has_password(url) is expected
+
+
+def test_the_password_of_a_url_without_host_is_not_logged(told, tmp_path):
+    file = told.configure(f"sqlite:///{tmp_path}/none.sqlite")
+    _, text = told.run("-c", file, "db", "copy", f"postgresql://user:{LEFT}", f"mysql:///x?password={RIGHT}")
+    assert "ended with status" not in text or "***" in text
+    assert not SECRET.search(text)
