@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import jsonschema
@@ -21,6 +22,20 @@ def test_a_page_is_what_its_script_prints(script: str, page: str) -> None:
     spec.loader.exec_module(module)
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert text == "\n".join(module.page()) + "\n", f"run contrib/{script} > docs/{page}"
+
+
+def test_the_tests_that_pages_refer_to_exist() -> None:
+    known: dict[str, str] = {}
+    missing, count = [], 0
+    for page in (ROOT / "docs").glob("*.md"):
+        for file, name in re.findall(r"`(tests/[a-z0-9_/]+\.py)(?:::(test_[a-z0-9_]+))?`", page.read_text()):
+            path = ROOT / file
+            text = known.setdefault(file, path.read_text() if path.exists() else "")
+            count += 1
+            if not text or (name and f"def {name}(" not in text):
+                missing.append((page.name, file, name))
+    assert missing == []
+    assert count > 50
 
 
 def test_the_schema_is_one() -> None:
