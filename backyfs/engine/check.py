@@ -11,13 +11,14 @@ import stat
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from backyfs import keys, sealing
 from backyfs.claim import SAMPLE_BLOBS, check_before_upgrade, check_claim
 from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig, find_mistakes, has_password
 from backyfs.engine.encryption_check import look_at_blocks
+from backyfs.engine.findings import CheckReport, Finding, Grade
+from backyfs.engine.host_check import check_clock, check_fuse, check_writable, free_space
 from backyfs.engine.upgrade import plan_upgrade
 from backyfs.errors import (
     BackyfsError,
@@ -29,7 +30,6 @@ from backyfs.errors import (
     StorageError,
     WrongKeyError,
 )
-from backyfs.host.fuse import missing_for_fuse
 from backyfs.keyring import unlock
 from backyfs.metadata.blobs import newest_wrapped_key
 from backyfs.metadata.database import Database, sqlite_path
@@ -53,45 +53,10 @@ if TYPE_CHECKING:
     from backyfs.storage import Storage
 
 _TEST_BYTES = 64 << 10
-_LITTLE_BYTES = 1 << 30       # free space: less is a warning
-_LITTLE_PART = 0.02
-_TOO_LITTLE_BYTES = 64 << 20  # less is as good as none
-_FIRST_YEAR, _LAST_YEAR = 2024, 2100  # outside of them no clock is right
 _CLOCKS_APART_S = 5.0
 _FUTURE = timedelta(minutes=5)        # a version of another host may be so much ahead
 _OTHERS = 0o077
 _NEED_CONFIG = ("database", "key", "storage", "space")
-
-
-class Grade(Enum):
-    """How a check ended."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
-    SKIPPED = "skipped"  # another one has to succeed first
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What one check found: a sentence, with the remedy if there is something to do."""
-
-    check: str
-    grade: Grade
-    message: str
-    exit_status: int = 0  # of the command, if this is the first that failed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckReport:
-    """What all checks found."""
-
-    findings: tuple[Finding, ...]
-
-    @property
-    def exit_status(self) -> int:
-        """The exit status of the first check that failed; 0: none did."""
-        return next((one.exit_status for one in self.findings if one.grade is Grade.FAILED), 0)
 
 
 def check_configuration(file: str | None, environ: Mapping[str, str], *, now: datetime) -> CheckReport:
@@ -103,16 +68,16 @@ def check_configuration(file: str | None, environ: Mapping[str, str], *, now: da
     findings = [*_configuration(config, mistakes, warnings)]
     doubts = [] if config is None else doubts_about(config)
     if config is None:
-        findings += [*_skipped(("permissions", *_NEED_CONFIG), "right"), *_clock(now)]
+        findings += [*_skipped(("permissions", *_NEED_CONFIG), "right"), *check_clock(now)]
     elif doubts and is_refused():  # every command refuses it, and the key may come from one that it names
         findings += [
             Finding(check="permissions", grade=Grade.FAILED, message=doubt, exit_status=ConfigError.exit_status)
             for doubt in doubts
         ]
-        findings += [*_skipped(_NEED_CONFIG, "out of reach of others"), *_clock(now)]
+        findings += [*_skipped(_NEED_CONFIG, "out of reach of others"), *check_clock(now)]
     else:
         findings += _Checks(config, doubts, now).findings()
-    return CheckReport(findings=(*findings, *_fuse()))
+    return CheckReport(findings=(*findings, *check_fuse()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +97,7 @@ class _Checks:
         yield from self._guarded("encryption", self._encryption)
         yield from self._guarded("storage", self._storage)
         yield from self._guarded("space", self._space)
-        yield from _clock(self.now)
+        yield from check_clock(self.now)
         yield from self._guarded("clock", self._database_clock)
 
     @staticmethod
@@ -189,7 +154,7 @@ class _Checks:
             state = database.schema().state
             path = sqlite_path(database.engine.url)
             if path is not None and state is not SchemaState.NONE:
-                _check_writable(path)
+                check_writable(path)
             if state is SchemaState.OLDER:
                 self.state.append(state)
                 yield Grade.WARNING, self._upgrade_sentence()
@@ -326,7 +291,7 @@ class _Checks:
         for path, error in places:
             if os.path.exists(path) and os.stat(path).st_dev not in seen:
                 seen.add(os.stat(path).st_dev)
-                yield _free_space(path, error)
+                yield free_space(path, error)
         if not seen:
             yield Grade.SKIPPED, "neither storage nor database lie in a file system of this host that is there"
 
@@ -376,44 +341,9 @@ def _place(config: Config) -> str:
     return storage.bucket_name if isinstance(storage, ObjectStoreConfig) else "null"
 
 
-def _check_writable(path: str) -> None:
-    for needed in (path, os.path.dirname(os.path.abspath(path))):  # SQLite makes files beside its own
-        if not os.access(needed, os.W_OK) or os.statvfs(needed).f_flag & os.ST_RDONLY:
-            raise DatabaseError(f"{needed} cannot be written; check its owner and mode, and how it is mounted")
-
-
 def _check_gone(get: Callable[[BlobUid], bytes], uid: BlobUid) -> None:
     try:
         get(uid)
     except BlobMissingError:
         return
     raise StorageError(f"test object {uid} is still there after it was deleted; delete it by hand")
-
-
-def _free_space(path: str, error: type[BackyfsError]) -> tuple[Grade, str]:
-    about = os.statvfs(path)
-    free, total = about.f_bavail * about.f_frsize, about.f_blocks * about.f_frsize
-    fact = f"{free / (1 << 30):.1f} GiB of {total / (1 << 30):.1f} GiB are free at {path}"
-    if free < _TOO_LITTLE_BYTES:
-        raise error(f"{fact}; make room")
-    if about.f_files and not about.f_favail:
-        raise error(f"{path} can hold no more files, whatever is free (df -i); make room")
-    if free < _LITTLE_BYTES or free < total * _LITTLE_PART:
-        return Grade.WARNING, f"only {fact}; make room before the next backups"
-    return Grade.OK, fact
-
-
-def _clock(now: datetime) -> Iterator[Finding]:
-    if _FIRST_YEAR <= now.year <= _LAST_YEAR:
-        yield Finding(check="clock", grade=Grade.OK, message=f"it is {now:%Y-%m-%d %H:%M:%S} UTC")
-    else:
-        message = f"it is {now:%Y-%m-%d %H:%M} UTC, says this host; set its clock: versions are dated and kept by it"
-        yield Finding(check="clock", grade=Grade.FAILED, message=message, exit_status=ConfigError.exit_status)
-
-
-def _fuse() -> Iterator[Finding]:
-    missing = missing_for_fuse()
-    for message in missing:
-        yield Finding(check="fuse", grade=Grade.WARNING, message=message)
-    if not missing:
-        yield Finding(check="fuse", grade=Grade.OK, message="versions can be mounted")

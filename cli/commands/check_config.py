@@ -14,7 +14,7 @@ from backyfs.cli.text import printable
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
-    from backyfs.engine.check import Finding
+    from backyfs.engine.findings import Finding
 
 _COLUMNS = ("check", "grade", "message")
 

@@ -17,7 +17,8 @@ from sqlalchemy import update
 
 from backyfs.cli.main import run
 from backyfs.engine import check
-from backyfs.engine.check import Grade, check_configuration
+from backyfs.engine.check import check_configuration
+from backyfs.engine.findings import Grade
 from backyfs.metadata.tables import blobs, versions
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -283,7 +284,7 @@ def test_a_log_file_that_cannot_be_written_is_a_failure(found, config):
 def test_little_space_is_told(config, monkeypatch, free_mib, files, grade):
     block = 4096
     about = os.statvfs_result((block, block, 100_000_000, 0, free_mib * 256, 1000, files, files, 0, 255))
-    monkeypatch.setattr(check.os, "statvfs", lambda _: about)
+    monkeypatch.setattr(os, "statvfs", lambda _: about)
     status, results = found_quietly(config)
     assert [one[0] for one in results["space"]] == [grade]
     assert status == (1 if grade == "failed" else 0)

@@ -1,0 +1,37 @@
+"""What the checks of a configuration found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Grade(Enum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+    SKIPPED = "skipped"  # another one has to succeed first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one check found: a sentence, with the remedy if there is something to do."""
+
+    check: str
+    grade: Grade
+    message: str
+    exit_status: int = 0  # of the command, if this is the first that failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """What all checks found."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def exit_status(self) -> int:
+        """The exit status of the first check that failed; 0: none did."""
+        return next((one.exit_status for one in self.findings if one.grade is Grade.FAILED), 0)
