@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
 from sqlalchemy import select, update
@@ -247,10 +248,11 @@ def test_pages_that_name_a_blob_are_found(connection: Connection) -> None:
 def test_pages_with_the_same_entries_are_one_when_they_are_recovered(connection: Connection) -> None:
     [a] = new_blobs(connection, saved(1))
     entries = new_entries(3, a)
-    page_id = add_recovered_page(connection, "one", entries)
-    assert add_recovered_page(connection, "two", new_entries(2, a)) != page_id
-    assert add_recovered_page(connection, "three", entries) == page_id
-    assert sorted(connection.execute(select(pages.c.uid)).scalars()) == ["one", "two"]
+    one, two, three = (str(UUID(int=number)) for number in (1, 2, 3))
+    page_id = add_recovered_page(connection, one, entries)
+    assert add_recovered_page(connection, two, new_entries(2, a)) != page_id
+    assert add_recovered_page(connection, three, entries) == page_id
+    assert sorted(connection.execute(select(pages.c.uid)).scalars()) == [one, two]
     assert refs(connection) == {a: 2}
 
 

@@ -219,7 +219,6 @@ def _one_thing_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     # It has tests of its own; the order in which it is written does not decide what may be deleted.
     monkeypatch.setattr(publish, "publish", lambda *_arguments, **_options: publish.PublishReport())
     monkeypatch.setattr(directory, "syncfs", lambda _fd: None)
-    monkeypatch.setattr(directory, "sync_directory", lambda _path: None)
 
 
 def _clock(connection: Connection) -> datetime:

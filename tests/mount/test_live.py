@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
 from contextlib import suppress
@@ -18,6 +17,7 @@ from backyfs.metadata.tables import tags, versions
 from backyfs.metadata.versions import find_version, list_versions
 from backyfs.model import VersionStatus
 from tests.images import random_bytes, run_tool, sparse_image
+from tests.mount.hanging import hanging
 from tests.mount.program import backyfs, mount, mounting
 from tests.mount.stored import blob_of, file_of, flip_a_byte, remove_version
 from tests.repositories import BLOCK, PATIENCE_S, back_up, make_repository, opened
@@ -311,15 +311,15 @@ def test_what_a_reader_finds_damaged_is_marked_and_whole_after_the_next_backup(
 
 
 def test_a_storage_that_hangs_is_an_error_after_a_while_and_the_rest_goes_on(
-    config_file: Path, tmp_path: Path
+    loop_devices: None, config_file: Path, tmp_path: Path
 ) -> None:
     version = back_up_image(config_file)
     with opened(config_file) as repository:
-        hanging = file_of(repository, blob_of(repository, version, 5))
-    shutil.copy(hanging, tmp_path / "blob")
-    hanging.unlink()
-    os.mkfifo(hanging)  # to open it waits for a writer, for ever
-    with mounting(config_file, tmp_path / "mount", "--timeout", "0.5", "--read-ahead", "0") as at:
+        blob_file = file_of(repository, blob_of(repository, version, 5))
+    with (
+        hanging([blob_file], tmp_path) as let_it_answer,
+        mounting(config_file, tmp_path / "mount", "--timeout", "0.5", "--read-ahead", "0") as at,
+    ):
         data = at / "by_version_uid" / version.uid / "data"
         assert os.listdir(at / "by_version_uid") == [version.uid]
         with data.open("rb", buffering=0) as file:
@@ -330,9 +330,7 @@ def test_a_storage_that_hangs_is_an_error_after_a_while_and_the_rest_goes_on(
             assert 0.4 < time.monotonic() - began < 20
             assert os.pread(file.fileno(), BLOCK, 9 * BLOCK) == IMAGE[9 * BLOCK : 10 * BLOCK]
             assert counted(at)["timeouts"] >= 1
-            hanging.rename(tmp_path / "hanging")
-            shutil.copy(tmp_path / "blob", hanging)
-            (tmp_path / "hanging").open("wb").close()  # what hung comes to its end
+            let_it_answer()
             found: list[bytes] = []
 
             def is_had() -> bool:
@@ -340,22 +338,23 @@ def test_a_storage_that_hangs_is_an_error_after_a_while_and_the_rest_goes_on(
                     found.append(os.pread(file.fileno(), BLOCK, 5 * BLOCK))
                 return bool(found)
 
-            assert within(SOON_S, is_had)
+            assert within(PATIENCE_S, is_had)
             assert found == [IMAGE[5 * BLOCK : 6 * BLOCK]]
 
 
-def test_a_mount_whose_storage_hangs_can_be_unmounted(config_file: Path, tmp_path: Path) -> None:
+def test_a_mount_whose_storage_hangs_can_be_unmounted(loop_devices: None, config_file: Path, tmp_path: Path) -> None:
     version = back_up_image(config_file)
     with opened(config_file) as repository:
-        hanging = [file_of(repository, blob_of(repository, version, index)) for index in range(10)]
-    for blob_file in hanging:
-        blob_file.unlink()
-        os.mkfifo(blob_file)
-    with mounting(config_file, tmp_path / "mount", "--timeout", "0.3") as at:
+        blob_files = [file_of(repository, blob_of(repository, version, index)) for index in range(10)]
+    with (
+        hanging(blob_files, tmp_path),
+        mounting(config_file, tmp_path / "mount", "--timeout", "0.3") as at,
+    ):
         with (
             (at / "by_version_uid" / version.uid / "data").open("rb", buffering=0) as file,
             pytest.raises(OSError, match="Input/output error"),
         ):
             file.read(BLOCK)
+        assert counted(at)["timeouts"] >= 1
         done = backyfs("umount", at)
         assert (done.returncode, done.stderr) == (0, "")

@@ -204,7 +204,7 @@ def test_a_repository_of_an_older_release_has_no_number_of_an_index() -> None:
 
 _BLOB = st.builds(
     BlobRecord,
-    uid=st.from_regex(r"[0-9a-f]{32}|[0-9A-Za-z]{4,32}", fullmatch=True).map(BlobUid),
+    uid=st.from_regex(r"[0-9a-f]{32}|[0-9A-Za-z]{5,32}", fullmatch=True).map(BlobUid),
     fingerprint=st.none() | st.binary(max_size=64),
     size=st.integers(0, (1 << 31) - 1),
     stored_size=st.none() | st.integers(0, (1 << 63) - 1),
