@@ -73,11 +73,12 @@ class Repository:
     def mounted(self, mountpoint: str, *options: str) -> Iterator[str]:
         """Mount the repository on a directory, in the background, and unmount it at the end."""
         os.makedirs(mountpoint, exist_ok=True)
-        self.program.run("-c", self.config, "-q", "mount", *options, mountpoint)
         try:
+            self.program.run("-c", self.config, "-q", "mount", *options, mountpoint)
             yield mountpoint
         finally:
-            self.program.run("umount", mountpoint)
+            if os.path.ismount(mountpoint):  # also where a signal came before the command ended
+                self.program.run("umount", mountpoint)
 
     @contextlib.contextmanager
     def attached(self, image: Image, directory: str) -> Iterator[str]:

@@ -51,6 +51,7 @@ class Runner:
         self.environment = dict(environment)
         self._spawning = False
         self._stopped_by: int | None = None
+        self._has_raised = False
 
     @contextlib.contextmanager
     def receiving_signals(self) -> Iterator[None]:
@@ -70,7 +71,9 @@ class Runner:
             self._raise_if_stopped()
 
     def _raise_if_stopped(self) -> None:
-        if self._stopped_by is not None:
+        # Once: programs that are started after that clean up, such as umount.
+        if self._stopped_by is not None and not self._has_raised:
+            self._has_raised = True
             raise SystemExit(128 + self._stopped_by)
 
     def run(
