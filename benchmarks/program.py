@@ -59,8 +59,8 @@ class Repository:
     def backup(self, image: Image, *options: str) -> Run:
         return self.program.run("-c", self.config, "-q", "backup", *options, image.path, image.name)
 
-    def restore(self, image: Image, target: str) -> Run:
-        return self.program.run("-c", self.config, "-q", "restore", f"{image.name}@latest", target)
+    def restore(self, image: Image, target: str, *options: str) -> Run:
+        return self.program.run("-c", self.config, "-q", "restore", *options, f"{image.name}@latest", target)
 
     def ls(self) -> Run:
         return self.program.run("-c", self.config, "ls")
