@@ -34,7 +34,7 @@ bench: $(ready) ## measure backyfs against references (twelve minutes, 12 GiB of
 soak: $(ready) ## twenty minutes of backups, cleanups and mounts that are killed (SOAK_MINUTES=20)
 	$(python) -m tests.soak
 
-orders: $(ready) ## every order in which three commands that delete can meet (an hour)
+orders: $(ready) ## every order in which three commands that delete can meet (hours)
 	EVERY_ORDER=1 $(python) -m pytest tests/fault/test_interleaved_cleanup.py
 
 lock: ## move requirements/*.txt to the newest releases (PACKAGE=name: only that one)

@@ -1,6 +1,6 @@
 """Commands that delete beside others, in every order of their transactions: what is valid restores exactly.
 
-Two commands meet in every order. Three commands have thousands of orders, which take about an hour: `make orders`
+Two commands meet in every order. Three commands have thousands of orders, which take hours: `make orders`
 follows them all, and the test suite a sample that is always the same. Each step of the sample begins where an order
 that was followed could have gone on with another command. Orders that reach a known state are not followed further.
 """
