@@ -114,7 +114,7 @@ class UtcDateTime(Stored):
 
 def uid(length: int, rule: Rule) -> Stored:
     """Make the type of a uid, compared by its bytes."""
-    # Uids differ in case alone; MariaDB compares text without regard to case unless it is told otherwise.
+    # Uids differ in case alone; MariaDB ignores case when it compares text unless the collation says otherwise.
     exact = mysql.VARCHAR(length, charset="ascii", collation="ascii_bin")
     return Stored(String(length).with_variant(exact, "mysql", "mariadb"), rule)
 

@@ -17,7 +17,7 @@ from backyfs.metadata.tables import blobs
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-_SMALL = 1 << 22      # ids: an array of so many is made without a look at the rows
+_SMALL = 1 << 22      # ids: up to here an array is made without counting the rows
 _LEAST_DENSITY = 1 / 4  # of rows among ids; a sparse array takes twice the room, and ten times as long
 _ROWS_AT_ONCE = 20_000
 
