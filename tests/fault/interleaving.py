@@ -3,7 +3,8 @@
 Commands run in threads of their own, one of them at a time: each stops before every transaction until the explorer
 lets it go. Transactions are atomic, and what a command does to the storage between two of them is as if it were part
 of the first. Two orders that come to the same state, with the database having told each command the same, go on alike
-from there, so only one of them is followed.
+from there, so only one of them is followed. A transaction that neither asked nor changed anything is the same whenever
+it comes, so what the others could do before it is followed after it only.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ class Witness:
         connection.row_factory = self._note
 
     def _begin(self, _connection: object, _cursor: object, statement: str, *_rest: object) -> None:
-        # Jobs come and go; what keeps versions from being removed is in job_versions.
-        self._is_of_interest = "jobs" not in statement
+        # Jobs come and go; what keeps versions from being removed is in job_versions. The notes say what is to be
+        # published, and nothing is.
+        self._is_of_interest = "jobs" not in statement and "catalog_notes" not in statement
 
     def _end(self, _connection: object, cursor: Any, *_rest: object) -> None:
         if self._is_of_interest:
@@ -103,11 +105,13 @@ class Command:
         self._thread.start()
         self._wait()
 
-    def step(self) -> None:
-        """Run through one transaction, to the next one or to the end."""
+    def step(self) -> bool:
+        """Run through one transaction, to the next one or to the end; return whether the database told it anything."""
         self._witness.told.append("a transaction")
+        told = len(self._witness.told)
         self._go.release()
         self._wait()
+        return len(self._witness.told) > told
 
     def abandon(self) -> None:
         """Let it end without another transaction."""
@@ -188,14 +192,16 @@ class Explorer:
         while running := [number for number, command in enumerate(commands) if not command.has_ended]:
             if len(path) < len(forced):
                 number = forced[len(path)]
+                commands[number].step()
             else:
-                key = (self._state(), *(command.seen for command in commands))
+                state = self._state()
+                key = (state, *(command.seen for command in commands))
                 if key in self._known:
                     return None
                 self._known.add(key)
-                self._to_follow += [(*path, other) for other in running[1:]]
                 number = running[0]
-            commands[number].step()
+                if commands[number].step() or self._state() != state:
+                    self._to_follow += [(*path, other) for other in running[1:]]
             path += (number,)
         return path
 
