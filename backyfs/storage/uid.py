@@ -17,13 +17,13 @@ _NAME = re.compile(rf"{_PREFIX.pattern}[0-9A-Za-z-]{{1,64}}")
 
 
 def check_uid(uid: BlobUid) -> None:
-    """Refuse what is no uid. It comes from the database, and must not be able to name a file elsewhere.
+    """Check the uid of a blob, which comes from the database and must not name a file elsewhere.
 
     Raises:
-        ObjectUnreadableError: it is not a uid, so there is no such object; the others can be read.
+        ObjectUnreadableError: it is malformed. Only this blob is affected.
     """
     if not is_uid(uid):
-        raise ObjectUnreadableError(f"blob uid {uid!r} is no uid: letters and digits were expected")
+        raise ObjectUnreadableError(f"blob uid {uid!r} is malformed: it must be 5 to 32 letters and digits")
 
 
 def is_uid(uid: str) -> bool:

@@ -62,18 +62,6 @@ def allow_null(config: Path) -> None:
     change(config, "PRAGMA writable_schema = ON", tables)
 
 
-@pytest.fixture
-def call(config: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command on the repository; return status, stdout and stderr."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        status = run(["-c", str(config), *map(str, words)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
-
-
 def test_every_column_but_ids_and_keys_of_rows_has_a_rule() -> None:
     plain = {
         (table.name, column.name)

@@ -317,7 +317,7 @@ def test_what_is_no_uid_is_refused_everywhere(any_storage: Storage, uid: str) ->
         lambda: any_storage.get_range(BlobUid(uid), 0, 1),
         lambda: any_storage.delete(BlobUid(uid)),
     ):
-        with pytest.raises(StorageError, match="is no uid: letters and digits were expected") as caught:
+        with pytest.raises(StorageError, match="is malformed: it must be 5 to 32 letters and digits") as caught:
             use()
         assert not isinstance(caught.value, BlobMissingError)
     assert list(any_storage.list_blobs()) == []

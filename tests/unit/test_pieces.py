@@ -165,7 +165,7 @@ def test_a_missing_object_is_told_as_missing(repository: Repository, blob: Blob)
 
 def test_every_block_gets_a_data_key_of_its_own(repository: Repository) -> None:
     same = [(BlobUid(f"abcd{number:028x}"), b"", b"one and the same block") for number in range(100)]
-    saved = [*save_blocks(repository.blocks, same), *save_blocks(repository.blocks, [(BlobUid(f"{0xEF01:032x}"), b"", b"")])]
+    saved = [*save_blocks(repository.blocks, same), *save_blocks(repository.blocks, [(BlobUid("ef" * 16), b"", b"")])]
     unwrap = repository.blocks.keyring.unwrap
     assert len({unwrap(blob.wrapped_key) for blob in saved}) == 101
 
