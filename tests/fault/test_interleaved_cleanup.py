@@ -329,7 +329,7 @@ def test_whatever_the_order_versions_are_exact_and_counts_are_right(
         pytest.param(one_version, IMAGES, (back_up_new, clean, remove_old), id="a backup, a cleanup, a removal"),
         pytest.param(garbage, IMAGES, (back_up_new, back_up_old, clean), id="two backups, a cleanup"),
         pytest.param(
-            one_version, SAME, (back_up_new, clean_fully, remove_and_clean), id="a backup, a full cleanup, a removal"
+            one_version, SAME, (back_up_new, clean_fully, remove_old), id="a backup, a full cleanup, a removal"
         ),
         pytest.param(one_version, IMAGES, (seal_again, clean, restore_old), id="a migration, a cleanup, a restore"),
         pytest.param(
