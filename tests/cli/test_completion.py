@@ -36,6 +36,13 @@ START = {
     'eval "$(backyfs completion zsh)"',
     "fish": "backyfs completion fish | source",
 }
+# A key that prints a mark. A shell takes one key after the other, so TAB has done its work once the mark is there.
+MARK_KEY, MARK = "\x07", "-marked-"
+BIND = {
+    "bash": """bind -x '"\\C-g": printf %s "-mark""ed-"'""",
+    "zsh": "mark() { print -rn -- '-mark''ed-' >$TTY }; zle -N mark; bindkey '^G' mark",
+    "fish": "bind \\cg \"printf %s '-mark''ed-'\"",
+}
 # What these would do in a shell makes the file P, recalls a command, or is another word.
 HOSTILE = {
     "h0": "h0$(touch P)`touch P`${P:-x};touch P|touch P&<P>P #",
@@ -77,12 +84,12 @@ class Typist:
         """Enter a line and wait for its end."""
         mark = f"done-{next(self._numbers)}"
         self._write(f"{line}; echo {mark[:2]}''{mark[2:]}\n")
-        return self._read_to(mark)
+        return self._read_to(f"{mark}\r\n")
 
     def completed(self, line):
         """Return the words on the line after TAB."""
-        self._write(f"{line}\t")
-        time.sleep(0.05)
+        self._write(f"{line}\t{MARK_KEY}")
+        self._read_to(MARK)
         answer = self.enter(f"{LINE_START}printf '<%s>\\n' \x05")
         return re.findall(r"^<(.*)>\r?$", answer, re.MULTILINE)
 
@@ -92,7 +99,7 @@ class Typist:
     def _read_to(self, mark):
         shown = ""
         end = time.monotonic() + DEADLINE_S
-        while f"{mark}\r\n" not in shown:
+        while mark not in shown:
             ready, _, _ = select.select([self._master], [], [], max(0, end - time.monotonic()))
             assert ready, shown
             shown += os.read(self._master, 65536).decode(errors="replace")
@@ -131,6 +138,7 @@ def typist(shell, place):
     typist = Typist(shell, place)
     try:
         typist.enter(START[shell])
+        typist.enter(BIND[shell])
         yield typist
     finally:
         typist.close()
