@@ -129,12 +129,12 @@ def _doubts_about_user(config: Config, user: int) -> Iterator[str]:
 
 
 def _used_paths(config: Config) -> Iterator[str]:
-    """Yield the paths that a command writes to; of the storage and the database, if they are there."""
+    """Yield the paths that a command writes to, or makes if they are not there."""
     from backyfs.metadata.database import Database, sqlite_path  # noqa: PLC0415 - slow to load, and seldom needed
 
     if config.logfile is not None:
         yield config.logfile
-    if isinstance(config.storage, DirectoryStorageConfig) and os.path.exists(config.storage.path):
+    if isinstance(config.storage, DirectoryStorageConfig):
         yield config.storage.path
     with suppress(DatabaseError), closing(Database(config.database_url)) as database:
         path = sqlite_path(database.engine.url)

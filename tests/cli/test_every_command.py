@@ -125,6 +125,19 @@ def test_a_storage_that_is_not_there(call, place, prepare, case):
     expect_one_line(err, status)
 
 
+@pytest.mark.parametrize("case", IN_REPOSITORY, ids=by_words)
+def test_a_storage_that_is_an_empty_directory(call, place, prepare, case):
+    prepare(case)
+    data = place / "repository" / "data"
+    data.rename(place / "elsewhere")
+    data.mkdir()
+    status, _, err = call("-m", *words_of(case, place))
+    assert status == 6
+    expect_one_line(err, status)
+    assert "this is not the storage of this repository" in err
+    assert list(data.iterdir()) == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone can mount")
 @pytest.mark.parametrize("case", [case for case in IN_REPOSITORY if not case.mounts], ids=by_words)
 def test_a_read_only_file_system(place, prepare, case):

@@ -176,6 +176,91 @@ def test_objects_that_are_missing_are_looked_for_where_that_is_wanted(
     assert call("-m", "-s", "ls", "-f", "valid")[1].split() == ["0", "0"]
 
 
+def test_a_block_that_was_missing_and_is_found_again_is_valid_after_a_scrub(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str, tmp_path: Path
+) -> None:
+    assert backed_up
+    blob = next((config.parent / "data").rglob("*.blob"))
+    blob.rename(tmp_path / "kept")
+    lose_database(config)
+    assert call("-q", "recover", "--check-objects")[0] == 20
+    assert call("-m", "-s", "ls", "-f", "valid")[1].split() == ["0", "0"]
+    (tmp_path / "kept").rename(blob)
+    assert call("-q", "scrub", "--all")[0] == 0
+    assert call("-m", "-s", "ls", "-f", "valid")[1].split() == ["1", "1"]
+
+
+@pytest.mark.parametrize("has_marker", [True, False])
+def test_a_recovery_changes_nothing_in_the_storage_but_a_marker_that_is_missing(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str, has_marker: bool
+) -> None:
+    assert backed_up
+    marker = config.parent / "data" / "catalog" / "marker"
+    kept = marker.read_bytes()
+    if not has_marker:
+        marker.unlink()
+    lose_database(config)
+    before = files_of(config)
+    assert call("-q", "recover", "--check-objects")[0] == 0
+    after = files_of(config)
+    if not has_marker:
+        assert after.pop(marker)[0] == kept
+    assert after == before
+
+
+def files_of(config: Path) -> dict[Path, tuple[bytes, int]]:
+    """Return content and time of each file in the storage."""
+    files = (path for path in (config.parent / "data").rglob("*") if path.is_file())
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_an_older_catalog_as_a_whole_is_noticed_as_long_as_there_is_a_database(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str, tmp_path: Path
+) -> None:
+    catalog = config.parent / "data" / "catalog"
+    shutil.copytree(catalog, tmp_path / "kept")
+    assert call("-q", "backup", config.parent.parent / "image", "new")[0] == 0
+    shutil.rmtree(catalog)
+    shutil.copytree(tmp_path / "kept", catalog)
+    status, out, _ = call("-m", "-s", "catalog", "check")
+    assert status == 20
+    assert "catalog/index|is number 3 of " in out
+    assert "UTC, not 4: the storage, or this object of it, is in an older state" in out
+    lose_database(config)
+    status, out, _ = call("recover")  # without a database nobody else can know
+    assert status == 0
+    assert "The catalog's index is number 3, written 20" in out
+    assert call("-m", "ls")[1] == backed_up
+
+
+def test_an_older_object_of_a_version_is_noticed_as_long_as_there_is_a_database(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
+) -> None:
+    assert backed_up
+    kept = {path: path.read_bytes() for path in objects(config) if path.parent.name == "versions"}
+    assert call("-q", "unprotect", "other@latest")[0] == 0
+    [changed] = [path for path, content in kept.items() if path.read_bytes() != content]
+    changed.write_bytes(kept[changed])
+    status, out, _ = call("-m", "-s", "catalog", "check")
+    assert (status, out) == (20, f"catalog/versions/{changed.name}|differs from the database\n")
+
+
+def test_a_version_that_was_removed_and_put_back_is_noticed(
+    call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
+) -> None:
+    assert backed_up
+    kept = {path: path.read_bytes() for path in objects(config) if path.parent.name == "versions"}
+    assert call("-q", "rm", "--force", "disk@latest")[0] == 0
+    [gone] = [path for path in kept if not path.exists()]
+    gone.write_bytes(kept[gone])
+    status, out, _ = call("-m", "-s", "catalog", "check")
+    assert (status, out) == (20, f"catalog/versions/{gone.name}|is of nothing that the database has\n")
+    lose_database(config)
+    status, out, _ = call("recover")
+    assert status == 0
+    assert f"1 versions are not in the index: {gone.name}" in out
+
+
 def test_no_database_is_overwritten(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str, tmp_path: Path
 ) -> None:

@@ -277,6 +277,22 @@ def test_root_does_not_log_where_the_user_could_not(home, config):
     assert log.read_text() == "root's\n"
 
 
+@pytest.mark.parametrize("part", ["data", "backyfs.sqlite"])
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("words", [["initdb"], ["backup", "{home}/image", "disk"]])
+def test_nor_does_it_store_there(home, config, part, is_there, words):
+    secret = home / "roots"
+    secret.mkdir()
+    (home / "repository" / part).rename(secret / part if is_there else home / "elsewhere")
+    give(home / "repository")
+    config.write_text(config.read_text().replace(f"{home}/repository/{part}", f"{secret}/{part}"))
+    before = sorted(secret.rglob("*"))
+    assert f"belongs to user {USER}, and names {secret}/{part}, which that user cannot write to" in refusal(
+        config, *(word.format(home=home) for word in words)
+    )
+    assert sorted(secret.rglob("*")) == before
+
+
 def test_nor_through_a_link_or_a_second_name(home, config):
     log, other = home / "repository" / "backyfs.log", home / "roots"
     log.unlink(missing_ok=True)
