@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from backyfs.cli.main import run
 from backyfs.config import has_password, mistake_in_url
 from tests.cli.cases import CASES, make_place, words_of
+from tests.services.impostor import impostor
 
 LEFT, RIGHT = "qzLEFT", "qzRIGHT"  # of a password
 SECRET = re.compile("qz(left|right)", re.IGNORECASE)
@@ -142,6 +150,44 @@ def test_a_server_that_has_no_such_user_is_not_quoted_with_the_password(postgres
         status, text = told.run("-c", file, *words)
         assert status == 1, text
         assert not SECRET.search(text), text
+
+
+def certificate_of_itself(path):
+    """Write a certificate for 127.0.0.1 that nobody else has signed, with its key; return the path."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, path.name)])
+    place = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(datetime.now(UTC) - timedelta(days=1))
+        .not_valid_after(datetime.now(UTC) + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(place, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(certificate.public_bytes(Encoding.PEM) + secret)
+    return path
+
+
+TLS = {"postgresql": "sslmode=verify-full&sslrootcert={}", "mysql": "ssl_ca={}"}
+
+
+@pytest.mark.parametrize("scheme", TLS)
+@pytest.mark.parametrize("offers_tls", [False, True])
+def test_nobody_in_the_way_to_a_server_learns_anything_where_the_url_asks_for_tls(told, tmp_path, scheme, offers_tls):
+    own = certificate_of_itself(tmp_path / "own.pem") if offers_tls else None
+    authority = certificate_of_itself(tmp_path / "authority.pem")
+    with impostor(scheme, own) as server:
+        url = f"{scheme}://overheard:{LEFT}@127.0.0.1:{server.port}/x?{TLS[scheme].format(authority)}"
+        status, text = told.run("-c", told.configure(url), "ls")
+    assert (status, server.clients > 0) == (1, True), text
+    assert b"overheard" not in server.heard
+    with impostor(scheme, own) as server:  # it would, if the URL did not ask, or if the certificate was the right one
+        parameters = TLS[scheme].format(own) if offers_tls else ""
+        url = f"{scheme}://overheard:{LEFT}@127.0.0.1:{server.port}/x?{parameters}"
+        assert told.run("-c", told.configure(url), "ls")[0] == 1
+    assert b"overheard" in server.heard
 
 
 @pytest.mark.parametrize(("scheme", "module"), [("postgresql", "psycopg"), ("mysql", "pymysql")])

@@ -15,6 +15,7 @@ import pytest
 from backyfs.keys.slots import Secret
 from backyfs.repository import open_repository
 from tests.images import random_image
+from tests.mount.program import mounting, process_of
 from tests.mount.stored import flip_a_byte
 from tests.repositories import BLOCK, make_repository, opened
 
@@ -113,6 +114,25 @@ def test_files_are_their_owners_alone_and_keys_are_told_nowhere(home: Home) -> N
         assert [file for file, content in contents.items() if secret.encode() in content] == []
     for raw in (bytes.fromhex(KEY), bytes.fromhex(OTHER_KEY)):
         assert [file for file, content in contents.items() if raw in content] == []
+
+
+def test_no_program_that_is_started_gets_a_key(home: Home) -> None:
+    place = home.directory
+    home.run("init", "--data", place / "repository" / "data", "--db", place / "repository" / "backyfs.sqlite")
+    key_file, seen = place / "repository" / "backyfs.key", place / "seen"
+    key = key_file.read_text().strip()
+    look = f"{{ env; cat; cat /proc/$PPID/cmdline /proc/$PPID/environ; }} >> {seen}"
+    text = home.config.read_text().replace(f"encryption_key_file: {key_file}", f"encryption_key: {key}")
+    home.config.write_text(f"{text}\n[hooks]\nbefore_backup: {look}\nafter_backup: {look}\nbefore_mount: {look}\n")
+    home.run("backup", place / "image", "disk")
+    with mounting(home.config, place / "mount") as mount:
+        of_mount = [Path("/proc", str(process_of(mount)), name).read_bytes() for name in ("cmdline", "environ")]
+    told = seen.read_bytes()
+    for hook in (b"before_backup", b"after_backup", b"before_mount"):
+        assert b"BACKYFS_HOOK=" + hook in told
+    assert all(of_mount)
+    for secret in (key.encode(), key.upper().encode(), bytes.fromhex(key)):
+        assert secret not in b"".join([told, *of_mount])
 
 
 def test_no_text_of_an_object_shows_a_key(tmp_path: Path) -> None:

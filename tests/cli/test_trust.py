@@ -156,11 +156,12 @@ def test_a_configuration_from_a_pipe_is_taken(config):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_detach_works_without_the_configuration_it_refuses(home, config):
+@pytest.mark.parametrize(("command", "told"), [("detach", "is attached in"), ("umount", "of backyfs is mounted on")])
+def test_what_takes_away_works_without_the_configuration_that_others_can_change(home, config, command, told):
     by_mode(config)
-    done = backyfs(config, "detach", home / "nothing")
+    done = backyfs(config, command, home / "nothing")
     assert done.returncode == 10
-    assert "nothing is attached in" in done.stderr
+    assert told in done.stderr
 
 
 # check-config

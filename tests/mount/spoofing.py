@@ -82,21 +82,23 @@ def answering_mount(
     user: int, mountpoint: Path, *, directories: list[str], attributes: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[str]]:
     """Have something mounted by a user that looks like a mount of backyfs; give the process that serves it."""
-    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     process = None
     try:
-        _mount(device, user, mountpoint, "backyfs", "fuse.backyfs")
-        arguments = [str(device), str(user), json.dumps(directories), json.dumps(dict(attributes))]
-        process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, *arguments], stdout=subprocess.PIPE, text=True, pass_fds=(device,)
-        )
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            _mount(device, user, mountpoint, "backyfs", "fuse.backyfs")
+            arguments = [str(device), str(user), json.dumps(directories), json.dumps(dict(attributes))]
+            process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, *arguments], stdout=subprocess.PIPE, text=True, pass_fds=(device,)
+            )
+        finally:
+            os.close(device)  # the process alone has it: once that has ended, the mount is dead
         assert process.stdout is not None
         assert select.select([process.stdout], [], [], _START_S)[0], "the mount does not come"
         assert process.stdout.readline() == "ready\n"
         yield process
     finally:
         clear(mountpoint)
-        os.close(device)
         if process is not None:
             process.kill()
             process.communicate()

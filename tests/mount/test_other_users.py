@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.errors import MountError
+from backyfs.host.answers import State, ask
 from backyfs.host.loops import find_loop
 from backyfs.host.mounttable import mount_at
 from backyfs.host.records import list_attachments, load, noted_devices
@@ -238,8 +239,9 @@ def test_a_number_that_no_process_can_have_is_no_process(place: Path, pid: str) 
 def test_the_mount_of_another_user_is_not_cleared_for_a_new_one(place: Path, config: Path) -> None:
     (place / "mount").mkdir()
     with answering_mount(USER, place / "mount", directories=[], attributes={}) as process:
-        process.kill()  # dead now: it answers ENOTCONN
+        process.kill()
         process.wait()
+        assert ask(str(place / "mount")).state is State.DEAD
         done = backyfs("-c", config, "mount", place / "mount")
         assert done.returncode == MOUNT_ERROR
         assert f"{place}/mount is mounted already, by user {USER}" in done.stderr
