@@ -247,6 +247,17 @@ def test_the_mount_of_another_user_is_not_cleared_for_a_new_one(place: Path, con
         assert f"{place}/mount is mounted already, by user {USER}" in done.stderr
 
 
+@pytest.mark.parametrize("options", [(), ("-o", "allow_other")])
+def test_nobody_else_reads_the_images_of_a_mount(place: Path, config: Path, options: tuple[str, ...]) -> None:
+    with mounting(config, place / "mount", *options) as at:
+        (image,) = at.glob("by_version_uid/*/data")
+        done = subprocess.run(
+            ["cat", str(image)], user=USER, group=USER, extra_groups=[], capture_output=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert b"Permission denied" in done.stderr
+
+
 def test_root_is_warned_of_a_mountpoint_that_others_can_move(place: Path, config: Path) -> None:
     theirs = give_new(place / "theirs")
     (theirs / "mount").mkdir()
