@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from backyfs import keys
-from backyfs.blocks import digest_bytes
+from backyfs.blocks import BLAKE3, digest_bytes
 from backyfs.catalog.place import find_repository
 from backyfs.catalog.repository import open_repository_object
 from backyfs.errors import CatalogError, IntegrityError, KeyMaterialError, MissingKeyError, WrongKeyError
@@ -45,6 +45,11 @@ if TYPE_CHECKING:
     from backyfs.storage import Storage
 
 FIRST_SLOT = "configuration"  # label of the one that a repository is made with
+_NOTHING_TO_COMPARE = (
+    "nothing proves that the database was written with the key of this repository, and its fingerprints have no key. "
+    "That is normal once, for the first command on a database of backy2 or of an older release. Otherwise somebody may "
+    "have changed database and storage: do not use them"
+)
 _REMEDY = "restore the database from a copy, or run `backyfs recover` to rebuild it from the storage"
 
 _log = logging.getLogger(__name__)
@@ -133,6 +138,9 @@ def turn_encryption_on(database: Database, config: Config) -> None:
 def confirm_identity(database: Database, storage: Storage, unlocked: Unlocked) -> None:
     """Give a repository of an older release its tag, unless the catalog in the storage contradicts the database.
 
+    If the storage has no catalog that the key opens, the database is believed. Then a warning says so, unless the
+    fingerprint key vouches for it: the same state can be made by removing tag, fingerprint key and catalog.
+
     Raises:
         IntegrityError: it does.
         StorageError: it cannot be read.
@@ -144,6 +152,8 @@ def confirm_identity(database: Database, storage: Storage, unlocked: Unlocked) -
     sealed = None if catalog is None else _opened(catalog, key)
     if sealed is not None and _facts(sealed) != _facts(identity):
         raise _contradiction("than the catalog in the storage")
+    if sealed is None and not _has_keyed_fingerprints(identity):
+        _log.warning(_NOTHING_TO_COMPARE)
     if not database.is_read_only:
         with database.write() as connection:
             if load_identity(connection) == identity and load_identity_tag(connection) is None:
@@ -322,6 +332,10 @@ def _opened(catalog: OpenPart, key: bytes) -> Identity | None:
         return open_repository_object(catalog, key).identity
     except CatalogError:
         return None
+
+
+def _has_keyed_fingerprints(identity: Identity) -> bool:
+    return identity.wrapped_fingerprint_key is not None and identity.hash_function == BLAKE3
 
 
 def _compare(identity: Identity, tag: bytes, key: bytes) -> None:

@@ -1,0 +1,301 @@
+"""Somebody who writes to the storage, to the database, or to both, and has no key: what commands make of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+from blake3 import blake3
+
+from backyfs.blocks import PieceLoader
+from backyfs.cli.main import run
+from backyfs.errors import IntegrityError
+from backyfs.metadata.versions import list_versions
+from tests.images import random_image
+from tests.mount.stored import blob_of
+from tests.repositories import BLOCK, make_repository, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    Call = Callable[..., tuple[int, str]]
+
+DAMAGE = 20
+FORGED = b"E" * BLOCK
+NO_TAG = "UPDATE repository SET identity_tag = NULL"
+NO_FINGERPRINT_KEY = "UPDATE repository SET wrapped_fingerprint_key = NULL"
+# The configured key opens the wrapped key of its slot: the newest blob has it, so it is taken for the key of backy2.
+SLOT_AS_BLOB = (
+    "INSERT INTO blobs (uid, size, stored_size, encryption_version, wrapped_key, valid, created_at) SELECT "
+    f"'{'ab' * 16}', {BLOCK}, 100, 2, wrapped_key, 1, '2040-01-01 00:00:00.000000' FROM key_slots"
+)
+NO_SLOTS = "DELETE FROM key_slots"
+NOTHING_PROVES = "nothing proves that the database was written with the key of this repository"
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return random_image(tmp_path / "image", 2 * BLOCK)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run a command on a configuration; return status and stderr."""
+
+    def call(config: Path, *words: object) -> tuple[int, str]:
+        capsys.readouterr()
+        status = run(["-c", str(config), *map(str, words)])
+        return status, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def encrypted(tmp_path: Path, image: Path, call: Call) -> Path:
+    """Make a repository that was encrypted from the start, with a backup of the image."""
+    config = make_repository(tmp_path / "encrypted")
+    assert call(config, "backup", image, "disk")[0] == 0
+    return config
+
+
+@pytest.fixture
+def plain(tmp_path: Path, image: Path, call: Call) -> Path:
+    """Make a repository without encryption, with a backup of the image."""
+    config = make_repository(tmp_path / "plain", encrypted=False)
+    assert call(config, "backup", image, "disk")[0] == 0
+    return config
+
+
+def change_database(config: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(config.parent / "backyfs.sqlite", isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def make_plain(config: Path, fingerprint: bytes) -> None:
+    """Have the database call all blocks plain, with this fingerprint."""
+    change_database(
+        config, f"UPDATE blobs SET encryption_version = 0, wrapped_key = NULL, fingerprint = x'{fingerprint.hex()}'"
+    )
+
+
+def blobs(config: Path) -> list[Path]:
+    return sorted((config.parent / "data").rglob("*.blob"))
+
+
+def forge_objects(config: Path) -> None:
+    for file in blobs(config):
+        file.write_bytes(FORGED)
+
+
+def use_key(config: Path, key: Path | None = None) -> None:
+    """Configure a key, a new one or that of another repository, for a repository that has none."""
+    if key is None:
+        key = config.with_name("later.key")
+        key.write_text("ab" * 32)
+        key.chmod(0o600)
+    config.write_text(re.sub(r"(?m)^encryption_version:.*$", f"encryption_key_file: {key}", config.read_text()))
+
+
+def later_encrypted(tmp_path: Path, image: Path, call: Call) -> Path:
+    """Make a repository that was plain first, so that its fingerprints have no key, with an encrypted backup."""
+    config = make_repository(tmp_path / "later", encrypted=False)
+    use_key(config)
+    assert call(config, "backup", image, "disk")[0] == 0
+    return config
+
+
+# What can be read
+
+
+def files(directory: Path) -> Iterable[Path]:
+    return (path for path in directory.rglob("*") if path.is_file())
+
+
+def parts(content: bytes) -> list[bytes]:
+    return [content[at : at + 16] for at in range(0, len(content), 512)]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_neither_storage_nor_database_nor_log_has_bytes_of_an_image(
+    tmp_path: Path, call: Call, version: int
+) -> None:
+    image = random_image(tmp_path / "image", 2 * BLOCK)  # cannot be compressed, so that it would be seen
+    with image.open("ab") as file:
+        file.write(b"secret in plain text" * 300)
+    config = make_repository(tmp_path / "repository")
+    config.write_text(re.sub(r"(?m)^encryption_version:.*$", f"encryption_version: {version}", config.read_text()))
+    assert call(config, "backup", image, "disk")[0] == 0
+    assert len(blobs(config)) == 4
+    for path in files(config.parent):
+        content = path.read_bytes()
+        assert not [part for part in parts(image.read_bytes()) if part in content], path
+        assert b"secret in" not in content, path
+
+
+def test_the_storage_learns_no_names(tmp_path: Path, image: Path, call: Call) -> None:
+    config = make_repository(tmp_path / "repository")
+    names = ("the-name-of-it", "the-snapshot-of-it", "the-tag-of-it")
+    assert call(config, "backup", image, names[0], "-s", names[1], "-t", names[2])[0] == 0
+    stored = b"".join(str(path).encode() + path.read_bytes() for path in files(config.parent / "data"))
+    assert len(stored) > 2 * BLOCK
+    assert not [name for name in names if name.encode() in stored]
+
+
+@pytest.mark.parametrize("hash_name", ["blake3", *sorted(hashlib.algorithms_guaranteed - {"shake_128", "shake_256"})])
+def test_the_database_has_no_hash_of_a_known_block(encrypted: Path, image: Path, hash_name: str) -> None:
+    block = image.read_bytes()[:BLOCK]
+    digest = blake3(block).digest() if hash_name == "blake3" else hashlib.new(hash_name, block).digest()
+    for path in files(encrypted.parent):
+        assert digest not in path.read_bytes(), path
+
+
+def test_a_repository_that_was_plain_first_has_hashes_that_tell_a_known_block(
+    tmp_path: Path, image: Path, call: Call
+) -> None:
+    config = later_encrypted(tmp_path, image, call)
+    assert blake3(image.read_bytes()[:BLOCK]).digest() in (config.parent / "backyfs.sqlite").read_bytes()
+
+
+def test_after_a_migration_and_a_cleanup_no_plain_object_is_left(plain: Path, image: Path, call: Call) -> None:
+    use_key(plain)
+    before = blobs(plain)
+    assert call(plain, "migrate-encryption", "--all")[0] == 0
+    assert set(before) < set(blobs(plain))
+    assert call(plain, "cleanup", "--dangerous-force")[0] == 0
+    assert len(blobs(plain)) == 2
+    stored = b"".join(path.read_bytes() for path in files(plain.parent / "data"))
+    assert not [part for part in parts(image.read_bytes()) if part in stored]
+
+
+# What can be replaced
+
+
+@pytest.mark.parametrize(
+    "fingerprint",
+    [blake3(FORGED).digest(), blake3(FORGED, key=bytes(32)).digest(), hashlib.sha512(FORGED).digest(), b""],
+    ids=["BLAKE3", "BLAKE3 with another key", "SHA-512", "empty"],
+)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "restore disk@latest", "restore --offset 5 --length 9 disk@latest", "scrub --all",
+        "export --format backy2 disk@latest", "migrate-encryption --all",
+    ],
+)  # fmt: skip
+def test_a_forged_plain_block_is_damage_where_fingerprints_have_a_key(
+    encrypted: Path, call: Call, fingerprint: bytes, words: str
+) -> None:
+    forge_objects(encrypted)
+    make_plain(encrypted, fingerprint)
+    target = encrypted.with_name("target")
+    assert call(encrypted, *words.split(), *([] if "--all" in words else [target]))[0] == DAMAGE
+    assert not target.exists() or FORGED[:9] not in target.read_bytes()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_mount_gives_no_part_of_a_forged_plain_block(encrypted: Path, number: int) -> None:
+    forge_objects(encrypted)
+    make_plain(encrypted, [blake3(FORGED).digest(), hashlib.sha512(FORGED).digest(), b""][number])
+    with opened(encrypted) as repository:
+        with repository.database.read() as connection:
+            blob = blob_of(repository, list_versions(connection)[0], 0)
+        with pytest.raises(IntegrityError):
+            PieceLoader(repository.blocks).load(blob, range(1))
+
+
+@pytest.mark.parametrize(
+    ("what", "status"),
+    [
+        ((forge_objects,), DAMAGE),
+        ((lambda config: make_plain(config, blake3(FORGED).digest()),), DAMAGE),
+        ((lambda config: make_plain(config, hashlib.sha512(FORGED).digest()),), DAMAGE),
+        ((forge_objects, lambda config: make_plain(config, blake3(FORGED).digest())), 0),
+        ((forge_objects, lambda config: make_plain(config, hashlib.sha512(FORGED).digest())), 0),
+    ],
+    ids=["storage", "database, BLAKE3", "database, SHA-512", "both, BLAKE3", "both, SHA-512"],
+)
+def test_where_fingerprints_have_no_key_it_takes_storage_and_database_to_replace_a_block(
+    tmp_path: Path, image: Path, call: Call, what: tuple[Callable[[Path], None], ...], status: int
+) -> None:
+    """As documented: the last two are what encryption does not prevent there."""
+    config = later_encrypted(tmp_path, image, call)
+    for act in what:
+        act(config)
+    assert call(config, "restore", "disk@latest", tmp_path / "target")[0] == status
+    restored = (tmp_path / "target").read_bytes()
+    assert (FORGED in restored) == (status == 0)
+    assert call(config, "scrub", "--all")[0] == status
+
+
+# Whether encryption can be switched off
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        (NO_TAG, NO_FINGERPRINT_KEY),
+        (NO_TAG, "UPDATE repository SET hash_function = 'sha512'"),
+        (NO_TAG, NO_FINGERPRINT_KEY, SLOT_AS_BLOB, NO_SLOTS),
+    ],
+    ids=["no fingerprint key", "another hash function", "looks like backy2"],
+)
+@pytest.mark.parametrize("catalog", ["removed", "damaged", "of another repository"])
+def test_without_tag_and_catalog_no_database_is_believed_silently(
+    encrypted: Path, tmp_path: Path, call: Call, statements: tuple[str, ...], catalog: str
+) -> None:
+    forge_objects(encrypted)
+    make_plain(encrypted, blake3(FORGED).digest())
+    change_database(encrypted, *statements)
+    assert call(encrypted, "ls")[0] == DAMAGE  # the catalog tells
+    file = encrypted.parent / "data" / "catalog" / "repository"
+    file.unlink()
+    if catalog == "damaged":
+        file.write_bytes(b"damaged")
+    elif catalog == "of another repository":
+        other = make_repository(tmp_path / "other")
+        assert call(other, "ls")[0] == 0
+        assert call(other, "backup", tmp_path / "image", "disk")[0] == 0
+        shutil.copy(other.parent / "data" / "catalog" / "repository", file)
+    assert NOTHING_PROVES in call(encrypted, "restore", "disk@latest", tmp_path / "target")[1]
+
+
+def test_a_repository_that_was_never_encrypted_is_not_taken_for_another_one_silently(
+    encrypted: Path, plain: Path, image: Path, call: Call, tmp_path: Path
+) -> None:
+    """Storage and database are those of an intruder; the configuration and its key are still ours."""
+    (encrypted.parent / "backyfs.sqlite").unlink()
+    shutil.copy(plain.parent / "backyfs.sqlite", encrypted.parent / "backyfs.sqlite")
+    shutil.rmtree(encrypted.parent / "data")
+    shutil.copytree(plain.parent / "data", encrypted.parent / "data")
+    before = set(blobs(encrypted))
+    status, said = call(encrypted, "restore", "disk@latest", tmp_path / "target")
+    assert status == 0
+    assert "this repository was not encrypted until now" in said
+    assert "If it was encrypted before, somebody has changed its database and storage" in said
+    image.write_bytes(os.urandom(3 * BLOCK))
+    assert call(encrypted, "backup", image, "disk")[0] == 0
+    new = b"".join(file.read_bytes() for file in set(blobs(encrypted)) - before)
+    assert len(new) >= 3 * BLOCK
+    assert not [part for part in parts(image.read_bytes()) if part in new]
+
+
+def test_the_key_slot_of_another_repository_that_the_same_key_opens_is_of_no_use(
+    encrypted: Path, tmp_path: Path, call: Call
+) -> None:
+    other = make_repository(tmp_path / "other", encrypted=False)
+    use_key(other, encrypted.with_suffix(".key"))
+    assert call(other, "ls")[0] == 0
+    with closing(sqlite3.connect(other.parent / "backyfs.sqlite")) as connection:
+        [(wrapped,)] = connection.execute("SELECT wrapped_key FROM key_slots")
+    change_database(encrypted, f"UPDATE key_slots SET wrapped_key = x'{wrapped.hex()}'")
+    status, said = call(encrypted, "ls")
+    assert status == DAMAGE
+    assert "than what was written with its key" in said or "fingerprint key in the database" in said
