@@ -16,7 +16,9 @@ from cryptography.x509.oid import NameOID
 
 from backyfs.cli.main import run
 from backyfs.config import has_password, mistake_in_url
+from backyfs.engine.publish import publish
 from tests.cli.cases import CASES, make_place, words_of
+from tests.repositories import make_repository, opened
 from tests.services.impostor import impostor
 
 LEFT, RIGHT = "qzLEFT", "qzRIGHT"  # of a password
@@ -188,6 +190,77 @@ def test_nobody_in_the_way_to_a_server_learns_anything_where_the_url_asks_for_tl
         url = f"{scheme}://overheard:{LEFT}@127.0.0.1:{server.port}/x?{parameters}"
         assert told.run("-c", told.configure(url), "ls")[0] == 1
     assert b"overheard" in server.heard
+
+
+@pytest.fixture
+def asked(postgresql_server):
+    """Give an empty database and the URL of a role that has to give its password, with places for the password."""
+    role = postgresql_server.asked
+    postgresql_server.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{RIGHT}'")
+    url = postgresql_server.new_database()
+    yield url.replace(f"{postgresql_server.superuser}@", f"{role}{{}}@") + "{}"
+    postgresql_server.drop(url)
+    postgresql_server.execute(f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (f":{LEFT}", ""),
+        (f":{LEFT}%E2%82%AC", ""),
+        (f":{LEFT}", f"?password={LEFT}"),
+        ("", f"?password={LEFT}"),
+        (f":{RIGHT}%20", "?application_name=x"),  # nearly right
+    ],
+)
+def test_postgresql_that_refuses_a_password_is_not_quoted_with_it(asked, told, tmp_path, before, after):
+    url = asked.format(before, after)
+    file = told.configure(url)
+    other = tmp_path / "other.cfg"
+    other.write_text(file.read_text().replace(url.replace("%", "%%"), f"sqlite:///{tmp_path}/none.sqlite"))
+    for words in (
+        *(["-c", file, *words] for words in COMMANDS),
+        ["-c", file, "--json", "ls"],
+        ["-c", tmp_path / "new.cfg", "--debug", "init", "--data", tmp_path / "new", "--db", url],
+        ["-c", other, "--debug", "db", "copy", url, f"sqlite:///{tmp_path}/copy.sqlite"],
+    ):
+        status, text = told.run(*words)
+        assert not SECRET.search(text), text
+        assert "€" not in text
+        assert status == 1, text
+        if words[2:] == ["ls"]:
+            assert "password authentication failed for user" in text
+    assert not any(SECRET.search(str(path)) for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("words", ["recover {data} --to {url}", "db copy {database} {url}", "db copy {url} {database}"])
+def test_postgresql_that_refuses_the_password_of_another_database_is_not_quoted_with_it(asked, told, tmp_path, words):
+    config = make_repository(tmp_path / "repository")
+    with opened(config) as repository:
+        publish(repository)
+    home = config.parent
+    url, database = asked.format(f":{LEFT}", ""), f"sqlite:///{home}/backyfs.sqlite"
+    words = words.format(data=home / "data", url=url, database=database).split()
+    status, text = told.run("-c", config, "--debug", *words)
+    assert "password authentication failed for user" in text
+    for told_in in (text, *(file.read_text() for file in tmp_path.rglob("*.log"))):
+        assert not SECRET.search(told_in), told_in
+    assert status == 1, text
+
+
+def test_postgresql_that_misses_a_password_says_so(asked, told):
+    status, text = told.run("-c", told.configure(asked.format("", "")), "ls")
+    assert status == 1
+    assert "no password supplied" in text
+
+
+def test_postgresql_takes_the_right_password(asked, told):
+    file = told.configure(asked.format(f":{RIGHT}", ""))
+    status, text = told.run("-c", file, "ls")
+    assert "password" not in text
+    assert not SECRET.search(text), text
+    assert status == 1
+    assert "holds no repository" in text
 
 
 @pytest.mark.parametrize(("scheme", "module"), [("postgresql", "psycopg"), ("mysql", "pymysql")])

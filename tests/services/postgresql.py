@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from glob import glob
+from pathlib import Path
 from typing import Any, ClassVar
 
 from tests.services.server import Server, find_program
@@ -17,6 +18,7 @@ class PostgresqlServer(Server):
     first_database = "postgres"
     scheme = "postgresql"
     driver = "postgresql+psycopg"
+    asked: ClassVar = "asked"  # a role that the server asks for its password; it does not exist yet
     end: ClassVar = signal.SIGQUIT  # "immediate shutdown": unlike after SIGKILL, no shared memory stays
 
     def initialize_command(self, data: str) -> list[str]:
@@ -26,6 +28,11 @@ class PostgresqlServer(Server):
             "--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US",
             "--no-sync", "--no-instructions",
         ]  # fmt: skip
+
+    def configure(self, data: str) -> None:
+        # The first line that fits decides. Those of initdb trust everyone.
+        path = Path(data, "pg_hba.conf")
+        path.write_text(f"host all {self.asked} 127.0.0.1/32 scram-sha-256\n{path.read_text()}")
 
     def serve_command(self, data: str) -> list[str]:
         settings = {

@@ -114,6 +114,9 @@ class Server(ABC):
     def initialize_command(self, data: str) -> list[str]:
         """Return the command that makes the directory of the data."""
 
+    def configure(self, data: str) -> None:  # noqa: B027
+        """Change the directory of the data before the server starts. Most servers need nothing."""
+
     @abstractmethod
     def serve_command(self, data: str) -> list[str]:
         """Return the command of the server itself, which neither forks nor changes its user."""
@@ -138,6 +141,7 @@ class Server(ABC):
         made = self._run(self.initialize_command(data))
         if made.wait(_START_S) != 0:
             raise RuntimeError(f"the data of {self.name} cannot be made:\n{self._log()}")
+        self.configure(data)
         self._process = self._run(self.serve_command(data))
         self._wait_for_answer(self._process)
 
