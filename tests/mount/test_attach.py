@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import text
 
 from backyfs.errors import MountError
 from backyfs.host import loops
@@ -212,6 +213,21 @@ def test_of_a_thousand_partitions_that_are_the_same_one_gets_a_device(home: Path
     assert "896 partitions of this image are left out" in done.stderr
     detached(place)
     assert left_of(home) == []
+
+
+def test_a_uid_that_is_a_path_leads_to_no_other_image(loop_devices: None, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    image = ext4_image(tmp_path / "elsewhere" / "data", tmp_path / "files", 8 * MIB)
+    config = repository_of(tmp_path, {"disk": image})
+    with cleared(tmp_path):
+        with opened(config) as repository, repository.database.write() as connection:
+            connection.execute(text("UPDATE versions SET uid = '../../../../elsewhere'"))
+        done = backyfs("-c", config, "attach", "disk@latest", tmp_path / "place")
+        assert done.returncode == 20
+        assert "has an impossible uid: '../../../../elsewhere'" in done.stderr
+        assert left_of(tmp_path) == []
+        assert not (tmp_path / "place").exists()
 
 
 def test_luks_is_left_to_who_has_the_passphrase(home: Path, place: Path) -> None:
