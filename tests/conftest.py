@@ -26,6 +26,7 @@ _ENGINES = ["sqlite", "postgresql", "mariadb"]
 # What runs the tests in the background ignores signals, and the programs of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 _IN_CI = os.environ.get("CI") == "true"
 
