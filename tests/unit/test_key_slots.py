@@ -146,6 +146,25 @@ def test_all_slots_together_take_no_more_work_than_those_of_a_repository_do() ->
     assert open_with([*slots, passphrase_slot("words", "ours")], Secret(passphrase="words")).slot.label == "ours"
 
 
+def test_slots_that_take_too_much_work_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    dear = replace(passphrase_slot("words"), kdf_parameters=costing(memory_kib=1 << 20, passes=32))
+    slots = [replace(dear, label=f"{number}") for number in range(20)]
+    ours = passphrase_slot("words", "ours")
+    tried: list[str] = []
+
+    def derive(passphrase: str, name: str, parameters: str) -> bytes:
+        tried.append(parameters)
+        return derive_key(passphrase, name, parameters) if parameters == ours.kdf_parameters else bytes(32)
+
+    monkeypatch.setattr(kdf, "derive_key", derive)
+    assert open_with([*slots, ours], Secret(passphrase="words")).slot.label == "ours"
+    assert tried == [ours.kdf_parameters]  # the cheapest comes first
+    tried.clear()
+    with pytest.raises(IntegrityError, match="was not tried"):
+        open_with(slots, Secret(passphrase="words"))
+    assert len(tried) == 1
+
+
 def test_as_many_slots_as_a_repository_may_have_are_all_tried() -> None:
     slots = [replace(passphrase_slot("words"), kdf_parameters=costing(memory_kib=128 << 10, passes=6))] * MAX_SLOTS
     assert affordable_slots(slots) == (slots, None)

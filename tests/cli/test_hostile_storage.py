@@ -1,0 +1,46 @@
+"""What somebody has put in the place of objects: commands come to their end, and say what is damaged."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backyfs.engine.publish import publish
+from tests.images import random_image
+from tests.obstacles import put_in_place
+from tests.repositories import BLOCK, back_up, opened
+
+BACKYFS = str(Path(sys.executable).with_name("backyfs"))
+DEADLINE_S = 120
+DAMAGE = 20
+
+
+@pytest.mark.parametrize(
+    ("objects", "words"),
+    [
+        ("??/??/*.blob", "scrub --all"),
+        ("??/??/*.blob", "restore {uid} {home}/target"),
+        ("??/??/*.blob", "cleanup --full"),
+        ("catalog/versions/*", "catalog check"),
+        ("catalog/versions/*", "recover --to sqlite:///{home}/new.sqlite"),
+    ],
+    ids=["scrub", "restore", "cleanup", "catalog", "recover"],
+)
+def test_no_command_waits_for_a_fifo_in_the_place_of_an_object(
+    config: Path, tmp_path: Path, objects: str, words: str
+) -> None:
+    with opened(config) as repository:
+        uid = back_up(repository, random_image(tmp_path / "image", 3 * BLOCK)).version.uid
+        publish(repository)
+    place = min((config.parent / "data").glob(objects))
+    put_in_place(place, "a FIFO")
+    # In a process of its own: what waits for a FIFO does not end by itself, and did not heed Ctrl-C.
+    done = subprocess.run(
+        [BACKYFS, "-c", str(config), *words.format(uid=uid, home=tmp_path).split()],
+        capture_output=True, text=True, check=False, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert done.returncode == DAMAGE, done.stderr
+    assert f"{place} is a FIFO; move it away" in done.stdout + done.stderr
