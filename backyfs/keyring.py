@@ -269,10 +269,11 @@ def _adopted_key(config: Config, found: _Found, catalog: OpenPart | None) -> byt
     key = keys.read_key(config.key)
     if _opens_something(key, found, catalog):
         return key
-    if found.wrapped_key is None:
+    # A repository of backy2 has neither a fingerprint key nor the date of a key before it has slots.
+    if found.wrapped_key is None or found.identity.wrapped_fingerprint_key is not None or found.key_made_at is not None:
         raise _lost_slots()
     check = keys.show_check(keys.key_check(key))
-    if config.encryption_version == 0:  # where backy2 looked at no key at all
+    if config.encryption_version == 0 and found.tag is None:  # where backy2 looked at no key at all
         _log.warning("the configured key %s does not open the encrypted blocks of this repository", check)
         return None
     raise WrongKeyError(

@@ -34,6 +34,7 @@ from backyfs.repository import check_agreement
 
 if TYPE_CHECKING:
     from backyfs.config import Config
+    from backyfs.keys.slots import Opened
     from backyfs.metadata.database import Database
     from backyfs.model import KeySlot
 
@@ -86,7 +87,9 @@ def rekey(
 def _rewrite_slot(database: Database, slots: list[KeySlot], old: Secret, new: Secret) -> RekeyReport:
     already = _opened_already(slots, new)
     if already is not None:
-        return RekeyReport(slot=already, rewrapped=0, left=0, changed=False)
+        with database.read() as connection:
+            require_identity(connection, already.repository_key)
+        return RekeyReport(slot=already.slot, rewrapped=0, left=0, changed=False)
     opened = open_with(slots, old)
     slot = make_slot(new, opened.repository_key, label=opened.slot.label, created_at=datetime.now(UTC))
     with database.write() as connection:
@@ -99,9 +102,9 @@ def _rewrite_slot(database: Database, slots: list[KeySlot], old: Secret, new: Se
     return RekeyReport(slot=slot, rewrapped=0, left=0, changed=True)
 
 
-def _opened_already(slots: list[KeySlot], secret: Secret) -> KeySlot | None:
+def _opened_already(slots: list[KeySlot], secret: Secret) -> Opened | None:
     try:
-        return open_with(slots, secret).slot
+        return open_with(slots, secret)
     except (WrongKeyError, IntegrityError):
         return None
 

@@ -32,9 +32,24 @@ COMMANDS = {
     "scrub": ["scrub", "--all"],
     "key list": ["key", "print"],
 }
+KEY_COMMANDS = {
+    "check": ["key", "check"],
+    "export": ["key", "export", "{directory}/target"],
+    "add": ["key", "add", "other", "--key-command", f"echo {'cd' * 32}"],
+    "change": ["key", "change", "configuration", "--key-command", f"echo {'cd' * 32}"],
+    "remove": ["key", "remove", "configuration"],
+    "rekey": ["rekey", "--old-key-file", "{directory}/repository/backyfs.key"],
+    "reseal": ["migrate-encryption", "--all", "--reseal"],
+}
 every_command = pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
 NO_SLOTS = "DELETE FROM key_slots"
 NO_TAG = "UPDATE repository SET identity_tag = NULL"
+NO_FINGERPRINT_KEY = "UPDATE repository SET wrapped_fingerprint_key = NULL"
+# The configured key opens the wrapped key of its slot: the newest blob has it, so it is taken for the key of backy2.
+SLOT_AS_BLOB = (
+    "INSERT INTO blobs (uid, size, stored_size, encryption_version, wrapped_key, valid, created_at) SELECT "
+    f"'{'ab' * 16}', {BLOCK}, 100, 2, wrapped_key, 1, '2040-01-01 00:00:00.000000' FROM key_slots"
+)
 NOTHING_WRAPPED = "UPDATE blobs SET encryption_version = 0, wrapped_key = NULL, fingerprint = NULL"
 
 
@@ -97,6 +112,25 @@ def test_an_identity_that_was_changed_is_refused(
     assert "`backyfs recover`" in said
 
 
+@pytest.mark.parametrize("words", KEY_COMMANDS.values(), ids=KEY_COMMANDS)
+def test_no_command_for_keys_gives_an_identity_that_was_changed_a_tag_that_fits(
+    directory: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    change(directory, "UPDATE repository SET wrapped_fingerprint_key = NULL")
+    assert "than what was written with its key" in refused(directory, capsys, *words)
+
+
+def test_a_rekey_compares_the_identity_before_it_rewrites_a_slot(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(directory, "UPDATE repository SET wrapped_fingerprint_key = NULL")
+    (directory / "backyfs.key").rename(directory / "old.key")
+    (directory / "backyfs.key").write_text("ab" * 32)
+    (directory / "backyfs.key").chmod(0o600)
+    words = ("rekey", "--old-key-file", "{directory}/repository/old.key")
+    assert "than what was written with its key" in refused(directory, capsys, *words)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -147,6 +181,31 @@ def test_a_repository_that_is_opened_by_a_typed_passphrase_is_not_taken_for_a_pl
     change(directory, NO_SLOTS, NOTHING_WRAPPED)
     (directory / "data" / "catalog" / "repository").unlink()
     assert "the database has no key slot" in refused(directory, capsys, "ls")
+
+
+@pytest.mark.parametrize("encryption_version", [0, 2])
+@pytest.mark.parametrize(
+    ("statements", "status", "words"),
+    [
+        ((NO_SLOTS,), 20, "the database has no key slot, and the repository is encrypted"),
+        ((NO_SLOTS, NO_FINGERPRINT_KEY), 3, "does not open the data keys of this repository"),
+        ((NO_SLOTS, NO_FINGERPRINT_KEY, SLOT_AS_BLOB), 20, "than what was written with its key"),
+        ((NO_SLOTS, NO_TAG), 20, "the database has no key slot, and the repository is encrypted"),
+    ],
+    ids=["tag and fingerprint key", "tag", "tag, and a data key that the configured key opens", "fingerprint key"],
+)
+def test_without_a_catalog_what_the_database_still_has_tells_that_its_slots_are_lost(
+    directory: Path, capsys: pytest.CaptureFixture[str], statements: tuple[str, ...], status: int, words: str,
+    encryption_version: int,
+) -> None:  # fmt: skip
+    """With `encryption_version: 0` it would be read without a key, so that its fingerprints had none."""
+    config = directory / "backyfs.cfg"
+    line = f"encryption_version: {encryption_version}"
+    config.write_text(re.sub(r"(?m)^encryption_version:.*$", line, config.read_text()))
+    change(directory, *reversed(statements))
+    (directory / "data" / "catalog" / "repository").unlink()
+    for command in (["ls"], ["restore", "disk@latest", "{directory}/target"]):
+        assert words in refused(directory, capsys, *command, status=status)
 
 
 def test_without_a_tag_the_catalog_is_compared(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

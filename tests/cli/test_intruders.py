@@ -18,6 +18,7 @@ from backyfs.blocks import PieceLoader
 from backyfs.cli.main import run
 from backyfs.errors import IntegrityError
 from backyfs.metadata.versions import list_versions
+from tests.cli.test_identity import NO_FINGERPRINT_KEY, NO_SLOTS, NO_TAG, SLOT_AS_BLOB
 from tests.images import random_image
 from tests.mount.stored import blob_of
 from tests.repositories import BLOCK, make_repository, opened
@@ -30,14 +31,6 @@ if TYPE_CHECKING:
 
 DAMAGE = 20
 FORGED = b"E" * BLOCK
-NO_TAG = "UPDATE repository SET identity_tag = NULL"
-NO_FINGERPRINT_KEY = "UPDATE repository SET wrapped_fingerprint_key = NULL"
-# The configured key opens the wrapped key of its slot: the newest blob has it, so it is taken for the key of backy2.
-SLOT_AS_BLOB = (
-    "INSERT INTO blobs (uid, size, stored_size, encryption_version, wrapped_key, valid, created_at) SELECT "
-    f"'{'ab' * 16}', {BLOCK}, 100, 2, wrapped_key, 1, '2040-01-01 00:00:00.000000' FROM key_slots"
-)
-NO_SLOTS = "DELETE FROM key_slots"
 NOTHING_PROVES = "nothing proves that the database was written with the key of this repository"
 
 
