@@ -22,6 +22,7 @@ from tests.cli.test_identity import NO_FINGERPRINT_KEY, NO_SLOTS, NO_TAG, SLOT_A
 from tests.images import random_image
 from tests.mount.stored import blob_of
 from tests.repositories import BLOCK, make_repository, opened
+from tests.upgrade.reference import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -283,6 +284,18 @@ def test_without_tag_and_catalog_no_database_is_believed_silently(
         shutil.copy(other.parent / "data" / "catalog" / "repository", file)
     assert NOTHING_PROVES in call(encrypted, "restore", "disk@latest", tmp_path / "target")[1]
     assert NOTHING_PROVES in warnings(encrypted)
+
+
+def test_that_nothing_proves_a_database_is_said_once_where_it_is_normal(
+    encrypted: Path, tmp_path: Path, call: Call
+) -> None:
+    assert NOTHING_PROVES not in warnings(encrypted)
+    change_database(encrypted, NO_TAG)  # as of an older release, with its catalog
+    assert NOTHING_PROVES not in call(encrypted, "ls")[1]
+    adopted = Reference("v1-sqlite", tmp_path).config_file
+    assert call(adopted, "upgrade")[0] == 0
+    said = "".join(call(adopted, command)[1] for command in ("ls", "du", "ls"))
+    assert said.count(NOTHING_PROVES) == 1
 
 
 def test_a_repository_that_was_never_encrypted_is_not_taken_for_another_one_silently(

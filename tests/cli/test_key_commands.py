@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pty
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -23,8 +24,10 @@ from backyfs.errors import KeyMaterialError
 from backyfs.keys import passphrase as kdf
 from backyfs.keys import slots
 from backyfs.keys.passphrase import Cost
+from backyfs.keys.recovery import read_page
 from backyfs.metadata.database import Database
 from backyfs.repository import open_repository
+from tests.cli.test_intruders import readable
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 from tests.upgrade.reference import Reference
@@ -191,6 +194,80 @@ def test_rekey_rewrites_one_slot_also_while_others_work(call, place):
     assert restores(call, place)
     configure(place, f"encryption_key_file: {old}")
     assert call("-q", "ls")[0] == 3
+
+
+@pytest.mark.parametrize("way", ["file", "command"])
+def test_rekey_takes_an_old_passphrase(call, place, way):
+    assert call("-q", "key", "change", "configuration", "--passphrase-file", place / "words")[0] == 0
+    configure(place, f"encryption_key_file: {place / 'k2'}")
+    assert call("-q", "rekey", "--old-passphrase-command", "echo wrong")[0] == 3
+    word = {"file": place / "words", "command": f"cat {place / 'words'}"}[way]
+    assert call("-q", "rekey", f"--old-passphrase-{way}", word)[0] == 0
+    assert restores(call, place)
+
+
+def test_a_key_that_was_removed_opens_old_copies_of_the_database_alone(call, place):
+    old = place / "repository/backyfs.key"
+    copy = place / "copy.sqlite"
+    assert call("-q", "key", "add", "ann", "--key-file", place / "k1")[0] == 0
+    shutil.copy(place / "repository/backyfs.sqlite", copy)
+    assert call("-q", "key", "remove", "configuration", "--force")[0] == 0
+    assert labels(call) == ["ann"]
+    for words in (["ls"], ["restore", "disk@latest", place / "restored"], ["key", "print"]):
+        assert call(*words)[0] == 3
+    configure(place, f"encryption_key_file: {place / 'k1'}")
+    assert restores(call, place)
+    configure(place, f"encryption_key_file: {old}")
+    shutil.copy(copy, place / "repository/backyfs.sqlite")
+    assert restores(call, place)
+
+
+def test_no_more_than_32_slots_can_be_added(call, place):
+    with sqlite3.connect(place / "repository/backyfs.sqlite") as connection:
+        names = "kdf, kdf_parameters, key_check, wrapped_key, created_at"
+        for number in range(31):
+            connection.execute(f"INSERT INTO key_slots (label, {names}) SELECT '{number}', {names} FROM key_slots "
+                               "WHERE label = 'configuration'")  # fmt: skip
+    status, _, err = call("key", "add", "ann", "--key-file", place / "k1")
+    assert (status, "has 32 key slots, and there can be 32; remove one" in err) == (1, True)
+    assert call("-q", "key", "remove", "7")[0] == 0
+    assert call("-q", "key", "add", "ann", "--key-file", place / "k1")[0] == 0
+
+
+def test_a_database_with_more_slots_than_any_repository_has_is_refused(call, place):
+    with sqlite3.connect(place / "repository/backyfs.sqlite") as connection:
+        names = "kdf, kdf_parameters, key_check, wrapped_key, created_at"
+        for number in range(256):
+            connection.execute(f"INSERT INTO key_slots (label, {names}) SELECT '{number}', {names} FROM key_slots "
+                               "WHERE label = 'configuration'")  # fmt: skip
+    for words in (["ls"], ["key", "list"], ["key", "add", "ann", "--key-file", place / "k1"]):
+        status, _, err = call(*words)
+        assert (status, "has more than 256 key slots" in err) == (20, True)
+
+
+def test_the_key_of_the_repository_is_on_a_recovery_page_and_nowhere_else(call, place):
+    assert call("-q", "key", "add", "ann", "--passphrase-file", place / "words")[0] == 0
+    with opened(place / "repository/backyfs.cfg") as repository:
+        key = repository.blocks.keyring.repository_key
+        fingerprint_key = repository.blocks.keyring.fingerprint_key
+    export = ["export", "--all", place / "export"]
+    for words in (export, ["key", "list"], ["key", "check"], ["catalog", "push", "--all"]):
+        status, out, err = call("--debug", *words)
+        assert status == 0
+        assert key.hex() not in (out + err).lower()
+    passphrase_key = derived_of(place, WORDS)
+    for file in (file for file in place.rglob("*") if file.is_file()):
+        content = readable(file)
+        for secret in (key, fingerprint_key, passphrase_key):
+            assert secret not in content, file
+            assert secret.hex().encode() not in content.lower(), file
+    assert read_page(call("key", "print")[1]) == key
+
+
+def derived_of(place, passphrase):
+    with sqlite3.connect(place / "repository/backyfs.sqlite") as connection:
+        [(name, parameters)] = connection.execute("SELECT kdf, kdf_parameters FROM key_slots WHERE label = 'ann'")
+    return kdf.derive_key(passphrase, name, parameters)
 
 
 def test_rekey_with_the_wrong_old_key_changes_nothing(call, place):

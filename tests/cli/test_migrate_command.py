@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -141,6 +142,28 @@ def test_a_rotation_locks_out_who_has_seen_the_old_keys(call: Call, config: Path
         assert repository.blocks.keyring.unwrap(new_blob.wrapped_key) != _unwrap(old_key, old_blob.wrapped_key)
         assert back_up(repository, tmp_path / "image").statistics.blocks_deduplicated == 3  # fingerprints are the same
     assert call("scrub", "--all")[0] == 0
+
+
+def test_an_old_copy_of_the_database_opens_nothing_after_a_rotation_and_a_cleanup(
+    call: Call, config: Path, tmp_path: Path
+) -> None:
+    call("-q", "migrate-encryption", "--all")
+    assert call("-q", "key", "export", tmp_path / "page")[0] == 0
+    database, copy = config.parent / "backyfs.sqlite", tmp_path / "copy.sqlite"
+    call("-q", "key", "add", "ann", "--passphrase-file", tmp_path / "words")
+    shutil.copy(database, copy)
+    assert call("-q", "migrate-encryption", "--all", "--reseal")[0] == 0
+    assert call("-q", "cleanup", "--dangerous-force")[0] == 0
+    assert restores(call, tmp_path)
+    rescue = ("key", "add", "rescue", "--passphrase-file", tmp_path / "words", "--from-recovery", tmp_path / "page")
+    status, _, err = call(*rescue)
+    assert (status, "has the key of another repository" in err) == (3, True)
+    database.unlink()
+    shutil.copy(copy, database)
+    image = (tmp_path / "image").read_bytes()
+    assert call("restore", "disk@latest", tmp_path / "again")[0] == 20
+    found = (tmp_path / "again").read_bytes()
+    assert not [at for at in range(0, len(image), 512) if found[at : at + 16] == image[at : at + 16]]
 
 
 def _unwrap(key: bytes | None, wrapped: bytes | None) -> bytes:

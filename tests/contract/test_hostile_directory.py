@@ -169,7 +169,10 @@ def test_a_link_in_the_place_of_a_directory_of_the_catalog_is_not_followed(
 def test_a_link_that_replaces_a_directory_before_a_flush_gets_no_names(
     storage: DirectoryStorage, path: Path, outside: Path, above: str
 ) -> None:
-    storage.put(BlobUid(f"a1b2{'0' * 28}"), [b"x"])
+    new = BlobUid(f"a1b2{'0' * 28}")
+    storage.put(new, [b"x"])
+    for directory in ("", "b2"):
+        (outside / directory / f"{new}.blob.tmp").write_bytes(b"not yours")
     before = tree(outside)
     replace_by_link(path / above, outside)
     with pytest.raises(StorageError, match=f"{above} is a symbolic link"):

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from backyfs.engine.export_format import Record
     from backyfs.engine.importing import ImportReport
-    from backyfs.model import Version
+    from backyfs.model import KeySlot, Version
     from backyfs.repository import Repository
 
 SMALL = 5 * BLOCK + 7
@@ -701,6 +701,30 @@ def test_a_repository_with_a_key_does_not_become_one_without_encryption(tmp_path
         back_up(plain, random_image(tmp_path / "image", SMALL))
         refuse(Twins(plain, target, bytes(32)), exported(plain), KeyMaterialError,
                r"which is not encrypted, and a key is configured; nothing was imported")  # fmt: skip
+
+
+def test_an_export_that_makes_an_encrypted_repository_look_like_one_of_backy2_is_not_believed_silently(
+    encrypted: Twins, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The configured key opens the wrapped key of the slot as well as one of a block of backy2."""
+    slots: list[KeySlot] = []
+
+    def as_of_backy2(record: Any) -> Record:
+        if isinstance(record, ExportHeader):
+            assert record.repository is not None
+            slots.extend(record.repository.key_slots)
+            return replace(record, repository=replace(record.repository, key_slots=(), wrapped_fingerprint_key=None))
+        if isinstance(record, BlobRecord):
+            return replace(record, wrapped_key=slots[0].wrapped_key)
+        return record  # type: ignore[no-any-return]
+
+    take(encrypted, rewritten(exported(encrypted.source), as_of_backy2))
+    caplog.clear()
+    shutil.copy(tmp_path / "encrypted" / "backyfs.key", tmp_path / "target" / "backyfs.key")
+    with opened(tmp_path / "target" / "backyfs.cfg") as found:
+        assert found.blocks.keyring.repository_key == encrypted.key
+        assert found.blocks.encryption_version != 0
+    assert "nothing proves that the database was written with the key of this repository" in caplog.text
 
 
 # Exports for backy2

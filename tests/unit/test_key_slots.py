@@ -66,11 +66,15 @@ def test_scrypt_is_that_of_rfc_7914() -> None:
     assert derive_key("pleaseletmein", "scrypt", parameters).hex() == expected
 
 
-def test_the_default_costs_at_least_64_mib() -> None:
-    assert Cost().memory_kib >= 64 << 10
+def test_the_default_costs_as_much_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     name, parameters = new_parameters(Cost())
-    assert name == "argon2id"
-    assert json.loads(parameters)["memory_kib"] == 131072
+    found = json.loads(parameters)
+    assert (name, found.pop("salt") != "") == ("argon2id", True)
+    assert found == {"memory_kib": 128 << 10, "passes": 6, "lanes": 4}
+    monkeypatch.setattr(kdf, "_has_argon2id", lambda: False)
+    name, parameters = new_parameters(Cost())
+    found = json.loads(parameters)
+    assert (name, 128 * found["n"] * found["r"]) == ("scrypt", 128 << 20)
 
 
 def test_without_argon2id_a_new_slot_uses_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +109,14 @@ def test_a_hostile_slot_is_damaged_and_costs_nothing(change: dict[str, object]) 
     parameters = json.dumps(json.loads(slot.kdf_parameters) | change)
     with pytest.raises(IntegrityError, match=r"^key slot 'words' has parameters that no slot of backyfs has "):
         open_with([replace(slot, kdf_parameters=parameters)], Secret(passphrase="words"))
+
+
+@pytest.mark.parametrize("change", [{"n": 1 << 21}, {"n": 0}, {"n": 65}, {"n": "64"}, {"r": 16}, {"r": 0}, {"p": 1000}])
+def test_a_hostile_slot_of_scrypt_is_damaged_and_costs_nothing(change: dict[str, object]) -> None:
+    parameters = json.dumps({"salt": "00" * 16, "n": 64, "r": 8, "p": 2} | change)
+    slot = replace(passphrase_slot("words"), kdf="scrypt", kdf_parameters=parameters)
+    with pytest.raises(IntegrityError, match=r"^key slot 'words' has parameters that no slot of backyfs has "):
+        open_with([slot], Secret(passphrase="words"))
 
 
 @pytest.mark.parametrize("parameters", ["", "{", "[]", "1", "[" * 100_000, '{"a": 1}' + " " * 1024])

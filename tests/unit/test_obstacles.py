@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from backyfs.engine.publish import publish
 from backyfs.engine.recover import Loss, open_catalog, recover
 from backyfs.engine.restore import restore
 from backyfs.engine.scrub import ScrubRequest, scrub
-from backyfs.errors import CatalogError, StorageError
+from backyfs.errors import CatalogError, OddValueError, StorageError
 from backyfs.keys.slots import Secret
 from backyfs.metadata.database import Database
 from backyfs.metadata.migration import Outdated
@@ -85,6 +86,25 @@ def test_a_uid_that_cannot_be_is_damage_to_its_block(repository: Repository, ver
         connection.execute(update(blobs).where(blobs.c.id == blob.id).values(uid=uid))
     report = scrub(repository, ScrubRequest(versions=None))
     assert (report.blobs_checked, report.blobs_damaged) == (BLOCKS - 1, 1)
+
+
+def test_a_uid_that_is_a_path_reads_and_deletes_nothing_elsewhere(
+    repository: Repository, version: Version, tmp_path: Path
+) -> None:
+    """There the block is whole, so it would be found."""
+    blob = blob_of(repository, version, 1)
+    there = tmp_path / "there.blob"
+    file_of(repository, blob).rename(there)
+    assert tmp_path == (tmp_path / "repository/data/..////..//there").resolve().parent
+    with repository.database.write() as connection:
+        connection.execute(update(blobs).where(blobs.c.id == blob.id).values(uid="..//there"))
+    assert scrub(repository, ScrubRequest(versions=None)).blobs_damaged == 1
+    report = restore(repository, version, str(tmp_path / "restored"))
+    assert [(damage.start, damage.stop) for damage in report.damaged] == [(BLOCK, 2 * BLOCK)]
+    remove(repository, version)
+    with suppress(OddValueError):
+        cleanup(repository, grace_s=0)
+    assert there.exists()
 
 
 def test_restore_leaves_out_the_block_and_writes_the_others(
