@@ -234,15 +234,16 @@ def _without_key(found: _Found, *, awaits_key: bool = False) -> Unlocked:
 
 
 def _require_never_had_slots(found: _Found, catalog: OpenPart | None, *, names_key: bool) -> None:
-    """Refuse a database without key slots where the storage, or its own tag, says that there were some.
+    """Refuse a database without key slots where the storage, or what else it has, says that there were some.
 
-    A repository of backy2 has none until `rekey`: its catalog, if it has one, is sealed all the same.
+    A repository of backy2 has none until `rekey`: its catalog, if it has one, is sealed all the same. Only with the
+    first slot comes a fingerprint key, or the date of a key.
     """
     if catalog is not None and catalog.is_sealed:
         had_slots = bool(catalog.key_slots)
     else:
         had_slots = found.tag is not None and not names_key
-    if had_slots:
+    if had_slots or found.identity.wrapped_fingerprint_key is not None or found.key_made_at is not None:
         raise _lost_slots()
 
 
@@ -269,8 +270,7 @@ def _adopted_key(config: Config, found: _Found, catalog: OpenPart | None) -> byt
     key = keys.read_key(config.key)
     if _opens_something(key, found, catalog):
         return key
-    # A repository of backy2 has neither a fingerprint key nor the date of a key before it has slots.
-    if found.wrapped_key is None or found.identity.wrapped_fingerprint_key is not None or found.key_made_at is not None:
+    if found.wrapped_key is None:
         raise _lost_slots()
     check = keys.show_check(keys.key_check(key))
     if config.encryption_version == 0 and found.tag is None:  # where backy2 looked at no key at all

@@ -45,6 +45,7 @@ every_command = pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS
 NO_SLOTS = "DELETE FROM key_slots"
 NO_TAG = "UPDATE repository SET identity_tag = NULL"
 NO_FINGERPRINT_KEY = "UPDATE repository SET wrapped_fingerprint_key = NULL"
+A_DATE = "UPDATE repository SET key_made_at = '2024-01-01 00:00:00.000000'"  # as after a rotation
 # The configured key opens the wrapped key of its slot: the newest blob has it, so it is taken for the key of backy2.
 SLOT_AS_BLOB = (
     "INSERT INTO blobs (uid, size, stored_size, encryption_version, wrapped_key, valid, created_at) SELECT "
@@ -191,8 +192,13 @@ def test_a_repository_that_is_opened_by_a_typed_passphrase_is_not_taken_for_a_pl
         ((NO_SLOTS, NO_FINGERPRINT_KEY), 3, "does not open the data keys of this repository"),
         ((NO_SLOTS, NO_FINGERPRINT_KEY, SLOT_AS_BLOB), 20, "than what was written with its key"),
         ((NO_SLOTS, NO_TAG), 20, "the database has no key slot, and the repository is encrypted"),
+        ((NO_SLOTS, NO_TAG, NOTHING_WRAPPED), 20, "the database has no key slot, and the repository is encrypted"),
+        ((NO_SLOTS, NO_TAG, NO_FINGERPRINT_KEY, NOTHING_WRAPPED, A_DATE), 20, "the database has no key slot, and the"),
     ],
-    ids=["tag and fingerprint key", "tag", "tag, and a data key that the configured key opens", "fingerprint key"],
+    ids=[
+        "tag and fingerprint key", "tag", "tag, and a data key that the configured key opens", "fingerprint key",
+        "fingerprint key, nothing encrypted", "date of the key, nothing encrypted",
+    ],
 )
 def test_without_a_catalog_what_the_database_still_has_tells_that_its_slots_are_lost(
     directory: Path, capsys: pytest.CaptureFixture[str], statements: tuple[str, ...], status: int, words: str,

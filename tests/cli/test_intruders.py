@@ -286,6 +286,17 @@ def test_without_tag_and_catalog_no_database_is_believed_silently(
     assert NOTHING_PROVES in warnings(encrypted)
 
 
+def test_a_database_that_looks_like_one_of_backy2_is_not_believed_silently_where_new_blocks_are_plain(
+    encrypted: Path, call: Call
+) -> None:
+    """As documented: the key is not needed there, so that it opens nothing is no error."""
+    change_database(encrypted, NO_TAG, NO_FINGERPRINT_KEY, NO_SLOTS)
+    (encrypted.parent / "data" / "catalog" / "repository").unlink()
+    encrypted.write_text(re.sub(r"(?m)^encryption_version:.*$", "encryption_version: 0", encrypted.read_text()))
+    assert call(encrypted, "ls")[0] == 0
+    assert "does not open the encrypted blocks of this repository" in warnings(encrypted)
+
+
 def test_that_nothing_proves_a_database_is_said_once_where_it_is_normal(
     encrypted: Path, tmp_path: Path, call: Call
 ) -> None:

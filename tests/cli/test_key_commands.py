@@ -321,6 +321,22 @@ def test_a_repository_of_backy2_is_not_rekeyed_under_running_commands(call, plac
     assert call("-q", "rekey", K1, config=reference.config_file)[0] == 0
 
 
+@pytest.mark.parametrize(("new", "expected"), [(K1, 0), (K2, 3)])
+def test_an_export_from_before_a_rekey_needs_the_key_it_was_made_with(call, place, new, expected):
+    reference = Reference("v1-sqlite", place)
+    config = reference.config_file
+    assert call("-q", "upgrade", config=config)[0] == 0
+    uid = next(uid for uid, version in reference.expected["versions"].items() if version["complete"])
+    assert call("-q", "export", uid, place / "export", config=config)[0] == 0
+    if new != K1:
+        reference.change_config(K1, new)
+    assert call("-q", "rekey", K1, config=config)[0] == 0
+    assert call("-q", "rm", "--force", uid, config=config)[0] == 0
+    assert call("-q", "cleanup", "--dangerous-force", config=config)[0] == 0
+    status, _, err = call("import", place / "export", config=config)
+    assert (status, "that this repository's key does not open" in err) == (expected, expected == 3)
+
+
 def test_a_command_that_has_read_the_old_key_stores_nothing_after_rekey(call, place):
     reference = Reference("v1-sqlite", place)
     assert call("-q", "upgrade", config=reference.config_file)[0] == 0
