@@ -430,6 +430,7 @@ def test_a_second_version_that_is_wrong_takes_the_first_one_with_it(twins: Twins
         (PageRecord, {"entries": ("nosuchblob", 0, 0, 0, 0, 0)}, "block 0 of version .* has no blob of 4096 bytes"),
         (PageRecord, {"entries": (ABSENT, 0, 0, 0, 0, 0)}, "lacks blocks, and the version is valid"),
         (BlobRecord, {"size": BLOCK - 1}, "block 0 of version .* has no blob of 4096 bytes"),
+        (BlobRecord, {"uid": "../../../evil"}, "a blob, is wrong: .* is not the uid of a block"),
         (BlobRecord, {"size": 2**31}, "a blob, is wrong: .*, which is not "),
         (BlobRecord, {"encryption_version": 2**15}, "a blob, is wrong: .*, which is not "),
         (BlobRecord, {"fingerprint": b"x" * 65}, "a blob, is wrong: .*, which is not "),
