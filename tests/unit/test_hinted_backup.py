@@ -19,6 +19,7 @@ from backyfs.geometry import PAGE_ENTRIES
 from backyfs.hints import Hints
 from backyfs.metadata.blockmap import ABSENT, list_pages, load_page
 from backyfs.metadata.tables import blobs, versions
+from backyfs.metadata.usage import encryption_versions
 from backyfs.metadata.versions import list_versions
 from backyfs.model import PageNumber, VersionStatus
 from backyfs.ranges import ranges
@@ -27,6 +28,7 @@ from tests.audit import audit, count_jobs
 from tests.images import random_bytes, random_image, sparse_image
 from tests.mount.stored import blob_of
 from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,6 +129,21 @@ def test_only_hinted_blocks_are_read_and_the_rest_is_kept(repository, tmp_path):
     assert (counts.blocks_sparse, counts.bytes_sparse) == (3, 3 * BLOCK)
     audit(repository)
     assert count_jobs(repository) == 0
+
+
+def test_blocks_of_the_base_stay_as_they_are_whatever_version_new_ones_get(tmp_path):
+    config = make_repository(tmp_path / "repository")
+    configure(config, encryption_version=0)
+    image = random_image(tmp_path / "image", 3 * BLOCK)
+    with opened(config) as repository:
+        base = back_up(repository, image).version
+    configure(config, encryption_version=2, deduplication="same-version")
+    change(image, BLOCK, b"new")
+    with opened(config) as repository:
+        version = back_up_recorded(repository, image, base=base, hints=hints(blocks(1)))[0].version
+        expect_restored(repository, version, image)
+        with repository.database.read() as connection:
+            assert encryption_versions(connection, version) == [0, 2]
 
 
 def test_a_block_of_which_a_part_became_zeros_is_read(repository, tmp_path):

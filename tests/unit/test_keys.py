@@ -17,6 +17,7 @@ import pytest
 
 from backyfs.errors import IntegrityError, MissingKeyError, WrongKeyError
 from backyfs.keys import Keyring, key_check, new_key, new_slot, open_slots, read_key, show_check, unwrap_key, wrap_key
+from backyfs.keys.sources import PATIENCE_S
 from backyfs.model import KeySlot, KeySource
 
 if TYPE_CHECKING:
@@ -363,6 +364,10 @@ def test_a_process_that_a_command_leaves_running_is_not_waited_for() -> None:
             os.close(before)
             pids.seek(0)
             os.kill(int(pids.read()), signal.SIGKILL)
+
+
+def test_what_gives_no_key_is_waited_for_a_minute_as_documented() -> None:
+    assert PATIENCE_S == 60
 
 
 def test_a_command_that_prints_without_end_is_refused() -> None:
