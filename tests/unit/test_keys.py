@@ -339,7 +339,8 @@ def test_a_command_that_is_given_up_leaves_nothing_running(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "alive")  # its reader gets POLLHUP when the last process that has it open for writing ends
     reader = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
     try:
-        command = f"exec 9>{tmp_path}/alive; sleep 600 & echo $! > {tmp_path}/pid; yes"
+        # It lets go of stdout and stderr: whoever waits for their end does not wait for it.
+        command = f"exec 9>{tmp_path}/alive; sleep 600 > /dev/null 2>&1 & echo $! > {tmp_path}/pid; yes"
         assert "prints 4096 bytes or more" in refusal_without_terminal(command, 300)
         poll = select.poll()
         poll.register(reader, 0)
