@@ -145,8 +145,8 @@ def require_release(connection: Connection) -> None:
 
 
 def replace_identity(connection: Connection, identity: Identity, slots: Iterable[KeySlot]) -> None:
-    """Make a repository that is empty another one."""
-    values = {field.name: getattr(identity, field.name) for field in fields(Identity)}
+    """Make a repository that is empty another one. When that one got its key is not known."""
+    values = {field.name: getattr(identity, field.name) for field in fields(Identity)} | {"key_made_at": None}
     connection.execute(update(repository).values(values))  # the row stays: writers wait for each other at it
     note_repository(connection)
     replace_key_slots(connection, slots)

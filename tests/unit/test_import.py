@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import insert, select, update
 
 from backyfs import keys
+from backyfs.cli.main import run
 from backyfs.engine.export import export_for_backy2, export_versions
 from backyfs.engine.export_format import (
     ExportHeader,
@@ -37,7 +38,7 @@ from backyfs.errors import (
     WrongKeyError,
 )
 from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, load_page, new_entries
-from backyfs.metadata.identity import list_key_slots, load_identity
+from backyfs.metadata.identity import list_key_slots, load_identity, load_key_date
 from backyfs.metadata.jobs import register_job, this_process
 from backyfs.metadata.stats import list_statistics
 from backyfs.metadata.tables import blobs, metadata, pages, tags, versions
@@ -704,10 +705,11 @@ def test_a_repository_with_a_key_does_not_become_one_without_encryption(tmp_path
                r"which is not encrypted, and a key is configured; nothing was imported")  # fmt: skip
 
 
-def test_an_export_that_makes_an_encrypted_repository_look_like_one_of_backy2_is_not_believed_silently(
-    encrypted: Twins, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The configured key opens the wrapped key of the slot as well as one of a block of backy2."""
+def without_slots(repository: Repository) -> io.BytesIO:
+    """Export an encrypted repository, and make it look like one of backy2.
+
+    The configured key opens the wrapped key of the slot as well as one of a block of backy2.
+    """
     slots: list[KeySlot] = []
 
     def as_of_backy2(record: Any) -> Record:
@@ -719,7 +721,23 @@ def test_an_export_that_makes_an_encrypted_repository_look_like_one_of_backy2_is
             return replace(record, wrapped_key=slots[0].wrapped_key)
         return record  # type: ignore[no-any-return]
 
-    take(encrypted, rewritten(exported(encrypted.source), as_of_backy2))
+    return rewritten(exported(repository), as_of_backy2)
+
+
+def test_the_date_of_a_key_goes_with_the_repository_that_had_it(encrypted: Twins, tmp_path: Path) -> None:
+    config = make_repository(tmp_path / "rotated")
+    assert run(["-c", str(config), "migrate-encryption", "--all", "--reseal"]) == 0
+    with opened(config) as target:
+        take(Twins(encrypted.source, target, encrypted.key), without_slots(encrypted.source))
+    shutil.copy(tmp_path / "encrypted" / "backyfs.key", tmp_path / "rotated" / "backyfs.key")
+    with opened(config) as target, target.database.read() as connection:
+        assert load_key_date(connection) is None
+
+
+def test_an_export_that_makes_an_encrypted_repository_look_like_one_of_backy2_is_not_believed_silently(
+    encrypted: Twins, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    take(encrypted, without_slots(encrypted.source))
     caplog.clear()
     shutil.copy(tmp_path / "encrypted" / "backyfs.key", tmp_path / "target" / "backyfs.key")
     with opened(tmp_path / "target" / "backyfs.cfg") as found:
