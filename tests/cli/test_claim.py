@@ -183,6 +183,23 @@ def test_a_repository_of_the_release_before_is_marked_by_the_next_command(
     assert "it has the marker of this repository" in calls(config, "check-config")[1]
 
 
+def test_an_unmarked_storage_with_the_catalog_of_another_repository_is_refused(
+    tmp_path: Path, image: Path, calls: Callable[..., tuple[int, str]]
+) -> None:
+    first, second = make_repository(tmp_path / "first"), make_repository(tmp_path / "second")
+    assert calls(first, "backup", "{image}", "disk")[0] == 0
+    marker = tmp_path / "first/data/catalog/marker"
+    marker.unlink()
+    with opened(second) as repository:
+        forget_marker(repository)
+    second.write_text(second.read_text().replace(f"{tmp_path}/second/data", f"{tmp_path}/first/data"))
+    for words in COMMANDS:
+        status, told = calls(second, *words)
+        assert status == 6, words
+        assert "the storage belongs to repository " in told, words
+    assert not marker.exists()
+
+
 def test_an_unmarked_storage_without_the_known_blobs_is_refused(
     tmp_path: Path, image: Path, calls: Callable[..., tuple[int, str]]
 ) -> None:
