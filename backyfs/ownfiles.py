@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig
 from backyfs.host.mounttable import is_below, place_of
-from backyfs.metadata.database import Database, sqlite_path
+from backyfs.metadata.db.database import Database, sqlite_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -130,7 +130,7 @@ def _doubts_about_user(config: Config, user: int) -> Iterator[str]:
 
 def _used_paths(config: Config) -> Iterator[str]:
     """Yield the paths that a command writes to, or makes if they are not there."""
-    from backyfs.metadata.database import Database, sqlite_path  # noqa: PLC0415 - slow to load, and seldom needed
+    from backyfs.metadata.db.database import Database, sqlite_path  # noqa: PLC0415 - slow to load, and seldom needed
 
     if config.logfile is not None:
         yield config.logfile

@@ -1,7 +1,7 @@
 """What values must look like, wherever they come from: rows, objects of the catalog, exports.
 
 Pure. Nothing that was stored is trusted: anyone who can write to the database or the storage can have put anything
-there. So there is one rule for each kind of value, and every border applies it: the columns of `metadata.tables`, the
+there. So there is one rule for each kind of value, and every border applies it: the columns of the database, the
 objects of `catalog`, and both formats that `import` reads.
 """
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from backyfs.config import load_config
-from backyfs.engine import publish as publishing
-from backyfs.engine.backup import BackupRequest, backup
-from backyfs.engine.freshpages import FreshPages
+from backyfs.engine.backup.backup import BackupRequest, backup
+from backyfs.engine.catalog import publish as publishing
+from backyfs.engine.catalog.freshpages import FreshPages
 from backyfs.repository import open_repository
 from backyfs.sources import open_source
 

@@ -18,11 +18,11 @@ from blake3 import blake3
 from sqlalchemy import delete, insert, select, update
 
 from backyfs import keys
-from backyfs.metadata.blobs import find_blobs, insert_blobs
-from backyfs.metadata.blockmap import commit_page, load_page, new_entries, pack
-from backyfs.metadata.database import Connection, Database
-from backyfs.metadata.tables import blob_refs, blobs, key_slots, pages, repository, version_pages, versions
-from backyfs.metadata.versions import create_version, set_status
+from backyfs.metadata.db.database import Connection, Database
+from backyfs.metadata.db.tables import blob_refs, blobs, key_slots, pages, repository, version_pages, versions
+from backyfs.metadata.maps.blockmap import commit_page, load_page, new_entries, pack
+from backyfs.metadata.records.blobs import find_blobs, insert_blobs
+from backyfs.metadata.records.versions import create_version, set_status
 from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, VersionId, VersionStatus
 
 BLOCK_BYTES = 4 << 20

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from backyfs.blocks import load_block
 from backyfs.config import load_config
 from backyfs.geometry import block_count
-from backyfs.metadata.versions import find_version
+from backyfs.metadata.records.versions import find_version
 from backyfs.model import Blob, BlockIndex
 from backyfs.mount.image import Image
 from backyfs.repository import open_repository

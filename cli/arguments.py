@@ -30,7 +30,7 @@ def _stored_texts(context: click.Context, parameter: click.Parameter, texts: tup
     return texts
 
 
-# The argument `version`: what `metadata.versions.find_version` takes.
+# The argument `version`: what `metadata.records.versions.find_version` takes.
 version_argument = click.argument(
     "version", metavar="VERSION", callback=stored_text, shell_complete=complete_versions
 )

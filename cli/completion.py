@@ -118,9 +118,9 @@ def _quietly(work: Callable[[], None]) -> None:
 
 
 def _read_versions(file: str | None) -> list[Version]:
-    from backyfs.metadata.database import Database  # noqa: PLC0415 - most completions need none of it
-    from backyfs.metadata.revisions import SchemaState  # noqa: PLC0415
-    from backyfs.metadata.versions import list_versions  # noqa: PLC0415
+    from backyfs.metadata.db.database import Database  # noqa: PLC0415 - most completions need none of it
+    from backyfs.metadata.db.revisions import SchemaState  # noqa: PLC0415
+    from backyfs.metadata.records.versions import list_versions  # noqa: PLC0415
     from backyfs.trust import load_trusted_config  # noqa: PLC0415
 
     # The shell would have done this before the command saw it.

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
     from backyfs.cli.hooks import Facts
     from backyfs.config import Config
-    from backyfs.engine.telling import TellingProgress
     from backyfs.hooks import Fact
-    from backyfs.metadata.database import Database
+    from backyfs.metadata.db.database import Database
     from backyfs.model import Progress
     from backyfs.repository import Repository
+    from backyfs.work.progress import TellingProgress
 
 _log = logging.getLogger("backyfs.cli")
 
@@ -153,7 +153,7 @@ class Invocation:
         Library functions do so themselves, after which there is nothing left to do.
         """
         if repository.database.has_written and not self.interrupted.is_set():
-            from backyfs.engine.publish import keep_catalog  # noqa: PLC0415 - many commands change nothing
+            from backyfs.engine.catalog.publish import keep_catalog  # noqa: PLC0415 - many commands change nothing
 
             keep_catalog(repository, stop=self.interrupted.is_set)
 
@@ -176,7 +176,7 @@ class Invocation:
         return ask_once
 
     def _upgrade(self, config: Config) -> None:
-        from backyfs.engine.upgrade import upgrade  # noqa: PLC0415 - alembic is slow to load
+        from backyfs.engine.setup.upgrade import upgrade  # noqa: PLC0415 - alembic is slow to load
 
         with stop_on_signals() as stop:
             report = upgrade(config, progress=self.progress(), stop=stop)

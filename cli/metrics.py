@@ -20,7 +20,7 @@ from backyfs.files import replace_file
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
     from backyfs.config import Config
-    from backyfs.engine.metrics import NameMetrics
+    from backyfs.engine.versions.metrics import NameMetrics
 
 _log = logging.getLogger("backyfs.cli")
 _MODE = 0o644  # for the exporter, which runs as another user
@@ -50,7 +50,10 @@ class Record:
         """
         if self.metrics_file is None:
             return
-        from backyfs.engine.metrics import RunMetrics, render_metrics  # noqa: PLC0415 - SQLAlchemy is slow to load
+        from backyfs.engine.versions.metrics import (  # noqa: PLC0415 - SQLAlchemy is slow to load
+            RunMetrics,
+            render_metrics,
+        )
 
         run = RunMetrics(
             config=self._config_file(),
@@ -75,8 +78,8 @@ class Record:
         return os.path.abspath(named) if named else ""
 
     def _names(self) -> list[NameMetrics]:
-        from backyfs.engine.metrics import collect_metrics  # noqa: PLC0415 - SQLAlchemy is slow to load
-        from backyfs.metadata.database import Database  # noqa: PLC0415
+        from backyfs.engine.versions.metrics import collect_metrics  # noqa: PLC0415 - SQLAlchemy is slow to load
+        from backyfs.metadata.db.database import Database  # noqa: PLC0415
 
         try:
             config = self._config()

@@ -11,7 +11,7 @@ from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_rows
 from backyfs.cli.text import printable
 from backyfs.errors import VersionError
-from backyfs.metadata.versions import find_version, set_protected
+from backyfs.metadata.records.versions import find_version, set_protected
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

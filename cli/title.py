@@ -3,7 +3,7 @@
     backyfs [Backing up disk (38.3% 292.1MiB/s ETA 2s)]
 
 A title may not look like one of backy2, whose running commands an upgrade waits for: see
-`backyfs.engine.backy2_processes`.
+`backyfs.engine.setup.backy2_processes`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backyfs.cli.text import printable
-from backyfs.engine.telling import TellingProgress
+from backyfs.work.progress import TellingProgress
 
 if TYPE_CHECKING:
     from backyfs.model import Progress

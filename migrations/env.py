@@ -1,8 +1,8 @@
-"""Run revisions on the connection that `backyfs.metadata.schema` passes, inside its transaction."""
+"""Run revisions on the connection that `backyfs.metadata.schema.schema` passes, inside its transaction."""
 
 from alembic import context
 
-from backyfs.metadata.tables import metadata
+from backyfs.metadata.db.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

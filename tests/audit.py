@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, func, select, text, update
 
-from backyfs.metadata.blockmap import HOLE, unpack
-from backyfs.metadata.tables import blob_refs, blobs, jobs, pages, version_pages
+from backyfs.metadata.db.tables import blob_refs, blobs, jobs, pages, version_pages
+from backyfs.metadata.maps.blockmap import HOLE, unpack
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -1,4 +1,4 @@
-"""Repositories for tests: made by `backyfs.engine.initialize`, in a temporary directory, and opened."""
+"""Repositories for tests: made by `backyfs.engine.setup.initialize`, in a temporary directory, and opened."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from backyfs.config import load_config
-from backyfs.engine.backup import BackupReport, BackupRequest, backup
-from backyfs.engine.initialize import Places, initialize
-from backyfs.metadata.jobs import list_live_jobs, this_process
+from backyfs.engine.backup.backup import BackupReport, BackupRequest, backup
+from backyfs.engine.setup.initialize import Places, initialize
+from backyfs.metadata.records.jobs import list_live_jobs, this_process
 from backyfs.repository import open_repository
 from backyfs.sources import open_source
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from backyfs.metadata.database import Database
+    from backyfs.metadata.db.database import Database
     from backyfs.repository import Repository
 
 

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 
 from backyfs.errors import MountError
-from backyfs.mount.partitions import read_partitions
+from backyfs.images.partitions import read_partitions
 
 _log = logging.getLogger(__name__)
 

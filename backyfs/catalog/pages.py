@@ -14,14 +14,14 @@ from backyfs import values
 from backyfs.catalog.objects import Kind, Seal, open_object, pack_object, page_name, take_apart
 from backyfs.errors import CatalogError
 from backyfs.geometry import PAGE_ENTRIES
-from backyfs.metadata.blockmap import ABSENT, HOLE
+from backyfs.metadata.maps.blockmap import ABSENT, HOLE
 from backyfs.model import BlobRecord, BlobUid
 from backyfs.values import is_right
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from backyfs.metadata.blobcolumns import BlobColumns
+    from backyfs.metadata.catalog.blobcolumns import BlobColumns
 
 # entries n (2) | blobs k (2)
 # n x entry (2): 0 a hole, 65535 never backed up, else the number of a blob from 1 on, in the order of the entries
@@ -35,7 +35,7 @@ _ABSENT = 0xFFFF
 _VALID, _FINGERPRINT, _WRAPPED_KEY, _STORED_SIZE, _HEX_UID = 1, 2, 4, 8, 16
 _FLAGS = 31
 _FIXED_BYTES = 18  # of each blob
-_MAX_BYTES = 64    # of a fingerprint, and of a wrapped key, see metadata.tables
+_MAX_BYTES = 64    # of a fingerprint, and of a wrapped key, see metadata.db.tables
 _HEX = re.compile("[0-9a-f]*")
 _HEX_DIGITS = 32
 

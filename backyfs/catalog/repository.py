@@ -21,7 +21,7 @@ from backyfs.catalog.objects import (
     take_apart,
 )
 from backyfs.errors import CatalogError
-from backyfs.metadata.identity import Identity
+from backyfs.metadata.records.identity import Identity
 from backyfs.model import KeySlot
 
 if TYPE_CHECKING:

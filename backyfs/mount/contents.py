@@ -18,27 +18,27 @@ import trio
 
 from backyfs.blocks import PieceLoader
 from backyfs.errors import BlobMissingError, DatabaseError, IntegrityError, ObjectUnreadableError, StorageError
-from backyfs.metadata.usage import encryption_versions, used_bytes
+from backyfs.images.partitions import describe, read_partitions
+from backyfs.metadata.maps.usage import encryption_versions, used_bytes
 from backyfs.model import VersionStatus
 from backyfs.mount.cache import PieceCache
 from backyfs.mount.imagefile import ImageFile, WritableLayer
 from backyfs.mount.images import Images
 from backyfs.mount.live import LiveTree
 from backyfs.mount.marker import DamageMarker
-from backyfs.mount.partitions import describe, read_partitions
 from backyfs.mount.pool import DEFAULT_PATIENCE_S, Pool
 from backyfs.mount.selection import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
-    from backyfs.engine.job import Job
+    from backyfs.images.partitions import PartitionTable
     from backyfs.model import Blob, BlockIndex, Version, VersionUid
     from backyfs.mount.overlay import OverlayDirectory, Scratch
-    from backyfs.mount.partitions import PartitionTable
     from backyfs.mount.reading import DamageError
     from backyfs.mount.tree import Tree
     from backyfs.repository import Repository
+    from backyfs.work.job import Job
 
 DEFAULT_CACHE_BYTES = 256 << 20  # 64 blocks of 4 MiB
 DEFAULT_READ_AHEAD_BYTES = 32 << 20

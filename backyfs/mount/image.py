@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from backyfs.errors import IntegrityError, VersionIncompleteError
 from backyfs.geometry import block_count, block_length, page_position
-from backyfs.metadata.blobs import load_blobs
-from backyfs.metadata.blockmap import ABSENT, HOLE, page_entries
+from backyfs.metadata.maps.blockmap import ABSENT, HOLE, page_entries
+from backyfs.metadata.records.blobs import load_blobs
 from backyfs.model import BlobId
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from backyfs.mount.image import Image, PageCache
 from backyfs.mount.reading import ImageReader
 
 if TYPE_CHECKING:
-    from backyfs.engine.job import Job
     from backyfs.model import Version, VersionUid
     from backyfs.mount.cache import PieceCache
     from backyfs.mount.pool import Pool
     from backyfs.repository import Repository
+    from backyfs.work.job import Job
 
 _log = logging.getLogger(__name__)
 

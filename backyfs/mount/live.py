@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from backyfs.errors import BackyfsError
-from backyfs.metadata.versions import list_versions, picture
+from backyfs.metadata.records.versions import list_versions, picture
 from backyfs.mount.tree import Tree
 
 if TYPE_CHECKING:
-    from backyfs.metadata.database import Database
+    from backyfs.metadata.db.database import Database
     from backyfs.mount.pool import Call, Pool
     from backyfs.mount.selection import Selection
 

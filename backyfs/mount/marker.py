@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from backyfs.engine.suspects import check_suspects
+from backyfs.engine.damage.suspects import check_suspects
 
 if TYPE_CHECKING:
-    from backyfs.engine.job import Job
     from backyfs.model import BlobId
     from backyfs.repository import Repository
+    from backyfs.work.job import Job
 
 _MOST = 10_000    # blobs that are looked at: of more, a scrub is the one to ask
 _TOGETHER_S = 1.0  # a reader that met one meets the next soon

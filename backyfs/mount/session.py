@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from backyfs.engine.job import Job
 from backyfs.errors import MountError
 from backyfs.host.mountpoints import check_mountpoint
 from backyfs.host.mounttable import shown_mounts
@@ -23,6 +22,7 @@ from backyfs.mount.contents import Contents, Settings
 from backyfs.mount.operations import Operations
 from backyfs.mount.overlay import OverlayDirectory, Scratch
 from backyfs.ownfiles import find_own
+from backyfs.work.job import Job
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection

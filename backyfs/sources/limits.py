@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from backyfs.model import Buffer
     from backyfs.sources import Source
     from backyfs.sources.change import SourceWarning
-    from backyfs.sources.targets import ReadableTarget, Target
+    from backyfs.targets import ReadableTarget, Target
 
 
 class LimitedSource:

@@ -10,7 +10,7 @@ import click
 from backyfs.cli.arguments import version_argument
 from backyfs.cli.commands.ls import print_version
 from backyfs.cli.tags import given_tags
-from backyfs.metadata.versions import add_tags, find_version
+from backyfs.metadata.records.versions import add_tags, find_version
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation

@@ -17,7 +17,7 @@ from backyfs.cli.output import print_rows
 from backyfs.cli.serving import serve_mount
 from backyfs.cli.text import printable
 from backyfs.errors import MountError
-from backyfs.metadata.versions import find_version
+from backyfs.metadata.records.versions import find_version
 from backyfs.model import VersionStatus
 from backyfs.text import shell_word
 

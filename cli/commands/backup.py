@@ -19,11 +19,11 @@ from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import announce
 from backyfs.cli.tags import TAGS
 from backyfs.cli.text import printable, stored_text
-from backyfs.engine.backup import BackupReport, BackupRequest, backup
+from backyfs.engine.backup.backup import BackupReport, BackupRequest, backup
 from backyfs.errors import HintsError
 from backyfs.files import read_input, read_stream
 from backyfs.hints import parse_hints
-from backyfs.metadata.versions import find_version
+from backyfs.metadata.records.versions import find_version
 from backyfs.sources import open_source
 from backyfs.sources.change import ChangeKind
 

@@ -12,7 +12,7 @@ from backyfs.errors import CatalogError
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
-    from backyfs.engine.catalogcheck import Difference
+    from backyfs.engine.catalog.check import Difference
 
 _COLUMNS = ("name", "fact")
 
@@ -38,8 +38,8 @@ def push(invocation: Invocation, *, everything: bool) -> None:
 
     For a repository that comes from backy2, and after warnings that something could not be written.
     """
-    from backyfs.engine.catalogcheck import remove_stale_objects  # noqa: PLC0415 - SQLAlchemy is slow to load
-    from backyfs.engine.publish import publish  # noqa: PLC0415
+    from backyfs.engine.catalog.check import remove_stale_objects  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.catalog.publish import publish  # noqa: PLC0415
 
     with invocation.open_repository(insist=everything) as repository, stop_on_signals() as stop:
         report = publish(repository, everything=everything, progress=invocation.progress(), stop=stop)
@@ -62,7 +62,7 @@ def check(invocation: Invocation) -> None:
 
     `backyfs catalog push --all` writes it anew.
     """
-    from backyfs.engine.catalogcheck import CatalogCheck  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.catalog.check import CatalogCheck  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     found: list[Difference] = []
     with invocation.open_repository() as repository, stop_on_signals() as stop:

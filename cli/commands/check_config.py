@@ -14,7 +14,7 @@ from backyfs.cli.text import printable
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
-    from backyfs.engine.findings import Finding
+    from backyfs.engine.setup.findings import Finding
 
 _COLUMNS = ("check", "grade", "message")
 
@@ -28,7 +28,7 @@ def command(invocation: Invocation) -> int:
     is that of the first that failed. Nothing is changed: a test object is stored and deleted again, and an
     older database is not upgraded.
     """
-    from backyfs.engine.check import check_configuration  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.setup.check import check_configuration  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     report = check_configuration(invocation.config_file, os.environ, now=datetime.now(UTC))
     if invocation.form is OutputForm.TABLE:

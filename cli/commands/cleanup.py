@@ -12,17 +12,17 @@ from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import Row, print_object, print_rows
 from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import expect_printed
-from backyfs.engine.cleanup import GRACE_S, cleanup, plan_cleanup
-from backyfs.engine.fullcleanup import full_cleanup, plan_full_cleanup
+from backyfs.engine.space.cleanup import GRACE_S, cleanup, plan_cleanup
+from backyfs.engine.space.fullcleanup import full_cleanup, plan_full_cleanup
 from backyfs.errors import IntegrityError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backyfs.cli.invocation import Invocation
-    from backyfs.engine.cleanup import CleanupReport
-    from backyfs.engine.fullcleanup import FullPlan, FullReport
-    from backyfs.metadata.garbage import Garbage
+    from backyfs.engine.space.cleanup import CleanupReport
+    from backyfs.engine.space.fullcleanup import FullPlan, FullReport
+    from backyfs.metadata.upkeep.garbage import Garbage
     from backyfs.model import DamagedRange, Version
     from backyfs.repository import Repository
 

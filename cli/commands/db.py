@@ -28,7 +28,7 @@ def copy(invocation: Invocation, from_url: str, to_url: str) -> None:
 
     Afterwards name TO_URL as `engine` in the configuration. Commands that are running have to end first.
     """
-    from backyfs.engine.copy import copy_database  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.transfer.database_copy import copy_database  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     report = copy_database(from_url, to_url)
     if invocation.form is OutputForm.JSON:

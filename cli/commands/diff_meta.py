@@ -16,9 +16,9 @@ from backyfs.cli.output import Row, print_rows
 from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
-from backyfs.engine.diff import Run, State, compare
+from backyfs.engine.versions.diff import Run, State, compare
 from backyfs.geometry import block_count
-from backyfs.metadata.versions import find_version
+from backyfs.metadata.records.versions import find_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

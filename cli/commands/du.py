@@ -14,9 +14,9 @@ from backyfs.cli.output import Row, chosen_columns, fields_option, print_labelle
 from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import printable, stored_text
-from backyfs.engine.du import SpaceReport, space_of_versions
-from backyfs.metadata.usage import encryption_of_blocks
-from backyfs.metadata.versions import find_version
+from backyfs.engine.versions.du import SpaceReport, space_of_versions
+from backyfs.metadata.maps.usage import encryption_of_blocks
+from backyfs.metadata.records.versions import find_version
 from backyfs.moments import date_text
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
 from backyfs.cli.schedules import chosen_schedulers, schedulers_option
 from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.records.versions import list_versions
 from backyfs.retention import find_due
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import click
 from backyfs.cli.arguments import version_argument
 from backyfs.cli.commands.ls import print_version
 from backyfs.cli.moments import MOMENT
-from backyfs.metadata.versions import find_version, set_expiry
+from backyfs.metadata.records.versions import find_version, set_expiry
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation

@@ -44,7 +44,7 @@ def command(invocation: Invocation, names: tuple[str, ...], *, every: bool, form
         raise UsageError("name a VERSION and a FILE, or --all and a FILE")
     file = names[-1]
     with invocation.open_repository() as repository:
-        from backyfs.metadata.versions import find_version, list_versions  # noqa: PLC0415 - slow to load
+        from backyfs.metadata.records.versions import find_version, list_versions  # noqa: PLC0415 - slow to load
 
         with repository.database.read() as connection:
             chosen = list_versions(connection) if every else [find_version(connection, names[0])]
@@ -58,7 +58,7 @@ def command(invocation: Invocation, names: tuple[str, ...], *, every: bool, form
             return
         if file == _STDOUT:
             raise UsageError("--all --format backy2 writes a file for each version; name a directory")
-        from backyfs.engine.export import new_directory  # noqa: PLC0415 - slow to load
+        from backyfs.engine.transfer.export import new_directory  # noqa: PLC0415 - slow to load
 
         new_directory(file, repository.own_paths)
         for one in chosen:
@@ -66,14 +66,14 @@ def command(invocation: Invocation, names: tuple[str, ...], *, every: bool, form
 
 
 def _export(repository: Repository, chosen: list[Version], path: str) -> None:
-    from backyfs.engine.export import export_versions  # noqa: PLC0415 - slow to load
+    from backyfs.engine.transfer.export import export_versions  # noqa: PLC0415 - slow to load
 
     with _opened(repository, path) as file:
         export_versions(repository, chosen, file)
 
 
 def _export_for_backy2(repository: Repository, version: Version, path: str, configured_key: bytes | None) -> None:
-    from backyfs.engine.export import export_for_backy2  # noqa: PLC0415 - slow to load
+    from backyfs.engine.transfer.export import export_for_backy2  # noqa: PLC0415 - slow to load
 
     with _opened(repository, path) as file:
         export_for_backy2(repository, version, file, configured_key=configured_key)
@@ -82,7 +82,7 @@ def _export_for_backy2(repository: Repository, version: Version, path: str, conf
 @contextmanager
 def _opened(repository: Repository, path: str) -> Iterator[BinaryIO]:
     """Give the file or standard output; everything written to it is on the disk at the end."""
-    from backyfs.engine.export import new_file  # noqa: PLC0415 - slow to load
+    from backyfs.engine.transfer.export import new_file  # noqa: PLC0415 - slow to load
 
     with stdout_file() if path == _STDOUT else new_file(path, repository.own_paths) as file:
         yield file

@@ -14,14 +14,14 @@ from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
 from backyfs.cli.schedules import chosen_schedulers, schedulers_option
 from backyfs.cli.stdout import expect_printed
 from backyfs.cli.text import stored_text
-from backyfs.engine.forget import Outcome, forget
+from backyfs.engine.versions.forget import Outcome, forget
 from backyfs.errors import BackyfsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backyfs.cli.invocation import Invocation
-    from backyfs.engine.forget import Forgotten
+    from backyfs.engine.versions.forget import Forgotten
 
 _COLUMNS = ("name", "date", "uid", "tags", "action", "reason")
 

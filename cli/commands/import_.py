@@ -35,7 +35,7 @@ def command(invocation: Invocation, file: str) -> None:
     with ExitStack() as opened:
         source = sys.stdin.buffer if file == "-" else opened.enter_context(_open(file))
         repository = opened.enter_context(invocation.open_repository())
-        from backyfs.engine.importing import import_versions  # noqa: PLC0415 - slow to load
+        from backyfs.engine.transfer.importing import import_versions  # noqa: PLC0415 - slow to load
 
         key_source = invocation.load_config().key
         configured_key = None if key_source is None else keys.read_key(key_source)

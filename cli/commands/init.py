@@ -12,7 +12,7 @@ from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue, real_path
 from backyfs.cli.output import pipe_field, print_object
 from backyfs.cli.text import printable
-from backyfs.engine.initialize import InitReport, default_places, initialize, named_database
+from backyfs.engine.setup.initialize import InitReport, default_places, initialize, named_database
 from backyfs.model import DEFAULT_BLOCK_SIZE
 
 if TYPE_CHECKING:

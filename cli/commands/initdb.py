@@ -26,9 +26,9 @@ def command(invocation: Invocation) -> None:
     the exports of its versions next. If the storage holds a catalog, use `backyfs recover` instead.
     """
     from backyfs import keys  # noqa: PLC0415 - slow to load, and --help needs none of it
-    from backyfs.metadata.database import Database  # noqa: PLC0415
-    from backyfs.metadata.identity import list_key_slots, load_identity  # noqa: PLC0415
-    from backyfs.metadata.revisions import SchemaState  # noqa: PLC0415
+    from backyfs.metadata.db.database import Database  # noqa: PLC0415
+    from backyfs.metadata.db.revisions import SchemaState  # noqa: PLC0415
+    from backyfs.metadata.records.identity import list_key_slots, load_identity  # noqa: PLC0415
     from backyfs.repository import create_repository  # noqa: PLC0415
 
     config = invocation.load_config()

@@ -8,7 +8,7 @@ import click
 
 from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
 from backyfs.cli.stdout import run_for_output
-from backyfs.metadata.jobs import Job, list_live_jobs, this_process
+from backyfs.metadata.records.jobs import Job, list_live_jobs, this_process
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation

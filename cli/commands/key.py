@@ -17,7 +17,7 @@ from backyfs.errors import KeyMaterialError, UsageError
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
     from backyfs.cli.output import Row
-    from backyfs.engine.keyslots import RepositoryKey
+    from backyfs.engine.secrets.keyslots import RepositoryKey
     from backyfs.keys.slots import Secret, Sources
     from backyfs.model import KeySlot
 
@@ -50,7 +50,7 @@ def command() -> None:
 @run_for_output
 def list_(invocation: Invocation) -> None:
     """List the key slots, the oldest first; no key is needed."""
-    from backyfs.engine.keyslots import open_database, read_slots  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.secrets.keyslots import open_database, read_slots  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     with open_database(invocation.load_config()) as database:
         slots = read_slots(database)
@@ -62,7 +62,7 @@ def list_(invocation: Invocation) -> None:
 @click.pass_obj
 def check(invocation: Invocation) -> None:
     """Tell which slot the configuration opens; status 3 if none, 20 if the slot is damaged."""
-    from backyfs.engine.keyslots import check_key, open_database  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.secrets.keyslots import check_key, open_database  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     with open_database(invocation.load_config()) as database:
         slot = check_key(database, _sources(invocation))
@@ -85,7 +85,7 @@ def add(invocation: Invocation, /, *, label: str, recovery_file: str | None, **o
 
     Without an option a passphrase is asked for, twice.
     """
-    from backyfs.engine import keyslots  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.secrets import keyslots  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     with keyslots.open_database(invocation.load_config()) as database:
         if recovery_file is None:
@@ -106,7 +106,7 @@ def change(invocation: Invocation, /, *, label: str, **options: str | None) -> N
 
     Without an option a passphrase is asked for, twice. The configuration has to open the repository as it is.
     """
-    from backyfs.engine.keyslots import change_slot, open_database  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.secrets.keyslots import change_slot, open_database  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     with open_database(invocation.load_config()) as database:
         slot = change_slot(database, _sources(invocation), label, _new_secret(options))
@@ -120,7 +120,7 @@ def change(invocation: Invocation, /, *, label: str, **options: str | None) -> N
 @click.pass_obj
 def remove(invocation: Invocation, *, label: str, force: bool) -> None:
     """Remove slot LABEL: its key or passphrase opens the repository no longer. The last slot stays."""
-    from backyfs.engine.keyslots import open_database, remove_slot  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.secrets.keyslots import open_database, remove_slot  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     with open_database(invocation.load_config()) as database:
         remove_slot(database, _sources(invocation), label, force=force)
@@ -140,7 +140,7 @@ def export(invocation: Invocation, file: str) -> None:
     Anyone who has FILE and the metadata can read all backups. FILE must not exist; only its owner can read it. With -
     the page goes to stdout, to be piped into another program, and nothing else is printed.
     """
-    from backyfs.engine.export import new_file  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.transfer.export import new_file  # noqa: PLC0415 - SQLAlchemy is slow to load
     from backyfs.ownfiles import configured_own_paths  # noqa: PLC0415 - as above
 
     if file == "-":
@@ -180,7 +180,10 @@ def print_(invocation: Invocation) -> None:
 
 
 def _repository_key(invocation: Invocation) -> RepositoryKey:
-    from backyfs.engine.keyslots import open_database, repository_key  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.secrets.keyslots import (  # noqa: PLC0415 - SQLAlchemy is slow to load
+        open_database,
+        repository_key,
+    )
 
     with open_database(invocation.load_config()) as database:
         return repository_key(database, _sources(invocation))
@@ -214,7 +217,7 @@ def _new_secret(options: dict[str, str | None]) -> Secret:
 
 
 def _sources(invocation: Invocation) -> Sources:
-    from backyfs.keyring import key_sources  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.repository.keyring import key_sources  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     return key_sources(invocation.load_config(), asking())
 

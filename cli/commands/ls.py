@@ -14,7 +14,7 @@ from backyfs.cli.stdout import run_for_output
 from backyfs.cli.tags import ONE_TAG
 from backyfs.cli.text import stored_text
 from backyfs.geometry import block_count
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.records.versions import list_versions
 from backyfs.model import Version, VersionStatus
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def command(
         ]
         rows = [version_row(version, repository.block_size) for version in wanted]
         if _ENCRYPTION in columns:
-            from backyfs.metadata.usage import encryption_of_blocks  # noqa: PLC0415 - nothing else here reads block maps
+            from backyfs.metadata.maps.usage import (  # noqa: PLC0415 - nothing else here reads block maps
+                encryption_of_blocks,
+            )
 
             with repository.database.read() as connection:
                 for row, found in zip(rows, encryption_of_blocks(connection, wanted), strict=True):

@@ -19,8 +19,8 @@ from backyfs.errors import ConfigError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
-    from backyfs.engine.migrate import MigrationPlan, MigrationReport
-    from backyfs.engine.rotation import RotationReport
+    from backyfs.engine.secrets.migrate import MigrationPlan, MigrationReport
+    from backyfs.engine.secrets.rotation import RotationReport
     from backyfs.model import Version
     from backyfs.repository import Repository
 
@@ -64,8 +64,8 @@ def command(
         raise UsageError("--older-than says what --reseal seals anew; add --reseal")
     before = (older_than or datetime.now(UTC)) if reseal else None
     rotation = _rotate(invocation, before) if before is not None and not dry_run else None
-    from backyfs.engine.migrate import MigrationRequest, migrate, plan_migration  # noqa: PLC0415 - slow to load
-    from backyfs.metadata.migration import Outdated  # noqa: PLC0415
+    from backyfs.engine.secrets.migrate import MigrationRequest, migrate, plan_migration  # noqa: PLC0415 - slow to load
+    from backyfs.metadata.upkeep.migration import Outdated  # noqa: PLC0415
 
     with invocation.open_repository() as repository, stop_on_signals() as stop:
         request = MigrationRequest(
@@ -90,9 +90,9 @@ def command(
 
 def _rotate(invocation: Invocation, before: datetime) -> RotationReport | None:
     """Give the repository a new key, if the one it has is that old; what follows opens it with that."""
-    from backyfs.engine.rotation import rotate_repository_key  # noqa: PLC0415 - slow to load
-    from backyfs.keyring import configured_secret  # noqa: PLC0415
+    from backyfs.engine.secrets.rotation import rotate_repository_key  # noqa: PLC0415 - slow to load
     from backyfs.keys.slots import Secret  # noqa: PLC0415
+    from backyfs.repository.keyring import configured_secret  # noqa: PLC0415
 
     with invocation.open_repository() as repository:
         secret = configured_secret(repository.config)
@@ -119,7 +119,7 @@ def _tell_rotation(report: RotationReport) -> None:
 
 
 def _find(repository: Repository, versions: tuple[str, ...]) -> tuple[Version, ...]:
-    from backyfs.metadata.versions import find_version  # noqa: PLC0415 - slow to load
+    from backyfs.metadata.records.versions import find_version  # noqa: PLC0415 - slow to load
 
     with repository.database.read() as connection:
         found = {version.id: version for version in (find_version(connection, text) for text in versions)}

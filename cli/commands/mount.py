@@ -153,7 +153,7 @@ def _settings(
     names: tuple[str, ...],
     tags: tuple[str, ...],
 ) -> Settings:
-    from backyfs.metadata.versions import find_version  # noqa: PLC0415 - as above
+    from backyfs.metadata.records.versions import find_version  # noqa: PLC0415 - as above
     from backyfs.mount.contents import Settings  # noqa: PLC0415
     from backyfs.mount.selection import Selection  # noqa: PLC0415
 

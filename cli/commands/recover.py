@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from backyfs.catalog.repository import OpenPart
     from backyfs.cli.invocation import Invocation
     from backyfs.config import Config
-    from backyfs.engine.initialize import Places
-    from backyfs.engine.recover import Loss, RecoveryReport
+    from backyfs.engine.catalog.recover import Loss, RecoveryReport
+    from backyfs.engine.setup.initialize import Places
     from backyfs.keys.slots import Secret
     from backyfs.storage import Storage
 
@@ -77,8 +77,8 @@ def command(
 
     What cannot be recovered is listed, the rest is there, and the exit status is 20.
     """
-    from backyfs.engine.recover import open_catalog, recover  # noqa: PLC0415 - SQLAlchemy is slow to load
-    from backyfs.metadata.database import Database  # noqa: PLC0415
+    from backyfs.engine.catalog.recover import open_catalog, recover  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.metadata.db.database import Database  # noqa: PLC0415
     from backyfs.storage.directory import DirectoryStorage  # noqa: PLC0415
     from backyfs.storage.opening import open_storage  # noqa: PLC0415
 
@@ -117,7 +117,10 @@ def command(
 
 def _target(invocation: Invocation, storage: str | None, to: str | None, options: dict[str, str | None]) -> _Target:
     from backyfs.config import find_config  # noqa: PLC0415
-    from backyfs.engine.initialize import default_places, named_database  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.setup.initialize import (  # noqa: PLC0415 - SQLAlchemy is slow to load
+        default_places,
+        named_database,
+    )
     from backyfs.errors import ConfigError  # noqa: PLC0415
 
     named = invocation.config_file or os.environ.get("BACKYFS_CONFIG") or None
@@ -162,9 +165,9 @@ def _asked(target: _Target, options: dict[str, str | None]) -> Callable[[OpenPar
     """Return what gives the key where one is needed: options, configuration, or somebody who is asked."""
 
     def ask(found: OpenPart) -> Secret:
-        from backyfs.keyring import configured_secret  # noqa: PLC0415
         from backyfs.keys import expected_keys  # noqa: PLC0415 - cryptography is slow to load
         from backyfs.keys.slots import Secret  # noqa: PLC0415
+        from backyfs.repository.keyring import configured_secret  # noqa: PLC0415
 
         secret = read_secret(**options)
         if secret is None and target.config is not None:
@@ -184,7 +187,7 @@ def _asked(target: _Target, options: dict[str, str | None]) -> Callable[[OpenPar
 
 
 def _write_configuration(target: _Target, report: RecoveryReport, *, is_sealed: bool) -> None:
-    from backyfs.engine.initialize import write_configuration  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.setup.initialize import write_configuration  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     write_configuration(
         target.places,

@@ -37,8 +37,8 @@ def command(invocation: Invocation, /, *, old_key: str | None, leave_damaged: bo
     be running. Blocks are never written anew.
     """
     from backyfs import keys  # noqa: PLC0415 - SQLAlchemy and cryptography are slow to load
-    from backyfs.engine.keyslots import open_database  # noqa: PLC0415
-    from backyfs.engine.rekey import rekey  # noqa: PLC0415
+    from backyfs.engine.secrets.keyslots import open_database  # noqa: PLC0415
+    from backyfs.engine.secrets.rekey import rekey  # noqa: PLC0415
 
     with open_database(invocation.load_config()) as database:
         report = rekey(invocation.load_config(), database, _old(old_key, options), leave_damaged=leave_damaged)

@@ -10,7 +10,7 @@ import click
 from backyfs.cli.arguments import version_argument
 from backyfs.cli.commands.ls import print_version
 from backyfs.cli.tags import given_tags
-from backyfs.metadata.versions import find_version, remove_tags
+from backyfs.metadata.records.versions import find_version, remove_tags
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation

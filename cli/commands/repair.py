@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from backyfs.cli.invocation import Invocation
-    from backyfs.engine.repair import RepairReport
+    from backyfs.engine.damage.repair import RepairReport
     from backyfs.model import DamagedRange, Version
     from backyfs.repository import Repository
 
@@ -54,7 +54,7 @@ def command(
     are whole at once, and those that were valid are valid again. What stays damaged is listed, and the exit status
     is 20. See docs/repair.md.
     """
-    from backyfs.engine.repair import RepairRequest, repair  # noqa: PLC0415 - slow to load
+    from backyfs.engine.damage.repair import RepairRequest, repair  # noqa: PLC0415 - slow to load
     from backyfs.sources import open_source  # noqa: PLC0415
 
     if search and source is None:
@@ -85,7 +85,7 @@ def command(
 
 
 def _find(repository: Repository, versions: tuple[str, ...]) -> tuple[Version, ...]:
-    from backyfs.metadata.versions import find_version  # noqa: PLC0415 - slow to load
+    from backyfs.metadata.records.versions import find_version  # noqa: PLC0415 - slow to load
 
     with repository.database.read() as connection:
         found = {version.id: version for version in (find_version(connection, text) for text in versions)}

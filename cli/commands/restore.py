@@ -16,11 +16,11 @@ from backyfs.cli.output import Row, print_object
 from backyfs.cli.sizes import Size, human_size
 from backyfs.cli.stdout import drop_stdout
 from backyfs.cli.text import printable
-from backyfs.engine.restore import RestoreOptions, RestoreReport, restore
+from backyfs.engine.restore.restore import RestoreOptions, RestoreReport, restore
 from backyfs.errors import IntegrityError, ReaderGoneError
-from backyfs.metadata.versions import find_version
+from backyfs.metadata.records.versions import find_version
 from backyfs.model import VersionStatus
-from backyfs.sources.targets import STDOUT
+from backyfs.targets import STDOUT
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation

@@ -14,16 +14,16 @@ from backyfs.cli.hooks import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import print_rows
 from backyfs.cli.text import printable
-from backyfs.engine.remove import plan_removals, remove_versions
+from backyfs.engine.versions.remove import plan_removals, remove_versions
 from backyfs.errors import BackyfsError, UsageError
-from backyfs.metadata.versions import find_version, list_versions
+from backyfs.metadata.records.versions import find_version, list_versions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backyfs.cli.invocation import Invocation
     from backyfs.cli.output import Row
-    from backyfs.engine.remove import Removal
+    from backyfs.engine.versions.remove import Removal
     from backyfs.model import Version
 
 _log = logging.getLogger("backyfs.cli")

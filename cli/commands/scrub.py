@@ -16,9 +16,9 @@ from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import Row, print_object
 from backyfs.cli.sizes import human_size
-from backyfs.engine.scrub import ScrubReport, ScrubRequest, scrub
+from backyfs.engine.damage.scrub import ScrubReport, ScrubRequest, scrub
 from backyfs.errors import IntegrityError, UsageError
-from backyfs.metadata.versions import find_version
+from backyfs.metadata.records.versions import find_version
 from backyfs.sources import open_source
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from backyfs.cli.invocation import Invocation
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
     from backyfs.model import DamagedRange, Version
 
 _log = logging.getLogger("backyfs.cli")

@@ -16,14 +16,14 @@ from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
 from backyfs.errors import VersionNotFoundError
-from backyfs.metadata.stats import find_statistics, list_all_statistics, list_statistics
-from backyfs.metadata.versions import find_version
+from backyfs.metadata.records.stats import find_statistics, list_all_statistics, list_statistics
+from backyfs.metadata.records.versions import find_version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backyfs.cli.invocation import Invocation
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
     from backyfs.model import StatisticsRecord, VersionUid
 
 _LABELS = {

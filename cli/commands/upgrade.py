@@ -14,9 +14,9 @@ from backyfs.errors import UsageError
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
-    from backyfs.engine.upgrade import UpgradePlan, UpgradeReport
+    from backyfs.engine.setup.upgrade import UpgradePlan, UpgradeReport
 
-_WAIT_S = 300  # as backyfs.engine.upgrade.DEFAULT_WAIT_S, which is slow to load for --help
+_WAIT_S = 300  # as backyfs.engine.setup.upgrade.DEFAULT_WAIT_S, which is slow to load for --help
 
 
 @click.command()
@@ -46,7 +46,7 @@ def command(
 
     A copy of the metadata is made first. Stored blocks are never touched.
     """
-    from backyfs.engine.upgrade import plan_upgrade, upgrade  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.setup.upgrade import plan_upgrade, upgrade  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     if check and dry_run:
         raise UsageError("--check and --dry-run exclude each other; give one of them")

@@ -1,6 +1,6 @@
 """Make the tables of a repository: block maps of shared pages over counted blobs.
 
-The tables of backy2 are set aside under other names; `backyfs.metadata.adoption` takes over their rows.
+The tables of backy2 are set aside under other names; `backyfs.metadata.schema.adoption` takes over their rows.
 """
 
 from __future__ import annotations

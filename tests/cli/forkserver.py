@@ -67,7 +67,7 @@ def _serve(channel):
 
     for module in pkgutil.iter_modules(commands.__path__, f"{commands.__name__}."):
         importlib.import_module(module.name)
-    for name in ("engine.upgrade", "engine.check", "engine.publish", "repository", "mount.session"):
+    for name in ("engine.setup.upgrade", "engine.setup.check", "engine.catalog.publish", "repository", "mount.session"):
         importlib.import_module(f"backyfs.{name}")
     with channel.makefile("r") as orders:
         for line in orders:

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from backyfs.metadata.tables import versions as versions_table
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.db.tables import versions as versions_table
+from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, opened

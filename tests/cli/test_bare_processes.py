@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.records.versions import list_versions
 from tests.cli.cases import CASES, filled_in, make_place, words_of
 from tests.cli.forkserver import ForkServer
 from tests.repositories import opened

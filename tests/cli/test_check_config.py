@@ -16,10 +16,10 @@ import pytest
 from sqlalchemy import update
 
 from backyfs.cli.main import run
-from backyfs.engine import check
-from backyfs.engine.check import check_configuration
-from backyfs.engine.findings import Grade
-from backyfs.metadata.tables import blobs, versions
+from backyfs.engine.setup import check
+from backyfs.engine.setup.check import check_configuration
+from backyfs.engine.setup.findings import Grade
+from backyfs.metadata.db.tables import blobs, versions
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.claim import claim, hand_over
 from backyfs.cli.main import run
-from backyfs.engine.fullcleanup import full_cleanup
+from backyfs.engine.space.fullcleanup import full_cleanup
 from backyfs.errors import WrongStorageError
-from backyfs.metadata.identity import load_storage_state
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.records.identity import load_storage_state
+from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
+from backyfs.repository.claim import claim, hand_over
 from tests.images import run_tool
 from tests.repositories import back_up, make_repository, opened
 

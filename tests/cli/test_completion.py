@@ -169,7 +169,7 @@ def test_a_shell_completes(typist, place, line, words):
 
 def test_a_shell_completes_a_uid(typist, place):
     with opened(place / "my.cfg") as repository, repository.database.read() as connection:
-        from backyfs.metadata.versions import list_versions
+        from backyfs.metadata.records.versions import list_versions
 
         uid = list_versions(connection)[0].uid
     assert typist.completed(f"backyfs -c my.cfg restore {uid[:13]}")[-1] == uid

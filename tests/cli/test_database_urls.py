@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from backyfs.cli.main import run
 from backyfs.config import has_password, mistake_in_url
-from backyfs.engine.publish import publish
+from backyfs.engine.catalog.publish import publish
 from tests.cli.cases import CASES, make_place, words_of
 from tests.repositories import make_repository, opened
 from tests.services.impostor import impostor

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from backyfs.cli.main import run
-from backyfs.engine.restore import restore
+from backyfs.engine.restore.restore import restore
 from backyfs.errors import InterruptedByUser
 from tests.images import random_bytes, random_image, run_tool
 from tests.repositories import back_up, make_repository, opened

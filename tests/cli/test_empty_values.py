@@ -6,7 +6,7 @@ import click
 import pytest
 
 from backyfs.cli.main import cli, run
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.records.versions import list_versions
 from tests.images import random_image
 from tests.repositories import BLOCK, opened
 

@@ -13,8 +13,8 @@ import jsonschema
 import pytest
 
 from backyfs.cli.main import cli, run
-from backyfs.metadata.database import Database
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.records.versions import list_versions
 from tests.cli.cases import CASES, filled_in, make_place, words_of
 from tests.repositories import opened
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backyfs.engine.publish import publish
+from backyfs.engine.catalog.publish import publish
 from tests.images import random_image
 from tests.obstacles import put_in_place
 from tests.repositories import BLOCK, back_up, opened

@@ -17,7 +17,7 @@ from blake3 import blake3
 from backyfs.blocks import PieceLoader
 from backyfs.cli.main import run
 from backyfs.errors import IntegrityError
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.records.versions import list_versions
 from tests.cli.test_identity import NO_FINGERPRINT_KEY, NO_SLOTS, NO_TAG, SLOT_AS_BLOB
 from tests.images import random_image
 from tests.mount.stored import blob_of

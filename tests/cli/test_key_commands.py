@@ -19,14 +19,14 @@ from pathlib import Path
 import pytest
 
 from backyfs.cli.main import run
-from backyfs.engine.job import Job
 from backyfs.errors import KeyMaterialError
 from backyfs.keys import passphrase as kdf
 from backyfs.keys import slots
 from backyfs.keys.passphrase import Cost
 from backyfs.keys.recovery import read_page
-from backyfs.metadata.database import Database
+from backyfs.metadata.db.database import Database
 from backyfs.repository import open_repository
+from backyfs.work.job import Job
 from tests.cli.test_intruders import readable
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened

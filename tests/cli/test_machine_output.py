@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from backyfs.cli.main import run
 from backyfs.cli.output import pipe_field
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.records.versions import list_versions
 from backyfs.text import steers
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from backyfs.cli.main import run
-from backyfs.engine.metrics import NameMetrics, RunMetrics, render_metrics
+from backyfs.engine.versions.metrics import NameMetrics, RunMetrics, render_metrics
 from backyfs.model import Version, VersionId, VersionStatus, VersionUid
 from tests.images import random_image
 from tests.repositories import BLOCK, make_repository

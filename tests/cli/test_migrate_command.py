@@ -11,14 +11,14 @@ import pytest
 
 from backyfs import keys
 from backyfs.cli.main import run
-from backyfs.engine.job import Job
-from backyfs.engine.rotation import rotate_repository_key
+from backyfs.engine.secrets.rotation import rotate_repository_key
 from backyfs.errors import KeyMaterialError
-from backyfs.keyring import configured_secret
 from backyfs.keys import slots
 from backyfs.keys.passphrase import Cost
-from backyfs.metadata.identity import load_key_date
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.records.identity import load_key_date
+from backyfs.metadata.records.versions import list_versions
+from backyfs.repository.keyring import configured_secret
+from backyfs.work.job import Job
 from tests.images import random_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte
 from tests.repositories import BLOCK, back_up, make_repository, opened

@@ -17,12 +17,12 @@ import pytest
 from sqlalchemy import text
 
 from backyfs.cli.main import run
-from backyfs.metadata.columns import Stored
-from backyfs.metadata.database import Database
-from backyfs.metadata.engines import new_engine
-from backyfs.metadata.idarray import SparseArray
-from backyfs.metadata.tables import metadata
-from backyfs.metadata.versions import find_version, is_last_valid, list_versions
+from backyfs.metadata.db.columns import Stored
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.db.engines import new_engine
+from backyfs.metadata.db.idarray import SparseArray
+from backyfs.metadata.db.tables import metadata
+from backyfs.metadata.records.versions import find_version, is_last_valid, list_versions
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 

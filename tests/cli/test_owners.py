@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from backyfs.metadata.database import Database
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.records.versions import list_versions
 from tests.cli.test_every_command import CASES, by_words, place
 from tests.images import random_image
 from tests.repositories import BLOCK, make_repository

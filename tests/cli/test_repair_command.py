@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from backyfs.cli.main import run
-from backyfs.metadata.tables import versions
+from backyfs.metadata.db.tables import versions
 from tests.images import random_bytes, random_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte
 from tests.repositories import BLOCK, back_up, make_repository, opened

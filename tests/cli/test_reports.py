@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import update
 
 from backyfs.cli.main import run
-from backyfs.engine.job import Job
 from backyfs.errors import InterruptedByUser, StorageError, UsageError, VersionNotFoundError, WrongKeyError
-from backyfs.metadata.tables import blobs
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.db.tables import blobs
+from backyfs.metadata.records.versions import list_versions
+from backyfs.work.job import Job
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 from tests.upgrade.reference import FIXTURES, Reference
@@ -146,8 +146,8 @@ def test_ls_counts_blocks_by_encryption_version_where_it_is_asked_to(call, uids,
 
 
 def test_no_block_map_is_read_for_a_list_of_other_fields(call, uids, monkeypatch):
-    monkeypatch.setattr("backyfs.metadata.usage.unpack", None)
-    monkeypatch.setattr("backyfs.metadata.pagecache.unpack", None)
+    monkeypatch.setattr("backyfs.metadata.maps.usage.unpack", None)
+    monkeypatch.setattr("backyfs.metadata.maps.pagecache.unpack", None)
     for form in ((), ("-m",), ("--json",)):
         assert call(*form, "ls")[0] == 0
         assert call(*form, "ls", "-f", "uid,size")[0] == 0
@@ -228,7 +228,7 @@ def test_stats_in_json_have_names_without_spaces(call, uids):
 def test_stats_outlive_their_version(call, uids, config):
     from sqlalchemy import delete
 
-    from backyfs.metadata.tables import version_pages, versions
+    from backyfs.metadata.db.tables import version_pages, versions
 
     with opened(config) as repository, repository.database.write() as connection:
         connection.execute(delete(version_pages))

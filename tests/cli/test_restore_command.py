@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from backyfs.engine.restore import RestoreOptions, restore
+from backyfs.engine.restore.restore import RestoreOptions, restore
 from backyfs.errors import IntegrityError, InterruptedByUser, TargetError, UsageError
-from backyfs.metadata.tables import blobs, versions
+from backyfs.metadata.db.tables import blobs, versions
 from backyfs.model import VersionStatus
-from backyfs.sources.target import FileTarget
+from backyfs.targets.file import FileTarget
 from tests.audit import audit, count_jobs
 from tests.images import random_bytes, random_image, sparse_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte

@@ -9,13 +9,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import update
 
-from backyfs.engine.forget import Outcome, forget
-from backyfs.engine.job import Job
-from backyfs.engine.remove import remove_versions
+from backyfs.engine.versions.forget import Outcome, forget
+from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import InterruptedByUser
-from backyfs.metadata.removal import remove_version
-from backyfs.metadata.tables import versions as versions_table
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.db.tables import versions as versions_table
+from backyfs.metadata.records.removal import remove_version
+from backyfs.metadata.records.versions import list_versions
+from backyfs.work.job import Job
 from tests.audit import audit
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -208,7 +208,7 @@ def test_an_interrupt_tells_what_is_gone_already(call, config, daily, monkeypatc
         remove_versions(repository, versions[:1], **options)
         raise InterruptedByUser("interrupted")
 
-    monkeypatch.setattr("backyfs.engine.forget.remove_versions", interrupted_after_one)
+    monkeypatch.setattr("backyfs.engine.versions.forget.remove_versions", interrupted_after_one)
     status, out, err = call("-m", "-s", "forget", "-f", "uid,action")
     assert (status, out, err) == (130, f"{daily[0]}|remove\n", "backyfs: error: interrupted\n")
     assert left(config) == daily[1:]

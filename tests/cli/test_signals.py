@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from backyfs.engine.publish import publish
+from backyfs.engine.catalog.publish import publish
 from tests.images import random_image
 from tests.repositories import make_repository, opened, wait_for_job
 
@@ -95,7 +95,7 @@ def wait_for_note(notes, text):
 
 
 def statuses(config):
-    from backyfs.metadata.versions import list_versions
+    from backyfs.metadata.records.versions import list_versions
 
     with opened(config) as repository, repository.database.read() as connection:
         return [version.status.value for version in list_versions(connection)]

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 
 from backyfs.cli.main import run
-from backyfs.metadata.versions import find_version
+from backyfs.metadata.records.versions import find_version
 from tests.audit import audit
 from tests.images import random_bytes, sparse_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte

@@ -14,12 +14,12 @@ import pytest
 from sqlalchemy import update
 
 from backyfs.cli.main import run
-from backyfs.engine.job import Job
-from backyfs.engine.restore import restore
+from backyfs.engine.restore.restore import restore
 from backyfs.errors import VersionNotFoundError
-from backyfs.metadata.tables import versions as versions_table
-from backyfs.metadata.versions import add_tags, list_versions, set_status
+from backyfs.metadata.db.tables import versions as versions_table
+from backyfs.metadata.records.versions import add_tags, list_versions, set_status
 from backyfs.model import VersionStatus
+from backyfs.work.job import Job
 from tests.audit import audit
 from tests.images import random_image
 from tests.repositories import BLOCK, opened
@@ -488,7 +488,7 @@ def test_a_database_that_cannot_be_written_is_an_error(call, config, uid, uids, 
     def read_only(connection, *_arguments):
         connection.execute("PRAGMA query_only = ON")  # as a read-only file system: root may write anywhere else
 
-    monkeypatch.setattr("backyfs.metadata.engines._prepare_sqlite", read_only)
+    monkeypatch.setattr("backyfs.metadata.db.engines._prepare_sqlite", read_only)
     status, out, err = call(*words_of(command, uid))
     assert (status, out) == (1, "")
     assert err == "backyfs: error: database: attempt to write a readonly database\n"

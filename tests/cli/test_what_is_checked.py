@@ -13,7 +13,7 @@ import pytest
 from backyfs.blocks import PieceLoader
 from backyfs.cli.main import run
 from backyfs.errors import IntegrityError
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.records.versions import list_versions
 from tests.images import random_image
 from tests.mount.stored import blob_of
 from tests.repositories import make_repository, opened

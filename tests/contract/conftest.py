@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.metadata.database import Database
-from backyfs.metadata.schema import create_file, create_tables
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.schema.schema import create_file, create_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
 
 
 @pytest.fixture(scope="module")

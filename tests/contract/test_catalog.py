@@ -13,15 +13,15 @@ import pytest
 from sqlalchemy import delete, select, text, update
 
 from backyfs.catalog.objects import PAGES, VERSIONS, Seal, digest_of, page_name, version_name
-from backyfs.engine.catalogcheck import DIFFERS, MISSING, STALE, CatalogCheck, Difference, remove_stale_objects
-from backyfs.engine.catalogindex import read_index
-from backyfs.engine.cleanup import cleanup
-from backyfs.engine.freshpages import FreshPages
-from backyfs.engine.fullcleanup import full_cleanup
-from backyfs.engine.publish import publish
-from backyfs.engine.recover import Loss, RecoveryReport, open_catalog, recover
-from backyfs.engine.remove import remove_versions
-from backyfs.engine.restore import restore
+from backyfs.engine.catalog.check import DIFFERS, MISSING, STALE, CatalogCheck, Difference, remove_stale_objects
+from backyfs.engine.catalog.freshpages import FreshPages
+from backyfs.engine.catalog.index import read_index
+from backyfs.engine.catalog.publish import publish
+from backyfs.engine.catalog.recover import Loss, RecoveryReport, open_catalog, recover
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.space.cleanup import cleanup
+from backyfs.engine.space.fullcleanup import full_cleanup
+from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import (
     CatalogError,
     InterruptedByUser,
@@ -32,18 +32,18 @@ from backyfs.errors import (
 )
 from backyfs.keys.passphrase import Cost
 from backyfs.keys.slots import Secret, make_slot
-from backyfs.metadata.blobs import insert_blobs
-from backyfs.metadata.blockmap import HOLE, commit_page, load_page
-from backyfs.metadata.catalog import NoteKind, has_notes, note_repository, unpublish_pages_with
-from backyfs.metadata.catalogindex import IndexState, load_index_state, save_index_state
-from backyfs.metadata.database import Database
-from backyfs.metadata.identity import add_key_slot, list_key_slots, load_identity, remove_key_slot
-from backyfs.metadata.removal import remove_version
-from backyfs.metadata.revisions import RECOVERING
-from backyfs.metadata.schema import differences
-from backyfs.metadata.stats import list_all_statistics
-from backyfs.metadata.tables import blobs, catalog_notes, pages
-from backyfs.metadata.versions import add_tags, create_version, list_versions, set_expiry, set_protected
+from backyfs.metadata.catalog.index import IndexState, load_index_state, save_index_state
+from backyfs.metadata.catalog.notes import NoteKind, has_notes, note_repository, unpublish_pages_with
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.db.revisions import RECOVERING
+from backyfs.metadata.db.tables import blobs, catalog_notes, pages
+from backyfs.metadata.maps.blockmap import HOLE, commit_page, load_page
+from backyfs.metadata.records.blobs import insert_blobs
+from backyfs.metadata.records.identity import add_key_slot, list_key_slots, load_identity, remove_key_slot
+from backyfs.metadata.records.removal import remove_version
+from backyfs.metadata.records.stats import list_all_statistics
+from backyfs.metadata.records.versions import add_tags, create_version, list_versions, set_expiry, set_protected
+from backyfs.metadata.schema.schema import differences
 from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, VersionStatus
 from tests.audit import audit
 from tests.images import random_image

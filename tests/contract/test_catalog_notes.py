@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import select, update
 
-from backyfs.metadata.blobcolumns import load_blob_columns
-from backyfs.metadata.blobs import find_by_uid, insert_blobs, load_blobs
-from backyfs.metadata.blockmap import HOLE, commit_page, new_entries, replace_blobs
-from backyfs.metadata.catalog import (
+from backyfs.metadata.catalog.blobcolumns import load_blob_columns
+from backyfs.metadata.catalog.index import IndexState, load_index_state, needs_index, plan_index, save_repository_digest
+from backyfs.metadata.catalog.notes import (
     NoteKind,
     catalog_key,
     existing_uids,
@@ -29,24 +28,26 @@ from backyfs.metadata.catalog import (
     unpublished_page,
     unpublished_pages,
 )
-from backyfs.metadata.catalogindex import (
-    IndexState,
-    load_index_state,
-    needs_index,
-    plan_index,
-    save_repository_digest,
+from backyfs.metadata.db.tables import pages
+from backyfs.metadata.maps.blockmap import HOLE, commit_page, new_entries, replace_blobs
+from backyfs.metadata.records.blobs import find_by_uid, insert_blobs, load_blobs
+from backyfs.metadata.records.identity import Identity, add_key_slot, remove_key_slot, replace_key_slot, save_identity
+from backyfs.metadata.records.removal import remove_version
+from backyfs.metadata.records.versions import (
+    add_tags,
+    create_version,
+    remove_tags,
+    set_expiry,
+    set_protected,
+    set_status,
 )
-from backyfs.metadata.checks import mark_damaged, mark_valid, record_checks
-from backyfs.metadata.identity import Identity, add_key_slot, remove_key_slot, replace_key_slot, save_identity
-from backyfs.metadata.removal import remove_version
-from backyfs.metadata.tables import pages
-from backyfs.metadata.versions import add_tags, create_version, remove_tags, set_expiry, set_protected, set_status
+from backyfs.metadata.upkeep.checks import mark_damaged, mark_valid, record_checks
 from backyfs.model import BlobId, BlobUid, KeySlot, PageId, PageNumber, SavedBlob, Version, VersionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SLOT = KeySlot(

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import insert, select, update
 
-from backyfs.metadata.blobs import insert_blobs, load_blobs
-from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries
-from backyfs.metadata.checks import (
+from backyfs.metadata.db.tables import blob_checks, blobs, damaged_versions, versions
+from backyfs.metadata.maps.blockmap import ABSENT, HOLE, commit_page, new_entries
+from backyfs.metadata.records.blobs import insert_blobs, load_blobs
+from backyfs.metadata.records.stats import insert_statistics_records
+from backyfs.metadata.records.versions import create_version, set_status
+from backyfs.metadata.upkeep.checks import (
     backup_ended,
     blobs_of_versions,
     due_blobs,
@@ -23,9 +26,6 @@ from backyfs.metadata.checks import (
     used_blobs,
     versions_with,
 )
-from backyfs.metadata.stats import insert_statistics_records
-from backyfs.metadata.tables import blob_checks, blobs, damaged_versions, versions
-from backyfs.metadata.versions import create_version, set_status
 from backyfs.model import (
     BlobId,
     BlobRecord,
@@ -39,7 +39,7 @@ from tests.audit import doom
 
 if TYPE_CHECKING:
 
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
 
 BLOCK = 4096
 PAGE = 1024 * BLOCK

@@ -10,26 +10,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import func, insert, inspect, select, text, update
 
-from backyfs.engine import copy
-from backyfs.engine.copy import copy_database
-from backyfs.engine.restore import restore
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.transfer import database_copy as copy
+from backyfs.engine.transfer.database_copy import copy_database
 from backyfs.errors import DatabaseError, JobsRunningError, SchemaError, UsageError
-from backyfs.metadata.blobs import insert_blobs
-from backyfs.metadata.blockmap import (
-    ABSENT,
-    HOLE,
-    commit_page,
-    new_entries,
-    references_add_up,
-    share_pages,
-)
-from backyfs.metadata.database import Database
-from backyfs.metadata.identity import Identity, add_key_slot, save_identity
-from backyfs.metadata.jobs import register_job, remove_job, this_process
-from backyfs.metadata.schema import create_file, create_tables, differences
-from backyfs.metadata.stats import insert_statistics_records
-from backyfs.metadata.tables import blob_checks, blobs, damaged_versions, jobs, metadata, version_pages
-from backyfs.metadata.versions import insert_version, list_versions
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.db.tables import blob_checks, blobs, damaged_versions, jobs, metadata, version_pages
+from backyfs.metadata.maps.blockmap import ABSENT, HOLE, commit_page, new_entries, references_add_up, share_pages
+from backyfs.metadata.records.blobs import insert_blobs
+from backyfs.metadata.records.identity import Identity, add_key_slot, save_identity
+from backyfs.metadata.records.jobs import register_job, remove_job, this_process
+from backyfs.metadata.records.stats import insert_statistics_records
+from backyfs.metadata.records.versions import insert_version, list_versions
+from backyfs.metadata.schema.schema import create_file, create_tables, differences
 from backyfs.model import (
     BlobRecord,
     BlobUid,
@@ -47,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
 
 ENGINES = ["sqlite", "postgresql", "mariadb"]
 MOMENT = datetime(2024, 1, 1, 12, 30, 59, 123_456, tzinfo=UTC)

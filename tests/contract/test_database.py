@@ -14,8 +14,20 @@ import pytest
 from sqlalchemy import delete, func, inspect, select, update
 
 from backyfs.errors import DatabaseError, SchemaError, VersionNotFoundError
-from backyfs.metadata.blobs import find_blobs, find_by_uid, insert_blobs, load_blob_records, load_blobs
-from backyfs.metadata.blockmap import (
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.db.revisions import LAST_OF_BACKY2
+from backyfs.metadata.db.tables import (
+    blob_refs,
+    blobs,
+    job_versions,
+    jobs,
+    metadata,
+    pages,
+    tags,
+    version_pages,
+    versions,
+)
+from backyfs.metadata.maps.blockmap import (
     ABSENT,
     HOLE,
     BlobsGoneError,
@@ -28,9 +40,9 @@ from backyfs.metadata.blockmap import (
     references_add_up,
     share_pages,
 )
-from backyfs.metadata.database import Database
-from backyfs.metadata.identity import Identity, add_key_slot, list_key_slots, load_identity, save_identity
-from backyfs.metadata.jobs import (
+from backyfs.metadata.records.blobs import find_blobs, find_by_uid, insert_blobs, load_blob_records, load_blobs
+from backyfs.metadata.records.identity import Identity, add_key_slot, list_key_slots, load_identity, save_identity
+from backyfs.metadata.records.jobs import (
     Process,
     beat,
     hold_version,
@@ -41,11 +53,13 @@ from backyfs.metadata.jobs import (
     silent_jobs,
     this_process,
 )
-from backyfs.metadata.revisions import LAST_OF_BACKY2
-from backyfs.metadata.schema import create_file, create_tables, differences, upgrade_tables
-from backyfs.metadata.stats import BackupStatistics, insert_statistics, insert_statistics_records, list_statistics
-from backyfs.metadata.tables import blob_refs, blobs, job_versions, jobs, metadata, pages, tags, version_pages, versions
-from backyfs.metadata.versions import (
+from backyfs.metadata.records.stats import (
+    BackupStatistics,
+    insert_statistics,
+    insert_statistics_records,
+    list_statistics,
+)
+from backyfs.metadata.records.versions import (
     create_version,
     find_version,
     insert_version,
@@ -53,6 +67,7 @@ from backyfs.metadata.versions import (
     set_status,
     version_with_uid,
 )
+from backyfs.metadata.schema.schema import create_file, create_tables, differences, upgrade_tables
 from backyfs.model import (
     Blob,
     BlobId,
@@ -75,7 +90,7 @@ from tests.services.server import Server
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
 
 MOMENT = datetime(2024, 1, 1, 12, 30, 59, 123_456, tzinfo=UTC)
 IDENTITY = Identity(

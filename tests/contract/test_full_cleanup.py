@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import delete, select, update
 
-from backyfs.engine.cleanup import cleanup
-from backyfs.engine.fullcleanup import full_cleanup, plan_full_cleanup
-from backyfs.engine.job import Job
-from backyfs.engine.recount import recount
-from backyfs.engine.remove import remove_versions
-from backyfs.engine.restore import restore
-from backyfs.metadata.garbage import StoredOrphan, doom_orphans, living_blobs
-from backyfs.metadata.tables import blob_refs, blobs, pages
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.space.cleanup import cleanup
+from backyfs.engine.space.fullcleanup import full_cleanup, plan_full_cleanup
+from backyfs.engine.space.recount import recount
+from backyfs.engine.versions.remove import remove_versions
+from backyfs.metadata.db.tables import blob_refs, blobs, pages
+from backyfs.metadata.upkeep.garbage import StoredOrphan, doom_orphans, living_blobs
 from backyfs.model import BlobId, BlobUid
+from backyfs.work.job import Job
 from tests.audit import audit
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened

@@ -9,9 +9,12 @@ import pytest
 from sqlalchemy import func, select, update
 
 from backyfs.errors import DatabaseError
-from backyfs.metadata.blobs import find_blobs, insert_blobs
-from backyfs.metadata.blockmap import HOLE, BlobsGoneError, commit_page, new_entries, references_add_up
-from backyfs.metadata.garbage import (
+from backyfs.metadata.db.tables import blob_refs, blobs, pages
+from backyfs.metadata.maps.blockmap import HOLE, BlobsGoneError, commit_page, new_entries, references_add_up
+from backyfs.metadata.records.blobs import find_blobs, insert_blobs
+from backyfs.metadata.records.removal import remove_version
+from backyfs.metadata.records.versions import create_version
+from backyfs.metadata.upkeep.garbage import (
     Garbage,
     doom_unused_blobs,
     doomed_blobs,
@@ -20,15 +23,12 @@ from backyfs.metadata.garbage import (
     measure_garbage,
     remove_unused_pages,
 )
-from backyfs.metadata.removal import remove_version
-from backyfs.metadata.tables import blob_refs, blobs, pages
-from backyfs.metadata.versions import create_version
 from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, Version
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
 
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
 
 BLOCK = 4096
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

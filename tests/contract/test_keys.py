@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from backyfs.metadata import wrapped_keys
-from backyfs.metadata.blobs import insert_blobs
-from backyfs.metadata.identity import (
+from backyfs.metadata.records import wrapped_keys
+from backyfs.metadata.records.blobs import insert_blobs
+from backyfs.metadata.records.identity import (
     Identity,
     add_key_slot,
     list_key_slots,
@@ -22,7 +22,7 @@ from backyfs.model import BlobUid, KeySlot, SavedBlob
 if TYPE_CHECKING:
     import pytest
 
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from backyfs.config import Scheduler
-from backyfs.engine.metrics import collect_metrics
-from backyfs.metadata.database import Database
-from backyfs.metadata.stats import insert_statistics_records, newest_statistics
-from backyfs.metadata.versions import create_version, set_status
+from backyfs.engine.versions.metrics import collect_metrics
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.records.stats import insert_statistics_records, newest_statistics
+from backyfs.metadata.records.versions import create_version, set_status
 from backyfs.model import StatisticsRecord, VersionStatus, VersionUid
 
 if TYPE_CHECKING:

@@ -11,15 +11,14 @@ import pytest
 from sqlalchemy import select
 
 from backyfs.errors import VersionNotFoundError
-from backyfs.metadata.blobs import insert_blobs
-from backyfs.metadata.blockmap import commit_page, list_pages, new_entries, references_add_up, share_pages
-from backyfs.metadata.database import Database
-from backyfs.metadata.identity import Identity, save_identity
-from backyfs.metadata.jobs import hold_version, list_live_jobs, register_job, remove_job, this_process
-from backyfs.metadata.removal import remove_version
-from backyfs.metadata.schema import create_file, create_tables
-from backyfs.metadata.tables import pages, tags
-from backyfs.metadata.versions import (
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.db.tables import pages, tags
+from backyfs.metadata.maps.blockmap import commit_page, list_pages, new_entries, references_add_up, share_pages
+from backyfs.metadata.records.blobs import insert_blobs
+from backyfs.metadata.records.identity import Identity, save_identity
+from backyfs.metadata.records.jobs import hold_version, list_live_jobs, register_job, remove_job, this_process
+from backyfs.metadata.records.removal import remove_version
+from backyfs.metadata.records.versions import (
     add_tags,
     create_version,
     find_version,
@@ -28,12 +27,13 @@ from backyfs.metadata.versions import (
     set_expiry,
     set_protected,
 )
+from backyfs.metadata.schema.schema import create_file, create_tables
 from backyfs.model import BlobUid, PageNumber, SavedBlob, Version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 IDENTITY = Identity(

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import update
 
-from backyfs.metadata.blobs import load_blobs
-from backyfs.metadata.blockmap import list_pages
-from backyfs.metadata.checks import (
+from backyfs.metadata.db.tables import blobs, pages
+from backyfs.metadata.maps.blockmap import list_pages
+from backyfs.metadata.records.blobs import load_blobs
+from backyfs.metadata.upkeep.checks import (
     damaged_in_use,
     damaged_with,
     has_damage,
@@ -19,13 +20,12 @@ from backyfs.metadata.checks import (
     was_valid,
     were_valid,
 )
-from backyfs.metadata.tables import blobs, pages
 from backyfs.model import BlobUid
 from tests.audit import doom
 from tests.contract.test_checks import BLOCK, NOW, new_blobs, new_version
 
 if TYPE_CHECKING:
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
 
 
 def set_damaged(connection: Connection, *ids: int) -> None:

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import select, update
 
 from backyfs.blocks import load_block
-from backyfs.engine.cleanup import cleanup
-from backyfs.engine.migrate import MigrationRequest, migrate
+from backyfs.engine.secrets.migrate import MigrationRequest, migrate
+from backyfs.engine.space.cleanup import cleanup
 from backyfs.geometry import PAGE_ENTRIES
-from backyfs.metadata.blobs import find_moved, insert_blobs, load_blobs
-from backyfs.metadata.blockmap import (
+from backyfs.metadata.db.tables import blob_refs, blobs, pages
+from backyfs.metadata.maps.blockmap import (
     HOLE,
     BlobsGoneError,
     add_recovered_page,
@@ -27,10 +27,10 @@ from backyfs.metadata.blockmap import (
     references_add_up,
     replace_blobs,
 )
-from backyfs.metadata.migration import BlobCount, Outdated, count_outdated, outdated_blobs, pages_naming
-from backyfs.metadata.replacement import Replacement, replace_objects
-from backyfs.metadata.tables import blob_refs, blobs, pages
-from backyfs.metadata.versions import create_version
+from backyfs.metadata.records.blobs import find_moved, insert_blobs, load_blobs
+from backyfs.metadata.records.versions import create_version
+from backyfs.metadata.upkeep.migration import BlobCount, Outdated, count_outdated, outdated_blobs, pages_naming
+from backyfs.metadata.upkeep.replacement import Replacement, replace_objects
 from backyfs.model import Blob, BlobId, BlobUid, PageNumber, SavedBlob, Version
 from tests.audit import doom
 from tests.images import random_image
@@ -40,7 +40,7 @@ from tests.repositories import back_up, make_repository, opened
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
 
 BLOCK = 4096
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

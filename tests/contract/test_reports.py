@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.engine import du
-from backyfs.engine.diff import Run, State, compare
-from backyfs.engine.du import space_of_versions
+from backyfs.engine.versions import du
+from backyfs.engine.versions.diff import Run, State, compare
+from backyfs.engine.versions.du import space_of_versions
 from backyfs.errors import DatabaseError
-from backyfs.metadata import pagecache
-from backyfs.metadata.blobs import find_by_uid, insert_blobs
-from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries
-from backyfs.metadata.database import Database
-from backyfs.metadata.sizes import uids_of
-from backyfs.metadata.stats import (
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.maps import pagecache
+from backyfs.metadata.maps.blockmap import ABSENT, HOLE, commit_page, new_entries
+from backyfs.metadata.records.blobs import find_by_uid, insert_blobs
+from backyfs.metadata.records.sizes import uids_of
+from backyfs.metadata.records.stats import (
     find_statistics,
     insert_statistics_records,
     list_all_statistics,
     list_statistics,
 )
-from backyfs.metadata.versions import create_version, set_status
+from backyfs.metadata.records.versions import create_version, set_status
 from backyfs.model import (
     BlobRecord,
     BlobUid,
@@ -41,7 +41,7 @@ from backyfs.model import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
 
 BLOCK = 4096
 END = 1000  # bytes of the last block of an image that is not whole
@@ -222,8 +222,8 @@ def test_a_block_map_that_names_a_blob_without_row_is_an_error(connection: Conne
     version = make_version(connection, [blob])
     from sqlalchemy import update
 
-    from backyfs.metadata.blockmap import pack
-    from backyfs.metadata.tables import pages
+    from backyfs.metadata.db.tables import pages
+    from backyfs.metadata.maps.blockmap import pack
 
     connection.execute(update(pages).values(entries=pack(new_entries(1, blob + 1000))))
     with pytest.raises(DatabaseError, match=f"the block map of version {version.uid} names a blob that has no row"):

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import insert
 
-from backyfs.metadata.blobs import find_by_uid, insert_blobs
-from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, new_entries
-from backyfs.metadata.tables import tags
-from backyfs.metadata.usage import encryption_of_blocks, encryption_versions, used_bytes
-from backyfs.metadata.versions import create_version, picture, set_status
+from backyfs.metadata.db.tables import tags
+from backyfs.metadata.maps.blockmap import ABSENT, HOLE, commit_page, new_entries
+from backyfs.metadata.maps.usage import encryption_of_blocks, encryption_versions, used_bytes
+from backyfs.metadata.records.blobs import find_by_uid, insert_blobs
+from backyfs.metadata.records.versions import create_version, picture, set_status
 from backyfs.model import BlobUid, PageNumber, SavedBlob, Version, VersionStatus
 
 if TYPE_CHECKING:
 
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
 
 BLOCK = 4096
 PAGE = 1024 * BLOCK

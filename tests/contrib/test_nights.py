@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import update
 
 from backyfs.cli.main import run
-from backyfs.metadata.tables import blobs, versions
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.db.tables import blobs, versions
+from backyfs.metadata.records.versions import list_versions
 from tests.contrib.unitfile import command_lines, settings
 from tests.images import random_bytes, random_image
 from tests.repositories import BLOCK, make_repository, opened

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
-from backyfs.engine import job
+from backyfs.work import job
 from tests.repositories import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from backyfs.metadata.database import Database
+    from backyfs.metadata.db.database import Database
 
 _RANDOM = 1 << 32  # numbers from here on are tokens, as long as all others are ids, counts and small sizes
 

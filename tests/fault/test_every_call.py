@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Engine, delete, event
 
-from backyfs.engine.cleanup import cleanup
-from backyfs.engine.migrate import MigrationRequest, migrate
-from backyfs.engine.publish import publish
-from backyfs.engine.remove import remove_versions
-from backyfs.engine.restore import restore
+from backyfs.engine.catalog.publish import publish
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.secrets.migrate import MigrationRequest, migrate
+from backyfs.engine.space.cleanup import cleanup
+from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import BackyfsError, DatabaseError, StorageError
-from backyfs.metadata.migration import Outdated
-from backyfs.metadata.tables import jobs
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.db.tables import jobs
+from backyfs.metadata.records.versions import list_versions
+from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import VersionStatus
 from backyfs.storage import directory as directory_module
 from backyfs.storage.beneath import Root

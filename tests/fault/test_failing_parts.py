@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from backyfs.engine.restore import restore
+from backyfs.engine.restore.restore import restore
 from backyfs.errors import BackyfsError, DatabaseError, StorageError
-from backyfs.metadata.database import Database
-from backyfs.metadata.versions import list_versions, set_status
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.records.versions import list_versions, set_status
 from backyfs.model import VersionStatus
 from tests.audit import audit
 from tests.images import random_image

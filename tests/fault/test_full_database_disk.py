@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.engine.job import Job
-from backyfs.engine.remove import remove_versions
+from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import DatabaseError, DatabaseFullError, VersionNotFoundError
-from backyfs.metadata.blockmap import HOLE, page_entries
-from backyfs.metadata.database import Database
-from backyfs.metadata.versions import create_version, find_version, list_versions
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.maps.blockmap import HOLE, page_entries
+from backyfs.metadata.records.versions import create_version, find_version, list_versions
 from backyfs.model import PageNumber
+from backyfs.work.job import Job
 from tests.images import random_image
 from tests.mount.program import BACKYFS, PATIENCE_S, mounting, why_not_mount
 from tests.repositories import back_up, make_repository, opened

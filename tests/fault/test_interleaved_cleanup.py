@@ -19,22 +19,23 @@ import pytest
 from sqlalchemy import delete, func, select
 
 from backyfs.blocks import load_block
-from backyfs.engine import cleanup as cleanup_module
-from backyfs.engine import committer, pipeline, publish
-from backyfs.engine import migrate as migrate_module
-from backyfs.engine.backup import BackupRequest, backup
-from backyfs.engine.cleanup import cleanup
-from backyfs.engine.fullcleanup import full_cleanup
-from backyfs.engine.migrate import MigrationRequest, migrate
-from backyfs.engine.remove import remove_versions
-from backyfs.engine.restore import restore
+from backyfs.engine.backup import committer, pipeline
+from backyfs.engine.backup.backup import BackupRequest, backup
+from backyfs.engine.catalog import publish
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.secrets import migrate as migrate_module
+from backyfs.engine.secrets.migrate import MigrationRequest, migrate
+from backyfs.engine.space import cleanup as cleanup_module
+from backyfs.engine.space.cleanup import cleanup
+from backyfs.engine.space.fullcleanup import full_cleanup
+from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import JobLostError
 from backyfs.geometry import page_count
-from backyfs.metadata.blobs import load_blobs
-from backyfs.metadata.blockmap import ABSENT, commit_page, load_page, page_entries, references_add_up
-from backyfs.metadata.migration import Outdated
-from backyfs.metadata.tables import blobs, jobs
-from backyfs.metadata.versions import list_versions, set_status
+from backyfs.metadata.db.tables import blobs, jobs
+from backyfs.metadata.maps.blockmap import ABSENT, commit_page, load_page, page_entries, references_add_up
+from backyfs.metadata.records.blobs import load_blobs
+from backyfs.metadata.records.versions import list_versions, set_status
+from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import PageNumber, VersionStatus
 from backyfs.sources import open_source
 from backyfs.storage import directory
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
     from pathlib import Path
 
-    from backyfs.metadata.database import Connection, Database
+    from backyfs.metadata.db.database import Connection, Database
     from backyfs.repository import Repository
 
     Work: TypeAlias = Callable[["Subject", Repository], object]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from backyfs.engine.restore import restore
-from backyfs.metadata.versions import list_versions
+from backyfs.engine.restore.restore import restore
+from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
 from tests.audit import audit, count_jobs
 from tests.images import random_image

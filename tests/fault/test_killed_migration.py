@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.engine import migrate as module
-from backyfs.engine.migrate import MigrationRequest, migrate
-from backyfs.engine.restore import restore
-from backyfs.metadata.migration import Outdated
-from backyfs.metadata.usage import encryption_versions
-from backyfs.metadata.versions import list_versions
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.secrets import migrate as module
+from backyfs.engine.secrets.migrate import MigrationRequest, migrate
+from backyfs.metadata.maps.usage import encryption_versions
+from backyfs.metadata.records.versions import list_versions
+from backyfs.metadata.upkeep.migration import Outdated
 from tests.audit import audit
 from tests.fault.everystep import Stored, fail_at_every_statement, kill_at_every_statement
 from tests.images import random_image

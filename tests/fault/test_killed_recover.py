@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backyfs.engine.catalogcheck import CatalogCheck, Difference
-from backyfs.engine.cleanup import cleanup
-from backyfs.engine.publish import publish
-from backyfs.engine.recover import Loss, open_catalog, recover
-from backyfs.engine.remove import remove_versions
-from backyfs.engine.restore import restore
+from backyfs.engine.catalog.check import CatalogCheck, Difference
+from backyfs.engine.catalog.publish import publish
+from backyfs.engine.catalog.recover import Loss, open_catalog, recover
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.space.cleanup import cleanup
+from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import BackyfsError, SchemaError, StorageError
 from backyfs.keys.slots import Secret
-from backyfs.metadata.catalog import note_repository
-from backyfs.metadata.database import Database
-from backyfs.metadata.versions import list_versions, set_expiry, version_with_uid
+from backyfs.metadata.catalog.notes import note_repository
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.records.versions import list_versions, set_expiry, version_with_uid
 from tests.audit import audit
 from tests.fault.everystep import killed_at
 from tests.fault.test_failing_parts import FailingStorage

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.engine.rekey import rekey
-from backyfs.engine.upgrade import upgrade
+from backyfs.engine.secrets.rekey import rekey
+from backyfs.engine.setup.upgrade import upgrade
 from backyfs.errors import DatabaseError, WrongKeyError
 from backyfs.keys.slots import Secret
-from backyfs.metadata import wrapped_keys
-from backyfs.metadata.blobs import load_blobs
-from backyfs.metadata.database import Database
-from backyfs.metadata.identity import list_key_slots
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.records import wrapped_keys
+from backyfs.metadata.records.blobs import load_blobs
+from backyfs.metadata.records.identity import list_key_slots
 from backyfs.model import KeySource
 from backyfs.repository import open_repository
 from tests.fault.everystep import killed_at

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.config import Scheduler
-from backyfs.engine import cleanup as module
-from backyfs.engine.cleanup import cleanup
-from backyfs.engine.forget import forget
-from backyfs.engine.remove import remove_versions
-from backyfs.engine.restore import restore
-from backyfs.metadata.versions import list_versions
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.space import cleanup as module
+from backyfs.engine.space.cleanup import cleanup
+from backyfs.engine.versions.forget import forget
+from backyfs.engine.versions.remove import remove_versions
+from backyfs.metadata.records.versions import list_versions
 from tests.audit import audit, count_blobs
 from tests.fault.everystep import Stored, fail_at_every_statement, kill_at_every_statement
 from tests.images import random_image

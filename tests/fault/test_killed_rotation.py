@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.engine.rotation import rotate_repository_key
-from backyfs.keyring import configured_secret
-from backyfs.metadata import wrapped_keys
-from backyfs.metadata.blobs import load_blobs
+from backyfs.engine.secrets.rotation import rotate_repository_key
+from backyfs.metadata.records import wrapped_keys
+from backyfs.metadata.records.blobs import load_blobs
+from backyfs.repository.keyring import configured_secret
 from tests.fault.everystep import Stored, fail_at_every_statement, kill_at_every_statement
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened

@@ -12,19 +12,19 @@ import pytest
 from sqlalchemy import select, text
 
 from backyfs.blocks import load_block
-from backyfs.engine.cleanup import cleanup
-from backyfs.engine.fullcleanup import full_cleanup
-from backyfs.engine.migrate import MigrationRequest, migrate
-from backyfs.engine.publish import publish
-from backyfs.engine.recover import Loss, open_catalog, recover
-from backyfs.engine.remove import remove_versions
-from backyfs.engine.restore import restore
+from backyfs.engine.catalog.publish import publish
+from backyfs.engine.catalog.recover import Loss, open_catalog, recover
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.secrets.migrate import MigrationRequest, migrate
+from backyfs.engine.space.cleanup import cleanup
+from backyfs.engine.space.fullcleanup import full_cleanup
+from backyfs.engine.versions.remove import remove_versions
 from backyfs.keys.slots import Secret
-from backyfs.metadata.blobs import load_blobs
-from backyfs.metadata.database import Database
-from backyfs.metadata.migration import Outdated
-from backyfs.metadata.tables import blobs
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.db.tables import blobs
+from backyfs.metadata.records.blobs import load_blobs
+from backyfs.metadata.records.versions import list_versions
+from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import BlobId, VersionStatus
 from backyfs.storage import directory as directory_module
 from tests.audit import audit

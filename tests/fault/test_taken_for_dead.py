@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import delete
 
-from backyfs.engine.backup import BackupRequest, backup
-from backyfs.engine.cleanup import cleanup
-from backyfs.engine.fullcleanup import full_cleanup
-from backyfs.engine.migrate import MigrationRequest, migrate
-from backyfs.engine.remove import remove_versions
-from backyfs.engine.repair import RepairRequest, repair
-from backyfs.engine.restore import restore
-from backyfs.engine.scrub import ScrubRequest, scrub
+from backyfs.engine.backup.backup import BackupRequest, backup
+from backyfs.engine.damage.repair import RepairRequest, repair
+from backyfs.engine.damage.scrub import ScrubRequest, scrub
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.secrets.migrate import MigrationRequest, migrate
+from backyfs.engine.space.cleanup import cleanup
+from backyfs.engine.space.fullcleanup import full_cleanup
+from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import JobLostError, VersionNotFoundError
 from backyfs.hints import parse_hints
-from backyfs.metadata.migration import Outdated
-from backyfs.metadata.tables import jobs
-from backyfs.metadata.versions import list_versions, set_status
+from backyfs.metadata.db.tables import jobs
+from backyfs.metadata.records.versions import list_versions, set_status
+from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import VersionStatus
 from backyfs.sources import open_source
 from tests.audit import audit

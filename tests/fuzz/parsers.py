@@ -23,13 +23,13 @@ from backyfs.cli.sizes import Size
 from backyfs.cli.tags import TAGS
 from backyfs.config.document import Document
 from backyfs.config.loader import build
-from backyfs.engine.backy2_format import read_backy2_export
-from backyfs.engine.export_format import read_export
+from backyfs.engine.transfer.backy2_format import read_backy2_export
+from backyfs.engine.transfer.export_format import read_export
 from backyfs.errors import BackyfsError
 from backyfs.hints import block_hints, parse_hints
+from backyfs.images.partitions import describe, read_partitions
 from backyfs.keys.recovery import read_page
-from backyfs.metadata.blockmap import unpack
-from backyfs.mount.partitions import describe, read_partitions
+from backyfs.metadata.maps.blockmap import unpack
 from backyfs.sealing import encryption_version
 
 if TYPE_CHECKING:

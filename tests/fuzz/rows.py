@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backyfs.metadata.tables import metadata
+from backyfs.metadata.db.tables import metadata
 from tests.cli.cases import CASES, make_place, words_of
 from tests.cli.forkserver import ForkServer
 from tests.repositories import back_up, opened

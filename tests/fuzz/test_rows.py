@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.metadata.tables import metadata
+from backyfs.metadata.db.tables import metadata
 from tests.fuzz.rows import fuzz, mutations
 
 if TYPE_CHECKING:

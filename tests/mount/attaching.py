@@ -235,7 +235,7 @@ def _serves(mountpoint: str, loops: list[Loop], ours: set[str]) -> bool:
 
 
 def _version_uids(directory: Path) -> list[str]:
-    from backyfs.metadata.versions import list_versions
+    from backyfs.metadata.records.versions import list_versions
 
     uids: list[str] = []
     for config_file in directory.glob("*/backyfs.cfg"):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete
 
 from backyfs.geometry import block_count
-from backyfs.metadata.blockmap import ABSENT, commit_page, page_entries
-from backyfs.metadata.tables import version_pages, versions
-from backyfs.metadata.versions import create_version, set_status
+from backyfs.metadata.db.tables import version_pages, versions
+from backyfs.metadata.maps.blockmap import ABSENT, commit_page, page_entries
+from backyfs.metadata.records.versions import create_version, set_status
 from backyfs.model import BlockIndex, PageNumber, VersionStatus, VersionUid
 from backyfs.mount.image import Image
 

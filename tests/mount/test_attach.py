@@ -15,7 +15,7 @@ from sqlalchemy import text
 from backyfs.errors import MountError
 from backyfs.host import loops
 from backyfs.host.mounttable import mount_at
-from backyfs.metadata.versions import find_version
+from backyfs.metadata.records.versions import find_version
 from tests.images import ext4_image, run_tool
 from tests.mount.attaching import (
     MIB,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import event, insert
 
-from backyfs.metadata.tables import tags, versions
-from backyfs.metadata.versions import find_version, list_versions
+from backyfs.metadata.db.tables import tags, versions
+from backyfs.metadata.records.versions import find_version, list_versions
 from backyfs.model import VersionStatus
 from tests.images import random_bytes, run_tool, sparse_image
 from tests.mount.hanging import hanging

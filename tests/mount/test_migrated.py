@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from backyfs.engine.job import Job
-from backyfs.engine.migrate import MigrationRequest, migrate
-from backyfs.metadata.migration import Outdated
-from backyfs.metadata.versions import find_version, list_versions
+from backyfs.engine.secrets.migrate import MigrationRequest, migrate
+from backyfs.metadata.records.versions import find_version, list_versions
+from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.mount.contents import Contents, Settings
+from backyfs.work.job import Job
 from tests.images import random_image
 from tests.mount.stored import blob_of, file_of
 from tests.repositories import back_up, make_repository, opened

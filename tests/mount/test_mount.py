@@ -19,7 +19,7 @@ from sqlalchemy import select
 from backyfs.errors import MountError
 from backyfs.host.mountpoints import check_mountpoint
 from backyfs.host.mounttable import list_mounts, mount_at
-from backyfs.metadata.tables import jobs
+from backyfs.metadata.db.tables import jobs
 from tests.images import random_image
 from tests.mount.program import (
     BACKYFS,

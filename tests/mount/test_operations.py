@@ -16,16 +16,16 @@ import trio
 from sqlalchemy import select
 
 from backyfs.blocks import load_block
-from backyfs.engine.job import Job
 from backyfs.errors import DatabaseError
-from backyfs.metadata.blockmap import commit_page, new_entries
-from backyfs.metadata.tables import job_versions, versions
-from backyfs.metadata.versions import set_status
+from backyfs.metadata.db.tables import job_versions, versions
+from backyfs.metadata.maps.blockmap import commit_page, new_entries
+from backyfs.metadata.records.versions import set_status
 from backyfs.model import PageNumber, Version, VersionStatus
 from backyfs.mount import live
 from backyfs.mount.contents import Contents, Settings
 from backyfs.mount.operations import Operations, _OpenImage
 from backyfs.mount.tree import Tree
+from backyfs.work.job import Job
 from tests.images import random_bytes, sparse_image
 from tests.mount.stored import blob_of, file_of, finish, flip_a_byte, incomplete_copy, remove_version, truncate
 from tests.repositories import BLOCK, back_up, make_repository, opened

@@ -21,7 +21,7 @@ from backyfs.host.mounttable import mount_at
 from backyfs.host.records import list_attachments, load, noted_devices
 from backyfs.host.standing import take_away
 from backyfs.host.writers import writers_of
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.records.versions import list_versions
 from tests.images import ext4_image
 from tests.mount.attaching import MIB, cleared, empty_image, repository_of
 from tests.mount.program import BACKYFS, PATIENCE_S, backyfs, clear, mounting

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from backyfs.metadata.tables import blobs
+from backyfs.metadata.db.tables import blobs
 from backyfs.mount.tree import escape
 from tests.images import random_bytes, random_image, sparse_image
 from tests.mount.program import PATIENCE_S, backyfs, mounting, process_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backyfs.engine.restore import restore
+from backyfs.engine.restore.restore import restore
 from tests.audit import audit
 from tests.repositories import BLOCK, back_up, make_repository, opened
 

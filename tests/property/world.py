@@ -14,10 +14,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
 from backyfs.cli.main import run
-from backyfs.engine.restore import restore
-from backyfs.metadata.blobs import load_blobs
-from backyfs.metadata.blockmap import HOLE, list_pages, page_entries
-from backyfs.metadata.versions import list_versions
+from backyfs.engine.restore.restore import restore
+from backyfs.metadata.maps.blockmap import HOLE, list_pages, page_entries
+from backyfs.metadata.records.blobs import load_blobs
+from backyfs.metadata.records.versions import list_versions
 from backyfs.model import BlobId, VersionStatus
 from tests.audit import audit
 from tests.fault.everystep import killed_at

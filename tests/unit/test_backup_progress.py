@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from backyfs.engine.backup import BackupRequest, backup
-from backyfs.engine.cleanup import cleanup
-from backyfs.engine.migrate import MigrationRequest, migrate
-from backyfs.engine.remove import remove_versions
+from backyfs.engine.backup.backup import BackupRequest, backup
+from backyfs.engine.secrets.migrate import MigrationRequest, migrate
+from backyfs.engine.space.cleanup import cleanup
+from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import StorageError
 from backyfs.hints import parse_hints
-from backyfs.metadata.migration import Outdated
+from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import Deduplication, NoProgress
 from backyfs.sources import open_source
 from tests.images import random_bytes

@@ -12,11 +12,11 @@ from blake3 import blake3
 from sqlalchemy import func, select, update
 
 from backyfs.blocks import load_block
-from backyfs.engine.pipeline import Pipeline
-from backyfs.engine.restore import restore
+from backyfs.engine.backup.pipeline import Pipeline
+from backyfs.engine.restore.restore import restore
 from backyfs.errors import SourceError, TargetError, UsageError
-from backyfs.metadata.tables import blobs, pages, version_pages
-from backyfs.metadata.usage import encryption_versions
+from backyfs.metadata.db.tables import blobs, pages, version_pages
+from backyfs.metadata.maps.usage import encryption_versions
 from backyfs.model import Deduplication, VersionStatus
 from backyfs.mount.image import Image
 from backyfs.sources.file import FileSource

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.engine.backy2_format import ExportedBlock, read_backy2_export, write_backy2_export
-from backyfs.engine.export_format import ExportHeader, PageRecord
+from backyfs.engine.transfer.backy2_format import ExportedBlock, read_backy2_export, write_backy2_export
+from backyfs.engine.transfer.export_format import ExportHeader, PageRecord
 from backyfs.errors import ExportFormatError
 from backyfs.model import BlobRecord, BlobUid, PageNumber, VersionRecord, VersionStatus, VersionUid
 
 if TYPE_CHECKING:
-    from backyfs.engine.export_format import Record
+    from backyfs.engine.transfer.export_format import Record
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 EXPORTS = sorted(FIXTURES.glob("*/exports/*.csv"))

@@ -17,8 +17,8 @@ from sqlalchemy import func, select, update
 
 from backyfs.errors import DatabaseError
 from backyfs.geometry import PAGE_ENTRIES, page_count, page_length
-from backyfs.metadata.blobs import insert_blobs
-from backyfs.metadata.blockmap import (
+from backyfs.metadata.db.tables import blob_refs, pages, version_pages
+from backyfs.metadata.maps.blockmap import (
     ABSENT,
     HOLE,
     BlobsGoneError,
@@ -32,8 +32,8 @@ from backyfs.metadata.blockmap import (
     remove_unused_page,
     unpack,
 )
-from backyfs.metadata.tables import blob_refs, pages, version_pages
-from backyfs.metadata.versions import create_version, set_status
+from backyfs.metadata.records.blobs import insert_blobs
+from backyfs.metadata.records.versions import create_version, set_status
 from backyfs.model import BlobId, BlobUid, PageId, PageNumber, SavedBlob, Version, VersionId, VersionStatus
 from tests.audit import doom
 from tests.repositories import make_repository, opened
@@ -41,7 +41,7 @@ from tests.repositories import make_repository, opened
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from backyfs.metadata.database import Connection, Database
+    from backyfs.metadata.db.database import Connection, Database
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 BLOBS = 600  # more than one statement takes parameters

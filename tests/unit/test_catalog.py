@@ -46,9 +46,9 @@ from backyfs.catalog.repository import (
 )
 from backyfs.catalog.versions import CatalogVersion, pack_version, unpack_version
 from backyfs.errors import CatalogError
-from backyfs.metadata.blobcolumns import NO_BLOBS, BlobColumns
-from backyfs.metadata.blockmap import ABSENT, HOLE
-from backyfs.metadata.identity import Identity
+from backyfs.metadata.catalog.blobcolumns import NO_BLOBS, BlobColumns
+from backyfs.metadata.maps.blockmap import ABSENT, HOLE
+from backyfs.metadata.records.identity import Identity
 from backyfs.model import BlobRecord, BlobUid, KeySlot, StatisticsRecord, VersionRecord, VersionStatus, VersionUid
 
 if TYPE_CHECKING:

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.config import Scheduler
-from backyfs.engine.catalogcheck import CatalogCheck
-from backyfs.engine.cleanup import cleanup
-from backyfs.engine.forget import forget
-from backyfs.engine.fullcleanup import full_cleanup
-from backyfs.engine.migrate import MigrationRequest, migrate
-from backyfs.engine.remove import remove_versions
-from backyfs.engine.repair import RepairRequest, repair
-from backyfs.engine.restore import restore
-from backyfs.engine.scrub import ScrubRequest, scrub
+from backyfs.engine.catalog.check import CatalogCheck
+from backyfs.engine.damage.repair import RepairRequest, repair
+from backyfs.engine.damage.scrub import ScrubRequest, scrub
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.secrets.migrate import MigrationRequest, migrate
+from backyfs.engine.space.cleanup import cleanup
+from backyfs.engine.space.fullcleanup import full_cleanup
+from backyfs.engine.versions.forget import forget
+from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import InterruptedByUser, StorageError
-from backyfs.metadata.catalog import has_notes
-from backyfs.metadata.migration import Outdated
-from backyfs.metadata.versions import list_versions, set_protected
+from backyfs.metadata.catalog.notes import has_notes
+from backyfs.metadata.records.versions import list_versions, set_protected
+from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.sources import open_source
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened

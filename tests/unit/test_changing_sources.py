@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.engine.backup import BackupRequest, backup
-from backyfs.engine.scrub import ScrubRequest, scrub
+from backyfs.engine.backup.backup import BackupRequest, backup
+from backyfs.engine.damage.scrub import ScrubRequest, scrub
 from backyfs.errors import InterruptedByUser, SourceError
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
 from backyfs.sources import open_source
 from backyfs.sources.change import ChangeKind
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from backyfs.engine.backup import BackupReport
+    from backyfs.engine.backup.backup import BackupReport
     from backyfs.model import Version
     from backyfs.repository import Repository
     from backyfs.sources import Source

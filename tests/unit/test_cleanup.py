@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import delete, func, select
 
-from backyfs.engine.cleanup import Cleaner, cleanup, plan_cleanup
-from backyfs.engine.job import Job
-from backyfs.engine.migrate import MigrationRequest, migrate
-from backyfs.engine.pipeline import Pipeline
-from backyfs.engine.remove import remove_versions
-from backyfs.engine.restore import restore
+from backyfs.engine.backup.pipeline import Pipeline
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.secrets.migrate import MigrationRequest, migrate
+from backyfs.engine.space.cleanup import Cleaner, cleanup, plan_cleanup
+from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import InterruptedByUser, JobLostError, StorageError
-from backyfs.metadata.migration import Outdated
-from backyfs.metadata.tables import blobs, jobs, pages
+from backyfs.metadata.db.tables import blobs, jobs, pages
+from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import Deduplication, NoProgress, VersionStatus
+from backyfs.work.job import Job
 from tests.audit import audit, count_blobs, count_jobs
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -93,8 +93,8 @@ class Shown(NoProgress):
 def test_all_steps_of_a_cleanup_add_up(
     repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backyfs.engine.cleanup._BLOBS_AT_ONCE", 3)
-    monkeypatch.setattr("backyfs.engine.cleanup._RUN_BLOBS", 2)
+    monkeypatch.setattr("backyfs.engine.space.cleanup._BLOBS_AT_ONCE", 3)
+    monkeypatch.setattr("backyfs.engine.space.cleanup._RUN_BLOBS", 2)
     remove(repository, back_up(repository, image).version)
     stored = sum(repository.blocks.storage.size(uid) or 0 for uid in objects(repository))
     progress, commands = Shown(), set()
@@ -217,7 +217,7 @@ def test_an_interrupted_cleanup_is_continued_by_the_next(
     repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remove(repository, back_up(repository, image).version)
-    monkeypatch.setattr("backyfs.engine.cleanup._BLOBS_AT_ONCE", 3)
+    monkeypatch.setattr("backyfs.engine.space.cleanup._BLOBS_AT_ONCE", 3)
     asked = 0
 
     def stop() -> bool:

@@ -9,14 +9,14 @@ import pytest
 import trio
 from sqlalchemy import delete, insert, select, update
 
-from backyfs.engine.job import Job
-from backyfs.engine.restore import restore
+from backyfs.engine.restore.restore import restore
 from backyfs.errors import BackyfsError
 from backyfs.geometry import PAGE_ENTRIES
-from backyfs.metadata.blockmap import list_pages, load_page, pack
-from backyfs.metadata.tables import blob_refs, blobs, pages, version_pages, versions
+from backyfs.metadata.db.tables import blob_refs, blobs, pages, version_pages, versions
+from backyfs.metadata.maps.blockmap import list_pages, load_page, pack
 from backyfs.model import PageNumber, VersionStatus
 from backyfs.mount.contents import Contents, Settings
+from backyfs.work.job import Job
 from tests.images import random_bytes
 from tests.mount.stored import blob_of, file_of, flip_a_byte, truncate
 from tests.repositories import back_up, make_repository, opened

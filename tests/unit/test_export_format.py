@@ -13,7 +13,7 @@ import pytest
 import zstandard
 from blake3 import blake3
 
-from backyfs.engine.export_format import (
+from backyfs.engine.transfer.export_format import (
     ExportHeader,
     ExportWriter,
     PageRecord,
@@ -36,7 +36,7 @@ from backyfs.model import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from backyfs.engine.export_format import Record
+    from backyfs.engine.transfer.export_format import Record
 
 MOMENT = datetime(2024, 2, 29, 12, 30, 59, 123_456, tzinfo=UTC)
 UID = VersionUid("6f1c0a2e-1111-4222-8333-444444444444")

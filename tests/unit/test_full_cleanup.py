@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import delete, insert, select, update
 
-from backyfs.engine import silence
-from backyfs.engine.fullcleanup import full_cleanup, plan_full_cleanup
-from backyfs.engine.job import Job
-from backyfs.engine.publish import publish
-from backyfs.engine.remove import remove_versions
-from backyfs.engine.restore import restore
+from backyfs.engine.catalog.publish import publish
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.space.fullcleanup import full_cleanup, plan_full_cleanup
+from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import CatalogError, DatabaseError, InterruptedByUser
-from backyfs.metadata.blockmap import new_entries, pack
-from backyfs.metadata.tables import blob_refs, blobs, jobs, pages
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.db.tables import blob_refs, blobs, jobs, pages
+from backyfs.metadata.maps.blockmap import new_entries, pack
+from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
 from backyfs.storage import listing
+from backyfs.work import silence
+from backyfs.work.job import Job
 from tests.audit import audit, doom
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened

@@ -11,16 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from backyfs.engine import pipeline
-from backyfs.engine.backup import BackupRequest, backup
-from backyfs.engine.restore import restore
+from backyfs.engine.backup import pipeline
+from backyfs.engine.backup.backup import BackupRequest, backup
+from backyfs.engine.restore.restore import restore
 from backyfs.errors import HintsError, InterruptedByUser, UsageError, VersionError
 from backyfs.geometry import PAGE_ENTRIES
 from backyfs.hints import Hints
-from backyfs.metadata.blockmap import ABSENT, list_pages, load_page
-from backyfs.metadata.tables import blobs, versions
-from backyfs.metadata.usage import encryption_versions
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.db.tables import blobs, versions
+from backyfs.metadata.maps.blockmap import ABSENT, list_pages, load_page
+from backyfs.metadata.maps.usage import encryption_versions
+from backyfs.metadata.records.versions import list_versions
 from backyfs.model import PageNumber, VersionStatus
 from backyfs.ranges import ranges
 from backyfs.sources.file import FileSource
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backyfs.engine.backup import BackupReport
+    from backyfs.engine.backup.backup import BackupReport
     from backyfs.model import Version
     from backyfs.ranges import Range
     from backyfs.repository import Repository

@@ -17,16 +17,10 @@ from sqlalchemy import insert, select, update
 
 from backyfs import keys
 from backyfs.cli.main import run
-from backyfs.engine.export import export_for_backy2, export_versions
-from backyfs.engine.export_format import (
-    ExportHeader,
-    ExportWriter,
-    PageRecord,
-    SharedPageRecord,
-    read_export,
-)
-from backyfs.engine.importing import import_versions
-from backyfs.engine.restore import restore
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.transfer.export import export_for_backy2, export_versions
+from backyfs.engine.transfer.export_format import ExportHeader, ExportWriter, PageRecord, SharedPageRecord, read_export
+from backyfs.engine.transfer.importing import import_versions
 from backyfs.errors import (
     ExportFormatError,
     JobsRunningError,
@@ -37,12 +31,12 @@ from backyfs.errors import (
     VersionNotFoundError,
     WrongKeyError,
 )
-from backyfs.metadata.blockmap import ABSENT, HOLE, commit_page, load_page, new_entries
-from backyfs.metadata.identity import list_key_slots, load_identity, load_key_date
-from backyfs.metadata.jobs import register_job, this_process
-from backyfs.metadata.stats import list_statistics
-from backyfs.metadata.tables import blobs, metadata, pages, tags, versions
-from backyfs.metadata.versions import create_version, list_versions
+from backyfs.metadata.db.tables import blobs, metadata, pages, tags, versions
+from backyfs.metadata.maps.blockmap import ABSENT, HOLE, commit_page, load_page, new_entries
+from backyfs.metadata.records.identity import list_key_slots, load_identity, load_key_date
+from backyfs.metadata.records.jobs import register_job, this_process
+from backyfs.metadata.records.stats import list_statistics
+from backyfs.metadata.records.versions import create_version, list_versions
 from backyfs.model import BlobRecord, PageNumber, StatisticsRecord, VersionRecord, VersionStatus
 from tests.audit import audit, doom
 from tests.images import random_bytes, random_image, sparse_image
@@ -52,8 +46,8 @@ from tests.repositories import BLOCK, back_up, make_repository, opened
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from backyfs.engine.export_format import Record
-    from backyfs.engine.importing import ImportReport
+    from backyfs.engine.transfer.export_format import Record
+    from backyfs.engine.transfer.importing import ImportReport
     from backyfs.model import KeySlot, Version
     from backyfs.repository import Repository
 

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 import pytest
 
 from backyfs.config import load_config
-from backyfs.engine import initialize as module
-from backyfs.engine.initialize import Places, default_places, initialize
-from backyfs.engine.restore import restore
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.setup import initialize as module
+from backyfs.engine.setup.initialize import Places, default_places, initialize
 from backyfs.errors import (
     ConfigError,
     DatabaseError,
@@ -23,8 +23,8 @@ from backyfs.errors import (
     UsageError,
     WrongKeyError,
 )
-from backyfs.metadata import schema
-from backyfs.metadata.usage import encryption_versions
+from backyfs.metadata.maps.usage import encryption_versions
+from backyfs.metadata.schema import schema
 from backyfs.repository import create_repository, open_repository
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened

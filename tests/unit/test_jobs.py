@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import func, select, update
 
-from backyfs.metadata.jobs import (
+from backyfs.metadata.db.tables import job_versions, jobs
+from backyfs.metadata.records.jobs import (
     DEAD_AFTER_S,
     HEARTBEAT_S,
     Process,
@@ -27,14 +28,13 @@ from backyfs.metadata.jobs import (
     silent_jobs,
     this_process,
 )
-from backyfs.metadata.tables import job_versions, jobs
-from backyfs.metadata.versions import create_version
+from backyfs.metadata.records.versions import create_version
 from tests.repositories import make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backyfs.metadata.database import Connection, Database
+    from backyfs.metadata.db.database import Connection, Database
     from backyfs.model import JobId, VersionId
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)

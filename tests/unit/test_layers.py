@@ -32,7 +32,7 @@ FLOORS: tuple[frozenset[str], ...] = (
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
 # A mount is a running command: it holds its versions by a job, and marks what it finds damaged, as the others do.
-EXCEPTIONS = {("mount", "backyfs.engine.job"), ("mount", "backyfs.engine.suspects")}
+EXCEPTIONS = {("mount", "backyfs.work.job"), ("mount", "backyfs.engine.damage.suspects")}
 
 OWNERS = {
     "pyfuse3": {"mount"},
@@ -138,13 +138,13 @@ def test_a_module_imports_only_what_lies_below_it(module: str) -> None:
         ("backyfs.geometry", "from backyfs.model import BlockIndex", []),
         ("backyfs.geometry", "def f():\n    import backyfs.blocks", ["backyfs.blocks"]),
         ("backyfs.model", "from backyfs import geometry", ["backyfs.geometry"]),
-        ("backyfs.storage.directory", "from backyfs.metadata.blobs import find_blobs",
-         ["backyfs.metadata.blobs"]),
+        ("backyfs.storage.directory", "from backyfs.metadata.records.blobs import find_blobs",
+         ["backyfs.metadata.records.blobs"]),
         ("backyfs.keys", "if TYPE_CHECKING:\n    from sqlalchemy import Connection",
          ["sqlalchemy", "sqlalchemy.Connection"]),
-        ("backyfs.engine.backup", "from backyfs.mount.image import Image", ["backyfs.mount.image"]),
-        ("backyfs.mount.session", "from backyfs.engine.job import Job", []),
-        ("backyfs.mount.session", "from backyfs.engine.backup import backup", ["backyfs.engine.backup"]),
+        ("backyfs.engine.backup.backup", "from backyfs.mount.image import Image", ["backyfs.mount.image"]),
+        ("backyfs.mount.session", "from backyfs.work.job import Job", []),
+        ("backyfs.mount.session", "from backyfs.engine.backup.backup import backup", ["backyfs.engine.backup.backup"]),
         ("backyfs.cli.main", "from backyfs import __version__", []),
         ("backyfs", "from backyfs.errors import BackyfsError", ["backyfs.errors"]),
     ],
@@ -160,7 +160,7 @@ def test_help_loads_neither_database_nor_fuse_nor_rich() -> None:
 
 def test_ls_loads_neither_fuse_nor_alembic() -> None:
     loaded = imported_by("import backyfs.cli.commands.ls")
-    assert "backyfs.metadata.versions" in loaded
+    assert "backyfs.metadata.records.versions" in loaded
     assert loaded & {"pyfuse3", "trio", "alembic"} == set()
 
 

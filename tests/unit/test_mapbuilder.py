@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backyfs.engine.mapbuilder import MapBuilder
+from backyfs.engine.backup.mapbuilder import MapBuilder
 from backyfs.geometry import PAGE_ENTRIES, BlockRun
-from backyfs.metadata.blockmap import ABSENT, HOLE
+from backyfs.metadata.maps.blockmap import ABSENT, HOLE
 from backyfs.model import BlobId, BlockIndex, PageNumber
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import select, update
 
 from backyfs.blocks import PieceLoader, load_block
-from backyfs.engine.migrate import MigrationRequest, _Migrator, migrate, plan_migration
-from backyfs.engine.restore import restore
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.secrets.migrate import MigrationRequest, _Migrator, migrate, plan_migration
 from backyfs.errors import BlobMissingError, InterruptedByUser, MissingKeyError, StorageError
-from backyfs.metadata.migration import BlobCount, Outdated
-from backyfs.metadata.tables import blobs
+from backyfs.metadata.db.tables import blobs
+from backyfs.metadata.upkeep.migration import BlobCount, Outdated
 from backyfs.model import Deduplication
 from tests.audit import audit, count_jobs
 from tests.images import random_image
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backyfs.engine.migrate import MigrationReport
+    from backyfs.engine.secrets.migrate import MigrationReport
     from backyfs.model import Version
     from backyfs.repository import Repository
 

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import update
 
-from backyfs.engine.cleanup import cleanup
-from backyfs.engine.fullcleanup import full_cleanup
-from backyfs.engine.migrate import MigrationRequest, migrate
-from backyfs.engine.publish import publish
-from backyfs.engine.recover import Loss, open_catalog, recover
-from backyfs.engine.restore import restore
-from backyfs.engine.scrub import ScrubRequest, scrub
+from backyfs.engine.catalog.publish import publish
+from backyfs.engine.catalog.recover import Loss, open_catalog, recover
+from backyfs.engine.damage.scrub import ScrubRequest, scrub
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.secrets.migrate import MigrationRequest, migrate
+from backyfs.engine.space.cleanup import cleanup
+from backyfs.engine.space.fullcleanup import full_cleanup
 from backyfs.errors import CatalogError, OddValueError, StorageError
 from backyfs.keys.slots import Secret
-from backyfs.metadata.database import Database
-from backyfs.metadata.migration import Outdated
-from backyfs.metadata.tables import blobs
-from backyfs.metadata.versions import version_with_uid
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.db.tables import blobs
+from backyfs.metadata.records.versions import version_with_uid
+from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import VersionStatus
 from tests.images import random_image
 from tests.mount.stored import blob_of, file_of

@@ -12,14 +12,15 @@ import pytest
 from setproctitle import getproctitle
 
 from backyfs.cli.title import title_of, title_progress
-from backyfs.engine import backy2_processes, telling
-from backyfs.engine import job as job_module
-from backyfs.engine.job import Job
-from backyfs.engine.pace import Pace, short_time
-from backyfs.metadata.database import Database
-from backyfs.metadata.jobs import list_live_jobs, this_process
-from backyfs.metadata.schema import create_file, create_tables
+from backyfs.engine.setup import backy2_processes
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.records.jobs import list_live_jobs, this_process
+from backyfs.metadata.schema.schema import create_file, create_tables
 from backyfs.model import NoProgress
+from backyfs.work import job as job_module
+from backyfs.work import progress as telling
+from backyfs.work.job import Job
+from backyfs.work.pace import Pace, short_time
 from tests.repositories import PATIENCE_S
 
 MIB = 1 << 20

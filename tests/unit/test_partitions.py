@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backyfs.errors import BackyfsError, IntegrityError
-from backyfs.mount.partitions import Partition, PartitionTable, describe, read_partitions
+from backyfs.images.partitions import Partition, PartitionTable, describe, read_partitions
 from tests.images import random_bytes, sparse_image
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import pytest
 import trio
 
 from backyfs.blocks import PieceLoader, load_block, piece_bytes, save_blocks
-from backyfs.engine.job import Job
 from backyfs.errors import BlobMissingError, IntegrityError
 from backyfs.model import BlobUid
 from backyfs.mount.contents import Contents, Settings
+from backyfs.work.job import Job
 from tests.mount.stored import blob_of, file_of, flip_a_byte
 from tests.repositories import back_up, make_repository, opened
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.metadata.processes import has_ended, this_process
+from backyfs.metadata.records.processes import has_ended, this_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ WITHOUT_POWERS = (
 )  # fmt: skip
 ASK = """
 import sys
-from backyfs.metadata.processes import has_ended, this_process
+from backyfs.metadata.records.processes import has_ended, this_process
 own = this_process()
 assert own == this_process()
 print(own.pid_started > 0, has_ended(int(sys.argv[1]), int(sys.argv[2])), has_ended(own.pid, own.pid_started))

@@ -13,23 +13,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, insert, select, update
 
-from backyfs.engine import silence
-from backyfs.engine.job import Job
-from backyfs.engine.remove import Removal, plan_removals, remove_versions
-from backyfs.engine.restore import restore
+from backyfs.engine.restore.restore import restore
+from backyfs.engine.versions.remove import Removal, plan_removals, remove_versions
 from backyfs.errors import InterruptedByUser, JobLostError, VersionNotFoundError
-from backyfs.metadata.blockmap import references_add_up
-from backyfs.metadata.jobs import Process, hold_version, list_live_jobs, register_job, this_process
-from backyfs.metadata.removal import remove_version
-from backyfs.metadata.stats import list_statistics
-from backyfs.metadata.tables import jobs, pages, version_pages
-from backyfs.metadata.versions import (
-    create_version,
-    list_versions,
-    set_expiry,
-    set_protected,
-)
+from backyfs.metadata.db.tables import jobs, pages, version_pages
+from backyfs.metadata.maps.blockmap import references_add_up
+from backyfs.metadata.records.jobs import Process, hold_version, list_live_jobs, register_job, this_process
+from backyfs.metadata.records.removal import remove_version
+from backyfs.metadata.records.stats import list_statistics
+from backyfs.metadata.records.versions import create_version, list_versions, set_expiry, set_protected
 from backyfs.model import Version
+from backyfs.work import silence
+from backyfs.work.job import Job
 from tests.audit import audit, count_blobs, count_jobs
 from tests.images import random_bytes, random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import update
 
-from backyfs.engine.pipeline import Pipeline
-from backyfs.engine.repair import RepairRequest, repair
-from backyfs.engine.restore import restore
-from backyfs.engine.suspects import check_suspects
+from backyfs.engine.backup.pipeline import Pipeline
+from backyfs.engine.damage.repair import RepairRequest, repair
+from backyfs.engine.damage.suspects import check_suspects
+from backyfs.engine.restore.restore import restore
 from backyfs.errors import InterruptedByUser, SourceError, StorageError, WrongStorageError
 from backyfs.geometry import Extent
-from backyfs.metadata.tables import blobs, versions
+from backyfs.metadata.db.tables import blobs, versions
 from backyfs.model import Deduplication, VersionStatus
 from backyfs.sources import open_source
 from tests.audit import audit, count_blobs
@@ -95,7 +95,7 @@ def test_what_was_away_for_a_moment_is_not_marked_by_a_restore(repository, tmp_p
         away.rename(file)
         check_suspects(*arguments)
 
-    monkeypatch.setattr("backyfs.engine.restore.check_suspects", comes_back)
+    monkeypatch.setattr("backyfs.engine.restore.restore.check_suspects", comes_back)
     assert len(restore(repository, version, str(tmp_path / "out")).damaged) == 1
     assert damaged_uids(repository) == set()
     assert is_valid(repository, version)
@@ -161,7 +161,7 @@ def test_a_damaged_blob_whose_bytes_another_one_has_is_healed_too(repository, tm
 def test_where_nothing_is_damaged_nothing_is_asked_for(repository, tmp_path, monkeypatch):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     version_of(repository, image)
-    monkeypatch.setattr("backyfs.engine.repairs.damaged_with", None)
+    monkeypatch.setattr("backyfs.engine.backup.healing.damaged_with", None)
     assert back_up(repository, image).blobs_repaired == 0
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backyfs.engine.restore import RestoreOptions, RestoreReport, restore
+from backyfs.engine.restore.restore import RestoreOptions, RestoreReport, restore
 from tests.mount.stored import blob_of, file_of, flip_a_byte
 from tests.repositories import back_up, make_repository, opened
 

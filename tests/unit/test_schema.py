@@ -22,12 +22,12 @@ from sqlalchemy.exc import OperationalError
 
 from backyfs import __version__
 from backyfs.errors import DatabaseError, SchemaError, SchemaOutdatedError
-from backyfs.metadata.columns import UtcDateTime
-from backyfs.metadata.database import HEAD, Database, insert_row
-from backyfs.metadata.identity import Identity, load_identity, save_identity
-from backyfs.metadata.revisions import HEAD_RELEASE, HISTORY
-from backyfs.metadata.schema import create_file, create_tables, upgrade_tables
-from backyfs.metadata.tables import metadata, repository, stats, tags, versions
+from backyfs.metadata.db.columns import UtcDateTime
+from backyfs.metadata.db.database import HEAD, Database, insert_row
+from backyfs.metadata.db.revisions import HEAD_RELEASE, HISTORY
+from backyfs.metadata.db.tables import metadata, repository, stats, tags, versions
+from backyfs.metadata.records.identity import Identity, load_identity, save_identity
+from backyfs.metadata.schema.schema import create_file, create_tables, upgrade_tables
 from tests.repositories import make_repository, opened
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete, insert, select, update
 
-from backyfs.engine import blobchecker
-from backyfs.engine.scrub import ScrubRequest, scrub
+from backyfs.engine.damage import blobchecker
+from backyfs.engine.damage.scrub import ScrubRequest, scrub
 from backyfs.errors import InterruptedByUser, MissingKeyError, ObjectUnreadableError, StorageError, UsageError
-from backyfs.metadata.jobs import list_live_jobs, this_process
-from backyfs.metadata.tables import blob_checks, blobs, damaged_versions, stats
-from backyfs.metadata.versions import list_versions, set_status, version_with_uid
+from backyfs.metadata.db.tables import blob_checks, blobs, damaged_versions, stats
+from backyfs.metadata.records.jobs import list_live_jobs, this_process
+from backyfs.metadata.records.versions import list_versions, set_status, version_with_uid
 from backyfs.model import VersionStatus
 from backyfs.sources import open_source
 from tests.audit import count_blobs, count_jobs, doom

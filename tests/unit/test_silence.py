@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import select, update
 
-from backyfs.engine import job as job_module
-from backyfs.engine import silence
-from backyfs.engine.backup import BackupRequest, backup
-from backyfs.engine.fullcleanup import full_cleanup
-from backyfs.engine.job import Job
-from backyfs.engine.remove import remove_versions
-from backyfs.engine.silence import remove_silent_jobs
+from backyfs.engine.backup.backup import BackupRequest, backup
+from backyfs.engine.space.fullcleanup import full_cleanup
+from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import InterruptedByUser, JobLostError, VersionError
-from backyfs.metadata.jobs import Process, database_time, hold_version, register_job
-from backyfs.metadata.tables import jobs
-from backyfs.metadata.versions import set_status
+from backyfs.metadata.db.tables import jobs
+from backyfs.metadata.records.jobs import Process, database_time, hold_version, register_job
+from backyfs.metadata.records.versions import set_status
 from backyfs.model import VersionStatus
 from backyfs.sources import open_source
+from backyfs.work import job as job_module
+from backyfs.work import silence
+from backyfs.work.job import Job
+from backyfs.work.silence import remove_silent_jobs
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backyfs.metadata.database import Database
+    from backyfs.metadata.db.database import Database
     from backyfs.model import JobId, Version
     from backyfs.repository import Repository
 

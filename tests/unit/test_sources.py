@@ -22,7 +22,7 @@ from backyfs.sources import open_source
 from backyfs.sources.change import ChangeKind, check_size
 from backyfs.sources.file import FileSource
 from backyfs.sources.limits import LimitedSource
-from backyfs.sources.target import FileTarget
+from backyfs.targets.file import FileTarget
 from tests.images import random_bytes, random_image, sparse_image
 
 MIB = 1 << 20

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from backyfs.errors import InterruptedByUser, ReaderGoneError, TargetError
-from backyfs.sources.stream_target import StreamTarget
-from backyfs.sources.target import FileTarget
+from backyfs.targets.file import FileTarget
+from backyfs.targets.stream import StreamTarget
 from tests.images import random_bytes, random_image, sparse_image
 from tests.unit.test_sources import loop_device, open_files
 

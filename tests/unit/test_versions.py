@@ -9,15 +9,15 @@ import pytest
 from sqlalchemy import update
 
 from backyfs.errors import VersionNotFoundError
-from backyfs.metadata.tables import versions
-from backyfs.metadata.versions import create_version, find_version, list_versions, set_status
+from backyfs.metadata.db.tables import versions
+from backyfs.metadata.records.versions import create_version, find_version, list_versions, set_status
 from backyfs.model import Version, VersionStatus
 from tests.repositories import make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backyfs.metadata.database import Connection, Database
+    from backyfs.metadata.db.database import Connection, Database
 
 NOON = datetime(2024, 1, 10, 12, 0, 0, tzinfo=UTC)
 UID = "6f1c0a2e-1111-4222-8333-444444444444"

@@ -8,7 +8,7 @@ import sqlite3
 import pytest
 
 from backyfs.cli.main import run
-from backyfs.engine.restore import restore
+from backyfs.engine.restore.restore import restore
 from tests.images import random_bytes, random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import make_url
 
-from backyfs.engine.copy import copy_database
-from backyfs.engine.upgrade import upgrade
+from backyfs.engine.setup.upgrade import upgrade
+from backyfs.engine.transfer.database_copy import copy_database
 from backyfs.errors import DatabaseError
-from backyfs.metadata.versions import create_version, list_versions
+from backyfs.metadata.records.versions import create_version, list_versions
 from backyfs.repository import open_repository
 from tests.repositories import make_repository, opened
 from tests.services.postgresql import program
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backyfs.metadata.database import Connection
+    from backyfs.metadata.db.database import Connection
     from tests.services.mariadb import MariadbServer
     from tests.services.postgresql import PostgresqlServer
 

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import OperationalError
 
-from backyfs.engine.upgrade import upgrade
+from backyfs.engine.setup.upgrade import upgrade
 from backyfs.errors import DatabaseError
 from backyfs.repository import open_repository
 from tests.audit import audit

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.cli.main import run
-from backyfs.engine.upgrade import upgrade
-from backyfs.metadata.schema import differences
+from backyfs.engine.setup.upgrade import upgrade
+from backyfs.metadata.schema.schema import differences
 from backyfs.repository import open_repository
 from tests.audit import audit
 from tests.upgrade.reference import POSTGRESQL_NAMES, SQLITE_NAMES, Reference, check

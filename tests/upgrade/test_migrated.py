@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import func, select
 
-from backyfs.engine.cleanup import cleanup
-from backyfs.engine.migrate import MigrationRequest, migrate
-from backyfs.engine.upgrade import upgrade
-from backyfs.metadata.migration import Outdated
-from backyfs.metadata.tables import blobs
+from backyfs.engine.secrets.migrate import MigrationRequest, migrate
+from backyfs.engine.setup.upgrade import upgrade
+from backyfs.engine.space.cleanup import cleanup
+from backyfs.metadata.db.tables import blobs
+from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import KeySource
 from backyfs.repository import open_repository
 from tests.upgrade.reference import SQLITE_NAMES, Reference, check

@@ -13,12 +13,12 @@ import pytest
 from sqlalchemy import select
 
 from backyfs.blocks import load_block
-from backyfs.engine.upgrade import upgrade
+from backyfs.engine.setup.upgrade import upgrade
 from backyfs.errors import IntegrityError, VersionIncompleteError
-from backyfs.metadata.blobs import find_by_uid
-from backyfs.metadata.stats import list_statistics
-from backyfs.metadata.tables import blobs
-from backyfs.metadata.versions import find_version, version_with_uid
+from backyfs.metadata.db.tables import blobs
+from backyfs.metadata.records.blobs import find_by_uid
+from backyfs.metadata.records.stats import list_statistics
+from backyfs.metadata.records.versions import find_version, version_with_uid
 from backyfs.model import BlobUid, BlockIndex, VersionStatus, VersionUid
 from backyfs.mount.image import Image
 from backyfs.repository import open_repository

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backyfs.blocks import load_block
-from backyfs.engine.upgrade import plan_upgrade, upgrade
+from backyfs.engine.setup.upgrade import plan_upgrade, upgrade
 from backyfs.errors import DatabaseError, IntegrityError, StorageError, VersionIncompleteError
 from backyfs.geometry import block_count
-from backyfs.metadata.blockmap import references_add_up
-from backyfs.metadata.stats import newest_statistics
-from backyfs.metadata.versions import list_versions
+from backyfs.metadata.maps.blockmap import references_add_up
+from backyfs.metadata.records.stats import newest_statistics
+from backyfs.metadata.records.versions import list_versions
 from backyfs.model import BlockIndex, VersionStatus
 from backyfs.mount.image import Image
 from backyfs.repository import open_repository

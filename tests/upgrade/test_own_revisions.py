@@ -10,14 +10,14 @@ from sqlalchemy import Engine, event, inspect, select, text
 from sqlalchemy.exc import OperationalError
 
 from backyfs.cli.main import run
-from backyfs.engine.export_format import read_export
-from backyfs.engine.upgrade import needs_upgrade, plan_upgrade, upgrade
+from backyfs.engine.setup.upgrade import needs_upgrade, plan_upgrade, upgrade
+from backyfs.engine.transfer.export_format import read_export
 from backyfs.errors import DatabaseError
-from backyfs.metadata.catalog import NoteKind, read_notes
-from backyfs.metadata.database import Database
-from backyfs.metadata.revisions import HEAD, HEAD_RELEASE
-from backyfs.metadata.schema import differences
-from backyfs.metadata.tables import repository as repository_table
+from backyfs.metadata.catalog.notes import NoteKind, read_notes
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.db.revisions import HEAD, HEAD_RELEASE
+from backyfs.metadata.db.tables import repository as repository_table
+from backyfs.metadata.schema.schema import differences
 from backyfs.model import VersionRecord
 from backyfs.repository import open_repository
 from tests.audit import audit

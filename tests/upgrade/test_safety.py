@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy import text
 
 from backyfs.cli.main import run
-from backyfs.engine.importing import import_versions
-from backyfs.engine.initialize import Places, initialize
-from backyfs.engine.rekey import rekey
-from backyfs.engine.upgrade import needs_upgrade, plan_upgrade, upgrade
+from backyfs.engine.secrets.rekey import rekey
+from backyfs.engine.setup.initialize import Places, initialize
+from backyfs.engine.setup.upgrade import needs_upgrade, plan_upgrade, upgrade
+from backyfs.engine.transfer.importing import import_versions
 from backyfs.errors import DatabaseError, SchemaError
 from backyfs.keys.slots import Secret
-from backyfs.metadata.database import Database
+from backyfs.metadata.db.database import Database
 from backyfs.repository import open_repository
 from tests.upgrade.reference import check
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import select
 
-from backyfs.engine.upgrade import plan_upgrade, upgrade
-from backyfs.metadata.schema import differences
-from backyfs.metadata.tables import stats
+from backyfs.engine.setup.upgrade import plan_upgrade, upgrade
+from backyfs.metadata.db.tables import stats
+from backyfs.metadata.schema.schema import differences
 from backyfs.repository import open_repository
 from tests.audit import audit
 from tests.upgrade.reference import check

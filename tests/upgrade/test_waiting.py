@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
-from backyfs.engine.upgrade import upgrade
+from backyfs.engine.setup.upgrade import upgrade
 from backyfs.errors import InterruptedByUser, JobsRunningError
-from backyfs.metadata.database import Database
-from backyfs.metadata.jobs import register_job, remove_job, this_process
-from backyfs.metadata.upgrade import upgrade_lock
+from backyfs.metadata.db.database import Database
+from backyfs.metadata.records.jobs import register_job, remove_job, this_process
+from backyfs.metadata.schema.upgrade import upgrade_lock
 from backyfs.repository import open_repository
 from tests.repositories import PATIENCE_S
 from tests.upgrade.reference import check

@@ -1,0 +1,288 @@
+"""Back up a source: read, hash, look up, and store what the repository does not have yet.
+
+The calling thread owns database, block map and counters; worker threads read and hash runs of blocks, seal
+and store those that are new, and flush the storage. Each block's bytes stay in one of a fixed number of
+buffers until they are stored or found, so memory does not depend on the image.
+
+Order of things, on which safety rests: an object is durable before its blob has a row; a blob has a row
+before a page names it; all pages are there before the version is valid. A version that is interrupted has
+committed pages, in which absent entries are what is left to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backyfs.engine.backup.inherited import Inherited, damaged_blocks
+from backyfs.engine.backup.pipeline import Pipeline
+from backyfs.engine.backup.plan import plan_backup
+from backyfs.engine.backup.sampling import Sampling
+from backyfs.engine.backup.watch import Watch
+from backyfs.engine.catalog.publish import catalog_kept
+from backyfs.engine.damage.marking import revive_repaired_versions
+from backyfs.errors import UsageError, VersionError, VersionIncompleteError, VersionNotFoundError
+from backyfs.geometry import block_count
+from backyfs.metadata.maps.blockmap import forget_holes
+from backyfs.metadata.records.stats import BackupStatistics, insert_statistics
+from backyfs.metadata.records.versions import (
+    add_tags,
+    create_version,
+    list_versions,
+    set_expiry,
+    set_status,
+    version_with_uid,
+)
+from backyfs.metadata.upkeep.checks import has_damage
+from backyfs.model import NAME_LENGTH, NoProgress, Version, VersionStatus
+from backyfs.ranges import Ranges
+from backyfs.retention import automatic_tags, due_tags
+from backyfs.work.job import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from backyfs.config import Scheduler
+    from backyfs.engine.backup.plan import Plan
+    from backyfs.hints import Hints
+    from backyfs.metadata.db.database import Connection
+    from backyfs.model import Progress, VersionUid
+    from backyfs.repository import Repository
+    from backyfs.sources import Source
+    from backyfs.sources.change import SourceWarning
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupRequest:
+    """What to back up as what, and what is known of it before it is read."""
+
+    name: str
+    snapshot_name: str = ""
+    tags: Sequence[str] | None = ()   # None: those that `retention.automatic_tags` gives
+    schedulers: Sequence[Scheduler] = ()  # a new version also gets the tags of those that are due
+    expire_at: datetime | None = None
+    hints: Hints | None = None        # None: everything is read
+    base: Version | None = None       # what is not hinted is as in it; None: zeros
+    continued: Version | None = None  # an incomplete one to go on with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupReport:
+    """What a backup did."""
+
+    version: Version
+    statistics: BackupStatistics
+    duration_s: float
+    blobs_repaired: int = 0  # damaged ones with bytes that the source has: they were stored anew
+    versions_valid: tuple[VersionUid, ...] = ()  # others, that were invalid and are whole again
+    warnings: tuple[SourceWarning, ...] = ()     # signs that the source changed while it was read
+
+
+def backup(
+    repository: Repository,
+    source: Source,
+    request: BackupRequest,
+    *,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    announce: Callable[[Version], None] | None = None,
+) -> BackupReport:
+    """Back up `source` as a new version, or go on with one that was interrupted.
+
+    `stop` is asked often; once it returns True the backup ends soon, and what was stored stays usable by
+    the next one. `announce` is told the version as soon as it is there.
+
+    Raises:
+        UsageError: a name cannot be stored, or what is to be continued is another image.
+        HintsError: the hints do not fit source and base; nothing was made.
+        VersionError: the base is not valid or gone, or the version to continue is not incomplete or in use.
+        InterruptedByUser: `stop` said so; the version stays incomplete.
+        SourceError: the source cannot be read, shrank or grew; the version stays incomplete.
+        StorageError, DatabaseError: likewise.
+        JobLostError: another command took this one for dead.
+    """
+    _check_text("the name", request.name, least=1)
+    _check_text("the snapshot name", request.snapshot_name, least=0)
+    started = time.monotonic()
+    statistics = BackupStatistics()
+    with catalog_kept(repository, stop), Job(repository.database, f"backup {request.name}") as job:
+        if request.base is not None:
+            _hold_base(repository, job, request.base)
+        watch = Watch(source, None if request.continued is None else request.continued.created_at)
+        plan = _plan(repository, source, request)
+        version = _begin(job, source, request, stop)
+        if announce is not None:
+            announce(version)
+        inherited = Inherited(repository, job, version, plan, request.base)
+        inherited.enter_what_is_not_read()
+        if plan is not None and plan.has_base:
+            statistics.blocks_sparse = len(plan.zeros)
+            statistics.bytes_sparse = plan.bytes_of(plan.zeros)
+        progress = job.track(progress or NoProgress())
+        to_read = plan.bytes_of(plan.read) if plan is not None and plan.has_base else source.size_bytes
+        progress.start(f"Backing up {request.name}", to_read)
+        try:
+            pipeline = Pipeline(repository, source, version, job, statistics, progress, stop, inherited, plan)
+            pipeline.run()
+        finally:
+            progress.stop()
+        warnings = watch.end()
+        inherited.enter_what_was_left()
+        report = _finish(repository, job, version, statistics, time.monotonic() - started)
+        revived = _revive(repository, job, pipeline.blobs_repaired)
+        return replace(report, blobs_repaired=pipeline.blobs_repaired, versions_valid=revived, warnings=warnings)
+
+
+def _hold_base(repository: Repository, job: Job, base: Version) -> None:
+    job.hold(base.id)
+    with repository.database.read() as connection:
+        now = version_with_uid(connection, base.uid)
+    if now is None:
+        raise VersionNotFoundError(f"version {base.uid} was removed meanwhile; name another one to begin from")
+    if now.status is not VersionStatus.VALID:
+        raise VersionIncompleteError(
+            f"version {base.uid} is {now.status.value} and cannot be the base of a backup; name a valid one, or back "
+            "up without hints"
+        )
+
+
+def _plan(repository: Repository, source: Source, request: BackupRequest) -> Plan | None:
+    """Return which blocks are to be read, None: all; after a look at some of the others."""
+    if request.hints is None:
+        return None
+    damaged = Ranges()
+    if request.base is not None:
+        with repository.database.read() as connection:
+            damaged = damaged_blocks(connection, request.base, repository.block_size)
+    plan = plan_backup(
+        request.hints,
+        source.size_bytes,
+        repository.block_size,
+        base_bytes=None if request.base is None else request.base.size_bytes,
+        data=source.data_extents(),
+        damaged=damaged,
+    )
+    Sampling(repository, source, plan, request.base).check()
+    return plan
+
+
+def _begin(job: Job, source: Source, request: BackupRequest, stop: Callable[[], bool]) -> Version:
+    """Return the version to fill, held by the job."""
+    now = datetime.now(UTC)
+    if request.continued is not None:
+        job.hold_alone(request.continued, stop=stop)
+        with job.write() as connection:
+            return _continue(connection, source, request)
+    with job.write() as connection:
+        before = list_versions(connection, name=request.name)
+        tags = _tags(before, request, now)
+        version = create_version(
+            connection,
+            name=request.name,
+            snapshot_name=request.snapshot_name,
+            size_bytes=source.size_bytes,
+            created_at=now,
+            tag_names=tags,
+            expire_at=request.expire_at,
+        )
+        job.hold_new(connection, version.id)
+    _warn_of_the_future(before, now)
+    return version
+
+
+def _tags(before: Sequence[Version], request: BackupRequest, now: datetime) -> Sequence[str]:
+    """Return the tags of a new version: those that were asked for, and those that its name is due for."""
+    tags = automatic_tags(before, now) if request.tags is None else request.tags
+    return (*tags, *due_tags(before, request.schedulers, now, name=request.name))
+
+
+def _warn_of_the_future(versions_of_name: Sequence[Version], now: datetime) -> None:
+    ahead = [version for version in versions_of_name if version.is_of_the_future(now)]
+    if ahead:
+        newest = ahead[-1]
+        _log.warning(
+            "versions of %s dated in the future: %d, the newest %s of %s UTC; until then they count neither for "
+            "schedules nor as `latest`. Check the clock of this host; if it is right, remove them with `backyfs rm`",
+            newest.name,
+            len(ahead),
+            newest.uid,
+            f"{newest.created_at:%Y-%m-%d %H:%M:%S}",
+        )
+
+
+def _continue(connection: Connection, source: Source, request: BackupRequest) -> Version:
+    """Return an incomplete version that nobody else fills, with the tags and the expiry that were given now.
+
+    Raises:
+        VersionError: it is not incomplete, or in use.
+        UsageError: it is of another name or size.
+    """
+    assert request.continued is not None
+    uid = request.continued.uid
+    version = version_with_uid(connection, uid)
+    if version is None:
+        raise VersionNotFoundError(f"version {uid} was removed meanwhile; start the backup anew")
+    if version.status is not VersionStatus.INCOMPLETE:
+        raise VersionError(f"version {uid} is {version.status.value}: there is nothing to continue; make a new backup")
+    for what, given, has in (
+        ("the name", request.name, version.name),
+        ("the snapshot name", request.snapshot_name or version.snapshot_name, version.snapshot_name),
+        ("the size of the source", source.size_bytes, version.size_bytes),
+    ):
+        if given != has:
+            raise UsageError(
+                f"{what} is {given}, that of version {uid} is {has}; continue with the same image, or make a new backup"
+            )
+    add_tags(connection, version.id, request.tags or ())
+    if request.expire_at is not None:
+        set_expiry(connection, version.id, request.expire_at)
+    return version_with_uid(connection, uid) or version
+
+
+def _check_text(what: str, text: str, *, least: int) -> None:
+    if not least <= len(text) <= NAME_LENGTH:
+        raise UsageError(f"{what} of a version has {len(text)} characters; allowed are {least} to {NAME_LENGTH}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} of a version is {text!r}, which is not UTF-8; write it in UTF-8") from None
+
+
+def _revive(repository: Repository, job: Job, blobs_repaired: int) -> tuple[VersionUid, ...]:
+    """Make the versions valid again that are whole since a backup met what was damaged in them."""
+    with repository.database.read() as connection:
+        # A backup that was killed may have repaired the last of it.
+        may_be_whole = blobs_repaired or not has_damage(connection)
+    if not may_be_whole:
+        return ()
+    revived = revive_repaired_versions(repository, job)
+    if blobs_repaired:
+        _log.warning(
+            "%d damaged blobs were met in the source and stored anew; valid again: %s",
+            blobs_repaired,
+            ", ".join(revived) or "no version",
+        )
+    return revived
+
+
+def _finish(
+    repository: Repository, job: Job, version: Version, statistics: BackupStatistics, duration_s: float
+) -> BackupReport:
+    with job.write() as connection:  # a version that lost its job may have lost its blobs
+        forget_holes(connection, version.id, block_count(version.size_bytes, repository.block_size))
+        set_status(connection, version.id, VersionStatus.VALID)
+        insert_statistics(
+            connection,
+            version,
+            block_count(version.size_bytes, repository.block_size),
+            statistics,
+            ended_at=datetime.now(UTC),
+            duration_s=duration_s,
+        )
+    finished = replace(version, status=VersionStatus.VALID)
+    return BackupReport(version=finished, statistics=statistics, duration_s=duration_s)

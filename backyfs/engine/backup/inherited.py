@@ -1,0 +1,148 @@
+"""What a version has before anything is read: pages of its base, and what an earlier run of its backup committed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backyfs.geometry import PAGE_ENTRIES, block_count, page_count, page_length
+from backyfs.metadata.maps.blockmap import (
+    ABSENT,
+    HOLE,
+    commit_page,
+    list_pages,
+    load_page,
+    new_entries,
+    page_entries,
+    share_pages,
+)
+from backyfs.metadata.records.blobs import damaged_blobs
+from backyfs.model import BlobId, PageNumber
+from backyfs.ranges import Ranges, ranges
+
+if TYPE_CHECKING:
+    from array import array
+
+    from backyfs.engine.backup.plan import Plan
+    from backyfs.metadata.db.database import Connection
+    from backyfs.model import Version
+    from backyfs.repository import Repository
+    from backyfs.work.job import Job
+
+
+class Inherited:
+    """The block map of a new version where its source is not read. For one thread."""
+
+    def __init__(
+        self, repository: Repository, job: Job, version: Version, plan: Plan | None, base: Version | None
+    ) -> None:
+        """Look at a version as it is, which `job` holds; without a plan, what is not read is zeros."""
+        self._repository = repository
+        self._job = job
+        self._version = version
+        self._plan = plan
+        self._base = base
+        self._base_blocks = 0 if base is None else block_count(base.size_bytes, repository.block_size)
+        self._blocks = block_count(version.size_bytes, repository.block_size)
+        with repository.database.read() as connection:
+            self.begun = {page_no for page_no, _ in list_pages(connection, version.id)}
+
+    def committed(self, page_no: PageNumber) -> array[int]:
+        """Return the entries of a page that the version has already; absent where it has none.
+
+        Raises:
+            DatabaseError: the page is damaged or cannot be read.
+        """
+        if page_no not in self.begun:
+            return new_entries(page_length(page_no, self._blocks), ABSENT)
+        with self._repository.database.read() as connection:
+            return page_entries(connection, self._version, page_no, self._blocks)
+
+    def initial(self, page_no: PageNumber) -> array[int]:
+        """Return the entries of a page as they are where nothing is read.
+
+        Raises:
+            DatabaseError: a page is damaged or cannot be read.
+        """
+        with self._repository.database.read() as connection:
+            return self._initial(connection, page_no)
+
+    def enter_what_is_not_read(self) -> None:
+        """Enter the pages in which nothing is to be read: those of the base, and those that became zeros.
+
+        Raises:
+            DatabaseError: they cannot be written.
+            JobLostError: another command took this one for dead.
+        """
+        if self._plan is None or self._base is None:
+            return
+        settled = self._plan.pages_with_reads() | self.begun
+        with self._job.write() as connection:  # else the base may be gone, and its pages with it
+            shared = []
+            for page_no, page_id in list_pages(connection, self._base.id):
+                if page_no >= page_count(self._blocks) or page_no in settled:
+                    continue
+                if self._is_whole_in_base(page_no):
+                    shared.append((page_no, page_id))
+                else:
+                    commit_page(connection, self._version.id, page_no, self._initial(connection, page_no))
+            share_pages(connection, self._version.id, shared)
+
+    def enter_what_was_left(self) -> None:
+        """Enter what an earlier run left absent, and this one had no reason to read.
+
+        Raises:
+            DatabaseError: it cannot be written.
+            JobLostError: another command took this one for dead.
+        """
+        for page_no in self.begun:
+            with self._job.write() as connection:
+                entries = load_page(connection, self._version.id, page_no)
+                if entries is not None and ABSENT in entries:
+                    commit_page(connection, self._version.id, page_no, self._initial(connection, page_no))
+
+    def _initial(self, connection: Connection, page_no: PageNumber) -> array[int]:
+        length = page_length(page_no, self._blocks)
+        entries = self._from_base(connection, page_no, length)
+        if page_no in self.begun:
+            own = page_entries(connection, self._version, page_no, self._blocks)
+            for position, entry in enumerate(own):
+                if entry != ABSENT:
+                    entries[position] = entry
+        return entries
+
+    def _from_base(self, connection: Connection, page_no: PageNumber, length: int) -> array[int]:
+        entries = new_entries(length, HOLE)
+        if self._plan is None or self._base is None or page_no >= page_count(self._base_blocks):
+            return entries
+        page = page_entries(connection, self._base, page_no, self._base_blocks)
+        first = page_no * PAGE_ENTRIES
+        for start, stop in self._plan.kept.within(first, first + length):
+            entries[start - first : stop - first] = page[start - first : stop - first]
+        return entries
+
+    def _is_whole_in_base(self, page_no: PageNumber) -> bool:
+        """Tell whether all of a page is as in the base, which has it in the same length."""
+        assert self._plan is not None
+        first = page_no * PAGE_ENTRIES
+        length = page_length(page_no, self._blocks)
+        whole = [(first, first + length)]
+        return page_length(page_no, self._base_blocks) == length and [*self._plan.kept.within(*whole[0])] == whole
+
+
+def damaged_blocks(connection: Connection, version: Version, block_size: int) -> Ranges:
+    """Return the blocks of a version whose blobs are known to be damaged.
+
+    Raises:
+        DatabaseError: the block map is damaged or cannot be read.
+    """
+    damaged = damaged_blobs(connection)
+    if not damaged:
+        return Ranges()
+    found = []
+    blocks = block_count(version.size_bytes, block_size)
+    for page_no, _ in list_pages(connection, version.id):
+        entries = page_entries(connection, version, page_no, blocks)
+        if not damaged.isdisjoint(entries):
+            first = page_no * PAGE_ENTRIES
+            found += [first + position for position, entry in enumerate(entries) if BlobId(entry) in damaged]
+    return ranges((index, index + 1) for index in found)

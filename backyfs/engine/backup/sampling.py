@@ -1,0 +1,164 @@
+"""Compare some blocks that are not read with the source: hints of another image are found out so.
+
+The cost follows the number of samples, never the size of the image: a few blocks are read, and the source is asked a
+few times where its next data is.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backyfs.blocks import load_block
+from backyfs.errors import HintsError
+from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_position
+from backyfs.metadata.maps.blockmap import HOLE, list_pages, page_entries
+from backyfs.metadata.records.blobs import require_blobs
+from backyfs.model import BlobId, BlockIndex
+from backyfs.ranges import Ranges, ranges
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterator
+
+    from backyfs.engine.backup.plan import Plan
+    from backyfs.model import Blob, PageNumber, Version
+    from backyfs.repository import Repository
+    from backyfs.sources import Source
+
+_AT_THE_START = 5  # most programs that write to a disk change something there
+_AT_RANDOM = 5     # and the next data of the source after each: of a large image, most blocks are holes
+_OF_RANGES = 5     # the first data of the source in so many ranges: a lone block in a large one is found so
+_OF_THE_BASE = 5   # blocks in which the base has data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Claim:
+    """What hints say of blocks that nobody reads."""
+
+    blocks: Ranges
+    is_hinted: bool  # by an entry; else by having none
+    base: Version | None  # they are as in it; None: they are zeros
+
+
+class Sampling:
+    """Blocks that a plan does not read, compared with what the new version is going to have there."""
+
+    def __init__(self, repository: Repository, source: Source, plan: Plan, base: Version | None) -> None:
+        """Prepare to compare; without a base, the blocks have to be zeros."""
+        self._repository = repository
+        self._source = source
+        self._plan = plan
+        self._base = base
+        self._pages: dict[PageNumber, array[int]] = {}
+        self._random = random.SystemRandom()
+
+    def check(self) -> None:
+        """Compare blocks at the start, at random, and where source or base have data.
+
+        Raises:
+            HintsError: one differs.
+            SourceError: the source cannot be read.
+            DatabaseError: the block map of the base cannot be read.
+        """
+        for claim in self._claims():
+            for index in sorted(self._chosen(claim)):
+                if not self._is_true(claim, index):
+                    self._refuse(claim, index)
+
+    def _claims(self) -> Iterator[_Claim]:
+        yield _Claim(blocks=self._plan.zeros, is_hinted=True, base=None)
+        rest = self._plan.kept
+        if self._base is None:
+            blocks = block_count(self._plan.size_bytes, self._plan.block_size)
+            rest = ranges([(0, blocks)]) - self._plan.read - self._plan.zeros
+        yield _Claim(blocks=rest, is_hinted=False, base=self._base)
+
+    def _chosen(self, claim: _Claim) -> set[BlockIndex]:
+        count = len(claim.blocks)
+        first = min(_AT_THE_START, count)
+        others = self._random.sample(range(first, count), min(_AT_RANDOM, count - first))
+        at_random = claim.blocks.picks(sorted(others))
+        parts = claim.blocks.parts
+        starts = [start for start, _ in self._random.sample(parts, min(_OF_RANGES, len(parts)))]
+        chosen = [*claim.blocks.picks(range(first)), *at_random, *self._next_data(claim, [*at_random, *starts])]
+        return {BlockIndex(index) for index in chosen} | self._with_data_in_base(claim)
+
+    def _next_data(self, claim: _Claim, indexes: list[int]) -> Iterator[int]:
+        """Yield the blocks in which the source has its next data from each of these on, if the claim is about them."""
+        for index in indexes:
+            extent = next(self._source.data_extents(index * self._plan.block_size), None)
+            if extent is not None and extent.start // self._plan.block_size in claim.blocks:
+                yield extent.start // self._plan.block_size
+
+    def _with_data_in_base(self, claim: _Claim) -> set[BlockIndex]:
+        if claim.base is None:
+            return set()
+        with self._repository.database.read() as connection:
+            numbers = [page_no for page_no, _ in list_pages(connection, claim.base.id)]
+        chosen = set()
+        for page_no in self._random.sample(numbers, min(_OF_THE_BASE, len(numbers))):
+            first = page_no * PAGE_ENTRIES
+            candidates = [
+                first + position
+                for position, entry in enumerate(self._page(claim.base, page_no))
+                if entry > HOLE and first + position in claim.blocks
+            ]
+            if candidates:
+                chosen.add(BlockIndex(self._random.choice(candidates)))
+        return chosen
+
+    def _is_true(self, claim: _Claim, index: BlockIndex) -> bool:
+        blob = None if claim.base is None else self._blob(claim.base, index)
+        if blob is None and self._is_hole(index):
+            return True
+        block = self._read(index)
+        if blob is None:
+            return block == bytes(len(block))
+        if blob.fingerprint is None:
+            return block == load_block(self._repository.blocks, blob)
+        return self._repository.blocks.matches(block, blob.fingerprint)
+
+    def _is_hole(self, index: BlockIndex) -> bool:
+        start = index * self._plan.block_size
+        extent = next(self._source.data_extents(start), None)
+        return extent is None or extent.start >= start + self._length(index)
+
+    def _read(self, index: BlockIndex) -> bytearray:
+        block = bytearray(self._length(index))
+        with memoryview(block) as view:
+            self._source.read_into(index * self._plan.block_size, view)
+        return block
+
+    def _length(self, index: BlockIndex) -> int:
+        return block_length(index, self._plan.size_bytes, self._plan.block_size)
+
+    def _blob(self, base: Version, index: BlockIndex) -> Blob | None:
+        page_no, position = page_position(index)
+        entry = self._page(base, page_no)[position]
+        if entry == HOLE:
+            return None
+        with self._repository.database.read() as connection:
+            return require_blobs(connection, [BlobId(entry)])[BlobId(entry)]
+
+    def _page(self, base: Version, page_no: PageNumber) -> array[int]:
+        if page_no not in self._pages:
+            blocks = block_count(base.size_bytes, self._plan.block_size)
+            with self._repository.database.read() as connection:
+                self._pages[page_no] = page_entries(connection, base, page_no, blocks)
+        return self._pages[page_no]
+
+    def _refuse(self, claim: _Claim, index: BlockIndex) -> None:
+        start = index * self._plan.block_size
+        where = f"bytes {start} to {start + self._length(index)} of the source"
+        if claim.is_hinted:
+            fact = f'{where} hold data, and the hints say that they are zeros ("exists": "false")'
+        elif claim.base is None:
+            fact = f"{where} are in no hint, and what is there holds data"
+        else:
+            fact = f"{where} are in no hint, and what is there differs from version {claim.base.uid}"
+        raise HintsError(
+            f"{fact}: the hints are of another image or state, or do not begin at the right version; make new ones, or "
+            "back up without hints"
+        )

@@ -1,0 +1,1 @@
+"""Keep the catalog in the storage, check it, and recover from it."""

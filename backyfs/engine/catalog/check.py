@@ -1,0 +1,302 @@
+"""Compare the catalog in the storage with the database, and delete what it has and the database has not.
+
+Nothing is locked: what differs is looked at once more before it is told, because it may have changed in between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from backyfs.catalog.objects import (
+    INDEX_NAME,
+    PAGES,
+    REPOSITORY_NAME,
+    VERSIONS,
+    Kind,
+    Seal,
+    page_name,
+    uid_of,
+    version_name,
+)
+from backyfs.catalog.pages import open_page, page_content, unpack_page
+from backyfs.catalog.place import find_repository, get_stored
+from backyfs.catalog.repository import open_repository_object
+from backyfs.catalog.versions import unpack_version
+from backyfs.engine.catalog.index import age_of, read_index
+from backyfs.engine.catalog.publish import filled_versions, load_page_blobs, publish, read_repository, read_version
+from backyfs.errors import CatalogError, InterruptedByUser, ObjectMissingError
+from backyfs.geometry import PAGE_ENTRIES
+from backyfs.metadata.catalog.index import load_index_state, needs_index
+from backyfs.metadata.catalog.notes import NoteKind, count_used_pages, existing_uids, note_index, pages_after
+from backyfs.metadata.db.batches import batches
+from backyfs.metadata.maps.blockmap import ABSENT, unpack
+from backyfs.metadata.records.versions import list_versions, version_with_uid
+from backyfs.model import NoProgress, PageId
+from backyfs.work.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from backyfs.catalog.index import CatalogIndex
+    from backyfs.metadata.catalog.notes import PageRow
+    from backyfs.model import Progress, Version
+    from backyfs.repository import Repository
+
+_WORKERS = 8
+_PAGES_AT_ONCE = 32
+
+MISSING = "is missing"
+STALE = "is of nothing that the database has"
+DIFFERS = "differs from the database"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """An object of the catalog that is not as the database has it."""
+
+    name: str
+    fact: str
+
+
+@dataclass(slots=True, kw_only=True)
+class CatalogReport:
+    """What was compared, counted as it is."""
+
+    versions: int = 0
+    pages: int = 0
+    differences: int = 0
+    index: CatalogIndex | None = None  # if it can be read
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What the object of a page holds; None: it is missing, or `fault` is the matter with it."""
+
+    row: PageRow
+    content: bytes | None
+    fault: str | None
+
+
+class CatalogCheck:
+    """Compares, page by page. Used once, by one thread."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        progress: Progress | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        tell: Callable[[Difference], None] = lambda _difference: None,
+    ) -> None:
+        """Prepare; `tell` is told of each difference at once."""
+        self._repository = repository
+        self._database = repository.database
+        self._storage = repository.blocks.storage
+        self._seal = Seal(repository=repository.uid, key=repository.blocks.keyring.repository_key)
+        self._progress = progress or NoProgress()
+        self._stop = stop
+        self._tell = tell
+        self._report = CatalogReport()
+
+    def run(self) -> CatalogReport:
+        """Compare everything.
+
+        Raises:
+            InterruptedByUser: `stop` said so.
+            StorageError, DatabaseError: they cannot be read.
+        """
+        self._compare(REPOSITORY_NAME, self._fault_of_repository)
+        self._compare(INDEX_NAME, self._fault_of_index)
+        with self._database.read() as connection:
+            busy = filled_versions(connection)
+            versions = [version for version in list_versions(connection) if version.uid not in busy]
+            count = count_used_pages(connection)
+        for version in versions:
+            self._check()
+            self._compare(version_name(version.uid), partial(self._fault_of_version, version))
+            self._report.versions += 1
+        self._progress.start("Comparing the catalog of", count * PAGE_ENTRIES * self._repository.block_size)
+        try:
+            self._compare_pages(leave_begun=bool(busy))
+        finally:
+            self._progress.stop()
+        for name in stale_objects(self._repository):
+            self._note(name, STALE)
+        return self._report
+
+    def _compare(self, name: str, fault: Callable[[], str | None]) -> None:
+        fact = fault() and fault()
+        if fact:
+            self._note(name, fact)
+
+    def _fault_of_repository(self) -> str | None:
+        try:
+            found = find_repository(self._storage)
+            if found is None:
+                return MISSING
+            held = open_repository_object(found, self._seal.key)
+        except CatalogError as error:
+            return str(error)
+        with self._database.read() as connection:
+            return None if held == read_repository(connection) else DIFFERS
+
+    def _fault_of_index(self) -> str | None:
+        try:
+            index = read_index(self._storage, self._seal)
+            found = find_repository(self._storage)
+        except ObjectMissingError:
+            return MISSING
+        except CatalogError as error:
+            return str(error)
+        with self._database.read() as connection:
+            busy = filled_versions(connection)
+            uids = {version.uid for version in list_versions(connection)}
+            state = load_index_state(connection)
+            is_noted = needs_index(connection, busy)
+        self._report.index = index
+        if state is None:
+            return DIFFERS
+        age = None if is_noted else age_of(index, state)
+        if age is not None:
+            return age
+        if found is not None and found.parts.digest != index.repository:
+            return f"names another object {REPOSITORY_NAME} than the storage has"
+        return None if uids - busy == set(index.versions) - busy else DIFFERS
+
+    def _fault_of_version(self, version: Version) -> str | None:
+        try:
+            stored = get_stored(self._storage, version_name(version.uid), Kind.VERSION)
+            held = unpack_version(version.uid, self._seal, stored)
+        except ObjectMissingError:
+            held = None
+        except CatalogError as error:
+            return str(error)
+        with self._database.read() as connection:
+            now = version_with_uid(connection, version.uid)
+            if now is None:
+                return None
+            if held is None:
+                return MISSING
+            return None if held == read_version(connection, now) else DIFFERS
+
+    def _compare_pages(self, *, leave_begun: bool) -> None:
+        last = PageId(0)
+        with Window[_Held](_WORKERS) as window:
+            while True:
+                self._check()
+                with self._database.read() as connection:
+                    rows = pages_after(connection, last, _PAGES_AT_ONCE)
+                if not rows:
+                    return
+                last = rows[-1].id
+                for row in rows:
+                    if not (leave_begun and ABSENT in unpack(row.entries)):
+                        window.submit(self._read_page, row)
+                while window.pending:
+                    for held in window.results():
+                        self._report.pages += 1
+                        self._progress.advance(PAGE_ENTRIES * self._repository.block_size)
+                        fact = self._fault_of_page(held) and self._fault_of_page(self._read_page(held.row))
+                        if fact:
+                            self._note(page_name(held.row.uid), fact)
+
+    def _read_page(self, row: PageRow) -> _Held:
+        try:
+            stored = get_stored(self._storage, page_name(row.uid), Kind.PAGE)
+            return _Held(row, open_page(row.uid, self._seal, stored), None)
+        except ObjectMissingError:
+            return _Held(row, None, MISSING)
+        except CatalogError as error:
+            return _Held(row, None, str(error))
+
+    def _fault_of_page(self, held: _Held) -> str | None:
+        uid = held.row.uid
+        with self._database.read() as connection:
+            if not existing_uids(connection, NoteKind.PAGE, [uid]):
+                return None
+            entries = unpack(held.row.entries)
+            expected = page_content(uid, entries, load_page_blobs(connection, entries))
+        return held.fault or (None if held.content == expected else DIFFERS)
+
+    def _note(self, name: str, fact: str) -> None:
+        self._report.differences += 1
+        self._tell(Difference(name=name, fact=fact.removeprefix(f"object {name} ")))
+
+    def _check(self) -> None:
+        if self._stop():
+            raise InterruptedByUser("interrupted; what was not compared yet may differ")
+
+
+def stale_objects(repository: Repository) -> Iterator[str]:
+    """Yield the names of objects of the catalog whose page or version the database does not have.
+
+    Raises:
+        StorageError, DatabaseError: they cannot be read.
+    """
+    storage = repository.blocks.storage
+    for kind, prefix in ((NoteKind.VERSION, VERSIONS), (NoteKind.PAGE, PAGES)):
+        for names in batches(storage.list_objects(prefix)):
+            with repository.database.read() as connection:
+                there = existing_uids(connection, kind, [uid_of(name) for name in names])
+            yield from (name for name in names if uid_of(name) not in there)
+
+
+def remove_stale_objects(
+    repository: Repository, *, also_damaged: bool = False, stop: Callable[[], bool] = lambda: False
+) -> int:
+    """Delete the objects of the catalog whose page or version the database does not have; return how many.
+
+    One that cannot be opened may be of something that a recovery could not read: it goes with `also_damaged` only.
+
+    Raises:
+        InterruptedByUser: `stop` said so.
+        StorageError, DatabaseError: they fail.
+    """
+    seal = Seal(repository=repository.uid, key=repository.blocks.keyring.repository_key)
+    removed = 0
+    is_indexed = False
+    for name in stale_objects(repository):
+        if stop():
+            raise InterruptedByUser("interrupted; run the command again for the rest")
+        if also_damaged or _opens(repository, seal, name):
+            if name.startswith(VERSIONS) and not is_indexed:
+                _forget_in_index(repository, seal, stop)
+                is_indexed = True
+            repository.blocks.storage.delete_object(name)
+            removed += 1
+    return removed
+
+
+def _forget_in_index(repository: Repository, seal: Seal, stop: Callable[[], bool]) -> None:
+    """Write the index again if it names versions that the database does not have, as after a copy was put back."""
+    try:
+        named = read_index(repository.blocks.storage, seal).versions
+    except (CatalogError, ObjectMissingError):
+        named = ()
+    with repository.database.read() as connection:
+        if existing_uids(connection, NoteKind.VERSION, named).issuperset(named):
+            return
+    with repository.database.write() as connection:
+        note_index(connection, [""])
+    publish(repository, stop=stop)
+
+
+def remove_page_objects(repository: Repository, uids: Iterable[str]) -> None:
+    """Delete the objects of pages; those that are gone already are fine.
+
+    Raises:
+        StorageError: the storage fails.
+    """
+    for uid in uids:
+        repository.blocks.storage.delete_object(page_name(uid))
+
+
+def _opens(repository: Repository, seal: Seal, name: str) -> bool:
+    kind, unpack_object = (Kind.VERSION, unpack_version) if name.startswith(VERSIONS) else (Kind.PAGE, unpack_page)
+    try:
+        unpack_object(uid_of(name), seal, get_stored(repository.blocks.storage, name, kind))
+    except (CatalogError, ObjectMissingError):
+        return False
+    return True

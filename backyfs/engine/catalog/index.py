@@ -1,0 +1,120 @@
+"""Write the index of the catalog, and compare it with what the storage has.
+
+objects of versions and repository durable -> index -> flush -> objects of removed versions deleted
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backyfs.catalog.index import CatalogIndex, pack_index, unpack_index
+from backyfs.catalog.objects import INDEX_NAME, REPOSITORY_NAME, Kind, is_uid, version_name
+from backyfs.catalog.place import get_stored
+from backyfs.errors import CatalogError, ObjectMissingError, StorageError
+from backyfs.metadata.catalog.index import load_index_state, needs_index, plan_index
+from backyfs.metadata.catalog.notes import NoteKind, settle_notes
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from backyfs.catalog.objects import Seal
+    from backyfs.catalog.repository import CatalogRepository
+    from backyfs.metadata.catalog.index import IndexState
+    from backyfs.metadata.db.database import Database
+    from backyfs.storage import Storage
+
+_log = logging.getLogger(__name__)
+
+
+def read_index(storage: Storage, seal: Seal) -> CatalogIndex:
+    """Return the index in the storage.
+
+    Raises:
+        ObjectMissingError: there is none.
+        CatalogError: it is damaged, or not this repository's.
+        StorageError: it cannot be read.
+    """
+    return unpack_index(seal, get_stored(storage, INDEX_NAME, Kind.INDEX))
+
+
+def write_index(database: Database, storage: Storage, seal: Seal, busy: Collection[str]) -> bool:
+    """Write a new index if notes ask for one; return whether nothing was changed while it was written.
+
+    What it names is durable already; versions in `busy` are being filled.
+
+    Raises:
+        StorageError, DatabaseError: it cannot be written; the notes stay.
+    """
+    with database.read() as connection:
+        if not needs_index(connection, busy):
+            return True
+        state = load_index_state(connection)
+    number = _stored_number(storage, seal)
+    if state is not None and number > state.number:
+        _log.warning(
+            "the catalog in the storage has index %d, and the database knows of %d: the database may be an older copy",
+            number,
+            state.number,
+        )
+    with database.write() as connection:
+        plan = plan_index(connection, busy, number)
+    index = CatalogIndex(
+        number=plan.state.number,
+        written_at=datetime.now(UTC),
+        repository=plan.state.repository,
+        versions=tuple(filter(is_uid, plan.versions)),
+    )
+    storage.put_object(INDEX_NAME, pack_index(index, seal))
+    storage.flush()
+    with database.write() as connection:
+        return settle_notes(connection, NoteKind.INDEX, plan.notes)
+
+
+def _stored_number(storage: Storage, seal: Seal) -> int:
+    try:
+        return read_index(storage, seal).number
+    except (ObjectMissingError, CatalogError):  # none yet, or of another key: it is replaced
+        return 0
+
+
+def index_faults(
+    storage: Storage, seal: Seal, repository: CatalogRepository, digest: bytes, there: Collection[str]
+) -> tuple[CatalogIndex | None, list[tuple[str, str]]]:
+    """Return the index, if it can be read, and each object that is not as it says: its name and the fact.
+
+    `repository` and `digest` are those of the object of the repository, `there` are the uids of versions.
+    """
+    try:
+        index = read_index(storage, seal)
+    except (CatalogError, StorageError) as error:
+        fact = str(error).removeprefix(f"object {INDEX_NAME} ")
+        return None, [(INDEX_NAME, f"{fact}: whether all versions are there cannot be told")]
+    return index, list(_differences(index, repository, digest, there))
+
+
+def _differences(
+    index: CatalogIndex, repository: CatalogRepository, digest: bytes, there: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    # One that was written for a later index is newer: the command was killed before it wrote that.
+    if index.repository != digest and repository.index_number <= index.number:
+        yield REPOSITORY_NAME, (
+            f"is not the one that {INDEX_NAME} names: an older one may have been put back, and key slots that were "
+            "removed may be there again; look at `backyfs key list`"
+        )
+    known = frozenset(there)
+    for uid in index.versions:
+        if uid not in known:
+            yield version_name(uid), f"is missing from the storage, and {INDEX_NAME} names it"
+
+
+def age_of(index: CatalogIndex, state: IndexState) -> str | None:
+    """Return what is wrong with the number of an index; None: it is the one that the database has written last."""
+    if index.number == state.number:
+        return None
+    if index.number < state.number:
+        which = "the storage, or this object of it, is in an older state"
+    else:
+        which = "the database is in an older state"
+    return f"is number {index.number} of {index.written_at:%Y-%m-%d %H:%M:%S} UTC, not {state.number}: {which}"

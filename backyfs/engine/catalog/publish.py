@@ -1,0 +1,400 @@
+"""Write to the catalog in the storage what the database says and the catalog does not.
+
+    read rows -> pack, seal, put -> flush -> take the notes away
+    owner        worker             owner    owner
+
+An object is durable before its note is gone, so who is killed leaves the rest to the next command. Nothing here runs
+within a transaction that another one waits for. Pages come before the versions that have them, versions before the
+index that names them, which has a flush to itself. Deletions come in the opposite order.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from backyfs.catalog.objects import REPOSITORY_NAME, Seal, digest_of, page_name, version_name
+from backyfs.catalog.pages import pack_page
+from backyfs.catalog.place import catalog_key_check, require_catalog
+from backyfs.catalog.repository import CatalogRepository, pack_repository
+from backyfs.catalog.versions import CatalogVersion, pack_version
+from backyfs.config import NullStorageConfig
+from backyfs.engine.catalog.index import write_index
+from backyfs.errors import BackyfsError, InterruptedByUser, MissingKeyError, OddValueError
+from backyfs.geometry import PAGE_ENTRIES
+from backyfs.metadata.catalog.blobcolumns import load_blob_columns
+from backyfs.metadata.catalog.index import begin_index, load_index_state, save_repository_digest
+from backyfs.metadata.catalog.notes import (
+    Note,
+    NoteKind,
+    catalog_key,
+    count_unpublished_pages,
+    existing_uids,
+    has_notes,
+    page_token,
+    page_uids,
+    read_notes,
+    save_catalog_key,
+    settle_notes,
+    settle_pages,
+    unpublish_everything,
+    unpublish_pages,
+    unpublished_pages,
+)
+from backyfs.metadata.maps.blockmap import ABSENT, HOLE, unpack
+from backyfs.metadata.records.blobs import newest_wrapped_key
+from backyfs.metadata.records.identity import list_key_slots, load_identity, load_key_date, load_needed_release
+from backyfs.metadata.records.jobs import list_live_jobs, this_process
+from backyfs.metadata.records.stats import list_statistics
+from backyfs.metadata.records.versions import version_with_uid
+from backyfs.metadata.upkeep.checks import damage_found_at, pages_with
+from backyfs.model import BlobId, NoProgress, PageId, VersionRecord, VersionStatus, VersionUid
+from backyfs.work.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from backyfs.metadata.catalog.blobcolumns import BlobColumns
+    from backyfs.metadata.catalog.notes import PageRow
+    from backyfs.metadata.db.database import Connection
+    from backyfs.metadata.maps.blockmap import Entries
+    from backyfs.model import Progress, Version
+    from backyfs.repository import Repository
+
+_WORKERS = 8           # an object store takes its time for each object; a disk is busy with fewer
+_PAGES_AT_ONCE = 16    # are read in one transaction: 3 MB
+_PAGES_A_FLUSH = 1024  # 100 MB
+_NOTES_AT_ONCE = 256
+_BLOBS_AT_ONCE = 100_000  # changed blobs whose pages are looked for in one pass over all pages: 20 MB
+_ROUNDS = 3            # what changes while it is written is written again
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class PublishReport:
+    """What was written to the catalog, counted as it is."""
+
+    pages: int = 0
+    versions: int = 0
+    deleted: int = 0  # objects
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What was put and is not durable yet."""
+
+    token: int | None = None  # of all pages, when the first of these was read
+    pages: dict[PageId, str] = field(default_factory=dict)  # their uids
+    versions: list[Note] = field(default_factory=list)
+    repository: list[Note] = field(default_factory=list)
+    digest: bytes = b""  # of the object of the repository
+
+
+def keep_catalog(repository: Repository, *, stop: Callable[[], bool] = lambda: False) -> None:
+    """Write to the catalog whatever has changed. A failure is only a warning: what was done in the database is done."""
+    try:
+        publish(repository, stop=stop)
+    except InterruptedByUser:
+        pass  # the next command goes on
+    except BackyfsError as error:
+        _log.warning("the catalog in the storage lacks what was done: %s; run `backyfs catalog push`", error)
+    finally:
+        repository.database.has_written = False  # so that a caller that keeps it as well does not do so twice
+
+
+@contextmanager
+def catalog_kept(repository: Repository, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Keep the catalog up to date with what is done within the `with`, also where that ends with an error of ours.
+
+    It goes around the job: what a running job is filling is left out. Whoever interrupts a command does not want to
+    wait for this; the next command goes on.
+    """
+    try:
+        yield
+    except InterruptedByUser:
+        raise
+    except BackyfsError:
+        _keep_if_changed(repository, stop)
+        raise
+    _keep_if_changed(repository, stop)
+
+
+def _keep_if_changed(repository: Repository, stop: Callable[[], bool]) -> None:
+    if repository.database.has_written:
+        keep_catalog(repository, stop=stop)
+
+
+def publish(
+    repository: Repository,
+    *,
+    everything: bool = False,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> PublishReport:
+    """Write to the catalog whatever is not in it as the database has it, and delete what is gone from there.
+
+    `everything` writes all of it, whatever is there; also where there is no catalog and there was one. What a running
+    backup has not finished yet is left to it. A storage that keeps nothing gets nothing.
+
+    Raises:
+        MissingKeyError: the repository is encrypted, and it was opened without its key.
+        CatalogError: the storage has no catalog and there was one, or that of another repository.
+        InterruptedByUser: `stop` said so; what was written until then need not be written again.
+        StorageError, DatabaseError: it cannot be written; the next call goes on.
+    """
+    if isinstance(repository.config.storage, NullStorageConfig):
+        return PublishReport()
+    with repository.database.read() as connection:
+        was_written = catalog_key(connection) is not None
+        if was_written and not everything and not has_notes(connection):
+            return PublishReport()
+    require_catalog(repository.blocks.storage, repository.uid, was_written=was_written and not everything)
+    publisher = _Publisher(repository, progress or NoProgress(), stop)
+    publisher.check_key(everything=everything)
+    return publisher.run()
+
+
+class _Publisher:
+    def __init__(self, repository: Repository, progress: Progress, stop: Callable[[], bool]) -> None:
+        self._database = repository.database
+        self._storage = repository.blocks.storage
+        self._block_size = repository.block_size
+        self._seal = Seal(repository=repository.uid, key=repository.blocks.keyring.repository_key)
+        self._progress = progress
+        self._stop = stop
+        self._report = PublishReport()
+
+    def run(self) -> PublishReport:
+        """Write until nothing is left, or what is left is changed by others all the time."""
+        self._find_pages_of_changed_blobs()
+        with self._database.read() as connection:
+            count = count_unpublished_pages(connection)
+        self._progress.start("Writing the catalog of", count * PAGE_ENTRIES * self._block_size)
+        try:
+            with Window[None](_WORKERS) as window:
+                for _ in range(_ROUNDS):
+                    if self._round(window):
+                        break
+                    self._find_pages_of_changed_blobs()
+        finally:
+            self._progress.stop()
+        return self._report
+
+    def check_key(self, *, everything: bool) -> None:
+        """Let everything be written anew, or do so where it is sealed with another key than that of today."""
+        key = self._seal.key
+        check = catalog_key_check(key)
+        with self._database.read() as connection:
+            if key is None and newest_wrapped_key(connection) is not None:
+                raise MissingKeyError("the repository is encrypted, and the configuration has no key")
+            before = catalog_key(connection)
+            has_index = load_index_state(connection) is not None
+        if everything or before != check or not has_index:
+            with self._database.write() as connection:
+                if not has_index:
+                    begin_index(connection)
+                if everything or before != check:
+                    unpublish_everything(connection)
+                    save_catalog_key(connection, check)
+
+    def _find_pages_of_changed_blobs(self) -> None:
+        while True:
+            with self._database.read() as connection:
+                notes = read_notes(connection, NoteKind.BLOB, limit=_BLOBS_AT_ONCE)
+                if not notes:
+                    return
+                found = pages_with(connection, {BlobId(int(note.uid)) for note in notes})
+            with self._database.write() as connection:
+                unpublish_pages(connection, found)
+                settle_notes(connection, NoteKind.BLOB, notes)
+
+    def _round(self, window: Window[None]) -> bool:
+        """Write what the notes say; return whether nothing of it has changed meanwhile."""
+        with self._database.read() as connection:
+            busy = filled_versions(connection)
+        batch = _Batch()
+        is_settled = self._put_pages(window, batch, leave_begun=bool(busy))
+        for notes in self._notes(NoteKind.VERSION):
+            for note in notes:
+                if note.uid not in busy:
+                    self._put_version(window, batch, note)
+            is_settled &= self._settle(window, batch)
+        self._put_repository(window, batch)
+        if not self._settle(window, batch) or not write_index(self._database, self._storage, self._seal, busy):
+            return False  # without a current index, nothing is deleted that the one in the storage may name
+        self._delete_versions(window)
+        for notes in self._notes(NoteKind.PAGE):
+            for note in notes:
+                window.submit(self._storage.delete_object, page_name(note.uid))
+            self._wait(window, 0)
+            self._report.deleted += len(notes)
+            with self._database.write() as connection:
+                settle_notes(connection, NoteKind.PAGE, notes)
+        return is_settled
+
+    def _delete_versions(self, window: Window[None]) -> None:
+        """Delete the objects of versions that are gone, from the index as well."""
+        for notes in self._notes(NoteKind.VERSION):
+            with self._database.read() as connection:
+                kept = existing_uids(connection, NoteKind.VERSION, [note.uid for note in notes])
+                kept.update(note.uid for note in read_notes(connection, NoteKind.INDEX))
+            gone = [note for note in notes if note.uid not in kept]
+            if not gone:
+                continue
+            for note in gone:
+                window.submit(self._storage.delete_object, version_name(note.uid))
+            self._wait(window, 0)
+            self._storage.flush()  # one that came back would look like a version that the database has lost
+            self._report.deleted += len(gone)
+            with self._database.write() as connection:
+                settle_notes(connection, NoteKind.VERSION, gone)
+
+    def _notes(self, kind: NoteKind) -> Iterator[list[Note]]:
+        last = None
+        while True:
+            with self._database.read() as connection:
+                notes = read_notes(connection, kind, after=last, limit=_NOTES_AT_ONCE)
+            if not notes:
+                return
+            last = notes[-1].uid
+            yield notes
+
+    def _put_pages(self, window: Window[None], batch: _Batch, *, leave_begun: bool) -> bool:
+        is_settled, last = True, PageId(0)
+        while True:
+            with self._database.read() as connection:
+                token = page_token(connection)
+                rows = unpublished_pages(connection, last, _PAGES_AT_ONCE)
+                unpacked = [(row, unpack(row.entries)) for row in rows]
+                wanted = [(row, entries) for row, entries in unpacked if not (leave_begun and ABSENT in entries)]
+                read = [(row, entries, self._blobs_of(connection, entries)) for row, entries in wanted]
+            if not rows:
+                return is_settled
+            last = rows[-1].id
+            batch.token = token if batch.token is None else batch.token
+            for row, entries, blobs in (one for one in read if one[2] is not None):
+                self._wait(window, 2 * _WORKERS)
+                window.submit(self._put_page, row, entries, blobs)
+                batch.pages[row.id] = row.uid
+                self._progress.advance(PAGE_ENTRIES * self._block_size)
+            if len(batch.pages) >= _PAGES_A_FLUSH:
+                is_settled &= self._settle(window, batch)
+
+    def _blobs_of(self, connection: Connection, entries: Entries) -> BlobColumns | None:
+        """Return what the catalog is to have of the blobs of a page; None if a row is damaged: the page has to wait."""
+        try:
+            return load_page_blobs(connection, entries)
+        except OddValueError as error:
+            self._database.odd_rows.note(error)
+            return None
+
+    def _put_page(self, row: PageRow, entries: Entries, blobs: BlobColumns) -> None:
+        self._storage.put_object(page_name(row.uid), pack_page(row.uid, self._seal, entries, blobs))
+
+    def _put_version(self, window: Window[None], batch: _Batch, note: Note) -> None:
+        uid = VersionUid(note.uid)
+        try:
+            with self._database.read() as connection:
+                version = version_with_uid(connection, uid)
+                found = None if version is None else read_version(connection, version)
+        except OddValueError as error:  # its note stays, and with it what the catalog has of the version
+            self._database.odd_rows.note(error)
+            return
+        if found is None:
+            return  # see `_delete_versions`
+        self._wait(window, 2 * _WORKERS)
+        batch.versions.append(note)
+        packed = pack_version(found, self._seal)
+        window.submit(self._storage.put_object, version_name(uid), packed)
+        self._report.versions += 1
+
+    def _put_repository(self, window: Window[None], batch: _Batch) -> None:
+        with self._database.read() as connection:
+            batch.repository = read_notes(connection, NoteKind.REPOSITORY)
+            if batch.repository:
+                packed = pack_repository(read_repository(connection), self._seal.key)
+                batch.digest = digest_of(packed)
+                window.submit(self._storage.put_object, REPOSITORY_NAME, packed)
+
+    def _settle(self, window: Window[None], batch: _Batch) -> bool:
+        """Make durable what was put, and take the notes away; return whether nothing of it has changed meanwhile."""
+        self._wait(window, 0)
+        if not (batch.pages or batch.versions or batch.repository):
+            return True
+        self._storage.flush()
+        with self._database.write() as connection:
+            is_current = batch.token is None or page_token(connection) == batch.token
+            gone = settle_pages(connection, batch.pages.keys(), batch.token or 0)
+            is_current &= settle_notes(connection, NoteKind.VERSION, batch.versions)
+            is_repository = settle_notes(connection, NoteKind.REPOSITORY, batch.repository)
+            if is_repository and batch.repository:
+                save_repository_digest(connection, batch.digest)
+            is_current &= is_repository
+        for page_id in gone:
+            self._storage.delete_object(page_name(batch.pages[page_id]))
+        self._report.pages += len(batch.pages) - len(gone)
+        batch.token = None
+        batch.pages.clear()
+        batch.versions.clear()
+        batch.repository.clear()
+        return is_current
+
+    def _wait(self, window: Window[None], pending: int) -> None:
+        """Wait until no more than so many tasks are under way."""
+        if self._stop():
+            raise InterruptedByUser("interrupted; `backyfs catalog push` goes on")
+        while window.pending > pending:
+            for _ in window.results():
+                pass
+
+
+def read_version(connection: Connection, version: Version) -> CatalogVersion:
+    """Return what the catalog is to have of a version."""
+    listed = list(page_uids(connection, version.id))
+    return CatalogVersion(
+        version=VersionRecord(
+            uid=version.uid,
+            created_at=version.created_at,
+            name=version.name,
+            snapshot_name=version.snapshot_name,
+            size_bytes=version.size_bytes,
+            status=version.status,
+            protected=version.protected,
+            expire_at=version.expire_at,
+            tags=version.tags,
+        ),
+        statistics=tuple(list_statistics(connection, version.uid)),
+        damage_found_at=damage_found_at(connection, version.id),
+        page_numbers=array("I", (number for number, _ in listed)),
+        page_uids=bytes.fromhex("".join(uid for _, uid in listed).replace("-", "")),
+    )
+
+
+def read_repository(connection: Connection) -> CatalogRepository:
+    """Return what the catalog is to have of the repository."""
+    state = load_index_state(connection)
+    return CatalogRepository(
+        identity=load_identity(connection),
+        key_slots=tuple(list_key_slots(connection)),
+        key_made_at=load_key_date(connection),
+        needs_release=load_needed_release(connection),
+        index_number=0 if state is None else state.number + 1,
+    )
+
+
+def load_page_blobs(connection: Connection, entries: Entries) -> BlobColumns:
+    """Return what the catalog is to have of the blobs of a page."""
+    return load_blob_columns(connection, {entry for entry in entries if entry > HOLE})
+
+
+def filled_versions(connection: Connection) -> frozenset[str]:
+    """Return the uids of versions that running backups are filling: their pages change every other second."""
+    held = {uid for job in list_live_jobs(connection, this_process()) for uid in job.versions}
+    found = (version_with_uid(connection, uid) for uid in held)
+    return frozenset(
+        version.uid for version in found if version is not None and version.status is VersionStatus.INCOMPLETE
+    )

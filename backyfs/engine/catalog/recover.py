@@ -1,0 +1,395 @@
+"""Rebuild the database from the catalog in the storage and the key alone.
+
+    list versions -> read a version -> read its pages -> insert
+    owner            owner             worker            owner
+
+What cannot be read is told and left out; the rest is there. A page that is shared is read once: the database itself
+tells which are there, so memory grows with neither versions nor blobs. A version that lacks a page has absent blocks in
+its place and is invalid: to read them is an error, and not zeros.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backyfs import keys
+from backyfs.catalog.objects import (
+    PAGES,
+    REPOSITORY_NAME,
+    VERSIONS,
+    Kind,
+    Seal,
+    is_uid,
+    page_name,
+    uid_of,
+    version_name,
+)
+from backyfs.catalog.pages import CatalogPage, unpack_page
+from backyfs.catalog.place import catalog_key_check, find_repository, get_stored
+from backyfs.catalog.repository import open_repository_object
+from backyfs.catalog.versions import CatalogVersion, unpack_version
+from backyfs.engine.catalog.index import index_faults
+from backyfs.errors import CatalogError, InterruptedByUser, MissingKeyError, StorageError, WrongKeyError
+from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
+from backyfs.keys.slots import open_with
+from backyfs.metadata.catalog.index import IndexState
+from backyfs.metadata.db.batches import batches
+from backyfs.metadata.records.blobs import find_by_uid, load_blobs
+from backyfs.metadata.records.identity import note_storage_marked
+from backyfs.metadata.records.stats import insert_statistics_records
+from backyfs.metadata.records.versions import insert_version, set_status
+from backyfs.metadata.schema.recovery import (
+    PageFiller,
+    begin_recovery,
+    blob_ids_after,
+    end_recovery,
+    forget_note,
+    insert_absent_page,
+    insert_version_pages,
+    known_pages,
+    version_uids,
+)
+from backyfs.metadata.upkeep.checks import insert_damage, mark_damaged, pages_with, record_checks, versions_with
+from backyfs.model import BlobId, BlockIndex, NoProgress, PageNumber, VersionStatus, VersionUid
+from backyfs.repository.claim import mark
+from backyfs.repository.keyring import tag_of
+from backyfs.work.blobset import BlobSet
+from backyfs.work.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from backyfs.catalog.index import CatalogIndex
+    from backyfs.catalog.repository import CatalogRepository, OpenPart
+    from backyfs.keys.slots import Secret
+    from backyfs.metadata.db.database import Database
+    from backyfs.model import PageId, Progress, VersionId, VersionRecord
+    from backyfs.storage import Storage
+
+_log = logging.getLogger(__name__)
+
+_WORKERS = 8
+_PAGES_AT_ONCE = 32  # of a version are inserted in one transaction: 32,768 blobs, 15 MB
+_BLOBS_AT_ONCE = 50_000  # whose objects are missing are marked in one pass over all pages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """What could not be recovered."""
+
+    name: str                   # of the object in the storage
+    version: VersionUid | None  # that lacks it; None where it is that of a version, or many lack it
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
+class RecoveryReport:
+    """What was recovered, counted as it is."""
+
+    repository: CatalogRepository
+    versions: int = 0
+    pages: int = 0
+    blobs: int = 0
+    invalid: list[VersionUid] = field(default_factory=list)  # were valid, and lack something now
+    losses: int = 0
+    index: CatalogIndex | None = None  # if it can be read
+    unlisted: list[str] = field(default_factory=list)  # versions that the index does not name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedCatalog:
+    """A catalog whose key is there."""
+
+    repository: CatalogRepository
+    seal: Seal
+    digest: bytes  # of the object of the repository
+
+
+def open_catalog(
+    storage: Storage, ask: Callable[[OpenPart], Secret], repository_key: bytes | None, *, expects_key: bool = False
+) -> OpenedCatalog:
+    """Open the catalog of a storage, with the key of the repository itself, or with what `ask` returns.
+
+    `ask` is called where a key is needed. With `expects_key` the repository is known to be encrypted: anybody who can
+    write to the storage can put a catalog there that is not.
+
+    Raises:
+        CatalogError: there is none, its first object is damaged, or it is not encrypted though a key is expected.
+        MissingKeyError, WrongKeyError, IntegrityError: it is not opened.
+        StorageError: it cannot be read.
+    """
+    found = find_repository(storage)
+    if found is None:
+        raise CatalogError(
+            f"the storage has no object {REPOSITORY_NAME}: nothing was written to a catalog there, or it is not "
+            "mounted; a database can be rebuilt from an export as well, with `backyfs import`"
+        )
+    key = repository_key
+    if found.is_sealed and key is None:
+        secret = ask(found)
+        if found.key_slots:
+            key = open_with(list(found.key_slots), secret).repository_key
+        elif secret.key is None:
+            raise MissingKeyError(
+                "the data keys of this repository are wrapped by the key of backy2, 64 hex digits, and not by a "
+                "passphrase; give that key with --key-file"
+            )
+        else:
+            key = secret.key
+    elif not found.is_sealed:
+        if expects_key or key is not None:
+            raise CatalogError(
+                f"the catalog of repository {found.uid} is not encrypted, and a key was given: somebody may have put "
+                "it there in place of yours. If this repository was never encrypted, give no key and use a "
+                "configuration without one"
+            )
+        _log.warning(
+            "repository %s is not encrypted: nothing vouches for its catalog, and whoever can read the storage can "
+            "read the data. If it was encrypted, do not use what is recovered",
+            found.uid,
+        )
+    try:
+        repository = open_repository_object(found, key)
+    except CatalogError as error:
+        if key is not None and (repository_key is not None or not found.key_slots):
+            raise WrongKeyError(
+                f"the key {keys.show_check(keys.key_check(key))} does not open the catalog of repository {found.uid}; "
+                "give the key of this repository (or the object is damaged)"
+            ) from error
+        raise
+    seal = Seal(repository=found.uid, key=key)
+    return OpenedCatalog(repository=repository, seal=seal, digest=found.parts.digest)
+
+
+def recover(
+    storage: Storage,
+    catalog: OpenedCatalog,
+    database: Database,
+    *,
+    check_objects: bool = False,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    tell: Callable[[Loss], None] = lambda _loss: None,
+) -> RecoveryReport:
+    """Fill a database that is empty, or that a recovery has not finished. `tell` is told at once of each loss.
+
+    With `check_objects` the objects of all blobs are looked for; what is missing counts as damaged.
+
+    Raises:
+        SchemaError: the database holds something else.
+        WrongStorageError: the marker of the storage names another repository than its catalog.
+        InterruptedByUser: `stop` said so; the next recovery begins anew.
+        DatabaseError, StorageError: they fail; likewise.
+    """
+    is_marked = mark(storage, catalog.repository.identity.uid)
+    begin_recovery(database)
+    recovery = _Recovery(storage, catalog, database, progress or NoProgress(), stop, tell)
+    recovery.run()
+    if check_objects:
+        recovery.check_objects()
+    with database.begin() as connection:
+        end_recovery(
+            connection,
+            catalog.repository.identity,
+            catalog.repository.key_slots,
+            key_made_at=catalog.repository.key_made_at,
+            catalog_key=catalog_key_check(catalog.seal.key),
+            index=IndexState(
+                number=0 if recovery.report.index is None else recovery.report.index.number, repository=catalog.digest
+            ),
+            tag=None if catalog.seal.key is None else tag_of(catalog.repository.identity, catalog.seal.key),
+        )
+        if is_marked:
+            note_storage_marked(connection)
+    return recovery.report
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a worker has read: the page with this uid, or why not."""
+
+    uid: str
+    page: CatalogPage | None
+    reason: str = ""
+
+
+class _Recovery:
+    def __init__(
+        self,
+        storage: Storage,
+        catalog: OpenedCatalog,
+        database: Database,
+        progress: Progress,
+        stop: Callable[[], bool],
+        tell: Callable[[Loss], None],
+    ) -> None:
+        self._storage = storage
+        self._catalog = catalog
+        self._seal = catalog.seal
+        self._database = database
+        self._block_size = catalog.repository.identity.block_size
+        self._progress = progress
+        self._stop = stop
+        self._tell = tell
+        self._filler = PageFiller(catalog.repository.identity.created_at)
+        self.report = RecoveryReport(repository=catalog.repository)
+
+    def run(self) -> None:
+        """Read the catalog and insert what it has."""
+        uids = sorted(uid_of(name) for name in self._storage.list_objects(VERSIONS))
+        self._compare_index(uids)
+        pages = sum(1 for _ in self._storage.list_objects(PAGES))
+        self._progress.start("Recovering versions", pages * PAGE_ENTRIES * self._block_size)
+        try:
+            with Window[_Read](_WORKERS) as window:
+                for uid in uids:
+                    self._recover_version(window, uid)
+        finally:
+            self._progress.stop()
+        self.report.blobs = self._filler.blobs
+
+    def _compare_index(self, uids: Sequence[str]) -> None:
+        """Report what the index of the catalog says is missing or older, and note what it does not name."""
+        catalog = self._catalog
+        index, faults = index_faults(self._storage, self._seal, catalog.repository, catalog.digest, uids)
+        for name, fact in faults:
+            self._lose(name, fact)
+        if index is not None:
+            self.report.index = index
+            self.report.unlisted = sorted(set(uids).difference(index.versions))
+
+    def _recover_version(self, window: Window[_Read], uid: str) -> None:
+        self._check()
+        try:
+            found = unpack_version(uid, self._seal, self._get(version_name(uid), Kind.VERSION))
+        except (CatalogError, StorageError) as error:
+            self._lose(version_name(uid), error)
+            return
+        record = found.version
+        with self._database.begin() as connection:
+            version = insert_version(connection, record)
+            insert_statistics_records(connection, found.statistics)
+            if found.damage_found_at is not None and record.status is VersionStatus.INVALID:
+                insert_damage(connection, version.id, found.damage_found_at)
+        lacks_some = False
+        for start in range(0, len(found.page_numbers), _PAGES_AT_ONCE):
+            self._check()
+            lacks_some |= self._recover_pages(window, found, version.id, start)
+        with self._database.begin() as connection:
+            if lacks_some and record.status is VersionStatus.VALID:
+                set_status(connection, version.id, VersionStatus.INVALID)
+                self.report.invalid.append(record.uid)
+            # Also where it lacks something: its object names what may be found again.
+            forget_note(connection, record.uid)
+        self.report.versions += 1
+
+    def _recover_pages(self, window: Window[_Read], found: CatalogVersion, version_id: VersionId, start: int) -> bool:
+        """Insert some pages of a version; return whether one of them is lost."""
+        numbers = [PageNumber(number) for number in found.page_numbers[start : start + _PAGES_AT_ONCE]]
+        uids = [found.page_uid(start + position) for position in range(len(numbers))]
+        with self._database.read() as connection:
+            known = known_pages(connection, uids)
+        read = self._read_pages(window, [uid for uid in dict.fromkeys(uids) if uid not in known])
+        blocks = block_count(found.version.size_bytes, self._block_size)
+        listed: list[tuple[PageNumber, PageId]] = []
+        lost = []
+        with self._database.begin() as connection:
+            for page_no, uid in zip(numbers, uids, strict=True):
+                if page_no >= page_count(blocks):
+                    lost.append((uid, f"page {page_no} of version {found.version.uid} is behind the end of the image"))
+                    continue
+                page_id = known.get(uid)
+                reason = "" if page_id is not None else self._fault(read[uid], found.version, page_no)
+                if page_id is None and not reason:
+                    page = read[uid].page
+                    assert page is not None
+                    page_id = known[uid] = self._filler.insert(connection, uid, page.entries, page.blobs)
+                    self.report.pages += 1
+                    self._progress.advance(PAGE_ENTRIES * self._block_size)
+                if page_id is None:
+                    lost.append((uid, reason))
+                    page_id = insert_absent_page(connection, page_no, blocks)
+                listed.append((page_no, page_id))
+            insert_version_pages(connection, version_id, listed)
+        for uid, reason in lost:
+            self._lose(page_name(uid), reason, found.version.uid)
+        return bool(lost)
+
+    def _read_pages(self, window: Window[_Read], uids: Iterable[str]) -> Mapping[str, _Read]:
+        for uid in uids:
+            window.submit(self._read_page, uid)
+        read: dict[str, _Read] = {}
+        while window.pending:
+            read.update((result.uid, result) for result in window.results())
+        return read
+
+    def _read_page(self, uid: str) -> _Read:
+        try:
+            return _Read(uid, unpack_page(uid, self._seal, self._get(page_name(uid), Kind.PAGE)))
+        except (CatalogError, StorageError) as error:
+            return _Read(uid, None, str(error))
+
+    def _fault(self, read: _Read, version: VersionRecord, page_no: PageNumber) -> str:
+        """Return why a page cannot be that of a version; empty if it can."""
+        page = read.page
+        if page is None:
+            return read.reason
+        blocks = block_count(version.size_bytes, self._block_size)
+        if len(page.entries) != page_length(page_no, blocks):
+            return f"it has {len(page.entries)} entries, which does not fit version {version.uid}"
+        last = BlockIndex(page_no * PAGE_ENTRIES + len(page.entries) - 1)
+        lengths = [self._block_size] * (len(page.entries) - 1)
+        lengths.append(block_length(last, version.size_bytes, self._block_size))
+        for entry, length in zip(page.entries, lengths, strict=True):
+            if entry > 0 and page.blobs[entry - 1].size != length:
+                return f"it has a blob of {page.blobs[entry - 1].size} bytes for a block of {length}"
+        return ""
+
+    def check_objects(self) -> None:
+        """Mark blobs as damaged whose objects are missing, and the versions that use them."""
+        there = BlobSet()
+        for uids in batches(self._storage.list_blobs()):
+            self._check()
+            with self._database.read() as connection:
+                for known in find_by_uid(connection, uids).values():
+                    there.add(known.id)
+        missing: set[BlobId] = set()
+        last = BlobId(0)
+        while True:
+            with self._database.read() as connection:
+                ids = blob_ids_after(connection, last)
+            missing.update(blob_id for blob_id in ids if blob_id not in there)
+            if missing and (len(missing) >= _BLOBS_AT_ONCE or not ids):
+                self._mark_missing(missing)
+                missing.clear()
+            if not ids:
+                return
+            last = ids[-1]
+
+    def _mark_missing(self, missing: set[BlobId]) -> None:
+        now = datetime.now(UTC)
+        with self._database.read() as connection:
+            rows = load_blobs(connection, missing)
+            affected = versions_with(connection, pages_with(connection, missing))
+        with self._database.begin() as connection:
+            record_checks(connection, (), rows.values(), now)
+            marked = mark_damaged(connection, affected, now)
+            self.report.invalid.extend(version_uids(connection, marked))
+        for blob in rows.values():
+            self._lose(f"{blob.uid}.blob", "is missing from the storage")
+
+    def _get(self, name: str, kind: Kind) -> bytes:
+        if not is_uid(uid_of(name)):
+            raise CatalogError("has no name of the catalog")
+        return get_stored(self._storage, name, kind)
+
+    def _lose(self, name: str, reason: object, version: VersionUid | None = None) -> None:
+        self.report.losses += 1
+        self._tell(Loss(name=name, version=version, reason=str(reason).removeprefix(f"object {name} ")))
+
+    def _check(self) -> None:
+        if self._stop():
+            raise InterruptedByUser("interrupted; the database is not finished: run the same command again")

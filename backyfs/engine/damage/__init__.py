@@ -1,0 +1,1 @@
+"""Find, mark and repair what is damaged."""

@@ -1,0 +1,248 @@
+"""Read blobs back and check them, in worker threads; record in batches what was found.
+
+A blob that is missing says little by itself: where a storage is not mounted, all of them are. So nothing that the
+storage did not give is marked before the storage has given something else.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backyfs.blocks import load_block
+from backyfs.errors import (
+    BackyfsError,
+    BlobMissingError,
+    IntegrityError,
+    InterruptedByUser,
+    ObjectUnreadableError,
+    StorageError,
+)
+from backyfs.metadata.db.batches import batches
+from backyfs.metadata.db.idarray import highest_blob_id
+from backyfs.metadata.records.blobs import load_blobs
+from backyfs.metadata.upkeep.checks import record_checks, sample_blobs
+from backyfs.work.window import Window, default_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from backyfs.model import Blob, BlobId, BlobUid, Progress
+    from backyfs.repository import Repository
+    from backyfs.work.job import Job
+
+_RUN_BYTES = 4 << 20   # small blobs are read in runs of so many bytes, and
+_RUN_BLOBS = 256       # of so many blobs
+_RECORD_BLOBS = 4096   # results are recorded when there are so many, or
+_RECORD_S = 5.0        # when the last time was so long ago: a scrub that is killed repeats no more
+_OTHER_BLOBS = 32      # that are looked for where all of a batch are missing
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What became of a blob."""
+
+    blob: Blob
+    fact: str | None = None  # what is the matter with it; None: it is whole
+    is_there: bool = True    # the storage gave the object
+    was_refused: bool = False  # it has something there that cannot be read
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What became of a run."""
+
+    results: list[_Result]
+    error: BackyfsError | None = None  # what ended it early
+
+
+@dataclass(slots=True)
+class Found:
+    """What was found, so far. About 100 bytes for each damaged blob."""
+
+    blobs: int = 0     # checked
+    bytes: int = 0     # plain bytes of these
+    damaged: dict[BlobId, str] = field(default_factory=dict)  # what is the matter with them
+    repaired: int = 0  # were marked as damaged, and are whole
+
+
+class BlobChecker:
+    """Checks blobs. Owned by the thread that calls `run`."""
+
+    def __init__(self, repository: Repository, job: Job, progress: Progress, stop: Callable[[], bool]) -> None:
+        self._repository = repository
+        self._job = job
+        self._progress = progress
+        self._stop = stop
+        self._results: list[_Result] = []  # not recorded yet
+        self._recorded_s = time.monotonic()
+        self._facts: dict[str, str] = {}
+        self._witness: BlobUid | None = None  # the last one that the storage gave
+        self.found = Found()
+
+    def run(self, blob_ids: Iterable[BlobId]) -> None:
+        """Check these blobs in this order; what was checked is recorded, also where this raises.
+
+        Raises:
+            StorageError: the storage is not there, or refuses; what it did not give is not marked.
+            InterruptedByUser: `stop` said so.
+            MissingKeyError: a blob is encrypted, and no key is configured.
+            DatabaseError, JobLostError: nothing more can be recorded.
+        """
+        workers = default_workers()
+        with Window[_Done](workers) as window:
+            try:
+                for run in self._runs(blob_ids):
+                    while window.pending >= 2 * workers:
+                        self._take(window)
+                    self.check()
+                    window.submit(self._read_run, run)
+                while window.pending:
+                    self._take(window)
+                    self.check()
+            except BackyfsError:
+                with suppress(BackyfsError):  # the first error is the one to tell
+                    self._salvage(window)
+                raise
+        self._record()
+
+    def check(self) -> None:
+        """Make sure that the scrub may go on.
+
+        Raises:
+            JobLostError: another command took it for dead.
+            InterruptedByUser: `stop` said so.
+        """
+        self._job.check()
+        if self._stop():
+            raise InterruptedByUser(
+                "interrupted: what was checked until now is recorded; a scrub with --not-since goes on from there"
+            )
+
+    def _runs(self, blob_ids: Iterable[BlobId]) -> Iterator[list[Blob]]:
+        limit = max(1, min(_RUN_BLOBS, _RUN_BYTES // self._repository.block_size))
+        for batch in batches(blob_ids):
+            with self._repository.database.read() as connection:
+                known = load_blobs(connection, batch)
+            for blob_id in batch:
+                if blob_id not in known:
+                    # A version that is held names it, or a cleanup was here: the block maps will tell.
+                    self.found.damaged[blob_id] = "has no row in the database"
+            blobs = [known[blob_id] for blob_id in batch if blob_id in known]
+            for start in range(0, len(blobs), limit):
+                yield blobs[start : start + limit]
+
+    def _take(self, window: Window[_Done]) -> None:
+        for done in window.results():
+            self._results += done.results
+            if done.error is not None:
+                raise done.error
+            for result in done.results:
+                self._progress.advance(result.blob.size)
+        if len(self._results) >= _RECORD_BLOBS or time.monotonic() - self._recorded_s >= _RECORD_S:
+            self._record()
+
+    def _salvage(self, window: Window[_Done]) -> None:
+        """Record what was read when the scrub ended early."""
+        while window.pending:
+            for done in window.results():
+                self._results += done.results
+        self._record()
+
+    # In worker threads.
+
+    def _read_run(self, run: Sequence[Blob]) -> _Done:
+        results: list[_Result] = []
+        try:
+            for blob in run:
+                if self._stop():
+                    break
+                results.append(self._read(blob))
+        except BackyfsError as error:
+            return _Done(results, error)
+        return _Done(results)
+
+    def _read(self, blob: Blob) -> _Result:
+        try:
+            load_block(self._repository.blocks, blob)
+        except IntegrityError as error:
+            return _Result(blob, _without_uid(blob, error))
+        except BlobMissingError as error:
+            return _Result(blob, _without_uid(blob, error), is_there=False)
+        except ObjectUnreadableError as error:
+            return _Result(blob, f"cannot be read: {error}", is_there=False, was_refused=True)
+        return _Result(blob)
+
+    # What the owner does with it.
+
+    def _record(self) -> None:
+        results, self._results = self._results, []
+        self._recorded_s = time.monotonic()
+        given = [result for result in results if result.is_there]
+        if given:
+            self._witness = given[-1].blob.uid
+        self._write(given)
+        # Once more what was missing: the storage may have been away for a moment. A disk that cannot read a sector
+        # takes half a minute to say so again.
+        again = [
+            result if result.was_refused else self._read(result.blob) for result in results if not result.is_there
+        ]
+        missing = [result for result in again if not result.is_there]
+        if missing:
+            self._require_storage(missing)
+        self._write(again)
+
+    def _require_storage(self, missing: Sequence[_Result]) -> None:
+        """Make sure that the storage gives other blobs than those that are missing.
+
+        Raises:
+            StorageError: it gives none.
+        """
+        looked_for = len(missing)
+        for uid in self._other_blobs(missing):
+            with suppress(StorageError):
+                with suppress(IntegrityError):  # damaged as it is, it is there
+                    self._repository.blocks.storage.get(uid)
+                return
+            looked_for += 1
+        if looked_for == 1:  # it is the only blob of the repository
+            return
+        first = missing[0]
+        raise StorageError(
+            f"the storage gives none of {looked_for} blobs that were looked for, of which blob {first.blob.uid} "
+            f"{first.fact}; is its file system mounted? None of them was marked as damaged"
+        )
+
+    def _other_blobs(self, missing: Sequence[_Result]) -> Iterator[BlobUid]:
+        """Yield the blob that was there last, and some of all over the repository."""
+        if self._witness is not None:
+            yield self._witness
+        with self._repository.database.read() as connection:
+            highest = highest_blob_id(connection)
+            starts = [random.randint(1, max(1, highest)) for _ in range(_OTHER_BLOBS)]  # noqa: S311 - no secret
+            others = sample_blobs(connection, starts)
+        yield from {*others} - {result.blob.uid for result in missing} - {self._witness}
+
+    def _write(self, results: Sequence[_Result]) -> None:
+        if not results:
+            return
+        facts = {result.blob.id: result.fact for result in results if result.fact is not None}
+        damaged = [result.blob for result in results if result.fact is not None]
+        whole = [result.blob.id for result in results if result.fact is None]
+        with self._repository.database.write() as connection:
+            recorded = record_checks(connection, whole, damaged, datetime.now(UTC))
+        for blob_id in recorded.damaged:
+            fact = facts[blob_id]
+            self.found.damaged[blob_id] = self._facts.setdefault(fact, fact)
+        self.found.repaired += recorded.repaired
+        self.found.blobs += len(results)
+        self.found.bytes += sum(result.blob.size for result in results)
+
+
+def _without_uid(blob: Blob, error: BackyfsError) -> str:
+    # One text for many blobs takes its memory once.
+    return str(error).removeprefix(f"blob {blob.uid} ")

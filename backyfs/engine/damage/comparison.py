@@ -1,0 +1,156 @@
+"""Compare a version with its source. A difference is none of the blobs': sources change, and may be the wrong one.
+
+By fingerprint: what is stored was compared with it when it was read. Only a blob without one is read here.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from backyfs.blocks import load_block
+from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, WrongStorageError
+from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
+from backyfs.metadata.maps.blockmap import HOLE, page_entries
+from backyfs.metadata.records.blobs import load_blobs
+from backyfs.model import BlobId, BlockIndex, DamagedRange, PageNumber
+from backyfs.ranges import ranges
+from backyfs.sources.change import check_size
+from backyfs.work.window import Window, default_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from backyfs.model import Blob, Progress, Version
+    from backyfs.repository import Repository
+    from backyfs.sources import Source
+    from backyfs.work.job import Job
+
+_RUN_BYTES = 4 << 20
+_RUN_BLOCKS = 256
+_ALL = 100  # percent
+DIFFERS = "the source differs"
+
+
+class Comparison:
+    """One comparison. Owned by the thread that calls `run`."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        version: Version,
+        source: Source,
+        percentile: int,
+        job: Job,
+        progress: Progress,
+        stop: Callable[[], bool],
+    ) -> None:
+        self._repository = repository
+        self._version = version
+        self._source = source
+        self._percentile = percentile
+        self._job = job
+        self._progress = progress
+        self._stop = stop
+        self._geometry = (version.size_bytes, repository.block_size)
+        self._blocks = block_count(*self._geometry)
+        self._data = ranges(
+            (extent.start // repository.block_size, block_count(extent.stop, repository.block_size))
+            for extent in source.data_extents()
+        )
+        self._random = random.SystemRandom()
+
+    def run(self) -> Iterator[DamagedRange]:
+        """Yield the ranges in which the source differs, in order. Blocks that were never backed up are left out.
+
+        Raises:
+            SourceError: the source cannot be read, shrank or grew.
+            StorageError: the storage refuses.
+            InterruptedByUser: `stop` said so.
+            DatabaseError: the block map cannot be read.
+        """
+        for number in range(page_count(self._blocks)):
+            found = ranges((index, index + 1) for index in self._differing(PageNumber(number)))
+            self._progress.advance(page_length(PageNumber(number), self._blocks) * self._repository.block_size)
+            for first, stop in found:
+                yield self._range(first * self._repository.block_size, self._end(BlockIndex(stop - 1)))
+        check_size(self._source)
+        if self._source.size_bytes > self._version.size_bytes:
+            yield self._range(self._version.size_bytes, self._source.size_bytes)
+
+    def _range(self, start: int, stop: int) -> DamagedRange:
+        reason = DIFFERS
+        if start >= self._version.size_bytes:
+            reason = "the source is longer than the version"
+        elif stop > self._source.size_bytes:
+            reason = f"{DIFFERS}: it ends at byte {self._source.size_bytes}"
+        return DamagedRange(start=start, stop=stop, reason=reason)
+
+    def _differing(self, page_no: PageNumber) -> list[BlockIndex]:
+        workers = default_workers()
+        found: list[BlockIndex] = []
+        first = page_no * PAGE_ENTRIES
+        with self._repository.database.read() as connection:
+            entries = page_entries(connection, self._version, page_no, self._blocks)
+            blobs = load_blobs(connection, sorted({BlobId(entry) for entry in entries if entry > HOLE}))
+        chosen = [(BlockIndex(first + position), entry) for position, entry in enumerate(entries)]
+        chosen = [pair for pair in chosen if self._is_chosen(*pair)]
+        if not chosen:
+            return found
+        limit = max(1, min(_RUN_BLOCKS, _RUN_BYTES // self._repository.block_size))
+        with Window[list[BlockIndex]](workers) as window:
+            for start in range(0, len(chosen), limit):
+                while window.pending >= 2 * workers:
+                    found += self._take(window)
+                self._check()
+                run = [(index, blobs.get(BlobId(entry))) for index, entry in chosen[start : start + limit]]
+                window.submit(self._compare, run)
+            while window.pending:
+                found += self._take(window)
+        return found
+
+    def _is_chosen(self, index: BlockIndex, entry: int) -> bool:
+        """Tell whether a block is compared. Where both are holes there is nothing to compare."""
+        if entry < HOLE or (entry == HOLE and self._is_hole(index)):
+            return False
+        return self._percentile == _ALL or self._random.random() * _ALL < self._percentile
+
+    def _is_hole(self, index: BlockIndex) -> bool:
+        return index not in self._data and self._end(index) <= self._source.size_bytes
+
+    def _check(self) -> None:
+        self._job.check()
+        if self._stop():
+            raise InterruptedByUser("interrupted while comparing with the source; the blobs were checked")
+
+    def _take(self, window: Window[list[BlockIndex]]) -> list[BlockIndex]:
+        found: list[BlockIndex] = []
+        for differing in window.results():
+            found += differing
+        return found
+
+    def _compare(self, run: list[tuple[BlockIndex, Blob | None]]) -> list[BlockIndex]:
+        """Return the blocks of a run that differ. Runs in a worker thread."""
+        return [index for index, blob in run if self._differs(index, blob)]
+
+    def _differs(self, index: BlockIndex, blob: Blob | None) -> bool:
+        start = index * self._repository.block_size
+        stop = self._end(index)
+        if stop > self._source.size_bytes:
+            return True
+        block = bytearray(stop - start)
+        with memoryview(block) as view:
+            self._source.read_into(start, view)
+        if blob is None:
+            return block != bytes(len(block))
+        if blob.fingerprint is not None:
+            return not self._repository.blocks.matches(block, blob.fingerprint)
+        try:
+            return block != load_block(self._repository.blocks, blob)
+        except WrongStorageError:
+            raise
+        except (IntegrityError, StorageError):
+            return False  # it is damaged, and that was reported
+
+    def _end(self, index: BlockIndex) -> int:
+        return index * self._repository.block_size + block_length(index, *self._geometry)

@@ -1,0 +1,166 @@
+"""Where the bytes of damaged blobs may still be had: other blobs, an image, another repository.
+
+What comes from here is not trusted: whoever takes it compares fingerprints.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from backyfs.blocks import load_block
+from backyfs.errors import DatabaseError, IntegrityError, SourceError, StorageError
+from backyfs.geometry import block_runs
+from backyfs.images.parts import PartLoader
+from backyfs.images.runs import GapPart, ImageRuns
+from backyfs.metadata.records.blobs import find_blobs, load_blobs
+from backyfs.metadata.records.versions import list_versions, version_with_uid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from backyfs.model import Blob, Buffer, Version
+    from backyfs.repository import Repository
+    from backyfs.sources import Source
+
+_RUN_BYTES = 4 << 20  # of an image that is searched are read at once
+_PROBE = b"fingerprints of this are equal where those of all other bytes are"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a block lies in an image that had it."""
+
+    version: Version
+    start: int  # bytes of the image
+
+
+class Origin(Protocol):
+    """Something that may have the bytes of damaged blobs."""
+
+    def candidates(self, blob: Blob, places: Collection[Place]) -> Iterator[Buffer]:
+        """Yield what may be the bytes of a blob, which lies at these places.
+
+        Raises:
+            MissingKeyError: it is encrypted, and there is no key.
+            DatabaseError: its database cannot be read.
+        """
+        ...
+
+
+class BlobOrigin:
+    """Blobs with the same fingerprint, of this repository or of one whose fingerprints are the same."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    def candidates(self, blob: Blob, _places: Collection[Place]) -> Iterator[Buffer]:
+        """Yield the bytes of a whole blob with the same fingerprint."""
+        if blob.fingerprint is None:
+            return
+        with self._repository.database.read() as connection:
+            found = load_blobs(connection, find_blobs(connection, [blob.fingerprint]).values())
+        for other in found.values():
+            try:
+                yield load_block(self._repository.blocks, other)
+            except (IntegrityError, StorageError) as error:
+                _log.info("not repaired from blob %s: %s", other.uid, error)
+
+
+class ImageOrigin:
+    """A device or an image."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def candidates(self, blob: Blob, places: Collection[Place]) -> Iterator[Buffer]:
+        """Yield what the image has at these places."""
+        for start in sorted({place.start for place in places}):
+            if start + blob.size <= self._source.size_bytes:
+                block = bytearray(blob.size)
+                if self._read(start, block):
+                    yield block
+
+    def search(self, block_size: int, sizes: Collection[int], advance: Callable[[int], None]) -> Iterator[memoryview]:
+        """Yield every block of the image that has data, cut to each of these sizes; the views are used again.
+
+        What cannot be read is passed over. `advance` is told how many bytes were passed.
+        """
+        run_blocks = max(1, _RUN_BYTES // block_size)
+        buffer = bytearray(run_blocks * block_size)
+        size_bytes = self._source.size_bytes
+        done = 0
+        for run in block_runs(self._source.data_extents(), size_bytes, block_size, run_blocks):
+            start = run.first * block_size
+            length = min(run.count * block_size, size_bytes - start)
+            if self._read(start, memoryview(buffer)[:length]):
+                for position in range(0, length, block_size):
+                    for size in sizes:
+                        if position + size <= length:
+                            yield memoryview(buffer)[position : position + size]
+            advance(start + length - done)
+            done = start + length
+
+    def _read(self, start: int, buffer: Buffer) -> bool:
+        try:
+            with memoryview(buffer) as view:
+                self._source.read_into(start, view)
+        except SourceError as error:
+            _log.warning("%s; nothing there is used for the repair", error)
+            return False
+        return True
+
+
+class RepositoryOrigin:
+    """Another repository: its blobs, where its fingerprints are the same, and its copies of the same versions."""
+
+    def __init__(self, ours: Repository, other: Repository) -> None:
+        self._other = other
+        # Equal under keys of 32 random bytes only where both the functions and the keys are.
+        self._has_our_fingerprints = ours.blocks.fingerprint(_PROBE) == other.blocks.fingerprint(_PROBE)
+        self._blobs = BlobOrigin(other)
+        self._loader = PartLoader(other.blocks)
+        self._counterparts: dict[int, Version | None] = {}
+
+    def candidates(self, blob: Blob, places: Collection[Place]) -> Iterator[Buffer]:
+        """Yield the bytes of its blob with this fingerprint, and what its copies of the versions have there."""
+        if self._has_our_fingerprints:
+            yield from self._blobs.candidates(blob, places)
+        for place in places:
+            counterpart = self._counterpart(place.version)
+            if counterpart is not None and place.start + blob.size <= counterpart.size_bytes:
+                block = self._read(counterpart, place.start, blob.size)
+                if block is not None:
+                    yield block
+
+    def _counterpart(self, version: Version) -> Version | None:
+        """Return the version that is the same backup: that of the same uid, or of the same name and date."""
+        if version.id not in self._counterparts:
+            with self._other.database.read() as connection:
+                found = version_with_uid(connection, version.uid)
+                if found is None:
+                    named = list_versions(connection, name=version.name)
+                    found = next((other for other in named if other.created_at == version.created_at), None)
+            self._counterparts[version.id] = found
+        return self._counterparts[version.id]
+
+    def _read(self, version: Version, start: int, length: int) -> Buffer | None:
+        parts: list[Buffer] = []
+        try:
+            for run in ImageRuns(self._other, version, gap_bytes=length).within(range(start, start + length)):
+                for part in run.parts:
+                    if not isinstance(part, GapPart):
+                        parts.append(self._loader.load(part))
+                    elif part.is_absent:
+                        return None
+                    else:
+                        parts.append(bytes(part.length))
+        except (IntegrityError, StorageError, DatabaseError) as error:
+            _log.info("not repaired from version %s, bytes %d on: %s", version.uid, start, error)
+            return None
+        return b"".join(parts)
+
+

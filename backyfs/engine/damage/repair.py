@@ -1,0 +1,258 @@
+"""Repair: store damaged blobs anew from where their bytes can still be had.
+
+Only bytes whose fingerprint is that of the blob are stored. The new object is durable before the row changes to it,
+so all versions that use the blob are whole at once, and a repair that is killed has done what it has done.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backyfs.blocks import new_blob_uids, new_shelf, save_blocks
+from backyfs.engine.catalog.publish import catalog_kept
+from backyfs.engine.damage.marking import mark_versions, revive_repaired_versions, tell_damage
+from backyfs.engine.damage.origins import BlobOrigin, ImageOrigin, Place, RepositoryOrigin
+from backyfs.errors import BackyfsError, DamagedPageError, InterruptedByUser, UsageError
+from backyfs.geometry import PAGE_ENTRIES, block_count
+from backyfs.metadata.db.batches import batches
+from backyfs.metadata.maps.blockmap import list_pages, page_entries
+from backyfs.metadata.records.blobs import load_blobs
+from backyfs.metadata.records.versions import list_versions
+from backyfs.metadata.upkeep.checks import damaged_in_use, pages_with
+from backyfs.metadata.upkeep.replacement import Replacement, replace_objects
+from backyfs.model import BlobId, NoProgress
+from backyfs.work.job import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from backyfs.engine.damage.origins import Origin
+    from backyfs.model import Blob, Buffer, DamagedRange, Progress, Version, VersionUid
+    from backyfs.repository import Repository
+    from backyfs.sources import Source
+
+_PLACES = 16             # of a blob are looked at
+_FLUSH_BYTES = 64 << 20  # rows are changed when so much was stored, or
+_FLUSH_S = 5.0           # when that was so long ago: a killed repair repeats no more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairRequest:
+    """What to repair, and from what; blobs of the repository itself that have the same bytes are used as well."""
+
+    versions: tuple[Version, ...] | None = None  # whose blobs; None: those of all
+    source: Source | None = None
+    other: Repository | None = None
+    search: bool = False   # look for the bytes all over the source
+    dry_run: bool = False  # store nothing
+
+
+@dataclass(slots=True, kw_only=True)
+class RepairReport:
+    """What was repaired; in a dry run, what would have been."""
+
+    blobs_damaged: int   # before
+    blobs_repaired: int = 0
+    bytes_repaired: int = 0  # plain bytes of these
+    bytes_stored: int = 0    # of their new objects
+    blobs_left: int = 0      # that stay damaged
+    versions_valid: tuple[VersionUid, ...] = ()  # that were invalid
+    duration_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Damaged:
+    """A blob that is to be repaired."""
+
+    blob: Blob
+    places: list[Place] = field(default_factory=list)
+
+
+def repair(
+    repository: Repository,
+    request: RepairRequest,
+    *,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    tell: Callable[[Version, DamagedRange], None] = lambda _version, _damage: None,
+) -> RepairReport:
+    """Repair what a scrub, a restore or a mount has found damaged, and tell the ranges that stay so.
+
+    Raises:
+        UsageError: a source is to be searched, and none is given.
+        InterruptedByUser: `stop` said so; what was repaired until then stays so.
+        MissingKeyError: blobs are encrypted, and there is no key.
+        StorageError, DatabaseError, JobLostError: likewise.
+    """
+    if request.search and request.source is None:
+        raise UsageError("--search looks for blocks all over a source; name one with --from")
+    started = time.monotonic()
+    writes = not request.dry_run
+    with catalog_kept(repository, stop), Job(repository.database, _command(request), writes_blobs=writes) as job:
+        for version in request.versions or ():
+            job.hold(version.id)
+        run = _Repair(repository, request, job, stop)
+        run.repair_all(job.track(progress or NoProgress()))
+        run.end(tell)
+    run.report.duration_s = time.monotonic() - started
+    return run.report
+
+
+def _command(request: RepairRequest) -> str:
+    return " ".join(["repair", *(version.uid for version in request.versions or ())])
+
+
+class _Repair:
+    """One repair under way."""
+
+    def __init__(self, repository: Repository, request: RepairRequest, job: Job, stop: Callable[[], bool]) -> None:
+        self._repository = repository
+        self._request = request
+        self._job = job
+        self._stop = stop
+        self._image = None if request.source is None else ImageOrigin(request.source)
+        self._origins: list[Origin] = [BlobOrigin(repository)]
+        if self._image is not None:
+            self._origins.append(self._image)
+        if request.other is not None:
+            self._origins.append(RepositoryOrigin(repository, request.other))
+        self._left = _find_damaged(repository, request.versions)
+        self._shelf = new_shelf()
+        self._unflushed: list[Replacement] = []
+        self._unflushed_bytes = 0
+        self._flushed_s = time.monotonic()
+        self.report = RepairReport(blobs_damaged=len(self._left))
+
+    def repair_all(self, progress: Progress) -> None:
+        """Repair what can be."""
+        try:
+            self._look_at_places(progress)
+            if self._request.search and self._image is not None:
+                self._search(self._image, progress)
+        except BackyfsError:
+            with suppress(BackyfsError):  # the first error is the one to tell
+                self._flush()
+            raise
+        finally:
+            progress.stop()
+        self._flush()
+
+    def end(self, tell: Callable[[Version, DamagedRange], None]) -> None:
+        """Make versions valid again that are whole, and tell what is damaged in the others."""
+        chosen = None if self._request.versions is None else {version.id for version in self._request.versions}
+        left = {blob_id: _reason(damaged.blob, self._request) for blob_id, damaged in self._left.items()}
+        self.report.blobs_left = len(left)
+
+        def tell_chosen(version: Version, damage: DamagedRange) -> None:
+            if chosen is None or version.id in chosen:
+                tell(version, damage)
+
+        if self._request.dry_run:
+            tell_damage(self._repository, left, tell_chosen)
+            return
+        self.report.versions_valid = revive_repaired_versions(self._repository, self._job)
+        mark_versions(self._repository, left, tell_chosen)
+
+    def _check(self) -> None:
+        self._job.check()
+        if self._stop():
+            raise InterruptedByUser(
+                "interrupted: what was repaired until now stays so; run the command again to go on with the rest"
+            )
+
+    def _look_at_places(self, progress: Progress) -> None:
+        progress.start("Repairing", sum(damaged.blob.size for damaged in self._left.values()))
+        for damaged in list(self._left.values()):
+            self._check()
+            if damaged.blob.fingerprint is not None:
+                self._repair(damaged, damaged.blob.fingerprint)
+            progress.advance(damaged.blob.size)
+
+    def _repair(self, damaged: _Damaged, fingerprint: bytes) -> None:
+        for origin in self._origins:
+            for block in origin.candidates(damaged.blob, damaged.places):
+                if len(block) == damaged.blob.size and self._repository.blocks.matches(block, fingerprint):
+                    self._store(damaged.blob, block)
+                    return
+
+    def _search(self, image: ImageOrigin, progress: Progress) -> None:
+        assert self._request.source is not None
+        wanted: dict[bytes, list[Blob]] = {}
+        for damaged in self._left.values():
+            if damaged.blob.fingerprint is not None:
+                wanted.setdefault(damaged.blob.fingerprint, []).append(damaged.blob)
+        if not wanted:
+            return
+        sizes = {blob.size for blobs in wanted.values() for blob in blobs}
+        progress.start("Searching the source", self._request.source.size_bytes)
+        for block in image.search(self._repository.block_size, sizes, progress.advance):
+            self._check()
+            for blob in wanted.pop(self._repository.blocks.fingerprint(block), ()):
+                if blob.size == len(block):
+                    self._store(blob, block)
+            if not wanted:
+                return
+
+    def _store(self, blob: Blob, block: Buffer) -> None:
+        """Put bytes into the storage that are those of a damaged blob."""
+        del self._left[blob.id]
+        self.report.blobs_repaired += 1
+        self.report.bytes_repaired += blob.size
+        if self._request.dry_run:
+            return
+        assert blob.fingerprint is not None
+        new = [(new_blob_uids(self._shelf, 1)[0], blob.fingerprint, block)]
+        saved = save_blocks(self._repository.blocks, new)[0]
+        self._unflushed.append(Replacement(blob=blob, saved=saved))
+        self._unflushed_bytes += saved.stored_size
+        self.report.bytes_stored += saved.stored_size
+        if self._unflushed_bytes >= _FLUSH_BYTES or time.monotonic() - self._flushed_s >= _FLUSH_S:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Make durable what was stored, and change the rows to it. What another command has repaired stays so."""
+        replacements, self._unflushed = self._unflushed, []
+        if replacements:
+            self._repository.blocks.storage.flush()
+        now = datetime.now(UTC)
+        for batch in batches(replacements):
+            with self._job.write() as connection:
+                replace_objects(connection, batch, now)
+        self._unflushed_bytes = 0
+        self._flushed_s = time.monotonic()
+
+
+def _find_damaged(repository: Repository, versions: Sequence[Version] | None) -> dict[BlobId, _Damaged]:
+    """Return the damaged blobs of these versions, or of all, in order, with some of the places where they lie."""
+    found: dict[BlobId, _Damaged] = {}
+    with repository.database.read() as connection:
+        ids = damaged_in_use(connection)
+        known = load_blobs(connection, ids)
+        pages = pages_with(connection, set(ids)) if ids else set()
+        for version in list_versions(connection) if versions is None else versions:
+            blocks = block_count(version.size_bytes, repository.block_size)
+            for page_no, page_id in list_pages(connection, version.id):
+                if page_id not in pages:
+                    continue
+                with suppress(DamagedPageError):
+                    for position, entry in enumerate(page_entries(connection, version, page_no, blocks)):
+                        if (blob_id := BlobId(entry)) in known:
+                            places = found.setdefault(blob_id, _Damaged(known[blob_id])).places
+                            if len(places) < _PLACES:
+                                start = (page_no * PAGE_ENTRIES + position) * repository.block_size
+                                places.append(Place(version=version, start=start))
+    return dict(sorted(found.items()))
+
+
+def _reason(blob: Blob, request: RepairRequest) -> str:
+    if blob.fingerprint is None:
+        return "has no fingerprint, as some of backy2 have none: nothing tells which bytes are its own"
+    if request.source is not None and not request.search:
+        return "is damaged, and its bytes are not in its places of the source; --search looks everywhere in it"
+    if request.source is not None or request.other is not None:
+        return "is damaged, and its bytes were not found"
+    return "is damaged, and no other blob has its bytes; name a source with --from"

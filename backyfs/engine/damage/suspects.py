@@ -1,0 +1,45 @@
+"""Look once more at blobs that a reader could not have, and mark those that are damaged: what a scrub does, for a few.
+
+A block that is marked is stored anew by the next backup that meets its bytes, see `engine.damage.repair`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from backyfs.engine.damage.blobchecker import BlobChecker
+from backyfs.engine.damage.marking import mark_versions
+from backyfs.errors import BackyfsError
+from backyfs.model import NoProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from backyfs.model import BlobId, DamagedRange, Version
+    from backyfs.repository import Repository
+    from backyfs.work.job import Job
+
+_log = logging.getLogger(__name__)
+
+
+def check_suspects(repository: Repository, job: Job, suspects: Collection[BlobId], stop: Callable[[], bool]) -> None:
+    """Read blobs once more, and mark those that are damaged, and the versions that use them.
+
+    Raises nothing: who reads has something else to tell. Where nobody can write to the database nothing is marked.
+    """
+    if not suspects or repository.database.is_read_only:
+        return
+    checker = BlobChecker(repository, job, NoProgress(), stop)
+    try:
+        checker.run(sorted(suspects))
+        marked = mark_versions(repository, checker.found.damaged, _tell_nobody)
+    except BackyfsError as error:
+        _log.warning("blocks that could not be read are not marked as damaged: %s; run `backyfs scrub`", error)
+        return
+    for uid in marked.versions:
+        _log.warning("version %s is invalid now; a backup of the same bytes, or `backyfs repair`, makes it whole", uid)
+
+
+def _tell_nobody(_version: Version, _damage: DamagedRange) -> None:
+    pass

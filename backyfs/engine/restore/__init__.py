@@ -1,0 +1,1 @@
+"""Restore a version, and verify what was restored."""

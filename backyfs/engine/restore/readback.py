@@ -1,0 +1,51 @@
+"""Compare what a target has with the blocks of a version: by fingerprint, so that the storage need not be read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backyfs.images.parts import PartLoader
+
+if TYPE_CHECKING:
+    from backyfs.blocks import BlockStore
+    from backyfs.images.runs import BlockPart
+    from backyfs.targets import ReadableTarget
+
+
+class ReadBack:
+    """A target that is read and compared. Safe to use from several threads at once."""
+
+    def __init__(self, blocks: BlockStore, target: ReadableTarget) -> None:
+        self._blocks = blocks
+        self._loader = PartLoader(blocks)
+        self._target = target
+
+    def has_block(self, part: BlockPart) -> bool:
+        """Tell whether the target has this block. A part of a block, or a blob without fingerprint, is loaded.
+
+        Raises:
+            TargetError: the target cannot be read.
+            IntegrityError, StorageError: it has to be loaded, and cannot be.
+        """
+        blob = part.sound_blob()
+        there = bytearray(part.length)
+        self._target.read_into(part.start, there)
+        if blob.fingerprint is None or not part.is_whole:
+            return there == self._loader.load(part)
+        return self._blocks.matches(there, blob.fingerprint)
+
+    def has_zeros(self, start: int, length: int) -> bool:
+        """Tell whether the target has zeros there.
+
+        Raises:
+            TargetError: the target cannot be read.
+        """
+        return self._target.is_zeros(start, length)
+
+    def drop_cache(self) -> None:
+        """Have what is read from now on come from the disk, as far as that can be.
+
+        Raises:
+            TargetError: what was written does not get there.
+        """
+        self._target.drop_cache()

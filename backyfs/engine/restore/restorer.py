@@ -1,0 +1,179 @@
+"""Write a version to a target: each block checked before it is written, in worker threads.
+
+A block that cannot be had is left out, and everything else is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, WrongStorageError
+from backyfs.geometry import block_count
+from backyfs.images.parts import PartLoader
+from backyfs.images.runs import GAP_BYTES, GapPart, ImageRuns
+from backyfs.model import DamagedRange
+from backyfs.work.window import Window, default_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backyfs.engine.restore.readback import ReadBack
+    from backyfs.images.runs import BlockPart, Run
+    from backyfs.model import BlobId, Progress, Version
+    from backyfs.repository import Repository
+    from backyfs.targets import Target
+    from backyfs.work.job import Job
+
+_ABSENT = "never backed up: the version is incomplete"
+
+
+@dataclass(slots=True)
+class _Done:
+    """What became of a run."""
+
+    run: Run
+    written_bytes: int
+    equal_bytes: int
+    damaged: list[DamagedRange]
+    suspects: list[BlobId]  # blobs that these would have been
+
+
+class Restorer:
+    """One restore under way. Owned by the thread that calls `run`."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        version: Version,
+        target: Target,
+        *,
+        wanted: range,
+        skips_holes: bool,
+        present: ReadBack | None,
+        job: Job,
+        progress: Progress,
+        stop: Callable[[], bool],
+    ) -> None:
+        """Prepare to write the bytes `wanted`: no hole if `skips_holes`, and nothing that is `present` already."""
+        self._version = version
+        self._loader = PartLoader(repository.blocks)
+        self._block_size = repository.block_size
+        self._target = target
+        self._wanted = wanted
+        self._skips_holes = skips_holes
+        self._present = present
+        self._job = job
+        self._progress = progress
+        self._stop = stop
+        self._runs = ImageRuns(repository, version, gap_bytes=None if target.begins_empty else GAP_BYTES)
+        self._pending: dict[int, Run] = {}  # by their first blocks, in order
+        self._next_block = wanted.start // self._block_size  # all before it was handed out
+        self.written_bytes = 0
+        self.equal_bytes = 0
+        self.damaged: list[DamagedRange] = []
+        self.suspects: set[BlobId] = set()  # blobs that could not be had
+
+    def run(self) -> None:
+        """Write everything.
+
+        Raises:
+            TargetError: the target cannot be written or read.
+            InterruptedByUser: `stop` said so; the message is to be completed.
+            DatabaseError: the block map cannot be read.
+            JobLostError: the job was taken for dead.
+        """
+        workers = default_workers()
+        self._progress.start(f"Restoring {self._version.name}", len(self._wanted))
+        try:
+            with Window[_Done](workers) as window:
+                for run in self._runs.within(self._wanted):
+                    while window.pending >= 2 * workers:
+                        self._take(window)
+                    self._check()
+                    self._begin(window, run)
+                while window.pending:
+                    self._take(window)
+        finally:
+            self._progress.stop()
+
+    def continue_block(self) -> int:
+        """Return the number of the block to continue from: all before it are written as they should be."""
+        first = next(iter(self._pending), self._next_block)
+        for damage in self.damaged:
+            first = min(first, damage.start // self._block_size)
+        return max(0, min(first, self._runs.blocks - 1))
+
+    def _check(self) -> None:
+        self._job.check()
+        if self._stop():
+            raise InterruptedByUser("interrupted")
+
+    def _begin(self, window: Window[_Done], run: Run) -> None:
+        self._pending[run.first] = run
+        self._next_block = block_count(run.stop, self._block_size)
+        if run.has_blocks or not self._target.begins_empty:
+            window.submit(self._restore_run, run)
+        else:  # nothing to do; a task for each of many gaps would take longer than all else
+            self._settle(self._restore_run(run))
+
+    def _take(self, window: Window[_Done]) -> None:
+        for done in window.results():
+            self._settle(done)
+
+    def _settle(self, done: _Done) -> None:
+        del self._pending[done.run.first]
+        self.written_bytes += done.written_bytes
+        self.equal_bytes += done.equal_bytes
+        self.damaged += done.damaged
+        self.suspects.update(done.suspects)
+        self._progress.advance(done.run.length)
+
+    def _restore_run(self, run: Run) -> _Done:
+        """Write the parts of a run that can be had. Runs in a worker thread."""
+        done = _Done(run, 0, 0, [], [])
+        for part in run.parts:
+            if isinstance(part, GapPart):
+                self._restore_gap(part, done)
+                continue
+            try:
+                if self._present is not None and self._present.has_block(part):
+                    done.equal_bytes += part.length
+                    continue
+                block = self._loader.load(part)
+            except WrongStorageError:
+                raise  # the blocks are elsewhere, and whole
+            except (IntegrityError, StorageError) as error:
+                self._leave_damaged(part, str(error), done)
+                if part.blob is not None:
+                    done.suspects.append(part.blob.id)
+                continue
+            self._target.write(part.start, block)
+            done.written_bytes += part.length
+        return done
+
+    def _restore_gap(self, gap: GapPart, done: _Done) -> None:
+        if gap.is_absent:
+            self._leave_damaged(gap, gap.fact or _ABSENT, done)
+        elif self._skips_holes:
+            self._target.leave(gap.start, gap.length)
+        elif self._present is None:
+            self._target.write_zeros(gap.start, gap.length)
+        elif self._present.has_zeros(gap.start, gap.length):
+            done.equal_bytes += gap.length
+        else:
+            self._write_missing_zeros(gap, self._present, done)
+
+    def _write_missing_zeros(self, gap: GapPart, present: ReadBack, done: _Done) -> None:
+        stop = gap.start + gap.length
+        for start in range(gap.start, stop, self._block_size):
+            length = min(self._block_size, stop - start)
+            if present.has_zeros(start, length):
+                done.equal_bytes += length
+            else:
+                self._target.write_zeros(start, length)
+                done.written_bytes += length
+
+    def _leave_damaged(self, part: BlockPart | GapPart, reason: str, done: _Done) -> None:
+        done.damaged.append(DamagedRange(start=part.start, stop=part.start + part.length, reason=reason))
+        self._target.leave(part.start, part.length)

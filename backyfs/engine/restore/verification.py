@@ -1,0 +1,118 @@
+"""Read a target back after a restore, and tell where it has other bytes than were written to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, WrongStorageError
+from backyfs.images.runs import GAP_BYTES, GapPart, ImageRuns, Run
+from backyfs.model import DamagedRange
+from backyfs.ranges import ranges
+from backyfs.work.window import Window, default_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backyfs.engine.restore.readback import ReadBack
+    from backyfs.images.runs import BlockPart
+    from backyfs.model import Progress, Version
+    from backyfs.repository import Repository
+    from backyfs.work.job import Job
+
+_DIFFERS = "the target has other bytes than were written to it"
+
+
+class Verification:
+    """One target being read back. Owned by the thread that calls `run`."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        version: Version,
+        present: ReadBack,
+        *,
+        wanted: range,
+        without: list[DamagedRange],
+        skips_holes: bool,
+        job: Job,
+        progress: Progress,
+        stop: Callable[[], bool],
+    ) -> None:
+        """Prepare to read back the bytes `wanted` but for those in `without`, and with `skips_holes` the holes."""
+        self._version = version
+        self._block_size = repository.block_size
+        self._present = present
+        self._wanted = wanted
+        self._without = ranges((damage.start, damage.stop) for damage in without)
+        self._skips_holes = skips_holes
+        self._job = job
+        self._progress = progress
+        self._stop = stop
+        self._runs = ImageRuns(repository, version, gap_bytes=GAP_BYTES)
+        self.differing: list[DamagedRange] = []  # in no order
+
+    def run(self) -> None:
+        """Read everything back, from the disk as far as that can be.
+
+        Raises:
+            TargetError: the target cannot be read.
+            InterruptedByUser: `stop` said so.
+            DatabaseError: the block map cannot be read.
+            JobLostError: the job was taken for dead.
+        """
+        workers = default_workers()
+        self._present.drop_cache()
+        self._progress.start(f"Verifying {self._version.name}", len(self._wanted))
+        try:
+            with Window[tuple[Run, list[DamagedRange]]](workers) as window:
+                for run in self._runs.within(self._wanted):
+                    while window.pending >= 2 * workers:
+                        self._take(window)
+                    self._check()
+                    window.submit(self._verify_run, run)
+                while window.pending:
+                    self._take(window)
+        except InterruptedByUser:
+            self._check()  # tells what is done, where a worker could not
+            raise
+        finally:
+            self._progress.stop()
+
+    def _check(self) -> None:
+        self._job.check()
+        if self._stop():
+            raise InterruptedByUser("interrupted: everything is written, and not all of it was verified")
+
+    def _take(self, window: Window[tuple[Run, list[DamagedRange]]]) -> None:
+        for run, differing in window.results():
+            self.differing += differing
+            self._progress.advance(run.length)
+
+    def _verify_run(self, run: Run) -> tuple[Run, list[DamagedRange]]:
+        """Return what differs in a run. Runs in a worker thread."""
+        differing: list[DamagedRange] = []
+        for part in run.parts:
+            if isinstance(part, GapPart):
+                differing += self._differing_zeros(part)
+            elif part.start not in self._without and (fault := self._fault_of(part)) is not None:
+                differing.append(_range(part.start, part.length, fault))
+        return run, differing
+
+    def _differing_zeros(self, gap: GapPart) -> list[DamagedRange]:
+        if gap.is_absent or self._skips_holes or self._present.has_zeros(gap.start, gap.length):
+            return []
+        stop = gap.start + gap.length
+        pieces = ((start, min(self._block_size, stop - start)) for start in range(gap.start, stop, self._block_size))
+        return [_range(*piece, _DIFFERS) for piece in pieces if not self._present.has_zeros(*piece)]
+
+    def _fault_of(self, part: BlockPart) -> str | None:
+        try:
+            return None if self._present.has_block(part) else _DIFFERS
+        except WrongStorageError:
+            raise
+        except (IntegrityError, StorageError) as error:
+            return str(error)
+
+
+def _range(start: int, length: int, reason: str) -> DamagedRange:
+    return DamagedRange(start=start, stop=start + length, reason=reason)

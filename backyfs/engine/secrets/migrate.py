@@ -1,0 +1,329 @@
+"""Seal blobs anew in place: under another encryption version, or under new data keys.
+
+    choose -> load, check, seal, put -> flush -> change rows
+    owner     worker                    owner    owner
+
+The row of a blob changes to its new object, so every version that uses it profits at once, and a migration that is
+killed has done what it has done: the next one goes on with what is left. Old objects are doomed in the same
+transaction, and deleted by a cleanup. Where a blob with the same bytes is sealed as wanted already, the pages of the
+block maps are changed to name that one.
+
+Backups, restores and mounts go on meanwhile: they use ids of blobs, and look up an object that is gone.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from backyfs.blocks import load_block, new_blob_uids, new_shelf, save_blocks
+from backyfs.engine.catalog.publish import catalog_kept
+from backyfs.errors import BackyfsError, BlobMissingError, IntegrityError, InterruptedByUser, ObjectUnreadableError
+from backyfs.metadata.db.batches import batches
+from backyfs.metadata.maps.blockmap import BlobsGoneError, replace_blobs
+from backyfs.metadata.records.blobs import find_blobs, load_blobs
+from backyfs.metadata.upkeep.checks import blobs_of_versions
+from backyfs.metadata.upkeep.migration import BlobCount, Outdated, count_outdated, outdated_blobs, pages_naming
+from backyfs.metadata.upkeep.replacement import Replacement, replace_objects
+from backyfs.model import BlobId, NoProgress
+from backyfs.work.blobset import BlobSet
+from backyfs.work.job import Job
+from backyfs.work.window import Window, default_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from backyfs.model import Blob, Progress, Version
+    from backyfs.repository import Repository
+
+_RUN_BYTES = 4 << 20     # small blobs are sealed in runs of so many bytes, and
+_RUN_BLOBS = 256         # of so many blobs
+_FLUSH_BYTES = 64 << 20  # rows are changed when so much was stored, or
+_FLUSH_BLOBS = 4096      # so many blobs, or
+_FLUSH_S = 5.0           # when that was so long ago: a killed migration repeats no more
+_MERGED = 100_000        # blobs that others take the place of are kept until there are so many: 20 MB
+_PAGES_AT_ONCE = 16      # are changed in one transaction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationRequest:
+    """What to seal anew."""
+
+    versions: tuple[Version, ...] | None  # None: all, and what no version uses yet or any more
+    outdated: Outdated
+    workers: int | None = None            # threads; None: as many as keep the processor busy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationPlan:
+    """What there is to do."""
+
+    counts: tuple[BlobCount, ...]  # of what is to be sealed anew, by the encryption version that it has
+
+    @property
+    def blobs(self) -> int:
+        """Return how many blobs are to be sealed anew."""
+        return sum(count.blobs for count in self.counts)
+
+    @property
+    def bytes(self) -> int:
+        """Return how many plain bytes these have."""
+        return sum(count.bytes for count in self.counts)
+
+
+@dataclass(slots=True, kw_only=True)
+class MigrationReport:
+    """What was done."""
+
+    plan: MigrationPlan
+    blobs: int = 0         # sealed anew
+    bytes: int = 0         # plain bytes of these
+    stored_bytes: int = 0  # of their new objects
+    merged: int = 0        # whose place was taken by others with the same bytes
+    damaged: dict[str, str] = field(default_factory=dict)  # uids of blobs that stay as they are, and why
+    duration_s: float = 0.0
+
+
+def plan_migration(repository: Repository, request: MigrationRequest) -> MigrationPlan:
+    """Count what `migrate` would do.
+
+    Raises:
+        DatabaseError: the database fails.
+    """
+    return _plan(repository, request, _chosen(repository, request.versions))
+
+
+def migrate(
+    repository: Repository,
+    request: MigrationRequest,
+    *,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> MigrationReport:
+    """Seal blobs anew, beside all other commands. What is damaged is reported and stays as it is.
+
+    Raises:
+        InterruptedByUser: `stop` said so; what was sealed until then stays.
+        MissingKeyError: there is no key for the encryption version.
+        StorageError, DatabaseError, JobLostError: likewise.
+    """
+    started = time.monotonic()
+    with catalog_kept(repository, stop), Job(repository.database, "migrate-encryption") as job:
+        chosen = _chosen(repository, request.versions)
+        migrator = _Migrator(repository, request, _plan(repository, request, chosen), job, stop)
+        migrator.run(chosen, job.track(progress or NoProgress()))
+    migrator.report.duration_s = time.monotonic() - started
+    return migrator.report
+
+
+def _plan(repository: Repository, request: MigrationRequest, chosen: BlobSet | None) -> MigrationPlan:
+    with repository.database.read() as connection:
+        is_chosen = None if chosen is None else chosen.__contains__
+        return MigrationPlan(counts=tuple(count_outdated(connection, request.outdated, is_chosen)))
+
+
+def _chosen(repository: Repository, versions: tuple[Version, ...] | None) -> BlobSet | None:
+    if versions is None:
+        return None
+    chosen = BlobSet()
+    with repository.database.read() as connection:
+        for blob_ids in blobs_of_versions(connection, versions):
+            for blob_id in blob_ids:
+                chosen.add(blob_id)
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What became of a run."""
+
+    sealed: list[Replacement]
+    damaged: list[tuple[Blob, str]]
+    error: BackyfsError | None = None  # what ended it early
+
+
+class _Migrator:
+    """One migration under way. Owned by the thread that calls `run`."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        request: MigrationRequest,
+        plan: MigrationPlan,
+        job: Job,
+        stop: Callable[[], bool],
+    ) -> None:
+        self._repository = repository
+        self._outdated = request.outdated
+        self._workers = request.workers or default_workers()
+        self._blocks = replace(repository.blocks, encryption_version=request.outdated.to)
+        self._job = job
+        self._stop = stop
+        self._progress: Progress = NoProgress()
+        self._unflushed: list[Replacement] = []
+        self._unflushed_bytes = 0
+        self._flushed_s = time.monotonic()
+        self._coming: dict[bytes, BlobId] = {}  # fingerprints of what is being sealed
+        self._again: list[BlobId] = []          # with the bytes of one that is being sealed: looked at once more
+        self._merged: dict[BlobId, BlobId] = {}
+        self.report = MigrationReport(plan=plan)
+
+    def run(self, chosen: BlobSet | None, progress: Progress) -> None:
+        """Seal anew what was chosen, None: everything that is outdated."""
+        self._progress = progress
+        progress.start("Sealing blocks anew", self.report.plan.bytes)
+        try:
+            with Window[_Done](self._workers) as window:
+                try:
+                    self._feed(window, self._ids(chosen))
+                    self._drain(window)
+                    while again := self._again:
+                        self._again = []
+                        self._feed(window, again)
+                        self._drain(window)
+                except BackyfsError:
+                    with suppress(BackyfsError):  # the first error is the one to tell
+                        self._drain(window, checks=False)
+                        self._merge()
+                    raise
+            self._merge()
+        finally:
+            progress.stop()
+
+    def _ids(self, chosen: BlobSet | None) -> Iterator[BlobId]:
+        last = BlobId(0)
+        while True:
+            with self._repository.database.read() as connection:
+                found = outdated_blobs(connection, self._outdated, last)
+            if not found:
+                return
+            yield from (blob_id for blob_id in found if chosen is None or blob_id in chosen)
+            last = found[-1]
+
+    def _feed(self, window: Window[_Done], blob_ids: Iterable[BlobId]) -> None:
+        limit = max(1, min(_RUN_BLOBS, _RUN_BYTES // self._repository.block_size))
+        for batch in batches(blob_ids):
+            blobs = iter(self._sort(batch))
+            while run := list(islice(blobs, limit)):
+                while window.pending >= 2 * self._workers:
+                    self._take(window)
+                self._check()
+                window.submit(self._seal_run, run)
+            if len(self._merged) >= _MERGED:
+                self._merge()
+
+    def _drain(self, window: Window[_Done], *, checks: bool = True) -> None:
+        while window.pending:
+            if checks:
+                self._check()
+            self._take(window)
+        self._flush()
+        if checks:  # workers that are to end leave the rest of their runs
+            self._check()
+
+    def _check(self) -> None:
+        self._job.check()
+        if self._stop():
+            raise InterruptedByUser(
+                "interrupted: what was sealed anew until now stays so; run the command again to go on with the rest"
+            )
+
+    def _sort(self, blob_ids: Sequence[BlobId]) -> list[Blob]:
+        """Return those of these blobs that are to be sealed; note whose place others take."""
+        with self._repository.database.read() as connection:
+            blobs = load_blobs(connection, blob_ids)
+            wanted = {blob.fingerprint for blob in blobs.values() if blob.fingerprint is not None}
+            there = find_blobs(connection, wanted, encryption_version=self._outdated.to)
+        to_seal = []
+        for blob in (blobs[blob_id] for blob_id in blob_ids if blob_id in blobs):
+            other = blob.id if blob.fingerprint is None else there.get(blob.fingerprint, blob.id)
+            if other != blob.id:
+                self._merged[blob.id] = other
+                self._progress.advance(blob.size)
+            elif blob.fingerprint is not None and self._coming.setdefault(blob.fingerprint, blob.id) != blob.id:
+                self._again.append(blob.id)
+            else:
+                to_seal.append(blob)
+        return to_seal
+
+    def _take(self, window: Window[_Done]) -> None:
+        for done in window.results():
+            self._unflushed += done.sealed
+            self._unflushed_bytes += sum(sealed.saved.stored_size for sealed in done.sealed)
+            for blob, reason in done.damaged:
+                self._note_damaged(blob, reason)
+            if done.error is not None:
+                raise done.error
+        if (
+            self._unflushed_bytes >= _FLUSH_BYTES
+            or len(self._unflushed) >= _FLUSH_BLOBS
+            or time.monotonic() - self._flushed_s >= _FLUSH_S
+        ):
+            self._flush()
+
+    def _note_damaged(self, blob: Blob, reason: str) -> None:
+        self._progress.advance(blob.size)
+        if blob.fingerprint is not None:
+            self._coming.pop(blob.fingerprint, None)
+        with self._repository.database.read() as connection:
+            if blob.id in load_blobs(connection, [blob.id]):  # else its version was removed, and a cleanup was here
+                self.report.damaged[blob.uid] = reason
+
+    def _flush(self) -> None:
+        """Make durable what was sealed, and change the rows to it."""
+        self._repository.blocks.storage.flush()
+        now = datetime.now(UTC)
+        for batch in batches(self._unflushed):
+            with self._job.write() as connection:
+                changed = replace_objects(connection, batch, now)
+            self._progress.advance(sum(sealed.blob.size for sealed in batch))
+            for sealed in batch:
+                if sealed.blob.fingerprint is not None:
+                    self._coming.pop(sealed.blob.fingerprint, None)
+                if sealed.blob.id in changed:
+                    self.report.blobs += 1
+                    self.report.bytes += sealed.blob.size
+                    self.report.stored_bytes += sealed.saved.stored_size
+        self._unflushed = []
+        self._unflushed_bytes = 0
+        self._flushed_s = time.monotonic()
+
+    def _merge(self) -> None:
+        """Change the pages that name blobs whose place others take."""
+        merged, self._merged = self._merged, {}
+        if not merged:
+            return
+        with self._repository.database.read() as connection:
+            page_ids = list(pages_naming(connection, merged))
+        for start in range(0, len(page_ids), _PAGES_AT_ONCE):
+            # Where a cleanup took the other one, the next migration seals this one.
+            with suppress(BlobsGoneError), self._job.write() as connection:
+                for page_id in page_ids[start : start + _PAGES_AT_ONCE]:
+                    replace_blobs(connection, page_id, merged)
+        self.report.merged += len(merged)
+
+    # In worker threads.
+
+    def _seal_run(self, run: Sequence[Blob]) -> _Done:
+        done = _Done([], [])
+        uids = new_blob_uids(new_shelf(), len(run))
+        try:
+            for blob, uid in zip(run, uids, strict=True):
+                if self._stop():
+                    break
+                try:
+                    block = load_block(self._repository.blocks, blob)
+                except (BlobMissingError, ObjectUnreadableError, IntegrityError) as error:
+                    done.damaged.append((blob, str(error)))
+                else:
+                    # Its tag vouched for a block without fingerprint; stored plain, nothing else will.
+                    fingerprint = blob.fingerprint or self._blocks.fingerprint(block)
+                    saved = save_blocks(self._blocks, [(uid, fingerprint, block)])
+                    done.sealed.append(Replacement(blob=blob, saved=saved[0]))
+        except BackyfsError as error:
+            return _Done(done.sealed, done.damaged, error)
+        return done

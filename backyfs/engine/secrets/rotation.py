@@ -1,0 +1,95 @@
+"""Give a repository another repository key.
+
+Whoever has seen the old one, and a copy of the database, opens every data key in that copy. A new repository key alone
+does not lock them out: blobs have to be sealed anew under new data keys (`engine.secrets.migrate`), and their old
+objects deleted. It is made first, because all new data keys are to be wrapped by it.
+
+One transaction: killed anywhere, the repository has the old key or the new one. Only the slot of the configured key
+or passphrase can be made anew, since others would need theirs; all others are removed, which is what one wants when
+somebody leaves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backyfs import keys
+from backyfs.engine.secrets.rewrapping import require_quiet, rewrap_data_keys, wrap_anew
+from backyfs.errors import KeyMaterialError, MissingKeyError, WrongKeyError
+from backyfs.keys.slots import make_slot, open_with
+from backyfs.metadata.records.identity import (
+    list_key_slots,
+    load_identity,
+    load_key_date,
+    replace_key_slots,
+    save_fingerprint_key,
+    save_identity_tag,
+    save_key_date,
+)
+from backyfs.repository.keyring import require_identity, tag_of
+from backyfs.work.silence import remove_silent_jobs
+
+if TYPE_CHECKING:
+    from backyfs.keys.slots import Secret
+    from backyfs.metadata.db.database import Database
+    from backyfs.model import KeySlot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotationReport:
+    """What was done."""
+
+    slot: KeySlot                # that the configured key or passphrase opens
+    removed: tuple[KeySlot, ...]  # that open nothing any more
+    rewrapped: int               # data keys
+    left: int                    # data keys that the old key did not open, and that stay unreadable as they were
+
+
+def rotate_repository_key(database: Database, secret: Secret, *, older_than: datetime) -> RotationReport | None:
+    """Make a new repository key, unless the one there is was made since `older_than`: then return None.
+
+    `secret` opens the repository now, and its slot afterwards. Blobs stay as they are.
+
+    Raises:
+        MissingKeyError: the repository has no key slots.
+        WrongKeyError: `secret` is not its key.
+        IntegrityError: its slot is damaged.
+        KeyMaterialError: another command changed the slots meanwhile.
+        JobsRunningError: commands are at work, which would go on with the old key.
+        DatabaseError: the database fails; nothing was done.
+    """
+    with database.read() as connection:
+        slots = list_key_slots(connection)
+        made_at = load_key_date(connection) or load_identity(connection).created_at
+    if made_at >= older_than:
+        return None
+    if not slots:
+        raise MissingKeyError(
+            "the repository has no key slots: it is not encrypted, or comes from backy2; in the latter case run "
+            "`backyfs rekey` first"
+        )
+    opened = open_with(slots, secret)
+    new_key = keys.new_key()
+    now = datetime.now(UTC)
+    slot = make_slot(secret, new_key, label=opened.slot.label, created_at=now)
+    remove_silent_jobs(database)
+    with database.write() as connection:
+        require_quiet(connection)
+        if list_key_slots(connection) != slots:
+            raise KeyMaterialError("another command changed the key slots meanwhile; run the command again")
+        rewrapped, left = rewrap_data_keys(connection, opened.repository_key, new_key)
+        if left and not rewrapped:
+            raise WrongKeyError(
+                f"the key in slot {slot.label!r} opens none of the data keys of this repository, the first one that of "
+                f"blob {left[0]}; nothing was changed"
+            )
+        fingerprint_key = require_identity(connection, opened.repository_key).wrapped_fingerprint_key
+        if fingerprint_key is not None:
+            save_fingerprint_key(connection, wrap_anew(fingerprint_key, opened.repository_key, new_key))
+        replace_key_slots(connection, [slot])
+        save_key_date(connection, now)
+        save_identity_tag(connection, tag_of(load_identity(connection), new_key))
+    removed = tuple(other for other in slots if other != opened.slot)
+    return RotationReport(slot=slot, removed=removed, rewrapped=rewrapped, left=len(left))

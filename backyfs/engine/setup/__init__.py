@@ -1,0 +1,1 @@
+"""Make a repository, check it, and upgrade it."""

@@ -1,0 +1,349 @@
+"""Look whether everything a repository needs is there and works. Nothing is changed; a test object comes and goes.
+
+Each check looks for itself and goes on where another one failed; what it cannot look at then it says so.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from backyfs import keys, sealing
+from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig, find_mistakes, has_password
+from backyfs.engine.setup.encryption_check import look_at_blocks
+from backyfs.engine.setup.findings import CheckReport, Finding, Grade
+from backyfs.engine.setup.host_check import check_clock, check_fuse, check_writable, free_space
+from backyfs.engine.setup.upgrade import plan_upgrade
+from backyfs.errors import (
+    BackyfsError,
+    BlobMissingError,
+    ConfigError,
+    DatabaseError,
+    IntegrityError,
+    KeyMaterialError,
+    StorageError,
+    WrongKeyError,
+)
+from backyfs.metadata.db.database import Database, sqlite_path
+from backyfs.metadata.db.revisions import SchemaState
+from backyfs.metadata.records.blobs import newest_wrapped_key
+from backyfs.metadata.records.identity import list_key_slots, load_identity
+from backyfs.metadata.records.jobs import database_time
+from backyfs.metadata.records.versions import list_versions
+from backyfs.metadata.schema.upgrade import known_blob_uids, old_tables
+from backyfs.model import DEFAULT_BLOCK_SIZE, BlobUid
+from backyfs.moments import time_text
+from backyfs.repository import check_agreement, no_repository
+from backyfs.repository.claim import SAMPLE_BLOBS, check_before_upgrade, check_claim
+from backyfs.repository.keyring import unlock
+from backyfs.storage.opening import open_storage
+from backyfs.text import shell_word
+from backyfs.trust import doubts_about, is_refused, secret_files_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from backyfs.config import Config
+    from backyfs.repository.keyring import Unlocked
+    from backyfs.storage import Storage
+
+_TEST_BYTES = 64 << 10
+_CLOCKS_APART_S = 5.0
+_FUTURE = timedelta(minutes=5)        # a version of another host may be so much ahead
+_OTHERS = 0o077
+_NEED_CONFIG = ("database", "key", "storage", "space")
+
+
+def check_configuration(file: str | None, environ: Mapping[str, str], *, now: datetime) -> CheckReport:
+    """Check the configuration that `file` or the usual places hold, and all that it names.
+
+    The database is not upgraded, and nothing is made that stays.
+    """
+    config, mistakes, warnings = find_mistakes(file, environ)
+    findings = [*_configuration(config, mistakes, warnings)]
+    doubts = [] if config is None else doubts_about(config)
+    if config is None:
+        findings += [*_skipped(("permissions", *_NEED_CONFIG), "right"), *check_clock(now)]
+    elif doubts and is_refused():  # every command refuses it, and the key may come from one that it names
+        findings += [
+            Finding(check="permissions", grade=Grade.FAILED, message=doubt, exit_status=ConfigError.exit_status)
+            for doubt in doubts
+        ]
+        findings += [*_skipped(_NEED_CONFIG, "out of reach of others"), *check_clock(now)]
+    else:
+        findings += _Checks(config, doubts, now).findings()
+    return CheckReport(findings=(*findings, *check_fuse()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Checks:
+    """The checks that need a configuration."""
+
+    config: Config
+    doubts: Sequence[str]  # about who can change it
+    now: datetime
+    state: list[SchemaState] = field(default_factory=list)  # of the database, once it is known
+
+    def findings(self) -> Iterator[Finding]:
+        yield from self._guarded("permissions", self._permissions)
+        yield from self._guarded("log", self._log)
+        yield from self._guarded("database", self._database)
+        yield from self._guarded("key", self._key)
+        yield from self._guarded("encryption", self._encryption)
+        yield from self._guarded("storage", self._storage)
+        yield from self._guarded("space", self._space)
+        yield from check_clock(self.now)
+        yield from self._guarded("clock", self._database_clock)
+
+    @staticmethod
+    def _guarded(name: str, look: Callable[[], Iterator[tuple[Grade, str]]]) -> Iterator[Finding]:
+        try:
+            for grade, message in look():
+                status = ConfigError.exit_status if grade is Grade.FAILED else 0
+                yield Finding(check=name, grade=grade, message=message, exit_status=status)
+        except BackyfsError as error:
+            yield Finding(check=name, grade=Grade.FAILED, message=str(error), exit_status=error.exit_status)
+        except OSError as error:
+            message = f"{error.filename}: {error.strerror}"
+            yield Finding(check=name, grade=Grade.FAILED, message=message, exit_status=ConfigError.exit_status)
+
+    def _permissions(self) -> Iterator[tuple[Grade, str]]:
+        found = [*self.doubts, *self._open_files()]
+        yield from ((Grade.WARNING, message) for message in found)
+        if not found:
+            yield Grade.OK, "nobody else can read the key or change the configuration"
+
+    def _open_files(self) -> Iterator[str]:
+        for path in self.config.files:
+            about = os.stat(path)
+            if about.st_mode & stat.S_IWGRP and not any(path in doubt for doubt in self.doubts):
+                fact = f"{path} can be changed by others, and names commands to run, once its group has more members"
+                yield f"{fact}; run `chmod g-w {shell_word(path)}`"
+            if about.st_mode & _OTHERS & ~0o033 and self._has_secrets():
+                yield f"{path} holds secrets and can be read by others; run `chmod 600 {shell_word(path)}`"
+        for path in secret_files_of(self.config):
+            if os.path.exists(path) and os.stat(path).st_mode & _OTHERS:
+                yield f"{path} holds a key and can be read by others; run `chmod 600 {shell_word(path)}`"
+
+    def _has_secrets(self) -> bool:
+        storage, key = self.config.storage, self.config.key
+        return (
+            (key is not None and key.hex_digits is not None)
+            or (isinstance(storage, ObjectStoreConfig) and storage.aws_secret_access_key is not None)
+            or has_password(self.config.database_url)
+        )
+
+    def _log(self) -> Iterator[tuple[Grade, str]]:
+        path = self.config.logfile
+        if path is None:
+            yield Grade.OK, "the log goes to stderr only"
+            return
+        writable = os.access(path if os.path.exists(path) else os.path.dirname(path), os.W_OK)
+        if writable and not os.path.isdir(path):
+            yield Grade.OK, f"{path} can be written"
+        else:
+            yield Grade.FAILED, f"{path} cannot be written; name another file as logfile, or take the key out"
+
+    def _database(self) -> Iterator[tuple[Grade, str]]:
+        with closing(Database(self.config.database_url)) as database:
+            state = database.schema().state
+            path = sqlite_path(database.engine.url)
+            if path is not None and state is not SchemaState.NONE:
+                check_writable(path)
+            if state is SchemaState.OLDER:
+                self.state.append(state)
+                yield Grade.WARNING, self._upgrade_sentence()
+                return
+            if state is SchemaState.NONE:
+                raise no_repository(self.config, database.place)
+            if state is not SchemaState.CURRENT:
+                database.check_revision()
+            self.state.append(state)
+            with database.read() as connection:
+                check_agreement(self.config, load_identity(connection))
+                count = len(list_versions(connection))
+            yield Grade.OK, f"{database.place} is up to date and has {count} versions"
+
+    def _upgrade_sentence(self) -> str:
+        plan = plan_upgrade(self.config)
+        if plan is None:
+            return "the database was upgraded just now; check again"
+        what = f"the schema of {plan.from_schema}"
+        versions = "" if plan.versions is None else f" with {plan.versions} versions"
+        return (
+            f"{plan.database} has {what}{versions}; the next command upgrades it and copies the metadata to "
+            f"{plan.copy} before; `backyfs upgrade --dry-run` tells more"
+        )
+
+    def _key(self) -> Iterator[tuple[Grade, str]]:
+        if self.config.encryption_version is not None:
+            sealing.check_configured(self.config.encryption_version)
+        key = None if self.config.key is None else keys.read_key(self.config.key)
+        shown = "" if key is None else keys.show_check(keys.key_check(key))
+        if key is None and self.config.passphrase is not None:
+            shown = "the passphrase"
+        if not self.state:
+            yield Grade.SKIPPED, f"{shown or 'none'} is configured; whether it is the repository's, the database knows"
+            return
+        with closing(Database(self.config.database_url)) as database:
+            if self.state[0] is SchemaState.OLDER:
+                yield self._key_of_backy2(database, key, shown)
+                return
+            with database.read() as connection:
+                slots, wrapped_key = list_key_slots(connection), newest_wrapped_key(connection)
+            if self._unlocked(database).keyring.repository_key is not None:
+                by_passphrase = slots and (key is None or keys.slot_of_key(slots, key) is None)
+                is_right = "the passphrase opens" if by_passphrase else f"{shown} is the key of"
+                yield Grade.OK, f"{is_right} this repository"
+                return
+            if wrapped_key is not None:
+                what = "no key is configured" if key is None else f"the configured key {shown} does not open them"
+                yield Grade.WARNING, f"there are encrypted blocks, and {what}; configure the key that backy2 used last"
+                return
+        if not shown or self.config.encryption_version == 0:
+            yield Grade.OK, "none is needed: the repository is not encrypted"
+        else:
+            yield Grade.OK, f"{shown} becomes the key of this repository with the next command: it has none yet"
+
+    def _unlocked(self, database: Database) -> Unlocked:
+        with ExitStack() as opened:
+            storage: Storage | None
+            try:
+                storage = opened.enter_context(closing(open_storage(self.config)))
+            except (ConfigError, StorageError):
+                storage = None  # another check reports it
+            return unlock(self.config, database, storage)
+
+    def _encryption(self) -> Iterator[tuple[Grade, str]]:
+        if not self.state or self.state[0] is not SchemaState.CURRENT:
+            yield Grade.SKIPPED, "how blocks are stored, an up-to-date database knows"
+            return
+        with closing(Database(self.config.database_url)) as database, database.read() as connection:
+            warning, facts = look_at_blocks(self.config, connection)
+        if warning:
+            yield Grade.WARNING, warning
+        yield Grade.OK, facts
+
+    def _key_of_backy2(self, database: Database, key: bytes | None, shown: str) -> tuple[Grade, str]:
+        with database.read() as connection:
+            source = old_tables(connection, self.config.block_size or DEFAULT_BLOCK_SIZE)
+            wrapped_key = None if source is None else source.wrapped_key()
+        if wrapped_key is None:
+            return Grade.OK, f"{shown or 'none'} is configured, and no block is encrypted"
+        if key is None:
+            raise KeyMaterialError("blocks are encrypted and the configuration has no key; set encryption_key_file")
+        try:
+            keys.unwrap_key(key, wrapped_key)
+        except IntegrityError as error:
+            raise WrongKeyError(
+                f"the configured key {shown} does not open the blocks; configure the one that backy2 used last"
+            ) from error
+        return Grade.OK, f"{shown} opens the blocks"
+
+    def _storage(self) -> Iterator[tuple[Grade, str]]:
+        with closing(open_storage(self.config)) as storage:
+            if not storage.keeps:
+                yield Grade.WARNING, "it is of type null and keeps nothing; name a storage of another type"
+                return
+            if not self.state:
+                yield Grade.SKIPPED, f"{_place(self.config)} is there; whether it is the right one, the database knows"
+                return
+            marked = self._claimed(storage)
+            uid, stored = BlobUid(secrets.token_hex(16)), secrets.token_bytes(_TEST_BYTES)
+            try:
+                storage.put(uid, [stored])
+                storage.flush()
+                read = storage.get(uid)
+            finally:
+                storage.delete(uid)
+            if read != stored:
+                raise StorageError(f"a test object came back from {_place(self.config)} with other bytes")
+            _check_gone(storage.get, uid)
+        yield Grade.OK, f"{_place(self.config)}: {marked}a test object was written, read and deleted"
+
+    def _claimed(self, storage: Storage) -> str:
+        """Return what the marker of the storage says, before anything is written there."""
+        with closing(Database(self.config.database_url)) as database:
+            if self.state[0] is SchemaState.OLDER:
+                with database.read() as connection:
+                    check_before_upgrade(storage, known_blob_uids(connection, SAMPLE_BLOBS))
+                return ""
+            with database.read() as connection:
+                uid = load_identity(connection).uid
+            if check_claim(database, storage, uid):
+                return "it has the marker of this repository; "
+            return "it gets the marker of this repository with the next command; "
+
+    def _space(self) -> Iterator[tuple[Grade, str]]:
+        with closing(Database(self.config.database_url)) as database:
+            file = sqlite_path(database.engine.url)
+        places: list[tuple[str, type[BackyfsError]]] = []
+        if file is not None:
+            places.append((os.path.dirname(os.path.abspath(file)), DatabaseError))
+        if isinstance(self.config.storage, DirectoryStorageConfig):
+            places.append((self.config.storage.path, StorageError))
+        seen = set()
+        for path, error in places:
+            if os.path.exists(path) and os.stat(path).st_dev not in seen:
+                seen.add(os.stat(path).st_dev)
+                yield free_space(path, error)
+        if not seen:
+            yield Grade.SKIPPED, "neither storage nor database lie in a file system of this host that is there"
+
+    def _database_clock(self) -> Iterator[tuple[Grade, str]]:
+        if not self.state or self.state[0] is not SchemaState.CURRENT:
+            return
+        with closing(Database(self.config.database_url)) as database, database.read() as connection:
+            asked = datetime.now(UTC)
+            apart_s = (database_time(connection) - asked).total_seconds()
+            versions = [one for one in list_versions(connection) if one.created_at > self.now + _FUTURE]
+        if abs(apart_s) > _CLOCKS_APART_S:
+            yield Grade.WARNING, (
+                f"the clock of the database server is {abs(apart_s):.0f} s {'ahead of' if apart_s > 0 else 'behind'} "
+                "this host's; let both follow a time server"
+            )
+        if versions:
+            newest = max(versions, key=lambda one: one.created_at)
+            date = time_text(newest.created_at, to="minutes")
+            yield Grade.WARNING, (
+                f"{len(versions)} versions are dated in the future, the last one {date} "
+                f"({newest.uid}); schedules count from these dates: correct the clock of the host that made them"
+            )
+
+
+def _configuration(
+    config: Config | None, mistakes: tuple[ConfigError, ...], warnings: tuple[str, ...]
+) -> Iterator[Finding]:
+    for mistake in mistakes:
+        yield Finding(
+            check="configuration", grade=Grade.FAILED, message=str(mistake), exit_status=mistake.exit_status
+        )
+    for warning in warnings:
+        yield Finding(check="configuration", grade=Grade.WARNING, message=warning)
+    if config is not None and not warnings:
+        yield Finding(check="configuration", grade=Grade.OK, message=", ".join(config.files))
+
+
+def _skipped(checks: Iterable[str], until: str) -> list[Finding]:
+    message = f"cannot be looked at before the configuration is {until}"
+    return [Finding(check=name, grade=Grade.SKIPPED, message=message) for name in checks]
+
+
+def _place(config: Config) -> str:
+    storage = config.storage
+    if isinstance(storage, DirectoryStorageConfig):
+        return storage.path
+    return storage.bucket_name if isinstance(storage, ObjectStoreConfig) else "null"
+
+
+def _check_gone(get: Callable[[BlobUid], bytes], uid: BlobUid) -> None:
+    try:
+        get(uid)
+    except BlobMissingError:
+        return
+    raise StorageError(f"test object {uid} is still there after it was deleted; delete it by hand")

@@ -1,0 +1,365 @@
+"""Upgrade the metadata to the program's schema: wait for others, copy, change, check.
+
+Whatever happens, the database is either the old one, which the old program can use, or the new one; on MariaDB
+a run that was killed is continued by the next command. Stored blocks are never touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, BinaryIO
+
+from backyfs import keys
+from backyfs.blocks import digest_bytes
+from backyfs.config import DirectoryStorageConfig
+from backyfs.engine.setup.backy2_processes import held_locks, processes
+from backyfs.engine.transfer.export import new_file, write_export
+from backyfs.engine.transfer.export_format import ExportHeader, ExportWriter, PageRecord
+from backyfs.errors import DatabaseBusyError, IntegrityError, InterruptedByUser, JobsRunningError
+from backyfs.geometry import PAGE_ENTRIES, page_count, page_length
+from backyfs.metadata.db.database import Database, sqlite_path
+from backyfs.metadata.db.revisions import HEAD, SchemaState
+from backyfs.metadata.maps.blockmap import ABSENT, HOLE
+from backyfs.metadata.records.versions import list_versions
+from backyfs.metadata.schema.adoption import check_facts
+from backyfs.metadata.schema.upgrade import (
+    copy_sqlite,
+    give_back_space,
+    is_half_way,
+    is_undone_by_rollback,
+    jobs_in,
+    known_blob_uids,
+    old_tables,
+    take_tables,
+    upgrade_lock,
+    upgrade_schema,
+)
+from backyfs.model import DEFAULT_BLOCK_SIZE, NoProgress, PageNumber, VersionStatus
+from backyfs.repository import check_can_open
+from backyfs.repository.claim import SAMPLE_BLOBS
+from backyfs.work.silence import remove_silent_jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backyfs.config import Config
+    from backyfs.metadata.db.database import Connection
+    from backyfs.metadata.schema.adoption import AdoptionReport
+    from backyfs.metadata.schema.backy2 import Backy2Database, Backy2Version
+    from backyfs.model import BlobUid, Progress, VersionRecord
+
+DEFAULT_WAIT_S = 300
+_BACKY2_HASH_FUNCTION = "sha512"  # where the configuration does not say
+_LOOK_EVERY_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpgradePlan:
+    """What an upgrade would do."""
+
+    database: str
+    from_schema: str      # as people call it
+    to_revision: str
+    versions: int | None  # of backy2 that are to be taken over; None: it is no database of backy2
+    blocks: int | None    # rows
+    copy: str             # where the copy of the metadata goes
+    running: tuple[str, ...]  # what it would wait for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpgradeReport:
+    """What an upgrade did."""
+
+    database: str
+    copy: str | None  # the metadata as it was; None where an upgrade that was killed had made it
+    adopted: AdoptionReport | None
+    duration_s: float
+
+
+def needs_upgrade(config: Config) -> bool:
+    """Tell whether the database has an older schema.
+
+    Raises:
+        SchemaError: it has a newer one, or none.
+    """
+    with closing(Database(config.database_url)) as database:
+        if database.schema().state is SchemaState.OLDER:
+            return True
+        database.check_revision()
+        return False
+
+
+def plan_upgrade(config: Config, *, copy_to: str | None = None) -> UpgradePlan | None:
+    """Return what an upgrade would do; None: there is nothing to do. Nothing is changed.
+
+    Raises:
+        SchemaError: the schema is newer, there is none, or the configuration contradicts the rows.
+        DatabaseError: the database cannot be read.
+    """
+    with closing(Database(config.database_url)) as database:
+        if database.schema().state is not SchemaState.OLDER:
+            database.check_revision()
+            return None
+        with database.read() as connection:
+            check_can_open(config, known_blob_uids(connection, SAMPLE_BLOBS))
+            source = old_tables(connection, _block_size(config))
+            if source is not None:
+                _check_facts(config, source)
+            return UpgradePlan(
+                database=database.place,
+                from_schema=database.schema().revision or "" if source is None else f"backy2, {source.revision}",
+                to_revision=HEAD,
+                versions=None if source is None else source.count_versions(),
+                blocks=None if source is None else source.count_blocks(),
+                copy=_copy_path(config, database, copy_to),
+                running=tuple(_running(config, database, ignore_processes=False)),
+            )
+
+
+def upgrade(
+    config: Config,
+    *,
+    wait_s: float = DEFAULT_WAIT_S,
+    copy_to: str | None = None,
+    ignore_processes: bool = False,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> UpgradeReport | None:
+    """Upgrade the database; return None if there was nothing to do, or another command did it meanwhile.
+
+    `copy_to` is the directory for the copy of the metadata. `ignore_processes` goes on beside processes of backy2
+    that hold no lock, because they are known to use another database.
+
+    Raises:
+        JobsRunningError: others still used it after `wait_s` seconds; nothing was changed.
+        SchemaError: the schema is newer, there is none, or the configuration contradicts the rows.
+        DatabaseError: the upgrade failed, and the database is as it was.
+        UsageError: the copy cannot be written.
+    """
+    with closing(Database(config.database_url)) as database:
+        return _Upgrade(config, database, wait_s, copy_to, ignore_processes, progress or NoProgress(), stop).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Upgrade:
+    config: Config
+    database: Database
+    wait_s: float
+    copy_to: str | None
+    ignore_processes: bool
+    progress: Progress
+    stop: Callable[[], bool]
+
+    def run(self) -> UpgradeReport | None:
+        deadline = time.monotonic() + self.wait_s
+        told: set[str] = set()
+        while not self._is_done():
+            check_can_open(self.config)
+            try:
+                self._remove_silent_jobs()
+                # Looked at under the lock: who is in the midst of an upgrade cannot be looked at. It is not held
+                # while waiting, because backy2 would fail at its next write.
+                with upgrade_lock(self.database) as connection:
+                    if self._is_done():
+                        return None
+                    running = self._running()
+                    if not running:
+                        check_can_open(self.config, known_blob_uids(connection, SAMPLE_BLOBS))
+                        return self._upgrade(connection)
+            except DatabaseBusyError as busy:
+                running = [str(busy)]
+            self._wait(running, told, deadline)
+        return None
+
+    def _remove_silent_jobs(self) -> None:
+        with self.database.read() as connection:
+            has_jobs = bool(jobs_in(connection))
+        if has_jobs:
+            remove_silent_jobs(self.database, stop=self.stop)
+
+    def _running(self) -> list[str]:
+        return _running(self.config, self.database, ignore_processes=self.ignore_processes)
+
+    def _is_done(self) -> bool:
+        try:
+            if self.database.schema().state is SchemaState.OLDER:
+                return False
+        except DatabaseBusyError:  # another upgrade of an SQLite file that lets nobody in
+            return False
+        self.database.check_revision()
+        return True
+
+    def _wait(self, running: list[str], told: set[str], deadline: float) -> None:
+        for one in running:
+            if one not in told:
+                told.add(one)
+                _log.warning("%s has to be upgraded; waiting for the end of: %s", self.database.place, one)
+        if self.stop():
+            raise InterruptedByUser("interrupted while waiting; nothing was changed")
+        if time.monotonic() >= deadline:
+            raise JobsRunningError(
+                f"{self.database.place} has to be upgraded and is still in use by: {'; '.join(running)}; nothing was "
+                "changed. Try again when they have ended, or wait longer with `backyfs upgrade --wait`"
+            )
+        time.sleep(_LOOK_EVERY_S)
+
+    def _upgrade(self, connection: Connection) -> UpgradeReport:
+        started = time.monotonic()
+        block_size, hash_function = _block_size(self.config), _hash_function(self.config)
+        source = old_tables(connection, block_size)
+        if source is not None:
+            _check_facts(self.config, source)
+        opens = self._key_test(source)
+        take_tables(connection)
+        copy = self._copy(connection, source)
+        try:
+            adopted = upgrade_schema(
+                connection,
+                block_size=block_size,
+                hash_function=hash_function,
+                digest_bytes=digest_bytes(hash_function),
+                now=datetime.now(UTC),
+                opens=opens,
+                progress=self.progress,
+            )
+        except BaseException:
+            if copy is not None and is_undone_by_rollback(self.database):
+                os.unlink(copy)
+                _log.info("%s is removed: nothing was changed, so the database is what the copy was", copy)
+            raise
+        give_back_space(self.database)
+        report = UpgradeReport(
+            database=self.database.place, copy=copy, adopted=adopted, duration_s=time.monotonic() - started
+        )
+        _log.info("%s was upgraded in %.1f s", report.database, report.duration_s)
+        return report
+
+    def _key_test(self, source: Backy2Database | None) -> Callable[[bytes], bool] | None:
+        """Return how to tell whether a wrapped key is one of the configured key, if there are any.
+
+        A wrong key is no reason to refuse: the metadata are taken over without any key being used.
+        """
+        if source is None or self.config.key is None or source.wrapped_key() is None:
+            return None
+        configured_key = keys.read_key(self.config.key)
+
+        def opens(wrapped_key: bytes) -> bool:
+            try:
+                keys.unwrap_key(configured_key, wrapped_key)
+            except IntegrityError:
+                return False
+            return True
+
+        return opens
+
+    def _copy(self, connection: Connection, source: Backy2Database | None) -> str | None:
+        """Copy the metadata before anything is changed, and tell where."""
+        path = _copy_path(self.config, self.database, self.copy_to)
+        if sqlite_path(self.database.engine.url) is not None:
+            copy_sqlite(self.database, path)
+        elif is_half_way(connection) if source is None else source.is_aside:
+            return None  # a run that was killed has made it
+        else:
+            with new_file(path) as file:
+                if source is None:
+                    write_export(connection, list_versions(connection), file)
+                else:
+                    _dump(source, _block_size(self.config), _hash_function(self.config), file)
+        _log.info("the metadata as they were are in %s", path)
+        return path
+
+
+def _dump(source: Backy2Database, block_size: int, hash_function: str, file: BinaryIO) -> None:
+    """Write all versions of a database of backy2 in the export format."""
+    header = ExportHeader(
+        created_at=datetime.now(UTC), block_size=block_size, hash_function=hash_function, repository=None
+    )
+    writer = ExportWriter(file, header)
+    for uid in source.version_uids():
+        version = source.version(uid)
+        writer.write(_honest_record(source, version))
+        for record in source.statistics_of(uid):
+            writer.write(record)
+        for page in range(page_count(version.blocks)):
+            start = page * PAGE_ENTRIES
+            entries: list[BlobUid | int] = [ABSENT] * page_length(PageNumber(page), version.blocks)
+            for block in source.blocks(uid, start, start + len(entries)):
+                if not source.fits(version, block):
+                    continue
+                if block.blob is not None:
+                    writer.write(block.blob)
+                    entries[block.number - start] = block.blob.uid
+                elif version.holes_are_known:
+                    entries[block.number - start] = HOLE
+            writer.write(PageRecord(PageNumber(page), None, tuple(entries)))
+    writer.end()
+
+
+def _honest_record(source: Backy2Database, version: Backy2Version) -> VersionRecord:
+    """Return a version as it is: one with a row that cannot be used is not valid, whatever backy2 says."""
+    if version.record.status is VersionStatus.VALID and not all(
+        source.fits(version, block) for block in source.blocks(version.record.uid, 0, version.blocks)
+    ):
+        return replace(version.record, status=VersionStatus.INVALID)
+    return version.record
+
+
+def _check_facts(config: Config, source: Backy2Database) -> None:
+    hash_function = _hash_function(config)
+    check_facts(
+        source,
+        block_size=_block_size(config),
+        hash_function=hash_function,
+        digest_bytes=digest_bytes(hash_function),
+    )
+
+
+def _running(config: Config, database: Database, *, ignore_processes: bool) -> list[str]:
+    """Describe what uses the database: jobs in it, and commands of backy2, which knows of no jobs."""
+    with database.read() as connection:
+        found = [str(job) for job in jobs_in(connection)]
+        if old_tables(connection, _block_size(config)) is None:
+            return found
+    found += [f"backy2, which has locked {path}" for path in held_locks(config.lock_dir)]
+    if not ignore_processes:
+        found += processes(config.process_name)
+    return found
+
+
+def _copy_path(config: Config, database: Database, directory: str | None) -> str:
+    """Return a path for the copy that is free: beside an SQLite file, else beside the log file or the storage."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    file = sqlite_path(database.engine.url)
+    if file is not None:
+        beside, name = os.path.split(os.path.abspath(file))
+        name = f"{name}.before-upgrade-{stamp}"
+    else:
+        # Not beside the configuration: what lies in /etc/backy/conf.d is read as one.
+        beside = os.path.dirname(os.path.abspath(config.logfile or _directory(config)))
+        name = f"backyfs.before-upgrade-{stamp}.export"
+    path = os.path.join(directory or beside, name)
+    # One that was killed in this second may have left a copy, or a part of one.
+    number = 1
+    while os.path.lexists(path) or os.path.lexists(f"{path}.new"):
+        number += 1
+        path = os.path.join(directory or beside, f"{name}.{number}")
+    return path
+
+
+def _directory(config: Config) -> str:
+    return config.storage.path if isinstance(config.storage, DirectoryStorageConfig) else "."
+
+
+def _block_size(config: Config) -> int:
+    return config.block_size or DEFAULT_BLOCK_SIZE
+
+
+def _hash_function(config: Config) -> str:
+    return config.hash_function or _BACKY2_HASH_FUNCTION

@@ -1,0 +1,1 @@
+"""Make room: delete what no version uses."""

@@ -1,0 +1,220 @@
+"""Delete what no version needs any more, beside backups, restores, mounts and other cleanups.
+
+    unused pages -> their blobs without pages, doomed -> objects deleted -> rows removed
+    transaction     transaction                          worker             transaction
+
+A backup that meets a blob before it is doomed uses it, and its page keeps it. One that looked it up before and commits
+the page after is refused by the transaction of that page, and stores the block anew. So the grace time only saves
+work: blobs that a running backup has stored and not put into a page yet are not taken away and stored twice.
+
+Killed anywhere, what is doomed stays so, and the next cleanup goes on with it; an object that is gone already is fine.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from backyfs.engine.catalog.publish import catalog_kept, keep_catalog
+from backyfs.errors import InterruptedByUser, ObjectUnreadableError
+from backyfs.metadata.records.jobs import database_time
+from backyfs.metadata.upkeep.garbage import (
+    DoomedBlob,
+    Garbage,
+    doom_unused_blobs,
+    doomed_blobs,
+    forget_doomed,
+    measure_doomed,
+    measure_garbage,
+    remove_unused_pages,
+)
+from backyfs.model import BlobId, NoProgress
+from backyfs.work.blobset import BlobSet
+from backyfs.work.job import Job
+from backyfs.work.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from backyfs.model import Progress
+    from backyfs.repository import Repository
+
+_log = logging.getLogger(__name__)
+
+GRACE_S = 3600         # as in backy2
+_PAGES_AT_ONCE = 16    # are removed in one transaction: some 16,000 counts, 50 ms
+_BLOBS_AT_ONCE = 4096  # are doomed in one transaction, and their rows removed in another
+_RUN_BLOBS = 256       # objects are deleted in runs of so many
+_MOST_NAMED = 20       # objects that cannot be deleted are named; where it is all of them the log stays small
+_WORKERS = 16          # a deletion is mostly waiting, for a disk or an object store
+
+
+@dataclass(slots=True, kw_only=True)
+class CleanupReport:
+    """What was taken away."""
+
+    pages: int = 0
+    blobs: int = 0
+    stored_bytes: int = 0  # of their objects, as far as that is known
+    undeleted: int = 0     # objects that the storage cannot delete; the next cleanup tries again
+    duration_s: float = 0.0
+
+
+def plan_cleanup(repository: Repository, *, grace_s: float = GRACE_S) -> Garbage:
+    """Count what a cleanup would take away now.
+
+    Raises:
+        DatabaseError: the database fails, or a page is damaged.
+    """
+    with repository.database.read() as connection:
+        return measure_garbage(connection, database_time(connection) - timedelta(seconds=grace_s))
+
+
+def cleanup(
+    repository: Repository,
+    *,
+    grace_s: float = GRACE_S,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> CleanupReport:
+    """Delete what no version needs, except blobs that were stored less than `grace_s` seconds ago.
+
+    What an earlier cleanup has left comes first: that makes room where a disk is full. The catalog is brought up to
+    date before any object is deleted, so that it does not name objects that are gone.
+
+    Raises:
+        InterruptedByUser: `stop` said so; the next cleanup goes on.
+        StorageError, DatabaseError, JobLostError: likewise.
+    """
+    started = time.monotonic()
+    repository.database.use_reserve()
+    with catalog_kept(repository, stop), Job(repository.database, "cleanup", writes_blobs=False) as job:
+        cleaner = Cleaner(repository, job, job.track(progress or NoProgress()), stop)
+        cleaner.run(grace_s)
+    cleaner.report.duration_s = time.monotonic() - started
+    return cleaner.report
+
+
+class Cleaner:
+    """One cleanup under way. Owned by the thread that calls `run`."""
+
+    def __init__(self, repository: Repository, job: Job, progress: Progress, stop: Callable[[], bool]) -> None:
+        self._repository = repository
+        self._database = repository.database
+        self._storage = repository.blocks.storage
+        self._job = job
+        self._progress = progress
+        self._stop = stop
+        self._undeleted = BlobSet()
+        self._lock = threading.Lock()  # guards that set and its count
+        self.report = CleanupReport()
+
+    def run(self, grace_s: float) -> None:
+        """Take away what is doomed, then what no version needs."""
+        with Window[list[DoomedBlob]](_WORKERS) as window:
+            self._delete_doomed(window)
+            self._remove_pages()
+            self._doom_blobs(grace_s)
+            self._delete_doomed(window)
+
+    def delete_doomed(self) -> None:
+        """Delete what is doomed, and nothing else."""
+        with Window[list[DoomedBlob]](_WORKERS) as window:
+            self._delete_doomed(window)
+
+    def check(self) -> None:
+        """Raise where this is to end: what `cleanup` says of it."""
+        self._job.check()
+        if self._stop():
+            raise InterruptedByUser("interrupted: what was deleted is gone; the next cleanup goes on with the rest")
+
+    def _remove_pages(self) -> None:
+        while True:
+            self.check()
+            with self._database.write() as connection:
+                removed = remove_unused_pages(connection, _PAGES_AT_ONCE)
+            self.report.pages += removed
+            if not removed:
+                return
+
+    def _doom_blobs(self, grace_s: float) -> None:
+        last = BlobId(0)
+        # Fixed at the beginning: without a grace time a backup would store the same block again and again, and a
+        # cleanup take it each time.
+        with self._database.read() as connection:
+            older_than = database_time(connection) - timedelta(seconds=grace_s)
+        while True:
+            self.check()
+            with self._database.write() as connection:
+                now = database_time(connection)
+                doomed = doom_unused_blobs(
+                    connection, older_than=older_than, now=now, after=last, count=_BLOBS_AT_ONCE
+                )
+            if not doomed:
+                return
+            last = doomed[-1]
+
+    def _delete_doomed(self, window: Window[list[DoomedBlob]]) -> None:
+        with self._database.read() as connection:
+            many, stored_bytes = measure_doomed(connection)
+        if not many:
+            return
+        self._progress.start("Deleting what no version needs", stored_bytes)
+        try:
+            self._delete_batches(window)
+        finally:
+            self._progress.stop()
+
+    def _delete_batches(self, window: Window[list[DoomedBlob]]) -> None:
+        gone: list[DoomedBlob] = []  # whose objects are deleted: their rows go while the next are
+        last = BlobId(0)
+        while True:
+            with self._database.read() as connection:
+                batch = doomed_blobs(connection, last, _BLOBS_AT_ONCE)
+            if batch:
+                last = batch[-1].id
+                self.check()
+                keep_catalog(self._repository, stop=self._stop)
+            for start in range(0, len(batch), _RUN_BLOBS):
+                window.submit(self._delete_run, batch[start : start + _RUN_BLOBS])
+            self._forget(gone)
+            gone = []
+            while window.pending:
+                for deleted in window.results():
+                    gone += deleted
+            if not batch:
+                return
+
+    def _forget(self, gone: Sequence[DoomedBlob]) -> None:
+        """Remove the rows of blobs whose objects are gone."""
+        if not gone:
+            return
+        with self._database.write() as connection:
+            self.report.blobs += forget_doomed(connection, [blob.id for blob in gone])
+        freed = sum(blob.stored_size or 0 for blob in gone)
+        self.report.stored_bytes += freed
+        self._progress.advance(freed)
+
+    def _delete_run(self, run: Sequence[DoomedBlob]) -> list[DoomedBlob]:
+        """Delete objects and return those that are gone. Runs in a worker thread."""
+        gone = []
+        for blob in run:
+            try:
+                self._storage.delete(blob.uid)
+            except ObjectUnreadableError as error:
+                self._keep(blob, error)
+            else:
+                gone.append(blob)
+        return gone
+
+    def _keep(self, blob: DoomedBlob, error: ObjectUnreadableError) -> None:
+        with self._lock:
+            if not self._undeleted.add(blob.id):  # it is tried again at the end
+                return
+            self.report.undeleted += 1
+            if self.report.undeleted <= _MOST_NAMED:
+                _log.warning("blob %s was not deleted: %s", blob.uid, error)

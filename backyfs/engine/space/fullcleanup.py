@@ -1,0 +1,155 @@
+"""A cleanup that trusts nothing: counts all references anew before it deletes, and compares the storage with the rows.
+
+    recount -> cleanup -> list the storage -> delete orphans -> read back what seems to be missing
+
+The recount comes first because a count that is too low would let the cleanup delete what is in use. Besides other
+commands, like any cleanup. Killed anywhere, it is to be done again, and nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backyfs.engine.catalog.check import remove_stale_objects
+from backyfs.engine.catalog.publish import catalog_kept
+from backyfs.engine.damage.blobchecker import BlobChecker
+from backyfs.engine.damage.marking import Marked, mark_versions
+from backyfs.engine.space.cleanup import GRACE_S, Cleaner, plan_cleanup
+from backyfs.engine.space.orphans import Comparison, StorageListing, least_age_s
+from backyfs.engine.space.recount import RecountReport, recount
+from backyfs.model import BlobId, NoProgress
+from backyfs.work.job import Job
+from backyfs.work.silence import remove_silent_jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backyfs.engine.space.cleanup import CleanupReport
+    from backyfs.metadata.upkeep.garbage import Garbage
+    from backyfs.model import DamagedRange, Progress, Version, VersionUid
+    from backyfs.repository import Repository
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullPlan:
+    """What a full cleanup would do now."""
+
+    garbage: Garbage        # as the references are; those that are wrong may make more or less of it
+    wrong_references: int   # of pages and blobs
+    orphans: int            # objects without a row
+    orphan_bytes: int
+    young_orphans: int
+    missing_blobs: int      # rows whose object was not listed, or has another size, and pages name that have no row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullReport:
+    """What a full cleanup did and found."""
+
+    cleaned: CleanupReport  # with the orphans
+    wrong_references: int   # of pages and blobs, that were put right
+    orphans: int            # objects without a row, that were deleted
+    orphan_bytes: int
+    young_orphans: int      # kept for now: a running command may be about to enter them
+    leftovers: int          # that killed commands had made: files under temporary names, objects of the catalog
+    damaged_blobs: int      # that versions use: without object, row, or as they were
+    versions_invalid: tuple[VersionUid, ...]  # that were valid
+    duration_s: float
+
+
+def plan_full_cleanup(
+    repository: Repository,
+    *,
+    grace_s: float = GRACE_S,
+    prefix: str = "",
+    stop: Callable[[], bool] = lambda: False,
+) -> FullPlan:
+    """Look what a full cleanup would do, and change nothing.
+
+    Raises:
+        What `full_cleanup` raises.
+    """
+    remove_silent_jobs(repository.database, stop=stop)
+    with Job(repository.database, "cleanup --full --dry-run", writes_blobs=False) as job:
+        check = Cleaner(repository, job, NoProgress(), stop).check
+        counted = recount(repository.database, check, correct=False)
+        found = StorageListing(repository, check, prefix=prefix, grace_s=grace_s).run(doom=False)
+    return FullPlan(
+        garbage=plan_cleanup(repository, grace_s=grace_s),
+        wrong_references=counted.pages + counted.blobs,
+        orphans=found.orphans,
+        orphan_bytes=found.orphan_bytes,
+        young_orphans=found.young_orphans,
+        missing_blobs=len(found.missing) + len(counted.without_row),
+    )
+
+
+def full_cleanup(
+    repository: Repository,
+    *,
+    grace_s: float = GRACE_S,
+    prefix: str = "",
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    tell: Callable[[Version, DamagedRange], None] = lambda _version, _damage: None,
+) -> FullReport:
+    """Put references right, delete what no version needs and what no row names, mark and tell what is missing.
+
+    Of the storage only objects are looked at whose uids begin with `prefix`. The catalog is kept as by `cleanup`.
+
+    Raises:
+        CatalogError: the storage is not that of this database; nothing was deleted that has no row.
+        StorageError, DatabaseError, JobLostError, InterruptedByUser: what was done stays; it is to be done again.
+        MissingKeyError: something seems to be damaged, and there is no key to look at it.
+    """
+    started = time.monotonic()
+    repository.database.use_reserve()
+    remove_silent_jobs(repository.database, stop=stop)
+    with catalog_kept(repository, stop), Job(repository.database, "cleanup --full", writes_blobs=False) as job:
+        shown = job.track(progress or NoProgress())
+        cleaner = Cleaner(repository, job, shown, stop)
+        counted = recount(repository.database, cleaner.check)
+        cleaner.run(grace_s)
+        found = StorageListing(repository, cleaner.check, prefix=prefix, grace_s=grace_s).run(doom=True)
+        cleaner.delete_doomed()
+        leftovers = _remove_leftovers(repository) + remove_stale_objects(repository, stop=stop)
+        shown.start("Reading what seems to be missing", len(found.missing) * repository.block_size)
+        try:
+            marked = _mark(repository, BlobChecker(repository, job, shown, stop), counted, found, tell)
+        finally:
+            shown.stop()
+    return FullReport(
+        cleaned=cleaner.report,
+        wrong_references=counted.pages + counted.blobs,
+        orphans=found.orphans,
+        orphan_bytes=found.orphan_bytes,
+        young_orphans=found.young_orphans,
+        leftovers=leftovers,
+        damaged_blobs=marked.blobs,
+        versions_invalid=marked.versions,
+        duration_s=time.monotonic() - started,
+    )
+
+
+def _remove_leftovers(repository: Repository) -> int:
+    # Never without a grace time: the catalog is written at the end of a command, when its job has ended.
+    with repository.database.write() as connection:
+        least_s = least_age_s(connection, GRACE_S)
+    return repository.blocks.storage.remove_leftovers(least_s)
+
+
+def _mark(
+    repository: Repository,
+    checker: BlobChecker,
+    counted: RecountReport,
+    found: Comparison,
+    tell: Callable[[Version, DamagedRange], None],
+) -> Marked:
+    """Read back what seems to be missing, and mark what is."""
+    if not found.missing and not counted.without_row:
+        return Marked(blobs=0, versions=())
+    checker.run(map(BlobId, found.missing))
+    without_row = dict.fromkeys(counted.without_row, "has no row in the database")
+    return mark_versions(repository, checker.found.damaged | without_row, tell)

@@ -1,0 +1,177 @@
+"""Compare what the storage has with the rows of blobs: objects without a row, and rows without an object.
+
+    list -> look up -> doomed, if old enough     the storage's side
+    rows that were not listed -> read back -> marked as damaged, as a scrub does     the database's side
+
+A backup stores an object before its row, so one without a row may be about to get it. It is an orphan once it is
+older than every job that could have stored it: a job that is gone names no objects any more. Ages are compared, each
+by a clock of its own, and never the clocks. An orphan gets a doomed row first: so it is deleted as others are, also
+if the cleanup is killed, and an import that wants it is told.
+
+Where the storage held objects before the repository was made, as in a recovery from exports, none of them is an orphan
+until somebody says so by taking the grace time away: their rows may still be imported.
+
+Memory: a bit for each id that was ever given to a blob, and 8 bytes for each row without an object.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backyfs.catalog.place import require_catalog
+from backyfs.errors import CatalogError
+from backyfs.metadata.catalog.notes import NoteKind, catalog_key, existing_uids, read_notes
+from backyfs.metadata.db.batches import batches
+from backyfs.metadata.db.idarray import highest_blob_id
+from backyfs.metadata.records.blobs import find_sound_by_uid, known_uids, require_sound_uids
+from backyfs.metadata.records.identity import load_storage_state, note_storage_objects
+from backyfs.metadata.records.jobs import database_time, oldest_writer_s, this_process
+from backyfs.metadata.upkeep.garbage import LivingBlob, StoredOrphan, doom_orphans, living_blobs
+from backyfs.model import BlobId
+from backyfs.work.blobset import BlobSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from backyfs.metadata.db.database import Connection
+    from backyfs.repository import Repository
+    from backyfs.storage import StoredObject
+
+_log = logging.getLogger(__name__)
+
+_CLOCKS_S = 60         # a clock that is put right while a job runs makes it younger
+_ROWS_AT_ONCE = 20_000
+_VERSIONS = "catalog/versions/"
+
+
+@dataclass(slots=True, kw_only=True)
+class Comparison:
+    """What was found."""
+
+    orphans: int = 0
+    orphan_bytes: int = 0
+    young_orphans: int = 0  # a running command may be about to enter them
+    missing: array[int]     # blobs whose object was not listed, or has another size than it had
+
+
+def least_age_s(connection: Connection, grace_s: float) -> float:
+    """Return how old an object without a row is at least that nobody will enter any more.
+
+    To be called in a write transaction, in which it stays so.
+    """
+    writer_s = oldest_writer_s(connection, this_process())
+    return grace_s if writer_s is None else max(grace_s, writer_s + _CLOCKS_S)
+
+
+class StorageListing:
+    """One comparison. Owned by the thread that calls it."""
+
+    def __init__(self, repository: Repository, check: Callable[[], None], *, prefix: str, grace_s: float) -> None:
+        """Prepare to look at the objects whose uids begin with a prefix; `check` is called often, and may raise."""
+        self._database = repository.database
+        self._storage = repository.blocks.storage
+        self._uid = repository.uid
+        self._check = check
+        self._prefix = prefix
+        self._grace_s = grace_s
+        self._seen = BlobSet()
+
+    def run(self, *, doom: bool) -> Comparison:
+        """List the storage and compare; doom what is an orphan, or only count it.
+
+        Raises:
+            CatalogError: the storage is that of another repository, or its catalog has versions that the database
+                does not know: nothing was doomed.
+            OddValueError: a blob's row is damaged, so its object would look like an orphan: nothing was doomed.
+            StorageError, DatabaseError: they fail.
+        """
+        self._require_same_repository()
+        awaits_imports = self._awaits_imports()
+        if awaits_imports and self._grace_s:
+            self._grace_s = math.inf
+        found = Comparison(missing=array("q"))
+        with self._database.read() as connection:
+            if doom:
+                require_sound_uids(connection)
+            highest = highest_blob_id(connection)
+        for batch in batches(self._storage.list_stored(self._prefix)):
+            self._check()
+            self._compare(batch, found, doom=doom)
+        for blobs in self._living(BlobId(highest)):
+            self._check()
+            found.missing.extend(blob.id for blob in blobs if blob.id not in self._seen)
+        if awaits_imports and self._grace_s and found.young_orphans:
+            _log.warning(
+                "%d objects are unknown to the database and are kept: the storage held objects before this repository "
+                "was made; import the versions that use them, or delete them with --full --dangerous-force",
+                found.young_orphans,
+            )
+        elif awaits_imports and doom and not self._prefix:
+            with self._database.write() as connection:
+                note_storage_objects(connection, had_objects=False)
+        return found
+
+    def _awaits_imports(self) -> bool:
+        with self._database.read() as connection:
+            return load_storage_state(connection).had_objects
+
+    def _compare(self, batch: Sequence[StoredObject], found: Comparison, *, doom: bool) -> None:
+        with self._database.read() as connection:
+            there = known_uids(connection, [stored.uid for stored in batch])
+            known = find_sound_by_uid(connection, there)
+        for stored in batch:
+            blob = known.get(stored.uid)
+            if blob is not None and blob.facts.stored_size in {None, stored.size_bytes}:
+                self._seen.add(blob.id)
+        unknown = [stored for stored in batch if stored.uid not in there]
+        if unknown:
+            self._settle(unknown, found, doom=doom)
+
+    def _settle(self, unknown: Sequence[StoredObject], found: Comparison, *, doom: bool) -> None:
+        with self._database.write() as connection:
+            # Whoever of these enters an object does so before this transaction, or is still there.
+            least_s = least_age_s(connection, self._grace_s)
+            old = [stored for stored in unknown if stored.age_s >= least_s]
+            orphans = [StoredOrphan(uid=stored.uid, stored_size=stored.size_bytes) for stored in old]
+            if doom:
+                doomed = set(doom_orphans(connection, orphans, database_time(connection)))
+            else:
+                uids = {orphan.uid for orphan in orphans}
+                doomed = uids - known_uids(connection, uids)
+        found.orphans += len(doomed)
+        found.orphan_bytes += sum(stored.size_bytes for stored in old if stored.uid in doomed)
+        found.young_orphans += len(unknown) - len(old)
+
+    def _living(self, highest: BlobId) -> Iterator[list[LivingBlob]]:
+        last = BlobId(0)
+        while True:
+            with self._database.read() as connection:
+                blobs = living_blobs(connection, last, highest, self._prefix, _ROWS_AT_ONCE)
+            if not blobs:
+                return
+            last = blobs[-1].id
+            yield blobs
+
+    def _require_same_repository(self) -> None:
+        """Refuse a database that is older than its storage: what it does not know is not without an owner."""
+        with self._database.read() as connection:
+            was_written = catalog_key(connection) is not None
+        require_catalog(self._storage, self._uid, was_written=was_written)
+        unknown = self._unknown_versions()
+        # Once more: one may have been removed in between.
+        if unknown and (unknown := unknown & self._unknown_versions()):
+            raise CatalogError(
+                f"the catalog in the storage has {len(unknown)} versions that the database does not know, version "
+                f"{min(unknown)} for one: it may be an old copy, and objects without a row are theirs. Nothing was "
+                "deleted; `backyfs recover` makes a database of the catalog, `backyfs catalog push` gives them up"
+            )
+
+    def _unknown_versions(self) -> set[str]:
+        listed = {name.removeprefix(_VERSIONS) for name in self._storage.list_objects(_VERSIONS)}
+        with self._database.read() as connection:
+            noted = {note.uid for note in read_notes(connection, NoteKind.VERSION)}
+            return listed - existing_uids(connection, NoteKind.VERSION, listed) - noted

@@ -1,0 +1,54 @@
+"""Count all references anew and correct those that are wrong, beside all other commands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from backyfs.metadata.db.batches import batches
+from backyfs.metadata.upkeep.recount import catch_up, correct_blobs, correct_pages, count_uses, wrong_blobs, wrong_pages
+from backyfs.model import BlobId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backyfs.metadata.db.database import Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecountReport:
+    """What was wrong."""
+
+    pages: int                   # whose references were corrected
+    blobs: int                   # likewise
+    without_row: frozenset[BlobId]  # named by pages
+
+
+def recount(database: Database, check: Callable[[], None], *, correct: bool = True) -> RecountReport:
+    """Count references, and correct those that are wrong, or only tell of them. `check` is called often, and may raise.
+
+    Others go on meanwhile: see `metadata.upkeep.recount`. A recount that is ended has corrected some and is to be done
+    again.
+
+    Raises:
+        DatabaseError: the database fails, or a page is damaged.
+    """
+    corrected_pages = corrected_blobs = 0
+    with database.read() as snapshot:
+        pages = wrong_pages(snapshot)
+        uses = count_uses(snapshot, check)
+        blobs, lost = wrong_blobs(snapshot, uses)
+        if not correct:
+            return RecountReport(pages=len(pages), blobs=len(blobs), without_row=frozenset(map(BlobId, lost)))
+        for page_batch in batches(pages):
+            check()
+            with database.write() as connection:
+                corrected_pages += correct_pages(connection, page_batch)
+        for batch in batches(blobs):
+            check()
+            with database.write() as connection:
+                catch_up(connection, snapshot, uses)
+                corrected_blobs += correct_blobs(connection, uses, batch)
+    return RecountReport(
+        pages=corrected_pages, blobs=corrected_blobs, without_row=frozenset(map(BlobId, lost))
+    )

@@ -1,0 +1,1 @@
+"""Export and import versions, and copy databases."""

@@ -1,0 +1,1 @@
+"""Remove, forget, compare and measure versions."""

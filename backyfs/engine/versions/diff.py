@@ -1,0 +1,137 @@
+"""Compare two versions block by block: by the blobs that they are, without reading any.
+
+Pages that both versions share are equal without a look at them, so two versions that differ little are compared
+in next to no time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from backyfs.geometry import PAGE_ENTRIES, block_count, page_count, page_length
+from backyfs.metadata.maps.blockmap import ABSENT, HOLE, list_pages, new_entries
+from backyfs.metadata.maps.pagecache import PageCache
+from backyfs.model import BlockIndex, PageNumber, VersionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from backyfs.metadata.db.database import Connection
+    from backyfs.metadata.maps.blockmap import Entries
+    from backyfs.model import PageId, Version
+
+_COMPARED_AT_ONCE = 32  # entries: arrays are compared as memory
+
+
+class State(StrEnum):
+    """How a block of two versions compares."""
+
+    SAME = "same"
+    HOLE = "hole"            # the same: zeros in both
+    DIFFERENT = "diff"
+    NEW_LEFT = "new_left"    # only the left version has it
+    NEW_RIGHT = "new_right"  # only the right version has it
+    ABSENT = "absent"        # neither has it: both were not backed up so far
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`count` blocks in a row that compare alike, from block `first` on."""
+
+    first: BlockIndex
+    count: int
+    state: State
+
+
+def compare(
+    connection: Connection, left: Version, right: Version, block_size: int, *, find_holes: bool = False
+) -> Iterator[Run]:
+    """Yield what two versions have in common and what not, in order, in runs that are as long as they can be.
+
+    Holes that both have are SAME, and HOLE if `find_holes` says so: then pages that both share are looked at, too.
+
+    Raises:
+        DatabaseError: a block map is damaged or cannot be read.
+    """
+    return _join(_runs(connection, left, right, block_size, find_holes=find_holes))
+
+
+def _runs(
+    connection: Connection, left: Version, right: Version, block_size: int, *, find_holes: bool
+) -> Iterator[Run]:
+    one, other = _Side(connection, left, block_size), _Side(connection, right, block_size)
+    blocks = max(one.blocks, other.blocks)
+    # Only what is valid is known to have all its blocks.
+    skips_equal = not find_holes and all(version.status is VersionStatus.VALID for version in (left, right))
+    numbers = [PageNumber(page) for page in range(page_count(blocks))]
+    alike = {number for number in numbers if skips_equal and one.is_same(other, number)}
+    differing = [number for number in numbers if number not in alike]
+    pairs = PageCache(connection).pairs((one.pages.get(number), other.pages.get(number)) for number in differing)
+    for number in numbers:
+        first = number * PAGE_ENTRIES
+        if number in alike:
+            yield Run(BlockIndex(first), page_length(number, blocks), State.SAME)
+            continue
+        old, new = next(pairs)
+        yield from _compare_pages(first, one.fill(old, number), other.fill(new, number), find_holes=find_holes)
+
+
+class _Side:
+    """One of the two versions."""
+
+    def __init__(self, connection: Connection, version: Version, block_size: int) -> None:
+        self.blocks = block_count(version.size_bytes, block_size)
+        self.pages: dict[PageNumber, PageId] = dict(list_pages(connection, version.id))
+        self._without_row = ABSENT if version.status is VersionStatus.INCOMPLETE else HOLE
+
+    def is_same(self, other: _Side, number: PageNumber) -> bool:
+        """Tell whether both have the same page there, or none, for as many blocks."""
+        return self.pages.get(number) == other.pages.get(number) and self.length(number) == other.length(number)
+
+    def length(self, number: PageNumber) -> int:
+        return max(0, page_length(number, self.blocks))
+
+    def fill(self, entries: Entries | None, number: PageNumber) -> Entries:
+        """Return the entries of a page, which may have no row; none beyond the end."""
+        return new_entries(self.length(number), self._without_row) if entries is None else entries
+
+
+def _compare_pages(first: int, left: Entries, right: Entries, *, find_holes: bool) -> Iterator[Run]:
+    shared = min(len(left), len(right))
+    for start in range(0, shared, _COMPARED_AT_ONCE):
+        stop = min(start + _COMPARED_AT_ONCE, shared)
+        one, other = left[start:stop], right[start:stop]
+        if one == other and min(one) > (HOLE if find_holes else ABSENT):
+            yield Run(BlockIndex(first + start), stop - start, State.SAME)
+            continue
+        for index, pair in enumerate(zip(one, other, strict=True), first + start):
+            yield Run(BlockIndex(index), 1, _state(*pair, find_holes=find_holes))
+    longer, state = (left, State.NEW_LEFT) if len(left) > shared else (right, State.NEW_RIGHT)
+    for index in range(shared, len(longer)):
+        yield Run(BlockIndex(first + index), 1, State.ABSENT if longer[index] == ABSENT else state)
+
+
+def _state(left: int, right: int, *, find_holes: bool) -> State:
+    if left == right:
+        if left == ABSENT:
+            return State.ABSENT
+        return State.HOLE if find_holes and left == HOLE else State.SAME
+    if left == ABSENT:
+        return State.NEW_RIGHT
+    return State.NEW_LEFT if right == ABSENT else State.DIFFERENT
+
+
+def _join(runs: Iterable[Run]) -> Iterator[Run]:
+    """Yield one run for those that follow each other and are alike."""
+    last: Run | None = None
+    for run in runs:
+        if last is not None and last.state is run.state:
+            last = Run(last.first, last.count + run.count, run.state)
+            continue
+        if last is not None:
+            yield last
+        last = run
+    if last is not None:
+        yield last

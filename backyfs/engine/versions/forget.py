@@ -1,0 +1,114 @@
+"""Forget: remove the versions that no scheduler needs, and tell of all of them why they stay or go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from backyfs.engine.versions.remove import remove_versions
+from backyfs.errors import IntegrityError
+from backyfs.metadata.db.tables import tags
+from backyfs.metadata.records.versions import list_versions
+from backyfs.retention import plan_removal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from backyfs.config import Scheduler
+    from backyfs.engine.versions.remove import Removal
+    from backyfs.errors import VersionKeptError
+    from backyfs.model import Version, VersionId
+    from backyfs.repository import Repository
+    from backyfs.retention import Decision
+
+
+class Outcome(StrEnum):
+    """What becomes of a version."""
+
+    KEPT = "keep"
+    REMOVED = "remove"
+    REFUSED = "refuse"  # no scheduler needs it, but it may not be removed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forgotten:
+    """What became of a version, and why."""
+
+    version: Version
+    outcome: Outcome
+    reason: str
+    refusal: VersionKeptError | None = None
+
+
+def forget(
+    repository: Repository,
+    chosen: Sequence[Scheduler],
+    *,
+    name: str | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    now: datetime,
+    stop: Callable[[], bool] = lambda: False,
+    announce: Callable[[Forgotten], None] = lambda _forgotten: None,
+) -> list[Forgotten]:
+    """Remove the versions of all names, or of one, that none of the schedulers needs; return all of them, with reasons.
+
+    With `dry_run` nothing is removed. What a running command holds stays; so does what is younger than the
+    configuration allows to remove, but with `force`. The plan is made once more in the transaction that removes a
+    version: it stays if it was protected meanwhile, or if others were removed or found damaged in whose place it is
+    needed now. `announce` is told of each version that was to go, at once.
+
+    Raises:
+        InterruptedByUser: `stop` said so; the versions that were announced are gone or refused as told.
+        DatabaseError: likewise.
+        IntegrityError: a row of a tag is damaged; likewise.
+        JobLostError: another command took this one for dead; likewise.
+    """
+    config = repository.config
+    others = [scheduler for scheduler in config.schedulers if scheduler not in chosen]
+
+    def plan(name: str | None) -> dict[VersionId, Decision]:
+        with repository.database.read() as connection:
+            versions = list_versions(connection, name=name)
+        if tags.name in repository.database.odd_rows.tables:
+            raise IntegrityError(
+                "a tag in the database is damaged, so nobody knows which schedules need its version; nothing more was "
+                "removed. Correct or delete that row"
+            )
+        return {decision.version.id: decision for decision in plan_removal(versions, chosen, others, now)}
+
+    planned = plan(name)
+    results = {
+        decision.version.id: Forgotten(
+            version=decision.version,
+            outcome=Outcome.KEPT if decision.needed else Outcome.REMOVED,
+            reason=decision.reason,
+        )
+        for decision in planned.values()
+    }
+    if dry_run:
+        return list(results.values())
+
+    def note(removal: Removal) -> None:
+        if removal.kept is not None:
+            results[removal.version.id] = Forgotten(
+                version=removal.version, outcome=Outcome.REFUSED, reason=str(removal.kept), refusal=removal.kept
+            )
+        announce(results[removal.version.id])
+
+    remove_versions(
+        repository,
+        [decision.version for decision in planned.values() if not decision.needed],
+        younger_than_days=config.disallow_rm_when_younger_than_days,
+        force=force,
+        keep_last=True,
+        now=now,
+        # Writers take turns: what this reads is what the transaction of the removal sees.
+        still=lambda version: not plan(version.name)[version.id].needed,
+        command="forget",
+        stop=stop,
+        announce=note,
+    )
+    return list(results.values())

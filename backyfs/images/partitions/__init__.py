@@ -1,0 +1,120 @@
+"""Find the partitions of an image. Reads through a function it is given; no I/O of its own, no state.
+
+Whatever the image holds, nothing is raised, the work is bounded, and every partition that is returned is within
+the image and not empty; those outside are listed separately. The remarks of the table say what is odd.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from backyfs.images.partitions.disk import Disk
+from backyfs.images.partitions.gpt import has_gpt_signature, read_gpt
+from backyfs.images.partitions.mbr import EXTENDED_KINDS, parse_mbr, read_dos_table
+from backyfs.images.partitions.signatures import has_known_content
+from backyfs.images.partitions.table import Partition, PartitionTable, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["Partition", "PartitionTable", "describe", "read_partitions"]
+
+_LAST_PRIMARY = 4
+_MOST_PARTITIONS = 128  # as many as a GPT has by default; each may become a loop device
+_NO_TABLE = PartitionTable(scheme="", sector_bytes=512, partitions=(), remarks=())
+
+
+def read_partitions(read: Callable[[int, int], bytes], image_bytes: int) -> PartitionTable:
+    """Return the partition table of an image, which may be none.
+
+    `read(offset, size)` returns that many bytes, which are within the image; if it raises BackyfsError or
+    OSError, they count as unreadable, and it is told in the remarks. It is called a few times for most images:
+    near the beginning, and at the end if the beginning says that there is a GPT and it is not whole.
+    """
+    disk = Disk(read, image_bytes)
+    table = _find_table(disk) or _NO_TABLE
+    found = sorted(table.partitions, key=lambda partition: partition.number)
+    listed = found[:_MOST_PARTITIONS]
+    if len(found) > len(listed):
+        disk.remark(
+            f"There are {len(found)} partitions; the {_MOST_PARTITIONS} with the lowest numbers are listed, the others "
+            "are left out."
+        )
+    partitions = tuple(_placed(disk, listed))
+    overlapping = _find_overlaps(disk, partitions)
+    outside = tuple(each for each in listed if each.size > 0 and each.start >= disk.image_bytes)
+    return replace(
+        table,
+        partitions=partitions,
+        remarks=disk.remarks,
+        outside=outside,
+        overlapping=overlapping,
+        left_out=len(found) - len(listed),
+    )
+
+
+def _find_table(disk: Disk) -> PartitionTable | None:
+    """Return the table that counts, as it stands in the image."""
+    sector = disk.read(0, 512)
+    mbr = None if sector is None else parse_mbr(sector, disk.image_bytes)
+    protects_gpt = mbr is not None and mbr.protects_gpt
+    if mbr is not None and mbr.has_partitions and not protects_gpt:
+        if has_gpt_signature(disk):  # what a tool left behind that knows no GPT; Linux ignores it too
+            disk.remark("There is a GPT too, which is not used: the MBR does not say so and has partitions.")
+        return read_dos_table(disk, mbr)
+    if sector is not None and not protects_gpt and has_known_content(disk, 0):
+        return None  # one file system on the whole disk; a GPT behind it is what an earlier use left there
+    gpt = read_gpt(disk)
+    if gpt is not None:
+        if sector is not None and not protects_gpt:
+            disk.remark("The GPT has no protective MBR.")
+        if mbr is not None and mbr.has_partitions:
+            disk.remark("The MBR has partitions too (it is a hybrid one); those of the GPT are used.")
+        return gpt
+    if protects_gpt:
+        disk.remark("The MBR says that there is a GPT, and none was found.")
+    if mbr is not None and (mbr.has_partitions or not protects_gpt):
+        return read_dos_table(disk, mbr)
+    return None
+
+
+def _placed(disk: Disk, partitions: Iterable[Partition]) -> Iterator[Partition]:
+    """Yield partitions as far as they are within the image."""
+    for partition in partitions:
+        name = f"Partition {partition.number}"
+        if partition.size <= 0:
+            disk.remark(f"{name} ends before it starts; it is left out.")
+        elif partition.start >= disk.image_bytes:
+            disk.remark(f"{name} starts at byte {partition.start}, beyond the end of the image; it is left out.")
+        elif partition.end > disk.image_bytes:
+            disk.remark(f"{name} ends at byte {partition.end}, beyond the end of the image; it is cut there.")
+            size = disk.image_bytes - partition.start
+            yield replace(partition, size=size, missing=partition.size - size)
+        else:
+            yield partition
+
+
+def _find_overlaps(disk: Disk, partitions: tuple[Partition, ...]) -> dict[int, int]:
+    """Return partitions that share bytes, as in the table. Logical ones are inside an extended one, as they should be.
+
+    Each is remarked on.
+    """
+    found = dict(_overlaps_among([each for each in partitions if each.kind not in EXTENDED_KINDS]))
+    primary = [each for each in partitions if each.number <= _LAST_PRIMARY]
+    if any(each.kind in EXTENDED_KINDS for each in primary):
+        for number, other in _overlaps_among(primary):
+            found.setdefault(number, other)
+    for number, other in found.items():
+        disk.remark(f"Partition {number} overlaps partition {other}.")
+    return found
+
+
+def _overlaps_among(partitions: list[Partition]) -> Iterator[tuple[int, int]]:
+    """Yield the number of each partition that one before it reaches into, and the number of that one."""
+    furthest: Partition | None = None
+    for partition in sorted(partitions, key=lambda each: (each.start, each.number)):
+        if furthest is not None and partition.start < furthest.end:
+            yield partition.number, furthest.number
+        if furthest is None or partition.end > furthest.end:
+            furthest = partition

@@ -1,0 +1,164 @@
+"""The blocks of a version, or of a part of its bytes, in order and in runs: what one task of a worker is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from backyfs.errors import DamagedPageError, IntegrityError
+from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
+from backyfs.metadata.maps.blockmap import ABSENT, HOLE, new_entries, page_entries
+from backyfs.metadata.records.blobs import load_blobs
+from backyfs.model import BlobId, BlockIndex, PageNumber
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from backyfs.metadata.maps.blockmap import Entries
+    from backyfs.model import Blob, Version
+    from backyfs.repository import Repository
+
+_RUN_BYTES = 4 << 20  # blocks that are smaller come in runs of so many bytes, and
+_RUN_BLOCKS = 256     # of so many blocks
+GAP_BYTES = 64 << 20  # of a gap that a task has to do something about
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPart:
+    """A block that has a blob, or the part of it that is wanted."""
+
+    start: int   # bytes of the image
+    length: int
+    blob: Blob | None  # None where its row is gone
+    skipped: int       # bytes of the block before `start`
+    block_length: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the block is wanted."""
+        return self.length == self.block_length
+
+    def sound_blob(self) -> Blob:
+        """Return the blob.
+
+        Raises:
+            IntegrityError: there is none, or it cannot be this block.
+        """
+        if self.blob is None:
+            raise IntegrityError("the block map names a blob that the database does not have")
+        if self.blob.size != self.block_length:
+            raise IntegrityError(
+                f"blob {self.blob.uid} has {self.blob.size} bytes where the image has {self.block_length}"
+            )
+        return self.blob
+
+
+@dataclass(frozen=True, slots=True)
+class GapPart:
+    """Blocks in a row that have no blob: holes, or blocks that were never backed up."""
+
+    start: int   # bytes of the image
+    length: int
+    is_absent: bool  # never backed up, or nothing is known of them
+    fact: str | None = None  # why nothing is known
+
+
+@dataclass(slots=True)
+class Run:
+    """Parts of an image, in order and without anything between them."""
+
+    first: BlockIndex
+    parts: list[BlockPart | GapPart] = field(default_factory=list)
+    has_blocks: bool = False
+    length: int = 0  # bytes of the image
+
+    @property
+    def stop(self) -> int:
+        """Where it ends, in bytes of the image."""
+        return self.parts[-1].start + self.parts[-1].length
+
+
+class ImageRuns:
+    """Cuts a version into runs. Owned by the thread that owns the database."""
+
+    def __init__(self, repository: Repository, version: Version, *, gap_bytes: int | None) -> None:
+        """`gap_bytes` is how long a gap may be; None where gaps cost nothing, then they are as long as a page."""
+        self._database = repository.database
+        self._version = version
+        self._block_size = repository.block_size
+        self.blocks = block_count(version.size_bytes, repository.block_size)
+        self._blocks_at_once = max(1, min(_RUN_BLOCKS, _RUN_BYTES // repository.block_size))
+        self._gap_blocks = PAGE_ENTRIES if gap_bytes is None else max(1, gap_bytes // repository.block_size)
+
+    def within(self, wanted: range) -> Iterator[Run]:
+        """Yield the runs of a part of the image, given in bytes, in order. None of them crosses a page.
+
+        A damaged page is a gap of which nothing is known.
+
+        Raises:
+            DatabaseError: the block map cannot be read.
+        """
+        page_no, skipped = divmod(wanted.start // self._block_size, PAGE_ENTRIES)
+        stop = block_count(wanted.stop, self._block_size)
+        for number in range(page_no, page_count(stop)):
+            fact = None
+            with self._database.read() as connection:
+                try:
+                    entries = page_entries(connection, self._version, PageNumber(number), self.blocks)
+                except DamagedPageError as error:
+                    fact = str(error)
+                    entries = new_entries(page_length(PageNumber(number), self.blocks), ABSENT)
+                entries = entries[: stop - number * PAGE_ENTRIES]
+                blobs = load_blobs(connection, {BlobId(entry) for entry in entries[skipped:] if entry > HOLE})
+            for run in self._runs(number * PAGE_ENTRIES, entries, blobs, skipped, wanted):
+                yield run if fact is None else _explained(run, fact)
+            skipped = 0
+
+    def _runs(
+        self, page_start: int, entries: Entries, blobs: dict[BlobId, Blob], position: int, wanted: range
+    ) -> Iterator[Run]:
+        run = Run(BlockIndex(page_start + position))
+        blocks = 0
+        while position < len(entries):
+            index = page_start + position
+            entry = entries[position]
+            if entry > HOLE:
+                run.parts.append(self._block_part(index, blobs.get(BlobId(entry)), wanted))
+                run.has_blocks = True
+                blocks += 1
+                position += 1
+            else:
+                count = self._gap_length(entries, position)
+                start, stop = self._bounds(index, count, wanted)
+                run.parts.append(GapPart(start, stop - start, entry == ABSENT))
+                position += count
+            run.length += run.parts[-1].length
+            if blocks == self._blocks_at_once or run.length >= self._gap_blocks * self._block_size:
+                yield run
+                run = Run(BlockIndex(page_start + position))
+                blocks = 0
+        if run.parts:
+            yield run
+
+    def _gap_length(self, entries: Entries, position: int) -> int:
+        """Return how many entries from this one on are the same, as far as they go into one gap."""
+        entry = entries[position]
+        stop = min(len(entries), position + self._gap_blocks)
+        end = position + 1
+        while end < stop and entries[end] == entry:
+            end += 1
+        return end - position
+
+    def _block_part(self, index: int, blob: Blob | None, wanted: range) -> BlockPart:
+        start, stop = self._bounds(index, 1, wanted)
+        length = block_length(BlockIndex(index), self._version.size_bytes, self._block_size)
+        return BlockPart(start, stop - start, blob, start - index * self._block_size, length)
+
+    def _bounds(self, index: int, count: int, wanted: range) -> tuple[int, int]:
+        """Return where the wanted part of so many blocks begins and ends, in bytes of the image."""
+        return max(index * self._block_size, wanted.start), min((index + count) * self._block_size, wanted.stop)
+
+
+def _explained(run: Run, fact: str) -> Run:
+    parts = [replace(part, fact=fact) if isinstance(part, GapPart) else part for part in run.parts]
+    return replace(run, parts=parts)

@@ -1,0 +1,1 @@
+"""What the catalog in the storage has to be told."""

@@ -1,0 +1,1 @@
+"""The database: engines, tables, and what all queries share."""

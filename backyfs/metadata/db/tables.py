@@ -1,0 +1,247 @@
+"""The tables, as SQLAlchemy Core objects, in types that SQLite, PostgreSQL and MariaDB share.
+
+What a column means stands beside it, and what its values must look like in `backyfs.values`. The schema in a database
+is made by `backyfs.migrations`; a test keeps both equal.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects import mysql
+
+from backyfs import values
+from backyfs.metadata.db.columns import (
+    Stored,
+    TrueOrFalse,
+    UtcDateTime,
+    Whole,
+    large,
+    number,
+    ordered,
+    raw,
+    reference,
+    short,
+    text,
+    uid,
+)
+from backyfs.model import NAME_LENGTH
+
+# SQLite gives rowids to INTEGER primary keys only.
+_Id = BigInteger().with_variant(Integer, "sqlite")
+_LongBlob = Stored(LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb"), None)
+# sqlite_autoincrement: else SQLite gives the highest id, when its row was deleted, to the next row, and whoever
+# knows the old row by its id takes the new one for it: a backup a blob, a job that was removed its own row.
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+repository = Table(
+    "repository",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
+    Column("uid", uid(36, values.REPOSITORY_UID), nullable=False),
+    Column("block_size", number(values.BLOCK_SIZE), nullable=False),  # fixed when the repository is made
+    Column("hash_function", short(32, values.HASH_FUNCTION), nullable=False),  # likewise
+    Column("wrapped_fingerprint_key", raw(64, values.FINGERPRINT_KEY)),  # NULL: fingerprints have no key
+    # Of backyfs; older ones refuse with this number.
+    Column("needs_release", short(32, values.RELEASE), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("key_made_at", UtcDateTime),                            # the repository key; NULL: with the repository
+    Column("storage_marked", TrueOrFalse()),  # set: the storage was given this repository's marker; NULL: not yet
+    # Set: the storage held objects when the repository was made. Their rows may still be imported, so they are not
+    # orphans unless the user says so.
+    Column("storage_had_objects", TrueOrFalse()),
+    Column("identity_tag", raw(32, values.IDENTITY_TAG)),  # see keys.identity; NULL: none yet, or not encrypted
+)
+
+# What the catalog in the storage is to be told, and what is known of it; see `metadata.catalog.notes`.
+catalog_notes = Table(
+    "catalog_notes",
+    metadata,
+    Column("kind", ordered(16), primary_key=True),
+    Column("uid", ordered(36), primary_key=True),
+    Column("token", large(None), nullable=False),  # random: another one, and it has changed
+)
+
+key_slots = Table(
+    "key_slots",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("label", text(255), nullable=False),
+    Column("kdf", short(32, values.KDF), nullable=False),
+    Column("kdf_parameters", short(1024, values.KDF_PARAMETERS), nullable=False),  # JSON
+    Column("key_check", raw(16, values.KEY_CHECK), nullable=False),
+    Column("wrapped_key", raw(64, values.WRAPPED_KEY), nullable=False),       # the repository key
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("uid", uid(36, values.VERSION_UID), nullable=False, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("name", text(NAME_LENGTH), nullable=False),
+    Column("snapshot_name", text(NAME_LENGTH), nullable=False),
+    Column("size_bytes", large(values.SIZE), nullable=False),
+    Column("status", short(16, values.STATUS), nullable=False),  # model.VersionStatus
+    Column("protected", TrueOrFalse(), nullable=False),
+    Column("expire_at", UtcDateTime(values.EXPIRY)),
+    sqlite_autoincrement=True,
+)
+
+tags = Table(
+    "tags",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("version_id", reference(), ForeignKey(versions.c.id, ondelete="CASCADE"), nullable=False),
+    Column("name", text(NAME_LENGTH), nullable=False),
+    UniqueConstraint("version_id", "name"),
+)
+
+pages = Table(
+    "pages",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("uid", uid(36, values.PAGE_UID), nullable=False, unique=True),  # names the page's object in the catalog
+    Column("digest", raw(32, None), nullable=False, unique=True),  # of the entries: equal pages are one row
+    Column("entries", _LongBlob, nullable=False),               # see metadata.maps.blockmap
+    Column("refs", large(None), nullable=False),               # rows of version_pages that name it
+    Column("published", TrueOrFalse(), nullable=False),               # set: the catalog has its object
+    sqlite_autoincrement=True,
+)
+
+# Those that the catalog lacks, without a look at all others. MariaDB has no index of a part, and gets a whole one.
+_unpublished = pages.c.published.is_(False)
+Index("ix_pages_unpublished", pages.c.published, sqlite_where=_unpublished, postgresql_where=_unpublished)
+
+version_pages = Table(
+    "version_pages",
+    metadata,
+    Column("version_id", reference(), ForeignKey(versions.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("page_no", number(values.PAGE_NUMBER), primary_key=True, autoincrement=False),
+    Column("page_id", reference(), ForeignKey(pages.c.id), nullable=False, index=True),
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("uid", uid(32, values.BLOB_UID), nullable=False, unique=True),
+    Column("fingerprint", raw(64, values.FINGERPRINT), index=True),
+    Column("size", number(values.BLOB_SIZE), nullable=False),  # plain bytes
+    Column("stored_size", large(values.SIZE)),                   # bytes of the object; NULL: not known
+    Column("encryption_version", Whole(SmallInteger(), values.ENCRYPTION_VERSION), nullable=False),
+    Column("wrapped_key", raw(64, values.WRAPPED_KEY)),
+    Column("valid", TrueOrFalse(), nullable=False),            # not set: found damaged; not for deduplication
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("doomed_at", UtcDateTime),  # set: cleanup will delete it; deduplication no longer finds it
+    sqlite_autoincrement=True,
+)
+
+# What a cleanup looks for, without a look at all others: garbage is what its cost follows.
+_unused = pages.c.refs == 0
+Index("ix_pages_unused", pages.c.refs, sqlite_where=_unused, postgresql_where=_unused)
+_doomed = blobs.c.doomed_at.is_not(None)
+Index("ix_blobs_doomed", blobs.c.doomed_at, sqlite_where=_doomed, postgresql_where=_doomed)
+
+# Those that were found damaged, likewise.
+_damaged = blobs.c.valid.is_(False)
+Index("ix_blobs_damaged", blobs.c.valid, sqlite_where=_damaged, postgresql_where=_damaged)
+
+# Apart from the blobs, because it changes so often: a backup that changes one block in a hundred counts all blobs
+# anew, and rewriting their whole rows took four times as long.
+blob_refs = Table(
+    "blob_refs",
+    metadata,
+    Column("blob_id", ForeignKey(blobs.c.id, ondelete="CASCADE"), primary_key=True),  # none for a doomed blob
+    Column("refs", large(None), nullable=False),  # pages that contain it
+)
+
+_unreferenced = blob_refs.c.refs == 0
+Index("ix_blob_refs_unused", blob_refs.c.refs, sqlite_where=_unreferenced, postgresql_where=_unreferenced)
+
+# Apart from the blobs for the same reason.
+blob_checks = Table(
+    "blob_checks",
+    metadata,
+    Column("blob_id", ForeignKey(blobs.c.id, ondelete="CASCADE"), primary_key=True),  # none: never read by a scrub
+    Column("checked_at", UtcDateTime, nullable=False),  # when a scrub last read it, whole or not
+)
+
+# Versions that were valid until a scrub found damage in them: they are valid again when it is gone. Others are
+# invalid because of what backy2 says, and that can mean that their backup never ended.
+damaged_versions = Table(
+    "damaged_versions",
+    metadata,
+    Column("version_id", ForeignKey(versions.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("found_at", UtcDateTime, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("host", text(255), nullable=False),      # for people
+    Column("scope", short(128, values.Text(128)), nullable=False),  # machine, boot and pid namespace
+    Column("pid", number(values.PID), nullable=False),
+    Column("pid_started", large(values.COUNT), nullable=False),  # ticks after boot: pids are used again
+    Column("command", text(1024), nullable=False),  # for people
+    Column("progress", text(255), nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("heartbeat_at", UtcDateTime, nullable=False),  # the database's clock
+    Column("kind", short(32, values.Text(32))),       # the command's name, as in `backup`
+    Column("writes_blobs", TrueOrFalse()),  # set or NULL: it may store objects that have no row yet
+    sqlite_autoincrement=True,
+)
+
+job_versions = Table(  # which versions a job holds: none of them is removed while the job lives
+    "job_versions",
+    metadata,
+    Column("job_id", reference(), ForeignKey(jobs.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("version_id", reference(), ForeignKey(versions.c.id, ondelete="CASCADE"), primary_key=True, index=True),
+)
+
+stats = Table(  # one row for each finished backup; it outlives its version
+    "stats",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("version_uid", uid(36, values.VERSION_UID), nullable=False, index=True),
+    Column("version_name", text(NAME_LENGTH), nullable=False),
+    Column("version_size_bytes", large(values.COUNT), nullable=False),
+    Column("version_size_blocks", large(values.COUNT), nullable=False),
+    Column("bytes_read", large(values.COUNT), nullable=False),
+    Column("blocks_read", large(values.COUNT), nullable=False),
+    Column("bytes_written", large(values.COUNT), nullable=False),    # plain bytes of new blobs
+    Column("blocks_written", large(values.COUNT), nullable=False),
+    Column("bytes_stored", large(values.COUNT)),                     # the same after sealing; NULL: not known
+    Column("bytes_deduplicated", large(values.COUNT), nullable=False),
+    Column("blocks_deduplicated", large(values.COUNT), nullable=False),
+    Column("bytes_sparse", large(values.COUNT), nullable=False),
+    Column("blocks_sparse", large(values.COUNT), nullable=False),
+    Column("duration_s", Stored(Double(), values.DURATION), nullable=False),
+)
+
+for _table in metadata.sorted_tables:
+    for _column in _table.columns:
+        if isinstance(_column.type, Stored):
+            _column.type.place = (_table.name, _column.name)

@@ -1,0 +1,1 @@
+"""Rows of versions, blobs, jobs and the repository."""

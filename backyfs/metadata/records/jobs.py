@@ -1,0 +1,268 @@
+"""Jobs: running commands as rows, so that commands of all hosts know of each other without lock files.
+
+A job beats with the database's clock. It is dead when its process has ended, or when its heartbeat is old and stays so
+while it is watched. Age alone proves nothing: a clock that was set forward makes every heartbeat old at once. A live
+job beats again within seconds, so whoever needs to know watches the silent ones by its own clock, see
+`backyfs.work.silence`. A dead job holds nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import delete, insert, or_, select, update
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from backyfs.errors import VersionNotFoundError
+from backyfs.metadata.db.columns import UtcDateTime
+from backyfs.metadata.db.database import insert_row
+from backyfs.metadata.db.oddrows import odd_ids, sound_rows
+from backyfs.metadata.db.tables import job_versions, jobs, versions
+from backyfs.metadata.records.processes import Process, has_ended, this_process
+from backyfs.metadata.records.removal import lock_version
+from backyfs.model import JobId, VersionUid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy.sql.compiler import SQLCompiler
+    from sqlalchemy.types import TypeEngine
+
+    from backyfs.metadata.db.database import Connection
+    from backyfs.model import VersionId
+
+__all__ = [
+    "DEAD_AFTER_S",
+    "HEARTBEAT_S",
+    "Job",
+    "Process",
+    "beat",
+    "database_time",
+    "has_row",
+    "hold_version",
+    "list_live_jobs",
+    "live_holders",
+    "oldest_writer_s",
+    "other_holders",
+    "register_job",
+    "release_version",
+    "remove_job",
+    "remove_silent",
+    "silent_jobs",
+    "this_process",
+]
+
+HEARTBEAT_S = 10
+DEAD_AFTER_S = 60
+# The columns that every schema of ours has: an upgrade looks for live jobs before it adds the others.
+_SINCE_THE_FIRST = (
+    jobs.c.id, jobs.c.host, jobs.c.scope, jobs.c.pid, jobs.c.pid_started, jobs.c.command, jobs.c.progress,
+    jobs.c.started_at, jobs.c.heartbeat_at,
+)
+_MAY_WRITE_BLOBS = or_(jobs.c.writes_blobs.is_(None), jobs.c.writes_blobs)  # NULL: an older release runs it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A running command, as others see it."""
+
+    id: JobId
+    host: str
+    pid: int
+    command: str
+    progress: str
+    started_at: datetime
+    beat_age_s: float                 # since its last heartbeat, by the database's clock
+    versions: tuple[VersionUid, ...]  # that it holds
+
+    def __str__(self) -> str:
+        silent = f", last heard of {self.beat_age_s:.0f} s ago" if self.beat_age_s > DEAD_AFTER_S else ""
+        return f"{self.command} (process {self.pid} on {self.host}{silent})"
+
+
+class _DatabaseClock(FunctionElement[datetime]):
+    """The time in UTC by the clock of the database, with microseconds where it has them."""
+
+    type: TypeEngine[datetime] = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(_DatabaseClock, "sqlite")
+def _sqlite_clock(_element: _DatabaseClock, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+
+
+@compiles(_DatabaseClock, "postgresql")
+def _postgresql_clock(_element: _DatabaseClock, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "timezone('utc', clock_timestamp())"
+
+
+@compiles(_DatabaseClock, "mysql")
+@compiles(_DatabaseClock, "mariadb")
+def _mariadb_clock(_element: _DatabaseClock, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "UTC_TIMESTAMP(6)"
+
+
+def database_time(connection: Connection) -> datetime:
+    """Return the time by the clock of the database."""
+    moment: datetime = connection.execute(select(_DatabaseClock())).scalar_one()
+    return moment
+
+
+def register_job(connection: Connection, process: Process, command: str, *, writes_blobs: bool = True) -> JobId:
+    """Insert a job, and remove those whose processes have ended.
+
+    `command` is for people. `writes_blobs` says whether the job may store objects that have no row yet.
+    """
+    _remove_ended(connection, process)
+    command = command.encode(errors="backslashreplace").decode()  # paths need not be UTF-8
+    row = insert(jobs).values(
+        host=process.host[:255],
+        scope=process.scope,
+        pid=process.pid,
+        pid_started=process.pid_started,
+        kind=command.partition(" ")[0][:32],
+        command=command[:1024],
+        writes_blobs=writes_blobs,
+        progress="",
+        started_at=_DatabaseClock(),
+        heartbeat_at=_DatabaseClock(),
+    )
+    return JobId(insert_row(connection, row))
+
+
+def list_live_jobs(connection: Connection, observer: Process) -> list[Job]:
+    """Return the jobs whose processes have not ended, as far as `observer` knows, the oldest first.
+
+    One with an old heartbeat is among them: whether it is dead only shows when it is watched.
+    """
+    now = database_time(connection)
+    query = select(*_SINCE_THE_FIRST).order_by(jobs.c.id)
+    rows = [row for row in sound_rows(connection, query, jobs.c.id) if not _has_ended(row, observer)]
+    held = _held_versions(connection) if rows else {}
+    return [
+        Job(
+            id=JobId(row.id),
+            host=row.host,
+            pid=row.pid,
+            command=row.command,
+            progress=row.progress,
+            started_at=row.started_at,
+            beat_age_s=max(0.0, (now - row.heartbeat_at).total_seconds()),
+            versions=tuple(held.get(row.id, ())),
+        )
+        for row in rows
+    ]
+
+
+def silent_jobs(connection: Connection, observer: Process) -> dict[JobId, datetime]:
+    """Return the jobs that would be dead if the clock were right, and when each was last heard of.
+
+    A heartbeat of the future counts as well: the clock was set back, and says nothing until it gets there.
+    """
+    now = database_time(connection)
+    limit = timedelta(seconds=DEAD_AFTER_S)
+    query = select(*_SINCE_THE_FIRST).where(
+        or_(jobs.c.heartbeat_at < now - limit, jobs.c.heartbeat_at > now + limit)
+    )
+    rows = sound_rows(connection, query, jobs.c.id)
+    return {JobId(row.id): row.heartbeat_at for row in rows if not _has_ended(row, observer)}
+
+
+def remove_silent(connection: Connection, silent: Mapping[JobId, datetime]) -> list[JobId]:
+    """Remove those of these jobs that were not heard of since; return them. To be called in a write transaction."""
+    query = select(jobs.c.id, jobs.c.heartbeat_at).where(jobs.c.id.in_(list(silent)))
+    rows = sound_rows(connection, query, jobs.c.id)
+    dead = [JobId(row.id) for row in rows if row.heartbeat_at == silent[JobId(row.id)]]
+    for job_id in dead:
+        remove_job(connection, job_id)
+    return dead
+
+
+def other_holders(connection: Connection, observer: Process, job_id: JobId, uid: VersionUid) -> list[Job]:
+    """Return the live jobs other than this one that hold a version."""
+    return [job for job in list_live_jobs(connection, observer) if job.id != job_id and uid in job.versions]
+
+
+def live_holders(connection: Connection, observer: Process, version_id: VersionId) -> list[Job]:
+    """Return the live jobs that hold a version, the oldest first; those whose processes have ended are removed.
+
+    To be called in a write transaction.
+    """
+    _remove_ended(connection, observer)
+    query = select(job_versions.c.job_id).where(job_versions.c.version_id == version_id)
+    holding = set(connection.execute(query).scalars())
+    return [job for job in list_live_jobs(connection, observer) if job.id in holding] if holding else []
+
+
+def oldest_writer_s(connection: Connection, observer: Process) -> float | None:
+    """Return for how many seconds the oldest live job runs that may store objects; None: there is none.
+
+    It is infinite where the clock was set back since that job began. Jobs whose processes have ended are removed: from
+    now on they name nothing, see `work.job.Job.confirm`. To be called in a write transaction.
+    """
+    _remove_ended(connection, observer)
+    now = database_time(connection)
+    started = [row.started_at for row in connection.execute(select(jobs.c.started_at).where(_MAY_WRITE_BLOBS))]
+    ages = [(now - moment).total_seconds() for moment in started]
+    return max((age if age >= 0 else math.inf for age in ages), default=None)
+
+
+def beat(connection: Connection, job_id: JobId, progress: str) -> bool:
+    """Record that a job is alive, and its progress; return False if its row is gone."""
+    alive = update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=_DatabaseClock(), progress=progress[:255])
+    return connection.execute(alive).rowcount == 1
+
+
+def has_row(connection: Connection, job_id: JobId) -> bool:
+    """Tell whether a job is still registered."""
+    return connection.execute(select(jobs.c.id).where(jobs.c.id == job_id)).first() is not None
+
+
+def hold_version(connection: Connection, job_id: JobId, version_id: VersionId) -> None:
+    """Hold a version: it is not removed while the job lives. Holding it twice is fine. First in its transaction.
+
+    Raises:
+        VersionNotFoundError: it was removed.
+    """
+    if not lock_version(connection, version_id):
+        raise VersionNotFoundError("the version was removed by another command; `backyfs ls` shows the others")
+    held = (job_versions.c.job_id == job_id) & (job_versions.c.version_id == version_id)
+    if connection.execute(select(job_versions.c.job_id).where(held)).first() is None:
+        connection.execute(insert(job_versions).values(job_id=job_id, version_id=version_id))
+
+
+def release_version(connection: Connection, job_id: JobId, version_id: VersionId) -> None:
+    """Hold a version no longer; one that is not held is fine."""
+    held = (job_versions.c.job_id == job_id) & (job_versions.c.version_id == version_id)
+    connection.execute(delete(job_versions).where(held))
+
+
+def remove_job(connection: Connection, job_id: JobId) -> None:
+    """Remove a job that has ended, with what it holds."""
+    connection.execute(delete(jobs).where(jobs.c.id == job_id))
+
+
+def _held_versions(connection: Connection) -> dict[int, list[VersionUid]]:
+    held: dict[int, list[VersionUid]] = {}
+    query = select(job_versions.c.job_id, versions.c.uid).join(versions).order_by(job_versions.c.version_id)
+    for row in sound_rows(connection, query, versions.c.id):
+        held.setdefault(row.job_id, []).append(VersionUid(row.uid))
+    return held
+
+
+def _remove_ended(connection: Connection, observer: Process) -> None:
+    # Whether one with a damaged row has ended, nobody can tell. If it has not, it finds its row gone and stops.
+    for job_id in odd_ids(connection, select(*_SINCE_THE_FIRST), jobs.c.id):
+        remove_job(connection, JobId(job_id))
+    for row in connection.execute(select(*_SINCE_THE_FIRST).where(jobs.c.scope == observer.scope)).all():
+        if _has_ended(row, observer):
+            remove_job(connection, JobId(row.id))
+
+
+def _has_ended(row: Any, observer: Process) -> bool:
+    return row.scope == observer.scope and has_ended(row.pid, row.pid_started)

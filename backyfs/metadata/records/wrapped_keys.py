@@ -1,0 +1,84 @@
+"""The wrapped data keys of all blobs, to be wrapped anew: read and written in batches, never all at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import bindparam, select, text, update
+
+from backyfs.metadata.db.tables import blobs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from backyfs.metadata.db.database import Connection
+
+_BATCH = 10_000  # rows; 2 MB
+_ROWS_OF_MARIADB = 1000  # in a statement; 0.2 MB of the 16 that a server takes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrappedKey:
+    """The wrapped data key of a blob."""
+
+    blob_id: int
+    uid: str
+    wrapped_key: bytes
+
+
+_REPLACE_ONE = update(blobs).where(blobs.c.id == bindparam("blob_id")).values(wrapped_key=bindparam("wrapped"))
+_REPLACE_ARRAYS = text(
+    "UPDATE blobs SET wrapped_key = anew.wrapped "
+    "FROM unnest(CAST(:ids AS bigint[]), CAST(:wrapped AS bytea[])) AS anew (id, wrapped) WHERE blobs.id = anew.id"
+)
+
+
+def wrapped_keys(connection: Connection) -> Iterator[list[WrappedKey]]:
+    """Yield the data keys of all blobs that have one, in batches; each may be replaced before the next is asked for."""
+    last = 0
+    while True:
+        query = (
+            select(blobs.c.id, blobs.c.uid, blobs.c.wrapped_key)
+            .where(blobs.c.id > last, blobs.c.wrapped_key.is_not(None))
+            .order_by(blobs.c.id)
+            .limit(_BATCH)
+        )
+        rows = connection.execute(query).all()
+        if not rows:
+            return
+        yield [WrappedKey(blob_id=row.id, uid=row.uid, wrapped_key=row.wrapped_key) for row in rows]
+        last = rows[-1].id
+
+
+def replace_wrapped_keys(connection: Connection, rows: Sequence[WrappedKey]) -> None:
+    """Store data keys that were wrapped anew.
+
+    Measured with a million of them, on servers of this host: PostgreSQL 20 s instead of 26 s row by row, MariaDB 6 s
+    instead of 37 s, where each row is a question and an answer, which takes longer over a network. SQLite takes 5 s row
+    by row, and 13 s through a table of its own.
+    """
+    if not rows:
+        return
+    replace = {"postgresql": _replace_arrays, "mysql": _replace_joined}.get(connection.dialect.name, _replace_each)
+    replace(connection, rows)
+
+
+def _replace_each(connection: Connection, rows: Sequence[WrappedKey]) -> None:
+    connection.execute(_REPLACE_ONE, [{"blob_id": row.blob_id, "wrapped": row.wrapped_key} for row in rows])
+
+
+def _replace_arrays(connection: Connection, rows: Sequence[WrappedKey]) -> None:
+    connection.execute(
+        _REPLACE_ARRAYS, {"ids": [row.blob_id for row in rows], "wrapped": [row.wrapped_key for row in rows]}
+    )
+
+
+def _replace_joined(connection: Connection, rows: Sequence[WrappedKey]) -> None:
+    for start in range(0, len(rows), _ROWS_OF_MARIADB):
+        some = rows[start : start + _ROWS_OF_MARIADB]
+        anew = "SELECT %s AS id, %s AS wrapped" + " UNION ALL SELECT %s, %s" * (len(some) - 1)
+        connection.exec_driver_sql(
+            f"UPDATE blobs JOIN ({anew}) AS anew ON blobs.id = anew.id SET blobs.wrapped_key = anew.wrapped",  # noqa: S608
+            tuple(value for row in some for value in (row.blob_id, row.wrapped_key)),
+        )

@@ -1,0 +1,1 @@
+"""Make the tables, and upgrade them, those of backy2 included."""

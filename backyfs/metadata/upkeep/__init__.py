@@ -1,0 +1,1 @@
+"""Keep counts and blobs right: garbage, checks, replaced and migrated blobs."""

@@ -1,0 +1,216 @@
+"""What no version needs any more: pages without uses, blobs without pages, doomed blobs.
+
+The order in which a cleanup takes them away is the invariant: a page that has no row of `version_pages` goes in the
+transaction that lowers the counts of its blobs; a blob that no page contains is doomed in a transaction in which
+nobody can begin to use it; only then its object is deleted, and its row last of all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from backyfs.errors import DatabaseError
+from backyfs.metadata.db.batches import batches
+from backyfs.metadata.db.tables import blob_refs, blobs, pages
+from backyfs.metadata.maps.blockmap import HOLE, remove_unused_page, unpack
+from backyfs.model import BlobId, BlobUid, PageId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from datetime import datetime
+
+    from backyfs.metadata.db.database import Connection
+
+_PAGES_AT_ONCE = 64
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoomedBlob:
+    """A blob whose object is to be deleted."""
+
+    id: BlobId
+    uid: BlobUid
+    stored_size: int | None  # bytes of the object; None: not known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredOrphan:
+    """An object that had no row when it was listed."""
+
+    uid: BlobUid
+    stored_size: int  # bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LivingBlob:
+    """A blob that should have its object."""
+
+    id: BlobId
+    uid: BlobUid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Garbage:
+    """How much there is that no version needs."""
+
+    pages: int
+    blobs: int         # that are doomed, or would be
+    stored_bytes: int  # of their objects, as far as that is known
+    young_blobs: int   # within the grace time: kept for now
+
+
+# The condition of the index is a constant: with a parameter SQLite would not use it.
+_UNUSED_PAGES = select(pages.c.id).where(pages.c.refs == 0).order_by(pages.c.id).limit(bindparam("count"))
+_UNUSED_BLOBS = (
+    select(blobs.c.id)
+    .join(blob_refs, blob_refs.c.blob_id == blobs.c.id)
+    .where(blob_refs.c.refs == 0, blobs.c.doomed_at.is_(None))
+)
+_DOOMED = (
+    select(blobs.c.id, blobs.c.uid, blobs.c.stored_size)
+    .where(blobs.c.doomed_at.is_not(None), blobs.c.id > bindparam("last"))
+    .order_by(blobs.c.id)
+    .limit(bindparam("count"))
+)
+
+
+def remove_unused_pages(connection: Connection, count: int) -> int:
+    """Remove up to so many pages that no version has, and count; return how many. To be called in a write transaction.
+
+    Raises:
+        DatabaseError: a page is damaged, or a version has one of them after all.
+    """
+    page_ids = connection.execute(_UNUSED_PAGES, {"count": count}).scalars().all()
+    try:
+        return sum(remove_unused_page(connection, PageId(page_id)) for page_id in page_ids)
+    except IntegrityError as error:  # a foreign key; nothing of the transaction is done
+        raise DatabaseError(
+            "a page of a block map is counted as unused and a version has it; run `backyfs cleanup --full`, which "
+            "counts anew"
+        ) from error
+
+
+def doom_unused_blobs(
+    connection: Connection, *, older_than: datetime, now: datetime, after: BlobId, count: int
+) -> list[BlobId]:
+    """Doom the next blobs that no page contains and that were stored before a time; return them, in order.
+
+    From now on nobody finds them, and a page that is to contain one is refused. To be called in a write transaction.
+    """
+    query = _UNUSED_BLOBS.where(blobs.c.created_at < older_than, blobs.c.id > after).order_by(blobs.c.id).limit(count)
+    doomed = [BlobId(blob_id) for blob_id in connection.execute(query).scalars()]
+    for batch in batches(doomed):
+        connection.execute(update(blobs).where(blobs.c.id.in_(batch)).values(doomed_at=now))
+        connection.execute(delete(blob_refs).where(blob_refs.c.blob_id.in_(batch)))
+    return doomed
+
+
+def doomed_blobs(connection: Connection, after: BlobId, count: int) -> list[DoomedBlob]:
+    """Return the next doomed blobs by their ids."""
+    rows = connection.execute(_DOOMED, {"last": after, "count": count})
+    return [DoomedBlob(id=BlobId(row.id), uid=BlobUid(row.uid), stored_size=row.stored_size) for row in rows]
+
+
+def measure_doomed(connection: Connection) -> tuple[int, int]:
+    """Return how many blobs are doomed, and the bytes of their objects, as far as these are known."""
+    sizes = func.coalesce(func.sum(blobs.c.stored_size), 0)
+    many, stored = connection.execute(select(func.count(), sizes).where(blobs.c.doomed_at.is_not(None))).one()
+    return many, int(stored)
+
+
+def forget_doomed(connection: Connection, blob_ids: Iterable[BlobId]) -> int:
+    """Remove the rows of doomed blobs whose objects are gone; return how many. To be called in a write transaction."""
+    removed = 0
+    for batch in batches(blob_ids):
+        here = blobs.c.id.in_(batch) & blobs.c.doomed_at.is_not(None)
+        removed += connection.execute(delete(blobs).where(here)).rowcount
+    return removed
+
+
+def doom_orphans(connection: Connection, orphans: Iterable[StoredOrphan], now: datetime) -> list[BlobUid]:
+    """Give objects that have no row one that is doomed, so that they are deleted as others are; return which had none.
+
+    From now on nobody can insert a row for one. To be called in a write transaction.
+    """
+    doomed: list[BlobUid] = []
+    for batch in batches(orphans):
+        uids = [orphan.uid for orphan in batch]
+        known = set(connection.execute(select(blobs.c.uid).where(blobs.c.uid.in_(uids))).scalars())
+        rows = [
+            {
+                "uid": orphan.uid,
+                "fingerprint": None,
+                "size": 0,  # of the block: nobody knows
+                "stored_size": orphan.stored_size,
+                "encryption_version": 0,
+                "wrapped_key": None,
+                "valid": True,
+                "created_at": now,
+                "doomed_at": now,
+            }
+            for orphan in batch
+            if orphan.uid not in known
+        ]
+        if rows:
+            connection.execute(insert(blobs), rows)
+        doomed += [BlobUid(str(row["uid"])) for row in rows]
+    return doomed
+
+
+def living_blobs(connection: Connection, after: BlobId, last: BlobId, prefix: str, count: int) -> list[LivingBlob]:
+    """Return the next blobs that are not doomed, up to an id, whose uids begin with a prefix."""
+    query = select(blobs.c.id, blobs.c.uid).where(
+        blobs.c.doomed_at.is_(None),
+        blobs.c.id > after,
+        blobs.c.id <= last,
+        func.substr(blobs.c.uid, 1, len(prefix)) == prefix,  # LIKE takes A for a
+    )
+    rows = connection.execute(query.order_by(blobs.c.id).limit(count))
+    return [LivingBlob(id=BlobId(row.id), uid=BlobUid(row.uid)) for row in rows]
+
+
+def measure_garbage(connection: Connection, older_than: datetime) -> Garbage:
+    """Count what a cleanup would take away now.
+
+    Memory: about 100 bytes for each blob that unused pages contain.
+
+    Raises:
+        DatabaseError: a page is damaged.
+    """
+    uses: Counter[int] = Counter()
+    unused_pages = 0
+    last = 0
+    query = select(pages.c.id, pages.c.entries).where(pages.c.refs == 0).order_by(pages.c.id).limit(_PAGES_AT_ONCE)
+    while batch := connection.execute(query.where(pages.c.id > last)).all():
+        for row in batch:
+            uses.update({entry for entry in unpack(row.entries) if entry > HOLE})
+        unused_pages += len(batch)
+        last = batch[-1].id
+    many, stored = measure_doomed(connection)
+    young = 0
+    for row in _unused_then(connection, uses):
+        if row.created_at < older_than:
+            many, stored = many + 1, stored + (row.stored_size or 0)
+        else:
+            young += 1
+    return Garbage(pages=unused_pages, blobs=many, stored_bytes=stored, young_blobs=young)
+
+
+def _unused_then(connection: Connection, uses: Mapping[int, int]) -> Iterator[Any]:
+    """Yield size and age of the blobs that no page contains, or would once unused pages are gone."""
+    columns = (blobs.c.stored_size, blobs.c.created_at)
+    query = _UNUSED_BLOBS.with_only_columns(*columns, maintain_column_froms=True)
+    yield from connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE))
+    for batch in batches(uses):
+        counted = (
+            select(blobs.c.id, blob_refs.c.refs, *columns)
+            .join(blob_refs, blob_refs.c.blob_id == blobs.c.id)
+            .where(blobs.c.id.in_(batch), blobs.c.doomed_at.is_(None))
+        )
+        yield from (row for row in connection.execute(counted) if row.refs == uses[row.id])

@@ -1,0 +1,103 @@
+"""Put other objects in the place of those that blobs have: sealed anew, or stored anew where they were damaged.
+
+The row of a blob changes to its new object, so that every version that uses the blob has it at once. In the same
+transaction the old object gets a row of its own that is doomed: a cleanup deletes it, and nothing else does. The new
+object is durable before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, func, insert, select, update
+
+from backyfs.metadata.catalog.notes import unpublish_pages_with
+from backyfs.metadata.db.batches import batches
+from backyfs.metadata.db.tables import blobs
+from backyfs.model import BlobId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from backyfs.metadata.db.database import Connection
+    from backyfs.model import Blob, SavedBlob
+
+_REPLACE = (
+    update(blobs)
+    .where(blobs.c.id == bindparam("blob_id"))
+    .values(
+        uid=bindparam("new_uid"),
+        fingerprint=func.coalesce(blobs.c.fingerprint, bindparam("new_fingerprint", type_=blobs.c.fingerprint.type)),
+        stored_size=bindparam("new_stored_size"),
+        encryption_version=bindparam("new_encryption_version"),
+        wrapped_key=bindparam("new_wrapped_key"),
+        valid=True,
+        created_at=bindparam("sealed_at"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replacement:
+    """A new object for a blob."""
+
+    blob: Blob        # as it was when it was read
+    saved: SavedBlob  # the same bytes, durable in the storage
+
+
+def replace_objects(
+    connection: Connection, replacements: Iterable[Replacement], sealed_at: datetime
+) -> frozenset[BlobId]:
+    """Change blobs to their new objects; return which. To be called in a write transaction, for a few hundred.
+
+    A blob that was sealed anew by another command meanwhile, or is doomed or gone, stays as it is, and the object that
+    was made for it is doomed instead.
+    """
+    changed: set[BlobId] = set()
+    for batch in batches(replacements):
+        wanted = {replacement.blob.id: replacement for replacement in batch}
+        there = blobs.c.id.in_(list(wanted)) & blobs.c.doomed_at.is_(None)
+        rows = connection.execute(select(blobs.c.id, blobs.c.uid, blobs.c.stored_size).where(there))
+        old = {row.id: row for row in rows if row.uid == wanted[BlobId(row.id)].blob.uid}
+        if old:
+            connection.execute(_REPLACE, [_new_values(wanted[BlobId(blob_id)], sealed_at) for blob_id in old])
+        doomed = [
+            _doomed_row(replacement.blob, old[blob_id].uid, old[blob_id].stored_size, sealed_at)
+            if blob_id in old
+            else _doomed_row(replacement.blob, replacement.saved.uid, replacement.saved.stored_size, sealed_at)
+            for blob_id, replacement in wanted.items()
+        ]
+        connection.execute(insert(blobs), doomed)
+        unpublish_pages_with(connection, sorted(BlobId(blob_id) for blob_id in old))
+        changed.update(BlobId(blob_id) for blob_id in old)
+    return frozenset(changed)
+
+
+def _new_values(replacement: Replacement, sealed_at: datetime) -> dict[str, Any]:
+    saved = replacement.saved
+    return {
+        "blob_id": replacement.blob.id,
+        "new_uid": saved.uid,
+        "new_fingerprint": saved.fingerprint,
+        "new_stored_size": saved.stored_size,
+        "new_encryption_version": saved.encryption_version,
+        "new_wrapped_key": saved.wrapped_key,
+        "sealed_at": sealed_at,
+    }
+
+
+def _doomed_row(blob: Blob, uid: str, stored_size: int | None, doomed_at: datetime) -> dict[str, Any]:
+    # Without its key and its fingerprint: nobody is to find it, let alone to open it.
+    return {
+        "uid": uid,
+        "fingerprint": None,
+        "size": blob.size,
+        "stored_size": stored_size,
+        "encryption_version": blob.encryption_version,
+        "wrapped_key": None,
+        "valid": True,
+        "created_at": doomed_at,
+        "doomed_at": doomed_at,
+    }

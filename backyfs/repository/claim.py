@@ -1,0 +1,179 @@
+"""The claim of a repository to its storage.
+
+A storage has a marker (`storage.marker`), which is read each time a repository is opened: one small read. A storage
+without one is given it if nothing speaks against that. So nothing is written, marked as damaged, deleted or relied on
+in a storage that is not the right one: an empty mount point, a wrong path, or the storage of another repository.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from backyfs.catalog.place import find_repository
+from backyfs.errors import (
+    BlobMissingError,
+    CatalogError,
+    DatabaseError,
+    ObjectUnreadableError,
+    StorageError,
+    WrongStorageError,
+)
+from backyfs.metadata.catalog.notes import catalog_key
+from backyfs.metadata.records.blobs import sample_blob_uids
+from backyfs.metadata.records.identity import load_storage_state, note_storage_marked
+from backyfs.storage.marker import put_first_marker, read_marker, replace_marker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from backyfs.metadata.db.database import Database
+    from backyfs.model import BlobUid
+    from backyfs.storage import Storage
+
+SAMPLE_BLOBS = 16  # blobs that are looked for where a storage has no marker
+
+_log = logging.getLogger(__name__)
+
+
+def check_claim(database: Database, storage: Storage, uid: str) -> bool:
+    """Make sure that the storage is that of the repository `uid`; return whether it has the repository's marker.
+
+    Nothing is changed.
+
+    Raises:
+        WrongStorageError: it is not, or there is reason to think so.
+        StorageError, DatabaseError: they cannot be asked.
+    """
+    if not storage.keeps:
+        return True
+    marked_for = read_marker(storage)
+    if marked_for is not None:
+        if uid not in marked_for:
+            raise _of_another(min(marked_for), uid)
+        return True
+    with database.read() as connection:
+        was_marked = load_storage_state(connection).marked
+        has_catalog = catalog_key(connection) is not None
+        sample = sample_blob_uids(connection, SAMPLE_BLOBS)
+    if was_marked:
+        raise _not_there("it has no marker of this repository, and was given one")
+    found = _catalog_owner(storage)
+    if found is not None:
+        if found != uid:
+            raise _of_another(found, uid)
+        return False
+    if has_catalog:
+        raise _not_there("it has no catalog, and was given one")
+    _require_some_blob(storage, sample)
+    return False
+
+
+def check_before_upgrade(storage: Storage, uids: Iterable[BlobUid]) -> None:
+    """Make sure that a storage has a marker, or some of the blobs that a database of an older schema knows.
+
+    Raises:
+        WrongStorageError: it has none of them.
+        StorageError: it cannot be asked.
+    """
+    if storage.keeps and read_marker(storage) is None:
+        _require_some_blob(storage, uids)
+
+
+def _require_some_blob(storage: Storage, uids: Iterable[BlobUid]) -> None:
+    """Refuse a storage that has none of several blobs; where none is known, none can be missed."""
+    missing = 0
+    for uid in uids:
+        try:
+            storage.get_range(uid, 0, 1)
+        except BlobMissingError:
+            missing += 1
+        except ObjectUnreadableError:  # damaged as it is, it is there
+            return
+        else:
+            return
+    if missing:
+        raise _not_there(f"it has none of {missing} blocks that it should have")
+
+
+def claim(database: Database, storage: Storage, uid: str, *, insist: bool = False) -> None:
+    """Make sure that the storage is that of the repository `uid`, and mark it as such if it has no marker yet.
+
+    With `insist` a storage without a marker becomes this repository's, whatever speaks against that.
+
+    Raises:
+        WrongStorageError: it is not, or there is reason to think so.
+        StorageError, DatabaseError: they cannot be asked.
+    """
+    try:
+        is_marked = check_claim(database, storage, uid)
+    except WrongStorageError:
+        if not insist or read_marker(storage) is not None:
+            raise
+        is_marked = False
+    if not storage.keeps:
+        return
+    if not is_marked and not mark(storage, uid):
+        return
+    with database.read() as connection:
+        is_noted = load_storage_state(connection).marked
+    if not is_noted and not database.is_read_only:
+        try:
+            with database.write() as connection:
+                note_storage_marked(connection)
+        except DatabaseError as error:  # as on a full disk: the next command does it
+            _log.info("cannot note that the storage is marked: %s", error)
+
+
+def mark(storage: Storage, uid: str) -> bool:
+    """Give a storage the marker of the repository `uid`; return whether it has it.
+
+    It does not where it cannot be written, as on a read-only file system. Reading goes on there.
+
+    Raises:
+        WrongStorageError: it has the marker of another repository.
+    """
+    try:
+        if put_first_marker(storage, uid):
+            return True
+    except StorageError as error:
+        _log.info("the storage cannot be marked as that of this repository: %s", error)
+        return False
+    marked_for = read_marker(storage) or frozenset()
+    if uid not in marked_for:
+        raise _of_another(min(marked_for, default="unknown"), uid)
+    return True
+
+
+def hand_over(storage: Storage, *uids: str) -> None:
+    """Let a storage be claimed by any of these repositories, while one takes over the identity of the other.
+
+    Raises:
+        StorageError: the storage fails.
+    """
+    if storage.keeps:
+        replace_marker(storage, *uids)
+
+
+def _catalog_owner(storage: Storage) -> str | None:
+    """Return the uid of the repository whose catalog is in the storage; None: there is none, or it is damaged."""
+    try:
+        found = find_repository(storage)
+    except CatalogError:
+        return None
+    return None if found is None else found.uid
+
+
+def _of_another(other: str, uid: str) -> WrongStorageError:
+    return WrongStorageError(
+        f"the storage belongs to repository {other}, and this is {uid}: if another disk is mounted there, mount the "
+        "right one; if `path` of [DataBackend] or `engine` of [MetaBackend] is wrong, correct it; if this database was "
+        'taken back to backy2 and upgraded again, see "Going back" in docs/upgrade.md'
+    )
+
+
+def _not_there(fact: str) -> WrongStorageError:
+    return WrongStorageError(
+        f"this is not the storage of this repository: {fact}. If its disk is not mounted, mount it; if `path` of "
+        "[DataBackend] is wrong, correct it; if its content really is lost, run `backyfs catalog push --all`"
+    )
