@@ -1,4 +1,4 @@
-"""Run the hooks of the configuration around a command: a line `@hooked("backup", "name", "source")` on it is all.
+"""Run the hooks of the configuration around a command.
 
     before_X fails   the command is not done; on_failure; HookError
     before_X is done the command; after_X, however the command ended; on_failure, if it failed
@@ -14,8 +14,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,12 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import NoReturn
 
-    from backyfs.cli.invocation import Invocation
     from backyfs.config import Config
     from backyfs.hooks import Fact
-
-_Parameters = ParamSpec("_Parameters")
-_Result = TypeVar("_Result")
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -51,30 +46,6 @@ class Facts:
     def all(self) -> dict[str, Fact]:
         """Return all facts."""
         return dict(self._facts)
-
-
-def hooked(
-    command: str, *names: str
-) -> Callable[
-    [Callable[Concatenate[Invocation, _Parameters], _Result]], Callable[Concatenate[Invocation, _Parameters], _Result]
-]:
-    """Let a command, which `click.pass_obj` calls, run within its hooks; `names` are parameters that are facts.
-
-    It adds what it finds out by `invocation.add_facts`.
-    """
-
-    def decorate(
-        function: Callable[Concatenate[Invocation, _Parameters], _Result],
-    ) -> Callable[Concatenate[Invocation, _Parameters], _Result]:
-        @wraps(function)
-        def run(invocation: Invocation, /, *args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
-            facts: dict[str, Fact] = {name: kwargs[name] for name in names}  # type: ignore[misc]  # click's values
-            with invocation.hooks(command, **facts):
-                return function(invocation, *args, **kwargs)
-
-        return run
-
-    return decorate
 
 
 @contextmanager

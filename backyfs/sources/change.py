@@ -8,12 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
-
-from backyfs.errors import SourceError
-
-if TYPE_CHECKING:
-    from backyfs.sources import Source
 
 
 class ChangeKind(Enum):
@@ -29,18 +23,3 @@ class SourceWarning:
 
     kind: ChangeKind
     text: str
-
-
-def check_size(source: Source) -> None:
-    """Make sure that a source still has the size it had when it was opened.
-
-    Raises:
-        SourceError: it shrank or grew, or cannot be asked.
-    """
-    size_bytes = source.size_now()
-    if size_bytes != source.size_bytes:
-        raise SourceError(
-            f"{source.name} has {size_bytes} bytes and had {source.size_bytes} when it was opened: it "
-            f"{'shrank' if size_bytes < source.size_bytes else 'grew'} while it was read; back up a snapshot, or stop "
-            "what changes it"
-        )

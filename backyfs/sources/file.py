@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from backyfs.errors import SourceError
 from backyfs.geometry import Extent
 from backyfs.host.devices import writable_mounts
-from backyfs.sources.change import ChangeKind, SourceWarning, check_size
+from backyfs.sources.change import ChangeKind, SourceWarning
+from backyfs.sources.protocol import check_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.commands.ls import version_row
-from backyfs.cli.hooks import hooked
+from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.options import OptionalValue
@@ -24,8 +24,8 @@ from backyfs.errors import HintsError
 from backyfs.files import read_input, read_stream
 from backyfs.hints import parse_hints
 from backyfs.metadata.records.versions import find_version
-from backyfs.sources import open_source
 from backyfs.sources.change import ChangeKind
+from backyfs.sources.opening import open_source
 
 if TYPE_CHECKING:
     from datetime import datetime

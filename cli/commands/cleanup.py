@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from backyfs.cli.hooks import hooked
+from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import Row, print_object, print_rows
 from backyfs.cli.sizes import human_size

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.failures import raise_all
-from backyfs.cli.hooks import hooked
+from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
 from backyfs.cli.schedules import chosen_schedulers, schedulers_option

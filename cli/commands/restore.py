@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.arguments import version_argument
-from backyfs.cli.hooks import hooked
+from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import Row, print_object
@@ -20,7 +20,7 @@ from backyfs.engine.restore.restore import RestoreOptions, RestoreReport, restor
 from backyfs.errors import IntegrityError, ReaderGoneError
 from backyfs.metadata.records.versions import find_version
 from backyfs.model import VersionStatus
-from backyfs.targets import STDOUT
+from backyfs.targets.opening import STDOUT
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation

@@ -10,7 +10,7 @@ import click
 
 from backyfs.cli.arguments import optional_versions_argument
 from backyfs.cli.failures import raise_all
-from backyfs.cli.hooks import hooked
+from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.output import print_rows
 from backyfs.cli.text import printable

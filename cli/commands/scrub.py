@@ -11,7 +11,7 @@ import click
 
 from backyfs.cli.ages import AGE
 from backyfs.cli.arguments import optional_versions_argument
-from backyfs.cli.hooks import hooked
+from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm, stop_on_signals
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import Row, print_object
@@ -19,7 +19,7 @@ from backyfs.cli.sizes import human_size
 from backyfs.engine.damage.scrub import ScrubReport, ScrubRequest, scrub
 from backyfs.errors import IntegrityError, UsageError
 from backyfs.metadata.records.versions import find_version
-from backyfs.sources import open_source
+from backyfs.sources.opening import open_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import func, insert, inspect, select, text, update
 
 from backyfs.engine.restore.restore import restore
-from backyfs.engine.transfer import database_copy as copy
+from backyfs.engine.transfer import database_copy
 from backyfs.engine.transfer.database_copy import copy_database
 from backyfs.errors import DatabaseError, JobsRunningError, SchemaError, UsageError
 from backyfs.metadata.db.database import Database
@@ -309,7 +309,7 @@ def test_a_job_on_the_source_is_named_and_refuses_the_copy(source: str, target: 
 def test_a_copy_that_fails_half_way_leaves_the_target_empty(
     source: str, target: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    copy_rows = copy.copy_rows
+    copy_rows = database_copy.copy_rows
 
     def fail_after_blobs(reading: Any, writing: Any, table: Any) -> tuple[int, bytes]:
         copied = copy_rows(reading, writing, table)
@@ -317,7 +317,7 @@ def test_a_copy_that_fails_half_way_leaves_the_target_empty(
             raise error
         return copied
 
-    monkeypatch.setattr(copy, "copy_rows", fail_after_blobs)
+    monkeypatch.setattr(database_copy, "copy_rows", fail_after_blobs)
     before = contents(source)
     with pytest.raises(type(error)) as caught:
         copy_database(source, target)
@@ -335,7 +335,7 @@ def test_a_copy_that_fails_half_way_leaves_the_target_empty(
 def test_a_copy_that_differs_is_noticed_and_taken_away(
     source: str, target: str, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    copy_rows = copy.copy_rows
+    copy_rows = database_copy.copy_rows
 
     def damage_blobs(reading: Any, writing: Any, table: Any) -> tuple[int, bytes]:
         copied = copy_rows(reading, writing, table)
@@ -343,7 +343,7 @@ def test_a_copy_that_differs_is_noticed_and_taken_away(
             writing.execute(text(change))
         return copied
 
-    monkeypatch.setattr(copy, "copy_rows", damage_blobs)
+    monkeypatch.setattr(database_copy, "copy_rows", damage_blobs)
     with pytest.raises(DatabaseError, match=r"^the copy of blobs differs from its original: \d+ rows instead of 1100$"):
         copy_database(source, target)
     assert is_empty(target)

@@ -18,10 +18,11 @@ import pytest
 
 from backyfs.config import IoConfig
 from backyfs.errors import InterruptedByUser, ReaderGoneError, TargetError
-from backyfs.sources.limits import LimitedReadableTarget, LimitedTarget
-from backyfs.targets import ReadableTarget, Target, open_target, target_path
 from backyfs.targets.file import FileTarget
+from backyfs.targets.limits import LimitedReadableTarget, LimitedTarget
 from backyfs.targets.null import NullTarget
+from backyfs.targets.opening import open_target, target_path
+from backyfs.targets.protocol import ReadableTarget, Target
 from backyfs.targets.stream import StreamTarget
 from tests.images import random_bytes, random_image
 from tests.unit.test_sources import loop_device
@@ -356,7 +357,7 @@ def test_a_target_of_an_unknown_kind_is_refused():
 
 
 def test_a_stdout_that_is_closed_is_no_target():
-    program = "from backyfs.targets import open_target\nopen_target('-', 1)"
+    program = "from backyfs.targets.opening import open_target\nopen_target('-', 1)"
     done = subprocess.run(
         ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, program], stderr=subprocess.PIPE, text=True, check=False
     )

@@ -37,7 +37,7 @@ from backyfs.metadata.records.blobs import load_blobs
 from backyfs.metadata.records.versions import list_versions, set_status
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import PageNumber, VersionStatus
-from backyfs.sources import open_source
+from backyfs.sources.opening import open_source
 from backyfs.storage import directory
 from backyfs.storage.directory import DirectoryStorage
 from tests.audit import audit

@@ -27,7 +27,7 @@ from backyfs.metadata.db.tables import jobs
 from backyfs.metadata.records.versions import list_versions, set_status
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import VersionStatus
-from backyfs.sources import open_source
+from backyfs.sources.opening import open_source
 from tests.audit import audit
 from tests.images import random_bytes
 from tests.repositories import BLOCK, back_up, make_repository, opened

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.sources import open_source
 from backyfs.sources.change import ChangeKind
+from backyfs.sources.opening import open_source
 from tests.images import ext4_image, run_tool
 from tests.mount.attaching import MIB, by_hand, disk_of, empty_image
 from tests.mount.program import backyfs

@@ -16,7 +16,7 @@ from backyfs.errors import StorageError
 from backyfs.hints import parse_hints
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import Deduplication, NoProgress
-from backyfs.sources import open_source
+from backyfs.sources.opening import open_source
 from tests.images import random_bytes
 from tests.repositories import BLOCK, back_up, make_repository, opened
 from tests.storages import with_watched_storage, with_watched_writes

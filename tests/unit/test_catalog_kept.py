@@ -23,7 +23,7 @@ from backyfs.errors import InterruptedByUser, StorageError
 from backyfs.metadata.catalog.notes import has_notes
 from backyfs.metadata.records.versions import list_versions, set_protected
 from backyfs.metadata.upkeep.migration import Outdated
-from backyfs.sources import open_source
+from backyfs.sources.opening import open_source
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 from tests.storages import with_watched_storage

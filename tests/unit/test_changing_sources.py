@@ -15,10 +15,10 @@ from backyfs.engine.damage.scrub import ScrubRequest, scrub
 from backyfs.errors import InterruptedByUser, SourceError
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
-from backyfs.sources import open_source
 from backyfs.sources.change import ChangeKind
 from backyfs.sources.file import FileSource
 from backyfs.sources.null import NullSource
+from backyfs.sources.opening import open_source
 from tests.audit import audit, count_jobs
 from tests.images import random_bytes, random_image, sparse_image
 from tests.repositories import BLOCK, make_repository, opened
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from backyfs.engine.backup.backup import BackupReport
     from backyfs.model import Version
     from backyfs.repository import Repository
-    from backyfs.sources import Source
+    from backyfs.sources.protocol import Source
 
 SIZE = 1000 * BLOCK
 

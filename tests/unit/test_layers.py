@@ -9,6 +9,7 @@ import ast
 import os
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -22,17 +23,32 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "files", "model", "moments", "ranges", "text"}),
     frozenset({"geometry", "config", "host", "values"}),
     frozenset({"metadata", "storage", "sources", "sealing", "keys", "hints"}),
-    frozenset({"blocks", "catalog", "retention", "hooks", "migrations", "ownfiles"}),
-    frozenset({"claim", "keyring", "trust"}),
-    frozenset({"repository"}),
-    frozenset({"mount", "engine"}),
+    frozenset({"blocks", "catalog", "retention", "hooks", "migrations", "ownfiles", "targets", "work"}),
+    frozenset({"trust", "repository"}),
+    frozenset({"images"}),
+    frozenset({"engine"}),
+    frozenset({"mount"}),
     frozenset({"attach"}),
     frozenset({"cli"}),
 )
-FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
-
-# A mount is a running command: it holds its versions by a job, and marks what it finds damaged, as the others do.
-EXCEPTIONS = {("mount", "backyfs.work.job"), ("mount", "backyfs.engine.damage.suspects")}
+# The same within a unit, for its wings.
+WINGS: dict[str, tuple[frozenset[str], ...]] = {
+    "metadata": (
+        frozenset({"db"}),
+        frozenset({"catalog"}),
+        frozenset({"maps"}),
+        frozenset({"records"}),
+        frozenset({"upkeep"}),
+        frozenset({"schema"}),
+    ),
+    "engine": (
+        frozenset({"catalog", "transfer"}),
+        frozenset({"damage", "secrets", "versions", "setup"}),
+        frozenset({"backup", "restore", "space"}),
+    ),
+}
+# A mount marks what it finds damaged, as a restore does, and needs nothing else of the commands.
+ONLY = {("mount", "engine"): "backyfs.engine.damage.suspects"}
 
 OWNERS = {
     "pyfuse3": {"mount"},
@@ -62,9 +78,27 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+def _numbered(floors: tuple[frozenset[str], ...]) -> dict[str, int]:
+    return {unit: number for number, units in enumerate(floors) for unit in units}
+
+
+FLOOR = _numbered(FLOORS)
+WING_FLOOR = {unit: _numbered(wings) for unit, wings in WINGS.items()}
+
+
 def unit_of(module: str) -> str:
     """Return the unit a module belongs to: the name after `backyfs`; empty for the package itself."""
-    return module.split(".")[1] if "." in module else ""
+    return _part(module, 1)
+
+
+def wing_of(module: str) -> str:
+    """Return the wing of its unit that a module belongs to; empty for the unit itself."""
+    return _part(module, 2)
+
+
+def _part(module: str, number: int) -> str:
+    parts = module.split(".")
+    return parts[number] if number < len(parts) else ""
 
 
 def imports_of(source: str) -> set[str]:
@@ -81,6 +115,17 @@ def imports_of(source: str) -> set[str]:
     return names
 
 
+def modules_in(source: str) -> set[str]:
+    """Return the modules of the package that a source imports, without the packages that a module is imported from."""
+    names = imports_of(source) & MODULES.keys()
+    taken_from = {
+        node.module
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and any(f"{node.module}.{alias.name}" not in MODULES for alias in node.names)
+    }
+    return {name for name in names if name in taken_from or not any(other.startswith(f"{name}.") for other in names)}
+
+
 def faults_of(module: str, source: str) -> list[str]:
     """Return what a module imports and should not."""
     unit = unit_of(module)
@@ -88,26 +133,28 @@ def faults_of(module: str, source: str) -> list[str]:
     for name in sorted(imports_of(source)):
         library = name.split(".")[0]
         if library == "backyfs":
-            if name in MODULES and not _may_import(unit, name):
+            if name in MODULES and not _may_import(module, name):
                 faults.append(name)
         elif library in OWNERS and unit not in OWNERS[library]:
             faults.append(name)
     return faults
 
 
-def _may_import(unit: str, name: str) -> bool:
-    other = unit_of(name)
-    if other in {unit, ""}:
+def _may_import(module: str, name: str) -> bool:
+    unit, other = unit_of(module), unit_of(name)
+    if other == unit:
+        return unit not in WINGS or _is_below(module, name, WING_FLOOR[unit])
+    if other == "":
         return True
-    if unit == "":
+    if unit == "" or FLOOR[other] >= FLOOR[unit]:
         return False
-    if (unit, name) in EXCEPTIONS or (name == f"backyfs.{other}" and (unit, other) in _PARENTS):
-        return True
-    return FLOOR[other] < FLOOR[unit]
+    only = ONLY.get((unit, other))
+    return only is None or only == name or only.startswith(f"{name}.")  # Python imports the packages it is in
 
 
-# The package of an exception, which Python imports with it: it is empty.
-_PARENTS = {(unit, unit_of(name)) for unit, name in EXCEPTIONS}
+def _is_below(module: str, name: str, floors: dict[str, int]) -> bool:
+    wing, other = wing_of(module), wing_of(name)
+    return other in {wing, ""} or (wing != "" and floors[other] < floors[wing])
 
 
 def imported_by(program: str) -> set[str]:
@@ -121,6 +168,16 @@ def imported_by(program: str) -> set[str]:
 
 def test_every_module_has_its_floor() -> None:
     assert {unit_of(module) for module in MODULES} - {""} <= FLOOR.keys()
+
+
+@pytest.mark.parametrize("unit", sorted(WINGS))
+def test_every_module_has_its_wing(unit: str) -> None:
+    assert {wing_of(module) for module in MODULES if unit_of(module) == unit} - {""} == WING_FLOOR[unit].keys()
+
+
+def test_no_module_imports_itself_over_others() -> None:
+    order = TopologicalSorter({module: modules_in(file.read_text(encoding="utf-8")) for module, file in MODULES.items()})
+    order.prepare()  # raises CycleError, which names the modules
 
 
 def test_modules_behind_symbolic_links_are_looked_at() -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from backyfs.config import FileIoConfig, IoConfig
 from backyfs.errors import SourceError
 from backyfs.geometry import Extent
-from backyfs.sources import open_source
 from backyfs.sources.limits import LimitedSource
 from backyfs.sources.null import NullSource, size_of
+from backyfs.sources.opening import open_source
 
 MIB = 1 << 20
 LENGTH = 9 * MIB + 700  # the pattern comes again, and the last sector is not whole

@@ -18,7 +18,7 @@ from backyfs.metadata.records.jobs import list_live_jobs, this_process
 from backyfs.metadata.schema.schema import create_file, create_tables
 from backyfs.model import NoProgress
 from backyfs.work import job as job_module
-from backyfs.work import progress as telling
+from backyfs.work import progress
 from backyfs.work.job import Job
 from backyfs.work.pace import Pace, short_time
 from tests.repositories import PATIENCE_S
@@ -79,7 +79,7 @@ class Recorded(NoProgress):
 
 def test_a_tracked_progress_is_shown_and_kept(database, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(telling.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     job = Job(database, "backup disk")
     shown = Recorded()
     tracked = job.track(shown)
@@ -141,15 +141,15 @@ def test_titles_of_backy2_are_known_still(title):
 
 def test_the_title_follows_and_comes_back(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(telling.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     before = getproctitle()
-    progress = title_progress("backyfs", NoProgress())
-    progress.start("Backing up a\nb", 100 * MIB)
+    title = title_progress("backyfs", NoProgress())
+    title.start("Backing up a\nb", 100 * MIB)
     assert getproctitle() == "backyfs [Backing up a\\x0ab (0.0%)]"
     now[0] += 2
-    progress.advance(50 * MIB)
+    title.advance(50 * MIB)
     assert getproctitle() == "backyfs [Backing up a\\x0ab (50.0% 25.0MiB/s ETA 2s)]"
-    progress.stop()
+    title.stop()
     assert getproctitle() == before
 
 

@@ -15,7 +15,7 @@ from backyfs.errors import InterruptedByUser, SourceError, StorageError, WrongSt
 from backyfs.geometry import Extent
 from backyfs.metadata.db.tables import blobs, versions
 from backyfs.model import Deduplication, VersionStatus
-from backyfs.sources import open_source
+from backyfs.sources.opening import open_source
 from tests.audit import audit, count_blobs
 from tests.images import random_bytes, random_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte

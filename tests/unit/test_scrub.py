@@ -19,7 +19,7 @@ from backyfs.metadata.db.tables import blob_checks, blobs, damaged_versions, sta
 from backyfs.metadata.records.jobs import list_live_jobs, this_process
 from backyfs.metadata.records.versions import list_versions, set_status, version_with_uid
 from backyfs.model import VersionStatus
-from backyfs.sources import open_source
+from backyfs.sources.opening import open_source
 from tests.audit import count_blobs, count_jobs, doom
 from tests.images import random_bytes, random_image, sparse_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte, incomplete_copy, remove_version, truncate

@@ -18,10 +18,11 @@ import pytest
 from backyfs.config import FileIoConfig
 from backyfs.errors import SourceError, TargetError
 from backyfs.geometry import Extent
-from backyfs.sources import open_source
-from backyfs.sources.change import ChangeKind, check_size
+from backyfs.sources.change import ChangeKind
 from backyfs.sources.file import FileSource
 from backyfs.sources.limits import LimitedSource
+from backyfs.sources.opening import open_source
+from backyfs.sources.protocol import check_size
 from backyfs.targets.file import FileTarget
 from tests.images import random_bytes, random_image, sparse_image
 

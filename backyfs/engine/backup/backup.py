@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from backyfs.metadata.db.database import Connection
     from backyfs.model import Progress, VersionUid
     from backyfs.repository import Repository
-    from backyfs.sources import Source
     from backyfs.sources.change import SourceWarning
+    from backyfs.sources.protocol import Source
 
 _log = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from backyfs.metadata.records.stats import BackupStatistics
     from backyfs.model import BlobId, BlobUid, Progress, SavedBlob, Version
     from backyfs.repository import Repository
-    from backyfs.sources import Source
+    from backyfs.sources.protocol import Source
     from backyfs.work.job import Job
 
 _RUN_BYTES = 4 << 20      # small blocks are read and stored in runs of so many bytes, and

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from backyfs.engine.backup.plan import Plan
     from backyfs.model import Blob, PageNumber, Version
     from backyfs.repository import Repository
-    from backyfs.sources import Source
+    from backyfs.sources.protocol import Source
 
 _AT_THE_START = 5  # most programs that write to a disk change something there
 _AT_RANDOM = 5     # and the next data of the source after each: of a large image, most blocks are holes

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from backyfs.engine.catalog.freshpages import FreshPage, FreshPages
     from backyfs.geometry import BlockRun
     from backyfs.model import BlobUid, SavedBlob
-    from backyfs.sources import Source
+    from backyfs.sources.protocol import Source
 
 
 @dataclass(frozen=True, slots=True)

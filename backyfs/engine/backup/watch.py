@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from backyfs.sources.change import check_size
+from backyfs.sources.protocol import check_size
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from backyfs.sources import Source
     from backyfs.sources.change import SourceWarning
+    from backyfs.sources.protocol import Source
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from backyfs.metadata.maps.blockmap import HOLE, page_entries
 from backyfs.metadata.records.blobs import load_blobs
 from backyfs.model import BlobId, BlockIndex, DamagedRange, PageNumber
 from backyfs.ranges import ranges
-from backyfs.sources.change import check_size
+from backyfs.sources.protocol import check_size
 from backyfs.work.window import Window, default_workers
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from backyfs.model import Blob, Progress, Version
     from backyfs.repository import Repository
-    from backyfs.sources import Source
+    from backyfs.sources.protocol import Source
     from backyfs.work.job import Job
 
 _RUN_BYTES = 4 << 20

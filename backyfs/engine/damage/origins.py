@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from backyfs.model import Blob, Buffer, Version
     from backyfs.repository import Repository
-    from backyfs.sources import Source
+    from backyfs.sources.protocol import Source
 
 _RUN_BYTES = 4 << 20  # of an image that is searched are read at once
 _PROBE = b"fingerprints of this are equal where those of all other bytes are"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from backyfs.engine.damage.origins import Origin
     from backyfs.model import Blob, Buffer, DamagedRange, Progress, Version, VersionUid
     from backyfs.repository import Repository
-    from backyfs.sources import Source
+    from backyfs.sources.protocol import Source
 
 _PLACES = 16             # of a blob are looked at
 _FLUSH_BYTES = 64 << 20  # rows are changed when so much was stored, or

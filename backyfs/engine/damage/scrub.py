@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from backyfs.model import DamagedRange, Progress, Version, VersionUid
     from backyfs.repository import Repository
-    from backyfs.sources import Source
+    from backyfs.sources.protocol import Source
 
 _ALL = 100  # percent
 

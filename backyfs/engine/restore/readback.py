@@ -9,7 +9,7 @@ from backyfs.images.parts import PartLoader
 if TYPE_CHECKING:
     from backyfs.blocks import BlockStore
     from backyfs.images.runs import BlockPart
-    from backyfs.targets import ReadableTarget
+    from backyfs.targets.protocol import ReadableTarget
 
 
 class ReadBack:

@@ -24,7 +24,8 @@ from backyfs.host.loops import find_loop
 from backyfs.host.occupants import lock, use_of
 from backyfs.model import NoProgress
 from backyfs.ownfiles import find_own
-from backyfs.targets import STDOUT, ReadableTarget, open_target, target_path
+from backyfs.targets.opening import STDOUT, open_target, target_path
+from backyfs.targets.protocol import ReadableTarget
 from backyfs.work.job import Job
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from backyfs.model import DamagedRange, Progress, Version
     from backyfs.repository import Repository
-    from backyfs.targets import Target
+    from backyfs.targets.protocol import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

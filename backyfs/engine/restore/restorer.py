@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from backyfs.images.runs import BlockPart, Run
     from backyfs.model import BlobId, Progress, Version
     from backyfs.repository import Repository
-    from backyfs.targets import Target
+    from backyfs.targets.protocol import Target
     from backyfs.work.job import Job
 
 _ABSENT = "never backed up: the version is incomplete"
