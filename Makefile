@@ -3,38 +3,45 @@
 # Every target brings its own set-up. With PYTHON=python3.12 (or a path) that interpreter makes .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test demo lint bench soak orders lock clean
+.PHONY: help venv test quick demo lint bench soak orders lock clean
 
-python := .venv/bin/python
-ready  := .venv/.ready
+python  := .venv/bin/python
+ready   := .venv/.ready
+testing := .venv/.ready-tests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | \
 		while IFS='|' read -r name does; do printf '  make %-6s %s\n' "$$name" "$$does"; done
 
-venv: $(ready) ## set up: missing Debian packages and .venv
+venv: $(ready) ## set up .venv with backyfs, and missing Debian packages (two minutes)
 
-# The script writes the stamp itself, as its last step.
-$(ready): pyproject.toml contrib/setup.sh requirements/build.txt requirements/dev.txt
+# The script writes the stamps itself, as its last step.
+$(ready): pyproject.toml contrib/setup.sh requirements/build.txt requirements/run.txt
 	@contrib/setup.sh
 
-test: lint ## set up, check the code, run the whole test suite
-	$(python) -m pytest
+$(testing): pyproject.toml contrib/setup.sh requirements/build.txt requirements/dev.txt
+	@contrib/setup.sh tests
 
-demo: $(ready) ## set up, then back up, mount and compare a small disk image
+test: lint ## set up what tests need, check the code, run all tests
+	$(python) -m pytest $(PARALLEL)
+
+quick: $(testing) ## check the code, run the fast tests: a minute
+	@contrib/quick.sh
+
+demo: $(ready) ## set up, then back up, mount and compare a small disk image (ten seconds)
 	@contrib/demo.sh
 
-lint: $(ready) ## ruff and mypy
+lint: $(testing) ## ruff and mypy
 	$(python) -m ruff check
 	$(python) -m mypy
 
-bench: $(ready) ## measure backyfs against references (twelve minutes, 12 GiB of disk)
+bench: $(testing) ## measure backyfs against references (twelve minutes, 12 GiB of disk)
 	$(python) -m benchmarks
 
-soak: $(ready) ## twenty minutes of backups, cleanups and mounts that are killed (SOAK_MINUTES=20)
+soak: $(testing) ## twenty minutes of backups, cleanups and mounts that are killed (SOAK_MINUTES=20)
 	$(python) -m tests.soak
 
-orders: $(ready) ## every order in which three commands that delete can meet (hours)
+orders: $(testing) ## every order in which three commands that delete can meet (hours)
 	EVERY_ORDER=1 $(python) -m pytest tests/fault/test_interleaved_cleanup.py
 
 lock: ## move requirements/*.txt to the newest releases (PACKAGE=name: only that one)

@@ -27,5 +27,5 @@ compile() {
 # What compiles packages that have no wheel (pyfuse3) and backyfs itself: installed first, so that no build fetches more.
 printf '%s\n' 'Cython' 'setuptools>=78.1.1' 'setuptools_scm>=8.0' >"$scratch/build.in"
 compile --no-annotate "$scratch/build.in" -o requirements/build.txt
-compile pyproject.toml -o requirements/run.txt
+compile --extra postgresql --extra mysql pyproject.toml -o requirements/run.txt
 compile --extra dev --constraint requirements/build.txt pyproject.toml -o requirements/dev.txt

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Set up a checkout: the Debian packages that are missing, and .venv with backyfs installed in it.
 #
-# `make venv` runs this. Packages are installed only if some are missing, by root or by sudo without a
-# password; otherwise the administrator's command is printed and the set-up goes on without them. It fails
-# only if .venv cannot be made. Mirrors and proxies are those of the environment.
+#   contrib/setup.sh          what a user needs: `make venv` and `make demo` run this
+#   contrib/setup.sh tests    also what the tests need, servers included: `make test` runs this
+#
+# Packages are installed only if some are missing, by root or by sudo without a password; otherwise the
+# administrator's command is printed and the set-up goes on without them. It fails only if .venv cannot be
+# made. Mirrors and proxies are those of the environment.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=.venv
-ready=$venv/.ready
 candidates=${PYTHON:-python3 python3.13 python3.12 python3.11}
 early_log=$(mktemp)  # until there is a .venv to keep it in
 log=$early_log
@@ -18,9 +20,11 @@ trap 'rm -f "$early_log"' EXIT
 packages=(
     gcc libc6-dev libfuse3-dev pkg-config  # pyfuse3 is compiled here
     fuse3                                  # to mount without being root
-    e2fsprogs mount util-linux             # images and loop mounts of the tests and the demo
+    e2fsprogs mount util-linux             # the image of the demo, and loop mounts
+)
+test_packages=(
     make zstd                              # zstd: what the benchmarks compare with
-    fdisk gdisk parted                     # partition tables of the tests
+    fdisk gdisk parted                     # partition tables
     xfsprogs btrfs-progs dosfstools ntfs-3g squashfs-tools erofs-utils lvm2 cryptsetup-bin  # what is put into images
     attr systemd                           # getfattr; systemd-analyze looks at the units
     qemu-utils                             # locks images as virtual machines do
@@ -29,8 +33,21 @@ packages=(
     postgresql mariadb-server-core mariadb-client-core
 )
 
+case ${1:-} in
+    "") requirements=requirements/run.txt ready=$venv/.ready ;;
+    tests)
+        requirements=requirements/dev.txt ready=$venv/.ready-tests
+        packages+=("${test_packages[@]}")
+        ;;
+    *)
+        printf 'usage: contrib/setup.sh [tests]\n' >&2
+        exit 2
+        ;;
+esac
+
+# Each line says how long all of it has taken so far.
 say() {
-    printf 'setup: %s\n' "$*"
+    printf 'setup: %s (%d s)\n' "$*" "$SECONDS"
 }
 
 fail() {
@@ -98,7 +115,7 @@ install_packages() {
         say "only an administrator can install them: sudo apt-get install --no-install-recommends $*"
         return
     fi
-    say "installing $*"
+    say "installing Debian packages, which takes up to a few minutes: $*"
     quietly as_root "${apt[@]}" update || say "the package lists could not be brought up to date"
     quietly as_root "${apt[@]}" install --no-install-recommends "$@" ||
         say "not all packages could be installed; try: apt-get install --no-install-recommends $*"
@@ -141,7 +158,7 @@ make_environment() {
 install_python() {
     local pip=("$venv/bin/python" -m pip install -q --disable-pip-version-check --no-input)
     quietly "${pip[@]}" --require-hashes --only-binary :all: -r requirements/build.txt &&
-        quietly "${pip[@]}" --require-hashes --no-build-isolation -r requirements/dev.txt &&
+        quietly "${pip[@]}" --require-hashes --no-build-isolation -r "$requirements" &&
         quietly "${pip[@]}" --no-deps --no-build-isolation -e .
 }
 
@@ -151,11 +168,14 @@ main() {
     rm -f "$ready"
     log=$venv/setup.log
     cp "$early_log" "$log"
-    say "installing backyfs and its development tools into $venv"
+    say "installing backyfs and the packages of $requirements into $venv, which takes about a minute"
     install_python ||
         fail "pip could not install backyfs; the reason is above, all of it is in $log"
     touch "$ready"
+    if [ "${1:-}" = tests ]; then  # which is more than a user needs
+        touch "$venv/.ready"
+    fi
     say "done"
 }
 
-main
+main "$@"

@@ -184,7 +184,7 @@ def find_program(name: str, *directories: str) -> str:
     """
     found = shutil.which(name, path=os.pathsep.join([*directories, os.environ.get("PATH", os.defpath)]))
     if found is None:
-        raise ServerMissingError(f"{name} is not installed; `make venv` installs it")
+        raise ServerMissingError(f"{name} is not installed; `contrib/setup.sh tests` installs it")
     return found
 
 

@@ -118,12 +118,11 @@ def imports_of(source: str) -> set[str]:
 def modules_in(source: str) -> set[str]:
     """Return the modules of the package that a source imports, without the packages that a module is imported from."""
     names = imports_of(source) & MODULES.keys()
-    taken_from = {
-        node.module
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ImportFrom) and any(f"{node.module}.{alias.name}" not in MODULES for alias in node.names)
-    }
-    return {name for name in names if name in taken_from or not any(other.startswith(f"{name}.") for other in names)}
+    parents = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and all(f"{node.module}.{alias.name}" in MODULES for alias in node.names):
+            parents.add(node.module)
+    return names - parents
 
 
 def faults_of(module: str, source: str) -> list[str]:
@@ -176,7 +175,8 @@ def test_every_module_has_its_wing(unit: str) -> None:
 
 
 def test_no_module_imports_itself_over_others() -> None:
-    order = TopologicalSorter({module: modules_in(file.read_text(encoding="utf-8")) for module, file in MODULES.items()})
+    sources = {module: file.read_text(encoding="utf-8") for module, file in MODULES.items()}
+    order = TopologicalSorter({module: modules_in(source) for module, source in sources.items()})
     order.prepare()  # raises CycleError, which names the modules
 
 
