@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def random_bytes(size: int, seed: int = 0) -> bytes:
+def random_bytes(size: int, seed: float = 0) -> bytes:
     """Return bytes that do not compress; the same ones for the same seed."""
     return random.Random(seed).randbytes(size)
 

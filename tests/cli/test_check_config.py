@@ -34,7 +34,7 @@ def found(call):
     def found():
         status, out, err = call("--json", "check-config")
         assert err == ""
-        results = {}
+        results: dict[str, list[tuple[str, str]]] = {}
         for row in json.loads(out):
             results.setdefault(row["check"], []).append((row["grade"], row["message"]))
         return status, results
@@ -249,7 +249,7 @@ def test_a_key_that_others_can_read_is_a_warning(config):
 
 def found_quietly(config):
     report = check_configuration(str(config), {}, now=datetime.now(UTC))
-    results = {}
+    results: dict[str, list[tuple[str, str]]] = {}
     for one in report.findings:
         results.setdefault(one.check, []).append((one.grade.value, one.message))
     return report.exit_status, results

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,13 +23,13 @@ def call(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     config = make_repository(tmp_path / "repository")
     (tmp_path / "here").mkdir()
 
-    def call(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    def call(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command in an empty directory, in which it leaves nothing."""
         command = [BACKYFS, "-c", str(config), *words]
         streams = options or {"capture_output": True}
         done = subprocess.run(command, check=False, text=True, cwd=tmp_path / "here", **streams)
         assert list((tmp_path / "here").iterdir()) == []
-        return done  # type: ignore[no-any-return]
+        return done
 
     return call
 

@@ -47,11 +47,11 @@ def call(place, capfd):
     """Run a command on the repository; return status, stdout and stderr."""
 
     def call(*words, config="repository/backyfs.cfg"):
-        words = ["-c", str(place / config), *words]
+        arguments = ["-c", str(place / config), *words]
         if {"mount", "attach"} & {*words}:  # they leave a process behind, which is nobody's child when they have ended
-            status = subprocess.run([BACKYFS, *words], check=False).returncode
+            status = subprocess.run([BACKYFS, *arguments], check=False).returncode
         else:
-            status = run(words)
+            status = run(arguments)
         captured = capfd.readouterr()
         return status, captured.out, captured.err
 

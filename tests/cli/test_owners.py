@@ -13,7 +13,8 @@ import pytest
 
 from backyfs.metadata.db.database import Database
 from backyfs.metadata.records.versions import list_versions
-from tests.cli.test_every_command import CASES, by_words, place
+from tests.cli.cases import CASES
+from tests.cli.test_every_command import by_words, place
 from tests.images import random_image
 from tests.repositories import BLOCK, make_repository
 from tests.upgrade.reference import Reference

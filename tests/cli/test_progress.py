@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 
-from backyfs.cli import progress as module
 from backyfs.cli.progress import LogProgress
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from backyfs.cli.main import run
 from backyfs.config import load_config
-from backyfs.keys.slots import Cost
+from backyfs.keys.passphrase import Cost
 from backyfs.repository import open_repository
 from tests.images import random_image
 from tests.repositories import BLOCK, make_repository, opened

@@ -276,7 +276,7 @@ def test_equal_blocks_are_neither_written_nor_read_from_the_storage(call, reposi
     out.write_bytes(there)
     for index in (0, 1, 2, 4, 5, 6, 7, 16, 17, 18, 19):
         file_of(repository, blob_of(repository, version, index)).unlink()
-    written = []
+    written: list[int] = []
     monkeypatch.setattr(FileTarget, "write", _noting(written, FileTarget.write))
     monkeypatch.setattr(FileTarget, "write_zeros", _noting(written, FileTarget.write_zeros))
     status, text, _ = call("--json", "restore", "--differential", version.uid, out)
@@ -390,10 +390,15 @@ def test_blocks_without_a_fingerprint_are_verified_with_those_of_the_storage(
 
 
 def test_what_is_read_back_comes_from_the_disk(repository, version, out, monkeypatch):
-    calls = []
+    calls: list[object] = []
+
+    def is_zeros(*_):
+        calls.append("read")
+        return True
+
     monkeypatch.setattr(os, "fsync", lambda _number: calls.append("fsync"))
     monkeypatch.setattr(os, "posix_fadvise", lambda _number, *words: calls.append(words))
-    monkeypatch.setattr(FileTarget, "is_zeros", lambda *_: calls.append("read") or True)
+    monkeypatch.setattr(FileTarget, "is_zeros", is_zeros)
     restore(repository, version, str(out), options=RestoreOptions(verify=True))
     assert calls.index((0, 0, os.POSIX_FADV_DONTNEED)) < calls.index("read")
     assert "fsync" in calls[: calls.index((0, 0, os.POSIX_FADV_DONTNEED))]
@@ -402,7 +407,12 @@ def test_what_is_read_back_comes_from_the_disk(repository, version, out, monkeyp
 def test_an_interruption_while_it_verifies_says_that_all_is_written(repository, version, out, monkeypatch):
     came = []
     drop_cache = FileTarget.drop_cache
-    monkeypatch.setattr(FileTarget, "drop_cache", lambda self: (drop_cache(self), came.append(True)))
+
+    def drop_and_interrupt(self):
+        drop_cache(self)
+        came.append(True)
+
+    monkeypatch.setattr(FileTarget, "drop_cache", drop_and_interrupt)
     with pytest.raises(InterruptedByUser, match=r"^interrupted: everything is written, and not all "):
         restore(repository, version, str(out), options=RestoreOptions(verify=True), stop=lambda: bool(came))
     assert out.read_bytes() == CONTENT
@@ -634,6 +644,7 @@ def test_a_reader_who_reads_nothing_does_not_keep_it_from_ending(config, reposit
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 130
+        assert process.stderr is not None
         assert b"interrupted" in process.stderr.read()
 
 

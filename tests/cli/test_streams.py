@@ -116,6 +116,7 @@ def test_a_pipe_that_does_not_block_gets_all():
         "print('x' * 1_000_000, flush=True)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
         end = time.monotonic() + DEADLINE_S
         capacity = fcntl.fcntl(process.stdout, fcntl.F_GETPIPE_SZ)
         while int.from_bytes(fcntl.ioctl(process.stdout, termios.FIONREAD, bytes(4)), sys.byteorder) < capacity:

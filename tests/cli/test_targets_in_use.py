@@ -106,6 +106,8 @@ def bound(source, place):
 def running(*words, until):
     """Run a program until it has printed a line with this; it ends at the end of its stdin."""
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             assert any(until in line for line in process.stdout), "it ended"
             yield process
@@ -119,6 +121,8 @@ def qemu(path, *options):
     with subprocess.Popen(
         ["qemu-io", *options, "-f", "raw", str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             process.stdin.write("read 0 512\n")
             process.stdin.flush()

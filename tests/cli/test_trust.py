@@ -64,7 +64,7 @@ def refusal(config, *words):
 
 def found_by_check(config):
     done = backyfs(config, "--json", "check-config")
-    results = {}
+    results: dict[str, list[tuple[str, str]]] = {}
     for row in json.loads(done.stdout):
         results.setdefault(row["check"], []).append((row["grade"], row["message"]))
     return done.returncode, results

@@ -798,9 +798,15 @@ def test_a_database_that_is_not_empty_is_refused(repository: Repository, version
 def test_a_recovery_that_did_not_end_begins_anew_and_until_then_nobody_takes_it_for_a_repository(
     repository: Repository, versions: list[Version], config: Path, target: str
 ) -> None:
-    asked: list[bool] = []
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 5
+
     with pytest.raises(InterruptedByUser, match="run the same command again"):
-        recovered(repository, target, stop=lambda: bool(asked.append(True)) or len(asked) > 5)
+        recovered(repository, target, stop=stop)
     with closing(Database(target)) as database:
         assert database.schema().revision == RECOVERING
         with pytest.raises(SchemaError, match=r"is being rebuilt by `backyfs recover`, or was and that did not end"):

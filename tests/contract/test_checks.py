@@ -38,6 +38,7 @@ from backyfs.model import (
 from tests.audit import doom
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
 
     from backyfs.metadata.db.database import Connection
 
@@ -64,7 +65,7 @@ def new_blobs(connection: Connection, count: int, *, fingerprint: bytes | None =
     return sorted(insert_blobs(connection, records, NOW).values())
 
 
-def new_version(connection: Connection, *pages: list[int]) -> Version:
+def new_version(connection: Connection, *pages: Sequence[int]) -> Version:
     """Make a valid version with these blobs at the beginning of its pages, and holes."""
     version = create_version(
         connection, name="disk", snapshot_name="", size_bytes=len(pages) * PAGE, created_at=NOW
@@ -79,7 +80,8 @@ def new_version(connection: Connection, *pages: list[int]) -> Version:
 
 
 def status(connection: Connection, version: Version) -> str:
-    return connection.execute(select(versions.c.status).where(versions.c.id == version.id)).scalar_one()
+    found: str = connection.execute(select(versions.c.status).where(versions.c.id == version.id)).scalar_one()
+    return found
 
 
 def checked(connection: Connection, **days_ago: int) -> None:
@@ -145,7 +147,7 @@ def test_checks_are_recorded_and_marks_follow(connection: Connection) -> None:
     ids = new_blobs(connection, 3)
     known = load_blobs(connection, ids)
     recorded = record_checks(connection, [ids[0], ids[1]], [known[ids[2]]], NOW)
-    assert (recorded.damaged, recorded.repaired) == ({ids[2]}, 0)
+    assert (recorded.damaged, recorded.repaired) == (frozenset({ids[2]}), 0)
     rows = connection.execute(select(blob_checks).order_by(blob_checks.c.blob_id)).all()
     assert rows == [(blob_id, NOW) for blob_id in ids]
     assert known_damage(connection) == {ids[2]}

@@ -22,6 +22,7 @@ from backyfs.metadata.records.identity import Identity, add_key_slot, save_ident
 from backyfs.metadata.records.jobs import register_job, remove_job, this_process
 from backyfs.metadata.records.stats import insert_statistics_records
 from backyfs.metadata.records.versions import insert_version, list_versions
+from backyfs.metadata.schema.rowcopy import copy_rows
 from backyfs.metadata.schema.schema import create_file, create_tables, differences
 from backyfs.model import (
     BlobRecord,
@@ -309,8 +310,6 @@ def test_a_job_on_the_source_is_named_and_refuses_the_copy(source: str, target: 
 def test_a_copy_that_fails_half_way_leaves_the_target_empty(
     source: str, target: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    copy_rows = database_copy.copy_rows
-
     def fail_after_blobs(reading: Any, writing: Any, table: Any) -> tuple[int, bytes]:
         copied = copy_rows(reading, writing, table)
         if table is version_pages:
@@ -335,8 +334,6 @@ def test_a_copy_that_fails_half_way_leaves_the_target_empty(
 def test_a_copy_that_differs_is_noticed_and_taken_away(
     source: str, target: str, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    copy_rows = database_copy.copy_rows
-
     def damage_blobs(reading: Any, writing: Any, table: Any) -> tuple[int, bytes]:
         copied = copy_rows(reading, writing, table)
         if table is blobs:

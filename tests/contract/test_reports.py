@@ -105,7 +105,7 @@ def make_version(
 def expected(maps: list[tuple[list[int], int]], odd: dict[int, int]) -> list[tuple[int, ...]]:
     """Return real, null, own, others, individual, share and freed, by the definitions, one version after the other."""
     total = Counter(entry for entries, _ in maps for entry in entries if entry > 0)
-    rows = []
+    rows: list[tuple[int, ...]] = []
     for entries, end in maps:
         own = Counter(entry for entry in entries if entry > 0)
         size = {blob: odd.get(blob, BLOCK) for blob in own}

@@ -403,9 +403,9 @@ def test_the_marker_of_a_storage_names_its_repository(storage: Storage) -> None:
     assert read_marker(storage) is None
     assert put_first_marker(storage, "12345678-aaaa")
     assert not put_first_marker(storage, "another")
-    assert read_marker(storage) == {"12345678-aaaa"}
+    assert read_marker(storage) == frozenset({"12345678-aaaa"})
     replace_marker(storage, "one", "two")
-    assert read_marker(storage) == {"one", "two"}
+    assert read_marker(storage) == frozenset({"one", "two"})
 
 
 @pytest.mark.parametrize(

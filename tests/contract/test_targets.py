@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -337,8 +337,9 @@ class _Configured:
     ("limit", "kinds"), [(None, (FileTarget, NullTarget)), (2, (LimitedReadableTarget, LimitedTarget))]
 )
 def test_a_target_is_limited_where_its_section_says_so(tmp_path, limit, kinds):
+    config: Any = _Configured(limit)
     for uri, expected in zip((f"file://{tmp_path}/out", "null://"), kinds, strict=True):
-        target = open_target(uri, SIZE, _Configured(limit))
+        target = open_target(uri, SIZE, config)
         assert type(target) is expected
         target.close()
 

@@ -17,7 +17,7 @@ FILES = ("build.txt", "run.txt", "dev.txt")
 def pinned(file: str) -> dict[str, tuple[Requirement, list[str]]]:
     """Return the requirements of a file by name, each with its hashes."""
     text = (ROOT / "requirements" / file).read_text().replace("\\\n", " ")
-    found = {}
+    found: dict[str, tuple[Requirement, list[str]]] = {}
     for line in text.splitlines():
         if line and not line.lstrip().startswith("#"):
             requirement = Requirement(line.split(" --hash=")[0].strip())

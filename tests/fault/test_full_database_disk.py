@@ -290,7 +290,7 @@ def test_a_limit_on_the_size_of_files_is_told_as_such(tmp_path: Path, image: Pat
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))
 
-    words = [BACKYFS, "-c", config, "--json"]
+    words = [BACKYFS, "-c", str(config), "--json"]
     read = subprocess.run([*words, "ls"], capture_output=True, text=True, check=False, preexec_fn=limit)
     assert read.returncode == 0, read.stderr
     wrote = subprocess.run(

@@ -62,7 +62,7 @@ def test_a_full_disk(tmp_path: Path, disk: Path, database_is_there: bool) -> Non
     # The interrupted version, and what it stored, go.
     with opened(config) as repository:
         audit(repository)
-    ls = [BACKYFS, "-c", config, "-m", "-s", "ls", "large"]
+    ls = [BACKYFS, "-c", str(config), "-m", "-s", "ls", "large"]
     for line in subprocess.run(ls, capture_output=True, text=True, check=True).stdout.splitlines():
         uid = line.split("|")[5]
         assert run(config, "rm", "--force", uid) == (0, "")

@@ -36,7 +36,7 @@ from backyfs.metadata.maps.blockmap import ABSENT, commit_page, load_page, page_
 from backyfs.metadata.records.blobs import load_blobs
 from backyfs.metadata.records.versions import list_versions, set_status
 from backyfs.metadata.upkeep.migration import Outdated
-from backyfs.model import PageNumber, VersionStatus
+from backyfs.model import BlobId, PageNumber, VersionStatus
 from backyfs.sources.opening import open_source
 from backyfs.storage import directory
 from backyfs.storage.directory import DirectoryStorage
@@ -194,7 +194,7 @@ class Subject:
                 content = b""
                 count = version.size_bytes // BLOCK
                 for number in map(PageNumber, range(page_count(count))):
-                    entries = page_entries(connection, version, number, count)
+                    entries = [*map(BlobId, page_entries(connection, version, number, count))]
                     known = load_blobs(connection, {*entries})
                     content += b"".join(load_block(repository.blocks, known[entry]) for entry in entries)
                 assert content == self._images[version.name]

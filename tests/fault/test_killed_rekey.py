@@ -18,7 +18,7 @@ from backyfs.metadata.db.database import Database
 from backyfs.metadata.records import wrapped_keys
 from backyfs.metadata.records.blobs import load_blobs
 from backyfs.metadata.records.identity import list_key_slots
-from backyfs.model import KeySource
+from backyfs.model import BlobId, KeySource
 from backyfs.repository import open_repository
 from tests.fault.everystep import killed_at
 from tests.repositories import make_repository, opened
@@ -62,7 +62,7 @@ class Subject:
         digest = hashlib.sha256()
         with open_repository(config) as repository, repository.database.read() as connection:
             for batch in wrapped_keys.wrapped_keys(connection):
-                for blob in load_blobs(connection, [row.blob_id for row in batch]).values():
+                for blob in load_blobs(connection, [BlobId(row.blob_id) for row in batch]).values():
                     digest.update(repository.blocks.keyring.unwrap(blob.wrapped_key))
         return digest.hexdigest()
 

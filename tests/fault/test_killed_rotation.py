@@ -11,6 +11,7 @@ import pytest
 from backyfs.engine.secrets.rotation import rotate_repository_key
 from backyfs.metadata.records import wrapped_keys
 from backyfs.metadata.records.blobs import load_blobs
+from backyfs.model import BlobId
 from backyfs.repository.keyring import configured_secret
 from tests.fault.everystep import Stored, fail_at_every_statement, kill_at_every_statement
 from tests.images import random_image
@@ -43,7 +44,7 @@ class Rotation:
         with opened(self._config) as repository, repository.database.read() as connection:
             keyring = repository.blocks.keyring
             for batch in wrapped_keys.wrapped_keys(connection):
-                for blob in load_blobs(connection, [row.blob_id for row in batch]).values():
+                for blob in load_blobs(connection, [BlobId(row.blob_id) for row in batch]).values():
                     digest.update(keyring.unwrap(blob.wrapped_key))
             return keyring.repository_key, digest.hexdigest(), keyring.fingerprint_key
 

@@ -14,9 +14,9 @@ import click
 import zstandard
 
 from backyfs.catalog.index import unpack_index
-from backyfs.catalog.objects import INDEX_NAME, Kind, Seal, pack_object, page_name, version_name
+from backyfs.catalog.objects import INDEX_NAME, REPOSITORY_NAME, Kind, Seal, pack_object, page_name, version_name
 from backyfs.catalog.pages import unpack_page
-from backyfs.catalog.repository import REPOSITORY_NAME, open_repository_object, read_open_part
+from backyfs.catalog.repository import open_repository_object, read_open_part
 from backyfs.catalog.versions import unpack_version
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.sizes import Size

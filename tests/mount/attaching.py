@@ -183,7 +183,7 @@ def with_forged_names(image: Path, path: Path, names: dict[bytes, bytes]) -> Pat
     return path
 
 
-def _lvm_checksum(data: bytes) -> int:
+def _lvm_checksum(data: bytes | bytearray) -> int:
     return zlib.crc32(data, 0xF597A6CF ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
 
 

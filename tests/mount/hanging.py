@@ -26,7 +26,7 @@ def hanging(files: Sequence[Path], place: Path) -> Iterator[Callable[[], None]]:
         server = process_of(at)
         for file, uid in zip(files, uids, strict=True):
             subprocess.run(["mount", "--bind", at / "by_version_uid" / uid / "data", file], check=True)
-            undone.callback(subprocess.run, ["umount", "-l", file], check=True)
+            undone.callback(subprocess.run, ["umount", "-l", str(file)], check=True)
         undone.callback(os.kill, server, signal.SIGCONT)
         os.kill(server, signal.SIGSTOP)
         yield lambda: os.kill(server, signal.SIGCONT)

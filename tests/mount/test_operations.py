@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -121,9 +122,9 @@ def mounted(repository: Repository) -> Iterator[Mount]:
         yield mount_of(repository, job)
 
 
-def mount_of(repository: Repository, job: Job, **settings: int) -> Mount:
-    settings = {"cache_bytes": 64 * BLOCK, "read_ahead_bytes": 0, **settings}
-    return Mount(repository, Operations(Contents(repository, job, Settings(workers=2, **settings))))
+def mount_of(repository: Repository, job: Job, *, read_ahead_bytes: int = 0) -> Mount:
+    settings = Settings(cache_bytes=64 * BLOCK, read_ahead_bytes=read_ahead_bytes, workers=2)
+    return Mount(repository, Operations(Contents(repository, job, settings)))
 
 
 @pytest.fixture
@@ -662,7 +663,12 @@ def test_a_version_that_was_removed_while_a_directory_was_listed_is_left_out(
     fh = mount.call("opendir", mount.inode("by_version_uid"))
     remove_version(repository, version.uid)
     listed: list[bytes] = []
-    monkeypatch.setattr(pyfuse3, "readdir_reply", lambda _token, name, *_: listed.append(name) or True)
+
+    def reply(token: object, name: bytes, attributes: object, next_id: int) -> bool:
+        listed.append(name)
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
     mount.call("readdir", fh, 0, None)
     assert listed == [second.uid.encode()]
 
@@ -721,7 +727,7 @@ def test_the_versions_are_looked_up_once_a_second_at_most(
 ) -> None:
     monkeypatch.setattr(live, "_FRESH_S", 1.0)
     now = [1000.0]
-    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     mount.find(f"by_version_uid/{version.uid}/data")
     with repository.database.write() as connection:
         connection.execute(versions.update().values(name="renamed"))

@@ -352,7 +352,7 @@ def test_access_says_that_nothing_can_be_written(disks: Disks) -> None:
 def test_damaged_blobs_are_errors_of_their_blocks_alone(mounted: Mounted, tmp_path: Path) -> None:
     image = random_image(tmp_path / "image", 40 * BLOCK)
     config_file = make_repository(tmp_path / "repository")
-    damages = {3: flip_a_byte, 17: truncate, 30: os.unlink}
+    damages: dict[int, Callable[[Path], None]] = {3: flip_a_byte, 17: truncate, 30: os.unlink}
     with opened(config_file) as repository:
         version = back_up(repository, image).version
         blobs = {index: blob_of(repository, version, index) for index in damages}

@@ -133,7 +133,7 @@ def test_whatever_is_done_all_versions_are_what_was_backed_up(engine: str, reque
     else:
         server: Server = request.getfixturevalue(f"{engine}_server")
 
-        def new_database(_directory: Path) -> str:
+        def new_database(directory: Path) -> str:
             return server.new_database()
 
     machine: Any = type("Machine", (Machine,), {"new_database": staticmethod(new_database)})

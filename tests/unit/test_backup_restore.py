@@ -18,7 +18,6 @@ from backyfs.errors import SourceError, TargetError, UsageError
 from backyfs.metadata.db.tables import blobs, pages, version_pages
 from backyfs.metadata.maps.usage import encryption_versions
 from backyfs.model import Deduplication, VersionStatus
-from backyfs.mount.image import Image
 from backyfs.sources.file import FileSource
 from tests.audit import audit, count_blobs, count_jobs, doom
 from tests.images import random_bytes, random_image, sparse_image, words
@@ -399,7 +398,7 @@ def test_every_damaged_block_is_reported_in_order(repository, tmp_path):
     version = back_up(repository, image).version
     damaged = [0, 700, 1499, 1500]
     for index in damaged:
-        flip_a_byte(file_of(repository, Image(repository, version).blob(index)))
+        flip_a_byte(file_of(repository, blob_of(repository, version, index)))
     report = restore(repository, version, str(tmp_path / "out"))
     assert [damage.start // BLOCK for damage in report.damaged] == damaged
     assert report.damaged[-1].stop == 1500 * BLOCK + 77

@@ -34,7 +34,7 @@ from backyfs.metadata.maps.blockmap import (
 )
 from backyfs.metadata.records.blobs import insert_blobs
 from backyfs.metadata.records.versions import create_version, set_status
-from backyfs.model import BlobId, BlobUid, PageId, PageNumber, SavedBlob, Version, VersionId, VersionStatus
+from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, Version, VersionId, VersionStatus
 from tests.audit import doom
 from tests.repositories import make_repository, opened
 
@@ -295,8 +295,8 @@ def test_a_replaced_page_stays_where_others_have_it(connection: Connection) -> N
 
 def test_a_page_that_a_version_has_is_not_removed(connection: Connection) -> None:
     commit(connection, 1, 0, [1])
-    [page_id] = page_refs(connection)
-    assert not remove_unused_page(connection, PageId(page_id))
+    [(_, page_id)] = list_pages(connection, VersionId(1))
+    assert not remove_unused_page(connection, page_id)
     assert list(page_refs(connection).values()) == [1]
 
 

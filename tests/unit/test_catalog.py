@@ -401,6 +401,30 @@ def test_the_hostile_versions_below_are_right_but_for_one_thing() -> None:
     assert (found.version.name, list(found.page_numbers)) == ("disk", [0, 2])
 
 
+WRONG_FACTS: list[dict[str, Any]] = [
+    {"uid": PAGE},
+    {"uid": "../../x"},
+    {"size_bytes": -1},
+    {"size_bytes": 1 << 63},
+    {"size_bytes": True},
+    {"size_bytes": 1.5},
+    {"status": "fine"},
+    {"protected": 1},
+    {"name": "x" * 2049},
+    {"name": "a\0b"},
+    {"name": "\ud800"},
+    {"name": None},
+    {"created_at": "2026-11-23T18:00:00"},
+    {"created_at": "0001-01-01T00:00:00+23:00"},
+    {"expire_at": "yesterday"},
+    {"tags": ["a", "a"]},
+    {"tags": "a"},
+    {"tags": [1]},
+    {"statistics": [{}]},
+    {"statistics": {}},
+]
+
+
 @pytest.mark.parametrize(
     "stored",
     [
@@ -417,31 +441,7 @@ def test_the_hostile_versions_below_are_right_but_for_one_thing() -> None:
         version_of(FACTS, struct.pack("<II", 2, 1), bytes(32)),
         version_of(FACTS, struct.pack("<I", 1 << 31), bytes(16)),
         version_of(FACTS, struct.pack("<I", 1), bytes(15)),
-        *(
-            version_of(FACTS | change)
-            for change in (
-                {"uid": PAGE},
-                {"uid": "../../x"},
-                {"size_bytes": -1},
-                {"size_bytes": 1 << 63},
-                {"size_bytes": True},
-                {"size_bytes": 1.5},
-                {"status": "fine"},
-                {"protected": 1},
-                {"name": "x" * 2049},
-                {"name": "a\0b"},
-                {"name": "\ud800"},
-                {"name": None},
-                {"created_at": "2026-11-23T18:00:00"},
-                {"created_at": "0001-01-01T00:00:00+23:00"},
-                {"expire_at": "yesterday"},
-                {"tags": ["a", "a"]},
-                {"tags": "a"},
-                {"tags": [1]},
-                {"statistics": [{}]},
-                {"statistics": {}},
-            )
-        ),
+        *(version_of(FACTS | change) for change in WRONG_FACTS),
     ],
 )
 def test_a_version_that_cannot_be_is_refused(stored: bytes) -> None:

@@ -62,11 +62,15 @@ def back_up_while(
     repository: Repository, source: Source, change: Callable[[], object], **request: object
 ) -> BackupReport:
     """Back up a source and change it after its version was made, before it is read."""
+
+    def announce(_version: Version) -> None:
+        change()
+
     return backup(
         repository,
         source,
         BackupRequest(name="disk", **request),  # type: ignore[arg-type]  # fields of a request
-        announce=lambda _: change(),
+        announce=announce,
     )
 
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backyfs.model import Version
+    from backyfs.engine.space.cleanup import CleanupReport
+    from backyfs.model import BlobUid, Version
     from backyfs.repository import Repository
 
 BLOCKS = 20
@@ -51,7 +52,7 @@ def remove(repository: Repository, *versions: Version) -> None:
     assert [removal.kept for removal in removals] == [None] * len(versions)
 
 
-def objects(repository: Repository) -> set[str]:
+def objects(repository: Repository) -> set[BlobUid]:
     return set(repository.blocks.storage.list_blobs())
 
 
@@ -97,7 +98,8 @@ def test_all_steps_of_a_cleanup_add_up(
     monkeypatch.setattr("backyfs.engine.space.cleanup._RUN_BLOBS", 2)
     remove(repository, back_up(repository, image).version)
     stored = sum(repository.blocks.storage.size(uid) or 0 for uid in objects(repository))
-    progress, commands = Shown(), set()
+    progress = Shown()
+    commands: set[str] = set()
 
     def look() -> None:
         with repository.database.read() as connection:
@@ -199,7 +201,7 @@ def test_a_cleanup_between_look_up_and_commit_makes_a_backup_store_anew(
 ) -> None:
     remove(repository, back_up(repository, image).version)
     real = Pipeline._commit_pages
-    done = []
+    done: list[CleanupReport] = []
 
     def commit(pipeline: Pipeline) -> None:
         if not done:
@@ -245,7 +247,7 @@ def test_objects_that_are_gone_already_are_fine(repository: Repository, image: P
 def test_two_cleanups_at_once(repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     remove(repository, back_up(repository, image).version)
     real = Cleaner._delete_run
-    inner = []
+    inner: list[CleanupReport] = []
 
     def delete_run(cleaner: Cleaner, run: Any) -> Any:
         if not inner:

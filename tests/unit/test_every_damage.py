@@ -56,7 +56,10 @@ def block(index: int) -> tuple[int, int]:
 
 
 def of_file(change: Callable[[Path], object], index: int) -> Callable[[Repository, Version], None]:
-    return lambda repository, version: change(file_of(repository, blob_of(repository, version, index)))  # type: ignore[func-returns-value]
+    def change_file(repository: Repository, version: Version) -> None:
+        change(file_of(repository, blob_of(repository, version, index)))
+
+    return change_file
 
 
 def lengthen(file: Path) -> None:

@@ -110,11 +110,13 @@ LINES = [
 ]
 END = '{"end":{"versions":1,"lines":7,"digest":"b467ff23f86e6cb96ea3e0d13db3757392bb37e6b81f2206fa768c344542e006"}}'
 
-NO_TEXT = (None, 5, True, [], {}, "\ud800")
-NO_NUMBER = (None, "5", 1.0, -1, True, [], 2**63)
-NO_TIME = (5, "", "x", "2024-13-01T00:00:00+00:00", "2024-01-01T00:00:00", "0001-01-01T00:00:00+10:00", [])
-NO_BYTES = (5, "0", "zz", [], {})
-NO_FLAG = (None, 0, "true", [])
+NO_TEXT: tuple[object, ...] = (None, 5, True, [], {}, "\ud800")
+NO_NUMBER: tuple[object, ...] = (None, "5", 1.0, -1, True, [], 2**63)
+NO_TIME: tuple[object, ...] = (
+    5, "", "x", "2024-13-01T00:00:00+00:00", "2024-01-01T00:00:00", "0001-01-01T00:00:00+10:00", [],
+)  # fmt: skip
+NO_BYTES: tuple[object, ...] = (5, "0", "zz", [], {})
+NO_FLAG: tuple[object, ...] = (None, 0, "true", [])
 NO_LIST = (None, 5, "ab", {"a": 1})
 NO_UID = (*NO_TEXT, "", "abcd", "a" * 33, "../../x", "abcd.", "abcdé", "abcde\n")
 SLOT = ("repository", "key_slots", 0)

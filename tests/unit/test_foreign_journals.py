@@ -24,7 +24,7 @@ def ntfs(path: Path) -> bytearray:
     return bytearray(path.read_bytes())
 
 
-def is_open(kind: str, image: bytes) -> bool:
+def is_open(kind: str, image: bytes | bytearray) -> bool:
     return has_open_journal(kind, lambda offset, size: bytes(image[offset : offset + size]))
 
 

@@ -162,7 +162,7 @@ def test_pages_in_which_nothing_changed_are_shared_with_the_base(repository, tmp
     version = back_up_recorded(repository, image, base=base, hints=hints(blocks(PAGE_ENTRIES)))[0].version
     with repository.database.read() as connection:
         before, after = (dict(list_pages(connection, each.id)) for each in (base, version))
-    assert [before[number] == after[number] for number in (0, 1, 2)] == [True, False, True]
+    assert [before[number] == after[number] for number in map(PageNumber, range(3))] == [True, False, True]
     expect_restored(repository, version, image)
     audit(repository)
 
@@ -364,7 +364,8 @@ def test_whatever_changes_and_is_hinted_comes_back(repository, tmp_path, seed, o
     size = new * 16 + chance.choice([0, tail])
     with image.open("r+b") as file:
         file.truncate(size)
-    data, zeros = [], []
+    data: list[Range] = []
+    zeros: list[Range] = []
     for _ in range(chance.randrange(5)):
         start = chance.randrange(size + 1)
         stop = chance.randrange(start, size + 1)

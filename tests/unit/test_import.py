@@ -390,7 +390,7 @@ def test_a_second_version_that_is_wrong_takes_the_first_one_with_it(twins: Twins
     last = back_up(twins.source, random_image(tmp_path / "two", SMALL, 1), "b").version
     seen: list[str] = []
 
-    def turn_last_page_round(record: Any) -> Record:
+    def turn_last_page_round(record: Record) -> Record:
         if isinstance(record, VersionRecord):
             seen.append(record.uid)
         if isinstance(record, PageRecord) and seen[-1] == last.uid:
@@ -433,7 +433,7 @@ def test_a_second_version_that_is_wrong_takes_the_first_one_with_it(twins: Twins
     ],
 )
 def test_a_record_that_cannot_be_is_refused(
-    twins: Twins, tmp_path: Path, kind: type, change: dict[str, Any], words: str
+    twins: Twins, tmp_path: Path, kind: type[Record], change: dict[str, Any], words: str
 ) -> None:
     back_up(twins.source, random_image(tmp_path / "image", SMALL))
     file = rewritten(
@@ -603,7 +603,7 @@ def test_data_keys_that_the_key_does_not_open_are_refused(encrypted: Twins) -> N
 def test_an_export_of_a_repository_that_cannot_be_is_refused(
     encrypted: Twins, change: dict[str, Any], words: str
 ) -> None:
-    def with_change(record: Any) -> Record:
+    def with_change(record: Record) -> Record:
         if isinstance(record, ExportHeader) and record.repository is not None:
             return replace(record, repository=replace(record.repository, **change))
         return record
@@ -643,8 +643,8 @@ def keyed(tmp_path: Path, plain_export: io.BytesIO) -> Iterator[Twins]:
         target = tmp_path / "target" / "data" / file.relative_to(tmp_path / "plain" / "data")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-    with opened(config) as target:
-        yield Twins(target, target, key_of(config))
+    with opened(config) as repository:
+        yield Twins(repository, repository, key_of(config))
 
 
 def test_plain_blocks_get_fingerprints_with_the_key_of_the_repository(
@@ -681,9 +681,9 @@ def test_a_plain_block_that_nothing_vouches_for_is_refused(
 ) -> None:
     back_up(twins.source, random_image(tmp_path / "image", SMALL))
 
-    def made_plain(record: Any) -> Record:
+    def made_plain(record: Record) -> Record:
         if not isinstance(record, BlobRecord):
-            return record  # type: ignore[no-any-return]
+            return record
         return replace(record, encryption_version=0, wrapped_key=None, fingerprint=fingerprint)
 
     refuse(twins, rewritten(exported(twins.source), made_plain), ExportFormatError, words)

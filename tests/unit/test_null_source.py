@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import zstandard
@@ -148,7 +149,8 @@ class _Configured:
 
 def test_a_source_is_limited_where_its_section_says_so(tmp_path):
     (tmp_path / "image").write_bytes(b"x")
-    limited, plain = open_source("null://1M", _Configured()), open_source(str(tmp_path / "image"), _Configured())
+    config: Any = _Configured()
+    limited, plain = open_source("null://1M", config), open_source(str(tmp_path / "image"), config)
     assert isinstance(limited, LimitedSource)
     assert (limited.size_bytes, list(limited.data_extents())) == (MIB, [Extent(0, MIB)])
     assert not isinstance(plain, LimitedSource)

@@ -82,6 +82,16 @@ def path_of(fd: int) -> str:
     return os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
 
 
+def noting(synced: list[str], real: Callable[[int], None]) -> Callable[[int], None]:
+    """Make a function that syncs a file and writes down its name."""
+
+    def sync(fd: int) -> None:
+        synced.append(path_of(fd))
+        real(fd)
+
+    return sync
+
+
 # Reading and writing.
 
 
@@ -383,12 +393,11 @@ def test_the_name_of_the_data_is_durable_before_that_of_the_map(directory, monke
 
 
 def test_overwriting_syncs_the_data_and_leaves_the_map_alone(directory, monkeypatch):
-    synced = []
-    real = os.fdatasync
+    synced: list[str] = []
     with opened(directory) as layer:
         write(layer, 0, b"first")
         layer.sync()
-        monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(path_of(fd)), real(fd)))
+        monkeypatch.setattr(os, "fdatasync", noting(synced, os.fdatasync))
         layer.sync()
         assert synced == []
         write(layer, 1, b"second")
@@ -399,11 +408,16 @@ def test_overwriting_syncs_the_data_and_leaves_the_map_alone(directory, monkeypa
 def test_only_changed_pages_of_the_map_are_written(directory, monkeypatch):
     written = []
     real = os.pwrite
+
+    def pwrite(fd, data, at):
+        written.append((at, len(data)))
+        return real(fd, data, at)
+
     with opened(directory, TIB) as layer:
         layer.write(0, bytes(CHUNK), {})
         layer.sync()
         layer.write(5 * PAGE_CHUNKS * CHUNK, bytes(CHUNK), {})
-        monkeypatch.setattr(os, "pwrite", lambda fd, data, at: (written.append((at, len(data))), real(fd, data, at))[1])
+        monkeypatch.setattr(os, "pwrite", pwrite)
         layer.sync()
         assert written == [(4096 + 5 * 4096, 4096)]
 
@@ -448,10 +462,9 @@ def test_what_a_killed_process_left_is_made_durable_when_it_is_opened(directory,
     """Who reads it and then syncs has to find it after a power cut."""
     with opened(directory) as layer:
         write(layer, 0, b"abc")
-    synced = []
+    synced: list[str] = []
     for function in ("fsync", "fdatasync"):
-        real = getattr(os, function)
-        monkeypatch.setattr(os, function, lambda fd, real=real: (synced.append(path_of(fd)), real(fd)))
+        monkeypatch.setattr(os, function, noting(synced, getattr(os, function)))
     with opened(directory):
         assert {"overlay", f"{UID}.map", f"{UID}.data"} <= set(synced)
 

@@ -18,7 +18,6 @@ from backyfs.metadata.records.jobs import list_live_jobs, this_process
 from backyfs.metadata.schema.schema import create_file, create_tables
 from backyfs.model import NoProgress
 from backyfs.work import job as job_module
-from backyfs.work import progress
 from backyfs.work.job import Job
 from backyfs.work.pace import Pace, short_time
 from tests.repositories import PATIENCE_S
@@ -79,7 +78,7 @@ class Recorded(NoProgress):
 
 def test_a_tracked_progress_is_shown_and_kept(database, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     job = Job(database, "backup disk")
     shown = Recorded()
     tracked = job.track(shown)
@@ -141,7 +140,7 @@ def test_titles_of_backy2_are_known_still(title):
 
 def test_the_title_follows_and_comes_back(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     before = getproctitle()
     title = title_progress("backyfs", NoProgress())
     title.start("Backing up a\nb", 100 * MIB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import update
@@ -81,8 +82,8 @@ def test_what_a_restore_finds_damaged_is_stored_anew_by_the_next_backup(reposito
     assert [(damage.start, damage.stop) for damage in report.damaged] == [(BLOCK, 2 * BLOCK), (2 * BLOCK, 3 * BLOCK)]
     assert damaged_uids(repository) == {blob_of(repository, version, index).uid for index in (1, 2)}
     assert not is_valid(repository, version)
-    report = back_up(repository, image)
-    assert (report.blobs_repaired, report.versions_valid) == (2, (version.uid,))
+    backup = back_up(repository, image)
+    assert (backup.blobs_repaired, backup.versions_valid) == (2, (version.uid,))
     assert restored(repository, version, tmp_path) == image.read_bytes()
 
 
@@ -381,7 +382,8 @@ def test_a_source_that_cannot_be_read_in_a_place_is_passed_over(repository, tmp_
             pass
 
     for search in (False, True):
-        report = repair(repository, RepairRequest(source=Bad(), search=search))
+        source: Any = Bad()
+        report = repair(repository, RepairRequest(source=source, search=search))
         assert (report.blobs_repaired, report.blobs_left) == (0 if search else 1, 1)
 
 

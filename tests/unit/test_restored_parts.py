@@ -6,7 +6,7 @@ import re
 import secrets
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -100,7 +100,7 @@ def test_only_the_segments_of_the_part_are_read(
     tmp_path: Path, start: int, stop: int, read: list[tuple[int, int] | str]
 ) -> None:
     with image_of(tmp_path, 2) as (repository, version):
-        spy = Spy(repository.blocks.storage)
+        spy: Any = Spy(repository.blocks.storage)
         spied = replace(repository, blocks=replace(repository.blocks, storage=spy))
         restored(spied, version, tmp_path / "target", start, stop)
         assert spy.read == read
@@ -110,7 +110,7 @@ def test_only_the_segments_of_the_part_are_read(
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_block_without_segments_is_read_whole(tmp_path: Path, number: int) -> None:
     with image_of(tmp_path, number) as (repository, version):
-        spy = Spy(repository.blocks.storage)
+        spy: Any = Spy(repository.blocks.storage)
         spied = replace(repository, blocks=replace(repository.blocks, storage=spy))
         restored(spied, version, tmp_path / "target", 5, 10)
         assert spy.read == ["whole"]

@@ -81,7 +81,9 @@ def version_of(repository, image, name="disk"):
 
 def status(repository, version):
     with repository.database.read() as connection:
-        return version_with_uid(connection, version.uid).status
+        found = version_with_uid(connection, version.uid)
+    assert found is not None
+    return found.status
 
 
 def damaged_uids(repository):

@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,7 +163,8 @@ class Configured:
 @pytest.mark.parametrize(("key", "option", "extents"), [(False, False, 0), (True, False, 1), (False, True, 1)])
 def test_holes_are_read_where_the_configuration_or_the_caller_says_so(tmp_path, key, option, extents):
     image = sparse_image(tmp_path / "image", MIB, {})
-    source = open_source(str(image), Configured(read_holes=key), read_holes=option)
+    config: Any = Configured(read_holes=key)
+    source = open_source(str(image), config, read_holes=option)
     assert len(list(source.data_extents())) == extents
     source.close()
 

@@ -75,7 +75,8 @@ def make() -> Stored:
         compression_level=1,
         find_moved=lambda _: None,
     )
-    blobs, blocks = [], []
+    blobs: list[Blob] = []
+    blocks: list[bytes] = []
     for version in (0, 1, 2):
         new = [(BlobUid(secrets.token_hex(16)), store.fingerprint(block), block) for block in BLOCKS]
         for saved in save_blocks(replace(store, encryption_version=version), new):

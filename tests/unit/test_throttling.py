@@ -39,7 +39,7 @@ class FullStorage(NullStorage):
 
     def __init__(self, size=MIB, pause=lambda: None):
         super().__init__()
-        self.size = size
+        self.object_size = size
         self._pause = pause
         self._lock = threading.Lock()
         self._inside = 0
@@ -50,12 +50,12 @@ class FullStorage(NullStorage):
         return self._do(sum(map(len, parts)))
 
     def get(self, uid):
-        if self.size is None:
+        if self.object_size is None:
             raise BlobMissingError(uid)
-        return bytes(self._do(self.size))
+        return bytes(self._do(self.object_size))
 
     def get_range(self, uid, offset, length):
-        return bytes(self._do(min(length, self.size - offset)))
+        return bytes(self._do(min(length, self.object_size - offset)))
 
     def _do(self, size):
         with self._lock:
@@ -183,12 +183,13 @@ def test_reads_and_writes_do_not_count_together():
 def test_objects_of_changing_size_are_counted_by_their_size():
     full = FullStorage()
     storage, clock = simulated(NullStorageConfig(bandwidth_read=MIB), full)
-    for full.size in (MIB, 0, 3 * MIB, 100, 4 * MIB, MIB):
+    for full.object_size in (MIB, 0, 3 * MIB, 100, 4 * MIB, MIB):
         storage.get(UID)
     assert clock.now == pytest.approx(109.0, abs=0.05)
 
 
 def test_what_takes_as_long_as_its_limit_allows_is_not_slowed():
+    clock: FakeClock
     storage, clock = simulated(NullStorageConfig(bandwidth_write=MIB), FullStorage(pause=lambda: clock.sleep(1.0)))
     for _ in range(10):
         storage.put(UID, [bytes(MIB)])
@@ -209,7 +210,7 @@ def test_objects_that_are_missing_take_no_time():
     full = FullStorage(size=10 * MIB)
     storage, clock = simulated(NullStorageConfig(bandwidth_read=MIB), full)
     storage.get(UID)
-    full.size = None
+    full.object_size = None
     for _ in range(10):
         with pytest.raises(BlobMissingError):
             storage.get(UID)
@@ -232,7 +233,7 @@ def test_a_place_is_free_again_after_an_error():
     for _ in range(3):
         with pytest.raises(StorageError):
             storage.get(UID)
-    full.size = 1
+    full.object_size = 1
     assert storage.get(UID) == b"\0"
 
 

@@ -127,10 +127,11 @@ def test_a_key_command_that_fails_ends_a_command_before_it_does_anything(reposit
 def test_the_check_value_that_is_expected_is_the_one_that_init_showed(tmp_path, capsys):
     config_file, data, database = tmp_path / "backyfs.cfg", tmp_path / "data", tmp_path / "backyfs.sqlite"
     assert run(["init", "-c", str(config_file), "--data", str(data), "--db", str(database)]) == 0
-    shown = re.search(rf"\(({CHECK_VALUE})\)", capsys.readouterr().out)[1]
+    shown = re.search(rf"\(({CHECK_VALUE})\)", capsys.readouterr().out)
+    assert shown is not None
     (tmp_path / "backyfs.key").write_text("ab" * 32)
     assert run(["-c", str(config_file), "ls"]) == 3
-    assert f"which is {shown};" in capsys.readouterr().err
+    assert f"which is {shown[1]};" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", [r"encryption_key: {digits}", r"encryption_key_command: echo {digits}"])

@@ -66,6 +66,9 @@ class Reference:
     def load_dump(self, url: str) -> None:
         """Load the dump of a PostgreSQL fixture."""
         parsed = make_url(url)
+        assert parsed.host is not None
+        assert parsed.username is not None
+        assert parsed.database is not None
         done = subprocess.run(
             [program("psql"), "-q", "-X", "-v", "ON_ERROR_STOP=1", "-h", parsed.host, "-p", str(parsed.port),
              "-U", parsed.username, "-f", str(self.directory / "dump.sql"), parsed.database],

@@ -165,7 +165,7 @@ class Subject:
             "deleted_blocks": "id, uid, size, delete_candidate, time",
         }
         with engine.connect() as connection:
-            rows = {
+            rows: dict[str, list[Any]] = {
                 table: sorted(map(repr, connection.execute(text(f"SELECT {columns} FROM {table}"))))
                 for table, columns in known.items()
             }

@@ -35,11 +35,11 @@ def copies(reference: Reference) -> list[str]:
     return sorted(path.name for path in reference.directory.glob("*before-upgrade*"))
 
 
-def refused(reference: Reference, **options: bool) -> str:
+def refused(reference: Reference) -> str:
     """Upgrade in vain; return the message. Nothing may have changed."""
     before = reference.sqlite_file.read_bytes()
     with pytest.raises(JobsRunningError) as caught:
-        upgrade(reference.config, wait_s=0, **options)
+        upgrade(reference.config, wait_s=0)
     assert reference.sqlite_file.read_bytes() == before
     assert copies(reference) == []
     return str(caught.value)
