@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from backyfs.model import Progress
     from backyfs.repository import Repository
     from backyfs.work.progress import TellingProgress
+    from backyfs.work.run import Control
 
 _log = logging.getLogger("backyfs.cli")
 
@@ -154,8 +155,9 @@ class Invocation:
         """
         if repository.database.has_written and not self.interrupted.is_set():
             from backyfs.engine.catalog.publish import keep_catalog  # noqa: PLC0415 - many commands change nothing
+            from backyfs.work.run import Control  # noqa: PLC0415 - likewise
 
-            keep_catalog(repository, stop=self.interrupted.is_set)
+            keep_catalog(repository, Control(stop=self.interrupted.is_set))
 
     def _open(self, config: Config, *, insist: bool = False) -> AbstractContextManager[Repository]:
         from backyfs.repository import open_repository  # noqa: PLC0415 - SQLAlchemy is slow to load
@@ -178,11 +180,19 @@ class Invocation:
     def _upgrade(self, config: Config) -> None:
         from backyfs.engine.setup.upgrade import upgrade  # noqa: PLC0415 - alembic is slow to load
 
-        with stop_on_signals() as stop:
-            report = upgrade(config, progress=self.progress(), stop=stop)
+        with self.control() as control:
+            report = upgrade(config, control=control)
         if report is not None and report.copy is not None and self.form is not OutputForm.TABLE:
             # Not in the log on stderr, which tells errors only then.
             click.echo(f"backyfs: the metadata as they were are in {printable(report.copy)}", err=True)
+
+    @contextmanager
+    def control(self) -> Iterator[Control]:
+        """Let a command show its progress, and stop when a signal asks for that."""
+        from backyfs.work.run import Control  # noqa: PLC0415 - slow to load
+
+        with stop_on_signals() as stop:
+            yield Control(progress=self.progress(), stop=stop)
 
     def progress(self) -> Progress:
         """Return how progress is to be shown; in the title of the process it always is."""

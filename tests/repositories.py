@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from backyfs.config import load_config
@@ -53,6 +54,11 @@ def wait_for_job(config_file: Path, command: str) -> None:
                     return
             assert time.monotonic() < end, f"{command} did not begin in time"
             time.sleep(0.02)
+
+
+def with_limits(repository: Repository, **changes: Any) -> Repository:
+    """Return the repository with other limits than usual, to see what happens at them."""
+    return replace(repository, limits=replace(repository.limits, **changes))
 
 
 @contextmanager

@@ -64,7 +64,7 @@ class GapPart:
 
 
 @dataclass(slots=True)
-class Run:
+class ImageRun:
     """Parts of an image, in order and without anything between them."""
 
     first: BlockIndex
@@ -90,7 +90,7 @@ class ImageRuns:
         self._blocks_at_once = max(1, min(_RUN_BLOCKS, _RUN_BYTES // repository.block_size))
         self._gap_blocks = PAGE_ENTRIES if gap_bytes is None else max(1, gap_bytes // repository.block_size)
 
-    def within(self, wanted: range) -> Iterator[Run]:
+    def within(self, wanted: range) -> Iterator[ImageRun]:
         """Yield the runs of a part of the image, given in bytes, in order. None of them crosses a page.
 
         A damaged page is a gap of which nothing is known.
@@ -116,8 +116,8 @@ class ImageRuns:
 
     def _runs(
         self, page_start: int, entries: Entries, blobs: dict[BlobId, Blob], position: int, wanted: range
-    ) -> Iterator[Run]:
-        run = Run(BlockIndex(page_start + position))
+    ) -> Iterator[ImageRun]:
+        run = ImageRun(BlockIndex(page_start + position))
         blocks = 0
         while position < len(entries):
             index = page_start + position
@@ -135,7 +135,7 @@ class ImageRuns:
             run.length += run.parts[-1].length
             if blocks == self._blocks_at_once or run.length >= self._gap_blocks * self._block_size:
                 yield run
-                run = Run(BlockIndex(page_start + position))
+                run = ImageRun(BlockIndex(page_start + position))
                 blocks = 0
         if run.parts:
             yield run
@@ -159,6 +159,6 @@ class ImageRuns:
         return max(index * self._block_size, wanted.start), min((index + count) * self._block_size, wanted.stop)
 
 
-def _explained(run: Run, fact: str) -> Run:
+def _explained(run: ImageRun, fact: str) -> ImageRun:
     parts = [replace(part, fact=fact) if isinstance(part, GapPart) else part for part in run.parts]
     return replace(run, parts=parts)

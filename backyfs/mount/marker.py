@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from backyfs.engine.damage.suspects import check_suspects
+from backyfs.work.run import Control, Run
 
 if TYPE_CHECKING:
     from backyfs.model import BlobId
@@ -27,12 +28,12 @@ class DamageMarker:
 
     def __init__(self, repository: Repository, job: Job) -> None:
         self._repository = repository
-        self._job = job
         self._limiter = trio.CapacityLimiter(1)
         self._waiting: set[BlobId] = set()
         self._seen: set[BlobId] = set()
         self._wake = trio.Event()
         self._ended = threading.Event()
+        self._run = Run(Control(stop=self._ended.is_set), interrupted="the mount ended", job=job)
 
     def suspect(self, blob_id: BlobId) -> None:
         """Have a blob looked at, if it was not yet."""
@@ -49,7 +50,7 @@ class DamageMarker:
                 await trio.sleep(_TOGETHER_S)
                 self._wake = trio.Event()
                 waiting, self._waiting = self._waiting, set()
-                check = partial(check_suspects, self._repository, self._job, waiting, self._ended.is_set)
+                check = partial(check_suspects, self._repository, waiting, self._run)
                 await trio.to_thread.run_sync(check, abandon_on_cancel=True, limiter=self._limiter)
         finally:
             self._ended.set()

@@ -41,6 +41,7 @@ from backyfs.repository.keyring import (
     unlock,
 )
 from backyfs.storage.opening import create_storage, open_storage
+from backyfs.work.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -65,6 +66,7 @@ class Repository:
     blocks: BlockStore
     deduplication: Deduplication
     own_paths: tuple[str, ...]  # local paths that nothing else may write to
+    limits: Limits = DEFAULT_LIMITS
 
 
 @contextmanager

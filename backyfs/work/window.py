@@ -12,10 +12,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
 T = TypeVar("T")
+_I = TypeVar("_I")
 
 _WAIT_S = 0.2  # how long a signal can wait for its handler: Python runs it between two waits
 
@@ -60,6 +61,19 @@ class Window(Generic[T]):
                 future = self._done.get_nowait()
             except queue.Empty:
                 return
+
+    def map(self, task: Callable[[_I], T], items: Iterable[_I], *, most: int) -> Iterator[T]:
+        """Do a task for each item; yield the results as they come, in no order.
+
+        At most `most` tasks are pending at a time, so the items may be made as they are needed. What a task raised is
+        raised here; the results of the others can still be taken by `results`.
+        """
+        for item in items:
+            while self.pending >= most:
+                yield from self.results()
+            self.submit(task, item)
+        while self.pending:
+            yield from self.results()
 
     def _wait(self) -> Future[T]:
         assert self.pending, "nothing is pending: this would wait for ever"

@@ -10,7 +10,7 @@ import click
 
 from backyfs.cli.commands.ls import version_row
 from backyfs.cli.hooked import hooked
-from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.invocation import OutputForm
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import print_object
@@ -132,7 +132,7 @@ def command(
         if invocation.form is OutputForm.PIPE:
             announce(version.uid)
 
-    with invocation.open_repository() as repository, stop_on_signals() as stop:
+    with invocation.open_repository() as repository, invocation.control() as control:
         with repository.database.read() as connection:
             base = None if from_version is None else find_version(connection, from_version)
             continued = None if continue_version is None else find_version(connection, continue_version)
@@ -151,8 +151,7 @@ def command(
                     base=base,
                     continued=continued,
                 ),
-                progress=invocation.progress(),
-                stop=stop,
+                control=control,
                 announce=tell,
             )
         finally:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import Row, print_object, print_rows
 from backyfs.errors import CatalogError
 
@@ -41,9 +41,9 @@ def push(invocation: Invocation, *, everything: bool) -> None:
     from backyfs.engine.catalog.check import remove_stale_objects  # noqa: PLC0415 - SQLAlchemy is slow to load
     from backyfs.engine.catalog.publish import publish  # noqa: PLC0415
 
-    with invocation.open_repository(insist=everything) as repository, stop_on_signals() as stop:
-        report = publish(repository, everything=everything, progress=invocation.progress(), stop=stop)
-        deleted = report.deleted + remove_stale_objects(repository, also_damaged=everything, stop=stop)
+    with invocation.open_repository(insist=everything) as repository, invocation.control() as control:
+        report = publish(repository, everything=everything, control=control)
+        deleted = report.deleted + remove_stale_objects(repository, also_damaged=everything, control=control)
     row: Row = {"versions": report.versions, "pages": report.pages, "deleted": deleted}
     if invocation.form is OutputForm.JSON:
         print_object(row)
@@ -65,8 +65,8 @@ def check(invocation: Invocation) -> None:
     from backyfs.engine.catalog.check import CatalogCheck  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     found: list[Difference] = []
-    with invocation.open_repository() as repository, stop_on_signals() as stop:
-        report = CatalogCheck(repository, progress=invocation.progress(), stop=stop, tell=found.append).run()
+    with invocation.open_repository() as repository, invocation.control() as control:
+        report = CatalogCheck(repository, control=control, tell=found.append).run()
     rows: list[Row] = [{"name": one.name, "fact": one.fact} for one in found]
     number = None if report.index is None else report.index.number
     if invocation.form is OutputForm.JSON:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.hooked import hooked
-from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import Row, print_object, print_rows
 from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import expect_printed
@@ -17,7 +17,6 @@ from backyfs.engine.space.fullcleanup import full_cleanup, plan_full_cleanup
 from backyfs.errors import IntegrityError, StorageError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
     from backyfs.cli.invocation import Invocation
     from backyfs.engine.space.cleanup import CleanupReport
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from backyfs.metadata.upkeep.garbage import Garbage
     from backyfs.model import DamagedRange, Version
     from backyfs.repository import Repository
+    from backyfs.work.run import Control
 
 _log = logging.getLogger("backyfs.cli")
 
@@ -59,9 +59,9 @@ def command(invocation: Invocation, *, full: bool, prefix: str, dry_run: bool, d
     if prefix and not (prefix.isascii() and prefix.isalnum()):
         raise UsageError(f"--prefix {prefix!r}: names of objects have letters and digits only; give their first ones")
     grace_s = 0 if dangerous_force else GRACE_S
-    with invocation.open_repository() as repository, stop_on_signals() as stop:
+    with invocation.open_repository() as repository, invocation.control() as control:
         row, lines, damaged, undeleted = (_plan if dry_run else _run)(
-            invocation, repository, stop, full=full, prefix=prefix, grace_s=grace_s
+            repository, control, full=full, prefix=prefix, grace_s=grace_s
         )
     if invocation.form is OutputForm.JSON:
         print_object(row)
@@ -85,36 +85,28 @@ def command(invocation: Invocation, *, full: bool, prefix: str, dry_run: bool, d
 
 
 def _plan(
-    _invocation: Invocation,
-    repository: Repository,
-    stop: Callable[[], bool],
-    *,
-    full: bool,
-    prefix: str,
-    grace_s: float,
+    repository: Repository, control: Control, *, full: bool, prefix: str, grace_s: float
 ) -> tuple[Row, list[str], int, int]:
     """Return what there is to do, as a row and as lines; nothing was marked and nothing deleted."""
     if not full:
         garbage = plan_cleanup(repository, grace_s=grace_s)
         return _garbage_row(garbage), _garbage_lines(garbage), 0, 0
-    plan = plan_full_cleanup(repository, grace_s=grace_s, prefix=prefix, stop=stop)
+    plan = plan_full_cleanup(repository, grace_s=grace_s, prefix=prefix, control=control)
     return {**_garbage_row(plan.garbage), **_plan_row(plan)}, [*_garbage_lines(plan.garbage), *_plan_lines(plan)], 0, 0
 
 
 def _run(
-    invocation: Invocation, repository: Repository, stop: Callable[[], bool], *, full: bool, prefix: str, grace_s: float
+    repository: Repository, control: Control, *, full: bool, prefix: str, grace_s: float
 ) -> tuple[Row, list[str], int, int]:
     """Return what was done, as a row and as lines, and how many blobs are damaged and how many could not be deleted."""
-    progress = invocation.progress()
     if not full:
-        report = cleanup(repository, grace_s=grace_s, progress=progress, stop=stop)
+        report = cleanup(repository, grace_s=grace_s, control=control)
         return _cleaned_row(report, report.duration_s), _cleaned_lines(report, report.duration_s), 0, report.undeleted
     done = full_cleanup(
         repository,
         grace_s=grace_s,
         prefix=prefix,
-        progress=progress,
-        stop=stop,
+        control=control,
         tell=_tell,
     )
     row = {**_cleaned_row(done.cleaned, done.duration_s), **_full_row(done)}

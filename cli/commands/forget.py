@@ -9,7 +9,7 @@ import click
 
 from backyfs.cli.failures import raise_all
 from backyfs.cli.hooked import hooked
-from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
 from backyfs.cli.schedules import chosen_schedulers, schedulers_option
 from backyfs.cli.stdout import expect_printed
@@ -52,7 +52,7 @@ def command(
     columns = chosen_columns(fields, _COLUMNS)
     done: list[Forgotten] = []
     try:
-        with invocation.open_repository() as repository, stop_on_signals() as stop:
+        with invocation.open_repository() as repository, invocation.control() as control:
             wanted = chosen_schedulers(repository.config, schedulers)
             if schedulers is None:  # in backy2 `keep: 0` turns a scheduler off; whoever means "keep none" names it
                 wanted = [scheduler for scheduler in wanted if scheduler.keep]
@@ -63,7 +63,7 @@ def command(
                 dry_run=dry_run,
                 force=force,
                 now=datetime.now(UTC),
-                stop=stop,
+                control=control,
                 announce=done.append,
             )
     except (BackyfsError, KeyboardInterrupt):

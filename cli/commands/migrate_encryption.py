@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.arguments import optional_versions_argument
-from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.invocation import OutputForm
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.output import Row, print_object, print_rows
 from backyfs.cli.sizes import human_size
@@ -67,7 +67,7 @@ def command(
     from backyfs.engine.secrets.migrate import MigrationRequest, migrate, plan_migration  # noqa: PLC0415 - slow to load
     from backyfs.metadata.upkeep.migration import Outdated  # noqa: PLC0415
 
-    with invocation.open_repository() as repository, stop_on_signals() as stop:
+    with invocation.open_repository() as repository, invocation.control() as control:
         request = MigrationRequest(
             versions=None if all_versions else _find(repository, versions),
             outdated=Outdated(to=_target(repository, number), before=before),
@@ -77,7 +77,7 @@ def command(
             _print_plan(invocation, plan_migration(repository, request))
             expect_printed()
             return
-        report = migrate(repository, request, progress=invocation.progress(), stop=stop)
+        report = migrate(repository, request, control=control)
     _print_report(invocation, report, rotation)
     for uid, reason in report.damaged.items():
         _log.error("blob %s stays as it is: %s", uid, reason.removeprefix(f"blob {uid} "))

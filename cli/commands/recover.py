@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.commands.key import read_recovery_page
-from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import real_path
 from backyfs.cli.output import Row, print_object, print_rows
 from backyfs.cli.passphrases import asking, read_secret, secret_options
@@ -95,14 +95,13 @@ def command(
         place = database.place
         # The key may come from a FIFO or a command that takes its time: until it is there one signal ends all.
         catalog = open_catalog(opened, _asked(target, options), page, expects_key=_names_key(target, options))
-        with stop_on_signals() as stop:
+        with invocation.control() as control:
             report = recover(
                 opened,
                 catalog,
                 database,
                 check_objects=check_objects,
-                progress=invocation.progress(),
-                stop=stop,
+                control=control,
                 tell=losses.append,
             )
     if target.config is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.arguments import optional_versions_argument
-from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import Row, print_object, print_rows
 from backyfs.cli.sizes import human_size
 from backyfs.cli.text import stored_text
@@ -68,14 +68,14 @@ def command(
                 {"uid": version.uid, "start": damage.start, "stop": damage.stop, "reason": damage.reason}
             )
 
-    with invocation.open_repository() as repository, stop_on_signals() as stop, ExitStack() as opened:
+    with invocation.open_repository() as repository, invocation.control() as control, ExitStack() as opened:
         chosen = _find(repository, versions) if versions else None
         image = None if source is None else open_source(source, repository.config)
         if image is not None:
             opened.callback(image.close)
         other = None if from_config is None else opened.enter_context(_open_other(from_config))
         request = RepairRequest(versions=chosen, source=image, other=other, search=search, dry_run=dry_run)
-        report = repair(repository, request, progress=invocation.progress(), stop=stop, tell=tell)
+        report = repair(repository, request, control=control, tell=tell)
     _print(invocation, report, told, dry_run=dry_run)
     if report.blobs_left:
         raise IntegrityError(

@@ -10,7 +10,7 @@ import click
 
 from backyfs.cli.arguments import version_argument
 from backyfs.cli.hooked import hooked
-from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import Row, print_object
 from backyfs.cli.sizes import Size, human_size
@@ -109,7 +109,7 @@ def command(
     )
     if target == STDOUT:  # a bar would stand in the way of those that read
         invocation = dataclasses.replace(invocation, show_progress=False)
-    with invocation.open_repository() as repository, stop_on_signals() as stop:
+    with invocation.open_repository() as repository, invocation.control() as control:
         with repository.database.read() as connection:
             wanted = find_version(connection, version)
         invocation.add_facts(uid=wanted.uid, size_bytes=wanted.size_bytes)
@@ -119,7 +119,7 @@ def command(
             )
         try:
             report = restore(
-                repository, wanted, target, options=options, progress=invocation.progress(), stop=stop
+                repository, wanted, target, options=options, control=control
             )
         except ReaderGoneError:
             drop_stdout()

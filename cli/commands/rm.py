@@ -11,7 +11,7 @@ import click
 from backyfs.cli.arguments import optional_versions_argument
 from backyfs.cli.failures import raise_all
 from backyfs.cli.hooked import hooked
-from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_rows
 from backyfs.cli.text import printable
 from backyfs.engine.versions.remove import plan_removals, remove_versions
@@ -61,7 +61,7 @@ def command(
     now = datetime.now(UTC)
     removals: list[Removal] = []
     try:
-        with invocation.open_repository() as repository, stop_on_signals() as stop:
+        with invocation.open_repository() as repository, invocation.control() as control:
             with repository.database.read() as connection:
                 wanted = (
                     [version for version in list_versions(connection) if _has_expired(version, now)]
@@ -83,7 +83,7 @@ def command(
                     keep_last=keep_last,
                     now=now,
                     still=lambda version: not expired or _has_expired(version, now),
-                    stop=stop,
+                    control=control,
                     announce=removals.append,
                 )
     except (BackyfsError, KeyboardInterrupt):

@@ -12,7 +12,7 @@ import click
 from backyfs.cli.ages import AGE
 from backyfs.cli.arguments import optional_versions_argument
 from backyfs.cli.hooked import hooked
-from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import Row, print_object
 from backyfs.cli.sizes import human_size
@@ -83,7 +83,7 @@ def command(
                 {"uid": version.uid, "start": damage.start, "stop": damage.stop, "reason": damage.reason}
             )
 
-    with invocation.open_repository() as repository, stop_on_signals() as stop, ExitStack() as opened:
+    with invocation.open_repository() as repository, invocation.control() as control, ExitStack() as opened:
         with repository.database.read() as connection:
             wanted = None if all_versions else _find(connection, versions)
         image = None
@@ -98,7 +98,7 @@ def command(
             not_since=None if not_since is None else datetime.now(UTC) - not_since,
             source=image,
         )
-        report = scrub(repository, request, progress=invocation.progress(), stop=stop, tell=tell)
+        report = scrub(repository, request, control=control, tell=tell)
     _print(invocation, report, told)
     _raise_what_was_found(report)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from backyfs.cli.invocation import OutputForm, stop_on_signals
+from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import real_path
 from backyfs.cli.output import print_object
 from backyfs.cli.text import printable
@@ -55,14 +55,13 @@ def command(
         plan = plan_upgrade(config, copy_to=copy_to)
         _print_plan(invocation, plan, in_full=dry_run)
         return 1 if check and plan is not None else 0
-    with stop_on_signals() as stop:
+    with invocation.control() as control:
         report = upgrade(
             config,
             wait_s=wait,
             copy_to=copy_to,
             ignore_processes=ignore_processes,
-            progress=invocation.progress(),
-            stop=stop,
+            control=control,
         )
     _print_report(invocation, report)
     return 0

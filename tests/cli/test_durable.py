@@ -13,6 +13,7 @@ import pytest
 from backyfs.cli.main import run
 from backyfs.engine.restore.restore import restore
 from backyfs.errors import InterruptedByUser
+from backyfs.work.run import Control
 from tests.images import random_bytes, random_image, run_tool
 from tests.repositories import back_up, make_repository, opened
 from tests.unit.test_sources import loop_device
@@ -127,7 +128,7 @@ def test_what_was_interrupted_is_continued_only_from_what_is_on_the_disk(reposit
         return out.exists() and out.stat().st_blocks * 512 > ROOM + MIB
 
     with pytest.raises(InterruptedByUser) as error:
-        restore(repository, version, str(out), stop=has_written_more_than_there_is_room_for)
+        restore(repository, version, str(out), control=Control(stop=has_written_more_than_there_is_room_for))
     assert f"the target is incomplete: {out} {LOST}" in str(error.value)
     assert "--continue-from" not in str(error.value)
 

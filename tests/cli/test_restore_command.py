@@ -20,6 +20,7 @@ from backyfs.errors import IntegrityError, InterruptedByUser, TargetError, Usage
 from backyfs.metadata.db.tables import blobs, versions
 from backyfs.model import VersionStatus
 from backyfs.targets.file import FileTarget
+from backyfs.work.run import Control
 from tests.audit import audit, count_jobs
 from tests.images import random_bytes, random_image, sparse_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte
@@ -234,7 +235,7 @@ def test_an_interrupted_restore_goes_on_from_the_block_it_names(repository, tmp_
     out.write_bytes(bytes(10 * MIB + 5))
     options = RestoreOptions(replace=True, differential=differential)
     with pytest.raises(InterruptedByUser) as raised:
-        restore(repository, version, str(out), options=options, stop=_stop_after(calls))
+        restore(repository, version, str(out), options=options, control=Control(stop=_stop_after(calls)))
     match = re.fullmatch(INTERRUPTED, str(raised.value))
     assert match
     block = int(match[1])
@@ -413,8 +414,9 @@ def test_an_interruption_while_it_verifies_says_that_all_is_written(repository, 
         came.append(True)
 
     monkeypatch.setattr(FileTarget, "drop_cache", drop_and_interrupt)
+    control = Control(stop=lambda: bool(came))
     with pytest.raises(InterruptedByUser, match=r"^interrupted: everything is written, and not all "):
-        restore(repository, version, str(out), options=RestoreOptions(verify=True), stop=lambda: bool(came))
+        restore(repository, version, str(out), options=RestoreOptions(verify=True), control=control)
     assert out.read_bytes() == CONTENT
 
 
@@ -541,7 +543,7 @@ def test_an_interrupted_part_says_what_is_left(repository, tmp_path, out, calls)
     version = back_up(repository, image).version
     options = RestoreOptions(offset=MIB + 100, length=7 * MIB)
     with pytest.raises(InterruptedByUser) as raised:
-        restore(repository, version, str(out), options=options, stop=_stop_after(calls))
+        restore(repository, version, str(out), options=options, control=Control(stop=_stop_after(calls)))
     match = re.fullmatch(
         r"interrupted; the target is incomplete: add --force --offset (\d+) --length (\d+) to go on", str(raised.value)
     )

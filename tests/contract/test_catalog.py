@@ -45,6 +45,7 @@ from backyfs.metadata.records.stats import list_all_statistics
 from backyfs.metadata.records.versions import add_tags, create_version, list_versions, set_expiry, set_protected
 from backyfs.metadata.schema.schema import differences
 from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, VersionStatus
+from backyfs.work.run import Control
 from tests.audit import audit
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -285,7 +286,7 @@ def test_an_interrupted_publication_is_continued(repository: Repository, images:
     with repository.database.write() as connection:
         set_protected(connection, version.id, protected=True)
     with pytest.raises(InterruptedByUser):
-        publish(repository, stop=lambda: True)
+        publish(repository, control=Control(stop=lambda: True))
     publish(repository)
     assert found_by_check(repository) == set()
     assert version_name(version.uid) in files(repository, VERSIONS)
@@ -806,7 +807,7 @@ def test_a_recovery_that_did_not_end_begins_anew_and_until_then_nobody_takes_it_
         return asked > 5
 
     with pytest.raises(InterruptedByUser, match="run the same command again"):
-        recovered(repository, target, stop=stop)
+        recovered(repository, target, control=Control(stop=stop))
     with closing(Database(target)) as database:
         assert database.schema().revision == RECOVERING
         with pytest.raises(SchemaError, match=r"is being rebuilt by `backyfs recover`, or was and that did not end"):

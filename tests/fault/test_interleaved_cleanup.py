@@ -40,6 +40,8 @@ from backyfs.model import BlobId, PageNumber, VersionStatus
 from backyfs.sources.opening import open_source
 from backyfs.storage import directory
 from backyfs.storage.directory import DirectoryStorage
+from backyfs.work.flushbatch import FlushLimits
+from backyfs.work.limits import Limits
 from tests.audit import audit
 from tests.fault.interleaving import Command, Explorer, Witness
 from tests.images import random_bytes
@@ -67,6 +69,8 @@ PICTURE = (
     "SELECT kind, COUNT(*) FROM catalog_notes GROUP BY kind ORDER BY kind",
 )
 SHELF = "0123"  # of all blobs
+_EVER_S = float("inf")
+NOTHING_BY_THE_CLOCK = Limits(flush=FlushLimits(seconds=_EVER_S), first_flush_s=_EVER_S, commit_s=_EVER_S)
 SAMPLE = None if os.environ.get("EVERY_ORDER") else 70  # orders of three commands; None: all
 BLOBS = "SELECT id, fingerprint, doomed_at IS NULL, valid, uid FROM blobs ORDER BY id"
 
@@ -157,7 +161,7 @@ class Subject:
     def _with_new_storage(self, repository: Repository) -> Repository:
         storage = DirectoryStorage(str(self._data))  # what an abandoned command has put is none of its business
         self._storages.callback(storage.close)
-        return replace(repository, blocks=replace(repository.blocks, storage=storage))
+        return replace(repository, blocks=replace(repository.blocks, storage=storage), limits=NOTHING_BY_THE_CLOCK)
 
     def _picture(self) -> Hashable:
         rows = [tuple(self._raw.execute(query)) for query in PICTURE]
@@ -210,10 +214,6 @@ def remove_all(subject: Subject, repository: Repository) -> None:
 def _one_thing_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a command do the same each time: one worker, nothing by the clock; and no waits for a disk."""
     monkeypatch.setattr(pipeline, "default_workers", lambda: 2)  # one less for small blocks
-    monkeypatch.setattr(pipeline, "_FLUSH_S", float("inf"))
-    monkeypatch.setattr(pipeline, "_FIRST_FLUSH_S", float("inf"))
-    monkeypatch.setattr(pipeline, "_COMMIT_S", float("inf"))
-    monkeypatch.setattr(migrate_module, "_FLUSH_S", float("inf"))
     for module in (pipeline, committer, migrate_module):
         monkeypatch.setattr(module, "new_shelf", lambda: SHELF)
     monkeypatch.setattr(cleanup_module, "database_time", _clock)

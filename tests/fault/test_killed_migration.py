@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.engine.restore.restore import restore
-from backyfs.engine.secrets import migrate as module
 from backyfs.engine.secrets.migrate import MigrationRequest, migrate
 from backyfs.metadata.maps.usage import encryption_versions
 from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.upkeep.migration import Outdated
+from backyfs.work.flushbatch import FlushLimits
 from tests.audit import audit
 from tests.fault.everystep import Stored, fail_at_every_statement, kill_at_every_statement
 from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.repositories import BLOCK, back_up, make_repository, opened, with_limits
 from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class Migration:
     def act(self) -> None:
         """Migrate everything."""
         with opened(self._config) as repository:
-            migrate(repository, MigrationRequest(versions=None, outdated=Outdated(to=2), workers=1))
+            limited = with_limits(repository, flush=FlushLimits(items=2))  # several flushes
+            migrate(limited, MigrationRequest(versions=None, outdated=Outdated(to=2), workers=1))
 
     def check(self, *, done: bool) -> None:
         """Make sure that all versions are exact, and all their blobs encrypted if it is done."""
@@ -63,8 +64,7 @@ class Migration:
 
 
 @pytest.fixture
-def subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Migration:
-    monkeypatch.setattr(module, "_FLUSH_BLOBS", 2)  # several flushes
+def subject(tmp_path: Path) -> Migration:
     return Migration(tmp_path)
 
 

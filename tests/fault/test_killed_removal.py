@@ -9,7 +9,6 @@ import pytest
 
 from backyfs.config import Scheduler
 from backyfs.engine.restore.restore import restore
-from backyfs.engine.space import cleanup as module
 from backyfs.engine.space.cleanup import cleanup
 from backyfs.engine.versions.forget import forget
 from backyfs.engine.versions.remove import remove_versions
@@ -17,7 +16,7 @@ from backyfs.metadata.records.versions import list_versions
 from tests.audit import audit, count_blobs
 from tests.fault.everystep import Stored, fail_at_every_statement, kill_at_every_statement
 from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.repositories import BLOCK, back_up, make_repository, opened, with_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +50,7 @@ class Removal:
     def act(self) -> None:
         """Remove, or clean up."""
         with opened(self._config) as repository:
-            self._remove(repository)
+            self._remove(with_limits(repository, blobs_at_once=2, pages_at_once=1))  # several rounds
 
     def check(self, *, done: bool) -> None:
         """Make sure that what is there is whole; after a cleanup that is done nothing else is."""
@@ -87,9 +86,7 @@ def clean_up(repository: Repository) -> None:
 
 
 @pytest.fixture(params=[remove_all, forget_old, clean_up])
-def subject(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Removal:
-    monkeypatch.setattr(module, "_BLOBS_AT_ONCE", 2)  # several rounds
-    monkeypatch.setattr(module, "_PAGES_AT_ONCE", 1)
+def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Removal:
     return Removal(tmp_path, request.param, removed_before=request.param is clean_up)
 
 

@@ -17,6 +17,7 @@ from backyfs.hints import parse_hints
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import Deduplication, NoProgress
 from backyfs.sources.opening import open_source
+from backyfs.work.run import Control
 from tests.images import random_bytes
 from tests.repositories import BLOCK, back_up, make_repository, opened
 from tests.storages import with_watched_storage, with_watched_writes
@@ -69,7 +70,7 @@ def counted_backup(repository: Repository, image: Path, **request: Any) -> Count
     progress = Counted()
     source = open_source(str(image))
     try:
-        backup(repository, source, BackupRequest(name="disk", **request), progress=progress)
+        backup(repository, source, BackupRequest(name="disk", **request), control=Control(progress=progress))
     finally:
         source.close()
     return progress
@@ -134,7 +135,7 @@ def test_nothing_new_counts_before_it_is_durable(repository: Repository, tmp_pat
     watched = with_watched_storage(repository, lambda: done.append(progress.done), "put", "flush")
     source = open_source(str(image))
     try:
-        backup(watched, source, BackupRequest(name="disk"), progress=progress)
+        backup(watched, source, BackupRequest(name="disk"), control=Control(progress=progress))
     finally:
         source.close()
     # All was read and looked up before the first object was put; of it only the zeros were done.
@@ -146,6 +147,6 @@ def test_a_migration_counts_what_is_durable(repository: Repository, image: Path)
     back_up(repository, image)
     progress, done = Counted(), []
     watched = with_watched_storage(repository, lambda: done.append(progress.done), "flush")
-    migrate(watched, MigrationRequest(versions=None, outdated=Outdated(to=1)), progress=progress)
+    migrate(watched, MigrationRequest(versions=None, outdated=Outdated(to=1)), control=Control(progress=progress))
     assert done[0] == 0
     assert progress.done == progress.total

@@ -12,17 +12,18 @@ from blake3 import blake3
 from sqlalchemy import func, select, update
 
 from backyfs.blocks import load_block
-from backyfs.engine.backup.pipeline import Pipeline
 from backyfs.engine.restore.restore import restore
 from backyfs.errors import SourceError, TargetError, UsageError
 from backyfs.metadata.db.tables import blobs, pages, version_pages
 from backyfs.metadata.maps.usage import encryption_versions
+from backyfs.metadata.records.versions import list_versions
 from backyfs.model import Deduplication, VersionStatus
 from backyfs.sources.file import FileSource
 from tests.audit import audit, count_blobs, count_jobs, doom
 from tests.images import random_bytes, random_image, sparse_image, words
 from tests.mount.stored import blob_of, file_of, flip_a_byte, incomplete_copy, truncate
 from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.storages import with_watched_writes
 from tests.unit.test_sources import loop_device
 
 
@@ -192,22 +193,21 @@ def test_blocks_that_were_never_backed_up_are_reported_and_not_restored_as_zeros
     assert "never backed up" in report.damaged[0].reason
 
 
-def test_blobs_that_a_cleanup_took_between_look_up_and_commit_are_stored_anew(repository, tmp_path, monkeypatch):
+def test_blobs_that_a_cleanup_took_between_look_up_and_commit_are_stored_anew(repository, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
-    back_up(repository, image)
+    first = back_up(repository, image).version
+    taken = [blob_of(repository, first, index).id for index in range(2)]
 
-    def find_then_doom(self, fingerprints):
-        found = find(self, fingerprints)
-        taken = sorted(found.values())[:2]
-        with repository.database.write() as connection:
-            doom(connection, *taken)
-        return found
+    def doom_some():
+        with repository.database.read() as connection:
+            has_begun = len(list_versions(connection)) > 1
+        if has_begun and taken:  # they were found, and no page that is being made has them yet
+            with repository.database.write() as connection:
+                doom(connection, taken.pop(), taken.pop())
 
-    find = Pipeline._find
-    monkeypatch.setattr(Pipeline, "_find", find_then_doom)
     # The image differs in one block, so that its page is a new one.
     image.write_bytes(image.read_bytes()[:-1] + b"!")
-    version = back_up(repository, image).version
+    version = back_up(with_watched_writes(repository, doom_some), image).version
     assert restored(repository, version, tmp_path) == image.read_bytes()
     assert count_blobs(repository) == 6  # three, one new, two stored again
     audit(repository)

@@ -24,6 +24,7 @@ from backyfs.metadata.catalog.notes import has_notes
 from backyfs.metadata.records.versions import list_versions, set_protected
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.sources.opening import open_source
+from backyfs.work.run import Control
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 from tests.storages import with_watched_storage
@@ -142,13 +143,13 @@ def test_an_incomplete_backup_is_in_the_catalog_too(repository: Repository, imag
 def test_an_interrupted_function_does_not_wait_for_the_catalog(repository: Repository, image: Path) -> None:
     version = back_up(repository, image).version
     with pytest.raises(InterruptedByUser):
-        remove_versions(repository, [version], now=NOW, stop=lambda: True)
+        remove_versions(repository, [version], now=NOW, control=Control(stop=lambda: True))
     calls: list[None] = []
     with pytest.raises(InterruptedByUser):
         scrub(
             with_watched_storage(repository, lambda: calls.append(None), "put_object"),
             ScrubRequest(versions=None),
-            stop=lambda: True,
+            control=Control(stop=lambda: True),
         )
     assert calls == []
 

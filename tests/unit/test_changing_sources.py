@@ -19,6 +19,7 @@ from backyfs.sources.change import ChangeKind
 from backyfs.sources.file import FileSource
 from backyfs.sources.null import NullSource
 from backyfs.sources.opening import open_source
+from backyfs.work.run import Control
 from tests.audit import audit, count_jobs
 from tests.images import random_bytes, random_image, sparse_image
 from tests.repositories import BLOCK, make_repository, opened
@@ -163,7 +164,7 @@ def test_a_file_that_changed_between_two_runs_of_its_backup_is_warned_of_at_once
     versions: list[Version] = []
     request = BackupRequest(name="disk")
     with opened_source(image) as source, pytest.raises(InterruptedByUser):
-        backup(repository, source, request, announce=versions.append, stop=lambda: bool(versions))
+        backup(repository, source, request, announce=versions.append, control=Control(stop=lambda: bool(versions)))
     while datetime.fromtimestamp(image.stat().st_ctime, UTC) <= versions[0].created_at:
         os.utime(image)  # the clock of the file system may be a few milliseconds behind
     with opened_source(image) as source:

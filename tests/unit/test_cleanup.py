@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -9,20 +10,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import delete, func, select
 
-from backyfs.engine.backup.pipeline import Pipeline
 from backyfs.engine.restore.restore import restore
 from backyfs.engine.secrets.migrate import MigrationRequest, migrate
-from backyfs.engine.space.cleanup import Cleaner, cleanup, plan_cleanup
+from backyfs.engine.space.cleanup import Cleaner, CleanupReport, cleanup, plan_cleanup
 from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import InterruptedByUser, JobLostError, StorageError
 from backyfs.metadata.db.tables import blobs, jobs, pages
+from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import Deduplication, NoProgress, VersionStatus
 from backyfs.work.job import Job
+from backyfs.work.run import UNATTENDED, Control, Run
 from tests.audit import audit, count_blobs, count_jobs
 from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
-from tests.storages import with_watched_storage
+from tests.repositories import BLOCK, back_up, make_repository, opened, with_limits
+from tests.storages import with_watched_storage, with_watched_writes
 from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:
@@ -91,11 +93,8 @@ class Shown(NoProgress):
         self.shown.append(amount)
 
 
-def test_all_steps_of_a_cleanup_add_up(
-    repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("backyfs.engine.space.cleanup._BLOBS_AT_ONCE", 3)
-    monkeypatch.setattr("backyfs.engine.space.cleanup._RUN_BLOBS", 2)
+def test_all_steps_of_a_cleanup_add_up(repository: Repository, image: Path) -> None:
+    repository = with_limits(repository, blobs_at_once=3, deletions_a_task=2)
     remove(repository, back_up(repository, image).version)
     stored = sum(repository.blocks.storage.size(uid) or 0 for uid in objects(repository))
     progress = Shown()
@@ -105,7 +104,7 @@ def test_all_steps_of_a_cleanup_add_up(
         with repository.database.read() as connection:
             commands.update(connection.execute(select(jobs.c.command)).scalars())
 
-    report = cleanup(with_watched_storage(repository, look, "delete"), grace_s=0, progress=progress)
+    report = cleanup(with_watched_storage(repository, look, "delete"), grace_s=0, control=Control(progress=progress))
     assert (report.pages, report.blobs, report.stored_bytes) == (1, BLOCKS, stored)
     assert 0 < report.duration_s < 3600
     assert progress.shown[:2] == ["Deleting what no version needs", stored]
@@ -179,47 +178,36 @@ def test_an_incomplete_version_keeps_its_blocks_and_is_continued(repository: Rep
     expect_exact(repository, version, image)
 
 
-def test_a_cleanup_in_the_middle_of_a_backup_takes_nothing_from_it(
-    repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Pipeline._commit_pages
-    done = []
-
-    def commit(pipeline: Pipeline) -> None:
-        done.append(cleanup(repository, grace_s=0))  # its blobs have rows, and no page has them yet
-        real(pipeline)
-
-    monkeypatch.setattr(Pipeline, "_commit_pages", commit)
-    version = back_up(repository, image).version
-    monkeypatch.undo()
-    assert sum(report.blobs for report in done) >= BLOCKS
-    expect_exact(repository, version, image)
-
-
-def test_a_cleanup_between_look_up_and_commit_makes_a_backup_store_anew(
-    repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    remove(repository, back_up(repository, image).version)
-    real = Pipeline._commit_pages
+def test_a_cleanup_in_the_middle_of_a_backup_takes_nothing_from_it(repository: Repository, image: Path) -> None:
     done: list[CleanupReport] = []
 
-    def commit(pipeline: Pipeline) -> None:
-        if not done:
+    def clean_up() -> None:
+        if not done and count_blobs(repository):  # they have rows, and no page has them yet
             done.append(cleanup(repository, grace_s=0))
-        real(pipeline)
 
-    monkeypatch.setattr(Pipeline, "_commit_pages", commit)
-    version = back_up(repository, image).version
-    monkeypatch.undo()
+    version = back_up(with_watched_writes(repository, clean_up), image).version
     assert done[0].blobs == BLOCKS
     expect_exact(repository, version, image)
 
 
-def test_an_interrupted_cleanup_is_continued_by_the_next(
-    repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cleanup_between_look_up_and_commit_makes_a_backup_store_anew(repository: Repository, image: Path) -> None:
     remove(repository, back_up(repository, image).version)
-    monkeypatch.setattr("backyfs.engine.space.cleanup._BLOBS_AT_ONCE", 3)
+    done: list[CleanupReport] = []
+
+    def clean_up() -> None:
+        with repository.database.read() as connection:
+            has_begun = bool(list_versions(connection))
+        if has_begun and not done:  # all blocks were found, so nothing is written before their page
+            done.append(cleanup(repository, grace_s=0))
+
+    version = back_up(with_watched_writes(repository, clean_up), image).version
+    assert done[0].blobs == BLOCKS
+    expect_exact(repository, version, image)
+
+
+def test_an_interrupted_cleanup_is_continued_by_the_next(repository: Repository, image: Path) -> None:
+    remove(repository, back_up(repository, image).version)
+    limited = with_limits(repository, blobs_at_once=3)
     asked = 0
 
     def stop() -> bool:
@@ -228,7 +216,7 @@ def test_an_interrupted_cleanup_is_continued_by_the_next(
         return asked > 12
 
     with pytest.raises(InterruptedByUser, match="the next cleanup goes on"):
-        cleanup(repository, grace_s=0, stop=stop)
+        cleanup(limited, grace_s=0, control=Control(stop=stop))
     assert 0 < len(objects(repository)) < BLOCKS
     audit(repository)
     cleanup(repository, grace_s=0)
@@ -244,19 +232,16 @@ def test_objects_that_are_gone_already_are_fine(repository: Repository, image: P
     assert count_blobs(repository) == 0
 
 
-def test_two_cleanups_at_once(repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_cleanups_at_once(repository: Repository, image: Path) -> None:
     remove(repository, back_up(repository, image).version)
-    real = Cleaner._delete_run
     inner: list[CleanupReport] = []
+    first = threading.Lock()
 
-    def delete_run(cleaner: Cleaner, run: Any) -> Any:
-        if not inner:
-            monkeypatch.undo()
+    def clean_up() -> None:  # in a worker thread, before an object is deleted
+        if first.acquire(blocking=False):
             inner.append(cleanup(repository, grace_s=0))
-        return real(cleaner, run)
 
-    monkeypatch.setattr(Cleaner, "_delete_run", delete_run)
-    outer = cleanup(repository, grace_s=0)
+    outer = cleanup(with_watched_storage(repository, clean_up, "delete"), grace_s=0)
     assert inner[0].blobs + outer.blobs == BLOCKS
     assert objects(repository) == set()
 
@@ -304,5 +289,5 @@ def test_a_cleanup_that_was_taken_for_dead_stops(repository: Repository, image: 
     with Job(repository.database, "cleanup") as job:
         job._lost.set()
         with pytest.raises(JobLostError):
-            Cleaner(repository, job, NoProgress(), lambda: False).run(0)
+            Cleaner(repository, Run(UNATTENDED, interrupted="", job=job)).run(0)
     assert len(objects(repository)) == BLOCKS

@@ -21,6 +21,7 @@ from backyfs.model import VersionStatus
 from backyfs.storage import listing
 from backyfs.work import silence
 from backyfs.work.job import Job
+from backyfs.work.run import Control
 from tests.audit import audit, doom
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -208,7 +209,7 @@ def test_what_killed_commands_left_is_removed_once_it_is_old(
 def test_what_is_read_back_is_shown(repository: Repository, version: Version, tmp_path: Path) -> None:
     objects(tmp_path)[0].unlink()
     progress = Shown()
-    full_cleanup(repository, progress=progress)
+    full_cleanup(repository, control=Control(progress=progress))
     assert progress.shown == ["Reading what seems to be missing", BLOCK, BLOCK]
 
 
@@ -267,7 +268,7 @@ def test_an_old_copy_of_the_database_does_not_cost_what_it_does_not_know(
 
 def test_it_can_be_interrupted(repository: Repository, version: Version, image: Path) -> None:
     with pytest.raises(InterruptedByUser):
-        full_cleanup(repository, stop=lambda: True)
+        full_cleanup(repository, control=Control(stop=lambda: True))
     expect_exact(repository, version, image)
 
 

@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from backyfs.engine.backup import pipeline
 from backyfs.engine.backup.backup import BackupRequest, backup
 from backyfs.engine.restore.restore import restore
 from backyfs.errors import HintsError, InterruptedByUser, UsageError, VersionError
@@ -24,10 +23,12 @@ from backyfs.metadata.records.versions import list_versions
 from backyfs.model import PageNumber, VersionStatus
 from backyfs.ranges import ranges
 from backyfs.sources.file import FileSource
+from backyfs.work.flushbatch import FlushLimits
+from backyfs.work.run import Control
 from tests.audit import audit, count_jobs
 from tests.images import random_bytes, random_image, sparse_image
 from tests.mount.stored import blob_of
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.repositories import BLOCK, back_up, make_repository, opened, with_limits
 from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:
@@ -390,7 +391,7 @@ def interrupt(repository: Repository, image: Path, after: int, **request: object
             repository,
             source,
             BackupRequest(name="disk", **request),  # type: ignore[arg-type]  # fields of a request
-            stop=source.has_enough,
+            control=Control(stop=source.has_enough),
             announce=announced.append,
         )
     return announced[0], set(source.blocks)
@@ -424,9 +425,8 @@ def test_a_continued_backup_reads_only_what_was_not_committed(repository, tmp_pa
     audit(repository)
 
 
-def test_what_was_committed_before_a_crash_is_not_read_again(repository, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "_COMMIT_S", 0.0)
-    monkeypatch.setattr(pipeline, "_FLUSH_BLOBS", 256)
+def test_what_was_committed_before_a_crash_is_not_read_again(repository, tmp_path):
+    eager = with_limits(repository, commit_s=0.0, flush=FlushLimits(items=256))
     count = PAGE_ENTRIES - 5  # no page is ever complete
     image = random_image(tmp_path / "image", count * BLOCK)
     announced: list[Version] = []
@@ -437,7 +437,7 @@ def test_what_was_committed_before_a_crash_is_not_read_again(repository, tmp_pat
         return False
 
     with recorded(image) as source, pytest.raises(RuntimeError):
-        backup(repository, source, BackupRequest(name="disk"), stop=crash, announce=announced.append)
+        backup(eager, source, BackupRequest(name="disk"), control=Control(stop=crash), announce=announced.append)
     committed = committed_blocks(repository, announced[0], count)
     assert 0 < len(committed) < count
     audit(repository)

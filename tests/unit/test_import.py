@@ -637,7 +637,7 @@ def plain_export(tmp_path: Path) -> io.BytesIO:
 @pytest.fixture
 def keyed(tmp_path: Path, plain_export: io.BytesIO) -> Iterator[Twins]:
     """Give a repository whose fingerprints have a key, with the plain blocks in its storage."""
-    assert plain_export
+    assert plain_export.getvalue()
     config = make_repository(tmp_path / "target")
     for file in (tmp_path / "plain" / "data").glob("*/*/*.blob"):
         target = tmp_path / "target" / "data" / file.relative_to(tmp_path / "plain" / "data")

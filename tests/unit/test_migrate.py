@@ -12,15 +12,17 @@ from sqlalchemy import select, update
 
 from backyfs.blocks import PieceLoader, load_block
 from backyfs.engine.restore.restore import restore
-from backyfs.engine.secrets.migrate import MigrationRequest, _Migrator, migrate, plan_migration
+from backyfs.engine.secrets.migrate import MigrationRequest, migrate, plan_migration
 from backyfs.errors import BlobMissingError, InterruptedByUser, MissingKeyError, StorageError
 from backyfs.metadata.db.tables import blobs
 from backyfs.metadata.upkeep.migration import BlobCount, Outdated
 from backyfs.model import Deduplication
+from backyfs.work.run import Control
 from tests.audit import audit, count_jobs
 from tests.images import random_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte
 from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.storages import with_watched_storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -229,7 +231,7 @@ def test_an_interrupted_migration_keeps_what_it_did_and_is_continued(
         return asked > 10
 
     with pytest.raises(InterruptedByUser, match="run the command again"):
-        run(repository, stop=stop, workers=1)
+        run(repository, control=Control(stop=stop), workers=1)
     done = living(repository).get(2, 0)
     assert run(repository).blobs == BLOCKS - done
     expect_exact(repository, plain, tmp_path / "image")
@@ -282,20 +284,14 @@ def test_a_block_that_is_missing_and_was_not_moved_is_missing(repository: Reposi
         PieceLoader(repository.blocks).load(blob, range(1))
 
 
-def test_two_migrations_at_once_seal_each_blob_once(
-    repository: Repository, plain: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_migrations_at_once_seal_each_blob_once(repository: Repository, plain: Version, tmp_path: Path) -> None:
     inner: list[MigrationReport] = []
-    real = _Migrator._flush
 
-    def flush(migrator: _Migrator) -> None:
+    def migrate_too() -> None:
         if not inner:  # what the first one has sealed is there, and its rows are not changed yet
-            monkeypatch.undo()
             inner.append(run(repository))
-        real(migrator)
 
-    monkeypatch.setattr(_Migrator, "_flush", flush)
-    outer = run(repository)
+    outer = run(with_watched_storage(repository, migrate_too, "flush"))
     assert inner[0].blobs + outer.blobs == BLOCKS
     assert living(repository) == {2: BLOCKS}
     expect_exact(repository, plain, tmp_path / "image")

@@ -25,6 +25,7 @@ from backyfs.metadata.records.versions import create_version, list_versions, set
 from backyfs.model import Version
 from backyfs.work import silence
 from backyfs.work.job import Job
+from backyfs.work.run import Control
 from tests.audit import audit, count_blobs, count_jobs
 from tests.images import random_bytes, random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -280,7 +281,11 @@ def test_a_removal_that_is_stopped_has_done_what_it_told(repository: Repository,
     told: list[Removal] = []
     with pytest.raises(InterruptedByUser, match="interrupted after 2 of 3 versions"):
         remove_versions(
-            repository, versions, now=datetime.now(UTC), stop=lambda: len(told) == 2, announce=told.append
+            repository,
+            versions,
+            now=datetime.now(UTC),
+            control=Control(stop=lambda: len(told) == 2),
+            announce=told.append,
         )
     assert [removal.version.name for removal in told] == ["disk0", "disk1"]
     assert left(repository) == ["disk2"]

@@ -17,6 +17,7 @@ from backyfs.geometry import Extent
 from backyfs.metadata.db.tables import blobs, versions
 from backyfs.model import Deduplication, VersionStatus
 from backyfs.sources.opening import open_source
+from backyfs.work.run import Control
 from tests.audit import audit, count_blobs
 from tests.images import random_bytes, random_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte
@@ -218,14 +219,14 @@ def test_a_version_that_was_repaired_before_a_kill_is_valid_after_the_next_backu
     image = random_image(tmp_path / "image", 3 * BLOCK)
     first = version_of(repository, image)
     damage(repository, first, 1)
-    run = Pipeline.run
+    store = Pipeline.store
 
     def killed(self):
-        run(self)
+        store(self)
         raise InterruptedByUser("as if")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Pipeline, "run", killed)
+        patched.setattr(Pipeline, "store", killed)
         with pytest.raises(InterruptedByUser):
             back_up(repository, image)
     assert damaged_uids(repository) == set()
@@ -354,7 +355,7 @@ def test_an_interrupted_repair_keeps_what_it_has_done(repository, tmp_path):
     asked = iter([False, False, True])
     source = open_source(str(image))
     with pytest.raises(InterruptedByUser, match="run the command again"):
-        repair(repository, RepairRequest(source=source), stop=lambda: next(asked))
+        repair(repository, RepairRequest(source=source), control=Control(stop=lambda: next(asked)))
     source.close()
     assert len(damaged_uids(repository)) == 1
     report, _ = repaired(repository, image=image)

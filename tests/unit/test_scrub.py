@@ -20,10 +20,11 @@ from backyfs.metadata.records.jobs import list_live_jobs, this_process
 from backyfs.metadata.records.versions import list_versions, set_status, version_with_uid
 from backyfs.model import VersionStatus
 from backyfs.sources.opening import open_source
+from backyfs.work.run import Control
 from tests.audit import count_blobs, count_jobs, doom
 from tests.images import random_bytes, random_image, sparse_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte, incomplete_copy, remove_version, truncate
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.repositories import BLOCK, back_up, make_repository, opened, with_limits
 from tests.unit.test_backup_restore import restored
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -552,7 +553,7 @@ def test_a_scrub_that_was_interrupted_is_continued(plain, tmp_path, monkeypatch)
         scrub(
             watched,
             ScrubRequest(versions=(version,), not_since=LONG_AGO),
-            stop=lambda: len(spy.read) >= 100,
+            control=Control(stop=lambda: len(spy.read) >= 100),
             tell=lambda _, damage: told.append(damage),
         )
     done = len(checked(plain))
@@ -565,7 +566,6 @@ def test_a_scrub_that_was_interrupted_is_continued(plain, tmp_path, monkeypatch)
 
 
 def test_results_are_recorded_while_a_scrub_runs(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(blobchecker, "_RECORD_BLOBS", 256)
     monkeypatch.setattr(blobchecker, "default_workers", lambda: 1)
     version = version_of(plain, random_image(tmp_path / "image", 1500 * BLOCK))
     counts = []
@@ -575,7 +575,7 @@ def test_results_are_recorded_while_a_scrub_runs(plain, tmp_path, monkeypatch):
             counts.append(len(checked(plain)))
 
     watched, _ = spied(plain, look)
-    scrubbed(watched, version)
+    scrubbed(with_limits(watched, checks_at_once=256), version)
     assert counts[0] == 0
     assert counts[-1] >= 512
 

@@ -20,6 +20,7 @@ from backyfs.sources.opening import open_source
 from backyfs.work import job as job_module
 from backyfs.work import silence
 from backyfs.work.job import Job
+from backyfs.work.run import Control
 from backyfs.work.silence import remove_silent_jobs
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -163,7 +164,7 @@ def test_a_version_that_a_live_job_fills_cannot_be_continued(repository: Reposit
 def test_watching_can_be_interrupted(repository: Repository, version: Version) -> None:
     dead_job(repository, "mount /mnt", version)
     with pytest.raises(InterruptedByUser, match="nothing was changed"):
-        remove_versions(repository, [version], now=datetime.now(UTC), stop=lambda: True)
+        remove_versions(repository, [version], now=datetime.now(UTC), control=Control(stop=lambda: True))
     assert registered(repository) == ["mount /mnt"]
 
 

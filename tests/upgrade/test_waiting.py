@@ -22,6 +22,7 @@ from backyfs.metadata.db.database import Database
 from backyfs.metadata.records.jobs import register_job, remove_job, this_process
 from backyfs.metadata.schema.upgrade import upgrade_lock
 from backyfs.repository import open_repository
+from backyfs.work.run import Control
 from tests.repositories import PATIENCE_S
 from tests.upgrade.reference import check
 
@@ -109,7 +110,7 @@ def test_waiting_can_be_interrupted(reference: Reference) -> None:
     with (reference.directory / "backy_backy.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(InterruptedByUser, match="nothing was changed"):
-            upgrade(reference.config, stop=lambda: True)
+            upgrade(reference.config, control=Control(stop=lambda: True))
 
 
 # Our own jobs

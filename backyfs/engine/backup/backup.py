@@ -37,10 +37,11 @@ from backyfs.metadata.records.versions import (
     version_with_uid,
 )
 from backyfs.metadata.upkeep.checks import has_damage
-from backyfs.model import NAME_LENGTH, NoProgress, Version, VersionStatus
+from backyfs.model import NAME_LENGTH, Version, VersionStatus
 from backyfs.ranges import Ranges
 from backyfs.retention import automatic_tags, due_tags
 from backyfs.work.job import Job
+from backyfs.work.run import UNATTENDED, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,10 +50,11 @@ if TYPE_CHECKING:
     from backyfs.engine.backup.plan import Plan
     from backyfs.hints import Hints
     from backyfs.metadata.db.database import Connection
-    from backyfs.model import Progress, VersionUid
+    from backyfs.model import VersionUid
     from backyfs.repository import Repository
     from backyfs.sources.change import SourceWarning
     from backyfs.sources.protocol import Source
+    from backyfs.work.run import Control
 
 _log = logging.getLogger(__name__)
 
@@ -88,20 +90,19 @@ def backup(
     source: Source,
     request: BackupRequest,
     *,
-    progress: Progress | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    control: Control = UNATTENDED,
     announce: Callable[[Version], None] | None = None,
 ) -> BackupReport:
     """Back up `source` as a new version, or go on with one that was interrupted.
 
-    `stop` is asked often; once it returns True the backup ends soon, and what was stored stays usable by
-    the next one. `announce` is told the version as soon as it is there.
+    If `control` asks to stop, the backup ends soon, and what was stored stays usable by the next one. `announce` is
+    called with the version as soon as it exists.
 
     Raises:
         UsageError: a name cannot be stored, or what is to be continued is another image.
         HintsError: the hints do not fit source and base; nothing was made.
         VersionError: the base is not valid or gone, or the version to continue is not incomplete or in use.
-        InterruptedByUser: `stop` said so; the version stays incomplete.
+        InterruptedByUser: `control` asked to stop; the version stays incomplete.
         SourceError: the source cannot be read, shrank or grew; the version stays incomplete.
         StorageError, DatabaseError: likewise.
         JobLostError: another command took this one for dead.
@@ -110,12 +111,12 @@ def backup(
     _check_text("the snapshot name", request.snapshot_name, least=0)
     started = time.monotonic()
     statistics = BackupStatistics()
-    with catalog_kept(repository, stop), Job(repository.database, f"backup {request.name}") as job:
+    with catalog_kept(repository, control), Job(repository.database, f"backup {request.name}") as job:
         if request.base is not None:
             _hold_base(repository, job, request.base)
         watch = Watch(source, None if request.continued is None else request.continued.created_at)
         plan = _plan(repository, source, request)
-        version = _begin(job, source, request, stop)
+        version = _begin(job, source, request, control)
         if announce is not None:
             announce(version)
         inherited = Inherited(repository, job, version, plan, request.base)
@@ -123,19 +124,23 @@ def backup(
         if plan is not None and plan.has_base:
             statistics.blocks_sparse = len(plan.zeros)
             statistics.bytes_sparse = plan.bytes_of(plan.zeros)
-        progress = job.track(progress or NoProgress())
+        run = Run(control, interrupted=_how_to_continue(version), job=job)
         to_read = plan.bytes_of(plan.read) if plan is not None and plan.has_base else source.size_bytes
-        progress.start(f"Backing up {request.name}", to_read)
-        try:
-            pipeline = Pipeline(repository, source, version, job, statistics, progress, stop, inherited, plan)
-            pipeline.run()
-        finally:
-            progress.stop()
+        with run.step(f"Backing up {request.name}", to_read):
+            pipeline = Pipeline(repository, source, version, run, statistics, inherited, plan)
+            pipeline.store()
         warnings = watch.end()
         inherited.enter_what_was_left()
         report = _finish(repository, job, version, statistics, time.monotonic() - started)
         revived = _revive(repository, job, pipeline.blobs_repaired)
         return replace(report, blobs_repaired=pipeline.blobs_repaired, versions_valid=revived, warnings=warnings)
+
+
+def _how_to_continue(version: Version) -> str:
+    return (
+        f"interrupted: version {version.uid} stays incomplete; add --continue-version {version.uid} to go on where it "
+        "was, or start anew: what was stored is used again"
+    )
 
 
 def _hold_base(repository: Repository, job: Job, base: Version) -> None:
@@ -171,11 +176,11 @@ def _plan(repository: Repository, source: Source, request: BackupRequest) -> Pla
     return plan
 
 
-def _begin(job: Job, source: Source, request: BackupRequest, stop: Callable[[], bool]) -> Version:
+def _begin(job: Job, source: Source, request: BackupRequest, control: Control) -> Version:
     """Return the version to fill, held by the job."""
     now = datetime.now(UTC)
     if request.continued is not None:
-        job.hold_alone(request.continued, stop=stop)
+        job.hold_alone(request.continued, stop=control.stop)
         with job.write() as connection:
             return _continue(connection, source, request)
     with job.write() as connection:

@@ -23,14 +23,13 @@ from backyfs.model import BlockIndex, Deduplication
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Callable
 
     from backyfs.engine.backup.inherited import Inherited
     from backyfs.engine.backup.tasks import Tasks
     from backyfs.metadata.records.stats import BackupStatistics
-    from backyfs.model import BlobId, BlobUid, PageNumber, Progress, SavedBlob, Version
+    from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, Version
     from backyfs.repository import Repository
-    from backyfs.work.job import Job
+    from backyfs.work.run import Run
 
 
 class Committer:
@@ -40,18 +39,16 @@ class Committer:
         self,
         repository: Repository,
         version: Version,
-        job: Job,
+        run: Run,
         tasks: Tasks,
         statistics: BackupStatistics,
-        progress: Progress,
         inherited: Inherited,
     ) -> None:
         """Begin with what `inherited` has; `tasks` read and store what a cleanup took away."""
         self._version = version
-        self._job = job
+        self._run = run
         self._tasks = tasks
         self._statistics = statistics
-        self._progress = progress
         self._block_size = repository.block_size
         self._shares = repository.deduplication is not Deduplication.OFF
         self._coming: dict[bytes, BlobUid] = {}  # blobs that have no row yet, by fingerprint
@@ -94,13 +91,13 @@ class Committer:
             for index in self._waiting.pop(blob.uid, ()):
                 self.map.enter(index, ids[blob.uid])
                 done_bytes += block_length(index, self._version.size_bytes, self._block_size)
-        self._progress.advance(done_bytes)
+        self._run.advance(done_bytes)
 
-    def commit_pages(self, check: Callable[[], None]) -> None:
-        """Commit the pages that are complete; `check` is called before a block is stored again, and may raise."""
+    def commit_pages(self) -> None:
+        """Commit the pages that are complete."""
         for page_no, entries in self.map.take_complete():
             while (gone := self._try_to_commit(page_no, entries)) is not None:
-                self._store_again(page_no, entries, gone, check)
+                self._store_again(page_no, entries, gone)
 
     def commit_begun(self) -> None:
         """Commit the pages that are not complete as far as they are, for a backup that continues this one."""
@@ -110,7 +107,7 @@ class Committer:
 
     def _insert(self, saved: list[SavedBlob], *, ends_flush: bool) -> dict[BlobUid, BlobId]:
         """Give durable objects their rows; return their ids."""
-        with self._job.write() as connection:
+        with self._run.job.write() as connection:
             ids = self.repairs.enter(connection, saved, datetime.now(UTC))
             if ends_flush:
                 self.fresh.settle(connection)
@@ -121,7 +118,7 @@ class Committer:
     def _try_to_commit(self, page_no: PageNumber, entries: array[int]) -> frozenset[BlobId] | None:
         """Commit a page; return None, or the blobs that a cleanup took in the meantime, having done nothing."""
         try:
-            with self._job.write() as connection:
+            with self._run.job.write() as connection:
                 page_id = commit_page(connection, self._version.id, page_no, entries, keep_holes=True)
                 if page_id is not None:
                     self.fresh.note_committed(connection, page_id, entries)
@@ -129,9 +126,7 @@ class Committer:
             return gone.blob_ids
         return None
 
-    def _store_again(
-        self, page_no: PageNumber, entries: array[int], gone: frozenset[BlobId], check: Callable[[], None]
-    ) -> None:
+    def _store_again(self, page_no: PageNumber, entries: array[int], gone: frozenset[BlobId]) -> None:
         """Read and store the blocks again whose blobs a cleanup took between look-up and commit."""
         buffer = bytearray(self._block_size)
         saved: list[SavedBlob] = []
@@ -140,7 +135,7 @@ class Committer:
         for position, entry in enumerate(entries):
             if entry not in gone:
                 continue
-            check()
+            self._run.check()
             hashed = self._tasks.read(BlockRun(BlockIndex(page_no * PAGE_ENTRIES + position), 1), buffer)
             fingerprint = hashed.fingerprints[0]
             if fingerprint is None:  # the source is in use, and changed

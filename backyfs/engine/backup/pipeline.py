@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import cycle, groupby
 from typing import TYPE_CHECKING
 
@@ -23,50 +22,27 @@ from backyfs.errors import BackyfsError, InterruptedByUser
 from backyfs.geometry import BlockRun, block_count, block_length, block_runs, page_position
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE
 from backyfs.metadata.records.blobs import find_blobs
-from backyfs.model import BlockIndex, Deduplication
+from backyfs.model import BlockIndex, Deduplication, SavedBlob
+from backyfs.work.flushbatch import FlushBatch
 from backyfs.work.window import Window, default_workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from backyfs.engine.backup.inherited import Inherited
     from backyfs.engine.backup.plan import Plan
     from backyfs.metadata.records.stats import BackupStatistics
-    from backyfs.model import BlobId, BlobUid, Progress, SavedBlob, Version
+    from backyfs.model import BlobId, BlobUid, Version
     from backyfs.repository import Repository
     from backyfs.sources.protocol import Source
-    from backyfs.work.job import Job
+    from backyfs.work.run import Run
 
 _RUN_BYTES = 4 << 20      # small blocks are read and stored in runs of so many bytes, and
 _RUN_BLOCKS = 256         # of so many blocks: starting a task costs as much as several blocks of 4 KiB
 _FEW_BLOCKS = 16          # a run of no more is mostly compression
 _BUFFER_BYTES = 64 << 20  # in all buffers together, as far as enough of them fit
 _LOOK_UP_RUNS = 4         # are looked up at once: a query for one run costs as much as hashing it
-_FLUSH_BYTES = 64 << 20   # a flush begins when so much was stored since the last one, or
-_FLUSH_BLOBS = 4096       # so many blobs, or
-_FLUSH_S = 5.0            # when that was so long ago: a killed backup loses no more. The first flushes of a backup
-_FIRST_FLUSH_S = 1.0      # follow each other sooner, because its progress moves with them
 _FLUSHES_A_RUN = 4        # until they are as far apart as a quarter of the time so far
-_COMMIT_S = 2.0           # so often pages are committed that are not complete: it can be continued from there
-
-
-@dataclass(slots=True)
-class _Unflushed:
-    """Blobs that were put into the storage since the last flush began."""
-
-    saved: list[SavedBlob] = field(default_factory=list)
-    stored_bytes: int = 0
-    since: float = field(default_factory=time.monotonic)
-
-    def is_due(self, began_s: float) -> bool:
-        """Tell whether to flush in a backup that began at this time on the monotonic clock."""
-        now = time.monotonic()
-        pause_s = min(_FLUSH_S, max(_FIRST_FLUSH_S, (now - began_s) / _FLUSHES_A_RUN))
-        return bool(self.saved) and (
-            self.stored_bytes >= _FLUSH_BYTES
-            or len(self.saved) >= _FLUSH_BLOBS
-            or now - self.since >= pause_s
-        )
 
 
 class Pipeline:
@@ -77,10 +53,8 @@ class Pipeline:
         repository: Repository,
         source: Source,
         version: Version,
-        job: Job,
+        run: Run,
         statistics: BackupStatistics,
-        progress: Progress,
-        stop: Callable[[], bool],
         inherited: Inherited,
         plan: Plan | None,
     ) -> None:
@@ -88,10 +62,9 @@ class Pipeline:
         self._repository = repository
         self._source = source
         self._version = version
-        self._job = job
+        self._run = run
         self._statistics = statistics
-        self._progress = progress
-        self._stop = stop
+        self._limits = repository.limits
         same_version = repository.deduplication is Deduplication.SAME_VERSION
         self._found_version = repository.blocks.encryption_version if same_version else None
         self._block_size = repository.block_size
@@ -99,7 +72,7 @@ class Pipeline:
         self._tasks = Tasks(source, repository.blocks, self._block_size)
         self._plan = plan
         self._inherited = inherited
-        self._committer = Committer(repository, version, job, self._tasks, statistics, progress, inherited)
+        self._committer = Committer(repository, version, run, self._tasks, statistics, inherited)
         self._run_blocks = max(1, min(_RUN_BLOCKS, _RUN_BYTES // self._block_size))
         # Small blocks are mostly Python's work, of which one thread does as much as several.
         self._workers = default_workers() - (1 if self._run_blocks > _FEW_BLOCKS else 0)
@@ -107,7 +80,7 @@ class Pipeline:
         self._reading = 0  # runs that workers read
         self._hashed: list[Hashed] = []  # runs that were read and not looked up
         self._began_s = time.monotonic()
-        self._unflushed = _Unflushed()
+        self._unflushed = FlushBatch[SavedBlob](self._limits.flush)
         self._flushing = False
         self._known_bytes = 0  # that were read and need not be stored
         self._shelves = self._new_shelves()
@@ -117,7 +90,7 @@ class Pipeline:
         """How many damaged blobs were stored again."""
         return self._committer.repairs.blobs
 
-    def run(self) -> None:
+    def store(self) -> None:
         """Bring the whole source into the block map.
 
         Raises:
@@ -132,7 +105,7 @@ class Pipeline:
                 with suppress(BackyfsError):  # the first error is the one to tell
                     self._salvage(window)
                 if isinstance(error, InterruptedByUser):
-                    self._check()  # tells of the version, where a worker could not
+                    self._run.check()  # tells of the version, where a worker could not
                 raise
             self._committer.map.end()
             self._commit_pages()
@@ -157,7 +130,7 @@ class Pipeline:
             for part in self._not_committed(run):
                 while not self._buffers:
                     self._handle(window)
-                self._check()
+                self._run.check()
                 self._committer.map.expect(part)
                 self._reading += 1
                 window.submit(self._tasks.read, part, self._buffers.pop())
@@ -178,11 +151,11 @@ class Pipeline:
             if is_absent:
                 yield part
             else:
-                self._progress.advance(self._bytes_of(part))
+                self._run.advance(self._bytes_of(part))
 
     def _drain(self, window: Window[Result]) -> None:
-        while window.pending or self._unflushed.saved:
-            self._check()
+        while window.pending or self._unflushed.items:
+            self._run.check()
             if window.pending:
                 self._handle(window)
             else:
@@ -195,18 +168,10 @@ class Pipeline:
                 for result in window.results():
                     if not isinstance(result, Hashed):
                         self._settle(result)
-        self._committer.enter_flushed(self._tasks.flush(self._unflushed.saved).saved)
+        self._committer.enter_flushed(self._tasks.flush(self._unflushed.take()).saved)
         with suppress(BackyfsError):  # what would have to be stored again is left to a backup that continues this one
             self._commit_pages()
         self._committer.commit_begun()
-
-    def _check(self) -> None:
-        self._job.check()
-        if self._stop():
-            raise InterruptedByUser(
-                f"interrupted: version {self._version.uid} stays incomplete; add --continue-version "
-                f"{self._version.uid} to go on where it was, or start anew: what was stored is used again"
-            )
 
     def _handle(self, window: Window[Result]) -> None:
         for result in window.results():
@@ -217,18 +182,18 @@ class Pipeline:
                 self._settle(result)
         if len(self._hashed) >= _LOOK_UP_RUNS or not self._reading:
             self._look_up(window)
-        if self._unflushed.is_due(self._began_s) and not self._flushing:
+        if not self._flushing and self._unflushed.is_due(self._flush_pause_s()):
             self._start_flush(window)
         for page in self._committer.fresh.take():
             window.submit(self._tasks.publish, self._committer.fresh, page)
-        if self._committer.begun_age_s >= _COMMIT_S:
+        if self._committer.begun_age_s >= self._limits.commit_s:
             self._committer.commit_begun()
 
     def _settle(self, result: Stored | Flushed | Published) -> None:
         if isinstance(result, Stored):
             self._buffers.append(result.buffer)
-            self._unflushed.saved += result.saved
-            self._unflushed.stored_bytes += sum(blob.stored_size for blob in result.saved)
+            for blob in result.saved:
+                self._unflushed.add(blob, blob.stored_size)
         elif isinstance(result, Published):
             if result.page is not None:
                 self._committer.fresh.note_put(result.page)
@@ -237,8 +202,13 @@ class Pipeline:
             self._committer.enter_flushed(result.saved)
             self._commit_pages()
 
+    def _flush_pause_s(self) -> float:
+        """Return how far apart flushes are: the first ones are closer, because the progress moves with them."""
+        elapsed_s = time.monotonic() - self._began_s
+        return min(self._limits.flush.seconds, max(self._limits.first_flush_s, elapsed_s / _FLUSHES_A_RUN))
+
     def _start_flush(self, window: Window[Result]) -> None:
-        saved, self._unflushed = self._unflushed.saved, _Unflushed()
+        saved = self._unflushed.take()
         self._flushing = True
         self._shelves = self._new_shelves()
         self._committer.fresh.begin_flush()
@@ -263,11 +233,11 @@ class Pipeline:
             else:
                 self._buffers.append(result.buffer)
         # What is stored counts once it is durable: reading and sealing run ahead of a slow storage.
-        self._progress.advance(self._known_bytes - before)
+        self._run.advance(self._known_bytes - before)
         self._commit_pages()
 
     def _commit_pages(self) -> None:
-        self._committer.commit_pages(self._check)
+        self._committer.commit_pages()
 
     def _find(self, fingerprints: Iterable[bytes]) -> dict[bytes, BlobId]:
         is_off = self._repository.deduplication is Deduplication.OFF
@@ -328,7 +298,7 @@ class Pipeline:
             size = self._bytes_of(BlockRun(BlockIndex(first), stop - first))
             self._statistics.blocks_sparse += stop - first
             self._statistics.bytes_sparse += size
-            self._progress.advance(size)
+            self._run.advance(size)
 
     def _bytes_of(self, run: BlockRun) -> int:
         first = run.first * self._block_size

@@ -26,14 +26,15 @@ from backyfs.catalog.repository import open_repository_object
 from backyfs.catalog.versions import unpack_version
 from backyfs.engine.catalog.index import age_of, read_index
 from backyfs.engine.catalog.publish import filled_versions, load_page_blobs, publish, read_repository, read_version
-from backyfs.errors import CatalogError, InterruptedByUser, ObjectMissingError
+from backyfs.errors import CatalogError, ObjectMissingError
 from backyfs.geometry import PAGE_ENTRIES
 from backyfs.metadata.catalog.index import load_index_state, needs_index
 from backyfs.metadata.catalog.notes import NoteKind, count_used_pages, existing_uids, note_index, pages_after
 from backyfs.metadata.db.batches import batches
 from backyfs.metadata.maps.blockmap import ABSENT, unpack
 from backyfs.metadata.records.versions import list_versions, version_with_uid
-from backyfs.model import NoProgress, PageId
+from backyfs.model import PageId
+from backyfs.work.run import UNATTENDED, Run
 from backyfs.work.window import Window
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
 
     from backyfs.catalog.index import CatalogIndex
     from backyfs.metadata.catalog.notes import PageRow
-    from backyfs.model import Progress, Version
+    from backyfs.model import Version
     from backyfs.repository import Repository
+    from backyfs.work.run import Control
 
 _WORKERS = 8
 _PAGES_AT_ONCE = 32
@@ -86,8 +88,7 @@ class CatalogCheck:
         self,
         repository: Repository,
         *,
-        progress: Progress | None = None,
-        stop: Callable[[], bool] = lambda: False,
+        control: Control = UNATTENDED,
         tell: Callable[[Difference], None] = lambda _difference: None,
     ) -> None:
         """Prepare; `tell` is told of each difference at once."""
@@ -95,8 +96,7 @@ class CatalogCheck:
         self._database = repository.database
         self._storage = repository.blocks.storage
         self._seal = Seal(repository=repository.uid, key=repository.blocks.keyring.repository_key)
-        self._progress = progress or NoProgress()
-        self._stop = stop
+        self._run = Run(control, interrupted="interrupted; what was not compared yet may differ")
         self._tell = tell
         self._report = CatalogReport()
 
@@ -104,7 +104,7 @@ class CatalogCheck:
         """Compare everything.
 
         Raises:
-            InterruptedByUser: `stop` said so.
+            InterruptedByUser: the caller asked to stop.
             StorageError, DatabaseError: they cannot be read.
         """
         self._compare(REPOSITORY_NAME, self._fault_of_repository)
@@ -114,14 +114,11 @@ class CatalogCheck:
             versions = [version for version in list_versions(connection) if version.uid not in busy]
             count = count_used_pages(connection)
         for version in versions:
-            self._check()
+            self._run.check()
             self._compare(version_name(version.uid), partial(self._fault_of_version, version))
             self._report.versions += 1
-        self._progress.start("Comparing the catalog of", count * PAGE_ENTRIES * self._repository.block_size)
-        try:
+        with self._run.step("Comparing the catalog of", count * PAGE_ENTRIES * self._repository.block_size):
             self._compare_pages(leave_begun=bool(busy))
-        finally:
-            self._progress.stop()
         for name in stale_objects(self._repository):
             self._note(name, STALE)
         return self._report
@@ -182,25 +179,24 @@ class CatalogCheck:
             return None if held == read_version(connection, now) else DIFFERS
 
     def _compare_pages(self, *, leave_begun: bool) -> None:
-        last = PageId(0)
         with Window[_Held](_WORKERS) as window:
-            while True:
-                self._check()
-                with self._database.read() as connection:
-                    rows = pages_after(connection, last, _PAGES_AT_ONCE)
-                if not rows:
-                    return
-                last = rows[-1].id
-                for row in rows:
-                    if not (leave_begun and ABSENT in unpack(row.entries)):
-                        window.submit(self._read_page, row)
-                while window.pending:
-                    for held in window.results():
-                        self._report.pages += 1
-                        self._progress.advance(PAGE_ENTRIES * self._repository.block_size)
-                        fact = self._fault_of_page(held) and self._fault_of_page(self._read_page(held.row))
-                        if fact:
-                            self._note(page_name(held.row.uid), fact)
+            for held in window.map(self._read_page, self._rows(leave_begun=leave_begun), most=_PAGES_AT_ONCE):
+                self._report.pages += 1
+                self._run.advance(PAGE_ENTRIES * self._repository.block_size)
+                fact = self._fault_of_page(held) and self._fault_of_page(self._read_page(held.row))
+                if fact:
+                    self._note(page_name(held.row.uid), fact)
+
+    def _rows(self, *, leave_begun: bool) -> Iterator[PageRow]:
+        last = PageId(0)
+        while True:
+            self._run.check()
+            with self._database.read() as connection:
+                rows = pages_after(connection, last, _PAGES_AT_ONCE)
+            if not rows:
+                return
+            last = rows[-1].id
+            yield from (row for row in rows if not (leave_begun and ABSENT in unpack(row.entries)))
 
     def _read_page(self, row: PageRow) -> _Held:
         try:
@@ -224,10 +220,6 @@ class CatalogCheck:
         self._report.differences += 1
         self._tell(Difference(name=name, fact=fact.removeprefix(f"object {name} ")))
 
-    def _check(self) -> None:
-        if self._stop():
-            raise InterruptedByUser("interrupted; what was not compared yet may differ")
-
 
 def stale_objects(repository: Repository) -> Iterator[str]:
     """Yield the names of objects of the catalog whose page or version the database does not have.
@@ -244,32 +236,32 @@ def stale_objects(repository: Repository) -> Iterator[str]:
 
 
 def remove_stale_objects(
-    repository: Repository, *, also_damaged: bool = False, stop: Callable[[], bool] = lambda: False
+    repository: Repository, *, also_damaged: bool = False, control: Control = UNATTENDED
 ) -> int:
     """Delete the objects of the catalog whose page or version the database does not have; return how many.
 
     One that cannot be opened may be of something that a recovery could not read: it goes with `also_damaged` only.
 
     Raises:
-        InterruptedByUser: `stop` said so.
+        InterruptedByUser: `control` asked to stop.
         StorageError, DatabaseError: they fail.
     """
     seal = Seal(repository=repository.uid, key=repository.blocks.keyring.repository_key)
+    run = Run(control, interrupted="interrupted; run the command again for the rest")
     removed = 0
     is_indexed = False
     for name in stale_objects(repository):
-        if stop():
-            raise InterruptedByUser("interrupted; run the command again for the rest")
+        run.check()
         if also_damaged or _opens(repository, seal, name):
             if name.startswith(VERSIONS) and not is_indexed:
-                _forget_in_index(repository, seal, stop)
+                _forget_in_index(repository, seal, control)
                 is_indexed = True
             repository.blocks.storage.delete_object(name)
             removed += 1
     return removed
 
 
-def _forget_in_index(repository: Repository, seal: Seal, stop: Callable[[], bool]) -> None:
+def _forget_in_index(repository: Repository, seal: Seal, control: Control) -> None:
     """Write the index again if it names versions that the database does not have, as after a copy was put back."""
     try:
         named = read_index(repository.blocks.storage, seal).versions
@@ -280,7 +272,7 @@ def _forget_in_index(repository: Repository, seal: Seal, stop: Callable[[], bool
             return
     with repository.database.write() as connection:
         note_index(connection, [""])
-    publish(repository, stop=stop)
+    publish(repository, control=control.quietly())
 
 
 def remove_page_objects(repository: Repository, uids: Iterable[str]) -> None:

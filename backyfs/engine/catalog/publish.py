@@ -51,18 +51,20 @@ from backyfs.metadata.records.jobs import list_live_jobs, this_process
 from backyfs.metadata.records.stats import list_statistics
 from backyfs.metadata.records.versions import version_with_uid
 from backyfs.metadata.upkeep.checks import damage_found_at, pages_with
-from backyfs.model import BlobId, NoProgress, PageId, VersionRecord, VersionStatus, VersionUid
+from backyfs.model import BlobId, PageId, VersionRecord, VersionStatus, VersionUid
+from backyfs.work.run import UNATTENDED, Run
 from backyfs.work.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from backyfs.metadata.catalog.blobcolumns import BlobColumns
     from backyfs.metadata.catalog.notes import PageRow
     from backyfs.metadata.db.database import Connection
     from backyfs.metadata.maps.blockmap import Entries
-    from backyfs.model import Progress, Version
+    from backyfs.model import Version
     from backyfs.repository import Repository
+    from backyfs.work.run import Control
 
 _WORKERS = 8           # an object store takes its time for each object; a disk is busy with fewer
 _PAGES_AT_ONCE = 16    # are read in one transaction: 3 MB
@@ -94,10 +96,10 @@ class _Batch:
     digest: bytes = b""  # of the object of the repository
 
 
-def keep_catalog(repository: Repository, *, stop: Callable[[], bool] = lambda: False) -> None:
+def keep_catalog(repository: Repository, control: Control = UNATTENDED) -> None:
     """Write to the catalog whatever has changed. A failure is only a warning: what was done in the database is done."""
     try:
-        publish(repository, stop=stop)
+        publish(repository, control=control.quietly())
     except InterruptedByUser:
         pass  # the next command goes on
     except BackyfsError as error:
@@ -107,7 +109,7 @@ def keep_catalog(repository: Repository, *, stop: Callable[[], bool] = lambda: F
 
 
 @contextmanager
-def catalog_kept(repository: Repository, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
+def catalog_kept(repository: Repository, control: Control = UNATTENDED) -> Iterator[None]:
     """Keep the catalog up to date with what is done within the `with`, also where that ends with an error of ours.
 
     It goes around the job: what a running job is filling is left out. Whoever interrupts a command does not want to
@@ -118,22 +120,21 @@ def catalog_kept(repository: Repository, stop: Callable[[], bool] = lambda: Fals
     except InterruptedByUser:
         raise
     except BackyfsError:
-        _keep_if_changed(repository, stop)
+        _keep_if_changed(repository, control)
         raise
-    _keep_if_changed(repository, stop)
+    _keep_if_changed(repository, control)
 
 
-def _keep_if_changed(repository: Repository, stop: Callable[[], bool]) -> None:
+def _keep_if_changed(repository: Repository, control: Control) -> None:
     if repository.database.has_written:
-        keep_catalog(repository, stop=stop)
+        keep_catalog(repository, control)
 
 
 def publish(
     repository: Repository,
     *,
     everything: bool = False,
-    progress: Progress | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    control: Control = UNATTENDED,
 ) -> PublishReport:
     """Write to the catalog whatever is not in it as the database has it, and delete what is gone from there.
 
@@ -143,7 +144,7 @@ def publish(
     Raises:
         MissingKeyError: the repository is encrypted, and it was opened without its key.
         CatalogError: the storage has no catalog and there was one, or that of another repository.
-        InterruptedByUser: `stop` said so; what was written until then need not be written again.
+        InterruptedByUser: `control` asked to stop; what was written until then need not be written again.
         StorageError, DatabaseError: it cannot be written; the next call goes on.
     """
     if isinstance(repository.config.storage, NullStorageConfig):
@@ -153,19 +154,18 @@ def publish(
         if was_written and not everything and not has_notes(connection):
             return PublishReport()
     require_catalog(repository.blocks.storage, repository.uid, was_written=was_written and not everything)
-    publisher = _Publisher(repository, progress or NoProgress(), stop)
+    publisher = _Publisher(repository, Run(control, interrupted="interrupted; `backyfs catalog push` goes on"))
     publisher.check_key(everything=everything)
     return publisher.run()
 
 
 class _Publisher:
-    def __init__(self, repository: Repository, progress: Progress, stop: Callable[[], bool]) -> None:
+    def __init__(self, repository: Repository, run: Run) -> None:
         self._database = repository.database
         self._storage = repository.blocks.storage
         self._block_size = repository.block_size
         self._seal = Seal(repository=repository.uid, key=repository.blocks.keyring.repository_key)
-        self._progress = progress
-        self._stop = stop
+        self._run = run
         self._report = PublishReport()
 
     def run(self) -> PublishReport:
@@ -173,15 +173,12 @@ class _Publisher:
         self._find_pages_of_changed_blobs()
         with self._database.read() as connection:
             count = count_unpublished_pages(connection)
-        self._progress.start("Writing the catalog of", count * PAGE_ENTRIES * self._block_size)
-        try:
-            with Window[None](_WORKERS) as window:
-                for _ in range(_ROUNDS):
-                    if self._round(window):
-                        break
-                    self._find_pages_of_changed_blobs()
-        finally:
-            self._progress.stop()
+        total_bytes = count * PAGE_ENTRIES * self._block_size
+        with self._run.step("Writing the catalog of", total_bytes), Window[None](_WORKERS) as window:
+            for _ in range(_ROUNDS):
+                if self._round(window):
+                    break
+                self._find_pages_of_changed_blobs()
         return self._report
 
     def check_key(self, *, everything: bool) -> None:
@@ -280,7 +277,7 @@ class _Publisher:
                 self._wait(window, 2 * _WORKERS)
                 window.submit(self._put_page, row, entries, blobs)
                 batch.pages[row.id] = row.uid
-                self._progress.advance(PAGE_ENTRIES * self._block_size)
+                self._run.advance(PAGE_ENTRIES * self._block_size)
             if len(batch.pages) >= _PAGES_A_FLUSH:
                 is_settled &= self._settle(window, batch)
 
@@ -345,8 +342,7 @@ class _Publisher:
 
     def _wait(self, window: Window[None], pending: int) -> None:
         """Wait until no more than so many tasks are under way."""
-        if self._stop():
-            raise InterruptedByUser("interrupted; `backyfs catalog push` goes on")
+        self._run.check()
         while window.pending > pending:
             for _ in window.results():
                 pass

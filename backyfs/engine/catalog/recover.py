@@ -32,7 +32,7 @@ from backyfs.catalog.place import catalog_key_check, find_repository, get_stored
 from backyfs.catalog.repository import open_repository_object
 from backyfs.catalog.versions import CatalogVersion, unpack_version
 from backyfs.engine.catalog.index import index_faults
-from backyfs.errors import CatalogError, InterruptedByUser, MissingKeyError, StorageError, WrongKeyError
+from backyfs.errors import CatalogError, MissingKeyError, StorageError, WrongKeyError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
 from backyfs.keys.slots import open_with
 from backyfs.metadata.catalog.index import IndexState
@@ -53,10 +53,11 @@ from backyfs.metadata.schema.recovery import (
     version_uids,
 )
 from backyfs.metadata.upkeep.checks import insert_damage, mark_damaged, pages_with, record_checks, versions_with
-from backyfs.model import BlobId, BlockIndex, NoProgress, PageNumber, VersionStatus, VersionUid
+from backyfs.model import BlobId, BlockIndex, PageNumber, VersionStatus, VersionUid
 from backyfs.repository.claim import mark
 from backyfs.repository.keyring import tag_of
 from backyfs.work.blobset import BlobSet
+from backyfs.work.run import UNATTENDED, Run
 from backyfs.work.window import Window
 
 if TYPE_CHECKING:
@@ -66,8 +67,9 @@ if TYPE_CHECKING:
     from backyfs.catalog.repository import CatalogRepository, OpenPart
     from backyfs.keys.slots import Secret
     from backyfs.metadata.db.database import Database
-    from backyfs.model import PageId, Progress, VersionId, VersionRecord
+    from backyfs.model import PageId, VersionId, VersionRecord
     from backyfs.storage import Storage
+    from backyfs.work.run import Control
 
 _log = logging.getLogger(__name__)
 
@@ -170,8 +172,7 @@ def recover(
     database: Database,
     *,
     check_objects: bool = False,
-    progress: Progress | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    control: Control = UNATTENDED,
     tell: Callable[[Loss], None] = lambda _loss: None,
 ) -> RecoveryReport:
     """Fill a database that is empty, or that a recovery has not finished. `tell` is told at once of each loss.
@@ -181,12 +182,13 @@ def recover(
     Raises:
         SchemaError: the database holds something else.
         WrongStorageError: the marker of the storage names another repository than its catalog.
-        InterruptedByUser: `stop` said so; the next recovery begins anew.
+        InterruptedByUser: `control` asked to stop; the next recovery begins anew.
         DatabaseError, StorageError: they fail; likewise.
     """
     is_marked = mark(storage, catalog.repository.identity.uid)
     begin_recovery(database)
-    recovery = _Recovery(storage, catalog, database, progress or NoProgress(), stop, tell)
+    run = Run(control, interrupted="interrupted; the database is not finished: run the same command again")
+    recovery = _Recovery(storage, catalog, database, run, tell)
     recovery.run()
     if check_objects:
         recovery.check_objects()
@@ -222,8 +224,7 @@ class _Recovery:
         storage: Storage,
         catalog: OpenedCatalog,
         database: Database,
-        progress: Progress,
-        stop: Callable[[], bool],
+        run: Run,
         tell: Callable[[Loss], None],
     ) -> None:
         self._storage = storage
@@ -231,8 +232,7 @@ class _Recovery:
         self._seal = catalog.seal
         self._database = database
         self._block_size = catalog.repository.identity.block_size
-        self._progress = progress
-        self._stop = stop
+        self._run = run
         self._tell = tell
         self._filler = PageFiller(catalog.repository.identity.created_at)
         self.report = RecoveryReport(repository=catalog.repository)
@@ -242,13 +242,10 @@ class _Recovery:
         uids = sorted(uid_of(name) for name in self._storage.list_objects(VERSIONS))
         self._compare_index(uids)
         pages = sum(1 for _ in self._storage.list_objects(PAGES))
-        self._progress.start("Recovering versions", pages * PAGE_ENTRIES * self._block_size)
-        try:
-            with Window[_Read](_WORKERS) as window:
-                for uid in uids:
-                    self._recover_version(window, uid)
-        finally:
-            self._progress.stop()
+        total_bytes = pages * PAGE_ENTRIES * self._block_size
+        with self._run.step("Recovering versions", total_bytes), Window[_Read](_WORKERS) as window:
+            for uid in uids:
+                self._recover_version(window, uid)
         self.report.blobs = self._filler.blobs
 
     def _compare_index(self, uids: Sequence[str]) -> None:
@@ -262,7 +259,7 @@ class _Recovery:
             self.report.unlisted = sorted(set(uids).difference(index.versions))
 
     def _recover_version(self, window: Window[_Read], uid: str) -> None:
-        self._check()
+        self._run.check()
         try:
             found = unpack_version(uid, self._seal, self._get(version_name(uid), Kind.VERSION))
         except (CatalogError, StorageError) as error:
@@ -276,7 +273,7 @@ class _Recovery:
                 insert_damage(connection, version.id, found.damage_found_at)
         lacks_some = False
         for start in range(0, len(found.page_numbers), _PAGES_AT_ONCE):
-            self._check()
+            self._run.check()
             lacks_some |= self._recover_pages(window, found, version.id, start)
         with self._database.begin() as connection:
             if lacks_some and record.status is VersionStatus.VALID:
@@ -308,7 +305,7 @@ class _Recovery:
                     assert page is not None
                     page_id = known[uid] = self._filler.insert(connection, uid, page.entries, page.blobs)
                     self.report.pages += 1
-                    self._progress.advance(PAGE_ENTRIES * self._block_size)
+                    self._run.advance(PAGE_ENTRIES * self._block_size)
                 if page_id is None:
                     lost.append((uid, reason))
                     page_id = insert_absent_page(connection, page_no, blocks)
@@ -319,12 +316,7 @@ class _Recovery:
         return bool(lost)
 
     def _read_pages(self, window: Window[_Read], uids: Iterable[str]) -> Mapping[str, _Read]:
-        for uid in uids:
-            window.submit(self._read_page, uid)
-        read: dict[str, _Read] = {}
-        while window.pending:
-            read.update((result.uid, result) for result in window.results())
-        return read
+        return {read.uid: read for read in window.map(self._read_page, uids, most=_PAGES_AT_ONCE)}
 
     def _read_page(self, uid: str) -> _Read:
         try:
@@ -352,7 +344,7 @@ class _Recovery:
         """Mark blobs as damaged whose objects are missing, and the versions that use them."""
         there = BlobSet()
         for uids in batches(self._storage.list_blobs()):
-            self._check()
+            self._run.check()
             with self._database.read() as connection:
                 for known in find_by_uid(connection, uids).values():
                     there.add(known.id)
@@ -389,7 +381,3 @@ class _Recovery:
     def _lose(self, name: str, reason: object, version: VersionUid | None = None) -> None:
         self.report.losses += 1
         self._tell(Loss(name=name, version=version, reason=str(reason).removeprefix(f"object {name} ")))
-
-    def _check(self) -> None:
-        if self._stop():
-            raise InterruptedByUser("interrupted; the database is not finished: run the same command again")

@@ -18,7 +18,6 @@ from backyfs.errors import (
     BackyfsError,
     BlobMissingError,
     IntegrityError,
-    InterruptedByUser,
     ObjectUnreadableError,
     StorageError,
 )
@@ -29,16 +28,14 @@ from backyfs.metadata.upkeep.checks import record_checks, sample_blobs
 from backyfs.work.window import Window, default_workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from backyfs.model import Blob, BlobId, BlobUid, Progress
+    from backyfs.model import Blob, BlobId, BlobUid
     from backyfs.repository import Repository
-    from backyfs.work.job import Job
+    from backyfs.work.run import Run
 
 _RUN_BYTES = 4 << 20   # small blobs are read in runs of so many bytes, and
 _RUN_BLOBS = 256       # of so many blobs
-_RECORD_BLOBS = 4096   # results are recorded when there are so many, or
-_RECORD_S = 5.0        # when the last time was so long ago: a scrub that is killed repeats no more
 _OTHER_BLOBS = 32      # that are looked for where all of a batch are missing
 
 
@@ -54,7 +51,7 @@ class _Result:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What became of a run."""
+    """What became of some blobs."""
 
     results: list[_Result]
     error: BackyfsError | None = None  # what ended it early
@@ -73,11 +70,9 @@ class Found:
 class BlobChecker:
     """Checks blobs. Owned by the thread that calls `run`."""
 
-    def __init__(self, repository: Repository, job: Job, progress: Progress, stop: Callable[[], bool]) -> None:
+    def __init__(self, repository: Repository, run: Run) -> None:
         self._repository = repository
-        self._job = job
-        self._progress = progress
-        self._stop = stop
+        self._run = run
         self._results: list[_Result] = []  # not recorded yet
         self._recorded_s = time.monotonic()
         self._facts: dict[str, str] = {}
@@ -89,41 +84,23 @@ class BlobChecker:
 
         Raises:
             StorageError: the storage is not there, or refuses; what it did not give is not marked.
-            InterruptedByUser: `stop` said so.
+            InterruptedByUser: the run was asked to stop.
             MissingKeyError: a blob is encrypted, and no key is configured.
             DatabaseError, JobLostError: nothing more can be recorded.
         """
         workers = default_workers()
         with Window[_Done](workers) as window:
             try:
-                for run in self._runs(blob_ids):
-                    while window.pending >= 2 * workers:
-                        self._take(window)
-                    self.check()
-                    window.submit(self._read_run, run)
-                while window.pending:
-                    self._take(window)
-                    self.check()
+                for done in window.map(self._read_blobs, self._chunks(blob_ids), most=2 * workers):
+                    self._settle(done)
+                    self._run.check()
             except BackyfsError:
                 with suppress(BackyfsError):  # the first error is the one to tell
                     self._salvage(window)
                 raise
         self._record()
 
-    def check(self) -> None:
-        """Make sure that the scrub may go on.
-
-        Raises:
-            JobLostError: another command took it for dead.
-            InterruptedByUser: `stop` said so.
-        """
-        self._job.check()
-        if self._stop():
-            raise InterruptedByUser(
-                "interrupted: what was checked until now is recorded; a scrub with --not-since goes on from there"
-            )
-
-    def _runs(self, blob_ids: Iterable[BlobId]) -> Iterator[list[Blob]]:
+    def _chunks(self, blob_ids: Iterable[BlobId]) -> Iterator[list[Blob]]:
         limit = max(1, min(_RUN_BLOBS, _RUN_BYTES // self._repository.block_size))
         for batch in batches(blob_ids):
             with self._repository.database.read() as connection:
@@ -134,16 +111,17 @@ class BlobChecker:
                     self.found.damaged[blob_id] = "has no row in the database"
             blobs = [known[blob_id] for blob_id in batch if blob_id in known]
             for start in range(0, len(blobs), limit):
+                self._run.check()
                 yield blobs[start : start + limit]
 
-    def _take(self, window: Window[_Done]) -> None:
-        for done in window.results():
-            self._results += done.results
-            if done.error is not None:
-                raise done.error
-            for result in done.results:
-                self._progress.advance(result.blob.size)
-        if len(self._results) >= _RECORD_BLOBS or time.monotonic() - self._recorded_s >= _RECORD_S:
+    def _settle(self, done: _Done) -> None:
+        self._results += done.results
+        if done.error is not None:
+            raise done.error
+        for result in done.results:
+            self._run.advance(result.blob.size)
+        limits = self._repository.limits
+        if len(self._results) >= limits.checks_at_once or time.monotonic() - self._recorded_s >= limits.checks_s:
             self._record()
 
     def _salvage(self, window: Window[_Done]) -> None:
@@ -155,11 +133,11 @@ class BlobChecker:
 
     # In worker threads.
 
-    def _read_run(self, run: Sequence[Blob]) -> _Done:
+    def _read_blobs(self, blobs: Sequence[Blob]) -> _Done:
         results: list[_Result] = []
         try:
-            for blob in run:
-                if self._stop():
+            for blob in blobs:
+                if self._run.stops():
                     break
                 results.append(self._read(blob))
         except BackyfsError as error:

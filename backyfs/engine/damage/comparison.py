@@ -9,7 +9,7 @@ import random
 from typing import TYPE_CHECKING
 
 from backyfs.blocks import load_block
-from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, WrongStorageError
+from backyfs.errors import IntegrityError, StorageError, WrongStorageError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
 from backyfs.metadata.maps.blockmap import HOLE, page_entries
 from backyfs.metadata.records.blobs import load_blobs
@@ -19,12 +19,12 @@ from backyfs.sources.protocol import check_size
 from backyfs.work.window import Window, default_workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from backyfs.model import Blob, Progress, Version
+    from backyfs.model import Blob, Version
     from backyfs.repository import Repository
     from backyfs.sources.protocol import Source
-    from backyfs.work.job import Job
+    from backyfs.work.run import Run
 
 _RUN_BYTES = 4 << 20
 _RUN_BLOCKS = 256
@@ -41,17 +41,13 @@ class Comparison:
         version: Version,
         source: Source,
         percentile: int,
-        job: Job,
-        progress: Progress,
-        stop: Callable[[], bool],
+        run: Run,
     ) -> None:
         self._repository = repository
         self._version = version
         self._source = source
         self._percentile = percentile
-        self._job = job
-        self._progress = progress
-        self._stop = stop
+        self._run = run
         self._geometry = (version.size_bytes, repository.block_size)
         self._blocks = block_count(*self._geometry)
         self._data = ranges(
@@ -66,12 +62,12 @@ class Comparison:
         Raises:
             SourceError: the source cannot be read, shrank or grew.
             StorageError: the storage refuses.
-            InterruptedByUser: `stop` said so.
+            InterruptedByUser: the run was asked to stop.
             DatabaseError: the block map cannot be read.
         """
         for number in range(page_count(self._blocks)):
             found = ranges((index, index + 1) for index in self._differing(PageNumber(number)))
-            self._progress.advance(page_length(PageNumber(number), self._blocks) * self._repository.block_size)
+            self._run.advance(page_length(PageNumber(number), self._blocks) * self._repository.block_size)
             for first, stop in found:
                 yield self._range(first * self._repository.block_size, self._end(BlockIndex(stop - 1)))
         check_size(self._source)
@@ -98,15 +94,15 @@ class Comparison:
         if not chosen:
             return found
         limit = max(1, min(_RUN_BLOCKS, _RUN_BYTES // self._repository.block_size))
-        with Window[list[BlockIndex]](workers) as window:
+
+        def chunks() -> Iterator[list[tuple[BlockIndex, Blob | None]]]:
             for start in range(0, len(chosen), limit):
-                while window.pending >= 2 * workers:
-                    found += self._take(window)
-                self._check()
-                run = [(index, blobs.get(BlobId(entry))) for index, entry in chosen[start : start + limit]]
-                window.submit(self._compare, run)
-            while window.pending:
-                found += self._take(window)
+                self._run.check()
+                yield [(index, blobs.get(BlobId(entry))) for index, entry in chosen[start : start + limit]]
+
+        with Window[list[BlockIndex]](workers) as window:
+            for differing in window.map(self._compare, chunks(), most=2 * workers):
+                found += differing
         return found
 
     def _is_chosen(self, index: BlockIndex, entry: int) -> bool:
@@ -118,20 +114,9 @@ class Comparison:
     def _is_hole(self, index: BlockIndex) -> bool:
         return index not in self._data and self._end(index) <= self._source.size_bytes
 
-    def _check(self) -> None:
-        self._job.check()
-        if self._stop():
-            raise InterruptedByUser("interrupted while comparing with the source; the blobs were checked")
-
-    def _take(self, window: Window[list[BlockIndex]]) -> list[BlockIndex]:
-        found: list[BlockIndex] = []
-        for differing in window.results():
-            found += differing
-        return found
-
-    def _compare(self, run: list[tuple[BlockIndex, Blob | None]]) -> list[BlockIndex]:
-        """Return the blocks of a run that differ. Runs in a worker thread."""
-        return [index for index, blob in run if self._differs(index, blob)]
+    def _compare(self, chunk: list[tuple[BlockIndex, Blob | None]]) -> list[BlockIndex]:
+        """Return the blocks of a chunk that differ. Runs in a worker thread."""
+        return [index for index, blob in chunk if self._differs(index, blob)]
 
     def _differs(self, index: BlockIndex, blob: Blob | None) -> bool:
         start = index * self._repository.block_size

@@ -16,7 +16,7 @@ from backyfs.blocks import new_blob_uids, new_shelf, save_blocks
 from backyfs.engine.catalog.publish import catalog_kept
 from backyfs.engine.damage.marking import mark_versions, revive_repaired_versions, tell_damage
 from backyfs.engine.damage.origins import BlobOrigin, ImageOrigin, Place, RepositoryOrigin
-from backyfs.errors import BackyfsError, DamagedPageError, InterruptedByUser, UsageError
+from backyfs.errors import BackyfsError, DamagedPageError, UsageError
 from backyfs.geometry import PAGE_ENTRIES, block_count
 from backyfs.metadata.db.batches import batches
 from backyfs.metadata.maps.blockmap import list_pages, page_entries
@@ -24,20 +24,22 @@ from backyfs.metadata.records.blobs import load_blobs
 from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.upkeep.checks import damaged_in_use, pages_with
 from backyfs.metadata.upkeep.replacement import Replacement, replace_objects
-from backyfs.model import BlobId, NoProgress
+from backyfs.model import BlobId
+from backyfs.work.flushbatch import FlushBatch
 from backyfs.work.job import Job
+from backyfs.work.run import UNATTENDED, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from backyfs.engine.damage.origins import Origin
-    from backyfs.model import Blob, Buffer, DamagedRange, Progress, Version, VersionUid
+    from backyfs.model import Blob, Buffer, DamagedRange, Version, VersionUid
     from backyfs.repository import Repository
     from backyfs.sources.protocol import Source
+    from backyfs.work.run import Control
 
-_PLACES = 16             # of a blob are looked at
-_FLUSH_BYTES = 64 << 20  # rows are changed when so much was stored, or
-_FLUSH_S = 5.0           # when that was so long ago: a killed repair repeats no more
+_INTERRUPTED = "interrupted: what was repaired until now stays so; run the command again to go on with the rest"
+_PLACES = 16  # of a blob are looked at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +78,14 @@ def repair(
     repository: Repository,
     request: RepairRequest,
     *,
-    progress: Progress | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    control: Control = UNATTENDED,
     tell: Callable[[Version, DamagedRange], None] = lambda _version, _damage: None,
 ) -> RepairReport:
     """Repair what a scrub, a restore or a mount has found damaged, and tell the ranges that stay so.
 
     Raises:
         UsageError: a source is to be searched, and none is given.
-        InterruptedByUser: `stop` said so; what was repaired until then stays so.
+        InterruptedByUser: `control` asked to stop; what was repaired until then stays so.
         MissingKeyError: blobs are encrypted, and there is no key.
         StorageError, DatabaseError, JobLostError: likewise.
     """
@@ -92,28 +93,27 @@ def repair(
         raise UsageError("--search looks for blocks all over a source; name one with --from")
     started = time.monotonic()
     writes = not request.dry_run
-    with catalog_kept(repository, stop), Job(repository.database, _command(request), writes_blobs=writes) as job:
+    with catalog_kept(repository, control), Job(repository.database, _command(request), writes_blobs=writes) as job:
         for version in request.versions or ():
             job.hold(version.id)
-        run = _Repair(repository, request, job, stop)
-        run.repair_all(job.track(progress or NoProgress()))
-        run.end(tell)
-    run.report.duration_s = time.monotonic() - started
-    return run.report
+        repairer = _Repairer(repository, request, Run(control, interrupted=_INTERRUPTED, job=job))
+        repairer.repair_all()
+        repairer.end(tell)
+    repairer.report.duration_s = time.monotonic() - started
+    return repairer.report
 
 
 def _command(request: RepairRequest) -> str:
     return " ".join(["repair", *(version.uid for version in request.versions or ())])
 
 
-class _Repair:
+class _Repairer:
     """One repair under way."""
 
-    def __init__(self, repository: Repository, request: RepairRequest, job: Job, stop: Callable[[], bool]) -> None:
+    def __init__(self, repository: Repository, request: RepairRequest, run: Run) -> None:
         self._repository = repository
         self._request = request
-        self._job = job
-        self._stop = stop
+        self._run = run
         self._image = None if request.source is None else ImageOrigin(request.source)
         self._origins: list[Origin] = [BlobOrigin(repository)]
         if self._image is not None:
@@ -122,23 +122,19 @@ class _Repair:
             self._origins.append(RepositoryOrigin(repository, request.other))
         self._left = _find_damaged(repository, request.versions)
         self._shelf = new_shelf()
-        self._unflushed: list[Replacement] = []
-        self._unflushed_bytes = 0
-        self._flushed_s = time.monotonic()
+        self._unflushed = FlushBatch[Replacement](repository.limits.flush)
         self.report = RepairReport(blobs_damaged=len(self._left))
 
-    def repair_all(self, progress: Progress) -> None:
+    def repair_all(self) -> None:
         """Repair what can be."""
         try:
-            self._look_at_places(progress)
+            self._look_at_places()
             if self._request.search and self._image is not None:
-                self._search(self._image, progress)
+                self._search(self._image)
         except BackyfsError:
             with suppress(BackyfsError):  # the first error is the one to tell
                 self._flush()
             raise
-        finally:
-            progress.stop()
         self._flush()
 
     def end(self, tell: Callable[[Version, DamagedRange], None]) -> None:
@@ -154,23 +150,16 @@ class _Repair:
         if self._request.dry_run:
             tell_damage(self._repository, left, tell_chosen)
             return
-        self.report.versions_valid = revive_repaired_versions(self._repository, self._job)
+        self.report.versions_valid = revive_repaired_versions(self._repository, self._run.job)
         mark_versions(self._repository, left, tell_chosen)
 
-    def _check(self) -> None:
-        self._job.check()
-        if self._stop():
-            raise InterruptedByUser(
-                "interrupted: what was repaired until now stays so; run the command again to go on with the rest"
-            )
-
-    def _look_at_places(self, progress: Progress) -> None:
-        progress.start("Repairing", sum(damaged.blob.size for damaged in self._left.values()))
-        for damaged in list(self._left.values()):
-            self._check()
-            if damaged.blob.fingerprint is not None:
-                self._repair(damaged, damaged.blob.fingerprint)
-            progress.advance(damaged.blob.size)
+    def _look_at_places(self) -> None:
+        with self._run.step("Repairing", sum(damaged.blob.size for damaged in self._left.values())):
+            for damaged in list(self._left.values()):
+                self._run.check()
+                if damaged.blob.fingerprint is not None:
+                    self._repair(damaged, damaged.blob.fingerprint)
+                self._run.advance(damaged.blob.size)
 
     def _repair(self, damaged: _Damaged, fingerprint: bytes) -> None:
         for origin in self._origins:
@@ -179,7 +168,7 @@ class _Repair:
                     self._store(damaged.blob, block)
                     return
 
-    def _search(self, image: ImageOrigin, progress: Progress) -> None:
+    def _search(self, image: ImageOrigin) -> None:
         assert self._request.source is not None
         wanted: dict[bytes, list[Blob]] = {}
         for damaged in self._left.values():
@@ -188,14 +177,14 @@ class _Repair:
         if not wanted:
             return
         sizes = {blob.size for blobs in wanted.values() for blob in blobs}
-        progress.start("Searching the source", self._request.source.size_bytes)
-        for block in image.search(self._repository.block_size, sizes, progress.advance):
-            self._check()
-            for blob in wanted.pop(self._repository.blocks.fingerprint(block), ()):
-                if blob.size == len(block):
-                    self._store(blob, block)
-            if not wanted:
-                return
+        with self._run.step("Searching the source", self._request.source.size_bytes):
+            for block in image.search(self._repository.block_size, sizes, self._run.advance):
+                self._run.check()
+                for blob in wanted.pop(self._repository.blocks.fingerprint(block), ()):
+                    if blob.size == len(block):
+                        self._store(blob, block)
+                if not wanted:
+                    return
 
     def _store(self, blob: Blob, block: Buffer) -> None:
         """Put bytes into the storage that are those of a damaged blob."""
@@ -207,23 +196,19 @@ class _Repair:
         assert blob.fingerprint is not None
         new = [(new_blob_uids(self._shelf, 1)[0], blob.fingerprint, block)]
         saved = save_blocks(self._repository.blocks, new)[0]
-        self._unflushed.append(Replacement(blob=blob, saved=saved))
-        self._unflushed_bytes += saved.stored_size
+        self._unflushed.add(Replacement(blob=blob, saved=saved), saved.stored_size)
         self.report.bytes_stored += saved.stored_size
-        if self._unflushed_bytes >= _FLUSH_BYTES or time.monotonic() - self._flushed_s >= _FLUSH_S:
+        if self._unflushed.is_due():
             self._flush()
 
     def _flush(self) -> None:
         """Make durable what was stored, and change the rows to it. What another command has repaired stays so."""
-        replacements, self._unflushed = self._unflushed, []
-        if replacements:
+        if self._unflushed.items:
             self._repository.blocks.storage.flush()
         now = datetime.now(UTC)
-        for batch in batches(replacements):
-            with self._job.write() as connection:
+        for batch in batches(self._unflushed.take()):
+            with self._run.job.write() as connection:
                 replace_objects(connection, batch, now)
-        self._unflushed_bytes = 0
-        self._flushed_s = time.monotonic()
 
 
 def _find_damaged(repository: Repository, versions: Sequence[Version] | None) -> dict[BlobId, _Damaged]:

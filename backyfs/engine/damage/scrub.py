@@ -22,19 +22,22 @@ from backyfs.engine.damage.marking import mark_versions, revive_versions
 from backyfs.errors import BackyfsError, DamagedPageError, UsageError, VersionNotFoundError
 from backyfs.metadata.maps.blockmap import references_add_up
 from backyfs.metadata.upkeep.checks import blobs_of_versions, due_blobs, used_blobs
-from backyfs.model import BlobId, NoProgress
+from backyfs.model import BlobId
 from backyfs.work.blobset import BlobSet
 from backyfs.work.job import Job
+from backyfs.work.run import UNATTENDED, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
 
-    from backyfs.model import DamagedRange, Progress, Version, VersionUid
+    from backyfs.model import DamagedRange, Version, VersionUid
     from backyfs.repository import Repository
     from backyfs.sources.protocol import Source
+    from backyfs.work.run import Control
 
 _ALL = 100  # percent
+_INTERRUPTED = "interrupted: what was checked until now is recorded; a scrub with --not-since goes on from there"
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +72,7 @@ def scrub(
     repository: Repository,
     request: ScrubRequest,
     *,
-    progress: Progress | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    control: Control = UNATTENDED,
     tell: Callable[[Version, DamagedRange], None] = lambda _version, _damage: None,
 ) -> ScrubReport:
     """Check blobs, mark them and the versions that use them, and tell the ranges that are damaged or differ.
@@ -82,29 +84,27 @@ def scrub(
         UsageError: a source is given, and not one version.
         StorageError: the storage is not there, or refuses; what it did not give is not marked.
         SourceError: the source cannot be read, shrank or grew.
-        InterruptedByUser: `stop` said so.
+        InterruptedByUser: `control` asked to stop.
         MissingKeyError: a blob is encrypted, and no key is configured.
         DatabaseError, JobLostError: the marks cannot be stored.
     """
     if request.source is not None and (request.versions is None or len(request.versions) != 1):
         raise UsageError("a source is the one of one version; name that version alone")
     started = time.monotonic()
-    with catalog_kept(repository, stop), Job(repository.database, _command(request), writes_blobs=False) as job:
+    with catalog_kept(repository, control), Job(repository.database, _command(request), writes_blobs=False) as job:
         versions = _held(job, request.versions)
-        shown = job.track(progress or NoProgress())
+        run = Run(control, interrupted=_INTERRUPTED, job=job)
         chosen = _choose(repository, versions, request)
-        checker = BlobChecker(repository, job, shown, stop)
-        faults = check_maps(repository, versions, checker.check)
+        checker = BlobChecker(repository, run)
+        faults = check_maps(repository, versions, run.check)
         references_right = _references_right(repository) if versions is None else None
-        shown.start("Scrubbing", len(chosen) * repository.block_size)
         try:
-            checker.run(map(BlobId, chosen))
+            with run.step("Scrubbing", len(chosen) * repository.block_size):
+                checker.run(map(BlobId, chosen))
         except BackyfsError:
             with suppress(BackyfsError):  # the first error is the one to tell
                 mark_versions(repository, checker.found.damaged | faults.gone, tell, faults.ranges)
             raise
-        finally:
-            shown.stop()
         marked = mark_versions(repository, checker.found.damaged | faults.gone, tell, faults.ranges)
         valid: tuple[VersionUid, ...] = ()
         if request.percentile == _ALL:
@@ -112,8 +112,12 @@ def scrub(
             valid = revive_versions(repository, job, ids)
         differing = 0
         if request.source is not None and versions:
-            compared = Comparison(repository, versions[0], request.source, request.percentile, job, shown, stop)
-            differing = _compare(compared, versions[0], shown, tell)
+            comparing = run.saying("interrupted while comparing with the source; the blobs were checked")
+            compared = Comparison(repository, versions[0], request.source, request.percentile, comparing)
+            with comparing.step("Comparing with the source", versions[0].size_bytes):
+                for damage in compared.run():
+                    differing += damage.stop - damage.start
+                    tell(versions[0], damage)
     return ScrubReport(
         blobs_checked=checker.found.blobs,
         bytes_checked=checker.found.bytes,
@@ -186,17 +190,3 @@ def _sample(chosen: array[int], percentile: int) -> Iterator[int]:
         if random.random() * (len(chosen) - position) < needed:  # noqa: S311 - no secret
             needed -= 1
             yield blob_id
-
-
-def _compare(
-    comparison: Comparison, version: Version, shown: Progress, tell: Callable[[Version, DamagedRange], None]
-) -> int:
-    differing = 0
-    shown.start("Comparing with the source", version.size_bytes)
-    try:
-        for damage in comparison.run():
-            differing += damage.stop - damage.start
-            tell(version, damage)
-    finally:
-        shown.stop()
-    return differing

@@ -11,26 +11,25 @@ from typing import TYPE_CHECKING
 from backyfs.engine.damage.blobchecker import BlobChecker
 from backyfs.engine.damage.marking import mark_versions
 from backyfs.errors import BackyfsError
-from backyfs.model import NoProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from backyfs.model import BlobId, DamagedRange, Version
     from backyfs.repository import Repository
-    from backyfs.work.job import Job
+    from backyfs.work.run import Run
 
 _log = logging.getLogger(__name__)
 
 
-def check_suspects(repository: Repository, job: Job, suspects: Collection[BlobId], stop: Callable[[], bool]) -> None:
+def check_suspects(repository: Repository, suspects: Collection[BlobId], run: Run) -> None:
     """Read blobs once more, and mark those that are damaged, and the versions that use them.
 
     Raises nothing: who reads has something else to tell. Where nobody can write to the database nothing is marked.
     """
     if not suspects or repository.database.is_read_only:
         return
-    checker = BlobChecker(repository, job, NoProgress(), stop)
+    checker = BlobChecker(repository, run)
     try:
         checker.run(sorted(suspects))
         marked = mark_versions(repository, checker.found.damaged, _tell_nobody)

@@ -22,18 +22,17 @@ from backyfs.errors import BackyfsError, TargetError, UsageError
 from backyfs.geometry import block_count
 from backyfs.host.loops import find_loop
 from backyfs.host.occupants import lock, use_of
-from backyfs.model import NoProgress
 from backyfs.ownfiles import find_own
 from backyfs.targets.opening import STDOUT, open_target, target_path
 from backyfs.targets.protocol import ReadableTarget
 from backyfs.work.job import Job
+from backyfs.work.run import UNATTENDED, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from backyfs.model import DamagedRange, Progress, Version
+    from backyfs.model import DamagedRange, Version
     from backyfs.repository import Repository
     from backyfs.targets.protocol import Target
+    from backyfs.work.run import Control
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +76,7 @@ def restore(
     *,
     replace: bool = False,
     options: RestoreOptions | None = None,
-    progress: Progress | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    control: Control = UNATTENDED,
 ) -> RestoreReport:
     """Write the image of a version to what `target_uri` names; see `open_target`.
 
@@ -90,30 +88,25 @@ def restore(
         TargetError: the target exists and `replace` is not set, is too small, is in use, belongs to the
             repository, cannot be written, or does not reach the disk.
         ReaderGoneError: it is a stream that nobody reads any more.
-        InterruptedByUser: `stop` said so; the target is incomplete.
+        InterruptedByUser: `control` asked to stop; the target is incomplete.
         DatabaseError: the block map cannot be read.
     """
     chosen = options or RestoreOptions()
     if replace:
         chosen = dataclasses.replace(chosen, replace=True)
-    run = _Restore(repository, version, target_uri, chosen, stop)
+    restoring = _Restore(repository, version, target_uri, chosen)
     command = f"restore {version.uid}"
-    with catalog_kept(repository, stop), Job(repository.database, command, only_reads=True) as job:
+    with catalog_kept(repository, control), Job(repository.database, command, only_reads=True) as job:
         job.hold(version.id)
-        with closing(run.open_target()) as target:
-            return run.write_and_verify(target, job, job.track(progress or NoProgress()))
+        with closing(restoring.open_target(control)) as target:
+            return restoring.write_and_verify(target, Run(control, interrupted="interrupted", job=job))
 
 
 class _Restore:
     """One restore, from the check of its options to its report."""
 
     def __init__(
-        self,
-        repository: Repository,
-        version: Version,
-        target_uri: str,
-        options: RestoreOptions,
-        stop: Callable[[], bool],
+        self, repository: Repository, version: Version, target_uri: str, options: RestoreOptions
     ) -> None:
         self._started = time.monotonic()
         self._repository = repository
@@ -121,7 +114,6 @@ class _Restore:
         self._uri = target_uri
         self._path = target_path(target_uri)
         self._options = options
-        self._stop = stop
         self._first_block = options.continue_from or 0
         self._first_byte = self._first_block * repository.block_size
         self._part = _part(version, options)
@@ -150,7 +142,7 @@ class _Restore:
         if self._uri == STDOUT and self._options.continue_from is not None:
             raise UsageError("the standard output has nothing to continue; leave out --continue-from, or name a file")
 
-    def open_target(self) -> Target:
+    def open_target(self, control: Control) -> Target:
         """Open the target, to begin with or to go on."""
         kept_bytes = self._first_byte if self._continues() else None
         size_bytes = self._version.size_bytes
@@ -166,7 +158,7 @@ class _Restore:
             replace=self._options.replace,
             kept_bytes=kept_bytes,
             start=self._part.start,
-            stop=self._stop,
+            stop=control.stop,
             syncs=self._options.syncs,
             examine=self._examine,
         )
@@ -205,7 +197,7 @@ class _Restore:
             return max(self._version.size_bytes, os.path.getsize(self._path))
         return self._part.stop
 
-    def write_and_verify(self, target: Target, job: Job, progress: Progress) -> RestoreReport:
+    def write_and_verify(self, target: Target, run: Run) -> RestoreReport:
         """Do all of it."""
         read_back = ReadBack(self._repository.blocks, target) if isinstance(target, ReadableTarget) else None
         restorer = Restorer(
@@ -215,14 +207,12 @@ class _Restore:
             wanted=range(max(self._part.start, self._first_byte), self._part.stop),
             skips_holes=self._options.sparse,
             present=read_back if self._options.differential else None,
-            job=job,
-            progress=progress,
-            stop=self._stop,
+            run=run,
         )
         if isinstance(target, ReadableTarget) and self._options.differential:
             target.drop_cache()  # what the kernel remembers of a target that failed to be written is not on its disk
         try:
-            restorer.run()
+            restorer.restore()
         except BackyfsError as error:
             if self._path is not None:
                 error.args = (f"{error}; the target is incomplete: {self._how_to_continue(target, restorer)}",)
@@ -237,13 +227,11 @@ class _Restore:
                 wanted=self._part,
                 without=restorer.damaged,
                 skips_holes=self._options.sparse and not target.begins_empty,
-                job=job,
-                progress=progress,
-                stop=self._stop,
+                run=run.saying("interrupted: everything is written, and not all of it was verified"),
             )
-            verification.run()
+            verification.verify()
             differing = verification.differing
-        check_suspects(self._repository, job, restorer.suspects, self._stop)
+        check_suspects(self._repository, restorer.suspects, run)
         return self._report(restorer, differing)
 
     def _report(self, restorer: Restorer, differing: list[DamagedRange]) -> RestoreReport:

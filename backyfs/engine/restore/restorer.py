@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, WrongStorageError
+from backyfs.errors import IntegrityError, StorageError, WrongStorageError
 from backyfs.geometry import block_count
 from backyfs.images.parts import PartLoader
 from backyfs.images.runs import GAP_BYTES, GapPart, ImageRuns
@@ -16,14 +16,14 @@ from backyfs.model import DamagedRange
 from backyfs.work.window import Window, default_workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from backyfs.engine.restore.readback import ReadBack
-    from backyfs.images.runs import BlockPart, Run
-    from backyfs.model import BlobId, Progress, Version
+    from backyfs.images.runs import BlockPart, ImageRun
+    from backyfs.model import BlobId, Version
     from backyfs.repository import Repository
     from backyfs.targets.protocol import Target
-    from backyfs.work.job import Job
+    from backyfs.work.run import Run
 
 _ABSENT = "never backed up: the version is incomplete"
 
@@ -32,7 +32,7 @@ _ABSENT = "never backed up: the version is incomplete"
 class _Done:
     """What became of a run."""
 
-    run: Run
+    run: ImageRun
     written_bytes: int
     equal_bytes: int
     damaged: list[DamagedRange]
@@ -40,7 +40,7 @@ class _Done:
 
 
 class Restorer:
-    """One restore under way. Owned by the thread that calls `run`."""
+    """One restore under way. Owned by the thread that calls `restore`."""
 
     def __init__(
         self,
@@ -51,9 +51,7 @@ class Restorer:
         wanted: range,
         skips_holes: bool,
         present: ReadBack | None,
-        job: Job,
-        progress: Progress,
-        stop: Callable[[], bool],
+        run: Run,
     ) -> None:
         """Prepare to write the bytes `wanted`: no hole if `skips_holes`, and nothing that is `present` already."""
         self._version = version
@@ -63,39 +61,29 @@ class Restorer:
         self._wanted = wanted
         self._skips_holes = skips_holes
         self._present = present
-        self._job = job
-        self._progress = progress
-        self._stop = stop
+        self._run = run
         self._runs = ImageRuns(repository, version, gap_bytes=None if target.begins_empty else GAP_BYTES)
-        self._pending: dict[int, Run] = {}  # by their first blocks, in order
+        self._pending: dict[int, ImageRun] = {}  # by their first blocks, in order
         self._next_block = wanted.start // self._block_size  # all before it was handed out
         self.written_bytes = 0
         self.equal_bytes = 0
         self.damaged: list[DamagedRange] = []
         self.suspects: set[BlobId] = set()  # blobs that could not be had
 
-    def run(self) -> None:
+    def restore(self) -> None:
         """Write everything.
 
         Raises:
             TargetError: the target cannot be written or read.
-            InterruptedByUser: `stop` said so; the message is to be completed.
+            InterruptedByUser: the run was asked to stop.
             DatabaseError: the block map cannot be read.
             JobLostError: the job was taken for dead.
         """
         workers = default_workers()
-        self._progress.start(f"Restoring {self._version.name}", len(self._wanted))
-        try:
-            with Window[_Done](workers) as window:
-                for run in self._runs.within(self._wanted):
-                    while window.pending >= 2 * workers:
-                        self._take(window)
-                    self._check()
-                    self._begin(window, run)
-                while window.pending:
-                    self._take(window)
-        finally:
-            self._progress.stop()
+        step = self._run.step(f"Restoring {self._version.name}", len(self._wanted))
+        with step, Window[_Done](workers) as window:
+            for done in window.map(self._restore_run, self._runs_for_workers(), most=2 * workers):
+                self._settle(done)
 
     def continue_block(self) -> int:
         """Return the number of the block to continue from: all before it are written as they should be."""
@@ -104,22 +92,15 @@ class Restorer:
             first = min(first, damage.start // self._block_size)
         return max(0, min(first, self._runs.blocks - 1))
 
-    def _check(self) -> None:
-        self._job.check()
-        if self._stop():
-            raise InterruptedByUser("interrupted")
-
-    def _begin(self, window: Window[_Done], run: Run) -> None:
-        self._pending[run.first] = run
-        self._next_block = block_count(run.stop, self._block_size)
-        if run.has_blocks or not self._target.begins_empty:
-            window.submit(self._restore_run, run)
-        else:  # nothing to do; a task for each of many gaps would take longer than all else
-            self._settle(self._restore_run(run))
-
-    def _take(self, window: Window[_Done]) -> None:
-        for done in window.results():
-            self._settle(done)
+    def _runs_for_workers(self) -> Iterator[ImageRun]:
+        for run in self._runs.within(self._wanted):
+            self._run.check()
+            self._pending[run.first] = run
+            self._next_block = block_count(run.stop, self._block_size)
+            if run.has_blocks or not self._target.begins_empty:
+                yield run
+            else:  # nothing to do; a task for each of many gaps would take longer than all else
+                self._settle(self._restore_run(run))
 
     def _settle(self, done: _Done) -> None:
         del self._pending[done.run.first]
@@ -127,9 +108,9 @@ class Restorer:
         self.equal_bytes += done.equal_bytes
         self.damaged += done.damaged
         self.suspects.update(done.suspects)
-        self._progress.advance(done.run.length)
+        self._run.advance(done.run.length)
 
-    def _restore_run(self, run: Run) -> _Done:
+    def _restore_run(self, run: ImageRun) -> _Done:
         """Write the parts of a run that can be had. Runs in a worker thread."""
         done = _Done(run, 0, 0, [], [])
         for part in run.parts:

@@ -5,25 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, WrongStorageError
-from backyfs.images.runs import GAP_BYTES, GapPart, ImageRuns, Run
+from backyfs.images.runs import GAP_BYTES, GapPart, ImageRun, ImageRuns
 from backyfs.model import DamagedRange
 from backyfs.ranges import ranges
 from backyfs.work.window import Window, default_workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from backyfs.engine.restore.readback import ReadBack
     from backyfs.images.runs import BlockPart
-    from backyfs.model import Progress, Version
+    from backyfs.model import Version
     from backyfs.repository import Repository
-    from backyfs.work.job import Job
+    from backyfs.work.run import Run
 
 _DIFFERS = "the target has other bytes than were written to it"
 
 
 class Verification:
-    """One target being read back. Owned by the thread that calls `run`."""
+    """One target being read back. Owned by the thread that calls `verify`."""
 
     def __init__(
         self,
@@ -34,9 +34,7 @@ class Verification:
         wanted: range,
         without: list[DamagedRange],
         skips_holes: bool,
-        job: Job,
-        progress: Progress,
-        stop: Callable[[], bool],
+        run: Run,
     ) -> None:
         """Prepare to read back the bytes `wanted` but for those in `without`, and with `skips_holes` the holes."""
         self._version = version
@@ -45,50 +43,37 @@ class Verification:
         self._wanted = wanted
         self._without = ranges((damage.start, damage.stop) for damage in without)
         self._skips_holes = skips_holes
-        self._job = job
-        self._progress = progress
-        self._stop = stop
+        self._run = run
         self._runs = ImageRuns(repository, version, gap_bytes=GAP_BYTES)
         self.differing: list[DamagedRange] = []  # in no order
 
-    def run(self) -> None:
+    def verify(self) -> None:
         """Read everything back, from the disk as far as that can be.
 
         Raises:
             TargetError: the target cannot be read.
-            InterruptedByUser: `stop` said so.
+            InterruptedByUser: the run was asked to stop.
             DatabaseError: the block map cannot be read.
             JobLostError: the job was taken for dead.
         """
         workers = default_workers()
         self._present.drop_cache()
-        self._progress.start(f"Verifying {self._version.name}", len(self._wanted))
+        step = self._run.step(f"Verifying {self._version.name}", len(self._wanted))
         try:
-            with Window[tuple[Run, list[DamagedRange]]](workers) as window:
-                for run in self._runs.within(self._wanted):
-                    while window.pending >= 2 * workers:
-                        self._take(window)
-                    self._check()
-                    window.submit(self._verify_run, run)
-                while window.pending:
-                    self._take(window)
+            with step, Window[tuple[ImageRun, list[DamagedRange]]](workers) as window:
+                for run, differing in window.map(self._verify_run, self._checked_runs(), most=2 * workers):
+                    self.differing += differing
+                    self._run.advance(run.length)
         except InterruptedByUser:
-            self._check()  # tells what is done, where a worker could not
+            self._run.check()  # tells what is done, where a worker could not
             raise
-        finally:
-            self._progress.stop()
 
-    def _check(self) -> None:
-        self._job.check()
-        if self._stop():
-            raise InterruptedByUser("interrupted: everything is written, and not all of it was verified")
+    def _checked_runs(self) -> Iterator[ImageRun]:
+        for run in self._runs.within(self._wanted):
+            self._run.check()
+            yield run
 
-    def _take(self, window: Window[tuple[Run, list[DamagedRange]]]) -> None:
-        for run, differing in window.results():
-            self.differing += differing
-            self._progress.advance(run.length)
-
-    def _verify_run(self, run: Run) -> tuple[Run, list[DamagedRange]]:
+    def _verify_run(self, run: ImageRun) -> tuple[ImageRun, list[DamagedRange]]:
         """Return what differs in a run. Runs in a worker thread."""
         differing: list[DamagedRange] = []
         for part in run.parts:

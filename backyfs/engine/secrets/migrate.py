@@ -22,31 +22,31 @@ from typing import TYPE_CHECKING
 
 from backyfs.blocks import load_block, new_blob_uids, new_shelf, save_blocks
 from backyfs.engine.catalog.publish import catalog_kept
-from backyfs.errors import BackyfsError, BlobMissingError, IntegrityError, InterruptedByUser, ObjectUnreadableError
+from backyfs.errors import BackyfsError, BlobMissingError, IntegrityError, ObjectUnreadableError
 from backyfs.metadata.db.batches import batches
 from backyfs.metadata.maps.blockmap import BlobsGoneError, replace_blobs
 from backyfs.metadata.records.blobs import find_blobs, load_blobs
 from backyfs.metadata.upkeep.checks import blobs_of_versions
 from backyfs.metadata.upkeep.migration import BlobCount, Outdated, count_outdated, outdated_blobs, pages_naming
 from backyfs.metadata.upkeep.replacement import Replacement, replace_objects
-from backyfs.model import BlobId, NoProgress
+from backyfs.model import BlobId
 from backyfs.work.blobset import BlobSet
+from backyfs.work.flushbatch import FlushBatch
 from backyfs.work.job import Job
+from backyfs.work.run import UNATTENDED, Run
 from backyfs.work.window import Window, default_workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from backyfs.model import Blob, Progress, Version
+    from backyfs.model import Blob, Version
     from backyfs.repository import Repository
+    from backyfs.work.run import Control
 
-_RUN_BYTES = 4 << 20     # small blobs are sealed in runs of so many bytes, and
-_RUN_BLOBS = 256         # of so many blobs
-_FLUSH_BYTES = 64 << 20  # rows are changed when so much was stored, or
-_FLUSH_BLOBS = 4096      # so many blobs, or
-_FLUSH_S = 5.0           # when that was so long ago: a killed migration repeats no more
-_MERGED = 100_000        # blobs that others take the place of are kept until there are so many: 20 MB
-_PAGES_AT_ONCE = 16      # are changed in one transaction
+_INTERRUPTED = "interrupted: what was sealed anew until now stays so; run the command again to go on with the rest"
+_CHUNK_BYTES = 4 << 20  # small blobs are sealed in chunks of so many bytes, and
+_CHUNK_BLOBS = 256      # of so many blobs
+_MERGED = 100_000       # blobs that others take the place of are kept until there are so many: 20 MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,21 +101,21 @@ def migrate(
     repository: Repository,
     request: MigrationRequest,
     *,
-    progress: Progress | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    control: Control = UNATTENDED,
 ) -> MigrationReport:
     """Seal blobs anew, beside all other commands. What is damaged is reported and stays as it is.
 
     Raises:
-        InterruptedByUser: `stop` said so; what was sealed until then stays.
+        InterruptedByUser: `control` asked to stop; what was sealed until then stays.
         MissingKeyError: there is no key for the encryption version.
         StorageError, DatabaseError, JobLostError: likewise.
     """
     started = time.monotonic()
-    with catalog_kept(repository, stop), Job(repository.database, "migrate-encryption") as job:
+    with catalog_kept(repository, control), Job(repository.database, "migrate-encryption") as job:
         chosen = _chosen(repository, request.versions)
-        migrator = _Migrator(repository, request, _plan(repository, request, chosen), job, stop)
-        migrator.run(chosen, job.track(progress or NoProgress()))
+        run = Run(control, interrupted=_INTERRUPTED, job=job)
+        migrator = _Migrator(repository, request, _plan(repository, request, chosen), run)
+        migrator.migrate(chosen)
     migrator.report.duration_s = time.monotonic() - started
     return migrator.report
 
@@ -139,7 +139,7 @@ def _chosen(repository: Repository, versions: tuple[Version, ...] | None) -> Blo
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What became of a run."""
+    """What became of some blobs."""
 
     sealed: list[Replacement]
     damaged: list[tuple[Blob, str]]
@@ -147,52 +147,34 @@ class _Done:
 
 
 class _Migrator:
-    """One migration under way. Owned by the thread that calls `run`."""
+    """One migration under way. Owned by the thread that calls `migrate`."""
 
-    def __init__(
-        self,
-        repository: Repository,
-        request: MigrationRequest,
-        plan: MigrationPlan,
-        job: Job,
-        stop: Callable[[], bool],
-    ) -> None:
+    def __init__(self, repository: Repository, request: MigrationRequest, plan: MigrationPlan, run: Run) -> None:
         self._repository = repository
         self._outdated = request.outdated
         self._workers = request.workers or default_workers()
         self._blocks = replace(repository.blocks, encryption_version=request.outdated.to)
-        self._job = job
-        self._stop = stop
-        self._progress: Progress = NoProgress()
-        self._unflushed: list[Replacement] = []
-        self._unflushed_bytes = 0
-        self._flushed_s = time.monotonic()
+        self._run = run
+        self._unflushed = FlushBatch[Replacement](repository.limits.flush)
         self._coming: dict[bytes, BlobId] = {}  # fingerprints of what is being sealed
         self._again: list[BlobId] = []          # with the bytes of one that is being sealed: looked at once more
         self._merged: dict[BlobId, BlobId] = {}
         self.report = MigrationReport(plan=plan)
 
-    def run(self, chosen: BlobSet | None, progress: Progress) -> None:
+    def migrate(self, chosen: BlobSet | None) -> None:
         """Seal anew what was chosen, None: everything that is outdated."""
-        self._progress = progress
-        progress.start("Sealing blocks anew", self.report.plan.bytes)
-        try:
+        with self._run.step("Sealing blocks anew", self.report.plan.bytes):
             with Window[_Done](self._workers) as window:
                 try:
-                    self._feed(window, self._ids(chosen))
-                    self._drain(window)
+                    self._seal(window, self._ids(chosen))
                     while again := self._again:
                         self._again = []
-                        self._feed(window, again)
-                        self._drain(window)
+                        self._seal(window, again)
                 except BackyfsError:
                     with suppress(BackyfsError):  # the first error is the one to tell
-                        self._drain(window, checks=False)
-                        self._merge()
+                        self._salvage(window)
                     raise
             self._merge()
-        finally:
-            progress.stop()
 
     def _ids(self, chosen: BlobSet | None) -> Iterator[BlobId]:
         last = BlobId(0)
@@ -204,33 +186,30 @@ class _Migrator:
             yield from (blob_id for blob_id in found if chosen is None or blob_id in chosen)
             last = found[-1]
 
-    def _feed(self, window: Window[_Done], blob_ids: Iterable[BlobId]) -> None:
-        limit = max(1, min(_RUN_BLOBS, _RUN_BYTES // self._repository.block_size))
+    def _seal(self, window: Window[_Done], blob_ids: Iterable[BlobId]) -> None:
+        for done in window.map(self._seal_blobs, self._chunks(blob_ids), most=2 * self._workers):
+            self._settle(done)
+            self._run.check()
+        self._flush()
+        self._run.check()  # workers that are to end leave the rest of their blobs
+
+    def _chunks(self, blob_ids: Iterable[BlobId]) -> Iterator[list[Blob]]:
+        limit = max(1, min(_CHUNK_BLOBS, _CHUNK_BYTES // self._repository.block_size))
         for batch in batches(blob_ids):
             blobs = iter(self._sort(batch))
-            while run := list(islice(blobs, limit)):
-                while window.pending >= 2 * self._workers:
-                    self._take(window)
-                self._check()
-                window.submit(self._seal_run, run)
+            while chunk := list(islice(blobs, limit)):
+                self._run.check()
+                yield chunk
             if len(self._merged) >= _MERGED:
                 self._merge()
 
-    def _drain(self, window: Window[_Done], *, checks: bool = True) -> None:
+    def _salvage(self, window: Window[_Done]) -> None:
+        """Enter what was sealed when the migration ended early."""
         while window.pending:
-            if checks:
-                self._check()
-            self._take(window)
+            for done in window.results():
+                self._settle(done)
         self._flush()
-        if checks:  # workers that are to end leave the rest of their runs
-            self._check()
-
-    def _check(self) -> None:
-        self._job.check()
-        if self._stop():
-            raise InterruptedByUser(
-                "interrupted: what was sealed anew until now stays so; run the command again to go on with the rest"
-            )
+        self._merge()
 
     def _sort(self, blob_ids: Sequence[BlobId]) -> list[Blob]:
         """Return those of these blobs that are to be sealed; note whose place others take."""
@@ -243,30 +222,25 @@ class _Migrator:
             other = blob.id if blob.fingerprint is None else there.get(blob.fingerprint, blob.id)
             if other != blob.id:
                 self._merged[blob.id] = other
-                self._progress.advance(blob.size)
+                self._run.advance(blob.size)
             elif blob.fingerprint is not None and self._coming.setdefault(blob.fingerprint, blob.id) != blob.id:
                 self._again.append(blob.id)
             else:
                 to_seal.append(blob)
         return to_seal
 
-    def _take(self, window: Window[_Done]) -> None:
-        for done in window.results():
-            self._unflushed += done.sealed
-            self._unflushed_bytes += sum(sealed.saved.stored_size for sealed in done.sealed)
-            for blob, reason in done.damaged:
-                self._note_damaged(blob, reason)
-            if done.error is not None:
-                raise done.error
-        if (
-            self._unflushed_bytes >= _FLUSH_BYTES
-            or len(self._unflushed) >= _FLUSH_BLOBS
-            or time.monotonic() - self._flushed_s >= _FLUSH_S
-        ):
+    def _settle(self, done: _Done) -> None:
+        for sealed in done.sealed:
+            self._unflushed.add(sealed, sealed.saved.stored_size)
+        for blob, reason in done.damaged:
+            self._note_damaged(blob, reason)
+        if done.error is not None:
+            raise done.error
+        if self._unflushed.is_due():
             self._flush()
 
     def _note_damaged(self, blob: Blob, reason: str) -> None:
-        self._progress.advance(blob.size)
+        self._run.advance(blob.size)
         if blob.fingerprint is not None:
             self._coming.pop(blob.fingerprint, None)
         with self._repository.database.read() as connection:
@@ -277,10 +251,10 @@ class _Migrator:
         """Make durable what was sealed, and change the rows to it."""
         self._repository.blocks.storage.flush()
         now = datetime.now(UTC)
-        for batch in batches(self._unflushed):
-            with self._job.write() as connection:
+        for batch in batches(self._unflushed.take()):
+            with self._run.job.write() as connection:
                 changed = replace_objects(connection, batch, now)
-            self._progress.advance(sum(sealed.blob.size for sealed in batch))
+            self._run.advance(sum(sealed.blob.size for sealed in batch))
             for sealed in batch:
                 if sealed.blob.fingerprint is not None:
                     self._coming.pop(sealed.blob.fingerprint, None)
@@ -288,9 +262,6 @@ class _Migrator:
                     self.report.blobs += 1
                     self.report.bytes += sealed.blob.size
                     self.report.stored_bytes += sealed.saved.stored_size
-        self._unflushed = []
-        self._unflushed_bytes = 0
-        self._flushed_s = time.monotonic()
 
     def _merge(self) -> None:
         """Change the pages that name blobs whose place others take."""
@@ -299,21 +270,22 @@ class _Migrator:
             return
         with self._repository.database.read() as connection:
             page_ids = list(pages_naming(connection, merged))
-        for start in range(0, len(page_ids), _PAGES_AT_ONCE):
+        at_once = self._repository.limits.pages_at_once
+        for start in range(0, len(page_ids), at_once):
             # Where a cleanup took the other one, the next migration seals this one.
-            with suppress(BlobsGoneError), self._job.write() as connection:
-                for page_id in page_ids[start : start + _PAGES_AT_ONCE]:
+            with suppress(BlobsGoneError), self._run.job.write() as connection:
+                for page_id in page_ids[start : start + at_once]:
                     replace_blobs(connection, page_id, merged)
         self.report.merged += len(merged)
 
     # In worker threads.
 
-    def _seal_run(self, run: Sequence[Blob]) -> _Done:
+    def _seal_blobs(self, blobs: Sequence[Blob]) -> _Done:
         done = _Done([], [])
-        uids = new_blob_uids(new_shelf(), len(run))
+        uids = new_blob_uids(new_shelf(), len(blobs))
         try:
-            for blob, uid in zip(run, uids, strict=True):
-                if self._stop():
+            for blob, uid in zip(blobs, uids, strict=True):
+                if self._run.stops():
                     break
                 try:
                     block = load_block(self._repository.blocks, blob)

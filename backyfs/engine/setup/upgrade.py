@@ -39,9 +39,10 @@ from backyfs.metadata.schema.upgrade import (
     upgrade_lock,
     upgrade_schema,
 )
-from backyfs.model import DEFAULT_BLOCK_SIZE, NoProgress, PageNumber, VersionStatus
+from backyfs.model import DEFAULT_BLOCK_SIZE, PageNumber, VersionStatus
 from backyfs.repository import check_can_open
 from backyfs.repository.claim import SAMPLE_BLOBS
+from backyfs.work.run import UNATTENDED
 from backyfs.work.silence import remove_silent_jobs
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ if TYPE_CHECKING:
     from backyfs.metadata.db.database import Connection
     from backyfs.metadata.schema.adoption import AdoptionReport
     from backyfs.metadata.schema.backy2 import Backy2Database, Backy2Version
-    from backyfs.model import BlobUid, Progress, VersionRecord
+    from backyfs.model import BlobUid, VersionRecord
+    from backyfs.work.run import Control
 
 DEFAULT_WAIT_S = 300
 _BACKY2_HASH_FUNCTION = "sha512"  # where the configuration does not say
@@ -129,8 +131,7 @@ def upgrade(
     wait_s: float = DEFAULT_WAIT_S,
     copy_to: str | None = None,
     ignore_processes: bool = False,
-    progress: Progress | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    control: Control = UNATTENDED,
 ) -> UpgradeReport | None:
     """Upgrade the database; return None if there was nothing to do, or another command did it meanwhile.
 
@@ -144,7 +145,7 @@ def upgrade(
         UsageError: the copy cannot be written.
     """
     with closing(Database(config.database_url)) as database:
-        return _Upgrade(config, database, wait_s, copy_to, ignore_processes, progress or NoProgress(), stop).run()
+        return _Upgrade(config, database, wait_s, copy_to, ignore_processes, control).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +155,7 @@ class _Upgrade:
     wait_s: float
     copy_to: str | None
     ignore_processes: bool
-    progress: Progress
-    stop: Callable[[], bool]
+    control: Control
 
     def run(self) -> UpgradeReport | None:
         deadline = time.monotonic() + self.wait_s
@@ -182,7 +182,7 @@ class _Upgrade:
         with self.database.read() as connection:
             has_jobs = bool(jobs_in(connection))
         if has_jobs:
-            remove_silent_jobs(self.database, stop=self.stop)
+            remove_silent_jobs(self.database, stop=self.control.stop)
 
     def _running(self) -> list[str]:
         return _running(self.config, self.database, ignore_processes=self.ignore_processes)
@@ -201,7 +201,7 @@ class _Upgrade:
             if one not in told:
                 told.add(one)
                 _log.warning("%s has to be upgraded; waiting for the end of: %s", self.database.place, one)
-        if self.stop():
+        if self.control.stop():
             raise InterruptedByUser("interrupted while waiting; nothing was changed")
         if time.monotonic() >= deadline:
             raise JobsRunningError(
@@ -227,7 +227,7 @@ class _Upgrade:
                 digest_bytes=digest_bytes(hash_function),
                 now=datetime.now(UTC),
                 opens=opens,
-                progress=self.progress,
+                progress=self.control.progress,
             )
         except BaseException:
             if copy is not None and is_undone_by_rollback(self.database):

@@ -20,7 +20,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from backyfs.engine.catalog.publish import catalog_kept, keep_catalog
-from backyfs.errors import InterruptedByUser, ObjectUnreadableError
+from backyfs.errors import ObjectUnreadableError
 from backyfs.metadata.records.jobs import database_time
 from backyfs.metadata.upkeep.garbage import (
     DoomedBlob,
@@ -32,23 +32,21 @@ from backyfs.metadata.upkeep.garbage import (
     measure_garbage,
     remove_unused_pages,
 )
-from backyfs.model import BlobId, NoProgress
+from backyfs.model import BlobId
 from backyfs.work.blobset import BlobSet
 from backyfs.work.job import Job
+from backyfs.work.run import UNATTENDED, Control, Run
 from backyfs.work.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from backyfs.model import Progress
     from backyfs.repository import Repository
 
 _log = logging.getLogger(__name__)
 
+INTERRUPTED = "interrupted: what was deleted is gone; the next cleanup goes on with the rest"
 GRACE_S = 3600         # as in backy2
-_PAGES_AT_ONCE = 16    # are removed in one transaction: some 16,000 counts, 50 ms
-_BLOBS_AT_ONCE = 4096  # are doomed in one transaction, and their rows removed in another
-_RUN_BLOBS = 256       # objects are deleted in runs of so many
 _MOST_NAMED = 20       # objects that cannot be deleted are named; where it is all of them the log stays small
 _WORKERS = 16          # a deletion is mostly waiting, for a disk or an object store
 
@@ -78,8 +76,7 @@ def cleanup(
     repository: Repository,
     *,
     grace_s: float = GRACE_S,
-    progress: Progress | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    control: Control = UNATTENDED,
 ) -> CleanupReport:
     """Delete what no version needs, except blobs that were stored less than `grace_s` seconds ago.
 
@@ -87,13 +84,13 @@ def cleanup(
     date before any object is deleted, so that it does not name objects that are gone.
 
     Raises:
-        InterruptedByUser: `stop` said so; the next cleanup goes on.
+        InterruptedByUser: `control` asked to stop; the next cleanup goes on.
         StorageError, DatabaseError, JobLostError: likewise.
     """
     started = time.monotonic()
     repository.database.use_reserve()
-    with catalog_kept(repository, stop), Job(repository.database, "cleanup", writes_blobs=False) as job:
-        cleaner = Cleaner(repository, job, job.track(progress or NoProgress()), stop)
+    with catalog_kept(repository, control), Job(repository.database, "cleanup", writes_blobs=False) as job:
+        cleaner = Cleaner(repository, Run(control, interrupted=INTERRUPTED, job=job))
         cleaner.run(grace_s)
     cleaner.report.duration_s = time.monotonic() - started
     return cleaner.report
@@ -102,13 +99,12 @@ def cleanup(
 class Cleaner:
     """One cleanup under way. Owned by the thread that calls `run`."""
 
-    def __init__(self, repository: Repository, job: Job, progress: Progress, stop: Callable[[], bool]) -> None:
+    def __init__(self, repository: Repository, run: Run) -> None:
         self._repository = repository
         self._database = repository.database
         self._storage = repository.blocks.storage
-        self._job = job
-        self._progress = progress
-        self._stop = stop
+        self._run = run
+        self._limits = repository.limits
         self._undeleted = BlobSet()
         self._lock = threading.Lock()  # guards that set and its count
         self.report = CleanupReport()
@@ -126,17 +122,11 @@ class Cleaner:
         with Window[list[DoomedBlob]](_WORKERS) as window:
             self._delete_doomed(window)
 
-    def check(self) -> None:
-        """Raise where this is to end: what `cleanup` says of it."""
-        self._job.check()
-        if self._stop():
-            raise InterruptedByUser("interrupted: what was deleted is gone; the next cleanup goes on with the rest")
-
     def _remove_pages(self) -> None:
         while True:
-            self.check()
+            self._run.check()
             with self._database.write() as connection:
-                removed = remove_unused_pages(connection, _PAGES_AT_ONCE)
+                removed = remove_unused_pages(connection, self._limits.pages_at_once)
             self.report.pages += removed
             if not removed:
                 return
@@ -148,11 +138,11 @@ class Cleaner:
         with self._database.read() as connection:
             older_than = database_time(connection) - timedelta(seconds=grace_s)
         while True:
-            self.check()
+            self._run.check()
             with self._database.write() as connection:
                 now = database_time(connection)
                 doomed = doom_unused_blobs(
-                    connection, older_than=older_than, now=now, after=last, count=_BLOBS_AT_ONCE
+                    connection, older_than=older_than, now=now, after=last, count=self._limits.blobs_at_once
                 )
             if not doomed:
                 return
@@ -163,24 +153,22 @@ class Cleaner:
             many, stored_bytes = measure_doomed(connection)
         if not many:
             return
-        self._progress.start("Deleting what no version needs", stored_bytes)
-        try:
+        with self._run.step("Deleting what no version needs", stored_bytes):
             self._delete_batches(window)
-        finally:
-            self._progress.stop()
 
     def _delete_batches(self, window: Window[list[DoomedBlob]]) -> None:
         gone: list[DoomedBlob] = []  # whose objects are deleted: their rows go while the next are
         last = BlobId(0)
         while True:
             with self._database.read() as connection:
-                batch = doomed_blobs(connection, last, _BLOBS_AT_ONCE)
+                batch = doomed_blobs(connection, last, self._limits.blobs_at_once)
             if batch:
                 last = batch[-1].id
-                self.check()
-                keep_catalog(self._repository, stop=self._stop)
-            for start in range(0, len(batch), _RUN_BLOBS):
-                window.submit(self._delete_run, batch[start : start + _RUN_BLOBS])
+                self._run.check()
+                keep_catalog(self._repository, Control(stop=self._run.stops))
+            at_once = self._limits.deletions_a_task
+            for start in range(0, len(batch), at_once):
+                window.submit(self._delete_objects, batch[start : start + at_once])
             self._forget(gone)
             gone = []
             while window.pending:
@@ -197,12 +185,12 @@ class Cleaner:
             self.report.blobs += forget_doomed(connection, [blob.id for blob in gone])
         freed = sum(blob.stored_size or 0 for blob in gone)
         self.report.stored_bytes += freed
-        self._progress.advance(freed)
+        self._run.advance(freed)
 
-    def _delete_run(self, run: Sequence[DoomedBlob]) -> list[DoomedBlob]:
+    def _delete_objects(self, blobs: Sequence[DoomedBlob]) -> list[DoomedBlob]:
         """Delete objects and return those that are gone. Runs in a worker thread."""
         gone = []
-        for blob in run:
+        for blob in blobs:
             try:
                 self._storage.delete(blob.uid)
             except ObjectUnreadableError as error:

@@ -16,11 +16,12 @@ from backyfs.engine.catalog.check import remove_stale_objects
 from backyfs.engine.catalog.publish import catalog_kept
 from backyfs.engine.damage.blobchecker import BlobChecker
 from backyfs.engine.damage.marking import Marked, mark_versions
-from backyfs.engine.space.cleanup import GRACE_S, Cleaner, plan_cleanup
+from backyfs.engine.space.cleanup import GRACE_S, INTERRUPTED, Cleaner, plan_cleanup
 from backyfs.engine.space.orphans import Comparison, StorageListing, least_age_s
 from backyfs.engine.space.recount import RecountReport, recount
-from backyfs.model import BlobId, NoProgress
+from backyfs.model import BlobId
 from backyfs.work.job import Job
+from backyfs.work.run import UNATTENDED, Run
 from backyfs.work.silence import remove_silent_jobs
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 
     from backyfs.engine.space.cleanup import CleanupReport
     from backyfs.metadata.upkeep.garbage import Garbage
-    from backyfs.model import DamagedRange, Progress, Version, VersionUid
+    from backyfs.model import DamagedRange, Version, VersionUid
     from backyfs.repository import Repository
+    from backyfs.work.run import Control
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,18 +66,18 @@ def plan_full_cleanup(
     *,
     grace_s: float = GRACE_S,
     prefix: str = "",
-    stop: Callable[[], bool] = lambda: False,
+    control: Control = UNATTENDED,
 ) -> FullPlan:
     """Look what a full cleanup would do, and change nothing.
 
     Raises:
         What `full_cleanup` raises.
     """
-    remove_silent_jobs(repository.database, stop=stop)
+    remove_silent_jobs(repository.database, stop=control.stop)
     with Job(repository.database, "cleanup --full --dry-run", writes_blobs=False) as job:
-        check = Cleaner(repository, job, NoProgress(), stop).check
-        counted = recount(repository.database, check, correct=False)
-        found = StorageListing(repository, check, prefix=prefix, grace_s=grace_s).run(doom=False)
+        run = Run(control, interrupted=INTERRUPTED, job=job)
+        counted = recount(repository.database, run.check, correct=False)
+        found = StorageListing(repository, run.check, prefix=prefix, grace_s=grace_s).run(doom=False)
     return FullPlan(
         garbage=plan_cleanup(repository, grace_s=grace_s),
         wrong_references=counted.pages + counted.blobs,
@@ -91,8 +93,7 @@ def full_cleanup(
     *,
     grace_s: float = GRACE_S,
     prefix: str = "",
-    progress: Progress | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    control: Control = UNATTENDED,
     tell: Callable[[Version, DamagedRange], None] = lambda _version, _damage: None,
 ) -> FullReport:
     """Put references right, delete what no version needs and what no row names, mark and tell what is missing.
@@ -106,20 +107,17 @@ def full_cleanup(
     """
     started = time.monotonic()
     repository.database.use_reserve()
-    remove_silent_jobs(repository.database, stop=stop)
-    with catalog_kept(repository, stop), Job(repository.database, "cleanup --full", writes_blobs=False) as job:
-        shown = job.track(progress or NoProgress())
-        cleaner = Cleaner(repository, job, shown, stop)
-        counted = recount(repository.database, cleaner.check)
+    remove_silent_jobs(repository.database, stop=control.stop)
+    with catalog_kept(repository, control), Job(repository.database, "cleanup --full", writes_blobs=False) as job:
+        run = Run(control, interrupted=INTERRUPTED, job=job)
+        cleaner = Cleaner(repository, run)
+        counted = recount(repository.database, run.check)
         cleaner.run(grace_s)
-        found = StorageListing(repository, cleaner.check, prefix=prefix, grace_s=grace_s).run(doom=True)
+        found = StorageListing(repository, run.check, prefix=prefix, grace_s=grace_s).run(doom=True)
         cleaner.delete_doomed()
-        leftovers = _remove_leftovers(repository) + remove_stale_objects(repository, stop=stop)
-        shown.start("Reading what seems to be missing", len(found.missing) * repository.block_size)
-        try:
-            marked = _mark(repository, BlobChecker(repository, job, shown, stop), counted, found, tell)
-        finally:
-            shown.stop()
+        leftovers = _remove_leftovers(repository) + remove_stale_objects(repository, control=control)
+        with run.step("Reading what seems to be missing", len(found.missing) * repository.block_size):
+            marked = _mark(repository, BlobChecker(repository, run), counted, found, tell)
     return FullReport(
         cleaned=cleaner.report,
         wrong_references=counted.pages + counted.blobs,

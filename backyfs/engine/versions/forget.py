@@ -11,6 +11,7 @@ from backyfs.errors import IntegrityError
 from backyfs.metadata.db.tables import tags
 from backyfs.metadata.records.versions import list_versions
 from backyfs.retention import plan_removal
+from backyfs.work.run import UNATTENDED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from backyfs.model import Version, VersionId
     from backyfs.repository import Repository
     from backyfs.retention import Decision
+    from backyfs.work.run import Control
 
 
 class Outcome(StrEnum):
@@ -50,7 +52,7 @@ def forget(
     dry_run: bool = False,
     force: bool = False,
     now: datetime,
-    stop: Callable[[], bool] = lambda: False,
+    control: Control = UNATTENDED,
     announce: Callable[[Forgotten], None] = lambda _forgotten: None,
 ) -> list[Forgotten]:
     """Remove the versions of all names, or of one, that none of the schedulers needs; return all of them, with reasons.
@@ -61,7 +63,7 @@ def forget(
     needed now. `announce` is told of each version that was to go, at once.
 
     Raises:
-        InterruptedByUser: `stop` said so; the versions that were announced are gone or refused as told.
+        InterruptedByUser: `control` asked to stop; the versions that were announced are gone or refused as told.
         DatabaseError: likewise.
         IntegrityError: a row of a tag is damaged; likewise.
         JobLostError: another command took this one for dead; likewise.
@@ -108,7 +110,7 @@ def forget(
         # Writers take turns: what this reads is what the transaction of the removal sees.
         still=lambda version: not plan(version.name)[version.id].needed,
         command="forget",
-        stop=stop,
+        control=control,
         announce=note,
     )
     return list(results.values())

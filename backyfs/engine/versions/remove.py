@@ -10,11 +10,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from backyfs.engine.catalog.publish import catalog_kept
-from backyfs.errors import InterruptedByUser, VersionKeptError
+from backyfs.errors import VersionKeptError
 from backyfs.metadata.records.jobs import list_live_jobs, live_holders, this_process
 from backyfs.metadata.records.removal import lock_version, remove_version
 from backyfs.metadata.records.versions import is_last_valid, version_with_uid
 from backyfs.work.job import Job
+from backyfs.work.run import UNATTENDED, Run
 from backyfs.work.silence import remove_silent_jobs
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from backyfs.metadata.records.jobs import Job as LiveJob
     from backyfs.model import Version, VersionId
     from backyfs.repository import Repository
+    from backyfs.work.run import Control
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ def remove_versions(
     now: datetime,
     still: Callable[[Version], bool] = lambda _version: True,
     command: str = "rm",
-    stop: Callable[[], bool] = lambda: False,
+    control: Control = UNATTENDED,
     announce: Callable[[Removal], None] = lambda _removal: None,
 ) -> list[Removal]:
     """Remove versions, the oldest first, each in a transaction of its own, and return what became of each.
@@ -67,11 +69,11 @@ def remove_versions(
     begin to use a version in between. So is `still`, which tells of a version as it is then whether it
     is to be removed still. One that is gone meanwhile counts as removed; one that is named twice is reported once.
 
-    `command` is what others see in the list of jobs. `stop` is asked before each version; `announce` is told of
-    each at once.
+    `command` is what others see in the list of jobs. `control` can stop it before each version; `announce` is called
+    with each at once.
 
     Raises:
-        InterruptedByUser: `stop` said so; the versions that were announced are gone or kept as told.
+        InterruptedByUser: `control` asked to stop; the versions that were announced are gone or kept as told.
         DatabaseError: likewise.
         JobLostError: another command took this one for dead; likewise.
     """
@@ -81,13 +83,11 @@ def remove_versions(
     if not wanted:
         return removals
     repository.database.use_reserve()
-    remove_silent_jobs(repository.database, stop=stop)
-    with catalog_kept(repository, stop), Job(repository.database, command, writes_blobs=False) as job:
+    remove_silent_jobs(repository.database, stop=control.stop)
+    with catalog_kept(repository, control), Job(repository.database, command, writes_blobs=False) as job:
         for version in wanted:
             job.progress = f"{len(removals)} of {len(wanted)} versions"
-            job.check()
-            if stop():
-                raise InterruptedByUser(f"interrupted after {job.progress}; run it again for the others")
+            Run(control, interrupted=f"interrupted after {job.progress}; run it again for the others", job=job).check()
             removal = Removal(version=version, kept=_remove(repository, version, rules))
             removals.append(removal)
             announce(removal)

@@ -1,0 +1,85 @@
+"""A command at work: its job, the progress it reports, and whether it has been asked to stop."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from backyfs.errors import InterruptedByUser
+from backyfs.model import NoProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from backyfs.model import Progress
+    from backyfs.work.job import Job
+
+
+def never() -> bool:
+    """Return False: nobody asks to stop."""
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """How the caller of a long operation follows it, and stops it."""
+
+    progress: Progress = field(default_factory=NoProgress)
+    stop: Callable[[], bool] = never  # called often, from several threads; once it returns True the operation ends soon
+
+    def quietly(self) -> Control:
+        """Return a control that stops in the same way and shows no progress."""
+        return Control(stop=self.stop)
+
+
+UNATTENDED = Control()
+
+
+class Run:
+    """One operation at work. It reports its progress from one thread; any thread may ask whether to stop."""
+
+    def __init__(self, control: Control, *, interrupted: str, job: Job | None = None) -> None:
+        """Begin work; `interrupted` is the message of the error if it is stopped. Not every operation has a job."""
+        self._job = job
+        self.interrupted = interrupted
+        self._progress = control.progress if job is None else job.track(control.progress)
+        self.stops = control.stop
+
+    @property
+    def job(self) -> Job:
+        """The job of the command."""
+        assert self._job is not None, "this operation runs without a job"
+        return self._job
+
+    def saying(self, interrupted: str) -> Run:
+        """Return the same run with another message for the case that it is stopped, as for a later phase."""
+        other = copy(self)
+        other.interrupted = interrupted
+        return other
+
+    def check(self) -> None:
+        """Make sure that the operation may go on. Call it between two steps that take long.
+
+        Raises:
+            JobLostError: another command took the job for dead.
+            InterruptedByUser: the caller asked to stop.
+        """
+        if self._job is not None:
+            self._job.check()
+        if self.stops():
+            raise InterruptedByUser(self.interrupted)
+
+    @contextmanager
+    def step(self, label: str, total_bytes: int) -> Iterator[None]:
+        """Show the progress of what is done within the `with`, of a total that `advance` counts towards."""
+        self._progress.start(label, total_bytes)
+        try:
+            yield
+        finally:
+            self._progress.stop()
+
+    def advance(self, amount_bytes: int) -> None:
+        """Count bytes as done."""
+        self._progress.advance(amount_bytes)
