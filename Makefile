@@ -23,7 +23,7 @@ $(testing): pyproject.toml contrib/setup.sh requirements/build.txt requirements/
 	@contrib/setup.sh tests
 
 test: lint ## set up what tests need, check the code, run all tests
-	$(python) -m pytest $(PARALLEL)
+	$(python) -m pytest -n auto --dist worksteal
 
 quick: $(testing) ## check the code, run the fast tests: a minute
 	@contrib/quick.sh

@@ -31,6 +31,35 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 _IN_CI = os.environ.get("CI") == "true"
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes `-n auto` takes: many tests wait for a disk, a server or a clock."""
+    return 2 * len(os.sched_getaffinity(0))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a server, and spread the slow ones, so that no process ends long after the others."""
+    for item in items:
+        if _needs_server(item):
+            item.add_marker(pytest.mark.server)
+    slow = [item for item in items if item.get_closest_marker("slow") is not None]
+    others = [item for item in items if item.get_closest_marker("slow") is None]
+    placed = [(place / len(group), item) for group in (slow, others) for place, item in enumerate(group)]
+    items[:] = [item for _, item in sorted(placed, key=lambda one: one[0])]
+
+
+def _needs_server(item: pytest.Item) -> bool:
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return any(name in {"postgresql_server", "mariadb_server"} for name in getattr(item, "fixturenames", ())) or any(
+        value in _ENGINES[1:] for value in parameters if isinstance(value, str)
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what only root can do."""
+    if item.get_closest_marker("root") is not None and os.geteuid() != 0:
+        pytest.skip("only root can do this")
+
+
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Generator[None, None, None]:
     """Take away what a command that ran in this process has set up for its log."""

@@ -88,7 +88,7 @@ def with_name(place, name):
     return other
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can make namespaces, mount and attach")
+@pytest.mark.root
 @pytest.mark.parametrize(("condition", "place"), [(one, one) for one in CONDITIONS], indirect=["place"], ids=NAMES)
 def test_every_command_has_its_usual_exit_status(condition, place, tmp_path):
     out, err = tmp_path / "out", tmp_path / "err"
@@ -130,7 +130,7 @@ def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can attach")
+@pytest.mark.root
 @pytest.mark.parametrize("place", [CONDITIONS[0]], indirect=True, ids=["place"])
 def test_every_command_prints_nothing_with_q(place, tmp_path):
     out, err = tmp_path / "out", tmp_path / "err"
@@ -142,7 +142,7 @@ def test_every_command_prints_nothing_with_q(place, tmp_path):
     assert told == {case.words: (0, "", "") for case in CASES}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can hide /proc")
+@pytest.mark.root
 def test_what_is_not_a_mount_of_ours_is_not_unmounted_without_proc(tmp_path):
     no_proc = next(condition for condition in CONDITIONS if condition.name == "no-proc")
     with ForkServer(no_proc.prepare, os.environ) as server:

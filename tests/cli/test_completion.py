@@ -23,6 +23,8 @@ from backyfs.cli.shells import SHELLS as SHELL_FORMS
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 BACKYFS = str(BIN / "backyfs")
 SHELLS = {

@@ -18,6 +18,8 @@ from backyfs.metadata.records.versions import list_versions
 from tests.cli.cases import CASES, filled_in, make_place, words_of
 from tests.repositories import opened
 
+pytestmark = pytest.mark.slow
+
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SCHEMA = json.loads((DOCS / "output.schema.json").read_text(encoding="utf-8"))
@@ -82,7 +84,7 @@ def test_every_command_has_a_case():
     assert {case.name for case in CASES} == set(cli.list_commands(click.Context(cli)))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="attach and detach are for root")
+@pytest.mark.root
 def test_all_of_them_work_one_after_the_other_and_print_what_the_schema_says(call, place):
     version = call("-m", "-s", "ls", "-f", "uid")[1].strip()
     outputs = {}
@@ -138,7 +140,7 @@ def test_a_storage_that_is_an_empty_directory(call, place, prepare, case):
     assert list(data.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can mount")
+@pytest.mark.root
 @pytest.mark.parametrize("case", [case for case in IN_REPOSITORY if not case.mounts], ids=by_words)
 def test_a_read_only_file_system(place, prepare, case):
     prepare(case)

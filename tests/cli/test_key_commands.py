@@ -250,6 +250,8 @@ def test_the_key_of_the_repository_is_on_a_recovery_page_and_nowhere_else(call, 
     with opened(place / "repository/backyfs.cfg") as repository:
         key = repository.blocks.keyring.repository_key
         fingerprint_key = repository.blocks.keyring.fingerprint_key
+    assert key is not None
+    assert fingerprint_key is not None
     export = ["export", "--all", place / "export"]
     for words in (export, ["key", "list"], ["key", "check"], ["catalog", "push", "--all"]):
         status, out, err = call("--debug", *words)

@@ -15,7 +15,7 @@ from tests.images import random_image
 from tests.repositories import BLOCK, make_repository
 from tests.users import USER, run_as_user
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+pytestmark = pytest.mark.root
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from backyfs.repository import Repository
     from backyfs.storage import Storage
 
+pytestmark = pytest.mark.slow
+
 PAGE_BYTES = 1024 * BLOCK
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 # What has nothing to do with the engine.

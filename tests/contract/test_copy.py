@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
     from backyfs.metadata.db.database import Connection
 
+pytestmark = pytest.mark.slow
+
 ENGINES = ["sqlite", "postgresql", "mariadb"]
 MOMENT = datetime(2024, 1, 1, 12, 30, 59, 123_456, tzinfo=UTC)
 NAMES = ["", "a", "A", "a ", "ä", "备份 \N{FLOPPY DISK}", "O'Neill \"x\" `y`\\", "line\nbreak", ":x %s", "x" * 2048]

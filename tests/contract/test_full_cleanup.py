@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from backyfs.model import Version
     from backyfs.repository import Repository
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = 8
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 A, B = BlobUid("a" * 32), BlobUid("b" * 32)

@@ -21,7 +21,7 @@ MANY = int(os.environ.get("BACKYFS_MUTATIONS", "0"))
 COLUMNS = sum(len(table.columns) for table in metadata.sorted_tables)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can make namespaces and attach")
+@pytest.mark.root
 @pytest.mark.parametrize("encrypted", [True, False], ids=["encrypted", "plain"])
 def test_no_value_of_a_row_ends_a_command_unexpectedly(tmp_path: Path, encrypted: bool) -> None:
     assert list(fuzz(tmp_path, encrypted=encrypted, seed=int(encrypted), count=MANY or COLUMNS // 2, at_once=2)) == []

@@ -23,7 +23,7 @@ from tests.mount.program import backyfs, mounting, process_ending, process_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.usefixtures("loop_devices")
+pytestmark = [pytest.mark.usefixtures("loop_devices"), pytest.mark.slow]
 
 MOUNT_ERROR = 10
 SYNCED = "synced before the snapshot\n"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backyfs.engine.restore.restore import restore
 from tests.audit import audit
 from tests.repositories import BLOCK, back_up, make_repository, opened
+
+pytestmark = pytest.mark.slow
 
 
 def restored(repository, version, directory: Path) -> bytes:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from tests.services.server import Server
 
+pytestmark = pytest.mark.slow
+
 # For a long run by chance: BACKYFS_EXAMPLES=1000 .venv/bin/python -m pytest tests/property/test_repository.py
 MANY = int(os.environ.get("BACKYFS_EXAMPLES", "0"))
 EXAMPLES = {"sqlite": 12, "postgresql": 3, "mariadb": 3}

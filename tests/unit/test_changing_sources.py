@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from backyfs.repository import Repository
     from backyfs.sources.protocol import Source
 
+pytestmark = pytest.mark.slow
+
 SIZE = 1000 * BLOCK
 
 

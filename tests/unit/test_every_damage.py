@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from backyfs.model import Version
     from backyfs.repository import Repository
 
+pytestmark = pytest.mark.slow
+
 BLOCK = 512
 BLOCKS = PAGE_ENTRIES + 6
 TAIL = 100  # bytes of the last block

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from backyfs.model import Version
     from backyfs.repository import Repository
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = 8
 NO_GRACE_S = 0
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from backyfs.model import Version
     from backyfs.repository import Repository
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = 4
 
 

@@ -575,7 +575,7 @@ def test_data_that_was_cut_short_is_an_error_and_not_zeros(directory):
         os.truncate(directory / f"{UID}.data", SIZE)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+@pytest.mark.root
 def test_a_real_full_disk_loses_nothing_that_was_synced(tmp_path):
     place = tmp_path / "small"
     place.mkdir()

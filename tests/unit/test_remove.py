@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from backyfs.repository import Repository
 
+pytestmark = pytest.mark.slow
+
 ELSEWHERE = Process(host="other", scope="another machine", pid=1, pid_started=1)
 PATIENCE_S = 60
 

@@ -25,6 +25,8 @@ from tests.repositories import BLOCK, back_up, make_repository, opened
 from tests.unit.test_backup_restore import restored
 from tests.unit.test_scrub import damaged_uids, scrubbed, status, version_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def repository(tmp_path):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from backyfs.repository import Repository
     from backyfs.storage import Storage
 
+pytestmark = pytest.mark.slow
+
 SEGMENT = 256 << 10
 BLOCK = 4 * SEGMENT
 TABLE = 4 * 4 + 16

@@ -27,6 +27,8 @@ from tests.mount.stored import blob_of, file_of, flip_a_byte, incomplete_copy, r
 from tests.repositories import BLOCK, back_up, make_repository, opened, with_limits
 from tests.unit.test_backup_restore import restored
 
+pytestmark = pytest.mark.slow
+
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 

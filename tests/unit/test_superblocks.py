@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from backyfs.attach.superblocks import declared_bytes, has_its_log_elsewhere, has_to_be_replayed
 from tests.images import run_tool
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 KINDS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "ntfs", "squashfs", "vfat", "")
 MAKERS = {

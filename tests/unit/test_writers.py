@@ -14,7 +14,7 @@ from backyfs.host.mounttable import parse
 from backyfs.host.writers import own_directory, require_own_way, writers_of
 from tests.users import USER
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+pytestmark = pytest.mark.root
 ROOT = (0,)
 
 

@@ -12,6 +12,8 @@ from backyfs.engine.restore.restore import restore
 from tests.images import random_bytes, random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened
 
+pytestmark = pytest.mark.slow
+
 CHECK_VALUE = r"(?:[0-9a-f]{4}-){3}[0-9a-f]{4}"
 COMMANDS = {
     "ls": ["ls"],

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from tests.services.server import Server
 
+pytestmark = pytest.mark.slow
+
 NAME = "old-prealembic-2.9.0"
 _CHANGES = ("CREATE", "DROP", "ALTER", "RENAME", "INSERT", "UPDATE", "DELETE")
 
