@@ -1,6 +1,6 @@
-"""Print docs/commands.md: every command with its arguments and options, as the program itself explains them.
+"""Print docs/reference/commands.md: every command with its arguments and options, from the program's own help.
 
-    .venv/bin/python contrib/commands_page.py > docs/commands.md
+    .venv/bin/python contrib/commands_page.py > docs/reference/commands.md
 
 A test keeps the page and the program equal.
 """
@@ -17,7 +17,7 @@ HEAD = """# Commands
 
 Made from the program by `contrib/commands_page.py`; `backyfs COMMAND --help` says the same. `fuse` is another name of
 `mount`. Exit statuses are in [exit-codes.md](exit-codes.md), JSON output in [json.md](json.md), what the columns of
-reports mean in [reports.md](reports.md).
+reports mean in [reports.md](../use/reports.md).
 """
 
 

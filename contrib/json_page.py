@@ -1,6 +1,6 @@
-"""Print docs/json.md: the fields of the JSON output of every command, as docs/output.schema.json has them.
+"""Print docs/reference/json.md: the fields of every command's JSON output, from docs/reference/output.schema.json.
 
-    .venv/bin/python contrib/json_page.py > docs/json.md
+    .venv/bin/python contrib/json_page.py > docs/reference/json.md
 
 A test keeps the page and the schema equal.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SCHEMA = Path(__file__).resolve().parents[1] / "docs" / "output.schema.json"
+SCHEMA = Path(__file__).resolve().parents[1] / "docs" / "reference" / "output.schema.json"
 HEAD = """# JSON output
 
 `backyfs --json COMMAND` prints one JSON value: an object, or a list where there can be several. Times are in UTC, as

@@ -52,5 +52,5 @@ def refuse_downgrade() -> NoReturn:
     """Refuse to go back: rows of shared pages cannot say what backy2 kept for each block."""
     raise NotImplementedError(
         "a database cannot be taken back to an older schema; go back with the copy that was made before the "
-        "upgrade, or with exports: see docs/upgrade.md"
+        "upgrade, or with exports: see docs/operate/upgrade.md"
     )

@@ -168,7 +168,7 @@ def _of_another(other: str, uid: str) -> WrongStorageError:
     return WrongStorageError(
         f"the storage belongs to repository {other}, and this is {uid}: if another disk is mounted there, mount the "
         "right one; if `path` of [DataBackend] or `engine` of [MetaBackend] is wrong, correct it; if this database was "
-        'taken back to backy2 and upgraded again, see "Going back" in docs/upgrade.md'
+        'taken back to backy2 and upgraded again, see "Going back" in docs/operate/upgrade.md'
     )
 
 

@@ -1,7 +1,7 @@
 """Encryption version 2: seekable. A block is cut into segments that are compressed and sealed each on its own.
 
 A table in front says where they lie, so that a part of a block costs one small read and one exact read. The
-bytes are fixed in `docs/format.md`.
+bytes are fixed in `docs/reference/format.md`.
 
 No nonce is used twice under one key, because a data key seals one block, once: nonces are the numbers of the
 segments, and a number that no segment has for the table. For the same reason the data key stands for the blob:

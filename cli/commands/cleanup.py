@@ -52,7 +52,7 @@ def command(invocation: Invocation, *, full: bool, prefix: str, dry_run: bool, d
 
     Other commands go on meanwhile, on all hosts, other cleanups as well. It can be ended at any time; the next one goes
     on. With --full it also deletes objects that the database does not know, and names what the database knows and the
-    storage has not: that is marked as damaged, and the exit status is 20. See docs/cleanup.md.
+    storage has not: that is marked as damaged, and the exit status is 20. See docs/operate/cleanup.md.
     """
     if prefix and not full:
         raise UsageError("--prefix is about the objects that --full looks at; give both, or none")

@@ -56,7 +56,7 @@ def command(
 
     With --reseal, all blocks get new data keys under a new repository key: who has seen the old keys and has a copy
     of the database opens nothing that is stored any more, once `cleanup` has run. All key slots but the one of the
-    configured key or passphrase are removed. See docs/encryption.md.
+    configured key or passphrase are removed. See docs/operate/encryption.md.
     """
     if all_versions == bool(versions):
         raise UsageError("name versions whose blocks are to be sealed anew, or give --all; not both")

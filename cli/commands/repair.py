@@ -52,7 +52,7 @@ def command(
     Damaged is what scrub, restore or mount have found so. Their bytes are taken from SOURCE, from another repository,
     or from another block of this one, and only where their fingerprints are right. All versions that have such a block
     are whole at once, and those that were valid are valid again. What stays damaged is listed, and the exit status
-    is 20. See docs/repair.md.
+    is 20. See docs/use/repair.md.
     """
     from backyfs.engine.damage.repair import RepairRequest, repair  # noqa: PLC0415 - slow to load
     from backyfs.sources.opening import open_source  # noqa: PLC0415

@@ -70,7 +70,7 @@ def command(
     A block that several versions share is read once. Damaged blocks are marked, and so is every version that has
     them; their ranges are named, and the exit status is 20. Versions whose damage is gone are valid again, unless
     only a sample was checked. A range in which SOURCE differs is named, and the exit status is 20 as well, but
-    nothing is marked: sources change. See docs/scrub.md.
+    nothing is marked: sources change. See docs/operate/scrub.md.
     """
     if all_versions == bool(versions):
         raise UsageError("name versions to check, or give --all; not both")

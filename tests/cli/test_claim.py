@@ -440,7 +440,7 @@ def test_a_database_that_was_taken_back_to_backy2_and_upgraded_again_gets_its_st
     copy.rename(old / "backy.sqlite")
     status, told = calls(config, "ls")
     assert status == 6
-    assert '"Going back" in docs/upgrade.md' in told
+    assert '"Going back" in docs/operate/upgrade.md' in told
     shutil.rmtree(old / "data/catalog")
     assert calls(config, "ls")[0] == 0
     assert calls(config, "catalog", "push")[0] == 0

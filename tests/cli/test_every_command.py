@@ -21,7 +21,7 @@ from tests.repositories import opened
 pytestmark = pytest.mark.slow
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference"
 SCHEMA = json.loads((DOCS / "output.schema.json").read_text(encoding="utf-8"))
 UNKNOWN = "12345678"
 

@@ -25,7 +25,7 @@ ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
 
 
 def read_back(field):
-    """Return the value of a field, as docs/reports.md says it is read."""
+    """Return the value of a field, as docs/use/reports.md says it is read."""
     return ESCAPE.sub(lambda found: chr(int(found[1] or found[2] or found[3], 16)), field)
 
 

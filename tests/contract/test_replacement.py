@@ -165,7 +165,7 @@ def test_many_threads_find_moved_blobs_at_once_while_another_one_writes(database
         request = MigrationRequest(versions=None, outdated=Outdated(to=1))
         assert migrate(repository, request).blobs == 64
         cleanup(repository, grace_s=0)
-        # Invariant 5 of docs/architecture.md: the owner of a pipeline may be in the middle of a transaction.
+        # Invariant 5 of docs/internals/architecture.md: the owner of a pipeline may be in the middle of a transaction.
         with repository.database.write(), ThreadPoolExecutor(32) as threads:
             found = b"".join(threads.map(lambda blob: load_block(repository.blocks, blob), old))
     assert found == image.read_bytes()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from backyfs.model import Version
 
-MANUAL = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+MANUAL = Path(__file__).resolve().parents[2] / "docs" / "reference" / "configuration.md"
 NIGHTS = 70
 BLOCKS = 6
 WEB = "web-01"

@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "docs" / "reference"
 
 
 @pytest.mark.parametrize(("script", "page"), [("commands_page.py", "commands.md"), ("json_page.py", "json.md")])
@@ -20,14 +21,14 @@ def test_a_page_is_what_its_script_prints(script: str, page: str) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    assert text == "\n".join(module.page()) + "\n", f"run contrib/{script} > docs/{page}"
+    text = (REFERENCE / page).read_text(encoding="utf-8")
+    assert text == "\n".join(module.page()) + "\n", f"run contrib/{script} > docs/reference/{page}"
 
 
 def test_the_tests_that_pages_refer_to_exist() -> None:
     known: dict[str, str] = {}
     missing, count = [], 0
-    for page in (ROOT / "docs").glob("*.md"):
+    for page in (ROOT / "docs").rglob("*.md"):
         for file, name in re.findall(r"`(tests/[a-z0-9_/]+\.py)(?:::(test_[a-z0-9_]+))?`", page.read_text()):
             path = ROOT / file
             text = known.setdefault(file, path.read_text() if path.exists() else "")
@@ -39,4 +40,4 @@ def test_the_tests_that_pages_refer_to_exist() -> None:
 
 
 def test_the_schema_is_one() -> None:
-    jsonschema.Draft202012Validator.check_schema(json.loads((ROOT / "docs" / "output.schema.json").read_text()))
+    jsonschema.Draft202012Validator.check_schema(json.loads((REFERENCE / "output.schema.json").read_text()))

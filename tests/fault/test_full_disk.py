@@ -49,7 +49,7 @@ def test_a_full_disk(tmp_path: Path, disk: Path, database_is_there: bool) -> Non
     config = tmp_path / "repository" / "backyfs.cfg"
     database = (disk if database_is_there else tmp_path) / "backyfs.sqlite"
     assert run(config, "init", "--data", disk / "data", "--db", database, "--block-size", BLOCK) == (0, "")
-    ballast = disk / "ballast"  # what docs/cleanup.md advises where the database is there as well
+    ballast = disk / "ballast"  # what docs/operate/cleanup.md advises where the database is there as well
     ballast.write_bytes(bytes(BALLAST if database_is_there else 0))
     small = random_image(tmp_path / "small", SMALL * BLOCK, 1)
     assert run(config, "backup", small, "small") == (0, "")

@@ -2,8 +2,8 @@
 
     python -m tests.fuzz.rows [--mutations 500] [--seed 1] [--commands 8]
 
-A command ends with a status of docs/exit-codes.md other than 100, in one line, in bounded time and memory. SQLite
-stores any type in any column, so what an attacker, a faulty disk or a typo in SQL leaves behind can be anything.
+A command ends with a status of docs/reference/exit-codes.md other than 100, in one line, in bounded time and memory.
+SQLite stores any type in any column, so what an attacker, a faulty disk or a typo in SQL leaves behind can be anything.
 """
 
 from __future__ import annotations

@@ -554,7 +554,7 @@ def test_the_limits_leave_room_for_the_largest_index() -> None:
     assert len(unpack_index(SEALED, stored).versions) == 1 << 20
 
 
-# The format, as docs/format.md has it
+# The format, as docs/reference/format.md has it
 
 
 @pytest.fixture(params=["catalog-plain", "catalog-sealed"])

@@ -1096,13 +1096,13 @@ def all_keys():
 
 
 def test_every_key_stands_in_the_manual():
-    manual = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    manual = (Path(__file__).parents[2] / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     missing = [f"[{section}] {key.name}" for section, key in all_keys() if f"| `{key.name}` |" not in manual]
     assert missing == []
 
 
 def test_the_example_of_the_manual_is_a_configuration():
-    manual = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    manual = (Path(__file__).parents[2] / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     example_text = manual.partition("```ini\n")[2].partition("```")[0]
     config = config_of(example_text)
     assert [scheduler.name for scheduler in config.schedulers] == ["hourly", "daily", "monthly"]

@@ -64,7 +64,7 @@ def open_as_documented(stored: bytes, wrapped_key: bytes) -> bytes:
 
 
 def open_segments_as_documented(stored: bytes, data_key: bytes, size: int) -> bytes:
-    """Open an object of version 2 as docs/format.md says."""
+    """Open an object of version 2 as docs/reference/format.md says."""
     count = -(-size // 262144)
     gcm = AESGCM(data_key)
     place = 4 * count + 16

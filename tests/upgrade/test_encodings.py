@@ -50,7 +50,7 @@ def add(connection: Connection, name: str) -> None:
 
 
 def pipe_dump(old: str, new: str) -> None:
-    """Do what docs/upgrade.md says."""
+    """Do what docs/operate/upgrade.md says."""
     dump = subprocess.run([program("pg_dump"), "-E", "UTF8", old], check=True, capture_output=True).stdout
     subprocess.run([program("psql"), "-q", "-X", "-v", "ON_ERROR_STOP=1", new], input=dump, check=True)
 

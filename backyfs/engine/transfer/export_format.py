@@ -13,7 +13,7 @@
     {"end": {"versions", "lines", "digest"}}   BLAKE3 of all lines before
 
 A page is 1,024 blocks. One that is left out is holes, in an incomplete version blocks that were never backed
-up. Times are ISO 8601 in UTC, keys and fingerprints hexadecimal. See docs/format.md.
+up. Times are ISO 8601 in UTC, keys and fingerprints hexadecimal. See docs/reference/format.md.
 """
 
 from __future__ import annotations

@@ -129,7 +129,10 @@ def explain_encoding(error: DBAPIError, place: str) -> str | None:
     if getattr(error.orig, "sqlstate", None) != _POSTGRESQL_UNTRANSLATABLE:
         return None
     reason = str(error.orig).splitlines()[0]
-    return f"{place} cannot store this text ({reason}); move it to a database with ENCODING 'UTF8', see docs/upgrade.md"
+    return (
+        f"{place} cannot store this text ({reason}); move it to a database with ENCODING 'UTF8', "
+        "see docs/operate/upgrade.md"
+    )
 
 
 def explain_full(error: DBAPIError, place: str) -> str | None:
@@ -270,7 +273,7 @@ def wrong_encoding(name: str, encoding: str) -> DatabaseError:
     return DatabaseError(
         f"the PostgreSQL database {name!r} has the encoding {encoding}, and backyfs needs UTF8; make another one with "
         f"CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0 and name it in [MetaBackend] engine; "
-        "docs/upgrade.md says how to move an existing one there"
+        "docs/operate/upgrade.md says how to move an existing one there"
     )
 
 
