@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
+DECISIONS = ROOT / "docs" / "internals" / "adr"
 
 
 @pytest.mark.parametrize(("script", "page"), [("commands_page.py", "commands.md"), ("json_page.py", "json.md")])
@@ -37,6 +38,23 @@ def test_the_tests_that_pages_refer_to_exist() -> None:
                 missing.append((page.name, file, name))
     assert missing == []
     assert count > 50
+
+
+@pytest.mark.parametrize("page", sorted(DECISIONS.glob("0*.md")), ids=lambda page: page.name)
+def test_a_decision_has_number_date_status_and_three_sections(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    number = int(page.name[:4])
+    superseded = r"superseded by \[ADR \d+\]\([^)]+\)"
+    head = rf"# {number}\. .+\n\n- Date: \d{{4}}-\d\d-\d\d.*\n- Status: (proposed|accepted|{superseded})\n"
+    assert re.match(head, text)
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences"]
+    assert len(text.splitlines()) <= 25
+    assert f"({page.name})" in (DECISIONS / "README.md").read_text(encoding="utf-8")
+
+
+def test_decisions_are_numbered_without_gaps() -> None:
+    numbers = sorted(int(page.name[:4]) for page in DECISIONS.glob("0*.md"))
+    assert numbers == list(range(1, len(numbers) + 1))
 
 
 def test_the_schema_is_one() -> None:
