@@ -30,6 +30,9 @@ NAMED_HEADING = re.compile(r'"([^"\n]+)"\s+in\s+`?(docs/[\w./-]+\.md)\b')
 def files() -> Iterator[Path]:
     """Yield the text files of the checkout, without what git ignores; symbolic links are not followed."""
     for directory, below, names in os.walk(ROOT):
+        if "pyvenv.cfg" in names:  # a virtual environment, whatever its name
+            below.clear()
+            continue
         below[:] = sorted(name for name in below if not NOT_OURS.fullmatch(name))
         for name in sorted(names):
             file = Path(directory, name)
