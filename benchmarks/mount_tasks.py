@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from backyfs.blocks import load_block
 from backyfs.config import load_config
 from backyfs.geometry import block_count
+from backyfs.images.image import Image
 from backyfs.metadata.records.versions import find_version
 from backyfs.model import Blob, BlockIndex
-from backyfs.mount.image import Image
 from backyfs.repository import open_repository
 
 THREADS = 2

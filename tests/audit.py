@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, func, select, text, update
 
+from backyfs.images.reader import ImageReader
 from backyfs.metadata.db.tables import blob_refs, blobs, jobs, pages, version_pages
 from backyfs.metadata.maps.blockmap import HOLE, unpack
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from backyfs.model import Version
     from backyfs.repository import Repository
 
 
@@ -33,6 +35,11 @@ def audit(repository: Repository) -> None:
     assert counted == {blob_id: blob_uses[blob_id] for blob_id, row in known.items() if row.doomed_at is None}
     assert set(blob_uses) <= set(known)
     assert {row.uid for row in known.values() if row.doomed_at is None} <= set(repository.blocks.storage.list_blobs())
+
+
+def content_of(repository: Repository, version: Version) -> bytes:
+    """Return the bytes of a version, all of them checked."""
+    return ImageReader(repository, version).pread(0, version.size_bytes)
 
 
 def count_blobs(repository: Repository) -> int:

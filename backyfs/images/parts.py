@@ -9,7 +9,7 @@ from backyfs.blocks import PieceLoader, load_block, piece_bytes
 if TYPE_CHECKING:
     from backyfs.blocks import BlockStore
     from backyfs.images.runs import BlockPart
-    from backyfs.model import Buffer
+    from backyfs.model import Blob, Buffer
 
 
 class PartLoader:
@@ -30,14 +30,21 @@ class PartLoader:
             IntegrityError: they cannot be had as they were backed up.
             StorageError: the storage does not give them.
         """
-        blob = part.sound_blob()
+        return self.load_range(part.sound_blob(), part.skipped, part.skipped + part.length)
+
+    def load_range(self, blob: Blob, start: int, stop: int) -> Buffer:
+        """Return bytes [start, stop) of a blob, which lie within it, checked as `load` does.
+
+        Raises:
+            IntegrityError: they cannot be had as they were backed up.
+            StorageError: the storage does not give them.
+        """
         size = piece_bytes(blob)
-        stop = part.skipped + part.length
-        if part.is_whole:
+        if stop - start == blob.size:
             return load_block(self._blocks, blob)
         if size == blob.size:
-            return memoryview(load_block(self._blocks, blob))[part.skipped : stop]
-        numbers = range(part.skipped // size, -(-stop // size))
+            return memoryview(load_block(self._blocks, blob))[start:stop]
+        numbers = range(start // size, -(-stop // size))
         pieces = memoryview(b"".join(self._pieces.load(blob, numbers)))
         first = numbers.start * size
-        return pieces[part.skipped - first : stop - first]
+        return pieces[start - first : stop - first]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from backyfs.errors import BackyfsError
+from backyfs.images.image import Image, PageCache
 from backyfs.model import VersionStatus
-from backyfs.mount.image import Image, PageCache
 from backyfs.mount.reading import ImageReader
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from backyfs.geometry import block_slices
 
 if TYPE_CHECKING:
     from backyfs.geometry import BlockSlice
+    from backyfs.images.image import Image
     from backyfs.model import Blob, BlobId, BlockIndex, Buffer, VersionUid
     from backyfs.mount.cache import PieceCache
-    from backyfs.mount.image import Image
     from backyfs.mount.pool import Pool
 
 

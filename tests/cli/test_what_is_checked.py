@@ -1,4 +1,4 @@
-"""What each way to read a block checks, by encryption version: the table of docs/encryption.md."""
+"""What each way to read a block checks, by encryption version: the table of docs/operate/encryption.md."""
 
 from __future__ import annotations
 

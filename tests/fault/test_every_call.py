@@ -15,7 +15,6 @@ import pytest
 from sqlalchemy import Engine, delete, event
 
 from backyfs.engine.catalog.publish import publish
-from backyfs.engine.restore.restore import restore
 from backyfs.engine.secrets.migrate import MigrationRequest, migrate
 from backyfs.engine.space.cleanup import cleanup
 from backyfs.engine.versions.remove import remove_versions
@@ -26,7 +25,7 @@ from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import VersionStatus
 from backyfs.storage import directory as directory_module
 from backyfs.storage.beneath import Root
-from tests.audit import audit
+from tests.audit import audit, content_of
 from tests.fault.everystep import killed_at
 from tests.images import random_bytes
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -91,10 +90,8 @@ class Place:
         audit(repository)
         whole = [version for version in self._versions(repository) if version.status is VersionStatus.VALID]
         assert "kept" in {version.name for version in whole}
-        target = self.directory / "restored"
         for version in whole:
-            assert restore(repository, version, str(target), replace=True).damaged == ()
-            assert target.read_bytes() == self.images[version.name]
+            assert content_of(repository, version) == self.images[version.name]
 
     def tidy(self, repository: Repository) -> None:
         """Remove all but the first version, and clean up."""

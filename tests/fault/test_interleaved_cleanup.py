@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 from sqlalchemy import delete, func, select
 
-from backyfs.blocks import load_block
 from backyfs.engine.backup import committer, pipeline
 from backyfs.engine.backup.backup import BackupRequest, backup
 from backyfs.engine.catalog import publish
@@ -30,19 +29,17 @@ from backyfs.engine.space.cleanup import cleanup
 from backyfs.engine.space.fullcleanup import full_cleanup
 from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import JobLostError
-from backyfs.geometry import page_count
 from backyfs.metadata.db.tables import blobs, jobs
-from backyfs.metadata.maps.blockmap import ABSENT, commit_page, load_page, page_entries, references_add_up
-from backyfs.metadata.records.blobs import load_blobs
+from backyfs.metadata.maps.blockmap import ABSENT, commit_page, load_page, references_add_up
 from backyfs.metadata.records.versions import list_versions, set_status
 from backyfs.metadata.upkeep.migration import Outdated
-from backyfs.model import BlobId, PageNumber, VersionStatus
+from backyfs.model import PageNumber, VersionStatus
 from backyfs.sources.opening import open_source
 from backyfs.storage import directory
 from backyfs.storage.directory import DirectoryStorage
 from backyfs.work.flushbatch import FlushLimits
 from backyfs.work.limits import Limits
-from tests.audit import audit
+from tests.audit import audit, content_of
 from tests.fault.interleaving import Command, Explorer, Witness
 from tests.images import random_bytes
 from tests.repositories import BLOCK, make_repository, opened
@@ -195,13 +192,7 @@ class Subject:
                 if version.status is VersionStatus.INCOMPLETE and not self._is_whole:
                     continue
                 assert version.status is VersionStatus.VALID
-                content = b""
-                count = version.size_bytes // BLOCK
-                for number in map(PageNumber, range(page_count(count))):
-                    entries = [*map(BlobId, page_entries(connection, version, number, count))]
-                    known = load_blobs(connection, {*entries})
-                    content += b"".join(load_block(repository.blocks, known[entry]) for entry in entries)
-                assert content == self._images[version.name]
+                assert content_of(repository, version) == self._images[version.name]
 
 
 def remove_all(subject: Subject, repository: Repository) -> None:
@@ -334,7 +325,7 @@ def test_whatever_the_order_versions_are_exact_and_counts_are_right(
         ),
         pytest.param(one_version, IMAGES, (seal_again, clean, restore_old), id="a migration, a cleanup, a restore"),
         pytest.param(
-            one_version, IMAGES, (seal_again, remove_and_clean, back_up_new), id="a migration, a removal, a backup"
+            one_version, IMAGES, (seal_again, remove_old, back_up_new), id="a migration, a removal, a backup"
         ),
         pytest.param(garbage, IMAGES, (back_up_new, back_up_old, bury_and_clean), id="two backups taken for dead"),
         pytest.param(

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.config import Scheduler
-from backyfs.engine.restore.restore import restore
 from backyfs.engine.space.cleanup import cleanup
 from backyfs.engine.versions.forget import forget
 from backyfs.engine.versions.remove import remove_versions
 from backyfs.metadata.records.versions import list_versions
-from tests.audit import audit, count_blobs
+from tests.audit import audit, content_of, count_blobs
 from tests.fault.everystep import Stored, fail_at_every_statement, kill_at_every_statement
 from tests.images import random_image
 from tests.repositories import BLOCK, back_up, make_repository, opened, with_limits
@@ -32,17 +31,17 @@ class Removal:
 
     def __init__(self, directory: Path, remove: Callable[[Repository], object], *, removed_before: bool) -> None:
         self._remove = remove
-        self._target = directory / "restored"
-        self._image = random_image(directory / "kept", KEPT * BLOCK)
+        kept = random_image(directory / "kept", KEPT * BLOCK)
+        self._content = kept.read_bytes()
         self._config = make_repository(directory / "repository")
         with opened(self._config) as repository:
-            back_up(repository, self._image, "kept", tags=("daily",))
+            back_up(repository, kept, "kept", tags=("daily",))
             for seed in (1, 2):
                 image = random_image(directory / "gone", GONE * BLOCK, seed)
                 with image.open("r+b") as file:
-                    file.write(self._image.read_bytes()[:BLOCK])
+                    file.write(self._content[:BLOCK])
                 back_up(repository, image, "gone", tags=("daily",))
-            back_up(repository, self._image, "gone", tags=("daily",))
+            back_up(repository, kept, "gone", tags=("daily",))
             if removed_before:
                 remove_all(repository)
         self.renew = Stored(directory / "repository").renew
@@ -60,9 +59,8 @@ class Removal:
                 versions = list_versions(connection)
             [kept] = [version for version in versions if version.name == "kept"]
             for version in versions:
-                assert restore(repository, version, str(self._target), replace=True).damaged == ()
-            assert restore(repository, kept, str(self._target), replace=True).damaged == ()
-            assert self._target.read_bytes() == self._image.read_bytes()
+                content_of(repository, version)
+            assert content_of(repository, kept) == self._content
             if done and self._remove is clean_up:
                 assert (len(versions), count_blobs(repository)) == (1, KEPT)
                 assert len(list(repository.blocks.storage.list_blobs())) == KEPT

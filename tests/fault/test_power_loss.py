@@ -14,7 +14,6 @@ from sqlalchemy import select, text
 from backyfs.blocks import load_block
 from backyfs.engine.catalog.publish import publish
 from backyfs.engine.catalog.recover import Loss, open_catalog, recover
-from backyfs.engine.restore.restore import restore
 from backyfs.engine.secrets.migrate import MigrationRequest, migrate
 from backyfs.engine.space.cleanup import cleanup
 from backyfs.engine.space.fullcleanup import full_cleanup
@@ -27,7 +26,7 @@ from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import BlobId, VersionStatus
 from backyfs.storage import directory as directory_module
-from tests.audit import audit
+from tests.audit import audit, content_of
 from tests.fault.powerloss import Recorder, write_tree
 from tests.images import random_bytes
 from tests.repositories import BLOCK, back_up, make_repository, opened
@@ -101,11 +100,9 @@ class Place:
                 versions = list_versions(connection)
             for blob in living.values():
                 load_block(repository.blocks, blob)
-            target = self.directory / "restored"
             whole = [version for version in versions if version.status is VersionStatus.VALID]
             for version in whole:
-                assert restore(repository, version, str(target), replace=True).damaged == ()
-                assert target.read_bytes() == IMAGES[version.name]
+                assert content_of(repository, version) == IMAGES[version.name]
         return {version.name for version in whole}
 
     def check_catalog(self) -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete
 
 from backyfs.geometry import block_count
+from backyfs.images.image import Image
 from backyfs.metadata.db.tables import version_pages, versions
 from backyfs.metadata.maps.blockmap import ABSENT, commit_page, page_entries
 from backyfs.metadata.records.versions import create_version, set_status
 from backyfs.model import BlockIndex, PageNumber, VersionStatus, VersionUid
-from backyfs.mount.image import Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

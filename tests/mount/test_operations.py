@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from backyfs.images.image import Image
     from backyfs.model import Blob
-    from backyfs.mount.image import Image
     from backyfs.repository import Repository
 
 # Blocks: 0 data, 1 hole, 2 data, 3 written zeros, 4 data and short.

@@ -199,7 +199,7 @@ def test_a_module_imports_only_what_lies_below_it(module: str) -> None:
          ["backyfs.metadata.records.blobs"]),
         ("backyfs.keys", "if TYPE_CHECKING:\n    from sqlalchemy import Connection",
          ["sqlalchemy", "sqlalchemy.Connection"]),
-        ("backyfs.engine.backup.backup", "from backyfs.mount.image import Image", ["backyfs.mount.image"]),
+        ("backyfs.engine.backup.backup", "from backyfs.mount.pool import Pool", ["backyfs.mount.pool"]),
         ("backyfs.mount.session", "from backyfs.work.job import Job", []),
         ("backyfs.mount.session", "from backyfs.engine.backup.backup import backup", ["backyfs.engine.backup.backup"]),
         ("backyfs.cli.main", "from backyfs import __version__", []),

@@ -17,9 +17,9 @@ from backyfs.blocks import load_block
 from backyfs.config import load_config
 from backyfs.errors import BackyfsError
 from backyfs.geometry import block_count, block_length
+from backyfs.images.image import Image
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import BlockIndex, VersionStatus
-from backyfs.mount.image import Image
 from tests.services.postgresql import program
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from sqlalchemy import select
 from backyfs.blocks import load_block
 from backyfs.engine.setup.upgrade import upgrade
 from backyfs.errors import IntegrityError, VersionIncompleteError
+from backyfs.images.image import Image
 from backyfs.metadata.db.tables import blobs
 from backyfs.metadata.records.blobs import find_by_uid
 from backyfs.metadata.records.stats import list_statistics
 from backyfs.metadata.records.versions import find_version, version_with_uid
 from backyfs.model import BlobUid, BlockIndex, VersionStatus, VersionUid
-from backyfs.mount.image import Image
 from backyfs.repository import open_repository
 from tests.audit import audit
 from tests.mount.stored import file_of

@@ -16,11 +16,11 @@ from backyfs.blocks import load_block
 from backyfs.engine.setup.upgrade import plan_upgrade, upgrade
 from backyfs.errors import DatabaseError, IntegrityError, StorageError, VersionIncompleteError
 from backyfs.geometry import block_count
+from backyfs.images.image import Image
 from backyfs.metadata.maps.blockmap import references_add_up
 from backyfs.metadata.records.stats import newest_statistics
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import BlockIndex, VersionStatus
-from backyfs.mount.image import Image
 from backyfs.repository import open_repository
 from tests.upgrade.reference import FIXTURES, SQLITE_NAMES, Reference
 

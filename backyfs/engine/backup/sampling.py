@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING
 
 from backyfs.blocks import load_block
 from backyfs.errors import HintsError
-from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_position
-from backyfs.metadata.maps.blockmap import HOLE, list_pages, page_entries
-from backyfs.metadata.records.blobs import require_blobs
-from backyfs.model import BlobId, BlockIndex
+from backyfs.geometry import PAGE_ENTRIES, block_count, block_length
+from backyfs.images.image import Image
+from backyfs.metadata.maps.blockmap import HOLE, list_pages
+from backyfs.model import BlockIndex
 from backyfs.ranges import Ranges, ranges
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Iterator
 
     from backyfs.engine.backup.plan import Plan
-    from backyfs.model import Blob, PageNumber, Version
+    from backyfs.model import Version
     from backyfs.repository import Repository
     from backyfs.sources.protocol import Source
 
@@ -39,7 +38,7 @@ class _Claim:
 
     blocks: Ranges
     is_hinted: bool  # by an entry; else by having none
-    base: Version | None  # they are as in it; None: they are zeros
+    base: Image | None  # they are as in it; None: they are zeros
 
 
 class Sampling:
@@ -50,8 +49,7 @@ class Sampling:
         self._repository = repository
         self._source = source
         self._plan = plan
-        self._base = base
-        self._pages: dict[PageNumber, array[int]] = {}
+        self._base = None if base is None else Image(repository, base)
         self._random = random.SystemRandom()
 
     def check(self) -> None:
@@ -96,13 +94,13 @@ class Sampling:
         if claim.base is None:
             return set()
         with self._repository.database.read() as connection:
-            numbers = [page_no for page_no, _ in list_pages(connection, claim.base.id)]
+            numbers = [page_no for page_no, _ in list_pages(connection, claim.base.version.id)]
         chosen = set()
         for page_no in self._random.sample(numbers, min(_OF_THE_BASE, len(numbers))):
             first = page_no * PAGE_ENTRIES
             candidates = [
                 first + position
-                for position, entry in enumerate(self._page(claim.base, page_no))
+                for position, entry in enumerate(claim.base.page(page_no).entries)
                 if entry > HOLE and first + position in claim.blocks
             ]
             if candidates:
@@ -110,7 +108,7 @@ class Sampling:
         return chosen
 
     def _is_true(self, claim: _Claim, index: BlockIndex) -> bool:
-        blob = None if claim.base is None else self._blob(claim.base, index)
+        blob = None if claim.base is None else claim.base.blob(index)
         if blob is None and self._is_hole(index):
             return True
         block = self._read(index)
@@ -134,21 +132,6 @@ class Sampling:
     def _length(self, index: BlockIndex) -> int:
         return block_length(index, self._plan.size_bytes, self._plan.block_size)
 
-    def _blob(self, base: Version, index: BlockIndex) -> Blob | None:
-        page_no, position = page_position(index)
-        entry = self._page(base, page_no)[position]
-        if entry == HOLE:
-            return None
-        with self._repository.database.read() as connection:
-            return require_blobs(connection, [BlobId(entry)])[BlobId(entry)]
-
-    def _page(self, base: Version, page_no: PageNumber) -> array[int]:
-        if page_no not in self._pages:
-            blocks = block_count(base.size_bytes, self._plan.block_size)
-            with self._repository.database.read() as connection:
-                self._pages[page_no] = page_entries(connection, base, page_no, blocks)
-        return self._pages[page_no]
-
     def _refuse(self, claim: _Claim, index: BlockIndex) -> None:
         start = index * self._plan.block_size
         where = f"bytes {start} to {start + self._length(index)} of the source"
@@ -157,7 +140,7 @@ class Sampling:
         elif claim.base is None:
             fact = f"{where} are in no hint, and what is there holds data"
         else:
-            fact = f"{where} are in no hint, and what is there differs from version {claim.base.uid}"
+            fact = f"{where} are in no hint, and what is there differs from version {claim.base.version.uid}"
         raise HintsError(
             f"{fact}: the hints are of another image or state, or do not begin at the right version; make new ones, or "
             "back up without hints"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from backyfs.blocks import load_block
-from backyfs.errors import DatabaseError, IntegrityError, SourceError, StorageError
+from backyfs.errors import DatabaseError, IntegrityError, SourceError, StorageError, VersionIncompleteError
 from backyfs.geometry import block_runs
-from backyfs.images.parts import PartLoader
-from backyfs.images.runs import GapPart, ImageRuns
+from backyfs.images.image import PageCache
+from backyfs.images.reader import ImageReader
 from backyfs.metadata.records.blobs import find_blobs, load_blobs
 from backyfs.metadata.records.versions import list_versions, version_with_uid
 
@@ -122,7 +122,8 @@ class RepositoryOrigin:
         # Equal under keys of 32 random bytes only where both the functions and the keys are.
         self._has_our_fingerprints = ours.blocks.fingerprint(_PROBE) == other.blocks.fingerprint(_PROBE)
         self._blobs = BlobOrigin(other)
-        self._loader = PartLoader(other.blocks)
+        self._pages = PageCache()
+        self._readers: dict[int, ImageReader] = {}
         self._counterparts: dict[int, Version | None] = {}
 
     def candidates(self, blob: Blob, places: Collection[Place]) -> Iterator[Buffer]:
@@ -148,19 +149,9 @@ class RepositoryOrigin:
         return self._counterparts[version.id]
 
     def _read(self, version: Version, start: int, length: int) -> Buffer | None:
-        parts: list[Buffer] = []
+        reader = self._readers.setdefault(version.id, ImageReader(self._other, version, self._pages))
         try:
-            for run in ImageRuns(self._other, version, gap_bytes=length).within(range(start, start + length)):
-                for part in run.parts:
-                    if not isinstance(part, GapPart):
-                        parts.append(self._loader.load(part))
-                    elif part.is_absent:
-                        return None
-                    else:
-                        parts.append(bytes(part.length))
-        except (IntegrityError, StorageError, DatabaseError) as error:
+            return reader.pread(start, length)
+        except (VersionIncompleteError, IntegrityError, StorageError, DatabaseError) as error:
             _log.info("not repaired from version %s, bytes %d on: %s", version.uid, start, error)
             return None
-        return b"".join(parts)
-
-

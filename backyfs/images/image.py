@@ -34,7 +34,7 @@ class Page:
 
 
 class PageCache:
-    """Pages of the block maps of all images of a mount, the least recently used ones dropped first."""
+    """Pages of the block maps of one or more images, the least recently used ones dropped first."""
 
     def __init__(self, capacity: int = _PAGES) -> None:
         """Keep so many pages."""
@@ -64,7 +64,7 @@ class PageCache:
 
 
 class Image:
-    """A version, as the mount reads it."""
+    """The block map of a version, block by block."""
 
     def __init__(self, repository: Repository, version: Version, pages: PageCache | None = None) -> None:
         """Read the block map of a version, through a cache that it may share with other images."""

@@ -1,0 +1,42 @@
+"""Read bytes of a version, as `os.pread` reads those of a file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backyfs.geometry import block_slices
+from backyfs.images.image import Image
+from backyfs.images.parts import PartLoader
+
+if TYPE_CHECKING:
+    from backyfs.images.image import PageCache
+    from backyfs.model import Buffer, Version
+    from backyfs.repository import Repository
+
+
+class ImageReader:
+    """Reads one version, without a mount. Safe to use from several threads at once."""
+
+    def __init__(self, repository: Repository, version: Version, pages: PageCache | None = None) -> None:
+        """Read a version, through a cache of pages that it may share with other readers."""
+        self.image = Image(repository, version, pages)
+        self.size_bytes = version.size_bytes
+        self._loader = PartLoader(repository.blocks)
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset` on, fewer where the image ends. All of them were checked.
+
+        Raises:
+            VersionIncompleteError: some of them were never backed up.
+            IntegrityError: some of them cannot be had as they were backed up, or the block map is damaged.
+            StorageError, DatabaseError: they cannot be read.
+        """
+        length = max(0, min(length, self.size_bytes - offset))
+        parts: list[Buffer] = []
+        for part in block_slices(offset, length, self.size_bytes, self.image.block_size):
+            blob = self.image.blob(part.index)
+            if blob is None:
+                parts.append(bytes(part.stop - part.start))
+            else:
+                parts.append(self._loader.load_range(blob, part.start, part.stop))
+        return b"".join(parts)
