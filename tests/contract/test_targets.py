@@ -25,6 +25,7 @@ from backyfs.targets.opening import open_target, target_path
 from backyfs.targets.protocol import ReadableTarget, Target
 from backyfs.targets.stream import StreamTarget
 from tests.images import random_bytes, random_image
+from tests.repositories import PATIENCE_S
 from tests.unit.test_sources import loop_device
 
 if TYPE_CHECKING:
@@ -103,6 +104,9 @@ def limited_nowhere(directory: Path) -> Iterator[Kind]:
 KINDS = [new_file, replaced_file, continued_file, kept_file, limited_file, device, stream, nowhere, limited_nowhere]
 
 
+FORGETFUL = [nowhere, limited_nowhere]
+
+
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
 def kind(request, tmp_path):
     with request.param(tmp_path) as kind:
@@ -145,6 +149,7 @@ def test_one_that_begins_empty_has_zeros_where_nobody_wrote(kind):
         assert kind.content() == bytes(MIB) + b"x" * 512 + bytes(SIZE - MIB - 512)
 
 
+@pytest.mark.parametrize("kind", [each for each in KINDS if each not in FORGETFUL], indirect=True)
 def test_threads_write_it_together(kind):
     """Blocks are handed out in order, as a restore does, and come in any."""
     blocks = random_bytes(SIZE)
@@ -157,13 +162,19 @@ def test_threads_write_it_together(kind):
         list(threads.map(write, range(0, SIZE, 65536)))
     kind.target.finish()
     kind.target.close()
-    if kind.content is not None:
-        assert kind.content() == blocks
+    assert kind.content is not None
+    assert kind.content() == blocks
 
 
 def test_one_that_is_not_finished_is_closed_all_the_same(kind):
     kind.target.write(0, b"x" * 4096)
+    before = len(os.listdir("/proc/self/fd"))
+    threads = [thread for thread in threading.enumerate() if thread.name == "backyfs-stream"]
     kind.target.close()
+    assert before - len(os.listdir("/proc/self/fd")) == isinstance(kind.target, FileTarget | LimitedReadableTarget)
+    if isinstance(kind.target, StreamTarget):
+        threads[-1].join(PATIENCE_S)
+        assert not threads[-1].is_alive()
 
 
 def test_files_and_devices_are_read_and_nothing_else_is(kind):

@@ -60,5 +60,15 @@ def test_a_number_that_was_told_is_not_dropped() -> None:
     assert inodes.node(number) == DATA
 
 
-def test_forgetting_what_is_not_known_is_harmless() -> None:
-    Inodes(ROOT).forget(4711, 1)
+def test_forgetting_a_number_that_is_not_known_changes_nothing() -> None:
+    inodes = Inodes(ROOT)
+    known = len(inodes)
+    coming = inodes.number(DATA) + 1
+    inodes.forget(coming, 5)
+    assert len(inodes) == known + 1
+    assert inodes.number(OTHER) == coming
+    inodes.count(coming)  # none of the five lookups is missing from this one
+    assert inodes.node(coming) == OTHER
+    inodes.forget(coming, 1)
+    with pytest.raises(LookupError):
+        inodes.node(coming)
