@@ -44,16 +44,33 @@ def make_repository(
     return config_file
 
 
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Wait until something is so, and fail if that takes too long."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain: {what}"
+        time.sleep(0.02)
+
+
 def wait_for_job(config_file: Path, command: str) -> None:
     """Wait until a command that begins so is at work."""
-    end = time.monotonic() + PATIENCE_S
     with opened(config_file) as repository:
-        while True:
-            with repository.database.read() as connection:
-                if any(job.command.startswith(command) for job in list_live_jobs(connection, this_process())):
-                    return
-            assert time.monotonic() < end, f"{command} did not begin in time"
-            time.sleep(0.02)
+        wait_for(lambda: bool(_progress_of(repository, command)), f"{command} begins")
+
+
+def wait_for_progress(config_file: Path, command: str) -> None:
+    """Wait until the list of jobs shows that a command which begins so has done something."""
+    with opened(config_file) as repository:
+        wait_for(
+            lambda: any(text and not text.startswith("0.0%") for text in _progress_of(repository, command)),
+            f"{command} gets on",
+        )
+
+
+def _progress_of(repository: Repository, command: str) -> list[str]:
+    with repository.database.read() as connection:
+        found = list_live_jobs(connection, this_process())
+    return [job.progress for job in found if job.command.startswith(command)]
 
 
 def with_limits(repository: Repository, **changes: Any) -> Repository:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.images import random_image
-from tests.repositories import make_repository
+from tests.repositories import make_repository, wait_for_job
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 BLOCK = 256 << 10
@@ -100,7 +100,7 @@ def test_a_command_that_has_hours_to_wait_is_interrupted_at_once(config, call, t
     limit(config, "bandwidth_write: 1024", "bandwidth_read: 1024")
     words = ["backup", "null://16M", "test"] if command == "backup" else ["restore", "test@latest", tmp_path / "out"]
     process = subprocess.Popen([BACKYFS, "-c", config, *words], stderr=subprocess.PIPE, text=True)
-    time.sleep(2)
+    wait_for_job(config, command)
     assert process.poll() is None
     process.send_signal(number)
     assert process.wait(timeout=60) == 130  # a block takes more than an hour

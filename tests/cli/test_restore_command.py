@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
-import time
+import termios
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ from backyfs.work.run import Control
 from tests.audit import audit, count_jobs
 from tests.images import random_bytes, random_image, sparse_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte
-from tests.repositories import BLOCK, back_up, opened, wait_for_job
+from tests.repositories import BLOCK, back_up, opened, wait_for, wait_for_progress
 from tests.unit.test_sources import loop_device
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
@@ -636,17 +638,23 @@ def test_a_terminal_gets_no_image(config, version):
     )
 
 
+def waiting_bytes(pipe):
+    """Return how many bytes nobody has read yet."""
+    return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+
+
 def test_a_reader_who_reads_nothing_does_not_keep_it_from_ending(config, repository, tmp_path):
     version = back_up(repository, random_image(tmp_path / "large", 20 * MIB)).version
     with subprocess.Popen(
         [BACKYFS, "-c", config, "restore", version.uid, "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        wait_for_job(config, "restore")
-        time.sleep(2)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        pipe = process.stdout.fileno()
+        wait_for(lambda: waiting_bytes(pipe) >= fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ), "the pipe is full")
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 130
-        assert process.stderr is not None
         assert b"interrupted" in process.stderr.read()
 
 
@@ -684,8 +692,7 @@ def slow(config, repository, tmp_path):
             [BACKYFS, "-c", config, "restore", version.uid, target], stderr=subprocess.PIPE, text=True
         )
         processes.append(process)
-        wait_for_job(config, "restore")
-        time.sleep(4)  # of the eight that it takes
+        wait_for_progress(config, "restore")
         assert process.poll() is None
         return process
 

@@ -20,7 +20,7 @@ from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, Usag
 from backyfs.metadata.records.versions import list_versions
 from tests.images import random_image
 from tests.mount.stored import blob_of, file_of, flip_a_byte
-from tests.repositories import BLOCK, back_up, opened, wait_for_job
+from tests.repositories import BLOCK, back_up, opened, wait_for_progress
 from tests.upgrade.reference import SQLITE_NAMES, Reference
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
@@ -195,8 +195,7 @@ def test_ctrl_c_ends_it_soon_and_what_was_checked_is_recorded(config, tmp_path):
     with opened(config) as repository:
         back_up(repository, random_image(tmp_path / "large", 1000 * BLOCK))
     with subprocess.Popen([BACKYFS, "-c", str(config), "scrub", "--all"], stderr=subprocess.PIPE, text=True) as process:
-        wait_for_job(config, "scrub")
-        time.sleep(2.5)  # of the ten that it takes
+        wait_for_progress(config, "scrub")
         process.send_signal(signal.SIGINT)
         started = time.monotonic()
         _, err = process.communicate(timeout=30)

@@ -6,17 +6,18 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.images import random_image
 from tests.mount.program import ends, process_ending, process_of
-from tests.repositories import back_up, make_repository, opened
+from tests.repositories import back_up, make_repository, opened, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Mounted = Callable[..., Path]
 
@@ -41,6 +42,13 @@ def test_an_image_is_read_as_fast_as_the_storage_may_be(mounted: Mounted, tmp_pa
     assert time.monotonic() - started > 1.8
 
 
+def has_open(pid: int, directory: Path) -> bool:
+    """Tell whether a process has a file below a directory open."""
+    with suppress(FileNotFoundError):  # it opens and closes others
+        return any(os.readlink(link).startswith(f"{directory}/") for link in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_mount_whose_readers_wait_for_hours_ends_at_once(
     mounted: Mounted, tmp_path: Path, number: signal.Signals
@@ -49,7 +57,7 @@ def test_a_mount_whose_readers_wait_for_hours_ends_at_once(
     with process_ending(process_of(at)):
         process = os.pidfd_open(process_of(at))
         reader = subprocess.Popen(["cat", str(at / LATEST)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(1)
+        wait_for(lambda: has_open(reader.pid, at), "the image is opened")
         assert reader.poll() is None
         signal.pidfd_send_signal(process, number)
         assert ends(process, 2)

@@ -16,6 +16,7 @@ from backyfs.errors import BlobMissingError, InterruptedByUser, StorageError
 from backyfs.model import BlobUid
 from backyfs.storage.null import NullStorage
 from backyfs.storage.throttling import Pacer, Slot, ThrottledStorage, throttled
+from tests.repositories import wait_for
 
 MIB = 1 << 20
 UID = BlobUid("a1b2c3d4")
@@ -270,7 +271,7 @@ def test_who_waits_for_more_than_an_hour_is_interrupted_at_once(limits):
     storage = ThrottledStorage(full, NullStorageConfig(**limits), stop=came.is_set)
     with ThreadPoolExecutor(3) as threads:
         puts = [threads.submit(storage.put, UID, [bytes(4 * MIB)]) for _ in range(3)]
-        time.sleep(0.3)
+        wait_for(lambda: full.calls == 1, "one of them stores")
         assert not any(future.done() for future in puts)
         came.set()
     endings = [future.exception() for future in puts]
