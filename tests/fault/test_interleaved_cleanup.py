@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 from sqlalchemy import delete, func, select
 
-from backyfs.engine.backup import committer, pipeline
+from backyfs.engine.backup import committer, flusher, pipeline
 from backyfs.engine.backup.backup import BackupRequest, backup
 from backyfs.engine.catalog import publish
 from backyfs.engine.restore.restore import restore
@@ -205,7 +205,7 @@ def remove_all(subject: Subject, repository: Repository) -> None:
 def _one_thing_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a command do the same each time: one worker, nothing by the clock; and no waits for a disk."""
     monkeypatch.setattr(pipeline, "default_workers", lambda: 2)  # one less for small blocks
-    for module in (pipeline, committer, migrate_module):
+    for module in (flusher, committer, migrate_module):
         monkeypatch.setattr(module, "new_shelf", lambda: SHELF)
     monkeypatch.setattr(cleanup_module, "database_time", _clock)
     # It has tests of its own; the order in which it is written does not decide what may be deleted.

@@ -180,7 +180,9 @@ class Runner:
             status = self._server.run(words, out=out, err=err, limit_s=LIMIT_S)
             told = err.read_text(errors="replace")
             unexpected = "unexpected " in told or ("Traceback" in told and not metrics)
-            if status not in STATUSES or unexpected or (status not in {0, 1, 2, 20} and "error" not in told):
+            # check-config reports what is wrong as a result.
+            is_told = "error" in told or "failed " in out.read_text(errors="replace")
+            if status not in STATUSES or unexpected or (status not in {0, 1, 2, 20} and not is_told):
                 yield f"{mutation}: {' '.join(words)}: status {status}: {told[-1500:]}"
         for words in (["detach", str(path / "attached")], ["umount", str(path / "mount")]):
             if case.mounts:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.engine.backup.inherited import Inherited, damaged_blocks
 from backyfs.engine.backup.pipeline import Pipeline
-from backyfs.engine.backup.plan import plan_backup
+from backyfs.engine.backup.plan import plan_backup, plan_everything
 from backyfs.engine.backup.sampling import Sampling
 from backyfs.engine.backup.watch import Watch
 from backyfs.engine.catalog.publish import catalog_kept
@@ -27,7 +27,7 @@ from backyfs.engine.damage.marking import revive_repaired_versions
 from backyfs.errors import UsageError, VersionError, VersionIncompleteError, VersionNotFoundError
 from backyfs.geometry import block_count
 from backyfs.metadata.maps.blockmap import forget_holes
-from backyfs.metadata.records.stats import BackupStatistics, insert_statistics
+from backyfs.metadata.records.stats import insert_statistics
 from backyfs.metadata.records.versions import (
     add_tags,
     create_version,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from backyfs.engine.backup.plan import Plan
     from backyfs.hints import Hints
     from backyfs.metadata.db.database import Connection
+    from backyfs.metadata.records.stats import BackupStatistics
     from backyfs.model import VersionUid
     from backyfs.repository import Repository
     from backyfs.sources.change import SourceWarning
@@ -110,7 +111,6 @@ def backup(
     _check_text("the name", request.name, least=1)
     _check_text("the snapshot name", request.snapshot_name, least=0)
     started = time.monotonic()
-    statistics = BackupStatistics()
     with catalog_kept(repository, control), Job(repository.database, f"backup {request.name}") as job:
         if request.base is not None:
             _hold_base(repository, job, request.base)
@@ -121,17 +121,13 @@ def backup(
             announce(version)
         inherited = Inherited(repository, job, version, plan, request.base)
         inherited.enter_what_is_not_read()
-        if plan is not None and plan.has_base:
-            statistics.blocks_sparse = len(plan.zeros)
-            statistics.bytes_sparse = plan.bytes_of(plan.zeros)
         run = Run(control, interrupted=_how_to_continue(version), job=job)
-        to_read = plan.bytes_of(plan.read) if plan is not None and plan.has_base else source.size_bytes
-        with run.step(f"Backing up {request.name}", to_read):
-            pipeline = Pipeline(repository, source, version, run, statistics, inherited, plan)
+        with run.step(f"Backing up {request.name}", plan.progress_bytes):
+            pipeline = Pipeline(repository, source, version, run, plan, inherited)
             pipeline.store()
         warnings = watch.end()
         inherited.enter_what_was_left()
-        report = _finish(repository, job, version, statistics, time.monotonic() - started)
+        report = _finish(repository, job, version, pipeline.statistics, time.monotonic() - started)
         revived = _revive(repository, job, pipeline.blobs_repaired)
         return replace(report, blobs_repaired=pipeline.blobs_repaired, versions_valid=revived, warnings=warnings)
 
@@ -156,10 +152,10 @@ def _hold_base(repository: Repository, job: Job, base: Version) -> None:
         )
 
 
-def _plan(repository: Repository, source: Source, request: BackupRequest) -> Plan | None:
-    """Return which blocks are to be read, None: all; after a look at some of the others."""
+def _plan(repository: Repository, source: Source, request: BackupRequest) -> Plan:
+    """Return which blocks are to be read, after a look at some of the others."""
     if request.hints is None:
-        return None
+        return plan_everything(source.size_bytes, repository.block_size)
     damaged = Ranges()
     if request.base is not None:
         with repository.database.read() as connection:

@@ -33,9 +33,9 @@ class Inherited:
     """The block map of a new version where its source is not read. For one thread."""
 
     def __init__(
-        self, repository: Repository, job: Job, version: Version, plan: Plan | None, base: Version | None
+        self, repository: Repository, job: Job, version: Version, plan: Plan, base: Version | None
     ) -> None:
-        """Look at a version as it is, which `job` holds; without a plan, what is not read is zeros."""
+        """Look at a version as it is, which `job` holds; without a base, what is not read is zeros."""
         self._repository = repository
         self._job = job
         self._version = version
@@ -73,7 +73,7 @@ class Inherited:
             DatabaseError: they cannot be written.
             JobLostError: another command took this one for dead.
         """
-        if self._plan is None or self._base is None:
+        if self._base is None:
             return
         settled = self._plan.pages_with_reads() | self.begun
         with self._job.write() as connection:  # else the base may be gone, and its pages with it
@@ -112,7 +112,7 @@ class Inherited:
 
     def _from_base(self, connection: Connection, page_no: PageNumber, length: int) -> array[int]:
         entries = new_entries(length, HOLE)
-        if self._plan is None or self._base is None or page_no >= page_count(self._base_blocks):
+        if self._base is None or page_no >= page_count(self._base_blocks):
             return entries
         page = page_entries(connection, self._base, page_no, self._base_blocks)
         first = page_no * PAGE_ENTRIES
@@ -122,7 +122,6 @@ class Inherited:
 
     def _is_whole_in_base(self, page_no: PageNumber) -> bool:
         """Tell whether all of a page is as in the base, which has it in the same length."""
-        assert self._plan is not None
         first = page_no * PAGE_ENTRIES
         length = page_length(page_no, self._blocks)
         whole = [(first, first + length)]

@@ -2,37 +2,35 @@
 
     plan -> read, hash -> look up -> seal, put -> flush -> insert blobs -> commit pages
             worker        owner      worker       worker   owner           owner
-                                                           (`committer`)
+                          `lookup`                `flusher`        `committer`
 
 Each block's bytes stay in one of a fixed number of buffers until they are stored or found, so memory does
-not depend on the image. The owner is the thread that calls `run`. A block counts as done when it is known or durable.
+not depend on the image. The owner is the thread that calls `store`. A block counts as done when it is known or durable.
 """
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
-from itertools import cycle, groupby
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from backyfs.blocks import new_blob_uids, new_shelf
 from backyfs.engine.backup.committer import Committer
+from backyfs.engine.backup.flusher import Flusher
+from backyfs.engine.backup.lookup import Lookup
 from backyfs.engine.backup.tasks import Flushed, Hashed, Published, Result, Stored, Tasks
 from backyfs.errors import BackyfsError, InterruptedByUser
-from backyfs.geometry import BlockRun, block_count, block_length, block_runs, page_position
-from backyfs.metadata.maps.blockmap import ABSENT, HOLE
-from backyfs.metadata.records.blobs import find_blobs
-from backyfs.model import BlockIndex, Deduplication, SavedBlob
-from backyfs.work.flushbatch import FlushBatch
+from backyfs.geometry import BlockRun, block_count, block_runs, page_position
+from backyfs.metadata.maps.blockmap import ABSENT
+from backyfs.metadata.records.stats import BackupStatistics
+from backyfs.model import BlockIndex
 from backyfs.work.window import Window, default_workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from backyfs.engine.backup.inherited import Inherited
     from backyfs.engine.backup.plan import Plan
-    from backyfs.metadata.records.stats import BackupStatistics
-    from backyfs.model import BlobId, BlobUid, Version
+    from backyfs.model import Version
     from backyfs.repository import Repository
     from backyfs.sources.protocol import Source
     from backyfs.work.run import Run
@@ -42,7 +40,6 @@ _RUN_BLOCKS = 256         # of so many blocks: starting a task costs as much as 
 _FEW_BLOCKS = 16          # a run of no more is mostly compression
 _BUFFER_BYTES = 64 << 20  # in all buffers together, as far as enough of them fit
 _LOOK_UP_RUNS = 4         # are looked up at once: a query for one run costs as much as hashing it
-_FLUSHES_A_RUN = 4        # until they are as far apart as a quarter of the time so far
 
 
 class Pipeline:
@@ -54,36 +51,32 @@ class Pipeline:
         source: Source,
         version: Version,
         run: Run,
-        statistics: BackupStatistics,
+        plan: Plan,
         inherited: Inherited,
-        plan: Plan | None,
     ) -> None:
-        """Prepare to read what `plan` says, or everything; what is not read is as `inherited` has it."""
-        self._repository = repository
+        """Prepare to read what `plan` says; what is not read is as `inherited` has it."""
         self._source = source
         self._version = version
         self._run = run
-        self._statistics = statistics
-        self._limits = repository.limits
-        same_version = repository.deduplication is Deduplication.SAME_VERSION
-        self._found_version = repository.blocks.encryption_version if same_version else None
-        self._block_size = repository.block_size
-        self._blocks = block_count(version.size_bytes, self._block_size)
-        self._tasks = Tasks(source, repository.blocks, self._block_size)
         self._plan = plan
         self._inherited = inherited
-        self._committer = Committer(repository, version, run, self._tasks, statistics, inherited)
+        self._limits = repository.limits
+        self._block_size = repository.block_size
+        self._blocks = block_count(version.size_bytes, self._block_size)
         self._run_blocks = max(1, min(_RUN_BLOCKS, _RUN_BYTES // self._block_size))
         # Small blocks are mostly Python's work, of which one thread does as much as several.
         self._workers = default_workers() - (1 if self._run_blocks > _FEW_BLOCKS else 0)
         self._buffers = self._make_buffers()
         self._reading = 0  # runs that workers read
         self._hashed: list[Hashed] = []  # runs that were read and not looked up
-        self._began_s = time.monotonic()
-        self._unflushed = FlushBatch[SavedBlob](self._limits.flush)
-        self._flushing = False
-        self._known_bytes = 0  # that were read and need not be stored
-        self._shelves = self._new_shelves()
+        self.statistics = BackupStatistics()
+        self._tasks = Tasks(source, repository.blocks, self._block_size)
+        self._flusher = Flusher(repository.limits, self._workers)
+        self._committer = Committer(repository, version, run, self._tasks, self.statistics, inherited)
+        self._lookup = Lookup(repository, version, self.statistics, self._committer, self._flusher)
+        if plan.has_base:
+            self.statistics.blocks_sparse = len(plan.zeros)
+            self.statistics.bytes_sparse = plan.bytes_of(plan.zeros)
 
     @property
     def blobs_repaired(self) -> int:
@@ -108,22 +101,18 @@ class Pipeline:
                     self._run.check()  # tells of the version, where a worker could not
                 raise
             self._committer.map.end()
-            self._commit_pages()
+            self._committer.commit_pages()
 
     def _make_buffers(self) -> list[bytearray]:
         run_bytes = self._run_blocks * self._block_size
         count = max(self._workers + 1, min(4 * self._workers, _BUFFER_BYTES // run_bytes))
         return [bytearray(run_bytes) for _ in range(count)]
 
-    def _new_shelves(self) -> Iterator[str]:
-        # One for each worker: threads that make files in the same directory wait for each other.
-        return cycle([new_shelf() for _ in range(self._workers)])
-
     # What is submitted, and what comes back.
 
     def _feed(self, window: Window[Result]) -> None:
-        extents = self._source.data_extents() if self._plan is None else self._plan.extents()
         covered = 0
+        extents = self._plan.extents(self._source)
         for run in block_runs(extents, self._version.size_bytes, self._block_size, self._run_blocks):
             self._pass_over(covered, run.first)
             covered = run.first + run.count
@@ -154,7 +143,7 @@ class Pipeline:
                 self._run.advance(self._bytes_of(part))
 
     def _drain(self, window: Window[Result]) -> None:
-        while window.pending or self._unflushed.items:
+        while window.pending or self._flusher.has_waiting:
             self._run.check()
             if window.pending:
                 self._handle(window)
@@ -168,9 +157,9 @@ class Pipeline:
                 for result in window.results():
                     if not isinstance(result, Hashed):
                         self._settle(result)
-        self._committer.enter_flushed(self._tasks.flush(self._unflushed.take()).saved)
+        self._committer.enter_flushed(self._tasks.flush(self._flusher.begin()).saved)
         with suppress(BackyfsError):  # what would have to be stored again is left to a backup that continues this one
-            self._commit_pages()
+            self._committer.commit_pages()
         self._committer.commit_begun()
 
     def _handle(self, window: Window[Result]) -> None:
@@ -182,7 +171,7 @@ class Pipeline:
                 self._settle(result)
         if len(self._hashed) >= _LOOK_UP_RUNS or not self._reading:
             self._look_up(window)
-        if not self._flushing and self._unflushed.is_due(self._flush_pause_s()):
+        if self._flusher.is_due:
             self._start_flush(window)
         for page in self._committer.fresh.take():
             window.submit(self._tasks.publish, self._committer.fresh, page)
@@ -192,112 +181,40 @@ class Pipeline:
     def _settle(self, result: Stored | Flushed | Published) -> None:
         if isinstance(result, Stored):
             self._buffers.append(result.buffer)
-            for blob in result.saved:
-                self._unflushed.add(blob, blob.stored_size)
+            self._flusher.add(result.saved)
         elif isinstance(result, Published):
             if result.page is not None:
                 self._committer.fresh.note_put(result.page)
         else:
-            self._flushing = False
+            self._flusher.end()
             self._committer.enter_flushed(result.saved)
-            self._commit_pages()
-
-    def _flush_pause_s(self) -> float:
-        """Return how far apart flushes are: the first ones are closer, because the progress moves with them."""
-        elapsed_s = time.monotonic() - self._began_s
-        return min(self._limits.flush.seconds, max(self._limits.first_flush_s, elapsed_s / _FLUSHES_A_RUN))
+            self._committer.commit_pages()
 
     def _start_flush(self, window: Window[Result]) -> None:
-        saved = self._unflushed.take()
-        self._flushing = True
-        self._shelves = self._new_shelves()
+        saved = self._flusher.begin()
         self._committer.fresh.begin_flush()
         window.submit_beside(self._tasks.flush, saved)
 
     # What the owner does with it.
 
     def _look_up(self, window: Window[Result]) -> None:
-        """Find each block that was hashed: zeros, in the database, on its way there, or new."""
         hashed, self._hashed = self._hashed, []
-        known = self._find(
-            fingerprint
-            for result in hashed
-            for fingerprint in result.fingerprints
-            if fingerprint is not None and not self._committer.is_coming(fingerprint)
-        )
-        before = self._known_bytes
-        for result in hashed:
-            new = self._sort(result, known)
+        before = self._lookup.known_bytes
+        for result, new in self._lookup.sort(hashed):
             if new:
                 window.submit(self._tasks.store, result, new)
             else:
                 self._buffers.append(result.buffer)
         # What is stored counts once it is durable: reading and sealing run ahead of a slow storage.
-        self._run.advance(self._known_bytes - before)
-        self._commit_pages()
-
-    def _commit_pages(self) -> None:
+        self._run.advance(self._lookup.known_bytes - before)
         self._committer.commit_pages()
-
-    def _find(self, fingerprints: Iterable[bytes]) -> dict[bytes, BlobId]:
-        is_off = self._repository.deduplication is Deduplication.OFF
-        if is_off and not self._committer.repairs.are_needed:
-            return {}
-        wanted = set(fingerprints)
-        if not wanted:
-            return {}
-        with self._repository.database.read() as connection:
-            self._committer.repairs.look_for(connection, wanted)
-            if is_off:
-                return {}
-            return find_blobs(connection, wanted, encryption_version=self._found_version)
-
-    def _sort(self, result: Hashed, known: dict[bytes, BlobId]) -> list[tuple[int, BlobUid]]:
-        """Enter the blocks of a run that are known; return those that are to be stored, and as what."""
-        counts, repairs = self._statistics, self._committer.repairs
-        uids = iter(new_blob_uids(next(self._shelves), len(result.fingerprints)))
-        new = []
-        for position, fingerprint in enumerate(result.fingerprints):
-            index = BlockIndex(result.run.first + position)
-            size = block_length(index, self._version.size_bytes, self._block_size)
-            damaged = [] if fingerprint is None else repairs.take(fingerprint, size)
-            counts.blocks_read += 1
-            counts.bytes_read += size
-            if fingerprint is None:
-                self._enter_known(index, HOLE, size)
-                counts.blocks_sparse += 1
-                counts.bytes_sparse += size
-            elif (blob_id := known.get(fingerprint)) is not None:
-                self._enter_known(index, blob_id, size)
-                counts.blocks_deduplicated += 1
-                counts.bytes_deduplicated += size
-            elif self._committer.join(index, fingerprint):
-                counts.blocks_deduplicated += 1
-                counts.bytes_deduplicated += size
-            else:
-                uid = next(uids)
-                new.append((position, uid))
-                self._committer.announce(index, fingerprint, uid)
-                if damaged and self._repository.deduplication is not Deduplication.OFF:
-                    repairs.begin(uid, damaged.pop(0))
-                counts.blocks_written += 1
-                counts.bytes_written += size
-            for blob in damaged:  # each gets an object of its own, as it had
-                uid = new_blob_uids(next(self._shelves), 1)[0]
-                new.append((position, uid))
-                repairs.begin(uid, blob)
-        return new
-
-    def _enter_known(self, index: BlockIndex, entry: BlobId | int, size: int) -> None:
-        self._committer.map.enter(index, entry)
-        self._known_bytes += size
 
     def _pass_over(self, first: int, stop: int) -> None:
         """Count blocks that are not read, and are zeros unless they are as in the base."""
-        if first < stop and (self._plan is None or not self._plan.has_base):
+        if first < stop and not self._plan.has_base:
             size = self._bytes_of(BlockRun(BlockIndex(first), stop - first))
-            self._statistics.blocks_sparse += stop - first
-            self._statistics.bytes_sparse += size
+            self.statistics.blocks_sparse += stop - first
+            self.statistics.bytes_sparse += size
             self._run.advance(size)
 
     def _bytes_of(self, run: BlockRun) -> int:

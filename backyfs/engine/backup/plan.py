@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from backyfs.hints import Hints
+    from backyfs.sources.protocol import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +27,22 @@ class Plan:
     zeros: Ranges  # known to be zeros
     kept: Ranges   # as in the base: all others, as far as the base has them in the same length
     has_base: bool
+    asks_source: bool  # only that is read of which the source says that it is no hole
 
-    def extents(self) -> Iterator[Extent]:
-        """Yield the bytes that are to be read, in order."""
+    @property
+    def progress_bytes(self) -> int:
+        """How many bytes count as done at the end: without a base, those that are not read do as well."""
+        return self.bytes_of(self.read) if self.has_base else self.size_bytes
+
+    def extents(self, source: Source) -> Iterator[Extent]:
+        """Yield the bytes that are to be read, in order.
+
+        Raises:
+            SourceError: the source cannot say where it has data.
+        """
+        if self.asks_source:
+            yield from source.data_extents()
+            return
         for first, stop in self.read:
             yield Extent(first * self.block_size, min(stop * self.block_size, self.size_bytes))
 
@@ -44,6 +58,19 @@ class Plan:
             for first, stop in self.read
             for number in range(first // PAGE_ENTRIES, -(-stop // PAGE_ENTRIES))
         )
+
+
+def plan_everything(size_bytes: int, block_size: int) -> Plan:
+    """Return the plan to read an image of which nothing is known, except its holes."""
+    return Plan(
+        size_bytes=size_bytes,
+        block_size=block_size,
+        read=ranges([(0, block_count(size_bytes, block_size))]),
+        zeros=Ranges(),
+        kept=Ranges(),
+        has_base=False,
+        asks_source=True,
+    )
 
 
 def plan_backup(
@@ -68,6 +95,7 @@ def plan_backup(
             zeros=hinted.zeros,
             kept=Ranges(),
             has_base=False,
+            asks_source=False,
         )
     # A short last block is in the base in that length only.
     same = blocks if base_bytes == size_bytes else min(base_bytes, size_bytes) // block_size
@@ -82,4 +110,5 @@ def plan_backup(
         zeros=hinted.zeros,
         kept=ranges([(0, same)]) - read - hinted.zeros,
         has_base=True,
+        asks_source=False,
     )
