@@ -10,7 +10,7 @@ python=.venv/bin/python
 "$python" -m mypy >.venv/mypy.log 2>&1 &
 types=$!
 status=0
-"$python" -m pytest -q -n auto --dist worksteal -m "not slow and not root and not server" tests/unit tests/contract ||
+"$python" -m pytest -q -n logical --dist worksteal -m "not slow and not root and not server" tests/unit tests/contract ||
     status=$?
 wait "$types" || status=$?
 cat .venv/mypy.log

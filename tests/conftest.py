@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from tests.services.mariadb import MariadbServer
-from tests.services.postgresql import PostgresqlServer
-from tests.services.server import Server, ServerMissingError
+from tests.support.repositories import make_repository, opened
+from tests.support.services.mariadb import MariadbServer
+from tests.support.services.postgresql import PostgresqlServer
+from tests.support.services.server import Server, ServerMissingError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
+
+    from backyfs.repository import Repository
 
 _AnyServer = TypeVar("_AnyServer", bound=Server)
 _ENGINES = ["sqlite", "postgresql", "mariadb"]
@@ -50,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _needs_server(item: pytest.Item) -> bool:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     return any(name in {"postgresql_server", "mariadb_server"} for name in getattr(item, "fixturenames", ())) or any(
-        value in _ENGINES[1:] for value in parameters if isinstance(value, str)
+        value.removesuffix("_server") in _ENGINES[1:] for value in parameters if isinstance(value, str)
     )
 
 
@@ -106,6 +109,13 @@ def postgresql_server() -> Generator[PostgresqlServer, None, None]:
 def mariadb_server() -> Generator[MariadbServer, None, None]:
     """Give a private MariaDB, which is started by the first test that wants it."""
     yield from _run(MariadbServer)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Generator[Repository, None, None]:
+    """Give an encrypted repository below the temporary directory, open; modules that need another make their own."""
+    with opened(make_repository(tmp_path / "repository")) as repository:
+        yield repository
 
 
 @pytest.fixture(params=_ENGINES)

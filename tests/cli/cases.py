@@ -6,7 +6,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 
-from tests.repositories import back_up, make_repository, opened
+from tests.support.repositories import back_up, make_repository, opened
 
 NAME = "disk"
 _SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"

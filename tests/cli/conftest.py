@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.cli.main import run
-from tests.repositories import make_repository
+from tests.support.repositories import make_repository
 
 if TYPE_CHECKING:
     from collections.abc import Callable

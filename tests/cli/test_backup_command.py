@@ -19,8 +19,8 @@ from sqlalchemy import update
 from backyfs.metadata.db.tables import versions as versions_table
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, opened
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 PATIENCE_S = 60

@@ -17,7 +17,7 @@ import pytest
 from backyfs.metadata.records.versions import list_versions
 from tests.cli.cases import CASES, filled_in, make_place, words_of
 from tests.cli.forkserver import ForkServer
-from tests.repositories import opened
+from tests.support.repositories import opened
 
 OUTPUT_LOST = 8
 PLACE, NOT_UTF8 = b"place", b"pl\xffce"

@@ -20,8 +20,8 @@ from backyfs.engine.setup import check
 from backyfs.engine.setup.check import check_configuration
 from backyfs.engine.setup.findings import Grade
 from backyfs.metadata.db.tables import blobs, versions
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CHECKS = ["configuration", "permissions", "log", "database", "key", "encryption", "storage", "space", "clock", "fuse"]

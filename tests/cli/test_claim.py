@@ -16,8 +16,8 @@ from backyfs.metadata.records.identity import load_storage_state
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
 from backyfs.repository.claim import claim, hand_over
-from tests.images import run_tool
-from tests.repositories import back_up, make_repository, opened
+from tests.support.images import run_tool
+from tests.support.repositories import back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.cli.main import run
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from backyfs.cli.bashline import BashLine, quoted
 from backyfs.cli.shells import SHELLS as SHELL_FORMS
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.repositories import make_repository
+from tests.support.repositories import make_repository
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 

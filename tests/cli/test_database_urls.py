@@ -18,8 +18,8 @@ from backyfs.cli.main import run
 from backyfs.config import has_password, mistake_in_url
 from backyfs.engine.catalog.publish import publish
 from tests.cli.cases import CASES, make_place, words_of
-from tests.repositories import make_repository, opened
-from tests.services.impostor import impostor
+from tests.support.repositories import make_repository, opened
+from tests.support.services.impostor import impostor
 
 LEFT, RIGHT = "qzLEFT", "qzRIGHT"  # of a password
 SECRET = re.compile("qz(left|right)", re.IGNORECASE)

@@ -14,8 +14,8 @@ from backyfs.cli.main import run
 from backyfs.engine.restore.restore import restore
 from backyfs.errors import InterruptedByUser
 from backyfs.work.run import Control
-from tests.images import random_bytes, random_image, run_tool
-from tests.repositories import back_up, make_repository, opened
+from tests.support.images import random_bytes, random_image, run_tool
+from tests.support.repositories import back_up, make_repository, opened
 from tests.unit.test_sources import loop_device
 from tests.upgrade.reference import Reference
 

@@ -7,8 +7,8 @@ import pytest
 
 from backyfs.cli.main import cli, run
 from backyfs.metadata.records.versions import list_versions
-from tests.images import random_image
-from tests.repositories import BLOCK, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, opened
 
 SCHEDULERS = "\n[daily]\ninterval: 1d\nkeep: 3\nsla: 3h\n"
 

@@ -16,7 +16,7 @@ from backyfs.cli.main import cli, run
 from backyfs.metadata.db.database import Database
 from backyfs.metadata.records.versions import list_versions
 from tests.cli.cases import CASES, filled_in, make_place, words_of
-from tests.repositories import opened
+from tests.support.repositories import opened
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,8 @@ from backyfs.cli.main import run
 from backyfs.config import load_config
 from backyfs.errors import HookError, IntegrityError, InterruptedByUser
 from backyfs.hooks import run_hook
-from tests.images import random_image
-from tests.repositories import BLOCK
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK
 
 DEADLINE_S = 30
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from backyfs.engine.catalog.publish import publish
-from tests.images import random_image
-from tests.obstacles import put_in_place
-from tests.repositories import BLOCK, back_up, opened
+from tests.support.images import random_image
+from tests.support.obstacles import put_in_place
+from tests.support.repositories import BLOCK, back_up, opened
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 DEADLINE_S = 120

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from backyfs.cli.main import run
 from backyfs.keys.identity import identity_tag
 from backyfs.metadata.records.identity import load_identity, load_identity_tag
-from tests.images import random_bytes, random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_bytes, random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 from tests.upgrade.reference import Reference
 
 if TYPE_CHECKING:

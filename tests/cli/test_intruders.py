@@ -19,9 +19,9 @@ from backyfs.cli.main import run
 from backyfs.errors import IntegrityError
 from backyfs.metadata.records.versions import list_versions
 from tests.cli.test_identity import NO_FINGERPRINT_KEY, NO_SLOTS, NO_TAG, SLOT_AS_BLOB
-from tests.images import random_image
-from tests.mount.stored import blob_of
-from tests.repositories import BLOCK, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, make_repository, opened
+from tests.support.stored import blob_of
 from tests.upgrade.reference import Reference
 
 if TYPE_CHECKING:

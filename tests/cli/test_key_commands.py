@@ -28,8 +28,8 @@ from backyfs.metadata.db.database import Database
 from backyfs.repository import open_repository
 from backyfs.work.job import Job
 from tests.cli.test_intruders import readable
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 from tests.upgrade.reference import Reference
 
 DEADLINE_S = 60

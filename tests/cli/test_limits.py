@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.images import random_image
-from tests.repositories import make_repository, wait_for_job
+from tests.support.images import random_image
+from tests.support.repositories import make_repository, wait_for_job
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 BLOCK = 256 << 10

@@ -15,9 +15,9 @@ import pytest
 
 from backyfs.cli.commandline import shown_command_line
 from backyfs.cli.logfile import LogFile
-from tests.images import random_image
-from tests.mount.stored import blob_of, file_of
-from tests.repositories import BLOCK, back_up, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, opened
+from tests.support.stored import blob_of, file_of
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 DEADLINE_S = 120

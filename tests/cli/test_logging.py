@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.images import random_image
-from tests.repositories import BLOCK
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 MISSING = "no version is named 'x'; `backyfs ls` shows what there is"

@@ -13,8 +13,8 @@ from backyfs.cli.main import run
 from backyfs.cli.output import pipe_field
 from backyfs.metadata.records.versions import list_versions
 from backyfs.text import steers
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 HOSTILE = (
     "new\nline", "a|b", "esc\x1b[2J", "cr\rx", "csi\x9b2J", "nel\x85x", "rlo\u202excod.exe", "lri\u2066x\u2069",

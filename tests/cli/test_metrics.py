@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from backyfs.cli.main import run
 from backyfs.engine.versions.metrics import NameMetrics, RunMetrics, render_metrics
 from backyfs.model import Version, VersionId, VersionStatus, VersionUid
-from tests.images import random_image
-from tests.repositories import BLOCK, make_repository
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, make_repository
 
 SCHEDULER = "\n[daily]\ninterval: 1d\nkeep: 3\nsla: 3h\n"
 

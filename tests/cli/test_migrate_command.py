@@ -19,9 +19,9 @@ from backyfs.metadata.records.identity import load_key_date
 from backyfs.metadata.records.versions import list_versions
 from backyfs.repository.keyring import configured_secret
 from backyfs.work.job import Job
-from tests.images import random_image
-from tests.mount.stored import blob_of, file_of, flip_a_byte
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.stored import blob_of, file_of, flip_a_byte
 from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:

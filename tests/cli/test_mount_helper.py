@@ -14,9 +14,9 @@ import pytest
 from backyfs.cli.commands.mount import command as mount_command
 from backyfs.cli.mount_helper import run, translate
 from backyfs.errors import UsageError
-from tests.images import random_image
-from tests.mount.program import PATIENCE_S, why_not_mount
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.program import PATIENCE_S, why_not_mount
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 USAGE, FAILED = 1, 32  # of mount(8)
 # As mount(8) calls it: `rw` is always there.

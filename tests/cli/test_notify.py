@@ -15,9 +15,9 @@ import pytest
 
 from backyfs.cli.notify import notify
 from backyfs.host.mounttable import mount_at
-from tests.images import random_image
-from tests.mount.program import BACKYFS, PATIENCE_S, clear, why_not_mount
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.program import BACKYFS, PATIENCE_S, clear, why_not_mount
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

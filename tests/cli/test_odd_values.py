@@ -23,13 +23,13 @@ from backyfs.metadata.db.engines import new_engine
 from backyfs.metadata.db.idarray import SparseArray
 from backyfs.metadata.db.tables import metadata
 from backyfs.metadata.records.versions import find_version, is_last_valid, list_versions
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.services.postgresql import PostgresqlServer
+    from tests.support.services.postgresql import PostgresqlServer
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 DAMAGE = 20

@@ -15,10 +15,10 @@ from backyfs.metadata.db.database import Database
 from backyfs.metadata.records.versions import list_versions
 from tests.cli.cases import CASES
 from tests.cli.test_every_command import by_words, place
-from tests.images import random_image
-from tests.repositories import BLOCK, make_repository
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, make_repository
+from tests.support.users import USER, run_as_user
 from tests.upgrade.reference import Reference
-from tests.users import USER, run_as_user
 
 __all__ = ["place"]
 

@@ -12,8 +12,8 @@ from backyfs.cli.main import run
 from backyfs.config import load_config
 from backyfs.keys.passphrase import Cost
 from backyfs.repository import open_repository
-from tests.images import random_image
-from tests.repositories import BLOCK, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, make_repository, opened
 from tests.upgrade.reference import Reference, check
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from sqlalchemy import update
 
 from backyfs.cli.main import run
 from backyfs.metadata.db.tables import versions
-from tests.images import random_bytes, random_image
-from tests.mount.stored import blob_of, file_of, flip_a_byte
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_bytes, random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.stored import blob_of, file_of, flip_a_byte
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,8 +18,8 @@ from backyfs.errors import InterruptedByUser, StorageError, UsageError, VersionN
 from backyfs.metadata.db.tables import blobs
 from backyfs.metadata.records.versions import list_versions
 from backyfs.work.job import Job
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 from tests.upgrade.reference import FIXTURES, Reference
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))

@@ -23,10 +23,10 @@ from backyfs.metadata.db.tables import blobs, versions
 from backyfs.model import VersionStatus
 from backyfs.targets.file import FileTarget
 from backyfs.work.run import Control
-from tests.audit import audit, count_jobs
-from tests.images import random_bytes, random_image, sparse_image
-from tests.mount.stored import blob_of, file_of, flip_a_byte
-from tests.repositories import BLOCK, back_up, opened, wait_for, wait_for_progress
+from tests.support.audit import audit, count_jobs
+from tests.support.images import random_bytes, random_image, sparse_image
+from tests.support.repositories import BLOCK, back_up, opened, wait_for, wait_for_progress
+from tests.support.stored import blob_of, file_of, flip_a_byte
 from tests.unit.test_sources import loop_device
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))

@@ -16,9 +16,9 @@ from backyfs.metadata.db.tables import versions as versions_table
 from backyfs.metadata.records.removal import remove_version
 from backyfs.metadata.records.versions import list_versions
 from backyfs.work.job import Job
-from tests.audit import audit
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.audit import audit
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 SCHEDULERS = """
 [hourly]

@@ -18,9 +18,9 @@ from backyfs.cli.ages import AGE
 from backyfs.cli.main import run
 from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, UsageError, VersionNotFoundError
 from backyfs.metadata.records.versions import list_versions
-from tests.images import random_image
-from tests.mount.stored import blob_of, file_of, flip_a_byte
-from tests.repositories import BLOCK, back_up, opened, wait_for_progress
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, opened, wait_for_progress
+from tests.support.stored import blob_of, file_of, flip_a_byte
 from tests.upgrade.reference import SQLITE_NAMES, Reference
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))

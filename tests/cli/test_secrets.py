@@ -14,10 +14,10 @@ import pytest
 
 from backyfs.keys.slots import Secret
 from backyfs.repository import open_repository
-from tests.images import random_image
-from tests.mount.program import mounting, process_of
-from tests.mount.stored import flip_a_byte
-from tests.repositories import BLOCK, make_repository, opened
+from tests.support.images import random_image
+from tests.support.program import mounting, process_of
+from tests.support.repositories import BLOCK, make_repository, opened
+from tests.support.stored import flip_a_byte
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

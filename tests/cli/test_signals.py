@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from backyfs.engine.catalog.publish import publish
-from tests.images import random_image
-from tests.repositories import make_repository, opened, wait_for_job
+from tests.support.images import random_image
+from tests.support.repositories import make_repository, opened, wait_for_job
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 DEADLINE_S = 120

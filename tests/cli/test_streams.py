@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, opened
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 DEADLINE_S = 120

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.images import ext4_image, random_bytes, random_image, run_tool
-from tests.mount.stored import blob_of, file_of
-from tests.repositories import BLOCK, back_up, opened
+from tests.support.images import ext4_image, random_bytes, random_image, run_tool
+from tests.support.repositories import BLOCK, back_up, opened
+from tests.support.stored import blob_of, file_of
 from tests.unit.test_sources import loop_device
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))

@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 
 from backyfs.cli.main import run
 from backyfs.metadata.records.versions import find_version
-from tests.audit import audit
-from tests.images import random_bytes, sparse_image
-from tests.mount.stored import blob_of, file_of, flip_a_byte
-from tests.repositories import BLOCK, make_repository, opened
+from tests.support.audit import audit
+from tests.support.images import random_bytes, sparse_image
+from tests.support.repositories import BLOCK, make_repository, opened
+from tests.support.stored import blob_of, file_of, flip_a_byte
 from tests.unit.test_import import copy_of, readable_by_backy2, rows
 
 if TYPE_CHECKING:

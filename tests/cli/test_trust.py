@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.images import random_image
-from tests.repositories import BLOCK, make_repository
-from tests.users import USER, run_as_user
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, make_repository
+from tests.support.users import USER, run_as_user
 
 pytestmark = pytest.mark.root
 

@@ -20,9 +20,9 @@ from backyfs.metadata.db.tables import versions as versions_table
 from backyfs.metadata.records.versions import add_tags, list_versions, set_status
 from backyfs.model import VersionStatus
 from backyfs.work.job import Job
-from tests.audit import audit
-from tests.images import random_image
-from tests.repositories import BLOCK, opened
+from tests.support.audit import audit
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, opened
 from tests.upgrade.reference import FIXTURES, Reference
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))

@@ -14,9 +14,9 @@ from backyfs.blocks import PieceLoader
 from backyfs.cli.main import run
 from backyfs.errors import IntegrityError
 from backyfs.metadata.records.versions import list_versions
-from tests.images import random_image
-from tests.mount.stored import blob_of
-from tests.repositories import make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import make_repository, opened
+from tests.support.stored import blob_of
 
 if TYPE_CHECKING:
     from pathlib import Path

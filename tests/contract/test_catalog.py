@@ -46,9 +46,9 @@ from backyfs.metadata.records.versions import add_tags, create_version, list_ver
 from backyfs.metadata.schema.schema import differences
 from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, VersionStatus
 from backyfs.work.run import Control
-from tests.audit import audit
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.audit import audit
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -35,7 +35,7 @@ from backyfs.model import (
     Version,
     VersionStatus,
 )
-from tests.audit import doom
+from tests.support.audit import doom
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

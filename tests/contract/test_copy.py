@@ -34,8 +34,8 @@ from backyfs.model import (
     VersionStatus,
     VersionUid,
 )
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -84,8 +84,8 @@ from backyfs.model import (
     VersionStatus,
     VersionUid,
 )
-from tests.audit import doom
-from tests.services.server import Server
+from tests.support.audit import doom
+from tests.support.services.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

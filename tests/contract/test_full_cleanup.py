@@ -17,9 +17,9 @@ from backyfs.metadata.db.tables import blob_refs, blobs, pages
 from backyfs.metadata.upkeep.garbage import StoredOrphan, doom_orphans, living_blobs
 from backyfs.model import BlobId, BlobUid
 from backyfs.work.job import Job
-from tests.audit import audit
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.audit import audit
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

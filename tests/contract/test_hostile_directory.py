@@ -16,7 +16,7 @@ from backyfs.storage import beneath
 from backyfs.storage.beneath import Root
 from backyfs.storage.directory import DirectoryStorage
 from backyfs.storage.opening import create_directory
-from tests.obstacles import OBSTACLES, put_in_place
+from tests.support.obstacles import OBSTACLES, put_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

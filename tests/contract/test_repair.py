@@ -21,8 +21,8 @@ from backyfs.metadata.upkeep.checks import (
     were_valid,
 )
 from backyfs.model import BlobUid
-from tests.audit import doom
 from tests.contract.test_checks import BLOCK, NOW, new_blobs, new_version
+from tests.support.audit import doom
 
 if TYPE_CHECKING:
     from backyfs.metadata.db.database import Connection

@@ -32,10 +32,10 @@ from backyfs.metadata.records.versions import create_version
 from backyfs.metadata.upkeep.migration import BlobCount, Outdated, count_outdated, outdated_blobs, pages_naming
 from backyfs.metadata.upkeep.replacement import Replacement, replace_objects
 from backyfs.model import Blob, BlobId, BlobUid, PageNumber, SavedBlob, Version
-from tests.audit import doom
-from tests.images import random_image
-from tests.mount.stored import blob_of
-from tests.repositories import back_up, make_repository, opened
+from tests.support.audit import doom
+from tests.support.images import random_image
+from tests.support.repositories import back_up, make_repository, opened
+from tests.support.stored import blob_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -24,7 +24,7 @@ from backyfs.storage.marker import put_first_marker, read_marker, replace_marker
 from backyfs.storage.null import NullStorage
 from backyfs.storage.opening import create_directory
 from backyfs.storage.throttling import ThrottledStorage
-from tests.repositories import PATIENCE_S
+from tests.support.repositories import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -24,8 +24,8 @@ from backyfs.targets.null import NullTarget
 from backyfs.targets.opening import open_target, target_path
 from backyfs.targets.protocol import ReadableTarget, Target
 from backyfs.targets.stream import StreamTarget
-from tests.images import random_bytes, random_image
-from tests.repositories import PATIENCE_S
+from tests.support.images import random_bytes, random_image
+from tests.support.repositories import PATIENCE_S
 from tests.unit.test_sources import loop_device
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from backyfs.cli.main import run
 from backyfs.metadata.db.tables import blobs, versions
 from backyfs.metadata.records.versions import list_versions
 from tests.contrib.unitfile import command_lines, settings
-from tests.images import random_bytes, random_image
-from tests.repositories import BLOCK, make_repository, opened
+from tests.support.images import random_bytes, random_image
+from tests.support.repositories import BLOCK, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable

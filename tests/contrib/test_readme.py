@@ -14,9 +14,9 @@ import click
 import pytest
 
 from backyfs.cli.main import cli
-from tests.images import ext4_image
-from tests.mount.attaching import MIB, cleared, left_of
-from tests.mount.program import why_not_loop, why_not_mount
+from tests.support.attaching import MIB, cleared, left_of
+from tests.support.images import ext4_image
+from tests.support.program import why_not_loop, why_not_mount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 
 from backyfs.work import job
-from tests.repositories import PATIENCE_S
+from tests.support.repositories import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence

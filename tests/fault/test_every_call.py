@@ -25,17 +25,17 @@ from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import VersionStatus
 from backyfs.storage import directory as directory_module
 from backyfs.storage.beneath import Root
-from tests.audit import audit, content_of
 from tests.fault.everystep import killed_at
-from tests.images import random_bytes
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.audit import audit, content_of
+from tests.support.images import random_bytes
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from backyfs.repository import Repository
-    from tests.services.server import Server
+    from tests.support.services.server import Server
 
 FIRST = random_bytes(3 * BLOCK)
 FEWEST = 4  # calls: with fewer it was not what was meant that failed

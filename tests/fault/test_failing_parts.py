@@ -12,9 +12,9 @@ from backyfs.errors import BackyfsError, DatabaseError, StorageError
 from backyfs.metadata.db.database import Database
 from backyfs.metadata.records.versions import list_versions, set_status
 from backyfs.model import VersionStatus
-from tests.audit import audit
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.audit import audit
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up
 
 _FAULT = "injected fault"
 _MOST_CALLS = 60
@@ -44,12 +44,6 @@ class FailingStorage:
     @property
     def has_failed(self):
         return self._left <= 0
-
-
-@pytest.fixture
-def repository(tmp_path):
-    with opened(make_repository(tmp_path / "repository")) as repository:
-        yield repository
 
 
 def check_recovery(repository, tmp_path, image, first, first_image):

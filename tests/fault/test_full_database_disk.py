@@ -27,16 +27,16 @@ from backyfs.metadata.maps.blockmap import HOLE, page_entries
 from backyfs.metadata.records.versions import create_version, find_version, list_versions
 from backyfs.model import PageNumber
 from backyfs.work.job import Job
-from tests.images import random_image
-from tests.mount.program import BACKYFS, PATIENCE_S, mounting, why_not_mount
-from tests.repositories import back_up, make_repository, opened
-from tests.services.server import ACCOUNT
+from tests.support.images import random_image
+from tests.support.program import BACKYFS, PATIENCE_S, mounting, why_not_mount
+from tests.support.repositories import back_up, make_repository, opened
+from tests.support.services.server import ACCOUNT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backyfs.repository import Repository
-    from tests.services.postgresql import PostgresqlServer
+    from tests.support.services.postgresql import PostgresqlServer
 
 KINDS = {
     "tmpfs": 16,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.audit import audit
-from tests.images import random_image
-from tests.repositories import opened
+from tests.support.audit import audit
+from tests.support.images import random_image
+from tests.support.repositories import opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -39,10 +39,10 @@ from backyfs.storage import directory
 from backyfs.storage.directory import DirectoryStorage
 from backyfs.work.flushbatch import FlushLimits
 from backyfs.work.limits import Limits
-from tests.audit import audit, content_of
 from tests.fault.interleaving import Command, Explorer, Witness
-from tests.images import random_bytes
-from tests.repositories import BLOCK, make_repository, opened
+from tests.support.audit import audit, content_of
+from tests.support.images import random_bytes
+from tests.support.repositories import BLOCK, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence

@@ -14,9 +14,9 @@ import pytest
 from backyfs.engine.restore.restore import restore
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
-from tests.audit import audit, count_jobs
-from tests.images import random_image
-from tests.repositories import back_up, make_repository, opened
+from tests.support.audit import audit, count_jobs
+from tests.support.images import random_image
+from tests.support.repositories import back_up, make_repository, opened
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 BLOCK = 64 << 10

@@ -11,10 +11,10 @@ from backyfs.metadata.maps.usage import encryption_versions
 from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.work.flushbatch import FlushLimits
-from tests.audit import audit, content_of
 from tests.fault.everystep import Stored, fail_at_every_statement, kill_at_every_statement
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened, with_limits
+from tests.support.audit import audit, content_of
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
 from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:

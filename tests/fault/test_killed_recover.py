@@ -20,25 +20,18 @@ from backyfs.keys.slots import Secret
 from backyfs.metadata.catalog.notes import note_repository
 from backyfs.metadata.db.database import Database
 from backyfs.metadata.records.versions import list_versions, set_expiry, version_with_uid
-from tests.audit import audit
 from tests.fault.everystep import killed_at
 from tests.fault.test_failing_parts import FailingStorage
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.audit import audit
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from backyfs.model import Version
     from backyfs.repository import Repository
     from backyfs.storage import Storage
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Iterator[Repository]:
-    with opened(make_repository(tmp_path / "repository")) as repository:
-        yield repository
 
 
 @pytest.fixture

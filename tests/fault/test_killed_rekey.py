@@ -21,7 +21,7 @@ from backyfs.metadata.records.identity import list_key_slots
 from backyfs.model import BlobId, KeySource
 from backyfs.repository import open_repository
 from tests.fault.everystep import killed_at
-from tests.repositories import make_repository, opened
+from tests.support.repositories import make_repository, opened
 from tests.upgrade.reference import Reference
 from tests.upgrade.test_faults import fail, watched
 

@@ -12,10 +12,10 @@ from backyfs.engine.space.cleanup import cleanup
 from backyfs.engine.versions.forget import forget
 from backyfs.engine.versions.remove import remove_versions
 from backyfs.metadata.records.versions import list_versions
-from tests.audit import audit, content_of, count_blobs
 from tests.fault.everystep import Stored, fail_at_every_statement, kill_at_every_statement
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened, with_limits
+from tests.support.audit import audit, content_of, count_blobs
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

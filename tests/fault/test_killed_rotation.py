@@ -14,8 +14,8 @@ from backyfs.metadata.records.blobs import load_blobs
 from backyfs.model import BlobId
 from backyfs.repository.keyring import configured_secret
 from tests.fault.everystep import Stored, fail_at_every_statement, kill_at_every_statement
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from pathlib import Path

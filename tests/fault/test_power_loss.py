@@ -26,10 +26,10 @@ from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import BlobId, VersionStatus
 from backyfs.storage import directory as directory_module
-from tests.audit import audit, content_of
 from tests.fault.powerloss import Recorder, write_tree
-from tests.images import random_bytes
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.audit import audit, content_of
+from tests.support.images import random_bytes
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from pathlib import Path

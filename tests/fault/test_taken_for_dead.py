@@ -27,10 +27,10 @@ from backyfs.metadata.records.versions import list_versions, set_status
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import VersionStatus
 from backyfs.sources.opening import open_source
-from tests.audit import audit, content_of
-from tests.images import random_bytes
-from tests.repositories import BLOCK, back_up, make_repository, opened
-from tests.storages import with_watched_storage, with_watched_writes
+from tests.support.audit import audit, content_of
+from tests.support.images import random_bytes
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.storages import with_watched_storage, with_watched_writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mount.program import mounting, why_not_loop, why_not_mount
+from tests.support.program import mounting, why_not_loop, why_not_mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,8 +16,7 @@ from backyfs.errors import MountError
 from backyfs.host import loops
 from backyfs.host.mounttable import mount_at
 from backyfs.metadata.records.versions import find_version
-from tests.images import ext4_image, run_tool
-from tests.mount.attaching import (
+from tests.support.attaching import (
     MIB,
     cleared,
     crowded_disk,
@@ -29,9 +28,10 @@ from tests.mount.attaching import (
     volume_group_image,
     with_forged_names,
 )
-from tests.mount.program import backyfs, mounting
-from tests.mount.stored import blob_of, file_of, flip_a_byte
-from tests.repositories import opened
+from tests.support.images import ext4_image, run_tool
+from tests.support.program import backyfs, mounting
+from tests.support.repositories import opened
+from tests.support.stored import blob_of, file_of, flip_a_byte
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,11 +16,11 @@ from sqlalchemy import event, insert
 from backyfs.metadata.db.tables import tags, versions
 from backyfs.metadata.records.versions import find_version, list_versions
 from backyfs.model import VersionStatus
-from tests.images import random_bytes, run_tool, sparse_image
-from tests.mount.hanging import hanging
-from tests.mount.program import backyfs, mount, mounting
-from tests.mount.stored import blob_of, file_of, flip_a_byte, remove_version
-from tests.repositories import BLOCK, PATIENCE_S, back_up, make_repository, opened
+from tests.support.hanging import hanging
+from tests.support.images import random_bytes, run_tool, sparse_image
+from tests.support.program import backyfs, mount, mounting
+from tests.support.repositories import BLOCK, PATIENCE_S, back_up, make_repository, opened
+from tests.support.stored import blob_of, file_of, flip_a_byte, remove_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.model import DEFAULT_BLOCK_SIZE
-from tests.images import ext4_image, file_tree, run_tool
-from tests.mount.program import PATIENCE_S, backyfs, mounting
-from tests.repositories import back_up, make_repository, opened
+from tests.support.images import ext4_image, file_tree, run_tool
+from tests.support.program import PATIENCE_S, backyfs, mounting
+from tests.support.repositories import back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

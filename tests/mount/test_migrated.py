@@ -12,9 +12,9 @@ from backyfs.metadata.records.versions import find_version, list_versions
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.mount.contents import Contents, Settings
 from backyfs.work.job import Job
-from tests.images import random_image
-from tests.mount.stored import blob_of, file_of
-from tests.repositories import back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import back_up, make_repository, opened
+from tests.support.stored import blob_of, file_of
 from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:

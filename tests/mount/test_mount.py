@@ -20,8 +20,8 @@ from backyfs.errors import MountError
 from backyfs.host.mountpoints import check_mountpoint
 from backyfs.host.mounttable import list_mounts, mount_at
 from backyfs.metadata.db.tables import jobs
-from tests.images import random_image
-from tests.mount.program import (
+from tests.support.images import random_image
+from tests.support.program import (
     BACKYFS,
     PATIENCE_S,
     backyfs,
@@ -31,7 +31,7 @@ from tests.mount.program import (
     process_ending,
     process_of,
 )
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

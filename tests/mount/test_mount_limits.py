@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.images import random_image
-from tests.mount.program import ends, process_ending, process_of
-from tests.repositories import back_up, make_repository, opened, wait_for
+from tests.support.images import random_image
+from tests.support.program import ends, process_ending, process_of
+from tests.support.repositories import back_up, make_repository, opened, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,10 +12,10 @@ import pytest
 
 from backyfs.sources.change import ChangeKind
 from backyfs.sources.opening import open_source
-from tests.images import ext4_image, run_tool
-from tests.mount.attaching import MIB, by_hand, disk_of, empty_image
-from tests.mount.program import backyfs
-from tests.repositories import make_repository
+from tests.support.attaching import MIB, by_hand, disk_of, empty_image
+from tests.support.images import ext4_image, run_tool
+from tests.support.program import backyfs
+from tests.support.repositories import make_repository
 from tests.unit.test_sources import loop_device
 
 if TYPE_CHECKING:

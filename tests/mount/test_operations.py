@@ -27,9 +27,9 @@ from backyfs.mount.contents import Contents, Settings
 from backyfs.mount.operations import Operations, _OpenImage
 from backyfs.mount.tree import Tree
 from backyfs.work.job import Job
-from tests.images import random_bytes, sparse_image
-from tests.mount.stored import blob_of, file_of, finish, flip_a_byte, incomplete_copy, remove_version, truncate
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_bytes, sparse_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.stored import blob_of, file_of, finish, flip_a_byte, incomplete_copy, remove_version, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

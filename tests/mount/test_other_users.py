@@ -22,12 +22,12 @@ from backyfs.host.records import list_attachments, load, noted_devices
 from backyfs.host.standing import take_away
 from backyfs.host.writers import writers_of
 from backyfs.metadata.records.versions import list_versions
-from tests.images import ext4_image
-from tests.mount.attaching import MIB, cleared, empty_image, repository_of
-from tests.mount.program import BACKYFS, PATIENCE_S, backyfs, clear, mounting
-from tests.mount.spoofing import answering_mount, silent_mount
-from tests.repositories import opened
-from tests.users import USER
+from tests.support.attaching import MIB, cleared, empty_image, repository_of
+from tests.support.images import ext4_image
+from tests.support.program import BACKYFS, PATIENCE_S, backyfs, clear, mounting
+from tests.support.repositories import opened
+from tests.support.spoofing import answering_mount, silent_mount
+from tests.support.users import USER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,10 +23,10 @@ from sqlalchemy import update
 
 from backyfs.metadata.db.tables import blobs
 from backyfs.mount.tree import escape
-from tests.images import random_bytes, random_image, sparse_image
-from tests.mount.program import PATIENCE_S, backyfs, mounting, process_of
-from tests.mount.stored import blob_of, file_of, finish, flip_a_byte, incomplete_copy, truncate
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_bytes, random_image, sparse_image
+from tests.support.program import PATIENCE_S, backyfs, mounting, process_of
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.stored import blob_of, file_of, finish, flip_a_byte, incomplete_copy, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,9 +16,9 @@ import pytest
 
 from backyfs.host.loops import list_loops
 from backyfs.host.mounttable import mount_at
-from tests.images import ntfs_log, run_tool
-from tests.mount.attaching import MIB, by_hand, cleared, disk_of, empty_image, left_of, repository_of
-from tests.mount.program import backyfs, mounting, process_ending, process_of
+from tests.support.attaching import MIB, by_hand, cleared, disk_of, empty_image, left_of, repository_of
+from tests.support.images import ntfs_log, run_tool
+from tests.support.program import backyfs, mounting, process_ending, process_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

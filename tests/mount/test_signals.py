@@ -17,9 +17,9 @@ from sqlalchemy import select
 from backyfs.cli import background
 from backyfs.host.mounttable import mount_at
 from backyfs.metadata.db.tables import jobs
-from tests.images import sparse_image
-from tests.mount.program import BACKYFS, PATIENCE_S, backyfs, clear, ends, mount, process_ending, process_of
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import sparse_image
+from tests.support.program import BACKYFS, PATIENCE_S, backyfs, clear, ends, mount, process_ending, process_of
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -23,9 +23,9 @@ from backyfs.host.mountpoints import check_mountpoint, clear_dangling, unmount
 from backyfs.host.mounttable import Mount, mount_at
 from backyfs.host.standing import standing_on, take_away
 from backyfs.host.users import describe, holders_elsewhere, users_of
-from tests.images import ext4_image
-from tests.mount.attaching import MIB, by_hand, cleared, disk_of, left_of, repository_of
-from tests.mount.program import backyfs, mount, process_ending, process_of
+from tests.support.attaching import MIB, by_hand, cleared, disk_of, left_of, repository_of
+from tests.support.images import ext4_image
+from tests.support.program import backyfs, mount, process_ending, process_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.images import ext4_image, run_tool
-from tests.mount.attaching import MIB, cleared, empty_image, left_of, repository_of
-from tests.mount.program import backyfs, mounting
+from tests.support.attaching import MIB, cleared, empty_image, left_of, repository_of
+from tests.support.images import ext4_image, run_tool
+from tests.support.program import backyfs, mounting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.images import random_bytes, run_tool, sparse_image
-from tests.mount.program import backyfs, clear, ends, mount, mounting, process_of
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_bytes, run_tool, sparse_image
+from tests.support.program import backyfs, clear, ends, mount, mounting, process_of
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

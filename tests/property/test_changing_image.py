@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backyfs.engine.restore.restore import restore
-from tests.audit import audit
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.audit import audit
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from tests.property.world import BLOCK, DAMAGES, World
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.services.server import Server
+    from tests.support.services.server import Server
 
 pytestmark = pytest.mark.slow
 

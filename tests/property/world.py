@@ -19,10 +19,10 @@ from backyfs.metadata.maps.blockmap import HOLE, list_pages, page_entries
 from backyfs.metadata.records.blobs import load_blobs
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import BlobId, VersionStatus
-from tests.audit import audit
 from tests.fault.everystep import killed_at
-from tests.mount.stored import flip_a_byte, truncate
-from tests.repositories import make_repository, opened
+from tests.support.audit import audit
+from tests.support.repositories import make_repository, opened
+from tests.support.stored import flip_a_byte, truncate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

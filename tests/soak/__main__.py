@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 
-from tests.audit import audit
-from tests.repositories import make_repository, opened
-from tests.services.postgresql import PostgresqlServer
+from tests.support.audit import audit
+from tests.support.repositories import make_repository, opened
+from tests.support.services.postgresql import PostgresqlServer
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 BLOCK = 64 << 10

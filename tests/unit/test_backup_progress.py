@@ -18,12 +18,11 @@ from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import Deduplication, NoProgress
 from backyfs.sources.opening import open_source
 from backyfs.work.run import Control
-from tests.images import random_bytes
-from tests.repositories import BLOCK, back_up, make_repository, opened
-from tests.storages import with_watched_storage, with_watched_writes
+from tests.support.images import random_bytes
+from tests.support.repositories import BLOCK, back_up
+from tests.support.storages import with_watched_storage, with_watched_writes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from backyfs.model import Version
@@ -47,12 +46,6 @@ class Counted(NoProgress):
         """Count."""
         self.done += amount_bytes
         assert self.done <= self.total
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Iterator[Repository]:
-    with opened(make_repository(tmp_path / "repository")) as repository:
-        yield repository
 
 
 @pytest.fixture

@@ -19,12 +19,14 @@ from backyfs.metadata.maps.usage import encryption_versions
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import Deduplication, VersionStatus
 from backyfs.sources.file import FileSource
-from tests.audit import audit, count_blobs, count_jobs, doom
-from tests.images import random_bytes, random_image, sparse_image, words
-from tests.mount.stored import blob_of, file_of, flip_a_byte, incomplete_copy, truncate
-from tests.repositories import BLOCK, back_up, make_repository, opened
-from tests.storages import with_watched_writes
+from tests.support.audit import audit, count_blobs, count_jobs, doom
+from tests.support.images import random_bytes, random_image, sparse_image, words
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.storages import with_watched_writes
+from tests.support.stored import blob_of, file_of, flip_a_byte, incomplete_copy, truncate
 from tests.unit.test_sources import loop_device
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(params=[True, False], ids=["encrypted", "plain"])

@@ -35,8 +35,8 @@ from backyfs.metadata.maps.blockmap import (
 from backyfs.metadata.records.blobs import insert_blobs
 from backyfs.metadata.records.versions import create_version, set_status
 from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, Version, VersionId, VersionStatus
-from tests.audit import doom
-from tests.repositories import make_repository, opened
+from tests.support.audit import doom
+from tests.support.repositories import make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

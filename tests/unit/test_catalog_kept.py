@@ -25,24 +25,18 @@ from backyfs.metadata.records.versions import list_versions, set_protected
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.sources.opening import open_source
 from backyfs.work.run import Control
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
-from tests.storages import with_watched_storage
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up
+from tests.support.storages import with_watched_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from backyfs.model import Version
     from backyfs.repository import Repository
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Iterator[Repository]:
-    with opened(make_repository(tmp_path / "repository")) as repository:
-        yield repository
 
 
 @pytest.fixture

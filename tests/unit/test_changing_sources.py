@@ -20,9 +20,9 @@ from backyfs.sources.file import FileSource
 from backyfs.sources.null import NullSource
 from backyfs.sources.opening import open_source
 from backyfs.work.run import Control
-from tests.audit import audit, count_jobs
-from tests.images import random_bytes, random_image, sparse_image
-from tests.repositories import BLOCK, make_repository, opened
+from tests.support.audit import audit, count_jobs
+from tests.support.images import random_bytes, random_image, sparse_image
+from tests.support.repositories import BLOCK
 from tests.unit.test_sources import loop_device
 
 if TYPE_CHECKING:
@@ -37,12 +37,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 SIZE = 1000 * BLOCK
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Iterator[Repository]:
-    with opened(make_repository(tmp_path / "repository")) as repository:
-        yield repository
 
 
 @pytest.fixture

@@ -21,27 +21,22 @@ from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import Deduplication, NoProgress, VersionStatus
 from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Control, Run
-from tests.audit import audit, count_blobs, count_jobs
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened, with_limits
-from tests.storages import with_watched_storage, with_watched_writes
+from tests.support.audit import audit, count_blobs, count_jobs
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
+from tests.support.storages import with_watched_storage, with_watched_writes
 from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from backyfs.engine.space.cleanup import CleanupReport
     from backyfs.model import BlobUid, Version
     from backyfs.repository import Repository
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = 20
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Iterator[Repository]:
-    with opened(make_repository(tmp_path / "repository")) as repository:
-        yield repository
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from backyfs.metadata.maps.blockmap import list_pages, load_page, pack
 from backyfs.model import PageNumber, VersionStatus
 from backyfs.mount.contents import Contents, Settings
 from backyfs.work.job import Job
-from tests.images import random_bytes
-from tests.mount.stored import blob_of, file_of, flip_a_byte, truncate
-from tests.repositories import back_up, make_repository, opened
+from tests.support.images import random_bytes
+from tests.support.repositories import back_up, make_repository, opened
+from tests.support.stored import blob_of, file_of, flip_a_byte, truncate
 from tests.unit.test_scrub import scrubbed, status, swap
 
 if TYPE_CHECKING:

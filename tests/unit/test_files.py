@@ -23,7 +23,7 @@ from backyfs.files import (
     require_no_device_directory,
     sync_directory,
 )
-from tests.users import USER
+from tests.support.users import USER
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backyfs.attach.foreign import has_open_journal
-from tests.images import ntfs_log
+from tests.support.images import ntfs_log
 
 MIB = 1 << 20
 OPEN, CLOSED = 0, 2  # flags of a restart area

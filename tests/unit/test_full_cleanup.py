@@ -22,13 +22,12 @@ from backyfs.storage import listing
 from backyfs.work import silence
 from backyfs.work.job import Job
 from backyfs.work.run import Control
-from tests.audit import audit, doom
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.audit import audit, doom
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up
 from tests.unit.test_cleanup import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from backyfs.model import Version
@@ -38,12 +37,6 @@ pytestmark = pytest.mark.slow
 
 BLOCKS = 8
 NO_GRACE_S = 0
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Iterator[Repository]:
-    with opened(make_repository(tmp_path / "repository")) as repository:
-        yield repository
 
 
 @pytest.fixture

@@ -25,10 +25,10 @@ from backyfs.ranges import ranges
 from backyfs.sources.file import FileSource
 from backyfs.work.flushbatch import FlushLimits
 from backyfs.work.run import Control
-from tests.audit import audit, count_jobs
-from tests.images import random_bytes, random_image, sparse_image
-from tests.mount.stored import blob_of
-from tests.repositories import BLOCK, back_up, make_repository, opened, with_limits
+from tests.support.audit import audit, count_jobs
+from tests.support.images import random_bytes, random_image, sparse_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
+from tests.support.stored import blob_of
 from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from backyfs.model import Version
     from backyfs.ranges import Range
     from backyfs.repository import Repository
+
+pytestmark = pytest.mark.slow
 
 PAGE_BYTES = PAGE_ENTRIES * BLOCK
 
@@ -57,12 +59,6 @@ class RecordingSource(FileSource):
 
     def has_enough(self) -> bool:
         return self._stop_after is not None and len(self.blocks) >= self._stop_after
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Iterator[Repository]:
-    with opened(make_repository(tmp_path / "repository")) as repository:
-        yield repository
 
 
 def hints(data: list[Range] | None = None, zeros: list[Range] | None = None) -> Hints:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from backyfs.errors import BlobMissingError, IntegrityError, VersionIncompleteError
 from backyfs.images.image import PageCache
 from backyfs.images.reader import ImageReader
-from tests.images import random_bytes
-from tests.mount.stored import blob_of, file_of, flip_a_byte, incomplete_copy
-from tests.repositories import back_up, make_repository, opened
+from tests.support.images import random_bytes
+from tests.support.repositories import back_up, make_repository, opened
+from tests.support.stored import blob_of, file_of, flip_a_byte, incomplete_copy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

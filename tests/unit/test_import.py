@@ -38,10 +38,10 @@ from backyfs.metadata.records.jobs import register_job, this_process
 from backyfs.metadata.records.stats import list_statistics
 from backyfs.metadata.records.versions import create_version, list_versions
 from backyfs.model import BlobRecord, PageNumber, StatisticsRecord, VersionRecord, VersionStatus
-from tests.audit import audit, doom
-from tests.images import random_bytes, random_image, sparse_image
-from tests.mount.stored import incomplete_copy, remove_version
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.audit import audit, doom
+from tests.support.images import random_bytes, random_image, sparse_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.stored import incomplete_copy, remove_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from backyfs.engine.transfer.importing import ImportReport
     from backyfs.model import KeySlot, Version
     from backyfs.repository import Repository
+
+pytestmark = pytest.mark.slow
 
 SMALL = 5 * BLOCK + 7
 

@@ -26,8 +26,8 @@ from backyfs.errors import (
 from backyfs.metadata.maps.usage import encryption_versions
 from backyfs.metadata.schema import schema
 from backyfs.repository import create_repository, open_repository
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from backyfs.metadata.records.jobs import (
     this_process,
 )
 from backyfs.metadata.records.versions import create_version
-from tests.repositories import make_repository, opened
+from tests.support.repositories import make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,11 +18,11 @@ from backyfs.metadata.db.tables import blobs
 from backyfs.metadata.upkeep.migration import BlobCount, Outdated
 from backyfs.model import Deduplication
 from backyfs.work.run import Control
-from tests.audit import audit, count_jobs
-from tests.images import random_image
-from tests.mount.stored import blob_of, file_of, flip_a_byte
-from tests.repositories import BLOCK, back_up, make_repository, opened
-from tests.storages import with_watched_storage
+from tests.support.audit import audit, count_jobs
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.storages import with_watched_storage
+from tests.support.stored import blob_of, file_of, flip_a_byte
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from backyfs.engine.secrets.migrate import MigrationReport
     from backyfs.model import Version
     from backyfs.repository import Repository
+
+pytestmark = pytest.mark.slow
 
 BLOCKS = 40
 

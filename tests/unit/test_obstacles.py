@@ -22,14 +22,13 @@ from backyfs.metadata.db.tables import blobs
 from backyfs.metadata.records.versions import version_with_uid
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import VersionStatus
-from tests.images import random_image
-from tests.mount.stored import blob_of, file_of
-from tests.obstacles import OBSTACLES, put_in_place
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.obstacles import OBSTACLES, put_in_place
+from tests.support.repositories import BLOCK, back_up
+from tests.support.stored import blob_of, file_of
 from tests.unit.test_cleanup import objects, remove
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from backyfs.model import Version
@@ -38,12 +37,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 BLOCKS = 4
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Iterator[Repository]:
-    with opened(make_repository(tmp_path / "repository")) as repository:
-        yield repository
 
 
 @pytest.fixture

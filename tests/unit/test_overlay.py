@@ -29,7 +29,7 @@ from backyfs.errors import MountError
 from backyfs.model import VersionUid
 from backyfs.mount.overlay import Layer, OverlayDirectory, layerfiles
 from backyfs.mount.overlay.chunkset import PAGE_BYTES, ChunkSet
-from tests.images import random_bytes
+from tests.support.images import random_bytes
 
 UID = VersionUid("6f1c0b34-0000-4000-8000-00000000000a")
 OTHER_UID = VersionUid("6f1c0b34-0000-4000-8000-00000000000b")

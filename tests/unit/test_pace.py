@@ -20,7 +20,7 @@ from backyfs.model import NoProgress
 from backyfs.work import job as job_module
 from backyfs.work.job import Job
 from backyfs.work.pace import Pace, short_time
-from tests.repositories import PATIENCE_S
+from tests.support.repositories import PATIENCE_S
 
 MIB = 1 << 20
 

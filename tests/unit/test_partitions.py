@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from backyfs.errors import BackyfsError, IntegrityError
 from backyfs.images.partitions import Partition, PartitionTable, describe, read_partitions
-from tests.images import random_bytes, sparse_image
+from tests.support.images import random_bytes, sparse_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

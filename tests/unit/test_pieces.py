@@ -17,8 +17,8 @@ from backyfs.errors import BlobMissingError, IntegrityError
 from backyfs.model import BlobUid
 from backyfs.mount.contents import Contents, Settings
 from backyfs.work.job import Job
-from tests.mount.stored import blob_of, file_of, flip_a_byte
-from tests.repositories import back_up, make_repository, opened
+from tests.support.repositories import back_up, make_repository, opened
+from tests.support.stored import blob_of, file_of, flip_a_byte
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

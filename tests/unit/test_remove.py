@@ -26,12 +26,11 @@ from backyfs.model import Version
 from backyfs.work import silence
 from backyfs.work.job import Job
 from backyfs.work.run import Control
-from tests.audit import audit, count_blobs, count_jobs
-from tests.images import random_bytes, random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.audit import audit, count_blobs, count_jobs
+from tests.support.images import random_bytes, random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from backyfs.repository import Repository
@@ -41,12 +40,6 @@ pytestmark = pytest.mark.slow
 ELSEWHERE = Process(host="other", scope="another machine", pid=1, pid_started=1)
 PATIENCE_S = 60
 FIRST = 1000  # id of pages that no backup has made
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Iterator[Repository]:
-    with opened(make_repository(tmp_path / "repository")) as repository:
-        yield repository
 
 
 def stored(repository: Repository, tmp_path: Path, count: int = 1) -> list[Version]:

@@ -18,20 +18,14 @@ from backyfs.metadata.db.tables import blobs, versions
 from backyfs.model import Deduplication, VersionStatus
 from backyfs.sources.opening import open_source
 from backyfs.work.run import Control
-from tests.audit import audit, count_blobs
-from tests.images import random_bytes, random_image
-from tests.mount.stored import blob_of, file_of, flip_a_byte
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.audit import audit, count_blobs
+from tests.support.images import random_bytes, random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.stored import blob_of, file_of, flip_a_byte
 from tests.unit.test_backup_restore import restored
 from tests.unit.test_scrub import damaged_uids, scrubbed, status, version_of
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def repository(tmp_path):
-    with opened(make_repository(tmp_path / "repository")) as repository:
-        yield repository
 
 
 def damage(repository, version, *indexes):

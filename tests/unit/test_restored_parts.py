@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backyfs.engine.restore.restore import RestoreOptions, RestoreReport, restore
-from tests.mount.stored import blob_of, file_of, flip_a_byte
-from tests.repositories import back_up, make_repository, opened
+from tests.support.repositories import back_up, make_repository, opened
+from tests.support.stored import blob_of, file_of, flip_a_byte
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

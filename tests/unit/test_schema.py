@@ -28,7 +28,7 @@ from backyfs.metadata.db.revisions import HEAD_RELEASE, HISTORY
 from backyfs.metadata.db.tables import metadata, repository, stats, tags, versions
 from backyfs.metadata.records.identity import Identity, load_identity, save_identity
 from backyfs.metadata.schema.schema import create_file, create_tables, upgrade_tables
-from tests.repositories import make_repository, opened
+from tests.support.repositories import make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

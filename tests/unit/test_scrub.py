@@ -21,10 +21,10 @@ from backyfs.metadata.records.versions import list_versions, set_status, version
 from backyfs.model import VersionStatus
 from backyfs.sources.opening import open_source
 from backyfs.work.run import Control
-from tests.audit import count_blobs, count_jobs, doom
-from tests.images import random_bytes, random_image, sparse_image
-from tests.mount.stored import blob_of, file_of, flip_a_byte, incomplete_copy, remove_version, truncate
-from tests.repositories import BLOCK, back_up, make_repository, opened, with_limits
+from tests.support.audit import count_blobs, count_jobs, doom
+from tests.support.images import random_bytes, random_image, sparse_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
+from tests.support.stored import blob_of, file_of, flip_a_byte, incomplete_copy, remove_version, truncate
 from tests.unit.test_backup_restore import restored
 
 pytestmark = pytest.mark.slow

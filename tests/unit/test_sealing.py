@@ -21,7 +21,7 @@ from backyfs.sealing import (
     check_configured,
     encryption_version,
 )
-from tests.images import words
+from tests.support.images import words
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,8 +22,8 @@ from backyfs.work import silence
 from backyfs.work.job import Job
 from backyfs.work.run import Control
 from backyfs.work.silence import remove_silent_jobs
-from tests.images import random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

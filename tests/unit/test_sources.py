@@ -25,7 +25,7 @@ from backyfs.sources.limits import LimitedSource
 from backyfs.sources.opening import open_source
 from backyfs.sources.protocol import check_size
 from backyfs.targets.file import FileTarget
-from tests.images import random_bytes, random_image, sparse_image
+from tests.support.images import random_bytes, random_image, sparse_image
 
 MIB = 1 << 20
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backyfs.attach.superblocks import declared_bytes, has_its_log_elsewhere, has_to_be_replayed
-from tests.images import run_tool
+from tests.support.images import run_tool
 
 pytestmark = pytest.mark.slow
 

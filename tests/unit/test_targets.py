@@ -13,7 +13,7 @@ import pytest
 from backyfs.errors import InterruptedByUser, ReaderGoneError, TargetError
 from backyfs.targets.file import FileTarget
 from backyfs.targets.stream import StreamTarget
-from tests.images import random_bytes, random_image, sparse_image
+from tests.support.images import random_bytes, random_image, sparse_image
 from tests.unit.test_sources import loop_device, open_files
 
 PIECE = 4096

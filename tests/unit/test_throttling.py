@@ -16,7 +16,7 @@ from backyfs.errors import BlobMissingError, InterruptedByUser, StorageError
 from backyfs.model import BlobUid
 from backyfs.storage.null import NullStorage
 from backyfs.storage.throttling import Pacer, Slot, ThrottledStorage, throttled
-from tests.repositories import wait_for
+from tests.support.repositories import wait_for
 
 MIB = 1 << 20
 UID = BlobUid("a1b2c3d4")

@@ -12,7 +12,7 @@ from backyfs.errors import VersionNotFoundError
 from backyfs.metadata.db.tables import versions
 from backyfs.metadata.records.versions import create_version, find_version, list_versions, set_status
 from backyfs.model import Version, VersionStatus
-from tests.repositories import make_repository, opened
+from tests.support.repositories import make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ from backyfs.errors import MountError
 from backyfs.host.kerneltables import read_lines, read_value
 from backyfs.host.mounttable import parse
 from backyfs.host.writers import own_directory, require_own_way, writers_of
-from tests.users import USER
+from tests.support.users import USER
 
 pytestmark = pytest.mark.root
 ROOT = (0,)

@@ -9,8 +9,8 @@ import pytest
 
 from backyfs.cli.main import run
 from backyfs.engine.restore.restore import restore
-from tests.images import random_bytes, random_image
-from tests.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.images import random_bytes, random_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 pytestmark = pytest.mark.slow
 

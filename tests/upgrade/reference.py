@@ -20,7 +20,7 @@ from backyfs.geometry import block_count, block_length
 from backyfs.images.image import Image
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import BlockIndex, VersionStatus
-from tests.services.postgresql import program
+from tests.support.services.postgresql import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

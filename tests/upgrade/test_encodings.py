@@ -14,8 +14,8 @@ from backyfs.engine.transfer.database_copy import copy_database
 from backyfs.errors import DatabaseError
 from backyfs.metadata.records.versions import create_version, list_versions
 from backyfs.repository import open_repository
-from tests.repositories import make_repository, opened
-from tests.services.postgresql import program
+from tests.support.repositories import make_repository, opened
+from tests.support.services.postgresql import program
 from tests.upgrade.reference import Reference
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backyfs.metadata.db.database import Connection
-    from tests.services.mariadb import MariadbServer
-    from tests.services.postgresql import PostgresqlServer
+    from tests.support.services.mariadb import MariadbServer
+    from tests.support.services.postgresql import PostgresqlServer
 
 MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
 OTHERS = ["SQL_ASCII", "LATIN1", "EUC_JP", "WIN1252"]

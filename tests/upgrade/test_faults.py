@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 from backyfs.engine.setup.upgrade import upgrade
 from backyfs.errors import DatabaseError
 from backyfs.repository import open_repository
-from tests.audit import audit
+from tests.support.audit import audit
 from tests.upgrade.reference import Reference, check
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from tests.services.server import Server
+    from tests.support.services.server import Server
 
 pytestmark = pytest.mark.slow
 

@@ -11,13 +11,13 @@ from backyfs.cli.main import run
 from backyfs.engine.setup.upgrade import upgrade
 from backyfs.metadata.schema.schema import differences
 from backyfs.repository import open_repository
-from tests.audit import audit
+from tests.support.audit import audit
 from tests.upgrade.reference import POSTGRESQL_NAMES, SQLITE_NAMES, Reference, check
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.services.server import Server
+    from tests.support.services.server import Server
 
 
 def upgraded_and_checked(reference: Reference) -> None:

@@ -22,8 +22,8 @@ from backyfs.metadata.records.stats import list_statistics
 from backyfs.metadata.records.versions import find_version, version_with_uid
 from backyfs.model import BlobUid, BlockIndex, VersionStatus, VersionUid
 from backyfs.repository import open_repository
-from tests.audit import audit
-from tests.mount.stored import file_of
+from tests.support.audit import audit
+from tests.support.stored import file_of
 from tests.upgrade.reference import Reference, read_blocks
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from backyfs.metadata.db.tables import repository as repository_table
 from backyfs.metadata.schema.schema import differences
 from backyfs.model import VersionRecord
 from backyfs.repository import open_repository
-from tests.audit import audit
+from tests.support.audit import audit
 from tests.upgrade.reference import Reference, check
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from tests.upgrade.reference import check
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.services.server import Server
+    from tests.support.services.server import Server
     from tests.upgrade.reference import Reference
 
 def dump(file: Path) -> list[str]:

@@ -11,14 +11,14 @@ from backyfs.engine.setup.upgrade import plan_upgrade, upgrade
 from backyfs.metadata.db.tables import stats
 from backyfs.metadata.schema.schema import differences
 from backyfs.repository import open_repository
-from tests.audit import audit
+from tests.support.audit import audit
 from tests.upgrade.reference import check
 from tests.upgrade.states import STATES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.services.server import Server
+    from tests.support.services.server import Server
     from tests.upgrade.reference import Reference
 
 

@@ -23,7 +23,7 @@ from backyfs.metadata.records.jobs import register_job, remove_job, this_process
 from backyfs.metadata.schema.upgrade import upgrade_lock
 from backyfs.repository import open_repository
 from backyfs.work.run import Control
-from tests.repositories import PATIENCE_S
+from tests.support.repositories import PATIENCE_S
 from tests.upgrade.reference import check
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import subprocess
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from tests.mount.program import mounting, process_of
-from tests.repositories import back_up, make_repository, opened
+from tests.support.program import mounting, process_of
+from tests.support.repositories import back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

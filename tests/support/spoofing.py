@@ -14,7 +14,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tests.mount.program import clear
+from tests.support.program import clear
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -15,8 +15,8 @@ from backyfs.host.answers import ask
 from backyfs.host.loops import Loop, list_loops
 from backyfs.host.mounttable import is_below, list_mounts
 from backyfs.model import DEFAULT_BLOCK_SIZE
-from tests.images import run_tool
-from tests.repositories import back_up, make_repository, opened
+from tests.support.images import run_tool
+from tests.support.repositories import back_up, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -7,7 +7,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.services.server import Server, find_program
+from tests.support.services.server import Server, find_program
 
 
 class PostgresqlServer(Server):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any, ClassVar
 
-from tests.services.server import Server, find_program
+from tests.support.services.server import Server, find_program
 
 
 class MariadbServer(Server):
