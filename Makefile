@@ -3,7 +3,7 @@
 # Every target brings its own set-up. With PYTHON=python3.12 (or a path) that interpreter makes .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test quick demo lint bench soak orders lock clean
+.PHONY: help venv test quick demo lint map bench soak orders lock clean
 
 python  := .venv/bin/python
 ready   := .venv/.ready
@@ -34,6 +34,9 @@ demo: $(ready) ## set up, then back up, mount and compare a small disk image (te
 lint: $(testing) ## ruff and mypy
 	$(python) -m ruff check
 	$(python) -m mypy
+
+map: $(testing) ## print every module with its first line, and which wing imports which
+	$(python) contrib/map.py
 
 bench: $(testing) ## measure backyfs against references (twelve minutes, 12 GiB of disk)
 	$(python) -m benchmarks

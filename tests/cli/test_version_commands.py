@@ -244,7 +244,7 @@ def test_what_was_removed_before_an_interruption_is_told(call, image, uid, uids,
     call("backup", image, "other")
     answers = iter([False, True])
     monkeypatch.setattr(
-        "backyfs.cli.commands.rm.stop_on_signals", lambda: contextlib.nullcontext(lambda: next(answers))
+        "backyfs.cli.invocation.stop_on_signals", lambda: contextlib.nullcontext(lambda: next(answers))
     )
     status, out, err = call("rm", "--force", uid, "other@latest")
     assert (status, out) == (130, f"version {uid} of disk removed\n")

@@ -80,12 +80,15 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         yield Shell(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_first_backup(shell: Shell) -> None:
     printed = shell.run("First backup")
     assert f"{shell.directory}/repository/backyfs.key" in printed  # the key file of which README says to keep a copy
     assert re.search(rf"^.* web +[0-9]+ +{8 * MIB} +[0-9a-f-]{{36}} +1 ", printed, re.MULTILINE), printed
 
 
+@pytest.mark.root
+@pytest.mark.slow
 def test_the_first_file_back(shell: Shell) -> None:
     reason = why_not_mount() or why_not_loop()
     if reason is not None:
