@@ -45,6 +45,7 @@ class Run:
         self._job = job
         self.interrupted = interrupted
         self._progress = control.progress if job is None else job.track(control.progress)
+        self._is_shown = False
         self.stops = control.stop
 
     @property
@@ -75,11 +76,14 @@ class Run:
     def step(self, label: str, total_bytes: int) -> Iterator[None]:
         """Show the progress of what is done within the `with`, of a total that `advance` counts towards."""
         self._progress.start(label, total_bytes)
+        self._is_shown = True
         try:
             yield
         finally:
+            self._is_shown = False
             self._progress.stop()
 
     def advance(self, amount_bytes: int) -> None:
-        """Count bytes as done."""
-        self._progress.advance(amount_bytes)
+        """Count bytes as done; outside of a step, where nothing is shown, this does nothing."""
+        if self._is_shown:
+            self._progress.advance(amount_bytes)
