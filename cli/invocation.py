@@ -187,12 +187,12 @@ class Invocation:
             click.echo(f"backyfs: the metadata as they were are in {printable(report.copy)}", err=True)
 
     @contextmanager
-    def control(self) -> Iterator[Control]:
-        """Let a command show its progress, and stop when a signal asks for that."""
+    def control(self, *, is_quiet: bool = False) -> Iterator[Control]:
+        """Let a command show its progress unless it `is_quiet`, and stop when a signal asks for that."""
         from backyfs.work.run import Control  # noqa: PLC0415 - slow to load
 
         with stop_on_signals() as stop:
-            yield Control(progress=self.progress(), stop=stop)
+            yield Control(stop=stop) if is_quiet else Control(progress=self.progress(), stop=stop)
 
     def progress(self) -> Progress:
         """Return how progress is to be shown; in the title of the process it always is."""

@@ -14,7 +14,7 @@ from backyfs.errors import IntegrityError, VersionIncompleteError
 from backyfs.geometry import block_count, block_length, page_position
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, page_entries
 from backyfs.metadata.records.blobs import load_blobs
-from backyfs.model import BlobId
+from backyfs.model import BlobId, VersionStatus
 
 if TYPE_CHECKING:
     from array import array
@@ -90,6 +90,8 @@ class Image:
         entry = page.entries[position]
         if entry == HOLE:
             return None
+        if entry == ABSENT and self.version.status is VersionStatus.VALID:
+            raise IntegrityError("was never backed up, though the version is valid: the block map is damaged")
         if entry == ABSENT:
             raise VersionIncompleteError("was never backed up: the version is incomplete")
         blob = page.blobs.get(BlobId(entry))
@@ -97,6 +99,22 @@ class Image:
         if blob is None or blob.size != length:
             raise IntegrityError("has no blob, or one of another size: the block map is damaged")
         return blob
+
+    def named_blob(self, index: BlockIndex) -> Blob | None:
+        """Return what `blob` returns; its errors name the version and the block.
+
+        Raises:
+            VersionIncompleteError, IntegrityError, DatabaseError: as `blob` does.
+        """
+        try:
+            return self.blob(index)
+        except VersionIncompleteError as error:
+            raise VersionIncompleteError(self._about(index, error)) from error
+        except IntegrityError as error:
+            raise IntegrityError(self._about(index, error)) from error
+
+    def _about(self, index: BlockIndex, error: Exception) -> str:
+        return f"block {index} of version {self.version.uid} {error}; run `backyfs scrub {self.version.uid}`"
 
     def page(self, page_no: PageNumber) -> Page:
         """Return a page of the block map.

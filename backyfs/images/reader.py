@@ -34,7 +34,7 @@ class ImageReader:
         length = max(0, min(length, self.size_bytes - offset))
         parts: list[Buffer] = []
         for part in block_slices(offset, length, self.size_bytes, self.image.block_size):
-            blob = self.image.blob(part.index)
+            blob = self.image.named_blob(part.index)
             if blob is None:
                 parts.append(bytes(part.stop - part.start))
             else:

@@ -52,7 +52,7 @@ def command(
     columns = chosen_columns(fields, _COLUMNS)
     done: list[Forgotten] = []
     try:
-        with invocation.open_repository() as repository, invocation.control() as control:
+        with invocation.open_repository() as repository, invocation.control(is_quiet=True) as control:
             wanted = chosen_schedulers(repository.config, schedulers)
             if schedulers is None:  # in backy2 `keep: 0` turns a scheduler off; whoever means "keep none" names it
                 wanted = [scheduler for scheduler in wanted if scheduler.keep]

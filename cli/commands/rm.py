@@ -61,7 +61,7 @@ def command(
     now = datetime.now(UTC)
     removals: list[Removal] = []
     try:
-        with invocation.open_repository() as repository, invocation.control() as control:
+        with invocation.open_repository() as repository, invocation.control(is_quiet=True) as control:
             with repository.database.read() as connection:
                 wanted = (
                     [version for version in list_versions(connection) if _has_expired(version, now)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from backyfs.errors import BlobMissingError, IntegrityError, VersionIncompleteError
 from backyfs.images.image import PageCache
 from backyfs.images.reader import ImageReader
+from backyfs.model import VersionStatus
 from tests.support.images import random_bytes
 from tests.support.repositories import back_up, make_repository, opened
 from tests.support.stored import blob_of, file_of, flip_a_byte, incomplete_copy
@@ -92,6 +94,14 @@ def test_what_was_never_backed_up_is_an_error_and_not_zeros(stored: tuple[Reposi
     repository, version = stored
     incomplete = incomplete_copy(repository, version, [1])
     reader = ImageReader(repository, incomplete)
-    with pytest.raises(VersionIncompleteError):
+    with pytest.raises(VersionIncompleteError, match=rf"^block 1 of version {incomplete.uid} was never backed up"):
         reader.pread(BLOCK, 1)
     assert reader.pread(0, BLOCK) == IMAGE[:BLOCK]
+
+
+def test_a_valid_version_that_lacks_a_block_is_damaged(stored: tuple[Repository, Version]) -> None:
+    repository, version = stored
+    incomplete = incomplete_copy(repository, version, [1])
+    reader = ImageReader(repository, replace(incomplete, status=VersionStatus.VALID))
+    with pytest.raises(IntegrityError, match=rf"^block 1 of version {incomplete.uid} .*; run `backyfs scrub "):
+        reader.pread(BLOCK, 1)

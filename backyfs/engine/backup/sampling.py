@@ -108,7 +108,7 @@ class Sampling:
         return chosen
 
     def _is_true(self, claim: _Claim, index: BlockIndex) -> bool:
-        blob = None if claim.base is None else claim.base.blob(index)
+        blob = None if claim.base is None else claim.base.named_blob(index)
         if blob is None and self._is_hole(index):
             return True
         block = self._read(index)

@@ -85,9 +85,10 @@ def remove_versions(
     repository.database.use_reserve()
     remove_silent_jobs(repository.database, stop=control.stop)
     with catalog_kept(repository, control), Job(repository.database, command, writes_blobs=False) as job:
+        run = Run(control, interrupted="interrupted", job=job)
         for version in wanted:
             job.progress = f"{len(removals)} of {len(wanted)} versions"
-            Run(control, interrupted=f"interrupted after {job.progress}; run it again for the others", job=job).check()
+            run.saying(f"interrupted after {job.progress}; run it again for the others").check()
             removal = Removal(version=version, kept=_remove(repository, version, rules))
             removals.append(removal)
             announce(removal)
