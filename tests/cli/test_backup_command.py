@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from backyfs.metadata.db.tables import versions as versions_table
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
 from tests.support.images import random_image
-from tests.support.repositories import BLOCK, back_up, opened
+from tests.support.repositories import BLOCK, back_up, opened, wait_for
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 PATIENCE_S = 60
@@ -227,10 +226,7 @@ def test_an_interrupted_backup_says_how_to_go_on_and_does(config, tmp_path):
     config.write_text(unlimited.replace("[DataBackend]", f"[DataBackend]\nbandwidth_write: {8 << 20}"))
     command = [BACKYFS, "-c", str(config), "backup", str(image), "disk", "-t", "mine"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + PATIENCE_S
-    while not any((tmp_path / "repository" / "data").rglob("*.blob")):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for(lambda: any((tmp_path / "repository" / "data").rglob("*.blob")), "a block is stored")
     config.write_text(unlimited)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE_S)

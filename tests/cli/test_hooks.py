@@ -20,7 +20,7 @@ from backyfs.config import load_config
 from backyfs.errors import HookError, IntegrityError, InterruptedByUser
 from backyfs.hooks import run_hook
 from tests.support.images import random_image
-from tests.support.repositories import BLOCK
+from tests.support.repositories import BLOCK, wait_for
 
 DEADLINE_S = 30
 
@@ -190,9 +190,7 @@ def test_a_hook_that_takes_too_long_is_killed_with_all_its_processes(tmp_path):
         run_hook("before_rm", command, {}, timeout_s=0.5)
     assert time.monotonic() - began < DEADLINE_S
     pid = int((tmp_path / "pid").read_text())
-    while not ended(pid):
-        assert time.monotonic() - began < DEADLINE_S
-        time.sleep(0.05)
+    wait_for(lambda: ended(pid), "the process that the hook started has ended")
 
 
 def test_what_a_hook_leaves_running_is_not_waited_for(tmp_path):
@@ -296,10 +294,7 @@ def test_hooks_of_a_mount_run_at_its_beginning_and_end(hooked, notes, config, tm
         assert [one["hook"] for one in told(notes)] == ["before_mount"]
     finally:
         subprocess.run([backyfs, "-c", config, "umount", point], check=True)
-    end = time.monotonic() + DEADLINE_S
-    while len(told(notes)) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for(lambda: len(told(notes)) == 2, "the hook after the mount has run")
     assert [(one["hook"], one["status"], one["mountpoint"]) for one in told(notes)] == [
         ("before_mount", "starting", str(point)),
         ("after_mount", "done", str(point)),

@@ -416,7 +416,6 @@ def on_terminal(place, words, answers):
             while termios.tcgetattr(master)[3] & termios.ECHO:
                 assert time.monotonic() < end, before
                 time.sleep(0.01)
-            time.sleep(0.05)  # what is typed at this very moment is thrown away
             os.write(master, answer.encode() + b"\n")
         with suppress(OSError):  # EIO: the other end is closed
             while more := os.read(master, 4096):

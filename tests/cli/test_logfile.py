@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from backyfs.cli.commandline import shown_command_line
 from backyfs.cli.logfile import LogFile
 from tests.support.images import random_image
-from tests.support.repositories import BLOCK, back_up, opened
+from tests.support.repositories import BLOCK, back_up, opened, wait_for
 from tests.support.stored import blob_of, file_of
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
@@ -109,10 +108,7 @@ def test_a_mount_in_the_background_logs_to_the_successor(config, tmp_path):
         damaged.unlink()
         with pytest.raises(OSError, match="Input/output error"):
             (mountpoint / "by_version_uid" / version.uid / "data").read_bytes()
-        end = time.monotonic() + DEADLINE_S
-        while not (config.parent / "backyfs.log").exists():
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_for((config.parent / "backyfs.log").exists, "the log is opened again")
     finally:
         subprocess.run([BACKYFS, "-c", config, "umount", mountpoint], check=True, capture_output=True)
     assert "is missing from the storage" in (config.parent / "backyfs.log").read_text()
