@@ -71,6 +71,21 @@ class Version:
         """The tags as people and schedules look for them: earlier releases stored white space around some."""
         return frozenset(tag.strip() for tag in self.tags)
 
+    @property
+    def record(self) -> VersionRecord:
+        """What an export or the catalog holds of it."""
+        return VersionRecord(
+            uid=self.uid,
+            created_at=self.created_at,
+            name=self.name,
+            snapshot_name=self.snapshot_name,
+            size_bytes=self.size_bytes,
+            status=self.status,
+            protected=self.protected,
+            expire_at=self.expire_at,
+            tags=self.tags,
+        )
+
     def is_of_the_future(self, now: datetime) -> bool:
         """Tell whether it is dated later than `now`: a clock was or is wrong. Its date says nothing about its age."""
         return self.created_at - now > CLOCK_TOLERANCE

@@ -1,4 +1,4 @@
-"""Sources of which only so many reads are under way at once."""
+"""Sources with a limit on simultaneous reads."""
 
 from __future__ import annotations
 

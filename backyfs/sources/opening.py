@@ -33,11 +33,11 @@ def local_path(uri: str) -> str:
 def open_source(uri: str, config: Config | None = None, *, read_holes: bool = False) -> Source:
     """Open what is to be backed up: a path, `file://PATH`, a block device, or `null://SIZE`.
 
-    `config` says how many reads of it may be under way at once; without one there is no limit. Holes of a file are
+    `config` limits simultaneous reads; without it, they are not limited. Holes of a file are
     read, rather than asked for, if `read_holes` or `config` says so.
 
     Raises:
-        SourceError: there is no such thing, or it cannot be read.
+        SourceError: it does not exist, or cannot be read.
     """
     if uri.startswith(NULL_SCHEME):
         return _limited(NullSource(size_of(uri)), None if config is None else config.io_null)

@@ -1,4 +1,4 @@
-"""Targets to which only so many writes are under way at once."""
+"""Targets with a limit on simultaneous writes."""
 
 from __future__ import annotations
 

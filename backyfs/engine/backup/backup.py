@@ -135,7 +135,7 @@ def backup(
 def _how_to_continue(version: Version) -> str:
     return (
         f"interrupted: version {version.uid} stays incomplete; add --continue-version {version.uid} to go on where it "
-        "was, or start anew: what was stored is used again"
+        "was, or start over: what is stored already is used again"
     )
 
 

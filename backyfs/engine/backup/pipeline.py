@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from backyfs.sources.protocol import Source
     from backyfs.work.run import Run
 
-_RUN_BYTES = 4 << 20      # small blocks are read and stored in runs of so many bytes, and
-_RUN_BLOCKS = 256         # of so many blocks: starting a task costs as much as several blocks of 4 KiB
+_RUN_BYTES = 4 << 20      # small blocks are read and stored in runs of up to this many bytes and
+_RUN_BLOCKS = 256         # this many blocks: starting a task costs as much as several blocks of 4 KiB
 _FEW_BLOCKS = 16          # a run of no more is mostly compression
 _BUFFER_BYTES = 64 << 20  # in all buffers together, as far as enough of them fit
 _LOOK_UP_RUNS = 4         # are looked up at once: a query for one run costs as much as hashing it

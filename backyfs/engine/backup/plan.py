@@ -27,7 +27,7 @@ class Plan:
     zeros: Ranges  # known to be zeros
     kept: Ranges   # as in the base: all others, as far as the base has them in the same length
     has_base: bool
-    asks_source: bool  # only that is read of which the source says that it is no hole
+    asks_source: bool  # read only where the source says that it has data
 
     @property
     def progress_bytes(self) -> int:

@@ -51,7 +51,7 @@ from backyfs.metadata.records.jobs import list_live_jobs, this_process
 from backyfs.metadata.records.stats import list_statistics
 from backyfs.metadata.records.versions import version_with_uid
 from backyfs.metadata.upkeep.checks import damage_found_at, pages_with
-from backyfs.model import BlobId, PageId, VersionRecord, VersionStatus, VersionUid
+from backyfs.model import BlobId, PageId, VersionStatus, VersionUid
 from backyfs.work.run import UNATTENDED, Run
 from backyfs.work.window import Window
 
@@ -352,17 +352,7 @@ def read_version(connection: Connection, version: Version) -> CatalogVersion:
     """Return what the catalog is to have of a version."""
     listed = list(page_uids(connection, version.id))
     return CatalogVersion(
-        version=VersionRecord(
-            uid=version.uid,
-            created_at=version.created_at,
-            name=version.name,
-            snapshot_name=version.snapshot_name,
-            size_bytes=version.size_bytes,
-            status=version.status,
-            protected=version.protected,
-            expire_at=version.expire_at,
-            tags=version.tags,
-        ),
+        version=version.record,
         statistics=tuple(list_statistics(connection, version.uid)),
         damage_found_at=damage_found_at(connection, version.id),
         page_numbers=array("I", (number for number, _ in listed)),

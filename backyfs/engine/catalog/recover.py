@@ -182,7 +182,7 @@ def recover(
     Raises:
         SchemaError: the database holds something else.
         WrongStorageError: the marker of the storage names another repository than its catalog.
-        InterruptedByUser: `control` asked to stop; the next recovery begins anew.
+        InterruptedByUser: `control` asked to stop; the next recovery starts over.
         DatabaseError, StorageError: they fail; likewise.
     """
     is_marked = mark(storage, catalog.repository.identity.uid)

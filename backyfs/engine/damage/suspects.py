@@ -1,6 +1,6 @@
 """Look once more at blobs that a reader could not have, and mark those that are damaged: what a scrub does, for a few.
 
-A block that is marked is stored anew by the next backup that meets its bytes, see `engine.damage.repair`.
+The next backup that reads the bytes of a marked block stores it again, see `engine.damage.repair`.
 """
 
 from __future__ import annotations

@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from backyfs.repository import Repository
     from backyfs.work.run import Control
 
-_INTERRUPTED = "interrupted: what was sealed anew until now stays so; run the command again to go on with the rest"
-_CHUNK_BYTES = 4 << 20  # small blobs are sealed in chunks of so many bytes, and
-_CHUNK_BLOBS = 256      # of so many blobs
-_MERGED = 100_000       # blobs that others take the place of are kept until there are so many: 20 MB
+_INTERRUPTED = "interrupted: blocks re-sealed so far stay that way; run the command again for the rest"
+_CHUNK_BYTES = 4 << 20  # small blobs are sealed in chunks of up to this many bytes and
+_CHUNK_BLOBS = 256      # this many blobs
+_MERGED = 100_000       # the most replaced blobs to remember before pages are changed: 20 MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +163,7 @@ class _Migrator:
 
     def migrate(self, chosen: BlobSet | None) -> None:
         """Seal anew what was chosen, None: everything that is outdated."""
-        with self._run.step("Sealing blocks anew", self.report.plan.bytes):
+        with self._run.step("Re-sealing blocks", self.report.plan.bytes):
             with Window[_Done](self._workers) as window:
                 try:
                     self._seal(window, self._ids(chosen))

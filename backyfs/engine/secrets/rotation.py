@@ -1,7 +1,7 @@
 """Give a repository another repository key.
 
 Whoever has seen the old one, and a copy of the database, opens every data key in that copy. A new repository key alone
-does not lock them out: blobs have to be sealed anew under new data keys (`engine.secrets.migrate`), and their old
+does not lock them out: blobs have to be re-sealed under new data keys (`engine.secrets.migrate`), and their old
 objects deleted. It is made first, because all new data keys are to be wrapped by it.
 
 One transaction: killed anywhere, the repository has the old key or the new one. Only the slot of the configured key

@@ -27,8 +27,8 @@ class RecountReport:
 def recount(database: Database, check: Callable[[], None], *, correct: bool = True) -> RecountReport:
     """Count references, and correct those that are wrong, or only tell of them. `check` is called often, and may raise.
 
-    Others go on meanwhile: see `metadata.upkeep.recount`. A recount that is ended has corrected some and is to be done
-    again.
+    Other commands keep running: see `metadata.upkeep.recount`. A recount that is interrupted has corrected some counts;
+    run it again.
 
     Raises:
         DatabaseError: the database fails, or a page is damaged.

@@ -26,7 +26,7 @@ from backyfs.metadata.records.blobs import require_blob_records, require_blobs
 from backyfs.metadata.records.identity import list_key_slots, load_identity
 from backyfs.metadata.records.stats import list_statistics
 from backyfs.metadata.records.versions import version_with_uid
-from backyfs.model import BlobId, BlockIndex, PageNumber, VersionRecord
+from backyfs.model import BlobId, BlockIndex, PageNumber
 from backyfs.ownfiles import find_own
 from backyfs.work.blobset import BlobSet
 
@@ -64,7 +64,7 @@ def write_export(connection: Connection, chosen: Sequence[Version], file: Binary
     pages_written: set[int] = set()  # one number for 1,024 blocks
     blobs_written = BlobSet()
     for version in (_as_it_is_now(connection, one) for one in chosen):
-        writer.write(_record_of(version))
+        writer.write(version.record)
         for statistics in list_statistics(connection, version.uid):
             writer.write(statistics)
         for page_no, page_id in list_pages(connection, version.id):
@@ -103,7 +103,7 @@ def export_for_backy2(
         rewraps = bool(list_key_slots(connection))
         translation = _Translation(repository, hash_function, configured_key if rewraps else None)
         blocks = _backy2_blocks(connection, repository, version, translation)
-        write_backy2_export(file, _record_of(version), size, blocks)
+        write_backy2_export(file, version.record, size, blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,17 +211,3 @@ def _as_it_is_now(connection: Connection, version: Version) -> Version:
     if found is None:
         raise VersionNotFoundError(f"version {version.uid} ({version.name}) was removed meanwhile; export again")
     return found
-
-
-def _record_of(version: Version) -> VersionRecord:
-    return VersionRecord(
-        uid=version.uid,
-        created_at=version.created_at,
-        name=version.name,
-        snapshot_name=version.snapshot_name,
-        size_bytes=version.size_bytes,
-        status=version.status,
-        protected=version.protected,
-        expire_at=version.expire_at,
-        tags=version.tags,
-    )
