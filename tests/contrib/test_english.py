@@ -1,0 +1,119 @@
+"""The text of the program and the manual avoids phrases that read as translated (docs/internals/style.md, "English").
+
+`LEFT` is the most that each part of the tree may still contain. Lower a number when you have rewritten some; the
+test fails if a part gains one. To see which are left: `python -m tests.contrib.test_english PART`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PHRASES = {
+    "anew": "again",
+    "meanwhile": "in the meantime",
+    "besides": "also, in addition",
+    "(?<!there )(is|are|was|were) no(?! longer| more)": "is not a",
+    "but for": "except for",
+    "so many": "give the number",
+    "as far as": "if, where",
+    "(is|are|was|were) to": "must, should, will",
+    "of (its|their) own": "separate",
+    "told": "reported, printed, warned",
+    "tells?": "reports, prints, says",
+    "those that": "repeat the noun",
+    "whoever": "anyone who",
+    "by itself": "automatically",
+    "to be had": "available",
+}
+
+LEFT = {
+    ".": 1,
+    "backyfs": 42,
+    "backyfs/attach": 17,
+    "backyfs/catalog": 9,
+    "backyfs/config": 17,
+    "backyfs/engine": 260,
+    "backyfs/host": 35,
+    "backyfs/images": 25,
+    "backyfs/keys": 8,
+    "backyfs/metadata": 151,
+    "backyfs/mount": 52,
+    "backyfs/repository": 8,
+    "backyfs/sealing": 9,
+    "backyfs/sources": 3,
+    "backyfs/storage": 21,
+    "backyfs/targets": 12,
+    "backyfs/work": 21,
+    "benchmarks": 33,
+    "cli": 162,
+    "contrib": 10,
+    "docs/internals": 43,
+    "docs/operate": 81,
+    "docs/reference": 61,
+    "docs/use": 29,
+    "migrations": 5,
+    "tests": 1,
+    "tests/cli": 174,
+    "tests/contract": 24,
+    "tests/contrib": 2,
+    "tests/fault": 36,
+    "tests/fuzz": 6,
+    "tests/mount": 29,
+    "tests/property": 4,
+    "tests/soak": 5,
+    "tests/support": 9,
+    "tests/unit": 151,
+    "tests/upgrade": 10,
+}
+
+_PATTERN = re.compile("|".join(rf"(?<![\w-]){phrase}(?![\w-])" for phrase in PHRASES))
+_LINE_END = re.compile(r"\s*\n\s*(#:? )?")  # a phrase may go on in the next line of a comment
+_TEXT = {".py", ".md", ".sh", ".toml", ".yml"}
+_WRITTEN_BEFORE = {"CHANGELOG.md"}
+
+
+def phrases_in(text: str) -> list[str]:
+    """Return the phrases that a text contains, with some words on each side."""
+    line = _LINE_END.sub(" ", text)
+    return [line[max(0, hit.start() - 30) : hit.end() + 30] for hit in _PATTERN.finditer(line.lower())]
+
+
+def parts() -> dict[str, list[Path]]:
+    """Return the files with text by part: a package of `backyfs/`, or a directory below the root."""
+    found: dict[str, list[Path]] = {}
+    for top in ("backyfs", "benchmarks", "cli", "contrib", "docs", "migrations", "tests"):
+        for file in sorted((ROOT / top).rglob("*")):
+            names = file.relative_to(ROOT).parts
+            linked = names[:2] in {("backyfs", "cli"), ("backyfs", "migrations")}
+            if file.suffix not in _TEXT or linked or "fixtures" in names or file == Path(__file__).resolve():
+                continue
+            depth = 2 if len(names) > 2 and top in {"backyfs", "docs", "tests"} else 1
+            found.setdefault("/".join(names[:depth]), []).append(file)
+    found["."] = [file for file in sorted(ROOT.glob("*.md")) if file.name not in _WRITTEN_BEFORE]
+    return found
+
+
+def test_no_part_gains_a_phrase_that_reads_as_translated() -> None:
+    found = {
+        part: sum(len(phrases_in(file.read_text(encoding="utf-8"))) for file in files)
+        for part, files in parts().items()
+    }
+    assert {part: count for part, count in found.items() if count > LEFT.get(part, 0)} == {}
+
+
+def test_the_rule_itself_finds_them() -> None:
+    assert [hit.strip() for hit in phrases_in("# it is no\n# list.")] == ["# it is no list."]
+    assert len(phrases_in("He was told to seal it anew, as far as that is to be done.")) == 4
+    assert phrases_in("There is no list; reseal_anew() is no longer called, and has its own name.") == []
+
+
+if __name__ == "__main__":
+    for name, files in parts().items():
+        if sys.argv[1:] in ([], [name]):
+            for each in files:
+                hits = phrases_in(each.read_text(encoding="utf-8"))
+                sys.stdout.writelines(f"{each.relative_to(ROOT)}: ...{phrase}...\n" for phrase in hits)
