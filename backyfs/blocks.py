@@ -55,7 +55,7 @@ class BlockStore:
     knows_other_hashes: bool = False
 
     def matches(self, block: Buffer, fingerprint: bytes) -> bool:
-        """Tell whether a fingerprint is that of these plain bytes."""
+        """Return whether a fingerprint is that of these plain bytes."""
         if self.fingerprint(block) == fingerprint:
             return True
         return self.knows_other_hashes and hash_of(block, fingerprint) is not None

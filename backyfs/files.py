@@ -1,8 +1,8 @@
-"""Files and directories that the program makes: whole, durable, and of use to the owner of their directory.
+"""Create files and directories: complete, durable, and owned by the owner of their directory.
 
-Root also works in the repositories of users. What it makes in a user's directory belongs to that user from the first
-moment, because this thread makes it with the user's identity, setfsuid(2). A `chown` afterwards would leave a moment in
-which the user's own commands are refused, and the user could put something else in its place first.
+Root also works in repositories of other users. It creates files in a user's directory with that user's identity
+(setfsuid(2), for this thread only), so the user owns them from the start. With a `chown` afterwards, the user's own
+commands would fail until it ran, and the user could swap the file before it.
 """
 
 from __future__ import annotations
@@ -22,56 +22,56 @@ _Made = TypeVar("_Made")
 _NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PIECE_BYTES = 1 << 20
 _DEVICES = "/dev"
-_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - nothing is made there unless a user names it; shm_overview(7)
-# Some file systems cannot sync a directory; PostgreSQL passes over the same ones.
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - used only if the user names it; shm_overview(7)
+# Some file systems cannot sync a directory; PostgreSQL ignores the same errors.
 _CANNOT_SYNC = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS})
 
 
 class DeviceDirectoryError(OSError):
-    """A regular file would lie among the devices; the message says so, and what to do."""
+    """A regular file would be created in /dev; the message says so, and what to do."""
 
 
 def create_file(path: str, flags: int = os.O_WRONLY, *, dir_fd: int | None = None) -> int:
-    """Make a file that must not exist yet, mode 0600, and return it open; `flags` are further ones of open(2).
+    """Create a file with mode 0600 and return its descriptor; `flags` are additional flags for open(2).
 
     Raises:
-        OSError: there is something with this name, or it cannot be made.
+        OSError: the name is taken, or the file cannot be created.
     """
     return _make(path, dir_fd, lambda name, directory: os.open(name, flags | _NEW, 0o600, dir_fd=directory))
 
 
 def open_file(path: str, flags: int, *, dir_fd: int | None = None) -> int:
-    """Open a file, which is made if it is missing, as `create_file` does, but not among the devices.
+    """Open a file. If it is missing, create it as `create_file` does, but never in /dev.
 
     Raises:
-        OSError: it can neither be opened nor made.
+        OSError: the file can neither be opened nor created.
     """
     with suppress(FileNotFoundError):
         return os.open(path, flags | os.O_CLOEXEC, dir_fd=dir_fd)
     if dir_fd is None:
         require_no_device_directory(path)
-        path = os.path.realpath(path)  # a symbolic link that leads nowhere yet names the file to make
-    with suppress(FileExistsError):  # another command has made it since
+        path = os.path.realpath(path)  # a dangling symbolic link names the file to create
+    with suppress(FileExistsError):  # another command has just created it
         return create_file(path, flags, dir_fd=dir_fd)
     return os.open(path, flags | os.O_CLOEXEC, dir_fd=dir_fd)
 
 
 def make_directory(path: str, *, dir_fd: int | None = None) -> None:
-    """Make a directory that nobody but its owner may look into.
+    """Create a directory with mode 0700.
 
     Raises:
-        OSError: there is something with this name, or it cannot be made.
+        OSError: the name is taken, or the directory cannot be created.
     """
     _make(path, dir_fd, lambda name, directory: os.mkdir(name, 0o700, dir_fd=directory))
 
 
 def make_directories(path: str) -> None:
-    """Make a directory and those above it that are missing, durable; what exists stays as it is.
+    """Create a directory and its missing parents, durably. Existing directories are not changed.
 
-    Not by `os.makedirs`: it gives the mode to the last one alone, and leaves the others to the umask.
+    `os.makedirs` would not do: it applies the mode to the last directory only and the umask to its parents.
 
     Raises:
-        OSError: one of them cannot be made.
+        OSError: one of them cannot be created.
     """
     path = os.path.abspath(path)
     missing = []
@@ -80,21 +80,21 @@ def make_directories(path: str) -> None:
         path = os.path.dirname(path)
     for directory in reversed(missing):
         require_no_device_directory(directory)
-        with suppress(FileExistsError):  # another command has made it since
+        with suppress(FileExistsError):  # another command has just created it
             make_directory(directory)
         sync_directory(os.path.dirname(directory))
 
 
 @contextmanager
 def new_file(path: str) -> Iterator[BinaryIO]:
-    """Give a file that gets its name, durably, when all of it is on the disk; a file that exists is not replaced.
+    """Yield a file that gets its name only when it is complete and on disk. It never replaces an existing file.
 
     Raises:
-        OSError: there is something with this name, or it cannot be written.
+        OSError: the name is taken, or the file cannot be written.
     """
     require_no_device_directory(path)
     if os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, "it exists already", path)
+        raise FileExistsError(errno.EEXIST, "it already exists", path)
     draft = f"{path}.{os.getpid()}.new"
     fd = create_file(draft)
     try:
@@ -107,10 +107,10 @@ def new_file(path: str) -> Iterator[BinaryIO]:
 
 
 def write_file(path: str, content: bytes) -> None:
-    """Write a file that must not exist yet, durably; it may be there in part if the program is killed.
+    """Write a new file durably. If the program is killed, part of the file may remain.
 
     Raises:
-        OSError: there is something with this name, or it cannot be written.
+        OSError: the name is taken, or the file cannot be written.
     """
     with open(create_file(path), "wb") as file:
         file.write(content)
@@ -119,10 +119,10 @@ def write_file(path: str, content: bytes) -> None:
 
 
 def replace_file(path: str, content: bytes, mode: int) -> None:
-    """Write a file, durably: readers see the whole old one or the whole new one.
+    """Replace a file atomically and durably: readers see either the old or the new content.
 
     Raises:
-        OSError: it cannot be written; the old one is still there.
+        OSError: it cannot be written; the old file is unchanged.
     """
     require_no_device_directory(path)
     directory, name = os.path.split(path)
@@ -141,20 +141,20 @@ def replace_file(path: str, content: bytes, mode: int) -> None:
 
 
 def give_name(draft: str, path: str) -> None:
-    """Give a file a second name, durably; unlike a rename, this never replaces a file.
+    """Give a file a second name, durably. Unlike a rename, this never replaces a file.
 
     Raises:
-        OSError: there is something with this name, or it cannot be given.
+        OSError: the name is taken, or the file cannot be linked.
     """
     os.link(draft, path)
     sync_directory(os.path.dirname(path))
 
 
 def read_input(path: str, most: int) -> bytes:
-    """Return what is in a file that the user named: also a FIFO, as `<(command)` of a shell is one.
+    """Return the content of a file that the user named. It can be a FIFO, such as the shell's `<(command)`.
 
     Raises:
-        OSError: it cannot be read, or has more than `most` bytes; a device may go on for ever.
+        OSError: it cannot be read, or has more than `most` bytes (a device may never end).
     """
     with open(path, "rb") as file:
         return read_stream(file, most)
@@ -175,22 +175,22 @@ def read_stream(file: BinaryIO, most: int) -> bytes:
 
 
 def sync_file(file: BinaryIO) -> None:
-    """Wait until everything written to an open file is on the disk.
+    """Wait until everything written to an open file is on disk.
 
     Raises:
-        OSError: it does not get there.
+        OSError: writing it back failed.
     """
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_directory(path: str) -> None:
-    """Wait until the names in a directory are on the disk; empty is the current one.
+    """Wait until the entries of a directory are on disk. An empty path means the current directory.
 
-    Where the file system cannot do that, or the directory may be written but not read, it does nothing.
+    Do nothing if the file system does not support it, or if the directory is writable but not readable.
 
     Raises:
-        OSError: they do not get there.
+        OSError: writing them back failed.
     """
     try:
         fd = os.open(path or os.curdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -203,10 +203,10 @@ def sync_directory(path: str) -> None:
 
 
 def sync_open_directory(fd: int) -> None:
-    """Wait until the names in an open directory are on the disk, if the file system can do that.
+    """Wait until the entries of an open directory are on disk, if the file system supports it.
 
     Raises:
-        OSError: they do not get there.
+        OSError: writing them back failed.
     """
     try:
         os.fsync(fd)
@@ -216,18 +216,16 @@ def sync_open_directory(fd: int) -> None:
 
 
 def require_no_device_directory(path: str) -> None:
-    """Make sure that a regular file at `path` would not lie among the devices, where it fills the memory of the host.
-
-    That is what becomes of a device whose name has a typing mistake.
+    """Refuse to create a regular file in /dev: a mistyped device name would fill the memory of the host.
 
     Raises:
-        DeviceDirectoryError: it would.
+        DeviceDirectoryError: `path` is in /dev, or in another place where its file system is mounted.
     """
     directory = os.path.dirname(os.path.realpath(path))
     if _is_below(directory, _SHARED_MEMORY):
         return
     if _is_below(directory, _DEVICES) or _is_device_file_system(directory):
-        fact = "there is no device with this name, and a file among the devices would fill memory; check the name"
+        fact = "there is no such device, and a regular file in its place would fill memory; check the name"
         raise DeviceDirectoryError(errno.EINVAL, fact, path)
 
 
@@ -236,29 +234,29 @@ def _is_below(path: str, directory: str) -> bool:
 
 
 def _is_device_file_system(directory: str) -> bool:
-    """Tell whether a directory is in the file system of /dev, which a container or chroot may have elsewhere too."""
+    """Return whether a directory is in the file system of /dev, which containers and chroots may mount elsewhere."""
     try:
         devices = os.stat(_DEVICES).st_dev
         return os.stat(directory).st_dev == devices != os.stat("/").st_dev
-    except OSError:  # one of them is not there
+    except OSError:  # one of them does not exist
         return False
 
 
 def _make(path: str, dir_fd: int | None, make: Callable[[str, int | None], _Made]) -> _Made:
-    """Call `make` with a name and a directory, as the owner of that directory."""
+    """Call `make` with a name and a directory, with the identity of the directory's owner."""
     above, name = os.path.split(path)
     if os.geteuid() != 0 or not _is_of_user(above or os.curdir, dir_fd):
         return make(path, dir_fd)
-    # Held open, so that the directory whose owner it gets is the one in which it is made.
+    # Kept open: the directory must not be swapped between looking up its owner and creating the file.
     directory = os.open(above or os.curdir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         owner = os.fstat(directory)
-        # A directory that its owner may not write to is closed on purpose: root's files in it stay root's.
+        # If even its owner may not write to the directory, that is deliberate, and root keeps files it creates there.
         with suppress(PermissionError), _acting_as(owner.st_uid, owner.st_gid):
             return make(name, directory)
         return make(name, directory)
     except OSError as error:
-        error.filename = path  # not only its last part
+        error.filename = path  # the whole path, not just the last part
         raise
     finally:
         os.close(directory)
@@ -267,14 +265,14 @@ def _make(path: str, dir_fd: int | None, make: Callable[[str, int | None], _Made
 def _is_of_user(directory: str, dir_fd: int | None) -> bool:
     try:
         return os.stat(directory, dir_fd=dir_fd).st_uid != 0
-    except OSError:  # to make something in it will say why
+    except OSError:  # creating the file will report why
         return False
 
 
 @contextmanager
 def _acting_as(uid: int, gid: int) -> Iterator[None]:
-    """Let this thread, and no other one, use files as another user; without the right to, nothing changes."""
-    libc = ctypes.CDLL(None)  # not in the os module of Python
+    """Let this thread alone access files as another user. Without the privilege, nothing changes."""
+    libc = ctypes.CDLL(None)  # the os module does not have setfsuid
     try:
         libc.setfsgid(ctypes.c_uint32(gid))
         libc.setfsuid(ctypes.c_uint32(uid))

@@ -1,7 +1,7 @@
-"""Pure arithmetic: sizes, byte ranges, extents <-> blocks and pages. No I/O, no state.
+"""Convert between sizes, byte ranges and extents on one side, and blocks and pages on the other. Pure.
 
 Ranges are half open, [start, stop), in bytes or in blocks as their names say. Blocks and pages are
-numbered from 0; the last block of an image may be short, no other one is.
+numbered from 0. Only the last block of an image may be short.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from backyfs.model import BlockIndex, PageNumber
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-PAGE_ENTRIES = 1024  # blocks per page of a block map; 4 GiB of image with blocks of 4 MiB
+PAGE_ENTRIES = 1024  # blocks per page of a block map: 4 GiB of image with blocks of 4 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class BlockRun:
-    """`count` blocks in a row, from block `first` on."""
+    """`count` consecutive blocks, starting at block `first`."""
 
     first: BlockIndex
     count: int
@@ -35,7 +35,7 @@ class BlockRun:
 
 @dataclass(frozen=True, slots=True)
 class BlockSlice:
-    """Bytes [start, stop) of block `index`, counted from the start of that block."""
+    """Bytes [start, stop) of block `index`, relative to the start of the block."""
 
     index: BlockIndex
     start: int
@@ -43,17 +43,17 @@ class BlockSlice:
 
 
 def block_count(size_bytes: int, block_size: int) -> int:
-    """Return how many blocks an image of this size has: 0 for an empty one."""
+    """Return how many blocks an image of this size has. An empty image has none."""
     return -(-size_bytes // block_size)
 
 
 def page_count(blocks: int) -> int:
-    """Return how many pages a block map of so many blocks has."""
+    """Return how many pages the block map of `blocks` blocks has."""
     return -(-blocks // PAGE_ENTRIES)
 
 
 def page_length(page_no: PageNumber, blocks: int) -> int:
-    """Return how many entries page `page_no` has in a block map of so many blocks."""
+    """Return how many entries page `page_no` has in the block map of `blocks` blocks."""
     return min(PAGE_ENTRIES, blocks - page_no * PAGE_ENTRIES)
 
 
@@ -64,12 +64,12 @@ def page_position(index: BlockIndex) -> tuple[PageNumber, int]:
 
 
 def block_length(index: BlockIndex, size_bytes: int, block_size: int) -> int:
-    """Return the length of a block in bytes; only the last one of an image can be short."""
+    """Return the length of a block in bytes; only the last block of an image can be short."""
     return min(block_size, size_bytes - index * block_size)
 
 
 def block_slices(offset: int, length: int, size_bytes: int, block_size: int) -> Iterator[BlockSlice]:
-    """Cut a read of an image into parts of single blocks, in order; what lies beyond the end is left out."""
+    """Split a read of an image into parts of single blocks, in order. Bytes beyond the end are left out."""
     stop = min(offset + length, size_bytes)
     while offset < stop:
         index, start = divmod(offset, block_size)
@@ -81,13 +81,13 @@ def block_slices(offset: int, length: int, size_bytes: int, block_size: int) -> 
 def block_runs(
     extents: Iterable[Extent], size_bytes: int, block_size: int, max_blocks: int
 ) -> Iterator[BlockRun]:
-    """Cover extents of data with runs of whole blocks: each block once, in order, `max_blocks` at most a run.
+    """Cover extents of data with runs of up to `max_blocks` whole blocks, in order, each block once.
 
-    `extents` are sorted and do not overlap; two of them may touch the same block. A run never crosses
-    a page of the block map, so a page is known to be done when its last run is.
+    `extents` are sorted and do not overlap, but two of them may touch the same block. A run never crosses
+    a page of the block map, so a page is done when its last run is.
     """
     blocks = block_count(size_bytes, block_size)
-    done = 0  # blocks below this one are covered already
+    done = 0  # blocks below this one are already covered
     for extent in extents:
         first = max(done, extent.start // block_size)
         stop = min(blocks, block_count(extent.stop, block_size))

@@ -1,8 +1,8 @@
-"""Hints: which bytes of an image changed since a base version, as `rbd diff --format=json` lists them. Pure.
+"""Parse hints: which bytes of an image changed since a base version, as `rbd diff --format=json` lists them. Pure.
 
     [{"offset": 0, "length": 4194304, "exists": "true"}, ...]
 
-`exists` false: these bytes are zeros now. Ceph writes it as text or as a truth value, depending on its release.
+If `exists` is false, these bytes are zeros now. Depending on its release, Ceph writes it as text or as a boolean.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ _EXISTS = {"true": True, "false": False, True: True, False: False}
 class Hints:
     """Bytes of an image that changed."""
 
-    data: Ranges  # they hold something now
-    zeros: Ranges  # they are zeros now
+    data: Ranges   # bytes that contain data now
+    zeros: Ranges  # bytes that are zeros now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockHints:
-    """What hints mean for the blocks of an image. A block that is in neither is as it was."""
+    """Blocks to read and blocks that became zeros. All other blocks are unchanged."""
 
     read: Ranges
     zeros: Ranges
 
 
 def parse_hints(text: str | bytes, where: str) -> Hints:
-    """Return the hints in a text; `where` it is from is told in errors.
+    """Return the hints in a text. Errors name `where` it comes from.
 
     Raises:
-        HintsError: it is no such list.
+        HintsError: the text is not such a list.
     """
-    found = _Found(where)
+    found = _Entries(where)
     try:
         listed = json.loads(text, object_hook=found.add)
-    except (ValueError, RecursionError) as error:  # not UTF-8, too
+    except (ValueError, RecursionError) as error:  # ValueError: also for text that is not UTF-8
         raise HintsError(f"{where}: not JSON that can be read: {error}; {_REMEDY}") from error
     if not isinstance(listed, list) or listed != [None] * len(found.parts):
         raise HintsError(f"{where}: not a list of objects; {_REMEDY}")
@@ -57,8 +57,8 @@ def parse_hints(text: str | bytes, where: str) -> Hints:
     )
 
 
-class _Found:
-    """The entries of a list of hints, each taken as it is parsed: as objects they took ten times the memory."""
+class _Entries:
+    """The entries of a list of hints, converted while it is parsed: dictionaries would take ten times the memory."""
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -67,9 +67,9 @@ class _Found:
     def add(self, entry: dict[str, Any]) -> None:
         offset, length, exists = (entry.get(key) for key in ("offset", "length", "exists"))
         if type(offset) is not int or type(length) is not int or offset < 0 or length < 0:
-            raise self._refusal("offset and length have to be numbers of bytes")
+            raise self._refusal("offset and length must be numbers of bytes")
         if not isinstance(exists, (str, bool)) or exists not in _EXISTS:
-            raise self._refusal('exists has to be "true" or "false"')
+            raise self._refusal('exists must be "true" or "false"')
         self.parts.append(((offset, offset + length), _EXISTS[exists]))
 
     def _refusal(self, fact: str) -> HintsError:
@@ -77,12 +77,12 @@ class _Found:
 
 
 def block_hints(hints: Hints, size_bytes: int, block_size: int) -> BlockHints:
-    """Return what hints mean for the blocks of an image of this size.
+    """Return which blocks of an image of this size to read, and which are zeros.
 
-    A block of which a part became zeros is read: the rest of it is as it was, and can be anything.
+    A block that became zeros only in part must be read, because the rest of it can be anything.
 
     Raises:
-        HintsError: they reach beyond the end of the image.
+        HintsError: the hints reach beyond the end of the image.
     """
     end = max((part.parts[-1][1] for part in (hints.data, hints.zeros) if part.parts), default=0)
     if end > size_bytes:

@@ -1,7 +1,7 @@
-"""Hooks: commands of the administrator that run before and after ours, and learn what is being done.
+"""Run hooks: commands of the administrator that run before and after commands of this program.
 
-Facts reach them twice: as variables of the environment, and as one JSON object on stdin. They come from the
-configuration, which only its owner can write, and so run through the shell as they stand there.
+A hook gets the same facts twice: as environment variables and as one JSON object on stdin. Hooks run through the
+shell exactly as they are configured, because only the owner can write the configuration.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ VARIABLE_PREFIX = "BACKYFS_"
 RUNNING_HOOK = "BACKYFS_HOOK"  # the name of the hook; a command that finds it set runs no hooks of its own
 
 _SHELL = "/bin/sh"
-_END_S = 10.0  # how long a hook that is interrupted may take to end
-_LOGGED_BYTES = 64 << 10  # of the output, from its end
+_END_S = 10.0  # time that an interrupted hook gets to end
+_LOGGED_BYTES = 64 << 10  # the last bytes of the output
 
 _log = logging.getLogger(__name__)
 
@@ -42,25 +42,25 @@ def run_hook(
     timeout_s: float,
     begun: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a hook and log what it prints.
+    """Run a hook and log its output.
 
-    `begun` is called once it runs. From then on an exception that a signal handler raises lets it end: it gets SIGTERM,
-    and later SIGKILL. Before that, such an exception would leave it running.
+    `begun` is called once the hook runs. From then on, an exception raised by a signal handler ends the hook: it gets
+    SIGTERM, and later SIGKILL. Before that, such an exception would leave it running.
 
     Raises:
-        HookError: it ended with another status than 0, by a signal, or not within `timeout_s` seconds; then it
-            is killed with all processes of its group.
+        HookError: the hook failed, was ended by a signal, or took longer than `timeout_s` seconds. In the last case
+            its whole process group is killed.
     """
     _log.info("hook %s begins", name)
     facts = {"hook": name, **facts}
-    # Files and not pipes: a process that the hook leaves behind would keep a pipe open, and us waiting.
-    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as output:
-        told.write(json.dumps({fact: _json_value(value) for fact, value in facts.items()}).encode())
-        told.seek(0)
+    # Files, not pipes: a process that the hook leaves behind would keep a pipe open and make us wait.
+    with tempfile.TemporaryFile() as facts_file, tempfile.TemporaryFile() as output:
+        facts_file.write(json.dumps({fact: _json_value(value) for fact, value in facts.items()}).encode())
+        facts_file.seek(0)
         try:
             process = subprocess.Popen(
                 [_SHELL, "-c", command],
-                stdin=told,
+                stdin=facts_file,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **_variables(facts)},
@@ -73,7 +73,7 @@ def run_hook(
             begun()
             with suppress(subprocess.TimeoutExpired):
                 status = process.wait(timeout_s)
-        except BaseException:  # interrupted: a hook can undo what it has begun
+        except BaseException:  # interrupted: let the hook undo what it has begun
             _ask_to_end(process)
             raise
         finally:
@@ -99,7 +99,7 @@ def _ending(status: int | None, timeout_s: float) -> str:
 
 
 def _log_output(name: str, output: BinaryIO) -> str:
-    """Log what a hook has printed and return the last line of it."""
+    """Log what a hook printed and return the last line of it."""
     size = output.seek(0, os.SEEK_END)
     output.seek(max(0, size - _LOGGED_BYTES))
     lines = [line for line in output.read().decode(errors="replace").splitlines() if line.strip()]
@@ -118,7 +118,7 @@ def _text(value: Fact) -> str:
     if isinstance(value, datetime):
         return _moment(value)
     if value is None or isinstance(value, (str, int, float)):
-        return str(value).replace("\0", "")  # which no variable can hold
+        return str(value).replace("\0", "")  # an environment variable cannot contain NUL
     return ",".join(value)
 
 

@@ -1,7 +1,7 @@
-"""The values that cross boundaries: ids, versions, blobs, and the protocol of progress.
+"""Define the values that cross boundaries: ids, versions, blobs, and the progress protocol.
 
-Pure data. Times are aware and in UTC, sizes are bytes. Ids of rows are types of their own, so that
-mixing them up is a type error.
+Pure data. Times are aware and in UTC, sizes are bytes. Each kind of row id has its own type, so mixing them
+up is a type error.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ BlobUid = NewType("BlobUid", str)        # up to 32 characters of [0-9A-Za-z], c
 BlockIndex = NewType("BlockIndex", int)  # number of a block within its image, from 0
 PageNumber = NewType("PageNumber", int)  # number of a page within its block map, from 0
 
-Buffer: TypeAlias = bytes | bytearray | memoryview  # what may be written or sealed without a copy
+Buffer: TypeAlias = bytes | bytearray | memoryview  # can be written or sealed without a copy
 
-NAME_LENGTH = 2048  # characters of a name, as backy2
-DEFAULT_BLOCK_SIZE = 4 << 20  # 4 MiB, as backy2
-DEFAULT_COMPRESSION_LEVEL = 1  # of zstd, as backy2
+NAME_LENGTH = 2048  # characters, as in backy2
+DEFAULT_BLOCK_SIZE = 4 << 20  # 4 MiB, as in backy2
+DEFAULT_COMPRESSION_LEVEL = 1  # of zstd, as in backy2
 
 
 class VersionStatus(StrEnum):
     """How far a version can be trusted."""
 
-    INCOMPLETE = "incomplete"  # its backup runs or was interrupted
-    VALID = "valid"            # every block was stored, none is known to be damaged
-    INVALID = "invalid"        # complete, and a block of it was found damaged
+    INCOMPLETE = "incomplete"  # its backup is running or was interrupted
+    VALID = "valid"            # every block was stored, and none is known to be damaged
+    INVALID = "invalid"        # complete, but a block was found damaged
 
 
 class Deduplication(StrEnum):
-    """With which stored blocks a backup does with, instead of storing them anew."""
+    """Which stored blocks a backup reuses instead of storing them again."""
 
     OFF = "off"
-    ON = "on"                      # all that are valid
-    SAME_VERSION = "same-version"  # those of the encryption version that new ones get
+    ON = "on"                      # all valid blocks
+    SAME_VERSION = "same-version"  # only blocks of the encryption version that new blocks get
 
 
-# The clocks of hosts may differ by this much before a version counts as one of the future.
+# Clocks of hosts may differ by this much before a version counts as dated in the future.
 CLOCK_TOLERANCE = timedelta(minutes=5)
 
 
@@ -68,12 +68,12 @@ class Version:
 
     @property
     def tag_names(self) -> frozenset[str]:
-        """The tags as people and schedules look for them: earlier releases stored white space around some."""
+        """The tags without surrounding white space, which earlier releases stored with some."""
         return frozenset(tag.strip() for tag in self.tags)
 
     @property
     def record(self) -> VersionRecord:
-        """What an export or the catalog holds of it."""
+        """The record of the version for an export or the catalog."""
         return VersionRecord(
             uid=self.uid,
             created_at=self.created_at,
@@ -86,26 +86,26 @@ class Version:
             tags=self.tags,
         )
 
-    def is_of_the_future(self, now: datetime) -> bool:
-        """Tell whether it is dated later than `now`: a clock was or is wrong. Its date says nothing about its age."""
+    def is_dated_in_the_future(self, now: datetime) -> bool:
+        """Return whether its date is later than `now`. If so, a clock was or is wrong, and its age is unknown."""
         return self.created_at - now > CLOCK_TOLERANCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
-    """A stored object that holds one sealed block, as the database knows it."""
+    """A stored object with one sealed block, as described by the database."""
 
     id: BlobId
     uid: BlobUid
-    fingerprint: bytes | None  # of the plain bytes; None where an adopted database has none
+    fingerprint: bytes | None  # of the plain bytes; None if an adopted database had none
     size: int                  # plain bytes
     encryption_version: int
-    wrapped_key: bytes | None  # data key, wrapped by the repository key; None where the version uses none
+    wrapped_key: bytes | None  # data key, wrapped by the repository key; None if the version uses none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedBlob:
-    """A block that was put into the storage and has no row yet."""
+    """A block that was written to the storage but has no row yet."""
 
     uid: BlobUid
     fingerprint: bytes
@@ -117,12 +117,12 @@ class SavedBlob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobRecord:
-    """All that is to be kept of a blob, as backy2 or an export names it."""
+    """Everything that is kept about a blob of backy2 or of an export."""
 
     uid: BlobUid
-    fingerprint: bytes | None  # as that of a Blob
+    fingerprint: bytes | None  # as in Blob
     size: int
-    stored_size: int | None    # None where nobody knows
+    stored_size: int | None    # None: unknown
     encryption_version: int
     wrapped_key: bytes | None
     valid: bool                # False: found damaged
@@ -130,7 +130,7 @@ class BlobRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionRecord:
-    """A version that is to be taken over, or was written to an export: all of it but its blocks."""
+    """Everything about a version except its blocks, for taking it over from backy2 or an export, or exporting it."""
 
     uid: VersionUid
     created_at: datetime
@@ -145,7 +145,7 @@ class VersionRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsRecord:
-    """What a backup did, as it is kept after its end. Bytes are plain bytes but where stated."""
+    """The statistics of a finished backup. Bytes are plain bytes unless stated otherwise."""
 
     created_at: datetime  # the end of the backup
     version_uid: VersionUid
@@ -156,7 +156,7 @@ class StatisticsRecord:
     blocks_read: int
     bytes_written: int
     blocks_written: int
-    bytes_stored: int | None  # what was written, after sealing; None: not known
+    bytes_stored: int | None  # bytes written, after sealing; None: unknown
     bytes_deduplicated: int
     blocks_deduplicated: int
     bytes_sparse: int
@@ -166,11 +166,11 @@ class StatisticsRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeySlot:
-    """One way to the repository key."""
+    """One wrapped copy of the repository key, and what unwraps it."""
 
     label: str
-    kdf: str             # how a key or passphrase becomes the key that unwraps; see `backyfs.keys`
-    kdf_parameters: str  # JSON; empty where the kdf has none
+    kdf: str             # how the unwrapping key is derived from a key or passphrase; see `backyfs.keys`
+    kdf_parameters: str  # JSON; empty if the kdf has none
     key_check: bytes     # check value of the key that opens the slot
     wrapped_key: bytes   # the repository key
     created_at: datetime
@@ -178,17 +178,17 @@ class KeySlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeySource:
-    """Where a 256-bit key is to be read from; exactly one field is set. Never shown whole."""
+    """Where to read a 256-bit key from. Exactly one field is set. The repr never shows the key."""
 
     hex_digits: str | None = field(default=None, repr=False)
     file: str | None = None
     command: str | None = None
-    credential: str | None = None  # name of a credential of systemd
+    credential: str | None = None  # name of a systemd credential
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassphraseSource:
-    """Where a passphrase is to be read from; exactly one field is set."""
+    """Where to read a passphrase from. Exactly one field is set."""
 
     file: str | None = None
     command: str | None = None
@@ -196,7 +196,7 @@ class PassphraseSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DamagedRange:
-    """Bytes of an image that cannot be had: [start, stop), and why."""
+    """Bytes [start, stop) of an image that cannot be read, and why."""
 
     start: int
     stop: int
@@ -204,18 +204,18 @@ class DamagedRange:
 
 
 class Progress(Protocol):
-    """Told how a long operation gets on. Called from one thread."""
+    """Shows how far a long operation has got. Called from one thread."""
 
     def start(self, label: str, total_bytes: int) -> None:
-        """Begin to show an operation over so many bytes."""
+        """Begin to show an operation over `total_bytes`."""
         ...
 
     def advance(self, amount_bytes: int) -> None:
-        """So many more bytes are done."""
+        """Show that another `amount_bytes` are done."""
         ...
 
     def stop(self) -> None:
-        """Take the display away."""
+        """Remove the display."""
         ...
 
 

@@ -1,6 +1,7 @@
-"""The files of a repository itself: database, storage, configuration, keys, log. No command may overwrite them.
+"""Recognise the files of the repository itself: database, storage, configuration, keys, log.
 
-They are recognised by device and inode, so hard links, symbolic links and bind mounts lead to them as well.
+No command may overwrite them. They are compared by device and inode, so hard links, symbolic links and bind mounts
+are recognised too.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
     from backyfs.config import Config
 
-_SEPARATORS = ("-", ".")  # between the name of a database and the ending of its journals and copies
+_SEPARATORS = ("-", ".")  # between the name of a database and the suffix of its journals and copies
 
 
 def configured_own_paths(config: Config) -> tuple[str, ...]:
-    """Return the local paths that nothing else may write to, for a command that does not open the repository.
+    """Return the local paths that only backyfs may write to, for a command that does not open the repository.
 
     Raises:
-        DatabaseError: the URL of the database cannot be used.
+        DatabaseError: the database URL cannot be used.
     """
     storage_paths = [config.storage.path] if isinstance(config.storage, DirectoryStorageConfig) else []
     with closing(Database(config.database_url)) as database:
@@ -34,7 +35,7 @@ def configured_own_paths(config: Config) -> tuple[str, ...]:
 
 
 def own_paths(config: Config, database: Database, storage_paths: Sequence[str]) -> tuple[str, ...]:
-    """Return the local paths of a repository that nothing else may write to, those of the storage first."""
+    """Return the local paths of a repository that only backyfs may write to, the paths of the storage first."""
     paths = [*storage_paths, *config.files, sqlite_path(database.engine.url), config.logfile]
     if config.key is not None:
         paths.append(config.key.file)
@@ -46,10 +47,9 @@ def own_paths(config: Config, database: Database, storage_paths: Sequence[str]) 
 
 
 def find_own(path: str, own_paths: Sequence[str]) -> str | None:
-    """Return which of a repository's own paths `path` is, is in, or lies beside as a journal or copy; None: of none.
+    """Return the repository path that `path` equals, is below, or is a journal or copy of. None if there is none.
 
-    `path` may be that of a file that does not exist yet. Of a file with several hard links the inode is looked for in
-    the whole storage.
+    The file may not exist yet. If it has several hard links, its inode is searched for in the whole storage.
     """
     real = os.path.realpath(path)
     place = place_of(real) or _place_of_new(real)
@@ -89,7 +89,7 @@ def _with_companions(own: str) -> Iterator[str]:
 
 
 def _is_companion(path: str, own: str) -> bool:
-    """Tell whether a path is named as the journals and copies of a file are: `m.db-wal`, `m.db.before-upgrade`."""
+    """Return whether a path is named like a journal or copy of a file: `m.db-wal`, `m.db.before-upgrade`."""
     ending = path.removeprefix(own)
     return ending != path and ending.startswith(_SEPARATORS) and "/" not in ending and not os.path.isdir(own)
 
@@ -102,7 +102,7 @@ def _is_same(path: str, about: os.stat_result) -> bool:
 
 
 def _holds(directory: str, about: os.stat_result) -> bool:
-    """Tell whether a file below a directory is a hard link to this one. Only directory entries are read."""
+    """Return whether a directory tree contains a hard link to this file. Only directory entries are read."""
     if not stat.S_ISREG(about.st_mode) or about.st_nlink == 1 or not os.path.isdir(directory):
         return False
     waiting = [directory] if os.stat(directory).st_dev == about.st_dev else []

@@ -1,6 +1,6 @@
-"""Sets of whole numbers, kept as ranges: which blocks, which bytes. Pure.
+"""Keep sets of whole numbers, such as blocks or bytes, as ranges. Pure.
 
-What it costs grows with the number of ranges, never with how many numbers they hold.
+Time and memory grow with the number of ranges, not with how many numbers they contain.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Range: TypeAlias = tuple[int, int]  # [start, stop)
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """A set of numbers: ranges in order that neither touch nor overlap, none of them empty. Made by `ranges`."""
+    """A set of numbers: sorted, non-empty ranges that neither touch nor overlap. Made by `ranges`."""
 
     parts: tuple[Range, ...] = ()
 
@@ -45,7 +45,7 @@ class Ranges:
             rest = start
             while place < len(other.parts) and other.parts[place][1] <= start:
                 place += 1
-            at = place  # the range taken away may reach into the next one as well
+            at = place  # the subtracted range may also reach into the next one
             while at < len(other.parts) and other.parts[at][0] < stop:
                 if rest < other.parts[at][0]:
                     left.append((rest, other.parts[at][0]))
@@ -65,7 +65,7 @@ class Ranges:
                 yield max(first, start), min(end, stop)
 
     def picks(self, places: Iterable[int]) -> list[int]:
-        """Return the numbers at these places of the set in order; place 0 is the smallest number."""
+        """Return the numbers at these positions of the sorted set; position 0 is the smallest number."""
         ends = list(accumulate(stop - start for start, stop in self.parts))
         found = []
         for place in places:
@@ -75,7 +75,7 @@ class Ranges:
 
 
 def ranges(parts: Iterable[Range]) -> Ranges:
-    """Return the set of all numbers in these ranges, which may be empty, overlap, and come in any order."""
+    """Return the set of all numbers in these ranges. They may be empty, overlap, and be in any order."""
     merged: list[Range] = []
     for start, stop in sorted(parts):
         if stop <= start:

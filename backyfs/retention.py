@@ -1,7 +1,7 @@
-"""Retention: versions, schedulers and the time -> what is due, what breaches, what may go. Pure.
+"""Decide from versions, schedulers and the time which backups are due, late or no longer needed. Pure.
 
-A version belongs to a scheduler when it is valid and carries the scheduler's name as a tag. Meanings and sentences are
-those of backy2, so that what reads its output goes on reading ours.
+A version belongs to a scheduler if it is valid and has the scheduler's name as a tag. Rules and sentences are the same
+as in backy2, so scripts that read its output keep working.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from backyfs.model import Version
 
 _DAILY, _WEEKLY, _MONTHLY = "b_daily", "b_weekly", "b_monthly"
-_NEVER = datetime(1970, 1, 1, tzinfo=UTC)  # due since then: there is no backup
-_MORE_THAN_KEPT = 2                        # so many more are no breach: removing them takes its time
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)  # a name without a backup has been due since then
+_TOLERATED_EXCESS = 2                      # versions beyond `keep` that are not a breach: removal takes time
 _LATE_REMOVAL = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Due:
-    """A name of which a backup is due."""
+    """A name that needs a backup now."""
 
     name: str
     schedulers: tuple[str, ...]
-    expire_at: datetime  # of the backup that is to be made
+    expire_at: datetime  # of the backup to be made
     due_since: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breach:
-    """A way in which the backups of a name are not as their schedule promises."""
+    """One way in which the backups of a name break their schedule."""
 
     name: str
     scheduler: str
@@ -56,15 +56,15 @@ class Decision:
 
 
 def automatic_tags(versions_of_name: Iterable[Version], now: datetime) -> tuple[str, ...]:
-    """Return the tags of a new version of a name for which none were given, by the rule of backy2.
+    """Return the tags that a new version gets if the user gave none, by the rule of backy2.
 
-    b_daily when the last version with that tag is of an earlier day; b_weekly when it is seven days old, or more;
-    b_monthly when it is a calendar month old, or more; each also when there is none. Days are those of UTC. A version
-    dated in the future does not count: it would suppress all tags until then.
+    A new version gets b_daily if the last one with that tag is from an earlier day, b_weekly if it is seven or more
+    days old, b_monthly if it is a calendar month old or more, and each of them if there is none. Days are in UTC.
+    Versions dated in the future do not count, because they would suppress all tags until then.
     """
     today = now.astimezone(UTC).date()
     last: dict[str, date] = {}
-    for version in _not_of_the_future(versions_of_name, now):
+    for version in _not_in_the_future(versions_of_name, now):
         for tag in version.tags:
             last[tag] = max(version.created_at.astimezone(UTC).date(), last.get(tag, date.min))
     rules = (
@@ -78,10 +78,10 @@ def automatic_tags(versions_of_name: Iterable[Version], now: datetime) -> tuple[
 def find_due(
     versions: Iterable[Version], schedulers: Sequence[Scheduler], now: datetime, *, names: Iterable[str] = ()
 ) -> list[Due]:
-    """Return what is due, by how long it has been.
+    """Return the names that are due for a backup, the longest overdue first.
 
-    `names` are looked at besides those of the versions: a name without any version is due for every scheduler. A
-    version dated in the future does not count: it would be the newest one until then.
+    `names` are checked in addition to the names of the versions; one without a version is due for every scheduler.
+    Versions dated in the future do not count, because each would be the newest one until then.
     """
     by_name = _by_name(versions, names)
     found = []
@@ -112,35 +112,35 @@ def find_breaches(
     others: Iterable[Scheduler] = (),
     names: Iterable[str] = (),
 ) -> list[Breach]:
-    """Return where the backups of each name are not as the schedulers promise, by name.
+    """Return how the backups of each name break the given schedules, by name.
 
-    `others` are further schedulers for which versions are kept. `names` are looked at in addition to those of the
-    versions. A version dated in the future does not count.
+    `others` are further schedulers that keep versions. `names` are checked in addition to the names of the versions.
+    Versions dated in the future do not count.
     """
     everyone = dict.fromkeys([*schedulers, *others])
     return [
         Breach(name=name, scheduler=scheduler.name, sentence=f"{scheduler.name}: {sentence}")
         for name, of_name in _by_name(versions, names).items()
         for scheduler in schedulers
-        for sentence in _breaches(_answered_for(of_name, scheduler, everyone, now), scheduler, now)
+        for sentence in _breaches(_without_kept_for_others(of_name, scheduler, everyone, now), scheduler, now)
     ]
 
 
 def due_tags(
     versions_of_name: Iterable[Version], schedulers: Sequence[Scheduler], now: datetime, *, name: str
 ) -> tuple[str, ...]:
-    """Return the names of the schedulers for which a backup of this name is due: the tags that make it theirs."""
+    """Return the schedulers for which this name is due. As tags, they assign a new version to these schedulers."""
     return tuple(tag for due in find_due(versions_of_name, schedulers, now, names=[name]) for tag in due.schedulers)
 
 
 def plan_removal(
     versions: Iterable[Version], chosen: Sequence[Scheduler], others: Sequence[Scheduler], now: datetime
 ) -> list[Decision]:
-    """Return of each version whether it is needed, in the order of name and date.
+    """Return for each version whether it is needed, ordered by name and date.
 
-    A version is needed by each of the `chosen` schedulers that counts it among the newest it keeps. What is protected,
-    expires in the future, carries a tag of one of the `others` or of no scheduler at all is needed as well, and so is
-    the newest valid version of each name. A version dated in the future stays, and takes no place among the newest.
+    A `chosen` scheduler needs the newest versions up to its `keep`. Also needed are versions that are protected, expire
+    in the future, or have a tag of one of the `others` or of no scheduler, and the newest valid version of each name.
+    Versions dated in the future are kept, and do not count as the newest ones.
     """
     return [
         decision
@@ -152,7 +152,7 @@ def plan_removal(
 def _plan_name(
     of_name: Sequence[Version], chosen: Sequence[Scheduler], others: set[str], now: datetime
 ) -> Iterator[Decision]:
-    valid = [version for version in _not_of_the_future(of_name, now) if version.status is VersionStatus.VALID]
+    valid = [version for version in _not_in_the_future(of_name, now) if version.status is VersionStatus.VALID]
     newest = valid[-1] if valid else None
     kept = {scheduler: _newest(_scheduled(of_name, scheduler, now), scheduler.keep) for scheduler in chosen}
     for version in of_name:
@@ -164,7 +164,7 @@ def _plan_name(
 
 
 def _reason_to_keep(version: Version, newest: Version | None, others: set[str], now: datetime) -> str | None:
-    """Return why a version stays, whatever the schedulers say."""
+    """Return why a version is kept regardless of the schedulers."""
     if version.protected:
         return "protected"
     if version.expire_at is not None and version.expire_at > now:
@@ -173,12 +173,12 @@ def _reason_to_keep(version: Version, newest: Version | None, others: set[str], 
 
 
 def _reason_of_date(version: Version, newest: Version | None, now: datetime) -> str | None:
-    if version.is_of_the_future(now):
+    if version.is_dated_in_the_future(now):
         return f"dated in the future, {time_text(version.created_at)}"
     if version is newest:
         return "the newest valid version of its name"
     if newest is None or newest.created_at < version.created_at:
-        # What can be read of an invalid one may be all there is.
+        # The readable part of an invalid version may be all that is left.
         fact = "incomplete, and can be continued" if version.status is VersionStatus.INCOMPLETE else "invalid"
         return f"{fact}: no valid version is newer"
     return None
@@ -217,32 +217,32 @@ def _by_schedule(version: Version, kept: dict[Scheduler, list[Version]]) -> Deci
 
 
 def _by_name(versions: Iterable[Version], names: Iterable[str]) -> dict[str, list[Version]]:
-    """Return versions by name, the oldest first, the names in order."""
+    """Return versions by name, in the order of the names, the oldest version first."""
     found: dict[str, list[Version]] = {name: [] for name in names}
     for version in versions:
         found.setdefault(version.name, []).append(version)
     return {name: sorted(found[name], key=lambda version: (version.created_at, version.id)) for name in sorted(found)}
 
 
-def _not_of_the_future(versions: Iterable[Version], now: datetime) -> Iterator[Version]:
-    return (version for version in versions if not version.is_of_the_future(now))
+def _not_in_the_future(versions: Iterable[Version], now: datetime) -> Iterator[Version]:
+    return (version for version in versions if not version.is_dated_in_the_future(now))
 
 
 def _scheduled(of_name: Iterable[Version], scheduler: Scheduler, now: datetime) -> list[Version]:
     return [
         version
-        for version in _not_of_the_future(of_name, now)
+        for version in _not_in_the_future(of_name, now)
         if version.status is VersionStatus.VALID and scheduler.name in version.tag_names
     ]
 
 
-def _answered_for(
+def _without_kept_for_others(
     of_name: Sequence[Version], scheduler: Scheduler, everyone: Iterable[Scheduler], now: datetime
 ) -> list[Version]:
-    """Return the versions of a scheduler without the old ones that are still there for another scheduler.
+    """Return the versions of a scheduler, without old ones that another scheduler still needs.
 
-    A version that is both daily and monthly outlives its days as a daily one: that breaks no promise of the daily
-    scheduler. The other scheduler is given the same grace for removal that `_breaches` gives.
+    A version that is both daily and monthly is kept longer than a daily one. This does not break the daily schedule.
+    The other scheduler gets the same tolerance for removal as in `_breaches`.
     """
     scheduled = _scheduled(of_name, scheduler, now)
     newest = {version.id for version in _newest(scheduled, scheduler.keep)}
@@ -250,7 +250,7 @@ def _answered_for(
         version.id
         for other in everyone
         if other is not scheduler and other.keep
-        for version in _newest(_scheduled(of_name, other, now), other.keep + _MORE_THAN_KEPT)
+        for version in _newest(_scheduled(of_name, other, now), other.keep + _TOLERATED_EXCESS)
     }
     return [version for version in scheduled if version.id in newest or version.id not in for_others]
 
@@ -273,7 +273,7 @@ def _breaches(scheduled: Sequence[Version], scheduler: Scheduler, now: datetime)
     least_s, most_s = scheduler.interval_s - scheduler.sla_s, scheduler.interval_s + scheduler.sla_s
     if count < keep:
         yield f"Too few backups. Found {count}, should be {keep}."
-    if count > keep + _MORE_THAN_KEPT:
+    if count > keep + _TOLERATED_EXCESS:
         yield f"Too many backups. Found {count}, should be {keep}."
     if not scheduled:
         return
@@ -287,7 +287,7 @@ def _breaches(scheduled: Sequence[Version], scheduler: Scheduler, now: datetime)
     for before, version in pairwise(scheduled):
         first, last = _shifted(before.created_at, least_s), _shifted(before.created_at, most_s)
         if not first <= version.created_at <= last:
-            # "shoud" is what backy2 prints, and what scripts may look for.
+            # backy2 prints "shoud", and scripts may search for it.
             yield (
                 f"Version {version.uid} is not in SLA range. It was created at {time_text(version.created_at)} "
                 f"and shoud be between {time_text(first)} and {time_text(last)}."
@@ -301,13 +301,13 @@ def _breaches(scheduled: Sequence[Version], scheduler: Scheduler, now: datetime)
 
 
 def _a_month_after(day: date) -> date:
-    """Return the same day of the next month, or its last day where it is shorter."""
+    """Return the same day of the next month, or the last day of a shorter month."""
     year, month = (day.year + 1, 1) if day.month == 12 else (day.year, day.month + 1)
     return date(year, month, min(day.day, calendar.monthrange(year, month)[1]))
 
 
 def _shifted(moment: datetime, seconds: int) -> datetime:
-    """Return a time so much later, or the last or nearly the first one that there is."""
+    """Return a time shifted by `seconds`, limited to the range of datetime."""
     try:
         return moment + timedelta(seconds=seconds)
     except OverflowError:

@@ -1,7 +1,7 @@
-r"""Text that others chose, such as the name of a version or a label in an image, where it could do harm.
+r"""Escape text that others chose, such as the name of a version or a label in an image.
 
-A terminal obeys control characters, and shows text in another order after a bidirectional control. A program that
-reads lines takes more than a newline for the end of one. A shell runs what is not quoted.
+Terminals obey control characters and reorder text after a bidirectional control. Some programs split lines at other
+characters than a newline. A shell runs unquoted text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _JOINERS = "\u200c\u200d"  # formatting that Persian and many emoji are spelled 
 
 
 def steers(char: str) -> bool:
-    """Tell whether a character steers a terminal, or ends a line for some programs, instead of being shown."""
+    """Return whether a character controls a terminal, or ends a line for some programs, instead of being shown."""
     return not char.isprintable() and unicodedata.category(char) in _STEERING and char not in _JOINERS
 
 
@@ -29,9 +29,9 @@ def escaped(char: str) -> str:
 
 
 def shell_word(text: str) -> str:
-    r"""Return a word of a command line for people to copy: whatever it holds, the shell takes it for text.
+    r"""Return a word quoted for a command line that people copy, so that the shell takes it literally.
 
-    Where something in it cannot be printed this is `$'...'`, in bytes, which bash, zsh, ksh and busybox know.
+    A word with unprintable characters becomes `$'...'` with escaped bytes, which bash, zsh, ksh and busybox support.
     """
     if text.isprintable():
         return shlex.quote(text)
@@ -39,7 +39,7 @@ def shell_word(text: str) -> str:
 
 
 def shell_words(*words: str) -> str:
-    """Return a whole command, each word quoted where it has to be."""
+    """Return a whole command, with each word quoted if necessary."""
     return " ".join(map(shell_word, words))
 
 
@@ -48,10 +48,10 @@ def _in_ansi_quotes(char: str) -> str:
         return f"\\{char}"
     if char.isprintable():
         return char
-    # Three octal digits: a hexadecimal escape would take a digit that follows in some shells.
+    # Three octal digits: in some shells, a hexadecimal escape would swallow a digit that follows it.
     return "".join(f"\\{byte:03o}" for byte in char.encode("utf-8", _errors_of(char)))
 
 
 def _errors_of(char: str) -> str:
-    """Return how a lone surrogate becomes bytes: one that stands for a byte of a path becomes that byte."""
+    """Return how to encode a lone surrogate: one that represents a byte of a path becomes that byte again."""
     return "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass"

@@ -1,13 +1,13 @@
-"""Is a configuration to be believed? It names commands to run, so whoever can change it can have them run.
+"""Decide whether to trust a configuration. It contains commands, so anyone who can change it can run commands.
 
-    who runs it   who may be able to change it        anybody else
-    a user        the user and root                   a warning
-    root          root                                refused
-    root          a user whose configuration it is:   refused
-                  without commands, and with files
-                  that the user could use without root
+    run by   may be changed by                           if anyone else can change it
+    a user   the user and root                           warning
+    root     root                                        refused
+    root     the user who owns it, if it has no          refused
+             commands and only uses files that
+             this user can use without root
 
-The last line lets root work in the repository of a user, who must not become root by that.
+The last row lets root work in the repository of a user. It must not let that user become root.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 def load_trusted_config(file: str | None, environ: Mapping[str, str]) -> tuple[Config, tuple[str, ...]]:
-    """Return the configuration and warnings about it, as `load_config`, if it may be believed.
+    """Return the configuration and warnings about it, like `load_config`, if it can be trusted.
 
     Raises:
-        ConfigError: there is none, it has a mistake, or this is root and others can change it.
+        ConfigError: there is no configuration, it has a mistake, or this is root and others can change it.
     """
     config, warnings = load_config(file, environ)
     doubts = doubts_about(config)
@@ -46,12 +46,12 @@ def load_trusted_config(file: str | None, environ: Mapping[str, str]) -> tuple[C
 
 
 def is_refused() -> bool:
-    """Tell whether this user refuses a configuration that there are doubts about."""
+    """Return whether this user must refuse a configuration that others can change."""
     return os.geteuid() == 0
 
 
 def doubts_about(config: Config) -> list[str]:
-    """Return why a configuration is not to be believed, a sentence each, with the remedy. Runs and opens nothing."""
+    """Return the reasons not to trust a configuration, one sentence each, with the remedy. Runs and opens nothing."""
     user = _user_of(config)
     trusted = (0, os.geteuid()) if user is None else (0, user)
     found = [*_doubts_about_files(config, trusted)]
@@ -61,7 +61,7 @@ def doubts_about(config: Config) -> list[str]:
 
 
 def commands_of(config: Config) -> dict[str, str]:
-    """Return the commands that a configuration names, by their keys."""
+    """Return the commands in a configuration by their keys."""
     commands = dict(config.hooks.commands)
     if config.key is not None and config.key.command is not None:
         commands["encryption_key_command"] = config.key.command
@@ -71,7 +71,7 @@ def commands_of(config: Config) -> dict[str, str]:
 
 
 def secret_files_of(config: Config) -> list[str]:
-    """Return the files of keys and passphrases that a configuration names."""
+    """Return the key and passphrase files in a configuration."""
     files = [source.file for source in (config.key, config.passphrase) if source is not None]
     if isinstance(config.storage, ObjectStoreConfig):
         files.append(config.storage.aws_secret_access_key_file)
@@ -79,7 +79,7 @@ def secret_files_of(config: Config) -> list[str]:
 
 
 def _user_of(config: Config) -> int | None:
-    """Return the user whose configuration root uses; None if it is root's own, or this is not root."""
+    """Return the user whose configuration root is using; None if it is root's own, or this is not root."""
     if os.geteuid() != 0:
         return None
     owners = set()
@@ -90,7 +90,7 @@ def _user_of(config: Config) -> int | None:
 
 
 def _doubts_about_files(config: Config, trusted: Collection[int]) -> Iterator[str]:
-    """Yield why files that decide what is run are not to be believed: once for each place that others can change."""
+    """Yield reasons not to trust files that decide which commands run: one for each place that others can change."""
     whom = "root" if os.geteuid() == 0 else "this user"
     reasons: list[tuple[str | None, str]] = [
         (file, f"others can change {file} and have commands run as {whom}") for file in config.files
@@ -101,23 +101,23 @@ def _doubts_about_files(config: Config, trusted: Collection[int]) -> Iterator[st
     reasons += [(file, f"others can replace the key in {file}") for file in secret_files_of(config)]
     found: dict[Writer, str] = {}
     for path, reason in reasons:
-        with suppress(OSError):  # what cannot be opened is reported by the command that needs it
+        with suppress(OSError):  # the command that needs the file reports that it cannot be opened
             for writer in [] if path is None else writers_of(path, trusted):
                 found.setdefault(writer, f"{writer}, so {reason}; {writer.remedy}")
     yield from found.values()
 
 
 def _program_of(command: str) -> str | None:
-    """Return the file that a command runs, where it is named by its path."""
+    """Return the program that a command runs, if it is given as an absolute path."""
     try:
         words = shlex.split(command)
-    except ValueError:  # what is wrong with it, the shell says
+    except ValueError:  # the shell will report the mistake
         return None
     return words[0] if words and os.path.isabs(words[0]) else None
 
 
 def _doubts_about_user(config: Config, user: int) -> Iterator[str]:
-    """Yield what a user's configuration makes root do that the user could not."""
+    """Yield everything that a user's configuration makes root do and that the user could not."""
     file = config.files[-1]
     remedy = f"run backyfs as that user, or give the file and its directory to root (`chown root {shell_word(file)}`)"
     commands = commands_of(config)
@@ -129,8 +129,8 @@ def _doubts_about_user(config: Config, user: int) -> Iterator[str]:
 
 
 def _used_paths(config: Config) -> Iterator[str]:
-    """Yield the paths that a command writes to, or makes if they are not there."""
-    from backyfs.metadata.db.database import Database, sqlite_path  # noqa: PLC0415 - slow to load, and seldom needed
+    """Yield the paths that a command writes to or creates."""
+    from backyfs.metadata.db.database import Database, sqlite_path  # noqa: PLC0415 - slow to load, rarely needed
 
     if config.logfile is not None:
         yield config.logfile
@@ -143,14 +143,14 @@ def _used_paths(config: Config) -> Iterator[str]:
 
 
 def _is_within_reach(path: str, user: int) -> bool:
-    """Tell whether a user may write to a path, make it, or put something in its place, by owner and mode."""
+    """Return whether a user may write to, create or replace a path, judging by owner and mode."""
     real = os.path.realpath(path)
     while not os.path.lexists(real):
         real = os.path.dirname(real)
     about = os.stat(real)
     if _may_write(about, user):
         return True
-    # A file that root has made in the user's directory. With a second name, it may be one of the system's.
+    # A file that root created in the user's directory. If it has a second name, it may be a system file.
     return about.st_nlink == 1 and stat.S_ISREG(about.st_mode) and _may_write(os.stat(os.path.dirname(real)), user)
 
 

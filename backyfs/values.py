@@ -1,7 +1,7 @@
-"""What values must look like, wherever they come from: rows, objects of the catalog, exports.
+"""Rules for values that are read from database rows, objects of the catalog and exports.
 
-Pure. Nothing that was stored is trusted: anyone who can write to the database or the storage can have put anything
-there. So there is one rule for each kind of value, and every border applies it: the columns of the database, the
+Pure. Stored values are not trusted, because anyone who can write to the database or the storage can put anything
+there. Each kind of value has one rule, applied wherever such values are read: by the columns of the database, the
 objects of `catalog`, and both formats that `import` reads.
 """
 
@@ -22,27 +22,27 @@ _SHOWN = 60  # characters of a value in a message
 
 
 class Rule(Protocol):
-    """What one kind of value must look like."""
+    """A rule for one kind of value."""
 
     def check(self, value: Any) -> Any:
-        """Return a value that keeps the rule.
+        """Return the value if it obeys the rule.
 
         Raises:
-            ValueError: it breaks the rule; the text says what was expected.
+            ValueError: it does not; the text says what was expected.
         """
         ...
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: printable, and short however long the value is."""
-    if isinstance(value, int) and value.bit_length() > 4 * _SHOWN:  # Python refuses to print numbers of many digits
+    """Return a value for a message: printable, and cut to a bounded length."""
+    if isinstance(value, int) and value.bit_length() > 4 * _SHOWN:  # Python refuses to print very long numbers
         return f"a number of {value.bit_length()} bits"
     text = repr(value[: _SHOWN + 1] if isinstance(value, str | bytes) else value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def is_right(rule: Rule, value: object) -> bool:
-    """Tell whether a value keeps a rule."""
+def obeys(rule: Rule, value: object) -> bool:
+    """Return whether a value obeys a rule."""
     try:
         rule.check(value)
     except ValueError:
@@ -56,14 +56,14 @@ def _wrong(value: object, expected: str) -> ValueError:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text of bounded length that every database can store. `form` must match all of it."""
+    """Text of bounded length that every database can store. `form` must match the whole text."""
 
     most: int
     form: re.Pattern[str] | None = None
     kind: str = "text"
 
     def check(self, value: Any) -> str:
-        """Return text that keeps the rule."""
+        """Return the text if it obeys the rule."""
         if isinstance(value, str) and len(value) <= self.most and "\0" not in value and self._has_form(value):
             return value
         of = "" if self.form is None else f" of the form {self.form.pattern}"
@@ -83,7 +83,7 @@ class Number:
     below: int
 
     def check(self, value: Any) -> int:
-        """Return a number that keeps the rule; a bool is not one."""
+        """Return the number if it obeys the rule. A bool is not a number."""
         if type(value) is int and self.least <= value < self.below:
             return value
         raise _wrong(value, f"a number from {self.least} to {self.below - 1}")
@@ -94,7 +94,7 @@ class Seconds:
     """A duration."""
 
     def check(self, value: Any) -> float:
-        """Return a duration that keeps the rule."""
+        """Return the duration if it obeys the rule."""
         if type(value) in (int, float) and math.isfinite(value) and 0 <= value < _MOST_SECONDS:
             return float(value)
         raise _wrong(value, "a duration in seconds")
@@ -105,7 +105,7 @@ class Flag:
     """True or false."""
 
     def check(self, value: Any) -> bool:
-        """Return a bool."""
+        """Return the value if it is a bool."""
         if isinstance(value, bool):
             return value
         raise _wrong(value, "true or false")
@@ -119,7 +119,7 @@ class Raw:
     most: int
 
     def check(self, value: Any) -> bytes:
-        """Return bytes that keep the rule."""
+        """Return the bytes if they obey the rule."""
         if isinstance(value, bytes) and self.least <= len(value) <= self.most:
             return value
         length = f"{self.most}" if self.least == self.most else f"{self.least} to {self.most}"
@@ -128,13 +128,13 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """An aware time, in years [first, below)."""
+    """An aware time in the years [first, below)."""
 
     first: int
     below: int
 
     def check(self, value: Any) -> datetime:
-        """Return a time that keeps the rule, in UTC."""
+        """Return the time in UTC if it obeys the rule."""
         if isinstance(value, datetime) and value.tzinfo is not None:
             try:
                 found: datetime = value.astimezone(UTC)
@@ -152,17 +152,17 @@ class Choice:
     kind: type[StrEnum]
 
     def check(self, value: Any) -> str:
-        """Return text that is one of them."""
+        """Return the text if it is one of the values."""
         if isinstance(value, str) and any(value == one.value for one in self.kind):
             return value
         raise _wrong(value, f"one of {', '.join(one.value for one in self.kind)}")
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can name them; they are not characters
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can contain them, but they are not characters
 _MOST_SECONDS = 1e15
 _MOST_COUNT = 1 << 63
 
-VERSION_UID = Text(36, re.compile("[0-9A-Za-z-]+"), "a uid")  # names a directory, and an object of the catalog
+VERSION_UID = Text(36, re.compile("[0-9A-Za-z-]+"), "a uid")  # used as the name of a directory and a catalog object
 REPOSITORY_UID = VERSION_UID
 PAGE_UID = Text(36, re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "the uid of a page")  # 16 bytes
 BLOB_UID = Text(32, re.compile("[0-9A-Za-z]{5,}"), "the uid of a block")  # becomes a path
@@ -179,15 +179,15 @@ TOKEN = COUNT
 ROW_ID = Number(1, _MOST_COUNT)
 PID = Number(1, 1 << 31)
 BLOCK_SIZE = Number(1, 1 << 31)
-BLOB_SIZE = Number(0, 1 << 31)           # plain bytes; 0 where backy2 did not know it
+BLOB_SIZE = Number(0, 1 << 31)           # plain bytes; 0 if backy2 did not know it
 ENCRYPTION_VERSION = Number(0, 1 << 15)
 PAGE_NUMBER = Number(0, 1 << 31)
 FLAG = Flag()
 DURATION = Seconds()
 FINGERPRINT = Raw(0, 64)
-WRAPPED_KEY = Raw(0, 64)                 # empty where backy2 had an empty one
+WRAPPED_KEY = Raw(0, 64)                 # empty if it was empty in backy2
 FINGERPRINT_KEY = Raw(0, 64)
 IDENTITY_TAG = Raw(32, 32)
 KEY_CHECK = Raw(0, 16)
-DATE = Moment(1, 9000)                   # of something that happened: years can be added to it
-EXPIRY = Moment(1, 10_000)               # may mean "never", or "at once"
+DATE = Moment(1, 9000)                   # when something happened; years can be added to it
+EXPIRY = Moment(1, 10_000)               # may mean "never" or "immediately"

@@ -15,7 +15,7 @@ from blake3 import blake3
 from backyfs import values
 from backyfs.errors import CatalogError, IntegrityError
 from backyfs.sealing.envelope import OVERHEAD_BYTES, open_sealed, seal
-from backyfs.values import is_right
+from backyfs.values import obeys
 
 FORMAT = 1
 REPOSITORY_NAME = "catalog/repository"
@@ -96,7 +96,7 @@ def uid_of(name: str) -> str:
 
 def is_uid(uid: str) -> bool:
     """Tell whether something may be the uid of a version, a page or a repository: it becomes a name."""
-    return is_right(values.VERSION_UID, uid)
+    return obeys(values.VERSION_UID, uid)
 
 
 def pack_object(kind: Kind, name: str, by: Seal, content: bytes, open_part: bytes = b"") -> bytes:

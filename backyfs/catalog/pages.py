@@ -16,7 +16,7 @@ from backyfs.errors import CatalogError
 from backyfs.geometry import PAGE_ENTRIES
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE
 from backyfs.model import BlobRecord, BlobUid
-from backyfs.values import is_right
+from backyfs.values import obeys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -190,10 +190,10 @@ def _blob(
     flags: int, uid: bytes, fingerprint: bytes, wrapped_key: bytes, version: int, size: int, stored_size: int
 ) -> BlobRecord:
     text = uid.hex() if flags & _HEX_UID else uid.decode("ascii")
-    if flags > _FLAGS or not is_right(values.BLOB_UID, text) or max(len(fingerprint), len(wrapped_key)) > _MAX_BYTES:
+    if flags > _FLAGS or not obeys(values.BLOB_UID, text) or max(len(fingerprint), len(wrapped_key)) > _MAX_BYTES:
         raise ValueError("it has a blob with a uid, fingerprint or key that cannot be")
     numbers = ((values.ENCRYPTION_VERSION, version), (values.BLOB_SIZE, size), (values.SIZE, stored_size))
-    if not all(is_right(rule, number) for rule, number in numbers):
+    if not all(obeys(rule, number) for rule, number in numbers):
         raise ValueError(f"blob {text} has a size or encryption version that cannot be")
     return BlobRecord(
         uid=BlobUid(text),

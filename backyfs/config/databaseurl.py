@@ -44,7 +44,7 @@ def mistake_in_url(url: str) -> str | None:
 
 
 def has_password(url: str) -> bool:
-    """Tell whether a URL of any kind holds a password."""
+    """Return whether a URL of any kind holds a password."""
     user = _USER_AND_PLACE.fullmatch(url.partition("://")[2])
     if user is not None and user["password"]:
         return True

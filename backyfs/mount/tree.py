@@ -118,7 +118,8 @@ class Tree:
     def is_true_at(self, now: datetime) -> bool:
         """Tell whether the same versions would give the same tree at this time: none of them has reached its date."""
         return all(
-            version.is_of_the_future(now) == version.is_of_the_future(self._now) for version in self._versions.values()
+            version.is_dated_in_the_future(now) == version.is_dated_in_the_future(self._now)
+            for version in self._versions.values()
         )
 
     def version(self, uid: VersionUid) -> Version:
@@ -192,7 +193,7 @@ class Tree:
         return {
             version.name: version.uid  # the last one of each name stays
             for version in self._versions.values()
-            if version.status is VersionStatus.VALID and not version.is_of_the_future(self._now)
+            if version.status is VersionStatus.VALID and not version.is_dated_in_the_future(self._now)
         }
 
     def _links(self, name: str) -> list[tuple[bytes, Node]]:

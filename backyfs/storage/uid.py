@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from backyfs.errors import ObjectUnreadableError, StorageError
-from backyfs.values import BLOB_UID, is_right
+from backyfs.values import BLOB_UID, obeys
 
 if TYPE_CHECKING:
     from backyfs.model import BlobUid
@@ -28,7 +28,7 @@ def check_uid(uid: BlobUid) -> None:
 
 def is_uid(uid: str) -> bool:
     """Tell whether a blob can have this uid."""
-    return is_right(BLOB_UID, uid)
+    return obeys(BLOB_UID, uid)
 
 
 def check_name(name: str) -> None:

@@ -431,7 +431,7 @@ def test_a_device_that_does_not_exist_does_not_become_a_file(call, version, typo
     status, _, err = call("restore", *options.split(), version.uid, typo)
     assert status == 8
     assert err == (
-        f"backyfs: error: {typo}: there is no device with this name, and a file among the devices would fill memory; "
+        f"backyfs: error: {typo}: there is no such device, and a regular file in its place would fill memory; "
         "check the name\n"
     )
     assert not typo.exists()
@@ -486,7 +486,7 @@ def test_a_memory_file_system_for_files_is_a_target(call, version):
 def test_no_command_makes_a_file_among_the_devices(call, config, version, typo, tmp_path, words):
     (tmp_path / "place").mkdir()
     status, _, err = call(*words.format(typo, config=config.parent).split())
-    assert "there is no device with this name" in err
+    assert "there is no such device" in err
     assert status == (0 if "--metrics-file" in words else 10 if "mount" in words else 6 if "--data {}" in words else 1)
     assert not os.path.lexists(typo)
 
@@ -496,7 +496,7 @@ def test_a_log_file_is_not_made_among_the_devices_and_may_be_one(call, config, t
     log = f"{config.parent}/backyfs.log"
     config.write_text(text.replace(log, str(typo)))
     status, _, err = call("ls")
-    assert (status, "there is no device with this name" in err) == (1, True)
+    assert (status, "there is no such device" in err) == (1, True)
     assert not typo.exists()
     config.write_text(text.replace(log, "/dev/null"))
     assert call("ls")[0] == 0

@@ -177,7 +177,7 @@ def test_a_file_that_was_made_by_another_in_the_meantime_is_not_replaced(tmp_pat
 
 @pytest.mark.parametrize("path", ["/dev/typo", "/dev/mapper/typo", "/dev/pts/typo", "/dev/shm/../typo", "/dev/no/typo"])
 def test_a_file_among_the_devices_is_refused(path):
-    with pytest.raises(DeviceDirectoryError, match="there is no device with this name, and a file among the devices"):
+    with pytest.raises(DeviceDirectoryError, match="there is no such device, and a regular file in its place"):
         require_no_device_directory(path)
 
 

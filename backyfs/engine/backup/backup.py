@@ -203,7 +203,7 @@ def _tags(before: Sequence[Version], request: BackupRequest, now: datetime) -> S
 
 
 def _warn_of_the_future(versions_of_name: Sequence[Version], now: datetime) -> None:
-    ahead = [version for version in versions_of_name if version.is_of_the_future(now)]
+    ahead = [version for version in versions_of_name if version.is_dated_in_the_future(now)]
     if ahead:
         newest = ahead[-1]
         _log.warning(

@@ -198,8 +198,8 @@ class _Checks:
                 slots, wrapped_key = list_key_slots(connection), newest_wrapped_key(connection)
             if self._unlocked(database).keyring.repository_key is not None:
                 by_passphrase = slots and (key is None or keys.slot_of_key(slots, key) is None)
-                is_right = "the passphrase opens" if by_passphrase else f"{shown} is the key of"
-                yield Grade.OK, f"{is_right} this repository"
+                obeys = "the passphrase opens" if by_passphrase else f"{shown} is the key of"
+                yield Grade.OK, f"{obeys} this repository"
                 return
             if wrapped_key is not None:
                 what = "no key is configured" if key is None else f"the configured key {shown} does not open them"

@@ -89,7 +89,7 @@ def collect_metrics(database: Database, schedulers: Sequence[Scheduler], now: da
         newest = {
             version.name: version
             for version in versions
-            if version.status is VersionStatus.VALID and not version.is_of_the_future(now)
+            if version.status is VersionStatus.VALID and not version.is_dated_in_the_future(now)
         }
         statistics = newest_statistics(connection, [version.uid for version in newest.values()])
     counts = Counter((version.name, version.status) for version in versions)

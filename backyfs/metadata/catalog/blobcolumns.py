@@ -13,7 +13,7 @@ from backyfs import values
 from backyfs.metadata.db.batches import batches
 from backyfs.metadata.db.oddrows import require_sound
 from backyfs.metadata.db.tables import blobs
-from backyfs.values import is_right
+from backyfs.values import obeys
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -105,7 +105,7 @@ def load_blob_columns(connection: Connection, blob_ids: Collection[int]) -> Blob
 
 
 def _keep_the_rules(found: BlobColumns) -> bool:
-    """Tell whether all values are what they must be, by columns: one by one it would take as long as reading them."""
+    """Return whether all values are what they must be, by columns: one by one it would take as long as reading them."""
     numbers: tuple[tuple[Sequence[int], values.Number], ...] = (
         (found.sizes, values.BLOB_SIZE),
         (found.encryption_versions, values.ENCRYPTION_VERSION),
@@ -119,7 +119,7 @@ def _keep_the_rules(found: BlobColumns) -> bool:
         set(map(type, found.uids)) == {str}
         and _UIDS.fullmatch(" ".join(found.uids)) is not None
         and all(
-            set(map(type, column)) <= {int} and all(is_right(rule, edge(column)) for edge in (min, max) if column)
+            set(map(type, column)) <= {int} and all(obeys(rule, edge(column)) for edge in (min, max) if column)
             for column, rule in numbers
         )
         and all(

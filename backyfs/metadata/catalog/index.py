@@ -67,7 +67,7 @@ def begin_index(connection: Connection) -> None:
 
 
 def needs_index(connection: Connection, busy: Collection[str]) -> bool:
-    """Tell whether an index would settle a note; versions in `busy` are being filled."""
+    """Return whether an index would settle a note; versions in `busy` are being filled."""
     noted = [note.uid for note in read_notes(connection, NoteKind.INDEX)]
     return bool(noted) and len(_not_durable(connection, noted, busy)) < len(noted)
 

@@ -24,7 +24,7 @@ from backyfs.errors import OddValueError
 from backyfs.metadata.db.batches import batches
 from backyfs.metadata.db.oddrows import note_odd, sound_rows
 from backyfs.metadata.db.tables import catalog_notes, pages, version_pages, versions
-from backyfs.values import is_right
+from backyfs.values import obeys
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -154,7 +154,7 @@ def unpublish_everything(connection: Connection) -> None:
 
 
 def has_notes(connection: Connection) -> bool:
-    """Tell whether there is anything that the catalog is to be told. Two queries that an index answers."""
+    """Return whether there is anything that the catalog is to be told. Two queries that an index answers."""
     to_do = catalog_notes.c.kind.not_in([NoteKind.PAGES, NoteKind.KEY, NoteKind.STATE])
     if connection.execute(select(catalog_notes.c.kind).where(to_do).limit(1)).first() is not None:
         return True
@@ -190,7 +190,7 @@ def _drop_odd_notes(connection: Connection) -> None:
     for kind in NoteKind:
         of_kind = catalog_notes.c.kind == kind.value
         for row in connection.execute(select(catalog_notes.c.uid, catalog_notes.c.token).where(of_kind)).all():
-            if not (is_right(_RULES[kind], row.uid) and is_right(values.TOKEN, row.token)):
+            if not (obeys(_RULES[kind], row.uid) and obeys(values.TOKEN, row.token)):
                 this = catalog_notes.c.uid.is_(None) if row.uid is None else catalog_notes.c.uid == _as_it_is(row.uid)
                 connection.execute(delete(catalog_notes).where(of_kind, this))
 

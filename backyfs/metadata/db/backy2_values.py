@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from backyfs import values
 from backyfs.errors import DatabaseError
 from backyfs.model import NAME_LENGTH
-from backyfs.values import is_right
+from backyfs.values import obeys
 
 if TYPE_CHECKING:
     from backyfs.values import Rule
@@ -38,7 +38,7 @@ def name_of(value: object) -> str:
 
 def kept(rule: Rule, value: object, otherwise: Any) -> Any:
     """Return a value that keeps a rule, and something else in place of one that does not."""
-    return value if is_right(rule, value) else otherwise
+    return value if obeys(rule, value) else otherwise
 
 
 def number_of(value: object) -> int | None:

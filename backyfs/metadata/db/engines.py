@@ -81,7 +81,7 @@ def new_engine(url: str) -> Engine:
 
 
 def on_read_only_file_system(url: URL) -> bool:
-    """Tell whether a database is an SQLite file that nobody can write: its file system was mounted read-only."""
+    """Return whether a database is an SQLite file that nobody can write: its file system was mounted read-only."""
     path = sqlite_path(url)
     if not path:
         return False
@@ -92,12 +92,12 @@ def on_read_only_file_system(url: URL) -> bool:
 
 
 def is_sqlite(engine: Engine) -> bool:
-    """Tell whether an engine is one of SQLite."""
+    """Return whether an engine is one of SQLite."""
     return engine.dialect.name == "sqlite"
 
 
 def has_transactional_ddl(engine: Engine) -> bool:
-    """Tell whether CREATE, ALTER and DROP are undone by a rollback. MariaDB commits at each of them."""
+    """Return whether CREATE, ALTER and DROP are undone by a rollback. MariaDB commits at each of them."""
     return engine.dialect.name != "mysql"
 
 
@@ -116,7 +116,7 @@ def show_url(url: URL) -> str:
 
 
 def is_busy(error: DBAPIError) -> bool:
-    """Tell whether a statement failed because others had something locked for too long."""
+    """Return whether a statement failed because others had something locked for too long."""
     if getattr(error.orig, "sqlite_errorname", "").startswith(_SQLITE_BUSY):
         return True
     if getattr(error.orig, "sqlstate", None) == _POSTGRESQL_LOCK_NOT_AVAILABLE:

@@ -107,7 +107,7 @@ def _read_revision(connection: Connection) -> str | None:
 
 
 def is_of_backy2(connection: Connection) -> bool:
-    """Tell whether these are tables of backy2, whatever it says of itself: failed upgrades left all sorts behind."""
+    """Return whether these are tables of backy2, whatever it says of itself: failed upgrades left all sorts behind."""
     if holds_repository(connection):
         return False
     inspector = inspect(connection)
@@ -120,7 +120,7 @@ def is_of_backy2(connection: Connection) -> bool:
 
 
 def holds_repository(connection: Connection) -> bool:
-    """Tell whether a repository of ours is in the tables: what was taken over from backy2 counts from its row on."""
+    """Return whether a repository of ours is in the tables: what was taken over from backy2 counts from its row on."""
     if not inspect(connection).has_table("repository"):
         return False
     return connection.execute(text("SELECT 1 FROM repository")).first() is not None

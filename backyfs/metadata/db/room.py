@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 def lacks_room(path: str, size_bytes: int) -> bool:
-    """Tell whether so much cannot be allocated beside a file: the disk is full, or a quota or limit is reached.
+    """Return whether so much cannot be allocated beside a file: the disk is full, or a quota or limit is reached.
 
     It is tried with a file that has no name: what `statvfs` says knows neither quotas nor limits.
     """

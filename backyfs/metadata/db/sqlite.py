@@ -80,7 +80,7 @@ class FileOpener:
             self._reading -= 1
 
     def _is_surely_full(self) -> bool:
-        """Tell whether a normal connection cannot be opened, without an attempt."""
+        """Return whether a normal connection cannot be opened, without an attempt."""
         try:
             # Where others have it open, nothing has to be allocated.
             is_open = os.path.getsize(f"{self._path}-shm") >= _INDEX_BYTES
@@ -209,5 +209,5 @@ def _is_busy(error: sqlite3.Error) -> bool:
 
 
 def _is_transient(error: sqlite3.Error) -> bool:
-    """Tell whether a read failed because another command has just opened or closed the database."""
+    """Return whether a read failed because another command has just opened or closed the database."""
     return _is_busy(error) or error.sqlite_errorname.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN"))

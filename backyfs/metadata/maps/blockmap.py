@@ -285,7 +285,7 @@ def _require_no_row(connection: Connection, version: Version, page_no: PageNumbe
 
 
 def references_add_up(connection: Connection) -> bool:
-    """Tell whether the references of all pages, and those of all blobs, are as many as there are uses of them.
+    """Return whether the references of all pages, and those of all blobs, are as many as there are uses of them.
 
     The sums alone are compared: memory does not grow with the number of blobs.
     """

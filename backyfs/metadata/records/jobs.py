@@ -219,7 +219,7 @@ def beat(connection: Connection, job_id: JobId, progress: str) -> bool:
 
 
 def has_row(connection: Connection, job_id: JobId) -> bool:
-    """Tell whether a job is still registered."""
+    """Return whether a job is still registered."""
     return connection.execute(select(jobs.c.id).where(jobs.c.id == job_id)).first() is not None
 
 

@@ -48,7 +48,7 @@ def this_process() -> Process:
 
 
 def has_ended(pid: int, pid_started: int) -> bool:
-    """Tell whether a process of this scope is known to have ended; False also where that cannot be known."""
+    """Return whether a process of this scope is known to have ended; False also where that cannot be known."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -135,12 +135,12 @@ def picture(connection: Connection) -> object:
 
 
 def has_contents(connection: Connection) -> bool:
-    """Tell whether there is any version or blob."""
+    """Return whether there is any version or blob."""
     return any(connection.execute(select(table.c.id).limit(1)).first() is not None for table in (versions, blobs))
 
 
 def is_last_valid(connection: Connection, version: Version, gone: Collection[VersionId] = ()) -> bool:
-    """Tell whether a version is valid and no other valid one has its name, apart from those that are `gone`."""
+    """Return whether a version is valid and no other valid one has its name, apart from those that are `gone`."""
     if version.status is not VersionStatus.VALID:
         return False
     others = (other for other in list_versions(connection, name=version.name) if other.id != version.id)

@@ -347,7 +347,7 @@ class _Adoption:
 
 
 def _is_given_up(blob: BlobRecord) -> bool:
-    """Tell whether earlier rows of an encrypted blob have differed in its fingerprint."""
+    """Return whether earlier rows of an encrypted blob have differed in its fingerprint."""
     return not _is_plain(blob) and blob.fingerprint is None and not blob.valid
 
 
@@ -356,5 +356,5 @@ def _is_plain(blob: BlobRecord) -> bool:
 
 
 def _differ(one: bytes | None, other: bytes | None) -> bool:
-    """Tell whether fingerprints contradict each other; those of several hash functions do not."""
+    """Return whether fingerprints contradict each other; those of several hash functions do not."""
     return one is not None and other is not None and len(one) == len(other) and one != other

@@ -27,7 +27,7 @@ from backyfs.metadata.db.backy2_values import (
     unix_time_of,
 )
 from backyfs.model import BlobRecord, BlobUid, BlockIndex, StatisticsRecord, VersionRecord, VersionStatus, VersionUid
-from backyfs.values import is_right, shown
+from backyfs.values import obeys, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,7 +182,7 @@ class Backy2Database:
             yield _block(dict(zip(names, row, strict=True)))
 
     def fits(self, version: Backy2Version, block: Backy2Block) -> bool:
-        """Tell whether a row can be the block that its number says: a hole can, a blob by its size and name."""
+        """Return whether a row can be the block that its number says: a hole can, a blob by its size and name."""
         if not block.usable:
             return False
         length = block_length(BlockIndex(block.number), version.record.size_bytes, self._block_size)
@@ -213,7 +213,7 @@ class Backy2Database:
         )
         while rows := self._rows(query, id=last[0], uid=last[1]):
             for row in rows:
-                if is_right(values.BLOB_UID, row.uid):
+                if obeys(values.BLOB_UID, row.uid):
                     yield BlobUid(row.uid), kept(values.BLOB_SIZE, number_of(row.size), 0), unix_time_of(row.time)
             last = (rows[-1].id, rows[-1].uid)
 
@@ -257,7 +257,7 @@ class Backy2Database:
             DatabaseError: a row has another thing there.
         """
         for row in self._version_rows():
-            if not is_right(values.VERSION_UID, row["uid"]):
+            if not obeys(values.VERSION_UID, row["uid"]):
                 raise _unusable(row, "uid", "the uid of a version")
             for column in ("size", "size_bytes"):
                 number = number_of(row[column])
@@ -284,7 +284,7 @@ class Backy2Database:
     def sample_blob_uids(self, count: int) -> list[BlobUid]:
         """Return the uids of up to `count` blobs that blocks of versions name."""
         rows = self._rows(f"SELECT DISTINCT uid FROM {self._names['blocks']} WHERE uid <> '' LIMIT {int(count)}")  # noqa: S608
-        return [BlobUid(row.uid) for row in rows if is_right(values.BLOB_UID, row.uid)]
+        return [BlobUid(row.uid) for row in rows if obeys(values.BLOB_UID, row.uid)]
 
     def wrapped_key(self) -> bytes | None:
         """Return a wrapped data key, of the blocks inserted last; None: there is none."""
@@ -302,7 +302,7 @@ class Backy2Database:
         return noted or "stats_old" in self._columns or "id" not in self._columns.get("stats", {"id"})
 
     def _has_statistics(self, version: Any) -> bool:
-        """Tell whether the backup of a version came to its end: only then were statistics written."""
+        """Return whether the backup of a version came to its end: only then were statistics written."""
         if "backyfs_ended" in version:
             return bool(version["backyfs_ended"])
         return any(
@@ -355,10 +355,10 @@ def _block(row: dict[str, Any]) -> Backy2Block:
         wrapped_key = None
     fingerprint = digits_of(row["checksum"])
     usable = (
-        is_right(values.BLOB_UID, uid)
-        and is_right(values.BLOB_SIZE, size)
+        obeys(values.BLOB_UID, uid)
+        and obeys(values.BLOB_SIZE, size)
         and size > 0
-        and (fingerprint is None or is_right(values.FINGERPRINT, fingerprint))
+        and (fingerprint is None or obeys(values.FINGERPRINT, fingerprint))
         and (encryption_version == 0 or (encryption_version == 1 and wrapped_key is not None))
     )
     if not usable:

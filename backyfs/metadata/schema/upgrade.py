@@ -77,12 +77,12 @@ def jobs_in(connection: Connection) -> list[Job]:
 
 
 def is_undone_by_rollback(database: Database) -> bool:
-    """Tell whether an upgrade that fails leaves no trace in the database."""
+    """Return whether an upgrade that fails leaves no trace in the database."""
     return has_transactional_ddl(database.engine)
 
 
 def is_half_way(connection: Connection) -> bool:
-    """Tell whether an upgrade was killed, on MariaDB, after it had taken over the rows."""
+    """Return whether an upgrade was killed, on MariaDB, after it had taken over the rows."""
     if not inspect(connection).has_table("alembic_version"):
         return False
     return bool(connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == CLEARING_AWAY)
@@ -314,7 +314,7 @@ def _require_own_schema(connection: Connection) -> None:
 
 
 def _is_of_others(difference: Any) -> bool:
-    """Tell whether a difference is only a table that is not ours, or one of backy2 that was set aside."""
+    """Return whether a difference is only a table that is not ours, or one of backy2 that was set aside."""
     if not isinstance(difference, tuple) or difference[0] not in ("remove_table", "remove_index"):
         return False
     table = str((difference[1] if difference[0] == "remove_table" else difference[1].table).name)

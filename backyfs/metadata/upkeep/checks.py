@@ -160,7 +160,7 @@ def known_damage(connection: Connection) -> set[BlobId]:
 
 
 def has_damage(connection: Connection) -> bool:
-    """Tell whether any blob was found damaged: one query that an index answers."""
+    """Return whether any blob was found damaged: one query that an index answers."""
     query = select(blobs.c.id).where(blobs.c.valid.is_(False), blobs.c.doomed_at.is_(None)).limit(1)
     return connection.execute(query).first() is not None
 
@@ -239,7 +239,7 @@ def mark_damaged(connection: Connection, version_ids: Iterable[VersionId], found
 
 
 def is_whole(connection: Connection, version: Version, block_size: int) -> bool:
-    """Tell whether a complete version has every block, and no blob of it is damaged, for all that is known.
+    """Return whether a complete version has every block, and no blob of it is damaged, for all that is known.
 
     That is enough where it was valid until damage was found. Of any other one a scrub has to have read all blobs.
 
@@ -277,7 +277,7 @@ def damage_found_at(connection: Connection, version_id: VersionId) -> datetime |
 
 
 def was_valid(connection: Connection, version_id: VersionId) -> bool:
-    """Tell whether a version was valid until damage was found in it."""
+    """Return whether a version was valid until damage was found in it."""
     query = select(damaged_versions.c.version_id).where(damaged_versions.c.version_id == version_id)
     return connection.execute(query).first() is not None
 
@@ -293,7 +293,7 @@ def were_valid(connection: Connection) -> set[VersionId]:
 
 
 def backup_ended(connection: Connection, version: Version) -> bool:
-    """Tell whether the backup of a version is known to have ended: it was valid once, or has statistics."""
+    """Return whether the backup of a version is known to have ended: it was valid once, or has statistics."""
     has_statistics = exists().where(stats.c.version_uid == version.uid)
     return was_valid(connection, version.id) or bool(connection.execute(select(has_statistics)).scalar_one())
 
