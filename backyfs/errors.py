@@ -38,15 +38,52 @@
     |-- HookError                 11  a before_ hook of the configuration failed; the command was not done
     `-- InterruptedByUser        130  SIGINT or SIGTERM; what was stored stays usable
 
-Statuses 1, 5, 6, 20, 22, 23 and 100 mean what they mean in backy2. A message names the thing, the
-fact and the remedy, and fits on one line.
+Statuses 1, 5, 6, 20, 22, 23 and 100 mean what they mean in backy2.
+
+An error consists of subject, fact and remedy, each in its own field; the message is made of them and fits on one line:
+"blob 1f is missing from the storage; scrub the repository". All three can be assigned, so nobody takes a message apart:
+
+- A low module that does not know the subject raises the fact alone ("is cut short"). Its caller assigns the subject
+  and raises the same error again, which keeps its class: `error.subject = f"blob {uid}"; raise`.
+- An error of another class is made from the fields: `DatabaseError(error.fact, subject=…, remedy=error.remedy)`.
+- The remedy is a value (`remedies.py`), because the command line words it as options.
 """
+
+from __future__ import annotations
+
+from backyfs.remedies import Advice, Remedy
 
 
 class BackyfsError(Exception):
-    """Base of all errors that a caller can expect."""
+    """Base of all errors that a caller can expect.
+
+    `subject` is what the fact is about. It may be empty, and may end in a colon: "/path: Permission denied". A remedy
+    that is given as a text is one without an advice.
+    """
 
     exit_status = 100
+
+    def __init__(self, fact: str, *, subject: str = "", remedy: Remedy | str | None = None) -> None:
+        self.subject = subject
+        self.fact = fact
+        self.remedy = Remedy(remedy) if isinstance(remedy, str) else remedy
+        super().__init__(fact)
+
+    def __str__(self) -> str:
+        return self.statement if self.remedy is None else f"{self.statement}; {self.remedy}"
+
+    @property
+    def statement(self) -> str:
+        """Subject and fact: the message without its remedy."""
+        return f"{self.subject} {self.fact}" if self.subject else self.fact
+
+    def advise(self, remedy: Remedy) -> None:
+        """Add a remedy, after the one there is."""
+        self.remedy = remedy if self.remedy is None else self.remedy.then(remedy)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The arguments of a subclass are not those that `Exception` remembers; the fields are all there is.
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class UsageError(BackyfsError):
@@ -61,16 +98,23 @@ class ConfigError(BackyfsError):
     exit_status = 1
 
     def __init__(
-        self, fact: str, *, file: str = "", section: str = "", key: str = "", line: int | None = None
+        self,
+        fact: str,
+        *,
+        file: str = "",
+        section: str = "",
+        key: str = "",
+        line: int | None = None,
+        remedy: Remedy | str | None = None,
     ) -> None:
-        self.fact = fact
+        """Make an error whose subject is its place: "FILE, line LINE: [SECTION] KEY:"."""
         self.file = file
         self.section = section
         self.key = key
         self.line = line
         place = file if line is None else f"{file}, line {line}"
         name = f"[{section}] {key}" if key else f"[{section}]" if section else ""
-        super().__init__(": ".join(part for part in (place, name, fact) if part))
+        super().__init__(fact, subject=" ".join(f"{part}:" for part in (place, name) if part), remedy=remedy)
 
 
 class DatabaseError(BackyfsError):
@@ -168,17 +212,21 @@ class ObjectUnreadableError(StorageError):
 class BlobMissingError(StorageError):
     """The storage has no object for the blob."""
 
-    def __init__(self, uid: str, fact: str = "is missing from the storage") -> None:
+    def __init__(
+        self, uid: str, fact: str = "is missing from the storage", *, remedy: Remedy | str | None = None
+    ) -> None:
         self.uid = uid
-        super().__init__(f"blob {uid} {fact}")
+        super().__init__(fact, subject=f"blob {uid}", remedy=remedy)
 
 
 class ObjectMissingError(StorageError):
     """The storage has no object with this name."""
 
-    def __init__(self, name: str, fact: str = "is missing from the storage") -> None:
+    def __init__(
+        self, name: str, fact: str = "is missing from the storage", *, remedy: Remedy | str | None = None
+    ) -> None:
         self.name = name
-        super().__init__(f"object {name} {fact}")
+        super().__init__(fact, subject=f"object {name}", remedy=remedy)
 
 
 class IntegrityError(BackyfsError):
@@ -190,15 +238,16 @@ class IntegrityError(BackyfsError):
 class OddValueError(IntegrityError):
     """A row of the database has a value that cannot be: nothing of ours has written it."""
 
-    def __init__(self, table: str, column: str, fact: str, row: str = "") -> None:
+    def __init__(self, table: str, column: str, oddity: str, row: str = "") -> None:
         self.table = table
         self.column = column
-        self.fact = fact  # the value, and what was expected
-        self.row = row    # which one, as far as that is known
+        self.oddity = oddity  # the value, and what was expected
+        self.row = row        # which one, if known
         place = f"table {table}, {row}" if row else f"table {table}"
         super().__init__(
-            f"the database is damaged: {place} has an impossible {column}: {fact}; correct the row, restore the "
-            "database from a copy, or run `backyfs recover` to rebuild it from the storage"
+            f"is damaged: {place} has an impossible {column}: {oddity}",
+            subject="the database",
+            remedy=Advice.CORRECT_ROW(),
         )
 
 
@@ -235,7 +284,9 @@ class OutputError(BackyfsError):
 
     def __init__(self, error: OSError | None = None) -> None:
         fact = "is closed" if error is None else f"cannot be written: {error.strerror}"
-        super().__init__(f"the standard output {fact}; redirect it to a file or program that takes all of it")
+        super().__init__(
+            fact, subject="the standard output", remedy="redirect it to a file or program that takes all of it"
+        )
 
 
 class JobLostError(BackyfsError):

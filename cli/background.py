@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from backyfs.cli.logs import log_end
+from backyfs.cli.remedies import render_error
 from backyfs.errors import BackyfsError, InterruptedByUser, MountError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Starter:
         status = 0
         if isinstance(error, BackyfsError):
             status = error.exit_status
-            log_end(str(error), status, error=error)
+            log_end(render_error(error), status, error=error)
         elif isinstance(error, KeyboardInterrupt):  # from the terminal; the starter gets it as well, and reports it
             status = InterruptedByUser.exit_status
         elif error is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backyfs.cli.logs import log_end
+from backyfs.cli.remedies import render_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +20,6 @@ def raise_all(errors: Sequence[BackyfsError]) -> None:
         BackyfsError: the first; nothing where there is none.
     """
     for error in errors[1:]:
-        log_end(str(error), error.exit_status)
+        log_end(render_error(error), error.exit_status)
     if errors:
         raise errors[0]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backyfs.cli.remedies import render
 from backyfs.errors import BackyfsError, HookError, InterruptedByUser
 from backyfs.hooks import RUNNING_HOOK, run_hook
 
@@ -140,7 +141,7 @@ def _failure(error: BaseException) -> dict[str, Fact]:
     exit_status = error.exit_status if isinstance(error, BackyfsError) else BackyfsError.exit_status
     if isinstance(error, click.exceptions.Exit):
         exit_status = error.exit_code
-    return {"status": "failed", "exit_status": exit_status, "error": str(error)}
+    return {"status": "failed", "exit_status": exit_status, "error": str(render(error))}
 
 
 class _Signals:

@@ -5,6 +5,7 @@ Every message is one line. The error that ends a command is a message like other
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import logging
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backyfs.cli.logfile import LogFile
+from backyfs.cli.remedies import render
 from backyfs.cli.text import printable
 from backyfs.errors import ConfigError
 
@@ -127,7 +129,10 @@ def log_end(message: str, exit_status: int, *, error: BaseException | None = Non
 
 
 class _Line(logging.Formatter):
-    """A message on one line, whatever names are in it; a traceback follows on lines of its own."""
+    """A message on one line, whatever names are in it; a traceback follows on separate lines.
+
+    Errors and remedies that the library logs get the words of the command line.
+    """
 
     def __init__(self, command: str, form: str) -> None:
         super().__init__(form)
@@ -135,6 +140,10 @@ class _Line(logging.Formatter):
         self.command = command
 
     def format(self, record: logging.LogRecord) -> str:
+        values = record.args
+        if isinstance(values, tuple):
+            record = copy.copy(record)  # other handlers get it as well
+            record.args = tuple(map(render, values))
         return self._json(record) if self.as_json else super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name of logging

@@ -17,6 +17,7 @@ from backyfs.cli.invocation import Invocation, OutputForm
 from backyfs.cli.logs import log_end, log_lost_metrics, log_lost_output, start_logging
 from backyfs.cli.metrics import Record
 from backyfs.cli.options import OptionalValue, real_path
+from backyfs.cli.remedies import render_error
 from backyfs.cli.stdout import check_printed, drop_stdout, drop_text, expect_printed, printing
 from backyfs.errors import BackyfsError, IntegrityError, InterruptedByUser, OutputError, UsageError
 
@@ -264,7 +265,7 @@ def _tell(error: BaseException) -> int:
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         message, status = "interrupted", InterruptedByUser.exit_status
     elif isinstance(error, BackyfsError):
-        message, status = str(error), error.exit_status
+        message, status = render_error(error), error.exit_status
     elif _is_lost_directory(error):
         message, status = "the current directory was removed; change to another one, or give absolute paths", 1
     else:

@@ -15,6 +15,7 @@ import click
 from backyfs.cli import process
 from backyfs.cli.commands.mount import command as mount_command
 from backyfs.cli.main import run as run_program
+from backyfs.cli.remedies import render_error
 from backyfs.cli.stdout import printing
 from backyfs.cli.text import printable
 from backyfs.errors import InterruptedByUser, UsageError
@@ -177,7 +178,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         reason = error.format_message()
     except UsageError as error:
-        reason = str(error)
+        reason = render_error(error)
     else:
         return status
     click.echo(f"mount.backyfs: {printable(reason)}", err=True)

@@ -13,6 +13,7 @@ from backyfs.cli.failures import raise_all
 from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_rows
+from backyfs.cli.remedies import render_error
 from backyfs.cli.text import printable
 from backyfs.engine.versions.remove import plan_removals, remove_versions
 from backyfs.errors import BackyfsError, UsageError
@@ -111,7 +112,7 @@ def _print(invocation: Invocation, removals: Sequence[Removal], *, dry_run: bool
                 "name": removal.version.name,
                 "removed": removal.kept is None and not dry_run,
                 "removable": removal.kept is None,
-                "reason": None if removal.kept is None else str(removal.kept),
+                "reason": None if removal.kept is None else render_error(removal.kept),
             }
             for removal in removals
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from backyfs.errors import StorageError
+from backyfs.remedies import Advice
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK
 
@@ -64,6 +67,16 @@ def test_one_command_writes_each_line_once(call, config):
     call("backup", random_image(config.parent / "image", BLOCK), "disk")
     call("restore", "x@latest", "/nowhere")
     assert log_of(config).count(MISSING) == 1
+
+
+@pytest.mark.parametrize("use", [lambda _: None, use_json], ids=["text", "JSON"])
+def test_a_remedy_that_the_library_logs_gets_the_words_of_the_command_line(call, config, use):
+    use(config)
+    call("ls")
+    error = StorageError("is empty", subject="/srv", remedy=Advice.SCRUB())
+    logging.getLogger("backyfs.storage").warning("%s; %s", error, Advice.UPGRADE_DATABASE())
+    [line] = problems_of(config)
+    assert "/srv is empty; run `backyfs scrub`; run `backyfs upgrade`" in line
 
 
 def test_an_error_in_the_global_options_is_told(call):

@@ -20,6 +20,7 @@ PACKAGE = Path(backyfs.__file__).parent
 
 # From the bottom up. Units of one floor do not know each other.
 FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"remedies"}),
     frozenset({"errors", "files", "model", "moments", "ranges", "text"}),
     frozenset({"geometry", "config", "host", "values"}),
     frozenset({"metadata", "storage", "sources", "sealing", "keys", "hints"}),

@@ -121,4 +121,4 @@ def _named(connection: Connection, error: OddValueError, key: Column[Any], row_i
     raw = select(key, *map(literal_column, names)).select_from(key.table).where(key == row_id)
     row = connection.execute(raw).one()
     known = "".join(f", {name} {shown(value)}" for name, value in zip(names, row[1:], strict=True))
-    return OddValueError(error.table, error.column, error.fact, f"row with {key.name} {shown(row_id)}{known}")
+    return OddValueError(error.table, error.column, error.oddity, f"row with {key.name} {shown(row_id)}{known}")

@@ -212,7 +212,7 @@ def list_pages(connection: Connection, version_id: VersionId) -> list[tuple[Page
         return [(PageNumber(row.page_no), PageId(row.page_id)) for row in connection.execute(query)]
     except OddValueError as error:  # without that page the version would have holes there
         uid = connection.execute(select(versions.c.uid).where(versions.c.id == version_id)).scalar()
-        raise OddValueError(error.table, error.column, error.fact, f"a row of version {uid}") from None
+        raise OddValueError(error.table, error.column, error.oddity, f"a row of version {uid}") from None
 
 
 def load_page(connection: Connection, version_id: VersionId, page_no: PageNumber) -> Entries | None:

@@ -1,0 +1,63 @@
+"""Remedies in the words of the command line: each names commands and options that exist."""
+
+from __future__ import annotations
+
+import re
+
+import click
+import pytest
+
+from backyfs.cli.main import cli
+from backyfs.cli.remedies import RENDERINGS
+from backyfs.remedies import Advice
+
+_COMMAND = re.compile(r"`backyfs ([^`]+)`")
+_OPTION = re.compile(r"(?<!\S)\(?(--?[a-z][a-z0-9-]*)")
+# Which commands end with an error whose remedy is an option of their own.
+COMMANDS = {
+    Advice.MAKE_REPOSITORY: ["backup"],
+    Advice.MAKE_REPOSITORY_ELSEWHERE: ["init"],
+    Advice.CONTINUE_BACKUP: ["backup"],
+    Advice.REMOVE_YOUNG: ["rm"],
+    Advice.REMOVE_LAST: ["rm"],
+    Advice.SEARCH_SOURCE: ["repair"],
+    Advice.NAME_REPAIR_SOURCE: ["repair"],
+    Advice.MIGRATE_ENCRYPTION_TO_BACKY2: ["export"],
+    Advice.REMOVE_USED_KEY_SLOT: ["key remove"],
+    Advice.GIVE_OLD_KEY: ["rekey"],
+    Advice.GIVE_BACKY2_KEY: ["recover"],
+    Advice.LEAVE_DAMAGED_KEYS: ["rekey"],
+    Advice.OVERWRITE_TARGET: ["restore"],
+    Advice.OVERWRITE_OR_NAME_TARGET: ["restore"],
+    Advice.RESTORE_AGAIN: ["restore"],
+    Advice.CONTINUE_RESTORE: ["restore"],
+    Advice.CONTINUE_RESTORE_OF_PART: ["restore"],
+    Advice.CONTINUE_EARLIER: ["restore"],
+    Advice.RESTORE_PART: ["restore"],
+    Advice.NAME_OVERLAY: ["mount"],
+    Advice.LEAVE_OUT_OVERLAY: ["mount"],
+}
+
+
+def _options_of(words: list[str]) -> set[str]:
+    """Return the options that a command line may have: those of the program, the command and the command below it."""
+    context = click.Context(cli)
+    commands: list[click.Command] = [cli]
+    for word in words:
+        if isinstance(commands[-1], click.Group):
+            command = commands[-1].get_command(context, word)
+            assert command is not None, f"there is no command {word}"
+            commands.append(command)
+    parameters = [parameter for command in commands for parameter in command.params]
+    return {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize("advice", Advice)
+def test_a_rendering_names_commands_and_options_that_exist(advice: Advice) -> None:
+    text = RENDERINGS[advice]
+    for line in _COMMAND.findall(text):
+        assert set(_OPTION.findall(line)) <= _options_of(line.split()), line
+    bare = set(_OPTION.findall(_COMMAND.sub("", text)))
+    assert bool(bare) == (advice in COMMANDS), "an option without a command needs an entry in COMMANDS"
+    for name in COMMANDS.get(advice, []):
+        assert bare <= _options_of(name.split())

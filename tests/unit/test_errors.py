@@ -1,0 +1,149 @@
+"""Errors and remedies: how a message is made of its fields, and what the library may say in one."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import pickle
+from string import Formatter
+
+import pytest
+
+from backyfs.cli.remedies import RENDERINGS, render, render_error, render_remedy
+from backyfs.errors import (
+    BackyfsError,
+    BlobMissingError,
+    ConfigError,
+    ObjectMissingError,
+    OddValueError,
+    OutputError,
+    StorageError,
+    TargetError,
+)
+from backyfs.remedies import Advice, Remedy
+from tests.unit.test_layers import MODULES, unit_of
+
+LIBRARY = {module: file for module, file in MODULES.items() if unit_of(module) != "cli"}
+
+
+def test_a_message_is_subject_fact_and_remedy() -> None:
+    error = StorageError("is not empty", subject="directory /srv", remedy="name another one")
+    assert str(error) == "directory /srv is not empty; name another one"
+    assert error.statement == "directory /srv is not empty"
+    assert (error.subject, error.fact) == ("directory /srv", "is not empty")
+
+
+def test_a_fact_alone_is_a_message() -> None:
+    assert str(StorageError("is cut short")) == "is cut short"
+
+
+def test_a_subject_may_end_in_a_colon() -> None:
+    assert str(TargetError("Permission denied", subject="/dev/sdb:")) == "/dev/sdb: Permission denied"
+
+
+def test_a_caller_who_knows_the_subject_assigns_it() -> None:
+    error = StorageError("is cut short")
+    error.subject = "blob 1f"
+    assert str(error) == "blob 1f is cut short"
+
+
+def test_a_remedy_that_is_added_follows_the_one_there_is() -> None:
+    error = TargetError("is full", subject="/srv", remedy="make room")
+    error.advise(Advice.CONTINUE_RESTORE(block=5))
+    error.advise(Remedy("see the log"))
+    assert str(error) == "/srv is full; make room; continue from block 5; see the log"
+    assert render_error(error) == "/srv is full; make room; add --continue-from 5 to continue; see the log"
+
+
+def test_a_remedy_that_is_added_may_be_the_first() -> None:
+    error = TargetError("is full", subject="/srv")
+    error.advise(Advice.CONTINUE_RESTORE(block=5))
+    assert str(error) == "/srv is full; continue from block 5"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ConfigError("it is wrong"), "it is wrong"),
+        (ConfigError("it is wrong", file="/etc/backyfs.cfg"), "/etc/backyfs.cfg: it is wrong"),
+        (ConfigError("it is wrong", section="DEFAULTS"), "[DEFAULTS]: it is wrong"),
+        (
+            ConfigError("it is wrong", file="/etc/backyfs.cfg", line=7, section="DEFAULTS", key="logfile"),
+            "/etc/backyfs.cfg, line 7: [DEFAULTS] logfile: it is wrong",
+        ),
+    ],
+)
+def test_a_mistake_in_the_configuration_begins_with_its_place(error: ConfigError, message: str) -> None:
+    assert str(error) == message
+    assert error.fact == "it is wrong"
+
+
+def test_a_missing_object_is_the_subject() -> None:
+    assert str(BlobMissingError("1f")) == "blob 1f is missing from the storage"
+    assert str(ObjectMissingError("catalog/index", "was deleted")) == "object catalog/index was deleted"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BackyfsError("is full", subject="/srv", remedy=Advice.CONTINUE_RESTORE(block=5).then(Remedy("or not"))),
+        ConfigError("it is wrong", file="/etc/backyfs.cfg", line=7, section="DEFAULTS", key="logfile"),
+        BlobMissingError("1f"),
+        ObjectMissingError("catalog/index"),
+        OddValueError("blobs", "size", "-1; a number from 0", "row with id 5"),
+        OutputError(),
+    ],
+)
+def test_an_error_survives_copying_and_pickling(error: BackyfsError) -> None:
+    for other in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert type(other) is type(error)
+        assert str(other) == str(error)
+        assert vars(other) == vars(error)
+        assert other.args == error.args
+
+
+def test_a_rendering_quotes_values_in_commands_alone() -> None:
+    remedy = Advice.UNMOUNT(path="/mnt/my image")
+    assert str(remedy) == "unmount /mnt/my image first"
+    assert render_remedy(remedy) == "run `backyfs umount '/mnt/my image'` first"
+    assert render_remedy(Advice.RESTORE_AGAIN(step="make room")) == (
+        "make room, then restore it again with --force, or to another disk"
+    )
+
+
+def test_what_is_neither_error_nor_remedy_is_printed_as_it_is() -> None:
+    assert render(5) == 5
+    assert render(StorageError("is empty", remedy=Advice.SCRUB())) == "is empty; run `backyfs scrub`"
+    assert render(Advice.SCRUB()) == "run `backyfs scrub`"
+
+
+def _names_in(*templates: str) -> set[str]:
+    return {name for template in templates for _, name, _, _ in Formatter().parse(template) if name}
+
+
+@pytest.mark.parametrize("advice", Advice)
+def test_every_advice_has_a_rendering(advice: Advice) -> None:
+    assert RENDERINGS[advice]
+    assert "--" not in advice.value
+    assert "backyfs " not in advice.value
+
+
+def _calls() -> list[tuple[str, Advice, set[str]]]:
+    """Return every call of an advice: its place, the advice, and the names of its values."""
+    found = []
+    for module, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="Advice"), attr=name), keywords=keywords, args=[]):
+                    names = {str(keyword.arg) for keyword in keywords}
+                    found.append((f"{module}:{node.lineno}", Advice[name], names))
+    return found
+
+
+def test_every_call_of_an_advice_passes_the_values_that_its_texts_name() -> None:
+    wrong = [
+        (place, advice.name, names)
+        for place, advice, names in _calls()
+        if names != _names_in(advice.value, RENDERINGS[advice])
+    ]
+    assert wrong == []
