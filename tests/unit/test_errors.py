@@ -21,9 +21,7 @@ from backyfs.errors import (
     TargetError,
 )
 from backyfs.remedies import Advice, Remedy
-from tests.unit.test_layers import MODULES, unit_of
-
-LIBRARY = {module: file for module, file in MODULES.items() if unit_of(module) != "cli"}
+from tests.unit.test_layers import MODULES
 
 
 def test_a_message_is_subject_fact_and_remedy() -> None:

@@ -1,0 +1,143 @@
+"""What the library says: facts and remedies, but no commands and options, and nobody takes an error apart.
+
+Both lists shrink: an entry that is no longer needed fails as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import click
+
+from backyfs.cli.main import cli
+from tests.unit.test_layers import MODULES, unit_of
+
+LIBRARY = {module: file for module, file in MODULES.items() if unit_of(module) != "cli"}
+AROUND_LEFT = {
+    "backyfs.cli.commands.migrate_encryption",
+    "backyfs.engine.catalog.check",
+    "backyfs.engine.catalog.index",
+    "backyfs.engine.catalog.recover",
+    "backyfs.engine.damage.blobchecker",
+    "backyfs.engine.restore.restore",
+    "backyfs.mount.contents",
+}
+NAMING_LEFT = {
+    "backyfs.attach.attachment",
+    "backyfs.attach.filesystems",
+    "backyfs.attach.layers",
+    "backyfs.catalog.place",
+    "backyfs.catalog.versions",
+    "backyfs.config.document",
+    "backyfs.config.places",
+    "backyfs.config.table",
+    "backyfs.engine.backup.backup",
+    "backyfs.engine.catalog.index",
+    "backyfs.engine.catalog.publish",
+    "backyfs.engine.catalog.recover",
+    "backyfs.engine.damage.repair",
+    "backyfs.engine.damage.scrub",
+    "backyfs.engine.damage.suspects",
+    "backyfs.engine.restore.restore",
+    "backyfs.engine.secrets.keyslots",
+    "backyfs.engine.secrets.rekey",
+    "backyfs.engine.secrets.rotation",
+    "backyfs.engine.setup.check",
+    "backyfs.engine.setup.encryption_check",
+    "backyfs.engine.setup.initialize",
+    "backyfs.engine.setup.upgrade",
+    "backyfs.engine.space.fullcleanup",
+    "backyfs.engine.space.orphans",
+    "backyfs.engine.transfer.export",
+    "backyfs.engine.versions.remove",
+    "backyfs.hints",
+    "backyfs.host.loops",
+    "backyfs.host.mountpoints",
+    "backyfs.images.image",
+    "backyfs.keys.slots",
+    "backyfs.metadata.catalog.notes",
+    "backyfs.metadata.db.database",
+    "backyfs.metadata.db.sqlite",
+    "backyfs.metadata.records.blobs",
+    "backyfs.metadata.records.identity",
+    "backyfs.metadata.records.jobs",
+    "backyfs.metadata.records.versions",
+    "backyfs.metadata.schema.upgrade",
+    "backyfs.metadata.upkeep.garbage",
+    "backyfs.metadata.upkeep.recount",
+    "backyfs.mount.overlay",
+    "backyfs.mount.overlay.layerfiles",
+    "backyfs.mount.session",
+    "backyfs.repository",
+    "backyfs.repository.claim",
+    "backyfs.repository.keyring",
+    "backyfs.storage.marker",
+    "backyfs.storage.opening",
+    "backyfs.targets.file",
+}
+_OWN_COMMAND = re.compile(r"`backyfs ")
+_CUTTING = {"removeprefix", "removesuffix", "partition", "split"}
+_OPTION = re.compile(r"(?<!\S)--[a-z][a-z-]+")
+
+
+def _options(command: click.Command) -> set[str]:
+    own = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    if not isinstance(command, click.Group):
+        return own
+    context = click.Context(command)
+    below = [command.get_command(context, name) for name in command.list_commands(context)]
+    return own.union(*(_options(one) for one in below if one is not None))
+
+
+def _texts_of(tree: ast.Module) -> list[str]:
+    """Return the string constants of a module, without its docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+    ]
+
+
+def test_the_library_names_neither_commands_nor_options() -> None:
+    options = _options(cli)
+    assert {"--force", "--continue-from"} <= options
+    naming = {
+        module
+        for module, file in LIBRARY.items()
+        for text in _texts_of(ast.parse(file.read_text(encoding="utf-8")))
+        if _OWN_COMMAND.search(text) or options & set(_OPTION.findall(text))
+    }
+    assert naming == NAMING_LEFT
+
+
+def _takes_errors_apart(tree: ast.Module) -> bool:
+    """Tell whether a module looks into errors, instead of using their fields."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr="__cause__" | "__context__"):
+                return True
+            case ast.Attribute(attr="args", ctx=ast.Store(), value=ast.Name(id=name)) if name != "record":  # of a log
+                return True
+            case ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Name(id="str")), attr=name)) if name in _CUTTING:
+                return True
+            case ast.Call(
+                func=ast.Attribute(attr="removeprefix"), args=[ast.JoinedStr(values=[*_, ast.Constant(value=" ")])]
+            ):
+                return True
+    return False
+
+
+def test_nobody_takes_an_error_apart() -> None:
+    around = {
+        module
+        for module, file in MODULES.items()
+        if _takes_errors_apart(ast.parse(file.read_text(encoding="utf-8")))
+    }
+    assert around == AROUND_LEFT
