@@ -96,3 +96,19 @@ def block_runs(
             last = min(stop, first + max_blocks, page_end)
             yield BlockRun(BlockIndex(first), last - first)
             first = done = last
+
+
+def pieces_covering(start: int, stop: int, piece_size: int) -> range:
+    """Return the numbers of the pieces of a blob that contain bytes [start, stop) of it."""
+    return range(start // piece_size, -(-stop // piece_size))
+
+
+def bytes_of_pieces(pieces: range, blob_size: int, piece_size: int) -> int:
+    """Return how many bytes consecutive pieces of a blob have; only the last piece of a blob can be short."""
+    return min(pieces.stop * piece_size, blob_size) - pieces.start * piece_size
+
+
+def within_piece(start: int, stop: int, number: int, piece_size: int) -> slice:
+    """Return where bytes [start, stop) of a blob are in its bytes from piece `number` on; they may begin before it."""
+    first = number * piece_size
+    return slice(max(start - first, 0), stop - first)

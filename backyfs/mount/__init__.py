@@ -1,1 +1,1 @@
-"""Every version as a read-only image in a FUSE file system. pyfuse3 and trio appear only here."""
+"""A FUSE file system that shows every version as a read-only image. pyfuse3 and trio appear only in this package."""

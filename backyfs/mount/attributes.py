@@ -1,4 +1,4 @@
-"""What `stat` shows of the nodes of a mount: types, modes, sizes, times, and for how long the kernel may believe it."""
+"""The attributes of the nodes of a mount: type, mode, size and times, and how long the kernel may cache them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from backyfs.mount.tree import Data, Fact, Link, NameDirectory, PartitionData, T
 if TYPE_CHECKING:
     from backyfs.mount.tree import Node, Tree
 
-_CHANGING_S = 0.7   # names of versions, and what may be changed of them: with the age of the tree less than 2 s
-_LASTING_S = 300.0  # what cannot change as long as it is there
+_CHANGING_S = 0.7   # names of versions, and facts that can be edited: less than 2 s together with the age of the tree
+_LASTING_S = 300.0  # anything that cannot change while it exists
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECTOR_BYTES = 512  # of st_blocks
 
 
 def entry_of(tree: Tree, node: Node, inode: int, *, writable: bool) -> pyfuse3.EntryAttributes:
-    """Return the attributes of a node, but for sizes that the tree does not know.
+    """Return the attributes of a node, except for sizes that the tree does not know.
 
     Raises:
-        LookupError: the version is not in the tree any more.
+        LookupError: the version is no longer in the tree.
     """
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = inode
@@ -44,7 +44,7 @@ def entry_of(tree: Tree, node: Node, inode: int, *, writable: bool) -> pyfuse3.E
 
 
 def set_size(entry: pyfuse3.EntryAttributes, size_bytes: int, used_bytes: int | None = None) -> None:
-    """Say how large a file is, and how much of it is not holes; None: all."""
+    """Set the size of a file, and how many of its bytes are not holes; None: all of them."""
     entry.st_size = size_bytes
     entry.st_blocks = -(-(size_bytes if used_bytes is None else used_bytes) // _SECTOR_BYTES)
 
@@ -72,7 +72,7 @@ def _size(tree: Tree, node: Node) -> int:
 
 
 def _timeouts(tree: Tree, node: Node) -> tuple[float, float]:
-    """Return for how long the kernel may believe the name of a node, and its attributes."""
+    """Return how long the kernel may cache the name of a node, and its attributes, in seconds."""
     match node:
         case Top.BY_NAME | Top.BY_VERSION_UID:
             return _LASTING_S, _CHANGING_S

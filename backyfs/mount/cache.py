@@ -1,8 +1,8 @@
-"""Opened pieces of blobs, kept while there is room, each loaded once however many readers wait for it.
+"""A cache of opened pieces of blobs. Each piece is loaded once, however many readers wait for it.
 
-A piece is what the encryption version of a blob opens at once: the whole block, or a part of it. What readers in
-order have left behind is kept only for others that follow closely: it does not push out what is read at random,
-and the memory it was in is used again while it is still in the processor's cache.
+A piece is the smallest part of a blob that its encryption version can open: the whole block, or a segment of it. A
+piece that a sequential reader has passed is kept only for readers that follow closely behind. So a scan does not
+evict pieces that are read at random, and its memory is reused while it is still in the processor's cache.
 
 Used by the tasks of one trio event loop; only the loading itself happens in threads.
 """
@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from backyfs.geometry import bytes_of_pieces, pieces_covering
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from backyfs.model import Blob, BlobUid
     from backyfs.mount.pool import Call, Pool
 
-    _Key: TypeAlias = tuple[BlobUid, int]  # not its id: one that is sealed anew may have other pieces
+    _Key: TypeAlias = tuple[BlobUid, int]  # the uid, not the id: a re-sealed blob may be cut into other pieces
 
 _PASSED_PART = 16  # of the capacity: 16 MiB of 256
 
@@ -34,19 +36,19 @@ class _Load:
 
 
 class PieceCache:
-    """Plain bytes of pieces, the least recently read ones dropped first; shared by all images of a mount."""
+    """Plain bytes of pieces, shared by all images of a mount. The least recently read pieces are dropped first."""
 
     def __init__(
         self, load: Callable[[Blob, range], Sequence[bytes]], capacity_bytes: int, *, wanted: Pool, ahead: Pool
     ) -> None:
-        """Load with `load`: in threads of `wanted` what a reader waits for, in those of `ahead` what none does yet."""
+        """Load pieces with `load`: in threads of `wanted` if a reader waits for them, otherwise in those of `ahead`."""
         self._load_pieces = load
-        self._capacity_bytes = capacity_bytes
+        self.capacity_bytes = capacity_bytes
         self._wanted = wanted
         self._ahead = ahead
-        self._pieces: OrderedDict[_Key, bytes] = OrderedDict()  # the least recently read one first
-        self._passed: OrderedDict[_Key, bytes] = OrderedDict()  # left behind, the longest ago first
-        self._loads: dict[_Key, _Load] = {}  # one load can be that of several pieces
+        self._pieces: OrderedDict[_Key, bytes] = OrderedDict()  # the least recently read piece first
+        self._passed: OrderedDict[_Key, bytes] = OrderedDict()  # left behind by readers, the oldest first
+        self._loads: dict[_Key, _Load] = {}  # several pieces can share one load
         self._ahead_bytes = 0  # being loaded ahead
         self._passed_bytes = 0
         self.used_bytes = 0
@@ -56,7 +58,7 @@ class PieceCache:
         self.loaded_bytes = 0
 
     def peek(self, blob: Blob, number: int) -> bytes | None:
-        """Return a piece that is there, without waiting."""
+        """Return a piece without waiting; None if it is not in the cache."""
         key = (blob.uid, number)
         piece = self._pieces.get(key)
         if piece is not None:
@@ -70,21 +72,21 @@ class PieceCache:
         return piece
 
     def leave_behind(self, blob: Blob, number: int) -> None:
-        """Note that a reader in order has gone on to another piece."""
+        """Note that a sequential reader has moved on from a piece."""
         key = (blob.uid, number)
         piece = self._pieces.pop(key, None)
         if piece is None:
             return
         self._passed[key] = piece
         self._passed_bytes += len(piece)
-        while self._passed_bytes > self._capacity_bytes // _PASSED_PART:
+        while self._passed_bytes > self.capacity_bytes // _PASSED_PART:
             self._drop_passed()
 
     async def get(self, blob: Blob, number: int) -> bytes:
-        """Return the plain bytes of a piece, loading them if no other reader does so already.
+        """Return the plain bytes of a piece. Load them unless another reader is already doing so.
 
         Raises:
-            BackyfsError: what the load raised, to every reader that waited for it; or it takes too long.
+            BackyfsError: the load failed, for every reader that waited for it, or took too long.
         """
         piece = self.peek(blob, number)
         if piece is not None:
@@ -92,30 +94,30 @@ class PieceCache:
         load = self._loads.get((blob.uid, number))
         if load is None:
             load = self._want(blob, range(number, number + 1))
-        elif load.call.pool is self._ahead and load.call.withdraw():  # not to wait behind what nobody wants yet
+        elif load.call.pool is self._ahead and load.call.withdraw():  # do not queue behind unwanted blocks
             load = self._want(blob, load.pieces)
         return (await load.call.wait())[number - load.pieces.start]
 
     def want(self, blob: Blob, pieces: range) -> None:
-        """Begin to load pieces that a reader is about to get: what is not there, nor on its way, at once."""
+        """Start loading all pieces that a reader is about to get and that are neither cached nor being loaded."""
         for run in self._missing(blob, pieces):
             self._want(blob, run)
 
     def prefetch(self, blob: Blob, size: int) -> None:
-        """Begin to load the pieces of `size` bytes of a blob that a reader will want, but for those it may have.
+        """Start loading the missing pieces of a blob, `size` bytes each, before a reader asks for them.
 
-        Nor are they loaded if so much is being loaded ahead already that it would push out what was just read. Their
-        errors are for the reader.
+        Skip pieces if those already being loaded ahead would evict what was just read. Errors are dropped here: the
+        reader that asks for the piece gets them.
         """
-        for run in self._missing(blob, range(-(-blob.size // size))):
-            ahead_bytes = min(run.stop * size, blob.size) - run.start * size
-            if self._ahead_bytes + ahead_bytes <= self._capacity_bytes // 2:
+        for run in self._missing(blob, pieces_covering(0, blob.size, size)):
+            ahead_bytes = bytes_of_pieces(run, blob.size, size)
+            if self._ahead_bytes + ahead_bytes <= self.capacity_bytes // 2:
                 self._ahead_bytes += ahead_bytes
                 self.loads_ahead += 1
                 self._start(blob, run, self._ahead, ahead_bytes)
 
     def _missing(self, blob: Blob, pieces: range) -> Iterator[range]:
-        """Yield the runs of pieces that are neither there nor on their way."""
+        """Yield the runs of pieces that are neither cached nor being loaded."""
         start = pieces.start
         for number in pieces:
             key = (blob.uid, number)
@@ -149,9 +151,9 @@ class PieceCache:
         self.loaded_bytes += len(piece)
         self._pieces[key] = piece
         self.used_bytes += len(piece)
-        while self.used_bytes > self._capacity_bytes and self._passed:
+        while self.used_bytes > self.capacity_bytes and self._passed:
             self._drop_passed()
-        while self.used_bytes > self._capacity_bytes:
+        while self.used_bytes > self.capacity_bytes:
             _, dropped = self._pieces.popitem(last=False)
             self.used_bytes -= len(dropped)
 

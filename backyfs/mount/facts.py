@@ -1,4 +1,4 @@
-"""What a mount tells of a version besides its bytes: in small files, and in extended attributes. Pure."""
+"""The facts about a version that a mount shows in small files and in extended attributes. Pure."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
     from backyfs.model import Version
 
 ATTRIBUTE_PREFIX = b"user.backyfs."
-ENCRYPTION_VERSIONS = b"encryption_versions"  # an attribute only: to tell it takes a look at the block map
+ENCRYPTION_VERSIONS = b"encryption_versions"  # only an attribute, because it takes a look at the block map
 
 
 def files(version: Version) -> dict[bytes, bytes]:
-    """Return names and contents of the small files of a version; each is a line."""
+    """Return the names and contents of the small files of a version; each contains one line."""
     status = b"valid" if version.status is VersionStatus.VALID else b"invalid"
-    told = _told_in_both(version) | {status: version.status.value}
-    return {what: _encoded(text + "\n") for what, text in told.items()}
+    lines = _common(version) | {status: version.status.value}
+    return {what: _encoded(text + "\n") for what, text in lines.items()}
 
 
 def attributes(version: Version) -> dict[bytes, bytes]:
-    """Return the extended attributes of a version, without prefix, but for its encryption versions."""
-    told = _told_in_both(version) | {
+    """Return the extended attributes of a version, without prefix, except for its encryption versions."""
+    values = _common(version) | {
         b"uid": str(version.uid),
         b"valid": str(int(version.status is VersionStatus.VALID)),
         b"status": version.status.value,
         b"size": str(version.size_bytes),
     }
-    return {what: _encoded(text) for what, text in told.items()}
+    return {what: _encoded(text) for what, text in values.items()}
 
 
-def _told_in_both(version: Version) -> dict[bytes, str]:
+def _common(version: Version) -> dict[bytes, str]:
     return {
         b"name": version.name,
         b"snapshot_name": version.snapshot_name,
@@ -46,7 +46,7 @@ def _told_in_both(version: Version) -> dict[bytes, str]:
 
 
 def _time(moment: datetime | None) -> str:
-    """Return a time in UTC; empty where there is none."""
+    """Return a time in UTC; empty if there is none."""
     return "" if moment is None else time_text(moment, separator="T")
 
 

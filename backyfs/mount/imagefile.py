@@ -1,6 +1,6 @@
-"""An open file that shows an image, or a partition of one: reads, reads ahead, and writes to the layer above.
+"""An open file that shows an image or one of its partitions. It reads, reads ahead and writes to the layer above.
 
-Offsets are those of the file; the image begins `start` bytes earlier. Used by the tasks of one trio event loop.
+Offsets are in the file; the image begins `start` bytes before it. Used by the tasks of one trio event loop.
 """
 
 from __future__ import annotations
@@ -12,20 +12,15 @@ from backyfs.model import BlockIndex
 from backyfs.mount.readahead import ReadAhead
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from backyfs.model import Buffer
     from backyfs.mount.overlay import Layer
     from backyfs.mount.pool import Pool
     from backyfs.mount.reading import ImageReader
 
-    # Starts a task that is not waited for.
-    Starter = Callable[[Callable[[BlockIndex], Awaitable[None]], BlockIndex], None]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WritableLayer:
-    """What was written to an image, and the threads that read and write it."""
+    """The layer that contains what was written to an image, and the threads that access it."""
 
     layer: Layer
     pool: Pool
@@ -43,7 +38,7 @@ class ImageFile:
         read_ahead_blocks: int,
         writable: WritableLayer | None = None,
     ) -> None:
-        """Read a slice of an image, `read_ahead_blocks` ahead of who reads in order; above it may be a layer."""
+        """Read a slice of an image, at most `read_ahead_blocks` ahead of a sequential reader."""
         self.reader = reader
         self._start = start
         self._stop = start + size_bytes
@@ -52,14 +47,14 @@ class ImageFile:
 
     @property
     def layer(self) -> Layer | None:
-        """The layer above the image; None: it cannot be written to."""
+        """The layer above the image; None: the image is read-only."""
         return None if self._writable is None else self._writable.layer
 
-    async def read(self, offset: int, size: int, start_task: Starter) -> Buffer:
-        """Return `size` bytes from `offset` on; fewer at the end of the file.
+    async def read(self, offset: int, size: int) -> Buffer:
+        """Return `size` bytes starting at `offset`; fewer at the end of the file.
 
         Raises:
-            DamageError: some of them cannot be had.
+            UnreadableBlockError: some of them cannot be read.
             OSError: the layer cannot be read.
         """
         start = self._start + offset
@@ -70,7 +65,7 @@ class ImageFile:
         for index in passed:
             self.reader.leave_behind(BlockIndex(index))
         for index in ahead:
-            start_task(self.reader.read_ahead, BlockIndex(index))
+            self.reader.read_ahead(BlockIndex(index))
         if self._writable is None or self._writable.layer.is_empty:
             return await self.reader.read(start, stop)
         layer, pool = self._writable.layer, self._writable.pool
@@ -81,10 +76,10 @@ class ImageFile:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def write(self, offset: int, data: bytes) -> int:
-        """Write to the layer; return how many bytes, fewer at the end of the file.
+        """Write to the layer and return the number of bytes written; fewer at the end of the file.
 
         Raises:
-            DamageError: what was there before cannot be had, and is overwritten only in part.
+            UnreadableBlockError: a chunk is overwritten only in part, and its other bytes cannot be read.
             OSError: the layer cannot be written.
         """
         assert self._writable is not None
@@ -98,7 +93,7 @@ class ImageFile:
         return len(data)
 
     async def sync(self) -> None:
-        """Make what was written durable.
+        """Make everything that was written durable.
 
         Raises:
             OSError: that failed.

@@ -1,83 +1,73 @@
-"""The images that are open, each held by the job of the mount as long as somebody has it open."""
+"""Open and close the images of a mount, each with the layer that takes writes, if the mount has layers."""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from backyfs.errors import BackyfsError
-from backyfs.images.image import Image, PageCache
-from backyfs.model import VersionStatus
-from backyfs.mount.reading import ImageReader
+from backyfs.mount.imagefile import ImageFile, WritableLayer
 
 if TYPE_CHECKING:
-    from backyfs.model import Version, VersionUid
-    from backyfs.mount.cache import PieceCache
+    from backyfs.model import Version
+    from backyfs.mount.overlay import OverlayDirectory, Scratch
     from backyfs.mount.pool import Pool
-    from backyfs.repository import Repository
-    from backyfs.work.job import Job
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Opened:
-    reader: ImageReader
-    count: int
+    from backyfs.mount.readers import Readers
 
 
 class Images:
-    """Images by their versions. Used by the tasks of one trio event loop."""
+    """The images of one mount. Used by the tasks of one trio event loop."""
 
-    def __init__(self, repository: Repository, cache: PieceCache, job: Job, questions: Pool) -> None:
-        """Open images of a repository; ask the database in threads of `questions`."""
-        self._repository = repository
-        self._cache = cache
-        self._job = job
-        self._questions = questions
-        self._pages = PageCache()
-        self._zeros = memoryview(bytes(repository.block_size))
-        self._lock = trio.Lock()  # one opens or closes at a time, or one would release what another just held
-        self._opened: dict[VersionUid, _Opened] = {}
+    def __init__(
+        self, readers: Readers, overlays: OverlayDirectory | Scratch | None, layers: Pool, *, read_ahead_blocks: int
+    ) -> None:
+        """Read images with `readers`. With `overlays` they can be written to, in threads of `layers`."""
+        self._readers = readers
+        self._overlays = overlays
+        self._layers = layers
+        self._read_ahead_blocks = read_ahead_blocks
+        self.is_writable = overlays is not None
+        # What is written to an image is seen by everyone who opens it, or else only through the file that wrote it.
+        self.shows_changes = overlays is not None and overlays.is_shared
+        self.has_scratch = overlays is not None and not overlays.is_shared
 
-    def __len__(self) -> int:
-        return len(self._opened)
-
-    async def open(self, version: Version) -> ImageReader:
-        """Return what reads a version, which is not removed until `close`.
+    async def open(
+        self, version: Version, start: int, size_bytes: int, *, for_writing: bool = False, reads_ahead: bool = True
+    ) -> ImageFile:
+        """Open a slice of an image; the caller closes it.
 
         Raises:
-            DatabaseError: it cannot be held.
+            DatabaseError: the version cannot be held.
+            MountError, OSError: its layer cannot be opened.
         """
-        async with self._lock:
-            opened = self._opened.get(version.uid)
-            if opened is None:
-                await self._questions.run(self._job.hold, version.id)
-                opened = self._opened[version.uid] = _Opened(self._reader(version), 0)
-            elif opened.reader.image.version.status is VersionStatus.INCOMPLETE:
-                opened.reader = self._reader(version)  # its backup may have gone on since
-            opened.count += 1
-            return opened.reader
+        reader = await self._readers.open(version)
+        try:
+            writable = await self._open_layer(version, for_writing=for_writing)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._readers.close(reader)
+            raise
+        read_ahead_blocks = self._read_ahead_blocks if reads_ahead else 0
+        return ImageFile(reader, start, size_bytes, read_ahead_blocks=read_ahead_blocks, writable=writable)
 
-    def forget_pages(self) -> None:
-        """Read the block maps of all images anew: blobs that they name are elsewhere by now. Any thread may call."""
-        self._pages.clear()
+    async def close(self, file: ImageFile) -> None:
+        """Close a file. Make what was written to it durable, unless its layer is thrown away.
 
-    async def close(self, version: Version) -> None:
-        """Let a version go, if nobody else has opened it."""
-        async with self._lock:
-            opened = self._opened[version.uid]
-            opened.count -= 1
-            if opened.count == 0:
-                del self._opened[version.uid]
-                try:
-                    await self._questions.run(self._job.release, version.id)
-                except BackyfsError as error:
-                    _log.warning("version %s stays held until this mount ends: %s", version.uid, error)
+        Raises:
+            OSError: that failed.
+        """
+        try:
+            if self._overlays is not None and file.layer is not None:
+                if self._overlays.is_shared:
+                    await file.sync()
+                await self._layers.run(self._overlays.let_go, file.layer)
+        finally:
+            await self._readers.close(file.reader)
 
-    def _reader(self, version: Version) -> ImageReader:
-        image = Image(self._repository, version, self._pages)
-        return ImageReader(image, self._cache, self._questions, self._zeros)
+    async def _open_layer(self, version: Version, *, for_writing: bool) -> WritableLayer | None:
+        if self._overlays is None:
+            return None
+        open_layer = partial(self._overlays.open, version.uid, version.size_bytes, for_writing=for_writing)
+        layer = await self._layers.run(open_layer)
+        return None if layer is None else WritableLayer(layer=layer, pool=self._layers)

@@ -1,7 +1,7 @@
-"""Inode numbers for nodes of the tree, as long as the kernel knows of them.
+"""Inode numbers for nodes of the tree, kept while the kernel remembers them.
 
-A number is given once and never again: memory is bounded by what the kernel remembers, not by how many
-versions a mount has seen.
+A number is used once and never reused. Memory is bounded by what the kernel remembers, not by the number of versions
+that a mount has shown.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Inodes:
-    """Which number is which node."""
+    """The numbers of nodes, and the nodes of numbers."""
 
     def __init__(self, first: int) -> None:
-        """Begin with `first`, which becomes the root directory. The directories at the top stay for ever."""
+        """Begin with `first`, which becomes the root directory. The top directories are never forgotten."""
         self._next = first
         self._nodes: dict[int, Node] = {}
         self._numbers: dict[Node, int] = {}
-        self._lookups: dict[int, int] = {}  # that the kernel has not forgotten
+        self._lookups: dict[int, int] = {}  # lookups that the kernel has not forgotten
         for top in Top:
             self.count(self.number(top))
 
@@ -30,11 +30,15 @@ class Inodes:
         return len(self._nodes)
 
     def node(self, number: int) -> Node:
-        """Return the node of a number. Raises LookupError where there is none."""
+        """Return the node of a number.
+
+        Raises:
+            LookupError: no node has this number.
+        """
         return self._nodes[number]
 
     def number(self, node: Node) -> int:
-        """Return the number of a node, a new one if it has none; the caller counts it or drops it."""
+        """Return the number of a node, a new one if it has none. The caller then counts it or drops it."""
         number = self._numbers.get(node)
         if number is None:
             number = self._numbers[node] = self._next
@@ -43,18 +47,18 @@ class Inodes:
         return number
 
     def count(self, number: int) -> None:
-        """Note that the kernel was told of a number, once more."""
+        """Note that the kernel was given a number once more."""
         self._lookups[number] = self._lookups.get(number, 0) + 1
 
     def drop_uncounted(self, number: int) -> None:
-        """Take a number back that the kernel was not told of."""
+        """Withdraw a number that the kernel was never given."""
         if number not in self._lookups:
             node = self._nodes.pop(number, None)
             if node is not None:
                 del self._numbers[node]
 
     def forget(self, number: int, lookups: int) -> None:
-        """Note that the kernel has forgotten so many lookups."""
+        """Note how many lookups of a number the kernel has forgotten."""
         left = self._lookups.get(number, 0) - lookups
         if isinstance(self._nodes.get(number), Top) or left > 0:
             self._lookups[number] = max(left, 1)

@@ -1,8 +1,8 @@
-"""The tree as it is now: taken anew from the database, off the event loop, as long as somebody looks at it.
+"""The current tree: read again from the database in threads while somebody uses the mount.
 
-What a handler gets is at most a second old. While a mount is in use it is kept fresh in the background, so
-that no handler waits for the database. Where the database does not answer, the last picture goes on: one question
-at a time is asked, and no handler waits for it longer than a moment.
+Handlers get a tree that is at most a second old. While a mount is in use, a background task refreshes the tree, so no
+handler waits for the database. If the database does not answer, handlers keep the last tree. Only one query runs at a
+time, and no handler waits for it longer than two seconds.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from backyfs.mount.selection import Selection
 
 _FRESH_S = 1.0     # how old the tree may be
-_REFRESH_S = 0.5   # how often it is taken anew while somebody looks at it
-_IN_USE_S = 5.0    # after the last look
-_PATIENCE_S = 2.0  # with a database that is slow, where there is an older tree
+_REFRESH_S = 0.5   # how often it is refreshed while somebody uses it
+_IN_USE_S = 5.0    # how long after the last access the mount counts as in use
+_PATIENCE_S = 2.0  # how long to wait for a slow database if there is an older tree
 
 _log = logging.getLogger(__name__)
 
 
 class LiveTree:
-    """The versions that a mount shows, as a tree."""
+    """The versions that a mount shows, as a tree. Used by the tasks of one trio event loop."""
 
     def __init__(self, database: Database, selection: Selection, questions: Pool) -> None:
-        """Show the versions of a selection; ask the database in threads of `questions`."""
+        """Show the versions of a selection. Query the database in threads of `questions`."""
         self._database = database
         self._selection = selection
         self._questions = questions
@@ -50,7 +50,7 @@ class LiveTree:
         """Return the tree.
 
         Raises:
-            DatabaseError: it cannot be read, and never could.
+            DatabaseError: the database cannot be read, and has never been read before.
         """
         self._asked_at = time.monotonic()
         if self._tree is None:
@@ -61,7 +61,7 @@ class LiveTree:
         return self._tree
 
     async def keep_fresh(self) -> None:
-        """Take the tree anew, again and again, while it is in use. To be run as a task of its own."""
+        """Refresh the tree while it is in use. Run this as a separate task; it never returns."""
         while True:
             await trio.sleep(_REFRESH_S)
             now = time.monotonic()
@@ -73,11 +73,11 @@ class LiveTree:
             await self._question().wait()
         except BackyfsError as error:
             if not self._fails and self._tree is not None:
-                _log.warning("the versions are shown as they were: %s", error)
+                _log.warning("the mount shows the versions as they were: %s", error)
             self._fails = True
 
     def _question(self) -> Call[Tree]:
-        """Return the question to the database that is under way, or ask it."""
+        """Return the running query, or start one."""
         if self._taking is None:
             began = time.monotonic()
 

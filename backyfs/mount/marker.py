@@ -1,6 +1,6 @@
-"""Have blobs marked that readers of a mount could not have, beside these readers.
+"""Check blobs that readers of a mount could not read, and mark the damaged ones, in the background.
 
-A task of the event loop; what takes time happens in a thread.
+A task of the event loop; the checks run in a thread.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from backyfs.repository import Repository
     from backyfs.work.job import Job
 
-_MOST = 10_000    # blobs that are looked at: of more, a scrub is the one to ask
-_TOGETHER_S = 1.0  # a reader that met one meets the next soon
+_MOST = 10_000     # blobs to check: if there are more, run a scrub
+_TOGETHER_S = 1.0  # collect for this long: a reader that finds one damaged blob finds the next one soon
 
 
 class DamageMarker:
-    """Collects blobs and has each looked at once."""
+    """Collects blobs and checks each of them once."""
 
     def __init__(self, repository: Repository, job: Job) -> None:
         self._repository = repository
@@ -36,14 +36,14 @@ class DamageMarker:
         self._run = Run(Control(stop=self._ended.is_set), interrupted="the mount ended", job=job)
 
     def suspect(self, blob_id: BlobId) -> None:
-        """Have a blob looked at, if it was not yet."""
+        """Check a blob, unless that was done before."""
         if blob_id not in self._seen and len(self._seen) < _MOST:
             self._seen.add(blob_id)
             self._waiting.add(blob_id)
             self._wake.set()
 
     async def run(self) -> None:
-        """Look at them until cancelled. A storage that hangs keeps nobody waiting but this task."""
+        """Check blobs until cancelled. If the storage hangs, only this task waits for it."""
         try:
             while True:
                 await self._wake.wait()

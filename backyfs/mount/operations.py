@@ -1,6 +1,6 @@
 """The FUSE handlers: they translate between pyfuse3 and the parts of a mount, and do nothing else.
 
-Invariant: nothing but FUSEError leaves a handler; any other exception would end the whole mount.
+Invariant: handlers raise only FUSEError. Any other exception would end the whole mount.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import errno
 import functools
 import logging
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,24 +19,22 @@ from backyfs.host.answers import PID_ATTRIBUTE, REPOSITORY_ATTRIBUTE
 from backyfs.model import VersionStatus
 from backyfs.mount import facts
 from backyfs.mount.attributes import entry_of, set_size
+from backyfs.mount.fixedtree import FixedTree
+from backyfs.mount.imagefile import ImageFile
 from backyfs.mount.inodes import Inodes
-from backyfs.mount.reading import DamageError
+from backyfs.mount.reading import UnreadableBlockError
 from backyfs.mount.tree import Data, PartitionData, PartitionDirectory, TableText, Top, VersionDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    import trio
-
-    from backyfs.model import BlockIndex, Version
+    from backyfs.model import Version
     from backyfs.mount.contents import Contents
-    from backyfs.mount.imagefile import ImageFile
     from backyfs.mount.tree import Node, Tree
 
     Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
 
 _WRITING_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
-_UNTOUCHABLE = ("mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link", "create", "setxattr", "removexattr")
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +52,8 @@ def _guarded(handler: Handler) -> Handler:
             raise pyfuse3.FUSEError(errno.ENOENT) from None
         except OSError as error:
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
-        except DamageError as error:
-            self._contents.note_damage(error)
+        except UnreadableBlockError as error:
+            self._contents.damage.note(error)
             raise pyfuse3.FUSEError(errno.EIO) from error
         except BackyfsError as error:
             _log.error("%s: %s", handler.__name__, error)
@@ -65,45 +62,36 @@ def _guarded(handler: Handler) -> Handler:
             _log.exception("%s failed; this is a bug, please report it", handler.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from error
 
-    return guarded  # type: ignore[return-value]  # the same but for errors
+    return guarded  # type: ignore[return-value]  # the same except for errors
 
 
 @dataclass(slots=True)
 class _OpenText:
-    """A small file that is open: what it said then."""
+    """An open small file, with its content when it was opened."""
 
     content: bytes
 
 
 @dataclass(slots=True)
-class _OpenImage:
-    """An image that is open, or a partition of one."""
-
-    version: Version
-    file: ImageFile
-
-
-@dataclass(slots=True)
 class _OpenDirectory:
-    """A directory that is open: what was in it then."""
+    """An open directory, with its entries when it was opened."""
 
     children: list[tuple[bytes, Node]]
 
 
-class Operations(pyfuse3.Operations):
+class Operations(FixedTree):
     """One mounted repository."""
 
     enable_writeback_cache = False
 
     def __init__(self, contents: Contents) -> None:
-        """Serve what a mount shows. Blocks are read ahead of sequential readers while `background` is a nursery."""
+        """Serve the contents of a mount."""
         super().__init__()
-        self.background: trio.Nursery | None = None
         self._contents = contents
         self._inodes = Inodes(pyfuse3.ROOT_INODE)
-        self._open: dict[int, _OpenText | _OpenImage | _OpenDirectory] = {}
+        self._open: dict[int, _OpenText | ImageFile | _OpenDirectory] = {}
         self._next_handle = 1
-        self._incomplete: set[Node] = set()  # images that were opened when their versions were not complete
+        self._incomplete: set[Node] = set()  # images that were opened while their versions were incomplete
 
     # The tree.
 
@@ -116,26 +104,26 @@ class Operations(pyfuse3.Operations):
             raise
 
     async def _attributes_of(self, tree: Tree, node: Node, inode: int) -> pyfuse3.EntryAttributes:
-        entry = entry_of(tree, node, inode, writable=self._contents.is_writable)
+        entry = entry_of(tree, node, inode, writable=self._contents.images.is_writable)
         match node:
             case Data(uid) | PartitionData(uid, _):
                 start, size = await self._slice(tree, node)
-                set_size(entry, size, await self._contents.used_bytes(tree.version(uid), start, start + size))
+                set_size(entry, size, await self._contents.facts.used_bytes(tree.version(uid), start, start + size))
             case TableText(uid):
-                set_size(entry, len(await self._contents.table_text(tree.version(uid))))
+                set_size(entry, len(await self._contents.partitions.table_text(tree.version(uid))))
         return entry
 
     async def _slice(self, tree: Tree, node: Data | PartitionData) -> tuple[int, int]:
-        """Return where the file of a node begins in its image, and its size."""
+        """Return the offset of a file in its image, and its size."""
         version = tree.version(node.uid)
         if isinstance(node, Data):
             return 0, version.size_bytes
-        return await self._contents.partition(version, node.number)
+        return await self._contents.partitions.slice_of(version, node.number)
 
     async def _children(self, tree: Tree, node: Node) -> list[tuple[bytes, Node]]:
         if not isinstance(node, PartitionDirectory):
             return tree.children(node)
-        numbers = await self._contents.partition_numbers(tree.version(node.uid))
+        numbers = await self._contents.partitions.numbers(tree.version(node.uid))
         listed: list[tuple[bytes, Node]] = [(b"%d" % number, PartitionData(node.uid, number)) for number in numbers]
         return [*listed, (b"table.txt", TableText(node.uid))]
 
@@ -144,7 +132,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext | None = None
     ) -> pyfuse3.EntryAttributes:
         """Find a name in a directory."""
-        tree = await self._contents.tree()
+        tree = await self._contents.tree.get()
         parent = self._inodes.node(parent_inode)
         if isinstance(parent, PartitionDirectory):
             node = dict(await self._children(tree, parent))[name]
@@ -158,8 +146,8 @@ class Operations(pyfuse3.Operations):
     async def getattr(
         self, inode: int, ctx: pyfuse3.RequestContext | None = None
     ) -> pyfuse3.EntryAttributes:
-        """Tell what something is."""
-        return await self._attributes(await self._contents.tree(), self._inodes.node(inode))
+        """Return the attributes of a node."""
+        return await self._attributes(await self._contents.tree.get(), self._inodes.node(inode))
 
     @_guarded
     async def setattr(
@@ -170,13 +158,13 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext | None = None,
     ) -> pyfuse3.EntryAttributes:
-        """Refuse: images keep their size. Where they can be written, new times are taken and not kept."""
+        """Refuse: images keep their size. If images are writable, accept new times without storing them."""
         node = self._inodes.node(inode)
-        if not self._contents.is_writable or not isinstance(node, (Data, PartitionData)):
+        if not self._contents.images.is_writable or not isinstance(node, (Data, PartitionData)):
             raise pyfuse3.FUSEError(errno.EROFS)
         if fields.update_size or fields.update_mode or fields.update_uid or fields.update_gid:
             raise pyfuse3.FUSEError(errno.EPERM)
-        return await self._attributes(await self._contents.tree(), node)
+        return await self._attributes(await self._contents.tree.get(), node)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Forget inodes that the kernel has forgotten."""
@@ -185,30 +173,30 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext | None = None) -> bytes:
-        """Tell where a link points."""
-        tree = await self._contents.tree()
+        """Return the target of a link."""
+        tree = await self._contents.tree.get()
         return tree.content(self._inodes.node(inode))
 
     # Directories.
 
     @_guarded
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext | None = None) -> int:
-        """Take a picture of a directory."""
-        tree = await self._contents.tree()
+        """Open a directory and remember its entries."""
+        tree = await self._contents.tree.get()
         return self._add_handle(_OpenDirectory(await self._children(tree, self._inodes.node(inode))))
 
     @_guarded
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """List a directory from an entry on."""
+        """List a directory, starting at an entry."""
         directory = self._open[fh]
         assert isinstance(directory, _OpenDirectory)
-        tree = await self._contents.tree()
+        tree = await self._contents.tree.get()
         for number in range(start_id, len(directory.children)):
             name, node = directory.children[number]
             try:
                 attributes = await self._attributes(tree, node)
             except LookupError:
-                continue  # the version was removed meanwhile
+                continue  # the version was removed in the meantime
             if not pyfuse3.readdir_reply(token, name, attributes, number + 1):
                 self._inodes.drop_uncounted(attributes.st_ino)
                 return
@@ -216,7 +204,7 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def releasedir(self, fh: int) -> None:
-        """Forget a directory."""
+        """Close a directory."""
         del self._open[fh]
 
     # Files.
@@ -225,104 +213,92 @@ class Operations(pyfuse3.Operations):
     async def open(
         self, inode: int, flags: int, ctx: pyfuse3.RequestContext | None = None
     ) -> pyfuse3.FileInfo:
-        """Open a file; a version is held by the job of the mount as long as an image of it is open."""
+        """Open a file. While an image is open, the job of the mount holds its version."""
         node = self._inodes.node(inode)
         is_image = isinstance(node, (Data, PartitionData))
-        if flags & _WRITING_FLAGS and not (is_image and self._contents.is_writable):
+        if flags & _WRITING_FLAGS and not (is_image and self._contents.images.is_writable):
             raise pyfuse3.FUSEError(errno.EROFS)
-        tree = await self._contents.tree()
+        tree = await self._contents.tree.get()
         match node:
             case Data(uid) | PartitionData(uid, _):
                 version = tree.version(uid)
                 start, size = await self._slice(tree, node)
                 for_writing = flags & os.O_ACCMODE != os.O_RDONLY
-                file = await self._contents.open(version, start, size, for_writing=for_writing)
-                handle = self._add_handle(_OpenImage(version, file))
-                # Past the page cache: readers of the bare image must not meet what is written through another handle.
-                direct_io = for_writing and self._contents.has_scratch
+                file = await self._contents.images.open(version, start, size, for_writing=for_writing)
+                handle = self._add_handle(file)
+                # Bypass the page cache: readers of the bare image must not see what is written through another handle.
+                direct_io = for_writing and self._contents.images.has_scratch
                 return pyfuse3.FileInfo(
                     fh=handle, direct_io=direct_io, keep_cache=self._is_as_it_was(version, node)
                 )
             case Top.STATS:
-                return pyfuse3.FileInfo(fh=self._add_handle(_OpenText(self._contents.statistics())), direct_io=True)
+                handle = self._add_handle(_OpenText(self._contents.statistics.text()))
+                return pyfuse3.FileInfo(fh=handle, direct_io=True)
             case TableText(uid):
-                text = await self._contents.table_text(tree.version(uid))
+                text = await self._contents.partitions.table_text(tree.version(uid))
             case _:
                 text = tree.content(node)
         return pyfuse3.FileInfo(fh=self._add_handle(_OpenText(text)), keep_cache=False)
 
     def _is_as_it_was(self, version: Version, node: Node) -> bool:
-        """Tell whether what the kernel has read of an image is still good; to be asked at each opening.
+        """Return whether the pages of an image that the kernel has cached are still valid. Call this at each opening.
 
-        An image never changes, but a backup that was interrupted may have been continued, of a source that has
-        changed. What was written to a partition is seen in the whole image by who opens that later, and the other
-        way round.
+        An image never changes, but an interrupted backup may have been continued after its source had changed. Data
+        written to a partition also appears in the whole image when that is opened later, and vice versa.
         """
         was_incomplete = node in self._incomplete
         if version.status is VersionStatus.INCOMPLETE:
             self._incomplete.add(node)
         else:
             self._incomplete.discard(node)
-        return not (was_incomplete or node in self._incomplete or self._contents.is_writable)
+        return not (was_incomplete or node in self._incomplete or self._contents.images.is_writable)
 
     @_guarded
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Read a part of a file."""
         opened = self._open[fh]
-        if isinstance(opened, _OpenImage):
-            # pyfuse3 takes a view, and that spares a copy.
-            return await opened.file.read(off, size, self._start_task)  # type: ignore[return-value]
+        if isinstance(opened, ImageFile):
+            # pyfuse3 accepts a memoryview, which saves a copy.
+            return await opened.read(off, size)  # type: ignore[return-value]
         assert isinstance(opened, _OpenText)
         return opened.content[off : off + size]
-
-    def _start_task(self, task: Callable[[BlockIndex], Awaitable[None]], index: BlockIndex) -> None:
-        if self.background is not None:
-            self.background.start_soon(self._run_task, task, index)
-
-    async def _run_task(self, task: Callable[[BlockIndex], Awaitable[None]], index: BlockIndex) -> None:
-        with suppress(pyfuse3.FUSEError):  # it would end the mount
-            await self._run_guarded(task, index)
-
-    @_guarded
-    async def _run_guarded(self, task: Callable[[BlockIndex], Awaitable[None]], index: BlockIndex) -> None:
-        await task(index)
 
     @_guarded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Write a part of an image to its layer."""
         opened = self._open[fh]
-        if not isinstance(opened, _OpenImage) or not self._contents.is_writable:
+        if not isinstance(opened, ImageFile) or not self._contents.images.is_writable:
             raise pyfuse3.FUSEError(errno.EROFS)
         try:
-            return await opened.file.write(off, buf) or _no_space(buf)
+            return await opened.write(off, buf) or _no_space(buf)
         except OSError:
-            self._contents.note_write_error()
+            self._contents.statistics.write_errors += 1
             raise
 
     @_guarded
     async def fsync(self, fh: int, datasync: bool) -> None:
-        """Make what was written to an image durable."""
+        """Make everything that was written to an image durable."""
         opened = self._open[fh]
-        if isinstance(opened, _OpenImage):
-            await opened.file.sync()
+        if isinstance(opened, ImageFile):
+            await opened.sync()
 
     @_guarded
     async def flush(self, fh: int) -> None:
-        """Nothing is kept back."""
+        """Do nothing: no write is buffered here."""
 
     @_guarded
     async def release(self, fh: int) -> None:
-        """Forget an open file."""
+        """Close a file."""
         opened = self._open.pop(fh)
-        if isinstance(opened, _OpenImage):
-            await self._contents.close(opened.version, opened.file)
+        if isinstance(opened, ImageFile):
+            await self._contents.images.close(opened)
 
     # The file system.
 
     @_guarded
     async def statfs(self, ctx: pyfuse3.RequestContext | None = None) -> pyfuse3.StatvfsData:
-        """Tell the size of all images; nothing is free."""
-        tree = await self._contents.tree()
+        """Report the total size of all images, and no free space."""
+        tree = await self._contents.tree.get()
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = 512
         data.f_blocks = -(-tree.total_bytes // data.f_frsize)
@@ -332,7 +308,7 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext | None = None) -> bytes:
-        """Tell a fact of a version, or of the mount."""
+        """Return a fact about a version, or about the mount."""
         node = self._inodes.node(inode)
         if node is Top.ROOT:
             if name == PID_ATTRIBUTE.encode():
@@ -341,9 +317,9 @@ class Operations(pyfuse3.Operations):
                 return self._contents.repository_uid.encode()
         if isinstance(node, (VersionDirectory, Data, PartitionData)) and name.startswith(facts.ATTRIBUTE_PREFIX):
             what = name.removeprefix(facts.ATTRIBUTE_PREFIX)
-            version = (await self._contents.tree()).version(node.uid)
+            version = (await self._contents.tree.get()).version(node.uid)
             if what == facts.ENCRYPTION_VERSIONS:
-                return await self._contents.encryption_versions(version)
+                return await self._contents.facts.encryption_versions(version)
             known = facts.attributes(version)
             if what in known:
                 return known[what]
@@ -356,15 +332,15 @@ class Operations(pyfuse3.Operations):
         if node is Top.ROOT:
             return [PID_ATTRIBUTE.encode(), REPOSITORY_ATTRIBUTE.encode()]
         if isinstance(node, (VersionDirectory, Data, PartitionData)):
-            version = (await self._contents.tree()).version(node.uid)
+            version = (await self._contents.tree.get()).version(node.uid)
             return [facts.ATTRIBUTE_PREFIX + what for what in (*facts.attributes(version), facts.ENCRYPTION_VERSIONS)]
         return []
 
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext | None = None) -> bool:
-        """Refuse writing where there is no layer; the rest the kernel checks itself (default_permissions)."""
-        return self._contents.is_writable or not mode & os.W_OK
+        """Refuse write access without a layer. The kernel checks the rest (default_permissions)."""
+        return self._contents.images.is_writable or not mode & os.W_OK
 
-    def _add_handle(self, opened: _OpenText | _OpenImage | _OpenDirectory) -> int:
+    def _add_handle(self, opened: _OpenText | ImageFile | _OpenDirectory) -> int:
         handle = self._next_handle
         self._next_handle += 1
         self._open[handle] = opened
@@ -372,15 +348,7 @@ class Operations(pyfuse3.Operations):
 
 
 def _no_space(data: bytes) -> int:
-    """Refuse what begins beyond the end of an image."""
+    """Refuse a write that begins beyond the end of an image."""
     if data:
         raise pyfuse3.FUSEError(errno.ENOSPC)
     return 0
-
-
-async def _refuse_to_write(_self: Operations, *_arguments: Any) -> None:
-    raise pyfuse3.FUSEError(errno.EROFS)
-
-
-for _name in _UNTOUCHABLE:
-    setattr(Operations, _name, _refuse_to_write)

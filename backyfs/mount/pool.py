@@ -1,7 +1,7 @@
-"""Worker threads of a mount, with patience: who waits for a call that hangs is told so and goes on.
+"""Worker threads of a mount, with a time limit: a task that waits too long for a call gets an error.
 
-A thread that hangs in the kernel cannot be stopped. Its call stays, for later callers to find; its place in the
-pool is given to another thread until it ends. Used by the tasks of one trio event loop.
+A thread that hangs in the kernel cannot be stopped. Its call keeps running, and later tasks can wait for it. Until it
+ends, the pool runs one thread more in its place. Used by the tasks of one trio event loop.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ Result = TypeVar("Result")
 
 
 class Call(Generic[Result]):
-    """A call of a function in a thread, for any number of tasks to wait for."""
+    """A call of a function in a thread. Any number of tasks can wait for it."""
 
     def __init__(self, pool: Pool, function: Callable[[], Result], then: Callable[[Call[Result]], None] | None) -> None:
         self.pool = pool
         self.result: Result | None = None
         self.error: Exception | None = None
-        self.began_at: float | None = None  # written by the thread
+        self.began_at: float | None = None  # set by the thread
         self.is_withdrawn = False
         self._function = function
         self._then = then
-        self._lock = threading.Lock()  # guards the decision whether it begins or is withdrawn
+        self._lock = threading.Lock()  # decides whether it begins or is withdrawn
         self._ended = trio.Event()
         self._has_given_place_away = False
 
     def withdraw(self) -> bool:
-        """Let the call not take place; return False if it has begun."""
+        """Cancel the call; return False if it has already begun."""
         with self._lock:
             self.is_withdrawn = self.began_at is None
             return self.is_withdrawn
@@ -48,8 +48,8 @@ class Call(Generic[Result]):
         """Return what the function returns.
 
         Raises:
-            The error of the pool: the function does not return, or all threads hang.
-            What the function raises.
+            BackyfsError: the error of the pool: the function does not return in time, or all threads hang.
+            Exception: whatever the function raised.
         """
         while not self._ended.is_set():
             asked_at = time.monotonic()
@@ -65,12 +65,12 @@ class Call(Generic[Result]):
         return self.result  # type: ignore[return-value]  # it has ended without an error
 
     async def perform(self) -> None:
-        """Do the call, to the end of `then`."""
+        """Run the call, then `then`."""
         try:
             self.result = await trio.to_thread.run_sync(
                 self._in_thread, limiter=self.pool.limiter, abandon_on_cancel=True
             )
-        except Exception as error:  # noqa: BLE001 - it is raised where the call is waited for
+        except Exception as error:  # noqa: BLE001 - raised again in every task that waits for the call
             self.error = error
         finally:
             if self._has_given_place_away:
@@ -97,20 +97,20 @@ class Call(Generic[Result]):
 
 
 class Pool:
-    """So many threads for one kind of work."""
+    """A bounded number of threads for one kind of work."""
 
     def __init__(self, what: str, error: type[BackyfsError], *, threads: int, patience_s: float) -> None:
-        """Make a pool; who runs out of patience gets an `error` that says that `what` does not answer."""
+        """Make a pool. A task that waits longer than `patience_s` gets an `error`: `what` did not answer."""
         self._what = what
         self._error = error
         self.threads = threads
         self.patience_s = patience_s
         self.limiter = trio.CapacityLimiter(threads)
-        self.ended_at = float("-inf")  # the last call; written by the threads
+        self.ended_at = float("-inf")  # when the last call ended; set by the threads
         self.timeouts = 0
 
     def start(self, function: Callable[[], Result], then: Callable[[Call[Result]], None] | None = None) -> Call[Result]:
-        """Call a function in a thread as soon as one is free; `then` is called at the end, in the event loop."""
+        """Call a function in a thread as soon as one is free, then `then` in the event loop, which must not raise."""
         call = Call(self, function, then)
         trio.lowlevel.spawn_system_task(call.perform)
         return call
@@ -119,12 +119,12 @@ class Pool:
         """Call a function in a thread and wait for it.
 
         Raises:
-            The error of this pool: the function does not return, or all threads hang.
-            What the function raises.
+            BackyfsError: the error of this pool: the function does not return in time, or all threads hang.
+            Exception: whatever the function raised.
         """
         return await self.start(lambda: function(*arguments)).wait()
 
     def timed_out(self) -> BackyfsError:
-        """Count a time-out, and return its error."""
+        """Count a timeout and return its error."""
         self.timeouts += 1
         return self._error(f"{self._what} did not answer within {self.patience_s:g} s")

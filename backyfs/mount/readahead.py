@@ -1,7 +1,7 @@
-"""Read-ahead: which blocks a reader will want next. Pure arithmetic on one open file; no I/O.
+"""Read-ahead: predict which blocks a reader will want next. Pure arithmetic on one open file; no I/O.
 
-A reader that goes on where it stopped is sequential. It is given a window of blocks ahead of it, which doubles
-each time it has used one up and is taken away as soon as it goes elsewhere: random reads cost nothing.
+A reader that continues where it stopped is sequential. It gets a window of blocks ahead of it. The window doubles each
+time the reader enters another block, and closes as soon as it jumps elsewhere, so random reads cost nothing.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ _TOLERANCE_BYTES = 8 << 20
 
 @dataclass(slots=True)
 class ReadAhead:
-    """What one open file was read for, and what was asked for ahead of it."""
+    """How one open file is read, and which blocks were requested ahead of its reader."""
 
     block_size: int
-    most_blocks: int  # of the window; 0: no read-ahead
-    _expected: int = 0     # where the next byte of a sequential reader is
-    _window: int = 0       # blocks
-    _asked: int = 0        # blocks before this one were asked for
-    _began: int = 0        # where this reader began to be sequential
+    most_blocks: int    # in the window; 0: no read-ahead
+    _expected: int = 0  # byte at which a sequential reader continues
+    _window: int = 0    # blocks
+    _asked: int = 0     # all blocks before this one were requested
+    _began: int = 0     # byte at which the reader became sequential
 
     def note(self, offset: int, size: int, image_bytes: int) -> tuple[range, range]:
         """Note a read of bytes [offset, offset + size).
 
-        Return the blocks that are to be loaded ahead of it, and those that it has left behind.
+        Return the blocks to load ahead of the reader, and the blocks that it has left behind.
         """
         end = min(offset + size, image_bytes)
         is_sequential = abs(offset - self._expected) <= _TOLERANCE_BYTES
@@ -38,7 +38,7 @@ class ReadAhead:
             self._expected = end
             return range(0), range(0)
         if end <= self._expected:
-            return range(0), range(0)  # one that was overtaken
+            return range(0), range(0)  # this request was overtaken by a later one
         advanced = end // self.block_size > self._expected // self.block_size
         passed = range(self._passed_before(self._expected), self._passed_before(end))
         self._expected = end
@@ -54,5 +54,5 @@ class ReadAhead:
         return range(start, stop), passed
 
     def _passed_before(self, offset: int) -> int:
-        """Return the first block that a reader who is at `offset` may still ask for."""
+        """Return the first block that a reader at `offset` may still ask for."""
         return max(offset - _TOLERANCE_BYTES, self._began) // self.block_size

@@ -1,4 +1,4 @@
-"""Which versions a mount shows. Pure."""
+"""The selection of versions that a mount shows. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Versions that have one of these uids, one of these names and one of these tags; nothing given: all."""
+    """Versions that have one of these uids, names and tags. An empty field selects all versions."""
 
     uids: frozenset[VersionUid] = frozenset()
     names: tuple[str, ...] = ()  # or shell patterns
     tags: frozenset[str] = frozenset()
 
     def has(self, version: Version) -> bool:
-        """Tell whether a version is shown."""
+        """Return whether a version is shown."""
         if self.uids and version.uid not in self.uids:
             return False
         if self.tags and self.tags.isdisjoint(version.tag_names):

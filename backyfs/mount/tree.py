@@ -1,14 +1,14 @@
-"""The tree of a mount: which names there are, what each is, and what the small files say. Pure.
+"""The tree of a mount: its names, the node behind each name, and the contents of the small files. Pure.
 
     by_version_uid/<uid>/data, partitions/, name, snapshot_name, tags, date, expire, protected, valid or invalid
     by_name/<name>/<date>_<uid> -> ../../by_version_uid/<uid>, and latest -> the newest valid one
     that is not dated in the future
-    stats, which is not listed: what the mount has counted
+    stats, which is not listed: the counters of the mount
 
-What is below `partitions` lies in the image itself, and is not part of a picture of the versions.
+The entries below `partitions` come from the image itself and are not part of the tree.
 
-A `Tree` is a picture of the versions at one moment and does not change. A node names a thing, not a place
-in a picture: it stays good when the next picture is taken.
+A `Tree` is an immutable picture of the versions at one moment. A node identifies a thing, not a position in the tree,
+so it stays valid in later trees.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _END_OF_TIME = datetime.max.replace(tzinfo=UTC)
 
 
 class Top(Enum):
-    """What is always there."""
+    """Nodes that always exist."""
 
     ROOT = "/"
     BY_VERSION_UID = "by_version_uid"
@@ -74,7 +74,7 @@ class PartitionData:
 
 @dataclass(frozen=True, slots=True)
 class TableText:
-    """`by_version_uid/<uid>/partitions/table.txt`: the partition table as it was read."""
+    """`by_version_uid/<uid>/partitions/table.txt`: the partition table as text."""
 
     uid: VersionUid
 
@@ -96,7 +96,7 @@ class NameDirectory:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A symbolic link in a `by_name/<name>` to a version."""
+    """A symbolic link to a version in `by_name/<name>`."""
 
     name: str
     uid: VersionUid | None  # None: `latest`
@@ -108,15 +108,15 @@ Node: TypeAlias = (
 
 
 class Tree:
-    """The tree for some versions. Every method is a look into memory; unknown nodes raise LookupError."""
+    """The tree of some versions. Its methods only look into memory; they raise LookupError for unknown nodes."""
 
     def __init__(self, versions: Iterable[Version], now: datetime = _END_OF_TIME) -> None:
-        """Take a picture of versions that are ordered by name, then by date, at the time `now`."""
+        """Show versions, sorted by name, then by date, as at the time `now`."""
         self._versions = {version.uid: version for version in versions}
         self._now = now
 
     def is_true_at(self, now: datetime) -> bool:
-        """Tell whether the same versions would give the same tree at this time: none of them has reached its date."""
+        """Return whether the same versions give the same tree at this time: none of them has reached its date."""
         return all(
             version.is_dated_in_the_future(now) == version.is_dated_in_the_future(self._now)
             for version in self._versions.values()
@@ -132,11 +132,11 @@ class Tree:
 
     @property
     def total_bytes(self) -> int:
-        """How large all images are together."""
+        """The total size of all images."""
         return sum(version.size_bytes for version in self._versions.values())
 
     def children(self, node: Node) -> list[tuple[bytes, Node]]:
-        """Return what is listed in a directory, with the names, in order."""
+        """Return the entries of a directory, with their names, in order."""
         match node:
             case Top.ROOT:
                 return [(top.value.encode(), top) for top in (Top.BY_VERSION_UID, Top.BY_NAME)]
@@ -153,7 +153,7 @@ class Tree:
                 raise LookupError(node)
 
     def child(self, node: Node, name: bytes) -> Node:
-        """Return what a directory has under a name; also `stats` and `by_name/<name>/<uid>`, which are not listed."""
+        """Return a directory entry by its name; also `stats` and `by_name/<name>/<uid>`, which are not listed."""
         match node:
             case Top.ROOT if name == Top.STATS.value.encode():
                 return Top.STATS
@@ -168,7 +168,7 @@ class Tree:
         return dict(self.children(node))[name]
 
     def content(self, node: Node) -> bytes:
-        """Return what a small file says, or where a link points."""
+        """Return the content of a small file, or the target of a link."""
         match node:
             case Fact(uid, what):
                 return files(self._versions[uid])[what]
@@ -191,7 +191,7 @@ class Tree:
     @cached_property
     def _latest(self) -> dict[str, VersionUid]:
         return {
-            version.name: version.uid  # the last one of each name stays
+            version.name: version.uid  # the last version of each name wins
             for version in self._versions.values()
             if version.status is VersionStatus.VALID and not version.is_dated_in_the_future(self._now)
         }
@@ -207,11 +207,11 @@ class Tree:
 
 
 def escape(name: str) -> bytes:
-    """Return a file name for any text, reversibly: `unescape` gives the text back.
+    """Return a file name for any text. `unescape` reverses it.
 
-    A character that a file name cannot hold or that steers a terminal, and `%`, become `%` and two hexadecimal digits
-    for each byte. A name that is too long keeps its beginning and ends in `%~` and a digest; only the tree knows the
-    whole.
+    A character that a file name cannot contain or that steers a terminal, and `%`, become `%` and two hexadecimal
+    digits for each byte. A name that is too long keeps its beginning and ends in `%~` and a digest; only the tree knows
+    its full text.
     """
     if name in {"", ".", ".."}:
         return b"%" if not name else name.replace(".", "%2E").encode()
@@ -221,13 +221,13 @@ def escape(name: str) -> bytes:
     digest = hashlib.sha256(_encoded(name)).hexdigest()[:_DIGEST_DIGITS].encode()
     kept = escaped[: _NAME_BYTES - len(digest) - 2]
     percent = kept.rfind(b"%", len(kept) - 2)
-    if percent >= 0:  # not in the middle of an escape
+    if percent >= 0:  # do not cut in the middle of an escape
         kept = kept[:percent]
     return b"%b%%~%b" % (_without_broken_end(kept), digest)
 
 
 def unescape(escaped: bytes) -> str:
-    """Return the text that was escaped, if it was short enough to be kept whole."""
+    """Return the text that was escaped, if the file name is not shortened."""
     first, *others = escaped.split(b"%")
     if escaped == b"%":
         return ""
@@ -245,7 +245,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _without_broken_end(text: bytes) -> bytes:
-    """Drop a UTF-8 character at the end that was cut in the middle."""
+    """Drop an incomplete UTF-8 character at the end."""
     return text.decode("utf-8", errors="ignore").encode()
 
 

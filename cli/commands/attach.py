@@ -95,9 +95,9 @@ def _attach(
 
 def _serve(invocation: Invocation, starter: background.Starter) -> None:
     """Mount the version that the starter names, if it needs a mount."""
-    from backyfs.mount.contents import Settings  # noqa: PLC0415 - while the starter looks for the version
     from backyfs.mount.selection import Selection  # noqa: PLC0415
     from backyfs.mount.session import MountRequest  # noqa: PLC0415
+    from backyfs.mount.settings import Settings  # noqa: PLC0415 - while the starter looks for the version
 
     order = starter.receive()
     if order is None:

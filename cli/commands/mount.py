@@ -20,8 +20,8 @@ from backyfs.errors import UsageError
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
-    from backyfs.mount.contents import Settings
     from backyfs.mount.session import MountRequest
+    from backyfs.mount.settings import Settings
     from backyfs.repository import Repository
 
 _CACHE_SIZE = "256M"  # as DEFAULT_CACHE_BYTES of mount.contents, which --help does not load
@@ -154,8 +154,8 @@ def _settings(
     tags: tuple[str, ...],
 ) -> Settings:
     from backyfs.metadata.records.versions import find_version  # noqa: PLC0415 - as above
-    from backyfs.mount.contents import Settings  # noqa: PLC0415
     from backyfs.mount.selection import Selection  # noqa: PLC0415
+    from backyfs.mount.settings import Settings  # noqa: PLC0415
 
     with repository.database.read() as connection:
         uids = frozenset(find_version(connection, version).uid for version in versions)

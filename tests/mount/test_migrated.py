@@ -10,7 +10,8 @@ import trio
 from backyfs.engine.secrets.migrate import MigrationRequest, migrate
 from backyfs.metadata.records.versions import find_version, list_versions
 from backyfs.metadata.upkeep.migration import Outdated
-from backyfs.mount.contents import Contents, Settings
+from backyfs.mount.contents import Contents
+from backyfs.mount.settings import Settings
 from backyfs.work.job import Job
 from tests.support.images import random_image
 from tests.support.repositories import back_up, make_repository, opened
@@ -69,15 +70,15 @@ def test_after_the_first_read_parts_of_blocks_are_loaded_again(tmp_path: Path) -
 
     async def run(repository: Repository, version: Version) -> list[int]:
         with Job(repository.database, "mount") as job:
-            contents = Contents(repository, job, Settings(read_ahead_bytes=0))
-            file = await contents.open(version, 0, version.size_bytes)
+            contents = Contents.of(repository, job, Settings(read_ahead_bytes=0))
+            file = await contents.images.open(version, 0, version.size_bytes)
             loaded = []
             for offset in (0, BLOCK, 2 * BLOCK, 2 * BLOCK + SEGMENT, 0):
-                assert bytes(await file.read(offset, 100, lambda *_: None)) == content[offset : offset + 100]
+                assert bytes(await file.read(offset, 100)) == content[offset : offset + 100]
                 loaded.append(_loaded(contents))
                 if len(loaded) == 1:
                     migrate_and_clean(repository, version)
-            await contents.close(version, file)
+            await contents.images.close(file)
             return loaded
 
     with opened(config) as repository, repository.database.read() as connection:
@@ -89,5 +90,5 @@ def test_after_the_first_read_parts_of_blocks_are_loaded_again(tmp_path: Path) -
 
 
 def _loaded(contents: Contents) -> int:
-    [number] = re.findall(rb"loaded_bytes (\d+)", contents.statistics())
+    [number] = re.findall(rb"loaded_bytes (\d+)", contents.statistics.text())
     return int(number)

@@ -110,7 +110,7 @@ def test_a_user_may_not_let_others_in_unless_root_allows_it(home: Path) -> None:
     done = as_nobody(home, '"$1" -c "$2" mount -o allow_other mount')
     assert done.returncode == 10
     assert done.stderr == (
-        "backyfs: error: allow_other is not permitted to users here; as root, write a line `user_allow_other` into "
+        "backyfs: error: allow_other is reserved for root on this host; as root, add the line `user_allow_other` to "
         "/etc/fuse.conf\n"
     )
 

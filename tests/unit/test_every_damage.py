@@ -15,7 +15,8 @@ from backyfs.geometry import PAGE_ENTRIES
 from backyfs.metadata.db.tables import blob_refs, blobs, pages, version_pages, versions
 from backyfs.metadata.maps.blockmap import list_pages, load_page, pack
 from backyfs.model import PageNumber, VersionStatus
-from backyfs.mount.contents import Contents, Settings
+from backyfs.mount.contents import Contents
+from backyfs.mount.settings import Settings
 from backyfs.work.job import Job
 from tests.support.images import random_bytes
 from tests.support.repositories import back_up, make_repository, opened
@@ -176,16 +177,16 @@ def mounted_bytes(repository: Repository, version: Version) -> tuple[bytes, list
     async def read() -> tuple[bytes, list[tuple[int, int]]]:
         content, lost = bytearray(), []
         with Job(repository.database, "mount") as job:
-            contents = Contents(repository, job, Settings())
-            file = await contents.open(version, 0, version.size_bytes)
+            contents = Contents.of(repository, job, Settings())
+            file = await contents.images.open(version, 0, version.size_bytes)
             for start in range(0, SIZE, BLOCK):
                 length = min(BLOCK, SIZE - start)
                 try:
-                    content += await file.read(start, length, lambda *_: None)
+                    content += await file.read(start, length)
                 except BackyfsError:
                     content += bytes(length)
                     lost.append((start, start + length))
-            await contents.close(version, file)
+            await contents.images.close(file)
         return bytes(content), merged(lost)
 
     return trio.run(read)

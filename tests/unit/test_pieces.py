@@ -14,8 +14,9 @@ import trio
 
 from backyfs.blocks import PieceLoader, load_block, piece_bytes, save_blocks
 from backyfs.errors import BlobMissingError, IntegrityError
-from backyfs.model import BlobUid
-from backyfs.mount.contents import Contents, Settings
+from backyfs.model import BlobUid, PageNumber
+from backyfs.mount.contents import Contents
+from backyfs.mount.settings import Settings
 from backyfs.work.job import Job
 from tests.support.repositories import back_up, make_repository, opened
 from tests.support.stored import blob_of, file_of, flip_a_byte
@@ -183,13 +184,12 @@ def test_a_mount_reads_the_image_in_any_parts(
     repository: Repository, version: Version, offset: int, size: int
 ) -> None:
     async def read(job: Job) -> bytes:
-        contents = Contents(repository, job, Settings())
-        file = await contents.open(version, 0, version.size_bytes)
+        contents = Contents.of(repository, job, Settings())
+        file = await contents.images.open(version, 0, version.size_bytes)
         try:
-            async with trio.open_nursery() as nursery:
-                return bytes(await file.read(offset, size, nursery.start_soon))
+            return bytes(await file.read(offset, size))
         finally:
-            await contents.close(version, file)
+            await contents.images.close(file)
 
     with Job(repository.database, "mount") as job:
         assert trio.run(read, job) == IMAGE[offset : offset + size]
@@ -199,17 +199,17 @@ def test_a_small_read_loads_one_piece_and_a_reader_in_order_whole_blocks_ahead(
     repository: Repository, version: Version
 ) -> None:
     async def main(job: Job) -> None:
-        contents = Contents(repository, job, Settings())
-        file = await contents.open(version, 0, version.size_bytes)
-        cache = contents._cache
-        async with trio.open_nursery() as nursery:
-            await file.read(BLOCK // 2, 4096, nursery.start_soon)  # near the beginning: taken as a reader in order
+        contents = Contents.of(repository, job, Settings())
+        file = await contents.images.open(version, 0, version.size_bytes)
+        cache = contents.cache
+        file.reader.image.page(PageNumber(0))  # so that nothing of what is loaded ahead waits for the database
+        await file.read(BLOCK // 2, 4096)  # near the beginning: taken as a reader in order
         while cache._loads:  # noqa: ASYNC110 - nobody waits for them
             await trio.sleep(0.001)
         assert (cache.loads, cache.loads_ahead) == (1, 1)
         ahead = blob_of(repository, version, 1)
         assert [cache.peek(ahead, number) for number in range(4)] == [part(number) for number in range(4)]
-        await contents.close(version, file)
+        await contents.images.close(file)
 
     with Job(repository.database, "mount") as job:
         trio.run(main, job)
