@@ -13,7 +13,7 @@ from backyfs.engine.backup.backup import BackupRequest, backup
 from backyfs.engine.catalog import publish as publishing
 from backyfs.engine.catalog.freshpages import FreshPages
 from backyfs.repository import open_repository
-from backyfs.sources.opening import open_source
+from backyfs.sources.registry import open_source
 
 
 class Stopwatch:

@@ -1,1 +1,1 @@
-"""What can be read as an image."""
+"""Sources: what a backup reads."""

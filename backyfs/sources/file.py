@@ -1,7 +1,7 @@
 """Files and block devices as sources of a backup.
 
-The page cache is left as it was found: bytes that were in it stay, bytes that came in by reading are
-dropped. Holes are asked for, not read, unless the file system cannot be trusted to know them.
+Reading leaves the page cache as it was: pages that were cached stay, pages that the backup brought in are dropped.
+Holes are not read, because the file system reports them; `read_holes` is for a file system that reports them wrongly.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from backyfs.errors import SourceError
 from backyfs.geometry import Extent
 from backyfs.host.devices import writable_mounts
+from backyfs.schemes import path_of
 from backyfs.sources.change import ChangeKind, SourceWarning
 from backyfs.sources.protocol import check_size
 
@@ -21,20 +22,37 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
+    from backyfs.config import Config
+
 _MOST_SHOWN = 3  # mounts in a warning
+
+
+def open_file(uri: str, config: Config | None, *, read_holes: bool) -> FileSource:
+    """Open a path, or `file://PATH`, with what section `[io_file]` says.
+
+    Raises:
+        SourceError: as `FileSource` does.
+    """
+    if config is None:
+        return FileSource(path_of(uri), read_holes=read_holes)
+    section = config.io_file
+    return FileSource(
+        path_of(uri), read_holes=read_holes or section.read_holes, parallel=section.simultaneous_reads
+    )
 
 
 class FileSource:
     """An image in a file or on a block device."""
 
-    def __init__(self, path: str, *, read_holes: bool = False) -> None:
-        """Open `path` for reading. With `read_holes` a file counts as data throughout.
+    def __init__(self, path: str, *, read_holes: bool = False, parallel: int | None = None) -> None:
+        """Open `path` for reading. With `read_holes`, the holes of a file count as data.
 
         Raises:
-            SourceError: it does not exist, cannot be read, is neither file nor block device, is a device without
-                bytes, or does not know how long it is.
+            SourceError: it does not exist, cannot be read, is neither a file nor a block device, is a device without
+                bytes, or reports a wrong size.
         """
         self.name = path
+        self.parallel = parallel
         self._read_holes = read_holes
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block here
@@ -54,16 +72,16 @@ class FileSource:
         self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
         if not self.size_bytes and not self._is_file:
             raise SourceError(f"{self.name} has no bytes: nothing is attached to it; attach its disk or image first")
-        # No read-ahead: it would put bytes into the page cache that then look as if found there.
+        # No read-ahead: it would fill the page cache with bytes that then seem to have been there before.
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         if self._is_file and os.pread(self._fd, 1, self.size_bytes):  # as in /proc
             raise SourceError(
-                f"{self.name} holds more than the {self.size_bytes} bytes that it says it has: it grows, or the kernel "
-                "makes it up as it is read; name a file of fixed size"
+                f"{self.name} holds more than the {self.size_bytes} bytes it claims: it is growing, or the kernel "
+                "generates its content; name a file of fixed size"
             )
 
     def data_extents(self, start: int = 0) -> Iterator[Extent]:
-        """Yield the extents that hold data, by SEEK_DATA and SEEK_HOLE; one for all where those are unknown.
+        """Yield the extents that hold data, by SEEK_DATA and SEEK_HOLE; one extent if these are not supported.
 
         Raises:
             SourceError: the file shrank or grew.
@@ -77,36 +95,36 @@ class FileSource:
                 first = os.lseek(self._fd, offset, os.SEEK_DATA)
                 stop = os.lseek(self._fd, first, os.SEEK_HOLE)
             except OSError as error:
-                if error.errno == errno.ENXIO:  # no data from here to the end, or the end is not where it was
+                if error.errno == errno.ENXIO:  # no data from here to the end, or the end has moved
                     check_size(self)
                     return
-                first, stop = offset, self.size_bytes  # block devices and some file systems answer EINVAL
+                first, stop = offset, self.size_bytes  # block devices and some file systems return EINVAL
             stop = min(stop, self.size_bytes)
-            if first < stop:  # not so where the file has grown since it was opened
+            if first < stop:  # false if the file has grown since it was opened
                 yield Extent(first, stop)
             offset = max(stop, first)
 
     def size_now(self) -> int:
-        """Ask how large the file or device is now.
+        """Return the size of the file or device now.
 
         Raises:
-            SourceError: it cannot be asked.
+            SourceError: the size cannot be determined.
         """
         try:
             return os.lseek(self._fd, 0, os.SEEK_END)
         except OSError as error:
-            raise SourceError(f"{self.name} cannot be asked for its size: {error.strerror}") from error
+            raise SourceError(f"the size of {self.name} cannot be determined: {error.strerror}") from error
 
     def signs_of_change(self, since: datetime | None = None) -> Iterator[SourceWarning]:
-        """Yield a warning if the times of a file moved, and one if a file system on it is mounted read-write.
+        """Yield a warning if the times of a file changed, and one if a file system on it is mounted read-write.
 
         Raises:
-            SourceError: it cannot be asked, as a file whose server has lost it.
+            SourceError: the file cannot be examined, for example because its server has lost it.
         """
         try:
             now = os.fstat(self._fd)
         except OSError as error:
-            raise SourceError(f"{self.name} cannot be asked whether it changed: {error.strerror}") from error
+            raise SourceError(f"{self.name} cannot be checked for changes: {error.strerror}") from error
         if self._is_file and self._has_changed(now, since):
             yield SourceWarning(
                 kind=ChangeKind.CHANGED,
@@ -131,7 +149,7 @@ class FileSource:
         return since is not None and now.st_ctime > since.timestamp()
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset` on.
+        """Fill `buffer` with the bytes from `offset` on. Safe to call from several threads at once.
 
         Raises:
             SourceError: it cannot be read, or ends before the buffer is full.
@@ -155,12 +173,12 @@ class FileSource:
             os.posix_fadvise(self._fd, offset + cached, len(buffer) - cached, os.POSIX_FADV_DONTNEED)
 
     def _read_cached(self, offset: int, buffer: memoryview) -> int:
-        """Read what lies in the page cache, up to the first byte that does not; return how much that was."""
+        """Read what the page cache holds, up to the first byte it does not hold; return the number of bytes read."""
         position = 0
         while position < len(buffer):
             try:
                 count = os.preadv(self._fd, [buffer[position:]], offset + position, os.RWF_NOWAIT)
-            except OSError:  # EAGAIN: not cached; EOPNOTSUPP: this file system cannot tell
+            except OSError:  # EAGAIN: not cached; EOPNOTSUPP: this file system does not know
                 break
             if count == 0:
                 break
@@ -168,5 +186,5 @@ class FileSource:
         return position
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._fd)

@@ -1,8 +1,8 @@
 """Test data without a disk: `null://SIZE`, the same bytes each time, at memory speed.
 
 Each sector of 512 bytes is its number (8 bytes, in the byte order of the machine), 248 bytes that look random,
-and 256 zeros. So no two blocks are equal, whatever the block size, and compression halves them. A smaller image
-is the beginning of a larger one.
+and 256 zeros. So no two blocks are equal, whatever the block size, and compression halves them. A small image
+is the beginning of every larger one.
 """
 
 from __future__ import annotations
@@ -19,50 +19,60 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
+    from backyfs.config import Config
     from backyfs.sources.change import SourceWarning
 
-NULL_SCHEME = "null://"
-
+_PREFIX = "null://"
 _SECTOR_BYTES = 512
 _RANDOM_BYTES = 256        # of a sector; its number replaces the first eight
 _STAMP_BYTES = 8
-_PATTERN_BYTES = 4 << 20   # what looks random comes again after so much: far more than zstd looks back at level 1
+_PATTERN_BYTES = 4 << 20   # the random-looking bytes repeat after this many: more than zstd looks back at level 1
 _SEED = b"backyfs null://"
 _UNITS = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _MAX_BYTES = 2**63 - 1     # what a database column holds
 
 
-def size_of(uri: str) -> int:
-    """Return how many bytes an image `null://SIZE` has; SIZE is a number and k, M, G, T or P, of 1,024 each.
+def open_null(uri: str, config: Config | None, *, read_holes: bool) -> NullSource:  # noqa: ARG001 - it has no holes
+    """Open `null://SIZE`, with what section `[io_null]` says.
 
     Raises:
-        SourceError: the size is none.
+        SourceError: SIZE is not a size.
+    """
+    return NullSource(size_of(uri), parallel=None if config is None else config.io_null.simultaneous_reads)
+
+
+def size_of(uri: str) -> int:
+    """Return the size of an image `null://SIZE` in bytes. SIZE is a number, with k, M, G, T or P for powers of 1,024.
+
+    Raises:
+        SourceError: SIZE is not a size.
     """
     # As backy2: a B may follow, and K is not a unit.
-    found = re.fullmatch("([0-9]{1,19})([kMGTP]?)B?", uri.removeprefix(NULL_SCHEME))
+    found = re.fullmatch("([0-9]{1,19})([kMGTP]?)B?", uri.removeprefix(_PREFIX))
     size = int(found[1]) * _UNITS[found[2]] if found else -1
     if not 0 <= size <= _MAX_BYTES:
         raise SourceError(
-            f"{uri} does not say a size; write a whole number of bytes, perhaps with k, M, G, T or P: null://10G"
+            f"{uri} does not give a size; write a whole number of bytes, perhaps with k, M, G, T or P: null://10G"
         )
     return size
 
 
 class NullSource:
-    """An image that is made as it is read."""
+    """An image that is generated as it is read."""
 
-    def __init__(self, size_bytes: int) -> None:
-        self.name = f"{NULL_SCHEME}{size_bytes}"
+    def __init__(self, size_bytes: int, *, parallel: int | None = None) -> None:
+        self.name = f"{_PREFIX}{size_bytes}"
         self.size_bytes = size_bytes
+        self.parallel = parallel
         self._pattern = memoryview(_pattern())
 
     def data_extents(self, start: int = 0) -> Iterator[Extent]:
-        """Yield the one extent that the image is, from `start` on."""
+        """Yield one extent: all of the image is data."""
         if start < self.size_bytes:
             yield Extent(start, self.size_bytes)
 
     def size_now(self) -> int:
-        """Return the size, which stays as it is."""
+        """Return the size, which never changes."""
         return self.size_bytes
 
     def signs_of_change(self, since: datetime | None = None) -> Iterator[SourceWarning]:  # noqa: ARG002

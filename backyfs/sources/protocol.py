@@ -1,4 +1,4 @@
-"""The protocol of sources: what can be read as an image."""
+"""The protocol of sources: what a backup reads."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """An image that can be read. If its size changes while it is read, what was read is not an image of it."""
+    """An open image. If its size changes while it is read, the bytes read are not an image of it."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """How messages refer to the image."""
         ...
 
     @property
     def size_bytes(self) -> int:
-        """How large the image was when it was opened."""
+        """The size of the image when it was opened."""
+        ...
+
+    @property
+    def parallel(self) -> int | None:
+        """How many calls of `read_into` may run at a time; None: any number. Callers with several threads see to it."""
         ...
 
     def data_extents(self, start: int = 0) -> Iterator[Extent]:
-        """Yield the extents that hold data from `start` on, in order; the rest is zeros and need not be read.
+        """Yield the extents that hold data from `start` on, in order. The rest is zeros and need not be read.
 
         Raises:
             SourceError: the image shrank or grew.
@@ -36,18 +41,18 @@ class Source(Protocol):
         ...
 
     def size_now(self) -> int:
-        """Ask how large the image is now; see `check_size`.
+        """Return the size of the image now; see `check_size`.
 
         Raises:
-            SourceError: it cannot be asked.
+            SourceError: the size cannot be determined.
         """
         ...
 
     def signs_of_change(self, since: datetime | None = None) -> Iterator[SourceWarning]:
-        """Yield what suggests that the image is not in one state, from when it was opened, or `since`, until now.
+        """Yield a warning for each sign that the image changed after it was opened, or after `since`.
 
         Raises:
-            SourceError: it cannot be asked.
+            SourceError: the image cannot be examined.
         """
         ...
 
@@ -60,7 +65,7 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the image."""
+        """Close the image."""
         ...
 
 
@@ -68,7 +73,7 @@ def check_size(source: Source) -> None:
     """Make sure that a source still has the size it had when it was opened.
 
     Raises:
-        SourceError: it shrank or grew, or cannot be asked.
+        SourceError: it shrank or grew, or its size cannot be determined.
     """
     size_bytes = source.size_now()
     if size_bytes != source.size_bytes:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from backyfs.errors import SourceError, TargetError
-from backyfs.sources.null import NULL_SCHEME
-from backyfs.sources.opening import local_path
+from backyfs.errors import TargetError
+from backyfs.schemes import FILE, path_of, scheme_of
 from backyfs.targets.file import FileTarget
 from backyfs.targets.limits import LimitedReadableTarget, LimitedTarget
 from backyfs.targets.null import NullTarget
@@ -29,15 +28,14 @@ def target_path(uri: str) -> str | None:
     Raises:
         TargetError: it is a URI of an unknown kind.
     """
-    if uri == STDOUT or uri.startswith(NULL_SCHEME):
+    scheme = scheme_of(uri)
+    if uri == STDOUT or scheme == "null":
         return None
-    try:
-        return local_path(uri)
-    except SourceError as error:
-        scheme, _, _ = uri.partition("://")
+    if scheme != FILE:
         raise TargetError(
             f"{uri}: targets of kind {scheme}:// are not known; give a path, file://PATH, null:// or - for stdout"
-        ) from error
+        )
+    return path_of(uri)
 
 
 def open_target(

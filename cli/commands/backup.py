@@ -25,7 +25,7 @@ from backyfs.files import read_input, read_stream
 from backyfs.hints import parse_hints
 from backyfs.metadata.records.versions import find_version
 from backyfs.sources.change import ChangeKind
-from backyfs.sources.opening import open_source
+from backyfs.sources.registry import open_source
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -55,7 +55,7 @@ def command(
     is 20. See docs/use/repair.md.
     """
     from backyfs.engine.damage.repair import RepairRequest, repair  # noqa: PLC0415 - slow to load
-    from backyfs.sources.opening import open_source  # noqa: PLC0415
+    from backyfs.sources.registry import open_source  # noqa: PLC0415
 
     if search and source is None:
         raise UsageError("--search looks for blocks all over a source; name one with --from")

@@ -19,7 +19,7 @@ from backyfs.cli.sizes import human_size
 from backyfs.engine.damage.scrub import ScrubReport, ScrubRequest, scrub
 from backyfs.errors import IntegrityError, UsageError
 from backyfs.metadata.records.versions import find_version
-from backyfs.sources.opening import open_source
+from backyfs.sources.registry import open_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -34,7 +34,7 @@ from backyfs.metadata.maps.blockmap import ABSENT, commit_page, load_page, refer
 from backyfs.metadata.records.versions import list_versions, set_status
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import PageNumber, VersionStatus
-from backyfs.sources.opening import open_source
+from backyfs.sources.registry import open_source
 from backyfs.storage import directory
 from backyfs.storage.directory import DirectoryStorage
 from backyfs.work.flushbatch import FlushLimits

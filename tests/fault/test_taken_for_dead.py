@@ -26,7 +26,7 @@ from backyfs.metadata.db.tables import jobs
 from backyfs.metadata.records.versions import list_versions, set_status
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import VersionStatus
-from backyfs.sources.opening import open_source
+from backyfs.sources.registry import open_source
 from tests.support.audit import audit, content_of
 from tests.support.images import random_bytes
 from tests.support.repositories import BLOCK, back_up, make_repository, opened

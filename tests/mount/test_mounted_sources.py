@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.sources.change import ChangeKind
-from backyfs.sources.opening import open_source
+from backyfs.sources.registry import open_source
 from tests.support.attaching import MIB, by_hand, disk_of, empty_image
 from tests.support.images import ext4_image, run_tool
 from tests.support.program import backyfs

@@ -12,7 +12,7 @@ from backyfs.engine.backup.backup import BackupReport, BackupRequest, backup
 from backyfs.engine.setup.initialize import Places, initialize
 from backyfs.metadata.records.jobs import list_live_jobs, this_process
 from backyfs.repository import open_repository
-from backyfs.sources.opening import open_source
+from backyfs.sources.registry import open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

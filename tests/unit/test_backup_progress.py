@@ -16,7 +16,7 @@ from backyfs.errors import StorageError
 from backyfs.hints import parse_hints
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import Deduplication, NoProgress
-from backyfs.sources.opening import open_source
+from backyfs.sources.registry import open_source
 from backyfs.work.run import Control
 from tests.support.images import random_bytes
 from tests.support.repositories import BLOCK, back_up

@@ -23,7 +23,7 @@ from backyfs.errors import InterruptedByUser, StorageError
 from backyfs.metadata.catalog.notes import has_notes
 from backyfs.metadata.records.versions import list_versions, set_protected
 from backyfs.metadata.upkeep.migration import Outdated
-from backyfs.sources.opening import open_source
+from backyfs.sources.registry import open_source
 from backyfs.work.run import Control
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up

@@ -18,7 +18,7 @@ from backyfs.model import VersionStatus
 from backyfs.sources.change import ChangeKind
 from backyfs.sources.file import FileSource
 from backyfs.sources.null import NullSource
-from backyfs.sources.opening import open_source
+from backyfs.sources.registry import open_source
 from backyfs.work.run import Control
 from tests.support.audit import audit, count_jobs
 from tests.support.images import random_bytes, random_image, sparse_image

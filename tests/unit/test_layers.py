@@ -21,7 +21,7 @@ PACKAGE = Path(backyfs.__file__).parent
 # From the bottom up. Units of one floor do not know each other.
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"remedies"}),
-    frozenset({"errors", "files", "model", "moments", "ranges", "text"}),
+    frozenset({"errors", "files", "model", "moments", "ranges", "schemes", "text"}),
     frozenset({"geometry", "config", "host", "values"}),
     frozenset({"metadata", "storage", "sources", "sealing", "keys", "hints"}),
     frozenset({"blocks", "catalog", "retention", "hooks", "migrations", "ownfiles", "targets", "work"}),
@@ -220,6 +220,13 @@ def test_ls_loads_neither_fuse_nor_alembic() -> None:
     loaded = imported_by("import backyfs.cli.commands.ls")
     assert "backyfs.metadata.records.versions" in loaded
     assert loaded & {"pyfuse3", "trio", "alembic"} == set()
+
+
+def test_a_kind_of_source_is_loaded_when_it_is_used() -> None:
+    program = "from backyfs.sources.registry import open_source\nopen_source('null://1M')"
+    loaded = imported_by(program)
+    assert "backyfs.sources.null" in loaded
+    assert "backyfs.sources.file" not in loaded
 
 
 def test_opening_a_repository_loads_neither_fuse_nor_alembic() -> None:

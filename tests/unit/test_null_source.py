@@ -1,24 +1,18 @@
-"""Test data, and sources of which only so many reads are under way."""
+"""Test data that is generated as it is read."""
 
 from __future__ import annotations
 
 import hashlib
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backyfs.config import FileIoConfig, IoConfig
 from backyfs.errors import SourceError
 from backyfs.geometry import Extent
-from backyfs.sources.limits import LimitedSource
 from backyfs.sources.null import NullSource, size_of
-from backyfs.sources.opening import open_source
+from backyfs.sources.registry import open_source
 
 MIB = 1 << 20
 LENGTH = 9 * MIB + 700  # the pattern comes again, and the last sector is not whole
@@ -59,8 +53,8 @@ def test_a_size_has_the_units_of_backy2(uri, size):
 @pytest.mark.parametrize(
     "size", ["", "M", "-1", "1.5G", "1K", "1m", "10 G", "10GiB", "1E", "10G/", "1\n", "8192P", "9" * 30, "\u0663"]
 )
-def test_a_size_that_is_none_is_refused(size):
-    with pytest.raises(SourceError, match="does not say a size; write a whole number of bytes, perhaps with k, M, G"):
+def test_a_size_that_is_not_one_is_refused(size):
+    with pytest.raises(SourceError, match="does not give a size; write a whole number of bytes, perhaps with k, M, G"):
         open_source(f"null://{size}")
 
 
@@ -108,51 +102,3 @@ def test_all_is_data_and_nothing_lies_behind_the_end():
     with pytest.raises(SourceError, match="null://1048576 ends before byte 1048577"):
         read(source, MIB, 1)
     assert list(open_source("null://0").data_extents()) == []
-
-
-# Limits
-
-
-class SlowSource(NullSource):
-    """A source that counts who reads it."""
-
-    def __init__(self):
-        super().__init__(MIB)
-        self._lock = threading.Lock()
-        self._inside = self.most_inside = 0
-
-    def read_into(self, offset, buffer):
-        with self._lock:
-            self._inside += 1
-            self.most_inside = max(self.most_inside, self._inside)
-        time.sleep(0.005)
-        super().read_into(offset, buffer)
-        with self._lock:
-            self._inside -= 1
-
-
-def test_no_more_reads_are_under_way_than_are_allowed():
-    slow = SlowSource()
-    source = LimitedSource(slow, simultaneous_reads=2)
-    with ThreadPoolExecutor(8) as threads:
-        pieces = list(threads.map(lambda number: read(source, number * 4096, 4096), range(16)))
-    assert slow.most_inside == 2
-    assert b"".join(pieces) == read(NullSource(MIB), 0, 64 << 10)
-
-
-class _Configured:
-    """As much of a configuration as a source looks at."""
-
-    io_file = FileIoConfig()
-    io_null = IoConfig(simultaneous_reads=3)
-
-
-def test_a_source_is_limited_where_its_section_says_so(tmp_path):
-    (tmp_path / "image").write_bytes(b"x")
-    config: Any = _Configured()
-    limited, plain = open_source("null://1M", config), open_source(str(tmp_path / "image"), config)
-    assert isinstance(limited, LimitedSource)
-    assert (limited.size_bytes, list(limited.data_extents())) == (MIB, [Extent(0, MIB)])
-    assert not isinstance(plain, LimitedSource)
-    limited.close()
-    plain.close()

@@ -16,7 +16,7 @@ from backyfs.errors import InterruptedByUser, SourceError, StorageError, WrongSt
 from backyfs.geometry import Extent
 from backyfs.metadata.db.tables import blobs, versions
 from backyfs.model import Deduplication, VersionStatus
-from backyfs.sources.opening import open_source
+from backyfs.sources.registry import open_source
 from backyfs.work.run import Control
 from tests.support.audit import audit, count_blobs
 from tests.support.images import random_bytes, random_image

@@ -19,7 +19,7 @@ from backyfs.metadata.db.tables import blob_checks, blobs, damaged_versions, sta
 from backyfs.metadata.records.jobs import list_live_jobs, this_process
 from backyfs.metadata.records.versions import list_versions, set_status, version_with_uid
 from backyfs.model import VersionStatus
-from backyfs.sources.opening import open_source
+from backyfs.sources.registry import open_source
 from backyfs.work.run import Control
 from tests.support.audit import count_blobs, count_jobs, doom
 from tests.support.images import random_bytes, random_image, sparse_image

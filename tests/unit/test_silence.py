@@ -16,7 +16,7 @@ from backyfs.metadata.db.tables import jobs
 from backyfs.metadata.records.jobs import Process, database_time, hold_version, register_job
 from backyfs.metadata.records.versions import set_status
 from backyfs.model import VersionStatus
-from backyfs.sources.opening import open_source
+from backyfs.sources.registry import open_source
 from backyfs.work import job as job_module
 from backyfs.work import silence
 from backyfs.work.job import Job

@@ -21,9 +21,8 @@ from backyfs.errors import SourceError, TargetError
 from backyfs.geometry import Extent
 from backyfs.sources.change import ChangeKind
 from backyfs.sources.file import FileSource
-from backyfs.sources.limits import LimitedSource
-from backyfs.sources.opening import open_source
 from backyfs.sources.protocol import check_size
+from backyfs.sources.registry import open_source
 from backyfs.targets.file import FileTarget
 from tests.support.images import random_bytes, random_image, sparse_image
 
@@ -177,18 +176,6 @@ def test_a_block_device_is_read_like_a_file(tmp_path):
         assert read(source, 1000, 5000) == image.read_bytes()[1000:6000]
 
 
-def test_a_file_uri_names_a_path(tmp_path):
-    image = random_image(tmp_path / "image", 100)
-    source = open_source(f"file://{image}")
-    assert read(source, 0, 100) == image.read_bytes()
-    source.close()
-
-
-def test_a_uri_of_an_unknown_kind_is_refused():
-    with pytest.raises(SourceError, match=r"sources of kind rbd:// are not known; give a path, file://PATH or null://SIZE"):
-        open_source("rbd://pool/image")
-
-
 @pytest.mark.parametrize("what", ["missing", "directory", "fifo", "device"])
 def test_what_is_no_image_is_refused_with_its_name(tmp_path, what):
     path = Path("/dev/null") if what == "device" else tmp_path / what
@@ -268,11 +255,9 @@ def kinds(source, since=None):
     return [warning.kind for warning in source.signs_of_change(since)]
 
 
-@pytest.mark.parametrize("limited", [False, True])
-def test_a_file_that_is_only_read_shows_no_sign_of_change(tmp_path, limited):
+def test_a_file_that_is_only_read_shows_no_sign_of_change(tmp_path):
     image = random_image(tmp_path / "image", MIB)
-    with source_of(image) as plain:
-        source = LimitedSource(plain, simultaneous_reads=1) if limited else plain
+    with source_of(image) as source:
         read(source, 0, MIB)
         assert kinds(source) == []
         check_size(source)
@@ -294,13 +279,11 @@ def replaced(image):
     image.with_name("other").rename(image)
 
 
-@pytest.mark.parametrize("limited", [False, True])
 @pytest.mark.parametrize("change", [overwritten, overwritten_and_set_back, replaced])
-def test_a_file_that_was_changed_since_it_was_opened_is_warned_of(tmp_path, change, limited):
+def test_a_file_that_was_changed_since_it_was_opened_is_warned_of(tmp_path, change):
     image = random_image(tmp_path / "image", MIB)
     os.utime(image, (0, 0))
-    with source_of(image) as plain:
-        source = LimitedSource(plain, simultaneous_reads=1) if limited else plain
+    with source_of(image) as source:
         wait_for_a_later_time(tmp_path, image)
         change(image)
         [warning] = source.signs_of_change()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from backyfs.blocks import save_blocks
 from backyfs.geometry import block_length
 from backyfs.model import BlockIndex
+from backyfs.work.parallel import at_most
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +62,7 @@ class Tasks:
 
     def __init__(self, source: Source, blocks: BlockStore, block_size: int) -> None:
         self._source = source
+        self._reading = at_most(source.parallel)
         self._blocks = blocks
         self._block_size = block_size
         self._zeros = bytes(block_size)
@@ -74,7 +76,8 @@ class Tasks:
         first = run.first * self._block_size
         length = min(run.count * self._block_size, self._source.size_bytes - first)
         with memoryview(buffer) as view, view[:length] as data:
-            self._source.read_into(first, data)
+            with self._reading:
+                self._source.read_into(first, data)
             fingerprints = [self._fingerprint(run, buffer, position) for position in range(run.count)]
         return Hashed(run, buffer, fingerprints)
 

@@ -16,6 +16,7 @@ from backyfs.metadata.records.blobs import load_blobs
 from backyfs.model import BlobId, BlockIndex, DamagedRange, PageNumber
 from backyfs.ranges import ranges
 from backyfs.sources.protocol import check_size
+from backyfs.work.parallel import at_most
 from backyfs.work.window import Window, default_workers
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Comparison:
         self._repository = repository
         self._version = version
         self._source = source
+        self._reading = at_most(source.parallel)
         self._percentile = percentile
         self._run = run
         self._geometry = (version.size_bytes, repository.block_size)
@@ -124,7 +126,7 @@ class Comparison:
         if stop > self._source.size_bytes:
             return True
         block = bytearray(stop - start)
-        with memoryview(block) as view:
+        with memoryview(block) as view, self._reading:
             self._source.read_into(start, view)
         if blob is None:
             return block != bytes(len(block))
