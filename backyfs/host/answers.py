@@ -16,7 +16,7 @@ from enum import Enum
 PID_ATTRIBUTE = "user.backyfs.pid"  # of the root directory of a mount: the process that serves it
 REPOSITORY_ATTRIBUTE = "user.backyfs.repository"  # of the root directory: the uid of the repository
 _PID = re.compile(r"[1-9][0-9]{0,8}")
-_PATIENCE_S = 5.0
+PATIENCE_S = 5.0
 _DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
 _SCRIPT = f"""
 import os, sys
@@ -47,8 +47,8 @@ class Answer:
     has_directory: bool = False    # the one that was asked for
 
 
-def ask(mountpoint: str, directory: str = "") -> Answer:
-    """Ask a mount of ours who it is, and whether it has a directory. Returns within a few seconds."""
+def ask(mountpoint: str, directory: str = "", *, patience_s: float = PATIENCE_S) -> Answer:
+    """Ask a mount of ours who it is, and whether it has a directory. Returns after `patience_s` seconds at most."""
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _SCRIPT, mountpoint, directory],
         stdin=subprocess.DEVNULL,
@@ -58,7 +58,7 @@ def ask(mountpoint: str, directory: str = "") -> Answer:
         errors="replace",
     )
     try:
-        said, _ = process.communicate(timeout=_PATIENCE_S)
+        said, _ = process.communicate(timeout=patience_s)
     except subprocess.TimeoutExpired:
         process.kill()  # a process that waits for a mount may outlive even that
         with suppress(subprocess.TimeoutExpired):

@@ -141,8 +141,8 @@ def loops_on_file(path: str, found: os.stat_result) -> list[Loop]:
     return [loop for loop in loops if inodes.get(loop.device, inode if loop.backing_file == real else None) == inode]
 
 
-def check_loop_devices() -> None:
-    """Make sure that loop devices can be had.
+def check_loop_devices(control: str = _CONTROL) -> None:
+    """Make sure that loop devices can be had; `control` is the device that gives them.
 
     Raises:
         MountError: they cannot, and why, and what can be done instead.
@@ -150,7 +150,7 @@ def check_loop_devices() -> None:
     if os.geteuid() != 0:
         raise MountError(f"only root can set up loop devices and mount file systems; {WITHOUT_LOOP_DEVICES}")
     check_kernel_tables()
-    _free_number()
+    _free_number(control)
 
 
 def set_up(file: str, announce: Callable[[str], None], lock: int, *, writable: bool = False) -> str:
@@ -215,22 +215,22 @@ def _read_far_ahead(device: str) -> None:
         file.write(str(_READ_AHEAD_KIB))
 
 
-def _free_number() -> int:
+def _free_number(control: str = _CONTROL) -> int:
     try:
-        control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(control, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         raise MountError(
-            f"{_CONTROL} does not exist; load the module (modprobe loop), in a container pass it in; "
+            f"{control} does not exist; load the module (modprobe loop), in a container pass it in; "
             f"{WITHOUT_LOOP_DEVICES}"
         ) from None
     except OSError as error:
-        raise MountError(f"{_CONTROL} cannot be opened: {error.strerror}; {WITHOUT_LOOP_DEVICES}") from error
+        raise MountError(f"{control} cannot be opened: {error.strerror}; {WITHOUT_LOOP_DEVICES}") from error
     try:
-        return fcntl.ioctl(control, _GET_FREE)
+        return fcntl.ioctl(fd, _GET_FREE)
     except OSError as error:
         raise MountError(f"no loop device can be had: {error.strerror}; {WITHOUT_LOOP_DEVICES}") from error
     finally:
-        os.close(control)
+        os.close(fd)
 
 
 def _read(path: str) -> str:

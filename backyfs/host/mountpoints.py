@@ -8,7 +8,7 @@ import select
 from contextlib import suppress
 
 from backyfs.errors import MountError
-from backyfs.host.answers import Answer, State, ask
+from backyfs.host.answers import PATIENCE_S, Answer, State, ask
 from backyfs.host.kerneltables import check_kernel_tables, shows_mounts
 from backyfs.host.mounttable import FILE_SYSTEM_TYPE, Mount, mount_at
 from backyfs.host.records import is_attachment
@@ -66,10 +66,11 @@ def is_own(mount: Mount) -> bool:
     return mount.is_ours and mount.is_made_by(os.geteuid())
 
 
-def unmount(path: str) -> None:
+def unmount(path: str, *, patience_s: float = PATIENCE_S) -> None:
     """Unmount a mount of ours and what stands on it, and wait until its process has ended; also if it has long ago.
 
-    Root may unmount that of another user, but believes nothing that it says.
+    Root may unmount that of another user, but believes nothing that it says. A mount that says nothing for
+    `patience_s` seconds does not answer.
 
     Raises:
         MountError: there is none, it is in use, or it may not be unmounted.
@@ -81,7 +82,7 @@ def unmount(path: str) -> None:
         if is_attachment(path):
             raise MountError(f"{path} holds what `backyfs attach` has mounted; run `backyfs detach {shell_word(path)}`")
         raise MountError(f"nothing of backyfs is mounted on {path}; `findmnt -t {FILE_SYSTEM_TYPE}` shows what is")
-    unmount_mount(present, ask(present.mountpoint))
+    unmount_mount(present, ask(present.mountpoint, patience_s=patience_s))
 
 
 def unmount_mount(mount: Mount, answer: Answer) -> None:

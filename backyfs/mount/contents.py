@@ -62,7 +62,7 @@ class Contents:
         damage = DamageLog(DamageMarker(repository, job))
         return cls(
             repository_uid=repository.uid,
-            tree=LiveTree(repository.database, settings.selection, pools.questions),
+            tree=LiveTree(repository.database, settings.selection, pools.questions, settings.freshness),
             images=images,
             partitions=Partitions(images, pools.tables),
             facts=BlockFacts(repository.database, repository.block_size, pools.questions),

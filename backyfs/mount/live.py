@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -23,19 +24,25 @@ if TYPE_CHECKING:
     from backyfs.mount.pool import Call, Pool
     from backyfs.mount.selection import Selection
 
-_FRESH_S = 1.0     # how old the tree may be
-_REFRESH_S = 0.5   # how often it is refreshed while somebody uses it
-_IN_USE_S = 5.0    # how long after the last access the mount counts as in use
-_PATIENCE_S = 2.0  # how long to wait for a slow database if there is an older tree
-
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freshness:
+    """How old the tree may be, and how long readers wait for a newer one. In seconds."""
+
+    fresh_s: float = 1.0     # how old the tree may be
+    refresh_s: float = 0.5   # how often it is refreshed while somebody uses it
+    in_use_s: float = 5.0    # how long after the last access the mount counts as in use
+    patience_s: float = 2.0  # how long to wait for a slow database if there is an older tree
 
 
 class LiveTree:
     """The versions that a mount shows, as a tree. Used by the tasks of one trio event loop."""
 
-    def __init__(self, database: Database, selection: Selection, questions: Pool) -> None:
+    def __init__(self, database: Database, selection: Selection, questions: Pool, freshness: Freshness) -> None:
         """Show the versions of a selection. Query the database in threads of `questions`."""
+        self._freshness = freshness
         self._database = database
         self._selection = selection
         self._questions = questions
@@ -55,17 +62,18 @@ class LiveTree:
         self._asked_at = time.monotonic()
         if self._tree is None:
             return await self._question().wait()
-        if not self._fails and self._asked_at - self._taken_at > _FRESH_S:
-            with trio.move_on_after(_PATIENCE_S):
+        if not self._fails and self._asked_at - self._taken_at > self._freshness.fresh_s:
+            with trio.move_on_after(self._freshness.patience_s):
                 await self._refresh()
         return self._tree
 
     async def keep_fresh(self) -> None:
         """Refresh the tree while it is in use. Run this as a separate task; it never returns."""
         while True:
-            await trio.sleep(_REFRESH_S)
+            await trio.sleep(self._freshness.refresh_s)
             now = time.monotonic()
-            if now - self._asked_at < _IN_USE_S and now - self._taken_at > _REFRESH_S:
+            is_old = now - self._taken_at > self._freshness.refresh_s
+            if is_old and now - self._asked_at < self._freshness.in_use_s:
                 await self._refresh()
 
     async def _refresh(self) -> None:

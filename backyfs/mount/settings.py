@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from backyfs.mount.live import Freshness
 from backyfs.mount.pool import DEFAULT_PATIENCE_S
 from backyfs.mount.selection import Selection
 
@@ -20,6 +21,7 @@ class Settings:
     workers: int | None = None  # threads that load blocks; None: one more than there are processors
     patience_s: float = DEFAULT_PATIENCE_S  # how long a read waits for the storage or the database before it fails
     selection: Selection = field(default_factory=Selection)
+    freshness: Freshness = field(default_factory=Freshness)
 
     @property
     def read_ahead_limit_bytes(self) -> int:

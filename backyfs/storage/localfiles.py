@@ -75,12 +75,17 @@ def syncfs(fd: int) -> None:
 
 def syncfs_can_be_trusted(path: str) -> bool:
     """Tell whether `syncfs` waits for the disk on this file system, and reports bytes that did not reach it."""
+    return has_trusted_syncfs(os.uname().release, file_system_type(path))
+
+
+def has_trusted_syncfs(release: str, file_system: str) -> bool:
+    """Tell the same of a file system by its type, and of a kernel by its release."""
     # Before Linux 5.8 syncfs did not report write errors, syncfs(2).
-    release = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
-    return release >= (5, 8) and _file_system_type(path) in _SYNCFS_FILE_SYSTEMS
+    numbers = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
+    return numbers >= (5, 8) and file_system in _SYNCFS_FILE_SYSTEMS
 
 
-def _file_system_type(path: str) -> str:
+def file_system_type(path: str) -> str:
     """Return the type of the file system that holds `path`; empty if unknown."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"

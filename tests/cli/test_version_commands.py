@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Engine, event, update
 
 from backyfs.cli.main import run
 from backyfs.engine.restore.restore import restore
@@ -484,15 +484,17 @@ def test_the_wrong_key_and_a_missing_storage_are_errors(call, config, uid, uids,
 
 
 @pytest.mark.parametrize("command", CHANGING)
-def test_a_database_that_cannot_be_written_is_an_error(call, config, uid, uids, monkeypatch, command):
+def test_a_database_that_cannot_be_written_is_an_error(call, config, uid, uids, command):
     def read_only(connection, *_arguments):
         connection.execute("PRAGMA query_only = ON")  # as a read-only file system: root may write anywhere else
 
-    monkeypatch.setattr("backyfs.metadata.db.engines._prepare_sqlite", read_only)
-    status, out, err = call(*words_of(command, uid))
+    event.listen(Engine, "connect", read_only)
+    try:
+        status, out, err = call(*words_of(command, uid))
+    finally:
+        event.remove(Engine, "connect", read_only)
     assert (status, out) == (1, "")
     assert err == "backyfs: error: database: attempt to write a readonly database\n"
-    monkeypatch.undo()
     assert uids() == [uid]
 
 

@@ -20,8 +20,6 @@ from backyfs.metadata.records.identity import (
 from backyfs.model import BlobUid, KeySlot, SavedBlob
 
 if TYPE_CHECKING:
-    import pytest
-
     from backyfs.metadata.db.database import Connection
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -54,9 +52,7 @@ def test_the_fingerprint_key_is_replaced(connection: Connection) -> None:
     assert load_identity(connection).wrapped_fingerprint_key == b"\xff" * 40
 
 
-def test_wrapped_keys_are_replaced_in_batches(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wrapped_keys, "_BATCH", 3)
-    monkeypatch.setattr(wrapped_keys, "_ROWS_OF_MARIADB", 2)
+def test_wrapped_keys_are_replaced_in_batches(connection: Connection) -> None:
     # With every byte that could be taken for the end of something.
     keys = [None if number % 3 == 0 else bytes([number, 39, 92, 37, 0, 10, 255, 58]) * 5 for number in range(10)]
     insert_blobs(
@@ -71,7 +67,7 @@ def test_wrapped_keys_are_replaced_in_batches(connection: Connection, monkeypatc
         NOW,
     )  # fmt: skip
     seen = []
-    for batch in wrapped_keys.wrapped_keys(connection):
+    for batch in wrapped_keys.wrapped_keys(connection, at_once=3):
         assert len(batch) <= 3
         seen += [(row.uid, row.wrapped_key) for row in batch]
         wrapped_keys.replace_wrapped_keys(
@@ -80,6 +76,7 @@ def test_wrapped_keys_are_replaced_in_batches(connection: Connection, monkeypatc
                 wrapped_keys.WrappedKey(blob_id=row.blob_id, uid=row.uid, wrapped_key=row.wrapped_key[::-1] + b"new")
                 for row in batch
             ],
+            in_a_statement=2,
         )
     expected = [(f"{number:032x}", key) for number, key in enumerate(keys) if key is not None]
     assert sorted(seen) == expected

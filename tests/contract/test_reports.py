@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.engine.versions import du
 from backyfs.engine.versions.diff import Run, State, compare
-from backyfs.engine.versions.du import space_of_versions
+from backyfs.engine.versions.du import SpaceLimits, space_of_versions
 from backyfs.errors import DatabaseError
 from backyfs.metadata.db.database import Database
 from backyfs.metadata.maps import pagecache
@@ -124,22 +123,20 @@ def expected(maps: list[tuple[list[int], int]], odd: dict[int, int]) -> list[tup
     return rows
 
 
-def found_space(connection: Connection) -> list[tuple[int, ...]]:
+def found_space(connection: Connection, limits: SpaceLimits | None = None) -> list[tuple[int, ...]]:
     return [
         (
             report.real_bytes, report.null_bytes, report.dedup_own_bytes, report.dedup_others_bytes,
             report.individual_bytes, report.estimated_bytes, report.freed_bytes,
         )
-        for report in space_of_versions(connection, BLOCK)
+        for report in space_of_versions(connection, BLOCK, limits=limits or SpaceLimits())
     ]  # fmt: skip
 
 
 # Space
 
 
-def test_space_is_counted_by_its_definitions(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pagecache, "_KEPT_PAGES", 2)
-    monkeypatch.setattr(du, "_LOG_BYTES", 1000)
+def test_space_is_counted_by_its_definitions(connection: Connection) -> None:
     chance = random.Random(7)
     whole = make_blobs(connection, [BLOCK] * 3000)
     end = make_blobs(connection, [END])[0]
@@ -156,6 +153,7 @@ def test_space_is_counted_by_its_definitions(connection: Connection, monkeypatch
         maps.append(([*entries, end] if has_end else entries, END if has_end else BLOCK))
         make_version(connection, maps[-1][0], name=f"disk-{number // 4}", day=number, end=maps[-1][1])
     assert found_space(connection) == expected(maps, {end: END})
+    assert found_space(connection, SpaceLimits(kept_pages=2, log_bytes=1000)) == expected(maps, {end: END})
 
 
 def test_of_an_incomplete_version_only_known_holes_count(connection: Connection) -> None:

@@ -777,18 +777,24 @@ def test_where_syncfs_cannot_be_trusted_each_file_is_synced(path: Path, monkeypa
         ("6.1.0", "", False),
     ],
 )
-def test_syncfs_is_trusted_where_it_reports_errors(
-    path: Path, monkeypatch: pytest.MonkeyPatch, release: str, file_system: str, *, trusted: bool
+def test_syncfs_is_trusted_where_it_reports_errors(release: str, file_system: str, *, trusted: bool) -> None:
+    assert localfiles.has_trusted_syncfs(release, file_system) is trusted
+
+
+@pytest.mark.parametrize("release", ["4.19.0", "6.1.0"])
+def test_the_release_of_the_kernel_and_the_type_of_the_file_system_decide(
+    path: Path, monkeypatch: pytest.MonkeyPatch, release: str
 ) -> None:
     real = os.uname()
     uname = os.uname_result((real.sysname, real.nodename, release, real.version, real.machine))
     monkeypatch.setattr(os, "uname", lambda: uname)
-    monkeypatch.setattr(localfiles, "_file_system_type", lambda _path: file_system)
-    assert localfiles.syncfs_can_be_trusted(str(path)) is trusted
+    expected = localfiles.has_trusted_syncfs(release, localfiles.file_system_type(str(path)))
+    assert localfiles.syncfs_can_be_trusted(str(path)) is expected
+    assert localfiles.syncfs_can_be_trusted("/proc") is False
 
 
 def test_the_type_of_a_file_system_is_found() -> None:
-    assert localfiles._file_system_type("/proc") == "proc"
+    assert localfiles.file_system_type("/proc") == "proc"
 
 
 def test_a_flush_waits_for_what_another_one_has_taken_along(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

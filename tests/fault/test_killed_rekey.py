@@ -15,9 +15,9 @@ from backyfs.engine.setup.upgrade import upgrade
 from backyfs.errors import DatabaseError, WrongKeyError
 from backyfs.keys.slots import Secret
 from backyfs.metadata.db.database import Database
-from backyfs.metadata.records import wrapped_keys
 from backyfs.metadata.records.blobs import load_blobs
 from backyfs.metadata.records.identity import list_key_slots
+from backyfs.metadata.records.wrapped_keys import wrapped_keys
 from backyfs.model import BlobId, KeySource
 from backyfs.repository import open_repository
 from tests.fault.everystep import killed_at
@@ -55,13 +55,13 @@ class Subject:
     def rekey(self) -> None:
         """Rekey it."""
         with closing(Database(self.new.database_url)) as database:
-            rekey(self.new, database, Secret(key=K1))
+            rekey(self.new, database, Secret(key=K1), keys_at_once=4)
 
     def data_keys(self, config: Config) -> str:
         """Return a digest of all data keys, as a configuration opens them."""
         digest = hashlib.sha256()
         with open_repository(config) as repository, repository.database.read() as connection:
-            for batch in wrapped_keys.wrapped_keys(connection):
+            for batch in wrapped_keys(connection):
                 for blob in load_blobs(connection, [BlobId(row.blob_id) for row in batch]).values():
                     digest.update(repository.blocks.keyring.unwrap(blob.wrapped_key))
         return digest.hexdigest()
@@ -81,8 +81,7 @@ class Subject:
 
 
 @pytest.fixture(params=["of backy2", "with a slot"])
-def subject(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
-    monkeypatch.setattr(wrapped_keys, "_BATCH", 4)
+def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
     if request.param == "of backy2":
         reference = Reference("mixed-sqlite", tmp_path)
         upgrade(reference.config)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.engine.secrets.rotation import rotate_repository_key
-from backyfs.metadata.records import wrapped_keys
 from backyfs.metadata.records.blobs import load_blobs
+from backyfs.metadata.records.wrapped_keys import wrapped_keys
 from backyfs.model import BlobId
 from backyfs.repository.keyring import configured_secret
 from tests.fault.everystep import Stored, fail_at_every_statement, kill_at_every_statement
@@ -36,14 +36,16 @@ class Rotation:
         with opened(self._config) as repository:
             secret = configured_secret(repository.config)
             assert secret is not None
-            assert rotate_repository_key(repository.database, secret, older_than=datetime.now(UTC)) is not None
+            now = datetime.now(UTC)
+            report = rotate_repository_key(repository.database, secret, older_than=now, keys_at_once=3)
+            assert report is not None
 
     def keys(self) -> tuple[bytes | None, str, bytes | None]:
         """Return the repository key, a digest of all data keys, and the fingerprint key."""
         digest = hashlib.sha256()
         with opened(self._config) as repository, repository.database.read() as connection:
             keyring = repository.blocks.keyring
-            for batch in wrapped_keys.wrapped_keys(connection):
+            for batch in wrapped_keys(connection):
                 for blob in load_blobs(connection, [BlobId(row.blob_id) for row in batch]).values():
                     digest.update(keyring.unwrap(blob.wrapped_key))
             return keyring.repository_key, digest.hexdigest(), keyring.fingerprint_key
@@ -56,8 +58,7 @@ class Rotation:
 
 
 @pytest.fixture
-def subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rotation:
-    monkeypatch.setattr(wrapped_keys, "_BATCH", 3)
+def subject(tmp_path: Path) -> Rotation:
     return Rotation(tmp_path)
 
 

@@ -17,21 +17,22 @@ import pytest
 import trio
 from sqlalchemy import select
 
-from backyfs.blocks import load_block
 from backyfs.errors import DatabaseError
 from backyfs.metadata.db.tables import job_versions, versions
 from backyfs.metadata.maps.blockmap import commit_page, new_entries
 from backyfs.metadata.records.versions import set_status
 from backyfs.model import PageNumber, Version, VersionStatus
-from backyfs.mount import live
 from backyfs.mount.contents import Contents
 from backyfs.mount.imagefile import ImageFile
+from backyfs.mount.live import Freshness, LiveTree
 from backyfs.mount.operations import Operations
+from backyfs.mount.pool import Pool
+from backyfs.mount.selection import Selection
 from backyfs.mount.settings import Settings
-from backyfs.mount.tree import Tree
 from backyfs.work.job import Job
 from tests.support.images import random_bytes, sparse_image
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.storages import with_watched_loads, with_watched_reads
 from tests.support.stored import blob_of, file_of, finish, flip_a_byte, incomplete_copy, remove_version, truncate
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backyfs.images.image import Image
-    from backyfs.model import Blob
     from backyfs.repository import Repository
 
 # Blocks: 0 data, 1 hole, 2 data, 3 written zeros, 4 data and short.
@@ -53,6 +53,7 @@ PIECES = {
 }
 IMAGE = PIECES[0] + bytes(BLOCK) + PIECES[2 * BLOCK] + bytes(BLOCK) + PIECES[4 * BLOCK]
 NO_INODE = 1 << 40
+SEEN_AT_ONCE = Freshness(fresh_s=-1.0)  # changes of the database
 WRITING_HANDLERS = [
     "setattr", "mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link", "create", "write",
     "setxattr", "removexattr",
@@ -121,15 +122,14 @@ def refused(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def mounted(repository: Repository) -> Iterator[Mount]:
-    with pytest.MonkeyPatch.context() as patch, Job(repository.database, "mount nowhere") as job:
-        patch.setattr(live, "_FRESH_S", -1.0)  # changes are seen at once
-        yield mount_of(repository, job)
-
-
-def mount_of(repository: Repository, job: Job, *, read_ahead_bytes: int = 0) -> Mount:
-    settings = Settings(cache_bytes=64 * BLOCK, read_ahead_bytes=read_ahead_bytes, workers=2)
-    return Mount(repository, Operations(Contents.of(repository, job, settings)))
+def mounted(
+    repository: Repository, *, read_ahead_bytes: int = 0, freshness: Freshness = SEEN_AT_ONCE
+) -> Iterator[Mount]:
+    settings = Settings(
+        cache_bytes=64 * BLOCK, read_ahead_bytes=read_ahead_bytes, workers=2, freshness=freshness
+    )
+    with Job(repository.database, "mount nowhere") as job:
+        yield Mount(repository, Operations(Contents.of(repository, job, settings)))
 
 
 @pytest.fixture
@@ -200,14 +200,15 @@ def test_a_read_ends_where_the_image_ends(
     assert mount.read(mount.open_image(version), offset, size) == IMAGE[offset : offset + length]
 
 
-def test_the_holes_of_an_image_are_not_loaded(mount: Mount, version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: object) -> bytes:
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr(mount.operations._contents.cache, "_load_pieces", load)
-    fh = mount.open_image(version)
-    assert mount.read(fh, BLOCK, BLOCK) == bytes(BLOCK)
-    assert mount.read(fh, 3 * BLOCK, BLOCK) == bytes(BLOCK)
+def test_the_holes_of_an_image_are_not_loaded(repository: Repository, version: Version) -> None:
+    loads: list[str] = []
+    with mounted(with_watched_loads(repository, loads.append)) as mount:
+        fh = mount.open_image(version)
+        assert mount.read(fh, BLOCK, BLOCK) == bytes(BLOCK)
+        assert mount.read(fh, 3 * BLOCK, BLOCK) == bytes(BLOCK)
+        assert loads == []
+        assert mount.read(fh, 2 * BLOCK, 2 * BLOCK) == IMAGE[2 * BLOCK : 4 * BLOCK]
+        assert loads == [blob_of(repository, version, 2).uid]
 
 
 def test_an_empty_image_is_read_as_nothing(mount: Mount, repository: Repository, tmp_path: Path) -> None:
@@ -360,16 +361,15 @@ def test_an_unknown_name_is_not_found(mount: Mount, version: Version) -> None:
 
 
 def test_an_error_nobody_thought_of_is_an_input_output_error_and_logged(
-    mount: Mount, version: Version, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+    repository: Repository, version: Version, log: pytest.LogCaptureFixture
 ) -> None:
-    fh = mount.open_image(version)
-
-    def load(*_: object) -> bytes:
+    def fail(_uid: str) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(mount.operations._contents.cache, "_load_pieces", load)
-    with refused(errno.EIO):
-        mount.read(fh, 0, 1)
+    with mounted(with_watched_loads(repository, fail)) as mount:
+        fh = mount.open_image(version)
+        with refused(errno.EIO):
+            mount.read(fh, 0, 1)
     assert [record.getMessage() for record in log.records] == ["read failed; this is a bug, please report it"]
 
 
@@ -729,17 +729,21 @@ def test_a_file_is_forgotten_when_it_is_closed(mount: Mount, version: Version) -
 
 
 def test_the_versions_are_looked_up_once_a_second_at_most(
-    mount: Mount, repository: Repository, version: Version, monkeypatch: pytest.MonkeyPatch
+    repository: Repository, version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "_FRESH_S", 1.0)
     now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    mount.find(f"by_version_uid/{version.uid}/data")
+    with mounted(repository, freshness=Freshness()) as mount, monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: now[0])
+        mount.find(f"by_version_uid/{version.uid}/data")
+        rename(repository, "renamed")
+        assert mount.names("by_name") == [b"disk"]
+        now[0] += 1.01
+        assert mount.names("by_name") == [b"renamed"]
+
+
+def rename(repository: Repository, name: str) -> None:
     with repository.database.write() as connection:
-        connection.execute(versions.update().values(name="renamed"))
-    assert mount.names("by_name") == [b"disk"]
-    now[0] += 1.01
-    assert mount.names("by_name") == [b"renamed"]
+        connection.execute(versions.update().values(name=name))
 
 
 # Read-ahead
@@ -760,24 +764,13 @@ def read_and_load_ahead(mount: Mount, fh: int, offset: int, size: int) -> bytes:
     return trio.run(read)
 
 
-@contextmanager
-def reading_ahead(repository: Repository) -> Iterator[Mount]:
-    with Job(repository.database, "mount") as job:
-        yield mount_of(repository, job, read_ahead_bytes=4 * BLOCK)
+READ_AHEAD_BYTES = 4 * BLOCK
 
 
-def test_a_sequential_reader_finds_the_next_blocks_loaded(
-    repository: Repository, version: Version, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sequential_reader_finds_the_next_blocks_loaded(repository: Repository, version: Version) -> None:
     loads: list[str] = []
-
-    def load(blob: Blob, pieces: range) -> list[bytes]:
-        loads.append(blob.uid)
-        return [load_block(repository.blocks, blob)]
-
-    with reading_ahead(repository) as mount:
+    with mounted(with_watched_loads(repository, loads.append), read_ahead_bytes=READ_AHEAD_BYTES) as mount:
         cache = mount.operations._contents.cache
-        monkeypatch.setattr(cache, "_load_pieces", load)
         fh = mount.open_image(version)
         assert read_and_load_ahead(mount, fh, 0, 2 * BLOCK) == IMAGE[: 2 * BLOCK]
         assert cache.peek(blob_of(repository, version, 2), 0) == IMAGE[2 * BLOCK : 3 * BLOCK]
@@ -789,7 +782,7 @@ def test_a_block_that_cannot_be_loaded_ahead_is_an_error_of_its_reader_alone(
     repository: Repository, version: Version, caplog: pytest.LogCaptureFixture
 ) -> None:
     flip_a_byte(file_of(repository, blob_of(repository, version, 2)))
-    with reading_ahead(repository) as mount:
+    with mounted(repository, read_ahead_bytes=READ_AHEAD_BYTES) as mount:
         fh = mount.open_image(version)
         with caplog.at_level(logging.ERROR, logger="backyfs"):
             assert read_and_load_ahead(mount, fh, 0, 2 * BLOCK) == IMAGE[: 2 * BLOCK]
@@ -798,36 +791,38 @@ def test_a_block_that_cannot_be_loaded_ahead_is_an_error_of_its_reader_alone(
             mount.read(fh, 2 * BLOCK, BLOCK)
 
 
-def test_a_bug_in_the_read_ahead_does_not_end_the_mount(
-    repository: Repository, version: Version, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_in_the_read_ahead_does_not_end_the_mount(repository: Repository, version: Version) -> None:
     wanted = blob_of(repository, version, 0).uid
+    failed: list[str] = []
 
-    def load(blob: Blob, pieces: range) -> list[bytes]:
-        if blob.uid != wanted:
+    def fail(uid: str) -> None:
+        if uid != wanted:
+            failed.append(uid)
             raise ZeroDivisionError
-        return [load_block(repository.blocks, blob)]
 
-    with reading_ahead(repository) as mount:
-        monkeypatch.setattr(mount.operations._contents.cache, "_load_pieces", load)
+    with mounted(with_watched_loads(repository, fail), read_ahead_bytes=READ_AHEAD_BYTES) as mount:
         fh = mount.open_image(version)
         assert read_and_load_ahead(mount, fh, 0, 2 * BLOCK) == IMAGE[: 2 * BLOCK]
+    assert failed
 
 
 # Parts that do not answer.
 
 
 def test_the_tree_stays_as_it_was_where_the_database_fails(
-    mount: Mount, version: Version, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+    repository: Repository, version: Version, log: pytest.LogCaptureFixture
 ) -> None:
-    assert mount.names("by_name") == [b"disk"]
+    is_reachable = True
 
-    def fail() -> None:
-        raise DatabaseError("cannot be reached")
+    def read() -> None:
+        if not is_reachable:
+            raise DatabaseError("cannot be reached")
 
-    monkeypatch.setattr(mount.operations._contents.tree, "_take", fail)
-    for _ in range(3):
+    with mounted(with_watched_reads(repository, read)) as mount:
         assert mount.names("by_name") == [b"disk"]
+        is_reachable = False
+        for _ in range(3):
+            assert mount.names("by_name") == [b"disk"]
     assert [record.getMessage() for record in log.records if record.levelname == "WARNING"] == [
         "the mount shows the versions as they were: cannot be reached"
     ]
@@ -865,49 +860,57 @@ def test_what_could_not_be_looked_up_leaves_no_inode(
     assert len(mount.operations._inodes) == before
 
 
-def test_a_database_that_never_answered_does_not_end_the_mount(
-    mount: Mount, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    live_tree = mount.operations._contents.tree
+def test_a_database_that_never_answered_does_not_end_the_mount(repository: Repository) -> None:
+    asked: list[int] = []
 
     def fail() -> None:
+        asked.append(1)
         raise DatabaseError("cannot be reached")
 
     async def main() -> None:
         with pytest.raises(DatabaseError):
             await live_tree.get()
-        with trio.move_on_after(2 * live._REFRESH_S + 0.2) as scope:
-            await live_tree.keep_fresh()
-        assert scope.cancelled_caught
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(live_tree.keep_fresh)
+                while len(asked) < 4:  # noqa: ASYNC110 - a thread counts them
+                    await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
 
-    monkeypatch.setattr(live_tree, "_take", fail)
+    live_tree = live_tree_of(with_watched_reads(repository, fail), Freshness(refresh_s=0.01))
     trio.run(main)
 
 
+def live_tree_of(repository: Repository, freshness: Freshness) -> LiveTree:
+    questions = Pool("the database", DatabaseError, threads=4, patience_s=30)
+    return LiveTree(repository.database, Selection(), questions, freshness)
+
+
 def test_a_database_that_hangs_is_asked_once_and_waited_for_only_a_moment(
-    mount: Mount, version: Version, monkeypatch: pytest.MonkeyPatch
+    repository: Repository, version: Version
 ) -> None:
-    live_tree = mount.operations._contents.tree
-    before = trio.run(live_tree.get)
     gate = threading.Event()
+    gate.set()
     asked: list[int] = []
 
-    def hang() -> Tree:
+    def hang() -> None:
         asked.append(1)
         assert gate.wait(30)
-        return Tree(())
 
     async def main() -> None:
+        before = await live_tree.get()
+        gate.clear()
+        asked.clear()
         for _ in range(3):
             assert await live_tree.get() is before
         assert len(asked) == 1
+        rename(repository, "renamed")
         gate.set()
         with trio.fail_after(10):
             while await live_tree.get() is before:  # noqa: ASYNC110 - a thread ends it
                 await trio.sleep(0.001)
 
-    monkeypatch.setattr(live, "_PATIENCE_S", 0.05)
-    monkeypatch.setattr(live_tree, "_take", hang)
+    live_tree = live_tree_of(with_watched_reads(repository, hang), Freshness(fresh_s=-1.0, patience_s=0.05))
     try:
         trio.run(main)
     finally:

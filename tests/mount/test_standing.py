@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backyfs.errors import MountError
-from backyfs.host import answers
 from backyfs.host.answers import State, ask
 from backyfs.host.loops import Loop, find_loop, is_backed_by_device, list_loops
 from backyfs.host.mountpoints import check_mountpoint, clear_dangling, unmount
@@ -258,21 +257,19 @@ def test_a_mount_says_who_it_is(home: Path, at: Path) -> None:
     assert not ask(str(at), "by_name/nothing").has_directory
 
 
-def test_a_mount_that_does_not_answer_can_be_unmounted(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "_PATIENCE_S", 0.2)
+def test_a_mount_that_does_not_answer_can_be_unmounted(at: Path) -> None:
     with stopped(at):
-        assert ask(str(at)).state is State.SILENT
-        unmount(str(at))
+        assert ask(str(at), patience_s=0.2).state is State.SILENT
+        unmount(str(at), patience_s=0.2)
     assert mount_at(str(at)) is None
 
 
-def test_a_silent_mount_that_is_in_use_is_told_with_the_way_out(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "_PATIENCE_S", 0.2)
+def test_a_silent_mount_that_is_in_use_is_told_with_the_way_out(at: Path) -> None:
     # Not a file that is open in this process: a fork closes it, and waits for the mount.
     with subprocess.Popen(["sleep", "60"], cwd=at) as user:
         try:
             with stopped(at), pytest.raises(MountError) as caught:
-                unmount(str(at))
+                unmount(str(at), patience_s=0.2)
         finally:
             user.kill()
     present = mount_at(str(at))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -18,7 +19,6 @@ from backyfs.metadata.db.tables import blob_refs, blobs, jobs, pages
 from backyfs.metadata.maps.blockmap import new_entries, pack
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
-from backyfs.storage import listing
 from backyfs.work import silence
 from backyfs.work.job import Job
 from backyfs.work.run import Control
@@ -196,7 +196,8 @@ def test_what_killed_commands_left_is_removed_once_it_is_old(
         path.write_text("half")
     assert full_cleanup(repository).leftovers == 0
     later = time.time() + 2 * 3600
-    monkeypatch.setattr(listing, "_now", lambda _path, _fd: later)
+    real = os.utime
+    monkeypatch.setattr(os, "utime", lambda fd: real(fd, (later, later)))  # by the clock of the file system
     assert full_cleanup(repository).leftovers == 2
     assert not any(path.exists() for path in left)
 

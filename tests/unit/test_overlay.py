@@ -422,15 +422,14 @@ def test_only_changed_pages_of_the_map_are_written(directory, monkeypatch):
         assert written == [(4096 + 5 * 4096, 4096)]
 
 
-def test_more_changed_pages_than_are_copied_at_once_are_all_written(directory, monkeypatch):
-    monkeypatch.setattr("backyfs.mount.overlay.layer._SYNC_PAGES", 2)
-    starts = [number * PAGE_CHUNKS * CHUNK for number in range(5)]
+def test_more_changed_pages_than_are_copied_at_once_are_all_written(directory):
+    starts = [number * PAGE_CHUNKS * CHUNK for number in range(2500)]  # 1024 are copied at once
     with opened(directory, TIB) as layer:
         for start in starts:
             layer.write(start, b"x" * CHUNK, {})
     with opened(directory, TIB) as layer:
-        assert [layer.read(start, start + 1) for start in starts] == [b"x"] * 5
-        assert layer.used_bytes == 5 * CHUNK
+        assert [layer.read(start, start + 1) for start in starts] == [b"x"] * 2500
+        assert layer.used_bytes == 2500 * CHUNK
 
 
 def test_what_is_written_during_a_sync_is_not_named_by_it(directory, monkeypatch):

@@ -28,6 +28,7 @@ from backyfs.metadata.records.identity import (
     save_identity_tag,
     save_key_date,
 )
+from backyfs.metadata.records.wrapped_keys import KEYS_AT_ONCE
 from backyfs.repository import check_agreement
 from backyfs.repository.keyring import FIRST_SLOT, configured_secret, require_identity, tag_of
 from backyfs.work.silence import remove_silent_jobs
@@ -58,6 +59,7 @@ def rekey(
     old: Secret,
     *,
     leave_damaged: bool = False,
+    keys_at_once: int = KEYS_AT_ONCE,
 ) -> RekeyReport:
     """Let the configured key open the repository in the place of `old`, which does so now.
 
@@ -81,7 +83,7 @@ def rekey(
         slots = list_key_slots(connection)
     if slots:
         return _rewrite_slot(database, slots, old, new)
-    return _adopt(database, old, new, leave_damaged=leave_damaged)
+    return _adopt(database, old, new, leave_damaged=leave_damaged, keys_at_once=keys_at_once)
 
 
 def _rewrite_slot(database: Database, slots: list[KeySlot], old: Secret, new: Secret) -> RekeyReport:
@@ -109,7 +111,7 @@ def _opened_already(slots: list[KeySlot], secret: Secret) -> Opened | None:
         return None
 
 
-def _adopt(database: Database, old: Secret, new: Secret, *, leave_damaged: bool) -> RekeyReport:
+def _adopt(database: Database, old: Secret, new: Secret, *, leave_damaged: bool, keys_at_once: int) -> RekeyReport:
     if old.key is None:
         raise WrongKeyError(
             "the data keys of this repository are wrapped by the key of backy2, 64 hex digits, and not by a "
@@ -122,7 +124,7 @@ def _adopt(database: Database, old: Secret, new: Secret, *, leave_damaged: bool)
         require_quiet(connection)
         if list_key_slots(connection):
             raise KeyMaterialError("another command gave the repository its key meanwhile; run the command again")
-        rewrapped, left = rewrap_data_keys(connection, old.key, repository_key)
+        rewrapped, left = rewrap_data_keys(connection, old.key, repository_key, keys_at_once)
         if rewrapped == 0:
             raise _nothing_opened(left, old.key)
         if left and not leave_damaged:

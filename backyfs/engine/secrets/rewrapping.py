@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from backyfs import keys
 from backyfs.errors import IntegrityError, JobsRunningError
 from backyfs.metadata.records.jobs import list_live_jobs, this_process
-from backyfs.metadata.records.wrapped_keys import replace_wrapped_keys, wrapped_keys
+from backyfs.metadata.records.wrapped_keys import KEYS_AT_ONCE, replace_wrapped_keys, wrapped_keys
 
 if TYPE_CHECKING:
     from backyfs.metadata.db.database import Connection
@@ -26,14 +26,16 @@ def require_quiet(connection: Connection) -> None:
         raise JobsRunningError(f"the data keys are in use by {names}; wait for the end of these commands, or end them")
 
 
-def rewrap_data_keys(connection: Connection, old_key: bytes, new_key: bytes) -> tuple[int, list[str]]:
+def rewrap_data_keys(
+    connection: Connection, old_key: bytes, new_key: bytes, keys_at_once: int = KEYS_AT_ONCE
+) -> tuple[int, list[str]]:
     """Wrap all data keys anew; return how many, and the uids of the blobs whose keys the old key does not open.
 
     If it opens none of the first few thousand, nothing is changed and the others are not looked at.
     """
     rewrapped = 0
     left: list[str] = []
-    for batch in wrapped_keys(connection):
+    for batch in wrapped_keys(connection, keys_at_once):
         anew = []
         for row in batch:
             try:

@@ -28,6 +28,7 @@ from backyfs.metadata.records.identity import (
     save_identity_tag,
     save_key_date,
 )
+from backyfs.metadata.records.wrapped_keys import KEYS_AT_ONCE
 from backyfs.repository.keyring import require_identity, tag_of
 from backyfs.work.silence import remove_silent_jobs
 
@@ -47,7 +48,9 @@ class RotationReport:
     left: int                    # data keys that the old key did not open, and that stay unreadable as they were
 
 
-def rotate_repository_key(database: Database, secret: Secret, *, older_than: datetime) -> RotationReport | None:
+def rotate_repository_key(
+    database: Database, secret: Secret, *, older_than: datetime, keys_at_once: int = KEYS_AT_ONCE
+) -> RotationReport | None:
     """Make a new repository key, unless the one there is was made since `older_than`: then return None.
 
     `secret` opens the repository now, and its slot afterwards. Blobs stay as they are.
@@ -79,7 +82,7 @@ def rotate_repository_key(database: Database, secret: Secret, *, older_than: dat
         require_quiet(connection)
         if list_key_slots(connection) != slots:
             raise KeyMaterialError("another command changed the key slots meanwhile; run the command again")
-        rewrapped, left = rewrap_data_keys(connection, opened.repository_key, new_key)
+        rewrapped, left = rewrap_data_keys(connection, opened.repository_key, new_key, keys_at_once)
         if left and not rewrapped:
             raise WrongKeyError(
                 f"the key in slot {slot.label!r} opens none of the data keys of this repository, the first one that of "

@@ -20,6 +20,7 @@ from backyfs.errors import DamagedPageError, DatabaseError, OddValueError
 from backyfs.metadata.db.idarray import BlobIds
 from backyfs.metadata.db.oddrows import note_odd
 from backyfs.metadata.maps.blockmap import list_pages
+from backyfs.metadata.maps.pagecache import KEPT_PAGES
 from backyfs.metadata.maps.usage import blobs_of
 from backyfs.metadata.maps.walk import walk
 from backyfs.metadata.records.sizes import UNKNOWN, odd_sizes, stored_sizes, uids_of
@@ -32,11 +33,22 @@ if TYPE_CHECKING:
     from backyfs.metadata.db.database import Connection
     from backyfs.metadata.db.idarray import Numbers
     from backyfs.metadata.maps.blockmap import Entries
+    from backyfs.metadata.maps.walk import Step
     from backyfs.model import BlobUid, Progress, Version, VersionId
 
-_LOG_BYTES = 64 << 20
 _ENTRY_BYTES = 8
 _RECOUNTED_BLOBS = 1 << 16  # see _as_backy2_rounds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceLimits:
+    """How much is kept in memory while space is counted."""
+
+    kept_pages: int = KEPT_PAGES  # of block maps, unpacked
+    log_bytes: int = 64 << 20     # of the steps from version to version; the rest goes to a temporary file
+
+
+_DEFAULT_LIMITS = SpaceLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +84,7 @@ def space_of_versions(
     wanted: Collection[VersionId] | None = None,
     object_size: Callable[[BlobUid], int | None] | None = None,
     progress: Progress | None = None,
+    limits: SpaceLimits = _DEFAULT_LIMITS,
 ) -> list[SpaceReport]:
     """Return the space of all versions, or of those that are wanted, ordered by name and date.
 
@@ -86,7 +99,13 @@ def space_of_versions(
     """
     versions = list_versions(connection)
     count = partial(
-        _space_of, connection, block_size, wanted=wanted, object_size=object_size, progress=progress or NoProgress()
+        _space_of,
+        connection,
+        block_size,
+        wanted=wanted,
+        object_size=object_size,
+        progress=progress or NoProgress(),
+        limits=limits,
     )
     try:
         return count(versions)
@@ -119,11 +138,13 @@ def _space_of(
     wanted: Collection[VersionId] | None,
     object_size: Callable[[BlobUid], int | None] | None,
     progress: Progress,
+    limits: SpaceLimits,
 ) -> list[SpaceReport]:
     ids = BlobIds(connection)
     uses = ids.numbers("q")
-    with tempfile.SpooledTemporaryFile(max_size=_LOG_BYTES) as log:
-        steps = _count_uses(connection, versions, block_size, uses, log, progress)
+    with tempfile.SpooledTemporaryFile(max_size=limits.log_bytes) as log:
+        walked = walk(connection, versions, block_size, limits.kept_pages)
+        steps = _count_uses(walked, versions, uses, log, progress)
         stored = None if object_size is None else stored_sizes(connection, ids, uses, object_size)
         space = _Space(ids, uses, odd_sizes(connection, block_size), stored, block_size)
         log.seek(0)
@@ -139,19 +160,14 @@ def _space_of(
 
 
 def _count_uses(
-    connection: Connection,
-    versions: Sequence[Version],
-    block_size: int,
-    uses: Numbers,
-    log: IO[bytes],
-    progress: Progress,
+    walked: Iterable[Step], versions: Sequence[Version], uses: Numbers, log: IO[bytes], progress: Progress
 ) -> list[_LoggedStep]:
     """Count the blocks that each blob is, in all versions, and write down what changes from each to the next."""
     ends: dict[str, int] = {version.name: number + 1 for number, version in enumerate(versions)}
     steps = []
     progress.start("Counting the blocks of all versions", sum(version.size_bytes for version in versions))
     try:
-        for number, step in enumerate(walk(connection, versions, block_size)):
+        for number, step in enumerate(walked):
             version = step.version
             # What a version adds is there in all those of its name that follow, until one of them removes it.
             versions_left = ends[version.name] - number

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from backyfs.metadata.db.database import Connection
     from backyfs.metadata.maps.blockmap import Entries
 
-_KEPT_PAGES = 4096   # 32 MiB unpacked: an image of 16 TiB with blocks of 4 MiB
+KEPT_PAGES = 4096   # 32 MiB unpacked: an image of 16 TiB with blocks of 4 MiB
 _PAIRS_AT_ONCE = 64  # in a query
 
 _SOME_PAGES = select(pages.c.id, pages.c.entries).where(pages.c.id.in_(bindparam("ids", expanding=True)))
@@ -28,8 +28,9 @@ _SOME_PAGES = select(pages.c.id, pages.c.entries).where(pages.c.id.in_(bindparam
 class PageCache:
     """Reads pages by their ids, within one transaction: pages never change, but they go."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, kept_pages: int = KEPT_PAGES) -> None:
         self._connection = connection
+        self._kept_pages = kept_pages
         self._pages: OrderedDict[PageId, Entries] = OrderedDict()
 
     def pairs(
@@ -55,5 +56,5 @@ class PageCache:
                 self._pages[PageId(row.id)] = unpack(row.entries)
             if gone := wanted - self._pages.keys():
                 raise DatabaseError(f"page {min(gone)} of a block map is missing")
-        while len(self._pages) > max(_KEPT_PAGES, len(wanted)):
+        while len(self._pages) > max(self._kept_pages, len(wanted)):
             self._pages.popitem(last=False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.geometry import block_count, block_length, page_count, page_length
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, list_pages
-from backyfs.metadata.maps.pagecache import PageCache
+from backyfs.metadata.maps.pagecache import KEPT_PAGES, PageCache
 from backyfs.model import BlockIndex, PageId, PageNumber, VersionStatus
 
 if TYPE_CHECKING:
@@ -37,13 +37,15 @@ class Step:
     absent_bytes: int  # of the image: never backed up
 
 
-def walk(connection: Connection, versions: Iterable[Version], block_size: int) -> Iterator[Step]:
-    """Yield a step for each version. Those of one name stand together.
+def walk(
+    connection: Connection, versions: Iterable[Version], block_size: int, kept_pages: int = KEPT_PAGES
+) -> Iterator[Step]:
+    """Yield a step for each version; versions of one name must follow each other. `kept_pages` stay in memory.
 
     Raises:
         DatabaseError: a block map is damaged or cannot be read.
     """
-    kept = PageCache(connection)
+    kept = PageCache(connection, kept_pages)
     before: dict[PageNumber, PageId] = {}
     name: str | None = None
     for version in versions:
