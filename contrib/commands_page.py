@@ -2,7 +2,7 @@
 
     .venv/bin/python contrib/commands_page.py > docs/reference/commands.md
 
-A test keeps the page and the program equal.
+A test fails if the page is not what the program's help says.
 """
 
 import inspect
@@ -15,9 +15,9 @@ from backyfs.cli.main import cli
 
 HEAD = """# Commands
 
-Made from the program by `contrib/commands_page.py`; `backyfs COMMAND --help` says the same. `fuse` is another name of
-`mount`. Exit statuses are in [exit-codes.md](exit-codes.md), JSON output in [json.md](json.md), what the columns of
-reports mean in [reports.md](../use/reports.md).
+`contrib/commands_page.py` generates this page from the program; `backyfs COMMAND --help` prints the same text. `fuse` is
+another name of `mount`. See also the [exit statuses](exit-codes.md), the [JSON output](json.md) and the columns of
+[reports](../use/reports.md).
 """
 
 
@@ -60,7 +60,7 @@ def described(context: click.Context, command: click.Command) -> Iterator[str]:
     ]
     if records:
         yield ""
-        yield "| option | |"
+        yield "| option | meaning |"
         yield "| --- | --- |"
         for record in records:
             option, text = (part.replace("|", "\\|") for part in record)

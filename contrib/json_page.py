@@ -2,7 +2,7 @@
 
     .venv/bin/python contrib/json_page.py > docs/reference/json.md
 
-A test keeps the page and the schema equal.
+A test fails if the page is not what the schema says.
 """
 
 import json
@@ -14,13 +14,13 @@ from typing import Any
 SCHEMA = Path(__file__).resolve().parents[1] / "docs" / "reference" / "output.schema.json"
 HEAD = """# JSON output
 
-`backyfs --json COMMAND` prints one JSON value: an object, or a list where there can be several. Times are in UTC, as
-`2026-11-23T13:54:04.452849Z`; sizes are bytes. Fields may be added in later releases, none is taken away or changes its
-meaning. Errors stay one line on stderr, with an [exit status](exit-codes.md); a command that fails before it has done
-anything prints nothing.
+`backyfs --json COMMAND` prints one JSON value: an object, or a list if there can be several. Times are in UTC, in the form
+`2026-11-23T13:54:04.452849Z`. Sizes are in bytes. Later releases may add fields, but do not remove one or change its
+meaning. An error is still one line on stderr, with an [exit status](exit-codes.md). A command that fails before it has done
+anything prints no JSON.
 
-Made from [output.schema.json](output.schema.json) (JSON Schema 2020-12, one entry of `$defs` for each command) by
-`contrib/json_page.py`. `mount`, `umount`, `export` and `completion` print no JSON.
+`contrib/json_page.py` generates this page from [output.schema.json](output.schema.json) (JSON Schema 2020-12, one entry of
+`$defs` for each command). `mount`, `umount`, `export` and `completion` print no JSON.
 """
 
 
@@ -42,12 +42,12 @@ def fields(definition: dict[str, Any]) -> Iterator[str]:
     if "$ref" in described:
         other = described["$ref"].rpartition("/")[2]
         yield ""
-        yield f"{'A list of' if 'items' in definition else 'Like'} [{other}](#{other})."
+        yield f"{'A list of' if 'items' in definition else 'The same as'} [{other}](#{other})."
         return
     yield ""
     yield f"{'A list of objects:' if 'items' in definition else 'An object:'}"
     yield ""
-    yield "| field | type | |"
+    yield "| field | type | meaning |"
     yield "| --- | --- | --- |"
     for name, field in described["properties"].items():
         yield f"| `{name}` | {kind(field)} | {field['description']} |"
