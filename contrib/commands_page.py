@@ -15,8 +15,8 @@ from backyfs.cli.main import cli
 
 HEAD = """# Commands
 
-`contrib/commands_page.py` generates this page from the program; `backyfs COMMAND --help` prints the same text. `fuse` is
-another name of `mount`. See also the [exit statuses](exit-codes.md), the [JSON output](json.md) and the columns of
+`contrib/commands_page.py` generates this page from the program; `backyfs COMMAND --help` prints the same text. `fuse`
+is another name of `mount`. See also the [exit statuses](exit-codes.md), the [JSON output](json.md) and the columns of
 [reports](../use/reports.md).
 """
 

@@ -14,13 +14,13 @@ from typing import Any
 SCHEMA = Path(__file__).resolve().parents[1] / "docs" / "reference" / "output.schema.json"
 HEAD = """# JSON output
 
-`backyfs --json COMMAND` prints one JSON value: an object, or a list if there can be several. Times are in UTC, in the form
-`2026-11-23T13:54:04.452849Z`. Sizes are in bytes. Later releases may add fields, but do not remove one or change its
-meaning. An error is still one line on stderr, with an [exit status](exit-codes.md). A command that fails before it has done
-anything prints no JSON.
+`backyfs --json COMMAND` prints one JSON value: an object, or a list if there can be several. Times are in UTC, in the
+form `2026-11-23T13:54:04.452849Z`. Sizes are in bytes. Later releases may add fields, but do not remove one or change
+its meaning. An error is still one line on stderr, with an [exit status](exit-codes.md). A command that fails before it
+has done anything prints no JSON.
 
-`contrib/json_page.py` generates this page from [output.schema.json](output.schema.json) (JSON Schema 2020-12, one entry of
-`$defs` for each command). `mount`, `umount`, `export` and `completion` print no JSON.
+`contrib/json_page.py` generates this page from [output.schema.json](output.schema.json) (JSON Schema 2020-12, one entry
+of `$defs` for each command). `mount`, `umount`, `export` and `completion` print no JSON.
 """
 
 
