@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# The demonstration that `make demo` runs: back up a small ext4 image twice, mount both versions, and take a
-# file out of the older one. Exit status 0 means that every comparison found the same bytes.
+# `make demo` runs this: back up a small ext4 image twice, mount both versions, and copy a file out of the older one.
+# Exit status 0 means that every comparison found the same bytes.
 #
-# Everything lies in one temporary directory, which is unmounted and removed however this ends. Without
-# /dev/fuse the older version is restored instead of mounted; without root its file system is read by
-# debugfs instead of the kernel.
+# Everything is in one temporary directory, which is unmounted and removed however this ends. Without /dev/fuse the older
+# version is restored instead of mounted. Without root, debugfs reads its file system instead of the kernel.
 
 set -euo pipefail
 
@@ -21,7 +20,7 @@ heading() {
     printf '\n%s%s%s\n' "$bold" "$*" "$off"
 }
 
-# Show a command as one would type it, then do it.
+# Show a command as you would type it, then run it.
 run() {
     printf '%s$ %s%s\n' "$green" "$1" "$off"
     eval "$1"
@@ -32,7 +31,7 @@ fail() {
     exit 1
 }
 
-# debugfs greets on stderr, each time; its errors are let through.
+# debugfs prints its version on stderr each time: drop that line and keep errors.
 debugfs() {
     { command debugfs "$@" 2>&1 >&3 | sed -e '/^debugfs [0-9]/d' -e '/^$/d' >&2; } 3>&1
 }
@@ -63,7 +62,7 @@ clean_up() {
 need() {
     local program
     for program in backyfs mkfs.ext4 debugfs findmnt cmp sha256sum; do
-        command -v "$program" >/dev/null || fail "$program is missing: run \`make venv\`, which says what to install"
+        command -v "$program" >/dev/null || fail "$program is missing: run \`make venv\`, which prints what to install"
     done
 }
 
@@ -71,7 +70,7 @@ may_mount() {
     [ "$(id -u)" -eq 0 ] && (((0x$(awk '/^CapEff:/ {print $2}' /proc/self/status) >> 21) & 1))  # CAP_SYS_ADMIN
 }
 
-# Say why nothing can be mounted through FUSE and what to do; say nothing if it can.
+# Print why nothing can be mounted through FUSE, and what to do. Print nothing if it can.
 fuse_obstacle() {
     if [ ! -e /dev/fuse ]; then
         echo "/dev/fuse is missing: load the module (modprobe fuse); start a container with" \
@@ -79,7 +78,7 @@ fuse_obstacle() {
     elif ! (exec 3<>/dev/fuse) 2>/dev/null; then
         echo "/dev/fuse cannot be opened by this user: run the demo as root, or allow it (chmod 666 /dev/fuse)"
     elif [ "$(id -u)" -eq 0 ] && ! may_mount; then
-        echo "this root may not mount (no CAP_SYS_ADMIN): start the container with --cap-add SYS_ADMIN"
+        echo "root is not allowed to mount here (no CAP_SYS_ADMIN): start the container with --cap-add SYS_ADMIN"
     elif [ "$(id -u)" -ne 0 ] && ! command -v fusermount3 >/dev/null; then
         echo "fusermount3 is missing: apt-get install fuse3"
     fi
@@ -87,20 +86,20 @@ fuse_obstacle() {
 
 loop_obstacle() {
     if ! may_mount; then
-        echo "Only root may mount a file system from an image"
+        echo "Only root can mount a file system from an image"
     elif [ ! -b "$(losetup -f 2>/dev/null)" ]; then
-        echo "There is no free loop device here"
+        echo "There is no free loop device"
     fi
 }
 
-# The uid of the only version there is so far.
+# Print the uid of the only version.
 only_uid() {
     backyfs -m ls | awk -F'|' 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == "uid") uid = i; next } { print $uid }'
 }
 
 make_image() {
     local file
-    heading "A disk: an ext4 image of 64 MiB with some files of this machine"
+    heading "A disk: an ext4 image of 64 MiB with some files from this machine"
     mkdir disk mnt
     for file in /usr/share/common-licenses/* /etc/os-release "$BASH"; do
         if [ -f "$file" ]; then
@@ -112,9 +111,9 @@ make_image() {
 }
 
 change_image() {
-    heading "The disk changes: notes.txt is overwritten in the image (a copy of the image is kept to compare with)"
+    heading "The disk changes: notes.txt in the image is overwritten (a copy of the image is kept for comparison)"
     run "cp disk.img before.img"
-    run "echo 'Tuesday: somebody has overwritten my notes.' > notes.txt"
+    run "echo 'Tuesday: somebody overwrote my notes.' > notes.txt"
     run "debugfs -w -R 'rm notes.txt' disk.img"
     run "debugfs -w -R 'write notes.txt notes.txt' disk.img >/dev/null"
     [ "$(debugfs -R 'cat notes.txt' disk.img)" = "$(<notes.txt)" ] || fail "debugfs could not change the image"
@@ -128,14 +127,14 @@ back_up() {
     run "backyfs backup disk.img demo-disk"
     older=$(only_uid)
     change_image
-    heading "Second backup: only blocks that are not known yet are stored"
+    heading "Second backup: only new blocks are stored"
     run "backyfs backup disk.img demo-disk"
     heading "Both versions"
     run "backyfs ls"
 }
 
 look_into_mount() {
-    heading "All versions, mounted: nothing is copied, blocks are fetched when they are read"
+    heading "All versions, mounted: nothing is copied; blocks are fetched when they are read"
     run "backyfs mount mnt"
     run "find mnt | sort"
     run "ls -l mnt/by_name/demo-disk/ mnt/by_version_uid/$older/"
@@ -152,10 +151,10 @@ look_into_mount() {
         run "debugfs -R 'cat notes.txt' mnt/by_version_uid/$older/data | tee notes-before.txt"
         run "cmp notes-before.txt disk/notes.txt"
     fi
-    heading "The same file in the disk as it is now"
+    heading "The same file on the disk now"
     run "debugfs -R 'cat notes.txt' disk.img"
 
-    heading "The mounted images are the disk as it was and as it is, byte for byte"
+    heading "The mounted images are the old and the new disk, byte for byte"
     run "sha256sum before.img mnt/by_version_uid/$older/data disk.img mnt/by_name/demo-disk/latest/data"
     run "cmp before.img mnt/by_version_uid/$older/data"
     run "cmp disk.img mnt/by_name/demo-disk/latest/data"
@@ -172,9 +171,9 @@ restore_instead() {
     printf '%s\n' "$1"
     run "backyfs restore $older restored.img"
     run "debugfs -R 'cat notes.txt' restored.img"
-    heading "The same file in the disk as it is now"
+    heading "The same file on the disk now"
     run "debugfs -R 'cat notes.txt' disk.img"
-    heading "The restored image is the disk as it was, byte for byte"
+    heading "The restored image is the old disk, byte for byte"
     run "sha256sum before.img restored.img"
     run "cmp before.img restored.img"
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Write the exact releases, with hashes, that the set-up and continuous integration install: requirements/*.txt.
+# Write requirements/*.txt: the exact releases, with hashes, that the set-up and continuous integration install.
 #
-# `make lock` runs this; `make lock PACKAGE=name` moves one package to its newest release and leaves the others. The
-# resolver comes from the package index into a temporary environment. Look at the difference before you commit it.
+# `make lock` runs this; `make lock PACKAGE=name` updates one package and leaves the others. The resolver is installed from the
+# package index into a temporary environment. Read the difference before you commit it.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,13 +18,13 @@ if [ -n "${1:-}" ]; then
     upgrade=(--upgrade-package "$1")
 fi
 
-# For every Python that is supported, and without the address of an index: mirrors are those of the environment.
+# Resolve for every supported Python. Write no address of an index: mirrors are those of the environment.
 compile() {
     "$scratch/venv/bin/uv" pip compile -q --universal --python-version 3.11 --generate-hashes \
         --no-emit-index-url --custom-compile-command "make lock" "${upgrade[@]}" "$@"
 }
 
-# What compiles packages that have no wheel (pyfuse3) and backyfs itself: installed first, so that no build fetches more.
+# Tools that build backyfs and packages without a wheel (pyfuse3). They are installed first, so no build fetches more.
 printf '%s\n' 'Cython' 'setuptools>=78.1.1' 'setuptools_scm>=8.0' >"$scratch/build.in"
 compile --no-annotate "$scratch/build.in" -o requirements/build.txt
 compile --extra postgresql --extra mysql pyproject.toml -o requirements/run.txt

@@ -2,7 +2,7 @@
 
     make map
 
-Floors, wings and the rules of imports are those of `tests/unit/test_layers.py`.
+`tests/unit/test_layers.py` defines the floors, the wings and the rules of imports.
 """
 
 import ast
@@ -17,7 +17,7 @@ from tests.unit.test_layers import MODULES, WINGS, modules_in, unit_of, wing_of
 
 
 def room_of(module: str) -> str:
-    """Return the wing of a module where its unit has wings, else its unit."""
+    """Return the wing of a module if its unit has wings, otherwise its unit."""
     unit = unit_of(module)
     return f"{unit}.{wing_of(module)}" if unit in WINGS and wing_of(module) else unit
 
@@ -43,7 +43,7 @@ def lines(sources: Mapping[str, str]) -> Iterator[str]:
             yield f"\n{room or 'backyfs'}"
         first = (ast.get_docstring(ast.parse(sources[module])) or "").partition("\n")[0]
         yield f"    {module.removeprefix('backyfs.'):44} {first}"
-    yield "\nWho imports whom, and from how many modules"
+    yield "\nWhich package imports which, and from how many modules"
     for room, others in arrows(sources).items():
         yield f"    {room:20} -> {', '.join(f'{other} {count}' for other, count in others.items())}"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Check the code and run the fast tests, side by side: `make quick` runs this. It takes about a minute on two cores,
-# and needs neither root nor a server.
+# `make quick` runs this: check the code and run the fast tests at the same time. It takes about a minute on two cores and
+# needs neither root nor a server.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

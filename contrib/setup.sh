@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Set up a checkout: the Debian packages that are missing, and .venv with backyfs installed in it.
+# Set up a checkout: install missing Debian packages, and make .venv with backyfs installed in it.
 #
 #   contrib/setup.sh          what a user needs: `make venv` and `make demo` run this
 #   contrib/setup.sh tests    also what the tests need, servers included: `make test` runs this
 #
-# Packages are installed only if some are missing, by root or by sudo without a password; otherwise the
-# administrator's command is printed and the set-up goes on without them. It fails only if .venv cannot be
-# made. Mirrors and proxies are those of the environment.
+# Missing packages are installed by root, or by sudo if it needs no password. Otherwise the script prints the command for
+# the administrator and continues without them. It fails only if it cannot make .venv. It uses the mirrors and proxies
+# of the environment.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,16 +20,16 @@ trap 'rm -f "$early_log"' EXIT
 packages=(
     gcc libc6-dev libfuse3-dev pkg-config  # pyfuse3 is compiled here
     fuse3                                  # to mount without being root
-    e2fsprogs mount util-linux             # the image of the demo, and loop mounts
+    e2fsprogs mount util-linux             # the demo's image, and loop mounts
 )
 test_packages=(
-    make zstd                              # zstd: what the benchmarks compare with
+    make zstd                              # zstd: the benchmarks compare with it
     fdisk gdisk parted                     # partition tables
-    xfsprogs btrfs-progs dosfstools ntfs-3g squashfs-tools erofs-utils lvm2 cryptsetup-bin  # what is put into images
-    attr systemd                           # getfattr; systemd-analyze looks at the units
-    qemu-utils                             # locks images as virtual machines do
+    xfsprogs btrfs-progs dosfstools ntfs-3g squashfs-tools erofs-utils lvm2 cryptsetup-bin  # content of images
+    attr systemd                           # getfattr; systemd-analyze checks the units
+    qemu-utils                             # locks images in the same way as virtual machines
     zsh fish                               # shells that complete commands
-    # The tests start servers of their own from these; the cluster that Debian makes is not touched.
+    # The tests start separate servers from these and do not touch the cluster that Debian makes.
     postgresql mariadb-server-core mariadb-client-core
 )
 
@@ -45,7 +45,7 @@ case ${1:-} in
         ;;
 esac
 
-# Each line says how long all of it has taken so far.
+# Each line shows how long the set-up has taken so far.
 say() {
     printf 'setup: %s (%d s)\n' "$*" "$SECONDS"
 }
@@ -85,7 +85,7 @@ missing_packages() {
     done
 }
 
-# A quiet command: its output goes to the log, the end of which is shown if it fails.
+# Run a command with its output in the log. If it fails, show the end of the log.
 quietly() {
     if ! "$@" >>"$log" 2>&1; then
         tail -n 25 "$log" >&2
@@ -93,7 +93,7 @@ quietly() {
     fi
 }
 
-# sudo drops the proxies from the environment, so they are passed by name.
+# sudo drops the proxies from the environment, so pass them by name.
 as_root() {
     local kept=(DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8) name
     for name in http_proxy https_proxy ftp_proxy no_proxy; do
@@ -116,7 +116,7 @@ install_packages() {
         return
     fi
     say "installing Debian packages, which takes up to a few minutes: $*"
-    quietly as_root "${apt[@]}" update || say "the package lists could not be brought up to date"
+    quietly as_root "${apt[@]}" update || say "the package lists could not be updated"
     quietly as_root "${apt[@]}" install --no-install-recommends "$@" ||
         say "not all packages could be installed; try: apt-get install --no-install-recommends $*"
 }
@@ -129,7 +129,7 @@ set_up_packages() {
         wanted+=(python3-dev)
     fi
     if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
-        say "this is no Debian; see to it that you have what these packages hold: ${wanted[*]}"
+        say "this is not Debian; make sure that you have the content of these packages: ${wanted[*]}"
         return
     fi
     mapfile -t missing < <(missing_packages "${wanted[@]}")
@@ -140,21 +140,21 @@ set_up_packages() {
     fi
 }
 
-# An environment that works is kept: packages are added to it, nothing is taken out.
+# Keep an environment that works: packages are added to it, and none are removed.
 make_environment() {
     local python
     if "$venv/bin/python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         say "$venv exists"
         return
     fi
-    python=$(find_python) || fail "no Python of at least 3.11 that can make a virtual environment" \
-        "(tried: $candidates); name one: make venv PYTHON=/path/to/python3.12"
+    python=$(find_python) || fail "no Python 3.11 or later that can make a virtual environment" \
+        "(tried: $candidates); choose one: make venv PYTHON=/path/to/python3.12"
     say "making $venv with $("$python" -c 'import sys; print("Python", sys.version.split()[0])')"
     quietly "$python" -m venv --clear "$venv" || fail "$python cannot make $venv; the reason is above"
 }
 
-# Exactly the files that requirements/*.txt name by hash (see contrib/lock.sh). What builds packages comes first, and
-# builds take it from here: a build of its own would fetch whatever is newest.
+# Install exactly the files listed by hash in requirements/*.txt (see contrib/lock.sh). Build tools come first, and builds
+# take them from this environment: an isolated build would fetch the newest releases.
 install_python() {
     local pip=("$venv/bin/python" -m pip install -q --disable-pip-version-check --no-input)
     quietly "${pip[@]}" --require-hashes --only-binary :all: -r requirements/build.txt &&
@@ -170,9 +170,9 @@ main() {
     cp "$early_log" "$log"
     say "installing backyfs and the packages of $requirements into $venv, which takes about a minute"
     install_python ||
-        fail "pip could not install backyfs; the reason is above, all of it is in $log"
+        fail "pip could not install backyfs; the reason is above, and the full log is $log"
     touch "$ready"
-    if [ "${1:-}" = tests ]; then  # which is more than a user needs
+    if [ "${1:-}" = tests ]; then  # this includes everything that a user needs
         touch "$venv/.ready"
     fi
     say "done"
