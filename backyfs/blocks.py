@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from backyfs.errors import BlobMissingError, IntegrityError, ObjectUnreadableError
+from backyfs.errors import IntegrityError, ObjectMissingError, ObjectUnreadableError
 from backyfs.model import BlobUid, SavedBlob
 from backyfs.sealing import DATA_KEY_BYTES, encryption_version
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from backyfs.keys import Keyring
     from backyfs.model import Blob, Buffer
     from backyfs.sealing import Seekable
-    from backyfs.storage import Storage
+    from backyfs.storage.protocol import Storage
 
 BLAKE3 = "blake3"
 _BLAKE3_BYTES = 32
@@ -144,7 +144,7 @@ def load_block(store: BlockStore, blob: Blob) -> bytes:
     What is not where the blob says, because it was sealed anew since the row was read, is loaded from where it is.
 
     Raises:
-        BlobMissingError: the storage has no such object.
+        ObjectMissingError: the storage has no such object.
         ObjectUnreadableError: it has something in its place that cannot be read.
         IntegrityError: it has one, and it is not this block; the message names the blob.
         MissingKeyError: it is encrypted, and no key is configured.
@@ -155,7 +155,7 @@ def load_block(store: BlockStore, blob: Blob) -> bytes:
 def _load(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
     try:
         return _load_object(store, blob, trusts_tag=trusts_tag)
-    except (BlobMissingError, ObjectUnreadableError, IntegrityError):
+    except (ObjectMissingError, ObjectUnreadableError, IntegrityError):
         moved = store.find_moved(blob)
         if moved is None:
             raise
@@ -211,7 +211,7 @@ class PieceLoader:
             return [_load(self._store, blob, trusts_tag=True)]
         try:
             return self._load_segments(blob, seekable, pieces)
-        except (BlobMissingError, ObjectUnreadableError, IntegrityError):
+        except (ObjectMissingError, ObjectUnreadableError, IntegrityError):
             moved = self._store.find_moved(blob)
             if moved is None:
                 raise

@@ -22,9 +22,12 @@
     |-- ExportFormatError         23  a file to import is not whole, or is no export at all
     |-- StorageError               6  the storage refuses, is full or is gone
     |   |-- WrongStorageError      6  it is not the storage of this repository
+    |   |-- StorageFullError       6  it has no room
+    |   |-- StorageRefusedError    6  permissions, or it is read-only
+    |   |-- StorageAwayError       6  it does not answer, and may do so later
     |   |-- ObjectUnreadableError  6  it has something in the place of one object that cannot be read
-    |   |-- BlobMissingError       6  it has no such object
-    |   `-- ObjectMissingError     6  it has no object with this name
+    |   |-- ObjectsKeptError       6  some objects cannot be deleted
+    |   `-- ObjectMissingError     6  it has no such object
     |-- IntegrityError            20  stored bytes are not what was stored
     |   |-- OddValueError         20  a value in the database cannot be
     |   `-- CatalogError          20  the catalog in the storage is not that of the repository, or not whole
@@ -51,7 +54,12 @@ An error consists of subject, fact and remedy, each in its own field; the messag
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from backyfs.remedies import Advice, Remedy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class BackyfsError(Exception):
@@ -209,24 +217,38 @@ class ObjectUnreadableError(StorageError):
     """The storage is there, and cannot give or delete one object: a bad sector, a FIFO in its place, its mode."""
 
 
-class BlobMissingError(StorageError):
-    """The storage has no object for the blob."""
+class StorageFullError(StorageError):
+    """The storage has no room."""
 
-    def __init__(
-        self, uid: str, fact: str = "is missing from the storage", *, remedy: Remedy | str | None = None
-    ) -> None:
-        self.uid = uid
-        super().__init__(fact, subject=f"blob {uid}", remedy=remedy)
+
+class StorageRefusedError(StorageError):
+    """The storage does not permit it: permissions, or a file system that is read-only."""
+
+
+class StorageAwayError(StorageError):
+    """The storage does not answer, and may do so later."""
+
+
+class ObjectsKeptError(StorageError):
+    """Some objects cannot be deleted."""
+
+    def __init__(self, kept: Mapping[str, ObjectUnreadableError]) -> None:
+        """Take the error of each object that was kept, by its key; at least one."""
+        self.kept = kept
+        first, *others = kept.values()
+        fact = f"{first.fact} (and {len(others)} more)" if others else first.fact
+        super().__init__(fact, subject=first.subject, remedy=first.remedy)
 
 
 class ObjectMissingError(StorageError):
-    """The storage has no object with this name."""
+    """The storage has no object with this key."""
 
     def __init__(
-        self, name: str, fact: str = "is missing from the storage", *, remedy: Remedy | str | None = None
+        self, key: str, fact: str = "is missing from the storage", *, remedy: Remedy | str | None = None
     ) -> None:
-        self.name = name
-        super().__init__(fact, subject=f"object {name}", remedy=remedy)
+        """Name an object: a blob by its uid, a named object by its name."""
+        self.key = key
+        super().__init__(fact, subject=f"{'object' if '/' in key else 'blob'} {key}", remedy=remedy)
 
 
 class IntegrityError(BackyfsError):

@@ -11,7 +11,6 @@ import stat
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
-from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig
 from backyfs.host.mounttable import is_below, place_of
 from backyfs.metadata.db.database import Database, sqlite_path
 
@@ -29,9 +28,9 @@ def configured_own_paths(config: Config) -> tuple[str, ...]:
     Raises:
         DatabaseError: the database URL cannot be used.
     """
-    storage_paths = [config.storage.path] if isinstance(config.storage, DirectoryStorageConfig) else []
+    path = config.storage.local_path
     with closing(Database(config.database_url)) as database:
-        return own_paths(config, database, storage_paths)
+        return own_paths(config, database, () if path is None else (path,))
 
 
 def own_paths(config: Config, database: Database, storage_paths: Sequence[str]) -> tuple[str, ...]:
@@ -41,8 +40,7 @@ def own_paths(config: Config, database: Database, storage_paths: Sequence[str]) 
         paths.append(config.key.file)
     if config.passphrase is not None:
         paths.append(config.passphrase.file)
-    if isinstance(config.storage, ObjectStoreConfig):
-        paths.append(config.storage.aws_secret_access_key_file)
+    paths += config.storage.secret_files
     return tuple(os.path.realpath(path) for path in paths if path)
 
 

@@ -20,7 +20,7 @@ import stat
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
-from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig, load_config
+from backyfs.config import load_config
 from backyfs.errors import ConfigError, DatabaseError
 from backyfs.host.writers import writers_of
 from backyfs.text import shell_word
@@ -73,9 +73,7 @@ def commands_of(config: Config) -> dict[str, str]:
 def secret_files_of(config: Config) -> list[str]:
     """Return the key and passphrase files in a configuration."""
     files = [source.file for source in (config.key, config.passphrase) if source is not None]
-    if isinstance(config.storage, ObjectStoreConfig):
-        files.append(config.storage.aws_secret_access_key_file)
-    return [file for file in files if file is not None]
+    return [file for file in files if file is not None] + list(config.storage.secret_files)
 
 
 def _user_of(config: Config) -> int | None:
@@ -134,8 +132,8 @@ def _used_paths(config: Config) -> Iterator[str]:
 
     if config.logfile is not None:
         yield config.logfile
-    if isinstance(config.storage, DirectoryStorageConfig):
-        yield config.storage.path
+    if config.storage.local_path is not None:
+        yield config.storage.local_path
     with suppress(DatabaseError), closing(Database(config.database_url)) as database:
         path = sqlite_path(database.engine.url)
         if path is not None:

@@ -15,11 +15,12 @@ from blake3 import blake3
 from backyfs import values
 from backyfs.errors import CatalogError, IntegrityError
 from backyfs.sealing.envelope import OVERHEAD_BYTES, open_sealed, seal
+from backyfs.storage.keys import ObjectName
 from backyfs.values import obeys
 
 FORMAT = 1
-REPOSITORY_NAME = "catalog/repository"
-INDEX_NAME = "catalog/index"
+REPOSITORY_NAME = ObjectName("catalog/repository")
+INDEX_NAME = ObjectName("catalog/index")
 PAGES = "catalog/pages/"
 VERSIONS = "catalog/versions/"
 
@@ -79,14 +80,14 @@ def digest_of(stored: bytes) -> bytes:
     return blake3(stored).digest(length=DIGEST_BYTES)
 
 
-def page_name(uid: str) -> str:
-    """Return the name of the object of a page. 256 shelves keep directories small where there are a million."""
-    return f"{PAGES}{uid[:2]}/{uid}"
+def page_name(uid: str) -> ObjectName:
+    """Return the name of the object of a page. 256 directories stay small even with a million pages."""
+    return ObjectName(f"{PAGES}{uid[:2]}/{uid}")
 
 
-def version_name(uid: str) -> str:
+def version_name(uid: str) -> ObjectName:
     """Return the name of the object of a version."""
-    return f"{VERSIONS}{uid}"
+    return ObjectName(f"{VERSIONS}{uid}")
 
 
 def uid_of(name: str) -> str:

@@ -134,7 +134,15 @@ def unpack_page(uid: str, by: Seal, stored: bytes) -> CatalogPage:
     Raises:
         CatalogError: it is not the object of this page, or not whole.
     """
-    content = open_page(uid, by, stored)
+    return parse_page(uid, open_page(uid, by, stored))
+
+
+def parse_page(uid: str, content: bytes) -> CatalogPage:
+    """Return the page from the content of its object.
+
+    Raises:
+        CatalogError: it is not complete.
+    """
     try:
         return _parse(memoryview(content))
     except (ValueError, IndexError, struct.error) as error:

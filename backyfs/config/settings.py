@@ -23,12 +23,37 @@ class TrafficConfig:
     bandwidth_read: int = 0   # bytes/s; 0: no limit
     bandwidth_write: int = 0  # bytes/s; 0: no limit
 
+    @property
+    def local_path(self) -> str | None:
+        """The directory of the storage on this host, if it has one."""
+        return None
+
+    @property
+    def place(self) -> str:
+        """Where the storage is, for people."""
+        return self.local_path or "null"
+
+    @property
+    def secret_files(self) -> tuple[str, ...]:
+        """Files with keys to the storage."""
+        return ()
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether the configuration itself contains a key to the storage."""
+        return False
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectoryStorageConfig(TrafficConfig):
     """Blobs as files below a directory."""
 
     path: str
+
+    @property
+    def local_path(self) -> str:
+        """The directory."""
+        return self.path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +75,21 @@ class ObjectStoreConfig(TrafficConfig):
     aws_access_key_id_file: str | None = None
     aws_secret_access_key: str | None = field(default=None, repr=False)
     aws_secret_access_key_file: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The bucket."""
+        return self.bucket_name
+
+    @property
+    def secret_files(self) -> tuple[str, ...]:
+        """The file with the secret key."""
+        return () if self.aws_secret_access_key_file is None else (self.aws_secret_access_key_file,)
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether the configuration contains the secret key."""
+        return self.aws_secret_access_key is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

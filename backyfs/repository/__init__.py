@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys, sealing
 from backyfs.blocks import BLAKE3, BlockStore, fingerprint_function
-from backyfs.catalog.place import find_repository
-from backyfs.config import DirectoryStorageConfig
+from backyfs.catalog.objects import Seal
+from backyfs.catalog.store import Catalog, find_repository
 from backyfs.errors import CatalogError, ConfigError, DatabaseError, NoRepositoryError, StorageError
 from backyfs.keys.slots import make_slot
 from backyfs.metadata.db.database import Database, sqlite_path
@@ -40,7 +40,7 @@ from backyfs.repository.keyring import (
     turn_encryption_on,
     unlock,
 )
-from backyfs.storage.opening import create_storage, open_storage
+from backyfs.storage.registry import create_storage, open_storage
 from backyfs.work.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class Repository:
     deduplication: Deduplication
     own_paths: tuple[str, ...]  # local paths that nothing else may write to
     limits: Limits = DEFAULT_LIMITS
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog of this repository in its storage."""
+        return Catalog(self.blocks.storage, Seal(repository=self.uid, key=self.blocks.keyring.repository_key))
 
 
 @contextmanager
@@ -129,7 +134,7 @@ def open_repository(
                 knows_other_hashes=identity.hash_function != BLAKE3 or keyring.fingerprint_key is None,
             ),
             deduplication=config.deduplication,
-            own_paths=own_paths(config, database, storage.paths()),
+            own_paths=own_paths(config, database, storage.traits.own_paths),
         )
 
 
@@ -187,7 +192,7 @@ def create_repository(config: Config, *, created_at: datetime, may_hold_blobs: b
     if config.encryption_version is not None:
         sealing.check_configured(config.encryption_version)
     secret = configured_secret(config) if config.encryption_version != 0 else None
-    storage_path = config.storage.path if isinstance(config.storage, DirectoryStorageConfig) else None
+    storage_path = config.storage.local_path
     database = Database(config.database_url)
     with (
         _taken_away_on_failure(storage_path, os.rmdir),

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from backyfs.catalog.place import find_repository
+from backyfs.catalog.store import find_repository
 from backyfs.errors import (
-    BlobMissingError,
     CatalogError,
     DatabaseError,
+    ObjectMissingError,
     ObjectUnreadableError,
     StorageError,
     WrongStorageError,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from backyfs.metadata.db.database import Database
     from backyfs.model import BlobUid
-    from backyfs.storage import Storage
+    from backyfs.storage.protocol import Storage
 
 SAMPLE_BLOBS = 16  # blobs that are looked for where a storage has no marker
 
@@ -45,7 +45,7 @@ def check_claim(database: Database, storage: Storage, uid: str) -> bool:
         WrongStorageError: it is not, or there is reason to think so.
         StorageError, DatabaseError: they cannot be asked.
     """
-    if not storage.keeps:
+    if not storage.traits.keeps:
         return True
     marked_for = read_marker(storage)
     if marked_for is not None:
@@ -76,7 +76,7 @@ def check_before_upgrade(storage: Storage, uids: Iterable[BlobUid]) -> None:
         WrongStorageError: it has none of them.
         StorageError: it cannot be asked.
     """
-    if storage.keeps and read_marker(storage) is None:
+    if storage.traits.keeps and read_marker(storage) is None:
         _require_some_blob(storage, uids)
 
 
@@ -86,7 +86,7 @@ def _require_some_blob(storage: Storage, uids: Iterable[BlobUid]) -> None:
     for uid in uids:
         try:
             storage.get_range(uid, 0, 1)
-        except BlobMissingError:
+        except ObjectMissingError:
             missing += 1
         except ObjectUnreadableError:  # damaged as it is, it is there
             return
@@ -111,7 +111,7 @@ def claim(database: Database, storage: Storage, uid: str, *, insist: bool = Fals
         if not insist or read_marker(storage) is not None:
             raise
         is_marked = False
-    if not storage.keeps:
+    if not storage.traits.keeps:
         return
     if not is_marked and not mark(storage, uid):
         return
@@ -151,7 +151,7 @@ def hand_over(storage: Storage, *uids: str) -> None:
     Raises:
         StorageError: the storage fails.
     """
-    if storage.keeps:
+    if storage.traits.keeps:
         replace_marker(storage, *uids)
 
 

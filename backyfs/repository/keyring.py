@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys
 from backyfs.blocks import BLAKE3, digest_bytes
-from backyfs.catalog.place import find_repository
 from backyfs.catalog.repository import open_repository_object
+from backyfs.catalog.store import find_repository
 from backyfs.errors import CatalogError, IntegrityError, KeyMaterialError, MissingKeyError, WrongKeyError
 from backyfs.keys.identity import identity_tag
 from backyfs.keys.slots import Secret, Sources, make_slot, open_configured
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from backyfs.config import Config
     from backyfs.metadata.db.database import Connection, Database
     from backyfs.model import KeySlot
-    from backyfs.storage import Storage
+    from backyfs.storage.protocol import Storage
 
 FIRST_SLOT = "configuration"  # label of the one that a repository is made with
 _NOTHING_TO_COMPARE = (

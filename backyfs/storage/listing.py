@@ -1,17 +1,19 @@
-"""What is in the directory of a storage: objects with sizes and ages, and what killed commands left behind."""
+"""What is in the directory of a storage: objects with sizes and ages, and temporary files of killed commands."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import math
 import os
 import stat
 from typing import TYPE_CHECKING
 
 from backyfs.model import BlobUid
-from backyfs.storage import StoredObject
+from backyfs.storage.keys import NAMED, ObjectName, is_name, is_uid
 from backyfs.storage.oserror import storage_error
-from backyfs.storage.uid import NAMED, is_name, is_uid
+from backyfs.storage.protocol import StoredObject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +21,7 @@ if TYPE_CHECKING:
     from backyfs.storage.beneath import Root
 
 BLOB = ".blob"
-BLOB_TEMPORARY = ".blob.tmp"
-NAMED_TEMPORARY = ".tmp"  # with random digits before: two commands may store an object of the same name at once
+TEMPORARY = ".tmp"
 
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SHELF_DIGITS = 2  # of the name of each directory of blobs
@@ -29,47 +30,46 @@ _NAMED_LEVELS = 4  # of directories, in the name of an object: what is deeper is
 _log = logging.getLogger(__name__)
 
 
-def list_uids(root: Root) -> Iterator[BlobUid]:
-    """Yield the uid of everything that is in the place of a blob, whatever it is.
-
-    Raises:
-        StorageError: the directory cannot be read.
-    """
-    for fd, directory, _ in _blob_directories(root, ""):
-        for name, _ in _entries(root, directory, fd):
-            if name.endswith(BLOB):
-                yield BlobUid(name.removesuffix(BLOB))
-
-
-def list_stored(root: Root, fd: int, prefix: str) -> Iterator[StoredObject]:
-    """Yield the objects whose uids begin with a prefix; `fd` is the directory of the storage.
+def list_objects(root: Root, fd: int, prefix: str) -> Iterator[StoredObject]:
+    """Yield the objects whose keys begin with a prefix; `fd` is the directory of the storage.
 
     Raises:
         StorageError: it cannot be read.
     """
     now = _now(root.path, fd)
+    if "/" not in prefix:
+        yield from _list_blobs(root, prefix, now)
+    named = f"{NAMED}/"
+    if prefix.startswith(named) or named.startswith(prefix):
+        yield from _list_named(root, prefix, now)
+
+
+def _list_blobs(root: Root, prefix: str, now: float) -> Iterator[StoredObject]:
     for shelf, directory, start in _blob_directories(root, prefix):
         for name, found in _entries(root, directory, shelf):
             uid = name.removesuffix(BLOB)
-            is_blob = name.endswith(BLOB) and is_uid(uid) and stat.S_ISREG(found.st_mode)
-            if is_blob and uid.startswith(start) and uid.startswith(prefix):
-                yield StoredObject(uid=BlobUid(uid), size_bytes=found.st_size, age_s=now - _since(found))
+            if name.endswith(BLOB) and is_uid(uid) and uid.startswith(start) and uid.startswith(prefix):
+                yield _stored(BlobUid(uid), found, now)
 
 
-def list_named(root: Root, prefix: str) -> Iterator[str]:
-    """Yield the names of all objects below a prefix, whatever is in their places.
-
-    Raises:
-        StorageError: a directory cannot be read.
-    """
-    for fd, directory in _named_directories(root, prefix.removesuffix("/")):
+def _list_named(root: Root, prefix: str, now: float) -> Iterator[StoredObject]:
+    top = prefix.rpartition("/")[0] or NAMED
+    if top != NAMED and not is_name(top):
+        return
+    for fd, directory in _named_directories(root, top):
         for name, found in _entries(root, directory, fd):
-            if not _may_be_shelf(name, found) and is_name(f"{directory}/{name}"):
-                yield f"{directory}/{name}"
+            key = f"{directory}/{name}"
+            if not _may_be_shelf(name, found) and is_name(key) and key.startswith(prefix):
+                yield _stored(ObjectName(key), found, now)
+
+
+def _stored(key: BlobUid | ObjectName, found: os.stat_result, now: float) -> StoredObject:
+    size = found.st_size if stat.S_ISREG(found.st_mode) else None
+    return StoredObject(key=key, size_bytes=size, age_s=now - _since(found))
 
 
 def remove_leftovers(root: Root, fd: int, older_than_s: float) -> int:
-    """Remove temporary files that were made so long ago; return how many there were.
+    """Remove temporary files that are older than this; return how many there were.
 
     Raises:
         StorageError: one cannot be removed, or a directory cannot be read.
@@ -77,16 +77,16 @@ def remove_leftovers(root: Root, fd: int, older_than_s: float) -> int:
     now = _now(root.path, fd)
     removed = 0
     for shelf, directory, _ in _blob_directories(root, ""):
-        removed += _remove_old(root, directory, shelf, BLOB_TEMPORARY, now - older_than_s)
+        removed += _remove_old(root, directory, shelf, now - older_than_s)
     for inner, directory in _named_directories(root, NAMED):
-        removed += _remove_old(root, directory, inner, NAMED_TEMPORARY, now - older_than_s)
+        removed += _remove_old(root, directory, inner, now - older_than_s)
     return removed
 
 
-def _remove_old(root: Root, directory: str, fd: int, suffix: str, before: float) -> int:
+def _remove_old(root: Root, directory: str, fd: int, before: float) -> int:
     removed = 0
     for name, found in _entries(root, directory, fd):
-        if not name.endswith(suffix) or _since(found) >= before:
+        if not name.endswith(TEMPORARY) or _since(found) >= before:
             continue
         if stat.S_ISDIR(found.st_mode):
             _log.warning("storage: %s/%s/%s is a directory and is kept; move it away", root.path, directory, name)
@@ -102,9 +102,9 @@ def _remove_old(root: Root, directory: str, fd: int, suffix: str, before: float)
 
 
 def _blob_directories(root: Root, prefix: str) -> Iterator[tuple[int, str, str]]:
-    """Yield the directories, open and by name, in which blobs lie whose uids begin with a prefix.
+    """Yield the directories of blobs whose uids begin with a prefix.
 
-    The third value is how all uids in there begin.
+    Each is an open descriptor, a name, and the digits with which all uids in it begin.
     """
     with _opened(root, "") as top:
         if top is None:
@@ -128,7 +128,7 @@ def _shelves(root: Root, directory: str, fd: int, start: str) -> list[str]:
 
 
 def _named_directories(root: Root, name: str, levels: int = _NAMED_LEVELS) -> Iterator[tuple[int, str]]:
-    """Yield a directory of named objects and those below it, open and by name; none if it is not there."""
+    """Yield a directory of named objects and all directories below it, open and by name, if it exists."""
     with _opened(root, name) as fd:
         if fd is None:
             return
@@ -145,7 +145,7 @@ def _may_be_shelf(name: str, found: os.stat_result) -> bool:
 
 @contextlib.contextmanager
 def _opened(root: Root, name: str) -> Iterator[int | None]:
-    """Give a directory, open; None: it is not there, or something else is in its place."""
+    """Open a directory; None: it does not exist, or is not a directory."""
     fd = None
     try:
         fd = root.open(name, _LIST)
@@ -164,7 +164,7 @@ def _opened(root: Root, name: str) -> Iterator[int | None]:
 
 
 def _entries(root: Root, directory: str, fd: int) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield what is in an open directory; what is removed while it is listed is left out."""
+    """Yield the entries of an open directory, except for those that are removed in the meantime."""
     try:
         with os.scandir(fd) as entries:
             for entry in entries:
@@ -175,14 +175,19 @@ def _entries(root: Root, directory: str, fd: int) -> Iterator[tuple[str, os.stat
 
 
 def _now(path: str, fd: int) -> float:
-    """Return the time by the clock that files here get their times from: on a network it is another host's."""
+    """Return the time by the clock that sets the times of files here, which is another host's on a network.
+
+    Where nothing can be written that clock cannot be read. Then no object has any age.
+    """
     try:
         os.utime(fd)
         return os.fstat(fd).st_mtime
     except OSError as error:
+        if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
+            return -math.inf
         raise storage_error(path, error) from error
 
 
 def _since(found: os.stat_result) -> float:
-    # A file that was copied here keeps the time of its content; that of its inode is when it came.
+    # A copied file keeps the time of its content. The time of its inode is that of the copy.
     return max(found.st_mtime, found.st_ctime)

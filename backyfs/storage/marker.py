@@ -1,15 +1,19 @@
-"""The marker of a storage: a small object that says which repository the storage belongs to.
+"""The marker of a storage: a small object that names the repository to which the storage belongs.
 
-An empty mount point has none, and a storage shared by mistake has another repository's. Anybody who can write to the
-storage can write a marker: it guards against accidents, not against attackers.
+An empty mount point has no marker, and a storage shared by mistake has that of another repository. The marker guards
+against accidents, not against attackers: anyone who can write to the storage can write a marker.
 """
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from backyfs.errors import IntegrityError, ObjectMissingError, StorageError
-from backyfs.storage import MARKER_NAME, Storage
+from backyfs.storage.keys import MARKER_NAME
+
+if TYPE_CHECKING:
+    from backyfs.storage.protocol import Storage
 
 # "backyfs storage 1\n", then a line "repository <uid>\n" for each repository that the marker names: one, or two while
 # a repository is taking over the identity of another one.
@@ -26,7 +30,7 @@ def read_marker(storage: Storage) -> frozenset[str] | None:
         StorageError: it cannot be read, or is not a marker.
     """
     try:
-        text = storage.get_object(MARKER_NAME, _MAX_BYTES).decode("ascii", errors="replace")
+        text = storage.get(MARKER_NAME, most=_MAX_BYTES).decode("ascii", errors="replace")
     except ObjectMissingError:
         return None
     except IntegrityError as error:
@@ -43,7 +47,7 @@ def put_first_marker(storage: Storage, uid: str) -> bool:
     Raises:
         StorageError: it cannot be written.
     """
-    return storage.put_new_object(MARKER_NAME, _pack(uid))
+    return storage.put_new(MARKER_NAME, _pack(uid))
 
 
 def replace_marker(storage: Storage, *uids: str) -> None:
@@ -52,7 +56,7 @@ def replace_marker(storage: Storage, *uids: str) -> None:
     Raises:
         StorageError: it cannot be written; the marker is as it was.
     """
-    storage.put_object(MARKER_NAME, _pack(*uids))
+    storage.put(MARKER_NAME, [_pack(*uids)])
     storage.flush()
 
 

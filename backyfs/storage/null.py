@@ -1,6 +1,6 @@
-"""A storage that keeps nothing, for measuring how fast the rest is.
+"""A storage that keeps nothing, for measuring the speed of everything else.
 
-It takes every object. None is ever there: to read one is an error, and no error of the storage's.
+It accepts every object and holds none: reading raises ObjectMissingError, never another StorageError.
 """
 
 from __future__ import annotations
@@ -9,92 +9,67 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from backyfs.errors import BlobMissingError, ObjectMissingError
-from backyfs.storage.uid import check_name, check_prefix, check_uid
+from backyfs.errors import ObjectMissingError
+from backyfs.storage.keys import check_key
+from backyfs.storage.protocol import MAX_OBJECT_BYTES, Traits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from backyfs.model import BlobUid, Buffer
-    from backyfs.storage import StoredObject
+    from backyfs.model import Buffer
+    from backyfs.storage.keys import Key
+    from backyfs.storage.protocol import StoredObject
 
 _log = logging.getLogger(__name__)
 
 
 class NullStorage:
-    """A storage of type null. It says once, at the first object, that nothing is kept."""
+    """A storage of type null. It warns once, at the first blob, that nothing is kept."""
 
-    keeps = False
+    traits = Traits(keeps=False)
 
     def __init__(self) -> None:
         self._first = threading.Lock()  # held from the first object on
 
-    def put(self, uid: BlobUid, parts: Sequence[Buffer]) -> int:
-        """Forget an object and return its size in bytes."""
-        check_uid(uid)
+    def put(self, key: Key, parts: Sequence[Buffer]) -> int:
+        """Discard an object and return its size in bytes."""
+        check_key(key)
         if self._first.acquire(blocking=False):
             _log.warning("the storage is of type null and keeps nothing: what is backed up cannot be restored")
         return sum(memoryview(part).nbytes for part in parts)
 
+    def put_new(self, key: Key, content: Buffer) -> bool:  # noqa: ARG002 - it is not kept
+        """Discard an object and return True, since its key does not exist."""
+        check_key(key)
+        return True
+
     def flush(self) -> None:
         """Do nothing."""
 
-    def get(self, uid: BlobUid) -> bytes:
-        """Raise BlobMissingError."""
-        check_uid(uid)
-        raise BlobMissingError(uid, "was not kept: a storage of type null keeps nothing")
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:  # noqa: ARG002 - there is nothing to read
+        """Raise ObjectMissingError."""
+        check_key(key)
+        raise ObjectMissingError(key, "was not kept: a storage of type null keeps nothing")
 
-    def get_range(self, uid: BlobUid, offset: int, length: int) -> bytes:  # noqa: ARG002 - nothing is there
-        """Raise BlobMissingError."""
-        return self.get(uid)
+    def get_range(self, key: Key, offset: int, length: int) -> bytes:  # noqa: ARG002 - there is nothing to read
+        """Raise ObjectMissingError."""
+        return self.get(key)
 
-    def delete(self, uid: BlobUid) -> None:
-        """Do nothing: it is gone already."""
-        check_uid(uid)
-
-    def size(self, uid: BlobUid) -> int | None:
-        """Return None."""
-        check_uid(uid)
+    def size(self, key: Key) -> int | None:
+        """Return None: no object exists."""
+        check_key(key)
         return None
 
-    def list_blobs(self) -> Iterator[BlobUid]:
+    def delete(self, keys: Sequence[Key]) -> None:
+        """Do nothing: no object exists."""
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:  # noqa: ARG002 - there is nothing to list
         """Yield nothing."""
         return iter(())
 
-    def list_stored(self, prefix: str = "") -> Iterator[StoredObject]:  # noqa: ARG002 - nothing is there
-        """Yield nothing."""
-        return iter(())
-
-    def remove_leftovers(self, older_than_s: float) -> int:  # noqa: ARG002 - nothing is there
+    def sweep(self, older_than_s: float) -> int:  # noqa: ARG002 - there is nothing to remove
         """Remove nothing."""
         return 0
 
-    def put_object(self, name: str, content: bytes) -> None:  # noqa: ARG002 - it is not kept
-        """Forget an object."""
-        check_name(name)
-
-    def put_new_object(self, name: str, content: bytes) -> bool:  # noqa: ARG002 - it is not kept
-        """Forget an object: none has its name."""
-        check_name(name)
-        return True
-
-    def get_object(self, name: str, max_bytes: int) -> bytes:  # noqa: ARG002 - nothing is there
-        """Raise ObjectMissingError."""
-        check_name(name)
-        raise ObjectMissingError(name, "was not kept: a storage of type null keeps nothing")
-
-    def delete_object(self, name: str) -> None:
-        """Do nothing: it is gone already."""
-        check_name(name)
-
-    def list_objects(self, prefix: str) -> Iterator[str]:
-        """Yield nothing."""
-        check_prefix(prefix)
-        return iter(())
-
     def close(self) -> None:
         """Do nothing."""
-
-    def paths(self) -> Sequence[str]:
-        """Return no paths."""
-        return ()

@@ -1,22 +1,37 @@
-"""StorageErrors of what the operating system says, with the remedy where there is one."""
+"""From errors of the operating system to StorageErrors, with a remedy if there is one."""
 
 from __future__ import annotations
 
 import errno
 from typing import TYPE_CHECKING
 
-from backyfs.errors import ObjectUnreadableError, StorageError
+from backyfs.errors import (
+    ObjectUnreadableError,
+    StorageAwayError,
+    StorageError,
+    StorageFullError,
+    StorageRefusedError,
+)
 
 if TYPE_CHECKING:
     from backyfs.storage.beneath import Root
 
+_KINDS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), StorageFullError),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), StorageRefusedError),
+    **dict.fromkeys(  # a network file system whose server does not answer, or a FUSE mount whose process is gone
+        (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNABORTED),
+        StorageAwayError,
+    ),
+}
 _REMEDIES = {
     errno.ENOSPC: "; make room and run the command again",
+    errno.EDQUOT: "; make room and run the command again",
     errno.EROFS: "; the file system is read-only",
     errno.EACCES: "; check its owner and mode",
 }
-# What is the matter with one object: file systems with checksums and disks with bad sectors cannot read it, its owner
-# does not let us, or no file can have its name. What a storage says that is away is not among them.
+# Errors of a single object: a file system with checksums or a disk with bad sectors cannot read it, its owner does not
+# permit it, or no file can have its name. Errors of a storage that is away are not among them.
 _OF_ONE = frozenset(
     {
         errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
@@ -27,13 +42,13 @@ _OF_ONE = frozenset(
 
 def storage_error(path: str, error: OSError) -> StorageError:
     """Return the error for a path."""
-    return StorageError(_message(path, error))
+    return _KINDS.get(error.errno or 0, StorageError)(_message(path, error))
 
 
 def object_error(root: Root, name: str, error: OSError) -> StorageError:
-    """Return the error for what has a name below the directory of a storage; that of a directory ends in `/`.
+    """Return the error for a file, or a directory with a name ending in `/`, below the directory of a storage.
 
-    It is an ObjectUnreadableError where the storage itself may be all right.
+    It is an ObjectUnreadableError if the storage itself may be fine.
     """
     obstacle = root.obstacle(name)
     if obstacle is not None:

@@ -1,9 +1,9 @@
-"""The limits of a storage: so many calls at once, so many bytes per second.
+"""The limits of a storage: a number of simultaneous calls, and bytes per second.
 
-A call whose bytes are counted has a slot of time, as long as they take at the rate that is allowed. Slots follow
-each other and do not overlap; a call begins when its slot begins and returns no sooner than it ends. So what has
-passed is never more than the rate allows and one object, and n bytes take n / rate seconds however many threads
-ask. What a storage is slower than its limit by is not made up for later.
+Each call gets a slot of time, as long as its bytes take at the permitted rate. Slots follow each other without
+overlap. A call starts when its slot starts, and returns no sooner than the slot ends. So traffic never exceeds the
+rate by more than one object, and n bytes take n / rate seconds, regardless of the number of threads. Time that a slow
+storage loses is not made up for later.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backyfs.errors import InterruptedByUser
+from backyfs.storage.forwarding import ForwardingStorage
+from backyfs.storage.keys import is_blob
+from backyfs.storage.protocol import MAX_OBJECT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from backyfs.config import StorageConfig
-    from backyfs.model import BlobUid, Buffer
-    from backyfs.storage import Storage, StoredObject
+    from backyfs.model import Buffer
+    from backyfs.storage.keys import Key
+    from backyfs.storage.protocol import Storage
 
-# Who comes back later than the last slot ended gets so much of the gap: sealing the next block, waking up late.
+# A caller that comes after the end of the last slot gets this much of the gap: it sealed a block or woke up late.
 _GRACE_S = 0.1
-_LONGEST_WAIT_S = 0.1    # between two looks at whether the command is to end
-_SHORTEST_WAIT_S = 0.001  # less is left to the next call: to wake up takes a tenth of that
+_LONGEST_WAIT_S = 0.1    # between two checks whether the command should end
+_SHORTEST_WAIT_S = 0.001  # less is left to the next call: waking up takes a tenth of that
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +42,26 @@ class Slot:
 
 
 class Pacer:
-    """Gives out slots of time. The time is an argument; any thread may ask."""
+    """Hands out slots of time. The current time is an argument; any thread may call."""
 
     def __init__(self, bytes_per_s: int) -> None:
-        """Begin with no slot given; the rate is 1 or more."""
+        """Start without slots; the rate is at least 1."""
         self._bytes_per_s = bytes_per_s
         self._lock = threading.Lock()
         self._free_from: float | None = None  # the end of the last slot
 
     def take(self, size: int, now: float) -> Slot:
-        """Return the next slot for `size` bytes; it can begin in the past, by the grace that a gap is given."""
+        """Return the next slot for `size` bytes. It can start in the past, by the grace for gaps."""
         with self._lock:
             start = now if self._free_from is None else max(self._free_from, now - _GRACE_S)
             self._free_from = start + size / self._bytes_per_s
             return Slot(start, self._free_from)
 
     def correct(self, slot: Slot, difference: int) -> Slot:
-        """Return the slot of a call that moved `difference` bytes more than it said, or less.
+        """Return the slot of a call that moved `difference` bytes more (or less) than it announced.
 
-        What it moved more gets its time behind every slot that was given in between: calls that did not know their
-        size and began together would otherwise all end after the time of one.
+        The time of additional bytes comes after all slots handed out in between. Otherwise calls that did not know
+        their sizes and began together would all end after the time of one call.
         """
         change_s = difference / self._bytes_per_s
         with self._lock:
@@ -68,7 +72,7 @@ class Pacer:
 
 @dataclass(slots=True)
 class _Turn:
-    """One call under way: how many bytes it moves, which it may come to know at the end only."""
+    """One call in progress, with the bytes it moves, which may be known only at the end."""
 
     size: int
 
@@ -95,10 +99,10 @@ class _Lane:
 
     @contextmanager
     def turn(self, size: int) -> Iterator[_Turn]:
-        """Wait for a place and for the time; do the call that stands inside; let its bytes have their time.
+        """Wait for a place and for the slot, run the call in the `with`, and wait for the end of the slot.
 
         Raises:
-            InterruptedByUser: the command is to end; the call was not done.
+            InterruptedByUser: the command should end; the call was not made.
         """
         turn = _Turn(size)
         slot = None
@@ -116,7 +120,7 @@ class _Lane:
                 if self._pacer is not None and slot is not None:
                     slot = self._pacer.correct(slot, turn.size - size)
         if slot is not None:
-            self._wait_until(slot.stop)  # where the command is to end, not: the call is done
+            self._wait_until(slot.stop)  # or less, if the command should end: the call was made
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -132,7 +136,7 @@ class _Lane:
             self._places.release()
 
     def _wait_until(self, moment: float) -> bool:
-        """Wait; return False at once if the command is to end."""
+        """Wait; return False immediately if the command should end."""
         while (left := moment - self._clock()) > _SHORTEST_WAIT_S:
             if self._stop():
                 return False
@@ -143,8 +147,8 @@ class _Lane:
         return InterruptedByUser(f"interrupted while {self._name} waited for the limits of [DataBackend]")
 
 
-class ThrottledStorage:
-    """A storage that keeps to limits in what stores or reads bytes; everything else goes through."""
+class ThrottledStorage(ForwardingStorage):
+    """A storage that limits calls which store or read bytes, and forwards all others."""
 
     def __init__(
         self,
@@ -155,8 +159,8 @@ class ThrottledStorage:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Wrap a storage. Threads that wait ask `stop` ten times a second whether the command is to end."""
-        self._storage = storage
+        """Wrap a storage. Waiting threads ask `stop` ten times per second whether to end."""
+        super().__init__(storage)
         self._writes = _Lane(
             "writing",
             simultaneous=limits.simultaneous_writes,
@@ -173,121 +177,57 @@ class ThrottledStorage:
             clock=clock,
             sleep=sleep,
         )
-        # How large an object is shows when it is read. Most are about as large as the one before.
+        # The size of a blob is known once it was read. Most are about as large as the one before.
         self._expected_bytes = 0
 
-    @property
-    def keeps(self) -> bool:
-        """Whether what is put can be read back."""
-        return self._storage.keeps
-
-    def put(self, uid: BlobUid, parts: Sequence[Buffer]) -> int:
+    def put(self, key: Key, parts: Sequence[Buffer]) -> int:
         """Store an object.
 
         Raises:
             InterruptedByUser: the command was interrupted while it waited; the object is not stored.
         """
         with self._writes.turn(sum(memoryview(part).nbytes for part in parts)):
-            return self._storage.put(uid, parts)
+            return super().put(key, parts)
 
-    def get(self, uid: BlobUid) -> bytes:
+    def put_new(self, key: Key, content: Buffer) -> bool:
+        """Store an object unless its key exists.
+
+        Raises:
+            InterruptedByUser: the command was interrupted while it waited; the object is not stored.
+        """
+        with self._writes.turn(memoryview(content).nbytes):
+            return super().put_new(key, content)
+
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
         """Return an object.
 
         Raises:
-            BlobMissingError: there is none.
+            ObjectMissingError, IntegrityError: as without limits.
             InterruptedByUser: the command was interrupted while it waited.
         """
-        with self._reads.turn(self._expected_bytes) as turn:
-            stored = self._storage.get(uid)
-            self._expected_bytes = turn.size = len(stored)
+        counts = is_blob(key)  # the sizes of named objects say nothing about those of blobs
+        with self._reads.turn(self._expected_bytes if counts else 0) as turn:
+            stored = super().get(key, most=most)
+            turn.size = len(stored)
+            if counts:
+                self._expected_bytes = turn.size
         return stored
 
-    def get_range(self, uid: BlobUid, offset: int, length: int) -> bytes:
+    def get_range(self, key: Key, offset: int, length: int) -> bytes:
         """Return a part of an object.
 
         Raises:
-            BlobMissingError: there is none.
+            ObjectMissingError: as without limits.
             InterruptedByUser: the command was interrupted while it waited.
         """
         with self._reads.turn(length) as turn:
-            stored = self._storage.get_range(uid, offset, length)
+            stored = super().get_range(key, offset, length)
             turn.size = len(stored)
         return stored
 
-    def flush(self) -> None:
-        """Make durable what was put before."""
-        self._storage.flush()
-
-    def delete(self, uid: BlobUid) -> None:
-        """Delete an object."""
-        self._storage.delete(uid)
-
-    def size(self, uid: BlobUid) -> int | None:
-        """Return the size of an object, if it is known."""
-        return self._storage.size(uid)
-
-    def list_blobs(self) -> Iterator[BlobUid]:
-        """Yield the uid of every object, in no order."""
-        return self._storage.list_blobs()
-
-    def list_stored(self, prefix: str = "") -> Iterator[StoredObject]:
-        """Yield objects with sizes and ages."""
-        return self._storage.list_stored(prefix)
-
-    def remove_leftovers(self, older_than_s: float) -> int:
-        """Remove what was left under temporary names."""
-        return self._storage.remove_leftovers(older_than_s)
-
-    def put_object(self, name: str, content: bytes) -> None:
-        """Store an object that has a name.
-
-        Raises:
-            InterruptedByUser: the command was interrupted while it waited; the object is not stored.
-        """
-        with self._writes.turn(len(content)):
-            self._storage.put_object(name, content)
-
-    def put_new_object(self, name: str, content: bytes) -> bool:
-        """Store an object that has a name unless one has it already.
-
-        Raises:
-            InterruptedByUser: the command was interrupted while it waited; the object is not stored.
-        """
-        with self._writes.turn(len(content)):
-            return self._storage.put_new_object(name, content)
-
-    def get_object(self, name: str, max_bytes: int) -> bytes:
-        """Return an object that has a name.
-
-        Raises:
-            ObjectMissingError: there is none.
-            IntegrityError: it is too large.
-            InterruptedByUser: the command was interrupted while it waited.
-        """
-        with self._reads.turn(0) as turn:  # their sizes have nothing to do with those of blobs
-            content = self._storage.get_object(name, max_bytes)
-            turn.size = len(content)
-        return content
-
-    def delete_object(self, name: str) -> None:
-        """Delete an object that has a name."""
-        self._storage.delete_object(name)
-
-    def list_objects(self, prefix: str) -> Iterator[str]:
-        """Yield the names of objects below a prefix."""
-        return self._storage.list_objects(prefix)
-
-    def close(self) -> None:
-        """Let go of the storage."""
-        self._storage.close()
-
-    def paths(self) -> Sequence[str]:
-        """Return the local paths of the storage."""
-        return self._storage.paths()
-
 
 def throttled(storage: Storage, limits: StorageConfig, stop: Callable[[], bool]) -> Storage:
-    """Return the storage as it is where nothing is limited, and wrapped where something is."""
+    """Return the storage, wrapped if there is any limit."""
     are_set = (
         limits.simultaneous_writes,
         limits.simultaneous_reads,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from backyfs.engine.catalog.recover import Loss, RecoveryReport
     from backyfs.engine.setup.initialize import Places
     from backyfs.keys.slots import Secret
-    from backyfs.storage import Storage
+    from backyfs.storage.protocol import Storage
 
 _COLUMNS = ("name", "version", "reason")
 
@@ -80,7 +80,7 @@ def command(
     from backyfs.engine.catalog.recover import open_catalog, recover  # noqa: PLC0415 - SQLAlchemy is slow to load
     from backyfs.metadata.db.database import Database  # noqa: PLC0415
     from backyfs.storage.directory import DirectoryStorage  # noqa: PLC0415
-    from backyfs.storage.opening import open_storage  # noqa: PLC0415
+    from backyfs.storage.registry import open_storage  # noqa: PLC0415
 
     target = _target(invocation, storage, to, options)
     page = None if recovery_file is None else read_recovery_page(recovery_file)
@@ -105,7 +105,7 @@ def command(
                 tell=losses.append,
             )
     if target.config is None:
-        _write_configuration(target, report, is_sealed=catalog.seal.key is not None)
+        _write_configuration(target, report, is_sealed=catalog.objects.seal.key is not None)
     _print(invocation, target, report, losses, place)
     if losses:
         raise IntegrityError(

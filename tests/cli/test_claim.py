@@ -16,6 +16,7 @@ from backyfs.metadata.records.identity import load_storage_state
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
 from backyfs.repository.claim import claim, hand_over
+from backyfs.storage.keys import ObjectName
 from tests.support.images import run_tool
 from tests.support.repositories import back_up, make_repository, opened
 
@@ -145,8 +146,8 @@ def test_two_that_claim_a_new_storage_at_once_do_not_both_get_it(tmp_path: Path)
     first, second = make_repository(tmp_path / "first"), make_repository(tmp_path / "second")
     with opened(first) as one, opened(second) as two:
         storage = one.blocks.storage
-        storage.delete_object("catalog/marker")
-        storage.delete_object("catalog/repository")
+        storage.delete([ObjectName("catalog/marker")])
+        storage.delete([ObjectName("catalog/repository")])
         for repository in (one, two):
             forget_marker(repository)
         claim(two.database, storage, two.uid)

@@ -7,15 +7,14 @@ from array import array
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import delete, select, text, update
 
-from backyfs.catalog.objects import PAGES, VERSIONS, Seal, digest_of, page_name, version_name
+from backyfs.catalog.objects import PAGES, VERSIONS, digest_of, page_name, version_name
 from backyfs.engine.catalog.check import DIFFERS, MISSING, STALE, CatalogCheck, Difference, remove_stale_objects
 from backyfs.engine.catalog.freshpages import FreshPages
-from backyfs.engine.catalog.index import read_index
 from backyfs.engine.catalog.publish import publish
 from backyfs.engine.catalog.recover import Loss, RecoveryReport, open_catalog, recover
 from backyfs.engine.restore.restore import restore
@@ -45,19 +44,24 @@ from backyfs.metadata.records.stats import list_all_statistics
 from backyfs.metadata.records.versions import add_tags, create_version, list_versions, set_expiry, set_protected
 from backyfs.metadata.schema.schema import differences
 from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, VersionStatus
+from backyfs.storage.forwarding import ForwardingStorage
+from backyfs.storage.keys import ObjectName
 from backyfs.work.run import Control
 from tests.support.audit import audit
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.storages import with_storage
+from tests.support.stored import object_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from backyfs.catalog.index import CatalogIndex
-    from backyfs.model import Version
+    from backyfs.model import Buffer, Version
     from backyfs.repository import Repository
-    from backyfs.storage import Storage
+    from backyfs.storage.keys import Key
+    from backyfs.storage.protocol import Storage
 
 pytestmark = pytest.mark.slow
 
@@ -162,7 +166,7 @@ def bytes_of(repository: Repository, version: Version, place: Path) -> bytes:
 
 
 def files(repository: Repository, prefix: str) -> set[str]:
-    return set(repository.blocks.storage.list_objects(prefix))
+    return set(object_names(repository.blocks.storage, prefix))
 
 
 # It follows the database
@@ -250,7 +254,7 @@ def test_where_nothing_has_changed_nothing_is_written(
 @once
 def test_all_of_it_is_written_anew_where_that_is_wanted(repository: Repository, versions: list[Version]) -> None:
     for name in files(repository, "catalog/"):
-        repository.blocks.storage.delete_object(name)
+        repository.blocks.storage.delete([ObjectName(name)])
     with pytest.raises(CatalogError, match="the storage has no catalog, and there was one; is its file system mounted"):
         found_by_change(repository, versions[0])
     report = publish(repository, everything=True)
@@ -266,7 +270,7 @@ def found_by_change(repository: Repository, version: Version) -> None:
 
 @once
 def test_another_repository_s_catalog_is_left_alone(repository: Repository, versions: list[Version]) -> None:
-    with pytest.raises(CatalogError, match=r"the storage has the catalog of repository .*; give each a storage of its"):
+    with pytest.raises(CatalogError, match=r"the storage has the catalog of repository .*; give each repository its own"):
         found_by_change(replace(repository, uid="another"), versions[0])
 
 
@@ -336,11 +340,11 @@ def test_a_change_while_its_version_is_written_is_written_as_well(
 def test_differences_are_found(repository: Repository, versions: list[Version], config: Path) -> None:
     storage = config.parent / "data"
     [missing, damaged, *_] = sorted(files(repository, PAGES))
-    repository.blocks.storage.delete_object(missing)
+    repository.blocks.storage.delete([ObjectName(missing)])
     (storage / damaged).write_bytes(b"damaged")
-    repository.blocks.storage.delete_object(version_name(versions[0].uid))
+    repository.blocks.storage.delete([version_name(versions[0].uid)])
     stale = page_name("00000000-0000-0000-0000-000000000000")
-    repository.blocks.storage.put_object(stale, b"x")
+    repository.blocks.storage.put(stale, [b"x"])
     repository.blocks.storage.flush()
     assert found_by_check(repository) == {
         (missing, MISSING),
@@ -362,7 +366,7 @@ def test_an_object_that_nothing_belongs_to_is_removed(
     kept = (config.parent / "data" / name).read_bytes()
     remove_versions(repository, versions[:1], now=datetime.now(UTC))
     publish(repository)
-    repository.blocks.storage.put_object(name, kept)
+    repository.blocks.storage.put(name, [kept])
     repository.blocks.storage.flush()
     assert found_by_check(repository) == {(name, STALE)}
     assert remove_stale_objects(repository) == 1
@@ -373,8 +377,7 @@ def test_an_object_that_nothing_belongs_to_is_removed(
 
 
 def index_of(repository: Repository) -> CatalogIndex:
-    seal = Seal(repository=repository.uid, key=repository.blocks.keyring.repository_key)
-    return read_index(repository.blocks.storage, seal)
+    return repository.catalog.index()
 
 
 def test_the_index_names_all_versions_and_the_object_of_the_repository(
@@ -427,27 +430,24 @@ def test_a_running_backup_is_not_named_before_its_end(repository: Repository, im
     assert index_of(repository).versions == (version.uid,)
 
 
-class Ordered:
+class Ordered(ForwardingStorage):
     """A storage that writes down what is done to named objects, in order."""
 
     def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+        super().__init__(storage)
         self.done: list[str] = []
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._storage, name)
+    def put(self, key: Key, parts: Sequence[Buffer]) -> int:
+        self.done.append(f"put {key}")
+        return super().put(key, parts)
 
-    def put_object(self, name: str, content: bytes) -> None:
-        self.done.append(f"put {name}")
-        self._storage.put_object(name, content)
-
-    def delete_object(self, name: str) -> None:
-        self.done.append(f"delete {name}")
-        self._storage.delete_object(name)
+    def delete(self, keys: Sequence[Key]) -> None:
+        self.done += [f"delete {key}" for key in keys]
+        super().delete(keys)
 
     def flush(self) -> None:
         self.done.append("flush")
-        self._storage.flush()
+        super().flush()
 
 
 @once
@@ -455,7 +455,7 @@ def test_the_index_comes_after_what_it_names_and_before_what_it_no_longer_names_
     repository: Repository, versions: list[Version], images: list[Path]
 ) -> None:
     storage = Ordered(repository.blocks.storage)
-    watched = replace(repository, blocks=replace(repository.blocks, storage=cast("Storage", storage)))
+    watched = with_storage(repository, storage)
     with repository.database.write() as connection:
         note_repository(connection)
     new = back_up(watched, images[0], "new").version
@@ -533,7 +533,7 @@ def test_another_object_of_the_repository_than_the_index_names_is_found(
 def test_a_catalog_of_an_older_release_gets_an_index_from_the_next_change(
     repository: Repository, versions: list[Version]
 ) -> None:
-    repository.blocks.storage.delete_object("catalog/index")
+    repository.blocks.storage.delete([ObjectName("catalog/index")])
     with repository.database.write() as connection:
         connection.execute(delete(catalog_notes).where(catalog_notes.c.kind == NoteKind.STATE.value))
     found_by_change(repository, versions[0])
@@ -550,7 +550,7 @@ def test_a_stale_version_is_gone_from_the_index_before_its_object_is(
         connection.execute(delete(catalog_notes).where(catalog_notes.c.uid == versions[0].uid))
     storage = Ordered(repository.blocks.storage)
     assert remove_stale_objects(
-        replace(repository, blocks=replace(repository.blocks, storage=cast("Storage", storage)))
+        with_storage(repository, storage)
     )
     assert storage.done.index("put catalog/index") < storage.done.index(f"delete {version_name(versions[0].uid)}")
     assert found_by_check(repository) == set()
@@ -566,7 +566,7 @@ def lost(losses: list[Loss]) -> dict[str, str]:
 def test_a_version_that_is_missing_is_a_loss(
     repository: Repository, versions: list[Version], target: str
 ) -> None:
-    repository.blocks.storage.delete_object(version_name(versions[1].uid))
+    repository.blocks.storage.delete([version_name(versions[1].uid)])
     report, losses = recovered(repository, target)
     assert lost(losses) == {version_name(versions[1].uid): "is missing from the storage, and catalog/index names it"}
     assert (report.versions, report.losses) == (2, 1)
@@ -664,14 +664,14 @@ def test_a_command_that_was_killed_between_repository_and_index_is_not_mistaken_
         pass
 
     class UpToIndex(Ordered):
-        def put_object(self, name: str, content: bytes) -> None:
-            if name == "catalog/index":
+        def put(self, key: Key, parts: Sequence[Buffer]) -> int:
+            if key == "catalog/index":
                 raise Killed
-            super().put_object(name, content)
+            return super().put(key, parts)
 
     storage = UpToIndex(repository.blocks.storage)
     with pytest.raises(Killed):
-        publish(replace(repository, blocks=replace(repository.blocks, storage=cast("Storage", storage))))
+        publish(with_storage(repository, storage))
     assert recovered(repository, target)[1] == []
 
 
@@ -726,7 +726,7 @@ def test_a_version_that_lacks_a_page_is_invalid_and_the_rest_of_it_is_there(
         query = text("SELECT p.uid FROM version_pages v JOIN pages p ON p.id = v.page_id WHERE v.version_id = :id AND "
                      "v.page_no = 1")  # fmt: skip
         uid = connection.execute(query, {"id": versions[1].id}).scalar_one()
-    repository.blocks.storage.delete_object(page_name(uid))
+    repository.blocks.storage.delete([page_name(uid)])
     report, losses = recovered(repository, target)
     assert [(loss.name, loss.version, loss.reason) for loss in losses] == [
         (page_name(uid), versions[1].uid, "is missing from the storage")
@@ -769,7 +769,7 @@ def test_blocks_whose_objects_are_missing_are_found_where_that_is_wanted(
     with repository.database.read() as connection:
         query = select(blobs.c.uid).order_by(blobs.c.id.desc()).limit(1)
         uid = connection.execute(query).scalar_one()  # of the second image alone: the third has what the first has
-    repository.blocks.storage.delete(uid)
+    repository.blocks.storage.delete([uid])
     report, losses = recovered(repository, target, check_objects=True)
     assert [(loss.name, loss.reason) for loss in losses] == [(f"{uid}.blob", "is missing from the storage")]
     assert report.invalid == [versions[1].uid]
@@ -782,7 +782,7 @@ def test_a_version_in_which_damage_was_found_is_valid_again_after_a_recovery_and
 ) -> None:
     with repository.database.read() as connection:
         uid = connection.execute(select(blobs.c.uid).order_by(blobs.c.id.desc()).limit(1)).scalar_one()
-    repository.blocks.storage.delete(uid)
+    repository.blocks.storage.delete([uid])
     assert full_cleanup(repository).versions_invalid == (versions[1].uid,)
     publish(repository)
     recovered(repository, target)
@@ -842,7 +842,7 @@ def test_the_key_of_a_recovery_page_opens_it(repository: Repository) -> None:
 
 @once
 def test_a_storage_without_a_catalog_says_so(repository: Repository) -> None:
-    repository.blocks.storage.delete_object("catalog/repository")
+    repository.blocks.storage.delete([ObjectName("catalog/repository")])
     with pytest.raises(CatalogError, match="the storage has no object catalog/repository: nothing was written"):
         open_catalog(repository.blocks.storage, lambda _found: Secret(), None)
 

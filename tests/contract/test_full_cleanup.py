@@ -102,7 +102,7 @@ def test_orphans_go_and_what_is_missing_is_marked(repository: Repository, versio
     storage.flush()
     with repository.database.read() as connection:
         missing = BlobUid(connection.execute(select(blobs.c.uid).limit(1)).scalar_one())
-    storage.delete(missing)
+    storage.delete([missing])
     with Job(repository.database, "backup disk"):
         assert full_cleanup(repository, grace_s=0).young_orphans == 1
     report = full_cleanup(repository, grace_s=0)

@@ -14,23 +14,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from backyfs.config import NullStorageConfig
-from backyfs.errors import BlobMissingError, IntegrityError, ObjectMissingError, StorageError, WrongStorageError
+from backyfs.errors import IntegrityError, ObjectMissingError, ObjectsKeptError, StorageError, WrongStorageError
 from backyfs.model import BlobUid, Buffer
 from backyfs.storage import directory as directory_module
 from backyfs.storage import localfiles
 from backyfs.storage.beneath import Root
 from backyfs.storage.directory import DirectoryStorage
+from backyfs.storage.keys import ObjectName, is_blob
 from backyfs.storage.marker import put_first_marker, read_marker, replace_marker
+from backyfs.storage.newdirectory import create_directory
 from backyfs.storage.null import NullStorage
-from backyfs.storage.opening import create_directory
 from backyfs.storage.throttling import ThrottledStorage
 from tests.support.repositories import PATIENCE_S
+from tests.support.stored import blob_uids, object_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from backyfs.storage import Storage
+    from backyfs.storage.protocol import Storage
 
 A = BlobUid("a1b2c3d4e5f60718293a4b5c6d7e8f90")
 B = BlobUid("a1b2ffffffffffffffffffffffffffff")  # beside A
@@ -162,14 +164,14 @@ def test_two_openings_of_a_storage_see_the_same_objects(storage: Storage, open_s
 
 
 def test_an_object_that_is_not_there_is_missing(storage: Storage) -> None:
-    with pytest.raises(BlobMissingError, match=rf"^blob {A} is missing from the storage$") as caught:
+    with pytest.raises(ObjectMissingError, match=rf"^blob {A} is missing from the storage$") as caught:
         storage.get(A)
-    assert caught.value.uid == A
+    assert caught.value.key == A
 
 
 def test_a_neighbour_of_an_object_is_missing(storage: Storage) -> None:
     put(storage, A, b"a")
-    with pytest.raises(BlobMissingError):
+    with pytest.raises(ObjectMissingError):
         storage.get(B)
 
 
@@ -197,9 +199,9 @@ def test_large_parts_are_read_whole(storage: Storage) -> None:
 
 
 def test_a_part_of_what_is_not_there_is_missing(any_storage: Storage) -> None:
-    with pytest.raises(BlobMissingError) as caught:
+    with pytest.raises(ObjectMissingError) as caught:
         any_storage.get_range(A, 0, 1)
-    assert caught.value.uid == A
+    assert caught.value.key == A
 
 
 # Deleting and listing
@@ -208,26 +210,26 @@ def test_a_part_of_what_is_not_there_is_missing(any_storage: Storage) -> None:
 def test_a_deleted_object_is_missing(storage: Storage) -> None:
     put(storage, A, b"a")
     put(storage, B, b"b")
-    storage.delete(A)
-    with pytest.raises(BlobMissingError):
+    storage.delete([A])
+    with pytest.raises(ObjectMissingError):
         storage.get(A)
     assert storage.get(B) == b"b"
 
 
 def test_deleting_twice_is_fine(storage: Storage) -> None:
     put(storage, A, b"a")
-    storage.delete(A)
-    storage.delete(A)
-    assert list(storage.list_blobs()) == []
+    storage.delete([A])
+    storage.delete([A])
+    assert blob_uids(storage) == []
 
 
 def test_deleting_what_never_was_is_fine(any_storage: Storage) -> None:
-    any_storage.delete(A)
-    assert list(any_storage.list_blobs()) == []
+    any_storage.delete([A])
+    assert blob_uids(any_storage) == []
 
 
 def test_a_new_storage_lists_nothing(any_storage: Storage) -> None:
-    assert list(any_storage.list_blobs()) == []
+    assert blob_uids(any_storage) == []
 
 
 def test_every_object_is_listed_by_its_uid(storage: Storage) -> None:
@@ -235,24 +237,24 @@ def test_every_object_is_listed_by_its_uid(storage: Storage) -> None:
     for uid in uids:
         storage.put(uid, [b"x"])
     storage.flush()
-    assert sorted(storage.list_blobs()) == sorted(uids)
+    assert sorted(blob_uids(storage)) == sorted(uids)
 
 
 def test_objects_can_be_deleted_while_they_are_listed(storage: Storage) -> None:
     for number in range(20):
         storage.put(BlobUid(f"{number:032x}"), [b"x"])
     storage.flush()
-    for uid in storage.list_blobs():
-        storage.delete(uid)
-    assert list(storage.list_blobs()) == []
+    for uid in blob_uids(storage):
+        storage.delete([uid])
+    assert blob_uids(storage) == []
 
 
 def test_every_object_is_listed_with_its_size_and_age(storage: Storage) -> None:
     for uid, size in ((A, 0), (B, 3), (OF_BACKY2, 5000)):
         storage.put(uid, [bytes(size)])
     storage.flush()
-    stored = list(storage.list_stored())
-    assert sorted((found.uid, found.size_bytes) for found in stored) == sorted([(A, 0), (B, 3), (OF_BACKY2, 5000)])
+    stored = list(storage.list())
+    assert sorted((found.key, found.size_bytes) for found in stored) == sorted([(A, 0), (B, 3), (OF_BACKY2, 5000)])
     assert all(-1 < found.age_s < PATIENCE_S for found in stored)
 
 
@@ -267,15 +269,15 @@ def test_objects_are_listed_by_the_beginning_of_their_uids(
     for uid in (A, B, OF_BACKY2):
         storage.put(uid, [b"x"])
     storage.flush()
-    storage.put_object("catalog/repository", b"{}")
+    storage.put(ObjectName("catalog/repository"), [b"{}"])
     storage.flush()
-    assert {found.uid for found in storage.list_stored(prefix)} == expected
+    assert {found.key for found in storage.list(prefix) if is_blob(found.key)} == expected
 
 
 def test_what_is_not_flushed_is_no_object_and_may_be_left_over(any_storage: Storage) -> None:
     any_storage.put(A, [b"x"])
-    assert list(any_storage.list_stored()) == []
-    assert any_storage.remove_leftovers(PATIENCE_S) == 0
+    assert list(any_storage.list()) == []
+    assert any_storage.sweep(PATIENCE_S) == 0
 
 
 def test_an_object_that_is_larger_than_any_block_is_not_read(path: Path) -> None:
@@ -291,7 +293,7 @@ def test_what_was_not_flushed_is_gone_when_the_storage_is_closed(path: Path) -> 
     with opened(path) as storage:
         put(storage, A, b"a")
         storage.put(B, [b"b"])
-        storage.put_object("catalog/repository", b"{}")
+        storage.put(ObjectName("catalog/repository"), [b"{}"])
     assert files_below(path) == [f"a1/b2/{A}.blob"]
 
 
@@ -315,48 +317,53 @@ def test_what_is_no_uid_is_refused_everywhere(any_storage: Storage, uid: str) ->
         lambda: any_storage.put(BlobUid(uid), [b"x"]),
         lambda: any_storage.get(BlobUid(uid)),
         lambda: any_storage.get_range(BlobUid(uid), 0, 1),
-        lambda: any_storage.delete(BlobUid(uid)),
     ):
-        with pytest.raises(StorageError, match="is malformed: it must be 5 to 32 letters and digits") as caught:
+        with pytest.raises(StorageError, match="is malformed: it must be ") as caught:
             use()
-        assert not isinstance(caught.value, BlobMissingError)
-    assert list(any_storage.list_blobs()) == []
+        assert not isinstance(caught.value, ObjectMissingError)
+    assert blob_uids(any_storage) == []
+
+
+@pytest.mark.parametrize("key", [*HOSTILE, "catalog/../x", "catalog/", "catalog/a.tmp"])
+def test_a_malformed_key_is_not_deleted(storage: Storage, key: str) -> None:
+    with pytest.raises(ObjectsKeptError, match="is malformed: it must be "):
+        storage.delete([BlobUid(key)])
 
 
 # Objects with names
 
 
-PAGE = "catalog/pages/0f/0f5b2c1e-9a64-4f0b-8a57-6b1de0b5a0f3"
+PAGE = ObjectName("catalog/pages/0f/0f5b2c1e-9a64-4f0b-8a57-6b1de0b5a0f3")
 NO_NAMES = [
-    "", "catalog", "catalog/", "catalog//x", "/catalog/x", "catalog/../x", "catalog/..", "catalog/.", "catalog/a.tmp",
-    "catalog/a/b/c/d/e", "catalog/a b", "catalog/x\0", "catalog/x\n", "catalog/ä", f"catalog/{'x' * 65}", "other/x", A,
+    "catalog/", "catalog//x", "/catalog/x", "catalog/../x", "catalog/..", "catalog/.", "catalog/a.tmp",
+    "catalog/a/b/c/d/e", "catalog/a b", "catalog/x\0", "catalog/x\n", "catalog/ä", f"catalog/{'x' * 65}", "other/x",
 ]  # fmt: skip
 
 
 def put_object(storage: Storage, name: str, content: bytes) -> None:
     """Store an object with a name durably."""
-    storage.put_object(name, content)
+    storage.put(ObjectName(name), [content])
     storage.flush()
 
 
 @pytest.mark.parametrize("content", [b"", b"*", bytes(300_000)])
 def test_an_object_with_a_name_comes_back_as_it_was_put(storage: Storage, content: bytes) -> None:
     put_object(storage, PAGE, content)
-    assert storage.get_object(PAGE, len(content)) == content
+    assert storage.get(PAGE, most=len(content)) == content
 
 
 def test_an_object_with_a_name_takes_the_place_of_the_one_that_had_it(storage: Storage) -> None:
     put_object(storage, PAGE, b"a long one")
     put_object(storage, PAGE, b"short")
-    assert storage.get_object(PAGE, 100) == b"short"
-    assert list(storage.list_objects("catalog/")) == [PAGE]
+    assert storage.get(PAGE, most=100) == b"short"
+    assert object_names(storage, "catalog/") == [PAGE]
 
 
 def test_of_two_that_were_put_before_a_flush_the_last_one_stays(storage: Storage) -> None:
-    storage.put_object(PAGE, b"first")
-    storage.put_object(PAGE, b"second")
+    storage.put(PAGE, [b"first"])
+    storage.put(PAGE, [b"second"])
     storage.flush()
-    assert storage.get_object(PAGE, 100) == b"second"
+    assert storage.get(PAGE, most=100) == b"second"
 
 
 def test_objects_with_names_are_there_when_the_storage_is_opened_again(open_storage: Callable[[], Storage]) -> None:
@@ -365,38 +372,39 @@ def test_objects_with_names_are_there_when_the_storage_is_opened_again(open_stor
         put_object(storage, PAGE, content)
         storage.close()
     storage = open_storage()
-    assert storage.get_object(PAGE, 2) == b"22"
+    assert storage.get(PAGE, most=2) == b"22"
     storage.close()
 
 
 def test_a_new_object_with_a_name_is_there_at_once(open_storage: Callable[[], Storage]) -> None:
     with closing(open_storage()) as storage:
-        assert storage.put_new_object(PAGE, b"first")
+        assert storage.put_new(PAGE, b"first")
     with closing(open_storage()) as storage:
-        assert storage.get_object(PAGE, 100) == b"first"
-        assert list(storage.list_objects("catalog/")) == [PAGE]
+        assert storage.get(PAGE, most=100) == b"first"
+        assert object_names(storage, "catalog/") == [PAGE]
 
 
 def test_a_new_object_does_not_take_the_place_of_another_one(storage: Storage) -> None:
-    assert storage.put_new_object(PAGE, b"first")
-    assert not storage.put_new_object(PAGE, b"second")
-    assert storage.get_object(PAGE, 100) == b"first"
-    assert list(storage.list_objects("catalog/")) == [PAGE]
+    assert storage.put_new(PAGE, b"first")
+    assert not storage.put_new(PAGE, b"second")
+    assert storage.get(PAGE, most=100) == b"first"
+    assert object_names(storage, "catalog/") == [PAGE]
 
 
 def test_of_many_that_make_the_same_object_at_once_one_does(open_storage: Callable[[], Storage]) -> None:
     storages = [open_storage() for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda number: storages[number].put_new_object(PAGE, b"%d" % number), range(8)))
+        made = list(pool.map(lambda number: storages[number].put_new(PAGE, b"%d" % number), range(8)))
     assert made.count(True) == 1
-    assert storages[0].get_object(PAGE, 100) == b"%d" % made.index(True)
+    assert storages[0].get(PAGE, most=100) == b"%d" % made.index(True)
     for storage in storages:
         storage.close()
 
 
 def test_a_storage_says_whether_it_keeps_what_it_is_given(any_storage: Storage) -> None:
     put(any_storage, A, b"x")
-    assert any_storage.keeps == (any_storage.size(A) is not None)
+    assert any_storage.traits.keeps == (any_storage.size(A) is not None)
+    assert any_storage.traits.keeps == (blob_uids(any_storage) == [A])
 
 
 def test_the_marker_of_a_storage_names_its_repository(storage: Storage) -> None:
@@ -425,55 +433,89 @@ def test_a_marker_that_is_damaged_is_an_error_and_no_other_answer(storage: Stora
 def test_an_object_that_is_larger_than_it_may_be_is_not_read(storage: Storage) -> None:
     put_object(storage, PAGE, bytes(11))
     with pytest.raises(IntegrityError, match=f"^object {PAGE} has more than 10 bytes"):
-        storage.get_object(PAGE, 10)
+        storage.get(PAGE, most=10)
 
 
 def test_an_object_with_a_name_that_is_not_there_is_missing(any_storage: Storage) -> None:
     with pytest.raises(ObjectMissingError, match=f"^object {PAGE} ") as caught:
-        any_storage.get_object(PAGE, 1)
-    assert caught.value.name == PAGE
+        any_storage.get(PAGE, most=1)
+    assert caught.value.key == PAGE
 
 
 def test_deleting_objects_with_names_twice_is_fine(any_storage: Storage) -> None:
-    any_storage.put_object(PAGE, b"x")
+    any_storage.put(PAGE, [b"x"])
     any_storage.flush()
-    any_storage.delete_object(PAGE)
-    any_storage.delete_object(PAGE)
-    assert list(any_storage.list_objects("catalog/")) == []
+    any_storage.delete([PAGE])
+    any_storage.delete([PAGE])
+    assert object_names(any_storage, "catalog/") == []
 
 
 def test_objects_with_names_are_listed_below_a_prefix(storage: Storage) -> None:
     names = {"catalog/repository", PAGE, "catalog/pages/ff/x", "catalog/versions/y", "catalog/pages-2/z"}
     for name in names:
-        storage.put_object(name, b"x")
+        storage.put(ObjectName(name), [b"x"])
     storage.flush()
-    assert sorted(storage.list_objects("catalog/pages/")) == ["catalog/pages/0f/" + PAGE[17:], "catalog/pages/ff/x"]
-    assert set(storage.list_objects("catalog/")) == names
-    assert list(storage.list_objects("catalog/none/")) == []
+    assert sorted(object_names(storage, "catalog/pages/")) == ["catalog/pages/0f/" + PAGE[17:], "catalog/pages/ff/x"]
+    assert set(object_names(storage, "catalog/")) == names
+    assert object_names(storage, "catalog/none/") == []
 
 
 def test_objects_with_names_are_no_blobs(storage: Storage) -> None:
     put(storage, A, b"x")
     put_object(storage, "catalog/repository", b"x")
     put_object(storage, PAGE, b"x")
-    assert list(storage.list_blobs()) == [A]
+    assert blob_uids(storage) == [A]
 
 
 @pytest.mark.parametrize("name", NO_NAMES)
 def test_what_is_no_name_is_refused_everywhere(any_storage: Storage, name: str) -> None:
     for use in (
-        lambda: any_storage.put_object(name, b"x"),
-        lambda: any_storage.get_object(name, 1),
-        lambda: any_storage.delete_object(name),
+        lambda: any_storage.put(ObjectName(name), [b"x"]),
+        lambda: any_storage.get(ObjectName(name), most=1),
     ):
-        with pytest.raises(StorageError, match="has no name that the storage knows"):
+        with pytest.raises(StorageError, match=r"object name .* is malformed"):
             use()
 
 
-@pytest.mark.parametrize("prefix", ["", "catalog", "/", "catalog/../", "../", "catalog/a.b/"])
-def test_what_is_no_prefix_is_refused(any_storage: Storage, prefix: str) -> None:
-    with pytest.raises(StorageError, match="no objects have names that begin with"):
-        list(any_storage.list_objects(prefix))
+@pytest.mark.parametrize("prefix", ["/", "catalog/../", "../", "catalog/a.b/", "catalog/x/../../", "b/", "catalogs/"])
+def test_no_key_begins_like_that(storage: Storage, prefix: str) -> None:
+    put(storage, A, b"x")
+    put_object(storage, PAGE, b"x")
+    assert list(storage.list(prefix)) == []
+
+
+@pytest.mark.parametrize("prefix", ["c", "cata", "catalog", "catalog/", "catalog/p", "catalog/pages/0", PAGE])
+def test_named_objects_are_listed_by_the_beginning_of_their_names(storage: Storage, prefix: str) -> None:
+    put(storage, A, b"x")
+    put_object(storage, PAGE, b"page")
+    put_object(storage, "catalog/index", b"x")
+    found = {stored.key: stored.size_bytes for stored in storage.list(prefix)}
+    others = {"catalog/index": 1} if "catalog/index".startswith(prefix) else {}
+    assert found == {PAGE: 4} | others
+
+
+def test_objects_of_both_kinds_are_listed_together(storage: Storage) -> None:
+    put(storage, A, b"x")
+    put_object(storage, PAGE, b"page")
+    assert {stored.key for stored in storage.list()} == {A, PAGE}
+
+
+def test_many_objects_of_both_kinds_are_deleted_at_once(storage: Storage) -> None:
+    for uid in (A, B, OF_BACKY2):
+        put(storage, uid, b"x")
+    put_object(storage, PAGE, b"x")
+    storage.delete([A, PAGE, OF_BACKY2, BlobUid("f" * 32)])
+    assert [stored.key for stored in storage.list()] == [B]
+    storage.delete([])
+
+
+def test_an_object_that_cannot_be_deleted_does_not_keep_the_others(storage: Storage) -> None:
+    for uid in (A, B):
+        put(storage, uid, b"x")
+    with pytest.raises(ObjectsKeptError, match="is malformed") as caught:
+        storage.delete([A, BlobUid("../x"), B])
+    assert list(caught.value.kept) == ["../x"]
+    assert list(storage.list()) == []
 
 
 # Flushing, and threads
@@ -507,7 +549,7 @@ def test_each_thread_can_read_what_it_put_when_its_flush_returns(storage: Storag
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, range(8)))
-    assert len(list(storage.list_blobs())) == 80
+    assert len(blob_uids(storage)) == 80
 
 
 def test_threads_can_put_read_and_delete_at_once(storage: Storage) -> None:
@@ -516,11 +558,11 @@ def test_threads_can_put_read_and_delete_at_once(storage: Storage) -> None:
         put(storage, uid, uid.encode())
         assert storage.get(uid) == uid.encode()
         if number % 2:
-            storage.delete(uid)
+            storage.delete([uid])
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, range(80)))
-    assert sorted(storage.list_blobs()) == [f"abcd{number:028x}" for number in range(0, 80, 2)]
+    assert sorted(blob_uids(storage)) == [f"abcd{number:028x}" for number in range(0, 80, 2)]
 
 
 # A storage that keeps nothing
@@ -530,11 +572,11 @@ def test_what_a_null_storage_was_given_is_not_there_and_that_is_told() -> None:
     storage = NullStorage()
     put(storage, A, b"backyfs")
     expected = rf"^blob {A} was not kept: a storage of type null keeps nothing$"
-    with pytest.raises(BlobMissingError, match=expected) as caught:
+    with pytest.raises(ObjectMissingError, match=expected) as caught:
         storage.get(A)
-    assert caught.value.uid == A
-    assert list(storage.list_blobs()) == []
-    assert list(storage.paths()) == []
+    assert caught.value.key == A
+    assert blob_uids(storage) == []
+    assert storage.traits.own_paths == ()
 
 
 def test_a_null_storage_says_once_that_it_keeps_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -607,14 +649,14 @@ def test_a_file_that_backy2_wrote_is_found(path: Path) -> None:
     file.write_bytes(b"old")
     with opened(path) as storage:
         assert storage.get(OF_BACKY2) == b"old"
-        assert list(storage.list_blobs()) == [OF_BACKY2]
+        assert blob_uids(storage) == [OF_BACKY2]
 
 
 def test_an_object_has_no_name_before_the_flush(path: Path) -> None:
     with opened(path) as storage:
         storage.put(A, [b"x"])
-        assert list(storage.list_blobs()) == []
-        with pytest.raises(BlobMissingError):
+        assert blob_uids(storage) == []
+        with pytest.raises(ObjectMissingError):
             storage.get(A)
         assert files_below(path) == [f"a1/b2/{A}.blob.tmp"]
         storage.flush()
@@ -626,7 +668,7 @@ def test_other_files_are_no_objects(path: Path) -> None:
     for name in ("README", "a1/notes.txt", f"a1/{A}.blob.tmp", "a1/blob"):
         (path / name).write_bytes(b"")
     with opened(path) as storage:
-        assert list(storage.list_blobs()) == []
+        assert blob_uids(storage) == []
 
 
 def test_files_and_directories_are_their_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
@@ -645,7 +687,7 @@ def test_files_and_directories_are_their_owners_alone_whatever_the_umask(tmp_pat
 def test_a_storage_owns_its_directory_by_its_absolute_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
     with opened("data") as storage:
-        assert list(storage.paths()) == [str(path)]
+        assert storage.traits.own_paths == (str(path),)
         monkeypatch.chdir("/")
         put(storage, A, b"x")
     assert files_below(path) == [f"a1/b2/{A}.blob"]
@@ -655,7 +697,7 @@ def test_nothing_stays_open(path: Path) -> None:
     with opened(path) as storage:
         put(storage, A, b"x")
         storage.get(A)
-        with pytest.raises(BlobMissingError):
+        with pytest.raises(ObjectMissingError):
             storage.get(B)
         assert open_below(path) == [str(path)]
     assert open_below(path) == []
@@ -682,9 +724,9 @@ def test_what_the_kernel_takes_in_pieces_is_written_to_the_end(path: Path, monke
 def test_an_object_with_a_name_has_it_from_the_flush_on(path: Path) -> None:
     storage = DirectoryStorage(str(path))
     put_object(storage, PAGE, b"old")
-    storage.put_object(PAGE, b"new")
+    storage.put(PAGE, [b"new"])
     assert (path / PAGE).read_bytes() == b"old"
-    assert list(storage.list_objects("catalog/")) == [PAGE]  # and not its temporary name
+    assert object_names(storage, "catalog/") == [PAGE]  # and not its temporary name
     storage.flush()
     assert [file.name for file in (path / PAGE).parent.iterdir()] == [PAGE[17:]]
     assert (path / PAGE).read_bytes() == b"new"
@@ -695,11 +737,11 @@ def test_an_object_with_a_name_has_it_from_the_flush_on(path: Path) -> None:
 
 def test_what_a_killed_run_has_left_of_an_object_is_in_nobody_s_way(path: Path) -> None:
     first = DirectoryStorage(str(path))
-    first.put_object(PAGE, b"left behind")
+    first.put(PAGE, [b"left behind"])
     first.close()
     second = DirectoryStorage(str(path))
     put_object(second, PAGE, b"new")
-    assert second.get_object(PAGE, 10) == b"new"
+    assert second.get(PAGE, most=10) == b"new"
     second.close()
 
 
@@ -891,7 +933,7 @@ def test_a_put_that_fails_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyP
                 storage.put(A, [b"x"])
         assert files_below(path) == []
         storage.flush()
-        assert list(storage.list_blobs()) == []
+        assert blob_uids(storage) == []
         put(storage, A, b"again")
         assert storage.get(A) == b"again"
 
@@ -947,7 +989,7 @@ def test_a_file_that_cannot_be_deleted_is_told(path: Path, monkeypatch: pytest.M
         with monkeypatch.context() as patch:
             patch.setattr(os, "unlink", fail(errno.EROFS))
             with pytest.raises(StorageError, match="Read-only file system"):
-                storage.delete(A)
+                storage.delete([A])
         assert storage.get(A) == b"x"
 
 
@@ -958,7 +1000,7 @@ def test_a_flush_that_fails_gives_no_names(path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(directory_module, "syncfs", fail(errno.EIO))
         with pytest.raises(StorageError, match=rf"^storage: {path}: Input/output error$"):
             storage.flush()
-        assert list(storage.list_blobs()) == []
+        assert blob_uids(storage) == []
 
 
 def test_no_flush_succeeds_after_one_that_failed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -973,19 +1015,19 @@ def test_no_flush_succeeds_after_one_that_failed(path: Path, monkeypatch: pytest
         storage.put(B, [b"b"])
         with pytest.raises(StorageError, match="Input/output error"):
             storage.flush()
-        assert list(storage.list_blobs()) == []
+        assert blob_uids(storage) == []
     with opened(path) as storage:
         put(storage, OF_BACKY2, b"c")
-        assert list(storage.list_blobs()) == [OF_BACKY2]
+        assert blob_uids(storage) == [OF_BACKY2]
 
 
 def test_what_killed_commands_left_is_removed_once_it_is_old(path: Path) -> None:
     with opened(path) as storage:
         put(storage, A, b"a")
         storage.put(B, [b"b"])
-        storage.put_object("catalog/repository", b"{}")
-        assert storage.remove_leftovers(PATIENCE_S) == 0
-        assert storage.remove_leftovers(-PATIENCE_S) == 2
+        storage.put(ObjectName("catalog/repository"), [b"{}"])
+        assert storage.sweep(PATIENCE_S) == 0
+        assert storage.sweep(-PATIENCE_S) == 2
         assert files_below(path) == [f"a1/b2/{A}.blob"]
         with pytest.raises(StorageError, match="No such file or directory"):
             storage.flush()
@@ -998,7 +1040,7 @@ def test_a_listing_passes_over_what_is_no_object(path: Path) -> None:
         (path / "a1" / "b2" / f"{B}.blob").symlink_to(path / "a1" / "b2" / f"{A}.blob")
         (path / "a1" / "notes").write_bytes(b"mine")
         (path / "lost+found").mkdir()
-        assert [found.uid for found in storage.list_stored()] == [A]
+        assert {found.key: found.size_bytes for found in storage.list()} == {A: 1, B: None}
 
 
 def test_a_listing_that_fails_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1007,7 +1049,7 @@ def test_a_listing_that_fails_is_told(path: Path, monkeypatch: pytest.MonkeyPatc
         with monkeypatch.context() as patch:
             patch.setattr(os, "scandir", fail(errno.EIO))
             with pytest.raises(StorageError, match="Input/output error"):
-                list(storage.list_stored())
+                list(storage.list())
 
 
 # The directory itself
@@ -1031,18 +1073,18 @@ def test_a_storage_that_goes_away_is_not_made_anew(path: Path) -> None:
         with pytest.raises(WrongStorageError, match="is not the one that was opened"):
             storage.put(A, [b"x"])
         for act in (
-            lambda: list(storage.list_blobs()),
-            lambda: list(storage.list_stored()),
-            lambda: list(storage.list_objects("catalog/")),
+            lambda: blob_uids(storage),
+            lambda: list(storage.list()),
+            lambda: object_names(storage, "catalog/"),
             lambda: storage.get(A),
             lambda: storage.get_range(A, 0, 1),
-            lambda: storage.get_object(PAGE, 100),
+            lambda: storage.get(PAGE, most=100),
             lambda: storage.size(A),
-            lambda: storage.delete(A),
-            lambda: storage.delete_object(PAGE),
-            lambda: storage.remove_leftovers(0),
-            lambda: storage.put_object(PAGE, b"x"),
-            lambda: storage.put_new_object(PAGE, b"x"),
+            lambda: storage.delete([A]),
+            lambda: storage.delete([PAGE]),
+            lambda: storage.sweep(0),
+            lambda: storage.put(PAGE, [b"x"]),
+            lambda: storage.put_new(PAGE, b"x"),
         ):
             with pytest.raises(WrongStorageError, match="is not the one that was opened"):
                 act()
@@ -1071,7 +1113,7 @@ def test_a_storage_that_was_mounted_again_can_be_read(path: Path) -> None:
         path.rename(path.with_name("gone"))
         copy.rename(path)
         assert storage.get(A) == b"x"
-        with pytest.raises(BlobMissingError):
+        with pytest.raises(ObjectMissingError):
             storage.get(B)
 
 
@@ -1083,7 +1125,7 @@ def test_a_new_storage_may_lie_deep_and_belongs_to_its_owner(tmp_path: Path) -> 
 def test_an_empty_directory_becomes_a_storage(tmp_path: Path) -> None:
     create_directory(str(tmp_path))
     with opened(tmp_path) as storage:
-        assert list(storage.list_blobs()) == []
+        assert blob_uids(storage) == []
 
 
 def test_a_directory_with_something_in_it_does_not_become_one(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-_STORAGE_CALLS = ("put", "flush", "delete", "put_object", "delete_object")
+_STORAGE_CALLS = ("put", "flush", "delete")
 
 FEWEST = 5  # steps: with fewer it was not what was meant that ran
 

@@ -29,6 +29,7 @@ from tests.fault.everystep import killed_at
 from tests.support.audit import audit, content_of
 from tests.support.images import random_bytes
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.stored import object_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,7 +100,7 @@ class Place:
         remove_versions(repository, others, now=datetime.now(UTC))
         publish(repository)
         cleanup(repository, grace_s=0)
-        assert len(list(repository.blocks.storage.list_objects("catalog/versions/"))) == 1
+        assert len(object_names(repository.blocks.storage, "catalog/versions/")) == 1
 
     def _back_up(self, repository: Repository, name: str) -> None:
         image = self.directory / "image"

@@ -43,6 +43,7 @@ from tests.fault.interleaving import Command, Explorer, Witness
 from tests.support.audit import audit, content_of
 from tests.support.images import random_bytes
 from tests.support.repositories import BLOCK, make_repository, opened
+from tests.support.stored import blob_uids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -182,7 +183,7 @@ class Subject:
         self._check_content(repository)
         remove_all(self, repository)
         full_cleanup(repository, grace_s=NO_GRACE_S)
-        assert list(repository.blocks.storage.list_blobs()) == []
+        assert blob_uids(repository.blocks.storage) == []
 
     def _check_content(self, repository: Repository) -> None:
         audit(repository)

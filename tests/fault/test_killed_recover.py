@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,13 +25,13 @@ from tests.fault.test_failing_parts import FailingStorage
 from tests.support.audit import audit
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up
+from tests.support.storages import is_named, with_watched_storage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from backyfs.model import Version
     from backyfs.repository import Repository
-    from backyfs.storage import Storage
 
 
 @pytest.fixture
@@ -90,25 +90,13 @@ def test_a_recovery_that_is_killed_at_any_statement_is_done_by_the_next_one(
         assert differences(recovered) == []
 
 
-class Refusing:
-    """A storage that takes no objects of the catalog, and deletes none; all other calls go to the real one."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-
-    def __getattr__(self, name: str) -> Any:
-        if name in {"put_object", "delete_object"}:
-            return self._refuse
-        return getattr(self._storage, name)
-
-    @staticmethod
-    def _refuse(*_arguments: object) -> None:
-        raise StorageError("injected fault")
+def refuse() -> None:
+    raise StorageError("injected fault")
 
 
 def change_all_sorts(repository: Repository, versions: list[Version], image: Path) -> None:
     """Leave something of every kind to be written to the catalog: its objects cannot be written for a while."""
-    refusing = replace(repository, blocks=replace(repository.blocks, storage=Refusing(repository.blocks.storage)))
+    refusing = with_watched_storage(repository, refuse, "put", "delete", which=is_named)
     with repository.database.write() as connection:
         set_expiry(connection, versions[1].id, datetime.now(UTC))
     remove_versions(refusing, versions[:1], now=datetime.now(UTC))
@@ -167,7 +155,7 @@ def test_a_publication_that_is_killed_at_any_call_leaves_a_catalog_that_lacks_no
     assert number > 10
 
 
-@pytest.mark.parametrize("methods", [{"put_object"}, {"flush"}, {"delete_object"}], ids=min)
+@pytest.mark.parametrize("methods", [{"put"}, {"flush"}, {"delete"}], ids=min)
 def test_a_storage_that_fails_once_leaves_the_rest_to_the_next_publication(
     repository: Repository, versions: list[Version], tmp_path: Path, methods: set[str]
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from backyfs.errors import BackyfsError, BlobMissingError, IntegrityError, StorageError
+from backyfs.errors import BackyfsError, IntegrityError, ObjectMissingError, StorageError
 from backyfs.model import Blob, BlobId, BlobUid
 from backyfs.mount.cache import PieceCache
 from backyfs.mount.pool import Pool
@@ -130,7 +130,7 @@ def test_one_load_serves_all_who_wait_also_where_it_cannot_be_kept(storage: Stor
     assert cache.used_bytes == 0
 
 
-@pytest.mark.parametrize("error", [IntegrityError("blob x is damaged"), BlobMissingError("x")], ids=repr)
+@pytest.mark.parametrize("error", [IntegrityError("blob x is damaged"), ObjectMissingError("x")], ids=repr)
 def test_an_error_reaches_all_who_wait(storage: Storage, error: BackyfsError) -> None:
     storage.error = error
     cache = cache_of(storage, 1000, 4)

@@ -27,6 +27,7 @@ from tempfile import mkdtemp
 from tests.support.audit import audit
 from tests.support.repositories import make_repository, opened
 from tests.support.services.postgresql import PostgresqlServer
+from tests.support.stored import blob_uids
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 BLOCK = 64 << 10
@@ -193,7 +194,7 @@ def settle(soak: Soak) -> None:
     call("catalog", "push")
     with opened(soak.config) as repository:
         audit(repository)
-        soak.counts["objects"] = len(list(repository.blocks.storage.list_blobs()))
+        soak.counts["objects"] = len(blob_uids(repository.blocks.storage))
 
 
 def main() -> int:

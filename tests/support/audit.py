@@ -11,6 +11,7 @@ from sqlalchemy import delete, func, select, text, update
 from backyfs.images.reader import ImageReader
 from backyfs.metadata.db.tables import blob_refs, blobs, jobs, pages, version_pages
 from backyfs.metadata.maps.blockmap import HOLE, unpack
+from tests.support.stored import blob_uids
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -34,7 +35,7 @@ def audit(repository: Repository) -> None:
         counted = {row.blob_id: row.refs for row in connection.execute(select(blob_refs))}
     assert counted == {blob_id: blob_uses[blob_id] for blob_id, row in known.items() if row.doomed_at is None}
     assert set(blob_uses) <= set(known)
-    assert {row.uid for row in known.values() if row.doomed_at is None} <= set(repository.blocks.storage.list_blobs())
+    assert {row.uid for row in known.values() if row.doomed_at is None} <= set(blob_uids(repository.blocks.storage))
 
 
 def content_of(repository: Repository, version: Version) -> bytes:

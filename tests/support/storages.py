@@ -7,21 +7,40 @@ from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from backyfs.storage.forwarding import ForwardingStorage
+from backyfs.storage.keys import is_blob
+from backyfs.storage.protocol import MAX_OBJECT_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from backyfs.metadata.db.database import Database
     from backyfs.repository import Repository
+    from backyfs.storage.keys import Key
+    from backyfs.storage.protocol import Storage
+
+
+def any_key(_key: Key) -> bool:
+    """Choose the objects of both kinds."""
+    return True
+
+
+def is_named(key: Key) -> bool:
+    """Choose named objects."""
+    return not is_blob(key)
 
 
 class WatchedStorage:
-    """Forwards every call to a storage; before those that are named it calls a function."""
+    """Forwards every call to a storage; before the calls of some methods it calls a function."""
 
-    def __init__(self, storage: Any, names: tuple[str, ...], act: Callable[[], object]) -> None:
-        """Watch these methods of a storage."""
+    def __init__(
+        self, storage: Storage, names: tuple[str, ...], act: Callable[[], object], which: Callable[[Key], bool]
+    ) -> None:
+        """Watch these methods of a storage, for some of its objects."""
         self._storage = storage
         self._names = names
         self._act = act
+        self._which = which
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self._storage, name)
@@ -29,47 +48,53 @@ class WatchedStorage:
             return real
 
         def call(*arguments: Any, **options: Any) -> Any:
-            self._act()
+            keys = arguments[0] if name == "delete" else arguments[:1]
+            if not keys or any(map(self._which, keys)):
+                self._act()
             return real(*arguments, **options)
 
         return call
 
 
-def with_watched_storage(repository: Repository, act: Callable[[], object], *names: str) -> Repository:
-    """Return the repository with a storage that calls `act` before each call of one of these methods."""
-    storage: Any = WatchedStorage(repository.blocks.storage, names, act)
+def with_storage(repository: Repository, storage: Any) -> Repository:
+    """Return the repository with another storage."""
     return replace(repository, blocks=replace(repository.blocks, storage=storage))
 
 
-class WatchedLoads:
-    """Forwards every call to a storage; before a blob is read it calls a function with its uid."""
+class WatchedLoads(ForwardingStorage):
+    """Forwards every call to a storage; before an object is read it calls a function with its key."""
 
-    def __init__(self, storage: Any, act: Callable[[str], object]) -> None:
+    def __init__(self, storage: Storage, act: Callable[[str], object]) -> None:
         """Watch what is read from a storage."""
-        self._storage = storage
+        super().__init__(storage)
         self._act = act
 
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(self._storage, name)
-        if not name.startswith("get"):
-            return real
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
+        """Return an object."""
+        self._act(key)
+        return super().get(key, most=most)
 
-        def call(uid: Any, *arguments: Any, **options: Any) -> Any:
-            self._act(str(uid))
-            return real(uid, *arguments, **options)
-
-        return call
+    def get_range(self, key: Key, offset: int, length: int) -> bytes:
+        """Return a part of an object."""
+        self._act(key)
+        return super().get_range(key, offset, length)
 
 
 def with_watched_loads(repository: Repository, act: Callable[[str], object]) -> Repository:
-    """Return the repository with a storage that calls `act` with the uid of each blob before it is read."""
-    storage: Any = WatchedLoads(repository.blocks.storage, act)
-    return replace(repository, blocks=replace(repository.blocks, storage=storage))
+    """Return the repository with a storage that calls `act` with the key of each object before it is read."""
+    return with_storage(repository, WatchedLoads(repository.blocks.storage, act))
 
 
 def with_watched_reads(repository: Repository, act: Callable[[], object]) -> Repository:
     """Return the repository with a database that calls `act` before each transaction of this command that reads."""
     return _with_watched(repository, "read", act)
+
+
+def with_watched_storage(
+    repository: Repository, act: Callable[[], object], *names: str, which: Callable[[Key], bool] = any_key
+) -> Repository:
+    """Return the repository with a storage that calls `act` before each call of one of these methods."""
+    return with_storage(repository, WatchedStorage(repository.blocks.storage, names, act, which))
 
 
 def with_watched_writes(repository: Repository, act: Callable[[], object]) -> Repository:

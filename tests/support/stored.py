@@ -15,12 +15,14 @@ from backyfs.metadata.db.tables import version_pages, versions
 from backyfs.metadata.maps.blockmap import ABSENT, commit_page, page_entries
 from backyfs.metadata.records.versions import create_version, set_status
 from backyfs.model import BlockIndex, PageNumber, VersionStatus, VersionUid
+from backyfs.storage.keys import is_blob
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from backyfs.model import Blob, Version
+    from backyfs.model import Blob, BlobUid, Version
     from backyfs.repository import Repository
+    from backyfs.storage.protocol import Storage
 
 
 def blob_of(repository: Repository, version: Version, index: int) -> Blob:
@@ -34,6 +36,16 @@ def file_of(repository: Repository, blob: Blob) -> Path:
     """Return the file of the storage in which a blob lies."""
     storage, *_ = repository.own_paths
     return Path(storage) / blob.uid[:2] / blob.uid[2:4] / f"{blob.uid}.blob"
+
+
+def blob_uids(storage: Storage) -> list[BlobUid]:
+    """Return the uids of all blobs that have objects."""
+    return [found.key for found in storage.list() if is_blob(found.key)]
+
+
+def object_names(storage: Storage, prefix: str = "catalog/") -> list[str]:
+    """Return the names of the named objects that begin with a prefix."""
+    return [str(found.key) for found in storage.list(prefix) if not is_blob(found.key)]
 
 
 def flip_a_byte(file: Path) -> None:

@@ -24,10 +24,12 @@ from backyfs.metadata.catalog.notes import has_notes
 from backyfs.metadata.records.versions import list_versions, set_protected
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.sources.registry import open_source
+from backyfs.storage.keys import is_blob
 from backyfs.work.run import Control
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up
-from tests.support.storages import with_watched_storage
+from tests.support.storages import is_named, with_watched_storage
+from tests.support.stored import blob_uids
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +60,7 @@ def is_kept(repository: Repository) -> bool:
 
 
 def an_object(repository: Repository, image: Path) -> Path:
-    uid = min(repository.blocks.storage.list_blobs())
+    uid = min(blob_uids(repository.blocks.storage))
     return image.with_name("repository") / "data" / uid[:2] / uid[2:4] / f"{uid}.blob"
 
 
@@ -129,7 +131,7 @@ def test_an_incomplete_backup_is_in_the_catalog_too(repository: Repository, imag
         raise StorageError("injected")
 
     with pytest.raises(StorageError, match="injected"):
-        back_up(with_watched_storage(repository, fail, "put"), image)
+        back_up(with_watched_storage(repository, fail, "put", which=is_blob), image)
     assert len(versions_of(repository)) == 1
     assert is_kept(repository)
 
@@ -141,7 +143,7 @@ def test_an_interrupted_function_does_not_wait_for_the_catalog(repository: Repos
     calls: list[None] = []
     with pytest.raises(InterruptedByUser):
         scrub(
-            with_watched_storage(repository, lambda: calls.append(None), "put_object"),
+            with_watched_storage(repository, lambda: calls.append(None), "put", which=is_named),
             ScrubRequest(versions=None),
             control=Control(stop=lambda: True),
         )
@@ -163,7 +165,7 @@ def test_a_cleanup_brings_the_catalog_up_to_date_before_it_deletes(repository: R
 
     image.write_bytes(b"x" * BLOCK)
     remove_versions(repository, [back_up(repository, image, "gone").version], now=NOW)
-    cleanup(with_watched_storage(repository, look, "delete"), grace_s=0)
+    cleanup(with_watched_storage(repository, look, "delete", which=is_blob), grace_s=0)
     assert kept
     assert all(kept)
 
@@ -175,7 +177,7 @@ def test_a_catalog_that_cannot_be_written_is_a_warning_given_once(
         raise StorageError("injected")
 
     with caplog.at_level(logging.WARNING):
-        report = back_up(with_watched_storage(repository, fail, "put_object"), image)
+        report = back_up(with_watched_storage(repository, fail, "put", which=is_named), image)
     assert [version.uid for version in versions_of(repository)] == [report.version.uid]
     assert caplog.messages == [
         "the catalog in the storage lacks what was done: injected; run `backyfs catalog push`"

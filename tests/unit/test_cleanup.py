@@ -25,6 +25,7 @@ from tests.support.audit import audit, count_blobs, count_jobs
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
 from tests.support.storages import with_watched_storage, with_watched_writes
+from tests.support.stored import blob_uids
 from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def remove(repository: Repository, *versions: Version) -> None:
 
 
 def objects(repository: Repository) -> set[BlobUid]:
-    return set(repository.blocks.storage.list_blobs())
+    return set(blob_uids(repository.blocks.storage))
 
 
 def expect_exact(repository: Repository, version: Version, image: Path) -> None:
@@ -64,7 +65,7 @@ def test_after_all_versions_the_storage_is_empty(repository: Repository, image: 
     first = back_up(repository, image).version
     second = back_up(repository, random_image(tmp_path / "other", 5 * BLOCK, 2), "other").version
     remove(repository, first, second)
-    stored = sum(repository.blocks.storage.size(uid) or 0 for uid in repository.blocks.storage.list_blobs())
+    stored = sum(repository.blocks.storage.size(uid) or 0 for uid in blob_uids(repository.blocks.storage))
     report = cleanup(repository, grace_s=0)
     assert (report.pages, report.blobs, report.stored_bytes) == (2, BLOCKS + 5, stored)
     assert objects(repository) == set()
@@ -221,8 +222,8 @@ def test_an_interrupted_cleanup_is_continued_by_the_next(repository: Repository,
 
 def test_objects_that_are_gone_already_are_fine(repository: Repository, image: Path) -> None:
     remove(repository, back_up(repository, image).version)
-    for uid in list(repository.blocks.storage.list_blobs())[:7]:
-        repository.blocks.storage.delete(uid)
+    for uid in blob_uids(repository.blocks.storage)[:7]:
+        repository.blocks.storage.delete([uid])
     assert cleanup(repository, grace_s=0).blobs == BLOCKS
     assert count_blobs(repository) == 0
 

@@ -12,7 +12,7 @@ import pytest
 from backyfs.cli.remedies import RENDERINGS, render, render_error, render_remedy
 from backyfs.errors import (
     BackyfsError,
-    BlobMissingError,
+    ObjectMissingError,
     ConfigError,
     ObjectMissingError,
     OddValueError,
@@ -77,7 +77,7 @@ def test_a_mistake_in_the_configuration_begins_with_its_place(error: ConfigError
 
 
 def test_a_missing_object_is_the_subject() -> None:
-    assert str(BlobMissingError("1f")) == "blob 1f is missing from the storage"
+    assert str(ObjectMissingError("1f")) == "blob 1f is missing from the storage"
     assert str(ObjectMissingError("catalog/index", "was deleted")) == "object catalog/index was deleted"
 
 
@@ -86,7 +86,7 @@ def test_a_missing_object_is_the_subject() -> None:
     [
         BackyfsError("is full", subject="/srv", remedy=Advice.CONTINUE_RESTORE(block=5).then(Remedy("or not"))),
         ConfigError("it is wrong", file="/etc/backyfs.cfg", line=7, section="DEFAULTS", key="logfile"),
-        BlobMissingError("1f"),
+        ObjectMissingError("1f"),
         ObjectMissingError("catalog/index"),
         OddValueError("blobs", "size", "-1; a number from 0", "row with id 5"),
         OutputError(),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backyfs.errors import BlobMissingError, IntegrityError, VersionIncompleteError
+from backyfs.errors import IntegrityError, ObjectMissingError, VersionIncompleteError
 from backyfs.images.image import PageCache
 from backyfs.images.reader import ImageReader
 from backyfs.model import VersionStatus
@@ -86,7 +86,7 @@ def test_damaged_bytes_are_an_error_and_the_others_are_read(stored: tuple[Reposi
 def test_a_block_that_is_missing_is_an_error(stored: tuple[Repository, Version]) -> None:
     repository, version = stored
     file_of(repository, blob_of(repository, version, 0)).unlink()
-    with pytest.raises(BlobMissingError):
+    with pytest.raises(ObjectMissingError):
         ImageReader(repository, version).pread(0, 1)
 
 

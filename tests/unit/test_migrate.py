@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 from backyfs.blocks import PieceLoader, load_block
 from backyfs.engine.restore.restore import restore
 from backyfs.engine.secrets.migrate import MigrationRequest, migrate, plan_migration
-from backyfs.errors import BlobMissingError, InterruptedByUser, MissingKeyError, StorageError
+from backyfs.errors import InterruptedByUser, MissingKeyError, ObjectMissingError, StorageError
 from backyfs.metadata.db.tables import blobs
 from backyfs.metadata.upkeep.migration import BlobCount, Outdated
 from backyfs.model import Deduplication
@@ -22,7 +22,7 @@ from tests.support.audit import audit, count_jobs
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 from tests.support.storages import with_watched_storage
-from tests.support.stored import blob_of, file_of, flip_a_byte
+from tests.support.stored import blob_of, blob_uids, file_of, flip_a_byte
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,9 +132,9 @@ def test_what_is_done_is_not_done_again(repository: Repository, plain: Version) 
 
 
 def test_old_objects_stay_until_a_cleanup(repository: Repository, plain: Version) -> None:
-    before = set(repository.blocks.storage.list_blobs())
+    before = set(blob_uids(repository.blocks.storage))
     run(repository)
-    assert before < set(repository.blocks.storage.list_blobs())
+    assert before < set(blob_uids(repository.blocks.storage))
     with repository.database.read() as connection:
         doomed = set(connection.execute(select(blobs.c.uid).where(blobs.c.doomed_at.is_not(None))).scalars())
     assert doomed == before
@@ -280,9 +280,9 @@ def test_what_is_open_already_finds_blocks_that_were_sealed_anew(
 def test_a_block_that_is_missing_and_was_not_moved_is_missing(repository: Repository, plain: Version) -> None:
     blob = blob_of(repository, plain, 0)
     file_of(repository, blob).unlink()
-    with pytest.raises(BlobMissingError):
+    with pytest.raises(ObjectMissingError):
         load_block(repository.blocks, blob)
-    with pytest.raises(BlobMissingError):
+    with pytest.raises(ObjectMissingError):
         PieceLoader(repository.blocks).load(blob, range(1))
 
 

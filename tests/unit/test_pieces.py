@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from backyfs.blocks import PieceLoader, load_block, piece_bytes, save_blocks
-from backyfs.errors import BlobMissingError, IntegrityError
+from backyfs.errors import IntegrityError, ObjectMissingError
 from backyfs.model import BlobUid, PageNumber
 from backyfs.mount.contents import Contents
 from backyfs.mount.settings import Settings
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from backyfs.model import Blob, Version
     from backyfs.repository import Repository
-    from backyfs.storage import Storage
+    from backyfs.storage.protocol import Storage
 
 SEGMENT = 256 << 10
 BLOCK = 4 * SEGMENT
@@ -160,7 +160,7 @@ def test_a_missing_object_is_told_as_missing(repository: Repository, blob: Blob)
     file_of(repository, blob).unlink()
     loader, _ = spied(repository)
     for pieces in (range(1), range(4)):
-        with pytest.raises(BlobMissingError):
+        with pytest.raises(ObjectMissingError):
             loader.load(blob, pieces)
 
 

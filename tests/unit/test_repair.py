@@ -21,7 +21,7 @@ from backyfs.work.run import Control
 from tests.support.audit import audit, count_blobs
 from tests.support.images import random_bytes, random_image
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
-from tests.support.stored import blob_of, file_of, flip_a_byte
+from tests.support.stored import blob_of, blob_uids, file_of, flip_a_byte
 from tests.unit.test_backup_restore import restored
 from tests.unit.test_scrub import damaged_uids, scrubbed, status, version_of
 
@@ -293,13 +293,13 @@ def test_a_dry_run_says_what_could_be_and_stores_nothing(repository, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     version = version_of(repository, image)
     damage(repository, version, 0, 2)
-    before = (count_blobs(repository), damaged_uids(repository), set(repository.blocks.storage.list_blobs()))
+    before = (count_blobs(repository), damaged_uids(repository), set(blob_uids(repository.blocks.storage)))
     with image.open("r+b") as file:
         file.write(random_bytes(BLOCK, 1))
     report, told = repaired(repository, image=image, dry_run=True)
     assert (report.blobs_repaired, report.blobs_left) == (1, 1)
     assert [line[:3] for line in told] == [(version.uid, 0, BLOCK)]
-    assert (count_blobs(repository), damaged_uids(repository), set(repository.blocks.storage.list_blobs())) == before
+    assert (count_blobs(repository), damaged_uids(repository), set(blob_uids(repository.blocks.storage))) == before
     assert not is_valid(repository, version)
 
 

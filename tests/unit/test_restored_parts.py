@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from backyfs.model import BlobUid, Version
     from backyfs.repository import Repository
-    from backyfs.storage import Storage
+    from backyfs.storage.protocol import Storage
 
 pytestmark = pytest.mark.slow
 

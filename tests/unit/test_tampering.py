@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backyfs.blocks import BLAKE3, BlockStore, PieceLoader, fingerprint_function, load_block, piece_bytes, save_blocks
-from backyfs.errors import BlobMissingError, IntegrityError
+from backyfs.errors import IntegrityError, ObjectMissingError
 from backyfs.keys import Keyring, new_key
 from backyfs.model import Blob, BlobId, BlobUid
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backyfs.model import Buffer
-    from backyfs.storage import Storage
+    from backyfs.storage.protocol import Storage
 
 SEGMENT = 256 << 10
 SIZE = 2 * SEGMENT + 77
@@ -43,7 +43,7 @@ class Memory:
         try:
             return self.objects[uid]
         except KeyError:
-            raise BlobMissingError(f"{uid} is missing") from None
+            raise ObjectMissingError(f"{uid} is missing") from None
 
     def get_range(self, uid: BlobUid, offset: int, length: int) -> bytes:
         return self.get(uid)[offset : offset + length]
@@ -102,7 +102,7 @@ def pieces_of(store: BlockStore, blob: Blob) -> list[tuple[int, bytes]]:
     for number in range(-(-blob.size // size)):
         try:
             [piece] = PieceLoader(store).load(blob, range(number, number + 1))
-        except (IntegrityError, BlobMissingError):
+        except (IntegrityError, ObjectMissingError):
             continue
         found.append((number * size, piece))
     return found
@@ -113,7 +113,7 @@ def check(store: BlockStore, blob: Blob, block: bytes, *, is_refused: bool) -> N
     try:
         assert load_block(store, blob) == block
         assert not is_refused
-    except (IntegrityError, BlobMissingError) as error:
+    except (IntegrityError, ObjectMissingError) as error:
         assert blob.uid in str(error)  # noqa: PT017 - it may come, and then has to say this
     for offset, piece in pieces_of(store, blob):
         assert piece == block[offset : offset + len(piece)]

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backyfs.config import NullStorageConfig
-from backyfs.errors import BlobMissingError, InterruptedByUser, StorageError
+from backyfs.errors import InterruptedByUser, ObjectMissingError, StorageError
 from backyfs.model import BlobUid
 from backyfs.storage.null import NullStorage
+from backyfs.storage.protocol import MAX_OBJECT_BYTES
 from backyfs.storage.throttling import Pacer, Slot, ThrottledStorage, throttled
 from tests.support.repositories import wait_for
 
@@ -47,15 +48,15 @@ class FullStorage(NullStorage):
         self.most_inside = 0
         self.calls = 0
 
-    def put(self, uid, parts):
+    def put(self, key, parts):
         return self._do(sum(map(len, parts)))
 
-    def get(self, uid):
+    def get(self, key, *, most=MAX_OBJECT_BYTES):
         if self.object_size is None:
-            raise BlobMissingError(uid)
+            raise ObjectMissingError(key)
         return bytes(self._do(self.object_size))
 
-    def get_range(self, uid, offset, length):
+    def get_range(self, key, offset, length):
         return bytes(self._do(min(length, self.object_size - offset)))
 
     def _do(self, size):
@@ -213,7 +214,7 @@ def test_objects_that_are_missing_take_no_time():
     storage.get(UID)
     full.object_size = None
     for _ in range(10):
-        with pytest.raises(BlobMissingError):
+        with pytest.raises(ObjectMissingError):
             storage.get(UID)
     assert clock.now == pytest.approx(110.0, abs=0.05)
 

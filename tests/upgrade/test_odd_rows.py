@@ -23,7 +23,7 @@ from backyfs.metadata.records.versions import find_version, version_with_uid
 from backyfs.model import BlobUid, BlockIndex, VersionStatus, VersionUid
 from backyfs.repository import open_repository
 from tests.support.audit import audit
-from tests.support.stored import file_of
+from tests.support.stored import blob_uids, file_of
 from tests.upgrade.reference import Reference, read_blocks
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def test_a_plain_block_without_a_checksum_is_an_error(plain: Reference) -> None:
 def test_blobs_of_rows_without_a_version_can_be_cleaned_up(reference: Reference) -> None:
     change(reference, f"DELETE FROM versions WHERE uid = '{FIRST}'")
     with upgraded(reference) as repository, repository.database.read() as connection:
-        stored = set(repository.blocks.storage.list_blobs())
+        stored = set(blob_uids(repository.blocks.storage))
         assert {uid for (uid,) in connection.execute(select(blobs.c.uid))} == stored
 
 

@@ -9,22 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from backyfs.catalog.objects import (
-    INDEX_NAME,
-    PAGES,
-    REPOSITORY_NAME,
-    VERSIONS,
-    Kind,
-    Seal,
-    page_name,
-    uid_of,
-    version_name,
-)
-from backyfs.catalog.pages import open_page, page_content, unpack_page
-from backyfs.catalog.place import find_repository, get_stored
-from backyfs.catalog.repository import open_repository_object
-from backyfs.catalog.versions import unpack_version
-from backyfs.engine.catalog.index import age_of, read_index
+from backyfs.catalog.objects import INDEX_NAME, REPOSITORY_NAME, page_name, version_name
+from backyfs.catalog.pages import page_content
+from backyfs.engine.catalog.index import age_of
 from backyfs.engine.catalog.publish import filled_versions, load_page_blobs, publish, read_repository, read_version
 from backyfs.errors import CatalogError, ObjectMissingError
 from backyfs.geometry import PAGE_ENTRIES
@@ -38,9 +25,10 @@ from backyfs.work.run import UNATTENDED, Run
 from backyfs.work.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from backyfs.catalog.index import CatalogIndex
+    from backyfs.catalog.store import Catalog
     from backyfs.metadata.catalog.notes import PageRow
     from backyfs.model import Version
     from backyfs.repository import Repository
@@ -94,8 +82,7 @@ class CatalogCheck:
         """Prepare; `tell` is told of each difference at once."""
         self._repository = repository
         self._database = repository.database
-        self._storage = repository.blocks.storage
-        self._seal = Seal(repository=repository.uid, key=repository.blocks.keyring.repository_key)
+        self._catalog = repository.catalog
         self._run = Run(control, interrupted="interrupted; what was not compared yet may differ")
         self._tell = tell
         self._report = CatalogReport()
@@ -119,8 +106,8 @@ class CatalogCheck:
             self._report.versions += 1
         with self._run.step("Comparing the catalog of", count * PAGE_ENTRIES * self._repository.block_size):
             self._compare_pages(leave_begun=bool(busy))
-        for name in stale_objects(self._repository):
-            self._note(name, STALE)
+        for stale in stale_objects(self._repository):
+            self._note(stale.name, STALE)
         return self._report
 
     def _compare(self, name: str, fault: Callable[[], str | None]) -> None:
@@ -130,10 +117,9 @@ class CatalogCheck:
 
     def _fault_of_repository(self) -> str | None:
         try:
-            found = find_repository(self._storage)
-            if found is None:
-                return MISSING
-            held = open_repository_object(found, self._seal.key)
+            held = self._catalog.repository()
+        except ObjectMissingError:
+            return MISSING
         except CatalogError as error:
             return str(error)
         with self._database.read() as connection:
@@ -141,8 +127,8 @@ class CatalogCheck:
 
     def _fault_of_index(self) -> str | None:
         try:
-            index = read_index(self._storage, self._seal)
-            found = find_repository(self._storage)
+            index = self._catalog.index()
+            digest = self._repository_digest()
         except ObjectMissingError:
             return MISSING
         except CatalogError as error:
@@ -158,14 +144,19 @@ class CatalogCheck:
         age = None if is_noted else age_of(index, state)
         if age is not None:
             return age
-        if found is not None and found.parts.digest != index.repository:
+        if digest not in {None, index.repository}:
             return f"names another object {REPOSITORY_NAME} than the storage has"
         return None if uids - busy == set(index.versions) - busy else DIFFERS
 
+    def _repository_digest(self) -> bytes | None:
+        try:
+            return self._catalog.repository_digest()
+        except ObjectMissingError:  # which is a difference that was already reported
+            return None
+
     def _fault_of_version(self, version: Version) -> str | None:
         try:
-            stored = get_stored(self._storage, version_name(version.uid), Kind.VERSION)
-            held = unpack_version(version.uid, self._seal, stored)
+            held = self._catalog.version(version.uid)
         except ObjectMissingError:
             held = None
         except CatalogError as error:
@@ -200,8 +191,7 @@ class CatalogCheck:
 
     def _read_page(self, row: PageRow) -> _Held:
         try:
-            stored = get_stored(self._storage, page_name(row.uid), Kind.PAGE)
-            return _Held(row, open_page(row.uid, self._seal, stored), None)
+            return _Held(row, self._catalog.page_content(row.uid), None)
         except ObjectMissingError:
             return _Held(row, None, MISSING)
         except CatalogError as error:
@@ -221,50 +211,68 @@ class CatalogCheck:
         self._tell(Difference(name=name, fact=fact.removeprefix(f"object {name} ")))
 
 
-def stale_objects(repository: Repository) -> Iterator[str]:
-    """Yield the names of objects of the catalog whose page or version the database does not have.
+@dataclass(frozen=True, slots=True)
+class StaleObject:
+    """An object of the catalog whose version or page the database does not have."""
+
+    kind: NoteKind  # VERSION or PAGE
+    uid: str
+
+    @property
+    def name(self) -> str:
+        """Its name in the storage."""
+        return version_name(self.uid) if self.kind is NoteKind.VERSION else page_name(self.uid)
+
+
+def stale_objects(repository: Repository) -> Iterator[StaleObject]:
+    """Yield the objects of the catalog whose version or page the database does not have.
 
     Raises:
         StorageError, DatabaseError: they cannot be read.
     """
-    storage = repository.blocks.storage
-    for kind, prefix in ((NoteKind.VERSION, VERSIONS), (NoteKind.PAGE, PAGES)):
-        for names in batches(storage.list_objects(prefix)):
+    catalog = repository.catalog
+    for kind, listed in ((NoteKind.VERSION, catalog.version_uids()), (NoteKind.PAGE, catalog.page_uids())):
+        for uids in batches(listed):
             with repository.database.read() as connection:
-                there = existing_uids(connection, kind, [uid_of(name) for name in names])
-            yield from (name for name in names if uid_of(name) not in there)
+                there = existing_uids(connection, kind, uids)
+            yield from (StaleObject(kind, uid) for uid in uids if uid not in there)
 
 
 def remove_stale_objects(
     repository: Repository, *, also_damaged: bool = False, control: Control = UNATTENDED
 ) -> int:
-    """Delete the objects of the catalog whose page or version the database does not have; return how many.
+    """Delete the objects of the catalog whose version or page the database does not have; return how many.
 
-    One that cannot be opened may be of something that a recovery could not read: it goes with `also_damaged` only.
+    An object that cannot be opened may belong to something that a recovery could not read. It is deleted only with
+    `also_damaged`.
 
     Raises:
         InterruptedByUser: `control` asked to stop.
         StorageError, DatabaseError: they fail.
     """
-    seal = Seal(repository=repository.uid, key=repository.blocks.keyring.repository_key)
+    catalog = repository.catalog
     run = Run(control, interrupted="interrupted; run the command again for the rest")
     removed = 0
     is_indexed = False
-    for name in stale_objects(repository):
+    for stale in stale_objects(repository):
         run.check()
-        if also_damaged or _opens(repository, seal, name):
-            if name.startswith(VERSIONS) and not is_indexed:
-                _forget_in_index(repository, seal, control)
+        if not (also_damaged or _opens(catalog, stale)):
+            continue
+        if stale.kind is NoteKind.VERSION:
+            if not is_indexed:
+                _forget_in_index(repository, control)
                 is_indexed = True
-            repository.blocks.storage.delete_object(name)
-            removed += 1
+            catalog.delete_versions([stale.uid])
+        else:
+            catalog.delete_pages([stale.uid])
+        removed += 1
     return removed
 
 
-def _forget_in_index(repository: Repository, seal: Seal, control: Control) -> None:
+def _forget_in_index(repository: Repository, control: Control) -> None:
     """Write the index again if it names versions that the database does not have, as after a copy was put back."""
     try:
-        named = read_index(repository.blocks.storage, seal).versions
+        named = repository.catalog.index().versions
     except (CatalogError, ObjectMissingError):
         named = ()
     with repository.database.read() as connection:
@@ -275,20 +283,12 @@ def _forget_in_index(repository: Repository, seal: Seal, control: Control) -> No
     publish(repository, control=control.quietly())
 
 
-def remove_page_objects(repository: Repository, uids: Iterable[str]) -> None:
-    """Delete the objects of pages; those that are gone already are fine.
-
-    Raises:
-        StorageError: the storage fails.
-    """
-    for uid in uids:
-        repository.blocks.storage.delete_object(page_name(uid))
-
-
-def _opens(repository: Repository, seal: Seal, name: str) -> bool:
-    kind, unpack_object = (Kind.VERSION, unpack_version) if name.startswith(VERSIONS) else (Kind.PAGE, unpack_page)
+def _opens(catalog: Catalog, stale: StaleObject) -> bool:
     try:
-        unpack_object(uid_of(name), seal, get_stored(repository.blocks.storage, name, kind))
+        if stale.kind is NoteKind.VERSION:
+            catalog.version(stale.uid)
+        else:
+            catalog.page(stale.uid)
     except (CatalogError, ObjectMissingError):
         return False
     return True

@@ -13,10 +13,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from backyfs.catalog.objects import Seal, page_name
-from backyfs.catalog.pages import pack_page
-from backyfs.catalog.place import catalog_key_check, require_catalog
-from backyfs.config import NullStorageConfig
+from backyfs.catalog.store import catalog_key_check, require_catalog
 from backyfs.errors import CatalogError, StorageError
 from backyfs.metadata.catalog.blobcolumns import BlobColumns
 from backyfs.metadata.catalog.notes import catalog_key, note_removed_page, page_token, settle_pages, unpublished_page
@@ -59,8 +56,7 @@ class FreshPages:
     """The pages of one backup, on their way to the catalog."""
 
     def __init__(self, repository: Repository) -> None:
-        self._storage = repository.blocks.storage
-        self._seal = Seal(repository=repository.uid, key=repository.blocks.keyring.repository_key)
+        self._catalog = repository.catalog
         self._blobs: dict[int, SavedBlob] = {}
         self._committed: list[FreshPage] = []
         self._put: dict[PageId, str] = {}
@@ -69,13 +65,13 @@ class FreshPages:
         self._is_on = self._can_be_put(repository)
 
     def _can_be_put(self, repository: Repository) -> bool:
-        if isinstance(repository.config.storage, NullStorageConfig):
+        if not repository.blocks.storage.traits.keeps:
             return False
         try:
             with repository.database.read() as connection:
                 self._token = page_token(connection)
-                is_current = catalog_key(connection) == catalog_key_check(self._seal.key)
-            require_catalog(self._storage, repository.uid, was_written=True)
+                is_current = catalog_key(connection) == catalog_key_check(self._catalog.seal.key)
+            require_catalog(repository.blocks.storage, repository.uid, was_written=True)
         except (StorageError, CatalogError) as error:
             _log.info("the catalog is left for the end of the backup: %s", error)
             return False
@@ -113,7 +109,7 @@ class FreshPages:
         column = {name: tuple(map(attrgetter(field), page.blobs)) for name, field in _COLUMNS.items()}
         columns = BlobColumns(ids=page.blob_ids, valid=(True,) * len(page.blobs), **column)
         try:
-            self._storage.put_object(page_name(page.uid), pack_page(page.uid, self._seal, page.entries, columns))
+            self._catalog.put_page(page.uid, page.entries, columns)
         except (StorageError, CatalogError) as error:
             _log.info("page %s is left for the end of the backup: %s", page.uid, error)
             return False

@@ -9,9 +9,8 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from backyfs.catalog.index import CatalogIndex, pack_index, unpack_index
-from backyfs.catalog.objects import INDEX_NAME, REPOSITORY_NAME, Kind, is_uid, version_name
-from backyfs.catalog.place import get_stored
+from backyfs.catalog.index import CatalogIndex
+from backyfs.catalog.objects import INDEX_NAME, REPOSITORY_NAME, is_uid, version_name
 from backyfs.errors import CatalogError, ObjectMissingError, StorageError
 from backyfs.metadata.catalog.index import load_index_state, needs_index, plan_index
 from backyfs.metadata.catalog.notes import NoteKind, settle_notes
@@ -19,27 +18,15 @@ from backyfs.metadata.catalog.notes import NoteKind, settle_notes
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from backyfs.catalog.objects import Seal
     from backyfs.catalog.repository import CatalogRepository
+    from backyfs.catalog.store import Catalog
     from backyfs.metadata.catalog.index import IndexState
     from backyfs.metadata.db.database import Database
-    from backyfs.storage import Storage
 
 _log = logging.getLogger(__name__)
 
 
-def read_index(storage: Storage, seal: Seal) -> CatalogIndex:
-    """Return the index in the storage.
-
-    Raises:
-        ObjectMissingError: there is none.
-        CatalogError: it is damaged, or not this repository's.
-        StorageError: it cannot be read.
-    """
-    return unpack_index(seal, get_stored(storage, INDEX_NAME, Kind.INDEX))
-
-
-def write_index(database: Database, storage: Storage, seal: Seal, busy: Collection[str]) -> bool:
+def write_index(database: Database, catalog: Catalog, busy: Collection[str]) -> bool:
     """Write a new index if notes ask for one; return whether nothing was changed while it was written.
 
     What it names is durable already; versions in `busy` are being filled.
@@ -51,7 +38,7 @@ def write_index(database: Database, storage: Storage, seal: Seal, busy: Collecti
         if not needs_index(connection, busy):
             return True
         state = load_index_state(connection)
-    number = _stored_number(storage, seal)
+    number = _stored_number(catalog)
     if state is not None and number > state.number:
         _log.warning(
             "the catalog in the storage has index %d, and the database knows of %d: the database may be an older copy",
@@ -66,28 +53,28 @@ def write_index(database: Database, storage: Storage, seal: Seal, busy: Collecti
         repository=plan.state.repository,
         versions=tuple(filter(is_uid, plan.versions)),
     )
-    storage.put_object(INDEX_NAME, pack_index(index, seal))
-    storage.flush()
+    catalog.put_index(index)
+    catalog.flush()
     with database.write() as connection:
         return settle_notes(connection, NoteKind.INDEX, plan.notes)
 
 
-def _stored_number(storage: Storage, seal: Seal) -> int:
+def _stored_number(catalog: Catalog) -> int:
     try:
-        return read_index(storage, seal).number
+        return catalog.index().number
     except (ObjectMissingError, CatalogError):  # none yet, or of another key: it is replaced
         return 0
 
 
 def index_faults(
-    storage: Storage, seal: Seal, repository: CatalogRepository, digest: bytes, there: Collection[str]
+    catalog: Catalog, repository: CatalogRepository, digest: bytes, there: Collection[str]
 ) -> tuple[CatalogIndex | None, list[tuple[str, str]]]:
     """Return the index, if it can be read, and each object that is not as it says: its name and the fact.
 
     `repository` and `digest` are those of the object of the repository, `there` are the uids of versions.
     """
     try:
-        index = read_index(storage, seal)
+        index = catalog.index()
     except (CatalogError, StorageError) as error:
         fact = str(error).removeprefix(f"object {INDEX_NAME} ")
         return None, [(INDEX_NAME, f"{fact}: whether all versions are there cannot be told")]

@@ -16,12 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backyfs.catalog.objects import REPOSITORY_NAME, Seal, digest_of, page_name, version_name
-from backyfs.catalog.pages import pack_page
-from backyfs.catalog.place import catalog_key_check, require_catalog
-from backyfs.catalog.repository import CatalogRepository, pack_repository
-from backyfs.catalog.versions import CatalogVersion, pack_version
-from backyfs.config import NullStorageConfig
+from backyfs.catalog.repository import CatalogRepository
+from backyfs.catalog.store import catalog_key_check, require_catalog
+from backyfs.catalog.versions import CatalogVersion
 from backyfs.engine.catalog.index import write_index
 from backyfs.errors import BackyfsError, InterruptedByUser, MissingKeyError, OddValueError
 from backyfs.geometry import PAGE_ENTRIES
@@ -59,7 +56,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backyfs.metadata.catalog.blobcolumns import BlobColumns
-    from backyfs.metadata.catalog.notes import PageRow
     from backyfs.metadata.db.database import Connection
     from backyfs.metadata.maps.blockmap import Entries
     from backyfs.model import Version
@@ -147,7 +143,7 @@ def publish(
         InterruptedByUser: `control` asked to stop; what was written until then need not be written again.
         StorageError, DatabaseError: it cannot be written; the next call goes on.
     """
-    if isinstance(repository.config.storage, NullStorageConfig):
+    if not repository.blocks.storage.traits.keeps:
         return PublishReport()
     with repository.database.read() as connection:
         was_written = catalog_key(connection) is not None
@@ -162,9 +158,8 @@ def publish(
 class _Publisher:
     def __init__(self, repository: Repository, run: Run) -> None:
         self._database = repository.database
-        self._storage = repository.blocks.storage
+        self._catalog = repository.catalog
         self._block_size = repository.block_size
-        self._seal = Seal(repository=repository.uid, key=repository.blocks.keyring.repository_key)
         self._run = run
         self._report = PublishReport()
 
@@ -183,7 +178,7 @@ class _Publisher:
 
     def check_key(self, *, everything: bool) -> None:
         """Let everything be written anew, or do so where it is sealed with another key than that of today."""
-        key = self._seal.key
+        key = self._catalog.seal.key
         check = catalog_key_check(key)
         with self._database.read() as connection:
             if key is None and newest_wrapped_key(connection) is not None:
@@ -220,20 +215,19 @@ class _Publisher:
                 if note.uid not in busy:
                     self._put_version(window, batch, note)
             is_settled &= self._settle(window, batch)
-        self._put_repository(window, batch)
-        if not self._settle(window, batch) or not write_index(self._database, self._storage, self._seal, busy):
+        self._put_repository(batch)
+        if not self._settle(window, batch) or not write_index(self._database, self._catalog, busy):
             return False  # without a current index, nothing is deleted that the one in the storage may name
-        self._delete_versions(window)
+        self._delete_versions()
         for notes in self._notes(NoteKind.PAGE):
-            for note in notes:
-                window.submit(self._storage.delete_object, page_name(note.uid))
-            self._wait(window, 0)
+            self._run.check()
+            self._catalog.delete_pages(note.uid for note in notes)
             self._report.deleted += len(notes)
             with self._database.write() as connection:
                 settle_notes(connection, NoteKind.PAGE, notes)
         return is_settled
 
-    def _delete_versions(self, window: Window[None]) -> None:
+    def _delete_versions(self) -> None:
         """Delete the objects of versions that are gone, from the index as well."""
         for notes in self._notes(NoteKind.VERSION):
             with self._database.read() as connection:
@@ -242,10 +236,9 @@ class _Publisher:
             gone = [note for note in notes if note.uid not in kept]
             if not gone:
                 continue
-            for note in gone:
-                window.submit(self._storage.delete_object, version_name(note.uid))
-            self._wait(window, 0)
-            self._storage.flush()  # one that came back would look like a version that the database has lost
+            self._run.check()
+            self._catalog.delete_versions(note.uid for note in gone)
+            self._catalog.flush()  # an object that came back would look like a version that the database has lost
             self._report.deleted += len(gone)
             with self._database.write() as connection:
                 settle_notes(connection, NoteKind.VERSION, gone)
@@ -275,7 +268,7 @@ class _Publisher:
             batch.token = token if batch.token is None else batch.token
             for row, entries, blobs in (one for one in read if one[2] is not None):
                 self._wait(window, 2 * _WORKERS)
-                window.submit(self._put_page, row, entries, blobs)
+                window.submit(self._catalog.put_page, row.uid, entries, blobs)
                 batch.pages[row.id] = row.uid
                 self._run.advance(PAGE_ENTRIES * self._block_size)
             if len(batch.pages) >= _PAGES_A_FLUSH:
@@ -288,9 +281,6 @@ class _Publisher:
         except OddValueError as error:
             self._database.odd_rows.note(error)
             return None
-
-    def _put_page(self, row: PageRow, entries: Entries, blobs: BlobColumns) -> None:
-        self._storage.put_object(page_name(row.uid), pack_page(row.uid, self._seal, entries, blobs))
 
     def _put_version(self, window: Window[None], batch: _Batch, note: Note) -> None:
         uid = VersionUid(note.uid)
@@ -305,24 +295,21 @@ class _Publisher:
             return  # see `_delete_versions`
         self._wait(window, 2 * _WORKERS)
         batch.versions.append(note)
-        packed = pack_version(found, self._seal)
-        window.submit(self._storage.put_object, version_name(uid), packed)
+        window.submit(self._catalog.put_version, found)
         self._report.versions += 1
 
-    def _put_repository(self, window: Window[None], batch: _Batch) -> None:
+    def _put_repository(self, batch: _Batch) -> None:
         with self._database.read() as connection:
             batch.repository = read_notes(connection, NoteKind.REPOSITORY)
             if batch.repository:
-                packed = pack_repository(read_repository(connection), self._seal.key)
-                batch.digest = digest_of(packed)
-                window.submit(self._storage.put_object, REPOSITORY_NAME, packed)
+                batch.digest = self._catalog.put_repository(read_repository(connection))
 
     def _settle(self, window: Window[None], batch: _Batch) -> bool:
         """Make durable what was put, and take the notes away; return whether nothing of it has changed meanwhile."""
         self._wait(window, 0)
         if not (batch.pages or batch.versions or batch.repository):
             return True
-        self._storage.flush()
+        self._catalog.flush()
         with self._database.write() as connection:
             is_current = batch.token is None or page_token(connection) == batch.token
             gone = settle_pages(connection, batch.pages.keys(), batch.token or 0)
@@ -331,8 +318,7 @@ class _Publisher:
             if is_repository and batch.repository:
                 save_repository_digest(connection, batch.digest)
             is_current &= is_repository
-        for page_id in gone:
-            self._storage.delete_object(page_name(batch.pages[page_id]))
+        self._catalog.delete_pages(batch.pages[page_id] for page_id in gone)
         self._report.pages += len(batch.pages) - len(gone)
         batch.token = None
         batch.pages.clear()

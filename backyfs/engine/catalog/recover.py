@@ -16,21 +16,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backyfs import keys
-from backyfs.catalog.objects import (
-    PAGES,
-    REPOSITORY_NAME,
-    VERSIONS,
-    Kind,
-    Seal,
-    is_uid,
-    page_name,
-    uid_of,
-    version_name,
-)
-from backyfs.catalog.pages import CatalogPage, unpack_page
-from backyfs.catalog.place import catalog_key_check, find_repository, get_stored
+from backyfs.catalog.objects import REPOSITORY_NAME, Seal, page_name, version_name
 from backyfs.catalog.repository import open_repository_object
-from backyfs.catalog.versions import CatalogVersion, unpack_version
+from backyfs.catalog.store import Catalog, catalog_key_check, find_repository
 from backyfs.engine.catalog.index import index_faults
 from backyfs.errors import CatalogError, MissingKeyError, StorageError, WrongKeyError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
@@ -56,6 +44,7 @@ from backyfs.metadata.upkeep.checks import insert_damage, mark_damaged, pages_wi
 from backyfs.model import BlobId, BlockIndex, PageNumber, VersionStatus, VersionUid
 from backyfs.repository.claim import mark
 from backyfs.repository.keyring import tag_of
+from backyfs.storage.keys import is_blob
 from backyfs.work.blobset import BlobSet
 from backyfs.work.run import UNATTENDED, Run
 from backyfs.work.window import Window
@@ -64,11 +53,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from backyfs.catalog.index import CatalogIndex
+    from backyfs.catalog.pages import CatalogPage
     from backyfs.catalog.repository import CatalogRepository, OpenPart
+    from backyfs.catalog.versions import CatalogVersion
     from backyfs.keys.slots import Secret
     from backyfs.metadata.db.database import Database
     from backyfs.model import PageId, VersionId, VersionRecord
-    from backyfs.storage import Storage
+    from backyfs.storage.protocol import Storage
     from backyfs.work.run import Control
 
 _log = logging.getLogger(__name__)
@@ -106,7 +97,7 @@ class OpenedCatalog:
     """A catalog whose key is there."""
 
     repository: CatalogRepository
-    seal: Seal
+    objects: Catalog
     digest: bytes  # of the object of the repository
 
 
@@ -162,8 +153,8 @@ def open_catalog(
                 "give the key of this repository (or the object is damaged)"
             ) from error
         raise
-    seal = Seal(repository=found.uid, key=key)
-    return OpenedCatalog(repository=repository, seal=seal, digest=found.parts.digest)
+    objects = Catalog(storage, Seal(repository=found.uid, key=key))
+    return OpenedCatalog(repository=repository, objects=objects, digest=found.parts.digest)
 
 
 def recover(
@@ -185,6 +176,7 @@ def recover(
         InterruptedByUser: `control` asked to stop; the next recovery starts over.
         DatabaseError, StorageError: they fail; likewise.
     """
+    key = catalog.objects.seal.key
     is_marked = mark(storage, catalog.repository.identity.uid)
     begin_recovery(database)
     run = Run(control, interrupted="interrupted; the database is not finished: run the same command again")
@@ -198,11 +190,11 @@ def recover(
             catalog.repository.identity,
             catalog.repository.key_slots,
             key_made_at=catalog.repository.key_made_at,
-            catalog_key=catalog_key_check(catalog.seal.key),
+            catalog_key=catalog_key_check(key),
             index=IndexState(
                 number=0 if recovery.report.index is None else recovery.report.index.number, repository=catalog.digest
             ),
-            tag=None if catalog.seal.key is None else tag_of(catalog.repository.identity, catalog.seal.key),
+            tag=None if key is None else tag_of(catalog.repository.identity, key),
         )
         if is_marked:
             note_storage_marked(connection)
@@ -229,7 +221,7 @@ class _Recovery:
     ) -> None:
         self._storage = storage
         self._catalog = catalog
-        self._seal = catalog.seal
+        self._objects = catalog.objects
         self._database = database
         self._block_size = catalog.repository.identity.block_size
         self._run = run
@@ -239,9 +231,9 @@ class _Recovery:
 
     def run(self) -> None:
         """Read the catalog and insert what it has."""
-        uids = sorted(uid_of(name) for name in self._storage.list_objects(VERSIONS))
+        uids = sorted(self._objects.version_uids())
         self._compare_index(uids)
-        pages = sum(1 for _ in self._storage.list_objects(PAGES))
+        pages = sum(1 for _ in self._objects.page_uids())
         total_bytes = pages * PAGE_ENTRIES * self._block_size
         with self._run.step("Recovering versions", total_bytes), Window[_Read](_WORKERS) as window:
             for uid in uids:
@@ -251,7 +243,7 @@ class _Recovery:
     def _compare_index(self, uids: Sequence[str]) -> None:
         """Report what the index of the catalog says is missing or older, and note what it does not name."""
         catalog = self._catalog
-        index, faults = index_faults(self._storage, self._seal, catalog.repository, catalog.digest, uids)
+        index, faults = index_faults(self._objects, catalog.repository, catalog.digest, uids)
         for name, fact in faults:
             self._lose(name, fact)
         if index is not None:
@@ -261,7 +253,7 @@ class _Recovery:
     def _recover_version(self, window: Window[_Read], uid: str) -> None:
         self._run.check()
         try:
-            found = unpack_version(uid, self._seal, self._get(version_name(uid), Kind.VERSION))
+            found = self._objects.version(uid)
         except (CatalogError, StorageError) as error:
             self._lose(version_name(uid), error)
             return
@@ -320,7 +312,7 @@ class _Recovery:
 
     def _read_page(self, uid: str) -> _Read:
         try:
-            return _Read(uid, unpack_page(uid, self._seal, self._get(page_name(uid), Kind.PAGE)))
+            return _Read(uid, self._objects.page(uid))
         except (CatalogError, StorageError) as error:
             return _Read(uid, None, str(error))
 
@@ -343,7 +335,8 @@ class _Recovery:
     def check_objects(self) -> None:
         """Mark blobs as damaged whose objects are missing, and the versions that use them."""
         there = BlobSet()
-        for uids in batches(self._storage.list_blobs()):
+        stored = (found.key for found in self._storage.list() if is_blob(found.key))
+        for uids in batches(stored):
             self._run.check()
             with self._database.read() as connection:
                 for known in find_by_uid(connection, uids).values():
@@ -372,11 +365,6 @@ class _Recovery:
             self.report.invalid.extend(version_uids(connection, marked))
         for blob in rows.values():
             self._lose(f"{blob.uid}.blob", "is missing from the storage")
-
-    def _get(self, name: str, kind: Kind) -> bytes:
-        if not is_uid(uid_of(name)):
-            raise CatalogError("has no name of the catalog")
-        return get_stored(self._storage, name, kind)
 
     def _lose(self, name: str, reason: object, version: VersionUid | None = None) -> None:
         self.report.losses += 1

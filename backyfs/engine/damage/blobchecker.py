@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from backyfs.blocks import load_block
 from backyfs.errors import (
     BackyfsError,
-    BlobMissingError,
     IntegrityError,
+    ObjectMissingError,
     ObjectUnreadableError,
     StorageError,
 )
@@ -149,7 +149,7 @@ class BlobChecker:
             load_block(self._repository.blocks, blob)
         except IntegrityError as error:
             return _Result(blob, _without_uid(blob, error))
-        except BlobMissingError as error:
+        except ObjectMissingError as error:
             return _Result(blob, _without_uid(blob, error), is_there=False)
         except ObjectUnreadableError as error:
             return _Result(blob, f"cannot be read: {error}", is_there=False, was_refused=True)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.blocks import load_block, new_blob_uids, new_shelf, save_blocks
 from backyfs.engine.catalog.publish import catalog_kept
-from backyfs.errors import BackyfsError, BlobMissingError, IntegrityError, ObjectUnreadableError
+from backyfs.errors import BackyfsError, IntegrityError, ObjectMissingError, ObjectUnreadableError
 from backyfs.metadata.db.batches import batches
 from backyfs.metadata.maps.blockmap import BlobsGoneError, replace_blobs
 from backyfs.metadata.records.blobs import find_blobs, load_blobs
@@ -289,7 +289,7 @@ class _Migrator:
                     break
                 try:
                     block = load_block(self._repository.blocks, blob)
-                except (BlobMissingError, ObjectUnreadableError, IntegrityError) as error:
+                except (ObjectMissingError, ObjectUnreadableError, IntegrityError) as error:
                     done.damaged.append((blob, str(error)))
                 else:
                     # Its tag vouched for a block without fingerprint; stored plain, nothing else will.

@@ -14,18 +14,18 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from backyfs import keys, sealing
-from backyfs.config import DirectoryStorageConfig, ObjectStoreConfig, find_mistakes, has_password
+from backyfs.config import find_mistakes, has_password
 from backyfs.engine.setup.encryption_check import look_at_blocks
 from backyfs.engine.setup.findings import CheckReport, Finding, Grade
 from backyfs.engine.setup.host_check import check_clock, check_fuse, check_writable, free_space
 from backyfs.engine.setup.upgrade import plan_upgrade
 from backyfs.errors import (
     BackyfsError,
-    BlobMissingError,
     ConfigError,
     DatabaseError,
     IntegrityError,
     KeyMaterialError,
+    ObjectMissingError,
     StorageError,
     WrongKeyError,
 )
@@ -41,7 +41,7 @@ from backyfs.moments import time_text
 from backyfs.repository import check_agreement, no_repository
 from backyfs.repository.claim import SAMPLE_BLOBS, check_before_upgrade, check_claim
 from backyfs.repository.keyring import unlock
-from backyfs.storage.opening import open_storage
+from backyfs.storage.registry import open_storage
 from backyfs.text import shell_word
 from backyfs.trust import doubts_about, is_refused, secret_files_of
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from backyfs.config import Config
     from backyfs.repository.keyring import Unlocked
-    from backyfs.storage import Storage
+    from backyfs.storage.protocol import Storage
 
 _TEST_BYTES = 64 << 10
 _CLOCKS_APART_S = 5.0
@@ -134,7 +134,7 @@ class _Checks:
         storage, key = self.config.storage, self.config.key
         return (
             (key is not None and key.hex_digits is not None)
-            or (isinstance(storage, ObjectStoreConfig) and storage.aws_secret_access_key is not None)
+            or storage.has_secrets
             or has_password(self.config.database_url)
         )
 
@@ -247,11 +247,12 @@ class _Checks:
 
     def _storage(self) -> Iterator[tuple[Grade, str]]:
         with closing(open_storage(self.config)) as storage:
-            if not storage.keeps:
+            if not storage.traits.keeps:
                 yield Grade.WARNING, "it is of type null and keeps nothing; name a storage of another type"
                 return
             if not self.state:
-                yield Grade.SKIPPED, f"{_place(self.config)} is there; whether it is the right one, the database knows"
+                place = self.config.storage.place
+                yield Grade.SKIPPED, f"{place} is there; whether it is the right one, the database knows"
                 return
             marked = self._claimed(storage)
             uid, stored = BlobUid(secrets.token_hex(16)), secrets.token_bytes(_TEST_BYTES)
@@ -260,11 +261,11 @@ class _Checks:
                 storage.flush()
                 read = storage.get(uid)
             finally:
-                storage.delete(uid)
+                storage.delete([uid])
             if read != stored:
-                raise StorageError(f"a test object came back from {_place(self.config)} with other bytes")
+                raise StorageError(f"a test object came back from {self.config.storage.place} with other bytes")
             _check_gone(storage.get, uid)
-        yield Grade.OK, f"{_place(self.config)}: {marked}a test object was written, read and deleted"
+        yield Grade.OK, f"{self.config.storage.place}: {marked}a test object was written, read and deleted"
 
     def _claimed(self, storage: Storage) -> str:
         """Return what the marker of the storage says, before anything is written there."""
@@ -285,8 +286,8 @@ class _Checks:
         places: list[tuple[str, type[BackyfsError]]] = []
         if file is not None:
             places.append((os.path.dirname(os.path.abspath(file)), DatabaseError))
-        if isinstance(self.config.storage, DirectoryStorageConfig):
-            places.append((self.config.storage.path, StorageError))
+        if self.config.storage.local_path is not None:
+            places.append((self.config.storage.local_path, StorageError))
         seen = set()
         for path, error in places:
             if os.path.exists(path) and os.stat(path).st_dev not in seen:
@@ -334,16 +335,9 @@ def _skipped(checks: Iterable[str], until: str) -> list[Finding]:
     return [Finding(check=name, grade=Grade.SKIPPED, message=message) for name in checks]
 
 
-def _place(config: Config) -> str:
-    storage = config.storage
-    if isinstance(storage, DirectoryStorageConfig):
-        return storage.path
-    return storage.bucket_name if isinstance(storage, ObjectStoreConfig) else "null"
-
-
 def _check_gone(get: Callable[[BlobUid], bytes], uid: BlobUid) -> None:
     try:
         get(uid)
-    except BlobMissingError:
+    except ObjectMissingError:
         return
     raise StorageError(f"test object {uid} is still there after it was deleted; delete it by hand")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from backyfs import keys
 from backyfs.blocks import digest_bytes
-from backyfs.config import DirectoryStorageConfig
 from backyfs.engine.setup.backy2_processes import held_locks, processes
 from backyfs.engine.transfer.export import new_file, write_export
 from backyfs.engine.transfer.export_format import ExportHeader, ExportWriter, PageRecord
@@ -354,7 +353,7 @@ def _copy_path(config: Config, database: Database, directory: str | None) -> str
 
 
 def _directory(config: Config) -> str:
-    return config.storage.path if isinstance(config.storage, DirectoryStorageConfig) else "."
+    return config.storage.local_path or "."
 
 
 def _block_size(config: Config) -> int:

@@ -20,7 +20,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from backyfs.engine.catalog.publish import catalog_kept, keep_catalog
-from backyfs.errors import ObjectUnreadableError
+from backyfs.errors import ObjectsKeptError
 from backyfs.metadata.records.jobs import database_time
 from backyfs.metadata.upkeep.garbage import (
     DoomedBlob,
@@ -41,6 +41,7 @@ from backyfs.work.window import Window
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from backyfs.errors import ObjectUnreadableError
     from backyfs.repository import Repository
 
 _log = logging.getLogger(__name__)
@@ -189,15 +190,15 @@ class Cleaner:
 
     def _delete_objects(self, blobs: Sequence[DoomedBlob]) -> list[DoomedBlob]:
         """Delete objects and return those that are gone. Runs in a worker thread."""
-        gone = []
-        for blob in blobs:
-            try:
-                self._storage.delete(blob.uid)
-            except ObjectUnreadableError as error:
-                self._keep(blob, error)
-            else:
-                gone.append(blob)
-        return gone
+        try:
+            self._storage.delete([blob.uid for blob in blobs])
+        except ObjectsKeptError as error:
+            kept = error.kept
+            for blob in blobs:
+                if blob.uid in kept:
+                    self._keep(blob, kept[blob.uid])
+            return [blob for blob in blobs if blob.uid not in kept]
+        return list(blobs)
 
     def _keep(self, blob: DoomedBlob, error: ObjectUnreadableError) -> None:
         with self._lock:

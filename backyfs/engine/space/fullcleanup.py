@@ -135,7 +135,7 @@ def _remove_leftovers(repository: Repository) -> int:
     # Never without a grace time: the catalog is written at the end of a command, when its job has ended.
     with repository.database.write() as connection:
         least_s = least_age_s(connection, GRACE_S)
-    return repository.blocks.storage.remove_leftovers(least_s)
+    return repository.blocks.storage.sweep(least_s)
 
 
 def _mark(

@@ -22,7 +22,7 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backyfs.catalog.place import require_catalog
+from backyfs.catalog.store import require_catalog
 from backyfs.errors import CatalogError
 from backyfs.metadata.catalog.notes import NoteKind, catalog_key, existing_uids, read_notes
 from backyfs.metadata.db.batches import batches
@@ -32,20 +32,30 @@ from backyfs.metadata.records.identity import load_storage_state, note_storage_o
 from backyfs.metadata.records.jobs import database_time, oldest_writer_s, this_process
 from backyfs.metadata.upkeep.garbage import LivingBlob, StoredOrphan, doom_orphans, living_blobs
 from backyfs.model import BlobId
+from backyfs.storage.keys import is_blob
 from backyfs.work.blobset import BlobSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from backyfs.metadata.db.database import Connection
+    from backyfs.model import BlobUid
     from backyfs.repository import Repository
-    from backyfs.storage import StoredObject
+    from backyfs.storage.protocol import Storage
 
 _log = logging.getLogger(__name__)
 
 _CLOCKS_S = 60         # a clock that is put right while a job runs makes it younger
 _ROWS_AT_ONCE = 20_000
-_VERSIONS = "catalog/versions/"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """The object of a blob, as the storage lists it."""
+
+    uid: BlobUid
+    size_bytes: int
+    age_s: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,6 +84,7 @@ class StorageListing:
         """Prepare to look at the objects whose uids begin with a prefix; `check` is called often, and may raise."""
         self._database = repository.database
         self._storage = repository.blocks.storage
+        self._catalog = repository.catalog
         self._uid = repository.uid
         self._check = check
         self._prefix = prefix
@@ -98,7 +109,7 @@ class StorageListing:
             if doom:
                 require_sound_uids(connection)
             highest = highest_blob_id(connection)
-        for batch in batches(self._storage.list_stored(self._prefix)):
+        for batch in batches(_stored_blobs(self._storage, self._prefix)):
             self._check()
             self._compare(batch, found, doom=doom)
         for blobs in self._living(BlobId(highest)):
@@ -119,7 +130,7 @@ class StorageListing:
         with self._database.read() as connection:
             return load_storage_state(connection).had_objects
 
-    def _compare(self, batch: Sequence[StoredObject], found: Comparison, *, doom: bool) -> None:
+    def _compare(self, batch: Sequence[StoredBlob], found: Comparison, *, doom: bool) -> None:
         with self._database.read() as connection:
             there = known_uids(connection, [stored.uid for stored in batch])
             known = find_sound_by_uid(connection, there)
@@ -131,7 +142,7 @@ class StorageListing:
         if unknown:
             self._settle(unknown, found, doom=doom)
 
-    def _settle(self, unknown: Sequence[StoredObject], found: Comparison, *, doom: bool) -> None:
+    def _settle(self, unknown: Sequence[StoredBlob], found: Comparison, *, doom: bool) -> None:
         with self._database.write() as connection:
             # Whoever of these enters an object does so before this transaction, or is still there.
             least_s = least_age_s(connection, self._grace_s)
@@ -171,7 +182,13 @@ class StorageListing:
             )
 
     def _unknown_versions(self) -> set[str]:
-        listed = {name.removeprefix(_VERSIONS) for name in self._storage.list_objects(_VERSIONS)}
+        listed = set(self._catalog.version_uids())
         with self._database.read() as connection:
             noted = {note.uid for note in read_notes(connection, NoteKind.VERSION)}
             return listed - existing_uids(connection, NoteKind.VERSION, listed) - noted
+
+
+def _stored_blobs(storage: Storage, prefix: str) -> Iterator[StoredBlob]:
+    for found in storage.list(prefix):
+        if is_blob(found.key) and found.size_bytes is not None:
+            yield StoredBlob(found.key, found.size_bytes, found.age_s)

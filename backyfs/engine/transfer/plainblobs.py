@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.blocks import BLAKE3, OTHER_DIGEST_BYTES, digest_bytes, hash_of
 from backyfs.engine.transfer.export_format import ExportHeader
-from backyfs.errors import BlobMissingError, ExportFormatError, UsageError
+from backyfs.errors import ExportFormatError, ObjectMissingError, UsageError
 from backyfs.model import BlobRecord
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _read_fingerprint(repository: Repository, blob: BlobRecord) -> bytes:
     assert blob.fingerprint is not None, "checked before"
     try:
         block = repository.blocks.storage.get(blob.uid)
-    except BlobMissingError as error:
+    except ObjectMissingError as error:
         raise ExportFormatError(
             f"blob {blob.uid} of the export is stored plain and missing from the storage, so it cannot get a "
             "fingerprint of this repository; make the whole storage available, and import again"

@@ -1,0 +1,75 @@
+"""The kinds of storage, and how the one that a configuration names is opened or created.
+
+A new kind is a module, a class in `backyfs.config` and a line in `KINDS`. It also joins the contract suite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from backyfs.config import DirectoryStorageConfig, NullStorageConfig
+from backyfs.errors import ConfigError
+from backyfs.storage.directory import DirectoryStorage
+from backyfs.storage.newdirectory import create_directory
+from backyfs.storage.null import NullStorage
+from backyfs.storage.throttling import throttled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from backyfs.config import Config
+    from backyfs.storage.protocol import Storage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageKind:
+    """How storages of one kind are opened and created. The functions take the configuration of the storage."""
+
+    open: Callable[[Any], Storage]
+    create: Callable[[Any, bool], bool]  # may it hold blobs? -> does it? See `create_storage`
+
+
+KINDS = {
+    DirectoryStorageConfig: StorageKind(
+        open=lambda config: DirectoryStorage(config.path),
+        create=lambda config, may_hold_blobs: create_directory(config.path, may_hold_blobs=may_hold_blobs),
+    ),
+    NullStorageConfig: StorageKind(open=lambda _config: NullStorage(), create=lambda _config, _may_hold_blobs: False),
+}
+
+
+def open_storage(config: Config, stop: Callable[[], bool] = lambda: False) -> Storage:
+    """Open the storage, with the limits that the configuration sets.
+
+    Threads that wait because of a limit call `stop` to find out whether the command should end.
+
+    Raises:
+        ConfigError: this release does not support this kind of storage.
+        StorageError: the storage does not exist.
+    """
+    return throttled(_kind_of(config).open(config.storage), config.storage, stop)
+
+
+def create_storage(config: Config, *, may_hold_blobs: bool = False) -> bool:
+    """Create the storage of a new repository, if it needs to be created; return whether it holds blobs.
+
+    With `may_hold_blobs` it may already hold blobs whose rows will be imported.
+
+    Raises:
+        ConfigError: this release does not support this kind of storage.
+        StorageError: it exists and is not empty, or cannot be created.
+    """
+    return _kind_of(config).create(config.storage, may_hold_blobs)
+
+
+def _kind_of(config: Config) -> StorageKind:
+    kind = KINDS.get(type(config.storage))
+    if kind is None:
+        raise ConfigError(
+            "names a kind of storage that this release does not have; allowed: file, null",
+            section="DataBackend",
+            key="type",
+            file=config.files[-1] if config.files else "",
+        )
+    return kind
