@@ -173,7 +173,8 @@ def _load_object(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
         if not (trusts_tag and scheme.uses_data_key):
             _check_fingerprint(store, blob, block)
     except IntegrityError as error:
-        raise IntegrityError(f"blob {blob.uid} {error}") from error
+        error.subject = f"blob {blob.uid}"
+        raise
     return block
 
 
@@ -231,7 +232,8 @@ class PieceLoader:
         except IntegrityError as error:
             with self._lock:
                 self._tables.pop(blob.uid, None)
-            raise IntegrityError(f"blob {blob.uid} {error}") from error
+            error.subject = f"blob {blob.uid}"
+            raise
 
     def _read_at(self, blob: Blob, table_bytes: int, offset: int, length: int) -> Buffer:
         if offset >= table_bytes:

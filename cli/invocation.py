@@ -146,7 +146,8 @@ class Invocation:
                 repository.database.has_written = True
                 self._keep_catalog(repository)
         except BackyfsError as error:
-            _log.warning("the catalog in the storage lacks what was done: %s; run `backyfs catalog push`", error)
+            text = "the copy of the metadata in the storage is out of date: %s; run `backyfs catalog push`"
+            _log.warning(text, error)
 
     def _keep_catalog(self, repository: Repository) -> None:
         """Write to the catalog what the command itself has changed, unless it was interrupted.

@@ -40,7 +40,9 @@ def pack_index(index: CatalogIndex, by: Seal) -> bytes:
         CatalogError: it names too many versions.
     """
     if len(index.versions) > MAX_VERSIONS:
-        raise CatalogError(f"object {INDEX_NAME} would name {len(index.versions)} versions, more than {MAX_VERSIONS}")
+        raise CatalogError(
+            f"would name {len(index.versions)} versions, more than {MAX_VERSIONS}", subject=f"object {INDEX_NAME}"
+        )
     microseconds = (index.written_at - _EPOCH) // timedelta(microseconds=1)
     uids = [uid.encode("ascii") for uid in index.versions]
     fixed = _FIXED.pack(index.number, microseconds, index.repository, len(uids))
@@ -57,7 +59,7 @@ def unpack_index(by: Seal, stored: bytes) -> CatalogIndex:
     try:
         return _parse(content)
     except (ValueError, struct.error) as error:
-        raise CatalogError(f"object {INDEX_NAME} is damaged: {error}") from error
+        raise CatalogError(f"is damaged: {error}", subject=f"object {INDEX_NAME}") from error
 
 
 def _parse(content: bytes) -> CatalogIndex:

@@ -107,7 +107,9 @@ def pack_object(kind: Kind, name: str, by: Seal, content: bytes, open_part: byte
         CatalogError: it is larger than any object that is read.
     """
     if len(content) > MAX_CONTENT[kind] or len(open_part) > _MAX_OPEN:
-        raise CatalogError(f"object {name} would have {len(content)} bytes, more than the {MAX_CONTENT[kind]} allowed")
+        raise CatalogError(
+            f"would have {len(content)} bytes, more than the {MAX_CONTENT[kind]} allowed", subject=f"object {name}"
+        )
     before = _HEADER.pack(_MAGIC, FORMAT, kind, by.key is not None, len(open_part)) + open_part
     frame = zstandard.ZstdCompressor(level=_LEVEL).compress(content)
     return before + seal(by.key, before + _place(name, by), frame)
@@ -120,15 +122,17 @@ def take_apart(kind: Kind, name: str, stored: bytes) -> Parts:
         CatalogError: it is no object of this kind, or of a newer format.
     """
     if len(stored) < _HEADER.size or stored[: len(_MAGIC)] != _MAGIC:
-        raise CatalogError(f"object {name} is damaged: it is no object of a catalog")
+        raise CatalogError("is damaged: it is no object of a catalog", subject=f"object {name}")
     _, number, found, sealed, open_bytes = _HEADER.unpack_from(stored)
     if number != FORMAT:
         raise CatalogError(
-            f"object {name} has format {number}, and this program reads {FORMAT}; use a newer release of backyfs"
+            f"has format {number}, and this program reads {FORMAT}",
+            subject=f"object {name}",
+            remedy="use a newer release of backyfs",
         )
     end = _HEADER.size + open_bytes
     if found != kind or sealed > 1 or open_bytes > _MAX_OPEN or end > len(stored):
-        raise CatalogError(f"object {name} is damaged: its header is not that of such an object")
+        raise CatalogError("is damaged: its header is not that of such an object", subject=f"object {name}")
     return Parts(
         kind=kind,
         is_sealed=bool(sealed),
@@ -146,18 +150,18 @@ def open_object(parts: Parts, name: str, by: Seal) -> bytes:
     """
     if parts.is_sealed is not (by.key is not None):
         has = "is encrypted and the repository is not" if parts.is_sealed else "is not encrypted and the repository is"
-        raise CatalogError(f"object {name} {has}: it was not made by this repository")
+        raise CatalogError(f"{has}: it was not made by this repository", subject=f"object {name}")
     try:
         frame = open_sealed(by.key, parts.before + _place(name, by), parts.body)
     except IntegrityError as error:
-        raise CatalogError(f"object {name} {error}") from error
+        raise CatalogError(error.fact, subject=f"object {name}") from error
     try:
         size = zstandard.frame_content_size(frame)
         content = zstandard.ZstdDecompressor().decompress(frame) if 0 <= size <= MAX_CONTENT[parts.kind] else None
     except zstandard.ZstdError as error:
-        raise CatalogError(f"object {name} is damaged: {error}") from error
+        raise CatalogError(f"is damaged: {error}", subject=f"object {name}") from error
     if content is None:
-        raise CatalogError(f"object {name} is damaged: it claims to hold {size} bytes")
+        raise CatalogError(f"is damaged: it claims to hold {size} bytes", subject=f"object {name}")
     return content
 
 

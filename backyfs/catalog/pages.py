@@ -65,7 +65,7 @@ def page_content(uid: str, entries: Sequence[int], blobs: BlobColumns) -> bytes:
     """
     order = [entry for entry in dict.fromkeys(entries) if entry > HOLE]  # as they come
     if len(order) != len(blobs.ids) or set(order) != set(blobs.ids):
-        raise CatalogError(f"page {uid} of a block map names blobs that have no rows")
+        raise CatalogError("names blobs that have no rows", subject=f"page {uid} of a block map")
     numbers = {blob_id: number for number, blob_id in enumerate(order, 1)}
     numbers[HOLE], numbers[ABSENT] = 0, _ABSENT
     map_of_blobs = _le("H", map(numbers.__getitem__, entries))
@@ -146,7 +146,7 @@ def parse_page(uid: str, content: bytes) -> CatalogPage:
     try:
         return _parse(memoryview(content))
     except (ValueError, IndexError, struct.error) as error:
-        raise CatalogError(f"object {page_name(uid)} is damaged: {error}") from error
+        raise CatalogError(f"is damaged: {error}", subject=f"object {page_name(uid)}") from error
 
 
 def open_page(uid: str, by: Seal, stored: bytes) -> bytes:

@@ -87,7 +87,7 @@ def read_open_part(stored: bytes) -> OpenPart:
             parts=parts,
         )
     except ValueError as error:
-        raise CatalogError(f"object {REPOSITORY_NAME} is damaged: {error}") from error
+        raise CatalogError(f"is damaged: {error}", subject=f"object {REPOSITORY_NAME}") from error
     return found
 
 
@@ -110,9 +110,9 @@ def open_repository_object(found: OpenPart, key: bytes | None) -> CatalogReposit
         made_at = fields.optional_time("key_made_at")
         index_number = fields.value("index_number", values.COUNT) if "index_number" in fields else 0
     except ValueError as error:
-        raise CatalogError(f"object {REPOSITORY_NAME} is damaged: {error}") from error
+        raise CatalogError(f"is damaged: {error}", subject=f"object {REPOSITORY_NAME}") from error
     if identity.uid != found.uid:
-        raise CatalogError(f"object {REPOSITORY_NAME} is damaged: it holds another uid")
+        raise CatalogError("is damaged: it holds another uid", subject=f"object {REPOSITORY_NAME}")
     return CatalogRepository(
         identity=identity,
         key_slots=found.key_slots,

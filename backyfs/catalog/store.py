@@ -23,6 +23,7 @@ from backyfs.catalog.pages import open_page, pack_page, parse_page
 from backyfs.catalog.repository import open_repository_object, pack_repository, read_open_part
 from backyfs.catalog.versions import pack_version, unpack_version
 from backyfs.errors import CatalogError, IntegrityError, ObjectMissingError, ObjectUnreadableError
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -122,7 +123,7 @@ class Catalog:
 
     def _read(self, name: ObjectName, kind: Kind) -> bytes:
         if not is_uid(uid_of(name)):
-            raise CatalogError(f"object {name} has a name that no object of a catalog has")
+            raise CatalogError("has a name that no object of a catalog has", subject=f"object {name}")
         return _read(self._storage, name, kind)
 
 
@@ -155,13 +156,15 @@ def require_catalog(storage: Storage, uid: str, *, was_written: bool) -> None:
     if found is None:
         if was_written:
             raise CatalogError(
-                "the storage has no catalog, and there was one; is its file system mounted? If the catalog was "
-                "deleted, `backyfs catalog push --all` writes it again"
+                "has no catalog, and there was one; is its file system mounted?",
+                subject="the storage",
+                remedy=Advice.WRITE_CATALOG_IF_DELETED(),
             )
     elif found.uid != uid:
         raise CatalogError(
-            f"the storage has the catalog of repository {found.uid}, and this is {uid}; give each repository its own "
-            "storage"
+            f"has the catalog of repository {found.uid}, and this is {uid}",
+            subject="the storage",
+            remedy="give each repository its own storage",
         )
 
 
@@ -169,4 +172,4 @@ def _read(storage: Storage, name: ObjectName, kind: Kind) -> bytes:
     try:
         return storage.get(name, most=MAX_STORED[kind])
     except (IntegrityError, ObjectUnreadableError) as error:
-        raise CatalogError(str(error)) from error
+        raise CatalogError(error.fact, subject=error.subject, remedy=error.remedy) from error

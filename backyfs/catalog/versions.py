@@ -15,6 +15,7 @@ from backyfs.catalog.jsontext import Fields, read_json, write_json
 from backyfs.catalog.objects import Kind, Seal, open_object, pack_object, take_apart, version_name
 from backyfs.errors import CatalogError
 from backyfs.model import StatisticsRecord, VersionRecord, VersionStatus, VersionUid
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,8 +63,10 @@ def pack_version(version: CatalogVersion, by: Seal) -> bytes:
         or len(version.statistics) > _MAX_STATISTICS
     ):
         raise CatalogError(
-            f"version {version.version.uid} has more than {_MAX_TAGS} tags or {_MAX_STATISTICS} statistics, or "
-            f"{_MAX_FACTS} bytes of them, and cannot be in the catalog; remove some tags with `backyfs remove-tag`"
+            f"has more than {_MAX_TAGS} tags or {_MAX_STATISTICS} statistics, or {_MAX_FACTS} bytes of them, and "
+            "cannot be stored in the catalog",
+            subject=f"version {version.version.uid}",
+            remedy=Advice.REMOVE_TAGS(),
         )
     numbers = array("I", version.page_numbers)
     if sys.byteorder == "big":
@@ -83,9 +86,9 @@ def unpack_version(uid: str, by: Seal, stored: bytes) -> CatalogVersion:
     try:
         found = _parse(memoryview(content))
     except (ValueError, struct.error) as error:
-        raise CatalogError(f"object {name} is damaged: {error}") from error
+        raise CatalogError(f"is damaged: {error}", subject=f"object {name}") from error
     if found.version.uid != uid:
-        raise CatalogError(f"object {name} is damaged: it holds version {found.version.uid!r}")
+        raise CatalogError(f"is damaged: it holds version {found.version.uid!r}", subject=f"object {name}")
     return found
 
 

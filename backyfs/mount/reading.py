@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from backyfs.blocks import piece_bytes
-from backyfs.errors import BackyfsError, ObjectMissingError, IntegrityError, ObjectUnreadableError
+from backyfs.errors import BackyfsError, IntegrityError, ObjectMissingError, ObjectUnreadableError
 from backyfs.geometry import block_slices, pieces_covering, within_piece
 
 if TYPE_CHECKING:

@@ -55,7 +55,7 @@ class DirectoryStorage:
         """
         self._path = os.path.abspath(path)
         if not os.path.isdir(self._path):
-            raise StorageError(f"storage directory {self._path} does not exist; is its file system mounted?")
+            raise StorageError("does not exist; is its file system mounted?", subject=f"storage directory {self._path}")
         # Stays open: syncfs reports the write errors that occurred after its descriptor was opened.
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -301,8 +301,9 @@ class DirectoryStorage:
             raise storage_error(self._path, error) from error
         if not is_same:
             raise WrongStorageError(
-                f"storage directory {self._path} is not the one that was opened: its file system was unmounted, or "
-                "another one was mounted there; mount the right one"
+                "is not the one that was opened: its file system was unmounted, or another one was mounted there",
+                subject=f"storage directory {self._path}",
+                remedy="mount the right one",
             )
 
     def _read_error(self, key: Key, path: str, error: OSError) -> StorageError:
@@ -343,5 +344,5 @@ def _above(path: str) -> list[str]:
 
 def _too_large(key: Key, size: int, most: int) -> IntegrityError:
     if is_blob(key):
-        return IntegrityError(f"has {size} bytes in the storage, more than any block takes")
-    return IntegrityError(f"object {key} has more than {most} bytes, which no object of its kind has")
+        return IntegrityError(f"has {size} bytes in the storage, more than any block takes", subject=f"blob {key}")
+    return IntegrityError(f"has more than {most} bytes, which no object of its kind has", subject=f"object {key}")

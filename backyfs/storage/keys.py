@@ -47,6 +47,10 @@ def check_key(key: Key) -> None:
     """
     if "/" not in key:
         if not obeys(BLOB_UID, key):
-            raise ObjectUnreadableError(f"blob uid {key!r} is malformed: it must be 5 to 32 letters and digits")
+            raise ObjectUnreadableError(
+                "is malformed: it must be 5 to 32 letters and digits", subject=f"blob uid {key!r}"
+            )
     elif not is_name(key):
-        raise ObjectUnreadableError(f"object name {key!r} is malformed: it must be {NAMED}/… with letters and digits")
+        raise ObjectUnreadableError(
+            f"is malformed: it must be {NAMED}/… with letters and digits", subject=f"object name {key!r}"
+        )

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from backyfs.errors import IntegrityError, ObjectMissingError, StorageError
+from backyfs.remedies import Advice
 from backyfs.storage.keys import MARKER_NAME
 
 if TYPE_CHECKING:
@@ -34,10 +35,14 @@ def read_marker(storage: Storage) -> frozenset[str] | None:
     except ObjectMissingError:
         return None
     except IntegrityError as error:
-        raise StorageError(f"{error}; {_REMEDY}") from error
+        raise StorageError(error.fact, subject=error.subject, remedy=Advice.REPLACE_MARKER()) from error
     found = _MARKER.fullmatch(text)
     if found is None:
-        raise StorageError(f"object {MARKER_NAME} in the storage is damaged or of a newer release; {_REMEDY}")
+        raise StorageError(
+            "is damaged or of a newer release",
+            subject=f"object {MARKER_NAME} in the storage",
+            remedy=Advice.REPLACE_MARKER(),
+        )
     return frozenset(_LINE.findall(found.group(1)))
 
 
@@ -58,9 +63,6 @@ def replace_marker(storage: Storage, *uids: str) -> None:
     """
     storage.put(MARKER_NAME, [_pack(*uids)])
     storage.flush()
-
-
-_REMEDY = "if the storage is the right one, move that object away and run `backyfs catalog push --all`"
 
 
 def _pack(*uids: str) -> bytes:

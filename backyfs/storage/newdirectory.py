@@ -8,9 +8,9 @@ import stat
 
 from backyfs.errors import StorageError
 from backyfs.files import make_directories
+from backyfs.remedies import Advice
 from backyfs.storage.keys import NAMED
 from backyfs.storage.oserror import storage_error
-from backyfs.text import shell_word
 
 _LOST_AND_FOUND = "lost+found"  # in the root of a new ext file system
 
@@ -30,13 +30,16 @@ def create_directory(path: str, *, may_hold_blobs: bool = False) -> bool:
         there = set(os.listdir(path))
         if NAMED in there:
             raise StorageError(
-                f"storage directory {path} holds a repository; `backyfs recover {shell_word(path)}` rebuilds its "
-                "database, or name another directory"
+                "holds a repository", subject=f"storage directory {path}", remedy=Advice.RECOVER_STORAGE(path=path)
             )
         shelves = {name for name in there if may_hold_blobs and _may_be_shelf(path, name)}
         others = there - shelves - {_LOST_AND_FOUND}
         if others:
-            raise StorageError(f"storage directory {path} is not empty: it holds {min(others)}; name another one")
+            raise StorageError(
+                f"is not empty: it holds {min(others)}",
+                subject=f"storage directory {path}",
+                remedy="name another one",
+            )
         if _LOST_AND_FOUND in there or os.path.ismount(path):
             _log.warning(
                 "storage directory %s is a mount point; a directory below it would be safer, because that is gone "

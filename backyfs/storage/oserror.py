@@ -25,10 +25,10 @@ _KINDS = {
     ),
 }
 _REMEDIES = {
-    errno.ENOSPC: "; make room and run the command again",
-    errno.EDQUOT: "; make room and run the command again",
-    errno.EROFS: "; the file system is read-only",
-    errno.EACCES: "; check its owner and mode",
+    errno.ENOSPC: "make room and run the command again",
+    errno.EDQUOT: "make room and run the command again",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "check its owner and mode",
 }
 # Errors of a single object: a file system with checksums or a disk with bad sectors cannot read it, its owner does not
 # permit it, or no file can have its name. Errors of a storage that is away are not among them.
@@ -42,7 +42,7 @@ _OF_ONE = frozenset(
 
 def storage_error(path: str, error: OSError) -> StorageError:
     """Return the error for a path."""
-    return _KINDS.get(error.errno or 0, StorageError)(_message(path, error))
+    return _error(_KINDS.get(error.errno or 0, StorageError), path, error)
 
 
 def object_error(root: Root, name: str, error: OSError) -> StorageError:
@@ -53,12 +53,16 @@ def object_error(root: Root, name: str, error: OSError) -> StorageError:
     obstacle = root.obstacle(name)
     if obstacle is not None:
         place, kind = obstacle
-        return ObjectUnreadableError(f"storage: {place} is {kind}; move it away and put back what was there")
+        return ObjectUnreadableError(
+            f"is {kind}", subject=f"storage: {place}", remedy="move it away and put back what was there"
+        )
     path = f"{root.path}/{name}".rstrip("/")
     if error.errno in _OF_ONE:
-        return ObjectUnreadableError(_message(path, error))
+        return _error(ObjectUnreadableError, path, error)
     return storage_error(path, error)
 
 
-def _message(path: str, error: OSError) -> str:
-    return f"storage: {path}: {error.strerror or error}{_REMEDIES.get(error.errno or 0, '')}"
+def _error(kind: type[StorageError], path: str, error: OSError) -> StorageError:
+    return kind(
+        error.strerror or str(error), subject=f"storage: {path}:", remedy=_REMEDIES.get(error.errno or 0)
+    )

@@ -288,7 +288,7 @@ def test_a_release_that_cannot_be_costs_the_catalog_and_not_the_backup(
     assert call(directory, "key", "add", "other", "--key-command", f"echo {'cd' * 32}") == 0
     assert call(directory, "backup", "{directory}/image", "disk") == 0
     said = capsys.readouterr().err
-    assert "the catalog in the storage lacks what was done: " in said
+    assert "the copy of the metadata in the storage is out of date: " in said
     assert "an impossible needs_release" in said
 
 

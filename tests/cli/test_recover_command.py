@@ -413,7 +413,7 @@ def test_that_the_catalog_cannot_be_written_is_a_warning_and_no_failure(
     (config.parent / "data" / "catalog" / "versions").write_text("in the way")
     status, _, err = call("backup", image, "disk")
     assert status == 0
-    assert "the catalog in the storage lacks what was done: " in err
+    assert "the copy of the metadata in the storage is out of date: " in err
     assert "; run `backyfs catalog push`" in err
     (config.parent / "data" / "catalog" / "versions").unlink()
     status, out, err = call("--json", "catalog", "push")

@@ -180,6 +180,6 @@ def test_a_catalog_that_cannot_be_written_is_a_warning_given_once(
         report = back_up(with_watched_storage(repository, fail, "put", which=is_named), image)
     assert [version.uid for version in versions_of(repository)] == [report.version.uid]
     assert caplog.messages == [
-        "the catalog in the storage lacks what was done: injected; run `backyfs catalog push`"
+        "the copy of the metadata in the storage is out of date: injected; write the catalog"
     ]
     assert not repository.database.has_written

@@ -16,9 +16,6 @@ from tests.unit.test_layers import MODULES, unit_of
 LIBRARY = {module: file for module, file in MODULES.items() if unit_of(module) != "cli"}
 AROUND_LEFT = {
     "backyfs.cli.commands.migrate_encryption",
-    "backyfs.engine.catalog.check",
-    "backyfs.engine.catalog.index",
-    "backyfs.engine.catalog.recover",
     "backyfs.engine.damage.blobchecker",
     "backyfs.engine.restore.restore",
     "backyfs.mount.contents",
@@ -27,15 +24,10 @@ NAMING_LEFT = {
     "backyfs.attach.attachment",
     "backyfs.attach.filesystems",
     "backyfs.attach.layers",
-    "backyfs.catalog.place",
-    "backyfs.catalog.versions",
     "backyfs.config.document",
     "backyfs.config.places",
     "backyfs.config.table",
     "backyfs.engine.backup.backup",
-    "backyfs.engine.catalog.index",
-    "backyfs.engine.catalog.publish",
-    "backyfs.engine.catalog.recover",
     "backyfs.engine.damage.repair",
     "backyfs.engine.damage.scrub",
     "backyfs.engine.damage.suspects",
@@ -72,8 +64,6 @@ NAMING_LEFT = {
     "backyfs.repository",
     "backyfs.repository.claim",
     "backyfs.repository.keyring",
-    "backyfs.storage.marker",
-    "backyfs.storage.opening",
     "backyfs.targets.file",
 }
 _OWN_COMMAND = re.compile(r"`backyfs ")

@@ -12,7 +12,6 @@ import pytest
 from backyfs.cli.remedies import RENDERINGS, render, render_error, render_remedy
 from backyfs.errors import (
     BackyfsError,
-    ObjectMissingError,
     ConfigError,
     ObjectMissingError,
     OddValueError,

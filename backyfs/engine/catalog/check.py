@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.catalog.objects import INDEX_NAME, REPOSITORY_NAME, page_name, version_name
 from backyfs.catalog.pages import page_content
-from backyfs.engine.catalog.index import age_of
+from backyfs.engine.catalog.index import age_of, fault_of
 from backyfs.engine.catalog.publish import filled_versions, load_page_blobs, publish, read_repository, read_version
 from backyfs.errors import CatalogError, ObjectMissingError
 from backyfs.geometry import PAGE_ENTRIES
@@ -121,7 +121,7 @@ class CatalogCheck:
         except ObjectMissingError:
             return MISSING
         except CatalogError as error:
-            return str(error)
+            return fault_of(REPOSITORY_NAME, error)
         with self._database.read() as connection:
             return None if held == read_repository(connection) else DIFFERS
 
@@ -132,7 +132,7 @@ class CatalogCheck:
         except ObjectMissingError:
             return MISSING
         except CatalogError as error:
-            return str(error)
+            return fault_of(INDEX_NAME, error)
         with self._database.read() as connection:
             busy = filled_versions(connection)
             uids = {version.uid for version in list_versions(connection)}
@@ -160,7 +160,7 @@ class CatalogCheck:
         except ObjectMissingError:
             held = None
         except CatalogError as error:
-            return str(error)
+            return fault_of(version_name(version.uid), error)
         with self._database.read() as connection:
             now = version_with_uid(connection, version.uid)
             if now is None:
@@ -195,7 +195,7 @@ class CatalogCheck:
         except ObjectMissingError:
             return _Held(row, None, MISSING)
         except CatalogError as error:
-            return _Held(row, None, str(error))
+            return _Held(row, None, fault_of(page_name(row.uid), error))
 
     def _fault_of_page(self, held: _Held) -> str | None:
         uid = held.row.uid
@@ -208,7 +208,7 @@ class CatalogCheck:
 
     def _note(self, name: str, fact: str) -> None:
         self._report.differences += 1
-        self._tell(Difference(name=name, fact=fact.removeprefix(f"object {name} ")))
+        self._tell(Difference(name=name, fact=fact))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,14 @@ from backyfs.catalog.objects import INDEX_NAME, REPOSITORY_NAME, is_uid, version
 from backyfs.errors import CatalogError, ObjectMissingError, StorageError
 from backyfs.metadata.catalog.index import load_index_state, needs_index, plan_index
 from backyfs.metadata.catalog.notes import NoteKind, settle_notes
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from backyfs.catalog.repository import CatalogRepository
     from backyfs.catalog.store import Catalog
+    from backyfs.errors import BackyfsError
     from backyfs.metadata.catalog.index import IndexState
     from backyfs.metadata.db.database import Database
 
@@ -76,9 +78,16 @@ def index_faults(
     try:
         index = catalog.index()
     except (CatalogError, StorageError) as error:
-        fact = str(error).removeprefix(f"object {INDEX_NAME} ")
-        return None, [(INDEX_NAME, f"{fact}: whether all versions are there cannot be told")]
+        fault = fault_of(INDEX_NAME, error)
+        return None, [(INDEX_NAME, f"{fault}: versions may be missing without being noticed")]
     return index, list(_differences(index, repository, digest, there))
+
+
+def fault_of(name: str, error: BackyfsError) -> str:
+    """Return what an error says about an object of the catalog, without its name."""
+    if error.subject != f"object {name}":
+        return str(error)
+    return error.fact if error.remedy is None else f"{error.fact}; {error.remedy}"
 
 
 def _differences(
@@ -87,8 +96,8 @@ def _differences(
     # One that was written for a later index is newer: the command was killed before it wrote that.
     if index.repository != digest and repository.index_number <= index.number:
         yield REPOSITORY_NAME, (
-            f"is not the one that {INDEX_NAME} names: an older one may have been put back, and key slots that were "
-            "removed may be there again; look at `backyfs key list`"
+            f"is not the one that {INDEX_NAME} names: an older one may have been put back, with key slots that were "
+            f"removed; {Advice.LIST_KEY_SLOTS()}"
         )
     known = frozenset(there)
     for uid in index.versions:

@@ -49,6 +49,7 @@ from backyfs.metadata.records.stats import list_statistics
 from backyfs.metadata.records.versions import version_with_uid
 from backyfs.metadata.upkeep.checks import damage_found_at, pages_with
 from backyfs.model import BlobId, PageId, VersionStatus, VersionUid
+from backyfs.remedies import Advice
 from backyfs.work.run import UNATTENDED, Run
 from backyfs.work.window import Window
 
@@ -99,7 +100,7 @@ def keep_catalog(repository: Repository, control: Control = UNATTENDED) -> None:
     except InterruptedByUser:
         pass  # the next command goes on
     except BackyfsError as error:
-        _log.warning("the catalog in the storage lacks what was done: %s; run `backyfs catalog push`", error)
+        _log.warning("the copy of the metadata in the storage is out of date: %s; %s", error, Advice.WRITE_CATALOG())
     finally:
         repository.database.has_written = False  # so that a caller that keeps it as well does not do so twice
 
@@ -150,7 +151,8 @@ def publish(
         if was_written and not everything and not has_notes(connection):
             return PublishReport()
     require_catalog(repository.blocks.storage, repository.uid, was_written=was_written and not everything)
-    publisher = _Publisher(repository, Run(control, interrupted="interrupted; `backyfs catalog push` goes on"))
+    run = Run(control, interrupted="interrupted; the next command that changes something continues")
+    publisher = _Publisher(repository, run)
     publisher.check_key(everything=everything)
     return publisher.run()
 
@@ -182,7 +184,7 @@ class _Publisher:
         check = catalog_key_check(key)
         with self._database.read() as connection:
             if key is None and newest_wrapped_key(connection) is not None:
-                raise MissingKeyError("the repository is encrypted, and the configuration has no key")
+                raise MissingKeyError("is encrypted, and the configuration has no key", subject="the repository")
             before = catalog_key(connection)
             has_index = load_index_state(connection) is not None
         if everything or before != check or not has_index:

@@ -19,7 +19,7 @@ from backyfs import keys
 from backyfs.catalog.objects import REPOSITORY_NAME, Seal, page_name, version_name
 from backyfs.catalog.repository import open_repository_object
 from backyfs.catalog.store import Catalog, catalog_key_check, find_repository
-from backyfs.engine.catalog.index import index_faults
+from backyfs.engine.catalog.index import fault_of, index_faults
 from backyfs.errors import CatalogError, MissingKeyError, StorageError, WrongKeyError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
 from backyfs.keys.slots import open_with
@@ -42,6 +42,7 @@ from backyfs.metadata.schema.recovery import (
 )
 from backyfs.metadata.upkeep.checks import insert_damage, mark_damaged, pages_with, record_checks, versions_with
 from backyfs.model import BlobId, BlockIndex, PageNumber, VersionStatus, VersionUid
+from backyfs.remedies import Advice
 from backyfs.repository.claim import mark
 from backyfs.repository.keyring import tag_of
 from backyfs.storage.keys import is_blob
@@ -117,8 +118,9 @@ def open_catalog(
     found = find_repository(storage)
     if found is None:
         raise CatalogError(
-            f"the storage has no object {REPOSITORY_NAME}: nothing was written to a catalog there, or it is not "
-            "mounted; a database can be rebuilt from an export as well, with `backyfs import`"
+            f"has no object {REPOSITORY_NAME}: no catalog was written there, or it is not mounted",
+            subject="the storage",
+            remedy=Advice.IMPORT_EXPORT(),
         )
     key = repository_key
     if found.is_sealed and key is None:
@@ -127,21 +129,22 @@ def open_catalog(
             key = open_with(list(found.key_slots), secret).repository_key
         elif secret.key is None:
             raise MissingKeyError(
-                "the data keys of this repository are wrapped by the key of backy2, 64 hex digits, and not by a "
-                "passphrase; give that key with --key-file"
+                "are wrapped by the key of backy2, 64 hex digits, and not by a passphrase",
+                subject="the data keys of this repository",
+                remedy=Advice.GIVE_BACKY2_KEY(),
             )
         else:
             key = secret.key
     elif not found.is_sealed:
         if expects_key or key is not None:
             raise CatalogError(
-                f"the catalog of repository {found.uid} is not encrypted, and a key was given: somebody may have put "
-                "it there in place of yours. If this repository was never encrypted, give no key and use a "
-                "configuration without one"
+                "is not encrypted, and a key was given: someone may have replaced yours",
+                subject=f"the catalog of repository {found.uid}",
+                remedy="if this repository was never encrypted, give no key and use a configuration without one",
             )
         _log.warning(
-            "repository %s is not encrypted: nothing vouches for its catalog, and whoever can read the storage can "
-            "read the data. If it was encrypted, do not use what is recovered",
+            "repository %s is not encrypted: its catalog cannot be authenticated, and anyone who can read the storage "
+            "can read the data. If it was encrypted, do not use what is recovered",
             found.uid,
         )
     try:
@@ -149,8 +152,9 @@ def open_catalog(
     except CatalogError as error:
         if key is not None and (repository_key is not None or not found.key_slots):
             raise WrongKeyError(
-                f"the key {keys.show_check(keys.key_check(key))} does not open the catalog of repository {found.uid}; "
-                "give the key of this repository (or the object is damaged)"
+                f"does not open the catalog of repository {found.uid}",
+                subject=f"the key {keys.show_check(keys.key_check(key))}",
+                remedy="give the key of this repository (or the object is damaged)",
             ) from error
         raise
     objects = Catalog(storage, Seal(repository=found.uid, key=key))
@@ -255,7 +259,7 @@ class _Recovery:
         try:
             found = self._objects.version(uid)
         except (CatalogError, StorageError) as error:
-            self._lose(version_name(uid), error)
+            self._lose(version_name(uid), fault_of(version_name(uid), error))
             return
         record = found.version
         with self._database.begin() as connection:
@@ -314,7 +318,7 @@ class _Recovery:
         try:
             return _Read(uid, self._objects.page(uid))
         except (CatalogError, StorageError) as error:
-            return _Read(uid, None, str(error))
+            return _Read(uid, None, fault_of(page_name(uid), error))
 
     def _fault(self, read: _Read, version: VersionRecord, page_no: PageNumber) -> str:
         """Return why a page cannot be that of a version; empty if it can."""
@@ -366,6 +370,6 @@ class _Recovery:
         for blob in rows.values():
             self._lose(f"{blob.uid}.blob", "is missing from the storage")
 
-    def _lose(self, name: str, reason: object, version: VersionUid | None = None) -> None:
+    def _lose(self, name: str, reason: str, version: VersionUid | None = None) -> None:
         self.report.losses += 1
-        self._tell(Loss(name=name, version=version, reason=str(reason).removeprefix(f"object {name} ")))
+        self._tell(Loss(name=name, version=version, reason=reason))
