@@ -117,7 +117,7 @@ def test_a_directory_in_the_place_of_an_object_is_neither_deleted_nor_replaced(
 ) -> None:
     put_in_place(path / "a1" / "b2" / f"{A}.blob", "a directory")
     put_in_place(path / NAME, "a directory")
-    with pytest.raises(ObjectsKeptError, match=r"is a directory; move it away .*\(and 1 more\)$") as caught:
+    with pytest.raises(ObjectsKeptError, match=r"is a directory \(and 1 more\); move it away") as caught:
         storage.delete([A, B, NAME])
     assert sorted(caught.value.kept) == [A, NAME]
     assert B not in blob_uids(storage)

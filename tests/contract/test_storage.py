@@ -749,7 +749,7 @@ def test_a_directory_that_holds_a_repository_says_how_its_database_comes_back(pa
     storage = DirectoryStorage(str(path))
     put_object(storage, "catalog/repository", b"x")
     storage.close()
-    with pytest.raises(StorageError, match=f"holds a repository; `backyfs recover {path}` rebuilds its database"):
+    with pytest.raises(StorageError, match=f"holds a repository; rebuild its database from the storage {path}"):
         create_directory(str(path))
 
 

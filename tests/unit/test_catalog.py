@@ -467,7 +467,7 @@ def test_a_small_object_does_not_take_much_memory() -> None:
 )
 def test_a_version_that_could_not_be_read_again_is_not_written(change: dict[str, Any]) -> None:
     version = replace(THE_VERSION, version=replace(THE_VERSION.version, **change))
-    with pytest.raises(CatalogError, match="cannot be in the catalog; remove some tags with `backyfs remove-tag`"):
+    with pytest.raises(CatalogError, match="cannot be stored in the catalog; remove some tags"):
         pack_version(version, PLAIN)
 
 

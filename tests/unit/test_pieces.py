@@ -17,6 +17,8 @@ from backyfs.errors import IntegrityError, ObjectMissingError
 from backyfs.model import BlobUid, PageNumber
 from backyfs.mount.contents import Contents
 from backyfs.mount.settings import Settings
+from backyfs.storage.forwarding import ForwardingStorage
+from backyfs.storage.protocol import MAX_OBJECT_BYTES
 from backyfs.work.job import Job
 from tests.support.repositories import back_up, make_repository, opened
 from tests.support.stored import blob_of, file_of, flip_a_byte
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from backyfs.model import Blob, Version
     from backyfs.repository import Repository
+    from backyfs.storage.keys import Key
     from backyfs.storage.protocol import Storage
 
 SEGMENT = 256 << 10
@@ -35,20 +38,20 @@ TABLE = 4 * 4 + 16
 IMAGE = secrets.token_bytes(2 * BLOCK + SEGMENT + 777)
 
 
-class Spy:
+class Spy(ForwardingStorage):
     """A storage that writes down what is read of it."""
 
     def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+        super().__init__(storage)
         self.read: list[tuple[int, int] | str] = []
 
-    def get(self, uid: BlobUid) -> bytes:
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
         self.read.append("whole")
-        return self._storage.get(uid)
+        return super().get(key, most=most)
 
-    def get_range(self, uid: BlobUid, offset: int, length: int) -> bytes:
+    def get_range(self, key: Key, offset: int, length: int) -> bytes:
         self.read.append((offset, length))
-        return self._storage.get_range(uid, offset, length)
+        return super().get_range(key, offset, length)
 
 
 @contextmanager
@@ -79,7 +82,7 @@ def blob(repository: Repository, version: Version) -> Blob:
 
 def spied(repository: Repository) -> tuple[PieceLoader, Spy]:
     spy = Spy(repository.blocks.storage)
-    return PieceLoader(replace(repository.blocks, storage=spy)), spy  # type: ignore[arg-type]  # it is only read
+    return PieceLoader(replace(repository.blocks, storage=spy)), spy
 
 
 def part(first: int, count: int = 1) -> bytes:

@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backyfs.engine.restore.restore import RestoreOptions, RestoreReport, restore
+from backyfs.storage.forwarding import ForwardingStorage
+from backyfs.storage.protocol import MAX_OBJECT_BYTES
 from tests.support.repositories import back_up, make_repository, opened
 from tests.support.stored import blob_of, file_of, flip_a_byte
 
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from backyfs.model import BlobUid, Version
+    from backyfs.model import Version
     from backyfs.repository import Repository
+    from backyfs.storage.keys import Key
     from backyfs.storage.protocol import Storage
 
 pytestmark = pytest.mark.slow
@@ -33,20 +36,20 @@ IMAGE = secrets.token_bytes(2 * BLOCK) + bytes(BLOCK) + secrets.token_bytes(SEGM
 SIZE = len(IMAGE)
 
 
-class Spy:
+class Spy(ForwardingStorage):
     """A storage that writes down what is read of it."""
 
     def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+        super().__init__(storage)
         self.read: list[tuple[int, int] | str] = []
 
-    def get(self, uid: BlobUid) -> bytes:
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
         self.read.append("whole")
-        return self._storage.get(uid)
+        return super().get(key, most=most)
 
-    def get_range(self, uid: BlobUid, offset: int, length: int) -> bytes:
+    def get_range(self, key: Key, offset: int, length: int) -> bytes:
         self.read.append((offset, length))
-        return self._storage.get_range(uid, offset, length)
+        return super().get_range(key, offset, length)
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from backyfs.metadata.records.jobs import list_live_jobs, this_process
 from backyfs.metadata.records.versions import list_versions, set_status, version_with_uid
 from backyfs.model import VersionStatus
 from backyfs.sources.registry import open_source
+from backyfs.storage.forwarding import ForwardingStorage
+from backyfs.storage.protocol import MAX_OBJECT_BYTES
 from backyfs.work.run import Control
 from tests.support.audit import count_blobs, count_jobs, doom
 from tests.support.images import random_bytes, random_image, sparse_image
@@ -44,21 +46,18 @@ def plain(tmp_path):
         yield repository
 
 
-class Spy:
+class Spy(ForwardingStorage):
     """A storage that writes down what is read of it, and does something before."""
 
     def __init__(self, storage, before=lambda _number, _uid: None):
-        self._storage = storage
+        super().__init__(storage)
         self._before = before
         self.read = []
 
-    def get(self, uid):
-        self.read.append(uid)
-        self._before(len(self.read), uid)
-        return self._storage.get(uid)
-
-    def __getattr__(self, name):
-        return getattr(self._storage, name)
+    def get(self, key, *, most=MAX_OBJECT_BYTES):
+        self.read.append(key)
+        self._before(len(self.read), key)
+        return super().get(key, most=most)
 
 
 def spied(repository, before=lambda _number, _uid: None):
