@@ -101,8 +101,8 @@ class Advice(Enum):
     OVERWRITE_TARGET = "allow overwriting it"
     OVERWRITE_OR_NAME_TARGET = "name another target, or allow overwriting it"
     RESTORE_AGAIN = "{step}, then restore again, overwriting the target or to another disk"
-    CONTINUE_RESTORE = "continue from block {block}"
-    CONTINUE_RESTORE_OF_PART = "restore bytes {offset} to {stop} again, overwriting the target"
+    CONTINUE_RESTORE = "the target is incomplete: continue from block {block}"
+    CONTINUE_RESTORE_OF_PART = "the target is incomplete: restore bytes {offset} to {stop} again, overwriting them"
     CONTINUE_EARLIER = "continue from an earlier block, or restore all of it again, overwriting the target"
     RESTORE_PART = "choose an offset and a length within it"
 

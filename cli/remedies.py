@@ -112,8 +112,10 @@ RENDERINGS = {
     Advice.OVERWRITE_TARGET: "add --force to overwrite it",
     Advice.OVERWRITE_OR_NAME_TARGET: "name another target, or add --force to overwrite it",
     Advice.RESTORE_AGAIN: "{step}, then restore it again with --force, or to another disk",
-    Advice.CONTINUE_RESTORE: "add --continue-from {block} to continue",
-    Advice.CONTINUE_RESTORE_OF_PART: "add --force --offset {offset} --length {length} to continue",
+    Advice.CONTINUE_RESTORE: "the target is incomplete: add --continue-from {block} to continue",
+    Advice.CONTINUE_RESTORE_OF_PART: (
+        "the target is incomplete: add --force --offset {offset} --length {length} to continue"
+    ),
     Advice.CONTINUE_EARLIER: "continue from an earlier block, or restore it again with --force",
     Advice.RESTORE_PART: "choose --offset and --length within it",
     # Mounts.

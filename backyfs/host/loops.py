@@ -89,6 +89,14 @@ def find_loop(device: str) -> Loop | None:
         return None
 
 
+def with_backing_files(path: str) -> tuple[str, ...]:
+    """Return a path and, if it is a loop device, the file that backs it, and so on if that is one as well."""
+    paths = [path]
+    while (loop := find_loop(os.path.realpath(paths[-1]))) is not None:
+        paths.append(loop.backing_file)
+    return tuple(paths)
+
+
 def loops_on(about: os.stat_result, devices: Collection[int] = ()) -> list[Loop]:
     """Return the loop devices that are backed by a file, or by one of these block devices, whatever its name was."""
     return [loop for loop in list_loops() if _is_backed_by(loop, about, devices)]

@@ -1,8 +1,8 @@
-"""What uses a file or block device and would be damaged if that were overwritten.
+"""What uses a file or block device and would be damaged if it were overwritten.
 
 A file is recognised by device and inode, so it does not matter by which name, mount or mount namespace others use it.
-The kernel itself refuses block devices that are mounted or otherwise claimed (O_EXCL, open(2)). What it does not
-refuse is looked for here: loop devices, and locks as virtual machines hold them.
+The kernel itself refuses block devices that are mounted or otherwise claimed (O_EXCL, open(2)). This module finds
+what the kernel does not refuse: loop devices, and locks such as virtual machines hold.
 """
 
 from __future__ import annotations
@@ -36,22 +36,29 @@ _SWAPS = "/proc/swaps"
 _FLOCK = struct.Struct("@hhqqi4x")
 _WHOLE_FILE = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 _LOCKED = (errno.EAGAIN, errno.EACCES)
-_LOCK_REMEDY = "shut it down, or restore to another target"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """That something is in use: by what, and how to end that, each as a part of a sentence."""
+
+    fact: str
+    remedy: str
 
 
 @dataclass(slots=True)
-class _Use:
+class _Uses:
     """What uses something, and the commands that end that."""
 
     facts: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
 
 
-def use_of(fd: int) -> str | None:
-    """Return what uses an open file or block device, and what ends that, as a part of a sentence; None: nothing."""
+def use_of(fd: int) -> Use | None:
+    """Return what uses an open file or block device; None: nothing."""
     about = os.fstat(fd)
     mounts = _mounts()
-    use = _Use()
+    use = _Uses()
     if stat.S_ISBLK(about.st_mode):
         names = _family(about.st_rdev)
         _look_at_devices(names, mounts, use)
@@ -65,20 +72,19 @@ def use_of(fd: int) -> str | None:
                 use.commands.append(f"umount {shell_word(mount.mountpoint)}")
     if use.facts:
         commands = ", ".join(f"`{command}`" for command in dict.fromkeys(use.commands))
-        return f"{', '.join(use.facts)}; run {commands} first"
-    return f"{_locker(fd)}; {_LOCK_REMEDY}" if _is_locked(fd) else None
+        return Use(", ".join(use.facts), f"run {commands} first")
+    return _lock_of(fd) if _is_locked(fd) else None
 
 
-def lock(fd: int) -> str | None:
+def lock(fd: int) -> Use | None:
     """Lock an open file or block device against virtual machines and other restores, until the descriptor is closed.
 
-    Return what has it locked already, as a part of a sentence; None: nobody has. A file system without locks has
-    nobody to keep out.
+    Return what has already locked it; None: nothing, or its file system has no locks.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WHOLE_FILE)
     except OSError as error:
-        return f"{_locker(fd)}; {_LOCK_REMEDY}" if error.errno in _LOCKED else None
+        return _lock_of(fd) if error.errno in _LOCKED else None
     return None
 
 
@@ -89,20 +95,20 @@ def _is_locked(fd: int) -> bool:
     return False
 
 
-def _locker(fd: int) -> str:
+def _lock_of(fd: int) -> Use:
     users = users_of([_path(fd)])
     who = describe(users) if users else "another program, perhaps a virtual machine"
-    return f"{who} has locked it"
+    return Use(f"{who} has locked it", "shut it down, or restore to another target")
 
 
-def _look_at_loops(about: os.stat_result, devices: Iterable[int], mounts: list[Mount], use: _Use) -> None:
+def _look_at_loops(about: os.stat_result, devices: Iterable[int], mounts: list[Mount], use: _Uses) -> None:
     for loop in loops_on(about, frozenset(devices)):
         use.facts.append(f"{loop.device} is backed by it")
         _look_at_devices([os.path.basename(node) for node in sorted(loop.nodes)], mounts, use)
         use.commands.append(f"losetup --detach {loop.device}")
 
 
-def _look_at_devices(names: Iterable[str], mounts: list[Mount], use: _Use) -> None:
+def _look_at_devices(names: Iterable[str], mounts: list[Mount], use: _Uses) -> None:
     """Add what is mounted from devices, swaps on them or stands on them."""
     swaps = _swaps()
     for name in names:

@@ -1,1 +1,1 @@
-"""What can be written as an image."""
+"""Targets: what a restore writes."""

@@ -1,27 +1,67 @@
-"""The protocols of targets: what can be written as an image."""
+"""The protocols of targets: a destination is looked up, its facts decide, and opening it gives a target."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backyfs.model import Buffer
 
 
-class Target(Protocol):
-    """Where an image goes. All bytes of it are written, or left, once each.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetRequest:
+    """How to open a target."""
 
-    The methods that write may be called from several threads at once. They may make a thread wait until all
-    before its bytes is there, so whoever hands out the work hands it out in order.
+    size_bytes: int                # what it must have room for; a file gets this size
+    replace: bool = False          # overwrite it if it exists
+    kept_bytes: int | None = None  # it must exist, and this many bytes at its start stay as they are; None: it need not
+    start: int = 0                 # first byte of the image that is written, for a target that has no positions
+    syncs: bool = True             # `finish` waits until everything is on the disk
+    stop: Callable[[], bool] = lambda: False  # asked by threads that wait: whether the command should end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where an image can be written: what is known before anything is opened or changed."""
+
+    uri: str   # for reports: a path, null:// or -
+    name: str  # for messages
+    open: Callable[[TargetRequest], Target]  # raises TargetError: it exists, is in use, is too small, …
+    exists: bool = False
+    size_bytes: int | None = None  # None: it does not exist, or its size is fixed, or it has none
+    is_device: bool = False        # its size is fixed, and what is behind the image stays as it is
+    keeps: bool = False            # what is written to it can be read back, and completed by another restore
+    can_continue: bool = True      # writing may begin anywhere, not only at the start of the image
+    files: tuple[str, ...] = ()    # local files and devices that would be overwritten
+
+
+class Target(Protocol):
+    """An open target. Every byte of the image is written, or left, once.
+
+    The methods that write may be called from several threads at once. If `parallel` is None, they may also make a
+    thread wait until all earlier bytes have been written, so callers must start on the bytes of an image in order.
     """
 
     @property
+    def parallel(self) -> int | None:
+        """How many writes may run at a time; None: any number. Callers with several threads see to it."""
+        ...
+
+    @property
     def begins_empty(self) -> bool:
-        """Whether it reads as zeros where nothing is written, so that nobody needs to call `write_zeros`."""
+        """Whether it reads as zeros where nothing is written, so that `write_zeros` need not be called."""
+        ...
+
+    @property
+    def readable(self) -> ReadableTarget | None:
+        """The same target for reading; None if its destination does not keep what is written."""
         ...
 
     def write(self, offset: int, block: Buffer) -> None:
-        """Write a block, which the caller does not change afterwards.
+        """Write a block, which the caller must not change afterwards.
 
         Raises:
             TargetError: it cannot be written.
@@ -37,7 +77,7 @@ class Target(Protocol):
         ...
 
     def leave(self, offset: int, length: int) -> None:
-        """Pass over a range: what was there stays, and where nothing can be, zeros stand for it.
+        """Skip a range: its old content stays. If there cannot be any, zeros are written.
 
         Raises:
             TargetError: it cannot be written.
@@ -48,21 +88,24 @@ class Target(Protocol):
         """End the writing, and wait until everything is on the disk, if there is one.
 
         Raises:
-            TargetError: not everything could be written, or reached the disk.
+            TargetError: not everything was written, or reached the disk.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the target, finished or not."""
+        """Close the target, finished or not.
+
+        Raises:
+            TargetError: it reports only now that something was not written.
+        """
         ...
 
 
-@runtime_checkable
-class ReadableTarget(Target, Protocol):
-    """A target that keeps what it is given, and can be read."""
+class ReadableTarget(Protocol):
+    """An open target that can be read."""
 
     def read_into(self, offset: int, buffer: bytearray) -> None:
-        """Fill `buffer` with what it has from `offset` on. Safe to call from several threads at once.
+        """Fill `buffer` with the target's bytes from `offset` on. Safe to call from several threads at once.
 
         Raises:
             TargetError: it cannot be read.
@@ -70,7 +113,7 @@ class ReadableTarget(Target, Protocol):
         ...
 
     def is_zeros(self, offset: int, length: int) -> bool:
-        """Tell whether a range reads as zeros. Safe to call from several threads at once.
+        """Return whether a range reads as zeros. Safe to call from several threads at once.
 
         Raises:
             TargetError: it cannot be read.
@@ -78,9 +121,9 @@ class ReadableTarget(Target, Protocol):
         ...
 
     def drop_cache(self) -> None:
-        """Have what is read from now on come from the disk, as far as that can be.
+        """Make later reads come from the disk, if possible, and not from memory.
 
         Raises:
-            TargetError: what was written does not get there.
+            TargetError: what was written does not reach the disk.
         """
         ...

@@ -20,7 +20,7 @@ from backyfs.engine.restore.restore import RestoreOptions, RestoreReport, restor
 from backyfs.errors import IntegrityError, ReaderGoneError
 from backyfs.metadata.records.versions import find_version
 from backyfs.model import VersionStatus
-from backyfs.targets.opening import STDOUT
+from backyfs.targets.registry import STDOUT
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation

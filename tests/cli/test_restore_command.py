@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from backyfs.cli.remedies import render_error
 from backyfs.engine.restore.restore import RestoreOptions, restore
 from backyfs.errors import IntegrityError, InterruptedByUser, TargetError, UsageError
 from backyfs.metadata.db.tables import blobs, versions
@@ -31,7 +32,7 @@ from tests.unit.test_sources import loop_device
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 MIB = 1 << 20
-INTERRUPTED = r"interrupted; the target is incomplete: add --continue-from (\d+) to go on"
+INTERRUPTED = r"interrupted; the target is incomplete: continue from block (\d+)"
 SIZE = 20 * BLOCK + 512  # blocks 0 to 20, of which 8 to 15 are a hole
 CONTENT = random_bytes(8 * BLOCK) + bytes(8 * BLOCK) + random_bytes(4 * BLOCK + 512, 1)
 OLD = random_bytes(24 * BLOCK, 9)
@@ -89,7 +90,7 @@ def installed(config, *words, **options):
 def test_a_target_that_exists_is_left_as_it_was_without_force(call, version, old):
     status, _, err = call("restore", version.uid, old)
     assert status == TargetError.exit_status == 8
-    assert err == f"backyfs: error: {old}: it exists; name another target, or add --force to overwrite it\n"
+    assert err == f"backyfs: error: {old} already exists; name another target, or add --force to overwrite it\n"
     assert old.read_bytes() == OLD
 
 
@@ -122,7 +123,7 @@ def test_replace_and_options_go_together(repository, version, old, options):
 
 
 def test_options_alone_do_not_replace(repository, version, old):
-    with pytest.raises(TargetError, match="add --force to overwrite"):
+    with pytest.raises(TargetError, match="already exists; name another target"):
         restore(repository, version, str(old), options=RestoreOptions(verify=True))
     assert old.read_bytes() == OLD
 
@@ -137,7 +138,7 @@ def test_a_device_that_is_mounted_is_refused(call, version, tmp_path):
             for mode in ("-f", "--differential", "--continue-from=1"):
                 status, _, err = call("restore", mode, version.uid, device)
                 assert (status, err) == (
-                    8, f"backyfs: error: {device}: it is in use; unmount it or detach what uses it first\n"
+                    8, f"backyfs: error: {device} is in use; unmount it, or detach what uses it, first\n"
                 )  # fmt: skip
         finally:
             subprocess.run(["umount", place], check=True)
@@ -198,12 +199,12 @@ def test_what_is_before_the_block_is_verified_as_well(call, version, old):
     ("words", "status", "message"),
     [
         (["-c", "1", "{out}"], 8, "{out} does not exist; name the target of an earlier restore"),
-        (["-c", "25", "{old}"], 1, "block 25 lies beyond the end: version {uid} has 21 blocks, numbered from 0"),
-        (["-c", "6", "{short}"], 8, "{short} has no block 6: it is 20480 bytes long; continue from an earlier block"),
-        (["-c", "0", "-"], 1, "the standard output has nothing to continue; leave out --continue-from, or name a file"),
-        (["--verify", "-"], 1, "- cannot be read, as --differential and --verify do; name a file or device"),
-        (["--differential", "-"], 1, "- cannot be read, as --differential and --verify do; name a file or device"),
-        (["--verify", "null://"], 1, "null:// cannot be read, as --differential and --verify do; name a file or"),
+        (["-c", "25", "{old}"], 1, "version {uid} has 21 blocks, numbered from 0; block 25 is beyond its end"),
+        (["-c", "6", "{short}"], 8, "{short} is 20480 bytes long and has no block 6; continue from an earlier block"),
+        (["-c", "0", "-"], 1, "the standard output cannot be continued; restore the whole image, or name a file"),
+        (["--verify", "-"], 1, "the standard output cannot be read back, so it can be neither compared"),
+        (["--differential", "-"], 1, "the standard output cannot be read back, so it can be neither compared"),
+        (["--verify", "null://"], 1, "null:// cannot be read back, so it can be neither compared"),
         (["--differential", "{out}"], 8, "{out} does not exist; name the target of an earlier restore"),
         (["rbd://pool/x"], 8, "rbd://pool/x: targets of kind rbd:// are not known; give a path, file://PATH, null://"),
     ],
@@ -259,8 +260,8 @@ def test_a_full_file_system_is_told_with_the_block_to_continue_from(call, versio
         status, _, err = call("restore", version.uid, place / "out")
         assert status == 8
         assert err == (
-            f"backyfs: error: {place}/out: no space is left on its file system; make room or name another target; "
-            "the target is incomplete: add --continue-from 0 to go on\n"
+            f"backyfs: error: {place}/out cannot be written: no space is left on its file system; make room there, or "
+            "name another target; the target is incomplete: add --continue-from 0 to continue\n"
         )
         subprocess.run(["mount", "-o", "remount,size=1m", place], check=True)
         assert call("restore", "--continue-from", 0, version.uid, place / "out")[0] == 0
@@ -407,7 +408,7 @@ def test_what_is_read_back_comes_from_the_disk(repository, version, out, monkeyp
     assert "fsync" in calls[: calls.index((0, 0, os.POSIX_FADV_DONTNEED))]
 
 
-def test_an_interruption_while_it_verifies_says_that_all_is_written(repository, version, out, monkeypatch):
+def test_an_interruption_while_it_verifies_says_that_everything_is_written(repository, version, out, monkeypatch):
     came = []
     drop_cache = FileTarget.drop_cache
 
@@ -417,7 +418,7 @@ def test_an_interruption_while_it_verifies_says_that_all_is_written(repository, 
 
     monkeypatch.setattr(FileTarget, "drop_cache", drop_and_interrupt)
     control = Control(stop=lambda: bool(came))
-    with pytest.raises(InterruptedByUser, match=r"^interrupted: everything is written, and not all "):
+    with pytest.raises(InterruptedByUser, match=r"^interrupted: everything was written, but not all "):
         restore(repository, version, str(out), options=RestoreOptions(verify=True), control=control)
     assert out.read_bytes() == CONTENT
 
@@ -499,10 +500,10 @@ def test_the_summary_tells_the_part(call, version, out):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--offset", SIZE], f"version {{uid}} has {SIZE} bytes, and {SIZE} to {SIZE} are no part of them; choose "),
-        (["--length", 0], f"version {{uid}} has {SIZE} bytes, and 0 to 0 are no part of them; choose "),
-        (["--offset", 1, "--length", SIZE], f"version {{uid}} has {SIZE} bytes, and 1 to {SIZE + 1} are no part of "),
-        (["--offset", 1, "-c", 0], "--continue-from is for whole images; say where to go on with --offset and"),
+        (["--offset", SIZE], f"version {{uid}} has {SIZE} bytes; {SIZE} to {SIZE} is not a part of it; choose "),
+        (["--length", 0], f"version {{uid}} has {SIZE} bytes; 0 to 0 is not a part of it; choose --offset"),
+        (["--offset", 1, "--length", SIZE], f"version {{uid}} has {SIZE} bytes; 1 to {SIZE + 1} is not a part of it; "),
+        (["--offset", 1, "-c", 0], "only the restore of a whole image can continue from a block; give the offset"),
         (["--length", "1Q"], "Invalid value for '--length': '1Q' is no size; give bytes, or a number with K, M,"),
     ],
 )  # fmt: skip
@@ -547,7 +548,8 @@ def test_an_interrupted_part_says_what_is_left(repository, tmp_path, out, calls)
     with pytest.raises(InterruptedByUser) as raised:
         restore(repository, version, str(out), options=options, control=Control(stop=_stop_after(calls)))
     match = re.fullmatch(
-        r"interrupted; the target is incomplete: add --force --offset (\d+) --length (\d+) to go on", str(raised.value)
+        r"interrupted; the target is incomplete: add --force --offset (\d+) --length (\d+) to continue",
+        render_error(raised.value),
     )
     assert match
     start, length = map(int, match.groups())
@@ -633,7 +635,7 @@ def test_a_terminal_gets_no_image(config, version):
         os.close(terminal)
     assert done.returncode == 8
     assert done.stderr == (
-        "backyfs: error: the standard output is a terminal, and an image is no text; redirect it, or name a file or "
+        "backyfs: error: the standard output is a terminal, and an image is not text; redirect it, or name a file or "
         "device\n"
     )
 
@@ -711,7 +713,7 @@ def test_a_signal_ends_it_with_the_block_to_continue_from(call, config, slow, ou
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=10)
     assert process.returncode == 130
-    match = re.search(r"; the target is incomplete: add --continue-from (\d+) to go on\n$", err)
+    match = re.search(r"; the target is incomplete: add --continue-from (\d+) to continue\n$", err)
     assert match
     block = int(match[1])
     assert 0 < block < 2048

@@ -1,4 +1,4 @@
-"""Every kind of target takes an image by the same rules, limited or not."""
+"""Every kind of target takes an image by the same rules; so does one that a test adds to the registry."""
 
 from __future__ import annotations
 
@@ -10,107 +10,145 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.config import IoConfig
+from backyfs.config import FileIoConfig, IoConfig
+from backyfs.engine.restore.restore import RestoreOptions, restore
 from backyfs.errors import InterruptedByUser, ReaderGoneError, TargetError
+from backyfs.remedies import Advice
+from backyfs.schemes import scheme_of
 from backyfs.targets.file import FileTarget
-from backyfs.targets.limits import LimitedReadableTarget, LimitedTarget
-from backyfs.targets.null import NullTarget
-from backyfs.targets.opening import open_target, target_path
-from backyfs.targets.protocol import ReadableTarget, Target
+from backyfs.targets.protocol import TargetRequest
+from backyfs.targets.registry import TARGETS, find_destination
 from backyfs.targets.stream import StreamTarget
-from tests.support.images import random_bytes, random_image
-from tests.support.repositories import PATIENCE_S
+from backyfs.work.run import Control
+from tests.support.images import random_bytes, random_image, sparse_image
+from tests.support.memory import IMAGES, TARGET_SCHEME, MemoryImage
+from tests.support.repositories import BLOCK, PATIENCE_S, back_up
 from tests.unit.test_sources import loop_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from backyfs.repository import Repository
+    from backyfs.targets.protocol import Target
+
 MIB = 1 << 20
 SIZE = 3 * MIB + 512
 OLD = random_bytes(4 * MIB, 9)
+NEW = TargetRequest(size_bytes=SIZE)
+OVER = TargetRequest(size_bytes=SIZE, replace=True)
+KEPT = TargetRequest(size_bytes=SIZE, kept_bytes=SIZE)
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A target that is open, and how to see what has become of it."""
+class Place:
+    """What a target is opened as, and how to see what has become of it."""
 
-    target: Target
+    uri: str
+    request: TargetRequest
     content: Callable[[], bytes] | None  # None: nobody can
-    left: bytes                          # what stands where nothing is written
+    left: bytes = bytes(SIZE)            # what it has where nothing is written
+
+
+@dataclass(frozen=True)
+class Kind(Place):
+    """A target that is open."""
+
+    target: Target | None = None
 
 
 @contextmanager
-def new_file(directory: Path) -> Iterator[Kind]:
+def new_file(directory: Path) -> Iterator[Place]:
     path = directory / "target"
-    yield Kind(FileTarget(str(path), SIZE, replace=False), path.read_bytes, bytes(SIZE))
+    yield Place(str(path), NEW, path.read_bytes)
 
 
 @contextmanager
-def replaced_file(directory: Path) -> Iterator[Kind]:
+def replaced_file(directory: Path) -> Iterator[Place]:
     path = random_image(directory / "target", 4 * MIB, 9)
-    yield Kind(FileTarget(str(path), SIZE, replace=True), path.read_bytes, bytes(SIZE))
+    yield Place(f"file://{path}", OVER, path.read_bytes)
 
 
 @contextmanager
-def continued_file(directory: Path) -> Iterator[Kind]:
+def continued_file(directory: Path) -> Iterator[Place]:
     path = random_image(directory / "target", 4 * MIB, 9)
-    target = FileTarget(str(path), SIZE, replace=False, kept_bytes=MIB)
-    yield Kind(target, path.read_bytes, OLD[:MIB] + bytes(SIZE - MIB))
+    yield Place(str(path), replace(NEW, kept_bytes=MIB), path.read_bytes, OLD[:MIB] + bytes(SIZE - MIB))
 
 
 @contextmanager
-def kept_file(directory: Path) -> Iterator[Kind]:
+def kept_file(directory: Path) -> Iterator[Place]:
     path = random_image(directory / "target", 4 * MIB, 9)
-    yield Kind(FileTarget(str(path), SIZE, replace=False, kept_bytes=SIZE), path.read_bytes, OLD[:SIZE])
+    yield Place(str(path), KEPT, path.read_bytes, OLD[:SIZE])
 
 
 @contextmanager
-def limited_file(directory: Path) -> Iterator[Kind]:
-    with kept_file(directory) as kind:
-        assert isinstance(kind.target, ReadableTarget)
-        yield Kind(LimitedReadableTarget(kind.target, simultaneous_writes=1), kind.content, kind.left)
-
-
-@contextmanager
-def device(directory: Path) -> Iterator[Kind]:
+def device(directory: Path) -> Iterator[Place]:
     image = random_image(directory / "old", 4 * MIB, 9)
     with loop_device(image) as path:
-        yield Kind(FileTarget(path, SIZE, replace=True), lambda: Path(path).read_bytes()[:SIZE], OLD[:SIZE])
+        yield Place(path, OVER, lambda: Path(path).read_bytes()[:SIZE], OLD[:SIZE])
 
 
 @contextmanager
-def stream(directory: Path) -> Iterator[Kind]:
+def stream(directory: Path) -> Iterator[Place]:
     path = directory / "stream"
-    with path.open("wb") as file:
-        yield Kind(StreamTarget(file.fileno(), stop=lambda: False), path.read_bytes, bytes(SIZE))
+    with path.open("wb") as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "__stdout__", file)
+        yield Place("-", NEW, path.read_bytes)
 
 
 @contextmanager
-def nowhere(directory: Path) -> Iterator[Kind]:
-    yield Kind(NullTarget(), None, b"")
+def nowhere(directory: Path) -> Iterator[Place]:
+    yield Place("null://", NEW, None)
 
 
 @contextmanager
-def limited_nowhere(directory: Path) -> Iterator[Kind]:
-    yield Kind(LimitedTarget(NullTarget(), simultaneous_writes=2), None, b"")
+def new_memory(directory: Path) -> Iterator[Place]:
+    yield Place("memory://target", NEW, lambda: bytes(IMAGES["target"].content))
+    IMAGES.pop("target", None)
 
 
-KINDS = [new_file, replaced_file, continued_file, kept_file, limited_file, device, stream, nowhere, limited_nowhere]
+@contextmanager
+def kept_memory(directory: Path) -> Iterator[Place]:
+    IMAGES["target"] = MemoryImage(OLD)
+    yield Place("memory://target", KEPT, lambda: bytes(IMAGES["target"].content), OLD[:SIZE])
+    del IMAGES["target"]
 
 
-FORGETFUL = [nowhere, limited_nowhere]
+KINDS = [
+    new_file, replaced_file, continued_file, kept_file, device, stream, nowhere, new_memory, kept_memory
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TARGETS, "memory", TARGET_SCHEME)
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def kind(request, tmp_path):
-    with request.param(tmp_path) as kind:
-        yield kind
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    with request.param(tmp_path) as place:
+        yield place
+
+
+@pytest.fixture
+def kind(place: Place) -> Kind:
+    target = find_destination(place.uri).open(place.request)
+    return Kind(place.uri, place.request, place.content, place.left, target)
+
+
+def test_every_registered_scheme_is_tested_here(tmp_path):
+    tested = set()
+    for number, make in enumerate(KINDS):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        with make(directory) as place:
+            tested.add("-" if place.uri == "-" else scheme_of(place.uri))
+    assert tested == TARGETS.keys()
 
 
 # The contract
@@ -149,7 +187,7 @@ def test_one_that_begins_empty_has_zeros_where_nobody_wrote(kind):
         assert kind.content() == bytes(MIB) + b"x" * 512 + bytes(SIZE - MIB - 512)
 
 
-@pytest.mark.parametrize("kind", [each for each in KINDS if each not in FORGETFUL], indirect=True)
+@pytest.mark.parametrize("place", [each for each in KINDS if each is not nowhere], indirect=True)
 def test_threads_write_it_together(kind):
     """Blocks are handed out in order, as a restore does, and come in any."""
     blocks = random_bytes(SIZE)
@@ -171,28 +209,86 @@ def test_one_that_is_not_finished_is_closed_all_the_same(kind):
     before = len(os.listdir("/proc/self/fd"))
     threads = [thread for thread in threading.enumerate() if thread.name == "backyfs-stream"]
     kind.target.close()
-    assert before - len(os.listdir("/proc/self/fd")) == isinstance(kind.target, FileTarget | LimitedReadableTarget)
+    assert before - len(os.listdir("/proc/self/fd")) == isinstance(kind.target, FileTarget)
     if isinstance(kind.target, StreamTarget):
         threads[-1].join(PATIENCE_S)
         assert not threads[-1].is_alive()
 
 
-def test_files_and_devices_are_read_and_nothing_else_is(kind):
-    readable = isinstance(kind.target, ReadableTarget)
-    assert readable == (kind.content is not None and not isinstance(kind.target, StreamTarget))
-    if readable:
+def test_what_keeps_its_content_is_read_and_nothing_else_is(kind):
+    readable = kind.target.readable
+    assert (readable is not None) == find_destination(kind.uri).keeps
+    if readable is not None:
         kind.target.write(MIB - 100, b"x" * 200)
         kind.target.write_zeros(2 * MIB, MIB)
         kind.target.finish()
-        kind.target.drop_cache()
+        readable.drop_cache()
         there = bytearray(300)
-        kind.target.read_into(MIB - 100, there)
+        readable.read_into(MIB - 100, there)
         assert there == b"x" * 200 + kind.left[MIB + 100 : MIB + 200]
-        assert kind.target.is_zeros(2 * MIB, MIB)
-        assert kind.target.is_zeros(2 * MIB + 5, 1)
-        assert not kind.target.is_zeros(MIB + 99, 1)
-        assert not kind.target.is_zeros(MIB - 4096, 5000)
+        assert readable.is_zeros(2 * MIB, MIB)
+        assert readable.is_zeros(2 * MIB + 5, 1)
+        assert not readable.is_zeros(MIB + 99, 1)
+        assert not readable.is_zeros(MIB - 4096, 5000)
     kind.target.close()
+
+
+# Destinations: what is known before a target is opened
+
+
+def test_looking_a_destination_up_changes_and_opens_nothing(place):
+    before = None if place.content is None or place.request == NEW else place.content()
+    open_files = len(os.listdir("/proc/self/fd"))
+    destination = find_destination(place.uri)
+    assert destination.uri == place.uri.removeprefix("file://")
+    assert len(os.listdir("/proc/self/fd")) == open_files
+    if before is not None and place.content is not None:
+        assert place.content() == before
+
+
+def test_it_knows_whether_it_exists_and_how_large_it_is(place):
+    destination = find_destination(place.uri)
+    assert destination.exists == (place.request != NEW)
+    assert destination.size_bytes == (4 * MIB if destination.exists and not destination.is_device else None)
+
+
+def test_only_a_device_has_a_fixed_size(place):
+    assert find_destination(place.uri).is_device == place.uri.startswith("/dev/")
+
+
+def test_everything_but_a_stream_can_be_continued(place):
+    assert find_destination(place.uri).can_continue == (place.uri != "-")
+
+
+def test_files_and_devices_name_what_they_would_overwrite(tmp_path):
+    inner = random_image(tmp_path / "inner", 4 * MIB)
+    assert find_destination(str(inner)).files == (str(inner),)
+    with loop_device(inner) as lower, loop_device(Path(lower)) as upper:
+        assert find_destination(f"file://{upper}").files == (upper, lower, str(inner))
+    with inner.open("rb") as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "__stdout__", file)
+        assert find_destination("-").files == (f"/proc/self/fd/{file.fileno()}",)
+
+
+def test_what_is_not_there_has_to_be_if_it_is_to_be_kept(place):
+    if place.request != NEW or not find_destination(place.uri).keeps:
+        assert find_destination(place.uri).exists or not find_destination(place.uri).keeps
+        return
+    with pytest.raises(TargetError, match="does not exist"):
+        find_destination(place.uri).open(replace(KEPT, replace=True))
+    assert not find_destination(place.uri).exists
+
+
+def test_what_is_there_is_not_replaced_without_being_asked(place):
+    destination = find_destination(place.uri)
+    if not destination.exists:
+        destination.open(NEW).close()
+        return
+    assert place.content is not None
+    before = place.content()
+    with pytest.raises(TargetError):
+        destination.open(NEW)
+    assert place.content() == before
 
 
 # Files
@@ -204,11 +300,11 @@ def test_a_file_that_is_to_be_kept_has_to_be_there(tmp_path):
     assert not (tmp_path / "target").exists()
 
 
-def test_a_file_that_was_cut_off_meanwhile_is_told(tmp_path):
+def test_a_file_that_was_truncated_in_the_meantime_is_reported(tmp_path):
     path = tmp_path / "target"
     target = FileTarget(str(path), SIZE, replace=False)
     os.truncate(path, 1000)
-    with pytest.raises(TargetError, match="target ends at byte 1000: somebody else has cut it off"):
+    with pytest.raises(TargetError, match="target ends at byte 1000: another program truncated it"):
         target.read_into(0, bytearray(4096))
     target.close()
 
@@ -218,7 +314,7 @@ def test_the_end_of_a_file_that_was_cut_off_in_a_hole_is_not_zeros(tmp_path, off
     path = tmp_path / "target"
     target = FileTarget(str(path), SIZE, replace=False)
     os.truncate(path, 1000)
-    with pytest.raises(TargetError, match="target ends at byte 1000: somebody else has cut it off"):
+    with pytest.raises(TargetError, match="target ends at byte 1000: another program truncated it"):
         target.is_zeros(offset, 4096)
     target.close()
 
@@ -231,6 +327,15 @@ def test_zeros_on_a_kept_file_take_no_room(tmp_path):
     target.close()
     assert path.read_bytes() == bytes(4 * MIB)
     assert path.stat().st_blocks == 0
+
+
+def test_a_file_can_be_written_again_after_an_error(tmp_path):
+    target = FileTarget(str(tmp_path / "target"), SIZE, replace=False)
+    for _ in range(2):
+        with pytest.raises(TargetError, match="target cannot be written: File too large"):
+            target.write((1 << 63) - 8192, bytes(4096))
+    target.write(0, b"x")
+    target.close()
 
 
 # Streams
@@ -249,7 +354,7 @@ def test_a_stream_whose_reader_went_says_so_at_the_next_block(pipe):
     os.close(pipe.pop("reader"))
     target = StreamTarget(pipe["writer"], stop=lambda: False)
     target.write(0, b"x")
-    with pytest.raises(ReaderGoneError, match="nobody reads the standard output any more"):
+    with pytest.raises(ReaderGoneError, match="the standard output is no longer read by any program"):
         target.finish()
     with pytest.raises(ReaderGoneError):
         target.write(1, b"x")
@@ -284,7 +389,7 @@ def test_a_slow_reader_bounds_what_waits_and_an_interruption_does_not_wait_for_h
 def test_a_terminal_is_no_place_for_an_image():
     main, terminal = pty.openpty()
     try:
-        with pytest.raises(TargetError, match="the standard output is a terminal, and an image is no text"):
+        with pytest.raises(TargetError, match="the standard output is a terminal, and an image is not text"):
             StreamTarget(terminal, stop=lambda: False)
     finally:
         os.close(main)
@@ -294,82 +399,116 @@ def test_a_terminal_is_no_place_for_an_image():
 # Limits
 
 
-class _SlowTarget(NullTarget):
-    """Counts the threads that write it at once."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._inside = self.most_inside = 0
-
-    def write(self, offset, block):
-        with self._lock:
-            self._inside += 1
-            self.most_inside = max(self.most_inside, self._inside)
-        time.sleep(0.005)
-        with self._lock:
-            self._inside -= 1
-
-    def write_zeros(self, offset, length):
-        self.write(offset, bytes(length))
-
-
-@pytest.mark.parametrize("allowed", [1, 3])
-def test_no_more_writes_are_under_way_than_are_allowed(allowed):
-    slow = _SlowTarget()
-    target = LimitedTarget(slow, simultaneous_writes=allowed)
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda number: target.write(number, b"x"), range(16)))
-        list(threads.map(lambda number: target.write_zeros(number, 1), range(16)))
-    assert slow.most_inside == allowed
-
-
-def test_a_place_is_free_again_after_an_error(tmp_path):
-    target = LimitedReadableTarget(
-        FileTarget(str(tmp_path / "target"), SIZE, replace=False), simultaneous_writes=1
+def with_limit(repository: Repository, writes: int | None) -> Repository:
+    config = replace(
+        repository.config,
+        io_file=FileIoConfig(simultaneous_writes=writes),
+        io_null=IoConfig(simultaneous_writes=writes),
     )
-    for _ in range(2):
-        with pytest.raises(TargetError, match="it cannot be written: File too large"):
-            target.write((1 << 63) - 8192, bytes(4096))
-    target.write(0, b"x")
+    return replace(repository, config=config)
+
+
+@pytest.mark.parametrize("writes", [None, 1, 3])
+def test_it_has_the_limit_of_its_section(place, repository, writes):
+    destination = find_destination(place.uri, with_limit(repository, writes).config)
+    target = destination.open(place.request)
+    assert target.parallel == (None if place.uri == "-" else writes)  # stdout is written by one thread anyway
     target.close()
 
 
-# Names
+@pytest.fixture
+def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a restore have more threads than a limit allows writes."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
 
 
-class _Configured:
-    """As much of a configuration as a target looks at."""
-
-    def __init__(self, limit):
-        self.io_file = self.io_null = IoConfig(simultaneous_writes=limit)
-
-
-@pytest.mark.parametrize(
-    ("limit", "kinds"), [(None, (FileTarget, NullTarget)), (2, (LimitedReadableTarget, LimitedTarget))]
-)
-def test_a_target_is_limited_where_its_section_says_so(tmp_path, limit, kinds):
-    config: Any = _Configured(limit)
-    for uri, expected in zip((f"file://{tmp_path}/out", "null://"), kinds, strict=True):
-        target = open_target(uri, SIZE, config)
-        assert type(target) is expected
-        target.close()
+@pytest.fixture
+def target() -> Iterator[MemoryImage]:
+    IMAGES["target"] = MemoryImage(random_bytes(8 * MIB, 9))
+    yield IMAGES["target"]
+    del IMAGES["target"]
 
 
-@pytest.mark.parametrize(
-    ("uri", "path"),
-    [("/a/b", "/a/b"), ("file:///a", "/a"), ("file://a", "a"), ("null://", None), ("null://5G", None), ("-", None)],
-)
-def test_what_a_target_is_called(uri, path):
-    assert target_path(uri) == path
+@pytest.mark.usefixtures("many_cores")
+@pytest.mark.parametrize("writes", [1, 3, None])
+def test_a_restore_has_no_more_writes_under_way_than_are_allowed(repository, tmp_path, target, writes):
+    """Holes are written as well, to a target that may have something there."""
+    content = (random_bytes(BLOCK) + bytes(BLOCK)) * 1024
+    (tmp_path / "image").write_bytes(content)
+    version = back_up(repository, tmp_path / "image").version
+    options = RestoreOptions(replace=True, offset=0, length=8 * MIB)
+    restore(with_limit(repository, writes), version, "memory://target", options=options)
+    assert target.content == content
+    assert target.most_inside == writes if writes is not None else target.most_inside > 3
 
 
-def test_a_target_of_an_unknown_kind_is_refused():
-    with pytest.raises(TargetError, match=r"^rbd://pool/image: targets of kind rbd:// are not known; give a path, "):
-        open_target("rbd://pool/image", SIZE)
+# The registry
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return sparse_image(tmp_path / "image", SIZE, {0: random_bytes(MIB), 2 * MIB: random_bytes(MIB, 1)})
+
+
+def test_a_target_of_a_new_kind_is_restored_to_compared_and_verified(repository, image, target):
+    version = back_up(repository, image).version
+    with pytest.raises(TargetError, match=r"^memory://target already exists$"):
+        restore(repository, version, "memory://target")
+    report = restore(
+        repository, version, "memory://target", options=RestoreOptions(differential=True, verify=True)
+    )
+    assert (report.target, report.is_verified, report.differing) == ("memory://target", True, ())
+    assert target.content == image.read_bytes()
+    report = restore(repository, version, "memory://target", options=RestoreOptions(differential=True))
+    assert (report.bytes_written, report.bytes_equal) == (0, SIZE)
+
+
+def test_a_target_of_a_new_kind_is_continued_where_its_restore_was_interrupted(repository, image, target):
+    version = back_up(repository, image).version
+    asked = iter(range(1))
+    control = Control(stop=lambda: next(asked, None) is None)
+    with pytest.raises(InterruptedByUser) as raised:
+        restore(repository, version, "memory://target", replace=True, control=control)
+    remedy = raised.value.remedy
+    assert remedy is not None
+    assert remedy.advice is Advice.CONTINUE_RESTORE
+    block = remedy.values["block"]
+    assert isinstance(block, int)
+    assert target.content[: block * BLOCK] == image.read_bytes()[: block * BLOCK]
+    restore(repository, version, "memory://target", options=RestoreOptions(continue_from=block))
+    assert target.content == image.read_bytes()
+
+
+def test_a_part_keeps_the_rest_of_a_target_of_a_new_kind(repository, image, target):
+    before = bytes(target.content)
+    version = back_up(repository, image).version
+    options = RestoreOptions(replace=True, offset=MIB - 100, length=200)
+    restore(repository, version, "memory://target", options=options)
+    assert target.content == before[: MIB - 100] + image.read_bytes()[MIB - 100 : MIB + 100] + before[MIB + 100 :]
+
+
+@pytest.mark.parametrize(("uri", "name"), [("/a/b", "/a/b"), ("file:///a", "/a"), ("file://a", "a"), ("a-b://c", "a-b://c")])
+def test_a_file_is_called_by_its_path(uri, name):
+    destination = find_destination(uri)
+    assert (destination.uri, destination.name) == (name, name)
+
+
+@pytest.mark.parametrize(("uri", "name"), [("null://", "null://"), ("null://5G", "null://5G")])
+def test_nothing_is_called_as_it_was_given(uri, name):
+    assert (find_destination(uri).uri, find_destination(uri).name) == (name, name)
+
+
+def test_a_target_of_an_unknown_kind_is_refused_with_all_that_are_known():
+    with pytest.raises(TargetError) as raised:
+        find_destination("rbd://pool/image")
+    assert str(raised.value) == (
+        "rbd://pool/image: targets of kind rbd:// are not known; give a path, file://PATH, null://, - for stdout or "
+        "memory://NAME"
+    )
 
 
 def test_a_stdout_that_is_closed_is_no_target():
-    program = "from backyfs.targets.opening import open_target\nopen_target('-', 1)"
+    program = "from backyfs.targets.registry import find_destination\nfind_destination('-')"
     done = subprocess.run(
         ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, program], stderr=subprocess.PIPE, text=True, check=False
     )

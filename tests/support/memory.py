@@ -1,4 +1,4 @@
-"""Images in memory, under their scheme `memory://`: all that a new kind of source needs."""
+"""Images in memory, under their scheme `memory://`: all that a new kind of source and target needs."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from backyfs.errors import SourceError
+from backyfs.errors import SourceError, TargetError
 from backyfs.geometry import Extent
 from backyfs.schemes import Scheme
 from backyfs.sources.change import ChangeKind, SourceWarning
+from backyfs.targets.protocol import Destination
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
     from backyfs.config import Config
+    from backyfs.model import Buffer
     from backyfs.sources.registry import SourceOpener
+    from backyfs.targets.protocol import TargetRequest
+    from backyfs.targets.registry import DestinationFinder
 
 PAGE = 4096  # bytes that are all data or all a hole
 
 IMAGES: dict[str, MemoryImage] = {}  # by name
 
 SOURCE_SCHEME: Scheme[SourceOpener] = Scheme("memory://NAME", "tests.support.memory:open_source")
+TARGET_SCHEME: Scheme[DestinationFinder] = Scheme("memory://NAME", "tests.support.memory:find_destination")
 
 
 class MemoryImage:
@@ -109,3 +114,68 @@ def _image(uri: str) -> MemoryImage:
         return IMAGES[uri.removeprefix("memory://")]
     except KeyError:
         raise SourceError(f"{uri} does not exist") from None
+
+
+def find_destination(uri: str, config: Config | None) -> Destination:
+    """Look up `memory://NAME`, with the limits of `[io_null]`. An image that exists can grow and shrink."""
+    name = uri.removeprefix("memory://")
+    image = IMAGES.get(name)
+    parallel = None if config is None else config.io_null.simultaneous_writes
+    return Destination(
+        uri=uri,
+        name=uri,
+        open=lambda request: MemoryTarget(uri, request, parallel=parallel),
+        exists=image is not None,
+        size_bytes=None if image is None else len(image.content),
+        keeps=True,
+    )
+
+
+class MemoryTarget:
+    """An image in memory as a target."""
+
+    def __init__(self, uri: str, request: TargetRequest, *, parallel: int | None) -> None:
+        name = uri.removeprefix("memory://")
+        if name in IMAGES and not request.replace and request.kept_bytes is None:
+            raise TargetError("already exists", subject=uri)
+        if name not in IMAGES and request.kept_bytes is not None:
+            raise TargetError("does not exist", subject=uri)
+        self.parallel = parallel
+        self.begins_empty = not request.kept_bytes
+        self.image = IMAGES.setdefault(name, MemoryImage(b""))
+        kept = self.image.content[: request.kept_bytes or 0]
+        self.image.content[:] = (kept + bytes(request.size_bytes))[: request.size_bytes]
+
+    @property
+    def readable(self) -> MemoryTarget:
+        """The target itself."""
+        return self
+
+    def write(self, offset: int, block: Buffer) -> None:
+        """Write a block."""
+        with self.image.used():
+            self.image.content[offset : offset + len(block)] = block
+
+    def write_zeros(self, offset: int, length: int) -> None:
+        """Write zeros."""
+        self.write(offset, bytes(length))
+
+    def leave(self, offset: int, length: int) -> None:
+        """Do nothing: the old content stays."""
+
+    def read_into(self, offset: int, buffer: bytearray) -> None:
+        """Fill `buffer` from `offset` on."""
+        buffer[:] = self.image.content[offset : offset + len(buffer)]
+
+    def is_zeros(self, offset: int, length: int) -> bool:
+        """Return whether a range is zeros."""
+        return not any(self.image.content[offset : offset + length])
+
+    def drop_cache(self) -> None:
+        """Do nothing: there is no disk."""
+
+    def finish(self) -> None:
+        """Do nothing: everything is there."""
+
+    def close(self) -> None:
+        """Leave the image to others."""

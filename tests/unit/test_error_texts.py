@@ -17,7 +17,6 @@ LIBRARY = {module: file for module, file in MODULES.items() if unit_of(module) !
 AROUND_LEFT = {
     "backyfs.cli.commands.migrate_encryption",
     "backyfs.engine.damage.blobchecker",
-    "backyfs.engine.restore.restore",
     "backyfs.mount.contents",
 }
 NAMING_LEFT = {
@@ -31,7 +30,6 @@ NAMING_LEFT = {
     "backyfs.engine.damage.repair",
     "backyfs.engine.damage.scrub",
     "backyfs.engine.damage.suspects",
-    "backyfs.engine.restore.restore",
     "backyfs.engine.secrets.keyslots",
     "backyfs.engine.secrets.rekey",
     "backyfs.engine.secrets.rotation",
@@ -64,7 +62,6 @@ NAMING_LEFT = {
     "backyfs.repository",
     "backyfs.repository.claim",
     "backyfs.repository.keyring",
-    "backyfs.targets.file",
 }
 _OWN_COMMAND = re.compile(r"`backyfs ")
 _CUTTING = {"removeprefix", "removesuffix", "partition", "split"}

@@ -48,14 +48,15 @@ def test_a_remedy_that_is_added_follows_the_one_there_is() -> None:
     error = TargetError("is full", subject="/srv", remedy="make room")
     error.advise(Advice.CONTINUE_RESTORE(block=5))
     error.advise(Remedy("see the log"))
-    assert str(error) == "/srv is full; make room; continue from block 5; see the log"
-    assert render_error(error) == "/srv is full; make room; add --continue-from 5 to continue; see the log"
+    text = "/srv is full; make room; the target is incomplete: "
+    assert str(error) == f"{text}continue from block 5; see the log"
+    assert render_error(error) == f"{text}add --continue-from 5 to continue; see the log"
 
 
 def test_a_remedy_that_is_added_may_be_the_first() -> None:
     error = TargetError("is full", subject="/srv")
     error.advise(Advice.CONTINUE_RESTORE(block=5))
-    assert str(error) == "/srv is full; continue from block 5"
+    assert str(error) == "/srv is full; the target is incomplete: continue from block 5"
 
 
 @pytest.mark.parametrize(

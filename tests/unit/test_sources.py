@@ -376,7 +376,7 @@ def test_zeros_in_a_file_stay_holes(tmp_path):
 def test_an_existing_file_is_refused_and_left_as_it_was(tmp_path):
     image = random_image(tmp_path / "image", 100)
     before = open_files()
-    with pytest.raises(TargetError, match="it exists; name another target, or add --force to overwrite it"):
+    with pytest.raises(TargetError, match="already exists; name another target, or allow overwriting it"):
         FileTarget(str(image), 10, replace=False)
     assert image.read_bytes() == random_bytes(100)
     assert open_files() == before
@@ -391,7 +391,7 @@ def test_nothing_of_a_replaced_file_is_left(tmp_path):
 def test_a_file_that_may_not_be_written_is_refused(disk_directory):
     disk_directory.chmod(0o755)
     image = random_image(disk_directory / "image", 10)
-    with another_user(), pytest.raises(TargetError, match="it cannot be written: Permission denied"):
+    with another_user(), pytest.raises(TargetError, match="cannot be written: Permission denied"):
         FileTarget(str(image), 10, replace=True)
     assert image.read_bytes() == random_bytes(10)
 
@@ -406,7 +406,7 @@ def test_a_device_keeps_what_lies_behind_the_image(tmp_path):
 
 def test_a_read_only_device_is_told(tmp_path):
     image = random_image(tmp_path / "image", MIB)
-    with loop_device(image, "--read-only") as device, pytest.raises(TargetError, match="it cannot be written"):
+    with loop_device(image, "--read-only") as device, pytest.raises(TargetError, match="cannot be written"):
         written(FileTarget(device, MIB, replace=True), {0: b"x" * 4096})
     assert image.read_bytes() == random_bytes(MIB)
 
@@ -415,7 +415,7 @@ def test_a_full_file_system_is_told_with_its_remedy(tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], check=True)
     try:
         target = FileTarget(str(tmp_path / "target"), MIB, replace=False)
-        with pytest.raises(TargetError, match="no space is left on its file system; make room or name another"):
+        with pytest.raises(TargetError, match="no space is left on its file system; make room there, or name another"):
             target.write(0, bytes(MIB))
         target.close()
     finally:
@@ -431,7 +431,7 @@ def test_a_device_that_is_too_small_is_refused(tmp_path):
 
 def test_a_device_is_not_overwritten_without_being_asked(tmp_path):
     image = random_image(tmp_path / "image", MIB)
-    with loop_device(image) as device, pytest.raises(TargetError, match="add --force to overwrite"):
+    with loop_device(image) as device, pytest.raises(TargetError, match="is a block device; allow overwriting it"):
         FileTarget(device, MIB, replace=False)
     assert image.read_bytes() == random_bytes(MIB)
 
@@ -445,7 +445,7 @@ def test_a_mounted_device_is_refused_even_with_force(tmp_path):
     with loop_device(image) as device:
         subprocess.run(["mount", device, str(tmp_path / "mnt")], check=True)
         try:
-            with pytest.raises(TargetError, match="it is in use; unmount it"):
+            with pytest.raises(TargetError, match="is in use; unmount it"):
                 FileTarget(device, MIB, replace=True)
         finally:
             subprocess.run(["umount", str(tmp_path / "mnt")], check=True)
@@ -470,7 +470,7 @@ def test_a_target_in_a_directory_that_does_not_exist_is_refused(tmp_path):
 
 
 def test_a_directory_is_no_target(tmp_path):
-    with pytest.raises(TargetError, match="it is a directory; name a file in it"):
+    with pytest.raises(TargetError, match="is a directory; name a file in it"):
         FileTarget(str(tmp_path), 1, replace=True)
 
 

@@ -73,7 +73,7 @@ def test_a_device_is_kept_without_force_but_not_when_it_is_mounted(tmp_path):
         FileTarget(name, SIZE, replace=False, kept_bytes=SIZE).close()
         subprocess.run(["mount", name, str(tmp_path / "mnt")], check=True)
         try:
-            with pytest.raises(TargetError, match="it is in use; unmount it"):
+            with pytest.raises(TargetError, match="is in use; unmount it"):
                 FileTarget(name, SIZE, replace=True, kept_bytes=SIZE)
         finally:
             subprocess.run(["umount", str(tmp_path / "mnt")], check=True)

@@ -1,1 +1,1 @@
-"""Restore a version, and verify what was restored."""
+"""Restore a version, and verify the target."""

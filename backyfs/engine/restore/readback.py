@@ -1,4 +1,4 @@
-"""Compare what a target has with the blocks of a version: by fingerprint, so that the storage need not be read."""
+"""Compare a target with the blocks of a version, by fingerprint: the storage is not read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ReadBack:
-    """A target that is read and compared. Safe to use from several threads at once."""
+    """A target to read and compare. Safe to use from several threads at once."""
 
     def __init__(self, blocks: BlockStore, target: ReadableTarget) -> None:
         self._blocks = blocks
@@ -21,11 +21,11 @@ class ReadBack:
         self._target = target
 
     def has_block(self, part: BlockPart) -> bool:
-        """Tell whether the target has this block. A part of a block, or a blob without fingerprint, is loaded.
+        """Return whether the target has this block. A part of a block, or a blob without fingerprint, is loaded.
 
         Raises:
             TargetError: the target cannot be read.
-            IntegrityError, StorageError: it has to be loaded, and cannot be.
+            IntegrityError, StorageError: the block must be loaded, and cannot be.
         """
         blob = part.sound_blob()
         there = bytearray(part.length)
@@ -35,7 +35,7 @@ class ReadBack:
         return self._blocks.matches(there, blob.fingerprint)
 
     def has_zeros(self, start: int, length: int) -> bool:
-        """Tell whether the target has zeros there.
+        """Return whether the target has zeros there.
 
         Raises:
             TargetError: the target cannot be read.
@@ -43,9 +43,9 @@ class ReadBack:
         return self._target.is_zeros(start, length)
 
     def drop_cache(self) -> None:
-        """Have what is read from now on come from the disk, as far as that can be.
+        """Make later reads come from the disk, if possible, and not from memory.
 
         Raises:
-            TargetError: what was written does not get there.
+            TargetError: what was written does not reach the disk.
         """
         self._target.drop_cache()

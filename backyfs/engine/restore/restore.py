@@ -1,13 +1,12 @@
-"""Restore a version, or a part of it, to a file, a block device or a stream: exact bytes, checked before written.
+"""Restore a version, or a part of it, to a target: exact bytes, checked before they are written.
 
-A damaged block is left out and reported with its range; everything else is restored. A restore that does not come
-to its end leaves an incomplete target, and nothing else; it says from which block on it can be continued.
+A damaged block is left out and reported with its range; everything else is restored. A restore that ends early leaves
+an incomplete target, and nothing else; its error says where to continue.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,11 +19,10 @@ from backyfs.engine.restore.restorer import Restorer
 from backyfs.engine.restore.verification import Verification
 from backyfs.errors import BackyfsError, TargetError, UsageError
 from backyfs.geometry import block_count
-from backyfs.host.loops import find_loop
-from backyfs.host.occupants import lock, use_of
 from backyfs.ownfiles import find_own
-from backyfs.targets.opening import STDOUT, open_target, target_path
-from backyfs.targets.protocol import ReadableTarget
+from backyfs.remedies import Advice, Remedy
+from backyfs.targets.protocol import TargetRequest
+from backyfs.targets.registry import find_destination
 from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Run
 
@@ -39,12 +37,13 @@ if TYPE_CHECKING:
 class RestoreOptions:
     """How to restore."""
 
-    replace: bool = False             # a target that exists may be overwritten
-    sparse: bool = False              # leave what the target has where the image has holes
-    continue_from: int | None = None  # block to begin with: those before it are in the target, which exists
-    offset: int | None = None         # bytes of the image: only a part of it, to the same place of the target, the
-    length: int | None = None         # rest of which stays; None for both: the image. One alone: from 0, to its end
-    differential: bool = False        # read the target, which exists, and write what differs
+    replace: bool = False             # overwrite the target if it exists
+    sparse: bool = False              # skip the holes of the image: the target keeps what it has there
+    continue_from: int | None = None  # first block to write; the target exists and has the blocks before it
+    # In bytes: restore only a part of the image, to the same offset of the target, the rest of which stays as it is.
+    offset: int | None = None         # None: 0
+    length: int | None = None         # None: to the end of the image
+    differential: bool = False        # read the target, which exists, and write only what differs
     verify: bool = False              # read the target back at the end
     syncs: bool = True                # wait until everything is on the disk
 
@@ -59,13 +58,13 @@ class RestoreReport:
     """What a restore did."""
 
     version: Version
-    target: str
-    part: range         # of the bytes of the image: what was wanted of it
-    bytes_written: int  # without holes; differential: with the zeros that the target did not have
-    bytes_equal: int    # differential: what the target had already, zeros included
+    target: str         # a path, null:// or -
+    part: range         # bytes of the image that were requested
+    bytes_written: int  # without holes; differential: including zeros that the target did not have
+    bytes_equal: int    # differential: bytes that the target already had, including zeros
     damaged: tuple[DamagedRange, ...]    # in order; these bytes were not written
-    differing: tuple[DamagedRange, ...]  # in order; these were not read back as they were written
-    is_verified: bool                    # everything else was
+    differing: tuple[DamagedRange, ...]  # in order; these bytes were read back different from what was written
+    is_verified: bool                    # everything was read back
     duration_s: float
 
 
@@ -78,16 +77,17 @@ def restore(
     options: RestoreOptions | None = None,
     control: Control = UNATTENDED,
 ) -> RestoreReport:
-    """Write the image of a version to what `target_uri` names; see `open_target`.
+    """Write the image of a version to the target that `target_uri` names; see `find_destination`.
 
-    With `replace`, here or in the options, a target that exists may be overwritten. At the end everything is on the
-    disk, unless the options say otherwise.
+    With `replace`, here or in the options, a target that exists is overwritten. At the end everything is on the disk,
+    unless the options say otherwise. If a target that keeps what was written stays incomplete, the remedy of the error
+    is the advice where to continue, with the number of the block or the bytes as its values.
 
     Raises:
         UsageError: the options do not fit the target or the version.
         TargetError: the target exists and `replace` is not set, is too small, is in use, belongs to the
-            repository, cannot be written, or does not reach the disk.
-        ReaderGoneError: it is a stream that nobody reads any more.
+            repository, or cannot be written; or not everything reached the disk.
+        ReaderGoneError: it is a stream whose reader has gone.
         InterruptedByUser: `control` asked to stop; the target is incomplete.
         DatabaseError: the block map cannot be read.
     """
@@ -112,7 +112,7 @@ class _Restore:
         self._repository = repository
         self._version = version
         self._uri = target_uri
-        self._path = target_path(target_uri)
+        self._destination = find_destination(target_uri, repository.config)
         self._options = options
         self._first_block = options.continue_from or 0
         self._first_byte = self._first_block * repository.block_size
@@ -120,86 +120,72 @@ class _Restore:
         self._check()
 
     def _check(self) -> None:
+        destination, options = self._destination, self._options
         blocks = block_count(self._version.size_bytes, self._repository.block_size)
         if self._first_block >= max(1, blocks):
             raise UsageError(
-                f"block {self._first_block} lies beyond the end: version {self._version.uid} has {blocks} blocks, "
-                "numbered from 0"
+                f"has {blocks} blocks, numbered from 0; block {self._first_block} is beyond its end",
+                subject=f"version {self._version.uid}",
             )
-        if self._path is None:
-            self._refuse_what_needs_a_file()
-            return
-        self._refuse_own(self._path, self._path)
-        if os.path.isfile(self._path) and os.path.getsize(self._path) < self._first_byte:
+        if not destination.keeps and (options.differential or options.verify):
+            raise UsageError(
+                "cannot be read back, so it can be neither compared nor verified",
+                subject=destination.name,
+                remedy="name a file or device",
+            )
+        if not destination.can_continue and options.continue_from is not None:
+            raise UsageError(
+                "cannot be continued", subject=destination.name, remedy="restore the whole image, or name a file"
+            )
+        for path in destination.files:
+            if find_own(path, self._repository.own_paths) is not None:
+                raise TargetError(
+                    "belongs to the repository itself",
+                    subject=destination.name,
+                    remedy="name a target outside of it",
+                )
+        if destination.size_bytes is not None and destination.size_bytes < self._first_byte:
             raise TargetError(
-                f"{self._path} has no block {self._first_block}: it is {os.path.getsize(self._path)} bytes long; "
-                "continue from an earlier block, or restore it anew with --force"
+                f"is {destination.size_bytes} bytes long and has no block {self._first_block}",
+                subject=destination.name,
+                remedy=Advice.CONTINUE_EARLIER(),
             )
-
-    def _refuse_what_needs_a_file(self) -> None:
-        if self._options.differential or self._options.verify:
-            raise UsageError(f"{self._uri} cannot be read, as --differential and --verify do; name a file or device")
-        if self._uri == STDOUT and self._options.continue_from is not None:
-            raise UsageError("the standard output has nothing to continue; leave out --continue-from, or name a file")
 
     def open_target(self, control: Control) -> Target:
-        """Open the target, to begin with or to go on."""
-        kept_bytes = self._first_byte if self._continues() else None
-        size_bytes = self._version.size_bytes
-        if self._options.is_part:
-            size_bytes = self._needed_bytes()
-        replaces_part = self._options.is_part and self._options.replace and os.path.exists(self._path or "")
-        if self._options.differential or replaces_part:
-            kept_bytes = size_bytes
-        return open_target(
-            self._uri,
-            size_bytes,
-            self._repository.config,
+        """Open the target, to begin or to continue."""
+        # Again: it may have changed while the job waited for the database.
+        self._destination = find_destination(self._uri, self._repository.config)
+        size_bytes = self._needed_bytes() if self._options.is_part else self._version.size_bytes
+        request = TargetRequest(
+            size_bytes=size_bytes,
             replace=self._options.replace,
-            kept_bytes=kept_bytes,
+            kept_bytes=self._kept_bytes(size_bytes),
             start=self._part.start,
-            stop=control.stop,
             syncs=self._options.syncs,
-            examine=self._examine,
+            stop=control.stop,
         )
-
-    def _examine(self, fd: int) -> None:
-        """Refuse an open target that others use, and keep out those that come later."""
-        if self._path is None:  # a standard output that the shell has opened; it may go on using it, so no lock
-            self._refuse_own(f"/proc/self/fd/{fd}", "the standard output")
-            self._refuse_used(use_of(fd), "the standard output")
-        else:
-            self._refuse_used(use_of(fd) or lock(fd), self._path)
-
-    def _refuse_own(self, path: str, shown: str) -> None:
-        if find_own(path, self._repository.own_paths) is not None:
-            raise TargetError(f"{shown} belongs to the repository itself; name a target outside of it")
-        loop = find_loop(os.path.realpath(path))
-        if loop is not None:
-            self._refuse_own(loop.backing_file, shown)
-
-    @staticmethod
-    def _refuse_used(use: str | None, shown: str) -> None:
-        if use is not None:
-            raise TargetError(f"{shown} is in use: {use}")
-
-    def _continues(self) -> bool:
-        """Return whether the target exists. From block 0 it need not: nothing of it is kept, and backy2 made it."""
-        if self._options.continue_from is None:
-            return False
-        return self._first_block > 0 or os.path.exists(self._path or "")
+        return self._destination.open(request)
 
     def _needed_bytes(self) -> int:
-        """Return how large the target of a part has to be: a file that is larger than the image stays so."""
-        if self._path is None or not os.path.exists(self._path):
-            return self._version.size_bytes
-        if os.path.isfile(self._path):
-            return max(self._version.size_bytes, os.path.getsize(self._path))
-        return self._part.stop
+        """Return how large the target of a part must be: a file that is larger than the image keeps its size."""
+        if self._destination.is_device:
+            return self._part.stop
+        return max(self._version.size_bytes, self._destination.size_bytes or 0)
+
+    def _kept_bytes(self, size_bytes: int) -> int | None:
+        """Return how many bytes at the start of the target stay as they are; None: it may be new."""
+        exists = self._destination.exists
+        if self._options.differential or (self._options.is_part and self._options.replace and exists):
+            return size_bytes
+        # Continuing from block 0 keeps nothing, and backy2 created the file if it was missing.
+        if self._options.continue_from is not None and (self._first_block > 0 or exists):
+            return self._first_byte
+        return None
 
     def write_and_verify(self, target: Target, run: Run) -> RestoreReport:
-        """Do all of it."""
-        read_back = ReadBack(self._repository.blocks, target) if isinstance(target, ReadableTarget) else None
+        """Write everything, read it back if the options say so, and report."""
+        readable = target.readable
+        read_back = None if readable is None else ReadBack(self._repository.blocks, readable)
         restorer = Restorer(
             self._repository,
             self._version,
@@ -209,13 +195,13 @@ class _Restore:
             present=read_back if self._options.differential else None,
             run=run,
         )
-        if isinstance(target, ReadableTarget) and self._options.differential:
-            target.drop_cache()  # what the kernel remembers of a target that failed to be written is not on its disk
+        if self._options.differential and read_back is not None:
+            read_back.drop_cache()  # after a write error, the kernel still has pages that are not on the disk
         try:
             restorer.restore()
         except BackyfsError as error:
-            if self._path is not None:
-                error.args = (f"{error}; the target is incomplete: {self._how_to_continue(target, restorer)}",)
+            if self._destination.keeps:
+                error.advise(self._how_to_continue(target, restorer))
             raise
         target.finish()
         differing: list[DamagedRange] = []
@@ -227,7 +213,7 @@ class _Restore:
                 wanted=self._part,
                 without=restorer.damaged,
                 skips_holes=self._options.sparse and not target.begins_empty,
-                run=run.saying("interrupted: everything is written, and not all of it was verified"),
+                run=run.saying("interrupted: everything was written, but not all of it was verified"),
             )
             verification.verify()
             differing = verification.differing
@@ -237,7 +223,7 @@ class _Restore:
     def _report(self, restorer: Restorer, differing: list[DamagedRange]) -> RestoreReport:
         return RestoreReport(
             version=self._version,
-            target=self._path or self._uri,
+            target=self._destination.uri,
             part=self._part,
             bytes_written=restorer.written_bytes,
             bytes_equal=restorer.equal_bytes,
@@ -247,21 +233,22 @@ class _Restore:
             duration_s=time.monotonic() - self._started,
         )
 
-    def _how_to_continue(self, target: Target, restorer: Restorer) -> str:
-        """Return what to do about a target that is incomplete. What it is to be continued from is on the disk."""
+    def _how_to_continue(self, target: Target, restorer: Restorer) -> Remedy:
+        """Return what to do about an incomplete target. What precedes the place to continue from is on the disk."""
         try:
             target.finish()
         except TargetError as lost:
-            return str(lost)
+            remedy = Remedy(f"the target is incomplete: {lost.statement}")
+            return remedy if lost.remedy is None else remedy.then(lost.remedy)
         block = restorer.continue_block()
         if not self._options.is_part:
-            return f"add --continue-from {block} to go on"
+            return Advice.CONTINUE_RESTORE(block=block)
         start = max(self._part.start, block * self._repository.block_size)
-        return f"add --force --offset {start} --length {self._part.stop - start} to go on"
+        return Advice.CONTINUE_RESTORE_OF_PART(offset=start, length=self._part.stop - start, stop=self._part.stop)
 
 
 def _part(version: Version, options: RestoreOptions) -> range:
-    """Return the bytes of the image that are wanted.
+    """Return the requested bytes of the image.
 
     Raises:
         UsageError: the image does not have them.
@@ -269,19 +256,23 @@ def _part(version: Version, options: RestoreOptions) -> range:
     if not options.is_part:
         return range(version.size_bytes)
     if options.continue_from is not None:
-        raise UsageError("--continue-from is for whole images; say where to go on with --offset and --length")
+        raise UsageError(
+            "only the restore of a whole image can continue from a block",
+            remedy="give the offset and length of the missing part instead",
+        )
     start = options.offset or 0
     stop = version.size_bytes if options.length is None else start + options.length
     if not 0 <= start < stop <= version.size_bytes:
         raise UsageError(
-            f"version {version.uid} has {version.size_bytes} bytes, and {start} to {stop} are no part of them; choose "
-            "--offset and --length within it"
+            f"has {version.size_bytes} bytes; {start} to {stop} is not a part of it",
+            subject=f"version {version.uid}",
+            remedy=Advice.RESTORE_PART(),
         )
     return range(start, stop)
 
 
 def _merged(found: list[DamagedRange]) -> tuple[DamagedRange, ...]:
-    """Return ranges in order, neighbours of the same reason as one."""
+    """Return the ranges in order; neighbours with the same reason become one."""
     ordered: list[DamagedRange] = []
     for damage in sorted(found, key=lambda damage: damage.start):
         if ordered and (ordered[-1].stop, ordered[-1].reason) == (damage.start, damage.reason):

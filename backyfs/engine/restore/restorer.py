@@ -1,6 +1,6 @@
-"""Write a version to a target: each block checked before it is written, in worker threads.
+"""Write a version to a target in worker threads; each block is checked before it is written.
 
-A block that cannot be had is left out, and everything else is written.
+A block that cannot be loaded is left out, and everything else is written.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from backyfs.geometry import block_count
 from backyfs.images.parts import PartLoader
 from backyfs.images.runs import GAP_BYTES, GapPart, ImageRuns
 from backyfs.model import DamagedRange
+from backyfs.work.parallel import at_most
 from backyfs.work.window import Window, default_workers
 
 if TYPE_CHECKING:
@@ -30,17 +31,17 @@ _ABSENT = "never backed up: the version is incomplete"
 
 @dataclass(slots=True)
 class _Done:
-    """What became of a run."""
+    """The result of a run."""
 
     run: ImageRun
     written_bytes: int
     equal_bytes: int
     damaged: list[DamagedRange]
-    suspects: list[BlobId]  # blobs that these would have been
+    suspects: list[BlobId]  # the blobs of damaged ranges
 
 
 class Restorer:
-    """One restore under way. Owned by the thread that calls `restore`."""
+    """A restore in progress. Owned by the thread that calls `restore`."""
 
     def __init__(
         self,
@@ -53,22 +54,23 @@ class Restorer:
         present: ReadBack | None,
         run: Run,
     ) -> None:
-        """Prepare to write the bytes `wanted`: no hole if `skips_holes`, and nothing that is `present` already."""
+        """Prepare to write the bytes `wanted`, without holes if `skips_holes`, and only what `present` lacks."""
         self._version = version
         self._loader = PartLoader(repository.blocks)
         self._block_size = repository.block_size
         self._target = target
+        self._writing = at_most(target.parallel)
         self._wanted = wanted
         self._skips_holes = skips_holes
         self._present = present
         self._run = run
         self._runs = ImageRuns(repository, version, gap_bytes=None if target.begins_empty else GAP_BYTES)
-        self._pending: dict[int, ImageRun] = {}  # by their first blocks, in order
-        self._next_block = wanted.start // self._block_size  # all before it was handed out
+        self._pending: dict[int, ImageRun] = {}  # runs in progress by their first blocks, in order
+        self._next_block = wanted.start // self._block_size  # every block before it is done or in progress
         self.written_bytes = 0
         self.equal_bytes = 0
         self.damaged: list[DamagedRange] = []
-        self.suspects: set[BlobId] = set()  # blobs that could not be had
+        self.suspects: set[BlobId] = set()  # blobs that could not be loaded
 
     def restore(self) -> None:
         """Write everything.
@@ -77,7 +79,7 @@ class Restorer:
             TargetError: the target cannot be written or read.
             InterruptedByUser: the run was asked to stop.
             DatabaseError: the block map cannot be read.
-            JobLostError: the job was taken for dead.
+            JobLostError: another command considered this one dead.
         """
         workers = default_workers()
         step = self._run.step(f"Restoring {self._version.name}", len(self._wanted))
@@ -86,7 +88,7 @@ class Restorer:
                 self._settle(done)
 
     def continue_block(self) -> int:
-        """Return the number of the block to continue from: all before it are written as they should be."""
+        """Return the number of the block to continue from: every block before it is written, and not damaged."""
         first = next(iter(self._pending), self._next_block)
         for damage in self.damaged:
             first = min(first, damage.start // self._block_size)
@@ -99,7 +101,7 @@ class Restorer:
             self._next_block = block_count(run.stop, self._block_size)
             if run.has_blocks or not self._target.begins_empty:
                 yield run
-            else:  # nothing to do; a task for each of many gaps would take longer than all else
+            else:  # nothing to do; a task for each of many gaps would take longer than everything else
                 self._settle(self._restore_run(run))
 
     def _settle(self, done: _Done) -> None:
@@ -111,7 +113,7 @@ class Restorer:
         self._run.advance(done.run.length)
 
     def _restore_run(self, run: ImageRun) -> _Done:
-        """Write the parts of a run that can be had. Runs in a worker thread."""
+        """Write the parts of a run that can be loaded. Runs in a worker thread."""
         done = _Done(run, 0, 0, [], [])
         for part in run.parts:
             if isinstance(part, GapPart):
@@ -123,13 +125,14 @@ class Restorer:
                     continue
                 block = self._loader.load(part)
             except WrongStorageError:
-                raise  # the blocks are elsewhere, and whole
+                raise  # nothing is damaged: the blocks are in another storage
             except (IntegrityError, StorageError) as error:
                 self._leave_damaged(part, str(error), done)
                 if part.blob is not None:
                     done.suspects.append(part.blob.id)
                 continue
-            self._target.write(part.start, block)
+            with self._writing:
+                self._target.write(part.start, block)
             done.written_bytes += part.length
         return done
 
@@ -139,7 +142,7 @@ class Restorer:
         elif self._skips_holes:
             self._target.leave(gap.start, gap.length)
         elif self._present is None:
-            self._target.write_zeros(gap.start, gap.length)
+            self._write_zeros(gap.start, gap.length)
         elif self._present.has_zeros(gap.start, gap.length):
             done.equal_bytes += gap.length
         else:
@@ -152,8 +155,12 @@ class Restorer:
             if present.has_zeros(start, length):
                 done.equal_bytes += length
             else:
-                self._target.write_zeros(start, length)
+                self._write_zeros(start, length)
                 done.written_bytes += length
+
+    def _write_zeros(self, start: int, length: int) -> None:
+        with self._writing:
+            self._target.write_zeros(start, length)
 
     def _leave_damaged(self, part: BlockPart | GapPart, reason: str, done: _Done) -> None:
         done.damaged.append(DamagedRange(start=part.start, stop=part.start + part.length, reason=reason))

@@ -1,4 +1,4 @@
-"""Read a target back after a restore, and tell where it has other bytes than were written to it."""
+"""Read a target back after a restore, and find where its bytes differ from those that were written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DIFFERS = "the target has other bytes than were written to it"
 
 
 class Verification:
-    """One target being read back. Owned by the thread that calls `verify`."""
+    """A target that is read back. Owned by the thread that calls `verify`."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Verification:
         skips_holes: bool,
         run: Run,
     ) -> None:
-        """Prepare to read back the bytes `wanted` but for those in `without`, and with `skips_holes` the holes."""
+        """Prepare to read back the bytes `wanted`, except for `without` and, if `skips_holes`, holes."""
         self._version = version
         self._block_size = repository.block_size
         self._present = present
@@ -48,13 +48,13 @@ class Verification:
         self.differing: list[DamagedRange] = []  # in no order
 
     def verify(self) -> None:
-        """Read everything back, from the disk as far as that can be.
+        """Read everything back, from the disk if possible.
 
         Raises:
             TargetError: the target cannot be read.
             InterruptedByUser: the run was asked to stop.
             DatabaseError: the block map cannot be read.
-            JobLostError: the job was taken for dead.
+            JobLostError: another command considered this one dead.
         """
         workers = default_workers()
         self._present.drop_cache()
@@ -65,7 +65,7 @@ class Verification:
                     self.differing += differing
                     self._run.advance(run.length)
         except InterruptedByUser:
-            self._run.check()  # tells what is done, where a worker could not
+            self._run.check()  # its message says what is done; a worker does not know that
             raise
 
     def _checked_runs(self) -> Iterator[ImageRun]:
