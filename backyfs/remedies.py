@@ -112,6 +112,11 @@ class Advice(Enum):
     DETACH = "detach {path}"
     DETACH_OR_NAME_DIRECTORY = "detach {path} first, or name another directory"
     NAME_OVERLAY = "name another directory for what is written"
+    UNMOUNT_OR_NAME_OVERLAY = "unmount that one first, or name another directory for what is written"
+    DROP_OR_NAME_OVERLAY = (
+        "remove {map} and {data} there, which drops what was written to this version, or name another directory for "
+        "what is written"
+    )
     LEAVE_OUT_OVERLAY = "mount read-only to read this version"
 
     def __call__(self, **values: object) -> Remedy:

@@ -124,6 +124,11 @@ RENDERINGS = {
     Advice.DETACH: "run `backyfs detach {path}`",
     Advice.DETACH_OR_NAME_DIRECTORY: "run `backyfs detach {path}` first, or name another directory",
     Advice.NAME_OVERLAY: "name another directory with --writable",
+    Advice.UNMOUNT_OR_NAME_OVERLAY: "unmount that one first, or name another directory with --writable",
+    Advice.DROP_OR_NAME_OVERLAY: (
+        "remove {map} and {data} there, which drops what was written to this version, or name another directory with "
+        "--writable"
+    ),
     Advice.LEAVE_OUT_OVERLAY: "mount without --writable to read this version",
 }
 

@@ -127,4 +127,4 @@ class Pool:
     def timed_out(self) -> BackyfsError:
         """Count a timeout and return its error."""
         self.timeouts += 1
-        return self._error(f"{self._what} did not answer within {self.patience_s:g} s")
+        return self._error(f"did not answer within {self.patience_s:g} s", subject=self._what)

@@ -35,7 +35,7 @@ class Pools:
 
 def make_pools(settings: Settings) -> Pools:
     """Make the pools of a mount."""
-    # One more than there are processors: several concurrent readers get 10 % more, and a single one is no slower.
+    # One more than there are processors: several concurrent readers get 10 % more, and a single one gets no less.
     workers = settings.workers or len(os.sched_getaffinity(0)) + 1
     pool = partial(Pool, patience_s=settings.patience_s)
     return Pools(

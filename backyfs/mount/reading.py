@@ -29,7 +29,7 @@ class UnreadableBlockError(BackyfsError):
         self.index = index
         self.blob_id = blob_id  # None: not known
         self.is_damaged = isinstance(reason, (IntegrityError, ObjectMissingError, ObjectUnreadableError))
-        super().__init__(f"version {uid}, block {index}: {reason}")
+        super().__init__(reason.statement, subject=f"version {uid}, block {index}:", remedy=reason.remedy)
 
 
 class ImageReader:

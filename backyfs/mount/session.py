@@ -24,6 +24,7 @@ from backyfs.mount.operations import Operations
 from backyfs.mount.overlay import OverlayDirectory, Scratch
 from backyfs.mount.settings import Settings
 from backyfs.ownfiles import find_own
+from backyfs.remedies import Advice
 from backyfs.work.job import Job
 
 if TYPE_CHECKING:
@@ -79,11 +80,13 @@ def check_options(options: tuple[str, ...]) -> None:
     for option in options:
         if option not in _ALLOWED_OPTIONS:
             allowed = ", ".join(sorted(_ALLOWED_OPTIONS))
-            raise MountError(f"mount option {option!r} is not known; allowed: {allowed}")
+            raise MountError("is not known", subject=f"mount option {option!r}", remedy=f"allowed: {allowed}")
     for option in ("allow_other", "allow_root"):
         if option in options and os.geteuid() != 0 and not lets_others_in():
             raise MountError(
-                f"{option} is reserved for root on this host; as root, add the line `user_allow_other` to {FUSE_CONF}"
+                "is reserved for root on this host",
+                subject=option,
+                remedy=f"as root, add the line `user_allow_other` to {FUSE_CONF}",
             )
 
 
@@ -127,9 +130,9 @@ def _check_overlay_directory(path: str, mountpoint: str, own_paths: tuple[str, .
     wanted = os.path.realpath(path)
     for other, what in ((mountpoint, "the mountpoint"), *((own, "the repository") for own in own_paths)):
         if os.path.commonpath((wanted, other)) in (wanted, other):
-            raise MountError(f"{path} overlaps {what} ({other}); name another directory with --writable")
+            raise MountError(f"overlaps {what} ({other})", subject=path, remedy=Advice.NAME_OVERLAY())
     if find_own(path, own_paths) is not None:  # by a bind mount
-        raise MountError(f"{path} is in the repository; name another directory with --writable")
+        raise MountError("is in the repository", subject=path, remedy=Advice.NAME_OVERLAY())
 
 
 def _mount(operations: Operations, request: MountRequest) -> None:
@@ -141,8 +144,9 @@ def _mount(operations: Operations, request: MountRequest) -> None:
         pyfuse3.init(operations, request.mountpoint, options)
     except RuntimeError as error:
         raise MountError(
-            f"{request.mountpoint} cannot be mounted: {error}; users need fusermount3 (package fuse3) and write "
-            "permission to the directory"
+            f"cannot be mounted: {error}",
+            subject=request.mountpoint,
+            remedy="users need fusermount3 (package fuse3) and write permission to the directory",
         ) from error
 
 
@@ -239,7 +243,9 @@ def _check_device() -> None:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
         raise MountError(
-            "/dev/fuse does not exist; load the module (modprobe fuse), in a container pass it in"
+            "does not exist", subject="/dev/fuse", remedy="load the module (modprobe fuse), in a container pass it in"
         ) from None
     except OSError as error:
-        raise MountError(f"/dev/fuse cannot be opened: {error.strerror}; check its owner and mode") from error
+        raise MountError(
+            f"cannot be opened: {error.strerror}", subject="/dev/fuse", remedy="check its owner and mode"
+        ) from error

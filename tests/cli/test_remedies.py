@@ -35,6 +35,8 @@ COMMANDS = {
     Advice.CONTINUE_EARLIER: ["restore"],
     Advice.RESTORE_PART: ["restore"],
     Advice.NAME_OVERLAY: ["mount"],
+    Advice.UNMOUNT_OR_NAME_OVERLAY: ["mount"],
+    Advice.DROP_OR_NAME_OVERLAY: ["mount"],
     Advice.LEAVE_OUT_OVERLAY: ["mount"],
 }
 

@@ -1,7 +1,7 @@
-"""The directory of what is written to the images of a mount: one copy-on-write layer for each version.
+"""A directory of copy-on-write layers that take what is written to the images of a mount, one for each version.
 
-The versions themselves never change. The directory is one repository's and, while it is open, one mount's.
-Nothing outside it is touched, whatever the uid of a version is.
+The versions themselves never change. The directory belongs to one repository and, while it is open, to one mount.
+Nothing outside it is touched, whatever the uid of a version looks like.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from backyfs.files import make_directory, open_file, require_no_device_directory
 from backyfs.mount.overlay.layer import Layer
 from backyfs.mount.overlay.layerfiles import FILE_NAME, LayerNames, create_data, create_unnamed_data
 from backyfs.mount.overlay.scratch import Scratch
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,23 +31,24 @@ __all__ = ["Layer", "OverlayDirectory", "Scratch"]
 _LOCK = "lock"
 _REPOSITORY = "repository"
 _NEW_REPOSITORY = "repository.new"
-_NOT_FOREIGN = {_LOCK, _NEW_REPOSITORY, "lost+found"}  # what else may be in a directory before its first use
-# The file `repository`: this line, then one with the uid of the repository.
+_NOT_FOREIGN = {_LOCK, _NEW_REPOSITORY, "lost+found"}  # may be in a directory before its first use
+# The file `repository` has two lines: this one, and the uid of the repository.
 _MAGIC = b"backyfs overlay 1\n"
 
 
 class OverlayDirectory:
     """A directory of layers, locked for one mount. May be used by several threads at once."""
 
-    is_shared = True  # what one writes to an image, all read
+    is_shared = True  # everyone who opens an image sees what was written to it
 
     def __init__(self, path: str, repository_uid: str, *, discard: bool = False) -> None:
-        """Open the directory, making it if it is missing (mode 0700), and lock it.
+        """Open and lock the directory. Create it (mode 0700) if it does not exist.
 
-        With `discard`, what earlier mounts wrote is removed now, and what this one writes is gone with it.
+        `discard` removes what earlier mounts have written, and drops what this one writes at its end.
 
         Raises:
-            MountError: another mount uses it, it is another repository's, it holds other things, or cannot be used.
+            MountError: the directory is in use by another mount, belongs to another repository, contains something
+                else, or cannot be used.
         """
         self._path = os.path.abspath(path)
         self._is_kept = not discard
@@ -56,7 +58,7 @@ class OverlayDirectory:
             try:
                 self._fd = _open_directory(self._path)
                 opened.callback(os.close, self._fd)
-                self._has_owner(repository_uid)  # nothing is made in a directory of others
+                self._has_owner(repository_uid)  # create nothing in a foreign directory
                 lock_fd = open_file(_LOCK, os.O_RDWR | os.O_NOFOLLOW, dir_fd=self._fd)
                 opened.callback(os.close, lock_fd)
                 fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,13 +67,10 @@ class OverlayDirectory:
                 self._remove_files(everything=discard)
             except BlockingIOError as error:
                 raise MountError(
-                    f"{self._path} is in use by another mount; unmount that one first or name another directory "
-                    "with --writable"
+                    "is in use by another mount", subject=self._path, remedy=Advice.UNMOUNT_OR_NAME_OVERLAY()
                 ) from error
             except OSError as error:
-                raise MountError(
-                    f"{self._path} cannot be used for --writable: {error.strerror}; name another directory"
-                ) from error
+                raise self._unusable(f"cannot take what is written to images: {error.strerror}") from error
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
@@ -83,11 +82,11 @@ class OverlayDirectory:
         self.close()
 
     def layer(self, uid: VersionUid, size_bytes: int) -> Layer:
-        """Return the layer of a version, whose image has this size; it stays open until the directory is closed.
+        """Return the layer of a version whose image has this size. It stays open until the directory is closed.
 
         Raises:
-            MountError: its files are damaged or of another image, or the uid cannot be part of a file name.
-            OSError: they cannot be opened.
+            MountError: its files are damaged or belong to another image, or the uid cannot be part of a file name.
+            OSError: its files cannot be opened.
         """
         with self._lock:
             if self._layers is None:
@@ -99,12 +98,12 @@ class OverlayDirectory:
             assert layer.size_bytes == size_bytes, "a version does not change"
             return layer
 
-    def open(self, uid: VersionUid, size_bytes: int, *, for_writing: bool) -> Layer:  # noqa: ARG002 - the same for all
-        """Return what `layer` does: everyone who has a version open reads what was written to it."""
+    def open(self, uid: VersionUid, size_bytes: int, *, for_writing: bool) -> Layer:  # noqa: ARG002 - all files share it
+        """Return the layer of a version, which all open files of the version share."""
         return self.layer(uid, size_bytes)
 
     def let_go(self, layer: Layer) -> None:
-        """Do nothing: a layer outlives those who opened it."""
+        """Do nothing: a layer outlives the files that use it."""
 
     def _open_layer(self, names: LayerNames) -> Layer:
         if self._is_kept:
@@ -112,10 +111,10 @@ class OverlayDirectory:
         return Layer(names.image_bytes, partial(create_unnamed_data, names))
 
     def close(self) -> None:
-        """Sync and close all layers, and let go of the directory. Safe to call again.
+        """Sync and close all layers, and unlock the directory. Safe to call again.
 
         Raises:
-            MountError: not all that was written could be made durable.
+            MountError: some of what was written could not be made durable.
         """
         with self._lock:
             layers, self._layers = self._layers or {}, None
@@ -130,35 +129,37 @@ class OverlayDirectory:
             uids = ", ".join(uid for uid, _ in failures)
             first = failures[0][1]
             raise MountError(
-                f"{self._path}: what was written last to {uids} is lost: {first.strerror}; what was synced before is "
-                "kept, check the disk and the room on it"
+                f"the last writes to {uids} are lost, earlier synced ones are kept: {first.strerror}",
+                subject=f"{self._path}:",
+                remedy="check the disk and its free space",
             ) from first
 
+    def _unusable(self, fact: str) -> MountError:
+        return MountError(fact, subject=self._path, remedy=Advice.NAME_OVERLAY())
+
     def _has_owner(self, repository_uid: str) -> bool:
-        """Tell whether the directory is this repository's; False: nobody's yet."""
+        """Return whether the directory belongs to this repository; False: it belongs to none yet.
+
+        Raises:
+            MountError: it contains something else.
+            OSError: it cannot be read.
+        """
         try:
             fd = os.open(_REPOSITORY, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._fd)
         except FileNotFoundError:
             if set(os.listdir(self._fd)) - _NOT_FOREIGN:
-                raise MountError(
-                    f"{self._path} is not empty and holds no layers; name another directory with --writable"
-                ) from None
+                raise self._unusable("is not empty and contains no layers") from None
             return False
         try:
             stored = os.read(fd, 4096)
         finally:
             os.close(fd)
         if not stored.startswith(_MAGIC):
-            raise MountError(
-                f"{self._path}/{_REPOSITORY} is damaged, or of another program or release; name another directory "
-                "with --writable"
-            )
+            raise self._unusable(f"has a damaged file {_REPOSITORY}, or one of another program or release")
         owner = stored.removeprefix(_MAGIC)
         if owner != f"{repository_uid}\n".encode():
-            raise MountError(
-                f"{self._path} holds layers of another repository ({owner.decode(errors='replace').strip()!r}); "
-                "name another directory with --writable"
-            )
+            uid = owner.decode(errors="replace").strip()
+            raise self._unusable(f"contains layers of another repository ({uid!r})")
         return True
 
     def _set_owner(self, repository_uid: str) -> None:
@@ -170,14 +171,14 @@ class OverlayDirectory:
         os.fsync(self._fd)
 
     def _remove_files(self, *, everything: bool) -> None:
-        """Remove what a process that was killed has left, or all layers; make durable which files there are.
+        """Remove the leftovers of a killed process, or all layers. Then sync the directory.
 
-        Who was killed may have given a map its name and not come to sync that.
+        A killed process may have renamed a map without syncing the directory.
         """
         files = [match for name in os.listdir(self._fd) if (match := FILE_NAME.fullmatch(name))]
         mapped = set() if everything else {file["uid"] for file in files if file["kind"] == "map"}
         doomed = [file for file in files if file["uid"] not in mapped or file["kind"] == "map.new"]
-        # Maps first: data without a map is nothing, a map without data is damage.
+        # Maps first: data without a map counts as nothing, a map without data as damage.
         for is_data in (False, True):
             for file in doomed:
                 if (file["kind"] == "data") is is_data:

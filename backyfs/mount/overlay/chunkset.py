@@ -1,8 +1,8 @@
-"""A set of chunk numbers, kept as bits, in which runs are found fast. In memory; no I/O.
+"""A set of chunk numbers, stored as bits, that finds runs of chunks quickly. In memory; no I/O.
 
-Bits lie in pages, and a page without a bit does not exist: the set of a 10 TiB image would take 335 MiB, and
-takes 4 KiB for each 128 MiB that were written to. Chunks are added and never taken away. Not safe to use
-from several threads at once.
+Bits are grouped in pages, and pages without any bit set do not exist. All pages of a 10 TiB image would take 335 MiB;
+the set takes 4 KiB for each 128 MiB that contain a written chunk. Chunks are added and never removed. Not safe for
+several threads at once.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _PAGE_CHUNKS = 8 * PAGE_BYTES
 
 
 def page_count(chunks: int) -> int:
-    """Return how many pages the bits of so many chunks take."""
+    """Return how many pages the bits of this number of chunks take."""
     return -(-chunks // _PAGE_CHUNKS)
 
 
 class ChunkSet:
-    """Numbers of chunks. Knows which of its pages have changed since they were stored."""
+    """A set of chunk numbers that tracks which of its pages have changed since they were stored."""
 
     def __init__(self) -> None:
         self._pages: dict[int, bytearray] = {}  # by number; chunk 0 is the lowest bit of the first byte
@@ -45,16 +45,16 @@ class ChunkSet:
                 self._changed.add(number)
 
     def runs(self, start: int, stop: int) -> list[tuple[int, int, bool]]:
-        """Return chunks [start, stop) as runs, in order: first, last + 1, and whether the set has them."""
+        """Return chunks [start, stop) as runs, in order: first, last + 1, and whether they are in the set."""
         runs: list[tuple[int, int, bool]] = []
         for first, last, is_in in self._runs_by_page(start, stop):
             if runs and runs[-1][2] == is_in:
-                first = runs.pop()[0]  # noqa: PLW2901 - it goes on across the border of two pages
+                first = runs.pop()[0]  # noqa: PLW2901 - the run continues across a page boundary
             runs.append((first, last, is_in))
         return runs
 
     def has(self, start: int, stop: int) -> bool:
-        """Tell whether all chunks of [start, stop) are in the set."""
+        """Return whether all chunks of [start, stop) are in the set."""
         return all(is_in for _, _, is_in in self._runs_by_page(start, stop))
 
     def _runs_by_page(self, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
@@ -68,7 +68,7 @@ class ChunkSet:
             while first < last:
                 is_in = bool(bits & 1)
                 others = ~bits if is_in else bits
-                lowest = (others & -others).bit_length() - 1  # -1: there is none
+                lowest = (others & -others).bit_length() - 1  # -1: all remaining bits are the same
                 length = min(lowest, last - first) if lowest > 0 else last - first
                 yield base + first, base + first + length, is_in
                 bits >>= length
@@ -77,12 +77,12 @@ class ChunkSet:
     # Pages, as they are stored.
 
     def load(self, number: int, page: bytes) -> None:
-        """Take a page that was stored."""
+        """Add the chunks of a stored page."""
         self._pages[number] = bytearray(page)
         self._count += int.from_bytes(page, "little").bit_count()
 
     def page(self, number: int) -> bytes:
-        """Return a copy of a page that has a bit."""
+        """Return a copy of a page that has a bit set."""
         return bytes(self._pages[number])
 
     def take_changed(self) -> list[int]:
@@ -91,12 +91,12 @@ class ChunkSet:
         return sorted(changed)
 
     def keep_changed(self, numbers: Iterable[int]) -> None:
-        """Note that these pages, which `take_changed` gave, could not be stored."""
+        """Note that these pages, which `take_changed` returned, could not be stored."""
         self._changed.update(numbers)
 
 
 def _by_page(start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Cut [start, stop) at the borders of pages: number of the page, and where in it."""
+    """Cut [start, stop) at page boundaries. Yield the number of each page, and the range of bits within it."""
     while start < stop:
         number, first = divmod(start, _PAGE_CHUNKS)
         last = min(stop - number * _PAGE_CHUNKS, _PAGE_CHUNKS)

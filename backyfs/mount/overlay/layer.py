@@ -1,8 +1,8 @@
-"""The copy-on-write layer of one version: what was written to its image. Synchronous; reads no image.
+"""The copy-on-write layer of one version: the data that was written to its image. Synchronous; reads no image.
 
-A layer has a chunk whole or not at all; what it has is read from it, all else from the image below. It answers
-like a disk: what was synced stays, what was not may be lost with the process, and then the bytes of the image
-are back. Nothing is ever read that was neither written nor in the image.
+A layer contains a chunk as a whole or not at all. Callers read its chunks from the layer, and all others from the image
+below. It behaves like a disk: synced data is kept. Unsynced data may be lost with the process; then reads return the
+bytes of the image again. A read never returns anything that was neither written nor in the image.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from backyfs.model import Buffer
     from backyfs.mount.overlay.layerfiles import LayerNames
 
-_SYNC_PAGES = 1024  # of a map, copied at once: 4 MiB for 128 GiB of an image
+_SYNC_PAGES = 1024  # pages of a map that are copied at a time: 4 MiB, for 128 GiB of an image
 
 
 class Layer:
-    """What was written to the image of one version. Offsets are bytes of the image.
+    """The data that was written to the image of one version. Offsets are bytes of the image.
 
-    May be used by several threads at once. `is_empty`, `used_bytes`, `split` and `edges` look into memory alone
-    and do not wait for those that write or sync: an event loop may call them.
+    Safe for several threads at once. `is_empty`, `used_bytes`, `split` and `edges` only look into memory and do not
+    wait for writes or syncs, so an event loop may call them.
     """
 
     def __init__(
@@ -43,23 +43,23 @@ class Layer:
     ) -> None:
         """Open the layer of an image of `size_bytes`.
 
-        The first write calls `create_data` for the descriptor of an empty file. `names` are those of a layer that
-        is kept; without them it has no map and ends when it is closed. `room` bounds what it may hold.
+        The first write calls `create_data`, which returns a descriptor of an empty file. `names` are the files of a
+        layer that is kept. A layer without them has no map and is gone when it is closed. `room` limits its size.
         """
         self.size_bytes = size_bytes
         self._create_data = create_data
         self._names = names
         self._room = room or Room(None)
-        # Locks are taken in this order.
-        self._sync_lock = threading.Lock()   # one sync at a time, and guards the map file
-        self._write_lock = threading.Lock()  # one write at a time: what two fill the rest of, both have written to
-        # Guards what follows. Held for looks into memory alone; waited for by `close`.
+        # Acquire the locks in this order.
+        self._sync_lock = threading.Lock()   # one sync at a time; also guards the map file
+        self._write_lock = threading.Lock()  # one write at a time: two could complete the same chunk
+        # Guards the fields below. Held only to look into memory; `close` waits on it for readers.
         self._lock = threading.Condition(threading.Lock())
-        self._chunks = ChunkSet()            # bits are set when the bytes are written
+        self._chunks = ChunkSet()            # a bit is set once its bytes are written
         self._readers = 0
         self._needs_sync = False
         self._is_closed = False
-        self._has_failed = False             # bytes that were written are lost
+        self._has_failed = False             # some written bytes are lost
         self._data_fd: int | None = None     # None until the first write
         self._map = None if names is None else MapFile.open(names, self._chunks)
         if names is not None and self._map is not None:
@@ -76,38 +76,38 @@ class Layer:
 
     @property
     def used_bytes(self) -> int:
-        """How much of the image lies in the layer."""
+        """How many bytes of the image are in the layer."""
         return min(len(self._chunks) * CHUNK_BYTES, self.size_bytes)
 
     def split(self, start: int, stop: int) -> list[tuple[int, int, bool]]:
-        """Cut [start, stop) into ranges, in order; True: the layer has it, False: it is that of the image."""
+        """Cut [start, stop) into ranges, in order. True: the range is in the layer; False: it is in the image."""
         self._check_range(start, stop)
         with self._lock:
             runs = self._chunks.runs(*_chunks_of(start, stop))
         return [(max(first * CHUNK_BYTES, start), min(last * CHUNK_BYTES, stop), is_in) for first, last, is_in in runs]
 
     def edges(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Return what `write` has to be given of the image when [start, stop) is written: at most two ranges."""
+        """Return the ranges of the image, at most two, that `write` needs to write [start, stop)."""
         self._check_range(start, stop)
         with self._lock:
             return self._edges(start, stop)
 
     def read(self, start: int, stop: int) -> bytes:
-        """Return bytes [start, stop), which the layer has.
+        """Return bytes [start, stop), all of which are in the layer.
 
         Raises:
             OSError: they cannot be read, or were lost.
-            ValueError: the layer does not have them all.
+            ValueError: some of them are not in the layer.
         """
         self._check_range(start, stop)
         with self._reading(start, stop) as fd:
             return b"" if fd is None else read_all(fd, start, stop)
 
     def write(self, start: int, data: Buffer, base: Mapping[tuple[int, int], Buffer]) -> None:
-        """Write `data` at `start`; `base` has the bytes of the image for the ranges that `edges` named.
+        """Write `data` at `start`. `base` contains the bytes of the image for the ranges that `edges` returned.
 
         Raises:
-            OSError: it cannot be written. Chunks that the layer had may be written in part, all else is as before.
+            OSError: it cannot be written. Chunks in the layer may be partly overwritten; nothing else has changed.
         """
         stop = start + len(data)
         self._check_range(start, stop)
@@ -116,7 +116,7 @@ class Layer:
         with self._write_lock:
             with self._lock:
                 self._check_usable()
-                # Not those that the caller has asked for: another thread may have written there since.
+                # Not the edges that the caller used: another thread may have written there since.
                 edges = self._edges(start, stop)
             before, after = _fill(start, stop, {edge: _base_of(edge, base) for edge in edges})
             if self._data_fd is None:
@@ -129,10 +129,10 @@ class Layer:
                 self._needs_sync = True
 
     def sync(self) -> None:
-        """Make all that was written before this call durable.
+        """Make everything that was written before this call durable.
 
         Raises:
-            OSError: that failed. If bytes were lost by it, all that follows fails with EIO until the next mount.
+            OSError: that failed. If bytes were lost, everything later fails with EIO until the next mount.
         """
         with self._sync_lock:
             with self._lock:
@@ -150,10 +150,10 @@ class Layer:
                 raise
 
     def close(self) -> None:
-        """Sync, wait for those who read, and close the files. Safe to call again.
+        """Sync, wait for reads to finish, and close the files. Safe to call again.
 
         Raises:
-            OSError: what was written last may not be durable. The files are closed nevertheless.
+            OSError: the last writes may not be durable. The files are closed all the same.
         """
         try:
             if self._names is not None:
@@ -172,11 +172,11 @@ class Layer:
                 self._data_fd = self._map = None
 
     def _sync(self, changed: list[int]) -> None:
-        # Bits are copied first, then the bytes that they name are synced, then the bits are written.
+        # Copy the bits first, then sync the bytes they stand for, then write the bits.
         for first in range(0, max(len(changed), 1), _SYNC_PAGES):
             with self._lock:
                 pages = {number: self._chunks.page(number) for number in changed[first : first + _SYNC_PAGES]}
-            self._sync_data()  # also where it is not kept: to hear of bytes that are lost
+            self._sync_data()  # also for a layer that is not kept: it reports lost bytes
             if self._names is None:
                 return
             if self._map is None:
@@ -190,15 +190,15 @@ class Layer:
         try:
             os.fdatasync(self._data_fd)
         except OSError:
-            # The kernel tells of bytes that did not reach the disk once, and may have dropped them: what is read
-            # in their place could be zeros, and the next sync would say all is well.
+            # The kernel reports bytes that did not reach the disk only once, and may have dropped them. Reads could
+            # return zeros in their place, and the next sync would succeed.
             with self._lock:
                 self._has_failed = True
             raise
 
     @contextmanager
     def _taking_room(self, first: int, last: int) -> Iterator[None]:
-        """Account for the chunks of [first, last) that the layer lacks, unless writing them fails."""
+        """Take room for the chunks of [first, last) that are not in the layer, unless writing them fails."""
         with self._lock:
             lacking = sum(stop - start for start, stop, is_in in self._chunks.runs(first, last) if not is_in)
         self._room.take(lacking * CHUNK_BYTES)
@@ -210,11 +210,11 @@ class Layer:
 
     @contextmanager
     def _reading(self, start: int, stop: int) -> Iterator[int | None]:
-        """Keep the data open: a descriptor that was closed could be another file by then."""
+        """Keep the data open during a read: a closed descriptor could already belong to another file."""
         with self._lock:
             self._check_usable()
             if not self._chunks.has(*_chunks_of(start, stop)):
-                raise ValueError(f"bytes [{start}, {stop}) are not all in the layer; read them from the image")
+                raise ValueError(f"some of bytes [{start}, {stop}) are not in the layer; read them from the image")
             self._readers += 1
         try:
             yield self._data_fd
@@ -240,11 +240,11 @@ class Layer:
         if self._is_closed:
             raise OSError(errno.EBADF, "the layer is closed")
         if self._has_failed:
-            raise OSError(errno.EIO, "bytes that were written to the layer are lost; mount it again")
+            raise OSError(errno.EIO, "some bytes written to the layer are lost; mount it again")
 
 
 def _chunks_of(start: int, stop: int) -> tuple[int, int]:
-    """Return the chunks that bytes [start, stop) touch, as first and last + 1; no bytes touch none."""
+    """Return the chunks that bytes [start, stop) touch, as first and last + 1. An empty range touches none."""
     first = start // CHUNK_BYTES
     return first, -(-stop // CHUNK_BYTES) if start < stop else first
 
@@ -252,12 +252,12 @@ def _chunks_of(start: int, stop: int) -> tuple[int, int]:
 def _base_of(edge: tuple[int, int], base: Mapping[tuple[int, int], Buffer]) -> Buffer:
     found = base.get(edge)
     if found is None or len(found) != edge[1] - edge[0]:
-        raise ValueError(f"bytes [{edge[0]}, {edge[1]}) of the image are needed for this write")
+        raise ValueError(f"this write needs bytes [{edge[0]}, {edge[1]}) of the image")
     return found
 
 
 def _fill(start: int, stop: int, edges: Mapping[tuple[int, int], Buffer]) -> tuple[Buffer, Buffer]:
-    """Return what is to be written before `start` and from `stop` on."""
+    """Return the bytes to write before `start`, and those from `stop` on."""
     before: Buffer = b""
     after: Buffer = b""
     for (first, last), content in edges.items():

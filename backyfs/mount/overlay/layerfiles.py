@@ -1,7 +1,8 @@
-"""The two files of a layer: its data, and the map that says which chunks are there. Names, formats, durability.
+"""The two files of a layer: its data, and a map of the chunks in it. Their names, formats and durability.
 
-`<uid>.data` is sparse and as long as the image. `<uid>.map` names chunks whose bytes are durable in it: it is
-made after the first of them, appears whole, and goes before the data. Data without a map is nothing.
+`<uid>.data` is sparse and as long as the image. `<uid>.map` lists the chunks whose bytes are durable in the data. The
+map is created after the first of these chunks, appears as a whole, and is removed before the data. Data without a map
+counts as nothing.
 """
 
 from __future__ import annotations
@@ -18,23 +19,24 @@ from typing import TYPE_CHECKING
 from backyfs.errors import MountError
 from backyfs.files import create_file, open_file
 from backyfs.mount.overlay.chunkset import PAGE_BYTES, ChunkSet, page_count
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from backyfs.model import Buffer, VersionUid
 
-CHUNK_BYTES = 4096  # what file systems write, so that few writes are completed from the image
+CHUNK_BYTES = 4096  # the unit in which file systems write, so few writes need bytes of the image
 
-# Letters, digits and hyphens name no other directory, and no file but these.
+# Letters, digits and hyphens cannot name another directory, or any other file here.
 _UID = re.compile(r"[0-9A-Za-z-]{1,64}")
 FILE_NAME = re.compile(rf"(?P<uid>{_UID.pattern})\.(?P<kind>data|map|map\.new)")
 
 # A map begins with a header of 4 KiB; integers are little-endian:
 # magic (8) | format (4) | bytes of a chunk (4) | bytes of the image (8) | uid (64, zeros after it)
 # | CRC-32 of all that (4) | zeros
-# Then bits, chunk 0 the lowest of the first byte, and zeros up to a multiple of 4 KiB. A page of bits that was
-# written only in part is a good one: a bit that is old and one that is new are both true.
+# The bits follow, chunk 0 in the lowest bit of the first byte, then zeros up to a multiple of 4 KiB. A page of bits
+# that was written only in part is valid: its old bits and its new bits are all true.
 _HEADER = struct.Struct("<8sIIQ64s")
 _CHECKSUM = struct.Struct("<I")
 _HEADER_BYTES = 4096
@@ -47,7 +49,7 @@ _READ_BYTES = 1 << 20  # 256 pages of bits
 
 @dataclass(frozen=True, slots=True)
 class LayerNames:
-    """Where the files of one layer are: in the directory `fd`, which is called `directory` in messages."""
+    """The files of one layer, in the open directory `fd`; messages call it `directory`."""
 
     fd: int
     directory: str
@@ -57,8 +59,9 @@ class LayerNames:
     def __post_init__(self) -> None:
         if not _UID.fullmatch(self.uid):
             raise MountError(
-                f"version uid {self.uid!r} cannot name a file: up to 64 letters, digits and hyphens were expected; "
-                "mount without --writable to read this version"
+                "cannot be a file name: up to 64 letters, digits and hyphens were expected",
+                subject=f"version uid {self.uid!r}",
+                remedy=Advice.LEAVE_OUT_OVERLAY(),
             )
 
     @property
@@ -74,8 +77,7 @@ class LayerNames:
     def damaged(self, name: str, fact: str) -> MountError:
         """Return the error for a file that cannot be used."""
         return MountError(
-            f"{self.directory}/{name} {fact}; remove {self.map} and {self.data} there, which loses what was written "
-            "to this version, or name another directory with --writable"
+            fact, subject=f"{self.directory}/{name}", remedy=Advice.DROP_OR_NAME_OVERLAY(map=self.map, data=self.data)
         )
 
     def unlink_data(self) -> None:
@@ -84,7 +86,7 @@ class LayerNames:
 
 
 def create_data(names: LayerNames) -> int:
-    """Make the file of the data, all of it a hole, and return it open."""
+    """Create the data file, which is one hole, and return its descriptor."""
     fd = create_file(names.data, _OPEN, dir_fd=names.fd)
     try:
         os.ftruncate(fd, names.image_bytes)
@@ -96,7 +98,7 @@ def create_data(names: LayerNames) -> int:
 
 
 def create_unnamed_data(names: LayerNames) -> int:
-    """Do the same and remove its name: the file is gone with the process, however that ends."""
+    """Create the data file and remove its name, so that it disappears when the process ends in any way."""
     fd = create_data(names)
     try:
         names.unlink_data()
@@ -107,7 +109,7 @@ def create_unnamed_data(names: LayerNames) -> int:
 
 
 def open_data(names: LayerNames) -> int:
-    """Open the file of the data, which has a map, and make durable what an earlier process left in it unsynced.
+    """Open the data file of a layer that has a map, and sync what an earlier process left unsynced.
 
     Raises:
         MountError: it is missing, or not as long as the image.
@@ -126,25 +128,25 @@ def open_data(names: LayerNames) -> int:
 
 
 class MapFile:
-    """The open map of a layer. To be used by one thread at a time."""
+    """The open map of a layer. Use it from one thread at a time."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     def close(self) -> None:
-        """Close it; what was not synced may not be there later."""
+        """Close it; changes that were not synced may be lost."""
         os.close(self._fd)
 
     @classmethod
     def create(cls, names: LayerNames) -> MapFile:
-        """Make a map without a chunk, durable, as the name of its data is made by this."""
+        """Create a map without chunks. Make it durable, and the name of the data file as well."""
         new = f"{names.map}.new"
         fd = open_file(new, _OPEN | os.O_TRUNC, dir_fd=names.fd)
         try:
             os.ftruncate(fd, _file_bytes(names.image_bytes))
             write_all(fd, _header(names), 0)
             os.fsync(fd)
-            os.fsync(names.fd)  # the name of the data is there before that of the map
+            os.fsync(names.fd)  # the data file must exist before the map does
             os.rename(new, names.map, src_dir_fd=names.fd, dst_dir_fd=names.fd)
             os.fsync(names.fd)
         except BaseException:
@@ -154,10 +156,10 @@ class MapFile:
 
     @classmethod
     def open(cls, names: LayerNames, chunks: ChunkSet) -> MapFile | None:
-        """Open the map of a layer and fill `chunks` from it; None if there is none.
+        """Open the map of a layer and add its chunks to `chunks`; None if there is no map.
 
         Raises:
-            MountError: it is damaged, or another image's.
+            MountError: it is damaged, or belongs to another image.
         """
         try:
             fd = os.open(names.map, _OPEN, dir_fd=names.fd)
@@ -167,7 +169,7 @@ class MapFile:
             _check_size(fd, names, names.map, _file_bytes(names.image_bytes))
             _check_header(read_all(fd, 0, _HEADER_BYTES), names)
             _load(fd, names, chunks)
-            os.fdatasync(fd)  # who was killed before that may have written bits that are not durable
+            os.fdatasync(fd)  # a killed process may have left unsynced bits
         except BaseException:
             os.close(fd)
             raise
@@ -179,7 +181,7 @@ class MapFile:
             write_all(self._fd, page, _HEADER_BYTES + number * PAGE_BYTES)
 
     def sync(self) -> None:
-        """Make what was written durable."""
+        """Make everything that was written durable."""
         os.fdatasync(self._fd)
 
 
@@ -206,7 +208,7 @@ def write_all(fd: int, data: Buffer, offset: int) -> None:
         OSError: some of it, from the front, may have been written.
     """
     rest = memoryview(data)
-    while rest:  # a write that came short has met a limit or a full disk: go on to hear which
+    while rest:  # a short write met a limit or a full disk: the next one reports which
         count = os.pwrite(fd, rest, offset)
         rest = rest[count:]
         offset += count
@@ -223,7 +225,7 @@ def _file_bytes(image_bytes: int) -> int:
 def _check_size(fd: int, names: LayerNames, name: str, expected: int) -> None:
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode):
-        raise names.damaged(name, "is no file")
+        raise names.damaged(name, "is not a regular file")
     if found.st_size != expected:
         raise names.damaged(name, f"has {found.st_size} bytes and should have {expected}")
 
@@ -241,7 +243,7 @@ def _check_header(header: bytes, names: LayerNames) -> None:
     if magic != _MAGIC or _CHECKSUM.unpack_from(header, _HEADER.size) != (zlib.crc32(fields),):
         raise names.damaged(names.map, "has a damaged header")
     if version != _FORMAT:
-        raise names.damaged(names.map, f"has format {version}, and this release of backyfs knows {_FORMAT}")
+        raise names.damaged(names.map, f"has format {version}, but this release of backyfs supports only {_FORMAT}")
     raise names.damaged(names.map, "is the map of another image")
 
 
@@ -250,11 +252,11 @@ def _load(fd: int, names: LayerNames, chunks: ChunkSet) -> None:
         chunks.load(number, page)
     count = _chunk_count(names.image_bytes)
     if any(is_in for _, _, is_in in chunks.runs(count, page_count(count) * 8 * PAGE_BYTES)):
-        raise names.damaged(names.map, "is damaged: it names bytes after the end of the image")
+        raise names.damaged(names.map, "is damaged: it lists chunks after the end of the image")
 
 
 def _stored_pages(fd: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """Yield the pages of bits that are not all zeros, with their numbers; holes are not read."""
+    """Yield the pages of bits that are not all zeros, with their numbers. Holes are not read."""
     nothing = bytes(PAGE_BYTES)
     offset = _HEADER_BYTES
     while offset < stop:
@@ -266,7 +268,7 @@ def _stored_pages(fd: int, stop: int) -> Iterator[tuple[int, bytes]]:
                 return
             if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP}:
                 raise
-            start, end = offset, stop  # a file system that does not know its holes
+            start, end = offset, stop  # this file system does not report holes
         start -= start % PAGE_BYTES
         offset = min(end + -end % PAGE_BYTES, stop)
         for first in range(start, offset, _READ_BYTES):

@@ -1,4 +1,4 @@
-"""How much the layers of a mount may hold together. In memory; no I/O."""
+"""The limit on the total size of the layers of a mount. In memory; no I/O."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import threading
 
 
 class Room:
-    """A number of bytes that several layers share. May be used by several threads at once."""
+    """A number of bytes that several layers share. Safe for several threads at once."""
 
     def __init__(self, most_bytes: int | None) -> None:
-        """Allow `most_bytes` altogether; None: no bound but the disk."""
+        """Allow `most_bytes` in total; None: only the disk limits them."""
         self._most_bytes = most_bytes
         self._taken_bytes = 0
         self._lock = threading.Lock()
@@ -20,7 +20,7 @@ class Room:
         """Take `count` bytes.
 
         Raises:
-            OSError: ENOSPC, fewer are left; none is taken.
+            OSError: ENOSPC: fewer are left. Nothing is taken.
         """
         with self._lock:
             if self._most_bytes is not None and self._taken_bytes + count > self._most_bytes:
@@ -28,6 +28,6 @@ class Room:
             self._taken_bytes += count
 
     def give_back(self, count: int) -> None:
-        """Give `count` bytes back that were taken."""
+        """Give back `count` bytes that were taken."""
         with self._lock:
             self._taken_bytes -= count

@@ -1,7 +1,7 @@
-"""Layers to throw away: each belongs to one open file, and ends when that is closed.
+"""Temporary layers: each belongs to one open file and is dropped when that file is closed.
 
-`attach` lets the kernel replay a journal into one. Those who open the image to read it see it as it was backed up.
-The bytes are in files without a name: nothing is left of them, however the process ends.
+`attach` lets the kernel replay a journal into such a layer. Everyone who opens the image for reading sees it as it was
+backed up. The layers are files without a name, so nothing remains of them, however the process ends.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
     from backyfs.model import VersionUid
 
-_MOST_BYTES = 4 << 30  # a journal of ext4 has 1 GiB at most, the log of an xfs 2 GiB
-_SHARE = 2             # of the free room, one part in two: other programs need some as well
+_MOST_BYTES = 4 << 30  # an ext4 journal has at most 1 GiB, an xfs log 2 GiB
+_SHARE = 2             # use one part in two of the free space: other programs need some, too
 
 
 class Scratch:
-    """Layers in a directory. Together they have 4 GiB at most. May be used by several threads at once."""
+    """Layers in a directory, 4 GiB in total at most. Safe for several threads at once."""
 
-    is_shared = False  # what one writes to an image, nobody else reads
+    is_shared = False  # what is written through one open file does not appear in others
 
     def __init__(self, directory: str, *, most_bytes: int = _MOST_BYTES) -> None:
-        """Put the layers into the file system of a directory: `most_bytes` at most, and half of what is free there.
+        """Put the layers into the file system of a directory: at most `most_bytes`, and half of its free space.
 
         Raises:
             MountError: the directory cannot be used.
@@ -39,7 +39,9 @@ class Scratch:
             place = os.statvfs(directory)
         except OSError as error:
             raise MountError(
-                f"{directory} cannot hold what a journal writes: {error.strerror}; name another directory in TMPDIR"
+                f"cannot take what a journal writes: {error.strerror}",
+                subject=directory,
+                remedy="name another directory in TMPDIR",
             ) from error
         self._room = Room(min(most_bytes, place.f_bavail * place.f_frsize // _SHARE))
 
@@ -49,16 +51,16 @@ class Scratch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Do nothing: each layer is closed with the file that it belongs to, at the latest with the process."""
+        """Do nothing: each layer is closed with its file, at the latest when the process ends."""
 
     def open(self, uid: VersionUid, size_bytes: int, *, for_writing: bool) -> Layer | None:  # noqa: ARG002 - any version
-        """Return a new layer for an image of this size that is opened to be written to; None if it is only read."""
+        """Return a new layer for an image of this size that is opened for writing; None if it is only read."""
         if not for_writing:
             return None
         return Layer(size_bytes, lambda: self._create(size_bytes), room=self._room)
 
     def let_go(self, layer: Layer) -> None:
-        """Forget what was written."""
+        """Drop what was written."""
         layer.close()
 
     def _create(self, size_bytes: int) -> int:
