@@ -1,1 +1,1 @@
-"""The image of a version: from blocks and blobs to bytes, and what partitions lie in it."""
+"""The image of a version: its bytes, read from blocks and blobs, and its partitions."""

@@ -1,6 +1,6 @@
-"""The image of one version: which blob holds which block. Pages of the block map are loaded when needed.
+"""The image of one version: the blob of each block. Pages of the block map are loaded when needed.
 
-Safe to use from several threads. `blob` does I/O where `knows` says no.
+Safe for several threads at once. `blob` does I/O unless `knows` returns True.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from backyfs.geometry import block_count, block_length, page_position
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, page_entries
 from backyfs.metadata.records.blobs import load_blobs
 from backyfs.model import BlobId, VersionStatus
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from array import array
@@ -22,28 +23,28 @@ if TYPE_CHECKING:
     from backyfs.model import Blob, BlockIndex, PageNumber, Version
     from backyfs.repository import Repository
 
-_PAGES = 64  # 256 GiB of images with blocks of 4 MiB; some 30 MiB of memory
+_PAGES = 64  # 256 GiB of images with blocks of 4 MiB; about 30 MiB of memory
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of a block map, with the blobs that it names."""
+    """A page of a block map, with the blobs that it refers to."""
 
     entries: array[int]
     blobs: dict[BlobId, Blob]
 
 
 class PageCache:
-    """Pages of the block maps of one or more images, the least recently used ones dropped first."""
+    """Pages of the block maps of one or more images. The least recently used pages are dropped first."""
 
     def __init__(self, capacity: int = _PAGES) -> None:
-        """Keep so many pages."""
+        """Keep at most this number of pages."""
         self._capacity = capacity
         self._lock = threading.Lock()  # guards the pages
         self._pages: OrderedDict[_PageKey, Page] = OrderedDict()
 
     def get(self, key: _PageKey) -> Page | None:
-        """Return a page that is there."""
+        """Return a page; None if it is not in the cache."""
         with self._lock:
             page = self._pages.get(key)
             if page is not None:
@@ -51,12 +52,12 @@ class PageCache:
             return page
 
     def clear(self) -> None:
-        """Forget all pages."""
+        """Drop all pages."""
         with self._lock:
             self._pages.clear()
 
     def put(self, key: _PageKey, page: Page) -> None:
-        """Keep a page."""
+        """Add a page."""
         with self._lock:
             self._pages[key] = page
             while len(self._pages) > self._capacity:
@@ -67,23 +68,23 @@ class Image:
     """The block map of a version, block by block."""
 
     def __init__(self, repository: Repository, version: Version, pages: PageCache | None = None) -> None:
-        """Read the block map of a version, through a cache that it may share with other images."""
+        """Read the block map of a version, through a cache that other images may share."""
         self._repository = repository
         self._pages = pages or PageCache()
         self.version = version
         self.block_size = repository.block_size
 
     def knows(self, index: BlockIndex) -> bool:
-        """Tell whether `blob` can answer for this block without I/O."""
+        """Return whether `blob` can look up this block without I/O."""
         return self._pages.get((self, page_position(index)[0])) is not None
 
     def blob(self, index: BlockIndex) -> Blob | None:
         """Return the blob that holds a block, None for a hole.
 
         Raises:
-            VersionIncompleteError: the block was never backed up.
-            IntegrityError: the block map is damaged.
-            DatabaseError: it cannot be read.
+            VersionIncompleteError: the block was never backed up. The error has no subject.
+            IntegrityError: the block map is damaged. The error has no subject.
+            DatabaseError: the block map cannot be read.
         """
         page_no, position = page_position(index)
         page = self.page(page_no)
@@ -91,7 +92,7 @@ class Image:
         if entry == HOLE:
             return None
         if entry == ABSENT and self.version.status is VersionStatus.VALID:
-            raise IntegrityError("was never backed up, though the version is valid: the block map is damaged")
+            raise IntegrityError("was never backed up, although the version is valid: the block map is damaged")
         if entry == ABSENT:
             raise VersionIncompleteError("was never backed up: the version is incomplete")
         blob = page.blobs.get(BlobId(entry))
@@ -101,26 +102,23 @@ class Image:
         return blob
 
     def named_blob(self, index: BlockIndex) -> Blob | None:
-        """Return what `blob` returns; its errors name the version and the block.
+        """Return what `blob` returns. Its errors have the block and the version as their subject.
 
         Raises:
             VersionIncompleteError, IntegrityError, DatabaseError: as `blob` does.
         """
         try:
             return self.blob(index)
-        except VersionIncompleteError as error:
-            raise VersionIncompleteError(self._about(index, error)) from error
-        except IntegrityError as error:
-            raise IntegrityError(self._about(index, error)) from error
-
-    def _about(self, index: BlockIndex, error: Exception) -> str:
-        return f"block {index} of version {self.version.uid} {error}; run `backyfs scrub {self.version.uid}`"
+        except (VersionIncompleteError, IntegrityError) as error:
+            error.subject = f"block {index} of version {self.version.uid}"
+            error.advise(Advice.SCRUB_VERSION(uid=self.version.uid))
+            raise
 
     def page(self, page_no: PageNumber) -> Page:
         """Return a page of the block map.
 
         Raises:
-            DatabaseError: it cannot be read, or is damaged.
+            DatabaseError: it cannot be read, or it is damaged.
         """
         page = self._pages.get((self, page_no))
         if page is None:
@@ -133,4 +131,4 @@ class Image:
         return page
 
 
-_PageKey: TypeAlias = "tuple[Image, PageNumber]"  # of an image, not a version: one that is opened later may know more
+_PageKey: TypeAlias = "tuple[Image, PageNumber]"  # not a version: its backup may continue between two images of it

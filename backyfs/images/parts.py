@@ -1,10 +1,11 @@
-"""Load what is wanted of a block, checked; without the rest of it where its encryption version allows that."""
+"""Load a block or a part of it, checked. Read only that part if the encryption version of the blob allows it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from backyfs.blocks import PieceLoader, load_block, piece_bytes
+from backyfs.geometry import pieces_covering, within_piece
 
 if TYPE_CHECKING:
     from backyfs.blocks import BlockStore
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PartLoader:
-    """Loads blocks and parts of them. Safe to use from several threads at once."""
+    """Loads blocks and parts of them. Safe for several threads at once."""
 
     def __init__(self, blocks: BlockStore) -> None:
         """Load from a store."""
@@ -23,28 +24,27 @@ class PartLoader:
     def load(self, part: BlockPart) -> Buffer:
         """Return the bytes of a part of a block.
 
-        The whole block is checked, its fingerprint included, but where only some segments of it are read: these are
+        A block that is read as a whole is checked, including its fingerprint. If only some segments are read, they are
         checked by their tags.
 
         Raises:
-            IntegrityError: they cannot be had as they were backed up.
-            StorageError: the storage does not give them.
+            IntegrityError: the bytes differ from what was backed up.
+            StorageError: the storage does not return them.
         """
         return self.load_range(part.sound_blob(), part.skipped, part.skipped + part.length)
 
     def load_range(self, blob: Blob, start: int, stop: int) -> Buffer:
-        """Return bytes [start, stop) of a blob, which lie within it, checked as `load` does.
+        """Return bytes [start, stop) of a blob, all of which are within it, checked as in `load`.
 
         Raises:
-            IntegrityError: they cannot be had as they were backed up.
-            StorageError: the storage does not give them.
+            IntegrityError: the bytes differ from what was backed up.
+            StorageError: the storage does not return them.
         """
         size = piece_bytes(blob)
         if stop - start == blob.size:
             return load_block(self._blocks, blob)
         if size == blob.size:
             return memoryview(load_block(self._blocks, blob))[start:stop]
-        numbers = range(start // size, -(-stop // size))
+        numbers = pieces_covering(start, stop, size)
         pieces = memoryview(b"".join(self._pieces.load(blob, numbers)))
-        first = numbers.start * size
-        return pieces[start - first : stop - first]
+        return pieces[within_piece(start, stop, numbers.start, size)]

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class ImageReader:
-    """Reads one version, without a mount. Safe to use from several threads at once."""
+    """Reads one version, without a mount. Safe for several threads at once."""
 
     def __init__(self, repository: Repository, version: Version, pages: PageCache | None = None) -> None:
-        """Read a version, through a cache of pages that it may share with other readers."""
+        """Read a version, through a cache of pages that other readers may share."""
         self.image = Image(repository, version, pages)
         self.size_bytes = version.size_bytes
         self._loader = PartLoader(repository.blocks)
 
     def pread(self, offset: int, length: int) -> bytes:
-        """Return up to `length` bytes from `offset` on, fewer where the image ends. All of them were checked.
+        """Return up to `length` checked bytes starting at `offset`; fewer at the end of the image.
 
         Raises:
             VersionIncompleteError: some of them were never backed up.
-            IntegrityError: some of them cannot be had as they were backed up, or the block map is damaged.
+            IntegrityError: some of them differ from what was backed up, or the block map is damaged.
             StorageError, DatabaseError: they cannot be read.
         """
         length = max(0, min(length, self.size_bytes - offset))

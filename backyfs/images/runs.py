@@ -1,4 +1,4 @@
-"""The blocks of a version, or of a part of its bytes, in order and in runs: what one task of a worker is about."""
+"""The blocks of a version, or of a part of its bytes, in order, cut into runs. A run is one task for a worker."""
 
 from __future__ import annotations
 
@@ -18,54 +18,54 @@ if TYPE_CHECKING:
     from backyfs.model import Blob, Version
     from backyfs.repository import Repository
 
-_RUN_BYTES = 4 << 20  # blocks that are smaller come in runs of so many bytes, and
-_RUN_BLOCKS = 256     # of so many blocks
-GAP_BYTES = 64 << 20  # of a gap that a task has to do something about
+_RUN_BYTES = 4 << 20  # the size of a run of smaller blocks
+_RUN_BLOCKS = 256     # the most blocks in a run
+GAP_BYTES = 64 << 20  # the size of a gap for tasks that have work to do in gaps
 
 
 @dataclass(frozen=True, slots=True)
 class BlockPart:
-    """A block that has a blob, or the part of it that is wanted."""
+    """A block that has a blob, or the wanted part of it."""
 
     start: int   # bytes of the image
     length: int
-    blob: Blob | None  # None where its row is gone
+    blob: Blob | None  # None: its row is gone
     skipped: int       # bytes of the block before `start`
     block_length: int
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of the block is wanted."""
+        """Whether the whole block is wanted."""
         return self.length == self.block_length
 
     def sound_blob(self) -> Blob:
         """Return the blob.
 
         Raises:
-            IntegrityError: there is none, or it cannot be this block.
+            IntegrityError: there is none, or it cannot be the blob of this block.
         """
         if self.blob is None:
-            raise IntegrityError("the block map names a blob that the database does not have")
+            raise IntegrityError("refers to a blob that the database does not have", subject="the block map")
         if self.blob.size != self.block_length:
             raise IntegrityError(
-                f"blob {self.blob.uid} has {self.blob.size} bytes where the image has {self.block_length}"
+                f"has {self.blob.size} bytes, but its block has {self.block_length}", subject=f"blob {self.blob.uid}"
             )
         return self.blob
 
 
 @dataclass(frozen=True, slots=True)
 class GapPart:
-    """Blocks in a row that have no blob: holes, or blocks that were never backed up."""
+    """Consecutive blocks without blobs: holes, or blocks that were never backed up."""
 
     start: int   # bytes of the image
     length: int
-    is_absent: bool  # never backed up, or nothing is known of them
-    fact: str | None = None  # why nothing is known
+    is_absent: bool  # never backed up, or unknown
+    fact: str | None = None  # why they are unknown
 
 
 @dataclass(slots=True)
 class ImageRun:
-    """Parts of an image, in order and without anything between them."""
+    """Consecutive parts of an image."""
 
     first: BlockIndex
     parts: list[BlockPart | GapPart] = field(default_factory=list)
@@ -82,7 +82,7 @@ class ImageRuns:
     """Cuts a version into runs. Owned by the thread that owns the database."""
 
     def __init__(self, repository: Repository, version: Version, *, gap_bytes: int | None) -> None:
-        """`gap_bytes` is how long a gap may be; None where gaps cost nothing, then they are as long as a page."""
+        """Cut gaps after `gap_bytes`. None: gaps cost nothing, and can be as long as a page."""
         self._database = repository.database
         self._version = version
         self._block_size = repository.block_size
@@ -91,9 +91,9 @@ class ImageRuns:
         self._gap_blocks = PAGE_ENTRIES if gap_bytes is None else max(1, gap_bytes // repository.block_size)
 
     def within(self, wanted: range) -> Iterator[ImageRun]:
-        """Yield the runs of a part of the image, given in bytes, in order. None of them crosses a page.
+        """Yield the runs of a range of bytes, in order. No run crosses a page boundary.
 
-        A damaged page is a gap of which nothing is known.
+        A damaged page yields gaps with a `fact`.
 
         Raises:
             DatabaseError: the block map cannot be read.
@@ -141,7 +141,7 @@ class ImageRuns:
             yield run
 
     def _gap_length(self, entries: Entries, position: int) -> int:
-        """Return how many entries from this one on are the same, as far as they go into one gap."""
+        """Return how many equal entries start at this position, at most as many as a gap may have."""
         entry = entries[position]
         stop = min(len(entries), position + self._gap_blocks)
         end = position + 1
@@ -155,7 +155,7 @@ class ImageRuns:
         return BlockPart(start, stop - start, blob, start - index * self._block_size, length)
 
     def _bounds(self, index: int, count: int, wanted: range) -> tuple[int, int]:
-        """Return where the wanted part of so many blocks begins and ends, in bytes of the image."""
+        """Return the start and end of the wanted part of `count` blocks, in bytes of the image."""
         return max(index * self._block_size, wanted.start), min((index + count) * self._block_size, wanted.stop)
 
 

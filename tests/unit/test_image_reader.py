@@ -103,5 +103,5 @@ def test_a_valid_version_that_lacks_a_block_is_damaged(stored: tuple[Repository,
     repository, version = stored
     incomplete = incomplete_copy(repository, version, [1])
     reader = ImageReader(repository, replace(incomplete, status=VersionStatus.VALID))
-    with pytest.raises(IntegrityError, match=rf"^block 1 of version {incomplete.uid} .*; run `backyfs scrub "):
+    with pytest.raises(IntegrityError, match=rf"^block 1 of version {incomplete.uid} .*; scrub version "):
         reader.pread(BLOCK, 1)

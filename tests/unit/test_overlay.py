@@ -175,14 +175,14 @@ def test_ranges_outside_the_image_are_refused(directory):
 def test_bytes_that_the_layer_lacks_are_never_read_from_it(directory):
     with opened(directory) as layer:
         write(layer, 0, bytes(CHUNK))
-        with pytest.raises(ValueError, match="are not all in the layer"):
+        with pytest.raises(ValueError, match="are not in the layer"):
             layer.read(CHUNK - 1, CHUNK + 1)
 
 
 @pytest.mark.parametrize("base", [{}, {(0, CHUNK): b"short"}])
 def test_a_write_without_the_bytes_of_the_image_that_it_needs_is_refused(directory, base):
     with opened(directory) as layer:
-        with pytest.raises(ValueError, match="of the image are needed"):
+        with pytest.raises(ValueError, match="this write needs bytes"):
             layer.write(1, b"x", base)
         assert layer.is_empty
 
@@ -557,7 +557,7 @@ def test_bytes_that_did_not_reach_the_disk_end_the_layer(directory, monkeypatch)
         with pytest.raises(OSError, match="are lost; mount it again") as caught:
             call()
         assert caught.value.errno == errno.EIO
-    with pytest.raises(MountError, match=f"what was written last to {UID} is lost"):
+    with pytest.raises(MountError, match=f"the last writes to {UID} are lost"):
         overlays.close()
     with opened(directory) as layer:
         assert image(layer) == changed(BASE, (0, b"synced"))
@@ -735,7 +735,7 @@ def test_a_directory_that_another_process_uses_is_refused(directory):
     with other_process(directory), pytest.raises(MountError) as caught:
         OverlayDirectory(str(directory), REPOSITORY)
     assert str(caught.value) == (
-        f"{directory} is in use by another mount; unmount that one first or name another directory with --writable"
+        f"{directory} is in use by another mount; unmount that one first, or name another directory for what is written"
     )
 
 
@@ -753,7 +753,7 @@ def test_a_directory_of_another_repository_is_refused_and_left_alone(directory, 
     with opened(directory) as layer:
         write(layer, 0, b"abc")
     before = sorted(os.listdir(directory))
-    with pytest.raises(MountError, match=f"holds layers of another repository \\('{REPOSITORY}'\\); name another"):
+    with pytest.raises(MountError, match=f"contains layers of another repository \\('{REPOSITORY}'\\); name another"):
         OverlayDirectory(str(directory), OTHER_REPOSITORY, discard=discard)
     assert sorted(os.listdir(directory)) == before
 
@@ -762,7 +762,7 @@ def test_a_directory_of_another_repository_is_refused_and_left_alone(directory, 
 def test_a_directory_with_other_things_is_refused_and_left_alone(directory, name):
     directory.mkdir()
     (directory / name).write_bytes(b"mine")
-    with pytest.raises(MountError, match="is not empty and holds no layers; name another directory"):
+    with pytest.raises(MountError, match="is not empty and contains no layers; name another directory"):
         OverlayDirectory(str(directory), REPOSITORY, discard=True)
     assert os.listdir(directory) == [name]
 
@@ -771,14 +771,14 @@ def test_a_directory_with_other_things_is_refused_and_left_alone(directory, name
 def test_a_directory_whose_owner_cannot_be_read_is_refused_and_left_alone(directory, content):
     directory.mkdir()
     (directory / "repository").write_bytes(content)
-    with pytest.raises(MountError, match="repository is damaged, or of another program or release; name another"):
+    with pytest.raises(MountError, match="has a damaged file repository, or one of another program or release; name another"):
         OverlayDirectory(str(directory), REPOSITORY)
     assert os.listdir(directory) == ["repository"]
 
 
 def test_a_directory_named_repository_in_it_makes_it_foreign(directory):
     (directory / "repository").mkdir(parents=True)
-    with pytest.raises(MountError, match="cannot be used for --writable: Is a directory; name another"):
+    with pytest.raises(MountError, match="cannot take what is written to images: Is a directory; name another"):
         OverlayDirectory(str(directory), REPOSITORY)
 
 
@@ -795,7 +795,7 @@ def test_an_empty_directory_and_one_where_the_first_use_was_killed_are_taken(dir
 @pytest.mark.parametrize("path", ["missing/overlay", "file"])
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path, path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(MountError, match="cannot be used for --writable"):
+    with pytest.raises(MountError, match="cannot take what is written to images: "):
         OverlayDirectory(str(tmp_path / path), REPOSITORY)
 
 
@@ -808,7 +808,7 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path, path):
 def test_a_uid_that_could_lead_elsewhere_is_refused(directory, uid):
     before = sorted(os.listdir(directory.parent))
     with OverlayDirectory(str(directory), REPOSITORY) as overlays:
-        with pytest.raises(MountError, match="cannot name a file: up to 64 letters, digits and hyphens"):
+        with pytest.raises(MountError, match="cannot be a file name: up to 64 letters, digits and hyphens"):
             overlays.layer(VersionUid(uid), SIZE)
         assert sorted(os.listdir(directory)) == ["lock", "repository"]
     assert sorted(os.listdir(directory.parent)) == [*before, "overlay"]
@@ -869,12 +869,12 @@ def of_another_format(path: Path) -> None:
         ("map", overwrite(20, b"X"), "has a damaged header"),
         ("map", overwrite(0, bytes(4096)), "has a damaged header"),
         ("map", overwrite(4095, b"X"), "is the map of another image"),
-        ("map", overwrite(4096 + 5, b"\x02"), "is damaged: it names bytes after the end of the image"),
-        ("map", of_another_format, "has format 2, and this release of backyfs knows 1"),
-        ("map", replace_by_pipe, "is no file"),
+        ("map", overwrite(4096 + 5, b"\x02"), "is damaged: it lists chunks after the end of the image"),
+        ("map", of_another_format, "has format 2, but this release of backyfs supports only 1"),
+        ("map", replace_by_pipe, "is not a regular file"),
         ("data", cut, f"has {SIZE - 1} bytes and should have {SIZE}"),
         ("data", Path.unlink, "is missing"),
-        ("data", replace_by_pipe, "is no file"),
+        ("data", replace_by_pipe, "is not a regular file"),
     ],
 )
 def test_a_damaged_layer_is_refused_and_the_others_are_not(directory, kind, damage, fact):
@@ -886,8 +886,8 @@ def test_a_damaged_layer_is_refused_and_the_others_are_not(directory, kind, dama
             with pytest.raises(MountError) as caught:
                 overlays.layer(UID, SIZE)
             assert str(caught.value) == (
-                f"{directory}/{UID}.{kind} {fact}; remove {UID}.map and {UID}.data there, which loses what was "
-                "written to this version, or name another directory with --writable"
+                f"{directory}/{UID}.{kind} {fact}; remove {UID}.map and {UID}.data there, which drops what was "
+                "written to this version, or name another directory for what is written"
             )
         assert overlays.layer(OTHER_UID, SIZE).is_empty
 

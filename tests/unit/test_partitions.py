@@ -265,7 +265,7 @@ def test_a_hybrid_mbr_gives_the_partitions_of_the_gpt(tmp_path: Path) -> None:
     tool("sgdisk", "-h", "1:2", image)
     table = table_of(image)
     assert table.partitions == expected.partitions
-    assert table.remarks == ("The MBR has partitions too (it is a hybrid one); those of the GPT are used.",)
+    assert table.remarks == ("The MBR also has partitions (it is hybrid); those of the GPT are used.",)
 
 
 def test_an_mbr_of_sfdisk_with_logical_partitions_is_read(tmp_path: Path) -> None:
@@ -439,7 +439,7 @@ def test_the_backup_is_found_in_an_image_that_has_grown() -> None:
     image[1024] ^= 1
     table = table_of(image + bytes(MIB))
     assert places(table) == TWO_PLACES
-    assert table.remarks[-1] == f"The GPT was made for a disk of {MIB} bytes; the image has {2 * MIB}."
+    assert table.remarks[-1] == f"The GPT was made for a disk of {MIB} bytes; the image has {2 * MIB} bytes."
 
 
 def test_entries_are_listed_where_both_headers_are_wrong() -> None:
@@ -451,7 +451,7 @@ def test_entries_are_listed_where_both_headers_are_wrong() -> None:
     assert table.remarks == (
         "The GPT header at byte 512 has a wrong checksum.",
         f"The GPT header at byte {BACKUP} has a wrong checksum.",
-        "No copy of the GPT is whole; the partitions are those of the one at byte 512.",
+        "No copy of the GPT is intact; the partitions are those of the copy at byte 512.",
     )
 
 
@@ -472,7 +472,7 @@ def test_of_two_copies_with_broken_entries_the_more_plausible_one_is_used() -> N
 def test_a_protective_mbr_without_a_gpt_is_no_table() -> None:
     table = table_of(dos_sector(dos_entry(1, 2047, 0xEE)) + bytes(MIB - 512))
     assert (table.scheme, table.partitions) == ("", ())
-    assert table.remarks == ("The MBR says that there is a GPT, and none was found.",)
+    assert table.remarks == ("The MBR refers to a GPT, but none was found.",)
 
 
 def test_a_hybrid_mbr_is_used_where_its_gpt_is_gone() -> None:
@@ -490,7 +490,7 @@ def test_a_gpt_that_the_mbr_does_not_know_of_is_not_used() -> None:
     image[:512] = dos_sector(dos_entry(100, 50))
     table = table_of(image)
     assert (table.scheme, places(table)) == ("dos", {1: (100 * 512, 50 * 512)})
-    assert table.remarks == ("There is a GPT too, which is not used: the MBR does not say so and has partitions.",)
+    assert table.remarks == ("There is also an unused GPT: the MBR does not refer to it and has partitions.",)
 
 
 def test_a_truncated_image_has_what_is_left_of_its_partitions() -> None:
@@ -500,7 +500,7 @@ def test_a_truncated_image_has_what_is_left_of_its_partitions() -> None:
     assert [each.missing for each in table.partitions] == [0, 524288 - 256000]
     assert [(each.number, each.start, each.size) for each in table.outside] == [(3, 1024 * 512, 477 * 512)]
     assert table.remarks == (
-        f"The GPT was made for a disk of {MIB} bytes; the image has 256000.",
+        f"The GPT was made for a disk of {MIB} bytes; the image has 256000 bytes.",
         "Partition 2 ends at byte 524288, beyond the end of the image; it is cut there.",
         "Partition 3 starts at byte 524288, beyond the end of the image; it is left out.",
     )
@@ -568,14 +568,14 @@ def test_no_more_than_1024_entries_are_read_and_128_partitions_listed() -> None:
     assert table.left_out == 1024 - 128
     assert table.remarks == (
         "The GPT header at byte 512 has 1100 entries; those after number 1024 are left out.",
-        "There are 1024 partitions; the 128 with the lowest numbers are listed, the others are left out.",
+        "There are 1024 partitions; only the 128 with the lowest numbers are listed.",
     )
 
 
 def test_there_are_no_more_than_a_hundred_remarks() -> None:
     table = table_of(gpt_image(*(gpt_entry(2, 1) for _ in range(128))))
     assert len(table.remarks) == 101
-    assert table.remarks[-1] == "There is more that is odd: 28 remarks are left out."
+    assert table.remarks[-1] == "28 further remarks are left out."
 
 
 def test_a_label_that_is_no_text_is_shown() -> None:
@@ -599,7 +599,7 @@ def test_a_loop_of_extended_partitions_ends(tmp_path: Path) -> None:
         6: (1108 * 512, 8 * 512),
     }
     assert table.remarks == (
-        "The list of logical partitions at byte 512000 was read before: it is a loop; it ends here.",
+        "The list of logical partitions at byte 512000 was read before: the list is a loop, and ends here.",
     )
 
 
@@ -611,8 +611,8 @@ def test_a_long_list_of_logical_partitions_is_cut(tmp_path: Path) -> None:
     table = medium.table()
     assert [partition.number for partition in table.partitions] == [1, *range(5, 132)]
     assert table.remarks == (
-        f"The list of logical partitions at byte {3560 * 512} is one of more than 256; it is not read.",
-        "There are 257 partitions; the 128 with the lowest numbers are listed, the others are left out.",
+        f"The list of logical partitions at byte {3560 * 512} is one of more than 256 and is not read.",
+        "There are 257 partitions; only the 128 with the lowest numbers are listed.",
     )
     assert medium.reads < 300
 
@@ -626,8 +626,8 @@ def test_four_logical_partitions_in_a_sector_are_cut_at_256_too(tmp_path: Path) 
     table = table_of(dos_image(tmp_path / "image", {0: dos_sector(dos_entry(1000, 100_000, 5)), **sectors}))
     assert [partition.number for partition in table.partitions] == [1, *range(5, 132)]
     assert table.remarks == (
-        "There are more than 256 logical partitions; the others are left out.",
-        "There are 257 partitions; the 128 with the lowest numbers are listed, the others are left out.",
+        "There are more than 256 logical partitions; the rest are left out.",
+        "There are 257 partitions; only the 128 with the lowest numbers are listed.",
     )
 
 
@@ -711,7 +711,7 @@ def test_the_backup_is_used_where_the_entries_cannot_be_read() -> None:
     assert places(table) == TWO_PLACES
     assert table.remarks[:2] == (
         "The image cannot be read at byte 1024: blob 3-1 is damaged.",
-        "The GPT entries at byte 1024 cannot be read, or are not all within the image.",
+        "The GPT entries at byte 1024 cannot be read, or are partly outside the image.",
     )
 
 

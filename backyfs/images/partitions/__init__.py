@@ -1,7 +1,7 @@
-"""Find the partitions of an image. Reads through a function it is given; no I/O of its own, no state.
+"""Find the partitions of an image. Reads only through a given function, and has no state.
 
-Whatever the image holds, nothing is raised, the work is bounded, and every partition that is returned is within
-the image and not empty; those outside are listed separately. The remarks of the table say what is odd.
+The content of the image never raises an error, and the work is bounded. Every returned partition is within the image
+and not empty; partitions outside it are listed separately. The remarks of the table describe anything unusual.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["Partition", "PartitionTable", "describe", "read_partitions"]
 
 _LAST_PRIMARY = 4
-_MOST_PARTITIONS = 128  # as many as a GPT has by default; each may become a loop device
+_MOST_PARTITIONS = 128  # the default size of a GPT; each partition may get a loop device
 _NO_TABLE = PartitionTable(scheme="", sector_bytes=512, partitions=(), remarks=())
 
 
 def read_partitions(read: Callable[[int, int], bytes], image_bytes: int) -> PartitionTable:
-    """Return the partition table of an image, which may be none.
+    """Return the partition table of an image; it is empty if the image has none.
 
-    `read(offset, size)` returns that many bytes, which are within the image; if it raises BackyfsError or
-    OSError, they count as unreadable, and it is told in the remarks. It is called a few times for most images:
-    near the beginning, and at the end if the beginning says that there is a GPT and it is not whole.
+    `read(offset, size)` returns `size` bytes of the image. If it raises BackyfsError or OSError, they count as
+    unreadable, and a remark says so. For most images it is called only a few times near the beginning. If the
+    beginning refers to a GPT that is not intact, it is also called at the end.
     """
     disk = Disk(read, image_bytes)
     table = _find_table(disk) or _NO_TABLE
@@ -38,8 +38,7 @@ def read_partitions(read: Callable[[int, int], bytes], image_bytes: int) -> Part
     listed = found[:_MOST_PARTITIONS]
     if len(found) > len(listed):
         disk.remark(
-            f"There are {len(found)} partitions; the {_MOST_PARTITIONS} with the lowest numbers are listed, the others "
-            "are left out."
+            f"There are {len(found)} partitions; only the {_MOST_PARTITIONS} with the lowest numbers are listed."
         )
     partitions = tuple(_placed(disk, listed))
     overlapping = _find_overlaps(disk, partitions)
@@ -55,32 +54,32 @@ def read_partitions(read: Callable[[int, int], bytes], image_bytes: int) -> Part
 
 
 def _find_table(disk: Disk) -> PartitionTable | None:
-    """Return the table that counts, as it stands in the image."""
+    """Return the table that is in effect, exactly as the image has it."""
     sector = disk.read(0, 512)
     mbr = None if sector is None else parse_mbr(sector, disk.image_bytes)
     protects_gpt = mbr is not None and mbr.protects_gpt
     if mbr is not None and mbr.has_partitions and not protects_gpt:
-        if has_gpt_signature(disk):  # what a tool left behind that knows no GPT; Linux ignores it too
-            disk.remark("There is a GPT too, which is not used: the MBR does not say so and has partitions.")
+        if has_gpt_signature(disk):  # left by a tool that does not know GPT; Linux also ignores it
+            disk.remark("There is also an unused GPT: the MBR does not refer to it and has partitions.")
         return read_dos_table(disk, mbr)
     if sector is not None and not protects_gpt and has_known_content(disk, 0):
-        return None  # one file system on the whole disk; a GPT behind it is what an earlier use left there
+        return None  # one file system on the whole disk; a GPT after it is a leftover of an earlier use
     gpt = read_gpt(disk)
     if gpt is not None:
         if sector is not None and not protects_gpt:
             disk.remark("The GPT has no protective MBR.")
         if mbr is not None and mbr.has_partitions:
-            disk.remark("The MBR has partitions too (it is a hybrid one); those of the GPT are used.")
+            disk.remark("The MBR also has partitions (it is hybrid); those of the GPT are used.")
         return gpt
     if protects_gpt:
-        disk.remark("The MBR says that there is a GPT, and none was found.")
+        disk.remark("The MBR refers to a GPT, but none was found.")
     if mbr is not None and (mbr.has_partitions or not protects_gpt):
         return read_dos_table(disk, mbr)
     return None
 
 
 def _placed(disk: Disk, partitions: Iterable[Partition]) -> Iterator[Partition]:
-    """Yield partitions as far as they are within the image."""
+    """Yield the partitions that are within the image; cut one that crosses its end."""
     for partition in partitions:
         name = f"Partition {partition.number}"
         if partition.size <= 0:
@@ -96,9 +95,9 @@ def _placed(disk: Disk, partitions: Iterable[Partition]) -> Iterator[Partition]:
 
 
 def _find_overlaps(disk: Disk, partitions: tuple[Partition, ...]) -> dict[int, int]:
-    """Return partitions that share bytes, as in the table. Logical ones are inside an extended one, as they should be.
+    """Return partitions that share bytes, as the table describes, and add a remark on each.
 
-    Each is remarked on.
+    Logical partitions are expected to be inside an extended one.
     """
     found = dict(_overlaps_among([each for each in partitions if each.kind not in EXTENDED_KINDS]))
     primary = [each for each in partitions if each.number <= _LAST_PRIMARY]
@@ -111,7 +110,7 @@ def _find_overlaps(disk: Disk, partitions: tuple[Partition, ...]) -> dict[int, i
 
 
 def _overlaps_among(partitions: list[Partition]) -> Iterator[tuple[int, int]]:
-    """Yield the number of each partition that one before it reaches into, and the number of that one."""
+    """Yield the number of each partition that an earlier one overlaps, and the number of the earlier one."""
     furthest: Partition | None = None
     for partition in sorted(partitions, key=lambda each: (each.start, each.number)):
         if furthest is not None and partition.start < furthest.end:

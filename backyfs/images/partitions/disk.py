@@ -1,6 +1,6 @@
-"""The image that is searched for a partition table. Parts of it may be missing; what is odd about it is noted.
+"""The image that is searched for a partition table. Parts of it may be missing; remarks record anything unusual.
 
-Nothing that the image holds and nothing that fails in reading it raises anything here.
+Neither the content of the image nor a failed read raises an error here.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from backyfs.errors import BackyfsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_MOST_REMARKS = 100  # a table made to do harm could be worth thousands of them
+_MOST_REMARKS = 100  # a malicious table could cause thousands
 
 
 class Disk:
-    """An image, and the remarks that were made about it. Used by one thread."""
+    """An image, and remarks about it. Used by one thread."""
 
     def __init__(self, read: Callable[[int, int], bytes], image_bytes: int) -> None:
-        """Take a function that returns (offset, size) of the image, or raises BackyfsError or OSError."""
+        """Read with a function of offset and size, which may raise BackyfsError or OSError."""
         self._read = read
         self._remarks: list[str] = []
         self._left_out = 0
@@ -27,7 +27,7 @@ class Disk:
         self.image_bytes = image_bytes
 
     def read(self, offset: int, size: int) -> bytes | None:
-        """Return `size` bytes; None where the image does not have them all, or they cannot be read."""
+        """Return `size` bytes; None if some of them are outside the image or cannot be read."""
         if offset < 0 or offset + size > self.image_bytes:
             return None
         try:
@@ -37,7 +37,7 @@ class Disk:
             return None
 
     def remark(self, sentence: str) -> None:
-        """Note what is odd, once."""
+        """Record something unusual, once."""
         if sentence in self._remarks:
             return
         if len(self._remarks) < _MOST_REMARKS:
@@ -47,13 +47,13 @@ class Disk:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is odd, in the order in which it was found."""
+        """Everything unusual, in the order in which it was found."""
         if self._left_out == 0:
             return tuple(self._remarks)
-        return (*self._remarks, f"There is more that is odd: {self._left_out} remarks are left out.")
+        return (*self._remarks, f"{self._left_out} further remarks are left out.")
 
     def _note_error(self, offset: int, error: Exception) -> None:
         text = str(error).rstrip(".")
-        if text not in self._errors:  # one damaged block is met by several reads
+        if text not in self._errors:  # several reads meet the same damaged block
             self._errors.add(text)
             self.remark(f"The image cannot be read at byte {offset}: {text}.")

@@ -1,7 +1,7 @@
-"""Read a GUID partition table: the first copy of it, the backup, or what is left of them. Uses a `Disk`; no state.
+"""Read a GUID partition table: its first copy, its backup, or what is left of them. Uses a `Disk`; no state.
 
-The format is that of the UEFI specification 2.10, section 5.3. There are two copies, each of them a header and
-an array of entries with checksums: one behind the first sector of the disk, one that ends with the last sector.
+The format is described in the UEFI specification 2.10, section 5.3. There are two copies: one after the first sector of
+the disk, and one that ends with the last sector. Each copy has a header and an array of entries, with checksums.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _SECTOR_SIZES = (512, 4096)  # bytes
 _SIGNATURE = b"EFI PART"
-# signature (8) | revision (4) | bytes in the header (4) | its CRC-32, counted with 0 here (4) | 0 (4)
+# signature (8) | revision (4) | bytes in the header (4) | its CRC-32, calculated with 0 here (4) | 0 (4)
 # | sector of this header (8) | of the other one (8) | first sector for partitions (8) | last one (8) | GUID (16)
 # | first sector of the entries (8) | number of entries (4) | bytes in an entry (4) | CRC-32 of the entries (4)
 _HEADER = struct.Struct("<8s4xII4xQQ32xQIII")
@@ -33,15 +33,15 @@ _LEGACY_BIOS_BOOTABLE = 1 << 2
 
 _MOST_ENTRIES = 1024
 _MOST_ENTRY_BYTES = 4096
-_MOST_ARRAY_BYTES = 1 << 20  # more is not read; the usual 128 entries have 16 KiB
-_PIECE_BYTES = 16 << 10      # of the array, read at once: what is damaged is lost in such pieces
+_MOST_ARRAY_BYTES = 1 << 20  # at most this much is read; the usual 128 entries have 16 KiB
+_PIECE_BYTES = 16 << 10      # of the array, read at a time: an unreadable byte loses one such piece
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Header:
     start: int  # bytes
     sector_bytes: int
-    is_whole: bool  # its checksum is right
+    is_intact: bool  # its checksum is correct
     own_sector: int
     other_sector: int
     array_sector: int
@@ -56,13 +56,13 @@ class _Header:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Copy:
-    """One of the two copies; it is whole if it has no faults."""
+    """One of the two copies; it is intact if it has no faults."""
 
     header: _Header
-    entries: tuple[bytes, ...]  # those that were read, unused ones too
+    entries: tuple[bytes, ...]  # all that were read, including unused ones
     header_faults: tuple[str, ...]
     array_fault: str
-    odd_entries: int  # that cannot be partitions of this image
+    odd_entries: int  # entries that cannot be partitions of this image
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -74,22 +74,22 @@ class _Copy:
 
     @property
     def rank(self) -> tuple[bool, bool, int, int]:
-        """Return by what copies are ordered, the best one first.
+        """The sort key of copies: the best copy comes first.
 
-        Entries that match their checksum are right, even if some of the header is not.
+        Entries that match their checksum are correct, even if a part of the header is not.
         """
         return not self.is_usable, bool(self.array_fault), self.odd_entries, len(self.header_faults)
 
 
 def has_gpt_signature(disk: Disk) -> bool:
-    """Tell whether there is something like a GPT where the first copy of it would be."""
+    """Return whether the place of the first copy has the signature of a GPT."""
     return any(disk.read(size, len(_SIGNATURE)) == _SIGNATURE for size in _SECTOR_SIZES)
 
 
 def read_gpt(disk: Disk) -> PartitionTable | None:
-    """Return the partitions of a GPT, as they stand there; None if there is none. What is odd is remarked.
+    """Return the partitions of a GPT, exactly as it lists them; None if there is no GPT. Remark on anything unusual.
 
-    The first copy that is whole counts. If none is, the best one does, unless nothing can be read of it.
+    The first intact copy is used. If there is none, the best copy is used, unless nothing of it can be read.
     """
     copies: list[_Copy] = []
     for header in _headers(disk):
@@ -113,7 +113,7 @@ def read_gpt(disk: Disk) -> PartitionTable | None:
 
 
 def _headers(disk: Disk) -> Iterator[_Header]:
-    """Yield the headers that are found, each once: first ones, those at the end, those that others name."""
+    """Yield each header once: first copies, backups at the end of the disk, then backups that a header refers to."""
     first = [header for size in _SECTOR_SIZES if (header := _read_header(disk, size, size)) is not None]
     yield from first
     seen = {header.start for header in first}
@@ -129,7 +129,7 @@ def _headers(disk: Disk) -> Iterator[_Header]:
 
 
 def _read_header(disk: Disk, start: int, sector_bytes: int) -> _Header | None:
-    """Return the header at a byte, which may be wrong; None if there is none."""
+    """Return the header at a byte, unchecked; None if there is none."""
     sector = disk.read(start, sector_bytes)
     if sector is None or not sector.startswith(_SIGNATURE):
         return None
@@ -137,7 +137,7 @@ def _read_header(disk: Disk, start: int, sector_bytes: int) -> _Header | None:
     return _Header(
         start=start,
         sector_bytes=sector_bytes,
-        is_whole=_HEADER.size <= size <= sector_bytes and crc == _header_crc(sector[:size]),
+        is_intact=_HEADER.size <= size <= sector_bytes and crc == _header_crc(sector[:size]),
         own_sector=own,
         other_sector=other,
         array_sector=array,
@@ -152,16 +152,16 @@ def _header_crc(header: bytes) -> int:
 
 
 def _read_copy(disk: Disk, header: _Header) -> _Copy:
-    """Return the copy that a header belongs to, with all that is wrong with it."""
+    """Return the copy that a header belongs to, with all its faults."""
     place = f"The GPT header at byte {header.start}"
     faults = []
-    if not header.is_whole:
+    if not header.is_intact:
         faults.append(f"{place} has a wrong checksum.")
     if header.own_sector * header.sector_bytes != header.start:
         faults.append(f"{place} says that it is at byte {header.own_sector * header.sector_bytes}.")
     size = header.entry_bytes
     if not (_ENTRY.size <= size <= _MOST_ENTRY_BYTES and size.bit_count() == 1):
-        fault = f"{place} tells of entries of {size} bytes, which there are not."
+        fault = f"{place} gives an impossible size of its entries: {size} bytes."
         return _Copy(header=header, entries=(), header_faults=tuple(faults), array_fault=fault, odd_entries=0)
     array, fault = _read_array(disk, header)
     most = min(len(array) // size, _MOST_ENTRIES)
@@ -179,7 +179,7 @@ def _read_copy(disk: Disk, header: _Header) -> _Copy:
 
 
 def _read_array(disk: Disk, header: _Header) -> tuple[bytes, str]:
-    """Return the entries in one piece, with zeros for what cannot be read, and what is wrong with them."""
+    """Return the bytes of all entries, with zeros for unreadable ones, and their fault."""
     size = min(header.count * header.entry_bytes, _MOST_ARRAY_BYTES)
     place = f"The GPT entries at byte {header.array_start}"
     pieces = []
@@ -188,31 +188,31 @@ def _read_array(disk: Disk, header: _Header) -> tuple[bytes, str]:
         length = min(_PIECE_BYTES, size - offset)
         piece = disk.read(header.array_start + offset, length)
         if piece is None:
-            fault = f"{place} cannot be read, or are not all within the image."
+            fault = f"{place} cannot be read, or are partly outside the image."
         pieces.append(piece or bytes(length))
     array = b"".join(pieces)
     if size < header.count * header.entry_bytes:
-        return array, f"{place} are said to be {header.count}; no more than {size} bytes of them are read."
+        return array, f"{place} number {header.count} according to the header; only {size} bytes of them are read."
     if not fault and zlib.crc32(array) != header.array_crc:
         fault = f"{place} have a wrong checksum."
     return array, fault
 
 
 def _remark_on(disk: Disk, copy: _Copy) -> None:
-    """Tell what is odd about the copy that is used."""
+    """Remark on anything unusual about the copy that is used."""
     header = copy.header
     if header.start != header.sector_bytes:
         disk.remark(f"The first copy of the GPT is not usable; the backup at byte {header.start} is used.")
     if copy.faults:
-        disk.remark(f"No copy of the GPT is whole; the partitions are those of the one at byte {header.start}.")
+        disk.remark(f"No copy of the GPT is intact; the partitions are those of the copy at byte {header.start}.")
         return
     disk_bytes = (max(header.own_sector, header.other_sector) + 1) * header.sector_bytes
     if disk_bytes != disk.image_bytes // header.sector_bytes * header.sector_bytes:
-        disk.remark(f"The GPT was made for a disk of {disk_bytes} bytes; the image has {disk.image_bytes}.")
+        disk.remark(f"The GPT was made for a disk of {disk_bytes} bytes; the image has {disk.image_bytes} bytes.")
 
 
 def _is_odd(entry: bytes, last_sector: int) -> bool:
-    """Tell whether an entry is in use, and yet tells of sectors that do not exist."""
+    """Return whether an entry is in use but refers to sectors that do not exist."""
     kind, _, first, last, *_ = _ENTRY.unpack_from(entry)
     return kind != _UNUSED and not 0 < first <= last <= last_sector
 

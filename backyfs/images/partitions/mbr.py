@@ -1,7 +1,7 @@
 """Read a partition table in a master boot record, with its extended partitions. Reads through a `Disk`; no state.
 
-Nobody owns the format; it is read as Linux does (block/partitions/msdos.c), so that partitions have the
-numbers that they have under Linux. Every sector is read once at most, whatever the links between them say.
+The format has no owner. It is read as Linux reads it (block/partitions/msdos.c), so partitions get the same numbers as
+under Linux. Every sector is read at most once, wherever the links between sectors lead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from backyfs.images.partitions.disk import Disk
 
 # boot code (440) | signature of the disk (4) | unused (2) | 4 entries of 16 | 0x55 0xAA
-_SECTOR_BYTES = 512  # it has this size on disks with larger sectors too
+_SECTOR_BYTES = 512  # also on disks with larger sectors
 _SIGNATURE_AT = 440
 _ENTRIES_AT = 446
 _END_AT = 510
@@ -63,34 +63,34 @@ class Mbr:
 
     @property
     def protects_gpt(self) -> bool:
-        """Tell whether it says that the disk has a GPT."""
+        """Whether it declares that the disk has a GPT."""
         return any(entry.kind == _GPT for entry in self.entries)
 
     @property
     def has_partitions(self) -> bool:
-        """Tell whether it has any partitions of its own."""
+        """Whether it lists any partitions itself."""
         return any(entry.sectors and entry.kind != _GPT for entry in self.entries)
 
 
 def parse_mbr(sector: bytes, image_bytes: int) -> Mbr | None:
-    """Return the master boot record that the first 512 bytes of a disk are; None if they are not one."""
+    """Return the first 512 bytes of a disk as a master boot record; None if they are not one."""
     if sector[_END_AT:] != _END:
         return None
     entries = _entries(sector, base=0)
     if any(entry.boot not in {0, 0x80} for entry in entries):
-        return None  # code or text: a boot sector ends in 0x55 0xAA too
+        return None  # code or text: a boot sector also ends in 0x55 0xAA
     if is_boot_sector(sector) and not _is_sure(entries, image_bytes):
         return None
     return Mbr(signature=int.from_bytes(sector[_SIGNATURE_AT : _SIGNATURE_AT + 4], "little"), entries=entries)
 
 
 def read_dos_table(disk: Disk, mbr: Mbr) -> PartitionTable:
-    """Return the partitions of a master boot record, as they stand there; what is odd is remarked."""
+    """Return the partitions of a master boot record, exactly as it lists them. Remark on anything unusual."""
     sector_bytes = _sector_bytes(disk, mbr)
     primary = [(number, entry) for number, entry in enumerate(mbr.entries, 1) if entry.sectors and entry.kind != _GPT]
     logical = list(islice(_logical_entries(disk, mbr, sector_bytes), _MOST_LOGICAL + 1))
     if len(logical) > _MOST_LOGICAL:
-        disk.remark(f"There are more than {_MOST_LOGICAL} logical partitions; the others are left out.")
+        disk.remark(f"There are more than {_MOST_LOGICAL} logical partitions; the rest are left out.")
         logical.pop()
     return PartitionTable(
         scheme="dos",
@@ -112,7 +112,7 @@ def read_dos_table(disk: Disk, mbr: Mbr) -> PartitionTable:
 
 
 def _entries(sector: bytes, *, base: int) -> tuple[_Entry, ...]:
-    """Return the four entries of a sector; they count sectors from `base` on."""
+    """Return the four entries of a sector; they count sectors starting at `base`."""
     return tuple(
         _Entry(boot=boot, kind=kind, first=base + first, sectors=sectors)
         for boot, kind, first, sectors in _ENTRY.iter_unpack(sector[_ENTRIES_AT:_END_AT])
@@ -120,10 +120,10 @@ def _entries(sector: bytes, *, base: int) -> tuple[_Entry, ...]:
 
 
 def _is_sure(entries: tuple[_Entry, ...], image_bytes: int) -> bool:
-    """Tell whether this is a table although its sector looks like the first one of a file system.
+    """Return whether this is a table, although its sector looks like the first one of a file system.
 
-    A disk that once was one file system and then was partitioned can keep the old description. In a file
-    system there is nothing in place of the table, or one entry for everything that mkfs.vfat puts there.
+    A disk that was one file system and was partitioned later can keep the old description. A file system has nothing
+    in place of the table, or the single entry for the whole disk that mkfs.vfat writes.
     """
     if any(entry.kind == _GPT and entry.first == 1 for entry in entries):
         return True
@@ -133,10 +133,10 @@ def _is_sure(entries: tuple[_Entry, ...], image_bytes: int) -> bool:
     )
 
 
-# The table does not say how large a sector is. Linux asks the disk; an image does not know. Nearly all are of
-# 512 bytes, and a disk that is full up with them would be eight times too small for sectors of 4096: then there
-# is nothing to ask. Otherwise one looks where the partitions would start, in both cases, for what partitions
-# start with. Only if more is found with 4096 does it hold. Where nothing is known, it is 512.
+# The table does not contain the size of a sector. Linux asks the disk, but an image has no such information. Nearly all
+# disks have sectors of 512 bytes. If the partitions would not fit into the image with sectors of 4096, the answer is
+# 512. Otherwise look for known content where the partitions would start in both cases. The answer is 4096 only if that
+# finds more.
 def _sector_bytes(disk: Disk, mbr: Mbr) -> int:
     used = [entry for entry in mbr.entries if entry.sectors and entry.kind != _GPT]
     if any((entry.first + entry.sectors) * 4096 > disk.image_bytes for entry in used):
@@ -146,7 +146,7 @@ def _sector_bytes(disk: Disk, mbr: Mbr) -> int:
 
 
 def _is_start(disk: Disk, entry: _Entry, sector_bytes: int) -> bool:
-    """Tell whether there is something known where this partition starts, if sectors have this size."""
+    """Return whether known content is at the start of this partition, if sectors have this size."""
     start = entry.first * sector_bytes
     if entry.is_link:
         return disk.read(start + _END_AT, len(_END)) == _END
@@ -164,17 +164,17 @@ def _logical_entries(disk: Disk, mbr: Mbr, sector_bytes: int) -> Iterator[_Entry
 def _chain(disk: Disk, extended: _Entry, sector_bytes: int, visited: set[int]) -> Iterator[_Entry]:
     """Yield the entries of the logical partitions of one extended partition.
 
-    It starts with a sector like a master boot record, with one partition, counted from this sector, and a link
-    to the next such sector, counted from the start of the extended partition.
+    The chain starts with a sector like a master boot record. It has one partition, counted from this sector, and a
+    link to the next such sector, counted from the start of the extended partition.
     """
     link = extended
     while True:
         place = f"The list of logical partitions at byte {link.first * sector_bytes}"
         if link.first in visited:
-            disk.remark(f"{place} was read before: it is a loop; it ends here.")
+            disk.remark(f"{place} was read before: the list is a loop, and ends here.")
             return
         if len(visited) == _MOST_LOGICAL:
-            disk.remark(f"{place} is one of more than {_MOST_LOGICAL}; it is not read.")
+            disk.remark(f"{place} is one of more than {_MOST_LOGICAL} and is not read.")
             return
         visited.add(link.first)
         if link.first * sector_bytes >= disk.image_bytes:
@@ -193,7 +193,7 @@ def _chain(disk: Disk, extended: _Entry, sector_bytes: int, visited: set[int]) -
 
 
 def _data_entries(entries: tuple[_Entry, ...], link: _Entry, extended: _Entry) -> Iterator[_Entry]:
-    """Yield those of four entries that are logical partitions: the last two can hold rubbish."""
+    """Yield the entries that are logical partitions: the last two of the four can contain garbage."""
     for index, entry in enumerate(entries):
         if not entry.is_data:
             continue

@@ -1,7 +1,7 @@
-"""What the bytes at some place of a disk are: a file system, swap space, encrypted data, part of a volume group.
+"""Recognise the content at some place of a disk: a file system, swap space, encrypted data, part of a volume group.
 
-Knows the signatures that are common under Linux and Windows. They are stored bytes in well-known places, as
-`wipefs` and libblkid know them; a boot sector is described by Microsoft, "FAT32 File System Specification" 1.03.
+These are the signatures that are common under Linux and Windows: bytes at well-known places, as in `wipefs` and
+libblkid. The boot sector is described in Microsoft's "FAT32 File System Specification" 1.03.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SIGNATURES = (
     (0, b"XFSB"),
     (0, b"LUKS\xba\xbe"),
     (0, b"hsqs"),                  # squashfs
-    (512, b"LABELONE"),            # a physical volume of LVM; of the four sectors it may be in, the usual one
+    (512, b"LABELONE"),            # a physical volume of LVM; the usual one of the four sectors it may be in
     (1024, b"\x10\x20\xf5\xf2"),   # f2fs
     (1080, b"\x53\xef"),           # ext2, ext3, ext4
     (4086, b"SWAPSPACE2"),         # with pages of 4 KiB
@@ -31,7 +31,7 @@ _BOOT_SECTOR = struct.Struct("<3s8sHBHB4xB")
 
 
 def is_boot_sector(sector: bytes) -> bool:
-    """Tell whether a sector is the first one of a FAT, exFAT or NTFS file system."""
+    """Return whether a sector is the first one of a FAT, exFAT or NTFS file system."""
     jump, system, sector_bytes, cluster, reserved, fats, media = _BOOT_SECTOR.unpack_from(sector)
     if system in _BOOT_SECTORS:
         return True
@@ -46,7 +46,7 @@ def is_boot_sector(sector: bytes) -> bool:
 
 
 def has_known_content(disk: Disk, start: int) -> bool:
-    """Tell whether something known starts at this byte. What is damaged there counts as unknown."""
+    """Return whether known content starts at this byte. Damaged content counts as unknown."""
     sector = disk.read(start, 512)
     if sector is None:
         return False

@@ -12,7 +12,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 _SCHEMES = {"gpt": "GPT", "dos": "MBR (DOS)"}
 
-# Names as fdisk of util-linux and the Discoverable Partitions Specification have them.
+# Names as in fdisk of util-linux and the Discoverable Partitions Specification.
 _KINDS = {
     "024dee41-33e7-11d3-9d69-0008c781f39f": "MBR partition scheme",
     "0657fd6d-a4ab-43c4-84e5-0933c84b4f4f": "Linux swap",
@@ -94,38 +94,38 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """Bytes [start, start + size) of an image, as a partition table calls them."""
+    """Bytes [start, start + size) of an image, as a partition table describes them."""
 
     number: int      # as Linux counts: entry of a GPT from 1; in an MBR 1 to 4, logical ones from 5
     start: int       # bytes
     size: int        # bytes
-    kind: str        # GUID of the type in a GPT, in lower case; in an MBR its type as `0x83`
-    name: str        # label in a GPT, as it stands there: it may hold anything but NUL
-    uid: str         # what Linux calls PARTUUID; '' if there is none
+    kind: str        # the type: in a GPT a GUID in lower case, in an MBR like `0x83`
+    name: str        # the label in a GPT, unchanged: anything except NUL
+    uid: str         # Linux calls it PARTUUID; '' if there is none
     bootable: bool   # active in an MBR, bootable by a legacy BIOS in a GPT
-    missing: int = 0  # bytes that the table gives it after those, past the end of the image
+    missing: int = 0  # further bytes that the table gives it, past the end of the image
 
     @property
     def end(self) -> int:
-        """Return where the first byte after the partition is."""
+        """The first byte after the partition."""
         return self.start + self.size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionTable:
-    """What an image is divided into. Parts can overlap; each is within the image and not empty."""
+    """The partitions of an image. They can overlap; each is within the image and not empty."""
 
     scheme: str                        # 'gpt', 'dos', or '' if there is no table
     sector_bytes: int                  # 512 or 4096; 512 if there is no table
     partitions: tuple[Partition, ...]  # by number
-    remarks: tuple[str, ...]           # what is odd: sentences in English
-    outside: tuple[Partition, ...] = ()  # those that start past the end of the image; as the table has them, by number
-    overlapping: Mapping[int, int] = field(default_factory=dict)  # numbers: the one before it that reaches into each
-    left_out: int = 0                    # partitions that are more than anyone makes
+    remarks: tuple[str, ...]           # on anything unusual: sentences in English
+    outside: tuple[Partition, ...] = ()  # partitions past the end of the image, as in the table, by number
+    overlapping: Mapping[int, int] = field(default_factory=dict)  # number -> number of an earlier one that overlaps it
+    left_out: int = 0                    # how many further partitions were dropped
 
 
 def describe(table: PartitionTable) -> str:
-    """Return a table as text: lines of printable characters, whatever its labels hold."""
+    """Return a table as text: lines of printable characters, whatever its labels contain."""
     lines = [*_head(table), *_rows(table.partitions)]
     if table.remarks:
         lines += ["", "Remarks:", *(f"  {_printable(remark)}" for remark in table.remarks)]
@@ -142,7 +142,7 @@ def _head(table: PartitionTable) -> list[str]:
 
 
 def _rows(partitions: tuple[Partition, ...]) -> list[str]:
-    """Return the partitions as lines in columns, with a line of headings; nothing if there are none."""
+    """Return the partitions as lines in columns, after a line of headings; no lines if there are none."""
     if not partitions:
         return []
     rows = [("Number", "Start", "End", "Bytes", "Size", "Boot", "Type", "Uid", "Name")]
@@ -156,7 +156,7 @@ def _rows(partitions: tuple[Partition, ...]) -> list[str]:
             "yes" if partition.bootable else "no",
             f"{partition.kind} {_KINDS.get(partition.kind, 'unknown')}",
             partition.uid or "-",
-            # The last column: nobody knows how wide a terminal shows it. Quotes show where it ends.
+            # The last column, because its width on a terminal is unknown. Quotes show where it ends.
             f'"{_printable(partition.name, quoted=True)}"' if partition.name else "-",
         )
         for partition in partitions
@@ -166,7 +166,7 @@ def _rows(partitions: tuple[Partition, ...]) -> list[str]:
 
 
 def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
-    """Return the cells of a row in columns: the numbers to the right, the others to the left."""
+    """Return the cells of a row in columns, numbers aligned to the right, the others to the left."""
     numbers = [cell.rjust(width) for cell, width in zip(row[:5], widths[:5], strict=True)]
     others = [cell.ljust(width) for cell, width in zip(row[5:], widths[5:], strict=True)]
     return "  ".join([*numbers, *others]).rstrip()
@@ -178,9 +178,9 @@ def _size_text(size_bytes: int) -> str:
 
 
 def _printable(text: str, *, quoted: bool = False) -> str:
-    r"""Return text in which nothing steers a terminal: what cannot be printed becomes `\n`, `\x1b`, `\u202e`.
+    r"""Return text that cannot steer a terminal: unprintable characters become `\n`, `\x1b`, `\u202e`.
 
-    In quotes, a quote and a backslash become `\"` and `\\`, so that one can tell what was there.
+    In quotes, a quote and a backslash become `\"` and `\\`, so the text is unambiguous.
     """
     if quoted:
         text = text.replace("\\", "\\\\").replace('"', '\\"')
