@@ -110,6 +110,11 @@ class Advice(Enum):
     UNMOUNT = "unmount {path} first"
     UNMOUNT_AS_ROOT = "unmount {path} as root"
     DETACH = "detach {path}"
+    DETACH_REST = "detach {path} to remove what is left"
+    READ_WITHOUT_LOOP_DEVICES = (
+        "without loop devices, mount the repository: debugfs or fuse2fs (ext), 7z, guestmount, or qemu-nbd on a host "
+        "that has them can read its images and their partitions"
+    )
     DETACH_OR_NAME_DIRECTORY = "detach {path} first, or name another directory"
     NAME_OVERLAY = "name another directory for what is written"
     UNMOUNT_OR_NAME_OVERLAY = "unmount that one first, or name another directory for what is written"

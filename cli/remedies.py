@@ -122,6 +122,11 @@ RENDERINGS = {
     Advice.UNMOUNT: "run `backyfs umount {path}` first",
     Advice.UNMOUNT_AS_ROOT: "run `backyfs umount {path}` as root",
     Advice.DETACH: "run `backyfs detach {path}`",
+    Advice.DETACH_REST: "run `backyfs detach {path}` to remove what is left",
+    Advice.READ_WITHOUT_LOOP_DEVICES: (
+        "without loop devices, run `backyfs mount DIR`: debugfs or fuse2fs (ext), 7z, guestmount, or qemu-nbd on a "
+        "host that has them can read the image DIR/by_name/NAME/latest/data and its partitions/N"
+    ),
     Advice.DETACH_OR_NAME_DIRECTORY: "run `backyfs detach {path}` first, or name another directory",
     Advice.NAME_OVERLAY: "name another directory with --writable",
     Advice.UNMOUNT_OR_NAME_OVERLAY: "unmount that one first, or name another directory with --writable",

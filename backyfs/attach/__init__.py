@@ -1,1 +1,1 @@
-"""Attach a version: mount the file systems in it, and undo all of that."""
+"""Attach a version: mount the file systems in it, and undo that later."""

@@ -1,10 +1,10 @@
-"""Attach a version: mount it, give its partitions loop devices, and mount every file system that is found.
+"""Attach a version: mount it, set up loop devices for its partitions, and mount every file system found.
 
-A mount of the repository that is there is used as long as nothing has to be written. Otherwise the version gets a
-mount of its own, in which journals can be replayed: what is written there is thrown away.
+If the repository is already mounted, that mount is used unless something must be written. Otherwise the version gets a
+separate mount in which journals can be replayed; everything written there is dropped.
 
-What is to be done is recorded before it is done (`backyfs.host.records`), so `backyfs.attach.detachment` can undo it,
-whenever this was killed.
+Each step is recorded before it is taken (`backyfs.host.records`), so `backyfs.attach.detachment` can undo it even if
+this process is killed at any moment.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from backyfs.host.records import Record
 from backyfs.host.writers import require_own_way, writers_of
 from backyfs.moments import time_name
 from backyfs.mount.tree import escape
+from backyfs.remedies import Advice
 from backyfs.text import shell_word
 
 if TYPE_CHECKING:
@@ -43,39 +44,39 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
-    """What `attach` has done."""
+    """The result of `attach`."""
 
     directory: str
     version_uid: str
     image: str       # the whole image, in a mount
-    is_reused: bool  # that mount was there before
+    is_reused: bool  # the mount existed before
     parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachRequest:
-    """What to attach, and where."""
+    """The version to attach, and where."""
 
     version: Version
     repository_uid: str
     own_paths: tuple[str, ...]  # of the repository; nothing may be mounted over them
-    start_mount: Callable[[str], None]  # mount the version on a directory, or raise MountError
-    directory: str | None = None  # None: a new one in the usual place
-    scratch: str | None = None    # where that mount puts what journals write; None: they are not replayed
+    start_mount: Callable[[str], None]  # mounts the version on a directory, or raises MountError
+    directory: str | None = None  # None: a new one in the default place
+    scratch: str | None = None    # takes what journals write; None: journals are not replayed
 
 
 def usual_directory(version: Version) -> str:
-    """Return where a version is attached unless another place is named."""
+    """Return the directory in which a version is attached by default."""
     name = escape(version.name).decode("utf-8", errors="surrogateescape")
     return os.path.join(records.USUAL_PLACE, f"{name}_{time_name(version.created_at)}")
 
 
 def attach(request: AttachRequest) -> Attachment:
-    """Attach a version. To be called by root.
+    """Attach a version. Only root can do this.
 
     Raises:
-        MountError: loop devices cannot be had, the directory is not empty or others can change it, the version cannot
-            be mounted, or there is nothing in it to see; what was done is undone.
+        MountError: there are no loop devices, the directory is not empty or others can change it, the version cannot
+            be mounted, or it contains nothing to mount. Everything done so far is undone.
     """
     check_loop_devices()
     directory = resolve(request.directory or usual_directory(request.version))
@@ -84,7 +85,7 @@ def attach(request: AttachRequest) -> Attachment:
     made = _make_directory(directory)
     with records.locked(directory) as lock:
         if os.listdir(lock):
-            raise MountError(f"{directory} is not empty; name a directory that is empty, or one that is not there yet")
+            raise MountError("is not empty", subject=directory, remedy="name one that is empty or does not exist")
         _warn_of_readers(directory, lock)
         try:
             return _attach(request, directory, made, lock)
@@ -115,7 +116,7 @@ def _attach(request: AttachRequest, directory: str, made: tuple[str, ...], lock:
         parts = _open_image(request, record, replace(access, is_writable=True))
     if all(part.device is None for part in parts):
         reasons = "; ".join(f"{part.name}: {part.remark}" for part in parts)
-        raise MountError(f"version {uid} has nothing that could be mounted ({reasons})")
+        raise MountError(f"has nothing that could be mounted ({reasons})", subject=f"version {uid}")
     records.save(directory, replace(record, is_complete=True))
     return Attachment(
         directory=directory,
@@ -127,7 +128,7 @@ def _attach(request: AttachRequest, directory: str, made: tuple[str, ...], lock:
 
 
 def _open_image(request: AttachRequest, record: Record, access: Access) -> list[Part]:
-    """Mount the version where the record says, unless that was done, and open its partitions."""
+    """Mount the version as recorded, unless it is mounted already, and open its partitions."""
     records.save(access.directory, record)
     if record.mountpoint == records.own_mountpoint(access.directory):
         os.mkdir(record.mountpoint)
@@ -150,28 +151,28 @@ def _image_of(record: Record) -> str:
 def _check_place(directory: str, own_paths: tuple[str, ...]) -> None:
     for own in own_paths:
         if os.path.commonpath((directory, own)) in (directory, own):
-            raise MountError(f"{directory} overlaps the repository ({own}); attach it somewhere else")
+            raise MountError(f"overlaps the repository ({own})", subject=directory, remedy="attach it somewhere else")
     if os.path.lexists(directory) and not os.path.isdir(directory):
-        raise MountError(f"{directory} is not a directory; name another one")
+        raise MountError("is not a directory", subject=directory, remedy="name another one")
     above = directory
     while not os.path.lexists(above):
         above = os.path.dirname(above)
-    # One that is there is looked at again, more strictly, when it is locked.
+    # If the directory exists, locking it checks it again, more strictly.
     require_own_way(above, directory)
 
 
 def _warn_of_readers(directory: str, lock: int) -> None:
     if os.fstat(lock).st_mode & stat.S_IRWXO:
         _log.warning(
-            "others can look into %s, and the files there are shown with the owners and modes they had: users of this "
-            "host read what users with the same numbers could; run `chmod 700 %s`",
+            "others can look into %s, and its files keep their owners and modes: users of this host can read the files "
+            "of users with the same numbers; run `chmod 700 %s`",
             directory,
             shell_word(directory),
         )
 
 
 def _make_directory(directory: str) -> tuple[str, ...]:
-    """Make a directory and what is above it, and return what was made, innermost last, but for the usual place."""
+    """Make a directory and its missing parents. Return what was made, innermost last, except for the default place."""
     missing = []
     path = directory
     while not os.path.lexists(path):
@@ -179,15 +180,17 @@ def _make_directory(directory: str) -> tuple[str, ...]:
         path = os.path.dirname(path)
     try:
         for path in reversed(missing):
-            # For root alone: the files below belong to users of another system, whose numbers mean others here.
+            # Only for root: the files below belong to users of another system, whose numbers mean other users here.
             os.mkdir(path, mode=0o700 if path == directory else 0o755)
     except OSError as error:
-        raise MountError(f"{directory} cannot be made: {error.strerror}; name another directory") from error
+        raise MountError(
+            f"cannot be made: {error.strerror}", subject=directory, remedy="name another directory"
+        ) from error
     return tuple(path for path in reversed(missing) if path != records.USUAL_PLACE)
 
 
 def _clear_leftovers(directory: str) -> None:
-    """Take away what an attach left there that was killed, or whose mount was.
+    """Remove the leftovers of an attach that was killed, or whose mount was.
 
     Raises:
         MountError: something is attached there, or is being attached.
@@ -198,10 +201,11 @@ def _clear_leftovers(directory: str) -> None:
         record = records.load(directory)
         if record is not None and record.is_complete and _is_alive(record.mountpoint):
             raise MountError(
-                f"version {record.version_uid} is attached in {directory} already; run "
-                f"`backyfs detach {shell_word(directory)}` first, or name another directory"
+                f"is already attached in {directory}",
+                subject=f"version {record.version_uid}",
+                remedy=Advice.DETACH_OR_NAME_DIRECTORY(path=directory),
             )
-        _log.warning("%s holds what is left of an attach or mount that was killed; it is taken away", directory)
+        _log.warning("removing what a killed attach or mount left in %s", directory)
         detach_locked(directory)
 
 
@@ -214,18 +218,19 @@ def _undo(directory: str, made: tuple[str, ...], error: BaseException) -> None:
     try:
         detach_locked(directory)
     except MountError as left:
-        _log.error("%s; `backyfs detach %s` takes away what is left", left, shell_word(directory))
-        _log.debug("it is left there because of an error", exc_info=error)
+        left.advise(Advice.DETACH_REST(path=directory))
+        _log.error("%s", left)
+        _log.debug("the error that is being undone:", exc_info=error)
         return
-    for path in reversed(made):  # where the record was not yet written
+    for path in reversed(made):  # in case the record was not written yet
         with suppress(OSError):
             os.rmdir(path)
 
 
 def _find_mount(repository_uid: str, version_uid: str) -> str | None:
-    """Return the mountpoint of a mount that shows a version, cannot be written to, and answers; None if none does.
+    """Return the mountpoint of a read-only mount that shows a version and answers; None if there is none.
 
-    Only a mount of this user counts, on a path that nobody else can change: another one could show any image.
+    Use only a mount of this user, on a path that nobody else can change. Any other mount could show any image.
     """
     for mount in reversed(list_mounts()):
         if is_own(mount) and mount.read_only and not records.is_own_mountpoint(mount.mountpoint):
@@ -241,7 +246,7 @@ def _find_mount(repository_uid: str, version_uid: str) -> str | None:
 
 
 def _describe_layer(part: Part, parts: list[Part], access: Access) -> Part:
-    """Add to a part that is not a file system what it belongs to, and the commands that open it."""
+    """Add a description of a part that is not a file system, and the commands that open it."""
     if part.outcome is not Outcome.READY or part.device is None or part.file is None:
         return part
     alike = [
@@ -249,7 +254,7 @@ def _describe_layer(part: Part, parts: list[Part], access: Access) -> Part:
     ]
     mountpoint = os.path.join(access.directory, part.name)
     layer = _layer(part, part.device, alike, mountpoint, replay=access.replay)
-    bare = "" if access.replay else "; these commands show it bare, without replaying its journal (--no-replay)"
+    bare = "" if access.replay else "; these commands mount it without replaying its journal, as requested"
     return replace(part, remark=layer.remark + (bare if layer.commands else ""), commands=layer.commands)
 
 

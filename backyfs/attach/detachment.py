@@ -1,7 +1,7 @@
-"""Undo what `backyfs.attach.attachment` has done, or had begun to do when it was killed. Needs no repository.
+"""Undo what `backyfs.attach.attachment` did, or was doing when it was killed. Needs no repository.
 
-The records say what may be there, the kernel what is. Only what both name is touched: a loop device that another
-program has set up meanwhile under the same number stays.
+The records list what may exist, the kernel lists what does exist, and only what both list is touched. A loop device
+that another program has set up under the same number in the meantime is kept.
 """
 
 from __future__ import annotations
@@ -32,38 +32,38 @@ _PARTITION_FILE = re.compile(r"(?P<mountpoint>.*)/by_version_uid/(?P<uid>[^/]+)/
 
 @dataclass(slots=True, kw_only=True)
 class Detachment:
-    """What `detach` has done."""
+    """The result of `detach`."""
 
     directory: str
     unmounted: list[str] = field(default_factory=list)  # mountpoints
     devices: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)       # directories that hold what attach did not make
+    left: list[str] = field(default_factory=list)       # directories with content that attach did not make
 
 
 def detach(directory: str) -> Detachment:
-    """Take away everything that stands in a directory of `attach`, and what attach has made.
+    """Unmount everything in a directory of `attach`, and remove what attach made there.
 
     Raises:
-        MountError: nothing is attached there, others can change the directory and what is recorded in it, or something
-            is in use; all that is not in use is taken away.
+        MountError: nothing is attached there, others can change the directory and its records, or something is in use.
+            Everything that is not in use is removed.
     """
     check_kernel_tables()
     directory = resolve(directory)
     if not records.is_attachment(directory):
         others = [other for other in records.list_attachments() if other != directory]
-        hint = f"; attached is: {', '.join(others)}" if others else ""
-        raise MountError(f"nothing is attached in {directory}{hint}")
+        elsewhere = f"these directories have something attached: {', '.join(others)}" if others else None
+        raise MountError(f"nothing is attached in {directory}", remedy=elsewhere)
     with records.locked(directory):
         return detach_locked(directory)
 
 
 def detach_locked(directory: str) -> Detachment:
-    """Do the same for the holder of the lock of the directory."""
+    """Do the same as `detach`; the caller holds the lock of the directory."""
     record = records.load(directory)
     detachment = Detachment(directory=directory)
     problems: list[str] = []
     image = None if record is None else _mount_at(record.mountpoint)
-    # A mount that is dead gives nothing to anybody: who has open what stands on it loses nothing.
+    # A dead mount returns nothing to anybody, so processes that have its files open lose nothing.
     is_dead = image is not None and ask(image.mountpoint).state is State.DEAD
     stuck: list[Thing] = []
     for thing, above in _things_in(directory, record):
@@ -88,10 +88,10 @@ def detach_locked(directory: str) -> Detachment:
 
 
 def _things_in(directory: str, record: Record | None) -> list[tuple[Thing, list[Thing]]]:
-    """Return what there is but the mount of the version, each with what stands on it, uppermost first.
+    """Return everything except the mount of the version, each with all that is stacked on it, uppermost first.
 
-    That is what stands below the directory and on its loop devices. Loop devices of others are in the way where
-    they are, and not ours to take.
+    These are the mounts below the directory, its loop devices, and everything stacked on them. Loop devices of other
+    programs may be in the way, but are not ours to remove.
     """
     mounts = list_mounts()
     loops = [] if record is None else _own_loops(directory, record)
@@ -118,9 +118,9 @@ def _own_loops(directory: str, record: Record) -> list[Loop]:
 
 
 def _is_own(loop: Loop, record: Record, own_mountpoint: str) -> bool:
-    """Tell whether a loop device stands on an image of the version, in a mount of ours.
+    """Return whether a loop device is backed by an image of the version, in a mount of this user.
 
-    In a mount that others made, attach sets up devices read-only.
+    In mounts that attach did not make, it sets up only read-only devices.
     """
     matched = _PARTITION_FILE.fullmatch(loop.backing_file)
     if matched is None or matched["uid"] != record.version_uid:
@@ -128,7 +128,7 @@ def _is_own(loop: Loop, record: Record, own_mountpoint: str) -> bool:
     if not loop.read_only and record.mountpoint != own_mountpoint:
         return False
     mountpoint = matched["mountpoint"]
-    # Of a mount that was unmounted lazily, the kernel does not say any more where it was.
+    # After a lazy unmount the kernel no longer shows where the mount was.
     return mountpoint in {"", record.mountpoint} or any(
         is_own(mount) and mount.mountpoint == mountpoint for mount in list_mounts()
     )
@@ -140,14 +140,14 @@ def _mount_at(mountpoint: str) -> Mount | None:
 
 
 def _unmount_image(directory: str, detachment: Detachment, problems: list[str]) -> None:
-    """Unmount the version where attach has mounted it, unless others stand on that."""
+    """Unmount the version where attach mounted it, unless other programs have loop devices on it."""
     while (mount := _mount_at(records.own_mountpoint(directory))) is not None:
         strangers = [loop.device for loop in list_loops() if is_below(loop.backing_file, mount.mountpoint)]
         answer = ask(mount.mountpoint)
         if strangers and answer.state is not State.DEAD:
             commands = ", ".join(f"`losetup --detach {device}`" for device in strangers)
             problems.append(
-                f"{mount.mountpoint} is in use by loop devices that attach did not make; unmount what is on them, "
+                f"{mount.mountpoint} is in use by loop devices that attach did not make; unmount everything on them, "
                 f"run {commands}, then run this again"
             )
             return
@@ -160,10 +160,10 @@ def _unmount_image(directory: str, detachment: Detachment, problems: list[str]) 
 
 
 def _remove_directories(directory: str, record: Record | None, detachment: Detachment) -> None:
-    """Remove what attach has made, the record last: until then detach can be run again."""
+    """Remove everything that attach made. The record goes last, so detach can be run again until then."""
     for name in records.noted_devices(directory):
         records.forget_device(directory, name)
-    # Attach began with an empty directory. What is empty now was a mountpoint of it, or made for one.
+    # Attach started with an empty directory, so every empty directory was a mountpoint or made for one.
     hidden = records.hidden_directory(directory)
     paths = [os.path.join(directory, name) for name in sorted(os.listdir(directory))]
     for path in [records.own_mountpoint(directory), *(path for path in paths if path != hidden)]:
@@ -184,7 +184,7 @@ def _parents(path: str) -> list[str]:
 
 
 def _remove(path: str) -> bool:
-    """Remove an empty directory if it is there; False if it is none, or not empty.
+    """Remove an empty directory if it exists. Return False if it is not a directory, or not empty.
 
     Raises:
         MountError: something is mounted on it.
@@ -195,7 +195,7 @@ def _remove(path: str) -> bool:
     except FileNotFoundError:
         pass
     except OSError as error:
-        if error.errno == errno.EBUSY:  # by a mount(8) that went on when attach was killed
-            raise MountError(f"{path} has been mounted meanwhile; run this again") from error
+        if error.errno == errno.EBUSY:  # by a mount(8) that outlived a killed attach
+            raise MountError("has been mounted in the meantime", subject=path, remedy="run this again") from error
         return False
     return True

@@ -1,8 +1,8 @@
-"""What an image or a partition holds, and how it is mounted: read-only, with or without replaying its journal.
+"""Find out what an image or a partition contains, and mount it read-only, with or without replaying its journal.
 
-The kernel replays a journal when it mounts a device that can be written to, read-only or not. The bare image lacks what
-only the journal has: the last seconds before the backup, or with xfs much more. What is found comes from blkid, whose
-names of types these are.
+The kernel replays a journal whenever it mounts a writable device, even if the mount is read-only. Without replay, a
+mount lacks whatever is only in the journal: the last seconds before the backup, or with xfs much more. Types and their
+names are those of blkid.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from backyfs.errors import MountError
 from backyfs.host.programs import reason_of, run
 from backyfs.text import shell_word, shell_words
 
-# Files of a backup are those of another system: its programs with the rights of others and its device nodes are
-# nothing to trust. Programs may run: reading old data may take the old program.
+# The files of a backup come from another system, so its setuid programs and device nodes cannot be trusted. Programs
+# may run: old data may need the old program to read it.
 ALWAYS = "ro,nosuid,nodev"
 
 # type of blkid -> types and options of mount(8) to try, in order
@@ -29,7 +29,7 @@ _WAYS: dict[str, tuple[tuple[str, str], ...]] = {
     "exfat": (("exfat", ""), ("exfat-fuse", "")),
     "ufs": (("ufs", "ufstype=ufs2"), ("ufs", "ufstype=44bsd")),
 }
-# The same where the journal is not to be replayed, for each type of which the kernel does that.
+# The same without replaying the journal, for each type whose journal the kernel replays.
 _BARE_WAYS: dict[str, tuple[tuple[str, str], ...]] = {
     "ext3": (("ext3", "noload"), ("ext4", "noload")),
     "ext4": (("ext4", "noload"),),
@@ -39,9 +39,9 @@ _BARE_WAYS: dict[str, tuple[tuple[str, str], ...]] = {
     "nilfs2": (("nilfs2", "norecovery"),),
     "reiserfs": (("reiserfs", "nolog"),),
 }
-_UNKNOWN_TYPE = "unknown filesystem type"  # what mount(8) says of a type that the kernel does not have
+_UNKNOWN_TYPE = "unknown filesystem type"  # printed by mount(8) if the kernel lacks the type
 
-# type of blkid -> what reads it where the kernel cannot
+# type of blkid -> a command that reads it if the kernel cannot
 _OTHER_READERS = {
     "vfat": "mdir -i {device} ::",
     "ntfs": "apt install ntfs-3g",
@@ -57,7 +57,7 @@ _OTHER_READERS = {
     "ext4": "debugfs {device}",
 }
 
-# type of blkid -> what repairs one whose journal is damaged
+# type of blkid -> a command that repairs a damaged journal
 _REPAIRS = {
     "ext3": "e2fsck -fy",
     "ext4": "e2fsck -fy",
@@ -77,7 +77,7 @@ _NOTHING_TO_SEE = {
     "jbd": "the journal of another file system",
     "xfs_external_log": "the log of another file system",
 }
-# type of blkid -> the type of a device that can have its journal, and the option of mount(8) that names that device
+# type of blkid -> the type of a device that can contain its journal, and the option of mount(8) for that device
 _EXTERNAL_JOURNALS = {
     "ext3": ("jbd", "journal_path"),
     "ext4": ("jbd", "journal_path"),
@@ -85,7 +85,7 @@ _EXTERNAL_JOURNALS = {
 }
 
 
-# What is looked for where some places cannot be read, and where places of superblocks are.
+# The types to look for if some places cannot be read, and the places of superblocks.
 _LIKELY = ("ext2,ext3,ext4", "xfs", "ntfs", "crypto_LUKS", "LVM2_member", "btrfs", "vfat", "linux_raid_member")
 _PLACES = (0, 4096, 32 << 10, 64 << 10)
 _END_BYTES = 4096
@@ -93,19 +93,19 @@ _END_BYTES = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What blkid found."""
+    """The content of an image or a partition, as found by blkid."""
 
-    kind: str = ""          # TYPE of blkid: ext4, LVM2_member, crypto_LUKS, …; '' if nothing is known
+    kind: str = ""          # TYPE of blkid: ext4, LVM2_member, crypto_LUKS, …; '' if unknown
     usage: str = ""         # filesystem, raid, crypto, other
     label: str = ""
     uid: str = ""
     table: str = ""         # PTTYPE: it has a partition table
-    ambivalent: tuple[str, ...] = ()  # several types, of which it could be each
-    journal_uid: str = ""   # of a journal on another device; of such a device: which file systems know it by
+    ambivalent: tuple[str, ...] = ()  # all types that it could be, if there are several
+    journal_uid: str = ""   # of its journal on another device; if this is such a journal: its uid in file systems
 
     @property
     def is_file_system(self) -> bool:
-        """Whether mounting it can be tried."""
+        """Whether it can be mounted."""
         return self.usage == "filesystem" and self.kind not in _NOTHING_TO_SEE
 
     @property
@@ -114,24 +114,24 @@ class Content:
         return self.kind in _BARE_WAYS
 
     def is_journal_of(self, other: Content) -> bool:
-        """Tell whether this device holds the journal of another file system."""
+        """Return whether this device contains the journal of another file system."""
         kind, _ = _EXTERNAL_JOURNALS.get(other.kind, ("", ""))
         return kind == self.kind != "" and self.journal_uid == (other.journal_uid or other.uid)
 
     @property
     def nothing_to_see(self) -> str | None:
-        """Return why there is nothing in it that could be looked at; None if there may be."""
+        """The reason why there is nothing in it to look at; None if there may be something."""
         if self.kind in _NOTHING_TO_SEE:
             return _NOTHING_TO_SEE[self.kind]
         if self.kind or self.ambivalent:
             return None
         if self.table == "dos":
-            return "partitions of its own; those of an extended partition are listed too"
-        return f"a partition table ({self.table})" if self.table else "nothing that is known"
+            return "partitions, which are listed separately"
+        return f"a partition table ({self.table})" if self.table else "unknown content"
 
 
 def probe(file: str) -> Content:
-    """Look what a file or device holds.
+    """Find out what a file or device contains.
 
     Raises:
         MountError: it cannot be read.
@@ -142,23 +142,23 @@ def probe(file: str) -> Content:
     error = _unreadable(file)
     if error is None:
         return content
-    # blkid gives up where it cannot read, be it the place of a superblock of something else. One at a time, then.
+    # blkid gives up at any place it cannot read, even the place of another type. So try the types one at a time.
     for kinds in _LIKELY:
         content = _probe(file, "--match-types", kinds)
         if content.kind:
             return content
-    raise MountError(f"it cannot be read where it says what it is: {error.strerror}")
+    raise MountError(f"cannot be read where its type is stored: {error.strerror}", subject=file)
 
 
 def _probe(file: str, *options: str) -> Content:
     done = run("blkid", "--probe", "--output", "udev", *options, "--", file)
     if done.returncode not in {0, 2, 8}:  # found, nothing found, found several things
-        raise MountError(f"{file} cannot be looked at: {reason_of(done)}")
+        raise MountError(f"cannot be examined: {reason_of(done)}", subject=file)
     return parse(done.stdout)
 
 
 def _unreadable(file: str) -> OSError | None:
-    """Return the error of a place of a superblock that cannot be read; None if all can."""
+    """Return the error of the first place of a superblock that cannot be read; None if all can be read."""
     try:
         with open(file, "rb", buffering=0) as opened:
             size = os.fstat(opened.fileno()).st_size
@@ -170,7 +170,7 @@ def _unreadable(file: str) -> OSError | None:
 
 
 def parse(output: str) -> Content:
-    """Return what blkid printed, in the form for udev, as a value. Pure."""
+    """Parse what blkid printed in its format for udev. Pure."""
     lines = [line.partition("=") for line in output.split("\n")]
     fields = {name: value for name, _, value in lines}
     ambivalent = [part.split(":")[1] for part in fields.get(_AMBIVALENT, "").split() if part.count(":") > 0]
@@ -186,9 +186,9 @@ def parse(output: str) -> Content:
 
 
 def ways(kind: str, *, replay: bool, journal: str | None = None) -> list[tuple[str, str]]:
-    """Return types and options of mount(8) for a type of blkid, to be tried in order. Pure.
+    """Return types and options of mount(8) for a type of blkid, to try in this order. Pure.
 
-    `journal` is the device that has its journal, if another one does.
+    `journal` is the device of its journal, if that is a separate one.
     """
     found = _WAYS.get(kind, ((kind, ""),)) if replay or kind not in _BARE_WAYS else _BARE_WAYS[kind]
     external = "" if journal is None else f"{_EXTERNAL_JOURNALS[kind][1]}={journal}"
@@ -198,7 +198,7 @@ def ways(kind: str, *, replay: bool, journal: str | None = None) -> list[tuple[s
 
 
 def mount(device: str, directory: str, kind: str, *, replay: bool, journal: str | None = None) -> str:
-    """Mount the file system of a device, and return the options that did it.
+    """Mount the file system of a device, and return the options that worked.
 
     Raises:
         MountError: it cannot be mounted.
@@ -208,15 +208,18 @@ def mount(device: str, directory: str, kind: str, *, replay: bool, journal: str 
         done = run("mount", "-t", mount_type, "-o", options, "--", device, directory)
         if done.returncode == 0:
             return options
-        reasons.append(reason_of(done))
+        reasons.append(reason_of(done, about=directory))
     known = [reason for reason in reasons if _UNKNOWN_TYPE not in reason]
     if not known:
-        raise MountError(f"the kernel of this host has no {kind}, and no program for it is installed")
-    raise MountError(known[0].removeprefix(f"{directory}: "))
+        raise MountError(
+            f"the kernel of this host does not support {kind}, and no program for it is installed",
+            subject=f"{directory}:",
+        )
+    raise MountError(known[0], subject=f"{directory}:")
 
 
 def other_command(kind: str, device: str, directory: str) -> str:
-    """Return a command that goes on with a file system that could not be mounted."""
+    """Return a command to continue with for a file system that could not be mounted."""
     if kind in _OTHER_READERS:
         return _OTHER_READERS[kind].format(device=shell_word(device), directory=shell_word(directory))
     mount_type, options = ways(kind, replay=False)[0]
@@ -224,7 +227,7 @@ def other_command(kind: str, device: str, directory: str) -> str:
 
 
 def repair_commands(kind: str, version_uid: str, name: str) -> tuple[str, ...]:
-    """Return commands that repair a file system in a layer above the image, so that it can be mounted. Pure.
+    """Return commands that repair a file system in a layer above the image, and mount it. Pure.
 
     `name` is the partition, or `data`.
     """
@@ -238,7 +241,7 @@ def repair_commands(kind: str, version_uid: str, name: str) -> tuple[str, ...]:
 
 
 def _decode(text: str) -> str:
-    r"""Return a value as it was before blkid made `\x20` of a space, and so on."""
+    r"""Undo the escapes of blkid, such as `\x20` for a space."""
     raw = re.sub(
         rb"\\x([0-9a-f]{2})", lambda match: bytes((int(match[1], 16),)), os.fsencode(text)
     )

@@ -1,7 +1,7 @@
 """Journals of other systems, which Linux does not replay when it mounts their file systems read-only.
 
 Sources: layout.h and logfile.h of ntfs-3g ($LogFile), jfs_superblock.h of jfsutils, and Apple's Technical Note 1150 for
-HFS Plus. Nothing that an image holds raises anything here.
+HFS Plus. The content of an image never raises an error here.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _MOST_RECORD_BYTES = 64 << 10
 
 
 def has_open_journal(kind: str, read: Read) -> bool:
-    """Tell whether a file system was in use, so that its journal may hold what is nowhere else.
+    """Return whether a file system was in use, so its journal may contain data that is nowhere else.
 
     Raises:
-        OSError: what `read` raises.
+        OSError: `read` failed.
     """
     if kind == "ntfs":
         return _has_open_ntfs_log(read)
@@ -53,7 +53,7 @@ def _has_open_ntfs_log(read: Read) -> bool:
     first = _first_cluster_of_data(read(start, record_bytes))
     if first is None:
         return False
-    # There are two restart pages, of which the newer one counts; the first is as new as the second, or almost.
+    # There are two restart pages, and the newer one counts. The first is as new as the second, or almost.
     page = read(first * cluster, 4096)
     area = _little(page, 0x18, 2)
     if not page.startswith(b"RSTR") or area + 16 > len(page):
@@ -63,7 +63,7 @@ def _has_open_ntfs_log(read: Read) -> bool:
 
 
 def _first_cluster_of_data(record: bytes) -> int | None:
-    """Return where the data of a file begin that lie outside of its record; None if there are none."""
+    """Return the first cluster of the data of a file that are outside its record; None if there are none."""
     at = _little(record, 0x14, 2)
     while record.startswith(b"FILE") and at + 0x22 <= len(record):
         kind, length = _little(record, at, 4), _little(record, at + 4, 4)

@@ -1,4 +1,4 @@
-"""The image of a version as attach sees it, through a mount: its partitions, in it and past its end."""
+"""The image of a version as attach sees it through a mount: its partitions, inside it and past its end."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Slice:
     """A partition of an image, or the image itself."""
 
     name: str            # number of the partition; `data`: the whole image
-    file: str | None     # in the mount of the version; None: the image has nothing of it
+    file: str | None     # in the mount of the version; None: the partition is past the end of the image
     size_bytes: int      # of that file
-    missing_bytes: int = 0  # that follow according to the partition table, past the end of the image
-    overlaps: str = ""      # the name of another one that reaches into it
+    missing_bytes: int = 0  # further bytes in the partition table, past the end of the image
+    overlaps: str = ""      # the name of another partition that overlaps it
 
 
 def list_slices(directory: str) -> list[Slice]:
     """Return the partitions of an image, by number; if it has none, the image itself.
 
-    `directory` is that of the version in a mount.
+    `directory` is the directory of the version in a mount.
 
     Raises:
         MountError: the image cannot be read.
@@ -43,9 +43,9 @@ def list_slices(directory: str) -> list[Slice]:
 
             table = read_partitions(read, size_bytes)
     except OSError as error:
-        raise MountError(f"{path} cannot be read: {error.strerror}") from error
+        raise MountError(f"cannot be read: {error.strerror}", subject=path) from error
     if table.left_out:
-        _log.warning("%d partitions of this image are left out: it has more than any disk needs", table.left_out)
+        _log.warning("%d partitions of this image are left out: it has more than any real disk", table.left_out)
     inside = [
         Slice(
             name=str(each.number),

@@ -1,4 +1,4 @@
-"""Open the partitions of an image: look what each holds, give it a loop device, and mount its file system."""
+"""Open the partitions of an image: examine each, set up its loop device, and mount its file system."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _CAN_BE_MISSING = "files written shortly before the backup can be missing or dam
 
 
 class Outcome(Enum):
-    """What became of a partition."""
+    """The result for a partition."""
 
     MOUNTED = "mounted"
     BARE = "bare"        # mounted, but its journal could not be replayed
-    READY = "ready"      # its loop device waits for the commands that open it
-    NOTHING = "nothing"  # it holds nothing to see
+    READY = "ready"      # its loop device is ready for the commands that open it
+    NOTHING = "nothing"  # it contains nothing to mount
     TRUNCATED = "truncated"  # it extends past the end of the image, and cannot be mounted
     FAILED = "failed"
 
@@ -45,53 +45,53 @@ class Part:
     """A partition of an attached image, or the image itself."""
 
     name: str                  # number of the partition; `data`: the whole image
-    file: str | None           # in the mount of the version; None: the image has nothing of it
+    file: str | None           # in the mount of the version; None: the partition is past the end of the image
     size_bytes: int            # in the image
     outcome: Outcome
     content: Content = field(default_factory=Content)
     device: str | None = None
     mountpoint: str | None = None
-    options: str = ""          # it is mounted with
-    remark: str = ""           # why it is not mounted, or what it lacks
-    commands: tuple[str, ...] = ()  # to continue with, and afterwards to undo
+    options: str = ""          # of its mount
+    remark: str = ""           # why it is not mounted, or what is missing from it
+    commands: tuple[str, ...] = ()  # to continue with, and then to undo that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """How the partitions of an image are opened."""
+    """How to open the partitions of an image."""
 
     directory: str      # of the attachment
     version_uid: str
     lock: int           # descriptor of the lock of the directory
-    replay: bool        # whether journals are to be replayed
-    is_writable: bool   # whether the mount takes what a journal writes
-    scratch: str = ""   # the directory that it goes to
+    replay: bool        # replay journals
+    is_writable: bool   # the mount accepts what a journal writes
+    scratch: str = ""   # the directory that takes these writes
 
 
 class NeedsLayerError(MountError):
-    """Something here has to be written to, and the mount is read-only."""
+    """A partition must be written to, but the mount is read-only."""
 
 
 def open_parts(slices: Sequence[Slice], access: Access) -> list[Part]:
-    """Open partitions; what goes wrong with one is in its part.
+    """Open partitions. If one fails, its part has the reason.
 
     Raises:
-        NeedsLayerError: a journal has to be replayed, or may have to be, and the mount cannot be written to.
+        NeedsLayerError: a journal may need to be replayed, but the mount is read-only.
     """
-    looked_at = [_look(each) for each in slices]
-    journals = {part.name for part in looked_at if any(part.content.is_journal_of(each.content) for each in looked_at)}
+    examined = [_examine(each) for each in slices]
+    journals = {part.name for part in examined if any(part.content.is_journal_of(each.content) for each in examined)}
     opened: dict[str, Part] = {}
-    # Journals first: the file systems that they belong to are mounted with their devices.
-    for part in sorted(looked_at, key=lambda part: part.name not in journals):
+    # Journals first: their file systems need the devices to be mounted.
+    for part in sorted(examined, key=lambda part: part.name not in journals):
         opened[part.name] = _open(part, list(opened.values()), access, is_journal=part.name in journals)
     return [opened[each.name] for each in slices]
 
 
 def close_parts(directory: str) -> None:
-    """Unmount and detach what `open_parts` has opened in the directory of an attachment, when the mount is given up.
+    """Unmount and detach everything that `open_parts` has opened in the directory of an attachment.
 
     Raises:
-        MountError: something is in use already.
+        MountError: something is already in use.
     """
     devices = records.noted_devices(directory)
     mounted = {mount.mountpoint: mount for mount in list_mounts()}
@@ -104,8 +104,8 @@ def close_parts(directory: str) -> None:
 
 
 def with_remark_on_end(part: Part, each: Slice) -> Part:
-    """Return a part with the remark that it, or its file system, extends past the end of the image, if it does."""
-    fact = _fact_on_end(part, each)
+    """Return a part with a remark if it, or its file system, extends past the end of the image."""
+    fact = _missing_end(part, each)
     if fact is None:
         return part
     if part.outcome in {Outcome.FAILED, Outcome.TRUNCATED}:
@@ -114,7 +114,7 @@ def with_remark_on_end(part: Part, each: Slice) -> Part:
     return replace(part, remark=f"{part.remark}; {fact}" if part.remark else fact)
 
 
-def _fact_on_end(part: Part, each: Slice) -> str | None:
+def _missing_end(part: Part, each: Slice) -> str | None:
     if each.file is None:
         return f"all of its {each.missing_bytes} bytes are past the end of the image"
     if each.missing_bytes:
@@ -122,21 +122,21 @@ def _fact_on_end(part: Part, each: Slice) -> str | None:
     with suppress(OSError):
         declared = declared_bytes(part.content.kind, partial(_read, part))
         if declared is not None and declared > each.size_bytes:
-            return f"its file system has {declared} bytes, and {each.size_bytes} of them are in the image"
+            return f"its file system has {declared} bytes, but only {each.size_bytes} of them are in the image"
     return None
 
 
-def _look(each: Slice) -> Part:
+def _examine(each: Slice) -> Part:
     part = Part(name=each.name, file=each.file, size_bytes=each.size_bytes, outcome=Outcome.FAILED)
     if each.file is None:
         return part
-    if each.overlaps:  # a table made to do harm could ask for a device for each of a hundred views of the same bytes
+    if each.overlaps:  # a malicious table could request a device for each of a hundred views of the same bytes
         remark = f"it overlaps partition {each.overlaps} and gets no device; its bytes are in {each.file}"
         return replace(part, outcome=Outcome.NOTHING, remark=remark)
     try:
         return replace(part, content=filesystems.probe(each.file), outcome=Outcome.NOTHING)
     except MountError as error:
-        return replace(part, remark=str(error))
+        return replace(part, remark=error.fact)
 
 
 def _open(part: Part, opened: Sequence[Part], access: Access, *, is_journal: bool) -> Part:
@@ -165,7 +165,7 @@ def _open(part: Part, opened: Sequence[Part], access: Access, *, is_journal: boo
 
 
 def _mount(part: Part, journal: str | None, access: Access) -> Part:
-    """Mount a file system, with its journal replayed if that is wanted."""
+    """Mount a file system. Replay its journal if requested."""
     content = part.content
     if journal is None and has_its_log_elsewhere(content.kind, partial(_read, part)):
         commands = (shell_words("mount", "-o", f"{filesystems.ALWAYS},nouuid,logdev=LOG", part.file or "", "DIR"),)
@@ -176,13 +176,13 @@ def _mount(part: Part, journal: str | None, access: Access) -> Part:
         return _mount_once(part, journal, access)
     if not access.replay:
         bare = _mount_once(part, journal, access)
-        remark = f"the bare image: its journal was not replayed (--no-replay), so {_CAN_BE_MISSING}"
+        remark = f"the bare image: its journal was not replayed, as requested, so {_CAN_BE_MISSING}"
         return replace(bare, remark=remark) if bare.outcome is Outcome.MOUNTED else bare
     return _mount_replayed(part, journal, access) if obstacle is None else _mount_bare(part, journal, access, obstacle)
 
 
 def _obstacle(part: Part, journal: str | None) -> str | None:
-    """Return why a journal that is not empty cannot be replayed; None if it can, or is empty."""
+    """Return why a journal cannot be replayed; None if it can, or is empty."""
     content = part.content
     if has_open_journal(content.kind, partial(_read, part)):
         return "Linux does not replay it"
@@ -192,16 +192,16 @@ def _obstacle(part: Part, journal: str | None) -> str | None:
 
 
 def _mount_replayed(part: Part, journal: str | None, access: Access) -> Part:
-    """Mount a file system as it would be after a boot; where that fails, as it is in the image."""
+    """Mount a file system as it would be after a boot. If that fails, mount it as it is in the image."""
     errors_before = _write_errors(access)
     replayed = _mount_once(part, journal, access, replay=True)
     if replayed.outcome is Outcome.MOUNTED:
         return replayed
-    if not access.is_writable:  # enough for a journal that is empty
+    if not access.is_writable:  # which is enough for an empty journal
         raise NeedsLayerError(replayed.remark)
     reason = replayed.remark
     if _write_errors(access) > errors_before:
-        reason += f"; there was no room for it in {access.scratch}, set TMPDIR to a directory with more"
+        reason += f"; there was no room for it in {access.scratch}, set TMPDIR to a directory with more room"
     assert replayed.device is not None
     _let_go(replayed.device)
     return _mount_bare(part, journal, access, reason)
@@ -228,14 +228,14 @@ def _mount_once(part: Part, journal: str | None, access: Access, *, replay: bool
         options = filesystems.mount(device, mountpoint, kind, replay=replay, journal=journal)
     except MountError as error:
         command = filesystems.other_command(kind, device, mountpoint)
-        return replace(part, outcome=Outcome.FAILED, remark=str(error), commands=(command,))
+        return replace(part, outcome=Outcome.FAILED, remark=error.fact, commands=(command,))
     return replace(part, outcome=Outcome.MOUNTED, mountpoint=mountpoint, options=options)
 
 
 def _set_up(part: Part, access: Access, *, writable: bool) -> str:
     assert part.file is not None
     if writable and not access.is_writable:
-        raise NeedsLayerError(f"{part.file} may have to be written to")
+        raise NeedsLayerError("may have to be written to", subject=part.file)
     announce = partial(records.note_device, access.directory, part.name)
     return set_up(part.file, announce, access.lock, writable=writable)
 
@@ -260,7 +260,7 @@ def _read(part: Part, offset: int, size: int) -> bytes:
 
 
 def _write_errors(access: Access) -> int:
-    """Return how many writes the mount of the attachment has refused so far."""
+    """Return how many writes the mount of the attachment has refused."""
     path = os.path.join(records.own_mountpoint(access.directory), "stats")
     with suppress(OSError), open(path, encoding="ascii") as lines:
         for line in lines:

@@ -1,7 +1,7 @@
-"""What superblocks say that blkid does not print: how long a file system is, and facts about its journal.
+"""Facts from superblocks that blkid does not print: the size of a file system, and the state of its journal.
 
 Sources: fs/ext4/ext4.h, fs/xfs/libxfs/xfs_format.h, include/uapi/linux/btrfs_tree.h and fs/squashfs/squashfs_fs.h of
-Linux, and the boot sector of NTFS. Nothing that an image holds raises anything here.
+Linux, and the boot sector of NTFS. The content of an image never raises an error here.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _EXT_INCOMPAT = 0x60
 _EXT_RECOVER = 0x4
 _EXT_64BIT = 0x80
 _BTRFS_SUPERBLOCK = 64 << 10
-_MOST_SHIFT = 16  # of a block size: more is nonsense
+_MOST_SHIFT = 16  # of a block size: more is impossible
 
 
 def declared_bytes(kind: str, read: Read) -> int | None:
-    """Return how long a file system of a type of blkid says it is; None if it is not known.
+    """Return the size that a file system of a type of blkid declares; None if unknown.
 
     Raises:
-        OSError: what `read` raises.
+        OSError: `read` failed.
     """
     if kind in _EXT:
         block = read(_EXT_SUPERBLOCK, 512)
@@ -51,19 +51,19 @@ def declared_bytes(kind: str, read: Read) -> int | None:
 
 
 def has_to_be_replayed(kind: str, read: Read) -> bool:
-    """Tell whether the journal of a file system may hold what is nowhere else. True where that is not known.
+    """Return whether the journal of a file system may contain data that is nowhere else. True if unknown.
 
     Raises:
-        OSError: what `read` raises.
+        OSError: `read` failed.
     """
     return kind not in _EXT or bool(_little(read(_EXT_SUPERBLOCK, 512), _EXT_INCOMPAT, 4) & _EXT_RECOVER)
 
 
 def has_its_log_elsewhere(kind: str, read: Read) -> bool:
-    """Tell whether a file system is an xfs whose log is on another device, without which it cannot be mounted.
+    """Return whether a file system is an xfs whose log is on another device. It cannot be mounted without its log.
 
     Raises:
-        OSError: what `read` raises.
+        OSError: `read` failed.
     """
     return kind == "xfs" and read(0, 512)[48:56] == bytes(8)
 

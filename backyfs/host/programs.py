@@ -1,7 +1,7 @@
-"""The programs of the host that loop devices and file systems take: losetup, blkid, mount and their like.
+"""Run the programs of the host that handle loop devices and file systems: losetup, blkid, mount and so on.
 
-They run in the C locale, because their words are looked at, and are found in /usr/sbin as well, which the PATH of
-a user or of cron may lack.
+They run in the C locale, because their output is parsed. They are also searched in /usr/sbin, which is often missing
+from the PATH of users and of cron.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import subprocess
 
 from backyfs.errors import MountError
 
-_PACKAGES = {"fusermount3": "fuse3", "mount": "mount", "losetup": "mount"}  # else util-linux
+_PACKAGES = {"fusermount3": "fuse3", "mount": "mount", "losetup": "mount"}  # all others: util-linux
 
 
 def run(
     program: str, *arguments: str, timeout_s: float | None = None, inherits: tuple[int, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program, which gets the descriptors `inherits`, and return its status and what it printed.
+    """Run a program, which inherits the descriptors `inherits`. Return its status and output.
 
     Raises:
-        MountError: it is not installed, or not done in time.
+        MountError: it is not installed, or takes longer than `timeout_s`.
     """
     try:
         return subprocess.run(
@@ -36,13 +36,15 @@ def run(
         )
     except FileNotFoundError:
         package = _PACKAGES.get(program, "util-linux")
-        raise MountError(f"{program} is not installed; install the package {package}") from None
+        raise MountError("is not installed", subject=program, remedy=f"install the package {package}") from None
     except subprocess.TimeoutExpired:
-        raise MountError(f"`{' '.join((program, *arguments))}` is not done after {timeout_s:g} s") from None
+        command = " ".join((program, *arguments))
+        raise MountError(f"did not finish within {timeout_s:g} s", subject=f"`{command}`") from None
 
 
-def reason_of(done: subprocess.CompletedProcess[str]) -> str:
-    """Return what a program that failed said, on one line, without its own name in front."""
+def reason_of(done: subprocess.CompletedProcess[str], about: str = "") -> str:
+    """Return the error output of a program on one line, without its name and the file it is about in front."""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip() and "dmesg(1)" not in line]
     text = " ".join(lines) or f"{done.args[0]} ended with status {done.returncode}"
-    return text.removeprefix(f"{os.path.basename(done.args[0])}: ").rstrip(".")
+    text = text.removeprefix(f"{os.path.basename(done.args[0])}: ")
+    return text.removeprefix(f"{about}: ").rstrip(".")

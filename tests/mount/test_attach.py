@@ -196,7 +196,7 @@ def test_each_partition_is_mounted_or_explained(home: Path, place: Path) -> None
     for number in ("1", "3"):
         assert (place / number / "hello").read_text() == "good morning\n"
     assert rows["2"]["remark"] == "swap space, which has no files"
-    assert rows["7"]["remark"] == "nothing that is known"
+    assert rows["7"]["remark"] == "unknown content"
     assert sorted(os.listdir(place)) == [".backyfs", "1", "3", "4", "5", "6", "devices"]
     detached(place)
     assert left_of(home) == []
@@ -266,7 +266,7 @@ def test_a_volume_group_whose_name_is_a_command_gets_no_commands(home: Path, pla
     assert row["state"] == "ready"
     assert row["commands"] == []
     # LVM itself reports such a group in some releases only.
-    assert str(row["remark"]).endswith("the image was tampered with or is damaged, and there are no commands for it")
+    assert str(row["remark"]).endswith("the image was tampered with or is damaged, so there are no commands for it")
     detached(place)
 
 
@@ -274,7 +274,7 @@ def test_a_volume_whose_name_is_a_command_is_in_no_command(home: Path, place: Pa
     (row,) = attached(home, "forged volume", place)
     device = row["device"]
     assert row["remark"] == (
-        "part of the LVM volume group testvg; its volume '`id`' has a name that LVM does not allow, and is left out"
+        "part of the LVM volume group testvg; its volume '`id`' is left out, because LVM does not allow this name"
     )
     assert row["commands"] == [
         f"vgchange --devices {device} --activate y testvg",
@@ -288,7 +288,7 @@ def test_a_volume_whose_name_is_a_command_is_in_no_command(home: Path, place: Pa
 
 def test_without_replaying_the_commands_write_nothing(home: Path, place: Path) -> None:
     (row,) = attached(home, "luks", "--no-replay", place)
-    assert str(row["remark"]).endswith("; these commands show it bare, without replaying its journal (--no-replay)")
+    assert str(row["remark"]).endswith("; these commands mount it without replaying its journal, as requested")
     commands = row["commands"]
     assert isinstance(commands, list)
     assert commands[0].startswith("cryptsetup open --readonly /dev/loop")
@@ -312,7 +312,7 @@ def test_what_the_kernel_does_not_know_is_told_with_another_way(home: Path, plac
         return
     assert done.returncode == MOUNT_ERROR
     assert row["state"] == "failed"
-    assert row["remark"] == "the kernel of this host has no vfat, and no program for it is installed"
+    assert row["remark"] == "the kernel of this host does not support vfat, and no program for it is installed"
     assert row["commands"] == [f"mdir -i {row['device']} ::"]
     assert "no file system of version" in done.stderr
     detached(place)
@@ -389,7 +389,7 @@ def test_what_is_attached_is_not_attached_over(home: Path, place: Path) -> None:
     attached(home, "ext4", place)
     done = attach(home, "ext3", place)
     assert done.returncode == MOUNT_ERROR
-    assert f"is attached in {place} already; run `backyfs detach {place}` first" in done.stderr
+    assert f"is already attached in {place}; run `backyfs detach {place}` first" in done.stderr
     assert (place / "data" / "hello").read_text() == "good morning\n"
 
 
@@ -470,7 +470,7 @@ def test_a_damaged_beginning_is_not_taken_for_nothing(home: Path, place: Path) -
         flip_a_byte(file_of(repository, blob_of(repository, version, 0)))
     done = backyfs("-c", config, "--json", "attach", "ext4@latest", place)
     assert done.returncode == MOUNT_ERROR
-    assert "it cannot be read where it says what it is: Input/output error" in done.stderr
+    assert "cannot be read where its type is stored: Input/output error" in done.stderr
     assert not place.exists()
 
 

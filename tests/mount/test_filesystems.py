@@ -37,11 +37,11 @@ from backyfs.text import steers
             None,
         ),
         ("ID_FS_TYPE=swap\nID_FS_USAGE=other\n", Content(kind="swap", usage="other"), "swap space, which has no files"),
-        ("", Content(), "nothing that is known"),
+        ("", Content(), "unknown content"),
         (
             "ID_PART_TABLE_TYPE=dos\n",
             Content(table="dos"),
-            "partitions of its own; those of an extended partition are listed too",
+            "partitions, which are listed separately",
         ),
         ("ID_PART_TABLE_TYPE=gpt\n", Content(table="gpt"), "a partition table (gpt)"),
         (
@@ -190,7 +190,7 @@ def test_a_name_that_lvm_does_not_allow_is_in_no_command(name: str) -> None:
         VolumeGroup(name="vg", uid="no-such", volumes=("root", name)), ["/dev/loop1"], "/at/2", "/m/x", replay=True
     )
     assert of_volume.commands[2:4] == ("mount -o ro,nosuid,nodev /dev/vg/root /at/vg-root", "umount /at/vg-root")
-    assert f"its volume {name!r} has a name that LVM does not allow" in of_volume.remark
+    assert f"its volume {name!r} is left out, because LVM does not allow this name" in of_volume.remark
     assert describe_group(
         VolumeGroup(name="vg", uid="no-such", volumes=(name,)), ["/dev/loop1"], "/at/2", "/m/x", replay=True
     ).commands == ()  # fmt: skip

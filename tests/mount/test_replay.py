@@ -190,14 +190,14 @@ def test_a_file_that_was_synced_before_the_snapshot_is_there(home: Path, place: 
 def test_the_bare_image_is_shown_when_it_is_wanted(home: Path, place: Path, kind: str) -> None:
     (row,) = attached(home, kind, "--no-replay", place)
     assert row["state"] == "mounted"
-    assert row["remark"] == f"the bare image: its journal was not replayed (--no-replay), so {BARE}"
+    assert row["remark"] == f"the bare image: its journal was not replayed, as requested, so {BARE}"
     assert files_of(place / "data") == {"settled"}
     detached(home, place)
 
 
 def test_people_read_why_files_can_be_missing(home: Path, place: Path) -> None:
     done = backyfs("-c", config_of(home), "attach", "--no-replay", "ext4@latest", place)
-    assert f"\nThe image: the bare image: its journal was not replayed (--no-replay), so {BARE}.\n" in done.stdout
+    assert f"\nThe image: the bare image: its journal was not replayed, as requested, so {BARE}.\n" in done.stdout
     detached(home, place)
 
 
@@ -334,7 +334,7 @@ def test_a_disk_without_room_for_what_a_journal_writes_is_named(home: Path, plac
         done = attach(home, "xfs", place)
         (row,) = json.loads(done.stdout)
         assert (done.returncode, row["state"]) == (MOUNT_ERROR, "bare")
-    assert f"; there was no room for it in {scratch}, set TMPDIR to a directory with more), so" in row["remark"]
+    assert f"; there was no room for it in {scratch}, set TMPDIR to a directory with more room), so" in row["remark"]
     assert files_of(place / "data") == {"settled"}
     detached(home, place)
 
@@ -369,7 +369,7 @@ def test_a_journal_that_linux_does_not_replay_is_an_error(home: Path, place: Pat
     detached(home, place)
     (row,) = attached(home, "ntfs", "--no-replay", place)
     assert row["state"] == "mounted"
-    assert row["remark"] == f"the bare image: its journal was not replayed (--no-replay), so {BARE}"
+    assert row["remark"] == f"the bare image: its journal was not replayed, as requested, so {BARE}"
     detached(home, place)
 
 

@@ -114,7 +114,7 @@ def test_a_file_system_without_partitions_that_was_cut_is_reported(
     done = attach(home, kind, place)
     assert done.returncode == MOUNT_ERROR
     (row,) = json.loads(done.stdout)
-    fact = f"its file system has {whole * MIB} bytes, and {there * MIB} of them are in the image"
+    fact = f"its file system has {whole * MIB} bytes, but only {there * MIB} of them are in the image"
     assert row["state"] == "truncated"
     assert row["remark"].startswith(f"{fact}, so it cannot be mounted (")
     detached(home, place)
