@@ -19,13 +19,13 @@ from backyfs.host.kerneltables import check_kernel_tables
 from backyfs.host.loops import find_loop, list_loops
 from backyfs.host.mountpoints import is_own, unmount_mount
 from backyfs.host.mounttable import Mount, is_below, list_mounts, resolve
-from backyfs.host.standing import standing_on, take_away
+from backyfs.host.stack import stacked_on, tear_down
 from backyfs.host.writers import opened_parent
 
 if TYPE_CHECKING:
     from backyfs.host.loops import Loop
     from backyfs.host.records import Record
-    from backyfs.host.standing import Thing
+    from backyfs.host.stack import Thing
 
 _PARTITION_FILE = re.compile(r"(?P<mountpoint>.*)/by_version_uid/(?P<uid>[^/]+)/(?:data|partitions/[0-9]+)", re.DOTALL)
 
@@ -70,7 +70,7 @@ def detach_locked(directory: str) -> Detachment:
         if any(each in stuck for each in above):
             continue
         try:
-            take_away(thing, lazily=is_dead)
+            tear_down(thing, lazily=is_dead)
         except MountError as error:
             problems.append(str(error))
             stuck.append(thing)
@@ -104,8 +104,8 @@ def _things_in(directory: str, record: Record | None) -> list[tuple[Thing, list[
     things: list[Thing] = [*below, *loops]
     found: list[Thing] = []
     for thing in things:
-        found += [each for each in (*standing_on(thing, mounts, loops), thing) if each not in found]
-    return [(thing, standing_on(thing, mounts, loops)) for thing in found]
+        found += [each for each in (*stacked_on(thing, mounts, loops), thing) if each not in found]
+    return [(thing, stacked_on(thing, mounts, loops)) for thing in found]
 
 
 def _own_loops(directory: str, record: Record) -> list[Loop]:

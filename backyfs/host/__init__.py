@@ -1,1 +1,1 @@
-"""What this host has mounted, its loop devices, and who uses them. Needs neither pyfuse3 nor a repository."""
+"""The mounts and loop devices of this host, and their users. Needs neither pyfuse3 nor a repository."""

@@ -1,6 +1,6 @@
-"""Does a mount answer? Asked by a process of its own: who asks a mount that hangs may never come back.
+"""Find out whether a mount answers. A separate process asks it, because a process that asks a hung mount may hang.
 
-A mount is dead when its process has ended and left it there, as after `kill -9`: everything below it is ENOTCONN.
+A mount is dead if its process ended without unmounting, as after `kill -9`. Every access to it fails with ENOTCONN.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ except OSError as error:
 class State(Enum):
     """How a mount behaves."""
 
-    ANSWERS = "answers"  # or may not be asked by this user
+    ANSWERS = "answers"  # or this user may not ask it
     DEAD = "dead"        # its process is gone
-    SILENT = "silent"    # its process is there and says nothing
+    SILENT = "silent"    # its process exists but does not answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a mount of ours said of itself."""
+    """What a mount of ours reported about itself."""
 
     state: State
     pid: int | None = None
     repository: str | None = None  # its uid
-    has_directory: bool = False    # the one that was asked for
+    has_directory: bool = False    # the requested directory exists
 
 
 def ask(mountpoint: str, directory: str = "", *, patience_s: float = PATIENCE_S) -> Answer:
-    """Ask a mount of ours who it is, and whether it has a directory. Returns after `patience_s` seconds at most."""
+    """Ask a mount of ours for its process and repository, and for a directory. Take at most `patience_s`."""
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _SCRIPT, mountpoint, directory],
         stdin=subprocess.DEVNULL,
@@ -60,7 +60,7 @@ def ask(mountpoint: str, directory: str = "", *, patience_s: float = PATIENCE_S)
     try:
         said, _ = process.communicate(timeout=patience_s)
     except subprocess.TimeoutExpired:
-        process.kill()  # a process that waits for a mount may outlive even that
+        process.kill()  # a process that waits for a mount can survive even that
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.5)
         if process.stdout is not None:

@@ -1,7 +1,7 @@
-"""Block devices that share bytes, and the mounts that can write to them. From /sys and /proc.
+"""Find block devices that share bytes, and the mounts that can write to them. Reads /sys and /proc.
 
-A disk has partitions; partitions and disks have holders (dm, md, bcache) and loop devices on them, which may have
-partitions again; each of these may have a mounted file system.
+A disk has partitions. Disks and partitions can have holders (dm, md, bcache) and loop devices on top, which can have
+partitions, too. Each of these can have a mounted file system.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ if TYPE_CHECKING:
     from backyfs.host.mounttable import Mount
 
 _SYS = "/sys"
-_NO_DEVICE = "0:"  # major number of file systems that do not have that of their device: btrfs, FUSE
+_NO_DEVICE = "0:"  # major number of file systems that do not use the number of their device: btrfs, FUSE
 
 
 def writable_mounts(path: str, found: os.stat_result) -> list[Mount]:
-    """Return the read-write mounts of file systems that lie on an image: a block device, or a file.
+    """Return the read-write mounts of file systems on an image, which is a block device or a file with loop devices.
 
-    A file counts by the loop devices on it. Each file system is returned once, however often it is mounted, in any
-    mount namespace whose processes can be seen. Where /sys or /proc cannot be read nothing is known, and the list
-    is empty.
+    Each file system is returned once, however often it is mounted, in any mount namespace whose processes are visible.
+    The list is empty if /sys or /proc cannot be read.
     """
     with suppress(OSError):
         loops = list_loops()
@@ -45,15 +44,15 @@ def writable_mounts(path: str, found: os.stat_result) -> list[Mount]:
 
 
 def number_of(device: int) -> str:
-    """Return the number of a device as /sys and mountinfo write it: major:minor."""
+    """Return the number of a device in the form of /sys and mountinfo: major:minor."""
     return f"{os.major(device)}:{os.minor(device)}"
 
 
 def overlapping(begin: Iterable[str], loops: Iterable[Loop], sys: str = _SYS) -> frozenset[str]:
-    """Return the numbers (major:minor) of these devices and of all devices that have bytes of theirs.
+    """Return the numbers (major:minor) of these devices and of all devices that share bytes with them.
 
-    Those are what stands on them, at any height, the disk of a partition with what stands on that as a whole, and
-    loop devices on the same file. Another partition of the same disk has other bytes.
+    These are all devices stacked on them, the disk of a partition with everything stacked on the whole disk, and other
+    loop devices on the same file. Other partitions of the same disk share no bytes.
     """
     stack = _Stack(list(loops), sys)
     for number in begin:
@@ -68,7 +67,7 @@ def overlapping(begin: Iterable[str], loops: Iterable[Loop], sys: str = _SYS) ->
 
 
 class _Stack:
-    """The devices that were found, from below to above."""
+    """The devices that were found, from the bottom up."""
 
     def __init__(self, loops: list[Loop], sys: str) -> None:
         self._loops = loops
@@ -77,8 +76,8 @@ class _Stack:
         self.numbers: set[str] = set()
 
     def add(self, number: str, *, with_partitions: bool = True) -> None:
-        """Add a device and what stands on it."""
-        if not number or number in self.numbers:  # empty: it is gone
+        """Add a device and everything stacked on it."""
+        if not number or number in self.numbers:  # empty: the device is gone
             return
         self.numbers.add(number)
         directory = self._directory(number)
@@ -93,7 +92,7 @@ class _Stack:
                 self.add_loop(loop)
 
     def add_loop(self, loop: Loop) -> None:
-        """Add a loop device and what stands on it."""
+        """Add a loop device and everything stacked on it."""
         for number in sorted(loop.numbers):
             self.add(number)
 
@@ -108,7 +107,7 @@ class _Stack:
         return read_value(f"{os.path.dirname(directory)}/dev") if os.path.exists(f"{directory}/partition") else None
 
     def add_members_of_btrfs(self) -> None:
-        """Add all devices of each btrfs that has one of the devices: its mount names only one of them."""
+        """Add all devices of each btrfs that uses one of the devices, because its mount shows only one of them."""
         for file_system in _entries(f"{self._sys}/fs/btrfs"):
             directory = f"{self._sys}/fs/btrfs/{file_system}/devices"
             members = {read_value(f"{directory}/{name}/dev") for name in _entries(directory)} - {""}
@@ -137,7 +136,7 @@ def _writing(numbers: frozenset[str], mounts: Iterable[Mount]) -> list[Mount]:
 
 
 def _device_number(path: str) -> str | None:
-    """Return the number of the block device at a path; None if it is not one. Asks no file system but that of /dev."""
+    """Return the number of the block device at a path; None if it is not one. Accesses no file system except /dev."""
     if not path.startswith("/dev/"):
         return None
     try:

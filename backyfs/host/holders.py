@@ -1,4 +1,4 @@
-"""What the device mapper and the RAID driver have made of a loop device, and the commands that close it. From /sys."""
+"""Devices that the device mapper and the RAID driver stacked on others, and the commands to close them. Reads /sys."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from backyfs.host.mounttable import Mount
 
 SYS_BLOCK = "/sys/block"
-_LVM = "LVM-"        # the beginning of what the device mapper calls a uuid; each user of it has one
+_LVM = "LVM-"        # start of the uuid in the device mapper; each user of the device mapper has its own
 _CRYPT = "CRYPT-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A device that stands on another one."""
+    """A device that is stacked on another one."""
 
-    name: str     # of the kernel: dm-0, md127
-    label: str    # of people: vg-root
-    uid: str      # of the device mapper; empty for others
+    name: str     # in the kernel: dm-0, md127
+    label: str    # for people: vg-root
+    uid: str      # in the device mapper; empty for other devices
     number: str   # major:minor
 
     @property
     def what(self) -> str:
-        """What it is, for people."""
+        """A description for people."""
         if self.uid.startswith(_LVM):
             return f"logical volume {self.label}"
         if self.uid.startswith(_CRYPT):
@@ -48,13 +48,13 @@ class Holder:
 
 
 def holders_of(names: Iterable[str], block: str = SYS_BLOCK) -> list[Holder]:
-    """Return what stands on devices with these names in the kernel, uppermost first."""
+    """Return everything stacked on devices with these kernel names, uppermost first."""
     found: list[Holder] = []
     for name in names:
         directory = f"{block}/{name}"
         try:
             above = sorted(os.listdir(f"{directory}/holders"))
-        except OSError:  # it is gone
+        except OSError:  # the device is gone
             continue
         holder = Holder(
             name=name,
@@ -75,7 +75,7 @@ def commands_to_close(holders: Iterable[Holder], mounts: Iterable[Mount]) -> lis
 
 
 def has_volume_group(group_uid: str, block: str = SYS_BLOCK) -> bool:
-    """Tell whether a logical volume of a volume group with this uid is active on this host."""
+    """Return whether a logical volume of a volume group with this uid is active on this host."""
     wanted = _LVM + group_uid.replace("-", "")
     try:
         names = os.listdir(block)

@@ -1,7 +1,7 @@
-"""What the kernel shows of itself below /proc and /sys. A chroot or a bare container may lack either.
+"""Read the tables of the kernel in /proc and /sys. A chroot or a minimal container may lack either.
 
-Lines end with a newline and with nothing else: the kernel writes names as they are, with carriage returns and all that
-`str.splitlines` takes for the end of a line. So everything is read as bytes.
+Only a newline ends a line. The kernel writes names unchanged, with carriage returns and other characters at which
+`str.splitlines` would split, so everything is read as bytes.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ _REMEDIES = {MOUNTS: "mount -t proc proc /proc", DEVICES: "mount -t sysfs sysfs 
 
 
 def shows_mounts() -> bool:
-    """Tell whether the kernel shows what is mounted."""
+    """Return whether the kernel shows its mounts."""
     return os.path.exists(MOUNTS)
 
 
 def check_kernel_tables() -> None:
-    """Make sure that mounts and devices can be looked up, for work that would go wrong without.
+    """Make sure that mounts and devices can be looked up, for work that depends on it.
 
     Raises:
         MountError: they cannot.
     """
     for path, remedy in _REMEDIES.items():
         if not os.path.exists(path):
-            raise MountError(f"{path} does not exist, and what is mounted or in use cannot be seen; run `{remedy}`")
+            raise MountError(
+                "does not exist, so mounts and devices in use cannot be seen", subject=path, remedy=f"run `{remedy}`"
+            )
 
 
 def read_lines(path: str) -> list[bytes]:
@@ -43,7 +45,7 @@ def read_lines(path: str) -> list[bytes]:
 
 
 def read_value(path: str) -> str:
-    """Return what a file of the kernel with a single value says, without the newline; empty if it cannot be read."""
+    """Return the value in a file of the kernel, without the newline; empty if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return os.fsdecode(file.read().removesuffix(b"\n"))

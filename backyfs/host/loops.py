@@ -1,7 +1,7 @@
-"""Loop devices: which there are, setting one up read-only, and letting go of one.
+"""List, set up and release loop devices.
 
-What is said of them comes from /sys, where reading asks no file system: a loop device may stand on a mount that
-does not answer any more.
+Facts about them are read from /sys, which accesses no other file system: a loop device may be on a mount that no
+longer answers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from backyfs.errors import MountError
 from backyfs.host.kerneltables import check_kernel_tables
 from backyfs.host.programs import reason_of, run
+from backyfs.remedies import Advice, Remedy
 
 if TYPE_CHECKING:
     import subprocess
@@ -28,18 +29,13 @@ _log = logging.getLogger(__name__)
 _BLOCK = "/sys/block"
 _CONTROL = "/dev/loop-control"
 _GET_FREE = 0x4C82        # LOOP_CTL_GET_FREE of linux/loop.h
-_GET_STATUS = 0x4C05      # LOOP_GET_STATUS64: struct loop_info64 begins with device, inode and rdevice of what backs it
+_GET_STATUS = 0x4C05      # LOOP_GET_STATUS64: struct loop_info64 begins with device, inode and rdevice of its file
 _STATUS_BYTES = 232
-_READ_AHEAD_KIB = 8192    # with direct I/O it decides how many requests are under way: 128 gives 2, this 12
-_TRIES = 32               # of a free device that another program takes meanwhile
-_RELEASE_S = 1.0          # udev looks at a device that appears, and keeps it open for a moment
+_READ_AHEAD_KIB = 8192    # with direct I/O it limits concurrent requests: 128 allows 2, this 12
+_TRIES = 32               # in case other programs take each free device first
+_RELEASE_S = 1.0          # udev examines a new device, and keeps it open for a moment
 _LOOK_S = 5.0
 _DELETED = " (deleted)"
-
-WITHOUT_LOOP_DEVICES = (
-    "without them: `backyfs mount DIR`, then debugfs or fuse2fs (ext), 7z, guestmount, or qemu-nbd on a host that has "
-    "them read the image DIR/by_name/NAME/latest/data or its partitions/N"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,15 +43,15 @@ class Loop:
     """A loop device in use."""
 
     device: str                     # /dev/loop3
-    backing_file: str               # as the kernel names it; not where a mount is that was unmounted lazily
+    backing_file: str               # as in the kernel; without the mountpoint after a lazy unmount
     numbers: frozenset[str]         # major:minor of the device and of its partition nodes
     nodes: frozenset[str]           # /dev/loop3, /dev/loop3p1, …
-    holders: tuple[str, ...]        # devices that stand on it, such as dm-0
+    holders: tuple[str, ...]        # devices stacked on it, such as dm-0
     read_only: bool
 
 
 def list_loops() -> list[Loop]:
-    """Return the loop devices that are in use, by number; none without /sys."""
+    """Return the loop devices that are in use, ordered by number; none without /sys."""
     found: list[Loop] = []
     try:
         names = os.listdir(_BLOCK)
@@ -70,7 +66,7 @@ def list_loops() -> list[Loop]:
 
 
 def find_loop(device: str) -> Loop | None:
-    """Return a loop device; None if it is not in use, or no loop device."""
+    """Return a loop device; None if it is not in use, or not a loop device."""
     name = os.path.basename(device)
     directory = f"{_BLOCK}/{name}"
     try:
@@ -85,7 +81,7 @@ def find_loop(device: str) -> Loop | None:
             holders=tuple(sorted({held for place in places for held in os.listdir(f"{place}/holders")})),
             read_only=_read(f"{directory}/ro") == "1",
         )
-    except OSError:  # not in use, or no more
+    except OSError:  # it is not in use, or no longer
         return None
 
 
@@ -98,7 +94,7 @@ def with_backing_files(path: str) -> tuple[str, ...]:
 
 
 def loops_on(about: os.stat_result, devices: Collection[int] = ()) -> list[Loop]:
-    """Return the loop devices that are backed by a file, or by one of these block devices, whatever its name was."""
+    """Return the loop devices that are backed by a file or by one of these block devices, under any name."""
     return [loop for loop in list_loops() if _is_backed_by(loop, about, devices)]
 
 
@@ -110,7 +106,7 @@ def _is_backed_by(loop: Loop, about: os.stat_result, devices: Collection[int]) -
             fcntl.ioctl(fd, _GET_STATUS, status)
         finally:
             os.close(fd)
-    except OSError:  # this user may not open it, or a container does not have it: only the name is left
+    except OSError:  # this user may not open it, or a container lacks it: compare by name
         try:
             return os.path.samestat(os.stat(loop.backing_file), about)
         except OSError:
@@ -120,21 +116,20 @@ def _is_backed_by(loop: Loop, about: os.stat_result, devices: Collection[int]) -
 
 
 def is_backed_by_device(loop: Loop, number: str) -> bool:
-    """Tell whether the file of a loop device lies in the file system with this number; True if it cannot be told.
+    """Return whether the file of a loop device is in the file system with this number; True if that is unknown.
 
-    It is asked of losetup: the answer may take a file system that hangs.
+    This runs losetup, because the answer may need a file system that hangs.
     """
     with suppress(MountError):
         done = run("losetup", "--list", "--noheadings", "--output", "BACK-MAJ:MIN", loop.device, timeout_s=_LOOK_S)
-        told = done.stdout.strip()
-        return told in {"", number}
+        return done.stdout.strip() in {"", number}
     return True
 
 
 def loops_on_file(path: str, found: os.stat_result) -> list[Loop]:
-    """Return the loop devices that write to a file: recognised by its device and inode, or else by its path.
+    """Return the loop devices that write to a file. Compare its device and inode, or else its path.
 
-    It is asked of losetup: the answer may take a file system that hangs. Only root gets the inode.
+    This runs losetup, because the answer may need a file system that hangs. Only root gets the inode.
     """
     loops = [loop for loop in list_loops() if not loop.read_only]
     if not loops:
@@ -150,32 +145,36 @@ def loops_on_file(path: str, found: os.stat_result) -> list[Loop]:
 
 
 def check_loop_devices(control: str = _CONTROL) -> None:
-    """Make sure that loop devices can be had; `control` is the device that gives them.
+    """Make sure that loop devices are available; `control` is the device that hands them out.
 
     Raises:
-        MountError: they cannot, and why, and what can be done instead.
+        MountError: they are not.
     """
     if os.geteuid() != 0:
-        raise MountError(f"only root can set up loop devices and mount file systems; {WITHOUT_LOOP_DEVICES}")
+        raise MountError(
+            "only root can set up loop devices and mount file systems", remedy=Advice.READ_WITHOUT_LOOP_DEVICES()
+        )
     check_kernel_tables()
     _free_number(control)
 
 
 def set_up(file: str, announce: Callable[[str], None], lock: int, *, writable: bool = False) -> str:
-    """Set up a loop device for a file, with direct I/O where that is possible, and return it.
+    """Set up a loop device for a file, with direct I/O if possible, and return the device.
 
-    `announce` is called with the device before it is set up, once more if another one has to be taken. `lock` is a
-    locked descriptor: the lock lasts until the device is set up, even if this process is killed meanwhile.
+    `announce` is called with the device before it is set up, and again if another one must be used. `lock` is a locked
+    descriptor: the lock lasts until the device is set up, even if this process is killed before.
 
     Raises:
-        MountError: there is none, or it cannot be set up.
+        MountError: there is no free device, or it cannot be set up.
     """
     for _ in range(_TRIES):
         device = f"/dev/loop{_free_number()}"
         if not os.path.exists(device):
             number = device.removeprefix("/dev/loop")
             raise MountError(
-                f"{device} does not exist; make it (mknod {device} b 7 {number}), in a container pass it in"
+                "does not exist",
+                subject=device,
+                remedy=f"make it (mknod {device} b 7 {number}), in a container pass it in",
             )
         announce(device)
         done = _set_up(device, file, lock, writable=writable)
@@ -183,23 +182,27 @@ def set_up(file: str, announce: Callable[[str], None], lock: int, *, writable: b
             _read_far_ahead(device)
             return device
         if find_loop(device) is None:
-            raise MountError(f"{device} cannot be set up for {file}: {reason_of(done)}; {WITHOUT_LOOP_DEVICES}")
-    raise MountError(f"every loop device that was free was taken by others meanwhile ({_TRIES} tries); try again")
+            raise MountError(
+                f"cannot be set up for {file}: {reason_of(done)}",
+                subject=device,
+                remedy=Advice.READ_WITHOUT_LOOP_DEVICES(),
+            )
+    raise MountError(f"other programs took every free loop device first ({_TRIES} tries)", remedy="try again")
 
 
 def release(loop: Loop, *, patience_s: float = _RELEASE_S) -> bool:
-    """Let go of a loop device and return whether it is free: it stays as long as somebody has it open.
+    """Detach a loop device and return whether it is free. It remains in use while any process has it open.
 
     Raises:
-        MountError: it cannot be let go.
+        MountError: it cannot be detached.
     """
-    if len(loop.nodes) > 1:  # nodes that partx made would outlive it
+    if len(loop.nodes) > 1:  # nodes made by partx would survive the device
         run("partx", "--delete", loop.device)
     done = run("losetup", "--detach", loop.device)
     end = time.monotonic() + patience_s
     while (now := find_loop(loop.device)) is not None and now.backing_file == loop.backing_file:
         if done.returncode != 0:
-            raise MountError(f"{loop.device} cannot be detached: {reason_of(done)}")
+            raise MountError(f"cannot be detached: {reason_of(done)}", subject=loop.device)
         if time.monotonic() > end:
             return False
         time.sleep(0.02)
@@ -208,7 +211,7 @@ def release(loop: Loop, *, patience_s: float = _RELEASE_S) -> bool:
 
 def _set_up(device: str, file: str, lock: int, *, writable: bool) -> subprocess.CompletedProcess[str]:
     mode = () if writable else ("--read-only",)
-    # Without direct I/O every byte is kept twice, as a page of the image and as a page of the device.
+    # Without direct I/O every byte is cached twice, in a page of the image and in a page of the device.
     done = run("losetup", *mode, "--direct-io=on", device, file, inherits=(lock,))
     if done.returncode == 0 or find_loop(device) is not None:
         return done
@@ -217,7 +220,7 @@ def _set_up(device: str, file: str, lock: int, *, writable: bool) -> subprocess.
 
 
 def _read_far_ahead(device: str) -> None:
-    """Have large reads, many at once. Where that is not possible, the device is slower."""
+    """Allow large and concurrent reads. If that fails, the device is slower."""
     setting = f"{_BLOCK}/{os.path.basename(device)}/queue/read_ahead_kb"
     with suppress(OSError), open(setting, "w", encoding="ascii") as file:
         file.write(str(_READ_AHEAD_KIB))
@@ -227,16 +230,20 @@ def _free_number(control: str = _CONTROL) -> int:
     try:
         fd = os.open(control, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
+        remedy = Remedy("load the module (modprobe loop), in a container pass it in")
         raise MountError(
-            f"{control} does not exist; load the module (modprobe loop), in a container pass it in; "
-            f"{WITHOUT_LOOP_DEVICES}"
+            "does not exist", subject=control, remedy=remedy.then(Advice.READ_WITHOUT_LOOP_DEVICES())
         ) from None
     except OSError as error:
-        raise MountError(f"{control} cannot be opened: {error.strerror}; {WITHOUT_LOOP_DEVICES}") from error
+        raise MountError(
+            f"cannot be opened: {error.strerror}", subject=control, remedy=Advice.READ_WITHOUT_LOOP_DEVICES()
+        ) from error
     try:
         return fcntl.ioctl(fd, _GET_FREE)
     except OSError as error:
-        raise MountError(f"no loop device can be had: {error.strerror}; {WITHOUT_LOOP_DEVICES}") from error
+        raise MountError(
+            f"has no free loop device: {error.strerror}", subject=control, remedy=Advice.READ_WITHOUT_LOOP_DEVICES()
+        ) from error
     finally:
         os.close(fd)
 
@@ -245,7 +252,7 @@ def _read(path: str) -> str:
     """Return a value of the kernel.
 
     Raises:
-        OSError: it is not there.
+        OSError: it does not exist.
     """
     with open(path, "rb") as file:
         return os.fsdecode(file.read().removesuffix(b"\n"))

@@ -1,7 +1,7 @@
-"""What is mounted where in this mount namespace, as the kernel tells it. Touches no file system that it lists.
+"""List the mounts of this mount namespace, as reported by the kernel. Accesses none of the listed file systems.
 
-A mount whose process is gone answers ENOTCONN, one whose process hangs does not answer at all. So paths are
-resolved here without asking what is mounted on them.
+A mount whose process is gone answers ENOTCONN. A mount whose process hangs does not answer at all. Therefore paths are
+resolved without accessing mountpoints.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ class Mount:
     """A line of mountinfo, proc(5)."""
 
     mount_id: int
-    parent_id: int  # the mount that this one stands on
+    parent_id: int  # the mount that contains the mountpoint
     mountpoint: str
     file_system_type: str
     device: str     # major:minor
-    root: str = "/"  # which directory or file of that file system is mounted, without links
+    root: str = "/"  # the mounted directory or file of the file system, without links
     source: str
     read_only: bool
-    file_system_read_only: bool = False  # whatever this mount of it is
-    user_id: int | None = None  # of a FUSE mount: the user who made it, as the kernel knows; None for others
+    file_system_read_only: bool = False  # the file system itself, not only this mount
+    user_id: int | None = None  # of a FUSE mount: the user who made it, from the kernel; None for others
 
     @property
     def is_fuse(self) -> bool:
-        """Tell whether a program serves it, which can be anybody's."""
+        """Whether a program serves it, which may belong to any user."""
         return self.file_system_type.partition(".")[0] in _FUSE_TYPES
 
     @property
     def is_ours(self) -> bool:
-        """Tell whether `backyfs mount` made it, or another program that says so: anybody can choose this type."""
+        """Whether `backyfs mount` made it, or a program that claims so: any user can choose this type."""
         return self.file_system_type == FILE_SYSTEM_TYPE
 
     def is_made_by(self, user: int) -> bool:
-        """Tell whether this user made it. Other file systems than FUSE are mounted by root, with any source it says."""
+        """Return whether this user made it. Only root can mount file systems other than FUSE, with any source."""
         return self.user_id == user if self.is_fuse else user == 0
 
 
 def list_mounts(pid: int | str = "self") -> list[Mount]:
-    """Return what is mounted, in order, in the mount namespace of a process; lines in another form are left out.
+    """Return the mounts in the mount namespace of a process, in order. Skip lines in another form.
 
     Raises:
-        OSError: the process is gone, or may not be looked at, or there is no /proc.
+        OSError: the process is gone or may not be examined, or there is no /proc.
     """
     return list(filter(None, map(parse, read_lines(f"/proc/{pid}/mountinfo"))))
 
 
 def shown_mounts() -> list[Mount]:
-    """Return what is mounted in this mount namespace, as far as the kernel shows it: nothing without /proc."""
+    """Return the mounts in this mount namespace; none without /proc."""
     try:
         return list_mounts()
     except FileNotFoundError:
@@ -71,7 +71,7 @@ def shown_mounts() -> list[Mount]:
 
 
 def mount_at(path: str) -> Mount | None:
-    """Return what is mounted on `path`, the uppermost if several are; None if nothing is, or there is no /proc."""
+    """Return the uppermost mount on `path`; None if there is none, or no /proc."""
     mounts = shown_mounts()
     wanted = resolve(path, {mount.mountpoint for mount in mounts})
     found = [mount for mount in mounts if mount.mountpoint == wanted]
@@ -79,10 +79,10 @@ def mount_at(path: str) -> Mount | None:
 
 
 def resolve(path: str, mountpoints: Collection[str] | None = None) -> str:
-    """Return an absolute path without links, as `os.path.realpath` does, but without asking a mountpoint.
+    """Return an absolute path without links, like `os.path.realpath`, but without accessing a mountpoint.
 
-    A mountpoint is no link, whatever is mounted there answers. What is not there, or does not answer, is taken as
-    it is. `mountpoints` are those of `list_mounts`.
+    A mountpoint is never a link. A part of the path that does not exist or does not answer is kept unchanged.
+    `mountpoints` are the mountpoints from `list_mounts`.
     """
     if mountpoints is None:
         mountpoints = {mount.mountpoint for mount in shown_mounts()}
@@ -110,9 +110,9 @@ def resolve(path: str, mountpoints: Collection[str] | None = None) -> str:
 
 
 def place_of(path: str) -> tuple[str, str] | None:
-    """Return where a file or directory lies: its file system (major:minor) and its path in there; None if unknown.
+    """Return the file system (major:minor) of a file or directory, and its path in it; None if unknown.
 
-    It is the same place by whichever mount, link or mount namespace the file is reached. Hard links are other places.
+    The result does not depend on the mount, link or mount namespace that leads to the file. Hard links differ in it.
     """
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -123,7 +123,7 @@ def place_of(path: str) -> tuple[str, str] | None:
         mount = next(mount for mount in list_mounts() if mount.mount_id == mount_id)
         below = os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), mount.mountpoint)
         return mount.device, os.path.normpath(os.path.join(mount.root, below))
-    except (OSError, StopIteration):  # no /proc, or a mount outside of the root directory of this process
+    except (OSError, StopIteration):  # no /proc, or a mount outside the root directory of this process
         return None
     finally:
         os.close(fd)
@@ -142,19 +142,19 @@ def mount_id_of(fd: int) -> int:
 
 
 def is_below(path: str, directory: str) -> bool:
-    """Tell whether a path lies in a directory or is it; both without links."""
+    """Return whether a path is a directory or something in it; both are without links."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
 def _link_target(path: str) -> str | None:
     try:
         return os.readlink(path)
-    except OSError:  # no link, or nothing there
+    except OSError:  # not a link, or it does not exist
         return None
 
 
 def parse(line: bytes) -> Mount | None:
-    """Return a line of mountinfo as a value; None if it does not have the form of one. Pure."""
+    """Parse a line of mountinfo; return None if it has another form. Pure."""
     fields = line.split(b" ")
     try:
         dash = fields.index(b"-", 6)  # optional fields come before it
@@ -182,5 +182,5 @@ def _user_id(options: list[bytes]) -> int | None:
 
 
 def _unescape(field: bytes) -> str:
-    r"""Return a field as it was before the kernel made `\040` of a space, and so on."""
+    r"""Undo the escapes of the kernel, such as `\040` for a space."""
     return os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), field))

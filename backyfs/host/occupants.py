@@ -1,8 +1,8 @@
-"""What uses a file or block device and would be damaged if it were overwritten.
+"""Find users of a file or block device that would be damaged if it were overwritten.
 
-A file is recognised by device and inode, so it does not matter by which name, mount or mount namespace others use it.
-The kernel itself refuses block devices that are mounted or otherwise claimed (O_EXCL, open(2)). This module finds
-what the kernel does not refuse: loop devices, and locks such as virtual machines hold.
+Files are compared by device and inode, so the name, mount or mount namespace that others use does not matter. The
+kernel itself refuses block devices that are mounted or otherwise claimed (O_EXCL, open(2)). This module finds the users
+that the kernel does not refuse: loop devices, and programs with locks, such as virtual machines.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _SYS_DEVICES = "/sys/dev/block"
 _SYS_CLASS = "/sys/class/block"
 _SWAPS = "/proc/swaps"
-# struct flock of fcntl(2): type, whence, start, length, pid. QEMU locks single bytes from 100 and from 200 on
-# (block/file-posix.c), libvirt's virtlockd byte 0, others the whole file: so the whole file is asked about.
+# struct flock of fcntl(2): type, whence, start, length, pid. QEMU locks single bytes starting at 100 and at 200
+# (block/file-posix.c), libvirt's virtlockd byte 0, and other programs the whole file. So test the whole file.
 _FLOCK = struct.Struct("@hhqqi4x")
 _WHOLE_FILE = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 _LOCKED = (errno.EAGAIN, errno.EACCES)
@@ -40,7 +40,7 @@ _LOCKED = (errno.EAGAIN, errno.EACCES)
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """That something is in use: by what, and how to end that, each as a part of a sentence."""
+    """The users of something, and how to end their use, each as part of a sentence."""
 
     fact: str
     remedy: str
@@ -48,14 +48,14 @@ class Use:
 
 @dataclass(slots=True)
 class _Uses:
-    """What uses something, and the commands that end that."""
+    """The users of something, and the commands that end their use."""
 
     facts: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
 
 
 def use_of(fd: int) -> Use | None:
-    """Return what uses an open file or block device; None: nothing."""
+    """Return the users of an open file or block device; None: none."""
     about = os.fstat(fd)
     mounts = _mounts()
     use = _Uses()
@@ -109,24 +109,24 @@ def _look_at_loops(about: os.stat_result, devices: Iterable[int], mounts: list[M
 
 
 def _look_at_devices(names: Iterable[str], mounts: list[Mount], use: _Uses) -> None:
-    """Add what is mounted from devices, swaps on them or stands on them."""
+    """Add the mounts, swap space and stacked devices of some devices."""
     swaps = _swaps()
     for name in names:
         found = read_value(f"{_SYS_CLASS}/{name}/dev")
         for mount in reversed(mounts):
-            if mount.device == found or mount.source == f"/dev/{name}":  # btrfs has numbers of its own
+            if mount.device == found or mount.source == f"/dev/{name}":  # btrfs uses other device numbers
                 use.facts.append(f"/dev/{name} is mounted on {mount.mountpoint}")
                 use.commands.append(f"umount {shell_word(mount.mountpoint)}")
         if name in swaps:
             use.facts.append(f"/dev/{name} is swap")
             use.commands.append(f"swapoff /dev/{name}")
         holders = holders_of(_listed(f"{_SYS_CLASS}/{name}/holders"))
-        use.facts += [f"{holder.what} stands on /dev/{name}" for holder in holders]
+        use.facts += [f"{holder.what} is stacked on /dev/{name}" for holder in holders]
         use.commands += commands_to_close(holders, mounts)
 
 
 def _family(device: int) -> list[str]:
-    """Return the kernel's names of a block device and of its partitions, or of the disk that it is a partition of."""
+    """Return the kernel names of a block device and its partitions, or of a partition and its disk."""
     directory = os.path.realpath(f"{_SYS_DEVICES}/{os.major(device)}:{os.minor(device)}")
     name = os.path.basename(directory)
     if os.path.exists(f"{directory}/partition"):
@@ -140,7 +140,7 @@ def _number(name: str) -> int | None:
 
 
 def _swaps() -> set[str]:
-    """Return the names of the block devices that are swap, proc(5)."""
+    """Return the names of the block devices that are used as swap, proc(5)."""
     try:
         lines = read_lines(_SWAPS)[1:]
     except OSError:  # no /proc

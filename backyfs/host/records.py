@@ -1,13 +1,13 @@
-"""What `attach` writes down, before it does it, so that `detach` can undo it after a crash at any moment.
+"""The records that `attach` writes before each step, so `detach` can undo it after a crash at any moment.
 
-    DIR/.backyfs/record.json    which version, on which mount, which directories were made for it
-    DIR/.backyfs/mount          where the version is mounted, unless a mount was found that shows it
+    DIR/.backyfs/record.json    the version, its mount, and the directories that were made for it
+    DIR/.backyfs/mount          the mountpoint of the version, unless an existing mount shows it
     DIR/devices/2 -> /dev/loop5 the loop device of partition 2
 
-What is written may not have been done, and what was done may be gone, as after a reboot: the kernel is asked.
+A recorded step may not have been taken, and its result may be gone, as after a reboot. The kernel knows which.
 
-Other users can make directories that look like this one. So what is read or removed here lies in a directory that
-nobody else can change, and is reached through a descriptor of it (`backyfs.host.writers`).
+Other users can make directories that look like this one. So everything that is read or removed here is in a directory
+that nobody else can change, and is accessed through a descriptor of that directory (`backyfs.host.writers`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _RECORD = "record.json"
 _MOUNT = "mount"
 _MOST_RECORD_BYTES = 64 << 10
 _LOOP_DEVICE = re.compile(r"/dev/loop[0-9]{1,9}")
-_LOCK_S = 5.0  # longer than any program takes that sets up a loop device
+_LOCK_S = 5.0  # longer than any program takes to set up a loop device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,22 +55,22 @@ class Record:
 
 
 def hidden_directory(directory: str) -> str:
-    """Return where the record of an attachment lies."""
+    """Return the directory of the record of an attachment."""
     return os.path.join(directory, _HIDDEN)
 
 
 def own_mountpoint(directory: str) -> str:
-    """Return where an attachment mounts the version, if it does so itself."""
+    """Return the mountpoint of the version in an attachment that mounts it itself."""
     return os.path.join(directory, _HIDDEN, _MOUNT)
 
 
 def is_own_mountpoint(mountpoint: str) -> bool:
-    """Tell whether an attachment has mounted a version there."""
+    """Return whether a mountpoint belongs to an attachment that mounted the version itself."""
     return mountpoint.endswith(f"/{_HIDDEN}/{_MOUNT}")
 
 
 def is_attachment(directory: str) -> bool:
-    """Tell whether something is attached in a directory, or was begun to be; perhaps by another user."""
+    """Return whether something is attached in a directory, completely or in part, perhaps by another user."""
     try:
         return stat.S_ISDIR(os.lstat(hidden_directory(directory)).st_mode)
     except OSError:
@@ -78,7 +78,7 @@ def is_attachment(directory: str) -> bool:
 
 
 def save(directory: str, record: Record) -> None:
-    """Write a record: it is there whole, or not at all."""
+    """Write a record atomically."""
     path = os.path.join(hidden_directory(directory), _RECORD)
     with open(f"{path}.new", "w", encoding="utf-8", errors="surrogateescape") as file:
         json.dump(asdict(record), file, ensure_ascii=False)
@@ -88,7 +88,7 @@ def save(directory: str, record: Record) -> None:
 
 
 def load(directory: str) -> Record | None:
-    """Return the record of an attachment; None if there is none that can be read: then nothing was done.
+    """Return the record of an attachment; None if there is none that can be read, so nothing was done.
 
     Raises:
         MountError: others can write to the directory.
@@ -108,12 +108,12 @@ def load(directory: str) -> Record | None:
 
 
 def _read(directory: int, name: str) -> bytes:
-    """Return a file that is ours and no longer than a record.
+    """Read a file that belongs to this user and is not longer than a record.
 
     Raises:
-        OSError: it is not there, or is something else.
+        OSError: it does not exist, or is something else.
     """
-    # Non-blocking: to open a FIFO would wait for somebody who writes to it.
+    # Non-blocking: opening a FIFO would wait for a writer.
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     with open(fd, "rb") as file:
         about = os.fstat(fd)
@@ -124,10 +124,10 @@ def _read(directory: int, name: str) -> bytes:
 
 @contextmanager
 def _opened(directory: str, name: str) -> Iterator[int]:
-    """Give a descriptor of a directory in that of an attachment.
+    """Yield a descriptor of a directory inside the directory of an attachment.
 
     Raises:
-        OSError: it is not there, or is a link.
+        OSError: it does not exist, or is a link.
         MountError: others can write to the directory.
     """
     with own_directory(directory) as above:
@@ -139,7 +139,7 @@ def _opened(directory: str, name: str) -> Iterator[int]:
 
 
 def remove(directory: str) -> None:
-    """Take the record away, last of all."""
+    """Remove the record. This is the last step."""
     with suppress(FileNotFoundError), _opened(directory, _HIDDEN) as hidden:
         for name in (f"{_RECORD}.new", _RECORD):
             with suppress(FileNotFoundError):
@@ -149,7 +149,7 @@ def remove(directory: str) -> None:
 
 
 def note_device(directory: str, name: str, device: str) -> None:
-    """Write down which loop device a partition is to have."""
+    """Record the loop device that a partition will get."""
     devices = os.path.join(directory, DEVICES)
     os.makedirs(devices, exist_ok=True)
     link = os.path.join(devices, name)
@@ -158,13 +158,13 @@ def note_device(directory: str, name: str, device: str) -> None:
 
 
 def forget_device(directory: str, name: str) -> None:
-    """Take away what `note_device` wrote."""
+    """Remove the record of `note_device`."""
     with suppress(FileNotFoundError), _opened(directory, DEVICES) as devices:
         os.unlink(name, dir_fd=devices)
 
 
 def noted_devices(directory: str) -> dict[str, str]:
-    """Return the loop devices that were written down, by the names of the partitions."""
+    """Return the recorded loop devices by the names of their partitions."""
     found = {}
     with suppress(OSError), _opened(directory, DEVICES) as devices:
         for name in sorted(os.listdir(devices), key=lambda name: (len(name), name)):
@@ -177,10 +177,10 @@ def noted_devices(directory: str) -> dict[str, str]:
 
 @contextmanager
 def locked(directory: str) -> Iterator[int]:
-    """Keep other commands from attaching and detaching in a directory meanwhile; give the descriptor of the lock.
+    """Lock a directory against other commands that attach or detach; yield the descriptor of the lock.
 
     Raises:
-        MountError: one of them is at work there, or others than this user and root can change the directory.
+        MountError: another command is using the directory, or users other than this one and root can change it.
     """
     end = time.monotonic() + _LOCK_S
     with own_directory(directory) as found:
@@ -188,7 +188,9 @@ def locked(directory: str) -> Iterator[int]:
     try:
         while not _lock(descriptor):
             if time.monotonic() > end:
-                raise MountError(f"another attach or detach is at work in {directory}; try again when it is done")
+                raise MountError(
+                    "is in use by another attach or detach", subject=directory, remedy="try again when it is done"
+                )
             time.sleep(0.05)
         yield descriptor
     finally:
@@ -204,10 +206,10 @@ def _lock(descriptor: int) -> bool:
 
 
 def list_attachments() -> list[str]:
-    """Return the directories in which something is attached: in the usual place, and where the kernel shows it.
+    """Return the directories in which something is attached: in the default place, and those found by their mounts.
 
     Raises:
-        MountError: it shows nothing.
+        MountError: the kernel does not show mounts.
     """
     check_kernel_tables()
     found = set()
@@ -224,7 +226,7 @@ def list_attachments() -> list[str]:
 
 
 def _holds_attachment(directory: str) -> bool:
-    """Tell whether something of this user's is attached in a directory. That of others is not even looked into."""
+    """Return whether this user attached something in a directory. Directories of other users are not examined."""
     try:
         with own_directory(directory) as fd:
             return stat.S_ISDIR(os.stat(_HIDDEN, dir_fd=fd, follow_symlinks=False).st_mode)

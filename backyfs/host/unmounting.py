@@ -1,10 +1,9 @@
-"""The call that unmounts. umount(8) is not used: it asks the file system first, and one that hangs never answers.
+"""The call that unmounts. umount(8) is not used, because it accesses the file system first, which may hang.
 
-Root calls the kernel, others fusermount3(1), which may unmount what they have mounted.
+Root calls the kernel. Other users call fusermount3(1), which may unmount their own mounts.
 
-A mountpoint can lie in a directory of another user, who can put a link in the place of a part of its path. So the
-directory that it lies in is opened one name at a time, never through a link, and what is mounted there has to be the
-mount that was meant.
+A mountpoint may be in a directory of another user, who can replace a part of its path by a link. So its directory is
+opened one name at a time, never through a link, and the mount found there must be the expected one.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from backyfs.host.writers import opened_parent
 if TYPE_CHECKING:
     from backyfs.host.mounttable import Mount
 
-_DETACH = 2    # MNT_DETACH of sys/mount.h: out of the tree at once, gone for good when nobody uses it any more
-_NOFOLLOW = 8  # UMOUNT_NOFOLLOW: a mountpoint is no link
+_DETACH = 2    # MNT_DETACH of sys/mount.h: out of the tree immediately, gone once it is unused
+_NOFOLLOW = 8  # UMOUNT_NOFOLLOW: a mountpoint is not a link
 _PATIENCE_S = 30.0
 
 
 class MountBusyError(MountError):
-    """Somebody uses the file system."""
+    """The file system is in use."""
 
 
 def call_umount(mount: Mount, *, lazily: bool = False) -> None:
-    """Unmount a mount, which has to be the uppermost on its mountpoint.
+    """Unmount a mount, which must be the uppermost on its mountpoint.
 
     Raises:
-        MountBusyError: it is in use. Not if `lazily`.
-        MountError: it may not be unmounted, or something else is mounted there by now, or nothing.
+        MountBusyError: it is in use, unless `lazily`.
+        MountError: it may not be unmounted, or another mount or none is there now.
     """
     if os.geteuid() == 0:
         _unmount_as_root(mount, _NOFOLLOW | (_DETACH if lazily else 0))
@@ -46,7 +45,7 @@ def call_umount(mount: Mount, *, lazily: bool = False) -> None:
 
 
 def _unmount_as_root(mount: Mount, flags: int) -> None:
-    if not shows_mounts():  # nor what is mounted where: there are only names
+    if not shows_mounts():  # then mounts have no numbers either, only names
         _call_kernel(mount, mount.mountpoint, flags)
         return
     try:
@@ -55,13 +54,14 @@ def _unmount_as_root(mount: Mount, flags: int) -> None:
             _call_kernel(mount, f"/proc/self/fd/{directory}/{name}", flags)
     except OSError as error:
         raise MountError(
-            f"{mount.mountpoint} was changed while it was being unmounted ({error.strerror}); look at it, then run "
-            "this again"
+            f"was changed while it was being unmounted ({error.strerror})",
+            subject=mount.mountpoint,
+            remedy="look at it, then run this again",
         ) from error
 
 
 def _require_same(mount: Mount, directory: int, name: str) -> None:
-    """Make sure that a name leads to a mount. It is not kept open, which would keep the mount busy.
+    """Make sure that a name leads to a mount. Do not keep it open, which would keep the mount busy.
 
     Raises:
         OSError: it leads nowhere.
@@ -73,7 +73,9 @@ def _require_same(mount: Mount, directory: int, name: str) -> None:
     finally:
         os.close(fd)
     if found != mount.mount_id:
-        raise MountError(f"something else is at {mount.mountpoint} by now; look at it, then run this again")
+        raise MountError(
+            "is now something else", subject=mount.mountpoint, remedy="look at it, then run this again"
+        )
 
 
 def _call_kernel(mount: Mount, path: str, flags: int) -> None:
@@ -81,7 +83,7 @@ def _call_kernel(mount: Mount, path: str, flags: int) -> None:
     if libc.umount2(os.fsencode(path), flags) != 0:
         number = ctypes.get_errno()
         error = MountBusyError if number == errno.EBUSY else MountError
-        raise error(f"{mount.mountpoint} is still mounted: {os.strerror(number)}")
+        raise error(f"is still mounted: {os.strerror(number)}", subject=mount.mountpoint)
 
 
 def _call_fusermount(mountpoint: str, *options: str) -> None:
@@ -89,7 +91,9 @@ def _call_fusermount(mountpoint: str, *options: str) -> None:
     if done.returncode == 0:
         return
     if "busy" in done.stderr:
-        raise MountBusyError(f"{mountpoint} is still mounted: it is busy")
+        raise MountBusyError("is still mounted: it is busy", subject=mountpoint)
     raise MountError(
-        f"{mountpoint} is still mounted: {reason_of(done)}; a user can unmount what is his, root everything"
+        f"is still mounted: {reason_of(done)}",
+        subject=mountpoint,
+        remedy="users can unmount only their own mounts, root can unmount any",
     )

@@ -1,6 +1,6 @@
-"""Who uses a mount or a device: what keeps it from being taken away. Reads /proc; touches no file system.
+"""Find the processes that use a mount or a device, and so prevent its removal. Reads /proc, no other file system.
 
-Of processes of others a user sees nothing; root sees all that are in its pid namespace.
+A user sees nothing of the processes of other users. Root sees all processes in its pid namespace.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LINKS = (("cwd", "working directory"), ("root", "root directory"), ("exe", "pro
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """A process that uses something, and how."""
+    """A process that uses something, and its kind of use."""
 
     pid: int
     command: str
@@ -33,7 +33,7 @@ class User:
 
 
 def users_of(paths: Collection[str]) -> list[User]:
-    """Return the processes that use files in these directories or these devices; paths are without links."""
+    """Return the processes that use these devices or files in these directories; paths are without links."""
     found = []
     for pid in _processes():
         how = next(_uses(pid, paths), None)
@@ -43,7 +43,7 @@ def users_of(paths: Collection[str]) -> list[User]:
 
 
 def mounts_elsewhere() -> Iterator[tuple[int, list[Mount]]]:
-    """Yield a process of each other mount namespace, and what is mounted there."""
+    """Yield a process of each other mount namespace, and the mounts there."""
     seen = {_namespace("self")}
     for pid in _processes():
         namespace = _namespace(pid)
@@ -60,25 +60,25 @@ def holders_elsewhere(numbers: Collection[str]) -> list[User]:
     for pid, mounts in mounts_elsewhere():
         for mount in mounts:
             if mount.device in numbers:
-                how = f"has it mounted on {mount.mountpoint} in a mount namespace of its own"
+                how = f"has it mounted on {mount.mountpoint} in another mount namespace"
                 found.append(User(pid=pid, command=_command(pid), how=how))
                 break
     return found
 
 
 def serves_fuse(pid: int, user: int | None) -> bool:
-    """Tell whether a process of a user serves a FUSE mount. Not which one: the kernel does not show that."""
+    """Return whether a process of a user serves any FUSE mount. The kernel does not show which one."""
     try:
         if os.stat(f"/proc/{pid}").st_uid != user:
             return False
         descriptors = os.listdir(f"/proc/{pid}/fd")
-    except OSError:  # it is gone, or of another user
+    except OSError:  # it is gone, or belongs to another user
         return False
     return any(_is_fuse_device(f"/proc/{pid}/fd/{descriptor}") for descriptor in descriptors)
 
 
 def _is_fuse_device(link: str) -> bool:
-    if not _target(link).startswith("/dev/"):  # asking what else it may be can take a file system that hangs
+    if not _target(link).startswith("/dev/"):  # examining other files may access a file system that hangs
         return False
     try:
         return os.stat(link).st_rdev == _FUSE_DEVICE
@@ -119,7 +119,7 @@ def _uses(pid: int, paths: Collection[str]) -> Iterator[str]:
 
 
 def _mapped(pid: int) -> Iterator[str]:
-    """Yield the files that a process has mapped; see proc(5) for maps."""
+    """Yield the files that a process has mapped; see `maps` in proc(5)."""
     try:
         lines = read_lines(f"/proc/{pid}/maps")
     except OSError:

@@ -1,8 +1,8 @@
-"""Who else can change what a path leads to: by owner, mode, access control list or FUSE mount of any part of it.
+"""Find the users who can change what a path leads to, by owner, mode, access control list or FUSE mount of its parts.
 
-Whoever can write to a directory can put something else in the place of what is in it. So each directory on the way
-from the root counts, and each one that a symbolic link leads through. A path is walked through descriptors, one name at
-a time (O_PATH, O_NOFOLLOW): what was looked at is what is used.
+Anyone who can write to a directory can replace its entries. So every directory on the way from the root counts, and
+every directory that a symbolic link leads through. A path is walked through descriptors, one name at a time (O_PATH,
+O_NOFOLLOW), so the checked file is the used one.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ _WRITE = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writer:
-    """Somebody who can change a file or directory."""
+    """A user or group that can change a file or directory."""
 
     path: str
     who: str
     user: int | None = None  # its owner; None: a group, or everybody
-    is_fuse: bool = False    # a program of theirs serves the file system
+    is_fuse: bool = False    # a program of this user serves the file system
 
     def __str__(self) -> str:
-        """Return it as a fact, without the remedy."""
+        """Return the fact as text, without the remedy."""
         if self.is_fuse:
             return f"{self.path} is a mount of {self.who}"
         return f"{self.path} {'belongs to' if self.user is not None else 'can be changed by'} {self.who}"
 
     @property
     def remedy(self) -> str:
-        """What takes that right away."""
+        """How to revoke the permission."""
         if self.is_fuse:
-            return f"do not use what is below {self.path}"
+            return f"do not use anything below {self.path}"
         return f"run `{'chown root' if self.user is not None else 'chmod go-w'} {shell_word(self.path)}`"
 
 
 def writers_of(path: str, trusted: Collection[int], *, entries: bool = False) -> list[Writer]:
     """Return who can change what an absolute path leads to, except for these users.
 
-    With `entries` it has to be a directory in which nobody else may make anything either. Without, a directory with
-    the sticky bit, as /tmp, is as good as one that others cannot write to: they cannot replace what is not theirs.
+    With `entries` it must be a directory, and users who can create entries in it count as well. Otherwise a directory
+    with the sticky bit, such as /tmp, counts as safe: others cannot replace files that are not theirs.
 
     Raises:
-        OSError: there is nothing.
+        OSError: the path does not exist.
     """
     walk = _Walk(trusted)
     try:
@@ -77,10 +77,10 @@ def writers_of(path: str, trusted: Collection[int], *, entries: bool = False) ->
 
 @contextmanager
 def own_directory(path: str) -> Iterator[int]:
-    """Give a descriptor of a directory that nobody but this user and root can change; `path` is without links.
+    """Yield a descriptor of a directory that only this user and root can change; `path` is without links.
 
     Raises:
-        MountError: others can, or it cannot be opened.
+        MountError: others can change it, or it cannot be opened.
     """
     walk = _Walk((0, os.geteuid()), follow=False)
     try:
@@ -97,12 +97,10 @@ def own_directory(path: str) -> Iterator[int]:
 
 
 def require_own_way(path: str, directory: str) -> None:
-    """Make sure that nobody but this user and root can put something else in the place of a path.
-
-    It is that of what is there already of `directory`, which is named in the error.
+    """Make sure that only this user and root can replace a path, which is the existing part of `directory`.
 
     Raises:
-        MountError: somebody can, or it cannot be looked at.
+        MountError: others can, or the path cannot be examined. The error is about `directory`.
     """
     try:
         found = writers_of(path, (0, os.geteuid()))
@@ -115,17 +113,17 @@ def require_own_way(path: str, directory: str) -> None:
 def _refusal(writer: Writer, directory: str) -> MountError:
     owner = "root" if os.geteuid() == 0 else f"root and user {os.geteuid()}"
     return MountError(
-        f"{writer}, so others could read or replace what is in {directory}; name a directory that only {owner} can "
-        f"change, or {writer.remedy}"
+        f"{writer}, so others could read or replace the content of {directory}",
+        remedy=f"name a directory that only {owner} can change, or {writer.remedy}",
     )
 
 
 @contextmanager
 def opened_parent(path: str) -> Iterator[tuple[int, str]]:
-    """Give a descriptor of the directory that an absolute path without links lies in, and its name there.
+    """Yield a descriptor of the parent directory of an absolute path without links, and the name in it.
 
     Raises:
-        OSError: a part of the path is a link, or is not there.
+        OSError: a part of the path is a link, or does not exist.
     """
     *names, last = path.rstrip("/").split("/")
     at = os.open("/", _OPEN)
@@ -138,14 +136,14 @@ def opened_parent(path: str) -> Iterator[tuple[int, str]]:
 
 
 class _Walk:
-    """The way from the root to where a path leads. `at` is where it is, to be closed at the end."""
+    """A walk from the root along a path. `at` is its current position; close it at the end."""
 
     def __init__(self, trusted: Collection[int], *, follow: bool = True) -> None:
-        # The owner of the root directory can replace everything, this program included. In a container it may be a
-        # user that has no number there.
+        # The owner of the root directory can replace everything, including this program. In a container, that owner may
+        # be a user without a number there.
         self._trusted = trusted = {*trusted, os.stat("/").st_uid}
         self._most_links = _MOST_LINKS if follow else 0
-        # The program of another user can say what it likes of its files, or not answer at all.
+        # The program of another user can report anything about its files, or not answer at all.
         self._foreign = {
             mount.mount_id: mount for mount in shown_mounts() if mount.is_fuse and mount.user_id not in trusted
         }
@@ -155,7 +153,7 @@ class _Walk:
         self.at = os.open("/", _OPEN)
 
     def go(self, path: str) -> None:
-        """Go where an absolute path leads, and through its symbolic links, but not into a mount of another user.
+        """Follow an absolute path and its symbolic links, but not into a mount of another user.
 
         Raises:
             OSError: it leads nowhere.
@@ -171,7 +169,7 @@ class _Walk:
             if self._is_foreign(fd):
                 os.close(fd)
                 return
-            if _OPEN_FILE.fullmatch(shown):  # no link to a path: it leads to what is open, as in `-c <(command)`
+            if _OPEN_FILE.fullmatch(shown):  # not a link to a path, but to an open file, as in `-c <(command)`
                 fd = _replaced(fd, os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=self.at))
             about = self._look(fd, shown)
             if not stat.S_ISLNK(about.st_mode):
@@ -184,16 +182,16 @@ class _Walk:
             waiting += [*target.split("/")[::-1], *(["/"] if target.startswith("/") else [])]
 
     def found(self, *, entries: bool) -> list[Writer]:
-        """Return who can change any of what was on the way, and what is at its end."""
+        """Return the users who can change anything on the way, or its end."""
         is_excused = entries and _is_sticky(self._about)
         at_the_end = _others(self.at, self._shown, self._about, self._trusted) if is_excused else []
         return list(dict.fromkeys([*self._writers, *at_the_end]))
 
     def _open(self, name: str) -> int:
         try:
-            # An automounter mounts only for somebody who wants a directory.
+            # An automounter mounts only if a directory is requested.
             return os.open(name, _OPEN | os.O_DIRECTORY, dir_fd=self.at)
-        except NotADirectoryError:  # so is a link
+        except NotADirectoryError:  # or a link
             return os.open(name, _OPEN, dir_fd=self.at)
 
     def _is_foreign(self, fd: int) -> bool:
@@ -219,11 +217,11 @@ def _is_sticky(about: os.stat_result) -> bool:
 
 
 def _others(fd: int, shown: str, about: os.stat_result, trusted: Collection[int]) -> list[Writer]:
-    """Return who can write to what is open here, other than its owner."""
+    """Return who can write to an open file or directory, except for its owner."""
     found = []
     if about.st_mode & stat.S_IWOTH:
         found.append(Writer(path=shown, who="every user"))
-    # Where there is an access control list, these bits are its mask: what it gives at most.
+    # With an access control list, these bits are its mask, which limits its entries.
     if about.st_mode & stat.S_IWGRP:
         entries = _access_list(fd)
         for tag, number in [(_GROUP_OBJECT, about.st_gid)] if entries is None else entries:
@@ -237,17 +235,17 @@ def _others(fd: int, shown: str, about: os.stat_result, trusted: Collection[int]
 
 
 def _access_list(fd: int) -> list[tuple[int, int]] | None:
-    """Return the entries of an access control list that may write, as tag and number; None if there is none."""
+    """Return the entries of an access control list with write permission, as tag and number; None without a list."""
     try:
         packed = os.getxattr(f"/proc/self/fd/{fd}", _ACCESS_LIST)
-    except OSError:  # none, or none in this file system
+    except OSError:  # there is none, or the file system has none
         return None
     entries = _ACCESS_ENTRY.iter_unpack(packed[4:])
     return [(tag, number) for tag, permissions, number in entries if permissions & _WRITE]
 
 
 def _is_private(group: int, trusted: Collection[int]) -> bool:
-    """Tell whether a group is that of a trusted user alone, as many systems give each user one (umask 002)."""
+    """Return whether only a trusted user is in a group: many systems give each user a group (umask 002)."""
     accounts = [pwd.getpwuid(user) for user in trusted if _has_account(user)]
     names = {account.pw_name for account in accounts}
     if group not in {account.pw_gid for account in accounts}:

@@ -163,7 +163,7 @@ def test_a_device_on_a_file_in_a_backup_is_named(home: Path, place: Path) -> Non
     device = done.stdout.strip()
     try:
         assert refusal(place) == (
-            f"{place}/3 is still mounted: it is busy, {device} stands on it; run `losetup --detach` for it, then run "
+            f"{place}/3 is still mounted: it is busy, {device} is stacked on it; run `losetup --detach` for it, then run "
             "this again"
         )
     finally:
@@ -260,7 +260,7 @@ def test_umount_says_who_undoes_it(home: Path, place: Path) -> None:
     attach(home, place)
     done = backyfs("umount", place)
     assert done.stderr == (
-        f"backyfs: error: {place} holds what `backyfs attach` has mounted; run `backyfs detach {place}`\n"
+        f"backyfs: error: {place} contains an attached version; run `backyfs detach {place}`\n"
     )
 
 

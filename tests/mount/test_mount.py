@@ -274,7 +274,7 @@ def test_a_second_mount_on_the_same_directory_is_refused(mounted: Mounted, confi
     at = mounted(config_file)
     assert refusal(config_file, at) == (
         MOUNT_ERROR,
-        f"backyfs: error: {at} is mounted already; run `backyfs umount {at}` first",
+        f"backyfs: error: {at} is already mounted; run `backyfs umount {at}` first",
     )
     assert (at / LATEST).stat().st_size == SIZE
 
@@ -453,7 +453,7 @@ def test_what_is_no_mount_of_ours_is_not_unmounted(target: Path, what: str) -> N
     done = backyfs("umount", path)
     assert done.returncode == MOUNT_ERROR
     assert done.stderr == (
-        f"backyfs: error: nothing of backyfs is mounted on {path}; `findmnt -t fuse.backyfs` shows what is\n"
+        f"backyfs: error: nothing of backyfs is mounted on {path}; `findmnt -t fuse.backyfs` lists its mounts\n"
     )
     assert is_mounted(Path("/proc"))
 

@@ -19,7 +19,7 @@ from backyfs.host.answers import State, ask
 from backyfs.host.loops import find_loop
 from backyfs.host.mounttable import mount_at
 from backyfs.host.records import list_attachments, load, noted_devices
-from backyfs.host.standing import take_away
+from backyfs.host.stack import tear_down
 from backyfs.host.writers import writers_of
 from backyfs.metadata.records.versions import list_versions
 from tests.support.attaching import MIB, cleared, empty_image, repository_of
@@ -197,7 +197,7 @@ def test_a_part_of_the_path_that_became_a_link_is_not_followed(place: Path) -> N
         (place / "way").symlink_to(place / "elsewhere")
         try:
             with pytest.raises(MountError):
-                take_away(mount)
+                tear_down(mount)
             assert victim.is_mount()
         finally:
             clear(place / "moved" / "mount")
@@ -208,7 +208,7 @@ def test_another_mount_in_its_place_is_not_unmounted(place: Path) -> None:
         mount = mount_at(str(at))
         assert mount is not None
         with pytest.raises(MountError) as caught:
-            take_away(replace(mount, mount_id=mount.mount_id + 100_000))
+            tear_down(replace(mount, mount_id=mount.mount_id + 100_000))
         assert str(caught.value) == f"something else is at {at} by now; look at it, then run this again"
         assert at.is_mount()
 
@@ -244,7 +244,7 @@ def test_the_mount_of_another_user_is_not_cleared_for_a_new_one(place: Path, con
         assert ask(str(place / "mount")).state is State.DEAD
         done = backyfs("-c", config, "mount", place / "mount")
         assert done.returncode == MOUNT_ERROR
-        assert f"{place}/mount is mounted already, by user {USER}" in done.stderr
+        assert f"{place}/mount is already mounted by user {USER}" in done.stderr
 
 
 @pytest.mark.parametrize("options", [(), ("-o", "allow_other")])

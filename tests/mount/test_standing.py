@@ -20,7 +20,7 @@ from backyfs.host.answers import State, ask
 from backyfs.host.loops import Loop, find_loop, is_backed_by_device, list_loops
 from backyfs.host.mountpoints import check_mountpoint, clear_dangling, unmount
 from backyfs.host.mounttable import Mount, mount_at
-from backyfs.host.standing import standing_on, take_away
+from backyfs.host.stack import stacked_on, tear_down
 from backyfs.host.users import describe, holders_elsewhere, users_of
 from tests.support.attaching import MIB, by_hand, cleared, disk_of, left_of, repository_of
 from tests.support.images import ext4_image
@@ -183,7 +183,7 @@ def test_a_user_is_told_what_root_has_to_do(at: Path, monkeypatch: pytest.Monkey
         with pytest.raises(MountError) as caught:
             unmount(str(at))
     assert str(caught.value) == (
-        f"{device} stands on {at}, and only root can take it away; run `backyfs umount {at}` as root"
+        f"{device} is stacked on {at}, and only root can remove it; run `backyfs umount {at}` as root"
     )
     unmount(str(at))
 
@@ -244,7 +244,7 @@ def test_what_is_clear_is_left_alone(at: Path) -> None:
 
 def test_a_mount_that_lives_is_not_cleared(at: Path) -> None:
     assert not clear_dangling(str(at))
-    with pytest.raises(MountError, match="is mounted already"):
+    with pytest.raises(MountError, match="is already mounted"):
         check_mountpoint(str(at), ())
     assert ask(str(at)).pid == process_of(at)
 
@@ -276,7 +276,7 @@ def test_a_silent_mount_that_is_in_use_is_told_with_the_way_out(at: Path) -> Non
     assert present is not None
     minor = present.device.partition(":")[2]
     assert str(caught.value).endswith(
-        f"its process does not answer: `echo 1 > /sys/fs/fuse/connections/{minor}/abort` as root frees who waits"
+        f"its process does not answer: as root, `echo 1 > /sys/fs/fuse/connections/{minor}/abort` frees processes that wait for it"
     )
 
 
@@ -323,19 +323,19 @@ def test_what_stands_on_a_mount_comes_from_the_top_down() -> None:
     other = a_mount(6, 1, "/bb", "/dev/loop9", "7:9")
     loops = [a_loop(1, "/b/x"), a_loop(2, "/files/y"), a_loop(9, "/bb/z")]
     mounts = [root, below, files, inside, btrfs, other]
-    assert standing_on(below, mounts, loops) == [inside, btrfs, loops[1], files, loops[0]]
-    assert standing_on(loops[0], mounts, loops) == [inside, btrfs, loops[1], files]
-    assert standing_on(other, mounts, [loops[0], loops[1]]) == []
+    assert stacked_on(below, mounts, loops) == [inside, btrfs, loops[1], files, loops[0]]
+    assert stacked_on(loops[0], mounts, loops) == [inside, btrfs, loops[1], files]
+    assert stacked_on(other, mounts, [loops[0], loops[1]]) == []
 
 
 def test_two_mounts_of_a_device_are_both_found() -> None:
     below, first, second = a_mount(1, 0, "/b"), a_mount(2, 9, "/1", "/dev/loop1"), a_mount(3, 9, "/2", "/dev/loop1")
     loop = a_loop(1, "/b/x")
-    assert standing_on(below, [below, first, second], [loop]) == [second, first, loop]
+    assert stacked_on(below, [below, first, second], [loop]) == [second, first, loop]
 
 
 def test_a_device_that_is_held_is_not_detached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from backyfs.host import holders, standing
+    from backyfs.host import holders, stack
 
     dm = tmp_path / "dm-0"
     (dm / "holders").mkdir(parents=True)
@@ -343,10 +343,10 @@ def test_a_device_that_is_held_is_not_detached(monkeypatch: pytest.MonkeyPatch, 
     (dm / "dm" / "name").write_text("backyfs-loop1\n")
     (dm / "dm" / "uuid").write_text("CRYPT-LUKS2-0123-backyfs-loop1\n")
     (dm / "dev").write_text("253:0\n")
-    monkeypatch.setattr(standing, "holders_of", lambda names: holders.holders_of(names, str(tmp_path)))
-    monkeypatch.setattr(standing, "list_mounts", lambda: [a_mount(8, 1, "/secret", device="253:0")])
+    monkeypatch.setattr(stack, "holders_of", lambda names: holders.holders_of(names, str(tmp_path)))
+    monkeypatch.setattr(stack, "list_mounts", lambda: [a_mount(8, 1, "/secret", device="253:0")])
     with pytest.raises(MountError) as caught:
-        take_away(replace(a_loop(1, "/b/x"), holders=("dm-0",)))
+        tear_down(replace(a_loop(1, "/b/x"), holders=("dm-0",)))
     assert str(caught.value) == (
         "/dev/loop1 is in use by opened LUKS device backyfs-loop1; run `umount /secret`, "
         "`cryptsetup close backyfs-loop1`, then run this again"
@@ -396,4 +396,4 @@ def test_only_root_is_believed_that_a_fuse_mount_is_of_a_device(user: int, stand
     below, files = a_mount(1, 0, "/b"), a_mount(2, 9, "/1", "/dev/loop1")
     files = replace(files, file_system_type="fuse.ext4", user_id=user)
     loop = a_loop(1, "/b/x")
-    assert (files in standing_on(below, [below, files], [loop])) is stands_on_it
+    assert (files in stacked_on(below, [below, files], [loop])) is stands_on_it

@@ -771,7 +771,7 @@ def test_a_directory_with_other_things_is_refused_and_left_alone(directory, name
 def test_a_directory_whose_owner_cannot_be_read_is_refused_and_left_alone(directory, content):
     directory.mkdir()
     (directory / "repository").write_bytes(content)
-    with pytest.raises(MountError, match="has a damaged file repository, or one of another program or release; name another"):
+    with pytest.raises(MountError, match="has a damaged file repository, or one of another program or release; name"):
         OverlayDirectory(str(directory), REPOSITORY)
     assert os.listdir(directory) == ["repository"]
 

@@ -1,7 +1,7 @@
-"""What stands on a mount, and taking it away: file systems on loop devices on files of that mount, and so on.
+"""Find and remove everything that is stacked on a mount: file systems on loop devices on its files, and so on.
 
-Things are taken away from the top down, one at a time. Whoever is killed in between has taken away what was on
-top, and can go on from there: nothing is remembered, all is seen anew in the kernel.
+Things are removed one at a time from the top down. A process that is killed in between can simply be run again: it
+keeps no state and reads everything from the kernel.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from backyfs.host.loops import Loop, is_backed_by_device, list_loops, release
 from backyfs.host.mounttable import Mount, is_below, list_mounts, shown_mounts
 from backyfs.host.unmounting import MountBusyError, call_umount
 from backyfs.host.users import describe, holders_elsewhere, users_of
+from backyfs.remedies import Remedy
 from backyfs.text import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# A mount is busy for as long as df(1) or a monitoring agent looks at it, and when we look for them, they are gone.
+# A mount is busy while df(1) or a monitoring agent looks at it, and they are gone when we search for them.
 _PASSING_S = 3.0
 _PAUSE_S = 0.05
 
@@ -30,8 +31,8 @@ _log = logging.getLogger(__name__)
 Thing: TypeAlias = "Mount | Loop"
 
 
-def standing_on(below: Thing, mounts: list[Mount], loops: list[Loop]) -> list[Thing]:
-    """Return what stands on a mount or loop device, uppermost first, without itself. Pure."""
+def stacked_on(below: Thing, mounts: list[Mount], loops: list[Loop]) -> list[Thing]:
+    """Return everything stacked on a mount or loop device, uppermost first, without itself. Pure."""
     found: list[Thing] = []
     _collect(below, mounts, loops, found)
     return found[:-1]
@@ -57,8 +58,8 @@ def _directly_on(below: Thing, mounts: list[Mount], loops: list[Loop]) -> list[T
 def mounts_of(loop: Loop, mounts: Iterable[Mount]) -> list[Mount]:
     """Return the mounts of the file systems on a loop device. Pure.
 
-    The number of a btrfs is not that of its device, so the name counts as well. That of a FUSE mount is whatever the
-    user who made it says, and counts only if that is root.
+    The number of a btrfs is not the number of its device, so its source is compared as well. Any user can choose the
+    source of a FUSE mount, so that counts only if root made the mount.
     """
     return [
         mount
@@ -67,38 +68,38 @@ def mounts_of(loop: Loop, mounts: Iterable[Mount]) -> list[Mount]:
     ]
 
 
-def things_on(mount: Mount) -> list[Thing]:
-    """Return what stands on a mount now, uppermost first.
+def stack_on(mount: Mount) -> list[Thing]:
+    """Return everything that is now stacked on a mount, uppermost first.
 
-    Without /proc or /sys that is less than there is: the kernel then says that the mount is busy.
+    Without /proc or /sys the list is incomplete; the kernel then reports that the mount is busy.
     """
     loops = [
         loop
         for loop in list_loops()
-        # A container may have a mount of its own under the same path.
+        # A container may have another mount under the same path.
         if not is_below(loop.backing_file, mount.mountpoint) or is_backed_by_device(loop, mount.device)
     ]
-    return standing_on(mount, shown_mounts(), loops)
+    return stacked_on(mount, shown_mounts(), loops)
 
 
-def take_away(thing: Thing, *, lazily: bool = False) -> None:
+def tear_down(thing: Thing, *, lazily: bool = False) -> None:
     """Unmount a mount, or detach a loop device.
 
-    `lazily`: where it is in use, it vanishes from the tree at once, and for good when it is used no more. That is
-    for what is dead anyhow.
+    `lazily`: if it is in use, remove it from the tree immediately, and completely once it is unused. Only for dead
+    mounts, whose users can do nothing with them.
 
     Raises:
-        MountError: it is in use, or it may not be taken away.
+        MountError: it is in use, or may not be removed.
     """
     if isinstance(thing, Mount):
-        take_mount_away(thing, lazily=lazily)
+        unmount_top(thing, lazily=lazily)
         _log.info("%s is unmounted", thing.mountpoint)
     else:
         _detach(thing, lazily=lazily)
 
 
-def take_mount_away(mount: Mount, *, lazily: bool = False) -> None:
-    """Unmount a mount, which has to be the uppermost on its mountpoint.
+def unmount_top(mount: Mount, *, lazily: bool = False) -> None:
+    """Unmount a mount, which must be the uppermost on its mountpoint.
 
     Raises:
         MountError: it is in use, or it may not be unmounted.
@@ -111,26 +112,34 @@ def take_mount_away(mount: Mount, *, lazily: bool = False) -> None:
             if lazily:
                 call_umount(mount, lazily=True)
                 return
-            at = mount.mountpoint
-            users = _who_uses(at)
-            if users or time.monotonic() > end:
-                users = users or f"; `fuser -vm {shell_word(at)}` shows who uses it"
-                raise MountError(f"{at} is still mounted: it is busy{users}") from error
+            found = _busy(mount.mountpoint)
+            if found is not None:
+                raise found from error
+            if time.monotonic() > end:
+                error.advise(Remedy(f"`fuser -vm {shell_word(mount.mountpoint)}` lists its users"))
+                raise
             time.sleep(_PAUSE_S)
         else:
             return
 
 
-def _who_uses(mountpoint: str) -> str:
-    """Return the rest of a sentence: who keeps a mount busy, and what to do. It is empty if nobody can be seen."""
+def _busy(mountpoint: str) -> MountError | None:
+    """Return an error that lists the users of a mount, and what to do; None if no users are visible."""
+    fact = "is still mounted: it is busy"
     loops = [loop for loop in list_loops() if is_below(loop.backing_file, mountpoint)]
     if loops:
         names = ", ".join(loop.device for loop in loops)
-        return f", {names} stands on it; run `losetup --detach` for it, then run this again"
+        return MountError(
+            f"{fact}, {names} is stacked on it",
+            subject=mountpoint,
+            remedy="run `losetup --detach` for it, then run this again",
+        )
     users = users_of([mountpoint])
     if users:
-        return f", used by {describe(users)}; end that, then run this again"
-    return ""
+        return MountError(
+            f"{fact}, used by {describe(users)}", subject=mountpoint, remedy="end that, then run this again"
+        )
+    return None
 
 
 def _detach(loop: Loop, *, lazily: bool) -> None:
@@ -138,11 +147,15 @@ def _detach(loop: Loop, *, lazily: bool) -> None:
         holders = holders_of(loop.holders)
         what = ", ".join(holder.what for holder in holders)
         commands = ", ".join(f"`{command}`" for command in commands_to_close(holders, list_mounts()))
-        raise MountError(f"{loop.device} is in use by {what}; run {commands}, then run this again")
+        raise MountError(f"is in use by {what}", subject=loop.device, remedy=f"run {commands}, then run this again")
     if lazily:
         release(loop, patience_s=0)
     elif not release(loop):
         users = [*users_of(loop.nodes), *holders_elsewhere(loop.numbers)]
-        who = describe(users) if users else "a process that cannot be seen from here"
-        raise MountError(f"{loop.device} is in use by {who}; it is detached once that has ended: then run this again")
+        who = describe(users) if users else "a process that is not visible here"
+        raise MountError(
+            f"is in use by {who}",
+            subject=loop.device,
+            remedy="it is detached once that has ended; then run this again",
+        )
     _log.info("%s is detached", loop.device)
