@@ -163,8 +163,8 @@ def test_a_device_on_a_file_in_a_backup_is_named(home: Path, place: Path) -> Non
     device = done.stdout.strip()
     try:
         assert refusal(place) == (
-            f"{place}/3 is still mounted: it is busy, {device} is stacked on it; run `losetup --detach` for it, then run "
-            "this again"
+            f"{place}/3 is still mounted: it is busy, {device} is stacked on it; run `losetup --detach` for it, then "
+            "run this again"
         )
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)

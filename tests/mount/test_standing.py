@@ -171,7 +171,7 @@ def test_a_mount_that_is_busy_for_a_moment_only_is_waited_for(at: Path) -> None:
 
 def test_a_mount_that_stays_busy_is_told_with_a_way_to_see_who_uses_it(at: Path) -> None:
     with file_on_its_way(at / DISK / "data"):
-        with pytest.raises(MountError, match=f"{at} is still mounted: it is busy; `fuser -vm {at}` shows who uses it"):
+        with pytest.raises(MountError, match=f"{at} is still mounted: it is busy; `fuser -vm {at}` lists its users"):
             unmount(str(at))
         assert mount_at(str(at)) is not None
 
@@ -183,7 +183,7 @@ def test_a_user_is_told_what_root_has_to_do(at: Path, monkeypatch: pytest.Monkey
         with pytest.raises(MountError) as caught:
             unmount(str(at))
     assert str(caught.value) == (
-        f"{device} is stacked on {at}, and only root can remove it; run `backyfs umount {at}` as root"
+        f"{device} is stacked on {at}, and only root can remove it; unmount {at} as root"
     )
     unmount(str(at))
 
@@ -276,7 +276,8 @@ def test_a_silent_mount_that_is_in_use_is_told_with_the_way_out(at: Path) -> Non
     assert present is not None
     minor = present.device.partition(":")[2]
     assert str(caught.value).endswith(
-        f"its process does not answer: as root, `echo 1 > /sys/fs/fuse/connections/{minor}/abort` frees processes that wait for it"
+        f"its process does not answer: as root, `echo 1 > /sys/fs/fuse/connections/{minor}/abort` frees processes that "
+        "wait for it"
     )
 
 
