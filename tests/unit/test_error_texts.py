@@ -17,10 +17,8 @@ LIBRARY = {module: file for module, file in MODULES.items() if unit_of(module) !
 AROUND_LEFT = {
     "backyfs.cli.commands.migrate_encryption",
     "backyfs.engine.damage.blobchecker",
-    "backyfs.mount.contents",
 }
 NAMING_LEFT = {
-    "backyfs.attach.attachment",
     "backyfs.attach.filesystems",
     "backyfs.attach.layers",
     "backyfs.config.document",
@@ -42,9 +40,6 @@ NAMING_LEFT = {
     "backyfs.engine.transfer.export",
     "backyfs.engine.versions.remove",
     "backyfs.hints",
-    "backyfs.host.loops",
-    "backyfs.host.mountpoints",
-    "backyfs.images.image",
     "backyfs.keys.slots",
     "backyfs.metadata.catalog.notes",
     "backyfs.metadata.db.database",
@@ -56,9 +51,6 @@ NAMING_LEFT = {
     "backyfs.metadata.schema.upgrade",
     "backyfs.metadata.upkeep.garbage",
     "backyfs.metadata.upkeep.recount",
-    "backyfs.mount.overlay",
-    "backyfs.mount.overlay.layerfiles",
-    "backyfs.mount.session",
     "backyfs.repository",
     "backyfs.repository.claim",
     "backyfs.repository.keyring",
