@@ -7,12 +7,13 @@ commands would fail until it ran, and the user could swap the file before it.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import secrets
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
+
+from backyfs.libc import set_file_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -272,11 +273,8 @@ def _is_of_user(directory: str, dir_fd: int | None) -> bool:
 @contextmanager
 def _acting_as(uid: int, gid: int) -> Iterator[None]:
     """Let this thread alone access files as another user. Without the privilege, nothing changes."""
-    libc = ctypes.CDLL(None)  # the os module does not have setfsuid
     try:
-        libc.setfsgid(ctypes.c_uint32(gid))
-        libc.setfsuid(ctypes.c_uint32(uid))
+        set_file_user(uid, gid)
         yield
     finally:
-        libc.setfsuid(ctypes.c_uint32(os.geteuid()))
-        libc.setfsgid(ctypes.c_uint32(os.getegid()))
+        set_file_user(os.geteuid(), os.getegid())

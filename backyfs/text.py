@@ -1,4 +1,4 @@
-r"""Escape text that others chose, such as the name of a version or a label in an image.
+r"""Escape text that others chose, such as the name of a version or a label in an image. Write sizes for people.
 
 Terminals obey control characters and reorder text after a bidirectional control. Some programs split lines at other
 characters than a newline. A shell runs unquoted text.
@@ -12,6 +12,7 @@ import unicodedata
 # Controls (C0, DEL, C1), invisible formatting (bidirectional controls among them), lone surrogates, and separators of
 # lines and paragraphs.
 _STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _JOINERS = "\u200c\u200d"  # formatting that Persian and many emoji are spelled with
 
 
@@ -41,6 +42,15 @@ def shell_word(text: str) -> str:
 def shell_words(*words: str) -> str:
     """Return a whole command, with each word quoted if necessary."""
     return " ".join(map(shell_word, words))
+
+
+def human_size(size_bytes: float, separator: str = " ") -> str:
+    """Return a size with the unit that makes it a number below 1,024: `1.5 GiB`."""
+    for unit in _UNITS:
+        if abs(size_bytes) < 1024 or unit == _UNITS[-1]:
+            break
+        size_bytes /= 1024
+    return f"{size_bytes:.{0 if unit == 'B' else 1}f}{separator}{unit}"
 
 
 def _in_ansi_quotes(char: str) -> str:

@@ -7,17 +7,9 @@ from typing import Any
 
 import click
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+from backyfs.text import human_size
 
-
-def human_size(size_bytes: int) -> str:
-    """Return a size with the unit that makes it a number below 1,024: `1.5 GiB`."""
-    size = float(size_bytes)
-    for unit in _UNITS:
-        if abs(size) < 1024 or unit == _UNITS[-1]:
-            break
-        size /= 1024
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+__all__ = ["Size", "human_size"]
 
 
 class Size(click.ParamType[int]):

@@ -8,7 +8,6 @@ opened one name at a time, never through a link, and the mount found there must 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from backyfs.host.kerneltables import shows_mounts
 from backyfs.host.mounttable import mount_id_of
 from backyfs.host.programs import reason_of, run
 from backyfs.host.writers import opened_parent
+from backyfs.libc import umount
 
 if TYPE_CHECKING:
     from backyfs.host.mounttable import Mount
@@ -79,11 +79,11 @@ def _require_same(mount: Mount, directory: int, name: str) -> None:
 
 
 def _call_kernel(mount: Mount, path: str, flags: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)  # Python has no os.umount
-    if libc.umount2(os.fsencode(path), flags) != 0:
-        number = ctypes.get_errno()
-        error = MountBusyError if number == errno.EBUSY else MountError
-        raise error(f"is still mounted: {os.strerror(number)}", subject=mount.mountpoint)
+    try:
+        umount(path, flags)
+    except OSError as error:
+        kind = MountBusyError if error.errno == errno.EBUSY else MountError
+        raise kind(f"is still mounted: {error.strerror}", subject=mount.mountpoint) from error
 
 
 def _call_fusermount(mountpoint: str, *options: str) -> None:

@@ -26,10 +26,11 @@ from backyfs.errors import (
     WrongStorageError,
 )
 from backyfs.files import sync_open_directory
+from backyfs.libc import syncfs
 from backyfs.storage.beneath import Root
 from backyfs.storage.keys import MARKER_NAME, check_key, is_blob
 from backyfs.storage.listing import BLOB, TEMPORARY, list_objects, remove_leftovers
-from backyfs.storage.localfiles import file_size, read_at, syncfs, syncfs_can_be_trusted, write_all
+from backyfs.storage.localfiles import file_size, read_at, syncfs_can_be_trusted, write_all
 from backyfs.storage.oserror import object_error, storage_error
 from backyfs.storage.protocol import MAX_OBJECT_BYTES, Traits
 

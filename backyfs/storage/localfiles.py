@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -63,14 +62,6 @@ def read_at(fd: int, offset: int, length: int) -> bytes:
         pieces.append(piece)
         missing -= len(piece)
     return b"".join(pieces)
-
-
-def syncfs(fd: int) -> None:
-    """Write all data of the file system that holds `fd` to its disk, and wait for that."""
-    # Not in the os module of Python; ctypes releases the GIL while it waits.
-    if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
 
 
 def syncfs_can_be_trusted(path: str) -> bool:

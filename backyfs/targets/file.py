@@ -7,7 +7,6 @@ empty: bytes that are not written read as zeros. When a target is finished, ever
 from __future__ import annotations
 
 import array
-import ctypes
 import errno
 import fcntl
 import os
@@ -19,6 +18,7 @@ from backyfs.errors import TargetError
 from backyfs.files import DeviceDirectoryError, create_file, require_no_device_directory, sync_directory
 from backyfs.host.loops import with_backing_files
 from backyfs.host.occupants import lock, use_of
+from backyfs.libc import punch_hole
 from backyfs.remedies import Advice, Remedy
 from backyfs.schemes import path_of
 from backyfs.targets.protocol import Destination
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 # _IO(0x12, 127) of linux/fs.h: zero bytes [start, start + length) of a block device, two 64-bit numbers.
 _BLKZEROOUT = 0x127F
-_PUNCH_HOLE = 0x03  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE of linux/falloc.h
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ZEROS = bytes(1 << 20)
 # For larger writes the kernel allocates larger pieces of memory, which a virtual machine may never have touched:
@@ -206,7 +205,10 @@ class FileTarget:
             hole = (_PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length))
             return bool(ctypes.CDLL(None, use_errno=True).fallocate(self._fd, *hole) == 0)
         try:
-            fcntl.ioctl(self._fd, _BLKZEROOUT, array.array("Q", [offset, length]))
+            if self.is_device:
+                fcntl.ioctl(self._fd, _BLKZEROOUT, array.array("Q", [offset, length]))
+            else:
+                punch_hole(self._fd, offset, length)
         except OSError:
             return False
         return True

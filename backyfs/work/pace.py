@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+from backyfs.text import human_size
+
 _SETTLED_S = 0.5  # a rate that was measured for less says nothing
 _FORESEEABLE_S = 100 * 86400
 
@@ -25,7 +26,7 @@ class Pace:
         elapsed_s = now - self.started
         if elapsed_s >= _SETTLED_S and self.done_bytes > 0:
             rate = self.done_bytes / elapsed_s
-            words.append(f"{_short_size(rate)}/s")
+            words.append(f"{human_size(rate, separator='')}/s")
             left_s = max(0, self.total_bytes - self.done_bytes) / rate
             if self.total_bytes > 0 and left_s < _FORESEEABLE_S:
                 words.append(f"ETA {short_time(left_s)}")
@@ -42,11 +43,3 @@ def short_time(seconds: float) -> str:
     if rest < 86400:
         return f"{rest // 3600}h{rest % 3600 // 60:02}m"
     return f"{rest // 86400}d{rest % 86400 // 3600:02}h"
-
-
-def _short_size(size_bytes: float) -> str:
-    for unit in _UNITS:
-        if size_bytes < 1024 or unit == _UNITS[-1]:
-            break
-        size_bytes /= 1024
-    return f"{size_bytes:.0f}{unit}" if unit == "B" else f"{size_bytes:.1f}{unit}"

@@ -20,7 +20,7 @@ PACKAGE = Path(backyfs.__file__).parent
 
 # From the bottom up. Units of one floor do not know each other.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"remedies"}),
+    frozenset({"libc", "remedies"}),
     frozenset({"errors", "files", "model", "moments", "ranges", "schemes", "text"}),
     frozenset({"geometry", "config", "host", "values"}),
     frozenset({"metadata", "storage", "sources", "sealing", "keys", "hints"}),

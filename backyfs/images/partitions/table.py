@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from backyfs.text import human_size
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 _SCHEMES = {"gpt": "GPT", "dos": "MBR (DOS)"}
 
@@ -152,7 +152,7 @@ def _rows(partitions: tuple[Partition, ...]) -> list[str]:
             str(partition.start),
             str(partition.end),
             str(partition.size),
-            _size_text(partition.size),
+            human_size(partition.size),
             "yes" if partition.bootable else "no",
             f"{partition.kind} {_KINDS.get(partition.kind, 'unknown')}",
             partition.uid or "-",
@@ -170,11 +170,6 @@ def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
     numbers = [cell.rjust(width) for cell, width in zip(row[:5], widths[:5], strict=True)]
     others = [cell.ljust(width) for cell, width in zip(row[5:], widths[5:], strict=True)]
     return "  ".join([*numbers, *others]).rstrip()
-
-
-def _size_text(size_bytes: int) -> str:
-    power = min(max(size_bytes.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
-    return f"{size_bytes / 1024**power:.{min(power, 1)}f} {_UNITS[power]}"
 
 
 def _printable(text: str, *, quoted: bool = False) -> str:
