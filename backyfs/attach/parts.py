@@ -64,7 +64,7 @@ class Access:
     version_uid: str
     lock: int           # descriptor of the lock of the directory
     replay: bool        # replay journals
-    is_writable: bool   # the mount accepts what a journal writes
+    is_writable: bool   # the mount accepts the writes of a journal
     scratch: str = ""   # the directory that takes these writes
 
 

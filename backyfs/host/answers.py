@@ -39,7 +39,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a mount of ours reported about itself."""
+    """The answer of a mount of ours."""
 
     state: State
     pid: int | None = None

@@ -79,7 +79,7 @@ def use_of(fd: int) -> Use | None:
 def lock(fd: int) -> Use | None:
     """Lock an open file or block device against virtual machines and other restores, until the descriptor is closed.
 
-    Return what has already locked it; None: nothing, or its file system has no locks.
+    Return the process that already has it locked; None: there is none, or its file system has no locks.
     """
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WHOLE_FILE)

@@ -1,4 +1,4 @@
-"""Find the users who can change what a path leads to, by owner, mode, access control list or FUSE mount of its parts.
+"""Find the users who can change the target of a path, by owner, mode, access control list or FUSE mount of its parts.
 
 Anyone who can write to a directory can replace its entries. So every directory on the way from the root counts, and
 every directory that a symbolic link leads through. A path is walked through descriptors, one name at a time (O_PATH,
@@ -59,7 +59,7 @@ class Writer:
 
 
 def writers_of(path: str, trusted: Collection[int], *, entries: bool = False) -> list[Writer]:
-    """Return who can change what an absolute path leads to, except for these users.
+    """Return the users and groups that can change the target of an absolute path, except for these users.
 
     With `entries` it must be a directory, and users who can create entries in it count as well. Otherwise a directory
     with the sticky bit, such as /tmp, counts as safe: others cannot replace files that are not theirs.

@@ -79,7 +79,7 @@ class Image:
         return self._pages.get((self, page_position(index)[0])) is not None
 
     def blob(self, index: BlockIndex) -> Blob | None:
-        """Return the blob that holds a block, None for a hole.
+        """Return the blob of a block; None for a hole.
 
         Raises:
             VersionIncompleteError: the block was never backed up. The error has no subject.

@@ -1,4 +1,4 @@
-"""Read bytes of a version, as `os.pread` reads those of a file."""
+"""Read bytes of a version like `os.pread` reads bytes of a file."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What one mount shows, and what it counts. Used by the tasks of one trio event loop."""
+    """The parts of one mount. Used by the tasks of one trio event loop."""
 
     repository_uid: str
     tree: LiveTree          # the names

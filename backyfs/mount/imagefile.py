@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WritableLayer:
-    """The layer that contains what was written to an image, and the threads that access it."""
+    """The layer with the writes to an image, and the threads that access it."""
 
     layer: Layer
     pool: Pool

@@ -28,7 +28,7 @@ class Images:
         self._layers = layers
         self._read_ahead_blocks = read_ahead_blocks
         self.is_writable = overlays is not None
-        # What is written to an image is seen by everyone who opens it, or else only through the file that wrote it.
+        # Writes to an image appear in all files that show it, or else only in the file that wrote them.
         self.shows_changes = overlays is not None and overlays.is_shared
         self.has_scratch = overlays is not None and not overlays.is_shared
 
@@ -52,7 +52,7 @@ class Images:
         return ImageFile(reader, start, size_bytes, read_ahead_blocks=read_ahead_blocks, writable=writable)
 
     async def close(self, file: ImageFile) -> None:
-        """Close a file. Make what was written to it durable, unless its layer is thrown away.
+        """Close a file. Make the writes to it durable, unless its layer is temporary.
 
         Raises:
             OSError: that failed.

@@ -226,7 +226,7 @@ class Operations(FixedTree):
                 for_writing = flags & os.O_ACCMODE != os.O_RDONLY
                 file = await self._contents.images.open(version, start, size, for_writing=for_writing)
                 handle = self._add_handle(file)
-                # Bypass the page cache: readers of the bare image must not see what is written through another handle.
+                # Bypass the page cache: readers of the bare image must not see writes through another handle.
                 direct_io = for_writing and self._contents.images.has_scratch
                 return pyfuse3.FileInfo(
                     fh=handle, direct_io=direct_io, keep_cache=self._is_as_it_was(version, node)

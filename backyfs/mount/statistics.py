@@ -1,4 +1,4 @@
-"""What a mount counts, as the text of its file `stats`."""
+"""The counters of a mount, as the text of its file `stats`."""
 
 from __future__ import annotations
 

@@ -200,12 +200,8 @@ class FileTarget:
 
     def _unmap(self, offset: int, length: int) -> bool:
         """Make zeros without writing any; return False if that is not possible: alignment, or no support."""
-        if not self._is_device:
-            # Missing in Python's os module.
-            hole = (_PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length))
-            return bool(ctypes.CDLL(None, use_errno=True).fallocate(self._fd, *hole) == 0)
         try:
-            if self.is_device:
+            if self._is_device:
                 fcntl.ioctl(self._fd, _BLKZEROOUT, array.array("Q", [offset, length]))
             else:
                 punch_hole(self._fd, offset, length)

@@ -778,7 +778,7 @@ def test_a_directory_whose_owner_cannot_be_read_is_refused_and_left_alone(direct
 
 def test_a_directory_named_repository_in_it_makes_it_foreign(directory):
     (directory / "repository").mkdir(parents=True)
-    with pytest.raises(MountError, match="cannot take what is written to images: Is a directory; name another"):
+    with pytest.raises(MountError, match="cannot store writes to images: Is a directory; name another"):
         OverlayDirectory(str(directory), REPOSITORY)
 
 
@@ -795,7 +795,7 @@ def test_an_empty_directory_and_one_where_the_first_use_was_killed_are_taken(dir
 @pytest.mark.parametrize("path", ["missing/overlay", "file"])
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path, path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(MountError, match="cannot take what is written to images: "):
+    with pytest.raises(MountError, match="cannot store writes to images: "):
         OverlayDirectory(str(tmp_path / path), REPOSITORY)
 
 

@@ -145,5 +145,5 @@ def test_a_write_that_fails_takes_no_room(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MountError, match="missing cannot take what a journal writes: No such file or directory; name"):
+    with pytest.raises(MountError, match="missing cannot store the writes of a journal: No such file or directory; "):
         Scratch(str(tmp_path / "missing"))

@@ -1,4 +1,4 @@
-"""A directory of copy-on-write layers that take what is written to the images of a mount, one for each version.
+"""A directory of copy-on-write layers that store the writes to the images of a mount, one for each version.
 
 The versions themselves never change. The directory belongs to one repository and, while it is open, to one mount.
 Nothing outside it is touched, whatever the uid of a version looks like.
@@ -37,14 +37,14 @@ _MAGIC = b"backyfs overlay 1\n"
 
 
 class OverlayDirectory:
-    """A directory of layers, locked for one mount. May be used by several threads at once."""
+    """A directory of layers, locked for one mount. Safe for several threads at once."""
 
-    is_shared = True  # everyone who opens an image sees what was written to it
+    is_shared = True  # all open files of an image show the writes to it
 
     def __init__(self, path: str, repository_uid: str, *, discard: bool = False) -> None:
         """Open and lock the directory. Create it (mode 0700) if it does not exist.
 
-        `discard` removes what earlier mounts have written, and drops what this one writes at its end.
+        `discard` removes the writes of earlier mounts, and drops those of this mount at its end.
 
         Raises:
             MountError: the directory is in use by another mount, belongs to another repository, contains something
@@ -70,7 +70,7 @@ class OverlayDirectory:
                     "is in use by another mount", subject=self._path, remedy=Advice.UNMOUNT_OR_NAME_OVERLAY()
                 ) from error
             except OSError as error:
-                raise self._unusable(f"cannot take what is written to images: {error.strerror}") from error
+                raise self._unusable(f"cannot store writes to images: {error.strerror}") from error
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
@@ -114,7 +114,7 @@ class OverlayDirectory:
         """Sync and close all layers, and unlock the directory. Safe to call again.
 
         Raises:
-            MountError: some of what was written could not be made durable.
+            MountError: some writes could not be made durable.
         """
         with self._lock:
             layers, self._layers = self._layers or {}, None

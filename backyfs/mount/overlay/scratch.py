@@ -1,6 +1,6 @@
 """Temporary layers: each belongs to one open file and is dropped when that file is closed.
 
-`attach` lets the kernel replay a journal into such a layer. Everyone who opens the image for reading sees it as it was
+`attach` lets the kernel replay a journal into such a layer. Files that are opened for reading show the image as it was
 backed up. The layers are files without a name, so nothing remains of them, however the process ends.
 """
 
@@ -26,7 +26,7 @@ _SHARE = 2             # use one part in two of the free space: other programs n
 class Scratch:
     """Layers in a directory, 4 GiB in total at most. Safe for several threads at once."""
 
-    is_shared = False  # what is written through one open file does not appear in others
+    is_shared = False  # other open files do not show the writes
 
     def __init__(self, directory: str, *, most_bytes: int = _MOST_BYTES) -> None:
         """Put the layers into the file system of a directory: at most `most_bytes`, and half of its free space.
@@ -39,7 +39,7 @@ class Scratch:
             place = os.statvfs(directory)
         except OSError as error:
             raise MountError(
-                f"cannot take what a journal writes: {error.strerror}",
+                f"cannot store the writes of a journal: {error.strerror}",
                 subject=directory,
                 remedy="name another directory in TMPDIR",
             ) from error
@@ -60,7 +60,7 @@ class Scratch:
         return Layer(size_bytes, lambda: self._create(size_bytes), room=self._room)
 
     def let_go(self, layer: Layer) -> None:
-        """Drop what was written."""
+        """Drop the writes."""
         layer.close()
 
     def _create(self, size_bytes: int) -> int:
