@@ -107,6 +107,7 @@ class Advice(Enum):
     RESTORE_PART = "choose an offset and a length within it"
 
     # Mounts.
+    MOUNT_FOR_REPAIR = "mount version {uid} writable on /mnt, with its writes in /var/tmp/{place} until the end"
     UNMOUNT = "unmount {path} first"
     UNMOUNT_AS_ROOT = "unmount {path} as root"
     DETACH = "detach {path}"

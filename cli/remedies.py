@@ -119,6 +119,8 @@ RENDERINGS = {
     Advice.CONTINUE_EARLIER: "continue from an earlier block, or restore it again with --force",
     Advice.RESTORE_PART: "choose --offset and --length within it",
     # Mounts.
+    # A line of a list of commands, not a part of a sentence.
+    Advice.MOUNT_FOR_REPAIR: "backyfs mount --version {uid} --writable /var/tmp/{place} --discard /mnt",
     Advice.UNMOUNT: "run `backyfs umount {path}` first",
     Advice.UNMOUNT_AS_ROOT: "run `backyfs umount {path}` as root",
     Advice.DETACH: "run `backyfs detach {path}`",

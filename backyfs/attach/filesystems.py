@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from backyfs.errors import MountError
 from backyfs.host.programs import reason_of, run
+from backyfs.remedies import Advice, Remedy
 from backyfs.text import shell_word, shell_words
 
 # The files of a backup come from another system, so its setuid programs and device nodes cannot be trusted. Programs
@@ -226,7 +227,7 @@ def other_command(kind: str, device: str, directory: str) -> str:
     return shell_words("mount", "-t", mount_type, "-o", options, device, directory)
 
 
-def repair_commands(kind: str, version_uid: str, name: str) -> tuple[str, ...]:
+def repair_commands(kind: str, version_uid: str, name: str) -> tuple[str | Remedy, ...]:
     """Return commands that repair a file system in a layer above the image, and mount it. Pure.
 
     `name` is the partition, or `data`.
@@ -234,7 +235,7 @@ def repair_commands(kind: str, version_uid: str, name: str) -> tuple[str, ...]:
     image = f"/mnt/by_version_uid/{version_uid}/{f'partitions/{name}' if name.isdecimal() else name}"
     repair = _REPAIRS.get(kind)
     return (
-        f"backyfs mount --version {shell_word(version_uid)} --writable /var/tmp/repaired --discard /mnt",
+        Advice.MOUNT_FOR_REPAIR(uid=shell_word(version_uid), place="repaired"),
         *(() if repair is None else (f"{repair} {shell_word(image)}",)),
         shell_words("mount", "-o", f"loop,{ALWAYS}{',nouuid' if kind == 'xfs' else ''}", image, "DIR"),
     )

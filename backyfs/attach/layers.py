@@ -19,6 +19,7 @@ from backyfs.attach.filesystems import ALWAYS
 from backyfs.errors import MountError
 from backyfs.host.holders import has_volume_group
 from backyfs.host.programs import run
+from backyfs.remedies import Advice, Remedy
 from backyfs.text import shell_word, shell_words
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Layer:
     """A device that is a part of something larger: its description, and the commands that open it."""
 
     remark: str
-    commands: tuple[str, ...]
+    commands: tuple[str | Remedy, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +121,7 @@ def _group_of_this_host(name: str, image: str) -> Layer:
         remark=f"part of the LVM volume group {name}, which is also active on this host: do not activate it as it is, "
         "but rename it in a writable mount",
         commands=(
-            f"backyfs mount --version {shell_word(uid)} --writable /var/tmp/{copy} --discard /mnt",
+            Advice.MOUNT_FOR_REPAIR(uid=shell_word(uid), place=copy),
             shell_words("losetup", "--find", "--show", f"/mnt{image.removeprefix(root)}"),
             f"vgimportclone --devices /dev/loopN --basevgname {copy} /dev/loopN",
             f"vgchange --devices /dev/loopN --activate y {copy}",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backyfs.attach.image import Slice
+    from backyfs.remedies import Remedy
 
 _ELSEWHERE = "is on a device that this version does not contain"
 _CAN_BE_MISSING = "files written shortly before the backup can be missing or damaged"
@@ -53,7 +54,7 @@ class Part:
     mountpoint: str | None = None
     options: str = ""          # of its mount
     remark: str = ""           # why it is not mounted, or what is missing from it
-    commands: tuple[str, ...] = ()  # to continue with, and then to undo that
+    commands: tuple[str | Remedy, ...] = ()  # to continue with, and then to undo that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

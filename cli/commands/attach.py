@@ -14,6 +14,7 @@ from backyfs.cli import background
 from backyfs.cli.arguments import version_argument
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_rows
+from backyfs.cli.remedies import render
 from backyfs.cli.serving import serve_mount
 from backyfs.cli.text import printable
 from backyfs.errors import MountError
@@ -147,10 +148,14 @@ def _print(invocation: Invocation, attachment: Attachment) -> None:
     for part in attachment.parts:
         if part.commands:
             click.echo(f"To go on with {_called(part)}:")
-            for line in part.commands:
+            for line in _commands(part):
                 click.echo(f"    {printable(line)}")
     click.echo(f"The whole image is {printable(attachment.image)}.")
     click.echo(f"`backyfs detach {shell_word(attachment.directory)}` undoes it.")
+
+
+def _commands(part: Part) -> list[str]:
+    return [str(render(line)) for line in part.commands]
 
 
 def _called(part: Part) -> str:
@@ -172,5 +177,5 @@ def _row(attachment: Attachment, part: Part) -> Row:
         "options": part.options,
         "device": part.device,
         "remark": part.remark,
-        "commands": part.commands,
+        "commands": _commands(part),
     }

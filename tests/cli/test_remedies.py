@@ -34,6 +34,7 @@ COMMANDS = {
     Advice.CONTINUE_RESTORE_OF_PART: ["restore"],
     Advice.CONTINUE_EARLIER: ["restore"],
     Advice.RESTORE_PART: ["restore"],
+    Advice.MOUNT_FOR_REPAIR: ["mount"],
     Advice.NAME_OVERLAY: ["mount"],
     Advice.UNMOUNT_OR_NAME_OVERLAY: ["mount"],
     Advice.DROP_OR_NAME_OVERLAY: ["mount"],

@@ -19,9 +19,11 @@ from backyfs.attach.layers import (
     describe_raid,
     describe_zfs,
 )
+from backyfs.cli.remedies import render
 from backyfs.host.holders import commands_to_close, has_volume_group, holders_of
 from backyfs.host.mounttable import Mount, is_below, list_mounts, resolve
 from backyfs.host.records import Record, forget_device, hidden_directory, load, note_device, noted_devices, save
+from backyfs.remedies import Remedy
 from backyfs.text import steers
 
 # Contents.
@@ -121,7 +123,7 @@ def test_a_file_system_with_a_damaged_journal_is_repaired_in_a_layer(
     kind: str, name: str, commands: tuple[str, ...]
 ) -> None:
     first, *others = repair_commands(kind, "U", name)
-    assert first == "backyfs mount --version U --writable /var/tmp/repaired --discard /mnt"
+    assert render(first) == "backyfs mount --version U --writable /var/tmp/repaired --discard /mnt"
     assert tuple(others) == commands
 
 
@@ -167,7 +169,7 @@ def test_a_volume_group_of_this_host_is_not_activated_twice(monkeypatch: pytest.
     group = VolumeGroup(name="vg", uid="active", volumes=("root",))
     layer = describe_group(group, ["/dev/loop1"], "/at/2", "/m/by_version_uid/u/partitions/2", replay=True)
     assert "do not activate it as it is" in layer.remark
-    assert layer.commands == (
+    assert tuple(map(render, layer.commands)) == (
         "backyfs mount --version u --writable /var/tmp/vg_backup --discard /mnt",
         "losetup --find --show /mnt/by_version_uid/u/partitions/2",
         "vgimportclone --devices /dev/loopN --basevgname vg_backup /dev/loopN",
@@ -185,7 +187,7 @@ def test_a_name_that_lvm_does_not_allow_is_in_no_command(name: str) -> None:
         VolumeGroup(name=name, uid="no-such", volumes=("root",)), ["/dev/loop1"], "/at/2", "/m/x", replay=False
     )
     assert of_group.commands == ()
-    assert (repr(name) if name else "LVM reports no volume group") in of_group.remark
+    assert (repr(name) if name else "without a volume group") in of_group.remark
     of_volume = describe_group(
         VolumeGroup(name="vg", uid="no-such", volumes=("root", name)), ["/dev/loop1"], "/at/2", "/m/x", replay=True
     )
@@ -200,7 +202,7 @@ def test_a_name_that_lvm_does_not_allow_is_in_no_command(name: str) -> None:
 def test_a_name_that_lvm_allows_is_taken(name: str) -> None:
     group = VolumeGroup(name=name, uid="no-such", volumes=(name,))
     commands = describe_group(group, ["/dev/loop1"], "/at/2", "/m/x", replay=True).commands
-    assert shlex.split(commands[2])[-2:] == [f"/dev/{name}/{name}", f"/at/{name}-{name}"]
+    assert shlex.split(str(commands[2]))[-2:] == [f"/dev/{name}/{name}", f"/at/{name}-{name}"]
 
 
 def test_a_name_that_zfs_does_not_allow_is_in_no_command() -> None:
@@ -228,9 +230,11 @@ IMAGE = f"/m{HOSTILE}/by_version_uid/u;id/data"
         *((other_command(kind, "/dev/loop1", HOSTILE),) for kind in ("vfat", "apfs", "btrfs", "ext4", "minix")),
     ],
 )
-def test_no_directory_runs_in_a_shell_or_steers_a_terminal(commands: tuple[str, ...], tmp_path: Path) -> None:
+def test_no_directory_runs_in_a_shell_or_steers_a_terminal(
+    commands: tuple[str | Remedy, ...], tmp_path: Path
+) -> None:
     directory = os.fsencode(HOSTILE)
-    for command in commands:
+    for command in (str(render(line)) for line in commands):
         assert not any(map(steers, command))
         script = f'{command.split()[0]}() {{ printf "%s\\0" "$@"; }}; {command}'
         done = subprocess.run(["/bin/bash", "-c", script], capture_output=True, check=True, cwd=tmp_path)

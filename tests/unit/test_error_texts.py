@@ -19,8 +19,6 @@ AROUND_LEFT = {
     "backyfs.engine.damage.blobchecker",
 }
 NAMING_LEFT = {
-    "backyfs.attach.filesystems",
-    "backyfs.attach.layers",
     "backyfs.config.document",
     "backyfs.config.places",
     "backyfs.config.table",
