@@ -30,14 +30,14 @@ NAMES = tuple(measure.name for measure in REGISTRY)
 
 
 def chosen(only: Sequence[str], *, peers: bool) -> list[Measure]:
-    """Return what is to be measured, in the order of the report."""
+    """Return the measures to take, in the order of the report."""
     if only:
         return [measure for measure in REGISTRY if measure.name in only or (peers and measure.peers)]
     return [measure for measure in REGISTRY if peers or not measure.peers]
 
 
 def take(bench: Bench, wanted: Sequence[Measure]) -> report.Report:
-    """Take the measures one after the other; one that fails does not cost the others."""
+    """Take the measures one after the other; if one fails, the others are still taken."""
     results: list[Result] = []
     failures: list[report.Failure] = []
     for measure in wanted:
@@ -57,7 +57,7 @@ def take(bench: Bench, wanted: Sequence[Measure]) -> report.Report:
 
 
 def environment(workspace: Workspace) -> dict[str, str]:
-    """Return ours with a home that is empty, and without what changes how Python starts."""
+    """Return our environment with an empty home, and without variables that change how Python starts."""
     refused = ("PYTHON", "XDG_", "BACKYFS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(refused)}
     return {**kept, "HOME": workspace.home, "TMPDIR": workspace.runs, "LC_ALL": "C.UTF-8"}
@@ -66,7 +66,7 @@ def environment(workspace: Workspace) -> dict[str, str]:
 def run(
     workspace: Workspace, runner: Runner, wanted: Sequence[Measure], *, repeat: int, size_mib: int
 ) -> report.Report:
-    """Put a bench together and take the measures on it."""
+    """Make a bench and take the measures with it."""
     program = Program(runner=runner)
     program.require()
     workspace.require_space(SPACE_FACTOR * size_mib << 20)

@@ -1,7 +1,7 @@
-"""References in bare Python: what the interpreter and the libraries allow when nothing is kept track of.
+"""References in bare Python: what the interpreter and the libraries allow if nothing is recorded.
 
-Run as a program of its own (`python -m benchmarks.bare hash|store FILE [DIRECTORY]`), so that its memory and
-threads are not the benchmark's; prints the seconds from the first to the last block, without its start.
+Runs as a separate program (`python -m benchmarks.bare hash|store FILE [DIRECTORY]`), so its memory and threads are not
+the benchmark's. Prints the seconds from the first to the last block, without its start.
 """
 
 import os
@@ -67,7 +67,7 @@ def _write(path: str, data: memoryview) -> None:
 def _timed(descriptor: int, work: Callable[[Iterator[int]], None]) -> float:
     """Let the threads share the offsets of all blocks; return the seconds.
 
-    A range iterator may be shared: the interpreter lock makes `next` on it atomic.
+    The threads can share a range iterator: the interpreter lock makes `next` on it atomic.
     """
     size = os.fstat(descriptor).st_size
     offsets = iter(range(0, size, BLOCK_BYTES))

@@ -1,6 +1,6 @@
-"""Work on the catalog: run as `python -m benchmarks.catalog_tasks TASK ...`, each prints one number.
+"""Work on the catalog: run as `python -m benchmarks.catalog_tasks TASK ...`. Each task prints one number.
 
-A program of its own, so that what it takes apart is one backup and nothing else.
+A separate program, so that it measures one backup and nothing else.
 """
 
 import sys
@@ -17,7 +17,7 @@ from backyfs.sources.registry import open_source
 
 
 class Stopwatch:
-    """Adds up what the owner of a backup waits for, and what workers work: whichever way they share processors."""
+    """Adds up the waiting of the owner of a backup and the work of its workers, however they share the processors."""
 
     def __init__(self) -> None:
         self.taken_s = 0.0
@@ -37,7 +37,7 @@ class Stopwatch:
 
 
 def share_of_backup(config_file: str, image: str) -> float:
-    """Back up an image and return the part of its time, in percent, that the catalog took."""
+    """Back up an image and return the share of the catalog in its time, in percent."""
     config, _ = load_config(config_file, {})
     watch = Stopwatch()
     for name in ("__init__", "remember", "note_committed", "settle"):

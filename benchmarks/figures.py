@@ -16,7 +16,7 @@ class Better(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """What repeated runs of one side gave, in the order in which they were taken."""
+    """The results of repeated runs of one side, in the order in which they were taken."""
 
     label: str
     unit: str
@@ -62,7 +62,7 @@ def less_than(bound: float) -> Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One line of the report: ours, or ours divided by a reference; without a target, for orientation."""
+    """One line of the report: our value, or its ratio to a reference; without a target, for information."""
 
     measure: str
     what: str
@@ -90,7 +90,7 @@ def rates(label: str, size_bytes: int, seconds: Iterable[float]) -> Samples:
 
 
 def alternate(repeat: int, *sides: Callable[[], float]) -> list[list[float]]:
-    """Run every side `repeat` times, in turns: a machine that grows slower does so for all of them."""
+    """Run the sides in turns, `repeat` times each: a machine that becomes slower does so for all of them."""
     samples: list[list[float]] = [[] for _ in sides]
     for _ in range(repeat):
         for side, values in zip(sides, samples, strict=True):

@@ -1,6 +1,6 @@
 """The images that are backed up. Each is made once, when the first measure asks for it.
 
-An image that lies under its final name is complete: it is written under another one and renamed.
+An image under its final name is complete: it is written under another name and renamed.
 """
 
 import os
@@ -59,7 +59,7 @@ class Images:
         return self._image("random", self._write_random)
 
     def small_blocks(self) -> Image:
-        """Return 100,000 distinct blocks of 4 KiB, none of them zeros, every second one compressible."""
+        """Return 100,000 distinct blocks of 4 KiB, none of them zeros, half of them compressible."""
         return self._image("small-blocks", self._write_small_blocks)
 
     def sparse(self) -> Image:
@@ -76,7 +76,7 @@ class Images:
         return self._image("huge", self._write_huge)
 
     def tiny(self) -> Image:
-        """Return one block: backing it up takes what every backup takes before and after its blocks."""
+        """Return one block: its backup costs what every backup costs before and after its blocks."""
         return self._image("tiny", self._write_tiny)
 
     def _image(self, name: str, write: Callable[[str], None]) -> Image:
@@ -114,8 +114,8 @@ class Images:
         mkfs = shutil.which("mkfs.ext4", path=os.pathsep.join([*os.get_exec_path(), "/usr/sbin", "/sbin"]))
         if mkfs is None:
             raise BenchmarkError("mkfs.ext4 is missing; install e2fsprogs")
-        # A block device has no holes, so the image gets none either (and mkfs must not punch any): a reader
-        # that asks where the holes are is to have no advantage over one that reads.
+        # A block device has no holes, so the image gets none either, and mkfs must not punch any: a reader
+        # that asks where the holes are must not have an advantage over one that reads.
         with open(path, "wb") as file:
             file.writelines(ZEROS for _ in range(size_bytes // CHUNK_BYTES))
         try:
@@ -171,7 +171,7 @@ class Images:
 def settle(*paths: str) -> None:
     """Give both sides of a comparison the same start: files in the page cache, nothing left to write back.
 
-    One reusable buffer: the memory of this process is the floor of what is measured for its children.
+    Uses one buffer again and again: no child can be measured below the memory of this process.
     """
     buffer = bytearray(CHUNK_BYTES)
     for path in paths:

@@ -1,6 +1,6 @@
 """Work on metadata alone, without any image: run as `python -m benchmarks.metadata_tasks TASK ...`.
 
-A program of its own, so that its memory and its imports are not those of the benchmark.
+A separate program, so that its memory and its imports are not those of the benchmark.
 """
 
 import random
@@ -28,7 +28,7 @@ from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, VersionId, Ver
 BLOCK_BYTES = 4 << 20
 PAGE = 1024
 ROWS_AT_ONCE = 20_000
-WRAPPED_KEYS = 1000  # different ones: what a key is worth is of no matter here
+WRAPPED_KEYS = 1000  # different ones: their values do not matter here
 NAME = "disk"
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -49,7 +49,7 @@ INSERT INTO alembic_version VALUES ('30349b678801');
 
 @dataclass(slots=True)
 class Change:
-    """How an image changes from one day to the next: so many of its blocks, at random places."""
+    """How an image changes from one day to the next: this number of its blocks, at random positions."""
 
     blocks: int
     fraction: float
@@ -61,7 +61,7 @@ class Change:
 
 
 def make_backy2(path: str, rows: int, versions_count: int, fraction: float) -> None:
-    """Make a database of backy2 with so many rows of blocks, each version of an image with that part changed."""
+    """Make a database of backy2 with `rows` of blocks; from version to version, a part of the image changes."""
     change = Change(rows // versions_count, fraction, random.Random(1))
     content = [_backy2_blob() for _ in range(change.blocks)]
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
@@ -195,7 +195,7 @@ def add_day(url: str, fraction: float, *, hints: bool) -> float:
 
 
 def _ids(connection: Connection, fingerprints: list[bytes]) -> dict[bytes, BlobId]:
-    """Return the blobs that hold these blocks; those that are new get rows."""
+    """Return the blobs with these blocks; new blobs get rows."""
     found = find_blobs(connection, fingerprints)
     new = [
         SavedBlob(
@@ -226,7 +226,7 @@ def _last_version(database: Database) -> tuple[VersionId, list[bytes]]:
 
 
 def make_versions(url: str, count: int) -> None:
-    """Insert so many valid versions of 100 names, holes throughout, one every hour."""
+    """Insert `count` valid versions of 100 names, one every hour. They consist of holes."""
     rows = [
         {"uid": str(uuid.uuid4()), "created_at": START + timedelta(hours=number), "name": f"{NAME}{number % 100:02}",
          "snapshot_name": "", "size_bytes": 1 << 30, "status": "valid", "protected": False}
@@ -239,7 +239,7 @@ def make_versions(url: str, count: int) -> None:
 
 
 def make_wrapped_keys(url: str, count: int, key_file: str) -> None:
-    """Insert so many blobs. With a key file the repository becomes one of backy2: that key itself wraps data keys."""
+    """Insert `count` blobs. With a key file the repository becomes one of backy2: that key itself wraps data keys."""
     adopted_key = Path(key_file).read_text(encoding="ascii") if key_file else ""
     wrapping_key = bytes.fromhex(adopted_key) if adopted_key else keys.new_key()
     wrapped = [keys.wrap_key(wrapping_key, keys.new_key()) for _ in range(WRAPPED_KEYS)]
@@ -265,7 +265,7 @@ def make_wrapped_keys(url: str, count: int, key_file: str) -> None:
 
 
 def check(url: str) -> float:
-    """Return the seconds that a command spends on finding the schema up to date: on a new connection."""
+    """Return the seconds in which a command finds that the schema is up to date, on a new connection."""
     database = Database(url)
     started = time.perf_counter()
     database.check_revision()

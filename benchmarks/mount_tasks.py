@@ -1,7 +1,7 @@
 """Readers of a mount, and the rate at which its images could be read without one.
 
-Run as `python -m benchmarks.mount_tasks TASK ...`. Programs of their own, so that their memory and their imports
-are not those of the benchmark. Each prints one number.
+Run as `python -m benchmarks.mount_tasks TASK ...`. Separate programs, so that their memory and their imports are
+not those of the benchmark. Each prints one number.
 """
 
 import mmap
@@ -50,7 +50,7 @@ def open_blobs(config_file: str, name: str) -> float:
 
 
 def sequential(path: str, readers: str) -> float:
-    """Return the seconds in which so many processes read a file, each its part of it from beginning to end."""
+    """Return the seconds in which some processes read a file together, each its part from beginning to end."""
     part = os.path.getsize(path) // int(readers)
     start_s = time.perf_counter()
     _in_processes([lambda start=start: _read_range(path, start * part, part) for start in range(int(readers))])
@@ -58,7 +58,7 @@ def sequential(path: str, readers: str) -> float:
 
 
 def random_reads(path: str, size: str, jobs: str) -> float:
-    """Return how many reads of 4 KiB per second so many processes get from the first `size` bytes of a file.
+    """Return how many reads of 4 KiB per second some processes get from the first `size` bytes of a file.
 
     The pages do not stay in the kernel (O_DIRECT): each read is answered by the mount.
     """
@@ -66,7 +66,7 @@ def random_reads(path: str, size: str, jobs: str) -> float:
     read_end, write_end = os.pipe()
 
     def job(seed: int) -> None:
-        buffer = mmap.mmap(-1, SMALL_BYTES)  # O_DIRECT wants an aligned one
+        buffer = mmap.mmap(-1, SMALL_BYTES)  # O_DIRECT needs an aligned buffer
         source = random.Random(seed)
         file = os.open(path, os.O_RDONLY | os.O_DIRECT)
         count = 0
@@ -87,7 +87,7 @@ def cold_latency(path: str) -> float:
 
 
 def cold_bytes(path: str) -> float:
-    """Return how many KiB the mount reads for each of such reads: objects, requests of the kernel and database."""
+    """Return how many KiB the mount reads for each such read: objects, requests of the kernel and database."""
     mountpoint = os.path.dirname(os.path.dirname(os.path.dirname(path)))
     pid = int(os.getxattr(mountpoint, "user.backyfs.pid"))
     before = _bytes_read(pid)
@@ -96,7 +96,7 @@ def cold_bytes(path: str) -> float:
 
 
 def _cold_reads(path: str) -> list[float]:
-    """Read 4 KiB at a random place of each block, in random order; return the ms of those that are no zeros."""
+    """Read 4 KiB at a random offset of each block, in random order; return the ms of reads that are not zeros."""
     source = random.Random(1)
     buffer = mmap.mmap(-1, SMALL_BYTES)
     file = os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -122,7 +122,7 @@ def _bytes_read(pid: int) -> int:
 def stat_latency(path: str, directory: str, what: str) -> float:
     """Return the 99th percentile, in ms, of how long `stat` or `ls` of a directory takes while a file is read.
 
-    The names are not there: the kernel remembers those that are, and would not ask the mount.
+    The names do not exist: the kernel remembers existing names, and would not ask the mount.
     """
     reader = os.fork()
     if reader == 0:
@@ -149,7 +149,7 @@ def _read_range(path: str, start: int, size: int) -> None:
 
 
 def _in_processes(works: Sequence[Callable[[], None]]) -> None:
-    """Do each work in a process of its own, all at once."""
+    """Do each work in a separate process, all at the same time."""
     children = []
     for work in works:
         child = os.fork()
@@ -161,7 +161,7 @@ def _in_processes(works: Sequence[Callable[[], None]]) -> None:
             finally:
                 os._exit(status)
         children.append(child)
-    if any([os.waitpid(child, 0)[1] for child in children]):  # noqa: C419 - all of them are to be waited for
+    if any([os.waitpid(child, 0)[1] for child in children]):  # noqa: C419 - all of them must be waited for
         raise SystemExit("a reader failed")
 
 

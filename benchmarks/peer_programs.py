@@ -1,6 +1,6 @@
 """Other backup programs, as they are used for an encrypted repository on a local disk.
 
-Caches, keys and configuration lie in the work directory; the user's own repositories are not known to them.
+Caches, keys and configuration are in the work directory; the programs do not see the user's own repositories.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class Peer(Protocol):
         ...
 
     def backup(self, image: Image) -> Run:
-        """Back the image up; all of it is read, as it must be for a block device."""
+        """Back up the image; all of it is read, as it must be for a block device."""
         ...
 
     def restore(self, image: Image, directory: str) -> Run:
@@ -41,14 +41,14 @@ class Peer(Protocol):
 
 
 class MountingPeer(Peer, Protocol):
-    """One that can mount its backups as well."""
+    """A program that can also mount its backups."""
 
     def can_mount(self) -> bool:
-        """Tell whether what it takes for a mount is installed."""
+        """Return whether everything that a mount needs is installed."""
         ...
 
     def mounted(self, mountpoint: str) -> contextlib.AbstractContextManager[str]:
-        """Mount all backups; give the image of the only one. Unmount at the end."""
+        """Mount all backups and give the image of the only one. Unmount at the end."""
         ...
 
 
@@ -103,7 +103,7 @@ class Borg:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restic:
-    """restic 0.14 or newer, with its fastest compression; `--force` reads what has an old time stamp."""
+    """restic 0.14 or newer, with its fastest compression; `--force` also reads files with an old time stamp."""
 
     workspace: Workspace
     runner: Runner
@@ -141,7 +141,7 @@ class Restic:
     @contextlib.contextmanager
     def mounted(self, mountpoint: str) -> Iterator[str]:
         environment = {**self.runner.environment, **self._environment}
-        # It stays in the foreground, and talks.
+        # It stays in the foreground and prints messages.
         program = subprocess.Popen(
             ["restic", "-q", "mount", mountpoint],
             env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The program that is measured: how its command line is used, and nothing else of it."""
+"""The program that is measured. Only its command line is used."""
 
 import contextlib
 import os
@@ -50,7 +50,7 @@ class Repository:
     config: str
 
     def set_encryption_version(self, number: int) -> None:
-        """Let new blobs be of an encryption version."""
+        """Set the encryption version of new blobs."""
         with open(self.config, encoding="utf-8") as file:
             text = file.read()
         with open(self.config, "w", encoding="utf-8") as file:

@@ -14,7 +14,7 @@ CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class References:
-    """The references, with the place where they may write."""
+    """The references, with the directory where they may write."""
 
     workspace: Workspace
     runner: Runner
@@ -32,7 +32,7 @@ class References:
         return path
 
     def zstd_decompress_s(self, archive: str, target: str) -> float:
-        """Decompress to a new file; zstd leaves it to the kernel when to write it to the disk."""
+        """Decompress to a new file; zstd does not wait until it is on the disk."""
         if os.path.exists(target):
             os.unlink(target)
         settle(archive)

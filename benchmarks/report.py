@@ -22,7 +22,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All that one run found out."""
+    """All results of one run."""
 
     machine: Mapping[str, str]
     options: Mapping[str, int]
@@ -77,7 +77,7 @@ def _row(result: Result) -> tuple[str, ...]:
 
 
 def _spread(samples: Samples | None) -> str:
-    """Say how far apart the runs were, where it is so far that the best of them tells little."""
+    """Say how far apart the runs were, if it is so far that the best one proves little."""
     if samples is None or min(samples.values) <= 0 or max(samples.values) < UNSTEADY * min(samples.values):
         return ""
     least, most = min(samples.values), max(samples.values)

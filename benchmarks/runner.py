@@ -1,4 +1,4 @@
-"""Run one program at a time and say what it cost: wall time, processor time, peak memory.
+"""Run one program at a time and return its cost: wall time, processor time, peak memory.
 
 The only module that starts processes and receives signals. Every child that is started is waited for or, when
 the benchmark is stopped, terminated: by its own process id, never by name.
@@ -20,7 +20,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a finished program cost, and what it said."""
+    """The cost and the output of a finished program."""
 
     wall_s: float
     cpu_s: float           # user and system, of the child and of those it waited for
@@ -34,7 +34,7 @@ class BenchmarkError(Exception):
 
 
 class ProgramFailedError(BenchmarkError):
-    """A program ended with another exit status than 0."""
+    """A program ended with an exit status other than 0."""
 
     def __init__(self, argv: Sequence[str], returncode: int, stderr: str) -> None:
         self.argv = tuple(argv)
@@ -71,7 +71,7 @@ class Runner:
             self._raise_if_stopped()
 
     def _raise_if_stopped(self) -> None:
-        # Once: programs that are started after that clean up, such as umount.
+        # Only once: programs that are started afterwards clean up, such as umount.
         if self._stopped_by is not None and not self._has_raised:
             self._has_raised = True
             raise SystemExit(128 + self._stopped_by)
@@ -117,7 +117,7 @@ class Runner:
     def _spawn(
         self, argv: Sequence[str], stdout: int, stderr: int, cwd: str | None, environment: dict[str, str]
     ) -> subprocess.Popen[bytes]:
-        # A signal that arrives while Popen is at work would leave a child that nobody knows: it is kept
+        # A signal that arrives during Popen would leave a child that nobody knows: the signal is kept
         # until `run` has the child in its hands and has entered the `try` that ends it.
         self._spawning = True
         try:

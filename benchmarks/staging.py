@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from benchmarks.runner import BenchmarkError
 
 SOURCE = "/usr"
-BLOCK_BYTES = 4096               # what a file takes is a multiple of this
+BLOCK_BYTES = 4096               # files occupy multiples of this
 FULL_ENOUGH = 0.995              # of the limit: no search for the one file that fits exactly
 CHANGE_EVERY_BYTES = 64 << 10    # in a repeated copy: no two blocks of the image are equal
 
@@ -48,7 +48,7 @@ def fill(directory: str, limit_bytes: int) -> int:
 
 
 def _files(top: str) -> Iterator[tuple[str, int]]:
-    """Yield the regular files below `top`, sorted, and what each takes in blocks."""
+    """Yield the regular files below `top`, sorted, and how many blocks each occupies."""
     for folder, folders, names in os.walk(top):
         folders.sort()
         for name in sorted(names):

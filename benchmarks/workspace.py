@@ -1,7 +1,7 @@
-"""The directory in which everything lies: images, which may be kept, and runs, which never are.
+"""The directory that contains everything: images, which can be kept, and runs, which never are.
 
-Nothing is removed that the benchmark did not make: a directory is taken only if it is new, empty, or bears
-the mark of an earlier run, and it belongs to one run at a time.
+The benchmark removes only what it made: it accepts a directory only if it is new, empty, or has the mark of an
+earlier run. A directory belongs to one run at a time.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ class Workspace:
 
     @property
     def home(self) -> str:
-        """What the measured programs take for their home: no configuration of the user has a say."""
+        """The home of the measured programs: the user's configuration has no effect."""
         return os.path.join(self.runs, "home")
 
     def fresh(self, name: str) -> str:
@@ -45,7 +45,7 @@ class Workspace:
         return path
 
     def require_space(self, size_bytes: int) -> None:
-        """Refuse to begin what would fill the file system."""
+        """Refuse to begin work that would fill the file system."""
         free = shutil.disk_usage(self.path).free
         if free < size_bytes:
             raise BenchmarkError(
@@ -88,7 +88,7 @@ def open_workspace(path: str, *, keep: bool) -> Iterator[Workspace]:
 
 
 def _remove(path: str) -> None:
-    """Remove a directory even if a signal asks to stop meanwhile: only the first one raises."""
+    """Remove a directory even if a signal asks to stop during the removal: only the first one raises."""
     try:
         shutil.rmtree(path, ignore_errors=True)
     except BaseException:
@@ -97,7 +97,7 @@ def _remove(path: str) -> None:
 
 
 def _check(path: str) -> None:
-    """Refuse what another user may have put at a name that can be guessed, and what holds other files."""
+    """Refuse a directory that another user may have made under a predictable name, or that contains other files."""
     facts = os.lstat(path)
     if not stat.S_ISDIR(facts.st_mode):
         raise BenchmarkError(f"{path} is not a directory; choose another --work-dir")

@@ -17,7 +17,7 @@ def unchanged_backup(bench: Bench) -> list[Result]:
 
 
 def take_first_backup(bench: Bench, image: Image, *, measure: str, target: Target | None) -> list[Result]:
-    """Measure the whole command; every run has a repository of its own, made before the clock starts."""
+    """Measure the whole command; every run has a separate repository, made before the clock starts."""
 
     def ours() -> float:
         repository = bench.program.init(bench.workspace.fresh("repository"))
@@ -40,7 +40,7 @@ def take_first_backup(bench: Bench, image: Image, *, measure: str, target: Targe
 
 
 def take_unchanged_backup(bench: Bench, image: Image, *, measure: str, target: Target | None) -> list[Result]:
-    """Measure what the blocks take: the time of the command less that of its start.
+    """Measure the time for the blocks: that of the command minus that of its start.
 
     The start is a backup of one block into the same repository: interpreter, opening, commits. `ls`, which
     commits nothing, is shown as the stricter choice.

@@ -1,4 +1,4 @@
-"""What goes: removing a version, cleaning up after it, with more and less that stays; and reading back what stays."""
+"""Removing a version and cleaning up after it, with more and fewer blobs that stay; scrubbing the rest."""
 
 import itertools
 import os
@@ -16,9 +16,9 @@ RM_MIB = 80
 CLEANUP_S = 5.0
 NOTHING_S = 0.1
 SCRUB_RATIO = 1.3
-STAYING = (1_024_000, 102_400)  # blobs of a repository of which little goes
+STAYING = (1_024_000, 102_400)  # blobs of a repository from which few are removed
 GARBAGE_BLOCKS = 10_000
-GROWTH = 2.0                    # at most, for ten times as much: a row of an index of random keys has a page of its own
+GROWTH = 2.0                    # at most, for ten times as much: rows of an index of random keys have separate pages
 
 
 @REGISTRY.measure("cleanup", "rm of 100,000 blocks of 4 KiB, the cleanup that deletes them, and one that finds nothing")
@@ -105,7 +105,7 @@ def scrub(bench: Bench) -> list[Result]:
 
 
 def _repository_of(bench: Bench, count: int) -> Repository:
-    """Make a repository whose database has so many blobs of one version; nothing is stored of them."""
+    """Make a repository whose database has this number of blobs of one version; nothing is stored of them."""
     directory = bench.workspace.fresh(f"staying-{count}")
     repository = bench.program.init(directory, block_size=SMALL_BLOCK_BYTES)
     database = os.path.join(directory, "metadata.db")

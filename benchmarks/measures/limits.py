@@ -1,4 +1,4 @@
-"""Whether a configured bandwidth is what a storage gets: the time of a command less that of its start."""
+"""Whether a storage gets the configured bandwidth: the time of a command minus that of its start."""
 
 import os
 
@@ -18,7 +18,7 @@ def limits(bench: Bench) -> list[Result]:
     image = Image(name="random", path=os.path.join(directory, "image"), size_bytes=STORED_MIB * MIB)
 
     def backup_s() -> float:
-        with open(image.path, "wb") as file:  # anew: what is known is not written
+        with open(image.path, "wb") as file:  # new content: known blocks are not written
             file.write(os.urandom(image.size_bytes))
         return repository.backup(image).wall_s - repository.ls().wall_s
 

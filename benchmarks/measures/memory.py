@@ -1,4 +1,4 @@
-"""Peak memory of a backup, which neither size nor sparseness of the image may move."""
+"""Peak memory of a backup, which must not depend on size or sparseness of the image."""
 
 from benchmarks.figures import MIB, Result, Samples, alternate, at_most, less_than, most
 from benchmarks.images import Image
@@ -12,7 +12,7 @@ GROWTH = 1.1
 def memory(bench: Bench) -> list[Result]:
     plain, sparse = bench.images.ext4(), bench.images.sparse()
     sides = alternate(bench.repeat, lambda: _peak_mib(bench, plain), lambda: _peak_mib(bench, sparse))
-    # A bound is kept when the worst run keeps it, so here the greatest sample counts.
+    # A limit is kept if the worst run keeps it, so here the greatest sample counts.
     samples = [most(image.name, "MiB", values) for image, values in zip((plain, sparse), sides, strict=True)]
     return [
         *(_bounded(image, values) for image, values in zip((plain, sparse), samples, strict=True)),
@@ -37,6 +37,6 @@ def _bounded(image: Image, samples: Samples) -> Result:
 
 def _peak_mib(bench: Bench, image: Image) -> float:
     # The kernel passes the peak of a process on to the program that its child executes, so the figure is
-    # never below the benchmark's own peak: about 40 MiB, because what needs more runs in children.
+    # never below the benchmark's own peak: about 40 MiB, because work that needs more runs in children.
     repository = bench.program.init(bench.workspace.fresh("repository"))
     return repository.backup(image).peak_rss_bytes / MIB

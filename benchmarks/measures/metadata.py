@@ -36,7 +36,7 @@ simultaneous_writes: 1
 @REGISTRY.measure("upgrade", "upgrade of a backy2 database with a million rows of blocks")
 def upgrade(bench: Bench) -> list[Result]:
     return [
-        # Each block of each version with a blob of its own is the worst there is; 2 % are as daily backups have it.
+        # The worst case is a separate blob for each block of each version; 2 % is what daily backups have.
         result
         for what, changed in (("all blocks differ", 1.0), ("2 % of the blocks differ", 0.02))
         for result in _upgrade(bench, what, changed)
@@ -84,7 +84,7 @@ def year(bench: Bench) -> list[Result]:
     return [
         Result(measure="year", what=what, ours=least("database", "MiB", [size_mib]), target=less_than(YEAR_MIB)),
         Result(measure="year", what="one more day", ours=least("metadata", "s", day_s), target=less_than(DAY_S)),
-        # For orientation: 262,144 look-ups, while a backup reads and hashes a TiB.
+        # For information: 262,144 look-ups, while a backup reads and hashes a TiB.
         Result(measure="year", what="one more day, no hints", ours=least("metadata", "s", looked_up_s)),
     ]
 
@@ -101,6 +101,6 @@ def schema_check(bench: Bench) -> list[Result]:
 
 
 def _task(bench: Bench, task: str, path: str, *numbers: float) -> float:
-    """Run a task of metadata_tasks in a process of its own; return the number that it prints, if it does."""
+    """Run a task of metadata_tasks in a separate process; return the number that it prints, if any."""
     run = bench.runner.run([sys.executable, "-m", "benchmarks.metadata_tasks", task, path, *map(str, numbers)])
     return float(run.stdout or 0)

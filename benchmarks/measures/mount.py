@@ -3,8 +3,8 @@
 Before the clock starts the stored blobs are in the page cache, for both sides; nothing of the image is in the
 kernel or in the memory of the mount, unless the measure says so.
 
-Work that fills the page cache is done twice, what it left in memory is dropped in between, and the second time
-counts: a virtual machine gives free memory back to its host, and gets it again at a tenth of the speed of a copy.
+Work that fills the page cache is done twice, with the page cache dropped in between, and the second time counts: a
+virtual machine returns free memory to its host, and gets it back at a tenth of the speed of a copy.
 """
 
 import os
@@ -294,6 +294,6 @@ def _resident_mib(data: str) -> float:
 
 
 def task(bench: Bench, task: str, path: str, *arguments: object) -> float:
-    """Run a task of mount_tasks in a process of its own; return the number that it prints."""
+    """Run a task of mount_tasks in a separate process; return the number that it prints."""
     run = bench.runner.run([sys.executable, "-m", "benchmarks.mount_tasks", task, path, *map(str, arguments)])
     return float(run.stdout)

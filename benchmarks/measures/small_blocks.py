@@ -12,8 +12,8 @@ LIMIT_S = 12.0
 @REGISTRY.measure("small-blocks", "first backup of 100,000 blocks of 4 KiB, whole command")
 def small_blocks(bench: Bench) -> list[Result]:
     image = bench.images.small_blocks()
-    # Each run has a directory of its own, all removed at the end: ext4 looks past inodes that were deleted in
-    # the last minutes (`recently_deleted` in its ialloc.c), so removing one run's files slowed the next.
+    # Each run has a separate directory, all removed at the end: ext4 skips inodes that were deleted in the
+    # last minutes (`recently_deleted` in its ialloc.c), so removing one run's files slowed the next.
     numbers = itertools.count()
 
     def ours() -> float:

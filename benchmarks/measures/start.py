@@ -1,4 +1,4 @@
-"""What every command takes before it does anything: the price of interpreter and imports."""
+"""The time of every command before it does anything: the interpreter and imports."""
 
 import re
 
@@ -40,7 +40,7 @@ def cli_start(bench: Bench) -> list[Result]:
 
 
 def _unwanted_imports(bench: Bench, unwanted: set[str], *arguments: str) -> Result:
-    """Count the packages that this command should do without and yet imports."""
+    """Count the packages that this command imports although it should not."""
     text = bench.program.import_times(*arguments)
     imported = {match.group(1).partition(".")[0] for match in IMPORT_LINE.finditer(text)}
     found = sorted(unwanted & imported)
