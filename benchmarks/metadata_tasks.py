@@ -61,7 +61,7 @@ class Change:
 
 
 def make_backy2(path: str, rows: int, versions_count: int, fraction: float) -> None:
-    """Make a database of backy2 with `rows` of blocks; from version to version, a part of the image changes."""
+    """Make a database of backy2 with `rows` blocks; from version to version, a part of the image changes."""
     change = Change(rows // versions_count, fraction, random.Random(1))
     content = [_backy2_blob() for _ in range(change.blocks)]
     with closing(sqlite3.connect(path, isolation_level=None)) as database:

@@ -31,7 +31,6 @@ PHRASES = {
 }
 
 LEFT = {
-    ".": 1,
     "backyfs": 42,
     "backyfs/catalog": 9,
     "backyfs/config": 17,
@@ -44,13 +43,9 @@ LEFT = {
     "backyfs/storage": 21,
     "backyfs/targets": 12,
     "backyfs/work": 21,
-    "benchmarks": 33,
     "cli": 162,
-    "contrib": 10,
-    "docs/internals": 43,
-    "docs/operate": 81,
-    "docs/reference": 61,
-    "docs/use": 29,
+    "docs/internals": 7,
+    "docs/reference": 33,
     "migrations": 5,
     "tests": 1,
     "tests/cli": 174,
