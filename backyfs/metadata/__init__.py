@@ -1,5 +1,5 @@
-"""The metadata: what is backed up, and in which blobs it lies. The only place that knows SQL.
+"""Store the metadata: what is backed up, and in which blobs. This is the only package that contains SQL.
 
-Functions take a connection of `Database.read` or `Database.write` and belong to its transaction. Foreign
-errors become DatabaseError where the transaction ends.
+Functions take a connection from `Database.read` or `Database.write` and run in its transaction. Errors of SQLAlchemy
+become DatabaseError where the transaction ends.
 """

@@ -283,7 +283,7 @@ def test_an_export_for_backy2_that_meets_damage_leaves_no_file(
         (["export", "disk@latest", "{tmp}/no/x"], "{tmp}/no/x cannot be written: No such file or directory; name"),
         (["import", "{tmp}/nothing"], "{tmp}/nothing cannot be read: No such file or directory; name a file that"),
         (["import", "{tmp}"], "{tmp} cannot be read: Is a directory; name a file that `export` wrote"),
-        (["db", "copy", "mysql//x", "sqlite:////nowhere"], "is no URL of a database that backyfs knows"),
+        (["db", "copy", "mysql//x", "sqlite:////nowhere"], "is not a URL of a database that backyfs supports"),
         (["db", "copy", "sqlite:////nowhere", "sqlite:////elsewhere"], "/nowhere holds no repository"),
         (["db", "copy", "sqlite:///{tmp}/x", "sqlite:///{tmp}/x"], "{tmp}/x is named twice; name an empty database"),
     ],

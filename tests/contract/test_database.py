@@ -244,16 +244,16 @@ def test_a_database_that_was_closed_refuses_every_use(empty: Database) -> None:
     create(empty)
     empty.close()
     for use in (empty.read, empty.write, empty.begin):
-        with pytest.raises(RuntimeError, match="was closed and is used again"), use():
+        with pytest.raises(RuntimeError, match="is used after it was closed"), use():
             pytest.fail("a closed database gave a connection")
     for ask in (empty.schema, empty.check_revision, empty.use_wal):
-        with pytest.raises(RuntimeError, match="was closed and is used again"):
+        with pytest.raises(RuntimeError, match="is used after it was closed"):
             ask()
 
 
 def test_an_empty_database_holds_no_repository(empty: Database) -> None:
     create_file(empty)
-    with pytest.raises(SchemaError, match=r" holds no repository; run `backyfs initdb` to make one$"):
+    with pytest.raises(SchemaError, match=r" contains no repository; run `backyfs initdb` to create one$"):
         empty.check_revision()
 
 

@@ -134,7 +134,7 @@ def test_everything_that_reads_works_and_what_removes_makes_room(disk: Path, ima
     assert (backup.returncode, "backyfs.sqlite is full" in backup.stderr) == (1, True), backup.stderr
     removed = run(config, "rm", "--force", "vm@latest")
     assert removed.returncode == 0, removed.stderr
-    assert "using the reserve" in removed.stderr
+    assert "deleting the reserve" in removed.stderr
     cleaned = run(config, "cleanup", "--dangerous-force")
     assert cleaned.returncode == 0, cleaned.stderr
     again = run(config, "backup", random_image(tmp_path / "smaller", IMAGE_BYTES // 4, 2), "vm")
@@ -305,7 +305,7 @@ def test_a_hot_journal_on_a_read_only_file_system_is_not_ignored(small_disk: Pat
         connection.execute("CREATE TABLE versions (uid)")
     file.with_name("backy.sqlite-journal").write_bytes(b"something")
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.raises(DatabaseError, match="newest changes are still in"):
+    with pytest.raises(DatabaseError, match="latest changes are still in"):
         Database(f"sqlite:///{file}")
 
 
@@ -350,7 +350,7 @@ def write_until_the_server_is_full(directory: Path, disk: Path, url: str) -> Non
     config = make_repository(directory / "repository", database=url)
     with opened(config) as repository:
         fill(disk)
-        with pytest.raises(DatabaseFullError, match=r"^the disk of the server of postgresql.* is full"):
+        with pytest.raises(DatabaseFullError, match=r"^postgresql.*: the server's disk is full"):
             make_versions(repository)
         with repository.database.read() as connection:
             assert list_versions(connection) == []

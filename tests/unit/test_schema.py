@@ -365,14 +365,14 @@ def test_sizes_beyond_32_bits_fit(database: Database) -> None:
 
 
 def test_a_file_that_is_not_there_holds_no_repository_and_is_not_made(database: Database, file: Path) -> None:
-    with pytest.raises(SchemaError, match=rf"^{file} holds no repository; run `backyfs initdb` to make one$"):
+    with pytest.raises(SchemaError, match=rf"^{file} contains no repository; run `backyfs initdb` to create one$"):
         database.check_revision()
     assert not file.exists()
 
 
 def test_an_empty_database_holds_no_repository(database: Database, file: Path) -> None:
     create_file(database)
-    with pytest.raises(SchemaError, match=rf"^{file} holds no repository; run `backyfs initdb` to make one$"):
+    with pytest.raises(SchemaError, match=rf"^{file} contains no repository; run `backyfs initdb` to create one$"):
         database.check_revision()
 
 
@@ -404,7 +404,7 @@ def test_a_newer_revision_is_refused_with_the_release_that_it_needs(database: Da
         database.check_revision()
     assert str(caught.value) == (
         f"{file} has schema revision backyfs_9999, which is newer than this program's, backyfs_0004; "
-        "use release 7.5.0 or a newer one of backyfs"
+        "use release 7.5.0 or later of backyfs"
     )
     assert not isinstance(caught.value, SchemaOutdatedError)
 
@@ -442,10 +442,10 @@ def test_a_directory_is_no_database(tmp_path: Path) -> None:
 
 
 def test_what_is_no_url_is_refused() -> None:
-    with pytest.raises(DatabaseError, match=r"^the engine of \[MetaBackend\] is no URL .* knows; examples: sqlite:///"):
+    with pytest.raises(DatabaseError, match=r"^the engine of \[MetaBackend\] is not a URL .* supports; examples: sqlite:"):
         Database("no url")
 
 
 def test_a_database_that_nobody_knows_is_refused_without_its_password() -> None:
-    with pytest.raises(DatabaseError, match=r"^the engine of .* is no URL [^@]*@host/name, [^@]*@host/name$"):
+    with pytest.raises(DatabaseError, match=r"^the engine of .* is not a URL [^@]*@host/name, [^@]*@host/name$"):
         Database("nosuch://user:secret@host/db")

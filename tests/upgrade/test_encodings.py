@@ -61,7 +61,7 @@ def test_no_repository_is_made_where_not_all_text_can_be_stored(
 ) -> None:
     with pytest.raises(DatabaseError) as caught:
         make_repository(tmp_path, database=database(server, encoding))
-    assert f"has the encoding {encoding}, and backyfs needs UTF8; make another one with CREATE DATABASE" in str(
+    assert f"has the encoding {encoding}, but backyfs needs UTF8; create another with CREATE DATABASE" in str(
         caught.value
     )
 
@@ -69,7 +69,7 @@ def test_no_repository_is_made_where_not_all_text_can_be_stored(
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 def test_no_repository_is_copied_there(encoding: str, server: PostgresqlServer, tmp_path: Path) -> None:
     make_repository(tmp_path)
-    with pytest.raises(DatabaseError, match=f"has the encoding {encoding}, and backyfs needs UTF8"):
+    with pytest.raises(DatabaseError, match=f"has the encoding {encoding}, but backyfs needs UTF8"):
         copy_database(f"sqlite:///{tmp_path}/backyfs.sqlite", database(server, encoding))
 
 
@@ -83,7 +83,7 @@ def test_a_backy2_database_in_sql_ascii_is_refused_and_moved_as_the_manual_says(
     pipe_dump(moved, old)
     server.execute(server.drop_statement(str(make_url(moved).database)))
     reference.change_config(moved, old)
-    with pytest.raises(DatabaseError, match="has the encoding SQL_ASCII, and backyfs needs UTF8"):
+    with pytest.raises(DatabaseError, match="has the encoding SQL_ASCII, but backyfs needs UTF8"):
         upgrade(reference.config)
     new = database(server, "UTF8")
     pipe_dump(old, new)

@@ -166,7 +166,7 @@ def test_a_transaction_of_another_program_is_waited_for(reference: Reference) ->
 def test_a_file_that_lets_nobody_in_is_waited_for(reference: Reference) -> None:
     with closing(sqlite3.connect(reference.sqlite_file, isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
-        assert "in use by another command that does not let others in" in refused(reference)
+        assert "locked by another command" in refused(reference)
     assert upgrade(reference.config, wait_s=0) is not None
 
 
@@ -196,7 +196,7 @@ def test_a_transaction_on_a_server_is_waited_for(
     reference.move_to(url)
     with closing(Database(url)) as database, database.engine.connect() as other:
         assert other.execute(text("SELECT count(*) FROM versions")).scalar() == 3  # and is idle in its transaction
-        with pytest.raises(JobsRunningError, match="in use by another command that does not let others in"):
+        with pytest.raises(JobsRunningError, match="locked by another command"):
             upgrade(reference.config, wait_s=0)
         assert copies(reference) == []
         other.rollback()

@@ -1,4 +1,4 @@
-"""Values of backy2's columns as what they mean. SQLite stores any type in any column, whatever its declaration says.
+"""Convert values from backy2's columns. SQLite stores any type in any column, whatever the declaration says.
 
 Each function accepts None, integers, floats, text and bytes, and never raises TypeError.
 """
@@ -25,24 +25,24 @@ _NEAR = timedelta(minutes=2)  # between making the uid and inserting the row
 
 
 def text_of(value: object) -> str:
-    """Return text; bytes that are not UTF-8 are shown with backslashes."""
+    """Return the value as text; bytes that are not UTF-8 become backslash escapes."""
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
     return "" if value is None else str(value)
 
 
 def name_of(value: object) -> str:
-    """Return text as a name that every database can store."""
+    """Return the value as a name that every database can store."""
     return text_of(value).replace("\0", "")[:NAME_LENGTH]
 
 
-def kept(rule: Rule, value: object, otherwise: Any) -> Any:
-    """Return a value that keeps a rule, and something else in place of one that does not."""
+def valid_or(rule: Rule, value: object, otherwise: Any) -> Any:
+    """Return the value if it obeys the rule, else `otherwise`."""
     return value if obeys(rule, value) else otherwise
 
 
 def number_of(value: object) -> int | None:
-    """Return an integer of 64 bits, also from digits or a whole float; None if it is none."""
+    """Return a 64-bit integer, also from digits or a whole float; None if the value is not one."""
     try:
         number = int(value) if isinstance(value, int | float | str) else None
     except (ValueError, OverflowError):
@@ -53,7 +53,7 @@ def number_of(value: object) -> int | None:
 
 
 def digits_of(value: object) -> bytes | None:
-    """Return the bytes that text names by hexadecimal digits; None if it does not."""
+    """Return the bytes for a text of hexadecimal digits; None for any other value."""
     if not isinstance(value, str) or not value:
         return None
     try:
@@ -63,7 +63,7 @@ def digits_of(value: object) -> bytes | None:
 
 
 def unix_time_of(value: object) -> datetime:
-    """Return a time given in seconds since 1970; that year if it is none."""
+    """Return the time for a number of seconds since 1970; the start of 1970 if the value is not one."""
     try:
         time: datetime = values.DATE.check(datetime.fromtimestamp(number_of(value) or 0, UTC))
     except (ValueError, OverflowError, OSError):
@@ -72,10 +72,10 @@ def unix_time_of(value: object) -> datetime:
 
 
 def parse_time(value: object) -> datetime | None:
-    """Return a date or time as an aware time; None for none.
+    """Return a date or time as an aware time; None for an empty value.
 
     Raises:
-        DatabaseError: it is neither.
+        DatabaseError: the value is neither a date nor a time.
     """
     if value is None or value == "":
         return None
@@ -95,13 +95,13 @@ def parse_time(value: object) -> datetime | None:
 
 
 def created_at_of(uid: str, found: datetime | None) -> datetime:
-    """Return the date of a version in UTC; one that cannot be counts as none.
+    """Return the creation time of a version in UTC. An impossible one counts as missing.
 
-    Before 2.10.6, databases other than SQLite made it in their own time zone. The uid is a UUID of version 1,
-    which holds its own time in UTC: where both differ by a time zone, the uid is right.
+    Before backy2 2.10.6, databases other than SQLite stored it in their own time zone. The uid is a UUID of version 1,
+    which contains its time in UTC: if the two differ by a time zone, the uid is right.
     """
-    made: datetime | None = kept(values.DATE, _time_of(uid), None)
-    found = kept(values.DATE, found, None)
+    made: datetime | None = valid_or(values.DATE, _time_of(uid), None)
+    found = valid_or(values.DATE, found, None)
     if found is None:
         return made or datetime.fromtimestamp(0, UTC)
     if made is None:

@@ -1,4 +1,4 @@
-"""Cut long lists of parameters into statements that every database takes."""
+"""Split long lists of parameters into batches that every database accepts in one statement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-_BATCH = 512  # parameters a statement; SQLite before 3.32 takes 999
+_BATCH = 512  # parameters per statement; SQLite before 3.32 accepts 999
 
 
 def batches(items: Iterable[_T]) -> Iterator[list[_T]]:

@@ -1,4 +1,4 @@
-"""Types of columns, which SQLite, PostgreSQL and MariaDB share, and which check what is read from them."""
+"""Column types for SQLite, PostgreSQL and MariaDB that check every value they read."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 
 class Stored(TypeDecorator[Any]):
-    """A column whose values keep a rule: whatever breaks it raises OddValueError when the row is read.
+    """A column whose values obey a rule. Reading a value that breaks it raises OddValueError.
 
-    SQLite stores any type in any column, and other engines any text that fits. The types of SQLAlchemy would let some
-    of that pass, and turn some into something else: a blob read from the number 5 is five zeros.
+    SQLite stores any type in any column, and other engines any text that fits. SQLAlchemy's types accept some of these
+    values and misread others: a blob read from the number 5 becomes five zero bytes.
     """
 
     impl = String
     cache_ok = True
 
     def __init__(self, kind: TypeEngine[Any], rule: Rule | None) -> None:
-        """Store values as `kind` does. Without a rule they are read as they are, and whoever uses them checks them."""
+        """Store values as `kind` does. Without a rule, values are returned as stored, and callers must check them."""
         super().__init__()
         self.kind = kind
         self.rule = rule
         self.place = ("", "")  # table and column
-        self.impl = kind  # type: ignore[assignment]  # of the class until now
+        self.impl = kind  # type: ignore[assignment]  # replaces the class attribute
 
     @property
     def python_type(self) -> type[Any]:
@@ -46,7 +46,7 @@ class Stored(TypeDecorator[Any]):
         return self.kind.python_type
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:  # noqa: ARG002
-        """Return what makes a value of what the driver gives; NULL stays None, see `oddrows.sound_rows`."""
+        """Return a function that converts and checks values from the driver. NULL stays None (`oddrows.sound_rows`)."""
         if self.rule is None:
             return None
         check, convert, place = self.rule.check, self._convert, self.place
@@ -62,7 +62,7 @@ class Stored(TypeDecorator[Any]):
         return process
 
     def _convert(self, value: Any) -> Any:
-        """Return the value that a driver means; one that it cannot mean is returned as it is, for the rule."""
+        """Convert a value from the driver. Return it unchanged if that is impossible; the rule will reject it."""
         return value
 
 
@@ -72,7 +72,7 @@ class Whole(Stored):
     cache_ok = True
 
     def _convert(self, value: Any) -> Any:
-        # PostgreSQL adds up large numbers as decimal ones.
+        # PostgreSQL returns sums of large numbers as Decimal.
         return int(value) if isinstance(value, Decimal) and value == value.to_integral_value() else value
 
 
@@ -80,7 +80,7 @@ class TrueOrFalse(Stored):
     """A bool. SQLite and MariaDB store 0 and 1."""
 
     cache_ok = True
-    coerce_to_is_types = (type(None), bool)  # `IS false`, as with the types of SQLAlchemy
+    coerce_to_is_types = (type(None), bool)  # `IS false`, as for SQLAlchemy's own types
 
     def __init__(self) -> None:
         super().__init__(Boolean(), values.FLAG)
@@ -90,21 +90,21 @@ class TrueOrFalse(Stored):
 
 
 class UtcDateTime(Stored):
-    """An aware time in UTC; microseconds on every database."""
+    """An aware time in UTC, with microseconds on every database."""
 
     cache_ok = True
 
     def __init__(self, rule: Rule = values.DATE) -> None:
-        """Store times that keep a rule."""
-        # MariaDB leaves out microseconds by default.
+        """Store times that obey a rule."""
+        # By default, MariaDB drops microseconds.
         super().__init__(DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"), rule)
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Store a time without its zone, in UTC."""
+        """Store a time in UTC, without its zone."""
         return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
 
     def _convert(self, value: Any) -> Any:
-        if isinstance(value, str):  # as SQLite has it
+        if isinstance(value, str):  # from SQLite
             try:
                 value = datetime.fromisoformat(value)
             except ValueError:
@@ -113,15 +113,15 @@ class UtcDateTime(Stored):
 
 
 def uid(length: int, rule: Rule) -> Stored:
-    """Make the type of a uid, compared by its bytes."""
-    # Uids differ in case alone; MariaDB ignores case when it compares text unless the collation says otherwise.
+    """Return the type of a uid, compared by its bytes."""
+    # Uids may differ only in case, which MariaDB ignores in comparisons unless the collation says otherwise.
     exact = mysql.VARCHAR(length, charset="ascii", collation="ascii_bin")
     return Stored(String(length).with_variant(exact, "mysql", "mariadb"), rule)
 
 
 def ordered(length: int) -> Stored:
-    """Make the type of a key of short text: compared and ordered by its bytes, and read as it is."""
-    # As a uid, and PostgreSQL orders it by its bytes as the others do.
+    """Return the type of a short text key: compared and ordered by its bytes, and returned unchecked."""
+    # Like a uid, and PostgreSQL also orders it by its bytes, as the others do.
     exact = mysql.VARCHAR(length, charset="ascii", collation="ascii_bin")
     ordered = postgresql.VARCHAR(length, collation="C")
     kind = String(length).with_variant(exact, "mysql", "mariadb").with_variant(ordered, "postgresql")
@@ -129,15 +129,15 @@ def ordered(length: int) -> Stored:
 
 
 def raw(length: int, rule: Rule | None) -> Stored:
-    """Make the type of short bytes."""
-    # MariaDB indexes VARBINARY whole, but not BLOB.
+    """Return the type of short bytes."""
+    # MariaDB can index a whole VARBINARY, but not a whole BLOB.
     return Stored(LargeBinary(length).with_variant(mysql.VARBINARY(length), "mysql", "mariadb"), rule)
 
 
 def text(length: int) -> Stored:
-    """Make the type of text of people: names, labels, commands."""
-    # Names are compared and ordered by their bytes everywhere, as SQLite does. PostgreSQL orders them by the
-    # language of the database otherwise; MariaDB disregards case, and without "nopad" spaces at the end.
+    """Return the type of text that people chose: names, labels, commands."""
+    # Names are compared and ordered by their bytes, as SQLite does. Otherwise PostgreSQL would order them by the
+    # language of the database, and MariaDB would ignore case and, without "nopad", trailing spaces.
     exact = mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_nopad_bin")
     ordered = postgresql.VARCHAR(length, collation="C")
     kind = String(length).with_variant(exact, "mysql", "mariadb").with_variant(ordered, "postgresql")
@@ -145,20 +145,20 @@ def text(length: int) -> Stored:
 
 
 def short(length: int, rule: Rule) -> Stored:
-    """Make the type of text of the program."""
+    """Return the type of text that the program chose."""
     return Stored(String(length), rule)
 
 
 def number(rule: Rule | None) -> Stored:
-    """Make the type of a number of 32 bits."""
+    """Return the type of a 32-bit number."""
     return Whole(Integer(), rule)
 
 
 def large(rule: Rule | None) -> Stored:
-    """Make the type of a number of 64 bits."""
+    """Return the type of a 64-bit number."""
     return Whole(BigInteger(), rule)
 
 
 def reference() -> Stored:
-    """Make the type of the id of a row of another table."""
+    """Return the type of a reference to a row of another table."""
     return Whole(BigInteger().with_variant(Integer, "sqlite"), values.ROW_ID)

@@ -1,7 +1,7 @@
-"""The connection to the metadata: transactions, and the check of the schema.
+"""Connect to the metadata database: transactions, and the check of the schema.
 
-Every transaction is explicit, and writers wait for each other from their beginning: no two of them can take
-turns half way, on any engine.
+Every transaction is explicit. Writers wait for each other from the start of their transactions, so on every engine
+two of them can never interleave.
 """
 
 from __future__ import annotations
@@ -42,53 +42,53 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "Connection", "Database", "continue_ids", "insert_row", "mapped_errors", "show_url", "sqlite_path"]
 
-_READ = {"postgresql": {"isolation_level": "REPEATABLE READ"}}  # one state for all queries, as the others have
+_READ = {"postgresql": {"isolation_level": "REPEATABLE READ"}}  # one snapshot for all queries, as on the others
 _WRITE = {"sqlite": {"sqlite_begin": "BEGIN IMMEDIATE"}}
-# The one lock that writers take. SQLite has its own.
+# The lock that all writers take. SQLite has its own.
 _TAKE_TURN = text("SELECT id FROM repository FOR UPDATE")
 
 
 class Database:
-    """An open metadata database. Connections may be used from any thread, each from one at a time."""
+    """An open metadata database. Any thread may use a connection, but only one at a time."""
 
     def __init__(self, url: str) -> None:
         """Prepare to connect; nothing is opened yet.
 
         Raises:
-            DatabaseError: the URL is none, or its driver is not installed.
+            DatabaseError: the URL is invalid, or its driver is not installed.
         """
         self._engine = new_engine(url)
         self._is_closed = False
-        # Called in every transaction of `write`; raises where what was read when the repository was opened is gone.
+        # Called in every `write` transaction; raises if the state read when the repository was opened is gone.
         self.precondition: Callable[[Connection], None] | None = None
-        self.has_written = False  # something, by this object: the catalog may have to be told
-        self.was_changed = False  # likewise; stays set when the catalog was told
-        self.odd_rows = OddRows()  # that were read and left out
+        self.has_written = False   # this object wrote something, so the catalog may be out of date
+        self.was_changed = False   # the same, but stays set when the catalog was updated
+        self.odd_rows = OddRows()  # rows that were read and skipped
 
     @property
     def engine(self) -> Engine:
-        """The engine of SQLAlchemy, through which everything reaches the database.
+        """The SQLAlchemy engine, through which all access goes.
 
         Raises:
-            RuntimeError: `close` was called. SQLAlchemy itself would connect again, and nothing would close that.
+            RuntimeError: `close` was called. SQLAlchemy would connect again, and nothing would close that connection.
         """
         if self._is_closed:
-            raise RuntimeError(f"the database {self.place} was closed and is used again")
+            raise RuntimeError(f"the database {self.place} is used after it was closed")
         return self._engine
 
     @property
     def is_read_only(self) -> bool:
-        """Whether nobody can write to it: it is a file, and its file system is read-only."""
+        """Whether the database is a file on a read-only file system."""
         return on_read_only_file_system(self._engine.url)
 
     @property
     def place(self) -> str:
-        """What may be shown of where it is: the path of a file, or a URL without its password."""
+        """Where it is, for messages: the path of a file, or a URL without its password."""
         return show_url(self._engine.url)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Give a connection with a transaction that only reads, and sees one state all the time.
+        """Yield a connection with a read-only transaction that sees one consistent state.
 
         Raises:
             DatabaseError: the database fails.
@@ -98,12 +98,12 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Give a connection with a transaction that is committed at the end, or rolled back by an exception.
+        """Yield a connection with a transaction that is committed at the end, or rolled back by an exception.
 
-        It begins when no other writer is at work: transactions are to be short.
+        It waits for all other writers, so transactions must be short.
 
         Raises:
-            DatabaseError: the database fails; nothing of the transaction was done.
+            DatabaseError: the database failed; the transaction was rolled back.
         """
         with self.begin() as connection:
             if not is_sqlite(self.engine):
@@ -115,16 +115,16 @@ class Database:
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """Give a writing transaction as `write` does, where there may be no tables yet.
+        """Yield a write transaction like `write`, for a database that may not have tables yet.
 
         Raises:
-            DatabaseFullError: there is no room on the disk; nothing of the transaction was done.
-            DatabaseError: the database fails; likewise.
+            DatabaseFullError: the disk is full; the transaction was rolled back.
+            DatabaseError: the database failed; the transaction was rolled back.
         """
         if self.is_read_only:
             raise DatabaseError(
-                f"{self.place} is on a read-only file system; make that writable, or copy the file and let the engine "
-                "of [MetaBackend] name the copy"
+                f"{self.place} is on a read-only file system; make the file system writable, or copy the file and set "
+                "the copy as the engine of [MetaBackend]"
             )
         with self._transaction(_WRITE) as connection:
             yield connection
@@ -140,59 +140,59 @@ class Database:
             yield connection
 
     def schema(self) -> Schema:
-        """Look which schema there is: one query, and alembic stays unloaded.
+        """Return the schema of the database, with one query and without loading alembic.
 
         Raises:
-            DatabaseError: the database cannot be asked.
+            DatabaseError: the query fails.
         """
         with mapped_errors(self.place):
             return read_schema(self.engine)
 
     def check_revision(self) -> None:
-        """Make sure that the schema is the program's.
+        """Make sure that the database has this program's schema.
 
         Raises:
-            SchemaOutdatedError: it is older; `backyfs.engine.setup.upgrade` changes that.
-            NoRepositoryError: it holds no repository.
-            SchemaError: it is of a newer release, or a recovery has not ended.
+            SchemaOutdatedError: the schema is older; `backyfs.engine.setup.upgrade` can upgrade it.
+            NoRepositoryError: the database contains no repository.
+            SchemaError: the schema is of a newer release, or a recovery did not finish.
         """
         schema = self.schema()
         if schema.state is SchemaState.CURRENT:
             self.use_wal()
             return
         if schema.state is SchemaState.NONE:
-            raise NoRepositoryError(f"{self.place} holds no repository; run `backyfs initdb` to make one")
+            raise NoRepositoryError(f"{self.place} contains no repository; run `backyfs initdb` to create one")
         if schema.state is SchemaState.OLDER:
             raise SchemaOutdatedError(f"{self.place} has an older schema; run `backyfs upgrade`")
         if schema.revision == RECOVERING:
             raise SchemaError(
-                f"{self.place} is being rebuilt by `backyfs recover`, or was and that did not end; run it again"
+                f"{self.place} is incomplete: `backyfs recover` is still running or did not finish; run it again"
             )
         if not str(schema.revision).startswith(OURS):
             found = shown(schema.revision)
             raise SchemaError(
-                f"{self.place}: the column version_num of the table alembic_version has {found}, a revision of neither "
-                "backy2 nor backyfs; if the other tables are those of backy2, delete that row and run the command again"
+                f"{self.place}: version_num in the table alembic_version is {found}, which is neither a revision of "
+                "backy2 nor of backyfs; if the other tables are backy2's, delete that row and run the command again"
             )
-        needed = "a newer release" if schema.needs_release is None else f"release {schema.needs_release} or a newer one"
+        needed = "a newer release" if schema.needs_release is None else f"release {schema.needs_release} or later"
         raise SchemaError(
             f"{self.place} has schema revision {schema.revision}, which is newer than this program's, {HEAD}; "
             f"use {needed} of backyfs"
         )
 
     def use_wal(self) -> None:
-        """Let readers and a writer of an SQLite file work at the same time; it stays so, and else nothing happens.
+        """Let readers and a writer of an SQLite file work at the same time. The setting is permanent.
 
-        Not before the schema is ours: backy2 does not do it, and an upgrade that is refused changes nothing.
+        This waits until the schema is ours: backy2 does not use WAL, and a refused upgrade must change nothing.
         """
         if is_sqlite(self.engine) and not self.is_read_only:
-            # On a full disk it stays as it is, and works that way too.
+            # On a full disk the mode stays unchanged, which also works.
             with suppress(DatabaseFullError), mapped_errors(self.place), self.engine.connect() as connection:
                 raw: Any = connection.connection.dbapi_connection
                 raw.execute("PRAGMA journal_mode = WAL").close()  # outside of any transaction
 
     def keep_reserve(self) -> None:
-        """Keep a little room beside an SQLite file for `use_reserve`, where the disk has plenty of it.
+        """Reserve a little space next to an SQLite file for `use_reserve`, if the disk has plenty.
 
         The database may be closed.
         """
@@ -201,26 +201,26 @@ class Database:
             keep_reserve(path)
 
     def use_reserve(self) -> None:
-        """Use the room that was kept beside an SQLite file if the disk is full. For commands that make room."""
+        """Release the reserve next to an SQLite file if the disk is full. For commands that free space."""
         path = sqlite_path(self.engine.url)
         if path is not None and not self.is_read_only:
             use_reserve(path)
 
     def close(self) -> None:
-        """Close all connections. What uses the database afterwards fails."""
+        """Close all connections. Any later use of the database fails."""
         self._is_closed = True
-        self._engine.pool.dispose()  # `engine.dispose` would make a new pool, for nothing
+        self._engine.pool.dispose()  # `engine.dispose` would needlessly create a new pool
 
 
 def insert_row(connection: Connection, row: Insert) -> int:
-    """Insert a row and return the number that the database gave it."""
+    """Insert a row and return its id."""
     key = connection.execute(row).inserted_primary_key
     assert key is not None
     return int(key[0])
 
 
 def continue_ids(connection: Connection, table: Table) -> None:
-    """Let PostgreSQL number new rows after those that came with their ids; the others do so by themselves."""
+    """Let PostgreSQL number new rows after the highest id that was inserted. The other engines do so automatically."""
     key = table.autoincrement_column
     if connection.dialect.name != "postgresql" or key is None:
         return
@@ -234,12 +234,12 @@ def continue_ids(connection: Connection, table: Table) -> None:
 
 @contextmanager
 def mapped_errors(place: str) -> Iterator[None]:
-    """Make DatabaseErrors of what SQLAlchemy raises; `place` is that of the database, for messages."""
+    """Turn errors of SQLAlchemy into DatabaseErrors; `place` is the place of the database, for messages."""
     try:
         yield
     except DBAPIError as error:
         if is_busy(error):
-            raise DatabaseBusyError("the database is in use by another command that does not let others in") from error
+            raise DatabaseBusyError("the database is locked by another command") from error
         if (full := explain_full(error, place)) is not None:
             raise DatabaseFullError(full) from error
         if (encoding := explain_encoding(error, place)) is not None:
@@ -252,6 +252,6 @@ def mapped_errors(place: str) -> Iterator[None]:
 
 
 def _database_error(error: SQLAlchemyError) -> DatabaseError:
-    # The driver's words alone: SQLAlchemy adds the statement and its parameters, among them wrapped keys.
+    # Only the driver's message: SQLAlchemy adds the statement and its parameters, which include wrapped keys.
     reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
     return DatabaseError(f"database: {reason.splitlines()[0] if reason else type(error).__name__}")

@@ -1,7 +1,7 @@
-"""Numbers by the ids of blobs: a plain array, or a sparse one where few of the possible ids have rows.
+"""Keep a number per blob id: in a plain array, or in a sparse one if few of the possible ids have rows.
 
-Ids follow each other, so an array indexed by them is small and fast. But a single row with an id of 900 million would
-make it take gigabytes, and anyone who can write to the database can insert that row.
+Ids are normally consecutive, so an array indexed by them is small and fast. But a single row with id 900,000,000 would
+make it take gigabytes, and anyone who can write to the database can insert such a row.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from backyfs.metadata.db.tables import blobs
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-_SMALL = 1 << 22      # ids: up to here an array is made without counting the rows
-_LEAST_DENSITY = 1 / 4  # of rows among ids; a sparse array takes twice the room, and ten times as long
+_SMALL = 1 << 22      # up to this id, make a plain array without counting the rows
+_LEAST_DENSITY = 1 / 4  # rows per id; a sparse array takes twice the memory and ten times as long
 _ROWS_AT_ONCE = 20_000
 
 
 class SparseArray:
-    """Numbers by the ids that have rows: 16 bytes for each row. Other ids raise IndexError, as in an array."""
+    """A number for each id that has a row, in 16 bytes per row. Other ids raise IndexError, as in an array."""
 
     def __init__(self, ids: array[int], kind: str, number: int = 0) -> None:
-        """Give each of the ids, which rise, the same number."""
+        """Set the number of each of these ascending ids."""
         self._ids = ids
         self._numbers = array(kind, [number]) * len(ids)
 
@@ -47,10 +47,10 @@ Numbers: TypeAlias = "array[int] | SparseArray"
 
 
 class BlobIds:
-    """The ids that blobs have, of one state of the database."""
+    """The ids of all blobs in one snapshot of the database."""
 
     def __init__(self, connection: Connection) -> None:
-        """Look which ids there are; read all of them only if they are sparse."""
+        """Find the highest id. Read all ids only if they are sparse."""
         self.highest = highest_blob_id(connection)
         self._rows: array[int] | None = None
         if self.highest >= _SMALL:
@@ -62,16 +62,16 @@ class BlobIds:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether arrays have a place only for ids with rows."""
+        """Whether arrays only have entries for ids with rows."""
         return self._rows is not None
 
     def numbers(self, kind: str, number: int = 0) -> Numbers:
-        """Return an array, of a type code of `array`, in which every id has the same number."""
+        """Return an array with the type code `kind` in which every id has the same number."""
         if self._rows is not None:
             return SparseArray(self._rows, kind, number)
         return array(kind, [number]) * (self.highest + 1)
 
 
 def highest_blob_id(connection: Connection) -> int:
-    """Return the highest id that a blob has, 0 if there is none."""
+    """Return the highest id of a blob; 0 if there are no blobs."""
     return max(0, connection.execute(select(func.max(blobs.c.id))).scalar() or 0)

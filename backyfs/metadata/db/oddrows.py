@@ -1,6 +1,6 @@
-"""Rows with a value that cannot be: they are noted and left out, and the others are there.
+"""Read queries in spite of odd rows: rows with an impossible value are noted and skipped, all others are returned.
 
-What was noted is in `Database.odd_rows`. A command that came across any ends with the status of damage.
+`Database.odd_rows` collects them. A command that found any ends with the exit status for damage.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Row, Select
 
 _log = logging.getLogger(__name__)
-_NAMING = ("uid", "version_uid", "name", "label", "command")  # columns by which people know a row
-OPTION = "odd_rows"  # of connections: where they are noted
+_NAMING = ("uid", "version_uid", "name", "label", "command")  # columns by which people recognise a row
+OPTION = "odd_rows"  # the execution option of connections that contains the OddRows
 
 
 @dataclass(frozen=True, slots=True)
 class OddRows:
-    """The odd rows that were found so far; each is logged once."""
+    """The odd rows found so far. Each is logged once."""
 
     messages: set[str] = field(default_factory=set)
     tables: set[str] = field(default_factory=set)
 
     def note(self, error: OddValueError) -> None:
-        """Note a row."""
+        """Add a row, and log it unless it is already known."""
         if str(error) not in self.messages:
             self.messages.add(str(error))
             self.tables.add(error.table)
@@ -41,15 +41,15 @@ class OddRows:
 
 
 def note_odd(connection: Connection, error: OddValueError) -> None:
-    """Note an odd row that the caller leaves out."""
+    """Note an odd row that the caller skips."""
     connection.get_execution_options().get(OPTION, OddRows()).note(error)
 
 
 def sound_rows(connection: Connection, query: Select[Any], key: Column[Any]) -> list[Row[Any]]:
-    """Return the rows of a query in which every value can be; note the others.
+    """Return the rows of a query whose values are all possible; note the others.
 
-    Each row of the query is one of the table with the id `key`, which the query need not ask for. It is one query,
-    unless there is an odd row.
+    Each result row belongs to one row of the table of `key`, its id column, which need not be selected. This runs one
+    query unless there is an odd row.
     """
     try:
         return _read(connection, query, key)
@@ -62,7 +62,7 @@ def require_sound(connection: Connection, query: Select[Any], key: Column[Any]) 
     """Return the rows of a query.
 
     Raises:
-        OddValueError: one has a value that cannot be. It says which.
+        OddValueError: a row has an impossible value. The error says which row.
     """
     try:
         return _read(connection, query, key)
@@ -76,7 +76,7 @@ def require_sound(connection: Connection, query: Select[Any], key: Column[Any]) 
 
 
 def odd_ids(connection: Connection, query: Select[Any], key: Column[Any]) -> list[int]:
-    """Return the ids of the rows of a query that have a value that cannot be; they are noted."""
+    """Return the ids of the odd rows of a query, and note them."""
     try:
         _read(connection, query, key)
     except OddValueError:
@@ -86,7 +86,7 @@ def odd_ids(connection: Connection, query: Select[Any], key: Column[Any]) -> lis
 
 
 def _sound(connection: Connection, query: Select[Any], key: Column[Any], ids: Sequence[int]) -> Sequence[Row[Any]]:
-    """Return the sound rows of these, in the order of the query; halves find the odd ones in few queries."""
+    """Return the sound rows with these ids, in the order of the query. Bisection finds odd ones with few queries."""
     try:
         return _read(connection, query.where(key.in_(ids)), key)
     except OddValueError as error:
@@ -104,19 +104,19 @@ def _read(connection: Connection, query: Select[Any], key: Column[Any]) -> list[
     """Return the rows of a query.
 
     Raises:
-        OddValueError: one has a value that cannot be, or lacks one that its table demands.
+        OddValueError: a row has an impossible value, or NULL in a column that its table requires.
     """
     rows = list(connection.execute(query).all())
     if any(None in row for row in rows):
         for place, column in enumerate(query.selected_columns):
             demanded = isinstance(column, Column) and column.table is key.table and not column.nullable
             if demanded and any(row[place] is None for row in rows):
-                raise OddValueError(column.table.name, column.name, "no value, and needs one")
+                raise OddValueError(column.table.name, column.name, "NULL, which is not allowed")
     return rows
 
 
 def _named(connection: Connection, error: OddValueError, key: Column[Any], row_id: int) -> OddValueError:
-    """Return an error that also says which row it is: its id, and what else people know it by, as it is."""
+    """Return the error with the identity of the row: its id, and the raw columns by which people recognise it."""
     names = [name for name in _NAMING if name in key.table.columns]
     raw = select(key, *map(literal_column, names)).select_from(key.table).where(key == row_id)
     row = connection.execute(raw).one()

@@ -1,6 +1,6 @@
-"""Schema revisions: which there are, and which one a database has. One cheap query, without alembic.
+"""List the schema revisions, and find out which one a database has: with one cheap query, without alembic.
 
-The first are those of backy2, under its identifiers. A test compares the list with the migrations.
+The first revisions are those of backy2, with its identifiers. A test compares the list with the migrations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from backyfs.metadata.db.sqlite import CHECK_PATIENCE_MS
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-BEFORE_ALEMBIC = "backy2_2_9_5"  # backy2 up to that release has no revision in its database
+BEFORE_ALEMBIC = "backy2_2_9_5"  # up to that release, backy2 stored no revision
 LAST_OF_BACKY2 = "30349b678801"
 OF_BACKY2 = (
     BEFORE_ALEMBIC,
@@ -35,49 +35,51 @@ OF_BACKY2 = (
 )
 FIRST_OF_OURS = "backyfs_0001"
 HISTORY = (*OF_BACKY2, FIRST_OF_OURS, "backyfs_0002", "backyfs_0003", "backyfs_0004")
-HEAD = HISTORY[-1]  # what this program works with
-HEAD_RELEASE = "0.1.0"  # the oldest release that works with it; older ones tell their users so
+HEAD = HISTORY[-1]  # the revision that this program needs
+HEAD_RELEASE = "0.1.0"  # the oldest release that supports HEAD; older releases print it
 
-# Stands in alembic_version while the last tables of backy2 are being dropped: everything else is done.
+# The revision while the last tables of backy2 are dropped, when everything else is done.
 CLEARING_AWAY = "backyfs_clearing"
 
-# Stands there while a database is filled from the catalog, and where that did not come to its end.
+# The revision while a database is filled from the catalog, and after a recovery that did not finish.
 RECOVERING = "backyfs_recovering"
 
-OURS = "backyfs_"  # every revision of ours begins so
+OURS = "backyfs_"  # prefix of all our revisions
 
-ASIDE = "backy2_"  # before the names of backy2's tables, while their rows are taken over
-BACKY2_TABLES = ("blocks", "tags", "stats", "stats_old", "deleted_blocks", "versions")  # the one referred to last
+ASIDE = "backy2_"  # prefix of backy2's renamed tables while their rows are taken over
+BACKY2_TABLES = ("blocks", "tags", "stats", "stats_old", "deleted_blocks", "versions")  # referenced tables last
+
+
 class SchemaState(Enum):
-    """How the schema of a database stands to the program's."""
+    """How the schema of a database compares with the program's."""
 
     NONE = "none"        # there is no repository
     CURRENT = "current"
-    OLDER = "older"      # to be upgraded
-    NEWER = "newer"      # of a newer release of backyfs
+    OLDER = "older"      # needs an upgrade
+    NEWER = "newer"      # from a newer release of backyfs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
-    """What was found in a database."""
+    """The schema found in a database."""
 
     state: SchemaState
-    revision: str | None  # the one in alembic_version
-    needs_release: str | None = None  # for NEWER: the oldest release that works with it, where it is known
+    revision: str | None  # from alembic_version
+    needs_release: str | None = None  # for NEWER: the oldest release that supports it, if known
 
 
 def read_schema(engine: Engine) -> Schema:
-    """Look which schema a database has.
+    """Return the schema of a database.
 
     Raises:
-        DBAPIError: the database cannot be asked.
+        DBAPIError: the query fails.
     """
     path = sqlite_path(engine.url)
-    if path is not None and not os.path.exists(path):  # connecting would make an empty file
+    if path is not None and not os.path.exists(path):  # connecting would create an empty file
         return Schema(state=SchemaState.NONE, revision=None)
     with engine.connect() as connection:
         if path is not None:
-            # Who waits long for an upgrade that is under way is to be told, and waits elsewhere.
+            # During an upgrade, give up soon: the caller reports the upgrade and does the waiting.
             connection.connection.cursor().execute(f"PRAGMA busy_timeout = {CHECK_PATIENCE_MS}")
             connection.detach()
         revision = _read_revision(connection)
@@ -93,10 +95,10 @@ def read_schema(engine: Engine) -> Schema:
 
 
 def _read_revision(connection: Connection) -> str | None:
-    """Return what alembic_version holds; None where there is no such table, or nothing in it."""
+    """Return the revision in alembic_version; None if the table is missing or empty."""
     try:
         with connection.begin():
-            # SQLite keeps any type, and text that is not UTF-8. '' says as much as nothing.
+            # SQLite stores any type, and text that is not UTF-8. '' means the same as no row.
             column = "CAST(version_num AS BLOB)" if connection.dialect.name == "sqlite" else "version_num"
             revision = connection.execute(text(f"SELECT {column} FROM alembic_version")).scalar()  # noqa: S608
             return text_of(revision) or None
@@ -107,7 +109,7 @@ def _read_revision(connection: Connection) -> str | None:
 
 
 def is_of_backy2(connection: Connection) -> bool:
-    """Return whether these are tables of backy2, whatever it says of itself: failed upgrades left all sorts behind."""
+    """Return whether the tables are backy2's, judging by their columns: failed upgrades left wrong revisions behind."""
     if holds_repository(connection):
         return False
     inspector = inspect(connection)
@@ -120,7 +122,7 @@ def is_of_backy2(connection: Connection) -> bool:
 
 
 def holds_repository(connection: Connection) -> bool:
-    """Return whether a repository of ours is in the tables: what was taken over from backy2 counts from its row on."""
+    """Return whether the database contains a repository of ours. An adopted one counts once its row is written."""
     if not inspect(connection).has_table("repository"):
         return False
     return connection.execute(text("SELECT 1 FROM repository")).first() is not None

@@ -1,8 +1,8 @@
-"""How the file of an SQLite database is opened: usually, on a read-only file system, and on one without a free byte.
+"""Open the file of an SQLite database: normally, on a read-only file system, and on a full one.
 
-In WAL mode even a reader needs a file beside the database, `-shm`, through which processes coordinate. SQLite allocates
-it when the first one opens the database. Where there is no room for that, a reader opens it read-only and keeps the
-index of the log in memory. SQLite notices when a writer appears, so what is read is always one committed state.
+In WAL mode even a reader needs the file `-shm` next to the database, through which processes coordinate. SQLite
+allocates it when the first process opens the database. If there is no space for it, a reader opens it read-only and
+keeps the index of the log in memory. SQLite notices when a writer appears, so readers always see a committed state.
 Source: https://www.sqlite.org/wal.html#readonly, and `walBeginShmUnreliable` in wal.c.
 """
 
@@ -23,48 +23,48 @@ from backyfs.metadata.db.room import lacks_room
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CHECK_PATIENCE_MS = 1000   # how long the check of the schema waits for an SQLite file
-FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")  # SQLite itself says that there is no room
+CHECK_PATIENCE_MS = 1000   # the schema check waits this long for a locked SQLite file
+FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")  # SQLite itself reports that there is no space
 _LOOK = "PRAGMA schema_version"  # reads the file, and the log if there is one
-ROOM_BYTES = 64 << 10      # for `-shm` and the first pages of a log: with less nothing can be written
-_INDEX_BYTES = 32 << 10    # of `-shm` at least, once it is in use
+ROOM_BYTES = 64 << 10      # for `-shm` and the first pages of a log; with less, nothing can be written
+_INDEX_BYTES = 32 << 10    # `-shm` has at least this size once it is in use
 _NORMAL_EVERY = 25
-_RETRIES = 100             # while another command comes or goes
+_RETRIES = 100             # while another command opens or closes the database
 _PAUSE_S = 0.02
 
 
 class ReadingConnection(sqlite3.Connection):
-    """A connection that can only read, because there is no room for more. It is for one transaction."""
+    """A connection that can only read because the disk is full. It is used for one transaction."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.on_close: Callable[[], None] = lambda: None
 
     def close(self) -> None:
-        """Close it, and let others be opened normally again."""
+        """Close it, so that other connections can be opened normally again."""
         super().close()
         on_close, self.on_close = self.on_close, lambda: None
         on_close()
 
 
 class FileOpener:
-    """Opens connections to one file, for one engine. May be called from any thread."""
+    """Opens connections to one file for one engine. May be called from any thread."""
 
     def __init__(self, path: str) -> None:
         """Prepare to open the file at `path`."""
         self._path = path
         self._lock = threading.Lock()
-        self._reading = 0  # connections that only read; a process opens `-shm` once, as the first of them did
+        self._reading = 0  # open ReadingConnections; a process opens `-shm` once, in the mode of its first connection
 
     def __call__(self) -> sqlite3.Connection:
-        """Open the file: to read and write, or only to read if there is no room for the files beside it.
+        """Open the file for reading and writing, or only for reading if there is no space for the files next to it.
 
         Raises:
             sqlite3.Error: it cannot be opened.
         """
         with self._lock:
             for attempt in range(_RETRIES):
-                # An attempt that fails disturbs the readers of other processes, so there are few.
+                # Failed attempts disturb readers in other processes, so only some attempts open the file normally.
                 is_turn = attempt % _NORMAL_EVERY == 0 and not self._reading
                 if is_turn and not self._is_surely_full() and (connection := self._open()) is not None:
                     return connection
@@ -80,9 +80,9 @@ class FileOpener:
             self._reading -= 1
 
     def _is_surely_full(self) -> bool:
-        """Return whether a normal connection cannot be opened, without an attempt."""
+        """Return whether a normal connection would certainly fail, without trying to open one."""
         try:
-            # Where others have it open, nothing has to be allocated.
+            # If another process has the database open, nothing needs to be allocated.
             is_open = os.path.getsize(f"{self._path}-shm") >= _INDEX_BYTES
         except OSError:
             is_open = False
@@ -100,12 +100,12 @@ class FileOpener:
         return connection
 
     def _open_reading(self) -> ReadingConnection | None:
-        """Return a connection that only reads; None if another command has just come or gone."""
+        """Return a read-only connection; None if another command has just opened or closed the database."""
         path = os.path.abspath(self._path)
         if _has_index(path):
             place = f"file:{quote(path)}?readonly_shm=1"
         elif not _has_content(f"{path}-wal") and not _has_content(f"{path}-journal"):
-            place = f"file:{quote(path)}?immutable=1"  # not even an empty file can be made: nobody else can write
+            place = f"file:{quote(path)}?immutable=1"  # if not even an empty file can be created, nobody can write
         else:
             return None
         connection = _connect(place, uri=True, factory=ReadingConnection)
@@ -124,8 +124,8 @@ def begin_reading(raw: ReadingConnection, statement: str, execute: Callable[[str
     """Begin a transaction with `statement` on a connection that can only read.
 
     Raises:
-        DatabaseFullError: it is one that writes.
-        DBAPIError: it cannot begin.
+        DatabaseFullError: the transaction wants to write.
+        DBAPIError: the transaction cannot begin.
     """
     if statement != "BEGIN":
         path = raw.execute("PRAGMA database_list").fetchone()[2]
@@ -133,7 +133,7 @@ def begin_reading(raw: ReadingConnection, statement: str, execute: Callable[[str
     for attempt in range(_RETRIES):
         execute(statement)
         try:
-            execute("SELECT 1 FROM sqlite_master")  # the state that the transaction sees is fixed here
+            execute("SELECT 1 FROM sqlite_master")  # the first read fixes the snapshot of the transaction
         except DBAPIError as error:
             if raw.in_transaction:
                 execute("ROLLBACK")
@@ -145,34 +145,34 @@ def begin_reading(raw: ReadingConnection, statement: str, execute: Callable[[str
 
 
 def full_message(place: str) -> str:
-    """Return what to say where nothing can be written because there is no room."""
+    """Return the message for a database that cannot be written because there is no space."""
     return (
-        f"the file system of {place} is full, or a quota or size limit is reached: nothing can be written to the "
-        "database; free some space there. `backyfs rm` and `backyfs cleanup` have a reserve and can make room"
+        f"the file system of {place} is full, or a quota or size limit is reached, so the database cannot be written; "
+        "free some space there. `backyfs rm` and `backyfs cleanup` have a reserve and can still free space"
     )
 
 
 def read_only_opener(path: str) -> Callable[[], sqlite3.Connection]:
-    """Open an SQLite file as one that does not change: else SQLite wants to make files beside it.
+    """Return a function that opens an SQLite file as immutable, so that SQLite creates no files next to it.
 
     Source: https://www.sqlite.org/uri.html, immutable.
 
     Raises:
-        DatabaseError: its newest changes are in a file beside it.
+        DatabaseError: its latest changes are in a file next to it.
     """
     path = os.path.abspath(path)
     for log in (f"{path}-wal", f"{path}-journal"):
         if _has_content(log):
             raise DatabaseError(
-                f"{path} is on a read-only file system, and the newest changes are still in {log}; copy both files to "
-                "where they can be written, and let the engine of [MetaBackend] name the copy"
+                f"{path} is on a read-only file system, and its latest changes are still in {log}; copy both files to "
+                "a writable place, and set the copy as the engine of [MetaBackend]"
             )
     place = f"file:{quote(path)}?immutable=1"
     return lambda: _connect(place, uri=True)
 
 
 def text_or_bytes(raw: bytes) -> str | bytes:
-    """Return what a file has as text; as bytes where it is not UTF-8, so that the rule of the column refuses it."""
+    """Return stored text; as bytes if it is not UTF-8, so that the rule of the column rejects it."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -186,7 +186,7 @@ def _connect(place: str, **options: Any) -> sqlite3.Connection:
 
 
 def _has_index(path: str) -> bool:
-    """Return whether the database file at `path` has a `-shm`; an empty one is made, as SQLite makes it."""
+    """Return whether the database file at `path` has a `-shm`. Create an empty one if possible, as SQLite would."""
     try:
         owner = os.stat(path)
         fd = os.open(f"{path}-shm", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, owner.st_mode & 0o777)

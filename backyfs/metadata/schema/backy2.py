@@ -19,12 +19,12 @@ from backyfs.geometry import block_count, block_length
 from backyfs.metadata.db.backy2_values import (
     created_at_of,
     digits_of,
-    kept,
     name_of,
     number_of,
     parse_time,
     text_of,
     unix_time_of,
+    valid_or,
 )
 from backyfs.model import BlobRecord, BlobUid, BlockIndex, StatisticsRecord, VersionRecord, VersionStatus, VersionUid
 from backyfs.values import obeys, shown
@@ -214,7 +214,7 @@ class Backy2Database:
         while rows := self._rows(query, id=last[0], uid=last[1]):
             for row in rows:
                 if obeys(values.BLOB_UID, row.uid):
-                    yield BlobUid(row.uid), kept(values.BLOB_SIZE, number_of(row.size), 0), unix_time_of(row.time)
+                    yield BlobUid(row.uid), valid_or(values.BLOB_SIZE, number_of(row.size), 0), unix_time_of(row.time)
             last = (rows[-1].id, rows[-1].uid)
 
     def statistics(self) -> Iterator[StatisticsRecord]:
@@ -390,10 +390,10 @@ def _statistics(row: Any) -> StatisticsRecord:
     uid = VersionUid(text_of(row["version_uid"]))
     date = _time_or_none(uid, row["utc"])
     return StatisticsRecord(
-        created_at=kept(values.DATE, date, datetime.fromtimestamp(0, UTC)),
-        version_uid=kept(values.VERSION_UID, uid, _NO_UID),
+        created_at=valid_or(values.DATE, date, datetime.fromtimestamp(0, UTC)),
+        version_uid=valid_or(values.VERSION_UID, uid, _NO_UID),
         version_name=name_of(row["version_name"]),
         bytes_stored=None,
-        duration_s=kept(values.DURATION, number_of(row["duration_seconds"]), 0),
-        **{field: kept(values.COUNT, number_of(row[column]), 0) for field, column in _STATISTICS.items()},
+        duration_s=valid_or(values.DURATION, number_of(row["duration_seconds"]), 0),
+        **{field: valid_or(values.COUNT, number_of(row[column]), 0) for field, column in _STATISTICS.items()},
     )
