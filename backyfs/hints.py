@@ -18,7 +18,7 @@ from backyfs.ranges import Ranges, ranges
 if TYPE_CHECKING:
     from backyfs.ranges import Range
 
-_REMEDY = "make the list with `rbd diff --format=json`"
+_REMEDY = "create the list with `rbd diff --format=json`"
 _EXISTS = {"true": True, "false": False, True: True, False: False}
 
 
@@ -48,9 +48,9 @@ def parse_hints(text: str | bytes, where: str) -> Hints:
     try:
         listed = json.loads(text, object_hook=found.add)
     except (ValueError, RecursionError) as error:  # ValueError: also for text that is not UTF-8
-        raise HintsError(f"{where}: not JSON that can be read: {error}; {_REMEDY}") from error
+        raise HintsError(f"not valid JSON: {error}", subject=f"{where}:", remedy=_REMEDY) from error
     if not isinstance(listed, list) or listed != [None] * len(found.parts):
-        raise HintsError(f"{where}: not a list of objects; {_REMEDY}")
+        raise HintsError("not a list of objects", subject=f"{where}:", remedy=_REMEDY)
     return Hints(
         data=ranges(part for part, exists in found.parts if exists),
         zeros=ranges(part for part, exists in found.parts if not exists),
@@ -73,7 +73,7 @@ class _Entries:
         self.parts.append(((offset, offset + length), _EXISTS[exists]))
 
     def _refusal(self, fact: str) -> HintsError:
-        return HintsError(f"{self._where}: entry {len(self.parts) + 1}: {fact}; {_REMEDY}")
+        return HintsError(f"entry {len(self.parts) + 1}: {fact}", subject=f"{self._where}:", remedy=_REMEDY)
 
 
 def block_hints(hints: Hints, size_bytes: int, block_size: int) -> BlockHints:
@@ -87,8 +87,10 @@ def block_hints(hints: Hints, size_bytes: int, block_size: int) -> BlockHints:
     end = max((part.parts[-1][1] for part in (hints.data, hints.zeros) if part.parts), default=0)
     if end > size_bytes:
         raise HintsError(
-            f"the hints reach to byte {end}, the source ends at byte {size_bytes}: they are for another image, or for "
-            "a larger state of it; make hints for the snapshot that is backed up"
+            f"reach to byte {end}, but the source ends at byte {size_bytes}: they are for another image or a larger "
+            "state of it",
+            subject="the hints",
+            remedy="create hints for the snapshot that you back up",
         )
     blocks = block_count(size_bytes, block_size)
     whole_zeros = ranges(

@@ -67,7 +67,9 @@ def run_hook(
                 start_new_session=True,
             )
         except OSError as error:
-            raise HookError(f"hook {name} cannot be started: {error.strerror}; see [hooks]") from error
+            raise HookError(
+                f"cannot be started: {error.strerror}", subject=f"hook {name}", remedy="see [hooks]"
+            ) from error
         status = None
         try:
             begun()
@@ -82,7 +84,8 @@ def run_hook(
                 process.wait()
         last_line = _log_output(name, output)
     if status != 0:
-        raise HookError(f"hook {name} {_ending(status, timeout_s)}{last_line and f': {last_line}'}; see [hooks]")
+        fact = f"{_ending(status, timeout_s)}{last_line and f': {last_line}'}"
+        raise HookError(fact, subject=f"hook {name}", remedy="see [hooks]")
 
 
 def _ask_to_end(process: subprocess.Popen[bytes]) -> None:

@@ -1,8 +1,8 @@
-"""The configuration: backyfs.cfg, or the backy.cfg of backy2, read into one frozen `Config`.
+"""Read the configuration, backyfs.cfg or the backy.cfg of backy2, into one frozen `Config`.
 
-Nothing is opened that the configuration names: no key file, no database, no storage. A configuration that
-is returned has been checked whole; every mistake is a ConfigError with file, line, section and key, and
-no message and no repr shows a key or a password.
+Loading opens nothing that the configuration names: no key file, database or storage. A returned configuration is
+completely checked. Every mistake is a ConfigError with file, line, section and key. No message and no repr shows a key
+or a password.
 """
 
 from backyfs.config.databaseurl import has_password, mistake_in_url

@@ -1,18 +1,19 @@
-"""The URL of a database on a server: what is wrong with it, in words that quote nothing of it. Pure.
+"""Find mistakes in the URL of a database on a server, and describe them without quoting the URL. Pure.
 
-A password can hold anything. What follows an @ in it that is not escaped would be taken for the host, and be shown.
-So such a URL is refused before anything else reads it.
+A password can contain anything. The part after an unescaped @ in it would be taken for the host and shown in messages.
+So such a URL is refused before anything else parses it.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from ipaddress import IPv6Address
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from backyfs.text import steers
 
-# As SQLAlchemy divides it: a user may hold an @, a password may hold all but an @, both as they are or escaped.
+# Split as by SQLAlchemy: a user may contain an @, a password anything but an @, both escaped or not.
 _USER_AND_PLACE = re.compile(r"(?:(?P<user>[^:/]*)(?::(?P<password>[^@]*))?@)?(?P<place>.*)")
 _PLACE = re.compile(
     r"(?:\[(?P<ipv6>[^\]]*)\]|[^\[\]:/?#\s]*)(?::(?P<port>[^/?]*))?(?:/(?P<name>[^?]*))?(?:\?(?P<query>.*))?"
@@ -21,44 +22,56 @@ _SECRET_PARAMETER = re.compile(r"pass|pwd|secret|token|key", re.IGNORECASE)
 _HIGHEST_PORT = 65535
 
 
-def mistake_in_url(url: str) -> str | None:
-    """Return what is wrong with a URL, to be read after "the URL"; None if nothing is, or if it is one of SQLite."""
+@dataclass(frozen=True, slots=True)
+class UrlMistake:
+    """What is wrong with a URL, to be read after "the URL", and what to do."""
+
+    fact: str
+    remedy: str
+
+
+def mistake_in_url(url: str) -> UrlMistake | None:
+    """Return the mistake in a URL; None if there is none, or if the URL is for SQLite."""
     scheme, _, rest = url.partition("://")
     if scheme.partition("+")[0] == "sqlite":
         return None
     if any(map(steers, url)):
-        return "has a line break or another control character; write it on one line, and control characters as %0A"
+        return UrlMistake(
+            "has a line break or another control character", "write it on one line, and control characters as %0A"
+        )
     user = _USER_AND_PLACE.fullmatch(rest)
     assert user is not None, "it has no line breaks"
     if "@" in user["place"]:
-        return "has an @ too many; write %40 for each @ in the password, and in whatever else follows the user"
+        return UrlMistake("has too many @ characters", "write %40 for each @ in the password and after it")
     place = _PLACE.fullmatch(user["place"])
     if place is None or not _is_ipv6(place["ipv6"]):
-        return "has a host that is not a name, an IPv4 address or an IPv6 address in [ ]"
+        return UrlMistake(
+            "has an invalid host", "write a name, an IPv4 address or an IPv6 address in [ ] between the @ and the /"
+        )
     if not _is_port(place["port"]):
-        return (
-            f"has a port that is not a number from 1 to {_HIGHEST_PORT}; if that is a part of the password, write @ "
-            "after the password, and the host"
+        return UrlMistake(
+            f"has a port that is not a number from 1 to {_HIGHEST_PORT}",
+            "if that is part of the password, write @ and the host after the password",
         )
     return _mistake_in_escapes(url, user["user"], user["password"], place["name"])
 
 
 def has_password(url: str) -> bool:
-    """Return whether a URL of any kind holds a password."""
+    """Return whether a URL of any kind contains a password."""
     user = _USER_AND_PLACE.fullmatch(url.partition("://")[2])
     if user is not None and user["password"]:
         return True
     return any(_SECRET_PARAMETER.search(name) for name, _ in parse_qsl(url.partition("?")[2]))
 
 
-def _mistake_in_escapes(url: str, *parts: str | None) -> str | None:
+def _mistake_in_escapes(url: str, *parts: str | None) -> UrlMistake | None:
     if b"\0" in unquote_to_bytes(url):
-        return "has a NUL character, which no database takes; take the %00 out"
+        return UrlMistake("has a NUL character, which no database accepts", "remove the %00")
     try:
         for part in parts:
             unquote_to_bytes(part or "").decode()
     except UnicodeDecodeError:
-        return "has a % followed by digits that are not UTF-8 text; write %25 for a plain %"
+        return UrlMistake("has a % followed by digits that are not UTF-8 text", "write %25 for a plain %")
     return None
 
 

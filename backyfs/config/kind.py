@@ -1,6 +1,6 @@
-"""Kinds of values: how the text of a key becomes its value, and what to say when it does not. Pure.
+"""Convert the text of a key to its value, or describe why that is impossible. Pure.
 
-A kind raises Refused and knows neither key nor place; the loader adds both.
+A kind of value raises Refused. It knows neither the key nor its location; the loader adds both.
 """
 
 from __future__ import annotations
@@ -18,31 +18,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_BLOCK_SIZE = 64 << 20
-MAX_COMPRESSION_LEVEL = 19  # those beyond gain nothing with blocks of this size
+MAX_COMPRESSION_LEVEL = 19  # higher levels gain nothing with blocks of this size
 _SECTOR_BYTES = 512
-_MAX_NUMBER = 2**63 - 1  # what a database column holds
+_MAX_NUMBER = 2**63 - 1  # the largest number that a database column can store
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_MAX_DURATION_S = 36500 * 86400  # a hundred years: dates stay dates
+_MAX_DURATION_S = 36500 * 86400  # a hundred years, so that dates stay within the range of datetime
 _BOOLEANS = {
     "1": True, "0": False, "true": True, "false": False, "yes": True, "no": False, "on": True, "off": False,
 }
 _ECHOED_CHARACTERS = 80
+_CREDENTIALS_IN_URL = (
+    "contains a user or password", "write them as aws_access_key_id and aws_secret_access_key"
+)
 
 
-class Refused(Exception):  # noqa: N818 - an answer of a kind; the loader makes a ConfigError of it
-    """The text is no value of the kind. `fact` goes on from the key's name; empty: the usual sentence."""
+class Refused(Exception):  # noqa: N818 - the loader turns it into a ConfigError
+    """The text is not a value of this kind. `fact` continues after the name of the key; empty: the usual sentence."""
 
-    def __init__(self, fact: str = "") -> None:
+    def __init__(self, fact: str = "", remedy: str | None = None) -> None:
         self.fact = fact
+        self.remedy = remedy
         super().__init__(fact)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What the meaning of a path depends on."""
+class PathContext:
+    """The directories that paths in a configuration are relative to."""
 
-    directory: str  # of the file in which the key stands; absolute
-    home: str | None
+    directory: str    # of the configuration file with the key; absolute
+    home: str | None  # for paths that begin with ~/
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,56 +54,56 @@ class Kind:
     """One kind of value."""
 
     allowed: str  # ends the sentence "key is 'text'; allowed: ..."
-    parse: Callable[[str, Surroundings], object]
-    secret: bool = False      # the text is never shown
-    many_lines: bool = False  # the text may go over several lines
-    optional: bool = False    # an empty text is the same as no key
+    parse: Callable[[str, PathContext], object]
+    secret: bool = False      # never show the text
+    many_lines: bool = False  # the text may have several lines
+    optional: bool = False    # an empty text means the same as a missing key
 
-    def value(self, text: str, surroundings: Surroundings) -> object:
-        """Return the value that the text stands for.
+    def value(self, text: str, context: PathContext) -> object:
+        """Return the value of the text.
 
         Raises:
-            Refused: it stands for none.
+            Refused: the text is not a value of this kind.
         """
         if "\n" in text and not self.many_lines:
-            raise Refused("goes over several lines; an indented line continues the key above it")
+            raise Refused("has several lines", "an indented line continues the key above it")
         try:
-            return self.parse(text, surroundings)
+            return self.parse(text, context)
         except Refused as refused:
-            raise Refused(refused.fact or self._usual_sentence(text)) from None
+            raise (refused if refused.fact else self._usual_refusal(text)) from None
 
-    def _usual_sentence(self, text: str) -> str:
+    def _usual_refusal(self, text: str) -> Refused:
         if self.secret:
-            return f"has {len(text)} characters; allowed: {self.allowed}"
+            return Refused(f"has {len(text)} characters", f"allowed: {self.allowed}")
         shown = text if len(text) <= _ECHOED_CHARACTERS else text[:_ECHOED_CHARACTERS] + "..."
-        remark = "; a comment needs a line of its own" if re.search(r"\s[#;]", text) else ""
-        return f"is {shown!r}; allowed: {self.allowed}{remark}"
+        remark = "; write comments on separate lines" if re.search(r"\s[#;]", text) else ""
+        return Refused(f"is {shown!r}", f"allowed: {self.allowed}{remark}")
 
 
-def _number(text: str, _: Surroundings, *, least: int = 0) -> int:
-    # The length first: int() refuses thousands of digits with words of its own.
+def _number(text: str, _: PathContext, *, least: int = 0) -> int:
+    # Check the length first: int() raises an error of its own for thousands of digits.
     if not re.fullmatch("[0-9]{1,19}", text) or not least <= int(text) <= _MAX_NUMBER:
         raise Refused
     return int(text)
 
 
-def _count(text: str, surroundings: Surroundings) -> int:
-    return _number(text, surroundings, least=1)
+def _count(text: str, context: PathContext) -> int:
+    return _number(text, context, least=1)
 
 
-def _compression_level(text: str, surroundings: Surroundings) -> int:
-    level = _count(text, surroundings)
+def _compression_level(text: str, context: PathContext) -> int:
+    level = _count(text, context)
     return level if level <= MAX_COMPRESSION_LEVEL else _refuse()
 
 
-def _block_size(text: str, surroundings: Surroundings) -> int:
-    size = _number(text, surroundings)
+def _block_size(text: str, context: PathContext) -> int:
+    size = _number(text, context)
     if size % _SECTOR_BYTES or not _SECTOR_BYTES <= size <= MAX_BLOCK_SIZE:
         raise Refused
     return size
 
 
-def _duration(text: str, _: Surroundings) -> int:
+def _duration(text: str, _: PathContext) -> int:
     found = re.fullmatch("([0-9]{1,10})([smhdw])", text)
     seconds = int(found[1]) * _SECONDS[found[2]] if found else -1
     if not 0 <= seconds <= _MAX_DURATION_S:
@@ -107,113 +111,113 @@ def _duration(text: str, _: Surroundings) -> int:
     return seconds
 
 
-def _interval(text: str, surroundings: Surroundings) -> int:
-    return _duration(text, surroundings) or _refuse()
+def _interval(text: str, context: PathContext) -> int:
+    return _duration(text, context) or _refuse()
 
 
-def _boolean(text: str, _: Surroundings) -> bool:
+def _boolean(text: str, _: PathContext) -> bool:
     if text.lower() not in _BOOLEANS:
         raise Refused
     return _BOOLEANS[text.lower()]
 
 
-def _deduplication(text: str, surroundings: Surroundings) -> Deduplication:
+def _deduplication(text: str, context: PathContext) -> Deduplication:
     if text.lower() == Deduplication.SAME_VERSION.value:
         return Deduplication.SAME_VERSION
-    return Deduplication.ON if _boolean(text, surroundings) else Deduplication.OFF
+    return Deduplication.ON if _boolean(text, context) else Deduplication.OFF
 
 
-def _hash_function(text: str, _: Surroundings) -> str:
+def _hash_function(text: str, _: PathContext) -> str:
     if text == "blake3":
         return text
     if text not in hashlib.algorithms_available:
         raise Refused
     try:
         made = hashlib.new(text, usedforsecurity=False)
-    except ValueError:  # OpenSSL lists it and does not do it any more
+    except ValueError:  # OpenSSL lists it but no longer supports it
         raise Refused from None
-    if not made.digest_size:  # shake: the digest is as long as one asks for
+    if not made.digest_size:  # shake: its digest has no fixed length
         raise Refused
     return text
 
 
-def _hex_key(text: str, _: Surroundings) -> str:
+def _hex_key(text: str, _: PathContext) -> str:
     return text if re.fullmatch("[0-9a-fA-F]{64}", text) else _refuse()
 
 
-def _text(text: str, _: Surroundings) -> str:
+def _text(text: str, _: PathContext) -> str:
     return text or _refuse()
 
 
-def _words(text: str, _: Surroundings) -> tuple[str, ...]:
+def _words(text: str, _: PathContext) -> tuple[str, ...]:
     words = tuple(text.split())
     if not all(re.fullmatch("RBD_FEATURE_[A-Z0-9_]+", word) for word in words):
         raise Refused
     return words
 
 
-def _path(text: str, surroundings: Surroundings) -> str:
+def _path(text: str, context: PathContext) -> str:
     if not text.startswith("~"):
-        return path_below(surroundings.directory, _text(text, surroundings))
+        return path_below(context.directory, _text(text, context))
     name, _, rest = text.partition("/")
     if name != "~":
-        raise Refused(f"begins with {name}/, and only ~/ is known; write the whole path, or ./{name}")
-    if surroundings.home is None:
-        raise Refused("begins with ~, and the variable HOME names no directory; write the whole path")
-    return path_below(surroundings.home, rest.lstrip("/"))
+        raise Refused(f"begins with {name}/, but only ~/ is supported", f"write the whole path, or ./{name}")
+    if context.home is None:
+        raise Refused("begins with ~, but the variable HOME does not contain a directory", "write the whole path")
+    return path_below(context.home, rest.lstrip("/"))
 
 
-def _database_url(text: str, surroundings: Surroundings) -> str:
-    """Make the path of an SQLite URL absolute; pass other URLs on. None is shown: it can hold a password."""
+def _database_url(text: str, context: PathContext) -> str:
+    """Make the path of an SQLite URL absolute; return other URLs unchanged. Show no URL: it can contain a password."""
     if not re.match(r"[a-z][a-z0-9_+]*://", text):
-        raise Refused(f"does not name a database; allowed: {DATABASE_URL.allowed}")
+        raise Refused("is not the URL of a database", f"allowed: {DATABASE_URL.allowed}")
     scheme, _, rest = text.partition("://")
     if scheme.partition("+")[0] != "sqlite":
-        return text if (mistake := mistake_in_url(text)) is None else _refuse(mistake)
+        return text if (mistake := mistake_in_url(text)) is None else _refuse(mistake.fact, mistake.remedy)
     location, question_mark, query = rest.partition("?")
     if location in ("", "/", "/:memory:"):
-        raise Refused("names a database in memory, which is gone when the command ends; name a file: sqlite:////path")
+        raise Refused("is a database in memory, which is lost when the command ends", "name a file: sqlite:////path")
     if not location.startswith("/"):
-        raise Refused("has a host, and SQLite knows none; write sqlite:///relative or sqlite:////path")
+        raise Refused("has a host, which SQLite does not use", "write sqlite:///relative or sqlite:////path")
     if location.startswith("/file:"):
-        raise Refused("has a URL within the URL; write the path, as in sqlite:////path")
+        raise Refused("has a URL within the URL", "write the path, as in sqlite:////path")
     written = location[1:]
-    path = _path(written, surroundings)
-    if "?" in path or path.count("%") > written.count("%"):  # both mean something else in a URL
-        raise Refused("begins at a directory that has ? or % in its name; write sqlite:////another/path")
+    path = _path(written, context)
+    if "?" in path or path.count("%") > written.count("%"):  # both have another meaning in a URL
+        raise Refused("is relative to a directory with ? or % in its name", "write sqlite:////another/path")
     return f"{scheme}:///{path}{question_mark}{query}"
 
 
-def _endpoint_url(text: str, _: Surroundings) -> str:
+def _endpoint_url(text: str, _: PathContext) -> str:
     scheme, _separator, rest = text.partition("://")
     if "@" in text:
-        raise Refused("holds a user or password; write them as aws_access_key_id and aws_secret_access_key")
+        _refuse(*_CREDENTIALS_IN_URL)
     if scheme not in ("http", "https") or not rest:
         raise Refused
     return text
 
 
-def _host(text: str, _: Surroundings) -> str:
+def _host(text: str, _: PathContext) -> str:
     if "@" in text:
-        raise Refused("holds a user or password; write them as aws_access_key_id and aws_secret_access_key")
+        _refuse(*_CREDENTIALS_IN_URL)
     return text if re.fullmatch(r"[^\s/]+", text) else _refuse()
 
 
 def _choice(*names: str, prefix: str = "", synonyms: dict[str, str] | None = None) -> Kind:
-    """Make a kind of a few names; with a prefix, each may be written as a module of backy2 or backyfs."""
+    """Return a kind with these names. With a prefix, a name may also be written as a module of backy2 or backyfs."""
     meaning = {name: name for name in names} | (synonyms or {})
     starts = ("", f"backy2.{prefix}", f"backyfs.{prefix}") if prefix else ("",)
     spellings = {start + name: meant for name, meant in meaning.items() for start in starts}
 
-    def parse(text: str, _: Surroundings) -> str:
+    def parse(text: str, _: PathContext) -> str:
         return spellings.get(text) or _refuse()
 
     also = f"; also as backy2.{prefix}NAME or backyfs.{prefix}NAME" if prefix else ""
     return Kind(allowed=", ".join(meaning) + also, parse=parse, optional=not prefix)
 
 
-def _refuse(fact: str = "") -> NoReturn:
-    raise Refused(fact)
+def _refuse(fact: str = "", remedy: str | None = None) -> NoReturn:
+    raise Refused(fact, remedy)
 
 
 NUMBER = Kind(allowed="a whole number, 0 or more", parse=_number)

@@ -1,4 +1,4 @@
-"""The loader: from the documents' text to a checked Config, and the warnings on the way."""
+"""Turn the text of a document into a checked Config, and collect warnings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from backyfs.config.document import Document
-from backyfs.config.kind import Refused, Surroundings
+from backyfs.config.kind import PathContext, Refused
 from backyfs.config.places import find_config
 from backyfs.config.settings import (
     Config,
@@ -26,7 +26,7 @@ from backyfs.model import KeySource, PassphraseSource
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from backyfs.config.document import Place
+    from backyfs.config.document import Location
     from backyfs.config.settings import StorageConfig
     from backyfs.config.table import Key
 
@@ -38,16 +38,16 @@ _KEY_SOURCES = {  # key of [DEFAULTS] -> field of KeySource
     "encryption_key_credential": "credential",
 }
 _PASSPHRASE_SOURCES = {"encryption_passphrase_file": "file", "encryption_passphrase_command": "command"}
-_LIKENESS = 0.7  # of difflib: block-size and blocksize are block_size, cachedir is not lock_dir
+_LIKENESS = 0.7  # of difflib: block-size and blocksize match block_size, cachedir does not match lock_dir
 
 
 def load_config(
     file: str | None, environ: Mapping[str, str], *, etc: str = "/etc"
 ) -> tuple[Config, tuple[str, ...]]:
-    """Return the configuration and warnings about it, a sentence each.
+    """Return the configuration and warnings about it, one sentence each.
 
-    `file` is the one that the user named, None if none was named: see `find_config`. A warning says what
-    the configuration has and backyfs does not use: an unknown section, an unknown key.
+    `file` is the file that the user named, if any; see `find_config`. Warnings name sections and keys that backyfs does
+    not know or ignores.
 
     Raises:
         ConfigError: there is no configuration, it cannot be read, or it has a mistake.
@@ -58,9 +58,9 @@ def load_config(
 def find_mistakes(
     file: str | None, environ: Mapping[str, str], *, etc: str = "/etc"
 ) -> tuple[Config | None, tuple[ConfigError, ...], tuple[str, ...]]:
-    """Return the configuration, all its mistakes, and warnings; with a mistake there is no configuration.
+    """Return the configuration (None if it has mistakes), all its mistakes, and warnings.
 
-    Where a file cannot be read or taken apart, that is the only mistake.
+    If a file cannot be read or parsed, that is the only mistake.
     """
     try:
         loader = _Loader(Document.read(find_config(file, environ, etc=etc)), environ.get("HOME", ""))
@@ -69,7 +69,7 @@ def find_mistakes(
     mistakes = loader.mistakes()
     if not mistakes:
         try:
-            config = loader.config()  # keys that are right one by one may not go together
+            config = loader.config()  # keys can be valid individually but not together
             return config, (), (*loader.unknown(), *loader.warnings)
         except ConfigError as error:
             mistakes = [error]
@@ -77,7 +77,7 @@ def find_mistakes(
 
 
 def build(document: Document, environ: Mapping[str, str]) -> tuple[Config, tuple[str, ...]]:
-    """Return what a document says, and warnings.
+    """Return the configuration in a document, and warnings.
 
     Raises:
         ConfigError: the document has a mistake.
@@ -88,7 +88,7 @@ def build(document: Document, environ: Mapping[str, str]) -> tuple[Config, tuple
 
 
 class _Loader:
-    """One document, on its way to a Config."""
+    """Builds a Config from one document."""
 
     def __init__(self, document: Document, home: str) -> None:
         self._document = document
@@ -113,7 +113,7 @@ class _Loader:
         )
 
     def mistakes(self) -> list[ConfigError]:
-        """Return the mistakes of all keys, each looked at for itself."""
+        """Return the mistakes of all keys, checking each key separately."""
         found: list[ConfigError] = []
 
         def look(section: str, keys: Iterable[Key]) -> None:
@@ -136,9 +136,9 @@ class _Loader:
         return sorted(found, key=lambda error: (error.file, error.line or 0))
 
     def unknown(self) -> list[str]:
-        """Return warnings about sections and keys that mean nothing."""
+        """Return warnings about unknown sections and keys."""
         places = {place.section: place for place in self._document.sections()}
-        # The keys of [DEFAULT] are defaults of other sections, if it was not [DEFAULTS] that was meant.
+        # The keys of [DEFAULT] are defaults for other sections, unless the user meant [DEFAULTS].
         if "DEFAULTS" in places:
             places.pop("DEFAULT", None)
         found: list[str] = []
@@ -162,20 +162,20 @@ class _Loader:
             return SCHEDULER_KEYS
         return SECTION_KEYS.get(section)
 
-    def _not_known(self, place: Place) -> str:
+    def _not_known(self, place: Location) -> str:
         elsewhere = {key.name for keys in STORAGE_KEYS.values() for key in keys}
         if place.section == _STORAGE and place.key in elsewhere:
             return f"is not a key of the storage type {self._storage_type}"
         return "is not a known key"
 
     def _schedulers(self) -> tuple[Scheduler, ...]:
-        """Return the schedulers. Tags have no white space around them, so neither have the names to look for."""
+        """Return the schedulers. Their names are stripped of white space, as tags are."""
         found: dict[str, Scheduler] = {}
         for section in self._scheduler_names():
             name = section.strip()
             if not name or name in found:
-                fact = "stands here for the second time" if name else "has no name that a tag could have"
-                raise self._place(section, "").error(f"{fact}; rename the section or take it out")
+                fact = "is defined twice" if name else "has a name that no tag can have"
+                raise self._place(section, "").error(fact, "rename or remove the section")
             values = self._values(section, SCHEDULER_KEYS)
             found[name] = Scheduler(
                 name=name, interval_s=values["interval"], keep=values["keep"], sla_s=values["sla"]
@@ -192,7 +192,7 @@ class _Loader:
         ]
 
     def _values(self, section: str, keys: Iterable[Key]) -> dict[str, Any]:
-        """Return the values of those keys that the section has, by name."""
+        """Return the values of the keys that are set in the section, by name."""
         values: dict[str, Any] = {}
         for key in keys:
             place = self._document.place(section, key.name)
@@ -204,31 +204,33 @@ class _Loader:
                 raise self._missing(section, key)
         return values
 
-    def _value(self, key: Key, place: Place, text: str) -> object:
+    def _value(self, key: Key, place: Location, text: str) -> object:
         try:
-            return key.kind.value(text, Surroundings(directory=os.path.dirname(place.file), home=self._home))
+            return key.kind.value(text, PathContext(directory=os.path.dirname(place.file), home=self._home))
         except Refused as refused:
-            raise place.error(f"{key.name} {refused.fact}") from None
+            raise place.error(f"{key.name} {refused.fact}", refused.remedy) from None
 
     def _missing(self, section: str, key: Key) -> ConfigError:
-        fact = f"{key.name} is missing; allowed: {key.kind.allowed}"
+        remedy = f"allowed: {key.kind.allowed}"
         for place in self._document.own_keys(section):
             if _nearest(place.key, [key.name]):
-                fact += f"; line {place.line} of {place.file} has {place.key}"
+                remedy += f"; line {place.line} of {place.file} has {place.key}"
         for place in self._document.sections():
             if place.section not in (section, *SECTION_KEYS, _STORAGE) and _nearest(place.section, [section]):
-                fact += f"; line {place.line} of {place.file} has [{place.section}]"
-        return ConfigError(fact, file=", ".join(self._document.files), section=section, key=key.name)
+                remedy += f"; line {place.line} of {place.file} has [{place.section}]"
+        files = ", ".join(self._document.files)
+        return ConfigError(f"{key.name} is missing", file=files, section=section, key=key.name, remedy=remedy)
 
     def _key_sources(self, defaults: dict[str, Any]) -> dict[str, Any]:
-        """Take the keys that say where key and passphrase are out of `defaults`, and check them together."""
+        """Move the keys that say where key and passphrase are out of `defaults`, and check them together."""
         key = self._one_of(_KEY_SOURCES, defaults)
         passphrase = self._one_of(_PASSPHRASE_SOURCES, defaults)
         version = defaults.get("encryption_version")
         if version and not key and not passphrase:
             raise self._place("DEFAULTS", "encryption_version").error(
-                f"encryption_version is {version}, which needs a key; set encryption_key_file, "
-                "encryption_key_command or encryption_key, or encryption_version to 0 to store plain blocks"
+                f"encryption_version is {version}, which needs a key",
+                "set encryption_key_file, encryption_key_command or encryption_key, or set encryption_version to 0 to "
+                "store plain blocks",
             )
         return {
             "key": KeySource(**key) if key else None,
@@ -236,17 +238,17 @@ class _Loader:
         }
 
     def _one_of(self, fields: dict[str, str], defaults: dict[str, Any]) -> dict[str, Any]:
-        """Take those of some keys that are set out of `defaults`; it may be one at most."""
+        """Move the values of these keys out of `defaults`. At most one of the keys may be set."""
         sources = {name: defaults.pop(name) for name in fields if name in defaults}
         places = [self._place("DEFAULTS", name) for name in sources]
         if len(places) > 1:
             *others, last = (f"{place.key} (line {place.line} of {place.file})" for place in places)
-            raise places[-1].error(f"{', '.join(others)} and {last} are set together; allowed: one of them")
+            raise places[-1].error(f"{', '.join(others)} and {last} are set together", "allowed: one of them")
         return {fields[name]: value for name, value in sources.items()}
 
-    def _place(self, section: str, key: str) -> Place:
+    def _place(self, section: str, key: str) -> Location:
         place = self._document.place(section, key)
-        assert place is not None, "asked for the place of a key that has a value"
+        assert place is not None, "called for a key that has a value"
         return place
 
     def _hooks(self) -> HooksConfig:
@@ -256,7 +258,7 @@ class _Loader:
 
     def _io(self, section: str) -> dict[str, Any]:
         values = self._values(section, SECTION_KEYS[section])
-        # backy2 took simultaneous_reads for both.
+        # backy2 used simultaneous_reads for both.
         if "simultaneous_reads" in values:
             values.setdefault("simultaneous_writes", values["simultaneous_reads"])
         return values
@@ -281,14 +283,14 @@ class _Loader:
         return ObjectStoreConfig(kind="minio" if self._storage_type == "minio" else "s3", **values)
 
 
-def _ignored(place: Place, fact: str, name: str, known: list[str]) -> str:
+def _ignored(place: Location, fact: str, name: str, known: list[str]) -> str:
     nearest = _nearest(name, known)
     question = f"; did you mean {nearest}?" if nearest else ""
     return str(place.error(f"{fact} and is ignored{question}"))
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    """Return the one of `known` that is most like `name`, whatever its case; empty: none is like it."""
+    """Return the most similar of the `known` names, ignoring case; empty if none is similar."""
     import difflib  # noqa: PLC0415 - 5 ms, and only mistakes need it
 
     by_folded = {one.casefold(): one for one in known}

@@ -1,6 +1,6 @@
-"""What a configuration says, as frozen values. Fields have the names of their keys; paths are absolute.
+"""Hold the values of a configuration. Fields are named like their keys; paths are absolute.
 
-The defaults stand here and nowhere else. Secrets are left out of every repr.
+All defaults are set here and nowhere else. No repr shows a secret.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrafficConfig:
-    """How hard a storage may be worked."""
+    """Limits for the load on a storage."""
 
     simultaneous_writes: int | None = None  # None: no limit
     simultaneous_reads: int | None = None   # None: no limit
@@ -58,15 +58,15 @@ class DirectoryStorageConfig(TrafficConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectStoreConfig(TrafficConfig):
-    """Blobs as objects in a bucket. The keys of s3 and minio are brought to the same fields.
+    """Blobs as objects in a bucket. The keys of s3 and minio share these fields.
 
-    Of an access key at most one of value and file is set; with neither, the environment has to give it.
+    At most one of value and file is set for each part of the access key; without both, the environment must contain it.
     """
 
     kind: Literal["s3", "minio"]
     bucket_name: str
-    endpoint_url: str | None = None  # http(s)://host:port, for minio made of host and secure; None: AWS
-    use_ssl: bool = True             # where endpoint_url is set, what its scheme says
+    endpoint_url: str | None = None  # http(s)://host:port, for minio built from host and secure; None: AWS
+    use_ssl: bool = True             # if endpoint_url is set, taken from its scheme
     region_name: str | None = None
     signature_version: str | None = None
     addressing_style: Literal["path", "virtual", "auto"] | None = None
@@ -94,7 +94,7 @@ class ObjectStoreConfig(TrafficConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NullStorageConfig(TrafficConfig):
-    """Keeps nothing; for measurements."""
+    """A storage that keeps nothing; for measurements."""
 
 
 StorageConfig = DirectoryStorageConfig | ObjectStoreConfig | NullStorageConfig
@@ -102,7 +102,7 @@ StorageConfig = DirectoryStorageConfig | ObjectStoreConfig | NullStorageConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IoConfig:
-    """How hard a source or target may be worked."""
+    """Limits for the load on a source or target."""
 
     simultaneous_reads: int | None = None   # None: no limit
     simultaneous_writes: int | None = None  # None: no limit
@@ -112,7 +112,7 @@ class IoConfig:
 class FileIoConfig(IoConfig):
     """How files and devices are read and written."""
 
-    read_holes: bool = False  # rather than asked for
+    read_holes: bool = False  # read holes instead of asking the file system where they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,32 +124,32 @@ class RbdConfig:
     ceph_conffile: str | None = None
     simultaneous_reads: int = 10
     simultaneous_writes: int = 10
-    new_image_features: tuple[str, ...] = ()  # RBD_FEATURE_...; (): what the cluster does by itself
+    new_image_features: tuple[str, ...] = ()  # RBD_FEATURE_...; (): the defaults of the cluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheduler:
-    """How often something is to be backed up, and how many of these backups are to be kept."""
+    """How often to back up a source, and how many of these backups to keep."""
 
-    name: str        # its section
+    name: str        # of its section
     interval_s: int  # 1 and up
     keep: int        # 0: never due
-    sla_s: int       # how late or early a backup may be
+    sla_s: int       # how early or late a backup may be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HooksConfig:
-    """Commands of the administrator, run before, after and when something fails. See `backyfs.hooks`."""
+    """Commands of the administrator, run before and after commands and when one fails. See `backyfs.hooks`."""
 
-    commands: tuple[tuple[str, str], ...] = ()  # name of the hook, as before_backup, and its command
-    timeout_s: int = 60                         # of each
+    commands: tuple[tuple[str, str], ...] = ()  # name of the hook, such as before_backup, and its command
+    timeout_s: int = 60                         # for each hook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """A whole configuration. Where a field may be None, None means that the files do not say."""
+    """A whole configuration. None in a field means that the files do not set it."""
 
-    files: tuple[str, ...]  # what was read, in order; a later file wins
+    files: tuple[str, ...]  # the files that were read, in order; later files take precedence
     block_size: int | None = None  # bytes
     hash_function: str | None = None  # "blake3" or a name in hashlib
     logfile: str | None = None
@@ -159,11 +159,11 @@ class Config:
     process_name: str = "backyfs"
     disallow_rm_when_younger_than_days: int = 0
     deduplication: Deduplication = Deduplication.ON
-    encryption_version: int | None = None  # of new blobs; whether there is such a version is not judged here
+    encryption_version: int | None = None  # of new blobs; `sealing.check_configured` checks that it exists
     compression_level: int = DEFAULT_COMPRESSION_LEVEL  # of new blobs
     key: KeySource | None = None
-    passphrase: PassphraseSource | None = None  # tried where the key does not open the repository
-    database_url: str = field(repr=False)  # can hold a password
+    passphrase: PassphraseSource | None = None  # tried if the key does not open the repository
+    database_url: str = field(repr=False)  # can contain a password
     storage: StorageConfig
     io_file: FileIoConfig
     io_null: IoConfig

@@ -1,7 +1,7 @@
-"""The table of keys: every key there is, its section, its kind and its meaning.
+"""List every key of the configuration with its section, kind and meaning.
 
-The loader, the warnings about unknown keys, the comments of a new file and a test of the manual all come
-from it. Defaults are those of the fields in settings.py, which have the names of the keys.
+The loader, the warnings about unknown keys, the comments of a new file and a test of the manual all use this table.
+Defaults are those of the fields in settings.py, which are named like the keys.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ class Key:
 
 
 _TRAFFIC = (
-    Key("simultaneous_writes", k.COUNT, "How many blobs are written at the same time at most."),
-    Key("simultaneous_reads", k.COUNT, "How many blobs are read at the same time at most."),
-    Key("bandwidth_read", k.NUMBER, "Bytes per second that are read at most; 0 is no limit."),
-    Key("bandwidth_write", k.NUMBER, "Bytes per second that are written at most; 0 is no limit."),
+    Key("simultaneous_writes", k.COUNT, "Blobs written at the same time, at most."),
+    Key("simultaneous_reads", k.COUNT, "Blobs read at the same time, at most."),
+    Key("bandwidth_read", k.NUMBER, "Bytes read per second, at most; 0 is no limit."),
+    Key("bandwidth_write", k.NUMBER, "Bytes written per second, at most; 0 is no limit."),
 )
 
 _OBJECT_STORE = (
     Key("aws_access_key_id", k.SECRET_TEXT, "The access key."),
-    Key("aws_access_key_id_file", k.OPTIONAL_PATH, "A file that has the access key in it."),
+    Key("aws_access_key_id_file", k.OPTIONAL_PATH, "A file that contains the access key."),
     Key("aws_secret_access_key", k.SECRET_TEXT, "The secret key."),
-    Key("aws_secret_access_key_file", k.OPTIONAL_PATH, "A file that has the secret key in it."),
+    Key("aws_secret_access_key_file", k.OPTIONAL_PATH, "A file that contains the secret key."),
     Key("region_name", k.OPTIONAL_TEXT, "The region of the bucket."),
     Key("signature_version", k.OPTIONAL_TEXT, "The version of request signatures."),
     Key("bucket_name", k.TEXT, "The bucket that holds the blobs.", required=True),
-    Key("addressing_style", k.ADDRESSING_STYLE, "Where requests name the bucket: in path or host."),
-    Key("disable_encoding_type", k.OPTIONAL_BOOLEAN, "Do not ask for encoded names when objects are listed."),
+    Key("addressing_style", k.ADDRESSING_STYLE, "Where requests name the bucket: in the path or the host."),
+    Key("disable_encoding_type", k.OPTIONAL_BOOLEAN, "Do not request encoded names when listing objects."),
 )
 
 _IO = (
-    Key("simultaneous_reads", k.COUNT, "How many reads a backup has under way at the same time at most."),
-    Key("simultaneous_writes", k.COUNT, "How many writes a restore has under way at the same time at most."),
+    Key("simultaneous_reads", k.COUNT, "Reads of a backup at the same time, at most."),
+    Key("simultaneous_writes", k.COUNT, "Writes of a restore at the same time, at most."),
 )
 
 STORAGE_TYPE = Key(
-    "type", k.STORAGE_TYPE, "What the storage is: file (a directory), s3, minio, null (keeps nothing).", required=True
+    "type", k.STORAGE_TYPE, "The kind of storage: file (a directory), s3, minio, null (keeps nothing).", required=True
 )
 
-# Keys of [DataBackend] beside its type, by that type.
+# Keys of [DataBackend] in addition to its type, by that type.
 STORAGE_KEYS: Mapping[str, tuple[Key, ...]] = {
     "file": (Key("path", k.PATH, "The directory that holds the blobs.", required=True), *_TRAFFIC),
     "s3": (
         *_OBJECT_STORE,
-        Key("endpoint_url", k.ENDPOINT_URL, "The object store; without it, the one of AWS."),
-        Key("use_ssl", k.OPTIONAL_BOOLEAN, "Use TLS. Where endpoint_url is set, its http or https decides."),
+        Key("endpoint_url", k.ENDPOINT_URL, "The object store; default: AWS."),
+        Key("use_ssl", k.OPTIONAL_BOOLEAN, "Use TLS. If endpoint_url is set, its http or https decides."),
         *_TRAFFIC,
     ),
     "minio": (
         *_OBJECT_STORE,
-        Key("host", k.HOST, "The object store, with a port perhaps.", required=True),
+        Key("host", k.HOST, "The object store, optionally with a port.", required=True),
         Key("secure", k.OPTIONAL_BOOLEAN, "Use TLS."),
         *_TRAFFIC,
     ),
@@ -77,12 +77,12 @@ SCHEDULER_KEYS = (
     Key("sla", k.DURATION, "How much earlier or later than the interval a backup may be.", required=True),
 )
 
-# What hooks can stand around; [hooks] has before_ and after_ each of them.
+# Commands with hooks: [hooks] has a before_ and an after_ key for each of them.
 HOOKED = ("backup", "restore", "scrub", "rm", "forget", "mount")
 
 _HOOKS = (
-    Key("timeout", k.INTERVAL, "How long each hook may take; then it is killed, and counts as failed."),
-    *(Key(f"before_{command}", k.OPTIONAL_TEXT, f"Run before `{command}`, which is not done if this fails.")
+    Key("timeout", k.INTERVAL, "The time that each hook may take. After that it is killed and counts as failed."),
+    *(Key(f"before_{command}", k.OPTIONAL_TEXT, f"Run before `{command}`, which is cancelled if this fails.")
       for command in HOOKED),
     *(Key(f"after_{command}", k.OPTIONAL_TEXT, f"Run after `{command}`, whether it failed or not.")
       for command in HOOKED),
@@ -91,39 +91,39 @@ _HOOKS = (
 
 SECTION_KEYS: Mapping[str, tuple[Key, ...]] = {
     "DEFAULTS": (
-        Key("logfile", k.PATH, "The file that the log is written to."),
+        Key("logfile", k.PATH, "The log file."),
         Key(
             "block_size",
             k.BLOCK_SIZE,
-            "Bytes per block, of a new repository. An existing one keeps what it was made with, and a value "
-            "here that differs is an error.",
+            "Bytes per block of a new repository. An existing repository keeps its block size, and a different value "
+            "here is an error.",
         ),
         Key(
             "hash_function",
             k.HASH_FUNCTION,
-            "The fingerprint of blocks, of a new repository. An existing one keeps what it was made with, "
-            "and a value here that differs is an error.",
+            "The hash function for the fingerprints of blocks in a new repository. An existing repository keeps its "
+            "hash function, and a different value here is an error.",
         ),
-        Key("log_format", k.LOG_FORMAT, "How the log is written: text, or json, an object on each line."),
+        Key("log_format", k.LOG_FORMAT, "The format of the log: text, or json (one object per line)."),
         Key("lock_dir", k.PATH, "The directory of backy2's lock files."),
-        Key("cachedir", k.PATH, "The directory of backy2's temporary data; backyfs has none."),
+        Key("cachedir", k.PATH, "The directory of backy2's temporary data; not used by backyfs."),
         Key("process_name", k.TEXT, "The name of the program in the list of processes."),
         Key(
             "disallow_rm_when_younger_than_days",
             k.NUMBER,
-            "A version that is younger than so many days is removed only with --force.",
+            "A version younger than this many days is removed only with --force.",
         ),
         Key("deduplication", k.DEDUPLICATION, "Store equal blocks once."),
         Key(
             "encryption_version",
             k.NUMBER,
-            "How new blocks are stored: 0 is plain, 1 is compressed and encrypted as by backy2, 2 the same in "
-            "segments of which mounts read those they need. Existing blocks stay as they are and stay readable.",
+            "How new blocks are stored: 0 is plain, 1 is compressed and encrypted as by backy2, 2 is the same in "
+            "segments, of which a mount reads only those it needs. Existing blocks are not changed and stay readable.",
         ),
         Key(
             "compression_level",
             k.COMPRESSION_LEVEL,
-            "How hard new blocks are compressed where they are encrypted, 1 to 19: levels of zstd.",
+            "The zstd level for new encrypted blocks, 1 to 19.",
         ),
         Key(
             "encryption_key",
@@ -133,25 +133,25 @@ SECTION_KEYS: Mapping[str, tuple[Key, ...]] = {
         Key(
             "encryption_key_file",
             k.PATH,
-            "A file that has the key in it, 64 hex digits. Keep a copy elsewhere: without the key, the "
-            "backups are lost.",
+            "A file that contains the key, 64 hex digits. Keep a copy elsewhere: without the key, the backups are "
+            "lost.",
         ),
         Key("encryption_key_command", k.TEXT, "A command that prints the key, 64 hex digits."),
         Key(
             "encryption_key_credential",
             k.TEXT,
-            "The name of a credential of systemd that has the key in it, 64 hex digits.",
+            "The name of a systemd credential that contains the key, 64 hex digits.",
         ),
         Key(
             "encryption_passphrase_file",
             k.PATH,
-            "A file that has a passphrase in it, for a key slot that one opens.",
+            "A file that contains the passphrase of a key slot.",
         ),
-        Key("encryption_passphrase_command", k.TEXT, "A command that prints such a passphrase."),
+        Key("encryption_passphrase_command", k.TEXT, "A command that prints the passphrase of a key slot."),
     ),
     "MetaBackend": (
-        Key("type", k.META_TYPE, "What the metadata is kept in; sql is all there is."),
-        Key("engine", k.DATABASE_URL, "The URL of the database that holds the metadata.", required=True),
+        Key("type", k.META_TYPE, "Where the metadata is stored; only sql is supported."),
+        Key("engine", k.DATABASE_URL, "The URL of the database with the metadata.", required=True),
     ),
     "hooks": _HOOKS,
     "io_file": (
@@ -159,7 +159,7 @@ SECTION_KEYS: Mapping[str, tuple[Key, ...]] = {
         Key(
             "read_holes",
             k.OPTIONAL_BOOLEAN,
-            "Read the holes of files, too, instead of asking the file system where they are.",
+            "Read the holes of files too, instead of asking the file system where they are.",
         ),
     ),
     "io_null": _IO,
@@ -168,6 +168,6 @@ SECTION_KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("cluster_name", k.TEXT, "The name of the Ceph cluster."),
         Key("ceph_conffile", k.OPTIONAL_PATH, "The ceph.conf that names hosts and keyring."),
         *_IO,
-        Key("new_image_features", k.FEATURES, "The features of images that a restore makes, spaces between."),
+        Key("new_image_features", k.FEATURES, "The features of images that a restore creates, separated by spaces."),
     ),
 }

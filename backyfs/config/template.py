@@ -1,4 +1,4 @@
-"""The text of a new configuration file, as `backyfs init` writes it."""
+"""Write the text of a new configuration file for `backyfs init`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _HEADER = """\
-# Configuration of backyfs. All keys are described in the manual, on the page "Configuration".
+# Configuration of backyfs. The page "Configuration" of the manual describes all keys.
 #
-# A comment has a line of its own. A % in a value is written %%. A relative path begins at the directory
-# of this file, and ~/ is the home of the user who runs backyfs.
+# Write comments on separate lines, and a % in a value as %%. Paths are relative to the directory of this
+# file, and ~/ is the home of the user who runs backyfs.
 """
 
 _SCHEDULERS = """\
-# Schedulers: how often a source is to be backed up, and how many of its backups are to be kept. Each is a
-# section with a name of your choice; durations have the units s, m, h, d and w. The units for systemd tag their
-# backups for these three: take the "# " away from those that you want.
+# Schedulers: how often to back up a source, and how many of its backups to keep. Each is a section with a name
+# of your choice; durations have the units s, m, h, d and w. The systemd units tag their backups for these three:
+# remove the "# " from those that you want.
 #
 # [daily]
 # interval: 1d
@@ -42,8 +42,8 @@ _SCHEDULERS = """\
 """
 
 _HOOKS = """\
-# Hooks: commands that run before and after those of backyfs, and learn from variables what is done. The page
-# "Hooks" of the manual has examples.
+# Hooks: your commands that run before and after commands of backyfs. Environment variables describe the command.
+# The page "Hooks" of the manual has examples.
 #
 # [hooks]
 # before_backup: /usr/local/sbin/freeze
@@ -64,13 +64,13 @@ def config_text(
     block_size: int,
     logfile: str | None,
 ) -> str:
-    """Return the text of a configuration with these values, a comment above every key.
+    """Return the text of a configuration with these values and a comment above every key.
 
-    Values are written as they are given; None is no such key. `secret` are keys of [DEFAULTS] that name a key or
-    passphrase, in the place of a key file. A value may not begin or end with white space and may not have line breaks.
+    A key whose value is None is left out. `secret` contains keys of [DEFAULTS] for a key or passphrase, instead of a
+    key file. A value may not begin or end with white space or contain line breaks.
 
     Raises:
-        ConfigError: a value is not allowed, or this form of file cannot say it.
+        ConfigError: a value is not allowed, or the format of the file cannot represent it.
     """
     defaults = {
         "logfile": logfile,
@@ -79,19 +79,20 @@ def config_text(
         "encryption_key_file": key_file,
         **(secret or {}),
     }
-    said = {
+    sections = {
         "DEFAULTS": {key: value for key, value in defaults.items() if value is not None},
         "MetaBackend": {"type": "sql", "engine": database_url},
         "DataBackend": {"type": "file", "path": storage_path},
     }
-    return _verified("\n".join([_HEADER, *(_section(name, keys) for name, keys in said.items()), _SCHEDULERS, _HOOKS]))
+    texts = [_section(name, keys) for name, keys in sections.items()]
+    return _verified("\n".join([_HEADER, *texts, _SCHEDULERS, _HOOKS]))
 
 
 def _section(section: str, values: dict[str, str]) -> str:
     keys = SECTION_KEYS.get(section) or (STORAGE_TYPE, *STORAGE_KEYS["file"])
     meanings = {key.name: key.meaning for key in keys}
     for name, value in values.items():
-        _check_can_be_said(section, name, value)
+        _check_representable(section, name, value)
     paragraphs = [
         "\n".join([*_comment(meanings[name]), f"{name}: {value.replace('%', '%%')}\n"])
         for name, value in values.items()
@@ -104,20 +105,20 @@ def _comment(meaning: str) -> list[str]:
 
 
 def _verified(text: str) -> str:
-    """Return the text if it is a configuration without a mistake."""
+    """Return the text if it is a valid configuration."""
     try:
         build(Document([("", text)]), {"HOME": "/"})
-    except ConfigError as error:  # its line is in a file that does not exist yet
-        raise ConfigError(error.fact, section=error.section, key=error.key) from error
+    except ConfigError as error:  # leave out the line: the file does not exist yet
+        raise ConfigError(error.fact, section=error.section, key=error.key, remedy=error.remedy) from error
     return text
 
 
-def _check_can_be_said(section: str, name: str, value: str) -> None:
-    # The name of a file that is not UTF-8 has surrogates in Python. The value may hold a password.
+def _check_representable(section: str, name: str, value: str) -> None:
+    # In Python, a file name that is not UTF-8 has surrogates. Do not show the value: it may contain a password.
     if value != value.strip() or any(one in "\0\n" or "\ud800" <= one <= "\udfff" for one in value):
         raise ConfigError(
-            f"{name} has white space at an end, a line break, or bytes that are not UTF-8: "
-            "a configuration file cannot say it",
+            f"{name} has white space at an end, a line break, or bytes that are not UTF-8, which a configuration file "
+            "cannot contain",
             section=section,
             key=name,
         )

@@ -117,7 +117,7 @@ def check_configured(number: int) -> None:
     """
     if number not in _VERSIONS:
         raise ConfigError(
-            f"is {number}; allowed: {_known()}", section="DEFAULTS", key="encryption_version"
+            f"is {number}", section="DEFAULTS", key="encryption_version", remedy=f"allowed: {_known()}"
         )
 
 

@@ -134,7 +134,7 @@ def _target(repository: Repository, number: int | None) -> int:
     try:
         sealing.check_configured(number)
     except ConfigError as error:
-        raise UsageError(f"--to {error.fact}") from error
+        raise UsageError(error.fact, subject="--to", remedy=error.remedy) from error
     return number
 
 

@@ -86,7 +86,7 @@ def test_hints_of_another_image_end_with_status_5_and_leave_no_version(call, tmp
 @pytest.mark.parametrize(
     ("text", "fact"),
     [
-        ("no json", "not JSON that can be read"),
+        ("no json", "not valid JSON"),
         ('[{"offset": 0}]', "entry 1: offset and length must be numbers of bytes"),
         ('[{"offset": 0, "length": 999999, "exists": true}]', "the hints reach to byte 999999"),
     ],

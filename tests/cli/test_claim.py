@@ -343,7 +343,7 @@ def test_without_a_catalog_a_lost_database_is_made_again(
     shutil.rmtree(tmp_path / "repository/data/catalog")
     status, told = calls(config, "ls")
     assert status == 1
-    assert "run `backyfs initdb` to create one" in told
+    assert "run `backyfs initdb` to make one" in told
     assert calls(config, "initdb")[0] == 0
 
 

@@ -301,9 +301,9 @@ def test_a_url_that_can_be_read_in_one_way_is_taken(url):
 @pytest.mark.parametrize(
     ("url", "word"),
     [
-        ("postgresql://u:p@q@host/db", "an @ too many"),
-        ("postgresql://u:p@host/db?x=a@b", "an @ too many"),
-        ("postgresql://u/v:p@host/db", "an @ too many"),
+        ("postgresql://u:p@q@host/db", "too many @"),
+        ("postgresql://u:p@host/db?x=a@b", "too many @"),
+        ("postgresql://u/v:p@host/db", "too many @"),
         ("mysql://u:p@host:0/db", "port"),
         ("mysql://u:p@host:65536/db", "port"),
         ("mysql://u:p@host:٣/db", "port"),
@@ -319,7 +319,7 @@ def test_a_url_that_can_be_read_in_one_way_is_taken(url):
 def test_a_url_that_can_be_read_in_several_ways_is_refused(url, word):
     mistake = mistake_in_url(url)
     assert mistake is not None
-    assert word in mistake
+    assert word in mistake.fact
 
 
 @pytest.mark.parametrize(

@@ -813,7 +813,7 @@ def test_a_recovery_that_did_not_end_begins_anew_and_until_then_nobody_takes_it_
         recovered(repository, target, control=Control(stop=stop))
     with closing(Database(target)) as database:
         assert database.schema().revision == RECOVERING
-        with pytest.raises(SchemaError, match=r"is incomplete: `backyfs recover` is still running or did not finish"):
+        with pytest.raises(SchemaError, match=r"is incomplete: a recovery is still running or did not finish"):
             database.check_revision()
     report, losses = recovered(repository, target)
     assert (report.versions, losses) == (len(versions), [])

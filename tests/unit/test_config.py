@@ -128,6 +128,11 @@ def refusal(text, **options):
     return caught.value
 
 
+def said(error):
+    """Return fact and remedy of an error, without its place."""
+    return f"{error.fact}; {error.remedy}" if error.remedy else error.fact
+
+
 def with_defaults(*lines):
     return "[DEFAULTS]\n" + "".join(f"{line}\n" for line in lines) + BACKENDS
 
@@ -363,13 +368,13 @@ def test_white_space_around_the_name_of_a_scheduler_is_dropped_as_around_tags():
 
 @pytest.mark.parametrize(
     ("header", "fact"),
-    [("[ daily ]", "stands here for the second time"), ("[ ]", "has no name that a tag could have")],
+    [("[ daily ]", "is defined twice"), ("[ ]", "has a name that no tag can have")],
 )
 def test_two_schedulers_of_one_name_and_one_without_are_refused(header, fact):
     keys = "interval: 1d\nkeep: 8\nsla: 1h\n"
     error = refusal(BACKENDS + f"[daily]\n{keys}{header}\n{keys}")
     assert (error.section, error.line) == (header[1:-1], 10)
-    assert error.fact == f"{fact}; rename the section or take it out"
+    assert said(error) == f"{fact}; rename or remove the section"
 
 
 @pytest.mark.parametrize("text", ["1", "true", "Yes", "on"])
@@ -418,7 +423,7 @@ def test_a_key_command_is_kept_as_it_is():
 def test_two_sources_of_the_key_are_a_mistake_that_names_both():
     error = refusal(with_defaults(f"encryption_key: {KEY}", "encryption_key_file: /k"))
     assert error.line == 3
-    assert error.fact == (
+    assert said(error) == (
         "encryption_key (line 2 of /e/b.cfg) and encryption_key_file (line 3 of /e/b.cfg) "
         "are set together; allowed: one of them"
     )
@@ -427,16 +432,16 @@ def test_two_sources_of_the_key_are_a_mistake_that_names_both():
 def test_encryption_without_a_key_says_what_to_do():
     error = refusal(with_defaults("encryption_version: 1"))
     assert (error.line, error.section, error.key) == (2, "DEFAULTS", "encryption_version")
-    assert error.fact == (
+    assert said(error) == (
         "encryption_version is 1, which needs a key; set encryption_key_file, encryption_key_command or "
-        "encryption_key, or encryption_version to 0 to store plain blocks"
+        "encryption_key, or set encryption_version to 0 to store plain blocks"
     )
 
 
 @pytest.mark.parametrize("key", [KEY[:-1], KEY + "0", KEY[:-1] + "g", ""])
 def test_a_wrong_key_is_described_by_its_length_only(key):
     error = refusal(with_defaults(f"encryption_key: {key}"))
-    assert error.fact == f"encryption_key has {len(key)} characters; allowed: 64 hex digits"
+    assert said(error) == f"encryption_key has {len(key)} characters; allowed: 64 hex digits"
     assert "decafbad" not in str(error)
 
 
@@ -472,14 +477,14 @@ def test_a_tilde_is_the_home_of_the_environment(text, path):
 
 def test_a_tilde_without_a_home_is_a_mistake():
     error = refusal(with_defaults("lock_dir: ~/x"), environ={})
-    assert error.fact == (
-        "lock_dir begins with ~, and the variable HOME names no directory; write the whole path"
+    assert said(error) == (
+        "lock_dir begins with ~, but the variable HOME does not contain a directory; write the whole path"
     )
 
 
 def test_the_home_of_another_user_is_not_looked_up():
     error = refusal(with_defaults("lock_dir: ~eve/x"))
-    assert error.fact == "lock_dir begins with ~eve/, and only ~/ is known; write the whole path, or ./~eve"
+    assert said(error) == "lock_dir begins with ~eve/, but only ~/ is supported; write the whole path, or ./~eve"
 
 
 def test_a_relative_path_begins_at_the_file_in_which_its_key_stands(tmp_path):
@@ -511,19 +516,19 @@ def test_only_relative_sqlite_urls_are_changed(url, expected):
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite://?cache=shared"])
 def test_a_database_in_memory_is_refused(url):
     error = refusal(with_engine(url))
-    assert error.fact == (
-        "engine names a database in memory, which is gone when the command ends; name a file: sqlite:////path"
+    assert said(error) == (
+        "engine is a database in memory, which is lost when the command ends; name a file: sqlite:////path"
     )
 
 
 def test_an_sqlite_url_with_two_slashes_is_refused():
     error = refusal(with_engine("sqlite://x.sqlite"))
-    assert error.fact == "engine has a host, and SQLite knows none; write sqlite:///relative or sqlite:////path"
+    assert said(error) == "engine has a host, which SQLite does not use; write sqlite:///relative or sqlite:////path"
 
 
 def test_a_relative_database_is_refused_where_a_url_cannot_name_the_directory():
     error = refusal(with_engine("sqlite:///x"), file="/what?/b.cfg")
-    assert error.fact == "engine begins at a directory that has ? or % in its name; write sqlite:////another/path"
+    assert said(error) == "engine is relative to a directory with ? or % in its name; write sqlite:////another/path"
 
 
 # Mistakes and their places
@@ -532,10 +537,10 @@ def test_a_relative_database_is_refused_where_a_url_cannot_name_the_directory():
 def test_a_wrong_number_names_its_line():
     error = refusal(with_defaults("# a comment", "", "block_size: 4MB"))
     assert (error.file, error.section, error.key, error.line) == ("/e/b.cfg", "DEFAULTS", "block_size", 4)
-    assert error.fact == (
+    assert said(error) == (
         "block_size is '4MB'; allowed: a number of bytes that is a multiple of 512, from 512 to 67108864"
     )
-    assert str(error) == f"/e/b.cfg, line 4: [DEFAULTS] block_size: {error.fact}"
+    assert str(error) == f"/e/b.cfg, line 4: [DEFAULTS] block_size: {said(error)}"
 
 
 @pytest.mark.parametrize(
@@ -567,12 +572,12 @@ def test_a_wrong_number_names_its_line():
 def test_a_wrong_value_is_shown_with_what_is_allowed(key, text, allowed):
     error = refusal(with_defaults("lock_dir: /run", f"{key}: {text}"))
     assert (error.key, error.line) == (key, 3)
-    assert error.fact == f"{key} is '{text}'; allowed: {allowed}"
+    assert said(error) == f"{key} is '{text}'; allowed: {allowed}"
 
 
 def test_a_number_of_thousands_of_digits_is_refused_and_not_shown_whole():
     error = refusal(with_defaults(f"block_size: {'9' * 5000}"))
-    assert len(error.fact) < 200
+    assert len(said(error)) < 200
 
 
 @pytest.mark.parametrize(
@@ -591,13 +596,13 @@ def test_a_number_of_thousands_of_digits_is_refused_and_not_shown_whole():
 def test_a_mistake_in_a_scheduler_names_its_place(lines, key, fact):
     error = refusal(BACKENDS + "[daily]\n" + "\n".join(lines))
     assert (error.section, error.key, error.line) == ("daily", key, 6 + len(lines))
-    assert error.fact == fact
+    assert said(error) == fact
 
 
 def test_a_scheduler_needs_all_three_keys():
     error = refusal(BACKENDS + "[daily]\ninterval: 1d\nkep: 3\nsla: 1h\n")
     assert (error.section, error.key, error.line) == ("daily", "keep", None)
-    assert error.fact == "keep is missing; allowed: a whole number, 0 or more; line 8 of /e/b.cfg has kep"
+    assert said(error) == "keep is missing; allowed: a whole number, 0 or more; line 8 of /e/b.cfg has kep"
 
 
 @pytest.mark.parametrize(
@@ -619,7 +624,7 @@ def test_a_scheduler_needs_all_three_keys():
 def test_a_mistake_in_the_storage_says_what_is_allowed(lines, fact):
     error = refusal(with_storage(*lines))
     assert error.section == "DataBackend"
-    assert error.fact == fact
+    assert said(error) == fact
 
 
 def test_a_missing_section_is_named():
@@ -630,55 +635,55 @@ def test_a_missing_section_is_named():
 def test_a_section_in_the_wrong_case_is_found():
     error = refusal(BACKENDS.replace("[MetaBackend]", "[metabackend]"))
     assert error.key == "engine"
-    assert error.fact.endswith("; line 1 of /e/b.cfg has [metabackend]")
+    assert said(error).endswith("; line 1 of /e/b.cfg has [metabackend]")
 
 
 def test_other_metadata_than_sql_is_refused():
     error = refusal(BACKENDS.replace("engine", "type: ldap\nengine"))
-    assert error.fact == (
+    assert said(error) == (
         "type is 'ldap'; allowed: sql; also as backy2.meta_backends.NAME or backyfs.meta_backends.NAME"
     )
 
 
 def test_features_of_new_images_have_known_names():
     error = refusal(BACKENDS + "[io_rbd]\nnew_image_features: layering\n")
-    assert error.fact == "new_image_features is 'layering'; allowed: names such as RBD_FEATURE_LAYERING"
+    assert said(error) == "new_image_features is 'layering'; allowed: names such as RBD_FEATURE_LAYERING"
 
 
 def test_an_indented_key_is_found_out():
     error = refusal(with_defaults("block_size: 4096", "  deduplication: 0"))
     assert (error.key, error.line) == ("block_size", 2)
-    assert error.fact == "block_size goes over several lines; an indented line continues the key above it"
+    assert said(error) == "block_size has several lines; an indented line continues the key above it"
 
 
 def test_a_comment_behind_a_value_is_found_out():
     error = refusal(with_defaults("block_size: 4096 # small"))
-    assert error.fact.startswith("block_size is '4096 # small'; allowed: ")
-    assert error.fact.endswith("; a comment needs a line of its own")
+    assert said(error).startswith("block_size is '4096 # small'; allowed: ")
+    assert said(error).endswith("; write comments on separate lines")
 
 
 def test_a_key_that_stands_twice_names_both_lines():
     error = refusal("[DEFAULTS]\n\nblock_size: 512\n# again\nblock_size: 1024\n" + BACKENDS)
     assert (error.file, error.section, error.key, error.line) == ("/e/b.cfg", "DEFAULTS", "block_size", 5)
-    assert error.fact == "stands here for the second time, first in line 3; take one of them out"
+    assert said(error) == "is set twice, first in line 3; remove one of them"
 
 
 def test_a_section_that_stands_twice_names_both_lines():
     error = refusal(BACKENDS + "[MetaBackend]\n")
     assert (error.section, error.key, error.line) == ("MetaBackend", "", 6)
-    assert error.fact == "stands here for the second time, first in line 1; take one of them out"
+    assert said(error) == "is set twice, first in line 1; remove one of them"
 
 
 def test_a_key_before_the_first_section_names_its_line():
     error = refusal("# hello\nblock_size: 512\n" + BACKENDS)
     assert error.line == 2
-    assert error.fact == "stands before any section; the first one has to begin above it, as in [DEFAULTS]"
+    assert said(error) == "is before the first section; begin a section above it, such as [DEFAULTS]"
 
 
 def test_a_line_that_is_nothing_names_its_line():
     error = refusal("[DEFAULTS]\nlock_dir: /run\nblock_size\n" + BACKENDS)
     assert error.line == 3
-    assert error.fact == (
+    assert said(error) == (
         "is neither a section nor a key; allowed: [section], key: value, key = value, # comment"
     )
 
@@ -687,14 +692,14 @@ def test_a_line_that_is_nothing_names_its_line():
 def test_a_single_percent_sign_names_its_line(text):
     error = refusal(with_defaults("lock_dir: /run", f"logfile: {text}"))
     assert (error.section, error.key, error.line) == ("DEFAULTS", "logfile", 3)
-    assert error.fact == "logfile has a % that stands alone or names no key; write a plain % as %%"
+    assert said(error) == "logfile has a % that does not name a key; write a plain % as %%"
 
 
 def test_a_file_that_is_not_there_says_what_to_do(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config(f"{tmp_path}/none.cfg", {})
     assert str(caught.value) == (
-        f"{tmp_path}/none.cfg: does not exist; run `backyfs init` or name another file with -c"
+        f"{tmp_path}/none.cfg: does not exist; create a repository, or name another configuration file"
     )
 
 
@@ -733,7 +738,7 @@ def test_a_nul_byte_names_its_line(tmp_path):
     (tmp_path / "b.cfg").write_bytes(b"[DEFAULTS]\n\nlogfile: /a\0b\n")
     with pytest.raises(ConfigError) as caught:
         load_config(f"{tmp_path}/b.cfg", {})
-    assert str(caught.value) == f"{tmp_path}/b.cfg, line 3: has a NUL byte; it is not a text file"
+    assert str(caught.value) == f"{tmp_path}/b.cfg, line 3: has a NUL byte, so it is not a text file"
 
 
 # What is not known
@@ -961,7 +966,7 @@ def test_when_nothing_is_found_the_places_are_listed():
     assert str(caught.value) == (
         "there is no configuration (looked for /nowhere/ada/.config/backyfs/backyfs.cfg, "
         "/nowhere/etc/backyfs/backyfs.cfg, /nowhere/etc/backy.cfg, /nowhere/etc/backy/backy.cfg, "
-        "/nowhere/etc/backy/conf.d/*); run `backyfs init` or name a file with -c"
+        "/nowhere/etc/backy/conf.d/*); create a repository, or name another configuration file"
     )
 
 

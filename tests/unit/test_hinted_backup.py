@@ -298,7 +298,7 @@ def test_what_is_compared_follows_the_number_of_samples_and_not_the_image(reposi
 
 def test_hints_beyond_the_end_make_no_version(repository, tmp_path):
     image = random_image(tmp_path / "image", 5 * BLOCK)
-    with pytest.raises(HintsError, match="reach to byte 24576, the source ends at byte 20480"):
+    with pytest.raises(HintsError, match="reach to byte 24576, but the source ends at byte 20480"):
         back_up(repository, image, hints=hints(blocks(5)))
     assert uids(repository) == []
 

@@ -69,7 +69,7 @@ def test_zeros_up_to_the_end_take_the_short_last_block() -> None:
 @pytest.mark.parametrize("exists", [True, False])
 def test_hints_beyond_the_end_are_refused(exists: bool) -> None:
     hints = parse_hints(json.dumps([hint(99, 2, exists)]), "x")
-    with pytest.raises(HintsError, match="reach to byte 101, the source ends at byte 100"):
+    with pytest.raises(HintsError, match="reach to byte 101, but the source ends at byte 100"):
         block_hints(hints, 100, BLOCK)
 
 

@@ -365,14 +365,14 @@ def test_sizes_beyond_32_bits_fit(database: Database) -> None:
 
 
 def test_a_file_that_is_not_there_holds_no_repository_and_is_not_made(database: Database, file: Path) -> None:
-    with pytest.raises(SchemaError, match=rf"^{file} contains no repository; run `backyfs initdb` to create one$"):
+    with pytest.raises(SchemaError, match=rf"^{file} contains no repository; initialize it$"):
         database.check_revision()
     assert not file.exists()
 
 
 def test_an_empty_database_holds_no_repository(database: Database, file: Path) -> None:
     create_file(database)
-    with pytest.raises(SchemaError, match=rf"^{file} contains no repository; run `backyfs initdb` to create one$"):
+    with pytest.raises(SchemaError, match=rf"^{file} contains no repository; initialize it$"):
         database.check_revision()
 
 
@@ -387,7 +387,7 @@ def test_a_table_of_revisions_without_a_row_is_no_repository(database: Database,
 def test_an_older_revision_is_to_be_upgraded(database: Database, file: Path) -> None:
     create(database)
     stamp_as(database, "30349b678801")
-    with pytest.raises(SchemaOutdatedError, match=rf"^{file} has an older schema; run `backyfs upgrade`$"):
+    with pytest.raises(SchemaOutdatedError, match=rf"^{file} has an older schema; upgrade it$"):
         database.check_revision()
 
 
@@ -442,7 +442,7 @@ def test_a_directory_is_no_database(tmp_path: Path) -> None:
 
 
 def test_what_is_no_url_is_refused() -> None:
-    with pytest.raises(DatabaseError, match=r"^the engine of \[MetaBackend\] is not a URL .* supports; examples: sqlite:"):
+    with pytest.raises(DatabaseError, match=r"^the engine of \[MetaBackend\] is not a URL .*; examples: sqlite:"):
         Database("no url")
 
 

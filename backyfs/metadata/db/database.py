@@ -21,8 +21,8 @@ from backyfs.errors import (
     SchemaOutdatedError,
 )
 from backyfs.metadata.db.engines import (
-    explain_encoding,
-    explain_full,
+    disk_full_error,
+    encoding_error,
     is_busy,
     is_sqlite,
     new_engine,
@@ -33,6 +33,7 @@ from backyfs.metadata.db.engines import (
 from backyfs.metadata.db.oddrows import OPTION, OddRows
 from backyfs.metadata.db.revisions import HEAD, OURS, RECOVERING, Schema, SchemaState, read_schema
 from backyfs.metadata.db.room import keep_reserve, use_reserve
+from backyfs.remedies import Advice
 from backyfs.values import shown
 
 if TYPE_CHECKING:
@@ -123,8 +124,9 @@ class Database:
         """
         if self.is_read_only:
             raise DatabaseError(
-                f"{self.place} is on a read-only file system; make the file system writable, or copy the file and set "
-                "the copy as the engine of [MetaBackend]"
+                "is on a read-only file system",
+                subject=self.place,
+                remedy="make it writable, or copy the file and set the copy as the engine of [MetaBackend]",
             )
         with self._transaction(_WRITE) as connection:
             yield connection
@@ -161,23 +163,32 @@ class Database:
             self.use_wal()
             return
         if schema.state is SchemaState.NONE:
-            raise NoRepositoryError(f"{self.place} contains no repository; run `backyfs initdb` to create one")
+            raise NoRepositoryError("contains no repository", subject=self.place, remedy=Advice.INITIALIZE_DATABASE())
         if schema.state is SchemaState.OLDER:
-            raise SchemaOutdatedError(f"{self.place} has an older schema; run `backyfs upgrade`")
+            raise SchemaOutdatedError("has an older schema", subject=self.place, remedy=Advice.UPGRADE_DATABASE())
+        raise self._wrong_schema(schema)
+
+    def _wrong_schema(self, schema: Schema) -> SchemaError:
+        """Return the error for a schema that this program can neither use nor upgrade."""
         if schema.revision == RECOVERING:
-            raise SchemaError(
-                f"{self.place} is incomplete: `backyfs recover` is still running or did not finish; run it again"
+            return SchemaError(
+                "is incomplete: a recovery is still running or did not finish",
+                subject=self.place,
+                remedy=Advice.RECOVER_AGAIN(),
             )
         if not str(schema.revision).startswith(OURS):
             found = shown(schema.revision)
-            raise SchemaError(
-                f"{self.place}: version_num in the table alembic_version is {found}, which is neither a revision of "
-                "backy2 nor of backyfs; if the other tables are backy2's, delete that row and run the command again"
+            return SchemaError(
+                f"version_num in the table alembic_version is {found}, which is neither a revision of backy2 nor of "
+                "backyfs",
+                subject=f"{self.place}:",
+                remedy="if the other tables are backy2's, delete that row and run the command again",
             )
         needed = "a newer release" if schema.needs_release is None else f"release {schema.needs_release} or later"
-        raise SchemaError(
-            f"{self.place} has schema revision {schema.revision}, which is newer than this program's, {HEAD}; "
-            f"use {needed} of backyfs"
+        return SchemaError(
+            f"has schema revision {schema.revision}, which is newer than this program's, {HEAD}",
+            subject=self.place,
+            remedy=f"use {needed} of backyfs",
         )
 
     def use_wal(self) -> None:
@@ -239,19 +250,18 @@ def mapped_errors(place: str) -> Iterator[None]:
         yield
     except DBAPIError as error:
         if is_busy(error):
-            raise DatabaseBusyError("the database is locked by another command") from error
-        if (full := explain_full(error, place)) is not None:
-            raise DatabaseFullError(full) from error
-        if (encoding := explain_encoding(error, place)) is not None:
-            raise DatabaseError(encoding) from error
+            raise DatabaseBusyError("is locked by another command", subject="the database") from error
+        explained = disk_full_error(error, place) or encoding_error(error, place)
+        if explained is not None:
+            raise explained from error
         raise _database_error(error) from error
     except SQLAlchemyError as error:
         raise _database_error(error) from error
     except UnicodeError as error:
-        raise DatabaseError(f"text that is not UTF-8 cannot be stored: {error}") from error
+        raise DatabaseError(f"cannot store text that is not UTF-8: {error}", subject="the database") from error
 
 
 def _database_error(error: SQLAlchemyError) -> DatabaseError:
     # Only the driver's message: SQLAlchemy adds the statement and its parameters, which include wrapped keys.
     reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
-    return DatabaseError(f"database: {reason.splitlines()[0] if reason else type(error).__name__}")
+    return DatabaseError(reason.splitlines()[0] if reason else type(error).__name__, subject="database:")

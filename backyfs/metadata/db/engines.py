@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from backyfs.config import mistake_in_url
-from backyfs.errors import DatabaseError
+from backyfs.errors import DatabaseError, DatabaseFullError
 from backyfs.metadata.db.room import lacks_room
 from backyfs.metadata.db.sqlite import (
     CHECK_PATIENCE_MS,
@@ -22,7 +22,7 @@ from backyfs.metadata.db.sqlite import (
     FileOpener,
     ReadingConnection,
     begin_reading,
-    full_message,
+    full_error,
     read_only_opener,
     text_or_bytes,
 )
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg",
             "mysql": "mysql+pymysql", "mariadb": "mysql+pymysql"}
 _EXTRAS = {"postgresql": "postgresql", "mysql": "mysql"}  # backend -> extra of this package with its driver
-_NOT_A_URL = (
-    "the engine of [MetaBackend] is not a URL of a database that backyfs supports; examples: "
-    "sqlite:////var/lib/backyfs/backyfs.sqlite, postgresql://user:password@host/name, "
+_EXAMPLES = (
+    "examples: sqlite:////var/lib/backyfs/backyfs.sqlite, postgresql://user:password@host/name, "
     "mysql://user:password@host/name"
 )
 _SHOWN_PARAMETERS = frozenset({"host", "port", "dbname", "service", "unix_socket", "sslmode", "charset"})
@@ -124,26 +123,27 @@ def is_busy(error: DBAPIError) -> bool:
     return error.orig is not None and error.orig.args[:1] == (_MARIADB_LOCK_WAIT_TIMEOUT,)
 
 
-def explain_encoding(error: DBAPIError, place: str) -> str | None:
-    """Return a message if the encoding of a PostgreSQL database lacks a character; None for other errors."""
+def encoding_error(error: DBAPIError, place: str) -> DatabaseError | None:
+    """Return an error of ours if the encoding of a PostgreSQL database lacks a character; None for other errors."""
     if getattr(error.orig, "sqlstate", None) != _POSTGRESQL_UNTRANSLATABLE:
         return None
     reason = str(error.orig).splitlines()[0]
-    return (
-        f"{place} cannot store this text ({reason}); move it to a database with ENCODING 'UTF8', "
-        "see docs/operate/upgrade.md"
+    return DatabaseError(
+        f"cannot store this text ({reason})",
+        subject=place,
+        remedy="move it to a database with ENCODING 'UTF8', see docs/operate/upgrade.md",
     )
 
 
-def explain_full(error: DBAPIError, place: str) -> str | None:
-    """Return a message if a statement failed because a disk is full; None for other errors."""
+def disk_full_error(error: DBAPIError, place: str) -> DatabaseFullError | None:
+    """Return an error of ours if a statement failed because a disk is full; None for other errors."""
     code = None if error.orig is None else next(iter(error.orig.args), None)
     name = getattr(error.orig, "sqlite_errorname", "")
     # SQLite reports an exceeded quota or size limit as an I/O error without details.
     if name in FULL or (name.startswith("SQLITE_IOERR") and lacks_room(place, ROOM_BYTES)):
-        return full_message(place)
+        return full_error(place)
     if getattr(error.orig, "sqlstate", None) == _POSTGRESQL_DISK_FULL or code in _MARIADB_DISK_FULL:
-        return f"{place}: the server's disk is full; free some space there"
+        return DatabaseFullError("the server's disk is full", subject=f"{place}:", remedy="free some space there")
     return None
 
 
@@ -155,29 +155,38 @@ def _parse(url: str) -> URL:
     """
     mistake = mistake_in_url(url)
     if mistake is not None:
-        raise DatabaseError(f"the database URL {mistake}")
+        raise DatabaseError(mistake.fact, subject="the database URL", remedy=mistake.remedy)
     try:
         parsed = make_url(url)
         backend = parsed.drivername.partition("+")[0]
         parsed = parsed.set(drivername=_DRIVERS[backend])
     except (ArgumentError, KeyError, ValueError):
-        raise DatabaseError(_NOT_A_URL) from None
+        raise DatabaseError(
+            "is not a URL of a database that backyfs supports",
+            subject="the engine of [MetaBackend]",
+            remedy=_EXAMPLES,
+        ) from None
     if backend == "sqlite" and (parsed.host or parsed.username or parsed.password or parsed.port):
-        raise DatabaseError("the database URL has a host or user, which SQLite does not use; write sqlite:////path")
+        raise DatabaseError(
+            "has a host or user, which SQLite does not use", subject="the database URL", remedy="write sqlite:////path"
+        )
     return parsed
 
 
 def _driver_missing(url: URL, error: Exception) -> DatabaseError:
     extra = _EXTRAS[url.get_backend_name()]
     return DatabaseError(
-        f"database {show_url(url)} needs a driver that is not installed ({error}); install it: "
-        f"pip install 'backyfs[{extra}]'"
+        f"needs a driver that is not installed ({error})",
+        subject=f"database {show_url(url)}",
+        remedy=f"install it: pip install 'backyfs[{extra}]'",
     )
 
 
 def _wrong_parameter(url: URL) -> DatabaseError:
     return DatabaseError(
-        f"database {show_url(url)}: the URL has a parameter that the driver does not accept; check the part after the ?"
+        "the URL has a parameter that the driver does not accept",
+        subject=f"database {show_url(url)}:",
+        remedy="check the part after the ?",
     )
 
 
@@ -191,8 +200,9 @@ def _connect(dialect: Any, _record: object, arguments: list[Any], parameters: di
         return dialect.connect(*arguments, **parameters)
     except (TypeError, ValueError):  # neither message may be shown: a UnicodeError quotes the password
         raise DatabaseError(
-            "the database driver does not accept the URL; check the part after the ?, and the characters of user and "
-            "password"
+            "does not accept the URL",
+            subject="the database driver",
+            remedy="check the part after the ?, and the characters of user and password",
         ) from None
 
 
@@ -270,9 +280,12 @@ def _give_odd_times_as_text(connection: Any, _record: object) -> None:
 def wrong_encoding(name: str, encoding: str) -> DatabaseError:
     """Return the error for a PostgreSQL database whose encoding cannot hold all text."""
     return DatabaseError(
-        f"the PostgreSQL database {name!r} has the encoding {encoding}, but backyfs needs UTF8; create another with "
-        f"CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0 and set it as the engine of [MetaBackend]; "
-        "docs/operate/upgrade.md describes how to move an existing database there"
+        f"has the encoding {encoding}, but backyfs needs UTF8",
+        subject=f"the PostgreSQL database {name!r}",
+        remedy=(
+            "create another with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0 and set it as the engine of "
+            "[MetaBackend]; docs/operate/upgrade.md describes how to move an existing database there"
+        ),
     )
 
 

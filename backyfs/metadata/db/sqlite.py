@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from backyfs.errors import DatabaseError, DatabaseFullError
 from backyfs.metadata.db.room import lacks_room
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,7 +130,7 @@ def begin_reading(raw: ReadingConnection, statement: str, execute: Callable[[str
     """
     if statement != "BEGIN":
         path = raw.execute("PRAGMA database_list").fetchone()[2]
-        raise DatabaseFullError(full_message(path))
+        raise full_error(path)
     for attempt in range(_RETRIES):
         execute(statement)
         try:
@@ -144,11 +145,12 @@ def begin_reading(raw: ReadingConnection, statement: str, execute: Callable[[str
             return
 
 
-def full_message(place: str) -> str:
-    """Return the message for a database that cannot be written because there is no space."""
-    return (
-        f"the file system of {place} is full, or a quota or size limit is reached, so the database cannot be written; "
-        "free some space there. `backyfs rm` and `backyfs cleanup` have a reserve and can still free space"
+def full_error(place: str) -> DatabaseFullError:
+    """Return the error for an SQLite database that cannot be written because there is no space."""
+    return DatabaseFullError(
+        "is full, or a quota or size limit is reached, so the database cannot be written",
+        subject=f"the file system of {place}",
+        remedy=Advice.FREE_DISK_SPACE(),
     )
 
 
@@ -164,8 +166,9 @@ def read_only_opener(path: str) -> Callable[[], sqlite3.Connection]:
     for log in (f"{path}-wal", f"{path}-journal"):
         if _has_content(log):
             raise DatabaseError(
-                f"{path} is on a read-only file system, and its latest changes are still in {log}; copy both files to "
-                "a writable place, and set the copy as the engine of [MetaBackend]"
+                f"is on a read-only file system, and its latest changes are still in {log}",
+                subject=path,
+                remedy="copy both files to a writable place, and set the copy as the engine of [MetaBackend]",
             )
     place = f"file:{quote(path)}?immutable=1"
     return lambda: _connect(place, uri=True)
