@@ -113,7 +113,7 @@ def test_a_version_that_is_not_there_ends_with_status_4(call, image, option):
     status, _, err = call("backup", image, "disk", option, "disk@latest")
     assert (status, err) == (
         4,
-        "backyfs: error: no version is named 'disk'; `backyfs ls` shows what there is\n",
+        "backyfs: error: no version is named 'disk'; `backyfs ls` lists the versions\n",
     )
 
 

@@ -275,7 +275,7 @@ def test_a_failing_restore_is_told(hooked, notes, config):
     assert (failure["hook"], failure["command"], failure["version"], failure["target"]) == (
         "on_failure", "restore", "disk@latest", "/nowhere"
     )  # fmt: skip
-    assert failure["error"] == "no version is named 'disk'; `backyfs ls` shows what there is"
+    assert failure["error"] == "no version is named 'disk'; `backyfs ls` lists the versions"
 
 
 def test_rm_tells_which_versions(hooked, notes, config):

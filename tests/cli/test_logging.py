@@ -18,7 +18,7 @@ from tests.support.images import random_image
 from tests.support.repositories import BLOCK
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
-MISSING = "no version is named 'x'; `backyfs ls` shows what there is"
+MISSING = "no version is named 'x'; `backyfs ls` lists the versions"
 
 
 def log_of(config):

@@ -315,7 +315,7 @@ def test_running_commands_are_listed_with_what_they_hold(call, uids, config):
 def test_a_version_that_is_not_there_is_an_error(call, words):
     status, out, err = call(*words, UNKNOWN)
     assert (status, out) == (VersionNotFoundError.exit_status, "")
-    assert err == f"backyfs: error: no version has a uid that begins with {UNKNOWN}; `backyfs ls` shows what there is\n"
+    assert err == f"backyfs: error: no version has a uid that begins with {UNKNOWN}; `backyfs ls` lists the versions\n"
 
 
 @pytest.mark.parametrize("words", [["du"], ["stats"], ["jobs"], ["diff-meta", UNKNOWN, UNKNOWN]])

@@ -60,7 +60,7 @@ def test_a_block_that_all_versions_share_is_named_with_how_to_get_the_rest(call,
     status, _, err = call("restore", "disk@latest", tmp_path / "target")
     assert status == 4
     assert f"the newest damaged one is {newest.uid} of " in err
-    assert "with 1 of 4 blocks known to be bad. `backyfs restore" in err
+    assert "with 1 of 4 blocks known to be bad; `backyfs restore" in err
     assert call("restore", newest.uid, tmp_path / "target")[0] == 20
     assert (tmp_path / "target").read_bytes()[: 3 * BLOCK] == image.read_bytes()[: 3 * BLOCK]
 

@@ -463,7 +463,7 @@ def words_of(command, uid):
 def test_a_version_that_is_not_there_is_an_error(call, uid, command):
     status, out, err = call(*words_of(command, UNKNOWN))
     assert (status, out) == (4, "")
-    assert err == f"backyfs: error: no version has a uid that begins with {UNKNOWN}; `backyfs ls` shows what there is\n"
+    assert err == f"backyfs: error: no version has a uid that begins with {UNKNOWN}; `backyfs ls` lists the versions\n"
 
 
 @pytest.mark.parametrize("command", WORDS)

@@ -1,4 +1,4 @@
-"""Rows of many blobs at once, by columns, as the catalog stores them."""
+"""Load the rows of many blobs by columns, as the catalog stores them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UIDS = re.compile("[0-9A-Za-z]{5,32}( [0-9A-Za-z]{5,32})*")  # see values.BLOB_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobColumns:
-    """The rows of some blobs, by columns: a thousand objects take longer to make than to store."""
+    """The rows of some blobs, by columns: creating a thousand Python objects takes longer than storing the columns."""
 
     ids: tuple[int, ...]
     uids: tuple[str, ...]
@@ -66,15 +66,15 @@ NO_BLOBS = BlobColumns(
 
 
 def load_blob_columns(connection: Connection, blob_ids: Collection[int]) -> BlobColumns:
-    """Return the rows of blobs, as far as there are such rows, by id.
+    """Return the rows of these blobs, ordered by id. Missing rows are skipped.
 
     Raises:
-        OddValueError: a row has a value that cannot be.
+        OddValueError: a row has an impossible value.
     """
     if not blob_ids:
         return NO_BLOBS
-    # The numbers stand in the text, and the values come as the driver has them: a page took three times as long. Of a
-    # first backup they follow each other.
+    # Ids are part of the statement, and values are taken from the driver unconverted: otherwise a page took three times
+    # as long. The ids of a first backup are consecutive.
     first, last = min(blob_ids), max(blob_ids)
     is_range = last - first < 2 * len(blob_ids)
     where = f"BETWEEN {first:d} AND {last:d}" if is_range else f"IN ({','.join(map(str, sorted(blob_ids)))})"
@@ -98,14 +98,14 @@ def load_blob_columns(connection: Connection, blob_ids: Collection[int]) -> Blob
         wrapped_keys=wrapped_keys,
         valid=valid,
     )
-    if not _keep_the_rules(found):
+    if not _all_obey(found):
         for batch in batches(ids):
             require_sound(connection, select(blobs).where(blobs.c.id.in_(batch)), blobs.c.id)
     return found
 
 
-def _keep_the_rules(found: BlobColumns) -> bool:
-    """Return whether all values are what they must be, by columns: one by one it would take as long as reading them."""
+def _all_obey(found: BlobColumns) -> bool:
+    """Return whether all values obey their rules. Checking value by value would take as long as reading them."""
     numbers: tuple[tuple[Sequence[int], values.Number], ...] = (
         (found.sizes, values.BLOB_SIZE),
         (found.encryption_versions, values.ENCRYPTION_VERSION),

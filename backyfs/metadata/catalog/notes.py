@@ -1,11 +1,11 @@
-"""What the catalog in the storage has to be told, and the rows that it is made of.
+"""Record which changes the catalog in the storage lacks, and read the rows that it is made of.
 
-A change that the catalog has to know leaves a note in its own transaction: a kind, a uid, and a token that is new
-each time. Who has written the object takes the note away if its token is still the one that was read before; if not,
-the object may be older than one that another command has written, and there is a new note. So a note is there
-whenever an object is not, or is not for sure, as the rows say, and a command that is killed leaves it to the next.
+Each change leaves a note in its own transaction: a kind, a uid, and a new random token. A command that has written the
+object removes the note if the token is still the one it read before. If not, another command may have written an older
+object later, so a new note remains. Thus there is a note whenever an object does not certainly match the rows, and a
+killed command leaves its notes for the next one.
 
-Pages say it themselves, by `published`. Their token is one for all: it changes whenever pages are to be written anew.
+For pages, the column `published` is the note. They share one token, which changes whenever pages must be written again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from backyfs.errors import OddValueError
 from backyfs.metadata.db.batches import batches
 from backyfs.metadata.db.oddrows import note_odd, sound_rows
 from backyfs.metadata.db.tables import catalog_notes, pages, version_pages, versions
+from backyfs.remedies import Advice
 from backyfs.values import obeys
 
 if TYPE_CHECKING:
@@ -38,18 +39,18 @@ if TYPE_CHECKING:
 class NoteKind(StrEnum):
     """What a note is about."""
 
-    REPOSITORY = "repository"  # its object is to be written; the uid is empty
-    VERSION = "version"        # likewise, or deleted where there is no such version
-    PAGE = "page"              # a page that is gone: its object is to be deleted
-    BLOB = "blob"              # the row of a blob changed, its id stands for a uid: pages with it are to be written
+    REPOSITORY = "repository"  # write the object of the repository; the uid is empty
+    VERSION = "version"        # write the object of a version, or delete it if the version is gone
+    PAGE = "page"              # delete the object of a removed page
+    BLOB = "blob"              # the row of a blob changed: write the pages with it; the uid is the id of the blob
     PAGES = "pages"            # the token of all pages
     KEY = "key"                # the uid is the check value of the key that seals the catalog
-    INDEX = "index"            # a version that came or went, or with no uid the repository: the index has to say so
-    STATE = "index-state"      # what is known of the index, see metadata.catalog.index
+    INDEX = "index"            # write the index: a version came or went, or (no uid) the repository changed
+    STATE = "index-state"      # the state of the index, see metadata.catalog.index
 
 
 _NOTHING = values.Text(0)
-# What the uids of notes must look like.
+# Rules for the uids of notes.
 _RULES: dict[NoteKind, values.Rule] = {
     NoteKind.REPOSITORY: _NOTHING,
     NoteKind.VERSION: values.VERSION_UID,
@@ -73,7 +74,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageRow:
-    """A page that is to be written."""
+    """A page to write to the catalog."""
 
     id: PageId
     uid: str
@@ -89,62 +90,61 @@ _UNPUBLISHED = (
 
 
 def note_version(connection: Connection, version_id: VersionId) -> None:
-    """Note that a version changes, or is about to be removed. To be called in the transaction that does it."""
+    """Note that a version changes or is being removed. Call this in the same transaction, before the removal."""
     note_versions(connection, [version_id])
 
 
 def note_listing(connection: Connection, version_id: VersionId) -> None:
-    """Note that a version has come, or is about to be removed. To be called in the transaction that does it."""
+    """Note that a version is new or is being removed. Call this in the same transaction, before the removal."""
     note_version(connection, version_id)
     note_index(connection, connection.execute(select(versions.c.uid).where(versions.c.id == version_id)).scalars())
 
 
 def note_index(connection: Connection, uids: Iterable[str]) -> None:
-    """Note that the index has to say something else of versions, or of the repository, whose uid is empty here."""
+    """Note that the index must change for these versions. An empty uid means the repository."""
     _note(connection, NoteKind.INDEX, uids)
 
 
 def note_versions(connection: Connection, version_ids: Iterable[VersionId]) -> None:
-    """Note that versions change. To be called in the transaction that changes them."""
+    """Note that versions change. Call this in the same transaction."""
     for batch in batches(version_ids):
         _note_versions_where(connection, versions.c.id.in_(batch))
 
 
 def note_versions_with_page(connection: Connection, page_id: PageId) -> None:
-    """Note that the versions that have a page get another one instead. To be called before that is so."""
+    """Note that the versions with this page change. Call this before the page is replaced in them."""
     has_it = select(version_pages.c.version_id).where(version_pages.c.page_id == page_id)
     _note_versions_where(connection, versions.c.id.in_(has_it))
 
 
 def note_repository(connection: Connection) -> None:
-    """Note that the repository, or one of its key slots, changes. To be called in the transaction that does it."""
+    """Note that the repository or one of its key slots changes. Call this in the same transaction."""
     _note(connection, NoteKind.REPOSITORY, [""])
     note_index(connection, [""])
 
 
 def note_removed_page(connection: Connection, uid: str) -> None:
-    """Note that a page is gone whose object the catalog has. To be called in the transaction that removes it."""
+    """Note that a page is removed whose object is in the catalog. Call this in the same transaction."""
     _note(connection, NoteKind.PAGE, [uid])
 
 
 def unpublish_pages_with(connection: Connection, blob_ids: Iterable[BlobId]) -> None:
-    """Note that rows of blobs change: the pages that contain them will be written to the catalog anew.
+    """Note that rows of blobs change, so the pages that contain them must be written to the catalog again.
 
-    Which pages these are is looked up by whoever writes the catalog next. To be called in the transaction that
-    changes the blobs.
+    The next command that writes the catalog finds these pages. Call this in the transaction that changes the blobs.
     """
     _note(connection, NoteKind.BLOB, [str(blob_id) for blob_id in blob_ids])
 
 
 def unpublish_pages(connection: Connection, page_ids: Collection[PageId]) -> None:
-    """Let pages be written to the catalog anew. To be called in a write transaction."""
+    """Note that these pages must be written to the catalog again. Call this in a write transaction."""
     for batch in batches(sorted(page_ids)):
         connection.execute(update(pages).where(pages.c.id.in_(batch)).values(published=False))
     _note(connection, NoteKind.PAGES, [""])
 
 
 def unpublish_everything(connection: Connection) -> None:
-    """Let the whole catalog be written anew. To be called in a write transaction."""
+    """Note that the whole catalog must be written again. Call this in a write transaction."""
     _drop_odd_notes(connection)
     connection.execute(update(pages).where(pages.c.published).values(published=False))
     _note(connection, NoteKind.PAGES, [""])
@@ -154,7 +154,7 @@ def unpublish_everything(connection: Connection) -> None:
 
 
 def has_notes(connection: Connection) -> bool:
-    """Return whether there is anything that the catalog is to be told. Two queries that an index answers."""
+    """Return whether the catalog is out of date, with two queries that use an index."""
     to_do = catalog_notes.c.kind.not_in([NoteKind.PAGES, NoteKind.KEY, NoteKind.STATE])
     if connection.execute(select(catalog_notes.c.kind).where(to_do).limit(1)).first() is not None:
         return True
@@ -162,7 +162,7 @@ def has_notes(connection: Connection) -> bool:
 
 
 def read_notes(connection: Connection, kind: NoteKind, *, after: str | None = None, limit: int = -1) -> list[Note]:
-    """Return notes of a kind in the order of their uids; some of them, after this uid, where a limit is given."""
+    """Return notes of a kind ordered by uid: all of them, those `after` a uid, or at most `limit`."""
     query = select(catalog_notes.c.uid, catalog_notes.c.token).where(catalog_notes.c.kind == kind.value)
     if after is not None:
         query = query.where(catalog_notes.c.uid > after)
@@ -178,12 +178,14 @@ def read_notes(connection: Connection, kind: NoteKind, *, after: str | None = No
 
 
 def _odd_note(kind: str, error: ValueError) -> OddValueError:
-    fact = f"{error}. What was to be written to the catalog is not known: `backyfs catalog push --all` writes all of it"
-    return OddValueError("catalog_notes", "uid or token", fact, f"a row of kind {kind}")
+    fact = f"{error}, so it is unknown what must be written to the catalog"
+    odd = OddValueError("catalog_notes", "uid or token", fact, f"a row of kind {kind}")
+    odd.remedy = Advice.WRITE_WHOLE_CATALOG()  # which also removes the note
+    return odd
 
 
 def _drop_odd_notes(connection: Connection) -> None:
-    """Remove notes that say nothing, because all that they could say is done now."""
+    """Remove odd notes: the caller is writing the whole catalog, which covers whatever they meant."""
     connection.execute(delete(catalog_notes).where(or_(
         catalog_notes.c.kind.is_(None), catalog_notes.c.kind.not_in([kind.value for kind in NoteKind])
     )))  # fmt: skip
@@ -196,14 +198,14 @@ def _drop_odd_notes(connection: Connection) -> None:
 
 
 def _as_it_is(value: object) -> ColumnElement[Any]:
-    return literal(value, NullType())  # whatever its type is, SQLite compares it as it is
+    return literal(value, NullType())  # not converted: SQLite compares values of any type
 
 
 def settle_notes(connection: Connection, kind: NoteKind, done: Iterable[Note]) -> bool:
-    """Take away notes of what is done; return whether these were all. Those that have changed since stay.
+    """Remove the notes of objects that were written; return whether all could be removed. Changed notes are kept.
 
-    An object whose note is gone was written by another command as well, nobody knows in which order: once more.
-    To be called in a write transaction.
+    If a note is already gone, another command has written the object too, in an unknown order, so it is noted again.
+    Call this in a write transaction.
     """
     were_all = True
     for batch in batches(done):
@@ -222,15 +224,15 @@ def settle_notes(connection: Connection, kind: NoteKind, done: Iterable[Note]) -
 
 
 def page_token(connection: Connection) -> int:
-    """Return the token of all pages."""
+    """Return the shared token of all pages."""
     notes = read_notes(connection, NoteKind.PAGES)
     return notes[0].token if notes else 0
 
 
 def settle_pages(connection: Connection, page_ids: Collection[PageId], token: int) -> frozenset[PageId]:
-    """Note that pages are in the catalog, unless some were to be written anew meanwhile; return those that are gone.
+    """Mark pages as published, unless pages had to be written again in the meantime; return pages that are gone.
 
-    `token` is that of all pages when they were read. To be called in a write transaction.
+    `token` is the shared token when the pages were read. Call this in a write transaction.
     """
     is_current = page_token(connection) == token
     there: set[PageId] = set()
@@ -242,19 +244,19 @@ def settle_pages(connection: Connection, page_ids: Collection[PageId], token: in
 
 
 def unpublished_page(connection: Connection, page_id: PageId) -> str | None:
-    """Return the uid of a page that the catalog lacks; None: it has it."""
+    """Return the uid of a page if the catalog lacks it, else None."""
     here = (pages.c.id == page_id) & pages.c.published.is_(False)
     return connection.execute(select(pages.c.uid).where(here)).scalar()
 
 
 def unpublished_pages(connection: Connection, after: PageId, count: int) -> list[PageRow]:
-    """Return the next pages, by id, that versions have and the catalog lacks."""
+    """Return the next used pages, by id, that the catalog lacks."""
     rows = sound_rows(connection, _UNPUBLISHED.params(last=after, count=count), pages.c.id)
     return [PageRow(id=row.id, uid=row.uid, entries=row.entries) for row in rows]
 
 
 def page_uids(connection: Connection, version_id: VersionId) -> Iterator[tuple[int, str]]:
-    """Yield the pages of a version: number and uid, by number."""
+    """Yield number and uid of the pages of a version, by number."""
     query = (
         select(version_pages.c.page_no, pages.c.uid)
         .join(pages, pages.c.id == version_pages.c.page_id)
@@ -266,7 +268,7 @@ def page_uids(connection: Connection, version_id: VersionId) -> Iterator[tuple[i
 
 
 def catalog_key(connection: Connection) -> str | None:
-    """Return the check value of the key that seals the catalog, empty for none; None: nothing was written yet."""
+    """Return the check value of the key that seals the catalog: empty for no key, None if nothing was written yet."""
     notes = read_notes(connection, NoteKind.KEY)
     return notes[0].uid if notes else None
 
@@ -278,7 +280,7 @@ def save_catalog_key(connection: Connection, check: str) -> None:
 
 
 def existing_uids(connection: Connection, kind: NoteKind, uids: Iterable[str]) -> set[str]:
-    """Return which of these uids are those of versions, or of pages, also of such as no version has at the moment."""
+    """Return which of these uids exist, as versions or as pages. Pages need not be in use."""
     table = versions if kind is NoteKind.VERSION else pages
     found: set[str] = set()
     for batch in batches(uids):
@@ -287,18 +289,18 @@ def existing_uids(connection: Connection, kind: NoteKind, uids: Iterable[str]) -
 
 
 def count_unpublished_pages(connection: Connection) -> int:
-    """Return how many pages versions have and the catalog lacks."""
+    """Return how many used pages the catalog lacks."""
     here = pages.c.published.is_(False) & (pages.c.refs > 0)
     return connection.execute(select(func.count()).select_from(pages).where(here)).scalar_one()
 
 
 def count_used_pages(connection: Connection) -> int:
-    """Return how many pages versions have."""
+    """Return how many pages are used by versions."""
     return connection.execute(select(func.count()).select_from(pages).where(pages.c.refs > 0)).scalar_one()
 
 
 def pages_after(connection: Connection, last: PageId, count: int) -> list[PageRow]:
-    """Return the next pages, by id, that versions have."""
+    """Return the next used pages, by id."""
     query = select(pages.c.id, pages.c.uid, pages.c.entries).where(pages.c.refs > 0, pages.c.id > last)
     rows = connection.execute(query.order_by(pages.c.id).limit(count))
     return [PageRow(id=row.id, uid=row.uid, entries=row.entries) for row in rows]

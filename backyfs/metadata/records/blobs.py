@@ -1,4 +1,4 @@
-"""Blobs: find those that hold known bytes, insert new ones, load them by their ids."""
+"""Find blobs by fingerprint, insert new ones, and load them by id or uid."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from backyfs.metadata.db.batches import batches
 from backyfs.metadata.db.oddrows import require_sound, sound_rows
 from backyfs.metadata.db.tables import blob_refs, blobs
 from backyfs.model import Blob, BlobId, BlobRecord, BlobUid, SavedBlob
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 20_000
 
-# Made once: building it anew took longer than running it.
+# Built once: building the statement for each call took longer than running it.
 _FIND = (
     select(blobs.c.fingerprint, blobs.c.id)
     .where(
@@ -30,7 +31,7 @@ _FIND = (
         blobs.c.valid,
         blobs.c.doomed_at.is_(None),
     )
-    .order_by(blobs.c.id.desc())  # the oldest one comes last and stays
+    .order_by(blobs.c.id.desc())  # the oldest one comes last and wins
 )
 _FIND_OF_VERSION = _FIND.where(blobs.c.encryption_version == bindparam("version"))
 
@@ -60,9 +61,9 @@ class KnownBlob:
 def find_blobs(
     connection: Connection, fingerprints: Iterable[bytes], *, encryption_version: int | None = None
 ) -> dict[bytes, BlobId]:
-    """Return which blobs hold these bytes: valid ones that are not doomed, of one encryption version or of any.
+    """Return the valid, not doomed blobs with these fingerprints, of one encryption version or of any.
 
-    Where several blobs hold the same bytes the oldest one is named, so that equal images get equal pages.
+    If several blobs have the same fingerprint, the oldest one is returned, so that equal images get equal pages.
     """
     found: dict[bytes, BlobId] = {}
     for batch in batches(fingerprints):
@@ -77,7 +78,7 @@ def find_blobs(
 def insert_blobs(
     connection: Connection, saved: Iterable[SavedBlob | BlobRecord], created_at: datetime
 ) -> dict[BlobUid, BlobId]:
-    """Insert blobs that are durable in the storage; no page refers to them yet. Return their ids."""
+    """Insert blobs that are durable in the storage and that no page refers to yet. Return their ids."""
     ids: dict[BlobUid, BlobId] = {}
     for batch in batches(saved):
         rows = [
@@ -102,12 +103,12 @@ def insert_blobs(
 def insert_numbered_blobs(
     connection: Connection, records: Iterable[tuple[BlobId, BlobRecord]], created_at: datetime
 ) -> None:
-    """Insert blobs under ids of the caller's, where nobody else inserts any: half of the time goes without.
+    """Insert blobs with the caller's ids, which takes half the time. No other command may insert blobs.
 
-    `continue_ids` has to follow.
+    The caller must call `continue_ids` afterwards.
     """
     at = created_at.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
-    row = insert(blobs).values(created_at=literal_column(f"'{at}'"))  # made once, not for each row
+    row = insert(blobs).values(created_at=literal_column(f"'{at}'"))  # converted once, not for each row
     for batch in batches(records):
         connection.execute(
             row,
@@ -129,16 +130,16 @@ def insert_numbered_blobs(
 
 
 def find_by_uid(connection: Connection, uids: Iterable[BlobUid]) -> dict[BlobUid, KnownBlob]:
-    """Return those of these blobs that have rows, doomed ones as well.
+    """Return the rows of these blobs by uid, including doomed ones, as far as rows exist.
 
     Raises:
-        OddValueError: a row has a value that cannot be.
+        OddValueError: a row has an impossible value.
     """
     return _find_by_uid(connection, uids, require_sound)
 
 
 def find_sound_by_uid(connection: Connection, uids: Iterable[BlobUid]) -> dict[BlobUid, KnownBlob]:
-    """Return those of these blobs that have rows, doomed ones as well; damaged rows are noted and left out."""
+    """Return the rows of these blobs by uid, including doomed ones; note and skip damaged rows."""
     return _find_by_uid(connection, uids, sound_rows)
 
 
@@ -159,13 +160,13 @@ def damaged_blobs(connection: Connection) -> frozenset[BlobId]:
 
 
 def newest_wrapped_key(connection: Connection) -> bytes | None:
-    """Return the wrapped data key of the newest blob that has one; None: there is no such blob."""
+    """Return the wrapped data key of the newest blob that has one; None if there is no such blob."""
     query = select(blobs.c.wrapped_key).where(blobs.c.wrapped_key.is_not(None)).order_by(blobs.c.id.desc()).limit(1)
     return connection.execute(query).scalar()
 
 
 def sample_blob_uids(connection: Connection, count: int) -> list[BlobUid]:
-    """Return the uids of up to `count` blobs whose objects should be in the storage, spread over all of them."""
+    """Return the uids of up to `count` blobs, evenly spread, whose objects should be in the storage."""
     lowest, highest = connection.execute(select(func.min(blobs.c.id), func.max(blobs.c.id))).one()
     if lowest is None:
         return []
@@ -180,7 +181,7 @@ def sample_blob_uids(connection: Connection, count: int) -> list[BlobUid]:
 
 
 def load_blob_records(connection: Connection, ids: Iterable[BlobId]) -> dict[BlobId, BlobRecord]:
-    """Return all that is known of the blobs with these ids, as far as there are such rows; odd ones are left out."""
+    """Return the records of the blobs with these ids. Missing rows are skipped; odd ones are noted and skipped."""
     found: dict[BlobId, BlobRecord] = {}
     for batch in batches(ids):
         for row in sound_rows(connection, _ALL_FACTS.where(blobs.c.id.in_(batch)), blobs.c.id):
@@ -189,7 +190,7 @@ def load_blob_records(connection: Connection, ids: Iterable[BlobId]) -> dict[Blo
 
 
 def load_blobs(connection: Connection, ids: Iterable[BlobId]) -> dict[BlobId, Blob]:
-    """Return the blobs with these ids, as far as there are such rows; odd ones are noted and left out."""
+    """Return the blobs with these ids. Missing rows are skipped; odd ones are noted and skipped."""
     found: dict[BlobId, Blob] = {}
     for batch in batches(ids):
         query = select(
@@ -213,9 +214,9 @@ def load_blobs(connection: Connection, ids: Iterable[BlobId]) -> dict[BlobId, Bl
 
 
 def find_moved(connection: Connection, blob: Blob) -> Blob | None:
-    """Return where the bytes of a blob are by now; None: nowhere else than it says, for all that is known.
+    """Return the blob that has the bytes of `blob` now; None if no other place is known.
 
-    It was sealed anew, or its place was taken by a blob with the same bytes and a cleanup is about to delete it.
+    The blob was re-sealed, or it was replaced by a blob with the same bytes and a cleanup is about to delete it.
     """
     row = connection.execute(select(blobs.c.uid, blobs.c.doomed_at).where(blobs.c.id == blob.id)).one_or_none()
     if row is not None and row.doomed_at is None:
@@ -230,7 +231,7 @@ def require_blobs(connection: Connection, ids: Collection[BlobId]) -> dict[BlobI
     """Return the blobs with these ids.
 
     Raises:
-        IntegrityError: one has no row, or a damaged one.
+        IntegrityError: the row of one is missing or damaged.
     """
     found = load_blobs(connection, ids)
     _require_all(ids, found)
@@ -238,10 +239,10 @@ def require_blobs(connection: Connection, ids: Collection[BlobId]) -> dict[BlobI
 
 
 def require_blob_records(connection: Connection, ids: Collection[BlobId]) -> dict[BlobId, BlobRecord]:
-    """Return all that is known of the blobs with these ids.
+    """Return the records of the blobs with these ids.
 
     Raises:
-        IntegrityError: one has no row, or a damaged one.
+        IntegrityError: the row of one is missing or damaged.
     """
     found = load_blob_records(connection, ids)
     _require_all(ids, found)
@@ -249,7 +250,7 @@ def require_blob_records(connection: Connection, ids: Collection[BlobId]) -> dic
 
 
 def known_uids(connection: Connection, uids: Iterable[BlobUid]) -> set[BlobUid]:
-    """Return those of these uids that rows of blobs have, whatever else is in the rows."""
+    """Return the uids that have a row, even if the rest of the row is damaged."""
     found: set[BlobUid] = set()
     for batch in batches(uids):
         found.update(connection.execute(select(blobs.c.uid).where(blobs.c.uid.in_(batch))).scalars())
@@ -257,10 +258,10 @@ def known_uids(connection: Connection, uids: Iterable[BlobUid]) -> set[BlobUid]:
 
 
 def require_sound_uids(connection: Connection) -> None:
-    """Make sure that the uids of all blobs can be: an object whose row has another one would look like an orphan.
+    """Make sure that no uid is impossible: the object of a row with a damaged uid would look like an orphan.
 
     Raises:
-        OddValueError: one cannot.
+        OddValueError: a uid is impossible.
     """
     query = select(blobs.c.id, blobs.c.uid).order_by(blobs.c.id).limit(_ROWS_AT_ONCE)
     last = None
@@ -272,8 +273,9 @@ def _require_all(ids: Iterable[BlobId], found: Collection[BlobId]) -> None:
     missing = next((blob_id for blob_id in ids if blob_id not in found), None)
     if missing is not None:
         raise IntegrityError(
-            f"a block map names blob number {missing}, which has no row in the database, or a damaged one; run "
-            "`backyfs scrub`, and see `backyfs recover`"
+            f"refers to blob number {missing}, whose row in the database is missing or damaged",
+            subject="a block map",
+            remedy=Advice.SCRUB_OR_RECOVER(),
         )
 
 

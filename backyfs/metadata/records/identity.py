@@ -1,4 +1,4 @@
-"""What a repository is: block size, hash function, wrapped keys. Fixed when it is made, but for the slots."""
+"""Store the identity of a repository: block size, hash function, wrapped keys. Only its keys can change later."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from backyfs.metadata.db.oddrows import require_sound, sound_rows
 from backyfs.metadata.db.revisions import HEAD_RELEASE
 from backyfs.metadata.db.tables import key_slots, repository
 from backyfs.model import KeySlot
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,7 +40,7 @@ class Identity:
 
 
 def save_identity(connection: Connection, identity: Identity) -> None:
-    """Store what a new repository is."""
+    """Store the identity of a new repository."""
     connection.execute(
         insert(repository).values(
             id=_THE_ROW,
@@ -55,46 +56,50 @@ def save_identity(connection: Connection, identity: Identity) -> None:
 
 
 def load_identity(connection: Connection) -> Identity:
-    """Return what the repository is.
+    """Return the identity of the repository.
 
     Raises:
-        SchemaError: the database has the tables and no repository.
-        OddValueError: a value cannot be.
+        SchemaError: the database has the tables but no repository.
+        OddValueError: a value is impossible.
     """
-    # By name: a copy before an upgrade is made of tables that may lack what later revisions have added.
+    # Columns by name: before an upgrade, the table can lack columns that later revisions add.
     values = _read_row(connection, [repository.c[field.name] for field in fields(Identity)])
     return Identity(**values)
 
 
 def load_key_date(connection: Connection) -> datetime | None:
-    """Return when the repository got the key that it has; None: when it was made.
+    """Return when the repository got its current key; None: when it was created.
 
     Raises:
-        OddValueError: the value cannot be.
+        OddValueError: the value is impossible.
     """
     made_at: datetime | None = _read_row(connection, [repository.c.key_made_at])["key_made_at"]
     return made_at
 
 
 def load_identity_tag(connection: Connection) -> bytes | None:
-    """Return the tag of the identity; None: it has none.
+    """Return the tag of the identity, if it has one.
 
     Raises:
-        OddValueError: the value cannot be.
+        OddValueError: the value is impossible.
     """
     tag: bytes | None = _read_row(connection, [repository.c.identity_tag])["identity_tag"]
     return tag
 
 
 def save_identity_tag(connection: Connection, tag: bytes | None) -> None:
-    """Store the tag of the identity. To be called in the transaction that changes the identity or its key."""
+    """Store the tag of the identity. Call this in the transaction that changes the identity or its key."""
     connection.execute(update(repository).values(identity_tag=tag))
 
 
 def _read_row(connection: Connection, columns: list[Column[Any]]) -> dict[str, Any]:
     rows = require_sound(connection, select(*columns).where(repository.c.id == _THE_ROW), repository.c.id)
     if not rows:
-        raise SchemaError("the database has the tables of a repository and no repository; run `backyfs init` again")
+        raise SchemaError(
+            "has the tables of a repository but no repository",
+            subject="the database",
+            remedy=Advice.MAKE_REPOSITORY_AGAIN(),
+        )
     return {column.name: value for column, value in zip(columns, rows[0], strict=True)}
 
 
@@ -106,54 +111,54 @@ def save_key_date(connection: Connection, made_at: datetime) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageState:
-    """What the database knows of its storage."""
+    """What the database knows about its storage."""
 
-    marked: bool       # it was given the marker of this repository
-    had_objects: bool  # when the repository was made; their rows may still be imported
+    marked: bool       # it has got the marker of this repository
+    had_objects: bool  # when the repository was created; their rows may still be imported
 
 
 def load_storage_state(connection: Connection) -> StorageState:
-    """Return what is known of the storage."""
+    """Return what the database knows about its storage."""
     row = _read_row(connection, [repository.c.storage_marked, repository.c.storage_had_objects])
     return StorageState(marked=bool(row["storage_marked"]), had_objects=bool(row["storage_had_objects"]))
 
 
 def note_storage_marked(connection: Connection) -> None:
-    """Store that the storage has the marker of this repository, durably: without it, it is another storage."""
+    """Record that the storage durably has the marker of this repository. Without a marker it is another storage."""
     connection.execute(update(repository).values(storage_marked=True))
 
 
 def note_storage_objects(connection: Connection, *, had_objects: bool) -> None:
-    """Store whether objects without a row may be those of rows that are still to be imported."""
+    """Record whether rows for objects without a row may still be imported."""
     connection.execute(update(repository).values(storage_had_objects=had_objects))
 
 
 def load_needed_release(connection: Connection) -> str:
-    """Return the oldest release of backyfs that works with the repository.
+    """Return the oldest release of backyfs that supports the repository.
 
     Raises:
-        OddValueError: the value cannot be.
+        OddValueError: the value is impossible.
     """
     release: str = _read_row(connection, [repository.c.needs_release])["needs_release"]
     return release
 
 
 def require_release(connection: Connection) -> None:
-    """Tell older programs which release the schema needs by now."""
+    """Record which release the schema needs now, for messages of older programs."""
     connection.execute(update(repository).values(needs_release=HEAD_RELEASE))
     note_repository(connection)
 
 
 def replace_identity(connection: Connection, identity: Identity, slots: Iterable[KeySlot]) -> None:
-    """Make a repository that is empty another one. When that one got its key is not known."""
+    """Give an empty repository the identity of another one. The date of the other one's key is unknown."""
     values = {field.name: getattr(identity, field.name) for field in fields(Identity)} | {"key_made_at": None}
-    connection.execute(update(repository).values(values))  # the row stays: writers wait for each other at it
+    connection.execute(update(repository).values(values))  # keep the row: it is the lock of all writers
     note_repository(connection)
     replace_key_slots(connection, slots)
 
 
 def replace_key_slots(connection: Connection, slots: Iterable[KeySlot]) -> None:
-    """Make these the key slots, and no others."""
+    """Replace all key slots by these."""
     connection.execute(delete(key_slots))
     for slot in slots:
         add_key_slot(connection, slot)
@@ -175,7 +180,7 @@ def add_key_slot(connection: Connection, slot: KeySlot) -> None:
 
 
 def replace_key_slot(connection: Connection, label: str, slot: KeySlot) -> None:
-    """Put a key slot in the place of the one with this label."""
+    """Replace the key slot with this label."""
     values = {field.name: getattr(slot, field.name) for field in fields(KeySlot)}
     connection.execute(update(key_slots).where(key_slots.c.label == label).values(values))
     note_repository(connection)
@@ -188,7 +193,7 @@ def remove_key_slot(connection: Connection, label: str) -> None:
 
 
 def save_fingerprint_key(connection: Connection, wrapped_key: bytes) -> None:
-    """Store the fingerprint key, wrapped anew."""
+    """Store the rewrapped fingerprint key."""
     connection.execute(update(repository).values(wrapped_fingerprint_key=wrapped_key))
     note_repository(connection)
 
@@ -197,18 +202,18 @@ def list_key_slots(connection: Connection) -> list[KeySlot]:
     """Return the key slots, the oldest first.
 
     Raises:
-        OddValueError: a value in one cannot be.
-        IntegrityError: there are more than a repository can have.
+        OddValueError: a slot has an impossible value.
+        IntegrityError: there are more slots than a repository can have.
     """
     return _slots(require_sound(connection, _SLOTS, key_slots.c.id))
 
 
 def sound_key_slots(connection: Connection) -> list[KeySlot]:
-    """Return the key slots that are not damaged; the others are noted: one is enough to open the repository.
+    """Return the undamaged key slots and note the others. One is enough to open the repository.
 
     Raises:
-        OddValueError: all are damaged. The repository is encrypted, and must not look as if it were not.
-        IntegrityError: there are more than a repository can have.
+        OddValueError: all slots are damaged. An encrypted repository must not look like an unencrypted one.
+        IntegrityError: there are more slots than a repository can have.
     """
     return _slots(sound_rows(connection, _SLOTS, key_slots.c.id)) or list_key_slots(connection)
 
@@ -216,8 +221,9 @@ def sound_key_slots(connection: Connection) -> list[KeySlot]:
 def _slots(rows: Sequence[Row[Any]]) -> list[KeySlot]:
     if len(rows) > _MAX_SLOTS:
         raise IntegrityError(
-            f"the database has more than {_MAX_SLOTS} key slots, which no repository has; restore the database from a "
-            "copy, or run `backyfs recover` to rebuild it from the storage"
+            f"has more than {_MAX_SLOTS} key slots, the most that a repository can have",
+            subject="the database",
+            remedy=Advice.RECOVER_DATABASE(),
         )
     return [
         KeySlot(

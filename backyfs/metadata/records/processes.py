@@ -1,8 +1,8 @@
-"""Processes among all hosts: who is asking, and whether a process of the same scope has ended.
+"""Identify processes across hosts, and find out whether a process of the same scope has ended.
 
-`kill(pid, 0)` decides, because it works without /proc. What /proc adds is a bonus: a process that has ended and was not
-waited for, and one that got the number of another. Where /proc is missing, or hides the processes of other users
-(hidepid, ProtectProc), its silence says nothing.
+`kill(pid, 0)` decides, because it works without /proc. If /proc is available, it also reveals zombies and processes
+that reuse a pid. If /proc is missing, or hides processes of other users (hidepid, ProtectProc), a missing entry means
+nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import socket
 from dataclasses import dataclass
 
-_ENDED = frozenset("ZX")  # states of a process that has ended and was not waited for yet, proc(5)
+_ENDED = frozenset("ZX")  # states of a process that has ended but was not waited for yet, proc(5)
 _SCOPE_LENGTH = 128
 _MACHINE_IDS = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 _NO_MACHINE = frozenset({"", "uninitialized"})  # machine-id(5)
@@ -20,19 +20,19 @@ _UNKNOWN = "-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """A process among all hosts."""
+    """The identity of a process across hosts."""
 
     host: str         # for people
-    scope: str        # machine, boot and pid namespace: where the pid means something
+    scope: str        # machine, boot and pid namespace, within which the pid is valid
     pid: int
-    pid_started: int  # clock ticks after boot, because pids are used again; 0: not known
+    pid_started: int  # clock ticks after boot, because pids are reused; 0: unknown
 
 
 def this_process() -> Process:
-    """Return what names the calling process among all hosts.
+    """Return the identity of the calling process.
 
-    Whatever cannot be read is replaced by what all processes of this host would put there. Two scopes that differ
-    although they are the same cost a minute: then the heartbeat decides, as it does between hosts.
+    A part that cannot be read is replaced by the same value in all processes of this host. If two processes of one
+    scope still get different scopes, only a minute is lost: then the heartbeat decides, as it does between hosts.
     """
     host = os.fsencode(socket.gethostname()).decode(errors="backslashreplace")
     machine = next((text for text in map(_first_line, _MACHINE_IDS) if text not in _NO_MACHINE), host)
@@ -48,13 +48,13 @@ def this_process() -> Process:
 
 
 def has_ended(pid: int, pid_started: int) -> bool:
-    """Return whether a process of this scope is known to have ended; False also where that cannot be known."""
+    """Return whether a process of this scope is known to have ended; also False if that cannot be determined."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
-        pass  # it is there, and somebody else's
+        pass  # it exists, and belongs to another user
     state = _read_state(pid)
     if state is None:
         return False
@@ -68,10 +68,10 @@ class _State:
 
 
 def _read_state(pid: int) -> _State | None:
-    """Return what /proc says of a process; None: nothing."""
+    """Return the state of a process from /proc; None if it has no entry."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            # The name in parentheses may hold anything; field 22 is the 20th after it, proc(5).
+            # The name in parentheses can contain anything; field 22 is the 20th after it, proc(5).
             fields = file.read().rpartition(")")[2].split()
         return _State(fields[0], int(fields[19]))
     except (OSError, IndexError, ValueError):

@@ -1,7 +1,7 @@
-"""Remove a version from the database; its pages and blobs stay for a cleanup.
+"""Remove a version from the database. Its pages and blobs stay until a cleanup.
 
-Whoever begins to hold a version waits for a removal that is under way, and then finds it gone: both lock its row first.
-Invariant: `pages.refs` goes down with the rows of `version_pages` that it counts, in the same transaction.
+A command that wants to hold a version waits for a running removal, and then finds it gone: both lock its row first.
+Invariant: `pages.refs` decreases in the same transaction as the rows of `version_pages` that it counts.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 def lock_version(connection: Connection, version_id: VersionId) -> bool:
-    """Keep others from holding or changing a version until the transaction ends; return False if it is gone.
+    """Prevent others from holding or changing a version until the transaction ends; return False if it is gone.
 
-    To be called first in a transaction: what MariaDB reads afterwards is as it is under the lock.
+    Call this first in a transaction, so that everything MariaDB reads afterwards is from under the lock.
     """
     row = select(versions.c.id).where(versions.c.id == version_id).with_for_update()
     return connection.execute(row).first() is not None
 
 
 def remove_version(connection: Connection, version_id: VersionId) -> None:
-    """Remove a version, with its tags and its part of the block map, and count. One that is gone is fine.
+    """Remove a version with its tags and block map, and update the counts. Do nothing if it is already gone.
 
-    What its backup did stays in `stats`. To be called in a write transaction, in which the caller has looked that
-    nobody holds the version.
+    The statistics of its backup stay in `stats`. Call this in a write transaction in which the caller has made sure
+    that no job holds the version.
     """
     here = version_pages.c.version_id == version_id
     # Not one UPDATE with subqueries: MariaDB before 11.1 would look at every page of the repository.

@@ -1,4 +1,4 @@
-"""Sizes of all blobs at once, for those who count over the whole repository."""
+"""Load the sizes of all blobs, for reports about the whole repository."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ROWS_AT_ONCE = 20_000
 
 
 def odd_sizes(connection: Connection, block_size: int) -> dict[int, int]:
-    """Return the sizes of those blobs that are no whole block, by their ids: ends of images."""
+    """Return the sizes, by id, of the blobs that are not a whole block: the ends of images."""
     query = select(blobs.c.id, blobs.c.size).where(blobs.c.size != block_size)
     return {row.id: row.size for row in sound_rows(connection, query, blobs.c.id)}
 
@@ -31,10 +31,10 @@ def odd_sizes(connection: Connection, block_size: int) -> dict[int, int]:
 def stored_sizes(
     connection: Connection, ids: BlobIds, uses: Numbers, object_size: Callable[[BlobUid], int | None]
 ) -> Numbers:
-    """Return the sizes of the objects of all blobs that are used; `ids` are those of the same transaction.
+    """Return the object sizes of all blobs in use. `ids` must be from the same transaction.
 
-    Of the encrypted blobs of an adopted repository the database does not know it: `object_size` is asked, and may
-    not know it either. UNKNOWN then.
+    The database does not know the object sizes of encrypted blobs of an adopted repository. They come from
+    `object_size`; if it returns None, the size is UNKNOWN.
     """
     sizes = ids.numbers("q", UNKNOWN)
     query = (
@@ -60,7 +60,7 @@ def stored_sizes(
 
 
 def uids_of(connection: Connection, ids: Iterable[int]) -> dict[int, BlobUid]:
-    """Return the uids of blobs by their ids."""
+    """Return the uids of blobs by id."""
     found: dict[int, BlobUid] = {}
     for batch in batches(ids):
         rows = sound_rows(connection, select(blobs.c.id, blobs.c.uid).where(blobs.c.id.in_(batch)), blobs.c.id)

@@ -1,4 +1,4 @@
-"""Statistics: one row for each backup that ended. They outlive their versions."""
+"""Store and list statistics: one row for each finished backup. They outlive their versions."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class BackupStatistics:
-    """What a backup did, counted while it runs. Bytes are plain bytes of the image but where stated."""
+    """The statistics of a running backup. Bytes are plain bytes of the image unless stated otherwise."""
 
     blocks_read: int = 0
     bytes_read: int = 0
     blocks_written: int = 0
     bytes_written: int = 0
-    bytes_stored: int = 0  # what was written, after sealing
+    bytes_stored: int = 0  # bytes written, after sealing
     blocks_deduplicated: int = 0
     bytes_deduplicated: int = 0
     blocks_sparse: int = 0
@@ -46,7 +46,7 @@ def insert_statistics(
     ended_at: datetime,
     duration_s: float,
 ) -> None:
-    """Store the statistics of a backup that has ended."""
+    """Store the statistics of a backup that has just finished."""
     record = StatisticsRecord(
         created_at=ended_at,
         version_uid=version.uid,
@@ -60,7 +60,7 @@ def insert_statistics(
 
 
 def insert_statistics_records(connection: Connection, records: Iterable[StatisticsRecord]) -> None:
-    """Store statistics of backups that ended some time ago."""
+    """Store statistics of earlier backups."""
     for batch in batches(records):
         connection.execute(insert(stats), [asdict(record) for record in batch])
 
@@ -68,20 +68,20 @@ def insert_statistics_records(connection: Connection, records: Iterable[Statisti
 def list_statistics(
     connection: Connection, version_uid: VersionUid, *, limit: int | None = None
 ) -> list[StatisticsRecord]:
-    """Return the statistics of a version, or the newest `limit` of them, the oldest first."""
+    """Return all statistics of a version, or its newest `limit` ones, the oldest first."""
     return _newest(connection, _query().where(stats.c.version_uid == version_uid).order_by(stats.c.id.desc()), limit)
 
 
 def list_all_statistics(connection: Connection, *, limit: int | None = None) -> list[StatisticsRecord]:
-    """Return the statistics of all backups, or the newest `limit` of them, the oldest first.
+    """Return the statistics of all backups, or the newest `limit` ones, the oldest first.
 
-    backy2 lists those that ended in the same second in the opposite order of their ids, and so does this.
+    Backups that ended in the same second are in descending order of their ids, as in backy2.
     """
     return _newest(connection, _query().order_by(stats.c.created_at.desc(), stats.c.id), limit)
 
 
 def newest_statistics(connection: Connection, uids: Iterable[VersionUid]) -> dict[VersionUid, StatisticsRecord]:
-    """Return the newest statistics of each of these versions that has any."""
+    """Return the newest statistics of each of these versions, if it has any."""
     found: dict[VersionUid, StatisticsRecord] = {}
     for batch in batches(uids):
         query = _query().where(stats.c.version_uid.in_(batch)).order_by(stats.c.id.desc())
@@ -90,7 +90,7 @@ def newest_statistics(connection: Connection, uids: Iterable[VersionUid]) -> dic
 
 
 def find_statistics(connection: Connection, prefix: str) -> list[VersionUid]:
-    """Return the uids that begin so of versions that have statistics, whether or not the versions are there still."""
+    """Return the uids with this prefix that have statistics, whether or not the versions still exist."""
     begins = func.lower(stats.c.version_uid).like(f"{prefix.lower()}%")
     query = select(stats.c.version_uid).where(begins).distinct().order_by(stats.c.version_uid)
     return [VersionUid(uid) for uid in connection.execute(query).scalars()]
@@ -101,6 +101,6 @@ def _query() -> Select[tuple[Any, ...]]:
 
 
 def _newest(connection: Connection, query: Select[tuple[Any, ...]], limit: int | None) -> list[StatisticsRecord]:
-    """Return the first rows of a query, the newest, in the opposite order."""
+    """Return the first rows of a query, which are the newest, in reverse order."""
     rows = sound_rows(connection, query if limit is None else query.limit(limit), stats.c.id)
     return [StatisticsRecord(**row._mapping) for row in reversed(rows)]  # noqa: SLF001 - public in SQLAlchemy

@@ -1,4 +1,4 @@
-"""Versions: make, finish, list, and find the one that a person means."""
+"""Create, change and list versions, and find the one that a person names."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from backyfs.metadata.db.oddrows import require_sound, sound_rows
 from backyfs.metadata.db.tables import blobs, tags, versions
 from backyfs.metadata.maps.damage import measure_damage
 from backyfs.model import CLOCK_TOLERANCE, Version, VersionId, VersionRecord, VersionStatus, VersionUid
+from backyfs.moments import time_text
+from backyfs.remedies import Advice, Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Row, Select
 
 _LATEST = "latest"
-_MIN_PREFIX = 4  # fewer digits of a uid are too easily meant for something else
+_MIN_PREFIX = 4  # fewer digits of a uid are too ambiguous
 _UID_PREFIX = re.compile(rf"[0-9a-fA-F-]{{{_MIN_PREFIX},36}}")
 _SHOWN_UIDS = 5
 
@@ -40,7 +42,7 @@ def create_version(
     tag_names: Iterable[str] = (),
     expire_at: datetime | None = None,
 ) -> Version:
-    """Insert a version of a new backup, incomplete, and return it."""
+    """Insert and return an incomplete version for a new backup."""
     record = VersionRecord(
         uid=VersionUid(str(uuid.uuid4())),
         created_at=created_at,
@@ -56,7 +58,7 @@ def create_version(
 
 
 def insert_version(connection: Connection, record: VersionRecord) -> Version:
-    """Insert a version without blocks, and return it."""
+    """Insert and return a version without blocks."""
     values = {field.name: getattr(record, field.name) for field in fields(VersionRecord)}
     names = values.pop("tags")
     row = insert(versions).values({**values, "status": record.status.value})
@@ -68,27 +70,27 @@ def insert_version(connection: Connection, record: VersionRecord) -> Version:
 
 
 def set_status(connection: Connection, version_id: VersionId, status: VersionStatus) -> None:
-    """Change how far a version can be trusted."""
+    """Change the status of a version."""
     connection.execute(update(versions).where(versions.c.id == version_id).values(status=status.value))
     note_version(connection, version_id)
 
 
 def set_expiry(connection: Connection, version_id: VersionId, expire_at: datetime | None) -> None:
-    """Change when a version expires; None: never."""
+    """Change when a version expires; None means never."""
     connection.execute(update(versions).where(versions.c.id == version_id).values(expire_at=expire_at))
     note_version(connection, version_id)
 
 
 def set_protected(connection: Connection, version_id: VersionId, *, protected: bool) -> bool:
-    """Keep a version from being removed, or no longer; return False if it was so already."""
-    # Asked for in the condition: MariaDB counts rows that match, or those that change, as the driver wants it.
+    """Protect or unprotect a version; return False if that changed nothing."""
+    # Compared in the condition: depending on the driver, MariaDB counts matching rows or changed rows.
     here = (versions.c.id == version_id) & (versions.c.protected.is_not(protected))
     note_version(connection, version_id)
     return connection.execute(update(versions).where(here).values(protected=protected)).rowcount == 1
 
 
 def remove_tags(connection: Connection, version_id: VersionId, names: Iterable[str]) -> None:
-    """Take tags from a version, white space around its own not counted; those that it does not have are fine."""
+    """Remove tags from a version, ignoring white space around its own tags. Tags that it does not have are ignored."""
     wanted = set(names)
     has = connection.execute(select(tags.c.name).where(tags.c.version_id == version_id)).scalars().all()
     for batch in batches(name for name in has if name in wanted or name.strip() in wanted):
@@ -97,7 +99,7 @@ def remove_tags(connection: Connection, version_id: VersionId, names: Iterable[s
 
 
 def add_tags(connection: Connection, version_id: VersionId, names: Iterable[str]) -> list[str]:
-    """Give a version tags; return those that it had not."""
+    """Add tags to a version; return those that are new."""
     has = set(connection.execute(select(tags.c.name).where(tags.c.version_id == version_id)).scalars())
     new = sorted(set(names) - has)
     if new:
@@ -107,9 +109,9 @@ def add_tags(connection: Connection, version_id: VersionId, names: Iterable[str]
 
 
 def list_versions(connection: Connection, *, name: str | None = None) -> list[Version]:
-    """Return all versions, or those of one name, ordered by name and date. Two queries in all.
+    """Return all versions, or those of one name, ordered by name and date, with two queries.
 
-    A version or tag whose row is damaged is left out and noted, see `oddrows`.
+    Damaged rows of versions and tags are skipped and noted, see `oddrows`.
     """
     query = select(versions).order_by(versions.c.name, versions.c.created_at, versions.c.id)
     tag_query = select(tags.c.version_id, tags.c.name).order_by(tags.c.name)
@@ -123,9 +125,9 @@ def list_versions(connection: Connection, *, name: str | None = None) -> list[Ve
 
 
 def picture(connection: Connection) -> object:
-    """Return a value that equals an earlier one if nothing that `list_versions` returns has changed since.
+    """Return a value that equals an earlier one if the result of `list_versions` has not changed since.
 
-    Of 10,000 versions it takes a quarter of the time: no values are converted.
+    For 10,000 versions this takes a quarter of the time, because no values are converted.
     """
     rows = []
     for table in (versions, tags):
@@ -135,12 +137,12 @@ def picture(connection: Connection) -> object:
 
 
 def has_contents(connection: Connection) -> bool:
-    """Return whether there is any version or blob."""
+    """Return whether there are any versions or blobs."""
     return any(connection.execute(select(table.c.id).limit(1)).first() is not None for table in (versions, blobs))
 
 
 def is_last_valid(connection: Connection, version: Version, gone: Collection[VersionId] = ()) -> bool:
-    """Return whether a version is valid and no other valid one has its name, apart from those that are `gone`."""
+    """Return whether a version is valid and no other valid version has its name, ignoring those that are `gone`."""
     if version.status is not VersionStatus.VALID:
         return False
     others = (other for other in list_versions(connection, name=version.name) if other.id != version.id)
@@ -148,36 +150,36 @@ def is_last_valid(connection: Connection, version: Version, gone: Collection[Ver
 
 
 def version_with_uid(connection: Connection, uid: VersionUid) -> Version | None:
-    """Return the version that has exactly this uid, None if there is none."""
+    """Return the version with exactly this uid; None if there is none."""
     return next(iter(_query(connection, versions.c.uid == uid, limit=1)), None)
 
 
 def find_version(connection: Connection, wanted: str, *, now: datetime | None = None) -> Version:
     """Return the version that a person names.
 
-    `wanted` is a uid, the first 4 or more digits of one, `NAME@latest` (the newest valid one that is not dated after
-    `now`, by default the time by the clock of this host), or `NAME@YYYY-MM-DD[THH:MM[:SS]]` (the newest valid one at or
-    before that time in UTC; a date alone means the whole day).
+    `wanted` is a uid, its first 4 or more digits, `NAME@latest`, or `NAME@YYYY-MM-DD[THH:MM[:SS]]`. The last two find
+    the newest valid version: not dated after `now` (by default the clock of this host), or at or before that time in
+    UTC, where a date includes its whole day.
 
     Raises:
-        VersionNotFoundError: none answers to it, or several do.
+        VersionNotFoundError: no version, or more than one, matches.
     """
     name, separator, moment = wanted.rpartition("@")
     if separator:
         return _find_by_name(connection, name, moment, wanted, now or datetime.now(UTC))
     if not _UID_PREFIX.fullmatch(wanted):
+        forms = f"give a uid, {_MIN_PREFIX} or more digits of one, NAME@latest or NAME@YYYY-MM-DD"
         raise VersionNotFoundError(
-            f"{wanted!r} names no version; give a uid, {_MIN_PREFIX} or more digits of one, NAME@latest or "
-            "NAME@YYYY-MM-DD; `backyfs ls` shows what there is"
+            "does not name a version", subject=repr(wanted), remedy=Remedy(forms).then(Advice.LIST_VERSIONS())
         )
     found = list(_query(connection, func.lower(versions.c.uid).like(f"{wanted.lower()}%"), limit=_SHOWN_UIDS))
     exact = [version for version in found if version.uid.lower() == wanted.lower()]
     if len(exact or found) == 1:
         return (exact or found)[0]
     if not found:
-        raise VersionNotFoundError(f"no version has a uid that begins with {wanted}; `backyfs ls` shows what there is")
+        raise VersionNotFoundError(f"no version has a uid that begins with {wanted}", remedy=Advice.LIST_VERSIONS())
     uids = ", ".join(version.uid for version in found)
-    raise VersionNotFoundError(f"{wanted} is the beginning of several uids ({uids}); give more digits")
+    raise VersionNotFoundError(f"is the beginning of several uids ({uids})", subject=wanted, remedy="give more digits")
 
 
 def _find_by_name(connection: Connection, name: str, moment: str, wanted: str, now: datetime) -> Version:
@@ -189,43 +191,38 @@ def _find_by_name(connection: Connection, name: str, moment: str, wanted: str, n
     for version in _query(connection, of_name & is_valid & in_time, limit=1):
         return version
     if not connection.execute(select(func.count()).where(of_name)).scalar_one():
-        raise VersionNotFoundError(f"no version is named {name!r}; `backyfs ls` shows what there is")
+        raise VersionNotFoundError(f"no version is named {name!r}", remedy=Advice.LIST_VERSIONS())
     if is_latest:
         for version in _query(connection, of_name & is_valid, limit=1):
             raise VersionNotFoundError(
-                f"all valid versions of {name!r} are dated in the future, the newest, {version.uid}, at "
-                f"{version.created_at:%Y-%m-%d %H:%M:%S} UTC; check the clock of this host, or give a uid"
+                f"all valid versions of {name!r} are dated in the future, the newest one, {version.uid}, at "
+                f"{time_text(version.created_at)} UTC",
+                remedy="check the clock of this host, or give a uid",
             )
     when = "" if is_latest else f" at or before {moment} UTC"
-    others = next(
-        (
-            explain(connection, version)
-            for status, explain in ((VersionStatus.INVALID, _damaged), (VersionStatus.INCOMPLETE, _interrupted))
-            for version in _query(connection, of_name & in_time & (versions.c.status == status.value), limit=1)
-        ),
-        "`backyfs ls` shows what there is",
-    )
-    raise VersionNotFoundError(f"{name!r} has no valid version{when}; {others}")
+    for status, explain in ((VersionStatus.INVALID, _damaged), (VersionStatus.INCOMPLETE, _interrupted)):
+        for version in _query(connection, of_name & in_time & (versions.c.status == status.value), limit=1):
+            fact, remedy = explain(connection, version)
+            raise VersionNotFoundError(f"has no valid version{when}; {fact}", subject=repr(name), remedy=remedy)
+    raise VersionNotFoundError(f"has no valid version{when}", subject=repr(name), remedy=Advice.LIST_VERSIONS())
 
 
-def _damaged(connection: Connection, version: Version) -> str:
+def _damaged(connection: Connection, version: Version) -> tuple[str, Remedy]:
     damage = measure_damage(connection, version)
-    return (
-        f"the newest damaged one is {version.uid} of {version.created_at:%Y-%m-%d %H:%M:%S} UTC, with "
-        f"{damage.bad_blocks} of {damage.blocks} blocks known to be bad. `backyfs restore {version.uid} TARGET` writes "
-        "everything else and lists the bad ranges; `backyfs mount` reads everything else; `backyfs repair` may mend it"
+    fact = (
+        f"the newest damaged one is {version.uid} of {time_text(version.created_at)} UTC, with {damage.bad_blocks} of "
+        f"{damage.blocks} blocks known to be bad"
     )
+    return fact, Advice.READ_DAMAGED_VERSION(uid=version.uid)
 
 
-def _interrupted(_connection: Connection, version: Version) -> str:
-    return (
-        f"the backup of the newest, {version.uid} of {version.created_at:%Y-%m-%d %H:%M:%S} UTC, never ended; continue "
-        f"it with `backyfs backup --continue-version {version.uid}`"
-    )
+def _interrupted(_connection: Connection, version: Version) -> tuple[str, Remedy]:
+    fact = f"the backup of the newest one, {version.uid} of {time_text(version.created_at)} UTC, was interrupted"
+    return fact, Advice.CONTINUE_VERSION(uid=version.uid)
 
 
 def _end_of_moment(moment: str, wanted: str) -> datetime:
-    """Return the first time that is after `moment`, as fine as `moment` was given."""
+    """Return the end of `moment`: of the day, minute or second that it names."""
     for form, step in (
         ("%Y-%m-%d", timedelta(days=1)),
         ("%Y-%m-%dT%H:%M", timedelta(minutes=1)),
@@ -236,7 +233,9 @@ def _end_of_moment(moment: str, wanted: str) -> datetime:
         except (ValueError, OverflowError):
             continue
     raise VersionNotFoundError(
-        f"{wanted!r} names no version: after the @ stands `latest` or a time in UTC as YYYY-MM-DD or YYYY-MM-DDTHH:MM"
+        "does not name a version",
+        subject=repr(wanted),
+        remedy="write `latest` or a time in UTC after the @, as YYYY-MM-DD or YYYY-MM-DDTHH:MM",
     )
 
 
