@@ -10,6 +10,7 @@ import click
 
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import Row, print_rows
+from backyfs.cli.remedies import render
 from backyfs.cli.text import printable
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def command(invocation: Invocation) -> int:
     report = check_configuration(invocation.config_file, os.environ, now=datetime.now(UTC))
     if invocation.form is OutputForm.TABLE:
         for finding in report.findings:
-            click.echo(f"{finding.grade.value:<8}  {finding.check:<13}  {printable(finding.message)}")
+            click.echo(f"{finding.grade.value:<8}  {finding.check:<13}  {printable(str(render(finding.message)))}")
     else:
         print_rows(invocation, [_row(finding) for finding in report.findings], _COLUMNS)
     return report.exit_status
@@ -43,6 +44,6 @@ def _row(finding: Finding) -> Row:
     return {
         "check": finding.check,
         "grade": finding.grade.value,
-        "message": printable(finding.message),
+        "message": printable(str(render(finding.message))),
         "exit_status": finding.exit_status,
     }

@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import update
 
 from backyfs.cli.main import run
+from backyfs.cli.remedies import render
 from backyfs.engine.setup import check
 from backyfs.engine.setup.check import check_configuration
 from backyfs.engine.setup.findings import Grade
@@ -251,7 +252,7 @@ def found_quietly(config):
     report = check_configuration(str(config), {}, now=datetime.now(UTC))
     results: dict[str, list[tuple[str, str]]] = {}
     for one in report.findings:
-        results.setdefault(one.check, []).append((one.grade.value, one.message))
+        results.setdefault(one.check, []).append((one.grade.value, str(render(one.message))))
     return report.exit_status, results
 
 

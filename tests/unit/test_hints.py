@@ -30,8 +30,8 @@ def test_hints_come_in_any_order_and_overlap() -> None:
 @pytest.mark.parametrize(
     ("text", "fact"),
     [
-        ("", "not JSON"),
-        (b"\xff", "not JSON"),
+        ("", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
         ("{}", "entry 1: offset and length"),
         ('{"offset": 1, "length": 2, "exists": "true"}', "not a list of objects"),
         ("[1]", "not a list of objects"),

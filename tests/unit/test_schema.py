@@ -179,7 +179,7 @@ def test_a_new_database_is_at_the_head(database: Database) -> None:
 def test_a_new_database_holds_no_repository_yet(database: Database) -> None:
     create(database)
     with (
-        pytest.raises(SchemaError, match=r"has the tables of a repository but no repository; create the repository again"),
+        pytest.raises(SchemaError, match=r"the tables of a repository but no repository; create the repository again"),
         database.read() as connection,
     ):
         load_identity(connection)

@@ -191,8 +191,8 @@ def test_a_name_is_no_pattern(connection: Connection, wanted: str) -> None:
 def test_a_name_without_a_valid_version_is_refused(connection: Connection) -> None:
     uid = add(connection, status=VersionStatus.INCOMPLETE)
     assert refusal(connection, "disk@latest") == (
-        f"'disk' has no valid version; the backup of the newest one, {uid} of 2024-01-10 12:00:00 UTC, was interrupted; "
-        "continue its backup"
+        f"'disk' has no valid version; the backup of the newest one, {uid} of 2024-01-10 12:00:00 UTC, was "
+        "interrupted; continue its backup"
     )
 
 
@@ -242,8 +242,8 @@ def test_where_all_are_dated_in_the_future_that_is_said(connection: Connection) 
     with pytest.raises(VersionNotFoundError) as caught:
         find_version(connection, "disk@latest", now=NOON)
     assert str(caught.value) == (
-        f"all valid versions of 'disk' are dated in the future, the newest one, {uid}, at 2024-01-12 12:00:00 UTC; check "
-        "the clock of this host, or give a uid"
+        f"all valid versions of 'disk' are dated in the future, the newest one, {uid}, at 2024-01-12 12:00:00 UTC; "
+        "check the clock of this host, or give a uid"
     )
 
 

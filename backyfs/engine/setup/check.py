@@ -107,7 +107,7 @@ class _Checks:
                 status = ConfigError.exit_status if grade is Grade.FAILED else 0
                 yield Finding(check=name, grade=grade, message=message, exit_status=status)
         except BackyfsError as error:
-            yield Finding(check=name, grade=Grade.FAILED, message=str(error), exit_status=error.exit_status)
+            yield Finding(check=name, grade=Grade.FAILED, message=error, exit_status=error.exit_status)
         except OSError as error:
             message = f"{error.filename}: {error.strerror}"
             yield Finding(check=name, grade=Grade.FAILED, message=message, exit_status=ConfigError.exit_status)
@@ -322,7 +322,7 @@ def _configuration(
 ) -> Iterator[Finding]:
     for mistake in mistakes:
         yield Finding(
-            check="configuration", grade=Grade.FAILED, message=str(mistake), exit_status=mistake.exit_status
+            check="configuration", grade=Grade.FAILED, message=mistake, exit_status=mistake.exit_status
         )
     for warning in warnings:
         yield Finding(check="configuration", grade=Grade.WARNING, message=warning)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backyfs.errors import BackyfsError
 
 
 class Grade(Enum):
@@ -21,7 +25,7 @@ class Finding:
 
     check: str
     grade: Grade
-    message: str
+    message: str | BackyfsError
     exit_status: int = 0  # of the command, if this is the first that failed
 
 
