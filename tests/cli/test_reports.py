@@ -147,7 +147,7 @@ def test_ls_counts_blocks_by_encryption_version_where_it_is_asked_to(call, uids,
 
 def test_no_block_map_is_read_for_a_list_of_other_fields(call, uids, monkeypatch):
     monkeypatch.setattr("backyfs.metadata.maps.usage.unpack", None)
-    monkeypatch.setattr("backyfs.metadata.maps.pagecache.unpack", None)
+    monkeypatch.setattr("backyfs.metadata.maps.pageloader.unpack", None)
     for form in ((), ("-m",), ("--json",)):
         assert call(*form, "ls")[0] == 0
         assert call(*form, "ls", "-f", "uid,size")[0] == 0

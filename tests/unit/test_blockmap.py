@@ -179,18 +179,18 @@ def test_a_page_with_bytes_after_it_is_refused() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 9, 8193, 8200, 1 << 20])
 def test_a_page_of_an_impossible_size_is_refused(size: int) -> None:
-    with pytest.raises(DatabaseError, match=rf"^a page of a block map is damaged: it claims to hold {size} bytes$"):
+    with pytest.raises(DatabaseError, match=rf"^a page of a block map is damaged: it claims to contain {size} bytes$"):
         unpack(zstandard.ZstdCompressor().compress(bytes(size)))
 
 
 def test_a_page_that_claims_a_terabyte_is_refused_before_anything_is_allocated() -> None:
     frame = b"\x28\xb5\x2f\xfd" + b"\xe0" + (1 << 40).to_bytes(8, "little") + b"\x01\x00\x00"
-    with pytest.raises(DatabaseError, match="it claims to hold 1099511627776 bytes"):
+    with pytest.raises(DatabaseError, match="it claims to contain 1099511627776 bytes"):
         unpack(frame)
 
 
 def test_a_page_that_states_no_size_is_refused() -> None:
-    with pytest.raises(DatabaseError, match="it claims to hold -1 bytes"):
+    with pytest.raises(DatabaseError, match="it claims to contain -1 bytes"):
         unpack(zstandard.ZstdCompressor(write_content_size=False).compress(bytes(8)))
 
 
@@ -370,7 +370,7 @@ def test_a_doomed_blob_is_refused_by_its_id(connection: Connection) -> None:
     with pytest.raises(BlobsGoneError) as caught:
         commit(connection, 1, 0, [1, 2, 3, 4, 4, HOLE, ABSENT])
     assert caught.value.blob_ids == {BlobId(2), BlobId(4)}
-    assert str(caught.value) == "2 blobs were doomed by a cleanup meanwhile"
+    assert str(caught.value) == "a cleanup has doomed 2 blobs in the meantime"
 
 
 def test_a_blob_without_a_row_is_refused_by_its_id(connection: Connection) -> None:

@@ -242,7 +242,7 @@ def test_a_damaged_page_lets_nothing_be_deleted(
     with repository.database.write() as connection:
         connection.execute(update(pages).values(entries=packed))
         connection.execute(update(blob_refs).values(refs=0))
-    with pytest.raises(DatabaseError, match="no reference is corrected and nothing deleted"):
+    with pytest.raises(DatabaseError, match="no count is corrected and nothing is deleted"):
         full_cleanup(repository, grace_s=NO_GRACE_S)
     assert len(objects(tmp_path)) == BLOCKS
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.geometry import PAGE_ENTRIES, block_count, page_count, page_length
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, list_pages, new_entries
-from backyfs.metadata.maps.pagecache import PageCache
+from backyfs.metadata.maps.pageloader import PageLoader
 from backyfs.model import BlockIndex, PageNumber, VersionStatus
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _runs(
     numbers = [PageNumber(page) for page in range(page_count(blocks))]
     alike = {number for number in numbers if skips_equal and one.is_same(other, number)}
     differing = [number for number in numbers if number not in alike]
-    pairs = PageCache(connection).pairs((one.pages.get(number), other.pages.get(number)) for number in differing)
+    pairs = PageLoader(connection).pairs((one.pages.get(number), other.pages.get(number)) for number in differing)
     for number in numbers:
         first = number * PAGE_ENTRIES
         if number in alike:

@@ -20,7 +20,7 @@ from backyfs.errors import DamagedPageError, DatabaseError, OddValueError
 from backyfs.metadata.db.idarray import BlobIds
 from backyfs.metadata.db.oddrows import note_odd
 from backyfs.metadata.maps.blockmap import list_pages
-from backyfs.metadata.maps.pagecache import KEPT_PAGES
+from backyfs.metadata.maps.pageloader import KEPT_PAGES
 from backyfs.metadata.maps.usage import blobs_of
 from backyfs.metadata.maps.walk import walk
 from backyfs.metadata.records.sizes import UNKNOWN, odd_sizes, stored_sizes, uids_of

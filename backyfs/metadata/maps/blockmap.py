@@ -1,8 +1,8 @@
-"""The block map: which blob each block of a version is, in immutable pages that versions share.
+"""Store block maps: which blob contains each block of a version, in immutable pages that versions share.
 
-Two levels, like the L1 and L2 tables of qcow2: `version_pages` names `pages`, a page holds up to 1,024
-entries. Invariant, kept by every transaction: `pages.refs` counts the rows of `version_pages` that name
-the page, and `blob_refs.refs` counts the pages that contain the blob; a doomed blob has no row there.
+Two levels, like the L1 and L2 tables of qcow2: `version_pages` refers to `pages`, and a page has up to 1,024 entries.
+Every transaction keeps this invariant: `pages.refs` counts the rows of `version_pages` that refer to the page, and
+`blob_refs.refs` counts the pages that contain the blob. A doomed blob has no row in `blob_refs`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     Entries: TypeAlias = "array[int]"
 
 HOLE = 0       # the block is zeros
-ABSENT = -1    # the block was never backed up: its version is incomplete
+ABSENT = -1    # the block was not backed up yet: its version is incomplete
 _LEVEL = 3     # of zstd
 
 _SOME_PAGES = (
@@ -45,20 +45,20 @@ _SOME_PAGES = (
 
 
 class BlobsGoneError(BackyfsError):
-    """A cleanup doomed blobs that a page was to contain; their blocks are to be stored anew."""
+    """A cleanup has doomed blobs that a new page refers to. Their blocks must be stored again."""
 
     def __init__(self, blob_ids: frozenset[BlobId]) -> None:
         self.blob_ids = blob_ids
-        super().__init__(f"{len(blob_ids)} blobs were doomed by a cleanup meanwhile")
+        super().__init__(f"a cleanup has doomed {len(blob_ids)} blobs in the meantime")
 
 
 def new_entries(length: int, entry: int) -> Entries:
-    """Return so many entries that are all the same."""
+    """Return `length` equal entries."""
     return array("q", [entry]) * length
 
 
 def pack(entries: Entries) -> bytes:
-    """Return entries as a page stores them: one zstd frame of little-endian 64-bit numbers."""
+    """Return entries in the form that pages store: one zstd frame of little-endian 64-bit numbers."""
     return zstandard.ZstdCompressor(level=_LEVEL).compress(_little_endian(entries).tobytes())
 
 
@@ -68,19 +68,23 @@ def unpack(packed: bytes) -> Entries:
     Raises:
         DamagedPageError: the page is damaged.
     """
-    if not isinstance(packed, bytes):  # of SQLite it can be anything
-        raise DamagedPageError(f"a page of a block map is damaged: it is {shown(packed)}, which is not bytes")
+    if not isinstance(packed, bytes):  # SQLite can return any type
+        raise _damaged_page(f"it is {shown(packed)}, which is not bytes")
     try:
         size = zstandard.frame_content_size(packed)
         if not 0 <= size <= PAGE_ENTRIES * 8 or size % 8:
-            raise DamagedPageError(f"a page of a block map is damaged: it claims to hold {size} bytes")
+            raise _damaged_page(f"it claims to contain {size} bytes")
         raw = zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise DamagedPageError(f"a page of a block map is damaged: {error}") from error
+        raise _damaged_page(str(error)) from error
     entries = _little_endian(array("q", raw))
     if entries and min(entries) < ABSENT:
-        raise DamagedPageError(f"a page of a block map is damaged: it has entry {min(entries)}")
+        raise _damaged_page(f"it has entry {min(entries)}")
     return entries
+
+
+def _damaged_page(fact: str) -> DamagedPageError:
+    return DamagedPageError(f"is damaged: {fact}", subject="a page of a block map")
 
 
 def commit_page(
@@ -91,13 +95,13 @@ def commit_page(
     *,
     keep_holes: bool = False,
 ) -> PageId | None:
-    """Make `entries` page `page_no` of a version, in place of the one it had, and count. Return the page.
+    """Make `entries` page `page_no` of a version, replacing any earlier one, and update the counts. Return the page.
 
-    A page of nothing but holes gets no row, unless `keep_holes` says that the version stays incomplete, where
-    no row means that nothing is known.
+    A page that consists of holes gets no row. With `keep_holes` it does get one, because in an incomplete version a
+    missing row means that nothing is known.
 
-    The page it had is removed if nobody else has it. The blobs it names are durable and have rows. To be called in
-    a write transaction, which the caller rolls back when this raises.
+    The replaced page is removed if no other version uses it. All blobs in `entries` must be durable and have rows.
+    Call this in a write transaction, and roll that back if this raises.
 
     Raises:
         BlobsGoneError: some of the blobs are doomed or gone.
@@ -113,7 +117,7 @@ def _add_page(
     connection: Connection, version_id: VersionId, page_no: PageNumber, entries: Entries, *, keep_holes: bool
 ) -> PageId | None:
     if not keep_holes and all(entry == HOLE for entry in entries):
-        return None  # an absent row is a page of holes
+        return None  # a missing row means a page of holes
     digest = _digest(entries)
     page_id = _share_page(connection, digest)
     if page_id is None:
@@ -125,7 +129,7 @@ def _add_page(
 def share_pages(
     connection: Connection, version_id: VersionId, shared: Collection[tuple[PageNumber, PageId]]
 ) -> None:
-    """Make pages that other versions have pages of this one, which has none there, and count."""
+    """Add pages of other versions to this version, which has no pages with these numbers, and update the counts."""
     rows = [{"version_id": version_id, "page_no": page_no, "page_id": page_id} for page_no, page_id in shared]
     for batch in batches(rows):
         connection.execute(insert(version_pages), batch)
@@ -138,7 +142,7 @@ def share_pages(
 
 
 def forget_holes(connection: Connection, version_id: VersionId, blocks: int) -> None:
-    """Take the rows of pages that are nothing but holes from a version, which then is complete, and count."""
+    """Remove pages that consist of holes from a version that becomes complete, and update the counts."""
     lengths = {page_length(page_no, blocks) for page_no in map(PageNumber, (0, page_count(blocks) - 1)) if blocks}
     for length in lengths:
         digest = _digest(new_entries(length, HOLE))
@@ -153,13 +157,13 @@ def forget_holes(connection: Connection, version_id: VersionId, blocks: int) -> 
 
 
 def replace_blobs(connection: Connection, page_id: PageId, instead: Mapping[BlobId, BlobId]) -> bool:
-    """Give all versions that have this page one that names other blobs with the same bytes; return whether it did.
+    """Replace blobs in a page by others with the same bytes, in all versions; return whether the page was replaced.
 
-    The page itself is removed: pages never change. One that no version has is left to the cleanup. To be called in a
-    write transaction, which the caller rolls back when this raises.
+    Pages never change, so versions get another page and this one is removed. A page that is not in use is left for the
+    cleanup. Call this in a write transaction, and roll that back if this raises.
 
     Raises:
-        BlobsGoneError: a cleanup doomed some of the other blobs.
+        BlobsGoneError: a cleanup has doomed some of the new blobs.
         DatabaseError: the page is damaged.
     """
     row = connection.execute(select(pages.c.entries, pages.c.refs).where(pages.c.id == page_id)).one_or_none()
@@ -181,7 +185,7 @@ def replace_blobs(connection: Connection, page_id: PageId, instead: Mapping[Blob
 
 
 def remove_unused_page(connection: Connection, page_id: PageId) -> bool:
-    """Remove a page that no version has, and count; return False if one has it.
+    """Remove a page and update the counts; return False if a version uses the page.
 
     Raises:
         DatabaseError: the page is damaged.
@@ -198,10 +202,10 @@ def remove_unused_page(connection: Connection, page_id: PageId) -> bool:
 
 
 def list_pages(connection: Connection, version_id: VersionId) -> list[tuple[PageNumber, PageId]]:
-    """Return which pages a version has, in order.
+    """Return the numbers and ids of the pages of a version, in order.
 
     Raises:
-        OddValueError: a row has a value that cannot be.
+        OddValueError: a row has an impossible value.
     """
     query = (
         select(version_pages.c.page_no, version_pages.c.page_id)
@@ -210,13 +214,13 @@ def list_pages(connection: Connection, version_id: VersionId) -> list[tuple[Page
     )
     try:
         return [(PageNumber(row.page_no), PageId(row.page_id)) for row in connection.execute(query)]
-    except OddValueError as error:  # without that page the version would have holes there
+    except OddValueError as error:  # skipping the row would turn its blocks into holes
         uid = connection.execute(select(versions.c.uid).where(versions.c.id == version_id)).scalar()
         raise OddValueError(error.table, error.column, error.oddity, f"a row of version {uid}") from None
 
 
 def load_page(connection: Connection, version_id: VersionId, page_no: PageNumber) -> Entries | None:
-    """Return the entries of a page of a version; None where it has no such page.
+    """Return the entries of a page of a version; None if it has no such page.
 
     Raises:
         DamagedPageError: the page is damaged.
@@ -235,20 +239,19 @@ def load_page(connection: Connection, version_id: VersionId, page_no: PageNumber
 
 
 def check_digest(entries: Entries, digest: bytes) -> None:
-    """Make sure that these are the entries of the page that has this digest.
+    """Make sure that the entries of a page have the digest in its row.
 
     Raises:
-        DamagedPageError: they are not.
+        DamagedPageError: the digest differs.
     """
     if _digest(entries) != digest:
-        raise DamagedPageError("a page of a block map is damaged: its digest differs")
+        raise _damaged_page("its digest differs")
 
 
 def page_entries(connection: Connection, version: Version, page_no: PageNumber, blocks: int) -> Entries:
-    """Return the entries of a page of a version with so many blocks, whether or not it has a row.
+    """Return the entries of a page of a version with `blocks` blocks, whether or not the page has a row.
 
-    A page without a row is one of holes; in an incomplete version it is one that was not backed up, for all
-    that is known.
+    A page without a row consists of holes; in an incomplete version it counts as not backed up.
 
     Raises:
         VersionNotFoundError: the version was removed in the meantime, so it has no rows at all.
@@ -258,36 +261,36 @@ def page_entries(connection: Connection, version: Version, page_no: PageNumber, 
     entries = load_page(connection, version.id, page_no)
     if entries is None:
         if connection.execute(select(versions.c.id).where(versions.c.id == version.id)).first() is None:
-            raise VersionNotFoundError(f"version {version.uid} was removed while it was being read")
+            raise VersionNotFoundError("was removed while it was being read", subject=f"version {version.uid}")
         _require_no_row(connection, version, page_no, page_count(blocks))
         return new_entries(length, ABSENT if version.status is VersionStatus.INCOMPLETE else HOLE)
     if len(entries) != length:
         raise DamagedPageError(
-            f"page {page_no} of version {version.uid} has {len(entries)} entries instead of {length}"
+            f"has {len(entries)} entries instead of {length}", subject=f"page {page_no} of version {version.uid}"
         )
     return entries
 
 
 def _require_no_row(connection: Connection, version: Version, page_no: PageNumber, pages_: int) -> None:
-    """Make sure that a page has no row because it is holes, and not because its row is damaged.
+    """Make sure that a page has no row because it consists of holes, and not because its row is damaged.
 
     Raises:
-        DamagedPageError: it has one, which names no page; or the version has a row with a number that is none of its.
+        DamagedPageError: the page has a row without a page, or the version has a row with an impossible page number.
     """
     of_version = version_pages.c.version_id == version.id
     number = version_pages.c.page_no
-    for suspicious in (number == page_no, number < 0, number >= pages_, number.is_(None)):  # each is found by an index
+    for suspicious in (number == page_no, number < 0, number >= pages_, number.is_(None)):  # each uses an index
         if connection.execute(select(literal(1)).where(of_version, suspicious).limit(1)).first() is not None:
             raise DamagedPageError(
-                f"a page of the block map of version {version.uid} is damaged: the table version_pages has a row of "
-                "that version that names no page of it"
+                "is damaged: the table version_pages has a row of this version that refers to none of its pages",
+                subject=f"a page of the block map of version {version.uid}",
             )
 
 
 def references_add_up(connection: Connection) -> bool:
-    """Return whether the references of all pages, and those of all blobs, are as many as there are uses of them.
+    """Return whether the reference counts of all pages and blobs match their uses.
 
-    The sums alone are compared: memory does not grow with the number of blobs.
+    Only the sums are compared, so memory does not grow with the number of blobs.
     """
     uses = 0
     last = 0
@@ -328,7 +331,7 @@ def _insert_page(connection: Connection, digest: bytes, entries: Entries, uses: 
 
 
 def add_recovered_page(connection: Connection, uid: str, entries: Entries, *, published: bool = True) -> PageId:
-    """Insert a page that no version has yet, or return the one that has these entries. All its blobs have rows."""
+    """Insert a page that no version uses yet, or return an existing one with these entries. All its blobs have rows."""
     digest = _digest(entries)
     page_id = connection.execute(select(pages.c.id).where(pages.c.digest == digest)).scalar()
     if page_id is not None:
@@ -339,10 +342,10 @@ def add_recovered_page(connection: Connection, uid: str, entries: Entries, *, pu
 
 
 def _count_use(connection: Connection, blob_ids: Collection[BlobId], pages_more: int) -> int:
-    """Count so many pages more for each of these blobs, unless it is doomed; return for how many."""
+    """Add `pages_more` to the count of each of these blobs that is not doomed; return how many there are."""
     if not blob_ids:
         return 0
-    # The numbers stand in the text: a thousand parameters took longer than the statement.
+    # Ids are part of the statement: binding a thousand parameters took longer than executing it.
     numbers = ",".join(map(str, sorted(blob_ids)))
     used = f"UPDATE {blob_refs.name} SET refs = refs + ({pages_more:d}) WHERE blob_id IN ({numbers})"  # noqa: S608 - integers
     return connection.exec_driver_sql(used).rowcount

@@ -1,4 +1,4 @@
-"""How much of a version is known to be damaged, block by block."""
+"""Count the blocks of a version that are known to be damaged."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """Blocks of a version that cannot be read, as far as the database knows."""
+    """The number of blocks of a version that cannot be read according to the database."""
 
     bad_blocks: int
     blocks: int
 
 
 def measure_damage(connection: Connection, version: Version) -> Damage:
-    """Count the blocks of a version whose blobs are marked as damaged or gone. Pages are read one by one.
+    """Count the blocks of a version whose blobs are marked as damaged or gone, reading one page at a time.
 
-    All blocks of a damaged page count: nobody knows their blobs.
+    All blocks of a damaged page count, because their blobs are unknown.
 
     Raises:
         DatabaseError: the database cannot be read.

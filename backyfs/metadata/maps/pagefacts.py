@@ -1,4 +1,4 @@
-"""What is the matter with a page of a block map: with the page itself, or with the blobs that it names."""
+"""Find faults of a page of a block map: in the page itself, or in the blobs that it contains."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _PAGES_AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageFacts:
-    """What a check of block maps needs to know of a page; small where it is as it should be."""
+    """The facts about a page that a check of block maps needs. They are small if the page is in order."""
 
-    length: int                # entries; 0: unknown, because it is damaged
-    fault: str | None = None   # why nothing is known of it
-    has_absent: bool = False   # has blocks that were never backed up
-    gone: frozenset[BlobId] = frozenset()    # blobs that are named, and have no row
-    doomed: frozenset[BlobId] = frozenset()  # are named, and about to be deleted
-    odd_sizes: dict[BlobId, int] = field(default_factory=dict)  # of blobs that are not as large as a block
-    has_blob_at_end: bool = False  # its last block is no hole
+    length: int                # entries; 0: unknown, because the page is damaged
+    fault: str | None = None   # why the page cannot be read
+    has_absent: bool = False   # it has blocks that were never backed up
+    gone: frozenset[BlobId] = frozenset()    # blobs in the page that have no row
+    doomed: frozenset[BlobId] = frozenset()  # blobs in the page that are about to be deleted
+    odd_sizes: dict[BlobId, int] = field(default_factory=dict)  # of blobs whose size is not the block size
+    has_blob_at_end: bool = False  # its last block is not a hole
 
 
 def page_facts(
     connection: Connection, page_ids: Collection[PageId], block_size: int
 ) -> Iterator[tuple[PageId, PageFacts]]:
-    """Yield the facts of pages that versions have.
+    """Yield the facts of pages that are in use.
 
     Raises:
         DatabaseError: the database cannot be read.

@@ -1,6 +1,6 @@
-"""What a version uses: how many of its bytes are stored, and by which encryption versions.
+"""Compute how many bytes of a version are stored, and in which encryption versions.
 
-Read from the block map, page by page: memory does not grow with the image.
+The block map is read page by page, so memory does not grow with the image.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from backyfs.geometry import PAGE_ENTRIES, block_count, block_length
 from backyfs.metadata.db.batches import batches
 from backyfs.metadata.db.tables import blobs, pages, version_pages
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, list_pages, unpack
-from backyfs.metadata.maps.pagecache import PageCache
+from backyfs.metadata.maps.pageloader import PageLoader
 from backyfs.model import BlobId, BlockIndex
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ _PAGES_AT_ONCE = 64
 
 
 def used_bytes(connection: Connection, version: Version, block_size: int, start: int, stop: int) -> int:
-    """Return how many of the bytes [start, stop) of an image are in blobs; the rest is holes, or not backed up.
+    """Return how many of the bytes [start, stop) of an image are in blobs. The rest is holes or was not backed up.
 
-    Blocks that lie in the range only in part count with that part.
+    Blocks that are partly in the range count with that part.
 
     Raises:
         DatabaseError: the block map is damaged or cannot be read.
@@ -52,7 +52,7 @@ def used_bytes(connection: Connection, version: Version, block_size: int, start:
 
 
 def encryption_versions(connection: Connection, version: Version) -> list[int]:
-    """Return the encryption versions of all blobs of a version, in order; of one without blobs there are none.
+    """Return the encryption versions of all blobs of a version, in order; empty if it has no blobs.
 
     Raises:
         DatabaseError: the block map is damaged or cannot be read.
@@ -65,9 +65,9 @@ def encryption_versions(connection: Connection, version: Version) -> list[int]:
 
 
 def encryption_of_blocks(connection: Connection, versions: Iterable[Version]) -> list[dict[int, int]]:
-    """Return for each version how many of its blocks have which encryption version, by these, in order.
+    """Return for each version the number of its blocks by encryption version, in order.
 
-    Holes and what was never backed up have none. A page is read once, however many of the versions have it.
+    Holes and absent blocks do not count. A page that several versions share is read once.
 
     Raises:
         DatabaseError: a block map is damaged or cannot be read.
@@ -78,7 +78,7 @@ def encryption_of_blocks(connection: Connection, versions: Iterable[Version]) ->
         blocks: Counter[int] = Counter()
         page_ids = [page_id for _, page_id in list_pages(connection, version.id)]
         new = sorted(set(page_ids) - known.keys())
-        pairs = PageCache(connection).pairs((page_id, None) for page_id in new)
+        pairs = PageLoader(connection).pairs((page_id, None) for page_id in new)
         for page_id, (entries, _) in zip(new, pairs, strict=True):
             assert entries is not None
             known[page_id] = _encryption_of_page(connection, entries)
@@ -99,7 +99,7 @@ def _encryption_of_page(connection: Connection, entries: Entries) -> Counter[int
 
 
 def blobs_of(connection: Connection, version: Version) -> Iterator[set[BlobId]]:
-    """Yield the blobs of a version, page by page: one that is in several pages comes several times.
+    """Yield the blobs of a version, page by page. A blob that is in several pages is yielded several times.
 
     Raises:
         DatabaseError: the block map is damaged or cannot be read.
@@ -111,7 +111,7 @@ def blobs_of(connection: Connection, version: Version) -> Iterator[set[BlobId]]:
 def _pages(
     connection: Connection, version_id: VersionId, first: int, last: int | None
 ) -> Iterator[tuple[int, Entries]]:
-    """Yield numbers and entries of the pages that a version has, from page `first` to `last`."""
+    """Yield numbers and entries of the pages of a version, from page `first` to `last`."""
     here = version_pages.c.version_id == version_id
     if last is not None:
         here &= version_pages.c.page_no <= last

@@ -1,8 +1,8 @@
-"""Walk over the block maps of many versions, from each to the next one: what it has that the one before had not.
+"""Walk over the block maps of many versions, and find out how each differs from the previous one.
 
-Versions of one name share most of their pages, and pages that differ share most of their entries. So the work
-follows the changes, and not the sizes of the images. A page is read and unpacked once, as long as the pages of
-one version fit into what is kept.
+Versions of one name share most of their pages, and different pages share most of their entries. So the work grows with
+the changes, not with the sizes of the images. Each page is read and unpacked once, provided that the pages of one
+version fit into the cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.geometry import block_count, block_length, page_count, page_length
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, list_pages
-from backyfs.metadata.maps.pagecache import KEPT_PAGES, PageCache
+from backyfs.metadata.maps.pageloader import KEPT_PAGES, PageLoader
 from backyfs.model import BlockIndex, PageId, PageNumber, VersionStatus
 
 if TYPE_CHECKING:
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     from backyfs.metadata.maps.blockmap import Entries
     from backyfs.model import Version
 
-_COMPARED_AT_ONCE = 32  # entries: arrays are compared as memory
+_COMPARED_AT_ONCE = 32  # entries; array slices are compared at C speed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """From a version to the next one of its name. Entries are ids of blobs, each as often as there are blocks."""
+    """The change from the previous version of a name. Entries are ids of blobs, one for each block."""
 
     version: Version
-    is_first: bool     # of its name: it has nothing of what was before
+    is_first: bool     # the first version of its name, compared with nothing
     removed: Entries
     added: Entries
-    absent_bytes: int  # of the image: never backed up
+    absent_bytes: int  # bytes of the image that were never backed up
 
 
 def walk(
     connection: Connection, versions: Iterable[Version], block_size: int, kept_pages: int = KEPT_PAGES
 ) -> Iterator[Step]:
-    """Yield a step for each version; versions of one name must follow each other. `kept_pages` stay in memory.
+    """Yield a step for each version. Versions of one name must be consecutive; `kept_pages` stay in memory.
 
     Raises:
         DatabaseError: a block map is damaged or cannot be read.
     """
-    kept = PageCache(connection, kept_pages)
+    kept = PageLoader(connection, kept_pages)
     before: dict[PageNumber, PageId] = {}
     name: str | None = None
     for version in versions:
@@ -67,7 +67,7 @@ def walk(
 
 
 def _compare(old: Entries | None, new: Entries | None, removed: Entries, added: Entries) -> None:
-    """Append the blobs that only one of two pages has at a place, or that has them at another place."""
+    """Compare two pages position by position, and append the blobs that differ to `removed` and `added`."""
     if old is None or new is None:
         if old is not None:
             _append_blobs(old, removed)
@@ -96,7 +96,7 @@ def _append_blobs(entries: Entries, target: Entries) -> None:
         target.extend(entry for entry in entries if entry > HOLE)
 
 
-def _absent_bytes(kept: PageCache, version: Version, here: dict[PageNumber, PageId], block_size: int) -> int:
+def _absent_bytes(kept: PageLoader, version: Version, here: dict[PageNumber, PageId], block_size: int) -> int:
     if version.status is VersionStatus.VALID:
         return 0
     blocks = block_count(version.size_bytes, block_size)

@@ -1,7 +1,7 @@
-"""What scrub has to read, what it has read, and what follows for blobs and versions.
+"""Select blobs for a scrub, record what it read, and mark blobs and versions accordingly.
 
-A version is marked by what the marks of its blobs say, so whoever does it last puts right what a scrub that was
-killed, or a backup that used a blob while it was being marked, has left behind.
+Versions are marked according to the marks of their blobs. So the last command that marks a version also corrects what
+a killed scrub left behind, or a backup that used a blob while it was being marked.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 _ROWS_AT_ONCE = 4096
 _PAGES_AT_ONCE = 64
 
-_USED = blob_refs.c.refs > 0  # a doomed blob has no row there
+_USED = blob_refs.c.refs > 0  # a doomed blob has no row in blob_refs
 _SOME_PAGES = (
     select(pages.c.id, pages.c.entries)
     .where(pages.c.id > bindparam("last"))
     .order_by(pages.c.id)
     .limit(_PAGES_AT_ONCE)
 )
-# By the fingerprint alone: an engine that chose the index of damaged blobs would read all of these for each batch.
+# Without a condition on `valid`: an engine that chose the index of damaged blobs would read all of them for each batch.
 _WITH_FINGERPRINTS = (
     select(blobs.c.id, blobs.c.valid)
     .join(blob_refs, blob_refs.c.blob_id == blobs.c.id)
@@ -58,11 +58,11 @@ _WITH_FINGERPRINTS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """What became of the rows of blobs that were checked."""
+class RecordedChecks:
+    """The result of recording checks in the rows of blobs."""
 
-    damaged: frozenset[BlobId]  # those that are still there under the uid that was read, and not doomed
-    repaired: int               # were marked as damaged, and are so no longer
+    damaged: frozenset[BlobId]  # damaged blobs that still have the uid that was read and are not doomed
+    repaired: int               # blobs that were marked as damaged and no longer are
 
 
 def used_blobs(connection: Connection) -> Iterator[BlobId]:
@@ -73,9 +73,9 @@ def used_blobs(connection: Connection) -> Iterator[BlobId]:
 
 
 def due_blobs(connection: Connection, not_since: datetime) -> Iterator[BlobId]:
-    """Yield the blobs that versions use and that were not checked since then: never checked ones, then by age.
+    """Yield the used blobs that were not checked since a time: never checked ones first, then by age.
 
-    Those that are known to be damaged follow, whenever they were checked: their storage may have come back.
+    This includes all blobs known to be damaged, whenever they were checked: their storage may be back.
     """
     never = blob_checks.c.blob_id.is_(None)
     query = (
@@ -83,7 +83,7 @@ def due_blobs(connection: Connection, not_since: datetime) -> Iterator[BlobId]:
         .join(blobs, blobs.c.id == blob_refs.c.blob_id)
         .outerjoin(blob_checks, blob_checks.c.blob_id == blob_refs.c.blob_id)
         .where(_USED, or_(never, blob_checks.c.checked_at < not_since, blobs.c.valid.is_(False)))
-        # Where NULL stands among other values, each engine has a rule of its own.
+        # Engines differ in where they sort NULL.
         .order_by(case((never, 0), else_=1), blob_checks.c.checked_at, blob_refs.c.blob_id)
     )
     for blob_id in connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE)).scalars():
@@ -91,9 +91,9 @@ def due_blobs(connection: Connection, not_since: datetime) -> Iterator[BlobId]:
 
 
 def blobs_of_versions(connection: Connection, chosen: Iterable[Version]) -> Iterator[set[BlobId]]:
-    """Yield the blobs of versions, page by page; a page that several of them have is read once.
+    """Yield the blobs of versions, page by page. A page that several of them share is read once.
 
-    What a damaged page contains nobody knows.
+    Nothing is yielded for damaged pages, whose content is unknown.
     """
     wanted = {page_id for version in chosen for _, page_id in list_pages(connection, version.id)}
     for batch in batches(sorted(wanted)):
@@ -106,7 +106,7 @@ def blobs_of_versions(connection: Connection, chosen: Iterable[Version]) -> Iter
 
 
 def sample_blobs(connection: Connection, starts: Iterable[int]) -> list[BlobUid]:
-    """Return uids of blobs that should be in the storage: the first one from each of these ids on."""
+    """Return uids of blobs that should be in the storage: for each start id, the first blob from that id on."""
     found = []
     for start in starts:
         here = (blobs.c.id >= start) & blobs.c.valid & blobs.c.doomed_at.is_(None)
@@ -118,10 +118,10 @@ def sample_blobs(connection: Connection, starts: Iterable[int]) -> list[BlobUid]
 
 def record_checks(
     connection: Connection, whole: Collection[BlobId], damaged: Iterable[Blob], checked_at: datetime
-) -> Recorded:
-    """Record that blobs were read, and mark them. To be called in a write transaction.
+) -> RecordedChecks:
+    """Record that blobs were read, and mark them. Call this in a write transaction.
 
-    A blob that nothing vouches for, neither a fingerprint nor a tag, and that is marked as damaged, stays so.
+    A blob with neither fingerprint nor tag cannot be verified; if it is marked as damaged, it stays so.
     """
     confirmed: set[BlobId] = set()
     for batch in batches(damaged):
@@ -133,16 +133,16 @@ def record_checks(
         connection.execute(update(blobs).where(blobs.c.id.in_(some)).values(valid=False))
     unpublish_pages_with(connection, confirmed)
     repaired = 0
-    vouched_for = or_(blobs.c.fingerprint.is_not(None), blobs.c.wrapped_key.is_not(None))
+    verifiable = or_(blobs.c.fingerprint.is_not(None), blobs.c.wrapped_key.is_not(None))
     for some in batches(sorted(whole)):
         marked = blobs.c.id.in_(some) & blobs.c.valid.is_(False) & blobs.c.doomed_at.is_(None)
-        healed = list(connection.execute(select(blobs.c.id).where(marked, vouched_for)).scalars())
+        healed = list(connection.execute(select(blobs.c.id).where(marked, verifiable)).scalars())
         connection.execute(update(blobs).where(blobs.c.id.in_(healed)).values(valid=True))
         unpublish_pages_with(connection, healed)
         repaired += len(healed)
     for some in batches(sorted(confirmed.union(whole))):
         _note_checked(connection, some, checked_at)
-    return Recorded(damaged=frozenset(confirmed), repaired=repaired)
+    return RecordedChecks(damaged=frozenset(confirmed), repaired=repaired)
 
 
 def _note_checked(connection: Connection, blob_ids: list[BlobId], checked_at: datetime) -> None:
@@ -154,19 +154,19 @@ def _note_checked(connection: Connection, blob_ids: list[BlobId], checked_at: da
 
 
 def known_damage(connection: Connection) -> set[BlobId]:
-    """Return the blobs that a scrub of ours found damaged; what backy2 says of others may be long past."""
+    """Return the blobs that a scrub by backyfs found damaged. Marks by backy2 on others may be out of date."""
     query = select(blobs.c.id).join(blob_checks, blob_checks.c.blob_id == blobs.c.id).where(blobs.c.valid.is_(False))
     return {BlobId(blob_id) for blob_id in connection.execute(query).scalars()}
 
 
 def has_damage(connection: Connection) -> bool:
-    """Return whether any blob was found damaged: one query that an index answers."""
+    """Return whether any blob was found damaged, with one query that uses an index."""
     query = select(blobs.c.id).where(blobs.c.valid.is_(False), blobs.c.doomed_at.is_(None)).limit(1)
     return connection.execute(query).first() is not None
 
 
 def damaged_with(connection: Connection, fingerprints: Iterable[bytes]) -> Iterator[Blob]:
-    """Yield the damaged blobs that versions use and that held these bytes."""
+    """Yield the damaged blobs in use that have one of these fingerprints."""
     for batch in batches(fingerprints):
         rows = connection.execute(_WITH_FINGERPRINTS, {"fingerprints": batch})
         found = [BlobId(row.id) for row in rows if not row.valid]
@@ -185,7 +185,7 @@ def damaged_in_use(connection: Connection) -> list[BlobId]:
 
 
 def replaceable(connection: Connection, wanted: Collection[Blob]) -> set[BlobId]:
-    """Return which of these blobs are still as they were read, and not doomed."""
+    """Return which of these blobs still have the object that was read, and are not doomed."""
     found: set[BlobId] = set()
     uids = {blob.id: blob.uid for blob in wanted}
     for batch in batches(sorted(uids)):
@@ -198,7 +198,7 @@ def replaceable(connection: Connection, wanted: Collection[Blob]) -> set[BlobId]
 def pages_with(connection: Connection, wanted: set[BlobId]) -> set[PageId]:
     """Return the pages of all block maps that contain one of these blobs, in one pass over all pages.
 
-    What a damaged page contains nobody knows.
+    Damaged pages are skipped, because their content is unknown.
     """
     found: set[PageId] = set()
     last = 0
@@ -221,7 +221,7 @@ def versions_with(connection: Connection, page_ids: Collection[PageId]) -> set[V
 
 
 def mark_damaged(connection: Connection, version_ids: Iterable[VersionId], found_at: datetime) -> set[VersionId]:
-    """Make those of these versions that are valid invalid; return them. To be called in a write transaction."""
+    """Make the valid ones of these versions invalid; return them. Call this in a write transaction."""
     marked: set[VersionId] = set()
     for batch in batches(sorted(version_ids)):
         valid = versions.c.id.in_(batch) & (versions.c.status == VersionStatus.VALID.value)
@@ -239,9 +239,9 @@ def mark_damaged(connection: Connection, version_ids: Iterable[VersionId], found
 
 
 def is_whole(connection: Connection, version: Version, block_size: int) -> bool:
-    """Return whether a complete version has every block, and no blob of it is damaged, for all that is known.
+    """Return whether a complete version has all its blocks and none of its blobs is known to be damaged.
 
-    That is enough where it was valid until damage was found. Of any other one a scrub has to have read all blobs.
+    If the version was valid until damage was found, that is enough. Otherwise a scrub must have read all its blobs.
 
     Raises:
         DatabaseError: the database cannot be read.
@@ -271,7 +271,7 @@ def is_whole(connection: Connection, version: Version, block_size: int) -> bool:
 
 
 def damage_found_at(connection: Connection, version_id: VersionId) -> datetime | None:
-    """Return when damage was found in a version that was valid until then; None: there was no such time."""
+    """Return when damage was found in a version that had been valid; None if that did not happen."""
     query = select(damaged_versions.c.found_at).where(damaged_versions.c.version_id == version_id)
     return connection.execute(query).scalar_one_or_none()
 
@@ -283,7 +283,7 @@ def was_valid(connection: Connection, version_id: VersionId) -> bool:
 
 
 def insert_damage(connection: Connection, version_id: VersionId, found_at: datetime) -> None:
-    """Note of an invalid version, which is new here, that it was valid until damage was found in it."""
+    """Record that a newly inserted, invalid version was valid until damage was found in it."""
     connection.execute(insert(damaged_versions).values(version_id=version_id, found_at=found_at))
 
 
@@ -293,13 +293,13 @@ def were_valid(connection: Connection) -> set[VersionId]:
 
 
 def backup_ended(connection: Connection, version: Version) -> bool:
-    """Return whether the backup of a version is known to have ended: it was valid once, or has statistics."""
+    """Return whether the backup of a version is known to have finished: it was valid once, or has statistics."""
     has_statistics = exists().where(stats.c.version_uid == version.uid)
     return was_valid(connection, version.id) or bool(connection.execute(select(has_statistics)).scalar_one())
 
 
 def mark_valid(connection: Connection, version_id: VersionId) -> bool:
-    """Make an invalid version valid; return whether it was invalid still. To be called in a write transaction."""
+    """Make an invalid version valid; return whether it was still invalid. Call this in a write transaction."""
     invalid = (versions.c.id == version_id) & (versions.c.status == VersionStatus.INVALID.value)
     note_version(connection, version_id)
     changed = connection.execute(update(versions).where(invalid).values(status=VersionStatus.VALID.value)).rowcount

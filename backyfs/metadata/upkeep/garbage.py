@@ -1,8 +1,8 @@
-"""What no version needs any more: pages without uses, blobs without pages, doomed blobs.
+"""Find and remove garbage: pages that no version uses, blobs that no page contains, doomed blobs.
 
-The order in which a cleanup takes them away is the invariant: a page that has no row of `version_pages` goes in the
-transaction that lowers the counts of its blobs; a blob that no page contains is doomed in a transaction in which
-nobody can begin to use it; only then its object is deleted, and its row last of all.
+The order of removal is the invariant. A page without a row of `version_pages` is removed in the transaction that lowers
+the counts of its blobs. A blob that no page contains is doomed in a transaction in which nobody can begin to use it.
+After that its object is deleted, and finally its row.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from backyfs.metadata.db.batches import batches
 from backyfs.metadata.db.tables import blob_refs, blobs, pages
 from backyfs.metadata.maps.blockmap import HOLE, remove_unused_page, unpack
 from backyfs.model import BlobId, BlobUid, PageId
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -32,11 +33,11 @@ _ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoomedBlob:
-    """A blob whose object is to be deleted."""
+    """A blob whose object must be deleted."""
 
     id: BlobId
     uid: BlobUid
-    stored_size: int | None  # bytes of the object; None: not known
+    stored_size: int | None  # bytes of the object; None: unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class StoredOrphan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LivingBlob:
-    """A blob that should have its object."""
+    """A blob whose object should exist."""
 
     id: BlobId
     uid: BlobUid
@@ -57,15 +58,15 @@ class LivingBlob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Garbage:
-    """How much there is that no version needs."""
+    """The amount of garbage."""
 
     pages: int
-    blobs: int         # that are doomed, or would be
-    stored_bytes: int  # of their objects, as far as that is known
-    young_blobs: int   # within the grace time: kept for now
+    blobs: int         # doomed blobs, and blobs that would be doomed
+    stored_bytes: int  # of their objects, if known
+    young_blobs: int   # unused blobs that are kept during the grace time
 
 
-# The condition of the index is a constant: with a parameter SQLite would not use it.
+# A literal 0, as in the condition of the index: with a parameter, SQLite would not use the index.
 _UNUSED_PAGES = select(pages.c.id).where(pages.c.refs == 0).order_by(pages.c.id).limit(bindparam("count"))
 _UNUSED_BLOBS = (
     select(blobs.c.id)
@@ -81,18 +82,19 @@ _DOOMED = (
 
 
 def remove_unused_pages(connection: Connection, count: int) -> int:
-    """Remove up to so many pages that no version has, and count; return how many. To be called in a write transaction.
+    """Remove up to `count` unused pages and update the counts; return how many. Call this in a write transaction.
 
     Raises:
-        DatabaseError: a page is damaged, or a version has one of them after all.
+        DatabaseError: a page is damaged, or a version uses one of them although its count is 0.
     """
     page_ids = connection.execute(_UNUSED_PAGES, {"count": count}).scalars().all()
     try:
         return sum(remove_unused_page(connection, PageId(page_id)) for page_id in page_ids)
-    except IntegrityError as error:  # a foreign key; nothing of the transaction is done
+    except IntegrityError as error:  # a foreign key; the transaction will be rolled back
         raise DatabaseError(
-            "a page of a block map is counted as unused and a version has it; run `backyfs cleanup --full`, which "
-            "counts anew"
+            "is counted as unused but a version uses it",
+            subject="a page of a block map",
+            remedy=Advice.CLEAN_UP_FULLY(),
         ) from error
 
 
@@ -101,7 +103,8 @@ def doom_unused_blobs(
 ) -> list[BlobId]:
     """Doom the next blobs that no page contains and that were stored before a time; return them, in order.
 
-    From now on nobody finds them, and a page that is to contain one is refused. To be called in a write transaction.
+    From now on, no command finds them, and pages that contain one cannot be committed. Call this in a write
+    transaction.
     """
     query = _UNUSED_BLOBS.where(blobs.c.created_at < older_than, blobs.c.id > after).order_by(blobs.c.id).limit(count)
     doomed = [BlobId(blob_id) for blob_id in connection.execute(query).scalars()]
@@ -112,20 +115,20 @@ def doom_unused_blobs(
 
 
 def doomed_blobs(connection: Connection, after: BlobId, count: int) -> list[DoomedBlob]:
-    """Return the next doomed blobs by their ids."""
+    """Return the next doomed blobs, by id."""
     rows = connection.execute(_DOOMED, {"last": after, "count": count})
     return [DoomedBlob(id=BlobId(row.id), uid=BlobUid(row.uid), stored_size=row.stored_size) for row in rows]
 
 
 def measure_doomed(connection: Connection) -> tuple[int, int]:
-    """Return how many blobs are doomed, and the bytes of their objects, as far as these are known."""
+    """Return the number of doomed blobs, and the total size of their objects where it is known."""
     sizes = func.coalesce(func.sum(blobs.c.stored_size), 0)
     many, stored = connection.execute(select(func.count(), sizes).where(blobs.c.doomed_at.is_not(None))).one()
     return many, int(stored)
 
 
 def forget_doomed(connection: Connection, blob_ids: Iterable[BlobId]) -> int:
-    """Remove the rows of doomed blobs whose objects are gone; return how many. To be called in a write transaction."""
+    """Remove the rows of doomed blobs whose objects are deleted; return how many. Call this in a write transaction."""
     removed = 0
     for batch in batches(blob_ids):
         here = blobs.c.id.in_(batch) & blobs.c.doomed_at.is_not(None)
@@ -134,9 +137,9 @@ def forget_doomed(connection: Connection, blob_ids: Iterable[BlobId]) -> int:
 
 
 def doom_orphans(connection: Connection, orphans: Iterable[StoredOrphan], now: datetime) -> list[BlobUid]:
-    """Give objects that have no row one that is doomed, so that they are deleted as others are; return which had none.
+    """Insert doomed rows for objects that have no row, so that they are deleted like others; return these objects.
 
-    From now on nobody can insert a row for one. To be called in a write transaction.
+    From now on, nobody can insert another row for them. Call this in a write transaction.
     """
     doomed: list[BlobUid] = []
     for batch in batches(orphans):
@@ -146,7 +149,7 @@ def doom_orphans(connection: Connection, orphans: Iterable[StoredOrphan], now: d
             {
                 "uid": orphan.uid,
                 "fingerprint": None,
-                "size": 0,  # of the block: nobody knows
+                "size": 0,  # of the block: unknown
                 "stored_size": orphan.stored_size,
                 "encryption_version": 0,
                 "wrapped_key": None,
@@ -164,21 +167,21 @@ def doom_orphans(connection: Connection, orphans: Iterable[StoredOrphan], now: d
 
 
 def living_blobs(connection: Connection, after: BlobId, last: BlobId, prefix: str, count: int) -> list[LivingBlob]:
-    """Return the next blobs that are not doomed, up to an id, whose uids begin with a prefix."""
+    """Return the next blobs that are not doomed, up to the id `last`, whose uids begin with a prefix."""
     query = select(blobs.c.id, blobs.c.uid).where(
         blobs.c.doomed_at.is_(None),
         blobs.c.id > after,
         blobs.c.id <= last,
-        func.substr(blobs.c.uid, 1, len(prefix)) == prefix,  # LIKE takes A for a
+        func.substr(blobs.c.uid, 1, len(prefix)) == prefix,  # LIKE would ignore case
     )
     rows = connection.execute(query.order_by(blobs.c.id).limit(count))
     return [LivingBlob(id=BlobId(row.id), uid=BlobUid(row.uid)) for row in rows]
 
 
 def measure_garbage(connection: Connection, older_than: datetime) -> Garbage:
-    """Count what a cleanup would take away now.
+    """Measure what a cleanup would remove now.
 
-    Memory: about 100 bytes for each blob that unused pages contain.
+    Memory: about 100 bytes per blob in unused pages.
 
     Raises:
         DatabaseError: a page is damaged.
@@ -194,7 +197,7 @@ def measure_garbage(connection: Connection, older_than: datetime) -> Garbage:
         last = batch[-1].id
     many, stored = measure_doomed(connection)
     young = 0
-    for row in _unused_then(connection, uses):
+    for row in _unused_without(connection, uses):
         if row.created_at < older_than:
             many, stored = many + 1, stored + (row.stored_size or 0)
         else:
@@ -202,8 +205,8 @@ def measure_garbage(connection: Connection, older_than: datetime) -> Garbage:
     return Garbage(pages=unused_pages, blobs=many, stored_bytes=stored, young_blobs=young)
 
 
-def _unused_then(connection: Connection, uses: Mapping[int, int]) -> Iterator[Any]:
-    """Yield size and age of the blobs that no page contains, or would once unused pages are gone."""
+def _unused_without(connection: Connection, uses: Mapping[int, int]) -> Iterator[Any]:
+    """Yield size and age of the blobs that no page contains once the `uses` by unused pages are gone."""
     columns = (blobs.c.stored_size, blobs.c.created_at)
     query = _UNUSED_BLOBS.with_only_columns(*columns, maintain_column_froms=True)
     yield from connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE))

@@ -1,4 +1,4 @@
-"""Which blobs are to be sealed anew: of another encryption version, or sealed too long ago."""
+"""Find the blobs to re-seal: those of another encryption version, or sealed too long ago."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PAGES_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outdated:
-    """What is to be sealed anew: blobs of another encryption version than `to`, and those sealed before `before`."""
+    """Which blobs to re-seal: blobs of another encryption version than `to`, and blobs sealed before `before`."""
 
     to: int
     before: datetime | None = None
@@ -33,7 +33,7 @@ class Outdated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobCount:
-    """How much there is of one encryption version."""
+    """The number and size of the blobs of one encryption version."""
 
     encryption_version: int
     blobs: int
@@ -41,7 +41,7 @@ class BlobCount:
 
 
 def outdated_blobs(connection: Connection, outdated: Outdated, after: BlobId) -> list[BlobId]:
-    """Return the next blobs that are to be sealed anew, in order, of those with higher ids; none: that was all."""
+    """Return the next blobs to re-seal with ids above `after`, in order; an empty list means that there are no more."""
     query = select(blobs.c.id).where(blobs.c.id > after, *_conditions(outdated)).order_by(blobs.c.id)
     return [BlobId(blob_id) for blob_id in connection.execute(query.limit(_IDS_AT_ONCE)).scalars()]
 
@@ -49,7 +49,7 @@ def outdated_blobs(connection: Connection, outdated: Outdated, after: BlobId) ->
 def count_outdated(
     connection: Connection, outdated: Outdated, is_chosen: Callable[[BlobId], bool] | None = None
 ) -> list[BlobCount]:
-    """Count what is to be sealed anew by its encryption version, of those that were chosen or of all."""
+    """Count the blobs to re-seal by encryption version: all of them, or those for which `is_chosen` returns True."""
     if is_chosen is None:
         count = select(blobs.c.encryption_version, func.count(), func.sum(blobs.c.size)).where(*_conditions(outdated))
         grouped = count.group_by(blobs.c.encryption_version).order_by(blobs.c.encryption_version)
@@ -70,7 +70,7 @@ def count_outdated(
 
 
 def pages_naming(connection: Connection, wanted: Container[BlobId]) -> Iterator[PageId]:
-    """Yield the pages that versions have and that name one of these blobs, in one pass over all pages.
+    """Yield the pages in use that contain one of these blobs, in one pass over all pages.
 
     Raises:
         DatabaseError: a page is damaged.

@@ -1,13 +1,12 @@
-"""Count all references anew, and put right those that are wrong, while others go on changing them.
+"""Recount all references and correct the wrong ones, while other commands keep changing them.
 
-Pages are counted by the database: those that look wrong are counted once more in the transaction that corrects them.
-Uses of blobs are in the pages, which take too long to read within a transaction that others wait for. So they are
-counted in a snapshot; and as pages never change, what has happened since is the pages that are gone, which the
-snapshot still has, and those that are new. The transaction that corrects reads these, and so knows the uses as they
-are while nobody can change them.
+The database counts the references to pages. Those that look wrong are counted again in the transaction that corrects
+them. References to blobs are inside the pages, which takes too long to read in a transaction that others wait for. So
+they are counted in a snapshot. Pages never change, so all later changes are removed pages, which the snapshot still
+has, and new pages. The correcting transaction reads these, and thus knows the current references while nobody can
+change them.
 
-Memory: 4 bytes for each id that was ever given to a blob, 8 bytes for each page, and the packed pages that were made
-meanwhile.
+Memory: 4 bytes per id ever given to a blob, 8 bytes per page, and the packed pages that are created in the meantime.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from backyfs.metadata.db.idarray import BlobIds
 from backyfs.metadata.db.tables import blob_refs, blobs, pages, version_pages
 from backyfs.metadata.maps.blockmap import HOLE, check_digest, unpack
 from backyfs.model import PageId
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,14 +41,14 @@ _STATES = select(blobs.c.id, blobs.c.doomed_at.is_not(None).label("doomed"), blo
 
 @dataclass(slots=True)
 class BlobUses:
-    """How many pages contain each blob, by its id, and which pages were counted."""
+    """The number of pages that contain each blob, by id, and the pages that were counted."""
 
     ids: BlobIds
     counts: Numbers
     counted: array[int]  # pages of the snapshot, in order
-    beyond: dict[int, int] = field(default_factory=dict)   # blobs that had no row there: new ones, or none at all
-    since: dict[int, Any] = field(default_factory=dict)  # pages that were made after it
-    gone: set[int] = field(default_factory=set)            # pages of the snapshot that were removed since
+    beyond: dict[int, int] = field(default_factory=dict)  # ids without a row in the snapshot: new blobs, or none
+    since: dict[int, Any] = field(default_factory=dict)   # pages created after the snapshot
+    gone: set[int] = field(default_factory=set)           # pages of the snapshot that were removed since
 
     def of(self, blob_id: int) -> int:
         """Return how many pages contain a blob."""
@@ -58,19 +58,19 @@ class BlobUses:
             return self.beyond.get(blob_id, 0)
 
     def add(self, blob_id: int, pages: int) -> None:
-        """Count pages more, or less."""
+        """Add `pages`, which may be negative, to the count of a blob."""
         try:
             self.counts[blob_id] += pages
         except IndexError:
             self.beyond[blob_id] = self.beyond.get(blob_id, 0) + pages
 
     def without_row(self, start: int, stop: int) -> Iterator[int]:
-        """Yield the ids of [start, stop), where no row is, that pages name; `beyond` may have some of them."""
+        """Yield the ids in [start, stop), which have no row, that pages contain. More of them may be in `beyond`."""
         return iter(()) if self.ids.is_sparse else (blob_id for blob_id in range(start, stop) if self.counts[blob_id])
 
 
 def wrong_pages(connection: Connection) -> list[PageId]:
-    """Return the pages whose references are not as many as the rows of `version_pages` that name them."""
+    """Return the pages whose count differs from the number of rows of `version_pages` that refer to them."""
     uses = func.count(version_pages.c.page_no)
     query = (
         select(pages.c.id)
@@ -83,7 +83,7 @@ def wrong_pages(connection: Connection) -> list[PageId]:
 
 
 def correct_pages(connection: Connection, page_ids: Iterable[PageId]) -> int:
-    """Count these pages once more and correct them; return how many were wrong. To be called in a write transaction."""
+    """Recount and correct these pages; return how many were wrong. Call this in a write transaction."""
     corrected = 0
     for page_id in page_ids:
         query = select(func.count()).select_from(version_pages).where(version_pages.c.page_id == page_id)
@@ -94,10 +94,10 @@ def correct_pages(connection: Connection, page_ids: Iterable[PageId]) -> int:
 
 
 def count_uses(snapshot: Connection, check: Callable[[], None]) -> BlobUses:
-    """Count the uses of all blobs in a transaction that sees one state until its end; `check` may end it early.
+    """Count the uses of all blobs in a snapshot transaction. `check` is called regularly and may raise.
 
     Raises:
-        DatabaseError: a page is damaged: what it contains is not known, so nothing may be corrected.
+        DatabaseError: a page is damaged. Its content is unknown, so nothing may be corrected.
     """
     ids = BlobIds(snapshot)
     uses = BlobUses(ids, ids.numbers("I"), array("q"))
@@ -113,7 +113,7 @@ def count_uses(snapshot: Connection, check: Callable[[], None]) -> BlobUses:
 
 
 def catch_up(connection: Connection, snapshot: Connection, uses: BlobUses) -> None:
-    """Count what has changed since the snapshot, which is still open. To be called in a write transaction.
+    """Count the changes since the snapshot, which must still be open. Call this in a write transaction.
 
     Raises:
         DatabaseError: a page is damaged.
@@ -127,7 +127,7 @@ def catch_up(connection: Connection, snapshot: Connection, uses: BlobUses) -> No
     uses.gone.update(gone)
     for page_id in uses.since.keys() - there:
         _count(uses, uses.since.pop(page_id), -1)
-    # Ids of pages are given in order, by transactions that follow each other.
+    # Page ids are ascending, because the transactions that create them do not overlap.
     newest = uses.counted[-1] if uses.counted else 0
     new = [page_id for page_id in now if page_id > newest and page_id not in uses.since]
     for batch in batches(new):
@@ -137,7 +137,7 @@ def catch_up(connection: Connection, snapshot: Connection, uses: BlobUses) -> No
 
 
 def wrong_blobs(snapshot: Connection, uses: BlobUses) -> tuple[array[int], array[int]]:
-    """Return the blobs whose references are wrong in the snapshot, and the ids that pages name and that have no row."""
+    """Return the blobs with wrong counts in the snapshot, and the ids in pages that have no row."""
     wrong, lost = array("q"), array("q")
     last = 0
     query = _STATES.order_by(blobs.c.id).limit(_ROWS_AT_ONCE)
@@ -145,20 +145,20 @@ def wrong_blobs(snapshot: Connection, uses: BlobUses) -> tuple[array[int], array
         for row in rows:
             lost.extend(uses.without_row(last + 1, row.id))
             last = row.id
-            if not _is_right(row, uses):
+            if not _is_correct(row, uses):
                 wrong.append(row.id)
     lost.extend(sorted(uses.beyond))
     return wrong, lost
 
 
 def correct_blobs(connection: Connection, uses: BlobUses, blob_ids: Sequence[int]) -> int:
-    """Correct the references of blobs, after `catch_up` in the same transaction; return how many were wrong.
+    """Correct the counts of blobs, after `catch_up` in the same transaction; return how many were wrong.
 
-    A doomed blob that pages contain is doomed no more.
+    A doomed blob that a page contains is no longer doomed.
     """
     corrected = 0
     for row in connection.execute(_STATES.where(blobs.c.id.in_(blob_ids))).all():
-        if _is_right(row, uses):
+        if _is_correct(row, uses):
             continue
         corrected += 1
         count, counted = uses.of(row.id), blob_refs.c.blob_id == row.id
@@ -174,7 +174,7 @@ def correct_blobs(connection: Connection, uses: BlobUses, blob_ids: Sequence[int
     return corrected
 
 
-def _is_right(row: Any, uses: BlobUses) -> bool:
+def _is_correct(row: Any, uses: BlobUses) -> bool:
     if row.doomed:
         return row.refs is None and not uses.of(row.id)
     return bool(row.refs == uses.of(row.id))
@@ -186,8 +186,10 @@ def _count(uses: BlobUses, page: Any, sign: int) -> None:
         check_digest(entries, page.digest)
     except DatabaseError as error:
         raise DatabaseError(
-            f"{error} (page number {page.id}); what it names is not known, so no reference is corrected and nothing "
-            "deleted. `backyfs recover` rebuilds the database from the catalog in the storage"
+            f"{error.fact} (page number {page.id}). The blobs in it are unknown, so no count is corrected and nothing "
+            "is deleted",
+            subject=error.subject,
+            remedy=Advice.RECOVER_FROM_CATALOG(),
         ) from error
     for blob_id in {entry for entry in entries if entry > HOLE}:
         uses.add(blob_id, sign)

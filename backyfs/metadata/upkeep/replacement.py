@@ -1,8 +1,7 @@
-"""Put other objects in the place of those that blobs have: sealed anew, or stored anew where they were damaged.
+"""Replace the objects of blobs: re-sealed ones, or new copies of damaged ones.
 
-The row of a blob changes to its new object, so that every version that uses the blob has it at once. In the same
-transaction the old object gets a row of its own that is doomed: a cleanup deletes it, and nothing else does. The new
-object is durable before.
+The row of a blob is changed to its new object, which is already durable, so every version that uses the blob gets it
+immediately. In the same transaction, the old object gets a separate, doomed row, so that only a cleanup deletes it.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ _REPLACE = (
 class Replacement:
     """A new object for a blob."""
 
-    blob: Blob        # as it was when it was read
-    saved: SavedBlob  # the same bytes, durable in the storage
+    blob: Blob        # the row when the blob was read
+    saved: SavedBlob  # an object with the same bytes, durable in the storage
 
 
 def replace_objects(
     connection: Connection, replacements: Iterable[Replacement], sealed_at: datetime
 ) -> frozenset[BlobId]:
-    """Change blobs to their new objects; return which. To be called in a write transaction, for a few hundred.
+    """Change blobs to their new objects; return the changed ones. Call this in a write transaction, for a few hundred.
 
-    A blob that was sealed anew by another command meanwhile, or is doomed or gone, stays as it is, and the object that
-    was made for it is doomed instead.
+    A blob is not changed if another command has re-sealed it in the meantime, or if it is doomed or gone. In that case
+    its new object is doomed instead.
     """
     changed: set[BlobId] = set()
     for batch in batches(replacements):
@@ -89,7 +88,7 @@ def _new_values(replacement: Replacement, sealed_at: datetime) -> dict[str, Any]
 
 
 def _doomed_row(blob: Blob, uid: str, stored_size: int | None, doomed_at: datetime) -> dict[str, Any]:
-    # Without its key and its fingerprint: nobody is to find it, let alone to open it.
+    # Without key and fingerprint, so that no command finds or opens it.
     return {
         "uid": uid,
         "fingerprint": None,

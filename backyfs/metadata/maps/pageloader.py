@@ -1,4 +1,4 @@
-"""Pages of block maps, read in batches; those used last stay unpacked in memory."""
+"""Load pages of block maps in batches, and keep the most recently used ones unpacked in memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from backyfs.metadata.maps.blockmap import Entries
 
 KEPT_PAGES = 4096   # 32 MiB unpacked: an image of 16 TiB with blocks of 4 MiB
-_PAIRS_AT_ONCE = 64  # in a query
+_PAIRS_AT_ONCE = 64  # per query
 
 _SOME_PAGES = select(pages.c.id, pages.c.entries).where(pages.c.id.in_(bindparam("ids", expanding=True)))
 
 
-class PageCache:
-    """Reads pages by their ids, within one transaction: pages never change, but they go."""
+class PageLoader:
+    """Loads pages by id within one transaction. Pages never change, but other commands may remove them."""
 
     def __init__(self, connection: Connection, kept_pages: int = KEPT_PAGES) -> None:
         self._connection = connection
@@ -36,10 +36,10 @@ class PageCache:
     def pairs(
         self, wanted: Iterable[tuple[PageId | None, PageId | None]]
     ) -> Iterator[tuple[Entries | None, Entries | None]]:
-        """Yield the entries of pairs of pages, in order; None for none. They are not to be changed.
+        """Yield the entries of pairs of pages, in order, with None for None. Callers must not change the entries.
 
         Raises:
-            DatabaseError: a page is damaged, or cannot be read.
+            DatabaseError: a page is damaged or cannot be read.
         """
         rest = iter(wanted)
         while batch := list(islice(rest, _PAIRS_AT_ONCE)):
