@@ -453,7 +453,7 @@ def test_initdb_does_not_touch_a_database_that_has_other_tables(call, config):
     shutil.rmtree(config.parent / "data")
     status, out, err = call("initdb")
     assert (status, out) == (1, "")
-    assert "holds tables already; name an empty database" in err
+    assert "already contains tables; name an empty database" in err
     with closing(sqlite3.connect(config.parent / "backyfs.sqlite")) as database:
         assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("mine",)]
 

@@ -266,7 +266,7 @@ def test_no_database_is_overwritten(
 ) -> None:
     status, _, err = call("recover")
     assert (status, err) == (
-        1, f"backyfs: error: {config.parent}/backyfs.sqlite holds tables already; name an empty database\n"
+        1, f"backyfs: error: {config.parent}/backyfs.sqlite already contains tables; name an empty database\n"
     )  # fmt: skip
     assert call("-m", "ls")[1] == backed_up
     foreign = tmp_path / "notes.txt"

@@ -427,4 +427,4 @@ def test_db_copy_refuses_a_database_that_is_not_empty(call: Callable[..., Done],
     call("db", "copy", *urls)
     done = call("db", "copy", *urls)
     path = urls[1].removeprefix("sqlite:///")
-    assert done == (1, b"", f"backyfs: error: {path} holds tables already; name an empty database\n")
+    assert done == (1, b"", f"backyfs: error: {path} already contains tables; name an empty database\n")

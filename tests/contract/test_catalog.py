@@ -793,7 +793,7 @@ def test_a_version_in_which_damage_was_found_is_valid_again_after_a_recovery_and
 
 def test_a_database_that_is_not_empty_is_refused(repository: Repository, versions: list[Version]) -> None:
     before = facts(repository)
-    with pytest.raises(SchemaError, match="holds tables already; name an empty database"):
+    with pytest.raises(SchemaError, match="already contains tables; name an empty database"):
         recovered(repository, repository.config.database_url)
     assert len(versions) == 3
     assert facts(repository) == before

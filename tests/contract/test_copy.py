@@ -264,7 +264,7 @@ def test_a_database_that_is_not_empty_is_refused_and_stays_as_it_is(source: str,
             connection.execute(text(f"CREATE TABLE {table} (x INTEGER)"))
             connection.execute(text(f"INSERT INTO {table} VALUES (7)"))
     before = file_bytes(path)
-    with pytest.raises(SchemaError, match=r"holds tables already; name an empty database$"):
+    with pytest.raises(SchemaError, match=r"already contains tables; name an empty database$"):
         copy_database(source, target)
     assert file_bytes(path) == before
     with closing(Database(target)) as database, database.read() as connection:

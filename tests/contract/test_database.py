@@ -236,7 +236,7 @@ def test_the_revisions_make_the_same_schema(empty: Database) -> None:
 
 
 def test_tables_are_made_once(database: Database) -> None:
-    with pytest.raises(SchemaError, match=r"holds tables already; name an empty database$"):
+    with pytest.raises(SchemaError, match=r"already contains tables; name an empty database$"):
         create(database)
 
 

@@ -111,7 +111,7 @@ def test_a_database_that_exists_is_not_touched(places):
         key_file=places.key_file + "2",
         storage_path=places.storage_path + "2",
     )
-    with pytest.raises(SchemaError, match="holds tables already; name an empty database"):
+    with pytest.raises(SchemaError, match="already contains tables; name an empty database"):
         initialize(other, block_size=BLOCK, encrypted=True)
     with open(places.database, "rb") as file:
         assert file.read() == before
@@ -378,7 +378,7 @@ def test_a_repository_can_be_made_in_an_empty_database_of_a_server(places, tmp_p
         restore(repository, version, str(tmp_path / "restored"))
     assert (tmp_path / "restored").read_bytes() == image.read_bytes()
     other = replace(made, config_file=str(tmp_path / "other.cfg"), storage_path=str(tmp_path / "other"))
-    with pytest.raises(SchemaError, match="holds tables already; name an empty database"):
+    with pytest.raises(SchemaError, match="already contains tables; name an empty database"):
         initialize(other, block_size=BLOCK, encrypted=False)
     assert not (tmp_path / "other.cfg").exists()
     assert not (tmp_path / "other").exists()

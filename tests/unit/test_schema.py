@@ -226,7 +226,7 @@ def test_a_file_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_making_it_twice_is_refused_by_name(database: Database, file: Path) -> None:
     create(database)
-    with pytest.raises(SchemaError, match=rf"^{file} holds tables already; name an empty database$"):
+    with pytest.raises(SchemaError, match=rf"^{file} already contains tables; name an empty database$"):
         create(database)
     assert tables_of(file) == TABLES
 

@@ -167,7 +167,7 @@ def test_a_checksum_of_another_function_is_left_out(reference: Reference, caplog
     with caplog.at_level(logging.WARNING, logger="backyfs"), upgraded(reference) as repository:
         assert WITH_BLOB in blocks_of(repository, FIRST)
         assert version_of(repository, FIRST).status is VersionStatus.VALID
-    assert "has a checksum of another hash function; it is left out" in caplog.text
+    assert "has a checksum of another hash function; the checksum is dropped" in caplog.text
 
 
 @pytest.fixture

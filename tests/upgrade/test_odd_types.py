@@ -169,8 +169,8 @@ def test_a_version_without_a_size_is_named_with_the_remedy(reference: Reference)
         upgrade(reference.config)
     assert str(caught.value) == (
         "table versions, row with uid '27da1646-e6b8-11f1-b2fd-02fc00000001', name 'vm-a' and date "
-        "'2026-11-22 21:03:24.217150': column size_bytes has b'\\x80\\xff', which is not a size; correct it, or delete "
-        "the row if that version is not needed, and run the command again. Nothing was changed"
+        "'2026-11-22 21:03:24.217150': column size_bytes has b'\\x80\\xff', which is not a size. Nothing was "
+        "changed; correct it, or delete the row if that version is not needed, and run the command again"
     )
 
 

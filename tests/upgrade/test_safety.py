@@ -60,7 +60,7 @@ def test_a_repository_with_tables_that_backy2_has_added_is_refused_and_not_touch
                     "checksum VARCHAR(128), size BIGINT, valid INTEGER, PRIMARY KEY (version_uid, id))"
                 )
             )
-        with pytest.raises(DatabaseError, match="Was another program used on this database"):
+        with pytest.raises(DatabaseError, match="if no other program has used this database"):
             upgrade(anywhere.config)
         with database.begin() as connection:
             connection.execute(text("DROP TABLE blocks"))
@@ -81,10 +81,10 @@ aws_secret_access_key: secret"""
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("block_size: 65536", "block_size: 32768", "says block_size 32768, and the database has blocks of 65536 bytes"),
-        ("block_size: 65536", "block_size: 4194304", "says block_size 4194304, and the database has another number of"),
-        ("hash_function: sha512", "hash_function: sha256", "of 256 bits, and the database has checksums of 512 bits"),
-        ("hash_function: sha512", "hash_function: blake3", "of 256 bits, and the database has checksums of 512 bits"),
+        ("block_size: 65536", "block_size: 32768", "has block_size 32768, but the database has blocks of 65536 bytes"),
+        ("block_size: 65536", "block_size: 4194304", "has block_size 4194304, but the database has another number of"),
+        ("hash_function: sha512", "hash_function: sha256", "with 256 bits, but the database has checksums of 512 bits"),
+        ("hash_function: sha512", "hash_function: blake3", "with 256 bits, but the database has checksums of 512 bits"),
     ],
 )
 def test_a_configuration_that_contradicts_the_rows_is_refused(

@@ -1,7 +1,7 @@
-"""Take over a database of backy2: its rows of blocks become blobs, pages and versions.
+"""Take over a database of backy2: convert its rows of blocks to blobs, pages and versions.
 
-In one transaction of the caller, page by page: memory does not grow with the number of rows. Every blob gets
-one row, whatever number of blocks names it. Stored blocks are not touched, and not even looked at.
+This runs in one transaction of the caller, page by page, so memory does not grow with the number of rows. Each blob
+gets one row, however many blocks refer to it. Stored blocks are neither changed nor read.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdoptionReport:
-    """What was taken over."""
+    """How much was taken over."""
 
     versions: int
     blocks: int  # rows
@@ -50,11 +50,11 @@ class AdoptionReport:
 
 
 def check_facts(source: Backy2Database, *, block_size: int, hash_function: str, digest_bytes: int) -> None:
-    """Compare what the configuration says with the rows. backy2 kept neither in its database.
+    """Compare block size and hash function of the configuration with the rows. backy2 did not store them.
 
     Raises:
-        SchemaError: another block size or hash function must have been used.
-        DatabaseError: a row of `versions` cannot be read as one.
+        SchemaError: the backups were made with another block size or hash function.
+        DatabaseError: a row of `versions` is unusable.
     """
     source.check_versions()
     odd = source.odd_version()
@@ -62,16 +62,19 @@ def check_facts(source: Backy2Database, *, block_size: int, hash_function: str, 
     if odd is not None or (count and largest > block_size):
         size = f"blocks of {largest} bytes" if largest > block_size else f"another number of blocks for {odd!r}"
         raise SchemaError(
-            f"the configuration says block_size {block_size}, and the database has {size}; set block_size in "
-            "[DEFAULTS] to what the backups were made with"
+            f"has block_size {block_size}, but the database has {size}",
+            subject="the configuration",
+            remedy="set block_size in [DEFAULTS] to the value that the backups were made with",
         )
     digits = 2 * digest_bytes
     lengths = source.checksum_lengths()
     if lengths and digits not in lengths:
         found = " or ".join(str(length // 2 * 8) for length in sorted(lengths))
         raise SchemaError(
-            f"the configuration says hash_function {hash_function}, of {digits * 4} bits, and the database has "
-            f"checksums of {found} bits; set hash_function in [DEFAULTS] to what the backups were made with"
+            f"has hash_function {hash_function}, with {digits * 4} bits, but the database has checksums of {found} "
+            "bits",
+            subject="the configuration",
+            remedy="set hash_function in [DEFAULTS] to the value that the backups were made with",
         )
 
 
@@ -86,12 +89,12 @@ def adopt(
     opens: Callable[[bytes], bool] | None,
     progress: Progress,
 ) -> AdoptionReport:
-    """Fill the tables from those of backy2, check the result, and store what the repository is.
+    """Fill the tables from those of backy2, check the result, and store the identity of the repository.
 
-    `opens` tells whether a wrapped key is one of the configured key; None where there is none.
+    `opens` returns whether the configured key unwraps a wrapped key; None if no key is configured.
 
     Raises:
-        DatabaseError: the result is not what was to be taken over; the caller rolls back.
+        DatabaseError: the result does not match the tables of backy2. The caller must roll back.
     """
     adoption = _Adoption(connection, source, block_size, digest_bytes, opens)
     rows = source.count_blocks()
@@ -137,12 +140,12 @@ class _Adoption:
         self._block_size = block_size
         self._digest_bytes = digest_bytes
         self._opens = opens
-        self._refused: Counter[str] = Counter()  # rows by version that contradict others or themselves
+        self._refused: Counter[str] = Counter()  # number of contradictory rows, by version
         self._warnings = 0
-        self._last_id = 0  # of a blob: the table was empty
+        self._last_id = 0  # of a blob; the table was empty
 
     def take_version(self, taken: Backy2Version) -> int:
-        """Take a version over; return how many rows it had."""
+        """Take over a version; return its number of rows."""
         record = taken.record
         version = insert_version(self._connection, record)
         rows = 0
@@ -167,13 +170,13 @@ class _Adoption:
         return rows
 
     def take_orphans(self, now: datetime) -> None:
-        """Take over blobs whose versions are gone, so that a cleanup finds them."""
+        """Take over blobs without a version, so that a cleanup finds them."""
         for batch in batches(self._source.orphans()):
             found = {block.blob.uid: block.blob for block in batch if block.blob is not None}
             self._ids(found, now)
 
     def take_deleted(self) -> None:
-        """Take over blobs that wait to be deleted: doomed ones, unless something uses them still."""
+        """Take over blobs that backy2 was about to delete, as doomed blobs unless they are still in use."""
         for batch in batches(self._source.deleted_blobs()):
             waiting = {uid: (size, at) for uid, size, at in batch}
             known = find_by_uid(self._connection, waiting)
@@ -193,7 +196,7 @@ class _Adoption:
                 self._connection.execute(insert(blobs), rows)
 
     def verify(self) -> None:
-        """Compare what is there now with the rows of backy2, counted anew.
+        """Compare the result with the rows of backy2, counted again.
 
         Raises:
             DatabaseError: something is missing.
@@ -208,10 +211,10 @@ class _Adoption:
             self._verify_version(self._source.version(uid))
         self._require(references_add_up(self._connection), "references to blobs or pages are miscounted")
         if self._warnings > _SHOWN_WARNINGS:
-            _log.warning("%d more rows were like those", self._warnings - _SHOWN_WARNINGS)
+            _log.warning("%d more rows had such problems", self._warnings - _SHOWN_WARNINGS)
 
     def _entries(self, taken: Backy2Version, blocks: list[Backy2Block], start: int, length: int) -> Entries:
-        """Return a page; blocks that have no row, or an unusable one, are not to be had."""
+        """Return the entries of a page. Blocks with a missing or unusable row become absent."""
         record = taken.record
         found: dict[BlobUid, BlobRecord] = {}
         for block in blocks:
@@ -233,16 +236,16 @@ class _Adoption:
         return entries
 
     def _checked(self, blob: BlobRecord) -> BlobRecord:
-        """Leave out a checksum of another hash function, unless nothing else vouches for the block."""
+        """Drop a checksum of another hash function, unless it is the only way to verify the block."""
         if not _is_plain(blob) and blob.fingerprint is not None and len(blob.fingerprint) != self._digest_bytes:
-            self._warn(f"blob {blob.uid} has a checksum of another hash function; it is left out")
+            self._warn(f"blob {blob.uid} has a checksum of another hash function; the checksum is dropped")
             return replace(blob, fingerprint=None)
         return blob
 
     def _ids(
         self, wanted: dict[BlobUid, BlobRecord], created_at: datetime
     ) -> dict[BlobUid, tuple[BlobId, BlobRecord]]:
-        """Return id and facts of each blob, after inserting those that have no row."""
+        """Return id and record of each blob, after inserting those without a row."""
         known = find_by_uid(self._connection, wanted)
         ids = {uid: (blob.id, blob.facts) for uid, blob in known.items()}
         for uid, blob in known.items():
@@ -260,10 +263,10 @@ class _Adoption:
         return BlobId(self._last_id)
 
     def _merge(self, known: BlobRecord | None, other: BlobRecord) -> BlobRecord | None:
-        """Return what two rows say of one blob together; None where they contradict each other.
+        """Merge two rows of one blob; return None if they contradict each other.
 
-        They differ without contradiction after imports: those of old exports have no keys, or keys wrapped by
-        an older configured key.
+        After imports, rows can differ without a contradiction: old exports have no keys, or keys wrapped by an older
+        configured key.
         """
         if known is None or known == other:
             return other
@@ -272,7 +275,7 @@ class _Adoption:
         better = other if self._has_better_key(other, known) else known
         valid = known.valid and other.valid
         if _differ(known.fingerprint, other.fingerprint):
-            # One of both is wrong. What is encrypted vouches for its bytes itself.
+            # One of them is wrong. Encrypted objects can be verified without a fingerprint.
             if _is_plain(known) or _is_plain(better):
                 return None
             return replace(better, fingerprint=None, valid=False)
@@ -282,7 +285,7 @@ class _Adoption:
         return self._checked(replace(better, fingerprint=fingerprint, valid=valid))
 
     def _comparable(self, one: bytes | None, other: bytes | None) -> bytes | None:
-        """Return the one of two fingerprints that is of the hash function of this repository, else any there is."""
+        """Return the fingerprint made with the hash function of this repository, otherwise any fingerprint."""
         if other is not None and len(other) == self._digest_bytes:
             return other
         return one or other
@@ -314,7 +317,7 @@ class _Adoption:
         record = taken.record
         self._refused[record.uid] += 1
         self._warn(
-            f"version {record.uid} ({record.name}): the row of block {block.number} contradicts itself or others; "
+            f"version {record.uid} ({record.name}): the row of block {block.number} contradicts itself or other rows; "
             "the block counts as not backed up, and the version as invalid"
         )
 
@@ -328,7 +331,7 @@ class _Adoption:
         version = version_with_uid(self._connection, uid)
         assert version is not None
         counts = self._source.count_rows(uid, taken.blocks)
-        entries: Counter[int] = Counter()  # holes, absent ones, and all others as 1
+        entries: Counter[int] = Counter()  # holes, absent blocks, and blobs (all counted as 1)
         for page in range(page_count(taken.blocks)):
             for entry in page_entries(self._connection, version, PageNumber(page), taken.blocks):
                 entries[min(entry, 1)] += 1
@@ -336,18 +339,22 @@ class _Adoption:
         missing = counts.with_blob + holes - entries[1] - entries[HOLE]
         self._require(
             entries[1] <= counts.with_blob and entries[HOLE] <= holes and missing <= self._refused[uid],
-            f"version {uid} has {entries[1]} blocks with a blob and {entries[HOLE]} holes, and should have "
+            f"version {uid} has {entries[1]} blocks with a blob and {entries[HOLE]} holes, but should have "
             f"{counts.with_blob} and {holes}",
         )
 
     @staticmethod
     def _require(condition: bool, fact: str) -> None:
         if not condition:
-            raise DatabaseError(f"the metadata of backy2 was not taken over whole: {fact}; please report this")
+            raise DatabaseError(
+                f"was not taken over completely: {fact}",
+                subject="the metadata of backy2",
+                remedy="please report this",
+            )
 
 
 def _is_given_up(blob: BlobRecord) -> bool:
-    """Return whether earlier rows of an encrypted blob have differed in its fingerprint."""
+    """Return whether earlier rows of an encrypted blob had different fingerprints."""
     return not _is_plain(blob) and blob.fingerprint is None and not blob.valid
 
 
@@ -356,5 +363,5 @@ def _is_plain(blob: BlobRecord) -> bool:
 
 
 def _differ(one: bytes | None, other: bytes | None) -> bool:
-    """Return whether fingerprints contradict each other; those of several hash functions do not."""
+    """Return whether two fingerprints contradict each other. Those of different hash functions do not."""
     return one is not None and other is not None and len(one) == len(other) and one != other

@@ -1,7 +1,7 @@
-"""Read the tables of backy2, of whatever release and in whatever state a failed upgrade left them.
+"""Read the tables of backy2, of any release and in any state in which a failed upgrade left them.
 
-Facts of the schema: the tables of backy2 2.2 to 2.13.8, as its databases have them. Columns that a table lacks
-have the value that they were introduced with. Nothing is written.
+The schema is taken from databases of backy2 2.2 to 2.13.8. A missing column counts as having the value it was
+introduced with. This module does not write.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 _BATCH = 512
 _BLOCK_COLUMNS = ("uid", "id", "checksum", "size", "valid", "enc_version", "enc_envkey")
-_WRAPPED_KEY_BYTES = 40  # a key of 32 bytes, RFC 3394
-_NO_UID = VersionUid("unknown")  # of statistics, where that column has something else
-_LARGEST_ID = (1 << 63) - 1  # SQLite orders text and bytes after all numbers
-# Fields of statistics, and their columns.
+_WRAPPED_KEY_BYTES = 40  # for a key of 32 bytes, RFC 3394
+_NO_UID = VersionUid("unknown")  # replaces an unusable uid in statistics
+_LARGEST_ID = (1 << 63) - 1  # SQLite sorts text and bytes after all numbers
+# Fields of statistics and their columns.
 _STATISTICS = {
     "version_size_bytes": "version_size_bytes",
     "version_size_blocks": "version_size_blocks",
@@ -61,21 +61,21 @@ class Backy2Block(NamedTuple):
     number: int              # of the block within its image
     blob: BlobRecord | None  # None: a hole
     size: int | None
-    usable: bool             # False: no blob can be called so
+    usable: bool             # False: the row has impossible values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backy2Version:
-    """A row of `versions`, with what its blocks tell of its state."""
+    """A row of `versions`, with its state as derived from its blocks."""
 
     record: VersionRecord
-    blocks: int              # by its size
+    blocks: int              # according to its size
     holes_are_known: bool    # False: a block without a blob may never have been backed up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowCounts:
-    """Rows of `blocks` of one version."""
+    """Numbers of rows of `blocks` for one version."""
 
     rows: int
     with_blob: int
@@ -83,12 +83,12 @@ class RowCounts:
 
 
 class Backy2Database:
-    """The tables of backy2 in an open transaction, under their own names or set aside."""
+    """The tables of backy2 in an open transaction, renamed (with a prefix) or not."""
 
     def __init__(self, connection: Connection, block_size: int, *, prefix: str = "") -> None:
-        """Look what tables and columns there are.
+        """Find out which tables and columns exist.
 
-        `block_size` is that of the configuration; backy2's tables do not have it.
+        `block_size` is from the configuration, because backy2 did not store it.
         """
         self.is_aside = bool(prefix)
         self._connection = connection
@@ -108,9 +108,9 @@ class Backy2Database:
 
     @property
     def revision(self) -> str:
-        """The newest revision of backy2 whose changes are all there, by tables and columns."""
+        """The newest revision of backy2 whose changes are all present, judging by tables and columns."""
         versions, blocks = self._columns["versions"], self._columns["blocks"]
-        # Revision and what it brought, the newest first.
+        # Each revision and a sign of it, the newest first.
         signs = (
             ("30349b678801", "enc_nonce" in blocks),
             ("5260034b8125", {"enc_version", "enc_envkey"} <= blocks),
@@ -128,17 +128,17 @@ class Backy2Database:
         return [VersionUid(row.uid) for row in rows]
 
     def count_versions(self) -> int:
-        """Return how many versions there are."""
+        """Return the number of versions."""
         return int(self._scalar(f"SELECT count(*) FROM {self._names['versions']}"))  # noqa: S608
 
     def count_blocks(self) -> int:
-        """Return how many rows `blocks` has, of known versions or not."""
+        """Return the number of rows of `blocks`, including those without a version."""
         return int(self._scalar(f"SELECT count(*) FROM {self._names['blocks']}"))  # noqa: S608
 
     def version(self, uid: VersionUid) -> Backy2Version:
-        """Return a version. Its status is judged by its rows: `valid = 0` has several meanings."""
+        """Return a version. Its status is derived from its rows, because `valid = 0` has several meanings."""
         row = self._rows(f"SELECT * FROM {self._names['versions']} WHERE uid = :uid", uid=uid)[0]._mapping  # noqa: S608, SLF001
-        size_bytes = number_of(row["size_bytes"]) or 0  # `check_versions` has looked
+        size_bytes = number_of(row["size_bytes"]) or 0  # `check_versions` has made sure that it is a number
         blocks = block_count(size_bytes, self._block_size)
         counts = self.count_rows(uid, blocks)
         is_valid = bool(number_of(row["valid"]))
@@ -155,12 +155,12 @@ class Backy2Database:
                 snapshot_name=name_of(row.get("snapshot_name")),
                 size_bytes=size_bytes,
                 status=status,
-                protected=number_of(row.get("protected") or 0) != 0,  # what is no number protects as well
+                protected=number_of(row.get("protected") or 0) != 0,  # a value that is not a number protects too
                 expire_at=_time_or_none(uid, row.get("expire")),
                 tags=self._tags(uid),
             ),
             blocks=blocks,
-            # Since 2.11 rows are inserted when their blocks are stored, before that all of them at the start.
+            # Since 2.11, a row is inserted when its block is stored. Before, all rows were inserted at the start.
             holes_are_known=ended or (counts.rows < blocks and not self._is_of_before_2_11),
         )
 
@@ -175,21 +175,21 @@ class Backy2Database:
         return RowCounts(rows=row.n, with_blob=row.b, invalid=row.i)
 
     def blocks(self, uid: VersionUid, start: int, stop: int) -> Iterator[Backy2Block]:
-        """Yield the blocks of a version with numbers [start, stop), those that have rows, in order."""
+        """Yield the blocks of a version with numbers in [start, stop) that have rows, in order."""
         result = self._connection.execute(self._blocks_query, {"uid": uid, "start": start, "stop": stop})
         names = tuple(result.keys())
         for row in result:
             yield _block(dict(zip(names, row, strict=True)))
 
     def fits(self, version: Backy2Version, block: Backy2Block) -> bool:
-        """Return whether a row can be the block that its number says: a hole can, a blob by its size and name."""
+        """Return whether a row can be the block with its number: a hole, or a blob with a possible size and uid."""
         if not block.usable:
             return False
         length = block_length(BlockIndex(block.number), version.record.size_bytes, self._block_size)
         return block.blob is None or block.size == length
 
     def orphans(self) -> Iterator[Backy2Block]:
-        """Yield the blocks whose version is gone: nothing reads them, and their blobs are to be cleaned up."""
+        """Yield the blocks without a version. Nothing reads them, and a cleanup must remove their blobs."""
         blocks, versions = self._names["blocks"], self._names["versions"]
         strays = self._rows(
             f"SELECT DISTINCT version_uid AS uid FROM {blocks} b "  # noqa: S608
@@ -203,7 +203,7 @@ class Backy2Database:
                 yield from self.blocks(stray.uid, int(first), start)
 
     def deleted_blobs(self) -> Iterator[tuple[BlobUid, int, datetime]]:
-        """Yield uid, plain size and time of each blob that waits to be deleted, some of them several times."""
+        """Yield uid, plain size and time of each blob that backy2 was about to delete. Blobs can be repeated."""
         if "deleted_blocks" not in self._columns:
             return
         last: tuple[int, object] = (-_LARGEST_ID, "")
@@ -218,7 +218,7 @@ class Backy2Database:
             last = (rows[-1].id, rows[-1].uid)
 
     def statistics(self) -> Iterator[StatisticsRecord]:
-        """Yield the statistics of all backups that ended, by their ids: the last revisions have given them one."""
+        """Yield the statistics of all finished backups by id, a column that the last revisions have added."""
         last = -_LARGEST_ID
         query = (
             f"SELECT {self._time_in_utc()} AS utc, s.* FROM {self._names['stats']} s "  # noqa: S608
@@ -229,13 +229,13 @@ class Backy2Database:
             last = rows[-1].id
 
     def count_statistics(self) -> int:
-        """Return how many rows of statistics there are."""
+        """Return the number of rows of statistics."""
         return int(self._scalar(f"SELECT count(*) FROM {self._names['stats']}"))  # noqa: S608
 
     def statistics_of(self, uid: VersionUid) -> list[StatisticsRecord]:
-        """Return the statistics of a version, the oldest first, in whatever state the tables are."""
+        """Return the statistics of a version, the oldest first, in any state of the tables."""
         records = {}
-        for name in ("stats_old", "stats"):  # both are there where an upgrade failed between two steps
+        for name in ("stats_old", "stats"):  # both exist if an upgrade failed between two steps
             if name in self._columns:
                 query = f"SELECT {self._time_in_utc()} AS utc, s.* FROM {self._names[name]} s WHERE version_uid = :uid"  # noqa: S608
                 for row in self._rows(query, uid=uid):
@@ -244,17 +244,17 @@ class Backy2Database:
         return sorted(records.values(), key=lambda record: record.created_at)
 
     def block_sizes(self) -> tuple[int, int]:
-        """Return the largest size of a block that has a blob, 0 if there is none, and the number of such blocks."""
-        # Larger than all numbers, to SQLite, is what is none.
+        """Return the largest size of a block with a blob (0 if there is none), and the number of such blocks."""
+        # SQLite considers values that are not numbers larger than all numbers.
         numbers = f"max(CASE WHEN size <= {_LARGEST_ID} THEN size END)"
         row = self._rows(f"SELECT {numbers} AS m, count(*) AS n FROM {self._names['blocks']} WHERE uid <> ''")[0]  # noqa: S608
         return int(row.m or 0), row.n
 
     def check_versions(self) -> None:
-        """Make sure of what nothing else in the database could tell: the uid and the size of each version.
+        """Check uid and size of each version, which cannot be derived from other rows.
 
         Raises:
-            DatabaseError: a row has another thing there.
+            DatabaseError: a row has an impossible uid or size.
         """
         for row in self._version_rows():
             if not obeys(values.VERSION_UID, row["uid"]):
@@ -265,7 +265,7 @@ class Backy2Database:
                     raise _unusable(row, column, "a size")
 
     def odd_version(self) -> str | None:
-        """Return the name of a version whose number of blocks does not fit the block size; None: there is none."""
+        """Return the name of a version whose number of blocks does not match the block size; None if there is none."""
         for row in self._version_rows():
             if number_of(row["size"]) != block_count(number_of(row["size_bytes"]) or 0, self._block_size):
                 return text_of(row["name"])
@@ -275,19 +275,19 @@ class Backy2Database:
         return [row._mapping for row in self._rows(f"SELECT * FROM {self._names['versions']} ORDER BY date, uid")]  # noqa: S608, SLF001
 
     def checksum_lengths(self) -> set[int]:
-        """Return how many digits the checksums have."""
+        """Return the lengths of the checksums in digits."""
         rows = self._rows(
             f"SELECT DISTINCT length(checksum) AS digits FROM {self._names['blocks']} WHERE checksum <> ''"  # noqa: S608
         )
         return {row.digits for row in rows}
 
     def sample_blob_uids(self, count: int) -> list[BlobUid]:
-        """Return the uids of up to `count` blobs that blocks of versions name."""
+        """Return the uids of up to `count` blobs that blocks refer to."""
         rows = self._rows(f"SELECT DISTINCT uid FROM {self._names['blocks']} WHERE uid <> '' LIMIT {int(count)}")  # noqa: S608
         return [BlobUid(row.uid) for row in rows if obeys(values.BLOB_UID, row.uid)]
 
     def wrapped_key(self) -> bytes | None:
-        """Return a wrapped data key, of the blocks inserted last; None: there is none."""
+        """Return a wrapped data key from the blocks that were inserted last; None if there is none."""
         if "enc_envkey" not in self._columns["blocks"]:
             return None
         rows = self._rows(
@@ -298,11 +298,11 @@ class Backy2Database:
 
     @property
     def _is_of_before_2_11(self) -> bool:
-        noted = "backyfs_ended" in self._columns["versions"]  # by revision 85966fcda5e6
+        noted = "backyfs_ended" in self._columns["versions"]  # added by our version of revision 85966fcda5e6
         return noted or "stats_old" in self._columns or "id" not in self._columns.get("stats", {"id"})
 
     def _has_statistics(self, version: Any) -> bool:
-        """Return whether the backup of a version came to its end: only then were statistics written."""
+        """Return whether the backup of a version has finished: statistics were written only then."""
         if "backyfs_ended" in version:
             return bool(version["backyfs_ended"])
         return any(
@@ -318,7 +318,7 @@ class Backy2Database:
         return tuple(sorted({name_of(row.name) for row in rows} - {""}))
 
     def _time_in_utc(self) -> str:
-        """Return an expression for the dates of statistics in UTC: the database made them, in its session's zone."""
+        """Return an SQL expression for the date of statistics in UTC. It was stored in the zone of the session."""
         match self._connection.dialect.name:
             case "postgresql":
                 return "s.date AT TIME ZONE current_setting('TimeZone') AT TIME ZONE 'UTC'"
@@ -337,9 +337,9 @@ class Backy2Database:
 def _unusable(row: Any, column: str, wanted: str) -> DatabaseError:
     uid, name, day, value = (shown(row[key]) for key in ("uid", "name", "date", column))
     return DatabaseError(
-        f"table versions, row with uid {uid}, name {name} and date {day}: column {column} has {value}, which is not "
-        f"{wanted}; correct it, or delete the row if that version is not needed, and run the command again. Nothing "
-        "was changed"
+        f"column {column} has {value}, which is not {wanted}. Nothing was changed",
+        subject=f"table versions, row with uid {uid}, name {name} and date {day}:",
+        remedy="correct it, or delete the row if that version is not needed, and run the command again",
     )
 
 
@@ -376,17 +376,17 @@ def _block(row: dict[str, Any]) -> Backy2Block:
 
 
 def _time_or_none(uid: VersionUid, value: object) -> datetime | None:
-    """Return a time; one that is none, as `0000-00-00`, is left out with a warning: no backup is lost for it."""
+    """Return a time. An impossible one, such as `0000-00-00`, is dropped with a warning, not with the backup."""
     try:
         time = parse_time(value)
         return None if time is None else values.EXPIRY.check(time)
     except (DatabaseError, ValueError) as error:
-        _log.warning("version %s: %s; it is left out", uid, error)
+        _log.warning("version %s: %s; the time is dropped", uid, error)
         return None
 
 
 def _statistics(row: Any) -> StatisticsRecord:
-    """Return statistics. They only inform, so a value that is none counts as 0 and does not stop an upgrade."""
+    """Return statistics. They only inform, so an impossible value becomes 0 and does not stop an upgrade."""
     uid = VersionUid(text_of(row["version_uid"]))
     date = _time_or_none(uid, row["utc"])
     return StatisticsRecord(

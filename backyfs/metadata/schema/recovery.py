@@ -1,7 +1,7 @@
-"""Fill a fresh database from the catalog: the rows as they were, under new ids.
+"""Fill a new database from the catalog: the same rows as before, with new ids.
 
-Until it is finished the database says so where its revision stands, and no other command takes it for a repository.
-One that was not finished is made anew.
+Until the recovery is finished, the revision of the database says so, and no other command uses it as a repository. An
+unfinished recovery starts again from the beginning.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, func, insert, inspect, select, text, update
 
-from backyfs.errors import SchemaError
 from backyfs.geometry import page_length
 from backyfs.metadata.catalog.index import save_index_state
 from backyfs.metadata.catalog.notes import NoteKind, save_catalog_key
 from backyfs.metadata.db.batches import batches
-from backyfs.metadata.db.database import continue_ids, show_url, sqlite_path
+from backyfs.metadata.db.database import continue_ids, sqlite_path
 from backyfs.metadata.db.revisions import HEAD, RECOVERING
 from backyfs.metadata.db.tables import blobs, catalog_notes, pages, version_pages, versions
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, add_recovered_page, new_entries
 from backyfs.metadata.records.blobs import find_by_uid, insert_numbered_blobs
 from backyfs.metadata.records.identity import add_key_slot, save_identity, save_identity_tag, save_key_date
-from backyfs.metadata.schema.schema import create_file, create_unfinished_tables, stamp
+from backyfs.metadata.schema.schema import create_file, create_unfinished_tables, not_empty, stamp
 from backyfs.model import BlobId, PageId, PageNumber, VersionUid
 
 if TYPE_CHECKING:
@@ -41,11 +40,11 @@ _IDS_AT_ONCE = 4096
 
 
 def begin_recovery(database: Database) -> None:
-    """Make the tables in a database that is empty, or that a recovery has not finished.
+    """Create the tables in an empty database, or again in one with an unfinished recovery.
 
     Raises:
-        SchemaError: it holds something else.
-        DatabaseError: it cannot be made.
+        SchemaError: the database contains other tables.
+        DatabaseError: it cannot be created.
     """
     path = sqlite_path(database.engine.url)
     if path is None or not os.path.exists(path):
@@ -55,15 +54,15 @@ def begin_recovery(database: Database) -> None:
         if "alembic_version" in names:
             revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
             if revision != RECOVERING and (revision is not None or names != {"alembic_version"}):
-                raise SchemaError(f"{show_url(database.engine.url)} holds tables already; name an empty database")
+                raise not_empty(database.engine.url)
         elif names:
-            raise SchemaError(f"{show_url(database.engine.url)} holds tables already; name an empty database")
+            raise not_empty(database.engine.url)
         create_unfinished_tables(connection, RECOVERING)
-    database.use_wal()  # not before: a file that is refused stays as it is
+    database.use_wal()  # not before: a refused file must not change
 
 
 def known_pages(connection: Connection, uids: Iterable[str]) -> dict[str, PageId]:
-    """Return those of these pages that are there, by uid."""
+    """Return the ids of the pages with these uids that exist, by uid."""
     found: dict[str, PageId] = {}
     for batch in batches(uids):
         rows = connection.execute(select(pages.c.uid, pages.c.id).where(pages.c.uid.in_(batch)))
@@ -72,17 +71,17 @@ def known_pages(connection: Connection, uids: Iterable[str]) -> dict[str, PageId
 
 
 class PageFiller:
-    """Inserts pages with their blobs. Nobody else inserts any: ids are given here."""
+    """Inserts pages with their blobs. It assigns the ids, so no other command may insert blobs."""
 
     def __init__(self, created_at: datetime) -> None:
-        """Begin in an empty database; `created_at` is what blobs get, of which nobody knows their date any more."""
+        """Begin in an empty database. Blobs get the date `created_at`, because their own is lost."""
         self._created_at = created_at
         self.blobs = 0
 
     def insert(self, connection: Connection, uid: str, entries: Sequence[int], blobs: Sequence[BlobRecord]) -> PageId:
-        """Insert a page as the catalog has it, with those blobs that are not there yet, and return it.
+        """Insert a page from the catalog, with the blobs that are still missing, and return its id.
 
-        Entries are numbers of the blobs, from 1 on, or blockmap.HOLE or blockmap.ABSENT.
+        Entries are numbers of `blobs`, counted from 1, or blockmap.HOLE or blockmap.ABSENT.
         """
         ids = self._ids(connection, blobs)
         by_number = [HOLE, *(ids[blob.uid] for blob in blobs)]
@@ -102,7 +101,7 @@ class PageFiller:
 
 
 def insert_absent_page(connection: Connection, page_no: PageNumber, blocks: int) -> PageId:
-    """Insert a page of blocks that nobody has any more, or return the one that there is."""
+    """Insert a page of lost blocks, or return an existing one."""
     entries = new_entries(page_length(page_no, blocks), ABSENT)
     return add_recovered_page(connection, str(uuid.uuid4()), entries, published=False)
 
@@ -110,21 +109,21 @@ def insert_absent_page(connection: Connection, page_no: PageNumber, blocks: int)
 def insert_version_pages(
     connection: Connection, version_id: VersionId, listed: Iterable[tuple[PageNumber, PageId]]
 ) -> None:
-    """Give a version its pages; they are counted at the end."""
+    """Insert the pages of a version. `count_pages` counts them at the end."""
     rows = [{"version_id": version_id, "page_no": page_no, "page_id": page_id} for page_no, page_id in listed]
     for batch in batches(rows):
         connection.execute(insert(version_pages), batch)
 
 
 def forget_note(connection: Connection, uid: VersionUid) -> None:
-    """Note that a version is as the catalog has it."""
+    """Remove the notes of a version, because it matches the catalog."""
     kinds = [NoteKind.VERSION.value, NoteKind.INDEX.value]
     here = catalog_notes.c.kind.in_(kinds) & (catalog_notes.c.uid == uid)
     connection.execute(delete(catalog_notes).where(here))
 
 
 def blob_ids_after(connection: Connection, last: BlobId) -> list[BlobId]:
-    """Return the next ids of blobs, some thousand of them; none, where there are no more."""
+    """Return the next few thousand ids of blobs; an empty list means that there are no more."""
     query = select(blobs.c.id).where(blobs.c.id > last).order_by(blobs.c.id).limit(_IDS_AT_ONCE)
     return [BlobId(blob_id) for blob_id in connection.execute(query).scalars()]
 
@@ -154,7 +153,7 @@ def end_recovery(
     index: IndexState,
     tag: bytes | None,
 ) -> None:
-    """Let the database be a repository. To be called when all else is there, in a transaction."""
+    """Make the database a repository. Call this in a transaction, after everything else."""
     count_pages(connection)
     continue_ids(connection, blobs)
     for slot in slots:

@@ -1,4 +1,4 @@
-"""Copy all rows of one database to another, on any engines, and compare both afterwards."""
+"""Copy all rows of one database to another, on any engines, and compare the two."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Column, Connection, Select, Table
 
-_ROWS = 512  # at a time
-_NOT_COPIED = (jobs, job_versions)  # commands that run now, on the other database
+_ROWS = 512  # per query
+_NOT_COPIED = (jobs, job_versions)  # commands running on the source database
 
 
 def copied_tables() -> list[Table]:
-    """Return the tables whose rows are copied, those first that others refer to."""
+    """Return the tables whose rows are copied, referenced tables first."""
     return [table for table in metadata.sorted_tables if table not in _NOT_COPIED]
 
 
 def copy_rows(source: Connection, target: Connection, table: Table) -> tuple[int, bytes]:
-    """Copy the rows of a table with their ids; return how many there were, and their digest."""
+    """Copy the rows of a table with their ids; return their number and digest."""
     digest = blake3()
     count = 0
     for rows in _batches(source, table):
@@ -39,7 +39,7 @@ def copy_rows(source: Connection, target: Connection, table: Table) -> tuple[int
 
 
 def digest_rows(connection: Connection, table: Table) -> tuple[int, bytes]:
-    """Return how many rows a table has, and their digest: equal on all engines for equal rows."""
+    """Return the number of rows of a table and their digest. On all engines, equal rows have the same digest."""
     digest = blake3()
     count = 0
     for rows in _batches(connection, table):
@@ -49,14 +49,14 @@ def digest_rows(connection: Connection, table: Table) -> tuple[int, bytes]:
 
 
 def _batches(connection: Connection, table: Table) -> Iterator[list[Any]]:
-    """Yield all rows, ordered by primary key, so many at a time."""
+    """Yield all rows in batches, ordered by primary key."""
     key = list(table.primary_key.columns)
     query = select(table).order_by(*key).limit(_ROWS)
     rows = _rows(connection, query, key)
     while rows:
         yield rows
         last = tuple(rows[-1][column.name] for column in key)
-        # MariaDB finds the place by the first condition alone; it compares tuples with every row from the start.
+        # The first condition is for MariaDB, which otherwise compares the tuple with every row from the start.
         rows = _rows(connection, query.where(key[0] >= last[0], tuple_(*key) > last), key)
 
 
@@ -73,10 +73,12 @@ def _update(digest: blake3, rows: list[Any]) -> None:
 
 
 def require_equal(name: str, expected: tuple[int, bytes], found: tuple[int, bytes]) -> None:
-    """Compare what was read with what is there now.
+    """Compare number and digest of the rows that were read with those in the copy.
 
     Raises:
         DatabaseError: they differ.
     """
     if expected != found:
-        raise DatabaseError(f"the copy of {name} differs from its original: {found[0]} rows instead of {expected[0]}")
+        raise DatabaseError(
+            f"differs from its original: {found[0]} rows instead of {expected[0]}", subject=f"the copy of {name}"
+        )

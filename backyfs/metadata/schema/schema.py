@@ -1,4 +1,4 @@
-"""Make the schema: of a new repository at once, of an older one by alembic's revisions from where it stands."""
+"""Create the schema of a new repository, and upgrade an older one with alembic's revisions."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from backyfs.metadata.db.revisions import HEAD
 from backyfs.metadata.db.tables import metadata
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import URL, Connection
 
     from backyfs.metadata.db.database import Database
 
 
 def create_file(database: Database) -> None:
-    """Make the file of an SQLite database, mode 0600; other databases are made by their administrators.
+    """Create the file of an SQLite database with mode 0600. Administrators create databases on servers.
 
     Raises:
-        DatabaseError: it cannot be made.
+        DatabaseError: the file cannot be created.
     """
     path = sqlite_path(database.engine.url)
     if path is None:
@@ -36,32 +36,36 @@ def create_file(database: Database) -> None:
         os.close(open_file(path, os.O_RDWR))
         sync_directory(directory)
     except OSError as error:
-        raise DatabaseError(f"database file {path} cannot be made: {error.strerror}") from error
+        raise DatabaseError(f"cannot be created: {error.strerror}", subject=f"database file {path}") from error
     database.use_wal()
 
 
 def create_tables(connection: Connection) -> None:
-    """Make the tables of a new repository, within the caller's transaction (on MariaDB none).
+    """Create the tables of a new repository in the caller's transaction (on MariaDB outside of any).
 
-    The revisions would make the same ones, by way of backy2's; a test compares both.
+    The revisions would create the same tables from backy2's; a test compares both.
 
     Raises:
-        SchemaError: the database holds tables already.
-        DatabaseError: its encoding cannot hold all text.
+        SchemaError: the database already contains tables.
+        DatabaseError: its encoding cannot represent all text.
     """
     if inspect(connection).get_table_names():
-        place = show_url(connection.engine.url)
-        raise SchemaError(f"{place} holds tables already; name an empty database")
+        raise not_empty(connection.engine.url)
     require_unicode(connection)
     metadata.create_all(connection)
     stamp(connection, HEAD)
 
 
+def not_empty(url: URL) -> SchemaError:
+    """Return the error for a database that already contains tables."""
+    return SchemaError("already contains tables", subject=show_url(url), remedy="name an empty database")
+
+
 def create_unfinished_tables(connection: Connection, revision: str) -> None:
-    """Make the tables again in a database that says from the beginning on that they are not finished.
+    """Drop and create the tables in a database whose revision says from the start that it is unfinished.
 
     Raises:
-        DatabaseError: its encoding cannot hold all text.
+        DatabaseError: its encoding cannot represent all text.
     """
     require_unicode(connection)
     drop_tables(connection)
@@ -70,14 +74,14 @@ def create_unfinished_tables(connection: Connection, revision: str) -> None:
 
 
 def drop_tables(connection: Connection) -> None:
-    """Drop what `create_tables` has made."""
+    """Drop the tables that `create_tables` creates."""
     metadata.drop_all(connection)
     connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
 
 
 def upgrade_tables(connection: Connection, from_revision: str | None) -> None:
-    """Run the revisions after `from_revision`, None for all of them, on the caller's connection."""
-    from alembic import command  # noqa: PLC0415 - slow to load, and hardly any command needs it
+    """Run the revisions after `from_revision` on the caller's connection; None runs all of them."""
+    from alembic import command  # noqa: PLC0415 - slow to load, rarely needed
     from alembic.config import Config  # noqa: PLC0415
 
     stamp(connection, from_revision)
@@ -89,7 +93,7 @@ def upgrade_tables(connection: Connection, from_revision: str | None) -> None:
 
 
 def stamp(connection: Connection, revision: str | None) -> None:
-    """Make alembic_version say this revision; None: that there is none."""
+    """Store a revision in alembic_version; None empties the table."""
     if not inspect(connection).has_table("alembic_version"):
         connection.execute(
             text(
@@ -103,7 +107,7 @@ def stamp(connection: Connection, revision: str | None) -> None:
 
 
 def differences(connection: Connection) -> list[Any]:
-    """Return what a database has otherwise than the tables of the program say; nothing, if all is well."""
+    """Return the differences between the schema of a database and the tables of the program."""
     from alembic.autogenerate import compare_metadata  # noqa: PLC0415 - slow to load
     from alembic.migration import MigrationContext  # noqa: PLC0415
 

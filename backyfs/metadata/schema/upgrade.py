@@ -1,7 +1,7 @@
-"""Take a database to the program's schema: the part that is SQL. `backyfs.engine.setup.upgrade` decides when.
+"""Upgrade a database to the program's schema: the SQL part. `backyfs.engine.setup.upgrade` decides when.
 
-SQLite and PostgreSQL do it in one transaction. MariaDB commits at every CREATE, ALTER and RENAME, so there each
-step does only what is not done yet, and a run that was killed is continued by the next one.
+On SQLite and PostgreSQL this is one transaction. MariaDB commits at every CREATE, ALTER and RENAME, so each step does
+only what is not done yet, and the next run continues one that was killed.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from backyfs.metadata.records.jobs import list_live_jobs, this_process
 from backyfs.metadata.schema.adoption import adopt
 from backyfs.metadata.schema.backy2 import Backy2Database
 from backyfs.metadata.schema.schema import differences, stamp, upgrade_tables
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,16 +50,16 @@ if TYPE_CHECKING:
     from backyfs.metadata.schema.adoption import AdoptionReport
     from backyfs.model import BlobUid, Progress
 
-_LOCK_NUMBER = 0x6261636B79  # of an advisory lock in PostgreSQL, which has one set of them in each database
-_LOCK_PATIENCE_S = 2         # for tables that others use; longer is waited elsewhere, with words
-_CACHE_KIB = 48 << 10        # of SQLite: rows go to indexes by random uids and fingerprints
-_MOSTLY_FREE = 0.5           # of the pages of an SQLite file: more than that is given back
+_LOCK_NUMBER = 0x6261636B79  # of an advisory lock in PostgreSQL, where these locks are per database
+_LOCK_PATIENCE_S = 2         # for tables in use; the caller waits longer and reports it
+_CACHE_KIB = 48 << 10        # of SQLite, because rows are inserted into indexes of random uids and fingerprints
+_MOSTLY_FREE = 0.5           # compact an SQLite file if a larger part of its pages is free
 
 _log = logging.getLogger(__name__)
 
 
 def old_tables(connection: Connection, block_size: int) -> Backy2Database | None:
-    """Return the tables of backy2 in a database, under their names or set aside; None: there are none."""
+    """Return the tables of backy2 in a database, renamed or not; None if there are none."""
     if not is_of_backy2(connection):
         return None
     prefix = ASIDE if inspect(connection).has_table(f"{ASIDE}blocks") else ""
@@ -66,35 +67,35 @@ def old_tables(connection: Connection, block_size: int) -> Backy2Database | None
 
 
 def known_blob_uids(connection: Connection, count: int) -> list[BlobUid]:
-    """Return the uids of up to `count` blobs of a database, of whatever schema."""
-    source = old_tables(connection, 1)  # the size of a block is of no concern here
+    """Return the uids of up to `count` blobs of a database with any schema."""
+    source = old_tables(connection, 1)  # the block size does not matter here
     return sample_blob_uids(connection, count) if source is None else source.sample_blob_uids(count)
 
 
 def jobs_in(connection: Connection) -> list[Job]:
-    """Return the live jobs of a database, of whatever schema."""
+    """Return the live jobs of a database with any schema."""
     return list_live_jobs(connection, this_process()) if inspect(connection).has_table("jobs") else []
 
 
 def is_undone_by_rollback(database: Database) -> bool:
-    """Return whether an upgrade that fails leaves no trace in the database."""
+    """Return whether a failed upgrade leaves no trace in the database."""
     return has_transactional_ddl(database.engine)
 
 
 def is_half_way(connection: Connection) -> bool:
-    """Return whether an upgrade was killed, on MariaDB, after it had taken over the rows."""
+    """Return whether an upgrade on MariaDB was killed after it had taken over the rows."""
     if not inspect(connection).has_table("alembic_version"):
         return False
     return bool(connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == CLEARING_AWAY)
 
 
 def take_tables(connection: Connection) -> None:
-    """Make sure that no transaction of others stands in the way of changing the tables of backy2.
+    """Make sure that no other transaction prevents changes to the tables of backy2.
 
-    On PostgreSQL they stay locked until the end. MariaDB lets go of locks when a table is renamed.
+    On PostgreSQL they stay locked until the end. MariaDB releases locks when a table is renamed.
 
     Raises:
-        DatabaseError: some transaction has one of them; nothing was waited for longer than a moment.
+        DatabaseError: another transaction uses one of the tables. This waits for two seconds at most.
     """
     names = set(inspect(connection).get_table_names())
     tables = [name for name in BACKY2_TABLES if name in names]
@@ -111,30 +112,30 @@ def take_tables(connection: Connection) -> None:
 
 @contextmanager
 def upgrade_lock(database: Database) -> Iterator[Connection]:
-    """Give a connection in a transaction, for an upgrade that no other one does at the same time.
+    """Yield a connection in a transaction for an upgrade, with a lock against concurrent upgrades.
 
-    It is rolled back unless the caller commits.
+    The transaction is rolled back unless the caller commits.
 
     Raises:
-        DatabaseBusyError: another command has the lock; nothing was waited for.
+        DatabaseBusyError: another command has the lock. This does not wait.
     """
     with mapped_errors(database.place):
         if is_sqlite(database.engine):
             with _locked_sqlite(database) as connection:
                 yield connection
             return
-        # Nothing but the lock is in this connection, and no transaction that a server could find idle.
+        # This connection only holds the lock, and has no transaction that the server could consider idle.
         alone = {"isolation_level": "AUTOCOMMIT"}
         with (
             database.engine.connect().execution_options(**alone) as holder,
             database.engine.connect() as connection,
         ):
             if not _try_lock(holder):
-                raise DatabaseBusyError(f"{database.place} is being upgraded by another command")
+                raise DatabaseBusyError("is being upgraded by another command", subject=database.place)
             try:
                 yield connection
             finally:
-                holder.invalidate()  # the lock goes with the connection
+                holder.invalidate()  # closing the connection releases the lock
 
 
 @contextmanager
@@ -144,7 +145,7 @@ def _locked_sqlite(database: Database) -> Iterator[Connection]:
         raw: Any = connection.connection.dbapi_connection
         timeout = raw.execute("PRAGMA busy_timeout").fetchone()[0]
         raw.execute("PRAGMA busy_timeout = 0")
-        # Tables that others refer to are made anew; nothing can be switched within a transaction.
+        # Referenced tables are recreated. The pragma has no effect inside a transaction.
         raw.execute("PRAGMA foreign_keys = OFF")
         raw.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         try:
@@ -153,15 +154,15 @@ def _locked_sqlite(database: Database) -> Iterator[Connection]:
             raw.execute(f"PRAGMA busy_timeout = {timeout}")
         try:
             yield connection
-            connection.rollback()  # what the caller has not committed
+            connection.rollback()  # unless the caller has committed
         finally:
-            connection.invalidate()  # without foreign keys it is of no use to anybody else
+            connection.invalidate()  # a connection without foreign keys must not be reused
 
 
 def _try_lock(connection: Connection) -> bool:
     if connection.dialect.name == "postgresql":
         return bool(connection.execute(text("SELECT pg_try_advisory_lock(:number)"), {"number": _LOCK_NUMBER}).scalar())
-    # Names of locks are those of the whole server.
+    # Lock names are shared by the whole server.
     query = "SELECT GET_LOCK(CONCAT('backyfs upgrade ', LEFT(DATABASE(), 40)), 0)"
     return connection.execute(text(query)).scalar() == 1
 
@@ -176,13 +177,13 @@ def upgrade_schema(
     opens: Callable[[bytes], bool] | None,
     progress: Progress,
 ) -> AdoptionReport | None:
-    """Take the database to HEAD, check it, and commit. Return what was taken over from backy2, if anything was.
+    """Upgrade the database to HEAD, check it, and commit. Return what was taken over from backy2, if anything was.
 
-    Where this raises, the program that used the database before can use it as before.
+    If this raises, the program that used the database before can still use it.
 
     Raises:
         SchemaError: configuration and rows contradict each other.
-        DatabaseError: a step failed, or the result is not right.
+        DatabaseError: a step failed, or the result is wrong.
     """
     tables = frozenset(inspect(connection).get_table_names())
     before = None
@@ -197,7 +198,7 @@ def upgrade_schema(
             _require_own_schema(connection)
             if not has_transactional_ddl(connection.engine):
                 stamp(connection, CLEARING_AWAY)
-                connection.commit()  # all that was taken over, at once
+                connection.commit()  # all rows in one transaction
                 taken_over = True
         for name in BACKY2_TABLES:
             connection.execute(text(f"DROP TABLE IF EXISTS {ASIDE}{name}"))
@@ -214,10 +215,10 @@ def upgrade_schema(
 
 
 def copy_sqlite(database: Database, target: str) -> None:
-    """Write a copy of an SQLite database to a new file, mode 0600, and sync it. Others may use the database.
+    """Copy an SQLite database to a new file with mode 0600, and sync it. Others may use the database at the same time.
 
     Raises:
-        DatabaseError: that failed; there is no such file.
+        DatabaseError: the copy failed, and was not created.
     """
     path = sqlite_path(database.engine.url)
     draft = f"{target}.new"
@@ -236,13 +237,14 @@ def copy_sqlite(database: Database, target: str) -> None:
             os.unlink(draft)
     except (OSError, sqlite3.Error) as error:
         raise DatabaseError(
-            f"the metadata cannot be copied to {target}: {error}; nothing was changed. Name another directory with "
-            "`backyfs upgrade --copy-to`"
+            f"cannot be copied to {target}: {error}. Nothing was changed",
+            subject="the metadata",
+            remedy=Advice.COPY_ELSEWHERE(),
         ) from error
 
 
 def give_back_space(database: Database) -> None:
-    """Make an SQLite file smaller whose rows have become few. Without this it works as well."""
+    """Compact an SQLite file that has become mostly empty. This is optional."""
     if not is_sqlite(database.engine):
         return
     database.use_wal()
@@ -255,7 +257,7 @@ def give_back_space(database: Database) -> None:
                 raw.execute("VACUUM")
                 raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
             except sqlite3.Error as error:
-                _log.info("the file of the database stays as large as it is: %s", error)
+                _log.info("the file of the database cannot be compacted: %s", error)
 
 
 def _run(
@@ -270,14 +272,14 @@ def _run(
 ) -> AdoptionReport | None:
     if holds_repository(connection):
         if before is None or before in OF_BACKY2:
-            # As `backy2 initdb` leaves it. Its revisions are not to be run on our tables.
-            _log.warning("the database holds a repository of backyfs and says revision %s; that is put right", before)
-            before = FIRST_OF_OURS  # at least; those that follow do only what is not done
+            # `backy2 initdb` was run on it. Its revisions must not be run on our tables.
+            _log.warning("the database contains a repository of backyfs but has revision %s; correcting it", before)
+            before = FIRST_OF_OURS  # at least; later revisions only do what is missing
         upgrade_tables(connection, before)
         require_release(connection)
         return None
     is_aside = inspect(connection).has_table(f"{ASIDE}blocks")  # a run was killed on MariaDB
-    # Every revision looks what there is, so all of them are run: the one recorded is not to be relied on.
+    # Run all revisions, because the recorded one is unreliable. Each of them checks what exists already.
     upgrade_tables(connection, LAST_OF_BACKY2 if is_aside else None)
     with _without_fingerprint_index(connection):
         return adopt(
@@ -294,7 +296,7 @@ def _run(
 
 @contextmanager
 def _without_fingerprint_index(connection: Connection) -> Iterator[None]:
-    """Make the index of random values after its rows: that takes a tenth of the time. On MariaDB it would commit."""
+    """Create the index of random values after the rows, in a tenth of the time. On MariaDB that would commit."""
     if not has_transactional_ddl(connection.engine):
         yield
         return
@@ -308,13 +310,14 @@ def _require_own_schema(connection: Connection) -> None:
     found = [difference for difference in differences(connection) if not _is_of_others(difference)]
     if found:
         raise DatabaseError(
-            f"the schema would not be the one it should be: {found}; nothing was changed. Was another program used "
-            "on this database? If not, please report this"
+            f"would be wrong: {found}. Nothing was changed",
+            subject="the upgraded schema",
+            remedy="if no other program has used this database, please report this",
         )
 
 
 def _is_of_others(difference: Any) -> bool:
-    """Return whether a difference is only a table that is not ours, or one of backy2 that was set aside."""
+    """Return whether a difference is only a table that is not ours, or a renamed table of backy2."""
     if not isinstance(difference, tuple) or difference[0] not in ("remove_table", "remove_index"):
         return False
     table = str((difference[1] if difference[0] == "remove_table" else difference[1].table).name)
@@ -324,24 +327,26 @@ def _is_of_others(difference: Any) -> bool:
 def _check_sqlite(connection: Connection) -> None:
     broken = connection.execute(text("PRAGMA foreign_key_check")).first()
     if broken is not None:
-        raise DatabaseError(f"a row of {broken[0]} refers to nothing after the upgrade; please report this")
+        raise DatabaseError(
+            f"a row of {broken[0]} refers to nothing after the upgrade", remedy="please report this"
+        )
     result = connection.execute(text("PRAGMA integrity_check(1)")).scalar()
     if result != "ok":
-        raise DatabaseError(f"the database is damaged: {result}")
+        raise DatabaseError(f"is damaged: {result}", subject="the database")
 
 
 def _put_back(connection: Connection, tables: frozenset[str], revision: str | None) -> None:
-    """Undo on MariaDB what no rollback undoes there, so that the program of before finds its tables.
+    """Undo the changes that MariaDB cannot roll back, so that the previous program finds its tables.
 
-    `tables` and `revision` are those of before. Columns and tables that were added stay: backy2 does not mind them.
+    `tables` and `revision` are from before the upgrade. Added columns and tables stay: backy2 ignores them.
     """
     names = set(inspect(connection).get_table_names())
-    if f"{ASIDE}blocks" in names:  # there was no repository of ours before: the caller has looked
+    if f"{ASIDE}blocks" in names:  # the caller has made sure that there was no repository of ours
         for table in reversed(metadata.sorted_tables):
             connection.execute(text(f"DROP TABLE IF EXISTS {table.name}"))
         back = ", ".join(f"{ASIDE}{name} TO {name}" for name in BACKY2_TABLES if f"{ASIDE}{name}" in names)
         connection.execute(text(f"RENAME TABLE {back}"))
-    elif "stats_old" in names - tables:  # between two revisions; all rows are in it still
+    elif "stats_old" in names - tables:  # between two revisions; it still contains all rows
         connection.execute(text("DROP TABLE IF EXISTS stats"))
         connection.execute(text("RENAME TABLE stats_old TO stats"))
     if "alembic_version" in tables:
