@@ -1,10 +1,10 @@
 """Seal blocks into objects and open them again: the registry of encryption versions.
 
-Bytes in, bytes out: no I/O, no state, safe from any thread. A block is never opened partly wrong: every
-function returns bytes that the object vouches for, or raises IntegrityError. Version 0 has nothing that
-could vouch for its bytes, so callers check the fingerprint (`backyfs.blocks`).
+Bytes in, bytes out: no I/O, no state, safe from any thread. Every function returns verified bytes or raises
+IntegrityError; it never returns wrong ones. Objects of version 0 cannot be verified here, so callers check the
+fingerprint (`backyfs.blocks`).
 
-To add a version: one module beside this one, and one line in `_VERSIONS`.
+To add a version, add one module to this package and one line to `_VERSIONS`.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ if TYPE_CHECKING:
 
     from backyfs.model import Buffer
 
-    # Takes a block and its data key, returns the object in parts that are stored one after the other.
+    # Takes a block and its data key, and returns consecutive parts of the object.
     Sealer: TypeAlias = Callable[[Buffer, bytes], Sequence[Buffer]]
-    # Takes an offset in a stored object and a length, returns so many bytes, fewer at its end.
+    # Takes an offset in a stored object and a length, and returns that many bytes, or fewer at its end.
     ReadAt: TypeAlias = Callable[[int, int], Buffer]
 
 DATA_KEY_BYTES = 32  # AES-256
 
 
 class Seekable(Protocol):
-    """How a part of a block is opened, and checked, without the rest of its object."""
+    """An encryption version that opens and verifies parts of a block without the rest of its object."""
 
     @property
     def segment_bytes(self) -> int:
-        """How many bytes of a block are opened at once."""
+        """The number of bytes of a block that are opened together."""
         ...
 
     def table_bytes(self, size: int) -> int:
-        """Return how many bytes the table takes at the beginning of the object of a block of `size` bytes."""
+        """Return the length of the table at the beginning of the object of a block of `size` bytes."""
         ...
 
     def open_range(self, read_at: ReadAt, data_key: bytes, size: int, segments: range) -> list[bytes]:
-        """Return some segments of a block of `size` bytes, one or more: with one read of the table, and one of them.
+        """Return one or more segments of a block of `size` bytes, with one read of the table and one of the segments.
+
+        Errors of `read_at` are passed on.
 
         Raises:
-            IntegrityError: these parts of the object are not what was sealed with this data key for such a block.
-            What `read_at` raises.
+            IntegrityError: these parts of the object were not sealed with this data key for such a block.
         """
         ...
 
@@ -56,20 +57,20 @@ class EncryptionVersion(Protocol):
 
     @property
     def uses_data_key(self) -> bool:
-        """Whether each blob has a data key of its own."""
+        """Whether each blob has its own data key."""
         ...
 
     @property
     def seekable(self) -> Seekable | None:
-        """How parts of a block are opened; None where only a whole block can be checked."""
+        """The version as a Seekable; None if only whole blocks can be verified."""
         ...
 
     def sealer(self, compression_level: int = DEFAULT_COMPRESSION_LEVEL) -> Sealer:
-        """Return a function that seals blocks, for one thread: what is costly to make, it makes once.
+        """Return a function that seals blocks, for one thread. It creates expensive objects once.
 
-        The level is one of zstd, 1 to 19, for versions that compress; blocks of any level are opened alike.
+        Versions that compress use this zstd level, 1 to 19. Opening a block does not depend on it.
 
-        Every block is to be given a data key that was never used before.
+        Every block must get a data key that was never used before.
         """
         ...
 
@@ -77,7 +78,7 @@ class EncryptionVersion(Protocol):
         """Return the `size` plain bytes of a block.
 
         Raises:
-            IntegrityError: the object is not what `seal` made with this data key for such a block.
+            IntegrityError: the object was not sealed with this data key for such a block.
         """
         ...
 
@@ -88,14 +89,14 @@ _VERSIONS: dict[int, EncryptionVersion] = {
     2: segments.Segments(),
 }
 
-# What blobs get where encryption is on and the configuration names none. Repositories of backy2 go on with backy2's:
-# nothing about them changes that nobody asked for.
+# The version of new blobs if encryption is on and the configuration sets none. Repositories of backy2 keep using
+# backy2's version, because nothing about them changes unless the user asks for it.
 NEWEST_ENCRYPTION_VERSION = 2
 BACKY2_ENCRYPTION_VERSION = 1
 
 
 def encryption_version(number: int) -> EncryptionVersion:
-    """Return the encryption version that a stored blob names.
+    """Return the encryption version with this number.
 
     Raises:
         IntegrityError: this program does not know it.
@@ -104,8 +105,9 @@ def encryption_version(number: int) -> EncryptionVersion:
         return _VERSIONS[number]
     except KeyError:
         raise IntegrityError(
-            f"encryption version {number} is unknown to this program, which knows {_known()}; "
-            "use the release of backyfs that wrote it, or a newer one"
+            f"is unknown to this program, which knows {_known()}",
+            subject=f"encryption version {number}",
+            remedy="use the release of backyfs that wrote it, or a newer one",
         ) from None
 
 

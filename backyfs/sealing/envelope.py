@@ -1,6 +1,6 @@
-"""Seal small objects under a key that many of them share, each bound to what it is and where it belongs.
+"""Seal small objects under a shared key, each bound to its meaning and place.
 
-Bytes in, bytes out. Without a key nothing is secret, and a digest takes the place of the tag.
+Bytes in, bytes out. Without a key nothing is secret, and a digest replaces the tag.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # With a key:    salt (32) | AES-256-GCM: ciphertext | tag (16)
 # Without one:   BLAKE3 of length of the bound bytes (8, little-endian), bound bytes, content (32) | content
-# The key of an object is HKDF-SHA256(key, salt, info). It seals nothing else, so its nonce is 12 bytes of zero.
+# The key of an object is HKDF-SHA256(key, salt, info). It seals only this object, so the nonce can be 12 zero bytes.
 _SALT_BYTES = 32
 _TAG_BYTES = 16
 _DIGEST_BYTES = 32
@@ -32,7 +32,7 @@ OVERHEAD_BYTES = _SALT_BYTES + _TAG_BYTES  # at most
 
 
 def seal(key: bytes | None, bound: bytes, content: Buffer) -> bytes:
-    """Return content sealed, or with its digest where there is no key. It opens with the same `bound` bytes alone."""
+    """Return sealed content, or content with its digest if there is no key. Only the same `bound` bytes open it."""
     if key is None:
         return _digest(bound, content) + bytes(content)
     salt = secrets.token_bytes(_SALT_BYTES)
@@ -40,7 +40,7 @@ def seal(key: bytes | None, bound: bytes, content: Buffer) -> bytes:
 
 
 def open_sealed(key: bytes | None, bound: bytes, sealed: Buffer) -> bytes:
-    """Return what was sealed with this key, None for none, and these bound bytes.
+    """Return content that was sealed with this key (or without one) and these bound bytes.
 
     Raises:
         IntegrityError: it was not.
@@ -49,14 +49,14 @@ def open_sealed(key: bytes | None, bound: bytes, sealed: Buffer) -> bytes:
     if key is None:
         content = bytes(view[_DIGEST_BYTES:])
         if not hmac.compare_digest(_digest(bound, content), bytes(view[:_DIGEST_BYTES])):
-            raise IntegrityError("has another digest than it says: damaged, or not the object of this name")
+            raise IntegrityError("does not match its digest: damaged, or not the object of this name")
         return content
     if len(view) < OVERHEAD_BYTES:
-        raise IntegrityError(f"is cut short: {len(view)} bytes")
+        raise IntegrityError(f"is truncated: {len(view)} bytes")
     try:
         return AESGCM(_object_key(key, bytes(view[:_SALT_BYTES]))).decrypt(_NONCE, view[_SALT_BYTES:], bound)
     except InvalidTag:
-        raise IntegrityError("fails its authentication: damaged, or not the object of this name") from None
+        raise IntegrityError("fails authentication: damaged, or not the object of this name") from None
 
 
 def _object_key(key: bytes, salt: bytes) -> bytes:

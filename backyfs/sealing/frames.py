@@ -1,4 +1,4 @@
-"""Zstd frames that came out of authenticated encryption: open them to exactly the size that is expected."""
+"""Decompress authenticated zstd frames to exactly the expected size."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def decompress(decompressor: zstandard.ZstdDecompressor, frame: Buffer, size: in
     """Return the `size` bytes of one zstd frame.
 
     Raises:
-        IntegrityError: it is no such frame.
+        IntegrityError: it is not such a frame.
     """
-    # The frame is authentic, so this finds mistakes of its writer; a frame that states its size makes
-    # zstd allocate that much whatever limit is passed, so the statement is compared first.
+    # The frame is authentic, so this finds mistakes of its writer. The stated size is compared first, because zstd
+    # allocates that much, regardless of any limit passed.
     try:
         stated = zstandard.frame_content_size(frame)
         if stated != size:
-            raise IntegrityError(f"holds {stated} bytes where its block has {size}")
+            raise IntegrityError(f"contains {stated} bytes, but its block has {size}")
         return decompressor.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise IntegrityError(f"is no zstd frame: {error}") from error
+        raise IntegrityError(f"is not a zstd frame: {error}") from error

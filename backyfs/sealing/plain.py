@@ -1,4 +1,4 @@
-"""Encryption version 0: the block's bytes as they are. Nothing in the object vouches for them."""
+"""Encryption version 0: the unchanged bytes of the block. The object contains nothing to verify them with."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 class Plain:
-    """Objects that are the block."""
+    """Objects that are the bytes of the block."""
 
     uses_data_key = False
-    seekable = None  # a part of a block has nothing that it could be compared with
+    seekable = None  # a part of a block cannot be verified
 
     def sealer(
         self,
         compression_level: int = DEFAULT_COMPRESSION_LEVEL,  # noqa: ARG002 - nothing is compressed
     ) -> Callable[[Buffer, bytes], Sequence[Buffer]]:
         """Return a function that returns the block itself."""
-        return lambda block, data_key: (block,)  # noqa: ARG005 - it has none
+        return lambda block, data_key: (block,)  # noqa: ARG005 - not used
 
-    def open(self, stored: Buffer, data_key: bytes, size: int) -> bytes:  # noqa: ARG002 - it has none
-        """Return the object's bytes, of which only the number is checked here."""
-        block = bytes(stored)  # no copy where `stored` is bytes already
+    def open(self, stored: Buffer, data_key: bytes, size: int) -> bytes:  # noqa: ARG002 - not used
+        """Return the bytes of the object. Only their number is checked here."""
+        block = bytes(stored)  # no copy if `stored` is already bytes
         if len(block) != size:
-            raise IntegrityError(f"has {len(block)} bytes where its block has {size}")
+            raise IntegrityError(f"has {len(block)} bytes, but its block has {size}")
         return block

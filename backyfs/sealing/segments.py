@@ -1,12 +1,11 @@
-"""Encryption version 2: seekable. A block is cut into segments that are compressed and sealed each on its own.
+"""Encryption version 2, seekable: a block is cut into segments, each compressed and sealed separately.
 
-A table in front says where they lie, so that a part of a block costs one small read and one exact read. The
-bytes are fixed in `docs/reference/format.md`.
+A table at the beginning has their lengths, so reading a part of a block takes one small read and one exact read.
+`docs/reference/format.md` specifies the bytes.
 
-No nonce is used twice under one key, because a data key seals one block, once: nonces are the numbers of the
-segments, and a number that no segment has for the table. For the same reason the data key stands for the blob:
-what another blob has, or this one had elsewhere, does not open. Sealing two blocks with one data key would give
-away both.
+Each data key seals one block, once, so no nonce is used twice with one key: nonces are the numbers of the segments, and
+for the table a number that no segment has. This also binds segments to their blob: a segment from another blob, or from
+another place in this one, does not open. Sealing two blocks with the same data key would reveal both.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 # sealed table | sealed segments, in order
 # Sealed: ciphertext | tag (16). Plain table: for each segment its length without the tag (4); the highest bit is set
-# where it is kept as it is, else it is one zstd frame.
+# if it is not compressed, otherwise it is one zstd frame.
 # Nonce (12): number of the segment, 2^32 - 1 for the table.
 # Associated data: that number (4) | segments of the block (4) | bytes of the block (8). Integers are little-endian.
 SEGMENT_BYTES = 256 << 10
@@ -41,48 +40,48 @@ _ENTRY_BYTES = 4
 _KEPT_PLAIN = 1 << 31
 _TABLE_NUMBER = (1 << 32) - 1
 _BOUND = struct.Struct("<IIQ")
-# With the parameters that zstd has for inputs of this size, objects would be 2 % smaller, and sealing a tenth slower
-# (level 1; levels from 12 on a third of the speed, for 3 %).
+# With zstd's default parameters for inputs of this size, objects would be 2 % smaller and sealing 10 % slower
+# (level 1; from level 12 on, 3 % smaller at a third of the speed).
 _WINDOW_LOG = 18
 
 
 class Segments:
-    """Objects of which any segment can be opened alone. Their data keys must not be used a second time."""
+    """Objects whose segments can be opened separately. A data key must never be used for a second block."""
 
     uses_data_key = True
     segment_bytes = SEGMENT_BYTES
 
     @property
     def seekable(self) -> Segments:
-        """Return this version: it can open parts."""
+        """Return this version, because it can open parts."""
         return self
 
     def sealer(
         self, compression_level: int = DEFAULT_COMPRESSION_LEVEL
     ) -> Callable[[Buffer, bytes], Sequence[Buffer]]:
-        """Return a function that returns table and segments of a block, sealed with a data key of its own."""
+        """Return a function that returns the sealed table and segments of a block."""
         return partial(_seal, zstandard.ZstdCompressor(compression_params=_parameters(compression_level)))
 
     def open(self, stored: Buffer, data_key: bytes, size: int) -> bytes:
-        """Return the plain bytes of a block, of which every byte of the object is part."""
+        """Return the plain bytes of a block. The object must not have any further bytes."""
         view = memoryview(stored)
         opener = _Opener(data_key, size)
         table = opener.table(view[: table_bytes(size)])
         if len(view) != table.ends[-1]:
-            raise IntegrityError(f"has {len(view)} bytes where its table tells of {table.ends[-1]}")
+            raise IntegrityError(f"has {len(view)} bytes, but its table describes {table.ends[-1]}")
         return b"".join(opener.segments(table, view[table.ends[0] :], range(opener.count)))
 
     def table_bytes(self, size: int) -> int:
-        """Return with how many bytes, from its first one on, the object of a block begins that has the table."""
+        """Return the length of the table at the beginning of the object of a block of `size` bytes."""
         return table_bytes(size)
 
     def open_range(
         self, read_at: Callable[[int, int], Buffer], data_key: bytes, size: int, segments: range
     ) -> list[bytes]:
-        """Return some segments of a block of `size` bytes, one after the other, at least one.
+        """Return one or more consecutive segments of a block of `size` bytes.
 
-        `read_at` returns bytes of the object from an offset on, so many of them, or fewer at its end. It is called
-        for the table first, then for exactly these segments.
+        `read_at(offset, length)` returns bytes of the object, fewer at its end. It is called for the table first, then
+        for exactly these segments.
         """
         opener = _Opener(data_key, size)
         table = opener.table(read_at(0, table_bytes(size)))
@@ -91,25 +90,25 @@ class Segments:
 
 
 def segment_count(size: int) -> int:
-    """Return how many segments a block of `size` bytes has."""
+    """Return the number of segments of a block of `size` bytes."""
     return -(-size // SEGMENT_BYTES)
 
 
 def table_bytes(size: int) -> int:
-    """Return how long the sealed table of a block of `size` bytes is."""
+    """Return the length of the sealed table of a block of `size` bytes."""
     return segment_count(size) * _ENTRY_BYTES + _TAG_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What the table of an object says."""
+    """The table of an object."""
 
-    ends: tuple[int, ...]        # of the table, then of each segment with its tag: offsets in the object
+    ends: tuple[int, ...]        # offsets in the object: of the end of the table, then of each segment with its tag
     is_compressed: tuple[bool, ...]
 
 
 class _Cipher:
-    """AES-256-GCM under a data key, bound to places in a block of one size."""
+    """AES-256-GCM with one data key, bound to the positions in a block of one size."""
 
     def __init__(self, data_key: bytes, size: int) -> None:
         self.count = segment_count(size)
@@ -121,12 +120,12 @@ class _Cipher:
 
     def open(self, number: int, sealed: memoryview) -> bytearray:
         if len(sealed) < _TAG_BYTES:
-            raise IntegrityError("is cut short")
+            raise IntegrityError("is truncated")
         plain = bytearray(len(sealed) - _TAG_BYTES)
         try:
             self._gcm.decrypt_into(_nonce(number), sealed, self._bound(number), plain)
         except InvalidTag:
-            raise IntegrityError("fails its authentication: damaged, or not the object of this blob") from None
+            raise IntegrityError("fails authentication: damaged, or not the object of this blob") from None
         return plain
 
     def _bound(self, number: int) -> bytes:
@@ -134,7 +133,7 @@ class _Cipher:
 
 
 class _Opener:
-    """Opens tables and segments of one block."""
+    """Opens the table and segments of one block."""
 
     def __init__(self, data_key: bytes, size: int) -> None:
         self._cipher = _Cipher(data_key, size)
@@ -145,7 +144,7 @@ class _Opener:
         """Return what the sealed table says."""
         length = table_bytes(self._size)
         if memoryview(sealed).nbytes != length:
-            raise IntegrityError(f"is cut short: {memoryview(sealed).nbytes} bytes")
+            raise IntegrityError(f"is truncated: {memoryview(sealed).nbytes} bytes")
         plain = self._cipher.open(_TABLE_NUMBER, memoryview(sealed))
         entries = struct.unpack(f"<{self.count}I", plain)
         lengths = [(entry & ~_KEPT_PLAIN) + _TAG_BYTES for entry in entries]
@@ -155,7 +154,7 @@ class _Opener:
         )
 
     def segments(self, table: _Table, sealed: memoryview, numbers: range) -> list[bytes]:
-        """Return segments, given their sealed bytes one after the other."""
+        """Return segments, given their consecutive sealed bytes."""
         decompressor = zstandard.ZstdDecompressor()
         base = table.ends[numbers.start]
         bounds = pairwise(table.ends[numbers.start : numbers.stop + 1])
@@ -163,7 +162,7 @@ class _Opener:
         for number, (start, stop) in zip(numbers, bounds, strict=True):
             part = sealed[start - base : stop - base]
             if len(part) != stop - start:
-                raise IntegrityError(f"is cut short: it ends within segment {number}")
+                raise IntegrityError(f"is truncated: it ends within segment {number}")
             plain = self._cipher.open(number, part)
             expected = min(SEGMENT_BYTES, self._size - number * SEGMENT_BYTES)
             if table.is_compressed[number]:
@@ -171,7 +170,7 @@ class _Opener:
             elif len(plain) == expected:
                 found.append(bytes(plain))
             else:
-                raise IntegrityError(f"holds {len(plain)} bytes where segment {number} has {expected}")
+                raise IntegrityError(f"contains {len(plain)} bytes, but segment {number} has {expected}")
         return found
 
 

@@ -1,6 +1,6 @@
-"""Encryption version 1: backy2's. One zstd frame, sealed with AES-256-GCM under the blob's data key.
+"""Encryption version 1, from backy2: one zstd frame, sealed with AES-256-GCM under the blob's data key.
 
-The format is fixed by what backy2 2.12 and 2.13 wrote; `tests/vectors/` holds such objects.
+The format is the one that backy2 2.12 and 2.13 wrote; `tests/vectors/` contains such objects.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 # GCM with a nonce of 16 bytes (J0 comes from GHASH, NIST SP 800-38D, 7.1), no associated data.
 _TAG_BYTES = 16
 _NONCE_BYTES = 16
-# The window is over the whole block; at level 1 backy2 had its last 512 KiB: so it is 1.5 % smaller and no slower on a
-# file system image.
+# A window over the whole block. At level 1, backy2's window was 512 KiB. For a file system image, objects are 1.5 %
+# smaller and sealing is not slower.
 _WINDOW_LOG = 22
 
 
 class ZstdGcm:
-    """Objects that are compressed, then encrypted, each under a data key of its own."""
+    """Objects that are compressed, then encrypted, each with its own data key."""
 
     uses_data_key = True
     seekable = None
@@ -41,23 +41,23 @@ class ZstdGcm:
         self, compression_level: int = DEFAULT_COMPRESSION_LEVEL
     ) -> Callable[[Buffer, bytes], Sequence[Buffer]]:
         """Return a function that returns tag, nonce and ciphertext of a block."""
-        # For blocks of 4 KiB, making a compressor takes as long as compressing with it.
+        # For blocks of 4 KiB, creating a compressor takes as long as compressing.
         return partial(_seal, zstandard.ZstdCompressor(compression_params=_parameters(compression_level)))
 
     def open(self, stored: Buffer, data_key: bytes, size: int) -> bytes:
-        """Return the plain bytes of a block: authenticated first, then measured, then decompressed."""
+        """Return the plain bytes of a block, after authenticating them and checking their size."""
         view = memoryview(stored)
         length = len(view) - _TAG_BYTES - _NONCE_BYTES
         if length <= 0:
-            raise IntegrityError(f"is cut short: {len(view)} bytes")
+            raise IntegrityError(f"is truncated: {len(view)} bytes")
         frame = bytearray(length)
-        # The library wants the tag at the end, the format has it in front: one copy of ciphertext and tag.
+        # The library expects the tag at the end, but the format has it in front, so ciphertext and tag are copied once.
         sealed = b"".join((view[_TAG_BYTES + _NONCE_BYTES :], view[:_TAG_BYTES]))
         nonce = view[_TAG_BYTES : _TAG_BYTES + _NONCE_BYTES]
         try:
             AESGCM(data_key).decrypt_into(nonce, sealed, None, frame)
         except InvalidTag:
-            raise IntegrityError("fails its authentication: damaged, or not the object of this blob") from None
+            raise IntegrityError("fails authentication: damaged, or not the object of this blob") from None
         return decompress(zstandard.ZstdDecompressor(), frame, size)
 
 
@@ -68,7 +68,7 @@ def _parameters(level: int) -> zstandard.ZstdCompressionParameters:
 def _seal(compressor: zstandard.ZstdCompressor, block: Buffer, data_key: bytes) -> Sequence[Buffer]:
     frame = compressor.compress(block)
     nonce = secrets.token_bytes(_NONCE_BYTES)
-    # Into a buffer of ours: `encrypt` zeroes its result while it holds the GIL.
+    # Into our own buffer: `encrypt` zeroes its result while holding the GIL.
     sealed = bytearray(len(frame) + _TAG_BYTES)
     AESGCM(data_key).encrypt_into(nonce, frame, None, sealed)
     view = memoryview(sealed)

@@ -115,7 +115,7 @@ def test_what_is_lost_is_listed_and_the_rest_is_there(
     lose_database(config)
     status, out, _ = call("recover")
     assert status == 20
-    assert "fails its authentication" in out
+    assert "fails authentication" in out
     assert "2 versions are invalid now, because they lack blocks." in out
 
 

@@ -82,7 +82,7 @@ def test_machine_output_is_nothing_where_all_is_well(call, version, words):
 def test_damage_is_told_with_its_range_and_its_status(call, version, damaged):
     status, out, err = call("scrub", "--all")
     assert status == IntegrityError.exit_status == 20
-    assert f"version {version.uid}: bytes 12288 to 12293: blob {damaged.uid} fails its authentication" in err
+    assert f"version {version.uid}: bytes 12288 to 12293: blob {damaged.uid} fails authentication" in err
     assert err.splitlines()[-1].startswith("backyfs: error: damage in 1 blob, which are marked; ")
     assert out.splitlines()[1:] == [f"version {version.uid} is invalid now"]
     assert f"|{version.uid}|0|" in call("-m", "ls")[1]

@@ -135,9 +135,9 @@ def test_damage_is_an_error_of_the_pieces_in_which_it_is(repository: Repository,
     assert loader.load(blob, range(1)) == [part(0)]
     assert loader.load(blob, range(3, 4)) == [part(3)]
     for pieces in (range(1, 3), range(4)):
-        with pytest.raises(IntegrityError, match=rf"^blob {blob.uid} fails its authentication"):
+        with pytest.raises(IntegrityError, match=rf"^blob {blob.uid} fails authentication"):
             loader.load(blob, pieces)
-    with pytest.raises(IntegrityError, match=rf"^blob {blob.uid} fails its authentication"):
+    with pytest.raises(IntegrityError, match=rf"^blob {blob.uid} fails authentication"):
         load_block(repository.blocks, blob)
 
 
@@ -146,7 +146,7 @@ def test_a_damaged_table_is_read_again(repository: Repository, blob: Blob) -> No
     sound = file.read_bytes()
     file.write_bytes(bytes((sound[0] ^ 1,)) + sound[1:])
     loader, _ = spied(repository)
-    with pytest.raises(IntegrityError, match=rf"^blob {blob.uid} fails its authentication"):
+    with pytest.raises(IntegrityError, match=rf"^blob {blob.uid} fails authentication"):
         loader.load(blob, range(1))
     file.write_bytes(sound)
     assert loader.load(blob, range(1)) == [part(0)]
@@ -155,7 +155,7 @@ def test_a_damaged_table_is_read_again(repository: Repository, blob: Blob) -> No
 def test_the_object_of_another_blob_is_refused(repository: Repository, version: Version, blob: Blob) -> None:
     os.replace(file_of(repository, blob_of(repository, version, 0)), file_of(repository, blob))
     loader, _ = spied(repository)
-    with pytest.raises(IntegrityError, match=rf"^blob {blob.uid} fails its authentication"):
+    with pytest.raises(IntegrityError, match=rf"^blob {blob.uid} fails authentication"):
         loader.load(blob, range(1))
 
 
