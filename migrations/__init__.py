@@ -1,1 +1,1 @@
-"""The alembic environment and its revisions: how the schema came to be, step by step."""
+"""The alembic environment and the revisions of the schema."""

@@ -1,7 +1,7 @@
-"""What a database has, for revisions that do only what is not done yet.
+"""Find out what a database already has, for revisions that only do what is missing.
 
-Failed upgrades of backy2 leave databases half way, and on MariaDB so does an upgrade of ours that was killed:
-no revision may rely on what `alembic_version` says.
+Failed upgrades of backy2 leave databases in an intermediate state, and on MariaDB so do killed upgrades of ours.
+No revision may rely on `alembic_version`.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ def add_missing_column(table: str, column: sa.Column[object]) -> None:
 
 
 def create_missing_index(name: str, table: str, column: str) -> None:
-    """Make an index unless the table has it."""
+    """Create an index unless the table has it."""
     if name not in indexes(table):
         op.create_index(name, table, [column])
 
 
 def has_transactional_ddl() -> bool:
-    """Tell whether what a revision does is undone by a rollback."""
+    """Return whether a rollback undoes the changes of a revision."""
     return op.get_bind().dialect.name != "mysql"
 
 
 def refuse_downgrade() -> NoReturn:
-    """Refuse to go back: rows of shared pages cannot say what backy2 kept for each block."""
+    """Refuse to downgrade: shared pages do not contain everything that backy2 stored for each block."""
     raise NotImplementedError(
-        "a database cannot be taken back to an older schema; go back with the copy that was made before the "
-        "upgrade, or with exports: see docs/operate/upgrade.md"
+        "a database cannot be downgraded to an older schema; use the copy that was made before the upgrade, or "
+        "exports: see docs/operate/upgrade.md"
     )

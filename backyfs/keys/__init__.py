@@ -1,11 +1,11 @@
-"""Keys: the repository key, the slots that keep it wrapped, and the data keys it wraps.
+"""Wrap and unwrap keys: the repository key in its slots, and the data keys that it wraps.
 
     configured key
     or passphrase  --unwraps--> repository key (in a key slot) --unwraps--> data key of a blob
                                                                --unwraps--> fingerprint key
 
-Wrapping is AES key wrap with a 256-bit key (RFC 3394): 32 bytes become 40, and a wrong key is noticed.
-No key is ever logged, shown, or part of a message; what is shown is a key's check value.
+Wrapping is AES key wrap with a 256-bit key (RFC 3394): 32 bytes become 40, and a wrong key is detected.
+No key is ever logged, shown or part of a message. Messages show its check value instead.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from backyfs.model import KeySource, PassphraseSource
 
 KEY_BYTES = 32
-CHECK_BYTES = 8  # enough to tell keys apart, too few to help anyone who guesses a 256-bit key
+CHECK_BYTES = 8  # enough to distinguish keys, too few to help anyone guess a 256-bit key
 KDF_CONFIGURED_KEY = "configured-key"  # the slot is opened by the configured 256-bit key itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keyring:
-    """The opened keys of a repository. Without encryption both are None."""
+    """The unwrapped keys of a repository. Without encryption, both are None."""
 
     repository_key: bytes | None = field(repr=False)
     fingerprint_key: bytes | None = field(repr=False)
@@ -73,15 +73,15 @@ def new_key() -> bytes:
 
 
 def wrap_key(wrapping_key: bytes, key: bytes) -> bytes:
-    """Return `key` wrapped: 40 bytes, from which only `wrapping_key` gets it back."""
+    """Return `key` wrapped in 40 bytes, which only `wrapping_key` can unwrap."""
     return aes_key_wrap(wrapping_key, key)
 
 
 def unwrap_key(wrapping_key: bytes, wrapped_key: bytes) -> bytes:
-    """Return the key that was wrapped.
+    """Return an unwrapped key.
 
     Raises:
-        IntegrityError: it is damaged, or was wrapped by another key.
+        IntegrityError: the wrapped key is damaged, or was wrapped by another key.
     """
     try:
         return aes_key_unwrap(wrapping_key, wrapped_key)
@@ -90,18 +90,18 @@ def unwrap_key(wrapping_key: bytes, wrapped_key: bytes) -> bytes:
 
 
 def key_check(key: bytes) -> bytes:
-    """Return the check value of a key: 8 bytes that identify it and tell nothing else of it."""
+    """Return the check value of a key: 8 bytes that identify it and reveal nothing else."""
     return HKDF(algorithm=SHA256(), length=CHECK_BYTES, salt=None, info=b"backyfs key check 1").derive(key)
 
 
 def show_check(check: bytes) -> str:
-    """Return a check value as people read it: `1a2b-3c4d-5e6f-7081`."""
+    """Return a check value for display: `1a2b-3c4d-5e6f-7081`."""
     digits = check.hex()
     return "-".join(digits[start : start + 4] for start in range(0, len(digits), 4))
 
 
 def new_slot(configured_key: bytes, repository_key: bytes, *, label: str, created_at: datetime) -> KeySlot:
-    """Return a slot in which the configured key opens the repository key."""
+    """Return a slot with the repository key, wrapped by the configured key."""
     return KeySlot(
         label=label,
         kdf=KDF_CONFIGURED_KEY,
@@ -113,11 +113,11 @@ def new_slot(configured_key: bytes, repository_key: bytes, *, label: str, create
 
 
 def open_slots(slots: list[KeySlot], configured_key: bytes) -> bytes:
-    """Return the repository key from the slot that belongs to the configured key.
+    """Return the repository key from the slot of the configured key.
 
     Raises:
-        WrongKeyError: no slot does; the message shows which keys are expected.
-        IntegrityError: the slot that does is damaged.
+        WrongKeyError: the key has no slot; the message shows which keys are expected.
+        IntegrityError: its slot is damaged.
     """
     slot = slot_of_key(slots, configured_key)
     if slot is None:
@@ -126,13 +126,13 @@ def open_slots(slots: list[KeySlot], configured_key: bytes) -> bytes:
 
 
 def slot_of_key(slots: list[KeySlot], configured_key: bytes) -> KeySlot | None:
-    """Return the slot that a configured key is to open, damaged or not; None: it opens none."""
+    """Return the slot of a configured key, damaged or not; None if it has none."""
     check = key_check(configured_key)
     return next((slot for slot in slots if slot.key_check == check and slot.kdf == KDF_CONFIGURED_KEY), None)
 
 
 def open_slot(slot: KeySlot, key: bytes) -> bytes:
-    """Return the repository key from a slot, with the key that its check value names.
+    """Return the repository key from a slot. The key must match the check value of the slot.
 
     Raises:
         IntegrityError: the slot is damaged.
@@ -144,7 +144,7 @@ def open_slot(slot: KeySlot, key: bytes) -> bytes:
 
 
 def expected_keys(slots: list[KeySlot]) -> str:
-    """Return what opens the slots, for messages: check values of keys, labels of slots with passphrases."""
+    """Return for messages what opens the slots: check values of keys, labels of slots with passphrases."""
     return " or ".join(
         show_check(slot.key_check) if slot.kdf == KDF_CONFIGURED_KEY else f"the passphrase of slot {slot.label!r}"
         for slot in slots
@@ -159,10 +159,10 @@ def _not_the_key(slots: list[KeySlot], check: str) -> str:
 
 
 def read_key(source: KeySource, *, timeout_s: float = PATIENCE_S) -> bytes:
-    """Read a key of 64 hexadecimal digits from where the configuration says.
+    """Read a key of 64 hexadecimal digits from its configured source.
 
     Raises:
-        MissingKeyError: the file or command gives no such key, or none within `timeout_s` seconds.
+        MissingKeyError: the file or command does not yield such a key within `timeout_s` seconds.
     """
     if source.hex_digits is not None:
         return _parse(source.hex_digits, "encryption_key")
@@ -176,10 +176,10 @@ def read_key(source: KeySource, *, timeout_s: float = PATIENCE_S) -> bytes:
 
 
 def read_passphrase(source: PassphraseSource, *, timeout_s: float = PATIENCE_S) -> str:
-    """Read a passphrase from where the configuration says; a line end after it does not belong to it.
+    """Read a passphrase from its configured source, without the line end after it.
 
     Raises:
-        MissingKeyError: the file or command gives none, or none within `timeout_s` seconds.
+        MissingKeyError: the file or command does not yield one within `timeout_s` seconds.
     """
     if source.file is not None:
         text = read_key_file(source.file, encoding="utf-8", timeout_s=timeout_s)

@@ -1,4 +1,4 @@
-"""The tag of a repository's identity: anyone can change a row in the database, only the key can make the tag fit."""
+"""Compute the tag of a repository's identity. Anyone can change a row in the database, but only the key can sign it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _INFO = b"backyfs identity 1"
 def identity_tag(
     repository_key: bytes, *, uid: str, block_size: int, hash_function: str, wrapped_fingerprint_key: bytes | None
 ) -> bytes:
-    """Return the tag: HMAC-SHA256 under a key derived from the repository key for this purpose alone.
+    """Return the tag: HMAC-SHA256 with a key derived from the repository key for this purpose only.
 
-    Each field has its length before it, so no two identities are the same bytes.
+    Each field is preceded by its length, so different identities are different bytes.
     """
     key = HKDF(algorithm=SHA256(), length=TAG_BYTES, salt=None, info=_INFO).derive(repository_key)
     fields = (

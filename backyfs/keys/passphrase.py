@@ -1,7 +1,7 @@
-"""From a passphrase to the key that opens a slot: slow and large in memory on purpose.
+"""Derive the key that opens a slot from a passphrase, deliberately slowly and with much memory.
 
-What it costs stands in the slot, as JSON, so that it can grow with the machines. Argon2id (RFC 9106); where the
-cryptographic library has none, scrypt (RFC 7914).
+The cost is stored in the slot as JSON, so it can grow with faster machines. Argon2id (RFC 9106), or scrypt (RFC 7914)
+if the cryptographic library lacks it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ KDFS = frozenset({KDF_ARGON2ID, KDF_SCRYPT})
 
 _KEY_BYTES = 32
 _SALT_BYTES = 16
-_MAX_MEMORY_KIB = 1 << 20     # what a slot may ask for; who can write to the database shall not be able to stop us
-# Memory times passes, about a minute: of one slot, and of all that are tried. 32 slots of ours take three quarters.
+_MAX_MEMORY_KIB = 1 << 20     # per slot: an attacker who can write to the database must not be able to stop us
+# Memory times passes, for one slot and for all slots tried: about a minute. 32 default slots take three quarters of it.
 MAX_WORK_KIB = 1 << 25
 _MAX_PARAMETERS = 1024  # characters
 _MAX_LANES = 16
@@ -32,7 +32,7 @@ _SCRYPT_R = 8                 # 1 KiB for each unit of n
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What trying one passphrase costs."""
+    """The cost of trying one passphrase."""
 
     memory_kib: int = 128 << 10
     passes: int = 6
@@ -40,21 +40,21 @@ class Cost:
 
 
 def new_parameters(cost: Cost) -> tuple[str, str]:
-    """Return the name of a way to derive a key, and its parameters with a new salt, as they stand in a slot."""
+    """Return the name of a key derivation function and its parameters with a new salt, in the form stored in slots."""
     salt = secrets.token_bytes(_SALT_BYTES).hex()
     if _has_argon2id():
         argon2id = {"salt": salt, "memory_kib": cost.memory_kib, "passes": cost.passes, "lanes": cost.lanes}
         return KDF_ARGON2ID, json.dumps(argon2id)
-    # Each pass of scrypt goes through the memory of its own; n is a power of two.
+    # Each of the p passes of scrypt uses its own memory; n is a power of two.
     return KDF_SCRYPT, json.dumps({"salt": salt, "n": 1 << (cost.memory_kib.bit_length() - 1), "r": _SCRYPT_R, "p": 2})
 
 
 def derive_key(passphrase: str, kdf: str, parameters: str) -> bytes:
-    """Return the key that a passphrase stands for; equal text gives the same key however it was typed (NFC).
+    """Return the key derived from a passphrase. Equal text gives the same key however it was typed (NFC).
 
     Raises:
-        IntegrityError: the parameters are damaged, or ask for more than any slot of ours does.
-        MissingKeyError: the cryptographic library of this host cannot do it.
+        IntegrityError: the parameters are damaged or exceed the limits.
+        MissingKeyError: the cryptographic library of this host does not support the function.
     """
     secret = unicodedata.normalize("NFC", passphrase).encode("utf-8", "surrogateescape")
     found = _read(parameters)
@@ -68,17 +68,17 @@ def derive_key(passphrase: str, kdf: str, parameters: str) -> bytes:
 
 
 def work_kib(kdf: str, parameters: str) -> int:
-    """Return what it takes to try a passphrase on a slot: KiB of memory, times how often they are gone through.
+    """Return the work of trying a passphrase on a slot: KiB of memory times the number of passes over it.
 
     Raises:
-        IntegrityError: the parameters are damaged, or ask for more than any slot of ours does.
+        IntegrityError: the parameters are damaged or exceed the limits.
     """
     found = _read(parameters)
     if kdf == KDF_ARGON2ID:
         memory_kib, _, passes = _argon2id_cost(found)
         return memory_kib * passes
     n, r, p = _scrypt_cost(found)
-    return max(1, n * r // _SCRYPT_R) * 2 * p  # one of p fills the memory, then goes through it
+    return max(1, n * r // _SCRYPT_R) * 2 * p  # each of the p passes fills the memory, then reads it
 
 
 def _argon2id(secret: bytes, found: dict[str, Any]) -> bytes:

@@ -1,8 +1,8 @@
-"""The recovery page: a key as text that can be typed from paper, each group of it with a checksum of its own.
+"""Write and read the recovery page: a key as text to type from paper, with a checksum in each group.
 
-Eight groups hold four bytes each, a ninth one the beginning of the key's check value. A group is its bytes and a
-CRC-8 over group number and bytes, in the 32 letters and digits of Crockford's base 32: eight characters. A wrong
-character, or two groups in each other's place, are always noticed, and the group is named.
+Eight groups contain four bytes each, and the ninth the beginning of the key's check value. A group is eight characters
+of Crockford's base 32: its bytes and a CRC-8 over group number and bytes. A wrong character or two swapped groups are
+always detected, and the error names the group.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def write_groups(key: bytes) -> tuple[str, ...]:
 
 
 def write_page(key: bytes) -> str:
-    """Return the lines of a page that hold a key."""
+    """Return the lines of a page that contain the key."""
     return "".join(f"{number}: {group}\n" for number, group in enumerate(write_groups(key), start=1))
 
 
 def read_page(text: str) -> bytes:
-    """Return the key of a page; lines that do not begin with a number and a colon mean nothing.
+    """Return the key of a page. Lines that do not begin with a number and a colon are ignored.
 
-    Small letters, spaces and hyphens make no difference, and neither do O for 0, I and L for 1.
+    Lower case, spaces and hyphens do not matter. O counts as 0, and I and L count as 1.
 
     Raises:
-        KeyMaterialError: a group is missing, there twice, or has a mistake; it is named.
+        KeyMaterialError: a group is missing, duplicate, or has a mistake. The message names it.
     """
     groups: dict[int, bytes] = {}
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""Key slots: which of them a key or a passphrase opens, and new ones."""
+"""Create key slots, and open them with a key or a passphrase."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from backyfs.model import KeySource, PassphraseSource
 
 DEFAULT_COST = Cost()
-MAX_SLOTS = 32  # of a repository, as of LUKS; of more that were put there, those made first are tried
+MAX_SLOTS = 32  # per repository, as in LUKS; if someone has added more, only the oldest ones are tried
 
 _log = logging.getLogger(__name__)
 
@@ -33,26 +33,26 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """A slot that was opened, and what was in it."""
+class OpenedSlot:
+    """A slot that was opened, and its repository key."""
 
     slot: KeySlot
     repository_key: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
-    """Where keys and passphrases are to be had, in the order in which they are tried."""
+class SecretSources:
+    """Where to get a key or passphrase from, in the order in which they are tried."""
 
     key: KeySource | None
     passphrase: PassphraseSource | None
-    ask: Callable[[], str] | None = None  # asks somebody for a passphrase; only where neither is configured
+    ask: Callable[[], str] | None = None  # asks the user for a passphrase, if neither is configured
 
 
 def make_slot(
     secret: Secret, repository_key: bytes, *, label: str, created_at: datetime, cost: Cost | None = None
 ) -> KeySlot:
-    """Return a slot in which a key or a passphrase opens the repository key; `cost` is that of a passphrase."""
+    """Return a slot that a key or a passphrase opens; `cost` is for passphrases."""
     if secret.key is not None:
         return keys.new_slot(secret.key, repository_key, label=label, created_at=created_at)
     assert secret.passphrase is not None
@@ -68,19 +68,19 @@ def make_slot(
     )
 
 
-def open_with(slots: list[KeySlot], secret: Secret) -> Opened:
+def open_with(slots: list[KeySlot], secret: Secret) -> OpenedSlot:
     """Return the slot that a key or passphrase opens, and the repository key.
 
     Raises:
-        WrongKeyError: it opens none.
+        WrongKeyError: it opens no slot.
         IntegrityError: the slot is damaged.
-        MissingKeyError: this host cannot derive keys as the slot says.
+        MissingKeyError: this host does not support the key derivation of the slot.
     """
     if secret.key is not None:
         slot = keys.slot_of_key(slots, secret.key)
-        key = keys.open_slots(slots, secret.key)  # tells what is wrong where there is no slot
+        key = keys.open_slots(slots, secret.key)  # raises if there is no slot
         assert slot is not None
-        return Opened(slot=slot, repository_key=key)
+        return OpenedSlot(slot=slot, repository_key=key)
     assert secret.passphrase is not None
     affordable, damage = affordable_slots(with_passphrase(slots))
     for slot in affordable:
@@ -88,9 +88,9 @@ def open_with(slots: list[KeySlot], secret: Secret) -> Opened:
             derived = kdf.derive_key(secret.passphrase, slot.kdf, slot.kdf_parameters)
         except IntegrityError as error:
             damage = IntegrityError(f"key slot {slot.label!r} {error}")
-            continue  # another one may be the one that is meant
+            continue  # the passphrase may open another slot
         if keys.key_check(derived) == slot.key_check:
-            return Opened(slot=slot, repository_key=keys.open_slot(slot, derived))
+            return OpenedSlot(slot=slot, repository_key=keys.open_slot(slot, derived))
     if damage is not None:
         raise damage
     raise WrongKeyError(
@@ -100,12 +100,12 @@ def open_with(slots: list[KeySlot], secret: Secret) -> Opened:
 
 
 def affordable_slots(slots: list[KeySlot]) -> tuple[list[KeySlot], IntegrityError | None]:
-    """Return the slots that a passphrase is tried on, the cheapest first, and what is the matter with another one.
+    """Return the slots to try a passphrase on, the cheapest first, and an error if a slot must be skipped.
 
     Anyone who can write to the database or the catalog can add slots, and each may take a minute.
     """
     damage = None
-    costs: list[tuple[int, int]] = []  # and the number of the slot
+    costs: list[tuple[int, int]] = []  # cost and number of each slot
     for number, slot in enumerate(slots[:MAX_SLOTS]):
         try:
             costs.append((kdf.work_kib(slot.kdf, slot.kdf_parameters), number))
@@ -122,12 +122,12 @@ def affordable_slots(slots: list[KeySlot]) -> tuple[list[KeySlot], IntegrityErro
     return affordable, damage
 
 
-def open_configured(slots: list[KeySlot], sources: Sources) -> Opened:
-    """Return the slot that the configuration opens, and the repository key: the key is tried first.
+def open_configured(slots: list[KeySlot], sources: SecretSources) -> OpenedSlot:
+    """Return the slot that the configuration opens, and the repository key. The key is tried before the passphrase.
 
     Raises:
-        MissingKeyError: there is no key and no passphrase.
-        WrongKeyError: they are not the repository's.
+        MissingKeyError: there is neither a key nor a passphrase.
+        WrongKeyError: they do not open this repository.
         IntegrityError: their slot is damaged.
     """
     if sources.key is not None:

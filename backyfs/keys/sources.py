@@ -1,7 +1,6 @@
-"""Where keys and passphrases come from: files, credentials of systemd, and commands. Text out, unparsed.
+"""Read keys and passphrases, unparsed, from files, systemd credentials and commands.
 
-None of them is waited for longer than a time limit, and none is read beyond what a key can be: a command may hang or
-print without end, and a file may be a FIFO that nobody writes to.
+Time and length are limited: a command may hang or print without end, and a file may be a FIFO without a writer.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 def read_credential(name: str) -> str:
-    """Return a credential that systemd has handed to this unit: systemd.exec(5), LoadCredential.
+    """Return a credential that systemd passed to this unit (LoadCredential in systemd.exec(5)).
 
     Raises:
-        MissingKeyError: there is none, or it cannot be read.
+        MissingKeyError: it does not exist or cannot be read.
     """
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if not directory:
@@ -37,7 +36,7 @@ def read_credential(name: str) -> str:
         )
     path = os.path.join(directory, name)
     try:
-        with open(path, encoding="ascii", errors="replace") as file:  # its mode is what systemd gives it
+        with open(path, encoding="ascii", errors="replace") as file:  # systemd has set its mode
             return file.read(_MOST_BYTES)
     except OSError as error:
         raise MissingKeyError(
@@ -46,10 +45,10 @@ def read_credential(name: str) -> str:
 
 
 def read_key_file(path: str, *, encoding: str = "ascii", timeout_s: float = PATIENCE_S) -> str:
-    """Return what is in a file; warn if others can read it.
+    """Return the content of a file; warn if others can read it.
 
     Raises:
-        MissingKeyError: it cannot be read, or is a FIFO that says nothing in time.
+        MissingKeyError: it cannot be read, or is a FIFO without data in time.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -63,21 +62,21 @@ def read_key_file(path: str, *, encoding: str = "ascii", timeout_s: float = PATI
     except OSError as error:
         raise MissingKeyError(f"key file {path} cannot be read: {error.strerror}") from error
     if not is_private:
-        _log.warning("key file %s can be read by others than its owner; run `chmod 600 %s`", path, shell_word(path))
+        _log.warning("users other than its owner can read key file %s; run `chmod 600 %s`", path, shell_word(path))
     return text
 
 
 def run_key_command(command: str, name: str, *, encoding: str = "ascii", timeout_s: float = PATIENCE_S) -> str:
-    """Return what a command prints; `name` is the key of the configuration that has it.
+    """Return the output of a command; `name` is its key in the configuration.
 
     Raises:
-        MissingKeyError: it fails, prints too much, or is not done in time; then it is killed.
+        MissingKeyError: it fails, prints too much, or takes too long, in which case it is killed.
     """
     end = time.monotonic() + timeout_s
-    # A session can be killed with all its processes, but a command that asks somebody needs the terminal of ours.
+    # A new session can be killed with all its processes, but a command that asks the user needs our terminal.
     is_alone = not _has_terminal()
-    # Through the shell, as an administrator writes it; it comes from the configuration, which only the owner
-    # can write, and never from a repository.
+    # Run by the shell, as the administrator wrote it. It comes from the configuration, which only the owner can write,
+    # and never from a repository.
     with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=is_alone) as process:  # noqa: S602
         assert process.stdout is not None
         try:
@@ -107,7 +106,7 @@ def _has_terminal() -> bool:
 
 
 def _read_of_process(fd: int, pid: int, end: float) -> bytes:
-    """Read until a process has ended: others that it leaves running may keep its pipe open."""
+    """Read until a process has ended. Processes that it leaves behind may keep its pipe open."""
     ended = os.pidfd_open(pid)
     try:
         return _read(fd, end, ended)
@@ -116,10 +115,10 @@ def _read_of_process(fd: int, pid: int, end: float) -> bytes:
 
 
 def _read(fd: int, end: float, ended: int | None = None) -> bytes:
-    """Read until the end of a file, or until all was read and the descriptor `ended` becomes readable.
+    """Read until the end of a file, or until the descriptor `ended` is readable and no data is left.
 
     Raises:
-        TimeoutError: `end`, on the monotonic clock, came first.
+        TimeoutError: `end`, on the monotonic clock, is reached first.
     """
     output = b""
     poll = select.poll()

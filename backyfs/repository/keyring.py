@@ -21,7 +21,7 @@ from backyfs.catalog.repository import open_repository_object
 from backyfs.catalog.store import find_repository
 from backyfs.errors import CatalogError, IntegrityError, KeyMaterialError, MissingKeyError, WrongKeyError
 from backyfs.keys.identity import identity_tag
-from backyfs.keys.slots import Secret, Sources, make_slot, open_configured
+from backyfs.keys.slots import Secret, SecretSources, make_slot, open_configured
 from backyfs.metadata.records.blobs import newest_wrapped_key
 from backyfs.metadata.records.identity import (
     Identity,
@@ -184,9 +184,9 @@ def require_identity(connection: Connection, key: bytes) -> Identity:
     return identity
 
 
-def key_sources(config: Config, ask: Callable[[], str] | None = None) -> Sources:
+def key_sources(config: Config, ask: Callable[[], str] | None = None) -> SecretSources:
     """Return where the key of the repository is to be had."""
-    return Sources(key=config.key, passphrase=config.passphrase, ask=ask)
+    return SecretSources(key=config.key, passphrase=config.passphrase, ask=ask)
 
 
 def configured_secret(config: Config) -> Secret | None:

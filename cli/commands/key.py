@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
     from backyfs.cli.output import Row
     from backyfs.engine.secrets.keyslots import RepositoryKey
-    from backyfs.keys.slots import Secret, Sources
+    from backyfs.keys.slots import Secret, SecretSources
     from backyfs.model import KeySlot
 
 _COLUMNS = ("label", "kind", "kdf", "key_check", "created_at")
@@ -216,7 +216,7 @@ def _new_secret(options: dict[str, str | None]) -> Secret:
     return read_secret(**options) or ask_new()
 
 
-def _sources(invocation: Invocation) -> Sources:
+def _sources(invocation: Invocation) -> SecretSources:
     from backyfs.repository.keyring import key_sources  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     return key_sources(invocation.load_config(), asking())

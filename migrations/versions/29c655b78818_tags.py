@@ -16,7 +16,7 @@ downgrade = refuse_downgrade
 
 
 def upgrade() -> None:
-    """Make the table of tags."""
+    """Create the table of tags."""
     if "tags" not in tables():
         op.create_table(
             "tags",

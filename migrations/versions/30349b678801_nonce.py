@@ -1,4 +1,4 @@
-"""backy2 2.12.1: the nonce of a blob stands beside its key as well. The last revision of backy2."""
+"""backy2 2.12.1: store the nonce of a blob next to its key. This is the last revision of backy2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""backy2 2.10.1: versions have a day on which they expire."""
+"""backy2 2.10.1: versions have an expiry date."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """backy2 2.11.8, second step: statistics can have several rows for a version.
 
-Before 2.11 a backup inserted all rows of a version at its start: one that was interrupted has them all, with the
-wrong content. What tells is whether statistics were written at its end, so that is noted here, where databases of
-such releases pass last.
+Before 2.11, a backup inserted all rows of a version at its start, so an interrupted one has them all, with wrong
+content. Only statistics, written at the end, show that a backup finished. This revision records that, because it is the
+last one in which such databases still have them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _COPIED = (
 
 
 def upgrade() -> None:
-    """Make stats anew, with the rows of stats_old."""
+    """Create stats again, with the rows of stats_old."""
     if "stats_old" in tables():
-        _note_what_ended()
+        _note_finished()
     if "stats" not in tables():
         _create_stats()
     create_missing_index("ix_stats_version_uid", "stats", "version_uid")
@@ -38,7 +38,7 @@ def upgrade() -> None:
         op.drop_table("stats_old")
 
 
-def _note_what_ended() -> None:
+def _note_finished() -> None:
     add_missing_column("versions", sa.Column("backyfs_ended", sa.Integer))
     op.execute(
         "UPDATE versions SET backyfs_ended = 1 WHERE valid <> 0 OR EXISTS "

@@ -1,4 +1,4 @@
-"""backy2 2.11.8, first step: set the table of statistics aside, which had one row for each version."""
+"""backy2 2.11.8, first step: rename the table of statistics, which had one row for each version."""
 
 from __future__ import annotations
 

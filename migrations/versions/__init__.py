@@ -1,1 +1,1 @@
-"""One module a revision. They never change once released."""
+"""One module per revision. A released revision never changes."""

@@ -1,6 +1,6 @@
 """The schema of backy2 before it used alembic: releases 2.2 to 2.9.5.
 
-Releases 2.5.1 and 2.9.0 added to it without saying so; what is missing is added here.
+Releases 2.5.1 and 2.9.0 extended it without a revision; this revision adds what is missing.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ depends_on = None
 
 downgrade = refuse_downgrade
 
-_NAME_LENGTH = 255  # none in backy2; MariaDB wants one
+_NAME_LENGTH = 255  # backy2 had no limit, but MariaDB requires one
 
 
 def upgrade() -> None:
-    """Make the tables that are not there."""
+    """Create the missing tables."""
     present = tables()
     if "versions" not in present:
         _create_versions()

@@ -1,6 +1,6 @@
-"""Make the tables of a repository: block maps of shared pages over counted blobs.
+"""Create the tables of a repository: block maps of shared pages, and blobs with reference counts.
 
-The tables of backy2 are set aside under other names; `backyfs.metadata.schema.adoption` takes over their rows.
+The tables of backy2 are renamed; `backyfs.metadata.schema.adoption` takes over their rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ depends_on = None
 downgrade = refuse_downgrade
 
 _BACKY2 = ("versions", "blocks", "tags", "stats", "deleted_blocks")
-_OWN = (  # with those of later revisions; those that refer to others first
+_OWN = (  # including tables of later revisions; referring tables first
     "damaged_versions", "blob_checks", "job_versions", "jobs", "version_pages", "pages", "blob_refs", "blobs", "tags",
     "versions", "stats", "catalog_notes", "key_slots", "repository",
 )  # fmt: skip
@@ -45,7 +45,7 @@ def _bytes(length: int) -> sa.LargeBinary:
 
 
 def upgrade() -> None:
-    """Set backy2's tables aside, and make ours, those that others refer to first."""
+    """Rename backy2's tables and create ours, referenced tables first."""
     if "blocks" in tables():
         _set_aside([name for name in _BACKY2 if name in tables()])
     elif "backy2_blocks" in tables():
@@ -59,7 +59,7 @@ def upgrade() -> None:
 
 def _set_aside(names: list[str]) -> None:
     if has_transactional_ddl():
-        op.execute("DROP INDEX IF EXISTS ix_stats_version_uid")  # its name is needed again
+        op.execute("DROP INDEX IF EXISTS ix_stats_version_uid")  # our table needs the name
         for name in names:
             op.rename_table(name, f"backy2_{name}")
     else:  # one statement: all of them or none
@@ -67,7 +67,7 @@ def _set_aside(names: list[str]) -> None:
 
 
 def _drop_unfinished() -> None:
-    """Drop what a run made on MariaDB that was killed before it had taken over any row."""
+    """Drop the tables of a run on MariaDB that was killed before it had taken over any rows."""
     for name in _OWN:
         if name in tables():
             op.drop_table(name)

@@ -1,4 +1,4 @@
-"""Keep when each blob was last checked, and which versions were valid until damage was found; find it fast."""
+"""Record when each blob was last checked and which versions were valid until damage was found; index damaged blobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Time = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 
 
 def upgrade() -> None:
-    """Make the tables that are missing; on MariaDB a run that was killed may have made one."""
+    """Create the missing tables. On MariaDB, a killed run may have created one."""
     present = tables()
     if "blob_checks" not in present:
         op.create_table(

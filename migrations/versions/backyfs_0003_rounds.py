@@ -1,4 +1,4 @@
-"""Know how old the repository key is; what cleanup and the catalog need."""
+"""Record the age of the repository key, and add what cleanup and the catalog need."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _ordered(length: int) -> sa.String:
 
 
 def upgrade() -> None:
-    """Make what is missing; on MariaDB a run that was killed may have made some of it."""
+    """Create what is missing. On MariaDB, a killed run may have created some of it."""
     add_missing_column("repository", sa.Column("key_made_at", _Time))
     if "catalog_notes" not in tables():
         op.create_table(
@@ -45,7 +45,7 @@ def upgrade() -> None:
             op.create_index(
                 name, table, [column], sqlite_where=sa.text(sqlite_part), postgresql_where=sa.text(postgresql_part)
             )
-    # The catalog has nothing of what is there by now.
+    # The catalog does not contain any of the existing versions yet.
     for kind, uid, table in (("version", "uid", "versions"), ("repository", "''", "repository")):
         op.execute(
             f"INSERT INTO catalog_notes SELECT '{kind}', {uid}, 1 FROM {table} "  # noqa: S608 - constants

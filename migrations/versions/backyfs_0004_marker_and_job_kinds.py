@@ -16,7 +16,7 @@ downgrade = refuse_downgrade
 
 
 def upgrade() -> None:
-    """Add the missing columns; on MariaDB a run that was killed may have added some of them."""
+    """Add the missing columns. On MariaDB, a killed run may have added some of them."""
     add_missing_column("repository", sa.Column("storage_marked", sa.Boolean))
     add_missing_column("repository", sa.Column("storage_had_objects", sa.Boolean))
     add_missing_column("jobs", sa.Column("kind", sa.String(32)))

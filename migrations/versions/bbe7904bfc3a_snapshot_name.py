@@ -1,4 +1,4 @@
-"""backy2 2.9.6: versions know the name of the snapshot they were taken of."""
+"""backy2 2.9.6: versions have the name of the snapshot that was backed up."""
 
 from __future__ import annotations
 

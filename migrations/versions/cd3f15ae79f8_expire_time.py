@@ -1,4 +1,4 @@
-"""backy2 after 2.10.1: versions expire at a time, not on a day."""
+"""backy2 after 2.10.1: versions have an expiry time instead of a date."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ downgrade = refuse_downgrade
 
 
 def upgrade() -> None:
-    """Make a time of versions.expire."""
+    """Turn versions.expire into a time."""
     columns = sa.inspect(op.get_bind()).get_columns("versions")
     kind = next(column["type"] for column in columns if column["name"] == "expire")
     if not isinstance(kind, sa.DateTime):

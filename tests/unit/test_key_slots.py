@@ -18,7 +18,7 @@ from backyfs.keys import passphrase as kdf
 from backyfs.keys import read_key, read_passphrase
 from backyfs.keys.passphrase import Cost, derive_key, new_parameters
 from backyfs.keys.recovery import GROUPS, read_page, write_groups, write_page
-from backyfs.keys.slots import MAX_SLOTS, Secret, Sources, affordable_slots, make_slot, open_configured, open_with
+from backyfs.keys.slots import MAX_SLOTS, Secret, SecretSources, affordable_slots, make_slot, open_configured, open_with
 from backyfs.model import KeySlot, KeySource, PassphraseSource
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def test_wrong_missing_and_damaged_are_three_messages() -> None:
     with pytest.raises(WrongKeyError, match=r"^the passphrase is not one of this repository, which is "):
         open_with([slot], Secret(passphrase="word"))
     with pytest.raises(MissingKeyError, match=r"^this repository is encrypted, it is opened by the pass"):
-        open_configured([slot], Sources(key=None, passphrase=None))
+        open_configured([slot], SecretSources(key=None, passphrase=None))
     with pytest.raises(IntegrityError, match=r"^key slot 'words' has a wrapped key that is damaged"):
         open_with([replace(slot, wrapped_key=bytes(40))], Secret(passphrase="words"))
 
@@ -214,13 +214,14 @@ def test_secrets_are_not_shown() -> None:
 def test_the_configured_key_is_tried_before_a_passphrase(tmp_path: Path) -> None:
     source = PassphraseSource(command="echo words")
     slots = [passphrase_slot("words"), key_slot(KEY)]
-    assert open_configured(slots, Sources(key=KeySource(hex_digits=KEY.hex()), passphrase=source)).slot == slots[1]
+    sources = SecretSources(key=KeySource(hex_digits=KEY.hex()), passphrase=source)
+    assert open_configured(slots, sources).slot == slots[1]
     for key in (KeySource(hex_digits=OTHER_KEY.hex()), KeySource(file=str(tmp_path / "none"))):
-        assert open_configured(slots, Sources(key=key, passphrase=source)).slot == slots[0]
+        assert open_configured(slots, SecretSources(key=key, passphrase=source)).slot == slots[0]
 
 
 def test_a_passphrase_is_asked_for_only_where_a_slot_takes_one() -> None:
-    sources = Sources(key=None, passphrase=None, ask=lambda: "words")
+    sources = SecretSources(key=None, passphrase=None, ask=lambda: "words")
     assert open_configured([passphrase_slot("words")], sources).repository_key == REPOSITORY_KEY
     with pytest.raises(MissingKeyError):
         open_configured([key_slot(KEY)], sources)

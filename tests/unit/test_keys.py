@@ -282,7 +282,7 @@ def test_a_key_file_that_others_can_read_is_used_with_a_warning(tmp_path: Path, 
     with warnings_of_keys() as warnings:
         assert read_key(source) == KEY
     assert warnings == [
-        f"key file {source.file} can be read by others than its owner; run `chmod 600 {source.file}`"
+        f"users other than its owner can read key file {source.file}; run `chmod 600 {source.file}`"
     ]
 
 

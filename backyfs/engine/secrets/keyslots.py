@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backyfs.config import Config
-    from backyfs.keys.slots import Opened, Secret, Sources
+    from backyfs.keys.slots import OpenedSlot, Secret, SecretSources
     from backyfs.metadata.db.database import Connection
     from backyfs.model import KeySlot
 
@@ -64,7 +64,7 @@ def read_slots(database: Database) -> list[KeySlot]:
         return sound_key_slots(connection)
 
 
-def check_key(database: Database, sources: Sources) -> KeySlot:
+def check_key(database: Database, sources: SecretSources) -> KeySlot:
     """Return the slot that the configuration opens.
 
     Raises:
@@ -75,7 +75,7 @@ def check_key(database: Database, sources: Sources) -> KeySlot:
     return _open(database, sources).slot
 
 
-def add_slot(database: Database, sources: Sources, label: str, secret: Secret) -> KeySlot:
+def add_slot(database: Database, sources: SecretSources, label: str, secret: Secret) -> KeySlot:
     """Let one more key or passphrase open the repository.
 
     Raises:
@@ -122,7 +122,7 @@ def _wrong_page() -> WrongKeyError:
     return WrongKeyError("the recovery page has the key of another repository; compare the repository's uid on it")
 
 
-def change_slot(database: Database, sources: Sources, label: str, secret: Secret) -> KeySlot:
+def change_slot(database: Database, sources: SecretSources, label: str, secret: Secret) -> KeySlot:
     """Let another key or passphrase open a slot; the old one opens it no longer.
 
     Raises:
@@ -138,7 +138,7 @@ def change_slot(database: Database, sources: Sources, label: str, secret: Secret
     return slot
 
 
-def remove_slot(database: Database, sources: Sources, label: str, *, force: bool = False) -> None:
+def remove_slot(database: Database, sources: SecretSources, label: str, *, force: bool = False) -> None:
     """Remove a slot: its key or passphrase opens the repository no longer.
 
     The last one stays; the one that the configuration opens goes only with `force`.
@@ -164,7 +164,7 @@ def remove_slot(database: Database, sources: Sources, label: str, *, force: bool
         remove_key_slot(connection, label)
 
 
-def repository_key(database: Database, sources: Sources) -> RepositoryKey:
+def repository_key(database: Database, sources: SecretSources) -> RepositoryKey:
     """Return the key of the repository itself.
 
     Raises:
@@ -175,7 +175,7 @@ def repository_key(database: Database, sources: Sources) -> RepositoryKey:
         return RepositoryKey(repository=load_identity(connection).uid, key=opened.repository_key)
 
 
-def _open(database: Database, sources: Sources) -> Opened:
+def _open(database: Database, sources: SecretSources) -> OpenedSlot:
     slots = read_slots(database)
     _require_slots(slots)
     opened = open_configured(slots, sources)
@@ -193,7 +193,7 @@ def _require_slots(slots: list[KeySlot]) -> None:
 
 
 def _add(
-    database: Database, repository_key: bytes, label: str, secret: Secret, opened: Opened | None = None
+    database: Database, repository_key: bytes, label: str, secret: Secret, opened: OpenedSlot | None = None
 ) -> KeySlot:
     if not label or len(label) > MAX_LABEL or not label.isprintable():
         raise UsageError(f"a label of a key slot has 1 to {MAX_LABEL} characters that can be printed; give another one")
@@ -220,7 +220,7 @@ def _find(connection: Connection, label: str) -> KeySlot:
     raise UsageError(f"there is no key slot {label!r}; `backyfs key list` shows them")
 
 
-def _require_still(connection: Connection, opened: Opened) -> None:
+def _require_still(connection: Connection, opened: OpenedSlot) -> None:
     """Refuse to go on if the slot that was opened is gone: the repository may have another key since."""
     if opened.slot not in list_key_slots(connection):
         raise KeyMaterialError("another command changed the key slots meanwhile; run the command again")

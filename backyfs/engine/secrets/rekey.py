@@ -35,7 +35,7 @@ from backyfs.work.silence import remove_silent_jobs
 
 if TYPE_CHECKING:
     from backyfs.config import Config
-    from backyfs.keys.slots import Opened
+    from backyfs.keys.slots import OpenedSlot
     from backyfs.metadata.db.database import Database
     from backyfs.model import KeySlot
 
@@ -104,7 +104,7 @@ def _rewrite_slot(database: Database, slots: list[KeySlot], old: Secret, new: Se
     return RekeyReport(slot=slot, rewrapped=0, left=0, changed=True)
 
 
-def _opened_already(slots: list[KeySlot], secret: Secret) -> Opened | None:
+def _opened_already(slots: list[KeySlot], secret: Secret) -> OpenedSlot | None:
     try:
         return open_with(slots, secret)
     except (WrongKeyError, IntegrityError):
