@@ -274,7 +274,7 @@ def test_no_repository_says_how_to_make_one(tmp_path, capsys):
     (tmp_path / "backyfs.sqlite").unlink()
     shutil.rmtree(tmp_path / "data" / "catalog")
     assert run(["-c", str(config), "ls"]) == 1
-    assert "contains no repository; run `backyfs initdb` to make one" in capsys.readouterr().err
+    assert "holds no repository; run `backyfs initdb` to make one" in capsys.readouterr().err
 
 
 def test_a_storage_that_is_gone_is_told(call, config, image):

@@ -253,7 +253,7 @@ def test_a_database_that_was_closed_refuses_every_use(empty: Database) -> None:
 
 def test_an_empty_database_holds_no_repository(empty: Database) -> None:
     create_file(empty)
-    with pytest.raises(SchemaError, match=r" contains no repository; initialize it$"):
+    with pytest.raises(SchemaError, match=r" holds no repository; initialize it$"):
         empty.check_revision()
 
 

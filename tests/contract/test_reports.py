@@ -15,7 +15,7 @@ from backyfs.engine.versions.diff import Run, State, compare
 from backyfs.engine.versions.du import SpaceLimits, space_of_versions
 from backyfs.errors import DatabaseError
 from backyfs.metadata.db.database import Database
-from backyfs.metadata.maps import pagecache
+from backyfs.metadata.maps import pageloader
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, commit_page, new_entries
 from backyfs.metadata.records.blobs import find_by_uid, insert_blobs
 from backyfs.metadata.records.sizes import uids_of
@@ -261,7 +261,7 @@ def test_pages_that_both_have_are_not_looked_at(connection: Connection, monkeypa
     left = make_version(connection, [one, HOLE] * 1024 + [HOLE] * 1024)
     right = make_version(connection, [one, HOLE] * 1024 + [HOLE] * 1024, day=1)
     assert runs(connection, left, right, find_holes=True)[:2] == [(0, 1, "same"), (1, 1, "hole")]
-    monkeypatch.setattr(pagecache, "unpack", lambda _packed: pytest.fail("looked at"))
+    monkeypatch.setattr(pageloader, "unpack", lambda _packed: pytest.fail("looked at"))
     assert runs(connection, left, right) == [(0, 3072, "same")]
 
 

@@ -365,14 +365,14 @@ def test_sizes_beyond_32_bits_fit(database: Database) -> None:
 
 
 def test_a_file_that_is_not_there_holds_no_repository_and_is_not_made(database: Database, file: Path) -> None:
-    with pytest.raises(SchemaError, match=rf"^{file} contains no repository; initialize it$"):
+    with pytest.raises(SchemaError, match=rf"^{file} holds no repository; initialize it$"):
         database.check_revision()
     assert not file.exists()
 
 
 def test_an_empty_database_holds_no_repository(database: Database, file: Path) -> None:
     create_file(database)
-    with pytest.raises(SchemaError, match=rf"^{file} contains no repository; initialize it$"):
+    with pytest.raises(SchemaError, match=rf"^{file} holds no repository; initialize it$"):
         database.check_revision()
 
 

@@ -110,7 +110,7 @@ def test_what_is_no_beginning_of_a_uid_is_refused(connection: Connection, wanted
 
 def test_more_digits_than_a_uid_has_are_refused(connection: Connection) -> None:
     add(connection, uid=UID)
-    assert refusal(connection, UID + "4").startswith(f"'{UID}4' names no version; ")
+    assert refusal(connection, UID + "4").startswith(f"'{UID}4' does not name a version; ")
 
 
 def test_a_beginning_that_no_uid_has_is_refused(connection: Connection) -> None:

@@ -163,7 +163,7 @@ class Database:
             self.use_wal()
             return
         if schema.state is SchemaState.NONE:
-            raise NoRepositoryError("contains no repository", subject=self.place, remedy=Advice.INITIALIZE_DATABASE())
+            raise NoRepositoryError("holds no repository", subject=self.place, remedy=Advice.INITIALIZE_DATABASE())
         if schema.state is SchemaState.OLDER:
             raise SchemaOutdatedError("has an older schema", subject=self.place, remedy=Advice.UPGRADE_DATABASE())
         raise self._wrong_schema(schema)
