@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from backyfs import values
-from backyfs.catalog.jsontext import Fields, read_json, write_json
 from backyfs.catalog.objects import (
     REPOSITORY_NAME,
     Kind,
@@ -21,11 +20,13 @@ from backyfs.catalog.objects import (
     take_apart,
 )
 from backyfs.errors import CatalogError
+from backyfs.jsontext import key_slot, read_json, write_json
 from backyfs.metadata.records.identity import Identity
-from backyfs.model import KeySlot
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from backyfs.model import KeySlot
 
 _MAX_SLOTS = 256
 
@@ -83,7 +84,7 @@ def read_open_part(stored: bytes) -> OpenPart:
         found = OpenPart(
             uid=fields.value("uid", values.REPOSITORY_UID),
             needs_release=fields.value("needs_release", values.RELEASE),
-            key_slots=tuple(map(_slot, fields.objects("key_slots", _MAX_SLOTS))),
+            key_slots=tuple(map(key_slot, fields.objects("key_slots", _MAX_SLOTS))),
             parts=parts,
         )
     except ValueError as error:
@@ -119,15 +120,4 @@ def open_repository_object(found: OpenPart, key: bytes | None) -> CatalogReposit
         key_made_at=made_at,
         needs_release=found.needs_release,
         index_number=index_number,
-    )
-
-
-def _slot(fields: Fields) -> KeySlot:
-    return KeySlot(
-        label=fields.value("label", values.LABEL),
-        kdf=fields.value("kdf", values.KDF),
-        kdf_parameters=fields.value("kdf_parameters", values.KDF_PARAMETERS),
-        key_check=fields.raw("key_check", values.KEY_CHECK),
-        wrapped_key=fields.raw("wrapped_key", values.WRAPPED_KEY),
-        created_at=fields.time("created_at"),
     )

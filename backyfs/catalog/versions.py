@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from backyfs import values
-from backyfs.catalog.jsontext import Fields, read_json, write_json
 from backyfs.catalog.objects import Kind, Seal, open_object, pack_object, take_apart, version_name
 from backyfs.errors import CatalogError
-from backyfs.model import StatisticsRecord, VersionRecord, VersionStatus, VersionUid
+from backyfs.jsontext import MAX_TAGS, read_json, statistics_record, version_record, write_json
 from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+
+    from backyfs.model import StatisticsRecord, VersionRecord
 
 # bytes of the facts (4) | pages n (4) | facts, JSON | n x page number (4), rising | n x uid of the page (16)
 _COUNTS = struct.Struct("<II")
@@ -27,7 +27,6 @@ _UID_BYTES = 16
 _MAX_PAGE_NUMBER = 1 << 31
 # JSON takes up to thirty times its size in memory, and what compresses well is small in the storage.
 _MAX_FACTS = 4 << 20  # bytes
-_MAX_TAGS = 10_000
 _MAX_STATISTICS = 10_000
 
 
@@ -59,11 +58,11 @@ def pack_version(version: CatalogVersion, by: Seal) -> bytes:
     facts = write_json(known)
     if (
         len(facts) > _MAX_FACTS
-        or len(version.version.tags) > _MAX_TAGS
+        or len(version.version.tags) > MAX_TAGS
         or len(version.statistics) > _MAX_STATISTICS
     ):
         raise CatalogError(
-            f"has more than {_MAX_TAGS} tags or {_MAX_STATISTICS} statistics, or {_MAX_FACTS} bytes of them, and "
+            f"has more than {MAX_TAGS} tags or {_MAX_STATISTICS} statistics, or {_MAX_FACTS} bytes of them, and "
             "cannot be stored in the catalog",
             subject=f"version {version.version.uid}",
             remedy=Advice.REMOVE_TAGS(),
@@ -108,50 +107,16 @@ def _parse(content: memoryview) -> CatalogVersion:
     if numbers and numbers[-1] >= _MAX_PAGE_NUMBER:
         raise ValueError(f"it has a page {numbers[-1]}")
     facts = read_json(bytes(content[_COUNTS.size : numbers_at]))
-    version = _version(facts)
+    version = version_record(facts)
+    if len(set(version.tags)) != len(version.tags):
+        raise ValueError("it has a tag twice")
+    statistics = tuple(map(statistics_record, facts.objects("statistics", _MAX_STATISTICS)))
+    if any(one.version_uid != version.uid for one in statistics):
+        raise ValueError("it has statistics of another version")
     return CatalogVersion(
         version=version,
-        statistics=tuple(_statistics(one, version.uid) for one in facts.objects("statistics", _MAX_STATISTICS)),
+        statistics=statistics,
         damage_found_at=facts.time("damage_found_at") if "damage_found_at" in facts else None,
         page_numbers=numbers,
         page_uids=bytes(content[uids_at:]),
-    )
-
-
-def _version(facts: Fields) -> VersionRecord:
-    tags = facts.texts("tags", values.NAME, _MAX_TAGS)
-    if len(set(tags)) != len(tags):
-        raise ValueError("it has a tag twice")
-    return VersionRecord(
-        uid=VersionUid(facts.value("uid", values.VERSION_UID)),
-        created_at=facts.time("created_at"),
-        name=facts.value("name", values.NAME),
-        snapshot_name=facts.value("snapshot_name", values.NAME),
-        size_bytes=facts.value("size_bytes", values.SIZE),
-        status=VersionStatus(facts.value("status", values.STATUS)),
-        protected=facts.value("protected", values.FLAG),
-        expire_at=facts.optional_time("expire_at", values.EXPIRY),
-        tags=tags,
-    )
-
-
-def _statistics(facts: Fields, uid: VersionUid) -> StatisticsRecord:
-    if facts.value("version_uid", values.VERSION_UID) != uid:
-        raise ValueError("it has statistics of another version")
-    return StatisticsRecord(
-        created_at=facts.time("created_at"),
-        version_uid=uid,
-        version_name=facts.value("version_name", values.NAME),
-        version_size_bytes=facts.value("version_size_bytes", values.COUNT),
-        version_size_blocks=facts.value("version_size_blocks", values.COUNT),
-        bytes_read=facts.value("bytes_read", values.COUNT),
-        blocks_read=facts.value("blocks_read", values.COUNT),
-        bytes_written=facts.value("bytes_written", values.COUNT),
-        blocks_written=facts.value("blocks_written", values.COUNT),
-        bytes_stored=facts.optional_number("bytes_stored", values.COUNT),
-        bytes_deduplicated=facts.value("bytes_deduplicated", values.COUNT),
-        blocks_deduplicated=facts.value("blocks_deduplicated", values.COUNT),
-        bytes_sparse=facts.value("bytes_sparse", values.COUNT),
-        blocks_sparse=facts.value("blocks_sparse", values.COUNT),
-        duration_s=facts.value("duration_s", values.DURATION),
     )

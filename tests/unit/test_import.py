@@ -378,7 +378,7 @@ def test_a_file_that_is_not_whole_leaves_nothing_behind(twins: Twins, tmp_path: 
     back_up(twins.source, random_image(tmp_path / "image", SMALL))
     back_up(twins.source, random_image(tmp_path / "image", SMALL, 1))
     data = exported(twins.source).getvalue()
-    refuse(twins, io.BytesIO(data[:-1]), ExportFormatError, "^the export is cut short")
+    refuse(twins, io.BytesIO(data[:-1]), ExportFormatError, "^the export is truncated")
     refuse(twins, io.BytesIO(data + b"x"), ExportFormatError, "^the export has something after its end$")
 
 
@@ -409,7 +409,7 @@ def test_a_second_version_that_is_wrong_takes_the_first_one_with_it(twins: Twins
         (VersionRecord, {"size_bytes": SMALL + BLOCK}, "has 6 entries, which does not fit an image of"),
         (VersionRecord, {"size_bytes": SMALL - BLOCK}, "has 6 entries, which does not fit an image of"),
         (VersionRecord, {"size_bytes": SMALL - 1}, "block 5 of version .* has no blob of 6 bytes"),
-        (VersionRecord, {"uid": ""}, "a version, is wrong: '', which is not a uid of up to 36 characters"),
+        (VersionRecord, {"uid": ""}, "a version, is wrong: uid is '', which is not a uid of up to 36 characters"),
         (VersionRecord, {"uid": "a" * 37}, "a version, is wrong: .* is not a uid"),
         (VersionRecord, {"uid": "../../../etc/passwd"}, "a version, is wrong: .* is not a uid"),
         (VersionRecord, {"uid": "é"}, "a version, is wrong: .* is not a uid"),
@@ -422,7 +422,7 @@ def test_a_second_version_that_is_wrong_takes_the_first_one_with_it(twins: Twins
         (StatisticsRecord, {"version_name": "x" * 2049}, "a statistics, is wrong: .* is not text of up to 2048"),
         (StatisticsRecord, {"version_name": "a\0b"}, "a statistics, is wrong: .* is not text of up to 2048"),
         (PageRecord, {"number": 1}, "page 1 of version .* has 6 entries"),
-        (PageRecord, {"number": 2**62}, "a page, is wrong: 4611686018427387904, which is not a number from 0 to"),
+        (PageRecord, {"number": 2**62}, "a page, is wrong: number is 4611686018427387904, which is not a number from 0 to"),
         (PageRecord, {"entries": ()}, "has 0 entries"),
         (PageRecord, {"entries": ("nosuchblob", 0, 0, 0, 0, 0)}, "block 0 of version .* has no blob of 4096 bytes"),
         (PageRecord, {"entries": (ABSENT, 0, 0, 0, 0, 0)}, "lacks blocks, and the version is valid"),
@@ -596,8 +596,8 @@ def test_data_keys_that_the_key_does_not_open_are_refused(encrypted: Twins) -> N
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"uid": "x" * 37}, "^line 1 of the export is wrong: 'x*'[.]*, which is not a uid of up to 36"),
-        ({"uid": "é"}, "^line 1 of the export is wrong: 'é', which is not a uid of up to 36"),
+        ({"uid": "x" * 37}, "^line 1 of the export is wrong: uid is 'x*'[.]*, which is not a uid of up to 36"),
+        ({"uid": "é"}, "^line 1 of the export is wrong: uid is 'é', which is not a uid of up to 36"),
         ({"wrapped_fingerprint_key": bytes(40)}, "^the export has a fingerprint key that its own key does not open$"),
         ({"key_slots": ()}, "^the export is of an encrypted repository, and has no key slot of it$"),
     ],

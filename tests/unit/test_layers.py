@@ -23,6 +23,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"libc", "remedies"}),
     frozenset({"errors", "files", "model", "moments", "ranges", "schemes", "text"}),
     frozenset({"geometry", "config", "host", "values"}),
+    frozenset({"jsontext"}),
     frozenset({"metadata", "storage", "sources", "sealing", "keys", "hints"}),
     frozenset({"blocks", "catalog", "retention", "hooks", "migrations", "ownfiles", "targets", "work"}),
     frozenset({"trust", "repository"}),

@@ -18,9 +18,7 @@ up. Times are ISO 8601 in UTC, keys and fingerprints hexadecimal. See docs/refer
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import zstandard
@@ -28,27 +26,21 @@ from blake3 import blake3
 
 from backyfs import values
 from backyfs.errors import ExportFormatError
-from backyfs.model import (
-    BlobRecord,
-    BlobUid,
-    KeySlot,
-    PageNumber,
-    StatisticsRecord,
-    VersionRecord,
-    VersionStatus,
-    VersionUid,
-)
+from backyfs.geometry import PAGE_ENTRIES
+from backyfs.jsontext import Fields, key_slot, raw_bytes, read_json, statistics_record, version_record, write_json
+from backyfs.model import BlobRecord, BlobUid, KeySlot, PageNumber, StatisticsRecord, VersionRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
     from typing import BinaryIO
-
-    from backyfs.values import Rule
 
 FORMAT = 1
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _LEVEL = 3
 _MAX_LINE = 1 << 20  # bytes; a page has 40 KiB
+_BLOB_FIELDS = 7
+_MAX_SLOTS = 256
 _READ = 1 << 10      # compressed bytes at a time: zstd can make 32,768 of each, where somebody wants that
 
 EntryOfBlob: TypeAlias = "BlobUid | int"  # an int is blockmap.HOLE or blockmap.ABSENT
@@ -102,16 +94,16 @@ class ExportWriter:
         self._digest = blake3()
         self._lines = 0
         self._versions = 0
-        self._write("backyfs_export", {"format": FORMAT, **_jsonable(asdict(header))})
+        self._write("backyfs_export", {"format": FORMAT, **asdict(header)})
 
     def write(self, record: Record) -> None:
         """Write one record; the order is the caller's to keep."""
         match record:
             case VersionRecord():
                 self._versions += 1
-                self._write("version", _jsonable(asdict(record)))
+                self._write("version", asdict(record))
             case StatisticsRecord():
-                self._write("statistics", _jsonable(asdict(record)))
+                self._write("statistics", asdict(record))
             case BlobRecord():
                 self._write("blob", _blob_fields(record))
             case PageRecord():
@@ -128,7 +120,7 @@ class ExportWriter:
         self._stream.close()  # type: ignore[no-untyped-call]
 
     def _write(self, key: str, value: object) -> None:
-        line = json.dumps({key: value}, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        line = write_json({key: value}) + b"\n"
         self._digest.update(line)
         self._lines += 1
         self._stream.write(line)
@@ -149,15 +141,15 @@ def read_export(file: BinaryIO) -> Iterator[Record]:
             yield _header(key, value)
         elif key == "end":
             if value != {"versions": versions, "lines": number - 1, "digest": digest.hexdigest()}:
-                raise ExportFormatError(f"line {number}: the export is damaged: its last line does not fit the others")
+                raise ExportFormatError("is damaged: its last line does not fit the others", subject="the export")
             if next(lines, None) is not None:
-                raise ExportFormatError("the export has something after its end")
+                raise ExportFormatError("has something after its end", subject="the export")
             return
         else:
             versions += key == "version"
             yield _record(key, value, number)
         digest.update(line)
-    raise ExportFormatError(f"the export is cut short: it has no last line, after {number} lines")
+    raise ExportFormatError(f"is truncated: it has no last line, after {number} lines", subject="the export")
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
@@ -168,97 +160,83 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
         while not frame.eof and (chunk := file.read(_READ)):
             *lines, buffer = (buffer + frame.decompress(chunk)).split(b"\n")
             if max(map(len, (*lines, buffer))) > _MAX_LINE:
-                raise ExportFormatError("the export has a line of more than 1 MiB; it is damaged")
+                raise ExportFormatError("is damaged: it has a line of more than 1 MiB", subject="the export")
             for line in lines:
                 yield line + b"\n"
     except zstandard.ZstdError as error:
-        raise ExportFormatError(f"the export is damaged: {error}") from error
+        raise ExportFormatError(f"is damaged: {error}", subject="the export") from error
     if not frame.eof:
-        raise ExportFormatError("the export is cut short: it ends in the midst of its zstd frame")
+        raise ExportFormatError("is truncated: it ends within its zstd frame", subject="the export")
     if buffer or frame.unused_data or file.read(1):
-        raise ExportFormatError("the export has something after its end")
+        raise ExportFormatError("has something after its end", subject="the export")
 
 
 def _parse(line: bytes, number: int) -> tuple[str, Any]:
     try:
-        value = json.loads(line)
-        ((key, inner),) = value.items()
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ExportFormatError(f"line {number} of the export is no JSON object with one key: {error}") from error
-    return key, inner
+        return read_json(line).only()
+    except ValueError as error:
+        raise ExportFormatError(
+            f"is not a JSON object with one key: {error}", subject=f"line {number} of the export"
+        ) from error
 
 
 def _header(key: str, value: Any) -> ExportHeader:
     if key != "backyfs_export" or not isinstance(value, dict):
-        raise ExportFormatError("this is no export of backyfs or backy2: its first line is another one")
+        raise ExportFormatError(
+            "is not an export of backyfs or backy2: its first line is a different one", subject="the file"
+        )
     if value.get("format") != FORMAT:
         raise ExportFormatError(
-            f"the export has format {value.get('format')!r}, and this program reads {FORMAT}; use a newer release"
+            f"has format {values.shown(value.get('format'))}, and this program reads {FORMAT}",
+            subject="the export",
+            remedy="use a newer release",
         )
+    header = Fields(value)
     try:
-        repository = value["repository"]
+        repository = header.optional_object("repository")
         return ExportHeader(
-            created_at=_time(value["created_at"]),
-            block_size=values.BLOCK_SIZE.check(value["block_size"]),
-            hash_function=values.HASH_FUNCTION.check(value["hash_function"]),
+            created_at=header.optional_time("created_at"),
+            block_size=header.value("block_size", values.BLOCK_SIZE),
+            hash_function=header.value("hash_function", values.HASH_FUNCTION),
             repository=None
             if repository is None
             else RepositoryRecord(
-                uid=values.REPOSITORY_UID.check(repository["uid"]),
-                wrapped_fingerprint_key=_bytes(repository["wrapped_fingerprint_key"], values.FINGERPRINT_KEY),
-                key_slots=tuple(_slot(slot) for slot in _list(repository["key_slots"])),
+                uid=repository.value("uid", values.REPOSITORY_UID),
+                wrapped_fingerprint_key=repository.optional_raw("wrapped_fingerprint_key", values.FINGERPRINT_KEY),
+                key_slots=tuple(map(key_slot, repository.objects("key_slots", _MAX_SLOTS))),
             ),
         )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ExportFormatError(f"line 1 of the export is wrong: {_fact(error)}") from error
+    except ValueError as error:
+        raise ExportFormatError(f"is wrong: {error}", subject="line 1 of the export") from error
 
 
 def _record(key: str, value: Any, number: int) -> Record:
     try:
         match key:
             case "version":
-                return VersionRecord(
-                    uid=VersionUid(values.VERSION_UID.check(value["uid"])),
-                    created_at=_required(_time(value["created_at"])),
-                    name=values.NAME.check(value["name"]),
-                    snapshot_name=values.NAME.check(value["snapshot_name"]),
-                    size_bytes=values.SIZE.check(value["size_bytes"]),
-                    status=VersionStatus(values.STATUS.check(value["status"])),
-                    protected=values.FLAG.check(value["protected"]),
-                    expire_at=_time(value["expire_at"], values.EXPIRY),
-                    tags=tuple(values.NAME.check(tag) for tag in _list(value["tags"])),
-                )
+                return version_record(Fields(value))
             case "statistics":
-                return _statistics(value)
+                found = statistics_record(Fields(value))
+                if len(value) != len(fields(found)):
+                    raise ValueError("it has a field that this program does not know")
+                return found
             case "blob":
                 return _blob(value)
-            case "page" if "same_as" in value:
-                return SharedPageRecord(_page_number(value["number"]), values.COUNT.check(value["same_as"]))
             case "page":
-                page_id = value["id"]
-                return PageRecord(
-                    _page_number(value["number"]),
-                    None if page_id is None else values.COUNT.check(page_id),
-                    tuple(_entry(entry) for entry in _list(value["entries"])),
-                )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ExportFormatError(f"line {number} of the export, a {key}, is wrong: {_fact(error)}") from error
-    raise ExportFormatError(f"line {number} of the export is a {key!r}, which this program does not know")
+                return _page(Fields(value))
+    except ValueError as error:
+        raise ExportFormatError(f"is wrong: {error}", subject=f"line {number} of the export, a {key},") from error
+    raise ExportFormatError(
+        f"is a {values.shown(key)}, which this program does not know", subject=f"line {number} of the export"
+    )
 
 
-def _fact(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError) else repr(error)
-
-
-def _statistics(value: dict[str, Any]) -> StatisticsRecord:
-    record = StatisticsRecord(**{**value, "created_at": _required(_time(value["created_at"]))})
-    for name, field in asdict(record).items():
-        if name.startswith(("bytes_", "blocks_", "version_size_")) and not (field is None and name == "bytes_stored"):
-            values.COUNT.check(field)
-    values.VERSION_UID.check(record.version_uid)
-    values.NAME.check(record.version_name)
-    values.DURATION.check(record.duration_s)
-    return record
+def _page(page: Fields) -> PageRecord | SharedPageRecord:
+    number = PageNumber(page.value("number", values.PAGE_NUMBER))
+    if "same_as" in page:
+        return SharedPageRecord(number, page.value("same_as", values.COUNT))
+    entries = tuple(map(_entry, page.list("entries", PAGE_ENTRIES)))
+    return PageRecord(number, page.optional_value("id", values.COUNT), entries)
 
 
 def _blob_fields(blob: BlobRecord) -> list[object]:
@@ -273,85 +251,25 @@ def _blob_fields(blob: BlobRecord) -> list[object]:
     ]
 
 
-def _blob(value: list[Any]) -> BlobRecord:
+def _blob(value: Any) -> BlobRecord:
+    if not isinstance(value, list) or len(value) != _BLOB_FIELDS:
+        raise ValueError(f"{values.shown(value)} is not a list of {_BLOB_FIELDS} values")
     uid, size, fingerprint, encryption_version, wrapped_key, stored_size, valid = value
     return BlobRecord(
-        uid=_blob_uid(uid),
+        uid=BlobUid(values.BLOB_UID.check(uid)),
         size=values.BLOB_SIZE.check(size),
-        fingerprint=_bytes(fingerprint, values.FINGERPRINT),
+        fingerprint=None if fingerprint is None else raw_bytes("its fingerprint", values.FINGERPRINT, fingerprint),
         encryption_version=values.ENCRYPTION_VERSION.check(encryption_version),
-        wrapped_key=_bytes(wrapped_key, values.WRAPPED_KEY),
+        wrapped_key=None if wrapped_key is None else raw_bytes("its key", values.WRAPPED_KEY, wrapped_key),
         stored_size=None if stored_size is None else values.SIZE.check(stored_size),
         valid=values.FLAG.check(valid),
-    )
-
-
-def _slot(value: dict[str, Any]) -> KeySlot:
-    return KeySlot(
-        label=values.LABEL.check(value["label"]),
-        kdf=values.KDF.check(value["kdf"]),
-        kdf_parameters=values.KDF_PARAMETERS.check(value["kdf_parameters"]),
-        key_check=_required(_bytes(value["key_check"], values.KEY_CHECK)),
-        wrapped_key=_required(_bytes(value["wrapped_key"], values.WRAPPED_KEY)),
-        created_at=_required(_time(value["created_at"])),
     )
 
 
 def _entry(value: Any) -> EntryOfBlob:
     if type(value) is int and value in (0, -1):
         return value
-    return _blob_uid(value)
-
-
-def _jsonable(value: Any) -> Any:
-    """Return a value of dataclasses.asdict with its times and bytes as text."""
-    match value:
-        case dict():
-            return {name: _jsonable(field) for name, field in value.items()}
-        case tuple() | list():
-            return [_jsonable(field) for field in value]
-        case datetime():
-            return value.isoformat()
-        case bytes():
-            return value.hex()
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"{value!r} is no list")
-    return value
-
-
-def _blob_uid(value: Any) -> BlobUid:
     return BlobUid(values.BLOB_UID.check(value))
-
-
-def _page_number(value: Any) -> PageNumber:
-    return PageNumber(values.PAGE_NUMBER.check(value))
-
-
-def _bytes(value: str | None, rule: Rule) -> bytes | None:
-    if value is None:
-        return None
-    checked: bytes = rule.check(bytes.fromhex(value))
-    return checked
-
-
-def _time(value: str | None, rule: Rule = values.DATE) -> datetime | None:
-    if value is None:
-        return None
-    time = datetime.fromisoformat(value)
-    if time.tzinfo is None:
-        raise ValueError(f"{value!r} is a time of no zone")
-    checked: datetime = rule.check(time)
-    return checked
-
-
-def _required(value: Any) -> Any:
-    if value is None:
-        raise ValueError("null")
-    return value
 
 
 __all__ = [
