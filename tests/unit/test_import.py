@@ -422,7 +422,7 @@ def test_a_second_version_that_is_wrong_takes_the_first_one_with_it(twins: Twins
         (StatisticsRecord, {"version_name": "x" * 2049}, "a statistics, is wrong: .* is not text of up to 2048"),
         (StatisticsRecord, {"version_name": "a\0b"}, "a statistics, is wrong: .* is not text of up to 2048"),
         (PageRecord, {"number": 1}, "page 1 of version .* has 6 entries"),
-        (PageRecord, {"number": 2**62}, "a page, is wrong: number is 4611686018427387904, which is not a number from 0 to"),
+        (PageRecord, {"number": 2**62}, "a page, is wrong: number is 4611686018427387904, which is not a number"),
         (PageRecord, {"entries": ()}, "has 0 entries"),
         (PageRecord, {"entries": ("nosuchblob", 0, 0, 0, 0, 0)}, "block 0 of version .* has no blob of 4096 bytes"),
         (PageRecord, {"entries": (ABSENT, 0, 0, 0, 0, 0)}, "lacks blocks, and the version is valid"),

@@ -216,10 +216,7 @@ def _record(key: str, value: Any, number: int) -> Record:
             case "version":
                 return version_record(Fields(value))
             case "statistics":
-                found = statistics_record(Fields(value))
-                if len(value) != len(fields(found)):
-                    raise ValueError("it has a field that this program does not know")
-                return found
+                return _statistics(value)
             case "blob":
                 return _blob(value)
             case "page":
@@ -229,6 +226,13 @@ def _record(key: str, value: Any, number: int) -> Record:
     raise ExportFormatError(
         f"is a {values.shown(key)}, which this program does not know", subject=f"line {number} of the export"
     )
+
+
+def _statistics(value: Any) -> StatisticsRecord:
+    found = statistics_record(Fields(value))
+    if len(value) != len(fields(found)):
+        raise ValueError("it has a field that this program does not know")
+    return found
 
 
 def _page(page: Fields) -> PageRecord | SharedPageRecord:
