@@ -1,7 +1,7 @@
-"""The catalog: a copy of the metadata that is kept in the storage, enough to rebuild the database.
+"""The catalog: a copy of the metadata in the storage, sufficient to rebuild the database.
 
-Pure, except for `place`: what an object of it holds becomes bytes here, and bytes become what they hold, or a
-CatalogError. Nothing that is read is trusted: anybody who can write to the storage can have written anything. Numbers
-are compared with their limits before memory is taken for them, and texts before they become names. The layouts
-are in `docs/reference/format.md`.
+`store` reads and writes its objects. The other modules are pure: they turn records into bytes, and bytes into records
+or a CatalogError. Nothing that is read is trusted, because anyone who can write to the storage can write anything.
+Numbers are checked before memory is allocated for them, and texts before they become names. The layouts are described
+in `docs/reference/format.md`.
 """

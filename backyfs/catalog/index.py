@@ -1,7 +1,7 @@
-"""The object of the index: which versions there are, so that a missing one is noticed, and an older state recognised.
+"""The object of the index: it lists all versions, so that missing versions and older states are noticed.
 
-Each index has a number that only rises. It names the object of the repository by its digest: an older one, with key
-slots that were removed since, does not fit.
+Each index has a number, which only increases. It names the object of the repository by its digest. So an older object
+of the repository, with key slots that were removed since, is detected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from backyfs.catalog.objects import DIGEST_BYTES, INDEX_NAME, Kind, Seal, is_uid
 from backyfs.errors import CatalogError
 
 # number (8) | time, microseconds since 1970 (8) | digest of the object of the repository (16) | versions n (4)
-# n x bytes of the uid (1) | the uids, rising
+# n x bytes of the uid (1) | the uids, ascending
 _FIXED = struct.Struct(f"<QQ{DIGEST_BYTES}sI")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_NUMBER = 1 << 62
@@ -25,19 +25,19 @@ MAX_VERSIONS = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogIndex:
-    """What the catalog says of itself."""
+    """The index of a catalog."""
 
     number: int
     written_at: datetime
     repository: bytes  # digest of the object of the repository
-    versions: tuple[str, ...]  # uids, rising
+    versions: tuple[str, ...]  # uids, ascending
 
 
 def pack_index(index: CatalogIndex, by: Seal) -> bytes:
     """Return the object of an index.
 
     Raises:
-        CatalogError: it names too many versions.
+        CatalogError: it would list too many versions.
     """
     if len(index.versions) > MAX_VERSIONS:
         raise CatalogError(
@@ -50,10 +50,10 @@ def pack_index(index: CatalogIndex, by: Seal) -> bytes:
 
 
 def unpack_index(by: Seal, stored: bytes) -> CatalogIndex:
-    """Return the index that an object holds.
+    """Return the index from its object.
 
     Raises:
-        CatalogError: it is not that of this repository, or not whole.
+        CatalogError: it belongs to another repository, or is damaged.
     """
     content = open_object(take_apart(Kind.INDEX, INDEX_NAME, stored), INDEX_NAME, by)
     try:
@@ -66,13 +66,13 @@ def _parse(content: bytes) -> CatalogIndex:
     number, microseconds, repository, count = _FIXED.unpack_from(content)
     start = _FIXED.size + count
     if number >= _MAX_NUMBER or microseconds >= _MAX_TIME or count > MAX_VERSIONS or start > len(content):
-        raise ValueError("it has a number, a time or a count of versions that cannot be")
+        raise ValueError("it has an impossible number, time or count of versions")
     ends = list(accumulate(content[_FIXED.size : start], initial=start))
     if ends[-1] != len(content):
         raise ValueError(f"it has {len(content)} bytes for {count} versions")
     versions = tuple(content[one:other].decode("ascii") for one, other in pairwise(ends))
     if not all(map(is_uid, versions)) or any(one >= other for one, other in pairwise(versions)):
-        raise ValueError("its versions are not in order, or have uids that cannot be")
+        raise ValueError("its versions are not in order, or have impossible uids")
     return CatalogIndex(
         number=number,
         written_at=_EPOCH + timedelta(microseconds=microseconds),

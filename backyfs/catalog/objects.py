@@ -1,6 +1,6 @@
-"""What all objects of the catalog share: their names, the header, compression and sealing.
+"""What all objects of the catalog share: names, header, compression and sealing.
 
-Each is bound to its name, its kind and the repository's uid: none can be put in the place of another one.
+Each object is bound to its name, its kind and the uid of the repository, so no object can replace another.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ PAGES = "catalog/pages/"
 VERSIONS = "catalog/versions/"
 
 # magic "backyfsC" (8) | format (2) | kind (1) | 1 if sealed (1) | bytes of the open part (4) | open part | body
-# The body is what `sealing.envelope` makes of one zstd frame that states its content size, bound to all before it,
-# then uid of the repository, a byte of zero, and name. Integers are little-endian.
+# The body is one zstd frame that states its content size, sealed by `sealing.envelope`. It is bound to all bytes before
+# it, then the uid of the repository, a zero byte, and the name. Integers are little-endian.
 _HEADER = struct.Struct("<8sHBBI")
 _MAGIC = b"backyfsC"
-_LEVEL = 1  # of zstd: what compresses at all does so at once, most is random
+_LEVEL = 1  # of zstd: most content is random, and higher levels gain nothing on the rest
 
 
 class Kind(IntEnum):
-    """What an object holds."""
+    """The kinds of objects."""
 
     REPOSITORY = 1
     VERSION = 2
@@ -41,10 +41,10 @@ class Kind(IntEnum):
     INDEX = 4
 
 
-# The most bytes before compression; about as many in the storage. A version has 20 for each page of its block map, the
-# index up to 37 for each version.
+# Maximum sizes in bytes before compression; those in the storage are similar. A version has 20 bytes for each page of
+# its block map, the index up to 37 for each version.
 MAX_CONTENT = {Kind.REPOSITORY: 1 << 20, Kind.VERSION: 256 << 20, Kind.PAGE: 256 << 10, Kind.INDEX: 40 << 20}
-DIGEST_BYTES = 16  # what is sealed cannot be forged, only be an older one
+DIGEST_BYTES = 16  # sealed objects cannot be forged, only replaced by older ones
 _MAX_OPEN = 1 << 20
 MAX_STORED = {
     kind: _HEADER.size + _MAX_OPEN + OVERHEAD_BYTES + size + size // 128 + 1024 for kind, size in MAX_CONTENT.items()
@@ -53,7 +53,7 @@ MAX_STORED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seal:
-    """What objects are sealed with: the repository they belong to, and its key; None: it has none."""
+    """What objects are sealed with: the uid of their repository and its key. None: it is not encrypted."""
 
     repository: str  # uid
     key: bytes | None
@@ -61,11 +61,11 @@ class Seal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """An object, taken apart and not yet opened."""
+    """The parts of an object that is not opened yet."""
 
     kind: Kind
     is_sealed: bool
-    open_part: bytes  # can be read without a key; nothing vouches for it before the object is opened
+    open_part: bytes  # can be read without a key, and is not authenticated before the object is opened
     before: bytes     # header and open part
     body: bytes
 
@@ -76,7 +76,7 @@ class Parts:
 
 
 def digest_of(stored: bytes) -> bytes:
-    """Return the digest of an object, as the index has it."""
+    """Return the digest of an object, as stored in the index."""
     return blake3(stored).digest(length=DIGEST_BYTES)
 
 
@@ -91,12 +91,12 @@ def version_name(uid: str) -> ObjectName:
 
 
 def uid_of(name: str) -> str:
-    """Return the uid that the name of an object ends with."""
+    """Return the uid at the end of an object's name."""
     return name.rpartition("/")[2]
 
 
 def is_uid(uid: str) -> bool:
-    """Tell whether something may be the uid of a version, a page or a repository: it becomes a name."""
+    """Return whether a text can be the uid of a version, a page or a repository, which becomes a name."""
     return obeys(values.VERSION_UID, uid)
 
 
@@ -104,7 +104,7 @@ def pack_object(kind: Kind, name: str, by: Seal, content: bytes, open_part: byte
     """Return the stored bytes of an object.
 
     Raises:
-        CatalogError: it is larger than any object that is read.
+        CatalogError: it would be too large to be read again.
     """
     if len(content) > MAX_CONTENT[kind] or len(open_part) > _MAX_OPEN:
         raise CatalogError(
@@ -116,13 +116,13 @@ def pack_object(kind: Kind, name: str, by: Seal, content: bytes, open_part: byte
 
 
 def take_apart(kind: Kind, name: str, stored: bytes) -> Parts:
-    """Return the parts of an object, as its header says.
+    """Split an object into its parts.
 
     Raises:
-        CatalogError: it is no object of this kind, or of a newer format.
+        CatalogError: it is not an object of this kind, or has a newer format.
     """
     if len(stored) < _HEADER.size or stored[: len(_MAGIC)] != _MAGIC:
-        raise CatalogError("is damaged: it is no object of a catalog", subject=f"object {name}")
+        raise CatalogError("is damaged: it is not an object of a catalog", subject=f"object {name}")
     _, number, found, sealed, open_bytes = _HEADER.unpack_from(stored)
     if number != FORMAT:
         raise CatalogError(
@@ -143,10 +143,10 @@ def take_apart(kind: Kind, name: str, stored: bytes) -> Parts:
 
 
 def open_object(parts: Parts, name: str, by: Seal) -> bytes:
-    """Return what an object holds, checked: it was made with this key, of this repository, under this name.
+    """Return the content of an object, authenticated: this key, this repository, this name.
 
     Raises:
-        CatalogError: it was not, or it is damaged.
+        CatalogError: it was written with another key, repository or name, or is damaged.
     """
     if parts.is_sealed is not (by.key is not None):
         has = "is encrypted and the repository is not" if parts.is_sealed else "is not encrypted and the repository is"

@@ -1,4 +1,4 @@
-"""The object of a page: its entries, and all that the database has of the blobs in it."""
+"""The object of a page: its entries, and the records of the blobs in it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from backyfs.metadata.catalog.blobcolumns import BlobColumns
 
 # entries n (2) | blobs k (2)
-# n x entry (2): 0 a hole, 65535 never backed up, else the number of a blob from 1 on, in the order of the entries
+# n x entry (2): 0 a hole, 65535 never backed up, otherwise the number of a blob, from 1, in the order of the entries
 # k x flags (1) | k x bytes of the uid (1) | of the fingerprint (1) | of the wrapped key (1)
 # k x encryption version (2) | k x size (4) | k x stored size (8)
 # the uids, one after the other | the fingerprints | the wrapped keys
-# Flags: 1 not damaged, 2 there is a fingerprint, 4 there is a wrapped key, 8 the stored size is known, 16 the uid is
-# 32 hexadecimal digits and stands here as 16 bytes.
+# Flags: 1 not damaged, 2 has a fingerprint, 4 has a wrapped key, 8 has a stored size, 16 the uid is 32 hexadecimal
+# digits, stored as 16 bytes.
 _COUNTS = struct.Struct("<HH")
 _ABSENT = 0xFFFF
 _VALID, _FINGERPRINT, _WRAPPED_KEY, _STORED_SIZE, _HEX_UID = 1, 2, 4, 8, 16
@@ -42,14 +42,14 @@ _HEX_DIGITS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogPage:
-    """A page as the catalog has it."""
+    """A page, as stored in the catalog."""
 
-    entries: tuple[int, ...]       # blockmap.HOLE, blockmap.ABSENT, or the number of a blob from 1 on
+    entries: tuple[int, ...]       # blockmap.HOLE, blockmap.ABSENT, or the number of a blob, from 1
     blobs: tuple[BlobRecord, ...]  # in the order of their numbers
 
 
 def pack_page(uid: str, by: Seal, entries: Sequence[int], blobs: BlobColumns) -> bytes:
-    """Return the object of a page; its entries are ids of these blobs, or blockmap.HOLE or blockmap.ABSENT.
+    """Return the object of a page. Its entries are ids of these blobs, blockmap.HOLE or blockmap.ABSENT.
 
     Raises:
         CatalogError: an entry names none of these blobs.
@@ -58,7 +58,7 @@ def pack_page(uid: str, by: Seal, entries: Sequence[int], blobs: BlobColumns) ->
 
 
 def page_content(uid: str, entries: Sequence[int], blobs: BlobColumns) -> bytes:
-    """Return what the object of a page holds: equal bytes for equal rows, whatever their ids are.
+    """Return the content of the object of a page: equal bytes for equal rows, regardless of their ids.
 
     Raises:
         CatalogError: an entry names none of these blobs.
@@ -75,7 +75,7 @@ def page_content(uid: str, entries: Sequence[int], blobs: BlobColumns) -> bytes:
 
 
 def _pack_blobs(blobs: BlobColumns) -> bytes:
-    # By columns, each in one call: a page has a thousand blobs, and a loop over them takes longer than storing them.
+    # By columns, each in one call. A page has a thousand blobs, and a loop over them takes longer than storing them.
     count = len(blobs.uids)
     joined = "".join(blobs.uids)
     is_hex = set(map(len, blobs.uids)) == {_HEX_DIGITS} and _HEX.fullmatch(joined) is not None
@@ -129,10 +129,10 @@ def _flags(
 
 
 def unpack_page(uid: str, by: Seal, stored: bytes) -> CatalogPage:
-    """Return the page that an object holds.
+    """Return the page from its object.
 
     Raises:
-        CatalogError: it is not the object of this page, or not whole.
+        CatalogError: it belongs to another page, or is damaged.
     """
     return parse_page(uid, open_page(uid, by, stored))
 
@@ -141,7 +141,7 @@ def parse_page(uid: str, content: bytes) -> CatalogPage:
     """Return the page from the content of its object.
 
     Raises:
-        CatalogError: it is not complete.
+        CatalogError: it is damaged.
     """
     try:
         return _parse(memoryview(content))
@@ -150,10 +150,10 @@ def parse_page(uid: str, content: bytes) -> CatalogPage:
 
 
 def open_page(uid: str, by: Seal, stored: bytes) -> bytes:
-    """Return what the object of a page holds, as `page_content` makes it.
+    """Return the content of the object of a page, as `page_content` packs it.
 
     Raises:
-        CatalogError: it is not the object of this page.
+        CatalogError: it belongs to another page, or is damaged.
     """
     name = page_name(uid)
     return open_object(take_apart(Kind.PAGE, name, stored), name, by)

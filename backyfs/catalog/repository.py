@@ -1,7 +1,7 @@
-"""The object of the repository: the key slots, which can be read without a key, and what else the database has of it.
+"""The object of the repository: its identity and its key slots, which can be read without a key.
 
-The slots have to be open: they are what gives the key. As the object is bound to them, they are checked as soon as
-the key is there; until then nothing is done with them but to try a key or passphrase on them.
+The slots cannot be encrypted, because they contain the key. The rest of the object is bound to them, so they are
+authenticated once the key is known. Until then they are only used to try a key or a passphrase.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MAX_SLOTS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogRepository:
-    """What the catalog has of a repository."""
+    """A repository, as stored in the catalog."""
 
     identity: Identity
     key_slots: tuple[KeySlot, ...]
@@ -44,7 +44,7 @@ class CatalogRepository:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenPart:
-    """What can be read of the object of a repository without its key. Nothing vouches for it yet."""
+    """The part of the object of a repository that can be read without its key. It is not authenticated yet."""
 
     uid: str
     needs_release: str
@@ -73,10 +73,10 @@ def pack_repository(repository: CatalogRepository, key: bytes | None) -> bytes:
 
 
 def read_open_part(stored: bytes) -> OpenPart:
-    """Return what can be read without a key.
+    """Return the part that can be read without a key.
 
     Raises:
-        CatalogError: this is no such object.
+        CatalogError: this is not the object of a repository.
     """
     parts = take_apart(Kind.REPOSITORY, REPOSITORY_NAME, stored)
     try:
@@ -93,10 +93,10 @@ def read_open_part(stored: bytes) -> OpenPart:
 
 
 def open_repository_object(found: OpenPart, key: bytes | None) -> CatalogRepository:
-    """Return what the object of a repository holds, checked, with the slots.
+    """Return the authenticated content of the object of a repository, with its key slots.
 
     Raises:
-        CatalogError: it was not made with this key, or is damaged.
+        CatalogError: it was written with another key, or is damaged.
     """
     content = open_object(found.parts, REPOSITORY_NAME, Seal(repository=found.uid, key=key))
     try:

@@ -1,4 +1,4 @@
-"""The object of a version: what is known of it, the statistics of its backups, and which pages it has."""
+"""The object of a version: its record, the statistics of its backups, and the pages of its block map."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
     from backyfs.model import StatisticsRecord, VersionRecord
 
-# bytes of the facts (4) | pages n (4) | facts, JSON | n x page number (4), rising | n x uid of the page (16)
+# bytes of the facts (4) | pages n (4) | facts, JSON | n x page number (4), ascending | n x uid of the page (16)
 _COUNTS = struct.Struct("<II")
 _UID_BYTES = 16
 _MAX_PAGE_NUMBER = 1 << 31
-# JSON takes up to thirty times its size in memory, and what compresses well is small in the storage.
+# Parsed JSON takes up to thirty times its size in memory, and JSON that compresses well is small in the storage.
 _MAX_FACTS = 4 << 20  # bytes
 _MAX_STATISTICS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogVersion:
-    """A version as the catalog has it."""
+    """A version, as stored in the catalog."""
 
     version: VersionRecord
     statistics: tuple[StatisticsRecord, ...]  # the oldest first
-    damage_found_at: datetime | None = None   # where it was valid until then
-    page_numbers: Sequence[int]               # rising; a page that is not there is holes, or was not backed up
-    page_uids: bytes                          # 16 for each
+    damage_found_at: datetime | None = None   # when a valid version was found damaged
+    page_numbers: Sequence[int]               # ascending; absent pages are holes, or were not backed up
+    page_uids: bytes                          # 16 bytes each
 
     def page_uid(self, position: int) -> str:
-        """Return the uid of a page, by its place among those that the version has."""
+        """Return the uid of a page, by its position in `page_numbers`."""
         start = position * _UID_BYTES
         return str(uuid.UUID(bytes=self.page_uids[start : start + _UID_BYTES]))
 
@@ -75,10 +75,10 @@ def pack_version(version: CatalogVersion, by: Seal) -> bytes:
 
 
 def unpack_version(uid: str, by: Seal, stored: bytes) -> CatalogVersion:
-    """Return the version that an object holds.
+    """Return the version from its object.
 
     Raises:
-        CatalogError: it is not the object of this version, or not whole.
+        CatalogError: it belongs to another version, or is damaged.
     """
     name = version_name(uid)
     content = open_object(take_apart(Kind.VERSION, name, stored), name, by)

@@ -1,7 +1,7 @@
-"""Open what is below a directory, and follow no symbolic link on the way there.
+"""Open files below a directory without following symbolic links.
 
-Anyone who can write to a storage could otherwise lead a command that runs as root to any other place. The directory
-itself may be reached through links, because the administrator set those; mount points below it are fine too.
+Otherwise anyone who can write to a storage could redirect a command that runs as root to any other place. The path of
+the directory itself may contain links, because the administrator made those. Mount points below it are fine too.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from backyfs.files import create_file, make_directory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Kernels before Linux 5.6 and the filters of some containers do not have openat2(2). The fallback takes one call for
-# each component of the path.
+# Kernels before Linux 5.6 and the filters of some containers lack openat2(2). The fallback takes one call for each
+# component of the path.
 _SYS_OPENAT2 = ctypes.c_long(437)  # the same number on every architecture but alpha
 _AT_FDCWD = ctypes.c_int(-100)
 _RESOLVE_NO_SYMLINKS = 0x04
@@ -28,7 +28,7 @@ _INNER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
-# What a link above the directory that now leads elsewhere can cause.
+# Errors that a changed link in the path of the directory can cause.
 _MAY_HAVE_MOVED = frozenset({errno.ELOOP, errno.ENOENT, errno.ENOTDIR})
 
 _TYPES = {
@@ -49,30 +49,30 @@ class _OpenHow(ctypes.Structure):
 
 
 _HOW_BYTES = ctypes.c_size_t(ctypes.sizeof(_OpenHow))
-# Not in the os module of Python; ctypes releases the GIL while it waits. Without `argtypes`, which took half a
-# microsecond more, and for reading without errno, a fifth of one.
+# Not in Python's os module; ctypes releases the GIL during the call. There are no `argtypes`, which cost half a
+# microsecond, and reading goes without errno, which costs a fifth of one.
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
 _quick_syscall = ctypes.CDLL(None).syscall
-# O_NONBLOCK: to open a FIFO would wait for someone to write to it.
+# O_NONBLOCK: opening a FIFO would wait for a writer.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_HOW = _OpenHow(_READ, 0, _RESOLVE_NO_SYMLINKS)
 _READ_HOW_AT = ctypes.byref(_READ_HOW)
 
 
 class Root:
-    """A directory below which things are opened. Any thread may use it; it holds nothing open."""
+    """A directory below which files are opened. Any thread may use it; it holds nothing open."""
 
     def __init__(self, path: str) -> None:
-        """Take the directory `path`, an absolute one."""
+        """Take the absolute path of a directory."""
         self.path = path
         self._real = os.path.realpath(path)
         self._prefix = b"%b/" % os.fsencode(self._real) if has_openat2() else None
 
     def open_to_read(self, name: str) -> int:
-        """Open a file of which the name is ASCII for reading, without waiting for anything; it may be of any type.
+        """Open a file of any type, with an ASCII name, for reading, without waiting for anything.
 
         Raises:
-            OSError: as from open(2); ELOOP where a component is a symbolic link.
+            OSError: as from open(2); ELOOP if a component is a symbolic link.
         """
         prefix = self._prefix
         if prefix is not None:
@@ -82,12 +82,12 @@ class Root:
         return self.open(name, _READ)
 
     def open(self, name: str, flags: int, mode: int = 0) -> int:
-        """Open what has a name below the directory, the empty one for the directory itself.
+        """Open a file or directory by its name below the directory; an empty name opens the directory itself.
 
         `flags` and `mode` are those of open(2).
 
         Raises:
-            OSError: as from open(2); ELOOP where a component is a symbolic link.
+            OSError: as from open(2); ELOOP if a component is a symbolic link.
         """
         real = self._real
         try:
@@ -102,10 +102,10 @@ class Root:
 
     @contextmanager
     def directory(self, name: str) -> Iterator[int]:
-        """Give a directory, open for calls that take a `dir_fd`.
+        """Open a directory for calls that take a `dir_fd`, and close it afterwards.
 
         Raises:
-            OSError: there is none.
+            OSError: it does not exist.
         """
         fd = self.open(name, _INNER)
         try:
@@ -114,33 +114,33 @@ class Root:
             os.close(fd)
 
     def create(self, name: str) -> int:
-        """Make a file, as `files.create_file` does, and return it open for writing.
+        """Create a file, as `files.create_file` does, and return its descriptor, open for writing.
 
         Raises:
-            OSError: there is something with this name, or it cannot be made.
+            OSError: the name exists, or the file cannot be created.
         """
         above, _, last = name.rpartition("/")
-        # To open the directory as well takes a fifth more time: only where its owner matters.
+        # Opening the directory takes a fifth more time, so it is done only if its owner matters.
         if os.geteuid() != 0 or os.lstat(f"{self._real}/{above}").st_uid == 0:
             return self.open(name, _NEW, 0o600)
         with self.directory(above) as fd:
             return create_file(last, dir_fd=fd)
 
     def make_directory(self, name: str) -> None:
-        """Make a directory, as `files.make_directory` does.
+        """Create a directory, as `files.make_directory` does.
 
         Raises:
-            OSError: there is something with this name, or it cannot be made.
+            OSError: the name exists, or the directory cannot be created.
         """
         above, _, last = name.rpartition("/")
         with self.directory(above) as fd:
             make_directory(last, dir_fd=fd)
 
     def unlink(self, name: str) -> None:
-        """Remove a file, or whatever is there that is not a directory.
+        """Remove a file of any type except a directory.
 
         Raises:
-            OSError: there is none, or it cannot be removed.
+            OSError: it does not exist, or cannot be removed.
         """
         above, _, last = name.rpartition("/")
         with self.directory(above) as fd:
@@ -150,7 +150,7 @@ class Root:
         """Give a file another name in the same directory.
 
         Raises:
-            OSError: there is something with the other name, or it cannot be given.
+            OSError: the other name exists, or the link cannot be made.
         """
         above, _, last = name.rpartition("/")
         with self.directory(above) as fd:
@@ -160,7 +160,7 @@ class Root:
         """Return the size of a file in bytes.
 
         Raises:
-            OSError: there is none.
+            OSError: it does not exist.
         """
         fd = self.open(name, _LOOK)
         try:
@@ -169,7 +169,7 @@ class Root:
             os.close(fd)
 
     def holds(self, name: str) -> bool:
-        """Tell whether there is something, of whatever type, with this name below the directory."""
+        """Return whether a name exists below the directory, whatever it is."""
         try:
             os.close(self.open(name, _LOOK))
         except OSError:
@@ -177,9 +177,9 @@ class Root:
         return True
 
     def obstacle(self, name: str) -> tuple[str, str] | None:
-        """Return what is in the place of a file, or of a directory above it: its path, and its type in words.
+        """Return what has taken the place of a file, or of a directory above it: its path, and its type in words.
 
-        None: nothing is. The name of a directory ends in `/`.
+        None: nothing has. The name of a directory ends in `/`.
         """
         parts = name.split("/")
         for count in range(1, len(parts) + bool(parts[-1])):
@@ -212,7 +212,7 @@ class Root:
 
 @cache
 def has_openat2() -> bool:
-    """Tell whether the kernel has openat2(2), and lets this process use it."""
+    """Return whether the kernel has openat2(2) and permits its use."""
     how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)
     fd: int = _syscall(_SYS_OPENAT2, _AT_FDCWD, b"/", ctypes.byref(how), _HOW_BYTES)
     if fd >= 0:

@@ -1,4 +1,4 @@
-"""Keys of objects: one key space with two kinds of keys, told apart by the slash.
+"""Keys of objects: one key space with two kinds of keys, which differ by the slash.
 
     blob            its uid, 5 to 32 letters and digits
     named object    `catalog/` and up to four more parts

@@ -1,4 +1,4 @@
-"""Write, read and sync local files: one `syncfs` for many of them where the file system does it right."""
+"""Write, read and sync local files: one `syncfs` for many files, on file systems that can be trusted with it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
     from backyfs.model import Buffer
 
-# For larger writes the kernel takes larger pieces of memory, and those a virtual machine may never have touched.
+# For larger writes the kernel allocates larger pieces of memory, which a virtual machine may never have touched.
 _WRITE_BYTES = 128 << 10
-# Where syncfs(2) is known to write data and wait for the disk. Elsewhere (FUSE, network) it may do nothing.
+# File systems on which syncfs(2) writes data and waits for the disk. On others (FUSE, network) it may do nothing.
 _SYNCFS_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "zfs", "tmpfs"})
 
 
 def write_all(fd: int, parts: Sequence[Buffer]) -> int:
-    """Write parts to a new file and return how many bytes they are."""
+    """Write parts to a new file and return their size in bytes."""
     size = sum(memoryview(part).nbytes for part in parts)
     if size <= _WRITE_BYTES and os.writev(fd, parts) == size:
         return size
-    os.lseek(fd, 0, os.SEEK_SET)  # a write that came short has met a limit or a full disk: go on to hear which
+    os.lseek(fd, 0, os.SEEK_SET)  # a short write hit a limit or a full disk: the next one reports which
     for part in parts:
         rest = memoryview(part)
         while rest:
             rest = rest[os.write(fd, rest[:_WRITE_BYTES]) :]
-    # The kernel begins to write dirty pages that are not needed: the disk is busy before the flush comes.
+    # Makes the kernel start to write the dirty pages, so that the disk is busy before the flush.
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     return size
 
@@ -43,8 +43,8 @@ def file_size(fd: int, most: int) -> int:
     Raises:
         OSError: it is not a regular file.
     """
-    # lseek takes a third of the time that fstat does. On a FIFO, a socket or a terminal it fails. On a directory or
-    # another device it returns 0 or more than `most`; only then does fstat have to decide.
+    # lseek takes a third of the time of fstat. It fails on a FIFO, a socket or a terminal. On a directory or another
+    # device it returns 0 or more than `most`. Only then fstat has to decide.
     size = os.lseek(fd, 0, os.SEEK_END)
     if not 0 < size <= most and not stat.S_ISREG(os.fstat(fd).st_mode):
         raise OSError(errno.EINVAL, "is not a regular file")
@@ -52,7 +52,7 @@ def file_size(fd: int, most: int) -> int:
 
 
 def read_at(fd: int, offset: int, length: int) -> bytes:
-    """Return `length` bytes of a file from `offset` on; fewer if it ends before. A file that grows is not read on."""
+    """Return `length` bytes of a file from `offset`, or fewer if it ends earlier. Bytes added meanwhile are ignored."""
     content = os.pread(fd, length, offset)
     if len(content) == length:
         return content
@@ -80,7 +80,7 @@ def file_system_type(path: str) -> str:
     """Return the type of the file system that holds `path`; empty if unknown."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    # Subvolumes of btrfs have device numbers of their own: fdatasync serves them.
+    # Subvolumes of btrfs have separate device numbers, so fdatasync is used for them.
     with suppress(OSError):
         return next((mount.file_system_type for mount in shown_mounts() if mount.device == wanted), "")
     return ""

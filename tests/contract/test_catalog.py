@@ -349,7 +349,7 @@ def test_differences_are_found(repository: Repository, versions: list[Version], 
     repository.blocks.storage.flush()
     assert found_by_check(repository) == {
         (missing, MISSING),
-        (damaged, "is damaged: it is no object of a catalog"),
+        (damaged, "is damaged: it is not an object of a catalog"),
         (version_name(versions[0].uid), MISSING),
         (stale, STALE),
     }

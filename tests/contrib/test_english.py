@@ -32,13 +32,13 @@ PHRASES = {
 
 LEFT = {
     "backyfs": 14,
-    "backyfs/catalog": 7,
+    "backyfs/catalog": 0,
     "backyfs/config": 4,
     "backyfs/engine": 247,
     "backyfs/keys": 1,
     "backyfs/metadata": 14,
     "backyfs/repository": 8,
-    "backyfs/storage": 7,
+    "backyfs/storage": 4,
     "backyfs/targets": 1,
     "backyfs/work": 21,
     "cli": 161,

@@ -1,6 +1,6 @@
-"""Compare the catalog in the storage with the database, and delete what it has and the database has not.
+"""Compare the catalog in the storage with the database, and delete objects that the database does not know.
 
-Nothing is locked: what differs is looked at once more before it is told, because it may have changed in between.
+Nothing is locked, so each difference is checked again before it is reported: it may have changed in the meantime.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DIFFERS = "differs from the database"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """An object of the catalog that is not as the database has it."""
+    """An object of the catalog that differs from the database."""
 
     name: str
     fact: str
@@ -52,7 +52,7 @@ class Difference:
 
 @dataclass(slots=True, kw_only=True)
 class CatalogReport:
-    """What was compared, counted as it is."""
+    """What was compared; its counts grow during the comparison."""
 
     versions: int = 0
     pages: int = 0
@@ -62,7 +62,7 @@ class CatalogReport:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What the object of a page holds; None: it is missing, or `fault` is the matter with it."""
+    """The content of a page's object; None: it is missing or has a `fault`."""
 
     row: PageRow
     content: bytes | None
@@ -79,7 +79,7 @@ class CatalogCheck:
         control: Control = UNATTENDED,
         tell: Callable[[Difference], None] = lambda _difference: None,
     ) -> None:
-        """Prepare; `tell` is told of each difference at once."""
+        """Prepare; `tell` is called with each difference immediately."""
         self._repository = repository
         self._database = repository.database
         self._catalog = repository.catalog
@@ -151,7 +151,7 @@ class CatalogCheck:
     def _repository_digest(self) -> bytes | None:
         try:
             return self._catalog.repository_digest()
-        except ObjectMissingError:  # which is a difference that was already reported
+        except ObjectMissingError:  # already reported as a difference
             return None
 
     def _fault_of_version(self, version: Version) -> str | None:

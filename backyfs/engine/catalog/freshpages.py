@@ -1,8 +1,8 @@
-"""Pages that a backup has just committed, put into the catalog from what it still knows of their blobs.
+"""Pages that a backup has just committed, written to the catalog from the records that are still in memory.
 
-To read a thousand blobs back takes longer than all the rest of writing a page's object, and a backup has had them in
-its hands a moment ago. A page with others is left to `engine.catalog.publish` at the end; so is one whose object
-cannot be put, and one that no flush follows. Owned by the thread that owns the database, but for `put`.
+Reading a thousand blobs back takes longer than everything else about writing a page's object. A page with blobs that
+are no longer remembered is left to `engine.catalog.publish` at the end. So is a page whose object cannot be put, and
+one after which no flush follows. Owned by the thread that owns the database, except for `put`.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _COLUMNS = {
     "wrapped_keys": "wrapped_key",
 }
 _UID = attrgetter("uid")
-_REMEMBERED = 12_288  # blobs: those of two flushes and a page, 8 MB
+_REMEMBERED = 12_288  # blobs of two flushes and a page, 8 MB
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreshPage:
-    """A page whose object can be made."""
+    """A page whose object can be written."""
 
     id: PageId
     uid: str
@@ -73,7 +73,7 @@ class FreshPages:
                 is_current = catalog_key(connection) == catalog_key_check(self._catalog.seal.key)
             require_catalog(repository.blocks.storage, repository.uid, was_written=True)
         except (StorageError, CatalogError) as error:
-            _log.info("the catalog is left for the end of the backup: %s", error)
+            _log.info("the catalog is written at the end of the backup: %s", error)
             return False
         return is_current
 
@@ -89,7 +89,7 @@ class FreshPages:
         if not self._is_on:
             return
         named = set(entries) - {HOLE}
-        if not named <= self._blobs.keys():  # ABSENT is none of them
+        if not named <= self._blobs.keys():  # ABSENT is not one of them
             return
         uid = unpublished_page(connection, page_id)
         if uid is not None:
@@ -100,18 +100,18 @@ class FreshPages:
             )
 
     def take(self) -> list[FreshPage]:
-        """Return the pages that were committed and are to be put."""
+        """Return the committed pages, which have to be put."""
         taken, self._committed = self._committed, []
         return taken
 
     def put(self, page: FreshPage) -> bool:
-        """Put the object of a page into the storage, in any thread; return False where that cannot be."""
+        """Put the object of a page into the storage, in any thread; return False if that fails."""
         column = {name: tuple(map(attrgetter(field), page.blobs)) for name, field in _COLUMNS.items()}
         columns = BlobColumns(ids=page.blob_ids, valid=(True,) * len(page.blobs), **column)
         try:
             self._catalog.put_page(page.uid, page.entries, columns)
         except (StorageError, CatalogError) as error:
-            _log.info("page %s is left for the end of the backup: %s", page.uid, error)
+            _log.info("page %s is written at the end of the backup: %s", page.uid, error)
             return False
         return True
 
@@ -120,11 +120,11 @@ class FreshPages:
         self._put[page.id] = page.uid
 
     def begin_flush(self) -> None:
-        """Note that a flush begins, which takes what was put before. There is one at a time."""
+        """Note the start of a flush, which covers everything put earlier. Only one runs at a time."""
         self._flushing, self._put = self._put, {}
 
     def settle(self, connection: Connection) -> None:
-        """Note in a write transaction that the flush has ended: those pages are in the catalog."""
+        """Note in a write transaction that the flush ended, so its pages are in the catalog."""
         if self._flushing:
             gone = settle_pages(connection, self._flushing.keys(), self._token)
             for page_id in gone:

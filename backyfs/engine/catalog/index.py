@@ -1,4 +1,4 @@
-"""Write the index of the catalog, and compare it with what the storage has.
+"""Write the index of the catalog, and compare it with the storage.
 
 objects of versions and repository durable -> index -> flush -> objects of removed versions deleted
 """
@@ -29,9 +29,9 @@ _log = logging.getLogger(__name__)
 
 
 def write_index(database: Database, catalog: Catalog, busy: Collection[str]) -> bool:
-    """Write a new index if notes ask for one; return whether nothing was changed while it was written.
+    """Write a new index if notes ask for one; return whether nothing changed while it was written.
 
-    What it names is durable already; versions in `busy` are being filled.
+    The versions it lists are already durable. Those in `busy` are being filled.
 
     Raises:
         StorageError, DatabaseError: it cannot be written; the notes stay.
@@ -43,7 +43,7 @@ def write_index(database: Database, catalog: Catalog, busy: Collection[str]) -> 
     number = _stored_number(catalog)
     if state is not None and number > state.number:
         _log.warning(
-            "the catalog in the storage has index %d, and the database knows of %d: the database may be an older copy",
+            "the catalog in the storage has index %d, but the database has %d: the database may be an older copy",
             number,
             state.number,
         )
@@ -64,16 +64,16 @@ def write_index(database: Database, catalog: Catalog, busy: Collection[str]) -> 
 def _stored_number(catalog: Catalog) -> int:
     try:
         return catalog.index().number
-    except (ObjectMissingError, CatalogError):  # none yet, or of another key: it is replaced
+    except (ObjectMissingError, CatalogError):  # missing, or sealed with another key: it is replaced
         return 0
 
 
 def index_faults(
     catalog: Catalog, repository: CatalogRepository, digest: bytes, there: Collection[str]
 ) -> tuple[CatalogIndex | None, list[tuple[str, str]]]:
-    """Return the index, if it can be read, and each object that is not as it says: its name and the fact.
+    """Return the index, if it can be read, and the name and fault of each object that contradicts it.
 
-    `repository` and `digest` are those of the object of the repository, `there` are the uids of versions.
+    `repository` and `digest` belong to the object of the repository. `there` are the uids of the versions with objects.
     """
     try:
         index = catalog.index()
@@ -93,7 +93,7 @@ def fault_of(name: str, error: BackyfsError) -> str:
 def _differences(
     index: CatalogIndex, repository: CatalogRepository, digest: bytes, there: Collection[str]
 ) -> Iterator[tuple[str, str]]:
-    # One that was written for a later index is newer: the command was killed before it wrote that.
+    # An object for a later index is newer: the command was killed before it wrote that index.
     if index.repository != digest and repository.index_number <= index.number:
         yield REPOSITORY_NAME, (
             f"is not the one that {INDEX_NAME} names: an older one may have been put back, with key slots that were "
@@ -106,7 +106,7 @@ def _differences(
 
 
 def age_of(index: CatalogIndex, state: IndexState) -> str | None:
-    """Return what is wrong with the number of an index; None: it is the one that the database has written last."""
+    """Return what is wrong with the number of an index; None: it is the last one that the database wrote."""
     if index.number == state.number:
         return None
     if index.number < state.number:

@@ -1,11 +1,11 @@
-"""Write to the catalog in the storage what the database says and the catalog does not.
+"""Write changes of the database to the catalog in the storage.
 
-    read rows -> pack, seal, put -> flush -> take the notes away
+    read rows -> pack, seal, put -> flush -> remove the notes
     owner        worker             owner    owner
 
-An object is durable before its note is gone, so who is killed leaves the rest to the next command. Nothing here runs
-within a transaction that another one waits for. Pages come before the versions that have them, versions before the
-index that names them, which has a flush to itself. Deletions come in the opposite order.
+An object is durable before its note is removed, so a killed command leaves the rest to the next one. Nothing here runs
+within a transaction that others wait for. Pages are written before the versions that have them, and versions before
+the index that lists them, which has a separate flush. Deletions come in the opposite order.
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ if TYPE_CHECKING:
     from backyfs.repository import Repository
     from backyfs.work.run import Control
 
-_WORKERS = 8           # an object store takes its time for each object; a disk is busy with fewer
+_WORKERS = 8           # an object store is slow for each object; a disk is busy with fewer
 _PAGES_AT_ONCE = 16    # are read in one transaction: 3 MB
 _PAGES_A_FLUSH = 1024  # 100 MB
 _NOTES_AT_ONCE = 256
-_BLOBS_AT_ONCE = 100_000  # changed blobs whose pages are looked for in one pass over all pages: 20 MB
-_ROUNDS = 3            # what changes while it is written is written again
+_BLOBS_AT_ONCE = 100_000  # changed blobs whose pages are found in one pass over all pages: 20 MB
+_ROUNDS = 3            # changes during the writing are written in another round
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
 class PublishReport:
-    """What was written to the catalog, counted as it is."""
+    """What was written to the catalog; its counts grow while it is written."""
 
     pages: int = 0
     versions: int = 0
@@ -84,7 +84,7 @@ class PublishReport:
 
 @dataclass(slots=True)
 class _Batch:
-    """What was put and is not durable yet."""
+    """Objects that were put and are not durable yet."""
 
     token: int | None = None  # of all pages, when the first of these was read
     pages: dict[PageId, str] = field(default_factory=dict)  # their uids
@@ -94,23 +94,23 @@ class _Batch:
 
 
 def keep_catalog(repository: Repository, control: Control = UNATTENDED) -> None:
-    """Write to the catalog whatever has changed. A failure is only a warning: what was done in the database is done."""
+    """Write all changes to the catalog. A failure is only a warning, since the database has the changes."""
     try:
         publish(repository, control=control.quietly())
     except InterruptedByUser:
-        pass  # the next command goes on
+        pass  # the next command continues
     except BackyfsError as error:
         _log.warning("the copy of the metadata in the storage is out of date: %s; %s", error, Advice.WRITE_CATALOG())
     finally:
-        repository.database.has_written = False  # so that a caller that keeps it as well does not do so twice
+        repository.database.has_written = False  # so that a caller does not publish again
 
 
 @contextmanager
 def catalog_kept(repository: Repository, control: Control = UNATTENDED) -> Iterator[None]:
-    """Keep the catalog up to date with what is done within the `with`, also where that ends with an error of ours.
+    """Bring the catalog up to date at the end of the `with`, also if it ends with one of our errors.
 
-    It goes around the job: what a running job is filling is left out. Whoever interrupts a command does not want to
-    wait for this; the next command goes on.
+    It encloses the job, because versions that a running job is filling are skipped. An interrupted command does not
+    make its user wait for this; the next command continues.
     """
     try:
         yield
@@ -133,16 +133,16 @@ def publish(
     everything: bool = False,
     control: Control = UNATTENDED,
 ) -> PublishReport:
-    """Write to the catalog whatever is not in it as the database has it, and delete what is gone from there.
+    """Write everything to the catalog that differs from the database, and delete what the database no longer has.
 
-    `everything` writes all of it, whatever is there; also where there is no catalog and there was one. What a running
-    backup has not finished yet is left to it. A storage that keeps nothing gets nothing.
+    With `everything`, all of it is written again, even if the catalog that was written is gone. Pages and versions that
+    a running backup is filling are left to that backup. A storage that keeps nothing gets nothing.
 
     Raises:
         MissingKeyError: the repository is encrypted, and it was opened without its key.
-        CatalogError: the storage has no catalog and there was one, or that of another repository.
-        InterruptedByUser: `control` asked to stop; what was written until then need not be written again.
-        StorageError, DatabaseError: it cannot be written; the next call goes on.
+        CatalogError: the catalog that was written is gone, or belongs to another repository.
+        InterruptedByUser: `control` asked to stop; the next call continues.
+        StorageError, DatabaseError: it cannot be written; the next call continues.
     """
     if not repository.blocks.storage.traits.keeps:
         return PublishReport()
@@ -166,7 +166,7 @@ class _Publisher:
         self._report = PublishReport()
 
     def run(self) -> PublishReport:
-        """Write until nothing is left, or what is left is changed by others all the time."""
+        """Write until nothing is left, except for what others keep changing."""
         self._find_pages_of_changed_blobs()
         with self._database.read() as connection:
             count = count_unpublished_pages(connection)
@@ -179,7 +179,7 @@ class _Publisher:
         return self._report
 
     def check_key(self, *, everything: bool) -> None:
-        """Let everything be written anew, or do so where it is sealed with another key than that of today."""
+        """Schedule everything to be written again, if asked to or if it is sealed with another key than today's."""
         key = self._catalog.seal.key
         check = catalog_key_check(key)
         with self._database.read() as connection:
@@ -207,7 +207,7 @@ class _Publisher:
                 settle_notes(connection, NoteKind.BLOB, notes)
 
     def _round(self, window: Window[None]) -> bool:
-        """Write what the notes say; return whether nothing of it has changed meanwhile."""
+        """Write what the notes list; return whether nothing of it changed in the meantime."""
         with self._database.read() as connection:
             busy = filled_versions(connection)
         batch = _Batch()
@@ -219,7 +219,7 @@ class _Publisher:
             is_settled &= self._settle(window, batch)
         self._put_repository(batch)
         if not self._settle(window, batch) or not write_index(self._database, self._catalog, busy):
-            return False  # without a current index, nothing is deleted that the one in the storage may name
+            return False  # nothing is deleted that the index in the storage may still list
         self._delete_versions()
         for notes in self._notes(NoteKind.PAGE):
             self._run.check()
@@ -230,7 +230,7 @@ class _Publisher:
         return is_settled
 
     def _delete_versions(self) -> None:
-        """Delete the objects of versions that are gone, from the index as well."""
+        """Delete the objects of versions that are gone from the database and from the index."""
         for notes in self._notes(NoteKind.VERSION):
             with self._database.read() as connection:
                 kept = existing_uids(connection, NoteKind.VERSION, [note.uid for note in notes])
@@ -277,7 +277,7 @@ class _Publisher:
                 is_settled &= self._settle(window, batch)
 
     def _blobs_of(self, connection: Connection, entries: Entries) -> BlobColumns | None:
-        """Return what the catalog is to have of the blobs of a page; None if a row is damaged: the page has to wait."""
+        """Return the records of a page's blobs; None: a row is damaged, and the page has to wait."""
         try:
             return load_page_blobs(connection, entries)
         except OddValueError as error:
@@ -290,7 +290,7 @@ class _Publisher:
             with self._database.read() as connection:
                 version = version_with_uid(connection, uid)
                 found = None if version is None else read_version(connection, version)
-        except OddValueError as error:  # its note stays, and with it what the catalog has of the version
+        except OddValueError as error:  # its note stays, and so does the object of the version
             self._database.odd_rows.note(error)
             return
         if found is None:
@@ -307,7 +307,7 @@ class _Publisher:
                 batch.digest = self._catalog.put_repository(read_repository(connection))
 
     def _settle(self, window: Window[None], batch: _Batch) -> bool:
-        """Make durable what was put, and take the notes away; return whether nothing of it has changed meanwhile."""
+        """Make durable what was put, and remove the notes; return whether nothing of it changed in the meantime."""
         self._wait(window, 0)
         if not (batch.pages or batch.versions or batch.repository):
             return True
@@ -329,7 +329,7 @@ class _Publisher:
         return is_current
 
     def _wait(self, window: Window[None], pending: int) -> None:
-        """Wait until no more than so many tasks are under way."""
+        """Wait until at most `pending` tasks are running."""
         self._run.check()
         while window.pending > pending:
             for _ in window.results():
@@ -337,7 +337,7 @@ class _Publisher:
 
 
 def read_version(connection: Connection, version: Version) -> CatalogVersion:
-    """Return what the catalog is to have of a version."""
+    """Return a version for the catalog."""
     listed = list(page_uids(connection, version.id))
     return CatalogVersion(
         version=version.record,
@@ -349,7 +349,7 @@ def read_version(connection: Connection, version: Version) -> CatalogVersion:
 
 
 def read_repository(connection: Connection) -> CatalogRepository:
-    """Return what the catalog is to have of the repository."""
+    """Return the repository for the catalog."""
     state = load_index_state(connection)
     return CatalogRepository(
         identity=load_identity(connection),
@@ -361,12 +361,12 @@ def read_repository(connection: Connection) -> CatalogRepository:
 
 
 def load_page_blobs(connection: Connection, entries: Entries) -> BlobColumns:
-    """Return what the catalog is to have of the blobs of a page."""
+    """Return the records of a page's blobs for the catalog."""
     return load_blob_columns(connection, {entry for entry in entries if entry > HOLE})
 
 
 def filled_versions(connection: Connection) -> frozenset[str]:
-    """Return the uids of versions that running backups are filling: their pages change every other second."""
+    """Return the uids of versions that running backups are filling. Their pages change every few seconds."""
     held = {uid for job in list_live_jobs(connection, this_process()) for uid in job.versions}
     found = (version_with_uid(connection, uid) for uid in held)
     return frozenset(

@@ -3,9 +3,9 @@
     list versions -> read a version -> read its pages -> insert
     owner            owner             worker            owner
 
-What cannot be read is told and left out; the rest is there. A page that is shared is read once: the database itself
-tells which are there, so memory grows with neither versions nor blobs. A version that lacks a page has absent blocks in
-its place and is invalid: to read them is an error, and not zeros.
+Anything that cannot be read is reported and skipped. A shared page is read once: the database itself is asked which
+pages exist, so memory grows with neither versions nor blobs. A version that lacks a page gets absent blocks in its
+place and becomes invalid. Reading them is an error and does not return zeros.
 """
 
 from __future__ import annotations
@@ -72,30 +72,30 @@ _BLOBS_AT_ONCE = 50_000  # whose objects are missing are marked in one pass over
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """What could not be recovered."""
+    """Something that could not be recovered."""
 
     name: str                   # of the object in the storage
-    version: VersionUid | None  # that lacks it; None where it is that of a version, or many lack it
+    version: VersionUid | None  # that lacks it; None: it is the object of a version, or many versions lack it
     reason: str
 
 
 @dataclass(slots=True, kw_only=True)
 class RecoveryReport:
-    """What was recovered, counted as it is."""
+    """What was recovered; its counts grow during the recovery."""
 
     repository: CatalogRepository
     versions: int = 0
     pages: int = 0
     blobs: int = 0
-    invalid: list[VersionUid] = field(default_factory=list)  # were valid, and lack something now
+    invalid: list[VersionUid] = field(default_factory=list)  # were valid, but now lack something
     losses: int = 0
     index: CatalogIndex | None = None  # if it can be read
-    unlisted: list[str] = field(default_factory=list)  # versions that the index does not name
+    unlisted: list[str] = field(default_factory=list)  # versions that the index does not list
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedCatalog:
-    """A catalog whose key is there."""
+    """A catalog with its key."""
 
     repository: CatalogRepository
     objects: Catalog
@@ -105,14 +105,14 @@ class OpenedCatalog:
 def open_catalog(
     storage: Storage, ask: Callable[[OpenPart], Secret], repository_key: bytes | None, *, expects_key: bool = False
 ) -> OpenedCatalog:
-    """Open the catalog of a storage, with the key of the repository itself, or with what `ask` returns.
+    """Open the catalog of a storage, with the repository key or with the secret that `ask` returns.
 
-    `ask` is called where a key is needed. With `expects_key` the repository is known to be encrypted: anybody who can
-    write to the storage can put a catalog there that is not.
+    `ask` is called only if a key is needed. With `expects_key`, a catalog that is not encrypted is refused, because
+    anyone who can write to the storage can put one there.
 
     Raises:
-        CatalogError: there is none, its first object is damaged, or it is not encrypted though a key is expected.
-        MissingKeyError, WrongKeyError, IntegrityError: it is not opened.
+        CatalogError: it does not exist, its first object is damaged, or it is not encrypted though a key is expected.
+        MissingKeyError, WrongKeyError, IntegrityError: the secret does not open it.
         StorageError: it cannot be read.
     """
     found = find_repository(storage)
@@ -170,15 +170,15 @@ def recover(
     control: Control = UNATTENDED,
     tell: Callable[[Loss], None] = lambda _loss: None,
 ) -> RecoveryReport:
-    """Fill a database that is empty, or that a recovery has not finished. `tell` is told at once of each loss.
+    """Fill a database that is empty, or that an earlier recovery did not finish. `tell` is called with each loss.
 
-    With `check_objects` the objects of all blobs are looked for; what is missing counts as damaged.
+    With `check_objects`, the storage is searched for the objects of all blobs, and missing ones count as damaged.
 
     Raises:
         SchemaError: the database holds something else.
         WrongStorageError: the marker of the storage names another repository than its catalog.
         InterruptedByUser: `control` asked to stop; the next recovery starts over.
-        DatabaseError, StorageError: they fail; likewise.
+        DatabaseError, StorageError: they fail; the next recovery starts over.
     """
     key = catalog.objects.seal.key
     is_marked = mark(storage, catalog.repository.identity.uid)
@@ -207,7 +207,7 @@ def recover(
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What a worker has read: the page with this uid, or why not."""
+    """What a worker has read: a page, or the reason why it cannot be read."""
 
     uid: str
     page: CatalogPage | None
@@ -234,7 +234,7 @@ class _Recovery:
         self.report = RecoveryReport(repository=catalog.repository)
 
     def run(self) -> None:
-        """Read the catalog and insert what it has."""
+        """Read the catalog and insert its content."""
         uids = sorted(self._objects.version_uids())
         self._compare_index(uids)
         pages = sum(1 for _ in self._objects.page_uids())
@@ -245,7 +245,7 @@ class _Recovery:
         self.report.blobs = self._filler.blobs
 
     def _compare_index(self, uids: Sequence[str]) -> None:
-        """Report what the index of the catalog says is missing or older, and note what it does not name."""
+        """Report what the index shows to be missing or older, and note versions that it does not list."""
         catalog = self._catalog
         index, faults = index_faults(self._objects, catalog.repository, catalog.digest, uids)
         for name, fact in faults:
@@ -275,7 +275,7 @@ class _Recovery:
             if lacks_some and record.status is VersionStatus.VALID:
                 set_status(connection, version.id, VersionStatus.INVALID)
                 self.report.invalid.append(record.uid)
-            # Also where it lacks something: its object names what may be found again.
+            # Even if it lacks something: its object names pages that may be found again.
             forget_note(connection, record.uid)
         self.report.versions += 1
 
@@ -321,7 +321,7 @@ class _Recovery:
             return _Read(uid, None, fault_of(page_name(uid), error))
 
     def _fault(self, read: _Read, version: VersionRecord, page_no: PageNumber) -> str:
-        """Return why a page cannot be that of a version; empty if it can."""
+        """Return why a page cannot belong to a version; empty if it can."""
         page = read.page
         if page is None:
             return read.reason
