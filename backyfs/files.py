@@ -102,7 +102,7 @@ def new_file(path: str) -> Iterator[BinaryIO]:
         with open(fd, "wb") as file:
             yield file
             sync_file(file)
-        give_name(draft, path)
+        link_durably(draft, path)
     finally:
         os.unlink(draft)
 
@@ -141,7 +141,7 @@ def replace_file(path: str, content: bytes, mode: int) -> None:
     sync_directory(directory)
 
 
-def give_name(draft: str, path: str) -> None:
+def link_durably(draft: str, path: str) -> None:
     """Give a file a second name, durably. Unlike a rename, this never replaces a file.
 
     Raises:

@@ -16,7 +16,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _JOINERS = "\u200c\u200d"  # formatting that Persian and many emoji are spelled with
 
 
-def steers(char: str) -> bool:
+def is_control(char: str) -> bool:
     """Return whether a character controls a terminal, or ends a line for some programs, instead of being shown."""
     return not char.isprintable() and unicodedata.category(char) in _STEERING and char not in _JOINERS
 

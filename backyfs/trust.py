@@ -39,24 +39,24 @@ def load_trusted_config(file: str | None, environ: Mapping[str, str]) -> tuple[C
         ConfigError: there is no configuration, it has a mistake, or this is root and others can change it.
     """
     config, warnings = load_config(file, environ)
-    doubts = doubts_about(config)
-    if doubts and is_refused():
+    doubts = reasons_not_to_trust(config)
+    if doubts and refuses_untrusted():
         raise ConfigError(doubts[0])
     return config, (*warnings, *doubts)
 
 
-def is_refused() -> bool:
+def refuses_untrusted() -> bool:
     """Return whether this user must refuse a configuration that others can change."""
     return os.geteuid() == 0
 
 
-def doubts_about(config: Config) -> list[str]:
+def reasons_not_to_trust(config: Config) -> list[str]:
     """Return the reasons not to trust a configuration, one sentence each, with the remedy. Runs and opens nothing."""
     user = _user_of(config)
     trusted = (0, os.geteuid()) if user is None else (0, user)
-    found = [*_doubts_about_files(config, trusted)]
+    found = [*_reasons_in_files(config, trusted)]
     if user is not None:
-        found += [*_doubts_about_user(config, user)]
+        found += [*_reasons_in_user_config(config, user)]
     return list(dict.fromkeys(found))
 
 
@@ -87,7 +87,7 @@ def _user_of(config: Config) -> int | None:
     return owners.pop() if len(owners) == 1 and owners != {0} else None
 
 
-def _doubts_about_files(config: Config, trusted: Collection[int]) -> Iterator[str]:
+def _reasons_in_files(config: Config, trusted: Collection[int]) -> Iterator[str]:
     """Yield reasons not to trust files that decide which commands run: one for each place that others can change."""
     whom = "root" if os.geteuid() == 0 else "this user"
     reasons: list[tuple[str | None, str]] = [
@@ -114,7 +114,7 @@ def _program_of(command: str) -> str | None:
     return words[0] if words and os.path.isabs(words[0]) else None
 
 
-def _doubts_about_user(config: Config, user: int) -> Iterator[str]:
+def _reasons_in_user_config(config: Config, user: int) -> Iterator[str]:
     """Yield everything that a user's configuration makes root do and that the user could not."""
     file = config.files[-1]
     remedy = f"run backyfs as that user, or give the file and its directory to root (`chown root {shell_word(file)}`)"

@@ -18,7 +18,7 @@ from backyfs.cli.sizes import human_size
 from backyfs.cli.text import printable
 from backyfs.errors import UsageError
 from backyfs.moments import time_text
-from backyfs.text import escaped, steers
+from backyfs.text import escaped, is_control
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -120,13 +120,13 @@ def _print_table(
 
 
 def pipe_field(text: str) -> str:
-    r"""Return text as a field of pipe-separated output: no value ends a field, forges a row or steers a terminal.
+    r"""Return text as a field of pipe-separated output: no value ends a field, forges a row or controls a terminal.
 
     Such characters and `|` become `\x0a`, `\u202e` or `\U000e0001`. Everything else stays as backy2 prints it, except a
     backslash in front of what would read as such an escape: it becomes `\x5c`, so that the text can be had back.
     """
     text = _LIKE_AN_ESCAPE.sub(r"\\x5c", text)
-    return "".join(escaped(char) if char == "|" or steers(char) else char for char in text)
+    return "".join(escaped(char) if char == "|" or is_control(char) else char for char in text)
 
 
 def _table_text(invocation: Invocation, name: str, field: Field, sizes: Collection[str]) -> str:
@@ -153,9 +153,9 @@ def _text(field: Field) -> str:
 def _print_json(value: object) -> None:
     # The escapes of another charset would not be those of JSON.
     text = json.dumps(value, indent=2, ensure_ascii=codecs.lookup(sys.stdout.encoding).name != "utf-8")
-    # Of what steers a terminal, `json` escapes C0 alone; in what is left a newline is its own. Bytes of a path that are
-    # not in UTF-8 are lone surrogates here.
-    click.echo("".join(_json_escaped(char) if char != "\n" and steers(char) else char for char in text))
+    # Of the characters that control a terminal, `json` escapes only C0; remaining newlines are its own. Bytes of a
+    # path that are not UTF-8 are lone surrogates here.
+    click.echo("".join(_json_escaped(char) if char != "\n" and is_control(char) else char for char in text))
 
 
 def _json_escaped(char: str) -> str:

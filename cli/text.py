@@ -19,5 +19,5 @@ def stored_text(_context: click.Context, _parameter: click.Parameter, text: str 
 
 
 def printable(text: str) -> str:
-    r"""Return text on one line, in which nothing steers the terminal: a newline becomes `\x0a`."""
+    r"""Return text on one line, without characters that control the terminal: a newline becomes `\x0a`."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from backyfs.text import steers
+from backyfs.text import is_control
 
 # Split as by SQLAlchemy: a user may contain an @, a password anything but an @, both escaped or not.
 _USER_AND_PLACE = re.compile(r"(?:(?P<user>[^:/]*)(?::(?P<password>[^@]*))?@)?(?P<place>.*)")
@@ -35,7 +35,7 @@ def mistake_in_url(url: str) -> UrlMistake | None:
     scheme, _, rest = url.partition("://")
     if scheme.partition("+")[0] == "sqlite":
         return None
-    if any(map(steers, url)):
+    if any(map(is_control, url)):
         return UrlMistake(
             "has a line break or another control character", "write it on one line, and control characters as %0A"
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from backyfs.errors import BackyfsError
-from backyfs.metadata.records.versions import list_versions, picture
+from backyfs.metadata.records.versions import list_versions, listing_state
 from backyfs.mount.tree import Tree
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class LiveTree:
 
     def _take(self) -> Tree:
         with self._database.read() as connection:
-            seen = picture(connection)
+            seen = listing_state(connection)
             now = datetime.now(UTC)
             if self._tree is not None and seen == self._picture and self._tree.is_true_at(now):
                 return self._tree

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from backyfs.model import Version, VersionStatus, VersionUid
 from backyfs.moments import time_name
 from backyfs.mount.facts import files
-from backyfs.text import steers
+from backyfs.text import is_control
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -209,7 +209,7 @@ class Tree:
 def escape(name: str) -> bytes:
     """Return a file name for any text. `unescape` reverses it.
 
-    A character that a file name cannot contain or that steers a terminal, and `%`, become `%` and two hexadecimal
+    A character that a file name cannot contain or that controls a terminal, and `%`, become `%` and two hexadecimal
     digits for each byte. A name that is too long keeps its beginning and ends in `%~` and a digest; only the tree knows
     its full text.
     """
@@ -237,7 +237,7 @@ def unescape(escaped: bytes) -> str:
 
 def _escaped(char: str) -> bytes:
     raw = _encoded(char)
-    return b"".join(b"%%%02X" % byte for byte in raw) if char in "/%" or steers(char) else raw
+    return b"".join(b"%%%02X" % byte for byte in raw) if char in "/%" or is_control(char) else raw
 
 
 def _encoded(text: str) -> bytes:

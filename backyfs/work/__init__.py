@@ -1,1 +1,1 @@
-"""Work that a command does: its job, progress, and tasks in worker threads."""
+"""Run a command: its job, its progress, and tasks in worker threads."""

@@ -1,4 +1,4 @@
-"""A set of blobs, by their ids."""
+"""Keep a set of blob ids in little memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _IDS = 1 << _SHIFT
 
 
 class BlobSet:
-    """A set of blob ids. Chunks of bits exist where there are ids: 2.6 million blobs, 10 TiB, take about 1 MB.
+    """A set of blob ids, in chunks of bits. The ids of 2.6 million blobs (10 TiB) take about 1 MB.
 
-    One id takes about 200 bytes, however large it is.
+    A single id takes about 200 bytes, however large it is.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What was put into a storage and is not durable yet."""
+"""Collect objects that were written to a storage and are not durable yet."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlushLimits:
-    """When a batch is to be flushed: whichever comes first."""
+    """When to flush a batch: at the first limit that is reached."""
 
     stored_bytes: int = 64 << 20
     items: int = 4096
-    seconds: float = 5.0  # a command that is killed repeats no more than it did in this time
+    seconds: float = 5.0  # after being killed, a command repeats at most the work of this time
 
 
 @dataclass(slots=True)
 class FlushBatch(Generic[T]):
-    """Objects that were put since the last flush, and what is to become of them. For one thread."""
+    """Objects written since the last flush, and what to do with them afterwards. For one thread."""
 
     limits: FlushLimits
     items: list[T] = field(default_factory=list)
@@ -33,7 +33,7 @@ class FlushBatch(Generic[T]):
         self.stored_bytes += stored_bytes
 
     def is_due(self, seconds: float | None = None) -> bool:
-        """Tell whether to flush; `seconds` takes the place of that limit."""
+        """Return whether to flush; `seconds` overrides the time limit."""
         limits = self.limits
         return bool(self.items) and (
             self.stored_bytes >= limits.stored_bytes
@@ -42,7 +42,7 @@ class FlushBatch(Generic[T]):
         )
 
     def take(self) -> list[T]:
-        """Return what there is, and begin a new batch."""
+        """Return the items and begin a new batch."""
         taken, self.items = self.items, []
         self.stored_bytes = 0
         self._since = time.monotonic()

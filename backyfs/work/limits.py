@@ -1,4 +1,7 @@
-"""How much a command does at once. More is faster, but takes memory, lets others wait, and is repeated after a kill."""
+"""Limit how much a command does in one step.
+
+Larger steps are faster, but need more memory, make others wait longer, and repeat more work after a kill.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ from backyfs.work.flushbatch import FlushLimits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The limits of one command. The defaults are right for all repositories; tests use others."""
+    """The limits of one command. The defaults suit all repositories; tests use others."""
 
     flush: FlushLimits = field(default_factory=FlushLimits)
-    first_flush_s: float = 1.0    # the least time between two flushes of a backup; it grows until `flush.seconds`
-    commit_s: float = 2.0         # between two commits of incomplete pages: an interrupted backup continues from there
-    pages_at_once: int = 16       # changed or removed in one transaction: some 16,000 counts, 50 ms
+    first_flush_s: float = 1.0    # minimum time between the first flushes of a backup; grows up to `flush.seconds`
+    commit_s: float = 2.0         # between commits of incomplete pages, from which an interrupted backup continues
+    pages_at_once: int = 16       # changed or removed in one transaction: about 16,000 counts, 50 ms
     blobs_at_once: int = 4096     # doomed in one transaction, and their rows removed in another
     deletions_a_task: int = 256   # objects
     checks_at_once: int = 4096    # blobs whose results are recorded together
-    checks_s: float = 5.0         # or when the last time was so long ago: a scrub that is killed repeats no more
+    checks_s: float = 5.0         # record results after this time at the latest; a killed scrub repeats no more
 
 
 DEFAULT_LIMITS = Limits()

@@ -1,4 +1,4 @@
-"""How fast an operation gets on, in few words: `38.3% 292.1MiB/s ETA 2s`. Pure: the clock is an argument."""
+"""Describe the progress of an operation briefly: `38.3% 292.1MiB/s ETA 2s`. Pure: the clock is an argument."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 from backyfs.text import human_size
 
-_SETTLED_S = 0.5  # a rate that was measured for less says nothing
+_SETTLED_S = 0.5  # a rate measured for less time is meaningless
 _FORESEEABLE_S = 100 * 86400
 
 
 @dataclass(slots=True, kw_only=True)
 class Pace:
-    """So many bytes of so many, since a time on the monotonic clock."""
+    """Bytes done out of a total, and when the operation started."""
 
     total_bytes: int
-    started: float  # seconds
+    started: float  # seconds on the monotonic clock
     done_bytes: int = 0
 
     def text(self, now: float) -> str:
-        """Return share, average rate and the time that is left, as far as each is known; at most 40 characters."""
+        """Return percentage, average rate and remaining time, if known, in at most 40 characters."""
         words = []
         if self.total_bytes > 0:
             words.append(f"{min(100.0, 100 * self.done_bytes / self.total_bytes):.1f}%")
@@ -34,7 +34,7 @@ class Pace:
 
 
 def short_time(seconds: float) -> str:
-    """Return a length of time in its two largest units: `2s`, `3m12s`, `1h05m`, `2d03h`."""
+    """Return a duration in its two largest units: `2s`, `3m12s`, `1h05m`, `2d03h`."""
     rest = round(seconds)
     if rest < 60:
         return f"{rest}s"

@@ -1,7 +1,7 @@
-"""A window of work: tasks run in worker threads, their results come back to one thread.
+"""Run tasks in worker threads and return their results to one thread.
 
-The thread that makes a window owns it: it alone submits and takes results, so what it keeps between them
-(database, block map, counters) needs no lock. The owner bounds the window, by what it lets be pending.
+The thread that creates a window owns it. Only the owner submits tasks and takes results, so its own state (database,
+block map, counters) needs no lock. The owner limits how many tasks are pending.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _I = TypeVar("_I")
 
-_WAIT_S = 0.2  # how long a signal can wait for its handler: Python runs it between two waits
+_WAIT_S = 0.2  # maximum delay of signal handlers, which Python runs between two waits
 
 
 def default_workers() -> int:
-    """Return how many threads keep every core of this process busy, one of them waiting for a disk."""
+    """Return how many threads keep every core of this process busy while one thread waits for a disk."""
     return len(os.sched_getaffinity(0)) + 1
 
 
 class Window(Generic[T]):
-    """Tasks that were submitted and whose results were not taken back yet.
+    """Tasks that were submitted and whose results were not taken yet.
 
-    Used as a context manager: leaving it waits for the tasks that run, and drops those that do not yet.
+    Use it as a context manager: leaving it waits for running tasks and drops all others.
     """
 
     def __init__(self, workers: int) -> None:
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="backyfs-worker")
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="backyfs-beside")  # no thread before it is needed
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="backyfs-beside")  # starts its thread on first use
         self._done: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
         self.pending = 0  # tasks whose result was not taken
 
@@ -44,14 +44,14 @@ class Window(Generic[T]):
         self._executor.submit(task, *arguments).add_done_callback(self._done.put)
 
     def submit_beside(self, task: Callable[..., T], *arguments: Any) -> None:
-        """Start a task in a thread of its own: it does not queue behind the others, which may be waiting for a disk."""
+        """Start a task in a separate thread, so that it does not queue behind tasks that may wait for a disk."""
         self.pending += 1
         self._beside.submit(task, *arguments).add_done_callback(self._done.put)
 
     def results(self) -> Iterator[T]:
-        """Wait until a task has ended; yield its result and those of all others that have ended meanwhile.
+        """Wait until a task has ended; yield its result and those of all other tasks that have ended by then.
 
-        What a task raised is raised here; the results that were not taken yet can be taken by calling again.
+        If a task raised, this raises the same error; call it again for the remaining results.
         """
         future = self._wait()
         while True:
@@ -63,10 +63,10 @@ class Window(Generic[T]):
                 return
 
     def map(self, task: Callable[[_I], T], items: Iterable[_I], *, most: int) -> Iterator[T]:
-        """Do a task for each item; yield the results as they come, in no order.
+        """Run a task for each item; yield the results in the order of completion.
 
-        At most `most` tasks are pending at a time, so the items may be made as they are needed. What a task raised is
-        raised here; the results of the others can still be taken by `results`.
+        At most `most` tasks are pending at a time, so `items` can be a generator. If a task raised, this raises the
+        same error; the results of the others are still available from `results`.
         """
         for item in items:
             while self.pending >= most:
@@ -76,7 +76,7 @@ class Window(Generic[T]):
             yield from self.results()
 
     def _wait(self) -> Future[T]:
-        assert self.pending, "nothing is pending: this would wait for ever"
+        assert self.pending, "nothing is pending, so this would wait forever"
         while True:
             try:
                 return self._done.get(timeout=_WAIT_S)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from backyfs.cli.main import run
 from backyfs.cli.output import pipe_field
 from backyfs.metadata.records.versions import list_versions
-from backyfs.text import steers
+from backyfs.text import is_control
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
@@ -60,7 +60,7 @@ def call(config, capfd):
 def test_a_field_is_one_and_can_be_read_back(text):
     field = pipe_field(text)
     assert "|" not in field
-    assert not any(map(steers, field))
+    assert not any(map(is_control, field))
     assert read_back(field) == text
 
 
@@ -89,7 +89,7 @@ def test_no_name_forges_a_row_or_a_field(call, words):
     lines = call("-m", *words).split("\n")
     assert lines.pop() == ""
     assert len({line.count("|") for line in lines}) == 1
-    assert not any(steers(char) for line in lines for char in line)
+    assert not any(is_control(char) for line in lines for char in line)
     if words[0] in {"ls", "du", "stats"}:
         assert len(lines) == 1 + len(HOSTILE + HARMLESS)
 
@@ -113,12 +113,12 @@ def test_a_tag_forges_no_field(config, call):
 def test_a_table_steers_no_terminal(config, capfd, words):
     run(["-c", str(config), *words])
     captured = capfd.readouterr()
-    assert not any(steers(char) for char in (captured.out + captured.err).replace("\n", ""))
+    assert not any(is_control(char) for char in (captured.out + captured.err).replace("\n", ""))
 
 
 def test_json_has_the_whole_names_and_steers_no_terminal(call):
     out = call("--json", "ls")
-    assert not any(steers(char) for char in out.replace("\n", ""))
+    assert not any(is_control(char) for char in out.replace("\n", ""))
     assert {one["name"] for one in json.loads(out)} == {*HOSTILE, *HARMLESS}
 
 
@@ -133,4 +133,4 @@ def test_a_traceback_steers_no_terminal(capfd, tmp_path):
     assert run(["-c", str(tmp_path / "\x1b[2J\u202e"), "--debug", "ls"]) == 1
     err = capfd.readouterr().err
     assert "Traceback" in err
-    assert not any(steers(char) for char in err.replace("\n", ""))
+    assert not any(is_control(char) for char in err.replace("\n", ""))

@@ -17,8 +17,8 @@ from backyfs.metadata.upkeep.checks import (
     is_whole,
     mark_damaged,
     replaceable,
+    versions_valid_before_damage,
     was_valid,
-    were_valid,
 )
 from backyfs.model import BlobUid
 from tests.contract.test_checks import BLOCK, NOW, new_blobs, new_version
@@ -81,7 +81,7 @@ def test_a_version_that_was_valid_is_whole_when_nothing_is_marked(connection: Co
     assert not was_valid(connection, version.id)
     mark_damaged(connection, [version.id], NOW)
     assert was_valid(connection, version.id)
-    assert were_valid(connection) == {version.id}
+    assert versions_valid_before_damage(connection) == {version.id}
     assert is_whole(connection, version, BLOCK)
     set_damaged(connection, ids[1])
     assert not is_whole(connection, version, BLOCK)

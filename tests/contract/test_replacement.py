@@ -29,7 +29,7 @@ from backyfs.metadata.maps.blockmap import (
 )
 from backyfs.metadata.records.blobs import find_moved, insert_blobs, load_blobs
 from backyfs.metadata.records.versions import create_version
-from backyfs.metadata.upkeep.migration import BlobCount, Outdated, count_outdated, outdated_blobs, pages_naming
+from backyfs.metadata.upkeep.migration import BlobCount, Outdated, blobs_to_reseal, count_outdated, used_pages_with
 from backyfs.metadata.upkeep.replacement import Replacement, replace_objects
 from backyfs.model import Blob, BlobId, BlobUid, PageNumber, SavedBlob, Version
 from tests.support.audit import doom
@@ -225,10 +225,10 @@ def test_a_page_does_not_come_to_name_a_doomed_blob(connection: Connection) -> N
 def test_what_is_outdated_is_listed_and_counted(connection: Connection) -> None:
     ids = new_blobs(connection, saved(1), saved(2, version=1), saved(3, version=2), saved(4, version=1), saved(5))
     doom(connection, ids[4])
-    assert outdated_blobs(connection, Outdated(to=2), BlobId(0)) == [ids[0], ids[1], ids[3]]
-    assert outdated_blobs(connection, Outdated(to=2), ids[1]) == [ids[3]]
-    assert outdated_blobs(connection, Outdated(to=2, before=LATER), BlobId(0)) == ids[:4]
-    assert outdated_blobs(connection, Outdated(to=2, before=NOW), BlobId(0)) == [ids[0], ids[1], ids[3]]
+    assert blobs_to_reseal(connection, Outdated(to=2), BlobId(0)) == [ids[0], ids[1], ids[3]]
+    assert blobs_to_reseal(connection, Outdated(to=2), ids[1]) == [ids[3]]
+    assert blobs_to_reseal(connection, Outdated(to=2, before=LATER), BlobId(0)) == ids[:4]
+    assert blobs_to_reseal(connection, Outdated(to=2, before=NOW), BlobId(0)) == [ids[0], ids[1], ids[3]]
     zero, one = (
         BlobCount(encryption_version=number, blobs=many, bytes=many * BLOCK) for number, many in ((0, 1), (1, 2))
     )
@@ -241,8 +241,8 @@ def test_pages_that_name_a_blob_are_found(connection: Connection) -> None:
     one = new_version(connection, a, 0)
     new_version(connection, b, 0)
     [(_, page_id)] = list_pages(connection, one.id)
-    assert list(pages_naming(connection, {a})) == [page_id]
-    assert list(pages_naming(connection, set())) == []
+    assert list(used_pages_with(connection, {a})) == [page_id]
+    assert list(used_pages_with(connection, set())) == []
 
 
 def test_pages_with_the_same_entries_are_one_when_they_are_recovered(connection: Connection) -> None:

@@ -12,7 +12,7 @@ from backyfs.metadata.db.tables import tags
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, commit_page, new_entries
 from backyfs.metadata.maps.usage import encryption_of_blocks, encryption_versions, used_bytes
 from backyfs.metadata.records.blobs import find_by_uid, insert_blobs
-from backyfs.metadata.records.versions import create_version, picture, set_status
+from backyfs.metadata.records.versions import create_version, listing_state, set_status
 from backyfs.model import BlobUid, PageNumber, SavedBlob, Version, VersionStatus
 
 if TYPE_CHECKING:
@@ -114,15 +114,15 @@ def test_a_version_without_blobs_uses_nothing(connection: Connection) -> None:
 
 def test_a_picture_is_equal_until_versions_or_tags_change(connection: Connection) -> None:
     version = new_version(connection, PAGE)
-    before = picture(connection)
-    assert picture(connection) == before
+    before = listing_state(connection)
+    assert listing_state(connection) == before
     new_blobs(connection, 1)
-    assert picture(connection) == before
+    assert listing_state(connection) == before
     set_status(connection, version.id, VersionStatus.VALID)
-    valid = picture(connection)
+    valid = listing_state(connection)
     assert valid != before
     connection.execute(insert(tags).values(version_id=version.id, name="daily"))
-    tagged = picture(connection)
+    tagged = listing_state(connection)
     assert tagged != valid
     new_version(connection, PAGE)
-    assert picture(connection) != tagged
+    assert listing_state(connection) != tagged

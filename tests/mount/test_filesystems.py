@@ -24,7 +24,7 @@ from backyfs.host.holders import commands_to_close, has_volume_group, holders_of
 from backyfs.host.mounttable import Mount, is_below, list_mounts, resolve
 from backyfs.host.records import Record, forget_device, hidden_directory, load, note_device, noted_devices, save
 from backyfs.remedies import Remedy
-from backyfs.text import steers
+from backyfs.text import is_control
 
 # Contents.
 
@@ -235,7 +235,7 @@ def test_no_directory_runs_in_a_shell_or_steers_a_terminal(
 ) -> None:
     directory = os.fsencode(HOSTILE)
     for command in (str(render(line)) for line in commands):
-        assert not any(map(steers, command))
+        assert not any(map(is_control, command))
         script = f'{command.split()[0]}() {{ printf "%s\\0" "$@"; }}; {command}'
         done = subprocess.run(["/bin/bash", "-c", script], capture_output=True, check=True, cwd=tmp_path)
         words = done.stdout.split(b"\0")[:-1]

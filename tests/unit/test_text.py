@@ -1,4 +1,4 @@
-"""Text that others chose: what steers a terminal, and words for a shell."""
+"""Text that others chose: characters that control a terminal, and words for a shell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backyfs.text import escaped, shell_word, shell_words, steers
+from backyfs.text import escaped, is_control, shell_word, shell_words
 
 
 @pytest.mark.parametrize(
@@ -21,12 +21,12 @@ from backyfs.text import escaped, shell_word, shell_words, steers
     ],
 )  # fmt: skip
 def test_a_character_that_is_obeyed_and_not_shown_steers(char):
-    assert steers(char)
+    assert is_control(char)
 
 
 @pytest.mark.parametrize("char", [*" a~|\\'\"$`", "\xa0", "ö", "€", "\u3000", "\u200c", "\u200d", "🙂", "\ue000"])
 def test_a_character_that_is_shown_does_not_steer(char):
-    assert not steers(char)
+    assert not is_control(char)
 
 
 @pytest.mark.parametrize(

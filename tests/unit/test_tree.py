@@ -22,7 +22,7 @@ from backyfs.mount.tree import (
     escape,
     unescape,
 )
-from backyfs.text import steers
+from backyfs.text import is_control
 
 FIRST = VersionUid("11111111-1111-4111-8111-111111111111")
 SECOND = VersionUid("22222222-2222-4222-8222-222222222222")
@@ -386,7 +386,7 @@ def test_a_name_that_fits_is_given_back(name: str) -> None:
 
 @given(st.text(st.characters(exclude_categories=()), max_size=63))  # 252 bytes of UTF-8
 def test_a_name_without_escapes_is_kept_whole_up_to_255_bytes(name: str) -> None:
-    plain = "".join("-" if char in "/%." or steers(char) else char for char in name)
+    plain = "".join("-" if char in "/%." or is_control(char) else char for char in name)
     assert escape(plain) == (plain.encode() or b"%")
 
 
@@ -403,7 +403,7 @@ def test_a_file_name_is_always_one(name: str) -> None:
     assert 1 <= len(escaped) <= 255
     assert escaped not in {b".", b".."}
     assert "/" not in escaped.decode()
-    assert not any(map(steers, escaped.decode()))
+    assert not any(map(is_control, escaped.decode()))
 
 
 @given(ANY_TEXT, ANY_TEXT)

@@ -20,8 +20,8 @@ from backyfs.metadata.upkeep.checks import (
     mark_damaged,
     mark_valid,
     pages_with,
+    versions_valid_before_damage,
     versions_with,
-    were_valid,
 )
 from backyfs.model import BlobId, BlockIndex, DamagedRange, VersionStatus
 from backyfs.work.blobset import BlobSet
@@ -147,7 +147,7 @@ def revive_repaired_versions(repository: Repository, job: Job) -> tuple[VersionU
         JobLostError: another command took this one for dead.
     """
     with repository.database.read() as connection:
-        chosen = were_valid(connection)
+        chosen = versions_valid_before_damage(connection)
     return revive_versions(repository, job, chosen) if chosen else ()
 
 

@@ -27,7 +27,7 @@ from backyfs.metadata.db.batches import batches
 from backyfs.metadata.maps.blockmap import BlobsGoneError, replace_blobs
 from backyfs.metadata.records.blobs import find_blobs, load_blobs
 from backyfs.metadata.upkeep.checks import blobs_of_versions
-from backyfs.metadata.upkeep.migration import BlobCount, Outdated, count_outdated, outdated_blobs, pages_naming
+from backyfs.metadata.upkeep.migration import BlobCount, Outdated, blobs_to_reseal, count_outdated, used_pages_with
 from backyfs.metadata.upkeep.replacement import Replacement, replace_objects
 from backyfs.model import BlobId
 from backyfs.work.blobset import BlobSet
@@ -180,7 +180,7 @@ class _Migrator:
         last = BlobId(0)
         while True:
             with self._repository.database.read() as connection:
-                found = outdated_blobs(connection, self._outdated, last)
+                found = blobs_to_reseal(connection, self._outdated, last)
             if not found:
                 return
             yield from (blob_id for blob_id in found if chosen is None or blob_id in chosen)
@@ -269,7 +269,7 @@ class _Migrator:
         if not merged:
             return
         with self._repository.database.read() as connection:
-            page_ids = list(pages_naming(connection, merged))
+            page_ids = list(used_pages_with(connection, merged))
         at_once = self._repository.limits.pages_at_once
         for start in range(0, len(page_ids), at_once):
             # Where a cleanup took the other one, the next migration seals this one.

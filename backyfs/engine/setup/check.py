@@ -43,7 +43,7 @@ from backyfs.repository.claim import SAMPLE_BLOBS, check_before_upgrade, check_c
 from backyfs.repository.keyring import unlock
 from backyfs.storage.registry import open_storage
 from backyfs.text import shell_word
-from backyfs.trust import doubts_about, is_refused, secret_files_of
+from backyfs.trust import reasons_not_to_trust, refuses_untrusted, secret_files_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -66,10 +66,10 @@ def check_configuration(file: str | None, environ: Mapping[str, str], *, now: da
     """
     config, mistakes, warnings = find_mistakes(file, environ)
     findings = [*_configuration(config, mistakes, warnings)]
-    doubts = [] if config is None else doubts_about(config)
+    doubts = [] if config is None else reasons_not_to_trust(config)
     if config is None:
         findings += [*_skipped(("permissions", *_NEED_CONFIG), "right"), *check_clock(now)]
-    elif doubts and is_refused():  # every command refuses it, and the key may come from one that it names
+    elif doubts and refuses_untrusted():  # every command refuses it, and the key may come from one that it names
         findings += [
             Finding(check="permissions", grade=Grade.FAILED, message=doubt, exit_status=ConfigError.exit_status)
             for doubt in doubts

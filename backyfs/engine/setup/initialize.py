@@ -18,7 +18,7 @@ from backyfs import keys
 from backyfs.config import config_text, load_config
 from backyfs.engine.catalog.publish import keep_catalog
 from backyfs.errors import BackyfsError, UsageError
-from backyfs.files import give_name, make_directories, require_no_device_directory, write_file
+from backyfs.files import link_durably, make_directories, require_no_device_directory, write_file
 from backyfs.metadata.db.database import Database
 from backyfs.repository import create_repository, open_repository
 from backyfs.sealing import NEWEST_ENCRYPTION_VERSION
@@ -140,7 +140,7 @@ def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitRepor
                 os.unlink(places.key_file)  # nothing was made with it
             raise
         make_directories(os.path.dirname(places.logfile))
-        give_name(draft, places.config_file)
+        link_durably(draft, places.config_file)
     with open_repository(config) as repository:
         keep_catalog(repository)
     return InitReport(
@@ -171,7 +171,7 @@ def write_configuration(
     with _mapped_errors(), _draft(places.config_file, text) as draft:
         load_config(draft, {})
         make_directories(os.path.dirname(places.logfile))
-        give_name(draft, places.config_file)
+        link_durably(draft, places.config_file)
 
 
 def _refuse_existing(places: Places, *, encrypted: bool) -> None:

@@ -27,14 +27,14 @@ from backyfs.metadata.maps.blockmap import ABSENT, HOLE
 from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.schema.adoption import check_facts
 from backyfs.metadata.schema.upgrade import (
+    compact_file,
     copy_sqlite,
-    give_back_space,
-    is_half_way,
-    is_undone_by_rollback,
-    jobs_in,
+    has_transactional_upgrade,
+    is_half_done,
     known_blob_uids,
+    live_jobs_of,
     old_tables,
-    take_tables,
+    require_unused_tables,
     upgrade_lock,
     upgrade_schema,
 )
@@ -179,7 +179,7 @@ class _Upgrade:
 
     def _remove_silent_jobs(self) -> None:
         with self.database.read() as connection:
-            has_jobs = bool(jobs_in(connection))
+            has_jobs = bool(live_jobs_of(connection))
         if has_jobs:
             remove_silent_jobs(self.database, stop=self.control.stop)
 
@@ -216,7 +216,7 @@ class _Upgrade:
         if source is not None:
             _check_facts(self.config, source)
         opens = self._key_test(source)
-        take_tables(connection)
+        require_unused_tables(connection)
         copy = self._copy(connection, source)
         try:
             adopted = upgrade_schema(
@@ -229,11 +229,11 @@ class _Upgrade:
                 progress=self.control.progress,
             )
         except BaseException:
-            if copy is not None and is_undone_by_rollback(self.database):
+            if copy is not None and has_transactional_upgrade(self.database):
                 os.unlink(copy)
                 _log.info("%s is removed: nothing was changed, so the database is what the copy was", copy)
             raise
-        give_back_space(self.database)
+        compact_file(self.database)
         report = UpgradeReport(
             database=self.database.place, copy=copy, adopted=adopted, duration_s=time.monotonic() - started
         )
@@ -263,7 +263,7 @@ class _Upgrade:
         path = _copy_path(self.config, self.database, self.copy_to)
         if sqlite_path(self.database.engine.url) is not None:
             copy_sqlite(self.database, path)
-        elif is_half_way(connection) if source is None else source.is_aside:
+        elif is_half_done(connection) if source is None else source.is_aside:
             return None  # a run that was killed has made it
         else:
             with new_file(path) as file:
@@ -323,7 +323,7 @@ def _check_facts(config: Config, source: Backy2Database) -> None:
 def _running(config: Config, database: Database, *, ignore_processes: bool) -> list[str]:
     """Describe what uses the database: jobs in it, and commands of backy2, which knows of no jobs."""
     with database.read() as connection:
-        found = [str(job) for job in jobs_in(connection)]
+        found = [str(job) for job in live_jobs_of(connection)]
         if old_tables(connection, _block_size(config)) is None:
             return found
     found += [f"backy2, which has locked {path}" for path in held_locks(config.lock_dir)]

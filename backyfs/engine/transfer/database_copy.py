@@ -12,7 +12,7 @@ from backyfs.errors import JobsRunningError, UsageError
 from backyfs.metadata.db.database import Database, sqlite_path
 from backyfs.metadata.schema.rowcopy import copied_tables, copy_rows, digest_rows, require_equal
 from backyfs.metadata.schema.schema import create_file, create_tables, drop_tables
-from backyfs.metadata.schema.upgrade import is_undone_by_rollback, jobs_in
+from backyfs.metadata.schema.upgrade import has_transactional_upgrade, live_jobs_of
 from backyfs.ownfiles import find_own
 from backyfs.work.silence import remove_silent_jobs
 
@@ -76,7 +76,7 @@ def _is_same(source: Database, target: Database) -> bool:
 def _copy(source: Database, target: Database) -> dict[str, int]:
     remove_silent_jobs(source)
     with source.write() as reading:  # as a writer: nobody changes it meanwhile
-        running = jobs_in(reading)
+        running = live_jobs_of(reading)
         if running:
             raise JobsRunningError(
                 f"{source.place} is in use by {'; '.join(map(str, running))}; try again when they have ended"
@@ -88,7 +88,7 @@ def _copy(source: Database, target: Database) -> dict[str, int]:
                 is_made = True
                 return _copy_tables(reading, writing)
         except BaseException:
-            if is_made and not is_undone_by_rollback(target):
+            if is_made and not has_transactional_upgrade(target):
                 with target.begin() as writing:
                     drop_tables(writing)
             raise

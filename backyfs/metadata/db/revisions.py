@@ -89,7 +89,7 @@ def read_schema(engine: Engine) -> Schema:
             return Schema(state=SchemaState.OLDER, revision=revision)
         if revision is not None:
             return Schema(state=SchemaState.NEWER, revision=revision, needs_release=_needed_release(connection))
-        found = is_of_backy2(connection) or holds_repository(connection)
+        found = is_backy2_database(connection) or holds_repository(connection)
         state = SchemaState.OLDER if found else SchemaState.NONE
         return Schema(state=state, revision=None)
 
@@ -108,7 +108,7 @@ def _read_revision(connection: Connection) -> str | None:
         raise
 
 
-def is_of_backy2(connection: Connection) -> bool:
+def is_backy2_database(connection: Connection) -> bool:
     """Return whether the tables are backy2's, judging by their columns: failed upgrades left wrong revisions behind."""
     if holds_repository(connection):
         return False

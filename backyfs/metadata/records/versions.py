@@ -124,7 +124,7 @@ def list_versions(connection: Connection, *, name: str | None = None) -> list[Ve
     return [_version(row, names.get(row.id, ())) for row in sound_rows(connection, query, versions.c.id)]
 
 
-def picture(connection: Connection) -> object:
+def listing_state(connection: Connection) -> object:
     """Return a value that equals an earlier one if the result of `list_versions` has not changed since.
 
     For 10,000 versions this takes a quarter of the time, because no values are converted.

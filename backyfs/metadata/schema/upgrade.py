@@ -16,7 +16,7 @@ from urllib.parse import quote
 from sqlalchemy import inspect, text
 
 from backyfs.errors import DatabaseBusyError, DatabaseError
-from backyfs.files import create_file, give_name, require_no_device_directory
+from backyfs.files import create_file, link_durably, require_no_device_directory
 from backyfs.metadata.db.database import mapped_errors
 from backyfs.metadata.db.engines import has_transactional_ddl, is_sqlite, sqlite_path
 from backyfs.metadata.db.revisions import (
@@ -28,7 +28,7 @@ from backyfs.metadata.db.revisions import (
     LAST_OF_BACKY2,
     OF_BACKY2,
     holds_repository,
-    is_of_backy2,
+    is_backy2_database,
 )
 from backyfs.metadata.db.tables import blobs, metadata
 from backyfs.metadata.records.blobs import sample_blob_uids
@@ -60,7 +60,7 @@ _log = logging.getLogger(__name__)
 
 def old_tables(connection: Connection, block_size: int) -> Backy2Database | None:
     """Return the tables of backy2 in a database, renamed or not; None if there are none."""
-    if not is_of_backy2(connection):
+    if not is_backy2_database(connection):
         return None
     prefix = ASIDE if inspect(connection).has_table(f"{ASIDE}blocks") else ""
     return Backy2Database(connection, block_size, prefix=prefix)
@@ -72,24 +72,24 @@ def known_blob_uids(connection: Connection, count: int) -> list[BlobUid]:
     return sample_blob_uids(connection, count) if source is None else source.sample_blob_uids(count)
 
 
-def jobs_in(connection: Connection) -> list[Job]:
+def live_jobs_of(connection: Connection) -> list[Job]:
     """Return the live jobs of a database with any schema."""
     return list_live_jobs(connection, this_process()) if inspect(connection).has_table("jobs") else []
 
 
-def is_undone_by_rollback(database: Database) -> bool:
+def has_transactional_upgrade(database: Database) -> bool:
     """Return whether a failed upgrade leaves no trace in the database."""
     return has_transactional_ddl(database.engine)
 
 
-def is_half_way(connection: Connection) -> bool:
+def is_half_done(connection: Connection) -> bool:
     """Return whether an upgrade on MariaDB was killed after it had taken over the rows."""
     if not inspect(connection).has_table("alembic_version"):
         return False
     return bool(connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == CLEARING_AWAY)
 
 
-def take_tables(connection: Connection) -> None:
+def require_unused_tables(connection: Connection) -> None:
     """Make sure that no other transaction prevents changes to the tables of backy2.
 
     On PostgreSQL they stay locked until the end. MariaDB releases locks when a table is renamed.
@@ -231,7 +231,7 @@ def copy_sqlite(database: Database, target: str) -> None:
             ) as copy:
                 source.backup(copy)
             os.fsync(fd)
-            give_name(draft, target)
+            link_durably(draft, target)
         finally:
             os.close(fd)
             os.unlink(draft)
@@ -243,7 +243,7 @@ def copy_sqlite(database: Database, target: str) -> None:
         ) from error
 
 
-def give_back_space(database: Database) -> None:
+def compact_file(database: Database) -> None:
     """Compact an SQLite file that has become mostly empty. This is optional."""
     if not is_sqlite(database.engine):
         return

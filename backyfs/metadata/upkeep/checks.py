@@ -287,7 +287,7 @@ def insert_damage(connection: Connection, version_id: VersionId, found_at: datet
     connection.execute(insert(damaged_versions).values(version_id=version_id, found_at=found_at))
 
 
-def were_valid(connection: Connection) -> set[VersionId]:
+def versions_valid_before_damage(connection: Connection) -> set[VersionId]:
     """Return the versions that were valid until damage was found in them."""
     return {VersionId(version_id) for version_id in connection.execute(select(damaged_versions.c.version_id)).scalars()}
 

@@ -40,7 +40,7 @@ class BlobCount:
     bytes: int  # plain
 
 
-def outdated_blobs(connection: Connection, outdated: Outdated, after: BlobId) -> list[BlobId]:
+def blobs_to_reseal(connection: Connection, outdated: Outdated, after: BlobId) -> list[BlobId]:
     """Return the next blobs to re-seal with ids above `after`, in order; an empty list means that there are no more."""
     query = select(blobs.c.id).where(blobs.c.id > after, *_conditions(outdated)).order_by(blobs.c.id)
     return [BlobId(blob_id) for blob_id in connection.execute(query.limit(_IDS_AT_ONCE)).scalars()]
@@ -69,7 +69,7 @@ def count_outdated(
     ]
 
 
-def pages_naming(connection: Connection, wanted: Container[BlobId]) -> Iterator[PageId]:
+def used_pages_with(connection: Connection, wanted: Container[BlobId]) -> Iterator[PageId]:
     """Yield the pages in use that contain one of these blobs, in one pass over all pages.
 
     Raises:
