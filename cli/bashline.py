@@ -1,7 +1,10 @@
 r"""A line of bash up to the cursor: its words, and the quotes in which the last one ends.
 
-What is offered is inserted as it is, and one press of Enter runs it. Names of versions can be anything, so they are
-quoted for the place where they go: outside of quotes, in "", in '' and in $'', each of which has its own rules.
+Bash inserts an offer as it is, and one press of Enter runs the line. Names of versions can contain anything, so they
+are quoted for their place: outside of quotes, in "", in '' and in $'', each of which has its own rules.
+
+Neither shlex nor click can replace this. They do not report in which quotes a line ends, and know neither $'' nor
+COMP_WORDBREAKS, which decides how much of a word bash keeps.
 """
 
 from __future__ import annotations
