@@ -371,7 +371,7 @@ def test_a_source_that_is_no_repository_is_refused(target: str, tmp_path: Path) 
 
 
 def test_a_target_that_cannot_be_made_is_an_error_of_the_database(source: str) -> None:
-    with pytest.raises(DatabaseError, match=r"^database file /dev/null/x/copy\.sqlite cannot be made"):
+    with pytest.raises(DatabaseError, match=r"^database file /dev/null/x/copy\.sqlite cannot be created"):
         copy_database(source, "sqlite:////dev/null/x/copy.sqlite")
 
 

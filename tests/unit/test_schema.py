@@ -156,7 +156,7 @@ def test_the_list_of_revisions_is_that_of_the_migrations() -> None:
 
 def test_no_revision_goes_back() -> None:
     for script in scripts().walk_revisions():
-        with pytest.raises(NotImplementedError, match=r"go back with the copy that was made before the upgrade"):
+        with pytest.raises(NotImplementedError, match=r"use the copy that was made before the upgrade"):
             script.module.downgrade()
 
 
@@ -217,7 +217,7 @@ def test_companions_of_the_file_are_no_more_open_than_it_is(database: Database, 
 def test_a_file_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     database = Database(f"sqlite:///{tmp_path}/file/backyfs.sqlite")
-    with pytest.raises(DatabaseError, match=rf"^database file {tmp_path}/file/backyfs\.sqlite cannot be made: "):
+    with pytest.raises(DatabaseError, match=rf"^database file {tmp_path}/file/backyfs\.sqlite cannot be created: "):
         create_file(database)
 
 
@@ -235,7 +235,7 @@ def test_the_tables_of_another_program_are_left_alone(database: Database, file: 
     with sqlite3.connect(file) as connection:
         connection.execute("CREATE TABLE theirs (id INTEGER)")
     connection.close()
-    with pytest.raises(SchemaError, match="holds tables already"):
+    with pytest.raises(SchemaError, match="already contains tables"):
         create(database)
     assert tables_of(file) == ["theirs"]
 

@@ -98,7 +98,7 @@ def test_a_row_that_cannot_be_used_costs_its_block_alone(
         with pytest.raises(VersionIncompleteError):
             Image(repository, version).blob(BlockIndex(WITH_BLOB))
         assert version_of(repository, SECOND).status is VersionStatus.VALID
-    assert f"version {FIRST} (vm-a): the row of block {WITH_BLOB} contradicts itself or others" in caplog.text
+    assert f"version {FIRST} (vm-a): the row of block {WITH_BLOB} contradicts itself or other rows" in caplog.text
 
 
 def test_a_row_that_contradicts_an_earlier_one_of_the_same_blob_is_not_trusted(reference: Reference) -> None:

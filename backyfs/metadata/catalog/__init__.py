@@ -1,1 +1,1 @@
-"""What the catalog in the storage has to be told."""
+"""Record which changes the catalog in the storage lacks."""

@@ -1,1 +1,1 @@
-"""The database: engines, tables, and what all queries share."""
+"""Connect to the database: engines, tables, and code that all queries share."""

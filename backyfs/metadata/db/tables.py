@@ -1,7 +1,7 @@
-"""The tables, as SQLAlchemy Core objects, in types that SQLite, PostgreSQL and MariaDB share.
+"""Define the tables as SQLAlchemy Core objects, with types that SQLite, PostgreSQL and MariaDB share.
 
-What a column means stands beside it, and what its values must look like in `backyfs.values`. The schema in a database
-is made by `backyfs.migrations`; a test keeps both equal.
+The meaning of a column is documented next to it, and the rules for its values are in `backyfs.values`. Older databases
+get the same schema from `backyfs.migrations`; a test compares both.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from backyfs.model import NAME_LENGTH
 # SQLite gives rowids to INTEGER primary keys only.
 _Id = BigInteger().with_variant(Integer, "sqlite")
 _LongBlob = Stored(LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb"), None)
-# sqlite_autoincrement: else SQLite gives the highest id, when its row was deleted, to the next row, and whoever
-# knows the old row by its id takes the new one for it: a backup a blob, a job that was removed its own row.
+# sqlite_autoincrement: without it, SQLite reuses the highest id after its row was deleted. A command that remembers the
+# id would mistake the new row for the old one: a backup for its blob, a removed job for its own row.
 
 metadata = MetaData(
     naming_convention={
@@ -56,29 +56,29 @@ metadata = MetaData(
 repository = Table(
     "repository",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
+    Column("id", Integer, primary_key=True, autoincrement=False),  # always 1: there is only one row
     Column("uid", uid(36, values.REPOSITORY_UID), nullable=False),
-    Column("block_size", number(values.BLOCK_SIZE), nullable=False),  # fixed when the repository is made
+    Column("block_size", number(values.BLOCK_SIZE), nullable=False),  # fixed when the repository is created
     Column("hash_function", short(32, values.HASH_FUNCTION), nullable=False),  # likewise
     Column("wrapped_fingerprint_key", raw(64, values.FINGERPRINT_KEY)),  # NULL: fingerprints have no key
-    # Of backyfs; older ones refuse with this number.
+    # Of backyfs; older releases name it in their error.
     Column("needs_release", short(32, values.RELEASE), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
-    Column("key_made_at", UtcDateTime),                            # the repository key; NULL: with the repository
-    Column("storage_marked", TrueOrFalse()),  # set: the storage was given this repository's marker; NULL: not yet
-    # Set: the storage held objects when the repository was made. Their rows may still be imported, so they are not
+    Column("key_made_at", UtcDateTime),       # when the repository key was created; NULL: with the repository
+    Column("storage_marked", TrueOrFalse()),  # set: the storage has this repository's marker; NULL: not yet
+    # Set: the storage had objects when the repository was created. Their rows may still be imported, so they are not
     # orphans unless the user says so.
     Column("storage_had_objects", TrueOrFalse()),
     Column("identity_tag", raw(32, values.IDENTITY_TAG)),  # see keys.identity; NULL: none yet, or not encrypted
 )
 
-# What the catalog in the storage is to be told, and what is known of it; see `metadata.catalog.notes`.
+# Changes that the catalog in the storage lacks, and its state; see `metadata.catalog.notes`.
 catalog_notes = Table(
     "catalog_notes",
     metadata,
     Column("kind", ordered(16), primary_key=True),
     Column("uid", ordered(36), primary_key=True),
-    Column("token", large(None), nullable=False),  # random: another one, and it has changed
+    Column("token", large(None), nullable=False),  # random; it differs after each change
 )
 
 key_slots = Table(
@@ -121,15 +121,15 @@ pages = Table(
     "pages",
     metadata,
     Column("id", _Id, primary_key=True),
-    Column("uid", uid(36, values.PAGE_UID), nullable=False, unique=True),  # names the page's object in the catalog
+    Column("uid", uid(36, values.PAGE_UID), nullable=False, unique=True),  # in the name of the page's catalog object
     Column("digest", raw(32, None), nullable=False, unique=True),  # of the entries: equal pages are one row
     Column("entries", _LongBlob, nullable=False),               # see metadata.maps.blockmap
-    Column("refs", large(None), nullable=False),               # rows of version_pages that name it
-    Column("published", TrueOrFalse(), nullable=False),               # set: the catalog has its object
+    Column("refs", large(None), nullable=False),               # rows of version_pages that refer to it
+    Column("published", TrueOrFalse(), nullable=False),        # set: the catalog has its object
     sqlite_autoincrement=True,
 )
 
-# Those that the catalog lacks, without a look at all others. MariaDB has no index of a part, and gets a whole one.
+# An index of only the pages that the catalog lacks. MariaDB has no partial indexes and gets a full one.
 _unpublished = pages.c.published.is_(False)
 Index("ix_pages_unpublished", pages.c.published, sqlite_where=_unpublished, postgresql_where=_unpublished)
 
@@ -148,38 +148,38 @@ blobs = Table(
     Column("uid", uid(32, values.BLOB_UID), nullable=False, unique=True),
     Column("fingerprint", raw(64, values.FINGERPRINT), index=True),
     Column("size", number(values.BLOB_SIZE), nullable=False),  # plain bytes
-    Column("stored_size", large(values.SIZE)),                   # bytes of the object; NULL: not known
+    Column("stored_size", large(values.SIZE)),                 # bytes of the object; NULL: unknown
     Column("encryption_version", Whole(SmallInteger(), values.ENCRYPTION_VERSION), nullable=False),
     Column("wrapped_key", raw(64, values.WRAPPED_KEY)),
-    Column("valid", TrueOrFalse(), nullable=False),            # not set: found damaged; not for deduplication
+    Column("valid", TrueOrFalse(), nullable=False),            # not set: found damaged; deduplication does not use it
     Column("created_at", UtcDateTime, nullable=False),
     Column("doomed_at", UtcDateTime),  # set: cleanup will delete it; deduplication no longer finds it
     sqlite_autoincrement=True,
 )
 
-# What a cleanup looks for, without a look at all others: garbage is what its cost follows.
+# Indexes of only the garbage, so that the cost of a cleanup grows with the garbage and not with the repository.
 _unused = pages.c.refs == 0
 Index("ix_pages_unused", pages.c.refs, sqlite_where=_unused, postgresql_where=_unused)
 _doomed = blobs.c.doomed_at.is_not(None)
 Index("ix_blobs_doomed", blobs.c.doomed_at, sqlite_where=_doomed, postgresql_where=_doomed)
 
-# Those that were found damaged, likewise.
+# An index of only the damaged blobs.
 _damaged = blobs.c.valid.is_(False)
 Index("ix_blobs_damaged", blobs.c.valid, sqlite_where=_damaged, postgresql_where=_damaged)
 
-# Apart from the blobs, because it changes so often: a backup that changes one block in a hundred counts all blobs
-# anew, and rewriting their whole rows took four times as long.
+# A separate table, because it changes so often: a backup that changes one block in a hundred updates the counts of all
+# blobs, and rewriting their whole rows took four times as long.
 blob_refs = Table(
     "blob_refs",
     metadata,
     Column("blob_id", ForeignKey(blobs.c.id, ondelete="CASCADE"), primary_key=True),  # none for a doomed blob
-    Column("refs", large(None), nullable=False),  # pages that contain it
+    Column("refs", large(None), nullable=False),  # number of pages that contain it
 )
 
 _unreferenced = blob_refs.c.refs == 0
 Index("ix_blob_refs_unused", blob_refs.c.refs, sqlite_where=_unreferenced, postgresql_where=_unreferenced)
 
-# Apart from the blobs for the same reason.
+# A separate table for the same reason.
 blob_checks = Table(
     "blob_checks",
     metadata,
@@ -187,8 +187,8 @@ blob_checks = Table(
     Column("checked_at", UtcDateTime, nullable=False),  # when a scrub last read it, whole or not
 )
 
-# Versions that were valid until a scrub found damage in them: they are valid again when it is gone. Others are
-# invalid because of what backy2 says, and that can mean that their backup never ended.
+# Versions that were valid until a scrub found damage in them. They become valid again when the damage is gone. Other
+# invalid versions were marked by backy2, which can mean that their backup never finished.
 damaged_versions = Table(
     "damaged_versions",
     metadata,

@@ -1,1 +1,1 @@
-"""Block maps."""
+"""Store and read block maps."""

@@ -1,1 +1,1 @@
-"""Rows of versions, blobs, jobs and the repository."""
+"""Read and write the rows of versions, blobs, jobs and the repository."""

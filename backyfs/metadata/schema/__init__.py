@@ -1,1 +1,1 @@
-"""Make the tables, and upgrade them, those of backy2 included."""
+"""Create the tables, and upgrade older ones, including those of backy2."""

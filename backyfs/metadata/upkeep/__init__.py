@@ -1,1 +1,1 @@
-"""Keep counts and blobs right: garbage, checks, replaced and migrated blobs."""
+"""Keep counts and blobs in order: garbage, checks, replaced and migrated blobs."""
