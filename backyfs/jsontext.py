@@ -1,4 +1,4 @@
-"""Records as JSON text and back, for the catalog and exports. Reading is strict: it raises ValueError.
+"""Convert records to JSON text and back, for the catalog and exports. Reading is strict and raises ValueError.
 
 Times are ISO 8601 in UTC, and bytes are hexadecimal digits.
 """

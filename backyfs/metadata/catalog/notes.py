@@ -1,9 +1,9 @@
 """Record which changes the catalog in the storage lacks, and read the rows that it is made of.
 
 Each change leaves a note in its own transaction: a kind, a uid, and a new random token. A command that has written the
-object removes the note if the token is still the one it read before. If not, another command may have written an older
-object later, so a new note remains. Thus there is a note whenever an object does not certainly match the rows, and a
-killed command leaves its notes for the next one.
+object removes the note if the token is still the one it read before. If not, its object may have replaced a newer one
+from another command, so a new note remains. Thus there is a note whenever an object does not certainly match the rows,
+and a killed command leaves its notes for the next one.
 
 For pages, the column `published` is the note. They share one token, which changes whenever pages must be written again.
 """

@@ -194,7 +194,7 @@ class Database:
     def use_wal(self) -> None:
         """Let readers and a writer of an SQLite file work at the same time. The setting is permanent.
 
-        This waits until the schema is ours: backy2 does not use WAL, and a refused upgrade must change nothing.
+        Call this only once the schema is ours: backy2 does not use WAL, and a refused upgrade must change nothing.
         """
         if is_sqlite(self.engine) and not self.is_read_only:
             # On a full disk the mode stays unchanged, which also works.

@@ -130,7 +130,7 @@ def insert_numbered_blobs(
 
 
 def find_by_uid(connection: Connection, uids: Iterable[BlobUid]) -> dict[BlobUid, KnownBlob]:
-    """Return the rows of these blobs by uid, including doomed ones, as far as rows exist.
+    """Return the rows of these blobs by uid, including doomed ones. Missing rows are skipped.
 
     Raises:
         OddValueError: a row has an impossible value.

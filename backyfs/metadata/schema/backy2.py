@@ -376,7 +376,7 @@ def _block(row: dict[str, Any]) -> Backy2Block:
 
 
 def _time_or_none(uid: VersionUid, value: object) -> datetime | None:
-    """Return a time. An impossible one, such as `0000-00-00`, is dropped with a warning, not with the backup."""
+    """Return a time. An impossible one, such as `0000-00-00`, is dropped with a warning; its backup is kept."""
     try:
         time = parse_time(value)
         return None if time is None else values.EXPIRY.check(time)

@@ -49,7 +49,7 @@ class Replacement:
 def replace_objects(
     connection: Connection, replacements: Iterable[Replacement], sealed_at: datetime
 ) -> frozenset[BlobId]:
-    """Change blobs to their new objects; return the changed ones. Call this in a write transaction, for a few hundred.
+    """Change a few hundred blobs to their new objects; return the changed ones. Call this in a write transaction.
 
     A blob is not changed if another command has re-sealed it in the meantime, or if it is doomed or gone. In that case
     its new object is doomed instead.
