@@ -50,7 +50,7 @@ class PathContext:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class ValueKind:
     """One kind of value."""
 
     allowed: str  # ends the sentence "key is 'text'; allowed: ..."
@@ -203,7 +203,7 @@ def _host(text: str, _: PathContext) -> str:
     return text if re.fullmatch(r"[^\s/]+", text) else _refuse()
 
 
-def _choice(*names: str, prefix: str = "", synonyms: dict[str, str] | None = None) -> Kind:
+def _choice(*names: str, prefix: str = "", synonyms: dict[str, str] | None = None) -> ValueKind:
     """Return a kind with these names. With a prefix, a name may also be written as a module of backy2 or backyfs."""
     meaning = {name: name for name in names} | (synonyms or {})
     starts = ("", f"backy2.{prefix}", f"backyfs.{prefix}") if prefix else ("",)
@@ -213,42 +213,44 @@ def _choice(*names: str, prefix: str = "", synonyms: dict[str, str] | None = Non
         return spellings.get(text) or _refuse()
 
     also = f"; also as backy2.{prefix}NAME or backyfs.{prefix}NAME" if prefix else ""
-    return Kind(allowed=", ".join(meaning) + also, parse=parse, optional=not prefix)
+    return ValueKind(allowed=", ".join(meaning) + also, parse=parse, optional=not prefix)
 
 
 def _refuse(fact: str = "", remedy: str | None = None) -> NoReturn:
     raise Refused(fact, remedy)
 
 
-NUMBER = Kind(allowed="a whole number, 0 or more", parse=_number)
-COUNT = Kind(allowed="a whole number, 1 or more", parse=_count)
-COMPRESSION_LEVEL = Kind(allowed=f"a whole number from 1 to {MAX_COMPRESSION_LEVEL}", parse=_compression_level)
-BLOCK_SIZE = Kind(
+NUMBER = ValueKind(allowed="a whole number, 0 or more", parse=_number)
+COUNT = ValueKind(allowed="a whole number, 1 or more", parse=_count)
+COMPRESSION_LEVEL = ValueKind(allowed=f"a whole number from 1 to {MAX_COMPRESSION_LEVEL}", parse=_compression_level)
+BLOCK_SIZE = ValueKind(
     allowed=f"a number of bytes that is a multiple of 512, from 512 to {MAX_BLOCK_SIZE}",
     parse=_block_size,
 )
-DURATION = Kind(allowed="a number and a unit (s, m, h, d, w), as in 12h, up to 36500d", parse=_duration)
-INTERVAL = Kind(allowed="a number, 1 or more, and a unit (s, m, h, d, w), as in 1d", parse=_interval)
-OPTIONAL_BOOLEAN = Kind(allowed=", ".join(_BOOLEANS), parse=_boolean, optional=True)
-DEDUPLICATION = Kind(allowed=f"{OPTIONAL_BOOLEAN.allowed}, {Deduplication.SAME_VERSION.value}", parse=_deduplication)
-HASH_FUNCTION = Kind(
+DURATION = ValueKind(allowed="a number and a unit (s, m, h, d, w), as in 12h, up to 36500d", parse=_duration)
+INTERVAL = ValueKind(allowed="a number, 1 or more, and a unit (s, m, h, d, w), as in 1d", parse=_interval)
+OPTIONAL_BOOLEAN = ValueKind(allowed=", ".join(_BOOLEANS), parse=_boolean, optional=True)
+DEDUPLICATION = ValueKind(
+    allowed=f"{OPTIONAL_BOOLEAN.allowed}, {Deduplication.SAME_VERSION.value}", parse=_deduplication
+)
+HASH_FUNCTION = ValueKind(
     allowed="blake3, or a name in Python's hashlib with digests of one length, such as sha512",
     parse=_hash_function,
 )
-HEX_KEY = Kind(allowed="64 hex digits", parse=_hex_key, secret=True)
-TEXT = Kind(allowed="any text", parse=_text)
-OPTIONAL_TEXT = Kind(allowed="any text", parse=_text, optional=True)
-SECRET_TEXT = Kind(allowed="any text", parse=_text, optional=True, secret=True)
-FEATURES = Kind(allowed="names such as RBD_FEATURE_LAYERING", parse=_words, many_lines=True)
-PATH = Kind(allowed="a path", parse=_path)
-OPTIONAL_PATH = Kind(allowed="a path", parse=_path, optional=True)
-DATABASE_URL = Kind(
+HEX_KEY = ValueKind(allowed="64 hex digits", parse=_hex_key, secret=True)
+TEXT = ValueKind(allowed="any text", parse=_text)
+OPTIONAL_TEXT = ValueKind(allowed="any text", parse=_text, optional=True)
+SECRET_TEXT = ValueKind(allowed="any text", parse=_text, optional=True, secret=True)
+FEATURES = ValueKind(allowed="names such as RBD_FEATURE_LAYERING", parse=_words, many_lines=True)
+PATH = ValueKind(allowed="a path", parse=_path)
+OPTIONAL_PATH = ValueKind(allowed="a path", parse=_path, optional=True)
+DATABASE_URL = ValueKind(
     allowed="a URL such as sqlite:////path, postgresql://user:password@host/name, mysql://user:password@host/name",
     parse=_database_url,
     secret=True,
 )
-ENDPOINT_URL = Kind(allowed="http://host:port or https://host:port", parse=_endpoint_url, optional=True)
-HOST = Kind(allowed="host or host:port, without http://", parse=_host)
+ENDPOINT_URL = ValueKind(allowed="http://host:port or https://host:port", parse=_endpoint_url, optional=True)
+HOST = ValueKind(allowed="host or host:port, without http://", parse=_host)
 ADDRESSING_STYLE = _choice("path", "virtual", "auto")
 LOG_FORMAT = _choice("text", "json")
 META_TYPE = _choice("sql", prefix="meta_backends.")

@@ -20,7 +20,7 @@ class Key:
     """One key."""
 
     name: str
-    kind: k.Kind
+    kind: k.ValueKind
     meaning: str
     required: bool = False
 

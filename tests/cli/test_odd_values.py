@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import text
 
 from backyfs.cli.main import run
-from backyfs.metadata.db.columns import Stored
+from backyfs.metadata.db.columns import CheckedType
 from backyfs.metadata.db.database import Database
 from backyfs.metadata.db.engines import new_engine
 from backyfs.metadata.db.idarray import SparseArray
@@ -67,7 +67,7 @@ def test_every_column_but_ids_and_keys_of_rows_has_a_rule() -> None:
         (table.name, column.name)
         for table in metadata.sorted_tables
         for column in table.columns
-        if not isinstance(column.type, Stored)
+        if not isinstance(column.type, CheckedType)
     }
     assert plain == {
         (table.name, "id") for table in metadata.sorted_tables if "id" in table.columns

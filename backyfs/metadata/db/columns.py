@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from backyfs.values import Rule
 
 
-class Stored(TypeDecorator[Any]):
+class CheckedType(TypeDecorator[Any]):
     """A column whose values obey a rule. Reading a value that breaks it raises OddValueError.
 
     SQLite stores any type in any column, and other engines any text that fits. SQLAlchemy's types accept some of these
@@ -66,7 +66,7 @@ class Stored(TypeDecorator[Any]):
         return value
 
 
-class Whole(Stored):
+class WholeNumber(CheckedType):
     """A whole number."""
 
     cache_ok = True
@@ -76,7 +76,7 @@ class Whole(Stored):
         return int(value) if isinstance(value, Decimal) and value == value.to_integral_value() else value
 
 
-class TrueOrFalse(Stored):
+class TrueOrFalse(CheckedType):
     """A bool. SQLite and MariaDB store 0 and 1."""
 
     cache_ok = True
@@ -89,7 +89,7 @@ class TrueOrFalse(Stored):
         return bool(value) if type(value) is int and value in (0, 1) else value
 
 
-class UtcDateTime(Stored):
+class UtcDateTime(CheckedType):
     """An aware time in UTC, with microseconds on every database."""
 
     cache_ok = True
@@ -112,53 +112,53 @@ class UtcDateTime(Stored):
         return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
 
 
-def uid(length: int, rule: Rule) -> Stored:
+def uid(length: int, rule: Rule) -> CheckedType:
     """Return the type of a uid, compared by its bytes."""
     # Uids may differ only in case, which MariaDB ignores in comparisons unless the collation says otherwise.
     exact = mysql.VARCHAR(length, charset="ascii", collation="ascii_bin")
-    return Stored(String(length).with_variant(exact, "mysql", "mariadb"), rule)
+    return CheckedType(String(length).with_variant(exact, "mysql", "mariadb"), rule)
 
 
-def ordered(length: int) -> Stored:
+def ordered(length: int) -> CheckedType:
     """Return the type of a short text key: compared and ordered by its bytes, and returned unchecked."""
     # Like a uid, and PostgreSQL also orders it by its bytes, as the others do.
     exact = mysql.VARCHAR(length, charset="ascii", collation="ascii_bin")
     ordered = postgresql.VARCHAR(length, collation="C")
     kind = String(length).with_variant(exact, "mysql", "mariadb").with_variant(ordered, "postgresql")
-    return Stored(kind, None)
+    return CheckedType(kind, None)
 
 
-def raw(length: int, rule: Rule | None) -> Stored:
+def raw(length: int, rule: Rule | None) -> CheckedType:
     """Return the type of short bytes."""
     # MariaDB can index a whole VARBINARY, but not a whole BLOB.
-    return Stored(LargeBinary(length).with_variant(mysql.VARBINARY(length), "mysql", "mariadb"), rule)
+    return CheckedType(LargeBinary(length).with_variant(mysql.VARBINARY(length), "mysql", "mariadb"), rule)
 
 
-def text(length: int) -> Stored:
+def text(length: int) -> CheckedType:
     """Return the type of text that people chose: names, labels, commands."""
     # Names are compared and ordered by their bytes, as SQLite does. Otherwise PostgreSQL would order them by the
     # language of the database, and MariaDB would ignore case and, without "nopad", trailing spaces.
     exact = mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_nopad_bin")
     ordered = postgresql.VARCHAR(length, collation="C")
     kind = String(length).with_variant(exact, "mysql", "mariadb").with_variant(ordered, "postgresql")
-    return Stored(kind, values.Text(length))
+    return CheckedType(kind, values.Text(length))
 
 
-def short(length: int, rule: Rule) -> Stored:
+def short(length: int, rule: Rule) -> CheckedType:
     """Return the type of text that the program chose."""
-    return Stored(String(length), rule)
+    return CheckedType(String(length), rule)
 
 
-def number(rule: Rule | None) -> Stored:
+def number(rule: Rule | None) -> CheckedType:
     """Return the type of a 32-bit number."""
-    return Whole(Integer(), rule)
+    return WholeNumber(Integer(), rule)
 
 
-def large(rule: Rule | None) -> Stored:
+def large(rule: Rule | None) -> CheckedType:
     """Return the type of a 64-bit number."""
-    return Whole(BigInteger(), rule)
+    return WholeNumber(BigInteger(), rule)
 
 
-def reference() -> Stored:
+def reference() -> CheckedType:
     """Return the type of a reference to a row of another table."""
-    return Whole(BigInteger().with_variant(Integer, "sqlite"), values.ROW_ID)
+    return WholeNumber(BigInteger().with_variant(Integer, "sqlite"), values.ROW_ID)

@@ -23,10 +23,10 @@ from sqlalchemy.dialects import mysql
 
 from backyfs import values
 from backyfs.metadata.db.columns import (
-    Stored,
+    CheckedType,
     TrueOrFalse,
     UtcDateTime,
-    Whole,
+    WholeNumber,
     large,
     number,
     ordered,
@@ -40,7 +40,7 @@ from backyfs.model import NAME_LENGTH
 
 # SQLite gives rowids to INTEGER primary keys only.
 _Id = BigInteger().with_variant(Integer, "sqlite")
-_LongBlob = Stored(LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb"), None)
+_LongBlob = CheckedType(LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb"), None)
 # sqlite_autoincrement: without it, SQLite reuses the highest id after its row was deleted. A command that remembers the
 # id would mistake the new row for the old one: a backup for its blob, a removed job for its own row.
 
@@ -149,7 +149,7 @@ blobs = Table(
     Column("fingerprint", raw(64, values.FINGERPRINT), index=True),
     Column("size", number(values.BLOB_SIZE), nullable=False),  # plain bytes
     Column("stored_size", large(values.SIZE)),                 # bytes of the object; NULL: unknown
-    Column("encryption_version", Whole(SmallInteger(), values.ENCRYPTION_VERSION), nullable=False),
+    Column("encryption_version", WholeNumber(SmallInteger(), values.ENCRYPTION_VERSION), nullable=False),
     Column("wrapped_key", raw(64, values.WRAPPED_KEY)),
     Column("valid", TrueOrFalse(), nullable=False),            # not set: found damaged; deduplication does not use it
     Column("created_at", UtcDateTime, nullable=False),
@@ -238,10 +238,10 @@ stats = Table(  # one row for each finished backup; it outlives its version
     Column("blocks_deduplicated", large(values.COUNT), nullable=False),
     Column("bytes_sparse", large(values.COUNT), nullable=False),
     Column("blocks_sparse", large(values.COUNT), nullable=False),
-    Column("duration_s", Stored(Double(), values.DURATION), nullable=False),
+    Column("duration_s", CheckedType(Double(), values.DURATION), nullable=False),
 )
 
 for _table in metadata.sorted_tables:
     for _column in _table.columns:
-        if isinstance(_column.type, Stored):
+        if isinstance(_column.type, CheckedType):
             _column.type.place = (_table.name, _column.name)
