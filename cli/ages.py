@@ -1,4 +1,4 @@
-"""Ages as people write them: 30d, 12h."""
+"""Parse ages such as 30d or 12h."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 class Age(click.ParamType[timedelta]):
-    """A length of time: a whole number with s, m, h, d or w."""
+    """A duration: a whole number with s, m, h, d or w."""
 
     name = "age"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """Return the length of time.
+        """Return the duration.
 
         Raises:
-            click.BadParameter: it is none.
+            click.BadParameter: the value is not a duration.
         """
         if isinstance(value, timedelta):
             return value
         found = re.fullmatch(r"([0-9]{1,5})([smhdw])", str(value))
         if found is None:
-            self.fail(f"{value!r} is no age; give a number with s, m, h, d or w, as in 30d", param, ctx)
+            self.fail(f"{value!r} is not an age; give a number with s, m, h, d or w, as in 30d", param, ctx)
         return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 

@@ -1,7 +1,7 @@
-r"""A line of bash up to the cursor: its words, and the quotes in which the last one ends.
+r"""Parse a line of bash up to the cursor: its words, and the quotes in which the last one ends.
 
-Bash inserts an offer as it is, and one press of Enter runs the line. Names of versions can contain anything, so they
-are quoted for their place: outside of quotes, in "", in '' and in $'', each of which has its own rules.
+Bash inserts a completion unchanged, and pressing Enter runs the line. Names of versions can contain anything, so they
+are quoted for their position: outside of quotes, in "", in '' and in $'', each of which has its own rules.
 
 Neither shlex nor click can replace this. They do not report in which quotes a line ends, and know neither $'' nor
 COMP_WORDBREAKS, which decides how much of a word bash keeps.
@@ -12,29 +12,29 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_TAKEN_ALONG = "@$"  # readline's rl_special_prefixes, as bash sets them: the word to replace begins with them
+_TAKEN_ALONG = "@$"  # readline's rl_special_prefixes, as set by bash: they are part of the word to replace
 _ANSI, _DOUBLE, _SINGLE = "$'", '"', "'"
 _OPENING = re.compile(r"""\$?['"]""")
-_NOT_SAFE = re.compile(r"[^\w@%+=:,./^-]", re.ASCII)  # what bash would take for syntax
+_NOT_SAFE = re.compile(r"[^\w@%+=:,./^-]", re.ASCII)  # characters that may be syntax for bash
 _ESCAPED_IN_DOUBLE = re.compile(r'[\\"$`]')
-_UNKNOWN = "\0"  # in no name: a word that has it is completed to nothing
+_UNKNOWN = "\0"  # names do not contain it, so a word with it has no completions
 
 
 @dataclass(slots=True)
 class BashLine:
-    """What was read of a line."""
+    """A parsed line."""
 
-    words: tuple[str, ...] = ()  # complete ones, without quotes
-    last: str = ""               # the one to complete
-    kept: int = 0                # characters of that which bash does not replace
-    quote: str = ""              # the quotes in which it ends, as they are opened; empty: none
-    expands: bool = False        # it has a $ or ` that bash does not take as it is
+    words: tuple[str, ...] = ()  # complete words, without quotes
+    last: str = ""               # the word to complete
+    kept: int = 0                # number of its characters that bash does not replace
+    quote: str = ""              # the opening quotes in which it ends; empty: none
+    expands: bool = False        # it has a $ or ` that bash would expand
     _begun: bool = False
     _kept_before: int = 0        # `kept` in front of the quotes
 
     @classmethod
     def of(cls, line: str, breaks: str) -> BashLine:
-        """Read a line; `breaks` are the characters of COMP_WORDBREAKS."""
+        """Parse a line; `breaks` are the characters of COMP_WORDBREAKS."""
         read = cls()
         at = 0
         while at < len(line):
@@ -42,13 +42,13 @@ class BashLine:
         return read
 
     def _take(self, rest: str, breaks: str) -> int:
-        """Take what the rest of the line begins with; return how many characters that was."""
+        """Parse the beginning of the rest of the line; return the number of characters."""
         if rest[0] == "\\" and self.quote != _SINGLE:
             return self._take_escape(rest[1:2])
         return self._take_in_quotes(rest[0]) if self.quote else self._take_plain(rest, breaks)
 
     def _take_escape(self, char: str) -> int:
-        """Take a backslash and the character behind it, if there is one yet."""
+        """Parse a backslash and the character after it, if there is one."""
         if self.quote == _DOUBLE and char and not _ESCAPED_IN_DOUBLE.match(char):
             return self._add("\\")
         if self.quote == _ANSI and char not in "\\'\"":
@@ -57,7 +57,7 @@ class BashLine:
 
     def _take_in_quotes(self, char: str) -> int:
         if char == self.quote[-1]:
-            self.quote, self.kept = "", self._kept_before  # for readline a word begins behind an open quote alone
+            self.quote, self.kept = "", self._kept_before  # for readline, only an open quote begins a word
             return 1
         self.expands |= self.quote == _DOUBLE and char in "$`"
         return self._add(char)
@@ -85,9 +85,9 @@ class BashLine:
 
 
 def quoted(text: str, quote: str) -> str:
-    """Return text as it is inserted in a line within these quotes, which stay open."""
+    """Return text for insertion within these quotes, which stay open."""
     if quote == _DOUBLE:
-        # An exclamation mark recalls a command in double quotes, too, and a backslash in front of it would stay there.
+        # In double quotes, an exclamation mark still recalls a command, and a backslash before it would be kept.
         return _ESCAPED_IN_DOUBLE.sub(r"\\\g<0>", text).replace("!", "\"'!'\"")
     if quote == _SINGLE:
         return text.replace("'", r"'\''")

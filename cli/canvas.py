@@ -1,4 +1,4 @@
-"""What charts are drawn on: how wide standard output is, and what it can show."""
+"""Find out how wide standard output is and what it can show, for charts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from backyfs.cli.charts import glyphs_for
 if TYPE_CHECKING:
     from backyfs.cli.charts import Glyphs
 
-_WIDEST = 160  # characters; a chart is not the clearer for more
+_WIDEST = 160  # characters; wider charts are not clearer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canvas:
-    """A place for charts."""
+    """The properties of an output for charts."""
 
     width: int  # characters
     glyphs: Glyphs
@@ -26,8 +26,8 @@ class Canvas:
 
 
 def stdout_canvas() -> Canvas:
-    """Return what standard output is. NO_COLOR is respected, see https://no-color.org."""
+    """Return the canvas of standard output. NO_COLOR is respected, see https://no-color.org."""
     colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    # Without a terminal, or in the last column of one, a line may be broken.
+    # Leave the last column free: a terminal may wrap a line that fills it.
     width = min(shutil.get_terminal_size().columns - 1, _WIDEST)
     return Canvas(width=max(width, 20), glyphs=glyphs_for(sys.stdout.encoding), colours=colours)

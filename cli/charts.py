@@ -1,6 +1,6 @@
-"""Small charts for a terminal: from numbers to lines of text. Pure.
+"""Draw small charts as lines of text for a terminal. Pure.
 
-Every chart can be drawn in ASCII and without colours; what it means never rests on a colour alone.
+Every chart can be drawn in ASCII and without colours. No chart depends on colours alone.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _RESET = "\x1b[0m"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Glyphs:
-    """What charts are drawn with."""
+    """The characters that charts are drawn with."""
 
-    levels: str             # of one character of a column, from empty to full
-    parts: tuple[str, ...]  # of a bar, one for each kind of part
-    hole: str               # states of a block, on the map of an image
+    levels: str             # fill levels of one character of a column, from empty to full
+    parts: tuple[str, ...]  # for each kind of part of a bar
+    hole: str               # this and the following: states of a block on the map of an image
     same: str
     changed: str
     new: str
@@ -34,7 +34,7 @@ ASCII = Glyphs(levels=" .:#", parts=("#", "=", "."), hole=".", same="-", changed
 
 
 def glyphs_for(encoding: str | None) -> Glyphs:
-    """Return what a stream of this encoding can show."""
+    """Return the glyphs that a stream with this encoding can show."""
     try:
         "".join((UNICODE.levels, *UNICODE.parts, UNICODE.same, UNICODE.new)).encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -44,15 +44,15 @@ def glyphs_for(encoding: str | None) -> Glyphs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """One line of a chart of bars."""
+    """One line of a bar chart."""
 
     label: str
-    parts: tuple[int, ...]  # of the bar, from the left
-    note: str = ""          # after the bar
+    parts: tuple[int, ...]  # of the bar, from left to right
+    note: str = ""          # shown after the bar
 
 
 def bars(rows: Sequence[Bar], width: int, glyphs: Glyphs) -> list[str]:
-    """Return a line for each row: label, a bar of its parts, note. All bars have one scale, `width` is of the line."""
+    """Return a line of `width` characters for each row: label, bar, note. All bars have the same scale."""
     if not rows:
         return []
     labels = max(len(row.label) for row in rows)
@@ -69,9 +69,9 @@ def bars(rows: Sequence[Bar], width: int, glyphs: Glyphs) -> list[str]:
 
 
 def columns(values: Sequence[float | None], width: int, height: int, glyphs: Glyphs) -> list[str]:
-    """Return a chart of columns from 0 to the largest value, in `height` lines, the first value left.
+    """Return a column chart from 0 to the largest value, in `height` lines, with the first value at the left.
 
-    More values than `width` are drawn as averages of neighbours. None is a gap.
+    If there are more values than `width`, neighbours are averaged. None is a gap.
     """
     fitted = _fit(values, width)
     largest = max((value for value in fitted if value is not None), default=0.0)
@@ -83,7 +83,7 @@ def columns(values: Sequence[float | None], width: int, height: int, glyphs: Gly
             if value is None or largest <= 0:
                 cells.append(" ")
                 continue
-            # What is not zero is seen.
+            # Values above zero are always visible.
             steps = max(round(value / largest * height * full), 1 if value > 0 else 0)
             cells.append(glyphs.levels[min(max(steps - line * full, 0), full)])
         lines.append("".join(cells))
@@ -92,10 +92,10 @@ def columns(values: Sequence[float | None], width: int, height: int, glyphs: Gly
 
 def titled(title: str, values: Sequence[float | None], show: Callable[[float], str], width: int, glyphs: Glyphs,
            height: int = 4) -> list[str]:  # fmt: skip
-    """Return a chart of columns with a title above it, and its scale at the left."""
+    """Return a column chart with a title above it and its scale at the left."""
     known = [value for value in values if value is not None]
     if not known:
-        return [f"{title}: not known"]
+        return [f"{title}: unknown"]
     top = show(max(known))
     margin = max(len(top), 1)
     drawn = columns(values, max(10, width - margin - 1), height, glyphs)
@@ -105,7 +105,7 @@ def titled(title: str, values: Sequence[float | None], show: Callable[[float], s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A kind of cells on a map."""
+    """A kind of cell on a map."""
 
     glyph: str
     name: str
@@ -115,10 +115,10 @@ class Kind:
 def picture(
     runs: Iterable[tuple[int, int, int]], length: int, kinds: Sequence[Kind], width: int, height: int, *, colours: bool
 ) -> tuple[list[str], int]:
-    """Return the lines of a map of `length` places, and how many places one character stands for.
+    """Return the lines of a map of `length` places, and the number of places per character.
 
-    `runs` are (first, count, number of the kind), in order. Where a character stands for several places it shows
-    the kind with the highest number among them, so that a single changed block among thousands is seen.
+    `runs` are (first, count, number of the kind), in order. A character for several places shows the kind with the
+    highest number among them, so a single changed block among thousands is visible.
     """
     if length == 0:
         return [], 1
@@ -145,7 +145,7 @@ def _coloured(cells: bytearray, kinds: Sequence[Kind], *, colours: bool) -> str:
 
 
 def _cells(parts: Sequence[int], largest: int, room: int) -> list[int]:
-    """Return how many characters each part gets; the ends are rounded, so the whole bar has the right length."""
+    """Return the number of characters of each part. The ends are rounded, so the whole bar has the right length."""
     cells, done, total = [], 0, 0
     for part in parts:
         total += part

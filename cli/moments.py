@@ -1,4 +1,4 @@
-"""Moments as people write them: a date, a date with a time, or so long from now."""
+"""Parse times: a date, a date with a time, or a duration from now."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Moment(click.ParamType[datetime]):
         """Return the time.
 
         Raises:
-            click.BadParameter: it is no time.
+            click.BadParameter: the value is not a time.
         """
         if isinstance(value, datetime):
             return value
         moment = _relative(str(value)) or _absolute(str(value))
         if moment is None:
-            self.fail(f"{value!r} is no date; give YYYY-MM-DD, YYYY-MM-DDTHH:MM:SS in UTC, or +30d", param, ctx)
+            self.fail(f"{value!r} is not a date; give YYYY-MM-DD, YYYY-MM-DDTHH:MM:SS in UTC, or +30d", param, ctx)
         return moment
 
 

@@ -1,7 +1,7 @@
-"""Tell the service manager how this process is: ready, stopping. Its protocol is that of sd_notify(3).
+"""Notify the service manager of the state of this process, with the protocol of sd_notify(3).
 
-Whoever started the process names a datagram socket in NOTIFY_SOCKET; a path, or @ and an abstract name. Without
-that nobody wants to know.
+The service manager sets NOTIFY_SOCKET to a datagram socket: a path, or @ and an abstract name. Without it, nothing is
+sent.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import os
 import socket
 
 _log = logging.getLogger("backyfs.cli")
-_PATIENCE_S = 5.0  # a manager that is busy lets the queue of its socket fill up
+_PATIENCE_S = 5.0  # the socket's queue can be full while the manager is busy
 
 
 def notify(state: str) -> bool:
-    """Send a state, such as `READY=1`, and return whether it was sent. Does not raise: no command ends of this."""
+    """Send a state, such as `READY=1`, and return whether it was sent. Never raises, so that no command fails here."""
     address = os.fsencode(os.environ.get("NOTIFY_SOCKET", ""))
     if not address:
         return False
@@ -26,6 +26,6 @@ def notify(state: str) -> bool:
             channel.settimeout(_PATIENCE_S)
             channel.sendto(os.fsencode(state), address)
     except OSError as error:
-        _log.warning("the service manager was not told %s: %s", state.partition("=")[0], error)
+        _log.warning("cannot notify the service manager of %s: %s", state.partition("=")[0], error)
         return False
     return True

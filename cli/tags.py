@@ -1,4 +1,4 @@
-"""Tags as people write them: one line of CSV."""
+"""Parse tags in one line of CSV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backyfs.model import NAME_LENGTH
 
 
 class Tags(click.ParamType[tuple[str, ...]]):
-    """Tags, separated by commas; quotes let a tag hold one. White space around a tag is dropped."""
+    """Tags separated by commas. A quoted tag may contain a comma. White space around a tag is dropped."""
 
     name = "tags"
 
@@ -21,7 +21,7 @@ class Tags(click.ParamType[tuple[str, ...]]):
         """Return the tags.
 
         Raises:
-            click.BadParameter: one of them is empty or cannot be stored.
+            click.BadParameter: a tag is empty or cannot be stored.
         """
         if isinstance(value, tuple):
             return value
@@ -36,7 +36,7 @@ class Tags(click.ParamType[tuple[str, ...]]):
 
 
 class OneTag(click.ParamType[str]):
-    """One tag to look for; commas and quotes are part of it, white space around it is not."""
+    """One tag to search for. Commas and quotes are part of it, but not white space around it."""
 
     name = "tag"
 
@@ -52,9 +52,9 @@ ONE_TAG = OneTag()
 
 
 def given_tags(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
-    """Return the tags of an argument, none for an empty one; the callback of its declaration.
+    """Return the tags of an argument; none if it is empty. A click callback.
 
     Raises:
-        click.BadParameter: one of them is empty or cannot be stored.
+        click.BadParameter: a tag is empty or cannot be stored.
     """
     return TAGS.convert(text, parameter, context) if text.strip() else ()

@@ -1,4 +1,4 @@
-"""Progress on a terminal: a bar with rate and remaining time."""
+"""Show progress on a terminal: a bar with rate and remaining time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.progress import (
 
 from backyfs.cli.text import printable
 
-_QUIET_S = 1.0  # what is done sooner needs no progress
+_QUIET_S = 1.0  # faster operations show no progress
 
 
 class TerminalProgress:
@@ -38,10 +38,10 @@ class TerminalProgress:
         self._timer: threading.Timer | None = None
 
     def start(self, label: str, total_bytes: int) -> None:
-        """Begin to measure; the bar comes later."""
+        """Begin to measure; the bar appears later."""
         self.stop()
         self._task = self._bar.add_task(printable(label), total=total_bytes)
-        # Not at the next step: with a slow storage that may take minutes.
+        # By a timer, not by the next call of `advance`, which may take minutes with a slow storage.
         self._timer = threading.Timer(_QUIET_S, self._bar.start)
         self._timer.daemon = True
         self._timer.start()
@@ -51,11 +51,11 @@ class TerminalProgress:
         self._bar.advance(self._task, amount_bytes)
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._timer is None:
             return
         self._timer.cancel()
-        self._timer.join()  # else it might begin to show what has ended
+        self._timer.join()  # otherwise it might show the bar after the end
         self._timer = None
         if self._bar.live.is_started:
             self._bar.stop()

@@ -1,4 +1,4 @@
-"""Text that comes from people: what of it can be stored, and how it is shown."""
+"""Check that text from users can be stored, and make text printable."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import click
 
 
 def stored_text(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | None:
-    """Return an argument that goes into the database; the callback of its declaration.
+    """Return an argument that will be stored in the database. A click callback.
 
     Raises:
-        click.BadParameter: it has bytes that are not in UTF-8; no database takes them.
+        click.BadParameter: it has bytes that are not UTF-8, which databases do not accept.
     """
     try:
         (text or "").encode()
     except UnicodeEncodeError as error:
-        raise click.BadParameter(f"{text!r} is not in UTF-8; give a name that is.") from error
+        raise click.BadParameter(f"{text!r} is not UTF-8; give a name in UTF-8.") from error
     return text
 
 

@@ -1,8 +1,8 @@
-"""The title of the process: what `ps` shows of a command that takes long.
+"""Set the title of the process, which `ps` shows for a long-running command.
 
     backyfs [Backing up disk (38.3% 292.1MiB/s ETA 2s)]
 
-A title may not look like one of backy2, whose running commands an upgrade waits for: see
+A title must not look like one of backy2, because an upgrade waits for running commands of backy2: see
 `backyfs.engine.setup.backy2_processes`.
 """
 
@@ -25,16 +25,16 @@ _EVERY_S = 0.5
 
 @dataclass(slots=True)
 class ProcessName:
-    """What processes of this program are called; known when the configuration is."""
+    """The name for processes of this program; known once the configuration is loaded."""
 
     text: str = _PROGRAM
 
 
 def title_of(process_name: str, activity: str) -> str:
-    """Return the title of a process that does something.
+    """Return the title of a process with this activity.
 
-    A configuration that was made for backy2 says so in `process_name`; ours is our own then. Under any other name
-    the title says what the program is.
+    If `process_name` is from a configuration of backy2, our own name is used. With any other name, the title also
+    contains the name of the program.
     """
     if process_name in {_PROGRAM, _BACKY2}:
         return f"{_PROGRAM} [{activity}]"
@@ -42,21 +42,21 @@ def title_of(process_name: str, activity: str) -> str:
 
 
 def title_progress(process_name: str, shown: Progress) -> TellingProgress:
-    """Return a progress that shows what it is told and says it in the title of the process, until it stops."""
+    """Return a progress that also updates the title of the process, until it stops."""
     title = _Title(process_name)
     return TellingProgress(shown, title.say, title.restore, every_s=_EVERY_S)
 
 
 class _Title:
-    """The title of this process, and what it was before."""
+    """The title of this process, and its previous title."""
 
     def __init__(self, process_name: str) -> None:
         self._process_name = process_name
         self._before: str | None = None
 
     def say(self, label: str, pace: str) -> None:
-        """Say what the process does."""
-        from setproctitle import setproctitle  # noqa: PLC0415 - most commands do without
+        """Show the activity of the process."""
+        from setproctitle import setproctitle  # noqa: PLC0415 - most commands do not need it
 
         if self._before is None:
             self._before = _current_title()
@@ -64,7 +64,7 @@ class _Title:
         setproctitle(title_of(self._process_name, f"{activity} ({pace})" if pace else activity))
 
     def restore(self) -> None:
-        """Give the process its title back."""
+        """Restore the previous title."""
         from setproctitle import setproctitle  # noqa: PLC0415 - as above
 
         if self._before is not None:
@@ -77,5 +77,5 @@ def _current_title() -> str:
 
     try:
         return getproctitle()
-    except UnicodeDecodeError:  # it cannot return words that are not UTF-8, as names of files may be
+    except UnicodeDecodeError:  # it cannot return arguments that are not UTF-8, such as some file names
         return printable(" ".join(sys.orig_argv))

@@ -112,7 +112,7 @@ def test_a_damaged_block_is_named_and_the_status_is_20(call: Call, config: Path)
         (["--all", "--to", "7"], "--to is 7; allowed: 0, 1, 2"),
         (["--all", "--to", "-1"], "-1 is not in the range"),
         (["--all", "--older-than", "2026-01-01"], "--older-than says what --reseal seals anew; add --reseal"),
-        (["--all", "--reseal", "--older-than", "soon"], "'soon' is no date"),
+        (["--all", "--reseal", "--older-than", "soon"], "'soon' is not a date"),
         (["--all", "--workers", "0"], "0 is not in the range"),
     ],
 )

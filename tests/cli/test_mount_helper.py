@@ -165,7 +165,7 @@ def test_a_fake_mount_shows_the_command_and_does_nothing(capsys: pytest.CaptureF
         (["none", "/mnt", "--bla"], "No such option"),
         (["none", "/mnt", "-o", "rw,bla"], "mount option 'bla' is not known; allowed: allow_other, "),
         (["none", "/mnt", "-o", "remount,ro"], "/mnt cannot be remounted; unmount it, "),
-        (["none", "/mnt", "-o", "cache_size=much"], "Invalid value for '--cache-size': 'much' is no size; "),
+        (["none", "/mnt", "-o", "cache_size=much"], "Invalid value for '--cache-size': 'much' is not a size; "),
         (["none", "/mnt", "-o", "workers=0"], "Invalid value for '--workers': "),
         (["none", "/mnt", "-N", "/proc/1/ns/mnt"], "mounting in another namespace is not supported; "),
     ],
@@ -313,6 +313,6 @@ def test_mount_tells_why_the_helper_failed(home: Path) -> None:
     assert done.stdout.split() == [str(USAGE)] * 3 + [str(FAILED)]
     unknown, no_size, remount, missing = done.stderr.splitlines()
     assert unknown.startswith("mount.backyfs: mount option 'bla' is not known; allowed: ")
-    assert no_size.startswith("mount.backyfs: Invalid value for '--cache-size': 'much' is no size")
+    assert no_size.startswith("mount.backyfs: Invalid value for '--cache-size': 'much' is not a size")
     assert remount.startswith("mount.backyfs: /mnt/target cannot be remounted")
     assert missing.startswith("backyfs: error: /mnt/nonexistent.cfg")

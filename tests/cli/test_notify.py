@@ -64,7 +64,7 @@ def test_a_socket_that_does_not_answer_breaks_nothing(
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     with caplog.at_level(logging.WARNING, "backyfs"):
         assert notify("READY=1") is False
-    assert caplog.messages[0].startswith("the service manager was not told READY: ")
+    assert caplog.messages[0].startswith("cannot notify the service manager of READY: ")
 
 
 def test_a_mount_in_the_foreground_is_ready_once_it_can_be_read(tmp_path: Path) -> None:

@@ -504,7 +504,7 @@ def test_the_summary_tells_the_part(call, version, out):
         (["--length", 0], f"version {{uid}} has {SIZE} bytes; 0 to 0 is not a part of it; choose --offset"),
         (["--offset", 1, "--length", SIZE], f"version {{uid}} has {SIZE} bytes; 1 to {SIZE + 1} is not a part of it; "),
         (["--offset", 1, "-c", 0], "only the restore of a whole image can continue from a block; give the offset"),
-        (["--length", "1Q"], "Invalid value for '--length': '1Q' is no size; give bytes, or a number with K, M,"),
+        (["--length", "1Q"], "Invalid value for '--length': '1Q' is not a size; give bytes, or a number with K, M,"),
     ],
 )  # fmt: skip
 def test_a_part_that_the_image_does_not_have_is_refused(call, version, old, words, message):

@@ -162,7 +162,7 @@ def test_a_source_that_is_not_there_has_its_own_status(call, version, tmp_path):
         (["--all", "-s", "IMAGE"], "name that version alone"),
         (["-p", "-1", "--all"], "-1 is not in the range 0<=x<=100"),
         (["-p", "101", "--all"], "101 is not in the range 0<=x<=100"),
-        (["--not-since", "soon", "--all"], "'soon' is no age; give a number with s, m, h, d or w, as in 30d"),
+        (["--not-since", "soon", "--all"], "'soon' is not an age; give a number with s, m, h, d or w, as in 30d"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, version, image, words, message):
@@ -227,7 +227,7 @@ def test_an_age_is_a_number_with_a_unit(text, expected):
 
 @pytest.mark.parametrize("text", ["", "d", "30", "-1d", "+30d", "1.5d", "30D", "1y", "100000d"])
 def test_what_is_no_age_is_refused(text):
-    with pytest.raises(click.BadParameter, match="is no age"):
+    with pytest.raises(click.BadParameter, match="is not an age"):
         AGE.convert(text, None, None)
 
 

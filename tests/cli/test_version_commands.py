@@ -424,7 +424,7 @@ def test_a_version_expires_so_long_from_now(call, config, uid):
 def test_what_is_no_date_is_refused(call, config, uid, date):
     status, _, err = call("expire", uid, date)
     assert status == 1
-    assert f"{date!r} is no date; give YYYY-MM-DD" in err
+    assert f"{date!r} is not a date; give YYYY-MM-DD" in err
     assert the_version(config).expire_at is None
 
 

@@ -99,7 +99,7 @@ def test_a_chart_says_its_title_and_scale():
 
 
 def test_a_chart_of_nothing_says_so():
-    assert titled("Rate", [None, None], str, 20, ASCII) == ["Rate: not known"]
+    assert titled("Rate", [None, None], str, 20, ASCII) == ["Rate: unknown"]
 
 
 def test_a_map_has_a_character_for_each_place():

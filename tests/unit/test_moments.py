@@ -52,7 +52,7 @@ def test_a_plus_counts_from_now(text: str, later: timedelta) -> None:
      "+999999w", "+9999999d", "+\u0663d", "\udcff"],
 )  # fmt: skip
 def test_what_is_no_date_is_refused_with_what_would_be(text: str) -> None:
-    with pytest.raises(click.BadParameter, match=r"is no date; give YYYY-MM-DD, .*, or \+30d"):
+    with pytest.raises(click.BadParameter, match=r"is not a date; give YYYY-MM-DD, .*, or \+30d"):
         MOMENT.convert(text, None, None)
 
 
