@@ -48,3 +48,13 @@ class PartLoader:
         numbers = pieces_covering(start, stop, size)
         pieces = memoryview(b"".join(self._pieces.load(blob, numbers)))
         return pieces[within_piece(start, stop, numbers.start, size)]
+
+    def holds(self, blob: Blob, block: Buffer) -> bool:
+        """Return whether a blob holds these bytes: by fingerprint; a blob without one is loaded.
+
+        Raises:
+            IntegrityError, StorageError: it must be loaded, and cannot be.
+        """
+        if blob.fingerprint is None:
+            return bool(block == load_block(self._blocks, blob))
+        return self._blocks.matches(block, blob.fingerprint)

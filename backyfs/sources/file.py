@@ -16,7 +16,7 @@ from backyfs.geometry import Extent
 from backyfs.host.devices import writable_mounts
 from backyfs.schemes import path_of
 from backyfs.sources.change import ChangeKind, SourceWarning
-from backyfs.sources.protocol import check_size
+from backyfs.sources.protocol import BACK_UP_A_SNAPSHOT, check_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,22 +62,26 @@ class FileSource:
                 os.close(self._fd)
                 raise
         except OSError as error:
-            raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+            raise SourceError(f"cannot be read: {error.strerror}", subject=path) from error
 
     def _set_up(self) -> None:
         self._opened = os.fstat(self._fd)
         self._is_file = stat.S_ISREG(self._opened.st_mode)
         if not (self._is_file or stat.S_ISBLK(self._opened.st_mode)):
-            raise SourceError(f"{self.name} is neither a file nor a block device; name an image")
+            raise SourceError("is neither a file nor a block device", subject=self.name, remedy="name an image")
         self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
         if not self.size_bytes and not self._is_file:
-            raise SourceError(f"{self.name} has no bytes: nothing is attached to it; attach its disk or image first")
+            raise SourceError(
+                "has no bytes: nothing is attached to it", subject=self.name, remedy="attach its disk or image first"
+            )
         # No read-ahead: it would fill the page cache with bytes that then seem to have been there before.
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         if self._is_file and os.pread(self._fd, 1, self.size_bytes):  # as in /proc
             raise SourceError(
-                f"{self.name} holds more than the {self.size_bytes} bytes it claims: it is growing, or the kernel "
-                "generates its content; name a file of fixed size"
+                f"holds more than the {self.size_bytes} bytes it claims: it is growing, or the kernel generates its "
+                "content",
+                subject=self.name,
+                remedy="name a file of fixed size",
             )
 
     def data_extents(self, start: int = 0) -> Iterator[Extent]:
@@ -113,7 +117,7 @@ class FileSource:
         try:
             return os.lseek(self._fd, 0, os.SEEK_END)
         except OSError as error:
-            raise SourceError(f"the size of {self.name} cannot be determined: {error.strerror}") from error
+            raise SourceError(f"cannot be asked for its size: {error.strerror}", subject=self.name) from error
 
     def signs_of_change(self, since: datetime | None = None) -> Iterator[SourceWarning]:
         """Yield a warning if the times of a file changed, and one if a file system on it is mounted read-write.
@@ -124,7 +128,7 @@ class FileSource:
         try:
             now = os.fstat(self._fd)
         except OSError as error:
-            raise SourceError(f"{self.name} cannot be checked for changes: {error.strerror}") from error
+            raise SourceError(f"cannot be checked for changes: {error.strerror}", subject=self.name) from error
         if self._is_file and self._has_changed(now, since):
             yield SourceWarning(
                 kind=ChangeKind.CHANGED,
@@ -160,13 +164,13 @@ class FileSource:
             try:
                 count = os.preadv(self._fd, [buffer[position:]], offset + position)
             except OSError as error:
-                raise SourceError(
-                    f"{self.name} cannot be read at byte {offset + position}: {error.strerror}"
-                ) from error
+                fact = f"cannot be read at byte {offset + position}: {error.strerror}"
+                raise SourceError(fact, subject=self.name) from error
             if count == 0:
                 raise SourceError(
-                    f"{self.name} ends at byte {offset + position}: it has shrunk since the backup began; "
-                    "back up a snapshot, or stop what changes it"
+                    f"ends at byte {offset + position}: it has shrunk since the backup began",
+                    subject=self.name,
+                    remedy=BACK_UP_A_SNAPSHOT,
                 )
             position += count
         if cached < len(buffer):

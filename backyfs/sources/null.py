@@ -52,7 +52,9 @@ def size_of(uri: str) -> int:
     size = int(found[1]) * _UNITS[found[2]] if found else -1
     if not 0 <= size <= _MAX_BYTES:
         raise SourceError(
-            f"{uri} does not give a size; write a whole number of bytes, perhaps with k, M, G, T or P: null://10G"
+            "does not give a size",
+            subject=uri,
+            remedy="write a whole number of bytes, perhaps with k, M, G, T or P: null://10G",
         )
     return size
 
@@ -87,7 +89,7 @@ class NullSource:
         """
         stop = offset + len(buffer)
         if stop > self.size_bytes:
-            raise SourceError(f"{self.name} ends before byte {stop}")
+            raise SourceError(f"ends before byte {stop}", subject=self.name)
         first = offset // _SECTOR_BYTES * _SECTOR_BYTES
         if first == offset and len(buffer) % _SECTOR_BYTES == 0:
             self._make(first, buffer)

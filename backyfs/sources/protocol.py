@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from backyfs.geometry import Extent
     from backyfs.sources.change import SourceWarning
 
+BACK_UP_A_SNAPSHOT = "back up a snapshot, or stop what changes it"
+
 
 class Source(Protocol):
     """An open image. If its size changes while it is read, the bytes read are not an image of it."""
@@ -78,7 +80,8 @@ def check_size(source: Source) -> None:
     size_bytes = source.size_now()
     if size_bytes != source.size_bytes:
         raise SourceError(
-            f"{source.name} has {size_bytes} bytes and had {source.size_bytes} when it was opened: it "
-            f"{'shrank' if size_bytes < source.size_bytes else 'grew'} while it was read; back up a snapshot, or stop "
-            "what changes it"
+            f"has {size_bytes} bytes and had {source.size_bytes} when it was opened: it "
+            f"{'shrank' if size_bytes < source.size_bytes else 'grew'} while it was read",
+            subject=source.name,
+            remedy=BACK_UP_A_SNAPSHOT,
         )

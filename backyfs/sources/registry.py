@@ -39,6 +39,6 @@ def open_source(uri: str, config: Config | None = None, *, read_holes: bool = Fa
     scheme = SOURCES.get(name)
     if scheme is None:
         raise SourceError(
-            f"{uri}: sources of kind {name}:// are not known; give {list_forms(SOURCES.values())}"
+            f"sources of kind {name}:// are not known", subject=f"{uri}:", remedy=f"give {list_forms(SOURCES.values())}"
         )
     return scheme.load()(uri, config, read_holes=read_holes)

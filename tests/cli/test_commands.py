@@ -236,7 +236,7 @@ def test_a_target_that_exists_is_refused(call, image, tmp_path):
     status, _, err = call("restore", "disk@latest", tmp_path / "out")
     assert status == 8
     assert err == (
-        f"backyfs: error: {tmp_path}/out: it exists; name another target, or add --force to overwrite it\n"
+        f"backyfs: error: {tmp_path}/out already exists; name another target, or add --force to overwrite it\n"
     )
     assert (tmp_path / "out").read_bytes() == b"precious"
 

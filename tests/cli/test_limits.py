@@ -57,7 +57,7 @@ def test_a_size_that_is_none_is_told(call):
     status, _, err = call("backup", "null://10X", "test")
     assert status == 7
     assert err == (
-        "backyfs: error: null://10X does not say a size; write a whole number of bytes, perhaps with k, M, G, T or P: "
+        "backyfs: error: null://10X does not give a size; write a whole number of bytes, perhaps with k, M, G, T or P: "
         "null://10G\n"
     )
 

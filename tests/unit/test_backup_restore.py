@@ -254,7 +254,7 @@ def test_an_existing_target_is_refused_and_keeps_its_bytes(repository, tmp_path)
     version = back_up(repository, random_image(tmp_path / "image", BLOCK)).version
     target = tmp_path / "target"
     target.write_bytes(b"precious")
-    with pytest.raises(TargetError, match="it exists; name another target, or add --force"):
+    with pytest.raises(TargetError, match="already exists; name another target, or allow overwriting it"):
         restore(repository, version, str(target))
     assert target.read_bytes() == b"precious"
 

@@ -10,10 +10,10 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backyfs.blocks import load_block
 from backyfs.errors import HintsError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length
 from backyfs.images.image import Image
+from backyfs.images.parts import PartLoader
 from backyfs.metadata.maps.blockmap import HOLE, list_pages
 from backyfs.model import BlockIndex
 from backyfs.ranges import Ranges, ranges
@@ -47,6 +47,7 @@ class Sampling:
     def __init__(self, repository: Repository, source: Source, plan: Plan, base: Version | None) -> None:
         """Prepare to compare; without a base, the blocks have to be zeros."""
         self._repository = repository
+        self._loader = PartLoader(repository.blocks)
         self._source = source
         self._plan = plan
         self._base = None if base is None else Image(repository, base)
@@ -114,9 +115,7 @@ class Sampling:
         block = self._read(index)
         if blob is None:
             return block == bytes(len(block))
-        if blob.fingerprint is None:
-            return block == load_block(self._repository.blocks, blob)
-        return self._repository.blocks.matches(block, blob.fingerprint)
+        return self._loader.holds(blob, block)
 
     def _is_hole(self, index: BlockIndex) -> bool:
         start = index * self._plan.block_size

@@ -8,11 +8,11 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from backyfs.blocks import load_block
 from backyfs.errors import IntegrityError, StorageError, WrongStorageError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
-from backyfs.metadata.maps.blockmap import HOLE, page_entries
-from backyfs.metadata.records.blobs import load_blobs
+from backyfs.images.image import Image
+from backyfs.images.parts import PartLoader
+from backyfs.metadata.maps.blockmap import HOLE
 from backyfs.model import BlobId, BlockIndex, DamagedRange, PageNumber
 from backyfs.ranges import ranges
 from backyfs.sources.protocol import check_size
@@ -46,6 +46,8 @@ class Comparison:
     ) -> None:
         self._repository = repository
         self._version = version
+        self._image = Image(repository, version)
+        self._loader = PartLoader(repository.blocks)
         self._source = source
         self._reading = at_most(source.parallel)
         self._percentile = percentile
@@ -88,10 +90,8 @@ class Comparison:
         workers = default_workers()
         found: list[BlockIndex] = []
         first = page_no * PAGE_ENTRIES
-        with self._repository.database.read() as connection:
-            entries = page_entries(connection, self._version, page_no, self._blocks)
-            blobs = load_blobs(connection, sorted({BlobId(entry) for entry in entries if entry > HOLE}))
-        chosen = [(BlockIndex(first + position), entry) for position, entry in enumerate(entries)]
+        page = self._image.page(page_no)
+        chosen = [(BlockIndex(first + position), entry) for position, entry in enumerate(page.entries)]
         chosen = [pair for pair in chosen if self._is_chosen(*pair)]
         if not chosen:
             return found
@@ -100,7 +100,7 @@ class Comparison:
         def chunks() -> Iterator[list[tuple[BlockIndex, Blob | None]]]:
             for start in range(0, len(chosen), limit):
                 self._run.check()
-                yield [(index, blobs.get(BlobId(entry))) for index, entry in chosen[start : start + limit]]
+                yield [(index, page.blobs.get(BlobId(entry))) for index, entry in chosen[start : start + limit]]
 
         with Window[list[BlockIndex]](workers) as window:
             for differing in window.map(self._compare, chunks(), most=2 * workers):
@@ -130,10 +130,8 @@ class Comparison:
             self._source.read_into(start, view)
         if blob is None:
             return block != bytes(len(block))
-        if blob.fingerprint is not None:
-            return not self._repository.blocks.matches(block, blob.fingerprint)
         try:
-            return block != load_block(self._repository.blocks, blob)
+            return not self._loader.holds(blob, block)
         except WrongStorageError:
             raise
         except (IntegrityError, StorageError):

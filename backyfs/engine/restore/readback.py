@@ -16,7 +16,6 @@ class ReadBack:
     """A target to read and compare. Safe to use from several threads at once."""
 
     def __init__(self, blocks: BlockStore, target: ReadableTarget) -> None:
-        self._blocks = blocks
         self._loader = PartLoader(blocks)
         self._target = target
 
@@ -30,9 +29,7 @@ class ReadBack:
         blob = part.sound_blob()
         there = bytearray(part.length)
         self._target.read_into(part.start, there)
-        if blob.fingerprint is None or not part.is_whole:
-            return there == self._loader.load(part)
-        return self._blocks.matches(there, blob.fingerprint)
+        return self._loader.holds(blob, there) if part.is_whole else there == self._loader.load(part)
 
     def has_zeros(self, start: int, length: int) -> bool:
         """Return whether the target has zeros there.
