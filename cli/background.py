@@ -1,8 +1,7 @@
-"""A process in the background: starting one, what passes between it and its starter, and leaving the terminal.
+"""Start a process in the background, exchange messages with it, and leave the terminal.
 
-It is forked, not executed: the interpreter, its modules and the configuration are there already, and loading them
-once more took half a second. That is only possible as long as the process has one thread, so it comes first, before
-a repository is opened.
+The process is forked without exec, because loading the interpreter, its modules and the configuration again took half a
+second. Forking is only possible while the process has a single thread, so it happens before a repository is opened.
 """
 
 from __future__ import annotations
@@ -31,21 +30,21 @@ _CHUNK = 4096
 
 
 class Child:
-    """The process in the background, as its starter sees it. At the end of a `with` it is ready, or has ended."""
+    """The background process, for its starter. At the end of a `with`, it is ready or has ended."""
 
     def __init__(self, pid: int, channel: socket.socket) -> None:
-        """Take a process that was just forked and the channel to it."""
+        """Take a process that was just forked, and the channel to it."""
         self._pid = pid
         self._channel = channel
         self._is_ready = False
 
     def order(self, **facts: Any) -> None:
-        """Send what it is to do, values of JSON, to `Starter.receive`."""
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has ended: `wait_until_ready` finds out why
+        """Send orders, as JSON values, to `Starter.receive`."""
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has ended; `wait_until_ready` will find out why
             self._channel.sendall(json.dumps(facts).encode() + b"\n")
 
     def wait_until_ready(self) -> int:
-        """Return 0 once it is ready; its exit status if it ends before, after it has logged the reason.
+        """Return 0 once it is ready, or its exit status if it ends first. It has logged the reason.
 
         Raises:
             MountError: a signal ended it.
@@ -56,7 +55,11 @@ class Child:
             return 0
         status = os.waitstatus_to_exitcode(self._reap())
         if status < 0:
-            raise MountError(f"the process of the mount was ended by signal {-status} before it was ready; try again")
+            raise MountError(
+                f"was ended by signal {-status} before it was ready",
+                subject="the process of the mount",
+                remedy="try again",
+            )
         return status
 
     def _reap(self) -> int:
@@ -77,9 +80,9 @@ class Child:
 
 
 class Starter:
-    """The process that started this one in the background and waits until it is ready.
+    """The process that started this one and waits until it is ready.
 
-    At the end of a `with` this process ends: the callers of `start` go on in the other one.
+    This process ends at the end of a `with`. The callers of `start` continue in the other process.
     """
 
     def __init__(self, channel: socket.socket) -> None:
@@ -102,7 +105,7 @@ class Starter:
         if isinstance(error, BackyfsError):
             status = error.exit_status
             log_end(render_error(error), status, error=error)
-        elif isinstance(error, KeyboardInterrupt):  # from the terminal; the starter gets it as well, and reports it
+        elif isinstance(error, KeyboardInterrupt):  # from the terminal; the starter gets it too and reports it
             status = InterruptedByUser.exit_status
         elif error is not None:
             status = BackyfsError.exit_status
@@ -110,8 +113,8 @@ class Starter:
         logging.shutdown()
         os._exit(status)
 
-    def tell_ready(self) -> None:
-        """Leave the terminal and let the starter go. If it has ended early, end as well, as after SIGTERM."""
+    def report_ready(self) -> None:
+        """Leave the terminal and release the starter. If it has ended early, end too, as after SIGTERM."""
         _detach()
         try:
             self._channel.sendall(_READY)
@@ -121,8 +124,8 @@ class Starter:
 
 
 def start() -> Child | Starter:
-    """Fork; return the child in this process, and the starter in the child, to be used in a `with` there."""
-    assert threading.active_count() == 1, "a process that has threads cannot fork"
+    """Fork. Return the child in this process, and the starter in the child, which must use it in a `with`."""
+    assert threading.active_count() == 1, "a process with several threads cannot fork"
     here, there = socket.socketpair()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -135,16 +138,16 @@ def start() -> Child | Starter:
 
 
 def log_errors_only() -> None:
-    """Keep everything else off stderr."""
+    """Log only errors to stderr."""
     for handler in logging.getLogger("backyfs").handlers:
         if type(handler) is logging.StreamHandler:
             handler.setLevel(logging.ERROR)
 
 
 def ending_signals(*, in_background: bool) -> frozenset[signal.Signals]:
-    """Return the signals that unmount: SIGINT and SIGTERM always, those of a terminal only where there is one.
+    """Return the signals that unmount: SIGINT and SIGTERM always, those of a terminal only in the foreground.
 
-    A signal that this process was started to ignore, as by nohup(1), stays ignored, except for the first two.
+    Except for the first two, signals that were ignored when this process started, as by nohup(1), stay ignored.
     """
     always = frozenset({signal.SIGINT, signal.SIGTERM})
     if in_background:
@@ -154,7 +157,7 @@ def ending_signals(*, in_background: bool) -> frozenset[signal.Signals]:
 
 
 def _receive(channel: socket.socket, end: bytes = b"") -> bytes:
-    """Return what comes until `end`, or until the other side closes."""
+    """Return all data until `end`, or until the other side closes the channel."""
     received = b""
     while (chunk := channel.recv(_CHUNK)) != b"":
         received += chunk
@@ -164,7 +167,7 @@ def _receive(channel: socket.socket, end: bytes = b"") -> bytes:
 
 
 def _detach() -> None:
-    """Become a session of its own, without terminal and working directory; log to file or syslog only."""
+    """Become a new session without a terminal and working directory, and log only to file or syslog."""
     os.setsid()
     os.chdir("/")
     root = logging.getLogger("backyfs")

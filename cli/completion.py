@@ -1,7 +1,7 @@
-"""What a shell offers to complete: commands, options, files, and what the repository has.
+"""Complete command lines for shells: commands, options, files, and versions in the repository.
 
-Asked at every press of a key: answers are quick or empty. Nothing is upgraded, logged or told; what goes wrong
-is no offer.
+A shell asks at every key press, so answers are quick or empty. Completion upgrades, logs and reports nothing; an error
+means no completions.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
 
     from backyfs.model import Version
 
-_PATIENCE_S = 2.0  # a database that does not answer by then has nothing to offer
+_PATIENCE_S = 2.0  # without an answer from the database by then, offer nothing
 _LATEST = "latest"
 
 
 def answer(cli: click.Group, shell_name: str, words: Sequence[str]) -> int:
-    """Print what the shell may offer, and return the exit status.
+    """Print completions for the shell, and return the exit status.
 
-    `words` are those of the command line up to the one that is to be completed, without the name of the
-    program; bash gives the whole line instead, in COMP_LINE.
+    `words` are the words of the command line up to the one to complete, without the name of the program. Bash passes
+    the whole line in COMP_LINE instead.
     """
     logging.disable(logging.CRITICAL)
     shell = SHELLS.get(shell_name)
     if shell is None:
         return 1
-    # An exception would be told in the midst of what the user types.
+    # A traceback would appear in the middle of the line that the user is typing.
     with contextlib.suppress(Exception):
         asked = shell.asked(words, os.environ)
         for item in _offers(cli, asked):
-            # No shell takes from a line what cannot be printed; what it makes of an expansion, nobody knows here.
+            # Shells cannot read unprintable characters from a line, and the result of an expansion is unknown here.
             if str(item.value).isprintable() and (item.type != "plain" or not asked.expands):
                 click.echo(shell.line(item, asked))
     return 0
 
 
 def offer_values(command: click.Command) -> None:
-    """Let the arguments and options of a command that are plain text offer what their names say."""
+    """Give the text arguments and options of a command completions according to their names."""
     for parameter in command.params:
         if type(parameter.type) is type(click.STRING):
             parameter.type = _Text()
@@ -59,7 +59,7 @@ def offer_values(command: click.Command) -> None:
 
 
 def version_items(context: click.Context, incomplete: str) -> list[CompletionItem[str]]:
-    """Return what names a version and begins so: uids, NAME@latest, NAME@DATE where the @ is there."""
+    """Return completions that name a version: uids, NAME@latest, and NAME@DATE after an @."""
     versions = _versions(context)
     name, separator, _ = incomplete.rpartition("@")
     if separator and any(version.name == name for version in versions):
@@ -74,17 +74,17 @@ def version_items(context: click.Context, incomplete: str) -> list[CompletionIte
 
 
 def name_items(context: click.Context, incomplete: str) -> list[CompletionItem[str]]:
-    """Return the names of versions that begin so."""
+    """Return completions from the names of versions."""
     return _beginning(incomplete, ((name, "") for name in dict.fromkeys(one.name for one in _versions(context))))
 
 
 class _Text(click.types.StringParamType):
-    """Text; what of it a shell can offer is told by how the parameter is called."""
+    """Text with completions according to the name of the parameter."""
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[str]]:
-        """Return offers."""
+        """Return completions."""
         what = (param.metavar or param.name or "").lower()
         if what.startswith(("version", "uid")):
             return version_items(ctx, incomplete)
@@ -103,7 +103,7 @@ def _offers(cli: click.Group, asked: Asked) -> Iterable[CompletionItem[str]]:
 
 
 def _versions(context: click.Context) -> list[Version]:
-    """Return the versions of the repository that the command line names; none, if they cannot be had at once."""
+    """Return the versions of the repository on the command line; none if they cannot be read quickly."""
     file = context.find_root().params.get("configfile")
     found: list[Version] = []
     reader = threading.Thread(target=_quietly, args=(lambda: found.extend(_read_versions(file)),), daemon=True)
@@ -123,7 +123,7 @@ def _read_versions(file: str | None) -> list[Version]:
     from backyfs.metadata.records.versions import list_versions  # noqa: PLC0415
     from backyfs.trust import load_trusted_config  # noqa: PLC0415
 
-    # The shell would have done this before the command saw it.
+    # The shell would do this before it runs the command.
     named = None if file is None else os.path.expanduser(os.path.expandvars(file))
     config, _ = load_trusted_config(named, os.environ)
     with closing(Database(config.database_url)) as database:
@@ -134,7 +134,7 @@ def _read_versions(file: str | None) -> list[Version]:
 
 
 def _beginning(incomplete: str, offers: Iterable[tuple[str, str]]) -> list[CompletionItem[str]]:
-    """Return the offers that begin so. One that looks like an option takes a hyphen to be offered, after a --."""
+    """Return the completions of a word. A value that looks like an option is only offered after a hyphen."""
     return [
         CompletionItem(value, help=text or None)
         for value, text in offers

@@ -1,7 +1,7 @@
-"""The log file: one that is renamed or removed gets a successor, and nothing that happens to it ends a command.
+"""Write the log file. A renamed or removed file is replaced by a new one, and no problem with it ends a command.
 
-A line is one write at the end of the file, so lines of several processes do not mix, and a signal handler may log
-while a line is being written.
+Each line is a single write at the end of the file, so lines of several processes do not mix, and a signal handler may
+log while a line is being written.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _log = logging.getLogger("backyfs.cli")
 
 
 class LogFile(logging.Handler):
-    """A file that log records are appended to, by its path.
+    """A log handler that appends records to a file, which it finds by its path.
 
-    A FIFO is written to while somebody reads it. Nobody waits for its reader: what does not fit in is lost.
+    It can be a FIFO. Writing never waits for the reader of a FIFO: lines that do not fit are lost.
     """
 
     def __init__(self, path: str) -> None:
-        """Open the file; a new one can be read by the owner of its directory alone.
+        """Open the file. Only the owner of its directory can read a new one.
 
         Raises:
             OSError: it cannot be opened.
@@ -33,7 +33,7 @@ class LogFile(logging.Handler):
         super().__init__()
         self.path = os.path.abspath(path)  # a mount in the background changes its directory
         self._fd: int | None = None
-        self._is_losing = False  # and has said so
+        self._is_losing = False  # lines are being lost, and a warning was logged
         try:
             self._fd = open_file(self.path, _FLAGS)
         except OSError as error:
@@ -41,7 +41,7 @@ class LogFile(logging.Handler):
                 raise
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Append a record, to the file that has the name now."""
+        """Append a record to the file that currently has the name."""
         line = f"{self.format(record)}\n".encode(errors="surrogateescape")
         try:
             self._follow_name()
@@ -50,7 +50,7 @@ class LogFile(logging.Handler):
             if self._is_losing:
                 return
             self._is_losing = True
-            _log.warning("the log file %s is not written: %s", self.path, self._reason(error))
+            _log.warning("cannot write to the log file %s: %s", self.path, self._reason(error))
         else:
             self._is_losing = False
 
@@ -62,7 +62,7 @@ class LogFile(logging.Handler):
         super().close()
 
     def _follow_name(self) -> None:
-        """Open the file again if it was renamed or removed, as by logrotate. If that fails, keep the one there is."""
+        """Reopen the file if it was renamed or removed, as by logrotate. If that fails, keep the old one."""
         if self._fd is not None and self._has_name(self._fd):
             return
         try:
@@ -86,7 +86,7 @@ class LogFile(logging.Handler):
         try:
             while line:
                 line = line[os.write(self._fd, line) :]
-        except BrokenPipeError:  # a FIFO: its next reader gets the next line
+        except BrokenPipeError:  # a FIFO without a reader: the next reader gets the next line
             os.close(self._fd)
             self._fd = None
             raise
@@ -96,7 +96,7 @@ class LogFile(logging.Handler):
 
     def _reason(self, error: OSError) -> str:
         if isinstance(error, BrokenPipeError) or error.errno == errno.ENXIO:
-            return "it is a FIFO that nobody reads"
+            return "it is a FIFO without a reader"
         if isinstance(error, BlockingIOError):
             return "it is a FIFO whose reader is too slow"
         return error.strerror or str(error)

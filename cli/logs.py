@@ -1,6 +1,6 @@
-"""The log: to stderr or the journal, and to the file that the configuration names; as text or as lines of JSON.
+"""Log to stderr or the journal, and to the configured file, as text or as lines of JSON.
 
-Every message is one line. The error that ends a command is a message like others, so it is in the file as well.
+Every message is one line. The error that ends a command is logged like any other message, so it is also in the file.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from backyfs.errors import OutputError
 
 _ROOT = "backyfs"
-_RECORD = "backyfs.record"  # the logger of what commands did: for those who read the log later, and not for stderr
-_WITH_TRACEBACKS = logging.DEBUG - 1  # of --debug: the same messages, and where an error came about
+_RECORD = "backyfs.record"  # the logger for starts and results of commands, which do not go to stderr
+_WITH_TRACEBACKS = logging.DEBUG - 1  # the level of --debug: the same messages, with tracebacks of errors
 _STDERR_FORMAT = "backyfs: %(message)s"
 _FILE_FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
-_JOURNAL_FORMAT = "%(message)s"  # the journal knows time, program and process
-# Of all times, this is one to restore something.
+_JOURNAL_FORMAT = "%(message)s"  # the journal adds time, program and process
+# With these errors a command continues without its log file: a restore must work especially now.
 _GO_ON_WITHOUT = frozenset({errno.EROFS, errno.ENOSPC, errno.EDQUOT})
 _LEVELS = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))  # syslog(3)
 
 
 def start_logging(*, command: str, verbose: bool, debug: bool, quiet: bool) -> None:
-    """Send the log to stderr; `command` is the one that runs."""
+    """Send the log to stderr; `command` is the name of the running command."""
     level = logging.INFO
     if debug:
         level = _WITH_TRACEBACKS
@@ -49,7 +49,7 @@ def start_logging(*, command: str, verbose: bool, debug: bool, quiet: bool) -> N
     elif quiet:
         level = logging.ERROR
     root = logging.getLogger(_ROOT)
-    for handler in list(root.handlers):  # of an earlier run in this process
+    for handler in list(root.handlers):  # left by an earlier run in this process
         root.removeHandler(handler)
         handler.close()
     handler = logging.StreamHandler()
@@ -62,7 +62,7 @@ def start_logging(*, command: str, verbose: bool, debug: bool, quiet: bool) -> N
 
 
 def follow_config(config: Config) -> None:
-    """Log to the file that the configuration names, in the form that it wants.
+    """Log to the configured file, in the configured format.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -76,12 +76,12 @@ def follow_config(config: Config) -> None:
 
 
 def log_start(command_line: str) -> None:
-    """Log that a command begins; `command_line` holds no secrets."""
+    """Log that a command begins; `command_line` contains no secrets."""
     logging.getLogger(_RECORD).info("%s", command_line)
 
 
 def log_result(command: str, exit_status: int, duration_s: float, results: Mapping[str, object]) -> None:
-    """Log how a command ended, and what it found out."""
+    """Log how a command ended, and its results."""
     known = {name: value for name, value in results.items() if value is not None}
     found = "".join(f", {name} {value}" for name, value in known.items())
     logging.getLogger(_RECORD).info(
@@ -95,7 +95,7 @@ def log_result(command: str, exit_status: int, duration_s: float, results: Mappi
 
 
 def log_answer(text: str) -> None:
-    """Log what somebody asked for by a signal, and print it on stderr however quiet the command is."""
+    """Log the answer to a signal, and print it on stderr even if the command is quiet."""
     root = logging.getLogger(_ROOT)
     root.info("%s", text)
     on_stderr = [known for known in root.handlers if type(known) is logging.StreamHandler]
@@ -104,12 +104,12 @@ def log_answer(text: str) -> None:
 
 
 def log_lost_output(error: OutputError) -> None:
-    """Log that a command which has done its work could not print its result."""
+    """Log that a command has done its work but could not print its result."""
     logging.getLogger(_ROOT).error("the command has ended, but its output is lost: %s", error)
 
 
 def log_lost_metrics(error: Exception) -> None:
-    """Log that a command which has ended could not write its metrics, for a reason that nobody foresaw."""
+    """Log that a command could not write its metrics because of an unexpected error."""
     logging.getLogger(_ROOT).error(
         "metrics are not written: unexpected %s: %s; run it again with --debug and report it",
         type(error).__name__,
@@ -121,7 +121,7 @@ def log_end(message: str, exit_status: int, *, error: BaseException | None = Non
     """Log the error that ends the command: on stderr one line, `backyfs: error: ...`; with --debug its traceback."""
     root = logging.getLogger(_ROOT)
     if error is not None and root.isEnabledFor(_WITH_TRACEBACKS):
-        root.debug("the error came about here", exc_info=error)
+        root.debug("the error occurred here", exc_info=error)
     if root.handlers:
         root.error("%s", message, extra={"exit_status": exit_status})
     else:  # an error in the global options
@@ -129,9 +129,9 @@ def log_end(message: str, exit_status: int, *, error: BaseException | None = Non
 
 
 class _Line(logging.Formatter):
-    """A message on one line, whatever names are in it; a traceback follows on separate lines.
+    """Formats a message as one line, even with unusual names in it. A traceback follows on separate lines.
 
-    Errors and remedies that the library logs get the words of the command line.
+    Errors and remedies that the library logs are worded for the command line.
     """
 
     def __init__(self, command: str, form: str) -> None:
@@ -142,7 +142,7 @@ class _Line(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         values = record.args
         if isinstance(values, tuple):
-            record = copy.copy(record)  # other handlers get it as well
+            record = copy.copy(record)  # other handlers get the same record
             record.args = tuple(map(render, values))
         return self._json(record) if self.as_json else super().format(record)
 
@@ -174,7 +174,7 @@ class _Line(logging.Formatter):
 
 
 class _JournalLine(_Line):
-    """The same with the level in front of each line, as sd-daemon(3) wants it on stderr."""
+    """The same with a level before each line, as sd-daemon(3) defines for stderr."""
 
     def __init__(self, command: str) -> None:
         super().__init__(command, _JOURNAL_FORMAT)
@@ -185,9 +185,9 @@ class _JournalLine(_Line):
 
 
 def _stderr_is_journal() -> bool:
-    """Tell whether stderr goes to the journal: systemd.exec(5), JOURNAL_STREAM.
+    """Return whether stderr goes to the journal: systemd.exec(5), JOURNAL_STREAM.
 
-    The variable is inherited by programs whose stderr is another one: only the file itself tells.
+    The variable is compared with the file, because programs with another stderr inherit it too.
     """
     try:
         about = os.fstat(sys.stderr.fileno())
@@ -198,18 +198,19 @@ def _stderr_is_journal() -> bool:
 
 def _add_file(root: logging.Logger, path: str) -> None:
     if os.path.abspath(path) in [known.path for known in root.handlers if isinstance(known, LogFile)]:
-        return  # the configuration was read before
+        return  # from an earlier call
     command = next((known.formatter.command for known in root.handlers if isinstance(known.formatter, _Line)), "")
     try:
         handler = LogFile(path)
     except OSError as error:
         if error.errno in _GO_ON_WITHOUT:
-            root.warning("the log file %s is not written: %s", path, error.strerror)
+            root.warning("cannot write to the log file %s: %s", path, error.strerror)
             return
         raise ConfigError(
-            f"{path} cannot be written: {error.strerror}; name another file or take the key out",
+            f"{path} cannot be written: {error.strerror}",
             section="DEFAULTS",
             key="logfile",
+            remedy="name another file or remove the key",
         ) from error
     handler.setFormatter(_Line(command, _FILE_FORMAT))
     handler.setLevel(logging.INFO)

@@ -1,7 +1,8 @@
-"""`mount.backyfs`: what mount(8) calls for `mount -t backyfs`, and so /etc/fstab and mount units of systemd.
+"""Implement `mount.backyfs`, which mount(8), /etc/fstab and systemd mount units call for the type backyfs.
 
-It translates the words of mount(8) into those of `backyfs mount` and runs that; it knows nothing of repositories.
-The call is, by mount(8), section EXTERNAL HELPERS: SOURCE DIR [-sfnv] [-N namespace] [-o options] [-t type].
+It translates the arguments of mount(8) into those of `backyfs mount` and runs that. It knows nothing about
+repositories. Its arguments are SOURCE DIR [-sfnv] [-N namespace] [-o options] [-t type], see EXTERNAL HELPERS in
+mount(8).
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _USAGE = 1
 _INTERRUPTED = 8
 _FAILED = 32
 
-_USUAL_PLACES = frozenset({"backyfs", "none", "default"})  # names of a SOURCE that is no file
+_USUAL_PLACES = frozenset({"backyfs", "none", "default"})  # values of SOURCE that are not a file
 _CONFIG = "config"
-# option of mount(8) -> option of `backyfs mount` that has its value
+# option of mount(8) -> option of `backyfs mount` with the same value
 _VALUES = {
     "cache_size": "--cache-size",
     "read_ahead": "--read-ahead",
@@ -46,7 +47,7 @@ _FLAGS = {"discard": "--discard"}
 _PASSED_ON = frozenset(
     {"allow_other", "allow_root", "auto_unmount", "default_permissions", "noatime", "nodev", "noexec", "nosuid"}
 )
-# What mount(8), /etc/fstab and systemd add, and what any file system may be given; none of it changes a mount of ours.
+# Options that mount(8), /etc/fstab and systemd add, or that any file system accepts. They do not affect our mounts.
 _DROPPED = frozenset(
     {
         "rw", "ro", "defaults", "auto", "noauto", "fail", "nofail", "_netdev",
@@ -62,12 +63,12 @@ _DROPPED_PREFIXES = ("x-", "X-")
 
 
 def translate(source: str, mountpoint: str, options: Iterable[str], *, sloppy: bool = False) -> list[str]:
-    """Return the words after `backyfs` that mount SOURCE on a directory.
+    """Return the arguments of `backyfs` that mount SOURCE on a directory.
 
-    `options` are single options, as mount(8) has them between its commas; `sloppy` passes over unknown ones.
+    `options` are single options, which mount(8) separates by commas; `sloppy` ignores unknown ones.
 
     Raises:
-        UsageError: an option is not known, lacks its value or has one too many, or cannot be done.
+        UsageError: an option is unknown or unsupported, lacks its value, or does not take one.
     """
     config = None if source in _USUAL_PLACES else source
     tuning: list[str] = []
@@ -76,7 +77,7 @@ def translate(source: str, mountpoint: str, options: Iterable[str], *, sloppy: b
         name, equals, value = option.partition("=")
         if name == _CONFIG and value:
             if config not in (None, value):
-                raise UsageError(f"{source} and config={value} are two configurations; give one of them")
+                raise UsageError(f"{source} and config={value} are two configurations", remedy="give one of them")
             config = value
         elif name in _VALUES and value:
             tuning.append(f"{_VALUES[name]}={value}")
@@ -85,9 +86,11 @@ def translate(source: str, mountpoint: str, options: Iterable[str], *, sloppy: b
         elif option in _PASSED_ON:
             passed_on.append(option)
         elif option == "remount":
-            raise UsageError(f"{mountpoint} cannot be remounted; unmount it, and mount it with the new options")
+            raise UsageError(
+                "cannot be remounted", subject=mountpoint, remedy="unmount it, and mount it with the new options"
+            )
         elif not _is_dropped(option) and not sloppy:
-            raise UsageError(_complaint(option))
+            raise _option_error(option)
     global_options = [] if config is None else [f"--configfile={config}"]
     fuse_options = [f"-o{','.join(passed_on)}"] if passed_on else []
     return [*global_options, "mount", *tuning, *fuse_options, "--", mountpoint]
@@ -100,25 +103,25 @@ def _is_dropped(option: str) -> bool:
     return name in (_DROPPED_WITH_VALUE if equals else _DROPPED)
 
 
-def _complaint(option: str) -> str:
+def _option_error(option: str) -> UsageError:
     name = option.partition("=")[0]
     if name == _CONFIG or name in _VALUES:
-        return f"mount option {name!r} needs a value, as in {name}=VALUE"
+        return UsageError(f"needs a value, as in {name}=VALUE", subject=f"mount option {name!r}")
     if name in _FLAGS or name in _PASSED_ON:
-        return f"mount option {name!r} takes no value"
+        return UsageError("takes no value", subject=f"mount option {name!r}")
     allowed = sorted([*(f"{name}=" for name in (_CONFIG, *_VALUES)), *_FLAGS, *_PASSED_ON])
-    return f"mount option {option!r} is not known; allowed: {', '.join(allowed)}"
+    return UsageError("is not known", subject=f"mount option {option!r}", remedy=f"allowed: {', '.join(allowed)}")
 
 
 @click.command("mount.backyfs", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("source")
 @click.argument("mountpoint", metavar="DIR")
 @click.option("-o", "options", multiple=True, metavar="OPTION[,OPTION]", help="Mount options.")
-@click.option("-s", "sloppy", is_flag=True, help="Pass over unknown mount options.")
-@click.option("-f", "fake", is_flag=True, help="Check the options, and mount nothing.")
+@click.option("-s", "sloppy", is_flag=True, help="Ignore unknown mount options.")
+@click.option("-f", "fake", is_flag=True, help="Only check the options; do not mount.")
 @click.option("-n", "without_mtab", is_flag=True, help="Has no effect: there is no mtab.")
-@click.option("-v", "verbose", is_flag=True, help="Show the command, and tell more of what is being done.")
-@click.option("-N", "namespace", metavar="NAMESPACE", help="Is refused.")
+@click.option("-v", "verbose", is_flag=True, help="Show the command, and print more detail.")
+@click.option("-N", "namespace", metavar="NAMESPACE", help="Not supported.")
 @click.option("-t", "file_system_type", metavar="TYPE", help="Has no effect.")
 def _command(
     source: str,
@@ -137,12 +140,12 @@ def _command(
     """
     if namespace is not None:
         raise UsageError(
-            "mounting in another namespace is not supported; "
-            f"run `nsenter --mount={shell_word(namespace)} mount` with the rest"
+            "mounting in another namespace is not supported",
+            remedy=f"run `nsenter --mount={shell_word(namespace)} mount` with the other arguments",
         )
     single = [one for given in options for one in given.split(",") if one]
     words = translate(_as_given(source), mountpoint, single, sloppy=sloppy)
-    # Checked here for the exit status: `run_program` ends alike for a wrong option and a wrong configuration.
+    # Checked here for the exit status: `run_program` returns the same for a wrong option and a wrong configuration.
     mount_command.make_context("mount", words[words.index("mount") + 1 :])
     if verbose:
         words.insert(0, "--verbose")
@@ -151,7 +154,7 @@ def _command(
 
 
 def _as_given(source: str) -> str:
-    """Return `backyfs` as it was given: mount(8) makes a path of it where a directory has that name."""
+    """Return the source as the user gave it: mount(8) turns `backyfs` into a path if a directory has that name."""
     name = os.path.basename(source)
     return name if name in _USUAL_PLACES and os.path.isdir(source) else source
 

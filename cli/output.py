@@ -1,4 +1,4 @@
-"""Rows of fields, printed as a table, separated by |, or as JSON: three renderings of the same values."""
+"""Print rows of fields as a table, separated by |, or as JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from backyfs.cli.invocation import Invocation
 
-# Numbers by number: 0:12,2:300 as text.
+# A dict of numbers becomes the text 0:12,2:300.
 Field: TypeAlias = "str | int | float | bool | datetime | Sequence[str] | dict[int, int] | None"
 Row: TypeAlias = "dict[str, Field]"
 
@@ -39,16 +39,16 @@ fields_option = click.option(
 
 _LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 
-_WIDE = 10_000  # columns of a table that goes to a file: nothing is cut off there
+_WIDE = 10_000  # columns of a table in a file, so that nothing is cut off
 
 
 def print_rows(
     invocation: Invocation, rows: Sequence[Row], columns: Sequence[str], *, sizes: Collection[str] = ()
 ) -> None:
-    """Print rows in the form that was asked for.
+    """Print rows in the requested form.
 
-    `columns` are the fields of table and pipe-separated output, in order; JSON has all fields of a row. `sizes` are
-    those in bytes, besides the ones whose names say so.
+    `columns` are the fields of table and pipe-separated output, in order. JSON has all fields of a row. `sizes` are
+    fields in bytes whose names do not say so.
     """
     if invocation.form is OutputForm.JSON:
         _print_json([_json_row(row) for row in rows])
@@ -69,14 +69,14 @@ def print_labelled(
     *,
     sizes: Collection[str],
 ) -> None:
-    """Print rows whose columns have other names than their fields: `labels` are the fields by these names."""
+    """Print rows whose columns are not named like their fields: `labels` maps names of columns to fields."""
     if invocation.form is not OutputForm.JSON:
         rows = [{label: row[field] for label, field in labels.items()} for row in rows]
     print_rows(invocation, rows, columns, sizes=sizes)
 
 
 def chosen_columns(fields: str | None, columns: Sequence[str]) -> Sequence[str]:
-    """Return the columns that `--fields` names, all of them where it was not given.
+    """Return the columns in `--fields`, or all columns if it was not given.
 
     Raises:
         UsageError: there is no such column, or it is not a list.
@@ -86,10 +86,10 @@ def chosen_columns(fields: str | None, columns: Sequence[str]) -> Sequence[str]:
     try:
         chosen = split_list(fields)
     except ValueError as error:
-        raise UsageError(f"{fields!r} is not a list of fields; give them as a,b") from error
+        raise UsageError("is not a list of fields", subject=repr(fields), remedy="give them as a,b") from error
     unknown = [field for field in chosen if field not in columns]
     if unknown:
-        raise UsageError(f"there is no field {unknown[0]!r}; the fields are {', '.join(columns)}")
+        raise UsageError(f"there is no field {unknown[0]!r}", remedy=f"the fields are {', '.join(columns)}")
     return chosen
 
 
@@ -111,10 +111,10 @@ def _print_table(
         numeric = bool(rows) and type(rows[0][column]) is int
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        # Text, not str: names may hold what rich takes for markup, and control characters.
+        # Text, not str: names can contain markup of rich, and control characters.
         table.add_row(*(Text(printable(_table_text(invocation, name, row[name], sizes))) for name in columns))
     console = Console(width=None if sys.stdout.isatty() else _WIDE, soft_wrap=False)
-    with console.capture() as drawn:  # rich itself ends the program with 1 when nobody reads any more
+    with console.capture() as drawn:  # rich itself would exit with status 1 when the reader has gone
         console.print(table)
     click.echo(drawn.get(), nl=False)
 
@@ -122,8 +122,8 @@ def _print_table(
 def pipe_field(text: str) -> str:
     r"""Return text as a field of pipe-separated output: no value ends a field, forges a row or controls a terminal.
 
-    Such characters and `|` become `\x0a`, `\u202e` or `\U000e0001`. Everything else stays as backy2 prints it, except a
-    backslash in front of what would read as such an escape: it becomes `\x5c`, so that the text can be had back.
+    Such characters and `|` become `\x0a`, `\u202e` or `\U000e0001`. Everything else is printed as by backy2, except a
+    backslash before text that looks like such an escape: it becomes `\x5c`, so that the original text can be recovered.
     """
     text = _LIKE_AN_ESCAPE.sub(r"\\x5c", text)
     return "".join(escaped(char) if char == "|" or is_control(char) else char for char in text)
@@ -136,7 +136,7 @@ def _table_text(invocation: Invocation, name: str, field: Field, sizes: Collecti
 
 
 def _text(field: Field) -> str:
-    """Return a field as backy2 prints it: no quoting, empty for none, 0 and 1, times without zone."""
+    """Return a field as backy2 prints it: unquoted, empty for None, 0 and 1 for booleans, times without a zone."""
     if field is None:
         return ""
     if isinstance(field, bool):
@@ -151,7 +151,7 @@ def _text(field: Field) -> str:
 
 
 def _print_json(value: object) -> None:
-    # The escapes of another charset would not be those of JSON.
+    # In other charsets, use JSON's escapes, because those of the stream are not JSON.
     text = json.dumps(value, indent=2, ensure_ascii=codecs.lookup(sys.stdout.encoding).name != "utf-8")
     # Of the characters that control a terminal, `json` escapes only C0; remaining newlines are its own. Bytes of a
     # path that are not UTF-8 are lone surrogates here.

@@ -1,4 +1,4 @@
-"""The process of a command: how it begins, wherever it was started, and how it ends."""
+"""Begin and end the process of a command, however it was started."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 
 def begin() -> None:
-    """Prepare the process. First of all: what it was started with may be of no use."""
+    """Prepare the process. Call this first, because the inherited streams and variables may be unusable."""
     settle_streams()
     _settle_home()
     report_on_signal()
     keep_freed_memory()
     leave_no_core_file()
-    # Imports make hundreds of thousands of objects that stay: looking for garbage among them took 30 ms.
+    # Imports create hundreds of thousands of permanent objects: searching them for garbage took 30 ms.
     gc.set_threshold(100_000, 20, 20)
 
 
 def _settle_home() -> None:
-    """Set HOME if it is not, as under cron or in a unit: configuration and key commands look for files there."""
+    """Set HOME if it is missing, as under cron or systemd: configuration and key commands look for files there."""
     if not os.path.isabs(os.environ.get("HOME", "")):
         try:
             os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
-        except KeyError:  # a user who is in no table, as in containers
+        except KeyError:  # a user without an entry, as in containers
             os.environ.pop("HOME", None)
 
 
@@ -45,5 +45,5 @@ def end(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    # The end of a process frees its memory; taking every object of the interpreter apart before took 60 ms.
+    # The kernel frees all memory; destroying every object of the interpreter first took 60 ms.
     os._exit(status)

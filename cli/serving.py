@@ -57,4 +57,4 @@ def _tell_ready(mountpoint: str, starter: Starter | None, read_ahead_kib: int | 
     _log.info("%s is mounted%s%s", mountpoint, speed, advice)
     notify("READY=1")
     if starter is not None:
-        starter.tell_ready()
+        starter.report_ready()

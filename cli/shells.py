@@ -1,7 +1,7 @@
-"""The shells that can complete our commands: their scripts, how they ask, and what they take for an answer.
+"""Support completion in several shells: their scripts, and the formats of requests and answers.
 
-A script calls the program with the name of its shell in a variable. It answers with a line per offer, fields
-separated by tabs: kind (plain, file, dir), value, description.
+A script calls the program with the name of its shell in a variable. The program prints one line per completion, with
+fields separated by tabs: kind (plain, file, dir), value, description.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What is to be completed."""
+    """A word to complete."""
 
-    words: tuple[str, ...]   # complete ones
-    option: tuple[str, ...]  # the option in front of a value, where both are written as --option=value
+    words: tuple[str, ...]   # the complete words before it
+    option: tuple[str, ...]  # the option before a value in --option=value
     incomplete: str
-    skipped: int = 0         # characters of the value that the shell keeps and does not want again
-    quote: str = ""          # what opens the quotes in which the value ends; empty: it is not in quotes
-    expands: bool = False    # the shell makes something else of the value, as of $HOME
+    skipped: int = 0         # number of characters that the shell keeps and that must not be repeated
+    quote: str = ""          # the opening quotes in which the value ends; empty: it is not in quotes
+    expands: bool = False    # the shell would expand the value, such as $HOME
 
     @property
     def prefix(self) -> str:
-        """What stands before the value in the same word."""
+        """The part of the word before the value."""
         return f"{self.option[0]}=" if self.option else ""
 
 
 class Shell(Protocol):
-    """What differs between shells."""
+    """The differences between shells."""
 
     script: str
 
     def asked(self, words: Sequence[str], environ: Mapping[str, str]) -> Asked:
-        """Return what is to be completed."""
+        """Return the word to complete."""
         ...
 
     def line(self, item: CompletionItem[str], asked: Asked) -> str:
-        """Return an offer as the script takes it."""
+        """Return a completion in the format of the script."""
         ...
 
 
 class _Bash:
-    """Bash has words that end at @, : and = as well, and inserts what it gets without quoting it."""
+    """Bash also ends words at @, : and =, and inserts completions without quoting them."""
 
-    # COMP_LINE and not COMP_WORDS, which are broken apart at an @.
+    # COMP_LINE, not COMP_WORDS, which are split at an @.
     script = """\
 # Completion of backyfs for bash. Put it where bash-completion looks, or into ~/.bashrc:
 #   eval "$(backyfs completion bash)"
@@ -74,19 +74,19 @@ complete -o nosort -F _backyfs_completion backyfs
 """
 
     def asked(self, words: Sequence[str], environ: Mapping[str, str]) -> Asked:  # noqa: ARG002
-        """Take the line apart as bash does."""
+        """Parse the line as bash does."""
         line = BashLine.of(environ.get("COMP_LINE", ""), environ.get("COMP_BREAKS", ""))
         asked = _asked(line.words[1:], line.last)
         return replace(asked, skipped=line.kept, quote=line.quote, expands=line.expands)
 
     def line(self, item: CompletionItem[str], asked: Asked) -> str:
-        """Return kind and value; of the value what bash lets us replace, quoted for where it is inserted."""
+        """Return kind and value: the part of the value that bash replaces, quoted for its position."""
         value = (asked.prefix + item.value)[asked.skipped :]
         return f"{item.type}\t{quoted(value, asked.quote)}"
 
 
 class _Zsh:
-    """Zsh quotes what it inserts, and gives the words as the program would get them."""
+    """Zsh quotes completions, and passes the words as the program would get them."""
 
     script = """\
 #compdef backyfs
@@ -112,7 +112,7 @@ fi
 """
 
     def asked(self, words: Sequence[str], environ: Mapping[str, str]) -> Asked:  # noqa: ARG002
-        """Take the words as they are; the last one is to be completed."""
+        """Use the words unchanged, and complete the last one."""
         return _asked(words[:-1], words[-1] if words else "")
 
     def line(self, item: CompletionItem[str], asked: Asked) -> str:
@@ -122,7 +122,7 @@ fi
 
 
 class _Fish(_Zsh):
-    """Fish does as zsh."""
+    """Fish works like zsh."""
 
     script = """\
 # Completion of backyfs for fish. Save it as ~/.config/fish/completions/backyfs.fish

@@ -1,7 +1,7 @@
-"""What commands print: text that may get lost without ending the command, and results that may not.
+"""Print to stdout: text whose loss does not end a command, and results that must not be lost.
 
-A command has done its work when it prints. That its text cannot be written is reported at the end of the program,
-and changes the status only of commands that are run for their output: those are decorated with `run_for_output`.
+A command has done its work when it prints. If its text cannot be written, the program reports that at its end. Only
+commands decorated with `run_for_output` fail because of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _Result = TypeVar("_Result")
 
 
 class Printed(io.TextIOBase):
-    """Stands for stdout while a command runs. Writing to it never fails; `failure` is what went wrong first."""
+    """Replaces stdout while a command runs. Writing to it never fails; `failure` is the first error."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -45,7 +45,7 @@ class Printed(io.TextIOBase):
         return True
 
     def isatty(self) -> bool:
-        """Tell whether it is a terminal."""
+        """Return whether it is a terminal."""
         return self.stream.isatty()
 
     def fileno(self) -> int:
@@ -53,7 +53,7 @@ class Printed(io.TextIOBase):
         return self.stream.fileno()
 
     def write(self, text: str) -> int:
-        """Write text, or lose it."""
+        """Write text, or drop it after an error."""
         if not self._dropped:
             try:
                 return self.stream.write(text)
@@ -62,7 +62,7 @@ class Printed(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Have all text written that was taken so far, or lose it."""
+        """Write all buffered text, or drop it after an error."""
         if not self._dropped:
             try:
                 self.stream.flush()
@@ -70,11 +70,11 @@ class Printed(io.TextIOBase):
                 self.fail(error)
 
     def drop(self) -> None:
-        """Print nothing of what is written from now on."""
+        """Drop everything that is written from now on."""
         self._dropped = True
 
     def fail(self, error: OSError) -> None:
-        """Remember why nothing can be written, and let nobody try again: Python would when it flushes at exit."""
+        """Remember the first error, and prevent further attempts, such as Python's flush at exit."""
         if self.failure is None:
             self.failure = error
         self.drop()
@@ -83,7 +83,7 @@ class Printed(io.TextIOBase):
 
 @contextmanager
 def printing() -> Iterator[Printed]:
-    """Let commands print to a `Printed`, which is given."""
+    """Replace stdout with a `Printed`, and yield it."""
     before = sys.stdout
     printed = Printed(before)
     sys.stdout = printed
@@ -95,24 +95,24 @@ def printing() -> Iterator[Printed]:
 
 
 def drop_text() -> None:
-    """Print nothing from now on: what -q asks for."""
+    """Print nothing from now on, for -q."""
     if isinstance(sys.stdout, Printed):
         sys.stdout.drop()
 
 
 def drop_stdout() -> None:
-    """Send what is printed from now on nowhere: who read it has had enough (`| head`), or it cannot be written."""
-    with contextlib.suppress(OSError, ValueError):  # a stdout that is no file has no number
+    """Discard everything printed from now on, because the reader has gone (`| head`) or writing failed."""
+    with contextlib.suppress(OSError, ValueError):  # a stdout that is not a file has no descriptor
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
 
 
 def expect_printed() -> None:
-    """Make sure that the text of a command that is run for it got out. A reader who has had enough is fine.
+    """Make sure that the text of a command was printed. A reader that closed the pipe is not an error.
 
     Raises:
-        OutputError: it did not.
+        OutputError: the text could not be written.
     """
     sys.stdout.flush()
     if isinstance(sys.stdout, Printed):
@@ -120,7 +120,7 @@ def expect_printed() -> None:
 
 
 def run_for_output(command: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
-    """Let a command that only shows something fail if that cannot be printed, unless its status says more."""
+    """Let a command that only shows something fail if it cannot print, unless it has failed anyway."""
 
     @wraps(command)
     def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
@@ -133,10 +133,10 @@ def run_for_output(command: Callable[_Parameters, _Result]) -> Callable[_Paramet
 
 
 def check_printed(printed: Printed) -> None:
-    """Make sure of it where the stream is known.
+    """Do the same for a given stream.
 
     Raises:
-        OutputError: what was printed did not get out.
+        OutputError: the text could not be written.
     """
     if printed.failure is not None and not isinstance(printed.failure, BrokenPipeError):
         raise OutputError(printed.failure)
@@ -144,13 +144,13 @@ def check_printed(printed: Printed) -> None:
 
 @contextmanager
 def stdout_file() -> Iterator[BinaryIO]:
-    """Give stdout as a file for a result, every byte of which counts.
+    """Yield stdout as a file for a result that must be complete.
 
     Raises:
-        OutputError: it is closed, or cannot be written.
-        BrokenPipeError: nobody reads it any more.
+        OutputError: it is closed or cannot be written.
+        BrokenPipeError: the reader has closed the pipe.
     """
-    if sys.__stdout__ is None:  # since the program was started; it is /dev/null now
+    if sys.__stdout__ is None:  # it was closed when the program started, and is /dev/null now
         raise OutputError
     stream = sys.stdout.stream if isinstance(sys.stdout, Printed) else sys.stdout
     try:
@@ -165,10 +165,10 @@ def stdout_file() -> Iterator[BinaryIO]:
 
 
 def sync_stdout() -> None:
-    """Wait until everything printed is on the disk, if the standard output was redirected to a file.
+    """Wait until everything printed is on disk, if standard output is a file.
 
     Raises:
-        OutputError: it does not get there.
+        OutputError: it could not be written.
     """
     expect_printed()
     try:
@@ -187,6 +187,6 @@ def _sync(stream: TextIO) -> None:
 
 
 def announce(line: str) -> None:
-    """Print a line at once, for those who wait for it."""
+    """Print and flush a line that a caller is waiting for."""
     click.echo(line)
     sys.stdout.flush()

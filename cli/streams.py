@@ -1,7 +1,7 @@
-"""Descriptors 0, 1 and 2, and the text streams on them: safe to use however the program was started.
+"""Make descriptors 0, 1 and 2 and their text streams safe to use, however the program was started.
 
 A caller may have closed any of them, filled the disk behind them, made them non-blocking, or chosen a charset that
-lacks characters. None of that may end a command, or let a database become what is printed to.
+lacks characters. None of that may end a command, or let output be written into a database file.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _ESCAPING = "backyfs-escape"  # name of the error handler below
-_NOT_UTF8 = range(0xDC80, 0xDD00)  # what Python makes of bytes that are not UTF-8: PEP 383
+_NOT_UTF8 = range(0xDC80, 0xDD00)  # how Python represents bytes that are not UTF-8: PEP 383
 
 
 def settle_streams() -> None:
-    """Open what is closed of descriptors 0, 1 and 2, and make streams on them that cope with what they find.
+    """Open those of descriptors 0, 1 and 2 that are closed, and create robust streams on them.
 
-    Call it before anything else is opened: the next file would get the number of a closed one.
+    Call this before opening anything else: the next file would get the number of a closed descriptor.
     """
     for fd in (0, 1, 2):
         _open_if_closed(fd)
     codecs.register_error(_ESCAPING, _escape)
-    # As the rest of Python has file names: bytes that do not fit the charset stay what they are.
+    # As for file names elsewhere in Python, bytes that do not fit the charset are preserved.
     sys.stdin = open(0, encoding=_encoding(sys.stdin), errors="surrogateescape", closefd=False)  # noqa: SIM115
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(_Descriptor(1)),
@@ -50,9 +50,9 @@ def _open_if_closed(fd: int) -> None:
         return
     try:
         opened = os.open(os.devnull, os.O_RDWR)
-    except OSError:  # a root directory without /dev: then writing fails, and hits nothing
+    except OSError:  # a root directory without /dev: writing will fail, but harm nothing
         opened = os.open("/", os.O_RDONLY)
-    os.dup2(opened, fd)  # programs that are started inherit it
+    os.dup2(opened, fd)  # inheritable, for programs that this one starts
     if opened != fd:
         os.close(opened)
 
@@ -70,7 +70,7 @@ def _encoding(stream: TextIO | None) -> str:
 
 
 def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    r"""Return bytes of a file name as they are, and what the charset lacks as `\xe9`, `\u20ac` and so on."""
+    r"""Return bytes of a file name unchanged, and characters missing from the charset as `\xe9`, `\u20ac` and so on."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     one = error.object[error.start]
@@ -80,7 +80,7 @@ def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 class _Descriptor(io.RawIOBase):
-    """A descriptor that takes all bytes or raises OSError, also one that does not block."""
+    """A descriptor, blocking or not, that writes all bytes or raises OSError."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -100,13 +100,13 @@ class _Descriptor(io.RawIOBase):
             while position < len(rest):
                 try:
                     position += os.write(self._fd, rest[position:])
-                except BlockingIOError:  # programs that share a terminal or pipe can set this for all of them
+                except BlockingIOError:  # any program that shares the terminal or pipe can make it non-blocking
                     select.select([], [self._fd], [])
             return len(rest)
 
 
 class _Diagnostics(_Descriptor):
-    """Stderr: what cannot be written there is lost, and nothing else is."""
+    """Stderr. Text that cannot be written is dropped without an error."""
 
     def write(self, data: ReadableBuffer) -> int:
         try:

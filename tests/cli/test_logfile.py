@@ -123,7 +123,7 @@ def test_a_full_disk_is_a_warning_once_and_no_traceback(log, told, tmp_path, cap
     log.addHandler(LogFile(str(tmp_path / "log")))
     log.info("one")
     log.info("two")
-    assert told == ["one", f"the log file {tmp_path}/log is not written: No space left on device", "two"]
+    assert told == ["one", f"cannot write to the log file {tmp_path}/log: No space left on device", "two"]
     assert capfd.readouterr().err == ""
 
 
@@ -132,7 +132,7 @@ def test_a_fifo_that_nobody_reads_loses_messages_and_says_so_once(log, told, tmp
     log.addHandler(LogFile(str(tmp_path / "log")))
     log.info("one")
     log.info("two")
-    assert told == ["one", f"the log file {tmp_path}/log is not written: it is a FIFO that nobody reads", "two"]
+    assert told == ["one", f"cannot write to the log file {tmp_path}/log: it is a FIFO without a reader", "two"]
 
 
 def test_a_fifo_gets_messages_while_somebody_reads_it(log, told, tmp_path):
@@ -157,7 +157,7 @@ def test_a_reader_that_is_too_slow_is_not_waited_for(log, told, tmp_path):
             log.info("x" * 10_000)
     finally:
         os.close(reader)
-    assert f"the log file {tmp_path}/log is not written: it is a FIFO whose reader is too slow" in told
+    assert f"cannot write to the log file {tmp_path}/log: it is a FIFO whose reader is too slow" in told
 
 
 @pytest.mark.parametrize("words", [["ls"], ["check-config"], ["backup", "{image}", "disk"]])

@@ -275,7 +275,7 @@ def test_a_process_with_threads_is_not_forked() -> None:
     other = threading.Thread(target=end.wait)
     other.start()
     try:
-        with pytest.raises(AssertionError, match="a process that has threads cannot fork"):
+        with pytest.raises(AssertionError, match="a process with several threads cannot fork"):
             background.start()
     finally:
         end.set()
