@@ -1,4 +1,4 @@
-"""`python -m backyfs.cli`: the program, by an interpreter of your choice."""
+"""Run the program with `python -m backyfs.cli`."""
 
 from backyfs.cli import main
 

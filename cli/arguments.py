@@ -1,4 +1,4 @@
-"""Arguments that several commands have."""
+"""Define arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 def complete_versions(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem[str]]:
-    """Return the uids and names of versions that begin so; what a shell offers for VERSION."""
+    """Return completions for VERSION: uids and names of versions."""
     from backyfs.cli.completion import version_items  # noqa: PLC0415 - the database is slow to load
 
     return version_items(context, incomplete)
@@ -30,7 +30,7 @@ def _stored_texts(context: click.Context, parameter: click.Parameter, texts: tup
     return texts
 
 
-# The argument `version`: what `metadata.records.versions.find_version` takes.
+# The argument `version`, in the forms that `metadata.records.versions.find_version` accepts.
 version_argument = click.argument(
     "version", metavar="VERSION", callback=stored_text, shell_complete=complete_versions
 )
@@ -47,6 +47,6 @@ def _versions(*, required: bool) -> Callable[[_Command], _Command]:
     )
 
 
-# The argument `versions`: several of the same, a tuple.
+# The argument `versions`: a tuple of such values.
 versions_argument = _versions(required=True)
 optional_versions_argument = _versions(required=False)

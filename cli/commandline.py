@@ -1,4 +1,4 @@
-"""The command line as it may be logged: without what is secret in it."""
+"""Show the command line in the log without the secrets in it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _HIDDEN = "***"
-# Programs that print a key or passphrase may be given the way to it, or be `echo` and the key itself.
+# A command that prints a key or passphrase may show where it is, or may even be `echo` and the key itself.
 _SECRET_OPTION = re.compile(r"--[a-z-]*(command|passphrase|password|secret|token|key)")
-# user:password@ of a URL; user and password may hold an @, and where the host was forgotten there is none at all.
+# user:password@ in a URL. User and password can contain an @; if the host was forgotten, there is no @ at all.
 _USER_INFO = re.compile(r"([:/]/[^:\s]*):.*@|(://[^:/@\s]+):(?!\d{1,5}(?:[/?\s]|$)).*")
-# The same where :// was forgotten. NAME@latest is not one, whatever is in NAME.
+# The same without ://. NAME@latest must not match, whatever NAME contains.
 _WITHOUT_SLASHES = re.compile(r"((?:postgres|mysql|mariadb)[a-z0-9_+]*:[^:\s]*):\S*@")  # postgresql:user:password@
 _WITHOUT_ENGINE = re.compile(r"(?<!\S)([^:/\s]+):[^/\s]*@(?=[^/\s]+/)")                # user:password@host/
 _PARAMETER = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)  # ?password=
@@ -24,7 +24,7 @@ _KEY = re.compile(r"(?<![0-9A-Fa-f])[0-9A-Fa-f]{64}(?![0-9A-Fa-f])")  # an encry
 
 
 def shown_command_line(words: Iterable[str]) -> str:
-    """Return the words after `backyfs` as a shell takes them, on one line; secrets become ***."""
+    """Return the command line of `backyfs`, quoted for a shell, on one line. Secrets become ***."""
     shown = []
     hides_next = False
     for word in words:
@@ -41,7 +41,7 @@ def shown_command_line(words: Iterable[str]) -> str:
 
 
 def without_secrets(word: str) -> str:
-    """Return text without the passwords of URLs in it, and without keys; they become ***."""
+    """Return text with passwords in URLs, and keys, replaced by ***."""
     word = _USER_INFO.sub(_without_password, word)
     for pattern in (_WITHOUT_SLASHES, _WITHOUT_ENGINE):
         word = pattern.sub(rf"\1:{_HIDDEN}@", word)

@@ -1,4 +1,4 @@
-"""Core files, which would hold the keys that are in memory."""
+"""Prevent core files, because they would contain the keys in memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import resource
 
 
 def leave_no_core_file() -> None:
-    """Let a crash of this process, or of one that it starts, leave no core file.
+    """Prevent core files of this process and of processes that it starts.
 
-    Not by `PR_SET_DUMPABLE`: it takes /proc/self from users other than root, and with it what the mount looks up
-    there. Programs that are started can set their limit again, up to what it was allowed to be before.
+    `PR_SET_DUMPABLE` would not do: it makes /proc/self inaccessible to users other than root, and the mount needs it.
+    Child processes can raise their limit again, because the hard limit is unchanged.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))

@@ -1,4 +1,4 @@
-"""A decorator for commands that have hooks: a line `@hooked("backup", "name", "source")` on one is all."""
+"""Define the decorator for commands that have hooks: `@hooked("backup", "name", "source")`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def hooked(
 ) -> Callable[
     [Callable[Concatenate[Invocation, _Parameters], _Result]], Callable[Concatenate[Invocation, _Parameters], _Result]
 ]:
-    """Let a command, which `click.pass_obj` calls, run within its hooks; `names` are parameters that are facts.
+    """Run a command within its hooks; `names` are parameters that become facts. Use it below `click.pass_obj`.
 
-    It adds what it finds out by `invocation.add_facts`.
+    The command adds further facts with `invocation.add_facts`.
     """
 
     def decorate(

@@ -1,17 +1,17 @@
-"""Lists as people write them: `a,b`, one line of CSV. White space around an item does not belong to it."""
+"""Parse lists such as `a,b`: one line of CSV. White space around items is dropped."""
 
 from __future__ import annotations
 
 import re
 
-# An item in quotes, in which "" stands for one quote; or one without, which may be empty. Then a comma or the end.
+# A quoted item, in which "" means a quote, or an unquoted one, which may be empty. Then a comma or the end.
 _ITEM = re.compile(r'\s*(?:"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>(?:[^",\r\n][^,\r\n]*?)?))\s*(?P<comma>,|\Z)')
 
 
 def split_list(text: str) -> tuple[str, ...]:
-    """Return the items of a list; quotes let an item hold a comma. An item can be empty.
+    """Return the items of a list. A quoted item may contain a comma, and items can be empty.
 
-    `csv` itself would take the blank before a quoted item, as in `a, "b,c"`, for a part of it.
+    The module `csv` would treat the blank before a quoted item, as in `a, "b,c"`, as a part of it.
 
     Raises:
         ValueError: a quote is not closed or has text after it, or the text has several lines.

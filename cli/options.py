@@ -1,4 +1,4 @@
-"""Options that scripts pass empty: `-e "$EXPIRE"`, where the variable may hold nothing."""
+"""Support options that scripts pass with an empty value, such as `-e "$EXPIRE"`."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ if TYPE_CHECKING:
 
 
 def real_path(_context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
-    """Refuse - as the name of something that cannot be a stream; click calls it.
+    """Refuse - for a path that cannot be a stream. A click callback.
 
     Raises:
-        UsageError: it is -.
+        UsageError: the path is -.
     """
     if path == "-":
         raise UsageError(
-            f"{parameter.opts[0]} cannot be -, standard input or output; name a path, such as ./- if that is meant"
+            "cannot be -, standard input or output",
+            subject=parameter.opts[0],
+            remedy="name a path, such as ./- for a file with this name",
         )
     return path
 
 
 class OptionalValue(click.Option):
-    """An option for which an empty or blank value counts as not given, as in backy2.
+    """An option whose empty or blank value counts as not given, as in backy2.
 
-    Every option of backy2 that takes a value is one, and so are the options of newer commands that mean the same.
+    This is used for every option of backy2 with a value, and for options of newer commands with the same meaning.
     """
 
     def handle_parse_result(
         self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
     ) -> tuple[Any, list[str]]:
-        """Process what the command line gave, without empty values."""
+        """Process the values from the command line, without empty ones."""
         return super().handle_parse_result(ctx, self._without_empty(opts), args)
 
     def _without_empty(self, opts: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Passphrases from the terminal, and options that name a key or passphrase."""
+"""Ask for passphrases on the terminal, and define options that name a key or passphrase."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def asking() -> Callable[[], str] | None:
-    """Return what asks for the passphrase of a repository; None where nobody is there to answer."""
-    stdin = sys.stdin  # None or closed where the program was started without one
+    """Return a function that asks for the passphrase of a repository; None if stdin is not a terminal."""
+    stdin = sys.stdin  # None or closed if the program was started without one
     return _ask if stdin is not None and not stdin.closed and stdin.isatty() else None
 
 
@@ -58,7 +58,7 @@ def read_secret(
     passphrase_file: str | None,
     passphrase_command: str | None,
 ) -> Secret | None:
-    """Return the key or passphrase that the options name; None: they name none.
+    """Return the key or passphrase that the options name; None if they name none.
 
     Raises:
         UsageError: they name more than one.
@@ -69,7 +69,7 @@ def read_secret(
 
     given = [text for text in (key_file, key_command, passphrase_file, passphrase_command) if text is not None]
     if len(given) > 1:
-        raise UsageError("there are several options that name a key or passphrase; give one of them")
+        raise UsageError("several options name a key or passphrase", remedy="give one of them")
     if key_file is not None or key_command is not None:
         return Secret(key=keys.read_key(KeySource(file=_stdin_or(key_file), command=key_command)))
     if passphrase_file is not None or passphrase_command is not None:
@@ -83,10 +83,10 @@ def _stdin_or(file: str | None) -> str | None:
 
 
 def ask_new() -> Secret:
-    """Ask for a new passphrase, twice.
+    """Ask twice for a new passphrase.
 
     Raises:
-        MissingKeyError: nobody is there to answer.
+        MissingKeyError: there is no terminal.
     """
     from backyfs.keys.slots import Secret  # noqa: PLC0415 - cryptography is slow to load
 
@@ -98,7 +98,7 @@ def ask_old() -> Secret:
     """Ask for the old key or passphrase.
 
     Raises:
-        MissingKeyError: nobody is there to answer.
+        MissingKeyError: there is no terminal.
     """
     from backyfs import keys  # noqa: PLC0415 - cryptography is slow to load
     from backyfs.keys.slots import Secret  # noqa: PLC0415
@@ -114,7 +114,8 @@ def ask_old() -> Secret:
 def _require_terminal() -> None:
     if asking() is None:
         raise MissingKeyError(
-            "no key or passphrase was given, and there is no terminal to ask for one; give an option that names it"
+            "no key or passphrase was given, and there is no terminal to ask for one",
+            remedy="give an option that names it",
         )
 
 

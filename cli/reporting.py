@@ -1,4 +1,4 @@
-"""SIGUSR1 asks a command how far it is, as it asks dd."""
+"""Report the progress of a command on SIGUSR1, like dd."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from backyfs.cli.logs import log_answer
 
 
 def report_on_signal() -> None:
-    """Have SIGUSR1 answered on stderr from now on, by whatever command runs; unhandled it would end the process.
+    """Answer SIGUSR1 on stderr from now on, for any command. Unhandled, the signal would end the process.
 
-    Where it is ignored it stays ignored.
+    If it is ignored, it stays ignored.
     """
     if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
         signal.signal(signal.SIGUSR1, _Reporter().answer)
 
 
 class _Reporter:
-    """Answers one question after the other: one that comes during an answer would else nest without end."""
+    """Answers one signal at a time. Otherwise, signals during an answer could nest without limit."""
 
     def __init__(self) -> None:
         self._waiting = 0

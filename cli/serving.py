@@ -1,4 +1,4 @@
-"""Serve a mount until it ends: what `mount` and `attach` do in the process that stays."""
+"""Serve a mount until it ends, in the process that `mount` and `attach` leave running."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def serve_mount(
 ) -> None:
     """Mount the repository on an absolute path and serve it, within the hooks of `mount`.
 
-    `request_of` says how to mount an opened repository. `starter` is None in the foreground.
+    `request_of` returns how to mount an opened repository. `starter` is None in the foreground.
 
     Raises:
         MountError: it cannot be mounted.
@@ -43,7 +43,7 @@ def serve_mount(
             serve(
                 repository,
                 request_of(repository),
-                partial(_tell_ready, mountpoint, starter),
+                partial(_report_ready, mountpoint, starter),
                 invocation.interrupted.set,
                 signals,
             )
@@ -51,7 +51,7 @@ def serve_mount(
             notify("STOPPING=1")
 
 
-def _tell_ready(mountpoint: str, starter: Starter | None, read_ahead_kib: int | None) -> None:
+def _report_ready(mountpoint: str, starter: Starter | None, read_ahead_kib: int | None) -> None:
     speed = "" if read_ahead_kib is None else f"; the kernel reads {read_ahead_kib} KiB ahead"
     advice = "; Ctrl-C unmounts it" if starter is None else ""
     _log.info("%s is mounted%s%s", mountpoint, speed, advice)
