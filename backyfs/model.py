@@ -18,6 +18,7 @@ VersionId = NewType("VersionId", int)  # row of `versions`
 PageId = NewType("PageId", int)        # row of `pages`
 BlobId = NewType("BlobId", int)        # row of `blobs`; 1 and up
 JobId = NewType("JobId", int)          # row of `jobs`
+RunId = NewType("RunId", int)          # row of `runs`
 
 VersionUid = NewType("VersionUid", str)  # UUID in its text form
 BlobUid = NewType("BlobUid", str)        # up to 32 characters of [0-9A-Za-z], case-sensitive; names the object
@@ -45,6 +46,37 @@ class Deduplication(StrEnum):
     OFF = "off"
     ON = "on"                      # all valid blocks
     SAME_VERSION = "same-version"  # only blocks of the encryption version that new blocks get
+
+
+class JobKind(StrEnum):
+    """What a job does."""
+
+    BACKUP = "backup"
+    RESTORE = "restore"
+    SCRUB = "scrub"
+    REPAIR = "repair"
+    CLEANUP = "cleanup"
+    MIGRATE_ENCRYPTION = "migrate-encryption"
+    RM = "rm"
+    FORGET = "forget"
+    MOUNT = "mount"
+
+
+class Unit(StrEnum):
+    """What the progress of a job counts."""
+
+    BYTES = "bytes"
+    VERSIONS = "versions"
+
+
+class RunOutcome(StrEnum):
+    """How a job ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"  # by a signal, or by the reader of its output
+    KILLED = "killed"            # its process ended without recording anything; another command noticed
+    LOST = "lost"                # another command had not heard from it, and took it for dead
 
 
 # Clocks of hosts may differ by this much before a version counts as dated in the future.
@@ -201,6 +233,42 @@ class DamagedRange:
     start: int
     stop: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """What a job does, as other commands see it."""
+
+    kind: JobKind
+    label: str = ""              # for people: which backup, which directory; nothing is decided by it
+    names: tuple[str, ...] = ()  # names of the backups it works on
+    writes_blobs: bool = False   # it may store objects that have no row yet; `cleanup --full` spares these
+
+    @property
+    def command(self) -> str:
+        """The job in words: `backup disk`."""
+        return f"{self.kind} {self.label}" if self.label else self.kind.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobProgress:
+    """How far a step of a job has got."""
+
+    label: str = ""
+    done: int
+    total: int  # 0: unknown
+    unit: Unit = Unit.BYTES
+    elapsed_s: float = 0.0  # since the step began
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a job ended, as its run records it."""
+
+    outcome: RunOutcome
+    exit_status: int | None = None  # None: nobody knows
+    error_class: str | None = None
+    error: str | None = None        # the message
 
 
 class Progress(Protocol):

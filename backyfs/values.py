@@ -7,12 +7,13 @@ objects of `catalog`, and both formats that `import` reads.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from backyfs.model import NAME_LENGTH, VersionStatus
+from backyfs.model import NAME_LENGTH, RunOutcome, Unit, VersionStatus
 
 if TYPE_CHECKING:
     from enum import StrEnum
@@ -157,6 +158,27 @@ class Choice:
         raise _wrong(value, f"one of {', '.join(one.value for one in self.kind)}")
 
 
+@dataclass(frozen=True, slots=True)
+class Json:
+    """JSON text of bounded length; with `names`, a list of texts."""
+
+    most: int
+    names: bool = False
+
+    def check(self, value: Any) -> str:
+        """Return text that keeps the rule."""
+        if isinstance(value, str) and len(value) <= self.most and self._is_json(value):
+            return value
+        raise _wrong(value, f"JSON of up to {self.most} characters{', a list of names' if self.names else ''}")
+
+    def _is_json(self, value: str) -> bool:
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            return False
+        return not self.names or (isinstance(found, list) and all(isinstance(name, str) for name in found))
+
+
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can contain them, but they are not characters
 _MOST_SECONDS = 1e15
 _MOST_COUNT = 1 << 63
@@ -177,6 +199,11 @@ COUNT = Number(0, _MOST_COUNT)
 TOKEN = COUNT
 ROW_ID = Number(1, _MOST_COUNT)
 PID = Number(1, 1 << 31)
+EXIT_STATUS = Number(0, 256)
+UNIT = Choice(Unit)                      # of the progress of a job
+OUTCOME = Choice(RunOutcome)             # of a run
+NAMES = Json(4096, names=True)           # of backups, of a job
+REPORT = Json(64 << 10)                  # of a run
 BLOCK_SIZE = Number(1, 1 << 31)
 BLOB_SIZE = Number(0, 1 << 31)           # plain bytes; 0 if backy2 did not know it
 ENCRYPTION_VERSION = Number(0, 1 << 15)

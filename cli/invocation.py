@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ from backyfs.cli.passphrases import asking
 from backyfs.cli.progress import LogProgress
 from backyfs.cli.text import printable
 from backyfs.cli.title import ProcessName, title_progress
-from backyfs.errors import BackyfsError, DatabaseBusyError, SchemaOutdatedError
+from backyfs.errors import BackyfsError, DatabaseBusyError, DatabaseError, SchemaOutdatedError
 from backyfs.model import NoProgress
 from backyfs.trust import load_trusted_config
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from backyfs.config import Config
     from backyfs.hooks import Fact
     from backyfs.metadata.db.database import Database
-    from backyfs.model import Progress
+    from backyfs.model import Progress, RunId
     from backyfs.repository import Repository
     from backyfs.work.progress import TellingProgress
     from backyfs.work.run import Control
@@ -69,6 +70,7 @@ class Invocation:
     results: dict[str, Fact] = field(default_factory=dict, repr=False)  # what the command found out, for the log
     progresses: list[TellingProgress] = field(default_factory=list, repr=False)  # all that were made, by `progress`
     odd_rows: set[str] = field(default_factory=set, repr=False)  # of the database, that were left out and logged
+    runs: list[RunId] = field(default_factory=list, repr=False)  # of the jobs that the command has ended
 
     def load_config(self) -> Config:
         """Read the configuration, warn of what is strange in it, and begin to write its log file.
@@ -187,13 +189,28 @@ class Invocation:
             # Not in the log on stderr, which tells errors only then.
             click.echo(f"backyfs: the metadata as they were are in {printable(report.copy)}", err=True)
 
+    def record(self, repository: Repository, report: object, error: BackyfsError | None = None) -> None:
+        """Add to the run of the command what it reports with --json, and the error that it is about to end with."""
+        if not self.runs:  # the database cannot be written, or there was nothing to do
+            return
+        from backyfs.metadata.records.runs import complete_run  # noqa: PLC0415 - SQLAlchemy is slow to load
+        from backyfs.work.ending import ending_of  # noqa: PLC0415
+
+        ending = None if error is None else ending_of(error)
+        try:
+            with repository.database.write() as connection:
+                complete_run(connection, self.runs[-1], report=json.dumps(report), ending=ending)
+        except DatabaseError as failed:
+            _log.warning("the report of this command is not recorded: %s", failed)
+
     @contextmanager
     def control(self, *, is_quiet: bool = False) -> Iterator[Control]:
         """Let a command show its progress unless it `is_quiet`, and stop when a signal asks for that."""
         from backyfs.work.run import Control  # noqa: PLC0415 - slow to load
 
         with stop_on_signals() as stop:
-            yield Control(stop=stop) if is_quiet else Control(progress=self.progress(), stop=stop)
+            progress = NoProgress() if is_quiet else self.progress()
+            yield Control(progress=progress, stop=stop, recorded=self.runs.append)
 
     def progress(self) -> Progress:
         """Return how progress is to be shown; in the title of the process it always is."""

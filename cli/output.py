@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from backyfs.cli.invocation import Invocation
 
-# A dict of numbers becomes the text 0:12,2:300.
-Field: TypeAlias = "str | int | float | bool | datetime | Sequence[str] | dict[int, int] | None"
+# A dict of numbers becomes the text 0:12,2:300. Only JSON shows objects.
+Field: TypeAlias = "str | int | float | bool | datetime | Sequence[str] | dict[int, int] | dict[str, object] | None"
 Row: TypeAlias = "dict[str, Field]"
 
 fields_option = click.option(
@@ -51,7 +51,7 @@ def print_rows(
     fields in bytes whose names do not say so.
     """
     if invocation.form is OutputForm.JSON:
-        _print_json([_json_row(row) for row in rows])
+        print_json(json_rows(rows))
     elif invocation.form is OutputForm.PIPE:
         if invocation.header:
             click.echo("|".join(columns))
@@ -95,7 +95,17 @@ def chosen_columns(fields: str | None, columns: Sequence[str]) -> Sequence[str]:
 
 def print_object(row: Row, **lists: Sequence[Row]) -> None:
     """Print one value as a JSON object; `lists` are its fields that are lists of objects."""
-    _print_json(_json_row(row) | {name: [_json_row(one) for one in rows] for name, rows in lists.items()})
+    print_json(json_object(row, **lists))
+
+
+def json_object(row: Row, **lists: Sequence[Row]) -> dict[str, object]:
+    """Return one value as a JSON object; `lists` are its fields that are lists of objects."""
+    return _json_row(row) | {name: json_rows(rows) for name, rows in lists.items()}
+
+
+def json_rows(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Return rows as JSON objects."""
+    return [_json_row(row) for row in rows]
 
 
 def _print_table(
@@ -150,7 +160,8 @@ def _text(field: Field) -> str:
     return ",".join(field)
 
 
-def _print_json(value: object) -> None:
+def print_json(value: object) -> None:
+    """Print a value as JSON."""
     # In other charsets, use JSON's escapes, because those of the stream are not JSON.
     text = json.dumps(value, indent=2, ensure_ascii=codecs.lookup(sys.stdout.encoding).name != "utf-8")
     # Of the characters that control a terminal, `json` escapes only C0; remaining newlines are its own. Bytes of a

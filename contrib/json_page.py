@@ -59,7 +59,7 @@ def kind(field: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in field["enum"])
     types = field["type"] if isinstance(field["type"], list) else [field["type"]]
     words = ["time" if name == "string" and field.get("format") == "date-time" else name for name in types]
-    if "array" in types:
+    if "items" in field:
         items = field["items"]
         words = [f"list of {'objects: ' + ', '.join(items['properties']) if 'properties' in items else 'strings'}"]
     return " or ".join(words)

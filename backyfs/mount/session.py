@@ -19,6 +19,7 @@ from backyfs.errors import MountError
 from backyfs.host.fuse import FUSE_CONF, lets_others_in
 from backyfs.host.mountpoints import check_mountpoint
 from backyfs.host.mounttable import shown_mounts
+from backyfs.model import JobKind, JobSpec
 from backyfs.mount.contents import Contents
 from backyfs.mount.operations import Operations
 from backyfs.mount.overlay import OverlayDirectory, Scratch
@@ -114,7 +115,11 @@ def serve(
     # After mounting, following a link there would ask the mount itself.
     request = replace(request, mountpoint=os.path.realpath(request.mountpoint))
     _check_device()
-    with Job(repository.database, f"mount {request.mountpoint}", only_reads=True) as job, ExitStack() as opened:
+    spec = JobSpec(kind=JobKind.MOUNT, label=request.mountpoint)
+    with (
+        Job(repository.database, spec, only_reads=True, limits=repository.limits) as job,
+        ExitStack() as opened,
+    ):
         overlays: OverlayDirectory | Scratch | None = None
         if request.scratch is not None:
             overlays = opened.enter_context(Scratch(request.scratch))

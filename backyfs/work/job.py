@@ -1,4 +1,7 @@
-"""The job of a running command: its row in the database, kept alive by a thread that beats."""
+"""The job of a running command: its row in the database, kept alive by the heartbeats of a thread.
+
+At its end the row becomes a run (`metadata/records/runs.py`), in one transaction.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from typing import TYPE_CHECKING
 
 from backyfs.errors import DatabaseError, DatabaseFullError, JobLostError, VersionError
 from backyfs.metadata.records import jobs
-from backyfs.work.progress import TellingProgress
+from backyfs.metadata.records.runs import prune_runs
+from backyfs.model import JobProgress
+from backyfs.work.ending import ending_of
+from backyfs.work.limits import DEFAULT_LIMITS
+from backyfs.work.progress import CountedProgress
 from backyfs.work.silence import remove_silent_jobs
 
 if TYPE_CHECKING:
@@ -18,11 +25,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from backyfs.metadata.db.database import Connection, Database
-    from backyfs.model import Progress, Version, VersionId
+    from backyfs.model import JobSpec, Progress, RunId, Unit, Version, VersionId
+    from backyfs.work.limits import Limits
 
-FIRST_BEAT_S = 2      # the first beats follow each other so closely: of a short command one wants to see more, too
-_BEATS_A_RUN = 5      # until they are as far apart as a fifth of the time so far, and at most jobs.HEARTBEAT_S
-_TEXT_EVERY_S = 0.25
+FIRST_BEAT_S = 2      # the first beats come this often, so that the progress of a short command can be seen
+_BEATS_A_RUN = 5      # later ones are a fifth of the time so far apart, and at most jobs.HEARTBEAT_S
 
 _log = logging.getLogger(__name__)
 
@@ -30,28 +37,27 @@ _log = logging.getLogger(__name__)
 class Job:
     """A registered job, from `with` to its end. Its methods may be called from any thread.
 
-    One that only reads goes without its row where the database cannot be written. On a read-only file system nobody can
-    remove anything. On a full disk `rm` can: then reading a version that is gone fails, see `blockmap.page_entries`.
+    A job that only reads works without its row if the database cannot be written. Nobody can remove anything on a
+    read-only file system. On a full disk `rm` can: then reading a version that is gone fails, see
+    `blockmap.page_entries`.
     """
 
     def __init__(
-        self, database: Database, command: str, *, writes_blobs: bool = True, only_reads: bool = False
+        self, database: Database, spec: JobSpec, *, only_reads: bool = False, limits: Limits = DEFAULT_LIMITS
     ) -> None:
-        """Prepare a job; `command` is what others see of it.
-
-        `writes_blobs`: it may put objects into the storage before they have rows; `cleanup --full` spares these. A
-        job that only reads does not.
-        """
+        """Prepare a job; `spec` is what others see of it."""
         self._database = database
-        self._command = command
-        self._writes_blobs = writes_blobs and not only_reads
+        self._spec = spec
         self._only_reads = only_reads
+        self._limits = limits
         self._is_registered = not (only_reads and database.is_read_only)
         self._ended = threading.Event()
         self._lost = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="backyfs-heartbeat", daemon=True)
-        self._tracked: TellingProgress | None = None
-        self.progress = ""  # what `backyfs jobs` shows; written by the command, read by the heartbeat
+        self._tracked: CountedProgress | None = None
+        self._recorded: Callable[[RunId], None] | None = None
+        self._began = time.monotonic()
+        self.progress: JobProgress | None = None  # what `count` was called with; a step under way takes precedence
 
     def hold(self, version_id: VersionId) -> None:
         """Keep a version from being removed while this job lives.
@@ -103,13 +109,19 @@ class Job:
         with self._database.write() as connection:
             jobs.release_version(connection, self._id, version_id)
 
-    def track(self, progress: Progress) -> Progress:
+    def track(self, progress: Progress, recorded: Callable[[RunId], None] | None = None) -> Progress:
         """Return a progress that is shown as `progress` shows it, and to those who list the jobs.
 
-        It belongs to one thread, as `progress` does.
+        It belongs to one thread, as `progress` does. `recorded` is called with the run when this job has ended.
         """
-        self._tracked = TellingProgress(progress, self._tell, self._forget, every_s=_TEXT_EVERY_S)
+        self._recorded = recorded
+        self._tracked = CountedProgress(progress)
         return self._tracked
+
+    def count(self, done: int, total: int, unit: Unit) -> JobProgress:
+        """Show those who list the jobs how far this one has got, where it has no steps that count bytes."""
+        self.progress = JobProgress(done=done, total=total, unit=unit, elapsed_s=time.monotonic() - self._began)
+        return self.progress
 
     @property
     def lost(self) -> bool:
@@ -120,9 +132,9 @@ class Job:
     def write(self) -> Iterator[Connection]:
         """Give a write transaction in which this job is known to be alive.
 
-        Whatever others must not lose is written in one: rows of objects, pages, the status of a version. Once others
-        take a job for dead they no longer spare what it holds and has stored, so it must not name that afterwards. A
-        host that was suspended in between does not know.
+        Everything that others must not lose is written in such a transaction: rows of objects, pages, the status of a
+        version. Once others take a job for dead they no longer spare what it holds and has stored, so it must not refer
+        to that afterwards. A host that was suspended in between does not know.
 
         Raises:
             JobLostError: the row of this job is gone.
@@ -150,15 +162,9 @@ class Job:
         """
         if self.lost:
             raise JobLostError(
-                f"the job {self._command!r} was taken for dead by another command and stops; was this host "
+                f"the job {self._spec.command!r} was taken for dead by another command and stops; was this host "
                 "suspended, or the database out of reach for a minute? Run the command again"
             )
-
-    def _tell(self, _label: str, pace: str) -> None:
-        self.progress = pace
-
-    def _forget(self) -> None:
-        self.progress = ""  # what is not finished is said by the next start
 
     def _beat(self) -> None:
         began_s = time.monotonic()
@@ -166,10 +172,10 @@ class Job:
         while not self._ended.wait(pause_s):
             elapsed_s = time.monotonic() - began_s
             pause_s = min(jobs.HEARTBEAT_S, max(FIRST_BEAT_S, elapsed_s / _BEATS_A_RUN))
-            progress = "" if self._tracked is None else self._tracked.text()
+            step = None if self._tracked is None else self._tracked.numbers()
             try:
                 with self._database.write() as connection:
-                    alive = jobs.beat(connection, self._id, progress or self.progress)
+                    alive = jobs.beat(connection, self._id, step or self.progress)
             except DatabaseError as error:
                 _log.warning("heartbeat failed, trying again in %.0f s: %s", pause_s, error)
                 continue
@@ -183,9 +189,7 @@ class Job:
             return self
         try:
             with self._database.write() as connection:
-                self._id = jobs.register_job(
-                    connection, jobs.this_process(), self._command, writes_blobs=self._writes_blobs
-                )
+                self._id = jobs.register_job(connection, jobs.this_process(), self._spec)
         except DatabaseFullError as full:
             if not self._only_reads:
                 raise
@@ -204,6 +208,11 @@ class Job:
         self._thread.join()
         try:
             with self._database.write() as connection:
-                jobs.remove_job(connection, self._id)
+                run_id = jobs.end_job(connection, self._id, ending_of(error))
+                if run_id is not None:
+                    prune_runs(connection, run_id, self._limits.runs)
         except DatabaseError as gone:
             _log.warning("the row of this job stays behind and is removed by a later command: %s", gone)
+            return
+        if run_id is not None and self._recorded is not None:
+            self._recorded(run_id)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from backyfs.metadata.records.runs import RunLimits
 from backyfs.work.flushbatch import FlushLimits
 
 
@@ -22,6 +23,7 @@ class Limits:
     deletions_a_task: int = 256   # objects
     checks_at_once: int = 4096    # blobs whose results are recorded together
     checks_s: float = 5.0         # record results after this time at the latest; a killed scrub repeats no more
+    runs: RunLimits = field(default_factory=RunLimits)  # of finished commands that are kept
 
 
 DEFAULT_LIMITS = Limits()

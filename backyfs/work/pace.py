@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from backyfs.model import Unit
 from backyfs.text import human_size
+
+if TYPE_CHECKING:
+    from backyfs.model import JobProgress
 
 _SETTLED_S = 0.5  # a rate measured for less time is meaningless
 _FORESEEABLE_S = 100 * 86400
@@ -31,6 +36,15 @@ class Pace:
             if self.total_bytes > 0 and left_s < _FORESEEABLE_S:
                 words.append(f"ETA {short_time(left_s)}")
         return " ".join(words)
+
+
+def progress_text(progress: JobProgress | None) -> str:
+    """Return the progress of a job in words, as of its last heartbeat; empty if no step is under way."""
+    if progress is None:
+        return ""
+    if progress.unit is Unit.BYTES:
+        return Pace(total_bytes=progress.total, started=0.0, done_bytes=progress.done).text(progress.elapsed_s)
+    return f"{progress.done} of {progress.total} {progress.unit}"
 
 
 def short_time(seconds: float) -> str:

@@ -1,16 +1,57 @@
-"""Progress that is passed on in words, now and then, besides being shown."""
+"""Progress that is passed on while it is shown: numbers to the row of a job, text to the title of the process."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
+from backyfs.model import JobProgress
 from backyfs.work.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backyfs.model import Progress
+
+
+class CountedProgress:
+    """Shows what it is given, and counts it. For one thread; any thread may ask for the numbers."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+        self._label = ""
+        self._total_bytes = 0
+        self._done_bytes = 0
+        self._started: float | None = None  # monotonic; None: no step is under way
+
+    def start(self, label: str, total_bytes: int) -> None:
+        """Begin a step at 0."""
+        self._shown.start(label, total_bytes)
+        self._started = None
+        self._label, self._total_bytes, self._done_bytes = label, total_bytes, 0
+        self._started = time.monotonic()
+
+    def advance(self, amount_bytes: int) -> None:
+        """Count."""
+        self._shown.advance(amount_bytes)
+        self._done_bytes += amount_bytes
+
+    def stop(self) -> None:
+        """End the step."""
+        self._shown.stop()
+        self._started = None
+
+    def numbers(self) -> JobProgress | None:
+        """Return how far the step has got; None: none is under way."""
+        started = self._started
+        if started is None:
+            return None
+        return JobProgress(
+            label=self._label,
+            done=self._done_bytes,
+            total=self._total_bytes,
+            elapsed_s=max(0.0, time.monotonic() - started),
+        )
 
 
 class TellingProgress:

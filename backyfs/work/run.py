@@ -13,7 +13,7 @@ from backyfs.model import NoProgress
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from backyfs.model import Progress
+    from backyfs.model import Progress, RunId
     from backyfs.work.job import Job
 
 
@@ -22,12 +22,17 @@ def never() -> bool:
     return False
 
 
+def ignore(_run_id: RunId) -> None:
+    """Do nothing: nobody adds anything to the run."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
     """How the caller of a long operation follows it, and stops it."""
 
     progress: Progress = field(default_factory=NoProgress)
     stop: Callable[[], bool] = never  # called often, from several threads; once it returns True the operation ends soon
+    recorded: Callable[[RunId], None] = ignore  # called when the job of the operation has ended, with its run
 
     def quietly(self) -> Control:
         """Return a control that stops in the same way and shows no progress."""
@@ -44,7 +49,7 @@ class Run:
         """Begin work; `interrupted` is the message of the error if it is stopped. Not every operation has a job."""
         self._job = job
         self.interrupted = interrupted
-        self._progress = control.progress if job is None else job.track(control.progress)
+        self._progress = control.progress if job is None else job.track(control.progress, control.recorded)
         self._is_shown = False
         self.stops = control.stop
 

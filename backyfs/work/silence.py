@@ -1,8 +1,8 @@
-"""Jobs that have not been heard of for a minute: watched until they are heard of again, or are known to be dead.
+"""Watch jobs that have been silent for a minute until they beat again or are known to be dead.
 
-Their heartbeats are times by the database's clock, and a clock can be set forward: then the heartbeats of all live jobs
-are old at once. So they are watched by the monotonic clock of this process. A live job beats several times meanwhile,
-and one that does not is dead.
+Their heartbeats are times by the database's clock, and a clock can be set forward. Then the heartbeats of all live jobs
+are old at the same time. So the monotonic clock of this process decides: a live job beats several times while it is
+watched, and one that does not is dead.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ LOOK_EVERY_S = 0.5
 _log = logging.getLogger(__name__)
 
 
-def remove_silent_jobs(database: Database, *, stop: Callable[[], bool] = lambda: False) -> None:
+def remove_silent_jobs(
+    database: Database, *, stop: Callable[[], bool] = lambda: False, records: bool = True
+) -> None:
     """Remove the dead jobs of other hosts, and those that hang; call it before refusing something because of a job.
 
-    It returns at once if no heartbeat is old, and otherwise within `WATCH_S` seconds.
+    It returns immediately if no heartbeat is old, and otherwise within `WATCH_S` seconds. `records`: each dead job
+    becomes a run. An older schema has no runs.
 
     Raises:
         InterruptedByUser: `stop` returned True.
@@ -51,4 +54,4 @@ def remove_silent_jobs(database: Database, *, stop: Callable[[], bool] = lambda:
         silent = {job_id: beat for job_id, beat in silent.items() if now_silent.get(job_id) == beat}
     if silent:
         with database.write() as connection:
-            remove_silent(connection, silent)
+            remove_silent(connection, silent, records=records)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +14,7 @@ from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.options import OptionalValue
-from backyfs.cli.output import print_object
+from backyfs.cli.output import json_object, print_json
 from backyfs.cli.schedules import usual_schedulers
 from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import announce
@@ -136,28 +137,26 @@ def command(
         with repository.database.read() as connection:
             base = None if from_version is None else find_version(connection, from_version)
             continued = None if continue_version is None else find_version(connection, continue_version)
-        image = open_source(source, repository.config, read_holes=read_holes)
-        try:
-            report = backup(
-                repository,
-                image,
-                BackupRequest(
-                    name=name,
-                    snapshot_name=snapshot_name,
-                    tags=tags,
-                    schedulers=usual_schedulers(repository.config) if due else (),
-                    expire_at=expire,
-                    hints=changes,
-                    base=base,
-                    continued=continued,
-                ),
-                control=control,
-                announce=tell,
-            )
-        finally:
-            image.close()
+        report = backup(
+            repository,
+            partial(open_source, source, repository.config, read_holes=read_holes),
+            BackupRequest(
+                name=name,
+                snapshot_name=snapshot_name,
+                tags=tags,
+                schedulers=usual_schedulers(repository.config) if due else (),
+                expire_at=expire,
+                hints=changes,
+                base=base,
+                continued=continued,
+            ),
+            control=control,
+            announce=tell,
+        )
+        value = _value(report, repository.block_size)
+        invocation.record(repository, value)
     _add_facts(invocation, report)
-    _print(invocation, report, repository.block_size)
+    _print(invocation, report, value)
 
 
 def _add_facts(invocation: Invocation, report: BackupReport) -> None:
@@ -179,16 +178,21 @@ def _read_hints(path: str) -> bytes:
         raise HintsError(f"{path} cannot be read: {error.strerror}; name a file with hints") from error
 
 
-def _print(invocation: Invocation, report: BackupReport, block_size: int) -> None:
+def _value(report: BackupReport, block_size: int) -> dict[str, object]:
+    counts = report.statistics
+    fields = {name: getattr(counts, name) for name in type(counts).__slots__}
+    return json_object(
+        {**version_row(report.version, block_size), **fields, "duration_s": round(report.duration_s, 3)},
+        warnings=[{"kind": warning.kind.value, "text": warning.text} for warning in report.warnings],
+    )
+
+
+def _print(invocation: Invocation, report: BackupReport, value: dict[str, object]) -> None:
     counts = report.statistics
     if invocation.form is OutputForm.PIPE:
         click.echo(report.version.uid)
     elif invocation.form is OutputForm.JSON:
-        fields = {name: getattr(counts, name) for name in type(counts).__slots__}
-        print_object(
-            {**version_row(report.version, block_size), **fields, "duration_s": round(report.duration_s, 3)},
-            warnings=[{"kind": warning.kind.value, "text": warning.text} for warning in report.warnings],
-        )
+        print_json(value)
     else:
         rate = int(report.version.size_bytes / max(report.duration_s, 0.001))
         click.echo(

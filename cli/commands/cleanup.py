@@ -9,7 +9,7 @@ import click
 
 from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
-from backyfs.cli.output import Row, print_object, print_rows
+from backyfs.cli.output import Row, json_object, print_object, print_rows
 from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import expect_printed
 from backyfs.engine.space.cleanup import GRACE_S, cleanup, plan_cleanup
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
     from backyfs.engine.space.cleanup import CleanupReport
     from backyfs.engine.space.fullcleanup import FullPlan, FullReport
+    from backyfs.errors import BackyfsError
     from backyfs.metadata.upkeep.garbage import Garbage
     from backyfs.model import DamagedRange, Version
     from backyfs.repository import Repository
@@ -63,6 +64,8 @@ def command(invocation: Invocation, *, full: bool, prefix: str, dry_run: bool, d
         row, lines, damaged, undeleted = (_plan if dry_run else _run)(
             repository, control, full=full, prefix=prefix, grace_s=grace_s
         )
+        error = _error(damaged, undeleted)
+        invocation.record(repository, json_object(row), error)
     if invocation.form is OutputForm.JSON:
         print_object(row)
     elif invocation.form is OutputForm.PIPE:
@@ -72,16 +75,22 @@ def command(invocation: Invocation, *, full: bool, prefix: str, dry_run: bool, d
             click.echo(line)
     if dry_run:
         expect_printed()
+    if error is not None:
+        raise error
+
+
+def _error(damaged: int, undeleted: int) -> BackyfsError | None:
     if damaged:
-        raise IntegrityError(
+        return IntegrityError(
             f"damage in {damaged} blobs, which are marked; the ranges are listed above. Versions that have them are "
             "invalid; back up their sources anew, and keep what can still be restored"
         )
     if undeleted:
-        raise StorageError(
+        return StorageError(
             f"{undeleted} objects could not be deleted, and everything else was; the warnings above name them and what "
             "is in the way. Run the command again after that"
         )
+    return None
 
 
 def _plan(

@@ -10,7 +10,7 @@ import click
 from backyfs.cli.failures import raise_all
 from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
-from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
+from backyfs.cli.output import Row, chosen_columns, fields_option, json_rows, print_rows
 from backyfs.cli.schedules import chosen_schedulers, schedulers_option
 from backyfs.cli.stdout import expect_printed
 from backyfs.cli.text import stored_text
@@ -66,6 +66,8 @@ def command(
                 control=control,
                 announce=done.append,
             )
+            refusals = [each.refusal for each in forgotten if each.refusal is not None]
+            invocation.record(repository, json_rows(_rows(forgotten)), refusals[0] if refusals else None)
     except (BackyfsError, KeyboardInterrupt):
         if done:
             _print(invocation, done, columns, dry_run=False)
@@ -73,13 +75,11 @@ def command(
     _print(invocation, forgotten, columns, dry_run=dry_run)
     if dry_run:
         expect_printed()
-    raise_all([each.refusal for each in forgotten if each.refusal is not None])
+    raise_all(refusals)
 
 
-def _print(
-    invocation: Invocation, forgotten: Sequence[Forgotten], columns: Sequence[str], *, dry_run: bool
-) -> None:
-    rows: list[Row] = [
+def _rows(forgotten: Sequence[Forgotten]) -> list[Row]:
+    return [
         {
             "name": each.version.name,
             "date": each.version.created_at,
@@ -90,7 +90,12 @@ def _print(
         }
         for each in forgotten
     ]
-    print_rows(invocation, rows, columns)
+
+
+def _print(
+    invocation: Invocation, forgotten: Sequence[Forgotten], columns: Sequence[str], *, dry_run: bool
+) -> None:
+    print_rows(invocation, _rows(forgotten), columns)
     if invocation.form is OutputForm.TABLE:
         click.echo(_summary(forgotten, dry_run=dry_run))
 

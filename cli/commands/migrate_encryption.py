@@ -11,7 +11,7 @@ import click
 from backyfs.cli.arguments import optional_versions_argument
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.moments import MOMENT
-from backyfs.cli.output import Row, print_object, print_rows
+from backyfs.cli.output import Row, json_object, print_json, print_rows
 from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import expect_printed
 from backyfs.cli.text import printable
@@ -78,14 +78,22 @@ def command(
             expect_printed()
             return
         report = migrate(repository, request, control=control)
-    _print_report(invocation, report, rotation)
+        value, error = _value(report, rotation), _error(report)
+        invocation.record(repository, value, error)
+    _print_report(invocation, report, value)
     for uid, reason in report.damaged.items():
         _log.error("blob %s stays as it is: %s", uid, reason.removeprefix(f"blob {uid} "))
-    if report.damaged:
-        raise IntegrityError(
-            f"{len(report.damaged)} damaged blobs were not sealed anew, listed above; run `backyfs scrub --all` to "
-            "learn which versions have them"
-        )
+    if error is not None:
+        raise error
+
+
+def _error(report: MigrationReport) -> IntegrityError | None:
+    if not report.damaged:
+        return None
+    return IntegrityError(
+        f"{len(report.damaged)} damaged blobs were not sealed anew, listed above; run `backyfs scrub --all` to learn "
+        "which versions have them"
+    )
 
 
 def _rotate(invocation: Invocation, before: datetime) -> RotationReport | None:
@@ -146,8 +154,8 @@ def _print_plan(invocation: Invocation, plan: MigrationPlan) -> None:
     print_rows(invocation, rows, ("encryption_version", "blobs", "bytes"), sizes=("bytes",))
 
 
-def _print_report(invocation: Invocation, report: MigrationReport, rotation: RotationReport | None) -> None:
-    row: Row = {
+def _row(report: MigrationReport) -> Row:
+    return {
         "blobs": report.blobs,
         "bytes": report.bytes,
         "stored_bytes": report.stored_bytes,
@@ -155,10 +163,18 @@ def _print_report(invocation: Invocation, report: MigrationReport, rotation: Rot
         "damaged": len(report.damaged),
         "duration_s": round(report.duration_s, 3),
     }
+
+
+def _value(report: MigrationReport, rotation: RotationReport | None) -> dict[str, object]:
+    removed = [] if rotation is None else [slot.label for slot in rotation.removed]
+    return json_object(_row(report) | {"rotated": rotation is not None, "slots_removed": removed})
+
+
+def _print_report(invocation: Invocation, report: MigrationReport, value: dict[str, object]) -> None:
     if invocation.form is OutputForm.JSON:
-        removed = [] if rotation is None else [slot.label for slot in rotation.removed]
-        print_object(row | {"rotated": rotation is not None, "slots_removed": removed})
+        print_json(value)
     elif invocation.form is OutputForm.PIPE:
+        row = _row(report)
         print_rows(invocation, [row], list(row))
     else:
         rate = int(report.bytes / max(report.duration_s, 0.001))

@@ -10,7 +10,7 @@ import click
 
 from backyfs.cli.arguments import optional_versions_argument
 from backyfs.cli.invocation import OutputForm
-from backyfs.cli.output import Row, print_object, print_rows
+from backyfs.cli.output import Row, json_object, print_json, print_rows
 from backyfs.cli.sizes import human_size
 from backyfs.cli.text import stored_text
 from backyfs.errors import IntegrityError, UsageError
@@ -63,10 +63,7 @@ def command(
 
     def tell(version: Version, damage: DamagedRange) -> None:
         _log.error("version %s: bytes %d to %d: %s", version.uid, damage.start, damage.stop, damage.reason)
-        if invocation.form is OutputForm.JSON:
-            told.append(
-                {"uid": version.uid, "start": damage.start, "stop": damage.stop, "reason": damage.reason}
-            )
+        told.append({"uid": version.uid, "start": damage.start, "stop": damage.stop, "reason": damage.reason})
 
     with invocation.open_repository() as repository, invocation.control() as control, ExitStack() as opened:
         chosen = _find(repository, versions) if versions else None
@@ -76,12 +73,27 @@ def command(
         other = None if from_config is None else opened.enter_context(_open_other(from_config))
         request = RepairRequest(versions=chosen, source=image, other=other, search=search, dry_run=dry_run)
         report = repair(repository, request, control=control, tell=tell)
-    _print(invocation, report, told, dry_run=dry_run)
-    if report.blobs_left:
-        raise IntegrityError(
-            f"{report.blobs_left} damaged blobs cannot be repaired from there; the ranges are listed above. "
-            "Everything else of these versions can be restored"
-        )
+        row = _row(report)
+        value = json_object(row | {"versions_valid": report.versions_valid}, ranges=told)
+        error = _error(report)
+        invocation.record(repository, value, error)
+    if invocation.form is OutputForm.JSON:
+        print_json(value)
+    elif invocation.form is OutputForm.PIPE:
+        print_rows(invocation, [row], list(row))
+    else:
+        _print(report, dry_run=dry_run)
+    if error is not None:
+        raise error
+
+
+def _error(report: RepairReport) -> IntegrityError | None:
+    if not report.blobs_left:
+        return None
+    return IntegrityError(
+        f"{report.blobs_left} damaged blobs cannot be repaired from there; the ranges are listed above. Everything "
+        "else of these versions can be restored"
+    )
 
 
 def _find(repository: Repository, versions: tuple[str, ...]) -> tuple[Version, ...]:
@@ -103,8 +115,8 @@ def _open_other(config_file: str) -> AbstractContextManager[Repository]:
     return open_repository(config)
 
 
-def _print(invocation: Invocation, report: RepairReport, told: list[Row], *, dry_run: bool) -> None:
-    row: Row = {
+def _row(report: RepairReport) -> Row:
+    return {
         "blobs_damaged": report.blobs_damaged,
         "blobs_repaired": report.blobs_repaired,
         "bytes_repaired": report.bytes_repaired,
@@ -112,17 +124,15 @@ def _print(invocation: Invocation, report: RepairReport, told: list[Row], *, dry
         "blobs_left": report.blobs_left,
         "duration_s": round(report.duration_s, 3),
     }
-    if invocation.form is OutputForm.JSON:
-        print_object(row | {"versions_valid": report.versions_valid}, ranges=told)
-    elif invocation.form is OutputForm.PIPE:
-        print_rows(invocation, [row], list(row))
-    else:
-        click.echo(
-            f"{_blobs(report.blobs_damaged)} damaged; {'can be repaired' if dry_run else 'repaired'}: "
-            f"{report.blobs_repaired or 'none'}, {human_size(report.bytes_repaired)}; left: {report.blobs_left}"
-        )
-        for uid in report.versions_valid:
-            click.echo(f"version {uid} is valid again")
+
+
+def _print(report: RepairReport, *, dry_run: bool) -> None:
+    click.echo(
+        f"{_blobs(report.blobs_damaged)} damaged; {'can be repaired' if dry_run else 'repaired'}: "
+        f"{report.blobs_repaired or 'none'}, {human_size(report.bytes_repaired)}; left: {report.blobs_left}"
+    )
+    for uid in report.versions_valid:
+        click.echo(f"version {uid} is valid again")
 
 
 def _blobs(count: int) -> str:

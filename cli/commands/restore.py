@@ -12,7 +12,7 @@ from backyfs.cli.arguments import version_argument
 from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue
-from backyfs.cli.output import Row, print_object
+from backyfs.cli.output import Row, json_object, print_json
 from backyfs.cli.sizes import Size, human_size
 from backyfs.cli.stdout import drop_stdout
 from backyfs.cli.text import printable
@@ -124,32 +124,39 @@ def command(
         except ReaderGoneError:
             drop_stdout()
             return
+        value, error = _value(report), _error(report)
+        invocation.record(repository, value, error)
     invocation.add_facts(bytes_written=report.bytes_written)
-    _print(invocation, report)
-    _raise_what_was_found(report)
+    _print(invocation, report, value)
+    if error is not None:
+        raise error
 
 
-def _print(invocation: Invocation, report: RestoreReport) -> None:
+def _value(report: RestoreReport) -> dict[str, object]:
+    return json_object(
+        {
+            "uid": report.version.uid,
+            "target": report.target,
+            "size_bytes": report.version.size_bytes,
+            "start": report.part.start,
+            "stop": report.part.stop,
+            "bytes_written": report.bytes_written,
+            "bytes_equal": report.bytes_equal,
+            "verified": report.is_verified and not report.differing,
+            "duration_s": round(report.duration_s, 3),
+        },
+        damaged=_rows(report.damaged),
+        differing=_rows(report.differing),
+    )
+
+
+def _print(invocation: Invocation, report: RestoreReport, value: dict[str, object]) -> None:
     for damage in report.damaged:
         _log.error("bytes %d to %d not restored: %s", damage.start, damage.stop, damage.reason)
     for damage in report.differing:
         _log.error("bytes %d to %d differ: %s", damage.start, damage.stop, damage.reason)
     if invocation.form is OutputForm.JSON and report.target != STDOUT:
-        print_object(
-            {
-                "uid": report.version.uid,
-                "target": report.target,
-                "size_bytes": report.version.size_bytes,
-                "start": report.part.start,
-                "stop": report.part.stop,
-                "bytes_written": report.bytes_written,
-                "bytes_equal": report.bytes_equal,
-                "verified": report.is_verified and not report.differing,
-                "duration_s": round(report.duration_s, 3),
-            },
-            damaged=_rows(report.damaged),
-            differing=_rows(report.differing),
-        )
+        print_json(value)
     elif invocation.form is OutputForm.TABLE:
         click.echo(_summary(report), err=report.target == STDOUT)
 
@@ -176,17 +183,18 @@ def _summary(report: RestoreReport) -> str:
     return text
 
 
-def _raise_what_was_found(report: RestoreReport) -> None:
+def _error(report: RestoreReport) -> IntegrityError | None:
     if report.differing:
-        raise IntegrityError(
+        return IntegrityError(
             f"{_bytes_in(report.differing)} bytes of {report.target} were not read back as they were written; the "
             "ranges are listed above. Look at the log of the kernel, and restore to another disk"
         )
     if report.damaged:
-        raise IntegrityError(
+        return IntegrityError(
             f"{_bytes_in(report.damaged)} bytes of version {report.version.uid} could not be restored; the ranges are "
             f"listed above, everything else is in {report.target}"
         )
+    return None
 
 
 def _bytes_in(ranges: tuple[DamagedRange, ...]) -> int:

@@ -12,7 +12,7 @@ from backyfs.cli.arguments import optional_versions_argument
 from backyfs.cli.failures import raise_all
 from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
-from backyfs.cli.output import print_rows
+from backyfs.cli.output import json_rows, print_rows
 from backyfs.cli.remedies import render_error
 from backyfs.cli.text import printable
 from backyfs.engine.versions.remove import plan_removals, remove_versions
@@ -87,12 +87,14 @@ def command(
                     control=control,
                     announce=removals.append,
                 )
+            kept = [removal.kept for removal in removals if removal.kept is not None]
+            report = json_rows(_rows(removals, dry_run=dry_run))
+            invocation.record(repository, report, kept[0] if kept and not expired else None)
     except (BackyfsError, KeyboardInterrupt):
         if removals:
             _print(invocation, removals, dry_run=dry_run)
         raise
     _print(invocation, removals, dry_run=dry_run)
-    kept = [removal.kept for removal in removals if removal.kept is not None]
     if expired:
         for reason in kept:
             _log.warning("kept: %s", reason)
@@ -104,19 +106,22 @@ def _has_expired(version: Version, now: datetime) -> bool:
     return version.expire_at is not None and version.expire_at < now
 
 
+def _rows(removals: Sequence[Removal], *, dry_run: bool) -> list[Row]:
+    return [
+        {
+            "uid": removal.version.uid,
+            "name": removal.version.name,
+            "removed": removal.kept is None and not dry_run,
+            "removable": removal.kept is None,
+            "reason": None if removal.kept is None else render_error(removal.kept),
+        }
+        for removal in removals
+    ]
+
+
 def _print(invocation: Invocation, removals: Sequence[Removal], *, dry_run: bool) -> None:
     if invocation.form is OutputForm.JSON:
-        rows: list[Row] = [
-            {
-                "uid": removal.version.uid,
-                "name": removal.version.name,
-                "removed": removal.kept is None and not dry_run,
-                "removable": removal.kept is None,
-                "reason": None if removal.kept is None else render_error(removal.kept),
-            }
-            for removal in removals
-        ]
-        print_rows(invocation, rows, ())
+        print_rows(invocation, _rows(removals, dry_run=dry_run), ())
     elif invocation.form is OutputForm.TABLE:
         for removal in removals:
             if removal.kept is None:

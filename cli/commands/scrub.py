@@ -14,7 +14,7 @@ from backyfs.cli.arguments import optional_versions_argument
 from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue
-from backyfs.cli.output import Row, print_object
+from backyfs.cli.output import Row, json_object, print_json
 from backyfs.cli.sizes import human_size
 from backyfs.engine.damage.scrub import ScrubReport, ScrubRequest, scrub
 from backyfs.errors import IntegrityError, UsageError
@@ -78,10 +78,7 @@ def command(
 
     def tell(version: Version, damage: DamagedRange) -> None:
         _log.error("version %s: bytes %d to %d: %s", version.uid, damage.start, damage.stop, damage.reason)
-        if invocation.form is OutputForm.JSON:
-            told.append(
-                {"uid": version.uid, "start": damage.start, "stop": damage.stop, "reason": damage.reason}
-            )
+        told.append({"uid": version.uid, "start": damage.start, "stop": damage.stop, "reason": damage.reason})
 
     with invocation.open_repository() as repository, invocation.control() as control, ExitStack() as opened:
         with repository.database.read() as connection:
@@ -99,8 +96,14 @@ def command(
             source=image,
         )
         report = scrub(repository, request, control=control, tell=tell)
-    _print(invocation, report, told)
-    _raise_what_was_found(report)
+        value = _value(report, told)
+        findings = [IntegrityError(finding) for finding in _findings(report)]
+        invocation.record(repository, value, findings[-1] if findings else None)
+    _print(invocation, report, value)
+    for finding in findings[:-1]:
+        _log.error("%s", finding)
+    if findings:
+        raise findings[-1]
 
 
 def _find(connection: Connection, versions: tuple[str, ...]) -> tuple[Version, ...]:
@@ -108,23 +111,25 @@ def _find(connection: Connection, versions: tuple[str, ...]) -> tuple[Version, .
     return tuple(found.values())
 
 
-def _print(invocation: Invocation, report: ScrubReport, told: list[Row]) -> None:
+def _value(report: ScrubReport, told: list[Row]) -> dict[str, object]:
+    row: Row = {
+        "blobs_checked": report.blobs_checked,
+        "bytes_checked": report.bytes_checked,
+        "blobs_damaged": report.blobs_damaged,
+        "blobs_repaired": report.blobs_repaired,
+        "bytes_unknown": report.bytes_unknown,
+        "references_right": report.references_right,
+        "bytes_differing": report.bytes_differing,
+        "versions_invalid": report.versions_invalid,
+        "versions_valid": report.versions_valid,
+        "duration_s": round(report.duration_s, 3),
+    }
+    return json_object(row, ranges=told)
+
+
+def _print(invocation: Invocation, report: ScrubReport, value: dict[str, object]) -> None:
     if invocation.form is OutputForm.JSON:
-        print_object(
-            {
-                "blobs_checked": report.blobs_checked,
-                "bytes_checked": report.bytes_checked,
-                "blobs_damaged": report.blobs_damaged,
-                "blobs_repaired": report.blobs_repaired,
-                "bytes_unknown": report.bytes_unknown,
-                "references_right": report.references_right,
-                "bytes_differing": report.bytes_differing,
-                "versions_invalid": report.versions_invalid,
-                "versions_valid": report.versions_valid,
-                "duration_s": round(report.duration_s, 3),
-            },
-            ranges=told,
-        )
+        print_json(value)
     elif invocation.form is OutputForm.TABLE:
         rate = int(report.bytes_checked / max(report.duration_s, 0.001))
         click.echo(
@@ -141,14 +146,6 @@ def _print(invocation: Invocation, report: ScrubReport, told: list[Row]) -> None
 
 def _blobs(count: int) -> str:
     return f"{count} blob" if count == 1 else f"{count} blobs"
-
-
-def _raise_what_was_found(report: ScrubReport) -> None:
-    findings = list(_findings(report))
-    for finding in findings[:-1]:
-        _log.error("%s", finding)
-    if findings:
-        raise IntegrityError(findings[-1])
 
 
 def _findings(report: ScrubReport) -> Iterator[str]:

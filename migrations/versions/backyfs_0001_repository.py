@@ -21,7 +21,7 @@ downgrade = refuse_downgrade
 _BACKY2 = ("versions", "blocks", "tags", "stats", "deleted_blocks")
 _OWN = (  # including tables of later revisions; referring tables first
     "damaged_versions", "blob_checks", "job_versions", "jobs", "version_pages", "pages", "blob_refs", "blobs", "tags",
-    "versions", "stats", "catalog_notes", "key_slots", "repository",
+    "versions", "stats", "runs", "catalog_notes", "key_slots", "repository",
 )  # fmt: skip
 _MARIADB = ("mysql", "mariadb")
 _Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")

@@ -64,6 +64,7 @@ CASES = (
     Case("stats", writes=False, is_shown=True),
     Case("diff-meta {} {}", writes=False, is_shown=True),
     Case("jobs", writes=False, is_shown=True),
+    Case("jobs --ended", schema="jobs-ended", writes=False, is_shown=True),
     Case("export {} {dir}/exported", schema="", writes=False),
     Case("rm --force {}"),
     Case("import {dir}/exported", after=("export {} {dir}/exported", "rm --force {}")),

@@ -29,6 +29,7 @@ from backyfs.repository import open_repository
 from backyfs.work.job import Job
 from tests.cli.test_intruders import readable
 from tests.support.images import random_image
+from tests.support.jobs import spec
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 from tests.upgrade.reference import Reference
 
@@ -187,7 +188,7 @@ def test_rekey_rewrites_one_slot_also_while_others_work(call, place):
     old = place / "repository/backyfs.key"
     configure(place, f"encryption_key_file: {place / 'k2'}")
     database = Database(f"sqlite:///{place / 'repository/backyfs.sqlite'}")
-    with Job(database, "backup other"):
+    with Job(database, spec("backup other")):
         status, out, _ = call("--json", "rekey", "--old-key-file", old)
     database.close()
     assert (status, json.loads(out)["rewrapped"], json.loads(out)["changed"]) == (0, 0, True)
@@ -316,7 +317,7 @@ def test_a_repository_of_backy2_is_not_rekeyed_under_running_commands(call, plac
     assert call("-q", "upgrade", config=reference.config_file)[0] == 0
     reference.change_config(K1, K2)
     database = Database(f"sqlite:///{reference.sqlite_file}")
-    with Job(database, "backup other"):
+    with Job(database, spec("backup other")):
         status, _, err = call("rekey", K1, config=reference.config_file)
     database.close()
     assert (status, "are in use by backup other (process " in err) == (1, True)

@@ -20,6 +20,7 @@ from backyfs.metadata.records.versions import list_versions
 from backyfs.repository.keyring import configured_secret
 from backyfs.work.job import Job
 from tests.support.images import random_image
+from tests.support.jobs import spec
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 from tests.support.stored import blob_of, file_of, flip_a_byte
 from tests.unit.test_migrate import configure
@@ -203,7 +204,7 @@ def test_a_rotation_with_a_passphrase_that_is_asked_for_once(
 
 
 def test_a_rotation_waits_for_no_command_and_names_those_that_run(call: Call, config: Path) -> None:
-    with opened(config) as repository, Job(repository.database, "backup disk"):
+    with opened(config) as repository, Job(repository.database, spec("backup disk")):
         status, _, err = call("migrate-encryption", "--all", "--reseal")
     assert status == 1
     assert "the data keys are in use by backup disk" in err
@@ -213,7 +214,8 @@ def test_a_rotation_waits_for_no_command_and_names_those_that_run(call: Call, co
 def test_a_command_that_has_read_the_old_key_does_not_go_on(call: Call, config: Path) -> None:
     with opened(config) as repository:
         assert call("-q", "migrate-encryption", "--all", "--reseal")[0] == 0
-        with pytest.raises(KeyMaterialError, match="another key in the meantime"), Job(repository.database, "backup"):
+        job = Job(repository.database, spec("backup"))
+        with pytest.raises(KeyMaterialError, match="another key in the meantime"), job:
             pytest.fail("it went on")
 
 

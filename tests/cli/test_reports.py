@@ -19,6 +19,7 @@ from backyfs.metadata.db.tables import blobs
 from backyfs.metadata.records.versions import list_versions
 from backyfs.work.job import Job
 from tests.support.images import random_image
+from tests.support.jobs import spec
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 from tests.upgrade.reference import FIXTURES, Reference
 
@@ -296,7 +297,7 @@ def test_no_command_runs_but_this_one(call):
 
 
 def test_running_commands_are_listed_with_what_they_hold(call, uids, config):
-    with opened(config) as repository, Job(repository.database, "mount /mnt") as job:
+    with opened(config) as repository, Job(repository.database, spec("mount /mnt")) as job:
         with repository.database.read() as connection:
             version = list_versions(connection)[0]
         job.hold(version.id)
@@ -337,7 +338,7 @@ def test_the_wrong_key_and_a_missing_storage_are_errors(config, call, words):
     [
         (["du"], "backyfs.cli.commands.du.space_of_versions"),
         (["stats"], "backyfs.cli.commands.stats.list_all_statistics"),
-        (["jobs"], "backyfs.cli.commands.jobs.list_live_jobs"),
+        (["jobs"], "backyfs.cli.commands.jobs.list_running_jobs"),
         (["diff-meta"], "backyfs.cli.commands.diff_meta.compare"),
     ],
 )

@@ -18,6 +18,7 @@ from backyfs.metadata.records.versions import list_versions
 from backyfs.work.job import Job
 from tests.support.audit import audit
 from tests.support.images import random_image
+from tests.support.jobs import spec
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 SCHEDULERS = """
@@ -161,7 +162,7 @@ def test_what_is_protected_in_use_or_tagged_by_others_stays(call, config, daily)
     assert call("forget")[0] == 0
     assert left(config) == daily
     call("remove-tag", daily[1], "hourly")
-    with opened(config) as repository, Job(repository.database, "restore") as job:
+    with opened(config) as repository, Job(repository.database, spec("restore")) as job:
         with repository.database.read() as connection:
             job.hold(next(version.id for version in list_versions(connection) if version.uid == daily[1]))
         status, out, err = call("forget")

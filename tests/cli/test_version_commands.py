@@ -22,6 +22,7 @@ from backyfs.model import VersionStatus
 from backyfs.work.job import Job
 from tests.support.audit import audit
 from tests.support.images import random_image
+from tests.support.jobs import spec
 from tests.support.repositories import BLOCK, opened
 from tests.upgrade.reference import FIXTURES, Reference
 
@@ -160,7 +161,7 @@ def test_a_protected_version_stays_and_the_others_go(call, image, uid, uids, for
 
 @pytest.mark.parametrize("force", [(), ("-f",)])
 def test_a_version_in_use_stays(call, config, uid, uids, force):
-    with opened(config) as repository, Job(repository.database, "mount /mnt") as job:
+    with opened(config) as repository, Job(repository.database, spec("mount /mnt")) as job:
         job.hold(the_version(config).id)
         status, _, err = call("rm", *force, uid)
         assert status == 4
@@ -174,7 +175,7 @@ def test_a_job_that_comes_too_late_finds_the_version_gone(call, config, uid):
     call("rm", "--force", uid)
     with (
         opened(config) as repository,
-        Job(repository.database, "restore") as job,
+        Job(repository.database, spec("restore")) as job,
         pytest.raises(VersionNotFoundError, match="was removed by another command"),
     ):
         job.hold(version.id)
@@ -216,7 +217,7 @@ def test_rm_expired_removes_what_has_expired_and_tells_what_stays(call, many, ui
 
 def test_rm_expired_leaves_what_is_in_use_without_an_error(call, config, uid, uids):
     call("expire", uid, "2002-02-02")
-    with opened(config) as repository, Job(repository.database, "mount /mnt") as job:
+    with opened(config) as repository, Job(repository.database, spec("mount /mnt")) as job:
         job.hold(the_version(config).id)
         status, out, err = call("--json", "rm", "--expired")
     assert (status, err, uids()) == (0, "", [uid])
@@ -325,7 +326,7 @@ def test_a_dry_run_of_rm_shows_what_would_be_removed_and_what_stays(call, image,
 
 def test_a_dry_run_of_rm_names_who_uses_a_version(call, config, image, uid, uids):
     newer = call("-m", "backup", image, "disk")[1].splitlines()[0]
-    with opened(config) as repository, Job(repository.database, "mount /mnt") as job:
+    with opened(config) as repository, Job(repository.database, spec("mount /mnt")) as job:
         with repository.database.read() as connection:
             job.hold(next(version.id for version in list_versions(connection) if version.uid == uid))
         status, out, err = call("rm", "--dry-run", uid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,8 @@ from backyfs.metadata.db.tables import blob_checks, blobs, damaged_versions, job
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, commit_page, new_entries, references_add_up, share_pages
 from backyfs.metadata.records.blobs import insert_blobs
 from backyfs.metadata.records.identity import Identity, add_key_slot, save_identity
-from backyfs.metadata.records.jobs import register_job, remove_job, this_process
+from backyfs.metadata.records.jobs import end_job, register_job, remove_job, this_process
+from backyfs.metadata.records.runs import complete_run
 from backyfs.metadata.records.stats import insert_statistics_records
 from backyfs.metadata.records.versions import insert_version, list_versions
 from backyfs.metadata.schema.rowcopy import copy_rows
@@ -27,14 +29,19 @@ from backyfs.metadata.schema.schema import create_file, create_tables, differenc
 from backyfs.model import (
     BlobRecord,
     BlobUid,
+    Ending,
+    JobKind,
+    JobSpec,
     KeySlot,
     PageNumber,
+    RunOutcome,
     StatisticsRecord,
     VersionRecord,
     VersionStatus,
     VersionUid,
 )
 from tests.support.images import random_image
+from tests.support.jobs import spec
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
@@ -60,6 +67,7 @@ ROWS = {
     "blob_checks": 1100,
     "damaged_versions": 1,
     "catalog_notes": 22,
+    "runs": 2,
     "stats": 2,
 }
 
@@ -129,6 +137,12 @@ def fill(connection: Connection) -> None:
     insert_statistics_records(connection, [statistics(0.1, None), statistics(1234567.8901234, 2**50)])
     connection.execute(insert(blob_checks), [{"blob_id": blob_id, "checked_at": MOMENT} for blob_id in ids])
     connection.execute(insert(damaged_versions).values(version_id=made[3].id, found_at=MOMENT))
+    for name in (NAMES[5], NAMES[6]):
+        job_id = register_job(connection, this_process(), JobSpec(kind=JobKind.BACKUP, label=name, names=(name,)))
+        ending = Ending(outcome=RunOutcome.FAILED, exit_status=7, error_class="SourceError", error=name)
+        run_id = end_job(connection, job_id, ending)
+        assert run_id is not None
+        complete_run(connection, run_id, report=json.dumps({"name": name}, ensure_ascii=False))
 
 
 def new_url(request: pytest.FixtureRequest, engine: str, directory: Path) -> Iterator[str]:
@@ -206,13 +220,14 @@ def test_new_rows_go_on_after_the_copied_ones(source: str, target: str) -> None:
         insert_statistics_records(connection, [statistics(1, 1)])
         add_key_slot(connection, KeySlot(label="new", kdf="x", kdf_parameters="", key_check=b"", wrapped_key=b"",
                                          created_at=MOMENT))  # fmt: skip
-        remove_job(connection, register_job(connection, this_process(), "backup"))
+        ended = Ending(outcome=RunOutcome.SUCCEEDED, exit_status=0)
+        end_job(connection, register_job(connection, this_process(), spec("backup")), ended)
         highest = {
             name: connection.execute(select(func.max(metadata.tables[name].c.id))).scalar()
-            for name in ("versions", "blobs", "pages", "tags", "stats", "key_slots")
+            for name in ("versions", "blobs", "pages", "tags", "stats", "key_slots", "runs")
         }
     assert (added.id, blob_ids, page_id) == (11, [1101], 4)
-    assert highest == {"versions": 11, "blobs": 1101, "pages": 4, "tags": 11, "stats": 3, "key_slots": 3}
+    assert highest == {"versions": 11, "blobs": 1101, "pages": 4, "tags": 11, "stats": 3, "key_slots": 3, "runs": 3}
 
 
 def test_an_empty_repository_is_copied(target: str, tmp_path: Path) -> None:
@@ -245,7 +260,7 @@ def test_jobs_that_are_dead_are_not_copied(target: str, tmp_path: Path) -> None:
     config = make_repository(tmp_path / "repository")
     source = f"sqlite:///{config.with_name('backyfs.sqlite')}"
     with closing(Database(source)) as database, database.write() as connection:
-        register_job(connection, this_process(), "backup")
+        register_job(connection, this_process(), spec("backup"))
         connection.execute(update(jobs).values(heartbeat_at=MOMENT))
     copy_database(source, target)
     assert contents(target)["jobs"] == []
@@ -298,7 +313,7 @@ def test_a_file_that_is_no_database_is_refused_and_stays_as_it_is(source: str, t
 def test_a_job_on_the_source_is_named_and_refuses_the_copy(source: str, target: str) -> None:
     with closing(Database(source)) as database:
         with database.write() as connection:
-            job_id = register_job(connection, this_process(), "backup /dev/vda")
+            job_id = register_job(connection, this_process(), spec("backup /dev/vda"))
         try:
             with pytest.raises(JobsRunningError, match=r"is in use by backup /dev/vda \(process \d+ on "):
                 copy_database(source, target)

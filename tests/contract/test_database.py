@@ -47,6 +47,7 @@ from backyfs.metadata.records.jobs import (
     beat,
     hold_version,
     list_live_jobs,
+    list_running_jobs,
     register_job,
     remove_job,
     remove_silent,
@@ -74,6 +75,8 @@ from backyfs.model import (
     BlobRecord,
     BlobUid,
     JobId,
+    JobKind,
+    JobProgress,
     KeySlot,
     PageNumber,
     SavedBlob,
@@ -85,6 +88,7 @@ from backyfs.model import (
     VersionUid,
 )
 from tests.support.audit import doom
+from tests.support.jobs import spec
 from tests.support.services.server import Server
 
 if TYPE_CHECKING:
@@ -429,7 +433,7 @@ def test_two_versions_have_different_uids(database: Database) -> None:
 def test_what_belongs_to_a_version_goes_with_its_row(connection: Connection) -> None:
     gone = insert_version(connection, record("1", tag_names=("a", "b")))
     stays = insert_version(connection, record("2", tag_names=("a",)))
-    job_id = register_job(connection, this_process(), "mount")
+    job_id = register_job(connection, this_process(), spec("mount"))
     for version in (gone, stays):
         commit_page(connection, version.id, PageNumber(0), new_entries(2, ABSENT))
         hold_version(connection, job_id, version.id)
@@ -647,21 +651,24 @@ def test_wrong_counts_are_noticed(connection: Connection) -> None:
 
 
 def test_a_job_lives_from_its_registration_to_its_removal(connection: Connection) -> None:
-    job_id = register_job(connection, this_process(), "backup \N{FLOPPY DISK} 'x'")
-    assert beat(connection, job_id, "38 %") is True
-    assert beat(connection, job_id, "38 %") is True  # also where nothing changes
-    [job] = list_live_jobs(connection, this_process())
+    job_id = register_job(connection, this_process(), spec("backup \N{FLOPPY DISK} 'x'"))
+    progress = JobProgress(label="Backing up \N{FLOPPY DISK}", done=38, total=100 << 40, elapsed_s=0.5)
+    assert beat(connection, job_id, progress) is True
+    assert beat(connection, job_id, progress) is True  # also where nothing changes
+    [running] = list_running_jobs(connection, this_process())
+    assert (running.kind, running.progress) == (JobKind.BACKUP, progress)
+    job = running.job
     assert (job.host, job.pid) == (this_process().host, this_process().pid)
-    assert (job.command, job.progress) == ("backup \N{FLOPPY DISK} 'x'", "38 %")
+    assert job.command == "backup \N{FLOPPY DISK} 'x'"
     assert abs(datetime.now(UTC) - job.started_at) < timedelta(seconds=5)
     remove_job(connection, job_id)
     assert list_live_jobs(connection, this_process()) == []
-    assert beat(connection, job_id, "39 %") is False
+    assert beat(connection, job_id, progress) is False
 
 
 def test_a_job_holds_versions_until_it_is_removed(connection: Connection) -> None:
     first, second = make_version(connection).id, make_version(connection).id
-    job_id = register_job(connection, this_process(), "mount")
+    job_id = register_job(connection, this_process(), spec("mount"))
     for version_id in (first, second, first):
         hold_version(connection, job_id, version_id)
     assert set(connection.execute(select(job_versions.c.version_id)).scalars()) == {first, second}
@@ -670,14 +677,14 @@ def test_a_job_holds_versions_until_it_is_removed(connection: Connection) -> Non
 
 
 def test_jobs_that_stay_silent_are_removed_with_what_they_hold(connection: Connection) -> None:
-    quiet = register_job(connection, ELSEWHERE, "backup")
-    alive = register_job(connection, replace(ELSEWHERE, scope="a third machine"), "mount")
+    quiet = register_job(connection, ELSEWHERE, spec("backup"))
+    alive = register_job(connection, replace(ELSEWHERE, scope="a third machine"), spec("mount"))
     hold_version(connection, quiet, make_version(connection).id)
     age(connection, quiet, 61)
     age(connection, alive, 55)
     silent = silent_jobs(connection, this_process())
     assert silent.keys() == {quiet}
-    ours = register_job(connection, this_process(), "scrub")
+    ours = register_job(connection, this_process(), spec("scrub"))
     assert remove_silent(connection, silent) == [quiet]
     assert list(connection.execute(select(jobs.c.id).order_by(jobs.c.id)).scalars()) == [alive, ours]
     assert count(connection, job_versions) == 0

@@ -19,6 +19,7 @@ from backyfs.model import BlobId, BlobUid
 from backyfs.work.job import Job
 from tests.support.audit import audit
 from tests.support.images import random_image
+from tests.support.jobs import spec
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def test_orphans_go_and_what_is_missing_is_marked(repository: Repository, versio
     with repository.database.read() as connection:
         missing = BlobUid(connection.execute(select(blobs.c.uid).limit(1)).scalar_one())
     storage.delete([missing])
-    with Job(repository.database, "backup disk"):
+    with Job(repository.database, spec("backup disk")):
         assert full_cleanup(repository, grace_s=0).young_orphans == 1
     report = full_cleanup(repository, grace_s=0)
     assert (report.orphans, report.orphan_bytes) == (1, 8)

@@ -29,6 +29,7 @@ from backyfs.metadata.records.versions import (
 )
 from backyfs.metadata.schema.schema import create_file, create_tables
 from backyfs.model import BlobUid, PageNumber, SavedBlob, Version
+from tests.support.jobs import spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,7 +94,7 @@ def test_a_page_loses_as_many_references_as_the_version_had(connection: Connecti
 
 def test_a_version_that_is_gone_cannot_be_held(connection: Connection) -> None:
     version = new_version(connection)
-    job = register_job(connection, this_process(), "restore")
+    job = register_job(connection, this_process(), spec("restore"))
     hold_version(connection, job, version.id)
     assert [held.versions for held in list_live_jobs(connection, this_process())] == [(version.uid,)]
     remove_version(connection, version.id)
@@ -105,7 +106,7 @@ def test_a_version_that_is_gone_cannot_be_held(connection: Connection) -> None:
 def test_who_holds_waits_for_a_removal_and_finds_the_version_gone(database: Database) -> None:
     with database.write() as connection:
         version = new_version(connection)
-        job = register_job(connection, this_process(), "restore")
+        job = register_job(connection, this_process(), spec("restore"))
     outcome: list[str] = []
 
     def hold() -> None:
@@ -131,7 +132,7 @@ def test_who_holds_waits_for_a_removal_and_finds_the_version_gone(database: Data
 def test_who_removes_waits_for_a_holder_and_sees_it(database: Database) -> None:
     with database.write() as connection:
         version = new_version(connection)
-        job = register_job(connection, this_process(), "restore")
+        job = register_job(connection, this_process(), spec("restore"))
     seen: list[tuple[str, ...]] = []
 
     def remove() -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from backyfs.metadata.db.database import Database
 
+_OF_NO_INTEREST = ("jobs", "runs", "SAVEPOINT", "catalog_notes")
 _RANDOM = 1 << 32  # numbers from here on are tokens, as long as all others are ids, counts and small sizes
 
 
@@ -47,9 +48,9 @@ class Witness:
         connection.row_factory = self._note
 
     def _begin(self, _connection: object, _cursor: object, statement: str, *_rest: object) -> None:
-        # Jobs come and go; what keeps versions from being removed is in job_versions. The notes say what is to be
-        # published, and nothing is.
-        self._is_of_interest = "jobs" not in statement and "catalog_notes" not in statement
+        # Jobs come and go and leave runs, within savepoints; what keeps versions from being removed is in
+        # job_versions. The notes say what is to be published, and nothing is.
+        self._is_of_interest = not any(word in statement for word in _OF_NO_INTEREST)
 
     def _end(self, _connection: object, cursor: Any, *_rest: object) -> None:
         if self._is_of_interest:

@@ -28,6 +28,7 @@ from backyfs.metadata.records.versions import create_version, find_version, list
 from backyfs.model import PageNumber
 from backyfs.work.job import Job
 from tests.support.images import random_image
+from tests.support.jobs import spec
 from tests.support.program import BACKYFS, PATIENCE_S, mounting, why_not_mount
 from tests.support.repositories import back_up, make_repository, opened
 from tests.support.services.server import ACCOUNT
@@ -317,7 +318,8 @@ def test_a_transaction_that_writes_is_refused_with_the_reason(
     with opened(config) as repository:
         with pytest.raises(DatabaseFullError, match="is full"), repository.database.write():
             pass
-        with caplog.at_level(logging.WARNING, logger="backyfs"), Job(repository.database, "x", only_reads=True):
+        job = Job(repository.database, spec("restore"), only_reads=True)
+        with caplog.at_level(logging.WARNING, logger="backyfs"), job:
             assert "can remove what it reads" in caplog.text
         # As soon as there is room the same repository can write.
         (small_disk / "ballast").unlink()

@@ -121,9 +121,15 @@ def _fill(database: Path) -> None:
         connection.executescript(
             """
             INSERT INTO jobs
-              (host, scope, pid, pid_started, command, progress, started_at, heartbeat_at, kind, writes_blobs)
-              SELECT 'elsewhere', 'elsewhere', n, n, 'backup x', '1 of 2', datetime('now') || '.000000',
-                datetime('now') || '.000000', 'backup', 0 FROM (SELECT 1 AS n UNION SELECT 2);
+              (host, scope, pid, pid_started, command, progress, started_at, heartbeat_at, kind, writes_blobs,
+                names, progress_done, progress_total, progress_unit, progress_s)
+              SELECT 'elsewhere', 'elsewhere', n, n, 'backup x', 'Backing up x', datetime('now') || '.000000',
+                datetime('now') || '.000000', 'backup', 0, '["x"]', 1, 2, 'bytes', 0.5
+                FROM (SELECT 1 AS n UNION SELECT 2);
+            INSERT INTO runs
+              (kind, command, names, host, started_at, ended_at, outcome, exit_status, error_class, error, report)
+              SELECT 'backup', 'backup x', '["x"]', 'elsewhere', created_at, created_at, 'failed', 7, 'SourceError',
+                'gone', '{"a": 1}' FROM versions;
             INSERT INTO job_versions SELECT max(jobs.id), max(versions.id) FROM jobs, versions;
             INSERT INTO blob_checks SELECT id, created_at FROM blobs LIMIT 3;
             INSERT INTO catalog_notes SELECT 'version', uid, id FROM versions;

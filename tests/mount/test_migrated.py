@@ -14,6 +14,7 @@ from backyfs.mount.contents import Contents
 from backyfs.mount.settings import Settings
 from backyfs.work.job import Job
 from tests.support.images import random_image
+from tests.support.jobs import spec
 from tests.support.repositories import back_up, make_repository, opened
 from tests.support.stored import blob_of, file_of
 from tests.unit.test_migrate import configure
@@ -69,7 +70,7 @@ def test_after_the_first_read_parts_of_blocks_are_loaded_again(tmp_path: Path) -
     content = image.read_bytes()
 
     async def run(repository: Repository, version: Version) -> list[int]:
-        with Job(repository.database, "mount") as job:
+        with Job(repository.database, spec("mount")) as job:
             contents = Contents.of(repository, job, Settings(read_ahead_bytes=0))
             file = await contents.images.open(version, 0, version.size_bytes)
             loaded = []

@@ -31,6 +31,7 @@ from backyfs.mount.selection import Selection
 from backyfs.mount.settings import Settings
 from backyfs.work.job import Job
 from tests.support.images import random_bytes, sparse_image
+from tests.support.jobs import spec
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 from tests.support.storages import with_watched_loads, with_watched_reads
 from tests.support.stored import blob_of, file_of, finish, flip_a_byte, incomplete_copy, remove_version, truncate
@@ -128,7 +129,7 @@ def mounted(
     settings = Settings(
         cache_bytes=64 * BLOCK, read_ahead_bytes=read_ahead_bytes, workers=2, freshness=freshness
     )
-    with Job(repository.database, "mount nowhere") as job:
+    with Job(repository.database, spec("mount nowhere")) as job:
         yield Mount(repository, Operations(Contents.of(repository, job, settings)))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from backyfs.config import load_config
 from backyfs.engine.backup.backup import BackupReport, BackupRequest, backup
 from backyfs.engine.setup.initialize import Places, initialize
-from backyfs.metadata.records.jobs import list_live_jobs, this_process
+from backyfs.metadata.records.jobs import list_running_jobs, this_process
 from backyfs.repository import open_repository
 from backyfs.sources.registry import open_source
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from backyfs.model import Version
+    from backyfs.model import JobProgress, Version
     from backyfs.repository import Repository
 
 PATIENCE_S = 60
@@ -62,15 +62,15 @@ def wait_for_progress(config_file: Path, command: str) -> None:
     """Wait until the list of jobs shows that a command which begins so has done something."""
     with opened(config_file) as repository:
         wait_for(
-            lambda: any(text and not text.startswith("0.0%") for text in _progress_of(repository, command)),
+            lambda: any(progress is not None and progress.done > 0 for progress in _progress_of(repository, command)),
             f"{command} gets on",
         )
 
 
-def _progress_of(repository: Repository, command: str) -> list[str]:
+def _progress_of(repository: Repository, command: str) -> list[JobProgress | None]:
     with repository.database.read() as connection:
-        found = list_live_jobs(connection, this_process())
-    return [job.progress for job in found if job.command.startswith(command)]
+        found = list_running_jobs(connection, this_process())
+    return [running.progress for running in found if running.job.command.startswith(command)]
 
 
 def with_limits(repository: Repository, **changes: Any) -> Repository:

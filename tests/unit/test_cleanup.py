@@ -23,6 +23,7 @@ from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Control, Run
 from tests.support.audit import audit, count_blobs, count_jobs
 from tests.support.images import random_image
+from tests.support.jobs import spec
 from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
 from tests.support.storages import with_watched_storage, with_watched_writes
 from tests.support.stored import blob_uids
@@ -282,7 +283,7 @@ def test_a_backup_that_was_taken_for_dead_names_no_new_objects(repository: Repos
 
 def test_a_cleanup_that_was_taken_for_dead_stops(repository: Repository, image: Path) -> None:
     remove(repository, back_up(repository, image).version)
-    with Job(repository.database, "cleanup") as job:
+    with Job(repository.database, spec("cleanup")) as job:
         job._lost.set()
         with pytest.raises(JobLostError):
             Cleaner(repository, Run(UNATTENDED, interrupted="", job=job)).run(0)

@@ -19,6 +19,7 @@ from backyfs.mount.contents import Contents
 from backyfs.mount.settings import Settings
 from backyfs.work.job import Job
 from tests.support.images import random_bytes
+from tests.support.jobs import spec
 from tests.support.repositories import back_up, make_repository, opened
 from tests.support.stored import blob_of, file_of, flip_a_byte, truncate
 from tests.unit.test_scrub import scrubbed, status, swap
@@ -176,7 +177,7 @@ def mounted_bytes(repository: Repository, version: Version) -> tuple[bytes, list
 
     async def read() -> tuple[bytes, list[tuple[int, int]]]:
         content, lost = bytearray(), []
-        with Job(repository.database, "mount") as job:
+        with Job(repository.database, spec("mount")) as job:
             contents = Contents.of(repository, job, Settings())
             file = await contents.images.open(version, 0, version.size_bytes)
             for start in range(0, SIZE, BLOCK):

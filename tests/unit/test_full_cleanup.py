@@ -24,6 +24,7 @@ from backyfs.work.job import Job
 from backyfs.work.run import Control
 from tests.support.audit import audit, doom
 from tests.support.images import random_image
+from tests.support.jobs import spec
 from tests.support.repositories import BLOCK, back_up
 from tests.unit.test_cleanup import Shown
 
@@ -139,10 +140,10 @@ def test_objects_without_a_row_are_deleted_once_they_are_old(
 
 def test_an_object_that_a_live_job_could_have_stored_stays(repository: Repository, tmp_path: Path) -> None:
     path = orphan(tmp_path)
-    with Job(repository.database, "backup disk"):
+    with Job(repository.database, spec("backup disk")):
         report = full_cleanup(repository, grace_s=NO_GRACE_S)
     assert (report.orphans, report.young_orphans) == (0, 1)
-    with Job(repository.database, "mount /mnt", only_reads=True):
+    with Job(repository.database, spec("mount /mnt"), only_reads=True):
         report = full_cleanup(repository, grace_s=NO_GRACE_S)
     assert (report.orphans, report.young_orphans) == (1, 0)
     assert not path.exists()

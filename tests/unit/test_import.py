@@ -40,6 +40,7 @@ from backyfs.metadata.records.versions import create_version, list_versions
 from backyfs.model import BlobRecord, PageNumber, StatisticsRecord, VersionRecord, VersionStatus
 from tests.support.audit import audit, doom
 from tests.support.images import random_bytes, random_image, sparse_image
+from tests.support.jobs import spec
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 from tests.support.stored import incomplete_copy, remove_version
 
@@ -565,7 +566,7 @@ def test_a_repository_that_is_not_empty_stays_what_it_is(twins: Twins, other: Re
 
 def test_a_repository_that_is_in_use_stays_what_it_is(twins: Twins, other: Repository) -> None:
     with other.database.write() as connection:
-        register_job(connection, this_process(), "backup disk")
+        register_job(connection, this_process(), spec("backup disk"))
     refuse(Twins(twins.source, other, twins.key), exported(twins.source), JobsRunningError, r"backup disk \(process")
 
 

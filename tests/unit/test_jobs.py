@@ -21,6 +21,8 @@ from backyfs.metadata.records.jobs import (
     beat,
     hold_version,
     list_live_jobs,
+    list_running_jobs,
+    live_holders,
     oldest_writer_s,
     register_job,
     remove_job,
@@ -29,6 +31,8 @@ from backyfs.metadata.records.jobs import (
     this_process,
 )
 from backyfs.metadata.records.versions import create_version
+from backyfs.model import JobKind, JobProgress, JobSpec
+from tests.support.jobs import spec
 from tests.support.repositories import make_repository, opened
 
 if TYPE_CHECKING:
@@ -97,39 +101,65 @@ def make_version(connection: Connection) -> VersionId:
 
 def test_a_registered_job_says_who_it_is(connection: Connection) -> None:
     process = this_process()
-    job_id = register_job(connection, process, "backup disk")
+    job_id = register_job(
+        connection,
+        process,
+        JobSpec(kind=JobKind.BACKUP, label="disk", names=("disk", "disk"), writes_blobs=True),
+    )
     row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one()
     assert (row.host, row.scope, row.pid, row.pid_started) == (
         process.host, process.scope, os.getpid(), process.pid_started
     )  # fmt: skip
-    assert (row.kind, row.command, row.writes_blobs, row.progress) == ("backup", "backup disk", True, "")
+    assert (row.kind, row.command, row.names, row.writes_blobs) == ("backup", "backup disk", '["disk"]', True)
+    assert (row.progress, row.progress_done, row.progress_total, row.progress_unit, row.progress_s) == ("", *[None] * 4)
 
 
 def test_a_job_begins_with_a_beat_by_the_clock_of_the_database(connection: Connection) -> None:
     before = datetime.now(UTC) - timedelta(seconds=1)
-    job_id = register_job(connection, this_process(), "backup")
+    job_id = register_job(connection, this_process(), spec("backup"))
     row = connection.execute(select(jobs.c.started_at, jobs.c.heartbeat_at).where(jobs.c.id == job_id)).one()
     assert before <= row.started_at <= row.heartbeat_at <= datetime.now(UTC) + timedelta(seconds=1)
 
 
 def test_a_beat_renews_the_time_and_tells_the_progress(connection: Connection) -> None:
-    job_id = register_job(connection, this_process(), "backup")
+    job_id = register_job(connection, this_process(), spec("backup"))
     age(connection, job_id, 50)
     old = connection.execute(select(jobs.c.heartbeat_at)).scalar_one()
-    assert beat(connection, job_id, "38 %") is True
-    row = connection.execute(select(jobs.c.heartbeat_at, jobs.c.progress)).one()
-    assert row.heartbeat_at - old >= timedelta(seconds=50)
-    assert row.progress == "38 %"
+    progress = JobProgress(label="Backing up disk", done=38, total=100, elapsed_s=1.5)
+    assert beat(connection, job_id, progress) is True
+    assert connection.execute(select(jobs.c.heartbeat_at)).scalar_one() - old >= timedelta(seconds=50)
+    [running] = list_running_jobs(connection, this_process())
+    assert running.progress == progress
+    assert beat(connection, job_id, None) is True
+    [running] = list_running_jobs(connection, this_process())
+    assert running.progress is None
+
+
+def test_a_running_job_is_listed_as_data(connection: Connection) -> None:
+    register_job(connection, this_process(), JobSpec(kind=JobKind.RM, names=("a", "b|c\n")))
+    register_job(connection, this_process(), spec("backup disk"))
+    remove, backup = list_running_jobs(connection, this_process())
+    assert (remove.kind, remove.names, remove.writes_blobs) == (JobKind.RM, ("a", "b|c\n"), False)
+    assert (backup.kind, backup.job.command, backup.writes_blobs) == (JobKind.BACKUP, "backup disk", True)
+
+
+def test_a_damaged_column_for_people_does_not_hide_what_a_job_holds(connection: Connection) -> None:
+    version_id = make_version(connection)
+    job_id = register_job(connection, elsewhere(), spec("mount /mnt"))
+    hold_version(connection, job_id, version_id)
+    connection.execute(update(jobs).values(progress_unit="parsecs", names="[1", kind="k" * 99))
+    assert [job.id for job in live_holders(connection, this_process(), version_id)] == [job_id]
+    assert list_running_jobs(connection, this_process()) == []
 
 
 def test_a_beat_tells_that_the_row_is_gone(connection: Connection) -> None:
-    job_id = register_job(connection, this_process(), "backup")
+    job_id = register_job(connection, this_process(), spec("backup"))
     remove_job(connection, job_id)
-    assert beat(connection, job_id, "") is False
+    assert beat(connection, job_id, None) is False
 
 
 def test_a_removed_job_is_gone_with_what_it_held(connection: Connection) -> None:
-    job_id = register_job(connection, this_process(), "mount")
+    job_id = register_job(connection, this_process(), spec("mount"))
     hold_version(connection, job_id, make_version(connection))
     remove_job(connection, job_id)
     assert registered(connection) == []
@@ -137,14 +167,14 @@ def test_a_removed_job_is_gone_with_what_it_held(connection: Connection) -> None
 
 
 def test_removing_a_job_that_is_gone_is_fine(connection: Connection) -> None:
-    job_id = register_job(connection, this_process(), "mount")
+    job_id = register_job(connection, this_process(), spec("mount"))
     remove_job(connection, job_id)
     remove_job(connection, job_id)
     assert registered(connection) == []
 
 
 def test_a_job_holds_versions_each_once(connection: Connection) -> None:
-    job_id = register_job(connection, this_process(), "mount")
+    job_id = register_job(connection, this_process(), spec("mount"))
     first, second = make_version(connection), make_version(connection)
     for version_id in (first, second, first):
         hold_version(connection, job_id, version_id)
@@ -154,23 +184,27 @@ def test_a_job_holds_versions_each_once(connection: Connection) -> None:
 def test_several_jobs_hold_the_same_version(connection: Connection) -> None:
     version_id = make_version(connection)
     for _ in range(2):
-        hold_version(connection, register_job(connection, this_process(), "mount"), version_id)
+        hold_version(connection, register_job(connection, this_process(), spec("mount")), version_id)
     assert len(held(connection)) == 2
 
 
 def test_a_long_command_and_progress_are_cut_to_what_the_table_takes(connection: Connection) -> None:
-    job_id = register_job(connection, replace(this_process(), host="h" * 300), "c" * 2000)
-    beat(connection, job_id, "p" * 300)
+    names = tuple(f"{number:02}{'n' * 1000}" for number in range(10))
+    long = JobSpec(kind=JobKind.BACKUP, label="c" * 2000, names=names)
+    job_id = register_job(connection, replace(this_process(), host="h" * 300), long)
+    beat(connection, job_id, JobProgress(label="p" * 300, done=0, total=0))
     row = connection.execute(select(jobs)).one()
     assert (len(row.host), len(row.command), len(row.progress)) == (255, 1024, 255)
+    [running] = list_running_jobs(connection, this_process())
+    assert running.names == names[:4]
 
 
 def test_a_removed_job_does_not_take_the_next_one_for_itself(connection: Connection) -> None:
     # A suspended host wakes up, and another command has removed its job and registered one of its own.
-    theirs = register_job(connection, elsewhere(), "backup")
+    theirs = register_job(connection, elsewhere(), spec("backup"))
     remove_job(connection, theirs)
-    ours = register_job(connection, this_process(), "mount")
-    assert beat(connection, theirs, "") is False
+    ours = register_job(connection, this_process(), spec("mount"))
+    assert beat(connection, theirs, None) is False
     remove_job(connection, theirs)
     assert registered(connection) == [ours]
 
@@ -179,19 +213,19 @@ def test_a_removed_job_does_not_take_the_next_one_for_itself(connection: Connect
 
 
 def test_the_job_of_a_live_process_stays(connection: Connection, child: subprocess.Popen[bytes]) -> None:
-    theirs = register_job(connection, process_of(child), "mount")
-    ours = register_job(connection, this_process(), "backup")
+    theirs = register_job(connection, process_of(child), spec("mount"))
+    ours = register_job(connection, this_process(), spec("backup"))
     assert registered(connection) == [theirs, ours]
 
 
 def test_the_job_of_a_killed_process_goes_when_the_next_registers(
     connection: Connection, child: subprocess.Popen[bytes]
 ) -> None:
-    theirs = register_job(connection, process_of(child), "mount")
+    theirs = register_job(connection, process_of(child), spec("mount"))
     hold_version(connection, theirs, make_version(connection))
     child.kill()
     child.wait()
-    ours = register_job(connection, this_process(), "backup")
+    ours = register_job(connection, this_process(), spec("backup"))
     assert registered(connection) == [ours]
     assert held(connection) == []
 
@@ -200,42 +234,42 @@ def test_a_job_whose_number_another_process_has_now_is_dead(
     connection: Connection, child: subprocess.Popen[bytes]
 ) -> None:
     process = process_of(child)
-    register_job(connection, replace(process, pid_started=process.pid_started - 1), "mount")
-    ours = register_job(connection, this_process(), "backup")
+    register_job(connection, replace(process, pid_started=process.pid_started - 1), spec("mount"))
+    ours = register_job(connection, this_process(), spec("backup"))
     assert registered(connection) == [ours]
 
 
 def test_the_job_of_another_host_stays_while_it_beats(connection: Connection) -> None:
-    theirs = register_job(connection, elsewhere(), "mount")
+    theirs = register_job(connection, elsewhere(), spec("mount"))
     age(connection, theirs, 55)
-    ours = register_job(connection, this_process(), "backup")
+    ours = register_job(connection, this_process(), spec("backup"))
     assert registered(connection) == [theirs, ours]
 
 
 def test_an_old_heartbeat_alone_removes_no_job(connection: Connection, child: subprocess.Popen[bytes]) -> None:
-    theirs = [register_job(connection, process, "mount") for process in (elsewhere(), process_of(child))]
+    theirs = [register_job(connection, process, spec("mount")) for process in (elsewhere(), process_of(child))]
     for job_id in theirs:
         age(connection, job_id, 3600)  # as if the clock were set forward
-    ours = register_job(connection, this_process(), "backup")
+    ours = register_job(connection, this_process(), spec("backup"))
     assert registered(connection) == [*theirs, ours]
     assert [job.id for job in list_live_jobs(connection, this_process())] == [*theirs, ours]
 
 
 @pytest.mark.parametrize("seconds", [61, -61])
 def test_a_job_that_was_not_heard_of_for_a_minute_is_silent(connection: Connection, seconds: float) -> None:
-    theirs, others = (register_job(connection, elsewhere(number), "mount") for number in range(2))
+    theirs, others = (register_job(connection, elsewhere(number), spec("mount")) for number in range(2))
     age(connection, theirs, seconds)  # -61: the clock was set back
     age(connection, others, 55)
     assert silent_jobs(connection, this_process()).keys() == {theirs}
 
 
 def test_a_silent_job_is_removed_with_what_it_held_unless_it_was_heard_of(connection: Connection) -> None:
-    dead, alive = (register_job(connection, elsewhere(number), "mount") for number in range(2))
+    dead, alive = (register_job(connection, elsewhere(number), spec("mount")) for number in range(2))
     for job_id in (dead, alive):
         hold_version(connection, job_id, make_version(connection))
         age(connection, job_id, 61)
     silent = silent_jobs(connection, this_process())
-    beat(connection, alive, "")
+    beat(connection, alive, None)
     assert remove_silent(connection, silent) == [dead]
     assert registered(connection) == [alive]
     assert [job_id for job_id, _ in held(connection)] == [alive]
@@ -244,12 +278,12 @@ def test_a_silent_job_is_removed_with_what_it_held_unless_it_was_heard_of(connec
 def test_a_job_whose_start_was_not_known_is_alive_while_its_process_is(
     connection: Connection, child: subprocess.Popen[bytes]
 ) -> None:
-    theirs = register_job(connection, replace(process_of(child), pid_started=0), "mount")
-    register_job(connection, this_process(), "backup")
+    theirs = register_job(connection, replace(process_of(child), pid_started=0), spec("mount"))
+    register_job(connection, this_process(), spec("backup"))
     assert theirs in registered(connection)
     child.kill()
     child.wait()
-    register_job(connection, this_process(), "backup")
+    register_job(connection, this_process(), spec("backup"))
     assert theirs not in registered(connection)
 
 
@@ -264,21 +298,21 @@ def test_a_job_whose_start_was_not_known_is_alive_while_its_process_is(
 def test_the_column_and_not_the_command_tells_who_may_write(
     connection: Connection, command: str, writes: bool | None, is_writer: bool
 ) -> None:
-    job_id = register_job(connection, elsewhere(), command)
+    job_id = register_job(connection, elsewhere(), spec(command))
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(writes_blobs=writes))
     assert (oldest_writer_s(connection, this_process()) is not None) is is_writer
 
 
 def test_a_writer_that_began_in_the_future_is_older_than_everything(connection: Connection) -> None:
-    job_id = register_job(connection, elsewhere(), "backup")
+    job_id = register_job(connection, elsewhere(), spec("backup"))
     moment = connection.execute(select(jobs.c.started_at).where(jobs.c.id == job_id)).scalar_one()
     connection.execute(update(jobs).values(started_at=moment + timedelta(hours=2)))  # the clock was set back
     assert oldest_writer_s(connection, this_process()) == float("inf")
 
 
 def test_the_same_process_may_have_several_jobs(connection: Connection) -> None:
-    first = register_job(connection, this_process(), "mount")
-    second = register_job(connection, this_process(), "backup")
+    first = register_job(connection, this_process(), spec("mount"))
+    second = register_job(connection, this_process(), spec("backup"))
     assert registered(connection) == [first, second]
 
 
@@ -307,8 +341,8 @@ def test_a_process_with_parentheses_in_its_name_is_found_alive(connection: Conne
     program = tmp_path / "a) S (1"
     program.symlink_to(Path(sys.executable).resolve())
     with subprocess.Popen([program, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        theirs = register_job(connection, process_of(process), "mount")
-        register_job(connection, this_process(), "backup")
+        theirs = register_job(connection, process_of(process), spec("mount"))
+        register_job(connection, this_process(), spec("backup"))
         assert theirs in registered(connection)
         process.kill()
 
@@ -321,15 +355,15 @@ def test_tests_leave_no_jobs(database: Database) -> None:
 def test_a_job_whose_process_has_ended_and_was_not_waited_for_is_dead(connection: Connection) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        dead = register_job(connection, process_of(child), "backup disk")
+        dead = register_job(connection, process_of(child), spec("backup disk"))
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is still there
-        register_job(connection, this_process(), "backup disk")
+        register_job(connection, this_process(), spec("backup disk"))
         assert dead not in registered(connection)
     finally:
         child.communicate()
 
 
 def test_a_command_that_is_not_utf_8_can_be_registered(connection: Connection) -> None:
-    job = register_job(connection, this_process(), "mount /mnt/na\udcffme")
+    job = register_job(connection, this_process(), spec("mount /mnt/na\udcffme"))
     assert connection.execute(select(jobs.c.command).where(jobs.c.id == job)).scalar_one() == "mount /mnt/na\\udcffme"

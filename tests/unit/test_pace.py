@@ -14,12 +14,14 @@ from setproctitle import getproctitle
 from backyfs.cli.title import title_of, title_progress
 from backyfs.engine.setup import backy2_processes
 from backyfs.metadata.db.database import Database
-from backyfs.metadata.records.jobs import list_live_jobs, this_process
+from backyfs.metadata.records.jobs import list_running_jobs, this_process
 from backyfs.metadata.schema.schema import create_file, create_tables
-from backyfs.model import NoProgress
+from backyfs.model import JobProgress, NoProgress, Unit
 from backyfs.work import job as job_module
 from backyfs.work.job import Job
-from backyfs.work.pace import Pace, short_time
+from backyfs.work.pace import Pace, progress_text, short_time
+from backyfs.work.progress import CountedProgress
+from tests.support.jobs import spec
 from tests.support.repositories import PATIENCE_S
 
 MIB = 1 << 20
@@ -76,40 +78,47 @@ class Recorded(NoProgress):
         self.calls.append("stop")
 
 
-def test_a_tracked_progress_is_shown_and_kept(database, monkeypatch):
+def test_a_progress_is_shown_and_counted(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    job = Job(database, "backup disk")
     shown = Recorded()
-    tracked = job.track(shown)
-    tracked.start("Backing up disk", 100 * MIB)
-    assert job.progress == "0.0%"
-    now[0] += 0.1
-    tracked.advance(10 * MIB)
-    assert job.progress == "0.0%"  # not put into words at each call
-    now[0] += 0.9
-    tracked.advance(10 * MIB)
-    assert job.progress == "20.0% 20.0MiB/s ETA 4s"
-    tracked.stop()
-    assert job.progress == ""
+    counted = CountedProgress(shown)
+    assert counted.numbers() is None
+    counted.start("Backing up disk", 100 * MIB)
+    assert counted.numbers() == JobProgress(label="Backing up disk", done=0, total=100 * MIB)
+    counted.advance(10 * MIB)
+    now[0] += 1.0
+    counted.advance(10 * MIB)
+    numbers = counted.numbers()
+    assert numbers == JobProgress(label="Backing up disk", done=20 * MIB, total=100 * MIB, elapsed_s=1.0)
+    assert progress_text(numbers) == "20.0% 20.0MiB/s ETA 4s"
+    counted.stop()
+    assert counted.numbers() is None
     assert shown.calls == [("Backing up disk", 100 * MIB), 10 * MIB, 10 * MIB, "stop"]
 
 
 def test_the_first_beat_with_progress_comes_soon(database, monkeypatch):
     monkeypatch.setattr(job_module, "FIRST_BEAT_S", 0.05)
-    with Job(database, "backup disk") as job:
+    with Job(database, spec("backup disk")) as job:
         tracked = job.track(NoProgress())
         tracked.start("Backing up disk", 100)
         tracked.advance(25)
-        tracked.advance(25)  # at once: the text that was told last says 0 %
+        tracked.advance(25)
         deadline = time.monotonic() + PATIENCE_S
-        found = ""
-        while not found.startswith("50.0%") and time.monotonic() < deadline:
+        found = None
+        while found is None and time.monotonic() < deadline:
             with database.read() as connection:
-                [running] = list_live_jobs(connection, this_process())
+                [running] = list_running_jobs(connection, this_process())
             found = running.progress
-        assert found.startswith("50.0%")
-        assert running.beat_age_s < 10
+        assert found is not None
+        assert (found.label, found.done, found.total) == ("Backing up disk", 50, 100)
+        assert 0.0 <= found.elapsed_s < PATIENCE_S
+        assert running.job.beat_age_s < 10
+
+
+def test_what_counts_no_bytes_is_put_into_words_as_it_is():
+    assert progress_text(JobProgress(done=3, total=7, unit=Unit.VERSIONS, elapsed_s=9.0)) == "3 of 7 versions"
+    assert progress_text(None) == ""
 
 
 # The title

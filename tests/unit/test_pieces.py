@@ -20,6 +20,7 @@ from backyfs.mount.settings import Settings
 from backyfs.storage.forwarding import ForwardingStorage
 from backyfs.storage.protocol import MAX_OBJECT_BYTES
 from backyfs.work.job import Job
+from tests.support.jobs import spec
 from tests.support.repositories import back_up, make_repository, opened
 from tests.support.stored import blob_of, file_of, flip_a_byte
 
@@ -194,7 +195,7 @@ def test_a_mount_reads_the_image_in_any_parts(
         finally:
             await contents.images.close(file)
 
-    with Job(repository.database, "mount") as job:
+    with Job(repository.database, spec("mount")) as job:
         assert trio.run(read, job) == IMAGE[offset : offset + size]
 
 
@@ -214,5 +215,5 @@ def test_a_small_read_loads_one_piece_and_a_reader_in_order_whole_blocks_ahead(
         assert [cache.peek(ahead, number) for number in range(4)] == [part(number) for number in range(4)]
         await contents.images.close(file)
 
-    with Job(repository.database, "mount") as job:
+    with Job(repository.database, spec("mount")) as job:
         trio.run(main, job)

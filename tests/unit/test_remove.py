@@ -22,12 +22,13 @@ from backyfs.metadata.records.jobs import Process, hold_version, list_live_jobs,
 from backyfs.metadata.records.removal import remove_version
 from backyfs.metadata.records.stats import list_statistics
 from backyfs.metadata.records.versions import create_version, list_versions, set_expiry, set_protected
-from backyfs.model import Version
+from backyfs.model import JobKind, Version
 from backyfs.work import silence
 from backyfs.work.job import Job
 from backyfs.work.run import Control
 from tests.support.audit import audit, count_blobs, count_jobs
 from tests.support.images import random_bytes, random_image
+from tests.support.jobs import spec
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def test_force_removes_neither_what_is_protected_nor_what_is_in_use(repository: 
     first, second = stored(repository, tmp_path, 2)
     with repository.database.write() as connection:
         set_protected(connection, first.id, protected=True)
-    with Job(repository.database, "mount /mnt") as job:
+    with Job(repository.database, spec("mount /mnt")) as job:
         job.hold(second.id)
         one, other = removed(repository, first, second, force=True)
         process = this_process()
@@ -178,7 +179,7 @@ def test_a_version_that_is_not_wanted_gone_any_more_stays(repository: Repository
 
 def test_a_job_that_holds_after_the_listing_is_seen(repository: Repository, tmp_path: Path) -> None:
     versions = stored(repository, tmp_path, 2)
-    with Job(repository.database, "restore") as job:
+    with Job(repository.database, spec("restore")) as job:
 
         def announce(removal: Removal) -> None:
             if removal.version == versions[0]:
@@ -194,7 +195,7 @@ def test_of_a_removal_and_a_holder_at_the_same_time_one_comes_first(repository: 
     held: set[str] = set()
 
     def hold_all() -> None:
-        with Job(repository.database, "mount") as job:
+        with Job(repository.database, spec("mount")) as job:
             for version in random.Random(1).sample(versions, len(versions)):
                 try:
                     job.hold(version.id)
@@ -252,7 +253,7 @@ def test_a_dead_job_holds_nothing_and_finds_its_row_gone(
     monkeypatch.setattr(silence, "WATCH_S", 0)
     [version] = stored(repository, tmp_path)
     with repository.database.write() as connection:
-        suspended = register_job(connection, ELSEWHERE, "restore")
+        suspended = register_job(connection, ELSEWHERE, spec("restore"))
         hold_version(connection, suspended, version.id)
     assert "is in use by restore (process 1 on other)" in removed(repository, version)[0]
     age(repository, suspended, 61)
@@ -268,7 +269,7 @@ def test_a_removal_is_a_job_that_others_see(repository: Repository, tmp_path: Pa
         with repository.database.read() as connection:
             seen.append(tuple(job.command for job in list_live_jobs(connection, this_process())))
 
-    remove_versions(repository, versions, now=datetime.now(UTC), command="forget", announce=announce)
+    remove_versions(repository, versions, now=datetime.now(UTC), kind=JobKind.FORGET, announce=announce)
     assert seen == [("forget",), ("forget",)]
 
 

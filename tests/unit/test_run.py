@@ -9,8 +9,10 @@ from sqlalchemy import delete
 
 from backyfs.errors import InterruptedByUser, JobLostError
 from backyfs.metadata.db.tables import jobs
+from backyfs.model import Unit
 from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Control, Run
+from tests.support.jobs import spec
 
 if TYPE_CHECKING:
     from backyfs.repository import Repository
@@ -74,7 +76,7 @@ def test_a_quiet_control_stops_and_shows_nothing() -> None:
 
 
 def test_a_run_whose_job_was_taken_for_dead_raises(repository: Repository) -> None:
-    with Job(repository.database, "test") as job:
+    with Job(repository.database, spec("backup")) as job:
         run = Run(UNATTENDED, interrupted="", job=job)
         run.check()
         with repository.database.write() as connection:
@@ -86,7 +88,7 @@ def test_a_run_whose_job_was_taken_for_dead_raises(repository: Repository) -> No
 
 
 def test_a_job_shows_no_progress_of_what_is_read_outside_of_a_step(repository: Repository) -> None:
-    with Job(repository.database, "mount nowhere", only_reads=True) as job:
-        job.progress = "3 versions in use"
+    with Job(repository.database, spec("mount nowhere"), only_reads=True) as job:
+        counted = job.count(1, 3, Unit.VERSIONS)
         Run(UNATTENDED, interrupted="", job=job).advance(1 << 20)
-        assert job.progress == "3 versions in use"
+        assert job.progress == counted

@@ -46,6 +46,7 @@ TABLES = [
     "key_slots",
     "pages",
     "repository",
+    "runs",
     "stats",
     "tags",
     "version_pages",
@@ -334,7 +335,7 @@ def test_times_come_back_in_utc_with_microseconds(database: Database) -> None:
     assert found.expire_at is None
 
 
-@pytest.mark.parametrize("table", ["versions", "pages", "blobs", "jobs"])
+@pytest.mark.parametrize("table", ["versions", "pages", "blobs", "jobs", "runs"])
 def test_no_id_is_given_twice(database: Database, table: str) -> None:
     # Who knows a row by its id, as a backup its blobs and a job its row, must not take another one for it.
     create(database)
@@ -403,7 +404,7 @@ def test_a_newer_revision_is_refused_with_the_release_that_it_needs(database: Da
     with pytest.raises(SchemaError) as caught:
         database.check_revision()
     assert str(caught.value) == (
-        f"{file} has schema revision backyfs_9999, which is newer than this program's, backyfs_0004; "
+        f"{file} has schema revision backyfs_9999, which is newer than this program's, backyfs_0005; "
         "use release 7.5.0 or later of backyfs"
     )
     assert not isinstance(caught.value, SchemaOutdatedError)

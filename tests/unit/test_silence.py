@@ -12,8 +12,9 @@ from backyfs.engine.backup.backup import BackupRequest, backup
 from backyfs.engine.space.fullcleanup import full_cleanup
 from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import InterruptedByUser, JobLostError, VersionError
+from backyfs.metadata.db.clock import database_time
 from backyfs.metadata.db.tables import jobs
-from backyfs.metadata.records.jobs import Process, database_time, hold_version, register_job
+from backyfs.metadata.records.jobs import Process, hold_version, register_job
 from backyfs.metadata.records.versions import set_status
 from backyfs.model import VersionStatus
 from backyfs.sources.registry import open_source
@@ -23,6 +24,7 @@ from backyfs.work.job import Job
 from backyfs.work.run import Control
 from backyfs.work.silence import remove_silent_jobs
 from tests.support.images import random_image
+from tests.support.jobs import spec
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def set_clock(database: Database, step: timedelta) -> None:
 def dead_job(repository: Repository, command: str, holding: Version | None = None) -> JobId:
     """Leave the job of another host that crashed an hour ago."""
     with repository.database.write() as connection:
-        job_id = register_job(connection, ELSEWHERE, command)
+        job_id = register_job(connection, ELSEWHERE, spec(command))
         if holding is not None:
             hold_version(connection, job_id, holding.id)
     set_clock(repository.database, HOUR)
@@ -94,7 +96,7 @@ def test_a_job_that_stays_silent_is_removed(repository: Repository) -> None:
 def test_nobody_waits_where_all_jobs_are_heard_of(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(silence, "WATCH_S", float("inf"))
     with repository.database.write() as connection:
-        register_job(connection, ELSEWHERE, "backup disk")
+        register_job(connection, ELSEWHERE, spec("backup disk"))
     remove_silent_jobs(repository.database)
     assert registered(repository) == ["backup disk"]
 
@@ -105,7 +107,7 @@ def test_a_live_job_outlives_a_clock_that_is_set(
     repository: Repository, monkeypatch: pytest.MonkeyPatch, step: timedelta
 ) -> None:
     monkeypatch.setattr(silence, "WATCH_S", float("inf"))  # until it is heard of
-    with Job(repository.database, "backup disk") as job:
+    with Job(repository.database, spec("backup disk")) as job:
         set_clock(repository.database, step)
         remove_silent_jobs(repository.database)
         assert registered(repository) == ["backup disk"]
@@ -114,7 +116,7 @@ def test_a_live_job_outlives_a_clock_that_is_set(
 
 @pytest.mark.usefixtures("quick_beats")
 def test_a_version_in_use_is_kept_although_the_clock_was_set_forward(repository: Repository, version: Version) -> None:
-    with Job(repository.database, "mount /mnt", only_reads=True) as job:
+    with Job(repository.database, spec("mount /mnt"), only_reads=True) as job:
         job.hold(version.id)
         set_clock(repository.database, HOUR)
         [removal] = remove_versions(repository, [version], now=datetime.now(UTC))
@@ -126,7 +128,7 @@ def test_a_version_in_use_is_kept_although_the_clock_was_set_forward(repository:
 def test_a_backup_goes_on_although_the_clock_was_set_forward_and_others_begin(
     repository: Repository, version: Version
 ) -> None:
-    with Job(repository.database, "backup disk") as job:
+    with Job(repository.database, spec("backup disk")) as job:
         set_clock(repository.database, HOUR)
         full_cleanup(repository, grace_s=0)
         with job.write():
@@ -155,7 +157,8 @@ def test_a_backup_of_a_crashed_host_can_be_continued(
 
 
 def test_a_version_that_a_live_job_fills_cannot_be_continued(repository: Repository, version: Version) -> None:
-    with Job(repository.database, "backup disk") as first, Job(repository.database, "backup disk") as second:
+    jobs = (Job(repository.database, spec("backup disk")) for _ in range(2))
+    with next(jobs) as first, next(jobs) as second:
         first.hold(version.id)
         with pytest.raises(VersionError, match="is in use by backup disk"):
             second.hold_alone(version)
@@ -170,7 +173,7 @@ def test_watching_can_be_interrupted(repository: Repository, version: Version) -
 
 @pytest.mark.usefixtures("short_watch")
 def test_a_job_that_was_removed_while_it_hung_writes_nothing_more(repository: Repository) -> None:
-    with Job(repository.database, "backup disk") as job:
+    with Job(repository.database, spec("backup disk")) as job:
         set_clock(repository.database, HOUR)
         remove_silent_jobs(repository.database)  # its first heartbeat comes later than this
         with pytest.raises(JobLostError), job.write():

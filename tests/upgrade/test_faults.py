@@ -269,5 +269,5 @@ def test_a_database_that_goes_away_at_any_statement_is_upgraded_by_the_next_comm
 
 _NEW_TABLES = [
     "alembic_version", "blob_checks", "blob_refs", "blobs", "catalog_notes", "damaged_versions", "job_versions", "jobs",
-    "key_slots", "pages", "repository", "stats", "tags", "version_pages", "versions",
+    "key_slots", "pages", "repository", "runs", "stats", "tags", "version_pages", "versions",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from backyfs.metadata.records.jobs import register_job, remove_job, this_process
 from backyfs.metadata.schema.upgrade import upgrade_lock
 from backyfs.repository import open_repository
 from backyfs.work.run import Control
+from tests.support.jobs import spec
 from tests.support.repositories import PATIENCE_S
 from tests.upgrade.reference import check
 
@@ -120,7 +121,7 @@ def test_a_live_job_is_waited_for(anywhere: Reference) -> None:
     upgrade(anywhere.config)
     with closing(Database(anywhere.config.database_url)) as database:
         with database.write() as connection:
-            job = register_job(connection, this_process(), "backup of something")
+            job = register_job(connection, this_process(), spec("backup of something"))
             connection.execute(text("UPDATE alembic_version SET version_num = '30349b678801'"))
         with pytest.raises(JobsRunningError, match=r"in use by: backup of something \(process \d+ on .*\); nothing"):
             upgrade(anywhere.config, wait_s=0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -37,14 +38,14 @@ from backyfs.metadata.records.versions import (
     version_with_uid,
 )
 from backyfs.metadata.upkeep.checks import has_damage
-from backyfs.model import NAME_LENGTH, Version, VersionStatus
+from backyfs.model import NAME_LENGTH, JobKind, JobSpec, Version, VersionStatus
 from backyfs.ranges import Ranges
 from backyfs.retention import automatic_tags, due_tags
 from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from backyfs.config import Scheduler
     from backyfs.engine.backup.plan import Plan
@@ -88,7 +89,7 @@ class BackupReport:
 
 def backup(
     repository: Repository,
-    source: Source,
+    source: Source | Callable[[], Source],
     request: BackupRequest,
     *,
     control: Control = UNATTENDED,
@@ -96,8 +97,9 @@ def backup(
 ) -> BackupReport:
     """Back up `source` as a new version, or go on with one that was interrupted.
 
-    If `control` asks to stop, the backup ends soon, and what was stored stays usable by the next one. `announce` is
-    called with the version as soon as it exists.
+    `source` may also be a function that opens it. Then a source that cannot be opened is recorded as a failed run, and
+    the source is closed at the end. If `control` asks to stop, the backup ends soon, and what was stored stays usable
+    by the next one. `announce` is called with the version as soon as it exists.
 
     Raises:
         UsageError: a name cannot be stored, or what is to be continued is another image.
@@ -111,25 +113,39 @@ def backup(
     _check_text("the name", request.name, least=1)
     _check_text("the snapshot name", request.snapshot_name, least=0)
     started = time.monotonic()
-    with catalog_kept(repository, control), Job(repository.database, f"backup {request.name}") as job:
+    with catalog_kept(repository, control), _job(repository, request) as job, _opened(source) as image:
         if request.base is not None:
             _hold_base(repository, job, request.base)
-        watch = Watch(source, None if request.continued is None else request.continued.created_at)
-        plan = _plan(repository, source, request)
-        version = _begin(job, source, request, control)
+        watch = Watch(image, None if request.continued is None else request.continued.created_at)
+        plan = _plan(repository, image, request)
+        version = _begin(job, image, request, control)
         if announce is not None:
             announce(version)
         inherited = Inherited(repository, job, version, plan, request.base)
         inherited.enter_what_is_not_read()
         run = Run(control, interrupted=_how_to_continue(version), job=job)
         with run.step(f"Backing up {request.name}", plan.progress_bytes):
-            pipeline = Pipeline(repository, source, version, run, plan, inherited)
+            pipeline = Pipeline(repository, image, version, run, plan, inherited)
             pipeline.store()
         warnings = watch.end()
         inherited.enter_what_was_left()
         report = _finish(repository, job, version, pipeline.statistics, time.monotonic() - started)
         revived = _revive(repository, job, pipeline.blobs_repaired)
         return replace(report, blobs_repaired=pipeline.blobs_repaired, versions_valid=revived, warnings=warnings)
+
+
+def _job(repository: Repository, request: BackupRequest) -> Job:
+    spec = JobSpec(kind=JobKind.BACKUP, label=request.name, names=(request.name,), writes_blobs=True)
+    return Job(repository.database, spec, limits=repository.limits)
+
+
+@contextmanager
+def _opened(source: Source | Callable[[], Source]) -> Iterator[Source]:
+    if not callable(source):
+        yield source
+        return
+    with closing(source()) as opened:
+        yield opened
 
 
 def _how_to_continue(version: Version) -> str:

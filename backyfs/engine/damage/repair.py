@@ -24,7 +24,7 @@ from backyfs.metadata.records.blobs import load_blobs
 from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.upkeep.checks import damaged_in_use, pages_with
 from backyfs.metadata.upkeep.replacement import Replacement, replace_objects
-from backyfs.model import BlobId
+from backyfs.model import BlobId, JobKind, JobSpec
 from backyfs.work.flushbatch import FlushBatch
 from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Run
@@ -92,8 +92,7 @@ def repair(
     if request.search and request.source is None:
         raise UsageError("--search looks for blocks all over a source; name one with --from")
     started = time.monotonic()
-    writes = not request.dry_run
-    with catalog_kept(repository, control), Job(repository.database, _command(request), writes_blobs=writes) as job:
+    with catalog_kept(repository, control), _job(repository, request) as job:
         for version in request.versions or ():
             job.hold(version.id)
         repairer = _Repairer(repository, request, Run(control, interrupted=_INTERRUPTED, job=job))
@@ -103,8 +102,15 @@ def repair(
     return repairer.report
 
 
-def _command(request: RepairRequest) -> str:
-    return " ".join(["repair", *(version.uid for version in request.versions or ())])
+def _job(repository: Repository, request: RepairRequest) -> Job:
+    versions = request.versions or ()
+    spec = JobSpec(
+        kind=JobKind.REPAIR,
+        label=" ".join(version.uid for version in versions),
+        names=tuple(version.name for version in versions),
+        writes_blobs=not request.dry_run,
+    )
+    return Job(repository.database, spec, limits=repository.limits)
 
 
 class _Repairer:

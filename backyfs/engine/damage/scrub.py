@@ -22,7 +22,7 @@ from backyfs.engine.damage.marking import mark_versions, revive_versions
 from backyfs.errors import BackyfsError, DamagedPageError, UsageError, VersionNotFoundError
 from backyfs.metadata.maps.blockmap import references_add_up
 from backyfs.metadata.upkeep.checks import blobs_of_versions, due_blobs, used_blobs
-from backyfs.model import BlobId
+from backyfs.model import BlobId, JobKind, JobSpec
 from backyfs.work.blobset import BlobSet
 from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Run
@@ -91,7 +91,7 @@ def scrub(
     if request.source is not None and (request.versions is None or len(request.versions) != 1):
         raise UsageError("a source is the one of one version; name that version alone")
     started = time.monotonic()
-    with catalog_kept(repository, control), Job(repository.database, _command(request), writes_blobs=False) as job:
+    with catalog_kept(repository, control), _job(repository, request) as job:
         versions = _held(job, request.versions)
         run = Run(control, interrupted=_INTERRUPTED, job=job)
         chosen = _choose(repository, versions, request)
@@ -140,10 +140,11 @@ def _references_right(repository: Repository) -> bool | None:
             return None  # a page that nobody can read counts for nobody knows how many, and was told
 
 
-def _command(request: ScrubRequest) -> str:
-    if request.versions is None:
-        return "scrub --all"
-    return " ".join(["scrub", *(version.uid for version in request.versions)])
+def _job(repository: Repository, request: ScrubRequest) -> Job:
+    versions = request.versions or ()
+    label = "--all" if request.versions is None else " ".join(version.uid for version in versions)
+    spec = JobSpec(kind=JobKind.SCRUB, label=label, names=tuple(version.name for version in versions))
+    return Job(repository.database, spec, limits=repository.limits)
 
 
 def _held(job: Job, versions: tuple[Version, ...] | None) -> list[Version] | None:

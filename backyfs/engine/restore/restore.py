@@ -19,6 +19,7 @@ from backyfs.engine.restore.restorer import Restorer
 from backyfs.engine.restore.verification import Verification
 from backyfs.errors import BackyfsError, TargetError, UsageError
 from backyfs.geometry import block_count
+from backyfs.model import JobKind, JobSpec
 from backyfs.ownfiles import find_own
 from backyfs.remedies import Advice, Remedy
 from backyfs.targets.protocol import TargetRequest
@@ -95,8 +96,11 @@ def restore(
     if replace:
         chosen = dataclasses.replace(chosen, replace=True)
     restoring = _Restore(repository, version, target_uri, chosen)
-    command = f"restore {version.uid}"
-    with catalog_kept(repository, control), Job(repository.database, command, only_reads=True) as job:
+    spec = JobSpec(kind=JobKind.RESTORE, label=version.uid, names=(version.name,))
+    with (
+        catalog_kept(repository, control),
+        Job(repository.database, spec, only_reads=True, limits=repository.limits) as job,
+    ):
         job.hold(version.id)
         with closing(restoring.open_target(control)) as target:
             return restoring.write_and_verify(target, Run(control, interrupted="interrupted", job=job))

@@ -29,7 +29,7 @@ from backyfs.metadata.records.blobs import find_blobs, load_blobs
 from backyfs.metadata.upkeep.checks import blobs_of_versions
 from backyfs.metadata.upkeep.migration import BlobCount, Outdated, blobs_to_reseal, count_outdated, used_pages_with
 from backyfs.metadata.upkeep.replacement import Replacement, replace_objects
-from backyfs.model import BlobId
+from backyfs.model import BlobId, JobKind, JobSpec
 from backyfs.work.blobset import BlobSet
 from backyfs.work.flushbatch import FlushBatch
 from backyfs.work.job import Job
@@ -111,7 +111,9 @@ def migrate(
         StorageError, DatabaseError, JobLostError: likewise.
     """
     started = time.monotonic()
-    with catalog_kept(repository, control), Job(repository.database, "migrate-encryption") as job:
+    names = tuple(version.name for version in request.versions or ())
+    spec = JobSpec(kind=JobKind.MIGRATE_ENCRYPTION, names=names, writes_blobs=True)
+    with catalog_kept(repository, control), Job(repository.database, spec, limits=repository.limits) as job:
         chosen = _chosen(repository, request.versions)
         run = Run(control, interrupted=_INTERRUPTED, job=job)
         migrator = _Migrator(repository, request, _plan(repository, request, chosen), run)

@@ -29,11 +29,11 @@ from backyfs.errors import (
     StorageError,
     WrongKeyError,
 )
+from backyfs.metadata.db.clock import database_time
 from backyfs.metadata.db.database import Database, sqlite_path
 from backyfs.metadata.db.revisions import SchemaState
 from backyfs.metadata.records.blobs import newest_wrapped_key
 from backyfs.metadata.records.identity import list_key_slots, load_identity
-from backyfs.metadata.records.jobs import database_time
 from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.schema.upgrade import known_blob_uids, old_tables
 from backyfs.model import DEFAULT_BLOCK_SIZE, BlobUid

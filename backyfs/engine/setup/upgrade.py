@@ -181,7 +181,7 @@ class _Upgrade:
         with self.database.read() as connection:
             has_jobs = bool(live_jobs_of(connection))
         if has_jobs:
-            remove_silent_jobs(self.database, stop=self.control.stop)
+            remove_silent_jobs(self.database, stop=self.control.stop, records=False)
 
     def _running(self) -> list[str]:
         return _running(self.config, self.database, ignore_processes=self.ignore_processes)

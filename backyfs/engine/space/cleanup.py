@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.engine.catalog.publish import catalog_kept, keep_catalog
 from backyfs.errors import ObjectsKeptError
-from backyfs.metadata.records.jobs import database_time
+from backyfs.metadata.db.clock import database_time
 from backyfs.metadata.upkeep.garbage import (
     DoomedBlob,
     Garbage,
@@ -32,7 +32,7 @@ from backyfs.metadata.upkeep.garbage import (
     measure_garbage,
     remove_unused_pages,
 )
-from backyfs.model import BlobId
+from backyfs.model import BlobId, JobKind, JobSpec
 from backyfs.work.blobset import BlobSet
 from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Control, Run
@@ -90,7 +90,8 @@ def cleanup(
     """
     started = time.monotonic()
     repository.database.use_reserve()
-    with catalog_kept(repository, control), Job(repository.database, "cleanup", writes_blobs=False) as job:
+    spec = JobSpec(kind=JobKind.CLEANUP)
+    with catalog_kept(repository, control), Job(repository.database, spec, limits=repository.limits) as job:
         cleaner = Cleaner(repository, Run(control, interrupted=INTERRUPTED, job=job))
         cleaner.run(grace_s)
     cleaner.report.duration_s = time.monotonic() - started

@@ -19,7 +19,7 @@ from backyfs.engine.damage.marking import Marked, mark_versions
 from backyfs.engine.space.cleanup import GRACE_S, INTERRUPTED, Cleaner, plan_cleanup
 from backyfs.engine.space.orphans import Comparison, StorageListing, least_age_s
 from backyfs.engine.space.recount import RecountReport, recount
-from backyfs.model import BlobId
+from backyfs.model import BlobId, JobKind, JobSpec
 from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Run
 from backyfs.work.silence import remove_silent_jobs
@@ -74,7 +74,8 @@ def plan_full_cleanup(
         What `full_cleanup` raises.
     """
     remove_silent_jobs(repository.database, stop=control.stop)
-    with Job(repository.database, "cleanup --full --dry-run", writes_blobs=False) as job:
+    spec = JobSpec(kind=JobKind.CLEANUP, label="--full --dry-run")
+    with Job(repository.database, spec, limits=repository.limits) as job:
         run = Run(control, interrupted=INTERRUPTED, job=job)
         counted = recount(repository.database, run.check, correct=False)
         found = StorageListing(repository, run.check, prefix=prefix, grace_s=grace_s).run(doom=False)
@@ -108,7 +109,8 @@ def full_cleanup(
     started = time.monotonic()
     repository.database.use_reserve()
     remove_silent_jobs(repository.database, stop=control.stop)
-    with catalog_kept(repository, control), Job(repository.database, "cleanup --full", writes_blobs=False) as job:
+    spec = JobSpec(kind=JobKind.CLEANUP, label="--full")
+    with catalog_kept(repository, control), Job(repository.database, spec, limits=repository.limits) as job:
         run = Run(control, interrupted=INTERRUPTED, job=job)
         cleaner = Cleaner(repository, run)
         counted = recount(repository.database, run.check)

@@ -26,10 +26,11 @@ from backyfs.catalog.store import require_catalog
 from backyfs.errors import CatalogError
 from backyfs.metadata.catalog.notes import NoteKind, catalog_key, existing_uids, read_notes
 from backyfs.metadata.db.batches import batches
+from backyfs.metadata.db.clock import database_time
 from backyfs.metadata.db.idarray import highest_blob_id
 from backyfs.metadata.records.blobs import find_sound_by_uid, known_uids, require_sound_uids
 from backyfs.metadata.records.identity import load_storage_state, note_storage_objects
-from backyfs.metadata.records.jobs import database_time, oldest_writer_s, this_process
+from backyfs.metadata.records.jobs import oldest_writer_s, this_process
 from backyfs.metadata.upkeep.garbage import LivingBlob, StoredOrphan, doom_orphans, living_blobs
 from backyfs.model import BlobId
 from backyfs.storage.keys import is_blob

@@ -10,6 +10,7 @@ from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import IntegrityError
 from backyfs.metadata.db.tables import tags
 from backyfs.metadata.records.versions import list_versions
+from backyfs.model import JobKind
 from backyfs.retention import plan_removal
 from backyfs.work.run import UNATTENDED
 
@@ -109,7 +110,7 @@ def forget(
         now=now,
         # Writers take turns: what this reads is what the transaction of the removal sees.
         still=lambda version: not plan(version.name)[version.id].needed,
-        command="forget",
+        kind=JobKind.FORGET,
         control=control,
         announce=note,
     )

@@ -14,7 +14,9 @@ from backyfs.errors import VersionKeptError
 from backyfs.metadata.records.jobs import list_live_jobs, live_holders, this_process
 from backyfs.metadata.records.removal import lock_version, remove_version
 from backyfs.metadata.records.versions import is_last_valid, version_with_uid
+from backyfs.model import JobKind, JobSpec, Unit
 from backyfs.work.job import Job
+from backyfs.work.pace import progress_text
 from backyfs.work.run import UNATTENDED, Run
 from backyfs.work.silence import remove_silent_jobs
 
@@ -57,7 +59,7 @@ def remove_versions(
     keep_last: bool = False,
     now: datetime,
     still: Callable[[Version], bool] = lambda _version: True,
-    command: str = "rm",
+    kind: JobKind = JobKind.RM,
     control: Control = UNATTENDED,
     announce: Callable[[Removal], None] = lambda _removal: None,
 ) -> list[Removal]:
@@ -69,7 +71,7 @@ def remove_versions(
     begin to use a version in between. So is `still`, which tells of a version as it is then whether it
     is to be removed still. One that is gone meanwhile counts as removed; one that is named twice is reported once.
 
-    `command` is what others see in the list of jobs. `control` can stop it before each version; `announce` is called
+    `kind` is that of the job. `control` can stop it before each version; `announce` is called
     with each at once.
 
     Raises:
@@ -84,11 +86,12 @@ def remove_versions(
         return removals
     repository.database.use_reserve()
     remove_silent_jobs(repository.database, stop=control.stop)
-    with catalog_kept(repository, control), Job(repository.database, command, writes_blobs=False) as job:
+    spec = JobSpec(kind=kind, names=tuple(version.name for version in wanted))
+    with catalog_kept(repository, control), Job(repository.database, spec, limits=repository.limits) as job:
         run = Run(control, interrupted="interrupted", job=job)
         for version in wanted:
-            job.progress = f"{len(removals)} of {len(wanted)} versions"
-            run.saying(f"interrupted after {job.progress}; run it again for the others").check()
+            how_far = progress_text(job.count(len(removals), len(wanted), Unit.VERSIONS))
+            run.saying(f"interrupted after {how_far}; run it again for the others").check()
             removal = Removal(version=version, kept=_remove(repository, version, rules))
             removals.append(removal)
             announce(removal)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, Boolean, DateTime, Integer, LargeBinary, String
+from sqlalchemy import BigInteger, Boolean, DateTime, Integer, LargeBinary, String, Text
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import TypeDecorator
 
@@ -134,14 +134,14 @@ def raw(length: int, rule: Rule | None) -> CheckedType:
     return CheckedType(LargeBinary(length).with_variant(mysql.VARBINARY(length), "mysql", "mariadb"), rule)
 
 
-def text(length: int) -> CheckedType:
+def text(length: int, rule: Rule | None = None) -> CheckedType:
     """Return the type of text that people chose: names, labels, commands."""
     # Names are compared and ordered by their bytes, as SQLite does. Otherwise PostgreSQL would order them by the
     # language of the database, and MariaDB would ignore case and, without "nopad", trailing spaces.
     exact = mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_nopad_bin")
     ordered = postgresql.VARCHAR(length, collation="C")
     kind = String(length).with_variant(exact, "mysql", "mariadb").with_variant(ordered, "postgresql")
-    return CheckedType(kind, values.Text(length))
+    return CheckedType(kind, values.Text(length) if rule is None else rule)
 
 
 def short(length: int, rule: Rule) -> CheckedType:
@@ -162,3 +162,10 @@ def large(rule: Rule | None) -> CheckedType:
 def reference() -> CheckedType:
     """Return the type of a reference to a row of another table."""
     return WholeNumber(BigInteger().with_variant(Integer, "sqlite"), values.ROW_ID)
+
+
+def json_text(rule: Rule) -> CheckedType:
+    """Return the type of JSON of up to 64 KiB."""
+    # TEXT of MariaDB holds one byte less than 64 KiB.
+    long = mysql.MEDIUMTEXT(charset="utf8mb4", collation="utf8mb4_nopad_bin")
+    return CheckedType(Text().with_variant(long, "mysql", "mariadb"), rule)

@@ -34,7 +34,7 @@ OF_BACKY2 = (
     LAST_OF_BACKY2,
 )
 FIRST_OF_OURS = "backyfs_0001"
-HISTORY = (*OF_BACKY2, FIRST_OF_OURS, "backyfs_0002", "backyfs_0003", "backyfs_0004")
+HISTORY = (*OF_BACKY2, FIRST_OF_OURS, "backyfs_0002", "backyfs_0003", "backyfs_0004", "backyfs_0005")
 HEAD = HISTORY[-1]  # the revision that this program needs
 HEAD_RELEASE = "0.1.0"  # the oldest release that supports HEAD; older releases print it
 

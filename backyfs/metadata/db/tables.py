@@ -27,6 +27,7 @@ from backyfs.metadata.db.columns import (
     TrueOrFalse,
     UtcDateTime,
     WholeNumber,
+    json_text,
     large,
     number,
     ordered,
@@ -205,11 +206,17 @@ jobs = Table(
     Column("pid", number(values.PID), nullable=False),
     Column("pid_started", large(values.COUNT), nullable=False),  # ticks after boot: pids are used again
     Column("command", text(1024), nullable=False),  # for people
-    Column("progress", text(255), nullable=False),
+    Column("progress", text(255), nullable=False),  # for people: the step it is at; empty: none
     Column("started_at", UtcDateTime, nullable=False),
     Column("heartbeat_at", UtcDateTime, nullable=False),  # the database's clock
-    Column("kind", short(32, values.Text(32))),       # the command's name, as in `backup`
+    Column("kind", short(32, values.Text(32))),  # model.JobKind, or that of a later release; NULL: an older release
     Column("writes_blobs", TrueOrFalse()),  # set or NULL: it may store objects that have no row yet
+    Column("names", text(4096, values.NAMES)),  # JSON: of the backups it works on; NULL: an older release
+    # Of the step; all NULL: there is none.
+    Column("progress_done", large(values.COUNT)),
+    Column("progress_total", large(values.COUNT)),  # 0: unknown
+    Column("progress_unit", short(16, values.UNIT)),
+    Column("progress_s", CheckedType(Double(), values.DURATION)),  # how long it has taken so far
     sqlite_autoincrement=True,
 )
 
@@ -218,6 +225,25 @@ job_versions = Table(  # which versions a job holds: none of them is removed whi
     metadata,
     Column("job_id", reference(), ForeignKey(jobs.c.id, ondelete="CASCADE"), primary_key=True),
     Column("version_id", reference(), ForeignKey(versions.c.id, ondelete="CASCADE"), primary_key=True, index=True),
+)
+
+# What became of jobs. A job that ends writes its run in the transaction that removes its row.
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("kind", short(32, values.Text(32))),  # as that of the job
+    Column("command", text(1024), nullable=False),  # for people
+    Column("names", text(4096, values.NAMES), nullable=False),  # JSON: of the backups it worked on
+    Column("host", text(255), nullable=False),  # for people
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime, nullable=False, index=True),  # killed or lost: when it was last heard of
+    Column("outcome", short(16, values.OUTCOME), nullable=False),  # model.RunOutcome
+    Column("exit_status", number(values.EXIT_STATUS)),  # NULL: nobody knows
+    Column("error_class", short(64, values.Text(64))),  # of backyfs.errors, or of Python
+    Column("error", text(4096)),
+    Column("report", json_text(values.REPORT)),  # what the command reports with --json; NULL: nothing
+    sqlite_autoincrement=True,  # whoever adds a report must not find another run
 )
 
 stats = Table(  # one row for each finished backup; it outlives its version

@@ -8,43 +8,43 @@ job beats again within seconds, so whoever needs to know watches the silent ones
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, or_, select, update
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import FunctionElement
 
 from backyfs.errors import VersionNotFoundError
-from backyfs.metadata.db.columns import UtcDateTime
+from backyfs.metadata.db.clock import DatabaseClock, database_time
 from backyfs.metadata.db.database import insert_row
 from backyfs.metadata.db.oddrows import odd_ids, sound_rows
 from backyfs.metadata.db.tables import job_versions, jobs, versions
 from backyfs.metadata.records.processes import Process, has_ended, this_process
 from backyfs.metadata.records.removal import lock_version
-from backyfs.model import JobId, VersionUid
+from backyfs.metadata.records.runs import insert_run, names_text
+from backyfs.model import Ending, JobId, JobProgress, RunOutcome, Unit, VersionUid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from sqlalchemy.sql.compiler import SQLCompiler
-    from sqlalchemy.types import TypeEngine
+    from datetime import datetime
 
     from backyfs.metadata.db.database import Connection
-    from backyfs.model import VersionId
+    from backyfs.model import JobSpec, RunId, VersionId
 
 __all__ = [
     "DEAD_AFTER_S",
     "HEARTBEAT_S",
     "Job",
     "Process",
+    "RunningJob",
     "beat",
-    "database_time",
+    "end_job",
     "has_row",
     "hold_version",
     "list_live_jobs",
+    "list_running_jobs",
     "live_holders",
     "oldest_writer_s",
     "other_holders",
@@ -60,8 +60,15 @@ HEARTBEAT_S = 10
 DEAD_AFTER_S = 60
 # The columns that every schema of ours has: an upgrade looks for live jobs before it adds the others.
 _SINCE_THE_FIRST = (
-    jobs.c.id, jobs.c.host, jobs.c.scope, jobs.c.pid, jobs.c.pid_started, jobs.c.command, jobs.c.progress,
-    jobs.c.started_at, jobs.c.heartbeat_at,
+    jobs.c.id, jobs.c.host, jobs.c.scope, jobs.c.pid, jobs.c.pid_started, jobs.c.command, jobs.c.started_at,
+    jobs.c.heartbeat_at,
+)
+_KILLED = Ending(
+    outcome=RunOutcome.KILLED, error="the process ended without recording how: it was killed, or could not write that"
+)
+_LOST = Ending(
+    outcome=RunOutcome.LOST,
+    error="not heard from for a minute, and taken for dead: its host crashed or was suspended, or it hung",
 )
 _MAY_WRITE_BLOBS = or_(jobs.c.writes_blobs.is_(None), jobs.c.writes_blobs)  # NULL: an older release runs it
 
@@ -74,7 +81,6 @@ class Job:
     host: str
     pid: int
     command: str
-    progress: str
     started_at: datetime
     beat_age_s: float                 # since its last heartbeat, by the database's clock
     versions: tuple[VersionUid, ...]  # that it holds
@@ -84,53 +90,33 @@ class Job:
         return f"{self.command} (process {self.pid} on {self.host}{silent})"
 
 
-class _DatabaseClock(FunctionElement[datetime]):
-    """The time in UTC by the clock of the database, with microseconds where it has them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningJob:
+    """A job with what is known of it to those who watch it. Nothing is decided by these."""
 
-    type: TypeEngine[datetime] = UtcDateTime()
-    inherit_cache = True
-
-
-@compiles(_DatabaseClock, "sqlite")
-def _sqlite_clock(_element: _DatabaseClock, _compiler: SQLCompiler, **_options: Any) -> str:
-    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
-
-
-@compiles(_DatabaseClock, "postgresql")
-def _postgresql_clock(_element: _DatabaseClock, _compiler: SQLCompiler, **_options: Any) -> str:
-    return "timezone('utc', clock_timestamp())"
+    job: Job
+    kind: str | None               # a JobKind, or that of a later release; None: an older release runs it
+    names: tuple[str, ...]         # of the backups it works on
+    writes_blobs: bool             # it may store objects that have no row yet
+    progress: JobProgress | None   # as of its last heartbeat; None: no step is under way
 
 
-@compiles(_DatabaseClock, "mysql")
-@compiles(_DatabaseClock, "mariadb")
-def _mariadb_clock(_element: _DatabaseClock, _compiler: SQLCompiler, **_options: Any) -> str:
-    return "UTC_TIMESTAMP(6)"
-
-
-def database_time(connection: Connection) -> datetime:
-    """Return the time by the clock of the database."""
-    moment: datetime = connection.execute(select(_DatabaseClock())).scalar_one()
-    return moment
-
-
-def register_job(connection: Connection, process: Process, command: str, *, writes_blobs: bool = True) -> JobId:
-    """Insert a job, and remove those whose processes have ended.
-
-    `command` is for people. `writes_blobs` says whether the job may store objects that have no row yet.
-    """
-    _remove_ended(connection, process)
-    command = command.encode(errors="backslashreplace").decode()  # paths need not be UTF-8
+def register_job(connection: Connection, process: Process, spec: JobSpec) -> JobId:
+    """Insert a job, and end those whose processes have ended."""
+    _bury_ended(connection, process)
+    command = spec.command.encode(errors="backslashreplace").decode()  # paths need not be UTF-8
     row = insert(jobs).values(
         host=process.host[:255],
         scope=process.scope,
         pid=process.pid,
         pid_started=process.pid_started,
-        kind=command.partition(" ")[0][:32],
+        kind=spec.kind,
         command=command[:1024],
-        writes_blobs=writes_blobs,
+        names=names_text(spec.names),
+        writes_blobs=spec.writes_blobs,
         progress="",
-        started_at=_DatabaseClock(),
-        heartbeat_at=_DatabaseClock(),
+        started_at=DatabaseClock(),
+        heartbeat_at=DatabaseClock(),
     )
     return JobId(insert_row(connection, row))
 
@@ -150,13 +136,41 @@ def list_live_jobs(connection: Connection, observer: Process) -> list[Job]:
             host=row.host,
             pid=row.pid,
             command=row.command,
-            progress=row.progress,
             started_at=row.started_at,
             beat_age_s=max(0.0, (now - row.heartbeat_at).total_seconds()),
             versions=tuple(held.get(row.id, ())),
         )
         for row in rows
     ]
+
+
+def list_running_jobs(connection: Connection, observer: Process) -> list[RunningJob]:
+    """Return the jobs that `list_live_jobs` returns, with what is known of each. A damaged row is left out."""
+    columns = (
+        jobs.c.id, jobs.c.kind, jobs.c.names, jobs.c.writes_blobs, jobs.c.progress, jobs.c.progress_done,
+        jobs.c.progress_total, jobs.c.progress_unit, jobs.c.progress_s,
+    )  # fmt: skip
+    known = {row.id: row for row in sound_rows(connection, select(*columns), jobs.c.id)}
+    return [_running(job, known[job.id]) for job in list_live_jobs(connection, observer) if job.id in known]
+
+
+def _running(job: Job, row: Any) -> RunningJob:
+    progress = None
+    if row.progress_done is not None:
+        progress = JobProgress(
+            label=row.progress,
+            done=row.progress_done,
+            total=row.progress_total or 0,
+            unit=Unit(row.progress_unit or Unit.BYTES),
+            elapsed_s=row.progress_s or 0.0,
+        )
+    return RunningJob(
+        job=job,
+        kind=row.kind,
+        names=tuple(json.loads(row.names or "[]")),
+        writes_blobs=row.writes_blobs is not False,
+        progress=progress,
+    )
 
 
 def silent_jobs(connection: Connection, observer: Process) -> dict[JobId, datetime]:
@@ -173,13 +187,21 @@ def silent_jobs(connection: Connection, observer: Process) -> dict[JobId, dateti
     return {JobId(row.id): row.heartbeat_at for row in rows if not _has_ended(row, observer)}
 
 
-def remove_silent(connection: Connection, silent: Mapping[JobId, datetime]) -> list[JobId]:
-    """Remove those of these jobs that were not heard of since; return them. To be called in a write transaction."""
+def remove_silent(
+    connection: Connection, silent: Mapping[JobId, datetime], *, records: bool = True
+) -> list[JobId]:
+    """Remove those of these jobs that were not heard of since; return them. To be called in a write transaction.
+
+    `records`: each becomes a run. An older schema has no runs.
+    """
     query = select(jobs.c.id, jobs.c.heartbeat_at).where(jobs.c.id.in_(list(silent)))
     rows = sound_rows(connection, query, jobs.c.id)
     dead = [JobId(row.id) for row in rows if row.heartbeat_at == silent[JobId(row.id)]]
     for job_id in dead:
-        remove_job(connection, job_id)
+        if records:
+            end_job(connection, job_id, _LOST)
+        else:
+            remove_job(connection, job_id)
     return dead
 
 
@@ -193,7 +215,7 @@ def live_holders(connection: Connection, observer: Process, version_id: VersionI
 
     To be called in a write transaction.
     """
-    _remove_ended(connection, observer)
+    _bury_ended(connection, observer)
     query = select(job_versions.c.job_id).where(job_versions.c.version_id == version_id)
     holding = set(connection.execute(query).scalars())
     return [job for job in list_live_jobs(connection, observer) if job.id in holding] if holding else []
@@ -205,16 +227,23 @@ def oldest_writer_s(connection: Connection, observer: Process) -> float | None:
     It is infinite where the clock was set back since that job began. Jobs whose processes have ended are removed: from
     now on they name nothing, see `work.job.Job.confirm`. To be called in a write transaction.
     """
-    _remove_ended(connection, observer)
+    _bury_ended(connection, observer)
     now = database_time(connection)
     started = [row.started_at for row in connection.execute(select(jobs.c.started_at).where(_MAY_WRITE_BLOBS))]
     ages = [(now - moment).total_seconds() for moment in started]
     return max((age if age >= 0 else math.inf for age in ages), default=None)
 
 
-def beat(connection: Connection, job_id: JobId, progress: str) -> bool:
+def beat(connection: Connection, job_id: JobId, progress: JobProgress | None) -> bool:
     """Record that a job is alive, and its progress; return False if its row is gone."""
-    alive = update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=_DatabaseClock(), progress=progress[:255])
+    alive = update(jobs).where(jobs.c.id == job_id).values(
+        heartbeat_at=DatabaseClock(),
+        progress="" if progress is None else progress.label[:255],
+        progress_done=None if progress is None else progress.done,
+        progress_total=None if progress is None else progress.total,
+        progress_unit=None if progress is None else progress.unit,
+        progress_s=None if progress is None else progress.elapsed_s,
+    )
     return connection.execute(alive).rowcount == 1
 
 
@@ -242,9 +271,21 @@ def release_version(connection: Connection, job_id: JobId, version_id: VersionId
     connection.execute(delete(job_versions).where(held))
 
 
-def remove_job(connection: Connection, job_id: JobId) -> None:
-    """Remove a job that has ended, with what it holds."""
-    connection.execute(delete(jobs).where(jobs.c.id == job_id))
+def end_job(connection: Connection, job_id: JobId, ending: Ending) -> RunId | None:
+    """Remove a job, with what it holds, and record how it ended; return its run.
+
+    None: somebody else has ended it, its row is damaged, or the run cannot be written. To be called in a write
+    transaction, so a job has one run however many notice its end.
+    """
+    facts = (jobs.c.kind, jobs.c.command, jobs.c.names, jobs.c.host, jobs.c.started_at, jobs.c.heartbeat_at)
+    rows = sound_rows(connection, select(*facts).where(jobs.c.id == job_id), jobs.c.id)
+    was_there = remove_job(connection, job_id)
+    return insert_run(connection, rows[0], ending) if rows and was_there else None
+
+
+def remove_job(connection: Connection, job_id: JobId) -> bool:
+    """Remove a job, with what it holds, and record nothing; return whether it was there."""
+    return connection.execute(delete(jobs).where(jobs.c.id == job_id)).rowcount == 1
 
 
 def _held_versions(connection: Connection) -> dict[int, list[VersionUid]]:
@@ -255,13 +296,13 @@ def _held_versions(connection: Connection) -> dict[int, list[VersionUid]]:
     return held
 
 
-def _remove_ended(connection: Connection, observer: Process) -> None:
+def _bury_ended(connection: Connection, observer: Process) -> None:
     # Whether one with a damaged row has ended, nobody can tell. If it has not, it finds its row gone and stops.
     for job_id in odd_ids(connection, select(*_SINCE_THE_FIRST), jobs.c.id):
         remove_job(connection, JobId(job_id))
     for row in connection.execute(select(*_SINCE_THE_FIRST).where(jobs.c.scope == observer.scope)).all():
         if _has_ended(row, observer):
-            remove_job(connection, JobId(row.id))
+            end_job(connection, JobId(row.id), _KILLED)
 
 
 def _has_ended(row: Any, observer: Process) -> bool:

@@ -1,0 +1,174 @@
+"""Runs: what became of jobs, one row for each that has ended. They outlive what the jobs worked on.
+
+A run is written in the transaction that removes the row of its job. Where it cannot be written, the job still ends, and
+a warning says so. The table is bounded: old runs are removed as new ones are written, see `prune_runs`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import delete, insert, select, update
+
+from backyfs.errors import DatabaseError
+from backyfs.metadata.db.clock import DatabaseClock
+from backyfs.metadata.db.database import insert_row, mapped_errors, show_url
+from backyfs.metadata.db.oddrows import sound_rows
+from backyfs.metadata.db.tables import runs
+from backyfs.model import RunId, RunOutcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from backyfs.metadata.db.database import Connection
+    from backyfs.model import Ending
+
+_log = logging.getLogger(__name__)
+
+_NAMES_LENGTH = 4096   # characters, as the tables take them
+_ERROR_LENGTH = 4096
+_CLASS_LENGTH = 64
+_REPORT_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLimits:
+    """How many runs are kept."""
+
+    days: int = 90
+    rows: int = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """A job that has ended."""
+
+    id: RunId
+    kind: str | None  # a JobKind, or that of a later release; None: an older release ran it
+    command: str
+    names: tuple[str, ...]  # of the backups it worked on
+    host: str
+    started_at: datetime
+    ended_at: datetime         # killed or lost: when it was last heard of
+    outcome: RunOutcome
+    exit_status: int | None    # None: nobody knows
+    error_class: str | None
+    error: str | None
+    report: str | None = None  # JSON; None: there is none, or it was not asked for
+
+    @property
+    def duration_s(self) -> float:
+        """How long it took; 0 where the clock of the database was set back."""
+        return max(0.0, (self.ended_at - self.started_at).total_seconds())
+
+
+def names_text(names: Iterable[str]) -> str:
+    """Return names as the tables store them: JSON, each name once, as many as fit."""
+    kept: list[str] = []
+    length = 2
+    for name in dict.fromkeys(names):
+        length += len(json.dumps(name)) + 2
+        if length > _NAMES_LENGTH:
+            break
+        kept.append(name)
+    return json.dumps(kept)
+
+
+def insert_run(connection: Connection, job: Any, ending: Ending) -> RunId | None:
+    """Record how a job ended, in the transaction that removes its row `job`; return None where that fails.
+
+    A failure undoes nothing else of the transaction.
+
+    Raises:
+        SQLAlchemyError: the transaction cannot go on.
+    """
+    is_known = ending.outcome not in {RunOutcome.KILLED, RunOutcome.LOST}
+    row = insert(runs).values(
+        kind=job.kind,
+        command=job.command,
+        names=job.names or "[]",
+        host=job.host,
+        started_at=job.started_at,
+        ended_at=DatabaseClock() if is_known else job.heartbeat_at,
+        outcome=ending.outcome,
+        exit_status=ending.exit_status,
+        error_class=_stored(ending.error_class, _CLASS_LENGTH),
+        error=_stored(ending.error, _ERROR_LENGTH),
+    )
+    savepoint = connection.begin_nested()
+    try:
+        with mapped_errors(show_url(connection.engine.url)):
+            run_id = insert_row(connection, row)
+    except DatabaseError as error:
+        savepoint.rollback()  # fails where the database has given up the whole transaction
+        _log.warning("how %s ended is not recorded: %s", job.command, error)
+        return None
+    savepoint.commit()
+    return RunId(run_id)
+
+
+def prune_runs(connection: Connection, newest: RunId, limits: RunLimits) -> None:
+    """Remove the runs that are too many, or too old. `newest` is the run of a command that ends now.
+
+    Ids and times are indexed, so the cost follows what is removed.
+    """
+    connection.execute(delete(runs).where(runs.c.id <= newest - limits.rows))
+    for now in sound_rows(connection, select(runs.c.ended_at).where(runs.c.id == newest), runs.c.id):
+        connection.execute(delete(runs).where(runs.c.ended_at < now.ended_at - timedelta(days=limits.days)))
+
+
+def complete_run(
+    connection: Connection, run_id: RunId, *, report: str | None = None, ending: Ending | None = None
+) -> None:
+    """Add to a run what was known only after its job had ended. A run that is gone is fine.
+
+    `report` is JSON; one of more than 64 KiB is left out. `ending` replaces that of the job: a job succeeds that finds
+    damage, and its command fails.
+    """
+    values: dict[str, object] = {}
+    if report is not None and len(report.encode()) <= _REPORT_BYTES:
+        values["report"] = report
+    if ending is not None:
+        values |= {
+            "outcome": ending.outcome,
+            "exit_status": ending.exit_status,
+            "error_class": _stored(ending.error_class, _CLASS_LENGTH),
+            "error": _stored(ending.error, _ERROR_LENGTH),
+        }
+    if values:
+        connection.execute(update(runs).where(runs.c.id == run_id).values(values))
+
+
+def list_runs(connection: Connection, *, limit: int | None = None, with_reports: bool = False) -> list[RunRecord]:
+    """Return the runs, or the newest `limit` of them, the newest first."""
+    columns = [column for column in runs.c if with_reports or column is not runs.c.report]
+    query = select(*columns).order_by(runs.c.ended_at.desc(), runs.c.id.desc())
+    return [
+        RunRecord(
+            id=RunId(row.id),
+            kind=row.kind,
+            command=row.command,
+            names=tuple(json.loads(row.names)),
+            host=row.host,
+            started_at=row.started_at,
+            ended_at=row.ended_at,
+            outcome=RunOutcome(row.outcome),
+            exit_status=row.exit_status,
+            error_class=row.error_class,
+            error=row.error,
+            report=row.report if with_reports else None,
+        )
+        for row in sound_rows(connection, query if limit is None else query.limit(limit), runs.c.id)
+    ]
+
+
+def _stored(text: str | None, length: int) -> str | None:
+    """Return text that every database can store: names of files in it need not be UTF-8."""
+    if text is None:
+        return None
+    return text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()[:length]
