@@ -122,6 +122,10 @@ class Version:
         """Return whether its date is later than `now`. If so, a clock was or is wrong, and its age is unknown."""
         return self.created_at - now > CLOCK_TOLERANCE
 
+    def has_expired(self, now: datetime) -> bool:
+        """Return whether its date of expiry has passed."""
+        return self.expire_at is not None and self.expire_at < now
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import threading
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -118,19 +117,13 @@ def _quietly(work: Callable[[], None]) -> None:
 
 
 def _read_versions(file: str | None) -> list[Version]:
-    from backyfs.metadata.db.database import Database  # noqa: PLC0415 - most completions need none of it
-    from backyfs.metadata.db.revisions import SchemaState  # noqa: PLC0415
-    from backyfs.metadata.records.versions import list_versions  # noqa: PLC0415
-    from backyfs.trust import load_trusted_config  # noqa: PLC0415
+    from backyfs.engine.versions.listing import versions_without_key  # noqa: PLC0415 - most completions do not need it
+    from backyfs.trust import load_trusted_config  # noqa: PLC0415 - as above
 
     # The shell would do this before it runs the command.
     named = None if file is None else os.path.expanduser(os.path.expandvars(file))
     config, _ = load_trusted_config(named, os.environ)
-    with closing(Database(config.database_url)) as database:
-        if database.schema().state is not SchemaState.CURRENT:
-            return []
-        with database.read() as connection:
-            return list_versions(connection)
+    return versions_without_key(config)
 
 
 def _beginning(incomplete: str, offers: Iterable[tuple[str, str]]) -> list[CompletionItem[str]]:

@@ -1,4 +1,4 @@
-"""Several things failed that one command was to do: each is told."""
+"""Several things failed in one command: each is reported."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def raise_all(errors: Sequence[BackyfsError]) -> None:
-    """Raise the first of several errors of one class, after the others were told as `main` tells it.
+    """Raise the last of several errors, after the others were logged in the way in which `main` logs that one.
 
     Raises:
-        BackyfsError: the first; nothing where there is none.
+        BackyfsError: the last one, if there is any.
     """
-    for error in errors[1:]:
+    for error in errors[:-1]:
         log_end(render_error(error), error.exit_status)
     if errors:
-        raise errors[0]
+        raise errors[-1]

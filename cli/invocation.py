@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import sys
 import threading
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -21,19 +20,21 @@ from backyfs.cli.passphrases import asking
 from backyfs.cli.progress import LogProgress
 from backyfs.cli.text import printable
 from backyfs.cli.title import ProcessName, title_progress
-from backyfs.errors import BackyfsError, DatabaseBusyError, DatabaseError, SchemaOutdatedError
+from backyfs.errors import BackyfsError
 from backyfs.model import NoProgress
+from backyfs.service import Service
 from backyfs.trust import load_trusted_config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from backyfs.cli.hooks import Facts
     from backyfs.config import Config
+    from backyfs.engine.setup.upgrade import UpgradeReport
     from backyfs.hooks import Fact
-    from backyfs.metadata.db.database import Database
     from backyfs.model import Progress, RunId
+    from backyfs.reports.values import Object, Row
     from backyfs.repository import Repository
     from backyfs.work.progress import TellingProgress
     from backyfs.work.run import Control
@@ -116,56 +117,26 @@ class Invocation:
         for told in self.told:
             told.add(**facts)
 
-    @contextmanager
-    def open_repository(self, *, insist: bool = False) -> Iterator[Repository]:
-        """Read the configuration and open its repository, after an upgrade if that is needed.
+    @property
+    def service(self) -> Service:
+        """The repository of the configuration, as this command uses it.
 
-        With `insist` a storage without a marker is taken for the repository's.
+        Raises:
+            ConfigError: as `load_config`.
         """
-        config = self.load_config()
-        with ExitStack() as opened:
-            try:
-                repository = opened.enter_context(self._open(config, insist=insist))
-            except (SchemaOutdatedError, DatabaseBusyError):
-                self._upgrade(config)
-                repository = opened.enter_context(self._open(config, insist=insist))
-            opened.callback(self.note_odd_rows, repository.database)
-            try:
-                yield repository
-            except BackyfsError:
-                self._keep_catalog(repository)
-                raise
-            self._keep_catalog(repository)
+        return Service(
+            config=self.load_config(),
+            stop=self.interrupted.is_set,
+            ask=self.asking(),
+            control=self.control,
+            upgraded=self._show_copy,
+            odd_rows=self.odd_rows,
+            runs=self.runs,
+        )
 
-    def note_odd_rows(self, database: Database) -> None:
-        """Note the damaged rows that a command came across: it ends with the status of damage."""
-        self.odd_rows.update(database.odd_rows.messages)
-
-    def keep_catalog(self) -> None:
-        """Tell the catalog in the storage what was changed without it, as keys are; where that fails, warn."""
-        try:
-            with self._open(self.load_config()) as repository:
-                repository.database.has_written = True
-                self._keep_catalog(repository)
-        except BackyfsError as error:
-            text = "the copy of the metadata in the storage is out of date: %s; run `backyfs catalog push`"
-            _log.warning(text, error)
-
-    def _keep_catalog(self, repository: Repository) -> None:
-        """Write to the catalog what the command itself has changed, unless it was interrupted.
-
-        Library functions do so themselves, after which there is nothing left to do.
-        """
-        if repository.database.has_written and not self.interrupted.is_set():
-            from backyfs.engine.catalog.publish import keep_catalog  # noqa: PLC0415 - many commands change nothing
-            from backyfs.work.run import Control  # noqa: PLC0415 - likewise
-
-            keep_catalog(repository, Control(stop=self.interrupted.is_set))
-
-    def _open(self, config: Config, *, insist: bool = False) -> AbstractContextManager[Repository]:
-        from backyfs.repository import open_repository  # noqa: PLC0415 - SQLAlchemy is slow to load
-
-        return open_repository(config, stop=self.interrupted.is_set, ask=self.asking(), insist=insist)
+    def open_repository(self, *, insist: bool = False) -> AbstractContextManager[Repository]:
+        """Open the repository of the configuration, see `Service.repository`."""
+        return self.service.repository(insist=insist)
 
     def asking(self) -> Callable[[], str] | None:
         """Return what asks for the passphrase of the repository, once; None where nobody is there to answer."""
@@ -180,28 +151,16 @@ class Invocation:
 
         return ask_once
 
-    def _upgrade(self, config: Config) -> None:
-        from backyfs.engine.setup.upgrade import upgrade  # noqa: PLC0415 - alembic is slow to load
-
-        with self.control() as control:
-            report = upgrade(config, control=control)
-        if report is not None and report.copy is not None and self.form is not OutputForm.TABLE:
-            # Not in the log on stderr, which tells errors only then.
+    def _show_copy(self, report: UpgradeReport) -> None:
+        if report.copy is not None and self.form is not OutputForm.TABLE:
+            # Not in the log on stderr, which has errors only then.
             click.echo(f"backyfs: the metadata as they were are in {printable(report.copy)}", err=True)
 
-    def record(self, repository: Repository, report: object, error: BackyfsError | None = None) -> None:
-        """Add to the run of the command what it reports with --json, and the error that it is about to end with."""
-        if not self.runs:  # the database cannot be written, or there was nothing to do
-            return
-        from backyfs.metadata.records.runs import complete_run  # noqa: PLC0415 - SQLAlchemy is slow to load
-        from backyfs.work.ending import ending_of  # noqa: PLC0415
-
-        ending = None if error is None else ending_of(error)
-        try:
-            with repository.database.write() as connection:
-                complete_run(connection, self.runs[-1], report=json.dumps(report), ending=ending)
-        except DatabaseError as failed:
-            _log.warning("the report of this command is not recorded: %s", failed)
+    def record(
+        self, repository: Repository, report: Object | Sequence[Row], errors: Sequence[BackyfsError] = ()
+    ) -> None:
+        """Add a report, and the errors that the command is about to end with, to its run; see `Service.record`."""
+        self.service.record(repository, report, errors)
 
     @contextmanager
     def control(self, *, is_quiet: bool = False) -> Iterator[Control]:

@@ -1,4 +1,4 @@
-"""The program: global options, the commands, and what becomes of an error."""
+"""The program: global options, the commands, and how an error ends it."""
 
 from __future__ import annotations
 
@@ -30,40 +30,40 @@ if TYPE_CHECKING:
 
 # name -> module below backyfs.cli.commands, and the line that `backyfs --help` shows
 _COMMANDS = {
-    "init": ("init", "Make a new repository."),
+    "init": ("init", "Create a new repository."),
     "backup": ("backup", "Back up an image or block device as a new version."),
     "restore": ("restore", "Write a version to a file or block device."),
     "ls": ("ls", "List the versions."),
     "mount": ("mount", "Mount all versions as a read-only file system."),
-    "umount": ("umount", "Unmount what `mount` has mounted, and what stands on it."),
+    "umount": ("umount", "Unmount what `mount` mounted."),
     "attach": ("attach", "Mount the file systems in a version, read-only."),
-    "detach": ("detach", "Undo what `attach` has done."),
+    "detach": ("detach", "Undo `attach`."),
     "rm": ("rm", "Remove versions."),
     "protect": ("protect", "Keep versions from being removed."),
-    "unprotect": ("unprotect", "Let versions be removed again."),
-    "add-tag": ("add_tag", "Give a version tags."),
-    "remove-tag": ("remove_tag", "Take tags from a version."),
+    "unprotect": ("unprotect", "Allow versions to be removed again."),
+    "add-tag": ("add_tag", "Add tags to a version."),
+    "remove-tag": ("remove_tag", "Remove tags from a version."),
     "expire": ("expire", "Set or remove the date when a version expires."),
     "due": ("due", "List the backups that are due."),
-    "sla": ("sla", "List where backups breach their schedule."),
+    "sla": ("sla", "List backups that break their schedule."),
     "forget": ("forget", "Remove the versions that no schedule needs."),
     "cleanup": ("cleanup", "Delete the stored blocks that no version needs any more."),
     "scrub": ("scrub", "Read stored blocks back and check them."),
-    "repair": ("repair", "Store damaged blocks anew from other copies."),
+    "repair": ("repair", "Store damaged blocks again, from other copies."),
     "du": ("du", "Show how much space versions take."),
-    "stats": ("stats", "Show what backups did."),
+    "stats": ("stats", "Show statistics of past backups."),
     "diff-meta": ("diff_meta", "Compare two versions block by block."),
-    "jobs": ("jobs", "List the commands that run, on all hosts."),
+    "jobs": ("jobs", "List the running commands, on all hosts."),
     "export": ("export", "Write versions to a file, without their blocks."),
     "import": ("import_", "Store versions that were exported."),
     "recover": ("recover", "Rebuild the database from the storage and the key."),
-    "catalog": ("catalog", "The copy of the metadata in the storage."),
-    "initdb": ("initdb", "Make the repository of an existing configuration."),
+    "catalog": ("catalog", "Manage the copy of the metadata in the storage."),
+    "initdb": ("initdb", "Create the repository of an existing configuration."),
     "check-config": ("check_config", "Check configuration, key, database, storage and FUSE."),
-    "upgrade": ("upgrade", "Take the database to this program's schema."),
-    "key": ("key", "Keys, passphrases and recovery pages that open it."),
-    "rekey": ("rekey", "Let the configured key take the place of another one."),
-    "migrate-encryption": ("migrate_encryption", "Seal stored blocks anew, in another encryption version."),
+    "upgrade": ("upgrade", "Upgrade the database schema."),
+    "key": ("key", "Manage keys, passphrases and recovery pages."),
+    "rekey": ("rekey", "Replace the key that opens the repository."),
+    "migrate-encryption": ("migrate_encryption", "Re-encrypt stored blocks."),
     "db": ("db", "Copy the database to another engine."),
     "completion": ("completion", "Print a completion script for a shell."),
 }
@@ -72,7 +72,7 @@ _COMPLETE_VARIABLE = "_BACKYFS_COMPLETE"  # holds the shell that asks; set by th
 
 
 class _LazyGroup(click.Group):
-    """Commands that are imported when they are run, not when they are listed."""
+    """Commands that are imported when they run, not when they are listed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
@@ -112,8 +112,8 @@ class _LazyGroup(click.Group):
     metavar="FILE",
     help="Configuration to use instead of the usual places.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Tell more of what is being done.")
-@click.option("-d", "--debug", is_flag=True, help="Tell everything, with tracebacks.")
+@click.option("-v", "--verbose", is_flag=True, help="Print more detail.")
+@click.option("-d", "--debug", is_flag=True, help="Print everything, with tracebacks.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only; with -m or --json also the result.")
 @click.option("-m", "--machine-output", is_flag=True, help="Print fields separated by |, as backy2 does.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -125,7 +125,7 @@ class _LazyGroup(click.Group):
     type=click.Path(readable=False),
     callback=real_path,
     metavar="FILE",
-    help="Write what monitoring wants to know to FILE at the end, for Prometheus.",
+    help="Write Prometheus metrics to FILE when done.",
 )
 @click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
 @click.pass_context
@@ -145,8 +145,8 @@ def cli(
 ) -> None:
     """Back up block devices and disk images, and mount every backup.
 
-    Global options stand before the command. VERSION is a uid, the first 4 or more digits of one,
-    NAME@latest, or NAME@YYYY-MM-DD[THH:MM] in UTC.
+    Global options go before the command. VERSION is a uid, the first 4 or more digits of one, NAME@latest, or
+    NAME@YYYY-MM-DD[THH:MM] in UTC.
     """
     if machine_output and as_json:
         raise UsageError("-m and --json are two forms of output; give one of them")
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the program and return its exit status; errors are told on stderr in one line."""
+    """Run the program and return its exit status. An error is printed to stderr in one line."""
     record = Record(words=tuple(sys.argv[1:] if arguments is None else arguments))
     with printing() as printed:
         status = _end(record)
@@ -194,7 +194,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write_metrics(record: Record, status: int) -> None:
-    """Write the metrics; the command has ended, and whatever happens here changes nothing of how."""
+    """Write the metrics. The command has ended, and nothing that happens here changes its status."""
     try:
         record.write_metrics(status)
     except Exception as error:  # noqa: BLE001 - the last place where an error can be reported
@@ -216,7 +216,7 @@ def _end(record: Record) -> int:
     except BrokenPipeError:
         drop_stdout()
         return 0
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last place where an error can be told
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last place where an error can be reported
         return _tell(error)
 
 
@@ -235,7 +235,7 @@ def _complete(shell: str) -> int:
 
 
 def _invoke(record: Record) -> int:
-    # Not `cli.main`, which makes an error of a reader who has had enough (`| head`).
+    # Not `cli.main`, which reports an error if the reader stops early (`| head`).
     with cli.make_context("backyfs", list(record.words), obj=record) as context:
         status: Any = cli.invoke(context)
     found_damage = record.invocation is not None and record.invocation.odd_rows
@@ -253,11 +253,11 @@ def _in_a_line(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = "backyfs" if context is None else context.command_path
     message = without_secrets(error.format_message().rstrip("."))  # it quotes arguments
-    return f"{message}; `{path} --help` shows how it is called"
+    return f"{message}; see `{path} --help`"
 
 
 def _is_lost_directory(error: BaseException) -> bool:
-    """Tell whether a relative path could not be made absolute: of all calls, getcwd(2) alone names no file."""
+    """Return whether a relative path could not be made absolute: only getcwd(2) raises this without a file name."""
     return isinstance(error, FileNotFoundError) and error.filename is None
 
 

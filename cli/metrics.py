@@ -7,7 +7,6 @@ import logging
 import os
 import stat
 import time
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -78,19 +77,14 @@ class Record:
         return os.path.abspath(named) if named else ""
 
     def _names(self) -> list[NameMetrics]:
-        from backyfs.engine.versions.metrics import collect_metrics  # noqa: PLC0415 - SQLAlchemy is slow to load
-        from backyfs.metadata.db.database import Database  # noqa: PLC0415
+        from backyfs.engine.versions.metrics import repository_metrics  # noqa: PLC0415 - SQLAlchemy is slow to load
 
         try:
             config = self._config()
             if config is None:
                 return []
-            # Not the whole repository: its key may come from a command that asks somebody for it.
-            with closing(Database(config.database_url)) as database:
-                database.check_revision()
-                if self.invocation is not None:
-                    database.odd_rows.messages.update(self.invocation.odd_rows)  # they were logged
-                return collect_metrics(database, config.schedulers, datetime.now(UTC))
+            known = set() if self.invocation is None else self.invocation.odd_rows
+            return repository_metrics(config, datetime.now(UTC), known_odd_rows=known)
         except BackyfsError as error:
             _log.debug("no metrics of the repository: %s", error)
             return []

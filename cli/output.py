@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,16 +18,14 @@ from backyfs.cli.sizes import human_size
 from backyfs.cli.text import printable
 from backyfs.errors import UsageError
 from backyfs.moments import time_text
+from backyfs.reports.values import to_json
 from backyfs.text import escaped, is_control
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from backyfs.cli.invocation import Invocation
-
-# A dict of numbers becomes the text 0:12,2:300. Only JSON shows objects.
-Field: TypeAlias = "str | int | float | bool | datetime | Sequence[str] | dict[int, int] | dict[str, object] | None"
-Row: TypeAlias = "dict[str, Field]"
+    from backyfs.reports.values import Field, Object, Row
 
 fields_option = click.option(
     "-f",
@@ -51,7 +49,7 @@ def print_rows(
     fields in bytes whose names do not say so.
     """
     if invocation.form is OutputForm.JSON:
-        print_json(json_rows(rows))
+        _print_json(rows)
     elif invocation.form is OutputForm.PIPE:
         if invocation.header:
             click.echo("|".join(columns))
@@ -93,19 +91,26 @@ def chosen_columns(fields: str | None, columns: Sequence[str]) -> Sequence[str]:
     return chosen
 
 
-def print_object(row: Row, **lists: Sequence[Row]) -> None:
-    """Print one value as a JSON object; `lists` are its fields that are lists of objects."""
-    print_json(json_object(row, **lists))
+def print_object(value: Object) -> None:
+    """Print one value as a JSON object."""
+    _print_json(value)
 
 
-def json_object(row: Row, **lists: Sequence[Row]) -> dict[str, object]:
-    """Return one value as a JSON object; `lists` are its fields that are lists of objects."""
-    return _json_row(row) | {name: json_rows(rows) for name, rows in lists.items()}
+def print_report(
+    invocation: Invocation, value: Object, lines: Iterable[str], columns: Sequence[str] | None = None
+) -> None:
+    """Print a report of one object: `lines` are for people; `columns` are the fields of `-m`, by default all.
 
-
-def json_rows(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Return rows as JSON objects."""
-    return [_json_row(row) for row in rows]
+    Text in `lines` that others chose is `printable` already.
+    """
+    if invocation.form is OutputForm.JSON:
+        print_object(value)
+    elif invocation.form is OutputForm.PIPE:
+        row: Row = {name: value[name] for name in columns or value}  # type: ignore[misc]  # these are not lists of rows
+        print_rows(invocation, [row], list(row))
+    else:
+        for line in lines:
+            click.echo(line)
 
 
 def _print_table(
@@ -160,10 +165,9 @@ def _text(field: Field) -> str:
     return ",".join(field)
 
 
-def print_json(value: object) -> None:
-    """Print a value as JSON."""
+def _print_json(value: Object | Sequence[Row]) -> None:
     # In other charsets, use JSON's escapes, because those of the stream are not JSON.
-    text = json.dumps(value, indent=2, ensure_ascii=codecs.lookup(sys.stdout.encoding).name != "utf-8")
+    text = json.dumps(to_json(value), indent=2, ensure_ascii=codecs.lookup(sys.stdout.encoding).name != "utf-8")
     # Of the characters that control a terminal, `json` escapes only C0; remaining newlines are its own. Bytes of a
     # path that are not UTF-8 are lone surrogates here.
     click.echo("".join(_json_escaped(char) if char != "\n" and is_control(char) else char for char in text))
@@ -171,15 +175,3 @@ def print_json(value: object) -> None:
 
 def _json_escaped(char: str) -> str:
     return json.dumps(char)[1:-1]
-
-
-def _json_row(row: Row) -> dict[str, object]:
-    return {name: _json_value(field) for name, field in row.items()}
-
-
-def _json_value(field: Field) -> object:
-    if isinstance(field, datetime):
-        return field.isoformat().replace("+00:00", "Z")
-    if field is None or isinstance(field, (str, int, float, bool, dict)):
-        return field
-    return list(field)

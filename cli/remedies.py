@@ -42,6 +42,7 @@ RENDERINGS = {
         "correct the row, restore the database from a copy, or run `backyfs recover` to rebuild it from the storage"
     ),
     Advice.RECOVER_FROM_CATALOG: "`backyfs recover` rebuilds the database from the catalog in the storage",
+    Advice.GIVE_CATALOG_KEY: "name it with --key-file, --passphrase-file or --from-recovery",
     Advice.RECOVER_AGAIN: "run `backyfs recover` again",
     Advice.RECOVER_STORAGE: "`backyfs recover {path}` rebuilds its database, or name another directory",
     Advice.IMPORT_EXPORT: "a database can also be rebuilt from an export with `backyfs import`",
@@ -62,12 +63,19 @@ RENDERINGS = {
         "make another backup first, or force its removal with --force (with --expired: --even-last)"
     ),
     Advice.REMOVE_VERSIONS: "check the clock of this host; if it is right, remove them with `backyfs rm`",
+    Advice.CONFIGURE_SCHEDULER: (
+        "write a section [daily] with interval, keep and sla, or name others with --schedulers"
+    ),
     Advice.REMOVE_TAGS: "remove some tags with `backyfs remove-tag`",
     # Blocks, the storage and the catalog.
     Advice.SCRUB: "run `backyfs scrub`",
+    Advice.SCRUB_EVERYTHING: "run `backyfs scrub --all` to learn which versions have them",
     Advice.SCRUB_VERSION: "run `backyfs scrub {uid}`",
     Advice.SCRUB_OR_RECOVER: "run `backyfs scrub`, and see `backyfs recover`",
     Advice.REPAIR_BLOCKS: "a backup of the same bytes, or `backyfs repair`, makes it whole",
+    Advice.REPAIR_OR_BACK_UP: (
+        "back up their sources again or run `backyfs repair`, and keep what can be restored"
+    ),
     Advice.SEARCH_SOURCE: "--search looks everywhere in it",
     Advice.NAME_REPAIR_SOURCE: "name a source with --from",
     Advice.MIGRATE_ENCRYPTION: "run `backyfs migrate-encryption --all`",
@@ -76,6 +84,9 @@ RENDERINGS = {
     ),
     Advice.WRITE_CATALOG: "run `backyfs catalog push`",
     Advice.WRITE_WHOLE_CATALOG: "run `backyfs catalog push --all`",
+    Advice.WRITE_CATALOG_OR_ALL: (
+        "`backyfs catalog push` writes what is known to be missing, and with --all everything"
+    ),
     Advice.WRITE_CATALOG_IF_DELETED: "if the catalog was deleted, `backyfs catalog push --all` writes it again",
     Advice.WRITE_CATALOG_IF_LOST: (
         "if its disk is not mounted, mount it; if `path` of [DataBackend] is wrong, correct it; if its content "

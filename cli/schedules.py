@@ -1,4 +1,4 @@
-"""Select schedulers for the commands that use them."""
+"""Define the option that names schedulers."""
 
 from __future__ import annotations
 
@@ -11,52 +11,26 @@ from backyfs.cli.options import OptionalValue
 from backyfs.errors import UsageError
 
 if TYPE_CHECKING:
-    from backyfs.config import Config, Scheduler
+    from collections.abc import Sequence
 
-_USUAL = ("daily", "weekly", "monthly")  # the defaults of backy2
+FOUND_BY_CHECK = 2  # the exit status of `due --check` and `sla --check` if there is something to list
 
+
+def _names(_context: click.Context, _parameter: click.Parameter, text: str | None) -> Sequence[str] | None:
+    if text is None:
+        return None
+    try:
+        return split_list(text)
+    except ValueError as error:
+        raise UsageError("is not a list of schedulers", subject=repr(text), remedy="give them as a,b") from error
+
+
+# The option `schedulers`: their names, None if none were given.
 schedulers_option = click.option(
     "-s",
     "--schedulers",
     cls=OptionalValue,
+    callback=_names,
     metavar="A,B",
-    help="Schedulers of the configuration to use; default: daily, weekly and monthly, where configured.",
+    help="Schedulers of the configuration to use. Default: daily, weekly and monthly, where configured.",
 )
-
-
-def usual_schedulers(config: Config) -> list[Scheduler]:
-    """Return the default schedulers: daily, weekly and monthly, if they are configured."""
-    known = {scheduler.name: scheduler for scheduler in config.schedulers}
-    return [known[name] for name in _USUAL if name in known]
-
-
-def chosen_schedulers(config: Config, named: str | None) -> list[Scheduler]:
-    """Return the schedulers that the user named, in that order, or the default ones.
-
-    Raises:
-        UsageError: a scheduler is not configured, or the value is not a list.
-    """
-    known = {scheduler.name: scheduler for scheduler in config.schedulers}
-    if named is None:
-        usual = usual_schedulers(config)
-        if not usual:
-            raise UsageError(
-                f"no scheduler daily, weekly or monthly is configured{_known(config)}",
-                remedy="write a section [daily] with interval, keep and sla, or name others with --schedulers",
-            )
-        return usual
-    try:
-        names = dict.fromkeys(split_list(named))
-    except ValueError as error:
-        raise UsageError("is not a list of schedulers", subject=repr(named), remedy="give them as a,b") from error
-    for name in names:
-        if name not in known:
-            raise UsageError(
-                f"no scheduler {name!r} is configured{_known(config)}", remedy=f"write a section [{name}] for it"
-            )
-    return [known[name] for name in names]
-
-
-def _known(config: Config) -> str:
-    names = ", ".join(scheduler.name for scheduler in config.schedulers)
-    return f" (configured are {names})" if names else ""

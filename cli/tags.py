@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import click
 
 from backyfs.cli.lists import split_list
 from backyfs.model import NAME_LENGTH
+
+_log = logging.getLogger("backyfs.cli")
 
 
 class Tags(click.ParamType[tuple[str, ...]]):
@@ -52,9 +55,12 @@ ONE_TAG = OneTag()
 
 
 def given_tags(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
-    """Return the tags of an argument; none if it is empty. A click callback.
+    """Return the tags of an argument; none, with a warning, if it is empty. A click callback.
 
     Raises:
         click.BadParameter: a tag is empty or cannot be stored.
     """
-    return TAGS.convert(text, parameter, context) if text.strip() else ()
+    if text.strip():
+        return TAGS.convert(text, parameter, context)
+    _log.warning("no tags were given; nothing is changed")
+    return ()

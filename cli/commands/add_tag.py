@@ -1,4 +1,4 @@
-"""`backyfs add-tag`: give a version tags."""
+"""`backyfs add-tag`: add tags to a version."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.arguments import version_argument
-from backyfs.cli.commands.ls import print_version
+from backyfs.cli.edits import print_version
 from backyfs.cli.tags import given_tags
-from backyfs.metadata.records.versions import add_tags, find_version
+from backyfs.engine.versions.edit import add_tags
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
@@ -23,17 +23,12 @@ _log = logging.getLogger("backyfs.cli")
 @click.argument("tags", callback=given_tags)
 @click.pass_obj
 def command(invocation: Invocation, version: str, tags: tuple[str, ...]) -> None:
-    """Give VERSION the TAGS, separated by commas; a tag with a comma stands in double quotes.
+    """Add TAGS to VERSION, separated by commas. Put a tag that contains a comma in double quotes.
 
-    A tag that it has already is told as a warning.
+    Tags that VERSION already has give a warning.
     """
-    if not tags:
-        _log.warning("no tags were given; nothing is changed")
-    with invocation.open_repository() as repository, repository.database.write() as connection:
-        wanted = find_version(connection, version)
-        new = add_tags(connection, wanted.id, tags)
-        tagged = find_version(connection, wanted.uid)
-        block_size = repository.block_size
-    for tag in set(tags) - set(new):
-        _log.warning("version %s has tag %s already", wanted.uid, tag)
-    print_version(invocation, tagged, block_size)
+    with invocation.open_repository() as repository:
+        report = add_tags(repository, version, tags)
+    for tag in report.without_effect:
+        _log.warning("version %s already has tag %s", report.version.uid, tag)
+    print_version(invocation, report)

@@ -1,4 +1,4 @@
-"""`backyfs attach`: mount every file system of a version, the shortest way to its files."""
+"""`backyfs attach`: mount every file system of a version."""
 
 from __future__ import annotations
 
@@ -17,22 +17,20 @@ from backyfs.cli.output import print_rows
 from backyfs.cli.remedies import render
 from backyfs.cli.serving import serve_mount
 from backyfs.cli.text import printable
+from backyfs.engine.versions.named import named_version
 from backyfs.errors import MountError
-from backyfs.metadata.records.versions import find_version
 from backyfs.model import VersionStatus
+from backyfs.reports.attach import COLUMNS, PIPE_COLUMNS, as_rows
 from backyfs.text import shell_word
 
 if TYPE_CHECKING:
     from backyfs.attach.parts import Part
     from backyfs.cli.invocation import Invocation
-    from backyfs.cli.output import Row
     from backyfs.mount.session import MountRequest
     from backyfs.repository import Repository
 
 _log = logging.getLogger("backyfs.cli")
 _SCRATCH_DIRECTORY = "/var/tmp"  # noqa: S108 - files without a name; not /tmp or /run, which may be in memory
-_COLUMNS = ("partition", "size_bytes", "type", "label", "state", "mountpoint", "device")
-_PIPE_COLUMNS = ("directory", *_COLUMNS, "remark")
 
 
 @click.command()
@@ -43,11 +41,11 @@ _PIPE_COLUMNS = ("directory", *_COLUMNS, "remark")
 def command(invocation: Invocation, version: str, directory: str | None, *, no_replay: bool) -> int:
     """Mount every file system of VERSION below DIRECTORY, read-only. For root.
 
-    DIRECTORY is made if it is not there; by default it is /run/backyfs/NAME_DATE. Each partition is mounted on
-    DIRECTORY/NUMBER, a file system on the whole image on DIRECTORY/data, and DIRECTORY/devices has links to the
-    loop devices. A file system that was in use is shown as it would be after a boot: its journal is replayed into
-    a temporary file, which is thrown away; the version does not change. For encrypted volumes and LVM, it prints
-    the commands to continue with. `backyfs detach` undoes all of it.
+    DIRECTORY is created if it does not exist; by default it is /run/backyfs/NAME_DATE. Each partition is mounted on
+    DIRECTORY/NUMBER, a file system on the whole image on DIRECTORY/data, and DIRECTORY/devices has links to the loop
+    devices. A file system that was in use is shown as it would be after a boot: its journal is replayed into a
+    temporary file, which is discarded later; the version does not change. For encrypted volumes and LVM, it prints the
+    commands to continue with. `backyfs detach` undoes all of it.
     """
     invocation.load_config()
     import backyfs.repository  # noqa: F401, PLC0415 - before the fork: both processes need it
@@ -68,8 +66,7 @@ def _attach(
     invocation: Invocation, text: str, directory: str | None, child: background.Child, *, replay: bool
 ) -> Attachment:
     with invocation.open_repository() as repository:
-        with repository.database.read() as connection:
-            version = find_version(connection, text)
+        version = named_version(repository, text)
         own_paths, repository_uid = repository.own_paths, repository.uid
     if version.status is not VersionStatus.VALID:
         _log.warning("version %s is %s: not everything in it can be read", version.uid, version.status.value)
@@ -104,7 +101,7 @@ def _serve(invocation: Invocation, starter: background.Starter) -> None:
     if order is None:
         return
     if invocation.log_option is None:
-        background.log_errors_only()  # where it is mounted is of no interest
+        background.log_errors_only()  # the message that it is mounted is of no interest
     invocation.answered[:] = order["answered"]
 
     def request_of(_repository: Repository) -> MountRequest:
@@ -115,67 +112,44 @@ def _serve(invocation: Invocation, starter: background.Starter) -> None:
 
 
 def _check(attachment: Attachment) -> None:
-    """Make sure that something can be seen, and nothing is shown that is older than it should be.
+    """Make sure that at least one file system is visible, and that none of them is older than it should be.
 
     Raises:
-        MountError: it is not so.
+        MountError: none is visible, or the journal of one was not replayed.
     """
     undo = f"`backyfs detach {shell_word(attachment.directory)}`"
     outcomes = {part.outcome for part in attachment.parts}
     if outcomes.isdisjoint({Outcome.MOUNTED, Outcome.READY, Outcome.BARE}):
         raise MountError(
             f"no file system of version {attachment.version_uid} could be mounted; the reasons are listed above, and "
-            f"{undo} takes the loop devices away"
+            f"{undo} removes the loop devices"
         )
     bare = [_called(part) for part in attachment.parts if part.outcome is Outcome.BARE]
     if bare:
         raise MountError(
-            f"the journal of {', '.join(bare)} could not be replayed: the newest files can be missing; the reason and "
+            f"the journal of {', '.join(bare)} could not be replayed: the newest files may be missing; the reason and "
             f"the commands to continue with are listed above, and {undo} unmounts everything"
         )
 
 
 def _print(invocation: Invocation, attachment: Attachment) -> None:
-    rows = [_row(attachment, part) for part in attachment.parts]
+    rows = as_rows(attachment, render)
     if invocation.form is not OutputForm.TABLE:
-        print_rows(invocation, rows, _PIPE_COLUMNS)
+        print_rows(invocation, rows, PIPE_COLUMNS)
         return
     click.echo(f"version {attachment.version_uid} is attached in {printable(attachment.directory)}")
-    print_rows(invocation, rows, _COLUMNS)
+    print_rows(invocation, rows, COLUMNS)
     for part in attachment.parts:
         if part.remark:  # too long for a column
             click.echo(f"{_called(part).capitalize()}: {printable(part.remark)}.")
     for part in attachment.parts:
         if part.commands:
-            click.echo(f"To go on with {_called(part)}:")
-            for line in _commands(part):
-                click.echo(f"    {printable(line)}")
+            click.echo(f"To continue with {_called(part)}:")
+            for line in part.commands:
+                click.echo(f"    {printable(str(render(line)))}")
     click.echo(f"The whole image is {printable(attachment.image)}.")
-    click.echo(f"`backyfs detach {shell_word(attachment.directory)}` undoes it.")
-
-
-def _commands(part: Part) -> list[str]:
-    return [str(render(line)) for line in part.commands]
+    click.echo(f"`backyfs detach {shell_word(attachment.directory)}` undoes this.")
 
 
 def _called(part: Part) -> str:
     return f"partition {part.name}" if part.name.isdecimal() else "the image"
-
-
-def _row(attachment: Attachment, part: Part) -> Row:
-    return {
-        "directory": attachment.directory,
-        "uid": attachment.version_uid,
-        "image": attachment.image,
-        "partition": part.name,
-        "size_bytes": part.size_bytes,
-        "type": part.content.kind,
-        "label": part.content.label,
-        "file_system_uid": part.content.uid,
-        "state": part.outcome.value,
-        "mountpoint": part.mountpoint,
-        "options": part.options,
-        "device": part.device,
-        "remark": part.remark,
-        "commands": _commands(part),
-    }

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from backyfs.cli.commands.ls import version_row
 from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.options import OptionalValue
-from backyfs.cli.output import json_object, print_json
-from backyfs.cli.schedules import usual_schedulers
+from backyfs.cli.output import print_object
 from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import announce
 from backyfs.cli.tags import TAGS
 from backyfs.cli.text import printable, stored_text
 from backyfs.engine.backup.backup import BackupReport, BackupRequest, backup
+from backyfs.engine.versions.named import named_version
+from backyfs.engine.versions.schedules import usual_schedulers
 from backyfs.errors import HintsError
 from backyfs.files import read_input, read_stream
 from backyfs.hints import parse_hints
-from backyfs.metadata.records.versions import find_version
+from backyfs.reports.backup import as_object, facts
 from backyfs.sources.change import ChangeKind
 from backyfs.sources.registry import open_source
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from backyfs.cli.invocation import Invocation
     from backyfs.model import Version
+    from backyfs.reports.values import Object
 
 _MAX_HINTS = 1 << 30  # bytes: what rbd lists of an image of 64 TiB of which every object changed
 
@@ -55,7 +56,7 @@ _MAX_HINTS = 1 << 30  # bytes: what rbd lists of an image of 64 TiB of which eve
     "hints",
     cls=OptionalValue,
     metavar="FILE",
-    help="Read only what changed: the output of `rbd diff --format=json`; - is the standard input.",
+    help="Read only what changed. FILE is the output of `rbd diff --format=json`; - is standard input.",
 )
 @click.option(
     "-f",
@@ -63,7 +64,7 @@ _MAX_HINTS = 1 << 30  # bytes: what rbd lists of an image of 64 TiB of which eve
     cls=OptionalValue,
     callback=stored_text,
     metavar="VERSION",
-    help="The version since which the hints tell the changes; without it, what they do not name is zeros.",
+    help="The version that the hints are relative to; without it, everything not listed is taken as zeros.",
 )
 @click.option(
     "-c",
@@ -71,7 +72,7 @@ _MAX_HINTS = 1 << 30  # bytes: what rbd lists of an image of 64 TiB of which eve
     cls=OptionalValue,
     callback=stored_text,
     metavar="VERSION",
-    help="Go on with a backup that was interrupted, of the same image in the same state.",
+    help="Continue an interrupted backup of the same, unchanged image.",
 )
 @click.option(
     "-t",
@@ -85,8 +86,7 @@ _MAX_HINTS = 1 << 30  # bytes: what rbd lists of an image of 64 TiB of which eve
 @click.option(
     "--due",
     is_flag=True,
-    help="Also give it the tags daily, weekly and monthly, where these schedulers are configured and NAME is due for "
-    "them.",
+    help="Also add the tags daily, weekly and monthly, where these schedulers are configured and NAME is due for them.",
 )
 @click.option(
     "-e",
@@ -99,7 +99,7 @@ _MAX_HINTS = 1 << 30  # bytes: what rbd lists of an image of 64 TiB of which eve
 @click.option(
     "--read-holes",
     is_flag=True,
-    help="Read the holes of a file, too: some file systems report holes where there is data.",
+    help="Also read the holes of a file: some file systems report holes where there is data.",
 )
 @click.pass_obj
 @hooked("backup", "source", "name", "snapshot_name")
@@ -123,8 +123,8 @@ def command(
     read: if it is in use, back up a snapshot. If it shrinks or grows, the exit status is 7; other signs of change are
     warnings. With -m the uid of the version is printed as soon as it is known, and at the end.
 
-    With --hints and --from-version only what changed since that version is read. Some of the other blocks are
-    compared with the source all the same; if one differs nothing is stored, and the exit status is 5.
+    With --hints and --from-version, only what changed since that version is read. A sample of the other blocks is
+    compared with the source all the same; if one differs, nothing is stored, and the exit status is 5.
     """
     changes = None if hints is None else parse_hints(_read_hints(hints), hints)
 
@@ -134,9 +134,6 @@ def command(
             announce(version.uid)
 
     with invocation.open_repository() as repository, invocation.control() as control:
-        with repository.database.read() as connection:
-            base = None if from_version is None else find_version(connection, from_version)
-            continued = None if continue_version is None else find_version(connection, continue_version)
         report = backup(
             repository,
             partial(open_source, source, repository.config, read_holes=read_holes),
@@ -147,28 +144,18 @@ def command(
                 schedulers=usual_schedulers(repository.config) if due else (),
                 expire_at=expire,
                 hints=changes,
-                base=base,
-                continued=continued,
+                base=None if from_version is None else named_version(repository, from_version),
+                continued=None if continue_version is None else named_version(repository, continue_version),
             ),
             control=control,
             announce=tell,
         )
-        value = _value(report, repository.block_size)
+        value = as_object(report, repository.block_size)
         invocation.record(repository, value)
-    _add_facts(invocation, report)
-    _print(invocation, report, value)
-
-
-def _add_facts(invocation: Invocation, report: BackupReport) -> None:
-    counts = report.statistics
-    invocation.add_facts(
-        size_bytes=report.version.size_bytes,
-        bytes_read=counts.bytes_read,
-        bytes_written=counts.bytes_written,
-        bytes_stored=counts.bytes_stored,
-    )
+    invocation.add_facts(**facts(report))
     found = Counter(warning.kind for warning in report.warnings)
     invocation.source_warnings.update({kind.value: found[kind] for kind in ChangeKind})
+    _print(invocation, report, value)
 
 
 def _read_hints(path: str) -> bytes:
@@ -178,21 +165,12 @@ def _read_hints(path: str) -> bytes:
         raise HintsError(f"{path} cannot be read: {error.strerror}; name a file with hints") from error
 
 
-def _value(report: BackupReport, block_size: int) -> dict[str, object]:
-    counts = report.statistics
-    fields = {name: getattr(counts, name) for name in type(counts).__slots__}
-    return json_object(
-        {**version_row(report.version, block_size), **fields, "duration_s": round(report.duration_s, 3)},
-        warnings=[{"kind": warning.kind.value, "text": warning.text} for warning in report.warnings],
-    )
-
-
-def _print(invocation: Invocation, report: BackupReport, value: dict[str, object]) -> None:
+def _print(invocation: Invocation, report: BackupReport, value: Object) -> None:
     counts = report.statistics
     if invocation.form is OutputForm.PIPE:
         click.echo(report.version.uid)
     elif invocation.form is OutputForm.JSON:
-        print_json(value)
+        print_object(value)
     else:
         rate = int(report.version.size_bytes / max(report.duration_s, 0.001))
         click.echo(

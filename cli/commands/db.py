@@ -1,4 +1,4 @@
-"""`backyfs db`: what concerns the database as a whole."""
+"""`backyfs db`: operations on the database as a whole."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_object
 from backyfs.cli.text import printable
+from backyfs.reports.db import as_object
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
@@ -24,19 +25,19 @@ def command() -> None:
 @click.argument("to_url")
 @click.pass_obj
 def copy(invocation: Invocation, from_url: str, to_url: str) -> None:
-    """Copy all metadata from the database FROM_URL to TO_URL, which is empty, on any engine.
+    """Copy all metadata from the database FROM_URL to the empty database TO_URL, on any engine.
 
-    Afterwards name TO_URL as `engine` in the configuration. Commands that are running have to end first.
+    Wait until running commands have ended. Afterwards set `engine` in the configuration to TO_URL.
     """
     from backyfs.engine.transfer.database_copy import copy_database  # noqa: PLC0415 - SQLAlchemy is slow to load
 
     report = copy_database(from_url, to_url)
     if invocation.form is OutputForm.JSON:
-        print_object({"from": report.source, "to": report.target, **report.rows})
+        print_object(as_object(report))
     elif invocation.form is OutputForm.PIPE:
         for table, rows in report.rows.items():
             click.echo(f"{table}|{rows}")
     else:
         rows = sum(report.rows.values())
         click.echo(f"{rows} rows of {len(report.rows)} tables were copied to {printable(report.target)}, and compared.")
-        click.echo("Write its URL as `engine` in [MetaBackend] now; the old database stays as it is.")
+        click.echo("Now set `engine` in [MetaBackend] to its URL. The old database was not changed.")

@@ -1,4 +1,4 @@
-"""`backyfs detach`: undo what `attach` has done."""
+"""`backyfs detach`: undo `attach`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from backyfs.cli.output import print_rows
 from backyfs.cli.text import printable
 from backyfs.errors import MountError, UsageError
 from backyfs.host.records import list_attachments
+from backyfs.reports.detach import COLUMNS, as_rows
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
-    from backyfs.cli.output import Row
-
-_COLUMNS = ("directory", "unmounted", "devices", "left")
 
 
 @click.command()
@@ -26,10 +24,10 @@ _COLUMNS = ("directory", "unmounted", "devices", "left")
 @click.option("--all", "everything", is_flag=True, help="Detach everything that is attached.")
 @click.pass_obj
 def command(invocation: Invocation, directory: str | None, *, everything: bool) -> None:
-    """Unmount all that stands in DIRECTORY of `attach`, and take away what was made for it. For root.
+    """Unmount everything in the DIRECTORY of `attach`, and remove what was created for it. For root.
 
-    DIRECTORY may be left out where only one version is attached. It works after a crash as well, and can be run
-    again when something was in use.
+    DIRECTORY can be left out if only one version is attached. This also works after a crash, and can be run again if
+    something was in use.
     """
     invocation.begin_log()
     if os.geteuid() != 0:
@@ -59,18 +57,9 @@ def _chosen(*, everything: bool) -> list[str]:
 
 def _print(invocation: Invocation, detachments: list[Detachment]) -> None:
     if invocation.form is not OutputForm.TABLE:
-        rows: list[Row] = [
-            {
-                "directory": each.directory,
-                "unmounted": tuple(each.unmounted),
-                "devices": tuple(each.devices),
-                "left": tuple(each.left),
-            }
-            for each in detachments
-        ]
-        print_rows(invocation, rows, _COLUMNS)
+        print_rows(invocation, as_rows(detachments), COLUMNS)
         return
     for each in detachments:
         click.echo(f"{printable(each.directory)} is detached")
         for path in each.left:
-            click.echo(f"{printable(path)} stays: there is more in it than `attach` has made")
+            click.echo(f"{printable(path)} was kept: it contains more than `attach` put there")

@@ -12,13 +12,13 @@ from backyfs.cli.arguments import complete_versions
 from backyfs.cli.canvas import stdout_canvas
 from backyfs.cli.charts import Kind, picture
 from backyfs.cli.invocation import OutputForm
-from backyfs.cli.output import Row, print_rows
+from backyfs.cli.output import print_rows
 from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
-from backyfs.engine.versions.diff import Run, State, compare
+from backyfs.engine.versions.diff import Run, State, compared_versions
 from backyfs.geometry import block_count
-from backyfs.metadata.records.versions import find_version
+from backyfs.reports.diff_meta import as_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -45,33 +45,36 @@ _MAP_LINES = 16
 @click.argument("right", metavar="VERSION", callback=stored_text, shell_complete=complete_versions)
 @click.option("--map", "as_map", is_flag=True, help="Draw a picture of the image instead of a line for each block.")
 @click.option(
-    "--all", "all_blocks", is_flag=True, help="With -m, go on where backy2 stops: at a block that only one version has."
+    "--all", "all_blocks", is_flag=True, help="With -m, continue past the first block that only one version has."
 )
 @click.pass_obj
 @run_for_output
 def command(invocation: Invocation, left: str, right: str, *, as_map: bool, all_blocks: bool) -> None:
-    """Compare two versions block by block, by the blobs that they use; none is read.
+    """Compare two versions block by block, by which stored blocks they use; no stored block is read.
 
-    Prints SAME, DIFF, NEW LEFT or NEW RIGHT and the number of the block; NEW LEFT is one that only the first version
-    has. JSON has the same in runs of blocks. With -m the output ends where that of backy2 does, which is before
-    the first block that only one of the versions has; --all goes on.
+    Prints SAME, DIFF, NEW LEFT or NEW RIGHT and the number of the block; only the first version has a NEW LEFT block.
+    JSON has the same in runs of blocks. With -m the output ends where that of backy2 does, before the first block that
+    only one of the versions has; --all continues.
     """
-    with invocation.open_repository() as repository, repository.database.read() as connection:
-        versions = (find_version(connection, left), find_version(connection, right))
-        runs = compare(connection, *versions, repository.block_size, find_holes=as_map)
+    with (
+        invocation.open_repository() as repository,
+        compared_versions(repository, left, right, find_holes=as_map) as compared,
+    ):
         if invocation.form is OutputForm.JSON:
-            rows: list[Row] = [{"first": run.first, "count": run.count, "state": run.state.value} for run in runs]
-            print_rows(invocation, rows, ())
+            print_rows(invocation, as_rows(compared.runs), ())
         elif as_map:
-            _draw(runs, max(version.size_bytes for version in versions), repository.block_size)
+            size_bytes = max(compared.left.size_bytes, compared.right.size_bytes)
+            _draw(compared.runs, size_bytes, repository.block_size)
+        elif all_blocks or invocation.form is not OutputForm.PIPE:
+            _print(compared.runs)
         else:
-            _print(runs if all_blocks or invocation.form is not OutputForm.PIPE else _as_far_as_backy2(runs))
+            _print(_as_far_as_backy2(compared.runs))
 
 
 def _as_far_as_backy2(runs: Iterable[Run]) -> Iterator[Run]:
     for run in runs:
         if run.state in _ONE_SIDED:
-            # backy2 ends with an error there, and so does not say either that something is missing.
+            # backy2 ends with an error there, and so it does not report either that something is missing.
             _log.error("block %d and maybe more are in one version only, and not listed; see --all", run.first)
             return
         yield run
@@ -111,7 +114,7 @@ def _draw(runs: Iterable[Run], size_bytes: int, block_size: int) -> None:
 
 
 def _kinds(glyphs: Glyphs) -> tuple[Kind, ...]:
-    """Return what is on the map; of those that fall on one character the last one is shown."""
+    """Return what is on the map. If several kinds fall on one character, the last of them is shown."""
     return (
         Kind(glyph=glyphs.absent, name="not backed up", colour="2"),
         Kind(glyph=glyphs.hole, name="holes", colour="2"),

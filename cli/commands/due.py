@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
-from backyfs.cli.schedules import chosen_schedulers, schedulers_option
+from backyfs.cli.output import chosen_columns, fields_option, print_rows
+from backyfs.cli.schedules import FOUND_BY_CHECK, schedulers_option
 from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
-from backyfs.metadata.records.versions import list_versions
-from backyfs.retention import find_due
+from backyfs.engine.versions.schedules import due_backups
+from backyfs.reports.due import COLUMNS, as_rows
 
 if TYPE_CHECKING:
-    from backyfs.cli.invocation import Invocation
+    from collections.abc import Sequence
 
-_COLUMNS = ("name", "schedulers", "expire_date", "due_since")
-SOMETHING_IS_WRONG = 2  # the status of a --check that finds something
+    from backyfs.cli.invocation import Invocation
 
 
 @click.command()
@@ -29,28 +27,16 @@ SOMETHING_IS_WRONG = 2  # the status of a --check that finds something
 @click.pass_obj
 @run_for_output
 def command(
-    invocation: Invocation, name: str | None, schedulers: str | None, fields: str | None, *, check: bool
+    invocation: Invocation, name: str | None, schedulers: Sequence[str] | None, fields: str | None, *, check: bool
 ) -> int:
     """List the backups that are due, of all names or of NAME, the longest due first.
 
     A scheduler asks for a backup when the last valid version that carries its name as a tag is older than `interval`
-    less `sla`. A NAME without any version is due since 1970. `expire_date` is for --expire of the backup to be made.
-    An empty NAME is as good as none.
+    minus `sla`. A name with no backup has been due since 1970. `expire_date` is for --expire of the backup to be made.
+    An empty NAME means all names.
     """
-    columns = chosen_columns(fields, _COLUMNS)
+    columns = chosen_columns(fields, COLUMNS)
     with invocation.open_repository() as repository:
-        wanted = chosen_schedulers(repository.config, schedulers)
-        with repository.database.read() as connection:
-            versions = list_versions(connection, name=name or None)
-    found = find_due(versions, wanted, datetime.now(UTC), names=[name] if name else [])
-    rows: list[Row] = [
-        {
-            "name": due.name,
-            "schedulers": due.schedulers,
-            "expire_date": due.expire_at,
-            "due_since": due.due_since,
-        }
-        for due in found
-    ]
-    print_rows(invocation, rows, columns)
-    return SOMETHING_IS_WRONG if check and found else 0
+        found = due_backups(repository, schedulers, name=name or None)
+    print_rows(invocation, as_rows(found), columns)
+    return FOUND_BY_CHECK if check and found else 0

@@ -10,12 +10,15 @@ import click
 from backyfs.cli.failures import raise_all
 from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
-from backyfs.cli.output import Row, chosen_columns, fields_option, json_rows, print_rows
-from backyfs.cli.schedules import chosen_schedulers, schedulers_option
+from backyfs.cli.output import chosen_columns, fields_option, print_rows
+from backyfs.cli.remedies import render_error
+from backyfs.cli.schedules import schedulers_option
 from backyfs.cli.stdout import expect_printed
 from backyfs.cli.text import stored_text
 from backyfs.engine.versions.forget import Outcome, forget
+from backyfs.engine.versions.schedules import keeping_schedulers
 from backyfs.errors import BackyfsError
+from backyfs.reports.forget import COLUMNS, as_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,42 +26,38 @@ if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
     from backyfs.engine.versions.forget import Forgotten
 
-_COLUMNS = ("name", "date", "uid", "tags", "action", "reason")
-
 
 @click.command("forget")
 @click.argument("name", callback=stored_text, required=False)
 @schedulers_option
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
-@click.option("--force", is_flag=True, help="Remove versions younger than disallow_rm_when_younger_than_days, too.")
+@click.option("--force", is_flag=True, help="Also remove versions younger than disallow_rm_when_younger_than_days.")
 @fields_option
 @click.pass_obj
 @hooked("forget", "name", "dry_run")
 def command(
     invocation: Invocation,
     name: str | None,
-    schedulers: str | None,
+    schedulers: Sequence[str] | None,
     fields: str | None,
     *,
     dry_run: bool,
     force: bool,
 ) -> None:
-    """Remove the versions of all names, or of NAME, that no scheduler needs, and show why each stays or goes.
+    """Remove the versions of all names, or of NAME, that no scheduler needs, and show why each is kept or removed.
 
-    A scheduler needs the newest `keep` valid versions that carry its name as a tag. These stay as well: what is
-    protected, expires in the future, carries the tag of another scheduler of the configuration or of none at all, and
-    the newest valid version of each name. The exit status is 4 if one that was to go is in use or too young.
+    A scheduler needs the newest `keep` valid versions that carry its name as a tag. Versions are also kept if they are
+    protected, expire in the future, or carry the tag of another scheduler of the configuration or no scheduler's tag at
+    all. So is the newest valid version of each name. The exit status is 4 if a version that should have been removed is
+    in use or too recent.
     """
-    columns = chosen_columns(fields, _COLUMNS)
+    columns = chosen_columns(fields, COLUMNS)
     done: list[Forgotten] = []
     try:
         with invocation.open_repository() as repository, invocation.control(is_quiet=True) as control:
-            wanted = chosen_schedulers(repository.config, schedulers)
-            if schedulers is None:  # in backy2 `keep: 0` turns a scheduler off; whoever means "keep none" names it
-                wanted = [scheduler for scheduler in wanted if scheduler.keep]
             forgotten = forget(
                 repository,
-                wanted,
+                keeping_schedulers(repository.config, schedulers),
                 name=name,
                 dry_run=dry_run,
                 force=force,
@@ -67,7 +66,7 @@ def command(
                 announce=done.append,
             )
             refusals = [each.refusal for each in forgotten if each.refusal is not None]
-            invocation.record(repository, json_rows(_rows(forgotten)), refusals[0] if refusals else None)
+            invocation.record(repository, as_rows(forgotten, render_error), refusals)
     except (BackyfsError, KeyboardInterrupt):
         if done:
             _print(invocation, done, columns, dry_run=False)
@@ -78,24 +77,10 @@ def command(
     raise_all(refusals)
 
 
-def _rows(forgotten: Sequence[Forgotten]) -> list[Row]:
-    return [
-        {
-            "name": each.version.name,
-            "date": each.version.created_at,
-            "uid": each.version.uid,
-            "tags": each.version.tags,
-            "action": each.outcome.value,
-            "reason": each.reason,
-        }
-        for each in forgotten
-    ]
-
-
 def _print(
     invocation: Invocation, forgotten: Sequence[Forgotten], columns: Sequence[str], *, dry_run: bool
 ) -> None:
-    print_rows(invocation, _rows(forgotten), columns)
+    print_rows(invocation, as_rows(forgotten, render_error), columns)
     if invocation.form is OutputForm.TABLE:
         click.echo(_summary(forgotten, dry_run=dry_run))
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from backyfs import keys
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_object
 from backyfs.cli.text import printable
 from backyfs.errors import UsageError
+from backyfs.reports.import_ import as_object
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -27,23 +27,20 @@ _log = logging.getLogger("backyfs.cli")
 @click.argument("file")
 @click.pass_obj
 def command(invocation: Invocation, file: str) -> None:
-    """Store the versions of an export; FILE is one of backyfs or of any backy2 2.x, - is standard input.
+    """Store the versions of an export. FILE was written by backyfs or by any backy2 2.x; - is standard input.
 
-    The blocks that they name have to be in the storage. A file that is cut short or names a version that is there
-    already is refused whole.
+    The blocks of these versions have to be in the storage. If FILE is truncated, or has a version that already exists,
+    nothing of it is stored.
     """
+    from backyfs.engine.transfer.importing import import_export  # noqa: PLC0415 - SQLAlchemy is slow to load
+
     with ExitStack() as opened:
         source = sys.stdin.buffer if file == "-" else opened.enter_context(_open(file))
-        repository = opened.enter_context(invocation.open_repository())
-        from backyfs.engine.transfer.importing import import_versions  # noqa: PLC0415 - slow to load
-
-        key_source = invocation.load_config().key
-        configured_key = None if key_source is None else keys.read_key(key_source)
-        report = import_versions(repository, source, configured_key=configured_key)
+        report = import_export(opened.enter_context(invocation.open_repository()), source)
     if report.unverifiable:
         _log.warning("%d blobs lost their fingerprint, which is of another hash function", report.unverifiable)
     if invocation.form is OutputForm.JSON:
-        print_object({"versions": [version.uid for version in report.versions]})
+        print_object(as_object(report))
         return
     for version in report.versions:
         if invocation.form is OutputForm.PIPE:

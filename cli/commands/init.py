@@ -1,4 +1,4 @@
-"""`backyfs init`: make a repository, with its configuration and key."""
+"""`backyfs init`: create a repository, with its configuration and key."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from backyfs.cli.output import pipe_field, print_object
 from backyfs.cli.text import printable
 from backyfs.engine.setup.initialize import InitReport, default_places, initialize, named_database
 from backyfs.model import DEFAULT_BLOCK_SIZE
+from backyfs.reports.init import as_object
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
     default=DEFAULT_BLOCK_SIZE,
     show_default=True,
     metavar="BYTES",
-    help="Size of a block; it cannot be changed later.",
+    help="Size of a block. It cannot be changed later.",
 )
-@click.option("--no-encryption", is_flag=True, help="Store blocks as they are.")
+@click.option("--no-encryption", is_flag=True, help="Store blocks unencrypted.")
 @click.pass_obj
 def command(
     invocation: Invocation,
@@ -52,10 +53,10 @@ def command(
     *,
     no_encryption: bool,
 ) -> None:
-    """Make a new repository: configuration, key, database and a directory for the blocks.
+    """Create a new repository: configuration, key, database and a directory for the blocks.
 
-    As root they go to /etc/backyfs and /var/lib/backyfs, else to the XDG directories of the user. Nothing
-    that exists is overwritten.
+    For root they go to /etc/backyfs and /var/lib/backyfs, for other users to the user's XDG directories. Nothing that
+    exists is overwritten.
     """
     file = configfile or invocation.config_file or os.environ.get("BACKYFS_CONFIG") or None
     places = default_places(os.environ, as_root=os.geteuid() == 0, config_file=file)
@@ -69,16 +70,7 @@ def command(
 def _print(invocation: Invocation, report: InitReport) -> None:
     places = report.places
     if invocation.form is OutputForm.JSON:
-        print_object(
-            {
-                "configuration": places.config_file,
-                "key_file": places.key_file if report.key_check else None,
-                "key": report.key_check,
-                "database": report.database,
-                "storage": places.storage_path,
-                "block_size": report.block_size,
-            }
-        )
+        print_object(as_object(report))
         return
     if invocation.form is OutputForm.PIPE:
         click.echo(pipe_field(places.config_file))
@@ -87,9 +79,9 @@ def _print(invocation: Invocation, report: InitReport) -> None:
     click.echo(f"database       {printable(report.database)}")
     click.echo(f"blocks         {printable(places.storage_path)}")
     if report.key_check is None:
-        click.echo("encryption     none: whoever can read the blocks can read the data")
+        click.echo("encryption     none: anyone who can read the blocks can read the data")
     else:
         click.echo(f"key            {printable(places.key_file)} ({report.key_check})")
         click.echo("")
-        click.echo("Without the key nothing can be restored. Copy the key file to a safe place elsewhere, now: not on")
-        click.echo("this machine, and not beside the blocks. The database can be rebuilt from both: `backyfs recover`.")
+        click.echo("Without the key, nobody can restore anything. Copy the key file to a safe place elsewhere: not")
+        click.echo("on this machine, and not next to the blocks. `backyfs recover` rebuilds the database from both.")

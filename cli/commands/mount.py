@@ -1,6 +1,7 @@
 """`backyfs mount`: mount all versions as a read-only file system.
 
-In the background a child serves the mount, forked before there are threads, and the command waits until it is ready.
+In the background, a child process serves the mount. It is forked before there are threads, and the command waits until
+it is ready.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _TIMEOUT_S = 60.0     # as DEFAULT_PATIENCE_S of mount.pool
     default=_CACHE_SIZE,
     show_default=True,
     metavar="SIZE",
-    help="Memory for opened blocks.",
+    help="Memory for decrypted blocks.",
 )
 @click.option(
     "--read-ahead",
@@ -47,7 +48,7 @@ _TIMEOUT_S = 60.0     # as DEFAULT_PATIENCE_S of mount.pool
     default=_READ_AHEAD,
     show_default=True,
     metavar="SIZE",
-    help="How far to load ahead of each sequential reader; 0 is not at all.",
+    help="How far to load ahead of each sequential reader; 0 turns it off.",
 )
 @click.option(
     "--workers", type=click.IntRange(1, 256), metavar="N", help="Threads that load blocks.  [default: processors + 1]"
@@ -58,7 +59,7 @@ _TIMEOUT_S = 60.0     # as DEFAULT_PATIENCE_S of mount.pool
     default=_TIMEOUT_S,
     show_default=True,
     metavar="SECONDS",
-    help="When a storage or database that does not answer is an input/output error.",
+    help="How long to wait for storage or database before a read fails with an input/output error.",
 )
 @click.option(
     "--version",
@@ -66,7 +67,7 @@ _TIMEOUT_S = 60.0     # as DEFAULT_PATIENCE_S of mount.pool
     cls=OptionalValue,
     multiple=True,
     metavar="VERSION",
-    help="Show this version only. Repeatable.",
+    help="Show only this version. Repeatable.",
 )
 @click.option(
     "--name",
@@ -74,7 +75,7 @@ _TIMEOUT_S = 60.0     # as DEFAULT_PATIENCE_S of mount.pool
     cls=OptionalValue,
     multiple=True,
     metavar="NAME",
-    help="Show this name, or shell pattern, only. Repeatable.",
+    help="Show only versions of this name or shell pattern. Repeatable.",
 )
 @click.option(
     "--tag",
@@ -83,16 +84,16 @@ _TIMEOUT_S = 60.0     # as DEFAULT_PATIENCE_S of mount.pool
     type=ONE_TAG,
     multiple=True,
     metavar="TAG",
-    help="Show versions with this tag only. Repeatable.",
+    help="Show only versions with this tag. Repeatable.",
 )
 @click.option(
     "--writable",
     type=click.Path(),
     callback=real_path,
     metavar="DIRECTORY",
-    help="Let images be written to; keep what is written there.",
+    help="Make images writable, and keep what is written to them in DIRECTORY.",
 )
-@click.option("--discard", is_flag=True, help="Forget what was written to images, at the start and at the end.")
+@click.option("--discard", is_flag=True, help="Discard what was written to images, at the start and at the end.")
 @click.pass_obj
 def command(
     invocation: Invocation,
@@ -108,15 +109,15 @@ def command(
 ) -> int:
     """Mount all versions below MOUNTPOINT, read-only.
 
-    Returns when the mount can be used, and goes on in the background. Each version is a file
-    by_version_uid/UID/data, also reached through by_name/NAME/; loop-mount it to get at the files in it, or let
-    `backyfs attach` do that.
+    Returns when the mount can be used, and keeps running in the background. Each version is a file
+    by_version_uid/UID/data, which is also below by_name/NAME/; loop-mount it to get at the files in it, or use
+    `backyfs attach`.
     """
     # Before there are two processes, the second of which has another current directory.
     mountpoint = os.path.abspath(mountpoint)
     writable = None if writable is None else os.path.abspath(writable)
     if discard and writable is None:
-        raise UsageError("--discard forgets what is written, and nothing can be without --writable DIRECTORY")
+        raise UsageError("--discard forgets what was written, which needs --writable DIRECTORY")
     starter = None
     if not foreground:
         invocation.load_config()  # its mistakes are reported before there are two processes
@@ -153,12 +154,11 @@ def _settings(
     names: tuple[str, ...],
     tags: tuple[str, ...],
 ) -> Settings:
-    from backyfs.metadata.records.versions import find_version  # noqa: PLC0415 - as above
+    from backyfs.engine.versions.named import named_versions  # noqa: PLC0415 - as above
     from backyfs.mount.selection import Selection  # noqa: PLC0415
     from backyfs.mount.settings import Settings  # noqa: PLC0415
 
-    with repository.database.read() as connection:
-        uids = frozenset(find_version(connection, version).uid for version in versions)
+    uids = frozenset(version.uid for version in named_versions(repository, versions))
     return Settings(
         cache_bytes=cache_size,
         read_ahead_bytes=read_ahead,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.arguments import versions_argument
-from backyfs.cli.protection import change_protection
+from backyfs.cli.edits import change_protection
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
@@ -19,6 +19,6 @@ if TYPE_CHECKING:
 def command(invocation: Invocation, versions: tuple[str, ...]) -> None:
     """Keep each VERSION from being removed, until it is unprotected.
 
-    One that is protected already is an error, with status 4; the others are protected all the same.
+    A VERSION that is already protected is an error, with status 4; the others are protected all the same.
     """
     change_protection(invocation, versions, protected=True)

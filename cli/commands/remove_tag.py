@@ -1,4 +1,4 @@
-"""`backyfs remove-tag`: take tags from a version."""
+"""`backyfs remove-tag`: remove tags from a version."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.arguments import version_argument
-from backyfs.cli.commands.ls import print_version
+from backyfs.cli.edits import print_version
 from backyfs.cli.tags import given_tags
-from backyfs.metadata.records.versions import find_version, remove_tags
+from backyfs.engine.versions.edit import remove_tags
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
@@ -23,17 +23,12 @@ _log = logging.getLogger("backyfs.cli")
 @click.argument("tags", callback=given_tags)
 @click.pass_obj
 def command(invocation: Invocation, version: str, tags: tuple[str, ...]) -> None:
-    """Take the TAGS, separated by commas, from VERSION; a tag with a comma stands in double quotes.
+    """Remove TAGS, separated by commas, from VERSION. Put a tag that contains a comma in double quotes.
 
-    A tag that it does not have is told as a warning.
+    Tags that VERSION does not have give a warning.
     """
-    if not tags:
-        _log.warning("no tags were given; nothing is changed")
-    with invocation.open_repository() as repository, repository.database.write() as connection:
-        wanted = find_version(connection, version)
-        remove_tags(connection, wanted.id, tags)
-        left = find_version(connection, wanted.uid)
-        block_size = repository.block_size
-    for tag in sorted(set(tags) - wanted.tag_names):
-        _log.warning("version %s has no tag %s", wanted.uid, tag)
-    print_version(invocation, left, block_size)
+    with invocation.open_repository() as repository:
+        report = remove_tags(repository, version, tags)
+    for tag in report.without_effect:
+        _log.warning("version %s has no tag %s", report.version.uid, tag)
+    print_version(invocation, report)

@@ -1,26 +1,29 @@
-"""`backyfs repair`: store damaged blocks anew from where their bytes can still be had."""
+"""`backyfs repair`: store damaged blocks again, from another copy of their contents."""
 
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 import click
 
 from backyfs.cli.arguments import optional_versions_argument
-from backyfs.cli.invocation import OutputForm
-from backyfs.cli.output import Row, json_object, print_json, print_rows
+from backyfs.cli.damage import DamageLog, count_blobs
+from backyfs.cli.failures import raise_all
+from backyfs.cli.output import print_report
 from backyfs.cli.sizes import human_size
 from backyfs.cli.text import stored_text
-from backyfs.errors import IntegrityError, UsageError
+from backyfs.errors import UsageError
+from backyfs.reports.repair import COLUMNS, as_object
+from backyfs.service import Service
+from backyfs.trust import load_trusted_config
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from backyfs.cli.invocation import Invocation
     from backyfs.engine.damage.repair import RepairReport
-    from backyfs.model import DamagedRange, Version
     from backyfs.repository import Repository
 
 _log = logging.getLogger("backyfs.cli")
@@ -35,8 +38,8 @@ _log = logging.getLogger("backyfs.cli")
     type=click.Path(dir_okay=False),
     help="The configuration of another repository that may have the blocks.",
 )
-@click.option("--search", is_flag=True, help="Look for the blocks all over SOURCE, not only at their places.")
-@click.option("-n", "--dry-run", is_flag=True, help="Say what can be repaired, and store nothing.")
+@click.option("--search", is_flag=True, help="Look for the blocks everywhere in SOURCE, not only at their places.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what can be repaired, and store nothing.")
 @click.pass_obj
 def command(
     invocation: Invocation,
@@ -47,93 +50,48 @@ def command(
     search: bool,
     dry_run: bool,
 ) -> None:
-    """Store the damaged blocks of each VERSION anew, of all versions if none is named.
+    """Store the damaged blocks of each VERSION again; without VERSION, those of all versions.
 
-    Damaged is what scrub, restore or mount have found so. Their bytes are taken from SOURCE, from another repository,
-    or from another block of this one, and only where their fingerprints are right. All versions that have such a block
-    are whole at once, and those that were valid are valid again. What stays damaged is listed, and the exit status
-    is 20. See docs/use/repair.md.
+    Blocks are damaged if scrub, restore or mount found them so. Their contents are taken from SOURCE, from another
+    repository, or from another block of this one, and only if their fingerprints are right. This repairs every version
+    that has such a block, and versions that were valid before become valid again. Blocks that stay damaged are listed,
+    and the exit status is 20. See docs/use/repair.md.
     """
-    from backyfs.engine.damage.repair import RepairRequest, repair  # noqa: PLC0415 - slow to load
-    from backyfs.sources.registry import open_source  # noqa: PLC0415
+    from backyfs.engine.damage.repair import RepairRequest, repair  # noqa: PLC0415 - SQLAlchemy is slow to load
+    from backyfs.engine.versions.named import named_versions  # noqa: PLC0415 - as above
+    from backyfs.sources.registry import open_source  # noqa: PLC0415 - as above
 
     if search and source is None:
         raise UsageError("--search looks for blocks all over a source; name one with --from")
-    told: list[Row] = []
-
-    def tell(version: Version, damage: DamagedRange) -> None:
-        _log.error("version %s: bytes %d to %d: %s", version.uid, damage.start, damage.stop, damage.reason)
-        told.append({"uid": version.uid, "start": damage.start, "stop": damage.stop, "reason": damage.reason})
-
+    damage = DamageLog()
     with invocation.open_repository() as repository, invocation.control() as control, ExitStack() as opened:
-        chosen = _find(repository, versions) if versions else None
-        image = None if source is None else open_source(source, repository.config)
-        if image is not None:
-            opened.callback(image.close)
-        other = None if from_config is None else opened.enter_context(_open_other(from_config))
-        request = RepairRequest(versions=chosen, source=image, other=other, search=search, dry_run=dry_run)
-        report = repair(repository, request, control=control, tell=tell)
-        row = _row(report)
-        value = json_object(row | {"versions_valid": report.versions_valid}, ranges=told)
-        error = _error(report)
-        invocation.record(repository, value, error)
-    if invocation.form is OutputForm.JSON:
-        print_json(value)
-    elif invocation.form is OutputForm.PIPE:
-        print_rows(invocation, [row], list(row))
-    else:
-        _print(report, dry_run=dry_run)
-    if error is not None:
-        raise error
-
-
-def _error(report: RepairReport) -> IntegrityError | None:
-    if not report.blobs_left:
-        return None
-    return IntegrityError(
-        f"{report.blobs_left} damaged blobs cannot be repaired from there; the ranges are listed above. Everything "
-        "else of these versions can be restored"
-    )
-
-
-def _find(repository: Repository, versions: tuple[str, ...]) -> tuple[Version, ...]:
-    from backyfs.metadata.records.versions import find_version  # noqa: PLC0415 - slow to load
-
-    with repository.database.read() as connection:
-        found = {version.id: version for version in (find_version(connection, text) for text in versions)}
-    return tuple(found.values())
+        request = RepairRequest(
+            versions=named_versions(repository, versions) if versions else None,
+            source=None
+            if source is None
+            else opened.enter_context(closing(open_source(source, repository.config))),
+            other=None if from_config is None else opened.enter_context(_open_other(from_config)),
+            search=search,
+            dry_run=dry_run,
+        )
+        report = repair(repository, request, control=control, tell=damage)
+        value = as_object(report, damage.found)
+        invocation.record(repository, value, report.errors)
+    print_report(invocation, value, _lines(report, dry_run=dry_run), COLUMNS)
+    raise_all(report.errors)
 
 
 def _open_other(config_file: str) -> AbstractContextManager[Repository]:
-    """Open another repository, without asking for a passphrase: the one that was asked for is of this one."""
-    from backyfs.repository import open_repository  # noqa: PLC0415 - slow to load
-    from backyfs.trust import load_trusted_config  # noqa: PLC0415
-
+    """Open another repository, without asking for a passphrase: the one that was asked for is of this repository."""
     config, warnings = load_trusted_config(config_file, {})
     for warning in warnings:
         _log.warning("%s", warning)
-    return open_repository(config)
+    return Service(config=config).open_as_it_is()
 
 
-def _row(report: RepairReport) -> Row:
-    return {
-        "blobs_damaged": report.blobs_damaged,
-        "blobs_repaired": report.blobs_repaired,
-        "bytes_repaired": report.bytes_repaired,
-        "bytes_stored": report.bytes_stored,
-        "blobs_left": report.blobs_left,
-        "duration_s": round(report.duration_s, 3),
-    }
-
-
-def _print(report: RepairReport, *, dry_run: bool) -> None:
-    click.echo(
-        f"{_blobs(report.blobs_damaged)} damaged; {'can be repaired' if dry_run else 'repaired'}: "
+def _lines(report: RepairReport, *, dry_run: bool) -> list[str]:
+    summary = (
+        f"{count_blobs(report.blobs_damaged)} damaged; {'can be repaired' if dry_run else 'repaired'}: "
         f"{report.blobs_repaired or 'none'}, {human_size(report.bytes_repaired)}; left: {report.blobs_left}"
     )
-    for uid in report.versions_valid:
-        click.echo(f"version {uid} is valid again")
-
-
-def _blobs(count: int) -> str:
-    return f"{count} blob" if count == 1 else f"{count} blobs"
+    return [summary, *(f"version {uid} is valid again" for uid in report.versions_valid)]

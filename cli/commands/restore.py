@@ -1,4 +1,4 @@
-"""`backyfs restore`: write a version to a file, a block device or the standard output."""
+"""`backyfs restore`: write a version to a file, a block device or standard output."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.arguments import version_argument
+from backyfs.cli.failures import raise_all
 from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue
-from backyfs.cli.output import Row, json_object, print_json
+from backyfs.cli.output import print_object
 from backyfs.cli.sizes import Size, human_size
 from backyfs.cli.stdout import drop_stdout
 from backyfs.cli.text import printable
 from backyfs.engine.restore.restore import RestoreOptions, RestoreReport, restore
-from backyfs.errors import IntegrityError, ReaderGoneError
-from backyfs.metadata.records.versions import find_version
+from backyfs.engine.versions.named import named_version
+from backyfs.errors import ReaderGoneError
 from backyfs.model import VersionStatus
+from backyfs.reports.restore import as_object
 from backyfs.targets.registry import STDOUT
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
-    from backyfs.model import DamagedRange
+    from backyfs.reports.values import Object
 
 _log = logging.getLogger("backyfs.cli")
 
@@ -36,8 +38,8 @@ _log = logging.getLogger("backyfs.cli")
     "-s",
     "--sparse",
     is_flag=True,
-    help="Do not write holes: a device, or a file with --differential, keeps what it has there. Without it they "
-    "become zeros; a file that is written anew is sparse either way.",
+    help="Skip holes: whatever a device, or a file with --differential, already holds there is left in place. Without "
+    "it holes are overwritten with zeros. A file that is written from scratch is sparse either way.",
 )
 @click.option("-f", "--force", is_flag=True, help="Overwrite TARGET if it exists.")
 @click.option(
@@ -46,32 +48,32 @@ _log = logging.getLogger("backyfs.cli")
     cls=OptionalValue,
     type=click.IntRange(min=0),
     metavar="BLOCK",
-    help="Begin with block number BLOCK. TARGET exists and keeps what is before it; --force is not needed. A restore "
-    "that was interrupted prints the number. From block 0, TARGET can also be new.",
+    help="Begin with block number BLOCK, which an interrupted restore prints. TARGET exists, and everything before "
+    "that block is left in place; --force is not needed. From block 0, TARGET can also be new.",
 )
 @click.option(
     "--differential",
     is_flag=True,
-    help="Read TARGET, which exists, and write only the blocks that differ; --force is not needed. Equal ones are not "
-    "read from the storage.",
+    help="Read TARGET, which exists, and write only the blocks that differ; --force is not needed. Equal blocks are "
+    "not read from the storage.",
 )
 @click.option(
-    "--verify", is_flag=True, help="Read all of TARGET back at the end, from the disk, and compare it with VERSION."
+    "--verify", is_flag=True, help="At the end, read all of TARGET back from the disk and compare it with VERSION."
 )
 @click.option(
     "--no-sync",
     is_flag=True,
-    help="Do not wait until everything is on the disk: a full disk or a power cut can still lose it.",
+    help="Do not wait until everything is on the disk: a full disk or a power failure can still lose it.",
 )
 @click.option(
     "--offset",
     type=Size(),
     metavar="SIZE",
-    help="Restore only the part of the image that begins here (bytes, or with a unit: 1M), to the same place of "
-    "TARGET, the rest of which stays as it is. The standard output gets this part alone.",
+    help="Restore only the part of the image that begins here (bytes, or with a unit: 1M), to the same place in "
+    "TARGET. The rest of TARGET is not changed. Standard output gets this part alone.",
 )
 @click.option(
-    "--length", type=Size(), metavar="SIZE", help="How long that part is. Without it: to the end of the image."
+    "--length", type=Size(), metavar="SIZE", help="Length of that part. Default: to the end of the image."
 )
 @click.pass_obj
 @hooked("restore", "version", "target")
@@ -92,10 +94,10 @@ def command(
     """Write VERSION to TARGET.
 
     TARGET is a path, file://PATH, a block device that is not in use, null:// (nowhere, for measuring), or - for
-    the standard output, where nothing else is printed then.
+    standard output, where nothing else is printed then.
 
-    Blocks are checked before they are written. Damaged ones are named with their ranges, everything else is
-    restored, and the exit status is 20. On the standard output zeros stand for them.
+    Blocks are checked before they are written. The ranges of damaged blocks are listed, everything else is restored,
+    and the exit status is 20. On standard output, damaged blocks are replaced by zeros.
     """
     options = RestoreOptions(
         replace=force,
@@ -107,68 +109,42 @@ def command(
         offset=offset,
         length=length,
     )
-    if target == STDOUT:  # a bar would stand in the way of those that read
+    if target == STDOUT:  # a progress bar would get in the way of a program that reads both
         invocation = dataclasses.replace(invocation, show_progress=False)
     with invocation.open_repository() as repository, invocation.control() as control:
-        with repository.database.read() as connection:
-            wanted = find_version(connection, version)
+        wanted = named_version(repository, version)
         invocation.add_facts(uid=wanted.uid, size_bytes=wanted.size_bytes)
         if wanted.status is VersionStatus.INVALID:
             _log.warning(
-                "version %s is invalid: blocks of it were found damaged; what can be restored is restored", wanted.uid
+                "version %s is invalid: blocks of it were found damaged; everything else is restored", wanted.uid
             )
         try:
-            report = restore(
-                repository, wanted, target, options=options, control=control
-            )
+            report = restore(repository, wanted, target, options=options, control=control)
         except ReaderGoneError:
             drop_stdout()
             return
-        value, error = _value(report), _error(report)
-        invocation.record(repository, value, error)
+        value = as_object(report)
+        invocation.record(repository, value, report.errors)
     invocation.add_facts(bytes_written=report.bytes_written)
     _print(invocation, report, value)
-    if error is not None:
-        raise error
+    raise_all(report.errors)
 
 
-def _value(report: RestoreReport) -> dict[str, object]:
-    return json_object(
-        {
-            "uid": report.version.uid,
-            "target": report.target,
-            "size_bytes": report.version.size_bytes,
-            "start": report.part.start,
-            "stop": report.part.stop,
-            "bytes_written": report.bytes_written,
-            "bytes_equal": report.bytes_equal,
-            "verified": report.is_verified and not report.differing,
-            "duration_s": round(report.duration_s, 3),
-        },
-        damaged=_rows(report.damaged),
-        differing=_rows(report.differing),
-    )
-
-
-def _print(invocation: Invocation, report: RestoreReport, value: dict[str, object]) -> None:
+def _print(invocation: Invocation, report: RestoreReport, value: Object) -> None:
     for damage in report.damaged:
         _log.error("bytes %d to %d not restored: %s", damage.start, damage.stop, damage.reason)
     for damage in report.differing:
         _log.error("bytes %d to %d differ: %s", damage.start, damage.stop, damage.reason)
     if invocation.form is OutputForm.JSON and report.target != STDOUT:
-        print_json(value)
+        print_object(value)
     elif invocation.form is OutputForm.TABLE:
         click.echo(_summary(report), err=report.target == STDOUT)
-
-
-def _rows(ranges: tuple[DamagedRange, ...]) -> list[Row]:
-    return [{"start": damage.start, "stop": damage.stop, "reason": damage.reason} for damage in ranges]
 
 
 def _summary(report: RestoreReport) -> str:
     size_bytes = len(report.part)
     rate = int(size_bytes / max(report.duration_s, 0.001))
-    place = "the standard output" if report.target == STDOUT else printable(report.target)
+    place = "standard output" if report.target == STDOUT else printable(report.target)
     what = f"version {report.version.uid}"
     if size_bytes < report.version.size_bytes:
         what = f"bytes {report.part.start} to {report.part.stop} of {what}"
@@ -179,23 +155,5 @@ def _summary(report: RestoreReport) -> str:
     if report.bytes_equal:
         text += f"\nwritten {human_size(report.bytes_written)}, already there {human_size(report.bytes_equal)}"
     if report.is_verified and not (report.damaged or report.differing):
-        text += "\nread back, and found to be as it was written"
+        text += "\nverified: the target matches"
     return text
-
-
-def _error(report: RestoreReport) -> IntegrityError | None:
-    if report.differing:
-        return IntegrityError(
-            f"{_bytes_in(report.differing)} bytes of {report.target} were not read back as they were written; the "
-            "ranges are listed above. Look at the log of the kernel, and restore to another disk"
-        )
-    if report.damaged:
-        return IntegrityError(
-            f"{_bytes_in(report.damaged)} bytes of version {report.version.uid} could not be restored; the ranges are "
-            f"listed above, everything else is in {report.target}"
-        )
-    return None
-
-
-def _bytes_in(ranges: tuple[DamagedRange, ...]) -> int:
-    return sum(damage.stop - damage.start for damage in ranges)

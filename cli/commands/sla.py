@@ -1,24 +1,22 @@
-"""`backyfs sla`: list where backups breach their schedule."""
+"""`backyfs sla`: list where backups break their schedule."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from backyfs.cli.commands.due import SOMETHING_IS_WRONG
-from backyfs.cli.output import Row, chosen_columns, fields_option, print_rows
-from backyfs.cli.schedules import chosen_schedulers, schedulers_option
+from backyfs.cli.output import chosen_columns, fields_option, print_rows
+from backyfs.cli.schedules import FOUND_BY_CHECK, schedulers_option
 from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
-from backyfs.metadata.records.versions import list_versions
-from backyfs.retention import find_breaches
+from backyfs.engine.versions.schedules import breaches
+from backyfs.reports.sla import COLUMNS, as_rows
 
 if TYPE_CHECKING:
-    from backyfs.cli.invocation import Invocation
+    from collections.abc import Sequence
 
-_COLUMNS = ("name", "breach")
+    from backyfs.cli.invocation import Invocation
 
 
 @click.command()
@@ -29,25 +27,17 @@ _COLUMNS = ("name", "breach")
 @click.pass_obj
 @run_for_output
 def command(
-    invocation: Invocation, name: str | None, schedulers: str | None, fields: str | None, *, check: bool
+    invocation: Invocation, name: str | None, schedulers: Sequence[str] | None, fields: str | None, *, check: bool
 ) -> int:
-    """List where the backups of all names, or of NAME, are not as their schedulers promise.
+    """List backups that break their schedule, of all names or of NAME.
 
-    That is: fewer than `keep` valid versions with the scheduler's tag, or more than two above it; none within
-    `interval` and `sla`; two of them nearer or farther apart than `interval` give or take `sla`; one that is older than
-    `keep` intervals allow. A version that has the tag of another scheduler as well, and is kept for that, is not too
-    old or one too many. An empty NAME is as good as none.
+    A breach is any of these: fewer than `keep` valid versions with the scheduler's tag, or more than two above it; no
+    version within `interval` plus `sla`; two versions closer together or farther apart than `interval` minus or plus
+    `sla`; a version older than `keep` intervals allow. A version that also has the tag of another scheduler, and is
+    kept for that, is neither too old nor one too many. An empty NAME means all names.
     """
-    columns = chosen_columns(fields, _COLUMNS)
+    columns = chosen_columns(fields, COLUMNS)
     with invocation.open_repository() as repository:
-        wanted = chosen_schedulers(repository.config, schedulers)
-        with repository.database.read() as connection:
-            versions = list_versions(connection, name=name or None)
-        configured = repository.config.schedulers
-    now = datetime.now(UTC)
-    found = find_breaches(versions, wanted, now, others=configured, names=[name] if name else [])
-    rows: list[Row] = [
-        {"name": breach.name, "breach": breach.sentence, "scheduler": breach.scheduler} for breach in found
-    ]
-    print_rows(invocation, rows, columns)
-    return SOMETHING_IS_WRONG if check and found else 0
+        found = breaches(repository, schedulers, name=name or None)
+    print_rows(invocation, as_rows(found), columns)
+    return FOUND_BY_CHECK if check and found else 0

@@ -1,4 +1,4 @@
-"""`backyfs stats`: show what backups did."""
+"""`backyfs stats`: show statistics of past backups."""
 
 from __future__ import annotations
 
@@ -11,44 +11,23 @@ from backyfs.cli.canvas import stdout_canvas
 from backyfs.cli.charts import titled
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue
-from backyfs.cli.output import Row, chosen_columns, fields_option, print_labelled
+from backyfs.cli.output import chosen_columns, fields_option, print_labelled
 from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
-from backyfs.errors import VersionNotFoundError
-from backyfs.metadata.records.stats import find_statistics, list_all_statistics, list_statistics
-from backyfs.metadata.records.versions import find_version
+from backyfs.engine.versions.statistics import backup_statistics
+from backyfs.reports.stats import LABELS, PIPE_COLUMNS, SIZES, as_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backyfs.cli.invocation import Invocation
-    from backyfs.metadata.db.database import Connection
-    from backyfs.model import StatisticsRecord, VersionUid
+    from backyfs.model import StatisticsRecord
+    from backyfs.reports.values import Row
 
-_LABELS = {
-    "date": "date",
-    "uid": "uid",
-    "name": "name",
-    "size bytes": "size_bytes",
-    "size blocks": "size_blocks",
-    "bytes read": "bytes_read",
-    "blocks read": "blocks_read",
-    "bytes written": "bytes_written",
-    "blocks written": "blocks_written",
-    "bytes dedup": "bytes_dedup",
-    "blocks dedup": "blocks_dedup",
-    "bytes sparse": "bytes_sparse",
-    "blocks sparse": "blocks_sparse",
-    "duration (s)": "duration_s",
-    "Stored": "stored",
-}
 # A field of backy2 that its help does not list. It prints an object of SQLAlchemy, the same for every backup.
 _METADATA = "metadata"
 _METADATA_TEXT = "MetaData()"
-_BACKY2 = tuple(label for label in _LABELS if label != "Stored")
-_SIZES = tuple(label for label in _LABELS if "bytes" in label or label == "Stored")
-_MIN_PREFIX = 4  # as of the uids of versions that are there
 
 
 @click.command()
@@ -57,63 +36,33 @@ _MIN_PREFIX = 4  # as of the uids of versions that are there
 @click.option(
     "-l", "--limit", cls=OptionalValue, type=click.IntRange(min=0), metavar="N", help="Show the newest N only."
 )
-@click.option("--plot", is_flag=True, help="Draw charts of growth, deduplication and rates besides.")
+@click.option("--plot", is_flag=True, help="Also draw charts of growth, deduplication and rates.")
 @click.pass_obj
 @run_for_output
 def command(
     invocation: Invocation, version: str | None, *, fields: str | None, limit: int | None, plot: bool
 ) -> None:
-    """Show what backups did, the oldest first: all of them, or those of VERSION.
+    """Show statistics of past backups, the oldest first: of all of them, or of those of VERSION.
 
-    Statistics stay when versions are removed. `date`, in UTC, is when the backup ended; `read` is what was read
-    from the source, `written` what was new, `dedup` what was known, `sparse` zeros. These count bytes before
-    compression; Stored is what the new blocks take in the storage, empty where that is not known.
+    Statistics stay when versions are removed. `date`, in UTC, is when the backup ended; `read` is what was read from
+    the source, `written` what was new, `dedup` what was known, `sparse` zeros. These count bytes before compression.
+    `Stored` is what the new blocks take in the storage; it is empty if that is not known.
     """
-    usual = _BACKY2 if invocation.form is OutputForm.PIPE else tuple(_LABELS)
-    columns = usual if fields is None else chosen_columns(fields, (*_LABELS, _METADATA))
-    with invocation.open_repository() as repository, repository.database.read() as connection:
-        if not version:
-            records = list_all_statistics(connection, limit=limit)
-        else:
-            records = list_statistics(connection, _find(connection, version), limit=limit)
+    usual = PIPE_COLUMNS if invocation.form is OutputForm.PIPE else tuple(LABELS)
+    columns = usual if fields is None else chosen_columns(fields, (*LABELS, _METADATA))
+    with invocation.open_repository() as repository:
+        records = backup_statistics(repository, version or None, limit=limit)
+    rows = as_rows(records)
     as_json = invocation.form is OutputForm.JSON
-    rows = [_row(record, whole_seconds=not as_json) for record in records]
     if not as_json:
-        rows = [row | {_METADATA: _METADATA_TEXT} for row in rows]
-    print_labelled(invocation, rows, {**_LABELS, _METADATA: _METADATA}, columns, sizes=_SIZES)
+        rows = [_as_backy2(row, record) for row, record in zip(rows, records, strict=True)]
+    print_labelled(invocation, rows, {**LABELS, _METADATA: _METADATA}, columns, sizes=SIZES)
     if plot and not as_json:
         _plot(records)
 
 
-def _find(connection: Connection, wanted: str) -> VersionUid:
-    """Return the uid that is meant, of a version that is there or of one that is gone and has statistics still."""
-    try:
-        return find_version(connection, wanted).uid
-    except VersionNotFoundError:
-        found = find_statistics(connection, wanted) if len(wanted) >= _MIN_PREFIX else []
-        if len(found) != 1:
-            raise
-        return found[0]
-
-
-def _row(record: StatisticsRecord, *, whole_seconds: bool) -> Row:
-    return {
-        "date": record.created_at,
-        "uid": record.version_uid,
-        "name": record.version_name,
-        "size_bytes": record.version_size_bytes,
-        "size_blocks": record.version_size_blocks,
-        "bytes_read": record.bytes_read,
-        "blocks_read": record.blocks_read,
-        "bytes_written": record.bytes_written,
-        "blocks_written": record.blocks_written,
-        "bytes_dedup": record.bytes_deduplicated,
-        "blocks_dedup": record.blocks_deduplicated,
-        "bytes_sparse": record.bytes_sparse,
-        "blocks_sparse": record.blocks_sparse,
-        "duration_s": int(record.duration_s) if whole_seconds else round(record.duration_s, 3),
-        "stored": record.bytes_stored,
-    }
+def _as_backy2(row: Row, record: StatisticsRecord) -> Row:
+    return row | {"duration_s": int(record.duration_s), _METADATA: _METADATA_TEXT}
 
 
 def _plot(records: Sequence[StatisticsRecord]) -> None:
@@ -124,7 +73,7 @@ def _plot(records: Sequence[StatisticsRecord]) -> None:
         growth.append(float(total))
     charts = (
         ("Growth: new bytes so far", growth, _size),
-        ("Deduplication: known bytes of those that are no zeros", [_known(record) for record in records], _percent),
+        ("Deduplication: share of known bytes, without zeros", [_known(record) for record in records], _percent),
         ("Rate of reading", [_rate(record) for record in records], lambda rate: f"{_size(rate)}/s"),
     )
     for title, values, show in charts:

@@ -1,4 +1,4 @@
-"""`backyfs umount`: unmount what `mount` has mounted."""
+"""`backyfs umount`: unmount what `mount` mounted."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 @click.argument("mountpoint")
 @click.pass_obj
 def command(invocation: Invocation, mountpoint: str) -> None:
-    """Unmount MOUNTPOINT and what stands on it, and wait until its process has ended.
+    """Unmount MOUNTPOINT and everything mounted from it, and wait until its process has ended.
 
-    What stands on it are file systems on loop devices on its images; root takes them away, from the top down. What
-    is in use stays, and who uses it is told. A mount whose process was killed is cleared as well.
+    That includes file systems on loop devices on its images, which only root can unmount. Anything in use stays
+    mounted; the processes using it are listed. A mount whose process was killed is cleaned up as well.
     """
     invocation.begin_log()
     unmount(mountpoint)

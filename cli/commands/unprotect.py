@@ -1,4 +1,4 @@
-"""`backyfs unprotect`: let versions be removed again."""
+"""`backyfs unprotect`: allow versions to be removed again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.arguments import versions_argument
-from backyfs.cli.protection import change_protection
+from backyfs.cli.edits import change_protection
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 @versions_argument
 @click.pass_obj
 def command(invocation: Invocation, versions: tuple[str, ...]) -> None:
-    """Let each VERSION be removed again.
+    """Allow each VERSION to be removed again.
 
-    One that is not protected is an error, with status 4; the others are unprotected all the same.
+    A VERSION that is not protected is an error, with status 4; the others are unprotected all the same.
     """
     change_protection(invocation, versions, protected=False)

@@ -1,4 +1,4 @@
-"""`backyfs upgrade`: take the database to this program's schema, or tell what that would do."""
+"""`backyfs upgrade`: upgrade the database to this program's schema, or show what that would do."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from backyfs.cli.options import real_path
 from backyfs.cli.output import print_object
 from backyfs.cli.text import printable
 from backyfs.errors import UsageError
+from backyfs.reports.upgrade import as_object, plan_as_object
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
@@ -20,8 +21,8 @@ _WAIT_S = 300  # as backyfs.engine.setup.upgrade.DEFAULT_WAIT_S, which is slow t
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Tell only whether it is needed: status 0 if not, 1 if it is.")
-@click.option("--dry-run", is_flag=True, help="Tell what would be done, and change nothing.")
+@click.option("--check", is_flag=True, help="Only report whether an upgrade is needed: status 0 if not, 1 if it is.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
 @click.option(
     "--wait",
     type=click.FloatRange(min=0),
@@ -31,18 +32,18 @@ _WAIT_S = 300  # as backyfs.engine.setup.upgrade.DEFAULT_WAIT_S, which is slow t
     help="How long to wait for running commands.",
 )
 @click.option(
-    "--copy-to", callback=real_path, metavar="DIRECTORY", help="Where the copy of the metadata goes."
+    "--copy-to", callback=real_path, metavar="DIRECTORY", help="Where to put the copy of the metadata."
 )
 @click.option(
     "--ignore-processes",
     is_flag=True,
-    help="Do not wait for processes of backy2 that hold no lock: they use another database.",
+    help="Do not wait for backy2 processes that hold no lock: they use another database.",
 )
 @click.pass_obj
 def command(
     invocation: Invocation, *, check: bool, dry_run: bool, wait: float, copy_to: str | None, ignore_processes: bool
 ) -> int:
-    """Upgrade the database to the schema of this program, as every other command does by itself.
+    """Upgrade the database to the schema of this program, as every other command does automatically.
 
     A copy of the metadata is made first. Stored blocks are never touched.
     """
@@ -69,14 +70,13 @@ def command(
 
 def _print_plan(invocation: Invocation, plan: UpgradePlan | None, *, in_full: bool) -> None:
     if invocation.form is OutputForm.JSON:
-        fields = {} if plan is None else {name: getattr(plan, name) for name in plan.__slots__}
-        print_object({"needed": plan is not None, **fields})
+        print_object(plan_as_object(plan))
     elif invocation.form is OutputForm.PIPE:
         click.echo("current" if plan is None else "older")
     elif plan is None:
         click.echo("The database is up to date.")
     else:
-        click.echo(f"{printable(plan.database)} has to be upgraded: it has the schema of {plan.from_schema}.")
+        click.echo(f"{printable(plan.database)} must be upgraded: it has the schema of {plan.from_schema}.")
         if in_full:
             _print_steps(plan)
 
@@ -86,7 +86,7 @@ def _print_steps(plan: UpgradePlan) -> None:
         click.echo("It would wait for the end of:")
         for one in plan.running:
             click.echo(f"  {printable(one)}")
-    click.echo(f"The metadata as they are would be copied to {printable(plan.copy)}.")
+    click.echo(f"A copy of the metadata would be written to {printable(plan.copy)}.")
     if plan.versions is not None:
         click.echo(f"{plan.versions} versions with {plan.blocks} blocks would be taken over; stored blocks stay.")
     click.echo(f"The schema would become {plan.to_revision}.")
@@ -94,17 +94,7 @@ def _print_steps(plan: UpgradePlan) -> None:
 
 def _print_report(invocation: Invocation, report: UpgradeReport | None) -> None:
     if invocation.form is OutputForm.JSON:
-        adopted = None if report is None else report.adopted
-        print_object(
-            {
-                "upgraded": report is not None,
-                "database": None if report is None else report.database,
-                "copy": None if report is None else report.copy,
-                "versions": None if adopted is None else adopted.versions,
-                "blocks": None if adopted is None else adopted.blocks,
-                "blobs": None if adopted is None else adopted.blobs,
-            }
-        )
+        print_object(as_object(report))
     elif invocation.form is OutputForm.TABLE:
         if report is None:
             click.echo("The database is up to date.")

@@ -417,7 +417,7 @@ def test_initdb_makes_what_the_configuration_names(tmp_path, capsys):
     config = adopted(tmp_path)
     assert run(["-c", str(config), "initdb"]) == 0
     out = capsys.readouterr().out
-    assert f"was made in {tmp_path}/db.sqlite" in out
+    assert f"was created in {tmp_path}/db.sqlite" in out
     assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o700
     with opened(config) as repository:
         assert repository.block_size == 8192
@@ -441,7 +441,7 @@ def test_initdb_does_not_touch_a_repository(call, config, tmp_path):
     before = files_below(config.parent / "data")
     status, out, err = call("initdb")
     assert (status, err) == (0, "")
-    assert re.match(r"repository \S+ is there already in ", out)
+    assert re.match(r"repository \S+ already exists in ", out)
     assert files_below(config.parent / "data") == before
     assert call("-m", "-s", "ls")[1].count("\n") == 1
 

@@ -91,7 +91,7 @@ def test_a_full_cleanup_tells_what_it_put_right_and_found(call: Call, config: Pa
     assert out.splitlines()[1:] == [
         "no references are wrong",
         "0 objects that the database does not know would be deleted, 0 B",
-        "1 such objects are young, or those of a running command, and are kept for now",
+        "1 such objects are recent, or belong to a running command, and are kept for now",
         "no blobs seem to be missing or of another size",
     ]
     next(file for file in data.glob("??/??/*.blob") if file.stem != "f" * 32).unlink()

@@ -83,7 +83,7 @@ def test_what_there_is_to_do_is_shown_and_not_done(call: Call) -> None:
 def test_what_was_done_is_told_in_every_form(call: Call, tmp_path: Path) -> None:
     status, out, err = call("migrate-encryption", "--all")
     assert (status, err) == (0, "")
-    assert out.startswith(f"3 blobs sealed anew, {3 * BLOCK / 1024:.1f} KiB in ")
+    assert out.startswith(f"3 blobs re-encrypted, {3 * BLOCK / 1024:.1f} KiB in ")
     assert out.endswith("The old objects are deleted by `backyfs cleanup`.\n")
     assert restores(call, tmp_path)
     told = json.loads(call("--json", "migrate-encryption", "disk@latest", "--to", "1")[1])
@@ -101,18 +101,18 @@ def test_a_damaged_block_is_named_and_the_status_is_20(call: Call, config: Path)
         flip_a_byte(file_of(repository, blob))
     status, _, err = call("-m", "migrate-encryption", "--all")
     assert status == 20
-    assert f"blob {blob.uid} stays as it is: holds other bytes than were backed up" in err
-    assert "1 damaged blobs were not sealed anew, listed above; run `backyfs scrub --all`" in err
+    assert f"blob {blob.uid} was not changed: holds other bytes than were backed up" in err
+    assert "1 damaged blobs, which the log lists, were not re-encrypted; run `backyfs scrub --all`" in err
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "name versions whose blocks are to be sealed anew, or give --all; not both"),
-        (["disk@latest", "--all"], "name versions whose blocks are to be sealed anew, or give --all; not both"),
+        ([], "name versions whose blocks should be re-encrypted, or give --all; not both"),
+        (["disk@latest", "--all"], "name versions whose blocks should be re-encrypted, or give --all; not both"),
         (["--all", "--to", "7"], "--to is 7; allowed: 0, 1, 2"),
         (["--all", "--to", "-1"], "-1 is not in the range"),
-        (["--all", "--older-than", "2026-01-01"], "--older-than says what --reseal seals anew; add --reseal"),
+        (["--all", "--older-than", "2026-01-01"], "--older-than limits what --reseal re-encrypts; add --reseal"),
         (["--all", "--reseal", "--older-than", "soon"], "'soon' is not a date"),
         (["--all", "--workers", "0"], "0 is not in the range"),
     ],
@@ -133,7 +133,7 @@ def test_a_rotation_locks_out_who_has_seen_the_old_keys(call: Call, config: Path
     status, _, err = call("migrate-encryption", "--all", "--reseal")
     assert status == 0
     assert "key slot ann was removed, because its key or passphrase is not known here" in err
-    assert "print its recovery page anew" in err
+    assert "print its recovery page again" in err
     assert labels(call) == ["configuration"]
     assert restores(call, tmp_path)
     with opened(config) as repository:

@@ -87,7 +87,7 @@ def test_a_configuration_that_is_there_names_all_of_it_and_stays(
     before = config.read_bytes()
     status, out, err = call("recover")
     assert (status, err) == (0, "")
-    assert f"The configuration {config} was there and is as it was: compare [MetaBackend] and [DataBackend]." in out
+    assert f"The configuration {config} already existed and was not changed: check [MetaBackend] and " in out
     assert config.read_bytes() == before
     assert call("-m", "ls")[1] == backed_up
 

@@ -189,7 +189,7 @@ def test_du_draws_a_bar_for_each_version(config, encoding):
     own, shared, hole = ("#", "=", ".") if encoding == "ascii" else ("█", "▒", "·")
     assert re.search(rf"disk \S+ +{own}+{shared}+ ", lines[-4])
     assert re.search(rf"disk \S+ +{shared}+[{hole}]+ ", lines[-3])
-    assert lines[-1].startswith(f"{own} this version only   {shared} other versions, too")
+    assert lines[-1].startswith(f"{own} this version only   {shared} also in other versions")
 
 
 # stats
@@ -336,10 +336,10 @@ def test_the_wrong_key_and_a_missing_storage_are_errors(config, call, words):
 @pytest.mark.parametrize(
     ("words", "function"),
     [
-        (["du"], "backyfs.cli.commands.du.space_of_versions"),
-        (["stats"], "backyfs.cli.commands.stats.list_all_statistics"),
-        (["jobs"], "backyfs.cli.commands.jobs.list_running_jobs"),
-        (["diff-meta"], "backyfs.cli.commands.diff_meta.compare"),
+        (["du"], "backyfs.cli.commands.du.disk_usage"),
+        (["stats"], "backyfs.cli.commands.stats.backup_statistics"),
+        (["jobs"], "backyfs.cli.commands.jobs.running_jobs"),
+        (["diff-meta"], "backyfs.cli.commands.diff_meta.compared_versions"),
     ],
 )
 def test_an_interrupt_ends_a_command_without_a_traceback(call, uids, monkeypatch, words, function):

@@ -304,7 +304,7 @@ def test_a_target_of_any_size_gets_the_right_one(call, version, out, size):
     status, text, _ = call("restore", "--differential", "--verify", version.uid, out)
     assert status == 0
     assert out.read_bytes() == CONTENT
-    assert "read back, and found to be as it was written" in text
+    assert "verified: the target matches" in text
 
 
 def test_the_summary_tells_what_was_there_already(call, version, out):
@@ -369,8 +369,8 @@ def test_what_reads_back_otherwise_is_told_with_its_range(call, version, out, mo
     assert status == 20
     assert err == (
         f"backyfs: bytes {start} to {stop} differ: the target has other bytes than were written to it\n"
-        f"backyfs: error: {stop - start} bytes of {out} were not read back as they were written; the ranges are "
-        "listed above. Look at the log of the kernel, and restore to another disk\n"
+        f"backyfs: error: {stop - start} bytes of {out} were not read back as they were written, in ranges "
+        "that the log lists; look at the log of the kernel, and restore to another disk\n"
     )
     report = json.loads(text)
     assert report["verified"] is False
@@ -570,12 +570,12 @@ def test_an_invalid_version_is_told_at_once_and_restored_as_far_as_it_can_be(cal
     assert status == 20
     first, second, last = err.splitlines()
     assert first == (
-        f"backyfs: version {version.uid} is invalid: blocks of it were found damaged; what can be restored is restored"
+        f"backyfs: version {version.uid} is invalid: blocks of it were found damaged; everything else is restored"
     )
     assert second.startswith("backyfs: bytes 8192 to 12288 not restored: blob ")
     assert last == (
-        f"backyfs: error: 4096 bytes of version {version.uid} could not be restored; the ranges are listed above, "
-        f"everything else is in {out}"
+        f"backyfs: error: 4096 bytes of version {version.uid} could not be restored, in ranges that the log "
+        f"lists; everything else is in {out}"
     )
     assert out.read_bytes() == replaced(CONTENT, 2 * BLOCK, bytes(BLOCK))
 

@@ -83,7 +83,7 @@ def test_damage_is_told_with_its_range_and_its_status(call, version, damaged):
     status, out, err = call("scrub", "--all")
     assert status == IntegrityError.exit_status == 20
     assert f"version {version.uid}: bytes 12288 to 12293: blob {damaged.uid} fails authentication" in err
-    assert err.splitlines()[-1].startswith("backyfs: error: damage in 1 blob, which are marked; ")
+    assert err.splitlines()[-1].startswith("backyfs: error: damage in 1 blob, which are marked, in ranges that the ")
     assert out.splitlines()[1:] == [f"version {version.uid} is invalid now"]
     assert f"|{version.uid}|0|" in call("-m", "ls")[1]
     status, out, err = call("-m", "scrub", "disk@latest")
@@ -100,7 +100,7 @@ def test_what_is_whole_again_is_told(call, config, version, damaged):
     status, out, err = call("scrub", "--all")
     assert (status, err) == (0, "")
     assert out.splitlines()[1:] == [
-        "marked as damaged, and whole again: 1 blob",
+        "marked as damaged, but intact again: 1 blob",
         f"version {version.uid} is valid again",
     ]
 

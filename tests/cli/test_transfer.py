@@ -277,7 +277,7 @@ def test_an_export_for_backy2_that_meets_damage_leaves_no_file(
         (["export", "disk@latest", "a", "b"], "name a VERSION and a FILE, or --all and a FILE"),
         (["export", "--all"], "name a VERSION and a FILE, or --all and a FILE"),
         (["export", "--all", "disk@latest", "file"], "name a VERSION and a FILE, or --all and a FILE"),
-        (["export", "--all", "--format", "backy2", "-"], "writes a file for each version; name a directory"),
+        (["export", "--all", "--format", "backy2", "-"], "has a file for each version; name a directory"),
         (["export", "--all", "--format", "backy2", "{tmp}"], "{tmp} cannot be made: File exists; name another one"),
         (["export", "disk@latest", "{tmp}"], "{tmp} exists already; name another file"),
         (["export", "disk@latest", "{tmp}/no/x"], "{tmp}/no/x cannot be written: No such file or directory; name"),
@@ -312,7 +312,7 @@ def test_a_command_that_lacks_something_tells_where_its_usage_is(
 ) -> None:
     done = call(*words)
     assert (done.status, done.out) == (1, b"")
-    assert done.err.endswith(f"; `backyfs {command} --help` shows how it is called\n")
+    assert done.err.endswith(f"; see `backyfs {command} --help`\n")
 
 
 def test_a_group_without_a_command_tells_its_commands(call: Callable[..., Done]) -> None:
@@ -387,7 +387,7 @@ def test_a_copied_database_takes_the_place_of_the_old_one(
     assert "backyfs: blobs: 4 rows copied and compared\n" in done.err
     assert done.out.decode().splitlines() == [
         f"20 rows of 12 tables were copied to {tmp_path}/new.sqlite, and compared.",
-        "Write its URL as `engine` in [MetaBackend] now; the old database stays as it is.",
+        "Now set `engine` in [MetaBackend] to its URL. The old database was not changed.",
     ]
     config.write_text(config.read_text().replace(*urls))
     (config.parent / "backyfs.sqlite").unlink()

@@ -349,12 +349,12 @@ def test_protecting_twice_is_an_error_but_for_the_others(call, config, image, ui
     call("protect", uid)
     call("backup", image, "other")
     status, out, err = call("--json", "protect", uid, "other@latest")
-    assert (status, err) == (4, f"backyfs: error: version {uid} is protected already; there was nothing to do\n")
+    assert (status, err) == (4, f"backyfs: error: version {uid} is already protected; there was nothing to do\n")
     assert [row["name"] for row in json.loads(out)] == ["other"]
     status, _, err = call("unprotect", "other@latest", uid)
     assert status == 0
     status, _, err = call("unprotect", uid)
-    assert (status, err) == (4, f"backyfs: error: version {uid} is unprotected already; there was nothing to do\n")
+    assert (status, err) == (4, f"backyfs: error: version {uid} is already unprotected; there was nothing to do\n")
 
 
 # add-tag, remove-tag
@@ -385,7 +385,7 @@ def test_a_tag_that_an_earlier_release_stored_with_a_blank_is_found_and_removed(
 
 def test_a_tag_that_is_there_or_not_is_a_warning(call, config, uid):
     status, out, err = call("add-tag", uid, "b,c")
-    assert (status, err) == (0, f"backyfs: version {uid} has tag b already\n")
+    assert (status, err) == (0, f"backyfs: version {uid} already has tag b\n")
     assert "a,b,c" in out
     status, _, err = call("remove-tag", uid, "x,b")
     assert (status, err) == (0, f"backyfs: version {uid} has no tag x\n")
@@ -506,10 +506,10 @@ def test_an_interrupt_ends_it_without_a_traceback_and_changes_nothing(call, conf
 
     before = the_version(config)
     function = {
-        "ls": "list_versions", "rm": "remove_versions", "add-tag": "add_tags", "remove-tag": "remove_tags",
-        "expire": "set_expiry",
+        "ls": "matching_versions", "rm": "remove", "add-tag": "add_tags", "remove-tag": "remove_tags",
+        "expire": "expire",
     }.get(command)  # fmt: skip
-    place = "protection.set_protected" if function is None else f"commands.{command.replace('-', '_')}.{function}"
+    place = "edits.protect" if function is None else f"commands.{command.replace('-', '_')}.{function}"
     monkeypatch.setattr(f"backyfs.cli.{place}", interrupted)
     status, out, err = call(*words_of(command, uid))
     assert (status, out, err) == (130, "", "backyfs: error: interrupted\n")

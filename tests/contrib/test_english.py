@@ -40,7 +40,7 @@ LEFT = {
     "backyfs/storage": 4,
     "backyfs/targets": 1,
     "backyfs/work": 12,
-    "cli": 161,
+    "cli": 70,
     "docs/internals": 7,
     "docs/reference": 33,
     "tests": 1,

@@ -244,7 +244,7 @@ def test_a_reserve_is_made_with_the_repository_and_made_again(small_disk: Path, 
     with opened(config) as repository:
         with repository.database.read() as connection:
             versions = list_versions(connection)
-        remove_versions(repository, versions, force=True, now=datetime.now(UTC))
+        remove_versions(repository, versions, now=datetime.now(UTC))
         assert not reserve.exists()
     (small_disk / "ballast").unlink()
     assert run(config, "cleanup").returncode == 0

@@ -442,8 +442,8 @@ def test_people_get_a_table_and_what_to_do_next(home: Path, place: Path) -> None
     done = backyfs("-c", config_of(home), "attach", "luks@latest", place)
     assert done.returncode == 0
     assert f" is attached in {place}\n" in done.stdout
-    assert "To go on with the image:\n    cryptsetup open /dev/loop" in done.stdout
-    assert done.stdout.endswith(f"`backyfs detach {place}` undoes it.\n")
+    assert "To continue with the image:\n    cryptsetup open /dev/loop" in done.stdout
+    assert done.stdout.endswith(f"`backyfs detach {place}` undoes this.\n")
 
 
 def test_scripts_get_fields(home: Path, place: Path) -> None:

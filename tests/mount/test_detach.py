@@ -199,7 +199,7 @@ def test_files_that_were_put_there_stay(home: Path, place: Path) -> None:
     done = backyfs("detach", place)
     assert done.returncode == 0
     assert done.stdout == (
-        f"{place} is detached\n{place} stays: there is more in it than `attach` has made\n"
+        f"{place} is detached\n{place} was kept: it contains more than `attach` put there\n"
     )
     assert os.listdir(place) == ["notes"]
 

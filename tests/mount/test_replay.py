@@ -288,7 +288,7 @@ def test_a_version_is_attached_several_times_at_once(home: Path, place: Path, ki
 def test_a_damaged_journal_is_an_error_and_the_bare_image_is_shown(home: Path, place: Path) -> None:
     done = attach(home, "damaged", place)
     assert done.returncode == MOUNT_ERROR
-    assert "the journal of the image could not be replayed: the newest files can be missing" in done.stderr
+    assert "the journal of the image could not be replayed: the newest files may be missing" in done.stderr
     (row,) = json.loads(done.stdout)
     assert row["state"] == "bare"
     assert row["remark"].startswith("the bare image: its journal could not be replayed (")

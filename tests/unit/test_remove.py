@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event, func, insert, select, update
 
 from backyfs.engine.restore.restore import restore
-from backyfs.engine.versions.remove import Removal, plan_removals, remove_versions
+from backyfs.engine.versions.remove import Removal, Rules, plan_removals, remove_versions
 from backyfs.errors import InterruptedByUser, JobLostError, VersionNotFoundError
 from backyfs.metadata.db.tables import jobs, pages, version_pages
 from backyfs.metadata.maps.blockmap import references_add_up
@@ -34,12 +34,14 @@ from tests.support.repositories import BLOCK, back_up, make_repository, opened
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from backyfs.metadata.db.database import Connection
     from backyfs.repository import Repository
 
 pytestmark = pytest.mark.slow
 
 ELSEWHERE = Process(host="other", scope="another machine", pid=1, pid_started=1)
 PATIENCE_S = 60
+KEEP_LAST = Rules(keep_last=True)
 FIRST = 1000  # id of pages that no backup has made
 
 
@@ -59,7 +61,7 @@ def left(repository: Repository) -> list[str]:
 def removed(repository: Repository, *versions: Version, days: int = 0, force: bool = False) -> list[str]:
     """Remove versions, and return why each was kept; empty for those that are gone."""
     removals = remove_versions(
-        repository, versions, younger_than_days=days, force=force, now=datetime.now(UTC)
+        repository, versions, rules=Rules(younger_than_days=days, force=force), now=datetime.now(UTC)
     )
     return ["" if removal.kept is None else str(removal.kept) for removal in removals]
 
@@ -133,7 +135,7 @@ def test_a_young_version_stays(
 ) -> None:
     [version] = stored(repository, tmp_path)
     now = version.created_at + timedelta(hours=hours)
-    [removal] = remove_versions(repository, [version], younger_than_days=days, force=force, now=now)
+    [removal] = remove_versions(repository, [version], rules=Rules(younger_than_days=days, force=force), now=now)
     assert (removal.kept is None) is goes
     assert left(repository) == ([] if goes else ["disk0"])
 
@@ -167,13 +169,13 @@ def test_a_version_that_is_not_wanted_gone_any_more_stays(repository: Repository
         set_expiry(connection, version.id, datetime(2099, 1, 1, tzinfo=UTC))
     asked: list[Version] = []
 
-    def still(now: Version) -> bool:
-        asked.append(now)
+    def still(_connection: Connection, version: Version) -> bool:
+        asked.append(version)
         return False
 
-    [removal] = remove_versions(repository, [version], now=datetime.now(UTC), still=still)
-    assert [now.expire_at for now in asked] == [datetime(2099, 1, 1, tzinfo=UTC)]
-    assert "was changed meanwhile" in str(removal.kept)
+    [removal] = remove_versions(repository, [version], rules=Rules(still=still), now=datetime.now(UTC))
+    assert [version.expire_at for version in asked] == [datetime(2099, 1, 1, tzinfo=UTC)]
+    assert "was changed in the meantime" in str(removal.kept)
     assert left(repository) == ["disk0"]
 
 
@@ -229,7 +231,7 @@ def test_two_removals_at_once_of_the_two_last_versions_leave_one(database_url: s
             ]
             with ThreadPoolExecutor(2) as threads:
                 removals = threads.map(
-                    lambda version: remove_versions(repository, [version], keep_last=True, now=datetime.now(UTC)), both
+                    lambda version: remove_versions(repository, [version], rules=KEEP_LAST, now=datetime.now(UTC)), both
                 )
                 kept = [removal.kept for [removal] in removals]
             assert sorted(reason is None for reason in kept) == [False, True]
@@ -238,7 +240,7 @@ def test_two_removals_at_once_of_the_two_last_versions_leave_one(database_url: s
 
 def test_the_last_valid_version_goes_where_nothing_keeps_it(repository: Repository, tmp_path: Path) -> None:
     versions = stored(repository, tmp_path)
-    assert remove_versions(repository, versions, keep_last=True, now=datetime.now(UTC))[0].kept is not None
+    assert remove_versions(repository, versions, rules=KEEP_LAST, now=datetime.now(UTC))[0].kept is not None
     assert plan_removals(repository, versions, now=datetime.now(UTC))[0].kept is None
     assert left(repository) == ["disk0"]
     assert remove_versions(repository, versions, now=datetime.now(UTC))[0].kept is None

@@ -239,7 +239,7 @@ def test_a_dry_run_changes_nothing(reference: Reference, capsys: pytest.CaptureF
     assert run(["-c", str(reference.config_file), "upgrade", "--dry-run"]) == 0
     assert "3 versions with 116 blocks would be taken over" in capsys.readouterr().out
     assert run(["-c", str(reference.config_file), "upgrade", "--check"]) == 1
-    assert "has to be upgraded" in capsys.readouterr().out
+    assert "must be upgraded" in capsys.readouterr().out
     assert reference.sqlite_file.read_bytes() == before
     assert sorted(path.name for path in reference.directory.glob("backy.sqlite*")) == ["backy.sqlite"]
 

@@ -21,6 +21,7 @@ from backyfs.metadata.db.batches import batches
 from backyfs.metadata.maps.blockmap import ABSENT, unpack
 from backyfs.metadata.records.versions import list_versions, version_with_uid
 from backyfs.model import PageId
+from backyfs.remedies import Advice
 from backyfs.work.run import UNATTENDED, Run
 from backyfs.work.window import Window
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from backyfs.catalog.index import CatalogIndex
     from backyfs.catalog.store import Catalog
+    from backyfs.engine.catalog.publish import PublishReport
     from backyfs.metadata.catalog.notes import PageRow
     from backyfs.model import Version
     from backyfs.repository import Repository
@@ -58,6 +60,18 @@ class CatalogReport:
     pages: int = 0
     differences: int = 0
     index: CatalogIndex | None = None  # if it can be read
+
+    @property
+    def errors(self) -> list[CatalogError]:
+        """What is to be written again."""
+        if not self.differences:
+            return []
+        return [
+            CatalogError(
+                f"{self.differences} objects of the catalog are not as the database says",
+                remedy=Advice.WRITE_CATALOG_OR_ALL(),
+            )
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +250,19 @@ def stale_objects(repository: Repository) -> Iterator[StaleObject]:
             with repository.database.read() as connection:
                 there = existing_uids(connection, kind, uids)
             yield from (StaleObject(kind, uid) for uid in uids if uid not in there)
+
+
+def push_catalog(repository: Repository, *, everything: bool = False, control: Control = UNATTENDED) -> PublishReport:
+    """Write to the catalog what it lacks, or all of it, and delete every object that it should not have.
+
+    `everything` also deletes objects that cannot be opened.
+
+    Raises:
+        MissingKeyError, CatalogError, InterruptedByUser, StorageError, DatabaseError: as `publish`.
+    """
+    report = publish(repository, everything=everything, control=control)
+    report.deleted += remove_stale_objects(repository, also_damaged=everything, control=control)
+    return report
 
 
 def remove_stale_objects(

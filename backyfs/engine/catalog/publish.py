@@ -100,9 +100,14 @@ def keep_catalog(repository: Repository, control: Control = UNATTENDED) -> None:
     except InterruptedByUser:
         pass  # the next command continues
     except BackyfsError as error:
-        _log.warning("the copy of the metadata in the storage is out of date: %s; %s", error, Advice.WRITE_CATALOG())
+        warn_of_failure(error)
     finally:
         repository.database.has_written = False  # so that a caller does not publish again
+
+
+def warn_of_failure(error: BackyfsError) -> None:
+    """Log that the catalog was not written, and why."""
+    _log.warning("the copy of the metadata in the storage is out of date: %s; %s", error, Advice.WRITE_CATALOG())
 
 
 @contextmanager

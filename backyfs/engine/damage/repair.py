@@ -16,7 +16,7 @@ from backyfs.blocks import new_blob_uids, new_shelf, save_blocks
 from backyfs.engine.catalog.publish import catalog_kept
 from backyfs.engine.damage.marking import mark_versions, revive_repaired_versions, tell_damage
 from backyfs.engine.damage.origins import BlobOrigin, ImageOrigin, Place, RepositoryOrigin
-from backyfs.errors import BackyfsError, DamagedPageError, UsageError
+from backyfs.errors import BackyfsError, DamagedPageError, IntegrityError, UsageError
 from backyfs.geometry import PAGE_ENTRIES, block_count
 from backyfs.metadata.db.batches import batches
 from backyfs.metadata.maps.blockmap import list_pages, page_entries
@@ -64,6 +64,18 @@ class RepairReport:
     blobs_left: int = 0      # that stay damaged
     versions_valid: tuple[VersionUid, ...] = ()  # that were invalid
     duration_s: float = 0.0
+
+    @property
+    def errors(self) -> list[IntegrityError]:
+        """What stays damaged."""
+        if not self.blobs_left:
+            return []
+        return [
+            IntegrityError(
+                f"{self.blobs_left} damaged blobs, in ranges that the log lists, cannot be repaired from there; "
+                "everything else of these versions can be restored"
+            )
+        ]
 
 
 @dataclass(slots=True)

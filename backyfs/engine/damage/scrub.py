@@ -19,10 +19,11 @@ from backyfs.engine.damage.blobchecker import BlobChecker
 from backyfs.engine.damage.comparison import Comparison
 from backyfs.engine.damage.mapchecker import check_maps
 from backyfs.engine.damage.marking import mark_versions, revive_versions
-from backyfs.errors import BackyfsError, DamagedPageError, UsageError, VersionNotFoundError
+from backyfs.errors import BackyfsError, DamagedPageError, IntegrityError, UsageError, VersionNotFoundError
 from backyfs.metadata.maps.blockmap import references_add_up
 from backyfs.metadata.upkeep.checks import blobs_of_versions, due_blobs, used_blobs
 from backyfs.model import BlobId, JobKind, JobSpec
+from backyfs.remedies import Advice
 from backyfs.work.blobset import BlobSet
 from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Run
@@ -66,6 +67,36 @@ class ScrubReport:
     versions_invalid: tuple[VersionUid, ...]  # that were valid
     versions_valid: tuple[VersionUid, ...]    # that were invalid
     duration_s: float
+
+    @property
+    def errors(self) -> list[IntegrityError]:
+        """What was found, in the order of this report."""
+        return list(self._errors())
+
+    def _errors(self) -> Iterator[IntegrityError]:
+        if self.blobs_damaged:
+            blobs = f"{self.blobs_damaged} blob{'' if self.blobs_damaged == 1 else 's'}"
+            yield IntegrityError(
+                f"damage in {blobs}, which are marked, in ranges that the log lists; versions with them are invalid",
+                remedy=Advice.REPAIR_OR_BACK_UP(),
+            )
+        if self.bytes_unknown:
+            yield IntegrityError(
+                f"the block maps of versions are damaged in {self.bytes_unknown} bytes of their images, which the log "
+                "lists; their objects may be intact, so keep the storage",
+                remedy=Advice.RECOVER_DATABASE(),
+            )
+        if self.references_right is False:
+            yield IntegrityError(
+                "the database counts other references to blocks than there are, so any other cleanup than a full one "
+                "might delete blocks that are in use",
+                remedy=Advice.CLEAN_UP_FULLY(),
+            )
+        if self.bytes_differing:
+            yield IntegrityError(
+                f"the source differs in {self.bytes_differing} bytes, which the log lists; nothing was marked for that",
+                remedy="check whether it was changed after the backup, or is another image",
+            )
 
 
 def scrub(

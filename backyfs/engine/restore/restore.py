@@ -17,7 +17,7 @@ from backyfs.engine.damage.suspects import check_suspects
 from backyfs.engine.restore.readback import ReadBack
 from backyfs.engine.restore.restorer import Restorer
 from backyfs.engine.restore.verification import Verification
-from backyfs.errors import BackyfsError, TargetError, UsageError
+from backyfs.errors import BackyfsError, IntegrityError, TargetError, UsageError
 from backyfs.geometry import block_count
 from backyfs.model import JobKind, JobSpec
 from backyfs.ownfiles import find_own
@@ -67,6 +67,31 @@ class RestoreReport:
     differing: tuple[DamagedRange, ...]  # in order; these bytes were read back different from what was written
     is_verified: bool                    # everything was read back
     duration_s: float
+
+    @property
+    def errors(self) -> list[IntegrityError]:
+        """What is not in the target as it should be."""
+        found = []
+        if self.damaged:
+            found.append(
+                IntegrityError(
+                    f"{_bytes_in(self.damaged)} bytes of version {self.version.uid} could not be restored, in ranges "
+                    f"that the log lists; everything else is in {self.target}"
+                )
+            )
+        if self.differing:
+            found.append(
+                IntegrityError(
+                    f"{_bytes_in(self.differing)} bytes of {self.target} were not read back as they were written, in "
+                    "ranges that the log lists",
+                    remedy="look at the log of the kernel, and restore to another disk",
+                )
+            )
+        return found
+
+
+def _bytes_in(ranges: tuple[DamagedRange, ...]) -> int:
+    return sum(damage.stop - damage.start for damage in ranges)
 
 
 def restore(

@@ -20,16 +20,19 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from backyfs import sealing
 from backyfs.blocks import load_block, new_blob_uids, new_shelf, save_blocks
 from backyfs.engine.catalog.publish import catalog_kept
 from backyfs.errors import BackyfsError, IntegrityError, ObjectMissingError, ObjectUnreadableError
 from backyfs.metadata.db.batches import batches
 from backyfs.metadata.maps.blockmap import BlobsGoneError, replace_blobs
 from backyfs.metadata.records.blobs import find_blobs, load_blobs
+from backyfs.metadata.records.versions import find_version
 from backyfs.metadata.upkeep.checks import blobs_of_versions
 from backyfs.metadata.upkeep.migration import BlobCount, Outdated, blobs_to_reseal, count_outdated, used_pages_with
 from backyfs.metadata.upkeep.replacement import Replacement, replace_objects
 from backyfs.model import BlobId, JobKind, JobSpec
+from backyfs.remedies import Advice
 from backyfs.work.blobset import BlobSet
 from backyfs.work.flushbatch import FlushBatch
 from backyfs.work.job import Job
@@ -56,6 +59,31 @@ class MigrationRequest:
     versions: tuple[Version, ...] | None  # None: all, and what no version uses yet or any more
     outdated: Outdated
     workers: int | None = None            # threads; None: as many as keep the processor busy
+
+
+def requested_migration(
+    repository: Repository,
+    names: Sequence[str] | None,
+    *,
+    to: int | None = None,
+    before: datetime | None = None,
+    workers: int | None = None,
+) -> MigrationRequest:
+    """Return a request for the versions that a person names, None for all; by default to the version of new blobs.
+
+    Raises:
+        ConfigError: there is no encryption version `to`.
+        VersionNotFoundError: one of the names matches no version, or several.
+    """
+    if to is not None:
+        sealing.check_configured(to)
+    versions = None
+    if names is not None:
+        with repository.database.read() as connection:
+            found = {version.id: version for version in (find_version(connection, name) for name in names)}
+        versions = tuple(found.values())
+    target = repository.blocks.encryption_version if to is None else to
+    return MigrationRequest(versions=versions, outdated=Outdated(to=target, before=before), workers=workers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +114,18 @@ class MigrationReport:
     merged: int = 0        # whose place was taken by others with the same bytes
     damaged: dict[str, str] = field(default_factory=dict)  # uids of blobs that stay as they are, and why
     duration_s: float = 0.0
+
+    @property
+    def errors(self) -> list[IntegrityError]:
+        """What stays as it was."""
+        if not self.damaged:
+            return []
+        return [
+            IntegrityError(
+                f"{len(self.damaged)} damaged blobs, which the log lists, were not re-encrypted",
+                remedy=Advice.SCRUB_EVERYTHING(),
+            )
+        ]
 
 
 def plan_migration(repository: Repository, request: MigrationRequest) -> MigrationPlan:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys
 from backyfs.engine.secrets.rewrapping import require_quiet, rewrap_data_keys, wrap_anew
-from backyfs.errors import KeyMaterialError, MissingKeyError, WrongKeyError
-from backyfs.keys.slots import make_slot, open_with
+from backyfs.errors import KeyMaterialError, MissingKeyError, UsageError, WrongKeyError
+from backyfs.keys.slots import Secret, make_slot, open_with
 from backyfs.metadata.records.identity import (
     list_key_slots,
     load_identity,
@@ -29,13 +29,15 @@ from backyfs.metadata.records.identity import (
     save_key_date,
 )
 from backyfs.metadata.records.wrapped_keys import KEYS_AT_ONCE
-from backyfs.repository.keyring import require_identity, tag_of
+from backyfs.repository.keyring import configured_secret, require_identity, tag_of
 from backyfs.work.silence import remove_silent_jobs
 
 if TYPE_CHECKING:
-    from backyfs.keys.slots import Secret
+    from collections.abc import Callable
+
     from backyfs.metadata.db.database import Database
     from backyfs.model import KeySlot
+    from backyfs.repository import Repository
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,23 @@ class RotationReport:
     removed: tuple[KeySlot, ...]  # that open nothing any more
     rewrapped: int               # data keys
     left: int                    # data keys that the old key did not open, and that stay unreadable as they were
+
+
+def rotate_configured(
+    repository: Repository, ask: Callable[[], str] | None, *, older_than: datetime
+) -> RotationReport | None:
+    """Make a new repository key that the configured key or passphrase opens, or a passphrase that `ask` returns.
+
+    Raises:
+        UsageError: nothing is configured, and nobody is there to answer.
+        What `rotate_repository_key` raises.
+    """
+    secret = configured_secret(repository.config)
+    if secret is None and ask is not None:
+        secret = Secret(passphrase=ask())
+    if secret is None:
+        raise UsageError("a new key needs a key slot, and the configuration has neither key nor passphrase")
+    return rotate_repository_key(repository.database, secret, older_than=older_than)
 
 
 def rotate_repository_key(

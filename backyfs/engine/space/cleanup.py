@@ -17,10 +17,10 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from backyfs.engine.catalog.publish import catalog_kept, keep_catalog
-from backyfs.errors import ObjectsKeptError
+from backyfs.errors import BackyfsError, ObjectsKeptError, StorageError
 from backyfs.metadata.db.clock import database_time
 from backyfs.metadata.upkeep.garbage import (
     DoomedBlob,
@@ -48,6 +48,7 @@ _log = logging.getLogger(__name__)
 
 INTERRUPTED = "interrupted: what was deleted is gone; the next cleanup goes on with the rest"
 GRACE_S = 3600         # as in backy2
+CleanupPlan: TypeAlias = Garbage
 _MOST_NAMED = 20       # objects that cannot be deleted are named; where it is all of them the log stays small
 _WORKERS = 16          # a deletion is mostly waiting, for a disk or an object store
 
@@ -62,8 +63,20 @@ class CleanupReport:
     undeleted: int = 0     # objects that the storage cannot delete; the next cleanup tries again
     duration_s: float = 0.0
 
+    @property
+    def errors(self) -> list[BackyfsError]:
+        """What the next cleanup has to do again."""
+        if not self.undeleted:
+            return []
+        return [
+            StorageError(
+                f"{self.undeleted} objects could not be deleted, and everything else was",
+                remedy="the warnings in the log list them and the reasons; remove the reasons, and clean up again",
+            )
+        ]
 
-def plan_cleanup(repository: Repository, *, grace_s: float = GRACE_S) -> Garbage:
+
+def plan_cleanup(repository: Repository, *, grace_s: float = GRACE_S) -> CleanupPlan:
     """Count what a cleanup would take away now.
 
     Raises:

@@ -19,6 +19,7 @@ from backyfs.engine.damage.marking import Marked, mark_versions
 from backyfs.engine.space.cleanup import GRACE_S, INTERRUPTED, Cleaner, plan_cleanup
 from backyfs.engine.space.orphans import Comparison, StorageListing, least_age_s
 from backyfs.engine.space.recount import RecountReport, recount
+from backyfs.errors import BackyfsError, IntegrityError
 from backyfs.model import BlobId, JobKind, JobSpec
 from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Run
@@ -27,8 +28,7 @@ from backyfs.work.silence import remove_silent_jobs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backyfs.engine.space.cleanup import CleanupReport
-    from backyfs.metadata.upkeep.garbage import Garbage
+    from backyfs.engine.space.cleanup import CleanupPlan, CleanupReport
     from backyfs.model import DamagedRange, Version, VersionUid
     from backyfs.repository import Repository
     from backyfs.work.run import Control
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class FullPlan:
     """What a full cleanup would do now."""
 
-    garbage: Garbage        # as the references are; those that are wrong may make more or less of it
+    garbage: CleanupPlan    # as the references are; those that are wrong may make more or less of it
     wrong_references: int   # of pages and blobs
     orphans: int            # objects without a row
     orphan_bytes: int
@@ -59,6 +59,18 @@ class FullReport:
     damaged_blobs: int      # that versions use: without object, row, or as they were
     versions_invalid: tuple[VersionUid, ...]  # that were valid
     duration_s: float
+
+    @property
+    def errors(self) -> list[BackyfsError]:
+        """What could not be deleted, and what was found damaged."""
+        if not self.damaged_blobs:
+            return self.cleaned.errors
+        damage = IntegrityError(
+            f"damage in {self.damaged_blobs} blobs, which are marked, in ranges that the log lists; versions that have "
+            "them are invalid",
+            remedy="back up their sources again, and keep what can still be restored",
+        )
+        return [*self.cleaned.errors, damage]
 
 
 def plan_full_cleanup(

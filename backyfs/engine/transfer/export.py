@@ -7,6 +7,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from backyfs import files, keys
@@ -25,13 +26,14 @@ from backyfs.metadata.maps.blockmap import ABSENT, HOLE, list_pages, page_entrie
 from backyfs.metadata.records.blobs import require_blob_records, require_blobs
 from backyfs.metadata.records.identity import list_key_slots, load_identity
 from backyfs.metadata.records.stats import list_statistics
-from backyfs.metadata.records.versions import version_with_uid
+from backyfs.metadata.records.versions import find_version, list_versions, version_with_uid
 from backyfs.model import BlobId, BlockIndex, PageNumber
 from backyfs.ownfiles import find_own
 from backyfs.work.blobset import BlobSet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from typing import BinaryIO
 
     from backyfs.metadata.db.database import Connection
@@ -39,6 +41,53 @@ if TYPE_CHECKING:
     from backyfs.repository import Repository
 
 _BACKY2_ENCRYPTION = (0, 1)
+
+
+class Format(StrEnum):
+    """What an export is written as."""
+
+    BACKYFS = "backyfs"
+    BACKY2 = "backy2"  # its CSV of releases from 2.12.1 on, a file for each version
+
+
+def export(
+    repository: Repository,
+    wanted: str | None,
+    path: str | None,
+    form: Format,
+    stdout: Callable[[], AbstractContextManager[BinaryIO]],
+) -> None:
+    """Write the version that a person names, or for None every version, to a new file.
+
+    Several versions for backy2 become files in a new directory. Without a path the export goes to what `stdout` opens.
+
+    Raises:
+        VersionNotFoundError: no version matches, or several do, or it was removed in the meantime.
+        UsageError: `path` exists or cannot be written, or the versions cannot be exported in this format.
+        DatabaseError: the metadata cannot be read.
+        MissingKeyError, IntegrityError, StorageError: a block cannot be read, where backy2 needs its hash.
+    """
+
+    def opened(path: str | None) -> AbstractContextManager[BinaryIO]:
+        return stdout() if path is None else new_file(path, repository.own_paths)
+
+    with repository.database.read() as connection:
+        chosen = list_versions(connection) if wanted is None else [find_version(connection, wanted)]
+    if form is Format.BACKYFS:
+        with opened(path) as file:
+            export_versions(repository, chosen, file)
+        return
+    key = repository.config.key
+    configured_key = None if key is None else keys.read_key(key)
+    paths = [path]
+    if wanted is None:
+        if path is None:
+            raise UsageError("an export for backy2 has a file for each version", remedy="name a directory")
+        new_directory(path, repository.own_paths)
+        paths = [os.path.join(path, f"{version.uid}.csv") for version in chosen]
+    for version, each in zip(chosen, paths, strict=True):
+        with opened(each) as file:
+            export_for_backy2(repository, version, file, configured_key=configured_key)
 
 
 def export_versions(repository: Repository, chosen: Sequence[Version], file: BinaryIO) -> None:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from backyfs import keys
+from backyfs.engine.catalog.publish import catalog_kept
 from backyfs.engine.transfer.backy2_format import MAGIC as BACKY2_MAGIC
 from backyfs.engine.transfer.backy2_format import read_backy2_export
 from backyfs.engine.transfer.export_format import ZSTD_MAGIC, ExportHeader, PageRecord, SharedPageRecord, read_export
@@ -60,6 +61,18 @@ class ImportReport:
 
     versions: tuple[VersionRecord, ...]
     unverifiable: int  # blobs whose fingerprint is of another function than the repository's, and was left out
+
+
+def import_export(repository: Repository, file: BinaryIO) -> ImportReport:
+    """Store all versions of an export; its blobs may be wrapped by the configured key.
+
+    Raises:
+        MissingKeyError: the configured key cannot be read.
+        What `import_versions` raises.
+    """
+    key = repository.config.key
+    with catalog_kept(repository):
+        return import_versions(repository, file, configured_key=None if key is None else keys.read_key(key))
 
 
 def import_versions(repository: Repository, file: BinaryIO, *, configured_key: bytes | None) -> ImportReport:

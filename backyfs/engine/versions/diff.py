@@ -6,6 +6,7 @@ in next to no time.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from backyfs.geometry import PAGE_ENTRIES, block_count, page_count, page_length
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, list_pages, new_entries
 from backyfs.metadata.maps.pageloader import PageLoader
+from backyfs.metadata.records.versions import find_version
 from backyfs.model import BlockIndex, PageNumber, VersionStatus
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from backyfs.metadata.db.database import Connection
     from backyfs.metadata.maps.blockmap import Entries
     from backyfs.model import PageId, Version
+    from backyfs.repository import Repository
 
 _COMPARED_AT_ONCE = 32  # entries: arrays are compared as memory
 
@@ -43,6 +46,31 @@ class Run:
     first: BlockIndex
     count: int
     state: State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionComparison:
+    """Two versions and how their blocks compare."""
+
+    left: Version
+    right: Version
+    runs: Iterator[Run]  # read while it is iterated over
+
+
+@contextmanager
+def compared_versions(
+    repository: Repository, left: str, right: str, *, find_holes: bool = False
+) -> Iterator[VersionComparison]:
+    """Give the comparison of two versions that a person names, see `compare`. It ends with the `with`.
+
+    Raises:
+        VersionNotFoundError: one of them matches no version, or several.
+        DatabaseError: a block map is damaged or cannot be read.
+    """
+    with repository.database.read() as connection:
+        first, second = find_version(connection, left), find_version(connection, right)
+        runs = compare(connection, first, second, repository.block_size, find_holes=find_holes)
+        yield VersionComparison(left=first, right=second, runs=runs)
 
 
 def compare(

@@ -21,10 +21,10 @@ from backyfs.metadata.db.idarray import BlobIds
 from backyfs.metadata.db.oddrows import note_odd
 from backyfs.metadata.maps.blockmap import list_pages
 from backyfs.metadata.maps.pageloader import KEPT_PAGES
-from backyfs.metadata.maps.usage import blobs_of
+from backyfs.metadata.maps.usage import blobs_of, encryption_of_blocks
 from backyfs.metadata.maps.walk import walk
 from backyfs.metadata.records.sizes import UNKNOWN, odd_sizes, stored_sizes, uids_of
-from backyfs.metadata.records.versions import list_versions
+from backyfs.metadata.records.versions import find_version, list_versions
 from backyfs.model import NoProgress
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from backyfs.metadata.maps.blockmap import Entries
     from backyfs.metadata.maps.walk import Step
     from backyfs.model import BlobUid, Progress, Version, VersionId
+    from backyfs.repository import Repository
 
 _ENTRY_BYTES = 8
 _RECOUNTED_BLOBS = 1 << 16  # see _as_backy2_rounds
@@ -66,6 +67,14 @@ class SpaceReport:
     stored_bytes: int | None   # objects of all its blobs; None: not asked for, or of some it is not known
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceList:
+    """The space of several versions."""
+
+    versions: tuple[SpaceReport, ...]
+    encryption: tuple[dict[int, int], ...] | None  # of each: blocks by encryption version; None: not counted
+
+
 @dataclass(frozen=True, slots=True)
 class _LoggedStep:
     """A step of the walk; its entries are in the log."""
@@ -75,6 +84,36 @@ class _LoggedStep:
     removed: int
     added: int
     absent_bytes: int
+
+
+def disk_usage(
+    repository: Repository,
+    names: Collection[str] = (),
+    *,
+    measure_stored: bool = True,
+    count_encryption: bool = False,
+    progress: Progress | None = None,
+) -> SpaceList:
+    """Return the space of the versions that were named, or of all of them, ordered by name and date.
+
+    `measure_stored` asks the storage for sizes of objects that the database does not know.
+
+    Raises:
+        VersionNotFoundError: one of the names matches no version, or several.
+        DatabaseError, StorageError: as `space_of_versions`.
+    """
+    with repository.database.read() as connection:
+        reports = space_of_versions(
+            connection,
+            repository.block_size,
+            wanted={find_version(connection, name).id for name in names} or None,
+            object_size=repository.blocks.storage.size if measure_stored else None,
+            progress=progress,
+        )
+        encryption = None
+        if count_encryption:
+            encryption = tuple(encryption_of_blocks(connection, (report.version for report in reports)))
+    return SpaceList(versions=tuple(reports), encryption=encryption)
 
 
 def space_of_versions(

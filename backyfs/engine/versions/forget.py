@@ -1,4 +1,4 @@
-"""Forget: remove the versions that no scheduler needs, and tell of all of them why they stay or go."""
+"""Forget: remove the versions that no scheduler needs, and report for every version why it is kept or removed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from backyfs.engine.versions.remove import remove_versions
+from backyfs.engine.versions.remove import Rules, remove_versions
 from backyfs.errors import IntegrityError
 from backyfs.metadata.db.tables import tags
 from backyfs.metadata.records.versions import list_versions
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from backyfs.config import Scheduler
     from backyfs.engine.versions.remove import Removal
     from backyfs.errors import VersionKeptError
+    from backyfs.metadata.db.database import Connection
     from backyfs.model import Version, VersionId
     from backyfs.repository import Repository
     from backyfs.retention import Decision
@@ -56,33 +57,33 @@ def forget(
     control: Control = UNATTENDED,
     announce: Callable[[Forgotten], None] = lambda _forgotten: None,
 ) -> list[Forgotten]:
-    """Remove the versions of all names, or of one, that none of the schedulers needs; return all of them, with reasons.
+    """Remove the versions of all names, or of one, that no scheduler needs; return all of them, with reasons.
 
-    With `dry_run` nothing is removed. What a running command holds stays; so does what is younger than the
-    configuration allows to remove, but with `force`. The plan is made once more in the transaction that removes a
-    version: it stays if it was protected meanwhile, or if others were removed or found damaged in whose place it is
-    needed now. `announce` is told of each version that was to go, at once.
+    With `dry_run` nothing is removed. Versions that a running command holds are kept; so are those younger than the
+    configuration allows to remove, unless `force` is set. The plan is made again in the transaction that removes a
+    version: it is kept if it was protected in the meantime, or if it is now needed in place of others that were removed
+    or found damaged. `announce` is called immediately for each version that should be removed.
 
     Raises:
-        InterruptedByUser: `control` asked to stop; the versions that were announced are gone or refused as told.
+        InterruptedByUser: `control` asked to stop; what was announced is done.
         DatabaseError: likewise.
         IntegrityError: a row of a tag is damaged; likewise.
         JobLostError: another command took this one for dead; likewise.
     """
-    config = repository.config
-    others = [scheduler for scheduler in config.schedulers if scheduler not in chosen]
+    database = repository.database
+    others = [scheduler for scheduler in repository.config.schedulers if scheduler not in chosen]
 
-    def plan(name: str | None) -> dict[VersionId, Decision]:
-        with repository.database.read() as connection:
-            versions = list_versions(connection, name=name)
-        if tags.name in repository.database.odd_rows.tables:
+    def plan(connection: Connection, name: str | None) -> dict[VersionId, Decision]:
+        versions = list_versions(connection, name=name)
+        if tags.name in database.odd_rows.tables:
             raise IntegrityError(
                 "a tag in the database is damaged, so nobody knows which schedules need its version; nothing more was "
                 "removed. Correct or delete that row"
             )
         return {decision.version.id: decision for decision in plan_removal(versions, chosen, others, now)}
 
-    planned = plan(name)
+    with database.read() as connection:
+        planned = plan(connection, name)
     results = {
         decision.version.id: Forgotten(
             version=decision.version,
@@ -104,12 +105,13 @@ def forget(
     remove_versions(
         repository,
         [decision.version for decision in planned.values() if not decision.needed],
-        younger_than_days=config.disallow_rm_when_younger_than_days,
-        force=force,
-        keep_last=True,
+        rules=Rules(
+            younger_than_days=repository.config.disallow_rm_when_younger_than_days,
+            force=force,
+            keep_last=True,
+            still=lambda connection, version: not plan(connection, version.name)[version.id].needed,
+        ),
         now=now,
-        # Writers take turns: what this reads is what the transaction of the removal sees.
-        still=lambda version: not plan(version.name)[version.id].needed,
         kind=JobKind.FORGET,
         control=control,
         announce=note,

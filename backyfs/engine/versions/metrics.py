@@ -6,20 +6,21 @@ Format: https://prometheus.io/docs/instrumenting/exposition_formats/, text, vers
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from backyfs.metadata.db.database import Database
 from backyfs.metadata.records.stats import newest_statistics
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
 from backyfs.retention import find_breaches, find_due
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from backyfs.config import Scheduler
-    from backyfs.metadata.db.database import Database
+    from backyfs.config import Config, Scheduler
     from backyfs.model import StatisticsRecord, Version
 
 _RELEASED_AS = "backyfs"
@@ -74,6 +75,21 @@ _METRICS = (
     ("due", "gauge", "1: a backup is due by a scheduler of the configuration."),
     ("sla_breaches", "gauge", "Breaches of the schedule of a scheduler."),
 )
+
+
+def repository_metrics(config: Config, now: datetime, *, known_odd_rows: Collection[str] = ()) -> list[NameMetrics]:
+    """Return the metrics of the repository of a configuration, without opening it: its key may have to be typed.
+
+    `known_odd_rows` are messages about damaged rows that were logged already.
+
+    Raises:
+        SchemaError: the database must be upgraded first, or holds no repository.
+        DatabaseError: the metrics cannot be read.
+    """
+    with closing(Database(config.database_url)) as database:
+        database.check_revision()
+        database.odd_rows.messages.update(known_odd_rows)
+        return collect_metrics(database, config.schedulers, now)
 
 
 def collect_metrics(database: Database, schedulers: Sequence[Scheduler], now: datetime) -> list[NameMetrics]:

@@ -1,6 +1,6 @@
-"""Remove versions: those that are protected, in use or too young are kept, each with its reason.
+"""Remove versions. Protected, used and recent ones are kept, each with its reason.
 
-Only the database changes. What no version needs any more stays in the storage until a cleanup.
+Only the database changes. Blocks that no version needs any more stay in the storage until a cleanup.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from backyfs.engine.catalog.publish import catalog_kept
 from backyfs.errors import VersionKeptError
 from backyfs.metadata.records.jobs import list_live_jobs, live_holders, this_process
 from backyfs.metadata.records.removal import lock_version, remove_version
-from backyfs.metadata.records.versions import is_last_valid, version_with_uid
+from backyfs.metadata.records.versions import find_version, is_last_valid, list_versions, version_with_uid
 from backyfs.model import JobKind, JobSpec, Unit
 from backyfs.work.job import Job
 from backyfs.work.pace import progress_text
@@ -33,53 +33,111 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """What became of a version that was to be removed."""
+    """What became of a version that should be removed."""
 
     version: Version
     kept: VersionKeptError | None  # why it is still there; None: it is gone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Rules:
-    """What keeps a version, besides its protection and the jobs that hold it."""
+class RemovalRequest:
+    """Which versions to remove, and which rules not to apply."""
 
-    younger_than_days: int
-    force: bool
-    keep_last: bool
-    now: datetime
-    still: Callable[[Version], bool]
+    names: tuple[str, ...] = ()  # as a person names versions; none: all versions that have expired
+    force: bool = False          # also versions that are too young and, if named, the last valid one of a name
+    even_last: bool = False      # of those that have expired: also the last valid one of a name
+    dry_run: bool = False        # remove nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovalReport:
+    """What became of the versions that should be removed."""
+
+    request: RemovalRequest
+    removals: tuple[Removal, ...]
+
+    @property
+    def kept(self) -> list[VersionKeptError]:
+        """Why versions were kept."""
+        return [removal.kept for removal in self.removals if removal.kept is not None]
+
+    @property
+    def errors(self) -> list[VersionKeptError]:
+        """An error for each version that was named and is kept; expired ones are kept without an error."""
+        return self.kept if self.request.names else []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What keeps a version, apart from its protection and the jobs that hold it."""
+
+    younger_than_days: int = 0  # 0: no rule
+    force: bool = False         # versions may be younger than that
+    keep_last: bool = False     # the last valid version of a name stays; if all should go, the newest
+    # Whether a version still qualifies. It is asked in the transaction that removes, about the version as it is then.
+    still: Callable[[Connection, Version], bool] = lambda _connection, _version: True
+
+
+NO_RULES = Rules()
+
+
+def remove(
+    repository: Repository,
+    request: RemovalRequest,
+    *,
+    now: datetime,
+    control: Control = UNATTENDED,
+    announce: Callable[[Removal], None] = lambda _removal: None,
+) -> RemovalReport:
+    """Remove the versions that were named, or all that have expired, by the rules of the configuration.
+
+    Raises:
+        VersionNotFoundError: one of the names matches no version, or several; nothing was removed.
+        InterruptedByUser, DatabaseError, JobLostError: as `remove_versions`.
+    """
+    with repository.database.read() as connection:
+        wanted = (
+            [find_version(connection, name, now=now) for name in request.names]
+            if request.names
+            else [version for version in list_versions(connection) if version.has_expired(now)]
+        )
+    rules = Rules(
+        younger_than_days=repository.config.disallow_rm_when_younger_than_days,
+        force=request.force,
+        keep_last=not (request.force if request.names else request.even_last),
+        still=lambda _connection, version: bool(request.names) or version.has_expired(now),
+    )
+    if request.dry_run:
+        removals = plan_removals(repository, wanted, rules=rules, now=now)
+    else:
+        removals = remove_versions(repository, wanted, rules=rules, now=now, control=control, announce=announce)
+    return RemovalReport(request=request, removals=tuple(removals))
 
 
 def remove_versions(
     repository: Repository,
     versions: Sequence[Version],
     *,
-    younger_than_days: int = 0,
-    force: bool = False,
-    keep_last: bool = False,
+    rules: Rules = NO_RULES,
     now: datetime,
-    still: Callable[[Version], bool] = lambda _version: True,
     kind: JobKind = JobKind.RM,
     control: Control = UNATTENDED,
     announce: Callable[[Removal], None] = lambda _removal: None,
 ) -> list[Removal]:
-    """Remove versions, the oldest first, each in a transaction of its own, and return what became of each.
+    """Remove versions, the oldest first, each in its own transaction, and return what became of each.
 
-    A version that is protected or that a running command holds is kept, also with `force`; one younger than
-    `younger_than_days` days at the time `now` is without it. `keep_last` keeps the last valid version of each name: if
-    all of them are to be removed, the newest stays. All this is looked at in the transaction that removes: nobody can
-    begin to use a version in between. So is `still`, which tells of a version as it is then whether it
-    is to be removed still. One that is gone meanwhile counts as removed; one that is named twice is reported once.
+    A version is kept if it is protected or a running command holds it, or if `rules` keep it. All of this is checked in
+    the transaction that removes the version, so nobody can begin to use it in between. A version that is gone in the
+    meantime counts as removed; one that is named twice is reported once.
 
-    `kind` is that of the job. `control` can stop it before each version; `announce` is called
-    with each at once.
+    `kind` is that of the job. `control` can stop it before each version; `announce` is called with each result
+    immediately.
 
     Raises:
-        InterruptedByUser: `control` asked to stop; the versions that were announced are gone or kept as told.
+        InterruptedByUser: `control` asked to stop; what was announced is done.
         DatabaseError: likewise.
         JobLostError: another command took this one for dead; likewise.
     """
-    rules = _Rules(younger_than_days=younger_than_days, force=force, keep_last=keep_last, now=now, still=still)
     wanted = _in_order(versions)
     removals: list[Removal] = []
     if not wanted:
@@ -92,36 +150,27 @@ def remove_versions(
         for version in wanted:
             how_far = progress_text(job.count(len(removals), len(wanted), Unit.VERSIONS))
             run.saying(f"interrupted after {how_far}; run it again for the others").check()
-            removal = Removal(version=version, kept=_remove(repository, version, rules))
+            removal = Removal(version=version, kept=_remove(repository, version, rules, now))
             removals.append(removal)
             announce(removal)
     return removals
 
 
 def plan_removals(
-    repository: Repository,
-    versions: Sequence[Version],
-    *,
-    younger_than_days: int = 0,
-    force: bool = False,
-    keep_last: bool = False,
-    now: datetime,
+    repository: Repository, versions: Sequence[Version], *, rules: Rules = NO_RULES, now: datetime
 ) -> list[Removal]:
     """Return what `remove_versions` would do with these versions now. Nothing is changed.
 
     Raises:
         DatabaseError: the database cannot be read.
     """
-    rules = _Rules(
-        younger_than_days=younger_than_days, force=force, keep_last=keep_last, now=now, still=lambda _version: True
-    )
     removals = []
     gone: set[VersionId] = set()
     with repository.database.read() as connection:
         jobs = list_live_jobs(connection, this_process())
         for version in _in_order(versions):
             holders = [job for job in jobs if version.uid in job.versions]
-            kept = _reason_to_keep(connection, version, rules, holders, gone)
+            kept = _reason_to_keep(connection, version, rules, now, holders, gone)
             if kept is None:
                 gone.add(version.id)
             removals.append(Removal(version=version, kept=kept))
@@ -135,14 +184,14 @@ def _in_order(versions: Sequence[Version]) -> list[Version]:
     )
 
 
-def _remove(repository: Repository, version: Version, rules: _Rules) -> VersionKeptError | None:
+def _remove(repository: Repository, version: Version, rules: Rules, now: datetime) -> VersionKeptError | None:
     with repository.database.write() as connection:
         lock_version(connection, version.id)
-        now = version_with_uid(connection, version.uid)
+        current = version_with_uid(connection, version.uid)
         kept = None
-        if now is not None:
-            holders = live_holders(connection, this_process(), now.id)
-            kept = _reason_to_keep(connection, now, rules, holders)
+        if current is not None:
+            holders = live_holders(connection, this_process(), current.id)
+            kept = _reason_to_keep(connection, current, rules, now, holders)
         if kept is None:
             remove_version(connection, version.id)
         return kept
@@ -151,25 +200,26 @@ def _remove(repository: Repository, version: Version, rules: _Rules) -> VersionK
 def _reason_to_keep(
     connection: Connection,
     version: Version,
-    rules: _Rules,
+    rules: Rules,
+    now: datetime,
     holders: Sequence[LiveJob],
     gone: Collection[VersionId] = (),
 ) -> VersionKeptError | None:
-    """Return why a version stays; None if it does not. `gone` are versions that only a plan has removed."""
+    """Return why a version is kept, None if it is not. `gone` are versions that only a plan has removed."""
     uid = version.uid
     if version.protected:
         return VersionKeptError(f"version {uid} is protected; run `backyfs unprotect {uid}` first")
     if holders:
         return VersionKeptError(f"version {uid} is in use by {holders[0]}; wait for its end, or end it")
-    # 0 days is no rule: a version of a host whose clock is ahead is younger than that.
-    young = rules.now - version.created_at < timedelta(days=rules.younger_than_days) and rules.younger_than_days > 0
+    # 0 days is not a rule: a version from a host whose clock is ahead is younger than that.
+    young = now - version.created_at < timedelta(days=rules.younger_than_days) and rules.younger_than_days > 0
     if young and not rules.force:
         return VersionKeptError(
             f"version {uid} is younger than the {rules.younger_than_days} days of "
             "disallow_rm_when_younger_than_days; add --force to remove it all the same"
         )
-    if not rules.still(version):
-        return VersionKeptError(f"version {uid} was changed meanwhile and is not to go any more; look at it again")
+    if not rules.still(connection, version):
+        return VersionKeptError(f"version {uid} was changed in the meantime and should be kept; check it again")
     if rules.keep_last and is_last_valid(connection, version, gone):
         return VersionKeptError(
             f"version {uid} is the last valid version of {version.name!r}; make another backup first, or force its "

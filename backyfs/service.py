@@ -1,0 +1,173 @@
+"""Use the repository of a configuration: what the command line and other front ends call before a library function.
+
+Opening a repository upgrades its database first if that is needed, and keeps the catalog in the storage up to date.
+Nothing is printed here: what a caller wants to know is passed to the functions that it gives.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from backyfs.errors import BackyfsError, DatabaseBusyError, DatabaseError, SchemaOutdatedError
+from backyfs.reports.values import to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from backyfs.config import Config
+    from backyfs.engine.setup.initdb import DatabaseReport
+    from backyfs.engine.setup.upgrade import UpgradeReport
+    from backyfs.metadata.db.database import Database
+    from backyfs.model import RunId
+    from backyfs.reports.values import Object, Row
+    from backyfs.repository import Repository
+    from backyfs.work.run import Control
+
+# SQLAlchemy, alembic and cryptography are slow to load, so every function imports only what it needs.
+_log = logging.getLogger(__name__)
+
+
+def _no_control() -> AbstractContextManager[Control]:
+    from backyfs.work.run import UNATTENDED  # noqa: PLC0415 - slow to load
+
+    return nullcontext(UNATTENDED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A configuration, and the caller that uses its repository: one command after the other, from one thread."""
+
+    config: Config
+    stop: Callable[[], bool] = lambda: False  # called often, from several threads; True: end what is under way
+    ask: Callable[[], str] | None = None      # asks somebody for a passphrase; None: nobody is there to answer
+    control: Callable[[], AbstractContextManager[Control]] = _no_control  # follows and stops an upgrade
+    upgraded: Callable[[UpgradeReport], None] = lambda _report: None      # called after an upgrade
+    odd_rows: set[str] = field(default_factory=set)  # messages about damaged rows that were left out and logged
+    runs: list[RunId] = field(default_factory=list)  # of the jobs that have ended, see `Control.recorded`
+
+    @contextmanager
+    def repository(self, *, insist: bool = False) -> Iterator[Repository]:
+        """Open the repository, after an upgrade if that is needed, and keep its catalog at the end.
+
+        With `insist` a storage without a marker is taken for the repository's.
+
+        Raises:
+            What `backyfs.repository.open_repository` and `backyfs.engine.setup.upgrade.upgrade` raise.
+        """
+        with ExitStack() as opened:
+            try:
+                repository = opened.enter_context(self.open_as_it_is(insist=insist))
+            except (SchemaOutdatedError, DatabaseBusyError):
+                self._upgrade()
+                repository = opened.enter_context(self.open_as_it_is(insist=insist))
+            opened.callback(self.note_odd_rows, repository.database)
+            try:
+                yield repository
+            except BackyfsError:
+                self._keep_catalog(repository)
+                raise
+            self._keep_catalog(repository)
+
+    def open_as_it_is(self, *, insist: bool = False) -> AbstractContextManager[Repository]:
+        """Open the repository without an upgrade, and do not keep its catalog.
+
+        Raises:
+            What `backyfs.repository.open_repository` raises.
+        """
+        from backyfs.repository import open_repository  # noqa: PLC0415 - see above
+
+        return open_repository(self.config, stop=self.stop, ask=self.ask, insist=insist)
+
+    @contextmanager
+    def database(self) -> Iterator[Database]:
+        """Open the database alone, for functions that work where the storage is out of reach, such as those of keys.
+
+        The catalog is kept afterwards. A failure of that is only a warning.
+
+        Raises:
+            SchemaOutdatedError: its schema is older.
+            SchemaError: there is no repository.
+        """
+        from backyfs.engine.secrets.keyslots import open_database  # noqa: PLC0415 - see above
+
+        with open_database(self.config) as database:
+            yield database
+        if database.has_written:
+            self._publish()
+
+    def make_repository(self) -> DatabaseReport:
+        """Make the repository that the configuration names; one that exists is opened, and upgraded if need be.
+
+        Raises:
+            What `repository` and `backyfs.repository.create_repository` raise.
+        """
+        from backyfs.engine.setup.initdb import describe_repository, make_missing_repository  # noqa: PLC0415
+
+        made = make_missing_repository(self.config)
+        if made:
+            self._publish()
+        else:
+            with self.repository():
+                pass
+        return describe_repository(self.config, made=made)
+
+    def record(
+        self, repository: Repository, report: Object | Sequence[Row], errors: Sequence[BackyfsError] = ()
+    ) -> None:
+        """Add a report to the run of the last job; the last of `errors` is how the command will end.
+
+        Call this after the operation, within the `with` of `repository`. A failure is only a warning.
+        """
+        if not self.runs:  # the database cannot be written, or there was nothing to do
+            return
+        from backyfs.metadata.records.runs import complete_run  # noqa: PLC0415 - see above
+        from backyfs.work.ending import ending_of  # noqa: PLC0415 - see above
+
+        database = repository.database
+        has_written = database.has_written
+        try:
+            with database.write() as connection:
+                ending = ending_of(errors[-1]) if errors else None
+                complete_run(connection, self.runs[-1], report=json.dumps(to_json(report)), ending=ending)
+        except DatabaseError as failed:
+            _log.warning("the report of this command is not recorded: %s", failed)
+        database.has_written = has_written  # the catalog has no runs
+
+    def note_odd_rows(self, database: Database) -> None:
+        """Note the damaged rows that a command came across."""
+        self.odd_rows.update(database.odd_rows.messages)
+
+    def _upgrade(self) -> None:
+        from backyfs.engine.setup.upgrade import upgrade  # noqa: PLC0415 - see above
+
+        with self.control() as control:
+            report = upgrade(self.config, control=control)
+        if report is not None:
+            self.upgraded(report)
+
+    def _keep_catalog(self, repository: Repository) -> None:
+        """Write to the catalog what opening the repository has changed, unless the command was interrupted.
+
+        Library functions do so themselves, after which there is nothing left to do.
+        """
+        if repository.database.has_written and not self.stop():
+            from backyfs.engine.catalog.publish import keep_catalog  # noqa: PLC0415 - see above
+            from backyfs.work.run import Control  # noqa: PLC0415 - see above
+
+            keep_catalog(repository, Control(stop=self.stop))
+
+    def _publish(self) -> None:
+        """Write to the catalog what was changed while the storage was not open. A failure is only a warning."""
+        from backyfs.engine.catalog.publish import warn_of_failure  # noqa: PLC0415 - see above
+
+        try:
+            with self.open_as_it_is() as repository:
+                repository.database.has_written = True
+                self._keep_catalog(repository)
+        except BackyfsError as error:
+            warn_of_failure(error)
