@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 _AnyServer = TypeVar("_AnyServer", bound=Server)
 _ENGINES = ["sqlite", "postgresql", "mariadb"]
+# The program is started hundreds of times, and would be compiled as often.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # What runs the tests in the background ignores signals, and the programs of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -16,7 +16,7 @@ import pytest
 
 from backyfs.metadata.records.versions import list_versions
 from tests.cli.cases import CASES, filled_in, make_place, words_of
-from tests.cli.forkserver import ForkServer
+from tests.support.forkserver import ForkServer
 from tests.support.repositories import opened
 
 OUTPUT_LOST = 8

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from backyfs.cli.bashline import BashLine, quoted
 from backyfs.cli.shells import SHELLS as SHELL_FORMS
 from tests.support.images import random_image
+from tests.support.program import backyfs
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
-BACKYFS = str(BIN / "backyfs")
 SHELLS = {
     "bash": ["bash", "--norc", "--noprofile", "-i"],
     "zsh": ["zsh", "-f", "-i"],
@@ -277,13 +277,8 @@ def test_a_name_like_an_option_is_offered_behind_two_hyphens_only(place):
 
 def asked(line, **environ):
     """Return status, offers and stderr of the program as bash asks it."""
-    done = subprocess.run(
-        [BACKYFS],
-        env={**os.environ, "_BACKYFS_COMPLETE": "bash", "COMP_LINE": line, "COMP_BREAKS": "@:=", **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    asking = {"_BACKYFS_COMPLETE": "bash", "COMP_LINE": line, "COMP_BREAKS": "@:=", **environ}
+    done = backyfs(env={**os.environ, **asking})
     return done.returncode, done.stdout.split("\n")[:-1], done.stderr
 
 
@@ -341,5 +336,6 @@ def test_a_line_that_makes_no_sense_is_no_error(line):
 
 
 def test_completion_prints_what_a_shell_understands(shell):
-    script = subprocess.run([BACKYFS, "completion", shell], capture_output=True, text=True, check=True).stdout
+    script = backyfs("completion", shell).stdout
+    assert script
     subprocess.run([shell, "-n"], input=script, text=True, check=True)

@@ -25,7 +25,7 @@ from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import VersionStatus
 from backyfs.storage import directory as directory_module
 from backyfs.storage.beneath import Root
-from tests.fault.everystep import killed_at
+from tests.fault.killedstates import Stored
 from tests.support.audit import audit, content_of
 from tests.support.images import random_bytes
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
@@ -219,23 +219,26 @@ def place_of(path: str, *, dir_fd: int | None = None, src_dir_fd: int | None = N
 def test_a_kill_at_any_call(tmp_path: Path, command: str) -> None:
     place = Place(tmp_path)
     prepare, act = COMMANDS[command]
+    number = 1
 
     def run() -> None:
         with opened(place.config) as repository:
             act(place, repository, number)
 
-    number = 0
-    killed = True
-    while killed:
-        number += 1
-        with opened(place.config) as repository:
-            prepare(place, repository, number)
-        killed = killed_at(number, run, storage=True)
+    with opened(place.config) as repository:
+        prepare(place, repository, number)
+    stored = Stored(place.config.parent)
+    killed = stored.killed(run, storage=True)
+    with opened(place.config) as repository:
+        place.check(repository)
+    for copy in killed.copies.values():
+        stored.put(copy)
         with opened(place.config) as repository:
             place.check(repository)
             act(place, repository, number)
+            place.check(repository)
             place.tidy(repository)
-    assert number > FEWEST
+    assert killed.steps >= FEWEST
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])

@@ -11,7 +11,8 @@ from backyfs.metadata.maps.usage import encryption_versions
 from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.work.flushbatch import FlushLimits
-from tests.fault.everystep import Stored, fail_at_every_statement, kill_at_every_statement
+from tests.fault.everystep import fail_at_every_statement, kill_at_every_statement
+from tests.fault.killedstates import Stored
 from tests.support.audit import audit, content_of
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
@@ -39,7 +40,7 @@ class Migration:
         configure(self._config, encryption_version=2, deduplication="same-version")
         with opened(self._config) as repository:  # its blobs take the place of some of the plain ones
             back_up(repository, self._images["changed"], "changed")
-        self.renew = Stored(directory / "repository").renew
+        self.stored = Stored(directory / "repository")
 
     def act(self) -> None:
         """Migrate everything."""

@@ -21,6 +21,7 @@ from backyfs.metadata.catalog.notes import note_repository
 from backyfs.metadata.db.database import Database
 from backyfs.metadata.records.versions import list_versions, set_expiry, version_with_uid
 from tests.fault.everystep import killed_at
+from tests.fault.killedstates import Stored
 from tests.fault.test_failing_parts import FailingStorage
 from tests.support.audit import audit
 from tests.support.images import random_image
@@ -55,31 +56,28 @@ def test_a_recovery_that_is_killed_at_any_statement_is_done_by_the_next_one(
     repository: Repository, versions: list[Version], tmp_path: Path
 ) -> None:
     key = repository.blocks.keyring.repository_key
-    url = f"sqlite:///{tmp_path}/recovered.sqlite"
+    target = tmp_path / "recovered"
+    url = f"sqlite:///{target}/backyfs.sqlite"
 
     def run() -> None:
         with closing(Database(url)) as database:
             storage = repository.blocks.storage
             recover(storage, open_catalog(storage, lambda _found: Secret(), key), database)
 
-    number = 0
-    while True:
-        number += 1
-        killed = killed_at(number, run)
-        if not killed:
-            break
+    target.mkdir()
+    stored = Stored(target)
+    killed = stored.killed(run)
+    assert killed.steps >= 20
+    for copy in killed.copies.values():
+        stored.put(copy)
         with closing(Database(url)) as database, pytest.raises(SchemaError):
             database.check_revision()  # no command takes the half for the whole
-        if number % 5 == 0:
-            run()
-            with closing(Database(url)) as database:
-                audit(replace(repository, database=database))
-                with database.read() as connection:
-                    found = list_versions(connection)
-            assert [version.uid for version in found] == [version.uid for version in versions]
-            for path in tmp_path.glob("recovered.sqlite*"):
-                path.unlink()
-    assert number > 20
+        run()
+        with closing(Database(url)) as database:
+            audit(replace(repository, database=database))
+            with database.read() as connection:
+                found = list_versions(connection)
+        assert [version.uid for version in found] == [version.uid for version in versions]
     with closing(Database(url)) as database:
         recovered = replace(repository, database=database)
         with database.read() as connection:

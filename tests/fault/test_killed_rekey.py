@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from backyfs.metadata.records.identity import list_key_slots
 from backyfs.metadata.records.wrapped_keys import wrapped_keys
 from backyfs.model import BlobId, KeySource
 from backyfs.repository import open_repository
-from tests.fault.everystep import killed_at
+from tests.fault.killedstates import Stored
 from tests.support.repositories import make_repository, opened
 from tests.upgrade.reference import Reference
 from tests.upgrade.test_faults import fail, watched
@@ -37,20 +36,12 @@ K2 = bytes.fromhex("5e" * 32)
 class Subject:
     """A repository that is opened by K1, or by K2 after a rekey; it can be made again and again."""
 
-    def __init__(self, config: Config, file: Path, *, slots: bool) -> None:
+    def __init__(self, config: Config, directory: Path, *, slots: bool) -> None:
         self.old = replace(config, key=KeySource(hex_digits=K1.hex()))
         self.new = replace(config, key=KeySource(hex_digits=K2.hex()))
-        self.file = file
         self.slots = slots
-        self._original = file.with_suffix(".original")
-        shutil.copy(file, self._original)
+        self.stored = Stored(directory)
         self._data_keys = self.data_keys(self.old)
-
-    def renew(self) -> None:
-        """Make the database as it was."""
-        for suffix in ("-wal", "-shm"):
-            self.file.with_name(self.file.name + suffix).unlink(missing_ok=True)
-        shutil.copy(self._original, self.file)
 
     def rekey(self) -> None:
         """Rekey it."""
@@ -85,7 +76,7 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
     if request.param == "of backy2":
         reference = Reference("mixed-sqlite", tmp_path)
         upgrade(reference.config)
-        return Subject(reference.config, reference.sqlite_file, slots=False)
+        return Subject(reference.config, reference.directory, slots=False)
     (tmp_path / "repository").mkdir()
     config_file = make_repository(tmp_path / "repository")
     key_file = tmp_path / "repository/backyfs.key"
@@ -94,21 +85,18 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
     old = bytes.fromhex(key_file.read_text())
     with closing(Database(config.database_url)) as database:
         rekey(replace(config, key=KeySource(hex_digits=K1.hex())), database, Secret(key=old))
-    return Subject(config, tmp_path / "repository/backyfs.sqlite", slots=True)
+    return Subject(config, tmp_path / "repository", slots=True)
 
 
 def test_a_kill_at_any_statement(subject: Subject) -> None:
-    number = 0
-    while True:
-        number += 1
-        killed = killed_at(number, subject.rekey, changes_only=False)
-        assert subject.check() is not killed, f"statement {number}"
-        if not killed:
-            break
+    killed = subject.stored.killed(subject.rekey, changes_only=False)
+    assert killed.steps >= 5
+    assert subject.check()
+    for copy in killed.copies.values():
+        subject.stored.put(copy)
+        assert not subject.check()
         subject.rekey()  # the command, once more
         assert subject.check()
-        subject.renew()
-    assert number > 5
 
 
 def test_a_statement_that_fails(subject: Subject) -> None:

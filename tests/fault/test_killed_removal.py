@@ -12,7 +12,8 @@ from backyfs.engine.space.cleanup import cleanup
 from backyfs.engine.versions.forget import forget
 from backyfs.engine.versions.remove import remove_versions
 from backyfs.metadata.records.versions import list_versions
-from tests.fault.everystep import Stored, fail_at_every_statement, kill_at_every_statement
+from tests.fault.everystep import fail_at_every_statement, kill_at_every_statement
+from tests.fault.killedstates import Stored
 from tests.support.audit import audit, content_of, count_blobs
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
@@ -45,7 +46,7 @@ class Removal:
             back_up(repository, kept, "gone", tags=("daily",))
             if removed_before:
                 remove_all(repository)
-        self.renew = Stored(directory / "repository").renew
+        self.stored = Stored(directory / "repository")
 
     def act(self) -> None:
         """Remove, or clean up."""

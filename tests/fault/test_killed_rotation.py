@@ -13,7 +13,8 @@ from backyfs.metadata.records.blobs import load_blobs
 from backyfs.metadata.records.wrapped_keys import wrapped_keys
 from backyfs.model import BlobId
 from backyfs.repository.keyring import configured_secret
-from tests.fault.everystep import Stored, fail_at_every_statement, kill_at_every_statement
+from tests.fault.everystep import fail_at_every_statement, kill_at_every_statement
+from tests.fault.killedstates import Stored
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
@@ -28,7 +29,7 @@ class Rotation:
         self._config = make_repository(directory / "repository")
         with opened(self._config) as repository:
             back_up(repository, random_image(directory / "image", 7 * BLOCK))
-        self.renew = Stored(directory / "repository").renew
+        self.stored = Stored(directory / "repository")
         self._key, self._data_keys, self._fingerprint_key = self.keys()
 
     def act(self) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.metadata.db.tables import metadata
 from tests.cli.cases import CASES, make_place, words_of
-from tests.cli.forkserver import ForkServer
+from tests.support.forkserver import ForkServer
 from tests.support.repositories import back_up, opened
 
 if TYPE_CHECKING:

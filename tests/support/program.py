@@ -1,21 +1,30 @@
-"""The installed program: what it is told, the mounts it makes, and their end, which comes whatever happens."""
+"""The program: its commands, the mounts it makes, and their end, which comes whatever happens.
+
+`BACKYFS` is the program as installed. `backyfs` does the same in a process that is forked from one that has imported
+everything, in a tenth of the time.
+"""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import select
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backyfs.host.mounttable import mount_at
+from tests.support.forkserver import ForkServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from typing import Self
 
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 PATIENCE_S = 30.0
@@ -40,11 +49,77 @@ def why_not_loop() -> str | None:
     return None if found.returncode == 0 else f"no loop device: {found.stderr.strip()}"
 
 
-def backyfs(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the program as installed."""
-    return subprocess.run(
-        [BACKYFS, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=PATIENCE_S
-    )
+def backyfs(
+    *arguments: object,
+    cwd: str | Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = PATIENCE_S,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command, as `subprocess.run` runs the installed program with `capture_output` and `text`.
+
+    Its standard input is empty.
+    """
+    words = list(map(str, arguments))
+    with Collected() as out, Collected() as err:
+        server = _server()
+        server.start(
+            words,
+            {0: "/dev/null", 1: out.path, 2: err.path},
+            environ=dict(os.environ if env is None else env),
+            directory=str(cwd or os.getcwd()),
+        )
+        status = server.end(timeout)
+        if status is None:
+            _end_server()
+            raise subprocess.TimeoutExpired([BACKYFS, *words], timeout)
+        return subprocess.CompletedProcess([BACKYFS, *words], status, out.text(timeout), err.text(timeout))
+
+
+class Collected:
+    """A pipe, and a thread that reads it to its end."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        self.path = f"/proc/{os.getpid()}/fd/{self._writer}"
+        self._content = b""
+        self._thread = threading.Thread(target=self._collect)
+        self._thread.start()
+
+    def _collect(self) -> None:
+        with open(self._reader, "rb") as file:
+            self._content = file.read()
+
+    def text(self, timeout_s: float) -> str:
+        """Return what was written when nobody has the pipe open any more."""
+        self._close()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise subprocess.TimeoutExpired([BACKYFS], timeout_s)
+        return self._content.decode()
+
+    def _close(self) -> None:
+        if self._writer >= 0:
+            os.close(self._writer)
+            self._writer = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+
+@functools.cache
+def _server() -> ForkServer:
+    server = ForkServer()
+    atexit.register(server.__exit__)
+    return server
+
+
+def _end_server() -> None:
+    """End the server, and the command that it runs."""
+    _server().__exit__()
+    _server.cache_clear()
 
 
 def mount(config_file: Path, mountpoint: Path, *options: str) -> subprocess.CompletedProcess[str]:

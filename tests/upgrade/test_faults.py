@@ -38,7 +38,7 @@ _CHANGES = ("CREATE", "DROP", "ALTER", "RENAME", "INSERT", "UPDATE", "DELETE")
 
 
 class Statements:
-    """Counts the statements of an upgrade, and does something at one of them."""
+    """Counts the statements of an upgrade, and does something at one of them, or at each."""
 
     def __init__(self, act: Callable[[], None], at: int | None, *, changes_only: bool) -> None:
         self.count = 0
@@ -51,7 +51,7 @@ class Statements:
         if self._changes_only and not statement.lstrip().upper().startswith((*_CHANGES, "COMMIT")):
             return
         self.count += 1
-        if self.count == self._at:
+        if self._at in (None, self.count):
             self._act()
 
 

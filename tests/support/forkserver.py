@@ -7,10 +7,12 @@ writes back the exit status. What the program was started with, such as closed d
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
 import pkgutil
+import select
 import signal
 import socket
 import subprocess
@@ -27,19 +29,25 @@ _LET_GO = (
 
 
 class ForkServer:
-    """A process that forks commands. It and all that they leave behind end with the `with`."""
+    """A process that forks commands. It ends with the `with`."""
 
-    def __init__(self, prepare, environ):
-        """`prepare` is a line of shell that is run first, and ends in `"$@"`."""
+    def __init__(self, prepare=None, environ=None):
+        """Start the process.
+
+        `prepare` is a line of shell that is run first, and ends in `"$@"`. With it the process has namespaces of its
+        own, and all that its commands leave behind ends with it.
+        """
         self._channel, there = socket.socketpair()
         with there:
             program = [sys.executable, "-P", __file__, str(there.fileno())]
+            before = [] if prepare is None else [*_NAMESPACES, "sh", "-c", _LET_GO + prepare, "sh"]
             self._process = subprocess.Popen(
-                [*_NAMESPACES, "sh", "-c", _LET_GO + prepare, "sh", *program],
+                [*before, *program],
                 pass_fds=[there.fileno()],
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                start_new_session=prepare is None,
             )
         self._answers = self._channel.makefile("r")
 
@@ -48,9 +56,19 @@ class ForkServer:
 
         After `limit_s` seconds, if there is a limit, SIGALRM ends it, and the status is -14.
         """
-        order = {"words": words, "files": {1: out and str(out), 2: err and str(err)}, "limit_s": limit_s}
+        self.start(words, {1: out and str(out), 2: err and str(err)}, limit_s=limit_s)
+        return self.end()
+
+    def start(self, words, files, *, limit_s=0, environ=None, directory=None):
+        """Begin to run a command; `files` are the paths of its descriptors. One at a time."""
+        files = {number: file for number, file in files.items() if file is not None}
+        order = {"words": words, "files": files, "limit_s": limit_s, "environ": environ, "directory": directory}
         self._channel.sendall(json.dumps(order).encode() + b"\n")
-        return json.loads(self._answers.readline())
+
+    def end(self, timeout_s=None):
+        """Wait for the end of the command, and return its exit status; None if it does not come in time."""
+        ready, _, _ = select.select([self._channel], [], [], timeout_s)
+        return json.loads(self._answers.readline()) if ready else None
 
     def __enter__(self):
         return self
@@ -69,14 +87,35 @@ def _serve(channel):
         importlib.import_module(module.name)
     for name in ("engine.setup.upgrade", "engine.setup.check", "engine.catalog.publish", "repository", "mount.session"):
         importlib.import_module(f"backyfs.{name}")
+    importlib.import_module("sqlalchemy.dialects.sqlite")
+    gc.collect()
+    gc.freeze()  # what a child would only copy
     with channel.makefile("r") as orders:
         for line in orders:
             order = json.loads(line)
             pid = os.fork()
             if not pid:
                 _run(channel, order)
-            answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            answer = _status_of(pid, channel)
+            if answer is None:
+                return
             channel.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _status_of(pid, channel):
+    """Wait for a child and return its status; if nobody waits for that any more, kill it and return None."""
+    process = os.pidfd_open(pid)
+    try:
+        while True:
+            ready, _, _ = select.select([process, channel], [], [])
+            if process in ready:
+                return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            if not channel.recv(1, socket.MSG_PEEK):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                return None
+    finally:
+        os.close(process)
 
 
 def _run(channel, order):
@@ -85,10 +124,17 @@ def _run(channel, order):
     channel.close()
     signal.alarm(order["limit_s"])
     for number, file in order["files"].items():
-        if file is not None:
-            fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(fd, int(number))
+        kind = os.O_RDONLY if number == "0" else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        fd = os.open(file, kind | os.O_NOCTTY)
+        os.dup2(fd, int(number))  # and so its children have it, too
+        if fd != int(number):
             os.close(fd)
+    if order["directory"] is not None:
+        os.chdir(order["directory"])
+    if order["environ"] is not None:
+        os.environ.clear()
+        os.environ.update(order["environ"])
+    sys.argv[1:] = order["words"]
     with contextlib.suppress(BaseException):
         main(order["words"])
     os._exit(250)

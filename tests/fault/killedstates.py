@@ -1,0 +1,177 @@
+"""What is left of a directory by kills at every step of something, and each state of it once.
+
+A process that is killed leaves its files as they are in that moment. So one process does it to the end. At each step it
+stops, with all its threads, until its files have been looked at.
+
+Two moments are the same state if all that the next command can see is the same: each row of each SQLite database after
+SQLite has recovered it, and each other file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import sqlite3
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backyfs.storage.directory import DirectoryStorage
+from tests.upgrade.test_faults import watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.upgrade.test_faults import Statements
+
+_MAGIC = b"SQLite format 3\0"
+_BESIDE = ("-wal", "-shm", "-journal")  # files of a database
+_PRAGMAS = ("application_id", "user_version", "journal_mode")
+_STORAGE_CALLS = ("put", "flush", "delete")
+
+
+@dataclass(frozen=True, slots=True)
+class KilledStates:
+    """The states, each with the files that it was found in, in the order in which they came up."""
+
+    steps: int
+    copies: dict[str, Path]
+
+
+class Stored:
+    """A directory that can be made again as it was."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._original = directory.with_name(f"{directory.name}.original")
+        shutil.copytree(directory, self._original)
+
+    def renew(self) -> None:
+        """Make it as it was."""
+        self.put(self._original)
+
+    def put(self, files: Path) -> None:
+        """Put a copy of these files in its place."""
+        shutil.rmtree(self.directory)
+        shutil.copytree(files, self.directory)
+
+    def state(self) -> str:
+        """Return a digest of all that a command can see of it."""
+        return _digest(_read(self.directory))
+
+    def killed(
+        self, act: Callable[[], object], *, changes_only: bool = True, storage: bool = False
+    ) -> KilledStates:
+        """Do something in another process, and return what kills at its steps leave: before each statement.
+
+        With `storage` calls of a storage in a directory are steps as well. At the end it is done.
+        """
+        copies = self.directory.with_name(f"{self.directory.name}.killed")
+        copies.mkdir()
+        found: dict[str, Path] = {}
+        last: dict[str, bytes] = {}
+        steps = 0
+        pid = _stopping(act, changes_only=changes_only, storage=storage)
+        while _stops(pid):
+            steps += 1
+            files = _read(self.directory)
+            if files != last:
+                state = _digest(files)
+                if state in found:  # the latest has the most that SQLite has to undo
+                    shutil.rmtree(found[state])
+                found[state] = copies / str(steps)
+                _write(files, found[state], self.directory)
+                last = files
+            os.kill(pid, signal.SIGCONT)
+        return KilledStates(steps, found)
+
+
+def _stopping(act: Callable[[], object], *, changes_only: bool, storage: bool) -> int:
+    """Begin to do something in another process, which stops at each step; return its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        with watched(lambda: os.kill(os.getpid(), signal.SIGSTOP), None, changes_only=changes_only) as steps:
+            if storage:
+                watch_storage(steps)
+            act()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _stops(pid: int) -> bool:
+    """Wait until a process stops; return False if it has come to its end instead."""
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    if os.WIFSTOPPED(status):
+        return True
+    assert os.waitstatus_to_exitcode(status) == 0
+    return False
+
+
+def watch_storage(steps: Statements) -> None:
+    """Count each call that changes something in a storage, from now on and in all of this process."""
+    for name in _STORAGE_CALLS:
+        _count_calls(steps, name)
+
+
+def _count_calls(steps: Statements, name: str) -> None:
+    real = getattr(DirectoryStorage, name)
+
+    def counted(*arguments: object) -> object:
+        steps.note("INSERT")
+        return real(*arguments)
+
+    setattr(DirectoryStorage, name, counted)
+
+
+def _read(directory: Path) -> dict[str, bytes | None]:
+    """Return the content of all files below a directory; of directories, None."""
+    found: dict[str, bytes | None] = {}
+    for place, directories, names in os.walk(directory):
+        below = os.path.relpath(place, directory)
+        found.update((os.path.join(below, name), None) for name in directories)
+        for name in names:
+            with open(os.path.join(place, name), "rb") as file:
+                found[os.path.join(below, name)] = file.read()
+    return found
+
+
+def _write(files: dict[str, bytes | None], directory: Path, like: Path) -> None:
+    """Make files with these contents, and the modes of those in another directory."""
+    directory.mkdir()
+    for name, content in files.items():
+        if content is None:
+            (directory / name).mkdir()
+        else:
+            (directory / name).write_bytes(content)
+    for name in files:
+        shutil.copymode(like / name, directory / name)
+
+
+def _digest(files: dict[str, bytes | None]) -> str:
+    databases = [name for name, content in files.items() if content is not None and content.startswith(_MAGIC)]
+    beside = {f"{name}{suffix}" for name in databases for suffix in _BESIDE}
+    digest = hashlib.sha256()
+    for name in sorted(files.keys() - beside):
+        content = _dump(files, name) if name in databases else files[name]
+        digest.update(repr((name, content)).encode())
+    return digest.hexdigest()
+
+
+def _dump(files: dict[str, bytes | None], name: str) -> str:
+    """Return all that an SQLite database says once it was opened."""
+    with tempfile.TemporaryDirectory() as directory:
+        for suffix in ("", *_BESIDE):
+            content = files.get(f"{name}{suffix}")
+            if content is not None:
+                Path(directory, f"copy{suffix}").write_bytes(content)
+        with closing(sqlite3.connect(Path(directory, "copy"))) as database:
+            settings = [database.execute(f"PRAGMA {pragma}").fetchone() for pragma in _PRAGMAS]
+            return "\n".join([repr(settings), *database.iterdump()])
