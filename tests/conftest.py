@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from tests.support.repositories import make_repository, opened
+from tests.support.repositories import make_repository, opened, templates
 from tests.support.services.mariadb import MariadbServer
 from tests.support.services.postgresql import PostgresqlServer
 from tests.support.services.server import Server, ServerMissingError
@@ -68,6 +68,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what only root can do."""
     if item.get_closest_marker("root") is not None and os.geteuid() != 0:
         pytest.skip("only root can do this")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _templates(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Make repositories to be copied, before any test changes how they are made."""
+    templates.make(tmp_path_factory.mktemp("templates"))
+
+
+@pytest.fixture(autouse=True)
+def _lent_templates(_templates: None) -> Generator[None, None, None]:
+    with templates.lent():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from backyfs.errors import DatabaseError
-from tests.fault.killedstates import watch_storage
-from tests.upgrade.test_faults import fail, kill, watched
+from tests.support.statements import fail, kill, watched
+from tests.support.states import watch_storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.fault.killedstates import Stored
+    from tests.support.states import Stored
 
 FEWEST = 5  # steps: with fewer it was not what was meant that ran
 

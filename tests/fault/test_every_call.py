@@ -25,10 +25,10 @@ from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import VersionStatus
 from backyfs.storage import directory as directory_module
 from backyfs.storage.beneath import Root
-from tests.fault.killedstates import Stored
 from tests.support.audit import audit, content_of
 from tests.support.images import random_bytes
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.states import Stored
 from tests.support.stored import object_names
 
 if TYPE_CHECKING:

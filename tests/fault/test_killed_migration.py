@@ -12,10 +12,10 @@ from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.work.flushbatch import FlushLimits
 from tests.fault.everystep import fail_at_every_statement, kill_at_every_statement
-from tests.fault.killedstates import Stored
 from tests.support.audit import audit, content_of
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
+from tests.support.states import Stored
 from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:

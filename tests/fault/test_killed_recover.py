@@ -21,11 +21,11 @@ from backyfs.metadata.catalog.notes import note_repository
 from backyfs.metadata.db.database import Database
 from backyfs.metadata.records.versions import list_versions, set_expiry, version_with_uid
 from tests.fault.everystep import killed_at
-from tests.fault.killedstates import Stored
 from tests.fault.test_failing_parts import FailingStorage
 from tests.support.audit import audit
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up
+from tests.support.states import Stored
 from tests.support.storages import is_named, with_watched_storage
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from backyfs.metadata.records.identity import list_key_slots
 from backyfs.metadata.records.wrapped_keys import wrapped_keys
 from backyfs.model import BlobId, KeySource
 from backyfs.repository import open_repository
-from tests.fault.killedstates import Stored
 from tests.support.repositories import make_repository, opened
+from tests.support.statements import fail, watched
+from tests.support.states import Stored
 from tests.upgrade.reference import Reference
-from tests.upgrade.test_faults import fail, watched
 
 if TYPE_CHECKING:
     from pathlib import Path

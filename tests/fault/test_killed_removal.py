@@ -13,10 +13,10 @@ from backyfs.engine.versions.forget import forget
 from backyfs.engine.versions.remove import remove_versions
 from backyfs.metadata.records.versions import list_versions
 from tests.fault.everystep import fail_at_every_statement, kill_at_every_statement
-from tests.fault.killedstates import Stored
 from tests.support.audit import audit, content_of, count_blobs
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
+from tests.support.states import Stored
 from tests.support.stored import blob_uids
 
 if TYPE_CHECKING:

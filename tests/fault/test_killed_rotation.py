@@ -14,9 +14,9 @@ from backyfs.metadata.records.wrapped_keys import wrapped_keys
 from backyfs.model import BlobId
 from backyfs.repository.keyring import configured_secret
 from tests.fault.everystep import fail_at_every_statement, kill_at_every_statement
-from tests.fault.killedstates import Stored
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.states import Stored
 
 if TYPE_CHECKING:
     from pathlib import Path

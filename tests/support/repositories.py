@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,13 +25,73 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 60
 BLOCK = 4096  # of test repositories, unless a test says otherwise
+_CONFIG = "backyfs.cfg"
+_PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # a path that a configuration has as it is
 
 
 def make_repository(
     directory: Path, *, block_size: int = BLOCK, encrypted: bool = True, database: str | None = None
 ) -> Path:
     """Make a repository below `directory`, with an SQLite file or this database, and return its configuration."""
-    config_file = directory / "backyfs.cfg"
+    template = None if database is not None or block_size != BLOCK else templates.take(directory, encrypted=encrypted)
+    if template is not None:
+        return _copy(template, directory)
+    return _make(directory, block_size=block_size, encrypted=encrypted, database=database)
+
+
+class Templates:
+    """Repositories that are made once, and copied for tests: that takes a tenth of the time.
+
+    In one test no two are copies of the same. Those of fixtures for a whole module are none at all.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[bool, list[Path]] = {}  # encrypted ones, and others
+        self._left: dict[bool, list[Path]] = {}  # in this test
+
+    def make(self, directory: Path) -> None:
+        """Make them."""
+        for encrypted, count in ((True, 3), (False, 2)):
+            self._made[encrypted] = [directory / f"{encrypted}{number}" for number in range(count)]
+            for template in self._made[encrypted]:
+                _make(template, encrypted=encrypted)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Lend them to a test."""
+        self._left = {encrypted: list(some) for encrypted, some in self._made.items()}
+        try:
+            yield
+        finally:
+            self._left = {}
+
+    def take(self, directory: Path, *, encrypted: bool) -> Path | None:
+        """Return one to be copied to a directory; None: there is none left, or its configuration would be another."""
+        left = self._left.get(encrypted)
+        if not left or not _PLAIN.fullmatch(str(directory)) or (directory / _CONFIG).exists():
+            return None
+        return left.pop(0)
+
+
+templates = Templates()
+
+
+def _copy(template: Path, directory: Path) -> Path:
+    if not directory.exists():
+        directory.mkdir(parents=True)
+        shutil.copymode(template, directory)
+    for path in template.iterdir():
+        if path.is_dir():
+            shutil.copytree(path, directory / path.name)
+        else:
+            shutil.copy2(path, directory / path.name)
+    config_file = directory / _CONFIG
+    config_file.write_text(config_file.read_text().replace(str(template), str(directory)))
+    return config_file
+
+
+def _make(directory: Path, *, block_size: int = BLOCK, encrypted: bool, database: str | None = None) -> Path:
+    config_file = directory / _CONFIG
     initialize(
         Places(
             config_file=str(config_file),

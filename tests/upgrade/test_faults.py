@@ -10,21 +10,24 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import OperationalError
 
 from backyfs.engine.setup.upgrade import upgrade
 from backyfs.errors import DatabaseError
 from backyfs.repository import open_repository
 from tests.support.audit import audit
+from tests.support.statements import fail, kill, watched
+from tests.support.states import Stored, digest_of, dump_of, read_files
 from tests.upgrade.reference import Reference, check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from sqlalchemy import Connection
@@ -34,53 +37,16 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 NAME = "old-prealembic-2.9.0"
-_CHANGES = ("CREATE", "DROP", "ALTER", "RENAME", "INSERT", "UPDATE", "DELETE")
+_COPIES = "*before-upgrade*"
 
 
-class Statements:
-    """Counts the statements of an upgrade, and does something at one of them, or at each."""
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that a command can see. Two moments with the same one are one and the same for what follows."""
 
-    def __init__(self, act: Callable[[], None], at: int | None, *, changes_only: bool) -> None:
-        self.count = 0
-        self._act = act
-        self._at = at
-        self._changes_only = changes_only
-
-    def note(self, statement: str) -> None:
-        """Count a statement, before it is executed."""
-        if self._changes_only and not statement.lstrip().upper().startswith((*_CHANGES, "COMMIT")):
-            return
-        self.count += 1
-        if self._at in (None, self.count):
-            self._act()
-
-
-@contextmanager
-def watched(act: Callable[[], None], at: int | None, *, changes_only: bool) -> Iterator[Statements]:
-    """Watch all statements and commits of this process."""
-    statements = Statements(act, at, changes_only=changes_only)
-
-    def before_execute(*arguments: Any) -> None:
-        statements.note(arguments[2])
-
-    def before_commit(_connection: object) -> None:
-        statements.note("COMMIT")
-
-    event.listen(Engine, "before_cursor_execute", before_execute)
-    event.listen(Engine, "commit", before_commit)
-    try:
-        yield statements
-    finally:
-        event.remove(Engine, "before_cursor_execute", before_execute)
-        event.remove(Engine, "commit", before_commit)
-
-
-def fail() -> None:
-    raise OperationalError("the statement", {}, Exception("injected"))
-
-
-def kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    database: str
+    files: str
+    copies: int  # of the database, which upgrades made that were killed
 
 
 class Subject:
@@ -116,13 +82,39 @@ class Subject:
         self.reference.change_config(f"engine: {old}", "engine: sqlite:///backy.sqlite")
         self.reference.move_to(self.url)
 
+    def undo(self, state: State, original: State) -> None:
+        """Make everything as it was before any upgrade; the database only if its state is another one."""
+        if state.database != original.database:
+            self.renew()
+        self._remove_copies()
+        shutil.rmtree(self.reference.directory / "data/catalog", ignore_errors=True)
+
     def upgrade(self) -> None:
         """Upgrade it, and take away the copies."""
         try:
             upgrade(self.reference.config)
         finally:
-            for path in self.reference.directory.glob("*before-upgrade*"):
-                path.unlink()
+            self._remove_copies()
+
+    def _remove_copies(self) -> None:
+        for path in self.reference.directory.glob(_COPIES):
+            path.unlink()
+
+    def state(self) -> State:
+        """Return all that the next command can see of it."""
+        files = read_files(self.reference.directory)
+        # What is in a copy is read by nobody; it has the time at which it was made.
+        copies = [name for name in files if fnmatch(name, _COPIES)]
+        for name in copies:
+            del files[name]
+        if self._server is None:
+            database = digest_of({name: files.pop(name) for name in list(files) if name.startswith(self._file.name)})
+        else:
+            engine = self.engine()
+            with engine.connect() as connection:
+                database = dump_of(connection)
+            engine.dispose()
+        return State(database, digest_of(files), len(copies))
 
     def kill_at(self, number: int) -> bool:
         """Upgrade it in a process that is killed at a statement; return whether it came that far."""
@@ -159,7 +151,7 @@ class Subject:
 
     def old_rows(self) -> dict[str, list[Any]]:
         """Return all that the old program knows of, in the columns it knows."""
-        engine = create_engine(make_url(self.url).set(drivername=self._driver()))
+        engine = self.engine()
         known = {
             "versions": "uid, date, name, size, size_bytes, valid, protected",
             "blocks": "uid, version_uid, id, date, checksum, size, valid",
@@ -181,14 +173,14 @@ class Subject:
 
     def tables(self) -> list[str]:
         """Return the names of all tables."""
-        engine = create_engine(make_url(self.url).set(drivername=self._driver()))
+        engine = self.engine()
         names = sorted(inspect(engine).get_table_names())
         engine.dispose()
         return names
 
     def is_taken_over(self) -> bool:
         """Tell whether the rows were taken over, even if those of backy2 are still there."""
-        engine = create_engine(make_url(self.url).set(drivername=self._driver()))
+        engine = self.engine()
         with engine.connect() as connection:
             names = inspect(connection).get_table_names()
             taken = "repository" in names and connection.execute(text("SELECT 1 FROM repository")).first() is not None
@@ -202,10 +194,10 @@ class Subject:
             audit(repository)
         assert not [name for name in self.tables() if name.startswith("backy2_")]
 
-    def _driver(self) -> str:
-        return {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}[
-            self.url.partition(":")[0]
-        ]
+    def engine(self) -> Engine:
+        """Return an engine that asks the database whatever we like."""
+        drivers = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+        return create_engine(make_url(self.url).set(drivername=drivers[self.url.partition(":")[0]]))
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
@@ -217,6 +209,7 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
 def test_a_statement_that_fails_leaves_the_old_database(subject: Subject) -> None:
     rows = subject.old_rows()
     tables = set(subject.tables())
+    original = subject.state()
     number = 0
     while True:
         number += 1
@@ -225,6 +218,8 @@ def test_a_statement_that_fails_leaves_the_old_database(subject: Subject) -> Non
             subject.upgrade()
         if statements.count < number:
             break
+        if subject.state() == original:
+            continue
         if subject.is_taken_over():
             subject.upgrade()  # only the clearing away was left, on MariaDB
             subject.check_new()
@@ -239,15 +234,47 @@ def test_a_statement_that_fails_leaves_the_old_database(subject: Subject) -> Non
 
 
 def test_a_kill_at_any_statement_leaves_what_the_next_command_upgrades(subject: Subject) -> None:
+    if subject.changes_only:
+        judge_each_state(subject, subject.kill_at)
+    else:
+        judge_states_of_a_file(subject)
+
+
+def judge_each_state(subject: Subject, stop_at: Callable[[int], bool]) -> None:
+    """Stop an upgrade at each statement, and make the next one of each state that this leaves."""
+    original = subject.state()
+    seen: set[State] = set()
     number = 1
-    while subject.kill_at(number):
-        if not subject.url.startswith("mysql"):
-            assert subject.tables() == _NEW_TABLES or subject.old_rows()["alembic_version"] == ["no table"]
-        subject.upgrade()
-        subject.check_new()
-        subject.renew()
+    while stop_at(number):
+        state = subject.state()
+        if state not in seen:
+            seen.add(state)
+            judge_what_is_left(subject)
+            subject.renew()
+        else:
+            subject.undo(state, original)
         number += 1
     assert number > 30
+    assert 1 <= len(seen) < number
+    subject.check_new()
+
+
+def judge_states_of_a_file(subject: Subject) -> None:
+    """Do the same with an SQLite file."""
+    stored = Stored(subject.reference.directory)
+    killed = stored.killed(subject.upgrade)
+    assert killed.steps > 30
+    subject.check_new()
+    for copy in killed.copies.values():
+        stored.put(copy)
+        judge_what_is_left(subject)
+
+
+def judge_what_is_left(subject: Subject) -> None:
+    """Make sure that the database is the old one or the new one, but for MariaDB, and can be upgraded."""
+    if not subject.url.startswith("mysql"):
+        assert subject.tables() == _NEW_TABLES or subject.old_rows()["alembic_version"] == ["no table"]
+    subject.upgrade()
     subject.check_new()
 
 
@@ -257,14 +284,7 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
 
 
 def test_a_database_that_goes_away_at_any_statement_is_upgraded_by_the_next_command(served: Subject) -> None:
-    number = 1
-    while served.loses_its_connection_at(number):
-        served.upgrade()
-        served.check_new()
-        served.renew()
-        number += 1
-    assert number > 30
-    served.check_new()
+    judge_each_state(served, served.loses_its_connection_at)
 
 
 _NEW_TABLES = [

@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backyfs.storage.directory import DirectoryStorage
-from tests.upgrade.test_faults import watched
+from tests.support.statements import watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.upgrade.test_faults import Statements
+    from sqlalchemy import Connection
+
+    from tests.support.statements import Statements
 
 _MAGIC = b"SQLite format 3\0"
 _BESIDE = ("-wal", "-shm", "-journal")  # files of a database
@@ -61,7 +63,7 @@ class Stored:
 
     def state(self) -> str:
         """Return a digest of all that a command can see of it."""
-        return _digest(_read(self.directory))
+        return digest_of(read_files(self.directory))
 
     def killed(
         self, act: Callable[[], object], *, changes_only: bool = True, storage: bool = False
@@ -73,14 +75,14 @@ class Stored:
         copies = self.directory.with_name(f"{self.directory.name}.killed")
         copies.mkdir()
         found: dict[str, Path] = {}
-        last: dict[str, bytes] = {}
+        last: dict[str, bytes | None] = {}
         steps = 0
         pid = _stopping(act, changes_only=changes_only, storage=storage)
         while _stops(pid):
             steps += 1
-            files = _read(self.directory)
+            files = read_files(self.directory)
             if files != last:
-                state = _digest(files)
+                state = digest_of(files)
                 if state in found:  # the latest has the most that SQLite has to undo
                     shutil.rmtree(found[state])
                 found[state] = copies / str(steps)
@@ -124,14 +126,14 @@ def watch_storage(steps: Statements) -> None:
 def _count_calls(steps: Statements, name: str) -> None:
     real = getattr(DirectoryStorage, name)
 
-    def counted(*arguments: object) -> object:
+    def counted(*arguments: object, **options: object) -> object:
         steps.note("INSERT")
-        return real(*arguments)
+        return real(*arguments, **options)
 
     setattr(DirectoryStorage, name, counted)
 
 
-def _read(directory: Path) -> dict[str, bytes | None]:
+def read_files(directory: Path) -> dict[str, bytes | None]:
     """Return the content of all files below a directory; of directories, None."""
     found: dict[str, bytes | None] = {}
     for place, directories, names in os.walk(directory):
@@ -155,13 +157,15 @@ def _write(files: dict[str, bytes | None], directory: Path, like: Path) -> None:
         shutil.copymode(like / name, directory / name)
 
 
-def _digest(files: dict[str, bytes | None]) -> str:
+def digest_of(files: dict[str, bytes | None]) -> str:
+    """Return a digest of all that a command can see of files: of SQLite databases, what they say once opened."""
     databases = [name for name, content in files.items() if content is not None and content.startswith(_MAGIC)]
     beside = {f"{name}{suffix}" for name in databases for suffix in _BESIDE}
     digest = hashlib.sha256()
     for name in sorted(files.keys() - beside):
-        content = _dump(files, name) if name in databases else files[name]
-        digest.update(repr((name, content)).encode())
+        content = _dump(files, name).encode() if name in databases else files[name]
+        digest.update(repr((name, None if content is None else len(content))).encode())
+        digest.update(content or b"")
     return digest.hexdigest()
 
 
@@ -175,3 +179,30 @@ def _dump(files: dict[str, bytes | None], name: str) -> str:
         with closing(sqlite3.connect(Path(directory, "copy"))) as database:
             settings = [database.execute(f"PRAGMA {pragma}").fetchone() for pragma in _PRAGMAS]
             return "\n".join([repr(settings), *database.iterdump()])
+
+
+_POSTGRESQL = (  # what of a database is not rows
+    ("SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, column_default "
+    "FROM information_schema.columns WHERE table_schema = 'public' ORDER BY table_name, ordinal_position"),
+    "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY indexname",
+    ("SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint "
+    "WHERE connamespace = 'public'::regnamespace ORDER BY conname"),
+    "SELECT sequencename, last_value FROM pg_sequences WHERE schemaname = 'public' ORDER BY sequencename",
+)
+
+
+def dump_of(connection: Connection) -> str:
+    """Return all that a database of a server says: tables with their columns, keys, counters and rows."""
+
+    def ask(query: str) -> list[str]:
+        return list(map(repr, connection.exec_driver_sql(query)))
+
+    if connection.dialect.name == "postgresql":
+        said = [ask(query) for query in _POSTGRESQL]
+        tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename"
+        names = [f'"{name}"' for (name,) in connection.exec_driver_sql(tables)]
+    else:
+        names = sorted(f"`{name}`" for (name,) in connection.exec_driver_sql("SHOW TABLES"))
+        said = [ask(f"SHOW CREATE TABLE {name}") for name in names]
+    said += [sorted(ask(f"SELECT * FROM {name}")) for name in names]
+    return repr((names, said))
