@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from backyfs.attach import layers
 from backyfs.attach.detachment import detach_locked
 from backyfs.attach.image import WHOLE, list_slices
-from backyfs.attach.parts import Access, NeedsLayerError, Outcome, Part, close_parts, open_parts, with_remark_on_end
+from backyfs.attach.parts import Access, NeedsLayerError, Outcome, Part, close_parts, open_parts, with_missing_end
 from backyfs.errors import MountError
 from backyfs.host import records
 from backyfs.host.answers import State, ask
@@ -27,7 +27,7 @@ from backyfs.host.loops import check_loop_devices
 from backyfs.host.mountpoints import is_own
 from backyfs.host.mounttable import list_mounts, resolve
 from backyfs.host.records import Record
-from backyfs.host.writers import require_own_way, writers_of
+from backyfs.host.writers import require_trusted_path, writers_of
 from backyfs.moments import time_name
 from backyfs.mount.tree import escape
 from backyfs.remedies import Advice
@@ -65,10 +65,10 @@ class AttachRequest:
     scratch: str | None = None    # takes what journals write; None: journals are not replayed
 
 
-def usual_directory(version: Version) -> str:
+def default_directory(version: Version) -> str:
     """Return the directory in which a version is attached by default."""
     name = escape(version.name).decode("utf-8", errors="surrogateescape")
-    return os.path.join(records.USUAL_PLACE, f"{name}_{time_name(version.created_at)}")
+    return os.path.join(records.DEFAULT_PLACE, f"{name}_{time_name(version.created_at)}")
 
 
 def attach(request: AttachRequest) -> Attachment:
@@ -79,7 +79,7 @@ def attach(request: AttachRequest) -> Attachment:
             be mounted, or it contains nothing to mount. Everything done so far is undone.
     """
     check_loop_devices()
-    directory = resolve(request.directory or usual_directory(request.version))
+    directory = resolve(request.directory or default_directory(request.version))
     _check_place(directory, request.own_paths)
     _clear_leftovers(directory)
     made = _make_directory(directory)
@@ -136,7 +136,7 @@ def _open_image(request: AttachRequest, record: Record, access: Access) -> list[
     slices = list_slices(_image_of(record))
     parts = open_parts(slices, access)
     return [
-        with_remark_on_end(_describe_layer(part, parts, access), each)
+        with_missing_end(_describe_layer(part, parts, access), each)
         for part, each in zip(parts, slices, strict=True)
     ]
 
@@ -158,7 +158,7 @@ def _check_place(directory: str, own_paths: tuple[str, ...]) -> None:
     while not os.path.lexists(above):
         above = os.path.dirname(above)
     # If the directory exists, locking it checks it again, more strictly.
-    require_own_way(above, directory)
+    require_trusted_path(above, directory)
 
 
 def _warn_of_readers(directory: str, lock: int) -> None:
@@ -186,7 +186,7 @@ def _make_directory(directory: str) -> tuple[str, ...]:
         raise MountError(
             f"cannot be made: {error.strerror}", subject=directory, remedy="name another directory"
         ) from error
-    return tuple(path for path in reversed(missing) if path != records.USUAL_PLACE)
+    return tuple(path for path in reversed(missing) if path != records.DEFAULT_PLACE)
 
 
 def _clear_leftovers(directory: str) -> None:

@@ -169,7 +169,7 @@ def _remove_directories(directory: str, record: Record | None, detachment: Detac
     for path in [records.own_mountpoint(directory), *(path for path in paths if path != hidden)]:
         _remove(path)
     records.remove(directory)
-    made = (directory,) if record is None and is_below(directory, records.USUAL_PLACE) else ()
+    made = (directory,) if record is None and is_below(directory, records.DEFAULT_PLACE) else ()
     for path in reversed(record.made if record is not None else made):
         if path in {directory, *_parents(directory)} and not _remove(path):
             detachment.left.append(path)

@@ -21,7 +21,7 @@ from backyfs.text import shell_word, shell_words
 ALWAYS = "ro,nosuid,nodev"
 
 # type of blkid -> types and options of mount(8) to try, in order
-_WAYS: dict[str, tuple[tuple[str, str], ...]] = {
+_ATTEMPTS: dict[str, tuple[tuple[str, str], ...]] = {
     "ext2": (("ext2", ""), ("ext4", "")),
     "ext3": (("ext3", ""), ("ext4", "")),
     "xfs": (("xfs", "nouuid"),),  # the original, or another version, may be mounted on this host
@@ -31,7 +31,7 @@ _WAYS: dict[str, tuple[tuple[str, str], ...]] = {
     "ufs": (("ufs", "ufstype=ufs2"), ("ufs", "ufstype=44bsd")),
 }
 # The same without replaying the journal, for each type whose journal the kernel replays.
-_BARE_WAYS: dict[str, tuple[tuple[str, str], ...]] = {
+_BARE_ATTEMPTS: dict[str, tuple[tuple[str, str], ...]] = {
     "ext3": (("ext3", "noload"), ("ext4", "noload")),
     "ext4": (("ext4", "noload"),),
     "xfs": (("xfs", "norecovery,nouuid"),),
@@ -72,7 +72,7 @@ _REPAIRS = {
 }
 
 _AMBIVALENT = "ID_FS_AMBIVALENT"
-_NOTHING_TO_SEE = {
+_EMPTY_KINDS = {
     "swap": "swap space, which has no files",
     "swsuspend": "the memory of a system that was hibernated",
     "jbd": "the journal of another file system",
@@ -107,12 +107,12 @@ class Content:
     @property
     def is_file_system(self) -> bool:
         """Whether it can be mounted."""
-        return self.usage == "filesystem" and self.kind not in _NOTHING_TO_SEE
+        return self.usage == "filesystem" and self.kind not in _EMPTY_KINDS
 
     @property
     def has_journal(self) -> bool:
         """Whether the kernel replays a journal when it is mounted."""
-        return self.kind in _BARE_WAYS
+        return self.kind in _BARE_ATTEMPTS
 
     def is_journal_of(self, other: Content) -> bool:
         """Return whether this device contains the journal of another file system."""
@@ -120,10 +120,10 @@ class Content:
         return kind == self.kind != "" and self.journal_uid == (other.journal_uid or other.uid)
 
     @property
-    def nothing_to_see(self) -> str | None:
+    def why_empty(self) -> str | None:
         """The reason why there is nothing in it to look at; None if there may be something."""
-        if self.kind in _NOTHING_TO_SEE:
-            return _NOTHING_TO_SEE[self.kind]
+        if self.kind in _EMPTY_KINDS:
+            return _EMPTY_KINDS[self.kind]
         if self.kind or self.ambivalent:
             return None
         if self.table == "dos":
@@ -138,7 +138,7 @@ def probe(file: str) -> Content:
         MountError: it cannot be read.
     """
     content = _probe(file)
-    if content.nothing_to_see is None or content.kind:
+    if content.why_empty is None or content.kind:
         return content
     error = _unreadable(file)
     if error is None:
@@ -186,12 +186,12 @@ def parse(output: str) -> Content:
     )
 
 
-def ways(kind: str, *, replay: bool, journal: str | None = None) -> list[tuple[str, str]]:
+def mount_attempts(kind: str, *, replay: bool, journal: str | None = None) -> list[tuple[str, str]]:
     """Return types and options of mount(8) for a type of blkid, to try in this order. Pure.
 
     `journal` is the device of its journal, if that is a separate one.
     """
-    found = _WAYS.get(kind, ((kind, ""),)) if replay or kind not in _BARE_WAYS else _BARE_WAYS[kind]
+    found = _ATTEMPTS.get(kind, ((kind, ""),)) if replay or kind not in _BARE_ATTEMPTS else _BARE_ATTEMPTS[kind]
     external = "" if journal is None else f"{_EXTERNAL_JOURNALS[kind][1]}={journal}"
     return [
         (mount_type, ",".join(filter(None, (ALWAYS, options, external)))) for mount_type, options in found
@@ -205,7 +205,7 @@ def mount(device: str, directory: str, kind: str, *, replay: bool, journal: str 
         MountError: it cannot be mounted.
     """
     reasons = []
-    for mount_type, options in ways(kind, replay=replay, journal=journal):
+    for mount_type, options in mount_attempts(kind, replay=replay, journal=journal):
         done = run("mount", "-t", mount_type, "-o", options, "--", device, directory)
         if done.returncode == 0:
             return options
@@ -223,7 +223,7 @@ def other_command(kind: str, device: str, directory: str) -> str:
     """Return a command to continue with for a file system that could not be mounted."""
     if kind in _OTHER_READERS:
         return _OTHER_READERS[kind].format(device=shell_word(device), directory=shell_word(directory))
-    mount_type, options = ways(kind, replay=False)[0]
+    mount_type, options = mount_attempts(kind, replay=False)[0]
     return shell_words("mount", "-t", mount_type, "-o", options, device, directory)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from backyfs.attach import filesystems
 from backyfs.attach.filesystems import Content
 from backyfs.attach.foreign import has_open_journal
-from backyfs.attach.superblocks import declared_bytes, has_its_log_elsewhere, has_to_be_replayed
+from backyfs.attach.superblocks import declared_bytes, has_external_log, needs_replay
 from backyfs.errors import MountError
 from backyfs.host import records
 from backyfs.host.loops import find_loop, release, set_up
@@ -101,10 +101,10 @@ def close_parts(directory: str) -> None:
         if mount is not None:
             call_umount(mount)
     for device in devices.values():
-        _let_go(device)
+        _release_device(device)
 
 
-def with_remark_on_end(part: Part, each: Slice) -> Part:
+def with_missing_end(part: Part, each: Slice) -> Part:
     """Return a part with a remark if it, or its file system, extends past the end of the image."""
     fact = _missing_end(part, each)
     if fact is None:
@@ -143,9 +143,9 @@ def _examine(each: Slice) -> Part:
 def _open(part: Part, opened: Sequence[Part], access: Access, *, is_journal: bool) -> Part:
     if part.outcome is Outcome.FAILED or part.remark:
         return part
-    nothing = part.content.nothing_to_see
-    part = replace(part, remark=nothing or "")
-    if nothing is not None and not is_journal:
+    why_empty = part.content.why_empty
+    part = replace(part, remark=why_empty or "")
+    if why_empty is not None and not is_journal:
         return part
     try:
         if part.content.is_file_system:
@@ -168,7 +168,7 @@ def _open(part: Part, opened: Sequence[Part], access: Access, *, is_journal: boo
 def _mount(part: Part, journal: str | None, access: Access) -> Part:
     """Mount a file system. Replay its journal if requested."""
     content = part.content
-    if journal is None and has_its_log_elsewhere(content.kind, partial(_read, part)):
+    if journal is None and has_external_log(content.kind, partial(_read, part)):
         commands = (shell_words("mount", "-o", f"{filesystems.ALWAYS},nouuid,logdev=LOG", part.file or "", "DIR"),)
         return replace(part, outcome=Outcome.FAILED, remark=f"its log {_ELSEWHERE}", commands=commands)
     obstacle = _obstacle(part, journal)
@@ -187,7 +187,7 @@ def _obstacle(part: Part, journal: str | None) -> str | None:
     content = part.content
     if has_open_journal(content.kind, partial(_read, part)):
         return "Linux does not replay it"
-    if journal is None and content.journal_uid and has_to_be_replayed(content.kind, partial(_read, part)):
+    if journal is None and content.journal_uid and needs_replay(content.kind, partial(_read, part)):
         return f"it {_ELSEWHERE}"
     return None
 
@@ -204,7 +204,7 @@ def _mount_replayed(part: Part, journal: str | None, access: Access) -> Part:
     if _write_errors(access) > errors_before:
         reason += f"; there was no room for it in {access.scratch}, set TMPDIR to a directory with more room"
     assert replayed.device is not None
-    _let_go(replayed.device)
+    _release_device(replayed.device)
     return _mount_bare(part, journal, access, reason)
 
 
@@ -241,7 +241,7 @@ def _set_up(part: Part, access: Access, *, writable: bool) -> str:
     return set_up(part.file, announce, access.lock, writable=writable)
 
 
-def _let_go(device: str) -> None:
+def _release_device(device: str) -> None:
     loop = find_loop(device)
     if loop is not None:
         release(loop)

@@ -50,7 +50,7 @@ def declared_bytes(kind: str, read: Read) -> int | None:
     return None
 
 
-def has_to_be_replayed(kind: str, read: Read) -> bool:
+def needs_replay(kind: str, read: Read) -> bool:
     """Return whether the journal of a file system may contain data that is nowhere else. True if unknown.
 
     Raises:
@@ -59,7 +59,7 @@ def has_to_be_replayed(kind: str, read: Read) -> bool:
     return kind not in _EXT or bool(_little(read(_EXT_SUPERBLOCK, 512), _EXT_INCOMPAT, 4) & _EXT_RECOVER)
 
 
-def has_its_log_elsewhere(kind: str, read: Read) -> bool:
+def has_external_log(kind: str, read: Read) -> bool:
     """Return whether a file system is an xfs whose log is on another device. It cannot be mounted without its log.
 
     Raises:

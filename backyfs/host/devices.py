@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from backyfs.host.kerneltables import read_value
 from backyfs.host.loops import list_loops, loops_on_file
 from backyfs.host.mounttable import list_mounts
-from backyfs.host.users import mounts_elsewhere
+from backyfs.host.users import mounts_in_other_namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -120,7 +120,7 @@ class _Stack:
 
 def _all_mounts() -> Iterator[Mount]:
     yield from list_mounts()
-    for _, mounts in mounts_elsewhere():
+    for _, mounts in mounts_in_other_namespaces():
         yield from mounts
 
 

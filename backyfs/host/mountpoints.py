@@ -13,7 +13,7 @@ from backyfs.host.kerneltables import check_kernel_tables, shows_mounts
 from backyfs.host.mounttable import FILE_SYSTEM_TYPE, Mount, mount_at
 from backyfs.host.records import is_attachment
 from backyfs.host.stack import stack_on, tear_down, unmount_top
-from backyfs.host.users import describe, holders_elsewhere, serves_fuse
+from backyfs.host.users import describe, serves_fuse, users_in_other_namespaces
 from backyfs.host.writers import writers_of
 from backyfs.remedies import Advice, Remedy
 from backyfs.text import shell_word
@@ -170,7 +170,7 @@ def _wait_for_end(process: int, mount: Mount) -> None:
     poll = select.poll()
     poll.register(process, select.POLLIN)  # a pidfd is readable once its process has ended, pidfd_open(2)
     if not poll.poll(_END_S * 1000):
-        elsewhere = holders_elsewhere({mount.device})
+        elsewhere = users_in_other_namespaces({mount.device})
         users = f": {describe(elsewhere)}" if elsewhere else ""
         raise MountError(
             f"is unmounted, but its process is still busy after {_END_S:.0f} s{users}", subject=mount.mountpoint

@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING
 from backyfs.errors import MountError
 from backyfs.host.kerneltables import check_kernel_tables
 from backyfs.host.mounttable import list_mounts
-from backyfs.host.writers import own_directory
+from backyfs.host.writers import trusted_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _log = logging.getLogger(__name__)
 
-USUAL_PLACE = "/run/backyfs"
+DEFAULT_PLACE = "/run/backyfs"
 DEVICES = "devices"
 _HIDDEN = ".backyfs"
 _RECORD = "record.json"
@@ -130,7 +130,7 @@ def _opened(directory: str, name: str) -> Iterator[int]:
         OSError: it does not exist, or is a link.
         MountError: others can write to the directory.
     """
-    with own_directory(directory) as above:
+    with trusted_directory(directory) as above:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
         try:
             yield fd
@@ -144,7 +144,7 @@ def remove(directory: str) -> None:
         for name in (f"{_RECORD}.new", _RECORD):
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=hidden)
-    with suppress(FileNotFoundError), own_directory(directory) as above:
+    with suppress(FileNotFoundError), trusted_directory(directory) as above:
         os.rmdir(_HIDDEN, dir_fd=above)
 
 
@@ -183,7 +183,7 @@ def locked(directory: str) -> Iterator[int]:
         MountError: another command is using the directory, or users other than this one and root can change it.
     """
     end = time.monotonic() + _LOCK_S
-    with own_directory(directory) as found:
+    with trusted_directory(directory) as found:
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=found)
     try:
         while not _lock(descriptor):
@@ -214,7 +214,7 @@ def list_attachments() -> list[str]:
     check_kernel_tables()
     found = set()
     with suppress(OSError):
-        found = {os.path.join(USUAL_PLACE, name) for name in os.listdir(USUAL_PLACE)}
+        found = {os.path.join(DEFAULT_PLACE, name) for name in os.listdir(DEFAULT_PLACE)}
     for mount in list_mounts():
         if not mount.is_made_by(os.geteuid()):
             continue
@@ -228,7 +228,7 @@ def list_attachments() -> list[str]:
 def _holds_attachment(directory: str) -> bool:
     """Return whether this user attached something in a directory. Directories of other users are not examined."""
     try:
-        with own_directory(directory) as fd:
+        with trusted_directory(directory) as fd:
             return stat.S_ISDIR(os.stat(_HIDDEN, dir_fd=fd, follow_symlinks=False).st_mode)
     except FileNotFoundError:
         return False

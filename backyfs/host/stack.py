@@ -15,7 +15,7 @@ from backyfs.host.holders import commands_to_close, holders_of
 from backyfs.host.loops import Loop, is_backed_by_device, list_loops, release
 from backyfs.host.mounttable import Mount, is_below, list_mounts, shown_mounts
 from backyfs.host.unmounting import MountBusyError, call_umount
-from backyfs.host.users import describe, holders_elsewhere, users_of
+from backyfs.host.users import describe, users_in_other_namespaces, users_of
 from backyfs.remedies import Remedy
 from backyfs.text import shell_word
 
@@ -151,7 +151,7 @@ def _detach(loop: Loop, *, lazily: bool) -> None:
     if lazily:
         release(loop, patience_s=0)
     elif not release(loop):
-        users = [*users_of(loop.nodes), *holders_elsewhere(loop.numbers)]
+        users = [*users_of(loop.nodes), *users_in_other_namespaces(loop.numbers)]
         who = describe(users) if users else "a process that is not visible here"
         raise MountError(
             f"is in use by {who}",

@@ -42,7 +42,7 @@ def users_of(paths: Collection[str]) -> list[User]:
     return found
 
 
-def mounts_elsewhere() -> Iterator[tuple[int, list[Mount]]]:
+def mounts_in_other_namespaces() -> Iterator[tuple[int, list[Mount]]]:
     """Yield a process of each other mount namespace, and the mounts there."""
     seen = {_namespace("self")}
     for pid in _processes():
@@ -54,10 +54,10 @@ def mounts_elsewhere() -> Iterator[tuple[int, list[Mount]]]:
             yield pid, list_mounts(pid)
 
 
-def holders_elsewhere(numbers: Collection[str]) -> list[User]:
+def users_in_other_namespaces(numbers: Collection[str]) -> list[User]:
     """Return a process of each other mount namespace in which a device (major:minor) is mounted."""
     found = []
-    for pid, mounts in mounts_elsewhere():
+    for pid, mounts in mounts_in_other_namespaces():
         for mount in mounts:
             if mount.device in numbers:
                 how = f"has it mounted on {mount.mountpoint} in another mount namespace"

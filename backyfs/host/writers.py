@@ -76,7 +76,7 @@ def writers_of(path: str, trusted: Collection[int], *, entries: bool = False) ->
 
 
 @contextmanager
-def own_directory(path: str) -> Iterator[int]:
+def trusted_directory(path: str) -> Iterator[int]:
     """Yield a descriptor of a directory that only this user and root can change; `path` is without links.
 
     Raises:
@@ -96,7 +96,7 @@ def own_directory(path: str) -> Iterator[int]:
         os.close(walk.at)
 
 
-def require_own_way(path: str, directory: str) -> None:
+def require_trusted_path(path: str, directory: str) -> None:
     """Make sure that only this user and root can replace a path, which is the existing part of `directory`.
 
     Raises:

@@ -61,7 +61,7 @@ class Images:
             if self._overlays is not None and file.layer is not None:
                 if self._overlays.is_shared:
                     await file.sync()
-                await self._layers.run(self._overlays.let_go, file.layer)
+                await self._layers.run(self._overlays.release, file.layer)
         finally:
             await self._readers.close(file.reader)
 

@@ -46,7 +46,7 @@ class LiveTree:
         self._database = database
         self._selection = selection
         self._questions = questions
-        self._taking: Call[Tree] | None = None
+        self._query: Call[Tree] | None = None
         self._tree: Tree | None = None
         self._picture: object = None
         self._taken_at = float("-inf")
@@ -86,20 +86,20 @@ class LiveTree:
 
     def _question(self) -> Call[Tree]:
         """Return the running query, or start one."""
-        if self._taking is None:
+        if self._query is None:
             began = time.monotonic()
 
             def end(call: Call[Tree]) -> None:
-                self._taking = None
+                self._query = None
                 if call.result is not None:
                     self._tree = call.result
                     self._taken_at = began
                     self._fails = False
 
-            self._taking = self._questions.start(self._take, end)
-        return self._taking
+            self._query = self._questions.start(self._read, end)
+        return self._query
 
-    def _take(self) -> Tree:
+    def _read(self) -> Tree:
         with self._database.read() as connection:
             seen = listing_state(connection)
             now = datetime.now(UTC)

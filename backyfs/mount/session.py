@@ -127,7 +127,8 @@ def serve(
             _check_overlay_directory(request.writable, request.mountpoint, repository.own_paths)
             overlays = opened.enter_context(OverlayDirectory(request.writable, repository.uid, discard=request.discard))
         contents = Contents.of(repository, job, request.settings, overlays)
-        trio.run(_serve, contents, request, job, _Wishes(ready=ready, ending=ending, signals=frozenset(ending_signals)))
+        callbacks = _Callbacks(ready=ready, ending=ending, signals=frozenset(ending_signals))
+        trio.run(_serve, contents, request, job, callbacks)
     _log.info("%s is unmounted", request.mountpoint)
 
 
@@ -156,7 +157,7 @@ def _mount(operations: Operations, request: MountRequest) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wishes:
+class _Callbacks:
     """Callbacks for the caller of `serve`, and the signals that end it."""
 
     ready: Callable[[int | None], None]
@@ -164,19 +165,19 @@ class _Wishes:
     signals: frozenset[signal.Signals]
 
 
-async def _serve(contents: Contents, request: MountRequest, job: Job, wishes: _Wishes) -> None:
+async def _serve(contents: Contents, request: MountRequest, job: Job, callbacks: _Callbacks) -> None:
     operations = Operations(contents)
     # Listen before mounting: a signal that arrives in between would leave a mount without its process.
-    with trio.open_signal_receiver(*wishes.signals, *_harmless_signals(wishes.signals)) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, wishes.signals)  # the starter may have blocked them
+    with trio.open_signal_receiver(*callbacks.signals, *_harmless_signals(callbacks.signals)) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, callbacks.signals)  # the starter may have blocked them
         _mount(operations, request)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_end_on_signal, signals, wishes)
-                nursery.start_soon(_end_without_job, job, wishes.ending)
+                nursery.start_soon(_end_on_signal, signals, callbacks)
+                nursery.start_soon(_end_without_job, job, callbacks.ending)
                 nursery.start_soon(contents.tree.keep_fresh)
                 nursery.start_soon(contents.damage.marker.run)
-                nursery.start_soon(_announce, contents, request.mountpoint, wishes.ready)
+                nursery.start_soon(_announce, contents, request.mountpoint, callbacks.ready)
                 await pyfuse3.main()
                 nursery.cancel_scope.cancel()
         finally:
@@ -226,11 +227,11 @@ def _write_setting(path: str, number: int) -> bool:
     return True
 
 
-async def _end_on_signal(signals: AsyncIterator[int], wishes: _Wishes) -> None:
+async def _end_on_signal(signals: AsyncIterator[int], callbacks: _Callbacks) -> None:
     async for number in signals:
-        if number in wishes.signals:
+        if number in callbacks.signals:
             _log.info("unmounting after %s", signal.Signals(number).name)
-            wishes.ending()
+            callbacks.ending()
             pyfuse3.terminate()
         else:
             _log.debug("ignoring signal %d; SIGTERM unmounts", number)

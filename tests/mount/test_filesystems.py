@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backyfs.attach.filesystems import Content, other_command, parse, repair_commands, ways
+from backyfs.attach.filesystems import Content, mount_attempts, other_command, parse, repair_commands
 from backyfs.attach.layers import (
     VolumeGroup,
     describe_bitlocker,
@@ -55,7 +55,7 @@ from backyfs.text import is_control
 )
 def test_what_blkid_prints_is_understood(output: str, content: Content, nothing: str | None) -> None:
     assert parse(output) == content
-    assert content.nothing_to_see == nothing
+    assert content.why_empty == nothing
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,15 @@ def test_what_blkid_prints_is_understood(output: str, content: Content, nothing:
 )
 def test_each_kind_has_its_options(kind: str, replayed: tuple[str, str], bare: tuple[str, str]) -> None:
     for replay, (mount_type, options) in ((True, replayed), (False, bare)):
-        assert ways(kind, replay=replay)[0] == (mount_type, f"ro,nosuid,nodev{options}")
-        assert all("ro" in options.split(",") for _, options in ways(kind, replay=replay))
+        assert mount_attempts(kind, replay=replay)[0] == (mount_type, f"ro,nosuid,nodev{options}")
+        assert all("ro" in options.split(",") for _, options in mount_attempts(kind, replay=replay))
 
 
 def test_a_journal_on_another_device_is_named() -> None:
-    assert ways("ext4", replay=True, journal="/dev/loop3") == [("ext4", "ro,nosuid,nodev,journal_path=/dev/loop3")]
-    assert ways("xfs", replay=False, journal="/dev/loop3") == [
+    assert mount_attempts("ext4", replay=True, journal="/dev/loop3") == [
+        ("ext4", "ro,nosuid,nodev,journal_path=/dev/loop3")
+    ]
+    assert mount_attempts("xfs", replay=False, journal="/dev/loop3") == [
         ("xfs", "ro,nosuid,nodev,norecovery,nouuid,logdev=/dev/loop3")
     ]
 

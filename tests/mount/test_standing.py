@@ -21,7 +21,7 @@ from backyfs.host.loops import Loop, find_loop, is_backed_by_device, list_loops
 from backyfs.host.mountpoints import check_mountpoint, clear_dangling, unmount
 from backyfs.host.mounttable import Mount, mount_at
 from backyfs.host.stack import stacked_on, tear_down
-from backyfs.host.users import describe, holders_elsewhere, users_of
+from backyfs.host.users import describe, users_in_other_namespaces, users_of
 from tests.support.attaching import MIB, by_hand, cleared, disk_of, left_of, repository_of
 from tests.support.images import ext4_image
 from tests.support.program import backyfs, mount, process_ending, process_of
@@ -389,7 +389,7 @@ input()
 
 
 def test_nobody_elsewhere_has_what_is_not_mounted() -> None:
-    assert holders_elsewhere({"7:9999"}) == []
+    assert users_in_other_namespaces({"7:9999"}) == []
 
 
 @pytest.mark.parametrize(("user", "stands_on_it"), [(0, True), (12_345, False)])

@@ -42,7 +42,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     layer.write(CHUNK, b"a" * CHUNK, {})
     layer.sync()
     assert layer.read(CHUNK, 2 * CHUNK) == b"a" * CHUNK
-    scratch.let_go(layer)
+    scratch.release(layer)
 
 
 def test_readers_have_no_layer(tmp_path: Path) -> None:
@@ -54,10 +54,10 @@ def test_each_writer_has_a_layer_of_its_own(tmp_path: Path) -> None:
     one, other = opened(scratch), opened(scratch)
     one.write(0, b"a" * CHUNK, {})
     assert (one.is_empty, other.is_empty) == (False, True)
-    scratch.let_go(one)
+    scratch.release(one)
     other.write(0, b"b" * CHUNK, {})
     assert other.read(0, CHUNK) == b"b" * CHUNK
-    scratch.let_go(other)
+    scratch.release(other)
 
 
 def test_nothing_is_ever_in_the_directory(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_nothing_is_ever_in_the_directory(tmp_path: Path) -> None:
     layer = opened(scratch)
     layer.write(0, b"a" * CHUNK, {})
     assert list(tmp_path.iterdir()) == []
-    scratch.let_go(layer)
+    scratch.release(layer)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -87,7 +87,7 @@ def test_a_layer_that_is_let_go_closes_its_file(tmp_path: Path) -> None:
     layer = opened(scratch)
     layer.write(0, b"a" * CHUNK, {})
     assert open_files(tmp_path) == 1
-    scratch.let_go(layer)
+    scratch.release(layer)
     assert open_files(tmp_path) == 0
 
 
@@ -100,8 +100,8 @@ def test_layers_together_are_bounded(tmp_path: Path) -> None:
     assert caught.value.errno == errno.ENOSPC
     assert other.is_empty
     other.write(0, b"b" * CHUNK, {})
-    scratch.let_go(one)
-    scratch.let_go(other)
+    scratch.release(one)
+    scratch.release(other)
 
 
 def test_bytes_that_are_written_again_take_no_more_room(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_bytes_that_are_written_again_take_no_more_room(tmp_path: Path) -> None:
     for byte in (b"a", b"b", b"c"):
         layer.write(0, byte * 2 * CHUNK, {})
     assert layer.read(0, CHUNK) == b"c" * CHUNK
-    scratch.let_go(layer)
+    scratch.release(layer)
 
 
 def test_a_layer_that_is_let_go_makes_room(tmp_path: Path) -> None:
@@ -118,14 +118,14 @@ def test_a_layer_that_is_let_go_makes_room(tmp_path: Path) -> None:
     for _ in range(3):
         layer = opened(scratch)
         layer.write(0, b"a" * 2 * CHUNK, {})
-        scratch.let_go(layer)
-        scratch.let_go(layer)  # again: the room is not given back twice
+        scratch.release(layer)
+        scratch.release(layer)  # again: the room is not given back twice
     one, other = opened(scratch), opened(scratch)
     one.write(0, b"a" * 2 * CHUNK, {})
     with pytest.raises(OSError, match="No space left"):
         other.write(0, b"b" * CHUNK, {})
-    scratch.let_go(one)
-    scratch.let_go(other)
+    scratch.release(one)
+    scratch.release(other)
 
 
 def test_a_write_that_fails_takes_no_room(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_a_write_that_fails_takes_no_room(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     layer = opened(scratch)
     layer.write(0, b"a" * 2 * CHUNK, {})
-    scratch.let_go(layer)
-    scratch.let_go(failing)
+    scratch.release(layer)
+    scratch.release(failing)
 
 
 def test_a_directory_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backyfs.attach.superblocks import declared_bytes, has_its_log_elsewhere, has_to_be_replayed
+from backyfs.attach.superblocks import declared_bytes, has_external_log, needs_replay
 from tests.support.images import run_tool
 
 pytestmark = pytest.mark.slow
@@ -51,16 +51,16 @@ def test_of_others_nothing_is_known() -> None:
 
 def test_an_ext_that_was_unmounted_has_nothing_to_be_replayed(tmp_path: Path) -> None:
     image = bytearray(made(tmp_path / "image", "ext4"))
-    assert not has_to_be_replayed("ext4", lambda offset, size: bytes(image[offset : offset + size]))
+    assert not needs_replay("ext4", lambda offset, size: bytes(image[offset : offset + size]))
     image[1024 + 0x60] |= 4  # EXT4_FEATURE_INCOMPAT_RECOVER
-    assert has_to_be_replayed("ext4", lambda offset, size: bytes(image[offset : offset + size]))
+    assert needs_replay("ext4", lambda offset, size: bytes(image[offset : offset + size]))
 
 
 def test_of_an_xfs_it_is_known_where_its_log_is(tmp_path: Path) -> None:
     image = bytearray(made(tmp_path / "image", "xfs"))
-    assert not has_its_log_elsewhere("xfs", lambda offset, size: bytes(image[offset : offset + size]))
+    assert not has_external_log("xfs", lambda offset, size: bytes(image[offset : offset + size]))
     image[48:56] = bytes(8)  # sb_logstart
-    assert has_its_log_elsewhere("xfs", lambda offset, size: bytes(image[offset : offset + size]))
+    assert has_external_log("xfs", lambda offset, size: bytes(image[offset : offset + size]))
 
 
 @given(st.sampled_from(KINDS), st.binary(max_size=600), st.integers(0, 64 << 10))
@@ -69,5 +69,5 @@ def test_nothing_that_an_image_holds_raises(kind: str, content: bytes, start: in
         return content[max(offset - start, 0) :][:size]
 
     assert (declared_bytes(kind, read) or 0) >= 0
-    assert has_to_be_replayed(kind, read) in {True, False}
-    assert has_its_log_elsewhere(kind, read) in {True, False}
+    assert needs_replay(kind, read) in {True, False}
+    assert has_external_log(kind, read) in {True, False}

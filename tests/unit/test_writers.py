@@ -11,7 +11,7 @@ import pytest
 from backyfs.errors import MountError
 from backyfs.host.kerneltables import read_lines, read_value
 from backyfs.host.mounttable import parse
-from backyfs.host.writers import own_directory, require_own_way, writers_of
+from backyfs.host.writers import require_trusted_path, trusted_directory, writers_of
 from tests.support.users import USER
 
 pytestmark = pytest.mark.root
@@ -114,7 +114,7 @@ def test_links_are_followed_and_count_with_what_they_lead_through(place):
     os.chown(theirs, USER, USER)
     assert facts(place / "absolute") == [f"{theirs} belongs to user {USER}"]
     with pytest.raises(MountError):
-        require_own_way(str(place / "absolute"), str(place))
+        require_trusted_path(str(place / "absolute"), str(place))
 
 
 def test_links_in_a_circle_end(place):
@@ -134,10 +134,10 @@ def test_what_is_open_already_counts_by_itself(place):
 
 def test_a_link_is_not_followed_to_work_in(place):
     (place / "link").symlink_to(place)
-    with pytest.raises(MountError) as caught, own_directory(f"{place}/link"):
+    with pytest.raises(MountError) as caught, trusted_directory(f"{place}/link"):
         pass
     assert str(caught.value) == f"{place}/link cannot be opened: Too many levels of symbolic links"
-    with own_directory(str(place)) as fd:
+    with trusted_directory(str(place)) as fd:
         assert os.path.samestat(os.fstat(fd), place.stat())
 
 

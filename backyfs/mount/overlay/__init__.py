@@ -102,7 +102,7 @@ class OverlayDirectory:
         """Return the layer of a version, which all open files of the version share."""
         return self.layer(uid, size_bytes)
 
-    def let_go(self, layer: Layer) -> None:
+    def release(self, layer: Layer) -> None:
         """Do nothing: a layer outlives the files that use it."""
 
     def _open_layer(self, names: LayerNames) -> Layer:

@@ -122,7 +122,7 @@ class Layer:
             if self._data_fd is None:
                 self._data_fd = self._create_data()
             whole = b"".join((before, data, after)) if before or after else data
-            with self._taking_room(*_chunks_of(start, stop)):
+            with self._reserving_room(*_chunks_of(start, stop)):
                 write_all(self._data_fd, whole, start - len(before))
             with self._lock:
                 self._chunks.add(*_chunks_of(start, stop))
@@ -197,7 +197,7 @@ class Layer:
             raise
 
     @contextmanager
-    def _taking_room(self, first: int, last: int) -> Iterator[None]:
+    def _reserving_room(self, first: int, last: int) -> Iterator[None]:
         """Take room for the chunks of [first, last) that are not in the layer, unless writing them fails."""
         with self._lock:
             lacking = sum(stop - start for start, stop, is_in in self._chunks.runs(first, last) if not is_in)

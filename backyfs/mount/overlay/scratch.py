@@ -59,7 +59,7 @@ class Scratch:
             return None
         return Layer(size_bytes, lambda: self._create(size_bytes), room=self._room)
 
-    def let_go(self, layer: Layer) -> None:
+    def release(self, layer: Layer) -> None:
         """Drop the writes."""
         layer.close()
 
