@@ -87,7 +87,8 @@ class ImageReader:
                 return
             size = piece_bytes(blob)
             pieces = pieces_covering(part.start, part.stop, size)
-            self._cache.want(blob, pieces)
+            if len(pieces) > 1:  # start all loads before the first wait
+                self._cache.want(blob, pieces)
             for number in pieces:
                 piece = await self._cache.get(blob, number)
                 parts.append(memoryview(piece)[within_piece(part.start, part.stop, number, size)])
