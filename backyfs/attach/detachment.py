@@ -61,7 +61,7 @@ def detach_locked(directory: str) -> Detachment:
     """Do the same as `detach`; the caller holds the lock of the directory."""
     record = records.load(directory)
     detachment = Detachment(directory=directory)
-    problems: list[str] = []
+    problems: list[MountError] = []
     image = None if record is None else _mount_at(record.mountpoint)
     # A dead mount returns nothing to anybody, so processes that have its files open lose nothing.
     is_dead = image is not None and ask(image.mountpoint).state is State.DEAD
@@ -72,7 +72,7 @@ def detach_locked(directory: str) -> Detachment:
         try:
             tear_down(thing, lazily=is_dead)
         except MountError as error:
-            problems.append(str(error))
+            problems.append(error)
             stuck.append(thing)
             continue
         if isinstance(thing, Mount):
@@ -82,7 +82,7 @@ def detach_locked(directory: str) -> Detachment:
     if not problems:
         _unmount_image(directory, detachment, problems)
     if problems:
-        raise MountError("; ".join(dict.fromkeys(problems)))
+        raise _combined(problems)
     _remove_directories(directory, record, detachment)
     return detachment
 
@@ -139,7 +139,7 @@ def _mount_at(mountpoint: str) -> Mount | None:
     return found[-1] if found else None
 
 
-def _unmount_image(directory: str, detachment: Detachment, problems: list[str]) -> None:
+def _unmount_image(directory: str, detachment: Detachment, problems: list[MountError]) -> None:
     """Unmount the version where attach mounted it, unless other programs have loop devices on it."""
     while (mount := _mount_at(records.own_mountpoint(directory))) is not None:
         strangers = [loop.device for loop in list_loops() if is_below(loop.backing_file, mount.mountpoint)]
@@ -147,16 +147,25 @@ def _unmount_image(directory: str, detachment: Detachment, problems: list[str]) 
         if strangers and answer.state is not State.DEAD:
             commands = ", ".join(f"`losetup --detach {device}`" for device in strangers)
             problems.append(
-                f"{mount.mountpoint} is in use by loop devices that attach did not make; unmount everything on them, "
-                f"run {commands}, then run this again"
+                MountError(
+                    "is in use by loop devices that attach did not make",
+                    subject=mount.mountpoint,
+                    remedy=f"unmount everything on them, run {commands}, then run this again",
+                )
             )
             return
         try:
             unmount_mount(mount, answer)
         except MountError as error:
-            problems.append(str(error))
+            problems.append(error)
             return
         detachment.unmounted.append(mount.mountpoint)
+
+
+def _combined(errors: list[MountError]) -> MountError:
+    """Return one error for several, each message once."""
+    different = list({str(error): error for error in errors}.values())
+    return different[0] if len(different) == 1 else MountError("; ".join(map(str, different)))
 
 
 def _remove_directories(directory: str, record: Record | None, detachment: Detachment) -> None:
