@@ -14,7 +14,7 @@ from backyfs.errors import MountError
 from backyfs.host.holders import commands_to_close, holders_of
 from backyfs.host.loops import Loop, is_backed_by_device, list_loops, release
 from backyfs.host.mounttable import Mount, is_below, list_mounts, shown_mounts
-from backyfs.host.unmounting import MountBusyError, call_umount
+from backyfs.host.unmounting import BUSY, MountBusyError, call_umount
 from backyfs.host.users import describe, users_in_other_namespaces, users_of
 from backyfs.remedies import Remedy
 from backyfs.text import shell_word
@@ -125,19 +125,18 @@ def unmount_top(mount: Mount, *, lazily: bool = False) -> None:
 
 def _busy(mountpoint: str) -> MountError | None:
     """Return an error that lists the users of a mount, and what to do; None if no users are visible."""
-    fact = "is still mounted: it is busy"
     loops = [loop for loop in list_loops() if is_below(loop.backing_file, mountpoint)]
     if loops:
         names = ", ".join(loop.device for loop in loops)
         return MountError(
-            f"{fact}, {names} is stacked on it",
+            f"{BUSY}, {names} is stacked on it",
             subject=mountpoint,
             remedy="run `losetup --detach` for it, then run this again",
         )
     users = users_of([mountpoint])
     if users:
         return MountError(
-            f"{fact}, used by {describe(users)}", subject=mountpoint, remedy="end that, then run this again"
+            f"{BUSY}, used by {describe(users)}", subject=mountpoint, remedy="end that, then run this again"
         )
     return None
 

@@ -26,6 +26,8 @@ _DETACH = 2    # MNT_DETACH of sys/mount.h: out of the tree immediately, gone on
 _NOFOLLOW = 8  # UMOUNT_NOFOLLOW: a mountpoint is not a link
 _PATIENCE_S = 30.0
 
+BUSY = "is still mounted: it is busy"
+
 
 class MountBusyError(MountError):
     """The file system is in use."""
@@ -82,8 +84,9 @@ def _call_kernel(mount: Mount, path: str, flags: int) -> None:
     try:
         umount(path, flags)
     except OSError as error:
-        kind = MountBusyError if error.errno == errno.EBUSY else MountError
-        raise kind(f"is still mounted: {error.strerror}", subject=mount.mountpoint) from error
+        if error.errno == errno.EBUSY:
+            raise MountBusyError(BUSY, subject=mount.mountpoint) from error
+        raise MountError(f"is still mounted: {error.strerror}", subject=mount.mountpoint) from error
 
 
 def _call_fusermount(mountpoint: str, *options: str) -> None:
@@ -91,7 +94,7 @@ def _call_fusermount(mountpoint: str, *options: str) -> None:
     if done.returncode == 0:
         return
     if "busy" in done.stderr:
-        raise MountBusyError("is still mounted: it is busy", subject=mountpoint)
+        raise MountBusyError(BUSY, subject=mountpoint)
     raise MountError(
         f"is still mounted: {reason_of(done)}",
         subject=mountpoint,

@@ -372,7 +372,7 @@ def test_a_directory_that_is_not_empty_is_refused(home: Path, place: Path) -> No
     done = attach(home, "ext4", place)
     assert done.returncode == MOUNT_ERROR
     assert done.stderr == (
-        f"backyfs: error: {place} is not empty; name a directory that is empty, or one that is not there yet\n"
+        f"backyfs: error: {place} is not empty; name one that is empty or does not exist\n"
     )
     assert os.listdir(place) == ["file"]
 

@@ -120,7 +120,7 @@ def test_the_directory_of_another_user_is_not_detached(place: Path) -> None:
     before = everything_in(place)
     done = backyfs("detach", theirs)
     assert done.returncode == MOUNT_ERROR
-    assert f"{theirs} belongs to user {USER}, so others could read or replace what is in {theirs}" in done.stderr
+    assert f"{theirs} belongs to user {USER}, so others could read or replace the content of {theirs}" in done.stderr
     assert everything_in(place) == before
 
 
@@ -209,7 +209,7 @@ def test_another_mount_in_its_place_is_not_unmounted(place: Path) -> None:
         assert mount is not None
         with pytest.raises(MountError) as caught:
             tear_down(replace(mount, mount_id=mount.mount_id + 100_000))
-        assert str(caught.value) == f"something else is at {at} by now; look at it, then run this again"
+        assert str(caught.value) == f"{at} is now something else; look at it, then run this again"
         assert at.is_mount()
 
 

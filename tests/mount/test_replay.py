@@ -344,7 +344,7 @@ def test_a_missing_directory_for_temporary_files_is_named(home: Path, place: Pat
         patch.setenv("TMPDIR", str(tmp_path / "missing"))
         done = attach(home, "ext4", place)
     assert done.returncode == MOUNT_ERROR
-    assert f"{tmp_path}/missing cannot hold what a journal writes: No such file or directory" in done.stderr
+    assert f"{tmp_path}/missing cannot store the writes of a journal: No such file or directory" in done.stderr
     assert not place.exists()
     assert left_of(home) == []
 

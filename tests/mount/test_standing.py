@@ -201,7 +201,7 @@ def test_a_mount_that_is_copied_to_another_namespace_is_named(home: Path, at: Pa
                 done = backyfs("umount", at)
                 assert done.returncode == 10
                 assert f"{device} is in use by " in done.stderr
-                assert f"(pid {other.pid}, has it mounted on {files} in a mount namespace of its own)" in done.stderr
+                assert f"(pid {other.pid}, has it mounted on {files} in another mount namespace)" in done.stderr
             finally:
                 other.kill()
     assert backyfs("umount", at).returncode == 0
