@@ -1,7 +1,8 @@
 """Convert between sizes, byte ranges and extents on one side, and blocks and pages on the other. Pure.
 
 Ranges are half open, [start, stop), in bytes or in blocks as their names say. Blocks and pages are
-numbered from 0. Only the last block of an image may be short.
+numbered from 0. Only the last block of an image may be short. A blob is cut into pieces, the parts of it that can be
+opened separately, as an image is cut into blocks.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import pytest
 from hypothesis import given
@@ -17,9 +17,12 @@ from backyfs.geometry import (
     block_length,
     block_runs,
     block_slices,
+    bytes_of_pieces,
     page_count,
     page_length,
     page_position,
+    pieces_covering,
+    within_piece,
 )
 from backyfs.model import BlockIndex, PageNumber
 
@@ -146,6 +149,38 @@ def test_slices_put_together_are_the_range_that_was_asked_for(
         image[offset : offset + length]
     )
     assert all(part.start < part.stop for part in slices)
+
+
+# Pieces
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "pieces", "length"),
+    [
+        (0, 1, range(1), 10),
+        (9, 10, range(1), 10),
+        (9, 11, range(2), 20),
+        (10, 25, range(1, 3), 15),
+        (24, 25, range(2, 3), 5),
+    ],
+)
+def test_bytes_of_a_blob_of_25_are_covered_by_pieces_of_10(start: int, stop: int, pieces: range, length: int) -> None:
+    assert pieces_covering(start, stop, 10) == pieces
+    assert bytes_of_pieces(pieces, 25, 10) == length
+
+
+@given(st.integers(1, 2000), st.integers(1, 300), st.data())
+def test_pieces_put_together_have_the_range_that_was_asked_for(size: int, piece_size: int, data: st.DataObject) -> None:
+    blob = [*range(size)]
+    start = data.draw(st.integers(0, size - 1))
+    stop = data.draw(st.integers(start + 1, size))
+    numbers = pieces_covering(start, stop, piece_size)
+    pieces = {number: blob[number * piece_size : (number + 1) * piece_size] for number in numbers}
+    single = [pieces[number][within_piece(start, stop, number, piece_size)] for number in numbers]
+    assert [*chain(*single)] == blob[start:stop]
+    joined = [*chain(*pieces.values())]
+    assert joined[within_piece(start, stop, numbers.start, piece_size)] == blob[start:stop]
+    assert len(joined) == bytes_of_pieces(numbers, size, piece_size)
 
 
 # Runs

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backyfs.text import escaped, is_control, shell_word, shell_words
+from backyfs.text import escaped, human_size, is_control, shell_word, shell_words
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,18 @@ def test_a_word_is_quoted_where_it_has_to_be(text, word):
 
 def test_every_word_of_a_command_is_quoted():
     assert shell_words("umount", "/a b", "/c") == "umount '/a b' /c"
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (1 << 20, "1.0 MiB"), (5 << 40, "5.0 TiB"),
+        (1 << 60, "1.0 EiB"), (1 << 71, "2048.0 EiB"), (-2048, "-2.0 KiB"), (0.4, "0 B"),
+    ],
+)  # fmt: skip
+def test_a_size_has_the_unit_that_makes_it_short(size_bytes, text):
+    assert human_size(size_bytes) == text
+    assert human_size(size_bytes, "") == text.replace(" ", "")
 
 
 WORD = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=12)
