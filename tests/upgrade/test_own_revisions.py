@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,10 +18,14 @@ from backyfs.metadata.catalog.notes import NoteKind, read_notes
 from backyfs.metadata.db.database import Database
 from backyfs.metadata.db.revisions import HEAD, HEAD_RELEASE
 from backyfs.metadata.db.tables import repository as repository_table
+from backyfs.metadata.records.jobs import list_live_jobs, register_job, remove_job, this_process
+from backyfs.metadata.records.runs import list_runs
 from backyfs.metadata.schema.schema import differences
-from backyfs.model import VersionRecord
+from backyfs.model import RunOutcome, VersionRecord
 from backyfs.repository import open_repository
+from backyfs.work import silence
 from tests.support.audit import audit
+from tests.support.jobs import spec
 from tests.upgrade.reference import Reference, check
 
 if TYPE_CHECKING:
@@ -177,3 +182,53 @@ def test_tables_that_are_missing_are_made_where_backy2_has_set_the_revision(
         change(first, f"INSERT INTO alembic_version VALUES ('{revision}')")
     upgrade(first.config)
     check_head(first)
+
+
+def test_a_job_that_was_killed_before_the_upgrade_becomes_a_run_after_it(first: Reference) -> None:
+    moment = "'2026-01-01 00:00:00'"
+    change(
+        first,
+        "INSERT INTO jobs (host, scope, pid, pid_started, command, progress, started_at, heartbeat_at) "
+        f"VALUES ('h', '{this_process().scope}', 4194304, 1, 'backup disk', '5 %', {moment}, {moment})",  # no such pid
+    )
+    upgrade(first.config)
+    with open_repository(first.config) as repository:
+        with repository.database.write() as connection:
+            job_id = register_job(connection, this_process(), spec("cleanup"))
+            remove_job(connection, job_id)
+        with repository.database.read() as connection:
+            [run] = list_runs(connection)
+    assert (run.kind, run.names, run.command, run.outcome) == (None, (), "backup disk", RunOutcome.KILLED)
+    assert run.ended_at == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_a_silent_job_of_an_older_schema_is_removed_and_not_waited_for(
+    first: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence, "WATCH_S", 0.3)
+    moment = "'2026-01-01 00:00:00'"
+    change(
+        first,
+        "INSERT INTO jobs (host, scope, pid, pid_started, command, progress, started_at, heartbeat_at) "
+        f"VALUES ('h', 'elsewhere', 5, 1, 'backup disk', '5 %', {moment}, {moment})",
+    )
+    upgrade(first.config, wait_s=0)
+    check_head(first)
+    with open_repository(first.config) as repository, repository.database.read() as connection:
+        assert list_live_jobs(connection, this_process()) == []
+        assert list_runs(connection) == []
+
+
+@pytest.mark.parametrize("statement", ["CREATE TABLE runs", "CREATE INDEX ix_runs_ended_at", "ALTER TABLE jobs"])
+def test_the_newest_revision_goes_on_where_it_was_killed(first: Reference, statement: str) -> None:
+    fail = fail_at(statement)
+    event.listen(Engine, "before_cursor_execute", fail)
+    try:
+        with pytest.raises(DatabaseError, match="injected"):
+            upgrade(first.config)
+    finally:
+        event.remove(Engine, "before_cursor_execute", fail)
+    upgrade(first.config)
+    check_head(first)
+    with open_repository(first.config) as repository, repository.database.read() as connection:
+        assert list_runs(connection) == []
