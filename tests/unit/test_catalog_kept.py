@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,8 +18,11 @@ from backyfs.engine.restore.restore import restore
 from backyfs.engine.secrets.migrate import MigrationRequest, migrate
 from backyfs.engine.space.cleanup import cleanup
 from backyfs.engine.space.fullcleanup import full_cleanup
+from backyfs.engine.transfer.export import export_versions
+from backyfs.engine.transfer.importing import import_export
+from backyfs.engine.versions.edit import add_tags, expire, protect, remove_tags
 from backyfs.engine.versions.forget import forget
-from backyfs.engine.versions.remove import remove_versions
+from backyfs.engine.versions.remove import RemovalRequest, remove, remove_versions
 from backyfs.errors import InterruptedByUser, StorageError
 from backyfs.metadata.catalog.notes import has_notes
 from backyfs.metadata.records.versions import list_versions, set_protected
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from backyfs.repository import Repository
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
+AFTER_EXPIRY = RemovalRequest(even_last=True)
 
 
 @pytest.fixture
@@ -112,8 +117,40 @@ def do_migration(repository: Repository, _image: Path) -> None:
     assert migrate(repository, MigrationRequest(versions=None, outdated=Outdated(to=1))).blobs == 5
 
 
+def do_protect(repository: Repository, _image: Path) -> None:
+    assert len(protect(repository, ["disk@latest"], protected=True).changed) == 1
+
+
+def do_expire(repository: Repository, _image: Path) -> None:
+    assert expire(repository, "disk@latest", NOW).version.expire_at == NOW
+
+
+def do_add_tags(repository: Repository, _image: Path) -> None:
+    assert "b" in add_tags(repository, "disk@latest", ["b"]).version.tags
+
+
+def do_remove_tags(repository: Repository, image: Path) -> None:
+    do_add_tags(repository, image)
+    assert "b" not in remove_tags(repository, "disk@latest", ["b"]).version.tags
+
+
+def do_remove_expired(repository: Repository, image: Path) -> None:
+    back_up(repository, image, "old", expire_at=NOW)
+    report = remove(repository, AFTER_EXPIRY, now=NOW + timedelta(days=1))
+    assert [removal.kept for removal in report.removals] == [None]
+
+
+def do_import(repository: Repository, image: Path) -> None:
+    file = io.BytesIO()
+    export_versions(repository, versions_of(repository), file)
+    do_remove(repository, image)
+    file.seek(0)
+    assert len(import_export(repository, file).versions) == 1
+
+
 FUNCTIONS = [
     do_backup, do_remove, do_forget, do_cleanup, do_full_cleanup, do_scrub, do_repair, do_restore, do_migration,
+    do_protect, do_expire, do_add_tags, do_remove_tags, do_remove_expired, do_import,
 ]  # fmt: skip
 
 
