@@ -78,12 +78,17 @@ class BackyfsError(Exception):
         super().__init__(fact)
 
     def __str__(self) -> str:
-        return self.statement if self.remedy is None else f"{self.statement}; {self.remedy}"
+        return self.without("")
 
     @property
     def statement(self) -> str:
         """Subject and fact: the message without its remedy."""
         return f"{self.subject} {self.fact}" if self.subject else self.fact
+
+    def without(self, subject: str) -> str:
+        """Return the message without its subject, if that is this one: for a text that has named it already."""
+        parts = (self.fact if self.subject == subject else self.statement, self.remedy)
+        return "; ".join(str(part) for part in parts if part is not None)
 
     def advise(self, remedy: Remedy) -> None:
         """Add a remedy, after the one there is."""

@@ -54,7 +54,7 @@ class Advice(Enum):
     )
     CONTINUE_VERSION = "continue its backup"
     CONTINUE_BACKUP = (
-        "continue version {uid} where the backup stopped, or start over: stored blocks are used again"
+        "continue the version where it stopped, or start over: stored blocks are used again"
     )
     UNPROTECT_VERSION = "unprotect it first"
     REMOVE_YOUNG = "force its removal"
@@ -68,10 +68,12 @@ class Advice(Enum):
     SCRUB_EVERYTHING = "scrub all versions to learn which of them have these blobs"
     SCRUB_VERSION = "scrub version {uid}"
     SCRUB_OR_RECOVER = "scrub the repository, or rebuild its database"
+    CONTINUE_SCRUB = "to continue from there, scrub only blocks not checked since"
     REPAIR_BLOCKS = "another backup of the same bytes, or a repair, makes it whole"
     REPAIR_OR_BACK_UP = "back up their sources again or repair the blocks, and keep what can be restored"
-    SEARCH_SOURCE = "search the whole source for them"
+    SEARCH_SOURCE = "search the whole source"
     NAME_REPAIR_SOURCE = "name a source to repair from"
+    UNIFY_ENCRYPTION = "re-encrypt all blocks to store them alike"
     MIGRATE_ENCRYPTION = "re-encrypt all blocks"
     MIGRATE_ENCRYPTION_TO_BACKY2 = "re-encrypt all blocks in version 1 first, or export in the format of backyfs"
     WRITE_CATALOG = "write the catalog"

@@ -72,12 +72,14 @@ RENDERINGS = {
     Advice.SCRUB_EVERYTHING: "run `backyfs scrub --all` to learn which versions have them",
     Advice.SCRUB_VERSION: "run `backyfs scrub {uid}`",
     Advice.SCRUB_OR_RECOVER: "run `backyfs scrub`, and see `backyfs recover`",
+    Advice.CONTINUE_SCRUB: "a scrub with --not-since continues from there",
     Advice.REPAIR_BLOCKS: "a backup of the same bytes, or `backyfs repair`, makes it whole",
     Advice.REPAIR_OR_BACK_UP: (
         "back up their sources again or run `backyfs repair`, and keep what can be restored"
     ),
-    Advice.SEARCH_SOURCE: "--search looks everywhere in it",
+    Advice.SEARCH_SOURCE: "add --search to look everywhere in the source",
     Advice.NAME_REPAIR_SOURCE: "name a source with --from",
+    Advice.UNIFY_ENCRYPTION: "run `backyfs migrate-encryption --all` to re-encrypt them",
     Advice.MIGRATE_ENCRYPTION: "run `backyfs migrate-encryption --all`",
     Advice.MIGRATE_ENCRYPTION_TO_BACKY2: (
         "run `backyfs migrate-encryption --all --to 1` first, or export without --format backy2"

@@ -1,7 +1,7 @@
-"""A repository: one metadata database, one storage, and the keys that open what lies in them.
+"""A repository: a metadata database, a storage, and the keys that open them.
 
-Opening one checks everything a command relies on before it does anything: the schema, block size and
-hash function against the configuration, the key. Making one never overwrites anything.
+Opening a repository checks everything that commands rely on: the schema, the block size and hash function of the
+configuration, and the key. Creating one never overwrites anything.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from backyfs.metadata.records.identity import (
 )
 from backyfs.model import DEFAULT_BLOCK_SIZE
 from backyfs.ownfiles import own_paths
+from backyfs.remedies import Advice
 from backyfs.repository.claim import check_before_upgrade, claim
 from backyfs.repository.keyring import (
     FIRST_SLOT,
@@ -65,7 +66,7 @@ class Repository:
     database: Database
     blocks: BlockStore
     deduplication: Deduplication
-    own_paths: tuple[str, ...]  # local paths that nothing else may write to
+    own_paths: tuple[str, ...]  # local paths that no other program may write to
     limits: Limits = DEFAULT_LIMITS
 
     @property
@@ -82,23 +83,23 @@ def open_repository(
     ask: Callable[[], str] | None = None,
     insist: bool = False,
 ) -> Iterator[Repository]:
-    """Open the repository that the configuration names, and close it at the end.
+    """Open the configured repository, and close it at the end.
 
-    `ask` asks somebody for a passphrase, where the configuration has neither key nor passphrase. Threads that wait
-    for the limits of the storage ask `stop` whether the command is to end; if it is, they raise InterruptedByUser.
-    With `insist` a storage without a marker is taken for the repository's, see `backyfs.repository.claim`.
+    `ask` asks the user for a passphrase if the configuration has neither key nor passphrase. Threads that wait because
+    of the limits of the storage call `stop`; once it returns True, they raise InterruptedByUser. With `insist`, a
+    storage without a marker is accepted as that of the repository, see `backyfs.repository.claim`.
 
     Raises:
         SchemaOutdatedError: its schema is older; see `backyfs.engine.setup.upgrade`.
         NoRepositoryError: the database holds none.
-        SchemaError: it is of a newer release.
-        ConfigError: block size or hash function are not the repository's, or the encryption version is
+        SchemaError: its schema is newer.
+        ConfigError: block size or hash function differ from those of the repository, or the encryption version is
             unknown.
-        MissingKeyError: it is encrypted, and no key can be had.
-        WrongKeyError: the key is not its key.
+        MissingKeyError: it is encrypted, and there is no key.
+        WrongKeyError: the key does not belong to it.
         IntegrityError: the database contradicts the key, or the catalog in the storage.
-        WrongStorageError: the storage is not that of this repository.
-        StorageError: the storage is not there.
+        WrongStorageError: the storage does not belong to this repository.
+        StorageError: the storage is not available.
     """
     if config.encryption_version is not None:
         sealing.check_configured(config.encryption_version)
@@ -139,7 +140,7 @@ def open_repository(
 
 
 def no_repository(config: Config, place: str) -> NoRepositoryError:
-    """Return the error for a database that holds no repository, with the remedy that the storage suggests."""
+    """Return the error for a database without a repository, with a remedy that depends on the storage."""
     try:
         with closing(open_storage(config)) as storage:
             has_catalog = find_repository(storage) is not None
@@ -147,28 +148,30 @@ def no_repository(config: Config, place: str) -> NoRepositoryError:
         has_catalog = True  # a damaged one
     except (StorageError, ConfigError) as error:
         return NoRepositoryError(
-            f"{place} holds no repository, and its storage cannot be asked for a copy of the metadata ({error}); make "
-            "the storage available, or correct `engine` of [MetaBackend]"
+            f"holds no repository, and the storage cannot be searched for a copy of the metadata ({error})",
+            subject=place,
+            remedy="make the storage available, or correct `engine` of [MetaBackend]",
         )
     if has_catalog:
         return NoRepositoryError(
-            f"{place} holds no repository, but the storage holds a copy of the metadata of one: run `backyfs recover` "
-            "to rebuild the database, or correct `engine` of [MetaBackend]"
+            "holds no repository, but the storage holds a copy of the metadata of one",
+            subject=place,
+            remedy=Advice.RECOVER_OR_CORRECT_DATABASE(),
         )
     return NoRepositoryError(
-        f"{place} holds no repository; run `backyfs initdb` to make one, or correct `engine` of [MetaBackend]"
+        "holds no repository", subject=place, remedy=Advice.INITIALIZE_OR_CORRECT_DATABASE()
     )
 
 
 def check_can_open(config: Config, known: Iterable[BlobUid] = ()) -> None:
-    """Make sure that what the configuration names besides the database can be opened: else an upgrade is of no use.
+    """Check that everything configured except the database can be opened; otherwise an upgrade would be of no use.
 
-    `known` are some of the blobs that the database names.
+    `known` are some of the blobs in the database.
 
     Raises:
-        ConfigError: the kind of storage or the encryption version are unknown to this release.
+        ConfigError: this release does not know the kind of storage or the encryption version.
         WrongStorageError: the storage has none of these blobs.
-        StorageError: the storage is not there.
+        StorageError: the storage is not available.
     """
     if config.encryption_version is not None:
         sealing.check_configured(config.encryption_version)
@@ -177,15 +180,15 @@ def check_can_open(config: Config, known: Iterable[BlobUid] = ()) -> None:
 
 
 def create_repository(config: Config, *, created_at: datetime, may_hold_blobs: bool = False) -> None:
-    """Make the repository that the configuration names: its storage directory, database and keys.
+    """Create the configured repository: its storage directory, database and keys.
 
-    With `may_hold_blobs` the storage may hold objects of blobs, whose rows are to be imported. It gets its marker when
-    the repository is opened for the first time.
+    With `may_hold_blobs` the storage may hold objects of blobs, whose rows will be imported. The storage gets its
+    marker when the repository is opened for the first time.
 
     Raises:
-        SchemaError: the database is there already.
-        StorageError: the storage directory is there already and not empty.
-        MissingKeyError: encryption is on, and no key can be had.
+        SchemaError: the database exists already.
+        StorageError: the storage directory exists already and is not empty.
+        MissingKeyError: encryption is on, and there is no key.
     """
     from backyfs.metadata.schema.schema import create_file, create_tables  # noqa: PLC0415 - alembic is slow to load
 
@@ -195,8 +198,8 @@ def create_repository(config: Config, *, created_at: datetime, may_hold_blobs: b
     storage_path = config.storage.local_path
     database = Database(config.database_url)
     with (
-        _taken_away_on_failure(storage_path, os.rmdir),
-        _taken_away_on_failure(sqlite_path(database.engine.url), os.unlink),
+        _removed_on_failure(storage_path, os.rmdir),
+        _removed_on_failure(sqlite_path(database.engine.url), os.unlink),
         closing(database),
     ):
         holds_blobs = create_storage(config, may_hold_blobs=may_hold_blobs)
@@ -209,8 +212,8 @@ def create_repository(config: Config, *, created_at: datetime, may_hold_blobs: b
 
 
 @contextmanager
-def _taken_away_on_failure(path: str | None, take_away: Callable[[str], None]) -> Iterator[None]:
-    """Take away what is made at `path` and does not become part of a repository; what was there before stays."""
+def _removed_on_failure(path: str | None, remove: Callable[[str], None]) -> Iterator[None]:
+    """Remove what the `with` makes at `path` if it fails; leave what existed before."""
     if path is None or os.path.lexists(path):
         yield
         return
@@ -218,7 +221,7 @@ def _taken_away_on_failure(path: str | None, take_away: Callable[[str], None]) -
         yield
     except BaseException:
         with suppress(OSError):
-            take_away(path)
+            remove(path)
         raise
 
 
@@ -240,10 +243,10 @@ def _save_new_identity(
 
 
 def check_agreement(config: Config, identity: Identity) -> None:
-    """Refuse a configuration that says another block size or hash function than the repository has.
+    """Check that the configured block size and hash function are those of the repository.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: they are not.
     """
     for key, configured, actual in (
         ("block_size", config.block_size, identity.block_size),
@@ -251,8 +254,8 @@ def check_agreement(config: Config, identity: Identity) -> None:
     ):
         if configured is not None and configured != actual:
             raise ConfigError(
-                f"is {configured}, but this repository was made with {actual}, which cannot change; "
-                "correct it or take it out",
+                f"is {configured}, but this repository was created with {actual}, which cannot change",
+                remedy="correct it or remove it",
                 section="DEFAULTS",
                 key=key,
                 file=config.files[-1] if config.files else "",
@@ -263,13 +266,13 @@ def _find_moved(database: Database, blob: Blob) -> Blob | None:
     try:
         with database.read() as connection:
             return find_moved(connection, blob)
-    except DatabaseError as error:  # what is the matter with the blob is the error to tell
-        _log.warning("cannot look whether blob %s was sealed anew: %s", blob.uid, error)
+    except DatabaseError as error:  # the error to report is what is wrong with the blob
+        _log.warning("cannot check whether blob %s was re-sealed: %s", blob.uid, error)
         return None
 
 
 def version_of_new_blobs(config: Config, identity: Identity, *, has_key: bool) -> int:
-    """Return the encryption version that new blobs get: the configured one, else what fits the repository."""
+    """Return the encryption version of new blobs: the configured one, or the default for the repository."""
     if config.encryption_version is not None:
         return config.encryption_version
     if not has_key:
@@ -278,9 +281,9 @@ def version_of_new_blobs(config: Config, identity: Identity, *, has_key: bool) -
 
 
 def _is_adopted(identity: Identity) -> bool:
-    """Tell whether a repository comes from backy2, by what stays as it was: `rekey` gives it slots like any other.
+    """Tell whether a repository comes from backy2, by what `rekey` does not change. It may have key slots by now.
 
-    One that was made plain, with a hash function of hashlib, and turned to encryption later is taken for one.
+    This is also true if it was created without encryption, with a hash function of hashlib, and encrypted later.
     """
     return identity.hash_function != BLAKE3 and identity.wrapped_fingerprint_key is None
 

@@ -1,8 +1,8 @@
 """The claim of a repository to its storage.
 
-A storage has a marker (`storage.marker`), which is read each time a repository is opened: one small read. A storage
-without one is given it if nothing speaks against that. So nothing is written, marked as damaged, deleted or relied on
-in a storage that is not the right one: an empty mount point, a wrong path, or the storage of another repository.
+A storage has a marker (`storage.marker`), which takes one small read each time a repository is opened. A storage
+without a marker gets one, unless there is evidence that it is the wrong storage. So nothing is written, deleted, marked
+as damaged or relied on in an empty mount point, at a wrong path, or in the storage of another repository.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from backyfs.errors import (
 from backyfs.metadata.catalog.notes import catalog_key
 from backyfs.metadata.records.blobs import sample_blob_uids
 from backyfs.metadata.records.identity import load_storage_state, note_storage_marked
+from backyfs.remedies import Advice
 from backyfs.storage.marker import put_first_marker, read_marker, replace_marker
 
 if TYPE_CHECKING:
@@ -31,19 +32,17 @@ if TYPE_CHECKING:
     from backyfs.model import BlobUid
     from backyfs.storage.protocol import Storage
 
-SAMPLE_BLOBS = 16  # blobs that are looked for where a storage has no marker
+SAMPLE_BLOBS = 16  # blobs to look for in a storage without a marker
 
 _log = logging.getLogger(__name__)
 
 
 def check_claim(database: Database, storage: Storage, uid: str) -> bool:
-    """Make sure that the storage is that of the repository `uid`; return whether it has the repository's marker.
-
-    Nothing is changed.
+    """Check that the storage belongs to the repository `uid`; return whether it has its marker. Changes nothing.
 
     Raises:
-        WrongStorageError: it is not, or there is reason to think so.
-        StorageError, DatabaseError: they cannot be asked.
+        WrongStorageError: it does not, or probably does not.
+        StorageError, DatabaseError: storage or database cannot be read.
     """
     if not storage.traits.keeps:
         return True
@@ -57,38 +56,38 @@ def check_claim(database: Database, storage: Storage, uid: str) -> bool:
         has_catalog = catalog_key(connection) is not None
         sample = sample_blob_uids(connection, SAMPLE_BLOBS)
     if was_marked:
-        raise _not_there("it has no marker of this repository, and was given one")
+        raise _not_there("it has no marker of this repository, but once had one")
     found = _catalog_owner(storage)
     if found is not None:
         if found != uid:
             raise _of_another(found, uid)
         return False
     if has_catalog:
-        raise _not_there("it has no catalog, and was given one")
+        raise _not_there("it has no catalog, but once had one")
     _require_some_blob(storage, sample)
     return False
 
 
 def check_before_upgrade(storage: Storage, uids: Iterable[BlobUid]) -> None:
-    """Make sure that a storage has a marker, or some of the blobs that a database of an older schema knows.
+    """Check that a storage has a marker, or one of the blobs that a database with an older schema knows.
 
     Raises:
         WrongStorageError: it has none of them.
-        StorageError: it cannot be asked.
+        StorageError: it cannot be read.
     """
     if storage.traits.keeps and read_marker(storage) is None:
         _require_some_blob(storage, uids)
 
 
 def _require_some_blob(storage: Storage, uids: Iterable[BlobUid]) -> None:
-    """Refuse a storage that has none of several blobs; where none is known, none can be missed."""
+    """Refuse a storage that has none of several blobs; if no blob is known, accept it."""
     missing = 0
     for uid in uids:
         try:
             storage.get_range(uid, 0, 1)
         except ObjectMissingError:
             missing += 1
-        except ObjectUnreadableError:  # damaged as it is, it is there
+        except ObjectUnreadableError:  # it is damaged, but there
             return
         else:
             return
@@ -97,13 +96,13 @@ def _require_some_blob(storage: Storage, uids: Iterable[BlobUid]) -> None:
 
 
 def claim(database: Database, storage: Storage, uid: str, *, insist: bool = False) -> None:
-    """Make sure that the storage is that of the repository `uid`, and mark it as such if it has no marker yet.
+    """Check that the storage belongs to the repository `uid`, and mark it if it has no marker yet.
 
-    With `insist` a storage without a marker becomes this repository's, whatever speaks against that.
+    With `insist`, a storage without a marker is marked whatever the evidence.
 
     Raises:
-        WrongStorageError: it is not, or there is reason to think so.
-        StorageError, DatabaseError: they cannot be asked.
+        WrongStorageError: it does not, or probably does not.
+        StorageError, DatabaseError: storage or database cannot be read.
     """
     try:
         is_marked = check_claim(database, storage, uid)
@@ -121,14 +120,14 @@ def claim(database: Database, storage: Storage, uid: str, *, insist: bool = Fals
         try:
             with database.write() as connection:
                 note_storage_marked(connection)
-        except DatabaseError as error:  # as on a full disk: the next command does it
+        except DatabaseError as error:  # for example on a full disk; the next command tries again
             _log.info("cannot note that the storage is marked: %s", error)
 
 
 def mark(storage: Storage, uid: str) -> bool:
-    """Give a storage the marker of the repository `uid`; return whether it has it.
+    """Give a storage the marker of the repository `uid`; return whether it has it now.
 
-    It does not where it cannot be written, as on a read-only file system. Reading goes on there.
+    It does not if it cannot be written, as on a read-only file system. Commands can still read it.
 
     Raises:
         WrongStorageError: it has the marker of another repository.
@@ -137,7 +136,7 @@ def mark(storage: Storage, uid: str) -> bool:
         if put_first_marker(storage, uid):
             return True
     except StorageError as error:
-        _log.info("the storage cannot be marked as that of this repository: %s", error)
+        _log.info("the storage cannot be marked for this repository: %s", error)
         return False
     marked_for = read_marker(storage) or frozenset()
     if uid not in marked_for:
@@ -146,7 +145,7 @@ def mark(storage: Storage, uid: str) -> bool:
 
 
 def hand_over(storage: Storage, *uids: str) -> None:
-    """Let a storage be claimed by any of these repositories, while one takes over the identity of the other.
+    """Let any of these repositories claim a storage, while one takes over the identity of the other.
 
     Raises:
         StorageError: the storage fails.
@@ -166,14 +165,15 @@ def _catalog_owner(storage: Storage) -> str | None:
 
 def _of_another(other: str, uid: str) -> WrongStorageError:
     return WrongStorageError(
-        f"the storage belongs to repository {other}, and this is {uid}: if another disk is mounted there, mount the "
-        "right one; if `path` of [DataBackend] or `engine` of [MetaBackend] is wrong, correct it; if this database was "
-        'taken back to backy2 and upgraded again, see "Going back" in docs/operate/upgrade.md'
+        f"belongs to repository {other}, but this is {uid}",
+        subject="the storage",
+        remedy="if another disk is mounted there, mount the right one; if `path` of [DataBackend] or `engine` of "
+        "[MetaBackend] is wrong, correct it; if this database was taken back to backy2 and upgraded again, see "
+        '"Going back" in docs/operate/upgrade.md',
     )
 
 
 def _not_there(fact: str) -> WrongStorageError:
     return WrongStorageError(
-        f"this is not the storage of this repository: {fact}. If its disk is not mounted, mount it; if `path` of "
-        "[DataBackend] is wrong, correct it; if its content really is lost, run `backyfs catalog push --all`"
+        f"this is not the storage of this repository: {fact}", remedy=Advice.WRITE_CATALOG_IF_LOST()
     )

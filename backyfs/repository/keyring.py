@@ -1,9 +1,9 @@
-"""The keyring of a repository: what opens it, and whether it is the repository that the key was made for.
+"""The keyring of a repository: open it, and check that it is the repository that the key was made for.
 
-Anyone who can write to the database can claim that a repository is not encrypted, or that its fingerprints have no key.
-So its identity has a tag that only the repository key can make (`keys.identity`). The tag is compared each time the
-repository is opened with its key. A database of an older release has no tag: then it is compared with the catalog in
-the storage, whose object of the repository is sealed. So is a database that claims to have no key at all.
+Anyone who can write to the database can make it claim that a repository is not encrypted, or that its fingerprints
+have no key. So its identity has a tag that only the repository key can make (`keys.identity`), which is compared each
+time the repository is opened with its key. A database of an older release has no tag. It is compared with the catalog
+in the storage instead, where the object of the repository is sealed. So is a database that claims to have no key.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from backyfs.metadata.records.identity import (
     save_key_date,
     sound_key_slots,
 )
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,48 +45,47 @@ if TYPE_CHECKING:
     from backyfs.model import KeySlot
     from backyfs.storage.protocol import Storage
 
-FIRST_SLOT = "configuration"  # label of the one that a repository is made with
+FIRST_SLOT = "configuration"  # label of the slot that a repository is created with
 _NOTHING_TO_COMPARE = (
     "nothing proves that the database was written with the key of this repository, and its fingerprints have no key. "
-    "That is normal once, for the first command on a database of backy2 or of an older release. Otherwise somebody may "
-    "have changed database and storage: do not use them"
+    "This is normal once, for the first command on a database of backy2 or of an older release. Otherwise somebody may "
+    "have changed the database and the storage: do not use them"
 )
-_REMEDY = "restore the database from a copy, or run `backyfs recover` to rebuild it from the storage"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unlocked:
-    """A repository that was opened."""
+    """An opened repository."""
 
     identity: Identity
     keyring: keys.Keyring
-    has_tag: bool     # the database had one, and it fits; if not, see `confirm_identity`
-    awaits_key: bool  # it was made without encryption, and a key is configured; see `turn_encryption_on`
+    has_tag: bool     # the database has one, and it matches; if not, see `confirm_identity`
+    awaits_key: bool  # it was created without encryption, but a key is configured; see `turn_encryption_on`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """What the database says, at one time."""
+    """What one snapshot of the database says."""
 
     identity: Identity
     tag: bytes | None
     slots: list[KeySlot]
     key_made_at: datetime | None
-    wrapped_key: bytes | None  # a data key, where there are no slots
+    wrapped_key: bytes | None  # a data key, if there are no slots
 
 
 def unlock(
     config: Config, database: Database, storage: Storage | None, ask: Callable[[], str] | None = None
 ) -> Unlocked:
-    """Open a repository, and change nothing. `storage` is where the catalog is; None: it cannot be asked.
+    """Open a repository without changing anything. `storage` holds the catalog; None: it is not available.
 
     Raises:
-        MissingKeyError: it is encrypted, and no key can be had.
-        WrongKeyError: the key is not its key.
+        MissingKeyError: it is encrypted, and there is no key.
+        WrongKeyError: the key does not belong to it.
         IntegrityError: the key slot is damaged, or the database contradicts the key or the catalog.
-        StorageError: the storage cannot be asked.
+        StorageError: the storage cannot be read.
     """
     found = _read(database)
     if found.slots:
@@ -114,10 +114,10 @@ def unlock(
 
 
 def turn_encryption_on(database: Database, config: Config) -> None:
-    """Give a repository that was made without encryption its key, because the configuration has one now.
+    """Give a repository that was created without encryption its key, because the configuration has one now.
 
     Raises:
-        MissingKeyError: the configured one cannot be read.
+        MissingKeyError: the configured key cannot be read.
     """
     secret = configured_secret(config)
     assert secret is not None
@@ -130,20 +130,20 @@ def turn_encryption_on(database: Database, config: Config) -> None:
         save_key_date(connection, slot.created_at)
         save_identity_tag(connection, tag_of(load_identity(connection), key))
     _log.warning(
-        "this repository was not encrypted until now, and new blocks will be: what it holds so far stays plain. If it "
-        "was encrypted before, somebody has changed its database and storage: do not use them"
+        "this repository was not encrypted until now. New blocks will be; those stored so far stay plain. If it was "
+        "encrypted before, somebody has changed its database and storage: do not use them"
     )
 
 
 def confirm_identity(database: Database, storage: Storage, unlocked: Unlocked) -> None:
     """Give a repository of an older release its tag, unless the catalog in the storage contradicts the database.
 
-    If the storage has no catalog that the key opens, the database is believed. Then a warning says so, unless the
-    fingerprint key vouches for it: the same state can be made by removing tag, fingerprint key and catalog.
+    If the storage has no catalog that the key opens, the database is trusted. A warning says so, unless the
+    fingerprint key vouches for the database, because removing tag, fingerprint key and catalog leads to the same state.
 
     Raises:
-        IntegrityError: it does.
-        StorageError: it cannot be read.
+        IntegrityError: the catalog contradicts the database.
+        StorageError: the catalog cannot be read.
     """
     identity, key = unlocked.identity, unlocked.keyring.repository_key
     if key is None or unlocked.has_tag:
@@ -176,7 +176,7 @@ def require_identity(connection: Connection, key: bytes) -> Identity:
     """Return the identity of a repository that was opened with its key.
 
     Raises:
-        IntegrityError: it is not what was written with this key.
+        IntegrityError: it is not the identity that was written with this key.
     """
     identity, tag = load_identity(connection), load_identity_tag(connection)
     if tag is not None:
@@ -185,15 +185,15 @@ def require_identity(connection: Connection, key: bytes) -> Identity:
 
 
 def key_sources(config: Config, ask: Callable[[], str] | None = None) -> SecretSources:
-    """Return where the key of the repository is to be had."""
+    """Return where to get the key of the repository."""
     return SecretSources(key=config.key, passphrase=config.passphrase, ask=ask)
 
 
 def configured_secret(config: Config) -> Secret | None:
-    """Return the key that the configuration names, else its passphrase; None: it names neither.
+    """Return the configured key, or else the configured passphrase; None: there is neither.
 
     Raises:
-        MissingKeyError: it names one that cannot be read.
+        MissingKeyError: it cannot be read.
     """
     if config.key is not None:
         return Secret(key=keys.read_key(config.key))
@@ -219,7 +219,9 @@ def _read(database: Database) -> _Found:
         is_known = False
     if not is_known:
         raise IntegrityError(
-            f"the repository's row in the database has the hash function {name!r}, which is unknown; {_REMEDY}"
+            f"has the unknown hash function {name!r}",
+            subject="the row of the repository in the database",
+            remedy=Advice.RECOVER_DATABASE(),
         )
     return found
 
@@ -234,10 +236,10 @@ def _without_key(found: _Found, *, awaits_key: bool = False) -> Unlocked:
 
 
 def _require_never_had_slots(found: _Found, catalog: OpenPart | None, *, names_key: bool) -> None:
-    """Refuse a database without key slots where the storage, or what else it has, says that there were some.
+    """Refuse a database without key slots if the catalog or another column shows that there were some.
 
-    A repository of backy2 has none until `rekey`: its catalog, if it has one, is sealed all the same. Only with the
-    first slot comes a fingerprint key, or the date of a key.
+    A repository of backy2 has none until `rekey`, although its catalog, if it has one, is sealed. A fingerprint key
+    and the date of a key exist only since the first slot.
     """
     if catalog is not None and catalog.is_sealed:
         had_slots = bool(catalog.key_slots)
@@ -249,23 +251,25 @@ def _require_never_had_slots(found: _Found, catalog: OpenPart | None, *, names_k
 
 def _lost_slots() -> IntegrityError:
     return IntegrityError(
-        "the database has no key slot, and the repository is encrypted: the slots were lost or removed. No new key is "
-        "made, because it would open nothing; add a slot by a recovery page (`backyfs key add --from-recovery`), "
-        f"{_REMEDY}"
+        "has no key slot, but the repository is encrypted: the slots were lost or removed. No new key was made: it "
+        "would open nothing",
+        subject="the database",
+        remedy=Advice.ADD_SLOT_FROM_RECOVERY(),
     )
 
 
 def _adopted_key(config: Config, found: _Found, catalog: OpenPart | None) -> bytes | None:
-    """Return the key of a repository of backy2: the configured key itself wraps the data keys.
+    """Return the key of a repository of backy2, where the configured key itself wraps the data keys.
 
-    None: the configured one does not, and is not to be used.
+    None: the configured key does not wrap them and must not be used.
     """
     if config.key is None and found.wrapped_key is None:
         raise _lost_slots()
     if config.key is None:
         raise MissingKeyError(
-            "the data keys of this repository are wrapped by the key of backy2 and the configuration has a passphrase; "
-            "run `backyfs rekey --old-key-file FILE` with that key"
+            "are wrapped by the key of backy2, but the configuration has a passphrase",
+            subject="the data keys of this repository",
+            remedy=Advice.REKEY_FROM_BACKY2(),
         )
     key = keys.read_key(config.key)
     if _opens_something(key, found, catalog):
@@ -273,12 +277,14 @@ def _adopted_key(config: Config, found: _Found, catalog: OpenPart | None) -> byt
     if found.wrapped_key is None:
         raise _lost_slots()
     check = keys.show_check(keys.key_check(key))
-    if config.encryption_version == 0 and found.tag is None:  # where backy2 looked at no key at all
+    if config.encryption_version == 0 and found.tag is None:  # in this case backy2 did not check the key at all
         _log.warning("the configured key %s does not open the encrypted blocks of this repository", check)
         return None
     raise WrongKeyError(
-        f"the configured key {check} does not open the data keys of this repository; configure the key that "
-        "backy2 used last (encryption_key_file, encryption_key_command or encryption_key)"
+        "does not open the data keys of this repository",
+        subject=f"the configured key {check}",
+        remedy="configure the key that backy2 used last (encryption_key_file, encryption_key_command or "
+        "encryption_key)",
     )
 
 
@@ -295,15 +301,19 @@ def _opens_something(key: bytes, found: _Found, catalog: OpenPart | None) -> boo
 
 
 def _require_no_slots(connection: Connection) -> None:
-    """Refuse to go on with the key of backy2 where the repository has got one of its own since."""
+    """Refuse to continue with the key of backy2 if the repository has got a repository key since."""
     if list_key_slots(connection):
-        raise KeyMaterialError("`backyfs rekey` re-wrapped the data keys in the meantime; run the command again")
+        raise KeyMaterialError(
+            "another command re-wrapped the data keys in the meantime", remedy="run the command again"
+        )
 
 
 def _require_key_of(date: datetime | None, connection: Connection) -> None:
-    """Refuse to go on with a repository key that another one has replaced."""
+    """Refuse to continue with a repository key that has been replaced."""
     if load_key_date(connection) != date:
-        raise KeyMaterialError("the repository got another key in the meantime; run the command again")
+        raise KeyMaterialError(
+            "got another key in the meantime", subject="the repository", remedy="run the command again"
+        )
 
 
 def _fingerprint_key(identity: Identity, key: bytes) -> bytes | None:
@@ -312,21 +322,23 @@ def _fingerprint_key(identity: Identity, key: bytes) -> bytes | None:
     try:
         return keys.unwrap_key(key, identity.wrapped_fingerprint_key)
     except IntegrityError as error:
-        raise IntegrityError(f"the fingerprint key in the database {error}; {_REMEDY}") from error
+        error.subject = "the fingerprint key in the database"
+        error.remedy = Advice.RECOVER_DATABASE()
+        raise
 
 
 def _catalog(storage: Storage, uid: str) -> OpenPart | None:
-    """Return the catalog's object of this repository; None: there is none that can be read."""
+    """Return the object of this repository in the catalog; None: there is none that can be read."""
     try:
         found = find_repository(storage)
     except CatalogError as error:
-        _log.info("the catalog cannot say whether the database is right: %s", error)
+        _log.info("the catalog cannot confirm the database: %s", error)
         return None
     return found if found is not None and found.uid == uid else None
 
 
 def _opened(catalog: OpenPart, key: bytes) -> Identity | None:
-    """Return the identity in the catalog; None: this key does not open it, as after the key was replaced."""
+    """Return the identity in the catalog; None: this key does not open it, for example after a change of keys."""
     if not catalog.is_sealed:
         return None
     try:
@@ -341,7 +353,7 @@ def _has_keyed_fingerprints(identity: Identity) -> bool:
 
 def _compare(identity: Identity, tag: bytes, key: bytes) -> None:
     if not hmac.compare_digest(tag, tag_of(identity, key)):
-        raise _contradiction("than what was written with its key")
+        raise _contradiction("than the ones written with its key")
 
 
 def _facts(identity: Identity) -> tuple[str, int, str, bytes | None]:
@@ -350,6 +362,8 @@ def _facts(identity: Identity) -> tuple[str, int, str, bytes | None]:
 
 def _contradiction(than: str) -> IntegrityError:
     return IntegrityError(
-        f"the database has another uid, block size, hash function or fingerprint key of the repository {than}: it was "
-        f"changed or damaged; {_REMEDY}"
+        f"has another uid, block size, hash function or fingerprint key of the repository {than}: it was changed or "
+        "damaged",
+        subject="the database",
+        remedy=Advice.RECOVER_DATABASE(),
     )

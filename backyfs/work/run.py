@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from backyfs.model import Progress, RunId
+    from backyfs.remedies import Remedy
     from backyfs.work.job import Job
 
 
@@ -45,10 +46,13 @@ UNATTENDED = Control()
 class Run:
     """One operation at work. It reports its progress from one thread; any thread may ask whether to stop."""
 
-    def __init__(self, control: Control, *, interrupted: str, job: Job | None = None) -> None:
-        """Begin work; `interrupted` is the message of the error if it is stopped. Not every operation has a job."""
+    def __init__(
+        self, control: Control, *, interrupted: str, remedy: Remedy | None = None, job: Job | None = None
+    ) -> None:
+        """Begin work. `interrupted` and `remedy` make the error if it is stopped. Not every operation has a job."""
         self._job = job
         self.interrupted = interrupted
+        self.remedy = remedy
         self._progress = control.progress if job is None else job.track(control.progress, control.recorded)
         self._is_shown = False
         self.stops = control.stop
@@ -60,9 +64,10 @@ class Run:
         return self._job
 
     def saying(self, interrupted: str) -> Run:
-        """Return the same run with another message for the case that it is stopped, as for a later phase."""
+        """Return the same run with another message if it is stopped, and no remedy; for a later phase."""
         other = copy(self)
         other.interrupted = interrupted
+        other.remedy = None
         return other
 
     def check(self) -> None:
@@ -75,7 +80,7 @@ class Run:
         if self._job is not None:
             self._job.check()
         if self.stops():
-            raise InterruptedByUser(self.interrupted)
+            raise InterruptedByUser(self.interrupted, remedy=self.remedy)
 
     @contextmanager
     def step(self, label: str, total_bytes: int) -> Iterator[None]:

@@ -76,7 +76,7 @@ def test_hints_of_another_image_end_with_status_5_and_leave_no_version(call, tmp
     status, out, err = call("-m", "backup", image, "disk", "-r", hints, "-f", "disk@latest")
     assert (status, out) == (5, "")
     assert re.fullmatch(
-        r"backyfs: error: bytes \d+ to \d+ of the source are in no hint, and what is there differs from version .*"
+        r"backyfs: error: bytes \d+ to \d+ of the source are in no hint, but differ from version .*"
         r"make new ones, or back up without hints\n",
         err,
     )
@@ -231,7 +231,7 @@ def test_an_interrupted_backup_says_how_to_go_on_and_does(config, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
-    [option] = re.findall(r"add (--continue-version \S+) to go on", err)
+    [option] = re.findall(r"add (--continue-version \S+) to continue", err)
     done = subprocess.run(
         [BACKYFS, "-c", str(config), "-m", "backup", *option.split(), str(image), "disk", "-e", "2031-01-01"],
         capture_output=True,

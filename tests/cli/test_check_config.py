@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import update
 
 from backyfs.cli.main import run
-from backyfs.cli.remedies import render
+from backyfs.cli.remedies import render_remedy
 from backyfs.engine.setup import check
 from backyfs.engine.setup.check import check_configuration
 from backyfs.engine.setup.findings import Grade
@@ -120,7 +120,7 @@ def test_a_block_size_of_another_repository_is_a_failure(found, config):
     change(config, f"block_size: {BLOCK}", "block_size: 8192")
     status, results = found()
     assert status == 1
-    assert "this repository was made with 4096, which cannot change" in results["database"][0][1]
+    assert "this repository was created with 4096, which cannot change" in results["database"][0][1]
     assert results["storage"][0][0] == "ok"
 
 
@@ -178,7 +178,7 @@ def test_a_storage_that_deletes_nothing_is_found(found, config, monkeypatch):
     monkeypatch.setattr(DirectoryStorage, "delete", lambda *_: None)
     status, results = found()
     assert status == 6
-    assert "is still there after it was deleted; delete it by hand" in results["storage"][0][1]
+    assert "still exists after it was deleted; delete it by hand" in results["storage"][0][1]
 
 
 def test_the_null_storage_is_a_warning(found, config):
@@ -252,7 +252,8 @@ def found_quietly(config):
     report = check_configuration(str(config), {}, now=datetime.now(UTC))
     results: dict[str, list[tuple[str, str]]] = {}
     for one in report.findings:
-        results.setdefault(one.check, []).append((one.grade.value, str(render(one.message))))
+        message = one.message if one.remedy is None else f"{one.message}; {render_remedy(one.remedy)}"
+        results.setdefault(one.check, []).append((one.grade.value, message))
     return report.exit_status, results
 
 
@@ -310,7 +311,7 @@ def test_versions_of_the_future_are_a_warning(config, tmp_path):
 def test_the_clock_of_the_database_server_is_compared(config, monkeypatch):
     monkeypatch.setattr(check, "database_time", lambda _: datetime.now(UTC) - timedelta(seconds=90))
     _, results = found_quietly(config)
-    assert "the clock of the database server is 90 s behind this host's" in results["clock"][1][1]
+    assert "the clock of the database server is 90 s behind the clock of this host" in results["clock"][1][1]
 
 
 @pytest.fixture
@@ -340,8 +341,8 @@ def test_blocks_that_are_plain_though_encryption_is_on_are_a_warning(found, stor
 def test_blocks_of_older_versions_are_no_fault(found, stored):
     stored(1, 1, 2)
     message = (
-        "new blocks get encryption version 2; 2 blocks are encrypted otherwise (2 of version 1), which is no fault; "
-        "run `backyfs migrate-encryption --all` to seal them anew"
+        "new blocks get encryption version 2; 2 blocks are encrypted otherwise (2 of version 1), which is not an "
+        "error; run `backyfs migrate-encryption --all` to re-encrypt them"
     )
     assert found()[1]["encryption"] == [("ok", message)]
 

@@ -109,7 +109,7 @@ def test_an_identity_that_was_changed_is_refused(
 ) -> None:
     change(directory, statement)
     said = refused(directory, capsys, *words)
-    assert "of the repository than what was written with its key: it was changed or damaged; restore the" in said
+    assert "of the repository than the ones written with its key: it was changed or damaged; restore the" in said
     assert "`backyfs recover`" in said
 
 
@@ -118,7 +118,7 @@ def test_no_command_for_keys_gives_an_identity_that_was_changed_a_tag_that_fits(
     directory: Path, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     change(directory, "UPDATE repository SET wrapped_fingerprint_key = NULL")
-    assert "than what was written with its key" in refused(directory, capsys, *words)
+    assert "than the ones written with its key" in refused(directory, capsys, *words)
 
 
 def test_a_rekey_compares_the_identity_before_it_rewrites_a_slot(
@@ -129,7 +129,7 @@ def test_a_rekey_compares_the_identity_before_it_rewrites_a_slot(
     (directory / "backyfs.key").write_text("ab" * 32)
     (directory / "backyfs.key").chmod(0o600)
     words = ("rekey", "--old-key-file", "{directory}/repository/old.key")
-    assert "than what was written with its key" in refused(directory, capsys, *words)
+    assert "than the ones written with its key" in refused(directory, capsys, *words)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_database_that_claims_not_to_be_encrypted_gets_no_new_key(
     is_key_command = words[0] == "key"
     said = refused(directory, capsys, *words, status=3 if is_key_command else 20)
     if not is_key_command:
-        assert "the database has no key slot, and the repository is encrypted: the slots were lost or removed" in said
+        assert "the database has no key slot, but the repository is encrypted: the slots were lost or removed" in said
 
 
 def test_a_repository_that_is_opened_by_a_typed_passphrase_is_not_taken_for_a_plain_one(
@@ -188,12 +188,12 @@ def test_a_repository_that_is_opened_by_a_typed_passphrase_is_not_taken_for_a_pl
 @pytest.mark.parametrize(
     ("statements", "status", "words"),
     [
-        ((NO_SLOTS,), 20, "the database has no key slot, and the repository is encrypted"),
+        ((NO_SLOTS,), 20, "the database has no key slot, but the repository is encrypted"),
         ((NO_SLOTS, NO_FINGERPRINT_KEY), 3, "does not open the data keys of this repository"),
-        ((NO_SLOTS, NO_FINGERPRINT_KEY, SLOT_AS_BLOB), 20, "than what was written with its key"),
-        ((NO_SLOTS, NO_TAG), 20, "the database has no key slot, and the repository is encrypted"),
-        ((NO_SLOTS, NO_TAG, NOTHING_WRAPPED), 20, "the database has no key slot, and the repository is encrypted"),
-        ((NO_SLOTS, NO_TAG, NO_FINGERPRINT_KEY, NOTHING_WRAPPED, A_DATE), 20, "the database has no key slot, and the"),
+        ((NO_SLOTS, NO_FINGERPRINT_KEY, SLOT_AS_BLOB), 20, "than the ones written with its key"),
+        ((NO_SLOTS, NO_TAG), 20, "the database has no key slot, but the repository is encrypted"),
+        ((NO_SLOTS, NO_TAG, NOTHING_WRAPPED), 20, "the database has no key slot, but the repository is encrypted"),
+        ((NO_SLOTS, NO_TAG, NO_FINGERPRINT_KEY, NOTHING_WRAPPED, A_DATE), 20, "the database has no key slot, but the"),
     ],
     ids=[
         "tag and fingerprint key", "tag", "tag, and a data key that the configured key opens", "fingerprint key",
@@ -222,7 +222,7 @@ def test_without_a_tag_the_catalog_is_compared(directory: Path, capsys: pytest.C
 def test_check_config_sees_it_too(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(directory, NO_SLOTS, NO_TAG, NOTHING_WRAPPED)
     assert call(directory, "check-config") != 0
-    assert "the database has no key slot, and the repository is encrypted" in "".join(capsys.readouterr())
+    assert "the database has no key slot, but the repository is encrypted" in "".join(capsys.readouterr())
 
 
 def test_recover_is_a_way_out(directory: Path, tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ def test_a_plain_repository_that_gets_a_key_says_so_and_gets_a_tag(
     text = re.sub(r"(?m)^encryption_version:.*$", f"encryption_key_file: {tmp_path}/key", config.read_text())
     config.write_text(text)
     assert call(config.parent, "ls") == 0
-    assert "this repository was not encrypted until now, and new blocks will be" in capsys.readouterr().err
+    assert "this repository was not encrypted until now. New blocks will be" in capsys.readouterr().err
     assert has_fitting_tag(config)
     change(config.parent, NO_SLOTS)
     assert "the database has no key slot" in refused(config.parent, capsys, "ls")

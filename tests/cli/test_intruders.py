@@ -352,4 +352,4 @@ def test_the_keys_of_another_repository_that_the_same_key_opens_are_of_no_use(
     )
     status, said = call(encrypted, "ls")
     assert status == DAMAGE
-    assert "than what was written with its key" in said
+    assert "than the ones written with its key" in said

@@ -230,7 +230,7 @@ def test_no_more_than_32_slots_can_be_added(call, place):
             connection.execute(f"INSERT INTO key_slots (label, {names}) SELECT '{number}', {names} FROM key_slots "
                                "WHERE label = 'configuration'")  # fmt: skip
     status, _, err = call("key", "add", "ann", "--key-file", place / "k1")
-    assert (status, "has 32 key slots, and there can be 32; remove one" in err) == (1, True)
+    assert (status, "has 32 key slots, and the limit is 32; remove one" in err) == (1, True)
     assert call("-q", "key", "remove", "7")[0] == 0
     assert call("-q", "key", "add", "ann", "--key-file", place / "k1")[0] == 0
 
@@ -337,7 +337,7 @@ def test_an_export_from_before_a_rekey_needs_the_key_it_was_made_with(call, plac
     assert call("-q", "rm", "--force", uid, config=config)[0] == 0
     assert call("-q", "cleanup", "--dangerous-force", config=config)[0] == 0
     status, _, err = call("import", place / "export", config=config)
-    assert (status, "that this repository's key does not open" in err) == (expected, expected == 3)
+    assert (status, "that the key of this repository does not open" in err) == (expected, expected == 3)
 
 
 def test_a_command_that_has_read_the_old_key_stores_nothing_after_rekey(call, place):
@@ -361,7 +361,7 @@ def test_data_keys_that_the_old_key_does_not_open(call, place):
     status, _, err = call("rekey", "ab" * 32, config=config)
     assert (status, "opens none of the data keys" in err) == (3, True)
     status, _, err = call("rekey", K1, config=config)
-    assert (status, "1 data keys are not opened by the old key" in err) == (20, True)
+    assert (status, "the old key does not open 1 data keys" in err) == (20, True)
     status, out, _ = call("--json", "rekey", K1, "--leave-damaged", config=config)
     assert (status, json.loads(out)["left"]) == (0, 1)
 

@@ -20,6 +20,7 @@ COMMANDS = {
     Advice.CONTINUE_BACKUP: ["backup"],
     Advice.REMOVE_YOUNG: ["rm"],
     Advice.REMOVE_LAST: ["rm"],
+    Advice.CONTINUE_SCRUB: ["scrub"],
     Advice.SEARCH_SOURCE: ["repair"],
     Advice.NAME_REPAIR_SOURCE: ["repair"],
     Advice.MIGRATE_ENCRYPTION_TO_BACKY2: ["export"],

@@ -94,4 +94,4 @@ def test_what_makes_no_sense_is_refused(call, tmp_path):
 def test_a_backup_tells_that_it_repaired(call, tmp_path):
     status, _, err = call("backup", tmp_path / "image", "disk")
     assert status == 0
-    assert "2 damaged blobs were met in the source and stored anew; valid again: " in err
+    assert "2 damaged blobs were found in the source and stored again; valid again: " in err

@@ -200,7 +200,8 @@ def test_a_version_stays_in_whose_place_none_is_left_meanwhile(config, daily):
         [scheduler] = [scheduler for scheduler in repository.config.schedulers if scheduler.name == "daily"]
         results = forget(repository, [scheduler], now=datetime.now(UTC), announce=others_go)
     assert [each.outcome for each in results[:2]] == [Outcome.REMOVED, Outcome.REFUSED]
-    assert results[1].reason.startswith(f"version {daily[1]} was changed in the meantime and should be kept")
+    assert results[1].refusal is not None
+    assert results[1].refusal.fact == "changed in the meantime and no longer qualifies for removal"
     assert left(config) == [daily[1]]
 
 

@@ -278,7 +278,7 @@ def test_an_export_for_backy2_that_meets_damage_leaves_no_file(
         (["export", "--all"], "name a VERSION and a FILE, or --all and a FILE"),
         (["export", "--all", "disk@latest", "file"], "name a VERSION and a FILE, or --all and a FILE"),
         (["export", "--all", "--format", "backy2", "-"], "has a file for each version; name a directory"),
-        (["export", "--all", "--format", "backy2", "{tmp}"], "{tmp} cannot be made: File exists; name another one"),
+        (["export", "--all", "--format", "backy2", "{tmp}"], "{tmp} cannot be created: File exists; name another one"),
         (["export", "disk@latest", "{tmp}"], "{tmp} exists already; name another file"),
         (["export", "disk@latest", "{tmp}/no/x"], "{tmp}/no/x cannot be written: No such file or directory; name"),
         (["import", "{tmp}/nothing"], "{tmp}/nothing cannot be read: No such file or directory; name a file that"),
@@ -333,7 +333,7 @@ def test_a_version_that_is_there_already_has_status_22(
     call("export", uid, tmp_path / "export")
     before = contents(config)
     done = call("import", tmp_path / "export")
-    message = f"backyfs: error: version {uid} (disk) is there already; nothing was imported\n"
+    message = f"backyfs: error: version {uid} (disk) exists already; nothing was imported\n"
     assert done == (22, b"", message)
     assert contents(config) == before
 

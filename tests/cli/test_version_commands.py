@@ -249,7 +249,7 @@ def test_what_was_removed_before_an_interruption_is_told(call, image, uid, uids,
     )
     status, out, err = call("rm", "--force", uid, "other@latest")
     assert (status, out) == (130, f"version {uid} of disk removed\n")
-    assert err == "backyfs: error: interrupted after 1 of 2 versions; run it again for the others\n"
+    assert err == "backyfs: error: interrupted after 1 of 2 versions; run it again for the rest\n"
     assert len(uids()) == 1
 
 

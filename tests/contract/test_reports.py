@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from backyfs.engine.versions.diff import Run, State, compare
+from backyfs.engine.versions.diff import BlockState, DiffRun, compare
 from backyfs.engine.versions.du import SpaceLimits, space_of_versions
 from backyfs.errors import DatabaseError
 from backyfs.metadata.db.database import Database
@@ -224,7 +224,7 @@ def test_a_block_map_that_names_a_blob_without_row_is_an_error(connection: Conne
     from backyfs.metadata.maps.blockmap import pack
 
     connection.execute(update(pages).values(entries=pack(new_entries(1, blob + 1000))))
-    with pytest.raises(DatabaseError, match=f"the block map of version {version.uid} names a blob that has no row"):
+    with pytest.raises(DatabaseError, match=f"the block map of version {version.uid} refers to a blob that has no row"):
         space_of_versions(connection, BLOCK)
 
 
@@ -297,12 +297,12 @@ def test_differences_are_those_of_the_lists(connection: Connection) -> None:
         for run in compare(connection, make_version(connection, old), make_version(connection, new, day=1), BLOCK)
         for state in [run.state] * run.count
     ]
-    same = [State.SAME if one == other else State.DIFFERENT for one, other in zip(old, new, strict=False)]
-    assert states == same + [State.NEW_LEFT] * 300
+    same = [BlockState.SAME if one == other else BlockState.DIFFERENT for one, other in zip(old, new, strict=False)]
+    assert states == same + [BlockState.NEW_LEFT] * 300
 
 
 def test_a_run_is_a_value() -> None:
-    assert Run(BlockIndex(0), 2, State.SAME) == Run(BlockIndex(0), 2, State.SAME)
+    assert DiffRun(BlockIndex(0), 2, BlockState.SAME) == DiffRun(BlockIndex(0), 2, BlockState.SAME)
 
 
 # Statistics

@@ -191,7 +191,7 @@ def test_an_older_interrupted_version_may_lack_blocks(text: str) -> None:
 @pytest.mark.parametrize("text", [FORMAT_2_1, FORMAT_2_2, FORMAT_2_10, FORMAT_2_12])
 @pytest.mark.parametrize("number", [3, 4, 5])
 def test_a_valid_version_that_lacks_a_block_is_refused(text: str, number: int) -> None:
-    with pytest.raises(ExportFormatError, match=r"^the export has 2 blocks, and its version 3; it is cut short"):
+    with pytest.raises(ExportFormatError, match=r"^the export has 2 blocks, but its version has 3: it is truncated"):
         read(without(text, number))
 
 
@@ -259,7 +259,7 @@ def test_an_unknown_format_is_refused(first: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\r\n", b"\n\n"])
 def test_an_empty_file_is_refused(data: bytes) -> None:
-    with pytest.raises(ExportFormatError, match="no export of backy2"):
+    with pytest.raises(ExportFormatError, match="not an export of backy2"):
         read(data)
 
 

@@ -197,8 +197,9 @@ def test_a_source_that_shrinks_or_grows_is_not_found_equal_to_its_version(reposi
             os.truncate(image, size)
 
     source = Resized(str(image))
+    request = ScrubRequest(versions=(version,), source=source)
     with pytest.raises(SourceError, match=f"has {size} bytes and had {SIZE} when it was opened"):
-        scrub(repository, ScrubRequest(versions=(version,), source=source), tell=lambda *damage: told.append(damage))
+        scrub(repository, request, on_damage=lambda *damage: told.append(damage))
     source.close()
     assert told == []
     assert statuses(repository) == [VersionStatus.VALID]

@@ -44,6 +44,12 @@ def test_a_caller_who_knows_the_subject_assigns_it() -> None:
     assert str(error) == "blob 1f is cut short"
 
 
+def test_a_text_that_has_named_the_subject_leaves_it_out() -> None:
+    error = StorageError("is empty", subject="blob 1f", remedy="look")
+    assert error.without("blob 1f") == "is empty; look"
+    assert error.without("blob 2f") == "blob 1f is empty; look"
+
+
 def test_a_remedy_that_is_added_follows_the_one_there_is() -> None:
     error = TargetError("is full", subject="/srv", remedy="make room")
     error.advise(Advice.CONTINUE_RESTORE(block=5))

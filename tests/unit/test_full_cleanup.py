@@ -220,7 +220,7 @@ def test_missing_and_short_objects_are_marked_and_told(
     assert plan.missing_blobs == 2
     assert statuses(repository) == [VersionStatus.VALID]
     told: list[str] = []
-    report = full_cleanup(repository, tell=lambda _, damage: told.append(damage.reason))
+    report = full_cleanup(repository, on_damage=lambda _, damage: told.append(damage.reason))
     assert report.damaged_blobs == 2
     assert report.versions_invalid == (version.uid,)
     assert sorted(reason.split()[1] for reason in told) == sorted([missing.stem, short.stem])
@@ -258,7 +258,7 @@ def test_an_old_copy_of_the_database_does_not_cost_what_it_does_not_know(
             connection.exec_driver_sql(f"DELETE FROM versions WHERE id = {row.id}")
         for table in (pages, blobs):
             connection.execute(delete(table))
-    with pytest.raises(CatalogError, match="1 versions that the database does not know"):
+    with pytest.raises(CatalogError, match="the database does not know 1 versions of the catalog"):
         full_cleanup(repository, grace_s=NO_GRACE_S)
     assert len(objects(tmp_path)) == BLOCKS
 

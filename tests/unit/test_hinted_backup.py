@@ -200,12 +200,12 @@ def test_data_where_the_base_has_a_hole_is_found_in_a_large_image(repository, tm
     image = sparse_image(tmp_path / "image", size, {})
     base = back_up(repository, image).version
     change(image, 40 * PAGE_BYTES, b"something new")
-    with pytest.raises(HintsError, match=f"bytes {40 * PAGE_BYTES} to .* are in no hint, and what is there differs"):
+    with pytest.raises(HintsError, match=f"bytes {40 * PAGE_BYTES} to .* are in no hint, but differ"):
         back_up(repository, image, base=base, hints=hints(blocks(0)))
 
 
-_CALLED_ZEROS = "hold data, and the hints say that they are zeros"
-_NOT_LISTED = "are in no hint, and what is there holds data"
+_CALLED_ZEROS = "hold data, but the hints say that they are zeros"
+_NOT_LISTED = "are in no hint, but hold data"
 
 
 @pytest.mark.parametrize("with_base", [True, False])

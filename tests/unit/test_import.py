@@ -346,7 +346,7 @@ def test_an_export_of_no_version_is_imported(twins: Twins) -> None:
 def test_a_version_that_was_removed_meanwhile_is_not_exported(twins: Twins, tmp_path: Path) -> None:
     version = back_up(twins.source, random_image(tmp_path / "image", SMALL)).version
     remove_version(twins.source, version.uid)
-    with pytest.raises(VersionNotFoundError, match=rf"^version {version.uid} \(disk\) was removed meanwhile"):
+    with pytest.raises(VersionNotFoundError, match=rf"^version {version.uid} \(disk\) was removed in the meantime"):
         exported(twins.source, version)
     with pytest.raises(VersionNotFoundError):
         export_for_backy2(twins.source, version, io.BytesIO(), configured_key=twins.key)
@@ -365,14 +365,14 @@ def test_a_version_is_exported_as_it_is_now(twins: Twins, tmp_path: Path) -> Non
 def test_a_version_that_is_there_already_is_refused(twins: Twins, tmp_path: Path) -> None:
     back_up(twins.source, random_image(tmp_path / "image", SMALL))
     take(twins, exported(twins.source))
-    refuse(twins, exported(twins.source), VersionExistsError, r"\(disk\) is there already; nothing was imported$")
+    refuse(twins, exported(twins.source), VersionExistsError, r"\(disk\) exists already; nothing was imported$")
 
 
 def test_a_version_that_is_there_keeps_the_others_of_the_file_out(twins: Twins, tmp_path: Path) -> None:
     image = random_image(tmp_path / "image", SMALL)
     back_up(twins.source, image, "a")
     take(twins, exported(twins.source, back_up(twins.source, image, "z").version))
-    refuse(twins, exported(twins.source), VersionExistsError, r"\(z\) is there already")
+    refuse(twins, exported(twins.source), VersionExistsError, r"\(z\) exists already")
 
 
 def test_a_file_that_is_not_whole_leaves_nothing_behind(twins: Twins, tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_a_file_that_is_not_whole_leaves_nothing_behind(twins: Twins, tmp_path: 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"backy2", b"SQLite format 3\0", b"backy2 Version "])
 def test_something_else_is_no_export(twins: Twins, data: bytes) -> None:
-    refuse(twins, io.BytesIO(data), ExportFormatError, "^this is no export of backy")
+    refuse(twins, io.BytesIO(data), ExportFormatError, "^the file is not an export of backy")
 
 
 def test_a_second_version_that_is_wrong_takes_the_first_one_with_it(twins: Twins, tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_a_second_version_that_is_wrong_takes_the_first_one_with_it(twins: Twins
         (PageRecord, {"number": 2**62}, "a page, is wrong: number is 4611686018427387904, which is not a number"),
         (PageRecord, {"entries": ()}, "has 0 entries"),
         (PageRecord, {"entries": ("nosuchblob", 0, 0, 0, 0, 0)}, "block 0 of version .* has no blob of 4096 bytes"),
-        (PageRecord, {"entries": (ABSENT, 0, 0, 0, 0, 0)}, "lacks blocks, and the version is valid"),
+        (PageRecord, {"entries": (ABSENT, 0, 0, 0, 0, 0)}, "lacks blocks, but the version is valid"),
         (BlobRecord, {"size": BLOCK - 1}, "block 0 of version .* has no blob of 4096 bytes"),
         (BlobRecord, {"uid": "../../../evil"}, "a blob, is wrong: .* is not the uid of a block"),
         (BlobRecord, {"size": 2**31}, "a blob, is wrong: .*, which is not "),
@@ -486,7 +486,7 @@ def test_a_valid_version_does_not_share_a_page_that_lacks_blocks(twins: Twins, t
         lambda record: SharedPageRecord(record.number, 2) if isinstance(record, PageRecord) and record.id == 1
         else record,
     )  # fmt: skip
-    refuse(twins, file, ExportFormatError, rf"^page 0 of version {version.uid} lacks blocks, and the version is valid$")
+    refuse(twins, file, ExportFormatError, rf"^page 0 of version {version.uid} lacks blocks, but the version is valid$")
 
 
 def test_a_blob_that_is_doomed_is_refused(twins: Twins, tmp_path: Path) -> None:
@@ -513,7 +513,7 @@ def test_another_block_size_is_refused(twins: Twins, tmp_path: Path) -> None:
     with opened(make_repository(tmp_path / "large", block_size=2 * BLOCK, encrypted=False)) as large:
         refuse(
             Twins(twins.source, large, twins.key), exported(twins.source), UsageError,
-            r"^the export has blocks of 4096 bytes, this repository of 8192; import it into a",
+            r"^the export has blocks of 4096 bytes, but this repository has blocks of 8192; import it into a",
         )  # fmt: skip
 
 
@@ -561,7 +561,7 @@ def test_an_empty_repository_becomes_the_one_that_was_exported(
 def test_a_repository_that_is_not_empty_stays_what_it_is(twins: Twins, other: Repository, tmp_path: Path) -> None:
     back_up(other, random_image(tmp_path / "image", SMALL))
     refuse(Twins(twins.source, other, twins.key), exported(twins.source), UsageError,
-           rf"^the export is of repository {twins.source.uid}, this is {other.uid} and not empty")  # fmt: skip
+           rf"^the export is of repository {twins.source.uid}, but this is {other.uid} and not empty")  # fmt: skip
 
 
 def test_a_repository_that_is_in_use_stays_what_it_is(twins: Twins, other: Repository) -> None:
@@ -591,7 +591,7 @@ def test_data_keys_that_the_key_does_not_open_are_refused(encrypted: Twins) -> N
         exported(encrypted.source),
         lambda record: replace(record, wrapped_key=foreign) if isinstance(record, BlobRecord) else record,
     )
-    refuse(encrypted, file, WrongKeyError, r"^blob \w+ of the export has a data key that this repository's")
+    refuse(encrypted, file, WrongKeyError, r"^blob \w+ of the export has a data key that the key of this")
 
 
 @pytest.mark.parametrize(
@@ -600,7 +600,7 @@ def test_data_keys_that_the_key_does_not_open_are_refused(encrypted: Twins) -> N
         ({"uid": "x" * 37}, "^line 1 of the export is wrong: uid is 'x*'[.]*, which is not a uid of up to 36"),
         ({"uid": "é"}, "^line 1 of the export is wrong: uid is 'é', which is not a uid of up to 36"),
         ({"wrapped_fingerprint_key": bytes(40)}, "^the export has a fingerprint key that its own key does not open$"),
-        ({"key_slots": ()}, "^the export is of an encrypted repository, and has no key slot of it$"),
+        ({"key_slots": ()}, "^the export is of an encrypted repository, but has no key slot of it$"),
     ],
 )
 def test_an_export_of_a_repository_that_cannot_be_is_refused(
@@ -699,7 +699,7 @@ def test_a_repository_with_a_key_does_not_become_one_without_encryption(tmp_path
     ):
         back_up(plain, random_image(tmp_path / "image", SMALL))
         refuse(Twins(plain, target, bytes(32)), exported(plain), KeyMaterialError,
-               r"which is not encrypted, and a key is configured; nothing was imported")  # fmt: skip
+               r"which is not encrypted, but a key is configured; nothing was imported")  # fmt: skip
 
 
 def without_slots(repository: Repository) -> io.BytesIO:

@@ -94,7 +94,7 @@ def test_a_file_that_exists_is_not_touched_and_nothing_else_is_made(places, tmp_
     os.makedirs(os.path.dirname(path))
     with open(path, "w", encoding="ascii") as file:
         file.write("mine")
-    with pytest.raises(UsageError, match=r"exists already and is not touched"):
+    with pytest.raises(UsageError, match=r"exists already and was not changed"):
         initialize(places, block_size=BLOCK, encrypted=True)
     with open(path, encoding="ascii") as file:
         assert file.read() == "mine"
@@ -307,14 +307,14 @@ def test_key_and_log_stand_beside_a_configuration_that_is_named():
 def test_a_configuration_with_another_block_size_is_refused(tmp_path):
     file = make_repository(tmp_path)
     file.write_text(file.read_text().replace(f"block_size: {BLOCK}", "block_size: 8192"))
-    with pytest.raises(ConfigError, match=r"block_size: is 8192, but this repository was made with 4096"):
+    with pytest.raises(ConfigError, match=r"block_size: is 8192, but this repository was created with 4096"):
         open_once(file)
 
 
 def test_a_configuration_with_another_hash_function_is_refused(tmp_path):
     file = make_repository(tmp_path)
     file.write_text(file.read_text().replace("[DEFAULTS]", "[DEFAULTS]\nhash_function: sha512"))
-    with pytest.raises(ConfigError, match=r"hash_function: is sha512, but this repository was made with blake3"):
+    with pytest.raises(ConfigError, match=r"hash_function: is sha512, but this repository was created with blake3"):
         open_once(file)
 
 

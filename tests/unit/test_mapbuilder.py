@@ -35,7 +35,7 @@ def take(builder: MapBuilder) -> Pages:
 
 def abandon(builder: MapBuilder) -> Pages:
     """Return what is kept of a backup that ends early."""
-    return {int(page_no): list(entries) for page_no, entries in builder.take_complete() + builder.take_begun()}
+    return {int(page_no): list(entries) for page_no, entries in builder.take_complete() + builder.take_partial()}
 
 
 def test_an_image_without_data_has_no_pages() -> None:

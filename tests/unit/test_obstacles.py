@@ -67,7 +67,7 @@ def test_scrub_marks_the_block_and_checks_the_others(repository: Repository, ver
     report = scrub(
         repository,
         ScrubRequest(versions=None),
-        tell=lambda _version, damage: told.append((damage.start, damage.stop)),
+        on_damage=lambda _version, damage: told.append((damage.start, damage.stop)),
     )
     assert (report.blobs_checked, report.blobs_damaged) == (BLOCKS, 1)
     assert told == [(BLOCK, 2 * BLOCK)]
@@ -143,7 +143,7 @@ def test_a_cleanup_deletes_the_others_and_says_what_is_in_the_way(
 def test_a_storage_that_gives_nothing_is_an_error_and_no_damage(repository: Repository, version: Version) -> None:
     for index in range(BLOCKS):
         put_in_place(file_of(repository, blob_of(repository, version, index)), "a FIFO")
-    with pytest.raises(StorageError, match="the storage gives none of 4 blobs"):
+    with pytest.raises(StorageError, match="the storage returns none of 4 blobs"):
         scrub(repository, ScrubRequest(versions=None))
     assert is_valid(repository, version)
 

@@ -96,7 +96,7 @@ def test_each_goes_for_itself_and_is_reported_in_order(repository: Repository, t
         set_protected(connection, second.id, protected=True)
     assert removed(repository, third, second, first, third) == [
         "",
-        f"version {second.uid} is protected; run `backyfs unprotect {second.uid}` first",
+        f"version {second.uid} is protected; unprotect it first",
         "",
     ]
     assert left(repository) == ["disk1"]
@@ -113,7 +113,7 @@ def test_force_removes_neither_what_is_protected_nor_what_is_in_use(repository: 
         process = this_process()
     assert "is protected" in one
     assert other == (
-        f"version {second.uid} is in use by mount /mnt (process {process.pid} on {process.host}); wait for its end, "
+        f"version {second.uid} is in use by mount /mnt (process {process.pid} on {process.host}); wait until it ends, "
         "or end it"
     )
     assert len(left(repository)) == 2
@@ -175,7 +175,7 @@ def test_a_version_that_is_not_wanted_gone_any_more_stays(repository: Repository
 
     [removal] = remove_versions(repository, [version], rules=Rules(still=still), now=datetime.now(UTC))
     assert [version.expire_at for version in asked] == [datetime(2099, 1, 1, tzinfo=UTC)]
-    assert "was changed in the meantime" in str(removal.kept)
+    assert "changed in the meantime" in str(removal.kept)
     assert left(repository) == ["disk0"]
 
 

@@ -16,6 +16,7 @@ from backyfs.errors import InterruptedByUser, SourceError, StorageError, WrongSt
 from backyfs.geometry import Extent
 from backyfs.metadata.db.tables import blobs, versions
 from backyfs.model import Deduplication, VersionStatus
+from backyfs.remedies import Advice
 from backyfs.sources.registry import open_source
 from backyfs.work.run import Control
 from tests.support.audit import audit, count_blobs
@@ -241,7 +242,7 @@ def repaired(repository, *versions, image=None, **request):
         report = repair(
             repository,
             RepairRequest(versions=versions or None, source=source, **request),
-            tell=lambda version, damage: told.append((version.uid, damage.start, damage.stop, damage.reason)),
+            on_damage=lambda version, damage: told.append((version.uid, damage.start, damage.stop, damage.reason)),
         )
     finally:
         if source is not None:
@@ -272,7 +273,8 @@ def test_only_bytes_that_are_right_are_stored(repository, tmp_path):
     report, told = repaired(repository, image=image)
     assert (report.blobs_repaired, report.blobs_left, report.versions_valid) == (1, 1, ())
     assert [line[:3] for line in told] == [(version.uid, 0, BLOCK)]
-    assert "--search" in told[0][3]
+    assert report.remedy == Advice.SEARCH_SOURCE()
+    assert "the source does not have its bytes in the same places" in told[0][3]
     assert not is_valid(repository, version)
 
 

@@ -72,7 +72,7 @@ def scrubbed(repository, *versions, **request):
     report = scrub(
         repository,
         ScrubRequest(versions=versions or None, **request),
-        tell=lambda version, damage: told.append((version.uid, damage.start, damage.stop, damage.reason)),
+        on_damage=lambda version, damage: told.append((version.uid, damage.start, damage.stop, damage.reason)),
     )
     return report, told
 
@@ -211,7 +211,7 @@ def test_everything_is_marked_before_a_range_is_told(repository, tmp_path):
     scrub(
         repository,
         ScrubRequest(versions=None),
-        tell=lambda version, _: seen.append((status(repository, version), damaged_uids(repository))),
+        on_damage=lambda version, _: seen.append((status(repository, version), damaged_uids(repository))),
     )
     assert seen == [(VersionStatus.INVALID, {blob_of(repository, version, 0).uid})]
 
@@ -313,7 +313,7 @@ def test_a_storage_that_is_empty_stops_the_scrub_and_nothing_is_marked(repositor
     storage = Path(repository.own_paths[0])
     for child in storage.iterdir():
         shutil.move(child, tmp_path)
-    with pytest.raises(StorageError, match=r"gives none of 3 blobs .*; is its file system mounted\? None of them was"):
+    with pytest.raises(StorageError, match=r"returns none of 3 blobs, .*; is its file system mounted\?$"):
         scrubbed(repository, version)
     assert status(repository, version) is VersionStatus.VALID
     assert (damaged_uids(repository), checked(repository)) == (set(), {})
@@ -334,7 +334,7 @@ def test_a_storage_that_goes_meanwhile_stops_the_scrub_and_what_was_read_is_reco
                 shutil.move(child, tmp_path / "away")
 
     watched, _ = spied(plain, unmount)
-    with pytest.raises(StorageError, match=r"gives none of .* None of them was marked as damaged$"):
+    with pytest.raises(StorageError, match=r"returns none of .* none of them was marked as damaged; is its"):
         scrubbed(watched, version)
     assert gone
     assert (damaged_uids(plain), len(checked(plain))) == (set(), 99)
@@ -478,7 +478,7 @@ def test_a_version_whose_backup_may_not_have_ended_stays_invalid(repository, tmp
         set_status(connection, version.id, VersionStatus.INVALID)
         connection.execute(delete(stats))
     assert scrubbed(repository)[0].versions_valid == ()
-    assert f"version {version.uid} has no damage and stays invalid" in caplog.text
+    assert f"version {version.uid} has no damage but stays invalid" in caplog.text
     with repository.database.write() as connection:
         connection.execute(insert(damaged_versions).values(version_id=version.id, found_at=LONG_AGO))
     assert scrubbed(repository)[0].versions_valid == (version.uid,)
@@ -550,12 +550,12 @@ def test_a_scrub_that_was_interrupted_is_continued(plain, tmp_path, monkeypatch)
     flip_a_byte(file_of(plain, min(found, key=lambda blob: blob.id)))
     watched, spy = spied(plain)
     told = []
-    with pytest.raises(InterruptedByUser, match="is recorded"):
+    with pytest.raises(InterruptedByUser, match="results so far are recorded"):
         scrub(
             watched,
             ScrubRequest(versions=(version,), not_since=LONG_AGO),
             control=Control(stop=lambda: len(spy.read) >= 100),
-            tell=lambda _, damage: told.append(damage),
+            on_damage=lambda _, damage: told.append(damage),
         )
     done = len(checked(plain))
     assert 100 <= done == len(spy.read) < 1000
@@ -679,7 +679,7 @@ def test_a_source_is_of_one_version(plain, tmp_path):
     versions = [version_of(plain, image), version_of(plain, image)]
     source = open_source(str(image))
     for chosen in (versions, []):
-        with pytest.raises(UsageError, match="name that version alone"):
+        with pytest.raises(UsageError, match="name only that version"):
             scrubbed(plain, *chosen, source=source)
     source.close()
     assert count_blobs(plain) == 1

@@ -99,7 +99,7 @@ def test_the_first_command_upgrades(first: Reference, capsys: pytest.CaptureFixt
     assert (plan.from_schema, plan.to_revision, plan.versions) == ("backyfs_0001", HEAD, None)
     assert run(["-c", str(first.config_file), "ls"]) == 0
     printed = capsys.readouterr()
-    assert "the metadata as they were are in " in printed.err
+    assert "a copy of the old metadata is in " in printed.err
     assert len(list(first.directory.glob("*before-upgrade*"))) == 1
     for uid in first.expected["versions"]:
         assert uid in printed.out

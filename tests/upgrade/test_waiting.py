@@ -55,8 +55,8 @@ def test_a_lock_that_backy2_holds_is_waited_for(reference: Reference) -> None:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert refused(reference) == (
-            f"{reference.sqlite_file} has to be upgraded and is still in use by: backy2, which has locked {lock}; "
-            "nothing was changed. Try again when they have ended, or wait longer with `backyfs upgrade --wait`"
+            f"{reference.sqlite_file} must be upgraded, but is still in use by: backy2, which has locked {lock}; "
+            "nothing was changed; try again when they have ended, or wait longer"
         )
     assert upgrade(reference.config, wait_s=0) is not None
 
@@ -71,7 +71,7 @@ def test_the_end_of_a_lock_ends_the_waiting(reference: Reference, caplog: pytest
         release.join()
     waiting = [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
     assert waiting == [
-        f"{reference.sqlite_file} has to be upgraded; waiting for the end of: backy2, which has locked {lock}"
+        f"{reference.sqlite_file} must be upgraded; waiting for the end of: backy2, which has locked {lock}"
     ]
 
 

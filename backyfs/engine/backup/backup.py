@@ -1,12 +1,12 @@
-"""Back up a source: read, hash, look up, and store what the repository does not have yet.
+"""Back up a source: read, hash and look up its blocks, and store those that the repository does not have yet.
 
-The calling thread owns database, block map and counters; worker threads read and hash runs of blocks, seal
-and store those that are new, and flush the storage. Each block's bytes stay in one of a fixed number of
-buffers until they are stored or found, so memory does not depend on the image.
+The calling thread owns database, block map and counters. Worker threads read and hash runs of blocks, seal and store
+new ones, and flush the storage. The bytes of a block stay in one of a fixed number of buffers until the block is stored
+or found, so memory does not depend on the size of the image.
 
-Order of things, on which safety rests: an object is durable before its blob has a row; a blob has a row
-before a page names it; all pages are there before the version is valid. A version that is interrupted has
-committed pages, in which absent entries are what is left to do.
+Safety depends on this order: an object is durable before its blob has a row; a blob has a row before a page refers to
+it; all pages are committed before the version is valid. An interrupted version has committed pages, whose absent
+entries are what is left to do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from backyfs.engine.backup.inherited import Inherited, damaged_blocks
+from backyfs.engine.backup.inherited import InheritedMap, damaged_blocks
 from backyfs.engine.backup.pipeline import Pipeline
 from backyfs.engine.backup.plan import plan_backup, plan_everything
 from backyfs.engine.backup.sampling import Sampling
@@ -40,6 +40,7 @@ from backyfs.metadata.records.versions import (
 from backyfs.metadata.upkeep.checks import has_damage
 from backyfs.model import NAME_LENGTH, JobKind, JobSpec, Version, VersionStatus
 from backyfs.ranges import Ranges
+from backyfs.remedies import Advice
 from backyfs.retention import automatic_tags, due_tags
 from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Run
@@ -63,16 +64,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupRequest:
-    """What to back up as what, and what is known of it before it is read."""
+    """What to back up under which name, and what is known about it in advance."""
 
     name: str
     snapshot_name: str = ""
-    tags: Sequence[str] | None = ()   # None: those that `retention.automatic_tags` gives
-    schedulers: Sequence[Scheduler] = ()  # a new version also gets the tags of those that are due
+    tags: Sequence[str] | None = ()   # None: those of `retention.automatic_tags`
+    schedulers: Sequence[Scheduler] = ()  # a new version also gets the tags of those due
     expire_at: datetime | None = None
-    hints: Hints | None = None        # None: everything is read
-    base: Version | None = None       # what is not hinted is as in it; None: zeros
-    continued: Version | None = None  # an incomplete one to go on with
+    hints: Hints | None = None        # None: read everything
+    base: Version | None = None       # has the blocks without hints; None: these are zeros
+    continued: Version | None = None  # an incomplete version to continue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +83,8 @@ class BackupReport:
     version: Version
     statistics: BackupStatistics
     duration_s: float
-    blobs_repaired: int = 0  # damaged ones with bytes that the source has: they were stored anew
-    versions_valid: tuple[VersionUid, ...] = ()  # others, that were invalid and are whole again
+    blobs_repaired: int = 0  # damaged blobs whose bytes the source has: stored again
+    versions_valid: tuple[VersionUid, ...] = ()  # other versions, invalid until now
     warnings: tuple[SourceWarning, ...] = ()     # signs that the source changed while it was read
 
 
@@ -95,20 +96,20 @@ def backup(
     control: Control = UNATTENDED,
     announce: Callable[[Version], None] | None = None,
 ) -> BackupReport:
-    """Back up `source` as a new version, or go on with one that was interrupted.
+    """Back up `source` as a new version, or continue an interrupted one.
 
     `source` may also be a function that opens it. Then a source that cannot be opened is recorded as a failed run, and
     the source is closed at the end. If `control` asks to stop, the backup ends soon, and what was stored stays usable
     by the next one. `announce` is called with the version as soon as it exists.
 
     Raises:
-        UsageError: a name cannot be stored, or what is to be continued is another image.
-        HintsError: the hints do not fit source and base; nothing was made.
-        VersionError: the base is not valid or gone, or the version to continue is not incomplete or in use.
+        UsageError: a name cannot be stored, or the version to continue is of another image.
+        HintsError: the hints do not fit source and base; no version was created.
+        VersionError: the base is gone or not valid, or the version to continue is in use or not incomplete.
         InterruptedByUser: `control` asked to stop; the version stays incomplete.
         SourceError: the source cannot be read, shrank or grew; the version stays incomplete.
         StorageError, DatabaseError: likewise.
-        JobLostError: another command took this one for dead.
+        JobLostError: another command considered this one dead.
     """
     _check_text("the name", request.name, least=1)
     _check_text("the snapshot name", request.snapshot_name, least=0)
@@ -121,14 +122,19 @@ def backup(
         version = _begin(job, image, request, control)
         if announce is not None:
             announce(version)
-        inherited = Inherited(repository, job, version, plan, request.base)
-        inherited.enter_what_is_not_read()
-        run = Run(control, interrupted=_how_to_continue(version), job=job)
+        inherited = InheritedMap(repository, job, version, plan, request.base)
+        inherited.enter_unread_pages()
+        run = Run(
+            control,
+            interrupted=f"interrupted: version {version.uid} is incomplete",
+            remedy=Advice.CONTINUE_BACKUP(uid=version.uid),
+            job=job,
+        )
         with run.step(f"Backing up {request.name}", plan.progress_bytes):
             pipeline = Pipeline(repository, image, version, run, plan, inherited)
             pipeline.store()
         warnings = watch.end()
-        inherited.enter_what_was_left()
+        inherited.enter_absent_blocks()
         report = _finish(repository, job, version, pipeline.statistics, time.monotonic() - started)
         revived = _revive(repository, job, pipeline.blobs_repaired)
         return replace(report, blobs_repaired=pipeline.blobs_repaired, versions_valid=revived, warnings=warnings)
@@ -148,28 +154,24 @@ def _opened(source: Source | Callable[[], Source]) -> Iterator[Source]:
         yield opened
 
 
-def _how_to_continue(version: Version) -> str:
-    return (
-        f"interrupted: version {version.uid} stays incomplete; add --continue-version {version.uid} to go on where it "
-        "was, or start over: what is stored already is used again"
-    )
-
-
 def _hold_base(repository: Repository, job: Job, base: Version) -> None:
     job.hold(base.id)
     with repository.database.read() as connection:
         now = version_with_uid(connection, base.uid)
     if now is None:
-        raise VersionNotFoundError(f"version {base.uid} was removed meanwhile; name another one to begin from")
+        raise VersionNotFoundError(
+            "was removed in the meantime", subject=f"version {base.uid}", remedy="name another base"
+        )
     if now.status is not VersionStatus.VALID:
         raise VersionIncompleteError(
-            f"version {base.uid} is {now.status.value} and cannot be the base of a backup; name a valid one, or back "
-            "up without hints"
+            f"is {now.status.value} and cannot be the base of a backup",
+            subject=f"version {base.uid}",
+            remedy="name a valid one, or back up without hints",
         )
 
 
 def _plan(repository: Repository, source: Source, request: BackupRequest) -> Plan:
-    """Return which blocks are to be read, after a look at some of the others."""
+    """Return which blocks to read, after checking some of the others."""
     if request.hints is None:
         return plan_everything(source.size_bytes, repository.block_size)
     damaged = Ranges()
@@ -189,7 +191,7 @@ def _plan(repository: Repository, source: Source, request: BackupRequest) -> Pla
 
 
 def _begin(job: Job, source: Source, request: BackupRequest, control: Control) -> Version:
-    """Return the version to fill, held by the job."""
+    """Return the version to fill, which the job holds."""
     now = datetime.now(UTC)
     if request.continued is not None:
         job.hold_alone(request.continued, stop=control.stop)
@@ -213,7 +215,7 @@ def _begin(job: Job, source: Source, request: BackupRequest, control: Control) -
 
 
 def _tags(before: Sequence[Version], request: BackupRequest, now: datetime) -> Sequence[str]:
-    """Return the tags of a new version: those that were asked for, and those that its name is due for."""
+    """Return the tags of a new version: the requested ones, and those due for its name."""
     tags = automatic_tags(before, now) if request.tags is None else request.tags
     return (*tags, *due_tags(before, request.schedulers, now, name=request.name))
 
@@ -224,28 +226,35 @@ def _warn_of_the_future(versions_of_name: Sequence[Version], now: datetime) -> N
         newest = ahead[-1]
         _log.warning(
             "versions of %s dated in the future: %d, the newest %s of %s UTC; until then they count neither for "
-            "schedules nor as `latest`. Check the clock of this host; if it is right, remove them with `backyfs rm`",
+            "schedules nor as `latest`; %s",
             newest.name,
             len(ahead),
             newest.uid,
             f"{newest.created_at:%Y-%m-%d %H:%M:%S}",
+            Advice.REMOVE_VERSIONS(),
         )
 
 
 def _continue(connection: Connection, source: Source, request: BackupRequest) -> Version:
-    """Return an incomplete version that nobody else fills, with the tags and the expiry that were given now.
+    """Return the incomplete version to continue, with the tags and the expiry date of this request.
 
     Raises:
-        VersionError: it is not incomplete, or in use.
-        UsageError: it is of another name or size.
+        VersionError: it is not incomplete, or gone.
+        UsageError: its name or size is another one.
     """
     assert request.continued is not None
     uid = request.continued.uid
     version = version_with_uid(connection, uid)
     if version is None:
-        raise VersionNotFoundError(f"version {uid} was removed meanwhile; start the backup anew")
+        raise VersionNotFoundError(
+            "was removed in the meantime", subject=f"version {uid}", remedy="start the backup over"
+        )
     if version.status is not VersionStatus.INCOMPLETE:
-        raise VersionError(f"version {uid} is {version.status.value}: there is nothing to continue; make a new backup")
+        raise VersionError(
+            f"is {version.status.value}: there is nothing to continue",
+            subject=f"version {uid}",
+            remedy="make a new backup",
+        )
     for what, given, has in (
         ("the name", request.name, version.name),
         ("the snapshot name", request.snapshot_name or version.snapshot_name, version.snapshot_name),
@@ -253,7 +262,9 @@ def _continue(connection: Connection, source: Source, request: BackupRequest) ->
     ):
         if given != has:
             raise UsageError(
-                f"{what} is {given}, that of version {uid} is {has}; continue with the same image, or make a new backup"
+                f"is {given}, but that of version {uid} is {has}",
+                subject=what,
+                remedy="continue with the same image, or make a new backup",
             )
     add_tags(connection, version.id, request.tags or ())
     if request.expire_at is not None:
@@ -263,24 +274,28 @@ def _continue(connection: Connection, source: Source, request: BackupRequest) ->
 
 def _check_text(what: str, text: str, *, least: int) -> None:
     if not least <= len(text) <= NAME_LENGTH:
-        raise UsageError(f"{what} of a version has {len(text)} characters; allowed are {least} to {NAME_LENGTH}")
+        raise UsageError(
+            f"has {len(text)} characters; {least} to {NAME_LENGTH} are allowed", subject=f"{what} of a version"
+        )
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{what} of a version is {text!r}, which is not UTF-8; write it in UTF-8") from None
+        raise UsageError(
+            f"is {text!r}, which is not UTF-8", subject=f"{what} of a version", remedy="write it in UTF-8"
+        ) from None
 
 
 def _revive(repository: Repository, job: Job, blobs_repaired: int) -> tuple[VersionUid, ...]:
-    """Make the versions valid again that are whole since a backup met what was damaged in them."""
+    """Make versions valid again whose damaged blobs the backup has stored again."""
     with repository.database.read() as connection:
-        # A backup that was killed may have repaired the last of it.
+        # A backup that was killed may have repaired the last damaged blob.
         may_be_whole = blobs_repaired or not has_damage(connection)
     if not may_be_whole:
         return ()
     revived = revive_repaired_versions(repository, job)
     if blobs_repaired:
         _log.warning(
-            "%d damaged blobs were met in the source and stored anew; valid again: %s",
+            "%d damaged blobs were found in the source and stored again; valid again: %s",
             blobs_repaired,
             ", ".join(revived) or "no version",
         )
@@ -290,7 +305,7 @@ def _revive(repository: Repository, job: Job, blobs_repaired: int) -> tuple[Vers
 def _finish(
     repository: Repository, job: Job, version: Version, statistics: BackupStatistics, duration_s: float
 ) -> BackupReport:
-    with job.write() as connection:  # a version that lost its job may have lost its blobs
+    with job.write() as connection:  # without its job, the version may have lost its blobs
         forget_holes(connection, version.id, block_count(version.size_bytes, repository.block_size))
         set_status(connection, version.id, VersionStatus.VALID)
         insert_statistics(

@@ -1,10 +1,10 @@
-"""What a backup has stored gets its rows here, and its place in the block map.
+"""Give stored blobs their rows, and their blocks their entries in the block map.
 
     durable objects -> rows of blobs -> pages
 
-There is no other way from an object to a row, and each step makes sure in its own transaction that the job of the
-backup is alive. Once others have taken it for dead, they may have deleted what it looked up and what it stored.
-Owned by the thread that owns the database.
+This is the only way from an object to a row, and each step checks in its transaction that the job of the backup is
+alive. Once other commands consider it dead, they may delete what it looked up and what it stored. Owned by the thread
+that owns the database.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from backyfs.model import BlockIndex, Deduplication
 if TYPE_CHECKING:
     from array import array
 
-    from backyfs.engine.backup.inherited import Inherited
+    from backyfs.engine.backup.inherited import InheritedMap
     from backyfs.engine.backup.tasks import Tasks
     from backyfs.metadata.records.stats import BackupStatistics
     from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, Version
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Committer:
-    """The blobs of one backup on their way to their rows, and its pages."""
+    """The blobs of one backup that get their rows, and its pages."""
 
     def __init__(
         self,
@@ -42,30 +42,30 @@ class Committer:
         run: Run,
         tasks: Tasks,
         statistics: BackupStatistics,
-        inherited: Inherited,
+        inherited: InheritedMap,
     ) -> None:
-        """Begin with what `inherited` has; `tasks` read and store what a cleanup took away."""
+        """Begin with `inherited`; `tasks` read and store blocks again whose blobs a cleanup deleted."""
         self._version = version
         self._run = run
         self._tasks = tasks
         self._statistics = statistics
         self._block_size = repository.block_size
         self._shares = repository.deduplication is not Deduplication.OFF
-        self._coming: dict[bytes, BlobUid] = {}  # blobs that have no row yet, by fingerprint
-        self._waiting: dict[BlobUid, list[BlockIndex]] = {}  # the blocks that are to get them
-        self._begun_committed_s = time.monotonic()
+        self._coming: dict[bytes, BlobUid] = {}  # blobs without a row yet, by fingerprint
+        self._waiting: dict[BlobUid, list[BlockIndex]] = {}  # blocks that will get them
+        self._partial_committed_s = time.monotonic()
         blocks = block_count(version.size_bytes, self._block_size)
         self.map = MapBuilder(blocks, inherited.initial, inherited.committed)
         self.fresh = FreshPages(repository)
         self.repairs = Repairs(repository)
 
     @property
-    def begun_age_s(self) -> float:
-        """How long ago pages that are not complete were committed."""
-        return time.monotonic() - self._begun_committed_s
+    def partial_age_s(self) -> float:
+        """Time since partial pages were committed."""
+        return time.monotonic() - self._partial_committed_s
 
     def is_coming(self, fingerprint: bytes) -> bool:
-        """Tell whether a blob with these bytes is on its way to its row."""
+        """Tell whether a blob with these bytes will get a row."""
         return fingerprint in self._coming
 
     def announce(self, index: BlockIndex, fingerprint: bytes, uid: BlobUid) -> None:
@@ -75,14 +75,14 @@ class Committer:
             self._coming[fingerprint] = uid
 
     def join(self, index: BlockIndex, fingerprint: bytes) -> bool:
-        """Let a block wait for a blob with its bytes that is on its way; return False if there is none."""
+        """Let a block wait for a blob with the same bytes that has no row yet; return False if there is none."""
         uid = self._coming.get(fingerprint)
         if uid is not None:
             self._waiting[uid].append(index)
         return uid is not None
 
     def enter_flushed(self, saved: list[SavedBlob]) -> None:
-        """Give the blobs of a flush that has ended their rows, enter the blocks that wait for them, and count these."""
+        """Insert the blobs of a completed flush, enter the blocks that wait for them, and count these."""
         ids = self._insert(saved, ends_flush=True)
         done_bytes = 0
         for blob in saved:
@@ -94,16 +94,16 @@ class Committer:
         self._run.advance(done_bytes)
 
     def commit_pages(self) -> None:
-        """Commit the pages that are complete."""
+        """Commit complete pages."""
         for page_no, entries in self.map.take_complete():
             while (gone := self._try_to_commit(page_no, entries)) is not None:
                 self._store_again(page_no, entries, gone)
 
-    def commit_begun(self) -> None:
-        """Commit the pages that are not complete as far as they are, for a backup that continues this one."""
-        for page_no, entries in self.map.take_begun():
-            self._try_to_commit(page_no, entries)  # what a cleanup took is stored again once the page is complete
-        self._begun_committed_s = time.monotonic()
+    def commit_partial(self) -> None:
+        """Commit the current state of other pages, for a backup that continues this one."""
+        for page_no, entries in self.map.take_partial():
+            self._try_to_commit(page_no, entries)  # blobs deleted by a cleanup are stored again for the complete page
+        self._partial_committed_s = time.monotonic()
 
     def _insert(self, saved: list[SavedBlob], *, ends_flush: bool) -> dict[BlobUid, BlobId]:
         """Give durable objects their rows; return their ids."""
@@ -116,7 +116,7 @@ class Committer:
         return ids
 
     def _try_to_commit(self, page_no: PageNumber, entries: array[int]) -> frozenset[BlobId] | None:
-        """Commit a page; return None, or the blobs that a cleanup took in the meantime, having done nothing."""
+        """Commit a page and return None; or do nothing and return the blobs that a cleanup has doomed."""
         try:
             with self._run.job.write() as connection:
                 page_id = commit_page(connection, self._version.id, page_no, entries, keep_holes=True)
@@ -127,7 +127,7 @@ class Committer:
         return None
 
     def _store_again(self, page_no: PageNumber, entries: array[int], gone: frozenset[BlobId]) -> None:
-        """Read and store the blocks again whose blobs a cleanup took between look-up and commit."""
+        """Read and store blocks again whose blobs a cleanup has doomed between look-up and commit."""
         buffer = bytearray(self._block_size)
         saved: list[SavedBlob] = []
         uids: dict[bytes, BlobUid] = {}
@@ -138,7 +138,7 @@ class Committer:
             self._run.check()
             hashed = self._tasks.read(BlockRun(BlockIndex(page_no * PAGE_ENTRIES + position), 1), buffer)
             fingerprint = hashed.fingerprints[0]
-            if fingerprint is None:  # the source is in use, and changed
+            if fingerprint is None:  # the source is in use and has changed
                 entries[position] = HOLE
                 continue
             uid = uids.get(fingerprint)
@@ -146,7 +146,7 @@ class Committer:
                 uid = uids[fingerprint] = new_blob_uids(new_shelf(), 1)[0]
                 saved += self._tasks.store(hashed, [(0, uid)]).saved
             places.append((position, uid))
-        # Another flush may be under way, and the pages that it is to make durable are not.
+        # Another flush may be running whose pages are not durable yet.
         ids = self._insert(self._tasks.flush(saved).saved, ends_flush=False)
         for position, uid in places:
             entries[position] = ids[uid]

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from backyfs.model import BlobUid
     from backyfs.work.limits import Limits
 
-_FLUSHES_A_RUN = 4  # until they are as far apart as a quarter of the time so far
+_FLUSHES_A_RUN = 4  # the pause grows up to a quarter of the time so far
 
 
 class Flusher:
-    """Collects the blobs that were put. One flush is under way at a time."""
+    """Collects blobs that were put. Only one flush runs at a time."""
 
     def __init__(self, limits: Limits, workers: int) -> None:
-        """Begin; as many workers put objects at the same time."""
+        """Begin; `workers` put objects at the same time."""
         self._limits = limits
         self._workers = workers
         self._began_s = time.monotonic()
@@ -41,7 +41,7 @@ class Flusher:
 
     @property
     def is_due(self) -> bool:
-        """Whether to begin a flush. The first ones follow each other sooner, because the progress moves with them."""
+        """Whether to begin a flush. The pauses are shorter at first, because flushes advance the progress."""
         elapsed_s = time.monotonic() - self._began_s
         pause_s = min(self._limits.flush.seconds, max(self._limits.first_flush_s, elapsed_s / _FLUSHES_A_RUN))
         return not self._is_under_way and self._unflushed.is_due(pause_s)
@@ -52,7 +52,7 @@ class Flusher:
             self._unflushed.add(blob, blob.stored_size)
 
     def begin(self) -> list[SavedBlob]:
-        """Return the blobs of a flush that begins now."""
+        """Begin a flush and return its blobs."""
         self._is_under_way = True
         self._shelves = self._new_shelves()
         return self._unflushed.take()
@@ -66,5 +66,5 @@ class Flusher:
         return new_blob_uids(next(self._shelves), count)
 
     def _new_shelves(self) -> Iterator[str]:
-        # One for each worker: threads that make files in the same directory wait for each other.
+        # One for each worker, because threads that create files in the same directory wait for each other.
         return cycle([new_shelf() for _ in range(self._workers)])

@@ -1,4 +1,4 @@
-"""Damaged blobs whose bytes a backup meets: it stores them anew, and all versions that use them are whole again.
+"""Repair damaged blobs when a backup reads their bytes: store them again, for all versions that use them.
 
 The new object is durable before the row of the blob changes to it. Owned by the thread that owns the database.
 """
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 class Repairs:
-    """What one backup repairs. Where nothing is damaged at its start it asks for nothing more."""
+    """The repairs of one backup. If nothing is damaged when it starts, it does not look for damage again."""
 
     def __init__(self, repository: Repository) -> None:
-        """Look whether anything is damaged."""
+        """Check whether anything is damaged."""
         with repository.database.read() as connection:
             self.are_needed = has_damage(connection)
-        self._found: dict[bytes, list[Blob]] = {}  # damaged ones that were not begun, by fingerprint
-        self._begun: dict[BlobUid, Blob] = {}      # whose place a new object is to take
+        self._found: dict[bytes, list[Blob]] = {}  # damaged blobs not being repaired yet, by fingerprint
+        self._begun: dict[BlobUid, Blob] = {}      # damaged blobs, by the uid of their new object
         self._met: set[BlobId] = set()             # each is stored once
-        self.blobs = 0                             # that were repaired
+        self.blobs = 0                             # repaired so far
 
     def look_for(self, connection: Connection, fingerprints: Iterable[bytes]) -> None:
-        """Find the damaged blobs that held these bytes."""
+        """Find damaged blobs of these bytes."""
         if not self.are_needed:
             return
         self._found = {}
@@ -42,7 +42,7 @@ class Repairs:
                 self._found.setdefault(blob.fingerprint, []).append(blob)
 
     def take(self, fingerprint: bytes, size: int) -> list[Blob]:
-        """Return the damaged blobs that are to be stored anew from a block, each of them once."""
+        """Return the damaged blobs to store again from a block, each of them once."""
         if not self._found:
             return []
         taken = [blob for blob in self._found.pop(fingerprint, ()) if blob.size == size]
@@ -50,13 +50,13 @@ class Repairs:
         return taken
 
     def begin(self, uid: BlobUid, blob: Blob) -> None:
-        """Note that the object `uid` is on its way to the place of a damaged blob."""
+        """Note that the object `uid` will replace that of a damaged blob."""
         self._begun[uid] = blob
 
     def enter(self, connection: Connection, saved: Sequence[SavedBlob], now: datetime) -> dict[BlobUid, BlobId]:
         """Give durable objects their rows: new ones, or those of damaged blobs. Return their ids.
 
-        To be called in a write transaction. What another command was faster with becomes a blob of its own.
+        Call it in a write transaction. If another command was first to repair a blob, the object becomes another blob.
         """
         if not self._begun:
             return insert_blobs(connection, saved, now)

@@ -1,4 +1,4 @@
-"""What a version has before anything is read: pages of its base, and what an earlier run of its backup committed."""
+"""What a version has before anything is read: pages of its base, and those that an earlier run has committed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from backyfs.work.job import Job
 
 
-class Inherited:
+class InheritedMap:
     """The block map of a new version where its source is not read. For one thread."""
 
     def __init__(
         self, repository: Repository, job: Job, version: Version, plan: Plan, base: Version | None
     ) -> None:
-        """Look at a version as it is, which `job` holds; without a base, what is not read is zeros."""
+        """Begin with the current pages of a version that `job` holds; without a base, unread blocks are zeros."""
         self._repository = repository
         self._job = job
         self._version = version
@@ -44,21 +44,21 @@ class Inherited:
         self._base_blocks = 0 if base is None else block_count(base.size_bytes, repository.block_size)
         self._blocks = block_count(version.size_bytes, repository.block_size)
         with repository.database.read() as connection:
-            self.begun = {page_no for page_no, _ in list_pages(connection, version.id)}
+            self.own_pages = {page_no for page_no, _ in list_pages(connection, version.id)}
 
     def committed(self, page_no: PageNumber) -> array[int]:
-        """Return the entries of a page that the version has already; absent where it has none.
+        """Return the entries that the version already has in a page; the others are absent.
 
         Raises:
             DatabaseError: the page is damaged or cannot be read.
         """
-        if page_no not in self.begun:
+        if page_no not in self.own_pages:
             return new_entries(page_length(page_no, self._blocks), ABSENT)
         with self._repository.database.read() as connection:
             return page_entries(connection, self._version, page_no, self._blocks)
 
     def initial(self, page_no: PageNumber) -> array[int]:
-        """Return the entries of a page as they are where nothing is read.
+        """Return the entries of a page for blocks that are not read.
 
         Raises:
             DatabaseError: a page is damaged or cannot be read.
@@ -66,17 +66,17 @@ class Inherited:
         with self._repository.database.read() as connection:
             return self._initial(connection, page_no)
 
-    def enter_what_is_not_read(self) -> None:
-        """Enter the pages in which nothing is to be read: those of the base, and those that became zeros.
+    def enter_unread_pages(self) -> None:
+        """Enter the pages without blocks to read: those of the base, and those that became zeros.
 
         Raises:
-            DatabaseError: they cannot be written.
-            JobLostError: another command took this one for dead.
+            DatabaseError: the pages cannot be written.
+            JobLostError: another command considered this one dead.
         """
         if self._base is None:
             return
-        settled = self._plan.pages_with_reads() | self.begun
-        with self._job.write() as connection:  # else the base may be gone, and its pages with it
+        settled = self._plan.pages_with_reads() | self.own_pages
+        with self._job.write() as connection:  # which fails if the base may be gone
             shared = []
             for page_no, page_id in list_pages(connection, self._base.id):
                 if page_no >= page_count(self._blocks) or page_no in settled:
@@ -87,14 +87,14 @@ class Inherited:
                     commit_page(connection, self._version.id, page_no, self._initial(connection, page_no))
             share_pages(connection, self._version.id, shared)
 
-    def enter_what_was_left(self) -> None:
-        """Enter what an earlier run left absent, and this one had no reason to read.
+    def enter_absent_blocks(self) -> None:
+        """Enter blocks that an earlier run left absent and that this one did not have to read.
 
         Raises:
-            DatabaseError: it cannot be written.
-            JobLostError: another command took this one for dead.
+            DatabaseError: the pages cannot be written.
+            JobLostError: another command considered this one dead.
         """
-        for page_no in self.begun:
+        for page_no in self.own_pages:
             with self._job.write() as connection:
                 entries = load_page(connection, self._version.id, page_no)
                 if entries is not None and ABSENT in entries:
@@ -103,7 +103,7 @@ class Inherited:
     def _initial(self, connection: Connection, page_no: PageNumber) -> array[int]:
         length = page_length(page_no, self._blocks)
         entries = self._from_base(connection, page_no, length)
-        if page_no in self.begun:
+        if page_no in self.own_pages:
             own = page_entries(connection, self._version, page_no, self._blocks)
             for position, entry in enumerate(own):
                 if entry != ABSENT:
@@ -121,7 +121,7 @@ class Inherited:
         return entries
 
     def _is_whole_in_base(self, page_no: PageNumber) -> bool:
-        """Tell whether all of a page is as in the base, which has it in the same length."""
+        """Tell whether a page equals that of the base, including its length."""
         first = page_no * PAGE_ENTRIES
         length = page_length(page_no, self._blocks)
         whole = [(first, first + length)]

@@ -1,4 +1,4 @@
-"""Find each block that was hashed: it is zeros, in the database, on its way there, or new.
+"""Look up each hashed block: it is a hole, known to the database, being stored, or new.
 
 Owned by the thread that owns the database.
 """
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from backyfs.engine.backup.committer import Committer
     from backyfs.engine.backup.flusher import Flusher
-    from backyfs.engine.backup.tasks import Hashed
+    from backyfs.engine.backup.tasks import HashedRun
     from backyfs.metadata.records.stats import BackupStatistics
     from backyfs.model import BlobId, BlobUid, Version
     from backyfs.repository import Repository
 
 
 class Lookup:
-    """Looks blocks up, enters those that are known, and counts."""
+    """Looks up blocks, enters known ones, and counts."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Lookup:
         committer: Committer,
         flusher: Flusher,
     ) -> None:
-        """Look for the blocks of a version; those that are new get uids of `flusher`."""
+        """Look up the blocks of a version; new ones get uids from `flusher`."""
         self._repository = repository
         self._version = version
         self._statistics = statistics
@@ -43,13 +43,13 @@ class Lookup:
         same_version = repository.deduplication is Deduplication.SAME_VERSION
         self._found_version = repository.blocks.encryption_version if same_version else None
         self._block_size = repository.block_size
-        self.known_bytes = 0  # that were read and need not be stored
+        self.known_bytes = 0  # read, but need not be stored
 
-    def sort(self, runs: Sequence[Hashed]) -> Iterator[tuple[Hashed, list[tuple[int, BlobUid]]]]:
-        """Enter the blocks that are known; yield with each run which of its blocks are to be stored, and as what.
+    def sort(self, runs: Sequence[HashedRun]) -> Iterator[tuple[HashedRun, list[tuple[int, BlobUid]]]]:
+        """Enter known blocks; yield each run with the positions of its blocks to store and the uids for their blobs.
 
         Raises:
-            DatabaseError: it cannot be asked.
+            DatabaseError: the database cannot be read.
         """
         known = self._find(
             fingerprint
@@ -73,7 +73,7 @@ class Lookup:
                 return {}
             return find_blobs(connection, wanted, encryption_version=self._found_version)
 
-    def _sort(self, run: Hashed, known: dict[bytes, BlobId]) -> list[tuple[int, BlobUid]]:
+    def _sort(self, run: HashedRun, known: dict[bytes, BlobId]) -> list[tuple[int, BlobUid]]:
         counts, repairs = self._statistics, self._committer.repairs
         uids = iter(self._flusher.new_uids(len(run.fingerprints)))
         new = []
@@ -102,7 +102,7 @@ class Lookup:
                     repairs.begin(uid, damaged.pop(0))
                 counts.blocks_written += 1
                 counts.bytes_written += size
-            for blob in damaged:  # each gets an object of its own, as it had
+            for blob in damaged:  # each gets a separate object, as before
                 uid = self._flusher.new_uids(1)[0]
                 new.append((position, uid))
                 repairs.begin(uid, blob)

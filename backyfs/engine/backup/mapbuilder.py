@@ -1,4 +1,4 @@
-"""The pages of a block map while a backup fills them in, in whatever order its blocks are done. Pure."""
+"""The pages of a block map while a backup fills them, in the order in which blocks are done. Pure."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class _Page:
     entries: array[int]
-    committed: array[int]  # as the version has it until now
-    missing: int = 0  # blocks that were announced and not entered
+    committed: array[int]  # what the version has so far
+    missing: int = 0  # blocks announced but not entered
     changed: bool = False  # since it was last taken
 
 
 class MapBuilder:
-    """Pages that are not complete yet; only those that have blocks under way are kept.
+    """Incomplete pages; only those with announced blocks are kept in memory.
 
-    Runs are announced in order by `expect`. What lies between two of them is as `initial` says: by default, holes.
+    Runs are announced in order by `expect`. Blocks between two runs are as in `initial`, by default holes.
     """
 
     def __init__(
@@ -36,19 +36,19 @@ class MapBuilder:
         initial: Callable[[PageNumber], array[int]] | None = None,
         committed: Callable[[PageNumber], array[int]] | None = None,
     ) -> None:
-        """Begin a map of so many blocks.
+        """Begin a map of this many blocks.
 
-        `initial` gives the entries of a page as they are where nothing is read; `committed` as the version has them
-        already, by default absent.
+        `initial` returns the entries of a page for blocks that are not read, `committed` those that the version already
+        has, by default absent.
         """
         self._blocks = blocks
         self._initial = initial or self._all(HOLE)
         self._committed = committed or self._all(ABSENT)
         self._pages: dict[PageNumber, _Page] = {}
-        self._announced = 0  # blocks below this one were announced, or are as they are
+        self._announced = 0  # blocks below this one were announced or are not read
 
     def expect(self, run: BlockRun) -> None:
-        """Announce that the blocks of a run will be entered. A run lies within one page."""
+        """Announce that the blocks of a run will be entered. A run does not cross a page."""
         page_no, position = page_position(run.first)
         if page_no not in self._pages:
             self._pages[page_no] = _Page(self._initial(page_no), self._committed(page_no))
@@ -66,11 +66,11 @@ class MapBuilder:
         page.changed = True
 
     def end(self) -> None:
-        """Announce that no more runs come."""
+        """Announce that there are no more runs."""
         self._announced = self._blocks
 
     def take_complete(self) -> list[tuple[PageNumber, array[int]]]:
-        """Return the pages to which nothing will be added, and forget them."""
+        """Return the complete pages, and forget them."""
         complete = [
             page_no
             for page_no, page in self._pages.items()
@@ -78,13 +78,13 @@ class MapBuilder:
         ]
         return [(page_no, self._pages.pop(page_no).entries) for page_no in complete]
 
-    def take_begun(self) -> list[tuple[PageNumber, array[int]]]:
-        """Return the other pages, as far as blocks were entered since they were last taken, and keep them.
+    def take_partial(self) -> list[tuple[PageNumber, array[int]]]:
+        """Return the other pages in which blocks were entered since they were last returned, and keep them.
 
-        In what is returned blocks that were announced and not entered are absent, and those that were not announced
-        yet are as the version has them already.
+        In the result, blocks announced but not entered are absent, and those not announced yet are as the version
+        already has them.
         """
-        begun = []
+        partial = []
         for page_no, page in self._pages.items():
             if not page.changed:
                 continue
@@ -92,8 +92,8 @@ class MapBuilder:
             entries = page.entries[:]
             first = max(0, self._announced - page_no * PAGE_ENTRIES)
             entries[first:] = page.committed[first:]
-            begun.append((page_no, entries))
-        return begun
+            partial.append((page_no, entries))
+        return partial
 
     def _all(self, entry: int) -> Callable[[PageNumber], array[int]]:
         return lambda page_no: new_entries(page_length(page_no, self._blocks), entry)

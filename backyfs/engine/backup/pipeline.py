@@ -4,8 +4,8 @@
             worker        owner      worker       worker   owner           owner
                           `lookup`                `flusher`        `committer`
 
-Each block's bytes stay in one of a fixed number of buffers until they are stored or found, so memory does
-not depend on the image. The owner is the thread that calls `store`. A block counts as done when it is known or durable.
+The bytes of a block stay in one of a fixed number of buffers until the block is stored or found, so memory does not
+depend on the image. The owner is the thread that calls `store`. A block counts as done when it is known or durable.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from backyfs.engine.backup.committer import Committer
 from backyfs.engine.backup.flusher import Flusher
 from backyfs.engine.backup.lookup import Lookup
-from backyfs.engine.backup.tasks import Flushed, Hashed, Published, Result, Stored, Tasks
+from backyfs.engine.backup.tasks import FlushedBlobs, HashedRun, PublishedPage, Result, StoredRun, Tasks
 from backyfs.errors import BackyfsError, InterruptedByUser
 from backyfs.geometry import BlockRun, block_count, block_runs, page_position
 from backyfs.metadata.maps.blockmap import ABSENT
@@ -28,7 +28,7 @@ from backyfs.work.window import Window, default_workers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backyfs.engine.backup.inherited import Inherited
+    from backyfs.engine.backup.inherited import InheritedMap
     from backyfs.engine.backup.plan import Plan
     from backyfs.model import Version
     from backyfs.repository import Repository
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 _RUN_BYTES = 4 << 20      # small blocks are read and stored in runs of up to this many bytes and
 _RUN_BLOCKS = 256         # this many blocks: starting a task costs as much as several blocks of 4 KiB
-_FEW_BLOCKS = 16          # a run of no more is mostly compression
-_BUFFER_BYTES = 64 << 20  # in all buffers together, as far as enough of them fit
-_LOOK_UP_RUNS = 4         # are looked up at once: a query for one run costs as much as hashing it
+_FEW_BLOCKS = 16          # a run of at most this many is mostly compression
+_BUFFER_BYTES = 64 << 20  # in all buffers together, unless there would be too few
+_LOOK_UP_RUNS = 4         # looked up at once: a query for one run costs as much as hashing it
 
 
 class Pipeline:
-    """One backup's way from source to block map."""
+    """The way of one backup from source to block map."""
 
     def __init__(
         self,
@@ -52,9 +52,9 @@ class Pipeline:
         version: Version,
         run: Run,
         plan: Plan,
-        inherited: Inherited,
+        inherited: InheritedMap,
     ) -> None:
-        """Prepare to read what `plan` says; what is not read is as `inherited` has it."""
+        """Prepare to read the blocks of `plan`; `inherited` has the others."""
         self._source = source
         self._version = version
         self._run = run
@@ -64,11 +64,11 @@ class Pipeline:
         self._block_size = repository.block_size
         self._blocks = block_count(version.size_bytes, self._block_size)
         self._run_blocks = max(1, min(_RUN_BLOCKS, _RUN_BYTES // self._block_size))
-        # Small blocks are mostly Python's work, of which one thread does as much as several.
+        # Small blocks are mostly work for Python, where several threads are no faster than one.
         self._workers = default_workers() - (1 if self._run_blocks > _FEW_BLOCKS else 0)
         self._buffers = self._make_buffers()
-        self._reading = 0  # runs that workers read
-        self._hashed: list[Hashed] = []  # runs that were read and not looked up
+        self._reading = 0  # runs that workers are reading
+        self._hashed: list[HashedRun] = []  # runs that were read but not looked up
         self.statistics = BackupStatistics()
         self._tasks = Tasks(source, repository.blocks, self._block_size)
         self._flusher = Flusher(repository.limits, self._workers)
@@ -84,21 +84,21 @@ class Pipeline:
         return self._committer.repairs.blobs
 
     def store(self) -> None:
-        """Bring the whole source into the block map.
+        """Enter the whole source in the block map.
 
         Raises:
-            BackyfsError: what ended it early; what was stored until then is in the block map, as far as
-                storage and database still take it.
+            BackyfsError: what ended it early. Blocks stored until then are in the block map, if storage and database
+                still work.
         """
         with Window[Result](self._workers) as window:
             try:
                 self._feed(window)
                 self._drain(window)
             except BackyfsError as error:
-                with suppress(BackyfsError):  # the first error is the one to tell
+                with suppress(BackyfsError):  # the first error is the one to report
                     self._salvage(window)
                 if isinstance(error, InterruptedByUser):
-                    self._run.check()  # tells of the version, where a worker could not
+                    self._run.check()  # this error names the version, unlike that of a worker
                 raise
             self._committer.map.end()
             self._committer.commit_pages()
@@ -114,7 +114,7 @@ class Pipeline:
         covered = 0
         extents = self._plan.extents(self._source)
         for run in block_runs(extents, self._version.size_bytes, self._block_size, self._run_blocks):
-            self._pass_over(covered, run.first)
+            self._skip(covered, run.first)
             covered = run.first + run.count
             for part in self._not_committed(run):
                 while not self._buffers:
@@ -123,12 +123,12 @@ class Pipeline:
                 self._committer.map.expect(part)
                 self._reading += 1
                 window.submit(self._tasks.read, part, self._buffers.pop())
-        self._pass_over(covered, self._blocks)
+        self._skip(covered, self._blocks)
 
     def _not_committed(self, run: BlockRun) -> Iterator[BlockRun]:
         """Yield the parts of a run that an earlier run of this backup has not committed."""
         page_no, position = page_position(run.first)
-        if page_no not in self._inherited.begun:
+        if page_no not in self._inherited.own_pages:
             yield run
             return
         states = self._inherited.committed(page_no)[position : position + run.count]
@@ -151,20 +151,20 @@ class Pipeline:
                 self._start_flush(window)
 
     def _salvage(self, window: Window[Result]) -> None:
-        """Enter what was stored when the backup ended early, so that the next one finds it."""
+        """Record what was stored when the backup ended early, so that the next one can use it."""
         while window.pending:
             with suppress(BackyfsError):
                 for result in window.results():
-                    if not isinstance(result, Hashed):
+                    if not isinstance(result, HashedRun):
                         self._settle(result)
         self._committer.enter_flushed(self._tasks.flush(self._flusher.begin()).saved)
-        with suppress(BackyfsError):  # what would have to be stored again is left to a backup that continues this one
+        with suppress(BackyfsError):  # a backup that continues this one stores what is missing
             self._committer.commit_pages()
-        self._committer.commit_begun()
+        self._committer.commit_partial()
 
     def _handle(self, window: Window[Result]) -> None:
         for result in window.results():
-            if isinstance(result, Hashed):
+            if isinstance(result, HashedRun):
                 self._reading -= 1
                 self._hashed.append(result)
             else:
@@ -175,14 +175,14 @@ class Pipeline:
             self._start_flush(window)
         for page in self._committer.fresh.take():
             window.submit(self._tasks.publish, self._committer.fresh, page)
-        if self._committer.begun_age_s >= self._limits.commit_s:
-            self._committer.commit_begun()
+        if self._committer.partial_age_s >= self._limits.commit_s:
+            self._committer.commit_partial()
 
-    def _settle(self, result: Stored | Flushed | Published) -> None:
-        if isinstance(result, Stored):
+    def _settle(self, result: StoredRun | FlushedBlobs | PublishedPage) -> None:
+        if isinstance(result, StoredRun):
             self._buffers.append(result.buffer)
             self._flusher.add(result.saved)
-        elif isinstance(result, Published):
+        elif isinstance(result, PublishedPage):
             if result.page is not None:
                 self._committer.fresh.note_put(result.page)
         else:
@@ -195,7 +195,7 @@ class Pipeline:
         self._committer.fresh.begin_flush()
         window.submit_beside(self._tasks.flush, saved)
 
-    # What the owner does with it.
+    # In the thread of the owner.
 
     def _look_up(self, window: Window[Result]) -> None:
         hashed, self._hashed = self._hashed, []
@@ -205,12 +205,12 @@ class Pipeline:
                 window.submit(self._tasks.store, result, new)
             else:
                 self._buffers.append(result.buffer)
-        # What is stored counts once it is durable: reading and sealing run ahead of a slow storage.
+        # New blocks count once they are durable, because reading and sealing run ahead of a slow storage.
         self._run.advance(self._lookup.known_bytes - before)
         self._committer.commit_pages()
 
-    def _pass_over(self, first: int, stop: int) -> None:
-        """Count blocks that are not read, and are zeros unless they are as in the base."""
+    def _skip(self, first: int, stop: int) -> None:
+        """Count blocks that are not read: without a base, they are zeros."""
         if first < stop and not self._plan.has_base:
             size = self._bytes_of(BlockRun(BlockIndex(first), stop - first))
             self.statistics.blocks_sparse += stop - first

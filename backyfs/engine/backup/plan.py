@@ -1,4 +1,4 @@
-"""Which blocks a backup reads, which are zeros, and which are as in the version it is based on. Pure."""
+"""Which blocks a backup reads, which are zeros, and which are the same as in its base. Pure."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What becomes of the blocks of an image. A block that is in no range is as in the base, or zeros without one."""
+    """What to do with the blocks of an image. A block in no range is as in the base, or zeros without a base."""
 
     size_bytes: int
     block_size: int
-    read: Ranges   # may hold nothing but zeros all the same
+    read: Ranges   # which may still be zeros
     zeros: Ranges  # known to be zeros
-    kept: Ranges   # as in the base: all others, as far as the base has them in the same length
+    kept: Ranges   # as in the base: all others that the base has in the same length
     has_base: bool
     asks_source: bool  # read only where the source says that it has data
 
     @property
     def progress_bytes(self) -> int:
-        """How many bytes count as done at the end: without a base, those that are not read do as well."""
+        """Bytes that count as done at the end: without a base, this includes those that are not read."""
         return self.bytes_of(self.read) if self.has_base else self.size_bytes
 
     def extents(self, source: Source) -> Iterator[Extent]:
-        """Yield the bytes that are to be read, in order.
+        """Yield the extents to read, in order.
 
         Raises:
-            SourceError: the source cannot say where it has data.
+            SourceError: the source cannot report where it has data.
         """
         if self.asks_source:
             yield from source.data_extents()
@@ -52,7 +52,7 @@ class Plan:
         return sum(min(stop * block_size, size_bytes) - first * block_size for first, stop in blocks)
 
     def pages_with_reads(self) -> frozenset[PageNumber]:
-        """Return the pages of the block map in which something is to be read."""
+        """Return the pages of the block map with blocks to read."""
         return frozenset(
             PageNumber(number)
             for first, stop in self.read
@@ -61,7 +61,7 @@ class Plan:
 
 
 def plan_everything(size_bytes: int, block_size: int) -> Plan:
-    """Return the plan to read an image of which nothing is known, except its holes."""
+    """Return the plan for an image without hints: read everything except its holes."""
     return Plan(
         size_bytes=size_bytes,
         block_size=block_size,
@@ -76,11 +76,11 @@ def plan_everything(size_bytes: int, block_size: int) -> Plan:
 def plan_backup(
     hints: Hints, size_bytes: int, block_size: int, *, base_bytes: int | None, data: Iterable[Extent], damaged: Ranges
 ) -> Plan:
-    """Return what is to be done with the blocks of an image of which hints are known.
+    """Return what to do with the blocks of an image with hints.
 
-    `base_bytes` is the size of the base, None: there is no base, and what is not hinted is zeros. `data` are the
-    extents of the source that are not known to be zeros: beyond what the base has, they are read, hinted or not.
-    `damaged` are blocks of the base that cannot be taken from it.
+    `base_bytes` is the size of the base; None: there is no base, and blocks without hints are zeros. `data` are the
+    extents of the source that are not known to be zeros. Those beyond the end of the base are read even without hints.
+    `damaged` are blocks that are damaged in the base.
 
     Raises:
         HintsError: the hints reach beyond the end of the image.
@@ -97,10 +97,10 @@ def plan_backup(
             has_base=False,
             asks_source=False,
         )
-    # A short last block is in the base in that length only.
+    # A short last block of the base cannot be used in a longer image.
     same = blocks if base_bytes == size_bytes else min(base_bytes, size_bytes) // block_size
     beyond = Ranges()
-    if same < blocks:  # to ask a large source for its extents takes a while
+    if same < blocks:  # listing the extents of a large source takes a while
         beyond = ranges((max(same, each.start // block_size), block_count(each.stop, block_size)) for each in data)
     read = hinted.read | (beyond - hinted.zeros) | (damaged & ranges([(0, same)]) - hinted.zeros)
     return Plan(

@@ -1,7 +1,7 @@
-"""Compare some blocks that are not read with the source: hints of another image are found out so.
+"""Compare some of the blocks that are not read with the source, to detect hints of another image.
 
-The cost follows the number of samples, never the size of the image: a few blocks are read, and the source is asked a
-few times where its next data is.
+The cost depends on the number of samples, not on the size of the image: a few blocks are read, and the source is
+asked a few times for its next data.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
     from backyfs.repository import Repository
     from backyfs.sources.protocol import Source
 
-_AT_THE_START = 5  # most programs that write to a disk change something there
-_AT_RANDOM = 5     # and the next data of the source after each: of a large image, most blocks are holes
-_OF_RANGES = 5     # the first data of the source in so many ranges: a lone block in a large one is found so
+_AT_THE_START = 5  # where most programs that write to a disk change something
+_AT_RANDOM = 5     # and the next data after each, because most blocks of a large image are holes
+_OF_RANGES = 5     # ranges whose first data is compared, to find a single block in a large range
 _OF_THE_BASE = 5   # blocks in which the base has data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Claim:
-    """What hints say of blocks that nobody reads."""
+    """What the hints say about blocks that are not read."""
 
     blocks: Ranges
-    is_hinted: bool  # by an entry; else by having none
-    base: Image | None  # they are as in it; None: they are zeros
+    is_hinted: bool  # by an entry; False: by the lack of one
+    base: Image | None  # has the same blocks; None: they are zeros
 
 
 class Sampling:
-    """Blocks that a plan does not read, compared with what the new version is going to have there."""
+    """Compares blocks that a plan does not read with what the new version will have there."""
 
     def __init__(self, repository: Repository, source: Source, plan: Plan, base: Version | None) -> None:
-        """Prepare to compare; without a base, the blocks have to be zeros."""
+        """Prepare to compare; without a base, the blocks must be zeros."""
         self._repository = repository
         self._loader = PartLoader(repository.blocks)
         self._source = source
@@ -85,7 +85,7 @@ class Sampling:
         return {BlockIndex(index) for index in chosen} | self._with_data_in_base(claim)
 
     def _next_data(self, claim: _Claim, indexes: list[int]) -> Iterator[int]:
-        """Yield the blocks in which the source has its next data from each of these on, if the claim is about them."""
+        """Yield the blocks with the next data of the source from each of these on, if the claim includes them."""
         for index in indexes:
             extent = next(self._source.data_extents(index * self._plan.block_size), None)
             if extent is not None and extent.start // self._plan.block_size in claim.blocks:
@@ -133,14 +133,14 @@ class Sampling:
 
     def _refuse(self, claim: _Claim, index: BlockIndex) -> None:
         start = index * self._plan.block_size
-        where = f"bytes {start} to {start + self._length(index)} of the source"
         if claim.is_hinted:
-            fact = f'{where} hold data, and the hints say that they are zeros ("exists": "false")'
+            fact = 'hold data, but the hints say that they are zeros ("exists": "false")'
         elif claim.base is None:
-            fact = f"{where} are in no hint, and what is there holds data"
+            fact = "are in no hint, but hold data"
         else:
-            fact = f"{where} are in no hint, and what is there differs from version {claim.base.version.uid}"
+            fact = f"are in no hint, but differ from version {claim.base.version.uid}"
         raise HintsError(
-            f"{fact}: the hints are of another image or state, or do not begin at the right version; make new ones, or "
-            "back up without hints"
+            f"{fact}: the hints are for another image or state, or relative to another version",
+            subject=f"bytes {start} to {start + self._length(index)} of the source",
+            remedy="make new ones, or back up without hints",
         )

@@ -1,6 +1,6 @@
-"""What the workers of a backup do: read and hash a run of blocks, store the new ones, flush; pages for the catalog.
+"""The tasks of the workers of a backup: read and hash runs of blocks, store new blocks, flush, publish pages.
 
-No database: every task runs in a worker thread and is given all it works on; a buffer belongs to one task at a time.
+They do not use the database. Every task gets all its data as arguments; a buffer belongs to one task at a time.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Hashed:
-    """A run was read into the buffer: the fingerprint of each of its blocks, None for a block of zeros."""
+class HashedRun:
+    """A run that was read into the buffer, with the fingerprint of each block; None for a block of zeros."""
 
     run: BlockRun
     buffer: bytearray
@@ -33,28 +33,28 @@ class Hashed:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """New blocks were put into the storage; the buffer they came from is free."""
+class StoredRun:
+    """The new blocks of a run are in the storage; the buffer is free."""
 
     buffer: bytearray
     saved: list[SavedBlob]
 
 
 @dataclass(frozen=True, slots=True)
-class Flushed:
-    """These blobs are durable."""
+class FlushedBlobs:
+    """Blobs that are durable."""
 
     saved: list[SavedBlob]
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """The object of this page was put into the catalog; None: it is left for the end."""
+class PublishedPage:
+    """A page whose object is in the catalog; None: it is left for the end."""
 
     page: FreshPage | None
 
 
-Result: TypeAlias = Hashed | Stored | Flushed | Published
+Result: TypeAlias = HashedRun | StoredRun | FlushedBlobs | PublishedPage
 
 
 class Tasks:
@@ -67,7 +67,7 @@ class Tasks:
         self._block_size = block_size
         self._zeros = bytes(block_size)
 
-    def read(self, run: BlockRun, buffer: bytearray) -> Hashed:
+    def read(self, run: BlockRun, buffer: bytearray) -> HashedRun:
         """Read a run and take the fingerprints of its blocks.
 
         Raises:
@@ -79,31 +79,31 @@ class Tasks:
             with self._reading:
                 self._source.read_into(first, data)
             fingerprints = [self._fingerprint(run, buffer, position) for position in range(run.count)]
-        return Hashed(run, buffer, fingerprints)
+        return HashedRun(run, buffer, fingerprints)
 
-    def store(self, hashed: Hashed, new: list[tuple[int, BlobUid]]) -> Stored:
+    def store(self, hashed: HashedRun, new: list[tuple[int, BlobUid]]) -> StoredRun:
         """Put blocks of a run into the storage; `new` are their positions in it and uids for their blobs.
 
         Raises:
             StorageError: the storage does not take them.
         """
-        return Stored(hashed.buffer, save_blocks(self._blocks, self._new_blocks(hashed, new)))
+        return StoredRun(hashed.buffer, save_blocks(self._blocks, self._new_blocks(hashed, new)))
 
-    def flush(self, saved: list[SavedBlob]) -> Flushed:
-        """Make durable what was put into the storage.
+    def flush(self, saved: list[SavedBlob]) -> FlushedBlobs:
+        """Make everything that was put into the storage durable.
 
         Raises:
             StorageError: the storage fails.
         """
         self._blocks.storage.flush()
-        return Flushed(saved)
+        return FlushedBlobs(saved)
 
-    def publish(self, fresh: FreshPages, page: FreshPage) -> Published:
-        """Put the object of a page into the catalog, if that can be."""
-        return Published(page if fresh.put(page) else None)
+    def publish(self, fresh: FreshPages, page: FreshPage) -> PublishedPage:
+        """Put the object of a page into the catalog, if possible."""
+        return PublishedPage(page if fresh.put(page) else None)
 
     def _new_blocks(
-        self, hashed: Hashed, new: list[tuple[int, BlobUid]]
+        self, hashed: HashedRun, new: list[tuple[int, BlobUid]]
     ) -> Iterator[tuple[BlobUid, bytes, memoryview]]:
         for position, uid in new:
             fingerprint = hashed.fingerprints[position]
@@ -113,7 +113,7 @@ class Tasks:
 
     def _fingerprint(self, run: BlockRun, buffer: bytearray, position: int) -> bytes | None:
         with self._block(run, buffer, position) as block:
-            # Bytes are compared at memory speed, memoryviews 40 times slower; the first byte mostly tells.
+            # Bytes are compared at memory speed, memoryviews 40 times slower. The first byte is usually enough.
             if block[0] == 0 and self._is_zeros(buffer, block):
                 return None
             return self._blocks.fingerprint(block)

@@ -1,4 +1,4 @@
-"""The watch over a source while it is read: what is warned of at once and at the end, and the check of its size."""
+"""Watch a source while it is read: warn of changes at the start and at the end, and check its size."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Watch:
     """One source from the moment before it is read to the moment after. For one thread."""
 
     def __init__(self, source: Source, since: datetime | None) -> None:
-        """Begin, and warn at once: a long backup can still be stopped. `since`: when an earlier run began to read.
+        """Begin, and warn immediately, while a long backup can still be stopped. `since`: when an earlier run began.
 
         Raises:
-            SourceError: the source cannot be asked.
+            SourceError: the source cannot be checked.
         """
         self._source = source
         self._since = since
@@ -31,10 +31,10 @@ class Watch:
         self._look()
 
     def end(self) -> tuple[SourceWarning, ...]:
-        """Return everything that was warned of.
+        """Return all warnings.
 
         Raises:
-            SourceError: the source shrank or grew, so what was read is not an image; or it cannot be asked.
+            SourceError: the source shrank or grew, so what was read is not an image; or it cannot be checked.
         """
         check_size(self._source)
         self._look()

@@ -1,1 +1,1 @@
-"""Find, mark and repair what is damaged."""
+"""Find, mark and repair damage."""

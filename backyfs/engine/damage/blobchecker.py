@@ -1,7 +1,7 @@
-"""Read blobs back and check them, in worker threads; record in batches what was found.
+"""Read blobs back and check them in worker threads, and record the results in batches.
 
-A blob that is missing says little by itself: where a storage is not mounted, all of them are. So nothing that the
-storage did not give is marked before the storage has given something else.
+A missing blob alone means little, because all are missing if the storage is not mounted. So no missing blob is marked
+as damaged until the storage has returned another one.
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ if TYPE_CHECKING:
     from backyfs.repository import Repository
     from backyfs.work.run import Run
 
-_RUN_BYTES = 4 << 20   # small blobs are read in runs of so many bytes, and
-_RUN_BLOBS = 256       # of so many blobs
-_OTHER_BLOBS = 32      # that are looked for where all of a batch are missing
+_RUN_BYTES = 4 << 20   # small blobs are read in groups of up to this many bytes and
+_RUN_BLOBS = 256       # this many blobs
+_OTHER_BLOBS = 32      # that are tried if all blobs of a batch are missing
 
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What became of a blob."""
+    """The result for a blob."""
 
     blob: Blob
-    fact: str | None = None  # what is the matter with it; None: it is whole
-    is_there: bool = True    # the storage gave the object
-    was_refused: bool = False  # it has something there that cannot be read
+    fact: str | None = None  # what is wrong with it; None: it is whole
+    is_there: bool = True    # the storage returned the object
+    was_refused: bool = False  # the storage has something there that cannot be read
 
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What became of some blobs."""
+    """The results for some blobs."""
 
     results: list[_Result]
-    error: BackyfsError | None = None  # what ended it early
+    error: BackyfsError | None = None  # that ended it early
 
 
 @dataclass(slots=True)
-class Found:
-    """What was found, so far. About 100 bytes for each damaged blob."""
+class CheckedBlobs:
+    """The results so far. About 100 bytes for each damaged blob."""
 
     blobs: int = 0     # checked
-    bytes: int = 0     # plain bytes of these
-    damaged: dict[BlobId, str] = field(default_factory=dict)  # what is the matter with them
-    repaired: int = 0  # were marked as damaged, and are whole
+    bytes: int = 0     # plain bytes of them
+    damaged: dict[BlobId, str] = field(default_factory=dict)  # and what is wrong with them
+    repaired: int = 0  # marked as damaged, but whole
 
 
 class BlobChecker:
@@ -76,14 +76,14 @@ class BlobChecker:
         self._results: list[_Result] = []  # not recorded yet
         self._recorded_s = time.monotonic()
         self._facts: dict[str, str] = {}
-        self._witness: BlobUid | None = None  # the last one that the storage gave
-        self.found = Found()
+        self._witness: BlobUid | None = None  # the last one that the storage returned
+        self.found = CheckedBlobs()
 
     def run(self, blob_ids: Iterable[BlobId]) -> None:
-        """Check these blobs in this order; what was checked is recorded, also where this raises.
+        """Check these blobs in this order. Results are recorded even if this raises.
 
         Raises:
-            StorageError: the storage is not there, or refuses; what it did not give is not marked.
+            StorageError: the storage is not available or refuses; blobs it did not return are not marked.
             InterruptedByUser: the run was asked to stop.
             MissingKeyError: a blob is encrypted, and no key is configured.
             DatabaseError, JobLostError: nothing more can be recorded.
@@ -95,7 +95,7 @@ class BlobChecker:
                     self._settle(done)
                     self._run.check()
             except BackyfsError:
-                with suppress(BackyfsError):  # the first error is the one to tell
+                with suppress(BackyfsError):  # the first error is the one to report
                     self._salvage(window)
                 raise
         self._record()
@@ -107,7 +107,7 @@ class BlobChecker:
                 known = load_blobs(connection, batch)
             for blob_id in batch:
                 if blob_id not in known:
-                    # A version that is held names it, or a cleanup was here: the block maps will tell.
+                    # It is damaged if a version uses it, or a cleanup has removed it: the block maps will show.
                     self.found.damaged[blob_id] = "has no row in the database"
             blobs = [known[blob_id] for blob_id in batch if blob_id in known]
             for start in range(0, len(blobs), limit):
@@ -125,7 +125,7 @@ class BlobChecker:
             self._record()
 
     def _salvage(self, window: Window[_Done]) -> None:
-        """Record what was read when the scrub ended early."""
+        """Record what was read before the scrub ended early."""
         while window.pending:
             for done in window.results():
                 self._results += done.results
@@ -148,14 +148,14 @@ class BlobChecker:
         try:
             load_block(self._repository.blocks, blob)
         except IntegrityError as error:
-            return _Result(blob, _without_uid(blob, error))
+            return _Result(blob, _fact(blob, error))
         except ObjectMissingError as error:
-            return _Result(blob, _without_uid(blob, error), is_there=False)
+            return _Result(blob, _fact(blob, error), is_there=False)
         except ObjectUnreadableError as error:
             return _Result(blob, f"cannot be read: {error}", is_there=False, was_refused=True)
         return _Result(blob)
 
-    # What the owner does with it.
+    # In the thread of the owner.
 
     def _record(self) -> None:
         results, self._results = self._results, []
@@ -164,8 +164,8 @@ class BlobChecker:
         if given:
             self._witness = given[-1].blob.uid
         self._write(given)
-        # Once more what was missing: the storage may have been away for a moment. A disk that cannot read a sector
-        # takes half a minute to say so again.
+        # Try missing blobs again, because the storage may have been away for a moment. But not unreadable ones: a disk
+        # takes half a minute to fail on a bad sector.
         again = [
             result if result.was_refused else self._read(result.blob) for result in results if not result.is_there
         ]
@@ -175,28 +175,30 @@ class BlobChecker:
         self._write(again)
 
     def _require_storage(self, missing: Sequence[_Result]) -> None:
-        """Make sure that the storage gives other blobs than those that are missing.
+        """Make sure that the storage returns other blobs than the missing ones.
 
         Raises:
-            StorageError: it gives none.
+            StorageError: it returns none.
         """
         looked_for = len(missing)
         for uid in self._other_blobs(missing):
             with suppress(StorageError):
-                with suppress(IntegrityError):  # damaged as it is, it is there
+                with suppress(IntegrityError):  # it is damaged, but there
                     self._repository.blocks.storage.get(uid)
                 return
             looked_for += 1
-        if looked_for == 1:  # it is the only blob of the repository
+        if looked_for == 1:  # the only blob of the repository
             return
         first = missing[0]
         raise StorageError(
-            f"the storage gives none of {looked_for} blobs that were looked for, of which blob {first.blob.uid} "
-            f"{first.fact}; is its file system mounted? None of them was marked as damaged"
+            f"returns none of {looked_for} blobs, for example blob {first.blob.uid} {first.fact}; none of them was "
+            "marked as damaged",
+            subject="the storage",
+            remedy="is its file system mounted?",
         )
 
     def _other_blobs(self, missing: Sequence[_Result]) -> Iterator[BlobUid]:
-        """Yield the blob that was there last, and some of all over the repository."""
+        """Yield the blob that the storage returned last, and some random ones."""
         if self._witness is not None:
             yield self._witness
         with self._repository.database.read() as connection:
@@ -221,6 +223,6 @@ class BlobChecker:
         self.found.bytes += sum(result.blob.size for result in results)
 
 
-def _without_uid(blob: Blob, error: BackyfsError) -> str:
-    # One text for many blobs takes its memory once.
-    return str(error).removeprefix(f"blob {blob.uid} ")
+def _fact(blob: Blob, error: BackyfsError) -> str:
+    # Without the uid many blobs share one text, which saves memory.
+    return error.without(f"blob {blob.uid}")

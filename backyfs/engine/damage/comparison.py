@@ -1,6 +1,7 @@
-"""Compare a version with its source. A difference is none of the blobs': sources change, and may be the wrong one.
+"""Compare a version with its source. A difference is not damage: sources change, and it may be the wrong source.
 
-By fingerprint: what is stored was compared with it when it was read. Only a blob without one is read here.
+Blocks are compared by fingerprint, because reading a stored block has checked it against its fingerprint. Only blobs
+without one are read here.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _ALL = 100  # percent
 DIFFERS = "the source differs"
 
 
-class Comparison:
+class SourceComparison:
     """One comparison. Owned by the thread that calls `run`."""
 
     def __init__(
@@ -61,7 +62,7 @@ class Comparison:
         self._random = random.SystemRandom()
 
     def run(self) -> Iterator[DamagedRange]:
-        """Yield the ranges in which the source differs, in order. Blocks that were never backed up are left out.
+        """Yield the ranges in which the source differs, in order, without blocks that were never backed up.
 
         Raises:
             SourceError: the source cannot be read, shrank or grew.
@@ -108,7 +109,7 @@ class Comparison:
         return found
 
     def _is_chosen(self, index: BlockIndex, entry: int) -> bool:
-        """Tell whether a block is compared. Where both are holes there is nothing to compare."""
+        """Tell whether to compare a block. If both are holes, there is nothing to compare."""
         if entry < HOLE or (entry == HOLE and self._is_hole(index)):
             return False
         return self._percentile == _ALL or self._random.random() * _ALL < self._percentile
@@ -135,7 +136,7 @@ class Comparison:
         except WrongStorageError:
             raise
         except (IntegrityError, StorageError):
-            return False  # it is damaged, and that was reported
+            return False  # it is damaged, which was already reported
 
     def _end(self, index: BlockIndex) -> int:
         return index * self._repository.block_size + block_length(index, *self._geometry)

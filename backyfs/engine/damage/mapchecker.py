@@ -1,6 +1,6 @@
-"""Check block maps: pages that are whole and as long as their image is, and blobs that are there and as large.
+"""Check block maps: pages are whole and fit the image, and blobs exist and have the right size.
 
-Pages that versions share are looked at once. Memory: some 200 bytes for each page of the versions.
+Pages that versions share are checked once. Memory: about 200 bytes for each page of the versions.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _DOOMED = "is about to be deleted by a cleanup, though it is in use"
 
 @dataclass(slots=True, kw_only=True)
 class MapFaults:
-    """What is the matter with block maps."""
+    """What is wrong with block maps."""
 
-    gone: dict[BlobId, str] = field(default_factory=dict)  # blobs that are named and not there
-    ranges: list[tuple[Version, DamagedRange]] = field(default_factory=list)  # all else, in order
+    gone: dict[BlobId, str] = field(default_factory=dict)  # blobs that are in use but do not exist
+    ranges: list[tuple[Version, DamagedRange]] = field(default_factory=list)  # everything else, in order
 
     @property
     def bytes(self) -> int:
-        """How many bytes of images are in these ranges."""
+        """Bytes of images in these ranges."""
         return sum(damage.stop - damage.start for _, damage in self.ranges)
 
 
 def check_maps(repository: Repository, versions: Sequence[Version] | None, check: Callable[[], None]) -> MapFaults:
-    """Look at the block maps of these versions, or of all; `check` is called now and then and may raise.
+    """Check the block maps of these versions, or of all. `check` is called from time to time and may raise.
 
     Raises:
         DatabaseError: the database cannot be read.
@@ -52,11 +52,11 @@ def check_maps(repository: Repository, versions: Sequence[Version] | None, check
             versions = list_versions(connection)
     for version in versions:
         check()
-        with repository.database.read() as connection:  # at one time: versions are removed meanwhile
+        with repository.database.read() as connection:  # a snapshot, because other commands remove versions
             try:
                 placed = list_pages(connection, version.id)
             except OddValueError as error:
-                whole = DamagedRange(start=0, stop=version.size_bytes, reason=str(error))
+                whole = DamagedRange(start=0, stop=version.size_bytes, reason=error.statement)
                 faults.ranges.append((version, whole))
                 continue
             new = {page_id for _, page_id in placed} - known.keys()
@@ -76,7 +76,7 @@ def _faults(
     start = page_no * PAGE_ENTRIES * block_size
     if page_no >= page_count(blocks):
         stop = start + (facts.length or PAGE_ENTRIES) * block_size
-        yield DamagedRange(start=start, stop=stop, reason="the block map goes on beyond the end of the image")
+        yield DamagedRange(start=start, stop=stop, reason="the block map continues beyond the end of the image")
         return
     length = page_length(page_no, blocks)
     stop = min(start + PAGE_ENTRIES * block_size, version.size_bytes)
@@ -90,7 +90,7 @@ def _faults(
 
 
 def _may_be_wrong(version: Version, page_no: PageNumber, facts: PageFacts, block_size: int) -> bool:
-    """Tell whether the blocks of a page are to be looked at: the last one of an image may have to be short."""
+    """Tell whether to check each block of a page, for example because the last block of an image must be short."""
     if facts.odd_sizes or (facts.has_absent and version.status is VersionStatus.VALID):
         return True
     is_last = page_no == page_count(block_count(version.size_bytes, block_size)) - 1

@@ -1,4 +1,4 @@
-"""Mark the versions that damaged blobs belong to, name the ranges, and make versions valid again that are whole."""
+"""Mark the versions that use damaged blobs, report the ranges, and make versions valid again once they are whole."""
 
 from __future__ import annotations
 
@@ -39,47 +39,47 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Marked:
-    """What was told and marked."""
+class MarkedDamage:
+    """What was reported and marked."""
 
-    blobs: int  # of those that were found, that a version uses; the others went with their versions meanwhile
-    versions: tuple[VersionUid, ...]  # that were valid
+    blobs: int  # damaged and in use; the others were removed with their versions in the meantime
+    versions: tuple[VersionUid, ...]  # valid until now
 
 
 def mark_versions(
     repository: Repository,
     found: Mapping[BlobId, str],
-    tell: Callable[[Version, DamagedRange], None],
+    on_damage: Callable[[Version, DamagedRange], None],
     faults: Collection[tuple[Version, DamagedRange]] = (),
-) -> Marked:
-    """Make the valid versions invalid that use a damaged blob. All are marked before a range is told.
+) -> MarkedDamage:
+    """Make valid versions invalid if they use a damaged blob. All are marked before the first range is reported.
 
-    `found` are the blobs that are to be told, for every version that uses them, with what is the matter; `faults` are
-    ranges that are damaged for other reasons.
+    `found` maps damaged blobs to what is wrong with them; `on_damage` is called for every version that uses them.
+    `faults` are ranges that are damaged for other reasons.
 
     Raises:
-        DatabaseError: that could not be stored.
+        DatabaseError: the marks cannot be stored.
     """
     with repository.database.read() as connection:
         damaged = known_damage(connection) | found.keys()
         pages = pages_with(connection, damaged) if damaged else set()
         affected = versions_with(connection, pages) | {version.id for version, _ in faults}
     if not affected:
-        return Marked(blobs=0, versions=())
+        return MarkedDamage(blobs=0, versions=())
     with repository.database.write() as connection:
         marked = mark_damaged(connection, affected, datetime.now(UTC))
     for version, damage in faults:
-        tell(version, damage)
-    blobs, versions = _tell(repository, found, tell, pages, affected)
-    return Marked(blobs=blobs, versions=tuple(version.uid for version in versions if version.id in marked))
+        on_damage(version, damage)
+    blobs, versions = _report(repository, found, on_damage, pages, affected)
+    return MarkedDamage(blobs=blobs, versions=tuple(version.uid for version in versions if version.id in marked))
 
 
-def tell_damage(
+def report_damage(
     repository: Repository,
     found: Mapping[BlobId, str],
-    tell: Callable[[Version, DamagedRange], None],
+    on_damage: Callable[[Version, DamagedRange], None],
 ) -> None:
-    """Tell the ranges of all versions that these blobs are, and mark nothing.
+    """Report the ranges of all versions that use these blobs, without marking anything.
 
     Raises:
         DatabaseError: the block maps cannot be read.
@@ -87,37 +87,37 @@ def tell_damage(
     with repository.database.read() as connection:
         pages = pages_with(connection, set(found)) if found else set()
         affected = versions_with(connection, pages)
-    _tell(repository, found, tell, pages, affected)
+    _report(repository, found, on_damage, pages, affected)
 
 
-def _tell(
+def _report(
     repository: Repository,
     found: Mapping[BlobId, str],
-    tell: Callable[[Version, DamagedRange], None],
+    on_damage: Callable[[Version, DamagedRange], None],
     pages: Collection[PageId],
     affected: Collection[VersionId],
 ) -> tuple[int, list[Version]]:
-    """Return how many of the blobs are in use, and the affected versions."""
-    told = BlobSet()
+    """Report ranges; return how many of the blobs are in use, and the affected versions."""
+    reported = BlobSet()
     with repository.database.read() as connection:
         versions = [version for version in list_versions(connection) if version.id in affected]
         for version in versions:
             for blob_id, damage in _damage(connection, version, repository.block_size, pages, found):
-                told.add(blob_id)
-                tell(version, damage)
-    return sum(1 for _ in told), versions
+                reported.add(blob_id)
+                on_damage(version, damage)
+    return sum(1 for _ in reported), versions
 
 
 def revive_versions(
     repository: Repository, job: Job, chosen: Collection[VersionId] | None
 ) -> tuple[VersionUid, ...]:
-    """Make invalid versions valid again that have nothing damaged any more, of those that were chosen; return them.
+    """Make invalid versions valid again if they are no longer damaged, and return them. `chosen` limits the versions.
 
-    All their blobs have been read by a scrub, now or earlier, or they were valid until damage was found in them.
+    A scrub has read all their blobs, now or earlier, or they were valid until damage was found.
 
     Raises:
-        DatabaseError: that could not be stored.
-        JobLostError: another command took this one for dead.
+        DatabaseError: the change cannot be stored.
+        JobLostError: another command considered this one dead.
     """
     with repository.database.read() as connection:
         damaged = damaged_blobs(connection)
@@ -132,7 +132,7 @@ def revive_versions(
     uids = []
     for version in whole:
         with job.write() as connection:
-            if not damaged_blobs(connection) <= damaged:  # a scrub found more meanwhile, of this one for all we know
+            if not damaged_blobs(connection) <= damaged:  # a scrub has found more, possibly in this one
                 break
             if mark_valid(connection, version.id):
                 uids.append(version.uid)
@@ -140,11 +140,11 @@ def revive_versions(
 
 
 def revive_repaired_versions(repository: Repository, job: Job) -> tuple[VersionUid, ...]:
-    """Make versions valid again that were so until damage was found in them, and have none any more; return them.
+    """Make versions valid again if they were valid until damage was found, and are now whole; return them.
 
     Raises:
-        DatabaseError: that could not be stored.
-        JobLostError: another command took this one for dead.
+        DatabaseError: the change cannot be stored.
+        JobLostError: another command considered this one dead.
     """
     with repository.database.read() as connection:
         chosen = versions_valid_before_damage(connection)
@@ -154,9 +154,9 @@ def revive_repaired_versions(repository: Repository, job: Job) -> tuple[VersionU
 def _may_be_valid(connection: Connection, version: Version) -> bool:
     if backup_ended(connection, version):
         return True
-    # Some releases of backy2 had all rows of a version there before its backup had begun.
+    # Some releases of backy2 wrote all rows of a version before its backup began.
     _log.warning(
-        "version %s has no damage and stays invalid: nothing tells that its backup ever ended; compare it with its "
+        "version %s has no damage but stays invalid: nothing shows that its backup ever ended; compare it with its "
         "source, or remove it",
         version.uid,
     )
@@ -170,13 +170,13 @@ def _damage(
     pages: Collection[PageId],
     found: Mapping[BlobId, str],
 ) -> Iterator[tuple[BlobId, DamagedRange]]:
-    """Yield the damaged ranges of a version in order; neighbours with the same blob are one."""
+    """Yield the damaged ranges of a version in order; neighbouring blocks of the same blob are one range."""
     for page_no, page_id in list_pages(connection, version.id):
         if page_id in pages:
             try:
                 entries = page_entries(connection, version, page_no, block_count(version.size_bytes, block_size))
             except DamagedPageError:
-                continue  # which is told of the page
+                continue  # reported for the page itself
             yield from _damage_of_page(connection, version, block_size, page_no, entries, found)
 
 

@@ -1,6 +1,6 @@
-"""Where the bytes of damaged blobs may still be had: other blobs, an image, another repository.
+"""Where the bytes of damaged blobs may still exist: other blobs, an image, another repository.
 
-What comes from here is not trusted: whoever takes it compares fingerprints.
+Nothing from here is trusted: the caller compares fingerprints.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from backyfs.repository import Repository
     from backyfs.sources.protocol import Source
 
-_RUN_BYTES = 4 << 20  # of an image that is searched are read at once
-_PROBE = b"fingerprints of this are equal where those of all other bytes are"
+_RUN_BYTES = 4 << 20  # read at once when an image is searched
+_PROBE = b"two repositories have equal fingerprints of this if they have equal fingerprints of all bytes"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a block lies in an image that had it."""
+class Occurrence:
+    """A place where a blob occurs in the image of a version."""
 
     version: Version
-    start: int  # bytes of the image
+    start: int  # byte offset in the image
 
 
 class Origin(Protocol):
     """Something that may have the bytes of damaged blobs."""
 
-    def candidates(self, blob: Blob, places: Collection[Place]) -> Iterator[Buffer]:
-        """Yield what may be the bytes of a blob, which lies at these places.
+    def candidates(self, blob: Blob, occurrences: Collection[Occurrence]) -> Iterator[Buffer]:
+        """Yield what may be the bytes of a blob, which occurs at these places.
 
         Raises:
             MissingKeyError: it is encrypted, and there is no key.
@@ -52,13 +52,13 @@ class Origin(Protocol):
 
 
 class BlobOrigin:
-    """Blobs with the same fingerprint, of this repository or of one whose fingerprints are the same."""
+    """Blobs with the same fingerprint, in this repository or in one with the same fingerprint key."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
 
-    def candidates(self, blob: Blob, _places: Collection[Place]) -> Iterator[Buffer]:
-        """Yield the bytes of a whole blob with the same fingerprint."""
+    def candidates(self, blob: Blob, _occurrences: Collection[Occurrence]) -> Iterator[Buffer]:
+        """Yield the bytes of whole blobs with the same fingerprint."""
         if blob.fingerprint is None:
             return
         with self._repository.database.read() as connection:
@@ -71,23 +71,23 @@ class BlobOrigin:
 
 
 class ImageOrigin:
-    """A device or an image."""
+    """A device or image."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
 
-    def candidates(self, blob: Blob, places: Collection[Place]) -> Iterator[Buffer]:
-        """Yield what the image has at these places."""
-        for start in sorted({place.start for place in places}):
+    def candidates(self, blob: Blob, occurrences: Collection[Occurrence]) -> Iterator[Buffer]:
+        """Yield the bytes of the image at these places."""
+        for start in sorted({place.start for place in occurrences}):
             if start + blob.size <= self._source.size_bytes:
                 block = bytearray(blob.size)
                 if self._read(start, block):
                     yield block
 
     def search(self, block_size: int, sizes: Collection[int], advance: Callable[[int], None]) -> Iterator[memoryview]:
-        """Yield every block of the image that has data, cut to each of these sizes; the views are used again.
+        """Yield every block of the image that has data, cut to each of these sizes; the views are reused.
 
-        What cannot be read is passed over. `advance` is told how many bytes were passed.
+        Parts that cannot be read are skipped. `advance` is called with the number of bytes passed.
         """
         run_blocks = max(1, _RUN_BYTES // block_size)
         buffer = bytearray(run_blocks * block_size)
@@ -115,22 +115,22 @@ class ImageOrigin:
 
 
 class RepositoryOrigin:
-    """Another repository: its blobs, where its fingerprints are the same, and its copies of the same versions."""
+    """Another repository: its blobs, if its fingerprints are the same, and its copies of the same versions."""
 
     def __init__(self, ours: Repository, other: Repository) -> None:
         self._other = other
-        # Equal under keys of 32 random bytes only where both the functions and the keys are.
+        # With keys of 32 random bytes, they are equal only if both the functions and the keys are.
         self._has_our_fingerprints = ours.blocks.fingerprint(_PROBE) == other.blocks.fingerprint(_PROBE)
         self._blobs = BlobOrigin(other)
         self._pages = PageCache()
         self._readers: dict[int, ImageReader] = {}
         self._counterparts: dict[int, Version | None] = {}
 
-    def candidates(self, blob: Blob, places: Collection[Place]) -> Iterator[Buffer]:
-        """Yield the bytes of its blob with this fingerprint, and what its copies of the versions have there."""
+    def candidates(self, blob: Blob, occurrences: Collection[Occurrence]) -> Iterator[Buffer]:
+        """Yield the bytes of its blob with this fingerprint, and those of its copies of the versions."""
         if self._has_our_fingerprints:
-            yield from self._blobs.candidates(blob, places)
-        for place in places:
+            yield from self._blobs.candidates(blob, occurrences)
+        for place in occurrences:
             counterpart = self._counterpart(place.version)
             if counterpart is not None and place.start + blob.size <= counterpart.size_bytes:
                 block = self._read(counterpart, place.start, blob.size)
@@ -138,7 +138,7 @@ class RepositoryOrigin:
                     yield block
 
     def _counterpart(self, version: Version) -> Version | None:
-        """Return the version that is the same backup: that of the same uid, or of the same name and date."""
+        """Return its version that is the same backup: with the same uid, or the same name and date."""
         if version.id not in self._counterparts:
             with self._other.database.read() as connection:
                 found = version_with_uid(connection, version.uid)

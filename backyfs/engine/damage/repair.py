@@ -1,7 +1,7 @@
-"""Repair: store damaged blobs anew from where their bytes can still be had.
+"""Repair: store damaged blobs again, from wherever their bytes still exist.
 
-Only bytes whose fingerprint is that of the blob are stored. The new object is durable before the row changes to it,
-so all versions that use the blob are whole at once, and a repair that is killed has done what it has done.
+Only bytes with the fingerprint of the blob are stored. The new object is durable before the row changes to it. That
+repairs all versions that use the blob, and a repair that is killed keeps what it has done.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from backyfs.blocks import new_blob_uids, new_shelf, save_blocks
 from backyfs.engine.catalog.publish import catalog_kept
-from backyfs.engine.damage.marking import mark_versions, revive_repaired_versions, tell_damage
-from backyfs.engine.damage.origins import BlobOrigin, ImageOrigin, Place, RepositoryOrigin
+from backyfs.engine.damage.marking import mark_versions, report_damage, revive_repaired_versions
+from backyfs.engine.damage.origins import BlobOrigin, ImageOrigin, Occurrence, RepositoryOrigin
 from backyfs.errors import BackyfsError, DamagedPageError, IntegrityError, UsageError
 from backyfs.geometry import PAGE_ENTRIES, block_count
 from backyfs.metadata.db.batches import batches
@@ -25,6 +25,7 @@ from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.upkeep.checks import damaged_in_use, pages_with
 from backyfs.metadata.upkeep.replacement import Replacement, replace_objects
 from backyfs.model import BlobId, JobKind, JobSpec
+from backyfs.remedies import Advice, Remedy
 from backyfs.work.flushbatch import FlushBatch
 from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Run
@@ -38,31 +39,32 @@ if TYPE_CHECKING:
     from backyfs.sources.protocol import Source
     from backyfs.work.run import Control
 
-_INTERRUPTED = "interrupted: what was repaired until now stays so; run the command again to go on with the rest"
-_PLACES = 16  # of a blob are looked at
+_INTERRUPTED = "interrupted: blocks repaired so far stay repaired; run the command again for the rest"
+_MOST_OCCURRENCES = 16  # of a blob that are tried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairRequest:
-    """What to repair, and from what; blobs of the repository itself that have the same bytes are used as well."""
+    """What to repair, and from what. Blobs of the same repository with the same bytes are always used."""
 
-    versions: tuple[Version, ...] | None = None  # whose blobs; None: those of all
+    versions: tuple[Version, ...] | None = None  # whose blobs to repair; None: all versions
     source: Source | None = None
     other: Repository | None = None
-    search: bool = False   # look for the bytes all over the source
+    search: bool = False   # search the whole source for the bytes
     dry_run: bool = False  # store nothing
 
 
 @dataclass(slots=True, kw_only=True)
 class RepairReport:
-    """What was repaired; in a dry run, what would have been."""
+    """What was repaired, or would be in a dry run."""
 
     blobs_damaged: int   # before
     blobs_repaired: int = 0
-    bytes_repaired: int = 0  # plain bytes of these
+    bytes_repaired: int = 0  # plain bytes of them
     bytes_stored: int = 0    # of their new objects
-    blobs_left: int = 0      # that stay damaged
-    versions_valid: tuple[VersionUid, ...] = ()  # that were invalid
+    blobs_left: int = 0      # still damaged
+    remedy: Remedy | None = None  # what else may repair these
+    versions_valid: tuple[VersionUid, ...] = ()  # invalid until now
     duration_s: float = 0.0
 
     @property
@@ -80,10 +82,10 @@ class RepairReport:
 
 @dataclass(slots=True)
 class _Damaged:
-    """A blob that is to be repaired."""
+    """A blob to repair."""
 
     blob: Blob
-    places: list[Place] = field(default_factory=list)
+    occurrences: list[Occurrence] = field(default_factory=list)
 
 
 def repair(
@@ -91,25 +93,25 @@ def repair(
     request: RepairRequest,
     *,
     control: Control = UNATTENDED,
-    tell: Callable[[Version, DamagedRange], None] = lambda _version, _damage: None,
+    on_damage: Callable[[Version, DamagedRange], None] = lambda _version, _damage: None,
 ) -> RepairReport:
-    """Repair what a scrub, a restore or a mount has found damaged, and tell the ranges that stay so.
+    """Repair blobs that a scrub, restore or mount found damaged. `on_damage` is called with ranges still damaged.
 
     Raises:
-        UsageError: a source is to be searched, and none is given.
-        InterruptedByUser: `control` asked to stop; what was repaired until then stays so.
+        UsageError: the source should be searched, but there is none.
+        InterruptedByUser: `control` asked to stop; blocks repaired so far stay repaired.
         MissingKeyError: blobs are encrypted, and there is no key.
         StorageError, DatabaseError, JobLostError: likewise.
     """
     if request.search and request.source is None:
-        raise UsageError("--search looks for blocks all over a source; name one with --from")
+        raise UsageError("there is no source to search", remedy=Advice.NAME_REPAIR_SOURCE())
     started = time.monotonic()
     with catalog_kept(repository, control), _job(repository, request) as job:
         for version in request.versions or ():
             job.hold(version.id)
         repairer = _Repairer(repository, request, Run(control, interrupted=_INTERRUPTED, job=job))
         repairer.repair_all()
-        repairer.end(tell)
+        repairer.end(on_damage)
     repairer.report.duration_s = time.monotonic() - started
     return repairer.report
 
@@ -126,7 +128,7 @@ def _job(repository: Repository, request: RepairRequest) -> Job:
 
 
 class _Repairer:
-    """One repair under way."""
+    """A repair in progress."""
 
     def __init__(self, repository: Repository, request: RepairRequest, run: Run) -> None:
         self._repository = repository
@@ -144,34 +146,35 @@ class _Repairer:
         self.report = RepairReport(blobs_damaged=len(self._left))
 
     def repair_all(self) -> None:
-        """Repair what can be."""
+        """Repair whatever can be repaired."""
         try:
-            self._look_at_places()
+            self._try_origins()
             if self._request.search and self._image is not None:
                 self._search(self._image)
         except BackyfsError:
-            with suppress(BackyfsError):  # the first error is the one to tell
+            with suppress(BackyfsError):  # the first error is the one to report
                 self._flush()
             raise
         self._flush()
 
-    def end(self, tell: Callable[[Version, DamagedRange], None]) -> None:
-        """Make versions valid again that are whole, and tell what is damaged in the others."""
+    def end(self, on_damage: Callable[[Version, DamagedRange], None]) -> None:
+        """Make versions valid again if they are whole, and report the damaged ranges of the others."""
         chosen = None if self._request.versions is None else {version.id for version in self._request.versions}
         left = {blob_id: _reason(damaged.blob, self._request) for blob_id, damaged in self._left.items()}
         self.report.blobs_left = len(left)
+        self.report.remedy = _remedy(self._request) if left else None
 
-        def tell_chosen(version: Version, damage: DamagedRange) -> None:
+        def report_chosen(version: Version, damage: DamagedRange) -> None:
             if chosen is None or version.id in chosen:
-                tell(version, damage)
+                on_damage(version, damage)
 
         if self._request.dry_run:
-            tell_damage(self._repository, left, tell_chosen)
+            report_damage(self._repository, left, report_chosen)
             return
         self.report.versions_valid = revive_repaired_versions(self._repository, self._run.job)
-        mark_versions(self._repository, left, tell_chosen)
+        mark_versions(self._repository, left, report_chosen)
 
-    def _look_at_places(self) -> None:
+    def _try_origins(self) -> None:
         with self._run.step("Repairing", sum(damaged.blob.size for damaged in self._left.values())):
             for damaged in list(self._left.values()):
                 self._run.check()
@@ -181,7 +184,7 @@ class _Repairer:
 
     def _repair(self, damaged: _Damaged, fingerprint: bytes) -> None:
         for origin in self._origins:
-            for block in origin.candidates(damaged.blob, damaged.places):
+            for block in origin.candidates(damaged.blob, damaged.occurrences):
                 if len(block) == damaged.blob.size and self._repository.blocks.matches(block, fingerprint):
                     self._store(damaged.blob, block)
                     return
@@ -205,7 +208,7 @@ class _Repairer:
                     return
 
     def _store(self, blob: Blob, block: Buffer) -> None:
-        """Put bytes into the storage that are those of a damaged blob."""
+        """Store the bytes of a damaged blob."""
         del self._left[blob.id]
         self.report.blobs_repaired += 1
         self.report.bytes_repaired += blob.size
@@ -220,7 +223,7 @@ class _Repairer:
             self._flush()
 
     def _flush(self) -> None:
-        """Make durable what was stored, and change the rows to it. What another command has repaired stays so."""
+        """Make the new objects durable, and change the rows to them. Blobs repaired by others stay as they are."""
         if self._unflushed.items:
             self._repository.blocks.storage.flush()
         now = datetime.now(UTC)
@@ -230,7 +233,7 @@ class _Repairer:
 
 
 def _find_damaged(repository: Repository, versions: Sequence[Version] | None) -> dict[BlobId, _Damaged]:
-    """Return the damaged blobs of these versions, or of all, in order, with some of the places where they lie."""
+    """Return the damaged blobs of these versions, or of all, in order, each with some of its occurrences."""
     found: dict[BlobId, _Damaged] = {}
     with repository.database.read() as connection:
         ids = damaged_in_use(connection)
@@ -244,18 +247,24 @@ def _find_damaged(repository: Repository, versions: Sequence[Version] | None) ->
                 with suppress(DamagedPageError):
                     for position, entry in enumerate(page_entries(connection, version, page_no, blocks)):
                         if (blob_id := BlobId(entry)) in known:
-                            places = found.setdefault(blob_id, _Damaged(known[blob_id])).places
-                            if len(places) < _PLACES:
+                            occurrences = found.setdefault(blob_id, _Damaged(known[blob_id])).occurrences
+                            if len(occurrences) < _MOST_OCCURRENCES:
                                 start = (page_no * PAGE_ENTRIES + position) * repository.block_size
-                                places.append(Place(version=version, start=start))
+                                occurrences.append(Occurrence(version=version, start=start))
     return dict(sorted(found.items()))
 
 
 def _reason(blob: Blob, request: RepairRequest) -> str:
     if blob.fingerprint is None:
-        return "has no fingerprint, as some of backy2 have none: nothing tells which bytes are its own"
+        return "has no fingerprint, like some blobs of backy2, so its bytes cannot be recognised"
     if request.source is not None and not request.search:
-        return "is damaged, and its bytes are not in its places of the source; --search looks everywhere in it"
+        return "is damaged, and the source does not have its bytes in the same places"
     if request.source is not None or request.other is not None:
         return "is damaged, and its bytes were not found"
-    return "is damaged, and no other blob has its bytes; name a source with --from"
+    return "is damaged, and no other blob has its bytes"
+
+
+def _remedy(request: RepairRequest) -> Remedy | None:
+    if request.source is not None:
+        return None if request.search else Advice.SEARCH_SOURCE()
+    return Advice.NAME_REPAIR_SOURCE()

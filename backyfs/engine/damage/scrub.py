@@ -1,7 +1,7 @@
-"""Scrub: read blobs back, check them, and mark what is damaged or whole again.
+"""Scrub: read blobs back, check them, and mark which are damaged or whole again.
 
-Each blob is read once, however many blocks and versions it is. Memory: 8 bytes for each blob that is to be read,
-a bit for each id of a blob, and about 100 bytes for each blob that is damaged.
+Each blob is read once, however many blocks and versions use it. Memory: 8 bytes for each blob to read, a bit for each
+blob id, and about 100 bytes for each damaged blob.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.engine.catalog.publish import catalog_kept
 from backyfs.engine.damage.blobchecker import BlobChecker
-from backyfs.engine.damage.comparison import Comparison
+from backyfs.engine.damage.comparison import SourceComparison
 from backyfs.engine.damage.mapchecker import check_maps
 from backyfs.engine.damage.marking import mark_versions, revive_versions
 from backyfs.errors import BackyfsError, DamagedPageError, IntegrityError, UsageError, VersionNotFoundError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from backyfs.work.run import Control
 
 _ALL = 100  # percent
-_INTERRUPTED = "interrupted: what was checked until now is recorded; a scrub with --not-since goes on from there"
+_INTERRUPTED = "interrupted: results so far are recorded"
 
 _log = logging.getLogger(__name__)
 
@@ -48,9 +48,9 @@ class ScrubRequest:
     """What to check."""
 
     versions: tuple[Version, ...] | None   # None: all
-    percentile: int = _ALL                 # of the blobs that are to be checked, a random sample; 0 to 100
-    not_since: datetime | None = None      # only blobs that were not checked since then; None: whenever it was
-    source: Source | None = None           # to compare with the one version
+    percentile: int = _ALL                 # size of a random sample of these blobs; 0 to 100
+    not_since: datetime | None = None      # only blobs not checked since then; None: all
+    source: Source | None = None           # to compare with the version, if there is only one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +58,14 @@ class ScrubReport:
     """What a scrub found."""
 
     blobs_checked: int
-    bytes_checked: int   # plain bytes of these
-    blobs_damaged: int   # that versions use
-    blobs_repaired: int  # that were marked as damaged and are whole
-    bytes_unknown: int   # of versions, because their block maps are damaged
-    references_right: bool | None  # whether the counts of references add up; None: not all versions were checked
+    bytes_checked: int   # plain bytes of them
+    blobs_damaged: int   # in use by versions
+    blobs_repaired: int  # marked as damaged, but whole
+    bytes_unknown: int   # of versions whose block maps are damaged
+    references_right: bool | None  # whether reference counts are right; None: not all versions were checked
     bytes_differing: int  # from the source
-    versions_invalid: tuple[VersionUid, ...]  # that were valid
-    versions_valid: tuple[VersionUid, ...]    # that were invalid
+    versions_invalid: tuple[VersionUid, ...]  # valid until now
+    versions_valid: tuple[VersionUid, ...]    # invalid until now
     duration_s: float
 
     @property
@@ -104,27 +104,27 @@ def scrub(
     request: ScrubRequest,
     *,
     control: Control = UNATTENDED,
-    tell: Callable[[Version, DamagedRange], None] = lambda _version, _damage: None,
+    on_damage: Callable[[Version, DamagedRange], None] = lambda _version, _damage: None,
 ) -> ScrubReport:
-    """Check blobs, mark them and the versions that use them, and tell the ranges that are damaged or differ.
+    """Check blobs, and mark damaged ones and the versions that use them.
 
-    Everything is marked before the first damaged range is told. A scrub that ends early has marked and told what it
-    found.
+    `on_damage` is called with the ranges that are damaged or differ from the source, after everything is marked. A
+    scrub that ends early has marked and reported what it found.
 
     Raises:
-        UsageError: a source is given, and not one version.
-        StorageError: the storage is not there, or refuses; what it did not give is not marked.
+        UsageError: there is a source, but not exactly one version.
+        StorageError: the storage is not available or refuses; blobs it did not return are not marked.
         SourceError: the source cannot be read, shrank or grew.
         InterruptedByUser: `control` asked to stop.
         MissingKeyError: a blob is encrypted, and no key is configured.
         DatabaseError, JobLostError: the marks cannot be stored.
     """
     if request.source is not None and (request.versions is None or len(request.versions) != 1):
-        raise UsageError("a source is the one of one version; name that version alone")
+        raise UsageError("a source belongs to one version", remedy="name only that version")
     started = time.monotonic()
     with catalog_kept(repository, control), _job(repository, request) as job:
         versions = _held(job, request.versions)
-        run = Run(control, interrupted=_INTERRUPTED, job=job)
+        run = Run(control, interrupted=_INTERRUPTED, remedy=Advice.CONTINUE_SCRUB(), job=job)
         chosen = _choose(repository, versions, request)
         checker = BlobChecker(repository, run)
         faults = check_maps(repository, versions, run.check)
@@ -133,10 +133,10 @@ def scrub(
             with run.step("Scrubbing", len(chosen) * repository.block_size):
                 checker.run(map(BlobId, chosen))
         except BackyfsError:
-            with suppress(BackyfsError):  # the first error is the one to tell
-                mark_versions(repository, checker.found.damaged | faults.gone, tell, faults.ranges)
+            with suppress(BackyfsError):  # the first error is the one to report
+                mark_versions(repository, checker.found.damaged | faults.gone, on_damage, faults.ranges)
             raise
-        marked = mark_versions(repository, checker.found.damaged | faults.gone, tell, faults.ranges)
+        marked = mark_versions(repository, checker.found.damaged | faults.gone, on_damage, faults.ranges)
         valid: tuple[VersionUid, ...] = ()
         if request.percentile == _ALL:
             ids = None if versions is None else {version.id for version in versions}
@@ -144,11 +144,11 @@ def scrub(
         differing = 0
         if request.source is not None and versions:
             comparing = run.saying("interrupted while comparing with the source; the blobs were checked")
-            compared = Comparison(repository, versions[0], request.source, request.percentile, comparing)
+            compared = SourceComparison(repository, versions[0], request.source, request.percentile, comparing)
             with comparing.step("Comparing with the source", versions[0].size_bytes):
                 for damage in compared.run():
                     differing += damage.stop - damage.start
-                    tell(versions[0], damage)
+                    on_damage(versions[0], damage)
     return ScrubReport(
         blobs_checked=checker.found.blobs,
         bytes_checked=checker.found.bytes,
@@ -168,7 +168,7 @@ def _references_right(repository: Repository) -> bool | None:
         try:
             return references_add_up(connection)
         except DamagedPageError:
-            return None  # a page that nobody can read counts for nobody knows how many, and was told
+            return None  # the counts in an unreadable page are unknown; the page was reported
 
 
 def _job(repository: Repository, request: ScrubRequest) -> Job:
@@ -179,10 +179,10 @@ def _job(repository: Repository, request: ScrubRequest) -> Job:
 
 
 def _held(job: Job, versions: tuple[Version, ...] | None) -> list[Version] | None:
-    """Hold the versions that are named; leave out those that were removed meanwhile.
+    """Hold the requested versions, without those removed in the meantime.
 
-    Where all are meant none is held: their blobs are looked up as they come, and one that goes with its version is
-    no damage.
+    If all versions are scrubbed, none is held: their blobs are looked up one after the other, and a blob that is
+    removed with its version is not damage.
     """
     if versions is None:
         return None
@@ -191,14 +191,14 @@ def _held(job: Job, versions: tuple[Version, ...] | None) -> list[Version] | Non
         try:
             job.hold(version.id)
         except VersionNotFoundError:
-            _log.warning("version %s was removed meanwhile and is left out", version.uid)
+            _log.warning("version %s was removed in the meantime and is left out", version.uid)
             continue
         held.append(version)
     return held
 
 
 def _choose(repository: Repository, versions: list[Version] | None, request: ScrubRequest) -> array[int]:
-    """Return the blobs to read, in order: never checked ones first, then by age, where `not_since` asks for them."""
+    """Return the blobs to read. With `not_since`, those never checked come first, then those checked longest ago."""
     with repository.database.read() as connection:
         wanted: BlobSet | None = None
         if versions is not None:
@@ -215,8 +215,8 @@ def _choose(repository: Repository, versions: list[Version] | None, request: Scr
 
 
 def _sample(chosen: array[int], percentile: int) -> Iterator[int]:
-    """Yield a random sample of so many percent, rounded up, in the same order."""
-    # Knuth's algorithm S: without a second list.
+    """Yield a random sample of this many percent, rounded up, in the same order."""
+    # Knuth's algorithm S, which needs no second list.
     needed = -(-len(chosen) * percentile // _ALL)
     for position, blob_id in enumerate(chosen):
         if random.random() * (len(chosen) - position) < needed:  # noqa: S311 - no secret

@@ -1,1 +1,1 @@
-"""Keys of the repository and its blocks: change, rotate, seal again."""
+"""Keys of the repository and its blocks: change, rotate, re-seal."""

@@ -1,4 +1,4 @@
-"""The key slots of a repository: add, remove, change them; what opens it, and the key itself for a recovery page."""
+"""The key slots of a repository: add, remove and change them, and return the key for a recovery page."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from backyfs.metadata.records.identity import (
     replace_key_slot,
     sound_key_slots,
 )
+from backyfs.remedies import Advice
 from backyfs.repository.keyring import require_identity, tag_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ MAX_LABEL = 255  # characters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepositoryKey:
-    """The key of a repository, for a recovery page. Whoever has it and the metadata reads everything."""
+    """The key of a repository, for a recovery page. With it and the metadata, all backups can be read."""
 
     repository: str  # uid
     key: bytes = field(repr=False)
@@ -44,7 +45,7 @@ class RepositoryKey:
 
 @contextmanager
 def open_database(config: Config) -> Iterator[Database]:
-    """Open the metadata alone: keys are looked after where the storage is out of reach.
+    """Open the metadata only, because keys can be managed without access to the storage.
 
     Raises:
         SchemaOutdatedError: its schema is older.
@@ -59,7 +60,7 @@ def open_database(config: Config) -> Iterator[Database]:
 
 
 def read_slots(database: Database) -> list[KeySlot]:
-    """Return the key slots, the oldest first; a repository without encryption, or adopted from backy2, has none."""
+    """Return the key slots, oldest first. A repository without encryption, or adopted from backy2, has none."""
     with database.read() as connection:
         return sound_key_slots(connection)
 
@@ -68,37 +69,37 @@ def check_key(database: Database, sources: SecretSources) -> KeySlot:
     """Return the slot that the configuration opens.
 
     Raises:
-        MissingKeyError: there is no slot, or nothing configured to open it with.
-        WrongKeyError: what is configured opens none.
+        MissingKeyError: there is no slot, or neither key nor passphrase is configured.
+        WrongKeyError: the configured key or passphrase opens none.
         IntegrityError: the slot is damaged.
     """
     return _open(database, sources).slot
 
 
 def add_slot(database: Database, sources: SecretSources, label: str, secret: Secret) -> KeySlot:
-    """Let one more key or passphrase open the repository.
+    """Add a slot, so that one more key or passphrase opens the repository.
 
     Raises:
-        UsageError: there is a slot with this label, or it is none.
-        MissingKeyError, WrongKeyError, IntegrityError: the repository is not opened by what is configured.
+        UsageError: a slot with this label exists, or the label is not valid.
+        MissingKeyError, WrongKeyError, IntegrityError: the configured key or passphrase does not open the repository.
     """
     opened = _open(database, sources)
     return _add(database, opened.repository_key, label, secret, opened)
 
 
 def add_slot_from_recovery(database: Database, repository_key: bytes, label: str, secret: Secret) -> KeySlot:
-    """Let a key or passphrase open the repository, by the key of a recovery page.
+    """Add a slot for a key or passphrase, using the key of a recovery page.
 
     Raises:
-        UsageError: there is a slot with this label, or it is none.
-        MissingKeyError: the repository has no key of its own.
-        WrongKeyError: the page is one of another repository, or older than its key.
+        UsageError: a slot with this label exists, or the label is not valid.
+        MissingKeyError: the repository does not have a repository key.
+        WrongKeyError: the page belongs to another repository, or is older than the repository key.
         IntegrityError: the identity in the database is not what was written with this key.
     """
     with database.read() as connection:
         identity = load_identity(connection)
         tag = load_identity_tag(connection)
-        if tag is None:  # else it tells that the repository had slots, if it has none any more
+        if tag is None:  # a tag shows that the repository had slots, even if they are lost
             _require_slots(list_key_slots(connection))
         wrapped = identity.wrapped_fingerprint_key or newest_wrapped_key(connection)
     if wrapped is not None:
@@ -110,8 +111,8 @@ def add_slot_from_recovery(database: Database, repository_key: bytes, label: str
             require_identity(connection, repository_key)
     elif tag is None:
         raise MissingKeyError(
-            "nothing in this repository shows whether the recovery page is its own: no block is encrypted; make it "
-            "again with `backyfs init`, nothing is lost"
+            "nothing in this repository shows whether the recovery page belongs to it: no block is encrypted",
+            remedy=Advice.MAKE_RECOVERY_PAGE_AGAIN(),
         )
     elif tag_of(identity, repository_key) != tag:
         raise _wrong_page()
@@ -119,15 +120,19 @@ def add_slot_from_recovery(database: Database, repository_key: bytes, label: str
 
 
 def _wrong_page() -> WrongKeyError:
-    return WrongKeyError("the recovery page has the key of another repository; compare the repository's uid on it")
+    return WrongKeyError(
+        "has the key of another repository",
+        subject="the recovery page",
+        remedy="compare the uid of the repository on it",
+    )
 
 
 def change_slot(database: Database, sources: SecretSources, label: str, secret: Secret) -> KeySlot:
-    """Let another key or passphrase open a slot; the old one opens it no longer.
+    """Let another key or passphrase open a slot, in place of the old one.
 
     Raises:
         UsageError: there is no slot with this label.
-        MissingKeyError, WrongKeyError, IntegrityError: the repository is not opened by what is configured.
+        MissingKeyError, WrongKeyError, IntegrityError: the configured key or passphrase does not open the repository.
     """
     opened = _open(database, sources)
     slot = make_slot(secret, opened.repository_key, label=label, created_at=datetime.now(UTC))
@@ -139,13 +144,13 @@ def change_slot(database: Database, sources: SecretSources, label: str, secret: 
 
 
 def remove_slot(database: Database, sources: SecretSources, label: str, *, force: bool = False) -> None:
-    """Remove a slot: its key or passphrase opens the repository no longer.
+    """Remove a slot, so its key or passphrase no longer opens the repository.
 
-    The last one stays; the one that the configuration opens goes only with `force`.
+    The last slot is never removed, and the slot that the configuration opens only with `force`.
 
     Raises:
-        UsageError: there is no such slot, it is the last one, or the configuration needs it.
-        MissingKeyError, WrongKeyError, IntegrityError: the repository is not opened by what is configured.
+        UsageError: there is no such slot, it is the last one, or the configuration uses it.
+        MissingKeyError, WrongKeyError, IntegrityError: the configured key or passphrase does not open the repository.
     """
     opened = _open(database, sources)
     with database.write() as connection:
@@ -153,22 +158,24 @@ def remove_slot(database: Database, sources: SecretSources, label: str, *, force
         _find(connection, label)
         if len(list_key_slots(connection)) == 1:
             raise UsageError(
-                f"key slot {label!r} is the last one, and without it the backups are lost; add another one first with "
-                "`backyfs key add`"
+                "is the last one, and without it the backups are lost",
+                subject=f"key slot {label!r}",
+                remedy=Advice.ADD_KEY_SLOT(),
             )
         if opened.slot.label == label and not force:
             raise UsageError(
-                f"key slot {label!r} is the one that this configuration opens; configure another key first, or add "
-                "--force"
+                "is the one that this configuration opens",
+                subject=f"key slot {label!r}",
+                remedy=Advice.REMOVE_USED_KEY_SLOT(),
             )
         remove_key_slot(connection, label)
 
 
 def repository_key(database: Database, sources: SecretSources) -> RepositoryKey:
-    """Return the key of the repository itself.
+    """Return the repository key.
 
     Raises:
-        MissingKeyError, WrongKeyError, IntegrityError: the repository is not opened by what is configured.
+        MissingKeyError, WrongKeyError, IntegrityError: the configured key or passphrase does not open the repository.
     """
     opened = _open(database, sources)
     with database.read() as connection:
@@ -187,8 +194,9 @@ def _open(database: Database, sources: SecretSources) -> OpenedSlot:
 def _require_slots(slots: list[KeySlot]) -> None:
     if not slots:
         raise MissingKeyError(
-            "the repository has no key slots: it is not encrypted, or comes from backy2; in the latter case "
-            "`backyfs rekey` gives it one"
+            "has no key slots: it is not encrypted, or comes from backy2",
+            subject="the repository",
+            remedy=Advice.REKEY(),
         )
 
 
@@ -196,7 +204,11 @@ def _add(
     database: Database, repository_key: bytes, label: str, secret: Secret, opened: OpenedSlot | None = None
 ) -> KeySlot:
     if not label or len(label) > MAX_LABEL or not label.isprintable():
-        raise UsageError(f"a label of a key slot has 1 to {MAX_LABEL} characters that can be printed; give another one")
+        raise UsageError(
+            f"must have 1 to {MAX_LABEL} printable characters",
+            subject="the label of a key slot",
+            remedy="give another one",
+        )
     slot = make_slot(secret, repository_key, label=label, created_at=datetime.now(UTC))
     with database.write() as connection:
         if opened is not None:
@@ -204,11 +216,12 @@ def _add(
         others = list_key_slots(connection)
         if len(others) >= MAX_SLOTS:
             raise UsageError(
-                f"the repository has {len(others)} key slots, and there can be {MAX_SLOTS}; remove one with "
-                "`backyfs key remove`"
+                f"has {len(others)} key slots, and the limit is {MAX_SLOTS}",
+                subject="the repository",
+                remedy=Advice.REMOVE_KEY_SLOT(),
             )
         if any(other.label == label for other in others):
-            raise UsageError(f"there is a key slot {label!r} already; give another label, or use `backyfs key change`")
+            raise UsageError("exists already", subject=f"key slot {label!r}", remedy=Advice.CHANGE_KEY_SLOT())
         add_key_slot(connection, slot)
     return slot
 
@@ -217,10 +230,12 @@ def _find(connection: Connection, label: str) -> KeySlot:
     for slot in list_key_slots(connection):
         if slot.label == label:
             return slot
-    raise UsageError(f"there is no key slot {label!r}; `backyfs key list` shows them")
+    raise UsageError(f"there is no key slot {label!r}", remedy=Advice.LIST_KEY_SLOTS())
 
 
 def _require_still(connection: Connection, opened: OpenedSlot) -> None:
-    """Refuse to go on if the slot that was opened is gone: the repository may have another key since."""
+    """Refuse to continue if the slot that was opened is gone: the repository may have another key now."""
     if opened.slot not in list_key_slots(connection):
-        raise KeyMaterialError("another command changed the key slots meanwhile; run the command again")
+        raise KeyMaterialError(
+            "another command changed the key slots in the meantime", remedy="run the command again"
+        )

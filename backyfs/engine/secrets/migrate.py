@@ -1,14 +1,14 @@
-"""Seal blobs anew in place: under another encryption version, or under new data keys.
+"""Re-seal blobs in place: in another encryption version, or under new data keys.
 
     choose -> load, check, seal, put -> flush -> change rows
     owner     worker                    owner    owner
 
-The row of a blob changes to its new object, so every version that uses it profits at once, and a migration that is
-killed has done what it has done: the next one goes on with what is left. Old objects are doomed in the same
-transaction, and deleted by a cleanup. Where a blob with the same bytes is sealed as wanted already, the pages of the
-block maps are changed to name that one.
+The row of a blob changes to its new object, so this applies to every version that uses it. A migration that is
+killed keeps what it has done, and the next one continues with the rest. Old objects are doomed in the same
+transaction, and a cleanup deletes them. If a blob with the same bytes is already sealed as wanted, the pages of the
+block maps are changed to refer to that one.
 
-Backups, restores and mounts go on meanwhile: they use ids of blobs, and look up an object that is gone.
+Backups, restores and mounts can run at the same time: they use blob ids, and look up an object that is gone.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ _MERGED = 100_000       # the most replaced blobs to remember before pages are c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationRequest:
-    """What to seal anew."""
+    """What to re-seal."""
 
-    versions: tuple[Version, ...] | None  # None: all, and what no version uses yet or any more
+    versions: tuple[Version, ...] | None  # None: all blobs, including those that no version uses yet or any longer
     outdated: Outdated
-    workers: int | None = None            # threads; None: as many as keep the processor busy
+    workers: int | None = None            # threads; None: enough to keep the processors busy
 
 
 def requested_migration(
@@ -88,31 +88,31 @@ def requested_migration(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationPlan:
-    """What there is to do."""
+    """What a migration will do."""
 
-    counts: tuple[BlobCount, ...]  # of what is to be sealed anew, by the encryption version that it has
+    counts: tuple[BlobCount, ...]  # of what to re-seal, by current encryption version
 
     @property
     def blobs(self) -> int:
-        """Return how many blobs are to be sealed anew."""
+        """Return how many blobs will be re-sealed."""
         return sum(count.blobs for count in self.counts)
 
     @property
     def bytes(self) -> int:
-        """Return how many plain bytes these have."""
+        """Return how many plain bytes they have."""
         return sum(count.bytes for count in self.counts)
 
 
 @dataclass(slots=True, kw_only=True)
 class MigrationReport:
-    """What was done."""
+    """What a migration has done."""
 
     plan: MigrationPlan
-    blobs: int = 0         # sealed anew
+    blobs: int = 0         # re-sealed
     bytes: int = 0         # plain bytes of these
     stored_bytes: int = 0  # of their new objects
-    merged: int = 0        # whose place was taken by others with the same bytes
-    damaged: dict[str, str] = field(default_factory=dict)  # uids of blobs that stay as they are, and why
+    merged: int = 0        # replaced by others with the same bytes
+    damaged: dict[str, BackyfsError] = field(default_factory=dict)  # by uid: blobs left as they are, and why
     duration_s: float = 0.0
 
     @property
@@ -143,10 +143,10 @@ def migrate(
     *,
     control: Control = UNATTENDED,
 ) -> MigrationReport:
-    """Seal blobs anew, beside all other commands. What is damaged is reported and stays as it is.
+    """Re-seal blobs while other commands run. Damaged blobs are reported and left as they are.
 
     Raises:
-        InterruptedByUser: `control` asked to stop; what was sealed until then stays.
+        InterruptedByUser: `control` asked to stop; blobs re-sealed so far stay that way.
         MissingKeyError: there is no key for the encryption version.
         StorageError, DatabaseError, JobLostError: likewise.
     """
@@ -181,11 +181,11 @@ def _chosen(repository: Repository, versions: tuple[Version, ...] | None) -> Blo
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What became of some blobs."""
+    """The result for some blobs."""
 
     sealed: list[Replacement]
-    damaged: list[tuple[Blob, str]]
-    error: BackyfsError | None = None  # what ended it early
+    damaged: list[tuple[Blob, BackyfsError]]
+    error: BackyfsError | None = None  # that ended it early
 
 
 class _Migrator:
@@ -198,13 +198,13 @@ class _Migrator:
         self._blocks = replace(repository.blocks, encryption_version=request.outdated.to)
         self._run = run
         self._unflushed = FlushBatch[Replacement](repository.limits.flush)
-        self._coming: dict[bytes, BlobId] = {}  # fingerprints of what is being sealed
-        self._again: list[BlobId] = []          # with the bytes of one that is being sealed: looked at once more
+        self._coming: dict[bytes, BlobId] = {}  # by fingerprint: blobs being sealed
+        self._again: list[BlobId] = []          # have the bytes of one that is being sealed: to be checked again
         self._merged: dict[BlobId, BlobId] = {}
         self.report = MigrationReport(plan=plan)
 
     def migrate(self, chosen: BlobSet | None) -> None:
-        """Seal anew what was chosen, None: everything that is outdated."""
+        """Re-seal the chosen blobs; None: all that are outdated."""
         with self._run.step("Re-sealing blocks", self.report.plan.bytes):
             with Window[_Done](self._workers) as window:
                 try:
@@ -213,7 +213,7 @@ class _Migrator:
                         self._again = []
                         self._seal(window, again)
                 except BackyfsError:
-                    with suppress(BackyfsError):  # the first error is the one to tell
+                    with suppress(BackyfsError):  # the first error is the one to report
                         self._salvage(window)
                     raise
             self._merge()
@@ -233,7 +233,7 @@ class _Migrator:
             self._settle(done)
             self._run.check()
         self._flush()
-        self._run.check()  # workers that are to end leave the rest of their blobs
+        self._run.check()  # workers that were stopped skip the rest of their blobs
 
     def _chunks(self, blob_ids: Iterable[BlobId]) -> Iterator[list[Blob]]:
         limit = max(1, min(_CHUNK_BLOBS, _CHUNK_BYTES // self._repository.block_size))
@@ -246,7 +246,7 @@ class _Migrator:
                 self._merge()
 
     def _salvage(self, window: Window[_Done]) -> None:
-        """Enter what was sealed when the migration ended early."""
+        """Record what was sealed when the migration ended early."""
         while window.pending:
             for done in window.results():
                 self._settle(done)
@@ -254,7 +254,7 @@ class _Migrator:
         self._merge()
 
     def _sort(self, blob_ids: Sequence[BlobId]) -> list[Blob]:
-        """Return those of these blobs that are to be sealed; note whose place others take."""
+        """Return which of these blobs to seal; note those that another blob replaces."""
         with self._repository.database.read() as connection:
             blobs = load_blobs(connection, blob_ids)
             wanted = {blob.fingerprint for blob in blobs.values() if blob.fingerprint is not None}
@@ -281,16 +281,16 @@ class _Migrator:
         if self._unflushed.is_due():
             self._flush()
 
-    def _note_damaged(self, blob: Blob, reason: str) -> None:
+    def _note_damaged(self, blob: Blob, reason: BackyfsError) -> None:
         self._run.advance(blob.size)
         if blob.fingerprint is not None:
             self._coming.pop(blob.fingerprint, None)
         with self._repository.database.read() as connection:
-            if blob.id in load_blobs(connection, [blob.id]):  # else its version was removed, and a cleanup was here
+            if blob.id in load_blobs(connection, [blob.id]):  # otherwise its version was removed and a cleanup has run
                 self.report.damaged[blob.uid] = reason
 
     def _flush(self) -> None:
-        """Make durable what was sealed, and change the rows to it."""
+        """Make the new objects durable, and change the rows to them."""
         self._repository.blocks.storage.flush()
         now = datetime.now(UTC)
         for batch in batches(self._unflushed.take()):
@@ -306,7 +306,7 @@ class _Migrator:
                     self.report.stored_bytes += sealed.saved.stored_size
 
     def _merge(self) -> None:
-        """Change the pages that name blobs whose place others take."""
+        """Change the pages that refer to replaced blobs."""
         merged, self._merged = self._merged, {}
         if not merged:
             return
@@ -314,7 +314,7 @@ class _Migrator:
             page_ids = list(used_pages_with(connection, merged))
         at_once = self._repository.limits.pages_at_once
         for start in range(0, len(page_ids), at_once):
-            # Where a cleanup took the other one, the next migration seals this one.
+            # If a cleanup deleted the other blob, the next migration seals this one.
             with suppress(BlobsGoneError), self._run.job.write() as connection:
                 for page_id in page_ids[start : start + at_once]:
                     replace_blobs(connection, page_id, merged)
@@ -332,9 +332,9 @@ class _Migrator:
                 try:
                     block = load_block(self._repository.blocks, blob)
                 except (ObjectMissingError, ObjectUnreadableError, IntegrityError) as error:
-                    done.damaged.append((blob, str(error)))
+                    done.damaged.append((blob, error))
                 else:
-                    # Its tag vouched for a block without fingerprint; stored plain, nothing else will.
+                    # The tag has authenticated a block without fingerprint; once it is stored plain, nothing else will.
                     fingerprint = blob.fingerprint or self._blocks.fingerprint(block)
                     saved = save_blocks(self._blocks, [(uid, fingerprint, block)])
                     done.sealed.append(Replacement(blob=blob, saved=saved[0]))

@@ -1,4 +1,4 @@
-"""Wrap the data keys of all blobs under another key, within one transaction that is the caller's."""
+"""Re-wrap the data keys of all blobs under another key, within a transaction of the caller."""
 
 from __future__ import annotations
 
@@ -15,43 +15,45 @@ if TYPE_CHECKING:
 
 
 def require_quiet(connection: Connection) -> None:
-    """Make sure that no command is at work: it would go on to wrap data keys under the old key.
+    """Make sure that no command is running, because it would continue to wrap data keys under the old key.
 
     Raises:
-        JobsRunningError: some are; the message names them.
+        JobsRunningError: there are some; the message lists them.
     """
     running = list_live_jobs(connection, this_process())
     if running:
         names = ", ".join(str(job) for job in running)
-        raise JobsRunningError(f"the data keys are in use by {names}; wait for the end of these commands, or end them")
+        raise JobsRunningError(
+            f"are in use by {names}", subject="the data keys", remedy="wait until these commands end, or end them"
+        )
 
 
 def rewrap_data_keys(
     connection: Connection, old_key: bytes, new_key: bytes, keys_at_once: int = KEYS_AT_ONCE
 ) -> tuple[int, list[str]]:
-    """Wrap all data keys anew; return how many, and the uids of the blobs whose keys the old key does not open.
+    """Re-wrap all data keys; return how many, and the uids of the blobs whose keys the old key does not open.
 
-    If it opens none of the first few thousand, nothing is changed and the others are not looked at.
+    If it opens none of the first few thousand, nothing is changed and the rest is not tried.
     """
     rewrapped = 0
     left: list[str] = []
     for batch in wrapped_keys(connection, keys_at_once):
-        anew = []
+        changed = []
         for row in batch:
             try:
-                wrapped = wrap_anew(row.wrapped_key, old_key, new_key)
+                wrapped = rewrapped_key(row.wrapped_key, old_key, new_key)
             except IntegrityError:
                 left.append(row.uid)
             else:
-                anew.append(replace(row, wrapped_key=wrapped))
-        replace_wrapped_keys(connection, anew)
-        rewrapped += len(anew)
+                changed.append(replace(row, wrapped_key=wrapped))
+        replace_wrapped_keys(connection, changed)
+        rewrapped += len(changed)
         if rewrapped == 0:
-            break  # the wrong key is told at once
+            break  # the wrong key is reported immediately
     return rewrapped, left
 
 
-def wrap_anew(wrapped: bytes, old_key: bytes, new_key: bytes) -> bytes:
+def rewrapped_key(wrapped: bytes, old_key: bytes, new_key: bytes) -> bytes:
     """Return a wrapped key wrapped by another key.
 
     Raises:

@@ -1,12 +1,12 @@
 """Give a repository another repository key.
 
-Whoever has seen the old one, and a copy of the database, opens every data key in that copy. A new repository key alone
-does not lock them out: blobs have to be re-sealed under new data keys (`engine.secrets.migrate`), and their old
-objects deleted. It is made first, because all new data keys are to be wrapped by it.
+Anyone who has the old key and a copy of the database can open every data key in that copy. A new repository key alone
+does not lock them out: blobs must be re-sealed under new data keys (`engine.secrets.migrate`), and their old objects
+deleted. The repository key comes first, because it wraps all new data keys.
 
-One transaction: killed anywhere, the repository has the old key or the new one. Only the slot of the configured key
-or passphrase can be made anew, since others would need theirs; all others are removed, which is what one wants when
-somebody leaves.
+This is one transaction: if it is killed, the repository has the old key or the new one. Only the slot of the
+configured key or passphrase can be rewritten, since the others would need theirs. All other slots are removed, which
+is intended when somebody leaves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backyfs import keys
-from backyfs.engine.secrets.rewrapping import require_quiet, rewrap_data_keys, wrap_anew
+from backyfs.engine.secrets.rewrapping import require_quiet, rewrap_data_keys, rewrapped_key
 from backyfs.errors import KeyMaterialError, MissingKeyError, UsageError, WrongKeyError
 from backyfs.keys.slots import Secret, make_slot, open_with
 from backyfs.metadata.records.identity import (
@@ -29,6 +29,7 @@ from backyfs.metadata.records.identity import (
     save_key_date,
 )
 from backyfs.metadata.records.wrapped_keys import KEYS_AT_ONCE
+from backyfs.remedies import Advice
 from backyfs.repository.keyring import configured_secret, require_identity, tag_of
 from backyfs.work.silence import remove_silent_jobs
 
@@ -45,9 +46,9 @@ class RotationReport:
     """What was done."""
 
     slot: KeySlot                # that the configured key or passphrase opens
-    removed: tuple[KeySlot, ...]  # that open nothing any more
+    removed: tuple[KeySlot, ...]  # that no longer open anything
     rewrapped: int               # data keys
-    left: int                    # data keys that the old key did not open, and that stay unreadable as they were
+    left: int                    # data keys that the old key did not open: unreadable, as before
 
 
 def rotate_configured(
@@ -70,16 +71,16 @@ def rotate_configured(
 def rotate_repository_key(
     database: Database, secret: Secret, *, older_than: datetime, keys_at_once: int = KEYS_AT_ONCE
 ) -> RotationReport | None:
-    """Make a new repository key, unless the one there is was made since `older_than`: then return None.
+    """Make a new repository key, unless the current one was made since `older_than`: then return None.
 
-    `secret` opens the repository now, and its slot afterwards. Blobs stay as they are.
+    `secret` opens the repository before and after. Blobs are not changed.
 
     Raises:
         MissingKeyError: the repository has no key slots.
         WrongKeyError: `secret` is not its key.
         IntegrityError: its slot is damaged.
-        KeyMaterialError: another command changed the slots meanwhile.
-        JobsRunningError: commands are at work, which would go on with the old key.
+        KeyMaterialError: another command changed the slots in the meantime.
+        JobsRunningError: commands are running, which would continue with the old key.
         DatabaseError: the database fails; nothing was done.
     """
     with database.read() as connection:
@@ -89,8 +90,9 @@ def rotate_repository_key(
         return None
     if not slots:
         raise MissingKeyError(
-            "the repository has no key slots: it is not encrypted, or comes from backy2; in the latter case run "
-            "`backyfs rekey` first"
+            "has no key slots: it is not encrypted, or comes from backy2",
+            subject="the repository",
+            remedy=Advice.REKEY(),
         )
     opened = open_with(slots, secret)
     new_key = keys.new_key()
@@ -100,16 +102,19 @@ def rotate_repository_key(
     with database.write() as connection:
         require_quiet(connection)
         if list_key_slots(connection) != slots:
-            raise KeyMaterialError("another command changed the key slots meanwhile; run the command again")
+            raise KeyMaterialError(
+                "another command changed the key slots in the meantime", remedy="run the command again"
+            )
         rewrapped, left = rewrap_data_keys(connection, opened.repository_key, new_key, keys_at_once)
         if left and not rewrapped:
             raise WrongKeyError(
-                f"the key in slot {slot.label!r} opens none of the data keys of this repository, the first one that of "
-                f"blob {left[0]}; nothing was changed"
+                "opens none of the data keys of this repository, the first of which belongs to blob "
+                f"{left[0]}; nothing was changed",
+                subject=f"the key in slot {slot.label!r}",
             )
         fingerprint_key = require_identity(connection, opened.repository_key).wrapped_fingerprint_key
         if fingerprint_key is not None:
-            save_fingerprint_key(connection, wrap_anew(fingerprint_key, opened.repository_key, new_key))
+            save_fingerprint_key(connection, rewrapped_key(fingerprint_key, opened.repository_key, new_key))
         replace_key_slots(connection, [slot])
         save_key_date(connection, now)
         save_identity_tag(connection, tag_of(load_identity(connection), new_key))

@@ -1,1 +1,1 @@
-"""Make a repository, check it, and upgrade it."""
+"""Create, check and upgrade a repository."""

@@ -1,7 +1,7 @@
-"""Find running commands of backy2: by the locks they hold on files, and by their names among the processes.
+"""Find running commands of backy2 by the lock files they hold and by the names of processes.
 
-backy2 knows nothing of our table of jobs. Processes of other users or hosts are seen as far as the kernel
-shows them.
+backy2 does not use the table of jobs. Processes of other users are found only if the kernel shows them, and those of
+other hosts not at all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _OURS = "backyfs"
 
 
 def held_locks(lock_dir: str | None) -> list[str]:
-    """Return the lock files of backy2 in this directory that a process has locked; left-over files do not count."""
+    """Return the lock files of backy2 in this directory that a process has locked; stale files do not count."""
     if lock_dir is None:
         return []
     return [path for path in sorted(glob.glob(os.path.join(glob.escape(lock_dir), "backy_*.lock"))) if _is_locked(path)]
@@ -27,7 +27,7 @@ def processes(title: str) -> list[str]:
     found: list[str] = []
     try:
         names = os.listdir("/proc")
-    except FileNotFoundError:  # as in a bare chroot, where nothing can be seen
+    except FileNotFoundError:  # for example in a bare chroot
         return found
     for name in names:
         if name.isdigit() and int(name) != os.getpid():
@@ -44,7 +44,7 @@ def _is_locked(path: str) -> bool:
     except OSError:
         return False
     try:
-        # Shared: two commands that look at the same time do not take each other for backy2.
+        # Shared, so that two commands that check at the same time do not mistake each other for backy2.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -54,7 +54,7 @@ def _is_locked(path: str) -> bool:
 
 
 def _is_backy2(words: list[str], title: str) -> bool:
-    """Judge a command line. A process of backy2 has its title first, or is Python with backy2's script."""
+    """Tell whether a command line is that of backy2: it begins with its title, or is Python with its script."""
     first = words[0]
     titles = [name for name in (_PROGRAM, title) if name != _OURS]
     if any(first == name or first.startswith(f"{name} [") for name in titles):

@@ -1,6 +1,6 @@
-"""Look whether everything a repository needs is there and works. Nothing is changed; a test object comes and goes.
+"""Check whether everything a repository needs exists and works. Nothing is changed except for a test object.
 
-Each check looks for itself and goes on where another one failed; what it cannot look at then it says so.
+The checks are independent: one that depends on another that failed says so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys, sealing
 from backyfs.config import find_mistakes, has_password
-from backyfs.engine.setup.encryption_check import look_at_blocks
+from backyfs.engine.setup.encryption_check import check_blocks
 from backyfs.engine.setup.findings import CheckReport, Finding, Grade
 from backyfs.engine.setup.host_check import check_clock, check_fuse, check_writable, free_space
 from backyfs.engine.setup.upgrade import plan_upgrade
@@ -38,6 +38,7 @@ from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.schema.upgrade import known_blob_uids, old_tables
 from backyfs.model import DEFAULT_BLOCK_SIZE, BlobUid
 from backyfs.moments import time_text
+from backyfs.remedies import Advice, Remedy
 from backyfs.repository import check_agreement, no_repository
 from backyfs.repository.claim import SAMPLE_BLOBS, check_before_upgrade, check_claim
 from backyfs.repository.keyring import unlock
@@ -52,24 +53,25 @@ if TYPE_CHECKING:
     from backyfs.repository.keyring import Unlocked
     from backyfs.storage.protocol import Storage
 
+_Result = tuple[Grade, str] | tuple[Grade, str, Remedy]  # of one check
 _TEST_BYTES = 64 << 10
 _CLOCKS_APART_S = 5.0
-_FUTURE = timedelta(minutes=5)        # a version of another host may be so much ahead
+_FUTURE = timedelta(minutes=5)        # a version of another host may be dated this much ahead
 _OTHERS = 0o077
 _NEED_CONFIG = ("database", "key", "storage", "space")
 
 
 def check_configuration(file: str | None, environ: Mapping[str, str], *, now: datetime) -> CheckReport:
-    """Check the configuration that `file` or the usual places hold, and all that it names.
+    """Check the configuration in `file` or the usual places, and everything it refers to.
 
-    The database is not upgraded, and nothing is made that stays.
+    The database is not upgraded, and nothing is left behind.
     """
     config, mistakes, warnings = find_mistakes(file, environ)
     findings = [*_configuration(config, mistakes, warnings)]
     doubts = [] if config is None else reasons_not_to_trust(config)
     if config is None:
         findings += [*_skipped(("permissions", *_NEED_CONFIG), "right"), *check_clock(now)]
-    elif doubts and refuses_untrusted():  # every command refuses it, and the key may come from one that it names
+    elif doubts and refuses_untrusted():  # all commands refuse it, and it may name a command that prints the key
         findings += [
             Finding(check="permissions", grade=Grade.FAILED, message=doubt, exit_status=ConfigError.exit_status)
             for doubt in doubts
@@ -85,7 +87,7 @@ class _Checks:
     """The checks that need a configuration."""
 
     config: Config
-    doubts: Sequence[str]  # about who can change it
+    doubts: Sequence[str]  # about users who can change it
     now: datetime
     state: list[SchemaState] = field(default_factory=list)  # of the database, once it is known
 
@@ -101,18 +103,20 @@ class _Checks:
         yield from self._guarded("clock", self._database_clock)
 
     @staticmethod
-    def _guarded(name: str, look: Callable[[], Iterator[tuple[Grade, str]]]) -> Iterator[Finding]:
+    def _guarded(name: str, look: Callable[[], Iterator[_Result]]) -> Iterator[Finding]:
         try:
-            for grade, message in look():
+            for result in look():
+                grade, message = result[0], result[1]
+                remedy = result[2] if len(result) == 3 else None
                 status = ConfigError.exit_status if grade is Grade.FAILED else 0
-                yield Finding(check=name, grade=grade, message=message, exit_status=status)
+                yield Finding(check=name, grade=grade, message=message, remedy=remedy, exit_status=status)
         except BackyfsError as error:
-            yield Finding(check=name, grade=Grade.FAILED, message=error, exit_status=error.exit_status)
+            yield _failed(name, error)
         except OSError as error:
             message = f"{error.filename}: {error.strerror}"
             yield Finding(check=name, grade=Grade.FAILED, message=message, exit_status=ConfigError.exit_status)
 
-    def _permissions(self) -> Iterator[tuple[Grade, str]]:
+    def _permissions(self) -> Iterator[_Result]:
         found = [*self.doubts, *self._open_files()]
         yield from ((Grade.WARNING, message) for message in found)
         if not found:
@@ -138,7 +142,7 @@ class _Checks:
             or has_password(self.config.database_url)
         )
 
-    def _log(self) -> Iterator[tuple[Grade, str]]:
+    def _log(self) -> Iterator[_Result]:
         path = self.config.logfile
         if path is None:
             yield Grade.OK, "the log goes to stderr only"
@@ -147,9 +151,9 @@ class _Checks:
         if writable and not os.path.isdir(path):
             yield Grade.OK, f"{path} can be written"
         else:
-            yield Grade.FAILED, f"{path} cannot be written; name another file as logfile, or take the key out"
+            yield Grade.FAILED, f"{path} cannot be written; name another file as logfile, or remove the key"
 
-    def _database(self) -> Iterator[tuple[Grade, str]]:
+    def _database(self) -> Iterator[_Result]:
         with closing(Database(self.config.database_url)) as database:
             state = database.schema().state
             path = sqlite_path(database.engine.url)
@@ -157,7 +161,7 @@ class _Checks:
                 check_writable(path)
             if state is SchemaState.OLDER:
                 self.state.append(state)
-                yield Grade.WARNING, self._upgrade_sentence()
+                yield self._upgrade_warning()
                 return
             if state is SchemaState.NONE:
                 raise no_repository(self.config, database.place)
@@ -169,18 +173,18 @@ class _Checks:
                 count = len(list_versions(connection))
             yield Grade.OK, f"{database.place} is up to date and has {count} versions"
 
-    def _upgrade_sentence(self) -> str:
+    def _upgrade_warning(self) -> _Result:
         plan = plan_upgrade(self.config)
         if plan is None:
-            return "the database was upgraded just now; check again"
+            return Grade.WARNING, "the database was upgraded just now; check again"
         what = f"the schema of {plan.from_schema}"
         versions = "" if plan.versions is None else f" with {plan.versions} versions"
-        return (
-            f"{plan.database} has {what}{versions}; the next command upgrades it and copies the metadata to "
-            f"{plan.copy} before; `backyfs upgrade --dry-run` tells more"
+        message = (
+            f"{plan.database} has {what}{versions}; the next command copies the metadata to {plan.copy} and upgrades it"
         )
+        return Grade.WARNING, message, Advice.PREVIEW_UPGRADE()
 
-    def _key(self) -> Iterator[tuple[Grade, str]]:
+    def _key(self) -> Iterator[_Result]:
         if self.config.encryption_version is not None:
             sealing.check_configured(self.config.encryption_version)
         key = None if self.config.key is None else keys.read_key(self.config.key)
@@ -188,7 +192,7 @@ class _Checks:
         if key is None and self.config.passphrase is not None:
             shown = "the passphrase"
         if not self.state:
-            yield Grade.SKIPPED, f"{shown or 'none'} is configured; whether it is the repository's, the database knows"
+            yield Grade.SKIPPED, f"{shown or 'none'} is configured, but cannot be checked without the database"
             return
         with closing(Database(self.config.database_url)) as database:
             if self.state[0] is SchemaState.OLDER:
@@ -208,7 +212,7 @@ class _Checks:
         if not shown or self.config.encryption_version == 0:
             yield Grade.OK, "none is needed: the repository is not encrypted"
         else:
-            yield Grade.OK, f"{shown} becomes the key of this repository with the next command: it has none yet"
+            yield Grade.OK, f"{shown} becomes the key of this repository with the next command, because it has none yet"
 
     def _unlocked(self, database: Database) -> Unlocked:
         with ExitStack() as opened:
@@ -219,15 +223,12 @@ class _Checks:
                 storage = None  # another check reports it
             return unlock(self.config, database, storage)
 
-    def _encryption(self) -> Iterator[tuple[Grade, str]]:
+    def _encryption(self) -> Iterator[_Result]:
         if not self.state or self.state[0] is not SchemaState.CURRENT:
-            yield Grade.SKIPPED, "how blocks are stored, an up-to-date database knows"
+            yield Grade.SKIPPED, "how blocks are stored cannot be checked without an up-to-date database"
             return
         with closing(Database(self.config.database_url)) as database, database.read() as connection:
-            warning, facts = look_at_blocks(self.config, connection)
-        if warning:
-            yield Grade.WARNING, warning
-        yield Grade.OK, facts
+            yield from check_blocks(self.config, connection)
 
     def _key_of_backy2(self, database: Database, key: bytes | None, shown: str) -> tuple[Grade, str]:
         with database.read() as connection:
@@ -236,23 +237,27 @@ class _Checks:
         if wrapped_key is None:
             return Grade.OK, f"{shown or 'none'} is configured, and no block is encrypted"
         if key is None:
-            raise KeyMaterialError("blocks are encrypted and the configuration has no key; set encryption_key_file")
+            raise KeyMaterialError(
+                "blocks are encrypted, but the configuration has no key", remedy="set encryption_key_file"
+            )
         try:
             keys.unwrap_key(key, wrapped_key)
         except IntegrityError as error:
             raise WrongKeyError(
-                f"the configured key {shown} does not open the blocks; configure the one that backy2 used last"
+                "does not open the blocks",
+                subject=f"the configured key {shown}",
+                remedy="configure the one that backy2 used last",
             ) from error
         return Grade.OK, f"{shown} opens the blocks"
 
-    def _storage(self) -> Iterator[tuple[Grade, str]]:
+    def _storage(self) -> Iterator[_Result]:
         with closing(open_storage(self.config)) as storage:
             if not storage.traits.keeps:
-                yield Grade.WARNING, "it is of type null and keeps nothing; name a storage of another type"
+                yield Grade.WARNING, "it is of type null and keeps nothing; configure a storage of another type"
                 return
             if not self.state:
                 place = self.config.storage.place
-                yield Grade.SKIPPED, f"{place} is there; whether it is the right one, the database knows"
+                yield Grade.SKIPPED, f"{place} exists, but cannot be checked without the database"
                 return
             marked = self._claimed(storage)
             uid, stored = BlobUid(secrets.token_hex(16)), secrets.token_bytes(_TEST_BYTES)
@@ -263,7 +268,9 @@ class _Checks:
             finally:
                 storage.delete([uid])
             if read != stored:
-                raise StorageError(f"a test object came back from {self.config.storage.place} with other bytes")
+                raise StorageError(
+                    "returned other bytes of a test object than were stored", subject=self.config.storage.place
+                )
             _check_gone(storage.get, uid)
         yield Grade.OK, f"{self.config.storage.place}: {marked}a test object was written, read and deleted"
 
@@ -280,7 +287,7 @@ class _Checks:
                 return "it has the marker of this repository; "
             return "it gets the marker of this repository with the next command; "
 
-    def _space(self) -> Iterator[tuple[Grade, str]]:
+    def _space(self) -> Iterator[_Result]:
         with closing(Database(self.config.database_url)) as database:
             file = sqlite_path(database.engine.url)
         places: list[tuple[str, type[BackyfsError]]] = []
@@ -294,9 +301,9 @@ class _Checks:
                 seen.add(os.stat(path).st_dev)
                 yield free_space(path, error)
         if not seen:
-            yield Grade.SKIPPED, "neither storage nor database lie in a file system of this host that is there"
+            yield Grade.SKIPPED, "neither the storage nor the database is in a mounted file system of this host"
 
-    def _database_clock(self) -> Iterator[tuple[Grade, str]]:
+    def _database_clock(self) -> Iterator[_Result]:
         if not self.state or self.state[0] is not SchemaState.CURRENT:
             return
         with closing(Database(self.config.database_url)) as database, database.read() as connection:
@@ -306,14 +313,14 @@ class _Checks:
         if abs(apart_s) > _CLOCKS_APART_S:
             yield Grade.WARNING, (
                 f"the clock of the database server is {abs(apart_s):.0f} s {'ahead of' if apart_s > 0 else 'behind'} "
-                "this host's; let both follow a time server"
+                "the clock of this host; synchronise both with a time server"
             )
         if versions:
             newest = max(versions, key=lambda one: one.created_at)
             date = time_text(newest.created_at, to="minutes")
             yield Grade.WARNING, (
                 f"{len(versions)} versions are dated in the future, the last one {date} "
-                f"({newest.uid}); schedules count from these dates: correct the clock of the host that made them"
+                f"({newest.uid}); schedules count from these dates. Correct the clock of the host that made them"
             )
 
 
@@ -321,17 +328,25 @@ def _configuration(
     config: Config | None, mistakes: tuple[ConfigError, ...], warnings: tuple[str, ...]
 ) -> Iterator[Finding]:
     for mistake in mistakes:
-        yield Finding(
-            check="configuration", grade=Grade.FAILED, message=mistake, exit_status=mistake.exit_status
-        )
+        yield _failed("configuration", mistake)
     for warning in warnings:
         yield Finding(check="configuration", grade=Grade.WARNING, message=warning)
     if config is not None and not warnings:
         yield Finding(check="configuration", grade=Grade.OK, message=", ".join(config.files))
 
 
+def _failed(check: str, error: BackyfsError) -> Finding:
+    return Finding(
+        check=check,
+        grade=Grade.FAILED,
+        message=error.statement,
+        remedy=error.remedy,
+        exit_status=error.exit_status,
+    )
+
+
 def _skipped(checks: Iterable[str], until: str) -> list[Finding]:
-    message = f"cannot be looked at before the configuration is {until}"
+    message = f"cannot be checked until the configuration is {until}"
     return [Finding(check=name, grade=Grade.SKIPPED, message=message) for name in checks]
 
 
@@ -340,4 +355,6 @@ def _check_gone(get: Callable[[BlobUid], bytes], uid: BlobUid) -> None:
         get(uid)
     except ObjectMissingError:
         return
-    raise StorageError(f"test object {uid} is still there after it was deleted; delete it by hand")
+    raise StorageError(
+        "still exists after it was deleted", subject=f"test object {uid}", remedy="delete it by hand"
+    )

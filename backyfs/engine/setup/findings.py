@@ -1,4 +1,4 @@
-"""What the checks of a configuration found."""
+"""The findings of the checks of a configuration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from backyfs.errors import BackyfsError
+    from backyfs.remedies import Remedy
 
 
 class Grade(Enum):
@@ -21,11 +21,12 @@ class Grade(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What one check found: a sentence, with the remedy if there is something to do."""
+    """What one check found."""
 
     check: str
     grade: Grade
-    message: str | BackyfsError
+    message: str
+    remedy: Remedy | None = None
     exit_status: int = 0  # of the command, if this is the first that failed
 
 

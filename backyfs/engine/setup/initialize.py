@@ -1,7 +1,7 @@
-"""Make a repository together with its configuration and key file. Nothing that exists is overwritten.
+"""Create a repository with its configuration and key file, without overwriting anything.
 
-Order: key, repository, configuration. Killed in between, the configuration is not there, so no command takes
-the half for the whole; what is there is named by the next attempt.
+The configuration comes last, after key and repository. If this is killed in between, there is no configuration, so no
+command uses an incomplete repository. The next attempt reports what exists.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from backyfs.engine.catalog.publish import keep_catalog
 from backyfs.errors import BackyfsError, UsageError
 from backyfs.files import link_durably, make_directories, require_no_device_directory, write_file
 from backyfs.metadata.db.database import Database
+from backyfs.remedies import Advice
 from backyfs.repository import create_repository, open_repository
 from backyfs.sealing import NEWEST_ENCRYPTION_VERSION
 
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
-# An engine and a colon or slashes, or user:password@. A path that is so can be written as ./path.
+# An engine and a colon or slashes, or user:password@. A path that looks like this can be written as ./path.
 _BEGINS_LIKE_A_URL = re.compile(r"(sqlite|postgres|mysql|mariadb)[a-z0-9_+]*(:|/.*@)|[^/]*:[^/]*@", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """Where the parts of a repository go. Absolute paths."""
+    """Where the parts of a repository are created. Absolute paths."""
 
     config_file: str
     key_file: str
@@ -43,24 +44,24 @@ class Places:
 
     @property
     def database_url(self) -> str:
-        """The database as a configuration names it."""
+        """The database as configurations name it."""
         return self.database if "://" in self.database else f"sqlite:///{self.database}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InitReport:
-    """What was made."""
+    """What was created."""
 
     places: Places
-    database: str          # as it may be shown: without a password
-    key_check: str | None  # the key's check value as it is shown; None without encryption
+    database: str          # without the password, so it can be shown
+    key_check: str | None  # check value of the key; None without encryption
     block_size: int
 
 
 def default_places(environ: Mapping[str, str], *, as_root: bool, config_file: str | None = None) -> Places:
-    """Return where a repository goes by default: the system's directories for root, else the user's (XDG).
+    """Return the default places of a repository: directories of the system for root, or else of the user (XDG).
 
-    Key and log file stand beside a configuration that is named; so does the rest for a user without a home directory.
+    With `config_file`, key and log file are next to it, and so is the rest if the user has no home directory.
 
     Raises:
         UsageError: the user has no home directory.
@@ -83,15 +84,17 @@ def default_places(environ: Mapping[str, str], *, as_root: bool, config_file: st
 
 
 def named_database(text: str) -> str:
-    """Return a database that was named on the command line as `Places` has it: a URL, or the path of an SQLite file.
+    """Return a database given by the user in the form of `Places`: a URL, or the path of an SQLite file.
 
     Raises:
-        UsageError: it is a URL without its `://`. As a path it would be shown, and it can hold a password.
+        UsageError: it is a URL without `://`. Taken as a path it would be shown, and it can contain a password.
     """
     if "://" in text:
         return text
     if _BEGINS_LIKE_A_URL.match(text):
-        raise UsageError("the database is a URL without ://, as in postgresql://user:password@host/name; write it so")
+        raise UsageError(
+            "is a URL without ://", subject="the database", remedy="write it as postgresql://user:password@host/name"
+        )
     return os.path.abspath(text)
 
 
@@ -99,26 +102,28 @@ def _users_directory(
     environ: Mapping[str, str], variable: str, below_home: str, *, otherwise: str | None = None
 ) -> str:
     base = environ.get(variable, "")
-    if not os.path.isabs(base):  # the XDG specification has relative ones ignored
+    if not os.path.isabs(base):  # the XDG specification says to ignore relative ones
         home = environ.get("HOME", "")
         if not os.path.isabs(home):
             if otherwise is not None:
                 return otherwise
-            raise UsageError(f"HOME is not set; set it to the user's home directory, or set {variable}")
+            raise UsageError(
+                "is not set", subject="HOME", remedy=f"set it to the user's home directory, or set {variable}"
+            )
         base = os.path.join(home, below_home)
     return os.path.join(base, "backyfs")
 
 
 def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitReport:
-    """Make key file, storage directory, database and configuration.
+    """Create key file, storage directory, database and configuration.
 
     Raises:
-        UsageError: one of them is there already, or cannot be made.
+        UsageError: one of them exists already, or cannot be created.
         ConfigError: a place or the block size cannot be used.
         SchemaError, StorageError: as `backyfs.repository.create_repository`.
     """
     _refuse_existing(places, encrypted=encrypted)
-    with closing(Database(places.database_url)) as database:  # not opened yet: is there such a driver?
+    with closing(Database(places.database_url)) as database:  # not opened yet, but this checks for the driver
         shown = database.place
     text = config_text(
         database_url=places.database_url,
@@ -129,7 +134,7 @@ def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitRepor
         logfile=places.logfile,
     )
     with _mapped_errors(), _draft(places.config_file, text) as draft:
-        config, _ = load_config(draft, {})  # every mistake is found before anything is made
+        config, _ = load_config(draft, {})  # finds all mistakes before anything is created
         key = keys.new_key() if encrypted else None
         if key is not None:
             write_file(places.key_file, f"{key.hex()}\n".encode())
@@ -137,7 +142,7 @@ def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitRepor
             create_repository(config, created_at=datetime.now(UTC))
         except BackyfsError:
             if key is not None:
-                os.unlink(places.key_file)  # nothing was made with it
+                os.unlink(places.key_file)  # nothing uses it yet
             raise
         make_directories(os.path.dirname(places.logfile))
         link_durably(draft, places.config_file)
@@ -154,10 +159,10 @@ def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitRepor
 def write_configuration(
     places: Places, *, block_size: int, encryption_version: int | None, secret: Mapping[str, str]
 ) -> None:
-    """Write a configuration for a repository that is there; `secret` are its keys that name a key or passphrase.
+    """Write a configuration for an existing repository; `secret` has its entries for a key or passphrase.
 
     Raises:
-        UsageError: there is such a file, or it cannot be made.
+        UsageError: the file exists already, or cannot be created.
         ConfigError: a place cannot be used.
     """
     text = config_text(
@@ -181,8 +186,9 @@ def _refuse_existing(places: Places, *, encrypted: bool) -> None:
     ):
         if path is not None and os.path.lexists(path):
             raise UsageError(
-                f"{what} {path} exists already and is not touched; to make another repository, name other "
-                "places with -c, --data and --db (after an `init` that was killed: move it away)"
+                "exists already and was not changed",
+                subject=f"{what} {path}",
+                remedy=Advice.MAKE_REPOSITORY_ELSEWHERE(),
             )
 
 
@@ -203,4 +209,6 @@ def _mapped_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}; name another place or become root") from error
+        raise UsageError(
+            str(error.strerror), subject=f"{error.filename}:", remedy="name another place or become root"
+        ) from error

@@ -1,7 +1,7 @@
-"""Upgrade the metadata to the program's schema: wait for others, copy, change, check.
+"""Upgrade the metadata to the schema of this program: wait for other commands, copy, change, check.
 
-Whatever happens, the database is either the old one, which the old program can use, or the new one; on MariaDB
-a run that was killed is continued by the next command. Stored blocks are never touched.
+Whatever happens, the database is either the old one, which the old program can use, or the new one. On MariaDB the next
+command continues an upgrade that was killed. Stored blocks are never touched.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from backyfs.metadata.schema.upgrade import (
     upgrade_schema,
 )
 from backyfs.model import DEFAULT_BLOCK_SIZE, PageNumber, VersionStatus
+from backyfs.remedies import Advice
 from backyfs.repository import check_can_open
 from backyfs.repository.claim import SAMPLE_BLOBS
 from backyfs.work.run import UNATTENDED
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from backyfs.work.run import Control
 
 DEFAULT_WAIT_S = 300
-_BACKY2_HASH_FUNCTION = "sha512"  # where the configuration does not say
+_BACKY2_HASH_FUNCTION = "sha512"  # if the configuration does not name one
 _LOOK_EVERY_S = 0.5
 
 _log = logging.getLogger(__name__)
@@ -66,11 +67,11 @@ class UpgradePlan:
     """What an upgrade would do."""
 
     database: str
-    from_schema: str      # as people call it
+    from_schema: str      # as shown to users
     to_revision: str
-    versions: int | None  # of backy2 that are to be taken over; None: it is no database of backy2
+    versions: int | None  # of backy2, to be taken over; None: not a database of backy2
     blocks: int | None    # rows
-    copy: str             # where the copy of the metadata goes
+    copy: str             # path for the copy of the metadata
     running: tuple[str, ...]  # what it would wait for
 
 
@@ -79,7 +80,7 @@ class UpgradeReport:
     """What an upgrade did."""
 
     database: str
-    copy: str | None  # the metadata as it was; None where an upgrade that was killed had made it
+    copy: str | None  # the old metadata; None: made by an earlier upgrade that was killed
     adopted: AdoptionReport | None
     duration_s: float
 
@@ -132,13 +133,13 @@ def upgrade(
     ignore_processes: bool = False,
     control: Control = UNATTENDED,
 ) -> UpgradeReport | None:
-    """Upgrade the database; return None if there was nothing to do, or another command did it meanwhile.
+    """Upgrade the database; return None if there was nothing to do, or another command has done it.
 
-    `copy_to` is the directory for the copy of the metadata. `ignore_processes` goes on beside processes of backy2
-    that hold no lock, because they are known to use another database.
+    `copy_to` is the directory for the copy of the metadata. `ignore_processes` ignores processes of backy2 that hold
+    no lock, because they are known to use another database.
 
     Raises:
-        JobsRunningError: others still used it after `wait_s` seconds; nothing was changed.
+        JobsRunningError: other commands still used it after `wait_s` seconds; nothing was changed.
         SchemaError: the schema is newer, there is none, or the configuration contradicts the rows.
         DatabaseError: the upgrade failed, and the database is as it was.
         UsageError: the copy cannot be written.
@@ -158,13 +159,13 @@ class _Upgrade:
 
     def run(self) -> UpgradeReport | None:
         deadline = time.monotonic() + self.wait_s
-        told: set[str] = set()
+        reported: set[str] = set()
         while not self._is_done():
             check_can_open(self.config)
             try:
                 self._remove_silent_jobs()
-                # Looked at under the lock: who is in the midst of an upgrade cannot be looked at. It is not held
-                # while waiting, because backy2 would fail at its next write.
+                # Checked under the lock, because that is not possible during the upgrade of another command. The lock
+                # is not held while waiting, because backy2 would fail at its next write.
                 with upgrade_lock(self.database) as connection:
                     if self._is_done():
                         return None
@@ -174,7 +175,7 @@ class _Upgrade:
                         return self._upgrade(connection)
             except DatabaseBusyError as busy:
                 running = [str(busy)]
-            self._wait(running, told, deadline)
+            self._wait(running, reported, deadline)
         return None
 
     def _remove_silent_jobs(self) -> None:
@@ -190,22 +191,23 @@ class _Upgrade:
         try:
             if self.database.schema().state is SchemaState.OLDER:
                 return False
-        except DatabaseBusyError:  # another upgrade of an SQLite file that lets nobody in
+        except DatabaseBusyError:  # another command is upgrading the SQLite file and has locked it
             return False
         self.database.check_revision()
         return True
 
-    def _wait(self, running: list[str], told: set[str], deadline: float) -> None:
+    def _wait(self, running: list[str], reported: set[str], deadline: float) -> None:
         for one in running:
-            if one not in told:
-                told.add(one)
-                _log.warning("%s has to be upgraded; waiting for the end of: %s", self.database.place, one)
+            if one not in reported:
+                reported.add(one)
+                _log.warning("%s must be upgraded; waiting for the end of: %s", self.database.place, one)
         if self.control.stop():
             raise InterruptedByUser("interrupted while waiting; nothing was changed")
         if time.monotonic() >= deadline:
             raise JobsRunningError(
-                f"{self.database.place} has to be upgraded and is still in use by: {'; '.join(running)}; nothing was "
-                "changed. Try again when they have ended, or wait longer with `backyfs upgrade --wait`"
+                f"must be upgraded, but is still in use by: {'; '.join(running)}; nothing was changed",
+                subject=self.database.place,
+                remedy=Advice.WAIT_FOR_JOBS(),
             )
         time.sleep(_LOOK_EVERY_S)
 
@@ -231,7 +233,7 @@ class _Upgrade:
         except BaseException:
             if copy is not None and has_transactional_upgrade(self.database):
                 os.unlink(copy)
-                _log.info("%s is removed: nothing was changed, so the database is what the copy was", copy)
+                _log.info("%s is removed, because nothing was changed and the database equals the copy", copy)
             raise
         compact_file(self.database)
         report = UpgradeReport(
@@ -241,9 +243,9 @@ class _Upgrade:
         return report
 
     def _key_test(self, source: Backy2Database | None) -> Callable[[bytes], bool] | None:
-        """Return how to tell whether a wrapped key is one of the configured key, if there are any.
+        """Return a test whether a key is wrapped by the configured key; None: there is nothing to test.
 
-        A wrong key is no reason to refuse: the metadata are taken over without any key being used.
+        A wrong key does not stop the upgrade, because taking over the metadata needs no key.
         """
         if source is None or self.config.key is None or source.wrapped_key() is None:
             return None
@@ -259,19 +261,19 @@ class _Upgrade:
         return opens
 
     def _copy(self, connection: Connection, source: Backy2Database | None) -> str | None:
-        """Copy the metadata before anything is changed, and tell where."""
+        """Copy the metadata before anything is changed, and return where."""
         path = _copy_path(self.config, self.database, self.copy_to)
         if sqlite_path(self.database.engine.url) is not None:
             copy_sqlite(self.database, path)
         elif is_half_done(connection) if source is None else source.is_aside:
-            return None  # a run that was killed has made it
+            return None  # an upgrade that was killed has made it
         else:
             with new_file(path) as file:
                 if source is None:
                     write_export(connection, list_versions(connection), file)
                 else:
                     _dump(source, _block_size(self.config), _hash_function(self.config), file)
-        _log.info("the metadata as they were are in %s", path)
+        _log.info("a copy of the old metadata is in %s", path)
         return path
 
 
@@ -302,7 +304,7 @@ def _dump(source: Backy2Database, block_size: int, hash_function: str, file: Bin
 
 
 def _honest_record(source: Backy2Database, version: Backy2Version) -> VersionRecord:
-    """Return a version as it is: one with a row that cannot be used is not valid, whatever backy2 says."""
+    """Return a version with its true status: with an unusable row it is not valid, whatever backy2 says."""
     if version.record.status is VersionStatus.VALID and not all(
         source.fits(version, block) for block in source.blocks(version.record.uid, 0, version.blocks)
     ):
@@ -321,7 +323,7 @@ def _check_facts(config: Config, source: Backy2Database) -> None:
 
 
 def _running(config: Config, database: Database, *, ignore_processes: bool) -> list[str]:
-    """Describe what uses the database: jobs in it, and commands of backy2, which knows of no jobs."""
+    """Describe what uses the database: its jobs, and commands of backy2, which does not register jobs."""
     with database.read() as connection:
         found = [str(job) for job in live_jobs_of(connection)]
         if old_tables(connection, _block_size(config)) is None:
@@ -333,18 +335,18 @@ def _running(config: Config, database: Database, *, ignore_processes: bool) -> l
 
 
 def _copy_path(config: Config, database: Database, directory: str | None) -> str:
-    """Return a path for the copy that is free: beside an SQLite file, else beside the log file or the storage."""
+    """Return an unused path for the copy: next to an SQLite file, or else next to the log file or the storage."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     file = sqlite_path(database.engine.url)
     if file is not None:
         beside, name = os.path.split(os.path.abspath(file))
         name = f"{name}.before-upgrade-{stamp}"
     else:
-        # Not beside the configuration: what lies in /etc/backy/conf.d is read as one.
+        # Not next to the configuration, because every file in /etc/backy/conf.d is read as one.
         beside = os.path.dirname(os.path.abspath(config.logfile or _directory(config)))
         name = f"backyfs.before-upgrade-{stamp}.export"
     path = os.path.join(directory or beside, name)
-    # One that was killed in this second may have left a copy, or a part of one.
+    # An upgrade killed in the same second may have left a copy, or a part of one.
     number = 1
     while os.path.lexists(path) or os.path.lexists(f"{path}.new"):
         number += 1

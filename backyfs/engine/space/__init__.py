@@ -1,1 +1,1 @@
-"""Make room: delete what no version uses."""
+"""Free space: delete data that no version uses."""

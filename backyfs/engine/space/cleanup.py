@@ -1,13 +1,14 @@
-"""Delete what no version needs any more, beside backups, restores, mounts and other cleanups.
+"""Delete data that no version needs any more, while backups, restores, mounts and other cleanups run.
 
     unused pages -> their blobs without pages, doomed -> objects deleted -> rows removed
     transaction     transaction                          worker             transaction
 
-A backup that meets a blob before it is doomed uses it, and its page keeps it. One that looked it up before and commits
-the page after is refused by the transaction of that page, and stores the block anew. So the grace time only saves
-work: blobs that a running backup has stored and not put into a page yet are not taken away and stored twice.
+If a backup commits a page with a blob before the blob is doomed, that page keeps it. If it looked up the blob earlier
+but commits the page later, the transaction of the page fails, and the backup stores the block again. So the grace time
+only saves work: blobs that a running backup has stored but not yet entered in a page are not deleted and stored twice.
 
-Killed anywhere, what is doomed stays so, and the next cleanup goes on with it; an object that is gone already is fine.
+If a cleanup is killed, doomed blobs stay doomed, and the next cleanup continues with them. An object that is already
+gone is not an error.
 """
 
 from __future__ import annotations
@@ -46,20 +47,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-INTERRUPTED = "interrupted: what was deleted is gone; the next cleanup goes on with the rest"
+INTERRUPTED = "interrupted: deleted objects are gone; the next cleanup continues with the rest"
 GRACE_S = 3600         # as in backy2
 CleanupPlan: TypeAlias = Garbage
-_MOST_NAMED = 20       # objects that cannot be deleted are named; where it is all of them the log stays small
-_WORKERS = 16          # a deletion is mostly waiting, for a disk or an object store
+_MOST_NAMED = 20       # objects that cannot be deleted are logged, up to this many
+_WORKERS = 16          # a deletion mostly waits for a disk or an object store
 
 
 @dataclass(slots=True, kw_only=True)
 class CleanupReport:
-    """What was taken away."""
+    """What was deleted."""
 
     pages: int = 0
     blobs: int = 0
-    stored_bytes: int = 0  # of their objects, as far as that is known
+    stored_bytes: int = 0  # of their objects, where known
     undeleted: int = 0     # objects that the storage cannot delete; the next cleanup tries again
     duration_s: float = 0.0
 
@@ -77,7 +78,7 @@ class CleanupReport:
 
 
 def plan_cleanup(repository: Repository, *, grace_s: float = GRACE_S) -> CleanupPlan:
-    """Count what a cleanup would take away now.
+    """Count what a cleanup would delete now.
 
     Raises:
         DatabaseError: the database fails, or a page is damaged.
@@ -94,11 +95,11 @@ def cleanup(
 ) -> CleanupReport:
     """Delete what no version needs, except blobs that were stored less than `grace_s` seconds ago.
 
-    What an earlier cleanup has left comes first: that makes room where a disk is full. The catalog is brought up to
-    date before any object is deleted, so that it does not name objects that are gone.
+    Blobs that an earlier cleanup doomed come first, because that makes room on a full disk. The catalog is brought up
+    to date before any object is deleted, so it never refers to deleted objects.
 
     Raises:
-        InterruptedByUser: `control` asked to stop; the next cleanup goes on.
+        InterruptedByUser: `control` asked to stop; the next cleanup continues.
         StorageError, DatabaseError, JobLostError: likewise.
     """
     started = time.monotonic()
@@ -125,7 +126,7 @@ class Cleaner:
         self.report = CleanupReport()
 
     def run(self, grace_s: float) -> None:
-        """Take away what is doomed, then what no version needs."""
+        """Delete doomed blobs, then whatever no version needs."""
         with Window[list[DoomedBlob]](_WORKERS) as window:
             self._delete_doomed(window)
             self._remove_pages()
@@ -133,7 +134,7 @@ class Cleaner:
             self._delete_doomed(window)
 
     def delete_doomed(self) -> None:
-        """Delete what is doomed, and nothing else."""
+        """Delete doomed blobs, and nothing else."""
         with Window[list[DoomedBlob]](_WORKERS) as window:
             self._delete_doomed(window)
 
@@ -148,8 +149,8 @@ class Cleaner:
 
     def _doom_blobs(self, grace_s: float) -> None:
         last = BlobId(0)
-        # Fixed at the beginning: without a grace time a backup would store the same block again and again, and a
-        # cleanup take it each time.
+        # Fixed at the beginning. Otherwise, without a grace time, a backup would store the same block again and again,
+        # and the cleanup would delete it each time.
         with self._database.read() as connection:
             older_than = database_time(connection) - timedelta(seconds=grace_s)
         while True:
@@ -172,7 +173,7 @@ class Cleaner:
             self._delete_batches(window)
 
     def _delete_batches(self, window: Window[list[DoomedBlob]]) -> None:
-        gone: list[DoomedBlob] = []  # whose objects are deleted: their rows go while the next are
+        gone: list[DoomedBlob] = []  # objects already deleted: their rows go while the next objects are deleted
         last = BlobId(0)
         while True:
             with self._database.read() as connection:
@@ -203,7 +204,7 @@ class Cleaner:
         self._run.advance(freed)
 
     def _delete_objects(self, blobs: Sequence[DoomedBlob]) -> list[DoomedBlob]:
-        """Delete objects and return those that are gone. Runs in a worker thread."""
+        """Delete objects and return the blobs whose objects are gone. Runs in a worker thread."""
         try:
             self._storage.delete([blob.uid for blob in blobs])
         except ObjectsKeptError as error:

@@ -1,9 +1,9 @@
-"""A cleanup that trusts nothing: counts all references anew before it deletes, and compares the storage with the rows.
+"""A cleanup that trusts nothing: it recounts all references before it deletes, and compares the storage with the rows.
 
     recount -> cleanup -> list the storage -> delete orphans -> read back what seems to be missing
 
-The recount comes first because a count that is too low would let the cleanup delete what is in use. Besides other
-commands, like any cleanup. Killed anywhere, it is to be done again, and nothing else.
+The recount comes first because a count that is too low would make the cleanup delete blobs in use. Like any cleanup, it
+can run at the same time as other commands. If it is killed, just run it again.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from backyfs.engine.catalog.check import remove_stale_objects
 from backyfs.engine.catalog.publish import catalog_kept
 from backyfs.engine.damage.blobchecker import BlobChecker
-from backyfs.engine.damage.marking import Marked, mark_versions
+from backyfs.engine.damage.marking import MarkedDamage, mark_versions
 from backyfs.engine.space.cleanup import GRACE_S, INTERRUPTED, Cleaner, plan_cleanup
-from backyfs.engine.space.orphans import Comparison, StorageListing, least_age_s
+from backyfs.engine.space.orphans import StorageDifferences, StorageListing, least_age_s
 from backyfs.engine.space.recount import RecountReport, recount
 from backyfs.errors import BackyfsError, IntegrityError
 from backyfs.model import BlobId, JobKind, JobSpec
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 class FullPlan:
     """What a full cleanup would do now."""
 
-    garbage: CleanupPlan    # as the references are; those that are wrong may make more or less of it
+    garbage: CleanupPlan    # by the current references; correcting wrong ones may change it
     wrong_references: int   # of pages and blobs
     orphans: int            # objects without a row
     orphan_bytes: int
     young_orphans: int
-    missing_blobs: int      # rows whose object was not listed, or has another size, and pages name that have no row
+    missing_blobs: int      # without object, or with one of another size, or without a row though pages refer to them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +51,13 @@ class FullReport:
     """What a full cleanup did and found."""
 
     cleaned: CleanupReport  # with the orphans
-    wrong_references: int   # of pages and blobs, that were put right
-    orphans: int            # objects without a row, that were deleted
+    wrong_references: int   # of pages and blobs, corrected
+    orphans: int            # objects without a row, deleted
     orphan_bytes: int
-    young_orphans: int      # kept for now: a running command may be about to enter them
-    leftovers: int          # that killed commands had made: files under temporary names, objects of the catalog
-    damaged_blobs: int      # that versions use: without object, row, or as they were
-    versions_invalid: tuple[VersionUid, ...]  # that were valid
+    young_orphans: int      # kept for now: a running command may be about to add their rows
+    leftovers: int          # of killed commands: temporary files and objects of the catalog
+    damaged_blobs: int      # in use by versions: without object or row, or damaged
+    versions_invalid: tuple[VersionUid, ...]  # valid until now
     duration_s: float
 
     @property
@@ -80,10 +80,9 @@ def plan_full_cleanup(
     prefix: str = "",
     control: Control = UNATTENDED,
 ) -> FullPlan:
-    """Look what a full cleanup would do, and change nothing.
+    """Return what a full cleanup would do, without changing anything.
 
-    Raises:
-        What `full_cleanup` raises.
+    Raises the errors of `full_cleanup`.
     """
     remove_silent_jobs(repository.database, stop=control.stop)
     spec = JobSpec(kind=JobKind.CLEANUP, label="--full --dry-run")
@@ -107,16 +106,17 @@ def full_cleanup(
     grace_s: float = GRACE_S,
     prefix: str = "",
     control: Control = UNATTENDED,
-    tell: Callable[[Version, DamagedRange], None] = lambda _version, _damage: None,
+    on_damage: Callable[[Version, DamagedRange], None] = lambda _version, _damage: None,
 ) -> FullReport:
-    """Put references right, delete what no version needs and what no row names, mark and tell what is missing.
+    """Correct references, delete unneeded blobs and objects without a row, and mark versions with missing blobs.
 
-    Of the storage only objects are looked at whose uids begin with `prefix`. The catalog is kept as by `cleanup`.
+    Only objects whose uids begin with `prefix` are checked. The catalog is kept up to date as by `cleanup`. `on_damage`
+    is called with each damaged range of a version.
 
     Raises:
-        CatalogError: the storage is not that of this database; nothing was deleted that has no row.
-        StorageError, DatabaseError, JobLostError, InterruptedByUser: what was done stays; it is to be done again.
-        MissingKeyError: something seems to be damaged, and there is no key to look at it.
+        CatalogError: the storage does not belong to this database; no object without a row was deleted.
+        StorageError, DatabaseError, JobLostError, InterruptedByUser: completed steps stay done; run it again.
+        MissingKeyError: something seems to be damaged, and there is no key to check it.
     """
     started = time.monotonic()
     repository.database.use_reserve()
@@ -131,7 +131,7 @@ def full_cleanup(
         cleaner.delete_doomed()
         leftovers = _remove_leftovers(repository) + remove_stale_objects(repository, control=control)
         with run.step("Reading what seems to be missing", len(found.missing) * repository.block_size):
-            marked = _mark(repository, BlobChecker(repository, run), counted, found, tell)
+            marked = _mark(repository, BlobChecker(repository, run), counted, found, on_damage)
     return FullReport(
         cleaned=cleaner.report,
         wrong_references=counted.pages + counted.blobs,
@@ -146,7 +146,7 @@ def full_cleanup(
 
 
 def _remove_leftovers(repository: Repository) -> int:
-    # Never without a grace time: the catalog is written at the end of a command, when its job has ended.
+    # Always with a grace time: a command writes the catalog at its end, after its job has ended.
     with repository.database.write() as connection:
         least_s = least_age_s(connection, GRACE_S)
     return repository.blocks.storage.sweep(least_s)
@@ -156,12 +156,12 @@ def _mark(
     repository: Repository,
     checker: BlobChecker,
     counted: RecountReport,
-    found: Comparison,
-    tell: Callable[[Version, DamagedRange], None],
-) -> Marked:
-    """Read back what seems to be missing, and mark what is."""
+    found: StorageDifferences,
+    on_damage: Callable[[Version, DamagedRange], None],
+) -> MarkedDamage:
+    """Read back blobs that seem to be missing, and mark those that are."""
     if not found.missing and not counted.without_row:
-        return Marked(blobs=0, versions=())
+        return MarkedDamage(blobs=0, versions=())
     checker.run(map(BlobId, found.missing))
     without_row = dict.fromkeys(counted.without_row, "has no row in the database")
-    return mark_versions(repository, checker.found.damaged | without_row, tell)
+    return mark_versions(repository, checker.found.damaged | without_row, on_damage)

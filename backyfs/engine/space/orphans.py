@@ -1,17 +1,17 @@
-"""Compare what the storage has with the rows of blobs: objects without a row, and rows without an object.
+"""Compare the storage with the rows of blobs: find objects without a row, and rows without an object.
 
-    list -> look up -> doomed, if old enough     the storage's side
-    rows that were not listed -> read back -> marked as damaged, as a scrub does     the database's side
+    list -> look up -> doomed, if old enough     objects without a row
+    rows that were not listed -> read back -> marked as damaged, as by a scrub     rows without an object
 
-A backup stores an object before its row, so one without a row may be about to get it. It is an orphan once it is
-older than every job that could have stored it: a job that is gone names no objects any more. Ages are compared, each
-by a clock of its own, and never the clocks. An orphan gets a doomed row first: so it is deleted as others are, also
-if the cleanup is killed, and an import that wants it is told.
+A backup stores an object before its row, so an object without a row may be about to get one. It is an orphan once it is
+older than every job that could have stored it, because a job that has ended adds no more rows. Only ages are compared,
+each measured by one clock; the clocks themselves are never compared. An orphan first gets a doomed row. So it is
+deleted like any other blob, even if the cleanup is killed, and an import that needs it gets an error.
 
-Where the storage held objects before the repository was made, as in a recovery from exports, none of them is an orphan
-until somebody says so by taking the grace time away: their rows may still be imported.
+If the storage held objects before the repository was made, as in a recovery from exports, none of them is an orphan
+until somebody asks for it by setting the grace time to zero, because their rows may still be imported.
 
-Memory: a bit for each id that was ever given to a blob, and 8 bytes for each row without an object.
+Memory: a bit for each blob id ever assigned, and 8 bytes for each row without an object.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from backyfs.metadata.records.identity import load_storage_state, note_storage_o
 from backyfs.metadata.records.jobs import oldest_writer_s, this_process
 from backyfs.metadata.upkeep.garbage import LivingBlob, StoredOrphan, doom_orphans, living_blobs
 from backyfs.model import BlobId
+from backyfs.remedies import Advice
 from backyfs.storage.keys import is_blob
 from backyfs.work.blobset import BlobSet
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_CLOCKS_S = 60         # a clock that is put right while a job runs makes it younger
+_CLOCKS_S = 60         # a clock that is set back while a job runs makes the job look younger
 _ROWS_AT_ONCE = 20_000
 
 
@@ -60,19 +61,19 @@ class StoredBlob:
 
 
 @dataclass(slots=True, kw_only=True)
-class Comparison:
-    """What was found."""
+class StorageDifferences:
+    """How storage and database differ."""
 
     orphans: int = 0
     orphan_bytes: int = 0
-    young_orphans: int = 0  # a running command may be about to enter them
-    missing: array[int]     # blobs whose object was not listed, or has another size than it had
+    young_orphans: int = 0  # a running command may be about to add their rows
+    missing: array[int]     # blobs whose object was not listed, or has changed its size
 
 
 def least_age_s(connection: Connection, grace_s: float) -> float:
-    """Return how old an object without a row is at least that nobody will enter any more.
+    """Return the least age of an object without a row for which no command will add a row any more.
 
-    To be called in a write transaction, in which it stays so.
+    Call it in a write transaction: the result holds until that ends.
     """
     writer_s = oldest_writer_s(connection, this_process())
     return grace_s if writer_s is None else max(grace_s, writer_s + _CLOCKS_S)
@@ -82,7 +83,7 @@ class StorageListing:
     """One comparison. Owned by the thread that calls it."""
 
     def __init__(self, repository: Repository, check: Callable[[], None], *, prefix: str, grace_s: float) -> None:
-        """Prepare to look at the objects whose uids begin with a prefix; `check` is called often, and may raise."""
+        """Prepare to list the objects whose uids begin with a prefix; `check` is called often, and may raise."""
         self._database = repository.database
         self._storage = repository.blocks.storage
         self._catalog = repository.catalog
@@ -92,20 +93,20 @@ class StorageListing:
         self._grace_s = grace_s
         self._seen = BlobSet()
 
-    def run(self, *, doom: bool) -> Comparison:
-        """List the storage and compare; doom what is an orphan, or only count it.
+    def run(self, *, doom: bool) -> StorageDifferences:
+        """List the storage and compare; doom orphans, or only count them.
 
         Raises:
-            CatalogError: the storage is that of another repository, or its catalog has versions that the database
-                does not know: nothing was doomed.
-            OddValueError: a blob's row is damaged, so its object would look like an orphan: nothing was doomed.
-            StorageError, DatabaseError: they fail.
+            CatalogError: the storage belongs to another repository, or its catalog has versions that the database does
+                not know; nothing was doomed.
+            OddValueError: the row of a blob is damaged, so its object would look like an orphan; nothing was doomed.
+            StorageError, DatabaseError: storage or database fails.
         """
         self._require_same_repository()
         awaits_imports = self._awaits_imports()
         if awaits_imports and self._grace_s:
             self._grace_s = math.inf
-        found = Comparison(missing=array("q"))
+        found = StorageDifferences(missing=array("q"))
         with self._database.read() as connection:
             if doom:
                 require_sound_uids(connection)
@@ -119,8 +120,9 @@ class StorageListing:
         if awaits_imports and self._grace_s and found.young_orphans:
             _log.warning(
                 "%d objects are unknown to the database and are kept: the storage held objects before this repository "
-                "was made; import the versions that use them, or delete them with --full --dangerous-force",
+                "was made; %s",
                 found.young_orphans,
+                Advice.DELETE_ORPHANS(),
             )
         elif awaits_imports and doom and not self._prefix:
             with self._database.write() as connection:
@@ -131,7 +133,7 @@ class StorageListing:
         with self._database.read() as connection:
             return load_storage_state(connection).had_objects
 
-    def _compare(self, batch: Sequence[StoredBlob], found: Comparison, *, doom: bool) -> None:
+    def _compare(self, batch: Sequence[StoredBlob], found: StorageDifferences, *, doom: bool) -> None:
         with self._database.read() as connection:
             there = known_uids(connection, [stored.uid for stored in batch])
             known = find_sound_by_uid(connection, there)
@@ -143,9 +145,9 @@ class StorageListing:
         if unknown:
             self._settle(unknown, found, doom=doom)
 
-    def _settle(self, unknown: Sequence[StoredBlob], found: Comparison, *, doom: bool) -> None:
+    def _settle(self, unknown: Sequence[StoredBlob], found: StorageDifferences, *, doom: bool) -> None:
         with self._database.write() as connection:
-            # Whoever of these enters an object does so before this transaction, or is still there.
+            # A job that adds the row of one of these objects does so before this transaction, or is still running.
             least_s = least_age_s(connection, self._grace_s)
             old = [stored for stored in unknown if stored.age_s >= least_s]
             orphans = [StoredOrphan(uid=stored.uid, stored_size=stored.size_bytes) for stored in old]
@@ -169,17 +171,18 @@ class StorageListing:
             yield blobs
 
     def _require_same_repository(self) -> None:
-        """Refuse a database that is older than its storage: what it does not know is not without an owner."""
+        """Refuse a database that is older than its storage: objects it does not know may belong to newer versions."""
         with self._database.read() as connection:
             was_written = catalog_key(connection) is not None
         require_catalog(self._storage, self._uid, was_written=was_written)
         unknown = self._unknown_versions()
-        # Once more: one may have been removed in between.
+        # Check again: a version may have been removed in between.
         if unknown and (unknown := unknown & self._unknown_versions()):
             raise CatalogError(
-                f"the catalog in the storage has {len(unknown)} versions that the database does not know, version "
-                f"{min(unknown)} for one: it may be an old copy, and objects without a row are theirs. Nothing was "
-                "deleted; `backyfs recover` makes a database of the catalog, `backyfs catalog push` gives them up"
+                f"does not know {len(unknown)} versions of the catalog in the storage, such as {min(unknown)}: it may "
+                "be an old copy, and objects without a row may belong to them. Nothing was deleted",
+                subject="the database",
+                remedy=Advice.RECOVER_OR_DROP_ORPHANS(),
             )
 
     def _unknown_versions(self) -> set[str]:

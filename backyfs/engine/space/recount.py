@@ -1,4 +1,4 @@
-"""Count all references anew and correct those that are wrong, beside all other commands."""
+"""Recount all references and correct the wrong ones, while other commands run."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecountReport:
-    """What was wrong."""
+    """Which counts were wrong."""
 
-    pages: int                   # whose references were corrected
-    blobs: int                   # likewise
-    without_row: frozenset[BlobId]  # named by pages
+    pages: int                   # with corrected counts
+    blobs: int                   # with corrected counts
+    without_row: frozenset[BlobId]  # that pages refer to
 
 
 def recount(database: Database, check: Callable[[], None], *, correct: bool = True) -> RecountReport:
-    """Count references, and correct those that are wrong, or only tell of them. `check` is called often, and may raise.
+    """Count references and correct the wrong ones, or only report them. `check` is called often, and may raise.
 
-    Other commands keep running: see `metadata.upkeep.recount`. A recount that is interrupted has corrected some counts;
-    run it again.
+    Other commands can run at the same time: see `metadata.upkeep.recount`. An interrupted recount has corrected some
+    counts; run it again.
 
     Raises:
         DatabaseError: the database fails, or a page is damaged.

@@ -1,7 +1,7 @@
-"""The export files of backy2, formats 2.1, 2.2, 2.10 and 2.12: read all, write the last.
+"""The export files of backy2: read formats 2.1, 2.2, 2.10 and 2.12, and write 2.12.
 
-CSV with commas, minimal quoting and CRLF: a line that names the format, one for the version, one for each block
-in order. An empty field is NULL. There are no tags and no statistics.
+CSV with commas, minimal quoting and CRLF: a line with the format, one for the version, and one for each block in order.
+An empty field is NULL. There are no tags and no statistics.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MAGIC = b"backy2 Version "
 
 
 class ExportedBlock(NamedTuple):
-    """A block to be written: its number and length, and its blob; a hole has none."""
+    """A block to write: its number and length, and its blob; a hole has none."""
 
     number: int
     length: int
@@ -50,37 +50,41 @@ class ExportedBlock(NamedTuple):
 
 
 def read_backy2_export(file: BinaryIO, block_size: int) -> Iterator[Record]:
-    """Yield the records of an export of backy2 in a file that can be sought, pages and their blobs in order.
+    """Yield the records of an export of backy2 in a seekable file, pages and their blobs in order.
 
-    `block_size` is that of the repository: an export does not name its own, but it has to fit.
+    `block_size` is that of the repository. An export does not contain its own, but it must fit.
 
     Raises:
-        ExportFormatError: it is none, not all of one, or has blocks of another size.
+        ExportFormatError: it is not an export, truncated, or has blocks of another size.
     """
     found = sum(1 for _ in _rows(file)) - 2  # lines of blocks
     file.seek(0)
     rows = _rows(file)
     first = _FIRST_LINE.fullmatch(",".join(next(rows, [])))
     if first is None or first[1] not in _FORMATS:
-        raise ExportFormatError(f"this is no export of backy2 in a format that is known ({', '.join(_FORMATS)})")
+        raise ExportFormatError(
+            f"is not an export of backy2 in a known format ({', '.join(_FORMATS)})", subject="the file"
+        )
     version_columns, block_columns = _FORMATS[first[1]]
     yield ExportHeader(created_at=None, block_size=None, hash_function=None, repository=None)
     try:
         line = _fields(next(rows, []), version_columns, 2)
         count = _number(line["size"])
-        # Up to 2.11 the rows of an interrupted backup were all there, and wrong: see metadata.schema.backy2.
+        # Up to 2.11 an interrupted backup had all rows, with wrong values: see metadata.schema.backy2.
         is_trusted = line["valid"] != "0" or first[1] == _WRITTEN
         version = _version(line, is_complete=is_trusted and found == count)
     except ValueError as error:
-        raise ExportFormatError(f"line 2 of the export, the version, is wrong: {error}") from error
+        raise ExportFormatError(f"is wrong: {error}", subject="line 2 of the export, the version,") from error
     if count != block_count(version.size_bytes, block_size):
         raise ExportFormatError(
-            f"the export has {count} blocks for {version.size_bytes} bytes, and this repository blocks of {block_size} "
-            "bytes; import it into a repository with the block size it was made with"
+            f"has {count} blocks for {version.size_bytes} bytes, but this repository has blocks of {block_size} bytes",
+            subject="the export",
+            remedy="import it into a repository with the block size of the export",
         )
     if found > count or (found < count and line["valid"] != "0"):
         raise ExportFormatError(
-            f"the export has {found} blocks, and its version {count}; it is cut short or put together of others"
+            f"has {found} blocks, but its version has {count}: it is truncated or assembled from others",
+            subject="the export",
         )
     yield version
     yield from _pages(_blocks(rows, block_columns, version.uid, count), count, HOLE if is_trusted else ABSENT)
@@ -110,7 +114,7 @@ def write_backy2_export(file: BinaryIO, version: VersionRecord, size: int, block
                      blob.encryption_version, key, ""]
                 )  # fmt: skip
     finally:
-        text.detach()  # else it would close the file when it goes, standard output for one
+        text.detach()  # otherwise it would close the file, which may be stdout
 
 
 def _rows(file: BinaryIO) -> Iterator[list[str]]:
@@ -119,16 +123,17 @@ def _rows(file: BinaryIO) -> Iterator[list[str]]:
         # `export -` ends with an empty line.
         yield from (row for row in csv.reader(text, strict=True) if row)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ExportFormatError(f"the export is damaged: {error}") from error
+        raise ExportFormatError(f"is damaged: {error}", subject="the export") from error
     finally:
-        if not file.closed:  # the caller went away in the midst of it
+        if not file.closed:  # the caller has stopped reading
             text.detach()
 
 
 def _fields(row: list[str], columns: tuple[str, ...], number: int) -> dict[str, str]:
     if len(row) != len(columns):
         raise ExportFormatError(
-            f"line {number} of the export has {len(row)} fields instead of {len(columns)}; it is cut short or damaged"
+            f"has {len(row)} fields instead of {len(columns)}: it is truncated or damaged",
+            subject=f"line {number} of the export",
         )
     return dict(zip(columns, row, strict=True))
 
@@ -161,10 +166,10 @@ def _blocks(
             index = _number(line["id"])
             blob = _blob(line) if line["uid"] else None
         except ValueError as error:
-            raise ExportFormatError(f"line {number} of the export, a block, is wrong: {error}") from error
+            raise ExportFormatError(f"is wrong: {error}", subject=f"line {number} of the export, a block,") from error
         if line["version_uid"] != uid or not last < index < count:
             raise ExportFormatError(
-                f"line {number} of the export, block {index}, is out of order or of another version"
+                "is out of order or of another version", subject=f"line {number} of the export, block {index},"
             )
         last = index
         yield index, blob
@@ -183,7 +188,7 @@ def _blob(line: dict[str, str]) -> BlobRecord:
 
 
 def _pages(blocks: Iterator[tuple[int, BlobRecord | None]], count: int, hole: int) -> Iterator[Record]:
-    """Yield the pages that have any line, each after its blobs."""
+    """Yield the pages with at least one line, each after its blobs."""
     rest = next(blocks, None)
     for page in range(page_count(count)):
         start = page * PAGE_ENTRIES
@@ -205,10 +210,10 @@ def _time(text: str) -> datetime | None:
     try:
         return parse_time(text)
     except (DatabaseError, OverflowError) as error:
-        raise ValueError(f"{text!r} is no time") from error
+        raise ValueError(f"{text!r} is not a time") from error
 
 
 def _number(text: str) -> int:
     if not re.fullmatch("[0-9]{1,18}", text):
-        raise ValueError(f"{text!r} is no number")
+        raise ValueError(f"{text!r} is not a number")
     return int(text)

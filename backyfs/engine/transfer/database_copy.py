@@ -1,4 +1,4 @@
-"""Copy a repository's metadata to another database, perhaps on another engine."""
+"""Copy the metadata of a repository to another database, possibly on another engine."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def copy_database(from_url: str, to_url: str) -> CopyReport:
         source = opened.enter_context(closing(Database(from_url)))
         target = opened.enter_context(closing(Database(to_url)))
         if _is_same(source, target):
-            raise UsageError(f"{source.place} is named twice; name an empty database to copy to")
+            raise UsageError("is named twice", subject=source.place, remedy="name an empty database to copy to")
         source.check_revision()
         path = sqlite_path(target.engine.url)
         own = sqlite_path(source.engine.url)
         if path is not None and own is not None and find_own(path, [os.path.realpath(own)]) is not None:
-            raise UsageError(f"{target.place} belongs to {source.place}; name another file")
+            raise UsageError(f"belongs to {source.place}", subject=target.place, remedy="name another file")
         is_new = path is not None and not os.path.exists(path)
         try:
             if is_new:
                 create_file(target)
             rows = _copy(source, target)
-            target.use_wal()  # not before: a file that is refused stays as it is
+            target.use_wal()  # not before, so a file that is refused stays unchanged
         except BaseException:
             if path is not None and is_new:
                 target.close()
@@ -75,11 +75,13 @@ def _is_same(source: Database, target: Database) -> bool:
 
 def _copy(source: Database, target: Database) -> dict[str, int]:
     remove_silent_jobs(source)
-    with source.write() as reading:  # as a writer: nobody changes it meanwhile
+    with source.write() as reading:  # as a writer, so no other command can change it
         running = live_jobs_of(reading)
         if running:
             raise JobsRunningError(
-                f"{source.place} is in use by {'; '.join(map(str, running))}; try again when they have ended"
+                f"is in use by {'; '.join(map(str, running))}",
+                subject=source.place,
+                remedy="try again when they have ended",
             )
         is_made = False
         try:

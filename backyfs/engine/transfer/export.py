@@ -1,4 +1,4 @@
-"""Export versions: their metadata into a file; stored blocks stay where they are."""
+"""Export versions: write their metadata to a file; stored blocks stay where they are."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from backyfs.metadata.records.stats import list_statistics
 from backyfs.metadata.records.versions import find_version, list_versions, version_with_uid
 from backyfs.model import BlobId, BlockIndex, PageNumber
 from backyfs.ownfiles import find_own
+from backyfs.remedies import Advice
 from backyfs.work.blobset import BlobSet
 
 if TYPE_CHECKING:
@@ -91,10 +92,10 @@ def export(
 
 
 def export_versions(repository: Repository, chosen: Sequence[Version], file: BinaryIO) -> None:
-    """Write versions to `file` in the format of `backyfs.engine.transfer.export_format`, as they are at this moment.
+    """Write versions to `file` in the format of `backyfs.engine.transfer.export_format`, in their current state.
 
     Raises:
-        VersionNotFoundError: one of them was removed meanwhile.
+        VersionNotFoundError: one of them was removed in the meantime.
         DatabaseError: their metadata cannot be read.
     """
     with repository.database.read() as connection:
@@ -102,15 +103,15 @@ def export_versions(repository: Repository, chosen: Sequence[Version], file: Bin
 
 
 def write_export(connection: Connection, chosen: Sequence[Version], file: BinaryIO) -> None:
-    """Write versions of an open database to `file`; the schema may be an older one of ours.
+    """Write versions of an open database to `file`; its schema may be older than that of this program.
 
     Raises:
-        VersionNotFoundError: one of them was removed meanwhile.
+        VersionNotFoundError: one of them was removed in the meantime.
         DatabaseError: their metadata cannot be read.
     """
     block_size = load_identity(connection).block_size
     writer = ExportWriter(file, _header(connection))
-    pages_written: set[int] = set()  # one number for 1,024 blocks
+    pages_written: set[int] = set()  # one number per 1,024 blocks
     blobs_written = BlobSet()
     for version in (_as_it_is_now(connection, one) for one in chosen):
         writer.write(version.record)
@@ -137,13 +138,13 @@ def export_for_backy2(
 ) -> None:
     """Write a version to `file` in backy2's format 2.12, so that backy2 can read it with the same configuration.
 
-    Where fingerprints are not what backy2 computes, every block is read to get its SHA-512; where data keys are
+    If fingerprints differ from what backy2 computes, every block is read to compute its SHA-512. If data keys are
     wrapped by the repository key, they are wrapped by the configured key instead.
 
     Raises:
-        VersionNotFoundError: it was removed meanwhile.
+        VersionNotFoundError: it was removed in the meantime.
         UsageError: a block has an encryption version that backy2 does not know.
-        MissingKeyError, IntegrityError, StorageError: a block cannot be read, where it has to be.
+        MissingKeyError, IntegrityError, StorageError: a block that must be read cannot be.
     """
     size = block_count(version.size_bytes, repository.block_size)
     with repository.database.read() as connection:
@@ -157,7 +158,7 @@ def export_for_backy2(
 
 @dataclass(frozen=True, slots=True)
 class _Translation:
-    """Makes of a blob of ours what backy2 keeps of it."""
+    """Translates blobs into what backy2 stores about them."""
 
     repository: Repository
     hash_function: str
@@ -167,8 +168,9 @@ class _Translation:
         """Return the blob with a checksum and a wrapped key that backy2 understands."""
         if blob.encryption_version not in _BACKY2_ENCRYPTION:
             raise UsageError(
-                f"blob {blob.uid} has encryption version {blob.encryption_version}, which backy2 does not know; run "
-                "`backyfs migrate-encryption --all --to 1` first, or export without --format backy2"
+                f"has encryption version {blob.encryption_version}, which backy2 does not know",
+                subject=f"blob {blob.uid}",
+                remedy=Advice.MIGRATE_ENCRYPTION_TO_BACKY2(),
             )
         if self.hash_function == BLAKE3:
             block = load_block(self.repository.blocks, require_blobs(connection, [blob_id])[blob_id])
@@ -199,26 +201,28 @@ def _backy2_blocks(
 
 @contextmanager
 def new_file(path: str, own_paths: Sequence[str] = ()) -> Iterator[BinaryIO]:
-    """Give a file that gets its name when all was written to it; a file that exists is not replaced.
+    """Open a file that gets its name once everything is written; an existing file is not replaced.
 
     Raises:
-        UsageError: there is such a file, it cannot be written, or it would lie among `own_paths` of a repository.
+        UsageError: the file exists, it cannot be written, or it would be within `own_paths` of a repository.
     """
     refuse_own(path, own_paths)
     try:
         with files.new_file(path) as file:
             yield file
     except FileExistsError as error:
-        raise UsageError(f"{path} exists already; name another file") from error
+        raise UsageError("exists already", subject=path, remedy="name another file") from error
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}; name another file") from error
+        raise UsageError(
+            f"cannot be written: {error.strerror}", subject=path, remedy="name another file"
+        ) from error
 
 
 def new_directory(path: str, own_paths: Sequence[str]) -> None:
-    """Make a directory for files, durably.
+    """Create a directory for files, durably.
 
     Raises:
-        UsageError: there is such a directory, it cannot be made, or it would lie among `own_paths` of a repository.
+        UsageError: the directory exists, it cannot be created, or it would be within `own_paths` of a repository.
     """
     refuse_own(path, own_paths)
     try:
@@ -226,7 +230,9 @@ def new_directory(path: str, own_paths: Sequence[str]) -> None:
         files.make_directory(path)
         files.sync_directory(os.path.dirname(path))
     except OSError as error:
-        raise UsageError(f"directory {path} cannot be made: {error.strerror}; name another one") from error
+        raise UsageError(
+            f"cannot be created: {error.strerror}", subject=f"directory {path}", remedy="name another one"
+        ) from error
 
 
 def refuse_own(path: str, own_paths: Sequence[str]) -> None:
@@ -237,7 +243,7 @@ def refuse_own(path: str, own_paths: Sequence[str]) -> None:
     """
     own = find_own(path, own_paths)
     if own is not None:
-        raise UsageError(f"{path} belongs to the repository ({own}); name a file outside it")
+        raise UsageError(f"belongs to the repository ({own})", subject=path, remedy="name a file outside it")
 
 
 def _header(connection: Connection) -> ExportHeader:
@@ -255,8 +261,10 @@ def _header(connection: Connection) -> ExportHeader:
 
 
 def _as_it_is_now(connection: Connection, version: Version) -> Version:
-    """Look a version up in the transaction that reads its pages: without them it would seem to be all holes."""
+    """Look up a version in the transaction that reads its pages; without pages it would seem to be all holes."""
     found = version_with_uid(connection, version.uid)
     if found is None:
-        raise VersionNotFoundError(f"version {version.uid} ({version.name}) was removed meanwhile; export again")
+        raise VersionNotFoundError(
+            "was removed in the meantime", subject=f"version {version.uid} ({version.name})", remedy="export again"
+        )
     return found

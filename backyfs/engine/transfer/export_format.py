@@ -41,14 +41,14 @@ _LEVEL = 3
 _MAX_LINE = 1 << 20  # bytes; a page has 40 KiB
 _BLOB_FIELDS = 7
 _MAX_SLOTS = 256
-_READ = 1 << 10      # compressed bytes at a time: zstd can make 32,768 of each, where somebody wants that
+_READ = 1 << 10      # compressed bytes at a time: a hostile file can expand each to 32,768
 
 EntryOfBlob: TypeAlias = "BlobUid | int"  # an int is blockmap.HOLE or blockmap.ABSENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepositoryRecord:
-    """What an export says of the repository it was made of. Its keys are wrapped."""
+    """What an export says about its repository. The keys are wrapped."""
 
     uid: str
     wrapped_fingerprint_key: bytes | None
@@ -57,7 +57,7 @@ class RepositoryRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportHeader:
-    """What an export begins with. None: it does not say."""
+    """The beginning of an export. None: not specified."""
 
     created_at: datetime | None
     block_size: int | None
@@ -67,16 +67,16 @@ class ExportHeader:
 
 @dataclass(frozen=True, slots=True)
 class PageRecord:
-    """A page of the version that was named last."""
+    """A page of the version before it."""
 
     number: PageNumber
-    id: int | None  # names it for later pages
+    id: int | None  # for references by later pages
     entries: tuple[EntryOfBlob, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SharedPageRecord:
-    """A page that an earlier version has as well."""
+    """A page that an earlier version also has."""
 
     number: PageNumber
     same_as: int
@@ -86,10 +86,10 @@ Record: TypeAlias = ExportHeader | VersionRecord | StatisticsRecord | BlobRecord
 
 
 class ExportWriter:
-    """Writes an export, line by line. It is one only after `end`."""
+    """Writes an export, line by line. It is complete only after `end`."""
 
     def __init__(self, file: BinaryIO, header: ExportHeader) -> None:
-        """Begin an export; the file stays the caller's."""
+        """Begin an export; the caller closes the file."""
         self._stream = zstandard.ZstdCompressor(level=_LEVEL).stream_writer(file, closefd=False)
         self._digest = blake3()
         self._lines = 0
@@ -97,7 +97,7 @@ class ExportWriter:
         self._write("backyfs_export", {"format": FORMAT, **asdict(header)})
 
     def write(self, record: Record) -> None:
-        """Write one record; the order is the caller's to keep."""
+        """Write one record; the caller ensures the order."""
         match record:
             case VersionRecord():
                 self._versions += 1
@@ -127,10 +127,10 @@ class ExportWriter:
 
 
 def read_export(file: BinaryIO) -> Iterator[Record]:
-    """Yield the records of an export, the header first. The end was right when this ends.
+    """Yield the records of an export, the header first. Its end has been checked when this ends.
 
     Raises:
-        ExportFormatError: the file is no export, is cut short or damaged, or of a newer format.
+        ExportFormatError: the file is not an export, is truncated or damaged, or its format is newer.
     """
     digest = blake3()
     versions = number = 0
@@ -153,7 +153,7 @@ def read_export(file: BinaryIO) -> Iterator[Record]:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of one zstd frame that nothing follows."""
+    """Yield the lines of a zstd frame, after which the file ends."""
     frame = zstandard.ZstdDecompressor().decompressobj()
     buffer = b""
     try:

@@ -1,6 +1,6 @@
-"""Import an export, of ours or of backy2: the metadata alone, stored blocks are where they are.
+"""Import an export of backyfs or backy2: only the metadata, while stored blocks stay where they are.
 
-The file is read whole before anything is changed, and then again, in one transaction: all of it or nothing.
+The whole file is checked before anything is changed. Then it is read again and imported in one transaction.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from backyfs.model import BlobUid, PageId, Version
     from backyfs.repository import Repository
 
-_SPOOL_BYTES = 16 << 20  # of an import from a pipe that are kept in memory
+_SPOOL_BYTES = 16 << 20  # of an import from a pipe kept in memory
 _MAX_PENDING = 1024      # blobs that wait for their page
 
 
@@ -60,7 +60,7 @@ class ImportReport:
     """What was imported."""
 
     versions: tuple[VersionRecord, ...]
-    unverifiable: int  # blobs whose fingerprint is of another function than the repository's, and was left out
+    unverifiable: int  # blobs whose fingerprint was removed, because its hash function is not that of the repository
 
 
 def import_export(repository: Repository, file: BinaryIO) -> ImportReport:
@@ -78,16 +78,16 @@ def import_export(repository: Repository, file: BinaryIO) -> ImportReport:
 def import_versions(repository: Repository, file: BinaryIO, *, configured_key: bytes | None) -> ImportReport:
     """Store all versions of an export.
 
-    An export of another repository can only be imported into one that is empty, which becomes that repository;
-    `configured_key` has to be the key of it.
+    An export of another repository can only be imported into an empty repository, which becomes that repository.
+    `configured_key` must be its key.
 
     Raises:
-        ExportFormatError: the file is not whole, or no export.
-        VersionExistsError: a version of it is there already.
-        UsageError: it belongs to another repository, or has other blocks.
+        ExportFormatError: the file is truncated or not an export.
+        VersionExistsError: one of its versions exists already.
+        UsageError: it belongs to another repository, or has another block size.
         MissingKeyError: its blobs are encrypted, and there is no key.
-        WrongKeyError: its data keys are wrapped neither by this repository's key nor by the configured one.
-        JobsRunningError: this repository would become another one, and commands are using it.
+        WrongKeyError: its data keys are wrapped neither by the key of this repository nor by the configured key.
+        JobsRunningError: this repository would become another one, but commands are using it.
     """
     with spooled(file) as whole, tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as fingerprints:
         plain = PlainFingerprints(cast("BinaryIO", fingerprints))
@@ -106,7 +106,7 @@ def import_versions(repository: Repository, file: BinaryIO, *, configured_key: b
 
 
 def spooled(file: BinaryIO) -> BinaryIO:
-    """Return a file that can be read twice, with what a pipe delivers; closing it closes a file as well."""
+    """Return a file that can be read twice: the file itself, or a copy of what a pipe delivers."""
     if file.seekable():
         return file
     spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 - the caller closes it
@@ -115,7 +115,7 @@ def spooled(file: BinaryIO) -> BinaryIO:
 
 
 def _records(file: BinaryIO, block_size: int) -> Iterator[Record]:
-    """Yield the records of an export of either format, from the start of a file that can be sought."""
+    """Yield the records of an export in either format, from the start of a seekable file."""
     file.seek(0)
     start = file.read(len(BACKY2_MAGIC))
     file.seek(0)
@@ -123,14 +123,16 @@ def _records(file: BinaryIO, block_size: int) -> Iterator[Record]:
         return read_export(file)
     if start == BACKY2_MAGIC:
         return read_backy2_export(file, block_size)
-    raise ExportFormatError("this is no export of backyfs or backy2; name a file that one of them wrote")
+    raise ExportFormatError(
+        "is not an export of backyfs or backy2", subject="the file", remedy="name a file that one of them wrote"
+    )
 
 
 def _check(connection: Connection, records: Iterator[Record], identity: Identity) -> Iterator[VersionRecord]:
-    """Read an export to its end and yield its versions; raise where it cannot be imported."""
+    """Read an export to its end and yield its versions; raise if it cannot be imported."""
     version: VersionRecord | None = None
     seen: set[str] = set()
-    pages: dict[int, tuple[int, bool]] = {}  # those that have an id: their length, and whether a block is absent
+    pages: dict[int, tuple[int, bool]] = {}  # by id: the length, and whether blocks are absent
     last_page = -1
     for record in records:
         match record:
@@ -138,19 +140,21 @@ def _check(connection: Connection, records: Iterator[Record], identity: Identity
                 _check_header(record, identity)
             case VersionRecord():
                 if record.uid in seen:
-                    raise ExportFormatError(f"the export has version {record.uid} twice")
+                    raise ExportFormatError(f"has version {record.uid} twice", subject="the export")
                 seen.add(record.uid)
                 _check_version(connection, record)
                 version, last_page = record, -1
                 yield record
             case StatisticsRecord():
                 if version is None or record.version_uid != version.uid:
-                    raise ExportFormatError("the export has statistics in a wrong place")
+                    raise ExportFormatError("has statistics in a wrong place", subject="the export")
             case BlobRecord():
                 check_blob(record)
             case PageRecord() | SharedPageRecord():
                 if version is None or record.number <= last_page:
-                    raise ExportFormatError(f"the export has page {record.number} of a block map in a wrong place")
+                    raise ExportFormatError(
+                        f"has page {record.number} of a block map in a wrong place", subject="the export"
+                    )
                 _check_page(record, version, identity.block_size, pages)
                 last_page = record.number
 
@@ -161,7 +165,7 @@ def _check_page(
     block_size: int,
     pages: dict[int, tuple[int, bool]],
 ) -> None:
-    """Compare a page with what it has to be, and note it for those that share it."""
+    """Check a page, and note it for versions that share it."""
     if isinstance(record, SharedPageRecord):
         length, lacks_blocks = pages.get(record.same_as, (-1, False))
     else:
@@ -171,26 +175,32 @@ def _check_page(
     blocks = block_count(version.size_bytes, block_size)
     if record.number >= page_count(blocks) or length != page_length(record.number, blocks):
         raise ExportFormatError(
-            f"page {record.number} of version {version.uid} has {length} entries, which does not fit an image of "
-            f"{version.size_bytes} bytes in blocks of {block_size}"
+            f"has {length} entries, which does not fit an image of {version.size_bytes} bytes in blocks of "
+            f"{block_size}",
+            subject=f"page {record.number} of version {version.uid}",
         )
     if lacks_blocks and version.status is VersionStatus.VALID:
-        raise ExportFormatError(f"page {record.number} of version {version.uid} lacks blocks, and the version is valid")
+        raise ExportFormatError(
+            "lacks blocks, but the version is valid", subject=f"page {record.number} of version {version.uid}"
+        )
 
 
 def _check_header(header: ExportHeader, identity: Identity) -> None:
     if header.block_size is not None and header.block_size != identity.block_size:
         raise UsageError(
-            f"the export has blocks of {header.block_size} bytes, this repository of {identity.block_size}; "
-            "import it into a repository with the same block size"
+            f"has blocks of {header.block_size} bytes, but this repository has blocks of {identity.block_size}",
+            subject="the export",
+            remedy="import it into a repository with the same block size",
         )
 
 
 def _check_version(connection: Connection, record: VersionRecord) -> None:
     if version_with_uid(connection, record.uid) is not None:
-        raise VersionExistsError(f"version {record.uid} ({record.name}) is there already; nothing was imported")
+        raise VersionExistsError(
+            "exists already; nothing was imported", subject=f"version {record.uid} ({record.name})"
+        )
     if len(set(record.tags)) != len(record.tags):
-        raise ExportFormatError(f"version {record.uid} has a tag twice")
+        raise ExportFormatError("has a tag twice", subject=f"version {record.uid}")
 
 
 @dataclass(slots=True)
@@ -203,20 +213,20 @@ class _Importer:
     repository_key: bytes | None = None
     version: Version | None = None
     pending: dict[BlobUid, BlobRecord] = field(default_factory=dict)
-    pages: dict[int, PageId | None] = field(default_factory=dict)  # by their ids in the file; None: only holes
-    dropped: set[BlobUid] = field(default_factory=set)  # of those that wait: their fingerprints were left out
+    pages: dict[int, PageId | None] = field(default_factory=dict)  # by id in the file; None: only holes
+    dropped: set[BlobUid] = field(default_factory=set)  # pending blobs whose fingerprint was removed
     unverifiable: int = 0
     becomes: str | None = None  # uid of the repository whose identity this one takes over
 
     def run(self, records: Iterator[Record], versions: tuple[VersionRecord, ...]) -> ImportReport:
-        """Store what was checked before."""
+        """Store the checked records."""
         for record in records:
             match record:
                 case ExportHeader():
                     self._begin(record)
                 case VersionRecord():
-                    if version_with_uid(self.connection, record.uid) is not None:  # stored since it was checked
-                        raise VersionExistsError(f"version {record.uid} ({record.name}) is there already")
+                    if version_with_uid(self.connection, record.uid) is not None:  # stored since the check
+                        raise VersionExistsError("exists already", subject=f"version {record.uid} ({record.name})")
                     self.version = insert_version(self.connection, record)
                 case StatisticsRecord():
                     if record not in list_statistics(self.connection, record.version_uid):  # they outlive versions
@@ -236,23 +246,25 @@ class _Importer:
         identity = load_identity(self.connection)
         self.repository_key = self.repository.blocks.keyring.repository_key
         if self.repository_key is None and newest_wrapped_key(self.connection) is None:
-            self.repository_key = self.configured_key  # that of the first encrypted blobs, as in one of backy2
+            self.repository_key = self.configured_key  # as in a repository of backy2
         if header.repository is not None and header.repository.uid != identity.uid:
             identity = self._become(header, header.repository, identity)
         self.rule = rule_of(header, identity)
 
     def _become(self, header: ExportHeader, of: RepositoryRecord, identity: Identity) -> Identity:
-        """Make this repository, which is empty, the one that the export was made of."""
+        """Turn this empty repository into the one that was exported."""
         if has_contents(self.connection):
             raise UsageError(
-                f"the export is of repository {of.uid}, this is {identity.uid} and not empty; import it there, or "
-                "into a new repository"
+                f"is of repository {of.uid}, but this is {identity.uid} and not empty",
+                subject="the export",
+                remedy="import it there, or into a new repository",
             )
         running = list_live_jobs(self.connection, this_process())
-        if running:  # they would go on with the keys of before
+        if running:  # they would continue with the old keys
             raise JobsRunningError(
-                f"this repository becomes {of.uid}, and is in use by {'; '.join(map(str, running))}; try again when "
-                "they have ended"
+                f"would become {of.uid}, but is in use by {'; '.join(map(str, running))}",
+                subject="this repository",
+                remedy="try again when they have ended",
             )
         identity = replace(
             identity,
@@ -261,52 +273,61 @@ class _Importer:
             wrapped_fingerprint_key=of.wrapped_fingerprint_key,
         )
         self.repository_key = self._open(of)
-        # Killed before or after the commit, the repository finds its storage marked as its own.
+        # Whether this is killed before or after the commit, the storage has the marker of the repository.
         hand_over(self.repository.blocks.storage, self.repository.uid, identity.uid)
         self.becomes = identity.uid
         replace_identity(self.connection, identity, of.key_slots)
-        # Without slots nothing tells yet whether the configured key is the right one: see `keyring.confirm_identity`.
+        # Without slots nothing shows yet whether the configured key is right: see `keyring.confirm_identity`.
         key = self.repository_key if of.key_slots else None
         save_identity_tag(self.connection, None if key is None else tag_of(identity, key))
         return identity
 
     def _require_encrypted(self) -> None:
-        """Refuse to become a repository without encryption where a key is configured: anyone can write such a file."""
+        """Refuse to become a repository without encryption if a key is configured: anyone can write such a file."""
         config = self.repository.config
         names_key = config.encryption_version != 0 and (config.key or config.passphrase) is not None
         if names_key and not list_key_slots(self.connection) and newest_wrapped_key(self.connection) is None:
             raise KeyMaterialError(
-                f"the export is of repository {self.becomes}, which is not encrypted, and a key is configured; nothing "
-                "was imported. If that repository never was encrypted, set `encryption_version: 0` to import it"
+                f"is of repository {self.becomes}, which is not encrypted, but a key is configured; nothing was "
+                "imported",
+                subject="the export",
+                remedy="if that repository was never encrypted, set `encryption_version: 0` to import it",
             )
 
     def _open(self, of: RepositoryRecord) -> bytes | None:
-        """Return the key of the repository that the export was made of; without slots it is the configured one."""
+        """Return the key of the exported repository; without slots it is the configured key."""
         if not of.key_slots:
             if of.wrapped_fingerprint_key is not None:
-                raise ExportFormatError("the export is of an encrypted repository, and has no key slot of it")
+                raise ExportFormatError(
+                    "is of an encrypted repository, but has no key slot of it", subject="the export"
+                )
             return self.configured_key
         if self.configured_key is None:
-            raise MissingKeyError("the export is of an encrypted repository; configure its key")
+            raise MissingKeyError("is of an encrypted repository", subject="the export", remedy="configure its key")
         repository_key = keys.open_slots(list(of.key_slots), self.configured_key)
         if of.wrapped_fingerprint_key is not None:
             try:
                 keys.unwrap_key(repository_key, of.wrapped_fingerprint_key)
-            except IntegrityError as error:  # a repository with it could not be opened any more
-                raise ExportFormatError("the export has a fingerprint key that its own key does not open") from error
+            except IntegrityError as error:  # it would make the repository impossible to open
+                raise ExportFormatError(
+                    "has a fingerprint key that its own key does not open", subject="the export"
+                ) from error
         return repository_key
 
     def _store_pending(self) -> None:
-        """Insert the blobs that have no row; those that have one must be the same."""
+        """Insert blobs without a row; existing rows must agree."""
         known = find_by_uid(self.connection, self.pending)
         for uid, row in known.items():
             if row.doomed:
-                raise UsageError(f"blob {uid} of the export is being deleted by a cleanup; nothing was imported")
+                raise UsageError(
+                    "is being deleted by a cleanup; nothing was imported", subject=f"blob {uid} of the export"
+                )
             other = self.pending[uid]
             if row.facts.size != other.size or contradict(row.facts.fingerprint, other.fingerprint):
                 raise UsageError(
-                    f"blob {uid} holds another block here than the export says; nothing was imported, because "
-                    "one of both is wrong"
+                    "holds another block here than the export says; nothing was imported, because one of them is "
+                    "wrong",
+                    subject=f"blob {uid}",
                 )
         new = [blob for uid, blob in self.pending.items() if uid not in known]
         self.unverifiable += sum(blob.uid in self.dropped for blob in new)
@@ -315,7 +336,7 @@ class _Importer:
         self.dropped.clear()
 
     def _comparable(self, blob: BlobRecord) -> BlobRecord:
-        """Leave out a fingerprint that this repository cannot compute; a plain block gets one that it can."""
+        """Remove a fingerprint that this repository cannot compute; a plain block gets one that it can."""
         assert self.rule is not None, "the header comes first"
         if self.rule.needs_ours(blob):
             return replace(blob, fingerprint=self.plain.take(self.rule))
@@ -327,15 +348,15 @@ class _Importer:
     def _with_our_key(self, blob: BlobRecord) -> BlobRecord:
         """Return a blob whose data key is wrapped by the key of this repository.
 
-        Exports for backy2, and those from before a repository had a key of its own, have it wrapped by the
-        configured key.
+        In exports for backy2, and in those older than the repository key, the configured key wraps it.
         """
         if blob.wrapped_key is None:
             return blob
         if self.repository_key is None:
             raise MissingKeyError(
-                f"blob {blob.uid} of the export is encrypted and the configuration has no key for it; set "
-                "encryption_key_file, encryption_key_command or encryption_key"
+                "is encrypted, but the configuration has no key for it",
+                subject=f"blob {blob.uid} of the export",
+                remedy="set encryption_key_file, encryption_key_command or encryption_key",
             )
         with suppress(IntegrityError):
             keys.unwrap_key(self.repository_key, blob.wrapped_key)
@@ -344,8 +365,9 @@ class _Importer:
             data_key = keys.unwrap_key(self.configured_key or b"", blob.wrapped_key)
             return replace(blob, wrapped_key=keys.wrap_key(self.repository_key, data_key))
         raise WrongKeyError(
-            f"blob {blob.uid} of the export has a data key that this repository's key does not open; nothing was "
-            "imported. Was the export made with another key?"
+            "has a data key that the key of this repository does not open; nothing was imported",
+            subject=f"blob {blob.uid} of the export",
+            remedy="was the export made with another key?",
         )
 
     def _store_page(self, record: PageRecord | SharedPageRecord) -> None:
@@ -376,7 +398,9 @@ class _Importer:
             row = rows.get(entry)
             length = block_length(index, version.size_bytes, self.repository.block_size)
             if row is None or row.facts.size != length:
-                raise ExportFormatError(f"block {index} of version {version.uid} has no blob of {length} bytes")
+                raise ExportFormatError(
+                    f"has no blob of {length} bytes", subject=f"block {index} of version {version.uid}"
+                )
             entries[position] = row.id
         return entries
 

@@ -1,8 +1,9 @@
-"""Blocks that an export has stored plain: each needs a fingerprint that this repository can check.
+"""Plain blocks of an export: each needs a fingerprint that this repository can check.
 
-Nothing else vouches for a plain block. Where fingerprints have no key, one of another hash function is kept: it says as
-much as one of our own. Where they have one, the block is read, compared with the fingerprint of the export, and gets
-one of our own. That happens before the transaction that imports, and takes as long as reading these blocks.
+Nothing else authenticates a plain block. If the fingerprints of this repository have no key, one of another hash
+function is kept, because it is as good. If they have one, the block is read, compared with the fingerprint of the
+export, and gets a new fingerprint. That happens before the transaction that imports, and takes as long as reading
+these blocks.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ _MAX_BYTES = 64  # of a fingerprint and of a wrapped key, see metadata.db.tables
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FingerprintRule:
-    """Which fingerprints of an export the repository that imports it can check."""
+    """Which fingerprints of an export the importing repository can check."""
 
     is_ours: bool  # their hash function
     is_keyed: bool  # our fingerprints
     digest_bytes: int
 
     def needs_ours(self, blob: BlobRecord) -> bool:
-        """Tell whether a block has to be read to get a fingerprint of ours."""
+        """Tell whether a block must be read to compute a fingerprint of this repository."""
         return self.is_keyed and _is_plain(blob) and blob.valid and not self._is_comparable(blob)
 
     def without_foreign(self, blob: BlobRecord) -> BlobRecord:
-        """Leave out a fingerprint that nothing here can be compared with."""
+        """Remove a fingerprint that this repository cannot compare with anything."""
         keeps = self._is_comparable(blob) or (_is_plain(blob) and not self.is_keyed)
         return blob if keeps else replace(blob, fingerprint=None)
 
@@ -62,7 +63,7 @@ def checked_hash_function(header: ExportHeader) -> str:
     """Return the hash function of an export.
 
     Raises:
-        UsageError: it names none that is known.
+        UsageError: it is not known.
     """
     name = header.hash_function or ""
     try:
@@ -70,11 +71,15 @@ def checked_hash_function(header: ExportHeader) -> str:
             return name
     except ValueError:
         pass
-    raise UsageError(f"the export has fingerprints of {name!r}, which this program does not know; use a newer release")
+    raise UsageError(
+        f"has fingerprints of {name!r}, which this program does not know",
+        subject="the export",
+        remedy="use a newer release",
+    )
 
 
 def check_blob(blob: BlobRecord) -> None:
-    """Refuse a plain block that nothing vouches for, unless it is known to be damaged.
+    """Refuse a plain block that nothing authenticates, unless it is known to be damaged.
 
     Raises:
         ExportFormatError: it has no fingerprint of a known hash function.
@@ -83,33 +88,35 @@ def check_blob(blob: BlobRecord) -> None:
         return
     if blob.fingerprint is None:
         raise ExportFormatError(
-            f"blob {blob.uid} of the export is stored plain and has no fingerprint to check it by; nothing was "
-            "imported. If this is your own export, export the versions that have this block without it"
+            "is stored plain and has no fingerprint to check it by; nothing was imported",
+            subject=f"blob {blob.uid} of the export",
+            remedy="if this is your own export, export again without the versions that use this block",
         )
     if len(blob.fingerprint) not in OTHER_DIGEST_BYTES:
         raise ExportFormatError(
-            f"blob {blob.uid} of the export is stored plain, and its fingerprint of {len(blob.fingerprint)} bytes is "
-            "of no hash function that this program knows; nothing was imported"
+            f"is stored plain, and its fingerprint of {len(blob.fingerprint)} bytes is of no hash function that this "
+            "program knows; nothing was imported",
+            subject=f"blob {blob.uid} of the export",
         )
 
 
 def contradict(known: bytes | None, other: bytes | None) -> bool:
-    """Tell whether fingerprints are of different bytes; those of several hash functions do not tell."""
+    """Tell whether fingerprints are of different bytes; different hash functions cannot contradict each other."""
     return known is not None and other is not None and len(known) == len(other) and known != other
 
 
 class PlainFingerprints:
-    """Our fingerprints of the plain blocks of one export, in the order in which it has them."""
+    """Fingerprints of this repository for the plain blocks of one export, in the order of the export."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """Keep them in `file`, which is empty: there may be millions."""
+        """Keep them in `file`, which is empty, because there may be millions."""
         self._file = file
 
     def compute(self, repository: Repository, identity: Identity, records: Iterable[Record]) -> None:
-        """Read the plain blocks that need a fingerprint of ours, and check each by the one that it has.
+        """Read the plain blocks that need a new fingerprint, and check each by the one in the export.
 
         Raises:
-            ExportFormatError: one is missing, or not what the export says.
+            ExportFormatError: a block is missing, or differs from the export.
             StorageError: the storage fails.
         """
         rule: FingerprintRule | None = None
@@ -129,8 +136,9 @@ class PlainFingerprints:
         found = self._file.read(rule.digest_bytes)
         if len(found) != rule.digest_bytes:
             raise ExportFormatError(
-                "the export has plain blocks that were not compared with their fingerprints: the file or the "
-                "repository changed in the meantime, or these are not blocks of the repository it names"
+                "has plain blocks that were not compared with their fingerprints: the file or the repository changed "
+                "in the meantime, or these are not blocks of the repository it names",
+                subject="the export",
             )
         return found
 
@@ -141,13 +149,14 @@ def _read_fingerprint(repository: Repository, blob: BlobRecord) -> bytes:
         block = repository.blocks.storage.get(blob.uid)
     except ObjectMissingError as error:
         raise ExportFormatError(
-            f"blob {blob.uid} of the export is stored plain and missing from the storage, so it cannot get a "
-            "fingerprint of this repository; make the whole storage available, and import again"
+            "is stored plain and missing from the storage, so it cannot get a fingerprint of this repository",
+            subject=f"blob {blob.uid} of the export",
+            remedy="make the whole storage available, and import again",
         ) from error
     if len(block) != blob.size or hash_of(block, blob.fingerprint) is None:
         raise ExportFormatError(
-            f"blob {blob.uid} of the export is stored plain, and the storage holds other bytes than its fingerprint "
-            "says; nothing was imported"
+            "is stored plain, but the storage holds other bytes than its fingerprint says; nothing was imported",
+            subject=f"blob {blob.uid} of the export",
         )
     return repository.blocks.fingerprint(block)
 

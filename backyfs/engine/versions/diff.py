@@ -1,7 +1,7 @@
-"""Compare two versions block by block: by the blobs that they are, without reading any.
+"""Compare two versions block by block, by the blobs they refer to, without reading any data.
 
-Pages that both versions share are equal without a look at them, so two versions that differ little are compared
-in next to no time.
+Pages that both versions share are equal and need not be read, so comparing two similar versions takes hardly any
+time.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 _COMPARED_AT_ONCE = 32  # entries: arrays are compared as memory
 
 
-class State(StrEnum):
+class BlockState(StrEnum):
     """How a block of two versions compares."""
 
     SAME = "same"
-    HOLE = "hole"            # the same: zeros in both
+    HOLE = "hole"            # holes in both
     DIFFERENT = "diff"
     NEW_LEFT = "new_left"    # only the left version has it
     NEW_RIGHT = "new_right"  # only the right version has it
-    ABSENT = "absent"        # neither has it: both were not backed up so far
+    ABSENT = "absent"        # neither has it yet: both backups are incomplete
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """`count` blocks in a row that compare alike, from block `first` on."""
+class DiffRun:
+    """`count` consecutive blocks with the same state, beginning with block `first`."""
 
     first: BlockIndex
     count: int
-    state: State
+    state: BlockState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +75,10 @@ def compared_versions(
 
 def compare(
     connection: Connection, left: Version, right: Version, block_size: int, *, find_holes: bool = False
-) -> Iterator[Run]:
-    """Yield what two versions have in common and what not, in order, in runs that are as long as they can be.
+) -> Iterator[DiffRun]:
+    """Yield how the blocks of two versions compare, in order, in runs that are as long as possible.
 
-    Holes that both have are SAME, and HOLE if `find_holes` says so: then pages that both share are looked at, too.
+    Blocks that are holes in both are SAME, or HOLE with `find_holes`, which also reads the pages that both share.
 
     Raises:
         DatabaseError: a block map is damaged or cannot be read.
@@ -88,10 +88,10 @@ def compare(
 
 def _runs(
     connection: Connection, left: Version, right: Version, block_size: int, *, find_holes: bool
-) -> Iterator[Run]:
+) -> Iterator[DiffRun]:
     one, other = _Side(connection, left, block_size), _Side(connection, right, block_size)
     blocks = max(one.blocks, other.blocks)
-    # Only what is valid is known to have all its blocks.
+    # Only a valid version is known to have all its blocks.
     skips_equal = not find_holes and all(version.status is VersionStatus.VALID for version in (left, right))
     numbers = [PageNumber(page) for page in range(page_count(blocks))]
     alike = {number for number in numbers if skips_equal and one.is_same(other, number)}
@@ -100,7 +100,7 @@ def _runs(
     for number in numbers:
         first = number * PAGE_ENTRIES
         if number in alike:
-            yield Run(BlockIndex(first), page_length(number, blocks), State.SAME)
+            yield DiffRun(BlockIndex(first), page_length(number, blocks), BlockState.SAME)
             continue
         old, new = next(pairs)
         yield from _compare_pages(first, one.fill(old, number), other.fill(new, number), find_holes=find_holes)
@@ -115,48 +115,48 @@ class _Side:
         self._without_row = ABSENT if version.status is VersionStatus.INCOMPLETE else HOLE
 
     def is_same(self, other: _Side, number: PageNumber) -> bool:
-        """Tell whether both have the same page there, or none, for as many blocks."""
+        """Tell whether both have the same page there, or none, for the same number of blocks."""
         return self.pages.get(number) == other.pages.get(number) and self.length(number) == other.length(number)
 
     def length(self, number: PageNumber) -> int:
         return max(0, page_length(number, self.blocks))
 
     def fill(self, entries: Entries | None, number: PageNumber) -> Entries:
-        """Return the entries of a page, which may have no row; none beyond the end."""
+        """Return the entries of a page, which may have no row; beyond the end there are none."""
         return new_entries(self.length(number), self._without_row) if entries is None else entries
 
 
-def _compare_pages(first: int, left: Entries, right: Entries, *, find_holes: bool) -> Iterator[Run]:
+def _compare_pages(first: int, left: Entries, right: Entries, *, find_holes: bool) -> Iterator[DiffRun]:
     shared = min(len(left), len(right))
     for start in range(0, shared, _COMPARED_AT_ONCE):
         stop = min(start + _COMPARED_AT_ONCE, shared)
         one, other = left[start:stop], right[start:stop]
         if one == other and min(one) > (HOLE if find_holes else ABSENT):
-            yield Run(BlockIndex(first + start), stop - start, State.SAME)
+            yield DiffRun(BlockIndex(first + start), stop - start, BlockState.SAME)
             continue
         for index, pair in enumerate(zip(one, other, strict=True), first + start):
-            yield Run(BlockIndex(index), 1, _state(*pair, find_holes=find_holes))
-    longer, state = (left, State.NEW_LEFT) if len(left) > shared else (right, State.NEW_RIGHT)
+            yield DiffRun(BlockIndex(index), 1, _state(*pair, find_holes=find_holes))
+    longer, state = (left, BlockState.NEW_LEFT) if len(left) > shared else (right, BlockState.NEW_RIGHT)
     for index in range(shared, len(longer)):
-        yield Run(BlockIndex(first + index), 1, State.ABSENT if longer[index] == ABSENT else state)
+        yield DiffRun(BlockIndex(first + index), 1, BlockState.ABSENT if longer[index] == ABSENT else state)
 
 
-def _state(left: int, right: int, *, find_holes: bool) -> State:
+def _state(left: int, right: int, *, find_holes: bool) -> BlockState:
     if left == right:
         if left == ABSENT:
-            return State.ABSENT
-        return State.HOLE if find_holes and left == HOLE else State.SAME
+            return BlockState.ABSENT
+        return BlockState.HOLE if find_holes and left == HOLE else BlockState.SAME
     if left == ABSENT:
-        return State.NEW_RIGHT
-    return State.NEW_LEFT if right == ABSENT else State.DIFFERENT
+        return BlockState.NEW_RIGHT
+    return BlockState.NEW_LEFT if right == ABSENT else BlockState.DIFFERENT
 
 
-def _join(runs: Iterable[Run]) -> Iterator[Run]:
-    """Yield one run for those that follow each other and are alike."""
-    last: Run | None = None
+def _join(runs: Iterable[DiffRun]) -> Iterator[DiffRun]:
+    """Merge neighbouring runs that have the same state."""
+    last: DiffRun | None = None
     for run in runs:
         if last is not None and last.state is run.state:
-            last = Run(last.first, last.count + run.count, run.state)
+            last = DiffRun(last.first, last.count + run.count, run.state)
             continue
         if last is not None:
             yield last

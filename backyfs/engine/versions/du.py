@@ -1,10 +1,10 @@
-"""How much space versions take, counted over the whole repository in one walk over its block maps.
+"""How much space versions use, counted for the whole repository in one walk through its block maps.
 
-Columns mean what they mean in backy2; `stored_bytes` is ours. Memory: 20 bytes for each id that was ever given
-to a blob, or 12 without stored sizes (where few ids have rows it follows the rows instead, see `metadata.db.idarray`),
-32 MiB for pages, and 64 MiB for what changes from version to version; more of that goes to a temporary file. A
-repository of 100 TiB with blocks of 4 MiB has 26 million blobs. A year of daily backups of 1 TiB that change 1 % at
-random, which is every page every day, was counted in 9 s with 50 MiB.
+Columns mean what they mean in backy2; `stored_bytes` is new. Memory: 20 bytes per blob id ever assigned, or 12
+without stored sizes (per row instead where few ids have rows, see `metadata.db.idarray`), 32 MiB for pages, and
+64 MiB for what changes from version to version; the rest of that goes to a temporary file. A repository of
+100 TiB with blocks of 4 MiB has 26 million blobs. Counting a year of daily backups of 1 TiB of which 1 % changes at
+random, which touches every page every day, took 9 s and 50 MiB.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ _DEFAULT_LIMITS = SpaceLimits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceReport:
-    """The space of one version. Plain bytes but where stated."""
+    """The space of one version, in plain bytes unless noted otherwise."""
 
     version: Version
-    real_bytes: int            # blocks that are no holes
+    real_bytes: int            # blocks that are not holes
     null_bytes: int            # holes
-    dedup_own_bytes: int       # repeats within the version, of blobs that no other version has
-    dedup_others_bytes: int    # blocks that other versions have, too
-    individual_bytes: int      # blocks that are there once, in no other version
-    estimated_bytes: int       # its share: each blob divided by the number of blocks that it is, in all versions
-    freed_bytes: int           # blobs that no other version has: what a removal would free
-    stored_bytes: int | None   # objects of all its blobs; None: not asked for, or of some it is not known
+    dedup_own_bytes: int       # repeats within the version of blobs that no other version has
+    dedup_others_bytes: int    # blocks that other versions also have
+    individual_bytes: int      # blocks that occur once, and in no other version
+    estimated_bytes: int       # its share: each blob divided by its number of uses in all versions
+    freed_bytes: int           # blobs that no other version has: what removing it would free
+    stored_bytes: int | None   # objects of all its blobs; None: not requested, or not known for all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,16 +125,14 @@ def space_of_versions(
     progress: Progress | None = None,
     limits: SpaceLimits = _DEFAULT_LIMITS,
 ) -> list[SpaceReport]:
-    """Return the space of all versions, or of those that are wanted, ordered by name and date.
+    """Return the space of all versions, or of those in `wanted`, ordered by name and date.
 
-    `object_size` tells the size of an object, where the database does not know it. Without it stored sizes are
-    left out.
-
-    A version whose block map is damaged is left out.
+    `object_size` returns the size of an object if the database does not know it. Without it, stored sizes are left
+    out. Versions whose block maps are damaged are left out.
 
     Raises:
         DatabaseError: the database cannot be read.
-        StorageError: the storage cannot say how large an object is.
+        StorageError: the storage cannot determine the size of an object.
     """
     versions = list_versions(connection)
     count = partial(
@@ -163,7 +161,7 @@ def _with_sound_maps(connection: Connection, versions: Iterable[Version]) -> lis
         except OddValueError as error:
             note_odd(connection, error)
         except DamagedPageError as error:
-            note_odd(connection, OddValueError("pages", "entries", str(error), f"a page of version {version.uid}"))
+            note_odd(connection, OddValueError("pages", "entries", error.statement, f"a page of version {version.uid}"))
         else:
             sound.append(version)
     return sound
@@ -201,14 +199,14 @@ def _space_of(
 def _count_uses(
     walked: Iterable[Step], versions: Sequence[Version], uses: Numbers, log: IO[bytes], progress: Progress
 ) -> list[_LoggedStep]:
-    """Count the blocks that each blob is, in all versions, and write down what changes from each to the next."""
+    """Count the uses of each blob in all versions, and log what changes from one version to the next."""
     ends: dict[str, int] = {version.name: number + 1 for number, version in enumerate(versions)}
     steps = []
     progress.start("Counting the blocks of all versions", sum(version.size_bytes for version in versions))
     try:
         for number, step in enumerate(walked):
             version = step.version
-            # What a version adds is there in all those of its name that follow, until one of them removes it.
+            # What a version adds is also in all later versions of its name, until one of them removes it.
             versions_left = ends[version.name] - number
             try:
                 for blob_id in step.removed:
@@ -216,7 +214,9 @@ def _count_uses(
                 for blob_id in step.added:
                     uses[blob_id] += versions_left
             except IndexError:
-                raise DatabaseError(f"the block map of version {version.uid} names a blob that has no row") from None
+                raise DatabaseError(
+                    "refers to a blob that has no row", subject=f"the block map of version {version.uid}"
+                ) from None
             log.write(step.removed.tobytes())
             log.write(step.added.tobytes())
             steps.append(_LoggedStep(version, step.is_first, len(step.removed), len(step.added), step.absent_bytes))
@@ -231,7 +231,7 @@ def _read(log: IO[bytes], count: int) -> Entries:
 
 
 class _Space:
-    """The sums of one version at a time, kept while blocks come and go."""
+    """The sums of one version at a time, updated as blocks are added and removed."""
 
     def __init__(
         self, ids: BlobIds, uses: Numbers, odd: dict[int, int], stored: Numbers | None, block_size: int
@@ -244,19 +244,19 @@ class _Space:
         self.clear()
 
     def clear(self) -> None:
-        """Begin with a version that has nothing."""
+        """Start with an empty version."""
         self._own = self._ids.numbers("i")  # by blob: blocks of this version
-        self.shares: dict[int, int] = {}  # number of uses -> bytes of the version's blobs that have so many
+        self.shares: dict[int, int] = {}  # number of uses -> bytes of the version's blobs with that many
         self.blobs = 0
         self.real = 0
         self.exclusive = 0   # bytes of blocks whose blobs no other version has
-        self.freed = 0       # of these, each blob once
-        self.individual = 0  # of these, those that are one block
+        self.freed = 0       # the same, counting each blob once
+        self.individual = 0  # the same, counting only blobs that are one block
         self.stored = 0
         self.unknown = 0     # blobs whose stored size is not known
 
     def add(self, entries: Entries) -> None:
-        """Count blocks more."""
+        """Add blocks."""
         own, uses, odd, block_size, shares = self._own, self._uses, self._odd, self._block_size, self.shares
         for blob_id in entries:
             size = odd.get(blob_id, block_size)
@@ -269,7 +269,7 @@ class _Space:
                 self._keep(size, count, 1)
 
     def remove(self, entries: Entries) -> None:
-        """Count blocks less."""
+        """Remove blocks."""
         own, uses, odd, block_size, shares = self._own, self._uses, self._odd, self._block_size, self.shares
         for blob_id in entries:
             size = odd.get(blob_id, block_size)
@@ -298,11 +298,11 @@ class _Space:
 
     @property
     def stored_bytes(self) -> int | None:
-        """What the objects take; None where that is not known."""
+        """Size of the objects; None if it is not known for all."""
         return None if self._stored is None or self.unknown else self.stored
 
     def share(self, blob_id: int) -> float:
-        """Return what of a blob one block takes, in bytes."""
+        """Return the bytes of a blob that one of its blocks accounts for."""
         return self._odd.get(blob_id, self._block_size) / self._uses[blob_id]
 
 
@@ -322,7 +322,7 @@ def _report(connection: Connection, space: _Space, step: _LoggedStep) -> SpaceRe
 
 def _estimate(connection: Connection, space: _Space, version: Version) -> int:
     exact = math.fsum(size / uses for uses, size in space.shares.items())
-    doubt = space.blobs * math.ulp(exact)  # how far off a sum of so many numbers can be
+    doubt = space.blobs * math.ulp(exact)  # the largest error of a sum of this many numbers
     if abs(exact % 1 - 0.5) <= doubt and space.blobs <= _RECOUNTED_BLOBS:
         return _as_backy2_rounds(connection, space, version)
     return round(exact)
@@ -331,8 +331,8 @@ def _estimate(connection: Connection, space: _Space, version: Version) -> int:
 def _as_backy2_rounds(connection: Connection, space: _Space, version: Version) -> int:
     """Return the share of a version whose true share is half a byte more than a whole number.
 
-    backy2 adds the blobs up one by one, in the order of their uids; whether it ends above or below that half
-    depends on how each sum was rounded.
+    backy2 adds up the blobs one by one in the order of their uids. Whether its sum ends above or below that half
+    depends on the rounding of each addition.
     """
     ids = {blob_id for entries in blobs_of(connection, version) for blob_id in entries}
     uids = uids_of(connection, ids)

@@ -37,7 +37,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forgotten:
+class ForgetResult:
     """What became of a version, and why."""
 
     version: Version
@@ -55,20 +55,21 @@ def forget(
     force: bool = False,
     now: datetime,
     control: Control = UNATTENDED,
-    announce: Callable[[Forgotten], None] = lambda _forgotten: None,
-) -> list[Forgotten]:
-    """Remove the versions of all names, or of one, that no scheduler needs; return all of them, with reasons.
+    announce: Callable[[ForgetResult], None] = lambda _forgotten: None,
+) -> list[ForgetResult]:
+    """Remove versions that none of the schedulers needs; return all of them, with reasons.
 
-    With `dry_run` nothing is removed. Versions that a running command holds are kept; so are those younger than the
-    configuration allows to remove, unless `force` is set. The plan is made again in the transaction that removes a
-    version: it is kept if it was protected in the meantime, or if it is now needed in place of others that were removed
-    or found damaged. `announce` is called immediately for each version that should be removed.
+    `name` limits this to the versions of one name. With `dry_run` nothing is removed. Versions that a running command
+    uses are kept, as are those younger than the configuration allows to remove, unless `force` is set. The plan is
+    made again in the transaction that removes a version: it is kept if it has been protected in the meantime, or if
+    it is now needed in place of others that were removed or found damaged. `announce` is called immediately with each
+    version that was planned for removal.
 
     Raises:
-        InterruptedByUser: `control` asked to stop; what was announced is done.
-        DatabaseError: likewise.
+        InterruptedByUser: `control` asked to stop. The outcome of the versions already announced is final.
+        DatabaseError: the database failed; likewise.
         IntegrityError: a row of a tag is damaged; likewise.
-        JobLostError: another command took this one for dead; likewise.
+        JobLostError: another command considered this one dead; likewise.
     """
     database = repository.database
     others = [scheduler for scheduler in repository.config.schedulers if scheduler not in chosen]
@@ -77,15 +78,16 @@ def forget(
         versions = list_versions(connection, name=name)
         if tags.name in database.odd_rows.tables:
             raise IntegrityError(
-                "a tag in the database is damaged, so nobody knows which schedules need its version; nothing more was "
-                "removed. Correct or delete that row"
+                "is damaged, so it is unknown which schedules need its version; nothing else was removed",
+                subject="a tag in the database",
+                remedy="correct or delete that row",
             )
         return {decision.version.id: decision for decision in plan_removal(versions, chosen, others, now)}
 
     with database.read() as connection:
         planned = plan(connection, name)
     results = {
-        decision.version.id: Forgotten(
+        decision.version.id: ForgetResult(
             version=decision.version,
             outcome=Outcome.KEPT if decision.needed else Outcome.REMOVED,
             reason=decision.reason,
@@ -97,7 +99,7 @@ def forget(
 
     def note(removal: Removal) -> None:
         if removal.kept is not None:
-            results[removal.version.id] = Forgotten(
+            results[removal.version.id] = ForgetResult(
                 version=removal.version, outcome=Outcome.REFUSED, reason=str(removal.kept), refusal=removal.kept
             )
         announce(results[removal.version.id])

@@ -1,6 +1,7 @@
-"""What monitoring wants to know of a repository, and its text for Prometheus.
+"""Metrics of a repository for monitoring, and their text for Prometheus.
 
-Format: https://prometheus.io/docs/instrumenting/exposition_formats/, text, version 0.0.4. Times are seconds of Unix.
+Format: https://prometheus.io/docs/instrumenting/exposition_formats/, text, version 0.0.4. Times are in
+seconds of Unix time.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ _RELEASED_AS = "backyfs"
 class RunMetrics:
     """A command that has ended."""
 
-    config: str  # the file that was named; empty: that of the usual places
+    config: str  # the file given; empty: found in one of the usual places
     command: str
     exit_status: int
     started_at: datetime
     duration_s: float
-    source_warnings: Mapping[str, int] = field(default_factory=dict)  # by kind; empty: no backup that is done
+    source_warnings: Mapping[str, int] = field(default_factory=dict)  # by kind; empty: not a finished backup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class NameMetrics:
     name: str
     versions: Mapping[VersionStatus, int]
     newest: Version | None               # valid, and not dated in the future
-    statistics: StatisticsRecord | None  # of its backup, if they are known
+    statistics: StatisticsRecord | None  # of its backup, if known
     due: Mapping[str, bool]              # by scheduler
     breaches: Mapping[str, int]          # by scheduler
 
@@ -95,7 +96,7 @@ def repository_metrics(config: Config, now: datetime, *, known_odd_rows: Collect
 def collect_metrics(database: Database, schedulers: Sequence[Scheduler], now: datetime) -> list[NameMetrics]:
     """Return the metrics of each name, in order, and for each of the schedulers.
 
-    The database alone is asked: what it knows is true while key or storage cannot be had, too.
+    Only the database is read, so this works even without key and storage.
 
     Raises:
         DatabaseError: they cannot be read.
@@ -129,7 +130,7 @@ def render_metrics(run: RunMetrics, names: Iterable[NameMetrics]) -> str:
     by_metric: dict[str, list[Sample]] = {}
     for sample in (*_of_run(run), *(sample for name in names for sample in _of_name(name))):
         by_metric.setdefault(sample.metric, []).append(sample)
-    # An empty label is as good as none to Prometheus.
+    # To Prometheus an empty label is the same as none.
     everywhere = {"config": run.config} if run.config else {}
     lines = []
     for metric, kind, help_text in _METRICS:
@@ -182,6 +183,6 @@ def _line(sample: Sample, everywhere: Mapping[str, str]) -> str:
 
 
 def _escaped(value: str) -> str:
-    # Text in the database is UTF-8; what is not, Prometheus would refuse with the whole file.
+    # Prometheus rejects a whole file if any text in it is not UTF-8.
     text = value.encode(errors="replace").decode()
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -15,6 +15,7 @@ from backyfs.metadata.records.jobs import list_live_jobs, live_holders, this_pro
 from backyfs.metadata.records.removal import lock_version, remove_version
 from backyfs.metadata.records.versions import find_version, is_last_valid, list_versions, version_with_uid
 from backyfs.model import JobKind, JobSpec, Unit
+from backyfs.remedies import Advice
 from backyfs.work.job import Job
 from backyfs.work.pace import progress_text
 from backyfs.work.run import UNATTENDED, Run
@@ -36,7 +37,7 @@ class Removal:
     """What became of a version that should be removed."""
 
     version: Version
-    kept: VersionKeptError | None  # why it is still there; None: it is gone
+    kept: VersionKeptError | None  # why it was not removed; None: it was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +150,7 @@ def remove_versions(
         run = Run(control, interrupted="interrupted", job=job)
         for version in wanted:
             how_far = progress_text(job.count(len(removals), len(wanted), Unit.VERSIONS))
-            run.saying(f"interrupted after {how_far}; run it again for the others").check()
+            run.saying(f"interrupted after {how_far}; run it again for the rest").check()
             removal = Removal(version=version, kept=_remove(repository, version, rules, now))
             removals.append(removal)
             announce(removal)
@@ -159,7 +160,7 @@ def remove_versions(
 def plan_removals(
     repository: Repository, versions: Sequence[Version], *, rules: Rules = NO_RULES, now: datetime
 ) -> list[Removal]:
-    """Return what `remove_versions` would do with these versions now. Nothing is changed.
+    """Return what `remove_versions` would do with these versions now, without changing anything.
 
     Raises:
         DatabaseError: the database cannot be read.
@@ -178,7 +179,7 @@ def plan_removals(
 
 
 def _in_order(versions: Sequence[Version]) -> list[Version]:
-    """Return versions, each once, in the order of their removal: of several valid ones the newest is the last."""
+    """Return each version once, in the order of removal: the newest valid one comes last."""
     return sorted(
         {version.id: version for version in versions}.values(), key=lambda version: (version.created_at, version.id)
     )
@@ -205,24 +206,26 @@ def _reason_to_keep(
     holders: Sequence[LiveJob],
     gone: Collection[VersionId] = (),
 ) -> VersionKeptError | None:
-    """Return why a version is kept, None if it is not. `gone` are versions that only a plan has removed."""
-    uid = version.uid
+    """Return why a version is kept; None: it can be removed. `gone` are versions that a plan has already removed."""
+    subject = f"version {version.uid}"
     if version.protected:
-        return VersionKeptError(f"version {uid} is protected; run `backyfs unprotect {uid}` first")
+        return VersionKeptError("is protected", subject=subject, remedy=Advice.UNPROTECT_VERSION(uid=version.uid))
     if holders:
-        return VersionKeptError(f"version {uid} is in use by {holders[0]}; wait for its end, or end it")
-    # 0 days is not a rule: a version from a host whose clock is ahead is younger than that.
+        return VersionKeptError(f"is in use by {holders[0]}", subject=subject, remedy="wait until it ends, or end it")
+    # 0 days means no limit: a version from a host whose clock is ahead is younger than that.
     young = now - version.created_at < timedelta(days=rules.younger_than_days) and rules.younger_than_days > 0
     if young and not rules.force:
         return VersionKeptError(
-            f"version {uid} is younger than the {rules.younger_than_days} days of "
-            "disallow_rm_when_younger_than_days; add --force to remove it all the same"
+            f"is younger than the {rules.younger_than_days} days of disallow_rm_when_younger_than_days",
+            subject=subject,
+            remedy=Advice.REMOVE_YOUNG(),
         )
     if not rules.still(connection, version):
-        return VersionKeptError(f"version {uid} was changed in the meantime and should be kept; check it again")
+        return VersionKeptError(
+            "changed in the meantime and no longer qualifies for removal", subject=subject, remedy="list it again"
+        )
     if rules.keep_last and is_last_valid(connection, version, gone):
         return VersionKeptError(
-            f"version {uid} is the last valid version of {version.name!r}; make another backup first, or force its "
-            "removal with --force (with --expired: --even-last)"
+            f"is the last valid version of {version.name!r}", subject=subject, remedy=Advice.REMOVE_LAST()
         )
     return None
