@@ -111,7 +111,7 @@ SECTION_KEYS: Mapping[str, tuple[Key, ...]] = {
         Key(
             "disallow_rm_when_younger_than_days",
             k.NUMBER,
-            "A version younger than this many days is removed only with --force.",
+            "A version younger than this many days is removed only by force.",
         ),
         Key("deduplication", k.DEDUPLICATION, "Store equal blocks once."),
         Key(

@@ -61,8 +61,9 @@ class Keyring:
     def _repository_key(self) -> bytes:
         if self.repository_key is None:
             raise MissingKeyError(
-                "this block is encrypted and the configuration has no key; set encryption_key_file, "
-                "encryption_key_command or encryption_key"
+                "is encrypted and the configuration has no key",
+                subject="this block",
+                remedy="set encryption_key_file, encryption_key_command or encryption_key",
             )
         return self.repository_key
 
@@ -121,7 +122,7 @@ def open_slots(slots: list[KeySlot], configured_key: bytes) -> bytes:
     """
     slot = slot_of_key(slots, configured_key)
     if slot is None:
-        raise WrongKeyError(_not_the_key(slots, show_check(key_check(configured_key))))
+        raise _not_the_key(slots, show_check(key_check(configured_key)))
     return open_slot(slot, configured_key)
 
 
@@ -140,7 +141,8 @@ def open_slot(slot: KeySlot, key: bytes) -> bytes:
     try:
         return unwrap_key(key, slot.wrapped_key)
     except IntegrityError as error:
-        raise IntegrityError(f"key slot {slot.label!r} {error}") from error
+        error.subject = f"key slot {slot.label!r}"
+        raise
 
 
 def expected_keys(slots: list[KeySlot]) -> str:
@@ -151,11 +153,15 @@ def expected_keys(slots: list[KeySlot]) -> str:
     )
 
 
-def _not_the_key(slots: list[KeySlot], check: str) -> str:
+def _not_the_key(slots: list[KeySlot], check: str) -> WrongKeyError:
     remedy = "configure that one (encryption_key_file, encryption_key_command or encryption_key)"
     if any(slot.kdf != KDF_CONFIGURED_KEY for slot in slots):
         remedy = f"{remedy[:-1]}; for a passphrase encryption_passphrase_file or encryption_passphrase_command)"
-    return f"the configured key {check} is not the key of this repository, which is {expected_keys(slots)}; {remedy}"
+    return WrongKeyError(
+        f"is not the key of this repository, which is {expected_keys(slots)}",
+        subject=f"the configured key {check}",
+        remedy=remedy,
+    )
 
 
 def read_key(source: KeySource, *, timeout_s: float = PATIENCE_S) -> bytes:
@@ -191,7 +197,9 @@ def read_passphrase(source: PassphraseSource, *, timeout_s: float = PATIENCE_S) 
         place = "the output of encryption_passphrase_command"
     passphrase = text.rstrip("\r\n")
     if not passphrase:
-        raise MissingKeyError(f"{place} holds no passphrase: it is empty; write the passphrase to it")
+        raise MissingKeyError(
+            "holds no passphrase: it is empty", subject=place, remedy="write the passphrase to it"
+        )
     return passphrase
 
 
@@ -202,5 +210,7 @@ def _parse(text: str, place: str) -> bytes:
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES or len(digits) != 2 * KEY_BYTES:
-        raise MissingKeyError(f"{place} holds no key: {len(digits)} characters, needed are 64 hexadecimal digits")
+        raise MissingKeyError(
+            f"holds no key: {len(digits)} characters, needed are 64 hexadecimal digits", subject=place
+        )
     return key

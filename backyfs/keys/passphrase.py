@@ -62,8 +62,9 @@ def derive_key(passphrase: str, kdf: str, parameters: str) -> bytes:
         return _argon2id(secret, found) if kdf == KDF_ARGON2ID else _scrypt(secret, found)
     except UnsupportedAlgorithm as error:
         raise MissingKeyError(
-            f"the cryptographic library of this host does not know {kdf}; install a newer OpenSSL (3.2), or the "
-            "package cryptography as PyPI has it"
+            f"does not know {kdf}",
+            subject="the cryptographic library of this host",
+            remedy="install a newer OpenSSL (3.2), or the package cryptography from PyPI",
         ) from error
 
 
@@ -130,7 +131,7 @@ def _read(parameters: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise IntegrityError("has parameters that are no JSON object: it is damaged")
+        raise IntegrityError("has parameters that are not a JSON object: it is damaged")
     return found
 
 

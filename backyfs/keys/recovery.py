@@ -51,19 +51,25 @@ def read_page(text: str) -> bytes:
         digits = match[1]
         number = int(digits) if len(digits) <= 2 else 0
         if not 1 <= number <= GROUPS:
-            raise KeyMaterialError(f"the recovery page has a group {digits}; its groups are 1 to {GROUPS}")
+            raise KeyMaterialError(f"has a group {digits}; its groups are 1 to {GROUPS}", subject="the recovery page")
         if number in groups:
-            raise KeyMaterialError(f"the recovery page has group {number} twice; take one of them out")
+            raise KeyMaterialError(
+                f"has group {number} twice", subject="the recovery page", remedy="remove one of them"
+            )
         groups[number] = _read(number, match[2])
     missing = [str(number) for number in range(1, GROUPS + 1) if number not in groups]
     if missing:
         raise KeyMaterialError(
-            f"the recovery page lacks group {', '.join(missing)}; each group is a line, as `1: 0AB1-2CDE`"
+            f"lacks group {', '.join(missing)}",
+            subject="the recovery page",
+            remedy="each group is a line, as `1: 0AB1-2CDE`",
         )
     key = b"".join(groups[number] for number in range(1, GROUPS))
     if key_check(key)[:_GROUP_BYTES] != groups[GROUPS]:
         raise KeyMaterialError(
-            "the groups of the recovery page do not belong together; are all of them of the same page?"
+            "do not belong together",
+            subject="the groups of the recovery page",
+            remedy="are all of them from the same page?",
         )
     return key
 
@@ -78,21 +84,25 @@ def _read(number: int, text: str) -> bytes:
     letters = re.sub(r"[\s-]", "", text).upper()
     if len(letters) != _GROUP_LETTERS:
         raise KeyMaterialError(
-            f"group {number} of the recovery page has {len(letters)} characters and not {_GROUP_LETTERS}; "
-            "compare it with the paper"
+            f"has {len(letters)} characters and not {_GROUP_LETTERS}",
+            subject=f"group {number} of the recovery page",
+            remedy="compare it with the paper",
         )
     value = 0
     for letter in letters:
         if letter not in _VALUES:
             raise KeyMaterialError(
-                f"group {number} of the recovery page has a character that is in no group, {letter!r}; "
-                "compare it with the paper"
+                f"has a character that is in no group, {letter!r}",
+                subject=f"group {number} of the recovery page",
+                remedy="compare it with the paper",
             )
         value = value << 5 | _VALUES[letter]
     content, crc = (value >> 8).to_bytes(_GROUP_BYTES, "big"), value & 255
     if crc != _crc(number, content):
         raise KeyMaterialError(
-            f"group {number} of the recovery page has a mistake: its checksum is wrong; compare it with the paper"
+            "has a mistake: its checksum is wrong",
+            subject=f"group {number} of the recovery page",
+            remedy="compare it with the paper",
         )
     return content
 

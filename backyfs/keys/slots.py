@@ -11,6 +11,7 @@ from backyfs.errors import IntegrityError, MissingKeyError, WrongKeyError
 from backyfs.keys import passphrase as kdf
 from backyfs.keys.passphrase import Cost
 from backyfs.model import KeySlot
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,15 +88,17 @@ def open_with(slots: list[KeySlot], secret: Secret) -> OpenedSlot:
         try:
             derived = kdf.derive_key(secret.passphrase, slot.kdf, slot.kdf_parameters)
         except IntegrityError as error:
-            damage = IntegrityError(f"key slot {slot.label!r} {error}")
+            error.subject = f"key slot {slot.label!r}"
+            damage = error
             continue  # the passphrase may open another slot
         if keys.key_check(derived) == slot.key_check:
             return OpenedSlot(slot=slot, repository_key=keys.open_slot(slot, derived))
     if damage is not None:
         raise damage
     raise WrongKeyError(
-        f"the passphrase is not one of this repository, which is opened by {keys.expected_keys(slots)}; give the "
-        "passphrase of a slot that `backyfs key list` shows, or configure the key"
+        f"is not one of this repository, which is opened by {keys.expected_keys(slots)}",
+        subject="the passphrase",
+        remedy=Advice.OPEN_LISTED_SLOT(),
     )
 
 
@@ -110,14 +113,15 @@ def affordable_slots(slots: list[KeySlot]) -> tuple[list[KeySlot], IntegrityErro
         try:
             costs.append((kdf.work_kib(slot.kdf, slot.kdf_parameters), number))
         except IntegrityError as error:
-            damage = IntegrityError(f"key slot {slot.label!r} {error}")
+            error.subject = f"key slot {slot.label!r}"
+            damage = error
     affordable: list[KeySlot] = []
     left_kib = kdf.MAX_WORK_KIB
     for work_kib, number in sorted(costs):
         left_kib -= work_kib
         if left_kib < 0:
-            fact = "was not tried: with the other ones it takes more time than all of a repository do"
-            return affordable, IntegrityError(f"key slot {slots[number].label!r} {fact}")
+            fact = "was not tried: together with the others it takes more time than all slots of a repository do"
+            return affordable, IntegrityError(fact, subject=f"key slot {slots[number].label!r}")
         affordable.append(slots[number])
     return affordable, damage
 
@@ -143,13 +147,15 @@ def open_configured(slots: list[KeySlot], sources: SecretSources) -> OpenedSlot:
         return open_with(slots, Secret(passphrase=sources.ask()))
     if with_passphrase(slots):
         raise MissingKeyError(
-            f"this repository is encrypted, it is opened by {keys.expected_keys(slots)}, and the configuration has "
-            "neither key nor passphrase; set encryption_passphrase_file, encryption_passphrase_command or one of the "
-            "encryption_key keys"
+            f"is encrypted, it is opened by {keys.expected_keys(slots)}, and the configuration has neither key nor "
+            "passphrase",
+            subject="this repository",
+            remedy="set encryption_passphrase_file, encryption_passphrase_command or one of the encryption_key keys",
         )
     raise MissingKeyError(
-        f"this repository is encrypted with key {keys.expected_keys(slots)} and the configuration has none; set "
-        "encryption_key_file, encryption_key_command or encryption_key"
+        f"is encrypted with key {keys.expected_keys(slots)} and the configuration has none",
+        subject="this repository",
+        remedy="set encryption_key_file, encryption_key_command or encryption_key",
     )
 
 

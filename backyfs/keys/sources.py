@@ -31,8 +31,10 @@ def read_credential(name: str) -> str:
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if not directory:
         raise MissingKeyError(
-            f"encryption_key_credential names {name} and CREDENTIALS_DIRECTORY is not set; run the command in a unit "
-            f"of systemd that has LoadCredential={name}:FILE or LoadCredentialEncrypted={name}:FILE"
+            f"names {name} and CREDENTIALS_DIRECTORY is not set",
+            subject="encryption_key_credential",
+            remedy=f"run the command in a unit of systemd that has LoadCredential={name}:FILE or "
+            f"LoadCredentialEncrypted={name}:FILE",
         )
     path = os.path.join(directory, name)
     try:
@@ -40,7 +42,9 @@ def read_credential(name: str) -> str:
             return file.read(_MOST_BYTES)
     except OSError as error:
         raise MissingKeyError(
-            f"the credential {name} cannot be read: {path}: {error.strerror}; does the unit have LoadCredential={name}?"
+            f"cannot be read: {path}: {error.strerror}",
+            subject=f"the credential {name}",
+            remedy=f"does the unit have LoadCredential={name}?",
         ) from error
 
 
@@ -58,9 +62,9 @@ def read_key_file(path: str, *, encoding: str = "ascii", timeout_s: float = PATI
         finally:
             os.close(fd)
     except TimeoutError:
-        raise MissingKeyError(f"key file {path} gave no key within {timeout_s:g} s") from None
+        raise MissingKeyError(f"gave no key within {timeout_s:g} s", subject=f"key file {path}") from None
     except OSError as error:
-        raise MissingKeyError(f"key file {path} cannot be read: {error.strerror}") from error
+        raise MissingKeyError(f"cannot be read: {error.strerror}", subject=f"key file {path}") from error
     if not is_private:
         _log.warning("users other than its owner can read key file %s; run `chmod 600 %s`", path, shell_word(path))
     return text
@@ -82,10 +86,12 @@ def run_key_command(command: str, name: str, *, encoding: str = "ascii", timeout
         try:
             output = _read_of_process(process.stdout.fileno(), process.pid, end)
             if len(output) == _MOST_BYTES:
-                raise MissingKeyError(f"{name} prints {_MOST_BYTES} bytes or more, which cannot be a key")
+                raise MissingKeyError(f"prints {_MOST_BYTES} bytes or more, which cannot be a key", subject=name)
             status = process.wait(max(0.0, end - time.monotonic()))
         except (TimeoutError, subprocess.TimeoutExpired):
-            raise MissingKeyError(f"{name} gave no key within {timeout_s:g} s; run it by hand to see why") from None
+            raise MissingKeyError(
+                f"gave no key within {timeout_s:g} s", subject=name, remedy="run it by hand to see why"
+            ) from None
         finally:
             if process.poll() is None:
                 if is_alone:
@@ -93,7 +99,7 @@ def run_key_command(command: str, name: str, *, encoding: str = "ascii", timeout
                 else:
                     process.kill()
     if status != 0:
-        raise MissingKeyError(f"{name} ended with status {status}; run it by hand to see why")
+        raise MissingKeyError(f"ended with status {status}", subject=name, remedy="run it by hand to see why")
     return output.decode(encoding, errors="replace")
 
 

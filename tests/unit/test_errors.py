@@ -144,6 +144,10 @@ def _calls() -> list[tuple[str, Advice, set[str]]]:
     return found
 
 
+def test_every_advice_is_given_somewhere() -> None:
+    assert {advice for _, advice, _ in _calls()} == set(Advice)
+
+
 def test_every_call_of_an_advice_passes_the_values_that_its_texts_name() -> None:
     wrong = [
         (place, advice.name, names)

@@ -164,7 +164,7 @@ def test_all_slots_together_take_no_more_work_than_those_of_a_repository_do() ->
     affordable, damage = affordable_slots([*slots, passphrase_slot("words", "ours")])
     assert [slot.label for slot in affordable] == ["ours"]
     assert str(damage) == (
-        "key slot '0' was not tried: with the other ones it takes more time than all of a repository do"
+        "key slot '0' was not tried: together with the others it takes more time than all slots of a repository do"
     )
     assert open_with([*slots, passphrase_slot("words", "ours")], Secret(passphrase="words")).slot.label == "ours"
 

@@ -25,6 +25,7 @@ from backyfs.metadata.records.processes import Process, has_ended, this_process
 from backyfs.metadata.records.removal import lock_version
 from backyfs.metadata.records.runs import insert_run, names_text
 from backyfs.model import Ending, JobId, JobProgress, RunOutcome, Unit, VersionUid
+from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -259,7 +260,9 @@ def hold_version(connection: Connection, job_id: JobId, version_id: VersionId) -
         VersionNotFoundError: it was removed.
     """
     if not lock_version(connection, version_id):
-        raise VersionNotFoundError("the version was removed by another command; `backyfs ls` shows the others")
+        raise VersionNotFoundError(
+            "was removed by another command", subject="the version", remedy=Advice.LIST_VERSIONS()
+        )
     held = (job_versions.c.job_id == job_id) & (job_versions.c.version_id == version_id)
     if connection.execute(select(job_versions.c.job_id).where(held)).first() is None:
         connection.execute(insert(job_versions).values(job_id=job_id, version_id=version_id))
