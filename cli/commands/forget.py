@@ -15,7 +15,7 @@ from backyfs.cli.remedies import render_error
 from backyfs.cli.schedules import schedulers_option
 from backyfs.cli.stdout import expect_printed
 from backyfs.cli.text import stored_text
-from backyfs.engine.versions.forget import Outcome, forget
+from backyfs.engine.versions.forget import ForgetOutcome, forget
 from backyfs.engine.versions.schedules import keeping_schedulers
 from backyfs.errors import BackyfsError
 from backyfs.reports.forget import COLUMNS, as_rows
@@ -85,7 +85,8 @@ def _print(
         click.echo(_summary(forgotten, dry_run=dry_run))
 
 
-def _summary(forgotten: Sequence[Forgotten], *, dry_run: bool) -> str:
-    counts = {outcome: sum(each.outcome is outcome for each in forgotten) for outcome in Outcome}
-    text = f"{counts[Outcome.REMOVED]} {'would be removed' if dry_run else 'removed'}, {counts[Outcome.KEPT]} kept"
-    return f"{text}, {counts[Outcome.REFUSED]} refused" if counts[Outcome.REFUSED] else text
+def _summary(forgotten: Sequence[ForgetResult], *, dry_run: bool) -> str:
+    counts = {outcome: sum(each.outcome is outcome for each in forgotten) for outcome in ForgetOutcome}
+    kept, removed, refused = counts[ForgetOutcome.KEPT], counts[ForgetOutcome.REMOVED], counts[ForgetOutcome.REFUSED]
+    text = f"{removed} {'would be removed' if dry_run else 'removed'}, {kept} kept"
+    return f"{text}, {refused} refused" if refused else text

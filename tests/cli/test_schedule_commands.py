@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import update
 
-from backyfs.engine.versions.forget import Outcome, forget
+from backyfs.engine.versions.forget import ForgetOutcome, forget
 from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import InterruptedByUser
 from backyfs.metadata.db.tables import versions as versions_table
@@ -199,7 +199,7 @@ def test_a_version_stays_in_whose_place_none_is_left_meanwhile(config, daily):
     with opened(config) as repository:
         [scheduler] = [scheduler for scheduler in repository.config.schedulers if scheduler.name == "daily"]
         results = forget(repository, [scheduler], now=datetime.now(UTC), announce=others_go)
-    assert [each.outcome for each in results[:2]] == [Outcome.REMOVED, Outcome.REFUSED]
+    assert [each.outcome for each in results[:2]] == [ForgetOutcome.REMOVED, ForgetOutcome.REFUSED]
     assert results[1].refusal is not None
     assert results[1].refusal.fact == "changed in the meantime and no longer qualifies for removal"
     assert left(config) == [daily[1]]

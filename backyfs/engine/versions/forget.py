@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from backyfs.work.run import Control
 
 
-class Outcome(StrEnum):
+class ForgetOutcome(StrEnum):
     """What becomes of a version."""
 
     KEPT = "keep"
@@ -41,7 +41,7 @@ class ForgetResult:
     """What became of a version, and why."""
 
     version: Version
-    outcome: Outcome
+    outcome: ForgetOutcome
     reason: str
     refusal: VersionKeptError | None = None
 
@@ -89,7 +89,7 @@ def forget(
     results = {
         decision.version.id: ForgetResult(
             version=decision.version,
-            outcome=Outcome.KEPT if decision.needed else Outcome.REMOVED,
+            outcome=ForgetOutcome.KEPT if decision.needed else ForgetOutcome.REMOVED,
             reason=decision.reason,
         )
         for decision in planned.values()
@@ -100,7 +100,7 @@ def forget(
     def note(removal: Removal) -> None:
         if removal.kept is not None:
             results[removal.version.id] = ForgetResult(
-                version=removal.version, outcome=Outcome.REFUSED, reason=str(removal.kept), refusal=removal.kept
+                version=removal.version, outcome=ForgetOutcome.REFUSED, reason=str(removal.kept), refusal=removal.kept
             )
         announce(results[removal.version.id])
 
