@@ -168,7 +168,7 @@ def test_a_storage_that_loses_bytes_is_found(found, config, monkeypatch):
     status, results = found()
     assert status == 6
     assert results["storage"] == [
-        ("failed", f"a test object came back from {config.parent}/data with other bytes")
+        ("failed", f"{config.parent}/data returned other bytes of a test object than were stored")
     ]
 
 
@@ -185,7 +185,7 @@ def test_the_null_storage_is_a_warning(found, config):
     change(config, "type: file\n", "type: null\n")
     _, results = found()
     assert results["storage"] == [
-        ("warning", "it is of type null and keeps nothing; name a storage of another type")
+        ("warning", "it is of type null and keeps nothing; configure a storage of another type")
     ]
 
 

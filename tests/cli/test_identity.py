@@ -277,7 +277,7 @@ def test_an_impossible_value_is_named(
     config = make_repository(tmp_path / "repository", encrypted=encrypted)
     change(config.parent, f"UPDATE repository SET {column} = {value}")
     said = refused(config.parent, capsys, "ls")
-    assert re.search(rf"an impossible {column}|{column.replace('_', ' ')} 'sha|has the hash function", said)
+    assert re.search(rf"an impossible {column}|{column.replace('_', ' ')} 'sha|has the unknown hash function", said)
     assert "`backyfs recover`" in said
 
 

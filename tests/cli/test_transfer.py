@@ -341,10 +341,10 @@ def test_a_version_that_is_there_already_has_status_22(
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: data[:-1], "the export is cut short: it ends in the midst of its zstd frame"),
+        (lambda data: data[:-1], "the export is truncated: it ends within its zstd frame"),
         (lambda data: data + b"\n", "the export has something after its end"),
-        (lambda data: data[1:], "this is no export of backyfs or backy2; name a file that one of them wrote"),
-        (lambda data: data[:0], "this is no export of backyfs or backy2; name a file that one of them wrote"),
+        (lambda data: data[1:], "the file is not an export of backyfs or backy2; name a file that one of them wrote"),
+        (lambda data: data[:0], "the file is not an export of backyfs or backy2; name a file that one of them wrote"),
     ],
 )
 def test_a_file_that_is_not_whole_has_status_23(

@@ -96,7 +96,7 @@ def test_a_page_that_is_counted_wrongly_and_in_use_is_not_removed(connection: Co
     new_version(connection, a)
     connection.execute(update(pages).values(refs=0))
     nested = connection.begin_nested()
-    with pytest.raises(DatabaseError, match="`backyfs cleanup --full`"):
+    with pytest.raises(DatabaseError, match="run a full cleanup"):
         remove_unused_pages(connection, 10)
     nested.rollback()
     assert refs(connection) == {a: 1}

@@ -212,7 +212,7 @@ def test_an_interrupted_cleanup_is_continued_by_the_next(repository: Repository,
         asked += 1
         return asked > 12
 
-    with pytest.raises(InterruptedByUser, match="the next cleanup goes on"):
+    with pytest.raises(InterruptedByUser, match="the next cleanup continues"):
         cleanup(limited, grace_s=0, control=Control(stop=stop))
     assert 0 < len(objects(repository)) < BLOCKS
     audit(repository)
