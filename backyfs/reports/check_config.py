@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 COLUMNS = ("check", "grade", "message")
 
 
-def as_rows(findings: Iterable[Finding], render: Callable[[object], str] = str) -> list[Row]:
-    """Return a row for each check; `render` words the messages."""
+def as_rows(findings: Iterable[Finding], render: Callable[[Finding], str] = str) -> list[Row]:
+    """Return a row for each check; `render` words message and remedy."""
     return [
         {
             "check": finding.check,
             "grade": finding.grade.value,
-            "message": render(finding.message),
+            "message": render(finding),
             "exit_status": finding.exit_status,
         }
         for finding in findings

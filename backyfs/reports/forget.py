@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from backyfs.engine.versions.forget import Forgotten
+    from backyfs.engine.versions.forget import ForgetResult
     from backyfs.errors import BackyfsError
     from backyfs.reports.values import Row
 
 COLUMNS = ("name", "date", "uid", "tags", "action", "reason")
 
 
-def as_rows(forgotten: Iterable[Forgotten], render: Callable[[BackyfsError], str] = str) -> list[Row]:
+def as_rows(forgotten: Iterable[ForgetResult], render: Callable[[BackyfsError], str] = str) -> list[Row]:
     """Return a row for each version; `render` words why a removal was refused."""
     return [
         {

@@ -87,7 +87,7 @@ def _run(
     if not full:
         report = cleanup(repository, grace_s=grace_s, control=control)
         return as_object(report), [_cleaned_line(report, report.duration_s)], report.errors
-    done = full_cleanup(repository, grace_s=grace_s, prefix=prefix, control=control, tell=log_damage)
+    done = full_cleanup(repository, grace_s=grace_s, prefix=prefix, control=control, on_damage=log_damage)
     return full_as_object(done), [_cleaned_line(done.cleaned, done.duration_s), *_full_lines(done)], done.errors
 
 

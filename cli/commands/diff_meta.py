@@ -16,7 +16,7 @@ from backyfs.cli.output import print_rows
 from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
-from backyfs.engine.versions.diff import Run, State, compared_versions
+from backyfs.engine.versions.diff import BlockState, DiffRun, compared_versions
 from backyfs.geometry import block_count
 from backyfs.reports.diff_meta import as_rows
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger("backyfs.cli")
 
 _WORDS = {
-    State.SAME: "SAME     ",
-    State.HOLE: "SAME     ",
-    State.DIFFERENT: "DIFF     ",
-    State.NEW_LEFT: "NEW LEFT ",
-    State.NEW_RIGHT: "NEW RIGHT",
+    BlockState.SAME: "SAME     ",
+    BlockState.HOLE: "SAME     ",
+    BlockState.DIFFERENT: "DIFF     ",
+    BlockState.NEW_LEFT: "NEW LEFT ",
+    BlockState.NEW_RIGHT: "NEW RIGHT",
 }
-_ONE_SIDED = frozenset((State.NEW_LEFT, State.NEW_RIGHT))
+_ONE_SIDED = frozenset((BlockState.NEW_LEFT, BlockState.NEW_RIGHT))
 _LINES_AT_ONCE = 4096
 _MAP_LINES = 16
 
@@ -71,7 +71,7 @@ def command(invocation: Invocation, left: str, right: str, *, as_map: bool, all_
             _print(_as_far_as_backy2(compared.runs))
 
 
-def _as_far_as_backy2(runs: Iterable[Run]) -> Iterator[Run]:
+def _as_far_as_backy2(runs: Iterable[DiffRun]) -> Iterator[DiffRun]:
     for run in runs:
         if run.state in _ONE_SIDED:
             # backy2 ends with an error there, and so it does not report either that something is missing.
@@ -80,9 +80,9 @@ def _as_far_as_backy2(runs: Iterable[Run]) -> Iterator[Run]:
         yield run
 
 
-def _print(runs: Iterable[Run]) -> None:
+def _print(runs: Iterable[DiffRun]) -> None:
     for run in runs:
-        if run.state is State.ABSENT:
+        if run.state is BlockState.ABSENT:
             continue
         word = _WORDS[run.state]
         for start in range(run.first, run.first + run.count, _LINES_AT_ONCE):
@@ -90,10 +90,17 @@ def _print(runs: Iterable[Run]) -> None:
             click.echo("\n".join([f"{word} {index}" for index in range(start, stop)]))
 
 
-def _draw(runs: Iterable[Run], size_bytes: int, block_size: int) -> None:
+def _draw(runs: Iterable[DiffRun], size_bytes: int, block_size: int) -> None:
     canvas = stdout_canvas()
     kinds = _kinds(canvas.glyphs)
-    numbers = {State.ABSENT: 0, State.HOLE: 1, State.SAME: 2, State.NEW_LEFT: 3, State.NEW_RIGHT: 3, State.DIFFERENT: 4}
+    numbers = {
+        BlockState.ABSENT: 0,
+        BlockState.HOLE: 1,
+        BlockState.SAME: 2,
+        BlockState.NEW_LEFT: 3,
+        BlockState.NEW_RIGHT: 3,
+        BlockState.DIFFERENT: 4,
+    }
     blocks: Counter[int] = Counter()
 
     def counted() -> Iterator[tuple[int, int, int]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backyfs.cli.invocation import Invocation
-    from backyfs.engine.versions.forget import Forgotten
+    from backyfs.engine.versions.forget import ForgetResult
 
 
 @click.command("forget")
@@ -52,7 +52,7 @@ def command(
     in use or too recent.
     """
     columns = chosen_columns(fields, COLUMNS)
-    done: list[Forgotten] = []
+    done: list[ForgetResult] = []
     try:
         with invocation.open_repository() as repository, invocation.control(is_quiet=True) as control:
             forgotten = forget(
@@ -78,7 +78,7 @@ def command(
 
 
 def _print(
-    invocation: Invocation, forgotten: Sequence[Forgotten], columns: Sequence[str], *, dry_run: bool
+    invocation: Invocation, forgotten: Sequence[ForgetResult], columns: Sequence[str], *, dry_run: bool
 ) -> None:
     print_rows(invocation, as_rows(forgotten, render_error), columns)
     if invocation.form is OutputForm.TABLE:

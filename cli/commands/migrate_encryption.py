@@ -86,7 +86,7 @@ def command(
         invocation.record(repository, value, report.errors)
     print_report(invocation, value, _lines(report), COLUMNS)
     for uid, reason in report.damaged.items():
-        _log.error("blob %s was not changed: %s", uid, reason.removeprefix(f"blob {uid} "))
+        _log.error("blob %s was not changed: %s", uid, reason.without(f"blob {uid}"))
     raise_all(report.errors)
 
 

@@ -74,7 +74,7 @@ def command(
             search=search,
             dry_run=dry_run,
         )
-        report = repair(repository, request, control=control, tell=damage)
+        report = repair(repository, request, control=control, on_damage=damage)
         value = as_object(report, damage.found)
         invocation.record(repository, value, report.errors)
     print_report(invocation, value, _lines(report, dry_run=dry_run), COLUMNS)

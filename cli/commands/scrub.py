@@ -86,7 +86,7 @@ def command(
             not_since=None if not_since is None else datetime.now(UTC) - not_since,
             source=image,
         )
-        report = scrub(repository, request, control=control, tell=damage)
+        report = scrub(repository, request, control=control, on_damage=damage)
         value = as_object(report, damage.found)
         invocation.record(repository, value, report.errors)
     _print(invocation, report, value)

@@ -75,7 +75,8 @@ class RepairReport:
         return [
             IntegrityError(
                 f"{self.blobs_left} damaged blobs, in ranges that the log lists, cannot be repaired from there; "
-                "everything else of these versions can be restored"
+                "everything else of these versions can be restored",
+                remedy=self.remedy,
             )
         ]
 

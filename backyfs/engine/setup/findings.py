@@ -29,6 +29,9 @@ class Finding:
     remedy: Remedy | None = None
     exit_status: int = 0  # of the command, if this is the first that failed
 
+    def __str__(self) -> str:
+        return self.message if self.remedy is None else f"{self.message}; {self.remedy}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:

@@ -54,7 +54,7 @@ class VersionComparison:
 
     left: Version
     right: Version
-    runs: Iterator[Run]  # read while it is iterated over
+    runs: Iterator[DiffRun]  # read while it is iterated over
 
 
 @contextmanager
