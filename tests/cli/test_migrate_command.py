@@ -134,6 +134,8 @@ def test_a_rotation_locks_out_who_has_seen_the_old_keys(call: Call, config: Path
     assert status == 0
     assert "key slot ann was removed, because its key or passphrase is not known here" in err
     assert "print its recovery page again" in err
+    assert "is out of date" not in err
+    assert call("catalog", "check")[0] == 0
     assert labels(call) == ["configuration"]
     assert restores(call, tmp_path)
     with opened(config) as repository:

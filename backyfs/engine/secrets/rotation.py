@@ -65,7 +65,11 @@ def rotate_configured(
         secret = Secret(passphrase=ask())
     if secret is None:
         raise UsageError("a new key needs a key slot, and the configuration has neither key nor passphrase")
-    return rotate_repository_key(repository.database, secret, older_than=older_than)
+    report = rotate_repository_key(repository.database, secret, older_than=older_than)
+    if report is not None:
+        # This repository was opened with the old key and cannot write the catalog. The next one that is opened does.
+        repository.database.has_written = False
+    return report
 
 
 def rotate_repository_key(
