@@ -365,7 +365,7 @@ def test_a_catalog_that_is_not_encrypted_is_refused_where_the_configuration_has_
     shutil.copytree(data_of(forged), data_of(config))
     status, _, err = call_with(config, capsys, "recover")
     assert status == 20
-    assert "somebody may have put it there" in err
+    assert "someone may have replaced yours" in err
 
 
 
