@@ -35,7 +35,7 @@ _log = logging.getLogger("backyfs.cli")
 
 
 class Facts:
-    """What the hooks of one command are told; a command adds what it finds out."""
+    """The facts that the hooks of one command get. The command adds what it finds out."""
 
     def __init__(self, facts: dict[str, Fact]) -> None:
         self._facts = facts
@@ -56,12 +56,12 @@ def around(config: Config, command: str, facts: dict[str, Fact]) -> Iterator[Fac
     Raises:
         HookError: before_COMMAND failed, and nothing was done.
     """
-    told = Facts({"command": command, "status": "starting", "pid": os.getpid(), **facts})
+    known = Facts({"command": command, "status": "starting", "pid": os.getpid(), **facts})
     if len(config.files) == 1:
-        told.add(config=config.files[0])  # with it, commands of a hook use the same repository
-    run = _Runner(config, command, told)
+        known.add(config=config.files[0])  # with it, commands of a hook use the same repository
+    run = _Runner(config, command, known)
     if not run.any:
-        yield told
+        yield known
         return
     started = time.monotonic()
     with _taken_over_signals() as signals:
@@ -69,30 +69,30 @@ def around(config: Config, command: str, facts: dict[str, Fact]) -> Iterator[Fac
             try:
                 run.before(signals.let_through)
                 signals.let_through()
-                yield told
+                yield known
             finally:
                 signals.hold_back()
         except BaseException as error:
-            told.add(**_failure(error))
+            known.add(**_failure(error))
             raise
         else:
-            told.add(status="done", exit_status=0)
+            known.add(status="done", exit_status=0)
         finally:
-            told.add(duration_s=round(time.monotonic() - started, 3))
+            known.add(duration_s=round(time.monotonic() - started, 3))
             run.after()
-            if told.all()["status"] != "done":
+            if known.all()["status"] != "done":
                 run.failed()
 
 
 class _Runner:
     """The hooks of one command."""
 
-    def __init__(self, config: Config, command: str, told: Facts) -> None:
+    def __init__(self, config: Config, command: str, facts: Facts) -> None:
         # A hook that runs our own commands does not run itself.
         self._hooks = {} if RUNNING_HOOK in os.environ else dict(config.hooks.commands)
         self._timeout_s = config.hooks.timeout_s
         self._command = command
-        self._told = told
+        self._facts = facts
         self._is_refused = False
 
     @property
@@ -129,7 +129,7 @@ class _Runner:
 
     def _run(self, name: str, begun: Callable[[], None] = lambda: None) -> None:
         if name in self._hooks:
-            run_hook(name, self._hooks[name], self._told.all(), timeout_s=self._timeout_s, begun=begun)
+            run_hook(name, self._hooks[name], self._facts.all(), timeout_s=self._timeout_s, begun=begun)
 
 
 def _failure(error: BaseException) -> dict[str, Fact]:
@@ -179,7 +179,7 @@ class _Signals:
             _raise(number)
 
     def hold_back(self) -> None:
-        """Have hooks run undisturbed from now on: they have a timeout of their own."""
+        """Let hooks run undisturbed from now on: they have a separate timeout."""
         self._raises = False
         self._has_ended = True
 
@@ -192,7 +192,7 @@ def _raise(number: int) -> NoReturn:
 
 @contextmanager
 def _taken_over_signals() -> Iterator[_Signals]:
-    """Take over the signals that would end the process without its hooks, but not those that are ignored."""
+    """Take over the signals that would end the process without its hooks, except for signals that are ignored."""
     signals = _Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals

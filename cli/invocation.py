@@ -64,7 +64,7 @@ class Invocation:
     log_option: str | None  # -v, -d or -q, if one was given
     process_name: ProcessName = field(default_factory=ProcessName)
     interrupted: threading.Event = field(default_factory=threading.Event)  # set by the signals that end a command
-    told: list[Facts] = field(default_factory=list, repr=False)     # to the hooks that run around this command
+    facts: list[Facts] = field(default_factory=list, repr=False)    # for the hooks that run around this command
     loaded: list[Config] = field(default_factory=list, repr=False)  # the configuration, once it was read
     source_warnings: dict[str, int] = field(default_factory=dict)   # by kind, of a backup that is done
     answered: list[str] = field(default_factory=list, repr=False)   # the passphrase, once somebody was asked for it
@@ -97,9 +97,9 @@ class Invocation:
 
     @contextmanager
     def hooks(self, command: str, **facts: Fact) -> Iterator[Facts]:
-        """Run the hooks of a command around what is in the `with`; facts that it adds are told to later ones.
+        """Run the hooks of a command around the `with`. Later hooks get the facts that it adds.
 
-        It stands around all that the command does, so that they also run when it cannot open its repository.
+        Everything that the command does is within it, so hooks also run if the repository cannot be opened.
 
         Raises:
             HookError: before_COMMAND failed.
@@ -107,15 +107,15 @@ class Invocation:
         """
         from backyfs.cli.hooks import around  # noqa: PLC0415 - most commands have none
 
-        with around(self.load_config(), command, facts) as told:
-            self.told.append(told)
-            yield told
+        with around(self.load_config(), command, facts) as known:
+            self.facts.append(known)
+            yield known
 
     def add_facts(self, **facts: Fact) -> None:
-        """Tell the log and the hooks that are still to run what was found out."""
+        """Add facts for the log and for hooks that run later."""
         self.results.update(facts)
-        for told in self.told:
-            told.add(**facts)
+        for known in self.facts:
+            known.add(**facts)
 
     @property
     def service(self) -> Service:
@@ -172,15 +172,15 @@ class Invocation:
             yield Control(progress=progress, stop=stop, recorded=self.runs.append)
 
     def progress(self) -> Progress:
-        """Return how progress is to be shown; in the title of the process it always is."""
+        """Return the progress to show. The title of the process always shows it."""
         made = title_progress(self.process_name.text, self._shown_progress())
         self.progresses.append(made)
         return made
 
     def how_far(self) -> str:
-        """Return how far the command is, for somebody who asks. Signal handlers may call it."""
-        told = [text for text in (progress.now() for progress in self.progresses) if text]
-        return told[-1] if told else f"{self.command} is running and has no progress to report at the moment"
+        """Return how far the command is, for SIGUSR1. Signal handlers may call this."""
+        texts = [text for text in (progress.now() for progress in self.progresses) if text]
+        return texts[-1] if texts else f"{self.command} is running and has no progress to report at the moment"
 
     def _shown_progress(self) -> Progress:
         if not self.show_progress:
@@ -194,7 +194,7 @@ class Invocation:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether a signal came that ends commands; a second SIGINT interrupts at once.
+    """Yield a function that returns whether a signal has asked to stop. A second SIGINT interrupts immediately.
 
     These are SIGINT and SIGTERM, and unless they are ignored, as by nohup, SIGHUP and SIGQUIT.
     """

@@ -1,4 +1,4 @@
-"""`--metrics-file`: what monitoring wants to know, written when a command has ended."""
+"""Write the file of `--metrics-file` when a command has ended."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BEGINNING = b"# HELP backyfs_"  # of every file that was written here
 
 @dataclass(slots=True)
 class Record:
-    """A run of the program: filled in as it goes on, told at its end."""
+    """A run of the program. It is filled in while the command runs, and written at its end."""
 
     words: tuple[str, ...] = ()  # after the name of the program
     metrics_file: str | None = None
@@ -43,9 +43,9 @@ class Record:
             log_result(self.command, status, time.monotonic() - self._started_s, self.invocation.results)
 
     def write_metrics(self, status: int) -> None:
-        """Write the file, if one was asked for; that it cannot be written is told, and changes no exit status.
+        """Write the file, if it was requested. A failure is logged, and does not change the exit status.
 
-        Where the database cannot be read it tells the run alone, whose status says so.
+        If the database cannot be read, the file describes only the run, whose status shows the failure.
         """
         if self.metrics_file is None:
             return
@@ -71,7 +71,7 @@ class Record:
             _log.error("metrics are not written: %s: %s; name another file", self.metrics_file, error.strerror)
 
     def _config_file(self) -> str:
-        """Return the configuration that was named, empty if none was: what tells repositories of a host apart."""
+        """Return the configuration that was named, empty if none was. It distinguishes the repositories of a host."""
         named = None if self.invocation is None else self.invocation.config_file
         named = os.environ.get(CONFIG_VARIABLE) if named is None else named
         return os.path.abspath(named) if named else ""

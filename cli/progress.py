@@ -1,4 +1,4 @@
-"""Progress in a log: a line now and then."""
+"""Show progress as lines in the log."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class LogProgress:
     total_bytes: int = 0
     done_bytes: int = 0
     started: float = 0.0
-    told: float = 0.0
+    logged: float = 0.0
 
     def start(self, label: str, total_bytes: int) -> None:
         """Begin to measure."""
         self.label = label
         self.total_bytes = total_bytes
-        self.started = self.told = time.monotonic()
+        self.started = self.logged = time.monotonic()
 
     def advance(self, amount_bytes: int) -> None:
-        """Tell how far it is, if that was not told lately."""
+        """Count bytes, and log the progress unless that was done recently."""
         self.done_bytes += amount_bytes
         now = time.monotonic()
-        if now - self.told < _LOG_EVERY_S:
+        if now - self.logged < _LOG_EVERY_S:
             return
-        self.told = now
+        self.logged = now
         rate = self.done_bytes / (now - self.started)
         remaining_s = (self.total_bytes - self.done_bytes) / rate if rate else 0.0
         _log.info(
@@ -49,4 +49,4 @@ class LogProgress:
         )
 
     def stop(self) -> None:
-        """Tell nothing: the command tells its end."""
+        """Log nothing: the command reports its end."""

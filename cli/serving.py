@@ -37,7 +37,7 @@ def serve_mount(
     from backyfs.mount.session import serve  # noqa: PLC0415 - pyfuse3, which the waiting process does not need
 
     share_freed_memory()
-    signals = ending_signals(in_background=starter is not None)  # before hooks have handlers of their own
+    signals = ending_signals(in_background=starter is not None)  # before hooks install their handlers
     with invocation.hooks("mount", mountpoint=mountpoint), invocation.open_repository() as repository:
         try:
             serve(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "-p", "--prefix", default="", metavar="DIGITS", help="With --full: look only at objects whose names begin so."
 )
-@click.option("-n", "--dry-run", is_flag=True, help="Show how much there is to delete, and delete nothing.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show how much would be deleted, and delete nothing.")
 @click.option(
     "--dangerous-force",
     is_flag=True,
@@ -49,7 +49,7 @@ def command(invocation: Invocation, *, full: bool, prefix: str, dry_run: bool, d
     """Delete the stored blocks that no version needs any more.
 
     Other commands, including other cleanups, can run at the same time on all hosts. It can be stopped at any time; the
-    next cleanup continues. With --full it also deletes objects that the database does not know, and looks for those
+    next cleanup continues. With --full it also deletes objects that the database does not know, and looks for objects
     that the database knows and the storage does not have: they are listed and marked as damaged, and the exit status is
     20. See docs/operate/cleanup.md.
     """
@@ -72,7 +72,7 @@ def command(invocation: Invocation, *, full: bool, prefix: str, dry_run: bool, d
 def _plan(
     repository: Repository, control: Control, *, full: bool, prefix: str, grace_s: float
 ) -> tuple[Object, list[str], list[BackyfsError]]:
-    """Return what there is to do, as an object and as lines; nothing was marked or deleted."""
+    """Return what would be done, as an object and as lines; nothing was marked or deleted."""
     if not full:
         garbage = plan_cleanup(repository, grace_s=grace_s)
         return plan_as_object(garbage), _garbage_lines(garbage), []

@@ -39,7 +39,7 @@ _log = logging.getLogger("backyfs.cli")
     metavar="DATE",
     help="With --reseal: only blocks, and a repository key, from before DATE.",
 )
-@click.option("-n", "--dry-run", is_flag=True, help="Show how much there is to do, and change nothing.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show how much would be re-encrypted, and change nothing.")
 @click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Re-encrypt N blocks at once.")
 @click.pass_obj
 def command(

@@ -40,7 +40,7 @@ LEFT = {
     "backyfs/storage": 4,
     "backyfs/targets": 1,
     "backyfs/work": 12,
-    "cli": 70,
+    "cli": 7,
     "docs/internals": 7,
     "docs/reference": 32,
     "tests": 1,
