@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,26 +14,20 @@ from backyfs.metadata.records.versions import list_versions
 from tests.cli.cases import CASES
 from tests.cli.test_every_command import by_words, place
 from tests.support.images import random_image
+from tests.support.program import backyfs
 from tests.support.repositories import BLOCK, make_repository
 from tests.support.users import USER, run_as_user
 from tests.upgrade.reference import Reference
 
 __all__ = ["place"]
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 # A mount shows files of root, and root alone uses what `attach` writes down. Neither stays.
 WITHOUT_MOUNT = [case for case in CASES if case.name not in {"mount", "umount", "attach", "detach"}]
 
 
 def run_as_root(config, *words):
-    return subprocess.run(
-        [BACKYFS, "-c", str(config), *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PATH": SBIN},
-    )
+    return backyfs("-c", config, *words, env=os.environ | {"PATH": SBIN})
 
 
 def give_to_user(directory):

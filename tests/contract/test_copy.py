@@ -40,6 +40,7 @@ from backyfs.model import (
     VersionStatus,
     VersionUid,
 )
+from backyfs.work import silence
 from tests.support.images import random_image
 from tests.support.jobs import spec
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
@@ -256,7 +257,10 @@ def test_a_repository_works_with_its_copy(target: str, tmp_path: Path) -> None:
                 assert (tmp_path / f"restored{number}").read_bytes() == image.read_bytes()
 
 
-def test_jobs_that_are_dead_are_not_copied(target: str, tmp_path: Path) -> None:
+def test_jobs_that_are_dead_are_not_copied(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence, "WATCH_S", 1.0)
     config = make_repository(tmp_path / "repository")
     source = f"sqlite:///{config.with_name('backyfs.sqlite')}"
     with closing(Database(source)) as database, database.write() as connection:

@@ -29,7 +29,7 @@ from backyfs.model import PageNumber
 from backyfs.work.job import Job
 from tests.support.images import random_image
 from tests.support.jobs import spec
-from tests.support.program import BACKYFS, PATIENCE_S, mounting, why_not_mount
+from tests.support.program import BACKYFS, PATIENCE_S, backyfs, mounting, why_not_mount
 from tests.support.repositories import back_up, make_repository, opened
 from tests.support.services.server import ACCOUNT
 
@@ -111,9 +111,7 @@ def new_repository(place: Path, image: Path) -> Path:
 
 
 def run(config: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [BACKYFS, "-c", config, "--no-progress", *map(str, words)], capture_output=True, text=True, check=False
-    )
+    return backyfs("-c", config, "--no-progress", *words)
 
 
 def listed(config: Path) -> list[str]:

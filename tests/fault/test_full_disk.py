@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.audit import audit
 from tests.support.images import random_image
+from tests.support.program import backyfs
 from tests.support.repositories import opened
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def run(config: Path, *words: object) -> tuple[int, str]:
-    done = subprocess.run(
-        [BACKYFS, "-c", config, "-q", *map(str, words)], capture_output=True, text=True, check=False
-    )
+    done = backyfs("-c", config, "-q", *words)
     return done.returncode, done.stderr
 
 
