@@ -253,7 +253,7 @@ def test_recover_warns_of_a_catalog_that_nothing_vouches_for(plain: Path, call: 
     status, said = call(plain, "recover")
     assert status == 0
     for told in (said, warnings(plain)):
-        assert "is not encrypted: nothing vouches for its catalog" in told
+        assert "is not encrypted: its catalog cannot be authenticated" in told
 
 
 @pytest.mark.parametrize(
