@@ -197,7 +197,7 @@ def test_a_valid_version_that_lacks_a_block_is_refused(text: str, number: int) -
 
 @pytest.mark.parametrize("text", [FORMAT_2_12, INTERRUPTED])
 def test_a_block_too_many_is_refused(text: str) -> None:
-    with pytest.raises(ExportFormatError, match=r"^the export has 4 blocks, and its version 3"):
+    with pytest.raises(ExportFormatError, match=r"^the export has 4 blocks, but its version has 3"):
         read(f"{text},{UID},3,{DATE},,4096,1,0,,\r\n")
 
 
@@ -253,7 +253,7 @@ def test_a_flipped_byte_never_ends_in_another_error() -> None:
     ],
 )
 def test_an_unknown_format_is_refused(first: str) -> None:
-    with pytest.raises(ExportFormatError, match=r"format that is known \(2\.1, 2\.2, 2\.10, 2\.12\)$"):
+    with pytest.raises(ExportFormatError, match=r"not an export of backy2 in a known format \(2\.1, 2\.2, 2\.10, 2\.12\)$"):
         read(FORMAT_2_12.replace("backy2 Version 2.12 metadata dump", first))
 
 

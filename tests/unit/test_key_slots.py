@@ -132,7 +132,7 @@ def test_a_hostile_slot_of_scrypt_is_damaged_and_costs_nothing(change: dict[str,
 
 @pytest.mark.parametrize("parameters", ["", "{", "[]", "1", "[" * 100_000, '{"a": 1}' + " " * 1024])
 def test_parameters_that_are_no_json_are_damage(parameters: str) -> None:
-    with pytest.raises(IntegrityError, match=r"^key slot 'words' has parameters that are no JSON object"):
+    with pytest.raises(IntegrityError, match=r"^key slot 'words' has parameters that are not a JSON object"):
         open_with([replace(passphrase_slot("words"), kdf_parameters=parameters)], Secret(passphrase="words"))
 
 
