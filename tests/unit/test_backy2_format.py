@@ -253,7 +253,7 @@ def test_a_flipped_byte_never_ends_in_another_error() -> None:
     ],
 )
 def test_an_unknown_format_is_refused(first: str) -> None:
-    with pytest.raises(ExportFormatError, match=r"not an export of backy2 in a known format \(2\.1, 2\.2, 2\.10, 2\.12\)$"):
+    with pytest.raises(ExportFormatError, match=r"in a known format \(2\.1, 2\.2, 2\.10, 2\.12\)$"):
         read(FORMAT_2_12.replace("backy2 Version 2.12 metadata dump", first))
 
 
