@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from backyfs.model import Progress, RunId
     from backyfs.reports.values import Object, Row
     from backyfs.repository import Repository
-    from backyfs.work.progress import TellingProgress
+    from backyfs.work.progress import TextProgress
     from backyfs.work.run import Control
 
 _log = logging.getLogger("backyfs.cli")
@@ -69,7 +69,7 @@ class Invocation:
     source_warnings: dict[str, int] = field(default_factory=dict)   # by kind, of a backup that is done
     answered: list[str] = field(default_factory=list, repr=False)   # the passphrase, once somebody was asked for it
     results: dict[str, Fact] = field(default_factory=dict, repr=False)  # what the command found out, for the log
-    progresses: list[TellingProgress] = field(default_factory=list, repr=False)  # all that were made, by `progress`
+    progresses: list[TextProgress] = field(default_factory=list, repr=False)  # all that were made, by `progress`
     odd_rows: set[str] = field(default_factory=set, repr=False)  # of the database, that were left out and logged
     runs: list[RunId] = field(default_factory=list, repr=False)  # of the jobs that the command has ended
 

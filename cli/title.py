@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backyfs.cli.text import printable
-from backyfs.work.progress import TellingProgress
+from backyfs.work.progress import TextProgress
 
 if TYPE_CHECKING:
     from backyfs.model import Progress
@@ -41,10 +41,10 @@ def title_of(process_name: str, activity: str) -> str:
     return f"{process_name} [{_PROGRAM}: {activity}]"
 
 
-def title_progress(process_name: str, shown: Progress) -> TellingProgress:
+def title_progress(process_name: str, shown: Progress) -> TextProgress:
     """Return a progress that also updates the title of the process, until it stops."""
     title = _Title(process_name)
-    return TellingProgress(shown, title.say, title.restore, every_s=_EVERY_S)
+    return TextProgress(shown, title.say, title.restore, every_s=_EVERY_S)
 
 
 class _Title:

@@ -1,6 +1,6 @@
-"""The job of a running command: its row in the database, kept alive by the heartbeats of a thread.
+"""Register a running command as a job: a row in the database, kept alive by the heartbeats of a thread.
 
-At its end the row becomes a run (`metadata/records/runs.py`), in one transaction.
+When the job ends, one transaction turns the row into a run (`metadata/records/runs.py`).
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
     from backyfs.model import JobSpec, Progress, RunId, Unit, Version, VersionId
     from backyfs.work.limits import Limits
 
-FIRST_BEAT_S = 2      # the first beats come this often, so that the progress of a short command can be seen
-_BEATS_A_RUN = 5      # later ones are a fifth of the time so far apart, and at most jobs.HEARTBEAT_S
+FIRST_BEAT_S = 2      # interval of the first beats, short enough to show the progress of a short command
+_BEATS_A_RUN = 5      # later intervals are a fifth of the elapsed time, and at most jobs.HEARTBEAT_S
 
 _log = logging.getLogger(__name__)
 
 
 class Job:
-    """A registered job, from `with` to its end. Its methods may be called from any thread.
+    """A job that is registered during a `with`. Its methods may be called from any thread.
 
-    A job that only reads works without its row if the database cannot be written. Nobody can remove anything on a
-    read-only file system. On a full disk `rm` can: then reading a version that is gone fails, see
+    A job that only reads works without a row if the database cannot be written. On a read-only file system nobody can
+    remove anything. On a full disk, `rm` can still remove versions, and reading a removed version then fails, see
     `blockmap.page_entries`.
     """
 
     def __init__(
         self, database: Database, spec: JobSpec, *, only_reads: bool = False, limits: Limits = DEFAULT_LIMITS
     ) -> None:
-        """Prepare a job; `spec` is what others see of it."""
+        """Prepare a job; `spec` describes it to other commands."""
         self._database = database
         self._spec = spec
         self._only_reads = only_reads
@@ -57,15 +57,15 @@ class Job:
         self._tracked: CountedProgress | None = None
         self._recorded: Callable[[RunId], None] | None = None
         self._began = time.monotonic()
-        self.progress: JobProgress | None = None  # what `count` was called with; a step under way takes precedence
+        self.progress: JobProgress | None = None  # the arguments of `count`; a running step takes precedence
 
     def hold(self, version_id: VersionId) -> None:
-        """Keep a version from being removed while this job lives.
+        """Prevent the removal of a version while this job lives.
 
         Raises:
             VersionNotFoundError: it was removed.
-            DatabaseError: that could not be stored.
-            JobLostError: another command took this one for dead.
+            DatabaseError: the database could not be written.
+            JobLostError: another command considered this one dead.
         """
         if not self._is_registered:
             return
@@ -75,34 +75,36 @@ class Job:
         except DatabaseFullError as full:
             if not self._only_reads:
                 raise
-            _log.warning("other commands can remove the version that is being read: %s", full)
+            _log.warning("other commands can remove the version while it is being read: %s", full)
 
     def hold_new(self, connection: Connection, version_id: VersionId) -> None:
-        """Hold a version in the transaction that makes it: nobody can remove it before it is held."""
+        """Hold a version in the transaction that creates it, so that nobody can remove it before."""
         jobs.hold_version(connection, self._id, version_id)
 
     def hold_alone(self, version: Version, *, stop: Callable[[], bool] = lambda: False) -> None:
-        """Hold a version that no other job may use at the same time.
+        """Hold a version exclusively.
 
         Raises:
             VersionError: another job holds it.
             VersionNotFoundError: it was removed.
             InterruptedByUser: `stop` returned True.
-            DatabaseError: that could not be stored.
-            JobLostError: another command took this one for dead.
+            DatabaseError: the database could not be written.
+            JobLostError: another command considered this one dead.
         """
         remove_silent_jobs(self._database, stop=stop)
         with self.write() as connection:
             jobs.hold_version(connection, self._id, version.id)
             others = jobs.other_holders(connection, jobs.this_process(), self._id, version.uid)
         if others:
-            raise VersionError(f"version {version.uid} is in use by {others[0]}; wait for its end")
+            raise VersionError(
+                f"is in use by {others[0]}", subject=f"version {version.uid}", remedy="wait for its end"
+            )
 
     def release(self, version_id: VersionId) -> None:
-        """Let a version be removed again.
+        """Allow the removal of a version again.
 
         Raises:
-            DatabaseError: that could not be stored; it stays held until the job ends.
+            DatabaseError: the database could not be written; the version stays held until the job ends.
         """
         if not self._is_registered:
             return
@@ -110,16 +112,16 @@ class Job:
             jobs.release_version(connection, self._id, version_id)
 
     def track(self, progress: Progress, recorded: Callable[[RunId], None] | None = None) -> Progress:
-        """Return a progress that is shown as `progress` shows it, and to those who list the jobs.
+        """Return a progress that forwards to `progress` and is also visible in the list of jobs.
 
-        It belongs to one thread, as `progress` does. `recorded` is called with the run when this job has ended.
+        It belongs to one thread, like `progress`. `recorded` is called with the run when this job has ended.
         """
         self._recorded = recorded
         self._tracked = CountedProgress(progress)
         return self._tracked
 
     def count(self, done: int, total: int, unit: Unit) -> JobProgress:
-        """Show those who list the jobs how far this one has got, where it has no steps that count bytes."""
+        """Update the progress in the list of jobs, for a job without steps that count bytes."""
         self.progress = JobProgress(done=done, total=total, unit=unit, elapsed_s=time.monotonic() - self._began)
         return self.progress
 
@@ -130,15 +132,15 @@ class Job:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Give a write transaction in which this job is known to be alive.
+        """Yield a write transaction in which this job is certainly alive.
 
-        Everything that others must not lose is written in such a transaction: rows of objects, pages, the status of a
-        version. Once others take a job for dead they no longer spare what it holds and has stored, so it must not refer
-        to that afterwards. A host that was suspended in between does not know.
+        Use it for everything that must not be lost: rows of objects, pages, the status of a version. When other
+        commands consider a job dead, they may delete anything that it holds or has stored, so it must not refer to that
+        afterwards. A host that was suspended in between would not know.
 
         Raises:
             JobLostError: the row of this job is gone.
-            DatabaseError: the database fails; nothing of the transaction was done.
+            DatabaseError: the database failed; the transaction was rolled back.
         """
         with self._database.write() as connection:
             self.confirm(connection)
@@ -155,15 +157,17 @@ class Job:
             self.check()
 
     def check(self) -> None:
-        """Make sure that the other commands still know of this job.
+        """Make sure that other commands still know about this job.
 
         Raises:
-            JobLostError: its row is gone; nothing keeps the others from removing what it works on.
+            JobLostError: its row is gone, so nothing protects its versions and objects any more.
         """
         if self.lost:
             raise JobLostError(
-                f"the job {self._spec.command!r} was taken for dead by another command and stops; was this host "
-                "suspended, or the database out of reach for a minute? Run the command again"
+                "was considered dead by another command, and stops: this host was suspended, or the database was "
+                "unreachable for a minute",
+                subject=f"the job {self._spec.command!r}",
+                remedy="run the command again",
             )
 
     def _beat(self) -> None:
@@ -185,7 +189,7 @@ class Job:
 
     def __enter__(self) -> Job:
         if not self._is_registered:
-            _log.warning("%s is on a read-only file system: others do not see this command", self._database.place)
+            _log.warning("%s is on a read-only file system: other commands do not see this one", self._database.place)
             return self
         try:
             with self._database.write() as connection:
@@ -194,7 +198,7 @@ class Job:
             if not self._only_reads:
                 raise
             self._is_registered = False
-            _log.warning("other commands do not see this one, and can remove what it reads: %s", full)
+            _log.warning("other commands do not see this one, and can remove versions that it reads: %s", full)
             return self
         self._thread.start()
         return self
@@ -212,7 +216,7 @@ class Job:
                 if run_id is not None:
                     prune_runs(connection, run_id, self._limits.runs)
         except DatabaseError as gone:
-            _log.warning("the row of this job stays behind and is removed by a later command: %s", gone)
+            _log.warning("cannot remove the row of this job, which a later command will do: %s", gone)
             return
         if run_id is not None and self._recorded is not None:
             self._recorded(run_id)

@@ -1,4 +1,4 @@
-"""Progress that is passed on while it is shown: numbers to the row of a job, text to the title of the process."""
+"""Forward progress while it is shown: as numbers to the row of a job, as text to the title of the process."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class CountedProgress:
-    """Shows what it is given, and counts it. For one thread; any thread may ask for the numbers."""
+    """Forwards progress and counts it. For one thread, but any thread may read the numbers."""
 
     def __init__(self, shown: Progress) -> None:
         self._shown = shown
         self._label = ""
         self._total_bytes = 0
         self._done_bytes = 0
-        self._started: float | None = None  # monotonic; None: no step is under way
+        self._started: float | None = None  # monotonic; None: no step is running
 
     def start(self, label: str, total_bytes: int) -> None:
         """Begin a step at 0."""
@@ -32,7 +32,7 @@ class CountedProgress:
         self._started = time.monotonic()
 
     def advance(self, amount_bytes: int) -> None:
-        """Count."""
+        """Count bytes as done."""
         self._shown.advance(amount_bytes)
         self._done_bytes += amount_bytes
 
@@ -42,7 +42,7 @@ class CountedProgress:
         self._started = None
 
     def numbers(self) -> JobProgress | None:
-        """Return how far the step has got; None: none is under way."""
+        """Return the progress of the current step; None if no step is running."""
         started = self._started
         if started is None:
             return None
@@ -54,58 +54,58 @@ class CountedProgress:
         )
 
 
-class TellingProgress:
-    """Shows what it is told; tells label and pace, as text, at most every so many seconds. For one thread."""
+class TextProgress:
+    """Forwards progress, and reports it as text at most once per interval. For one thread."""
 
     def __init__(
-        self, shown: Progress, tell: Callable[[str, str], None], end: Callable[[], None], *, every_s: float
+        self, shown: Progress, report: Callable[[str, str], None], end: Callable[[], None], *, every_s: float
     ) -> None:
-        """Tell `tell` of every step, and `end` when the display is taken away."""
+        """Call `report` with label and pace, and `end` when the display is removed."""
         self._shown = shown
-        self._tell = tell
+        self._report = report
         self._end = end
         self._every_s = every_s
         self._label = ""
         self._pace = Pace(total_bytes=0, started=0.0)
         self._is_shown = False
-        self._told = 0.0
+        self._reported = 0.0
 
     def start(self, label: str, total_bytes: int) -> None:
-        """Begin to count anew."""
+        """Begin a step at 0."""
         self._shown.start(label, total_bytes)
         self._label = label
         self._pace = Pace(total_bytes=total_bytes, started=time.monotonic())
         self._is_shown = True
-        self._say(self._pace.started)
+        self._report_at(self._pace.started)
 
     def advance(self, amount_bytes: int) -> None:
-        """Count, and put it into words now and then: making the text takes longer than counting."""
+        """Count bytes as done. Report only once per interval, because formatting takes longer than counting."""
         self._shown.advance(amount_bytes)
         self._pace.done_bytes += amount_bytes
         now = time.monotonic()
-        if now - self._told >= self._every_s:
-            self._say(now)
+        if now - self._reported >= self._every_s:
+            self._report_at(now)
 
     def stop(self) -> None:
-        """Take the display away."""
+        """Remove the display."""
         self._shown.stop()
         self._is_shown = False
         self._end()
 
     def text(self) -> str:
-        """Return the pace as it is now, in any thread; empty while nothing is shown.
+        """Return the current pace; empty while nothing is shown. Any thread may call this.
 
-        What was told last is older than that where nothing advances for a while.
+        The last report is older than this if nothing has advanced for a while.
         """
         return self._pace.text(time.monotonic()) if self._is_shown else ""
 
     def now(self) -> str:
-        """Return what is being done and how far it is, as text; empty before the start and after the end."""
+        """Return label and pace of the current step as text; empty if no step is running."""
         if not self._is_shown:
             return ""
         pace = self.text()
         return f"{self._label}: {pace}" if pace else self._label
 
-    def _say(self, now: float) -> None:
-        self._told = now
-        self._tell(self._label, self._pace.text(now))
+    def _report_at(self, now: float) -> None:
+        self._reported = now
+        self._report(self._label, self._pace.text(now))

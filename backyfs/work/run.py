@@ -1,4 +1,4 @@
-"""A command at work: its job, the progress it reports, and whether it has been asked to stop."""
+"""Run an operation: its job, its progress, and whether it must stop."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 
 def never() -> bool:
-    """Return False: nobody asks to stop."""
+    """Return False: do not stop."""
     return False
 
 
 def ignore(_run_id: RunId) -> None:
-    """Do nothing: nobody adds anything to the run."""
+    """Do nothing, because the caller adds nothing to the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """How the caller of a long operation follows it, and stops it."""
+    """How the caller of a long operation follows and stops it."""
 
     progress: Progress = field(default_factory=NoProgress)
-    stop: Callable[[], bool] = never  # called often, from several threads; once it returns True the operation ends soon
-    recorded: Callable[[RunId], None] = ignore  # called when the job of the operation has ended, with its run
+    stop: Callable[[], bool] = never  # called often, from several threads; after it returns True, the operation ends
+    recorded: Callable[[RunId], None] = ignore  # called with the run when the job of the operation has ended
 
     def quietly(self) -> Control:
-        """Return a control that stops in the same way and shows no progress."""
+        """Return a control that stops in the same way but shows no progress."""
         return Control(stop=self.stop)
 
 
@@ -44,12 +44,12 @@ UNATTENDED = Control()
 
 
 class Run:
-    """One operation at work. It reports its progress from one thread; any thread may ask whether to stop."""
+    """One running operation. One thread reports its progress; any thread may check whether to stop."""
 
     def __init__(
         self, control: Control, *, interrupted: str, remedy: Remedy | None = None, job: Job | None = None
     ) -> None:
-        """Begin work. `interrupted` and `remedy` make the error if it is stopped. Not every operation has a job."""
+        """Begin an operation, with or without a job. If it is stopped, the error has `interrupted` and `remedy`."""
         self._job = job
         self.interrupted = interrupted
         self.remedy = remedy
@@ -71,10 +71,10 @@ class Run:
         return other
 
     def check(self) -> None:
-        """Make sure that the operation may go on. Call it between two steps that take long.
+        """Make sure that the operation may continue. Call this between long steps.
 
         Raises:
-            JobLostError: another command took the job for dead.
+            JobLostError: another command considered the job dead.
             InterruptedByUser: the caller asked to stop.
         """
         if self._job is not None:
@@ -84,7 +84,7 @@ class Run:
 
     @contextmanager
     def step(self, label: str, total_bytes: int) -> Iterator[None]:
-        """Show the progress of what is done within the `with`, of a total that `advance` counts towards."""
+        """Show progress during the `with`. `advance` counts towards the total."""
         self._progress.start(label, total_bytes)
         self._is_shown = True
         try:
@@ -94,6 +94,6 @@ class Run:
             self._progress.stop()
 
     def advance(self, amount_bytes: int) -> None:
-        """Count bytes as done; outside of a step, where nothing is shown, this does nothing."""
+        """Count bytes as done. Outside of a step, nothing is shown, and this does nothing."""
         if self._is_shown:
             self._progress.advance(amount_bytes)

@@ -1,8 +1,8 @@
 """Watch jobs that have been silent for a minute until they beat again or are known to be dead.
 
-Their heartbeats are times by the database's clock, and a clock can be set forward. Then the heartbeats of all live jobs
-are old at the same time. So the monotonic clock of this process decides: a live job beats several times while it is
-watched, and one that does not is dead.
+Heartbeats are times of the database's clock, which can be set forward. Then the heartbeats of all live jobs look old.
+So the monotonic clock of this process decides: a live job beats several times while it is watched, and one that does
+not is dead.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _log = logging.getLogger(__name__)
 def remove_silent_jobs(
     database: Database, *, stop: Callable[[], bool] = lambda: False, records: bool = True
 ) -> None:
-    """Remove the dead jobs of other hosts, and those that hang; call it before refusing something because of a job.
+    """Remove dead jobs of other hosts, and jobs that hang. Call this before refusing anything because of a job.
 
-    It returns immediately if no heartbeat is old, and otherwise within `WATCH_S` seconds. `records`: each dead job
-    becomes a run. An older schema has no runs.
+    It returns immediately if no heartbeat is old, and otherwise within `WATCH_S` seconds. With `records`, each dead job
+    becomes a run; an older schema has no runs.
 
     Raises:
         InterruptedByUser: `stop` returned True.

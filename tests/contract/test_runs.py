@@ -158,7 +158,7 @@ def test_a_run_that_cannot_be_written_is_a_warning_and_the_transaction_goes_on(
         kind="backup", command="backup disk", names="[]", host=None, started_at=now, heartbeat_at=now
     )
     assert insert_run(connection, job, DONE) is None
-    assert "how backup disk ended is not recorded: database: " in caplog.text
+    assert "cannot record how backup disk ended: database: " in caplog.text
     assert [job.command for job in list_live_jobs(connection, this_process())] == ["backup"]
     assert list_runs(connection) == []
 

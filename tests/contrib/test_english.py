@@ -33,9 +33,9 @@ PHRASES = {
 LEFT = {
     "backyfs": 14,
     "backyfs/config": 4,
-    "backyfs/engine": 228,
+    "backyfs/engine": 218,
     "backyfs/keys": 1,
-    "backyfs/metadata": 7,
+    "backyfs/metadata": 3,
     "backyfs/repository": 8,
     "backyfs/storage": 4,
     "backyfs/targets": 1,
@@ -44,7 +44,7 @@ LEFT = {
     "docs/internals": 7,
     "docs/reference": 32,
     "tests": 1,
-    "tests/cli": 170,
+    "tests/cli": 152,
     "tests/contract": 21,
     "tests/contrib": 2,
     "tests/fault": 36,
@@ -53,7 +53,7 @@ LEFT = {
     "tests/property": 4,
     "tests/soak": 5,
     "tests/support": 8,
-    "tests/unit": 135,
+    "tests/unit": 138,
     "tests/upgrade": 10,
 }
 

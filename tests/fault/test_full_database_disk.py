@@ -318,7 +318,7 @@ def test_a_transaction_that_writes_is_refused_with_the_reason(
             pass
         job = Job(repository.database, spec("restore"), only_reads=True)
         with caplog.at_level(logging.WARNING, logger="backyfs"), job:
-            assert "can remove what it reads" in caplog.text
+            assert "can remove versions that it reads" in caplog.text
         # As soon as there is room the same repository can write.
         (small_disk / "ballast").unlink()
         with repository.database.write() as connection:

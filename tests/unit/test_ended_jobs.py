@@ -102,7 +102,7 @@ def test_a_run_that_cannot_be_written_is_a_warning_and_the_job_ends(
     with Job(repository.database, spec("backup disk")):
         pass
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-        "how backup disk ended is not recorded: database: no runs"
+        "cannot record how backup disk ended: database: no runs"
     ]
     with repository.database.write() as connection:
         assert connection.execute(text("SELECT count(*) FROM jobs")).scalar() == 0

@@ -204,7 +204,7 @@ jobs = Table(
     Column("host", text(255), nullable=False),      # for people
     Column("scope", short(128, values.Text(128)), nullable=False),  # machine, boot and pid namespace
     Column("pid", number(values.PID), nullable=False),
-    Column("pid_started", large(values.COUNT), nullable=False),  # ticks after boot: pids are used again
+    Column("pid_started", large(values.COUNT), nullable=False),  # ticks after boot, because pids are reused
     Column("command", text(1024), nullable=False),  # for people
     Column("progress", text(255), nullable=False),  # for people: the step it is at; empty: none
     Column("started_at", UtcDateTime, nullable=False),
@@ -220,30 +220,30 @@ jobs = Table(
     sqlite_autoincrement=True,
 )
 
-job_versions = Table(  # which versions a job holds: none of them is removed while the job lives
+job_versions = Table(  # versions that a job holds: they are not removed while the job lives
     "job_versions",
     metadata,
     Column("job_id", reference(), ForeignKey(jobs.c.id, ondelete="CASCADE"), primary_key=True),
     Column("version_id", reference(), ForeignKey(versions.c.id, ondelete="CASCADE"), primary_key=True, index=True),
 )
 
-# What became of jobs. A job that ends writes its run in the transaction that removes its row.
+# Finished jobs. A job that ends writes its run in the transaction that removes its row.
 runs = Table(
     "runs",
     metadata,
     Column("id", _Id, primary_key=True),
-    Column("kind", short(32, values.Text(32))),  # as that of the job
+    Column("kind", short(32, values.Text(32))),  # of the job
     Column("command", text(1024), nullable=False),  # for people
     Column("names", text(4096, values.NAMES), nullable=False),  # JSON: of the backups it worked on
     Column("host", text(255), nullable=False),  # for people
     Column("started_at", UtcDateTime, nullable=False),
-    Column("ended_at", UtcDateTime, nullable=False, index=True),  # killed or lost: when it was last heard of
+    Column("ended_at", UtcDateTime, nullable=False, index=True),  # killed or lost: the last heartbeat
     Column("outcome", short(16, values.OUTCOME), nullable=False),  # model.RunOutcome
-    Column("exit_status", number(values.EXIT_STATUS)),  # NULL: nobody knows
+    Column("exit_status", number(values.EXIT_STATUS)),  # NULL: unknown
     Column("error_class", short(64, values.Text(64))),  # of backyfs.errors, or of Python
     Column("error", text(4096)),
     Column("report", json_text(values.REPORT)),  # what the command reports with --json; NULL: nothing
-    sqlite_autoincrement=True,  # whoever adds a report must not find another run
+    sqlite_autoincrement=True,  # a report that is added later must not get into another run
 )
 
 stats = Table(  # one row for each finished backup; it outlives its version

@@ -1,8 +1,8 @@
-"""Jobs: running commands as rows, so that commands of all hosts know of each other without lock files.
+"""Store jobs: a row for each running command, so that commands on all hosts see each other without lock files.
 
-A job beats with the database's clock. It is dead when its process has ended, or when its heartbeat is old and stays so
-while it is watched. Age alone proves nothing: a clock that was set forward makes every heartbeat old at once. A live
-job beats again within seconds, so whoever needs to know watches the silent ones by its own clock, see
+A job beats with the database's clock. It is dead if its process has ended, or if its heartbeat is old and stays the
+same while it is watched. Age alone proves nothing, because setting the clock forward makes every heartbeat old. A live
+job beats again within seconds, so a command that needs to know watches silent jobs with its own clock, see
 `backyfs.work.silence`. A dead job holds nothing.
 """
 
@@ -59,7 +59,7 @@ __all__ = [
 
 HEARTBEAT_S = 10
 DEAD_AFTER_S = 60
-# The columns that every schema of ours has: an upgrade looks for live jobs before it adds the others.
+# The columns that all our schemas have: an upgrade looks for live jobs before it adds the other columns.
 _SINCE_THE_FIRST = (
     jobs.c.id, jobs.c.host, jobs.c.scope, jobs.c.pid, jobs.c.pid_started, jobs.c.command, jobs.c.started_at,
     jobs.c.heartbeat_at,
@@ -69,22 +69,22 @@ _KILLED = Ending(
 )
 _LOST = Ending(
     outcome=RunOutcome.LOST,
-    error="not heard from for a minute, and taken for dead: its host crashed or was suspended, or it hung",
+    error="silent for a minute, and considered dead: its host crashed or was suspended, or it hung",
 )
 _MAY_WRITE_BLOBS = or_(jobs.c.writes_blobs.is_(None), jobs.c.writes_blobs)  # NULL: an older release runs it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A running command, as others see it."""
+    """A running command, for other commands."""
 
     id: JobId
     host: str
     pid: int
     command: str
     started_at: datetime
-    beat_age_s: float                 # since its last heartbeat, by the database's clock
-    versions: tuple[VersionUid, ...]  # that it holds
+    beat_age_s: float                 # time since its last heartbeat, by the database's clock
+    versions: tuple[VersionUid, ...]  # the versions that it holds
 
     def __str__(self) -> str:
         silent = f", last heard of {self.beat_age_s:.0f} s ago" if self.beat_age_s > DEAD_AFTER_S else ""
@@ -93,17 +93,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningJob:
-    """A job with what is known of it to those who watch it. Nothing is decided by these."""
+    """A job with further facts for display. No decision depends on these."""
 
     job: Job
-    kind: str | None               # a JobKind, or that of a later release; None: an older release runs it
+    kind: str | None               # a JobKind, possibly of a later release; None: an older release runs it
     names: tuple[str, ...]         # of the backups it works on
     writes_blobs: bool             # it may store objects that have no row yet
-    progress: JobProgress | None   # as of its last heartbeat; None: no step is under way
+    progress: JobProgress | None   # as of its last heartbeat; None: no step is running
 
 
 def register_job(connection: Connection, process: Process, spec: JobSpec) -> JobId:
-    """Insert a job, and end those whose processes have ended."""
+    """Insert a job, and end jobs whose processes have ended."""
     _bury_ended(connection, process)
     command = spec.command.encode(errors="backslashreplace").decode()  # paths need not be UTF-8
     row = insert(jobs).values(
@@ -123,9 +123,9 @@ def register_job(connection: Connection, process: Process, spec: JobSpec) -> Job
 
 
 def list_live_jobs(connection: Connection, observer: Process) -> list[Job]:
-    """Return the jobs whose processes have not ended, as far as `observer` knows, the oldest first.
+    """Return the jobs whose processes have not ended according to `observer`, the oldest first.
 
-    One with an old heartbeat is among them: whether it is dead only shows when it is watched.
+    This includes jobs with an old heartbeat: only watching them shows whether they are dead.
     """
     now = database_time(connection)
     query = select(*_SINCE_THE_FIRST).order_by(jobs.c.id)
@@ -146,7 +146,7 @@ def list_live_jobs(connection: Connection, observer: Process) -> list[Job]:
 
 
 def list_running_jobs(connection: Connection, observer: Process) -> list[RunningJob]:
-    """Return the jobs that `list_live_jobs` returns, with what is known of each. A damaged row is left out."""
+    """Return the jobs of `list_live_jobs` with further facts. Damaged rows are skipped."""
     columns = (
         jobs.c.id, jobs.c.kind, jobs.c.names, jobs.c.writes_blobs, jobs.c.progress, jobs.c.progress_done,
         jobs.c.progress_total, jobs.c.progress_unit, jobs.c.progress_s,
@@ -175,9 +175,9 @@ def _running(job: Job, row: Any) -> RunningJob:
 
 
 def silent_jobs(connection: Connection, observer: Process) -> dict[JobId, datetime]:
-    """Return the jobs that would be dead if the clock were right, and when each was last heard of.
+    """Return the jobs that would be dead if the clock were right, and their last heartbeats.
 
-    A heartbeat of the future counts as well: the clock was set back, and says nothing until it gets there.
+    A heartbeat in the future counts too: the clock was set back, so it proves nothing until that time.
     """
     now = database_time(connection)
     limit = timedelta(seconds=DEAD_AFTER_S)
@@ -191,9 +191,9 @@ def silent_jobs(connection: Connection, observer: Process) -> dict[JobId, dateti
 def remove_silent(
     connection: Connection, silent: Mapping[JobId, datetime], *, records: bool = True
 ) -> list[JobId]:
-    """Remove those of these jobs that were not heard of since; return them. To be called in a write transaction.
+    """Remove the jobs that have not beaten since; return them. Call this in a write transaction.
 
-    `records`: each becomes a run. An older schema has no runs.
+    With `records`, each becomes a run; an older schema has no runs.
     """
     query = select(jobs.c.id, jobs.c.heartbeat_at).where(jobs.c.id.in_(list(silent)))
     rows = sound_rows(connection, query, jobs.c.id)
@@ -212,9 +212,9 @@ def other_holders(connection: Connection, observer: Process, job_id: JobId, uid:
 
 
 def live_holders(connection: Connection, observer: Process, version_id: VersionId) -> list[Job]:
-    """Return the live jobs that hold a version, the oldest first; those whose processes have ended are removed.
+    """Return the live jobs that hold a version, the oldest first, and remove jobs whose processes have ended.
 
-    To be called in a write transaction.
+    Call this in a write transaction.
     """
     _bury_ended(connection, observer)
     query = select(job_versions.c.job_id).where(job_versions.c.version_id == version_id)
@@ -223,10 +223,10 @@ def live_holders(connection: Connection, observer: Process, version_id: VersionI
 
 
 def oldest_writer_s(connection: Connection, observer: Process) -> float | None:
-    """Return for how many seconds the oldest live job runs that may store objects; None: there is none.
+    """Return the age in seconds of the oldest live job that may store objects; None if there is none.
 
-    It is infinite where the clock was set back since that job began. Jobs whose processes have ended are removed: from
-    now on they name nothing, see `work.job.Job.confirm`. To be called in a write transaction.
+    It is infinite if the clock was set back since that job began. Jobs whose processes have ended are removed, so they
+    can no longer refer to objects, see `work.job.Job.confirm`. Call this in a write transaction.
     """
     _bury_ended(connection, observer)
     now = database_time(connection)
@@ -254,7 +254,9 @@ def has_row(connection: Connection, job_id: JobId) -> bool:
 
 
 def hold_version(connection: Connection, job_id: JobId, version_id: VersionId) -> None:
-    """Hold a version: it is not removed while the job lives. Holding it twice is fine. First in its transaction.
+    """Hold a version, so that it is not removed while the job lives. Call this first in a transaction.
+
+    Holding a version twice has no further effect.
 
     Raises:
         VersionNotFoundError: it was removed.
@@ -269,16 +271,16 @@ def hold_version(connection: Connection, job_id: JobId, version_id: VersionId) -
 
 
 def release_version(connection: Connection, job_id: JobId, version_id: VersionId) -> None:
-    """Hold a version no longer; one that is not held is fine."""
+    """Release a version. If it is not held, do nothing."""
     held = (job_versions.c.job_id == job_id) & (job_versions.c.version_id == version_id)
     connection.execute(delete(job_versions).where(held))
 
 
 def end_job(connection: Connection, job_id: JobId, ending: Ending) -> RunId | None:
-    """Remove a job, with what it holds, and record how it ended; return its run.
+    """Remove a job with its holds, and record how it ended; return its run.
 
-    None: somebody else has ended it, its row is damaged, or the run cannot be written. To be called in a write
-    transaction, so a job has one run however many notice its end.
+    Return None if another command has ended it, its row is damaged, or the run cannot be written. Call this in a write
+    transaction, so that a job gets only one run even if several commands notice its end.
     """
     facts = (jobs.c.kind, jobs.c.command, jobs.c.names, jobs.c.host, jobs.c.started_at, jobs.c.heartbeat_at)
     rows = sound_rows(connection, select(*facts).where(jobs.c.id == job_id), jobs.c.id)
@@ -287,7 +289,7 @@ def end_job(connection: Connection, job_id: JobId, ending: Ending) -> RunId | No
 
 
 def remove_job(connection: Connection, job_id: JobId) -> bool:
-    """Remove a job, with what it holds, and record nothing; return whether it was there."""
+    """Remove a job with its holds without recording a run; return whether it existed."""
     return connection.execute(delete(jobs).where(jobs.c.id == job_id)).rowcount == 1
 
 
@@ -300,7 +302,7 @@ def _held_versions(connection: Connection) -> dict[int, list[VersionUid]]:
 
 
 def _bury_ended(connection: Connection, observer: Process) -> None:
-    # Whether one with a damaged row has ended, nobody can tell. If it has not, it finds its row gone and stops.
+    # It is unknown whether a job with a damaged row has ended. If not, it will find its row gone and stop.
     for job_id in odd_ids(connection, select(*_SINCE_THE_FIRST), jobs.c.id):
         remove_job(connection, JobId(job_id))
     for row in connection.execute(select(*_SINCE_THE_FIRST).where(jobs.c.scope == observer.scope)).all():

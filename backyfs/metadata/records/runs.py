@@ -1,7 +1,7 @@
-"""Runs: what became of jobs, one row for each that has ended. They outlive what the jobs worked on.
+"""Store runs: one row for each job that has ended. They outlive the versions that the jobs worked on.
 
-A run is written in the transaction that removes the row of its job. Where it cannot be written, the job still ends, and
-a warning says so. The table is bounded: old runs are removed as new ones are written, see `prune_runs`.
+A run is written in the transaction that removes the row of its job. If it cannot be written, the job still ends, with a
+warning. The table is bounded: old runs are removed when new ones are written, see `prune_runs`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_NAMES_LENGTH = 4096   # characters, as the tables take them
+_NAMES_LENGTH = 4096   # characters, as in the tables
 _ERROR_LENGTH = 4096
 _CLASS_LENGTH = 64
 _REPORT_BYTES = 64 << 10
@@ -49,26 +49,26 @@ class RunRecord:
     """A job that has ended."""
 
     id: RunId
-    kind: str | None  # a JobKind, or that of a later release; None: an older release ran it
+    kind: str | None  # a JobKind, possibly of a later release; None: an older release ran it
     command: str
     names: tuple[str, ...]  # of the backups it worked on
     host: str
     started_at: datetime
-    ended_at: datetime         # killed or lost: when it was last heard of
+    ended_at: datetime         # killed or lost: its last heartbeat
     outcome: RunOutcome
-    exit_status: int | None    # None: nobody knows
+    exit_status: int | None    # None: unknown
     error_class: str | None
     error: str | None
-    report: str | None = None  # JSON; None: there is none, or it was not asked for
+    report: str | None = None  # JSON; None: there is none, or it was not loaded
 
     @property
     def duration_s(self) -> float:
-        """How long it took; 0 where the clock of the database was set back."""
+        """How long it took; 0 if the clock of the database was set back."""
         return max(0.0, (self.ended_at - self.started_at).total_seconds())
 
 
 def names_text(names: Iterable[str]) -> str:
-    """Return names as the tables store them: JSON, each name once, as many as fit."""
+    """Return names as JSON for the tables: each name once, as many as fit."""
     kept: list[str] = []
     length = 2
     for name in dict.fromkeys(names):
@@ -80,12 +80,12 @@ def names_text(names: Iterable[str]) -> str:
 
 
 def insert_run(connection: Connection, job: Any, ending: Ending) -> RunId | None:
-    """Record how a job ended, in the transaction that removes its row `job`; return None where that fails.
+    """Record how a job ended, in the transaction that removes its row `job`; return None if that fails.
 
-    A failure undoes nothing else of the transaction.
+    A failure does not affect the rest of the transaction.
 
     Raises:
-        SQLAlchemyError: the transaction cannot go on.
+        SQLAlchemyError: the transaction cannot continue.
     """
     is_known = ending.outcome not in {RunOutcome.KILLED, RunOutcome.LOST}
     row = insert(runs).values(
@@ -105,17 +105,17 @@ def insert_run(connection: Connection, job: Any, ending: Ending) -> RunId | None
         with mapped_errors(show_url(connection.engine.url)):
             run_id = insert_row(connection, row)
     except DatabaseError as error:
-        savepoint.rollback()  # fails where the database has given up the whole transaction
-        _log.warning("how %s ended is not recorded: %s", job.command, error)
+        savepoint.rollback()  # fails if the database has aborted the whole transaction
+        _log.warning("cannot record how %s ended: %s", job.command, error)
         return None
     savepoint.commit()
     return RunId(run_id)
 
 
 def prune_runs(connection: Connection, newest: RunId, limits: RunLimits) -> None:
-    """Remove the runs that are too many, or too old. `newest` is the run of a command that ends now.
+    """Remove runs beyond the limits of number and age. `newest` is the run of a command that ends now.
 
-    Ids and times are indexed, so the cost follows what is removed.
+    Ids and times are indexed, so the cost grows with the number of removed runs.
     """
     connection.execute(delete(runs).where(runs.c.id <= newest - limits.rows))
     for now in sound_rows(connection, select(runs.c.ended_at).where(runs.c.id == newest), runs.c.id):
@@ -125,10 +125,10 @@ def prune_runs(connection: Connection, newest: RunId, limits: RunLimits) -> None
 def complete_run(
     connection: Connection, run_id: RunId, *, report: str | None = None, ending: Ending | None = None
 ) -> None:
-    """Add to a run what was known only after its job had ended. A run that is gone is fine.
+    """Add facts to a run that became known after its job had ended. Do nothing if the run is gone.
 
-    `report` is JSON; one of more than 64 KiB is left out. `ending` replaces that of the job: a job succeeds that finds
-    damage, and its command fails.
+    `report` is JSON; one of more than 64 KiB is left out. `ending` replaces that of the job: if a job finds damage, the
+    job succeeds but its command fails.
     """
     values: dict[str, object] = {}
     if report is not None and len(report.encode()) <= _REPORT_BYTES:
@@ -145,7 +145,7 @@ def complete_run(
 
 
 def list_runs(connection: Connection, *, limit: int | None = None, with_reports: bool = False) -> list[RunRecord]:
-    """Return the runs, or the newest `limit` of them, the newest first."""
+    """Return all runs, or the newest `limit` ones, the newest first."""
     columns = [column for column in runs.c if with_reports or column is not runs.c.report]
     query = select(*columns).order_by(runs.c.ended_at.desc(), runs.c.id.desc())
     return [
@@ -168,7 +168,7 @@ def list_runs(connection: Connection, *, limit: int | None = None, with_reports:
 
 
 def _stored(text: str | None, length: int) -> str | None:
-    """Return text that every database can store: names of files in it need not be UTF-8."""
+    """Return text in a form that every database can store. File names in it need not be UTF-8."""
     if text is None:
         return None
     return text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()[:length]
