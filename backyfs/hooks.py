@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Fact: TypeAlias = "str | int | float | bool | datetime | Sequence[str] | None"
 
 VARIABLE_PREFIX = "BACKYFS_"
-RUNNING_HOOK = "BACKYFS_HOOK"  # the name of the hook; a command that finds it set runs no hooks of its own
+RUNNING_HOOK = "BACKYFS_HOOK"  # the name of the hook; a command that finds it set does not run hooks
 
 _SHELL = "/bin/sh"
 _END_S = 10.0  # time that an interrupted hook gets to end

@@ -81,7 +81,7 @@ class ValueKind:
 
 
 def _number(text: str, _: PathContext, *, least: int = 0) -> int:
-    # Check the length first: int() raises an error of its own for thousands of digits.
+    # Check the length first: int() raises another error for thousands of digits.
     if not re.fullmatch("[0-9]{1,19}", text) or not least <= int(text) <= _MAX_NUMBER:
         raise Refused
     return int(text)

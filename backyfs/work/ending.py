@@ -1,4 +1,4 @@
-"""How a command ended, as its run records it: by what it raised. Pure."""
+"""Describe for its run how a command ended, from the error that it raised. Pure."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from backyfs.model import Ending, RunOutcome
 
 
 def ending_of(error: BaseException | None) -> Ending:
-    """Return how a command ended that raised this; None: nothing."""
+    """Return how a command ended that raised this error, or None."""
     if error is None:
         return Ending(outcome=RunOutcome.SUCCEEDED, exit_status=0)
-    if isinstance(error, ReaderGoneError):  # as `| head` does; the command ends with 0
+    if isinstance(error, ReaderGoneError):  # for example `| head`; the command ends with 0
         return _ending(RunOutcome.INTERRUPTED, 0, error)
     if isinstance(error, InterruptedByUser | KeyboardInterrupt):
         return _ending(RunOutcome.INTERRUPTED, InterruptedByUser.exit_status, error)

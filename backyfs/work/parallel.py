@@ -1,4 +1,4 @@
-"""A limit on how many threads do something at the same time."""
+"""Limit how many threads do something at the same time."""
 
 from __future__ import annotations
 

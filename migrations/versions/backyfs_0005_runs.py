@@ -28,7 +28,7 @@ def _text(length: int) -> sa.String:
 
 
 def upgrade() -> None:
-    """Make what is missing; on MariaDB a run that was killed may have made some of it."""
+    """Create what is missing. On MariaDB, a killed run may have created some of it."""
     add_missing_column("jobs", sa.Column("names", _text(4096)))
     add_missing_column("jobs", sa.Column("progress_done", sa.BigInteger))
     add_missing_column("jobs", sa.Column("progress_total", sa.BigInteger))

@@ -31,20 +31,18 @@ PHRASES = {
 }
 
 LEFT = {
-    "backyfs": 14,
-    "backyfs/config": 4,
-    "backyfs/engine": 218,
-    "backyfs/keys": 1,
+    "backyfs": 13,
+    "backyfs/config": 3,
+    "backyfs/engine": 34,
     "backyfs/metadata": 3,
-    "backyfs/repository": 8,
+    "backyfs/repository": 1,
     "backyfs/storage": 4,
     "backyfs/targets": 1,
-    "backyfs/work": 12,
-    "cli": 7,
+    "cli": 4,
     "docs/internals": 7,
-    "docs/reference": 32,
+    "docs/reference": 1,
     "tests": 1,
-    "tests/cli": 152,
+    "tests/cli": 147,
     "tests/contract": 21,
     "tests/contrib": 2,
     "tests/fault": 36,
@@ -53,8 +51,8 @@ LEFT = {
     "tests/property": 4,
     "tests/soak": 5,
     "tests/support": 8,
-    "tests/unit": 138,
-    "tests/upgrade": 10,
+    "tests/unit": 130,
+    "tests/upgrade": 11,
 }
 
 _PATTERN = re.compile("|".join(rf"(?<![\w-]){phrase}(?![\w-])" for phrase in PHRASES))
