@@ -1,4 +1,4 @@
-"""An upgrade does not begin while others use the database, and commands that are started in the meantime wait for it."""
+"""An upgrade does not begin while others use the database, and commands started in the meantime wait for it."""
 
 from __future__ import annotations
 
