@@ -30,7 +30,7 @@ TARGETS: dict[str, Scheme[DestinationFinder]] = {
 
 
 def find_destination(uri: str, config: Config | None = None) -> Destination:
-    """Look up where an image is to be written: a path, `file://PATH`, a block device, `null://`, or `-` for stdout.
+    """Look up where to write an image: a path, `file://PATH`, a block device, `null://`, or `-` for stdout.
 
     Nothing is opened or changed. `config` limits simultaneous writes; without it, they are not limited. To stdout
     there is only one write at a time anyway.

@@ -37,7 +37,6 @@ LEFT = {
     "backyfs/metadata": 3,
     "backyfs/repository": 1,
     "backyfs/storage": 4,
-    "backyfs/targets": 1,
     "cli": 4,
     "docs/internals": 7,
     "docs/reference": 1,

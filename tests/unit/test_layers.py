@@ -239,6 +239,13 @@ def test_a_kind_of_source_is_loaded_when_it_is_used() -> None:
     assert "backyfs.sources.file" not in loaded
 
 
+def test_a_kind_of_target_is_loaded_when_it_is_used() -> None:
+    program = "from backyfs.targets.registry import find_destination\nfind_destination('null://')"
+    loaded = imported_by(program)
+    assert "backyfs.targets.null" in loaded
+    assert loaded & {"backyfs.targets.file", "backyfs.targets.stream"} == set()
+
+
 def test_opening_a_repository_loads_neither_fuse_nor_alembic() -> None:
     loaded = imported_by("import backyfs.repository")
     assert loaded & {"pyfuse3", "trio", "alembic"} == set()

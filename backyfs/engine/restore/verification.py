@@ -1,4 +1,4 @@
-"""Read a target back after a restore, and find where its bytes differ from those that were written."""
+"""Read a target back after a restore, and find where it differs from what was written."""
 
 from __future__ import annotations
 
