@@ -48,7 +48,7 @@ class BlockPart:
             raise IntegrityError("refers to a blob that the database does not have", subject="the block map")
         if self.blob.size != self.block_length:
             raise IntegrityError(
-                f"has {self.blob.size} bytes, but its block has {self.block_length}", subject=f"blob {self.blob.uid}"
+                f"has {self.blob.size} bytes where the image has {self.block_length}", subject=f"blob {self.blob.uid}"
             )
         return self.blob
 

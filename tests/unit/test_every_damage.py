@@ -133,7 +133,7 @@ DAMAGES = {
     "a bit is flipped": Damaged(of_file(flip_a_byte, 1000), [block(1000)], "blob"),
     "objects are swapped": Damaged(swap_two, [block(3), block(1000)], "blob"),
     "a blob has no row": Damaged(take_row, [block(3)], "has no row", "does not have"),
-    "a page names a blob of another size": Damaged(name_another, [block(3)], "has 100 bytes, but its block has 512"),
+    "a page names a blob of another size": Damaged(name_another, [block(3)], "has 100 bytes where the image has 512"),
     "a page is no page": Damaged(set_page(0, entries=b"junk"), FIRST_PAGE, "page of a block map is damaged"),
     "a page is cut short": Damaged(set_page(1, entries=b""), LAST_PAGE, "page of a block map is damaged"),
     "a page has another digest": Damaged(set_page(1, digest=b"x" * 32), LAST_PAGE, "its digest differs"),
@@ -222,8 +222,8 @@ def test_all_but_what_is_damaged_can_be_had(repository: Repository, tmp_path: Pa
 @pytest.mark.parametrize(
     ("inject", "lost", "words"),
     [
-        (set_size(SIZE + 1), block(BLOCKS - 1), "has 100 bytes, but its block has 101"),
-        (set_size(SIZE - 1), block(BLOCKS - 1), "has 100 bytes, but its block has 99"),
+        (set_size(SIZE + 1), block(BLOCKS - 1), "has 100 bytes where the image has 101"),
+        (set_size(SIZE - 1), block(BLOCKS - 1), "has 100 bytes where the image has 99"),
         (set_size(SIZE - TAIL), (PAGE_BYTES, SIZE - TAIL), "has 6 blocks where the image has 5"),
         (set_size(SIZE + BLOCK), (PAGE_BYTES, SIZE + BLOCK), "has 6 blocks where the image has 7"),
         (set_size(PAGE_BYTES), (PAGE_BYTES, PAGE_BYTES + 6 * BLOCK), "beyond the end"),
