@@ -138,10 +138,10 @@ def read_files(directory: Path) -> dict[str, bytes | None]:
     found: dict[str, bytes | None] = {}
     for place, directories, names in os.walk(directory):
         below = os.path.relpath(place, directory)
-        found.update((os.path.join(below, name), None) for name in directories)
+        found.update((os.path.normpath(os.path.join(below, name)), None) for name in directories)
         for name in names:
             with open(os.path.join(place, name), "rb") as file:
-                found[os.path.join(below, name)] = file.read()
+                found[os.path.normpath(os.path.join(below, name))] = file.read()
     return found
 
 

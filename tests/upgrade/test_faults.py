@@ -110,6 +110,9 @@ class Subject:
         if self._server is None:
             database = digest_of({name: files.pop(name) for name in list(files) if name.startswith(self._file.name)})
         else:
+            config = files[self.reference.config_file.name]
+            assert config is not None
+            files[self.reference.config_file.name] = config.replace(self.url.encode(), b"")  # it has a number
             engine = self.engine()
             with engine.connect() as connection:
                 database = dump_of(connection)
