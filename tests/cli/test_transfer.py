@@ -386,7 +386,7 @@ def test_a_copied_database_takes_the_place_of_the_old_one(
     assert done.status == 0
     assert "backyfs: blobs: 4 rows copied and compared\n" in done.err
     assert done.out.decode().splitlines() == [
-        f"20 rows of 12 tables were copied to {tmp_path}/new.sqlite, and compared.",
+        f"21 rows of 13 tables were copied to {tmp_path}/new.sqlite, and compared.",
         "Now set `engine` in [MetaBackend] to its URL. The old database was not changed.",
     ]
     config.write_text(config.read_text().replace(*urls))
