@@ -91,7 +91,7 @@ def test_every_mistake_of_the_configuration_is_told_with_its_place(found, config
     for line, (_, message) in zip(lines, results["configuration"], strict=True):
         assert message.startswith(f"{config}, line {line}: [")
     assert "[DEFAULTS] deduplication: deduplication is 'perhaps'; allowed: 1, 0" in results["configuration"][0][1]
-    assert results["storage"] == [("skipped", "cannot be looked at before the configuration is right")]
+    assert results["storage"] == [("skipped", "cannot be checked until the configuration is right")]
     assert [grade for grade, _ in results["clock"]] == ["ok"]
 
 
@@ -163,8 +163,12 @@ def test_a_storage_that_is_gone_has_the_status_of_storages(found, config):
 
 def test_a_storage_that_loses_bytes_is_found(found, config, monkeypatch):
     from backyfs.storage.directory import DirectoryStorage
+    from backyfs.storage.keys import is_blob
 
-    monkeypatch.setattr(DirectoryStorage, "get", lambda *_: b"other")
+    get = DirectoryStorage.get
+    monkeypatch.setattr(
+        DirectoryStorage, "get", lambda self, key, **most: b"other" if is_blob(key) else get(self, key, **most)
+    )
     status, results = found()
     assert status == 6
     assert results["storage"] == [

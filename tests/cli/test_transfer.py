@@ -44,7 +44,7 @@ class Done(NamedTuple):
 
 # The database of the twin is an older one, of the same storage.
 OLDER = (
-    "backyfs: the catalog in the storage has index 2, and the database knows of 1: the database may be an older copy\n"
+    "backyfs: the catalog in the storage has index 2, but the database has 1: the database may be an older copy\n"
 )
 
 @pytest.fixture
@@ -367,7 +367,7 @@ def test_an_export_for_backy2_that_is_not_whole_has_status_23(
     before = contents(twin)
     done = call("import", tmp_path / "export.csv", on=twin)
     assert (done.status, done.out) == (23, b"")
-    assert done.err.startswith("backyfs: error: the export has 4 blocks, and its version 5; it is cut short")
+    assert done.err.startswith("backyfs: error: the export has 4 blocks, but its version has 5: it is truncated")
     assert contents(twin) == before
 
 

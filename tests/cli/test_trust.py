@@ -175,7 +175,7 @@ def test_the_check_fails_where_commands_refuse(home, config, part):
     ((grade, message),) = results["permissions"]
     assert grade == "failed"
     assert message.startswith(f"{fact}, so others can change {config}")
-    assert results["key"] == [("skipped", "cannot be looked at before the configuration is out of reach of others")]
+    assert results["key"] == [("skipped", "cannot be checked until the configuration is out of reach of others")]
 
 
 def test_the_check_runs_no_command_of_such_a_configuration(home, config):
