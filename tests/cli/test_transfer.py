@@ -407,6 +407,7 @@ def test_db_copy_prints_a_line_for_each_table_for_machines(
         "key_slots|1",
         "pages|1",
         "repository|1",
+        "runs|1",
         "stats|1",
         "tags|3",
         "version_pages|1",
@@ -419,7 +420,7 @@ def test_db_copy_prints_json(call: Callable[..., Done], uid: str, urls: tuple[st
     assert result == {
         "from": f"{tmp_path}/repository/backyfs.sqlite", "to": f"{tmp_path}/new.sqlite",
         "blob_checks": 0, "blob_refs": 4, "blobs": 4, "catalog_notes": 3, "damaged_versions": 0, "key_slots": 1,
-        "pages": 1, "repository": 1, "stats": 1, "tags": 3, "version_pages": 1, "versions": 1,
+        "pages": 1, "repository": 1, "runs": 1, "stats": 1, "tags": 3, "version_pages": 1, "versions": 1,
     }  # fmt: skip
 
 
