@@ -281,7 +281,7 @@ def version_of_new_blobs(config: Config, identity: Identity, *, has_key: bool) -
 
 
 def _is_adopted(identity: Identity) -> bool:
-    """Tell whether a repository comes from backy2, by what `rekey` does not change. It may have key slots by now.
+    """Return whether a repository comes from backy2, by what `rekey` does not change. It may have key slots by now.
 
     This is also true if it was created without encryption, with a hash function of hashlib, and encrypted later.
     """

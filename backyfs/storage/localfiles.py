@@ -65,12 +65,12 @@ def read_at(fd: int, offset: int, length: int) -> bytes:
 
 
 def syncfs_can_be_trusted(path: str) -> bool:
-    """Tell whether `syncfs` waits for the disk on this file system, and reports bytes that did not reach it."""
+    """Return whether `syncfs` waits for the disk on this file system, and reports bytes that did not reach it."""
     return has_trusted_syncfs(os.uname().release, file_system_type(path))
 
 
 def has_trusted_syncfs(release: str, file_system: str) -> bool:
-    """Tell the same of a file system by its type, and of a kernel by its release."""
+    """Return the same for the type of a file system and the release of a kernel."""
     # Before Linux 5.8 syncfs did not report write errors, syncfs(2).
     numbers = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
     return numbers >= (5, 8) and file_system in _SYNCFS_FILE_SYSTEMS

@@ -128,7 +128,7 @@ def command(
     """
     changes = None if hints is None else parse_hints(_read_hints(hints), hints)
 
-    def tell(version: Version) -> None:
+    def report_version(version: Version) -> None:
         invocation.add_facts(uid=version.uid)
         if invocation.form is OutputForm.PIPE:
             announce(version.uid)
@@ -148,7 +148,7 @@ def command(
                 continued=None if continue_version is None else named_version(repository, continue_version),
             ),
             control=control,
-            announce=tell,
+            announce=report_version,
         )
         value = as_object(report, repository.block_size)
         invocation.record(repository, value)

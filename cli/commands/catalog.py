@@ -56,7 +56,7 @@ def check(invocation: Invocation) -> None:
 
     found: list[Difference] = []
     with invocation.open_repository() as repository, invocation.control() as control:
-        report = CatalogCheck(repository, control=control, tell=found.append).run()
+        report = CatalogCheck(repository, control=control, on_difference=found.append).run()
     if invocation.form is OutputForm.JSON:
         print_object(checked_as_object(report, found))
     elif found or invocation.form is OutputForm.PIPE:

@@ -138,7 +138,7 @@ def recovered(repository: Repository, target: str, **options: Any) -> tuple[Reco
     storage = repository.blocks.storage
     catalog = open_catalog(storage, lambda _found: key_of(repository), None)
     with closing(Database(target)) as database:
-        return recover(storage, catalog, database, tell=losses.append, **options), losses
+        return recover(storage, catalog, database, on_loss=losses.append, **options), losses
 
 
 def reopened(repository: Repository, config: Path, target: str) -> Path:
@@ -156,7 +156,7 @@ def facts(repository: Repository) -> list[Version]:
 
 def found_by_check(repository: Repository) -> set[tuple[str, str]]:
     found: list[Difference] = []
-    CatalogCheck(repository, tell=found.append).run()
+    CatalogCheck(repository, on_difference=found.append).run()
     return {(one.name, one.fact) for one in found}
 
 

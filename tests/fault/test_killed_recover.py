@@ -48,7 +48,7 @@ def versions(repository: Repository, tmp_path: Path) -> list[Version]:
 
 def differences(repository: Repository) -> list[Difference]:
     found: list[Difference] = []
-    CatalogCheck(repository, tell=found.append).run()
+    CatalogCheck(repository, on_difference=found.append).run()
     return found
 
 
@@ -125,7 +125,7 @@ def losses_of(repository: Repository, tmp_path: Path) -> list[Loss]:
     storage = repository.blocks.storage
     catalog = open_catalog(storage, lambda _found: Secret(), repository.blocks.keyring.repository_key)
     with closing(Database(f"sqlite:///{tmp_path}/whole.sqlite")) as database:
-        recover(storage, catalog, database, tell=found.append)
+        recover(storage, catalog, database, on_loss=found.append)
     for path in tmp_path.glob("whole.sqlite*"):
         path.unlink()
     return found

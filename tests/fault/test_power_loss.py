@@ -114,7 +114,7 @@ class Place:
             key = repository.blocks.keyring.repository_key
             with closing(Database(f"sqlite:///{target}")) as database:
                 catalog = open_catalog(storage, lambda _found: Secret(), key)
-                report = recover(storage, catalog, database, tell=losses.append)
+                report = recover(storage, catalog, database, on_loss=losses.append)
         for path in self.directory.glob(f"{target.name}*"):
             path.unlink()
         assert [loss for loss in losses if loss.version not in report.unlisted] == []

@@ -158,7 +158,7 @@ def test_a_recovery_loses_the_version_whose_object_cannot_be_read(
     losses: list[Loss] = []
     catalog = open_catalog(storage, lambda _found: Secret(), repository.blocks.keyring.repository_key)
     target = Database(f"sqlite:///{tmp_path}/recovered.sqlite")
-    report = recover(storage, catalog, target, tell=losses.append)
+    report = recover(storage, catalog, target, on_loss=losses.append)
     with target.read() as connection:
         assert version_with_uid(connection, other.uid) is not None
     target.close()

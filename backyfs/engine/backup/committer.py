@@ -65,7 +65,7 @@ class Committer:
         return time.monotonic() - self._partial_committed_s
 
     def is_coming(self, fingerprint: bytes) -> bool:
-        """Tell whether a blob with these bytes will get a row."""
+        """Return whether a blob with these bytes will get a row."""
         return fingerprint in self._coming
 
     def announce(self, index: BlockIndex, fingerprint: bytes, uid: BlobUid) -> None:

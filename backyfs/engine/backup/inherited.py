@@ -121,7 +121,7 @@ class InheritedMap:
         return entries
 
     def _is_whole_in_base(self, page_no: PageNumber) -> bool:
-        """Tell whether a page equals that of the base, including its length."""
+        """Return whether a page equals that of the base, including its length."""
         first = page_no * PAGE_ENTRIES
         length = page_length(page_no, self._blocks)
         whole = [(first, first + length)]

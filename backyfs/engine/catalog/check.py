@@ -91,14 +91,14 @@ class CatalogCheck:
         repository: Repository,
         *,
         control: Control = UNATTENDED,
-        tell: Callable[[Difference], None] = lambda _difference: None,
+        on_difference: Callable[[Difference], None] = lambda _difference: None,
     ) -> None:
-        """Prepare; `tell` is called with each difference immediately."""
+        """Prepare; `on_difference` is called with each difference immediately."""
         self._repository = repository
         self._database = repository.database
         self._catalog = repository.catalog
         self._run = Run(control, interrupted="interrupted; what was not compared yet may differ")
-        self._tell = tell
+        self._on_difference = on_difference
         self._report = CatalogReport()
 
     def run(self) -> CatalogReport:
@@ -222,7 +222,7 @@ class CatalogCheck:
 
     def _note(self, name: str, fact: str) -> None:
         self._report.differences += 1
-        self._tell(Difference(name=name, fact=fact))
+        self._on_difference(Difference(name=name, fact=fact))
 
 
 @dataclass(frozen=True, slots=True)

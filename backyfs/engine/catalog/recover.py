@@ -168,9 +168,9 @@ def recover(
     *,
     check_objects: bool = False,
     control: Control = UNATTENDED,
-    tell: Callable[[Loss], None] = lambda _loss: None,
+    on_loss: Callable[[Loss], None] = lambda _loss: None,
 ) -> RecoveryReport:
-    """Fill a database that is empty, or that an earlier recovery did not finish. `tell` is called with each loss.
+    """Fill a database that is empty, or that an earlier recovery did not finish. `on_loss` is called with each loss.
 
     With `check_objects`, the storage is searched for the objects of all blobs, and missing ones count as damaged.
 
@@ -184,7 +184,7 @@ def recover(
     is_marked = mark(storage, catalog.repository.identity.uid)
     begin_recovery(database)
     run = Run(control, interrupted="interrupted; the database is not finished: run the same command again")
-    recovery = _Recovery(storage, catalog, database, run, tell)
+    recovery = _Recovery(storage, catalog, database, run, on_loss)
     recovery.run()
     if check_objects:
         recovery.check_objects()
@@ -221,7 +221,7 @@ class _Recovery:
         catalog: OpenedCatalog,
         database: Database,
         run: Run,
-        tell: Callable[[Loss], None],
+        on_loss: Callable[[Loss], None],
     ) -> None:
         self._storage = storage
         self._catalog = catalog
@@ -229,7 +229,7 @@ class _Recovery:
         self._database = database
         self._block_size = catalog.repository.identity.block_size
         self._run = run
-        self._tell = tell
+        self._on_loss = on_loss
         self._filler = PageFiller(catalog.repository.identity.created_at)
         self.report = RecoveryReport(repository=catalog.repository)
 
@@ -372,4 +372,4 @@ class _Recovery:
 
     def _lose(self, name: str, reason: str, version: VersionUid | None = None) -> None:
         self.report.losses += 1
-        self._tell(Loss(name=name, version=version, reason=reason))
+        self._on_loss(Loss(name=name, version=version, reason=reason))

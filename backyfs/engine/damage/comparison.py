@@ -109,7 +109,7 @@ class SourceComparison:
         return found
 
     def _is_chosen(self, index: BlockIndex, entry: int) -> bool:
-        """Tell whether to compare a block. If both are holes, there is nothing to compare."""
+        """Return whether to compare a block. If both are holes, there is nothing to compare."""
         if entry < HOLE or (entry == HOLE and self._is_hole(index)):
             return False
         return self._percentile == _ALL or self._random.random() * _ALL < self._percentile

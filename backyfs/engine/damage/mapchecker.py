@@ -90,7 +90,7 @@ def _faults(
 
 
 def _may_be_wrong(version: Version, page_no: PageNumber, facts: PageFacts, block_size: int) -> bool:
-    """Tell whether to check each block of a page, for example because the last block of an image must be short."""
+    """Return whether to check each block of a page, for example because the last block of an image must be short."""
     if facts.odd_sizes or (facts.has_absent and version.status is VersionStatus.VALID):
         return True
     is_last = page_no == page_count(block_count(version.size_bytes, block_size)) - 1

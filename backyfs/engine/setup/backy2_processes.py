@@ -54,7 +54,7 @@ def _is_locked(path: str) -> bool:
 
 
 def _is_backy2(words: list[str], title: str) -> bool:
-    """Tell whether a command line is that of backy2: it begins with its title, or is Python with its script."""
+    """Return whether a command line is that of backy2: it begins with its title, or is Python with its script."""
     first = words[0]
     titles = [name for name in (_PROGRAM, title) if name != _OURS]
     if any(first == name or first.startswith(f"{name} [") for name in titles):

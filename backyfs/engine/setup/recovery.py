@@ -139,7 +139,7 @@ def recover_repository(
         )
         with control() as controlled:
             report = recover(
-                storage, catalog, database, check_objects=check_objects, control=controlled, tell=losses.append
+                storage, catalog, database, check_objects=check_objects, control=controlled, on_loss=losses.append
             )
     if target.config is None:
         is_sealed = catalog.objects.seal.key is not None
@@ -167,7 +167,7 @@ def _configured_options(key: KeyChoice) -> dict[str, str]:
 
 
 def _names_key(target: RecoveryTarget, key: KeyChoice) -> bool:
-    """Tell whether options or configuration name what opens an encrypted repository."""
+    """Return whether options or configuration name what opens an encrypted repository."""
     config = target.config
     is_configured = (
         config is not None

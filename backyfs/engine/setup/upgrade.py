@@ -86,7 +86,7 @@ class UpgradeReport:
 
 
 def needs_upgrade(config: Config) -> bool:
-    """Tell whether the database has an older schema.
+    """Return whether the database has an older schema.
 
     Raises:
         SchemaError: it has a newer one, or none.

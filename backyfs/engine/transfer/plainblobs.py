@@ -37,7 +37,7 @@ class FingerprintRule:
     digest_bytes: int
 
     def needs_ours(self, blob: BlobRecord) -> bool:
-        """Tell whether a block must be read to compute a fingerprint of this repository."""
+        """Return whether a block must be read to compute a fingerprint of this repository."""
         return self.is_keyed and _is_plain(blob) and blob.valid and not self._is_comparable(blob)
 
     def without_foreign(self, blob: BlobRecord) -> BlobRecord:
@@ -101,7 +101,7 @@ def check_blob(blob: BlobRecord) -> None:
 
 
 def contradict(known: bytes | None, other: bytes | None) -> bool:
-    """Tell whether fingerprints are of different bytes; different hash functions cannot contradict each other."""
+    """Return whether fingerprints are of different bytes; different hash functions cannot contradict each other."""
     return known is not None and other is not None and len(known) == len(other) and known != other
 
 

@@ -115,7 +115,7 @@ class _Side:
         self._without_row = ABSENT if version.status is VersionStatus.INCOMPLETE else HOLE
 
     def is_same(self, other: _Side, number: PageNumber) -> bool:
-        """Tell whether both have the same page there, or none, for the same number of blocks."""
+        """Return whether both have the same page there, or none, for the same number of blocks."""
         return self.pages.get(number) == other.pages.get(number) and self.length(number) == other.length(number)
 
     def length(self, number: PageNumber) -> int:

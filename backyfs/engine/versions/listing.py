@@ -28,7 +28,7 @@ class VersionFilter:
     expired_at: datetime | None = None  # only versions that have expired at this time
 
     def matches(self, version: Version) -> bool:
-        """Tell whether a version meets every condition."""
+        """Return whether a version meets every condition."""
         return (
             (self.name is None or version.name == self.name)
             and (self.snapshot_name is None or version.snapshot_name == self.snapshot_name)
