@@ -1,7 +1,6 @@
 """Save and load one block: where storage, sealing, keys and fingerprint meet.
 
-A block that is loaded matches its fingerprint, or the load raises. All functions may be called from
-several threads at once.
+A block that is loaded matches its fingerprint, or loading raises. Any thread may call any function.
 """
 
 from __future__ import annotations
@@ -43,15 +42,15 @@ _HASHES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockStore:
-    """What it takes to save and load the blocks of one repository."""
+    """Everything needed to save and load the blocks of one repository."""
 
     storage: Storage
     keyring: Keyring
     fingerprint: Callable[[Buffer], bytes]
     encryption_version: int  # of new blobs
     compression_level: int   # of new blobs
-    find_moved: Callable[[Blob], Blob | None]  # where its bytes are by now, if not where it says; see `load_block`
-    # Set where fingerprints have no key: rows that were adopted or imported may have those of another hash function.
+    find_moved: Callable[[Blob], Blob | None]  # the blob with its bytes if it was replaced; see `load_block`
+    # Set if fingerprints have no key: adopted or imported rows may have those of another hash function.
     knows_other_hashes: bool = False
 
     def matches(self, block: Buffer, fingerprint: bytes) -> bool:
@@ -64,8 +63,8 @@ class BlockStore:
 def fingerprint_function(hash_function: str, fingerprint_key: bytes | None) -> Callable[[Buffer], bytes]:
     """Return the function from plain bytes to fingerprint that a repository uses.
 
-    Keyed BLAKE3 where the repository is encrypted, plain BLAKE3 where it is not; repositories adopted from
-    backy2 go on with theirs, a name in hashlib.
+    Keyed BLAKE3 if the repository is encrypted, plain BLAKE3 if it is not. Repositories adopted from backy2 keep
+    their hash function, a name in hashlib.
     """
     if hash_function == BLAKE3:
         if fingerprint_key is not None:
@@ -75,7 +74,7 @@ def fingerprint_function(hash_function: str, fingerprint_key: bytes | None) -> C
 
 
 def digest_bytes(hash_function: str) -> int:
-    """Return how long the fingerprints of a hash function are."""
+    """Return the length of a hash function's fingerprints in bytes."""
     return _BLAKE3_BYTES if hash_function == BLAKE3 else hashlib.new(hash_function, usedforsecurity=False).digest_size
 
 
@@ -83,7 +82,7 @@ OTHER_DIGEST_BYTES = frozenset(map(digest_bytes, _HASHES))
 
 
 def hash_of(block: Buffer, digest: bytes) -> str | None:
-    """Return the hash function, without a key, of which a digest of these bytes is; None: of none that is known."""
+    """Return the hash function, without a key, that yields this digest for these bytes; None: no known one does."""
     return next(
         (
             name
@@ -95,16 +94,16 @@ def hash_of(block: Buffer, digest: bytes) -> str | None:
 
 
 def new_shelf() -> str:
-    """Return the first digits of uids that are to lie in one directory of the storage.
+    """Return the first digits of uids that share a directory of the storage.
 
-    Blobs that are saved together share a shelf: a directory to make and to sync costs more than a small
-    blob, and shelves spread evenly just as single uids would.
+    Blobs that are saved together share a shelf, because creating and syncing a directory costs more than a small
+    blob. Shelves spread as evenly as single uids would.
     """
     return secrets.token_hex(_SHELF_DIGITS // 2)
 
 
 def new_blob_uids(shelf: str, count: int) -> list[BlobUid]:
-    """Return so many new random uids on a shelf."""
+    """Return `count` new random uids on a shelf."""
     digits = secrets.token_hex(count * _RANDOM_DIGITS // 2)
     return [
         BlobUid(shelf + digits[start : start + _RANDOM_DIGITS])
@@ -115,10 +114,10 @@ def new_blob_uids(shelf: str, count: int) -> list[BlobUid]:
 def save_blocks(store: BlockStore, new: Iterable[tuple[BlobUid, bytes, Buffer]]) -> list[SavedBlob]:
     """Seal blocks, given as uid, fingerprint and plain bytes, and put them into the storage.
 
-    They are durable after the storage's next flush.
+    They are durable after the next flush of the storage.
 
     Raises:
-        StorageError: the storage does not take one of them.
+        StorageError: the storage fails.
     """
     scheme = encryption_version(store.encryption_version)
     seal = scheme.sealer(store.compression_level)
@@ -141,12 +140,12 @@ def save_blocks(store: BlockStore, new: Iterable[tuple[BlobUid, bytes, Buffer]])
 def load_block(store: BlockStore, blob: Blob) -> bytes:
     """Return the plain bytes of a block, checked: `blob.size` of them, matching its fingerprint.
 
-    What is not where the blob says, because it was sealed anew since the row was read, is loaded from where it is.
+    If the blob was replaced after its row was read, as by re-sealing, its replacement is loaded.
 
     Raises:
-        ObjectMissingError: the storage has no such object.
-        ObjectUnreadableError: it has something in its place that cannot be read.
-        IntegrityError: it has one, and it is not this block; the message names the blob.
+        ObjectMissingError: its object does not exist.
+        ObjectUnreadableError: its object cannot be read.
+        IntegrityError: its object does not contain this block; the message names the blob.
         MissingKeyError: it is encrypted, and no key is configured.
     """
     return _load(store, blob, trusts_tag=False)
@@ -179,7 +178,7 @@ def _load_object(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
 
 
 def piece_bytes(blob: Blob) -> int:
-    """Return how many plain bytes of a blob are opened at once: all of them, where its version has no segments.
+    """Return how many plain bytes of a blob are opened at once: all of them, if its version has no segments.
 
     Raises:
         IntegrityError: this program does not know its encryption version.
@@ -189,20 +188,20 @@ def piece_bytes(blob: Blob) -> int:
 
 
 class PieceLoader:
-    """Loads parts of blocks, and keeps the tables of those it met last. Any thread may use it."""
+    """Loads parts of blocks, and caches the tables of recent blobs. Any thread may use it."""
 
     def __init__(self, store: BlockStore) -> None:
         """Load from a store."""
         self._store = store
         self._lock = threading.Lock()  # guards the tables
-        self._tables: OrderedDict[BlobUid, Buffer] = OrderedDict()  # as they are stored; the latest ones last
+        self._tables: OrderedDict[BlobUid, Buffer] = OrderedDict()  # as stored; the most recent ones last
 
     def load(self, blob: Blob, pieces: range) -> list[bytes]:
-        """Return some pieces of a block, checked: each bytes [number, number + 1) times `piece_bytes`.
+        """Return some pieces of a block, checked. Piece n is bytes [n, n + 1) times `piece_bytes`.
 
-        What has a tag of authenticated encryption is checked by that alone: it takes a tenth of the time less, and a
-        part of a block has no fingerprint. All pieces of a block are one request to the storage, others are one, and
-        one for a table that is not known.
+        Pieces with a tag of authenticated encryption are checked by the tag alone. That saves a tenth of the time, and
+        a part of a block has no fingerprint. It takes one request to the storage, and one more if the table of the
+        blob is not cached.
 
         Raises:
             What `load_block` raises.
@@ -216,7 +215,7 @@ class PieceLoader:
             moved = self._store.find_moved(blob)
             if moved is None:
                 raise
-        # Its pieces may be others now, and the caller knows those of the blob it asked for.
+        # The replacement may have pieces of another size, but the caller expects those of the original.
         block = _load(self._store, moved, trusts_tag=True)
         size = seekable.segment_bytes
         return [block[number * size : (number + 1) * size] for number in pieces]
@@ -252,12 +251,12 @@ class PieceLoader:
 
 
 def _require_fingerprint(blob: Blob) -> None:
-    # Anyone who can write to the database could otherwise turn any encrypted block into plain bytes of their own.
+    # Otherwise anyone who can write to the database could replace any encrypted block by plain bytes.
     if blob.fingerprint is None:
         raise IntegrityError("is stored plain and has no fingerprint to check it by")
 
 
 def _check_fingerprint(store: BlockStore, blob: Blob, block: bytes) -> None:
-    # After the tag of GCM as well: it finds what went wrong between hashing and sealing, bad memory for one.
+    # Even after the GCM tag: this finds errors between hashing and sealing, such as bad memory.
     if blob.fingerprint is not None and not store.matches(block, blob.fingerprint):
         raise IntegrityError("holds other bytes than were backed up: its fingerprint differs")

@@ -1,13 +1,13 @@
 """What can go wrong, as classes with fields; each class has the exit status of the command it ends.
 
-    BackyfsError                 100  anything without a class of its own
-    |-- UsageError                 1  arguments that make no sense together
+    BackyfsError                 100  any other error
+    |-- UsageError                 1  arguments that do not fit together
     |-- ConfigError                1  a mistake in the configuration: section, key, line
     |-- DatabaseError              1  the metadata cannot be read or written
-    |   |-- DatabaseBusyError      1  another command has the database, and waiting took too long
+    |   |-- DatabaseBusyError      1  another command locks the database for too long
     |   |-- DatabaseFullError      1  there is no room on the disk of the database
     |   |-- DamagedPageError       1  a page of a block map is not what was stored
-    |   |-- JobsRunningError       1  running commands stand in the way of an upgrade
+    |   |-- JobsRunningError       1  running commands prevent an upgrade
     |   `-- SchemaError            1  the database is newer, or holds no repository
     |       |-- SchemaOutdatedError 1  it is older, and can be upgraded
     |       `-- NoRepositoryError  1  it holds no repository
@@ -15,38 +15,38 @@
     |   |-- MissingKeyError        3  none is configured, or it cannot be read
     |   `-- WrongKeyError          3  it is not the key of this repository
     |-- VersionError               4  the named version
-    |   |-- VersionNotFoundError   4  no version, or more than one, answers to that name
-    |   |-- VersionIncompleteError 4  its backup never ended
-    |   |-- VersionKeptError       4  it may not be removed: protected, too young, in use, or the last valid one
-    |   `-- VersionExistsError    22  an import names one that is there already
-    |-- ExportFormatError         23  a file to import is not whole, or is no export at all
-    |-- StorageError               6  the storage refuses, is full or is gone
+    |   |-- VersionNotFoundError   4  the name matches no version, or several
+    |   |-- VersionIncompleteError 4  its backup did not finish
+    |   |-- VersionKeptError       4  it must not be removed: protected, too young, in use, or the last valid one
+    |   `-- VersionExistsError    22  an import contains one that exists
+    |-- ExportFormatError         23  a file to import is truncated, damaged or not an export
+    |-- StorageError               6  the storage fails
     |   |-- WrongStorageError      6  it is not the storage of this repository
     |   |-- StorageFullError       6  it has no room
     |   |-- StorageRefusedError    6  permissions, or it is read-only
     |   |-- StorageAwayError       6  it does not answer, and may do so later
-    |   |-- ObjectUnreadableError  6  it has something in the place of one object that cannot be read
+    |   |-- ObjectUnreadableError  6  one object cannot be read or deleted
     |   |-- ObjectsKeptError       6  some objects cannot be deleted
-    |   `-- ObjectMissingError     6  it has no such object
-    |-- IntegrityError            20  stored bytes are not what was stored
-    |   |-- OddValueError         20  a value in the database cannot be
-    |   `-- CatalogError          20  the catalog in the storage is not that of the repository, or not whole
+    |   `-- ObjectMissingError     6  the object does not exist
+    |-- IntegrityError            20  stored data is damaged or was changed
+    |   |-- OddValueError         20  the database contains an impossible value
+    |   `-- CatalogError          20  the catalog is damaged, or that of another repository
     |-- HintsError                 5  hints do not fit the source, or the base they are for
-    |-- SourceError                7  what is to be backed up cannot be read
-    |-- TargetError                8  where to restore to: exists, too small, in use
-    |   `-- ReaderGoneError        8  stdout, which nobody reads any more: the end of a restore to it, and no failure
-    |-- OutputError               8  stdout cannot be written, and the command was run for what it prints
-    |-- JobLostError               9  this command's row in `jobs` was removed under it
+    |-- SourceError                7  the source of a backup cannot be read
+    |-- TargetError                8  the target of a restore exists, is too small, or is in use
+    |   `-- ReaderGoneError        8  the reader of stdout closed it, which ends a restore without failure
+    |-- OutputError               8  stdout cannot be written by a command that is run for its output
+    |-- JobLostError               9  another command removed the row of this job
     |-- MountError                10  mounting, unmounting, FUSE
     |-- HookError                 11  a before_ hook of the configuration failed; the command was not done
-    `-- InterruptedByUser        130  SIGINT or SIGTERM; what was stored stays usable
+    `-- InterruptedByUser        130  SIGINT or SIGTERM; stored data stays usable
 
 Statuses 1, 5, 6, 20, 22, 23 and 100 mean what they mean in backy2.
 
-An error consists of subject, fact and remedy, each in its own field; the message is made of them and fits on one line:
+An error has a subject, a fact and a remedy, each in its own field. The message consists of them and fits on one line:
 "blob 1f is missing from the storage; scrub the repository". All three can be assigned, so nobody takes a message apart:
 
-- A low module that does not know the subject raises the fact alone ("is cut short"). Its caller assigns the subject
+- A low module that does not know the subject raises the fact alone ("is truncated"). Its caller assigns the subject
   and raises the same error again, which keeps its class: `error.subject = f"blob {uid}"; raise`.
 - An error of another class is made from the fields: `DatabaseError(error.fact, subject=…, remedy=error.remedy)`.
 - The remedy is a value (`remedies.py`), because the command line words it as options.
@@ -65,8 +65,7 @@ if TYPE_CHECKING:
 class BackyfsError(Exception):
     """Base of all errors that a caller can expect.
 
-    `subject` is what the fact is about. It may be empty, and may end in a colon: "/path: Permission denied". A remedy
-    that is given as a text is one without an advice.
+    `subject` may be empty, and may end in a colon: "/path: Permission denied". A remedy given as text has no advice.
     """
 
     exit_status = 100
@@ -95,12 +94,12 @@ class BackyfsError(Exception):
         self.remedy = remedy if self.remedy is None else self.remedy.then(remedy)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # The arguments of a subclass are not those that `Exception` remembers; the fields are all there is.
+        # `Exception` remembers other arguments than a subclass takes. The fields are the whole state.
         return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class UsageError(BackyfsError):
-    """Arguments that make no sense together."""
+    """Arguments that do not fit together."""
 
     exit_status = 1
 
@@ -137,7 +136,7 @@ class DatabaseError(BackyfsError):
 
 
 class DatabaseBusyError(DatabaseError):
-    """Another command has the database, and does not let go of it."""
+    """Another command locks the database."""
 
 
 class DatabaseFullError(DatabaseError):
@@ -149,11 +148,11 @@ class DamagedPageError(DatabaseError):
 
 
 class JobsRunningError(DatabaseError):
-    """Commands that are running stand in the way of an upgrade."""
+    """Running commands prevent an upgrade."""
 
 
 class SchemaError(DatabaseError):
-    """The database has another schema than this program works with."""
+    """The database has a schema that this program does not support."""
 
 
 class SchemaOutdatedError(SchemaError):
@@ -165,51 +164,51 @@ class NoRepositoryError(SchemaError):
 
 
 class KeyMaterialError(BackyfsError):
-    """Something is the matter with the key of the repository."""
+    """There is a problem with the key of the repository."""
 
     exit_status = 3
 
 
 class MissingKeyError(KeyMaterialError):
-    """A key is needed and none can be had."""
+    """A key is needed, and none is available."""
 
 
 class WrongKeyError(KeyMaterialError):
-    """A key is there, and it is not the repository's."""
+    """The key is not that of the repository."""
 
 
 class VersionError(BackyfsError):
-    """Something is the matter with the named version."""
+    """There is a problem with the named version."""
 
     exit_status = 4
 
 
 class VersionNotFoundError(VersionError):
-    """No version, or more than one, answers to the name."""
+    """The name matches no version, or several."""
 
 
 class VersionIncompleteError(VersionError):
-    """The version's backup never ended."""
+    """The backup of the version did not finish."""
 
 
 class VersionKeptError(VersionError):
-    """The version may not be removed: protected, too young, in use by a running command, or the last valid one."""
+    """The version must not be removed: protected, too young, in use by a running command, or the last valid one."""
 
 
 class VersionExistsError(VersionError):
-    """A version that is to be imported is there already."""
+    """A version to import exists already."""
 
     exit_status = 22
 
 
 class ExportFormatError(BackyfsError):
-    """A file is no export, or not all of one."""
+    """A file is not an export, or is truncated or damaged."""
 
     exit_status = 23
 
 
 class StorageError(BackyfsError):
-    """The storage does not do what it was asked."""
+    """The storage fails."""
 
     exit_status = 6
 
@@ -219,7 +218,7 @@ class WrongStorageError(StorageError):
 
 
 class ObjectUnreadableError(StorageError):
-    """The storage is there, and cannot give or delete one object: a bad sector, a FIFO in its place, its mode."""
+    """The storage works, but one object cannot be read or deleted: a bad sector, a FIFO in its place, its mode."""
 
 
 class StorageFullError(StorageError):
@@ -257,13 +256,13 @@ class ObjectMissingError(StorageError):
 
 
 class IntegrityError(BackyfsError):
-    """The stored bytes of a blob are not what was stored."""
+    """Stored data is damaged or was changed."""
 
     exit_status = 20
 
 
 class OddValueError(IntegrityError):
-    """A row of the database has a value that cannot be: nothing of ours has written it."""
+    """A row of the database has an impossible value, which this program did not write."""
 
     def __init__(self, table: str, column: str, oddity: str, row: str = "") -> None:
         self.table = table
@@ -279,11 +278,11 @@ class OddValueError(IntegrityError):
 
 
 class CatalogError(IntegrityError):
-    """The catalog in the storage, or an object of it, is not what was stored."""
+    """The catalog in the storage, or an object of it, is damaged or that of another repository."""
 
 
 class HintsError(BackyfsError):
-    """Hints do not fit what they are for."""
+    """Hints do not fit the source, or the version they are based on."""
 
     exit_status = 5
 
@@ -301,11 +300,11 @@ class TargetError(BackyfsError):
 
 
 class ReaderGoneError(TargetError):
-    """Nobody reads what is written any more; the command ends as `| head` expects it."""
+    """The reader of the output closed it; the command ends as `| head` expects."""
 
 
 class OutputError(BackyfsError):
-    """Stdout cannot be written, and the command was run for what it prints."""
+    """Stdout cannot be written, and the command is run for its output."""
 
     exit_status = 8
 
@@ -317,7 +316,7 @@ class OutputError(BackyfsError):
 
 
 class JobLostError(BackyfsError):
-    """The row of this job is gone: another host took it for dead."""
+    """The row of this job is gone, because another command took the job for dead."""
 
     exit_status = 9
 
@@ -335,6 +334,6 @@ class HookError(BackyfsError):
 
 
 class InterruptedByUser(BackyfsError):  # noqa: N818 - it is an ending, not an error
-    """A signal ended the command; what it had done is kept."""
+    """A signal ended the command; everything it did is kept."""
 
     exit_status = 130

@@ -31,18 +31,18 @@ PHRASES = {
 }
 
 LEFT = {
-    "backyfs": 13,
+    "backyfs": 3,
     "backyfs/config": 3,
-    "backyfs/engine": 34,
+    "backyfs/engine": 13,
     "backyfs/metadata": 3,
-    "backyfs/repository": 1,
-    "backyfs/storage": 4,
-    "cli": 4,
+    "backyfs/repository": 0,
+    "backyfs/storage": 2,
+    "cli": 1,
     "docs/internals": 7,
     "docs/reference": 1,
     "tests": 1,
     "tests/cli": 147,
-    "tests/contract": 21,
+    "tests/contract": 19,
     "tests/contrib": 2,
     "tests/fault": 36,
     "tests/fuzz": 6,
@@ -50,7 +50,7 @@ LEFT = {
     "tests/property": 4,
     "tests/soak": 5,
     "tests/support": 8,
-    "tests/unit": 130,
+    "tests/unit": 128,
     "tests/upgrade": 11,
 }
 
