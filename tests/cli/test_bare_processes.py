@@ -148,7 +148,7 @@ def test_what_is_not_a_mount_of_ours_is_not_unmounted_without_proc(tmp_path):
     with ForkServer(no_proc.prepare, os.environ) as server:
         assert server.run(["umount", str(tmp_path)], err=tmp_path / "err") == 10
     assert (tmp_path / "err").read_text() == (
-        "backyfs: error: /proc/self/mountinfo does not exist, and what is mounted or in use cannot be seen; run "
+        "backyfs: error: /proc/self/mountinfo does not exist, so mounts and devices in use cannot be seen; run "
         "`mount -t proc proc /proc`\n"
     )
 

@@ -589,7 +589,7 @@ def test_stdout_gets_the_image_and_nothing_else(config, version, words):
     assert done.returncode == 0
     assert done.stdout == CONTENT
     assert done.stderr.startswith(
-        f"version {version.uid} restored to the standard output: 80.5 KiB in ".encode()
+        f"version {version.uid} restored to standard output: 80.5 KiB in ".encode()
     )
 
 

@@ -844,7 +844,7 @@ def test_the_key_of_a_recovery_page_opens_it(repository: Repository) -> None:
 @once
 def test_a_storage_without_a_catalog_says_so(repository: Repository) -> None:
     repository.blocks.storage.delete([ObjectName("catalog/repository")])
-    with pytest.raises(CatalogError, match="the storage has no object catalog/repository: nothing was written"):
+    with pytest.raises(CatalogError, match="the storage has no object catalog/repository: no catalog was written"):
         open_catalog(repository.blocks.storage, lambda _found: Secret(), None)
 
 

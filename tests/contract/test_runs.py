@@ -105,7 +105,7 @@ def test_a_job_that_stays_silent_becomes_a_run_that_says_it_was_lost(connection:
     assert (run.command, run.outcome, run.ended_at) == ("mount /mnt", RunOutcome.LOST, heard)
     assert run.duration_s == 3600
     assert run.error is not None
-    assert "taken for dead" in run.error
+    assert "considered dead" in run.error
 
 
 def test_an_older_schema_gets_no_run_of_a_silent_job(connection: Connection) -> None:

@@ -393,7 +393,7 @@ def test_an_expiry_that_is_no_time_is_left_out(
     change(reference, f"UPDATE versions SET expire = '{stored}' WHERE uid = '{SECOND}'")
     with caplog.at_level(logging.WARNING, logger="backyfs"), upgraded(reference) as repository:
         assert version_of(repository, SECOND).expire_at is None
-    assert f"version {SECOND}: '{stored}' is not a time; it is left out" in caplog.text
+    assert f"version {SECOND}: '{stored}' is not a time; the time is dropped" in caplog.text
 
 
 def test_a_version_without_a_date_has_that_of_its_uid(reference: Reference) -> None:
