@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from backyfs.keys import Keyring
     from backyfs.model import Blob, Buffer
-    from backyfs.sealing import Seekable
+    from backyfs.sealing import EncryptionVersion, Seekable
     from backyfs.storage.protocol import Storage
 
 BLAKE3 = "blake3"
@@ -163,7 +163,7 @@ def _load(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
 
 def _load_object(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
     try:
-        scheme = encryption_version(blob.encryption_version)
+        scheme = _version_of(blob)
         if not scheme.uses_data_key:
             _require_fingerprint(blob)
         stored = store.storage.get(blob.uid)
@@ -177,13 +177,21 @@ def _load_object(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
     return block
 
 
+def _version_of(blob: Blob) -> EncryptionVersion:
+    try:
+        return encryption_version(blob.encryption_version)
+    except IntegrityError as error:
+        error.subject = f"blob {blob.uid}"
+        raise
+
+
 def piece_bytes(blob: Blob) -> int:
     """Return how many plain bytes of a blob are opened at once: all of them, if its version has no segments.
 
     Raises:
         IntegrityError: this program does not know its encryption version.
     """
-    seekable = encryption_version(blob.encryption_version).seekable
+    seekable = _version_of(blob).seekable
     return blob.size if seekable is None else min(seekable.segment_bytes, blob.size)
 
 
@@ -206,7 +214,7 @@ class PieceLoader:
         Raises:
             What `load_block` raises.
         """
-        seekable = encryption_version(blob.encryption_version).seekable
+        seekable = _version_of(blob).seekable
         if seekable is None:
             return [_load(self._store, blob, trusts_tag=True)]
         try:

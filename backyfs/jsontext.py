@@ -15,8 +15,6 @@ from backyfs.model import KeySlot, StatisticsRecord, VersionRecord, VersionStatu
 if TYPE_CHECKING:
     from backyfs.values import Raw, Rule
 
-MAX_TAGS = 10_000  # of a version; more are neither written nor read
-
 
 def write_json(value: dict[str, Any]) -> bytes:
     """Return a dict of texts, numbers, times, bytes, and lists or dicts of these as one line of JSON."""
@@ -124,8 +122,8 @@ def raw_bytes(name: str, rule: Raw, digits: Any) -> bytes:
     return _checked(name, rule, bytes.fromhex(digits))  # type: ignore[no-any-return]
 
 
-def version_record(fields: Fields) -> VersionRecord:
-    """Return a version, from the fields that `dataclasses.asdict` makes of one."""
+def version_record(fields: Fields, most_tags: int) -> VersionRecord:
+    """Return a version with at most `most_tags` tags, from the fields that `dataclasses.asdict` makes of one."""
     return VersionRecord(
         uid=VersionUid(fields.value("uid", values.VERSION_UID)),
         created_at=fields.time("created_at"),
@@ -135,7 +133,7 @@ def version_record(fields: Fields) -> VersionRecord:
         status=VersionStatus(fields.value("status", values.STATUS)),
         protected=fields.value("protected", values.FLAG),
         expire_at=fields.optional_time("expire_at", values.EXPIRY),
-        tags=fields.texts("tags", values.NAME, MAX_TAGS),
+        tags=fields.texts("tags", values.NAME, most_tags),
     )
 
 

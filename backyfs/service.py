@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backyfs.errors import BackyfsError, DatabaseBusyError, DatabaseError, SchemaOutdatedError
+from backyfs.errors import BackyfsError, DatabaseBusyError, SchemaOutdatedError
 from backyfs.reports.values import to_json
 
 if TYPE_CHECKING:
@@ -84,21 +84,24 @@ class Service:
         return open_repository(self.config, stop=self.stop, ask=self.ask, insist=insist)
 
     @contextmanager
-    def database(self) -> Iterator[Database]:
+    def database(self, *, resumes: bool = False) -> Iterator[Database]:
         """Open the database alone, for functions that work where the storage is out of reach, such as those of keys.
 
-        The catalog is kept afterwards. A failure of that is only a warning.
+        The catalog is kept afterwards, with `resumes` also if only an earlier command, which was killed, has changed
+        something. A failure of that is only a warning.
 
         Raises:
             SchemaOutdatedError: its schema is older.
             SchemaError: there is no repository.
         """
+        from backyfs.engine.catalog.publish import is_catalog_due  # noqa: PLC0415 - see above
         from backyfs.engine.secrets.keyslots import open_database  # noqa: PLC0415 - see above
 
         with open_database(self.config) as database:
             yield database
-        if database.has_written:
-            self._publish()
+            is_due = database.has_written or (resumes and is_catalog_due(database))
+        if is_due:
+            self.publish()
 
     def make_repository(self) -> DatabaseReport:
         """Make the repository that the configuration names; one that exists is opened, and upgraded if need be.
@@ -110,7 +113,7 @@ class Service:
 
         made = make_missing_repository(self.config)
         if made:
-            self._publish()
+            self.publish()
         else:
             with self.repository():
                 pass
@@ -130,13 +133,16 @@ class Service:
 
         database = repository.database
         has_written = database.has_written
+        run_id = self.runs[-1]
+        self.runs.clear()
         try:
             with database.write() as connection:
                 ending = ending_of(errors[-1]) if errors else None
-                complete_run(connection, self.runs[-1], report=json.dumps(to_json(report)), ending=ending)
-        except DatabaseError as failed:
+                complete_run(connection, run_id, report=json.dumps(to_json(report)), ending=ending)
+        except BackyfsError as failed:  # also if another command has rotated the key in the meantime
             _log.warning("the report of this command is not recorded: %s", failed)
-        database.has_written = has_written  # the catalog has no runs
+        finally:
+            database.has_written = has_written  # the catalog has no runs
 
     def note_odd_rows(self, database: Database) -> None:
         """Note the damaged rows that a command came across."""
@@ -161,7 +167,7 @@ class Service:
 
             keep_catalog(repository, Control(stop=self.stop))
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
         """Write to the catalog what was changed while the storage was not open. A failure is only a warning."""
         from backyfs.engine.catalog.publish import warn_of_failure  # noqa: PLC0415 - see above
 

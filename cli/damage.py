@@ -16,16 +16,22 @@ def log_damage(version: Version, damage: DamagedRange) -> None:
     _log.error("version %s: bytes %d to %d: %s", version.uid, damage.start, damage.stop, damage.reason)
 
 
-class DamageLog:
-    """Logs ranges, and keeps them in `found` for the report."""
+MOST_RECORDED = 100  # ranges in the report of a run: versions share damaged blobs, so there can be millions
 
-    def __init__(self) -> None:
+
+class DamageLog:
+    """Logs ranges, and keeps the first ones in `found` for the report."""
+
+    def __init__(self, most: int | None) -> None:
+        """Keep up to `most` ranges; None: all of them."""
+        self._most = most
         self.found: list[tuple[Version, DamagedRange]] = []
 
     def __call__(self, version: Version, damage: DamagedRange) -> None:
         """Take a range."""
         log_damage(version, damage)
-        self.found.append((version, damage))
+        if self._most is None or len(self.found) < self._most:
+            self.found.append((version, damage))
 
 
 def count_blobs(count: int) -> str:

@@ -165,7 +165,12 @@ def _unmount_image(directory: str, detachment: Detachment, problems: list[MountE
 def _combined(errors: list[MountError]) -> MountError:
     """Return one error for several, each message once."""
     different = list({str(error): error for error in errors}.values())
-    return different[0] if len(different) == 1 else MountError("; ".join(map(str, different)))
+    if len(different) == 1:
+        return different[0]
+    combined = MountError("; ".join(error.statement for error in different))
+    for remedy in {str(error.remedy): error.remedy for error in different if error.remedy is not None}.values():
+        combined.advise(remedy)
+    return combined
 
 
 def _remove_directories(directory: str, record: Record | None, detachment: Detachment) -> None:

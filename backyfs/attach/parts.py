@@ -137,7 +137,7 @@ def _examine(each: Slice) -> Part:
     try:
         return replace(part, content=filesystems.probe(each.file), outcome=Outcome.NOTHING)
     except MountError as error:
-        return replace(part, remark=error.fact)
+        return replace(part, remark=error.without(each.file))
 
 
 def _open(part: Part, opened: Sequence[Part], access: Access, *, is_journal: bool) -> Part:
@@ -229,7 +229,7 @@ def _mount_once(part: Part, journal: str | None, access: Access, *, replay: bool
         options = filesystems.mount(device, mountpoint, kind, replay=replay, journal=journal)
     except MountError as error:
         command = filesystems.other_command(kind, device, mountpoint)
-        return replace(part, outcome=Outcome.FAILED, remark=error.fact, commands=(command,))
+        return replace(part, outcome=Outcome.FAILED, remark=error.without(f"{mountpoint}:"), commands=(command,))
     return replace(part, outcome=Outcome.MOUNTED, mountpoint=mountpoint, options=options)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.catalog.objects import Kind, Seal, open_object, pack_object, take_apart, version_name
 from backyfs.errors import CatalogError
-from backyfs.jsontext import MAX_TAGS, read_json, statistics_record, version_record, write_json
+from backyfs.jsontext import read_json, statistics_record, version_record, write_json
 from backyfs.remedies import Advice
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _UID_BYTES = 16
 _MAX_PAGE_NUMBER = 1 << 31
 # Parsed JSON takes up to thirty times its size in memory, and JSON that compresses well is small in the storage.
 _MAX_FACTS = 4 << 20  # bytes
+_MAX_TAGS = 10_000
 _MAX_STATISTICS = 10_000
 
 
@@ -58,11 +59,11 @@ def pack_version(version: CatalogVersion, by: Seal) -> bytes:
     facts = write_json(known)
     if (
         len(facts) > _MAX_FACTS
-        or len(version.version.tags) > MAX_TAGS
+        or len(version.version.tags) > _MAX_TAGS
         or len(version.statistics) > _MAX_STATISTICS
     ):
         raise CatalogError(
-            f"has more than {MAX_TAGS} tags or {_MAX_STATISTICS} statistics, or {_MAX_FACTS} bytes of them, and "
+            f"has more than {_MAX_TAGS} tags or {_MAX_STATISTICS} statistics, or {_MAX_FACTS} bytes of them, and "
             "cannot be stored in the catalog",
             subject=f"version {version.version.uid}",
             remedy=Advice.REMOVE_TAGS(),
@@ -107,7 +108,7 @@ def _parse(content: memoryview) -> CatalogVersion:
     if numbers and numbers[-1] >= _MAX_PAGE_NUMBER:
         raise ValueError(f"it has a page {numbers[-1]}")
     facts = read_json(bytes(content[_COUNTS.size : numbers_at]))
-    version = version_record(facts)
+    version = version_record(facts, _MAX_TAGS)
     if len(set(version.tags)) != len(version.tags):
         raise ValueError("it has a tag twice")
     statistics = tuple(map(statistics_record, facts.objects("statistics", _MAX_STATISTICS)))

@@ -67,7 +67,9 @@ def list_loops() -> list[Loop]:
 
 def find_loop(device: str) -> Loop | None:
     """Return a loop device; None if it is not in use, or not a loop device."""
-    name = os.path.basename(device)
+    where, name = os.path.split(device)
+    if where != "/dev":  # a file can have the name of a loop device
+        return None
     directory = f"{_BLOCK}/{name}"
     try:
         backing_file = _read(f"{directory}/loop/backing_file")
@@ -88,7 +90,7 @@ def find_loop(device: str) -> Loop | None:
 def with_backing_files(path: str) -> tuple[str, ...]:
     """Return a path and, if it is a loop device, the file that backs it, and so on if that is one as well."""
     paths = [path]
-    while (loop := find_loop(os.path.realpath(paths[-1]))) is not None:
+    while (loop := find_loop(os.path.realpath(paths[-1]))) is not None and loop.backing_file not in paths:
         paths.append(loop.backing_file)
     return tuple(paths)
 

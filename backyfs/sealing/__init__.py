@@ -105,8 +105,7 @@ def encryption_version(number: int) -> EncryptionVersion:
         return _VERSIONS[number]
     except KeyError:
         raise IntegrityError(
-            f"is unknown to this program, which knows {_known()}",
-            subject=f"encryption version {number}",
+            f"has encryption version {number}, which is unknown to this program (it knows {_known()})",
             remedy="use the release of backyfs that wrote it, or a newer one",
         ) from None
 

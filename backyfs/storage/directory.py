@@ -140,7 +140,9 @@ class DirectoryStorage:
         with self._flush_lock:
             # The kernel reports bytes that did not reach the disk once. The next sync would succeed.
             if self._failure is not None:
-                raise StorageError(f"{self._failure} (what was put since is lost as well)")
+                first = self._failure
+                fact = f"{first.fact} (what was put since is lost as well)"
+                raise type(first)(fact, subject=first.subject, remedy=first.remedy) from first
             with self._lock:
                 written, self._written = self._written, []
                 emptied, self._emptied = self._emptied, set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -77,16 +76,16 @@ def remove_leftovers(root: Root, fd: int, older_than_s: float) -> int:
     now = _now(root.path, fd)
     removed = 0
     for shelf, directory, _ in _blob_directories(root, ""):
-        removed += _remove_old(root, directory, shelf, now - older_than_s)
+        removed += _remove_old(root, directory, shelf, f"{BLOB}{TEMPORARY}", now - older_than_s)
     for inner, directory in _named_directories(root, NAMED):
-        removed += _remove_old(root, directory, inner, now - older_than_s)
+        removed += _remove_old(root, directory, inner, TEMPORARY, now - older_than_s)
     return removed
 
 
-def _remove_old(root: Root, directory: str, fd: int, before: float) -> int:
+def _remove_old(root: Root, directory: str, fd: int, suffix: str, before: float) -> int:
     removed = 0
     for name, found in _entries(root, directory, fd):
-        if not name.endswith(TEMPORARY) or _since(found) >= before:
+        if not name.endswith(suffix) or _since(found) >= before:
             continue
         if stat.S_ISDIR(found.st_mode):
             _log.warning("storage: %s/%s/%s is a directory and is kept; move it away", root.path, directory, name)
@@ -177,14 +176,16 @@ def _entries(root: Root, directory: str, fd: int) -> Iterator[tuple[str, os.stat
 def _now(path: str, fd: int) -> float:
     """Return the time by the clock that sets the times of files here, which is another host's on a network.
 
-    Where nothing can be written that clock cannot be read. Then no object has any age.
+    If the directory cannot be written, as on a full or read-only disk, that clock cannot be read. Then no object has
+    any age.
     """
     try:
         os.utime(fd)
+    except OSError:
+        return -math.inf
+    try:
         return os.fstat(fd).st_mtime
     except OSError as error:
-        if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
-            return -math.inf
         raise storage_error(path, error) from error
 
 

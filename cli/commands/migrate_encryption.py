@@ -98,6 +98,7 @@ def _rotate(invocation: Invocation, before: datetime) -> RotationReport | None:
         report = rotate_configured(repository, invocation.asking(), older_than=before)
     if report is None:
         return None
+    invocation.service.publish()
     for slot in report.removed:
         _log.warning(
             "key slot %s was removed, because its key or passphrase is not known here; make it again with "

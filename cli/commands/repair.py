@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.arguments import optional_versions_argument
-from backyfs.cli.damage import DamageLog, count_blobs
+from backyfs.cli.damage import MOST_RECORDED, DamageLog, count_blobs
 from backyfs.cli.failures import raise_all
+from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_report
 from backyfs.cli.sizes import human_size
 from backyfs.cli.text import stored_text
@@ -63,7 +64,7 @@ def command(
 
     if search and source is None:
         raise UsageError("--search looks for blocks all over a source; name one with --from")
-    damage = DamageLog()
+    damage = DamageLog(None if invocation.form is OutputForm.JSON else MOST_RECORDED)
     with invocation.open_repository() as repository, invocation.control() as control, ExitStack() as opened:
         request = RepairRequest(
             versions=named_versions(repository, versions) if versions else None,

@@ -10,7 +10,7 @@ import click
 
 from backyfs.cli.ages import AGE
 from backyfs.cli.arguments import optional_versions_argument
-from backyfs.cli.damage import DamageLog, count_blobs
+from backyfs.cli.damage import MOST_RECORDED, DamageLog, count_blobs
 from backyfs.cli.failures import raise_all
 from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
@@ -72,7 +72,7 @@ def command(
     """
     if all_versions == bool(versions):
         raise UsageError("name versions to check, or give --all; not both")
-    damage = DamageLog()
+    damage = DamageLog(None if invocation.form is OutputForm.JSON else MOST_RECORDED)
     with invocation.open_repository() as repository, invocation.control() as control, ExitStack() as opened:
         wanted = None if all_versions else named_versions(repository, versions)
         image = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 import subprocess
@@ -1013,7 +1014,8 @@ def test_no_flush_succeeds_after_one_that_failed(path: Path, monkeypatch: pytest
             with pytest.raises(StorageError):
                 storage.flush()
         storage.put(B, [b"b"])
-        with pytest.raises(StorageError, match="Input/output error"):
+        lost = rf"^storage: {path}: Input/output error \(what was put since is lost as well\)$"
+        with pytest.raises(StorageError, match=lost):
             storage.flush()
         assert blob_uids(storage) == []
     with opened(path) as storage:
@@ -1026,9 +1028,10 @@ def test_what_killed_commands_left_is_removed_once_it_is_old(path: Path) -> None
         put(storage, A, b"a")
         storage.put(B, [b"b"])
         storage.put(ObjectName("catalog/repository"), [b"{}"])
+        (path / "a1/b2/notes.tmp").write_bytes(b"of somebody else")
         assert storage.sweep(PATIENCE_S) == 0
         assert storage.sweep(-PATIENCE_S) == 2
-        assert files_below(path) == [f"a1/b2/{A}.blob"]
+        assert files_below(path) == [f"a1/b2/{A}.blob", "a1/b2/notes.tmp"]
         with pytest.raises(StorageError, match="No such file or directory"):
             storage.flush()
 
@@ -1041,6 +1044,17 @@ def test_a_listing_passes_over_what_is_no_object(path: Path) -> None:
         (path / "a1" / "notes").write_bytes(b"mine")
         (path / "lost+found").mkdir()
         assert {found.key: found.size_bytes for found in storage.list()} == {A: 1, B: None}
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EIO])
+def test_a_directory_that_cannot_be_written_is_listed_without_ages(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with opened(path) as storage:
+        put(storage, A, b"a")
+        monkeypatch.setattr(os, "utime", fail(number))
+        assert [(found.key, found.age_s) for found in storage.list()] == [(A, -math.inf)]
+        assert storage.sweep(0) == 0
 
 
 def test_a_listing_that_fails_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

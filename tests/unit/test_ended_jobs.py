@@ -110,6 +110,20 @@ def test_a_run_that_cannot_be_written_is_a_warning_and_the_job_ends(
     assert recorded(repository) == []
 
 
+def test_old_runs_that_cannot_be_removed_are_a_warning_and_the_job_ends(
+    repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    limited = replace(repository, limits=Limits(runs=RunLimits(rows=1)))
+    cleanup(limited)
+    with repository.database.write() as connection:
+        connection.execute(text("CREATE TRIGGER no BEFORE DELETE ON runs BEGIN SELECT RAISE(ABORT, 'kept'); END"))
+    cleanup(limited)
+    assert "cannot remove the records of old commands: database: kept" in caplog.text
+    assert [run.outcome for run in recorded(repository)] == [RunOutcome.SUCCEEDED] * 2
+    with repository.database.read() as connection:
+        assert connection.execute(text("SELECT count(*) FROM jobs")).scalar() == 0
+
+
 def test_a_run_that_cannot_be_written_keeps_no_other_command_from_beginning(repository: Repository) -> None:
     with repository.database.write() as connection:
         connection.execute(text("CREATE TRIGGER no BEFORE INSERT ON runs BEGIN SELECT RAISE(ABORT, 'no runs'); END"))

@@ -287,6 +287,11 @@ def test_the_file_stays_open() -> None:
 # Damage
 
 
+def test_a_version_with_more_tags_than_a_catalog_takes_comes_back() -> None:
+    version = replace(VERSION, tags=tuple(f"tag {number}" for number in range(10_001)))
+    assert read(written(version)) == [HEADER, version]
+
+
 def test_an_export_that_is_cut_short_anywhere_is_refused() -> None:
     data = written(*RECORDS)
     for length in range(len(data)):

@@ -217,6 +217,7 @@ def test_a_damaged_blob_is_reported_and_stays(repository: Repository, plain: Ver
         path.unlink()
     report = run(repository)
     assert list(report.damaged) == [blob.uid]
+    assert report.damaged[blob.uid].__traceback__ is None  # whose frames hold the block
     assert report.blobs == BLOCKS - 1
     assert blob_of(repository, plain, 7) == blob
     assert living(repository) == {0: 1, 2: BLOCKS - 1}

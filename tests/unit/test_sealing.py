@@ -452,7 +452,7 @@ def test_version_0_refuses_an_object_of_another_length(length: int) -> None:
 def test_an_unknown_version_is_refused_with_the_known_ones(number: int) -> None:
     with pytest.raises(
         IntegrityError,
-        match=rf"^encryption version {number} is unknown to this program, which knows 0, 1, 2; use the release of",
+        match=rf"^has encryption version {number}, which is unknown to this program \(it knows 0, 1, 2\); use the rel",
     ):
         encryption_version(number)
 

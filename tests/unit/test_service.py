@@ -11,10 +11,11 @@ import pytest
 from backyfs.config import load_config
 from backyfs.engine.catalog import publish
 from backyfs.engine.secrets.keyslots import add_slot, read_slots
+from backyfs.engine.space.cleanup import cleanup
 from backyfs.engine.versions.edit import expire, protect
 from backyfs.engine.versions.named import named_versions
 from backyfs.engine.versions.remove import RemovalRequest, remove
-from backyfs.errors import VersionKeptError, VersionNotFoundError
+from backyfs.errors import KeyMaterialError, VersionKeptError, VersionNotFoundError
 from backyfs.keys.slots import Secret
 from backyfs.metadata.catalog.notes import has_notes
 from backyfs.metadata.records.runs import RunRecord, list_runs
@@ -24,6 +25,7 @@ from backyfs.service import Service
 from backyfs.work.run import Control
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.storages import with_watched_writes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,6 +96,17 @@ def test_a_new_key_slot_is_in_the_catalog_too(service: Service, publications: li
         add_slot(database, key_sources(service.config), "second", Secret(key=bytes(32)))
     assert len(publications) == 1
     assert is_kept(service)
+
+
+def test_a_report_that_cannot_be_recorded_is_a_warning(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse() -> None:
+        raise KeyMaterialError("got another key in the meantime", subject="the repository")
+
+    with service.repository() as repository:
+        cleanup(repository, control=Control(recorded=service.runs.append))
+        service.record(with_watched_writes(repository, refuse), {"blobs": 0})
+    assert "the report of this command is not recorded: the repository got another key in the meantime" in caplog.text
+    assert service.runs == []
 
 
 def test_a_report_and_the_last_error_are_added_to_the_run(service: Service, publications: list[str]) -> None:

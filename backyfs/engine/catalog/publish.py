@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backyfs.metadata.catalog.blobcolumns import BlobColumns
-    from backyfs.metadata.db.database import Connection
+    from backyfs.metadata.db.database import Connection, Database
     from backyfs.metadata.maps.blockmap import Entries
     from backyfs.model import Version
     from backyfs.repository import Repository
@@ -130,6 +130,16 @@ def catalog_kept(repository: Repository, control: Control = UNATTENDED) -> Itera
 def _keep_if_changed(repository: Repository, control: Control) -> None:
     if repository.database.has_written:
         keep_catalog(repository, control)
+
+
+def is_catalog_due(database: Database) -> bool:
+    """Return whether there are changes that are not in the catalog yet.
+
+    Raises:
+        DatabaseError: the database fails.
+    """
+    with database.read() as connection:
+        return has_notes(connection)
 
 
 def publish(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -332,7 +333,7 @@ class _Migrator:
                 try:
                     block = load_block(self._repository.blocks, blob)
                 except (ObjectMissingError, ObjectUnreadableError, IntegrityError) as error:
-                    done.damaged.append((blob, error))
+                    done.damaged.append((blob, copy(error)))  # without the frames that hold the block and its key
                 else:
                     # The tag has authenticated a block without fingerprint; once it is stored plain, nothing else will.
                     fingerprint = blob.fingerprint or self._blocks.fingerprint(block)

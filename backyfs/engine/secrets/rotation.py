@@ -67,7 +67,7 @@ def rotate_configured(
         raise UsageError("a new key needs a key slot, and the configuration has neither key nor passphrase")
     report = rotate_repository_key(repository.database, secret, older_than=older_than)
     if report is not None:
-        # This repository was opened with the old key and cannot write the catalog. The next one that is opened does.
+        # This repository was opened with the old key and cannot write the catalog. `Service.publish` does.
         repository.database.has_written = False
     return report
 

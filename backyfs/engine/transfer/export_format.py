@@ -214,7 +214,7 @@ def _record(key: str, value: Any, number: int) -> Record:
     try:
         match key:
             case "version":
-                return version_record(Fields(value))
+                return version_record(Fields(value), _MAX_LINE)
             case "statistics":
                 return _statistics(value)
             case "blob":

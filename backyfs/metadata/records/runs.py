@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from backyfs.metadata.db.tables import runs
 from backyfs.model import RunId, RunOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from datetime import datetime
 
     from backyfs.metadata.db.database import Connection
@@ -100,16 +101,9 @@ def insert_run(connection: Connection, job: Any, ending: Ending) -> RunId | None
         error_class=_stored(ending.error_class, _CLASS_LENGTH),
         error=_stored(ending.error, _ERROR_LENGTH),
     )
-    savepoint = connection.begin_nested()
-    try:
-        with mapped_errors(show_url(connection.engine.url)):
-            run_id = insert_row(connection, row)
-    except DatabaseError as error:
-        savepoint.rollback()  # fails if the database has aborted the whole transaction
-        _log.warning("cannot record how %s ended: %s", job.command, error)
-        return None
-    savepoint.commit()
-    return RunId(run_id)
+    with _optional(connection, f"record how {job.command} ended"):
+        return RunId(insert_row(connection, row))
+    return None
 
 
 def prune_runs(connection: Connection, newest: RunId, limits: RunLimits) -> None:
@@ -117,9 +111,24 @@ def prune_runs(connection: Connection, newest: RunId, limits: RunLimits) -> None
 
     Ids and times are indexed, so the cost grows with the number of removed runs.
     """
-    connection.execute(delete(runs).where(runs.c.id <= newest - limits.rows))
-    for now in sound_rows(connection, select(runs.c.ended_at).where(runs.c.id == newest), runs.c.id):
-        connection.execute(delete(runs).where(runs.c.ended_at < now.ended_at - timedelta(days=limits.days)))
+    with _optional(connection, "remove the records of old commands"):
+        connection.execute(delete(runs).where(runs.c.id <= newest - limits.rows))
+        for now in sound_rows(connection, select(runs.c.ended_at).where(runs.c.id == newest), runs.c.id):
+            connection.execute(delete(runs).where(runs.c.ended_at < now.ended_at - timedelta(days=limits.days)))
+
+
+@contextmanager
+def _optional(connection: Connection, what: str) -> Iterator[None]:
+    """Do something in a transaction that must not fail because of it: an error undoes this alone, with a warning."""
+    savepoint = connection.begin_nested()
+    try:
+        with mapped_errors(show_url(connection.engine.url)):
+            yield
+    except DatabaseError as error:
+        savepoint.rollback()  # fails if the database has aborted the whole transaction
+        _log.warning("cannot %s: %s", what, error)
+    else:
+        savepoint.commit()
 
 
 def complete_run(
