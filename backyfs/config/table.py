@@ -28,8 +28,8 @@ class Key:
 _TRAFFIC = (
     Key("simultaneous_writes", k.COUNT, "Blobs written at the same time, at most."),
     Key("simultaneous_reads", k.COUNT, "Blobs read at the same time, at most."),
-    Key("bandwidth_read", k.NUMBER, "Bytes read per second, at most; 0 is no limit."),
-    Key("bandwidth_write", k.NUMBER, "Bytes written per second, at most; 0 is no limit."),
+    Key("bandwidth_read", k.NUMBER, "Bytes read per second, at most; 0 means no limit."),
+    Key("bandwidth_write", k.NUMBER, "Bytes written per second, at most; 0 means no limit."),
 )
 
 _OBJECT_STORE = (

@@ -32,7 +32,7 @@ PHRASES = {
 
 LEFT = {
     "backyfs": 3,
-    "backyfs/config": 3,
+    "backyfs/config": 1,
     "backyfs/engine": 13,
     "backyfs/metadata": 3,
     "backyfs/repository": 0,
