@@ -31,6 +31,7 @@ test_packages=(
     zsh fish                               # shells that complete commands
     # The tests start separate servers from these and do not touch the cluster that Debian makes.
     postgresql mariadb-server-core mariadb-client-core
+    ceph-mon ceph-osd ceph-common radosgw  # radosgw is an object store, and needs the rest of Ceph
 )
 
 case ${1:-} in
