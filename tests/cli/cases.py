@@ -1,4 +1,4 @@
-"""Every command with arguments that work, and a place in which they do."""
+"""Every command with working arguments, and a place to run it in."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Case:
     """A command with arguments that work. `{}` stands for a version, `{dir}` for a directory to write to."""
 
     words: str
-    schema: str | None = None     # where it is not the command's name; "" prints no JSON
+    schema: str | None = None     # if it is not the command's name; "" prints no JSON
     uses_storage: bool = True     # it opens the repository, which needs storage and key
     writes: bool = True           # it changes the database
     needs_root: bool = False
-    is_shown: bool = False        # it is run for what it prints
+    is_shown: bool = False        # it is run for its output
     config: str = "repository/backyfs.cfg"
-    after: tuple[str, ...] = ()   # commands whose work it needs
+    after: tuple[str, ...] = ()   # commands that must have run before it
 
     @property
     def name(self) -> str:
@@ -52,7 +52,7 @@ CASES = (
     Case("expire {} 2040-01-01"),
     Case("due other", writes=False, is_shown=True),
     Case("sla", writes=False, is_shown=True),
-    Case("forget", writes=False),  # there is nothing to remove
+    Case("forget", writes=False),  # nothing to remove
     Case("forget --schedulers daily", writes=False),
     Case("cleanup"),
     Case("cleanup --dry-run", schema="cleanup-dry-run", writes=False, is_shown=True),
@@ -70,7 +70,7 @@ CASES = (
     Case("import {dir}/exported", after=("export {} {dir}/exported", "rm --force {}")),
     Case("recover {dir}/repository/data --to {dir}/recovered.sqlite --key-file {dir}/repository/backyfs.key",
          uses_storage=False, writes=False),
-    Case("catalog push", schema="catalog-push", writes=False),  # the backup has written all of it
+    Case("catalog push", schema="catalog-push", writes=False),  # the backup has written the whole catalog
     Case("catalog check", schema="catalog-check", writes=False, after=("catalog push",)),
     Case("initdb", uses_storage=False, writes=False, config="other.cfg"),
     Case("check-config", uses_storage=False, writes=False),
@@ -85,7 +85,7 @@ CASES = (
          after=("key add second --key-file {dir}/second.key",)),
     Case("key export {dir}/recovery", schema="key-export", uses_storage=False, writes=False),
     Case("key print", schema="key-print", uses_storage=False, writes=False, is_shown=True),
-    Case("rekey --old-key-file {dir}/second.key", uses_storage=False, writes=False),  # the key is right already
+    Case("rekey --old-key-file {dir}/second.key", uses_storage=False, writes=False),  # the slot already has this key
     Case("migrate-encryption --all"),
     Case("migrate-encryption {} --to 1 --dry-run", schema="migrate-encryption-dry-run", writes=False, is_shown=True),
     Case("db copy sqlite:///{dir}/repository/backyfs.sqlite sqlite:///{dir}/copy.sqlite", schema="db-copy",
@@ -95,7 +95,7 @@ CASES = (
 
 
 def make_place(directory, *, encrypted=True):
-    """Make a repository with a version, an image of it with a file system, and what else the commands need."""
+    """Make a repository with a version, its image with a file system, and everything else the commands need."""
     config = make_repository(directory / "repository", encrypted=encrypted)
     text = config.read_text(errors="surrogateescape") + "\n[daily]\ninterval: 1d\nkeep: 2\nsla: 3h\n"
     config.write_text(text, errors="surrogateescape")

@@ -32,7 +32,7 @@ def image(tmp_path):
 
 @pytest.fixture
 def versions(config):
-    """Return the versions of the repository, the oldest first."""
+    """Return the versions of the repository, oldest first."""
 
     def versions():
         with opened(config) as repository, repository.database.read() as connection:
@@ -42,7 +42,7 @@ def versions(config):
 
 
 def changed(image, tmp_path, block):
-    """Change a block of an image, and return a file of hints that names it."""
+    """Change a block of an image; return a hints file that lists it."""
     with image.open("r+b") as file:
         file.seek(block * BLOCK)
         file.write(os.urandom(BLOCK))
@@ -52,7 +52,7 @@ def changed(image, tmp_path, block):
 
 
 @pytest.mark.parametrize("option", ["-r", "--rbd", "--hints"])
-def test_hints_and_base_read_what_changed(call, tmp_path, image, option):
+def test_with_hints_and_a_base_only_changes_are_read(call, tmp_path, image, option):
     uid = call("-m", "backup", image, "disk")[1].splitlines()[0]
     status, out, err = call("--json", "backup", image, "disk", option, changed(image, tmp_path, 7), "-f", uid)
     assert (status, err) == (0, "")
@@ -61,7 +61,7 @@ def test_hints_and_base_read_what_changed(call, tmp_path, image, option):
     assert (tmp_path / "out").read_bytes() == image.read_bytes()
 
 
-def test_hints_come_from_the_standard_input(call, tmp_path, image, monkeypatch):
+def test_hints_can_come_from_stdin(call, tmp_path, image, monkeypatch):
     call("backup", image, "disk")
     text = changed(image, tmp_path, 3).read_bytes()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
@@ -91,7 +91,7 @@ def test_hints_of_another_image_end_with_status_5_and_leave_no_version(call, tmp
         ('[{"offset": 0, "length": 999999, "exists": true}]', "the hints reach to byte 999999"),
     ],
 )
-def test_hints_that_are_none_end_with_status_5(call, tmp_path, image, text, fact, versions):
+def test_invalid_hints_end_with_status_5(call, tmp_path, image, text, fact, versions):
     hints = tmp_path / "hints.json"
     hints.write_text(text)
     status, _, err = call("backup", image, "disk", "-r", hints)
@@ -100,7 +100,7 @@ def test_hints_that_are_none_end_with_status_5(call, tmp_path, image, text, fact
     assert versions() == []
 
 
-def test_hints_that_are_not_there_end_with_status_5(call, tmp_path, image):
+def test_a_missing_hints_file_ends_with_status_5(call, tmp_path, image):
     status, _, err = call("backup", image, "disk", "-r", tmp_path / "none")
     assert (status, err) == (
         5,
@@ -109,7 +109,7 @@ def test_hints_that_are_not_there_end_with_status_5(call, tmp_path, image):
 
 
 @pytest.mark.parametrize("option", ["-f", "-c"])
-def test_a_version_that_is_not_there_ends_with_status_4(call, image, option):
+def test_an_unknown_version_ends_with_status_4(call, image, option):
     status, _, err = call("backup", image, "disk", option, "disk@latest")
     assert (status, err) == (
         4,
@@ -117,7 +117,7 @@ def test_a_version_that_is_not_there_ends_with_status_4(call, image, option):
     )
 
 
-def test_the_tags_of_backy2_are_given_when_they_are_due(call, image, versions):
+def test_the_tags_of_backy2_are_added_when_due(call, image, versions):
     call("backup", image, "disk")
     call("backup", image, "disk")
     call("backup", image, "other")
@@ -128,7 +128,7 @@ def test_the_tags_of_backy2_are_given_when_they_are_due(call, image, versions):
     ]
 
 
-def test_a_backup_warns_of_a_version_dated_in_the_future_and_is_tagged_all_the_same(call, config, image, versions):
+def test_a_backup_warns_of_a_version_dated_in_the_future_and_still_gets_its_tags(call, config, image, versions):
     call("backup", image, "disk")
     [ahead] = versions()
     with opened(config) as repository, repository.database.write() as connection:
@@ -145,7 +145,7 @@ def test_tags_are_given_as_csv(call, image, versions):
     assert [version.tags for version in versions()] == [("a,b", "hourly")]
 
 
-def test_the_schedulers_that_are_due_give_their_tags(call, config, image, versions):
+def test_schedulers_that_are_due_add_their_tags(call, config, image, versions):
     schedulers = "".join(f"[{name}]\ninterval: 1d\nkeep: {keep}\nsla: 1h\n" for name, keep in
                          (("daily", 1), ("weekly", 2), ("monthly", 0), ("hourly", 1)))  # fmt: skip
     config.write_text(config.read_text() + schedulers)
@@ -159,7 +159,7 @@ def test_the_schedulers_that_are_due_give_their_tags(call, config, image, versio
     ]
 
 
-def test_without_schedulers_none_is_due(call, image, versions):
+def test_without_schedulers_no_tag_is_due(call, image, versions):
     assert call("backup", image, "disk", "-t", "daily", "--due")[0] == 0
     assert [version.tags for version in versions()] == [("daily",)]
 
@@ -170,7 +170,7 @@ def test_white_space_around_tags_is_dropped(call, image, versions):
 
 
 @pytest.mark.parametrize("tags", [",", "a,,b", '"a'])
-def test_tags_that_are_none_are_refused(call, image, tags, versions):
+def test_invalid_tags_are_refused(call, image, tags, versions):
     status, _, err = call("backup", image, "disk", "-t", tags)
     assert status == 1
     assert "tag" in err
@@ -185,18 +185,18 @@ def test_tags_that_are_none_are_refused(call, image, tags, versions):
         ("2031-02-03T04:05:06", datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC)),
     ],
 )
-def test_the_expiry_is_a_date(call, image, given, expected, versions):
+def test_the_expiry_can_be_a_date(call, image, given, expected, versions):
     assert call("backup", image, "disk", "-e", given)[0] == 0
     assert [version.expire_at for version in versions()] == [expected]
 
 
-def test_the_expiry_is_so_long_from_now(call, image, versions):
+def test_the_expiry_can_be_an_age(call, image, versions):
     assert call("backup", image, "disk", "-e", "+30d")[0] == 0
     [version] = versions()
     assert abs(version.expire_at - version.created_at - timedelta(days=30)) < timedelta(minutes=1)
 
 
-def test_an_expiry_that_is_no_date_is_refused(call, image, versions):
+def test_an_invalid_expiry_is_refused(call, image, versions):
     status, _, err = call("backup", image, "disk", "-e", "tomorrow")
     assert status == 1
     assert "'tomorrow'" in err
@@ -206,7 +206,7 @@ def test_an_expiry_that_is_no_date_is_refused(call, image, versions):
 def test_the_uid_is_printed_before_the_end(config, tmp_path):
     image = tmp_path / "image"
     with image.open("wb") as file:
-        file.truncate(1 << 40)  # one hole, which the kernel does not need a second for
+        file.truncate(1 << 40)  # one hole, which the kernel reads within a second
         file.seek(0)
         file.write(os.urandom(64 << 20))
     process = subprocess.Popen(
@@ -220,7 +220,7 @@ def test_the_uid_is_printed_before_the_end(config, tmp_path):
         assert [version.uid for version in list_versions(connection)] == [uid]
 
 
-def test_an_interrupted_backup_says_how_to_go_on_and_does(config, tmp_path):
+def test_an_interrupted_backup_says_how_to_continue_and_can_be_continued(config, tmp_path):
     image = random_image(tmp_path / "image", 64 << 20)
     unlimited = config.read_text()
     config.write_text(unlimited.replace("[DataBackend]", f"[DataBackend]\nbandwidth_write: {8 << 20}"))
@@ -246,7 +246,7 @@ def test_an_interrupted_backup_says_how_to_go_on_and_does(config, tmp_path):
     assert done.stdout == f"{version.uid}\n" * 2
 
 
-def test_a_backup_that_is_being_written_is_not_continued_by_another(config, image, call):
+def test_a_running_backup_is_not_continued_by_another(config, image, call):
     with opened(config) as repository:
         announced = []
 

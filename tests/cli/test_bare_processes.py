@@ -1,7 +1,7 @@
-"""Every command in a process that lacks something: a descriptor, a disk with room, a directory, /proc, a home.
+"""Every command in a process that lacks something: a descriptor, free disk space, a directory, /proc, a home.
 
-Each has the exit status that it usually has. The commands of one condition run one after the other in one place, as
-some need the work of others; at the end it is looked at what they did.
+Each command has its usual exit status. The commands of one condition run one after the other in one place, because
+some need the work of others. At the end, the test checks their results.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ CANNOT_ATTACH = {"attach": 10, "detach": 10}
 
 @dataclass(frozen=True)
 class Condition:
-    """What the processes of commands are started with."""
+    """How the processes of the commands are started."""
 
     name: str
     prepare: str = 'exec "$@"'
     environ: dict[str, str | None] = field(default_factory=dict)
     place: bytes = PLACE
-    statuses: dict[str, int] = field(default_factory=dict)  # of commands that cannot do their work, and say why
-    sees_out: bool = True   # what commands print can be looked at
+    statuses: dict[str, int] = field(default_factory=dict)  # of commands that cannot do their work and say why
+    sees_out: bool = True   # stdout can be examined
     sees_err: bool = True
-    shows: bool = True      # commands that are run for what they print can print it
+    shows: bool = True      # commands that are run for their output can print it
 
     def usual_status(self, case):
         if case.is_shown and not self.shows:
@@ -64,7 +64,7 @@ NAMES = [condition.name for condition in CONDITIONS]
 
 @pytest.fixture
 def place(tmp_path, request):
-    """Make the place of a condition; let go of the loop devices that a failure leaves."""
+    """Make the place of a condition; detach loop devices left over after a failure."""
     place = tmp_path / "place"
     place.mkdir()
     make_place(place)
@@ -77,7 +77,7 @@ def place(tmp_path, request):
 
 
 def with_name(place, name):
-    """Give a place another name; what the configurations name stays where it is, and is linked to."""
+    """Give a place another name. The files that the configurations name stay where they are; links lead to them."""
     other = place.with_name(name)
     other.mkdir()
     for entry in list(place.iterdir()):
@@ -99,9 +99,9 @@ def test_every_command_has_its_usual_exit_status(condition, place, tmp_path):
             found[case.words] = server.run(
                 words, out=out if condition.sees_out else None, err=err if condition.sees_err else None
             )
-            told = err.read_text(errors="replace") if condition.sees_err else ""
-            if found[case.words] != condition.usual_status(case) or "Traceback" in told:
-                problems.append(f"{case.words}: {found[case.words]}: {told}")
+            text = err.read_text(errors="replace") if condition.sees_err else ""
+            if found[case.words] != condition.usual_status(case) or "Traceback" in text:
+                problems.append(f"{case.words}: {found[case.words]}: {text}")
             if condition.sees_out and case.is_shown and not out.stat().st_size:
                 problems.append(f"{case.words} printed nothing")
     assert problems == []
@@ -117,7 +117,7 @@ def environ_of(condition, place):
 
 
 def expect_work_done(place):
-    """Fail if what the commands of the cases do was not done."""
+    """Fail if the commands of the cases did not do their work."""
     assert digest(place / "restored") == digest(place / "image")
     assert (place / "exported").stat().st_size > 0
     assert not any((place / "mount").iterdir())
@@ -134,16 +134,16 @@ def digest(path):
 @pytest.mark.parametrize("place", [CONDITIONS[0]], indirect=True, ids=["place"])
 def test_every_command_prints_nothing_with_q(place, tmp_path):
     out, err = tmp_path / "out", tmp_path / "err"
-    told = {}
+    results = {}
     with ForkServer('exec "$@"', os.environ) as server:
         for case in CASES:
             words = ["-q", "-c", str(place / case.config), *words_of(case, place)]
-            told[case.words] = (server.run(words, out=out, err=err), out.read_text(), err.read_text())
-    assert told == {case.words: (0, "", "") for case in CASES}
+            results[case.words] = (server.run(words, out=out, err=err), out.read_text(), err.read_text())
+    assert results == {case.words: (0, "", "") for case in CASES}
 
 
 @pytest.mark.root
-def test_what_is_not_a_mount_of_ours_is_not_unmounted_without_proc(tmp_path):
+def test_foreign_mounts_are_not_unmounted_without_proc(tmp_path):
     no_proc = next(condition for condition in CONDITIONS if condition.name == "no-proc")
     with ForkServer(no_proc.prepare, os.environ) as server:
         assert server.run(["umount", str(tmp_path)], err=tmp_path / "err") == 10
@@ -153,7 +153,7 @@ def test_what_is_not_a_mount_of_ours_is_not_unmounted_without_proc(tmp_path):
     )
 
 
-# Relative paths where there is no current directory
+# Relative paths without a current directory
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,9 @@ def test_what_is_not_a_mount_of_ours_is_not_unmounted_without_proc(tmp_path):
 def test_a_relative_path_is_an_error_that_says_what_is_missing(place_without_directory, words):
     place, server = place_without_directory
     status = server.run(["-c", str(place / "repository/backyfs.cfg"), *filled_in(words, place)], err=place / "err")
-    told = (place / "err").read_text()
+    error = (place / "err").read_text()
     assert status not in {0, 100}
-    assert re.fullmatch("backyfs: error: .*(No such file or directory|the current directory was removed).*\n", told)
+    assert re.fullmatch("backyfs: error: .*(No such file or directory|the current directory was removed).*\n", error)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`check-config` and `initdb`: every part of a repository broken in turn."""
+"""`check-config` and `initdb`, with every part of a repository broken in turn."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHECKS = ["configuration", "permissions", "log", "database", "key", "encryption"
 
 @pytest.fixture
 def found(call):
-    """Check, and return the exit status, and what each check found: pairs of grade and message."""
+    """Run `check-config`; return its exit status and the grade and message of each check."""
 
     def found():
         status, out, err = call("--json", "check-config")
@@ -53,32 +53,32 @@ def files_below(directory):
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_a_repository_that_is_well_is_ok_in_every_check(found):
+def test_a_sound_repository_passes_every_check(found):
     status, results = found()
     assert status == 0
     assert list(results) == CHECKS
     assert {grade for name in CHECKS if name != "fuse" for grade, _ in results[name]} == {"ok"}
 
 
-def test_people_get_a_line_for_each_check(call, config):
+def test_the_output_has_a_line_for_each_check(call, config):
     status, out, err = call("check-config")
     assert (status, err) == (0, "")
     assert [line.split()[1] for line in out.splitlines()][: len(CHECKS) - 1] == CHECKS[:-1]
     assert out.splitlines()[0] == f"ok        configuration  {config}"
 
 
-def test_scripts_get_fields_with_bars_between(call, config):
+def test_machine_output_separates_fields_with_bars(call, config):
     _, out, _ = call("-m", "check-config")
     assert out.splitlines()[:2] == ["check|grade|message", f"configuration|ok|{config}"]
 
 
-def test_nothing_stays_of_a_check(found, config):
+def test_a_check_leaves_nothing_behind(found, config):
     before = files_below(config.parent / "data")
     found()
     assert files_below(config.parent / "data") == before
 
 
-def test_every_mistake_of_the_configuration_is_told_with_its_place(found, config):
+def test_every_mistake_in_the_configuration_is_reported_with_its_place(found, config):
     change(config, "block_size:", "deduplication: perhaps\nblock_size: 1\nlock_dir:")
     with config.open("a") as text:
         text.write("[io_rbd]\nsimultaneous_reads: many\n[daily]\ninterval: many\nkeep: 1\nsla: 1d\n")
@@ -95,14 +95,14 @@ def test_every_mistake_of_the_configuration_is_told_with_its_place(found, config
     assert [grade for grade, _ in results["clock"]] == ["ok"]
 
 
-def test_keys_that_do_not_go_together_are_a_mistake(found, config):
+def test_options_that_exclude_each_other_are_a_mistake(found, config):
     change(config, "encryption_version:", "encryption_key_command: cat key\nencryption_version:")
     status, results = found()
     assert status == 1
     assert "are set together; allowed: one of them" in results["configuration"][0][1]
 
 
-def test_no_configuration_is_a_failure(tmp_path, capsys):
+def test_a_missing_configuration_is_a_failure(tmp_path, capsys):
     assert run(["-c", str(tmp_path / "none.cfg"), "-m", "check-config"]) == 1
     out = capsys.readouterr().out
     assert f"configuration|failed|{tmp_path}/none.cfg: does not exist; run `backyfs init`" in out
@@ -124,7 +124,7 @@ def test_a_block_size_of_another_repository_is_a_failure(found, config):
     assert results["storage"][0][0] == "ok"
 
 
-def test_the_wrong_key_has_the_status_of_keys(found, config):
+def test_the_wrong_key_has_the_status_for_keys(found, config):
     (config.parent / "backyfs.key").write_text("ab" * 32)
     status, results = found()
     assert status == 3
@@ -132,7 +132,7 @@ def test_the_wrong_key_has_the_status_of_keys(found, config):
     assert results["storage"][0][0] == "ok"
 
 
-def test_a_key_file_that_is_gone_has_the_status_of_keys(found, config):
+def test_a_missing_key_file_has_the_status_for_keys(found, config):
     (config.parent / "backyfs.key").unlink()
     status, results = found()
     assert status == 3
@@ -141,7 +141,7 @@ def test_a_key_file_that_is_gone_has_the_status_of_keys(found, config):
     ]
 
 
-def test_a_check_gives_no_key_to_a_repository_that_has_none(tmp_path, capsys):
+def test_a_check_does_not_give_a_plain_repository_a_key(tmp_path, capsys):
     config = make_repository(tmp_path / "plain", encrypted=False)
     (tmp_path / "key").write_text("ab" * 32)
     os.chmod(tmp_path / "key", 0o600)
@@ -153,7 +153,7 @@ def test_a_check_gives_no_key_to_a_repository_that_has_none(tmp_path, capsys):
     database.close()
 
 
-def test_a_storage_that_is_gone_has_the_status_of_storages(found, config):
+def test_a_missing_storage_has_the_status_for_storages(found, config):
     shutil.rmtree(config.parent / "data")
     status, results = found()
     assert status == 6
@@ -161,7 +161,7 @@ def test_a_storage_that_is_gone_has_the_status_of_storages(found, config):
     assert results["key"][0][0] == "ok"
 
 
-def test_a_storage_that_loses_bytes_is_found(found, config, monkeypatch):
+def test_a_storage_that_loses_bytes_is_detected(found, config, monkeypatch):
     from backyfs.storage.directory import DirectoryStorage
     from backyfs.storage.keys import is_blob
 
@@ -176,7 +176,7 @@ def test_a_storage_that_loses_bytes_is_found(found, config, monkeypatch):
     ]
 
 
-def test_a_storage_that_deletes_nothing_is_found(found, config, monkeypatch):
+def test_a_storage_that_deletes_nothing_is_detected(found, config, monkeypatch):
     from backyfs.storage.directory import DirectoryStorage
 
     monkeypatch.setattr(DirectoryStorage, "delete", lambda *_: None)
@@ -204,7 +204,7 @@ def test_blocks_of_backy2_that_no_key_opens_are_a_warning(tmp_path, capsys, key)
     assert "key|warning|there are encrypted blocks, and " in capsys.readouterr().out
 
 
-def test_a_database_that_is_gone_is_a_failure_and_the_key_waits_for_it(found, config):
+def test_a_missing_database_is_a_failure_and_the_key_cannot_be_checked_without_it(found, config):
     (config.parent / "backyfs.sqlite").unlink()
     status, results = found()
     assert status == 1
@@ -262,7 +262,7 @@ def found_quietly(config):
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o644, True), (0o640, True)])
-def test_a_configuration_that_holds_the_key_is_to_be_kept_from_others(config, mode, warned):
+def test_a_configuration_that_contains_the_key_must_not_be_readable_by_others(config, mode, warned):
     digits = (config.parent / "backyfs.key").read_text().strip()
     change(config, f"encryption_key_file: {config.parent}/backyfs.key", f"encryption_key: {digits}")
     os.chmod(config, mode)
@@ -287,7 +287,7 @@ def test_a_log_file_that_cannot_be_written_is_a_failure(found, config):
 @pytest.mark.parametrize(
     ("free_mib", "files", "grade"), [(10_000, 5, "ok"), (500, 5, "warning"), (10, 5, "failed"), (10_000, 0, "failed")]
 )
-def test_little_space_is_told(config, monkeypatch, free_mib, files, grade):
+def test_little_free_space_is_reported(config, monkeypatch, free_mib, files, grade):
     block = 4096
     about = os.statvfs_result((block, block, 100_000_000, 0, free_mib * 256, 1000, files, files, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _: about)
@@ -297,12 +297,12 @@ def test_little_space_is_told(config, monkeypatch, free_mib, files, grade):
 
 
 @pytest.mark.parametrize("year", [1970, 2023, 2101])
-def test_a_clock_in_another_age_is_a_failure(config, year):
+def test_a_clock_that_is_years_off_is_a_failure(config, year):
     report = check_configuration(str(config), {}, now=datetime(year, 1, 1, tzinfo=UTC))
     assert next(one.grade for one in report.findings if one.check == "clock") is Grade.FAILED
 
 
-def test_versions_of_the_future_are_a_warning(config, tmp_path):
+def test_versions_dated_in_the_future_are_a_warning(config, tmp_path):
     with opened(config) as repository:
         back_up(repository, random_image(tmp_path / "image", BLOCK))
         with repository.database.write() as connection:
@@ -320,7 +320,7 @@ def test_the_clock_of_the_database_server_is_compared(config, monkeypatch):
 
 @pytest.fixture
 def stored(config, tmp_path):
-    """Back up three blocks and return what changes their encryption version in the database."""
+    """Back up three blocks; return a function that changes their encryption version in the database."""
     with opened(config) as repository:
         back_up(repository, random_image(tmp_path / "image", 3 * BLOCK))
 
@@ -332,7 +332,7 @@ def stored(config, tmp_path):
     return stored
 
 
-def test_blocks_that_are_plain_though_encryption_is_on_are_a_warning(found, stored):
+def test_plain_blocks_are_a_warning_when_encryption_is_on(found, stored):
     stored(0, 0, 2)
     status, results = found()
     assert status == 0
@@ -342,7 +342,7 @@ def test_blocks_that_are_plain_though_encryption_is_on_are_a_warning(found, stor
     ]
 
 
-def test_blocks_of_older_versions_are_no_fault(found, stored):
+def test_blocks_of_older_encryption_versions_are_ok(found, stored):
     stored(1, 1, 2)
     message = (
         "new blocks get encryption version 2; 2 blocks are encrypted otherwise (2 of version 1), which is not an "
@@ -351,7 +351,7 @@ def test_blocks_of_older_versions_are_no_fault(found, stored):
     assert found()[1]["encryption"] == [("ok", message)]
 
 
-def test_blocks_that_a_cleanup_deletes_are_not_counted(found, stored, config):
+def test_blocks_awaiting_cleanup_are_not_counted(found, stored, config):
     stored(0, 2, 2)
     with opened(config) as repository, repository.database.write() as connection:
         connection.execute(update(blobs).where(blobs.c.id == 1).values(doomed_at=datetime.now(UTC)))
@@ -359,7 +359,7 @@ def test_blocks_that_a_cleanup_deletes_are_not_counted(found, stored, config):
 
 
 @pytest.mark.parametrize("configured", ["", "encryption_version: 1"])
-def test_the_version_of_new_blocks_is_told_as_it_is_used(found, stored, config, configured):
+def test_the_encryption_version_reported_for_new_blocks_is_the_one_in_use(found, stored, config, configured):
     change(config, "encryption_version: 2", configured)
     new = 1 if configured else 2
     others = {1: [1, 1, 1], 2: [2, 2, 2]}[new]
@@ -367,7 +367,7 @@ def test_the_version_of_new_blocks_is_told_as_it_is_used(found, stored, config, 
     assert found()[1]["encryption"] == [("ok", f"new blocks get encryption version {new}")]
 
 
-def test_plain_blocks_of_a_plain_repository_are_as_they_should_be(found, stored, config):
+def test_plain_blocks_of_a_plain_repository_are_ok(found, stored, config):
     change(config, "encryption_version: 2", "encryption_version: 0")
     stored(0, 0, 1)
     assert found()[1]["encryption"] == [
@@ -375,7 +375,7 @@ def test_plain_blocks_of_a_plain_repository_are_as_they_should_be(found, stored,
     ]
 
 
-def test_fuse_that_is_not_there_is_a_warning(config, monkeypatch):
+def test_missing_fuse_is_a_warning(config, monkeypatch):
     exists = os.path.exists
     monkeypatch.setattr(os.path, "exists", lambda path: path != "/dev/fuse" and exists(path))
     monkeypatch.setattr(shutil, "which", lambda _: None)
@@ -406,7 +406,7 @@ def test_a_database_server_is_checked(request, tmp_path):
 
 
 def adopted(tmp_path):
-    """Write a configuration as an administrator does, and nothing else."""
+    """Write a configuration, as an administrator does, and nothing else."""
     key = tmp_path / "key"
     key.write_text("cd" * 32)
     key.chmod(0o600)
@@ -418,7 +418,7 @@ def adopted(tmp_path):
     return config
 
 
-def test_initdb_makes_what_the_configuration_names(tmp_path, capsys):
+def test_initdb_creates_everything_the_configuration_names(tmp_path, capsys):
     config = adopted(tmp_path)
     assert run(["-c", str(config), "initdb"]) == 0
     out = capsys.readouterr().out
@@ -429,7 +429,7 @@ def test_initdb_makes_what_the_configuration_names(tmp_path, capsys):
         assert back_up(repository, random_image(tmp_path / "image", 9000)).version.size_bytes == 9000
 
 
-def test_initdb_tells_scripts_nothing_or_everything(tmp_path, capsys):
+def test_initdb_prints_nothing_with_m_and_a_full_report_as_json(tmp_path, capsys):
     assert run(["-c", str(adopted(tmp_path)), "-m", "initdb"]) == 0
     assert capsys.readouterr() == ("", "")
     (tmp_path / "db.sqlite").unlink()
@@ -463,7 +463,7 @@ def test_initdb_does_not_touch_a_database_that_has_other_tables(call, config):
         assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("mine",)]
 
 
-def test_initdb_without_its_key_makes_nothing(tmp_path, capsys):
+def test_initdb_without_its_key_creates_nothing(tmp_path, capsys):
     config = adopted(tmp_path)
     (tmp_path / "key").unlink()
     assert run(["-c", str(config), "initdb"]) == 3

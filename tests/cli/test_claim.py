@@ -1,4 +1,4 @@
-"""Is this the storage of the repository? Every command asks before it writes, marks, deletes or relies on anything."""
+"""Every command checks that the storage belongs to the repository before it writes, deletes or relies on anything."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from backyfs.repository import Repository
 
-# Commands that write to the storage, mark, delete, read or rely on stored blocks.
+# Commands that write to the storage, or that mark, delete, read or rely on stored blocks.
 COMMANDS = (
     ("backup", "{image}", "disk"),
     ("restore", "disk@latest", "{out}"),
@@ -102,18 +102,18 @@ def statuses(config: Path) -> list[VersionStatus]:
         return [version.status for version in list_versions(connection)]
 
 
-def test_nothing_is_done_below_a_mount_point_whose_disk_is_not_mounted(
+def test_nothing_is_done_below_an_unmounted_mount_point(
     disk: Disk, tmp_path: Path, image: Path, calls: Callable[..., tuple[int, str]]
 ) -> None:
     config = on_disk(disk, tmp_path / "repository")
     assert calls(config, "backup", "{image}", "disk")[0] == 0
     disk.unmount()
     for words in COMMANDS:
-        status, told = calls(config, *words)
+        status, stderr = calls(config, *words)
         assert status == 6, words
-        assert "no marker of this repository" in told, words
-        assert "mount it" in told, words
-        assert "`path` of [DataBackend] is wrong" in told, words
+        assert "no marker of this repository" in stderr, words
+        assert "mount it" in stderr, words
+        assert "`path` of [DataBackend] is wrong" in stderr, words
     assert list(disk.place.iterdir()) == []
     assert not (tmp_path / "out").exists()
     disk.mount()
@@ -133,16 +133,16 @@ def test_a_storage_belongs_to_one_repository(
     text = second.read_text()
     second.write_text(text.replace(f"{tmp_path}/second/data", f"{tmp_path}/first/data"))
     for words in COMMANDS:
-        status, told = calls(second, *words)
+        status, stderr = calls(second, *words)
         assert status == 6, words
-        assert "the storage belongs to repository " in told, words
-        assert "mount the right one" in told, words
-        assert "`path` of [DataBackend]" in told, words
+        assert "the storage belongs to repository " in stderr, words
+        assert "mount the right one" in stderr, words
+        assert "`path` of [DataBackend]" in stderr, words
     assert calls(first, "scrub", "--all")[0] == 0
     assert calls(first, "restore", "disk@latest", "{out}")[0] == 0
 
 
-def test_two_that_claim_a_new_storage_at_once_do_not_both_get_it(tmp_path: Path) -> None:
+def test_two_repositories_that_claim_a_new_storage_at_the_same_time_do_not_both_get_it(tmp_path: Path) -> None:
     first, second = make_repository(tmp_path / "first"), make_repository(tmp_path / "second")
     with opened(first) as one, opened(second) as two:
         storage = one.blocks.storage
@@ -156,7 +156,7 @@ def test_two_that_claim_a_new_storage_at_once_do_not_both_get_it(tmp_path: Path)
 
 
 def forget_marker(repository: Repository) -> None:
-    """Make a repository one of a release that knew no markers, and that has written no catalog."""
+    """Make a repository look like one of a release without markers that has not written a catalog."""
     change(repository, "UPDATE repository SET storage_marked = NULL")
     change(repository, "DELETE FROM catalog_notes")
 
@@ -168,7 +168,7 @@ def change(repository: Repository, statement: str) -> None:
         connection.execute(text(statement))
 
 
-def test_a_repository_of_the_release_before_is_marked_by_the_next_command(
+def test_a_repository_of_the_previous_release_is_marked_by_the_next_command(
     tmp_path: Path, image: Path, calls: Callable[..., tuple[int, str]]
 ) -> None:
     config = make_repository(tmp_path / "repository")
@@ -195,9 +195,9 @@ def test_an_unmarked_storage_with_the_catalog_of_another_repository_is_refused(
         forget_marker(repository)
     second.write_text(second.read_text().replace(f"{tmp_path}/second/data", f"{tmp_path}/first/data"))
     for words in COMMANDS:
-        status, told = calls(second, *words)
+        status, stderr = calls(second, *words)
         assert status == 6, words
-        assert "the storage belongs to repository " in told, words
+        assert "the storage belongs to repository " in stderr, words
     assert not marker.exists()
 
 
@@ -211,13 +211,13 @@ def test_an_unmarked_storage_without_the_known_blobs_is_refused(
     shutil.rmtree(tmp_path / "repository/data")
     (tmp_path / "repository/data").mkdir()
     for words in COMMANDS:
-        status, told = calls(config, *words)
+        status, stderr = calls(config, *words)
         assert status == 6, words
-        assert "it has none of 5 blocks that it should have" in told, words
+        assert "it has none of 5 blocks that it should have" in stderr, words
     assert list((tmp_path / "repository/data").iterdir()) == []
 
 
-def test_an_unmarked_storage_with_one_of_the_known_blobs_is_taken(tmp_path: Path, image: Path) -> None:
+def test_an_unmarked_storage_with_one_of_the_known_blobs_is_accepted(tmp_path: Path, image: Path) -> None:
     config = make_repository(tmp_path / "repository")
     with opened(config) as repository:
         back_up(repository, image)
@@ -229,7 +229,7 @@ def test_an_unmarked_storage_with_one_of_the_known_blobs_is_taken(tmp_path: Path
         assert load_storage_state(connection).marked
 
 
-def test_a_database_that_is_not_upgraded_yet_stays_so_where_the_disk_is_not_mounted(
+def test_an_old_database_is_not_upgraded_while_the_disk_is_not_mounted(
     tmp_path: Path, calls: Callable[..., tuple[int, str]]
 ) -> None:
     shutil.copytree(os.path.join(os.path.dirname(__file__), "../fixtures/v1-sqlite"), tmp_path / "old")
@@ -241,9 +241,9 @@ def test_a_database_that_is_not_upgraded_yet_stays_so_where_the_disk_is_not_moun
     os.chdir(tmp_path / "old")  # its paths are relative
     try:
         for words in (("ls",), ("backup", "{image}", "disk"), ("upgrade", "--check"), ("check-config",)):
-            status, told = calls(config, *words)
+            status, stderr = calls(config, *words)
             assert status == 6, words
-            assert "blocks that it should have" in told, words
+            assert "blocks that it should have" in stderr, words
         assert (tmp_path / "old/backy.sqlite").read_bytes() == before
         (tmp_path / "old/data").rmdir()
         (tmp_path / "elsewhere").rename(tmp_path / "old/data")
@@ -253,21 +253,21 @@ def test_a_database_that_is_not_upgraded_yet_stays_so_where_the_disk_is_not_moun
     assert (tmp_path / "old/data/catalog/marker").exists()
 
 
-def test_a_storage_whose_marker_was_lost_gets_it_back_on_demand(
+def test_a_storage_that_lost_its_marker_gets_it_back_on_demand(
     tmp_path: Path, image: Path, calls: Callable[..., tuple[int, str]]
 ) -> None:
     config = make_repository(tmp_path / "repository")
     assert calls(config, "backup", "{image}", "disk")[0] == 0
     shutil.rmtree(tmp_path / "repository/data/catalog")
-    status, told = calls(config, "ls")
+    status, stderr = calls(config, "ls")
     assert status == 6
-    assert "`backyfs catalog push --all`" in told
+    assert "`backyfs catalog push --all`" in stderr
     assert calls(config, "catalog", "push", "--all")[0] == 0
     assert calls(config, "catalog", "check")[0] == 0
     assert calls(config, "restore", "disk@latest", "{out}")[0] == 0
 
 
-def test_the_storage_of_another_repository_is_not_taken_on_demand(
+def test_the_storage_of_another_repository_cannot_be_claimed_on_demand(
     tmp_path: Path, image: Path, calls: Callable[..., tuple[int, str]]
 ) -> None:
     config = make_repository(tmp_path / "repository")
@@ -275,9 +275,9 @@ def test_the_storage_of_another_repository_is_not_taken_on_demand(
     marker.write_text(marker.read_text().replace("repository ", "repository f"))
     assert calls(config, "catalog", "push", "--all")[0] == 6
     marker.write_text("garbage")
-    status, told = calls(config, "catalog", "push", "--all")
+    status, stderr = calls(config, "catalog", "push", "--all")
     assert status == 6
-    assert "move that object away" in told
+    assert "move that object away" in stderr
 
 
 @pytest.mark.parametrize("is_null_before", [True, False])
@@ -293,7 +293,7 @@ def test_a_null_storage_needs_no_marker(
         assert calls(config, "backup", "{image}", "disk")[0] == 0
 
 
-def test_a_disk_that_cannot_be_written_can_be_read(
+def test_a_read_only_disk_can_be_read(
     disk: Disk, tmp_path: Path, image: Path, calls: Callable[..., tuple[int, str]]
 ) -> None:
     config = on_disk(disk, tmp_path / "repository")
@@ -318,48 +318,48 @@ def test_the_root_of_a_new_file_system_can_be_the_storage(
 
 
 @pytest.mark.parametrize("words", [("ls",), ("backup", "{image}", "disk"), ("check-config",), ("import", "{image}")])
-def test_a_lost_database_is_recovered_where_the_storage_has_a_catalog(
+def test_a_lost_database_is_recovered_if_the_storage_has_a_catalog(
     tmp_path: Path, image: Path, calls: Callable[..., tuple[int, str]], words: tuple[str, ...]
 ) -> None:
     config = make_repository(tmp_path / "repository")
     assert calls(config, "backup", "{image}", "disk")[0] == 0
     for file in (tmp_path / "repository").glob("backyfs.sqlite*"):
         file.unlink()
-    status, told = calls(config, *words)
+    status, stderr = calls(config, *words)
     assert status == 1
-    assert "run `backyfs recover`" in told
-    assert "initdb" not in told
+    assert "run `backyfs recover`" in stderr
+    assert "initdb" not in stderr
     assert calls(config, "initdb")[0] == 6
     assert calls(config, "recover")[0] == 0
     assert calls(config, "restore", "disk@latest", "{out}")[0] == 0
 
 
-def test_without_a_catalog_a_lost_database_is_made_again(
+def test_without_a_catalog_a_lost_database_is_created_again(
     tmp_path: Path, image: Path, calls: Callable[..., tuple[int, str]]
 ) -> None:
     config = make_repository(tmp_path / "repository")
     for file in (tmp_path / "repository").glob("backyfs.sqlite*"):
         file.unlink()
     shutil.rmtree(tmp_path / "repository/data/catalog")
-    status, told = calls(config, "ls")
+    status, stderr = calls(config, "ls")
     assert status == 1
-    assert "run `backyfs initdb` to make one" in told
+    assert "run `backyfs initdb` to make one" in stderr
     assert calls(config, "initdb")[0] == 0
 
 
-def test_a_lost_database_and_a_storage_that_is_away_are_both_named(
+def test_a_lost_database_and_a_missing_storage_are_both_reported(
     tmp_path: Path, calls: Callable[..., tuple[int, str]]
 ) -> None:
     config = make_repository(tmp_path / "repository")
     for file in (tmp_path / "repository").glob("backyfs.sqlite*"):
         file.unlink()
     shutil.rmtree(tmp_path / "repository/data")
-    status, told = calls(config, "ls")
+    status, stderr = calls(config, "ls")
     assert status == 1
-    assert "make the storage available" in told
+    assert "make the storage available" in stderr
 
 
-def test_blocks_that_wait_for_their_exports_are_kept_by_a_full_cleanup(
+def test_a_full_cleanup_keeps_blocks_whose_exports_are_still_to_be_imported(
     tmp_path: Path, image: Path, calls: Callable[..., tuple[int, str]]
 ) -> None:
     config = make_repository(tmp_path / "repository")
@@ -372,9 +372,9 @@ def test_blocks_that_wait_for_their_exports_are_kept_by_a_full_cleanup(
     assert calls(config, "initdb")[0] == 0
     with opened(config) as repository:
         assert full_cleanup(repository, grace_s=1e-9).young_orphans == 5
-    status, told = calls(config, "cleanup", "--full")
+    status, stderr = calls(config, "cleanup", "--full")
     assert status == 0
-    assert "5 objects are unknown to the database and are kept" in told
+    assert "5 objects are unknown to the database and are kept" in stderr
     assert calls(config, "import", export)[0] == 0
     assert calls(config, "restore", "disk@latest", "{out}")[0] == 0
     assert (tmp_path / "out").read_bytes() == image.read_bytes()
@@ -395,7 +395,7 @@ def test_objects_from_before_the_repository_are_deleted_on_demand(
         assert not load_storage_state(connection).had_objects
 
 
-def test_a_repository_that_was_killed_while_it_became_another_one_finds_its_storage(tmp_path: Path) -> None:
+def test_a_repository_killed_while_taking_over_another_identity_finds_its_storage(tmp_path: Path) -> None:
     config = make_repository(tmp_path / "repository")
     with opened(config) as repository:
         hand_over(repository.blocks.storage, repository.uid, "00000000-0000-0000-0000-000000000000")
@@ -409,7 +409,7 @@ def test_a_repository_that_was_killed_while_it_became_another_one_finds_its_stor
         assert repository.uid == "00000000-0000-0000-0000-000000000000"
 
 
-def test_an_import_into_an_empty_repository_takes_the_storage_along(
+def test_an_import_into_an_empty_repository_takes_over_the_storage(
     tmp_path: Path, image: Path, calls: Callable[..., tuple[int, str]]
 ) -> None:
     first, second = make_repository(tmp_path / "first"), make_repository(tmp_path / "second")
@@ -427,7 +427,7 @@ def test_an_import_into_an_empty_repository_takes_the_storage_along(
     assert calls(second, "ls")[0] == 0
 
 
-def test_a_database_that_was_taken_back_to_backy2_and_upgraded_again_gets_its_storage_on_demand(
+def test_a_database_downgraded_to_backy2_and_upgraded_again_gets_its_storage_on_demand(
     tmp_path: Path, calls: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = tmp_path / "old"
@@ -439,9 +439,9 @@ def test_a_database_that_was_taken_back_to_backy2_and_upgraded_again_gets_its_st
         file.unlink()
     [copy] = old.glob("*before-upgrade*")
     copy.rename(old / "backy.sqlite")
-    status, told = calls(config, "ls")
+    status, stderr = calls(config, "ls")
     assert status == 6
-    assert '"Going back" in docs/operate/upgrade.md' in told
+    assert '"Going back" in docs/operate/upgrade.md' in stderr
     shutil.rmtree(old / "data/catalog")
     assert calls(config, "ls")[0] == 0
     assert calls(config, "catalog", "push")[0] == 0

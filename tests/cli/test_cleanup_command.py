@@ -1,4 +1,4 @@
-"""`backyfs cleanup`: what it prints, and that it frees the storage."""
+"""`backyfs cleanup`: its output, and that it frees storage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Give a repository of three plain blocks whose version was removed."""
+    """Make a repository of three plain blocks whose version was removed."""
     config = make_repository(tmp_path / "repository", encrypted=False)
     with opened(config) as repository:
         back_up(repository, random_image(tmp_path / "image", 3 * BLOCK))
@@ -44,7 +44,7 @@ def objects(config: Path) -> int:
     return sum(1 for _ in (config.parent / "data").rglob("*.blob"))
 
 
-def test_blocks_of_the_last_hour_are_kept_unless_told_otherwise(call: Call, config: Path) -> None:
+def test_blocks_of_the_last_hour_are_kept_by_default(call: Call, config: Path) -> None:
     assert call("cleanup", "--dry-run") == (
         0,
         "0 blobs would be deleted, 0 B\n3 blobs were stored in the last hour and are kept for now\n",
@@ -61,19 +61,19 @@ def test_blocks_of_the_last_hour_are_kept_unless_told_otherwise(call: Call, conf
     assert objects(config) == 0
 
 
-def test_programs_are_told_in_bytes(call: Call) -> None:
+def test_output_for_programs_is_in_bytes(call: Call) -> None:
     assert call("-m", "cleanup", "-n", "--dangerous-force")[1] == (
         f"pages|blobs|stored_bytes|young_blobs\n1|3|{3 * BLOCK}|0\n"
     )
-    told = json.loads(call("--json", "cleanup", "--dangerous-force")[1])
-    assert told.pop("duration_s") >= 0
-    assert told == {"pages": 1, "blobs": 3, "stored_bytes": 3 * BLOCK}
+    report = json.loads(call("--json", "cleanup", "--dangerous-force")[1])
+    assert report.pop("duration_s") >= 0
+    assert report == {"pages": 1, "blobs": 3, "stored_bytes": 3 * BLOCK}
     header, row = call("-m", "cleanup")[1].splitlines()
     assert header == "pages|blobs|stored_bytes|duration_s"
     assert row.startswith("0|0|0|")
 
 
-def test_a_new_backup_uses_what_is_kept(call: Call, config: Path, tmp_path: Path) -> None:
+def test_a_new_backup_reuses_kept_blocks(call: Call, config: Path, tmp_path: Path) -> None:
     call("cleanup")
     assert json.loads(call("--json", "backup", str(tmp_path / "image"), "disk")[1])["blocks_deduplicated"] == 3
     call("cleanup", "--dangerous-force")
@@ -81,7 +81,7 @@ def test_a_new_backup_uses_what_is_kept(call: Call, config: Path, tmp_path: Path
     assert call("scrub", "--all")[0] == 0
 
 
-def test_a_full_cleanup_tells_what_it_put_right_and_found(call: Call, config: Path, tmp_path: Path) -> None:
+def test_a_full_cleanup_reports_what_it_corrected_and_found(call: Call, config: Path, tmp_path: Path) -> None:
     assert call("backup", str(tmp_path / "image"), "again")[0] == 0
     data = config.parent / "data"
     (data / "ff" / "ff").mkdir(parents=True)
@@ -104,10 +104,10 @@ def test_a_full_cleanup_tells_what_it_put_right_and_found(call: Call, config: Pa
     assert out.splitlines()[3].endswith(" is invalid now")
     assert "is missing from the storage" in err
     assert "damage in 1 blobs, which are marked" in err
-    assert " %)" not in err  # progress of nothing
+    assert " %)" not in err  # progress with nothing to do
 
 
-def test_a_prefix_is_for_a_full_cleanup(call: Call) -> None:
+def test_a_prefix_needs_a_full_cleanup(call: Call) -> None:
     status, _, err = call("cleanup", "--prefix", "ab")
     assert status == 1
     assert "--full" in err
@@ -116,7 +116,7 @@ def test_a_prefix_is_for_a_full_cleanup(call: Call) -> None:
     assert "letters and digits only" in err
 
 
-def test_what_cannot_be_deleted_is_a_failure_and_all_else_is_done(call: Call, config: Path) -> None:
+def test_a_blob_that_cannot_be_deleted_is_a_failure_and_all_others_are_deleted(call: Call, config: Path) -> None:
     first = min((config.parent / "data").glob("??/??/*.blob"))
     first.unlink()
     first.mkdir()

@@ -1,4 +1,4 @@
-"""The commands as people and scripts call them: output in three forms, exit statuses, messages."""
+"""Commands as people and scripts call them: three forms of output, exit statuses, messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def installed(*words, **options):
     return subprocess.run([BACKYFS, *map(str, words)], capture_output=True, text=True, check=False, **options)
 
 
-# What goes right
+# Success
 
 
 def test_the_version_is_printed():
@@ -42,7 +42,7 @@ def test_the_version_is_printed():
     assert (done.returncode, done.stdout) == (0, f"backyfs {__version__}\n")
 
 
-def test_help_lists_every_command_with_a_line():
+def test_help_describes_every_command_in_a_line():
     done = installed("--help")
     assert done.returncode == 0
     assert re.findall(r"^  ([a-z][\w-]*)  +\w.*\.$", done.stdout, re.MULTILINE) == [
@@ -86,13 +86,13 @@ def test_help_lists_every_command_with_a_line():
 
 
 @pytest.mark.parametrize("command", ["init", "backup", "restore", "ls", "mount", "fuse", "umount"])
-def test_every_command_explains_itself(command):
+def test_every_command_has_help(command):
     done = installed(command, "--help")
     assert done.returncode == 0
     assert "Usage: backyfs" in done.stdout
 
 
-def test_from_init_to_restore_as_a_new_user_does_it(tmp_path, image):
+def test_a_new_user_gets_from_init_to_restore(tmp_path, image):
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "BACKYFS_CONFIG": f"{tmp_path}/my.cfg"}
     made = installed("init", "--data", tmp_path / "data", "--db", tmp_path / "db.sqlite", env=environ)
     assert made.returncode == 0
@@ -102,7 +102,7 @@ def test_from_init_to_restore_as_a_new_user_does_it(tmp_path, image):
     assert (tmp_path / "out").read_bytes() == image.read_bytes()
 
 
-def test_backup_tells_the_version_and_what_it_did(call, image):
+def test_backup_reports_the_version_and_what_it_did(call, image):
     status, out, err = call("backup", image, "disk")
     assert (status, err) == (0, "")
     assert re.match(rf"version {UID} of disk: 12\.0 KiB in \d+\.\d s \(.*/s\)\nnew 12\.0 KiB \(stored as ", out)
@@ -138,7 +138,7 @@ def test_ls_prints_the_lines_of_backy2_for_machines(call, config, image):
     assert re.fullmatch(rf"{date}\|b\|\|4\|12293\|{UID}\|1\|0\|b_daily,b_monthly,b_weekly\|2030-12-31 00:00:00", second)
 
 
-def test_ls_leaves_the_header_out_when_asked(call, image):
+def test_ls_omits_the_header_on_request(call, image):
     call("backup", image, "disk")
     _, out, _ = call("-m", "-s", "ls")
     assert len(out.splitlines()) == 1
@@ -166,7 +166,7 @@ def test_ls_prints_json_with_the_field_names_of_backy2_and_ours(call, image):
     assert (version["expire"], version["protected"]) == (None, False)
 
 
-def test_ls_of_nothing_is_a_header_or_an_empty_list(call):
+def test_ls_without_versions_prints_a_header_or_an_empty_list(call):
     assert call("-m", "ls")[1].count("\n") == 1
     assert json.loads(call("--json", "ls")[1]) == []
 
@@ -178,7 +178,7 @@ def test_ls_of_a_name_shows_that_name_alone(call, image):
     assert [line.split("|")[1] for line in out.splitlines()] == ["b"]
 
 
-def test_sizes_have_units_when_people_ask_for_them(call, image):
+def test_sizes_have_units_on_request(call, image):
     call("backup", image, "disk")
     assert "12.0 KiB" in call("-r", "ls")[1]
 
@@ -204,7 +204,7 @@ def test_restore_prints_json(call, image, tmp_path):
     assert (result["uid"], result["bytes_written"], result["damaged"]) == (uid, 3 * BLOCK + 5, [])
 
 
-# What goes wrong
+# Failure
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_restore_prints_json(call, image, tmp_path):
         (["umount", "/usr"], 10, "nothing of backyfs is mounted on /usr"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_with_its_own_status(call, words, status, message):
+def test_a_mistake_is_reported_in_one_line_with_its_own_status(call, words, status, message):
     got, out, err = call(*words)
     assert got == status
     assert out == ""
@@ -241,7 +241,7 @@ def test_a_target_that_exists_is_refused(call, image, tmp_path):
     assert (tmp_path / "out").read_bytes() == b"precious"
 
 
-def test_damage_is_listed_and_has_its_status(call, config, image, tmp_path):
+def test_damage_is_listed_and_has_its_own_status(call, config, image, tmp_path):
     with opened(config) as repository:
         version = back_up(repository, image).version
         flip_a_byte(file_of(repository, blob_of(repository, version, 1)))
@@ -254,14 +254,14 @@ def test_damage_is_listed_and_has_its_status(call, config, image, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["ls"], ["backup", "/etc/hostname", "x"], ["restore", "x@latest", "/nowhere"]])
-def test_every_command_ends_at_once_with_the_wrong_key(call, config, words):
+def test_every_command_ends_immediately_with_the_wrong_key(call, config, words):
     (config.parent / "backyfs.key").write_text("ab" * 32)
     status, out, err = call(*words)
     assert (status, out) == (3, "")
     assert re.search(r"is not the key of this repository, which is [0-9a-f-]{19}; configure that one", err)
 
 
-def test_mount_ends_at_once_with_the_wrong_key(config, tmp_path):
+def test_mount_ends_immediately_with_the_wrong_key(config, tmp_path):
     (config.parent / "backyfs.key").write_text("ab" * 32)
     (tmp_path / "mnt").mkdir()
     done = installed("-c", config, "mount", tmp_path / "mnt")
@@ -269,7 +269,7 @@ def test_mount_ends_at_once_with_the_wrong_key(config, tmp_path):
     assert "is not the key of this repository" in done.stderr
 
 
-def test_no_repository_says_how_to_make_one(tmp_path, capsys):
+def test_without_a_repository_the_error_says_how_to_make_one(tmp_path, capsys):
     config = make_repository(tmp_path)
     (tmp_path / "backyfs.sqlite").unlink()
     shutil.rmtree(tmp_path / "data" / "catalog")
@@ -277,21 +277,21 @@ def test_no_repository_says_how_to_make_one(tmp_path, capsys):
     assert "holds no repository; run `backyfs initdb` to make one" in capsys.readouterr().err
 
 
-def test_a_storage_that_is_gone_is_told(call, config, image):
+def test_a_missing_storage_is_reported(call, config, image):
     shutil.rmtree(config.parent / "data")
     status, _, err = call("backup", image, "disk")
     assert status == 6
     assert "does not exist; is its file system mounted?" in err
 
 
-def test_an_unknown_key_of_the_configuration_is_a_warning(call, config):
+def test_an_unknown_key_in_the_configuration_is_a_warning(call, config):
     config.write_text(config.read_text().replace("block_size:", "blok_size: 1\nblock_size:"))
     status, _, err = call("ls")
     assert status == 0
     assert "blok_size: is not a known key and is ignored; did you mean block_size?" in err
 
 
-def test_a_reader_who_has_had_enough_is_no_error(config, image):
+def test_a_reader_that_stops_early_is_not_an_error(config, image):
     with opened(config) as repository:
         for number in range(40):
             back_up(repository, image, f"disk{number}")
@@ -302,7 +302,7 @@ def test_a_reader_who_has_had_enough_is_no_error(config, image):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_traceback_is_shown_with_debug_and_otherwise_never(config):
+def test_a_traceback_is_shown_only_with_debug(config):
     with_debug = installed("-c", config, "--debug", "restore", "x@latest", "/nowhere")
     without = installed("-c", config, "restore", "x@latest", "/nowhere")
     assert (with_debug.returncode, without.returncode) == (4, 4)
@@ -310,7 +310,7 @@ def test_a_traceback_is_shown_with_debug_and_otherwise_never(config):
     assert "Traceback" not in without.stderr
 
 
-def test_no_output_ever_holds_the_key(config, image, tmp_path):
+def test_no_output_ever_contains_the_key(config, image, tmp_path):
     digits = (config.parent / "backyfs.key").read_text().strip()
     for words in (["backup", image, "x"], ["ls"], ["restore", "x@latest", tmp_path / "out"], ["ls", "--nope"]):
         done = installed("-c", config, "--debug", *words)
@@ -341,11 +341,11 @@ def run_on_a_terminal(*words):
         os.close(master)
 
 
-def test_a_long_backup_shows_a_bar_on_a_terminal_and_none_without(tmp_path):
+def test_a_long_backup_shows_a_bar_on_a_terminal_only(tmp_path):
     config = make_repository(tmp_path / "repository")
     limited = config.read_text().replace("[DataBackend]", f"[DataBackend]\nbandwidth_write: {1 << 20}")
     config.write_text(limited)
-    image = random_image(tmp_path / "image", 5 << 20)  # five seconds; the bar comes after one
+    image = random_image(tmp_path / "image", 5 << 20)  # five seconds; the bar appears after one
     with_bar = run_on_a_terminal("-c", config, "backup", image, "disk")
     assert b"Backing up disk" in with_bar
     assert run_on_a_terminal("-c", config, "--no-progress", "backup", image, "disk") == b""
@@ -364,6 +364,6 @@ def test_sizes_have_units(text, size):
 
 
 @pytest.mark.parametrize("text", ["", "M", "-1", "1.5G", "64 M", "64X", "9" * 16])
-def test_what_is_no_size_is_refused(text):
+def test_an_invalid_size_is_refused(text):
     with pytest.raises(click.BadParameter, match="is not a size; give bytes, or a number with K, M, G or T"):
         Size().convert(text, None, None)

@@ -1,4 +1,4 @@
-"""Completion, as the shells do it: a line is typed into a real one, then TAB, then it is looked at."""
+"""Completion in real shells: a test types a line, presses TAB, and examines the line."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ START = {
     'eval "$(backyfs completion zsh)"',
     "fish": "backyfs completion fish | source",
 }
-# A key that prints a mark. A shell takes one key after the other, so TAB has done its work once the mark is there.
+# A key that prints a mark. A shell handles keys in order, so TAB has done its work once the mark appears.
 MARK_KEY, MARK = "\x07", "-marked-"
 BIND = {
     "bash": """bind -x '"\\C-g": printf %s "-mark""ed-"'""",
     "zsh": "mark() { print -rn -- '-mark''ed-' >$TTY }; zle -N mark; bindkey '^G' mark",
     "fish": "bind \\cg \"printf %s '-mark''ed-'\"",
 }
-# What these would do in a shell makes the file P, recalls a command, or is another word.
+# Run by a shell, these would create the file P, recall a command, or become another word.
 HOSTILE = {
     "h0": "h0$(touch P)`touch P`${P:-x};touch P|touch P&<P>P #",
     "h1": "h1'\"\\\\ two  spaces \"$(touch P)\"'$(touch P)'\"'`touch P`\\'\\\"",
@@ -61,7 +61,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 class Typist:
-    """A shell on a terminal of its own, and somebody who types into it."""
+    """A shell on its own terminal, and somebody who types into it."""
 
     def __init__(self, shell, directory):
         self._master, self._slave = pty.openpty()
@@ -73,7 +73,7 @@ class Typist:
             "INPUTRC": "/dev/null",
             "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         }
-        terminal = os.ttyname(self._slave)  # controls the shell that opens it: the leader of a session
+        terminal = os.ttyname(self._slave)  # becomes the controlling terminal of the session leader that opens it
         self.process = subprocess.Popen(
             ["sh", "-c", f'exec "$@" <{terminal} >{terminal} 2>&1', "sh", *SHELLS[shell]],
             start_new_session=True,
@@ -83,7 +83,7 @@ class Typist:
         self._numbers = iter(range(1000))
 
     def enter(self, line):
-        """Enter a line and wait for its end."""
+        """Enter a line and wait until the shell has run it."""
         mark = f"done-{next(self._numbers)}"
         self._write(f"{line}; echo {mark[:2]}''{mark[2:]}\n")
         return self._read_to(f"{mark}\r\n")
@@ -116,7 +116,7 @@ class Typist:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Give a directory with a configuration, `my.cfg`, and versions of three names."""
+    """Make a directory with a configuration, `my.cfg`, and versions with three names."""
     directory = tmp_path_factory.mktemp("home")
     config = make_repository(directory / "repository")
     image = random_image(directory / "image", BLOCK)
@@ -177,12 +177,12 @@ def test_a_shell_completes_a_uid(typist, place):
     assert typist.completed(f"backyfs -c my.cfg restore {uid[:13]}")[-1] == uid
 
 
-# Names that are meant to be run
+# Names that an attacker wants the shell to run
 
 
 @pytest.mark.parametrize("quote", ["", '"', "'", "$'"])
 @pytest.mark.parametrize("typed", HOSTILE)
-def test_a_name_stays_text_in_any_quotes(typist, shell, place, quote, typed):
+def test_a_name_remains_text_in_any_quotes(typist, shell, place, quote, typed):
     if shell == "fish":
         quote = quote.lstrip("$")  # it has no $'...'
     assert typist.completed(f"backyfs -c my.cfg restore {quote}{typed}")[4:] == [f"{HOSTILE[typed]}@latest"]
@@ -191,33 +191,33 @@ def test_a_name_stays_text_in_any_quotes(typist, shell, place, quote, typed):
 
 @pytest.mark.parametrize("start", ["--version=", '--version="', "'--version=", "--version "])
 @pytest.mark.parametrize("typed", ["h0", "h3"])
-def test_a_name_stays_text_as_the_value_of_an_option(typist, place, start, typed):
+def test_a_name_remains_text_as_the_value_of_an_option(typist, place, start, typed):
     words = typist.completed(f"backyfs -c my.cfg mount {start}{typed}")[4:]
     assert "=".join(words) == f"--version={HOSTILE[typed]}@latest"
     assert not (place / "P").exists()
 
 
 @pytest.mark.parametrize("name", LEADING)
-def test_a_name_may_begin_with_what_a_shell_would_expand(typist, shell, place, name):
+def test_a_name_may_begin_with_something_the_shell_expands(typist, shell, place, name):
     words = typist.completed(f"backyfs -c my.cfg restore '{name[:2]}")[4:]
-    # Fish looks for files then, and for nothing else.
+    # Fish then completes only files.
     assert words == ([name] if (shell, name) == ("fish", "*") else [f"{name}@latest"])
     assert not (place / "P").exists()
 
 
 @pytest.mark.parametrize(("typed", "name"), [(r"\~ro", "~root"), (r"\=l", "=ls"), (r"\$\(to", "$(touch P)")])
-def test_a_name_may_begin_with_what_was_escaped(typist, place, typed, name):
+def test_a_name_may_begin_with_escaped_characters(typist, place, typed, name):
     assert typist.completed(f"backyfs -c my.cfg restore {typed}")[4:] == [f"{name}@latest"]
     assert not (place / "P").exists()
 
 
-def test_names_that_cannot_be_printed_are_not_offered(typist, place):
+def test_unprintable_names_are_not_offered(typist, place):
     assert typist.completed("backyfs -c my.cfg restore n")[4:] == ["n"]
     assert not (place / "P").exists()
 
 
 @pytest.mark.parametrize("typed", ["'my 'di", "m'y di's", "\"my\"' 'd"])
-def test_a_name_continues_behind_quotes_that_are_closed(typist, typed):
+def test_a_name_continues_after_closing_quotes(typist, typed):
     assert typist.completed(f"backyfs -c my.cfg restore {typed}")[4:] == ["my disk's@latest"]
 
 
@@ -234,7 +234,7 @@ PRINTABLE = st.text(ANY | st.sampled_from("'\"\\$`!~@=:"))
 @example(name="'$(touch P)'", quote="'", breaks=BREAKS)
 @example(name='"$(touch P)"!', quote='"', breaks=BREAKS)
 @example(name="\\'$(touch P)", quote="$'", breaks=BREAKS)
-def test_bash_takes_an_offer_for_text(tmp_path_factory, name, quote, breaks):
+def test_bash_inserts_an_offer_as_text(tmp_path_factory, name, quote, breaks):
     name = f"h{name}"
     asked = SHELL_FORMS["bash"].asked((), {"COMP_LINE": f"backyfs mount --version={quote}h", "COMP_BREAKS": breaks})
     kind, value = SHELL_FORMS["bash"].line(CompletionItem(name), asked).split("\t")
@@ -248,27 +248,27 @@ def test_bash_takes_an_offer_for_text(tmp_path_factory, name, quote, breaks):
 
 
 @given(text=PRINTABLE, quote=QUOTES)
-def test_what_was_inserted_is_read_back_at_the_next_tab(text, quote):
+def test_an_inserted_name_is_understood_at_the_next_tab(text, quote):
     inserted = quoted(text, '"' if quote == '$"' else quote)
     line = BashLine.of(f"backyfs x {quote}{inserted}", BREAKS)
     assert (line.words, line.last, line.expands) == (("backyfs", "x"), text, False)
 
 
-def test_what_an_expansion_would_be_is_not_guessed(place):
+def test_the_result_of_an_expansion_is_not_guessed(place):
     for line in ("$(touch", "`touch", '"$(touch', '"h0$', "h0$", '"h0`'):
         assert asked(f"backyfs -c {place}/my.cfg restore {line}") == (0, [], "")
 
 
-def test_escapes_of_bash_that_are_not_known_are_completed_to_nothing(place):
+def test_unknown_escapes_of_bash_have_no_completions(place):
     assert asked(rf"backyfs -c {place}/my.cfg restore $'h\x30") == (0, [], "")
 
 
-def test_a_backslash_in_double_quotes_is_one_where_bash_keeps_it(place):
+def test_a_backslash_in_double_quotes_is_literal_where_bash_keeps_it(place):
     assert asked(rf'backyfs -c {place}/my.cfg restore "h1\'')[1] == []
     assert len(asked(rf"""backyfs -c {place}/my.cfg restore "h1'\"\\""")[1]) == 1
 
 
-def test_a_name_like_an_option_is_offered_behind_two_hyphens_only(place):
+def test_a_name_that_looks_like_an_option_is_offered_only_after_two_hyphens(place):
     offers = asked(f"backyfs -c {place}/my.cfg ls ")[1]
     assert "plain\tdisk" in offers
     assert not any(offer.startswith("plain\t-") for offer in offers)
@@ -276,7 +276,7 @@ def test_a_name_like_an_option_is_offered_behind_two_hyphens_only(place):
 
 
 def asked(line, **environ):
-    """Return status, offers and stderr of the program as bash asks it."""
+    """Ask the program as bash does; return status, offers and stderr."""
     asking = {"_BACKYFS_COMPLETE": "bash", "COMP_LINE": line, "COMP_BREAKS": "@:=", **environ}
     done = backyfs(env={**os.environ, **asking})
     return done.returncode, done.stdout.split("\n")[:-1], done.stderr
@@ -294,11 +294,11 @@ def test_an_at_sign_offers_dates_too(place):
     assert re.fullmatch(r"plain\t@\d{4}-\d\d-\d\d", offers[1])
 
 
-def test_the_variable_of_the_configuration_counts(place):
+def test_the_environment_variable_for_the_configuration_is_used(place):
     assert asked("backyfs restore dis", BACKYFS_CONFIG=f"{place}/my.cfg")[1] == ["plain\tdisk@latest"]
 
 
-def test_older_databases_are_not_upgraded_and_have_nothing_to_offer(tmp_path):
+def test_older_databases_are_not_upgraded_and_offer_nothing(tmp_path):
     shutil.copytree(FIXTURES / "v1-sqlite", tmp_path / "adopted")
     config = tmp_path / "adopted" / "backy.cfg"
     before = (config.parent / "backy.sqlite").read_bytes()
@@ -308,12 +308,12 @@ def test_older_databases_are_not_upgraded_and_have_nothing_to_offer(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["nonsense", "[DEFAULTS]\nblock_size: x\n", ""])
-def test_a_broken_configuration_is_not_told(tmp_path, text):
+def test_a_broken_configuration_is_not_reported(tmp_path, text):
     (tmp_path / "b.cfg").write_text(text)
     assert asked(f"backyfs -c {tmp_path}/b.cfg restore ") == (0, [], "")
 
 
-def test_a_database_that_is_locked_does_not_keep_the_terminal(place):
+def test_a_locked_database_does_not_block_the_terminal(place):
     began = time.monotonic()
     with sqlite3.connect(place / "repository" / "backyfs.sqlite", isolation_level=None) as holder:
         holder.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -325,17 +325,17 @@ def test_a_database_that_is_locked_does_not_keep_the_terminal(place):
     assert time.monotonic() - began < DEADLINE_S
 
 
-def test_a_shell_that_is_not_known_gets_nothing(place):
+def test_an_unknown_shell_gets_nothing(place):
     assert asked("backyfs ", _BACKYFS_COMPLETE="csh") == (1, [], "")
 
 
 @pytest.mark.parametrize("line", ["", "backyfs nonsense ", "backyfs ls --nonsense ", "backyfs -c", "backyfs 'x", "\\"])
-def test_a_line_that_makes_no_sense_is_no_error(line):
+def test_a_nonsensical_line_is_not_an_error(line):
     status, _, err = asked(line)
     assert (status, err) == (0, "")
 
 
-def test_completion_prints_what_a_shell_understands(shell):
+def test_completion_prints_a_script_that_the_shell_accepts(shell):
     script = backyfs("completion", shell).stdout
     assert script
     subprocess.run([shell, "-n"], input=script, text=True, check=True)

@@ -1,4 +1,4 @@
-"""- as a path: standard input or output where that makes sense, refused elsewhere; never a file of that name."""
+"""`-` as a path: stdin or stdout where that makes sense, refused elsewhere, never a file with that name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def call(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     (tmp_path / "here").mkdir()
 
     def call(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run a command in an empty directory, in which it leaves nothing."""
+        """Run a command in an empty directory and fail if it leaves anything there."""
         command = [BACKYFS, "-c", str(config), *words]
         streams = options or {"capture_output": True}
         done = subprocess.run(command, check=False, text=True, cwd=tmp_path / "here", **streams)
@@ -65,7 +65,7 @@ def test_a_key_can_come_from_stdin(call: Callable[..., subprocess.CompletedProce
     ],
     ids=" ".join,
 )  # fmt: skip
-def test_what_cannot_be_a_stream_is_refused(
+def test_a_dash_is_refused_where_a_stream_is_impossible(
     call: Callable[..., subprocess.CompletedProcess[str]], words: list[str]
 ) -> None:
     done = call(*words)

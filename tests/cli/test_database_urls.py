@@ -1,4 +1,4 @@
-"""URLs of databases that are wrong in every way that a password can make them: no message has a part of one."""
+"""Database URLs broken by their password in every possible way: no message quotes any part of the password."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.services.impostor import impostor
 
 LEFT, RIGHT = "qzLEFT", "qzRIGHT"  # of a password
 SECRET = re.compile("qz(left|right)", re.IGNORECASE)
-# Where the password ends for those who wrote it, and what becomes of it otherwise: host, port, database, parameter.
+# The end of the password as its author meant it, and how it is read otherwise: host, port, database, parameter.
 BETWEEN = [*"@:/?#%&= \\", "%zz", "%ff", "%00", "%40", "@:", "/@", "?@", "#@", "@[", "]@", "@/", "@?x=", "é€"]
 ODD = [f"{LEFT}{between}{RIGHT}" for between in BETWEEN]
 CLOSED = "127.0.0.1:1/x"
@@ -36,7 +36,7 @@ WHOLE = [
     f"postgresql://user:{LEFT}",                              # the host was forgotten
     f"mysql://user:{LEFT}/{RIGHT}",
     f"postgresql://us/er:{LEFT}@{CLOSED}",
-    f"oracle://user:{LEFT}@{CLOSED}",                         # a dialect of somebody else
+    f"oracle://user:{LEFT}@{CLOSED}",                         # a dialect of another program
     f"nonsense+x://user:{LEFT}@{CLOSED}",
     f"postgresql:/user:{LEFT}@{CLOSED}",
     f"postgresql//user:{LEFT}@{CLOSED}",
@@ -60,8 +60,8 @@ COMMANDS = [
 ]
 
 
-class Told:
-    """A directory in which commands run, and all that they told."""
+class CommandLine:
+    """A directory in which commands run, and everything they print and write."""
 
     def __init__(self, directory, capfd):
         self._directory, self._capfd = directory, capfd
@@ -75,7 +75,7 @@ class Told:
         return file
 
     def run(self, *words):
-        """Run a command that fails; return its status and everything that it wrote."""
+        """Run a command that fails; return its status and everything it printed, logged or wrote."""
         metrics = self._directory / "x.prom"
         status = run(["--metrics-file", str(metrics), *map(str, words)])
         written = [file.read_text() for file in (metrics, self._directory / "x.log") if file.exists()]
@@ -84,25 +84,25 @@ class Told:
 
 
 @pytest.fixture
-def told(tmp_path, capfd, monkeypatch):
+def command_line(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    return Told(tmp_path, capfd)
+    return CommandLine(tmp_path, capfd)
 
 
 @pytest.mark.parametrize("url", WHOLE)
-def test_no_message_has_a_part_of_a_password(url, told):
-    file = told.configure(url)
+def test_no_message_quotes_any_part_of_a_password(url, command_line):
+    file = command_line.configure(url)
     for words in COMMANDS:
-        status, text = told.run("-c", file, *words)
+        status, text = command_line.run("-c", file, *words)
         assert not SECRET.search(text), text
         assert "report it" not in text
         assert status == 1, text
 
 
 @pytest.mark.parametrize("url", WHOLE)
-def test_no_message_has_a_part_of_a_password_that_was_given_as_an_argument(url, told, tmp_path):
-    file = told.configure(f"sqlite:///{tmp_path}/none.sqlite")
+def test_no_message_quotes_any_part_of_a_password_given_as_an_argument(url, command_line, tmp_path):
+    file = command_line.configure(f"sqlite:///{tmp_path}/none.sqlite")
     for words in (
         ["-c", tmp_path / "new.cfg", "--debug", "init", "--data", tmp_path / "new", "--db", url],
         ["-c", file, "--debug", "db", "copy", url, f"sqlite:///{tmp_path}/copy.sqlite"],
@@ -111,7 +111,7 @@ def test_no_message_has_a_part_of_a_password_that_was_given_as_an_argument(url, 
         ["-c", file, "initdb", url],
         ["-c", file, "upgrade", "--check", url],
     ):
-        status, text = told.run(*words)
+        status, text = command_line.run(*words)
         assert not SECRET.search(text), text
         assert "report it" not in text
         assert status != 0, text
@@ -119,7 +119,7 @@ def test_no_message_has_a_part_of_a_password_that_was_given_as_an_argument(url, 
 
 
 @pytest.mark.parametrize("url", [f"postgresql://user:{LEFT}@{RIGHT}@{CLOSED}", f"mysql://user:{LEFT}@{CLOSED}"])
-def test_no_command_shows_a_part_of_a_password(url, tmp_path, capfd):
+def test_no_command_shows_any_part_of_a_password(url, tmp_path, capfd):
     make_place(tmp_path)
     config = tmp_path / "repository" / "backyfs.cfg"
     config.write_text(re.sub("engine: .*", lambda _: f"engine: {url}", config.read_text()))
@@ -135,27 +135,27 @@ def test_no_command_shows_a_part_of_a_password(url, tmp_path, capfd):
     assert log is None or not SECRET.search(log.read_text())
 
 
-def test_a_server_that_refuses_the_password_is_not_quoted_with_it(mariadb_server, told):
+def test_the_error_of_a_server_that_refuses_the_password_is_quoted_without_it(mariadb_server, command_line):
     mariadb_server.execute(f"CREATE OR REPLACE USER careful IDENTIFIED BY '{RIGHT}'")
-    for password in (LEFT, f"{LEFT}%E2%82%AC"):  # the second is not in the charset that the driver encodes it in
-        file = told.configure(f"mysql://careful:{password}@127.0.0.1:{mariadb_server.port}/x")
+    for password in (LEFT, f"{LEFT}%E2%82%AC"):  # the driver's charset cannot encode the second
+        file = command_line.configure(f"mysql://careful:{password}@127.0.0.1:{mariadb_server.port}/x")
         for words in COMMANDS:
-            status, text = told.run("-c", file, *words)
+            status, text = command_line.run("-c", file, *words)
             assert status == 1, text
             assert not SECRET.search(text), text
             assert "€" not in text
 
 
-def test_a_server_that_has_no_such_user_is_not_quoted_with_the_password(postgresql_server, told):
-    file = told.configure(f"postgresql://nobody:{LEFT}@127.0.0.1:{postgresql_server.port}/x")
+def test_the_error_of_a_server_without_such_a_user_is_quoted_without_the_password(postgresql_server, command_line):
+    file = command_line.configure(f"postgresql://nobody:{LEFT}@127.0.0.1:{postgresql_server.port}/x")
     for words in COMMANDS:
-        status, text = told.run("-c", file, *words)
+        status, text = command_line.run("-c", file, *words)
         assert status == 1, text
         assert not SECRET.search(text), text
 
 
-def certificate_of_itself(path):
-    """Write a certificate for 127.0.0.1 that nobody else has signed, with its key; return the path."""
+def self_signed_certificate(path):
+    """Write a self-signed certificate for 127.0.0.1, with its key; return the path."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, path.name)])
     place = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
@@ -177,24 +177,25 @@ TLS = {"postgresql": "sslmode=verify-full&sslrootcert={}", "mysql": "ssl_ca={}"}
 
 @pytest.mark.parametrize("scheme", TLS)
 @pytest.mark.parametrize("offers_tls", [False, True])
-def test_nobody_in_the_way_to_a_server_learns_anything_where_the_url_asks_for_tls(told, tmp_path, scheme, offers_tls):
-    own = certificate_of_itself(tmp_path / "own.pem") if offers_tls else None
-    authority = certificate_of_itself(tmp_path / "authority.pem")
+def test_a_man_in_the_middle_learns_nothing_if_the_url_asks_for_tls(command_line, tmp_path, scheme, offers_tls):
+    own = self_signed_certificate(tmp_path / "own.pem") if offers_tls else None
+    authority = self_signed_certificate(tmp_path / "authority.pem")
     with impostor(scheme, own) as server:
         url = f"{scheme}://overheard:{LEFT}@127.0.0.1:{server.port}/x?{TLS[scheme].format(authority)}"
-        status, text = told.run("-c", told.configure(url), "ls")
+        status, text = command_line.run("-c", command_line.configure(url), "ls")
     assert (status, server.clients > 0) == (1, True), text
     assert b"overheard" not in server.heard
-    with impostor(scheme, own) as server:  # it would, if the URL did not ask, or if the certificate was the right one
+    # It would learn the password if the URL did not ask for TLS, or if its certificate were valid.
+    with impostor(scheme, own) as server:
         parameters = TLS[scheme].format(own) if offers_tls else ""
         url = f"{scheme}://overheard:{LEFT}@127.0.0.1:{server.port}/x?{parameters}"
-        assert told.run("-c", told.configure(url), "ls")[0] == 1
+        assert command_line.run("-c", command_line.configure(url), "ls")[0] == 1
     assert b"overheard" in server.heard
 
 
 @pytest.fixture
 def asked(postgresql_server):
-    """Give an empty database and the URL of a role that has to give its password, with places for the password."""
+    """Make an empty database; yield the URL of a role that needs its password, with placeholders for the password."""
     role = postgresql_server.asked
     postgresql_server.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{RIGHT}'")
     url = postgresql_server.new_database()
@@ -210,12 +211,14 @@ def asked(postgresql_server):
         (f":{LEFT}%E2%82%AC", ""),
         (f":{LEFT}", f"?password={LEFT}"),
         ("", f"?password={LEFT}"),
-        (f":{RIGHT}%20", "?application_name=x"),  # nearly right
+        (f":{RIGHT}%20", "?application_name=x"),  # almost right
     ],
 )
-def test_postgresql_that_refuses_a_password_is_not_quoted_with_it(asked, told, tmp_path, before, after):
+def test_the_error_of_postgresql_that_refuses_a_password_is_quoted_without_it(
+    asked, command_line, tmp_path, before, after
+):
     url = asked.format(before, after)
-    file = told.configure(url)
+    file = command_line.configure(url)
     other = tmp_path / "other.cfg"
     other.write_text(file.read_text().replace(url.replace("%", "%%"), f"sqlite:///{tmp_path}/none.sqlite"))
     for words in (
@@ -224,7 +227,7 @@ def test_postgresql_that_refuses_a_password_is_not_quoted_with_it(asked, told, t
         ["-c", tmp_path / "new.cfg", "--debug", "init", "--data", tmp_path / "new", "--db", url],
         ["-c", other, "--debug", "db", "copy", url, f"sqlite:///{tmp_path}/copy.sqlite"],
     ):
-        status, text = told.run(*words)
+        status, text = command_line.run(*words)
         assert not SECRET.search(text), text
         assert "€" not in text
         assert status == 1, text
@@ -234,29 +237,31 @@ def test_postgresql_that_refuses_a_password_is_not_quoted_with_it(asked, told, t
 
 
 @pytest.mark.parametrize("words", ["recover {data} --to {url}", "db copy {database} {url}", "db copy {url} {database}"])
-def test_postgresql_that_refuses_the_password_of_another_database_is_not_quoted_with_it(asked, told, tmp_path, words):
+def test_the_error_of_postgresql_about_another_database_is_quoted_without_its_password(
+    asked, command_line, tmp_path, words
+):
     config = make_repository(tmp_path / "repository")
     with opened(config) as repository:
         publish(repository)
     home = config.parent
     url, database = asked.format(f":{LEFT}", ""), f"sqlite:///{home}/backyfs.sqlite"
     words = words.format(data=home / "data", url=url, database=database).split()
-    status, text = told.run("-c", config, "--debug", *words)
+    status, text = command_line.run("-c", config, "--debug", *words)
     assert "password authentication failed for user" in text
-    for told_in in (text, *(file.read_text() for file in tmp_path.rglob("*.log"))):
-        assert not SECRET.search(told_in), told_in
+    for written in (text, *(file.read_text() for file in tmp_path.rglob("*.log"))):
+        assert not SECRET.search(written), written
     assert status == 1, text
 
 
-def test_postgresql_that_misses_a_password_says_so(asked, told):
-    status, text = told.run("-c", told.configure(asked.format("", "")), "ls")
+def test_a_password_that_postgresql_requires_is_reported_missing(asked, command_line):
+    status, text = command_line.run("-c", command_line.configure(asked.format("", "")), "ls")
     assert status == 1
     assert "no password supplied" in text
 
 
-def test_postgresql_takes_the_right_password(asked, told):
-    file = told.configure(asked.format(f":{RIGHT}", ""))
-    status, text = told.run("-c", file, "ls")
+def test_postgresql_accepts_the_right_password(asked, command_line):
+    file = command_line.configure(asked.format(f":{RIGHT}", ""))
+    status, text = command_line.run("-c", file, "ls")
     assert "password" not in text
     assert not SECRET.search(text), text
     assert status == 1
@@ -264,11 +269,11 @@ def test_postgresql_takes_the_right_password(asked, told):
 
 
 @pytest.mark.parametrize(("scheme", "module"), [("postgresql", "psycopg"), ("mysql", "pymysql")])
-def test_a_driver_that_is_missing_is_named_without_the_password(told, monkeypatch, scheme, module):
+def test_a_missing_driver_is_reported_without_the_password(command_line, monkeypatch, scheme, module):
     monkeypatch.setitem(sys.modules, module, None)
-    file = told.configure(f"{scheme}://user:{LEFT}@{CLOSED}?password={RIGHT}&sslmode=require")
+    file = command_line.configure(f"{scheme}://user:{LEFT}@{CLOSED}?password={RIGHT}&sslmode=require")
     for words in COMMANDS:
-        status, text = told.run("-c", file, *words)
+        status, text = command_line.run("-c", file, *words)
         assert status == 1
         assert not SECRET.search(text), text
         if words == ["ls"]:
@@ -285,7 +290,7 @@ def test_a_driver_that_is_missing_is_named_without_the_password(told, monkeypatc
         "postgresql://host/db",
         "postgresql://user@host/db",
         "postgresql://user:p:a/s?s#w%40rd@host:5432/db",
-        "postgresql://user@tenant:password@host/db",  # as Azure has them
+        "postgresql://user@tenant:password@host/db",  # as on Azure
         "postgresql://user:50%off@host/db",
         "postgresql://user@/db?host=/run/postgresql",
         "postgresql:///db",
@@ -294,7 +299,7 @@ def test_a_driver_that_is_missing_is_named_without_the_password(told, monkeypatc
         "sqlite:////a@b:c@d",
     ],
 )
-def test_a_url_that_can_be_read_in_one_way_is_taken(url):
+def test_an_unambiguous_url_is_accepted(url):
     assert mistake_in_url(url) is None
 
 
@@ -316,7 +321,7 @@ def test_a_url_that_can_be_read_in_one_way_is_taken(url):
         ("mysql://u:p\n@host/db", "line break"),
     ],
 )
-def test_a_url_that_can_be_read_in_several_ways_is_refused(url, word):
+def test_an_ambiguous_url_is_refused(url, word):
     mistake = mistake_in_url(url)
     assert mistake is not None
     assert word in mistake.fact
@@ -332,12 +337,12 @@ def test_a_url_that_can_be_read_in_several_ways_is_refused(url, word):
         ("sqlite:////x/y", False),
     ],
 )
-def test_a_password_is_found_wherever_it_stands(url, expected):
+def test_a_password_is_found_anywhere_in_a_url(url, expected):
     assert has_password(url) is expected
 
 
-def test_the_password_of_a_url_without_host_is_not_logged(told, tmp_path):
-    file = told.configure(f"sqlite:///{tmp_path}/none.sqlite")
-    _, text = told.run("-c", file, "db", "copy", f"postgresql://user:{LEFT}", f"mysql:///x?password={RIGHT}")
+def test_the_password_of_a_url_without_a_host_is_not_logged(command_line, tmp_path):
+    file = command_line.configure(f"sqlite:///{tmp_path}/none.sqlite")
+    _, text = command_line.run("-c", file, "db", "copy", f"postgresql://user:{LEFT}", f"mysql:///x?password={RIGHT}")
     assert "ended with status" not in text or "***" in text
     assert not SECRET.search(text)

@@ -1,4 +1,4 @@
-"""Exit status 0 means: on the disk. A disk that takes data into its cache and then cannot keep them is an error."""
+"""Exit status 0 means that the data are on the disk. A disk that caches data but then cannot write them is an error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.upgrade.reference import Reference
 BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 MIB = 1 << 20
 SIZE = 16 * MIB
-ROOM = 10 * MIB  # of what SIZE goes to
+ROOM = 10 * MIB  # on the disk that gets SIZE bytes
 LOST = "did not reach the disk in full: "
 
 
@@ -44,17 +44,17 @@ def version(repository, tmp_path):
 
 @pytest.fixture
 def small(tmp_path):
-    """Give a directory with too little room, for sparse files that are larger."""
+    """Make a directory with too little room for the sparse files that tests make there."""
     place = tmp_path / "small"
     place.mkdir()
     run_tool("mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(place))
     yield place
-    run_tool("umount", "--lazy", str(place))  # the kernel lets go of a loop device on it a moment later
+    run_tool("umount", "--lazy", str(place))  # the kernel releases a loop device on it a moment later
 
 
 @contextmanager
 def file_system(disk, place):
-    """Mount a file system that believes it has room, as on a volume that is thin."""
+    """Mount a file system that has less room than it believes, as on a thin volume."""
     if not disk.exists():
         with disk.open("wb") as file:
             file.truncate(256 * MIB)
@@ -78,7 +78,7 @@ def thin(tmp_path, small):
     [
         ("", None),
         ("--verify", None),
-        ("--verify --no-sync", None),  # what is read back has to be on the disk
+        ("--verify --no-sync", None),  # data read back must be on the disk
         ("--force", MIB),
         ("--differential", SIZE),
         ("--continue-from=0", 0),
@@ -114,27 +114,27 @@ def test_a_stdout_that_does_not_reach_the_disk_is_an_error(config, version, thin
     assert (done.returncode, f"the standard output {LOST}" in done.stderr) == (8, True)
 
 
-def test_nobody_has_to_wait_for_the_disk(call, version, thin):
+def test_waiting_for_the_disk_is_optional(call, version, thin):
     status, out, _ = call("restore", "--no-sync", version.uid, thin / "out")
     assert (status, "restored to" in out) == (0, True)
 
 
-def test_what_was_interrupted_is_continued_only_from_what_is_on_the_disk(repository, tmp_path, thin):
+def test_an_interrupted_restore_is_continued_only_from_data_on_the_disk(repository, tmp_path, thin):
     (tmp_path / "image").write_bytes(random_bytes(MIB) * 96)
     version = back_up(repository, tmp_path / "image").version
     out = thin / "out"
 
-    def has_written_more_than_there_is_room_for():
+    def has_written_more_than_fits():
         return out.exists() and out.stat().st_blocks * 512 > ROOM + MIB
 
     with pytest.raises(InterruptedByUser) as error:
-        restore(repository, version, str(out), control=Control(stop=has_written_more_than_there_is_room_for))
+        restore(repository, version, str(out), control=Control(stop=has_written_more_than_fits))
     assert f"the target is incomplete: {out} {LOST}" in str(error.value)
     assert "--continue-from" not in str(error.value)
 
 
-def test_nothing_is_taken_for_equal_that_only_the_memory_of_the_kernel_has(call, version, tmp_path, small):
-    """After a write that failed the kernel keeps the bytes, and says that they are clean."""
+def test_data_only_in_the_page_cache_do_not_count_as_equal(call, version, tmp_path, small):
+    """After a failed write, the kernel keeps the bytes and calls them clean."""
     with file_system(small / "disk", tmp_path / "thin") as thin:
         assert call("restore", version.uid, thin / "out")[0] == 8
         run_tool("mount", "-o", f"remount,size={4 * ROOM}", str(small))
@@ -146,12 +146,12 @@ def test_nothing_is_taken_for_equal_that_only_the_memory_of_the_kernel_has(call,
         assert (thin / "out").read_bytes() == random_bytes(SIZE)
 
 
-# Files that are made whole
+# Files that commands create
 
 
 @pytest.fixture
 def synced(monkeypatch):
-    """Give the device and inode of everything that was synced."""
+    """Collect the device and inode of everything that is synced."""
     inodes = set()
     fsync = os.fsync
 
@@ -164,14 +164,14 @@ def synced(monkeypatch):
 
 
 def names_in(directory):
-    """Return what is there, but not logs, and not what is in a storage, which syncs its whole file system."""
+    """Return all paths except logs and objects in a storage, which syncs its whole file system."""
     return {path for path in directory.rglob("*") if path.suffix != ".log" and "data" not in path.parent.parts}
 
 
 def expect_durable(made, synced):
     assert made
     for path in made:
-        # SQLite syncs its own files, and a reserve holds nothing.
+        # SQLite syncs its own files, and a reserve contains nothing.
         if path.is_file() and not path.name.endswith((".sqlite", "-wal", "-shm", "-reserve")):
             assert path.stat()[1:3] in synced, f"{path} was not synced"
         assert path.parent.stat()[1:3] in synced, f"the name of {path} was not synced"
@@ -190,7 +190,7 @@ def expect_durable(made, synced):
         "restore --offset 1M --length 1M disk@latest {}/out",
     ],
 )
-def test_every_file_that_a_command_makes_is_durable_with_its_name(call, version, tmp_path, synced, words):
+def test_every_file_a_command_creates_is_durable_with_its_name(call, version, tmp_path, synced, words):
     before = names_in(tmp_path)
     synced.clear()
     status, _, err = call(*words.replace("{}", str(tmp_path)).split())
@@ -198,7 +198,7 @@ def test_every_file_that_a_command_makes_is_durable_with_its_name(call, version,
     expect_durable(names_in(tmp_path) - before, synced)
 
 
-def test_the_copy_that_an_upgrade_makes_is_durable(call, tmp_path, synced):
+def test_the_copy_an_upgrade_makes_is_durable(call, tmp_path, synced):
     reference = Reference("v1-sqlite", tmp_path)
     assert call("-c", reference.config_file, "upgrade")[0] == 0
     copies = set(reference.directory.glob("*.before-upgrade-*"))

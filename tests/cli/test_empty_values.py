@@ -1,4 +1,4 @@
-"""Values that a script gives empty: `backup -e "$EXPIRE" ...` where the variable holds nothing, as in backy2."""
+"""Empty values from scripts: `backup -e "$EXPIRE" ...` with an empty variable works as in backy2."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.support.repositories import BLOCK, opened
 
 SCHEDULERS = "\n[daily]\ninterval: 1d\nkeep: 3\nsla: 3h\n"
 
-# Every option of backy2 that has a value, by command, with the arguments that the command needs; and those of ours that
-# mean the same.
+# By command: every option of backy2 that has a value, our options that mean the same, and how many arguments the
+# command needs.
 OPTIONS = {
     "backup": ("-s --snapshot-name -r --rbd --hints -f --from-version -c --continue-version -t --tag -e --expire", 2),
     "restore": ("-c --continue-from", 2),
@@ -30,7 +30,7 @@ OPTIONS = {
     "init": ("-c --configfile --data --db", 0),  # an empty path would be the current directory
 }
 GIVEN = [(name, option, count) for name, (options, count) in OPTIONS.items() for option in options.split()]
-# A blank is a name of a snapshot like any other, and wrong as a prefix.
+# A blank is a valid name of a snapshot, but not a valid prefix.
 KEEPS_BLANKS = {("backup", "-s"), ("backup", "--snapshot-name"), ("ls", "-s"), ("ls", "--snapshot-name"),
                 ("cleanup", "-p"), ("cleanup", "--prefix")}  # fmt: skip
 
@@ -64,14 +64,14 @@ def parsed(name, words):
     ("name", "option", "count", "value"),
     [(*given, "") for given in GIVEN] + [(*given, " ") for given in GIVEN if given[:2] not in KEEPS_BLANKS],
 )
-def test_an_empty_value_is_as_good_as_none(name, option, count, value):
+def test_an_empty_value_is_the_same_as_none(name, option, count, value):
     arguments = ["x"] * count
     without = parsed(name, arguments)
     given = parsed(name, [option, value, *arguments])
     assert {key: given[key] or None for key in given} == {key: without[key] or None for key in without}
 
 
-def test_a_backup_with_empty_values_is_one_without_them(call, config, image):
+def test_a_backup_with_empty_values_is_the_same_as_without_them(call, config, image):
     status, _, err = call(
         "backup", image, "disk", "-s", "", "-r", "", "-f", "", "-c", "", "-t", "", "-e", ""
     )  # fmt: skip
@@ -95,7 +95,7 @@ def test_a_backup_with_empty_values_is_one_without_them(call, config, image):
         (["cleanup", "-p", "", "-n"], ["cleanup", "-n"]),
     ],
 )
-def test_a_command_with_empty_values_prints_what_it_prints_without_them(call, version, empty, without):
+def test_empty_values_do_not_change_the_output_of_a_command(call, version, empty, without):
     expected = call("-m", *without)
     assert expected[0] == 0
     assert call("-m", *empty) == expected
@@ -120,17 +120,17 @@ def test_no_tags_are_a_warning(call, version, command):
     assert call("-m", "-s", "ls", "-f", "tags")[1] == "daily\n"
 
 
-def test_an_empty_configuration_is_looked_for_in_the_usual_places(config, capsys, monkeypatch):
+def test_with_an_empty_path_the_configuration_is_found_in_the_usual_places(config, capsys, monkeypatch):
     monkeypatch.setenv("BACKYFS_CONFIG", str(config))
     assert run(["-c", "", "-m", "ls"]) == 0
     assert capsys.readouterr().out.startswith("date|name|")
 
 
-def test_of_several_values_the_last_one_counts_also_if_it_is_empty(call, config, image):
+def test_the_last_of_several_values_counts_even_if_it_is_empty(call, config, image):
     assert call("backup", image, "disk", "-t", "mine", "-t", "")[0] == 0
     assert call("-m", "-s", "ls", "-f", "tags")[1] == "b_daily,b_monthly,b_weekly\n"
 
 
-def test_of_the_filters_of_a_mount_only_the_empty_ones_are_dropped():
+def test_only_the_empty_filters_of_a_mount_are_dropped():
     given = parsed("mount", ["--tag", "", "--tag", " a b ", "--name", "x*", "--name", "", "--version", "", "/mnt"])
     assert (given["tags"], given["names"], given["versions"]) == (("a b",), ("x*",), ())

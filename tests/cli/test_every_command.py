@@ -1,4 +1,4 @@
-"""What holds for every command: JSON by its schema, and one line for what goes wrong, wherever it does."""
+"""Every command prints JSON that matches its schema, and one line for each failure, wherever it happens."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def by_words(case):
 
 @pytest.fixture
 def place(tmp_path):
-    """Make a repository with a version, and what else the commands need."""
+    """Make a repository with a version and everything else the commands need."""
     make_place(tmp_path)
     yield tmp_path
     for command, directory in (("detach", "attached"), ("umount", "mount")):
@@ -50,7 +50,7 @@ def call(place, capfd):
 
     def call(*words, config="repository/backyfs.cfg"):
         arguments = ["-c", str(place / config), *words]
-        if {"mount", "attach"} & {*words}:  # they leave a process behind, which is nobody's child when they have ended
+        if {"mount", "attach"} & {*words}:  # they leave a process behind that this process cannot wait for
             status = subprocess.run([BACKYFS, *arguments], check=False).returncode
         else:
             status = run(arguments)
@@ -62,7 +62,7 @@ def call(place, capfd):
 
 @pytest.fixture
 def prepare(call, place):
-    """Run the commands whose work a case needs."""
+    """Run the commands that a case depends on."""
 
     def prepare(case):
         for words in case.after:
@@ -73,7 +73,7 @@ def prepare(call, place):
 
 
 def expect_one_line(err, status):
-    """Fail if an error is not one line that begins as errors do."""
+    """Fail unless an error is one line that begins as errors do."""
     assert err.startswith("backyfs: error: "), err
     assert err.count("\n") == 1, err
     assert "unexpected" not in err
@@ -85,7 +85,7 @@ def test_every_command_has_a_case():
 
 
 @pytest.mark.root
-def test_all_of_them_work_one_after_the_other_and_print_what_the_schema_says(call, place):
+def test_all_commands_work_in_sequence_and_print_json_that_matches_the_schema(call, place):
     version = call("-m", "-s", "ls", "-f", "uid")[1].strip()
     outputs = {}
     for case in CASES:
@@ -102,7 +102,7 @@ def test_all_of_them_work_one_after_the_other_and_print_what_the_schema_says(cal
 
 
 @pytest.mark.parametrize("case", WITH_VERSION, ids=by_words)
-def test_a_version_that_is_not_there(call, place, case):
+def test_an_unknown_version(call, place, case):
     status, out, err = call("-m", *words_of(case, place, UNKNOWN))
     assert (status, out) == (4, "")
     expect_one_line(err, status)
@@ -119,7 +119,7 @@ def test_the_wrong_key(call, place, prepare, case):
 
 
 @pytest.mark.parametrize("case", IN_REPOSITORY, ids=by_words)
-def test_a_storage_that_is_not_there(call, place, prepare, case):
+def test_a_missing_storage(call, place, prepare, case):
     prepare(case)
     (place / "repository" / "data").rename(place / "elsewhere")
     status, _, err = call("-m", *words_of(case, place))
@@ -159,7 +159,7 @@ def test_a_read_only_file_system(place, prepare, case):
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.needs_root], ids=by_words)
 @pytest.mark.parametrize("form", [[], ["-m"], ["--json"]], ids=["table", "-m", "--json"])
-def test_a_reader_that_has_had_enough(place, prepare, case, form):
+def test_a_reader_that_stops_early(place, prepare, case, form):
     prepare(case)
     reader, writer = os.pipe()
     os.close(reader)
@@ -171,12 +171,12 @@ def test_a_reader_that_has_had_enough(place, prepare, case, form):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "error" not in done.stderr
-    if case.name == "backup":  # it goes on to its end
+    if case.name == "backup":  # it completes its work
         with opened(place / "repository" / "backyfs.cfg") as repository, repository.database.read() as connection:
             assert [version.status.value for version in list_versions(connection)] == ["valid", "valid"]
 
 
-# A mount goes on in a process of its own, where nothing is patched: see tests/mount.
+# A mount continues in a separate process, where nothing is patched: see tests/mount.
 @pytest.mark.parametrize("case", [case for case in CASES if case.uses_storage and not case.mounts], ids=by_words)
 def test_ctrl_c(call, place, prepare, case, monkeypatch):
     prepare(case)
@@ -191,7 +191,7 @@ def test_ctrl_c(call, place, prepare, case, monkeypatch):
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_words)
-def test_an_option_that_does_not_exist_is_told_in_a_line(call, place, case):
+def test_an_unknown_option_is_reported_in_one_line(call, place, case):
     name = case.words.split()[: 2 if case.name in {"catalog", "db", "key"} else 1]
     status, out, err = call(*name, "--no-such-option")
     assert (status, out) == (1, "")
@@ -200,7 +200,7 @@ def test_an_option_that_does_not_exist_is_told_in_a_line(call, place, case):
     assert f"`backyfs {' '.join(name)} --help`" in err
 
 
-def test_a_command_that_does_not_exist_is_told_in_a_line(call):
+def test_an_unknown_command_is_reported_in_one_line(call):
     status, out, err = call("no-such-command")
     assert (status, out) == (1, "")
     expect_one_line(err, status)

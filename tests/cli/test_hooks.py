@@ -1,4 +1,4 @@
-"""Hooks: when they run, what they are told, and what becomes of a command whose hook fails."""
+"""Hooks: when they run, what they receive, and what happens to a command whose hook fails."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def notes(tmp_path):
 
 @pytest.fixture
 def hooked(config, notes):
-    """Write hooks into the configuration, each of which notes its name and status; return an invocation."""
+    """Configure hooks, each of which notes its name and status; return an invocation."""
 
     def hooked(**commands):
         lines = [f"{name}: {command}".replace("%", "%%") for name, command in commands.items()]
@@ -64,24 +64,24 @@ def ended(pid):
         return True
 
 
-# The order
+# Order
 
 
-def test_hooks_stand_around_the_command(hooked, notes):
+def test_hooks_run_before_and_after_the_command(hooked, notes):
     with hooked(**all_hooks(notes)).hooks("backup"):
         lines_of(notes).append("x")
         assert lines_of(notes) == ["before_backup starting"]
     assert lines_of(notes) == ["before_backup starting", "after_backup done"]
 
 
-def test_a_command_that_fails_is_followed_by_both(hooked, notes):
+def test_a_failed_command_is_followed_by_both_hooks(hooked, notes):
     with pytest.raises(IntegrityError), hooked(**all_hooks(notes)).hooks("backup"):
         raise IntegrityError("is damaged")
     assert lines_of(notes) == ["before_backup starting", "after_backup failed", "on_failure failed"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, InterruptedByUser])
-def test_an_interruption_is_no_failure_and_yet_followed_by_both(hooked, notes, error):
+def test_an_interruption_is_not_a_failure_but_is_followed_by_both_hooks(hooked, notes, error):
     with pytest.raises(error), hooked(**all_hooks(notes)).hooks("backup"):
         raise error("interrupted")
     assert lines_of(notes) == ["before_backup starting", "after_backup interrupted", "on_failure interrupted"]
@@ -103,7 +103,7 @@ def test_an_after_hook_that_fails_is_a_warning(hooked, notes, caplog):
     assert "hook after_backup ended with status 3; see [hooks]" in caplog.text
 
 
-def test_a_failing_on_failure_does_not_hide_the_error(hooked, caplog):
+def test_a_failing_on_failure_hook_does_not_hide_the_error(hooked, caplog):
     with pytest.raises(IntegrityError), hooked(on_failure="exit 1").hooks("backup"):
         raise IntegrityError("is damaged")
     assert "hook on_failure ended with status 1" in caplog.text
@@ -115,7 +115,7 @@ def test_hooks_of_other_commands_do_not_run(hooked, notes):
     assert lines_of(notes) == []
 
 
-def test_a_command_of_a_hook_runs_no_hooks(hooked, notes, monkeypatch):
+def test_a_command_run_by_a_hook_runs_no_hooks(hooked, notes, monkeypatch):
     invocation = hooked(**all_hooks(notes))
     monkeypatch.setenv("BACKYFS_HOOK", "before_backup")
     with invocation.hooks("backup"):
@@ -123,15 +123,15 @@ def test_a_command_of_a_hook_runs_no_hooks(hooked, notes, monkeypatch):
     assert lines_of(notes) == []
 
 
-# What they are told
+# Facts that they receive
 
 
 def test_facts_are_in_the_environment(hooked, notes, config):
     with hooked(after_backup=f"env | grep ^BACKYFS_ | sort > {notes}").hooks("backup", name="my disk") as facts:
         facts.add(uid="abc", bytes_written=5, tags=("a", "b"), snapshot_name=None)
-    told = dict(line.split("=", 1) for line in lines_of(notes))
-    assert float(told.pop("BACKYFS_DURATION_S")) >= 0
-    assert told == {
+    received = dict(line.split("=", 1) for line in lines_of(notes))
+    assert float(received.pop("BACKYFS_DURATION_S")) >= 0
+    assert received == {
         "BACKYFS_HOOK": "after_backup",
         "BACKYFS_COMMAND": "backup",
         "BACKYFS_STATUS": "done",
@@ -148,27 +148,27 @@ def test_facts_are_in_the_environment(hooked, notes, config):
 def test_facts_are_json_on_stdin(hooked, notes):
     with hooked(after_backup=f"cat > {notes}").hooks("backup", name="wörld\n") as facts:
         facts.add(tags=("a", "b"), snapshot_name=None)
-    told = json.loads(notes.read_text())
-    assert (told["hook"], told["name"], told["tags"], told["snapshot_name"]) == (
+    received = json.loads(notes.read_text())
+    assert (received["hook"], received["name"], received["tags"], received["snapshot_name"]) == (
         "after_backup", "wörld\n", ["a", "b"], None
     )  # fmt: skip
 
 
-def test_a_failure_tells_its_error_and_status(hooked, notes):
+def test_a_failure_passes_on_its_error_and_status(hooked, notes):
     hook = f'echo "$BACKYFS_EXIT_STATUS $BACKYFS_ERROR" > {notes}'
     with pytest.raises(IntegrityError), hooked(on_failure=hook).hooks("scrub"):
         raise IntegrityError("is damaged")
     assert lines_of(notes) == ["20 is damaged"]
 
 
-def test_the_name_of_a_version_is_no_command(hooked, notes):
+def test_the_name_of_a_version_is_not_run_as_a_command(hooked, notes):
     hook = f'printf %s "$BACKYFS_NAME" > {notes}'
     with hooked(before_backup=hook).hooks("backup", name="$(touch evil); `touch evil`"):
         pass
     assert notes.read_text() == "$(touch evil); `touch evil`"
 
 
-# Their output, their time, their processes
+# Output, time and processes
 
 
 def test_their_output_goes_to_the_log(hooked, config, capfd):
@@ -193,27 +193,27 @@ def test_a_hook_that_takes_too_long_is_killed_with_all_its_processes(tmp_path):
     wait_for(lambda: ended(pid), "the process that the hook started has ended")
 
 
-def test_what_a_hook_leaves_running_is_not_waited_for(tmp_path):
+def test_processes_that_a_hook_leaves_running_are_not_waited_for(tmp_path):
     began = time.monotonic()
     run_hook("after_mount", f"sleep 600 & echo $! > {tmp_path}/pid", {}, timeout_s=DEADLINE_S)
     assert time.monotonic() - began < DEADLINE_S / 2
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
-def test_a_hook_that_reads_nothing_and_prints_much_does_not_hang(tmp_path):
+def test_a_hook_that_reads_nothing_and_prints_a_lot_does_not_hang(tmp_path):
     facts = {"many": ["x" * 1000] * 100}
     much = "head -c 5000000 /dev/zero | tr '\\0' y; echo; echo last; exit 4"
     with pytest.raises(HookError, match="ended with status 4: last; see"):
         run_hook("before_rm", much, facts, timeout_s=DEADLINE_S)
 
 
-def test_a_hook_that_is_killed_says_by_what():
+def test_a_killed_hook_is_reported_with_its_signal():
     with pytest.raises(HookError, match="hook before_rm ended by signal 9; see"):
         run_hook("before_rm", "kill -9 $$", {}, timeout_s=DEADLINE_S)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
-def test_a_signal_does_not_keep_hooks_from_running(config, notes, number):
+def test_a_signal_does_not_prevent_hooks_from_running(config, notes, number):
     config.write_text(
         config.read_text()
         + f"[hooks]\nbefore_backup: {note(notes)}\nafter_backup: {note(notes)}\non_failure: {note(notes)}\n"
@@ -236,7 +236,7 @@ def test_a_signal_does_not_keep_hooks_from_running(config, notes, number):
 # The commands
 
 
-def told(notes):
+def events(notes):
     return [json.loads(line) for line in lines_of(notes)]
 
 
@@ -244,12 +244,12 @@ def take_all(notes):
     return f"(cat; echo) >> {notes}"
 
 
-def test_backup_tells_what_it_did(hooked, notes, config, tmp_path, capsys):
+def test_backup_passes_on_what_it_did(hooked, notes, config, tmp_path, capsys):
     hooked(before_backup=take_all(notes), after_backup=take_all(notes))
     image = random_image(tmp_path / "image", 2 * BLOCK + 1)
     assert run(["-c", str(config), "-m", "backup", str(image), "disk", "-s", "snap"]) == 0
     uid = capsys.readouterr().out.split()[0]
-    before, after = told(notes)
+    before, after = events(notes)
     assert (before["name"], before["source"], before["snapshot_name"]) == ("disk", str(image), "snap")
     assert "uid" not in before
     assert (after["uid"], after["status"], after["size_bytes"], after["bytes_written"]) == (
@@ -257,7 +257,7 @@ def test_backup_tells_what_it_did(hooked, notes, config, tmp_path, capsys):
     )  # fmt: skip
 
 
-def test_a_failing_hook_keeps_a_backup_from_being_made(hooked, config, tmp_path, capsys):
+def test_a_failing_hook_prevents_a_backup(hooked, config, tmp_path, capsys):
     hooked(before_backup="exit 1")
     image = random_image(tmp_path / "image", BLOCK)
     assert run(["-c", str(config), "backup", str(image), "disk"]) == 11
@@ -268,34 +268,34 @@ def test_a_failing_hook_keeps_a_backup_from_being_made(hooked, config, tmp_path,
     assert capsys.readouterr().out == ""
 
 
-def test_a_failing_restore_is_told(hooked, notes, config):
+def test_a_failing_restore_runs_its_hook(hooked, notes, config):
     hooked(on_failure=take_all(notes))
     assert run(["-c", str(config), "restore", "disk@latest", "/nowhere"]) == 4
-    [failure] = told(notes)
+    [failure] = events(notes)
     assert (failure["hook"], failure["command"], failure["version"], failure["target"]) == (
         "on_failure", "restore", "disk@latest", "/nowhere"
     )  # fmt: skip
     assert failure["error"] == "no version is named 'disk'; `backyfs ls` lists the versions"
 
 
-def test_rm_tells_which_versions(hooked, notes, config):
+def test_rm_passes_on_which_versions_it_removed(hooked, notes, config):
     hooked(before_rm=f"echo $BACKYFS_VERSIONS > {notes}; exit 1")
     assert run(["-c", str(config), "rm", "disk@latest", "abcd"]) == 11
     assert lines_of(notes) == ["disk@latest,abcd"]
 
 
-def test_hooks_of_a_mount_run_at_its_beginning_and_end(hooked, notes, config, tmp_path):
+def test_hooks_of_a_mount_run_when_it_begins_and_ends(hooked, notes, config, tmp_path):
     hooked(before_mount=take_all(notes), after_mount=take_all(notes))
     point = tmp_path / "mnt"
     point.mkdir()
     backyfs = str(Path(sys.executable).with_name("backyfs"))
     subprocess.run([backyfs, "-c", config, "mount", point], check=True)
     try:
-        assert [one["hook"] for one in told(notes)] == ["before_mount"]
+        assert [one["hook"] for one in events(notes)] == ["before_mount"]
     finally:
         subprocess.run([backyfs, "-c", config, "umount", point], check=True)
-    wait_for(lambda: len(told(notes)) == 2, "the hook after the mount has run")
-    assert [(one["hook"], one["status"], one["mountpoint"]) for one in told(notes)] == [
+    wait_for(lambda: len(events(notes)) == 2, "the hook after the mount has run")
+    assert [(one["hook"], one["status"], one["mountpoint"]) for one in events(notes)] == [
         ("before_mount", "starting", str(point)),
         ("after_mount", "done", str(point)),
     ]
@@ -304,7 +304,7 @@ def test_hooks_of_a_mount_run_at_its_beginning_and_end(hooked, notes, config, tm
 # The configuration
 
 
-def test_hooks_are_no_scheduler(hooked, config):
+def test_the_hooks_section_is_not_a_scheduler(hooked, config):
     hooked(before_backup="true", timeout="5m", after_rm="")
     loaded, warnings = load_config(str(config), {})
     assert (loaded.hooks.commands, loaded.hooks.timeout_s) == ((("before_backup", "true"),), 300)
@@ -316,6 +316,6 @@ def test_a_hook_that_does_not_exist_is_a_warning(hooked, config):
     assert "did you mean before_backup?" in load_config(str(config), {})[1][0]
 
 
-def test_no_hooks_are_the_default(config):
+def test_there_are_no_hooks_by_default(config):
     loaded, _ = load_config(str(config), {})
     assert (loaded.hooks.commands, loaded.hooks.timeout_s) == ((), 60)

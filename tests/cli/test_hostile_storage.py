@@ -1,4 +1,4 @@
-"""What somebody has put in the place of objects: commands come to their end, and say what is damaged."""
+"""Foreign files in the place of objects: commands end and say what is damaged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_no_command_waits_for_a_fifo_in_the_place_of_an_object(
         publish(repository)
     place = min((config.parent / "data").glob(objects))
     put_in_place(place, "a FIFO")
-    # In a process of its own: what waits for a FIFO does not end by itself, and did not heed Ctrl-C.
+    # In a separate process: opening a FIFO blocks, and this used to ignore Ctrl-C.
     done = subprocess.run(
         [BACKYFS, "-c", str(config), *words.format(uid=uid, home=tmp_path).split()],
         capture_output=True, text=True, check=False, timeout=DEADLINE_S,

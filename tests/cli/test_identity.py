@@ -46,7 +46,7 @@ NO_SLOTS = "DELETE FROM key_slots"
 NO_TAG = "UPDATE repository SET identity_tag = NULL"
 NO_FINGERPRINT_KEY = "UPDATE repository SET wrapped_fingerprint_key = NULL"
 A_DATE = "UPDATE repository SET key_made_at = '2024-01-01 00:00:00.000000'"  # as after a rotation
-# The configured key opens the wrapped key of its slot: the newest blob has it, so it is taken for the key of backy2.
+# The configured key opens the wrapped key of its slot. The newest blob has that key too, so it looks like backy2's.
 SLOT_AS_BLOB = (
     "INSERT INTO blobs (uid, size, stored_size, encryption_version, wrapped_key, valid, created_at) SELECT "
     f"'{'ab' * 16}', {BLOCK}, 100, 2, wrapped_key, 1, '2040-01-01 00:00:00.000000' FROM key_slots"
@@ -56,7 +56,7 @@ NOTHING_WRAPPED = "UPDATE blobs SET encryption_version = 0, wrapped_key = NULL, 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Give the directory of an encrypted repository with a backup, in the catalog, and beside it an image."""
+    """Make an encrypted repository with a backup, also in the catalog; return its directory, which has an image too."""
     config = make_repository(tmp_path / "repository")
     random_image(tmp_path / "image", 2 * BLOCK)
     assert run(["-c", str(config), "backup", str(tmp_path / "image"), "disk"]) == 0
@@ -80,7 +80,7 @@ def call(directory: Path, *words: str) -> int:
 
 
 def refused(directory: Path, capsys: pytest.CaptureFixture[str], *words: str, status: int = 20) -> str:
-    """Make sure that a command is refused and writes nothing; return what it says."""
+    """Fail unless a command is refused and writes nothing; return its message."""
     capsys.readouterr()
     before = rows(directory, "repository", "key_slots", "versions", "blobs")
     assert call(directory, *words) == status
@@ -89,7 +89,7 @@ def refused(directory: Path, capsys: pytest.CaptureFixture[str], *words: str, st
     return capsys.readouterr().err
 
 
-# A database that was changed
+# Changed databases
 
 
 @every_command
@@ -104,7 +104,7 @@ def refused(directory: Path, capsys: pytest.CaptureFixture[str], *words: str, st
         "UPDATE repository SET identity_tag = zeroblob(32)",
     ],
 )
-def test_an_identity_that_was_changed_is_refused(
+def test_a_changed_identity_is_refused(
     directory: Path, capsys: pytest.CaptureFixture[str], words: list[str], statement: str
 ) -> None:
     change(directory, statement)
@@ -114,7 +114,7 @@ def test_an_identity_that_was_changed_is_refused(
 
 
 @pytest.mark.parametrize("words", KEY_COMMANDS.values(), ids=KEY_COMMANDS)
-def test_no_command_for_keys_gives_an_identity_that_was_changed_a_tag_that_fits(
+def test_no_key_command_writes_a_matching_tag_for_a_changed_identity(
     directory: Path, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     change(directory, "UPDATE repository SET wrapped_fingerprint_key = NULL")
@@ -142,7 +142,7 @@ def test_a_rekey_compares_the_identity_before_it_rewrites_a_slot(
     ],
     ids=" ".join,
 )
-def test_an_encrypted_block_that_was_made_a_plain_one_is_damaged_for_every_reader(
+def test_an_encrypted_block_turned_into_a_plain_one_is_damaged_for_every_reader(
     directory: Path, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     for file in (directory / "data").glob("*/*/*.blob"):
@@ -174,7 +174,7 @@ def test_a_database_that_claims_not_to_be_encrypted_gets_no_new_key(
         assert "the database has no key slot, but the repository is encrypted: the slots were lost or removed" in said
 
 
-def test_a_repository_that_is_opened_by_a_typed_passphrase_is_not_taken_for_a_plain_one(
+def test_a_repository_opened_with_a_typed_passphrase_is_not_taken_for_a_plain_one(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = directory / "backyfs.cfg"
@@ -200,11 +200,11 @@ def test_a_repository_that_is_opened_by_a_typed_passphrase_is_not_taken_for_a_pl
         "fingerprint key, nothing encrypted", "date of the key, nothing encrypted",
     ],
 )
-def test_without_a_catalog_what_the_database_still_has_tells_that_its_slots_are_lost(
+def test_without_a_catalog_the_rest_of_the_database_shows_that_its_slots_are_lost(
     directory: Path, capsys: pytest.CaptureFixture[str], statements: tuple[str, ...], status: int, words: str,
     encryption_version: int,
 ) -> None:  # fmt: skip
-    """With `encryption_version: 0` it would be read without a key, so that its fingerprints had none."""
+    """With `encryption_version: 0`, it would be read without a key, and its fingerprints would not be keyed."""
     config = directory / "backyfs.cfg"
     line = f"encryption_version: {encryption_version}"
     config.write_text(re.sub(r"(?m)^encryption_version:.*$", line, config.read_text()))
@@ -219,13 +219,13 @@ def test_without_a_tag_the_catalog_is_compared(directory: Path, capsys: pytest.C
     assert "than the catalog in the storage: it was changed" in refused(directory, capsys, "ls")
 
 
-def test_check_config_sees_it_too(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_config_also_detects_it(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(directory, NO_SLOTS, NO_TAG, NOTHING_WRAPPED)
     assert call(directory, "check-config") != 0
     assert "the database has no key slot, but the repository is encrypted" in "".join(capsys.readouterr())
 
 
-def test_recover_is_a_way_out(directory: Path, tmp_path: Path) -> None:
+def test_recover_repairs_it(directory: Path, tmp_path: Path) -> None:
     change(directory, "UPDATE repository SET wrapped_fingerprint_key = NULL")
     (directory / "backyfs.sqlite").rename(tmp_path / "changed.sqlite")
     assert call(directory, "recover") == 0
@@ -233,7 +233,7 @@ def test_recover_is_a_way_out(directory: Path, tmp_path: Path) -> None:
     assert (tmp_path / "target").read_bytes() == random_bytes(2 * BLOCK)
 
 
-def test_a_recovery_page_gives_slots_back_that_were_removed(directory: Path, tmp_path: Path) -> None:
+def test_a_recovery_page_restores_removed_slots(directory: Path, tmp_path: Path) -> None:
     assert call(directory, "key", "export", str(tmp_path / "page")) == 0
     change(directory, NO_SLOTS)
     key = directory / "backyfs.key"
@@ -271,7 +271,7 @@ def test_a_recovery_page_gives_slots_back_that_were_removed(directory: Path, tmp
         ("identity_tag", "-1"),
     ],
 )
-def test_an_impossible_value_is_named(
+def test_an_impossible_value_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, value: str, encrypted: bool
 ) -> None:
     config = make_repository(tmp_path / "repository", encrypted=encrypted)
@@ -281,7 +281,7 @@ def test_an_impossible_value_is_named(
     assert "`backyfs recover`" in said
 
 
-def test_a_release_that_cannot_be_costs_the_catalog_and_not_the_backup(
+def test_an_impossible_release_costs_the_catalog_but_not_the_backup(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(directory, "UPDATE repository SET needs_release = x'00'")
@@ -297,7 +297,7 @@ def test_a_release_that_cannot_be_costs_the_catalog_and_not_the_backup(
     ["label = x'ff'", "kdf = 5", "kdf = x'00'", "kdf_parameters = x'00'", "key_check = 'text'", "key_check = 7",
      "wrapped_key = zeroblob(1000)", "wrapped_key = 'text'", "created_at = 'yesterday'", "created_at = 5"],
 )  # fmt: skip
-def test_an_impossible_value_in_a_key_slot_is_named(
+def test_an_impossible_value_in_a_key_slot_is_reported(
     directory: Path, capsys: pytest.CaptureFixture[str], value: str
 ) -> None:
     change(directory, f"UPDATE key_slots SET {value}")
@@ -305,7 +305,7 @@ def test_an_impossible_value_in_a_key_slot_is_named(
     assert "unexpected" not in capsys.readouterr().err
 
 
-# A tag that fits
+# Matching tags
 
 
 def test_the_tag_is_as_documented(directory: Path) -> None:
@@ -332,8 +332,8 @@ def test_no_two_identities_have_the_same_tag() -> None:
     assert len(tags) == len(changes) + 1
 
 
-def has_fitting_tag(config: Path) -> bool:
-    """Open a repository, and tell whether the database had a tag before; one that does not fit is an error."""
+def has_matching_tag(config: Path) -> bool:
+    """Open a repository; return whether its database has a tag. One that does not match is an error."""
     with closing(sqlite3.connect(next(config.parent.glob("*.sqlite")))) as connection:
         tag = connection.execute("SELECT identity_tag FROM repository").fetchone()[0]
     with opened(config):
@@ -365,13 +365,13 @@ def recover(directory: Path) -> None:
 
 
 def nothing(_directory: Path) -> None:
-    """Leave it as `init` made it."""
+    """Leave the repository as `init` made it."""
 
 
 @pytest.mark.parametrize("act", [nothing, add_a_slot, rekey, rotate, recover])
-def test_whatever_changes_a_key_writes_a_tag_that_fits(directory: Path, act: Callable[[Path], None]) -> None:
+def test_every_change_of_a_key_writes_a_matching_tag(directory: Path, act: Callable[[Path], None]) -> None:
     act(directory)
-    assert has_fitting_tag(directory / "backyfs.cfg")
+    assert has_matching_tag(directory / "backyfs.cfg")
     change(directory, "UPDATE repository SET block_size = 8192")
     assert call(directory, "ls") == 20
 
@@ -384,13 +384,13 @@ def test_a_database_without_a_tag_gets_it_from_the_next_command(directory: Path)
 
 
 def test_a_catalog_of_another_key_is_not_compared(directory: Path) -> None:
-    """It is, after a rotation that was killed before it wrote the catalog; the next command writes it."""
+    """A rotation that is killed before it writes the catalog leaves such a one; the next command writes it."""
     stored = (directory / "data" / "catalog" / "repository").read_bytes()
     rotate(directory)
     (directory / "data" / "catalog" / "repository").write_bytes(stored)
     change(directory, NO_TAG)
     assert call(directory, "ls") == 0
-    assert has_fitting_tag(directory / "backyfs.cfg")
+    assert has_matching_tag(directory / "backyfs.cfg")
 
 
 def test_a_plain_repository_that_gets_a_key_says_so_and_gets_a_tag(
@@ -405,7 +405,7 @@ def test_a_plain_repository_that_gets_a_key_says_so_and_gets_a_tag(
     config.write_text(text)
     assert call(config.parent, "ls") == 0
     assert "this repository was not encrypted until now. New blocks will be" in capsys.readouterr().err
-    assert has_fitting_tag(config)
+    assert has_matching_tag(config)
     change(config.parent, NO_SLOTS)
     assert "the database has no key slot" in refused(config.parent, capsys, "ls")
 

@@ -1,4 +1,4 @@
-"""Somebody who writes to the storage, to the database, or to both, and has no key: what commands make of it."""
+"""How commands react to an intruder who writes to the storage, the database or both, but has no key."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def change_database(config: Path, *statements: str) -> None:
 
 
 def make_plain(config: Path, fingerprint: bytes) -> None:
-    """Have the database call all blocks plain, with this fingerprint."""
+    """Make the database call all blocks plain, with this fingerprint."""
     change_database(
         config, f"UPDATE blobs SET encryption_version = 0, wrapped_key = NULL, fingerprint = x'{fingerprint.hex()}'"
     )
@@ -100,7 +100,7 @@ def use_key(config: Path, key: Path | None = None) -> None:
 
 
 def later_encrypted(tmp_path: Path, image: Path, call: Call) -> Path:
-    """Make a repository that was plain first, so that its fingerprints have no key, with an encrypted backup."""
+    """Make a repository that was plain at first, so its fingerprints are not keyed, with an encrypted backup."""
     config = make_repository(tmp_path / "later", encrypted=False)
     use_key(config)
     assert call(config, "backup", image, "disk")[0] == 0
@@ -108,12 +108,12 @@ def later_encrypted(tmp_path: Path, image: Path, call: Call) -> Path:
 
 
 def warnings(config: Path) -> str:
-    """Return the warnings in the log, which are there with -q, -m and --json too."""
+    """Return the warnings in the log, which appear with -q, -m and --json too."""
     lines = config.with_name("backyfs.log").read_text().splitlines()
     return "\n".join(line for line in lines if " WARNING " in line)
 
 
-# What can be read
+# What intruders can read
 
 
 def files(directory: Path) -> Iterable[Path]:
@@ -121,7 +121,7 @@ def files(directory: Path) -> Iterable[Path]:
 
 
 def readable(path: Path) -> bytes:
-    """Return what anyone reads in a file: its bytes, and what any zstd frame in them holds."""
+    """Return everything anyone can read in a file: its bytes, and the contents of any zstd frame in them."""
     found = [content := path.read_bytes()]
     for frame in re.finditer(re.escape(zstandard.FRAME_HEADER), content):
         with suppress(zstandard.ZstdError):
@@ -134,10 +134,10 @@ def parts(content: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_neither_storage_nor_database_nor_log_has_bytes_of_an_image(
+def test_neither_storage_nor_database_nor_log_contains_bytes_of_an_image(
     tmp_path: Path, call: Call, version: int
 ) -> None:
-    image = random_image(tmp_path / "image", 2 * BLOCK)  # cannot be compressed, so that it would be seen
+    image = random_image(tmp_path / "image", 2 * BLOCK)  # incompressible, so it would be found
     with image.open("ab") as file:
         file.write(b"secret in plain text" * 300)
     config = make_repository(tmp_path / "repository")
@@ -160,21 +160,21 @@ def test_the_storage_learns_no_names(tmp_path: Path, image: Path, call: Call) ->
 
 
 @pytest.mark.parametrize("hash_name", ["blake3", *sorted(hashlib.algorithms_guaranteed - {"shake_128", "shake_256"})])
-def test_the_database_has_no_hash_of_a_known_block(encrypted: Path, image: Path, hash_name: str) -> None:
+def test_the_database_contains_no_hash_of_a_known_block(encrypted: Path, image: Path, hash_name: str) -> None:
     block = image.read_bytes()[:BLOCK]
     digest = blake3(block).digest() if hash_name == "blake3" else hashlib.new(hash_name, block).digest()
     for path in files(encrypted.parent):
         assert digest not in path.read_bytes(), path
 
 
-def test_a_repository_that_was_plain_first_has_hashes_that_tell_a_known_block(
+def test_a_repository_that_was_plain_at_first_has_hashes_that_reveal_known_blocks(
     tmp_path: Path, image: Path, call: Call
 ) -> None:
     config = later_encrypted(tmp_path, image, call)
     assert blake3(image.read_bytes()[:BLOCK]).digest() in (config.parent / "backyfs.sqlite").read_bytes()
 
 
-def test_after_a_migration_and_a_cleanup_no_plain_object_is_left(plain: Path, image: Path, call: Call) -> None:
+def test_no_plain_object_is_left_after_a_migration_and_a_cleanup(plain: Path, image: Path, call: Call) -> None:
     use_key(plain)
     before = blobs(plain)
     assert call(plain, "migrate-encryption", "--all")[0] == 0
@@ -185,7 +185,7 @@ def test_after_a_migration_and_a_cleanup_no_plain_object_is_left(plain: Path, im
     assert not [part for part in parts(image.read_bytes()) if part in stored]
 
 
-# What can be replaced
+# What intruders can replace
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_after_a_migration_and_a_cleanup_no_plain_object_is_left(plain: Path, im
         "export --format backy2 disk@latest", "migrate-encryption --all",
     ],
 )  # fmt: skip
-def test_a_forged_plain_block_is_damage_where_fingerprints_have_a_key(
+def test_a_forged_plain_block_is_damage_if_fingerprints_are_keyed(
     encrypted: Path, call: Call, fingerprint: bytes, words: str
 ) -> None:
     forge_objects(encrypted)
@@ -232,10 +232,10 @@ def test_a_mount_gives_no_part_of_a_forged_plain_block(encrypted: Path, number: 
     ],
     ids=["storage", "database, BLAKE3", "database, SHA-512", "both, BLAKE3", "both, SHA-512"],
 )
-def test_where_fingerprints_have_no_key_it_takes_storage_and_database_to_replace_a_block(
+def test_replacing_a_block_without_keyed_fingerprints_takes_storage_and_database(
     tmp_path: Path, image: Path, call: Call, what: tuple[Callable[[Path], None], ...], status: int
 ) -> None:
-    """As documented: the last two are what encryption does not prevent there."""
+    """As documented, encryption does not prevent the last two there."""
     config = later_encrypted(tmp_path, image, call)
     for act in what:
         act(config)
@@ -248,12 +248,12 @@ def test_where_fingerprints_have_no_key_it_takes_storage_and_database_to_replace
 # Whether encryption can be switched off
 
 
-def test_recover_warns_of_a_catalog_that_nothing_vouches_for(plain: Path, call: Call) -> None:
+def test_recover_warns_of_an_unauthenticated_catalog(plain: Path, call: Call) -> None:
     (plain.parent / "backyfs.sqlite").unlink()
     status, said = call(plain, "recover")
     assert status == 0
-    for told in (said, warnings(plain)):
-        assert "is not encrypted: its catalog cannot be authenticated" in told
+    for text in (said, warnings(plain)):
+        assert "is not encrypted: its catalog cannot be authenticated" in text
 
 
 @pytest.mark.parametrize(
@@ -266,13 +266,13 @@ def test_recover_warns_of_a_catalog_that_nothing_vouches_for(plain: Path, call: 
     ids=["no fingerprint key", "another hash function", "looks like backy2"],
 )
 @pytest.mark.parametrize("catalog", ["removed", "damaged", "of another repository"])
-def test_without_tag_and_catalog_no_database_is_believed_silently(
+def test_without_tag_and_catalog_no_database_is_trusted_silently(
     encrypted: Path, tmp_path: Path, call: Call, statements: tuple[str, ...], catalog: str
 ) -> None:
     forge_objects(encrypted)
     make_plain(encrypted, blake3(FORGED).digest())
     change_database(encrypted, *statements)
-    assert call(encrypted, "ls")[0] == DAMAGE  # the catalog tells
+    assert call(encrypted, "ls")[0] == DAMAGE  # the catalog shows it
     file = encrypted.parent / "data" / "catalog" / "repository"
     file.unlink()
     if catalog == "damaged":
@@ -286,10 +286,10 @@ def test_without_tag_and_catalog_no_database_is_believed_silently(
     assert NOTHING_PROVES in warnings(encrypted)
 
 
-def test_a_database_that_looks_like_one_of_backy2_is_not_believed_silently_where_new_blocks_are_plain(
+def test_a_database_that_looks_like_backy2_is_not_trusted_silently_if_new_blocks_are_plain(
     encrypted: Path, call: Call
 ) -> None:
-    """As documented: the key is not needed there, so that it opens nothing is no error."""
+    """As documented: such a repository does not need the key, so a key that opens nothing is not an error."""
     change_database(encrypted, NO_TAG, NO_FINGERPRINT_KEY, NO_SLOTS)
     (encrypted.parent / "data" / "catalog" / "repository").unlink()
     encrypted.write_text(re.sub(r"(?m)^encryption_version:.*$", "encryption_version: 0", encrypted.read_text()))
@@ -297,11 +297,11 @@ def test_a_database_that_looks_like_one_of_backy2_is_not_believed_silently_where
     assert "does not open the encrypted blocks of this repository" in warnings(encrypted)
 
 
-def test_that_nothing_proves_a_database_is_said_once_where_it_is_normal(
+def test_an_unproven_database_gives_one_warning_where_that_is_normal(
     encrypted: Path, tmp_path: Path, call: Call
 ) -> None:
     assert NOTHING_PROVES not in warnings(encrypted)
-    change_database(encrypted, NO_TAG)  # as of an older release, with its catalog
+    change_database(encrypted, NO_TAG)  # as from an older release, with its catalog
     assert NOTHING_PROVES not in call(encrypted, "ls")[1]
     adopted = Reference("v1-sqlite", tmp_path).config_file
     assert call(adopted, "upgrade")[0] == 0
@@ -315,7 +315,7 @@ def test_that_nothing_proves_a_database_is_said_once_where_it_is_normal(
 def test_a_repository_that_was_never_encrypted_is_not_taken_for_another_one_silently(
     encrypted: Path, plain: Path, image: Path, call: Call, tmp_path: Path
 ) -> None:
-    """Storage and database are those of an intruder; the configuration and its key are still ours."""
+    """Storage and database belong to an intruder; the configuration and its key are still ours."""
     (encrypted.parent / "backyfs.sqlite").unlink()
     shutil.copy(plain.parent / "backyfs.sqlite", encrypted.parent / "backyfs.sqlite")
     shutil.rmtree(encrypted.parent / "data")
@@ -323,9 +323,9 @@ def test_a_repository_that_was_never_encrypted_is_not_taken_for_another_one_sile
     before = set(blobs(encrypted))
     status, said = call(encrypted, "restore", "disk@latest", tmp_path / "target")
     assert status == 0
-    for told in (said, warnings(encrypted)):
-        assert "this repository was not encrypted until now" in told
-        assert "If it was encrypted before, somebody has changed its database and storage" in told
+    for text in (said, warnings(encrypted)):
+        assert "this repository was not encrypted until now" in text
+        assert "If it was encrypted before, somebody has changed its database and storage" in text
     image.write_bytes(os.urandom(3 * BLOCK))
     assert call(encrypted, "backup", image, "disk")[0] == 0
     new = b"".join(file.read_bytes() for file in set(blobs(encrypted)) - before)
@@ -333,10 +333,10 @@ def test_a_repository_that_was_never_encrypted_is_not_taken_for_another_one_sile
     assert not [part for part in parts(image.read_bytes()) if part in new]
 
 
-def test_the_keys_of_another_repository_that_the_same_key_opens_are_of_no_use(
+def test_keys_of_another_repository_opened_by_the_same_key_are_useless(
     encrypted: Path, tmp_path: Path, call: Call
 ) -> None:
-    """Slot and fingerprint key are both those of the other one, so they fit each other."""
+    """Slot and fingerprint key both come from the other repository, so they match each other."""
     other = tmp_path / "other" / "backyfs.cfg"
     other.parent.mkdir()
     other.write_text(encrypted.read_text().replace(f"{encrypted.parent}/", f"{other.parent}/"))

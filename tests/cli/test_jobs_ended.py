@@ -1,4 +1,4 @@
-"""`jobs` as data and `jobs --ended`: what the command line records of commands, and prints."""
+"""`jobs` as data and `jobs --ended`: what the command line records about commands, and prints."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ended(call: Call, *options: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_nothing_has_ended_in_a_new_repository(call: Call) -> None:
+def test_a_new_repository_has_no_ended_jobs(call: Call) -> None:
     assert call("-m", "jobs", "--ended") == (0, "ended|duration|command|outcome|error\n", "")
     assert ended(call) == []
 
@@ -113,7 +113,7 @@ def test_a_forget_is_recorded_with_its_report(call: Call, config: Path, image: P
     assert (row["kind"], row["report"]) == ("forget", json.loads(out))
 
 
-def test_a_killed_command_is_recorded_by_the_next(call: Call, config: Path, tmp_path: Path) -> None:
+def test_a_killed_command_is_recorded_by_the_next_one(call: Call, config: Path, tmp_path: Path) -> None:
     large = random_image(tmp_path / "large", 200 * BLOCK)
     slow = f"[DataBackend]\nbandwidth_write: {64 << 10}"
     config.write_text(config.read_text().replace("[DataBackend]", slow))
@@ -127,7 +127,7 @@ def test_a_killed_command_is_recorded_by_the_next(call: Call, config: Path, tmp_
     assert killed["names"] == ["disk"]
 
 
-def test_a_form_for_people_and_one_for_programs(call: Call, image: Path) -> None:
+def test_there_is_output_for_people_and_for_programs(call: Call, image: Path) -> None:
     call("backup", image, "disk|1\n")
     call("backup", image.with_name("nothing"), "other")
     status, out, _ = call("-m", "jobs", "--ended")
@@ -153,7 +153,7 @@ def test_the_table_fits_into_80_columns(call: Call, image: Path, config: Path) -
     assert max(map(len, lines)) <= 80
 
 
-def test_a_limit_is_for_what_has_ended(call: Call) -> None:
+def test_a_limit_needs_ended(call: Call) -> None:
     status, _, err = call("jobs", "--limit", "3")
     assert (status, "add --ended" in err) == (1, True)
     status, _, err = call("jobs", "--ended", "-f", "beat")

@@ -1,4 +1,4 @@
-"""`backyfs key` and `backyfs rekey`: what opens a repository before and after, and what each mistake is called."""
+"""`backyfs key` and `backyfs rekey`: what opens a repository before and after, and the message for each mistake."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ WORDS = "correct horse"
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
-    """Let passphrases cost nothing."""
+    """Make passphrases cheap to derive."""
     monkeypatch.setattr(slots, "DEFAULT_COST", Cost(memory_kib=64, passes=1, lanes=1))
 
 
 @pytest.fixture
 def place(tmp_path):
-    """An encrypted repository with a version, and keys to choose from."""
+    """Make an encrypted repository with a version, and keys to choose from."""
     config = make_repository(tmp_path / "repository")
     with opened(config) as repository:
         back_up(repository, random_image(tmp_path / "image", 3 * BLOCK))
@@ -69,7 +69,7 @@ def call(place, capfd):
 
 
 def configure(place, line):
-    """Put a line in the place of the configured key, and return what was there."""
+    """Replace the line of the configured key; return the old line."""
     file = place / "repository/backyfs.cfg"
     before = file.read_text()
     [old] = [text for text in before.splitlines() if text.startswith(("encryption_key", "encryption_pass"))]
@@ -89,7 +89,7 @@ def labels(call):
     return [row["label"] for row in json.loads(call("--json", "key", "list")[1])]
 
 
-def test_a_passphrase_opens_the_repository_beside_the_key(call, place):
+def test_a_passphrase_opens_the_repository_as_well_as_the_key(call, place):
     assert call("-q", "key", "add", "ann", "--passphrase-file", place / "words")[0] == 0
     rows = json.loads(call("--json", "key", "list")[1])
     assert [(row["label"], row["kind"], row["kdf"]) for row in rows] == [
@@ -103,14 +103,14 @@ def test_a_passphrase_opens_the_repository_beside_the_key(call, place):
     assert call("-q", "backup", place / "image", "disk")[0] == 0
 
 
-def test_where_a_key_opens_it_no_passphrase_is_derived(call, place, monkeypatch):
+def test_no_passphrase_is_derived_if_a_key_opens_the_repository(call, place, monkeypatch):
     call("key", "add", "ann", "--passphrase-file", place / "words")
     monkeypatch.setattr(kdf, "derive_key", lambda *_arguments: pytest.fail("derived"))
     assert call("-q", "ls")[0] == 0
     assert call("-q", "key", "check")[0] == 0
 
 
-def test_a_new_repository_can_have_a_passphrase_alone(call, place):
+def test_a_new_repository_can_have_only_a_passphrase(call, place):
     config = place / "other.cfg"
     text = (place / "repository/backyfs.cfg").read_text().replace(str(place / "repository"), str(place / "other"))
     lines = [line for line in text.splitlines() if not line.startswith("encryption_key")]
@@ -132,7 +132,7 @@ def test_a_passphrase_is_asked_for_on_a_terminal(call, place, monkeypatch):
     assert call("-q", "ls")[0] == 0
 
 
-def test_wrong_missing_and_damaged_are_told_apart(call, place):
+def test_wrong_missing_and_damaged_keys_are_distinguished(call, place):
     old = configure(place, f"encryption_key_file: {place / 'k2'}")
     status, _, err = call("key", "check")
     assert (status, "is not the key of this repository" in err) == (3, True)
@@ -146,7 +146,7 @@ def test_wrong_missing_and_damaged_are_told_apart(call, place):
     assert (status, "key slot 'configuration' has a wrapped key that is damaged" in err) == (20, True)
 
 
-def test_slots_are_changed_and_removed_but_not_the_last_one(call, place):
+def test_slots_can_be_changed_and_removed_except_the_last_one(call, place):
     status, _, err = call("key", "remove", "configuration", "--force")
     assert (status, "is the last one" in err) == (1, True)
     call("key", "add", "ann", "--key-file", place / "k1")
@@ -163,7 +163,7 @@ def test_slots_are_changed_and_removed_but_not_the_last_one(call, place):
     assert restores(call, place)
 
 
-def test_a_recovery_page_opens_the_repository_where_no_slot_does(call, place):
+def test_a_recovery_page_opens_the_repository_when_no_slot_does(call, place):
     assert call("-q", "key", "export", place / "page")[0] == 0
     assert stat.S_IMODE((place / "page").stat().st_mode) == 0o600
     assert call("-q", "key", "export", place / "page")[0] == 1
@@ -184,7 +184,7 @@ def test_a_recovery_page_of_another_repository_is_refused(call, place):
     assert labels(call) == ["configuration"]
 
 
-def test_rekey_rewrites_one_slot_also_while_others_work(call, place):
+def test_rekey_rewrites_one_slot_even_while_others_work(call, place):
     old = place / "repository/backyfs.key"
     configure(place, f"encryption_key_file: {place / 'k2'}")
     database = Database(f"sqlite:///{place / 'repository/backyfs.sqlite'}")
@@ -198,7 +198,7 @@ def test_rekey_rewrites_one_slot_also_while_others_work(call, place):
 
 
 @pytest.mark.parametrize("way", ["file", "command"])
-def test_rekey_takes_an_old_passphrase(call, place, way):
+def test_rekey_accepts_an_old_passphrase(call, place, way):
     assert call("-q", "key", "change", "configuration", "--passphrase-file", place / "words")[0] == 0
     configure(place, f"encryption_key_file: {place / 'k2'}")
     assert call("-q", "rekey", "--old-passphrase-command", "echo wrong")[0] == 3
@@ -207,7 +207,7 @@ def test_rekey_takes_an_old_passphrase(call, place, way):
     assert restores(call, place)
 
 
-def test_a_key_that_was_removed_opens_old_copies_of_the_database_alone(call, place):
+def test_a_removed_key_opens_only_old_copies_of_the_database(call, place):
     old = place / "repository/backyfs.key"
     copy = place / "copy.sqlite"
     assert call("-q", "key", "add", "ann", "--key-file", place / "k1")[0] == 0
@@ -235,7 +235,7 @@ def test_no_more_than_32_slots_can_be_added(call, place):
     assert call("-q", "key", "add", "ann", "--key-file", place / "k1")[0] == 0
 
 
-def test_a_database_with_more_slots_than_any_repository_has_is_refused(call, place):
+def test_a_database_with_more_slots_than_possible_is_refused(call, place):
     with sqlite3.connect(place / "repository/backyfs.sqlite") as connection:
         names = "kdf, kdf_parameters, key_check, wrapped_key, created_at"
         for number in range(256):
@@ -277,7 +277,7 @@ def test_rekey_with_the_wrong_old_key_changes_nothing(call, place):
     old = configure(place, f"encryption_key_file: {place / 'k2'}")
     assert call("-q", "rekey", K1)[0] == 3
     assert call("-q", "rekey", K1, "--old-key-file", place / "k1")[0] == 1
-    assert call("-q", "rekey")[0] == 3  # there is no terminal to ask
+    assert call("-q", "rekey")[0] == 3  # without a terminal, it cannot ask
     configure(place, old)
     assert restores(call, place)
 
@@ -325,7 +325,7 @@ def test_a_repository_of_backy2_is_not_rekeyed_under_running_commands(call, plac
 
 
 @pytest.mark.parametrize(("new", "expected"), [(K1, 0), (K2, 3)])
-def test_an_export_from_before_a_rekey_needs_the_key_it_was_made_with(call, place, new, expected):
+def test_an_export_made_before_a_rekey_needs_its_original_key(call, place, new, expected):
     reference = Reference("v1-sqlite", place)
     config = reference.config_file
     assert call("-q", "upgrade", config=config)[0] == 0
@@ -344,14 +344,14 @@ def test_a_command_that_has_read_the_old_key_stores_nothing_after_rekey(call, pl
     reference = Reference("v1-sqlite", place)
     assert call("-q", "upgrade", config=reference.config_file)[0] == 0
     with open_repository(reference.config) as repository:
-        assert call("-q", "rekey", K1, config=reference.config_file)[0] == 0  # to the key it is: that is fine, too
+        assert call("-q", "rekey", K1, config=reference.config_file)[0] == 0  # to the same key, which is allowed
         with pytest.raises(KeyMaterialError, match="run the command again"):
             back_up(repository, place / "image")
     with open_repository(reference.config) as repository:
         back_up(repository, place / "image")
 
 
-def test_data_keys_that_the_old_key_does_not_open(call, place):
+def test_rekey_reports_data_keys_that_the_old_key_does_not_open(call, place):
     reference = Reference("v1-sqlite", place)
     config = reference.config_file
     assert call("-q", "upgrade", config=config)[0] == 0
@@ -366,7 +366,7 @@ def test_data_keys_that_the_old_key_does_not_open(call, place):
     assert (status, json.loads(out)["left"]) == (0, 1)
 
 
-def test_a_configured_key_that_opens_nothing_leaves_it_to_the_passphrase_with_a_warning(call, place):
+def test_if_the_configured_key_opens_nothing_the_passphrase_is_used_with_a_warning(call, place):
     call("key", "add", "ann", "--passphrase-file", place / "words")
     configure(place, f"encryption_key_file: {place / 'k2'}\nencryption_passphrase_file: {place / 'words'}")
     status, out, err = call("key", "check")
@@ -380,7 +380,7 @@ def test_two_configured_passphrases_are_a_mistake(call, place):
     assert (status, "are set together; allowed: one of them" in err) == (1, True)
 
 
-def test_without_slots_there_is_nothing_to_add_to(call, place):
+def test_without_slots_none_can_be_added(call, place):
     config = make_repository(place / "plain", encrypted=False)
     assert json.loads(call("--json", "key", "list", config=config)[1]) == []
     for words in (["check"], ["add", "x", "--key-file", place / "k1"], ["print"], ["remove", "x"]):
@@ -389,11 +389,11 @@ def test_without_slots_there_is_nothing_to_add_to(call, place):
 
 
 @pytest.mark.parametrize("label", ["", "x" * 256, "a\nb"])
-def test_a_label_is_short_and_can_be_printed(call, place, label):
+def test_a_label_must_be_short_and_printable(call, place, label):
     assert call("-q", "key", "add", label, "--key-file", place / "k1")[0] == 1
 
 
-def test_a_page_typed_with_a_mistake_names_the_group(call, place):
+def test_a_typing_error_in_a_recovery_page_is_located(call, place):
     page = call("key", "print")[1]
     [line] = [line for line in page.splitlines() if line.startswith("5: ")]
     wrong = line[:-1] + ("0" if line[-1] != "0" else "1")
@@ -403,7 +403,7 @@ def test_a_page_typed_with_a_mistake_names_the_group(call, place):
 
 
 def on_terminal(place, words, answers):
-    """Run a command on a terminal, type an answer at each prompt, and return status and all that was shown."""
+    """Run a command on a terminal and type an answer at each prompt; return its status and everything it printed."""
     master, slave = pty.openpty()
     command = [BACKYFS, "-c", str(place / "repository/backyfs.cfg"), *words]
     with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:

@@ -1,4 +1,4 @@
-"""Test data, storages that keep nothing, and limits, as an operator meets them."""
+"""Test data, storages that keep nothing, and limits, as operators see them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def config(tmp_path):
-    """A repository without encryption: what is stored is as large as what is read."""
+    """Make a repository without encryption, which stores as many bytes as it reads."""
     return make_repository(tmp_path / "repository", block_size=BLOCK, encrypted=False)
 
 
@@ -37,7 +37,7 @@ def seconds(function):
     return time.monotonic() - started
 
 
-def test_test_data_are_backed_up_and_come_back(call, tmp_path):
+def test_test_data_can_be_backed_up_and_restored(call, tmp_path):
     status, out, _ = call("--json", "backup", "null://1000k", "test")
     report = json.loads(out)
     assert (status, report["size_bytes"], report["blocks_written"]) == (0, 1_024_000, 4)
@@ -53,7 +53,7 @@ def test_test_data_are_the_same_each_time(call):
     assert (report["blocks_deduplicated"], report["blocks_written"]) == (4, 4)
 
 
-def test_a_size_that_is_none_is_told(call):
+def test_an_invalid_size_is_reported(call):
     status, _, err = call("backup", "null://10X", "test")
     assert status == 7
     assert err == (
@@ -62,7 +62,7 @@ def test_a_size_that_is_none_is_told(call):
     )
 
 
-def test_a_backup_to_a_storage_that_keeps_nothing_says_so_and_a_restore_too(config, call, tmp_path):
+def test_a_backup_and_a_restore_say_that_the_storage_keeps_nothing(config, call, tmp_path):
     config.write_text(re.sub(r"type: file\n(.*\n)*?path: .*\n", "type: null\n", config.read_text()))
     status, out, err = call("backup", "null://1M", "test")
     assert status == 0
@@ -75,16 +75,16 @@ def test_a_backup_to_a_storage_that_keeps_nothing_says_so_and_a_restore_too(conf
     assert "was not kept: a storage of type null keeps nothing" in err
 
 
-def test_a_backup_writes_as_fast_as_it_may_and_a_restore_reads_so(config, call, tmp_path):
+def test_a_backup_writes_and_a_restore_reads_at_the_limit(config, call, tmp_path):
     image = random_image(tmp_path / "image", 4 * MIB)
     limit(config, f"bandwidth_write: {2 * MIB}", f"bandwidth_read: {2 * MIB}")
     assert seconds(lambda: call("backup", image, "disk")) > 1.9
     assert seconds(lambda: call("restore", "disk@latest", tmp_path / "out")) > 1.9
     assert (tmp_path / "out").read_bytes() == image.read_bytes()
-    assert seconds(lambda: call("backup", image, "disk")) < 1.9  # what is known is not written again
+    assert seconds(lambda: call("backup", image, "disk")) < 1.9  # known blocks are not written again
 
 
-def test_backups_and_restores_are_whole_one_read_and_one_write_at_a_time(config, call, tmp_path):
+def test_backups_and_restores_work_with_one_read_and_one_write_at_a_time(config, call, tmp_path):
     image = random_image(tmp_path / "image", 4 * MIB + 5)
     limit(config, "simultaneous_writes: 1", "simultaneous_reads: 1")
     config.write_text(config.read_text() + "[io_file]\nsimultaneous_reads: 1\n")
@@ -95,7 +95,7 @@ def test_backups_and_restores_are_whole_one_read_and_one_write_at_a_time(config,
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("command", ["backup", "restore"])
-def test_a_command_that_has_hours_to_wait_is_interrupted_at_once(config, call, tmp_path, command, number):
+def test_a_command_that_would_wait_for_hours_can_be_interrupted_immediately(config, call, tmp_path, command, number):
     call("backup", "null://8M", "test")
     limit(config, "bandwidth_write: 1024", "bandwidth_read: 1024")
     words = ["backup", "null://16M", "test"] if command == "backup" else ["restore", "test@latest", tmp_path / "out"]

@@ -1,4 +1,4 @@
-"""The log file while commands run: renamed, removed, full, or a FIFO; and what is recorded of each command."""
+"""The log file while commands run: renamed, removed, full, or a FIFO; and what is recorded about each command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEY = "ab" * 32
 
 @pytest.fixture
 def log():
-    """The logger of the program, with what it is given on stderr as a list."""
+    """Return the logger of the program."""
     root = logging.getLogger("backyfs")
     root.setLevel(logging.INFO)
     root.propagate = False
@@ -49,7 +49,7 @@ class Messages(logging.Handler):
 
 
 @pytest.fixture
-def told(log):
+def messages(log):
     messages = Messages()
     log.addHandler(messages)
     return messages.texts
@@ -58,7 +58,7 @@ def told(log):
 # Rotation
 
 
-def test_a_renamed_log_file_gets_a_successor(log, handler, tmp_path):
+def test_a_renamed_log_file_is_replaced(log, handler, tmp_path):
     log.info("one")
     (tmp_path / "log").rename(tmp_path / "log.1")
     log.info("two")
@@ -68,35 +68,35 @@ def test_a_renamed_log_file_gets_a_successor(log, handler, tmp_path):
     assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_removed_log_file_gets_a_successor(log, handler, tmp_path):
+def test_a_removed_log_file_is_replaced(log, handler, tmp_path):
     log.info("one")
     (tmp_path / "log").unlink()
     log.info("two")
     assert (tmp_path / "log").read_text() == "two\n"
 
 
-def test_a_log_file_that_logrotate_has_made_is_used(log, handler, tmp_path):
+def test_a_log_file_created_by_logrotate_is_used(log, handler, tmp_path):
     (tmp_path / "log").rename(tmp_path / "log.1")
     (tmp_path / "log").touch(mode=0o640)
     log.info("one")
     assert (tmp_path / "log").read_text() == "one\n"
 
 
-def test_a_log_file_that_was_truncated_goes_on_at_its_new_end(log, handler, tmp_path):
+def test_a_truncated_log_file_continues_at_its_new_end(log, handler, tmp_path):
     log.info("one")
     os.truncate(tmp_path / "log", 0)
     log.info("two")
     assert (tmp_path / "log").read_text() == "two\n"
 
 
-def test_where_no_successor_can_be_made_the_old_file_is_written(log, handler, tmp_path):
+def test_if_no_new_file_can_be_created_the_old_one_is_still_written(log, handler, tmp_path):
     (tmp_path / "log").rename(tmp_path / "log.1")
     (tmp_path / "log").mkdir()
     log.info("one")
     assert (tmp_path / "log.1").read_text() == "one\n"
 
 
-def test_a_mount_in_the_background_logs_to_the_successor(config, tmp_path):
+def test_a_mount_in_the_background_logs_to_the_new_file(config, tmp_path):
     with opened(config) as repository:
         version = back_up(repository, random_image(tmp_path / "image", BLOCK)).version
         damaged = file_of(repository, blob_of(repository, version, 0))
@@ -118,24 +118,24 @@ def test_a_mount_in_the_background_logs_to_the_successor(config, tmp_path):
 # Where it cannot be written
 
 
-def test_a_full_disk_is_a_warning_once_and_no_traceback(log, told, tmp_path, capfd):
+def test_a_full_disk_gives_one_warning_and_no_traceback(log, messages, tmp_path, capfd):
     (tmp_path / "log").symlink_to("/dev/full")
     log.addHandler(LogFile(str(tmp_path / "log")))
     log.info("one")
     log.info("two")
-    assert told == ["one", f"cannot write to the log file {tmp_path}/log: No space left on device", "two"]
+    assert messages == ["one", f"cannot write to the log file {tmp_path}/log: No space left on device", "two"]
     assert capfd.readouterr().err == ""
 
 
-def test_a_fifo_that_nobody_reads_loses_messages_and_says_so_once(log, told, tmp_path):
+def test_messages_to_a_fifo_without_a_reader_are_lost_with_one_warning(log, messages, tmp_path):
     os.mkfifo(tmp_path / "log")
     log.addHandler(LogFile(str(tmp_path / "log")))
     log.info("one")
     log.info("two")
-    assert told == ["one", f"cannot write to the log file {tmp_path}/log: it is a FIFO without a reader", "two"]
+    assert messages == ["one", f"cannot write to the log file {tmp_path}/log: it is a FIFO without a reader", "two"]
 
 
-def test_a_fifo_gets_messages_while_somebody_reads_it(log, told, tmp_path):
+def test_a_fifo_gets_messages_while_it_has_a_reader(log, messages, tmp_path):
     os.mkfifo(tmp_path / "log")
     log.addHandler(LogFile(str(tmp_path / "log")))
     log.info("lost")
@@ -145,10 +145,10 @@ def test_a_fifo_gets_messages_while_somebody_reads_it(log, told, tmp_path):
         assert os.read(reader, 100) == text
         os.close(reader)
         log.info("lost as well")
-    assert len([line for line in told if line.endswith("without a reader")]) == 3
+    assert len([line for line in messages if line.endswith("without a reader")]) == 3
 
 
-def test_a_reader_that_is_too_slow_is_not_waited_for(log, told, tmp_path):
+def test_commands_do_not_wait_for_a_slow_reader(log, messages, tmp_path):
     os.mkfifo(tmp_path / "log")
     reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -157,11 +157,11 @@ def test_a_reader_that_is_too_slow_is_not_waited_for(log, told, tmp_path):
             log.info("x" * 10_000)
     finally:
         os.close(reader)
-    assert f"cannot write to the log file {tmp_path}/log: it is a FIFO whose reader is too slow" in told
+    assert f"cannot write to the log file {tmp_path}/log: it is a FIFO whose reader is too slow" in messages
 
 
 @pytest.mark.parametrize("words", [["ls"], ["check-config"], ["backup", "{image}", "disk"]])
-def test_a_fifo_without_a_reader_does_not_keep_a_command_from_its_end(config, tmp_path, words):
+def test_a_fifo_without_a_reader_does_not_stop_a_command(config, tmp_path, words):
     image = random_image(tmp_path / "image", BLOCK)
     (config.parent / "backyfs.log").unlink(missing_ok=True)
     os.mkfifo(config.parent / "backyfs.log")
@@ -172,11 +172,11 @@ def test_a_fifo_without_a_reader_does_not_keep_a_command_from_its_end(config, tm
     assert done.returncode == 0, done.stderr
 
 
-# What is recorded
+# Records of commands
 
 
 def records_of(config):
-    """Return what is said of each command that has ended, without times and numbers of processes."""
+    """Return the record of each ended command, without times and process ids."""
     lines = (config.parent / "backyfs.log").read_text().splitlines()
     return [re.sub(r"after [\d.]+ s", "after N s", line.partition(" INFO ")[2]) for line in lines if " INFO " in line]
 
@@ -201,7 +201,7 @@ def test_a_backup_is_recorded_with_what_it_stored(call, config, tmp_path):
     )
 
 
-def test_a_record_has_its_facts_as_fields_of_json(call, config, tmp_path):
+def test_a_record_has_its_facts_as_json_fields(call, config, tmp_path):
     config.write_text(config.read_text().replace("block_size:", "log_format: json\nblock_size:", 1))
     uid = call("-m", "backup", random_image(tmp_path / "image", BLOCK), "disk")[1].split()[0]
     ended = json.loads((config.parent / "backyfs.log").read_text().splitlines()[-1])
@@ -209,7 +209,7 @@ def test_a_record_has_its_facts_as_fields_of_json(call, config, tmp_path):
     assert ended["duration_s"] >= 0
 
 
-def test_records_are_not_on_stderr(call):
+def test_records_are_not_printed_on_stderr(call):
     assert call("-d", "ls")[2] == ""
 
 

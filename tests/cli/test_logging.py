@@ -1,4 +1,4 @@
-"""The log: where it goes, in which form, and how much of it."""
+"""The log: where it goes, in which form, and how much."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def log_of(config):
 
 
 def problems_of(config):
-    """Return the lines of the log that are not about the beginning and end of commands."""
+    """Return the lines of the log except those about the beginning and end of commands."""
     return [line for line in log_of(config).splitlines() if " INFO " not in line and '"info"' not in line]
 
 
@@ -35,7 +35,7 @@ def use_json(config):
 
 
 def warn(config):
-    """Let every command warn of the configuration."""
+    """Make every command warn about the configuration."""
     config.write_text(config.read_text().replace("block_size:", "blok_size: 1\nblock_size:", 1))
 
 
@@ -49,7 +49,7 @@ def test_the_error_that_ends_a_command_is_in_the_log_file_too(call, config):
     assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d [\d:,]+ \[{os.getpid()}\] ERROR {re.escape(MISSING)}", line)
 
 
-def test_an_error_nobody_foresaw_is_in_the_log_file_too(call, config, monkeypatch):
+def test_an_unexpected_error_is_in_the_log_file_too(call, config, monkeypatch):
     def fail(*_):
         raise RuntimeError("broken\nin two")
 
@@ -63,14 +63,14 @@ def test_an_error_nobody_foresaw_is_in_the_log_file_too(call, config, monkeypatc
     assert "ERROR unexpected RuntimeError: broken\\x0ain two" in log_of(config)
 
 
-def test_one_command_writes_each_line_once(call, config):
+def test_a_command_writes_each_line_once(call, config):
     call("backup", random_image(config.parent / "image", BLOCK), "disk")
     call("restore", "x@latest", "/nowhere")
     assert log_of(config).count(MISSING) == 1
 
 
 @pytest.mark.parametrize("use", [lambda _: None, use_json], ids=["text", "JSON"])
-def test_a_remedy_that_the_library_logs_gets_the_words_of_the_command_line(call, config, use):
+def test_a_remedy_logged_by_the_library_names_options_of_the_command_line(call, config, use):
     use(config)
     call("ls")
     error = StorageError("is empty", subject="/srv", remedy=Advice.SCRUB())
@@ -79,42 +79,42 @@ def test_a_remedy_that_the_library_logs_gets_the_words_of_the_command_line(call,
     assert "/srv is empty; run `backyfs scrub`; run `backyfs upgrade`" in line
 
 
-def test_an_error_in_the_global_options_is_told(call):
+def test_an_error_in_the_global_options_is_reported(call):
     status, _, err = call("-m", "--json", "ls")
     assert (status, err) == (1, "backyfs: error: -m and --json are two forms of output; give one of them\n")
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "is_printed"),
     [([], True), (["-v"], True), (["-d"], True), (["-q"], False), (["-m"], False), (["--json"], False),
      (["-m", "-v"], True)],
 )  # fmt: skip
-def test_how_much_is_told(call, config, options, told):
+def test_options_choose_how_much_is_printed(call, config, options, is_printed):
     warn(config)
     status, _, err = call(*options, "ls")
     assert status == 0
-    assert ("did you mean block_size?" in err) is told
+    assert ("did you mean block_size?" in err) is is_printed
 
 
 @pytest.mark.parametrize("option", ["-q", "-m", "--json"])
-def test_errors_are_told_always(call, option):
+def test_errors_are_always_printed(call, option):
     assert call(option, "restore", "x@latest", "/nowhere")[2] == f"backyfs: error: {MISSING}\n"
 
 
-def test_warnings_are_in_the_file_whatever_is_told(call, config):
+def test_warnings_are_in_the_file_even_if_they_are_not_printed(call, config):
     warn(config)
     call("-q", "ls")
     assert "WARNING" in log_of(config)
 
 
 @pytest.mark.parametrize(("options", "shown"), [([], False), (["-v"], False), (["-d"], True)])
-def test_a_traceback_is_shown_with_debug_alone(call, config, options, shown):
+def test_a_traceback_is_shown_only_with_debug(call, config, options, shown):
     _, _, err = call(*options, "restore", "x@latest", "/nowhere")
     assert ("Traceback" in err) is shown
     assert "Traceback" not in log_of(config)
 
 
-def test_a_log_file_that_cannot_be_written_ends_the_command(call, config):
+def test_an_unwritable_log_file_ends_the_command(call, config):
     config.write_text(config.read_text().replace("backyfs.log", "none/backyfs.log"))
     status, _, err = call("ls")
     assert status == 1
@@ -128,11 +128,11 @@ def test_json_goes_to_stderr_and_file(call, config):
     use_json(config)
     status, _, err = call("restore", "x@latest", "/nowhere")
     assert status == 4
-    [told] = map(json.loads, err.splitlines())
+    [printed] = map(json.loads, err.splitlines())
     [written] = map(json.loads, problems_of(config))
-    assert told == written
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", told.pop("time"))
-    assert told == {
+    assert printed == written
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", printed.pop("time"))
+    assert printed == {
         "level": "error",
         "message": MISSING,
         "command": "restore",
@@ -143,14 +143,14 @@ def test_json_goes_to_stderr_and_file(call, config):
     }
 
 
-def test_a_name_with_a_line_break_stays_on_one_line_of_json(call, config):
+def test_a_name_with_a_line_break_is_on_one_line_of_json(call, config):
     use_json(config)
     call("restore", "a\nb@latest", "/nowhere")
     [line] = problems_of(config)
     assert "'a\\nb'" in json.loads(line)["message"]
 
 
-def test_a_traceback_is_a_field_of_json(call, config):
+def test_a_traceback_is_a_json_field(call, config):
     use_json(config)
     _, _, err = call("--debug", "restore", "x@latest", "/nowhere")
     lines = [json.loads(line) for line in err.splitlines()]
@@ -162,7 +162,7 @@ def test_a_traceback_is_a_field_of_json(call, config):
 
 
 def journal(path, config, *words, **environ):
-    """Run a command whose stderr is a file that JOURNAL_STREAM names, or claims to."""
+    """Run a command whose stderr is a file that JOURNAL_STREAM names, truthfully or not."""
     with open(path, "wb") as stderr:
         about = os.fstat(stderr.fileno())
         stream = environ.pop("stream", f"{about.st_dev}:{about.st_ino}")
@@ -189,7 +189,7 @@ def test_every_line_of_a_traceback_has_its_level(config, tmp_path):
     assert all(re.match("<[3467]>", line) for line in text.splitlines())
 
 
-def test_a_stream_of_another_program_is_no_journal(config, tmp_path):
+def test_a_stream_of_another_program_is_not_taken_for_the_journal(config, tmp_path):
     assert journal(tmp_path / "err", config, "restore", "x@latest", "/nowhere", stream="8:1") == (
         f"backyfs: error: {MISSING}\n"
     )

@@ -1,4 +1,4 @@
-"""Names that are meant to forge rows, or to steer a terminal: what commands print of them, in every form."""
+"""Names that try to forge rows or control the terminal: how commands print them, in every form."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
 
 
 def read_back(field):
-    """Return the value of a field, as docs/use/reports.md says it is read."""
+    """Return the value of a field, read as docs/use/reports.md describes."""
     return ESCAPE.sub(lambda found: chr(int(found[1] or found[2] or found[3], 16)), field)
 
 
@@ -57,7 +57,7 @@ def call(config, capfd):
 @example("\\\\x7c")
 @example("\\x7\x7f")
 @example("\udcff")
-def test_a_field_is_one_and_can_be_read_back(text):
+def test_a_value_remains_one_field_and_can_be_read_back(text):
     field = pipe_field(text)
     assert "|" not in field
     assert not any(map(is_control, field))
@@ -110,26 +110,26 @@ def test_a_tag_forges_no_field(config, call):
 @pytest.mark.parametrize(
     "words", [["ls"], ["du", "--plot"], ["stats"], ["-v", "ls"], ["restore", "x\u202e@latest", "/x"]]
 )
-def test_a_table_steers_no_terminal(config, capfd, words):
+def test_a_table_does_not_control_the_terminal(config, capfd, words):
     run(["-c", str(config), *words])
     captured = capfd.readouterr()
     assert not any(is_control(char) for char in (captured.out + captured.err).replace("\n", ""))
 
 
-def test_json_has_the_whole_names_and_steers_no_terminal(call):
+def test_json_has_full_names_and_does_not_control_the_terminal(call):
     out = call("--json", "ls")
     assert not any(is_control(char) for char in out.replace("\n", ""))
     assert {one["name"] for one in json.loads(out)} == {*HOSTILE, *HARMLESS}
 
 
-def test_the_path_of_a_configuration_is_one_line(tmp_path, capfd):
+def test_the_path_of_a_configuration_is_printed_on_one_line(tmp_path, capfd):
     directory = tmp_path / "a\u202eb|c"
     words = ["init", "--data", str(tmp_path / "data"), "--db", str(tmp_path / "x.sqlite")]
     assert run(["-c", str(directory / "x.cfg"), "-m", *words]) == 0
     assert capfd.readouterr().out == f"{tmp_path}/a\\u202eb\\x7cc/x.cfg\n"
 
 
-def test_a_traceback_steers_no_terminal(capfd, tmp_path):
+def test_a_traceback_does_not_control_the_terminal(capfd, tmp_path):
     assert run(["-c", str(tmp_path / "\x1b[2J\u202e"), "--debug", "ls"]) == 1
     err = capfd.readouterr().err
     assert "Traceback" in err

@@ -1,4 +1,4 @@
-"""--metrics-file: what Prometheus reads of it, after commands that worked and after others."""
+"""--metrics-file: what Prometheus reads in it, after commands that succeeded or failed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def call(config, file, capsys):
-    """Run a command that writes metrics; return its status, what it says on stderr, and the samples by name."""
+    """Run a command that writes metrics; return its status, its stderr, and the samples by name."""
     file.parent.mkdir()
 
     def call(*words):
@@ -44,7 +44,7 @@ def call(config, file, capsys):
 
 
 def samples(file):
-    """Return the values by metric and labels, without the configuration that all of them name."""
+    """Return the values by metric and labels, without the label for the configuration."""
     return {
         (
             sample.name.removeprefix("backyfs_"),
@@ -55,7 +55,7 @@ def samples(file):
     }
 
 
-def test_a_backup_is_told_with_what_it_did(call, tmp_path):
+def test_metrics_of_a_backup_say_what_it_did(call, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     before = time.time()
     status, err, found = call("backup", image, "disk", "-t", "daily")
@@ -70,18 +70,18 @@ def test_a_backup_is_told_with_what_it_did(call, tmp_path):
     assert (found["due", "disk", "daily"], found["sla_breaches", "disk", "daily"]) == (0, 1)  # too few
 
 
-def test_what_is_due_is_told(call, tmp_path):
+def test_metrics_say_what_is_due(call, tmp_path):
     _, _, found = call("backup", random_image(tmp_path / "image", BLOCK), "disk", "-t", "other")
     assert (found["due", "disk", "daily"], found["sla_breaches", "disk", "daily"]) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ['qu"ote', "back\\slash", "new\nline", "ünï", "a|b {}"])
-def test_names_come_as_they_are(call, tmp_path, name):
+def test_names_are_unchanged(call, tmp_path, name):
     found = call("backup", random_image(tmp_path / "image", BLOCK), name)[2]
     assert found["due", name, "daily"] == 1
 
 
-def test_a_command_that_fails_is_told_beside_what_there_is(call, tmp_path):
+def test_a_failed_command_writes_metrics_about_itself_and_the_repository(call, tmp_path):
     call("backup", random_image(tmp_path / "image", BLOCK), "disk")
     status, _, found = call("backup", tmp_path / "none", "disk")
     assert status == 7
@@ -89,7 +89,7 @@ def test_a_command_that_fails_is_told_beside_what_there_is(call, tmp_path):
     assert found["versions", "disk", "valid"] == 1
 
 
-def test_what_the_database_knows_is_told_while_the_key_cannot_be_had(call, config, tmp_path):
+def test_metrics_include_facts_of_the_database_while_the_key_is_unavailable(call, config, tmp_path):
     call("backup", random_image(tmp_path / "image", BLOCK), "disk")
     (tmp_path / "repository" / "backyfs.key").unlink()
     status, err, found = call("ls")
@@ -99,7 +99,7 @@ def test_what_the_database_knows_is_told_while_the_key_cannot_be_had(call, confi
     assert found["versions", "disk", "valid"] == 1
 
 
-def test_where_the_database_cannot_be_read_the_run_alone_is_told(call, config, tmp_path):
+def test_metrics_cover_only_the_run_if_the_database_cannot_be_read(call, config, tmp_path):
     call("backup", random_image(tmp_path / "image", BLOCK), "disk")
     (tmp_path / "repository" / "backyfs.sqlite").unlink()
     status, err, found = call("ls")
@@ -109,7 +109,7 @@ def test_where_the_database_cannot_be_read_the_run_alone_is_told(call, config, t
     assert {key[0] for key in found} == {"run_exit_status", "run_start_timestamp_seconds", "run_duration_seconds"}
 
 
-def test_the_file_is_replaced_whole_and_can_be_read_by_others(call, file):
+def test_the_file_is_replaced_atomically_and_readable_by_others(call, file):
     call("ls")
     before = os.stat(file)
     call("ls")
@@ -120,14 +120,14 @@ def test_the_file_is_replaced_whole_and_can_be_read_by_others(call, file):
 
 
 @pytest.mark.parametrize("form", [["-m"], ["-q"], []])
-def test_a_file_that_cannot_be_written_is_told_and_changes_no_status(config, tmp_path, capsys, form):
+def test_an_unwritable_file_is_reported_but_does_not_change_the_status(config, tmp_path, capsys, form):
     assert run(["-c", str(config), *form, "--metrics-file", f"{tmp_path}/none/file", "ls"]) == 0
     assert capsys.readouterr().err == (
         f"backyfs: metrics are not written: {tmp_path}/none/file: No such file or directory; name another file\n"
     )
 
 
-def test_a_file_of_something_else_is_left_alone(config, tmp_path, capsys):
+def test_a_file_with_other_contents_is_left_alone(config, tmp_path, capsys):
     image = random_image(tmp_path / "image", BLOCK)
     before = image.read_bytes()
     assert run(["-c", str(config), "--metrics-file", str(image), "ls"]) == 0
@@ -137,7 +137,7 @@ def test_a_file_of_something_else_is_left_alone(config, tmp_path, capsys):
     )
 
 
-def test_what_is_no_file_is_left_alone(config, tmp_path):
+def test_anything_but_a_regular_file_is_left_alone(config, tmp_path):
     (tmp_path / "null").symlink_to("/dev/null")
     os.mkfifo(tmp_path / "pipe")
     for name in ("null", "pipe"):
@@ -147,7 +147,7 @@ def test_what_is_no_file_is_left_alone(config, tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_a_symbolic_link_stays_and_an_empty_file_is_filled(call, file):
+def test_a_symbolic_link_is_kept_and_an_empty_file_is_filled(call, file):
     other = file.parent.parent / "other"
     other.touch()
     file.parent.joinpath(file.name).symlink_to(other)
@@ -156,12 +156,12 @@ def test_a_symbolic_link_stays_and_an_empty_file_is_filled(call, file):
     assert other.read_text().startswith("# HELP backyfs_run_exit_status ")
 
 
-def test_help_is_no_run(config, tmp_path):
+def test_help_writes_no_metrics(config, tmp_path):
     assert run(["-c", str(config), "--metrics-file", f"{tmp_path}/file", "ls", "--help"]) == 0
     assert not (tmp_path / "file").exists()
 
 
-def test_the_key_is_not_asked_for_once_more(call, config, tmp_path):
+def test_the_key_is_not_asked_for_again(call, config, tmp_path):
     asked = tmp_path / "asked"
     key = tmp_path / "repository" / "backyfs.key"
     config.write_text(
@@ -171,7 +171,7 @@ def test_the_key_is_not_asked_for_once_more(call, config, tmp_path):
     assert asked.read_text() == "\n"
 
 
-def test_the_configuration_that_was_named_tells_repositories_apart(call, config, file, monkeypatch):
+def test_a_label_for_the_configuration_distinguishes_repositories(call, config, file, monkeypatch):
     call("ls")
     [line] = [line for line in file.read_text().splitlines() if line.startswith("backyfs_run_exit_status")]
     assert line == f'backyfs_run_exit_status{{config="{config}",command="ls"}} 0.0'
@@ -180,7 +180,7 @@ def test_the_configuration_that_was_named_tells_repositories_apart(call, config,
     assert line in file.read_text().splitlines()
 
 
-def test_without_statistics_the_date_of_the_version_counts():
+def test_without_statistics_the_date_of_the_version_is_used():
     version = Version(
         id=VersionId(1), uid=VersionUid("uid"), created_at=datetime(2026, 1, 1, tzinfo=UTC), name="disk",
         snapshot_name="", size_bytes=5, status=VersionStatus.VALID, protected=False, expire_at=None,

@@ -1,4 +1,4 @@
-"""`backyfs migrate-encryption`: what it prints, what it refuses, and who opens what after a rotation of keys."""
+"""`backyfs migrate-encryption`: what it prints and refuses, and which key opens what after a rotation of keys."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ WORDS = "correct horse"
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let passphrases cost nothing."""
+    """Make passphrases cheap to derive."""
     monkeypatch.setattr(slots, "DEFAULT_COST", Cost(memory_kib=64, passes=1, lanes=1))
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Give a repository with three plain blocks, in which encryption is on by now."""
+    """Make a repository with three plain blocks, in which encryption was switched on later."""
     config = make_repository(tmp_path / "repository")
     configure(config, encryption_version=0)
     with opened(config) as repository:
@@ -73,28 +73,28 @@ def labels(call: Call) -> list[str]:
     return [row["label"] for row in json.loads(call("--json", "key", "list")[1])]
 
 
-def test_what_there_is_to_do_is_shown_and_not_done(call: Call) -> None:
+def test_a_dry_run_shows_the_work_but_does_not_do_it(call: Call) -> None:
     expected = (0, f"encryption_version|blobs|bytes\n0|3|{3 * BLOCK}\n", "")
     assert call("-m", "migrate-encryption", "--all", "--dry-run") == expected
     assert call("-m", "migrate-encryption", "disk@latest", "-n") == expected
     assert call("-m", "migrate-encryption", "--all", "--to", "0", "-n") == (0, "encryption_version|blobs|bytes\n", "")
 
 
-def test_what_was_done_is_told_in_every_form(call: Call, tmp_path: Path) -> None:
+def test_the_result_is_reported_in_every_form(call: Call, tmp_path: Path) -> None:
     status, out, err = call("migrate-encryption", "--all")
     assert (status, err) == (0, "")
     assert out.startswith(f"3 blobs re-encrypted, {3 * BLOCK / 1024:.1f} KiB in ")
     assert out.endswith("The old objects are deleted by `backyfs cleanup`.\n")
     assert restores(call, tmp_path)
-    told = json.loads(call("--json", "migrate-encryption", "disk@latest", "--to", "1")[1])
-    assert (told["blobs"], told["bytes"], told["merged"], told["damaged"]) == (3, 3 * BLOCK, 0, 0)
+    report = json.loads(call("--json", "migrate-encryption", "disk@latest", "--to", "1")[1])
+    assert (report["blobs"], report["bytes"], report["merged"], report["damaged"]) == (3, 3 * BLOCK, 0, 0)
     header, row = call("-m", "migrate-encryption", "--all")[1].splitlines()
     assert header == "blobs|bytes|stored_bytes|merged|damaged|duration_s"
     assert row.startswith(f"3|{3 * BLOCK}|")
     assert restores(call, tmp_path)
 
 
-def test_a_damaged_block_is_named_and_the_status_is_20(call: Call, config: Path) -> None:
+def test_a_damaged_block_is_reported_with_status_20(call: Call, config: Path) -> None:
     with opened(config) as repository, repository.database.read() as connection:
         [version] = list_versions(connection)
         blob = blob_of(repository, version, 1)
@@ -117,14 +117,14 @@ def test_a_damaged_block_is_named_and_the_status_is_20(call: Call, config: Path)
         (["--all", "--workers", "0"], "0 is not in the range"),
     ],
 )
-def test_what_makes_no_sense_is_refused(call: Call, words: list[str], said: str) -> None:
+def test_contradictory_arguments_are_refused(call: Call, words: list[str], said: str) -> None:
     status, out, err = call("migrate-encryption", *words)
     assert (status, out) == (1, "")
     assert said in err
     assert call("-m", "migrate-encryption", "--all", "-n")[1].endswith(f"0|3|{3 * BLOCK}\n")
 
 
-def test_a_rotation_locks_out_who_has_seen_the_old_keys(call: Call, config: Path, tmp_path: Path) -> None:
+def test_a_rotation_locks_out_anyone_who_has_seen_the_old_keys(call: Call, config: Path, tmp_path: Path) -> None:
     call("-q", "migrate-encryption", "--all")
     assert call("-q", "key", "add", "ann", "--passphrase-file", tmp_path / "words")[0] == 0
     with opened(config) as repository, repository.database.read() as connection:
@@ -143,7 +143,7 @@ def test_a_rotation_locks_out_who_has_seen_the_old_keys(call: Call, config: Path
         assert new_key != old_key
         assert new_blob.uid != old_blob.uid
         assert repository.blocks.keyring.unwrap(new_blob.wrapped_key) != _unwrap(old_key, old_blob.wrapped_key)
-        assert back_up(repository, tmp_path / "image").statistics.blocks_deduplicated == 3  # fingerprints are the same
+        assert back_up(repository, tmp_path / "image").statistics.blocks_deduplicated == 3  # fingerprints are unchanged
     assert call("scrub", "--all")[0] == 0
 
 
@@ -175,7 +175,7 @@ def _unwrap(key: bytes | None, wrapped: bytes | None) -> bytes:
     return keys.unwrap_key(key, wrapped)
 
 
-def test_a_rotation_is_done_once_for_a_date(call: Call, tmp_path: Path) -> None:
+def test_a_rotation_is_done_once_per_date(call: Call, tmp_path: Path) -> None:
     tomorrow, earlier = datetime.now(UTC) + timedelta(days=1), "2026-01-01"
     reseal = ("--json", "migrate-encryption", "--all", "--reseal", "--older-than")
     assert json.loads(call(*reseal, earlier)[1])["blobs"] == 3  # that are not encrypted
@@ -186,7 +186,7 @@ def test_a_rotation_is_done_once_for_a_date(call: Call, tmp_path: Path) -> None:
     assert restores(call, tmp_path)
 
 
-def test_a_rotation_with_a_passphrase_that_is_asked_for_once(
+def test_a_rotation_asks_for_its_passphrase_once(
     call: Call, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call("-q", "key", "add", "ann", "--passphrase-file", tmp_path / "words")
@@ -205,7 +205,7 @@ def test_a_rotation_with_a_passphrase_that_is_asked_for_once(
     assert restores(call, tmp_path)
 
 
-def test_a_rotation_waits_for_no_command_and_names_those_that_run(call: Call, config: Path) -> None:
+def test_a_rotation_does_not_wait_for_running_commands_but_names_them(call: Call, config: Path) -> None:
     with opened(config) as repository, Job(repository.database, spec("backup disk")):
         status, _, err = call("migrate-encryption", "--all", "--reseal")
     assert status == 1
@@ -213,7 +213,7 @@ def test_a_rotation_waits_for_no_command_and_names_those_that_run(call: Call, co
     assert call("-m", "migrate-encryption", "--all", "-n")[1].endswith(f"0|3|{3 * BLOCK}\n")
 
 
-def test_a_command_that_has_read_the_old_key_does_not_go_on(call: Call, config: Path) -> None:
+def test_a_command_that_has_read_the_old_key_does_not_continue(call: Call, config: Path) -> None:
     with opened(config) as repository:
         assert call("-q", "migrate-encryption", "--all", "--reseal")[0] == 0
         job = Job(repository.database, spec("backup"))
@@ -221,7 +221,9 @@ def test_a_command_that_has_read_the_old_key_does_not_go_on(call: Call, config: 
             pytest.fail("it went on")
 
 
-def test_a_repository_without_slots_is_told_what_to_do(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_a_repository_without_slots_says_what_to_do(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = make_repository(tmp_path / "plain", encrypted=False)
     assert run(["-c", str(config), "migrate-encryption", "--all", "--reseal"]) == 1
     assert "neither key nor passphrase" in capfd.readouterr().err

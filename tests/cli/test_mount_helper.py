@@ -1,4 +1,4 @@
-"""The helper of mount(8): its translation, its exit statuses, and mounts made by mount(8) itself."""
+"""The helper of mount(8): how it translates options, its exit statuses, and mounts made by mount(8)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ USAGE, FAILED = 1, 32  # of mount(8)
 COMMON = ["rw"]
 
 
-# The translation
+# Translation
 
 
 def test_a_source_is_the_configuration() -> None:
@@ -31,7 +31,7 @@ def test_a_source_is_the_configuration() -> None:
 
 
 @pytest.mark.parametrize("source", ["backyfs", "none", "default"])
-def test_a_source_that_is_no_file_means_the_usual_places(source: str) -> None:
+def test_a_source_that_is_not_a_file_means_the_usual_places(source: str) -> None:
     assert translate(source, "/mnt", COMMON) == ["mount", "--", "/mnt"]
 
 
@@ -59,7 +59,7 @@ def test_two_configurations_are_refused() -> None:
         ("discard", "--discard"),
     ],
 )
-def test_an_option_of_ours_becomes_one_of_the_command(option: str, word: str) -> None:
+def test_our_options_become_options_of_the_command(option: str, word: str) -> None:
     assert translate("none", "/mnt", [*COMMON, option]) == ["mount", word, "--", "/mnt"]
 
 
@@ -68,7 +68,7 @@ def test_options_may_be_repeated() -> None:
     assert translate("none", "/mnt", options) == ["mount", "--name=a", "--tag=x", "--name=b", "--", "/mnt"]
 
 
-def test_options_of_fuse_are_passed_on() -> None:
+def test_fuse_options_are_passed_on() -> None:
     options = ["rw", "allow_other", "allow_root", "nodev", "nosuid", "noexec", "noatime", "default_permissions"]
     passed_on = "-oallow_other,allow_root,nodev,nosuid,noexec,noatime,default_permissions,auto_unmount"
     assert translate("none", "/mnt", [*options, "auto_unmount"]) == ["mount", passed_on, "--", "/mnt"]
@@ -82,11 +82,11 @@ def test_options_of_fuse_are_passed_on() -> None:
         "x-systemd.automount", "x-systemd.requires=postgresql.service", "X-mount.mkdir", "comment=mine",
     ],
 )  # fmt: skip
-def test_what_means_nothing_here_is_dropped(option: str) -> None:
+def test_options_without_meaning_here_are_dropped(option: str) -> None:
     assert translate("none", "/mnt", [option]) == ["mount", "--", "/mnt"]
 
 
-def test_an_unknown_option_is_named_with_those_allowed() -> None:
+def test_an_unknown_option_is_reported_with_the_allowed_ones() -> None:
     with pytest.raises(UsageError) as refused:
         translate("none", "/mnt", ["cachesize=1G"])
     assert str(refused.value) == (
@@ -103,12 +103,12 @@ def test_an_option_without_its_value_is_refused(option: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["discard=yes", "nodev=1"])
-def test_an_option_with_a_value_too_many_is_refused(option: str) -> None:
+def test_an_unexpected_value_of_an_option_is_refused(option: str) -> None:
     with pytest.raises(UsageError, match=r"takes no value$"):
         translate("none", "/mnt", [option])
 
 
-def test_sloppy_passes_over_unknown_options() -> None:
+def test_sloppy_ignores_unknown_options() -> None:
     words = translate("none", "/mnt", ["bla", "workers=2", "foo=1"], sloppy=True)
     assert words == ["mount", "--workers=2", "--", "/mnt"]
 
@@ -119,7 +119,7 @@ def test_remount_is_refused(*, sloppy: bool) -> None:
         translate("none", "/mnt", ["remount", "rw"], sloppy=sloppy)
 
 
-def test_the_command_takes_what_it_is_translated_to() -> None:
+def test_the_command_accepts_the_translation() -> None:
     options = ["cache_size=1G", "read_ahead=0", "workers=2", "timeout=30", "version=6f1c", "version=77aa", "name=a"]
     words = translate("none", "/mnt", [*options, "tag=b", "writable=/var/tmp/w", "discard", "allow_other", "nodev"])
     given = mount_command.make_context("mount", words[1:]).params
@@ -130,7 +130,7 @@ def test_the_command_takes_what_it_is_translated_to() -> None:
 
 
 def test_every_option_of_the_command_can_be_given() -> None:
-    elsewhere = {"foreground", "options", "ready_fd", "mountpoint", "help"}  # not for mount(8), or given otherwise
+    elsewhere = {"foreground", "options", "ready_fd", "mountpoint", "help"}  # not for mount(8), or given in another way
     flags = {
         option.opts[-1]: option.is_flag
         for option in mount_command.params
@@ -142,7 +142,7 @@ def test_every_option_of_the_command_can_be_given() -> None:
         assert translate("none", "/mnt", [name if alone else f"{name}=1"]) == ["mount", word, "--", "/mnt"]
 
 
-# The program
+# Program
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -152,7 +152,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[in
     return status, captured.out, captured.err
 
 
-def test_a_fake_mount_shows_the_command_and_does_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_fake_mount_prints_the_command_and_does_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     given = ("/nonexistent/my.cfg", tmp_path / "nowhere", "-fnv", "-o", "rw,workers=2,noauto", "-t", "fuse.backyfs")
     command = f"backyfs --verbose --configfile=/nonexistent/my.cfg mount --workers=2 -- {tmp_path}/nowhere\n"
     assert call(capsys, *given) == (0, command, "")
@@ -170,7 +170,7 @@ def test_a_fake_mount_shows_the_command_and_does_nothing(capsys: pytest.CaptureF
         (["none", "/mnt", "-N", "/proc/1/ns/mnt"], "mounting in another namespace is not supported; "),
     ],
 )
-def test_a_wrong_call_is_status_1_of_mount(
+def test_a_usage_error_ends_with_status_1(
     capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
 ) -> None:
     status, out, err = call(capsys, *arguments)
@@ -178,21 +178,21 @@ def test_a_wrong_call_is_status_1_of_mount(
     assert err.startswith(f"mount.backyfs: {reason}")
 
 
-def test_sloppy_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sloppy_is_supported(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "none", "/mnt", "-s", "-f", "-o", "rw,bla") == (0, "", "")
 
 
-def test_a_mount_that_fails_is_status_32_of_mount(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_failed_mount_ends_with_status_32(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, err = call(capfd, tmp_path / "no.cfg", tmp_path)
     assert (status, out) == (FAILED, "")
     assert err.startswith("backyfs: error: ")
     assert err.count("\n") == 1
 
 
-def test_a_directory_named_as_the_usual_places_is_no_configuration(
+def test_a_directory_with_the_name_of_the_program_is_not_a_configuration(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    # mount(8) makes a path of `backyfs` in a directory that has one.
+    # mount(8) turns `backyfs` into a path if the directory has such an entry.
     (tmp_path / "backyfs").mkdir()
     assert call(capsys, tmp_path / "backyfs", "/mnt", "-f", "-v") == (0, "backyfs --verbose mount -- /mnt\n", "")
 
@@ -202,7 +202,7 @@ def test_a_directory_named_as_the_usual_places_is_no_configuration(
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A directory with a repository of one version, and its image."""
+    """Make a directory with a repository of one version, and its image."""
     reason = why_not_mount()
     if reason is not None:
         pytest.skip(reason)
@@ -211,8 +211,8 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# In a mount namespace of its own /sbin and /etc/fstab are what the test needs; what is mounted there and the processes
-# of its pid namespace end with the shell. $1 is the directory of the test, $2 the script, $3 where the helper is.
+# A separate mount namespace has the /sbin and /etc/fstab that the test needs. Its mounts, and the processes of its pid
+# namespace, end with the shell. $1 is the directory of the test, $2 the script, $3 the path of the helper.
 IN_NAMESPACE = """
 mount --make-rprivate /
 mount -t tmpfs none /mnt
@@ -229,7 +229,7 @@ exec env -i PATH=/usr/bin:/bin sh -euc "$2"
 
 
 def in_namespace(home: Path, fstab: str, script: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in /mnt, which has a repository, where the helper is in /sbin and /etc/fstab is `fstab`."""
+    """Run a script in /mnt, which has a repository, with the helper in /sbin and `fstab` as /etc/fstab."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount without an entry in /etc/fstab")
     for program in ("setpriv", "unshare", "findmnt"):
@@ -249,7 +249,7 @@ def in_namespace(home: Path, fstab: str, script: str) -> subprocess.CompletedPro
     )
 
 
-def test_the_helper_works_through_a_link_and_without_environment(home: Path) -> None:
+def test_the_helper_works_through_a_link_and_without_an_environment(home: Path) -> None:
     done = in_namespace(
         home,
         "",
@@ -297,7 +297,7 @@ def test_fstab_mounts_and_does_not_mount_again(home: Path) -> None:
     assert done.stdout == "1\n"
 
 
-def test_mount_tells_why_the_helper_failed(home: Path) -> None:
+def test_mount_prints_why_the_helper_failed(home: Path) -> None:
     done = in_namespace(
         home,
         "",

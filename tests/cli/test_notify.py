@@ -1,4 +1,4 @@
-"""What the service manager is told, on a real socket, and when."""
+"""What the service manager is notified of, and when, on a real socket."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_state_reaches_an_abstract_socket(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_without_a_socket_nobody_is_told(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+def test_without_a_socket_nobody_is_notified(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     if value is not None:
         monkeypatch.setenv("NOTIFY_SOCKET", value)
@@ -58,7 +58,7 @@ def test_without_a_socket_nobody_is_told(monkeypatch: pytest.MonkeyPatch, value:
 @pytest.mark.parametrize(
     "address", ["/nonexistent/notify", "/etc/hostname", "relative", "@nobody-listens", "/" + "x" * 200]
 )
-def test_a_socket_that_does_not_answer_breaks_nothing(
+def test_a_dead_socket_does_no_harm(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, address: str
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
@@ -78,7 +78,7 @@ def test_a_mount_in_the_foreground_is_ready_once_it_can_be_read(tmp_path: Path) 
     target = tmp_path / "target"
     target.mkdir()
     environ = {**os.environ, "NOTIFY_SOCKET": f"{tmp_path}/notify"}
-    # By setpriv: the kernel ends the mount when the test is killed.
+    # With setpriv, the kernel ends the mount if the test is killed.
     command = ["setpriv", "--pdeathsig=TERM", "--", BACKYFS, "-c", str(config_file), "mount", "--foreground"]
     with (
         manager(f"{tmp_path}/notify") as channel,

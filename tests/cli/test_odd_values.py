@@ -1,4 +1,4 @@
-"""Values in the database that cannot be: they are reported by name, and hide nothing else."""
+"""Impossible values in the database: each is reported by name and hides nothing else."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def allow_null(config: Path) -> None:
     change(config, "PRAGMA writable_schema = ON", tables)
 
 
-def test_every_column_but_ids_and_keys_of_rows_has_a_rule() -> None:
+def test_every_column_except_ids_and_row_keys_has_a_rule() -> None:
     plain = {
         (table.name, column.name)
         for table in metadata.sorted_tables
@@ -74,7 +74,7 @@ def test_every_column_but_ids_and_keys_of_rows_has_a_rule() -> None:
     } | {("blob_refs", "blob_id"), ("blob_checks", "blob_id"), ("damaged_versions", "version_id")}
 
 
-# One row does not hide the others
+# A damaged row does not hide the others
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_every_column_but_ids_and_keys_of_rows_has_a_rule() -> None:
         ("expire_at", "'never'"),
     ],
 )  # fmt: skip
-def test_ls_lists_the_other_versions_and_names_the_damaged_one(
+def test_ls_lists_the_other_versions_and_reports_the_damaged_one(
     config: Path, call: Callable[..., tuple[int, str, str]], column: str, value: str
 ) -> None:
     allow_null(config)
@@ -104,7 +104,7 @@ def test_ls_lists_the_other_versions_and_names_the_damaged_one(
 
 
 @pytest.mark.parametrize("words", ["du", "jobs", "stats", "scrub --all", "cleanup --full"])
-def test_an_odd_size_ends_nothing_unexpectedly(
+def test_an_odd_size_does_not_crash_any_command(
     config: Path, call: Callable[..., tuple[int, str, str]], words: str
 ) -> None:
     change(config, "UPDATE versions SET size_bytes = 'many' WHERE id = 2")
@@ -135,7 +135,7 @@ def test_other_versions_are_restored(config: Path, call: Callable[..., tuple[int
     assert (tmp_path / "target").read_bytes() == (tmp_path / "image").read_bytes()
 
 
-def test_a_damaged_row_of_a_block_costs_its_block_alone(
+def test_a_damaged_row_costs_only_its_block(
     config: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     change(config, "UPDATE blobs SET uid = '../../../evil' WHERE id = (SELECT min(id) FROM blobs)")
@@ -158,7 +158,7 @@ def test_a_damaged_block_map_is_never_restored_as_zeros(
     assert "damaged" in err
 
 
-def test_an_object_is_no_orphan_because_the_uid_in_its_row_is_damaged(
+def test_an_object_does_not_become_an_orphan_when_the_uid_in_its_row_is_damaged(
     config: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
     objects = sorted((config.parent / "data").rglob("*.blob"))
@@ -169,7 +169,7 @@ def test_an_object_is_no_orphan_because_the_uid_in_its_row_is_damaged(
     assert sorted((config.parent / "data").rglob("*.blob")) == objects
 
 
-def test_a_job_with_a_damaged_row_blocks_nobody(config: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_job_with_a_damaged_row_blocks_no_command(config: Path, call: Callable[..., tuple[int, str, str]]) -> None:
     change(
         config,
         "INSERT INTO jobs (host, scope, pid, pid_started, command, progress, started_at, heartbeat_at) "
@@ -210,7 +210,7 @@ def test_a_repository_whose_key_slots_are_all_damaged_does_not_look_plain(
 
 
 @pytest.mark.parametrize("value", ["[" * 1000, "{}", "null", '{"salt": 1}', "[1e999]"])
-def test_nested_or_odd_json_in_a_key_slot_is_a_damaged_slot(
+def test_nested_or_odd_json_in_a_key_slot_makes_it_a_damaged_slot(
     config: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path, value: str
 ) -> None:
     (tmp_path / "words").write_text("a passphrase")
@@ -237,7 +237,7 @@ def test_forget_removes_nothing_while_a_tag_is_damaged(
     assert call("--json", "ls")[1].count('"uid"') == 3
 
 
-def test_a_damaged_version_does_not_count_as_the_last_valid_one(
+def test_a_damaged_version_is_not_counted_as_the_last_valid_one(
     config: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
     change(config, "UPDATE versions SET name = 'first'", "UPDATE versions SET created_at = 'x' WHERE id > 1")
@@ -247,13 +247,13 @@ def test_a_damaged_version_does_not_count_as_the_last_valid_one(
         assert is_last_valid(connection, find_version(connection, uid))
 
 
-# Notes of the catalog
+# Catalog notes
 
 
 @pytest.mark.parametrize(
     "note", ["kind = 'blob', uid = 'x'", "kind = 'version', uid = '../x'", "kind = x'00'", "token = 'x'"]
 )
-def test_an_odd_note_is_reported_until_everything_is_written(
+def test_an_odd_note_is_reported_until_the_whole_catalog_is_written(
     config: Path, call: Callable[..., tuple[int, str, str]], note: str
 ) -> None:
     change(config, "INSERT INTO catalog_notes VALUES ('page', '0f5b2c1e-9a64-4f0b-8a57-6b1de0b5a0f3', 7)")
@@ -266,7 +266,7 @@ def test_an_odd_note_is_reported_until_everything_is_written(
 # Metrics
 
 
-def test_a_backup_is_not_followed_by_a_traceback_of_its_metrics(
+def test_the_metrics_after_a_backup_do_not_end_in_a_traceback(
     config: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     change(config, "UPDATE versions SET created_at = 'x' WHERE id = 2", "UPDATE stats SET duration_s = 'x'")
@@ -285,7 +285,7 @@ def test_a_backup_is_not_followed_by_a_traceback_of_its_metrics(
     ("words", "row_id"),
     [("du", 900_000_000), ("du", FAR), ("cleanup --full --dry-run", 900_000_000), ("scrub --all", FAR)],
 )
-def test_an_id_that_is_far_away_takes_no_memory(config: Path, words: str, row_id: int) -> None:
+def test_a_huge_id_takes_no_memory(config: Path, words: str, row_id: int) -> None:
     change(
         config,
         "INSERT INTO blobs (id, uid, size, encryption_version, valid, created_at) "
@@ -308,10 +308,10 @@ def test_a_sparse_array_has_the_ids_it_was_made_with() -> None:
             numbers[row_id]
 
 
-# Servers check types, and no content
+# Servers check types but not content
 
 
-def test_odd_text_and_dates_of_a_server_are_reported(
+def test_odd_text_and_dates_from_a_server_are_reported(
     database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = with_versions(make_repository(tmp_path / "repository", database=database_url), tmp_path)
@@ -335,7 +335,7 @@ def test_odd_text_and_dates_of_a_server_are_reported(
     assert captured.err.count("\n") == len(odd)
 
 
-def test_a_year_after_9999_of_postgresql_is_reported(
+def test_a_year_after_9999_from_postgresql_is_reported(
     postgresql_server: PostgresqlServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = postgresql_server.new_database()
@@ -349,7 +349,7 @@ def test_a_year_after_9999_of_postgresql_is_reported(
     assert capsys.readouterr().out == "third\n"
 
 
-def test_the_library_notes_what_it_leaves_out(config: Path) -> None:
+def test_the_library_records_what_it_leaves_out(config: Path) -> None:
     change(config, "UPDATE versions SET name = x'00' WHERE id = 2")
     database = Database(f"sqlite:///{config.parent / 'backyfs.sqlite'}")
     with database.read() as connection:

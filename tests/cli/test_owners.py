@@ -1,4 +1,4 @@
-"""Root at work in a user's repository: it stays the user's."""
+"""Root works in a user's repository, and everything still belongs to the user."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.upgrade.reference import Reference
 __all__ = ["place"]
 
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-# A mount shows files of root, and root alone uses what `attach` writes down. Neither stays.
+# A mount shows files of root, and only root uses the records of `attach`. Neither is permanent.
 WITHOUT_MOUNT = [case for case in CASES if case.name not in {"mount", "umount", "attach", "detach"}]
 
 
@@ -41,7 +41,7 @@ def owned_by_others(directory):
 
 @pytest.fixture
 def home():
-    """Give a user's directory, with a repository of the user's in it; those of pytest are closed to users."""
+    """Make a user's directory with a repository of the user; pytest's own directories are closed to users."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
         home = Path(directory)
         make_repository(home / "repository")
@@ -56,7 +56,7 @@ def config(home):
 
 
 @pytest.mark.parametrize("case", WITHOUT_MOUNT, ids=by_words)
-def test_no_command_of_root_leaves_a_file_of_root(place, case):
+def test_no_command_run_by_root_leaves_a_file_owned_by_root(place, case):
     give_to_user(place)
     for words in (*case.after, case.words):
         text = words.replace("{dir}", str(place))
@@ -71,7 +71,7 @@ def test_no_command_of_root_leaves_a_file_of_root(place, case):
     assert owned_by_others(place) == []
 
 
-def test_a_user_goes_on_after_root_made_all_of_it(home, config):
+def test_a_user_can_continue_in_a_repository_created_by_root(home, config):
     shutil.rmtree(home / "repository")
     data, database = home / "repository" / "data", home / "repository" / "backyfs.sqlite"
     done = run_as_root(config, "init", "--data", data, "--db", database, "--block-size", BLOCK)
@@ -93,7 +93,7 @@ def test_a_user_goes_on_after_root_made_all_of_it(home, config):
     assert (home / "restored").read_bytes() == (home / "second").read_bytes()
 
 
-def test_a_log_that_root_began_is_continued_by_the_user(home, config):
+def test_a_user_continues_a_log_that_root_began(home, config):
     log = home / "repository" / "backyfs.log"
     assert not log.exists()
     assert run_as_root(config, "--debug", "restore", "no-such", home / "out").returncode == 4
@@ -104,7 +104,7 @@ def test_a_log_that_root_began_is_continued_by_the_user(home, config):
     assert "another" in log.read_text().removeprefix(before)
 
 
-def test_blocks_that_root_stored_are_used_and_deleted_by_the_user(home, config):
+def test_a_user_can_use_and_delete_blocks_stored_by_root(home, config):
     assert run_as_root(config, "backup", home / "image", "disk").returncode == 0
     blobs = len(list(home.rglob("*.blob")))
     done = run_as_user(
@@ -119,7 +119,7 @@ def test_blocks_that_root_stored_are_used_and_deleted_by_the_user(home, config):
     assert list(home.rglob("*.blob")) == []
 
 
-def test_the_copy_that_an_upgrade_of_root_makes_belongs_to_the_user(home):
+def test_the_copy_made_by_an_upgrade_as_root_belongs_to_the_user(home):
     reference = Reference("v1-sqlite", home)
     give_to_user(home)
     done = run_as_root(reference.config_file, "ls")
@@ -128,14 +128,14 @@ def test_the_copy_that_an_upgrade_of_root_makes_belongs_to_the_user(home):
     assert owned_by_others(home) == []
 
 
-def test_a_file_that_was_there_keeps_its_owner(home, config):
+def test_an_existing_file_keeps_its_owner(home, config):
     log = home / "repository" / "backyfs.log"
     log.touch()
     assert run_as_root(config, "backup", home / "image", "disk").returncode == 0
     assert log.stat().st_uid == 0
 
 
-def test_a_link_of_the_user_gets_nobody_files_of_root(home, config):
+def test_a_users_link_does_not_give_the_user_files_of_root(home, config):
     elsewhere = home.parent / f"{home.name}.root"
     elsewhere.mkdir()
     try:

@@ -1,4 +1,4 @@
-"""Progress in a log: a line now and then, with rate and time to go."""
+"""Progress in a log: an occasional line with rate and remaining time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_a_line_every_half_minute_with_rate_and_time_to_go(clock, caplog):
+def test_every_half_minute_a_line_shows_rate_and_remaining_time(clock, caplog):
     caplog.set_level(logging.INFO, logger="backyfs")
     progress = LogProgress()
     progress.start("Backing up disk", 100 << 20)
@@ -30,7 +30,7 @@ def test_a_line_every_half_minute_with_rate_and_time_to_go(clock, caplog):
     ]
 
 
-def test_what_is_done_soon_is_not_talked_of(clock, caplog):
+def test_short_work_is_not_logged(clock, caplog):
     progress = LogProgress()
     progress.start("x", 10)
     progress.advance(10)

@@ -1,4 +1,4 @@
-"""`recover` and `catalog`, as somebody uses them whose database is gone."""
+"""`recover` and `catalog`, used by somebody who has lost the database."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def backed_up(call: Callable[..., tuple[int, str, str]], image: Path) -> str:
-    """Make two versions, and return what `ls` says of them."""
+    """Make two versions; return the output of `ls`."""
     assert call("-q", "backup", image, "disk", "-t", "a,b")[0] == 0
     assert call("-q", "backup", image, "other")[0] == 0
     assert call("-q", "expire", "disk@latest", "2040-01-01")[0] == 0
@@ -80,7 +80,7 @@ def test_storage_and_key_are_enough(
     assert call_with(new, capsys, "-q", "backup", image, "disk")[0] == 0
 
 
-def test_a_configuration_that_is_there_names_all_of_it_and_stays(
+def test_an_existing_configuration_is_used_and_not_changed(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
 ) -> None:
     lose_database(config)
@@ -92,7 +92,7 @@ def test_a_configuration_that_is_there_names_all_of_it_and_stays(
     assert call("-m", "ls")[1] == backed_up
 
 
-def test_what_is_lost_is_listed_and_the_rest_is_there(
+def test_losses_are_listed_and_the_rest_is_recovered(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
 ) -> None:
     assert backed_up
@@ -133,7 +133,7 @@ def test_a_version_whose_object_is_missing_is_listed(
     assert len(call("-m", "-s", "ls")[1].splitlines()) == 1
 
 
-def test_the_state_of_the_catalog_is_shown_so_that_it_can_be_compared(
+def test_the_state_of_the_catalog_is_shown_for_comparison(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
 ) -> None:
     assert backed_up
@@ -148,7 +148,7 @@ def test_the_state_of_the_catalog_is_shown_so_that_it_can_be_compared(
     assert (report["index_number"], report["unlisted"], report["losses"]) == (3, [], [])
 
 
-def test_a_version_that_the_index_does_not_name_is_named(
+def test_a_version_missing_from_the_index_is_reported(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
 ) -> None:
     assert backed_up
@@ -162,7 +162,7 @@ def test_a_version_that_the_index_does_not_name_is_named(
     assert "1 versions are not in the index: " in out
 
 
-def test_objects_that_are_missing_are_looked_for_where_that_is_wanted(
+def test_missing_objects_are_found_with_check_objects(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
 ) -> None:
     assert backed_up
@@ -176,7 +176,7 @@ def test_objects_that_are_missing_are_looked_for_where_that_is_wanted(
     assert call("-m", "-s", "ls", "-f", "valid")[1].split() == ["0", "0"]
 
 
-def test_a_block_that_was_missing_and_is_found_again_is_valid_after_a_scrub(
+def test_versions_are_valid_again_after_a_scrub_finds_the_missing_block(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str, tmp_path: Path
 ) -> None:
     assert backed_up
@@ -191,7 +191,7 @@ def test_a_block_that_was_missing_and_is_found_again_is_valid_after_a_scrub(
 
 
 @pytest.mark.parametrize("has_marker", [True, False])
-def test_a_recovery_changes_nothing_in_the_storage_but_a_marker_that_is_missing(
+def test_a_recovery_changes_nothing_in_the_storage_except_a_missing_marker(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str, has_marker: bool
 ) -> None:
     assert backed_up
@@ -214,7 +214,7 @@ def files_of(config: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def test_an_older_catalog_as_a_whole_is_noticed_as_long_as_there_is_a_database(
+def test_a_rollback_of_the_catalog_is_noticed_while_the_database_exists(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str, tmp_path: Path
 ) -> None:
     catalog = config.parent / "data" / "catalog"
@@ -227,13 +227,13 @@ def test_an_older_catalog_as_a_whole_is_noticed_as_long_as_there_is_a_database(
     assert "catalog/index|is number 3 of " in out
     assert "UTC, not 4: the storage, or this object of it, is in an older state" in out
     lose_database(config)
-    status, out, _ = call("recover")  # without a database nobody else can know
+    status, out, _ = call("recover")  # without the database, nothing else shows it
     assert status == 0
     assert "The catalog's index is number 3, written 20" in out
     assert call("-m", "ls")[1] == backed_up
 
 
-def test_an_older_object_of_a_version_is_noticed_as_long_as_there_is_a_database(
+def test_an_older_object_of_a_version_is_noticed_while_the_database_exists(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
 ) -> None:
     assert backed_up
@@ -261,7 +261,7 @@ def test_a_version_that_was_removed_and_put_back_is_noticed(
     assert f"1 versions are not in the index: {gone.name}" in out
 
 
-def test_no_database_is_overwritten(
+def test_a_database_is_never_overwritten(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str, tmp_path: Path
 ) -> None:
     status, _, err = call("recover")
@@ -285,7 +285,7 @@ def test_no_database_is_overwritten(
         (["--from-recovery", "{dir}/wrong.key"], 3, ""),
     ],
 )
-def test_without_the_key_nothing_is_made(
+def test_without_the_key_nothing_is_created(
     config: Path, backed_up: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], status: int,
     message: str,
 ) -> None:  # fmt: skip
@@ -302,7 +302,7 @@ def test_without_the_key_nothing_is_made(
     assert not (tmp_path / "db").exists()
 
 
-def test_a_storage_that_has_no_catalog_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_storage_without_a_catalog_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data").mkdir()
     status, _, err = call_with(
         tmp_path / "new.cfg", capsys, "recover", tmp_path / "data", "--to", tmp_path / "db"
@@ -338,7 +338,7 @@ def test_a_repository_without_encryption_needs_no_key(
         ("--from-recovery", "{page}"),
     ],
 )
-def test_a_catalog_that_is_not_encrypted_is_refused_where_a_key_is_named(
+def test_an_unencrypted_catalog_is_refused_if_a_key_is_given(
     tmp_path: Path, image: Path, config: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     page = tmp_path / "page"
@@ -354,7 +354,7 @@ def test_a_catalog_that_is_not_encrypted_is_refused_where_a_key_is_named(
     assert not database.exists()
 
 
-def test_a_catalog_that_is_not_encrypted_is_refused_where_the_configuration_has_a_key(
+def test_an_unencrypted_catalog_is_refused_if_the_configuration_has_a_key(
     tmp_path: Path, image: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call_with(config, capsys, "-q", "backup", image, "disk")[0] == 0
@@ -369,7 +369,7 @@ def test_a_catalog_that_is_not_encrypted_is_refused_where_the_configuration_has_
 
 
 
-def test_new_keys_and_passphrases_open_the_catalog_at_once(
+def test_new_keys_and_passphrases_open_the_catalog_immediately(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -391,7 +391,7 @@ def test_new_keys_and_passphrases_open_the_catalog_at_once(
     assert call_with(tmp_path / "new-0.cfg", capsys, "-m", "ls")[1] == backed_up
 
 
-def test_a_removed_key_opens_the_catalog_no_longer(
+def test_a_removed_key_no_longer_opens_the_catalog(
     call: Callable[..., tuple[int, str, str]], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other.key"
@@ -404,10 +404,10 @@ def test_a_removed_key_opens_the_catalog_no_longer(
     assert call_with(new, capsys, *words)[0] == 3
 
 
-# The catalog
+# Catalog
 
 
-def test_that_the_catalog_cannot_be_written_is_a_warning_and_no_failure(
+def test_an_unwritable_catalog_is_a_warning_and_not_a_failure(
     call: Callable[..., tuple[int, str, str]], config: Path, image: Path
 ) -> None:
     (config.parent / "data" / "catalog" / "versions").write_text("in the way")
@@ -423,7 +423,7 @@ def test_that_the_catalog_cannot_be_written_is_a_warning_and_no_failure(
     )  # fmt: skip
 
 
-def test_a_storage_that_is_not_mounted_gets_no_catalog(
+def test_an_unmounted_storage_gets_no_catalog(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
 ) -> None:
     assert backed_up
@@ -452,7 +452,7 @@ def test_differences_are_listed(call: Callable[..., tuple[int, str, str]], confi
     assert call("catalog", "check")[0] == 0
 
 
-def test_init_into_a_storage_with_a_catalog_says_how_its_database_comes_back(
+def test_init_into_a_storage_with_a_catalog_says_how_to_recover_its_database(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, _, err = call_with(
@@ -466,7 +466,7 @@ def test_init_into_a_storage_with_a_catalog_says_how_its_database_comes_back(
 
 
 @pytest.mark.parametrize("name", ["v1-sqlite", "mixed-sqlite"])
-def test_a_repository_of_backy2_comes_back(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repository_of_backy2_can_be_recovered(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reference = Reference(name, tmp_path)
     config = reference.config_file
     assert call_with(config, capsys, "-q", "catalog", "push")[0] == 0
@@ -494,7 +494,7 @@ def set_key(config: Path, digits: str) -> None:
 
 
 def check_recovered(reference: Reference, capsys: pytest.CaptureFixture[str]) -> None:
-    """Recover in the place of the database that there is, and compare everything."""
+    """Recover into the place of the existing database, and compare everything."""
     assert call_with(reference.config_file, capsys, "catalog", "check")[0] == 0
     for path in reference.directory.glob("backy.sqlite*"):
         path.unlink()
@@ -504,7 +504,7 @@ def check_recovered(reference: Reference, capsys: pytest.CaptureFixture[str]) ->
         check(repository, reference.expected)
 
 
-def test_a_lost_catalog_is_written_anew(
+def test_a_lost_catalog_is_written_again(
     call: Callable[..., tuple[int, str, str]], config: Path, backed_up: str
 ) -> None:
     shutil.rmtree(config.parent / "data" / "catalog")

@@ -1,4 +1,4 @@
-"""Remedies in the words of the command line: each names commands and options that exist."""
+"""Remedies as the command line prints them: each names commands and options that exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backyfs.remedies import Advice
 
 _COMMAND = re.compile(r"`backyfs ([^`]+)`")
 _OPTION = re.compile(r"(?<!\S)\(?(--?[a-z][a-z0-9-]*)")
-# Which commands end with an error whose remedy is an option of their own.
+# Commands that can end with an error whose remedy is an option of the same command.
 COMMANDS = {
     Advice.MAKE_REPOSITORY: ["backup"],
     Advice.MAKE_REPOSITORY_ELSEWHERE: ["init"],
@@ -47,7 +47,7 @@ COMMANDS = {
 
 
 def _options_of(words: list[str]) -> set[str]:
-    """Return the options that a command line may have: those of the program, the command and the command below it."""
+    """Return the options that a command line may have: of the program, the command and its subcommand."""
     context = click.Context(cli)
     commands: list[click.Command] = [cli]
     for word in words:
@@ -60,7 +60,7 @@ def _options_of(words: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("advice", Advice)
-def test_a_rendering_names_commands_and_options_that_exist(advice: Advice) -> None:
+def test_a_printed_remedy_names_commands_and_options_that_exist(advice: Advice) -> None:
     text = RENDERINGS[advice]
     for line in _COMMAND.findall(text):
         assert set(_OPTION.findall(line)) <= _options_of(line.split()), line

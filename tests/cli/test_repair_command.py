@@ -1,4 +1,4 @@
-"""`backyfs repair`: what it prints in its three forms, and how it ends."""
+"""`backyfs repair`: its output in three forms, and its exit statuses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Call:
     return call
 
 
-def test_it_tells_what_was_repaired(call, tmp_path):
+def test_repaired_blocks_are_reported(call, tmp_path):
     uid = (tmp_path / "uid").read_text()
     status, out, err = call("repair", "--from", tmp_path / "image")
     assert (status, err) == (0, "")
@@ -50,7 +50,7 @@ def test_it_tells_what_was_repaired(call, tmp_path):
     assert call("repair")[:2] == (0, "0 blobs damaged; repaired: none, 0 B; left: 0\n")
 
 
-def test_what_is_left_is_named_and_the_status_is_20(call, tmp_path):
+def test_remaining_damage_is_reported_with_status_20(call, tmp_path):
     uid = (tmp_path / "uid").read_text()
     with (tmp_path / "image").open("r+b") as file:
         file.write(random_bytes(BLOCK, 1))
@@ -64,7 +64,7 @@ def test_what_is_left_is_named_and_the_status_is_20(call, tmp_path):
     assert [(line["uid"], line["start"], line["stop"]) for line in report["ranges"]] == [(uid, 0, BLOCK)]
 
 
-def test_fields_are_separated_for_machines(call, tmp_path):
+def test_machine_output_has_fields(call, tmp_path):
     status, out, _ = call("-m", "repair", "--from", tmp_path / "image")
     header, line = out.splitlines()
     assert status == 0
@@ -72,7 +72,7 @@ def test_fields_are_separated_for_machines(call, tmp_path):
     assert line.startswith(f"2|2|{2 * BLOCK}|")
 
 
-def test_another_repository_is_named_by_its_configuration(call, tmp_path):
+def test_another_repository_is_given_by_its_configuration(call, tmp_path):
     uid = (tmp_path / "uid").read_text()
     other = make_repository(tmp_path / "other", block_size=512)
     with opened(other) as repository:
@@ -82,7 +82,7 @@ def test_another_repository_is_named_by_its_configuration(call, tmp_path):
     assert call("repair", "--from-config", other)[0] == 0
 
 
-def test_what_makes_no_sense_is_refused(call, tmp_path):
+def test_contradictory_arguments_are_refused(call, tmp_path):
     status, _, err = call("repair", "--search")
     assert status == 1
     assert "--from" in err
@@ -91,7 +91,7 @@ def test_what_makes_no_sense_is_refused(call, tmp_path):
     assert call("repair", "ffffffff")[0] == 4
 
 
-def test_a_backup_tells_that_it_repaired(call, tmp_path):
+def test_a_backup_reports_its_repairs(call, tmp_path):
     status, _, err = call("backup", tmp_path / "image", "disk")
     assert status == 0
     assert "2 damaged blobs were found in the source and stored again; valid again: " in err

@@ -1,4 +1,4 @@
-"""du, stats, diff-meta and jobs: what they print, in each form, for repositories of ours and of backy2."""
+"""du, stats, diff-meta and jobs: their output in each form, for our repositories and those of backy2."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNKNOWN = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 @pytest.fixture
 def config(tmp_path):
-    """Three versions: an image, the same with block 1 changed and grown by a hole and a block, and another name."""
+    """Make three versions: an image, the image with block 1 changed and a hole and a block added, and another name."""
     config = make_repository(tmp_path / "repository")
     image = random_image(tmp_path / "image", 3 * BLOCK + 5)
     with opened(config) as repository:
@@ -57,7 +57,7 @@ def uids(config):
 
 @pytest.mark.parametrize("command", ["du", "stats"])
 @pytest.mark.parametrize("name", REFERENCES)
-def test_machine_output_is_that_of_backy2(name, command, tmp_path, capsysbinary):
+def test_machine_output_is_the_same_as_in_backy2(name, command, tmp_path, capsysbinary):
     reference = Reference(name, tmp_path)
     assert run(["-q", "-c", str(reference.config_file), "ls"]) == 0  # upgrades
     capsysbinary.readouterr()
@@ -66,7 +66,7 @@ def test_machine_output_is_that_of_backy2(name, command, tmp_path, capsysbinary)
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_differences_are_those_of_backy2(name, tmp_path, capsysbinary):
+def test_differences_are_the_same_as_in_backy2(name, tmp_path, capsysbinary):
     reference = Reference(name, tmp_path)
     assert run(["-q", "-c", str(reference.config_file), "ls"]) == 0
     capsysbinary.readouterr()
@@ -80,7 +80,7 @@ def test_differences_are_those_of_backy2(name, tmp_path, capsysbinary):
 
 # In scrubbed-invalid a plain blob is shorter on disk than it should be.
 @pytest.mark.parametrize("name", [name for name in REFERENCES if name != "scrubbed-invalid"])
-def test_stored_is_what_the_blobs_of_a_version_take_on_disk(name, tmp_path, capsys):
+def test_stored_is_the_disk_space_of_the_blobs_of_a_version(name, tmp_path, capsys):
     reference = Reference(name, tmp_path)
     with contextlib.closing(sqlite3.connect(reference.sqlite_file)) as database:
         used = database.execute("SELECT DISTINCT version_uid, uid FROM blocks WHERE uid IS NOT NULL").fetchall()
@@ -95,7 +95,7 @@ def test_stored_is_what_the_blobs_of_a_version_take_on_disk(name, tmp_path, caps
 # du
 
 
-def test_du_of_chosen_versions_counts_all_of_them(call, uids):
+def test_du_counts_all_of_the_chosen_versions(call, uids):
     whole = call("-m", "-s", "du")[1].splitlines()
     assert len(whole) == 3
     assert call("-m", "-s", "du", uids[1])[1].splitlines() == [whole[1]]
@@ -116,7 +116,7 @@ def test_du_shows_chosen_fields(call, uids, config):
     assert 3 * BLOCK < int(lines[1][2]) < objects
 
 
-def test_du_counts_blocks_by_encryption_version_where_it_is_asked_to(call, uids, config):
+def test_du_counts_blocks_by_encryption_version_on_request(call, uids, config):
     with opened(config) as repository, repository.database.write() as connection:
         connection.execute(update(blobs).where(blobs.c.id.in_([1, 2])).values(encryption_version=0))
     columns = ("-f", "Encryption Versions,Real,uid")
@@ -133,7 +133,7 @@ def test_du_counts_blocks_by_encryption_version_where_it_is_asked_to(call, uids,
     assert "Encryption" not in call("du")[1]
 
 
-def test_ls_counts_blocks_by_encryption_version_where_it_is_asked_to(call, uids, config):
+def test_ls_counts_blocks_by_encryption_version_on_request(call, uids, config):
     with opened(config) as repository, repository.database.write() as connection:
         connection.execute(update(blobs).where(blobs.c.id.in_([1, 2])).values(encryption_version=0))
     columns = ("-f", "uid,encryption_versions")
@@ -146,7 +146,7 @@ def test_ls_counts_blocks_by_encryption_version_where_it_is_asked_to(call, uids,
     assert "0:1,2:4" in call("ls", *columns)[1]
 
 
-def test_no_block_map_is_read_for_a_list_of_other_fields(call, uids, monkeypatch):
+def test_listing_other_fields_reads_no_block_map(call, uids, monkeypatch):
     monkeypatch.setattr("backyfs.metadata.maps.usage.unpack", None)
     monkeypatch.setattr("backyfs.metadata.maps.pageloader.unpack", None)
     for form in ((), ("-m",), ("--json",)):
@@ -154,7 +154,7 @@ def test_no_block_map_is_read_for_a_list_of_other_fields(call, uids, monkeypatch
         assert call(*form, "ls", "-f", "uid,size")[0] == 0
 
 
-def test_du_in_json_has_names_without_spaces(call, uids):
+def test_json_field_names_of_du_have_no_spaces(call, uids):
     rows = json.loads(call("--json", "du")[1])
     assert [row["uid"] for row in rows] == uids
     assert list(rows[0]) == [
@@ -195,7 +195,7 @@ def test_du_draws_a_bar_for_each_version(config, encoding):
 # stats
 
 
-def test_stats_of_chosen_fields_newest_first_cut_off(call, uids):
+def test_stats_with_chosen_fields_in_reverse_order_and_with_a_limit(call, uids):
     assert call("-m", "stats", "-f", "uid,name,blocks written,blocks dedup")[1].splitlines() == [
         "uid|name|blocks written|blocks dedup",
         f"{uids[0]}|disk|4|0",
@@ -213,16 +213,16 @@ def test_stats_have_the_field_metadata_of_backy2(call, uids):
     assert "metadata" not in call("stats")[1]
 
 
-def test_fields_are_a_line_of_csv(call, uids):
+def test_the_list_of_fields_is_a_line_of_csv(call, uids):
     assert call("-m", "-s", "stats", "-f", ' uid ,"blocks dedup"', uids[0]) == (0, f"{uids[0]}|0\n", "")
     status, _, err = call("stats", "-f", '"uid')
     assert (status, err) == (1, "backyfs: error: '\"uid' is not a list of fields; give them as a,b\n")
 
 
-def test_stats_in_json_have_names_without_spaces(call, uids):
+def test_json_field_names_of_stats_have_no_spaces(call, uids):
     rows = json.loads(call("--json", "stats", uids[1][:13])[1])
     assert [(row["uid"], row["bytes_sparse"], row["size_bytes"]) for row in rows] == [(uids[1], BLOCK, 5 * BLOCK + 10)]
-    assert 100 < rows[0]["stored"] < BLOCK  # what was new is two blocks of one letter each
+    assert 100 < rows[0]["stored"] < BLOCK  # the new data are two blocks of one letter each
     assert isinstance(rows[0]["duration_s"], float)
 
 
@@ -257,7 +257,7 @@ def test_differences_are_listed_block_by_block(call, uids):
     assert call("diff-meta", uids[1], uids[0])[1].endswith("NEW LEFT  4\nNEW LEFT  5\n")
 
 
-def test_machine_output_ends_where_that_of_backy2_does_and_says_so(call, uids):
+def test_machine_output_stops_where_backy2_does_and_says_so(call, uids):
     assert call("-m", "diff-meta", uids[0], uids[1]) == (
         0,
         "SAME      0\nDIFF      1\nSAME      2\nDIFF      3\n",
@@ -265,7 +265,7 @@ def test_machine_output_ends_where_that_of_backy2_does_and_says_so(call, uids):
     )
 
 
-def test_differences_in_json_are_runs(call, uids):
+def test_differences_in_json_are_ranges(call, uids):
     assert json.loads(call("--json", "diff-meta", uids[1], uids[2])[1]) == [{"first": 0, "count": 6, "state": "same"}]
     assert json.loads(call("--json", "diff-meta", "--map", uids[1], uids[2])[1])[1] == {
         "first": 4, "count": 1, "state": "hole",
@@ -273,7 +273,7 @@ def test_differences_in_json_are_runs(call, uids):
 
 
 @pytest.mark.parametrize(("encoding", "line"), [("utf-8", "░█░█▓▓"), ("ascii", "-#-#++")])
-def test_differences_as_a_map(config, uids, encoding, line):
+def test_differences_can_be_drawn_as_a_map(config, uids, encoding, line):
     done = subprocess.run(
         [BACKYFS, "-c", config, "diff-meta", "--map", uids[0], uids[1]],
         env={"PYTHONIOENCODING": encoding, "PATH": "/usr/bin"},
@@ -291,12 +291,12 @@ def test_differences_as_a_map(config, uids, encoding, line):
 # jobs
 
 
-def test_no_command_runs_but_this_one(call):
+def test_only_this_command_is_running(call):
     assert call("-m", "jobs") == (0, "host|pid|command|started|beat|progress|versions\n", "")
     assert json.loads(call("--json", "jobs")[1]) == []
 
 
-def test_running_commands_are_listed_with_what_they_hold(call, uids, config):
+def test_running_commands_are_listed_with_the_versions_they_use(call, uids, config):
     with opened(config) as repository, Job(repository.database, spec("mount /mnt")) as job:
         with repository.database.read() as connection:
             version = list_versions(connection)[0]
@@ -309,11 +309,11 @@ def test_running_commands_are_listed_with_what_they_hold(call, uids, config):
     assert json.loads(call("--json", "jobs")[1]) == []
 
 
-# What goes wrong
+# Failure
 
 
 @pytest.mark.parametrize("words", [["du"], ["stats"], ["diff-meta", UNKNOWN]])
-def test_a_version_that_is_not_there_is_an_error(call, words):
+def test_an_unknown_version_is_an_error(call, words):
     status, out, err = call(*words, UNKNOWN)
     assert (status, out) == (VersionNotFoundError.exit_status, "")
     assert err == f"backyfs: error: no version has a uid that begins with {UNKNOWN}; `backyfs ls` lists the versions\n"
@@ -352,18 +352,18 @@ def test_an_interrupt_ends_a_command_without_a_traceback(call, uids, monkeypatch
 
 
 @pytest.mark.parametrize("command", ["du", "stats", "jobs"])
-def test_a_field_that_is_not_there_is_named(call, command):
+def test_an_unknown_field_is_reported(call, command):
     status, _, err = call(command, "-f", "nothing")
     assert status == UsageError.exit_status
     assert "there is no field 'nothing'; the fields are " in err
 
 
-def test_a_limit_is_no_negative_number(call):
+def test_a_limit_must_not_be_negative(call):
     assert call("stats", "-l", "-1")[0] == UsageError.exit_status
 
 
 @pytest.mark.parametrize("words", [["du"], ["stats"], ["jobs"], ["du", "--plot"], ["stats", "--plot"]])
-def test_a_reader_who_has_had_enough_is_no_error(config, words):
+def test_a_reader_that_stops_early_is_not_an_error(config, words):
     read_end = subprocess.Popen(
         [BACKYFS, "-c", config, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"PATH": "/usr/bin"}
     )
@@ -377,8 +377,8 @@ def test_a_reader_who_has_had_enough_is_no_error(config, words):
     read_end.wait()
 
 
-def test_each_version_has_its_share_of_a_block_that_ten_have(config, call, tmp_path):
-    image = random_image(tmp_path / "other", 2 * BLOCK)  # begins as the first image does
+def test_ten_versions_that_share_a_block_each_have_a_tenth_of_it(config, call, tmp_path):
+    image = random_image(tmp_path / "other", 2 * BLOCK)  # begins like the first image
     with opened(config) as repository:
         for _ in range(7):
             back_up(repository, image, name="again")

@@ -1,4 +1,4 @@
-"""restore with each of its options and to each kind of target, as an operator calls it."""
+"""`backyfs restore` with each of its options and to each kind of target, as operators call it."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def out(tmp_path):
 
 @pytest.fixture
 def old(out):
-    """Make a target that exists and is larger than the image."""
+    """Make an existing target that is larger than the image."""
     out.write_bytes(OLD)
     return out
 
 
 @pytest.fixture
 def without_fingerprints(repository, version):
-    """Make the blobs as those of backy2 are before a scrub has read them."""
+    """Make the blobs look like those of backy2 before a scrub has read them."""
     with repository.database.write() as connection:
         connection.execute(update(blobs).values(fingerprint=None))
     return version
@@ -87,7 +87,7 @@ def installed(config, *words, **options):
 # --force, --sparse
 
 
-def test_a_target_that_exists_is_left_as_it_was_without_force(call, version, old):
+def test_without_force_an_existing_target_is_left_unchanged(call, version, old):
     status, _, err = call("restore", version.uid, old)
     assert status == TargetError.exit_status == 8
     assert err == f"backyfs: error: {old} already exists; name another target, or add --force to overwrite it\n"
@@ -95,7 +95,7 @@ def test_a_target_that_exists_is_left_as_it_was_without_force(call, version, old
 
 
 @pytest.mark.parametrize("words", [["--force"], ["-f"], ["-f", "-s"], ["-f", "--verify"]])
-def test_nothing_of_a_file_is_left_that_is_replaced(call, version, old, words):
+def test_a_replaced_file_keeps_none_of_its_old_content(call, version, old, words):
     assert call("restore", *words, version.uid, old)[0] == 0
     assert old.read_bytes() == CONTENT
 
@@ -109,7 +109,7 @@ def test_a_new_file_has_holes_with_and_without_sparse(call, version, out, words)
 
 @pytest.mark.parametrize(("words", "hole"), [([], bytes(8 * BLOCK)), (["-s"], OLD[8 * BLOCK : 16 * BLOCK])])
 @pytest.mark.parametrize("mode", [["-f"], ["--differential"], ["-c", "0"], ["-f", "--verify"]])
-def test_a_device_keeps_what_it_has_in_holes_only_with_sparse(call, version, old, words, hole, mode):
+def test_a_device_keeps_old_data_in_holes_only_with_sparse(call, version, old, words, hole, mode):
     with loop_device(old) as device:
         assert call("restore", *words, *mode, version.uid, device)[0] == 0
         content = Path(device).read_bytes()
@@ -117,7 +117,7 @@ def test_a_device_keeps_what_it_has_in_holes_only_with_sparse(call, version, old
 
 
 @pytest.mark.parametrize("options", [None, RestoreOptions(), RestoreOptions(verify=True), RestoreOptions(offset=0)])
-def test_replace_and_options_go_together(repository, version, old, options):
+def test_replace_works_together_with_options(repository, version, old, options):
     restore(repository, version, str(old), replace=True, options=options)
     assert old.read_bytes()[:SIZE] == CONTENT
 
@@ -146,7 +146,7 @@ def test_a_device_that_is_mounted_is_refused(call, version, tmp_path):
 
 @pytest.mark.parametrize("mode", ["-f", "--differential", "--continue-from=0"])
 @pytest.mark.parametrize("name", ["backyfs.sqlite", "backyfs.sqlite-wal", "backyfs.key", "backyfs.cfg", "data/x"])
-def test_what_belongs_to_the_repository_is_no_target(call, config, repository, version, mode, name):
+def test_files_of_the_repository_are_refused_as_targets(call, config, repository, version, mode, name):
     path = config.parent / name
     before = path.read_bytes() if path.exists() else None
     status, _, err = call("restore", mode, version.uid, path)
@@ -161,7 +161,7 @@ def test_what_belongs_to_the_repository_is_no_target(call, config, repository, v
 
 
 @pytest.mark.parametrize("block", [0, 1, 7, 8, 12, 16, 20])
-def test_what_is_before_the_block_stays_and_the_rest_is_written(call, version, old, block):
+def test_data_before_the_block_are_kept_and_the_rest_is_written(call, version, old, block):
     status, out, _ = call("--json", "restore", "--continue-from", block, version.uid, old)
     assert status == 0
     assert old.read_bytes() == OLD[: block * BLOCK] + CONTENT[block * BLOCK :]
@@ -175,7 +175,7 @@ def test_from_block_0_the_target_can_be_new_as_in_backy2(call, version, out, opt
     assert out.read_bytes() == CONTENT
 
 
-def test_from_another_block_the_target_has_to_exist(call, version, out):
+def test_from_another_block_the_target_must_exist(call, version, out):
     status, _, err = call("restore", "-c", 1, version.uid, out)
     assert (status, err) == (
         8, f"backyfs: error: {out} does not exist; name the target of an earlier restore\n"
@@ -183,13 +183,13 @@ def test_from_another_block_the_target_has_to_exist(call, version, out):
     assert not out.exists()
 
 
-def test_a_file_that_ends_where_it_is_continued_gets_the_rest(call, version, out):
+def test_a_file_that_ends_at_the_block_gets_the_rest(call, version, out):
     out.write_bytes(CONTENT[: 3 * BLOCK])
     assert call("restore", "-c", 3, "--verify", version.uid, out)[0] == 0
     assert out.read_bytes() == CONTENT
 
 
-def test_what_is_before_the_block_is_verified_as_well(call, version, old):
+def test_data_before_the_block_are_verified_too(call, version, old):
     status, _, err = call("restore", "-c", 2, "--verify", version.uid, old)
     assert status == 20
     assert "backyfs: bytes 0 to 8192 differ: the target has other bytes than were written to it\n" in err
@@ -209,7 +209,7 @@ def test_what_is_before_the_block_is_verified_as_well(call, version, old):
         (["rbd://pool/x"], 8, "rbd://pool/x: targets of kind rbd:// are not known; give a path, file://PATH, null://"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_nothing_is_changed(call, version, tmp_path, words, status, message):
+def test_an_unsuitable_target_is_refused_and_not_changed(call, version, tmp_path, words, status, message):
     names = {"out": tmp_path / "none", "old": tmp_path / "old", "short": tmp_path / "short", "uid": version.uid}
     names["old"].write_bytes(OLD)
     names["short"].write_bytes(OLD[: 5 * BLOCK])
@@ -221,7 +221,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_changed(call, version, tmp_
     assert not names["out"].exists()
 
 
-def test_a_negative_block_is_a_mistake_of_the_call(call, version, old):
+def test_a_negative_block_is_a_usage_error(call, version, old):
     assert call("restore", "-c", "-1", version.uid, old)[0] == UsageError.exit_status == 1
 
 
@@ -232,7 +232,9 @@ def _stop_after(calls):
 
 @pytest.mark.parametrize("calls", [0, 1, 5, 8])
 @pytest.mark.parametrize("differential", [False, True])
-def test_an_interrupted_restore_goes_on_from_the_block_it_names(repository, tmp_path, out, calls, differential):
+def test_an_interrupted_restore_can_be_continued_from_the_block_it_names(
+    repository, tmp_path, out, calls, differential
+):
     image = random_image(tmp_path / "large", 10 * MIB + 5)
     version = back_up(repository, image).version
     out.write_bytes(bytes(10 * MIB + 5))
@@ -252,7 +254,7 @@ def test_an_interrupted_restore_goes_on_from_the_block_it_names(repository, tmp_
     assert out.read_bytes() == image.read_bytes()
 
 
-def test_a_full_file_system_is_told_with_the_block_to_continue_from(call, version, tmp_path):
+def test_a_full_file_system_is_reported_with_the_block_to_continue_from(call, version, tmp_path):
     place = tmp_path / "place"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", place], check=True)
@@ -299,7 +301,7 @@ def _noting(notes, method):
 
 
 @pytest.mark.parametrize("size", [0, 5, 12 * BLOCK, SIZE - 1, SIZE, SIZE + 1, 30 * BLOCK])
-def test_a_target_of_any_size_gets_the_right_one(call, version, out, size):
+def test_a_target_of_any_size_gets_the_size_of_the_image(call, version, out, size):
     out.write_bytes((CONTENT + OLD)[:size])
     status, text, _ = call("restore", "--differential", "--verify", version.uid, out)
     assert status == 0
@@ -307,27 +309,27 @@ def test_a_target_of_any_size_gets_the_right_one(call, version, out, size):
     assert "verified: the target matches" in text
 
 
-def test_the_summary_tells_what_was_there_already(call, version, out):
+def test_the_summary_reports_data_that_were_already_there(call, version, out):
     out.write_bytes(CONTENT)
     _, text, _ = call("restore", "--differential", version.uid, out)
     assert text.splitlines()[1:] == ["written 0 B, already there 80.5 KiB"]
 
 
-def test_blocks_without_a_fingerprint_are_compared_with_those_of_the_storage(call, without_fingerprints, out):
+def test_blocks_without_a_fingerprint_are_compared_with_the_storage(call, without_fingerprints, out):
     out.write_bytes(replaced(CONTENT, BLOCK + 7, b"other"))
     status, text, _ = call("--json", "restore", "--differential", without_fingerprints.uid, out)
     assert (status, json.loads(text)["bytes_written"]) == (0, BLOCK)
     assert out.read_bytes() == CONTENT
 
 
-def test_a_damaged_block_that_the_target_has_already_is_no_loss(call, repository, version, out):
+def test_a_damaged_block_already_on_the_target_is_not_a_loss(call, repository, version, out):
     out.write_bytes(replaced(CONTENT, BLOCK, b"other"))
     damage(repository, version, 0)
     assert call("restore", "--differential", version.uid, out)[0] == 0
     assert out.read_bytes() == CONTENT
 
 
-def test_a_damaged_block_that_differs_stays_and_is_told(call, repository, version, out):
+def test_a_damaged_block_that_differs_on_the_target_is_kept_and_reported(call, repository, version, out):
     there = replaced(replaced(CONTENT, BLOCK, b"other"), 2 * BLOCK, b"another")
     out.write_bytes(there)
     damage(repository, version, 1)
@@ -342,7 +344,7 @@ def test_a_damaged_block_that_differs_stays_and_is_told(call, repository, versio
 
 
 def _spoiling(offset, piece):
-    """Make a `finish` after which the disk has something else there."""
+    """Return a `finish` after which the disk has other data at an offset."""
     finish = FileTarget.finish
 
     def spoil(self):
@@ -363,7 +365,9 @@ def _spoiling(offset, piece):
     ],
     ids=["block", "two blocks", "hole", "end"],
 )
-def test_what_reads_back_otherwise_is_told_with_its_range(call, version, out, monkeypatch, offset, piece, start, stop):
+def test_data_that_read_back_differently_are_reported_with_their_range(
+    call, version, out, monkeypatch, offset, piece, start, stop
+):
     monkeypatch.setattr(FileTarget, "finish", _spoiling(offset, piece))
     status, text, err = call("--json", "restore", "--verify", version.uid, out)
     assert status == 20
@@ -383,7 +387,7 @@ def test_without_verify_nothing_is_read_back(call, version, out, monkeypatch):
     assert (status, json.loads(text)["verified"]) == (0, False)
 
 
-def test_blocks_without_a_fingerprint_are_verified_with_those_of_the_storage(
+def test_blocks_without_a_fingerprint_are_verified_against_the_storage(
     call, without_fingerprints, out, monkeypatch
 ):
     uid = without_fingerprints.uid
@@ -393,7 +397,7 @@ def test_blocks_without_a_fingerprint_are_verified_with_those_of_the_storage(
     assert (status, [found["start"] for found in json.loads(text)["differing"]]) == (20, [BLOCK])
 
 
-def test_what_is_read_back_comes_from_the_disk(repository, version, out, monkeypatch):
+def test_verify_reads_from_the_disk(repository, version, out, monkeypatch):
     calls: list[object] = []
 
     def is_zeros(*_):
@@ -408,7 +412,7 @@ def test_what_is_read_back_comes_from_the_disk(repository, version, out, monkeyp
     assert "fsync" in calls[: calls.index((0, 0, os.POSIX_FADV_DONTNEED))]
 
 
-def test_an_interruption_while_it_verifies_says_that_everything_is_written(repository, version, out, monkeypatch):
+def test_an_interruption_during_verify_says_that_everything_is_written(repository, version, out, monkeypatch):
     came = []
     drop_cache = FileTarget.drop_cache
 
@@ -431,23 +435,23 @@ PARTS = [
     (5, BLOCK),
     (BLOCK, 3 * BLOCK),
     (7 * BLOCK + 100, 2 * BLOCK),  # into the hole
-    (9 * BLOCK, BLOCK + 7),        # within it
-    (15 * BLOCK + 1, BLOCK),       # out of it
-    (20 * BLOCK + 11, 400),        # of the last block, which is short
+    (9 * BLOCK, BLOCK + 7),        # within the hole
+    (15 * BLOCK + 1, BLOCK),       # out of the hole
+    (20 * BLOCK + 11, 400),        # part of the last block, which is short
     (0, SIZE),
 ]
 parts = pytest.mark.parametrize(("offset", "length"), PARTS)
 
 
 @parts
-def test_stdout_gets_a_part_and_nothing_else(config, version, offset, length):
+def test_stdout_gets_the_part_and_nothing_else(config, version, offset, length):
     done = installed(config, "restore", "--offset", offset, "--length", length, version.uid, "-")
     assert (done.returncode, done.stdout) == (0, CONTENT[offset : offset + length])
 
 
 @parts
 @pytest.mark.parametrize("words", [[], ["--verify"]])
-def test_a_new_file_is_as_large_as_the_image_and_has_the_part_in_its_place(call, version, out, offset, length, words):
+def test_a_new_file_has_the_size_of_the_image_and_the_part_at_its_offset(call, version, out, offset, length, words):
     assert call("restore", *words, "--offset", offset, "--length", length, version.uid, out)[0] == 0
     assert out.read_bytes() == replaced(bytes(SIZE), offset, CONTENT[offset : offset + length])
 
@@ -455,7 +459,7 @@ def test_a_new_file_is_as_large_as_the_image_and_has_the_part_in_its_place(call,
 @parts
 @pytest.mark.parametrize("words", [["-f", "--verify"], ["--differential"]])
 @pytest.mark.parametrize("there", [OLD, OLD[: 5 * BLOCK]], ids=["longer", "shorter"])
-def test_all_else_of_a_file_stays(call, version, out, offset, length, words, there):
+def test_the_rest_of_a_file_is_kept(call, version, out, offset, length, words, there):
     out.write_bytes(there)
     assert call("restore", *words, "--offset", offset, "--length", length, version.uid, out)[0] == 0
     expected = there + bytes(max(0, SIZE - len(there)))
@@ -464,7 +468,9 @@ def test_all_else_of_a_file_stays(call, version, out, offset, length, words, the
 
 @pytest.mark.parametrize(("words", "hole"), [([], bytes(2 * BLOCK)), (["-s"], OLD[8 * BLOCK : 10 * BLOCK])])
 @pytest.mark.parametrize("mode", ["-f", "--differential"])
-def test_all_else_of_a_device_stays_and_it_need_not_have_room_for_the_image(call, version, out, words, hole, mode):
+def test_the_rest_of_a_device_is_kept_and_the_device_may_be_smaller_than_the_image(
+    call, version, out, words, hole, mode
+):
     out.write_bytes(OLD[: 12 * BLOCK])
     part = ["--offset", 6 * BLOCK + 512, "--length", 3 * BLOCK + 1024]
     with loop_device(out) as device:
@@ -474,7 +480,7 @@ def test_all_else_of_a_device_stays_and_it_need_not_have_room_for_the_image(call
     assert content == replaced(OLD[: 12 * BLOCK], 6 * BLOCK + 512, expected)
 
 
-def test_a_device_in_which_the_part_does_not_fit_is_refused(call, version, out):
+def test_a_device_too_small_for_the_part_is_refused(call, version, out):
     out.write_bytes(OLD[: 12 * BLOCK])
     with loop_device(out) as device:
         status, _, err = call("restore", "-f", "--offset", BLOCK, "--length", 12 * BLOCK, version.uid, device)
@@ -485,14 +491,14 @@ def test_a_device_in_which_the_part_does_not_fit_is_refused(call, version, out):
 @pytest.mark.parametrize(
     ("words", "start", "stop"), [(["--offset", "4K"], BLOCK, SIZE), (["--length", "8KiB"], 0, 2 * BLOCK)]
 )
-def test_one_bound_alone_is_from_the_beginning_or_to_the_end(call, version, out, words, start, stop):
+def test_a_single_bound_means_from_the_beginning_or_to_the_end(call, version, out, words, start, stop):
     status, text, _ = call("--json", "restore", *words, version.uid, out)
     report = json.loads(text)
     assert (status, report["start"], report["stop"], report["size_bytes"]) == (0, start, stop, SIZE)
     assert out.read_bytes() == replaced(bytes(SIZE), start, CONTENT[start:stop])
 
 
-def test_the_summary_tells_the_part(call, version, out):
+def test_the_summary_names_the_part(call, version, out):
     _, text, _ = call("restore", "--offset", 10, "--length", 2048, version.uid, out)
     assert text.startswith(f"bytes 10 to 2058 of version {version.uid} restored to {out}: 2.0 KiB in ")
 
@@ -507,18 +513,18 @@ def test_the_summary_tells_the_part(call, version, out):
         (["--length", "1Q"], "Invalid value for '--length': '1Q' is not a size; give bytes, or a number with K, M,"),
     ],
 )  # fmt: skip
-def test_a_part_that_the_image_does_not_have_is_refused(call, version, old, words, message):
+def test_a_part_outside_the_image_is_refused(call, version, old, words, message):
     status, _, err = call("restore", "-f", *words, version.uid, old)
     assert (status, err.startswith(f"backyfs: error: {message.format(uid=version.uid)}")) == (1, True), err
     assert old.read_bytes() == OLD
 
 
-def test_a_part_does_not_overwrite_what_is_there_unasked(call, version, old):
+def test_a_part_does_not_overwrite_an_existing_file_without_force(call, version, old):
     assert call("restore", "--offset", 0, version.uid, old)[0] == 8
     assert old.read_bytes() == OLD
 
 
-def test_only_what_is_damaged_in_the_part_is_told(call, repository, version, out):
+def test_only_damage_in_the_part_is_reported(call, repository, version, out):
     for index in (1, 3, 17):
         damage(repository, version, index)
     assert call("restore", "--offset", 4 * BLOCK, "--length", 12 * BLOCK, version.uid, out)[0] == 0
@@ -531,7 +537,7 @@ def test_only_what_is_damaged_in_the_part_is_told(call, repository, version, out
     assert out.read_bytes() == replaced(expected, 4 * BLOCK, CONTENT[4 * BLOCK : 16 * BLOCK])
 
 
-def test_what_reads_back_otherwise_in_a_part_is_told(call, version, out, monkeypatch):
+def test_data_of_a_part_that_read_back_differently_are_reported(call, version, out, monkeypatch):
     monkeypatch.setattr(FileTarget, "finish", _spoiling(BLOCK + 5, b"x"))
     status, text, _ = call("--json", "restore", "--verify", "--offset", 9, "--length", BLOCK, version.uid, out)
     assert status == 20
@@ -541,7 +547,7 @@ def test_what_reads_back_otherwise_in_a_part_is_told(call, version, out, monkeyp
 
 
 @pytest.mark.parametrize("calls", [0, 1, 3])
-def test_an_interrupted_part_says_what_is_left(repository, tmp_path, out, calls):
+def test_an_interrupted_restore_of_a_part_says_what_is_left(repository, tmp_path, out, calls):
     image = random_image(tmp_path / "large", 10 * MIB + 5)
     version = back_up(repository, image).version
     options = RestoreOptions(offset=MIB + 100, length=7 * MIB)
@@ -559,10 +565,10 @@ def test_an_interrupted_part_says_what_is_left(repository, tmp_path, out, calls)
     assert out.read_bytes() == expected
 
 
-# Versions that are not whole
+# Damaged versions
 
 
-def test_an_invalid_version_is_told_at_once_and_restored_as_far_as_it_can_be(call, repository, version, out):
+def test_an_invalid_version_is_reported_first_and_restored_as_well_as_possible(call, repository, version, out):
     damage(repository, version, 2)
     with repository.database.write() as connection:
         connection.execute(update(versions).values(status=VersionStatus.INVALID.value))
@@ -594,12 +600,12 @@ def test_stdout_gets_the_image_and_nothing_else(config, version, words):
 
 
 @pytest.mark.parametrize("option", ["--json", "-m"])
-def test_stdout_gets_no_report_either(config, version, option):
+def test_the_report_does_not_go_to_stdout(config, version, option):
     done = installed(config, option, "restore", version.uid, "-")
     assert (done.returncode, done.stdout, done.stderr) == (0, CONTENT, b"")
 
 
-def test_a_large_image_comes_to_stdout_in_order_and_with_bounded_memory(config, repository, tmp_path):
+def test_a_large_image_goes_to_stdout_in_order_and_with_bounded_memory(config, repository, tmp_path):
     pieces = {position: random_bytes(MIB, position) for position in range(0, 256 * MIB, 16 * MIB)}
     image = sparse_image(tmp_path / "large", 256 * MIB + 3, pieces)
     version = back_up(repository, image).version
@@ -615,7 +621,7 @@ def test_a_damaged_block_is_zeros_on_stdout(config, repository, version):
     assert b"bytes 4096 to 8192 not restored: blob " in done.stderr
 
 
-def test_a_reader_who_has_had_enough_is_no_failure(config, repository, tmp_path):
+def test_a_reader_that_stops_early_is_not_a_failure(config, repository, tmp_path):
     version = back_up(repository, random_image(tmp_path / "large", 20 * MIB)).version
     shell = f'"{BACKYFS}" -c "{config}" restore {version.uid} - | head -c 5; exit "${{PIPESTATUS[0]}}"'
     done = subprocess.run(["bash", "-c", shell], capture_output=True, timeout=60, check=False)
@@ -623,7 +629,7 @@ def test_a_reader_who_has_had_enough_is_no_failure(config, repository, tmp_path)
     assert count_jobs(repository) == 0
 
 
-def test_a_terminal_gets_no_image(config, version):
+def test_an_image_is_not_written_to_a_terminal(config, version):
     main, terminal = pty.openpty()
     try:
         done = subprocess.run(
@@ -641,11 +647,11 @@ def test_a_terminal_gets_no_image(config, version):
 
 
 def waiting_bytes(pipe):
-    """Return how many bytes nobody has read yet."""
+    """Return the number of unread bytes."""
     return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
 
 
-def test_a_reader_who_reads_nothing_does_not_keep_it_from_ending(config, repository, tmp_path):
+def test_a_reader_that_reads_nothing_does_not_keep_a_restore_from_ending(config, repository, tmp_path):
     version = back_up(repository, random_image(tmp_path / "large", 20 * MIB)).version
     with subprocess.Popen(
         [BACKYFS, "-c", config, "restore", version.uid, "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -660,7 +666,7 @@ def test_a_reader_who_reads_nothing_does_not_keep_it_from_ending(config, reposit
         assert b"interrupted" in process.stderr.read()
 
 
-def test_nowhere_is_written_to_for_measuring(call, repository, version):
+def test_a_null_target_can_be_used_for_measuring(call, repository, version):
     status, text, _ = call("--json", "restore", version.uid, "null://")
     report = json.loads(text)
     assert (status, report["target"], report["bytes_written"]) == (0, "null://", SIZE - 8 * BLOCK)
@@ -669,7 +675,7 @@ def test_nowhere_is_written_to_for_measuring(call, repository, version):
 
 
 @pytest.mark.parametrize("section", ["io_file", "io_null"])
-def test_a_restore_that_may_write_once_at_a_time_is_whole(call, config, version, old, section):
+def test_a_restore_limited_to_one_write_at_a_time_is_complete(call, config, version, old, section):
     config.write_text(config.read_text() + f"[{section}]\nsimultaneous_writes: 1\n")
     assert call("restore", version.uid, "null://")[0] == 0
     for words in (["-f"], ["--differential"], ["-c", 0]):
@@ -683,7 +689,7 @@ def test_a_restore_that_may_write_once_at_a_time_is_whole(call, config, version,
 
 @pytest.fixture
 def slow(config, repository, tmp_path):
-    """Make a version whose restore takes eight seconds, and the function to start it with."""
+    """Make a version whose restore takes eight seconds; return a function that starts the restore."""
     image = random_image(tmp_path / "large", 8 * MIB)
     version = back_up(repository, image).version
     processes = []
@@ -704,7 +710,7 @@ def slow(config, repository, tmp_path):
         process.communicate()
 
 
-def test_a_signal_ends_it_with_the_block_to_continue_from(call, config, slow, out):
+def test_a_signal_ends_a_restore_with_the_block_to_continue_from(call, config, slow, out):
     version, image, start = slow
     process = start(out)
     row = json.loads(call("--json", "jobs")[1])[0]
@@ -723,7 +729,7 @@ def test_a_signal_ends_it_with_the_block_to_continue_from(call, config, slow, ou
     assert out.read_bytes() == image.read_bytes()
 
 
-def test_a_kill_leaves_a_target_to_complete_and_the_repository_as_it_was(call, config, repository, slow, out):
+def test_a_killed_restore_can_be_completed_and_leaves_the_repository_unchanged(call, config, repository, slow, out):
     version, image, start = slow
     before = call("--json", "ls")[1]
     process = start(out)

@@ -44,7 +44,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def daily(config, tmp_path):
-    """Make a version of each of the last five days, the newest of now; return their uids, the oldest first."""
+    """Make a version for each of the last five days, the newest dated now; return their uids, oldest first."""
     image = random_image(tmp_path / "image", BLOCK)
     uids = []
     with opened(config) as repository:
@@ -65,7 +65,7 @@ def left(config):
             return [version.uid for version in list_versions(connection)]
 
 
-def test_a_name_without_backups_is_due_since_1970(call):
+def test_a_name_without_backups_has_been_due_since_1970(call):
     status, out, err = call("-m", "due", "disk", "-s", "daily,hourly")
     assert (status, err) == (0, "")
     header, line = out.splitlines()
@@ -73,12 +73,12 @@ def test_a_name_without_backups_is_due_since_1970(call):
     assert re.fullmatch(rf"disk\|daily,hourly\|{DATE}\|1970-01-01 00:00:00", line)
 
 
-def test_nothing_is_due_of_what_was_just_backed_up(call, daily):
+def test_nothing_is_due_right_after_a_backup(call, daily):
     assert call("-m", "-s", "due") == (0, "", "")
     assert call("-m", "-s", "due", "--check") == (0, "", "")
 
 
-def test_monitoring_is_told_by_the_status(call):
+def test_the_status_is_enough_for_monitoring(call):
     assert call("due", "disk", "--check")[0] == 2
     assert call("sla", "disk", "--check")[0] == 2
     assert call("sla", "disk")[0] == 0
@@ -95,7 +95,7 @@ def test_breaches_are_the_sentences_of_backy2(call, daily):
     assert out.splitlines() == ["name|breach", "disk|hourly: Too few backups. Found 0, should be 2."]
 
 
-def test_a_scheduler_that_is_not_configured_is_named_with_those_that_are(call):
+def test_an_unknown_scheduler_is_reported_with_the_configured_ones(call):
     for command in ("due", "sla", "forget"):
         status, _, err = call(command, "-s", "daily,yearly")
         assert (status, err) == (
@@ -105,14 +105,14 @@ def test_a_scheduler_that_is_not_configured_is_named_with_those_that_are(call):
         )
 
 
-def test_without_any_scheduler_it_is_said_what_to_write(call, config):
+def test_without_any_scheduler_the_error_says_what_to_configure(call, config):
     config.write_text(config.read_text().replace(SCHEDULERS, ""))
     status, _, err = call("due")
     assert status == 1
     assert "no scheduler daily, weekly or monthly is configured; write a section [daily] with interval" in err
 
 
-def test_a_dry_run_shows_what_would_go_and_removes_nothing(call, config, daily):
+def test_a_dry_run_lists_the_versions_to_remove_and_removes_nothing(call, config, daily):
     status, out, err = call("-m", "-s", "forget", "--dry-run", "--fields", "uid,action,reason")
     assert (status, err) == (0, "")
     assert out.splitlines() == [
@@ -125,7 +125,7 @@ def test_a_dry_run_shows_what_would_go_and_removes_nothing(call, config, daily):
     assert left(config) == daily
 
 
-def test_forgetting_removes_what_no_schedule_needs(call, config, daily):
+def test_forget_removes_versions_that_no_schedule_needs(call, config, daily):
     status, out, err = call("forget")
     assert (status, err) == (0, "")
     assert out.splitlines()[-1] == "2 removed, 3 kept"
@@ -134,21 +134,21 @@ def test_forgetting_removes_what_no_schedule_needs(call, config, daily):
 
 
 @pytest.mark.parametrize("words", [["-s", "daily"], ["--schedulers", "hourly, daily", "disk"]])
-def test_forgetting_by_schedulers_that_are_named_removes_what_they_do_not_need(call, config, daily, words):
+def test_forget_with_schedulers_removes_versions_that_they_do_not_need(call, config, daily, words):
     assert call("forget", "-n", *words)[::2] == (0, "")
     assert left(config) == daily
     assert call("forget", *words)[::2] == (0, "")
     assert left(config) == daily[2:]
 
 
-def test_a_scheduler_that_is_switched_off_and_named_keeps_none_but_the_newest(call, config, daily):
+def test_naming_a_disabled_scheduler_keeps_only_the_newest(call, config, daily):
     config.write_text(config.read_text().replace("keep: 3", "keep: 0"))
     assert call("forget")[1].splitlines()[-1] == "0 removed, 5 kept"
     assert call("forget", "-s", "daily")[1].splitlines()[-1] == "4 removed, 1 kept"
     assert left(config) == daily[4:]
 
 
-def test_schedulers_that_are_no_list_are_refused(call):
+def test_an_invalid_list_of_schedulers_is_refused(call):
     for command in ("due", "sla", "forget"):
         status, _, err = call(command, "-s", 'daily,"hourly')
         assert (status, err) == (
@@ -156,7 +156,7 @@ def test_schedulers_that_are_no_list_are_refused(call):
         )  # fmt: skip
 
 
-def test_what_is_protected_in_use_or_tagged_by_others_stays(call, config, daily):
+def test_versions_protected_in_use_or_tagged_by_others_are_kept(call, config, daily):
     call("protect", daily[0])
     call("add-tag", daily[1], "hourly")
     assert call("forget")[0] == 0
@@ -181,7 +181,7 @@ def test_young_versions_need_force(call, config, daily):
     assert left(config) == daily[2:]
 
 
-def test_an_empty_name_asks_for_all_and_forgets_nothing(call, config, daily):
+def test_an_empty_name_means_all_for_reports_but_nothing_for_forget(call, config, daily):
     out = call("-m", "-s", "due", "", "-s", "hourly", "-f", "name,schedulers")[1]
     assert out == "disk|hourly\n"
     assert call("-m", "-s", "sla", "", "-s", "hourly")[1] == "disk|hourly: Too few backups. Found 0, should be 2.\n"
@@ -189,8 +189,8 @@ def test_an_empty_name_asks_for_all_and_forgets_nothing(call, config, daily):
     assert left(config) == daily
 
 
-def test_a_version_stays_in_whose_place_none_is_left_meanwhile(config, daily):
-    def others_go(forgotten):
+def test_a_version_is_kept_if_its_replacement_disappears_while_forget_runs(config, daily):
+    def others_disappear(forgotten):
         with repository.database.write() as connection:
             newest = [version for version in list_versions(connection) if version.uid in daily[2:]]
             for version in newest:
@@ -198,14 +198,14 @@ def test_a_version_stays_in_whose_place_none_is_left_meanwhile(config, daily):
 
     with opened(config) as repository:
         [scheduler] = [scheduler for scheduler in repository.config.schedulers if scheduler.name == "daily"]
-        results = forget(repository, [scheduler], now=datetime.now(UTC), announce=others_go)
+        results = forget(repository, [scheduler], now=datetime.now(UTC), announce=others_disappear)
     assert [each.outcome for each in results[:2]] == [ForgetOutcome.REMOVED, ForgetOutcome.REFUSED]
     assert results[1].refusal is not None
     assert results[1].refusal.fact == "changed in the meantime and no longer qualifies for removal"
     assert left(config) == [daily[1]]
 
 
-def test_an_interrupt_tells_what_is_gone_already(call, config, daily, monkeypatch):
+def test_an_interrupted_forget_lists_what_it_has_removed(call, config, daily, monkeypatch):
     def interrupted_after_one(repository, versions, **options):
         remove_versions(repository, versions[:1], **options)
         raise InterruptedByUser("interrupted")
@@ -216,6 +216,6 @@ def test_an_interrupt_tells_what_is_gone_already(call, config, daily, monkeypatc
     assert left(config) == daily[1:]
 
 
-def test_a_name_alone_is_looked_at(call, config, daily):
+def test_a_name_restricts_forget_to_its_versions(call, config, daily):
     assert call("-m", "-s", "forget", "other") == (0, "", "")
     assert left(config) == daily

@@ -1,4 +1,4 @@
-"""scrub as people and scripts call it, on repositories of ours and of backy2."""
+"""scrub as people and scripts call it, on our repositories and those of backy2."""
 
 from __future__ import annotations
 
@@ -39,21 +39,23 @@ def version(config, image):
 
 @pytest.fixture
 def damaged(config, version):
-    """Damage the last block, and return its blob."""
+    """Damage the last block; return its blob."""
     with opened(config) as repository:
         blob = blob_of(repository, version, 3)
         flip_a_byte(file_of(repository, blob))
         return blob
 
 
-def test_a_whole_version_is_told_in_a_line(call, version):
+def test_a_sound_version_is_reported_in_one_line(call, version):
     status, out, err = call("scrub", version.uid)
     assert (status, err) == (0, "")
     assert out.startswith("4 blobs checked, 12.0 KiB in ")
     assert out.endswith(": none damaged\n")
 
 
-def test_a_block_that_all_versions_share_is_named_with_how_to_get_the_rest(call, config, image, damaged, tmp_path):
+def test_a_damaged_block_shared_by_all_versions_is_reported_with_how_to_get_the_rest(
+    call, config, image, damaged, tmp_path
+):
     with opened(config) as repository:
         newest = back_up(repository, image).version
     assert call("scrub", newest.uid)[0] == 20
@@ -66,7 +68,7 @@ def test_a_block_that_all_versions_share_is_named_with_how_to_get_the_rest(call,
 
 
 @pytest.mark.parametrize("words", [["--all"], ["disk@latest"], ["disk@latest", "-s", "OTHER"]])
-def test_none_of_the_blocks_is_a_sample_too_as_in_backy2(call, version, damaged, words, tmp_path):
+def test_a_sample_may_be_empty_as_in_backy2(call, version, damaged, words, tmp_path):
     other = random_image(tmp_path / "other", 3 * BLOCK + 5, seed=1)
     status, out, err = call("scrub", "-p", 0, *(str(other) if word == "OTHER" else word for word in words))
     assert (status, err) == (0, "")
@@ -75,11 +77,11 @@ def test_none_of_the_blocks_is_a_sample_too_as_in_backy2(call, version, damaged,
 
 
 @pytest.mark.parametrize("words", [["-m", "scrub"], ["-m", "-s", "scrub"]])
-def test_machine_output_is_nothing_where_all_is_well(call, version, words):
+def test_machine_output_is_empty_if_nothing_is_damaged(call, version, words):
     assert call(*words, version.uid) == (0, "", "")
 
 
-def test_damage_is_told_with_its_range_and_its_status(call, version, damaged):
+def test_damage_is_reported_with_its_range_and_status(call, version, damaged):
     status, out, err = call("scrub", "--all")
     assert status == IntegrityError.exit_status == 20
     assert f"version {version.uid}: bytes 12288 to 12293: blob {damaged.uid} fails authentication" in err
@@ -87,13 +89,13 @@ def test_damage_is_told_with_its_range_and_its_status(call, version, damaged):
     assert out.splitlines()[1:] == [f"version {version.uid} is invalid now"]
     assert f"|{version.uid}|0|" in call("-m", "ls")[1]
     status, out, err = call("-m", "scrub", "disk@latest")
-    assert (status, out) == (VersionNotFoundError.exit_status, "")  # it is not valid
+    assert (status, out) == (VersionNotFoundError.exit_status, "")  # the version is not valid
     status, out, err = call("-m", "scrub", version.uid)
     assert (status, out) == (20, "")
     assert "bytes 12288 to 12293" in err
 
 
-def test_what_is_whole_again_is_told(call, config, version, damaged):
+def test_repaired_versions_are_reported(call, config, version, damaged):
     assert call("scrub", "--all")[0] == 20
     with opened(config) as repository:
         flip_a_byte(file_of(repository, damaged))
@@ -105,14 +107,14 @@ def test_what_is_whole_again_is_told(call, config, version, damaged):
     ]
 
 
-def test_json_is_a_report(call, version, damaged):
+def test_json_contains_the_report(call, version, damaged):
     status, out, _ = call("--json", "scrub", version.uid)
     report = json.loads(out)
     assert status == 20
     assert report.pop("duration_s") >= 0
-    (told,) = report.pop("ranges")
-    assert told.pop("reason").startswith(f"blob {damaged.uid} ")
-    assert told == {"uid": version.uid, "start": 3 * BLOCK, "stop": 3 * BLOCK + 5}
+    (damage,) = report.pop("ranges")
+    assert damage.pop("reason").startswith(f"blob {damaged.uid} ")
+    assert damage == {"uid": version.uid, "start": 3 * BLOCK, "stop": 3 * BLOCK + 5}
     assert report == {
         "blobs_checked": 4,
         "bytes_checked": 3 * BLOCK + 5,
@@ -126,18 +128,18 @@ def test_json_is_a_report(call, version, damaged):
     }
 
 
-def test_a_version_that_is_named_twice_is_one(call, version):
+def test_a_version_named_twice_is_checked_once(call, version):
     report = json.loads(call("--json", "scrub", version.uid, version.uid[:8], "-p", "50")[1])
     assert report["blobs_checked"] == 2
 
 
-def test_blobs_that_were_checked_lately_are_left_out(call, version):
+def test_recently_checked_blobs_are_skipped(call, version):
     assert json.loads(call("--json", "scrub", version.uid)[1])["blobs_checked"] == 4
     assert json.loads(call("--json", "scrub", "--all", "--not-since", "30d")[1])["blobs_checked"] == 0
     assert json.loads(call("--json", "scrub", "--all", "--not-since", "0s")[1])["blobs_checked"] == 4
 
 
-def test_a_source_that_differs_is_told_and_nothing_is_marked(call, version, image):
+def test_a_source_that_differs_is_reported_but_nothing_is_marked(call, version, image):
     assert call("scrub", version.uid, "-s", image)[0] == 0
     assert call("scrub", version.uid, "--source", f"file://{image}")[0] == 0
     with image.open("r+b") as file:
@@ -150,7 +152,7 @@ def test_a_source_that_differs_is_told_and_nothing_is_marked(call, version, imag
     assert f"|{version.uid}|1|" in call("-m", "ls")[1]
 
 
-def test_a_source_that_is_not_there_has_its_own_status(call, version, tmp_path):
+def test_a_missing_source_has_its_own_status(call, version, tmp_path):
     assert call("scrub", version.uid, "-s", tmp_path / "gone")[0] == 7
 
 
@@ -165,14 +167,14 @@ def test_a_source_that_is_not_there_has_its_own_status(call, version, tmp_path):
         (["--not-since", "soon", "--all"], "'soon' is not an age; give a number with s, m, h, d or w, as in 30d"),
     ],
 )
-def test_what_makes_no_sense_is_refused(call, version, image, words, message):
+def test_contradictory_arguments_are_refused(call, version, image, words, message):
     filled = [{"VERSION": version.uid, "IMAGE": str(image)}.get(word, word) for word in words]
     status, out, err = call("scrub", *filled)
     assert (status, out) == (UsageError.exit_status, "")
     assert message in err
 
 
-def test_a_version_that_nobody_has_is_refused(call, version):
+def test_an_unknown_version_is_refused(call, version):
     status, _, err = call("scrub", "ffffffff")
     assert (status, version.uid in err) == (VersionNotFoundError.exit_status, False)
 
@@ -190,7 +192,7 @@ def test_an_empty_storage_is_not_damage(call, config, version):
     assert f"|{version.uid}|1|" in call("-m", "ls")[1]
 
 
-def test_ctrl_c_ends_it_soon_and_what_was_checked_is_recorded(config, tmp_path):
+def test_ctrl_c_ends_a_scrub_soon_and_keeps_its_results(config, tmp_path):
     config.write_text(config.read_text().replace("[DataBackend]", "[DataBackend]\nbandwidth_read: 400000"))
     with opened(config) as repository:
         back_up(repository, random_image(tmp_path / "large", 1000 * BLOCK))
@@ -209,7 +211,7 @@ def test_ctrl_c_ends_it_soon_and_what_was_checked_is_recorded(config, tmp_path):
     assert 0 < json.loads(done.stdout)["blobs_checked"] < 1000
 
 
-def test_a_reader_who_leaves_early_is_no_error(config, version):
+def test_a_reader_that_stops_early_is_not_an_error(config, version):
     done = subprocess.run(
         ["/bin/sh", "-c", f"{BACKYFS} -c {config} --json scrub {version.uid} | true"], capture_output=True, check=True
     )
@@ -226,7 +228,7 @@ def test_an_age_is_a_number_with_a_unit(text, expected):
 
 
 @pytest.mark.parametrize("text", ["", "d", "30", "-1d", "+30d", "1.5d", "30D", "1y", "100000d"])
-def test_what_is_no_age_is_refused(text):
+def test_an_invalid_age_is_refused(text):
     with pytest.raises(click.BadParameter, match="is not an age"):
         AGE.convert(text, None, None)
 
@@ -246,15 +248,15 @@ def adopted(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", SQLITE_NAMES)
-def test_blocks_of_backy2_are_found_as_they_are(name, adopted, capsys):
+def test_the_state_of_backy2_blocks_is_detected(name, adopted, capsys):
     reference = adopted(name)
     with_damage = any(facts["blocks"]["unreadable_ids"] for facts in reference.expected["versions"].values())
     assert run(["-c", str(reference.config_file), "--json", "scrub", "--all"]) == (20 if with_damage else 0)
     report = json.loads(capsys.readouterr().out)
     size = reference.expected["block_size"]
-    told = {(line["uid"], index) for line in report["ranges"]
+    damage = {(line["uid"], index) for line in report["ranges"]
             for index in range(line["start"] // size, -(-line["stop"] // size))}  # fmt: skip
-    assert told == {
+    assert damage == {
         (uid, index)
         for uid, facts in reference.expected["versions"].items()
         for index in facts["blocks"]["unreadable_ids"]
@@ -266,7 +268,7 @@ def test_blocks_of_backy2_are_found_as_they_are(name, adopted, capsys):
     }
 
 
-def test_a_version_that_backy2_has_found_damaged_is_valid_when_it_is_repaired(adopted, capsys):
+def test_a_version_that_backy2_found_damaged_is_valid_after_its_repair(adopted, capsys):
     reference = adopted("scrubbed-invalid")
     uid = reference.expected["damage"][0]["uid"]
     file = reference.directory / "data" / uid[:2] / uid[2:4] / f"{uid}.blob"
@@ -289,4 +291,4 @@ def test_a_version_that_backy2_has_found_damaged_is_valid_when_it_is_repaired(ad
     assert run(["-c", str(reference.config_file), "--json", "scrub", "--all"]) == 20
     report = json.loads(capsys.readouterr().out)
     assert (report["blobs_repaired"], report["versions_valid"]) == (1, [first])
-    assert {line["uid"] for line in report["ranges"]} == {second, last}  # a blob of theirs was cut short
+    assert {line["uid"] for line in report["ranges"]} == {second, last}  # one of their blobs was truncated

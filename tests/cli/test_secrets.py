@@ -1,4 +1,4 @@
-"""What is made is its owner's alone, whatever the umask; and keys are nowhere but where they belong."""
+"""Only the owner can access created files, whatever the umask; and keys appear only where they belong."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ SECRETS = [key_text for key in (KEY, OTHER_KEY) for key_text in (key, key.upper(
 
 
 class Home:
-    """A directory with a repository whose key is known, and all that commands told about it."""
+    """A directory with a repository whose key is known, and everything that commands printed about it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.config = directory / "repository" / "backyfs.cfg"
-        self.told = ""
+        self.printed = ""
 
     def run(self, *words: object, statuses: tuple[int, ...] = (0,), text: str = "") -> None:
-        """Run a command in a process of its own, with a umask that lets others do everything."""
+        """Run a command in a separate process, with a umask that gives others all permissions."""
         done = subprocess.run(
             [BACKYFS, "-c", str(self.config), "--debug", *map(str, words)],
             input=text, capture_output=True, text=True, check=False, umask=0, cwd=self.directory,
         )  # fmt: skip
-        self.told += done.stdout + done.stderr
+        self.printed += done.stdout + done.stderr
         assert done.returncode in statuses, f"{words}: {done.returncode}\n{done.stderr}"
 
     def files(self) -> Iterator[Path]:
-        """Yield all that is there."""
+        """Yield all files and directories."""
         yield from self.directory.rglob("*")
 
 
@@ -59,10 +59,10 @@ def home(tmp_path: Path) -> Home:
 
 
 def use_all(home: Home) -> None:
-    """Call what makes files, and what goes wrong with keys."""
+    """Run every command that creates files, and provoke errors with keys."""
     image, place = home.directory / "image", home.directory
     home.run("init", "--data", place / "repository" / "data", "--db", place / "repository" / "backyfs.sqlite")
-    above = place / "some" / "where"  # directories above what is made are missing, too
+    above = place / "some" / "where"  # parent directories are missing, too
     words = ("init", "--data", above / "of" / "data", "--db", above / "a" / "b.sqlite")
     home.run("-c", above / "config" / "backyfs.cfg", *words)
     key_file = place / "repository" / "backyfs.key"
@@ -83,7 +83,7 @@ def use_all(home: Home) -> None:
     home.run("cleanup", "--full", "--dangerous-force")
     home.run("check-config", statuses=(0, 1))
     home.run("jobs")
-    # With the wrong key, one that is none, and one given on the command line.
+    # With the wrong key, an invalid one, and one given on the command line.
     key_file.write_text(OTHER_KEY)
     home.run("ls", statuses=(0, 3))
     home.run("restore", "--force", "disk@latest", place / "restored", statuses=(3,))
@@ -91,7 +91,7 @@ def use_all(home: Home) -> None:
     key_file.write_text(f"{OTHER_KEY}0")
     home.run("restore", "--force", "disk@latest", place / "restored", statuses=(3, 5, 1, 2))
     key_file.write_text(KEY)
-    # A mistake in a configuration that holds the key itself.
+    # A mistake in a configuration that contains the key itself.
     text = home.config.read_text()
     home.config.write_text(text.replace(f"encryption_key_file: {key_file}", f"encryption_key: {KEY}xx"))
     home.run("ls", statuses=(1, 2, 3, 5))
@@ -102,7 +102,7 @@ def use_all(home: Home) -> None:
     home.config.write_text(text)
 
 
-def test_files_are_their_owners_alone_and_keys_are_told_nowhere(home: Home) -> None:
+def test_files_are_private_and_keys_are_never_printed(home: Home) -> None:
     use_all(home)
     modes = {file: stat.S_IMODE(file.lstat().st_mode) for file in home.files()}
     assert {str(file): oct(mode) for file, mode in modes.items() if mode & 0o077} == {}
@@ -110,13 +110,13 @@ def test_files_are_their_owners_alone_and_keys_are_told_nowhere(home: Home) -> N
     keepers = {home.directory / "repository" / "backyfs.key", home.directory / "old.key"}
     contents = {file: file.read_bytes() for file in modes if file.is_file() and file not in keepers}
     for secret in SECRETS:
-        assert secret not in home.told
+        assert secret not in home.printed
         assert [file for file, content in contents.items() if secret.encode() in content] == []
     for raw in (bytes.fromhex(KEY), bytes.fromhex(OTHER_KEY)):
         assert [file for file, content in contents.items() if raw in content] == []
 
 
-def test_no_program_that_is_started_gets_a_key(home: Home) -> None:
+def test_no_started_program_gets_a_key(home: Home) -> None:
     place = home.directory
     home.run("init", "--data", place / "repository" / "data", "--db", place / "repository" / "backyfs.sqlite")
     key_file, seen = place / "repository" / "backyfs.key", place / "seen"
@@ -127,15 +127,15 @@ def test_no_program_that_is_started_gets_a_key(home: Home) -> None:
     home.run("backup", place / "image", "disk")
     with mounting(home.config, place / "mount") as mount:
         of_mount = [Path("/proc", str(process_of(mount)), name).read_bytes() for name in ("cmdline", "environ")]
-    told = seen.read_bytes()
+    environments = seen.read_bytes()
     for hook in (b"before_backup", b"after_backup", b"before_mount"):
-        assert b"BACKYFS_HOOK=" + hook in told
+        assert b"BACKYFS_HOOK=" + hook in environments
     assert all(of_mount)
     for secret in (key.encode(), key.upper().encode(), bytes.fromhex(key)):
-        assert secret not in b"".join([told, *of_mount])
+        assert secret not in b"".join([environments, *of_mount])
 
 
-def test_no_text_of_an_object_shows_a_key(tmp_path: Path) -> None:
+def test_no_repr_shows_a_key(tmp_path: Path) -> None:
     config_file = make_repository(tmp_path / "repository")
     with opened(config_file) as repository:
         key = repository.blocks.keyring.repository_key

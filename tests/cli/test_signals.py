@@ -1,4 +1,4 @@
-"""Signals while commands run: what ends them, what their hooks see of it, and how far they say they are."""
+"""Signals while commands run: which ones end a command, what its hooks see, and how it reports its progress."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENDINGS = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]
 
 @pytest.fixture
 def config(tmp_path):
-    """A repository that stores so slowly that nothing ends before a test wants it to."""
+    """Make a repository whose storage is so slow that nothing ends before a test wants it to."""
     config = make_repository(tmp_path / "repository", block_size=BLOCK)
     limit = f"[DataBackend]\nbandwidth_write: {BLOCK}\nbandwidth_read: {BLOCK}"
     config.write_text(config.read_text().replace("[DataBackend]", limit))
@@ -44,7 +44,7 @@ def notes(tmp_path):
 
 @pytest.fixture
 def gate(tmp_path):
-    """A FIFO: whoever opens it for reading waits until the test opens it for writing."""
+    """Make a FIFO. Opening it for reading blocks until the test opens it for writing."""
     os.mkfifo(tmp_path / "gate")
     return tmp_path / "gate"
 
@@ -59,7 +59,7 @@ def note(notes):
 
 @contextmanager
 def running(config, *words, ignored=()):
-    """Run a command; end it whatever the test has made of it."""
+    """Run a command; end it in any case."""
 
     def ignore():
         for number in ignored:
@@ -80,7 +80,7 @@ def running(config, *words, ignored=()):
 
 
 def wait_for(text, process):
-    """Read stderr until a line has a text."""
+    """Read stderr until a line contains a text."""
     for line in process.stderr:
         if text in line:
             return
@@ -102,7 +102,7 @@ def statuses(config):
 
 
 @pytest.mark.parametrize("number", ENDINGS)
-def test_a_backup_that_a_signal_ends_runs_its_after_hook(config, image, notes, number):
+def test_a_backup_ended_by_a_signal_runs_its_after_hook(config, image, notes, number):
     set_hooks(config, before_backup=note(notes), after_backup=note(notes), on_failure=note(notes))
     with running(config, "backup", image, "disk") as process:
         wait_for_job(config, "backup")
@@ -115,7 +115,7 @@ def test_a_backup_that_a_signal_ends_runs_its_after_hook(config, image, notes, n
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
-def test_a_signal_that_is_ignored_does_not_end_a_backup(config, image, number):
+def test_an_ignored_signal_does_not_end_a_backup(config, image, number):
     with running(config, "backup", image, "disk", ignored=[number]) as process:
         wait_for_job(config, "backup")
         process.send_signal(number)
@@ -125,7 +125,7 @@ def test_a_signal_that_is_ignored_does_not_end_a_backup(config, image, number):
 
 
 @pytest.mark.parametrize("number", ENDINGS)
-def test_a_before_hook_that_is_interrupted_is_followed_by_the_after_hook(config, image, notes, gate, number):
+def test_an_interrupted_before_hook_is_followed_by_the_after_hook(config, image, notes, gate, number):
     set_hooks(
         config,
         before_backup=f"echo frozen >> {notes}; read line < {gate}; {note(notes)}",
@@ -139,7 +139,7 @@ def test_a_before_hook_that_is_interrupted_is_followed_by_the_after_hook(config,
     assert statuses(config) == []
 
 
-def test_a_before_hook_that_is_interrupted_can_undo_what_it_did(config, image, notes):
+def test_an_interrupted_before_hook_can_undo_what_it_did(config, image, notes):
     hook = f"trap 'echo undone >> {notes}; exit' TERM; sleep 600 & echo begun >> {notes}; wait"
     set_hooks(config, before_backup=hook, after_backup=note(notes))
     with running(config, "backup", image, "disk") as process:
@@ -149,7 +149,7 @@ def test_a_before_hook_that_is_interrupted_can_undo_what_it_did(config, image, n
     assert notes.read_text().splitlines() == ["begun", "undone", "after_backup interrupted"]
 
 
-def test_a_before_hook_that_ignores_the_interruption_is_killed(config, image, notes):
+def test_a_before_hook_that_ignores_an_interruption_is_killed(config, image, notes):
     hook = f"trap '' TERM; echo $$ > {notes}; while :; do sleep 600; done"
     set_hooks(config, before_backup=hook)
     with running(config, "backup", image, "disk") as process:
@@ -160,7 +160,7 @@ def test_a_before_hook_that_ignores_the_interruption_is_killed(config, image, no
 
 
 @pytest.mark.parametrize("number", ENDINGS)
-def test_an_after_hook_runs_to_its_end(config, notes, gate, number, tmp_path):
+def test_an_after_hook_is_not_interrupted(config, notes, gate, number, tmp_path):
     set_hooks(config, after_backup=f"echo thawing >> {notes}; read line < {gate}; {note(notes)}")
     with running(config, "backup", random_image(tmp_path / "small", 100), "disk") as process:
         wait_for_note(notes, "thawing")
@@ -226,7 +226,7 @@ def test_usr1_does_not_end_a_command_that_has_no_progress_to_report(config, note
     ],
     ids=["configuration", "hints", "export", "passphrase", "recovery page", "key of a recovery"],
 )
-def test_a_fifo_that_says_nothing_can_be_interrupted(config, image, gate, words):
+def test_reading_from_a_silent_fifo_can_be_interrupted(config, image, gate, words):
     with opened(config) as repository:
         publish(repository)
     places = {"config": config, "image": image, "gate": gate, "storage": config.parent / "data"}

@@ -1,4 +1,4 @@
-"""What commands print, where it cannot be written as it is: a full disk, a closed descriptor, another charset."""
+"""Output that cannot be written as it is: a full disk, a closed descriptor, another charset."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def stored(config, image):
 
 
 def shell(script, config, *words, **environ):
-    """Run a command through a script of the shell, in which it is "$@"."""
+    """Run a command through a shell script in which it is "$@"."""
     return subprocess.run(
         ["sh", "-c", script, "sh", BACKYFS, "-c", config, *map(str, words)],
         capture_output=True,
@@ -44,11 +44,11 @@ def shell(script, config, *words, **environ):
     )
 
 
-# What cannot be written
+# Output that cannot be written
 
 
 @pytest.mark.parametrize("form", [[], ["-m"], ["--json"]], ids=["table", "-m", "--json"])
-def test_a_backup_is_done_though_its_report_is_lost_and_says_so(config, image, form):
+def test_a_backup_whose_report_is_lost_succeeds_and_says_so(config, image, form):
     done = shell('"$@" >/dev/full', config, *form, "backup", image, "disk")
     assert done.returncode == 0
     assert f"the command has ended, but its output is lost: {FULL}" in done.stderr.decode()
@@ -56,27 +56,27 @@ def test_a_backup_is_done_though_its_report_is_lost_and_says_so(config, image, f
 
 @pytest.mark.parametrize("words", [["ls"], ["--help"], ["ls", "--help"], ["-V"], ["export", "--all", "-"],
                                    ["restore", f"{NAME}@latest", "-"], ["-q", "export", "--all", "-"]])  # fmt: skip
-def test_a_command_that_is_run_for_its_output_fails_if_that_is_lost(config, stored, words):
+def test_a_command_run_for_its_output_fails_if_the_output_is_lost(config, stored, words):
     done = shell('"$@" >/dev/full', config, *words)
     assert done.returncode == 8
     assert f"backyfs: error: {FULL}" in done.stderr.decode()
 
 
-def test_what_a_command_found_is_its_status_though_its_output_is_lost(config, stored):
+def test_a_result_remains_the_status_if_the_output_is_lost(config, stored):
     config.write_text(config.read_text() + "\n[daily]\ninterval: 1d\nkeep: 2\nsla: 3h\n")
     done = shell('"$@" >/dev/full', config, "due", "other", "--check")
     assert done.returncode == 2
     assert f"the command has ended, but its output is lost: {FULL}" in done.stderr.decode()
 
 
-def test_damage_that_a_restore_found_is_its_status_though_nobody_reads_its_report(config, stored, image, tmp_path):
+def test_damage_found_by_a_restore_remains_its_status_if_nobody_reads_the_report(config, stored, image, tmp_path):
     blob = next((config.parent / "data").glob("??/??/*.blob"))
     blob.write_bytes(blob.read_bytes()[:-1])
     done = shell('{ "$@"; echo $? >&2; } | :', config, "-q", "restore", stored.uid, tmp_path / "restored")
     assert done.stderr.decode().splitlines()[-1] == "20"
 
 
-def test_a_hook_is_not_told_of_a_failure_because_nobody_reads_the_report(config, image, tmp_path):
+def test_an_unread_report_is_not_a_failure_for_hooks(config, image, tmp_path):
     config.write_text(f"{config.read_text()}\n[hooks]\nafter_backup: echo $BACKYFS_STATUS >> {tmp_path}/notes\n")
     for stdout in ("/dev/full", "/dev/null"):
         assert shell(f'"$@" >{stdout}', config, "backup", image, "disk").returncode == 0
@@ -85,7 +85,7 @@ def test_a_hook_is_not_told_of_a_failure_because_nobody_reads_the_report(config,
 
 
 @pytest.mark.parametrize("words", [["export", "--all", "-"], ["restore", f"{NAME}@latest", "-"]])
-def test_a_result_that_goes_to_a_closed_stdout_is_an_error(config, stored, words):
+def test_a_result_for_a_closed_stdout_is_an_error(config, stored, words):
     done = shell('"$@" >&-', config, *words)
     assert done.returncode == 8
     assert "the standard output is closed; redirect it" in done.stderr.decode()
@@ -110,7 +110,7 @@ def test_the_mount_helper_needs_no_descriptors(config, stored, tmp_path):
         subprocess.run([BACKYFS, "-q", "umount", mountpoint], check=True)
 
 
-def test_a_pipe_that_does_not_block_gets_all():
+def test_a_nonblocking_pipe_gets_everything():
     script = (
         "import os\nfrom backyfs.cli.streams import settle_streams\nos.set_blocking(1, False)\nsettle_streams()\n"
         "print('x' * 1_000_000, flush=True)"
@@ -126,21 +126,21 @@ def test_a_pipe_that_does_not_block_gets_all():
     assert process.returncode == 0
 
 
-# Another charset
+# Other charsets
 
 
 @pytest.mark.parametrize(
     ("charset", "shown"), [("ascii", r"d\xefsk\u20ac\U0001f600"), ("latin-1", "dïsk\\u20ac\\U0001f600")]
 )
 @pytest.mark.parametrize("form", [[], ["-m"]], ids=["table", "-m"])
-def test_characters_that_a_charset_lacks_are_escaped(config, stored, charset, shown, form):
+def test_characters_missing_from_the_charset_are_escaped(config, stored, charset, shown, form):
     done = shell('exec "$@"', config, *form, "ls", PYTHONIOENCODING=charset)
     assert (done.returncode, done.stderr) == (0, b"")
     assert shown.encode(charset) in done.stdout
 
 
 @pytest.mark.parametrize("charset", ["ascii", "latin-1", "utf-8"])
-def test_json_is_json_in_every_charset(config, stored, charset):
+def test_json_is_valid_in_every_charset(config, stored, charset):
     done = shell('exec "$@"', config, "--json", "ls", PYTHONIOENCODING=charset)
     [version] = json.loads(done.stdout.decode(charset))
     assert version["name"] == NAME
@@ -158,7 +158,7 @@ def test_an_error_is_shown_in_a_charset_that_lacks_its_characters(config):
 # Names of files that are not UTF-8
 
 
-def test_a_backup_and_a_restore_of_a_name_that_is_not_utf8(config, image, tmp_path):
+def test_images_with_names_that_are_not_utf8_can_be_backed_up_and_restored(config, image, tmp_path):
     directory = os.fsencode(tmp_path) + b"/\xff"
     os.mkdir(directory)
     image = image.rename(os.fsdecode(directory + b"/image"))

@@ -1,4 +1,4 @@
-"""A target that others use, or that is the repository's own, is refused, whatever name leads to it."""
+"""A target in use by others, or a file of the repository, is refused whatever name leads to it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def version(repository, tmp_path):
 
 @pytest.fixture
 def disk(tmp_path):
-    """Make an image with a file system, larger than what is restored to it."""
+    """Make an image with a file system, larger than the image restored to it."""
     content = tmp_path / "content"
     content.mkdir()
     return ext4_image(tmp_path / "disk", content, 4 * MIB)
@@ -71,7 +71,7 @@ def mounted(source, place, *options):
 
 @contextmanager
 def partitioned(disk):
-    """Make a disk with a file system in its partition, and a loop device of it with the partition."""
+    """Make a disk with a file system in its partition; yield its loop device and the partition's."""
     with disk.open("wb") as file:
         file.truncate(8 * MIB)
     run_tool("sgdisk", "--new=1:2048:+4M", str(disk))
@@ -82,15 +82,15 @@ def partitioned(disk):
             yield disk, device
         finally:
             end = time.monotonic() + PATIENCE_S
-            # A mount namespace that was made in the meantime has the partition mounted until it ends.
+            # A mount namespace created in the meantime keeps the partition mounted until it ends.
             while subprocess.run(["partx", "--delete", device], capture_output=True, check=False).returncode != 0:
-                assert time.monotonic() < end, "the partition is not let go"
+                assert time.monotonic() < end, "the partition is still in use"
                 time.sleep(0.05)
 
 
 @contextmanager
 def bound(source, place):
-    """Show a file or directory at a second place."""
+    """Bind-mount a file or directory at a second place."""
     if source.is_dir():
         place.mkdir()
     else:
@@ -104,7 +104,7 @@ def bound(source, place):
 
 @contextmanager
 def running(*words, until):
-    """Run a program until it has printed a line with this; it ends at the end of its stdin."""
+    """Start a program and wait until it prints a line with a text; it ends at the end of its stdin."""
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -117,7 +117,7 @@ def running(*words, until):
 
 @contextmanager
 def qemu(path, *options):
-    """Let QEMU use an image, as it does for a virtual machine."""
+    """Make QEMU use an image, as it does for a virtual machine."""
     with subprocess.Popen(
         ["qemu-io", *options, "-f", "raw", str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -133,7 +133,7 @@ def qemu(path, *options):
 
 
 def refused(call, version, target, *expected, mode="--force"):
-    """Try to restore to a target and fail unless that is refused and the target stays as it is."""
+    """Try to restore to a target; fail unless this is refused and the target is unchanged."""
     before = Path(target).read_bytes()
     status, out, err = call("restore", *mode.split(), version.uid, target)
     assert (status, out) == (8, "")
@@ -142,7 +142,7 @@ def refused(call, version, target, *expected, mode="--force"):
     for words in expected:
         assert words in err
     after = Path(target).read_bytes()
-    assert after.startswith(before)  # a log says now that it was refused
+    assert after.startswith(before)  # a log now contains the refusal
     assert IMAGE[:BLOCK] not in after
 
 
@@ -157,13 +157,13 @@ def test_a_file_that_a_mounted_loop_device_is_backed_by_is_refused(call, version
 
 
 @pytest.mark.parametrize("options", [[], ["--read-only"], ["--offset=1048576"]], ids=["all", "read-only", "part"])
-def test_a_loop_device_that_is_not_mounted_counts_as_well(call, version, disk, options):
+def test_an_unmounted_loop_device_counts_too(call, version, disk, options):
     with loop_device(disk, *options) as device:
         refused(call, version, disk, "is in use", f"run `losetup --detach {device}` first")
 
 
 @pytest.mark.parametrize("name", ["hard link", "symbolic link", "bind mount", "renamed"])
-def test_the_file_of_a_loop_device_is_known_by_every_name(call, version, disk, tmp_path, name):
+def test_the_file_of_a_loop_device_is_recognized_under_every_name(call, version, disk, tmp_path, name):
     other = tmp_path / "other"
     with ExitStack() as opened:
         device = opened.enter_context(loop_device(disk))
@@ -188,7 +188,7 @@ def test_a_loop_device_set_up_in_another_mount_namespace_counts(call, version, d
         run_tool("losetup", "--detach", device.decode().strip())
 
 
-def test_a_new_file_with_the_name_of_one_that_was_deleted_is_free(call, version, disk):
+def test_a_new_file_with_the_name_of_a_deleted_one_is_free(call, version, disk):
     with loop_device(disk) as device:
         before = Path(device).read_bytes()
         disk.unlink()
@@ -198,12 +198,12 @@ def test_a_new_file_with_the_name_of_one_that_was_deleted_is_free(call, version,
     assert disk.read_bytes() == IMAGE
 
 
-def test_a_mounted_partition_of_a_loop_device_is_named(call, version, tmp_path):
+def test_a_mounted_partition_of_a_loop_device_is_reported(call, version, tmp_path):
     with partitioned(tmp_path / "disk") as (disk, device), mounted(f"{device}p1", tmp_path / "place"):
         refused(call, version, disk, f"{device}p1 is mounted on {tmp_path}/place")
 
 
-def test_a_loop_device_that_is_swap_is_named(call, version, disk):
+def test_a_loop_device_used_as_swap_is_reported(call, version, disk):
     with loop_device(disk) as device:
         run_tool("mkswap", device)
         run_tool("swapon", device)
@@ -216,12 +216,12 @@ def test_a_loop_device_that_is_swap_is_named(call, version, disk):
 
 
 def test_a_block_device_that_backs_a_loop_device_is_refused(call, version, disk):
-    """The kernel lets others write to it."""
+    """The kernel allows others to write to it."""
     with loop_device(disk) as lower, loop_device(Path(lower)) as upper:
         refused(call, version, lower, f"{upper} is backed by it")
 
 
-def test_a_loop_device_itself_is_a_target(call, version, disk):
+def test_a_loop_device_itself_can_be_a_target(call, version, disk):
     with loop_device(disk) as device:
         assert call("restore", "--force", version.uid, device)[0] == 0
         assert Path(device).read_bytes()[:SIZE] == IMAGE
@@ -237,7 +237,7 @@ def test_a_disk_with_a_mounted_partition_is_refused(call, version, tmp_path):
 
 
 @pytest.mark.parametrize("mode", OVERWRITING)
-def test_an_image_that_a_virtual_machine_has_locked_is_refused(call, version, disk, mode):
+def test_an_image_locked_by_a_virtual_machine_is_refused(call, version, disk, mode):
     with qemu(disk):
         refused(call, version, disk, "is in use: qemu-io (pid ", " has locked it; shut it down", mode=mode)
 
@@ -248,25 +248,25 @@ def test_an_image_that_a_virtual_machine_only_reads_is_refused(call, version, di
         refused(call, version, disk, "qemu-io (pid ")
 
 
-def test_a_locked_image_is_known_by_a_hard_link(call, version, disk, tmp_path):
+def test_a_locked_image_is_recognized_by_a_hard_link(call, version, disk, tmp_path):
     os.link(disk, tmp_path / "other")
     with qemu(disk):
         refused(call, version, tmp_path / "other", "has locked it")
 
 
-def test_an_image_that_a_virtual_machine_used_is_free_again(call, version, disk):
+def test_an_image_is_free_again_after_a_virtual_machine_ends(call, version, disk):
     with qemu(disk):
         pass
     assert call("restore", "--force", version.uid, disk)[0] == 0
 
 
 @pytest.mark.parametrize("program", [POSIX_LOCK, BACKYFS_LOCK], ids=["posix", "another restore"])
-def test_an_image_that_another_process_has_locked_is_refused(call, version, disk, program):
+def test_an_image_locked_by_another_process_is_refused(call, version, disk, program):
     with running(sys.executable, "-c", program, str(disk), until="locked"):
         refused(call, version, disk, "is in use: python", "has locked it")
 
 
-def test_a_virtual_machine_does_not_start_from_what_is_being_restored(disk):
+def test_a_virtual_machine_does_not_start_from_an_image_being_restored(disk):
     with running(sys.executable, "-c", BACKYFS_LOCK, str(disk), until="locked"):
         done = subprocess.run(
             ["qemu-io", "-f", "raw", str(disk)], input="quit\n", capture_output=True, text=True, check=False
@@ -275,7 +275,7 @@ def test_a_virtual_machine_does_not_start_from_what_is_being_restored(disk):
     assert "lock" in done.stderr
 
 
-# The standard output
+# Standard output
 
 
 def to_stdout(config, version, target):
@@ -290,7 +290,7 @@ def to_stdout(config, version, target):
         )
 
 
-def test_a_stdout_that_others_use_is_refused(config, version, disk, tmp_path):
+def test_a_stdout_in_use_by_others_is_refused(config, version, disk, tmp_path):
     with loop_device(disk) as device, mounted(device, tmp_path / "place"):
         before = disk.read_bytes()
         for target, words in ((disk, f"{device} is backed by it"), (device, f"is mounted on {tmp_path}/place")):
@@ -301,7 +301,7 @@ def test_a_stdout_that_others_use_is_refused(config, version, disk, tmp_path):
         assert disk.read_bytes() == before
 
 
-def test_a_stdout_that_is_the_repositorys_own_is_refused(config, version):
+def test_a_stdout_that_is_a_file_of_the_repository_is_refused(config, version):
     before = config.read_bytes()
     done = to_stdout(config, version, config)
     assert done.returncode == 8
@@ -314,7 +314,7 @@ def test_a_stdout_that_is_the_repositorys_own_is_refused(config, version):
 
 @pytest.fixture
 def own(config, repository, version):
-    """Return files of the repository, by what they are; all of them exist."""
+    """Return existing files of the repository by their purpose."""
     (config.parent / "backyfs.log").touch()
     (config.parent / "backyfs.sqlite.before-upgrade-20260101T000000Z").write_text("a copy")
     return {
@@ -334,7 +334,7 @@ OWN = ["database", "journal", "copy", "configuration", "key", "log", "block", "c
 
 @pytest.mark.parametrize("way", ["itself", "hard link", "symbolic link", "bind mount"])
 @pytest.mark.parametrize("what", OWN)
-def test_a_file_of_the_repository_is_no_target_by_any_name(call, version, own, tmp_path, what, way):
+def test_a_file_of_the_repository_is_refused_under_any_name(call, version, own, tmp_path, what, way):
     target = own[what] if way == "itself" else tmp_path / "other"
     with ExitStack() as opened:
         if way == "hard link":
@@ -346,14 +346,14 @@ def test_a_file_of_the_repository_is_no_target_by_any_name(call, version, own, t
         refused(call, version, target, "belongs to the repository itself; name a target outside of it")
 
 
-def test_a_loop_device_of_a_file_of_the_repository_is_no_target(call, version, own):
+def test_a_loop_device_of_a_file_of_the_repository_is_refused(call, version, own):
     with loop_device(own["block"]) as lower, loop_device(Path(lower)) as upper:
         for device in (lower, upper):
             refused(call, version, device, "belongs to the repository itself")
 
 
 @pytest.mark.parametrize("below", ["", "00"])
-def test_a_new_file_in_the_storage_is_refused_by_a_bind_mount(call, config, version, tmp_path, below):
+def test_a_new_file_in_the_storage_is_refused_through_a_bind_mount(call, config, version, tmp_path, below):
     shelf = config.parent / "data" / below
     shelf.mkdir(exist_ok=True)
     with bound(shelf, tmp_path / "other") as other:
@@ -363,19 +363,19 @@ def test_a_new_file_in_the_storage_is_refused_by_a_bind_mount(call, config, vers
         assert list((other / "sub").iterdir()) == []
 
 
-def test_a_file_beside_the_repository_is_a_target(call, config, version):
+def test_a_file_beside_the_repository_can_be_a_target(call, config, version):
     for name in ("data.img", "image", "backyfs.img"):
         assert call("restore", version.uid, config.parent / name)[0] == 0
         assert (config.parent / name).read_bytes() == IMAGE
 
 
-def test_a_hard_link_to_something_else_is_a_target(call, version, disk, tmp_path):
+def test_a_hard_link_to_another_file_can_be_a_target(call, version, disk, tmp_path):
     os.link(disk, tmp_path / "other")
     assert call("restore", "--force", version.uid, tmp_path / "other")[0] == 0
     assert disk.read_bytes() == IMAGE
 
 
-def test_metrics_replace_no_file_of_the_repository(call, own, config, tmp_path):
+def test_metrics_do_not_replace_a_file_of_the_repository(call, own, config, tmp_path):
     own["journal"].touch()
     os.link(own["log"], tmp_path / "link")
     for path in (config.parent / "data" / "metrics.prom", own["log"], tmp_path / "link", own["journal"]):
@@ -397,14 +397,14 @@ def test_metrics_replace_no_file_of_the_repository(call, own, config, tmp_path):
     ],
 )
 @pytest.mark.parametrize("name", ["data/new", "backyfs.sqlite-journal"])
-def test_no_export_goes_among_the_files_of_the_repository(call, config, version, words, name):
+def test_an_export_among_the_files_of_the_repository_is_refused(call, config, version, words, name):
     path = config.parent / name
     status, _, err = call(*words.format(path).split())
     assert (status, "belongs to the repository" in err) == (1, True)
     assert not path.exists()
 
 
-def test_a_copy_of_the_database_is_not_written_to_its_journal(call, config):
+def test_a_copy_of_the_database_does_not_overwrite_its_journal(call, config):
     database = config.parent / "backyfs.sqlite"
     for ending in ("-wal", "-journal"):
         status, _, err = call("db", "copy", f"sqlite:///{database}", f"sqlite:///{database}{ending}")
@@ -413,12 +413,12 @@ def test_a_copy_of_the_database_is_not_written_to_its_journal(call, config):
     assert call("ls")[0] == 0
 
 
-# Among the devices
+# The directory of devices
 
 
 @pytest.fixture
 def typo():
-    """Give the name of a device that does not exist."""
+    """Return the name of a device that does not exist."""
     path = Path("/dev/backyfs-no-such-device")
     yield path
     if path.is_dir():
@@ -427,7 +427,7 @@ def typo():
 
 
 @pytest.mark.parametrize("options", ["", "--force", "--sparse", "--offset 0 --length 4096"])
-def test_a_device_that_does_not_exist_does_not_become_a_file(call, version, typo, options):
+def test_a_mistyped_device_does_not_become_a_file(call, version, typo, options):
     status, _, err = call("restore", *options.split(), version.uid, typo)
     assert status == 8
     assert err == (
@@ -438,7 +438,7 @@ def test_a_device_that_does_not_exist_does_not_become_a_file(call, version, typo
 
 
 @pytest.mark.parametrize("way", ["dangling link", "directory link", "bind mount", "dots"])
-def test_the_directory_of_devices_is_known_by_every_name(call, version, typo, tmp_path, way):
+def test_the_directory_of_devices_is_recognized_under_every_name(call, version, typo, tmp_path, way):
     with ExitStack() as opened:
         if way == "dangling link":
             target = tmp_path / "link"
@@ -454,13 +454,13 @@ def test_the_directory_of_devices_is_known_by_every_name(call, version, typo, tm
     assert not typo.exists()
 
 
-def test_what_an_earlier_mistake_left_among_the_devices_is_not_overwritten(call, version, typo):
+def test_a_file_left_among_the_devices_by_mistake_is_not_overwritten(call, version, typo):
     typo.write_bytes(b"left")
     assert call("restore", "--force", version.uid, typo)[0] == 8
     assert typo.read_bytes() == b"left"
 
 
-def test_a_memory_file_system_for_files_is_a_target(call, version):
+def test_a_memory_file_system_for_files_can_be_a_target(call, version):
     target = Path(f"/dev/shm/backyfs-test-{os.getpid()}")
     try:
         assert call("restore", version.uid, target)[0] == 0
@@ -483,7 +483,7 @@ def test_a_memory_file_system_for_files_is_a_target(call, version):
         "mount --foreground --writable {} {config}/../place",
     ],
 )
-def test_no_command_makes_a_file_among_the_devices(call, config, version, typo, tmp_path, words):
+def test_no_command_creates_a_file_among_the_devices(call, config, version, typo, tmp_path, words):
     (tmp_path / "place").mkdir()
     status, _, err = call(*words.format(typo, config=config.parent).split())
     assert "there is no such device" in err
@@ -491,7 +491,7 @@ def test_no_command_makes_a_file_among_the_devices(call, config, version, typo, 
     assert not os.path.lexists(typo)
 
 
-def test_a_log_file_is_not_made_among_the_devices_and_may_be_one(call, config, typo):
+def test_a_log_file_is_not_created_among_the_devices_but_may_be_a_device(call, config, typo):
     text = config.read_text()
     log = f"{config.parent}/backyfs.log"
     config.write_text(text.replace(log, str(typo)))

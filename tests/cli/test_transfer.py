@@ -36,32 +36,32 @@ BACKY2_COLUMNS = ("uid", "version", "id", "date", "checksum", "size", "valid", "
 
 
 class Done(NamedTuple):
-    """What a command did."""
+    """The result of a command."""
 
     status: int
     out: bytes
     err: str
 
-# The database of the twin is an older one, of the same storage.
+# The twin has an older database for the same storage.
 OLDER = (
     "backyfs: the catalog in the storage has index 2, but the database has 1: the database may be an older copy\n"
 )
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Give an encrypted repository as `init` makes it, whose new blobs backy2 could read."""
+    """Make an encrypted repository as `init` does, whose new blobs backy2 could read."""
     return readable_by_backy2(make_repository(tmp_path / "repository"))
 
 
 @pytest.fixture
 def twin(config: Path) -> Path:
-    """Give the same repository with a database that has no version."""
+    """Make the same repository with a database without versions."""
     return copy_of(config, "twin")
 
 
 @pytest.fixture
 def call(config: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Done]:
-    """Run a command on a repository, `config` unless another one is named."""
+    """Run a command on a repository, by default `config`."""
 
     def call(*words: object, on: Path = config) -> Done:
         status = run(["-c", str(on), *map(str, words)])
@@ -79,7 +79,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def uid(twin: Path, call: Callable[..., Done], image: Path) -> str:
-    """Give the uid of a backup of `image`, which the twin does not have."""
+    """Back up `image`, for the twin to lack; return the uid of the version."""
     return call("-m", "backup", image, "disk").out.split()[0].decode()
 
 
@@ -98,7 +98,7 @@ def restored(call: Callable[..., Done], config: Path, uid: str, target: Path) ->
 # Export and import
 
 
-def test_a_version_goes_through_a_file(
+def test_a_version_can_be_transferred_in_a_file(
     call: Callable[..., Done], twin: Path, uid: str, image: Path, tmp_path: Path
 ) -> None:
     assert call("export", uid, tmp_path / "export") == (0, b"", "")
@@ -109,7 +109,7 @@ def test_a_version_goes_through_a_file(
     assert restored(call, twin, uid, tmp_path / "out") == image.read_bytes()
 
 
-def test_a_version_goes_through_standard_output_and_input(
+def test_a_version_can_be_transferred_through_stdout_and_stdin(
     call: Callable[..., Done], twin: Path, uid: str, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported = call("export", "disk@latest", "-")
@@ -120,7 +120,7 @@ def test_a_version_goes_through_standard_output_and_input(
 
 
 @pytest.mark.parametrize("form", ["backyfs", "backy2"])
-def test_a_version_goes_through_a_pipe(
+def test_a_version_can_be_transferred_through_a_pipe(
     call: Callable[..., Done], config: Path, twin: Path, uid: str, image: Path, tmp_path: Path, form: str
 ) -> None:
     commands = f"{BACKYFS} -c {config} export --format {form} {uid} - | {BACKYFS} -c {twin} -m import -"
@@ -131,7 +131,7 @@ def test_a_version_goes_through_a_pipe(
     assert restored(call, twin, uid, tmp_path / "out") == image.read_bytes()
 
 
-def test_all_versions_go_through_a_file(
+def test_all_versions_can_be_transferred_in_a_file(
     call: Callable[..., Done], twin: Path, uid: str, image: Path, tmp_path: Path
 ) -> None:
     other = call("-m", "backup", image, "a\nb", "-s", "snap").out.split()[0].decode()
@@ -156,7 +156,7 @@ def test_an_import_prints_json(call: Callable[..., Done], twin: Path, uid: str, 
 
 
 @pytest.mark.parametrize("form", ["backyfs", "backy2"])
-def test_a_file_that_exists_is_not_replaced(call: Callable[..., Done], uid: str, tmp_path: Path, form: str) -> None:
+def test_an_existing_file_is_not_replaced(call: Callable[..., Done], uid: str, tmp_path: Path, form: str) -> None:
     (tmp_path / "export").write_bytes(b"precious")
     done = call("export", "--format", form, uid, tmp_path / "export")
     assert done == (1, b"", f"backyfs: error: {tmp_path}/export exists already; name another file\n")
@@ -168,13 +168,13 @@ def test_a_file_that_exists_is_not_replaced(call: Callable[..., Done], uid: str,
 
 
 def blocks_of(text: bytes) -> list[dict[str, str]]:
-    """Return the lines of blocks of an export in backy2's format."""
+    """Return the lines for blocks in an export in backy2's format."""
     return [
         dict(zip(BACKY2_COLUMNS, line, strict=True)) for line in list(csv.reader(io.StringIO(text.decode(), "")))[2:]
     ]
 
 
-def test_an_export_for_backy2_has_checksums_and_keys_that_it_understands(
+def test_an_export_for_backy2_has_checksums_and_keys_that_backy2_understands(
     call: Callable[..., Done], config: Path, uid: str, image: Path, tmp_path: Path
 ) -> None:
     assert call("export", "--format", "backy2", uid, tmp_path / "export.csv") == (0, b"", "")
@@ -199,7 +199,7 @@ def test_an_export_for_backy2_has_checksums_and_keys_that_it_understands(
         assert zstandard.ZstdDecompressor().decompress(opened_blob) == block
 
 
-def test_blocks_that_backy2_does_not_know_are_exported_for_it_after_a_migration(
+def test_blocks_unknown_to_backy2_can_be_exported_for_it_after_a_migration(
     call: Callable[..., Done], config: Path, image: Path, tmp_path: Path
 ) -> None:
     config.write_text(config.read_text().replace("encryption_version: 1", "encryption_version: 2"))
@@ -212,7 +212,7 @@ def test_blocks_that_backy2_does_not_know_are_exported_for_it_after_a_migration(
     assert call("export", "--format", "backy2", "disk@latest", tmp_path / "export.csv") == (0, b"", "")
 
 
-def test_an_export_for_backy2_goes_to_standard_output(call: Callable[..., Done], uid: str) -> None:
+def test_an_export_for_backy2_can_go_to_stdout(call: Callable[..., Done], uid: str) -> None:
     done = call("export", "--format", "backy2", uid, "-")
     assert (done.status, done.err) == (0, "")
     assert [line["id"] for line in blocks_of(done.out)] == ["0", "1", "2", "3", "4"]
@@ -230,7 +230,7 @@ def test_an_unencrypted_export_for_backy2_has_no_keys(
     assert lines[0]["checksum"] == hashlib.sha512(image.read_bytes()[:BLOCK]).hexdigest()
 
 
-def test_all_versions_are_exported_for_backy2_into_a_directory(
+def test_all_versions_can_be_exported_for_backy2_into_a_directory(
     call: Callable[..., Done], twin: Path, uid: str, image: Path, tmp_path: Path
 ) -> None:
     other = call("-m", "backup", image, "other").out.split()[0].decode()
@@ -243,7 +243,7 @@ def test_all_versions_are_exported_for_backy2_into_a_directory(
         assert restored(call, twin, one, tmp_path / one) == image.read_bytes()
 
 
-def test_an_import_tells_how_many_blobs_lost_their_fingerprint(
+def test_an_import_reports_how_many_blobs_lost_their_fingerprint(
     call: Callable[..., Done], twin: Path, uid: str, tmp_path: Path
 ) -> None:
     call("export", "--format", "backy2", uid, tmp_path / "export.csv")
@@ -263,10 +263,10 @@ def test_an_export_for_backy2_that_meets_damage_leaves_no_file(
     assert done.status == 20
     assert re.fullmatch(r"backyfs: error: blob \w+ .*\n", done.err)
     assert sorted(os.listdir(tmp_path)) == ["image", "repository"]
-    assert call("ls").status == 0  # standard output is still there
+    assert call("ls").status == 0  # stdout still exists
 
 
-# What goes wrong
+# Failure
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_an_export_for_backy2_that_meets_damage_leaves_no_file(
         (["db", "copy", "sqlite:///{tmp}/x", "sqlite:///{tmp}/x"], "{tmp}/x is named twice; name an empty database"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
+def test_a_mistake_is_reported_in_one_line(
     call: Callable[..., Done], uid: str, tmp_path: Path, words: list[str], message: str
 ) -> None:
     done = call(*(word.format(tmp=tmp_path) for word in words))
@@ -307,7 +307,7 @@ def test_a_mistake_is_told_in_one_line(
         (["db", "copy", "a"], "db copy"),
     ],
 )
-def test_a_command_that_lacks_something_tells_where_its_usage_is(
+def test_the_error_for_a_missing_argument_points_to_the_usage(
     call: Callable[..., Done], words: list[str], command: str
 ) -> None:
     done = call(*words)
@@ -315,19 +315,19 @@ def test_a_command_that_lacks_something_tells_where_its_usage_is(
     assert done.err.endswith(f"; see `backyfs {command} --help`\n")
 
 
-def test_a_group_without_a_command_tells_its_commands(call: Callable[..., Done]) -> None:
+def test_a_group_without_a_command_lists_its_commands(call: Callable[..., Done]) -> None:
     done = call("db")
     assert (done.status, done.out) == (1, b"")
     assert "Usage: backyfs db" in done.err
 
 
-def test_a_version_that_is_not_there_is_not_exported(call: Callable[..., Done], tmp_path: Path) -> None:
+def test_an_unknown_version_is_not_exported(call: Callable[..., Done], tmp_path: Path) -> None:
     done = call("export", "disk@latest", tmp_path / "export")
     assert (done.status, done.out) == (4, b"")
     assert not (tmp_path / "export").exists()
 
 
-def test_a_version_that_is_there_already_has_status_22(
+def test_an_existing_version_has_status_22(
     call: Callable[..., Done], config: Path, uid: str, tmp_path: Path
 ) -> None:
     call("export", uid, tmp_path / "export")
@@ -347,7 +347,7 @@ def test_a_version_that_is_there_already_has_status_22(
         (lambda data: data[:0], "the file is not an export of backyfs or backy2; name a file that one of them wrote"),
     ],
 )
-def test_a_file_that_is_not_whole_has_status_23(
+def test_a_truncated_file_has_status_23(
     call: Callable[..., Done], twin: Path, uid: str, tmp_path: Path, damage: Callable[[bytes], bytes], message: str
 ) -> None:
     call("export", uid, tmp_path / "export")
@@ -358,7 +358,7 @@ def test_a_file_that_is_not_whole_has_status_23(
     assert contents(twin) == before
 
 
-def test_an_export_for_backy2_that_is_not_whole_has_status_23(
+def test_a_truncated_export_for_backy2_has_status_23(
     call: Callable[..., Done], twin: Path, uid: str, tmp_path: Path
 ) -> None:
     call("export", "--format", "backy2", uid, tmp_path / "export.csv")
@@ -379,7 +379,7 @@ def urls(config: Path, tmp_path: Path) -> tuple[str, str]:
     return f"sqlite:///{config.parent}/backyfs.sqlite", f"sqlite:///{tmp_path}/new.sqlite"
 
 
-def test_a_copied_database_takes_the_place_of_the_old_one(
+def test_a_copied_database_can_replace_the_old_one(
     call: Callable[..., Done], config: Path, uid: str, image: Path, urls: tuple[str, str], tmp_path: Path
 ) -> None:
     done = call("db", "copy", *urls)

@@ -1,4 +1,4 @@
-"""Configurations that others can change: refused by root, a warning for users; and root with a user's configuration."""
+"""Configurations that others can change: root refuses them, users get a warning. Root with a user's configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 
 @pytest.fixture
 def home():
-    """Give a directory that users can reach, with a repository of root's in it."""
+    """Make a directory that users can reach, with a repository of root in it."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
         home = Path(directory)
         home.chmod(0o755)
@@ -48,7 +48,7 @@ def give(directory):
 
 
 def with_line(config, section, line):
-    """Add a line to a section, which may be new."""
+    """Add a line to a section, which need not exist."""
     text = config.read_text()
     head, _, rest = text.partition(f"\n[{section}]\n")
     config.write_text(f"{head}\n[{section}]\n{line}\n{rest}")
@@ -86,7 +86,7 @@ def by_group(path):
     return f"{path} can be changed by the members of group {USER}", f"chmod go-w {path}"
 
 
-# Root and its own configuration.
+# Root and its own configuration
 
 
 @pytest.mark.parametrize("part", ["", "repository", "repository/backyfs.cfg"])
@@ -102,7 +102,7 @@ def test_root_refuses_a_configuration_in_the_directory_of_a_user(home, config, p
     assert refusal(config) == f"{fact}, so others can change {config} and have commands run as root; run `{remedy}`"
 
 
-def test_root_refuses_it_behind_a_link(home, config):
+def test_root_refuses_such_a_configuration_behind_a_link(home, config):
     (home / "open").mkdir()
     (home / "open" / "linked.cfg").symlink_to(config)
     assert backyfs(home / "open" / "linked.cfg", "ls").returncode == 0
@@ -111,7 +111,7 @@ def test_root_refuses_it_behind_a_link(home, config):
 
 
 @pytest.mark.parametrize("words", ["ls", "backup {home}/image disk", "scrub", "mount {home}/mount", "attach x"])
-def test_nothing_is_run_and_nothing_is_written_for_it(home, config, words):
+def test_a_refused_configuration_runs_and_writes_nothing(home, config, words):
     with_line(config, "hooks", f"before_backup: touch {home}/hooked\nbefore_mount: touch {home}/hooked")
     log = home / "repository" / "backyfs.log"
     log.unlink(missing_ok=True)
@@ -148,7 +148,7 @@ def test_repair_refuses_such_a_configuration_of_another_repository(home, config)
     assert f"{other} can be changed by every user" in done.stderr
 
 
-def test_a_configuration_from_a_pipe_is_taken(config):
+def test_a_configuration_from_a_pipe_is_accepted(config):
     done = subprocess.run(
         ["bash", "-c", '"$1" -c <(cat "$2") ls', "bash", BACKYFS, str(config)],
         capture_output=True, text=True, check=False, timeout=120,
@@ -156,12 +156,12 @@ def test_a_configuration_from_a_pipe_is_taken(config):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("command", "told"), [("detach", "is attached in"), ("umount", "of backyfs is mounted on")])
-def test_what_takes_away_works_without_the_configuration_that_others_can_change(home, config, command, told):
+@pytest.mark.parametrize(("command", "message"), [("detach", "is attached in"), ("umount", "of backyfs is mounted on")])
+def test_detach_and_umount_work_without_a_configuration_that_others_can_change(home, config, command, message):
     by_mode(config)
     done = backyfs(config, command, home / "nothing")
     assert done.returncode == 10
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 # check-config
@@ -192,7 +192,7 @@ def test_the_check_runs_no_command_of_such_a_configuration(home, config):
     assert not (home / "run").exists()
 
 
-def test_the_check_warns_a_user_and_goes_on(home, config):
+def test_the_check_warns_a_user_and_continues(home, config):
     give(home)
     by_mode(config)
     done = run_as_user(config, "check-config")
@@ -201,7 +201,7 @@ def test_the_check_warns_a_user_and_goes_on(home, config):
     assert "ok        key" in done.stdout
 
 
-# A user.
+# Users
 
 
 @pytest.mark.parametrize("part", ["", "repository", "repository/backyfs.cfg"])
@@ -213,7 +213,7 @@ def test_a_user_is_warned_of_a_configuration_that_others_can_change(home, config
     assert f"{fact}, so others can change {config} and have commands run as this user; run `chmod" in done.stderr
 
 
-def test_a_user_is_not_warned_of_a_configuration_of_root(home, config):
+def test_a_user_is_not_warned_of_a_configuration_owned_by_root(home, config):
     give(home)
     os.chown(config, 0, 0)
     config.chmod(0o644)
@@ -221,7 +221,7 @@ def test_a_user_is_not_warned_of_a_configuration_of_root(home, config):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# Root and the configuration of a user.
+# Root and the configuration of a user
 
 
 def test_root_works_in_the_repository_of_a_user(home, config):
@@ -250,7 +250,7 @@ def test_root_runs_no_command_of_a_user(home, config, section, line, name):
     assert not (home / "run").exists()
 
 
-def test_a_user_runs_his_own_commands(home, config):
+def test_a_user_can_run_their_own_commands(home, config):
     with_line(config, "hooks", f"before_backup: touch {home}/run")
     give(home)
     done = run_as_user(config, f"backup {home}/image disk")
@@ -258,13 +258,13 @@ def test_a_user_runs_his_own_commands(home, config):
     assert (home / "run").exists()
 
 
-def test_root_refuses_the_configuration_of_a_user_that_a_third_one_can_change(home, config):
+def test_root_refuses_the_configuration_of_a_user_if_a_third_user_can_change_it(home, config):
     give(home)
     fact, _ = by_mode(config)
     assert fact in refusal(config)
 
 
-def test_root_does_not_log_where_the_user_could_not(home, config):
+def test_root_does_not_log_where_the_user_cannot(home, config):
     secret = home / "roots"
     secret.mkdir()
     log = secret / "log"
@@ -281,7 +281,7 @@ def test_root_does_not_log_where_the_user_could_not(home, config):
 @pytest.mark.parametrize("part", ["data", "backyfs.sqlite"])
 @pytest.mark.parametrize("is_there", [True, False])
 @pytest.mark.parametrize("words", [["initdb"], ["backup", "{home}/image", "disk"]])
-def test_nor_does_it_store_there(home, config, part, is_there, words):
+def test_root_does_not_store_where_the_user_cannot(home, config, part, is_there, words):
     secret = home / "roots"
     secret.mkdir()
     (home / "repository" / part).rename(secret / part if is_there else home / "elsewhere")
@@ -294,7 +294,7 @@ def test_nor_does_it_store_there(home, config, part, is_there, words):
     assert sorted(secret.rglob("*")) == before
 
 
-def test_nor_through_a_link_or_a_second_name(home, config):
+def test_root_does_not_log_through_a_link_or_second_name(home, config):
     log, other = home / "repository" / "backyfs.log", home / "roots"
     log.unlink(missing_ok=True)
     other.write_text("root's\n")

@@ -1,4 +1,4 @@
-"""Commands that change versions or list some of them: ls, rm, protect, unprotect, add-tag, remove-tag, expire."""
+"""Commands that list or change versions: ls, rm, protect, unprotect, add-tag, remove-tag, expire."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def uid(call, image):
 
 @pytest.fixture
 def uids(config):
-    """Return the uids that the repository has, in the order of ls."""
+    """Return the uids of the repository, in the order of ls."""
 
     def uids():
         with opened(config) as repository, repository.database.read() as connection:
@@ -71,7 +71,7 @@ def age(config, uid, **since):
 
 @pytest.fixture
 def many(call, image):
-    """Back up some versions that differ in what ls can ask for."""
+    """Back up versions that differ in everything ls can filter by."""
     for name, *options in (
         ("a", "-s", "one", "-t", "daily"),
         ("a", "-s", "two", "-t", "daily,weekly", "-e", "2001-01-01"),
@@ -94,17 +94,17 @@ def many(call, image):
         (("a", "-s", "one", "-t", "daily"), ["a one"]),
     ],
 )
-def test_ls_lists_what_was_asked_for(call, many, options, expected):
+def test_ls_lists_the_versions_that_match(call, many, options, expected):
     status, out, err = call("-m", "-s", "ls", "-f", "name,snapshot_name", *options)
     assert (status, err) == (0, "")
     assert out.splitlines() == [line.replace(" ", "|") for line in expected]
 
 
-def test_ls_shows_the_fields_that_were_asked_for_in_that_order(call, many):
+def test_ls_shows_the_chosen_fields_in_order(call, many):
     assert call("-m", "ls", "-f", "tags,name", "b")[1] == "tags|name\nweekly|b\n"
 
 
-def test_a_field_that_does_not_exist_is_named_with_those_that_do(call, many):
+def test_an_unknown_field_is_reported_with_the_existing_ones(call, many):
     status, _, err = call("ls", "-f", "name,colour")
     assert status == 1
     assert err.startswith("backyfs: error: there is no field 'colour'; the fields are date, name, snapshot_name,")
@@ -113,7 +113,7 @@ def test_a_field_that_does_not_exist_is_named_with_those_that_do(call, many):
 # rm
 
 
-def test_rm_removes_a_version_and_leaves_the_others_whole(call, config, image, tmp_path, uid, uids):
+def test_rm_removes_a_version_and_leaves_the_others_intact(call, config, image, tmp_path, uid, uids):
     call("backup", image, "other")
     status, out, err = call("rm", "--force", uid)
     assert (status, out, err) == (0, f"version {uid} of disk removed\n", "")
@@ -126,11 +126,11 @@ def test_rm_removes_a_version_and_leaves_the_others_whole(call, config, image, t
     assert (tmp_path / "out").read_bytes() == image.read_bytes()
 
 
-def test_rm_prints_nothing_for_machines_as_backy2(call, uid):
+def test_rm_with_m_prints_nothing_as_in_backy2(call, uid):
     assert call("-m", "rm", "-f", uid) == (0, "", "")
 
 
-def test_rm_removes_several_versions_each_once(call, image, uid, uids):
+def test_rm_removes_each_of_several_versions_once(call, image, uid, uids):
     call("backup", image, "other")
     status, out, _ = call("--json", "rm", "-f", uid, "disk@latest", "other@latest")
     assert status == 0
@@ -141,7 +141,7 @@ def test_rm_removes_several_versions_each_once(call, image, uid, uids):
     assert uids() == []
 
 
-def test_rm_removes_nothing_when_a_version_is_not_there(call, uid, uids):
+def test_rm_removes_nothing_if_a_version_is_unknown(call, uid, uids):
     status, out, err = call("rm", uid, "none@latest")
     assert (status, out) == (4, "")
     assert "no version is named 'none'" in err
@@ -149,7 +149,7 @@ def test_rm_removes_nothing_when_a_version_is_not_there(call, uid, uids):
 
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
-def test_a_protected_version_stays_and_the_others_go(call, image, uid, uids, force):
+def test_a_protected_version_is_kept_and_the_others_are_removed(call, image, uid, uids, force):
     call("protect", uid)
     other = call("-m", "backup", image, "other")[1].splitlines()[0]
     newer = call("-m", "backup", image, "other")[1].splitlines()[0]
@@ -160,7 +160,7 @@ def test_a_protected_version_stays_and_the_others_go(call, image, uid, uids, for
 
 
 @pytest.mark.parametrize("force", [(), ("-f",)])
-def test_a_version_in_use_stays(call, config, uid, uids, force):
+def test_a_version_in_use_is_kept(call, config, uid, uids, force):
     with opened(config) as repository, Job(repository.database, spec("mount /mnt")) as job:
         job.hold(the_version(config).id)
         status, _, err = call("rm", *force, uid)
@@ -170,7 +170,7 @@ def test_a_version_in_use_stays(call, config, uid, uids, force):
     assert call("rm", "--force", uid)[0] == 0
 
 
-def test_a_job_that_comes_too_late_finds_the_version_gone(call, config, uid):
+def test_a_job_that_starts_too_late_does_not_find_the_version(call, config, uid):
     version = the_version(config)
     call("rm", "--force", uid)
     with (
@@ -204,7 +204,7 @@ def test_an_old_version_needs_no_force(call, config, image, uid):
     assert call("rm", uid)[0] == 0
 
 
-def test_rm_expired_removes_what_has_expired_and_tells_what_stays(call, many, uids):
+def test_rm_expired_removes_expired_versions_and_lists_those_it_keeps(call, many, uids):
     expired, kept = uids()[1:]
     call("expire", kept, "2002-02-02")
     call("protect", kept)
@@ -215,7 +215,7 @@ def test_rm_expired_removes_what_has_expired_and_tells_what_stays(call, many, ui
     assert uids() == [uid for uid in before if uid != expired]
 
 
-def test_rm_expired_leaves_what_is_in_use_without_an_error(call, config, uid, uids):
+def test_rm_expired_keeps_versions_in_use_without_an_error(call, config, uid, uids):
     call("expire", uid, "2002-02-02")
     with opened(config) as repository, Job(repository.database, spec("mount /mnt")) as job:
         job.hold(the_version(config).id)
@@ -226,12 +226,12 @@ def test_rm_expired_leaves_what_is_in_use_without_an_error(call, config, uid, ui
     assert row["reason"].startswith(f"version {uid} is in use by mount /mnt (process ")
 
 
-def test_rm_expired_of_nothing_is_fine(call, uid):
+def test_rm_expired_succeeds_if_nothing_has_expired(call, uid):
     assert call("rm", "--expired") == (0, "", "")
     assert call("--json", "rm", "--expired") == (0, "[]\n", "")
 
 
-def test_each_version_that_stays_is_told(call, image, uid):
+def test_each_version_kept_is_reported(call, image, uid):
     other = call("-m", "backup", image, "other")[1].splitlines()[0]
     call("protect", uid, other)
     status, out, err = call("rm", uid, other)
@@ -241,7 +241,7 @@ def test_each_version_that_stays_is_told(call, image, uid):
     )
 
 
-def test_what_was_removed_before_an_interruption_is_told(call, image, uid, uids, monkeypatch):
+def test_versions_removed_before_an_interruption_are_reported(call, image, uid, uids, monkeypatch):
     call("backup", image, "other")
     answers = iter([False, True])
     monkeypatch.setattr(
@@ -253,14 +253,14 @@ def test_what_was_removed_before_an_interruption_is_told(call, image, uid, uids,
     assert len(uids()) == 1
 
 
-def test_an_incomplete_version_is_removed_when_nobody_writes_it(call, config, uid, uids):
+def test_an_incomplete_version_can_be_removed_when_nobody_writes_it(call, config, uid, uids):
     with opened(config) as repository, repository.database.write() as connection:
         set_status(connection, the_version(config).id, VersionStatus.INCOMPLETE)
     assert call("rm", uid)[0] == 0
     assert uids() == []
 
 
-def test_rm_of_nothing_and_of_both_is_refused(call, uid):
+def test_rm_needs_either_versions_or_expired(call, uid):
     for words in ((), ("--expired", uid)):
         status, _, err = call("rm", *words)
         assert (status, err) == (1, "backyfs: error: name the versions to remove, or give --expired\n")
@@ -277,14 +277,14 @@ def test_rm_keeps_the_last_valid_version_of_a_name_unless_forced(call, image, ui
     assert uids() == []
 
 
-def test_rm_of_all_versions_of_a_name_keeps_the_newest_in_whatever_order(call, image, uid, uids):
+def test_rm_of_all_versions_of_a_name_keeps_the_newest_in_any_order(call, image, uid, uids):
     newer = call("-m", "backup", image, "disk")[1].splitlines()[0]
     newest = call("-m", "backup", image, "disk")[1].splitlines()[0]
     assert call("rm", newest, uid, newer)[0] == 4
     assert uids() == [newest]
 
 
-def test_a_damaged_version_is_no_reason_to_remove_the_last_valid_one(call, config, image, uid, uids):
+def test_a_damaged_version_does_not_allow_removing_the_last_valid_one(call, config, image, uid, uids):
     damaged = call("-m", "backup", image, "disk")[1].splitlines()[0]
     with opened(config) as repository, repository.database.write() as connection:
         [version] = [version for version in list_versions(connection) if version.uid == damaged]
@@ -294,7 +294,7 @@ def test_a_damaged_version_is_no_reason_to_remove_the_last_valid_one(call, confi
     assert uids() == [uid]
 
 
-def test_rm_expired_never_takes_the_last_valid_version_unless_told_to(call, uid, uids):
+def test_rm_expired_keeps_the_last_valid_version_by_default(call, uid, uids):
     call("expire", uid, "2002-02-02")
     for force in ((), ("--force",)):
         status, out, err = call("rm", "--expired", *force)
@@ -304,13 +304,13 @@ def test_rm_expired_never_takes_the_last_valid_version_unless_told_to(call, uid,
     assert uids() == []
 
 
-def test_even_last_is_for_expired_versions(call, uid, uids):
+def test_even_last_needs_expired(call, uid, uids):
     status, _, err = call("rm", "--even-last", uid)
     assert (status, uids()) == (1, [uid])
     assert "--even-last is for --expired" in err
 
 
-def test_a_dry_run_of_rm_shows_what_would_be_removed_and_what_stays(call, image, uid, uids):
+def test_a_dry_run_of_rm_shows_what_it_would_remove_and_keep(call, image, uid, uids):
     newer = call("-m", "backup", image, "disk")[1].splitlines()[0]
     status, out, err = call("rm", "--dry-run", newer, uid)
     assert (status, out) == (4, f"version {uid} of disk would be removed\n")
@@ -324,7 +324,7 @@ def test_a_dry_run_of_rm_shows_what_would_be_removed_and_what_stays(call, image,
     assert uids() == [uid, newer]
 
 
-def test_a_dry_run_of_rm_names_who_uses_a_version(call, config, image, uid, uids):
+def test_a_dry_run_of_rm_names_the_users_of_a_version(call, config, image, uid, uids):
     newer = call("-m", "backup", image, "disk")[1].splitlines()[0]
     with opened(config) as repository, Job(repository.database, spec("mount /mnt")) as job:
         with repository.database.read() as connection:
@@ -338,14 +338,14 @@ def test_a_dry_run_of_rm_names_who_uses_a_version(call, config, image, uid, uids
 # protect, unprotect
 
 
-def test_protecting_and_back(call, config, uid):
+def test_a_version_can_be_protected_and_unprotected(call, config, uid):
     assert call("protect", uid) == (0, f"version {uid} of disk is protected\n", "")
     assert the_version(config).protected
     assert call("-m", "unprotect", uid) == (0, "", "")
     assert not the_version(config).protected
 
 
-def test_protecting_twice_is_an_error_but_for_the_others(call, config, image, uid):
+def test_protecting_twice_is_an_error_but_the_other_versions_are_protected(call, config, image, uid):
     call("protect", uid)
     call("backup", image, "other")
     status, out, err = call("--json", "protect", uid, "other@latest")
@@ -360,7 +360,7 @@ def test_protecting_twice_is_an_error_but_for_the_others(call, config, image, ui
 # add-tag, remove-tag
 
 
-def test_tags_come_and_go(call, config, uid):
+def test_tags_can_be_added_and_removed(call, config, uid):
     assert call("-m", "add-tag", uid, 'c,"d,e"') == (0, "", "")
     assert the_version(config).tags == ("a", "b", "c", "d,e")
     assert call("-m", "remove-tag", uid, "a,c") == (0, "", "")
@@ -375,7 +375,7 @@ def test_white_space_around_tags_is_dropped(call, config, uid):
     assert call("-m", "-s", "ls", "-t", " c\t", "-f", "uid") == (0, f"{uid}\n", "")
 
 
-def test_a_tag_that_an_earlier_release_stored_with_a_blank_is_found_and_removed(call, config, uid):
+def test_a_tag_stored_with_a_blank_by_an_earlier_release_can_be_removed(call, config, uid):
     with opened(config) as repository, repository.database.write() as connection:
         add_tags(connection, the_version(config).id, [" daily"])
     assert call("-m", "-s", "ls", "-t", "daily", "-f", "uid") == (0, f"{uid}\n", "")
@@ -383,7 +383,7 @@ def test_a_tag_that_an_earlier_release_stored_with_a_blank_is_found_and_removed(
     assert the_version(config).tags == ("a",)
 
 
-def test_a_tag_that_is_there_or_not_is_a_warning(call, config, uid):
+def test_adding_an_existing_or_removing_a_missing_tag_is_a_warning(call, config, uid):
     status, out, err = call("add-tag", uid, "b,c")
     assert (status, err) == (0, f"backyfs: version {uid} already has tag b\n")
     assert "a,b,c" in out
@@ -395,7 +395,7 @@ def test_a_tag_that_is_there_or_not_is_a_warning(call, config, uid):
 # expire
 
 
-def test_a_version_expires_and_no_longer_does(call, config, uid):
+def test_an_expiry_can_be_set_and_removed(call, config, uid):
     assert call("-m", "expire", uid, "2031-05-06 07:08:09") == (0, "", "")
     assert the_version(config).expire_at == datetime(2031, 5, 6, 7, 8, 9, tzinfo=UTC)
     status, out, _ = call("--json", "expire", uid, "")
@@ -415,14 +415,14 @@ def test_the_first_year_has_four_digits_wherever_it_is_shown(call, config, uid):
     assert ",0001-01-01\r\n" in exported
 
 
-def test_a_version_expires_so_long_from_now(call, config, uid):
+def test_the_expiry_can_be_an_age(call, config, uid):
     assert call("expire", uid, "+2w")[0] == 0
     left = the_version(config).expire_at - datetime.now(UTC)
     assert timedelta(days=13, hours=23) < left <= timedelta(days=14)
 
 
 @pytest.mark.parametrize("date", ["never", "2031-02-30", "+5x", "1.2.2031"])
-def test_what_is_no_date_is_refused(call, config, uid, date):
+def test_an_invalid_date_is_refused(call, config, uid, date):
     status, _, err = call("expire", uid, date)
     assert status == 1
     assert f"{date!r} is not a date; give YYYY-MM-DD" in err
@@ -433,7 +433,7 @@ def test_what_is_no_date_is_refused(call, config, uid, date):
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_ls_prints_for_machines_what_backy2_did(name, tmp_path, capsysbinary):
+def test_machine_output_of_ls_is_the_same_as_in_backy2(name, tmp_path, capsysbinary):
     reference = Reference(name, tmp_path)
     assert run(["-q", "-c", str(reference.config_file), "ls"]) == 0  # upgrades
     capsysbinary.readouterr()
@@ -441,7 +441,7 @@ def test_ls_prints_for_machines_what_backy2_did(name, tmp_path, capsysbinary):
     assert capsysbinary.readouterr().out == (FIXTURES / name / "output" / "ls.txt").read_bytes()
 
 
-# What goes wrong with any of them
+# Failures of all of them
 
 
 WORDS = {
@@ -461,7 +461,7 @@ def words_of(command, uid):
 
 
 @pytest.mark.parametrize("command", CHANGING)
-def test_a_version_that_is_not_there_is_an_error(call, uid, command):
+def test_an_unknown_version_is_an_error(call, uid, command):
     status, out, err = call(*words_of(command, UNKNOWN))
     assert (status, out) == (4, "")
     assert err == f"backyfs: error: no version has a uid that begins with {UNKNOWN}; `backyfs ls` lists the versions\n"
@@ -485,9 +485,9 @@ def test_the_wrong_key_and_a_missing_storage_are_errors(call, config, uid, uids,
 
 
 @pytest.mark.parametrize("command", CHANGING)
-def test_a_database_that_cannot_be_written_is_an_error(call, config, uid, uids, command):
+def test_a_read_only_database_is_an_error(call, config, uid, uids, command):
     def read_only(connection, *_arguments):
-        connection.execute("PRAGMA query_only = ON")  # as a read-only file system: root may write anywhere else
+        connection.execute("PRAGMA query_only = ON")  # like a read-only file system; permissions do not stop root
 
     event.listen(Engine, "connect", read_only)
     try:
@@ -500,7 +500,7 @@ def test_a_database_that_cannot_be_written_is_an_error(call, config, uid, uids, 
 
 
 @pytest.mark.parametrize("command", WORDS)
-def test_an_interrupt_ends_it_without_a_traceback_and_changes_nothing(call, config, uid, monkeypatch, command):
+def test_an_interrupt_ends_a_command_without_a_traceback_and_changes_nothing(call, config, uid, monkeypatch, command):
     def interrupted(*_arguments, **_options):
         raise KeyboardInterrupt
 
@@ -518,7 +518,7 @@ def test_an_interrupt_ends_it_without_a_traceback_and_changes_nothing(call, conf
 
 
 @pytest.mark.parametrize("command", WORDS)
-def test_a_reader_who_has_had_enough_is_no_error_and_the_work_is_done(config, uid, uids, command):
+def test_a_reader_that_stops_early_is_not_an_error_and_the_work_is_done(config, uid, uids, command):
     if command == "unprotect":
         assert run(["-c", str(config), "protect", uid]) == 0
     read, write = os.pipe()

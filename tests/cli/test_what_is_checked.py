@@ -1,4 +1,4 @@
-"""What each way to read a block checks, by encryption version: the table of docs/operate/encryption.md."""
+"""Which checks each way of reading a block makes, by encryption version: the table in docs/operate/encryption.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DIFFERS = "holds other bytes than were backed up: its fingerprint differs"
 
 
 def make(directory: Path, number: int) -> Path:
-    """Back up an image; then its blocks are sound by their tags, and other ones by their fingerprints."""
+    """Back up an image and change the fingerprints in the database, so its blocks match only their tags."""
     config = make_repository(directory / "repository", block_size=BLOCK)
     config.write_text(re.sub(r"(?m)^encryption_version:.*$", f"encryption_version: {number}", config.read_text()))
     image = random_image(directory / "image", 2 * BLOCK)
@@ -49,7 +49,7 @@ def make(directory: Path, number: int) -> Path:
         *((number, "restore --offset 5 --length 9 disk@latest {target}") for number in (0, 1)),
     ],
 )
-def test_another_fingerprint_is_damage_wherever_a_block_is_read_whole(
+def test_a_wrong_fingerprint_is_damage_wherever_a_whole_block_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int, words: str
 ) -> None:
     config = make(tmp_path, number)
@@ -59,7 +59,7 @@ def test_another_fingerprint_is_damage_wherever_a_block_is_read_whole(
     assert DIFFERS in capsys.readouterr().err
 
 
-def test_a_part_of_a_block_with_segments_is_checked_by_their_tags_alone(tmp_path: Path) -> None:
+def test_a_part_of_a_segmented_block_is_checked_only_by_tags(tmp_path: Path) -> None:
     config = make(tmp_path, 2)
     words = ["restore", "--offset", "5", "--length", "9", "disk@latest", str(tmp_path / "target")]
     assert run(["-c", str(config), *words]) == 0
@@ -67,7 +67,7 @@ def test_a_part_of_a_block_with_segments_is_checked_by_their_tags_alone(tmp_path
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_mount_checks_the_fingerprints_of_plain_blocks_alone(tmp_path: Path, number: int) -> None:
+def test_a_mount_checks_fingerprints_of_plain_blocks_only(tmp_path: Path, number: int) -> None:
     with opened(make(tmp_path, number)) as repository:
         with repository.database.read() as connection:
             blob = blob_of(repository, list_versions(connection)[0], 0)

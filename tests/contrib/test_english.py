@@ -41,7 +41,6 @@ LEFT = {
     "docs/internals": 7,
     "docs/reference": 1,
     "tests": 1,
-    "tests/cli": 147,
     "tests/contract": 19,
     "tests/contrib": 2,
     "tests/fault": 36,
