@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from blake3 import blake3
 
@@ -33,6 +33,7 @@ _UID_DIGITS = 32  # as wide as the uids of backy2, so that its tools and paths f
 _SHELF_DIGITS = 4
 _TABLES = 4096  # of 80 bytes for a block of 4 MiB
 _RANDOM_DIGITS = _UID_DIGITS - _SHELF_DIGITS
+_Loaded = TypeVar("_Loaded")
 # What backy2 could be configured with, and ours.
 _HASHES = (
     BLAKE3, "sha512", "sha256", "sha1", "md5", "sha384", "sha224",
@@ -153,12 +154,22 @@ def load_block(store: BlockStore, blob: Blob) -> bytes:
 
 def _load(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
     try:
-        return _load_object(store, blob, trusts_tag=trusts_tag)
+        return _reloaded(store, blob, partial(_load_object, store, blob, trusts_tag=trusts_tag))
     except (ObjectMissingError, ObjectUnreadableError, IntegrityError):
         moved = store.find_moved(blob)
         if moved is None:
             raise
     return _load(store, moved, trusts_tag=trusts_tag)
+
+
+def _reloaded(store: BlockStore, blob: Blob, load: Callable[[], _Loaded]) -> _Loaded:
+    """Return what `load` returns. If that is damaged and may have come from elsewhere than the storage, load again."""
+    try:
+        return load()
+    except IntegrityError:
+        if not store.storage.distrust(blob.uid):
+            raise
+    return load()
 
 
 def _load_object(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
@@ -218,7 +229,7 @@ class PieceLoader:
         if seekable is None:
             return [_load(self._store, blob, trusts_tag=True)]
         try:
-            return self._load_segments(blob, seekable, pieces)
+            return _reloaded(self._store, blob, partial(self._load_segments, blob, seekable, pieces))
         except (ObjectMissingError, ObjectUnreadableError, IntegrityError):
             moved = self._store.find_moved(blob)
             if moved is None:

@@ -62,6 +62,10 @@ class ForwardingStorage:
         """Remove what killed commands left."""
         return self.storage.sweep(older_than_s)
 
+    def distrust(self, key: Key) -> bool:
+        """Note that the bytes of an object were wrong."""
+        return self.storage.distrust(key)
+
     def close(self) -> None:
         """Close the wrapped storage."""
         self.storage.close()

@@ -71,5 +71,9 @@ class NullStorage:
         """Remove nothing."""
         return 0
 
+    def distrust(self, key: Key) -> bool:  # noqa: ARG002 - there is nothing to read
+        """Return False: no object exists."""
+        return False
+
     def close(self) -> None:
         """Do nothing."""

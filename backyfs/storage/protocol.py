@@ -118,6 +118,14 @@ class Storage(Protocol):
         """
         ...
 
+    def distrust(self, key: Key) -> bool:
+        """Note that the bytes of an object, as `get` or `get_range` returned them, are not those that were stored.
+
+        Return whether reading it again may return other bytes: because a copy of it was dropped, or because something
+        on the way to the storage may have answered in its place.
+        """
+        ...
+
     def close(self) -> None:
         """Release what the storage holds open."""
         ...

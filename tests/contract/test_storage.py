@@ -20,6 +20,7 @@ from backyfs.model import BlobUid, Buffer
 from backyfs.storage import directory as directory_module
 from backyfs.storage import localfiles
 from backyfs.storage.beneath import Root
+from backyfs.storage.cache.storage import cached
 from backyfs.storage.directory import DirectoryStorage
 from backyfs.storage.keys import ObjectName, is_blob
 from backyfs.storage.marker import put_first_marker, read_marker, replace_marker
@@ -58,8 +59,14 @@ def make_throttled(place: Path) -> Callable[[], Storage]:
     return lambda: ThrottledStorage(open_directory(), limits)
 
 
+def make_cached(place: Path) -> Callable[[], Storage]:
+    open_directory = make_directory(place)
+    return lambda: cached(open_directory(), str(place / "cache"), size_bytes=1 << 30, repository="a")
+
+
 # How a storage is made in an empty place; what is returned opens it. A new kind of storage is one more line.
 STORAGES: dict[str, Callable[[Path], Callable[[], Storage]]] = {
+    "cached": make_cached,
     "directory": make_directory,
     "throttled": make_throttled,
 }

@@ -1,0 +1,170 @@
+"""A storage with a disk cache in front of it: blobs are read from there if they can be, and from the storage if not.
+
+The cache is never needed. If anything is wrong with it, there is one warning, and blobs are read from the storage.
+Named objects can be replaced, and are never cached.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from backyfs.errors import MountError
+from backyfs.files import make_directories
+from backyfs.host.writers import trusted_directory
+from backyfs.storage.beneath import Root
+from backyfs.storage.cache.cells import CELL_BYTES, DATA_BYTES, cells_covering, copy_key
+from backyfs.storage.cache.files import CopyFiles
+from backyfs.storage.cache.space import Space
+from backyfs.storage.forwarding import ForwardingStorage
+from backyfs.storage.keys import is_blob
+from backyfs.storage.protocol import MAX_OBJECT_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from backyfs.model import BlobUid, Buffer
+    from backyfs.storage.keys import Key
+    from backyfs.storage.protocol import Storage, Traits
+
+_log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+
+_COPIES = "copies"  # whatever else is in the directory is not ours, and is never touched
+
+
+class CachedStorage(ForwardingStorage):
+    """Reads blobs through a disk cache. The throttling of the storage does not apply to what is cached."""
+
+    def __init__(
+        self, storage: Storage, directory: str, *, size_bytes: int, repository: str, fills: bool = True
+    ) -> None:
+        """Cache the blobs of a repository in a directory that `cached` has checked.
+
+        Without `fills` copies are read, but none are added.
+        """
+        super().__init__(storage)
+        self._directory = directory
+        self._repository = repository
+        root = Root(os.path.join(directory, _COPIES))
+        self._files = CopyFiles(root)
+        self._space = Space(root, size_bytes, self._failed) if fills else None
+        self._warning = threading.Lock()  # held from the first warning on
+
+    @property
+    def traits(self) -> Traits:
+        """The traits of the storage. Nothing else may write to the cache either."""
+        traits = super().traits
+        return replace(traits, own_paths=(*traits.own_paths, self._directory))
+
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
+        """Return an object: from the cache if all of it is there."""
+        if not is_blob(key):
+            return super().get(key, most=most)
+        copy = copy_key(self._repository, key)
+        content = self._try(lambda: self._files.read_whole(copy, most), None)
+        if content is None:
+            content = super().get(key, most=most)
+            self._add(key, 0, content, is_end=True)
+        return content
+
+    def get_range(self, key: Key, offset: int, length: int) -> bytes:
+        """Return a part of an object. What the cache lacks of it takes one request, for whole cells."""
+        if not is_blob(key) or offset < 0 or not 0 < length <= MAX_OBJECT_BYTES:
+            return super().get_range(key, offset, length)
+        copy = copy_key(self._repository, key)
+        numbers = cells_covering(offset, length)
+        nothing: list[memoryview | None] = [None] * len(numbers)
+        cells = self._try(lambda: self._files.read(copy, numbers), nothing)
+        parts = [data for data in cells if data is not None]
+        if len(parts) < len(cells):
+            parts = self._complete(key, numbers.start, cells)
+        parts[0] = parts[0][offset - numbers.start * DATA_BYTES :]
+        surplus = sum(map(len, parts)) - length
+        if surplus > 0:
+            parts[-1] = parts[-1][:-surplus]
+        return b"".join(parts)
+
+    def delete(self, keys: Sequence[Key]) -> None:
+        """Delete objects, and what is cached of them."""
+        super().delete(keys)
+        for key in keys:
+            self._remove(key)
+
+    def distrust(self, key: Key) -> bool:
+        """Drop what is cached of an object, so that it is read from the storage."""
+        is_removed = self._remove(key)
+        return super().distrust(key) or is_removed
+
+    def close(self) -> None:
+        """Close the storage. What is cached stays."""
+        if self._space is not None:
+            self._space.close()
+        super().close()
+
+    def _complete(self, key: BlobUid, first: int, cells: list[memoryview | None]) -> list[memoryview]:
+        """Return the data of consecutive cells from `first` on. Absent ones are read from the storage."""
+        absent = [position for position, data in enumerate(cells) if data is None]
+        start, stop = absent[0], absent[-1] + 1
+        wanted = (stop - start) * DATA_BYTES
+        content = super().get_range(key, (first + start) * DATA_BYTES, wanted)
+        is_end = len(content) < wanted
+        self._add(key, first + start, content, is_end=is_end)
+        behind = [] if is_end else cells[stop:]
+        return [data for data in (*cells[:start], memoryview(content), *behind) if data is not None]
+
+    def _add(self, key: BlobUid, first: int, content: Buffer, *, is_end: bool) -> None:
+        size = (memoryview(content).nbytes // DATA_BYTES + 1) * CELL_BYTES
+        if self._space is not None and self._space.take(size):
+            copy = copy_key(self._repository, key)
+            self._try(lambda: self._files.write(copy, first, content, is_end=is_end), None)
+
+    def _remove(self, key: Key) -> bool:
+        if not is_blob(key):
+            return False
+        copy = copy_key(self._repository, key)
+        return self._try(lambda: self._files.remove(copy), otherwise=False)
+
+    def _try(self, act: Callable[[], _Result], otherwise: _Result) -> _Result:
+        """Use the cache; if that fails, return `otherwise`."""
+        try:
+            return act()
+        except OSError as error:
+            self._failed(error)
+            return otherwise
+
+    def _failed(self, error: OSError) -> None:
+        if self._space is not None:
+            self._space.pause()
+        if self._warning.acquire(blocking=False):
+            _warn(self._directory, error.strerror or str(error))
+
+
+def cached(storage: Storage, directory: str, *, size_bytes: int, repository: str, fills: bool = True) -> Storage:
+    """Put a disk cache in front of a storage, if the directory can be used; create it if it does not exist.
+
+    Its files take about `size_bytes`, whatever number of processes and repositories share it. `repository` is the uid
+    of the repository with these blobs. Without `fills` copies are read, but none are added.
+
+    What is cached is checked by the tag or fingerprint of its block like anything that was stored. But a directory of
+    other users could make root write somewhere else, so only one that no other user can change is used.
+    """
+    try:
+        make_directories(os.path.join(directory, _COPIES))
+        with trusted_directory(os.path.realpath(os.path.join(directory, _COPIES))):
+            pass
+    except OSError as error:
+        _warn(directory, error.strerror or str(error))
+    except MountError as error:
+        _warn(directory, str(error))
+    else:
+        return CachedStorage(storage, directory, size_bytes=size_bytes, repository=repository, fills=fills)
+    return storage
+
+
+def _warn(directory: str, fact: str) -> None:
+    _log.warning("disk cache %s: %s; blocks are read from the storage without it", directory, fact)
