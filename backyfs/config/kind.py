@@ -203,6 +203,16 @@ def _host(text: str, _: PathContext) -> str:
     return text if re.fullmatch(r"[^\s/]+", text) else _refuse()
 
 
+def _object_prefix(text: str, _: PathContext) -> str:
+    prefix = text.strip("/")
+    segments = prefix.split("/")
+    return prefix if all(re.fullmatch(r"[0-9A-Za-z_-][0-9A-Za-z._-]*", one) for one in segments) else _refuse()
+
+
+def _proxy_url(text: str, _: PathContext) -> str:
+    return text if re.fullmatch(r"(https?|socks5h?)://[^\s/]+/?", text) else _refuse()
+
+
 def _choice(*names: str, prefix: str = "", synonyms: dict[str, str] | None = None) -> ValueKind:
     """Return a kind with these names. With a prefix, a name may also be written as a module of backy2 or backyfs."""
     meaning = {name: name for name in names} | (synonyms or {})
@@ -250,6 +260,10 @@ DATABASE_URL = ValueKind(
     secret=True,
 )
 ENDPOINT_URL = ValueKind(allowed="http://host:port or https://host:port", parse=_endpoint_url, optional=True)
+PROXY_URL = ValueKind(allowed="http://host:port", parse=_proxy_url, optional=True, secret=True)
+OBJECT_PREFIX = ValueKind(
+    allowed="letters, digits and . _ - /, without a dot after a slash", parse=_object_prefix, optional=True
+)
 HOST = ValueKind(allowed="host or host:port, without http://", parse=_host)
 ADDRESSING_STYLE = _choice("path", "virtual", "auto")
 LOG_FORMAT = _choice("text", "json")

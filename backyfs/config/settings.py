@@ -75,11 +75,22 @@ class ObjectStoreConfig(TrafficConfig):
     aws_access_key_id_file: str | None = None
     aws_secret_access_key: str | None = field(default=None, repr=False)
     aws_secret_access_key_file: str | None = None
+    aws_profile: str | None = None  # in the files of the AWS command line
+    prefix: str = ""                # of the keys of all objects, without slashes at its ends
+    ca_file: str | None = None
+    proxy_url: str | None = field(default=None, repr=False)  # can contain a password
+    storage_class: str | None = None       # of new objects
+    unsigned_payload: bool | None = None   # None: if TLS protects the bytes
+    minimum_storage_days: int = 0          # objects that are younger are not deleted, because they are paid for anyway
+    request_timeout: int = 30  # seconds for a request without its bytes
+    retry_time: int = 300      # seconds to go on trying while the storage does not answer
+    cache: str | None = None   # directory
+    cache_size: int = 10 << 30  # bytes
 
     @property
     def place(self) -> str:
-        """The bucket."""
-        return self.bucket_name
+        """The bucket, with the prefix."""
+        return f"s3://{self.bucket_name}/{self.prefix}".rstrip("/")
 
     @property
     def secret_files(self) -> tuple[str, ...]:

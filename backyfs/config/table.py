@@ -41,7 +41,18 @@ _OBJECT_STORE = (
     Key("signature_version", k.OPTIONAL_TEXT, "The version of request signatures."),
     Key("bucket_name", k.TEXT, "The bucket that holds the blobs.", required=True),
     Key("addressing_style", k.ADDRESSING_STYLE, "Where requests name the bucket: in the path or the host."),
-    Key("disable_encoding_type", k.OPTIONAL_BOOLEAN, "Do not request encoded names when listing objects."),
+    Key("disable_encoding_type", k.OPTIONAL_BOOLEAN, "Of backy2; not used by backyfs."),
+    Key("aws_profile", k.OPTIONAL_TEXT, "A profile in ~/.aws/credentials that contains both keys."),
+    Key("prefix", k.OBJECT_PREFIX, "What the names of all objects begin with, for several repositories in a bucket."),
+    Key("ca_file", k.OPTIONAL_PATH, "Certificates to trust in addition to those of the system, as PEM."),
+    Key("proxy_url", k.PROXY_URL, "The HTTP proxy; default: as the environment says."),
+    Key("storage_class", k.OPTIONAL_TEXT, "The storage class of new objects."),
+    Key("unsigned_payload", k.OPTIONAL_BOOLEAN, "Sign requests without their bytes; default: yes with TLS."),
+    Key("minimum_storage_days", k.NUMBER, "Days for which each object is paid for; it is not deleted earlier."),
+    Key("request_timeout", k.INTERVAL, "The time for a request, in addition to that for its bytes."),
+    Key("retry_time", k.DURATION, "How long to go on trying while the storage does not answer."),
+    Key("cache", k.OPTIONAL_PATH, "A directory with copies of objects that mounts have read."),
+    Key("cache_size", k.COUNT, "The size of the cache in bytes, at most."),
 )
 
 _IO = (

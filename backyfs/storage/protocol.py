@@ -35,6 +35,7 @@ class Traits:
 
     keeps: bool = True               # whether objects can be read back: not from the null storage
     own_paths: tuple[str, ...] = ()  # local paths that nothing else may write to
+    requests: int | None = None      # worth having in flight at once; None: calls are as fast as the host itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

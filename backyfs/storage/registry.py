@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from backyfs.config import DirectoryStorageConfig, NullStorageConfig
-from backyfs.errors import ConfigError
+from backyfs.config import DirectoryStorageConfig, NullStorageConfig, ObjectStoreConfig
 from backyfs.storage.directory import DirectoryStorage
 from backyfs.storage.newdirectory import create_directory
 from backyfs.storage.null import NullStorage
@@ -17,6 +16,7 @@ from backyfs.storage.throttling import throttled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from backyfs.config import Config
     from backyfs.storage.protocol import Storage
@@ -26,29 +26,41 @@ if TYPE_CHECKING:
 class StorageKind:
     """How storages of one kind are opened and created. The functions take the configuration of the storage."""
 
-    open: Callable[[Any], Storage]
+    open: Callable[[Any, Callable[[], bool]], Storage]  # with a function: does the command end?
     create: Callable[[Any, bool], bool]  # may it hold blobs? -> does it? See `create_storage`
+
+
+def _bucket() -> ModuleType:
+    from backyfs.storage import bucket  # noqa: PLC0415 - asyncio takes 30 ms to load, and directories do without it
+
+    return bucket
 
 
 KINDS = {
     DirectoryStorageConfig: StorageKind(
-        open=lambda config: DirectoryStorage(config.path),
+        open=lambda config, _stop: DirectoryStorage(config.path),
         create=lambda config, may_hold_blobs: create_directory(config.path, may_hold_blobs=may_hold_blobs),
     ),
-    NullStorageConfig: StorageKind(open=lambda _config: NullStorage(), create=lambda _config, _may_hold_blobs: False),
+    ObjectStoreConfig: StorageKind(
+        open=lambda config, stop: _bucket().open_bucket(config, stop),
+        create=lambda config, may_hold_blobs: _bucket().check_new_bucket(config, may_hold_blobs=may_hold_blobs),
+    ),
+    NullStorageConfig: StorageKind(
+        open=lambda _config, _stop: NullStorage(), create=lambda _config, _may_hold_blobs: False
+    ),
 }
 
 
 def open_storage(config: Config, stop: Callable[[], bool] = lambda: False) -> Storage:
     """Open the storage, with the limits that the configuration sets.
 
-    Threads that wait because of a limit call `stop` to find out whether the command should end.
+    Threads that wait, because of a limit or for an answer, call `stop` to find out whether the command should end.
 
     Raises:
-        ConfigError: this release does not support this kind of storage.
+        ConfigError: it cannot be opened as configured, or its library is missing.
         StorageError: the storage does not exist.
     """
-    return throttled(_kind_of(config).open(config.storage), config.storage, stop)
+    return throttled(KINDS[type(config.storage)].open(config.storage, stop), config.storage, stop)
 
 
 def create_storage(config: Config, *, may_hold_blobs: bool = False) -> bool:
@@ -57,19 +69,7 @@ def create_storage(config: Config, *, may_hold_blobs: bool = False) -> bool:
     With `may_hold_blobs` it may already hold blobs whose rows will be imported.
 
     Raises:
-        ConfigError: this release does not support this kind of storage.
+        ConfigError: it cannot be opened as configured, or its library is missing.
         StorageError: it exists and is not empty, or cannot be created.
     """
-    return _kind_of(config).create(config.storage, may_hold_blobs)
-
-
-def _kind_of(config: Config) -> StorageKind:
-    kind = KINDS.get(type(config.storage))
-    if kind is None:
-        raise ConfigError(
-            "names a kind of storage that this release does not have; allowed: file, null",
-            section="DataBackend",
-            key="type",
-            file=config.files[-1] if config.files else "",
-        )
-    return kind
+    return KINDS[type(config.storage)].create(config.storage, may_hold_blobs)

@@ -1,0 +1,144 @@
+"""From the configuration to a client of the store."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from backyfs.errors import ConfigError, StorageError
+from backyfs.files import read_input
+from backyfs.storage.bucket.credentials import credentials_of
+from backyfs.storage.bucket.requests import Patience, Requests
+from backyfs.storage.bucket.storage import BucketStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from obstore.store import ClientConfig, S3Store
+
+    from backyfs.config import ObjectStoreConfig
+
+_DEFAULT_REGION = "us-east-1"
+_CONNECT_S = 10
+_LONGEST_REQUEST_S = 86_400  # `Requests` ends them
+_MAX_CA_BYTES = 1 << 20
+# What the library may take from the environment if the configuration has no credentials. Everything else beginning with
+# AWS_ would be used in addition to the configuration.
+_CREDENTIAL_VARIABLES = frozenset(
+    {
+        "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "AWS_METADATA_ENDPOINT",
+    }
+)  # fmt: skip
+_environment = threading.Lock()
+
+
+def open_bucket(config: ObjectStoreConfig, stop: Callable[[], bool]) -> BucketStorage:
+    """Open the storage in a bucket. Nothing is sent.
+
+    Raises:
+        ConfigError: the library is missing, or the configuration cannot be used.
+        StorageError: a file with credentials or certificates cannot be read.
+    """
+    patience = Patience(request_s=config.request_timeout, retry_s=config.retry_time)
+    return BucketStorage(
+        make_store(config),
+        Requests(config.place, patience=patience, stop=stop),
+        place=config.place,
+        attributes=None if config.storage_class is None else {"Storage-Class": config.storage_class},
+    )
+
+
+def make_store(config: ObjectStoreConfig) -> S3Store:
+    """Return a client for the bucket.
+
+    Raises:
+        ConfigError: the library is missing, or the configuration cannot be used.
+        StorageError: a file with credentials or certificates cannot be read.
+    """
+    try:
+        from obstore.store import S3Store  # noqa: PLC0415 - only this kind of storage needs it
+    except ImportError as error:
+        raise ConfigError(
+            f"is {config.kind}, which needs the library obstore",
+            section="DataBackend",
+            key="type",
+            remedy="install it: pip install 'backyfs[objectstore]'",
+        ) from error
+    if config.signature_version not in (None, "s3v4", "v4"):
+        raise ConfigError(
+            f"is {config.signature_version}, which is not supported",
+            section="DataBackend",
+            key="signature_version",
+            remedy="remove it: requests are signed with version 4",
+        )
+    credentials = credentials_of(config)
+    settings: dict[str, Any] = {
+        "endpoint": endpoint_of(config),
+        "region": config.region_name or _DEFAULT_REGION,
+        "virtual_hosted_style_request": uses_virtual_hosts(config),
+        "unsigned_payload": config.use_ssl if config.unsigned_payload is None else config.unsigned_payload,
+    }
+    with _clean_environment(keeps_credentials=credentials is None):
+        return S3Store(
+            config.bucket_name,
+            prefix=config.prefix or None,
+            client_options=_client_options(config),
+            # `Requests` repeats what failed.
+            retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=1)},
+            credential_provider=credentials,
+            **settings,
+        )
+
+
+def endpoint_of(config: ObjectStoreConfig) -> str:
+    """Return the URL that requests go to. It contains the bucket if the host names it."""
+    if config.endpoint_url is None:
+        url = f"http{'s' * config.use_ssl}://s3.{config.region_name or _DEFAULT_REGION}.amazonaws.com"
+    else:
+        url = config.endpoint_url.rstrip("/")
+    scheme, _, host = url.partition("://")
+    return f"{scheme}://{config.bucket_name}.{host}" if uses_virtual_hosts(config) else url
+
+
+def uses_virtual_hosts(config: ObjectStoreConfig) -> bool:
+    """Return whether requests name the bucket in the host: at AWS, elsewhere only if the configuration says so."""
+    if config.addressing_style in (None, "auto"):
+        # A certificate for *.s3.amazonaws.com does not cover bucket names with dots.
+        return config.endpoint_url is None and "." not in config.bucket_name
+    return config.addressing_style == "virtual"
+
+
+def _client_options(config: ObjectStoreConfig) -> ClientConfig:
+    options: ClientConfig = {
+        "allow_http": endpoint_of(config).startswith("http:"),
+        "connect_timeout": timedelta(seconds=_CONNECT_S),
+        "timeout": timedelta(seconds=_LONGEST_REQUEST_S),
+        "user_agent": "backyfs",
+    }
+    if config.proxy_url is not None:
+        options["proxy_url"] = config.proxy_url
+    if config.ca_file is not None:
+        try:
+            options["root_certificate"] = read_input(config.ca_file, _MAX_CA_BYTES)
+        except OSError as error:
+            raise StorageError(f"cannot be read: {error.strerror}", subject=f"ca_file {config.ca_file}") from error
+    return options
+
+
+@contextmanager
+def _clean_environment(*, keeps_credentials: bool) -> Iterator[None]:
+    """Hide the variables that the library would use instead of, or in addition to, the configuration."""
+    kept = _CREDENTIAL_VARIABLES if keeps_credentials else frozenset()
+    with _environment:
+        hidden = {
+            name: os.environ.pop(name) for name in list(os.environ) if name.startswith("AWS_") and name not in kept
+        }
+        try:
+            yield
+        finally:
+            os.environ.update(hidden)

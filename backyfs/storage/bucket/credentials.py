@@ -1,0 +1,114 @@
+"""Credentials from the configuration, from files that it names, or from a profile of the AWS command line.
+
+Without any of these, the library looks in the environment, for a web identity, and at the metadata service of the host.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from backyfs.errors import ConfigError, StorageError
+from backyfs.files import read_input
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from obstore.store import S3Credential
+
+    from backyfs.config import ObjectStoreConfig
+
+_MAX_BYTES = 1 << 20
+_VALID_FOR = timedelta(minutes=15)  # files are read again after this time: they may hold new keys
+
+
+def credentials_of(config: ObjectStoreConfig) -> Callable[[], S3Credential] | None:
+    """Return a function that returns the credentials; None: the library finds them.
+
+    Raises:
+        ConfigError: only one half is configured.
+        StorageError: a file cannot be read, or does not contain them.
+    """
+    has_id = config.aws_access_key_id is not None or config.aws_access_key_id_file is not None
+    has_secret = config.aws_secret_access_key is not None or config.aws_secret_access_key_file is not None
+    if has_id != has_secret:
+        missing = "aws_secret_access_key" if has_id else "aws_access_key_id"
+        raise ConfigError(
+            "is missing, and the other half of the credentials is set",
+            section="DataBackend",
+            key=missing,
+            remedy=f"set {missing} or {missing}_file",
+        )
+    if has_id:
+
+        def provide() -> S3Credential:
+            return _credential(
+                _value(config.aws_access_key_id, config.aws_access_key_id_file),
+                _value(config.aws_secret_access_key, config.aws_secret_access_key_file),
+            )
+    elif config.aws_profile is not None or ("AWS_PROFILE" in os.environ and "AWS_ACCESS_KEY_ID" not in os.environ):
+        profile = config.aws_profile or os.environ["AWS_PROFILE"]
+
+        def provide() -> S3Credential:
+            return _of_profile(profile)
+    else:
+        return None
+    provide()  # a mistake is reported now, and not with the first request
+    return provide
+
+
+def _credential(key_id: str, secret: str, token: str | None = None) -> S3Credential:
+    return {
+        "access_key_id": key_id,
+        "secret_access_key": secret,
+        "token": token,
+        "expires_at": datetime.now(UTC) + _VALID_FOR,
+    }
+
+
+def _value(value: str | None, file: str | None) -> str:
+    if value is not None:
+        return value
+    assert file is not None, "one of them is set"
+    text = _read(file).strip()
+    if not text or len(text.split()) != 1:
+        raise StorageError("does not contain a key on a single line", subject=file)
+    return text
+
+
+def _of_profile(profile: str) -> S3Credential:
+    files = [
+        (os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or os.path.expanduser("~/.aws/credentials"), profile),
+        (
+            os.environ.get("AWS_CONFIG_FILE") or os.path.expanduser("~/.aws/config"),
+            profile if profile == "default" else f"profile {profile}",
+        ),
+    ]
+    for file, section in files:
+        if not os.path.exists(file):
+            continue
+        parser = configparser.RawConfigParser()
+        try:
+            parser.read_string(_read(file))
+        except configparser.Error:
+            raise StorageError("is not a file of credentials", subject=file) from None  # it would quote a key
+        if parser.has_option(section, "aws_access_key_id") and parser.has_option(section, "aws_secret_access_key"):
+            return _credential(
+                parser.get(section, "aws_access_key_id"),
+                parser.get(section, "aws_secret_access_key"),
+                parser.get(section, "aws_session_token", fallback=None),
+            )
+    raise StorageError(
+        "has no aws_access_key_id and aws_secret_access_key",
+        subject=f"profile {profile} in {' and '.join(file for file, _ in files)}",
+        remedy="add them, or correct `aws_profile` of [DataBackend]",
+    )
+
+
+def _read(file: str) -> str:
+    try:
+        return read_input(file, _MAX_BYTES).decode("utf-8", errors="replace")
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error.strerror}", subject=file) from error

@@ -1,0 +1,171 @@
+"""From the errors of the client library to StorageErrors.
+
+obstore (0.12) raises FileNotFoundError for missing objects and buckets, PermissionDeniedError, and GenericError for
+everything else. What happened is only in the text: the status of the answer, the error document of S3, or the error of
+the connection. Codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from backyfs.errors import (
+    ObjectMissingError,
+    StorageAwayError,
+    StorageError,
+    StorageFullError,
+    StorageRefusedError,
+    WrongStorageError,
+)
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>|\(code: ([A-Za-z0-9.]{1,64})\)")
+_REGION = re.compile(r"<Region>([a-z0-9-]{1,32})</Region>|expecting &?#?\w*;?'?([a-z]{2}[a-z0-9-]{1,30})")
+
+_BUCKET_MISSING = "NoSuchBucket"
+_TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_TRANSIENT_CODES = frozenset(
+    {
+        "InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling",
+        "ThrottlingException", "TooManyRequests", "BandwidthLimitExceeded", "RequestLimitExceeded",
+    }
+)  # fmt: skip
+_FULL_CODES = frozenset({"QuotaExceeded", "StorageFull", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
+_INSUFFICIENT_STORAGE = 507
+_RANGE_NOT_SATISFIABLE = 416
+_REFUSED_STATUS = frozenset({401, 403})
+_WRONG_REGION = frozenset(
+    {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException", "TemporaryRedirect"}
+)
+
+# What refuses a request, and what to do about it.
+_REFUSALS = {
+    "AccessDenied": ("access is denied", "give these credentials the permission, or configure others"),
+    "AllAccessDisabled": ("access is disabled", None),
+    "AccountProblem": ("there is a problem with the account", "ask the provider"),
+    "ExpiredToken": ("the credentials have expired", "renew them"),
+    "InvalidAccessKeyId": ("the access key is unknown", "correct `aws_access_key_id` of [DataBackend]"),
+    "InvalidToken": ("the session token is invalid", "renew the credentials"),
+    "SignatureDoesNotMatch": ("the secret key is wrong", "correct `aws_secret_access_key` of [DataBackend]"),
+    "RequestTimeTooSkewed": ("the clock of this host is wrong by minutes", "set the clock"),
+    "InvalidObjectState": (
+        "the object is archived",
+        "restore it from the archive to the standard storage class, then run the command again",
+    ),
+}
+_CERTIFICATES = (
+    ("UnknownIssuer", "its certificate is signed by an unknown authority", "name its certificate as `ca_file`"),
+    ("Expired", "its certificate has expired", "renew it"),
+    ("NotValidForName", "its certificate is that of another host", "correct the host in `endpoint_url`"),
+    ("CaUsedAsEndEntity", "its certificate is that of an authority", "give the store one for its host"),
+    ("InvalidContentType", "it does not speak TLS", "write http:// in `endpoint_url`"),
+    ("invalid peer certificate", "its certificate is not valid", "name the authority as `ca_file`"),
+)
+_CONNECTION = (
+    ("dns error", "its name cannot be resolved"),
+    ("ConnectionRefused", "connection refused"),
+    ("ConnectionReset", "connection reset"),
+    ("kind: Timeout", "timed out"),
+    ("TimedOut", "timed out"),
+    ("NetworkUnreachable", "network unreachable"),
+    ("HostUnreachable", "host unreachable"),
+    ("tcp connect error", "cannot connect"),
+    ("IncompleteMessage", "connection closed"),
+    ("UnexpectedEof", "connection closed"),
+    ("body", "the answer was cut off"),
+    ("error sending request", "cannot connect"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is known of a request that failed."""
+
+    status: int | None  # None: there was no answer
+    code: str  # of the error document; empty: there was none
+    text: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Answer:
+        """Read the text of an error of the library."""
+        text = str(error)
+        status = _STATUS.search(text)
+        code = _CODE.search(text)
+        return cls(
+            status=None if status is None else int(status[1]),
+            code="" if code is None else code[1] or code[2],
+            text=text,
+        )
+
+
+def is_beyond_end(error: BaseException) -> bool:
+    """Return whether a range begins behind the end of its object."""
+    answer = Answer.of(error)
+    return answer.status == _RANGE_NOT_SATISFIABLE or answer.code == "InvalidRange"
+
+
+def failure(error: BaseException, *, place: str, key: str = "") -> StorageError:
+    """Return the StorageError for an error of the library. `place` is the storage; `key`, if any, the object."""
+    answer = Answer.of(error)
+    subject = f"storage {place}:"
+    if answer.status is None and not answer.code:
+        return _of_connection(answer.text, subject)
+    if isinstance(error, FileNotFoundError) and key and answer.code != _BUCKET_MISSING:
+        return ObjectMissingError(key)
+    if answer.code in _TRANSIENT_CODES or answer.status in _TRANSIENT_STATUS:
+        return StorageAwayError(f"does not answer: {_name(answer)}", subject=subject)
+    return _of_answer(answer, subject, key)
+
+
+def _of_answer(answer: Answer, subject: str, key: str) -> StorageError:
+    if answer.code == _BUCKET_MISSING:
+        return WrongStorageError(
+            "the bucket does not exist",
+            subject=subject,
+            remedy="create it, or correct `bucket_name` or `endpoint_url` of [DataBackend]",
+        )
+    if answer.code in _FULL_CODES or answer.status == _INSUFFICIENT_STORAGE:
+        return StorageFullError("there is no room", subject=subject, remedy="make room, or have the quota raised")
+    if answer.code in _WRONG_REGION:
+        return _of_region(answer.text, subject)
+    if answer.code in _REFUSALS or answer.status in _REFUSED_STATUS:
+        fact, remedy = _REFUSALS.get(answer.code, (f"access is denied: {_name(answer)}", None))
+        return StorageRefusedError(f"{fact} (object {key})" if key else fact, subject=subject, remedy=remedy)
+    if answer.code:
+        return StorageError(f"the request failed: {_name(answer)}", subject=subject)
+    return StorageError(
+        f"the answer is not that of an object store: {_name(answer)}",
+        subject=subject,
+        remedy="correct `endpoint_url` of [DataBackend]",
+    )
+
+
+def _name(answer: Answer) -> str:
+    return " ".join(str(part) for part in (answer.status, answer.code) if part)
+
+
+def _of_connection(text: str, subject: str) -> StorageError:
+    for mark, fact, remedy in _CERTIFICATES:
+        if mark in text:
+            return StorageError(
+                f"cannot connect securely: {fact}", subject=subject, remedy=f"{remedy}; see [DataBackend]"
+            )
+    if "NotSupported" in text or "NoContentRange" in text:
+        return StorageError(
+            "it does not return parts of objects", subject=subject, remedy="use an object store that does"
+        )
+    fact = next((fact for mark, fact in _CONNECTION if mark in text), "")
+    if not fact:
+        return StorageError(f"the request failed: {text.partition(chr(10))[0][:200]}", subject=subject)
+    return StorageAwayError(f"does not answer: {fact}", subject=subject)
+
+
+def _of_region(text: str, subject: str) -> StorageError:
+    found = _REGION.search(text)
+    region = "" if found is None else found[1] or found[2]
+    return StorageError(
+        f"the bucket is in {f'region {region}' if region else 'another region'}",
+        subject=subject,
+        remedy=f"set `region_name` of [DataBackend]{f' to {region}' if region else ''}",
+    )

@@ -1,0 +1,40 @@
+"""Check the bucket of a new repository. It is never created: that is the owner's decision, with region and policies."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from backyfs.errors import StorageError
+from backyfs.storage.bucket.connection import open_bucket
+from backyfs.storage.keys import NAMED, is_uid
+
+if TYPE_CHECKING:
+    from backyfs.config import ObjectStoreConfig
+
+
+def check_new_bucket(config: ObjectStoreConfig, *, may_hold_blobs: bool) -> bool:
+    """Check that a bucket, below the prefix, holds no objects.
+
+    With `may_hold_blobs` it may already hold blobs; return whether it does.
+
+    Raises:
+        StorageError: it holds something else, or cannot be used.
+    """
+    holds_blobs = False
+    with closing(open_bucket(config, lambda: False)) as storage:
+        for path, _, _ in storage.entries(""):
+            if path.startswith(f"{NAMED}/"):
+                raise StorageError(
+                    "holds a repository",
+                    subject=f"storage {config.place}",
+                    remedy="recover it with a configuration for it, or name another bucket or prefix",
+                )
+            if not (may_hold_blobs and is_uid(path)):
+                raise StorageError(
+                    f"is not empty: it holds {path}",
+                    subject=f"storage {config.place}",
+                    remedy="name another bucket or prefix",
+                )
+            holds_blobs = True
+    return holds_blobs

@@ -1,0 +1,190 @@
+"""Requests to an object store: sent in one event loop, repeated while the store is away, ended when the command ends.
+
+Callers are threads, which wait for their answers. While they wait, they ask ten times per second whether the command
+should end. A request that is cancelled closes its connection, so an interrupted command never waits for a store that
+is silent. Every attempt has an end: a fixed time, and the time that its bytes take at a low rate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from backyfs.errors import InterruptedByUser, StorageAwayError, StorageError
+from backyfs.storage.bucket.failures import failure
+from backyfs.storage.bucket.line import Line
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_LOWEST_RATE = 32 << 10  # bytes/s; a request that is slower has failed
+_FIRST_PAUSE_S = 0.2  # before a request is repeated; doubles each time
+_LONGEST_PAUSE_S = 10.0
+_ASK_S = 0.1  # between two questions whether the command should end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long to wait for a store, in seconds."""
+
+    request_s: float = 30.0  # for one attempt, without the time for its bytes
+    retry_s: float = 300.0  # for all attempts of one request
+    first_s: float = 30.0  # the same, until the store has answered for the first time
+    pause_s: float = _FIRST_PAUSE_S
+
+
+@dataclass(slots=True)
+class Usage:
+    """The requests of one kind. Owned by the event loop; others may read it."""
+
+    requests: int = 0
+    repeated: int = 0
+    bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Outage:
+    """Since when the store is away; it is reported once."""
+
+    began_s: float = field(default_factory=time.monotonic)
+
+
+class Requests:
+    """Sends requests. Any thread may call it."""
+
+    def __init__(self, place: str, *, patience: Patience, stop: Callable[[], bool], line: Line | None = None) -> None:
+        """Begin without a connection. `place` names the store in messages; `stop` says whether the command ends."""
+        self._place = place
+        self.patience = patience
+        self._stop = stop
+        self._line = line or Line()
+        self._lock = threading.Lock()  # guards the start of the loop
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._outage: _Outage | None = None
+        self._has_answered = False
+        self.usage: dict[str, Usage] = {}
+
+    def send(
+        self, verb: str, request: Callable[[], Awaitable[T]], *, size: int = 0, key: str = "", repeats: bool = True
+    ) -> T:
+        """Send a request of a kind (`verb`) and return its result.
+
+        `size` is the number of bytes that it moves, or an estimate. With `repeats` it is sent again while the
+        store is away. `key` names the object in messages.
+
+        Raises:
+            ObjectMissingError: the answer was 404.
+            StorageAwayError: the store did not answer for as long as patience lasts.
+            StorageError: it failed otherwise.
+            InterruptedByUser: the command should end.
+        """
+        attempts = self._attempts(verb, request, size=size, key=key, repeats=repeats)
+        future = asyncio.run_coroutine_threadsafe(attempts, self._running_loop())
+        while True:
+            try:
+                return future.result(_ASK_S)
+            except TimeoutError:
+                if self._stop():
+                    future.cancel()
+                    raise InterruptedByUser("interrupted while waiting for the storage") from None
+            except CancelledError:
+                raise StorageError("was closed", subject=f"storage {self._place}") from None
+
+    async def _attempts(
+        self, verb: str, request: Callable[[], Awaitable[T]], *, size: int, key: str, repeats: bool
+    ) -> T:
+        usage = self.usage.setdefault(verb, Usage())
+        began_s = time.monotonic()
+        pause_s = self.patience.pause_s
+        while True:
+            usage.requests += 1
+            try:
+                result = await self._attempt(request, size, key)
+            except StorageAwayError as error:
+                self._note_outage(error)
+                waited_s = time.monotonic() - began_s
+                patience_s = self.patience.retry_s if self._has_answered else self.patience.first_s
+                if not repeats or waited_s + pause_s > min(patience_s, self.patience.retry_s):
+                    raise
+                usage.repeated += 1
+            else:
+                usage.bytes += size
+                self._note_answer()
+                return result
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311 - spreads the load, hides nothing
+            pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
+
+    async def _attempt(self, request: Callable[[], Awaitable[T]], size: int, key: str) -> T:
+        limit_s = self.patience.request_s + size / _LOWEST_RATE
+        async with self._line.turn(size) as turn:
+            try:
+                async with asyncio.timeout(limit_s):
+                    result = await request()
+            except TimeoutError as error:
+                turn.was_too_much()
+                raise StorageAwayError(
+                    f"does not answer: no answer within {limit_s:.0f} s", subject=f"storage {self._place}:"
+                ) from error
+            except StorageError as error:
+                if isinstance(error, StorageAwayError):
+                    turn.was_too_much()
+                raise
+            except Exception as error:
+                translated = failure(error, place=self._place, key=key)
+                if isinstance(translated, StorageAwayError):
+                    turn.was_too_much()
+                else:
+                    self._note_answer()
+                raise translated from error
+            turn.was_taken()
+            return result
+
+    def _note_outage(self, error: StorageAwayError) -> None:
+        if self._outage is None:
+            self._outage = _Outage()
+            _log.warning("%s; the command goes on when it answers (up to %g s)", error, self.patience.retry_s)
+
+    def _note_answer(self) -> None:
+        self._has_answered = True
+        if self._outage is not None:
+            away_s = time.monotonic() - self._outage.began_s
+            self._outage = None
+            _log.info("storage %s answers again after %.0f s", self._place, away_s)
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="backyfs-requests", daemon=True)
+                self._thread.start()
+            return self._loop
+
+    def close(self) -> None:
+        """Cancel what is in flight, and end the loop."""
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is None or thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

@@ -1,0 +1,270 @@
+"""Objects in a bucket. A blob's key is its uid, without directories, as backy2 wrote it; named objects are `catalog/…`.
+
+A put that has returned is durable, because an object store answers when it has stored an object. So there is nothing to
+flush, and an object is readable at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from backyfs.errors import (
+    IntegrityError,
+    ObjectMissingError,
+    ObjectsKeptError,
+    ObjectUnreadableError,
+    StorageAwayError,
+    StorageRefusedError,
+    WrongStorageError,
+)
+from backyfs.model import BlobUid
+from backyfs.remedies import Advice
+from backyfs.storage.bucket.failures import is_beyond_end
+from backyfs.storage.bucket.listing import Listing
+from backyfs.storage.keys import MARKER_NAME, NAMED, Key, ObjectName, check_key, is_blob, is_name, is_uid
+from backyfs.storage.protocol import MAX_OBJECT_BYTES, StoredObject, Traits
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from obstore.store import ObjectStore
+
+    from backyfs.model import Buffer
+    from backyfs.storage.bucket.requests import Requests
+
+T = TypeVar("T")
+
+WORTHWHILE_REQUESTS = 128  # in flight at once
+
+_DELETIONS = 1000  # in one request, at most
+_CLOCK = ObjectName(f"{NAMED}/clock")  # is put to learn what time it is in the store
+_ERROR_DOCUMENT_BYTES = 64 << 10
+
+
+class BucketStorage:
+    """A storage in a bucket, or below a prefix of one."""
+
+    def __init__(
+        self, store: ObjectStore, requests: Requests, *, place: str, attributes: dict[str, str] | None = None
+    ) -> None:
+        """Use a store of obstore. `place` names it; `attributes` are those of new objects, as their storage class."""
+        import obstore  # noqa: PLC0415 - only this kind of storage needs it
+
+        self._library = obstore
+        self._store = store
+        self._requests = requests
+        self._place = place
+        self._attributes = attributes
+        self._was_marked = False  # whether the marker was there at some time
+        self._typical_bytes = 0  # most blobs are about as large as the one before
+        self.traits = Traits(requests=WORTHWHILE_REQUESTS)
+
+    def close(self) -> None:
+        """Cancel what is in flight."""
+        self._requests.close()
+
+    def put(self, key: Key, parts: Sequence[Buffer]) -> int:
+        """Store an object from its parts and return its size in bytes. It is durable."""
+        check_key(key)
+        views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
+        size = sum(view.nbytes for view in views)
+        self._requests.send(
+            "put",
+            lambda: self._library.put_async(
+                self._store, key, views or b"", use_multipart=False, attributes=self._attributes
+            ),
+            size=size,
+            key=key,
+        )
+        self._note_marker(key)
+        return size
+
+    def put_new(self, key: Key, content: Buffer) -> bool:
+        """Store an object unless its key exists.
+
+        If an answer got lost, the content of the object says who stored it. So of callers with the same content, more
+        than one may return True then.
+        """
+        check_key(key)
+        body = bytes(content)
+
+        async def create() -> bool:
+            try:
+                await self._library.put_async(
+                    self._store, key, body, use_multipart=False, mode="create", attributes=self._attributes
+                )
+            except self._library.exceptions.AlreadyExistsError:
+                return False
+            return True
+
+        deadline_s = time.monotonic() + self._requests.patience.retry_s
+        while True:
+            try:
+                is_stored = self._requests.send("put", create, size=len(body), key=key, repeats=False)
+            except StorageAwayError:
+                if time.monotonic() > deadline_s:
+                    raise
+                try:
+                    is_stored = self.get(key) == body  # waits until the store answers
+                except ObjectMissingError:
+                    continue
+            if is_stored:
+                self._note_marker(key)
+            return is_stored
+
+    def flush(self) -> None:
+        """Do nothing: what was put is durable."""
+
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
+        """Return an object.
+
+        Raises:
+            ObjectMissingError: it does not exist.
+            IntegrityError: it has more than `most` bytes.
+        """
+        check_key(key)
+        is_of_blob = is_blob(key)
+
+        async def request() -> bytes | int:
+            answer = await self._library.get_async(self._store, key)
+            size = answer.meta["size"]
+            return size if size > most else bytes(await answer.bytes_async())
+
+        expected = min(most, self._typical_bytes) if is_of_blob else 0
+        content = self._read(key, request, expected)
+        if isinstance(content, bytes) and _may_be_an_error(content):
+            content = self._read(key, request, expected)
+        if isinstance(content, int):
+            raise _too_large(key, content, most)
+        if is_of_blob:
+            self._typical_bytes = len(content)
+        self._note_marker(key)
+        return content
+
+    def get_range(self, key: Key, offset: int, length: int) -> bytes:
+        """Return bytes [offset, offset + length) of an object: fewer, or none, if it ends earlier.
+
+        Raises:
+            ObjectMissingError: it does not exist.
+        """
+        check_key(key)
+        wanted = min(length, MAX_OBJECT_BYTES)
+
+        async def request() -> bytes:
+            try:
+                return bytes(await self._library.get_range_async(self._store, key, start=offset, length=max(1, wanted)))
+            except Exception as error:
+                if is_beyond_end(error):
+                    return b""
+                raise
+
+        return self._read(key, request, wanted)[:wanted]
+
+    def _read(self, key: Key, request: Callable[[], Awaitable[T]], size: int) -> T:
+        """Send a request to read an object; ask a second time before calling it missing."""
+        try:
+            return self._requests.send("get", request, size=size, key=key)
+        except ObjectMissingError:
+            self._require_storage(key)
+            if key == MARKER_NAME:
+                raise
+        return self._requests.send("get", request, size=size, key=key)
+
+    def _require_storage(self, key: Key) -> None:
+        """Refuse to call an object missing if the bucket is gone, or is not, or no longer, that of a repository."""
+        if self._was_marked and key != MARKER_NAME:
+            with contextlib.suppress(ObjectMissingError):
+                self._read(MARKER_NAME, lambda: self._library.head_async(self._store, MARKER_NAME), 0)
+                return
+        if self._was_marked:
+            raise WrongStorageError(
+                "the marker of the repository is gone: the bucket was emptied or replaced",
+                subject=f"storage {self._place}:",
+                remedy=Advice.WRITE_CATALOG_IF_LOST(),
+            )
+        next(self.entries(""), None)  # fails if there is no bucket
+
+    def size(self, key: Key) -> None:
+        """Return None: finding out takes a request."""
+        check_key(key)
+
+    def delete(self, keys: Sequence[Key]) -> None:
+        """Delete objects, a thousand in a request.
+
+        Raises:
+            ObjectsKeptError: some keys are malformed.
+            StorageRefusedError: the credentials do not permit it.
+        """
+        malformed: dict[str, ObjectUnreadableError] = {}
+        wanted: list[str] = []
+        for key in keys:
+            try:
+                check_key(key)
+                wanted.append(key)
+            except ObjectUnreadableError as error:
+                malformed[key] = error
+        for first in range(0, len(wanted), _DELETIONS):
+            self._delete(wanted[first : first + _DELETIONS])
+        if malformed:
+            raise ObjectsKeptError(malformed)
+
+    def _delete(self, keys: list[str]) -> None:
+        self._requests.send("delete", lambda: self._library.delete_async(self._store, keys))
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield every object whose key begins with a prefix, in the order of the keys. Other objects are ignored.
+
+        The ages of named objects are unknown if only such objects are listed: nobody needs them.
+        """
+        now_s = -float("inf") if prefix.startswith(f"{NAMED}/") else self._now_s()
+        for path, size, stored_s in self.entries(prefix):
+            key = _key_of(path)
+            if key is not None and key != _CLOCK:
+                yield StoredObject(key=key, size_bytes=size, age_s=now_s - stored_s)
+
+    def entries(self, prefix: str) -> Iterator[tuple[str, int, float]]:
+        """Yield path, size in bytes and time of storing of every object, ours or not.
+
+        With a prefix, only those whose path begins with it.
+        """
+        listing = Listing(self._library, self._store, prefix)
+        while (page := self._requests.send("list", listing.next_page)) is not None:
+            yield from page
+
+    def _now_s(self) -> float:
+        """Return the time of the store; -inf if it cannot be found out, because nothing can be stored there."""
+        try:
+            self.put(_CLOCK, [b""])
+            found = self._requests.send("head", lambda: self._library.head_async(self._store, _CLOCK), key=_CLOCK)
+            self._delete([_CLOCK])
+        except StorageRefusedError:
+            return -float("inf")
+        return float(found["last_modified"].timestamp())
+
+    def sweep(self, older_than_s: float) -> int:  # noqa: ARG002 - there is nothing to remove
+        """Remove nothing: an object that was not put as a whole does not exist."""
+        return 0
+
+    def _note_marker(self, key: Key) -> None:
+        if key == MARKER_NAME:
+            self._was_marked = True
+
+
+def _key_of(path: str) -> Key | None:
+    """Return the key of an object; None: it is not ours."""
+    if is_uid(path):
+        return BlobUid(path)
+    return ObjectName(path) if is_name(path) else None
+
+
+def _may_be_an_error(content: bytes) -> bool:
+    """Return whether content may be an error document that came with status 200 instead of an object."""
+    return len(content) < _ERROR_DOCUMENT_BYTES and content.startswith(b"<?xml") and b"<Error>" in content
+
+
+def _too_large(key: Key, size: int, most: int) -> IntegrityError:
+    if is_blob(key):
+        return IntegrityError(f"has {size} bytes in the storage, more than any block takes", subject=f"blob {key}")
+    return IntegrityError(f"has more than {most} bytes, which no object of its kind has", subject=f"object {key}")
