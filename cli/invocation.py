@@ -17,7 +17,6 @@ import click
 from backyfs.cli.commandline import shown_command_line
 from backyfs.cli.logs import follow_config, log_start
 from backyfs.cli.passphrases import asking
-from backyfs.cli.progress import LogProgress
 from backyfs.cli.text import printable
 from backyfs.cli.title import ProcessName, title_progress
 from backyfs.errors import BackyfsError
@@ -186,6 +185,8 @@ class Invocation:
         if not self.show_progress:
             return NoProgress()
         if not sys.stderr.isatty():
+            from backyfs.cli.progress import LogProgress  # noqa: PLC0415 - most commands show no progress
+
             return LogProgress()
         from backyfs.cli.terminal import TerminalProgress  # noqa: PLC0415 - rich is slow to load
 

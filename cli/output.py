@@ -124,7 +124,8 @@ def _print_table(
     table = Table(box=box.SIMPLE_HEAD, show_header=invocation.header, pad_edge=False)
     for column in columns:
         numeric = bool(rows) and type(rows[0][column]) is int
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        # Headers as Text too: for a str, rich loads the names of all emoji.
+        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         # Text, not str: names can contain markup of rich, and control characters.
         table.add_row(*(Text(printable(_table_text(invocation, name, row[name], sizes))) for name in columns))

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys, sealing
 from backyfs.blocks import BLAKE3, BlockStore, fingerprint_function
-from backyfs.catalog.objects import Seal
-from backyfs.catalog.store import Catalog, find_repository
 from backyfs.errors import CatalogError, ConfigError, DatabaseError, NoRepositoryError, StorageError
 from backyfs.keys.slots import make_slot
 from backyfs.metadata.db.database import Database, sqlite_path
@@ -48,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
+    from backyfs.catalog.store import Catalog
     from backyfs.config import Config
     from backyfs.keys.slots import Secret
     from backyfs.metadata.db.database import Connection
@@ -72,6 +71,9 @@ class Repository:
     @property
     def catalog(self) -> Catalog:
         """The catalog of this repository in its storage."""
+        from backyfs.catalog.objects import Seal  # noqa: PLC0415 - commands that change nothing do not need it
+        from backyfs.catalog.store import Catalog  # noqa: PLC0415
+
         return Catalog(self.blocks.storage, Seal(repository=self.uid, key=self.blocks.keyring.repository_key))
 
 
@@ -141,6 +143,8 @@ def open_repository(
 
 def no_repository(config: Config, place: str) -> NoRepositoryError:
     """Return the error for a database without a repository, with a remedy that depends on the storage."""
+    from backyfs.catalog.store import find_repository  # noqa: PLC0415 - slow to load, rarely needed
+
     try:
         with closing(open_storage(config)) as storage:
             has_catalog = find_repository(storage) is not None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from backyfs.catalog.store import find_repository
 from backyfs.errors import (
     CatalogError,
     DatabaseError,
@@ -156,6 +155,8 @@ def hand_over(storage: Storage, *uids: str) -> None:
 
 def _catalog_owner(storage: Storage) -> str | None:
     """Return the uid of the repository whose catalog is in the storage; None: there is none, or it is damaged."""
+    from backyfs.catalog.store import find_repository  # noqa: PLC0415 - slow to load, and needed once
+
     try:
         found = find_repository(storage)
     except CatalogError:

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys
 from backyfs.blocks import BLAKE3, digest_bytes
-from backyfs.catalog.repository import open_repository_object
-from backyfs.catalog.store import find_repository
 from backyfs.errors import CatalogError, IntegrityError, KeyMaterialError, MissingKeyError, WrongKeyError
 from backyfs.keys.identity import identity_tag
 from backyfs.keys.slots import Secret, SecretSources, make_slot, open_configured
@@ -329,6 +327,8 @@ def _fingerprint_key(identity: Identity, key: bytes) -> bytes | None:
 
 def _catalog(storage: Storage, uid: str) -> OpenPart | None:
     """Return the object of this repository in the catalog; None: there is none that can be read."""
+    from backyfs.catalog.store import find_repository  # noqa: PLC0415 - slow to load, rarely needed
+
     try:
         found = find_repository(storage)
     except CatalogError as error:
@@ -339,6 +339,8 @@ def _catalog(storage: Storage, uid: str) -> OpenPart | None:
 
 def _opened(catalog: OpenPart, key: bytes) -> Identity | None:
     """Return the identity in the catalog; None: this key does not open it, for example after a change of keys."""
+    from backyfs.catalog.repository import open_repository_object  # noqa: PLC0415 - slow to load, rarely needed
+
     if not catalog.is_sealed:
         return None
     try:

@@ -6,6 +6,8 @@ get the same schema from `backyfs.migrations`; a test compares both.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -18,12 +20,13 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     UniqueConstraint,
+    event,
 )
-from sqlalchemy.dialects import mysql
 
 from backyfs import values
 from backyfs.metadata.db.columns import (
     CheckedType,
+    MariadbType,
     TrueOrFalse,
     UtcDateTime,
     WholeNumber,
@@ -39,9 +42,12 @@ from backyfs.metadata.db.columns import (
 )
 from backyfs.model import NAME_LENGTH
 
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Connection
+
 # SQLite gives rowids to INTEGER primary keys only.
 _Id = BigInteger().with_variant(Integer, "sqlite")
-_LongBlob = CheckedType(LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb"), None)
+_LongBlob = CheckedType(LargeBinary().with_variant(MariadbType("MEDIUMBLOB"), "mysql", "mariadb"), None)
 # sqlite_autoincrement: without it, SQLite reuses the highest id after its row was deleted. A command that remembers the
 # id would mistake the new row for the old one: a backup for its blob, a removed job for its own row.
 
@@ -53,6 +59,18 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+
+def _index_part(name: str, column: Column[Any], condition: ColumnElement[bool]) -> None:
+    """Index only the rows that meet a condition. MariaDB has no partial indexes and gets a full one."""
+    index = Index(name, column)
+
+    # As arguments of Index, these options would load the dialects of engines that are not used.
+    @event.listens_for(index, "before_create")
+    def restrict(index: Index, connection: Connection, **_: object) -> None:
+        if connection.dialect.name in {"sqlite", "postgresql"}:
+            index.dialect_kwargs[f"{connection.dialect.name}_where"] = condition
+
 
 repository = Table(
     "repository",
@@ -130,9 +148,9 @@ pages = Table(
     sqlite_autoincrement=True,
 )
 
-# An index of only the pages that the catalog lacks. MariaDB has no partial indexes and gets a full one.
+# An index of only the pages that the catalog lacks.
 _unpublished = pages.c.published.is_(False)
-Index("ix_pages_unpublished", pages.c.published, sqlite_where=_unpublished, postgresql_where=_unpublished)
+_index_part("ix_pages_unpublished", pages.c.published, _unpublished)
 
 version_pages = Table(
     "version_pages",
@@ -160,13 +178,13 @@ blobs = Table(
 
 # Indexes of only the garbage, so that the cost of a cleanup grows with the garbage and not with the repository.
 _unused = pages.c.refs == 0
-Index("ix_pages_unused", pages.c.refs, sqlite_where=_unused, postgresql_where=_unused)
+_index_part("ix_pages_unused", pages.c.refs, _unused)
 _doomed = blobs.c.doomed_at.is_not(None)
-Index("ix_blobs_doomed", blobs.c.doomed_at, sqlite_where=_doomed, postgresql_where=_doomed)
+_index_part("ix_blobs_doomed", blobs.c.doomed_at, _doomed)
 
 # An index of only the damaged blobs.
 _damaged = blobs.c.valid.is_(False)
-Index("ix_blobs_damaged", blobs.c.valid, sqlite_where=_damaged, postgresql_where=_damaged)
+_index_part("ix_blobs_damaged", blobs.c.valid, _damaged)
 
 # A separate table, because it changes so often: a backup that changes one block in a hundred updates the counts of all
 # blobs, and rewriting their whole rows took four times as long.
@@ -178,7 +196,7 @@ blob_refs = Table(
 )
 
 _unreferenced = blob_refs.c.refs == 0
-Index("ix_blob_refs_unused", blob_refs.c.refs, sqlite_where=_unreferenced, postgresql_where=_unreferenced)
+_index_part("ix_blob_refs_unused", blob_refs.c.refs, _unreferenced)
 
 # A separate table for the same reason.
 blob_checks = Table(

@@ -16,7 +16,6 @@ from backyfs.metadata.db.batches import batches
 from backyfs.metadata.db.database import insert_row
 from backyfs.metadata.db.oddrows import require_sound, sound_rows
 from backyfs.metadata.db.tables import blobs, tags, versions
-from backyfs.metadata.maps.damage import measure_damage
 from backyfs.model import CLOCK_TOLERANCE, Version, VersionId, VersionRecord, VersionStatus, VersionUid
 from backyfs.moments import time_text
 from backyfs.remedies import Advice, Remedy
@@ -208,6 +207,8 @@ def _find_by_name(connection: Connection, name: str, moment: str, wanted: str, n
 
 
 def _damaged(connection: Connection, version: Version) -> tuple[str, Remedy]:
+    from backyfs.metadata.maps.damage import measure_damage  # noqa: PLC0415 - few commands need block maps
+
     damage = measure_damage(connection, version)
     fact = (
         f"the newest damaged one is {version.uid} of {time_text(version.created_at)} UTC, with {damage.bad_blocks} of "
