@@ -6,6 +6,7 @@ runs: it counts as failed. Elsewhere skips stay skips.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ from tests.support.services.postgresql import PostgresqlServer
 from tests.support.services.server import Server, ServerMissingError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
     from backyfs.repository import Repository
@@ -45,16 +46,26 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need a server, and spread the slow ones, so that no process ends long after the others."""
+    """Mark the tests that need a server, and spread the slow modules, so that no process ends long after the others."""
     for item in items:
         if _needs_server(item):
             item.add_marker(pytest.mark.server)
-    slow = [item for item in items if item.get_closest_marker("slow") is not None]
-    others = [item for item in items if item.get_closest_marker("slow") is None]
+    # The tests of a module stay together: they share fixtures, which would otherwise be made for each test.
+    modules = [list(tests) for _, tests in itertools.groupby(items, key=lambda item: item.path)]
+    slow = [tests for tests in modules if any(test.get_closest_marker("slow") is not None for test in tests)]
+    others = [tests for tests in modules if tests not in slow]
     # Those at the end are short, so all processes end at about the same time.
-    placed = [(place / len(slow) * _SLOW_PART, item) for place, item in enumerate(slow)]
-    placed += [(place / len(others), item) for place, item in enumerate(others)]
-    items[:] = [item for _, item in sorted(placed, key=lambda one: one[0])]
+    placed = [*_placed(slow, _SLOW_PART), *_placed(others, 1)]
+    items[:] = [test for _, tests in sorted(placed, key=lambda one: one[0]) for test in tests]
+
+
+def _placed(modules: list[list[pytest.Item]], part: float) -> Iterator[tuple[float, list[pytest.Item]]]:
+    """Give each module its place, from 0 to `part`, by the number of tests before it."""
+    count = sum(map(len, modules))
+    before = 0
+    for tests in modules:
+        yield before / count * part, tests
+        before += len(tests)
 
 
 def _needs_server(item: pytest.Item) -> bool:
