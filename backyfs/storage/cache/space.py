@@ -3,10 +3,10 @@
 A process that has written a share of the size looks at all files, and removes those that were not read for longest.
 While that lasts it may write one more share, and no more. So these are the most bytes that the files of a cache take:
 
-    7/8 of its size, and 1/16 for each process that writes to it, and one object for each of its threads
+    7/8 of its size, 1/16 for each process that writes to it, and one object for each thread of these
 
-which is the size for two processes. A process that is killed before it has looked for the first time adds a share that
-the next one removes.
+which is the size for two processes. A process that ends before it has looked for the first time can add two shares,
+and the next one removes them.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class CachedStorage(ForwardingStorage):
         return [data for data in (*cells[:start], memoryview(content), *behind) if data is not None]
 
     def _add(self, key: BlobUid, first: int, content: Buffer, *, is_end: bool) -> None:
-        size = (memoryview(content).nbytes // DATA_BYTES + 1) * CELL_BYTES
+        size = (memoryview(content).nbytes // DATA_BYTES + 2) * CELL_BYTES  # with what file systems round up
         if self._space is not None and self._space.take(size):
             copy = copy_key(self._repository, key)
             self._try(lambda: self._files.write(copy, first, content, is_end=is_end), None)
