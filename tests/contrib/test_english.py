@@ -49,7 +49,6 @@ LEFT = {
     "tests/property": 4,
     "tests/soak": 5,
     "tests/support": 8,
-    "tests/unit": 128,
     "tests/upgrade": 11,
 }
 

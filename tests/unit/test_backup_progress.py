@@ -1,4 +1,4 @@
-"""The progress of a backup: a block counts once it is known or durable, and all of them add up to the total."""
+"""The progress of a backup: a block counts once it is known or durable, and all blocks add up to the total."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Counted(NoProgress):
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """Make an image with data, zeros that are stored, a block that comes twice, a hole, and a short block."""
+    """Make an image with data, written zeros, a block that occurs twice, a hole, and a short block."""
     path = tmp_path / "image"
     with path.open("wb") as file:
         file.write(random_bytes(40 * BLOCK, 1) + bytes(3 * BLOCK) + random_bytes(BLOCK, 1))
@@ -79,7 +79,7 @@ def test_new_blocks_and_known_ones_add_up_to_the_size(
         assert progress.done == progress.total == image.stat().st_size
 
 
-def test_what_hints_let_be_read_adds_up(repository: Repository, image: Path) -> None:
+def test_a_backup_with_hints_adds_up_to_the_bytes_it_reads(repository: Repository, image: Path) -> None:
     base = back_up(repository, image).version
     content = bytearray(image.read_bytes())
     content[:BLOCK] = random_bytes(BLOCK, 3)
@@ -89,7 +89,7 @@ def test_what_hints_let_be_read_adds_up(repository: Repository, image: Path) -> 
     assert progress.done == progress.total == 2 * BLOCK
 
 
-def test_a_continued_backup_counts_what_the_first_has_done(repository: Repository, image: Path) -> None:
+def test_a_continued_backup_counts_the_blocks_of_the_first_run(repository: Repository, image: Path) -> None:
     begun: list[Version] = []
     puts = 0
 
@@ -106,7 +106,7 @@ def test_a_continued_backup_counts_what_the_first_has_done(repository: Repositor
 
 
 @pytest.mark.parametrize("number", range(1, 8))
-def test_a_block_that_a_cleanup_took_counts_once(repository: Repository, image: Path, number: int) -> None:
+def test_a_block_taken_by_a_cleanup_counts_once(repository: Repository, image: Path, number: int) -> None:
     version = back_up(repository, image).version
     remove_versions(repository, [version], now=datetime.now(UTC))
     writes = 0
@@ -121,7 +121,7 @@ def test_a_block_that_a_cleanup_took_counts_once(repository: Repository, image: 
     assert progress.done == progress.total == image.stat().st_size
 
 
-def test_nothing_new_counts_before_it_is_durable(repository: Repository, tmp_path: Path) -> None:
+def test_new_blocks_count_only_once_they_are_durable(repository: Repository, tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(random_bytes(20 * BLOCK, 1) + bytes(10 * BLOCK) + random_bytes(BLOCK, 1))
     progress, done = Counted(), []
@@ -131,12 +131,12 @@ def test_nothing_new_counts_before_it_is_durable(repository: Repository, tmp_pat
         backup(watched, source, BackupRequest(name="disk"), control=Control(progress=progress))
     finally:
         source.close()
-    # All was read and looked up before the first object was put; of it only the zeros were done.
+    # All was read and looked up before the first object was stored; only the zeros were done.
     assert set(done[:21]) <= {0, 10 * BLOCK}
     assert progress.done == progress.total == image.stat().st_size
 
 
-def test_a_migration_counts_what_is_durable(repository: Repository, image: Path) -> None:
+def test_a_migration_counts_only_durable_blobs(repository: Repository, image: Path) -> None:
     back_up(repository, image)
     progress, done = Counted(), []
     watched = with_watched_storage(repository, lambda: done.append(progress.done), "flush")

@@ -1,4 +1,4 @@
-"""Backups of real files come back as they were, or say which bytes do not."""
+"""Restores of real files return the original bytes, or report the bytes that they cannot."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def restored(repository, version, directory: Path) -> bytes:
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 4095, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 1025 * BLOCK + 7])
-def test_an_image_of_any_size_comes_back_as_it_was(repository, tmp_path, size):
+def test_an_image_of_any_size_is_restored_unchanged(repository, tmp_path, size):
     image = random_image(tmp_path / "image", size)
     report = back_up(repository, image)
     assert report.version.status is VersionStatus.VALID
@@ -70,7 +70,7 @@ def test_zeros_are_not_stored(repository, tmp_path, written):
     assert restored(repository, report.version, tmp_path) == bytes(size)
 
 
-def test_statistics_say_what_was_done_with_each_block(repository, tmp_path):
+def test_statistics_count_what_was_done_with_each_block(repository, tmp_path):
     block = random_bytes(BLOCK, 1)
     other = random_bytes(BLOCK, 2)
     image = sparse_image(
@@ -96,7 +96,7 @@ def test_a_second_backup_of_the_same_image_stores_nothing_and_shares_its_pages(r
     audit(repository)
 
 
-def test_a_short_last_block_is_no_part_of_a_longer_one(repository, tmp_path):
+def test_a_short_last_block_does_not_match_the_beginning_of_a_longer_one(repository, tmp_path):
     block = random_bytes(BLOCK)
     image = tmp_path / "image"
     image.write_bytes(block + block[:1000])
@@ -115,7 +115,7 @@ def test_without_deduplication_every_block_is_stored_again(repository, tmp_path)
     audit(repository)
 
 
-def test_a_repository_turns_encrypted_as_it_is_used_where_blocks_of_older_versions_are_not_found(tmp_path):
+def test_a_repository_becomes_encrypted_gradually_if_older_blocks_are_not_reused(tmp_path):
     config = make_repository(tmp_path / "repository")
     image = random_image(tmp_path / "image", 3 * BLOCK)
 
@@ -140,7 +140,7 @@ def test_a_repository_turns_encrypted_as_it_is_used_where_blocks_of_older_versio
     assert turned(2, "same-version") == (3, [2])
 
 
-def test_blocks_are_compressed_as_hard_as_is_configured(tmp_path):
+def test_blocks_are_compressed_at_the_configured_level(tmp_path):
     config = make_repository(tmp_path / "repository", block_size=1 << 16)
     image = tmp_path / "image"
     image.write_bytes(words(40_000))
@@ -163,7 +163,7 @@ def test_a_restored_file_has_holes_where_the_image_has_zeros(repository, tmp_pat
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, truncate, os.unlink], ids=["flipped", "truncated", "missing"])
-def test_a_damaged_block_costs_its_own_range_and_no_other(repository, tmp_path, damage):
+def test_a_damaged_block_costs_only_its_own_range(repository, tmp_path, damage):
     image = random_image(tmp_path / "image", 4 * BLOCK + 100)
     version = back_up(repository, image).version
     blob = blob_of(repository, version, 2)
@@ -176,7 +176,7 @@ def test_a_damaged_block_costs_its_own_range_and_no_other(repository, tmp_path, 
     assert target.read_bytes() == content[: 2 * BLOCK] + bytes(BLOCK) + content[3 * BLOCK :]
 
 
-def test_the_object_of_another_blob_is_not_taken_for_a_block(repository, tmp_path):
+def test_the_object_of_another_blob_is_not_accepted(repository, tmp_path):
     version = back_up(repository, random_image(tmp_path / "image", 2 * BLOCK)).version
     first, second = (file_of(repository, blob_of(repository, version, index)) for index in (0, 1))
     first.write_bytes(second.read_bytes())
@@ -195,7 +195,7 @@ def test_blocks_that_were_never_backed_up_are_reported_and_not_restored_as_zeros
     assert "never backed up" in report.damaged[0].reason
 
 
-def test_blobs_that_a_cleanup_took_between_look_up_and_commit_are_stored_anew(repository, tmp_path):
+def test_blobs_taken_by_a_cleanup_between_lookup_and_commit_are_stored_again(repository, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     first = back_up(repository, image).version
     taken = [blob_of(repository, first, index).id for index in range(2)]
@@ -203,11 +203,11 @@ def test_blobs_that_a_cleanup_took_between_look_up_and_commit_are_stored_anew(re
     def doom_some():
         with repository.database.read() as connection:
             has_begun = len(list_versions(connection)) > 1
-        if has_begun and taken:  # they were found, and no page that is being made has them yet
+        if has_begun and taken:  # they were found, but no page in the making has them yet
             with repository.database.write() as connection:
                 doom(connection, taken.pop(), taken.pop())
 
-    # The image differs in one block, so that its page is a new one.
+    # The image differs in one block, so its page is new.
     image.write_bytes(image.read_bytes()[:-1] + b"!")
     version = back_up(with_watched_writes(repository, doom_some), image).version
     assert restored(repository, version, tmp_path) == image.read_bytes()
@@ -215,7 +215,7 @@ def test_blobs_that_a_cleanup_took_between_look_up_and_commit_are_stored_anew(re
     audit(repository)
 
 
-def test_a_source_that_cannot_be_read_leaves_what_was_stored_for_the_next_backup(repository, tmp_path, monkeypatch):
+def test_after_a_read_error_the_next_backup_reuses_the_stored_blocks(repository, tmp_path, monkeypatch):
     image = random_image(tmp_path / "image", 600 * BLOCK)
     read_into = FileSource.read_into
 
@@ -259,14 +259,14 @@ def test_an_existing_target_is_refused_and_keeps_its_bytes(repository, tmp_path)
     assert target.read_bytes() == b"precious"
 
 
-def test_a_longer_existing_target_is_replaced_whole(repository, tmp_path):
+def test_a_longer_existing_target_is_replaced_completely(repository, tmp_path):
     image = sparse_image(tmp_path / "image", 2 * BLOCK, {0: b"x"})
     version = back_up(repository, image).version
     (tmp_path / "restored.img").write_bytes(b"old" * BLOCK)
     assert restored(repository, version, tmp_path) == image.read_bytes()
 
 
-def test_an_encrypted_repository_holds_no_plain_bytes_and_no_plain_fingerprints(tmp_path):
+def test_an_encrypted_repository_contains_no_plain_bytes_and_no_plain_fingerprints(tmp_path):
     with opened(make_repository(tmp_path / "repository")) as repository:
         image = tmp_path / "image"
         image.write_bytes(b"confidential " * 1000)
@@ -290,7 +290,7 @@ def test_a_name_that_cannot_be_stored_is_refused_before_anything_is_done(reposit
     assert count_blobs(repository) == 0
 
 
-def test_only_what_the_extents_touch_is_read(tmp_path, monkeypatch):
+def test_only_blocks_touched_by_extents_are_read(tmp_path, monkeypatch):
     ranges = []
     read_into = FileSource.read_into
 
@@ -349,7 +349,7 @@ def test_a_last_block_equal_to_one_elsewhere_of_the_same_length_is_shared(reposi
     assert restored(repository, report.version, tmp_path) == (tmp_path / "two").read_bytes()
 
 
-def test_a_blob_that_was_found_damaged_is_not_used_again(repository, tmp_path):
+def test_a_blob_found_damaged_is_not_reused(repository, tmp_path):
     image = random_image(tmp_path / "image", 2 * BLOCK)
     blob = blob_of(repository, back_up(repository, image).version, 1)
     with repository.database.write() as connection:
@@ -360,7 +360,7 @@ def test_a_blob_that_was_found_damaged_is_not_used_again(repository, tmp_path):
     assert restored(repository, report.version, tmp_path) == image.read_bytes()
 
 
-def test_a_device_has_the_exact_image_and_zeros_where_it_held_data(repository, tmp_path):
+def test_a_device_gets_the_exact_image_with_zeros_over_old_data(repository, tmp_path):
     image = sparse_image(tmp_path / "image", 60 * BLOCK + 512, {3 * BLOCK: b"x" * BLOCK, 60 * BLOCK: b"y" * 512})
     version = back_up(repository, image).version
     old = random_image(tmp_path / "old", 64 * BLOCK, 9)
@@ -382,7 +382,7 @@ def test_a_device_can_be_backed_up_and_restored_to_another(repository, tmp_path)
         assert Path(device).read_bytes() == image.read_bytes()
 
 
-def test_a_damaged_block_of_zeros_or_data_is_left_as_it_was_on_a_device(repository, tmp_path):
+def test_a_device_keeps_its_old_data_in_place_of_a_damaged_block(repository, tmp_path):
     image = random_image(tmp_path / "image", 4 * BLOCK)
     version = back_up(repository, image).version
     flip_a_byte(file_of(repository, blob_of(repository, version, 1)))
@@ -412,7 +412,7 @@ def test_every_damaged_block_is_reported_in_order(repository, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["backyfs.sqlite", "backyfs.key"])
-def test_a_link_to_a_file_of_the_repository_is_no_target(tmp_path, name):
+def test_a_link_to_a_file_of_the_repository_is_refused_as_a_target(tmp_path, name):
     with opened(make_repository(tmp_path / "repository")) as repository:
         version = back_up(repository, random_image(tmp_path / "image", BLOCK)).version
         (tmp_path / "innocent").symlink_to(tmp_path / "repository" / name)

@@ -1,4 +1,4 @@
-"""The export files of backy2: four formats are read, the last one is written."""
+"""The export files of backy2: four formats can be read; the newest is written."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def without(text: str, number: int) -> str:
     return "".join(lines[: number - 1] + lines[number:])
 
 
-# The four formats
+# Four formats
 
 
 def test_format_2_1_is_read() -> None:
@@ -110,17 +110,17 @@ def test_empty_fields_of_a_blob_are_null() -> None:
         ("\N{FLOPPY DISK}", "\N{FLOPPY DISK}"),
     ],
 )
-def test_names_are_read_as_csv_has_them(field: str, name: str) -> None:
+def test_names_are_read_as_csv(field: str, name: str) -> None:
     assert read(FORMAT_2_1.replace("disk", field))[1] == replace(VERSION, name=name)
 
 
 @pytest.mark.parametrize("end", ["\r\n", "\n", "\r\n\r\n\r\n", ""])
-def test_blank_lines_at_the_end_are_nothing(end: str) -> None:
+def test_blank_lines_at_the_end_are_ignored(end: str) -> None:
     records = read(FORMAT_2_12)
     assert read(FORMAT_2_12.removesuffix("\r\n") + end) == records
 
 
-def test_line_ends_of_unix_are_read() -> None:
+def test_unix_line_ends_are_accepted() -> None:
     assert read(FORMAT_2_1.replace("\r\n", "\n")) == read(FORMAT_2_1)
 
 
@@ -147,7 +147,7 @@ def test_a_version_of_several_pages_is_read_page_by_page() -> None:
     ]
 
 
-# Versions that are not valid
+# Invalid versions
 
 
 def test_an_interrupted_version_of_2_12_has_holes_and_absent_blocks() -> None:
@@ -162,7 +162,7 @@ def test_an_interrupted_version_without_any_block_has_no_page() -> None:
     assert [type(record) for record in records] == [ExportHeader, VersionRecord]
 
 
-def test_a_version_of_2_12_that_has_all_blocks_is_invalid() -> None:
+def test_a_version_of_2_12_with_all_blocks_can_be_invalid() -> None:
     records = read(INTERRUPTED)
     assert isinstance(records[1], VersionRecord)
     assert records[1].status is VersionStatus.INVALID
@@ -170,7 +170,7 @@ def test_a_version_of_2_12_that_has_all_blocks_is_invalid() -> None:
 
 
 @pytest.mark.parametrize("text", [FORMAT_2_1, FORMAT_2_2, FORMAT_2_10])
-def test_the_holes_of_an_older_version_that_is_not_valid_are_unknown(text: str) -> None:
+def test_the_holes_of_an_older_invalid_version_are_unknown(text: str) -> None:
     records = read(text.replace("8193,1", "8193,0"))
     assert isinstance(records[1], VersionRecord)
     assert records[1].status is VersionStatus.INCOMPLETE
@@ -185,18 +185,18 @@ def test_an_older_interrupted_version_may_lack_blocks(text: str) -> None:
     assert records[-1] == PageRecord(PageNumber(0), None, (-1, -1, LAST.uid))
 
 
-# What is refused
+# Refused exports
 
 
 @pytest.mark.parametrize("text", [FORMAT_2_1, FORMAT_2_2, FORMAT_2_10, FORMAT_2_12])
 @pytest.mark.parametrize("number", [3, 4, 5])
-def test_a_valid_version_that_lacks_a_block_is_refused(text: str, number: int) -> None:
+def test_a_valid_version_with_a_missing_block_is_refused(text: str, number: int) -> None:
     with pytest.raises(ExportFormatError, match=r"^the export has 2 blocks, but its version has 3: it is truncated"):
         read(without(text, number))
 
 
 @pytest.mark.parametrize("text", [FORMAT_2_12, INTERRUPTED])
-def test_a_block_too_many_is_refused(text: str) -> None:
+def test_an_extra_block_is_refused(text: str) -> None:
     with pytest.raises(ExportFormatError, match=r"^the export has 4 blocks, but its version has 3"):
         read(f"{text},{UID},3,{DATE},,4096,1,0,,\r\n")
 
@@ -213,21 +213,21 @@ def test_a_block_of_another_version_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("size", "size_bytes"), [(3, 12289), (3, 8192), (3, 0), (2, 8193), (0, 8193), (1024, 8 << 20)])
-def test_a_number_of_blocks_that_does_not_fit_the_image_is_refused(size: int, size_bytes: int) -> None:
+def test_a_number_of_blocks_that_does_not_match_the_image_is_refused(size: int, size_bytes: int) -> None:
     head = f"backy2 Version 2.1 metadata dump\r\n{UID},{DATE},disk,{size},{size_bytes},1\r\n"
     with pytest.raises(ExportFormatError, match=rf"^the export has {size} blocks for {size_bytes} bytes"):
         read(head + "".join(f",{UID},{index},{DATE},,4096,1\r\n" for index in range(size)))
 
 
 @pytest.mark.parametrize("text", [FORMAT_2_1, FORMAT_2_2, FORMAT_2_10, FORMAT_2_12])
-def test_an_export_that_is_cut_short_anywhere_is_refused(text: str) -> None:
+def test_an_export_truncated_anywhere_is_refused(text: str) -> None:
     data = text.encode()
     for length in range(len(data) - len("\r\n")):
         with pytest.raises(ExportFormatError):
             read(data[:length])
 
 
-def test_a_flipped_byte_never_ends_in_another_error() -> None:
+def test_a_flipped_byte_never_raises_any_other_error() -> None:
     for mask in (0x01, 0x20, 0x80):
         data = bytearray(FORMAT_2_12.encode())
         for position in range(len(data)):
@@ -319,17 +319,17 @@ def test_a_line_with_too_many_fields_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ['"disk', '"disk"x', "x" * 200_000])
-def test_what_is_no_csv_is_refused(name: str) -> None:
+def test_invalid_csv_is_refused(name: str) -> None:
     with pytest.raises(ExportFormatError, match=r"^the export is damaged: "):
         read(FORMAT_2_1.replace("disk", name))
 
 
-def test_what_is_not_utf_8_is_refused() -> None:
+def test_invalid_utf_8_is_refused() -> None:
     with pytest.raises(ExportFormatError, match=r"^the export is damaged: 'utf-8' codec"):
         read(FORMAT_2_1.encode().replace(b"disk", b"d\xefsk"))
 
 
-def test_the_file_stays_open() -> None:
+def test_reading_leaves_the_file_open() -> None:
     file = io.BytesIO(FORMAT_2_12.encode())
     list(read_backy2_export(file, BLOCK))
     with pytest.raises(ExportFormatError):
@@ -361,7 +361,7 @@ def test_an_export_is_written_as_backy2_does() -> None:
     )
 
 
-def test_what_is_written_is_read_again() -> None:
+def test_a_written_export_can_be_read_again() -> None:
     file = io.BytesIO()
     write_backy2_export(file, VERSION, 3, blocks_to_write())
     sealed = replace(FIRST, encryption_version=1, wrapped_key=b"\x00\xff")
@@ -369,20 +369,20 @@ def test_what_is_written_is_read_again() -> None:
 
 
 @pytest.mark.parametrize("status", [VersionStatus.INCOMPLETE, VersionStatus.INVALID])
-def test_a_version_that_is_not_valid_is_written_as_such(status: VersionStatus) -> None:
+def test_an_invalid_version_is_written_as_invalid(status: VersionStatus) -> None:
     file = io.BytesIO()
     write_backy2_export(file, replace(VERSION, status=status), 3, [])
     assert file.getvalue().splitlines()[1] == f"{UID},{DATE},disk,,3,8193,0,0,".encode()
 
 
-def test_the_file_stays_open_when_a_block_cannot_be_had() -> None:
+def test_an_unavailable_block_leaves_the_file_open() -> None:
     file = io.BytesIO()
     with pytest.raises(ZeroDivisionError):
         write_backy2_export(file, VERSION, 3, (ExportedBlock(1 // index, 1, None) for index in range(3)))
     assert file.getvalue().startswith(b"backy2 Version 2.12 metadata dump\r\n")
 
 
-# What backy2 itself has written
+# Exports written by backy2
 
 
 @pytest.mark.parametrize("path", EXPORTS, ids=lambda path: f"{path.parts[-3]}-{path.stem[:8]}")
@@ -390,7 +390,7 @@ def test_exports_of_backy2_are_read(path: Path) -> None:
     facts = json.loads((path.parent.parent / "EXPECTED.json").read_text("utf-8"))
     expected = facts["versions"][path.stem]
     rows = expected["blocks"]
-    has_protection = path.read_bytes().split(b" ", 3)[2] != b"2.1"  # that format does not tell
+    has_protection = path.read_bytes().split(b" ", 3)[2] != b"2.1"  # that format does not say
     with path.open("rb") as file:
         _, version, *records = read_backy2_export(file, facts["block_size"])
     assert isinstance(version, VersionRecord)

@@ -1,4 +1,4 @@
-"""The block map: pages as bytes, and the counts of what refers to what."""
+"""The block map: pages as bytes, and reference counts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from backyfs.metadata.db.database import Connection, Database
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
-BLOBS = 600  # more than one statement takes parameters
+BLOBS = 600  # more than the parameters that one statement takes
 VERSIONS = 3
 FIRST = PageNumber(0)
 
@@ -53,7 +53,7 @@ all_entries = st.lists(st.integers(ABSENT, 2**63 - 1), max_size=PAGE_ENTRIES)
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    """Give a database with blobs 1 to 600 and versions 1 to 3. What a test does there, it rolls back."""
+    """Make a database with blobs 1 to 600 and versions 1 to 3. Tests roll back their changes."""
     with opened(make_repository(tmp_path_factory.mktemp("blockmap"), encrypted=False)) as repository:
         with repository.database.write() as connection:
             saved = [
@@ -76,7 +76,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[Connection]:
-    """Give a transaction that is rolled back."""
+    """Begin a transaction that is rolled back after the test."""
     with database.engine.connect() as connection, connection.begin() as transaction:
         yield connection
         transaction.rollback()
@@ -99,13 +99,13 @@ def page_refs(connection: Connection) -> dict[bytes, int]:
 
 
 def counted_uses(connection: Connection) -> dict[int, int]:
-    """Return the references of the blobs that have some."""
+    """Return the reference counts of the blobs that are referenced."""
     query = select(blob_refs).where(blob_refs.c.refs != 0)
     return {row.blob_id: row.refs for row in connection.execute(query)}
 
 
 def assert_counts_are_right(connection: Connection) -> None:
-    """Recount every reference from the rows that make it."""
+    """Recount all references from the rows that make them."""
     named = Counter(connection.execute(select(version_pages.c.page_id)).scalars())
     contained: Counter[int] = Counter()
     for row in connection.execute(select(pages.c.id, pages.c.entries, pages.c.refs)):
@@ -118,7 +118,7 @@ def assert_counts_are_right(connection: Connection) -> None:
 
 
 @given(all_entries)
-def test_entries_come_back_from_a_page(entries: list[int]) -> None:
+def test_unpacking_a_page_returns_its_entries(entries: list[int]) -> None:
     assert list(unpack(pack(array("q", entries)))) == entries
 
 
@@ -128,7 +128,7 @@ def test_a_page_is_a_zstd_frame_of_little_endian_numbers() -> None:
     assert zstandard.ZstdDecompressor().decompress(packed) == expected
 
 
-def test_a_stored_page_is_still_read() -> None:
+def test_a_stored_page_can_still_be_read() -> None:
     packed = bytes.fromhex("28b52ffd2018850000500100ffffffffffffffff010032c002")
     assert unpack(packed) == entries_of(1, HOLE, ABSENT)
 
@@ -138,7 +138,7 @@ def test_a_page_of_equal_entries_is_small() -> None:
 
 
 @pytest.mark.parametrize("damaged", [b"", b"x", b"\x28\xb5\x2f\xfd", bytes(100)])
-def test_what_is_no_frame_is_refused(damaged: bytes) -> None:
+def test_bytes_that_are_not_a_frame_are_refused(damaged: bytes) -> None:
     with pytest.raises(DatabaseError, match=r"^a page of a block map is damaged: "):
         unpack(damaged)
 
@@ -172,7 +172,7 @@ def test_a_truncated_page_is_refused(entries: list[int], data: st.DataObject) ->
         unpack(packed[: data.draw(st.integers(0, len(packed) - 1))])
 
 
-def test_a_page_with_bytes_after_it_is_refused() -> None:
+def test_a_page_with_trailing_bytes_is_refused() -> None:
     with pytest.raises(DatabaseError, match="a page of a block map is damaged"):
         unpack(pack(entries_of(1)) + b"x")
 
@@ -203,7 +203,7 @@ def test_an_entry_without_a_meaning_is_refused(entry: int) -> None:
 # Committing
 
 
-def test_a_committed_page_is_loaded_again(connection: Connection) -> None:
+def test_a_committed_page_can_be_loaded(connection: Connection) -> None:
     commit(connection, 1, 0, [1, HOLE, 2])
     assert load_page(connection, VersionId(1), FIRST) == entries_of(1, HOLE, 2)
 
@@ -219,7 +219,7 @@ def test_a_page_counts_each_blob_once(connection: Connection) -> None:
     assert counted_uses(connection) == {5: 1, 6: 1}
 
 
-def test_a_page_is_named_by_the_digest_of_its_entries(connection: Connection) -> None:
+def test_a_page_is_identified_by_the_digest_of_its_entries(connection: Connection) -> None:
     commit(connection, 1, 0, [1, HOLE])
     digest = blake3((1).to_bytes(8, "little") + bytes(8)).digest()
     assert page_refs(connection) == {digest: 1}
@@ -245,7 +245,7 @@ def test_blobs_of_two_pages_are_counted_twice(connection: Connection) -> None:
     assert counted_uses(connection) == {1: 1, 2: 2, 3: 1}
 
 
-def test_a_page_of_more_blobs_than_a_statement_takes_counts_them_all(connection: Connection) -> None:
+def test_all_blobs_are_counted_even_if_they_need_several_statements(connection: Connection) -> None:
     commit(connection, 1, 0, range(1, BLOBS + 1))
     assert counted_uses(connection) == dict.fromkeys(range(1, BLOBS + 1), 1)
 
@@ -256,13 +256,13 @@ def test_a_page_of_holes_leaves_no_row(connection: Connection) -> None:
     assert load_page(connection, VersionId(1), FIRST) is None
 
 
-def test_a_page_of_absent_blocks_is_no_page_of_holes(connection: Connection) -> None:
+def test_a_page_of_absent_blocks_is_not_a_page_of_holes(connection: Connection) -> None:
     commit(connection, 1, 0, [ABSENT, ABSENT])
     assert load_page(connection, VersionId(1), FIRST) == entries_of(ABSENT, ABSENT)
     assert counted_uses(connection) == {}
 
 
-def test_a_replaced_page_goes_when_nobody_else_has_it(connection: Connection) -> None:
+def test_a_replaced_page_is_removed_if_no_other_version_uses_it(connection: Connection) -> None:
     commit(connection, 1, 0, [1])
     commit(connection, 1, 0, [2])
     assert load_page(connection, VersionId(1), FIRST) == entries_of(2)
@@ -270,7 +270,7 @@ def test_a_replaced_page_goes_when_nobody_else_has_it(connection: Connection) ->
     assert_counts_are_right(connection)
 
 
-def test_a_page_replaced_by_holes_is_no_longer_named(connection: Connection) -> None:
+def test_a_page_replaced_by_holes_is_no_longer_referenced(connection: Connection) -> None:
     commit(connection, 1, 0, [1])
     commit(connection, 1, 0, [HOLE])
     assert load_page(connection, VersionId(1), FIRST) is None
@@ -284,7 +284,7 @@ def test_a_page_replaced_by_itself_is_counted_once(connection: Connection) -> No
     assert counted_uses(connection) == {1: 1}
 
 
-def test_a_replaced_page_stays_where_others_have_it(connection: Connection) -> None:
+def test_a_replaced_page_is_kept_if_others_use_it(connection: Connection) -> None:
     commit(connection, 1, 0, [1])
     commit(connection, 2, 3, [1])
     commit(connection, 1, 0, [2])
@@ -293,7 +293,7 @@ def test_a_replaced_page_stays_where_others_have_it(connection: Connection) -> N
     assert_counts_are_right(connection)
 
 
-def test_a_page_that_a_version_has_is_not_removed(connection: Connection) -> None:
+def test_a_page_in_use_is_not_removed(connection: Connection) -> None:
     commit(connection, 1, 0, [1])
     [(_, page_id)] = list_pages(connection, VersionId(1))
     assert not remove_unused_page(connection, page_id)
@@ -301,7 +301,7 @@ def test_a_page_that_a_version_has_is_not_removed(connection: Connection) -> Non
 
 
 @pytest.mark.parametrize("blocks", [1, PAGE_ENTRIES, 2 * PAGE_ENTRIES, 2 * PAGE_ENTRIES + 5])
-def test_rows_of_pages_of_holes_go_when_a_version_is_complete(connection: Connection, blocks: int) -> None:
+def test_completing_a_version_removes_rows_of_pages_of_holes(connection: Connection, blocks: int) -> None:
     data = entries_of(*[HOLE] * (page_length(FIRST, blocks) - 1), 7)
     commit_page(connection, VersionId(1), FIRST, data)
     for number in range(1, page_count(blocks)):
@@ -317,7 +317,7 @@ def test_rows_of_pages_of_holes_go_when_a_version_is_complete(connection: Connec
 
 
 page_contents = st.one_of(
-    st.lists(st.integers(ABSENT, 5), min_size=1, max_size=4),  # few values, so that pages turn out equal
+    st.lists(st.integers(ABSENT, 5), min_size=1, max_size=4),  # few values, so that some pages are equal
     st.lists(st.integers(ABSENT, BLOBS), min_size=1, max_size=50),
 )
 commits = st.lists(st.tuples(st.integers(1, VERSIONS), st.integers(0, 2), page_contents), min_size=1, max_size=12)
@@ -344,7 +344,7 @@ def test_every_count_equals_a_recount_after_every_commit(
 
 @given(commits, st.sets(st.integers(1, 5), min_size=1))
 @settings(deadline=None, max_examples=60)
-def test_a_page_is_committed_whole_or_not_at_all_where_blobs_are_doomed(
+def test_a_page_with_doomed_blobs_is_committed_completely_or_not_at_all(
     database: Database, sequence: list[tuple[int, int, list[int]]], doomed: set[int]
 ) -> None:
     with database.engine.connect() as connection, connection.begin() as transaction:
@@ -362,7 +362,7 @@ def test_a_page_is_committed_whole_or_not_at_all_where_blobs_are_doomed(
         transaction.rollback()
 
 
-# Blobs that a cleanup took
+# Blobs taken by a cleanup
 
 
 def test_a_doomed_blob_is_refused_by_its_id(connection: Connection) -> None:
@@ -427,7 +427,7 @@ def versioned(connection: Connection, status: VersionStatus) -> Version:
 
 
 @pytest.mark.parametrize("status", list(VersionStatus))
-def test_a_page_with_a_row_is_what_was_committed(connection: Connection, status: VersionStatus) -> None:
+def test_a_page_with_a_row_has_the_committed_entries(connection: Connection, status: VersionStatus) -> None:
     version = versioned(connection, status)
     commit_page(connection, version.id, FIRST, entries_of(1, HOLE, 3))
     assert page_entries(connection, version, FIRST, 3) == entries_of(1, HOLE, 3)
@@ -443,7 +443,7 @@ def test_a_page_without_a_row_is_absent_in_an_incomplete_version(connection: Con
     assert page_entries(connection, version, PageNumber(1), 1027) == entries_of(-1, -1, -1)
 
 
-def test_a_page_of_another_length_than_the_image_needs_is_refused(connection: Connection) -> None:
+def test_a_page_whose_length_does_not_match_the_image_is_refused(connection: Connection) -> None:
     version = versioned(connection, VersionStatus.VALID)
     commit_page(connection, version.id, FIRST, entries_of(1, 2))
     with pytest.raises(DatabaseError, match=rf"^page 0 of version {version.uid} has 2 entries instead of 3$"):
@@ -458,13 +458,13 @@ def test_a_damaged_page_is_refused(connection: Connection) -> None:
         page_entries(connection, version, FIRST, 1)
 
 
-def test_the_database_of_this_module_is_left_as_it_was(database: Database) -> None:
+def test_the_shared_database_is_unchanged(database: Database) -> None:
     with database.read() as connection:
         assert connection.execute(select(func.count()).select_from(pages)).scalar_one() == 0
 
 
 def test_a_page_of_a_big_endian_machine_has_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its arrays would hold the swapped numbers.
+    # Its arrays would contain the swapped numbers.
     swapped = entries_of(1, 2**40)
     swapped.byteswap()
     expected = pack(entries_of(1, 2**40))

@@ -1,4 +1,4 @@
-"""The objects of the catalog: what is packed comes back, and nothing else does."""
+"""The objects of the catalog: packed contents can be unpacked, and everything else is refused."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ PAGE_OF_ALL_SORTS = CatalogPage(entries=(2, HOLE, ABSENT, 1, 2, 3), blobs=BLOBS)
 
 
 def packed_page(seal: Seal, uid: str = PAGE) -> bytes:
-    # In the order in which they come, the blobs are 2, 1, 3.
+    # In order of appearance, the blobs are 2, 1, 3.
     rows = columns(BLOBS[1], BLOBS[0], BLOBS[2])
     return pack_page(uid, seal, array("q", [2, HOLE, ABSENT, 1, 2, 3]), rows)
 
@@ -145,42 +145,42 @@ PACKED: dict[str, tuple[Kind, Callable[[Seal], bytes], Callable[[Seal, bytes], o
 every = pytest.mark.parametrize("name", sorted(PACKED))
 
 
-# What is packed comes back
+# Packed objects can be unpacked
 
 
 @both
-def test_a_page_comes_back(seal: Seal) -> None:
+def test_a_page_can_be_unpacked(seal: Seal) -> None:
     page = unpack_page(PAGE, seal, packed_page(seal))
     assert page == CatalogPage(entries=(1, HOLE, ABSENT, 2, 1, 3), blobs=(BLOBS[0], BLOBS[1], BLOBS[2]))
 
 
 @both
-def test_a_page_of_holes_comes_back(seal: Seal) -> None:
+def test_a_page_of_holes_can_be_unpacked(seal: Seal) -> None:
     stored = pack_page(PAGE, seal, array("q", [HOLE] * 1024), NO_BLOBS)
     assert unpack_page(PAGE, seal, stored) == CatalogPage(entries=(HOLE,) * 1024, blobs=())
 
 
-def test_equal_pages_are_equal_whatever_the_ids_of_their_blobs_are() -> None:
+def test_equal_pages_are_equal_regardless_of_the_ids_of_their_blobs() -> None:
     one = page_content(PAGE, [2, HOLE, 1], columns(BLOBS[0], BLOBS[1]))
     other = page_content(PAGE, [1, HOLE, 2], columns(BLOBS[1], BLOBS[0]))
     assert one == other
 
 
 @pytest.mark.parametrize("rows", [columns(BLOBS[0]), columns(*BLOBS), NO_BLOBS])
-def test_a_page_whose_blobs_are_not_those_of_its_entries_is_not_packed(rows: BlobColumns) -> None:
+def test_a_page_whose_blobs_do_not_match_its_entries_is_not_packed(rows: BlobColumns) -> None:
     with pytest.raises(CatalogError, match="names blobs that have no rows"):
         page_content(PAGE, [1, 2], rows)
 
 
 @both
-def test_a_version_comes_back(seal: Seal) -> None:
+def test_a_version_can_be_unpacked(seal: Seal) -> None:
     for version in (THE_VERSION, replace(THE_VERSION, damage_found_at=MOMENT)):
         assert unpack_version(VERSION, seal, pack_version(version, seal)) == version
     assert THE_VERSION.page_uid(0) == PAGE
 
 
 @both
-def test_a_repository_comes_back_and_its_slots_without_a_key(seal: Seal) -> None:
+def test_a_repository_can_be_unpacked_and_its_slots_without_a_key(seal: Seal) -> None:
     stored = pack_repository(THE_REPOSITORY, seal.key)
     found = read_open_part(stored)
     assert (found.uid, found.is_sealed) == (REPOSITORY, seal.key is not None)
@@ -189,12 +189,12 @@ def test_a_repository_comes_back_and_its_slots_without_a_key(seal: Seal) -> None
 
 
 @both
-def test_an_index_comes_back(seal: Seal) -> None:
+def test_an_index_can_be_unpacked(seal: Seal) -> None:
     for index in (THE_INDEX, replace(THE_INDEX, versions=()), replace(THE_INDEX, number=(1 << 62) - 1)):
         assert unpack_index(seal, pack_index(index, seal)) == index
 
 
-def test_a_repository_of_an_older_release_has_no_number_of_an_index() -> None:
+def test_a_repository_of_an_older_release_has_no_index_number() -> None:
     vector = json.loads((VECTORS / "catalog-plain.json").read_text(encoding="utf-8"))
     found = read_open_part(bytes.fromhex(vector["objects"]["repository"]))
     assert open_repository_object(found, None).index_number == 0
@@ -215,7 +215,7 @@ _BLOB = st.builds(
 
 
 @given(st.lists(_BLOB, max_size=40, unique_by=lambda blob: blob.uid), st.data())
-def test_any_page_comes_back(blobs: list[BlobRecord], data: st.DataObject) -> None:
+def test_any_page_can_be_unpacked(blobs: list[BlobRecord], data: st.DataObject) -> None:
     more = data.draw(st.lists(st.integers(ABSENT, len(blobs)), max_size=50))
     entries = [*range(1, len(blobs) + 1), *more] or [HOLE]
     page = unpack_page(PAGE, SEALED, pack_page(PAGE, SEALED, entries, columns(*blobs)))
@@ -224,17 +224,17 @@ def test_any_page_comes_back(blobs: list[BlobRecord], data: st.DataObject) -> No
 
 @both
 @every
-def test_no_two_objects_are_sealed_alike(seal: Seal, name: str) -> None:
+def test_no_two_sealed_objects_are_equal(seal: Seal, name: str) -> None:
     _, pack, _ = PACKED[name]
     assert (pack(seal) == pack(seal)) is (seal.key is None)
 
 
-# Nothing else does
+# Everything else is refused
 
 
 @both
 @every
-def test_a_flipped_bit_is_refused_wherever_it_is(seal: Seal, name: str) -> None:
+def test_a_flipped_bit_anywhere_is_refused(seal: Seal, name: str) -> None:
     _, pack, open_it = PACKED[name]
     stored = pack(seal)
     for place in range(len(stored)):
@@ -246,7 +246,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(seal: Seal, name: str) -> None:
 
 @both
 @every
-def test_what_is_cut_short_or_longer_is_refused(seal: Seal, name: str) -> None:
+def test_a_truncated_or_extended_object_is_refused(seal: Seal, name: str) -> None:
     _, pack, open_it = PACKED[name]
     stored = pack(seal)
     for length in range(len(stored)):
@@ -282,14 +282,14 @@ def test_another_key_opens_nothing() -> None:
         unpack_page(PAGE, replace(SEALED, key=bytes(32)), packed_page(SEALED))
 
 
-def test_what_is_not_sealed_is_refused_where_the_repository_is_encrypted() -> None:
+def test_an_unsealed_object_is_refused_if_the_repository_is_encrypted() -> None:
     with pytest.raises(CatalogError, match="is not encrypted and the repository is: it was not made by this"):
         unpack_page(PAGE, SEALED, packed_page(PLAIN))
     with pytest.raises(CatalogError, match="is encrypted and the repository is not"):
         unpack_page(PAGE, PLAIN, packed_page(SEALED))
 
 
-def test_key_slots_are_checked_as_soon_as_the_key_is_there() -> None:
+def test_key_slots_are_checked_as_soon_as_the_key_is_known() -> None:
     stored = pack_repository(THE_REPOSITORY, SEALED.key)
     changed = stored.replace(b'"second"', b'"Second"')
     assert read_open_part(changed).key_slots[1].label == "Second"
@@ -305,7 +305,7 @@ def test_a_newer_format_asks_for_a_newer_release() -> None:
 
 
 def object_of(kind: Kind, name: str, frame: bytes) -> bytes:
-    """Return a plain object around any frame, as an attacker who can compute a digest makes it."""
+    """Return a plain object around any frame, as an attacker who can compute a digest would make it."""
     before = struct.pack("<8sHBBI", b"backyfsC", 1, kind, 0, 0)
     bound = before + f"{REPOSITORY}\0{name}".encode()
     return before + blake3(len(bound).to_bytes(8, "little") + bound + frame).digest() + frame
@@ -325,7 +325,7 @@ def test_a_frame_that_does_not_state_its_size_is_refused() -> None:
         unpack_page(PAGE, PLAIN, stored)
 
 
-def test_an_object_that_is_too_large_is_not_made() -> None:
+def test_an_oversized_object_is_not_created() -> None:
     with pytest.raises(CatalogError, match="more than the 262144 allowed"):
         pack_object(Kind.PAGE, page_name(PAGE), PLAIN, bytes(MAX_CONTENT[Kind.PAGE] + 1))
 
@@ -341,7 +341,7 @@ def blob_bytes(flags: int = 19, uid: bytes = bytes(16), version: int = 0, size: 
 ONE_ENTRY = struct.pack("<HHH", 1, 1, 1)
 
 
-def test_the_hostile_pages_below_are_right_but_for_one_thing() -> None:
+def test_the_hostile_pages_below_are_correct_except_for_one_thing() -> None:
     assert unpack_page(PAGE, PLAIN, content(ONE_ENTRY, blob_bytes())).blobs[0].uid == "0" * 32
 
 
@@ -370,7 +370,7 @@ def test_the_hostile_pages_below_are_right_but_for_one_thing() -> None:
         (ONE_ENTRY, bytes((19, 16, 65, 0)), struct.pack("<HIQ", 0, 1, 1), bytes(16 + 65)),
     ],
 )
-def test_a_page_that_cannot_be_is_refused(parts: tuple[bytes, ...]) -> None:
+def test_an_impossible_page_is_refused(parts: tuple[bytes, ...]) -> None:
     with pytest.raises(CatalogError):
         unpack_page(PAGE, PLAIN, content(*parts))
 
@@ -396,7 +396,7 @@ def version_of(facts: object, numbers: bytes = b"", uids: bytes = b"", count: in
     return object_of(Kind.VERSION, version_name(VERSION), zstandard.ZstdCompressor().compress(held))
 
 
-def test_the_hostile_versions_below_are_right_but_for_one_thing() -> None:
+def test_the_hostile_versions_below_are_correct_except_for_one_thing() -> None:
     found = unpack_version(VERSION, PLAIN, version_of(FACTS, struct.pack("<II", 0, 2), bytes(32)))
     assert (found.version.name, list(found.page_numbers)) == ("disk", [0, 2])
 
@@ -444,12 +444,12 @@ WRONG_FACTS: list[dict[str, Any]] = [
         *(version_of(FACTS | change) for change in WRONG_FACTS),
     ],
 )
-def test_a_version_that_cannot_be_is_refused(stored: bytes) -> None:
+def test_an_impossible_version_is_refused(stored: bytes) -> None:
     with pytest.raises(CatalogError, match=f"^object {version_name(VERSION)} is damaged: "):
         unpack_version(VERSION, PLAIN, stored)
 
 
-def test_a_small_object_does_not_take_much_memory() -> None:
+def test_unpacking_a_small_object_takes_little_memory() -> None:
     stored = version_of(b"[" + b"[]," * (80 << 20) + b"[]]")
     assert len(stored) < 100_000
     tracemalloc.start()
@@ -465,7 +465,7 @@ def test_a_small_object_does_not_take_much_memory() -> None:
     "change",
     [{"tags": tuple(map(str, range(10_001)))}, {"tags": tuple(f"{number:01000}" for number in range(5_000))}],
 )
-def test_a_version_that_could_not_be_read_again_is_not_written(change: dict[str, Any]) -> None:
+def test_an_unreadable_version_is_not_written(change: dict[str, Any]) -> None:
     version = replace(THE_VERSION, version=replace(THE_VERSION.version, **change))
     with pytest.raises(CatalogError, match="cannot be stored in the catalog; remove some tags"):
         pack_version(version, PLAIN)
@@ -481,26 +481,26 @@ def test_a_version_that_could_not_be_read_again_is_not_written(change: dict[str,
         json.dumps({"uid": REPOSITORY, "needs_release": "1", "key_slots": {}}).encode(),
     ],
 )
-def test_an_open_part_that_cannot_be_is_refused(open_part: bytes) -> None:
+def test_an_impossible_open_part_is_refused(open_part: bytes) -> None:
     stored = pack_object(Kind.REPOSITORY, REPOSITORY_NAME, PLAIN, b"{}", open_part)
     with pytest.raises(CatalogError):
         read_open_part(stored)
 
 
-def test_more_key_slots_than_anybody_has_are_refused() -> None:
+def test_too_many_key_slots_are_refused() -> None:
     many = replace(THE_REPOSITORY, key_slots=(SLOT,) * 257)
     with pytest.raises(CatalogError, match="key_slots is not a list of up to 256"):
         read_open_part(pack_repository(many, None))
 
 
-def test_an_open_part_that_is_larger_than_the_object_is_refused() -> None:
+def test_an_open_part_larger_than_the_object_is_refused() -> None:
     stored = struct.pack("<8sHBBI", b"backyfsC", 1, Kind.REPOSITORY, 0, 1 << 31) + bytes(100)
     with pytest.raises(CatalogError, match="its header is not that of such an object"):
         take_apart(Kind.REPOSITORY, REPOSITORY_NAME, stored)
 
 
 @pytest.mark.parametrize("uid", ["", "..", "a/b", "a.b", "x" * 37, "a\n", "ä"])
-def test_what_could_name_another_file_is_no_uid(uid: str) -> None:
+def test_a_uid_that_could_be_a_path_is_refused(uid: str) -> None:
     assert not is_uid(uid)
 
 
@@ -512,7 +512,7 @@ def fixed(count: int, number: int = 1, microseconds: int = 0) -> bytes:
     return struct.pack("<QQ16sI", number, microseconds, bytes(16), count)
 
 
-def test_the_hostile_indexes_below_are_right_but_for_one_thing() -> None:
+def test_the_hostile_indexes_below_are_correct_except_for_one_thing() -> None:
     assert unpack_index(PLAIN, index_of(fixed(2), b"\1\2", b"a", b"ab")).versions == ("a", "ab")
 
 
@@ -537,12 +537,12 @@ def test_the_hostile_indexes_below_are_right_but_for_one_thing() -> None:
         (fixed((1 << 20) + 1), bytes((1 << 20) + 1)),
     ],
 )
-def test_an_index_that_cannot_be_is_refused(parts: tuple[bytes, ...]) -> None:
+def test_an_impossible_index_is_refused(parts: tuple[bytes, ...]) -> None:
     with pytest.raises(CatalogError, match=f"object {INDEX_NAME} is damaged"):
         unpack_index(PLAIN, index_of(*parts))
 
 
-def test_an_index_of_more_versions_than_any_repository_has_is_not_made() -> None:
+def test_an_index_of_too_many_versions_is_not_created() -> None:
     with pytest.raises(CatalogError, match="more than 1048576"):
         pack_index(replace(THE_INDEX, versions=("a",) * ((1 << 20) + 1)), PLAIN)
 
@@ -554,12 +554,12 @@ def test_the_limits_leave_room_for_the_largest_index() -> None:
     assert len(unpack_index(SEALED, stored).versions) == 1 << 20
 
 
-# The format, as docs/reference/format.md has it
+# The format, as described in docs/reference/format.md
 
 
 @pytest.fixture(params=["catalog-plain", "catalog-sealed"])
 def vector(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Objects that a release has written; they never change."""
+    """Load objects written by a release; they never change."""
     held: dict[str, Any] = json.loads((VECTORS / f"{request.param}.json").read_text(encoding="utf-8"))
     return held
 
@@ -569,7 +569,7 @@ def key_of(vector: dict[str, Any], slot: dict[str, str]) -> bytes:
 
 
 def open_as_documented(vector: dict[str, Any], kind: str, name: str) -> tuple[bytes, bytes]:
-    """Open an object by a reader that shares no code with the program; return open part and content."""
+    """Open an object with a reader that shares no code with the program; return its open part and content."""
     number = {"repository": 1, "version": 2, "page": 3, "index": 4}[kind]
     stored = bytes.fromhex(vector["objects"][kind])
     is_sealed = vector["configured_key"] is not None
@@ -625,7 +625,7 @@ def test_the_documented_reader_opens_the_index(vector: dict[str, Any]) -> None:
     assert held[36:] == bytes((36,)) + vector["version"].encode()
 
 
-def test_the_program_opens_what_a_release_has_written(vector: dict[str, Any]) -> None:
+def test_the_program_opens_objects_written_by_a_release(vector: dict[str, Any]) -> None:
     stored = {kind: bytes.fromhex(digits) for kind, digits in vector["objects"].items()}
     found = read_open_part(stored["repository"])
     key = None
@@ -649,7 +649,7 @@ def test_the_limits_leave_room_for_the_largest_page() -> None:
 
 
 @both
-def test_open_object_is_what_pack_object_was_given(seal: Seal) -> None:
+def test_open_object_returns_the_input_of_pack_object(seal: Seal) -> None:
     parts = take_apart(Kind.PAGE, page_name(PAGE), pack_object(Kind.PAGE, page_name(PAGE), seal, b"held", b"open"))
     assert parts.open_part == b"open"
     assert open_object(parts, page_name(PAGE), seal) == b"held"

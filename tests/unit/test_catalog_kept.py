@@ -1,4 +1,4 @@
-"""The functions of the library keep the catalog in the storage up to date themselves, whoever calls them."""
+"""The functions of the library keep the catalog in the storage up to date for every caller."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def versions_of(repository: Repository) -> list[Version]:
 
 
 def is_kept(repository: Repository) -> bool:
-    """Tell whether the catalog is as the database, and knows it."""
+    """Return whether the catalog matches the database, and the database has noted that."""
     with repository.database.read() as connection:
         if has_notes(connection):
             return False
@@ -155,7 +155,7 @@ FUNCTIONS = [
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_function_of_the_library_keeps_the_catalog(
+def test_a_function_of_the_library_keeps_the_catalog_up_to_date(
     repository: Repository, image: Path, function: Callable[[Repository, Path], None]
 ) -> None:
     back_up(repository, image)
@@ -173,7 +173,7 @@ def test_an_incomplete_backup_is_in_the_catalog_too(repository: Repository, imag
     assert is_kept(repository)
 
 
-def test_an_interrupted_function_does_not_wait_for_the_catalog(repository: Repository, image: Path) -> None:
+def test_an_interrupted_function_does_not_update_the_catalog(repository: Repository, image: Path) -> None:
     version = back_up(repository, image).version
     with pytest.raises(InterruptedByUser):
         remove_versions(repository, [version], now=NOW, control=Control(stop=lambda: True))
@@ -189,7 +189,7 @@ def test_an_interrupted_function_does_not_wait_for_the_catalog(repository: Repos
 
 def test_a_cleanup_brings_the_catalog_up_to_date_before_it_deletes(repository: Repository, image: Path) -> None:
     back_up(repository, image)
-    # Another command has changed something and could not write it to the catalog.
+    # Another command changed something but could not write it to the catalog.
     version = back_up(replace(repository), image, "other").version
     do_remove(repository, image)
     with repository.database.write() as connection:
@@ -207,7 +207,7 @@ def test_a_cleanup_brings_the_catalog_up_to_date_before_it_deletes(repository: R
     assert all(kept)
 
 
-def test_a_catalog_that_cannot_be_written_is_a_warning_given_once(
+def test_an_unwritable_catalog_gives_one_warning(
     repository: Repository, image: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:

@@ -1,4 +1,4 @@
-"""A source that changes while it is backed up: no version of it is valid that was never there, or it is warned of."""
+"""A source that changes during its backup: a mixture of old and new data is never valid without a warning."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SIZE = 1000 * BLOCK
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """A hole between data, and a hole at the end."""
+    """Make an image with a hole between data, and a hole at the end."""
     pieces = {0: random_bytes(10 * BLOCK), 500 * BLOCK: random_bytes(10 * BLOCK, 1)}
     return sparse_image(tmp_path / "image", SIZE, pieces)
 
@@ -58,7 +58,7 @@ def opened_source(image: Path | str, *, read_holes: bool = False) -> Iterator[So
 def back_up_while(
     repository: Repository, source: Source, change: Callable[[], object], **request: object
 ) -> BackupReport:
-    """Back up a source and change it after its version was made, before it is read."""
+    """Back up a source, and change it after its version is created but before it is read."""
 
     def announce(_version: Version) -> None:
         change()
@@ -123,7 +123,7 @@ def test_a_device_that_shrinks_or_grows_is_not_backed_up(repository, tmp_path, b
 
 
 class GrowingSource(NullSource):
-    """Any source that is larger at its end than it was."""
+    """A source of any kind that has grown by the end of its backup."""
 
     def size_now(self) -> int:
         return self.size_bytes + 1
@@ -135,13 +135,13 @@ def test_the_size_of_every_kind_of_source_is_compared(repository):
     assert statuses(repository) == [VersionStatus.INCOMPLETE]
 
 
-def test_a_file_that_stays_as_it_is_is_backed_up_without_a_warning(repository, image):
+def test_an_unchanged_file_is_backed_up_without_a_warning(repository, image):
     with opened_source(image) as source:
         report = back_up_while(repository, source, lambda: None)
     assert (report.version.status, report.warnings) == (VersionStatus.VALID, ())
 
 
-def test_a_file_that_is_written_in_place_is_backed_up_with_a_warning(repository, image, caplog):
+def test_a_file_written_in_place_is_backed_up_with_a_warning(repository, image, caplog):
     os.utime(image, (0, 0))
 
     def change() -> None:
@@ -155,7 +155,7 @@ def test_a_file_that_is_written_in_place_is_backed_up_with_a_warning(repository,
     assert caplog.messages.count(warning.text) == 1
 
 
-def test_a_file_that_changed_between_two_runs_of_its_backup_is_warned_of_at_once(repository, tmp_path, caplog):
+def test_continuing_a_backup_of_a_changed_file_warns_immediately(repository, tmp_path, caplog):
     image = random_image(tmp_path / "image", SIZE)
     versions: list[Version] = []
     request = BackupRequest(name="disk")
@@ -177,7 +177,7 @@ class LyingSource(FileSource):
         return (extent for extent in super().data_extents(start) if extent.start != 500 * BLOCK)
 
 
-def test_holes_that_are_data_are_backed_up_where_they_are_read(repository, image):
+def test_data_reported_as_holes_are_backed_up_if_holes_are_read(repository, image):
     for read_holes, blocks in ((False, 10), (True, 20)):
         source = LyingSource(str(image), read_holes=read_holes)
         report = backup(repository, source, BackupRequest(name="disk"))
@@ -186,10 +186,10 @@ def test_holes_that_are_data_are_backed_up_where_they_are_read(repository, image
 
 
 @pytest.mark.parametrize("size", [700 * BLOCK, SIZE + 1])
-def test_a_source_that_shrinks_or_grows_is_not_found_equal_to_its_version(repository, image, size):
+def test_a_source_that_shrinks_or_grows_never_matches_its_version(repository, image, size):
     with opened_source(image) as source:
         version = back_up_while(repository, source, lambda: None).version
-    told: list[object] = []
+    damages: list[object] = []
 
     class Resized(FileSource):
         def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -199,7 +199,7 @@ def test_a_source_that_shrinks_or_grows_is_not_found_equal_to_its_version(reposi
     source = Resized(str(image))
     request = ScrubRequest(versions=(version,), source=source)
     with pytest.raises(SourceError, match=f"has {size} bytes and had {SIZE} when it was opened"):
-        scrub(repository, request, on_damage=lambda *damage: told.append(damage))
+        scrub(repository, request, on_damage=lambda *damage: damages.append(damage))
     source.close()
-    assert told == []
+    assert damages == []
     assert statuses(repository) == [VersionStatus.VALID]

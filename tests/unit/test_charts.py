@@ -20,15 +20,15 @@ KINDS = (
     ("encoding", "glyphs"),
     [("utf-8", UNICODE), ("UTF8", UNICODE), ("ascii", ASCII), ("latin-1", ASCII), (None, ASCII), ("none such", ASCII)],
 )
-def test_what_a_stream_cannot_encode_is_drawn_in_ascii(encoding, glyphs):
+def test_a_stream_that_cannot_encode_blocks_gets_ascii(encoding, glyphs):
     assert glyphs_for(encoding) is glyphs
 
 
-def test_ascii_is_ascii():
+def test_ascii_charts_contain_only_ascii():
     assert "".join((ASCII.levels, *ASCII.parts, ASCII.hole, ASCII.same, ASCII.changed, ASCII.new)).isascii()
 
 
-def test_bars_have_one_scale():
+def test_bars_share_one_scale():
     rows = [
         Bar(label="a", parts=(5, 5, 10), note="20 B"),
         Bar(label="longer", parts=(0, 10, 0), note="1 B"),
@@ -41,11 +41,11 @@ def test_bars_have_one_scale():
     ]
 
 
-def test_no_bars_are_no_lines():
+def test_without_bars_there_are_no_lines():
     assert bars([], 80, ASCII) == []
 
 
-def test_bars_of_nothing_are_empty():
+def test_bars_of_zeros_are_empty():
     assert bars([Bar(label="x", parts=(0, 0, 0), note="0 B")], 20, UNICODE) == ["x                0 B"]
 
 
@@ -66,11 +66,11 @@ def test_columns_in_ascii():
     assert columns([0, 1, 2, 3], 10, 2, ASCII) == ["  .#", " :##"]
 
 
-def test_a_value_that_is_not_known_is_a_gap():
+def test_an_unknown_value_is_a_gap():
     assert columns([4, None, 4], 10, 1, ASCII) == ["# #"]
 
 
-def test_a_value_that_is_small_is_seen():
+def test_a_small_value_is_visible():
     assert columns([1_000_000, 1], 10, 1, UNICODE) == ["█▁"]
 
 
@@ -84,13 +84,13 @@ def test_no_values_and_zeros_are_blank():
 
 
 @given(st.lists(st.none() | st.floats(0, 1e15), max_size=300), st.integers(10, 100), st.integers(1, 6))
-def test_a_chart_of_columns_has_its_size(values, width, height):
+def test_a_chart_of_columns_has_the_requested_size(values, width, height):
     lines = columns(values, width, height, UNICODE)
     assert len(lines) == height
     assert {len(line) for line in lines} == {min(len(values), width)}
 
 
-def test_a_chart_says_its_title_and_scale():
+def test_a_chart_shows_its_title_and_scale():
     assert titled("Rate", [1.0, 2.0], lambda value: f"{value:.0f} B", 20, ASCII, height=2) == [
         "Rate",
         "2 B  #",
@@ -107,7 +107,7 @@ def test_a_map_has_a_character_for_each_place():
     assert picture(runs, 8, KINDS, 5, 16, colours=False) == (["--...", "#??"], 1)
 
 
-def test_one_changed_place_among_many_is_seen():
+def test_one_changed_place_among_many_is_visible():
     lines, scale = picture([(0, 500, 1), (500, 1, 3), (501, 499, 2)], 1000, KINDS, 10, 1, colours=False)
     assert (lines, scale) == ([".....#----"], 100)
 
@@ -121,7 +121,7 @@ def test_a_map_of_nothing_is_empty():
 
 
 @given(st.integers(1, 100_000), st.integers(1, 200), st.integers(1, 30))
-def test_a_map_fits(length, width, height):
+def test_a_map_fits_into_the_width(length, width, height):
     lines, scale = picture([(0, length, 2)], length, KINDS, width, height, colours=False)
     assert len(lines) <= height
     assert all(len(line) <= width for line in lines)

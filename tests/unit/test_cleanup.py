@@ -1,4 +1,4 @@
-"""Cleanup: what no version needs is deleted, and nothing else, whoever is at work meanwhile."""
+"""Cleanup deletes blocks that no version needs, and nothing else, whatever other commands do in the meantime."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_after_all_versions_the_storage_is_empty(repository: Repository, image: 
 
 
 class Shown(NoProgress):
-    """Writes down what is shown."""
+    """Records the progress that is shown."""
 
     def __init__(self) -> None:
         self.shown: list[object] = []
@@ -86,7 +86,7 @@ class Shown(NoProgress):
         self.shown += [title, total]
 
     def advance(self, amount: int) -> None:
-        assert self.shown, "nothing has begun"
+        assert self.shown, "no step has begun"
         self.shown.append(amount)
 
 
@@ -111,7 +111,7 @@ def test_all_steps_of_a_cleanup_add_up(repository: Repository, image: Path) -> N
     assert commands == {"cleanup"}
 
 
-def test_what_another_version_has_stays(repository: Repository, image: Path, tmp_path: Path) -> None:
+def test_blocks_of_another_version_are_kept(repository: Repository, image: Path, tmp_path: Path) -> None:
     first = back_up(repository, image).version
     changed = tmp_path / "changed"
     changed.write_bytes(b"x" * BLOCK + image.read_bytes()[BLOCK:])
@@ -122,7 +122,7 @@ def test_what_another_version_has_stays(repository: Repository, image: Path, tmp
     assert len(objects(repository)) == BLOCKS
 
 
-def test_nothing_to_do_is_fine(repository: Repository, image: Path) -> None:
+def test_a_cleanup_with_nothing_to_do_succeeds(repository: Repository, image: Path) -> None:
     version = back_up(repository, image).version
     for _ in range(2):
         report = cleanup(repository, grace_s=0)
@@ -130,7 +130,7 @@ def test_nothing_to_do_is_fine(repository: Repository, image: Path) -> None:
     expect_exact(repository, version, image)
 
 
-def test_young_blobs_stay_until_the_grace_time_is_over(repository: Repository, image: Path) -> None:
+def test_young_blobs_are_kept_until_the_grace_time_is_over(repository: Repository, image: Path) -> None:
     version = back_up(repository, image).version
     remove(repository, version)
     assert plan_cleanup(repository).young_blobs == BLOCKS
@@ -140,7 +140,7 @@ def test_young_blobs_stay_until_the_grace_time_is_over(repository: Repository, i
     assert back_up(repository, image).statistics.blocks_deduplicated == BLOCKS
 
 
-def test_the_plan_is_what_is_done(repository: Repository, image: Path) -> None:
+def test_a_cleanup_does_what_it_plans(repository: Repository, image: Path) -> None:
     remove(repository, back_up(repository, image).version)
     garbage = plan_cleanup(repository, grace_s=0)
     report = cleanup(repository, grace_s=0)
@@ -175,11 +175,11 @@ def test_an_incomplete_version_keeps_its_blocks_and_is_continued(repository: Rep
     expect_exact(repository, version, image)
 
 
-def test_a_cleanup_in_the_middle_of_a_backup_takes_nothing_from_it(repository: Repository, image: Path) -> None:
+def test_a_cleanup_during_a_backup_deletes_nothing_of_it(repository: Repository, image: Path) -> None:
     done: list[CleanupReport] = []
 
     def clean_up() -> None:
-        if not done and count_blobs(repository):  # they have rows, and no page has them yet
+        if not done and count_blobs(repository):  # they have rows, but no page has them yet
             done.append(cleanup(repository, grace_s=0))
 
     version = back_up(with_watched_writes(repository, clean_up), image).version
@@ -187,14 +187,14 @@ def test_a_cleanup_in_the_middle_of_a_backup_takes_nothing_from_it(repository: R
     expect_exact(repository, version, image)
 
 
-def test_a_cleanup_between_look_up_and_commit_makes_a_backup_store_anew(repository: Repository, image: Path) -> None:
+def test_a_cleanup_between_lookup_and_commit_makes_a_backup_store_again(repository: Repository, image: Path) -> None:
     remove(repository, back_up(repository, image).version)
     done: list[CleanupReport] = []
 
     def clean_up() -> None:
         with repository.database.read() as connection:
             has_begun = bool(list_versions(connection))
-        if has_begun and not done:  # all blocks were found, so nothing is written before their page
+        if has_begun and not done:  # all blocks were found, so their page is the first thing written
             done.append(cleanup(repository, grace_s=0))
 
     version = back_up(with_watched_writes(repository, clean_up), image).version
@@ -202,7 +202,7 @@ def test_a_cleanup_between_look_up_and_commit_makes_a_backup_store_anew(reposito
     expect_exact(repository, version, image)
 
 
-def test_an_interrupted_cleanup_is_continued_by_the_next(repository: Repository, image: Path) -> None:
+def test_the_next_cleanup_completes_an_interrupted_one(repository: Repository, image: Path) -> None:
     remove(repository, back_up(repository, image).version)
     limited = with_limits(repository, blobs_at_once=3)
     asked = 0
@@ -221,7 +221,7 @@ def test_an_interrupted_cleanup_is_continued_by_the_next(repository: Repository,
     assert count_blobs(repository) == 0
 
 
-def test_objects_that_are_gone_already_are_fine(repository: Repository, image: Path) -> None:
+def test_objects_already_deleted_do_not_matter(repository: Repository, image: Path) -> None:
     remove(repository, back_up(repository, image).version)
     for uid in blob_uids(repository.blocks.storage)[:7]:
         repository.blocks.storage.delete([uid])
@@ -229,7 +229,7 @@ def test_objects_that_are_gone_already_are_fine(repository: Repository, image: P
     assert count_blobs(repository) == 0
 
 
-def test_two_cleanups_at_once(repository: Repository, image: Path) -> None:
+def test_two_cleanups_can_run_at_the_same_time(repository: Repository, image: Path) -> None:
     remove(repository, back_up(repository, image).version)
     inner: list[CleanupReport] = []
     first = threading.Lock()
@@ -243,10 +243,10 @@ def test_two_cleanups_at_once(repository: Repository, image: Path) -> None:
     assert objects(repository) == set()
 
 
-def test_after_a_migration_and_a_cleanup_no_object_is_plain(tmp_path: Path) -> None:
+def test_no_object_is_plain_after_a_migration_and_a_cleanup(tmp_path: Path) -> None:
     config = make_repository(tmp_path / "plain")
     configure(config, encryption_version=0)
-    # Bytes that are found again in a plain object, and by no accident in one that is encrypted.
+    # Bytes found in a plain object but, except by an impossible accident, not in an encrypted one.
     contents = [bytes([number]) * 64 + f"this is block {number}".encode() * 50 for number in range(BLOCKS)]
     image = tmp_path / "text"
     image.write_bytes(b"".join(content.ljust(BLOCK, b".") for content in contents))
@@ -271,9 +271,9 @@ def _is_plain(repository: Repository, uid: Any, contents: list[bytes]) -> bool:
     return any(content in stored for content in contents)
 
 
-def test_a_backup_that_was_taken_for_dead_names_no_new_objects(repository: Repository, image: Path) -> None:
+def test_a_backup_taken_for_dead_references_no_new_objects(repository: Repository, image: Path) -> None:
     def bury() -> None:
-        with repository.database.write() as connection:  # as a command does that watched it in vain
+        with repository.database.write() as connection:  # as a command does after watching it in vain
             connection.execute(delete(jobs))
 
     with pytest.raises(JobLostError):
@@ -281,7 +281,7 @@ def test_a_backup_that_was_taken_for_dead_names_no_new_objects(repository: Repos
     assert count_blobs(repository) == 0
 
 
-def test_a_cleanup_that_was_taken_for_dead_stops(repository: Repository, image: Path) -> None:
+def test_a_cleanup_taken_for_dead_stops(repository: Repository, image: Path) -> None:
     remove(repository, back_up(repository, image).version)
     with Job(repository.database, spec("cleanup")) as job:
         job._lost.set()

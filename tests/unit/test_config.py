@@ -1,4 +1,4 @@
-"""The configuration: what is found, what is read, and what is said about mistakes."""
+"""The configuration: which file is used, how it is read, and how mistakes are reported."""
 
 import configparser
 import os
@@ -101,7 +101,7 @@ ENVIRON = {"HOME": "/home/ada"}
 S3 = ["type: s3", "bucket_name: b"]
 MINIO = ["type: minio", "bucket_name: b"]
 
-# What the errors say is allowed, where it is long.
+# Allowed values in error messages, if long.
 BLOCK_SIZES = "a number of bytes that is a multiple of 512, from 512 to 67108864"
 HASHES = "blake3, or a name in Python's hashlib with digests of one length, such as sha512"
 INTERVALS = "allowed: a number, 1 or more, and a unit (s, m, h, d, w), as in 1d"
@@ -112,7 +112,7 @@ STORAGES = (
 
 
 def parse(text, environ=ENVIRON, file="/e/b.cfg") -> tuple[Any, tuple[str, ...]]:
-    """Return the configuration and the warnings that a file with this text gives."""
+    """Parse a text; return the configuration and the warnings."""
     return build(Document([(file, text)]), environ)
 
 
@@ -129,7 +129,7 @@ def refusal(text, **options):
 
 
 def said(error):
-    """Return fact and remedy of an error, without its place."""
+    """Return the fact and remedy of an error, without its place."""
     return f"{error.fact}; {error.remedy}" if error.remedy else error.fact
 
 
@@ -151,10 +151,10 @@ def write(path, text=BACKENDS):
     return str(path)
 
 
-# What is read
+# Reading values
 
 
-def test_a_configuration_of_backy2_with_encryption_is_read_whole(tmp_path):
+def test_all_of_a_backy2_configuration_with_encryption_is_read(tmp_path):
     file = write(tmp_path / "backy.cfg", BACKY2_VERSION_1)
     config, warnings = load_config(file, {})
     assert warnings == ()
@@ -184,16 +184,16 @@ def test_a_configuration_of_backy2_without_encryption_has_no_key():
 
 
 @pytest.mark.parametrize("level", [1, 19])
-def test_a_level_of_compression_is_taken(level):
+def test_a_compression_level_is_accepted(level):
     assert config_of(with_defaults(f"compression_level: {level}")).compression_level == level
 
 
-def test_a_key_is_accepted_beside_encryption_version_0():
+def test_a_key_is_accepted_with_encryption_version_0():
     config = config_of(with_defaults("encryption_version: 0", f"encryption_key: {KEY}"))
     assert config.key == KeySource(hex_digits=KEY)
 
 
-def test_what_the_file_does_not_say_has_its_default():
+def test_missing_keys_have_their_defaults():
     config = config_of(BACKENDS)
     assert config.block_size is None
     assert config.hash_function is None
@@ -223,25 +223,25 @@ def test_a_configuration_cannot_be_changed():
         config.block_size = 4096
 
 
-def test_an_equals_sign_divides_like_a_colon():
+def test_an_equals_sign_works_like_a_colon():
     assert config_of(with_defaults("block_size = 4096", "process_name=x:y")).block_size == 4096
 
 
-def test_key_names_are_read_in_any_case():
+def test_key_names_are_case_insensitive():
     assert config_of(with_defaults("Block_Size: 4096")).block_size == 4096
 
 
-def test_a_doubled_percent_sign_is_one():
+def test_a_doubled_percent_sign_means_one():
     config = config_of(with_engine("postgresql://ada:p%%40ss@host/backup"))
     assert config.database_url == "postgresql://ada:p%40ss@host/backup"
 
 
-def test_a_value_can_name_another_key():
+def test_a_value_can_refer_to_another_key():
     config = config_of("[DEFAULT]\nbase: /srv\n[DEFAULTS]\nlogfile: %(base)s/log\n" + BACKENDS)
     assert config.logfile == "/srv/log"
 
 
-def test_a_key_in_the_default_section_of_ini_files_counts_in_the_sections_there_are():
+def test_a_key_in_the_ini_default_section_applies_to_all_existing_sections():
     config = config_of("[DEFAULT]\nsimultaneous_reads: 7\n[DEFAULTS]\n" + BACKENDS)
     assert config.storage.simultaneous_reads == 7
 
@@ -294,7 +294,7 @@ def test_host_and_secure_of_minio_become_an_endpoint():
     assert (secure.endpoint_url, secure.use_ssl) == ("https://h", True)
 
 
-def test_the_scheme_of_the_endpoint_decides_about_tls():
+def test_the_scheme_of_the_endpoint_decides_whether_tls_is_used():
     lines = [*S3, "endpoint_url: http://localhost:9000", "use_ssl: true"]
     assert config_of(with_storage(*lines)).storage.use_ssl is False
 
@@ -304,7 +304,7 @@ def test_without_an_endpoint_tls_is_on_unless_it_is_switched_off():
     assert config_of(with_storage(*S3, "use_ssl: false")).storage.use_ssl is False
 
 
-def test_empty_keys_of_an_object_store_are_no_keys():
+def test_empty_keys_of_an_object_store_are_treated_as_missing():
     lines = [*S3, "region_name:", "endpoint_url:", "use_ssl:", "addressing_style:",
              "aws_access_key_id:", "aws_access_key_id_file: /k"]  # fmt: skip
     assert config_of(with_storage(*lines)).storage == ObjectStoreConfig(
@@ -312,7 +312,7 @@ def test_empty_keys_of_an_object_store_are_no_keys():
     )
 
 
-def test_an_access_key_wins_over_its_file_with_a_warning():
+def test_an_access_key_takes_precedence_over_its_file_with_a_warning():
     lines = [*S3, "aws_access_key_id: AK", "aws_access_key_id_file: /k"]
     config, [warning] = parse(with_storage(*lines))
     assert config.storage.aws_access_key_id == "AK"
@@ -324,17 +324,17 @@ def test_an_access_key_wins_over_its_file_with_a_warning():
 
 
 @pytest.mark.parametrize(("value", "read_holes"), [("1", True), ("no", False), ("", False)])
-def test_files_are_read_with_their_holes_where_that_is_said(value, read_holes):
+def test_holes_of_files_are_read_if_configured(value, read_holes):
     assert config_of(BACKENDS + f"[io_file]\nread_holes: {value}\n").io_file == FileIoConfig(read_holes=read_holes)
 
 
-def test_sources_without_a_number_of_writes_use_that_of_reads():
+def test_without_a_number_of_writes_that_of_reads_is_used():
     config = config_of(BACKENDS + "[io_file]\nsimultaneous_reads: 4\n[io_null]\nsimultaneous_writes: 3\n")
     assert config.io_file == FileIoConfig(simultaneous_reads=4, simultaneous_writes=4)
     assert config.io_null == IoConfig(simultaneous_reads=None, simultaneous_writes=3)
 
 
-def test_features_of_new_images_go_over_several_lines():
+def test_features_of_new_images_can_span_several_lines():
     config = config_of(
         BACKENDS
         + "[io_rbd]\nrados_name: client.b\nceph_conffile: ceph.conf\nnew_image_features:\n"
@@ -361,7 +361,7 @@ def test_other_sections_with_an_interval_are_schedulers_in_their_order():
     )
 
 
-def test_white_space_around_the_name_of_a_scheduler_is_dropped_as_around_tags():
+def test_white_space_around_the_name_of_a_scheduler_is_dropped_as_it_is_around_tags():
     config = config_of(BACKENDS + "[ daily ]\ninterval: 1d\nkeep: 8\nsla: 1h\n")
     assert [scheduler.name for scheduler in config.schedulers] == ["daily"]
 
@@ -370,7 +370,7 @@ def test_white_space_around_the_name_of_a_scheduler_is_dropped_as_around_tags():
     ("header", "fact"),
     [("[ daily ]", "is defined twice"), ("[ ]", "has a name that no tag can have")],
 )
-def test_two_schedulers_of_one_name_and_one_without_are_refused(header, fact):
+def test_duplicate_and_empty_names_of_schedulers_are_refused(header, fact):
     keys = "interval: 1d\nkeep: 8\nsla: 1h\n"
     error = refusal(BACKENDS + f"[daily]\n{keys}{header}\n{keys}")
     assert (error.section, error.line) == (header[1:-1], 10)
@@ -387,35 +387,35 @@ def test_words_for_false(text):
     assert config_of(with_defaults(f"deduplication: {text}")).deduplication is Deduplication.OFF
 
 
-def test_deduplication_with_blocks_of_the_same_version_alone():
+def test_deduplication_can_be_limited_to_blocks_of_the_same_version():
     config = config_of(with_defaults("deduplication: same-version"))
     assert config.deduplication is Deduplication.SAME_VERSION
 
 
 @pytest.mark.parametrize("name", ["blake3", "sha512", "sha256", "sha3_256", "blake2b", "md5"])
-def test_hash_functions_that_are_known(name):
+def test_known_hash_functions_are_accepted(name):
     assert config_of(with_defaults(f"hash_function: {name}")).hash_function == name
 
 
 @pytest.mark.parametrize("size", [512, 1536, 65536, 4194304, 67108864])
-def test_block_sizes_that_are_allowed(size):
+def test_allowed_block_sizes_are_accepted(size):
     assert config_of(with_defaults(f"block_size: {size}")).block_size == size
 
 
 @pytest.mark.parametrize("version", [0, 2, 99])
-def test_any_encryption_version_is_left_to_be_judged_elsewhere(version):
+def test_encryption_versions_are_not_checked_here(version):
     config = config_of(with_defaults(f"encryption_version: {version}", "encryption_key_file: /k"))
     assert config.encryption_version == version
 
 
-# Where the key comes from
+# Sources of the key
 
 
 def test_a_key_file_is_a_path():
     assert config_of(with_defaults("encryption_key_file: key")).key == KeySource(file="/e/key")
 
 
-def test_a_key_command_is_kept_as_it_is():
+def test_a_key_command_is_kept_unchanged():
     config = config_of(with_defaults("encryption_key_command: pass show backup | head -1"))
     assert config.key == KeySource(command="pass show backup | head -1")
 
@@ -448,7 +448,7 @@ def test_a_wrong_key_is_described_by_its_length_only(key):
 # Paths
 
 
-def test_relative_paths_begin_at_the_directory_of_the_file():
+def test_relative_paths_start_at_the_directory_of_the_file():
     lines = ["logfile: log/b.log", "lock_dir: ./", "cachedir: ./a//b/", "encryption_key_file: ../k"]
     config = config_of(with_defaults(*lines))
     assert config.logfile == "/e/log/b.log"
@@ -457,7 +457,7 @@ def test_relative_paths_begin_at_the_directory_of_the_file():
     assert config.key == KeySource(file="/e/../k")
 
 
-def test_absolute_paths_stay_as_they_are():
+def test_absolute_paths_are_kept_unchanged():
     assert config_of(with_defaults("logfile: /var//log/./b.log")).logfile == "/var//log/./b.log"
 
 
@@ -471,7 +471,7 @@ def test_absolute_paths_stay_as_they_are():
         ("a~", "/e/a~"),
     ],
 )
-def test_a_tilde_is_the_home_of_the_environment(text, path):
+def test_a_tilde_means_home_in_the_environment(text, path):
     assert config_of(with_defaults(f"lock_dir: {text}")).lock_dir == path
 
 
@@ -487,7 +487,7 @@ def test_the_home_of_another_user_is_not_looked_up():
     assert said(error) == "lock_dir begins with ~eve/, but only ~/ is supported; write the whole path, or ./~eve"
 
 
-def test_a_relative_path_begins_at_the_file_in_which_its_key_stands(tmp_path):
+def test_a_relative_path_starts_at_the_file_that_contains_its_key(tmp_path):
     write(tmp_path / "backy.cfg", BACKY2_VERSION_0)
     write(tmp_path / "backy" / "conf.d" / "50-storage", "[DataBackend]\npath: elsewhere\n")
     config, _ = load_config(None, {}, etc=str(tmp_path))
@@ -526,7 +526,7 @@ def test_an_sqlite_url_with_two_slashes_is_refused():
     assert said(error) == "engine has a host, which SQLite does not use; write sqlite:///relative or sqlite:////path"
 
 
-def test_a_relative_database_is_refused_where_a_url_cannot_name_the_directory():
+def test_a_relative_database_is_refused_if_a_url_cannot_name_the_directory():
     error = refusal(with_engine("sqlite:///x"), file="/what?/b.cfg")
     assert said(error) == "engine is relative to a directory with ? or % in its name; write sqlite:////another/path"
 
@@ -534,7 +534,7 @@ def test_a_relative_database_is_refused_where_a_url_cannot_name_the_directory():
 # Mistakes and their places
 
 
-def test_a_wrong_number_names_its_line():
+def test_the_error_for_a_wrong_number_names_its_line():
     error = refusal(with_defaults("# a comment", "", "block_size: 4MB"))
     assert (error.file, error.section, error.key, error.line) == ("/e/b.cfg", "DEFAULTS", "block_size", 4)
     assert said(error) == (
@@ -575,7 +575,7 @@ def test_a_wrong_value_is_shown_with_what_is_allowed(key, text, allowed):
     assert said(error) == f"{key} is '{text}'; allowed: {allowed}"
 
 
-def test_a_number_of_thousands_of_digits_is_refused_and_not_shown_whole():
+def test_a_number_with_thousands_of_digits_is_refused_and_shortened_in_the_message():
     error = refusal(with_defaults(f"block_size: {'9' * 5000}"))
     assert len(said(error)) < 200
 
@@ -593,7 +593,7 @@ def test_a_number_of_thousands_of_digits_is_refused_and_not_shown_whole():
         ),
     ],
 )
-def test_a_mistake_in_a_scheduler_names_its_place(lines, key, fact):
+def test_the_error_for_a_mistake_in_a_scheduler_names_its_place(lines, key, fact):
     error = refusal(BACKENDS + "[daily]\n" + "\n".join(lines))
     assert (error.section, error.key, error.line) == ("daily", key, 6 + len(lines))
     assert said(error) == fact
@@ -627,60 +627,60 @@ def test_a_mistake_in_the_storage_says_what_is_allowed(lines, fact):
     assert said(error) == fact
 
 
-def test_a_missing_section_is_named():
+def test_a_missing_section_is_reported():
     error = refusal("[MetaBackend]\nengine: sqlite:////m\n")
     assert (error.section, error.key, error.line) == ("DataBackend", "type", None)
 
 
-def test_a_section_in_the_wrong_case_is_found():
+def test_a_section_in_the_wrong_case_is_suggested():
     error = refusal(BACKENDS.replace("[MetaBackend]", "[metabackend]"))
     assert error.key == "engine"
     assert said(error).endswith("; line 1 of /e/b.cfg has [metabackend]")
 
 
-def test_other_metadata_than_sql_is_refused():
+def test_metadata_other_than_sql_are_refused():
     error = refusal(BACKENDS.replace("engine", "type: ldap\nengine"))
     assert said(error) == (
         "type is 'ldap'; allowed: sql; also as backy2.meta_backends.NAME or backyfs.meta_backends.NAME"
     )
 
 
-def test_features_of_new_images_have_known_names():
+def test_unknown_features_of_new_images_are_refused():
     error = refusal(BACKENDS + "[io_rbd]\nnew_image_features: layering\n")
     assert said(error) == "new_image_features is 'layering'; allowed: names such as RBD_FEATURE_LAYERING"
 
 
-def test_an_indented_key_is_found_out():
+def test_an_indented_key_is_detected():
     error = refusal(with_defaults("block_size: 4096", "  deduplication: 0"))
     assert (error.key, error.line) == ("block_size", 2)
     assert said(error) == "block_size has several lines; an indented line continues the key above it"
 
 
-def test_a_comment_behind_a_value_is_found_out():
+def test_a_comment_after_a_value_is_detected():
     error = refusal(with_defaults("block_size: 4096 # small"))
     assert said(error).startswith("block_size is '4096 # small'; allowed: ")
     assert said(error).endswith("; write comments on separate lines")
 
 
-def test_a_key_that_stands_twice_names_both_lines():
+def test_the_error_for_a_duplicate_key_names_both_lines():
     error = refusal("[DEFAULTS]\n\nblock_size: 512\n# again\nblock_size: 1024\n" + BACKENDS)
     assert (error.file, error.section, error.key, error.line) == ("/e/b.cfg", "DEFAULTS", "block_size", 5)
     assert said(error) == "is set twice, first in line 3; remove one of them"
 
 
-def test_a_section_that_stands_twice_names_both_lines():
+def test_the_error_for_a_duplicate_section_names_both_lines():
     error = refusal(BACKENDS + "[MetaBackend]\n")
     assert (error.section, error.key, error.line) == ("MetaBackend", "", 6)
     assert said(error) == "is set twice, first in line 1; remove one of them"
 
 
-def test_a_key_before_the_first_section_names_its_line():
+def test_the_error_for_a_key_before_the_first_section_names_its_line():
     error = refusal("# hello\nblock_size: 512\n" + BACKENDS)
     assert error.line == 2
     assert said(error) == "is before the first section; begin a section above it, such as [DEFAULTS]"
 
 
-def test_a_line_that_is_nothing_names_its_line():
+def test_the_error_for_an_invalid_line_names_the_line():
     error = refusal("[DEFAULTS]\nlock_dir: /run\nblock_size\n" + BACKENDS)
     assert error.line == 3
     assert said(error) == (
@@ -689,13 +689,13 @@ def test_a_line_that_is_nothing_names_its_line():
 
 
 @pytest.mark.parametrize("text", ["100%", "50%x", "%(nothing)s", "%(logfile)s"])
-def test_a_single_percent_sign_names_its_line(text):
+def test_the_error_for_a_single_percent_sign_names_its_line(text):
     error = refusal(with_defaults("lock_dir: /run", f"logfile: {text}"))
     assert (error.section, error.key, error.line) == ("DEFAULTS", "logfile", 3)
     assert said(error) == "logfile has a % that does not name a key; write a plain % as %%"
 
 
-def test_a_file_that_is_not_there_says_what_to_do(tmp_path):
+def test_the_error_for_a_missing_file_says_what_to_do(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config(f"{tmp_path}/none.cfg", {})
     assert str(caught.value) == (
@@ -703,7 +703,7 @@ def test_a_file_that_is_not_there_says_what_to_do(tmp_path):
     )
 
 
-def test_a_directory_is_no_file(tmp_path):
+def test_a_directory_is_refused(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config(str(tmp_path), {})
     assert str(caught.value) == f"{tmp_path}: cannot be read: Is a directory"
@@ -711,7 +711,7 @@ def test_a_directory_is_no_file(tmp_path):
 
 @pytest.fixture
 def _as_a_user():
-    """Root reads everything; as root, be nobody for a while."""
+    """Act as nobody if this is root, which could read everything."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)
@@ -727,24 +727,24 @@ def test_a_file_without_permission_cannot_be_read(tmp_path, request):
         load_config(file, {})
 
 
-def test_bytes_that_are_not_utf_8_name_their_line(tmp_path):
+def test_the_error_for_invalid_utf_8_names_its_line(tmp_path):
     (tmp_path / "b.cfg").write_bytes(b"[DEFAULTS]\n# caf\xe9\n")
     with pytest.raises(ConfigError) as caught:
         load_config(f"{tmp_path}/b.cfg", {})
     assert str(caught.value) == f"{tmp_path}/b.cfg, line 2: has bytes that are not UTF-8 text"
 
 
-def test_a_nul_byte_names_its_line(tmp_path):
+def test_the_error_for_a_nul_byte_names_its_line(tmp_path):
     (tmp_path / "b.cfg").write_bytes(b"[DEFAULTS]\n\nlogfile: /a\0b\n")
     with pytest.raises(ConfigError) as caught:
         load_config(f"{tmp_path}/b.cfg", {})
     assert str(caught.value) == f"{tmp_path}/b.cfg, line 3: has a NUL byte, so it is not a text file"
 
 
-# What is not known
+# Unknown keys and sections
 
 
-def test_an_unknown_key_is_a_warning_with_its_place_and_the_nearest_key():
+def test_an_unknown_key_is_a_warning_with_its_place_and_a_suggestion():
     config, warnings = parse(with_defaults("lock_dir: /run", "blocksize: 512"))
     assert config.block_size is None
     assert warnings == (
@@ -752,7 +752,7 @@ def test_an_unknown_key_is_a_warning_with_its_place_and_the_nearest_key():
     )
 
 
-def test_an_unknown_key_like_no_other_is_a_warning_without_a_suggestion():
+def test_an_unknown_key_unlike_any_other_is_a_warning_without_a_suggestion():
     assert parse(with_defaults("colour: red"))[1] == (
         "/e/b.cfg, line 2: [DEFAULTS] colour: is not a known key and is ignored",
     )
@@ -770,7 +770,7 @@ def test_an_unknown_section_in_the_wrong_case_has_a_suggestion():
     )
 
 
-def test_the_default_section_of_ini_files_in_place_of_ours_is_a_warning():
+def test_the_ini_default_section_in_place_of_ours_is_a_warning():
     assert parse("[DEFAULT]\nblock_size: 512\n" + BACKENDS)[1] == (
         "/e/b.cfg, line 1: [DEFAULT]: is not a known section and is ignored; did you mean DEFAULTS?",
     )
@@ -842,26 +842,26 @@ def test_no_secret_is_in_an_error(text):
     assert error.__suppress_context__ or error.__context__ is None
 
 
-def test_a_database_url_that_cannot_be_written_is_not_shown():
+def test_an_invalid_database_url_is_not_shown():
     with pytest.raises(ConfigError) as caught:
         new_text(database_url="postgresql://ada:hunter2@host/db\n")
     assert "hunter2" not in str(caught.value)
 
 
-# Where files are looked for
+# Search for files
 
 
 def home_config(tmp_path):
     return tmp_path / "home" / ".config" / "backyfs" / "backyfs.cfg"
 
 
-def test_a_named_file_is_all_that_counts(tmp_path):
+def test_only_a_named_file_is_read(tmp_path):
     write(home_config(tmp_path))
     environ = {"HOME": f"{tmp_path}/home", "BACKYFS_CONFIG": "/x/environment.cfg"}
     assert find_config("/x/named.cfg", environ, etc=str(tmp_path)) == ("/x/named.cfg",)
 
 
-def test_a_file_named_in_the_environment_counts_before_those_found(tmp_path):
+def test_a_file_named_in_the_environment_takes_precedence_over_found_ones(tmp_path):
     write(home_config(tmp_path))
     environ = {"HOME": f"{tmp_path}/home", "BACKYFS_CONFIG": "/x/environment.cfg"}
     assert find_config(None, environ, etc=str(tmp_path)) == ("/x/environment.cfg",)
@@ -873,12 +873,12 @@ def test_an_empty_environment_variable_names_nothing(tmp_path):
     assert find_config(None, environ, etc=str(tmp_path)) == (file,)
 
 
-def test_a_relative_name_begins_at_the_current_directory(tmp_path, monkeypatch):
+def test_a_relative_name_starts_at_the_current_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_config("./d/b.cfg", {}) == (f"{tmp_path}/d/b.cfg",)
 
 
-def test_a_relative_name_in_a_directory_that_is_gone_is_an_error(tmp_path, monkeypatch):
+def test_a_relative_name_in_a_removed_directory_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -912,7 +912,7 @@ def test_etc_backyfs_comes_before_the_files_of_backy2(tmp_path):
     assert find_config(None, {}, etc=str(tmp_path)) == (file,)
 
 
-def test_a_dangling_link_is_an_error_and_not_the_way_to_other_files(tmp_path):
+def test_a_dangling_link_is_an_error_and_ends_the_search(tmp_path):
     write(tmp_path / "backy.cfg")
     (tmp_path / "backyfs").mkdir()
     (tmp_path / "backyfs" / "backyfs.cfg").symlink_to("nowhere")
@@ -931,7 +931,7 @@ def test_the_files_of_backy2_are_found_in_their_order(tmp_path):
     assert find_config(None, {}, etc=str(tmp_path)) == (zeroth, first, second, third)
 
 
-def test_a_later_file_of_backy2_wins(tmp_path):
+def test_a_later_file_of_backy2_takes_precedence(tmp_path):
     files = (
         write(tmp_path / "backy.cfg", BACKY2_VERSION_1),
         write(tmp_path / "backy" / "backy.cfg", "[DEFAULTS]\nblock_size: 512\nlogfile: second.log\n"),
@@ -944,7 +944,7 @@ def test_a_later_file_of_backy2_wins(tmp_path):
     assert config.hash_function == "sha512"
 
 
-def test_a_mistake_in_a_later_file_names_that_file(tmp_path):
+def test_the_error_for_a_mistake_in_a_later_file_names_that_file(tmp_path):
     write(tmp_path / "backy.cfg", BACKY2_VERSION_1)
     extra = write(tmp_path / "backy" / "conf.d" / "a", "[DEFAULTS]\n\n\nblock_size: big\n")
     with pytest.raises(ConfigError) as caught:
@@ -1007,7 +1007,7 @@ def odd_paths():
     block_size=512,
     version=1,
 )
-def test_a_new_file_is_read_back_as_it_was_meant(database, storage, key_file, logfile, block_size, version):
+def test_a_new_file_is_read_back_as_intended(database, storage, key_file, logfile, block_size, version):
     text = new_text(
         database_url=f"sqlite:///{database}",
         storage_path=storage,
@@ -1041,7 +1041,7 @@ def test_every_key_of_a_new_file_has_a_comment_above_it():
 
 
 @pytest.mark.parametrize("path", ["/a\nb", "/a\n b", "/a ", " /a", "/a\0b", "/\udcff", "/a\xa0"])
-def test_a_path_that_a_file_cannot_say_is_refused(path):
+def test_a_path_that_a_file_cannot_express_is_refused(path):
     with pytest.raises(ConfigError) as caught:
         new_text(storage_path=path)
     assert (caught.value.section, caught.value.key) == ("DataBackend", "path")
@@ -1056,13 +1056,13 @@ def test_a_path_that_a_file_cannot_say_is_refused(path):
         ({"storage_path": ""}, "path"),
     ],
 )
-def test_a_new_file_with_a_mistake_is_not_made(changes, key):
+def test_a_new_file_with_a_mistake_is_not_created(changes, key):
     with pytest.raises(ConfigError) as caught:
         new_text(**changes)
     assert (caught.value.key, caught.value.file, caught.value.line) == (key, "", None)
 
 
-# One table for all
+# One table for everything
 
 
 LINES = [
@@ -1072,7 +1072,7 @@ LINES = [
 
 
 @given(st.lists(st.sampled_from(LINES), max_size=12))
-def test_places_are_those_that_configparser_sees(lines):
+def test_places_agree_with_configparser(lines):
     text = "\n".join(lines)
     parser = configparser.ConfigParser(interpolation=None)
     try:
@@ -1100,13 +1100,13 @@ def all_keys():
     yield from (("scheduler", key) for key in SCHEDULER_KEYS)
 
 
-def test_every_key_stands_in_the_manual():
+def test_every_key_is_in_the_manual():
     manual = (Path(__file__).parents[2] / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     missing = [f"[{section}] {key.name}" for section, key in all_keys() if f"| `{key.name}` |" not in manual]
     assert missing == []
 
 
-def test_the_example_of_the_manual_is_a_configuration():
+def test_the_example_in_the_manual_is_a_valid_configuration():
     manual = (Path(__file__).parents[2] / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     example_text = manual.partition("```ini\n")[2].partition("```")[0]
     config = config_of(example_text)

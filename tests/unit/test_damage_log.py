@@ -1,4 +1,4 @@
-"""Ranges that a command logs: as many are kept as its report takes."""
+"""Ranges that a command logs: it keeps as many as its report can contain."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(("most", "kept"), [(None, 5), (3, 3), (9, 5)])
-def test_every_range_is_logged_and_the_first_ones_are_kept(
+def test_every_range_is_logged_but_only_the_first_ones_are_kept(
     repository: Repository, tmp_path: Path, caplog: pytest.LogCaptureFixture, most: int | None, kept: int
 ) -> None:
     version = back_up(repository, random_image(tmp_path / "image", BLOCK)).version

@@ -1,4 +1,4 @@
-"""Which block devices share bytes, by a /sys made of directories and links as the kernel makes them."""
+"""Which block devices share bytes, in a fake /sys of directories and links like the kernel's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Host:
-    """A /sys to which devices are added from below to above."""
+    """A /sys to which devices are added from the bottom up."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -52,7 +52,7 @@ class Host:
             (devices / member).symlink_to(self.root / "class" / "block" / member)
 
     def overlapping(self, *names: str) -> set[str]:
-        """Return the names of the devices that share bytes with these."""
+        """Return the names of the devices that share bytes with the given ones."""
         found = overlapping([self.numbers[name] for name in names], self.loops, str(self.root))
         return {name for name, number in self.numbers.items() if number in found}
 
@@ -125,14 +125,14 @@ def loops_on_a_file(host: Host) -> None:
         (loops_on_a_file, "loop2", {"loop2"}),
     ],
 )
-def test_devices_share_bytes_with_what_stands_on_them_and_what_they_are_part_of(
+def test_devices_share_bytes_with_devices_above_and_below(
     host: Host, made: Callable[[Host], None], name: str, expected: set[str]
 ) -> None:
     made(host)
     assert host.overlapping(name) == expected
 
 
-def test_a_device_that_is_gone_shares_bytes_with_nothing(host: Host) -> None:
+def test_a_missing_device_shares_bytes_with_nothing(host: Host) -> None:
     host.disk("sda", ["sda1"])
     os.unlink(host.root / "devices" / "sda" / "sda1" / "dev")
     assert host.overlapping("sda") == {"sda"}

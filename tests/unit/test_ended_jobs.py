@@ -1,4 +1,4 @@
-"""How jobs end: what their runs say, what they cost, and what happens where a run cannot be written."""
+"""How jobs end: what their runs record, what they cost, and what happens if a run cannot be written."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def transactions(repository: Repository) -> Iterator[list[str]]:
         (ZeroDivisionError("division by zero"), RunOutcome.FAILED, 100),
     ],
 )
-def test_an_ending_is_that_of_the_error(
+def test_the_outcome_follows_the_error(
     repository: Repository, error: BaseException | None, outcome: RunOutcome, status: int
 ) -> None:
     with suppress(BaseException), Job(repository.database, spec("backup disk")):
@@ -85,7 +85,7 @@ def test_a_job_takes_two_transactions(repository: Repository, transactions: list
     assert len(recorded(repository)) == 1
 
 
-def test_a_job_that_was_taken_for_dead_has_the_run_of_those_who_did_so(repository: Repository) -> None:
+def test_a_job_taken_for_dead_keeps_the_run_that_others_recorded(repository: Repository) -> None:
     with Job(repository.database, spec("backup disk")) as job:
         with repository.database.write() as connection:
             connection.execute(delete(jobs))
@@ -124,7 +124,7 @@ def test_old_runs_that_cannot_be_removed_are_a_warning_and_the_job_ends(
         assert connection.execute(text("SELECT count(*) FROM jobs")).scalar() == 0
 
 
-def test_a_run_that_cannot_be_written_keeps_no_other_command_from_beginning(repository: Repository) -> None:
+def test_an_unwritable_run_does_not_stop_other_commands(repository: Repository) -> None:
     with repository.database.write() as connection:
         connection.execute(text("CREATE TRIGGER no BEFORE INSERT ON runs BEGIN SELECT RAISE(ABORT, 'no runs'); END"))
     with Job(repository.database, spec("mount /mnt")):
@@ -142,28 +142,28 @@ def test_a_job_whose_row_is_damaged_ends_without_a_run(repository: Repository) -
         assert connection.execute(text("SELECT count(*) FROM jobs")).scalar() == 0
 
 
-def test_the_limits_of_the_repository_bound_the_runs(repository: Repository) -> None:
+def test_runs_are_bounded_by_the_limits_of_the_repository(repository: Repository) -> None:
     limited = replace(repository, limits=Limits(runs=RunLimits(rows=2)))
     for _ in range(4):
         cleanup(limited)
     assert len(recorded(repository)) == 2
 
 
-def test_who_controls_an_operation_learns_its_run(repository: Repository) -> None:
-    told: list[RunId] = []
-    control = Control(recorded=told.append)
+def test_the_controller_of_an_operation_learns_its_run(repository: Repository) -> None:
+    announced: list[RunId] = []
+    control = Control(recorded=announced.append)
     with Job(repository.database, spec("scrub --all")) as job:
         Run(control, interrupted="", job=job).check()
-        assert told == []
-    assert told == [run.id for run in recorded(repository)]
-    assert len(told) == 1
+        assert announced == []
+    assert announced == [run.id for run in recorded(repository)]
+    assert len(announced) == 1
     with suppress(ZeroDivisionError), Job(repository.database, spec("scrub --all")) as job:
         Run(control, interrupted="", job=job)
         raise ZeroDivisionError
-    assert told == [run.id for run in reversed(recorded(repository))]
+    assert announced == [run.id for run in reversed(recorded(repository))]
 
 
-# What commands record
+# Runs of commands
 
 
 def test_a_backup_whose_source_is_missing_is_recorded(repository: Repository, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_backup_whose_source_is_missing_is_recorded(repository: Repository, tm
     assert str(tmp_path / "nothing") in run.error
 
 
-def test_a_source_that_a_backup_has_opened_is_closed(repository: Repository, tmp_path: Path) -> None:
+def test_a_backup_closes_its_source(repository: Repository, tmp_path: Path) -> None:
     source = open_source(str(random_image(tmp_path / "image", BLOCK)))
     backup(repository, lambda: source, BackupRequest(name="disk"))
     with pytest.raises(SourceError):

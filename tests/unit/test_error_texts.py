@@ -1,4 +1,4 @@
-"""What the library says: facts and remedies, but no commands and options; and no module takes errors apart."""
+"""Texts of the library state facts and remedies, not commands and options; and no module takes errors apart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIBRARY = {module: file for module, file in MODULES.items() if unit_of(module) !
 
 _OWN_COMMAND = re.compile(r"`backyfs ")
 _FOREIGN_COMMAND = re.compile(r"`(?!backyfs )[^`]*`")
-_JOB_LABELS = {"--full", "--full --dry-run", "--all"}  # what the list of jobs shows after the command
+_JOB_LABELS = {"--full", "--full --dry-run", "--all"}  # shown after the command in the list of jobs
 _CUTTING = {"removeprefix", "removesuffix", "partition", "split"}
 _OPTION = re.compile(r"(?<!\S)--[a-z][a-z-]+")
 
@@ -44,11 +44,11 @@ def _texts_of(tree: ast.Module) -> list[str]:
 
 
 def _names(text: str, options: set[str]) -> bool:
-    """Tell whether a text names a command of the program, or an option of one."""
+    """Return whether a text names a command or an option of the program."""
     return bool(_OWN_COMMAND.search(text) or options & set(_OPTION.findall(_FOREIGN_COMMAND.sub("", text))))
 
 
-def test_the_library_names_neither_commands_nor_options() -> None:
+def test_the_library_does_not_name_commands_or_options() -> None:
     options = _options(cli)
     assert {"--force", "--continue-from"} <= options
     naming = {
@@ -61,7 +61,7 @@ def test_the_library_names_neither_commands_nor_options() -> None:
 
 
 def _takes_errors_apart(tree: ast.Module) -> bool:
-    """Tell whether a module looks into errors, instead of using their fields."""
+    """Return whether a module parses errors instead of using their fields."""
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(attr="__cause__" | "__context__"):
@@ -77,7 +77,7 @@ def _takes_errors_apart(tree: ast.Module) -> bool:
     return False
 
 
-def test_nobody_takes_an_error_apart() -> None:
+def test_no_module_takes_an_error_apart() -> None:
     around = {
         module
         for module, file in MODULES.items()

@@ -1,4 +1,4 @@
-"""Errors and remedies: how a message is made of its fields, and what the library may say in one."""
+"""Errors and remedies: how fields form a message, and what the library may put in one."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from backyfs.remedies import Advice, Remedy
 from tests.unit.test_layers import MODULES
 
 
-def test_a_message_is_subject_fact_and_remedy() -> None:
+def test_a_message_consists_of_subject_fact_and_remedy() -> None:
     error = StorageError("is not empty", subject="directory /srv", remedy="name another one")
     assert str(error) == "directory /srv is not empty; name another one"
     assert error.statement == "directory /srv is not empty"
     assert (error.subject, error.fact) == ("directory /srv", "is not empty")
 
 
-def test_a_fact_alone_is_a_message() -> None:
+def test_a_fact_alone_is_enough_for_a_message() -> None:
     assert str(StorageError("is cut short")) == "is cut short"
 
 
@@ -38,19 +38,19 @@ def test_a_subject_may_end_in_a_colon() -> None:
     assert str(TargetError("Permission denied", subject="/dev/sdb:")) == "/dev/sdb: Permission denied"
 
 
-def test_a_caller_who_knows_the_subject_assigns_it() -> None:
+def test_a_caller_can_assign_the_subject() -> None:
     error = StorageError("is cut short")
     error.subject = "blob 1f"
     assert str(error) == "blob 1f is cut short"
 
 
-def test_a_text_that_has_named_the_subject_leaves_it_out() -> None:
+def test_a_text_that_already_names_the_subject_can_omit_it() -> None:
     error = StorageError("is empty", subject="blob 1f", remedy="look")
     assert error.without("blob 1f") == "is empty; look"
     assert error.without("blob 2f") == "blob 1f is empty; look"
 
 
-def test_a_remedy_that_is_added_follows_the_one_there_is() -> None:
+def test_an_added_remedy_follows_the_existing_one() -> None:
     error = TargetError("is full", subject="/srv", remedy="make room")
     error.advise(Advice.CONTINUE_RESTORE(block=5))
     error.advise(Remedy("see the log"))
@@ -59,7 +59,7 @@ def test_a_remedy_that_is_added_follows_the_one_there_is() -> None:
     assert render_error(error) == f"{text}add --continue-from 5 to continue; see the log"
 
 
-def test_a_remedy_that_is_added_may_be_the_first() -> None:
+def test_an_added_remedy_may_be_the_first() -> None:
     error = TargetError("is full", subject="/srv")
     error.advise(Advice.CONTINUE_RESTORE(block=5))
     assert str(error) == "/srv is full; the target is incomplete: continue from block 5"
@@ -82,7 +82,7 @@ def test_a_mistake_in_the_configuration_begins_with_its_place(error: ConfigError
     assert error.fact == "it is wrong"
 
 
-def test_a_missing_object_is_the_subject() -> None:
+def test_a_missing_object_is_the_subject_of_its_error() -> None:
     assert str(ObjectMissingError("1f")) == "blob 1f is missing from the storage"
     assert str(ObjectMissingError("catalog/index", "was deleted")) == "object catalog/index was deleted"
 
@@ -106,7 +106,7 @@ def test_an_error_survives_copying_and_pickling(error: BackyfsError) -> None:
         assert other.args == error.args
 
 
-def test_a_rendering_quotes_values_in_commands_alone() -> None:
+def test_a_rendering_quotes_values_only_in_commands() -> None:
     remedy = Advice.UNMOUNT(path="/mnt/my image")
     assert str(remedy) == "unmount /mnt/my image first"
     assert render_remedy(remedy) == "run `backyfs umount '/mnt/my image'` first"
@@ -115,7 +115,7 @@ def test_a_rendering_quotes_values_in_commands_alone() -> None:
     )
 
 
-def test_what_is_neither_error_nor_remedy_is_printed_as_it_is() -> None:
+def test_anything_but_errors_and_remedies_is_printed_unchanged() -> None:
     assert render(5) == 5
     assert render(StorageError("is empty", remedy=Advice.SCRUB())) == "is empty; run `backyfs scrub`"
     assert render(Advice.SCRUB()) == "run `backyfs scrub`"
@@ -144,11 +144,11 @@ def _calls() -> list[tuple[str, Advice, set[str]]]:
     return found
 
 
-def test_every_advice_is_given_somewhere() -> None:
+def test_every_advice_is_used_somewhere() -> None:
     assert {advice for _, advice, _ in _calls()} == set(Advice)
 
 
-def test_every_call_of_an_advice_passes_the_values_that_its_texts_name() -> None:
+def test_every_call_of_an_advice_passes_the_values_in_its_text() -> None:
     wrong = [
         (place, advice.name, names)
         for place, advice, names in _calls()

@@ -1,4 +1,4 @@
-"""Each kind of damage: scrub names it, restore and mount give everything else and say exactly what cannot be had."""
+"""Each kind of damage: scrub reports it; restore and mount return the rest and report exactly what is unavailable."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ HOLES = range(10, 900)  # blocks
 
 @dataclass(frozen=True)
 class Damaged:
-    """One kind of damage, and what of the image it takes."""
+    """One kind of damage, and the bytes of the image it costs."""
 
     inject: Callable[[Repository, Version], None]
     lost: list[tuple[int, int]]  # bytes of the image, in order
-    words: str                   # that scrub says about it
-    restore_words: str = ""      # that restore says, where it is something else
+    words: str                   # in the message of scrub
+    restore_words: str = ""      # in the message of restore, if different
 
     @property
     def is_of_objects(self) -> bool:
@@ -83,7 +83,7 @@ def take_row(repository: Repository, version: Version) -> None:
 
 
 def name_another(repository: Repository, version: Version) -> None:
-    """Let the page name another blob where this one was, digest and all."""
+    """Make the page name another blob in place of this one, with a correct digest."""
     change_page(repository, version, blob_of(repository, version, 3).id, blob_of(repository, version, BLOCKS - 1).id)
 
 
@@ -134,7 +134,7 @@ DAMAGES = {
     "objects are swapped": Damaged(swap_two, [block(3), block(1000)], "blob"),
     "a blob has no row": Damaged(take_row, [block(3)], "has no row", "does not have"),
     "a page names a blob of another size": Damaged(name_another, [block(3)], "has 100 bytes where the image has 512"),
-    "a page is no page": Damaged(set_page(0, entries=b"junk"), FIRST_PAGE, "page of a block map is damaged"),
+    "a page is not a page": Damaged(set_page(0, entries=b"junk"), FIRST_PAGE, "page of a block map is damaged"),
     "a page is cut short": Damaged(set_page(1, entries=b""), LAST_PAGE, "page of a block map is damaged"),
     "a page has another digest": Damaged(set_page(1, digest=b"x" * 32), LAST_PAGE, "its digest differs"),
 }  # fmt: skip
@@ -173,7 +173,7 @@ def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def mounted_bytes(repository: Repository, version: Version) -> tuple[bytes, list[tuple[int, int]]]:
-    """Read an image as a mount does, block by block; return its bytes and the ranges that gave errors."""
+    """Read an image block by block, as a mount does; return its bytes and the ranges with errors."""
 
     async def read() -> tuple[bytes, list[tuple[int, int]]]:
         content, lost = bytearray(), []
@@ -194,29 +194,31 @@ def mounted_bytes(repository: Repository, version: Version) -> tuple[bytes, list
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_all_but_what_is_damaged_can_be_had(repository: Repository, tmp_path: Path, image: bytes, kind: str) -> None:
+def test_everything_except_the_damage_can_be_read(
+    repository: Repository, tmp_path: Path, image: bytes, kind: str
+) -> None:
     damage = DAMAGES[kind]
     version = back_up(repository, tmp_path / "image").version
     damage.inject(repository, version)
 
-    # A restore finds it before any scrub has marked it, and marks objects that cannot be had.
+    # A restore finds it before any scrub has marked it, and marks unavailable objects.
     report = restore(repository, version, str(tmp_path / "out"))
     assert merged([(lost.start, lost.stop) for lost in report.damaged]) == damage.lost
     assert all((damage.restore_words or damage.words) in lost.reason for lost in report.damaged)
     assert (tmp_path / "out").read_bytes() == without(image, damage.lost)
     marked = VersionStatus.INVALID if damage.is_of_objects else VersionStatus.VALID
     assert status(repository, version) is marked
-    # A mount reads the segments of a block, which are whole and have a tag each, and not what follows them.
+    # A mount reads only the segments of a block, which are intact and have their own tags, not the bytes after them.
     is_had = kind == "an object is long" and repository.blocks.encryption_version == 2
     mount_lost = [] if is_had else damage.lost
     assert mounted_bytes(repository, version) == (without(image, mount_lost), mount_lost)
 
-    found, told = scrubbed(repository)
-    assert merged([line[1:3] for line in told]) == damage.lost
-    assert all(line[0] == version.uid and damage.words in line[3] for line in told)
+    found, reported = scrubbed(repository)
+    assert merged([line[1:3] for line in reported]) == damage.lost
+    assert all(line[0] == version.uid and damage.words in line[3] for line in reported)
     assert found.versions_invalid == (() if damage.is_of_objects else (version.uid,))
     assert status(repository, version) is VersionStatus.INVALID
-    assert scrubbed(repository, version)[1] == told
+    assert scrubbed(repository, version)[1] == reported
 
 
 @pytest.mark.parametrize(
@@ -231,20 +233,20 @@ def test_all_but_what_is_damaged_can_be_had(repository: Repository, tmp_path: Pa
     ],
 )
 @pytest.mark.parametrize("repository", [False], indirect=True, ids=["plain"])
-def test_a_size_that_does_not_fit_the_block_map_is_found(repository, tmp_path, image, inject, lost, words):
+def test_a_size_that_does_not_match_the_block_map_is_found(repository, tmp_path, image, inject, lost, words):
     version = back_up(repository, tmp_path / "image").version
     inject(repository, version)
-    report, told = scrubbed(repository)
-    assert len(told) == 1
-    assert told[0][1] == lost[0]
-    assert words in told[0][3]
+    report, reported = scrubbed(repository)
+    assert len(reported) == 1
+    assert reported[0][1] == lost[0]
+    assert words in reported[0][3]
     assert report.bytes_unknown > 0
     assert report.versions_invalid == (version.uid,)
     assert scrubbed(repository)[0].versions_valid == ()
 
 
 @pytest.mark.parametrize("repository", [False], indirect=True, ids=["plain"])
-def test_wrong_counts_are_found_where_all_versions_are_checked(repository, tmp_path, image):
+def test_wrong_counts_are_found_if_all_versions_are_checked(repository, tmp_path, image):
     version = back_up(repository, tmp_path / "image").version
     assert scrubbed(repository)[0].references_right
     with repository.database.write() as connection:
@@ -255,22 +257,22 @@ def test_wrong_counts_are_found_where_all_versions_are_checked(repository, tmp_p
 
 
 @pytest.mark.parametrize("repository", [False], indirect=True, ids=["plain"])
-def test_the_rest_is_checked_where_a_page_is_damaged(repository, tmp_path, image):
+def test_the_rest_is_checked_if_a_page_is_damaged(repository, tmp_path, image):
     version = back_up(repository, tmp_path / "image").version
     other = back_up(repository, tmp_path / "image", "other").version
     flip_a_byte(file_of(repository, blob_of(repository, version, BLOCKS - 2)))
     set_page(0, entries=b"junk")(repository, version)
     for chosen in ([version, other], []):
-        report, told = scrubbed(repository, *chosen)
+        report, reported = scrubbed(repository, *chosen)
         assert (report.blobs_damaged, report.bytes_unknown) == (1, 2 * PAGE_BYTES)
-        assert sorted(line[:3] for line in told) == sorted(
+        assert sorted(line[:3] for line in reported) == sorted(
             (one.uid, *lost) for one in (version, other) for lost in [*FIRST_PAGE, block(BLOCKS - 2)]
         )
     assert report.references_right is None
 
 
 @pytest.mark.parametrize("repository", [False], indirect=True, ids=["plain"])
-def test_a_page_that_is_whole_again_makes_its_version_valid(repository, tmp_path, image):
+def test_a_repaired_page_makes_its_version_valid(repository, tmp_path, image):
     version = back_up(repository, tmp_path / "image").version
     with repository.database.read() as connection:
         digest = connection.execute(select(pages.c.digest).order_by(pages.c.id)).scalars().first()

@@ -1,4 +1,4 @@
-"""The export format: what stands in a file, and that nothing else is taken for one."""
+"""The export format: what a file contains, and that nothing else is accepted."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ PAGE = PageRecord(PageNumber(0), 7, (SEALED.uid, 0, PLAIN.uid))
 SHARED = SharedPageRecord(PageNumber(1), 7)
 RECORDS: tuple[Record, ...] = (VERSION, STATISTICS, SEALED, PLAIN, PAGE, SHARED)
 
-# The same as text: changing this is changing the format.
+# The same as text. Changing this changes the format.
 LINES = [
     (
         '{"backyfs_export":{"format":1,"created_at":"2024-03-01T00:00:00+00:00","block_size":4096,'
@@ -120,7 +120,7 @@ NO_FLAG: tuple[object, ...] = (None, 0, "true", [])
 NO_LIST = (None, 5, "ab", {"a": 1})
 NO_UID = (*NO_TEXT, "", "abcd", "a" * 33, "../../x", "abcd.", "abcdé", "abcde\n")
 SLOT = ("repository", "key_slots", 0)
-WRONG: list[tuple[int, tuple[str | int, ...], tuple[object, ...]]] = [  # line, field, what it cannot be
+WRONG: list[tuple[int, tuple[str | int, ...], tuple[object, ...]]] = [  # line, field, impossible value
     (0, ("created_at",), NO_TIME),
     (0, ("block_size",), NO_NUMBER),
     (0, ("hash_function",), NO_TEXT),
@@ -169,7 +169,7 @@ WRONG: list[tuple[int, tuple[str | int, ...], tuple[object, ...]]] = [  # line, 
 
 
 def written(*records: Record, header: ExportHeader = HEADER) -> bytes:
-    """Return the export that the program makes of these records."""
+    """Return the program's export of these records."""
     file = io.BytesIO()
     writer = ExportWriter(file, header)
     for record in records:
@@ -185,7 +185,7 @@ def compressed(lines: Iterable[str | bytes]) -> bytes:
 
 
 def ended(lines: list[str], /, **other: object) -> bytes:
-    """Return an export of these lines with its end as the format describes it, but for what is given otherwise."""
+    """Return an export of these lines with the end that the format requires, except for given fields."""
     end = {
         "versions": sum(line.startswith('{"version"') for line in lines),
         "lines": len(lines),
@@ -198,7 +198,7 @@ def read(data: bytes) -> list[Record]:
     return list(read_export(io.BytesIO(data)))
 
 
-# What it looks like
+# Contents
 
 
 def test_an_export_is_one_zstd_frame_of_these_lines() -> None:
@@ -208,17 +208,17 @@ def test_an_export_is_one_zstd_frame_of_these_lines() -> None:
     assert (frame.eof, frame.unused_data) == (True, b"")
 
 
-def test_the_digest_is_that_of_all_lines_before_the_end() -> None:
+def test_the_digest_covers_all_lines_before_the_end() -> None:
     digest = blake3("".join(f"{line}\n" for line in LINES).encode()).hexdigest()
     assert json.loads(END)["end"]["digest"] == digest
 
 
-def test_the_lines_that_the_format_describes_are_read() -> None:
+def test_lines_as_described_by_the_format_can_be_read() -> None:
     assert read(compressed([*LINES, END])) == [HEADER, *RECORDS]
 
 
 @pytest.mark.parametrize("record", RECORDS)
-def test_a_record_comes_back_as_it_was_written(record: Record) -> None:
+def test_a_record_is_read_as_written(record: Record) -> None:
     assert read(written(record)) == [HEADER, record]
 
 
@@ -234,32 +234,32 @@ def test_a_record_comes_back_as_it_was_written(record: Record) -> None:
         PageRecord(PageNumber(0), 1, (BlobUid("a" * 32),) * 1024),
     ],
 )
-def test_a_record_at_the_limits_comes_back_as_it_was_written(record: Record) -> None:
+def test_a_record_at_the_limits_is_read_as_written(record: Record) -> None:
     assert read(written(record)) == [HEADER, record]
 
 
-def test_an_export_of_nothing_has_its_header_alone() -> None:
+def test_an_empty_export_has_only_its_header() -> None:
     assert read(written()) == [HEADER]
 
 
-def test_an_export_without_a_repository_is_read() -> None:
+def test_an_export_without_a_repository_can_be_read() -> None:
     header = replace(HEADER, repository=None)
     assert read(written(header=header)) == [header]
 
 
-def test_a_repository_without_keys_is_read() -> None:
+def test_a_repository_without_keys_can_be_read() -> None:
     assert HEADER.repository is not None
     plain = replace(HEADER.repository, wrapped_fingerprint_key=None, key_slots=())
     header = replace(HEADER, repository=plain)
     assert read(written(header=header)) == [header]
 
 
-def test_times_of_other_zones_are_read_as_utc() -> None:
+def test_times_in_other_zones_are_converted_to_utc() -> None:
     line = LINES[1].replace("12:30:59.123456+00:00", "14:00:59.123456+01:30")
     assert read(ended([LINES[0], line])) == [HEADER, VERSION]
 
 
-def test_an_export_of_many_chunks_comes_back() -> None:
+def test_an_export_of_many_chunks_can_be_read() -> None:
     chance = random.Random(1)
     pages: list[Record] = [
         PageRecord(PageNumber(number), number, tuple(BlobUid(chance.randbytes(16).hex()) for _ in range(1024)))
@@ -277,7 +277,7 @@ def test_the_records_are_read_one_by_one() -> None:
         next(records)
 
 
-def test_the_file_stays_open() -> None:
+def test_reading_leaves_the_file_open() -> None:
     file = io.BytesIO()
     ExportWriter(file, HEADER).end()
     file.write(b"more")
@@ -287,19 +287,19 @@ def test_the_file_stays_open() -> None:
 # Damage
 
 
-def test_a_version_with_more_tags_than_a_catalog_takes_comes_back() -> None:
+def test_a_version_with_more_tags_than_a_catalog_allows_can_be_read() -> None:
     version = replace(VERSION, tags=tuple(f"tag {number}" for number in range(10_001)))
     assert read(written(version)) == [HEADER, version]
 
 
-def test_an_export_that_is_cut_short_anywhere_is_refused() -> None:
+def test_an_export_truncated_anywhere_is_refused() -> None:
     data = written(*RECORDS)
     for length in range(len(data)):
         with pytest.raises(ExportFormatError):
             read(data[:length])
 
 
-def test_an_export_of_many_chunks_that_is_cut_short_is_refused() -> None:
+def test_a_truncated_export_of_many_chunks_is_refused() -> None:
     entries = tuple(BlobUid(random.Random(1).randbytes(16).hex()) for _ in range(1024))
     data = written(VERSION, *(PageRecord(PageNumber(number), None, entries) for number in range(10)))
     for length in [*range(0, len(data), 997), *range(len(data) - 300, len(data))]:
@@ -347,18 +347,18 @@ def test_a_flipped_byte_before_compression_is_refused(mask: int) -> None:
         {"more": 1},
     ],
 )
-def test_an_end_that_does_not_fit_is_refused(other: dict[str, object]) -> None:
+def test_an_end_that_does_not_match_is_refused(other: dict[str, object]) -> None:
     with pytest.raises(ExportFormatError, match=r"^the export is damaged: its last line does not fit"):
         read(ended(LINES, **other))
 
 
 @pytest.mark.parametrize("number", range(1, len(LINES)))
-def test_an_export_that_lacks_a_line_is_refused(number: int) -> None:
+def test_an_export_with_a_missing_line_is_refused(number: int) -> None:
     with pytest.raises(ExportFormatError, match="does not fit the others"):
         read(compressed([*LINES[:number], *LINES[number + 1 :], END]))
 
 
-def test_an_export_without_an_end_is_cut_short() -> None:
+def test_an_export_without_an_end_is_refused_as_truncated() -> None:
     with pytest.raises(ExportFormatError, match=r"^the export is truncated"):
         read(compressed(LINES))
 
@@ -383,28 +383,28 @@ def test_half_a_line_after_the_end_is_refused() -> None:
 
 @pytest.mark.parametrize("size", [(1 << 20) + 1, 5 << 20])
 @pytest.mark.parametrize("end", ["", "\n"])
-def test_a_huge_line_is_refused_before_it_is_read_whole(size: int, end: str) -> None:
+def test_a_huge_line_is_refused_before_all_of_it_is_read(size: int, end: str) -> None:
     text = f"{LINES[0]}\n" + "x" * size + end
     with pytest.raises(ExportFormatError, match="more than 1 MiB"):
         read(zstandard.ZstdCompressor().compress(text.encode()))
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"\x28\xb5\x2f\xfd", b"backy2 Version 2.12 metadata dump\r\n", b"\0" * 99])
-def test_something_else_is_no_export(data: bytes) -> None:
+def test_other_files_are_refused(data: bytes) -> None:
     with pytest.raises(ExportFormatError):
         read(data)
 
 
-def test_an_empty_frame_is_no_export() -> None:
+def test_an_empty_frame_is_refused() -> None:
     with pytest.raises(ExportFormatError):
         read(zstandard.ZstdCompressor().compress(b""))
 
 
-# Lines that are wrong in themselves
+# Invalid lines
 
 
 def changed(line: str, path: tuple[str | int, ...], value: object) -> str:
-    """Return a line in which one field is another."""
+    """Return a line with another value in one field."""
     [(kind, fields)] = json.loads(line).items()
     whole: Any = {kind: fields}
     place = whole
@@ -424,7 +424,7 @@ def test_a_field_of_the_wrong_kind_is_refused(number: int, path: tuple[str | int
 
 
 @pytest.mark.parametrize("number", range(len(LINES)))
-def test_a_field_that_is_missing_is_refused(number: int) -> None:
+def test_a_missing_field_is_refused(number: int) -> None:
     [(kind, fields)] = json.loads(LINES[number]).items()
     for name in fields if isinstance(fields, dict) else ():
         line = json.dumps({kind: {other: fields[other] for other in fields if other != name}})
@@ -436,7 +436,7 @@ def test_a_field_that_is_missing_is_refused(number: int) -> None:
     "line",
     ["", "x", "{}", "[]", "5", "null", '"version"', '{"version":1,"blob":2}', '{"version":', "[" * 100_000, "9" * 5000],
 )
-def test_a_line_that_is_no_object_with_one_key_is_refused(line: str) -> None:
+def test_a_line_that_is_not_an_object_with_one_key_is_refused(line: str) -> None:
     with pytest.raises(ExportFormatError, match=r"^line 2 of the export is not a JSON object with one key"):
         read(ended([LINES[0], line]))
 
@@ -447,7 +447,7 @@ def test_a_line_that_is_not_utf_8_is_refused() -> None:
 
 
 @pytest.mark.parametrize("line", ['{"blobs":[]}', '{"backyfs_export":{}}', '{"":null}'])
-def test_a_record_that_is_not_known_is_refused(line: str) -> None:
+def test_an_unknown_record_is_refused(line: str) -> None:
     with pytest.raises(ExportFormatError, match=r"^line 2 of the export is a '\w*', which this program does not know$"):
         read(ended([LINES[0], line]))
 
@@ -459,6 +459,6 @@ def test_an_export_begins_with_its_header(line: str) -> None:
 
 
 @pytest.mark.parametrize("number", [2, 0, None, "1"])
-def test_another_format_is_refused_and_named(number: object) -> None:
+def test_another_format_is_refused_by_name(number: object) -> None:
     with pytest.raises(ExportFormatError, match=rf"^the export has format {number!r}, and this program reads 1; use a"):
         read(ended([changed(LINES[0], ("format",), number), *LINES[1:]]))

@@ -1,4 +1,4 @@
-"""Files that the program makes: their owner, their mode, whole or not at all."""
+"""Files that the program creates: their owner, their mode, and that they are complete or absent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.users import USER
 
 @pytest.fixture
 def user_directory():
-    """Give a directory of a user, which the user can reach."""
+    """Make a directory owned by a user, which the user can reach."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         os.chown(name, USER, USER + 1)
         yield Path(name)
@@ -41,10 +41,10 @@ def owner(path):
 
 def identity_of_thread():
     lines = Path(f"/proc/self/task/{threading.get_native_id()}/status").read_text().splitlines()
-    return [line.split()[4] for line in lines if line.startswith(("Uid:", "Gid:"))]  # those for files, proc(5)
+    return [line.split()[4] for line in lines if line.startswith(("Uid:", "Gid:"))]  # the ids for file access, proc(5)
 
 
-def test_what_root_makes_in_a_users_directory_is_the_users(user_directory):
+def test_files_created_by_root_in_a_users_directory_belong_to_the_user(user_directory):
     os.close(create_file(str(user_directory / "new")))
     os.close(open_file(str(user_directory / "log"), os.O_WRONLY | os.O_APPEND))
     make_directories(str(user_directory / "a" / "b"))
@@ -63,14 +63,14 @@ def test_what_root_makes_in_a_users_directory_is_the_users(user_directory):
     }
 
 
-def test_what_root_makes_elsewhere_is_roots(tmp_path):
+def test_files_created_by_root_elsewhere_belong_to_root(tmp_path):
     os.close(create_file(str(tmp_path / "new")))
     make_directory(str(tmp_path / "directory"))
     assert owner(tmp_path / "new") == (0, 0, 0o600)
     assert owner(tmp_path / "directory") == (0, 0, 0o700)
 
 
-def test_a_path_below_an_open_directory_is_made_there(user_directory):
+def test_a_path_relative_to_an_open_directory_is_created_there(user_directory):
     fd = os.open(user_directory, os.O_RDONLY)
     try:
         os.close(create_file("new", os.O_RDWR, dir_fd=fd))
@@ -81,7 +81,7 @@ def test_a_path_below_an_open_directory_is_made_there(user_directory):
     assert owner(user_directory / "new") == owner(user_directory / "lock") == (USER, USER + 1, 0o600)
 
 
-def test_a_file_that_exists_keeps_its_owner(user_directory):
+def test_an_existing_file_keeps_its_owner(user_directory):
     path = user_directory / "log"
     path.touch(0o640)
     os.close(open_file(str(path), os.O_WRONLY | os.O_APPEND))
@@ -90,7 +90,7 @@ def test_a_file_that_exists_keeps_its_owner(user_directory):
         create_file(str(path))
 
 
-def test_a_link_in_the_place_of_a_new_file_is_not_followed(user_directory, tmp_path):
+def test_a_link_in_place_of_a_new_file_is_not_followed(user_directory, tmp_path):
     (user_directory / "new").symlink_to(tmp_path / "of-root")
     (user_directory / "directory").symlink_to(tmp_path / "of-root")
     with pytest.raises(FileExistsError):
@@ -100,19 +100,19 @@ def test_a_link_in_the_place_of_a_new_file_is_not_followed(user_directory, tmp_p
     assert not (tmp_path / "of-root").exists()
 
 
-def test_a_link_that_leads_nowhere_yet_names_the_file_to_open(user_directory, tmp_path):
+def test_a_dangling_link_names_the_file_to_open(user_directory, tmp_path):
     (tmp_path / "log").symlink_to(user_directory / "real")
     os.close(open_file(str(tmp_path / "log"), os.O_WRONLY))
     assert owner(user_directory / "real") == (USER, USER + 1, 0o600)
 
 
-def test_the_directory_in_which_a_file_is_made_decides_and_not_the_one_of_a_link(user_directory, tmp_path):
+def test_the_directory_of_the_new_file_decides_the_owner_and_not_that_of_a_link(user_directory, tmp_path):
     (user_directory / "shelf").symlink_to(tmp_path)
     os.close(create_file(str(user_directory / "shelf" / "new")))
     assert owner(tmp_path / "new") == (0, 0, 0o600)
 
 
-def test_a_directory_that_its_owner_may_not_write_gets_files_of_root(user_directory):
+def test_in_a_directory_that_its_owner_cannot_write_files_belong_to_root(user_directory):
     user_directory.chmod(0o500)
     os.close(create_file(str(user_directory / "new")))
     make_directory(str(user_directory / "directory"))
@@ -144,7 +144,7 @@ def test_an_error_names_the_whole_path(user_directory, tmp_path):
         assert error.value.filename == path
 
 
-def test_an_error_gives_the_thread_its_identity_back(user_directory):
+def test_an_error_restores_the_identity_of_the_thread(user_directory):
     with pytest.raises(FileNotFoundError):
         create_file(str(user_directory / "missing" / "new"))
     os.close(create_file(str(user_directory / "new")))
@@ -153,7 +153,7 @@ def test_an_error_gives_the_thread_its_identity_back(user_directory):
     assert identity_of_thread() == ["0", "0"]
 
 
-def test_a_file_that_is_not_written_to_its_end_is_not_there(tmp_path):
+def test_a_partly_written_file_does_not_appear(tmp_path):
     def write_half():
         with new_file(str(tmp_path / "new")) as file:
             file.write(b"half")
@@ -164,7 +164,7 @@ def test_a_file_that_is_not_written_to_its_end_is_not_there(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_was_made_by_another_in_the_meantime_is_not_replaced(tmp_path):
+def test_a_file_created_by_others_in_the_meantime_is_not_replaced(tmp_path):
     def write_late():
         with new_file(str(tmp_path / "new")) as file:
             file.write(b"ours")
@@ -182,11 +182,11 @@ def test_a_file_among_the_devices_is_refused(path):
 
 
 @pytest.mark.parametrize("path", ["/dev/shm/file", "/device/file", "/dev/fd/9/file", "dev/file", "/tmp/dev/file"])
-def test_a_file_elsewhere_is_not(path):
+def test_a_file_outside_the_devices_is_accepted(path):
     require_no_device_directory(path)
 
 
-def test_a_directory_that_may_not_be_read_is_passed_over(user_directory, tmp_path):
+def test_an_unreadable_directory_is_skipped(user_directory, tmp_path):
     sync_directory(str(user_directory))
     user_directory.chmod(0o300)
     os.seteuid(USER)
@@ -198,7 +198,7 @@ def test_a_directory_that_may_not_be_read_is_passed_over(user_directory, tmp_pat
         sync_directory(str(tmp_path / "missing"))
 
 
-def test_an_input_may_have_as_many_bytes_as_are_allowed_and_no_more(tmp_path: Path) -> None:
+def test_an_input_may_have_the_allowed_number_of_bytes_but_no_more(tmp_path: Path) -> None:
     (tmp_path / "input").write_bytes(bytes(100))
     assert read_input(str(tmp_path / "input"), 100) == bytes(100)
     with pytest.raises(OSError, match="it has more than 99 bytes"):

@@ -1,4 +1,4 @@
-"""Journals that Linux does not replay: whether they are open."""
+"""Detection of open journals that Linux does not replay."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_open(kind: str, image: bytes | bytearray) -> bool:
     return has_open_journal(kind, lambda offset, size: bytes(image[offset : offset + size]))
 
 
-def test_an_ntfs_that_was_never_used_has_no_open_log(tmp_path: Path) -> None:
+def test_an_unused_ntfs_has_no_open_log(tmp_path: Path) -> None:
     assert not is_open("ntfs", ntfs(tmp_path / "image"))
 
 
@@ -58,12 +58,12 @@ def test_the_header_of_an_hfsplus_says_whether_it_is_mounted(attributes: int, ex
     assert is_open("hfsplus", image) is expected
 
 
-def test_others_have_none() -> None:
+def test_other_file_systems_have_no_such_journal() -> None:
     assert not is_open("vfat", bytes(4096))
 
 
 @given(st.sampled_from(["ntfs", "jfs", "hfsplus", ""]), st.binary(max_size=1200), st.integers(0, 34 << 10))
-def test_nothing_that_an_image_holds_raises(kind: str, content: bytes, start: int) -> None:
+def test_no_content_of_an_image_raises(kind: str, content: bytes, start: int) -> None:
     def read(offset: int, size: int) -> bytes:
         return content[max(offset - start, 0) :][:size]
 

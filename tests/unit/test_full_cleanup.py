@@ -1,4 +1,4 @@
-"""A full cleanup: references, objects and rows are put right, whatever is wrong with them, and nothing else goes."""
+"""A full cleanup corrects wrong references, objects and rows of any kind, and removes nothing else."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def expect_exact(repository: Repository, version: Version, image: Path) -> None:
     assert target.read_bytes() == image.read_bytes()
 
 
-def test_a_repository_in_order_stays_as_it_is(repository: Repository, version: Version, image: Path) -> None:
+def test_a_sound_repository_is_not_changed(repository: Repository, version: Version, image: Path) -> None:
     report = full_cleanup(repository, grace_s=NO_GRACE_S)
     assert (report.wrong_references, report.orphans, report.damaged_blobs, report.leftovers) == (0, 0, 0, 0)
     assert (report.cleaned.pages, report.cleaned.blobs) == (0, 0)
@@ -92,7 +92,7 @@ def test_a_repository_in_order_stays_as_it_is(repository: Repository, version: V
     ],
     ids=["pages 0", "pages 7", "blobs 0", "blobs 9", "no references", "doomed"],
 )
-def test_wrong_references_are_put_right_before_anything_is_deleted(
+def test_wrong_references_are_corrected_before_anything_is_deleted(
     repository: Repository, version: Version, image: Path, wrong: object
 ) -> None:
     with repository.database.write() as connection:
@@ -106,7 +106,7 @@ def test_wrong_references_are_put_right_before_anything_is_deleted(
     assert full_cleanup(repository, grace_s=NO_GRACE_S).wrong_references == 0
 
 
-def test_a_doomed_blob_with_references_that_nobody_uses_goes(repository: Repository, version: Version) -> None:
+def test_an_unused_doomed_blob_with_wrong_references_is_deleted(repository: Repository, version: Version) -> None:
     remove_versions(repository, [version], now=datetime.now(UTC))
     with repository.database.write() as connection:
         [first] = connection.execute(select(blobs.c.id).limit(1)).scalars()
@@ -138,7 +138,7 @@ def test_objects_without_a_row_are_deleted_once_they_are_old(
     expect_exact(repository, version, image)
 
 
-def test_an_object_that_a_live_job_could_have_stored_stays(repository: Repository, tmp_path: Path) -> None:
+def test_an_object_that_a_live_job_may_have_stored_is_kept(repository: Repository, tmp_path: Path) -> None:
     path = orphan(tmp_path)
     with Job(repository.database, spec("backup disk")):
         report = full_cleanup(repository, grace_s=NO_GRACE_S)
@@ -149,7 +149,7 @@ def test_an_object_that_a_live_job_could_have_stored_stays(repository: Repositor
     assert not path.exists()
 
 
-def test_an_object_of_a_job_that_is_dead_goes_and_the_job_cannot_name_it(
+def test_an_object_of_a_dead_job_is_deleted_and_the_job_cannot_reference_it(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(silence, "WATCH_S", 0)
@@ -167,14 +167,14 @@ def test_an_object_of_a_job_that_is_dead_goes_and_the_job_cannot_name_it(
         assert connection.execute(select(jobs)).all() == []
 
 
-def test_only_objects_with_the_prefix_are_looked_at(repository: Repository, tmp_path: Path) -> None:
+def test_only_objects_with_the_prefix_are_checked(repository: Repository, tmp_path: Path) -> None:
     one, other = orphan(tmp_path, "ab" * 16), orphan(tmp_path, "cd" * 16)
     assert full_cleanup(repository, grace_s=NO_GRACE_S, prefix="cdc").orphans == 1
     assert one.exists()
     assert not other.exists()
 
 
-def test_what_is_no_object_stays(repository: Repository, tmp_path: Path) -> None:
+def test_files_that_are_not_objects_are_kept(repository: Repository, tmp_path: Path) -> None:
     strange = [
         orphan(tmp_path, "ab" * 17),
         orphan(tmp_path, "ab" * 16).rename(orphan(tmp_path, "cd" * 16).with_name(f"{'ab' * 16}.blob")),
@@ -185,7 +185,7 @@ def test_what_is_no_object_stays(repository: Repository, tmp_path: Path) -> None
     assert all(path.exists() for path in strange)
 
 
-def test_what_killed_commands_left_is_removed_once_it_is_old(
+def test_leftovers_of_killed_commands_are_removed_once_they_are_old(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = [
@@ -203,14 +203,14 @@ def test_what_killed_commands_left_is_removed_once_it_is_old(
     assert not any(path.exists() for path in left)
 
 
-def test_what_is_read_back_is_shown(repository: Repository, version: Version, tmp_path: Path) -> None:
+def test_the_blobs_read_back_are_shown_as_progress(repository: Repository, version: Version, tmp_path: Path) -> None:
     objects(tmp_path)[0].unlink()
     progress = Shown()
     full_cleanup(repository, control=Control(progress=progress))
     assert progress.shown == ["Reading what seems to be missing", BLOCK, BLOCK]
 
 
-def test_missing_and_short_objects_are_marked_and_told(
+def test_missing_and_short_objects_are_marked_and_reported(
     repository: Repository, version: Version, tmp_path: Path
 ) -> None:
     missing, short, *_ = objects(tmp_path)
@@ -219,15 +219,15 @@ def test_missing_and_short_objects_are_marked_and_told(
     plan = plan_full_cleanup(repository, grace_s=NO_GRACE_S)
     assert plan.missing_blobs == 2
     assert statuses(repository) == [VersionStatus.VALID]
-    told: list[str] = []
-    report = full_cleanup(repository, on_damage=lambda _, damage: told.append(damage.reason))
+    reasons: list[str] = []
+    report = full_cleanup(repository, on_damage=lambda _, damage: reasons.append(damage.reason))
     assert report.damaged_blobs == 2
     assert report.versions_invalid == (version.uid,)
-    assert sorted(reason.split()[1] for reason in told) == sorted([missing.stem, short.stem])
+    assert sorted(reason.split()[1] for reason in reasons) == sorted([missing.stem, short.stem])
     assert statuses(repository) == [VersionStatus.INVALID]
 
 
-def test_blobs_that_pages_name_and_that_have_no_row_are_damage(repository: Repository, version: Version) -> None:
+def test_blobs_of_pages_without_a_row_are_damage(repository: Repository, version: Version) -> None:
     with repository.database.write() as connection:
         [first] = connection.execute(select(blobs.c.id).limit(1)).scalars()
         connection.execute(delete(blobs).where(blobs.c.id == first))
@@ -237,7 +237,7 @@ def test_blobs_that_pages_name_and_that_have_no_row_are_damage(repository: Repos
 
 
 @pytest.mark.parametrize("packed", [b"no page", pack(new_entries(BLOCKS, 1 << 60))], ids=["broken", "another"])
-def test_a_damaged_page_lets_nothing_be_deleted(
+def test_nothing_is_deleted_if_a_page_is_damaged(
     repository: Repository, version: Version, tmp_path: Path, packed: bytes
 ) -> None:
     with repository.database.write() as connection:
@@ -248,7 +248,7 @@ def test_a_damaged_page_lets_nothing_be_deleted(
     assert len(objects(tmp_path)) == BLOCKS
 
 
-def test_an_old_copy_of_the_database_does_not_cost_what_it_does_not_know(
+def test_with_an_old_copy_of_the_database_unknown_objects_are_not_lost(
     repository: Repository, version: Version, tmp_path: Path
 ) -> None:
     publish(repository)
@@ -263,13 +263,13 @@ def test_an_old_copy_of_the_database_does_not_cost_what_it_does_not_know(
     assert len(objects(tmp_path)) == BLOCKS
 
 
-def test_it_can_be_interrupted(repository: Repository, version: Version, image: Path) -> None:
+def test_a_full_cleanup_can_be_interrupted(repository: Repository, version: Version, image: Path) -> None:
     with pytest.raises(InterruptedByUser):
         full_cleanup(repository, control=Control(stop=lambda: True))
     expect_exact(repository, version, image)
 
 
-def test_blobs_of_unknown_size_are_no_damage(repository: Repository, version: Version) -> None:
+def test_blobs_of_unknown_size_are_not_damage(repository: Repository, version: Version) -> None:
     with repository.database.write() as connection:
         connection.execute(update(blobs).values(stored_size=None))
     assert full_cleanup(repository).damaged_blobs == 0

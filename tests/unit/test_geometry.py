@@ -1,4 +1,4 @@
-"""Byte ranges <-> blocks and pages, against what the definitions say when they are counted out."""
+"""Conversion between byte ranges, blocks and pages, compared with counting by definition."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ sizes = st.integers(0, 1 << 40)
 
 @st.composite
 def sorted_extents(draw: st.DrawFn, size_bytes: int) -> list[Extent]:
-    """Extents as a source reports them: not empty, sorted, apart or touching, within the image."""
+    """Draw extents as a source reports them: not empty, sorted, apart or touching, within the image."""
     edges = sorted(draw(st.sets(st.integers(0, size_bytes), max_size=16)))
     candidates = [Extent(start, stop) for start, stop in pairwise(edges)]
     return [extent for extent in candidates if draw(st.booleans())]
 
 
 def touched_blocks(extents: list[Extent], block_size: int) -> list[int]:
-    """Return the blocks that have a byte in an extent, byte by byte at the block boundaries."""
+    """Return the blocks with a byte in an extent, checking each byte at block boundaries."""
     return sorted(
         {index for e in extents for index in range(e.start // block_size, (e.stop - 1) // block_size + 1)}
     )
@@ -56,7 +56,7 @@ def covered_blocks(runs: list[BlockRun]) -> list[int]:
     ("size_bytes", "blocks"),
     [(0, 0), (1, 1), (4095, 1), (4096, 1), (4097, 2), (8191, 2), (8192, 2), (10 << 40, 2684354560)],
 )
-def test_an_image_has_as_many_blocks_as_it_needs(size_bytes: int, blocks: int) -> None:
+def test_the_number_of_blocks_covers_the_image(size_bytes: int, blocks: int) -> None:
     assert block_count(size_bytes, 4096) == blocks
 
 
@@ -75,7 +75,7 @@ def test_only_the_last_page_can_be_short(page_no: int, blocks: int, length: int)
 @pytest.mark.parametrize(
     ("index", "position"), [(0, (0, 0)), (1, (0, 1)), (1023, (0, 1023)), (1024, (1, 0)), (2049, (2, 1))]
 )
-def test_a_block_has_its_place_in_a_page(index: int, position: tuple[int, int]) -> None:
+def test_each_block_has_one_place_in_a_page(index: int, position: tuple[int, int]) -> None:
     assert page_position(BlockIndex(index)) == position
 
 
@@ -87,7 +87,7 @@ def test_only_the_last_block_can_be_short(index: int, size_bytes: int, length: i
 
 
 @given(sizes, block_sizes)
-def test_the_blocks_of_an_image_hold_it_exactly(size_bytes: int, block_size: int) -> None:
+def test_the_blocks_of_an_image_cover_it_exactly(size_bytes: int, block_size: int) -> None:
     blocks = block_count(size_bytes, block_size)
     if blocks == 0:
         assert size_bytes == 0
@@ -98,7 +98,7 @@ def test_the_blocks_of_an_image_hold_it_exactly(size_bytes: int, block_size: int
 
 
 @given(st.integers(0, 1 << 20))
-def test_the_pages_of_a_block_map_hold_every_block(blocks: int) -> None:
+def test_the_pages_of_a_block_map_cover_every_block(blocks: int) -> None:
     lengths = [page_length(PageNumber(page_no), blocks) for page_no in range(page_count(blocks))]
     assert sum(lengths) == blocks
     assert all(length == PAGE_ENTRIES for length in lengths[:-1])
@@ -139,7 +139,7 @@ def test_a_read_of_25_bytes_in_blocks_of_10_is_cut_at_blocks_and_at_the_end(
 
 
 @given(st.integers(0, 3000), st.integers(0, 3000), st.integers(0, 2000), st.integers(1, 300))
-def test_slices_put_together_are_the_range_that_was_asked_for(
+def test_slices_add_up_to_the_requested_range(
     offset: int, length: int, size_bytes: int, block_size: int
 ) -> None:
     image = [*range(size_bytes)]
@@ -170,7 +170,7 @@ def test_bytes_of_a_blob_of_25_are_covered_by_pieces_of_10(start: int, stop: int
 
 
 @given(st.integers(1, 2000), st.integers(1, 300), st.data())
-def test_pieces_put_together_have_the_range_that_was_asked_for(size: int, piece_size: int, data: st.DataObject) -> None:
+def test_pieces_add_up_to_the_requested_range(size: int, piece_size: int, data: st.DataObject) -> None:
     blob = [*range(size)]
     start = data.draw(st.integers(0, size - 1))
     stop = data.draw(st.integers(start + 1, size))
@@ -195,7 +195,7 @@ def test_pieces_put_together_have_the_range_that_was_asked_for(size: int, piece_
         ([(0, 11)], [(0, 2)]),
         ([(9, 11)], [(0, 2)]),
         ([(10, 20)], [(1, 1)]),
-        ([(0, 2), (5, 7)], [(0, 1)]),              # two extents in one block: once
+        ([(0, 2), (5, 7)], [(0, 1)]),              # two extents in one block: read once
         ([(0, 12), (15, 31)], [(0, 2), (2, 2)]),   # they meet in block 1
         ([(0, 10), (90, 95)], [(0, 1), (9, 1)]),
         ([(0, 95)], [(0, 4), (4, 4), (8, 2)]),     # four blocks at most
@@ -225,7 +225,7 @@ def test_runs_cover_the_blocks_of_extents_once_and_in_order(
 
 
 @given(st.data(), st.integers(0, 20_000), st.integers(1, 5), st.integers(1, 3000))
-def test_a_run_is_bounded_and_lies_within_one_page(
+def test_a_run_is_bounded_and_within_one_page(
     data: st.DataObject, size_bytes: int, block_size: int, max_blocks: int
 ) -> None:
     for run in block_runs(data.draw(sorted_extents(size_bytes)), size_bytes, block_size, max_blocks):

@@ -1,4 +1,4 @@
-"""Backups with hints: they read what is hinted, keep the rest of the base, and notice when that is not right."""
+"""Backups with hints read the hinted ranges, keep the rest of the base, and detect wrong hints."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PAGE_BYTES = PAGE_ENTRIES * BLOCK
 
 
 class RecordingSource(FileSource):
-    """A file that notes which blocks of it are read, and can end the backup after so many."""
+    """A file that records which of its blocks are read, and can end the backup after a number of them."""
 
     def __init__(self, path: Path, stop_after: int | None = None, *, read_holes: bool = False) -> None:
         super().__init__(str(path), read_holes=read_holes)
@@ -79,7 +79,7 @@ def recorded(image: Path, stop_after: int | None = None, *, read_holes: bool = F
 
 
 def back_up_recorded(repository: Repository, image: Path, **request: object) -> tuple[BackupReport, list[int]]:
-    """Back up an image; return the report, and which blocks were read after some were compared with the base."""
+    """Back up an image; return the report and the blocks read after the comparison of samples with the base."""
     with recorded(image) as source:
         report = backup(
             repository,
@@ -128,7 +128,7 @@ def test_only_hinted_blocks_are_read_and_the_rest_is_kept(repository, tmp_path):
     assert count_jobs(repository) == 0
 
 
-def test_blocks_of_the_base_stay_as_they_are_whatever_version_new_ones_get(tmp_path):
+def test_blocks_of_the_base_keep_their_encryption_version(tmp_path):
     config = make_repository(tmp_path / "repository")
     configure(config, encryption_version=0)
     image = random_image(tmp_path / "image", 3 * BLOCK)
@@ -143,7 +143,7 @@ def test_blocks_of_the_base_stay_as_they_are_whatever_version_new_ones_get(tmp_p
             assert encryption_versions(connection, version) == [0, 2]
 
 
-def test_a_block_of_which_a_part_became_zeros_is_read(repository, tmp_path):
+def test_a_partly_zeroed_block_is_read(repository, tmp_path):
     image = random_image(tmp_path / "image", 20 * BLOCK)
     base = back_up(repository, image).version
     change(image, 3 * BLOCK, bytes(100))
@@ -164,7 +164,7 @@ def test_pages_in_which_nothing_changed_are_shared_with_the_base(repository, tmp
     audit(repository)
 
 
-def test_without_a_base_what_is_not_hinted_is_zeros(repository, tmp_path):
+def test_without_a_base_everything_not_hinted_is_zeros(repository, tmp_path):
     image = sparse_image(tmp_path / "image", 3 * PAGE_BYTES, {PAGE_BYTES: random_bytes(2 * BLOCK, 1)})
     report, read = back_up_recorded(repository, image, hints=hints([(PAGE_BYTES, PAGE_BYTES + 2 * BLOCK)]))
     assert read == [PAGE_ENTRIES, PAGE_ENTRIES + 1]
@@ -174,7 +174,7 @@ def test_without_a_base_what_is_not_hinted_is_zeros(repository, tmp_path):
 
 
 @pytest.mark.parametrize("with_base", [True, False])
-def test_a_difference_outside_of_the_hints_stops_the_backup_and_leaves_no_version(repository, tmp_path, with_base):
+def test_a_difference_outside_the_hints_stops_the_backup_and_leaves_no_version(repository, tmp_path, with_base):
     image = random_image(tmp_path / "image", 5 * BLOCK)
     base = back_up(repository, image).version if with_base else None
     before = uids(repository)
@@ -186,7 +186,7 @@ def test_a_difference_outside_of_the_hints_stops_the_backup_and_leaves_no_versio
     audit(repository)
 
 
-def test_a_difference_in_a_large_sparse_image_is_found_where_the_base_has_data(repository, tmp_path):
+def test_in_a_large_sparse_image_a_difference_from_data_of_the_base_is_found(repository, tmp_path):
     size = 50 * PAGE_BYTES
     image = sparse_image(tmp_path / "image", size, {40 * PAGE_BYTES: random_bytes(BLOCK, 1)})
     base = back_up(repository, image).version
@@ -195,7 +195,7 @@ def test_a_difference_in_a_large_sparse_image_is_found_where_the_base_has_data(r
         back_up(repository, image, base=base, hints=hints(blocks(0)))
 
 
-def test_data_where_the_base_has_a_hole_is_found_in_a_large_image(repository, tmp_path):
+def test_in_a_large_image_data_in_a_hole_of_the_base_are_found(repository, tmp_path):
     size = 50 * PAGE_BYTES
     image = sparse_image(tmp_path / "image", size, {})
     base = back_up(repository, image).version
@@ -215,17 +215,17 @@ _NOT_LISTED = "are in no hint, but hold data"
         pytest.param([(0, 10 * BLOCK)], 0, id="all of it"),
         pytest.param([(0, 10 * BLOCK + 7)], 0, id="with a short last block"),
         pytest.param([(9 * BLOCK, 10 * BLOCK)], 9, id="one block"),
-        pytest.param([(2 * BLOCK + 5, 4 * BLOCK)], 3, id="from the middle of a block on"),
+        pytest.param([(2 * BLOCK + 5, 4 * BLOCK)], 3, id="from the middle of a block"),
         pytest.param([(10 * BLOCK, 10 * BLOCK + 7)], 10, id="the short last block"),
     ],
 )
-def test_data_that_is_called_zeros_stops_the_backup_and_leaves_no_version(
+def test_data_hinted_as_zeros_stop_the_backup_and_leave_no_version(
     repository, tmp_path, zeros, first, with_base
 ):
     image = random_image(tmp_path / "image", 10 * BLOCK + 7)
     base = back_up(repository, image).version if with_base else None
     before = uids(repository)
-    # Without a base everything else is listed as well, so that only this can be wrong.
+    # Without a base, everything else is listed too, so only this can be wrong.
     data = [] if with_base else list(ranges([(0, 10 * BLOCK + 7)]) - ranges(zeros))
     with pytest.raises(HintsError, match=f"bytes {first * BLOCK} to .* {_CALLED_ZEROS}") as caught:
         back_up(repository, image, base=base, hints=hints(data, zeros))
@@ -248,19 +248,19 @@ def test_a_lone_block_of_data_in_a_large_range_of_zeros_is_found(repository, tmp
 
 
 @pytest.mark.parametrize("with_base", [True, False])
-def test_a_small_range_of_data_among_large_ones_that_are_zeros_is_found(repository, tmp_path, with_base):
+def test_a_small_range_of_data_among_large_ranges_of_zeros_is_found(repository, tmp_path, with_base):
     size = 50 * PAGE_BYTES
     place = 40 * PAGE_BYTES
     image = sparse_image(tmp_path / "image", size, {place: random_bytes(2 * BLOCK, 1)})
     base = back_up(repository, image).version if with_base else None
-    # The block after it is listed, so the data there is no sign of anything.
+    # The block after it is listed, so data there mean nothing.
     zeros = [(0, place - BLOCK), (place, place + BLOCK), (place + 2 * BLOCK, size)]
     with pytest.raises(HintsError, match=f"bytes {place} to {place + BLOCK} of the source {_CALLED_ZEROS}"):
         back_up(repository, image, base=base, hints=hints([(place + BLOCK, place + 2 * BLOCK)], zeros))
 
 
 @pytest.mark.parametrize("with_base", [True, False])
-def test_zeros_that_are_zeros_need_not_be_holes(repository, tmp_path, with_base):
+def test_ranges_hinted_as_zeros_need_not_be_holes(repository, tmp_path, with_base):
     image = random_image(tmp_path / "image", 30 * BLOCK)
     base = back_up(repository, image).version if with_base else None
     change(image, 10 * BLOCK, bytes(15 * BLOCK))
@@ -271,7 +271,7 @@ def test_zeros_that_are_zeros_need_not_be_holes(repository, tmp_path, with_base)
 
 
 @pytest.mark.parametrize("zeros", [[], [(0, 50 * PAGE_BYTES)]])
-def test_holes_are_compared_without_reading_them_and_read_where_the_file_system_is_not_trusted(
+def test_holes_are_read_for_comparison_only_if_the_file_system_is_not_trusted(
     repository, tmp_path, zeros
 ):
     image = sparse_image(tmp_path / "image", 50 * PAGE_BYTES, {})
@@ -281,12 +281,12 @@ def test_holes_are_compared_without_reading_them_and_read_where_the_file_system_
         assert bool(source.blocks) is read_holes
 
 
-def test_what_is_compared_follows_the_number_of_samples_and_not_the_image(repository, tmp_path):
+def test_the_number_of_samples_and_not_the_image_decides_how_much_is_compared(repository, tmp_path):
     image = random_image(tmp_path / "image", 4 * PAGE_BYTES)
     base = back_up(repository, image).version
     half = 2 * PAGE_BYTES
     change(image, half, bytes(half))
-    # Alternating, so that there are as many ranges as can be.
+    # Alternating, for the largest possible number of ranges.
     zeros = [(start, start + BLOCK) for start in range(half, 2 * half, 2 * BLOCK)]
     data = [(start + BLOCK, start + 2 * BLOCK) for start, _ in zeros]
     with recorded(image) as source:
@@ -296,7 +296,7 @@ def test_what_is_compared_follows_the_number_of_samples_and_not_the_image(reposi
     assert 0 < len(read) <= 50
 
 
-def test_hints_beyond_the_end_make_no_version(repository, tmp_path):
+def test_hints_beyond_the_end_create_no_version(repository, tmp_path):
     image = random_image(tmp_path / "image", 5 * BLOCK)
     with pytest.raises(HintsError, match="reach to byte 24576, but the source ends at byte 20480"):
         back_up(repository, image, hints=hints(blocks(5)))
@@ -304,7 +304,7 @@ def test_hints_beyond_the_end_make_no_version(repository, tmp_path):
 
 
 @pytest.mark.parametrize("status", [VersionStatus.INVALID, VersionStatus.INCOMPLETE])
-def test_a_base_that_is_not_valid_is_refused(repository, tmp_path, status):
+def test_an_invalid_base_is_refused(repository, tmp_path, status):
     image = random_image(tmp_path / "image", 5 * BLOCK)
     base = back_up(repository, image).version
     with repository.database.write() as connection:
@@ -314,7 +314,7 @@ def test_a_base_that_is_not_valid_is_refused(repository, tmp_path, status):
     assert len(uids(repository)) == 1
 
 
-def test_blocks_of_the_base_that_are_known_to_be_damaged_are_read_again(repository, tmp_path):
+def test_known_damaged_blocks_of_the_base_are_read_again(repository, tmp_path):
     image = random_image(tmp_path / "image", 20 * BLOCK)
     base = back_up(repository, image).version
     damaged = blob_of(repository, base, 11)
@@ -322,12 +322,12 @@ def test_blocks_of_the_base_that_are_known_to_be_damaged_are_read_again(reposito
         connection.execute(update(blobs).where(blobs.c.id == damaged.id).values(valid=False))
     report, read = back_up_recorded(repository, image, base=base, hints=hints(blocks(2)))
     assert read == [2, 11]
-    assert blob_of(repository, report.version, 11).uid != damaged.uid  # stored anew, in its place
+    assert blob_of(repository, report.version, 11).uid != damaged.uid  # stored again in its place
     expect_restored(repository, report.version, image)
 
 
 @pytest.mark.parametrize("tail", [0, 100])
-def test_an_image_that_has_grown_is_read_beyond_the_end_of_its_base(repository, tmp_path, tail):
+def test_a_grown_image_is_read_beyond_the_end_of_its_base(repository, tmp_path, tail):
     image = random_image(tmp_path / "image", 10 * BLOCK + tail)
     base = back_up(repository, image).version
     with image.open("ab") as file:
@@ -352,7 +352,7 @@ def test_an_image_may_have_shrunk(repository, tmp_path, size):
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 30), old=st.integers(0, 3000), new=st.integers(0, 3000), tail=st.integers(0, BLOCK - 1))
-def test_whatever_changes_and_is_hinted_comes_back(repository, tmp_path, seed, old, new, tail):
+def test_all_hinted_changes_are_restored(repository, tmp_path, seed, old, new, tail):
     chance = random.Random(seed)
     image = tmp_path / "image"
     image.write_bytes(random_bytes(old * 16 + tail, seed))
@@ -380,7 +380,7 @@ def test_whatever_changes_and_is_hinted_comes_back(repository, tmp_path, seed, o
 
 
 def interrupt(repository: Repository, image: Path, after: int, **request: object) -> tuple[Version, set[int]]:
-    """Begin a backup, and end it after so many blocks; return its version and the blocks that were read."""
+    """Begin a backup and interrupt it after a number of blocks; return its version and the blocks read."""
     announced: list[Version] = []
     with recorded(image, after) as source, pytest.raises(InterruptedByUser, match="continue the version where"):
         backup(
@@ -405,7 +405,7 @@ def committed_blocks(repository: Repository, version: Version, count: int) -> se
     }
 
 
-def test_a_continued_backup_reads_only_what_was_not_committed(repository, tmp_path):
+def test_a_continued_backup_reads_only_uncommitted_blocks(repository, tmp_path):
     count = 3 * PAGE_ENTRIES + 5
     image = random_image(tmp_path / "image", count * BLOCK)
     version, first = interrupt(repository, image, 2500)
@@ -421,7 +421,7 @@ def test_a_continued_backup_reads_only_what_was_not_committed(repository, tmp_pa
     audit(repository)
 
 
-def test_what_was_committed_before_a_crash_is_not_read_again(repository, tmp_path):
+def test_blocks_committed_before_a_crash_are_not_read_again(repository, tmp_path):
     eager = with_limits(repository, commit_s=0.0, flush=FlushLimits(items=256))
     count = PAGE_ENTRIES - 5  # no page is ever complete
     image = random_image(tmp_path / "image", count * BLOCK)
@@ -476,19 +476,19 @@ def test_a_backup_with_hints_can_be_continued_with_and_without_them(repository, 
     audit(repository)
 
 
-def test_a_block_that_only_an_earlier_run_saw_as_data_is_not_lost(repository, tmp_path):
+def test_a_block_of_data_in_an_earlier_run_only_is_not_lost(repository, tmp_path):
     image = random_image(tmp_path / "image", 2 * PAGE_BYTES)
     version, _ = interrupt(repository, image, 600)
     with image.open("r+b") as file:
         file.truncate(0)
-        file.truncate(2 * PAGE_BYTES)  # a hole throughout: nothing is read any more
+        file.truncate(2 * PAGE_BYTES)  # now one large hole, so nothing is read
     report, read = back_up_recorded(repository, image, continued=version)
     assert read == []
     assert report.version.status is VersionStatus.VALID
     audit(repository)
 
 
-def test_only_the_same_image_continues_a_backup(repository, tmp_path):
+def test_a_backup_can_be_continued_only_from_the_same_image(repository, tmp_path):
     image = random_image(tmp_path / "image", PAGE_BYTES)
     version, _ = interrupt(repository, image, 300)
     other = random_image(tmp_path / "other", 5 * BLOCK)

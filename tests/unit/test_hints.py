@@ -1,4 +1,4 @@
-"""Hints: how they are read, and what they mean for blocks."""
+"""Hints: how they are parsed, and what they mean for blocks."""
 
 import json
 
@@ -17,12 +17,12 @@ def hint(offset: int, length: int, exists: object) -> dict[str, object]:
     return {"offset": offset, "length": length, "exists": exists}
 
 
-def test_truth_is_text_or_a_value() -> None:
+def test_truth_values_may_be_text_or_booleans() -> None:
     text = json.dumps([hint(0, 5, "true"), hint(5, 5, True), hint(20, 5, "false"), hint(30, 1, False)])
     assert parse_hints(text, "x") == Hints(data=ranges([(0, 10)]), zeros=ranges([(20, 25), (30, 31)]))
 
 
-def test_hints_come_in_any_order_and_overlap() -> None:
+def test_hints_may_be_in_any_order_and_overlap() -> None:
     text = json.dumps([hint(50, 10, True), hint(0, 5, True), hint(3, 10, True), hint(7, 0, True)])
     assert parse_hints(text, "x").data == ranges([(0, 13), (50, 60)])
 
@@ -46,22 +46,22 @@ def test_hints_come_in_any_order_and_overlap() -> None:
         ("[" * 100_000, "recursion"),
     ],
 )
-def test_what_is_no_list_of_hints_is_refused_by_entry(text: str | bytes, fact: str) -> None:
+def test_the_error_for_invalid_hints_names_the_entry(text: str | bytes, fact: str) -> None:
     with pytest.raises(HintsError, match=fact):
         parse_hints(text, "diff.json")
 
 
-def test_a_block_of_which_a_part_became_zeros_is_read() -> None:
+def test_a_partly_zeroed_block_is_read() -> None:
     found = block_hints(Hints(data=ranges([]), zeros=ranges([(5, 30)])), 100, BLOCK)
     assert (found.read, found.zeros) == (ranges([(0, 1)]), ranges([(1, 3)]))
 
 
-def test_data_wins_over_zeros() -> None:
+def test_data_take_precedence_over_zeros() -> None:
     found = block_hints(Hints(data=ranges([(12, 13)]), zeros=ranges([(0, 30)])), 100, BLOCK)
     assert (found.read, found.zeros) == (ranges([(1, 2)]), ranges([(0, 1), (2, 3)]))
 
 
-def test_zeros_up_to_the_end_take_the_short_last_block() -> None:
+def test_zeros_up_to_the_end_include_the_short_last_block() -> None:
     found = block_hints(Hints(data=ranges([]), zeros=ranges([(90, 95)])), 95, BLOCK)
     assert (found.read, found.zeros) == (ranges([]), ranges([(9, 10)]))
 
@@ -78,7 +78,7 @@ parts = st.lists(st.tuples(byte, byte), max_size=5).map(ranges)
 
 
 @given(parts, parts)
-def test_each_byte_is_told_by_the_hints_or_as_it_was(data: object, zeros: object) -> None:
+def test_each_byte_is_as_hinted_or_unchanged(data: object, zeros: object) -> None:
     hints = Hints(data=data, zeros=zeros)  # type: ignore[arg-type]  # hypothesis
     found = block_hints(hints, 95, BLOCK)
     for index in range(10):

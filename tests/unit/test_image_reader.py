@@ -1,4 +1,4 @@
-"""Reading bytes of a version, as `os.pread` reads those of a file."""
+"""Reading bytes of a version, as `os.pread` reads a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from backyfs.model import Version
     from backyfs.repository import Repository
 
-BLOCK = 3 << 17  # more than a segment, and no multiple of one
+BLOCK = 3 << 17  # more than a segment, and not a multiple of one
 IMAGE = random_bytes(2 * BLOCK) + bytes(2 * BLOCK) + random_bytes(BLOCK, 1) + random_bytes(777, 2)
 SIZE = len(IMAGE)
 
@@ -54,11 +54,11 @@ def stored(tmp_path: Path) -> Iterator[tuple[Repository, Version]]:
 
 @given(offset=st.integers(0, SIZE + BLOCK), length=st.integers(0, SIZE + BLOCK))
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bytes_are_those_of_the_image(reader: ImageReader, offset: int, length: int) -> None:
+def test_any_range_has_the_bytes_of_the_image(reader: ImageReader, offset: int, length: int) -> None:
     assert reader.pread(offset, length) == IMAGE[offset : offset + length]
 
 
-def test_threads_read_it_at_the_same_time(reader: ImageReader) -> None:
+def test_threads_can_read_at_the_same_time(reader: ImageReader) -> None:
     ranges = [(offset, 1 + offset % 3000) for offset in range(0, SIZE, 9999)]
     with ThreadPoolExecutor(8) as threads:
         read = list(threads.map(lambda one: reader.pread(*one), ranges))
@@ -74,7 +74,7 @@ def test_readers_share_a_cache_of_pages(stored: tuple[Repository, Version], tmp_
         assert [reader.pread(offset, 1) for reader in readers] == 2 * [IMAGE[offset : offset + 1]]
 
 
-def test_damaged_bytes_are_an_error_and_the_others_are_read(stored: tuple[Repository, Version]) -> None:
+def test_damaged_bytes_are_an_error_but_others_can_be_read(stored: tuple[Repository, Version]) -> None:
     repository, version = stored
     flip_a_byte(file_of(repository, blob_of(repository, version, 1)))
     reader = ImageReader(repository, version)
@@ -83,14 +83,14 @@ def test_damaged_bytes_are_an_error_and_the_others_are_read(stored: tuple[Reposi
     assert reader.pread(0, BLOCK) == IMAGE[:BLOCK]
 
 
-def test_a_block_that_is_missing_is_an_error(stored: tuple[Repository, Version]) -> None:
+def test_a_missing_block_is_an_error(stored: tuple[Repository, Version]) -> None:
     repository, version = stored
     file_of(repository, blob_of(repository, version, 0)).unlink()
     with pytest.raises(ObjectMissingError):
         ImageReader(repository, version).pread(0, 1)
 
 
-def test_what_was_never_backed_up_is_an_error_and_not_zeros(stored: tuple[Repository, Version]) -> None:
+def test_blocks_never_backed_up_are_an_error_and_not_zeros(stored: tuple[Repository, Version]) -> None:
     repository, version = stored
     incomplete = incomplete_copy(repository, version, [1])
     reader = ImageReader(repository, incomplete)
@@ -99,7 +99,7 @@ def test_what_was_never_backed_up_is_an_error_and_not_zeros(stored: tuple[Reposi
     assert reader.pread(0, BLOCK) == IMAGE[:BLOCK]
 
 
-def test_a_valid_version_that_lacks_a_block_is_damaged(stored: tuple[Repository, Version]) -> None:
+def test_a_valid_version_with_an_absent_block_is_damaged(stored: tuple[Repository, Version]) -> None:
     repository, version = stored
     incomplete = incomplete_copy(repository, version, [1])
     reader = ImageReader(repository, replace(incomplete, status=VersionStatus.VALID))

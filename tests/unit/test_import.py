@@ -1,4 +1,4 @@
-"""Export and import: what comes back, what is refused, and that a refusal leaves nothing behind."""
+"""Export and import: what is kept, what is refused, and that a refusal leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SMALL = 5 * BLOCK + 7
 
 @dataclass(frozen=True, slots=True)
 class Twins:
-    """One repository with two databases: the second one is as it was before the first backup."""
+    """One repository with two databases, of which the second is from before the first backup."""
 
     source: Repository
     target: Repository
@@ -67,7 +67,7 @@ class Twins:
 
 
 def copy_of(config: Path, name: str) -> Path:
-    """Copy the database of a repository and return a configuration that names the copy."""
+    """Copy the database of a repository; return a configuration that names the copy."""
     shutil.copyfile(config.with_name("backyfs.sqlite"), config.with_name(f"{name}.sqlite"))
     copied = config.with_name(f"{name}.cfg")
     copied.write_text(config.read_text().replace("backyfs.sqlite", f"{name}.sqlite"))
@@ -75,7 +75,7 @@ def copy_of(config: Path, name: str) -> Path:
 
 
 def readable_by_backy2(config: Path) -> Path:
-    """Let new blobs have the newest encryption version that backy2 knows."""
+    """Make new blobs use the newest encryption version that backy2 knows."""
     config.write_text(re.sub(r"(?m)^encryption_version: [^0].*", "encryption_version: 1", config.read_text()))
     return config
 
@@ -95,13 +95,13 @@ def twins(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Twins]:
 
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[Repository]:
-    """Give another repository, encrypted by its own key."""
+    """Make another repository, encrypted with its own key."""
     with opened(make_repository(tmp_path / "other")) as repository:
         yield repository
 
 
 def exported(repository: Repository, *chosen: Version) -> io.BytesIO:
-    """Export versions, all if none is named."""
+    """Export versions, by default all."""
     with repository.database.read() as connection:
         wanted = chosen or list_versions(connection)
     file = io.BytesIO()
@@ -115,7 +115,7 @@ def take(twins: Twins, file: io.BytesIO) -> ImportReport:
 
 
 def rewritten(file: io.BytesIO, change: Callable[[Any], Record | None]) -> io.BytesIO:
-    """Return an export whose records went through `change`; None leaves one out."""
+    """Return an export with `change` applied to each record; None drops a record."""
     header, *records = (change(record) for record in read_export(file))
     assert isinstance(header, ExportHeader)
     changed = io.BytesIO()
@@ -135,7 +135,7 @@ def rows(repository: Repository) -> dict[str, list[Any]]:
 
 
 def refuse(twins: Twins, file: io.BytesIO, error: type[Exception], words: str) -> None:
-    """Make sure that an import is refused and leaves everything as it was."""
+    """Fail unless an import is refused and changes nothing."""
     before = rows(twins.target)
     with pytest.raises(error, match=words):
         take(twins, file)
@@ -153,7 +153,7 @@ def all_versions(repository: Repository) -> list[Version]:
         return list_versions(connection)
 
 
-# What comes back
+# Successful imports
 
 
 @pytest.mark.parametrize("size", [0, 1, SMALL, 1024 * BLOCK, 1030 * BLOCK + 1])
@@ -167,7 +167,7 @@ def test_an_imported_version_restores_to_the_same_bytes(twins: Twins, tmp_path: 
     audit(twins.target)
 
 
-def test_holes_come_back_as_holes(twins: Twins, tmp_path: Path) -> None:
+def test_holes_are_imported_as_holes(twins: Twins, tmp_path: Path) -> None:
     size = 3000 * BLOCK + 100
     image = sparse_image(tmp_path / "image", size, {BLOCK: random_bytes(BLOCK), 2500 * BLOCK: random_bytes(9)})
     version = back_up(twins.source, image).version
@@ -177,7 +177,7 @@ def test_holes_come_back_as_holes(twins: Twins, tmp_path: Path) -> None:
     audit(twins.target)
 
 
-def test_everything_that_is_known_of_a_version_is_kept(twins: Twins, tmp_path: Path) -> None:
+def test_all_facts_about_a_version_are_kept(twins: Twins, tmp_path: Path) -> None:
     back_up(twins.source, random_image(tmp_path / "image", SMALL), "disk")
     odd = {
         "name": 'a,b "c"\nü\N{FLOPPY DISK}',
@@ -202,7 +202,7 @@ def test_everything_that_is_known_of_a_version_is_kept(twins: Twins, tmp_path: P
 def test_blobs_keep_all_facts(twins: Twins, tmp_path: Path) -> None:
     back_up(twins.source, random_image(tmp_path / "image", SMALL))
     with twins.source.database.write() as connection:
-        odd = {"valid": False, "stored_size": None, "fingerprint": None}  # damaged: so it need not be verifiable
+        odd = {"valid": False, "stored_size": None, "fingerprint": None}  # damaged, so it need not be verifiable
         connection.execute(update(blobs).where(blobs.c.id == 2).values(odd))
     take(twins, exported(twins.source))
     columns = ("uid", "fingerprint", "size", "stored_size", "encryption_version", "wrapped_key", "valid")
@@ -237,7 +237,7 @@ def test_statistics_that_outlived_their_version_are_not_doubled(twins: Twins, tm
     audit(twins.target)
 
 
-def test_all_versions_come_back_with_shared_pages_once(twins: Twins, tmp_path: Path) -> None:
+def test_all_versions_are_imported_and_shared_pages_once(twins: Twins, tmp_path: Path) -> None:
     image = random_image(tmp_path / "image", 2050 * BLOCK)
     back_up(twins.source, image, "one")
     back_up(twins.source, image, "two")
@@ -257,7 +257,7 @@ def test_all_versions_come_back_with_shared_pages_once(twins: Twins, tmp_path: P
     audit(twins.target)
 
 
-def test_versions_that_are_imported_one_by_one_share_blobs_and_pages(twins: Twins, tmp_path: Path) -> None:
+def test_versions_imported_one_by_one_share_blobs_and_pages(twins: Twins, tmp_path: Path) -> None:
     image = random_image(tmp_path / "image", 1025 * BLOCK)
     exports = [exported(twins.source, back_up(twins.source, image, name).version) for name in ("one", "two")]
     for file in exports:
@@ -267,7 +267,7 @@ def test_versions_that_are_imported_one_by_one_share_blobs_and_pages(twins: Twin
     audit(twins.target)
 
 
-def test_a_version_that_was_removed_comes_back(twins: Twins, tmp_path: Path) -> None:
+def test_a_removed_version_can_be_imported_again(twins: Twins, tmp_path: Path) -> None:
     image = random_image(tmp_path / "image", SMALL)
     version = back_up(twins.source, image).version
     file = exported(twins.source)
@@ -290,7 +290,7 @@ def test_imported_blobs_are_found_by_deduplication(twins: Twins, tmp_path: Path)
 
 
 @pytest.mark.parametrize("form", ["backyfs", "backy2"])
-def test_an_incomplete_version_keeps_absent_blocks_and_holes_apart(twins: Twins, tmp_path: Path, form: str) -> None:
+def test_an_incomplete_version_distinguishes_absent_blocks_from_holes(twins: Twins, tmp_path: Path, form: str) -> None:
     image = sparse_image(tmp_path / "image", 4 * BLOCK, {0: random_bytes(BLOCK), 3 * BLOCK: random_bytes(BLOCK)})
     version = back_up(twins.source, image).version
     incomplete = incomplete_copy(twins.source, version, [1, 3])
@@ -308,7 +308,7 @@ def test_an_incomplete_version_keeps_absent_blocks_and_holes_apart(twins: Twins,
     audit(twins.target)
 
 
-def test_an_incomplete_version_keeps_pages_of_holes_and_pages_that_are_absent_apart(twins: Twins) -> None:
+def test_an_incomplete_version_distinguishes_absent_pages_from_pages_of_holes(twins: Twins) -> None:
     with twins.source.database.write() as connection:
         version = create_version(
             connection, name="disk", snapshot_name="", size_bytes=2048 * BLOCK, created_at=datetime.now(UTC)
@@ -321,7 +321,7 @@ def test_an_incomplete_version_keeps_pages_of_holes_and_pages_that_are_absent_ap
         assert load_page(connection, found.id, PageNumber(1)) == new_entries(1024, HOLE)
 
 
-def test_an_export_comes_out_of_a_pipe(twins: Twins, tmp_path: Path) -> None:
+def test_an_export_can_be_read_from_a_pipe(twins: Twins, tmp_path: Path) -> None:
     image = random_image(tmp_path / "image", 1030 * BLOCK)
     back_up(twins.source, image)
     data = exported(twins.source).getvalue()
@@ -339,11 +339,11 @@ def test_an_export_comes_out_of_a_pipe(twins: Twins, tmp_path: Path) -> None:
     assert image_of(twins.target, all_versions(twins.target)[0], tmp_path) == image.read_bytes()
 
 
-def test_an_export_of_no_version_is_imported(twins: Twins) -> None:
+def test_an_export_without_versions_can_be_imported(twins: Twins) -> None:
     assert take(twins, exported(twins.source)).versions == ()
 
 
-def test_a_version_that_was_removed_meanwhile_is_not_exported(twins: Twins, tmp_path: Path) -> None:
+def test_a_version_removed_in_the_meantime_is_not_exported(twins: Twins, tmp_path: Path) -> None:
     version = back_up(twins.source, random_image(tmp_path / "image", SMALL)).version
     remove_version(twins.source, version.uid)
     with pytest.raises(VersionNotFoundError, match=rf"^version {version.uid} \(disk\) was removed in the meantime"):
@@ -352,30 +352,30 @@ def test_a_version_that_was_removed_meanwhile_is_not_exported(twins: Twins, tmp_
         export_for_backy2(twins.source, version, io.BytesIO(), configured_key=twins.key)
 
 
-def test_a_version_is_exported_as_it_is_now(twins: Twins, tmp_path: Path) -> None:
+def test_a_version_is_exported_in_its_current_state(twins: Twins, tmp_path: Path) -> None:
     version = back_up(twins.source, random_image(tmp_path / "image", SMALL)).version
     _, record, *_ = read_export(exported(twins.source, replace(version, status=VersionStatus.INCOMPLETE, name="x")))
     assert isinstance(record, VersionRecord)
     assert (record.status, record.name) == (VersionStatus.VALID, "disk")
 
 
-# What is refused
+# Refused imports
 
 
-def test_a_version_that_is_there_already_is_refused(twins: Twins, tmp_path: Path) -> None:
+def test_an_existing_version_is_refused(twins: Twins, tmp_path: Path) -> None:
     back_up(twins.source, random_image(tmp_path / "image", SMALL))
     take(twins, exported(twins.source))
     refuse(twins, exported(twins.source), VersionExistsError, r"\(disk\) exists already; nothing was imported$")
 
 
-def test_a_version_that_is_there_keeps_the_others_of_the_file_out(twins: Twins, tmp_path: Path) -> None:
+def test_an_existing_version_prevents_the_import_of_the_others_in_the_file(twins: Twins, tmp_path: Path) -> None:
     image = random_image(tmp_path / "image", SMALL)
     back_up(twins.source, image, "a")
     take(twins, exported(twins.source, back_up(twins.source, image, "z").version))
     refuse(twins, exported(twins.source), VersionExistsError, r"\(z\) exists already")
 
 
-def test_a_file_that_is_not_whole_leaves_nothing_behind(twins: Twins, tmp_path: Path) -> None:
+def test_a_truncated_file_leaves_nothing_behind(twins: Twins, tmp_path: Path) -> None:
     back_up(twins.source, random_image(tmp_path / "image", SMALL))
     back_up(twins.source, random_image(tmp_path / "image", SMALL, 1))
     data = exported(twins.source).getvalue()
@@ -384,11 +384,11 @@ def test_a_file_that_is_not_whole_leaves_nothing_behind(twins: Twins, tmp_path: 
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"backy2", b"SQLite format 3\0", b"backy2 Version "])
-def test_something_else_is_no_export(twins: Twins, data: bytes) -> None:
+def test_other_files_are_refused(twins: Twins, data: bytes) -> None:
     refuse(twins, io.BytesIO(data), ExportFormatError, "^the file is not an export of backy")
 
 
-def test_a_second_version_that_is_wrong_takes_the_first_one_with_it(twins: Twins, tmp_path: Path) -> None:
+def test_an_invalid_second_version_prevents_the_import_of_the_first(twins: Twins, tmp_path: Path) -> None:
     back_up(twins.source, random_image(tmp_path / "one", SMALL), "a")
     last = back_up(twins.source, random_image(tmp_path / "two", SMALL, 1), "b").version
     seen: list[str] = []
@@ -435,7 +435,7 @@ def test_a_second_version_that_is_wrong_takes_the_first_one_with_it(twins: Twins
         (BlobRecord, {"wrapped_key": b"x" * 65}, "a blob, is wrong: .*, which is not "),
     ],
 )
-def test_a_record_that_cannot_be_is_refused(
+def test_an_impossible_record_is_refused(
     twins: Twins, tmp_path: Path, kind: type[Record], change: dict[str, Any], words: str
 ) -> None:
     back_up(twins.source, random_image(tmp_path / "image", SMALL))
@@ -458,7 +458,7 @@ def test_a_record_that_cannot_be_is_refused(
         ("VPB", "^block 0 of version .* has no blob of 1 bytes$"),
     ],
 )
-def test_records_in_an_order_that_cannot_be_are_refused(
+def test_records_in_an_impossible_order_are_refused(
     twins: Twins, tmp_path: Path, order: str, words: str
 ) -> None:
     back_up(twins.source, random_image(tmp_path / "image", 1))
@@ -478,7 +478,7 @@ def test_records_in_an_order_that_cannot_be_are_refused(
     refuse(twins, file, ExportFormatError, words)
 
 
-def test_a_valid_version_does_not_share_a_page_that_lacks_blocks(twins: Twins, tmp_path: Path) -> None:
+def test_a_valid_version_does_not_share_a_page_with_absent_blocks(twins: Twins, tmp_path: Path) -> None:
     version = back_up(twins.source, random_image(tmp_path / "image", 2 * BLOCK)).version
     incomplete = incomplete_copy(twins.source, version, [1])
     file = rewritten(
@@ -489,7 +489,7 @@ def test_a_valid_version_does_not_share_a_page_that_lacks_blocks(twins: Twins, t
     refuse(twins, file, ExportFormatError, rf"^page 0 of version {version.uid} lacks blocks, but the version is valid$")
 
 
-def test_a_blob_that_is_doomed_is_refused(twins: Twins, tmp_path: Path) -> None:
+def test_a_doomed_blob_is_refused(twins: Twins, tmp_path: Path) -> None:
     image = random_image(tmp_path / "image", SMALL)
     take(twins, exported(twins.source, back_up(twins.source, image).version))
     second = back_up(twins.source, image, "second").version
@@ -499,7 +499,7 @@ def test_a_blob_that_is_doomed_is_refused(twins: Twins, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"fingerprint": b"x" * 32}, {"size": 77}])
-def test_a_blob_that_is_another_one_here_is_refused(twins: Twins, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_blob_that_differs_from_ours_is_refused(twins: Twins, tmp_path: Path, change: dict[str, Any]) -> None:
     image = random_image(tmp_path / "image", SMALL)
     take(twins, exported(twins.source, back_up(twins.source, image).version))
     second = back_up(twins.source, image, "second").version
@@ -530,12 +530,12 @@ def test_another_block_size_of_backy2_is_refused(twins: Twins, tmp_path: Path) -
 
 @pytest.fixture
 def empty(twins: Twins, tmp_path: Path) -> Iterator[Repository]:
-    """Give another repository, which is encrypted if the exported one is."""
+    """Make an empty repository, which is encrypted if the exported one is."""
     with opened(make_repository(tmp_path / "other", encrypted=twins.key is not None)) as repository:
         yield repository
 
 
-def test_an_empty_repository_becomes_the_one_that_was_exported(
+def test_an_empty_repository_becomes_the_exported_one(
     twins: Twins, empty: Repository, tmp_path: Path
 ) -> None:
     other = empty
@@ -558,13 +558,13 @@ def test_an_empty_repository_becomes_the_one_that_was_exported(
         audit(again)
 
 
-def test_a_repository_that_is_not_empty_stays_what_it_is(twins: Twins, other: Repository, tmp_path: Path) -> None:
+def test_a_repository_that_is_not_empty_keeps_its_identity(twins: Twins, other: Repository, tmp_path: Path) -> None:
     back_up(other, random_image(tmp_path / "image", SMALL))
     refuse(Twins(twins.source, other, twins.key), exported(twins.source), UsageError,
            rf"^the export is of repository {twins.source.uid}, but this is {other.uid} and not empty")  # fmt: skip
 
 
-def test_a_repository_that_is_in_use_stays_what_it_is(twins: Twins, other: Repository) -> None:
+def test_a_repository_in_use_keeps_its_identity(twins: Twins, other: Repository) -> None:
     with other.database.write() as connection:
         register_job(connection, this_process(), spec("backup disk"))
     refuse(Twins(twins.source, other, twins.key), exported(twins.source), JobsRunningError, r"backup disk \(process")
@@ -572,7 +572,7 @@ def test_a_repository_that_is_in_use_stays_what_it_is(twins: Twins, other: Repos
 
 @pytest.fixture
 def encrypted(tmp_path: Path) -> Iterator[Twins]:
-    """Give an encrypted repository with a backup, and another one that is empty."""
+    """Make an encrypted repository with a backup, and another empty one."""
     config = make_repository(tmp_path / "encrypted")
     with opened(config) as source, opened(make_repository(tmp_path / "target")) as target:
         back_up(source, random_image(tmp_path / "image", SMALL))
@@ -603,7 +603,7 @@ def test_data_keys_that_the_key_does_not_open_are_refused(encrypted: Twins) -> N
         ({"key_slots": ()}, "^the export is of an encrypted repository, but has no key slot of it$"),
     ],
 )
-def test_an_export_of_a_repository_that_cannot_be_is_refused(
+def test_an_export_of_an_impossible_repository_is_refused(
     encrypted: Twins, change: dict[str, Any], words: str
 ) -> None:
     def with_change(record: Record) -> Record:
@@ -616,7 +616,7 @@ def test_an_export_of_a_repository_that_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("name", ["md17", "", "shake_128"])
-def test_an_export_with_a_hash_function_that_is_not_known_is_refused(encrypted: Twins, name: str) -> None:
+def test_an_export_with_an_unknown_hash_function_is_refused(encrypted: Twins, name: str) -> None:
     file = rewritten(
         exported(encrypted.source),
         lambda record: replace(record, hash_function=name) if isinstance(record, ExportHeader) else record,
@@ -629,7 +629,7 @@ def test_an_export_with_a_hash_function_that_is_not_known_is_refused(encrypted: 
 
 @pytest.fixture
 def plain_export(tmp_path: Path) -> io.BytesIO:
-    """Give a plain backup of `image` in backy2's format, with SHA-512; its blocks are in the storage of `target`."""
+    """Export a plain backup of `image` in backy2's format, with SHA-512; its blocks are in the storage of `target`."""
     with opened(make_repository(tmp_path / "plain", encrypted=False)) as plain:
         version = back_up(plain, random_image(tmp_path / "image", SMALL)).version
         file = io.BytesIO()
@@ -639,7 +639,7 @@ def plain_export(tmp_path: Path) -> io.BytesIO:
 
 @pytest.fixture
 def keyed(tmp_path: Path, plain_export: io.BytesIO) -> Iterator[Twins]:
-    """Give a repository whose fingerprints have a key, with the plain blocks in its storage."""
+    """Make a repository with keyed fingerprints and the plain blocks in its storage."""
     assert plain_export.getvalue()
     config = make_repository(tmp_path / "target")
     for file in (tmp_path / "plain" / "data").glob("*/*/*.blob"):
@@ -650,7 +650,7 @@ def keyed(tmp_path: Path, plain_export: io.BytesIO) -> Iterator[Twins]:
         yield Twins(repository, repository, key_of(config))
 
 
-def test_plain_blocks_get_fingerprints_with_the_key_of_the_repository(
+def test_plain_blocks_get_fingerprints_keyed_by_the_repository(
     keyed: Twins, plain_export: io.BytesIO, tmp_path: Path
 ) -> None:
     assert take(keyed, plain_export).unverifiable == 0
@@ -668,7 +668,7 @@ def test_plain_blocks_get_fingerprints_with_the_key_of_the_repository(
         (lambda file: file.unlink(), "is stored plain and missing from the storage"),
     ],
 )
-def test_plain_blocks_that_are_not_as_exported_are_refused(
+def test_plain_blocks_that_differ_from_the_export_are_refused(
     keyed: Twins, plain_export: io.BytesIO, tmp_path: Path, damage: Callable[[Path], object], words: str
 ) -> None:
     damage(min((tmp_path / "target" / "data").glob("*/*/*.blob")))
@@ -679,7 +679,7 @@ def test_plain_blocks_that_are_not_as_exported_are_refused(
     ("fingerprint", "words"),
     [(None, "is stored plain and has no fingerprint to check it by"), (b"x" * 31, "is of no hash function that this")],
 )
-def test_a_plain_block_that_nothing_vouches_for_is_refused(
+def test_a_plain_block_without_a_checksum_is_refused(
     twins: Twins, tmp_path: Path, fingerprint: bytes | None, words: str
 ) -> None:
     back_up(twins.source, random_image(tmp_path / "image", SMALL))
@@ -692,7 +692,7 @@ def test_a_plain_block_that_nothing_vouches_for_is_refused(
     refuse(twins, rewritten(exported(twins.source), made_plain), ExportFormatError, words)
 
 
-def test_a_repository_with_a_key_does_not_become_one_without_encryption(tmp_path: Path) -> None:
+def test_a_repository_with_a_key_does_not_become_an_unencrypted_one(tmp_path: Path) -> None:
     with (
         opened(make_repository(tmp_path / "plain", encrypted=False)) as plain,
         opened(make_repository(tmp_path / "target")) as target,
@@ -703,9 +703,9 @@ def test_a_repository_with_a_key_does_not_become_one_without_encryption(tmp_path
 
 
 def without_slots(repository: Repository) -> io.BytesIO:
-    """Export an encrypted repository, and make it look like one of backy2.
+    """Export an encrypted repository and make it look like one of backy2.
 
-    The configured key opens the wrapped key of the slot as well as one of a block of backy2.
+    The configured key opens the wrapped key of the slot, just as it opens the key of a block of backy2.
     """
     slots: list[KeySlot] = []
 
@@ -721,7 +721,7 @@ def without_slots(repository: Repository) -> io.BytesIO:
     return rewritten(exported(repository), as_of_backy2)
 
 
-def test_the_date_of_a_key_goes_with_the_repository_that_had_it(encrypted: Twins, tmp_path: Path) -> None:
+def test_the_date_of_a_key_is_imported_with_its_repository(encrypted: Twins, tmp_path: Path) -> None:
     config = make_repository(tmp_path / "rotated")
     assert run(["-c", str(config), "migrate-encryption", "--all", "--reseal"]) == 0
     with opened(config) as target:
@@ -731,7 +731,7 @@ def test_the_date_of_a_key_goes_with_the_repository_that_had_it(encrypted: Twins
         assert load_key_date(connection) is None
 
 
-def test_an_export_that_makes_an_encrypted_repository_look_like_one_of_backy2_is_not_believed_silently(
+def test_an_export_that_makes_an_encrypted_repository_look_like_backy2_is_not_trusted_silently(
     encrypted: Twins, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     take(encrypted, without_slots(encrypted.source))
@@ -748,7 +748,7 @@ def test_an_export_that_makes_an_encrypted_repository_look_like_one_of_backy2_is
 
 @pytest.fixture
 def for_backy2(twins: Twins, tmp_path: Path) -> io.BytesIO:
-    """Give a backup of `image` in backy2's format."""
+    """Export a backup of `image` in backy2's format."""
     version = back_up(twins.source, random_image(tmp_path / "image", SMALL)).version
     file = io.BytesIO()
     export_for_backy2(twins.source, version, file, configured_key=twins.key)
@@ -767,7 +767,7 @@ def test_an_export_for_backy2_is_imported_with_its_keys_but_not_its_checksums(
     audit(twins.target)
 
 
-def test_an_export_for_backy2_changes_no_blob_that_is_known(twins: Twins, for_backy2: io.BytesIO) -> None:
+def test_an_export_for_backy2_changes_no_known_blob(twins: Twins, for_backy2: io.BytesIO) -> None:
     version = all_versions(twins.source)[0]
     before = rows(twins.source)["blobs"]
     remove_version(twins.source, version.uid)
@@ -778,7 +778,7 @@ def test_an_export_for_backy2_changes_no_blob_that_is_known(twins: Twins, for_ba
     audit(twins.source)
 
 
-def test_encrypted_blobs_of_backy2_need_the_key_they_were_made_with(tmp_path: Path) -> None:
+def test_encrypted_blobs_of_backy2_need_their_original_key(tmp_path: Path) -> None:
     config = readable_by_backy2(make_repository(tmp_path / "encrypted"))
     with opened(config) as source, opened(make_repository(tmp_path / "plain", encrypted=False)) as plain:
         version = back_up(source, random_image(tmp_path / "image", SMALL)).version

@@ -1,4 +1,4 @@
-"""Making a repository: everything in its place, nothing overwritten, and a key that is checked."""
+"""Creation of a repository: everything is in its place, nothing is overwritten, and the key is checked."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def places(tmp_path):
 
 
 def stored_by(repository, image):
-    """Back up an image and return the encryption versions of its blobs."""
+    """Back up an image; return the encryption versions of its blobs."""
     version = back_up(repository, image).version
     with repository.database.read() as connection:
         return encryption_versions(connection, version)
@@ -64,12 +64,12 @@ def test_a_new_repository_has_its_four_parts_and_nothing_else(places, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["config_file", "key_file", "database"])
-def test_files_can_be_read_by_their_owner_alone(places, place):
+def test_files_can_be_read_only_by_their_owner(places, place):
     initialize(places, block_size=BLOCK, encrypted=True)
     assert stat.S_IMODE(os.stat(getattr(places, place)).st_mode) == 0o600
 
 
-def test_the_storage_can_be_entered_by_its_owner_alone(places):
+def test_the_storage_can_be_entered_only_by_its_owner(places):
     initialize(places, block_size=BLOCK, encrypted=True)
     assert stat.S_IMODE(os.stat(places.storage_path).st_mode) == 0o700
 
@@ -89,7 +89,7 @@ def test_without_encryption_there_is_no_key(places):
 
 
 @pytest.mark.parametrize("place", ["config_file", "key_file"])
-def test_a_file_that_exists_is_not_touched_and_nothing_else_is_made(places, tmp_path, place):
+def test_an_existing_file_is_not_touched_and_nothing_else_is_created(places, tmp_path, place):
     path = getattr(places, place)
     os.makedirs(os.path.dirname(path))
     with open(path, "w", encoding="ascii") as file:
@@ -101,7 +101,7 @@ def test_a_file_that_exists_is_not_touched_and_nothing_else_is_made(places, tmp_
     assert len(everything_below(tmp_path)) == 1
 
 
-def test_a_database_that_exists_is_not_touched(places):
+def test_an_existing_database_is_not_touched(places):
     initialize(places, block_size=BLOCK, encrypted=True)
     with open(places.database, "rb") as file:
         before = file.read()
@@ -138,7 +138,7 @@ def test_a_file_in_the_place_of_the_storage_is_not_touched(places, tmp_path):
     assert everything_below(tmp_path) == ["lib/data"]
 
 
-def test_a_file_that_is_no_database_is_not_touched(places, tmp_path):
+def test_a_file_that_is_not_a_database_is_not_touched(places, tmp_path):
     os.makedirs(os.path.dirname(places.database))
     with open(places.database, "w", encoding="ascii") as file:
         file.write("my letters " * 1000)
@@ -150,13 +150,13 @@ def test_a_file_that_is_no_database_is_not_touched(places, tmp_path):
 
 
 @pytest.mark.parametrize("block_size", [0, 1000, 256 << 20])
-def test_a_block_size_that_cannot_be_is_refused_before_anything_is_made(places, tmp_path, block_size):
+def test_an_impossible_block_size_is_refused_before_anything_is_created(places, tmp_path, block_size):
     with pytest.raises(ConfigError, match="block_size"):
         initialize(places, block_size=block_size, encrypted=True)
     assert everything_below(tmp_path) == []
 
 
-def test_a_failure_on_the_way_leaves_neither_key_nor_configuration(places, monkeypatch):
+def test_a_failure_leaves_neither_key_nor_configuration(places, monkeypatch):
     def fail(*_arguments, **_options):
         raise StorageError("the disk is full")
 
@@ -177,7 +177,7 @@ def test_a_failure_in_the_database_leaves_nothing(places, tmp_path, monkeypatch)
     assert not os.path.exists(places.storage_path)
 
 
-def test_a_failure_leaves_an_empty_directory_that_was_there(places, monkeypatch):
+def test_a_failure_keeps_an_existing_empty_directory(places, monkeypatch):
     def fail(*_arguments):
         raise DatabaseError("the disk is full")
 
@@ -188,7 +188,7 @@ def test_a_failure_leaves_an_empty_directory_that_was_there(places, monkeypatch)
     assert os.path.isdir(places.storage_path)
 
 
-def test_after_a_failure_the_same_places_can_be_used(places, monkeypatch):
+def test_the_same_places_can_be_used_after_a_failure(places, monkeypatch):
     def fail(*_arguments):
         raise DatabaseError("the disk is full")
 
@@ -199,13 +199,13 @@ def test_after_a_failure_the_same_places_can_be_used(places, monkeypatch):
     assert initialize(places, block_size=BLOCK, encrypted=True).places == places
 
 
-def test_a_place_where_nothing_can_be_made_is_told_by_its_name(places):
+def test_the_error_for_an_unusable_place_names_it(places):
     places = replace(places, config_file="/proc/backyfs/backyfs.cfg")
     with pytest.raises(UsageError, match=r"/proc/backyfs: .*; name another place or become root"):
         initialize(places, block_size=BLOCK, encrypted=True)
 
 
-def test_the_configuration_gives_the_repository_back_with_its_block_size(places):
+def test_the_configuration_opens_the_repository_with_its_block_size(places):
     initialize(places, block_size=8192, encrypted=True)
     config, warnings = load_config(places.config_file, {})
     assert (config.block_size, warnings) == (8192, ())
@@ -215,7 +215,7 @@ def test_the_configuration_gives_the_repository_back_with_its_block_size(places)
 
 
 @pytest.mark.parametrize("hash_function", ["blake3", "sha512"])
-def test_new_blobs_have_version_2_where_the_configuration_names_none(tmp_path, hash_function):
+def test_new_blobs_have_version_2_by_default(tmp_path, hash_function):
     text = make_repository(tmp_path / "written").read_text()
     file = tmp_path / "written" / "mine.cfg"
     file.write_text(
@@ -229,7 +229,7 @@ def test_new_blobs_have_version_2_where_the_configuration_names_none(tmp_path, h
         assert stored_by(repository, random_image(tmp_path / "image", BLOCK)) == [2]
 
 
-def test_a_repository_keeps_the_encryption_version_that_it_is_configured_with(tmp_path):
+def test_a_repository_uses_the_configured_encryption_version(tmp_path):
     file = make_repository(tmp_path / "repository")
     file.write_text(file.read_text().replace("encryption_version: 2", "encryption_version: 1"))
     with opened(file) as repository:
@@ -237,7 +237,7 @@ def test_a_repository_keeps_the_encryption_version_that_it_is_configured_with(tm
         assert stored_by(repository, random_image(tmp_path / "image", BLOCK)) == [1]
 
 
-def test_a_plain_repository_stores_blocks_as_they_are(tmp_path):
+def test_a_plain_repository_stores_blocks_unchanged(tmp_path):
     with opened(make_repository(tmp_path / "repository", encrypted=False)) as repository:
         image = random_image(tmp_path / "image", BLOCK)
         back_up(repository, image)
@@ -245,7 +245,7 @@ def test_a_plain_repository_stores_blocks_as_they_are(tmp_path):
         assert stored.read_bytes() == image.read_bytes()
 
 
-def test_roots_repository_goes_to_the_system_directories():
+def test_the_repository_of_root_goes_to_the_system_directories():
     assert default_places({}, as_root=True) == Places(
         config_file="/etc/backyfs/backyfs.cfg",
         key_file="/etc/backyfs/backyfs.key",
@@ -255,7 +255,7 @@ def test_roots_repository_goes_to_the_system_directories():
     )
 
 
-def test_a_users_repository_goes_to_the_xdg_directories():
+def test_the_repository_of_a_user_goes_to_the_xdg_directories():
     environ = {"HOME": "/home/ada", "XDG_DATA_HOME": "/data/ada"}
     assert default_places(environ, as_root=False) == Places(
         config_file="/home/ada/.config/backyfs/backyfs.cfg",
@@ -266,7 +266,7 @@ def test_a_users_repository_goes_to_the_xdg_directories():
     )
 
 
-def test_a_user_can_move_configuration_data_and_log_by_the_xdg_variables():
+def test_a_user_can_move_configuration_data_and_log_with_xdg_variables():
     environ = {"HOME": "/h", "XDG_CONFIG_HOME": "/c", "XDG_DATA_HOME": "/d", "XDG_STATE_HOME": "/s"}
     places = default_places(environ, as_root=False)
     assert (places.config_file, places.key_file) == ("/c/backyfs/backyfs.cfg", "/c/backyfs/backyfs.key")
@@ -274,13 +274,13 @@ def test_a_user_can_move_configuration_data_and_log_by_the_xdg_variables():
 
 
 @pytest.mark.parametrize("home", [None, "", "ada"])
-def test_a_user_without_a_home_directory_is_told_what_to_set(home):
+def test_the_error_for_a_user_without_a_home_directory_says_what_to_set(home):
     environ = {} if home is None else {"HOME": home}
     with pytest.raises(UsageError, match=r"HOME is not set; .*, or set XDG_CONFIG_HOME"):
         default_places(environ, as_root=False)
 
 
-def test_all_goes_beside_the_named_configuration_of_a_user_without_a_home_directory():
+def test_without_a_home_directory_everything_goes_beside_the_named_configuration():
     assert default_places({}, as_root=False, config_file="/srv/b/one.cfg") == Places(
         config_file="/srv/b/one.cfg",
         key_file="/srv/b/one.key",
@@ -295,11 +295,11 @@ def test_an_xdg_variable_that_is_not_absolute_is_ignored():
     assert default_places(environ, as_root=False).storage_path == "/home/ada/.local/share/backyfs/data"
 
 
-def test_the_xdg_variables_do_not_move_what_root_makes():
+def test_the_xdg_variables_do_not_move_the_repository_of_root():
     assert default_places({"XDG_DATA_HOME": "/d"}, as_root=True).storage_path == "/var/lib/backyfs/data"
 
 
-def test_key_and_log_stand_beside_a_configuration_that_is_named():
+def test_key_and_log_are_beside_a_named_configuration():
     places = default_places({}, as_root=True, config_file="/srv/b/one.cfg")
     assert (places.key_file, places.logfile) == ("/srv/b/one.key", "/srv/b/backyfs.log")
 
@@ -338,7 +338,7 @@ def test_the_wrong_key_is_refused_and_both_check_values_are_shown(tmp_path):
     assert "abababab" not in message
 
 
-def test_a_missing_key_is_refused_and_the_expected_one_is_named(tmp_path):
+def test_the_error_for_a_missing_key_names_the_expected_one(tmp_path):
     file = make_repository(tmp_path)
     lines = [line for line in file.read_text().splitlines() if not line.startswith("encryption_")]
     file.write_text("\n".join(lines))
@@ -346,7 +346,7 @@ def test_a_missing_key_is_refused_and_the_expected_one_is_named(tmp_path):
         open_once(file)
 
 
-def test_a_repository_that_was_plain_can_be_turned_to_encryption(tmp_path):
+def test_encryption_can_be_switched_on_for_a_plain_repository(tmp_path):
     file = make_repository(tmp_path / "repository", encrypted=False)
     first, second = (random_image(tmp_path / f"image{seed}", 2 * BLOCK, seed) for seed in (1, 2))
     with opened(file) as repository:
@@ -367,7 +367,7 @@ def test_a_repository_that_was_plain_can_be_turned_to_encryption(tmp_path):
 
 
 @pytest.mark.parametrize("server", ["postgresql_server", "mariadb_server"])
-def test_a_repository_can_be_made_in_an_empty_database_of_a_server(places, tmp_path, request, server):
+def test_a_repository_can_be_created_in_an_empty_database_on_a_server(places, tmp_path, request, server):
     running = request.getfixturevalue(server)
     url = running.new_database()
     made = replace(places, database=url)
@@ -385,7 +385,7 @@ def test_a_repository_can_be_made_in_an_empty_database_of_a_server(places, tmp_p
     running.drop(url)
 
 
-def test_a_database_that_cannot_be_reached_leaves_nothing_and_shows_no_password(places, tmp_path):
+def test_an_unreachable_database_leaves_nothing_and_shows_no_password(places, tmp_path):
     made = replace(places, database="postgresql://ada:secret@127.0.0.1:1/name")
     with pytest.raises(DatabaseError) as caught:
         initialize(made, block_size=BLOCK, encrypted=True)

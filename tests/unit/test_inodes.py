@@ -1,4 +1,4 @@
-"""Inode numbers live as long as the kernel remembers them, and are never given twice."""
+"""Inode numbers exist as long as the kernel remembers them, and are never reused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DATA = Data(VersionUid("a"))
 OTHER = VersionDirectory(VersionUid("a"))
 
 
-def test_the_root_comes_first_and_stays() -> None:
+def test_the_root_has_the_first_number_and_keeps_it() -> None:
     inodes = Inodes(ROOT)
     assert inodes.node(ROOT) is Top.ROOT
     inodes.forget(ROOT, 1_000_000)
@@ -21,7 +21,7 @@ def test_the_root_comes_first_and_stays() -> None:
     assert inodes.number(Top.ROOT) == ROOT
 
 
-def test_a_node_keeps_its_number_while_the_kernel_knows_it() -> None:
+def test_a_node_keeps_its_number_while_the_kernel_remembers_it() -> None:
     inodes = Inodes(ROOT)
     number = inodes.number(DATA)
     inodes.count(number)
@@ -31,7 +31,7 @@ def test_a_node_keeps_its_number_while_the_kernel_knows_it() -> None:
     assert inodes.node(number) == DATA
 
 
-def test_a_number_that_was_forgotten_is_gone_and_not_given_again() -> None:
+def test_a_forgotten_number_is_gone_and_not_reused() -> None:
     inodes = Inodes(ROOT)
     number = inodes.number(DATA)
     inodes.count(number)
@@ -44,7 +44,7 @@ def test_a_number_that_was_forgotten_is_gone_and_not_given_again() -> None:
     assert inodes.number(DATA) != number
 
 
-def test_a_number_that_was_never_told_can_be_dropped() -> None:
+def test_a_number_the_kernel_never_got_can_be_dropped() -> None:
     inodes = Inodes(ROOT)
     number = inodes.number(DATA)
     inodes.drop_uncounted(number)
@@ -52,7 +52,7 @@ def test_a_number_that_was_never_told_can_be_dropped() -> None:
         inodes.node(number)
 
 
-def test_a_number_that_was_told_is_not_dropped() -> None:
+def test_a_number_the_kernel_got_is_not_dropped() -> None:
     inodes = Inodes(ROOT)
     number = inodes.number(DATA)
     inodes.count(number)
@@ -60,14 +60,14 @@ def test_a_number_that_was_told_is_not_dropped() -> None:
     assert inodes.node(number) == DATA
 
 
-def test_forgetting_a_number_that_is_not_known_changes_nothing() -> None:
+def test_forgetting_an_unknown_number_changes_nothing() -> None:
     inodes = Inodes(ROOT)
     known = len(inodes)
     coming = inodes.number(DATA) + 1
     inodes.forget(coming, 5)
     assert len(inodes) == known + 1
     assert inodes.number(OTHER) == coming
-    inodes.count(coming)  # none of the five lookups is missing from this one
+    inodes.count(coming)  # the five lookups are not subtracted from this one
     assert inodes.node(coming) == OTHER
     inodes.forget(coming, 1)
     with pytest.raises(LookupError):

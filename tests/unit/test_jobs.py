@@ -1,4 +1,4 @@
-"""Jobs: rows of running commands. What is dead goes when the next command registers; what lives stays."""
+"""Jobs: rows of running commands. Registering a command removes the jobs that are dead and keeps those alive."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[Connection]:
-    """Give a transaction that is rolled back."""
+    """Begin a transaction that is rolled back after the test."""
     with database.engine.connect() as connection, connection.begin() as transaction:
         yield connection
         transaction.rollback()
@@ -60,20 +60,20 @@ def connection(database: Database) -> Iterator[Connection]:
 
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[bytes]]:
-    """Give a process of this host that lives until the test ends it."""
+    """Start a process on this host that lives until the test ends it."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         yield process
         process.kill()
 
 
 def process_of(child: subprocess.Popen[bytes]) -> Process:
-    """Return what names a process that was started here, as it would itself."""
+    """Return the identity of a process started here, as it would give it itself."""
     stat = Path(f"/proc/{child.pid}/stat").read_text(encoding="ascii")
     return replace(this_process(), pid=child.pid, pid_started=int(stat.rpartition(")")[2].split()[19]))
 
 
 def elsewhere(number: int = 0) -> Process:
-    """Return a process of another host, of which nothing can be known here."""
+    """Return a process on another host, about which nothing can be known here."""
     return Process(host="other", scope=f"another machine {number}", pid=os.getpid(), pid_started=1)
 
 
@@ -86,7 +86,7 @@ def held(connection: Connection) -> list[tuple[int, int]]:
 
 
 def age(connection: Connection, job_id: JobId, seconds: float) -> None:
-    """Make the last beat of a job so many seconds older."""
+    """Make the last beat of a job older by some seconds."""
     beat_at = connection.execute(select(jobs.c.heartbeat_at).where(jobs.c.id == job_id)).scalar_one()
     older = beat_at - timedelta(seconds=seconds)
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=older))
@@ -96,10 +96,10 @@ def make_version(connection: Connection) -> VersionId:
     return create_version(connection, name="disk", snapshot_name="", size_bytes=1, created_at=NOON).id
 
 
-# A job's life
+# The life of a job
 
 
-def test_a_registered_job_says_who_it_is(connection: Connection) -> None:
+def test_a_registered_job_identifies_its_process(connection: Connection) -> None:
     process = this_process()
     job_id = register_job(
         connection,
@@ -114,14 +114,14 @@ def test_a_registered_job_says_who_it_is(connection: Connection) -> None:
     assert (row.progress, row.progress_done, row.progress_total, row.progress_unit, row.progress_s) == ("", *[None] * 4)
 
 
-def test_a_job_begins_with_a_beat_by_the_clock_of_the_database(connection: Connection) -> None:
+def test_a_job_begins_with_a_beat_at_the_time_of_the_database(connection: Connection) -> None:
     before = datetime.now(UTC) - timedelta(seconds=1)
     job_id = register_job(connection, this_process(), spec("backup"))
     row = connection.execute(select(jobs.c.started_at, jobs.c.heartbeat_at).where(jobs.c.id == job_id)).one()
     assert before <= row.started_at <= row.heartbeat_at <= datetime.now(UTC) + timedelta(seconds=1)
 
 
-def test_a_beat_renews_the_time_and_tells_the_progress(connection: Connection) -> None:
+def test_a_beat_updates_time_and_progress(connection: Connection) -> None:
     job_id = register_job(connection, this_process(), spec("backup"))
     age(connection, job_id, 50)
     old = connection.execute(select(jobs.c.heartbeat_at)).scalar_one()
@@ -143,7 +143,7 @@ def test_a_running_job_is_listed_as_data(connection: Connection) -> None:
     assert (backup.kind, backup.job.command, backup.writes_blobs) == (JobKind.BACKUP, "backup disk", True)
 
 
-def test_a_damaged_column_for_people_does_not_hide_what_a_job_holds(connection: Connection) -> None:
+def test_a_damaged_descriptive_column_does_not_hide_what_a_job_holds(connection: Connection) -> None:
     version_id = make_version(connection)
     job_id = register_job(connection, elsewhere(), spec("mount /mnt"))
     hold_version(connection, job_id, version_id)
@@ -152,13 +152,13 @@ def test_a_damaged_column_for_people_does_not_hide_what_a_job_holds(connection: 
     assert list_running_jobs(connection, this_process()) == []
 
 
-def test_a_beat_tells_that_the_row_is_gone(connection: Connection) -> None:
+def test_a_beat_reports_that_the_row_is_gone(connection: Connection) -> None:
     job_id = register_job(connection, this_process(), spec("backup"))
     remove_job(connection, job_id)
     assert beat(connection, job_id, None) is False
 
 
-def test_a_removed_job_is_gone_with_what_it_held(connection: Connection) -> None:
+def test_removing_a_job_releases_the_versions_it_held(connection: Connection) -> None:
     job_id = register_job(connection, this_process(), spec("mount"))
     hold_version(connection, job_id, make_version(connection))
     remove_job(connection, job_id)
@@ -166,14 +166,14 @@ def test_a_removed_job_is_gone_with_what_it_held(connection: Connection) -> None
     assert held(connection) == []
 
 
-def test_removing_a_job_that_is_gone_is_fine(connection: Connection) -> None:
+def test_removing_a_job_twice_does_no_harm(connection: Connection) -> None:
     job_id = register_job(connection, this_process(), spec("mount"))
     remove_job(connection, job_id)
     remove_job(connection, job_id)
     assert registered(connection) == []
 
 
-def test_a_job_holds_versions_each_once(connection: Connection) -> None:
+def test_a_job_holds_each_version_once(connection: Connection) -> None:
     job_id = register_job(connection, this_process(), spec("mount"))
     first, second = make_version(connection), make_version(connection)
     for version_id in (first, second, first):
@@ -181,14 +181,14 @@ def test_a_job_holds_versions_each_once(connection: Connection) -> None:
     assert sorted(held(connection)) == [(job_id, first), (job_id, second)]
 
 
-def test_several_jobs_hold_the_same_version(connection: Connection) -> None:
+def test_several_jobs_can_hold_the_same_version(connection: Connection) -> None:
     version_id = make_version(connection)
     for _ in range(2):
         hold_version(connection, register_job(connection, this_process(), spec("mount")), version_id)
     assert len(held(connection)) == 2
 
 
-def test_a_long_command_and_progress_are_cut_to_what_the_table_takes(connection: Connection) -> None:
+def test_a_long_command_and_progress_are_cut_to_fit_the_table(connection: Connection) -> None:
     names = tuple(f"{number:02}{'n' * 1000}" for number in range(10))
     long = JobSpec(kind=JobKind.BACKUP, label="c" * 2000, names=names)
     job_id = register_job(connection, replace(this_process(), host="h" * 300), long)
@@ -199,8 +199,8 @@ def test_a_long_command_and_progress_are_cut_to_what_the_table_takes(connection:
     assert running.names == names[:4]
 
 
-def test_a_removed_job_does_not_take_the_next_one_for_itself(connection: Connection) -> None:
-    # A suspended host wakes up, and another command has removed its job and registered one of its own.
+def test_a_removed_job_does_not_mistake_the_next_one_for_itself(connection: Connection) -> None:
+    # A suspended host wakes up after another command has removed its job and registered a new one.
     theirs = register_job(connection, elsewhere(), spec("backup"))
     remove_job(connection, theirs)
     ours = register_job(connection, this_process(), spec("mount"))
@@ -209,16 +209,16 @@ def test_a_removed_job_does_not_take_the_next_one_for_itself(connection: Connect
     assert registered(connection) == [ours]
 
 
-# Which jobs are dead
+# Dead jobs
 
 
-def test_the_job_of_a_live_process_stays(connection: Connection, child: subprocess.Popen[bytes]) -> None:
+def test_the_job_of_a_live_process_is_kept(connection: Connection, child: subprocess.Popen[bytes]) -> None:
     theirs = register_job(connection, process_of(child), spec("mount"))
     ours = register_job(connection, this_process(), spec("backup"))
     assert registered(connection) == [theirs, ours]
 
 
-def test_the_job_of_a_killed_process_goes_when_the_next_registers(
+def test_the_job_of_a_killed_process_is_removed_when_the_next_registers(
     connection: Connection, child: subprocess.Popen[bytes]
 ) -> None:
     theirs = register_job(connection, process_of(child), spec("mount"))
@@ -230,7 +230,7 @@ def test_the_job_of_a_killed_process_goes_when_the_next_registers(
     assert held(connection) == []
 
 
-def test_a_job_whose_number_another_process_has_now_is_dead(
+def test_a_job_whose_process_id_was_reused_is_dead(
     connection: Connection, child: subprocess.Popen[bytes]
 ) -> None:
     process = process_of(child)
@@ -239,31 +239,31 @@ def test_a_job_whose_number_another_process_has_now_is_dead(
     assert registered(connection) == [ours]
 
 
-def test_the_job_of_another_host_stays_while_it_beats(connection: Connection) -> None:
+def test_the_job_of_another_host_is_kept_while_it_beats(connection: Connection) -> None:
     theirs = register_job(connection, elsewhere(), spec("mount"))
     age(connection, theirs, 55)
     ours = register_job(connection, this_process(), spec("backup"))
     assert registered(connection) == [theirs, ours]
 
 
-def test_an_old_heartbeat_alone_removes_no_job(connection: Connection, child: subprocess.Popen[bytes]) -> None:
+def test_an_old_heartbeat_alone_does_not_remove_a_job(connection: Connection, child: subprocess.Popen[bytes]) -> None:
     theirs = [register_job(connection, process, spec("mount")) for process in (elsewhere(), process_of(child))]
     for job_id in theirs:
-        age(connection, job_id, 3600)  # as if the clock were set forward
+        age(connection, job_id, 3600)  # as if the clock had been set forward
     ours = register_job(connection, this_process(), spec("backup"))
     assert registered(connection) == [*theirs, ours]
     assert [job.id for job in list_live_jobs(connection, this_process())] == [*theirs, ours]
 
 
 @pytest.mark.parametrize("seconds", [61, -61])
-def test_a_job_that_was_not_heard_of_for_a_minute_is_silent(connection: Connection, seconds: float) -> None:
+def test_a_job_without_a_heartbeat_for_a_minute_is_silent(connection: Connection, seconds: float) -> None:
     theirs, others = (register_job(connection, elsewhere(number), spec("mount")) for number in range(2))
     age(connection, theirs, seconds)  # -61: the clock was set back
     age(connection, others, 55)
     assert silent_jobs(connection, this_process()).keys() == {theirs}
 
 
-def test_a_silent_job_is_removed_with_what_it_held_unless_it_was_heard_of(connection: Connection) -> None:
+def test_a_silent_job_is_removed_with_its_holds_unless_it_beats_again(connection: Connection) -> None:
     dead, alive = (register_job(connection, elsewhere(number), spec("mount")) for number in range(2))
     for job_id in (dead, alive):
         hold_version(connection, job_id, make_version(connection))
@@ -275,7 +275,7 @@ def test_a_silent_job_is_removed_with_what_it_held_unless_it_was_heard_of(connec
     assert [job_id for job_id, _ in held(connection)] == [alive]
 
 
-def test_a_job_whose_start_was_not_known_is_alive_while_its_process_is(
+def test_a_job_with_unknown_start_is_alive_while_its_process_is(
     connection: Connection, child: subprocess.Popen[bytes]
 ) -> None:
     theirs = register_job(connection, replace(process_of(child), pid_started=0), spec("mount"))
@@ -295,7 +295,7 @@ def test_a_job_whose_start_was_not_known_is_alive_while_its_process_is(
         ("mount /mnt", None, True),  # registered by an older release
     ],
 )
-def test_the_column_and_not_the_command_tells_who_may_write(
+def test_the_column_and_not_the_command_decides_who_may_write(
     connection: Connection, command: str, writes: bool | None, is_writer: bool
 ) -> None:
     job_id = register_job(connection, elsewhere(), spec(command))
@@ -303,7 +303,7 @@ def test_the_column_and_not_the_command_tells_who_may_write(
     assert (oldest_writer_s(connection, this_process()) is not None) is is_writer
 
 
-def test_a_writer_that_began_in_the_future_is_older_than_everything(connection: Connection) -> None:
+def test_a_writer_that_began_in_the_future_counts_as_older_than_everything(connection: Connection) -> None:
     job_id = register_job(connection, elsewhere(), spec("backup"))
     moment = connection.execute(select(jobs.c.started_at).where(jobs.c.id == job_id)).scalar_one()
     connection.execute(update(jobs).values(started_at=moment + timedelta(hours=2)))  # the clock was set back
@@ -316,14 +316,14 @@ def test_the_same_process_may_have_several_jobs(connection: Connection) -> None:
     assert registered(connection) == [first, second]
 
 
-def test_a_job_beats_often_enough_to_survive_a_few_that_fail() -> None:
+def test_a_job_beats_often_enough_to_survive_a_few_failed_beats() -> None:
     assert (HEARTBEAT_S, DEAD_AFTER_S) == (10, 60)
 
 
 # Processes
 
 
-def test_a_process_is_named_by_machine_boot_and_namespace() -> None:
+def test_a_process_is_identified_by_machine_boot_and_namespace() -> None:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     namespace = os.readlink("/proc/self/ns/pid")
     process = this_process()
@@ -333,7 +333,7 @@ def test_a_process_is_named_by_machine_boot_and_namespace() -> None:
     assert process.pid_started > 0
 
 
-def test_a_process_is_the_same_whenever_it_asks() -> None:
+def test_a_process_always_gets_the_same_identity() -> None:
     assert this_process() == this_process()
 
 
@@ -347,17 +347,17 @@ def test_a_process_with_parentheses_in_its_name_is_found_alive(connection: Conne
         process.kill()
 
 
-def test_tests_leave_no_jobs(database: Database) -> None:
+def test_the_shared_database_has_no_jobs(database: Database) -> None:
     with database.read() as connection:
         assert connection.execute(select(func.count()).select_from(jobs)).scalar_one() == 0
 
 
-def test_a_job_whose_process_has_ended_and_was_not_waited_for_is_dead(connection: Connection) -> None:
+def test_a_job_whose_process_is_a_zombie_is_dead(connection: Connection) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         dead = register_job(connection, process_of(child), spec("backup disk"))
         child.kill()
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is still there
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended but still exists
         register_job(connection, this_process(), spec("backup disk"))
         assert dead not in registered(connection)
     finally:

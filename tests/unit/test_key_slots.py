@@ -1,4 +1,4 @@
-"""Key slots with passphrases, and recovery pages: what opens, and what each mistake is called."""
+"""Key slots with passphrases, and recovery pages: what they open, and the message for each mistake."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def key_slot(key: bytes, label: str = "configuration") -> KeySlot:
     return make_slot(Secret(key=key), REPOSITORY_KEY, label=label, created_at=NOON)
 
 
-def take_argon2id_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the cryptographic library be one that was built without Argon2id."""
+def remove_argon2id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the cryptographic library look as if built without Argon2id."""
 
     def refuse(**_options: object) -> None:
         raise UnsupportedAlgorithm("argon2id is not supported")
@@ -60,18 +60,18 @@ def take_argon2id_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(argon2, "Argon2id", refuse)
 
 
-# Deriving
+# Derivation
 
 
-def test_what_argon2id_makes_of_a_passphrase_never_changes() -> None:
+def test_the_key_that_argon2id_derives_never_changes() -> None:
     parameters = json.dumps({"salt": b"0123456789abcdef".hex(), "memory_kib": 64, "passes": 2, "lanes": 1})
     assert derive_key("words", "argon2id", parameters).hex() == (
         "9a3324ec473d39be8db6581866edb074bb0fd6cd8d1dab6a2eb222cda092c7db"
     )
 
 
-def test_scrypt_is_that_of_rfc_7914() -> None:
-    # Section 12, the vector for "pleaseletmein"; the first 32 bytes do not depend on how many are asked for.
+def test_scrypt_follows_rfc_7914() -> None:
+    # Section 12, the vector for "pleaseletmein". Its first 32 bytes do not depend on the length requested.
     parameters = json.dumps({"salt": b"SodiumChloride".hex(), "n": 16384, "r": 8, "p": 1})
     expected = "7023bdcb3afd7348461c06cd81fd38ebfda8fbba904f8e3ea9b543f6545da1f2"
     assert derive_key("pleaseletmein", "scrypt", parameters).hex() == expected
@@ -82,20 +82,20 @@ def test_the_default_costs_as_much_as_documented(monkeypatch: pytest.MonkeyPatch
     found = json.loads(parameters)
     assert (name, found.pop("salt") != "") == ("argon2id", True)
     assert found == {"memory_kib": 128 << 10, "passes": 6, "lanes": 4}
-    take_argon2id_away(monkeypatch)
+    remove_argon2id(monkeypatch)
     name, parameters = new_parameters(Cost())
     found = json.loads(parameters)
     assert (name, 128 * found["n"] * found["r"]) == ("scrypt", 128 << 20)
 
 
 def test_without_argon2id_a_new_slot_uses_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
-    take_argon2id_away(monkeypatch)
+    remove_argon2id(monkeypatch)
     slot = passphrase_slot("words")
     assert (slot.kdf, json.loads(slot.kdf_parameters)["n"]) == ("scrypt", 64)
     assert open_with([slot], Secret(passphrase="words")).repository_key == REPOSITORY_KEY
 
 
-def test_a_passphrase_is_the_same_however_it_was_typed() -> None:
+def test_equivalent_spellings_of_a_passphrase_are_the_same() -> None:
     name, parameters = new_parameters(CHEAP)
     assert derive_key("Schlu\u0308ssel", name, parameters) == derive_key("Schl\u00fcssel", name, parameters)
 
@@ -115,7 +115,7 @@ def test_a_passphrase_is_the_same_however_it_was_typed() -> None:
         {"salt": None},
     ],
 )
-def test_a_hostile_slot_is_damaged_and_costs_nothing(change: dict[str, object]) -> None:
+def test_a_hostile_slot_is_damage_and_costs_nothing(change: dict[str, object]) -> None:
     slot = passphrase_slot("words")
     parameters = json.dumps(json.loads(slot.kdf_parameters) | change)
     with pytest.raises(IntegrityError, match=r"^key slot 'words' has parameters that no slot of backyfs has "):
@@ -123,7 +123,7 @@ def test_a_hostile_slot_is_damaged_and_costs_nothing(change: dict[str, object]) 
 
 
 @pytest.mark.parametrize("change", [{"n": 1 << 21}, {"n": 0}, {"n": 65}, {"n": "64"}, {"r": 16}, {"r": 0}, {"p": 1000}])
-def test_a_hostile_slot_of_scrypt_is_damaged_and_costs_nothing(change: dict[str, object]) -> None:
+def test_a_hostile_scrypt_slot_is_damage_and_costs_nothing(change: dict[str, object]) -> None:
     parameters = json.dumps({"salt": "00" * 16, "n": 64, "r": 8, "p": 2} | change)
     slot = replace(passphrase_slot("words"), kdf="scrypt", kdf_parameters=parameters)
     with pytest.raises(IntegrityError, match=r"^key slot 'words' has parameters that no slot of backyfs has "):
@@ -131,7 +131,7 @@ def test_a_hostile_slot_of_scrypt_is_damaged_and_costs_nothing(change: dict[str,
 
 
 @pytest.mark.parametrize("parameters", ["", "{", "[]", "1", "[" * 100_000, '{"a": 1}' + " " * 1024])
-def test_parameters_that_are_no_json_are_damage(parameters: str) -> None:
+def test_parameters_that_are_not_json_are_damage(parameters: str) -> None:
     with pytest.raises(IntegrityError, match=r"^key slot 'words' has parameters that are not a JSON object"):
         open_with([replace(passphrase_slot("words"), kdf_parameters=parameters)], Secret(passphrase="words"))
 
@@ -145,7 +145,7 @@ def test_the_right_passphrase_opens_its_slot_among_others() -> None:
     assert (opened.slot.label, opened.repository_key) == ("second", REPOSITORY_KEY)
 
 
-def test_a_damaged_slot_does_not_keep_another_one_from_opening() -> None:
+def test_a_damaged_slot_does_not_prevent_another_from_opening() -> None:
     damaged = replace(passphrase_slot("words", "first"), kdf_parameters="")
     opened = open_with([damaged, passphrase_slot("words", "second")], Secret(passphrase="words"))
     assert opened.slot.label == "second"
@@ -158,7 +158,7 @@ def test_no_more_than_32_slots_are_tried() -> None:
         open_with([*others, passphrase_slot("words")], Secret(passphrase="words"))
 
 
-def test_all_slots_together_take_no_more_work_than_those_of_a_repository_do() -> None:
+def test_the_work_for_all_slots_together_is_bounded() -> None:
     dear = replace(passphrase_slot("words"), kdf_parameters=costing(memory_kib=1 << 20, passes=32))
     slots = [replace(dear, label=f"{number}") for number in range(20)]
     affordable, damage = affordable_slots([*slots, passphrase_slot("words", "ours")])
@@ -169,7 +169,7 @@ def test_all_slots_together_take_no_more_work_than_those_of_a_repository_do() ->
     assert open_with([*slots, passphrase_slot("words", "ours")], Secret(passphrase="words")).slot.label == "ours"
 
 
-def test_slots_that_take_too_much_work_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_that_need_too_much_work_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     dear = replace(passphrase_slot("words"), kdf_parameters=costing(memory_kib=1 << 20, passes=32))
     slots = [replace(dear, label=f"{number}") for number in range(20)]
     ours = passphrase_slot("words", "ours")
@@ -181,14 +181,14 @@ def test_slots_that_take_too_much_work_are_not_tried(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(kdf, "derive_key", derive)
     assert open_with([*slots, ours], Secret(passphrase="words")).slot.label == "ours"
-    assert tried == [ours.kdf_parameters]  # the cheapest comes first
+    assert tried == [ours.kdf_parameters]  # the cheapest is tried first
     tried.clear()
     with pytest.raises(IntegrityError, match="was not tried"):
         open_with(slots, Secret(passphrase="words"))
     assert len(tried) == 1
 
 
-def test_as_many_slots_as_a_repository_may_have_are_all_tried() -> None:
+def test_all_slots_are_tried_up_to_the_maximum_number() -> None:
     slots = [replace(passphrase_slot("words"), kdf_parameters=costing(memory_kib=128 << 10, passes=6))] * MAX_SLOTS
     assert affordable_slots(slots) == (slots, None)
 
@@ -197,7 +197,7 @@ def costing(**cost: int) -> str:
     return json.dumps(json.loads(passphrase_slot("words").kdf_parameters) | cost)
 
 
-def test_wrong_missing_and_damaged_are_three_messages() -> None:
+def test_wrong_missing_and_damaged_have_different_messages() -> None:
     slot = passphrase_slot("words")
     with pytest.raises(WrongKeyError, match=r"^the passphrase is not one of this repository, which is "):
         open_with([slot], Secret(passphrase="word"))
@@ -220,7 +220,7 @@ def test_the_configured_key_is_tried_before_a_passphrase(tmp_path: Path) -> None
         assert open_configured(slots, SecretSources(key=key, passphrase=source)).slot == slots[0]
 
 
-def test_a_passphrase_is_asked_for_only_where_a_slot_takes_one() -> None:
+def test_a_passphrase_is_asked_for_only_if_a_slot_needs_one() -> None:
     sources = SecretSources(key=None, passphrase=None, ask=lambda: "words")
     assert open_configured([passphrase_slot("words")], sources).repository_key == REPOSITORY_KEY
     with pytest.raises(MissingKeyError):
@@ -257,18 +257,18 @@ def test_a_passphrase_ends_before_its_line_end(tmp_path: Path) -> None:
 # Recovery pages
 
 
-def test_a_page_never_changes() -> None:
+def test_the_format_of_a_page_never_changes() -> None:
     assert write_page(KEY) == PAGE
 
 
 @given(st.binary(min_size=32, max_size=32))
-def test_a_page_is_read_as_it_was_written(key: bytes) -> None:
+def test_a_written_page_can_be_read(key: bytes) -> None:
     assert read_page(f"any text\n{write_page(key)}and more\n") == key
     assert read_page(write_page(key).lower().replace("-", " ").replace("0", "o").replace(": ", ".")) == key
 
 
 @given(st.binary(min_size=32, max_size=32), st.integers(1, GROUPS), st.integers(0, 7), st.sampled_from(ALPHABET))
-def test_one_wrong_character_names_its_group(key: bytes, number: int, place: int, letter: str) -> None:
+def test_the_error_for_a_wrong_character_names_its_group(key: bytes, number: int, place: int, letter: str) -> None:
     groups = [group.replace("-", "") for group in write_groups(key)]
     wrong = groups[number - 1]
     if wrong[place] == letter:
@@ -280,7 +280,7 @@ def test_one_wrong_character_names_its_group(key: bytes, number: int, place: int
 
 
 @given(st.binary(min_size=32, max_size=32), st.integers(1, GROUPS), st.integers(1, GROUPS))
-def test_a_group_in_the_place_of_another_is_named(key: bytes, number: int, other: int) -> None:
+def test_the_error_for_a_group_in_the_place_of_another_names_it(key: bytes, number: int, other: int) -> None:
     groups = list(write_groups(key))
     if number == other:
         return
@@ -299,17 +299,17 @@ def test_a_group_in_the_place_of_another_is_named(key: bytes, number: int, other
         ("3: ", "3: A", r"^group 3 of the recovery page has 9 characters and not 8"),
     ],
 )
-def test_other_mistakes_are_named(old: str, new: str, message: str) -> None:
+def test_other_mistakes_are_reported(old: str, new: str, message: str) -> None:
     with pytest.raises(KeyMaterialError, match=message):
         read_page(PAGE.replace(old, new))
 
 
-def test_a_character_of_no_group_is_named() -> None:
+def test_the_error_for_an_invalid_character_names_it() -> None:
     with pytest.raises(KeyMaterialError, match=r"^group 1 .* has a character that is in no group, 'U'"):
         read_page("1: UUUU-UUUU\n")
 
 
-def test_groups_of_two_pages_do_not_belong_together() -> None:
+def test_groups_of_two_pages_cannot_be_mixed() -> None:
     mixed = write_page(OTHER_KEY).splitlines()[:1] + PAGE.splitlines()[1:]
     with pytest.raises(KeyMaterialError, match="do not belong together"):
         read_page("\n".join(mixed))

@@ -1,4 +1,4 @@
-"""Keys: where they are read, what wraps them, and that no message tells them."""
+"""Keys: where they are read from, how they are wrapped, and that no message contains them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 
 @contextmanager
 def warnings_of_keys() -> Iterator[list[str]]:
-    """Collect what `backyfs.keys` warns of, whatever a command has done to the loggers above it."""
+    """Collect the warnings of `backyfs.keys`, whatever a command has done to the loggers above it."""
     messages: list[str] = []
 
     class _Collector(logging.Handler):
@@ -65,7 +65,7 @@ def key_file(directory: Path, content: str, mode: int = 0o600) -> KeySource:
     return KeySource(file=str(path))
 
 
-def assert_tells_no_key(text: str, *secret_keys: bytes) -> None:
+def assert_contains_no_key(text: str, *secret_keys: bytes) -> None:
     for key in secret_keys:
         assert key.hex()[:8] not in text.lower()
         assert repr(key)[2:10] not in text
@@ -86,7 +86,7 @@ def test_a_check_value_is_shown_in_groups_of_four_digits() -> None:
 # Wrapping
 
 
-def test_a_key_is_wrapped_as_rfc_3394_says() -> None:
+def test_keys_are_wrapped_according_to_rfc_3394() -> None:
     # Section 4.6 of the RFC.
     wrapping_key = bytes.fromhex("000102030405060708090A0B0C0D0E0F101112131415161718191A1B1C1D1E1F")
     key = bytes.fromhex("00112233445566778899AABBCCDDEEFF000102030405060708090A0B0C0D0E0F")
@@ -129,7 +129,7 @@ def test_a_keyring_wraps_and_unwraps_data_keys() -> None:
     assert keyring.unwrap(WRAPPED) == DATA_KEY
 
 
-def test_a_keyring_without_a_key_says_what_to_configure() -> None:
+def test_the_error_for_a_keyring_without_a_key_says_what_to_configure() -> None:
     keyring = Keyring(repository_key=None, fingerprint_key=None)
     with pytest.raises(MissingKeyError, match=r"configuration has no key; set encryption_key_file, "):
         keyring.unwrap(WRAPPED)
@@ -142,7 +142,7 @@ def test_a_blob_without_a_data_key_is_refused() -> None:
         Keyring(repository_key=KEY, fingerprint_key=None).unwrap(None)
 
 
-def test_a_keyring_shows_no_key() -> None:
+def test_the_repr_of_a_keyring_shows_no_key() -> None:
     shown = repr(Keyring(repository_key=KEY, fingerprint_key=OTHER_KEY))
     assert shown == "Keyring()"
 
@@ -150,15 +150,15 @@ def test_a_keyring_shows_no_key() -> None:
 # Slots
 
 
-def test_a_slot_is_opened_by_its_key() -> None:
+def test_a_key_opens_its_slot() -> None:
     assert open_slots([slot(KEY, DATA_KEY)], KEY) == DATA_KEY
 
 
-def test_the_slot_that_belongs_to_the_key_is_opened_among_several() -> None:
+def test_a_key_opens_its_slot_among_several() -> None:
     assert open_slots([slot(OTHER_KEY, DATA_KEY, "old"), slot(KEY, DATA_KEY, "new")], KEY) == DATA_KEY
 
 
-def test_a_slot_names_the_key_that_opens_it_and_holds_the_other_one_wrapped() -> None:
+def test_a_slot_identifies_the_key_that_opens_it_and_contains_the_repository_key_wrapped() -> None:
     assert slot(KEY, DATA_KEY) == KeySlot(
         label="configuration",
         kdf="configured-key",
@@ -169,7 +169,7 @@ def test_a_slot_names_the_key_that_opens_it_and_holds_the_other_one_wrapped() ->
     )
 
 
-def test_the_wrong_key_is_named_together_with_the_right_one() -> None:
+def test_the_error_for_the_wrong_key_names_it_and_the_right_one() -> None:
     with pytest.raises(WrongKeyError) as caught:
         open_slots([slot(KEY, DATA_KEY)], OTHER_KEY)
     assert str(caught.value) == (
@@ -178,18 +178,18 @@ def test_the_wrong_key_is_named_together_with_the_right_one() -> None:
     )
 
 
-def test_the_wrong_key_is_told_about_every_slot() -> None:
+def test_the_error_for_the_wrong_key_names_every_slot() -> None:
     with pytest.raises(WrongKeyError, match="which is 8fe4-571d-683f-b529 or 298c-7508-abe7-881e;"):
         open_slots([slot(KEY, DATA_KEY), slot(OTHER_KEY, DATA_KEY)], bytes(32))
 
 
-def test_the_message_about_a_wrong_key_tells_no_key() -> None:
+def test_the_message_about_a_wrong_key_contains_no_key() -> None:
     with pytest.raises(WrongKeyError) as caught:
         open_slots([slot(KEY, DATA_KEY)], OTHER_KEY)
-    assert_tells_no_key(str(caught.value), KEY, OTHER_KEY, DATA_KEY)
+    assert_contains_no_key(str(caught.value), KEY, OTHER_KEY, DATA_KEY)
 
 
-def test_a_damaged_slot_is_no_wrong_key() -> None:
+def test_a_damaged_slot_is_not_reported_as_a_wrong_key() -> None:
     whole = slot(KEY, DATA_KEY)
     damaged = KeySlot(
         label=whole.label,
@@ -216,7 +216,7 @@ def test_a_slot_of_an_unknown_kind_is_not_opened() -> None:
         open_slots([other_kind], KEY)
 
 
-# Reading a key
+# Sources of a key
 
 
 @pytest.mark.parametrize("text", [KEY.hex(), KEY.hex().upper(), f"  {KEY.hex()}\n"])
@@ -238,7 +238,7 @@ def test_a_key_is_read_from_the_configuration(text: str) -> None:
         ("\N{ARABIC-INDIC DIGIT ONE}" * 64, 64),
     ],
 )
-def test_what_is_no_key_is_refused_with_its_length(text: str, characters: int) -> None:
+def test_the_error_for_an_invalid_key_gives_its_length(text: str, characters: int) -> None:
     with pytest.raises(MissingKeyError) as caught:
         read_key(KeySource(hex_digits=text))
     assert str(caught.value) == (
@@ -259,19 +259,19 @@ def test_a_file_without_a_key_is_refused_by_name(tmp_path: Path, content: str) -
         read_key(source)
 
 
-def test_the_message_about_a_bad_key_does_not_tell_what_was_there(tmp_path: Path) -> None:
+def test_the_message_about_an_invalid_key_does_not_quote_it(tmp_path: Path) -> None:
     with pytest.raises(MissingKeyError) as caught:
         read_key(key_file(tmp_path, KEY.hex()[:-2]))
-    assert_tells_no_key(str(caught.value), KEY)
+    assert_contains_no_key(str(caught.value), KEY)
 
 
-def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "none.key"
     with pytest.raises(MissingKeyError, match=rf"^key file {path} cannot be read: No such file or directory$"):
         read_key(KeySource(file=str(path)))
 
 
-def test_a_directory_is_no_key_file(tmp_path: Path) -> None:
+def test_a_directory_is_refused_as_a_key_file(tmp_path: Path) -> None:
     with pytest.raises(MissingKeyError, match=r"cannot be read: Is a directory$"):
         read_key(KeySource(file=str(tmp_path)))
 
@@ -286,7 +286,7 @@ def test_a_key_file_that_others_can_read_is_used_with_a_warning(tmp_path: Path, 
     ]
 
 
-def test_a_key_file_of_the_owner_alone_gives_no_warning(tmp_path: Path) -> None:
+def test_a_private_key_file_gives_no_warning(tmp_path: Path) -> None:
     source = key_file(tmp_path, KEY.hex(), 0o400)
     with warnings_of_keys() as warnings:
         assert read_key(source) == KEY
@@ -318,7 +318,7 @@ def test_a_command_that_prints_binary_is_refused() -> None:
 
 
 def refusal_without_terminal(command: str, timeout_s: float) -> str:
-    """Return why no key comes from a command that is run in a session without a terminal, as under cron."""
+    """Return the reason why a command run in a session without a terminal, as under cron, gives no key."""
     script = (
         "import sys\nfrom backyfs.errors import MissingKeyError\nfrom backyfs.keys import read_key\n"
         "from backyfs.model import KeySource\n"
@@ -330,16 +330,16 @@ def refusal_without_terminal(command: str, timeout_s: float) -> str:
 
 
 @pytest.mark.parametrize("command", ["exec sleep 600", "sleep 600; :", "sleep 600 | cat", "trap '' TERM; sleep 600; :"])
-def test_a_command_that_does_not_end_is_given_up(command: str) -> None:
+def test_a_command_that_does_not_end_is_abandoned(command: str) -> None:
     refusal = refusal_without_terminal(command, 0.2)
     assert refusal == "encryption_key_command gave no key within 0.2 s; run it by hand to see why"
 
 
-def test_a_command_that_is_given_up_leaves_nothing_running(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "alive")  # its reader gets POLLHUP when the last process that has it open for writing ends
+def test_an_abandoned_command_leaves_nothing_running(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "alive")  # its reader gets POLLHUP when the last writer closes it
     reader = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
     try:
-        # It lets go of stdout and stderr: whoever waits for their end does not wait for it.
+        # It redirects stdout and stderr, so waiting for their end does not wait for it.
         command = f"exec 9>{tmp_path}/alive; sleep 600 > /dev/null 2>&1 & echo $! > {tmp_path}/pid; yes"
         assert "prints 4096 bytes or more" in refusal_without_terminal(command, 300)
         poll = select.poll()
@@ -353,7 +353,7 @@ def test_a_command_that_is_given_up_leaves_nothing_running(tmp_path: Path) -> No
         os.close(reader)
 
 
-def test_a_process_that_a_command_leaves_running_is_not_waited_for() -> None:
+def test_processes_that_a_command_leaves_running_are_not_waited_for() -> None:
     command = f"sleep 600 & echo $! >&2; echo {KEY.hex()}"
     with tempfile.TemporaryFile() as pids:
         before = os.dup(2)
@@ -367,32 +367,32 @@ def test_a_process_that_a_command_leaves_running_is_not_waited_for() -> None:
             os.kill(int(pids.read()), signal.SIGKILL)
 
 
-def test_what_gives_no_key_is_waited_for_a_minute_as_documented() -> None:
+def test_a_silent_source_is_abandoned_after_a_minute_as_documented() -> None:
     assert PATIENCE_S == 60
 
 
-def test_a_command_that_prints_without_end_is_refused() -> None:
+def test_a_command_that_prints_endlessly_is_refused() -> None:
     with pytest.raises(MissingKeyError, match=r"^encryption_key_command prints 4096 bytes or more, which cannot be"):
         read_key(KeySource(command="yes"), timeout_s=300)
 
 
-def test_a_key_file_that_says_nothing_is_given_up(tmp_path: Path) -> None:
+def test_a_silent_key_file_is_abandoned(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "key", 0o600)
     with pytest.raises(MissingKeyError, match=rf"^key file {tmp_path}/key gave no key within 0\.2 s$"):
         read_key(KeySource(file=str(tmp_path / "key")), timeout_s=0.2)
 
 
-def test_a_key_comes_from_a_fifo_that_is_written_to(tmp_path: Path) -> None:
+def test_a_key_can_be_read_from_a_fifo(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "key", 0o600)
     with subprocess.Popen(["sh", "-c", f"echo {KEY.hex()} > {tmp_path}/key"]):
         assert read_key(KeySource(file=str(tmp_path / "key")), timeout_s=300) == KEY
 
 
-def test_a_command_finds_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_gets_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "BACKYFS_TEST_KEY", KEY.hex())
     assert read_key(KeySource(command="echo $BACKYFS_TEST_KEY")) == KEY
 
 
-def test_a_source_shows_no_key() -> None:
+def test_the_repr_of_a_source_shows_no_key() -> None:
     shown = repr(KeySource(hex_digits=KEY.hex()))
     assert shown == "KeySource(file=None, command=None, credential=None)"

@@ -1,6 +1,6 @@
-"""Which module may import which: only downward, and foreign libraries only where they are owned.
+"""Which module may import which: modules import only downward, and foreign libraries only in the modules that own them.
 
-Imports are read from the source, so those inside functions and below TYPE_CHECKING count as well.
+Imports are read from the source, so those inside functions and below TYPE_CHECKING count too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import backyfs
 
 PACKAGE = Path(backyfs.__file__).parent
 
-# From the bottom up. Units of one floor do not know each other.
+# From the bottom up. Units on the same floor do not import each other.
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"libc", "remedies"}),
     frozenset({"errors", "files", "model", "moments", "ranges", "schemes", "text"}),
@@ -35,7 +35,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"service"}),
     frozenset({"cli"}),
 )
-# The same within a unit, for its wings.
+# The same for the wings of a unit.
 WINGS: dict[str, tuple[frozenset[str], ...]] = {
     "metadata": (
         frozenset({"db"}),
@@ -52,9 +52,9 @@ WINGS: dict[str, tuple[frozenset[str], ...]] = {
         frozenset({"backup", "restore", "space"}),
     ),
 }
-# A mount marks what it finds damaged, as a restore does, and needs nothing else of the commands.
+# A mount marks damage that it finds, as a restore does, and needs nothing else of the commands.
 ONLY = {("mount", "engine"): "backyfs.engine.damage.suspects"}
-# What these use through functions of the engine alone: they parse, call and render.
+# Units that these use only through functions of the engine. They parse, call and render.
 _INSIDE = frozenset({"blocks", "catalog", "images", "metadata", "migrations", "sealing", "storage"})
 NEVER: dict[str, frozenset[str]] = {"cli": _INSIDE, "reports": _INSIDE}
 
@@ -110,13 +110,13 @@ def _part(module: str, number: int) -> str:
 
 
 def imports_of(source: str) -> set[str]:
-    """Return the names of all modules that a source imports, or may: `from a import b` gives a and a.b."""
+    """Return the names of all modules that a source imports or may import: `from a import b` gives a and a.b."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports hide where they lead"
+            assert node.level == 0, "relative imports hide what they import"
             assert node.module is not None
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
@@ -124,7 +124,7 @@ def imports_of(source: str) -> set[str]:
 
 
 def modules_in(source: str) -> set[str]:
-    """Return the modules of the package that a source imports, without the packages that a module is imported from."""
+    """Return the modules of the package that a source imports, without the packages that contain imported modules."""
     names = imports_of(source) & MODULES.keys()
     parents = set()
     for node in ast.walk(ast.parse(source)):
@@ -134,7 +134,7 @@ def modules_in(source: str) -> set[str]:
 
 
 def faults_of(module: str, source: str) -> list[str]:
-    """Return what a module imports and should not."""
+    """Return the forbidden imports of a module."""
     unit = unit_of(module)
     faults = []
     for name in sorted(imports_of(source)):
@@ -156,7 +156,7 @@ def _may_import(module: str, name: str) -> bool:
     if unit == "" or FLOOR[other] >= FLOOR[unit] or other in NEVER.get(unit, ()):
         return False
     only = ONLY.get((unit, other))
-    return only is None or only == name or only.startswith(f"{name}.")  # Python imports the packages it is in
+    return only is None or only == name or only.startswith(f"{name}.")  # Python imports the packages that contain it
 
 
 def _is_below(module: str, name: str, floors: dict[str, int]) -> bool:
@@ -165,7 +165,7 @@ def _is_below(module: str, name: str, floors: dict[str, int]) -> bool:
 
 
 def imported_by(program: str) -> set[str]:
-    """Return the modules that are loaded when a program has run in a new interpreter."""
+    """Return the modules loaded after a program has run in a new interpreter."""
     script = f"import sys\n{program}\nprint('loaded:', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     last = done.stdout.splitlines()[-1]
@@ -173,27 +173,27 @@ def imported_by(program: str) -> set[str]:
     return set(last.split()[1:])
 
 
-def test_every_module_has_its_floor() -> None:
+def test_every_module_has_a_floor() -> None:
     assert {unit_of(module) for module in MODULES} - {""} <= FLOOR.keys()
 
 
 @pytest.mark.parametrize("unit", sorted(WINGS))
-def test_every_module_has_its_wing(unit: str) -> None:
+def test_every_module_has_a_wing(unit: str) -> None:
     assert {wing_of(module) for module in MODULES if unit_of(module) == unit} - {""} == WING_FLOOR[unit].keys()
 
 
-def test_no_module_imports_itself_over_others() -> None:
+def test_no_module_imports_itself_through_others() -> None:
     sources = {module: file.read_text(encoding="utf-8") for module, file in MODULES.items()}
     order = TopologicalSorter({module: modules_in(source) for module, source in sources.items()})
     order.prepare()  # raises CycleError, which names the modules
 
 
-def test_modules_behind_symbolic_links_are_looked_at() -> None:
+def test_modules_behind_symbolic_links_are_checked() -> None:
     assert {"backyfs.cli.main", "backyfs.cli.commands.ls", "backyfs.migrations.env"} <= MODULES.keys()
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_a_module_imports_only_what_lies_below_it(module: str) -> None:
+def test_a_module_imports_only_modules_below_it(module: str) -> None:
     assert faults_of(module, MODULES[module].read_text(encoding="utf-8")) == []
 
 
@@ -217,7 +217,7 @@ def test_a_module_imports_only_what_lies_below_it(module: str) -> None:
         ("backyfs", "from backyfs.errors import BackyfsError", ["backyfs.errors"]),
     ],
 )  # fmt: skip
-def test_the_rule_itself_finds_what_is_wrong(module: str, source: str, faults: list[str]) -> None:
+def test_the_rule_itself_finds_violations(module: str, source: str, faults: list[str]) -> None:
     assert faults_of(module, source) == faults
 
 

@@ -1,4 +1,4 @@
-"""Functions of the C library: errors of the system keep their numbers."""
+"""Functions of the C library: system errors keep their numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_hole_reads_as_zeros_and_takes_no_space(tmp_path: Path) -> None:
         (lambda: umount("/nowhere/at all", 0), errno.ENOENT if os.geteuid() == 0 else errno.EPERM),
     ],
 )
-def test_an_error_of_the_system_has_its_number(call, number):
+def test_a_system_error_has_its_number(call, number):
     with pytest.raises(OSError, match=os.strerror(number)) as caught:
         call()
     assert caught.value.errno == number

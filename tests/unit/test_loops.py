@@ -1,4 +1,4 @@
-"""Loop devices are found by their own paths alone."""
+"""Loop devices are found only by their own paths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def test_a_file_with_the_name_of_a_loop_device_is_a_file(tmp_path: Path) -> None:
-    # Were it taken for the device, and backed that, there would be no end to what backs it.
+    # If it were taken for the device that it backs, the chain of backing files would never end.
     for name in ["loop0", *(loop.device.rpartition("/")[2] for loop in list_loops())]:
         assert find_loop(str(tmp_path / name)) is None
         assert with_backing_files(str(tmp_path / name)) == (str(tmp_path / name),)

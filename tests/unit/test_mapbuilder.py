@@ -1,4 +1,4 @@
-"""The map builder: a page comes out once, when all its blocks are known, with what was entered."""
+"""The map builder returns each page once, when all its blocks are known, with the entries made."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def take(builder: MapBuilder) -> Pages:
 
 
 def abandon(builder: MapBuilder) -> Pages:
-    """Return what is kept of a backup that ends early."""
+    """Return the pages kept of a backup that ends early."""
     return {int(page_no): list(entries) for page_no, entries in builder.take_complete() + builder.take_partial()}
 
 
@@ -53,7 +53,7 @@ def test_a_page_is_complete_when_its_last_block_is_entered() -> None:
     assert take(builder) == {0: [7, 7, 7]}
 
 
-def test_a_page_comes_out_once() -> None:
+def test_a_page_is_returned_once() -> None:
     builder = MapBuilder(1)
     builder.expect(run(0))
     enter_all(builder, [0])
@@ -61,7 +61,7 @@ def test_a_page_comes_out_once() -> None:
     assert take(builder) == {}
 
 
-def test_a_page_whose_end_was_not_passed_is_kept() -> None:
+def test_a_page_is_held_back_until_its_end_is_passed() -> None:
     builder = MapBuilder(3)
     builder.expect(run(0, 2))
     enter_all(builder, [0, 1])
@@ -79,7 +79,7 @@ def test_the_end_of_the_runs_completes_the_last_page_with_holes() -> None:
     assert take(builder) == {0: [7, 7, HOLE, HOLE]}
 
 
-def test_what_lies_between_runs_is_holes() -> None:
+def test_blocks_between_runs_are_holes() -> None:
     builder = MapBuilder(5)
     builder.expect(run(1))
     builder.expect(run(4))
@@ -96,7 +96,7 @@ def test_a_run_in_a_later_page_completes_an_earlier_one() -> None:
     assert take(builder) == {0: [HOLE] * 10 + [5] + [HOLE] * 1013}
 
 
-def test_pages_come_out_as_they_are_complete_and_not_in_order() -> None:
+def test_pages_are_returned_when_complete_and_not_in_order() -> None:
     builder = MapBuilder(2049)
     builder.expect(run(0))
     builder.expect(run(1024))
@@ -107,7 +107,7 @@ def test_pages_come_out_as_they_are_complete_and_not_in_order() -> None:
     assert [*take(builder)] == [0]
 
 
-def test_pages_without_any_run_never_come_out() -> None:
+def test_pages_without_any_run_are_never_returned() -> None:
     builder = MapBuilder(3072)
     builder.expect(run(0))
     builder.expect(run(3071))
@@ -130,21 +130,21 @@ def test_a_block_found_to_be_zeros_is_entered_as_a_hole() -> None:
     assert take(builder) == {0: [HOLE, 9]}
 
 
-def test_abandoning_leaves_blocks_that_were_not_entered_absent() -> None:
+def test_abandoning_leaves_blocks_without_an_entry_absent() -> None:
     builder = MapBuilder(4)
     builder.expect(run(0, 4))
     enter_all(builder, [1])
     assert abandon(builder) == {0: [ABSENT, 7, ABSENT, ABSENT]}
 
 
-def test_abandoning_leaves_blocks_that_were_never_announced_absent() -> None:
+def test_abandoning_leaves_unannounced_blocks_absent() -> None:
     builder = MapBuilder(6)
     builder.expect(run(2))
     enter_all(builder, [2])
     assert abandon(builder) == {0: [HOLE, HOLE, 7, ABSENT, ABSENT, ABSENT]}
 
 
-def test_abandoning_keeps_the_holes_that_were_passed() -> None:
+def test_abandoning_keeps_holes_already_passed() -> None:
     builder = MapBuilder(1030)
     builder.expect(run(0))
     builder.expect(run(1025))
@@ -157,7 +157,7 @@ def test_abandoning_before_anything_was_announced_gives_no_pages() -> None:
     assert abandon(builder) == {}
 
 
-def test_abandoning_after_the_end_leaves_nothing_else_absent() -> None:
+def test_abandoning_after_the_end_leaves_no_other_block_absent() -> None:
     builder = MapBuilder(3)
     builder.expect(run(0, 2))
     enter_all(builder, [1])
@@ -165,7 +165,7 @@ def test_abandoning_after_the_end_leaves_nothing_else_absent() -> None:
     assert abandon(builder) == {0: [ABSENT, 7, HOLE]}
 
 
-def test_a_page_that_was_begun_is_taken_again_when_more_of_it_was_entered() -> None:
+def test_a_partial_page_is_returned_again_when_it_has_more_entries() -> None:
     builder = MapBuilder(3)
     builder.expect(run(0, 3))
     enter_all(builder, [0])
@@ -177,7 +177,7 @@ def test_a_page_that_was_begun_is_taken_again_when_more_of_it_was_entered() -> N
     assert take(builder) == {0: [7, 7, 7]}
 
 
-def test_blocks_that_are_not_read_are_as_they_were() -> None:
+def test_unread_blocks_keep_their_old_entries() -> None:
     builder = MapBuilder(5, initial=lambda _: array("q", [1, 2, 3, 4, HOLE]))
     builder.expect(run(1))
     builder.expect(run(3))
@@ -188,7 +188,7 @@ def test_blocks_that_are_not_read_are_as_they_were() -> None:
     assert take(builder) == {0: [1, 7, 3, 7, HOLE]}
 
 
-def test_blocks_that_were_committed_before_stay_so_when_the_backup_ends_early() -> None:
+def test_committed_blocks_are_kept_when_the_backup_ends_early() -> None:
     entries = array("q", [5, ABSENT, ABSENT, 6])
     builder = MapBuilder(4, initial=lambda _: array("q", [5, HOLE, HOLE, 6]), committed=lambda _: entries)
     builder.expect(run(1))
@@ -198,7 +198,7 @@ def test_blocks_that_were_committed_before_stay_so_when_the_backup_ends_early() 
 
 @st.composite
 def announced_runs(draw: st.DrawFn) -> tuple[int, list[BlockRun]]:
-    """The blocks of an image and runs in order, none across the end of a page."""
+    """Draw the number of blocks of an image, and ordered runs that do not cross the end of a page."""
     blocks = draw(st.integers(1, 3 * PAGE_ENTRIES))
     runs: list[BlockRun] = []
     position = draw(st.integers(0, blocks))
@@ -212,7 +212,7 @@ def announced_runs(draw: st.DrawFn) -> tuple[int, list[BlockRun]]:
 
 @given(announced_runs(), st.randoms(use_true_random=False))
 @settings(deadline=None)
-def test_every_page_comes_out_once_and_as_it_was_entered_in_any_order(
+def test_every_page_is_returned_once_with_its_entries_in_any_order(
     announced: tuple[int, list[BlockRun]], random: Random
 ) -> None:
     blocks, runs = announced
@@ -272,7 +272,7 @@ def test_an_abandoned_map_never_takes_a_missing_block_for_a_hole(
     }
 
 
-def test_page_numbers_are_those_of_the_block_map() -> None:
+def test_page_numbers_agree_with_the_block_map() -> None:
     builder = MapBuilder(PAGE_ENTRIES + 1)
     builder.expect(run(PAGE_ENTRIES))
     enter_all(builder, [PAGE_ENTRIES])

@@ -1,4 +1,4 @@
-"""Blobs that are sealed anew: versions stay what they are, nothing is lost, and it can be ended at any time."""
+"""Re-encrypting blobs: versions do not change, nothing is lost, and it can be interrupted at any time."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_block_without_fingerprint_gets_one(tmp_path: Path, to: int) -> None:
 
 
 def configure(config: Path, **settings: object) -> None:
-    """Set values of the [DEFAULTS] of a configuration."""
+    """Set values in [DEFAULTS] of a configuration."""
     text = config.read_text()
     for key, value in settings.items():
         text = re.sub(rf"(?m)^{key}:.*\n", "", text).replace("[DEFAULTS]\n", f"[DEFAULTS]\n{key}: {value}\n")
@@ -64,7 +64,7 @@ def configure(config: Path, **settings: object) -> None:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Give a repository whose blocks are plain until now, and encrypted from now on."""
+    """Make a repository whose existing blocks are plain and whose new blocks are encrypted."""
     config = make_repository(tmp_path / "repository")
     configure(config, encryption_version=0)
     return config
@@ -97,7 +97,7 @@ def run(
 
 
 def living(repository: Repository) -> dict[int, int]:
-    """Count the blobs that are not doomed by their encryption version."""
+    """Count the blobs that are not doomed, by encryption version."""
     found: dict[int, int] = {}
     with repository.database.read() as connection:
         query = select(blobs.c.encryption_version).where(blobs.c.doomed_at.is_(None))
@@ -113,7 +113,7 @@ def expect_exact(repository: Repository, version: Version, image: Path) -> None:
     audit(repository)
 
 
-def test_all_blobs_are_sealed_anew_and_versions_stay_the_same(
+def test_all_blobs_are_sealed_again_and_versions_do_not_change(
     repository: Repository, plain: Version, tmp_path: Path
 ) -> None:
     report = run(repository)
@@ -125,13 +125,13 @@ def test_all_blobs_are_sealed_anew_and_versions_stay_the_same(
     assert count_jobs(repository) == 0
 
 
-def test_what_is_done_is_not_done_again(repository: Repository, plain: Version) -> None:
+def test_migrated_blobs_are_not_migrated_again(repository: Repository, plain: Version) -> None:
     run(repository, plain)
     assert plan_migration(repository, MigrationRequest(versions=None, outdated=Outdated(to=2))).counts == ()
     assert run(repository).blobs == 0
 
 
-def test_old_objects_stay_until_a_cleanup(repository: Repository, plain: Version) -> None:
+def test_old_objects_are_kept_until_a_cleanup(repository: Repository, plain: Version) -> None:
     before = set(blob_uids(repository.blocks.storage))
     run(repository)
     assert before < set(blob_uids(repository.blocks.storage))
@@ -140,7 +140,7 @@ def test_old_objects_stay_until_a_cleanup(repository: Repository, plain: Version
     assert doomed == before
 
 
-def test_only_the_blobs_of_the_versions_that_are_named(repository: Repository, plain: Version, tmp_path: Path) -> None:
+def test_only_blobs_of_the_named_versions_are_migrated(repository: Repository, plain: Version, tmp_path: Path) -> None:
     configured = replace(repository, blocks=replace(repository.blocks, encryption_version=0))
     other_image = random_image(tmp_path / "other", 3 * BLOCK, 5)
     other = back_up(configured, other_image, "other").version
@@ -151,7 +151,7 @@ def test_only_the_blobs_of_the_versions_that_are_named(repository: Repository, p
 
 
 @pytest.mark.parametrize("to", [0, 1, 2])
-def test_blobs_are_taken_to_any_version_and_back(
+def test_blobs_can_be_migrated_to_any_encryption_version_and_back(
     repository: Repository, plain: Version, tmp_path: Path, to: int
 ) -> None:
     run(repository, to=to)
@@ -161,7 +161,7 @@ def test_blobs_are_taken_to_any_version_and_back(
     expect_exact(repository, plain, tmp_path / "image")
 
 
-def test_a_blob_whose_bytes_are_sealed_as_wanted_already_is_not_sealed_again(
+def test_a_blob_whose_bytes_are_already_sealed_as_wanted_is_merged(
     repository: Repository, plain: Version, tmp_path: Path
 ) -> None:
     own_blobs = replace(repository, deduplication=Deduplication.SAME_VERSION)
@@ -175,7 +175,7 @@ def test_a_blob_whose_bytes_are_sealed_as_wanted_already_is_not_sealed_again(
     expect_exact(repository, same, image)
 
 
-def test_of_blobs_with_the_same_bytes_one_is_sealed(repository: Repository, plain: Version, tmp_path: Path) -> None:
+def test_blobs_with_the_same_bytes_are_sealed_once(repository: Repository, plain: Version, tmp_path: Path) -> None:
     doubled = replace(
         repository, deduplication=Deduplication.OFF, blocks=replace(repository.blocks, encryption_version=0)
     )
@@ -189,7 +189,7 @@ def test_of_blobs_with_the_same_bytes_one_is_sealed(repository: Repository, plai
     assert blob_of(repository, plain, 3).id == blob_of(repository, same, 3).id
 
 
-def test_new_data_keys_for_what_was_sealed_before_a_date(
+def test_blobs_sealed_before_a_date_get_new_data_keys(
     repository: Repository, plain: Version, tmp_path: Path
 ) -> None:
     run(repository)
@@ -198,17 +198,17 @@ def test_new_data_keys_for_what_was_sealed_before_a_date(
     with repository.database.write() as connection:
         connection.execute(update(blobs).where(blobs.c.id != blob.id).values(created_at=moment + timedelta(hours=1)))
     assert run(repository, before=moment).blobs == 1
-    anew = blob_of(repository, plain, 0)
-    assert anew.id == blob.id
-    assert anew.uid != blob.uid
+    resealed = blob_of(repository, plain, 0)
+    assert resealed.id == blob.id
+    assert resealed.uid != blob.uid
     keyring = repository.blocks.keyring
-    assert keyring.unwrap(anew.wrapped_key) != keyring.unwrap(blob.wrapped_key)
+    assert keyring.unwrap(resealed.wrapped_key) != keyring.unwrap(blob.wrapped_key)
     assert run(repository, before=moment).blobs == 0
     expect_exact(repository, plain, tmp_path / "image")
 
 
 @pytest.mark.parametrize("how", ["flipped", "missing"])
-def test_a_damaged_blob_is_reported_and_stays(repository: Repository, plain: Version, how: str) -> None:
+def test_a_damaged_blob_is_reported_and_kept(repository: Repository, plain: Version, how: str) -> None:
     blob = blob_of(repository, plain, 7)
     path = file_of(repository, blob)
     if how == "flipped":
@@ -217,13 +217,13 @@ def test_a_damaged_blob_is_reported_and_stays(repository: Repository, plain: Ver
         path.unlink()
     report = run(repository)
     assert list(report.damaged) == [blob.uid]
-    assert report.damaged[blob.uid].__traceback__ is None  # whose frames hold the block
+    assert report.damaged[blob.uid].__traceback__ is None  # whose frames contain the block
     assert report.blobs == BLOCKS - 1
     assert blob_of(repository, plain, 7) == blob
     assert living(repository) == {0: 1, 2: BLOCKS - 1}
 
 
-def test_an_interrupted_migration_keeps_what_it_did_and_is_continued(
+def test_an_interrupted_migration_keeps_its_results_and_can_be_continued(
     repository: Repository, plain: Version, tmp_path: Path
 ) -> None:
     asked = 0
@@ -240,7 +240,7 @@ def test_an_interrupted_migration_keeps_what_it_did_and_is_continued(
     expect_exact(repository, plain, tmp_path / "image")
 
 
-def test_what_was_sealed_before_the_storage_failed_is_kept(
+def test_blobs_sealed_before_a_storage_failure_are_kept(
     repository: Repository, plain: Version, tmp_path: Path
 ) -> None:
     class Full:
@@ -266,19 +266,19 @@ def test_what_was_sealed_before_the_storage_failed_is_kept(
     expect_exact(repository, plain, tmp_path / "image")
 
 
-def test_what_is_open_already_finds_blocks_that_were_sealed_anew(
+def test_a_reader_with_old_rows_finds_resealed_blocks(
     repository: Repository, plain: Version, tmp_path: Path
 ) -> None:
     image = (tmp_path / "image").read_bytes()
     before = [blob_of(repository, plain, index) for index in (0, 5)]
     run(repository)
     for blob in before:
-        file_of(repository, blob).unlink()  # a cleanup was there
+        file_of(repository, blob).unlink()  # as a cleanup does
     assert load_block(repository.blocks, before[0]) == image[:BLOCK]
     assert PieceLoader(repository.blocks).load(before[1], range(1)) == [image[5 * BLOCK : 6 * BLOCK]]
 
 
-def test_a_block_that_is_missing_and_was_not_moved_is_missing(repository: Repository, plain: Version) -> None:
+def test_a_missing_block_that_was_not_resealed_is_reported_missing(repository: Repository, plain: Version) -> None:
     blob = blob_of(repository, plain, 0)
     file_of(repository, blob).unlink()
     with pytest.raises(ObjectMissingError):
@@ -287,11 +287,13 @@ def test_a_block_that_is_missing_and_was_not_moved_is_missing(repository: Reposi
         PieceLoader(repository.blocks).load(blob, range(1))
 
 
-def test_two_migrations_at_once_seal_each_blob_once(repository: Repository, plain: Version, tmp_path: Path) -> None:
+def test_two_simultaneous_migrations_seal_each_blob_once(
+    repository: Repository, plain: Version, tmp_path: Path
+) -> None:
     inner: list[MigrationReport] = []
 
     def migrate_too() -> None:
-        if not inner:  # what the first one has sealed is there, and its rows are not changed yet
+        if not inner:  # the first one has stored its objects but not changed its rows
             inner.append(run(repository))
 
     outer = run(with_watched_storage(repository, migrate_too, "flush"))

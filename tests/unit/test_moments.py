@@ -1,4 +1,4 @@
-"""Moments and tags as people write them, to what is stored."""
+"""Moments and tags: from what people write to what is stored."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_plus_counts_from_now(text: str, later: timedelta) -> None:
     ["", "tomorrow", "2027-02-29", "2026-12-31 24:00", "2026-12-31T23:59:58Z", "31.12.2026", "30d", "-30d", "+30y",
      "+999999w", "+9999999d", "+\u0663d", "\udcff"],
 )  # fmt: skip
-def test_what_is_no_date_is_refused_with_what_would_be(text: str) -> None:
+def test_the_error_for_an_invalid_date_shows_a_valid_one(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"is not a date; give YYYY-MM-DD, .*, or \+30d"):
         MOMENT.convert(text, None, None)
 
@@ -59,7 +59,7 @@ def test_what_is_no_date_is_refused_with_what_would_be(text: str) -> None:
 @given(st.datetimes(timezones=st.just(UTC)).map(lambda moment: moment.replace(microsecond=0)))
 @example(datetime(1, 1, 1, tzinfo=UTC))
 @example(datetime.max.replace(microsecond=0, tzinfo=UTC))
-def test_a_date_comes_back_as_it_is_shown(moment: datetime) -> None:
+def test_a_date_as_shown_can_be_entered(moment: datetime) -> None:
     assert MOMENT.convert(time_text(moment), None, None) == moment
     assert MOMENT.convert(date_text(moment), None, None).date() == moment.date()
 
@@ -97,6 +97,6 @@ def test_tags_are_a_line_of_csv(text: str, expected: tuple[str, ...]) -> None:
     ["", " ", ",", "a,", ",a", "a, ,b", "a,,b", '""', '" "', "x" * (NAME_LENGTH + 1), "\udcff", 'a,"b', '"a" b', '"a"b',
      "a\nb"],
 )  # fmt: skip
-def test_what_are_no_tags_is_refused(text: str) -> None:
+def test_invalid_tags_are_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"give (them|tags) as a,b"):
         TAGS.convert(text, None, None)

@@ -1,4 +1,4 @@
-"""Something else in the place of one object is damage to that one; every command goes on with the rest."""
+"""An obstacle in the place of an object is damage to that object; every command continues with the rest."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def obstruct(repository: Repository, version: Version, kind: str) -> None:
-    """Put something in the place of the second block's object."""
+    """Put an obstacle in the place of the object of the second block."""
     put_in_place(file_of(repository, blob_of(repository, version, 1)), kind)
 
 
@@ -63,19 +63,19 @@ def is_valid(repository: Repository, version: Version) -> bool:
 
 def test_scrub_marks_the_block_and_checks_the_others(repository: Repository, version: Version, kind: str) -> None:
     obstruct(repository, version, kind)
-    told: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     report = scrub(
         repository,
         ScrubRequest(versions=None),
-        on_damage=lambda _version, damage: told.append((damage.start, damage.stop)),
+        on_damage=lambda _version, damage: ranges.append((damage.start, damage.stop)),
     )
     assert (report.blobs_checked, report.blobs_damaged) == (BLOCKS, 1)
-    assert told == [(BLOCK, 2 * BLOCK)]
+    assert ranges == [(BLOCK, 2 * BLOCK)]
     assert not is_valid(repository, version)
 
 
 @pytest.mark.parametrize("uid", ["../../../evil", "a/b"])
-def test_a_uid_that_cannot_be_is_damage_to_its_block(repository: Repository, version: Version, uid: str) -> None:
+def test_an_impossible_uid_is_damage_to_its_block(repository: Repository, version: Version, uid: str) -> None:
     blob = blob_of(repository, version, 1)
     with repository.database.write() as connection:
         connection.execute(update(blobs).where(blobs.c.id == blob.id).values(uid=uid))
@@ -83,10 +83,10 @@ def test_a_uid_that_cannot_be_is_damage_to_its_block(repository: Repository, ver
     assert (report.blobs_checked, report.blobs_damaged) == (BLOCKS - 1, 1)
 
 
-def test_a_uid_that_is_a_path_reads_and_deletes_nothing_elsewhere(
+def test_a_uid_that_is_a_path_does_not_read_or_delete_files_elsewhere(
     repository: Repository, version: Version, tmp_path: Path
 ) -> None:
-    """There the block is whole, so it would be found."""
+    """The block at that path is intact, so reading it would succeed."""
     blob = blob_of(repository, version, 1)
     there = tmp_path / "there.blob"
     file_of(repository, blob).rename(there)
@@ -102,7 +102,7 @@ def test_a_uid_that_is_a_path_reads_and_deletes_nothing_elsewhere(
     assert there.exists()
 
 
-def test_restore_leaves_out_the_block_and_writes_the_others(
+def test_restore_skips_the_block_and_writes_the_others(
     repository: Repository, version: Version, kind: str, tmp_path: Path
 ) -> None:
     obstruct(repository, version, kind)
@@ -112,7 +112,7 @@ def test_restore_leaves_out_the_block_and_writes_the_others(
     assert restored[:BLOCK] + restored[2 * BLOCK :] == whole[:BLOCK] + whole[2 * BLOCK :]
 
 
-def test_a_migration_leaves_out_the_block(repository: Repository, version: Version, kind: str) -> None:
+def test_a_migration_skips_the_block(repository: Repository, version: Version, kind: str) -> None:
     obstruct(repository, version, kind)
     report = migrate(repository, MigrationRequest(versions=None, outdated=Outdated(to=1)))
     assert (report.blobs, len(report.damaged)) == (BLOCKS - 1, 1)
@@ -125,7 +125,7 @@ def test_a_full_cleanup_marks_the_block(repository: Repository, version: Version
     assert (report.damaged_blobs, report.orphans, report.versions_invalid) == (1, 0, (version.uid,))
 
 
-def test_a_cleanup_deletes_the_others_and_says_what_is_in_the_way(
+def test_a_cleanup_deletes_the_other_objects_and_names_the_obstacle(
     repository: Repository, version: Version, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = file_of(repository, blob_of(repository, version, 1))
@@ -140,7 +140,9 @@ def test_a_cleanup_deletes_the_others_and_says_what_is_in_the_way(
     assert objects(repository) == set()
 
 
-def test_a_storage_that_gives_nothing_is_an_error_and_no_damage(repository: Repository, version: Version) -> None:
+def test_a_storage_in_which_every_read_fails_is_an_error_and_not_damage(
+    repository: Repository, version: Version
+) -> None:
     for index in range(BLOCKS):
         put_in_place(file_of(repository, blob_of(repository, version, index)), "a FIFO")
     with pytest.raises(StorageError, match="the storage returns none of 4 blobs"):
@@ -148,7 +150,7 @@ def test_a_storage_that_gives_nothing_is_an_error_and_no_damage(repository: Repo
     assert is_valid(repository, version)
 
 
-def test_a_recovery_loses_the_version_whose_object_cannot_be_read(
+def test_a_recovery_loses_only_the_version_whose_object_cannot_be_read(
     repository: Repository, version: Version, kind: str, tmp_path: Path
 ) -> None:
     other = back_up(repository, random_image(tmp_path / "other", BLOCK, 2), "other").version
@@ -166,7 +168,7 @@ def test_a_recovery_loses_the_version_whose_object_cannot_be_read(
     assert [loss for loss in losses if loss.name.endswith(version.uid)]
 
 
-def test_a_recovery_names_what_is_in_the_place_of_the_repository_object(
+def test_a_recovery_names_an_obstacle_in_the_place_of_the_repository_object(
     repository: Repository, version: Version, kind: str, tmp_path: Path
 ) -> None:
     assert version.name

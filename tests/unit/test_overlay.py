@@ -1,4 +1,4 @@
-"""The layers of a writable mount: what was written is read back, synced bytes stay, nothing else is ever read."""
+"""The layers of a writable mount: written bytes are read back, synced bytes are kept, and nothing else is ever read."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write(layer: Layer, start: int, data: bytes, base: bytes = BASE) -> None:
 
 
 def image(layer: Layer, base: bytes = BASE, start: int = 0, stop: int | None = None) -> bytes:
-    """Return what a reader of the image sees."""
+    """Return the bytes that a reader of the image sees."""
     ranges = layer.split(start, len(base) if stop is None else stop)
     return b"".join(layer.read(first, last) if is_in else base[first:last] for first, last, is_in in ranges)
 
@@ -72,7 +72,7 @@ def changed(base: bytes, *writes: tuple[int, bytes]) -> bytes:
 
 
 def after_kill(directory: Path) -> Path:
-    """Return a copy of the directory as a process that is killed now would leave it."""
+    """Return a copy of the directory as the process would leave it if killed now."""
     copy = directory.with_name(f"{directory.name}-killed")
     shutil.copytree(directory, copy)
     return copy
@@ -83,7 +83,7 @@ def path_of(fd: int) -> str:
 
 
 def noting(synced: list[str], real: Callable[[int], None]) -> Callable[[int], None]:
-    """Make a function that syncs a file and writes down its name."""
+    """Return a function that syncs a file and records its name."""
 
     def sync(fd: int) -> None:
         synced.append(path_of(fd))
@@ -105,7 +105,7 @@ def test_an_untouched_layer_is_empty_and_has_no_files(directory):
         assert sorted(os.listdir(directory)) == ["lock", "repository"]
 
 
-def test_what_is_written_is_read_back_over_the_image(directory):
+def test_written_bytes_are_read_back_over_the_image(directory):
     with opened(directory) as layer:
         write(layer, 5000, b"abc" * 3000)
         assert not layer.is_empty
@@ -114,7 +114,7 @@ def test_what_is_written_is_read_back_over_the_image(directory):
         assert layer.used_bytes == 3 * CHUNK
 
 
-def test_a_write_of_whole_chunks_needs_nothing_of_the_image(directory):
+def test_a_write_of_whole_chunks_does_not_need_the_image(directory):
     with opened(directory) as layer:
         assert layer.edges(CHUNK, 3 * CHUNK) == []
         layer.write(CHUNK, bytes(2 * CHUNK), {})
@@ -130,7 +130,7 @@ def test_the_chunks_at_both_ends_are_completed_from_the_image(directory):
         assert layer.edges(100, 100) == []
 
 
-def test_a_chunk_that_is_in_the_layer_needs_nothing_of_the_image(directory):
+def test_a_chunk_in_the_layer_does_not_need_the_image(directory):
     with opened(directory) as layer:
         write(layer, 100, b"one")
         assert layer.edges(200, 300) == []
@@ -151,7 +151,7 @@ def test_the_last_chunk_ends_with_the_image(directory):
         assert layer.used_bytes == SIZE
 
 
-def test_ranges_are_cut_to_what_was_asked_for(directory):
+def test_ranges_are_cut_to_the_request(directory):
     with opened(directory) as layer:
         write(layer, CHUNK, bytes(CHUNK))
         assert layer.split(CHUNK + 1, CHUNK + 2) == [(CHUNK + 1, CHUNK + 2, True)]
@@ -172,7 +172,7 @@ def test_ranges_outside_the_image_are_refused(directory):
                 call()
 
 
-def test_bytes_that_the_layer_lacks_are_never_read_from_it(directory):
+def test_bytes_not_in_the_layer_are_never_read_from_it(directory):
     with opened(directory) as layer:
         write(layer, 0, bytes(CHUNK))
         with pytest.raises(ValueError, match="are not in the layer"):
@@ -180,14 +180,14 @@ def test_bytes_that_the_layer_lacks_are_never_read_from_it(directory):
 
 
 @pytest.mark.parametrize("base", [{}, {(0, CHUNK): b"short"}])
-def test_a_write_without_the_bytes_of_the_image_that_it_needs_is_refused(directory, base):
+def test_a_write_without_the_image_bytes_it_needs_is_refused(directory, base):
     with opened(directory) as layer:
         with pytest.raises(ValueError, match="this write needs bytes"):
             layer.write(1, b"x", base)
         assert layer.is_empty
 
 
-def test_an_image_without_bytes_has_a_layer(directory):
+def test_an_empty_image_has_a_layer(directory):
     with opened(directory, 0) as layer:
         layer.write(0, b"", {})
         assert (layer.split(0, 0), layer.read(0, 0), layer.used_bytes) == ([], b"", 0)
@@ -208,10 +208,10 @@ def test_layers_of_two_versions_do_not_mix(directory):
         assert image(overlays.layer(OTHER_UID, SIZE))[:3] == b"two"
 
 
-# Keeping.
+# Durability.
 
 
-def test_a_layer_is_there_when_the_directory_is_opened_again(directory):
+def test_a_layer_is_kept_when_the_directory_is_opened_again(directory):
     with opened(directory) as layer:
         write(layer, 5000, b"abc")
     with opened(directory) as layer:
@@ -220,7 +220,7 @@ def test_a_layer_is_there_when_the_directory_is_opened_again(directory):
         assert layer.edges(5000, 5003) == []
 
 
-def test_the_files_are_as_long_as_they_should_be_and_nobody_elses(directory):
+def test_the_files_have_the_right_size_and_are_private(directory):
     with opened(directory, TIB) as layer:
         layer.write(TIB - CHUNK, bytes(CHUNK), {})
     data, stored = (directory / f"{UID}.{kind}" for kind in ("data", "map"))
@@ -230,7 +230,7 @@ def test_the_files_are_as_long_as_they_should_be_and_nobody_elses(directory):
     assert [path.stat().st_mode & 0o777 for path in (directory, data, stored)] == [0o700, 0o600, 0o600]
 
 
-def test_what_was_not_synced_is_lost_with_the_process_and_the_image_is_back(directory):
+def test_unsynced_writes_are_lost_with_the_process_and_the_image_reappears(directory):
     with opened(directory) as layer:
         write(layer, 0, b"synced")
         layer.sync()
@@ -240,7 +240,7 @@ def test_what_was_not_synced_is_lost_with_the_process_and_the_image_is_back(dire
         assert image(layer) == changed(BASE, (0, b"synced"))
 
 
-def test_a_chunk_that_was_lost_is_completed_from_the_image_when_it_is_written_again(directory):
+def test_a_lost_chunk_is_completed_from_the_image_when_it_is_written_again(directory):
     with opened(directory) as layer:
         write(layer, 0, b"synced")
         layer.sync()
@@ -287,7 +287,7 @@ def other_process(directory: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_process_that_is_killed_keeps_what_it_synced_and_locks_nobody_out(directory):
+def test_a_killed_process_leaves_its_synced_data_and_no_lock(directory):
     with other_process(directory) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -296,7 +296,7 @@ def test_a_process_that_is_killed_keeps_what_it_synced_and_locks_nobody_out(dire
 
 
 @pytest.mark.parametrize("step", ["create data", "data durable", "create map", "name the map", "write the map"])
-def test_a_kill_during_the_first_sync_loses_nothing_but_what_was_not_synced(directory, step, monkeypatch):
+def test_a_kill_during_the_first_sync_loses_only_unsynced_data(directory, step, monkeypatch):
     """The directory is copied before each call that changes it, as if the process ended there."""
     killed = directory.with_name("killed")
     calls = {
@@ -326,7 +326,7 @@ def test_a_kill_during_the_first_sync_loses_nothing_but_what_was_not_synced(dire
             write(layer, 100, b"again")
 
 
-def test_discarded_layers_leave_nothing(directory):
+def test_discarded_layers_leave_no_files(directory):
     with opened(directory, discard=True) as layer:
         write(layer, 5, b"abc")
         layer.sync()
@@ -346,10 +346,10 @@ def test_discarding_removes_the_layers_of_earlier_mounts(directory):
         assert sorted(os.listdir(directory)) == ["lock", "notes.txt", "repository"]
 
 
-# The order in which things become durable.
+# The order of syncs.
 
 
-def test_data_is_durable_before_the_map_names_it(directory, monkeypatch):
+def test_data_are_durable_before_the_map_names_them(directory, monkeypatch):
     events = []
 
     def record(function: str) -> None:
@@ -422,8 +422,8 @@ def test_only_changed_pages_of_the_map_are_written(directory, monkeypatch):
         assert written == [(4096 + 5 * 4096, 4096)]
 
 
-def test_more_changed_pages_than_are_copied_at_once_are_all_written(directory):
-    starts = [number * PAGE_CHUNKS * CHUNK for number in range(2500)]  # 1024 are copied at once
+def test_all_changed_pages_are_written_even_in_several_batches(directory):
+    starts = [number * PAGE_CHUNKS * CHUNK for number in range(2500)]  # 1024 are copied in one batch
     with opened(directory, TIB) as layer:
         for start in starts:
             layer.write(start, b"x" * CHUNK, {})
@@ -432,7 +432,7 @@ def test_more_changed_pages_than_are_copied_at_once_are_all_written(directory):
         assert layer.used_bytes == 2500 * CHUNK
 
 
-def test_what_is_written_during_a_sync_is_not_named_by_it(directory, monkeypatch):
+def test_a_chunk_written_during_a_sync_is_not_in_its_map(directory, monkeypatch):
     """A chunk that is written between the sync of the data and the map must not get into the map."""
     real = os.fdatasync
 
@@ -457,8 +457,8 @@ def test_what_is_written_during_a_sync_is_not_named_by_it(directory, monkeypatch
         assert image(layer) == changed(BASE, (0, b"first"), (10 * CHUNK, b"too late"))
 
 
-def test_what_a_killed_process_left_is_made_durable_when_it_is_opened(directory, monkeypatch):
-    """Who reads it and then syncs has to find it after a power cut."""
+def test_leftovers_of_a_killed_process_are_made_durable_when_opened(directory, monkeypatch):
+    """Somebody who reads the data and then syncs must find them after a power cut."""
     with opened(directory) as layer:
         write(layer, 0, b"abc")
     synced: list[str] = []
@@ -472,7 +472,7 @@ def test_what_a_killed_process_left_is_made_durable_when_it_is_opened(directory,
 
 
 def failing(error: int, suffix: str, *, after: int = 0) -> Callable[..., int]:
-    """Return a pwrite that has room for so many bytes in files with this suffix."""
+    """Return a pwrite with room for a number of bytes in files with a suffix."""
     real, room = os.pwrite, after
 
     def pwrite(fd, data, offset):
@@ -488,7 +488,7 @@ def failing(error: int, suffix: str, *, after: int = 0) -> Callable[..., int]:
     return pwrite
 
 
-def test_a_full_disk_is_told_and_leaves_what_was_there(directory, monkeypatch):
+def test_a_full_disk_is_reported_and_old_data_are_kept(directory, monkeypatch):
     with opened(directory) as layer:
         write(layer, 0, b"there")
         monkeypatch.setattr(os, "pwrite", failing(errno.ENOSPC, ".data", after=CHUNK + 100))
@@ -501,7 +501,7 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(directory, monkeypatch):
         assert image(layer) == changed(BASE, (0, b"there"), (5 * CHUNK + 1, b"y"))
 
 
-def test_a_map_that_found_no_room_is_written_by_the_next_sync(directory, monkeypatch):
+def test_a_map_that_did_not_fit_is_written_by_the_next_sync(directory, monkeypatch):
     with opened(directory) as layer:
         write(layer, 0, b"one")
         layer.sync()
@@ -522,7 +522,7 @@ def test_a_map_that_found_no_room_is_written_by_the_next_sync(directory, monkeyp
 
 
 @pytest.mark.parametrize("suffix", [".data", ".map.new"])
-def test_a_layer_that_could_not_be_made_is_made_by_the_next_try(directory, monkeypatch, suffix):
+def test_a_layer_that_could_not_be_created_is_created_by_the_next_try(directory, monkeypatch, suffix):
     def refuse(fd, size):
         if path_of(fd).endswith(suffix):
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
@@ -540,7 +540,7 @@ def test_a_layer_that_could_not_be_made_is_made_by_the_next_try(directory, monke
         assert image(layer) == changed(BASE, (0, b"one"))
 
 
-def test_bytes_that_did_not_reach_the_disk_end_the_layer(directory, monkeypatch):
+def test_bytes_that_did_not_reach_the_disk_make_the_layer_unusable(directory, monkeypatch):
     def fail(fd):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -563,7 +563,7 @@ def test_bytes_that_did_not_reach_the_disk_end_the_layer(directory, monkeypatch)
         assert image(layer) == changed(BASE, (0, b"synced"))
 
 
-def test_data_that_was_cut_short_is_an_error_and_not_zeros(directory):
+def test_truncated_data_are_an_error_and_not_zeros(directory):
     with opened(directory) as layer:
         write(layer, 0, b"x" * SIZE)
         os.truncate(directory / f"{UID}.data", CHUNK)
@@ -598,7 +598,7 @@ def test_a_real_full_disk_loses_nothing_that_was_synced(tmp_path):
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_layer_is_not_used_after_its_directory_is_closed(directory):
+def test_a_layer_cannot_be_used_after_its_directory_is_closed(directory):
     with OverlayDirectory(str(directory), REPOSITORY) as overlays:
         layer = overlays.layer(UID, SIZE)
         write(layer, 0, b"abc")
@@ -611,8 +611,8 @@ def test_a_layer_is_not_used_after_its_directory_is_closed(directory):
     overlays.close()
 
 
-def test_nothing_stays_open(directory):
-    gc.collect()  # other tests may have left open files to the garbage
+def test_no_file_remains_open(directory):
+    gc.collect()  # other tests may have left open files to the garbage collector
     before = sorted(os.listdir("/proc/self/fd"))
     for size in (SIZE, SIZE + 1):
         try:
@@ -636,8 +636,8 @@ def in_threads(count: int, work: Callable[[int], None]) -> None:
             done.result()
 
 
-def test_threads_that_fill_the_same_chunk_do_not_lose_each_others_bytes(directory):
-    """All of them find that the chunk is to be completed before the first of them writes."""
+def test_threads_that_fill_the_same_chunk_do_not_overwrite_each_other(directory):
+    """All of them find the chunk incomplete before the first of them writes."""
     threads = 8
     barrier = threading.Barrier(threads)
     with opened(directory) as layer:
@@ -656,7 +656,7 @@ def test_threads_that_fill_the_same_chunk_do_not_lose_each_others_bytes(director
         assert image(layer) == changed(BASE, *writes)
 
 
-def test_threads_that_write_read_and_sync_at_once_see_whole_writes_only(directory):
+def test_threads_that_write_read_and_sync_see_only_complete_writes(directory):
     """Each thread owns every eighth slice of 1,000 bytes, so that threads share chunks but no bytes."""
     threads, pieces = 8, SIZE // 1000
     with opened(directory) as layer:
@@ -680,8 +680,8 @@ def test_threads_that_write_read_and_sync_at_once_see_whole_writes_only(director
         assert image(layer) == expected
 
 
-def test_closing_waits_for_those_who_read(directory, monkeypatch):
-    """The number of a file that was closed under them could be that of another file."""
+def test_closing_waits_for_readers(directory, monkeypatch):
+    """The descriptor of a file closed under them could be reused for another file."""
     is_in, may_go = threading.Event(), threading.Event()
     real = os.pread
 
@@ -705,7 +705,7 @@ def test_closing_waits_for_those_who_read(directory, monkeypatch):
         close.result()
 
 
-def test_looking_at_a_layer_does_not_wait_for_the_disk(directory, monkeypatch):
+def test_querying_a_layer_does_not_wait_for_the_disk(directory, monkeypatch):
     is_in, may_go = threading.Event(), threading.Event()
     real = os.fdatasync
 
@@ -728,10 +728,10 @@ def test_looking_at_a_layer_does_not_wait_for_the_disk(directory, monkeypatch):
         thread.join()
 
 
-# Whose directory it is.
+# Ownership of the directory.
 
 
-def test_a_directory_that_another_process_uses_is_refused(directory):
+def test_a_directory_in_use_by_another_process_is_refused(directory):
     with other_process(directory), pytest.raises(MountError) as caught:
         OverlayDirectory(str(directory), REPOSITORY)
     assert str(caught.value) == (
@@ -739,7 +739,7 @@ def test_a_directory_that_another_process_uses_is_refused(directory):
     )
 
 
-def test_a_mount_that_is_refused_changes_nothing_for_the_one_that_is_there(directory):
+def test_a_refused_mount_does_not_disturb_the_existing_one(directory):
     with opened(directory) as layer:
         write(layer, 0, b"abc")
         with pytest.raises(MountError):
@@ -776,13 +776,13 @@ def test_a_directory_whose_owner_cannot_be_read_is_refused_and_left_alone(direct
     assert os.listdir(directory) == ["repository"]
 
 
-def test_a_directory_named_repository_in_it_makes_it_foreign(directory):
+def test_a_directory_with_a_subdirectory_named_repository_is_foreign(directory):
     (directory / "repository").mkdir(parents=True)
     with pytest.raises(MountError, match="cannot store writes to images: Is a directory; name another"):
         OverlayDirectory(str(directory), REPOSITORY)
 
 
-def test_an_empty_directory_and_one_where_the_first_use_was_killed_are_taken(directory):
+def test_an_empty_directory_or_one_left_by_a_killed_first_use_is_accepted(directory):
     directory.mkdir()
     for left in ((), ("lost+found",), ("lock", "repository.new")):
         for name in left:
@@ -793,7 +793,7 @@ def test_an_empty_directory_and_one_where_the_first_use_was_killed_are_taken(dir
 
 
 @pytest.mark.parametrize("path", ["missing/overlay", "file"])
-def test_a_directory_that_cannot_be_made_is_refused(tmp_path, path):
+def test_a_directory_that_cannot_be_created_is_refused(tmp_path, path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(MountError, match="cannot store writes to images: "):
         OverlayDirectory(str(tmp_path / path), REPOSITORY)
@@ -815,7 +815,7 @@ def test_a_uid_that_could_lead_elsewhere_is_refused(directory, uid):
 
 
 @pytest.mark.parametrize("uid", ["lock", "repository", "-rf", "x" * 64])
-def test_an_odd_uid_is_a_good_one(directory, uid):
+def test_an_odd_uid_is_accepted(directory, uid):
     for content in (BASE, changed(BASE, (0, b"abc"))):
         with OverlayDirectory(str(directory), REPOSITORY) as overlays:
             layer = overlays.layer(VersionUid(uid), SIZE)
@@ -877,7 +877,7 @@ def of_another_format(path: Path) -> None:
         ("data", replace_by_pipe, "is not a regular file"),
     ],
 )
-def test_a_damaged_layer_is_refused_and_the_others_are_not(directory, kind, damage, fact):
+def test_only_a_damaged_layer_is_refused(directory, kind, damage, fact):
     with opened(directory) as layer:
         write(layer, 0, b"abc")
     damage(directory / f"{UID}.{kind}")
@@ -904,7 +904,7 @@ def test_a_layer_of_another_version_or_size_is_refused(directory):
             overlays.layer(UID, SIZE - 1)
 
 
-def test_the_bytes_of_a_map_are_those_of_the_format(directory):
+def test_the_bytes_of_a_map_follow_the_format(directory):
     with opened(directory) as layer:
         write(layer, 0, b"abc")
         write(layer, 9 * CHUNK, bytes(2 * CHUNK))
@@ -917,7 +917,7 @@ def test_the_bytes_of_a_map_are_those_of_the_format(directory):
     assert (directory / "repository").read_bytes() == b"backyfs overlay 1\n" + REPOSITORY.encode() + b"\n"
 
 
-def test_a_map_is_read_where_holes_are_not_known(directory, monkeypatch):
+def test_a_map_can_be_read_if_holes_cannot_be_found(directory, monkeypatch):
     def unknown(fd, offset, whence):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
@@ -933,8 +933,8 @@ def test_a_map_is_read_where_holes_are_not_known(directory, monkeypatch):
         assert list(layer._chunks._pages) == [TIB // 2 // CHUNK // PAGE_CHUNKS]
 
 
-def test_a_map_is_read_where_holes_are_smaller_than_its_pages(directory, monkeypatch):
-    """As with blocks of 1 KiB: only the third KiB of the second page of bits is told to be data."""
+def test_a_map_can_be_read_if_holes_are_smaller_than_its_pages(directory, monkeypatch):
+    """As with blocks of 1 KiB: only the third KiB of the second page of bits is reported as data."""
 
     def lseek(fd, offset, whence):
         start = 4096 + 4096 + 2048
@@ -981,7 +981,7 @@ with OverlayDirectory(sys.argv[1], {REPOSITORY!r}) as overlays:
 """
 
 
-def test_a_layer_of_ten_tebibytes_is_small_in_memory_and_opened_fast(directory):
+def test_a_layer_of_ten_tebibytes_takes_little_memory_and_opens_fast(directory):
     for _ in ("written", "opened again"):
         done = subprocess.run(
             [sys.executable, "-c", LARGE, str(directory)], check=True, stdout=subprocess.PIPE, text=True
@@ -991,7 +991,7 @@ def test_a_layer_of_ten_tebibytes_is_small_in_memory_and_opened_fast(directory):
         assert seconds < 10
 
 
-def test_a_large_uniform_range_is_looked_at_fast(directory):
+def test_a_large_uniform_range_is_scanned_fast(directory):
     chunks = ChunkSet()
     chunks.add(0, TIB // CHUNK)
     began = time.monotonic()
@@ -1000,7 +1000,7 @@ def test_a_large_uniform_range_is_looked_at_fast(directory):
     assert time.monotonic() - began < 5  # 2,684 million chunks; some 0.2 s
 
 
-# Against models.
+# Comparison with models.
 
 BORDERS = [border + delta for border in (PAGE_CHUNKS, 2 * PAGE_CHUNKS) for delta in (-9, -8, -7, -1, 0, 1, 7, 8, 9)]
 NUMBERS = st.integers(0, 3 * PAGE_CHUNKS) | st.integers(0, 20) | st.sampled_from(BORDERS)
@@ -1033,9 +1033,9 @@ def test_a_chunk_set_is_a_set_of_numbers(spans: list[tuple[int, int]], asked: tu
 
 
 class LayerMachine(RuleBasedStateMachine):
-    """A layer against a list of its bytes: reopened, killed, and with the power cut.
+    """A layer compared with its expected bytes: reopened, killed, and after a power cut.
 
-    A power cut leaves of the data what its last sync has written, and of the map all: the worst order.
+    In the worst order, a power cut leaves only the synced data but all of the map.
     """
 
     @initialize(size=st.integers(1, 12 * CHUNK), seed=st.integers(0, 1000))
@@ -1044,8 +1044,8 @@ class LayerMachine(RuleBasedStateMachine):
         self.directory = Path(self.place.name, "overlay")
         self.durable = Path(self.place.name, "durable")
         self.base = random_bytes(size, seed)
-        self.content = bytearray(self.base)  # what a reader sees
-        self.synced = bytes(self.base)       # what a power cut leaves
+        self.content = bytearray(self.base)  # as a reader sees it
+        self.synced = bytes(self.base)       # as a power cut leaves it
         self.written: set[int] = set()       # chunks
         self.kept: set[int] = set()          # chunks that were synced
         self.generation = 0
@@ -1099,12 +1099,12 @@ class LayerMachine(RuleBasedStateMachine):
 
     @rule()
     def kill(self) -> None:
-        """Lose the bits that were not synced; all bytes that were written are there."""
+        """Lose the unsynced bits; all written bytes are kept."""
         self.fall()
 
     @rule()
     def cut_power(self) -> None:
-        """Lose the bytes that were not synced as well."""
+        """Lose the unsynced bytes too."""
         self.content = bytearray(self.synced)
         self.fall(self.durable)
 

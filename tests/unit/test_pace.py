@@ -1,4 +1,4 @@
-"""How fast something gets on: in words, in the row of the job, and in the title of the process."""
+"""The pace of a command: in words, in the row of its job, and in the title of its process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MIB = 1 << 20
         (1 << 60, 1, 3600.0, "0.0% 0B/s"),
     ],
 )
-def test_a_pace_is_share_rate_and_time_to_go(total, done, elapsed_s, text):
+def test_a_pace_consists_of_share_rate_and_remaining_time(total, done, elapsed_s, text):
     assert Pace(total_bytes=total, started=100.0, done_bytes=done).text(100.0 + elapsed_s) == text
 
 
@@ -116,7 +116,7 @@ def test_the_first_beat_with_progress_comes_soon(database, monkeypatch):
         assert running.job.beat_age_s < 10
 
 
-def test_what_counts_no_bytes_is_put_into_words_as_it_is():
+def test_progress_in_other_units_than_bytes_is_shown_as_a_number():
     assert progress_text(JobProgress(done=3, total=7, unit=Unit.VERSIONS, elapsed_s=9.0)) == "3 of 7 versions"
     assert progress_text(None) == ""
 
@@ -137,17 +137,17 @@ def test_a_title_names_program_and_activity(name, expected):
 
 
 @pytest.mark.parametrize("name", ["backyfs", "backy2", "nightly"])
-def test_no_title_of_ours_is_taken_for_backy2(name):
+def test_our_titles_are_not_taken_for_backy2(name):
     title = title_of(name, "Backing up disk")
     assert not backy2_processes._is_backy2([title], name)
 
 
 @pytest.mark.parametrize("title", ["backy2 [Backing up]", "nightly [Backing up (1/2)]", "nightly", "backy2"])
-def test_titles_of_backy2_are_known_still(title):
+def test_titles_of_backy2_are_still_recognized(title):
     assert backy2_processes._is_backy2([title], "nightly")
 
 
-def test_the_title_follows_and_comes_back(monkeypatch):
+def test_the_title_follows_progress_and_is_restored(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     before = getproctitle()

@@ -1,4 +1,4 @@
-"""Partition tables: those that the tools of Linux make, broken ones, ones made to do harm, and what is none."""
+"""Partition tables: made by Linux tools, broken, hostile, and none at all."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ size=5MiB, type=e8
 
 
 def tool(*arguments: str | Path, text: str = "", **environment: str) -> str:
-    """Run a program, which users may not have in their PATH, and return what it prints."""
+    """Run a program that may not be in the PATH of users; return its output."""
     if shutil.which(str(arguments[0]), path=PATH) is None:
         pytest.skip(f"{arguments[0]} is not installed")
     done = subprocess.run(
@@ -65,7 +65,7 @@ def tool(*arguments: str | Path, text: str = "", **environment: str) -> str:
 
 @dataclass(kw_only=True)
 class Medium:
-    """An image to read from, which may be damaged in places; every read of it has to be within it."""
+    """An image to read from, possibly damaged in places. Every read must be within it."""
 
     image: bytes | bytearray | Path
     damaged: range = range(0)
@@ -113,7 +113,7 @@ def sfdisk_image(path: Path, script: str, size: int = 64 * MIB) -> Path:
 
 
 def as_sfdisk_says(path: Path) -> PartitionTable:
-    """Return the partition table of an image, without what sfdisk does not tell and without remarks."""
+    """Return the partition table of an image, without remarks and without facts that sfdisk does not print."""
     said = json.loads(tool("sfdisk", "--json", path))["partitiontable"]
     is_gpt = said["label"] == "gpt"
     partitions = [
@@ -138,7 +138,7 @@ def as_parted_says(path: Path, sector_bytes: int) -> dict[int, tuple[int, int]]:
     return {int(row[0]): (int(row[1][:-1]), int(row[3][:-1])) for row in rows}
 
 
-# Tables made by hand, for what the tools refuse to make.
+# Tables made by hand, which the tools refuse to make.
 
 
 def dos_entry(first: int, sectors: int, kind: int = 0x83, boot: int = 0) -> bytes:
@@ -160,7 +160,7 @@ def gpt_entry(first: int, last: int, name: str = "", kind: str = LINUX, uid: int
 
 
 def gpt_header(own: int, other: int, array: int, entries: bytes, odd: Mapping[str, int] | None = None) -> bytes:
-    """Return a header that is right for these entries, but for the fields that are odd."""
+    """Return a header that is correct for these entries, except for the odd fields."""
     fields = {"size": 92, "array": array, "count": len(entries) // 128, "entry_bytes": 128, **(odd or {})}
     where = struct.pack("<QQQQ16sQ", own, other, 34, 2014, bytes(16), fields["array"])
     what = struct.pack("<III", fields["count"], fields["entry_bytes"], zlib.crc32(entries))
@@ -195,10 +195,10 @@ BACKUP = MIB - 512
 BACKUP_ARRAY = BACKUP - 128 * 128
 
 
-# What the tools make.
+# Tables made by tools.
 
 
-def test_a_gpt_of_sfdisk_is_read(tmp_path: Path) -> None:
+def test_a_gpt_made_by_sfdisk_is_read(tmp_path: Path) -> None:
     image = sfdisk_image(tmp_path / "image", GPT_SCRIPT)
     table = table_of(image)
     assert table == as_sfdisk_says(image)
@@ -209,7 +209,7 @@ def test_a_gpt_of_sfdisk_is_read(tmp_path: Path) -> None:
     ]
 
 
-def test_a_gpt_of_sgdisk_with_gaps_between_its_numbers_is_read(tmp_path: Path) -> None:
+def test_a_gpt_made_by_sgdisk_with_gaps_between_its_numbers_is_read(tmp_path: Path) -> None:
     image = empty_image(tmp_path / "image")
     tool("sgdisk", "-n", "7:0:+8M", "-n", "3:0:+4M", "-n", "128:0:0", "-A", "3:set:2", "-t", "7:8309", image)
     table = table_of(image)
@@ -230,14 +230,14 @@ def test_entries_may_be_elsewhere_and_more_or_fewer(tmp_path: Path, options: lis
 @pytest.mark.parametrize(
     "name", ["ünter uns", "日本語 😀", 'a "quoted" \\ name', "x" * 36, "\x1b[2Jgone", "two\nlines", "\u202egnp.exe"]
 )
-def test_a_label_is_read_as_it_was_given(tmp_path: Path, name: str) -> None:
+def test_a_label_is_read_unchanged(tmp_path: Path, name: str) -> None:
     image = empty_image(tmp_path / "image")
     tool("sgdisk", "-n", "1:0:+8M", "-c", f"1:{name}", image)
     assert [partition.name for partition in table_of(image).partitions] == [name]
 
 
 @pytest.mark.parametrize("sector_bytes", [512, 4096])
-def test_a_gpt_of_parted_is_read(tmp_path: Path, sector_bytes: int) -> None:
+def test_a_gpt_made_by_parted_is_read(tmp_path: Path, sector_bytes: int) -> None:
     image = empty_image(tmp_path / "image")
     parts = ["mkpart", "boot", "1MiB", "9MiB", "mkpart", "data", "ext4", "9MiB", "100%", "set", "1", "esp", "on"]
     tool("parted", "-s", image, "mklabel", "gpt", *parts, PARTED_SECTOR_SIZE=str(sector_bytes))
@@ -247,7 +247,7 @@ def test_a_gpt_of_parted_is_read(tmp_path: Path, sector_bytes: int) -> None:
     assert [(partition.name, partition.kind) for partition in table.partitions] == [("boot", EFI), ("data", LINUX)]
 
 
-def test_a_gpt_of_fdisk_with_sectors_of_4096_bytes_is_read(tmp_path: Path) -> None:
+def test_a_gpt_made_by_fdisk_with_sectors_of_4096_bytes_is_read(tmp_path: Path) -> None:
     image = empty_image(tmp_path / "image")
     (tmp_path / "script").write_text(GPT_SCRIPT)
     tool("fdisk", "-b", "4096", image, text=f"I\n{tmp_path / 'script'}\nw\n")
@@ -268,7 +268,7 @@ def test_a_hybrid_mbr_gives_the_partitions_of_the_gpt(tmp_path: Path) -> None:
     assert table.remarks == ("The MBR also has partitions (it is hybrid); those of the GPT are used.",)
 
 
-def test_an_mbr_of_sfdisk_with_logical_partitions_is_read(tmp_path: Path) -> None:
+def test_an_mbr_made_by_sfdisk_with_logical_partitions_is_read(tmp_path: Path) -> None:
     image = sfdisk_image(tmp_path / "image", DOS_SCRIPT)
     table = table_of(image)
     expected = as_sfdisk_says(image)
@@ -278,7 +278,7 @@ def test_an_mbr_of_sfdisk_with_logical_partitions_is_read(tmp_path: Path) -> Non
     )
 
 
-def test_uids_are_those_that_linux_uses(tmp_path: Path) -> None:
+def test_uids_are_the_same_as_in_linux(tmp_path: Path) -> None:
     for script in (DOS_SCRIPT, GPT_SCRIPT):
         image = sfdisk_image(tmp_path / "image", script)
         said = tool("partx", "--raw", "--noheadings", "--output", "NR,UUID", image)
@@ -286,7 +286,7 @@ def test_uids_are_those_that_linux_uses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sector_bytes", [512, 4096])
-def test_an_mbr_of_parted_with_logical_partitions_is_read(tmp_path: Path, sector_bytes: int) -> None:
+def test_an_mbr_made_by_parted_with_logical_partitions_is_read(tmp_path: Path, sector_bytes: int) -> None:
     image = empty_image(tmp_path / "image")
     parts = ("primary 1MiB 3MiB", "extended 3MiB 100%", "logical 4MiB 5MiB", "logical 6MiB 9MiB")
     commands = [word for part in parts for word in ("mkpart", *part.split())]
@@ -298,19 +298,19 @@ def test_an_mbr_of_parted_with_logical_partitions_is_read(tmp_path: Path, sector
 
 
 @pytest.mark.parametrize("sector_bytes", [512, 4096])
-def test_a_file_system_shows_how_large_the_sectors_of_an_mbr_are(tmp_path: Path, sector_bytes: int) -> None:
+def test_a_file_system_reveals_the_sector_size_of_an_mbr(tmp_path: Path, sector_bytes: int) -> None:
     pieces = {0: dos_sector(dos_entry(256, 1024)), 256 * sector_bytes: b"XFSB"}
     table = table_of(sparse_image(tmp_path / "image", 64 * MIB, pieces))
     assert (table.sector_bytes, places(table)) == (sector_bytes, {1: (256 * sector_bytes, 1024 * sector_bytes)})
 
 
 @pytest.mark.parametrize("size_sectors", [1024, 131072 - 256])
-def test_sectors_have_512_bytes_if_nothing_tells(tmp_path: Path, size_sectors: int) -> None:
+def test_sectors_have_512_bytes_by_default(tmp_path: Path, size_sectors: int) -> None:
     table = table_of(dos_image(tmp_path / "image", {0: dos_sector(dos_entry(256, size_sectors))}))
     assert (table.sector_bytes, places(table)) == (512, {1: (256 * 512, size_sectors * 512)})
 
 
-def test_a_disk_that_is_full_is_not_searched_for_the_size_of_its_sectors(tmp_path: Path) -> None:
+def test_a_full_disk_is_not_searched_for_its_sector_size(tmp_path: Path) -> None:
     medium = Medium(image=dos_image(tmp_path / "image", {0: dos_sector(dos_entry(256, 131072 - 256))}))
     medium.table()
     assert medium.reads == 3  # the boot sector, and two looks for a GPT
@@ -323,7 +323,7 @@ def test_a_table_can_be_empty(tmp_path: Path, label: str) -> None:
     assert "There are no partitions." in describe(table)
 
 
-# What is no table.
+# Images without a table.
 
 
 @pytest.mark.parametrize(
@@ -339,12 +339,12 @@ def test_a_table_can_be_empty(tmp_path: Path, label: str) -> None:
     ],
 )
 @pytest.mark.parametrize("was_gpt", [False, True])
-def test_a_file_system_on_the_whole_disk_is_no_table(tmp_path: Path, command: str, size: int, was_gpt: bool) -> None:
+def test_a_file_system_on_the_whole_disk_is_not_a_table(tmp_path: Path, command: str, size: int, was_gpt: bool) -> None:
     image = tmp_path / "image"
     if was_gpt:
         sfdisk_image(image, GPT_SCRIPT, size)
         with image.open("r+b") as file:
-            file.write(bytes(MIB))  # the backup stays
+            file.write(bytes(MIB))  # the backup is still there
     else:
         empty_image(image, size)
     tool(*command.split(), image)
@@ -354,24 +354,24 @@ def test_a_file_system_on_the_whole_disk_is_no_table(tmp_path: Path, command: st
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", bytes(511), bytes(MIB), random_bytes(MIB), b"\xff" * MIB])
-def test_what_holds_no_table_gives_none(content: bytes) -> None:
+def test_an_image_without_a_table_gives_none(content: bytes) -> None:
     assert table_of(content) == PartitionTable(scheme="", sector_bytes=512, partitions=(), remarks=())
 
 
 @pytest.mark.parametrize("system", [b"EXFAT   ", b"NTFS    "])
-def test_a_boot_sector_is_no_table(system: bytes) -> None:
+def test_a_boot_sector_is_not_a_table(system: bytes) -> None:
     sector = bytearray(dos_sector())
     sector[:11] = b"\xeb\x76\x90" + system
     assert table_of(sector + bytes(MIB)).scheme == ""
 
 
-def test_a_sector_with_code_in_place_of_the_table_is_none() -> None:
+def test_a_sector_with_code_in_place_of_the_table_is_not_a_table() -> None:
     sector = dos_sector(dos_entry(2048, 10), dos_entry(4096, 10), dos_entry(5000, 10, boot=0x65))
     assert table_of(sector + bytes(8 * MIB)).scheme == ""
 
 
 @pytest.mark.parametrize("script", [GPT_SCRIPT, DOS_SCRIPT])
-def test_a_table_on_what_was_a_file_system_is_read(tmp_path: Path, script: str) -> None:
+def test_a_table_on_a_former_file_system_is_read(tmp_path: Path, script: str) -> None:
     image = sfdisk_image(tmp_path / "image", script)
     expected = table_of(image)
     tool("mkfs.vfat", empty_image(tmp_path / "old"))
@@ -383,19 +383,19 @@ def test_a_table_on_what_was_a_file_system_is_read(tmp_path: Path, script: str) 
 # Broken GPTs.
 
 
-def test_a_gpt_made_by_hand_is_whole() -> None:
+def test_a_gpt_made_by_hand_is_sound() -> None:
     table = table_of(gpt_image(*TWO))
     assert (table.scheme, places(table), table.remarks) == ("gpt", TWO_PLACES, ())
     assert table_of(gpt_image(*TWO, sector=4096)).sector_bytes == 4096
 
 
-def test_the_end_of_an_image_with_a_whole_gpt_is_not_read() -> None:
+def test_the_end_of_an_image_with_a_sound_gpt_is_not_read() -> None:
     table = table_of(gpt_image(*TWO), damaged=range(MIB // 2, MIB))
     assert (places(table), table.remarks) == (TWO_PLACES, ())
 
 
 @pytest.mark.parametrize("sector", [512, 4096])
-def test_the_backup_is_used_where_the_first_header_is_gone(sector: int) -> None:
+def test_the_backup_is_used_if_the_first_header_is_missing(sector: int) -> None:
     image = gpt_image(gpt_entry(64, 191), sector=sector)
     expected = table_of(image)
     image[sector : 2 * sector] = bytes(sector)
@@ -404,7 +404,7 @@ def test_the_backup_is_used_where_the_first_header_is_gone(sector: int) -> None:
     assert table.remarks == (f"The first copy of the GPT is not usable; the backup at byte {MIB - sector} is used.",)
 
 
-def test_the_backup_is_used_where_the_checksum_of_the_header_is_wrong() -> None:
+def test_the_backup_is_used_if_the_checksum_of_the_header_is_wrong() -> None:
     image = gpt_image(*TWO)
     image[512 + 40] ^= 1
     table = table_of(image)
@@ -415,7 +415,7 @@ def test_the_backup_is_used_where_the_checksum_of_the_header_is_wrong() -> None:
     )
 
 
-def test_the_backup_is_used_where_the_checksum_of_the_entries_is_wrong() -> None:
+def test_the_backup_is_used_if_the_checksum_of_the_entries_is_wrong() -> None:
     image = gpt_image(*TWO)
     image[1024 + 32] ^= 1
     table = table_of(image)
@@ -434,7 +434,7 @@ def test_the_backup_alone_is_enough() -> None:
     assert table.remarks[-1] == "The GPT has no protective MBR."
 
 
-def test_the_backup_is_found_in_an_image_that_has_grown() -> None:
+def test_the_backup_is_found_in_a_grown_image() -> None:
     image = gpt_image(*TWO)
     image[1024] ^= 1
     table = table_of(image + bytes(MIB))
@@ -442,7 +442,7 @@ def test_the_backup_is_found_in_an_image_that_has_grown() -> None:
     assert table.remarks[-1] == f"The GPT was made for a disk of {MIB} bytes; the image has {2 * MIB} bytes."
 
 
-def test_entries_are_listed_where_both_headers_are_wrong() -> None:
+def test_entries_are_listed_even_if_both_headers_are_wrong() -> None:
     image = gpt_image(*TWO)
     image[512 + 40] ^= 1
     image[BACKUP + 40] ^= 1
@@ -455,27 +455,27 @@ def test_entries_are_listed_where_both_headers_are_wrong() -> None:
     )
 
 
-def test_of_two_broken_copies_the_one_whose_entries_are_right_is_used() -> None:
+def test_the_broken_copy_with_correct_entries_is_used() -> None:
     image = gpt_image(*TWO)
     image[1024:2048] = random_bytes(1024)
     image[BACKUP + 40] ^= 1
     assert places(table_of(image)) == TWO_PLACES
 
 
-def test_of_two_copies_with_broken_entries_the_more_plausible_one_is_used() -> None:
+def test_the_more_plausible_copy_is_used_if_both_have_broken_entries() -> None:
     image = gpt_image(*TWO)
     image[1024:2048] = random_bytes(1024)
     image[BACKUP_ARRAY + 56] ^= 1  # in a label
     assert places(table_of(image)) == TWO_PLACES
 
 
-def test_a_protective_mbr_without_a_gpt_is_no_table() -> None:
+def test_a_protective_mbr_without_a_gpt_is_not_a_table() -> None:
     table = table_of(dos_sector(dos_entry(1, 2047, 0xEE)) + bytes(MIB - 512))
     assert (table.scheme, table.partitions) == ("", ())
     assert table.remarks == ("The MBR refers to a GPT, but none was found.",)
 
 
-def test_a_hybrid_mbr_is_used_where_its_gpt_is_gone() -> None:
+def test_a_hybrid_mbr_is_used_if_its_gpt_is_missing() -> None:
     table = table_of(dos_sector(dos_entry(1, 63, 0xEE), dos_entry(64, 128)) + bytes(MIB - 512))
     assert (table.scheme, places(table)) == ("dos", {2: (64 * 512, 128 * 512)})
 
@@ -485,7 +485,7 @@ def test_a_gpt_without_protective_mbr_is_read() -> None:
     assert (places(table), table.remarks) == (TWO_PLACES, ("The GPT has no protective MBR.",))
 
 
-def test_a_gpt_that_the_mbr_does_not_know_of_is_not_used() -> None:
+def test_a_gpt_without_an_entry_in_the_mbr_is_not_used() -> None:
     image = gpt_image(*TWO)
     image[:512] = dos_sector(dos_entry(100, 50))
     table = table_of(image)
@@ -493,7 +493,7 @@ def test_a_gpt_that_the_mbr_does_not_know_of_is_not_used() -> None:
     assert table.remarks == ("There is also an unused GPT: the MBR does not refer to it and has partitions.",)
 
 
-def test_a_truncated_image_has_what_is_left_of_its_partitions() -> None:
+def test_a_truncated_image_shows_the_rest_of_its_partitions() -> None:
     entries = [*TWO, gpt_entry(1024, 1500)]
     table = table_of(gpt_image(*entries)[: 500 * 512])
     assert places(table) == {1: (64 * 512, 128 * 512), 2: (192 * 512, 308 * 512)}
@@ -506,7 +506,7 @@ def test_a_truncated_image_has_what_is_left_of_its_partitions() -> None:
     )
 
 
-def test_entries_that_cannot_be_are_left_out() -> None:
+def test_impossible_entries_are_left_out() -> None:
     table = table_of(gpt_image(gpt_entry(200, 199), gpt_entry(300, 100), gpt_entry(2**64 - 1, 2**64 - 1), *TWO))
     assert list(places(table).values()) == list(TWO_PLACES.values())
     assert table.remarks == (
@@ -516,7 +516,7 @@ def test_entries_that_cannot_be_are_left_out() -> None:
     )
 
 
-def test_partitions_that_overlap_are_listed() -> None:
+def test_overlapping_partitions_are_reported() -> None:
     table = table_of(gpt_image(gpt_entry(100, 300), gpt_entry(64, 199), gpt_entry(301, 400), gpt_entry(64, 1999)))
     assert list(places(table)) == [1, 2, 3, 4]
     assert table.remarks == (
@@ -527,7 +527,7 @@ def test_partitions_that_overlap_are_listed() -> None:
     assert table.overlapping == {4: 2, 1: 4, 3: 4}
 
 
-def test_of_partitions_that_are_all_the_same_one_overlaps_no_other() -> None:
+def test_of_identical_partitions_all_but_one_are_reported_as_overlapping() -> None:
     table = table_of(gpt_image(*[gpt_entry(64, 1999)] * 1024))
     assert len(table.partitions) == 128
     assert set(table.overlapping) == set(range(2, 129))
@@ -578,7 +578,7 @@ def test_there_are_no_more_than_a_hundred_remarks() -> None:
     assert table.remarks[-1] == "28 further remarks are left out."
 
 
-def test_a_label_that_is_no_text_is_shown() -> None:
+def test_a_label_that_is_not_text_is_shown() -> None:
     entry = bytearray(gpt_entry(64, 191))
     entry[56:128] = b"\x00\xd8" * 36  # halves of surrogate pairs
     table = table_of(gpt_image(bytes(entry)))
@@ -603,7 +603,7 @@ def test_a_loop_of_extended_partitions_ends(tmp_path: Path) -> None:
     )
 
 
-def test_a_long_list_of_logical_partitions_is_cut(tmp_path: Path) -> None:
+def test_a_long_list_of_logical_partitions_is_limited(tmp_path: Path) -> None:
     sectors = {
         1000 + 10 * number: dos_sector(dos_entry(1, 2), dos_entry(10 * number + 10, 5, 5)) for number in range(2000)
     }
@@ -617,7 +617,7 @@ def test_a_long_list_of_logical_partitions_is_cut(tmp_path: Path) -> None:
     assert medium.reads < 300
 
 
-def test_four_logical_partitions_in_a_sector_are_cut_at_256_too(tmp_path: Path) -> None:
+def test_four_logical_partitions_per_sector_are_also_limited_to_256(tmp_path: Path) -> None:
     three = [dos_entry(number, 1) for number in (1, 2)]
     sectors = {
         1000 + 10 * number: dos_sector(*three, dos_entry(10 * number + 10, 5, 5), dos_entry(3, 1))
@@ -631,7 +631,7 @@ def test_four_logical_partitions_in_a_sector_are_cut_at_256_too(tmp_path: Path) 
     )
 
 
-def test_the_last_two_entries_for_logical_partitions_can_be_rubbish(tmp_path: Path) -> None:
+def test_the_last_two_entries_for_logical_partitions_can_be_garbage(tmp_path: Path) -> None:
     rubbish = dos_entry(0x61616161, 0x62626262, 0x63)
     image = dos_image(
         tmp_path / "image",
@@ -667,7 +667,7 @@ def test_a_list_of_logical_partitions_that_leaves_the_image_ends(tmp_path: Path)
     )
 
 
-def test_an_extended_partition_without_a_list_is_told(tmp_path: Path) -> None:
+def test_an_extended_partition_without_a_list_is_reported(tmp_path: Path) -> None:
     table = table_of(dos_image(tmp_path / "image", {0: dos_sector(dos_entry(1000, 9000, 5))}))
     assert list(places(table)) == [1]
     assert table.remarks == ("The list of logical partitions at byte 512000 has no signature; it ends here.",)
@@ -680,14 +680,14 @@ def test_primary_partitions_beyond_the_end_are_cut_or_left_out(tmp_path: Path) -
     assert [remark[:20] for remark in table.remarks] == ["Partition 2 starts a", "Partition 3 ends at "]
 
 
-def test_a_partition_that_overlaps_an_extended_one_is_told(tmp_path: Path) -> None:
+def test_a_partition_that_overlaps_an_extended_one_is_reported(tmp_path: Path) -> None:
     sectors = {0: dos_sector(dos_entry(1000, 9000, 5), dos_entry(9000, 9000)), 1000: dos_sector(dos_entry(8, 8))}
     table = table_of(dos_image(tmp_path / "image", sectors))
     assert list(places(table)) == [1, 2, 5]
     assert table.remarks == ("Partition 2 overlaps partition 1.",)
 
 
-def test_a_disk_without_signature_gives_no_uids(tmp_path: Path) -> None:
+def test_a_disk_without_a_signature_has_no_partition_uids(tmp_path: Path) -> None:
     table = table_of(dos_image(tmp_path / "image", {0: dos_sector(dos_entry(1000, 90), signature=0)}))
     assert [partition.uid for partition in table.partitions] == [""]
 
@@ -696,7 +696,7 @@ def test_a_disk_without_signature_gives_no_uids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [IntegrityError("blob 3-1 is damaged"), BackyfsError("no."), OSError(5, "broken")])
-def test_the_backup_is_used_where_the_beginning_cannot_be_read(error: Exception) -> None:
+def test_the_backup_is_used_if_the_beginning_cannot_be_read(error: Exception) -> None:
     medium = Medium(image=gpt_image(*TWO), damaged=range(4096), error=error)
     table = medium.table()
     assert places(table) == TWO_PLACES
@@ -706,7 +706,7 @@ def test_the_backup_is_used_where_the_beginning_cannot_be_read(error: Exception)
     )
 
 
-def test_the_backup_is_used_where_the_entries_cannot_be_read() -> None:
+def test_the_backup_is_used_if_the_entries_cannot_be_read() -> None:
     table = table_of(gpt_image(*TWO), damaged=range(8192, 12288))
     assert places(table) == TWO_PLACES
     assert table.remarks[:2] == (
@@ -715,13 +715,13 @@ def test_the_backup_is_used_where_the_entries_cannot_be_read() -> None:
     )
 
 
-def test_nothing_of_an_image_can_be_read() -> None:
+def test_an_unreadable_image_has_no_table() -> None:
     table = table_of(gpt_image(*TWO), damaged=range(MIB))
     assert (table.scheme, table.partitions) == ("", ())
     assert table.remarks == ("The image cannot be read at byte 0: blob 3-1 is damaged.",)
 
 
-def test_primary_partitions_are_listed_where_logical_ones_cannot_be_read(tmp_path: Path) -> None:
+def test_primary_partitions_are_listed_if_logical_ones_cannot_be_read(tmp_path: Path) -> None:
     image = sfdisk_image(tmp_path / "image", DOS_SCRIPT)
     whole = table_of(image)
     extended = whole.partitions[2]
@@ -730,7 +730,7 @@ def test_primary_partitions_are_listed_where_logical_ones_cannot_be_read(tmp_pat
     assert table.remarks[0] == f"The image cannot be read at byte {extended.start}: blob 3-1 is damaged."
 
 
-# The text.
+# Descriptions.
 
 
 def test_a_table_is_described() -> None:
@@ -762,12 +762,12 @@ def test_a_table_is_described() -> None:
         ("", "-"),
     ],
 )
-def test_a_label_cannot_steer_a_terminal(name: str, shown: str) -> None:
+def test_a_label_cannot_control_the_terminal(name: str, shown: str) -> None:
     text = describe(table_of(gpt_image(gpt_entry(64, 100, name))))
     assert text.splitlines()[-1].endswith(f"  {shown}")
 
 
-def test_an_error_cannot_steer_a_terminal() -> None:
+def test_an_error_cannot_control_the_terminal() -> None:
     medium = Medium(image=bytes(MIB), damaged=range(MIB), error=OSError("\x1b[2J"))
     assert r"cannot be read at byte 0: \x1b[2J." in describe(medium.table())
 
@@ -781,11 +781,11 @@ def test_a_size_has_a_unit(size: int, shown: str) -> None:
     assert f"  {shown}  yes   0xe8 LUKS" in text
 
 
-# Whatever comes.
+# Random input.
 
 
 def check(image: bytes | bytearray, damaged: range = range(0)) -> None:
-    """Check what holds for every image."""
+    """Check the invariants of every image."""
     medium = Medium(image=image, damaged=damaged)
     table = medium.table()
     assert table.scheme in {"", "gpt", "dos"}
@@ -863,7 +863,7 @@ def test_random_changes_of_a_table_do_no_harm(
 
 
 def seal(image: bytearray) -> None:
-    """Make the checksums right again where the entries are where they usually are."""
+    """Correct the checksums, if the entries are in their usual place."""
     for start, array in ((512, 1024), (BACKUP, BACKUP_ARRAY), (4096, 8192), (MIB - 4096, MIB - 4096 - 128 * 128)):
         if image[start : start + 8] == b"EFI PART":
             struct.pack_into("<I", image, start + 88, zlib.crc32(image[array : array + 128 * 128]))

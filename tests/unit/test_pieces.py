@@ -1,4 +1,4 @@
-"""Parts of blocks: what is asked of the storage, what is checked, and that a mount of such blocks is the image."""
+"""Parts of blocks: what is read from the storage, what is checked, and that a mount shows the image."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ IMAGE = secrets.token_bytes(2 * BLOCK + SEGMENT + 777)
 
 
 class Spy(ForwardingStorage):
-    """A storage that writes down what is read of it."""
+    """A storage that records what is read from it."""
 
     def __init__(self, storage: Storage) -> None:
         super().__init__(storage)
@@ -130,7 +130,7 @@ def test_all_pieces_are_one_read(repository: Repository, blob: Blob) -> None:
     assert spy.read == ["whole"]
 
 
-def test_damage_is_an_error_of_the_pieces_in_which_it_is(repository: Repository, blob: Blob) -> None:
+def test_damage_is_an_error_only_in_the_pieces_it_touches(repository: Repository, blob: Blob) -> None:
     flip_a_byte(file_of(repository, blob))  # in the middle: segment 1 or 2
     loader, _ = spied(repository)
     assert loader.load(blob, range(1)) == [part(0)]
@@ -160,7 +160,7 @@ def test_the_object_of_another_blob_is_refused(repository: Repository, version: 
         loader.load(blob, range(1))
 
 
-def test_a_missing_object_is_told_as_missing(repository: Repository, blob: Blob) -> None:
+def test_a_missing_object_is_reported_as_missing(repository: Repository, blob: Blob) -> None:
     file_of(repository, blob).unlink()
     loader, _ = spied(repository)
     for pieces in (range(1), range(4)):
@@ -168,14 +168,14 @@ def test_a_missing_object_is_told_as_missing(repository: Repository, blob: Blob)
             loader.load(blob, pieces)
 
 
-def test_every_block_gets_a_data_key_of_its_own(repository: Repository) -> None:
+def test_every_block_gets_its_own_data_key(repository: Repository) -> None:
     same = [(BlobUid(f"abcd{number:028x}"), b"", b"one and the same block") for number in range(100)]
     saved = [*save_blocks(repository.blocks, same), *save_blocks(repository.blocks, [(BlobUid("ef" * 16), b"", b"")])]
     unwrap = repository.blocks.keyring.unwrap
     assert len({unwrap(blob.wrapped_key) for blob in saved}) == 101
 
 
-def test_whole_blocks_are_the_image(repository: Repository, version: Version) -> None:
+def test_whole_blocks_have_the_bytes_of_the_image(repository: Repository, version: Version) -> None:
     blocks = [load_block(repository.blocks, blob_of(repository, version, index)) for index in range(3)]
     assert b"".join(blocks) == IMAGE
 
@@ -184,7 +184,7 @@ def test_whole_blocks_are_the_image(repository: Repository, version: Version) ->
     ("offset", "size"),
     [(0, 4096), (SEGMENT - 10, 20), (BLOCK - 1, 2), (BLOCK + 5, 3 * SEGMENT), (0, len(IMAGE)), (len(IMAGE) - 7, 7)],
 )
-def test_a_mount_reads_the_image_in_any_parts(
+def test_a_mount_reads_any_part_of_the_image(
     repository: Repository, version: Version, offset: int, size: int
 ) -> None:
     async def read(job: Job) -> bytes:
@@ -199,15 +199,15 @@ def test_a_mount_reads_the_image_in_any_parts(
         assert trio.run(read, job) == IMAGE[offset : offset + size]
 
 
-def test_a_small_read_loads_one_piece_and_a_reader_in_order_whole_blocks_ahead(
+def test_a_small_read_loads_one_piece_and_a_sequential_reader_whole_blocks_ahead(
     repository: Repository, version: Version
 ) -> None:
     async def main(job: Job) -> None:
         contents = Contents.of(repository, job, Settings())
         file = await contents.images.open(version, 0, version.size_bytes)
         cache = contents.cache
-        file.reader.image.page(PageNumber(0))  # so that nothing of what is loaded ahead waits for the database
-        await file.read(BLOCK // 2, 4096)  # near the beginning: taken as a reader in order
+        file.reader.image.page(PageNumber(0))  # so read-ahead does not wait for the database
+        await file.read(BLOCK // 2, 4096)  # near the beginning, so taken as sequential
         while cache._loads:  # noqa: ASYNC110 - nobody waits for them
             await trio.sleep(0.001)
         assert (cache.loads, cache.loads_ahead) == (1, 1)

@@ -1,4 +1,4 @@
-"""Processes: whether one has ended is known without /proc, and /proc is not asked in vain."""
+"""Processes: finding out whether one has ended, even without /proc or with a /proc that hides processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 NOBODY = "65534"
-# Root, without what lets it see and signal the processes of others; in another group, because proc(5) lets group 0 see.
+# Root without the power to see and signal the processes of others. Not in group 0, which proc(5) lets see everything.
 WITHOUT_POWERS = (
     "setpriv", f"--regid={NOBODY}", "--clear-groups", "--bounding-set=-sys_ptrace,-kill", "--inh-caps=-all",
 )  # fmt: skip
@@ -35,7 +35,7 @@ print(own.scope)
 
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[bytes]]:
-    """Give a process that lives until the test ends it."""
+    """Start a process that lives until the test ends it."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         yield process
         process.kill()
@@ -46,7 +46,7 @@ def started(pid: int) -> int:
 
 
 def ask(prepare: str, child: subprocess.Popen[bytes], *, through: tuple[str, ...] = ()) -> tuple[list[bool], str]:
-    """Ask in a mount namespace: is our own start known, has the child ended, have we; and which scope is ours."""
+    """Ask in a mount namespace whether our start is known, whether the child and we have ended, and for our scope."""
     script = f'{prepare} && exec "$@"'
     program = [*through, sys.executable, "-c", ASK, str(child.pid), str(started(child.pid))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
@@ -64,7 +64,7 @@ def ask(prepare: str, child: subprocess.Popen[bytes], *, through: tuple[str, ...
 
 @contextmanager
 def waited_for(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Wait for a process meanwhile."""
+    """Wait for a process in the background."""
     waiting = threading.Thread(target=child.wait)
     waiting.start()
     try:
@@ -76,13 +76,13 @@ def waited_for(child: subprocess.Popen[bytes]) -> Iterator[None]:
 
 @pytest.fixture
 def child_of_nobody() -> Iterator[subprocess.Popen[bytes]]:
-    """Give a process of another user."""
+    """Start a process of another user."""
     command = ["setpriv", f"--reuid={NOBODY}", "cat"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(b"\n")
-        process.stdout.read(1)  # it is that user's by now
+        process.stdout.read(1)  # it now belongs to that user
         yield process
         process.kill()
 
@@ -97,9 +97,9 @@ def test_without_proc_a_live_process_has_not_ended(child: subprocess.Popen[bytes
     assert ask("mount -t tmpfs none /proc", child)[0] == [False, False, False]
 
 
-def test_without_proc_a_process_that_is_gone_has_ended(child: subprocess.Popen[bytes]) -> None:
+def test_without_proc_a_missing_process_has_ended(child: subprocess.Popen[bytes]) -> None:
     gone = "mount -t tmpfs none /proc && kill -KILL {pid} && while kill -0 {pid} 2>&-; do sleep 0.05; done"
-    # Its parent waits for it in a thread, so that its number is free.
+    # Its parent waits for it in a thread, so its id becomes free.
     with waited_for(child):
         assert ask(gone.format(pid=child.pid), child)[0] == [False, True, False]
 
@@ -115,7 +115,7 @@ def test_a_process_of_another_user_has_not_ended() -> None:
     assert not has_ended(1, 0)
 
 
-def test_a_number_that_no_process_can_have_is_one_that_has_ended() -> None:
+def test_an_impossible_process_id_counts_as_ended() -> None:
     assert has_ended(1 << 40, 0)
 
 

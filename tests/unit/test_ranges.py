@@ -1,4 +1,4 @@
-"""Ranges against sets of numbers."""
+"""Ranges compared with sets of numbers."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +20,7 @@ def members(found: Ranges) -> set[int]:
 
 
 @given(parts)
-def test_ranges_hold_the_numbers_of_their_parts(some: list[tuple[int, int]]) -> None:
+def test_ranges_contain_the_numbers_of_their_parts(some: list[tuple[int, int]]) -> None:
     found = ranges(some)
     assert members(found) == in_set(some)
     assert len(found) == len(in_set(some))
@@ -28,7 +28,7 @@ def test_ranges_hold_the_numbers_of_their_parts(some: list[tuple[int, int]]) -> 
 
 
 @given(parts, parts)
-def test_they_are_combined_as_sets_are(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
+def test_ranges_combine_like_sets(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
     left, right = ranges(some), ranges(others)
     assert members(left | right) == in_set(some) | in_set(others)
     assert members(left & right) == in_set(some) & in_set(others)
@@ -41,6 +41,6 @@ def test_within_cuts_out_a_part(some: list[tuple[int, int]], start: int, stop: i
 
 
 @given(parts)
-def test_a_number_is_picked_by_its_place(some: list[tuple[int, int]]) -> None:
+def test_a_number_can_be_picked_by_its_position(some: list[tuple[int, int]]) -> None:
     found = ranges(some)
     assert found.picks(range(len(found))) == sorted(in_set(some))

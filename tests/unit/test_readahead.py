@@ -16,7 +16,7 @@ def reader(most_blocks: int = 8) -> ReadAhead:
 
 
 def read(ahead: ReadAhead, *offsets: int, size: int = 128 << 10) -> list[int]:
-    """Read at these places; return the blocks that were asked for."""
+    """Read at these places; return the blocks that were requested."""
     return [index for offset in offsets for index in ahead.note(offset, size, IMAGE)[0]]
 
 
@@ -43,13 +43,13 @@ def test_the_end_of_the_image_is_not_passed() -> None:
     assert read(ahead, 99 * BLOCK, size=BLOCK) == []
 
 
-def test_a_reader_who_jumps_gets_nothing() -> None:
+def test_a_reader_that_jumps_gets_no_read_ahead() -> None:
     ahead = reader()
     assert read(ahead, 0) == [1]
     assert read(ahead, 50 * BLOCK, 20 * BLOCK, 70 * BLOCK, 3 * BLOCK) == []
 
 
-def test_a_reader_who_jumps_and_then_goes_on_begins_anew() -> None:
+def test_a_reader_that_jumps_and_then_continues_starts_again() -> None:
     ahead = reader()
     read(ahead, *range(0, 10 * BLOCK, BLOCK), size=BLOCK)
     assert read(ahead, 50 * BLOCK, size=BLOCK) == []
@@ -57,24 +57,24 @@ def test_a_reader_who_jumps_and_then_goes_on_begins_anew() -> None:
     assert read(ahead, 52 * BLOCK, size=BLOCK) == [53, 54]
 
 
-def test_requests_that_overtake_each_other_are_sequential() -> None:
+def test_requests_that_overtake_each_other_count_as_sequential() -> None:
     ahead = reader()
     step = 1 << 20
     asked = read(ahead, 0, 2 * step, step, 4 * step, 3 * step, 6 * step, 5 * step, 7 * step, size=step)
     assert asked == [1, 2, 3, 4, 5]
 
 
-def test_no_window_is_no_read_ahead() -> None:
+def test_without_a_window_there_is_no_read_ahead() -> None:
     assert read(reader(0), *range(0, 20 * BLOCK, BLOCK), size=BLOCK) == []
 
 
-def test_reading_the_same_place_again_asks_for_nothing() -> None:
+def test_reading_the_same_place_again_requests_nothing() -> None:
     ahead = reader()
     assert read(ahead, 0, 0, 0) == [1]
 
 
 @given(st.lists(st.tuples(st.integers(0, IMAGE - 1), st.integers(1, 1 << 20)), max_size=60), st.integers(0, 16))
-def test_what_is_asked_for_is_ahead_within_the_window_and_the_image(reads: list[tuple[int, int]], most: int) -> None:
+def test_requests_are_ahead_and_within_the_window_and_the_image(reads: list[tuple[int, int]], most: int) -> None:
     ahead = reader(most)
     for offset, size in reads:
         asked, passed = ahead.note(offset, size, IMAGE)
@@ -85,11 +85,11 @@ def test_what_is_asked_for_is_ahead_within_the_window_and_the_image(reads: list[
             assert index <= (min(offset + size, IMAGE) - 1) // BLOCK + most
 
 
-def test_blocks_are_left_behind_when_no_late_request_can_want_them() -> None:
+def test_blocks_are_left_behind_once_no_late_request_can_need_them() -> None:
     assert left_behind(reader(), *range(0, 5 * BLOCK, 1 << 20)) == [0, 1, 2]
 
 
-def test_a_reader_who_jumps_leaves_nothing_behind() -> None:
+def test_a_reader_that_jumps_leaves_nothing_behind() -> None:
     ahead = reader()
     assert left_behind(ahead, 0, 50 * BLOCK, 20 * BLOCK) == []
     assert left_behind(ahead, *range(20 * BLOCK + (1 << 20), 24 * BLOCK, 1 << 20)) == [20, 21]

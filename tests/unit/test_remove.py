@@ -1,4 +1,4 @@
-"""Removing versions: what is kept and why, and that what other versions share stays as it was."""
+"""Removing versions: which are kept and why, and that data shared with other versions do not change."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ pytestmark = pytest.mark.slow
 ELSEWHERE = Process(host="other", scope="another machine", pid=1, pid_started=1)
 PATIENCE_S = 60
 KEEP_LAST = Rules(keep_last=True)
-FIRST = 1000  # id of pages that no backup has made
+FIRST = 1000  # the id of pages that no backup has made
 
 
 def stored(repository: Repository, tmp_path: Path, count: int = 1) -> list[Version]:
-    """Back up as many different images."""
+    """Back up a number of different images."""
     return [
         back_up(repository, random_image(tmp_path / f"image{seed}", 3 * BLOCK, seed), f"disk{seed}").version
         for seed in range(count)
@@ -59,7 +59,7 @@ def left(repository: Repository) -> list[str]:
 
 
 def removed(repository: Repository, *versions: Version, days: int = 0, force: bool = False) -> list[str]:
-    """Remove versions, and return why each was kept; empty for those that are gone."""
+    """Remove versions; return why each was kept, or an empty text if it was removed."""
     removals = remove_versions(
         repository, versions, rules=Rules(younger_than_days=days, force=force), now=datetime.now(UTC)
     )
@@ -67,17 +67,17 @@ def removed(repository: Repository, *versions: Version, days: int = 0, force: bo
 
 
 def age(repository: Repository, job_id: int, seconds: int) -> None:
-    """Let a job have beaten so long ago."""
+    """Set the age of the last beat of a job."""
     with repository.database.write() as connection:
         beat_at = connection.execute(select(jobs.c.heartbeat_at).where(jobs.c.id == job_id)).scalar_one()
         earlier = beat_at - timedelta(seconds=seconds)
         connection.execute(update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=earlier))
 
 
-# What goes and what stays
+# Removed and kept versions
 
 
-def test_a_version_goes_and_its_blobs_and_statistics_stay(repository: Repository, tmp_path: Path) -> None:
+def test_removing_a_version_keeps_its_blobs_and_statistics(repository: Repository, tmp_path: Path) -> None:
     [version] = stored(repository, tmp_path)
     assert removed(repository, version) == [""]
     assert left(repository) == []
@@ -90,7 +90,7 @@ def test_a_version_goes_and_its_blobs_and_statistics_stay(repository: Repository
         assert [row.version_uid for row in list_statistics(connection, version.uid)] == [version.uid]
 
 
-def test_each_goes_for_itself_and_is_reported_in_order(repository: Repository, tmp_path: Path) -> None:
+def test_each_version_is_removed_separately_and_reported_in_order(repository: Repository, tmp_path: Path) -> None:
     first, second, third = stored(repository, tmp_path, 3)
     with repository.database.write() as connection:
         set_protected(connection, second.id, protected=True)
@@ -103,7 +103,7 @@ def test_each_goes_for_itself_and_is_reported_in_order(repository: Repository, t
     audit(repository)
 
 
-def test_force_removes_neither_what_is_protected_nor_what_is_in_use(repository: Repository, tmp_path: Path) -> None:
+def test_force_does_not_remove_versions_protected_or_in_use(repository: Repository, tmp_path: Path) -> None:
     first, second = stored(repository, tmp_path, 2)
     with repository.database.write() as connection:
         set_protected(connection, first.id, protected=True)
@@ -127,10 +127,10 @@ def test_force_removes_neither_what_is_protected_nor_what_is_in_use(repository: 
         (71, 3, True, True),
         (72, 3, False, True),
         (100, 3, False, True),
-        (-5, 0, False, True),  # of a host whose clock is ahead
+        (-5, 0, False, True),  # made by a host whose clock is ahead
     ],
 )
-def test_a_young_version_stays(
+def test_a_young_version_is_kept(
     repository: Repository, tmp_path: Path, hours: int, days: int, *, force: bool, goes: bool
 ) -> None:
     [version] = stored(repository, tmp_path)
@@ -140,7 +140,7 @@ def test_a_young_version_stays(
     assert left(repository) == ([] if goes else ["disk0"])
 
 
-def test_a_version_that_is_gone_meanwhile_counts_as_removed(repository: Repository, tmp_path: Path) -> None:
+def test_a_version_removed_by_others_counts_as_removed(repository: Repository, tmp_path: Path) -> None:
     first, second = stored(repository, tmp_path, 2)
     with repository.database.write() as connection:
         remove_version(connection, first.id)
@@ -148,14 +148,14 @@ def test_a_version_that_is_gone_meanwhile_counts_as_removed(repository: Reposito
     assert left(repository) == []
 
 
-def test_nothing_is_asked_of_the_database_for_no_version(repository: Repository) -> None:
+def test_without_versions_the_database_is_not_used(repository: Repository) -> None:
     assert remove_versions(repository, [], now=datetime.now(UTC)) == []
 
 
-# What happens between a listing and the removal
+# Changes between the listing and the removal
 
 
-def test_a_version_that_was_protected_meanwhile_stays(repository: Repository, tmp_path: Path) -> None:
+def test_a_version_protected_in_the_meantime_is_kept(repository: Repository, tmp_path: Path) -> None:
     [version] = stored(repository, tmp_path)
     assert not version.protected
     with repository.database.write() as connection:
@@ -163,7 +163,7 @@ def test_a_version_that_was_protected_meanwhile_stays(repository: Repository, tm
     assert "is protected" in removed(repository, version)[0]
 
 
-def test_a_version_that_is_not_wanted_gone_any_more_stays(repository: Repository, tmp_path: Path) -> None:
+def test_a_version_that_should_no_longer_be_removed_is_kept(repository: Repository, tmp_path: Path) -> None:
     [version] = stored(repository, tmp_path)
     with repository.database.write() as connection:
         set_expiry(connection, version.id, datetime(2099, 1, 1, tzinfo=UTC))
@@ -179,7 +179,7 @@ def test_a_version_that_is_not_wanted_gone_any_more_stays(repository: Repository
     assert left(repository) == ["disk0"]
 
 
-def test_a_job_that_holds_after_the_listing_is_seen(repository: Repository, tmp_path: Path) -> None:
+def test_a_hold_taken_after_the_listing_is_respected(repository: Repository, tmp_path: Path) -> None:
     versions = stored(repository, tmp_path, 2)
     with Job(repository.database, spec("restore")) as job:
 
@@ -192,7 +192,7 @@ def test_a_job_that_holds_after_the_listing_is_seen(repository: Repository, tmp_
     assert left(repository) == ["disk1"]
 
 
-def test_of_a_removal_and_a_holder_at_the_same_time_one_comes_first(repository: Repository, tmp_path: Path) -> None:
+def test_a_simultaneous_removal_and_hold_happen_one_after_the_other(repository: Repository, tmp_path: Path) -> None:
     versions = stored(repository, tmp_path, 12)
     held: set[str] = set()
 
@@ -221,7 +221,7 @@ def test_of_a_removal_and_a_holder_at_the_same_time_one_comes_first(repository: 
 # The last valid version of a name
 
 
-def test_two_removals_at_once_of_the_two_last_versions_leave_one(database_url: str, tmp_path: Path) -> None:
+def test_two_simultaneous_removals_of_the_two_last_versions_leave_one(database_url: str, tmp_path: Path) -> None:
     config = make_repository(tmp_path / "repository", database=database_url)
     with opened(config) as repository:
         for round_no in range(3):
@@ -238,7 +238,7 @@ def test_two_removals_at_once_of_the_two_last_versions_leave_one(database_url: s
             assert left(repository).count(name) == 1
 
 
-def test_the_last_valid_version_goes_where_nothing_keeps_it(repository: Repository, tmp_path: Path) -> None:
+def test_the_last_valid_version_is_removed_if_no_rule_keeps_it(repository: Repository, tmp_path: Path) -> None:
     versions = stored(repository, tmp_path)
     assert remove_versions(repository, versions, rules=KEEP_LAST, now=datetime.now(UTC))[0].kept is not None
     assert plan_removals(repository, versions, now=datetime.now(UTC))[0].kept is None
@@ -246,10 +246,10 @@ def test_the_last_valid_version_goes_where_nothing_keeps_it(repository: Reposito
     assert remove_versions(repository, versions, now=datetime.now(UTC))[0].kept is None
 
 
-# Jobs that are dead, and ours
+# Dead jobs, and our own
 
 
-def test_a_dead_job_holds_nothing_and_finds_its_row_gone(
+def test_a_dead_job_loses_its_holds_and_its_row(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(silence, "WATCH_S", 0)
@@ -263,7 +263,7 @@ def test_a_dead_job_holds_nothing_and_finds_its_row_gone(
     assert count_jobs(repository) == 0
 
 
-def test_a_removal_is_a_job_that_others_see(repository: Repository, tmp_path: Path) -> None:
+def test_a_removal_is_a_job_visible_to_others(repository: Repository, tmp_path: Path) -> None:
     versions = stored(repository, tmp_path, 2)
     seen: list[tuple[str, ...]] = []
 
@@ -275,22 +275,22 @@ def test_a_removal_is_a_job_that_others_see(repository: Repository, tmp_path: Pa
     assert seen == [("forget",), ("forget",)]
 
 
-def test_a_removal_that_is_stopped_has_done_what_it_told(repository: Repository, tmp_path: Path) -> None:
+def test_a_stopped_removal_has_removed_what_it_announced(repository: Repository, tmp_path: Path) -> None:
     versions = stored(repository, tmp_path, 3)
-    told: list[Removal] = []
+    announced: list[Removal] = []
     with pytest.raises(InterruptedByUser, match="interrupted after 2 of 3 versions"):
         remove_versions(
             repository,
             versions,
             now=datetime.now(UTC),
-            control=Control(stop=lambda: len(told) == 2),
-            announce=told.append,
+            control=Control(stop=lambda: len(announced) == 2),
+            announce=announced.append,
         )
-    assert [removal.version.name for removal in told] == ["disk0", "disk1"]
+    assert [removal.version.name for removal in announced] == ["disk0", "disk1"]
     assert left(repository) == ["disk2"]
 
 
-def test_a_removal_that_others_took_for_dead_stops(
+def test_a_removal_taken_for_dead_stops(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = stored(repository, tmp_path, 2)
@@ -300,15 +300,15 @@ def test_a_removal_that_others_took_for_dead_stops(
     assert len(left(repository)) == 2
 
 
-# What is shared
+# Shared data
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=8), min_size=2, max_size=6), st.randoms())
-def test_whatever_is_removed_the_others_restore_as_they_were(
+def test_after_any_removal_the_other_versions_are_restored_unchanged(
     tmp_path_factory: pytest.TempPathFactory, images: list[list[int]], rng: random.Random
 ) -> None:
-    """Images are lists of blocks, 0 a hole: they share blocks, and whole pages where they are equal."""
+    """Images are lists of blocks, with 0 for a hole. They share blocks, and whole pages if these are equal."""
     directory = tmp_path_factory.mktemp("shared")
     contents = {0: bytes(BLOCK), **{seed: random_bytes(BLOCK, seed) for seed in range(1, 6)}}
     with opened(make_repository(directory / "repository", encrypted=False)) as repository:
@@ -329,7 +329,7 @@ def test_whatever_is_removed_the_others_restore_as_they_were(
                 assert (directory / "out").read_bytes()[: len(image)] == image
 
 
-def test_what_was_removed_is_known_again_to_the_next_backup(repository: Repository, tmp_path: Path) -> None:
+def test_the_next_backup_reuses_the_blobs_of_a_removed_version(repository: Repository, tmp_path: Path) -> None:
     image = random_image(tmp_path / "image", 3 * BLOCK)
     first = back_up(repository, image)
     assert removed(repository, first.version) == [""]
@@ -340,7 +340,7 @@ def test_what_was_removed_is_known_again_to_the_next_backup(repository: Reposito
     assert (tmp_path / "out").read_bytes() == image.read_bytes()
 
 
-def test_a_version_of_ten_tebibytes_takes_hardly_more_statements_than_a_small_one(
+def test_removing_ten_tebibytes_takes_hardly_more_statements_than_a_small_version(
     repository: Repository, tmp_path: Path
 ) -> None:
     [small] = stored(repository, tmp_path)

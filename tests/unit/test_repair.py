@@ -1,4 +1,4 @@
-"""What was found damaged is stored anew by whoever has its bytes, and all versions that use it are whole again."""
+"""Any backup or repair that has the bytes of a damaged block stores it again, which heals all versions that use it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 
 def damage(repository, version, *indexes):
-    """Damage the objects of blocks, and let a scrub find it."""
+    """Damage the objects of blocks, and run a scrub to find the damage."""
     for index in indexes:
         flip_a_byte(file_of(repository, blob_of(repository, version, index)))
     scrubbed(repository, version)
@@ -41,10 +41,10 @@ def is_valid(repository, version):
     return status(repository, version) is VersionStatus.VALID
 
 
-# By the next backup
+# Repair by the next backup
 
 
-def test_a_backup_that_meets_the_bytes_of_a_damaged_blob_heals_all_versions(repository, tmp_path):
+def test_a_backup_that_reads_the_bytes_of_a_damaged_blob_heals_all_versions(repository, tmp_path):
     image = random_image(tmp_path / "image", 4 * BLOCK + 5)
     first = version_of(repository, image)
     content = image.read_bytes()
@@ -54,7 +54,7 @@ def test_a_backup_that_meets_the_bytes_of_a_damaged_blob_heals_all_versions(repo
     damage(repository, first, 1, 4)
     assert not is_valid(repository, second)
 
-    # Elsewhere, in an image of another name; the short block at its end as well.
+    # At another place, in an image of another name, including the short block at its end.
     other = tmp_path / "other"
     other.write_bytes(content[BLOCK : 2 * BLOCK] * 2 + random_bytes(BLOCK, 2) + content[4 * BLOCK :])
     report = back_up(repository, other, "other")
@@ -71,7 +71,7 @@ def test_a_backup_that_meets_the_bytes_of_a_damaged_blob_heals_all_versions(repo
     audit(repository)
 
 
-def test_what_a_restore_finds_damaged_is_stored_anew_by_the_next_backup(repository, tmp_path):
+def test_the_next_backup_stores_again_what_a_restore_found_damaged(repository, tmp_path):
     image = random_image(tmp_path / "image", 4 * BLOCK)
     version = version_of(repository, image)
     file_of(repository, blob_of(repository, version, 1)).unlink()
@@ -85,7 +85,7 @@ def test_what_a_restore_finds_damaged_is_stored_anew_by_the_next_backup(reposito
     assert restored(repository, version, tmp_path) == image.read_bytes()
 
 
-def test_what_was_away_for_a_moment_is_not_marked_by_a_restore(repository, tmp_path, monkeypatch):
+def test_a_restore_does_not_mark_objects_that_were_away_for_a_moment(repository, tmp_path, monkeypatch):
     version = version_of(repository, random_image(tmp_path / "image", 4 * BLOCK))
     file = file_of(repository, blob_of(repository, version, 1))
     away = file.rename(file.with_suffix(".away"))
@@ -100,7 +100,7 @@ def test_what_was_away_for_a_moment_is_not_marked_by_a_restore(repository, tmp_p
     assert is_valid(repository, version)
 
 
-def test_a_storage_that_is_away_ends_a_restore_and_marks_nothing(repository, tmp_path):
+def test_a_missing_storage_ends_a_restore_and_marks_nothing(repository, tmp_path):
     version = version_of(repository, random_image(tmp_path / "image", 4 * BLOCK))
     data = tmp_path / "repository" / "data"
     data.rename(tmp_path / "away")
@@ -112,7 +112,7 @@ def test_a_storage_that_is_away_ends_a_restore_and_marks_nothing(repository, tmp
     assert is_valid(repository, version)
 
 
-def test_a_version_with_damage_that_is_left_stays_invalid(repository, tmp_path):
+def test_a_version_with_remaining_damage_is_still_invalid(repository, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     version = version_of(repository, image)
     damage(repository, version, 0, 2)
@@ -137,13 +137,13 @@ def test_every_kind_of_deduplication_heals(repository, tmp_path, deduplication):
     assert report.blobs_repaired == 1
     assert restored(repository, first, tmp_path) == image.read_bytes()
     assert restored(repository, report.version, tmp_path) == image.read_bytes()
-    # Without deduplication no block of a version is that of another one.
+    # Without deduplication, versions do not share blocks.
     shared = blob_of(repository, first, 1).id == blob_of(repository, report.version, 1).id
     assert shared is (deduplication is not Deduplication.OFF)
     audit(repository)
 
 
-def test_a_damaged_blob_whose_bytes_another_one_has_is_healed_too(repository, tmp_path):
+def test_a_damaged_blob_with_the_bytes_of_another_is_healed_too(repository, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     first = version_of(repository, image)
     separate = replace(repository, deduplication=Deduplication.OFF)
@@ -157,7 +157,7 @@ def test_a_damaged_blob_whose_bytes_another_one_has_is_healed_too(repository, tm
     audit(repository)
 
 
-def test_where_nothing_is_damaged_nothing_is_asked_for(repository, tmp_path, monkeypatch):
+def test_without_damage_a_backup_does_not_query_damaged_blobs(repository, tmp_path, monkeypatch):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     version_of(repository, image)
     monkeypatch.setattr("backyfs.engine.backup.healing.damaged_with", None)
@@ -165,7 +165,7 @@ def test_where_nothing_is_damaged_nothing_is_asked_for(repository, tmp_path, mon
 
 
 class Later:
-    """A storage that does something when it is flushed for the first time."""
+    """A storage that calls a function when it is first flushed."""
 
     def __init__(self, storage, then):
         self._storage = storage
@@ -180,7 +180,7 @@ class Later:
         self._storage.flush()
 
 
-def test_who_is_slower_with_a_repair_has_a_blob_of_its_own(repository, tmp_path):
+def test_the_slower_of_two_repairs_stores_a_separate_blob(repository, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     first = version_of(repository, image)
     damage(repository, first, 1)
@@ -194,7 +194,7 @@ def test_who_is_slower_with_a_repair_has_a_blob_of_its_own(repository, tmp_path)
     audit(repository)
 
 
-def test_a_flush_that_fails_leaves_the_damaged_blob_as_it_is(repository, tmp_path):
+def test_a_failed_flush_leaves_the_damaged_blob_unchanged(repository, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     first = version_of(repository, image)
     damage(repository, first, 1)
@@ -206,13 +206,13 @@ def test_a_flush_that_fails_leaves_the_damaged_blob_as_it_is(repository, tmp_pat
     storage = Later(repository.blocks.storage, fail)
     with pytest.raises(StorageError):
         back_up(replace(repository, blocks=replace(repository.blocks, storage=storage)), image)
-    # What was put is entered when the storage takes it after all.
+    # The block is recorded when the storage accepts it after all.
     assert restored(repository, back_up(repository, image).version, tmp_path) == image.read_bytes()
     assert before.isdisjoint(damaged_uids(repository))
     assert is_valid(repository, first)
 
 
-def test_a_version_that_was_repaired_before_a_kill_is_valid_after_the_next_backup(repository, tmp_path, monkeypatch):
+def test_a_version_repaired_before_a_kill_is_valid_after_the_next_backup(repository, tmp_path, monkeypatch):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     first = version_of(repository, image)
     damage(repository, first, 1)
@@ -231,32 +231,32 @@ def test_a_version_that_was_repaired_before_a_kill_is_valid_after_the_next_backu
     assert back_up(repository, image).versions_valid == (first.uid,)
 
 
-# On demand
+# Repair on demand
 
 
 def repaired(repository, *versions, image=None, **request):
-    """Repair these versions, or all; return the report, and uid, start, stop and reason of what was told."""
-    told = []
+    """Repair these versions, or all; return the report, and uid, start, stop and reason of each reported range."""
+    reported = []
     source = None if image is None else open_source(str(image))
     try:
         report = repair(
             repository,
             RepairRequest(versions=versions or None, source=source, **request),
-            on_damage=lambda version, damage: told.append((version.uid, damage.start, damage.stop, damage.reason)),
+            on_damage=lambda version, damage: reported.append((version.uid, damage.start, damage.stop, damage.reason)),
         )
     finally:
         if source is not None:
             source.close()
-    return report, told
+    return report, reported
 
 
-def test_damaged_blocks_are_taken_from_their_places_in_an_image(repository, tmp_path):
+def test_damaged_blocks_are_repaired_from_the_same_place_in_an_image(repository, tmp_path):
     image = random_image(tmp_path / "image", 5 * BLOCK + 7)
     first = version_of(repository, image)
     second = version_of(repository, image, "other")
     damage(repository, first, 1, 5)
-    report, told = repaired(repository, first, image=image)
-    assert (report.blobs_damaged, report.blobs_repaired, report.blobs_left, told) == (2, 2, 0, [])
+    report, reported = repaired(repository, first, image=image)
+    assert (report.blobs_damaged, report.blobs_repaired, report.blobs_left, reported) == (2, 2, 0, [])
     assert report.bytes_repaired == BLOCK + 7
     assert set(report.versions_valid) == {first.uid, second.uid}
     assert restored(repository, second, tmp_path) == image.read_bytes()
@@ -264,21 +264,21 @@ def test_damaged_blocks_are_taken_from_their_places_in_an_image(repository, tmp_
     audit(repository)
 
 
-def test_only_bytes_that_are_right_are_stored(repository, tmp_path):
+def test_only_correct_bytes_are_stored(repository, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     version = version_of(repository, image)
     damage(repository, version, 0, 2)
     with image.open("r+b") as file:
         file.write(random_bytes(BLOCK, 1))
-    report, told = repaired(repository, image=image)
+    report, reported = repaired(repository, image=image)
     assert (report.blobs_repaired, report.blobs_left, report.versions_valid) == (1, 1, ())
-    assert [line[:3] for line in told] == [(version.uid, 0, BLOCK)]
+    assert [line[:3] for line in reported] == [(version.uid, 0, BLOCK)]
     assert report.remedy == Advice.SEARCH_SOURCE()
-    assert "the source does not have its bytes in the same places" in told[0][3]
+    assert "the source does not have its bytes in the same places" in reported[0][3]
     assert not is_valid(repository, version)
 
 
-def test_an_image_is_searched_for_what_moved_within_it(repository, tmp_path):
+def test_an_image_is_searched_for_blocks_that_moved(repository, tmp_path):
     image = random_image(tmp_path / "image", 4 * BLOCK + 9)
     version = version_of(repository, image)
     content = image.read_bytes()
@@ -286,21 +286,21 @@ def test_an_image_is_searched_for_what_moved_within_it(repository, tmp_path):
     moved = tmp_path / "moved"
     moved.write_bytes(bytes(1100 * BLOCK) + content[4 * BLOCK :] + bytes(BLOCK - 9) + content[: 3 * BLOCK])
     assert repaired(repository, image=moved)[0].blobs_repaired == 0
-    report, told = repaired(repository, image=moved, search=True)
-    assert (report.blobs_repaired, told, report.versions_valid) == (2, [], (version.uid,))
+    report, reported = repaired(repository, image=moved, search=True)
+    assert (report.blobs_repaired, reported, report.versions_valid) == (2, [], (version.uid,))
     assert restored(repository, version, tmp_path) == content
 
 
-def test_a_dry_run_says_what_could_be_and_stores_nothing(repository, tmp_path):
+def test_a_dry_run_reports_possible_repairs_and_stores_nothing(repository, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     version = version_of(repository, image)
     damage(repository, version, 0, 2)
     before = (count_blobs(repository), damaged_uids(repository), set(blob_uids(repository.blocks.storage)))
     with image.open("r+b") as file:
         file.write(random_bytes(BLOCK, 1))
-    report, told = repaired(repository, image=image, dry_run=True)
+    report, reported = repaired(repository, image=image, dry_run=True)
     assert (report.blobs_repaired, report.blobs_left) == (1, 1)
-    assert [line[:3] for line in told] == [(version.uid, 0, BLOCK)]
+    assert [line[:3] for line in reported] == [(version.uid, 0, BLOCK)]
     assert (count_blobs(repository), damaged_uids(repository), set(blob_uids(repository.blocks.storage))) == before
     assert not is_valid(repository, version)
 
@@ -310,43 +310,43 @@ def test_another_blob_with_the_same_bytes_is_enough(repository, tmp_path):
     first = version_of(repository, image)
     version_of(replace(repository, deduplication=Deduplication.OFF), image)
     damage(repository, first, 1)
-    report, told = repaired(repository)
-    assert (report.blobs_repaired, told, report.versions_valid) == (1, [], (first.uid,))
+    report, reported = repaired(repository)
+    assert (report.blobs_repaired, reported, report.versions_valid) == (1, [], (first.uid,))
     assert restored(repository, first, tmp_path) == image.read_bytes()
 
 
-def test_only_the_blobs_of_the_versions_that_were_named_are_repaired(repository, tmp_path):
+def test_only_blobs_of_the_named_versions_are_repaired(repository, tmp_path):
     image, other = random_image(tmp_path / "image", BLOCK), random_image(tmp_path / "other", BLOCK, 1)
     first, second = version_of(repository, image), version_of(repository, other, "other")
     damage(repository, first, 0)
     damage(repository, second, 0)
     both = tmp_path / "both"
     both.write_bytes(image.read_bytes() + other.read_bytes())
-    report, told = repaired(repository, first, image=both, search=True)
-    assert (report.blobs_damaged, report.blobs_repaired, told) == (1, 1, [])
+    report, reported = repaired(repository, first, image=both, search=True)
+    assert (report.blobs_damaged, report.blobs_repaired, reported) == (1, 1, [])
     assert is_valid(repository, first)
     assert not is_valid(repository, second)
 
 
-def test_a_blob_without_fingerprint_cannot_be_repaired(repository, tmp_path):
+def test_a_blob_without_a_fingerprint_cannot_be_repaired(repository, tmp_path):
     image = random_image(tmp_path / "image", BLOCK)
     version = version_of(repository, image)
     with repository.database.write() as connection:
         connection.execute(update(blobs).values(fingerprint=None))
     damage(repository, version, 0)
-    report, told = repaired(repository, image=image, search=True)
+    report, reported = repaired(repository, image=image, search=True)
     assert (report.blobs_repaired, report.blobs_left) == (0, 1)
-    assert "no fingerprint" in told[0][3]
+    assert "no fingerprint" in reported[0][3]
 
 
-def test_where_nothing_is_damaged_there_is_nothing_to_do(repository, tmp_path):
+def test_a_repair_without_damage_does_nothing(repository, tmp_path):
     image = random_image(tmp_path / "image", BLOCK)
     version = version_of(repository, image)
-    report, told = repaired(repository, version, image=image, search=True)
-    assert (report.blobs_damaged, report.blobs_repaired, told) == (0, 0, [])
+    report, reported = repaired(repository, version, image=image, search=True)
+    assert (report.blobs_damaged, report.blobs_repaired, reported) == (0, 0, [])
 
 
-def test_an_interrupted_repair_keeps_what_it_has_done(repository, tmp_path):
+def test_an_interrupted_repair_keeps_its_results(repository, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     version = version_of(repository, image)
     damage(repository, version, 0, 1, 2)
@@ -361,7 +361,7 @@ def test_an_interrupted_repair_keeps_what_it_has_done(repository, tmp_path):
     audit(repository)
 
 
-def test_a_source_that_cannot_be_read_in_a_place_is_passed_over(repository, tmp_path):
+def test_unreadable_places_of_a_source_are_skipped(repository, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     version = version_of(repository, image)
     damage(repository, version, 0, 2)
@@ -386,27 +386,27 @@ def test_a_source_that_cannot_be_read_in_a_place_is_passed_over(repository, tmp_
         assert (report.blobs_repaired, report.blobs_left) == (0 if search else 1, 1)
 
 
-# From another repository
+# Repair from another repository
 
 
 @pytest.mark.parametrize("block_size", [BLOCK, 4 * BLOCK, 512])
-def test_another_repository_with_the_same_backup_gives_its_blocks(repository, tmp_path, block_size):
+def test_another_repository_with_the_same_backup_provides_its_blocks(repository, tmp_path, block_size):
     image = random_image(tmp_path / "image", 9 * BLOCK + 1)
     version = version_of(repository, image)
     damage(repository, version, 3, 9)
     config = make_repository(tmp_path / "other", block_size=block_size, encrypted=False)
     with opened(config) as other:
         copy = version_of(other, image)
-        assert repaired(repository, other=other)[0].blobs_repaired == 0  # that is another backup, for all we know
+        assert repaired(repository, other=other)[0].blobs_repaired == 0  # which could be another backup
         with other.database.write() as connection:
             same = {"created_at": version.created_at} if block_size == 512 else {"uid": version.uid}
             connection.execute(update(versions).where(versions.c.id == copy.id).values(**same))
-        report, told = repaired(repository, other=other)
-    assert (report.blobs_repaired, told, report.versions_valid) == (2, [], (version.uid,))
+        report, reported = repaired(repository, other=other)
+    assert (report.blobs_repaired, reported, report.versions_valid) == (2, [], (version.uid,))
     assert restored(repository, version, tmp_path) == image.read_bytes()
 
 
-def test_another_repository_with_the_same_fingerprints_gives_its_blobs(tmp_path):
+def test_another_repository_with_the_same_fingerprints_provides_its_blobs(tmp_path):
     with (
         opened(make_repository(tmp_path / "repository", encrypted=False)) as repository,
         opened(make_repository(tmp_path / "other", encrypted=False)) as other,
@@ -418,12 +418,12 @@ def test_another_repository_with_the_same_fingerprints_gives_its_blobs(tmp_path)
         elsewhere.write_bytes(random_bytes(BLOCK, 1) + image.read_bytes())
         copy = version_of(other, elsewhere, "another name")
         flip_a_byte(file_of(other, blob_of(other, copy, 1)))
-        report, told = repaired(repository, other=other)
-        assert (report.blobs_repaired, told) == (1, [])
+        report, reported = repaired(repository, other=other)
+        assert (report.blobs_repaired, reported) == (1, [])
         assert restored(repository, version, tmp_path) == image.read_bytes()
 
 
-def test_what_is_damaged_there_as_well_stays_damaged(repository, tmp_path):
+def test_blobs_damaged_in_both_repositories_are_not_repaired(repository, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     version = version_of(repository, image)
     damage(repository, version, 1, 2)
@@ -432,6 +432,6 @@ def test_what_is_damaged_there_as_well_stays_damaged(repository, tmp_path):
         with other.database.write() as connection:
             connection.execute(update(versions).values(uid=version.uid))
         flip_a_byte(file_of(other, blob_of(other, copy, 1)))
-        report, told = repaired(repository, other=other)
+        report, reported = repaired(repository, other=other)
     assert (report.blobs_repaired, report.blobs_left) == (1, 1)
-    assert [line[:3] for line in told] == [(version.uid, BLOCK, 2 * BLOCK)]
+    assert [line[:3] for line in reported] == [(version.uid, BLOCK, 2 * BLOCK)]

@@ -1,4 +1,4 @@
-"""Restores of a part of an image: what is read from the storage for it, and what is checked."""
+"""Restores of a part of an image: what they read from the storage, and what they check."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ pytestmark = pytest.mark.slow
 SEGMENT = 256 << 10
 BLOCK = 4 * SEGMENT
 TABLE = 4 * 4 + 16
-IMAGE = secrets.token_bytes(2 * BLOCK) + bytes(BLOCK) + secrets.token_bytes(SEGMENT + 777)  # nothing is compressed
+IMAGE = secrets.token_bytes(2 * BLOCK) + bytes(BLOCK) + secrets.token_bytes(SEGMENT + 777)  # incompressible
 SIZE = len(IMAGE)
 
 
 class Spy(ForwardingStorage):
-    """A storage that writes down what is read of it."""
+    """A storage that records what is read from it."""
 
     def __init__(self, storage: Storage) -> None:
         super().__init__(storage)
@@ -77,7 +77,7 @@ def stored(
 
 @given(bounds=st.lists(st.integers(0, SIZE), min_size=2, max_size=2, unique=True).map(sorted))
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_part_is_that_of_the_image(
+def test_any_part_equals_that_of_the_image(
     stored: tuple[Repository, Version], tmp_path: Path, bounds: list[int]
 ) -> None:
     start, stop = bounds
@@ -113,7 +113,7 @@ def test_only_the_segments_of_the_part_are_read(
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_block_without_segments_is_read_whole(tmp_path: Path, number: int) -> None:
+def test_all_of_a_block_without_segments_is_read(tmp_path: Path, number: int) -> None:
     with image_of(tmp_path, number) as (repository, version):
         spy: Any = Spy(repository.blocks.storage)
         spied = replace(repository, blocks=replace(repository.blocks, storage=spy))
@@ -129,7 +129,7 @@ def test_damage_anywhere_in_a_block_without_segments_is_found(tmp_path: Path, nu
         assert [(damage.start, damage.stop) for damage in report.damaged] == [(5, 10)]
 
 
-def test_damage_in_the_segments_of_the_part_is_found_and_no_other(tmp_path: Path) -> None:
+def test_only_damage_in_the_segments_of_the_part_is_found(tmp_path: Path) -> None:
     with image_of(tmp_path, 2) as (repository, version):
         flip_a_byte(file_of(repository, blob_of(repository, version, 0)))  # in the middle: segment 1 or 2
         assert restored(repository, version, tmp_path / "target", 0, SEGMENT).damaged == ()

@@ -1,4 +1,4 @@
-"""An operation at work: what it shows, and how it is stopped."""
+"""A running operation: what progress it shows, and how it is stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Written:
-    """Progress that is written down."""
+    """Progress that is recorded."""
 
     def __init__(self) -> None:
         self.calls: list[object] = []
@@ -34,7 +34,7 @@ class Written:
         self.calls.append("stop")
 
 
-def test_a_step_shows_its_progress_and_takes_it_away_at_the_end() -> None:
+def test_a_step_shows_its_progress_and_removes_it_at_the_end() -> None:
     shown = Written()
     run = Run(Control(progress=shown), interrupted="")
     with run.step("Reading", 10):
@@ -44,7 +44,7 @@ def test_a_step_shows_its_progress_and_takes_it_away_at_the_end() -> None:
     assert shown.calls == [("Reading", 10), 4, "stop", ("Writing", 20), "stop"]
 
 
-def test_nothing_is_shown_outside_of_a_step() -> None:
+def test_nothing_is_shown_outside_a_step() -> None:
     shown = Written()
     run = Run(Control(progress=shown), interrupted="")
     run.advance(1)
@@ -54,7 +54,7 @@ def test_nothing_is_shown_outside_of_a_step() -> None:
     assert shown.calls == [("Reading", 10), "stop"]
 
 
-def test_a_run_that_is_asked_to_stop_raises_its_message() -> None:
+def test_a_run_asked_to_stop_raises_its_message() -> None:
     asked = [False]
     run = Run(Control(stop=lambda: asked[0]), interrupted="interrupted: half of it is done")
     run.check()
@@ -75,7 +75,7 @@ def test_a_quiet_control_stops_and_shows_nothing() -> None:
     assert shown.calls == []
 
 
-def test_a_run_whose_job_was_taken_for_dead_raises(repository: Repository) -> None:
+def test_a_run_raises_if_its_job_was_taken_for_dead(repository: Repository) -> None:
     with Job(repository.database, spec("backup")) as job:
         run = Run(UNATTENDED, interrupted="", job=job)
         run.check()
@@ -87,7 +87,7 @@ def test_a_run_whose_job_was_taken_for_dead_raises(repository: Repository) -> No
             run.check()
 
 
-def test_a_job_shows_no_progress_of_what_is_read_outside_of_a_step(repository: Repository) -> None:
+def test_a_job_shows_no_progress_of_reads_outside_a_step(repository: Repository) -> None:
     with Job(repository.database, spec("mount nowhere"), only_reads=True) as job:
         counted = job.count(1, 3, Unit.VERSIONS)
         Run(UNATTENDED, interrupted="", job=job).advance(1 << 20)

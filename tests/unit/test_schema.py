@@ -1,4 +1,4 @@
-"""The schema: made by the revisions, equal to the tables, there whole or not at all."""
+"""The schema: the revisions create it, it equals the tables, and it is created completely or not at all."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def database(file: Path) -> Iterator[Database]:
-    """Give a database that nobody has made yet."""
+    """Return a database that does not exist yet."""
     database = Database(f"sqlite:///{file}")
     yield database
     database.close()
@@ -79,7 +79,7 @@ def stamp_as(database: Database, revision: str) -> None:
 
 
 def tables_of(file: Path) -> list[str]:
-    """Return the tables in a file, read without any code of the program."""
+    """Return the tables in a file without using any code of the program."""
     connection = sqlite3.connect(file)
     try:
         rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
@@ -89,13 +89,13 @@ def tables_of(file: Path) -> list[str]:
 
 
 def ddl_of(file: Path) -> dict[str, set[str]]:
-    """Return the columns, constraints and indexes of a file by table, whatever their order; not those of backy2."""
+    """Return the columns, constraints and indexes of a file by table, in any order, except those of backy2."""
     with closing(sqlite3.connect(file)) as connection:
         rows = connection.execute("SELECT tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
     found: dict[str, set[str]] = {}
     for table, sql in rows:
         if not table.startswith("backy2_"):
-            # SQLite puts an added column on a line with others, or before the last parenthesis.
+            # SQLite appends an added column to another line, or before the last parenthesis.
             lines = re.split(r"\n|, (?=\w+ [A-Z])|\)$", sql)
             found.setdefault(table, set()).update(" ".join(line.split()).strip(",") for line in lines)
             found[table].discard("")
@@ -113,7 +113,7 @@ def scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(config)
 
 
-# What is made
+# Created databases
 
 
 def test_a_new_database_has_all_tables(database: Database, file: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_new_database_has_all_tables(database: Database, file: Path) -> None:
     assert tables_of(file) == TABLES
 
 
-def test_the_schema_that_the_revisions_make_is_that_of_the_tables(database: Database) -> None:
+def test_the_revisions_create_the_schema_of_the_tables(database: Database) -> None:
     create(database)
     with database.read() as connection:
         context = MigrationContext.configure(
@@ -146,22 +146,22 @@ def test_the_schema_cascades_as_the_tables_do(database: Database) -> None:
             assert made == declared, table.name
 
 
-def test_the_revisions_end_at_the_one_the_program_works_with() -> None:
+def test_the_revisions_end_at_the_one_the_program_expects() -> None:
     assert scripts().get_heads() == [HEAD]
 
 
-def test_the_list_of_revisions_is_that_of_the_migrations() -> None:
+def test_the_list_of_revisions_matches_the_migrations() -> None:
     walked = [script.revision for script in scripts().walk_revisions()]
     assert tuple(reversed(walked)) == HISTORY
 
 
-def test_no_revision_goes_back() -> None:
+def test_no_revision_can_be_downgraded() -> None:
     for script in scripts().walk_revisions():
         with pytest.raises(NotImplementedError, match=r"use the copy that was made before the upgrade"):
             script.module.downgrade()
 
 
-def test_the_revisions_make_the_same_tables_as_a_new_database_has(database: Database, tmp_path: Path) -> None:
+def test_the_revisions_create_the_same_tables_as_a_new_database(database: Database, tmp_path: Path) -> None:
     create(database)
     walked = Database(f"sqlite:///{tmp_path}/walked.sqlite")
     create_file(walked)
@@ -172,12 +172,12 @@ def test_the_revisions_make_the_same_tables_as_a_new_database_has(database: Data
     assert made[0] == made[1]
 
 
-def test_a_new_database_is_at_the_head(database: Database) -> None:
+def test_a_new_database_is_at_the_latest_revision(database: Database) -> None:
     create(database)
     database.check_revision()
 
 
-def test_a_new_database_holds_no_repository_yet(database: Database) -> None:
+def test_a_new_database_contains_no_repository(database: Database) -> None:
     create(database)
     with (
         pytest.raises(SchemaError, match=r"the tables of a repository but no repository; create the repository again"),
@@ -186,7 +186,7 @@ def test_a_new_database_holds_no_repository_yet(database: Database) -> None:
         load_identity(connection)
 
 
-def test_the_file_belongs_to_its_owner_alone(database: Database, file: Path) -> None:
+def test_only_the_owner_can_access_the_file(database: Database, file: Path) -> None:
     create(database)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
@@ -200,14 +200,14 @@ def test_the_mode_of_the_file_does_not_depend_on_the_umask(database: Database, f
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_the_directory_of_the_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_access_a_created_directory(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/new/backyfs.sqlite")
     create(database)
     database.close()
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
 
 
-def test_companions_of_the_file_are_no_more_open_than_it_is(database: Database, file: Path) -> None:
+def test_companion_files_are_not_more_accessible_than_the_file(database: Database, file: Path) -> None:
     create(database)
     with database.read() as connection:
         connection.execute(text("SELECT 1 FROM versions"))
@@ -215,17 +215,17 @@ def test_companions_of_the_file_are_no_more_open_than_it_is(database: Database, 
         assert [stat.S_IMODE(path.stat().st_mode) for path in companions] == [0o600, 0o600]
 
 
-def test_a_file_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_created_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     database = Database(f"sqlite:///{tmp_path}/file/backyfs.sqlite")
     with pytest.raises(DatabaseError, match=rf"^database file {tmp_path}/file/backyfs\.sqlite cannot be created: "):
         create_file(database)
 
 
-# What is refused, and what a failure leaves
+# Refusals, and what failures leave
 
 
-def test_making_it_twice_is_refused_by_name(database: Database, file: Path) -> None:
+def test_creating_a_database_twice_is_refused_by_name(database: Database, file: Path) -> None:
     create(database)
     with pytest.raises(SchemaError, match=rf"^{file} already contains tables; name an empty database$"):
         create(database)
@@ -253,7 +253,7 @@ def test_a_failure_at_any_table_leaves_none(database: Database, file: Path, tabl
     assert tables_of(file) == []
 
 
-def test_a_full_disk_leaves_no_tables_and_a_database_that_can_be_made_again(database: Database, file: Path) -> None:
+def test_a_full_disk_leaves_no_tables_and_the_database_can_be_created_later(database: Database, file: Path) -> None:
     def fill(connection: sqlite3.Connection, _record: object) -> None:
         connection.execute("PRAGMA max_page_count = 12")
 
@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_no_tables_and_a_database_that_can_be_made_again(data
     assert tables_of(file) == TABLES
 
 
-# How SQLite is used
+# Use of SQLite
 
 
 def test_foreign_keys_are_on(database: Database) -> None:
@@ -287,7 +287,7 @@ def test_writers_do_not_block_readers_and_commits_are_durable(database: Database
     assert pragma(database, name) == value
 
 
-def test_a_write_holds_the_lock_from_its_beginning(database: Database, file: Path) -> None:
+def test_a_write_transaction_holds_the_lock_from_the_beginning(database: Database, file: Path) -> None:
     create(database)
     other = sqlite3.connect(file, timeout=0, isolation_level=None)
     try:
@@ -302,7 +302,7 @@ def test_a_write_holds_the_lock_from_its_beginning(database: Database, file: Pat
         other.close()
 
 
-def test_an_exception_rolls_a_write_back(database: Database) -> None:
+def test_an_exception_rolls_back_a_write(database: Database) -> None:
     def fail_half_way() -> None:
         with database.write() as connection:
             connection.execute(text("INSERT INTO alembic_version VALUES ('other')"))
@@ -315,14 +315,14 @@ def test_an_exception_rolls_a_write_back(database: Database) -> None:
         assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar() == 1
 
 
-def test_a_message_of_the_database_does_not_tell_parameters(database: Database) -> None:
+def test_a_message_of_the_database_does_not_contain_parameters(database: Database) -> None:
     create(database)
     with pytest.raises(DatabaseError) as caught, database.write() as connection:
         connection.execute(insert(tags).values(version_id=99, name="confidential"))
     assert "confidential" not in str(caught.value)
 
 
-def test_times_come_back_in_utc_with_microseconds(database: Database) -> None:
+def test_times_are_loaded_in_utc_with_microseconds(database: Database) -> None:
     create(database)
     eastern = datetime(2024, 7, 1, 1, 30, 0, 123_456, tzinfo=timezone(timedelta(hours=-5)))
     values = {"uid": "u", "name": "n", "snapshot_name": "", "size_bytes": 0, "status": "valid", "protected": False}
@@ -336,8 +336,8 @@ def test_times_come_back_in_utc_with_microseconds(database: Database) -> None:
 
 
 @pytest.mark.parametrize("table", ["versions", "pages", "blobs", "jobs", "runs"])
-def test_no_id_is_given_twice(database: Database, table: str) -> None:
-    # Who knows a row by its id, as a backup its blobs and a job its row, must not take another one for it.
+def test_no_id_is_reused(database: Database, table: str) -> None:
+    # Backups remember blobs by id, and jobs their row. They must never get another row instead.
     create(database)
     values: dict[str, object] = {
         column.name: datetime(2024, 1, 1, tzinfo=UTC) if isinstance(column.type, UtcDateTime)
@@ -352,7 +352,7 @@ def test_no_id_is_given_twice(database: Database, table: str) -> None:
         assert insert_row(connection, row) == first + 1
 
 
-def test_sizes_beyond_32_bits_fit(database: Database) -> None:
+def test_sizes_may_exceed_32_bits(database: Database) -> None:
     create(database)
     row: dict[str, object] = {column.name: 2**62 for column in stats.c if column.name != "id"}
     row |= {"created_at": datetime(2024, 1, 1, tzinfo=UTC), "version_uid": "u", "version_name": "n", "duration_s": 0.5}
@@ -362,22 +362,22 @@ def test_sizes_beyond_32_bits_fit(database: Database) -> None:
         assert connection.execute(select(stats.c.bytes_read)).scalar_one() == 2**62
 
 
-# The revision
+# Revisions
 
 
-def test_a_file_that_is_not_there_holds_no_repository_and_is_not_made(database: Database, file: Path) -> None:
+def test_a_missing_file_contains_no_repository_and_is_not_created(database: Database, file: Path) -> None:
     with pytest.raises(SchemaError, match=rf"^{file} holds no repository; initialize it$"):
         database.check_revision()
     assert not file.exists()
 
 
-def test_an_empty_database_holds_no_repository(database: Database, file: Path) -> None:
+def test_an_empty_database_contains_no_repository(database: Database, file: Path) -> None:
     create_file(database)
     with pytest.raises(SchemaError, match=rf"^{file} holds no repository; initialize it$"):
         database.check_revision()
 
 
-def test_a_table_of_revisions_without_a_row_is_no_repository(database: Database, file: Path) -> None:
+def test_a_table_of_revisions_without_a_row_is_not_a_repository(database: Database, file: Path) -> None:
     create(database)
     with database.write() as connection:
         connection.execute(text("DELETE FROM alembic_version"))
@@ -385,14 +385,14 @@ def test_a_table_of_revisions_without_a_row_is_no_repository(database: Database,
         database.check_revision()
 
 
-def test_an_older_revision_is_to_be_upgraded(database: Database, file: Path) -> None:
+def test_an_older_revision_needs_an_upgrade(database: Database, file: Path) -> None:
     create(database)
     stamp_as(database, "30349b678801")
     with pytest.raises(SchemaOutdatedError, match=rf"^{file} has an older schema; upgrade it$"):
         database.check_revision()
 
 
-def test_a_newer_revision_is_refused_with_the_release_that_it_needs(database: Database, file: Path) -> None:
+def test_a_newer_revision_is_refused_with_the_release_it_needs(database: Database, file: Path) -> None:
     create(database)
     with database.begin() as connection:
         identity = Identity(
@@ -410,7 +410,7 @@ def test_a_newer_revision_is_refused_with_the_release_that_it_needs(database: Da
     assert not isinstance(caught.value, SchemaOutdatedError)
 
 
-def test_a_newer_revision_that_tells_nothing_is_refused_as_well(database: Database) -> None:
+def test_a_newer_revision_without_a_release_is_refused_too(database: Database) -> None:
     create(database)
     stamp_as(database, "backyfs_9999")
     with pytest.raises(SchemaError, match=r"use a newer release of backyfs$"):
@@ -422,17 +422,17 @@ def test_a_new_database_says_which_release_it_needs(tmp_path: Path) -> None:
         assert connection.execute(select(repository.c.needs_release)).scalar_one() == HEAD_RELEASE
 
 
-def test_the_release_that_is_needed_is_not_newer_than_this_one() -> None:
+def test_the_required_release_is_not_newer_than_this_one() -> None:
     assert Version(HEAD_RELEASE) <= Version(__version__)
 
 
-def test_a_file_that_is_no_database_is_refused(database: Database, file: Path) -> None:
+def test_a_file_that_is_not_a_database_is_refused(database: Database, file: Path) -> None:
     file.write_bytes(b"no database " * 1000)
     with pytest.raises(DatabaseError, match=r"^database: file is not a database$"):
         database.check_revision()
 
 
-def test_a_directory_is_no_database(tmp_path: Path) -> None:
+def test_a_directory_is_refused_as_a_database(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}")
     with pytest.raises(DatabaseError, match=r"^database: unable to open database file$"):
         database.check_revision()
@@ -442,11 +442,11 @@ def test_a_directory_is_no_database(tmp_path: Path) -> None:
 # URLs
 
 
-def test_what_is_no_url_is_refused() -> None:
+def test_an_invalid_url_is_refused() -> None:
     with pytest.raises(DatabaseError, match=r"^the engine of \[MetaBackend\] is not a URL .*; examples: sqlite:"):
         Database("no url")
 
 
-def test_a_database_that_nobody_knows_is_refused_without_its_password() -> None:
+def test_an_unknown_kind_of_database_is_refused_without_quoting_its_password() -> None:
     with pytest.raises(DatabaseError, match=r"^the engine of .* is not a URL [^@]*@host/name, [^@]*@host/name$"):
         Database("nosuch://user:secret@host/db")

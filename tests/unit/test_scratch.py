@@ -1,4 +1,4 @@
-"""Layers to throw away: each has its own bytes, together they are bounded, and no directory ever shows them."""
+"""Temporary layers: each has its own bytes, their total size is bounded, and no directory ever shows them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def opened(scratch: Scratch, size: int = SIZE) -> Layer:
 
 
 def open_files(directory: Path) -> int:
-    """Return how many files below a directory this process has open; other tests may leave theirs to the garbage."""
+    """Count the open files of this process below a directory; other tests may leave theirs to the garbage collector."""
     opened_now = 0
     for number in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):  # the descriptor of the listing itself
@@ -36,7 +36,7 @@ def open_files(directory: Path) -> int:
     return opened_now
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_written_bytes_are_read_back(tmp_path: Path) -> None:
     scratch = Scratch(str(tmp_path))
     layer = opened(scratch)
     layer.write(CHUNK, b"a" * CHUNK, {})
@@ -49,7 +49,7 @@ def test_readers_have_no_layer(tmp_path: Path) -> None:
     assert Scratch(str(tmp_path)).open(UID, SIZE, for_writing=False) is None
 
 
-def test_each_writer_has_a_layer_of_its_own(tmp_path: Path) -> None:
+def test_each_writer_has_its_own_layer(tmp_path: Path) -> None:
     scratch = Scratch(str(tmp_path))
     one, other = opened(scratch), opened(scratch)
     one.write(0, b"a" * CHUNK, {})
@@ -60,7 +60,7 @@ def test_each_writer_has_a_layer_of_its_own(tmp_path: Path) -> None:
     scratch.release(other)
 
 
-def test_nothing_is_ever_in_the_directory(tmp_path: Path) -> None:
+def test_the_directory_is_always_empty(tmp_path: Path) -> None:
     scratch = Scratch(str(tmp_path))
     layer = opened(scratch)
     layer.write(0, b"a" * CHUNK, {})
@@ -69,7 +69,7 @@ def test_nothing_is_ever_in_the_directory(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_files(tmp_path: Path) -> None:
     program = f"""
 import os, signal
 from backyfs.mount.overlay import Scratch
@@ -82,7 +82,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_layer_that_is_let_go_closes_its_file(tmp_path: Path) -> None:
+def test_releasing_a_layer_closes_its_file(tmp_path: Path) -> None:
     scratch = Scratch(str(tmp_path))
     layer = opened(scratch)
     layer.write(0, b"a" * CHUNK, {})
@@ -91,7 +91,7 @@ def test_a_layer_that_is_let_go_closes_its_file(tmp_path: Path) -> None:
     assert open_files(tmp_path) == 0
 
 
-def test_layers_together_are_bounded(tmp_path: Path) -> None:
+def test_the_total_size_of_layers_is_bounded(tmp_path: Path) -> None:
     scratch = Scratch(str(tmp_path), most_bytes=4 * CHUNK)
     one, other = opened(scratch), opened(scratch)
     one.write(0, b"a" * 3 * CHUNK, {})
@@ -104,7 +104,7 @@ def test_layers_together_are_bounded(tmp_path: Path) -> None:
     scratch.release(other)
 
 
-def test_bytes_that_are_written_again_take_no_more_room(tmp_path: Path) -> None:
+def test_overwriting_bytes_takes_no_more_room(tmp_path: Path) -> None:
     scratch = Scratch(str(tmp_path), most_bytes=2 * CHUNK)
     layer = opened(scratch)
     for byte in (b"a", b"b", b"c"):
@@ -113,13 +113,13 @@ def test_bytes_that_are_written_again_take_no_more_room(tmp_path: Path) -> None:
     scratch.release(layer)
 
 
-def test_a_layer_that_is_let_go_makes_room(tmp_path: Path) -> None:
+def test_releasing_a_layer_makes_room(tmp_path: Path) -> None:
     scratch = Scratch(str(tmp_path), most_bytes=2 * CHUNK)
     for _ in range(3):
         layer = opened(scratch)
         layer.write(0, b"a" * 2 * CHUNK, {})
         scratch.release(layer)
-        scratch.release(layer)  # again: the room is not given back twice
+        scratch.release(layer)  # again, but the room is not returned twice
     one, other = opened(scratch), opened(scratch)
     one.write(0, b"a" * 2 * CHUNK, {})
     with pytest.raises(OSError, match="No space left"):
@@ -128,7 +128,7 @@ def test_a_layer_that_is_let_go_makes_room(tmp_path: Path) -> None:
     scratch.release(other)
 
 
-def test_a_write_that_fails_takes_no_room(tmp_path: Path) -> None:
+def test_a_failed_write_takes_no_room(tmp_path: Path) -> None:
     scratch = Scratch(str(tmp_path), most_bytes=2 * CHUNK)
     failing = opened(scratch, size=4 * CHUNK)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -144,6 +144,6 @@ def test_a_write_that_fails_takes_no_room(tmp_path: Path) -> None:
     scratch.release(failing)
 
 
-def test_a_directory_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_directory_is_reported(tmp_path: Path) -> None:
     with pytest.raises(MountError, match="missing cannot store the writes of a journal: No such file or directory; "):
         Scratch(str(tmp_path / "missing"))

@@ -1,4 +1,4 @@
-"""A scrub finds what is damaged, marks it, and marks nothing else."""
+"""A scrub finds and marks all damage, and marks nothing else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def plain(tmp_path):
 
 
 class Spy(ForwardingStorage):
-    """A storage that writes down what is read of it, and does something before."""
+    """A storage that records what is read from it, and calls a function before each read."""
 
     def __init__(self, storage, before=lambda _number, _uid: None):
         super().__init__(storage)
@@ -61,20 +61,20 @@ class Spy(ForwardingStorage):
 
 
 def spied(repository, before=lambda _number, _uid: None):
-    """Return the repository with a storage that is spied on, and the spy."""
+    """Return the repository with a spy as its storage, and the spy."""
     spy = Spy(repository.blocks.storage, before)
     return replace(repository, blocks=replace(repository.blocks, storage=spy)), spy
 
 
 def scrubbed(repository, *versions, **request):
-    """Scrub these versions, or all; return the report, and uid, start, stop and reason of what was told."""
-    told = []
+    """Scrub these versions, or all; return the report, and uid, start, stop and reason of each reported range."""
+    reported = []
     report = scrub(
         repository,
         ScrubRequest(versions=versions or None, **request),
-        on_damage=lambda version, damage: told.append((version.uid, damage.start, damage.stop, damage.reason)),
+        on_damage=lambda version, damage: reported.append((version.uid, damage.start, damage.stop, damage.reason)),
     )
-    return report, told
+    return report, reported
 
 
 def version_of(repository, image, name="disk"):
@@ -112,15 +112,15 @@ def swap(file, other):
     other.write_bytes(held)
 
 
-# What is whole
+# Sound blobs
 
 
-def test_whole_blobs_are_counted_and_recorded(repository, tmp_path):
+def test_sound_blobs_are_counted_and_recorded(repository, tmp_path):
     version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK + 5))
     before = datetime.now(UTC)
-    report, told = scrubbed(repository, version)
+    report, reported = scrubbed(repository, version)
     assert (report.blobs_checked, report.bytes_checked, report.blobs_damaged) == (4, 3 * BLOCK + 5, 0)
-    assert (report.versions_invalid, report.versions_valid, told) == ((), (), [])
+    assert (report.versions_invalid, report.versions_valid, reported) == ((), (), [])
     moments = checked(repository)
     assert len(moments) == 4
     assert all(before <= moment <= datetime.now(UTC) for moment in moments.values())
@@ -135,7 +135,7 @@ def test_a_version_without_blobs_has_nothing_to_check(repository, tmp_path, size
     assert scrubbed(repository)[0].blobs_checked == 0
 
 
-def test_a_blob_is_read_once_however_many_blocks_and_versions_it_is(repository, tmp_path):
+def test_a_blob_is_read_once_however_many_blocks_and_versions_use_it(repository, tmp_path):
     image = tmp_path / "image"
     image.write_bytes(random_bytes(BLOCK) * 3 + random_bytes(BLOCK, 1))
     versions = [version_of(repository, image), version_of(repository, image, "other")]
@@ -169,16 +169,16 @@ def test_a_damaged_blob_is_marked_with_every_version_that_uses_it(repository, tm
     blob = blob_of(repository, first, 1)
     damage(file_of(repository, blob))
 
-    report, told = scrubbed(repository, second)  # the first one has it, too, and is not named
+    report, reported = scrubbed(repository, second)  # the first one uses it too, but was not named
     assert report.blobs_damaged == 1
-    assert [line[:3] for line in told] == [(first.uid, BLOCK, 2 * BLOCK), (second.uid, BLOCK, 2 * BLOCK)]
-    assert all(line[3].startswith(f"blob {blob.uid} ") for line in told)
+    assert [line[:3] for line in reported] == [(first.uid, BLOCK, 2 * BLOCK), (second.uid, BLOCK, 2 * BLOCK)]
+    assert all(line[3].startswith(f"blob {blob.uid} ") for line in reported)
     assert report.versions_invalid == (first.uid, second.uid)
     assert damaged_uids(repository) == {blob.uid}
     assert blob.uid in checked(repository)
     assert [status(repository, version) for version in (first, second, other)] == ["invalid", "invalid", "valid"]
 
-    # The block is stored anew, and the new version is good.
+    # The block is stored again, and the new version is valid.
     third = back_up(repository, image)
     assert third.statistics.blocks_written == 1
     assert restored(repository, third.version, tmp_path) == image.read_bytes()
@@ -189,22 +189,22 @@ def test_swapped_blobs_are_both_damaged(repository, tmp_path):
     version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
     one, other = (blob_of(repository, version, index) for index in (0, 2))
     swap(file_of(repository, one), file_of(repository, other))
-    _, told = scrubbed(repository, version)
-    assert [line[1:3] for line in told] == [(0, BLOCK), (2 * BLOCK, 3 * BLOCK)]
+    _, reported = scrubbed(repository, version)
+    assert [line[1:3] for line in reported] == [(0, BLOCK), (2 * BLOCK, 3 * BLOCK)]
     assert damaged_uids(repository) == {one.uid, other.uid}
 
 
-def test_ranges_of_one_blob_that_touch_are_one(repository, tmp_path):
+def test_adjacent_ranges_of_a_blob_are_reported_as_one(repository, tmp_path):
     image = tmp_path / "image"
     image.write_bytes(random_bytes(BLOCK) * 2 + random_bytes(BLOCK, 1) + random_bytes(BLOCK) + b"end")
     version = version_of(repository, image)
     for index in (0, 4):
         flip_a_byte(file_of(repository, blob_of(repository, version, index)))
-    _, told = scrubbed(repository)
-    assert [line[1:3] for line in told] == [(0, 2 * BLOCK), (3 * BLOCK, 4 * BLOCK), (4 * BLOCK, 4 * BLOCK + 3)]
+    _, reported = scrubbed(repository)
+    assert [line[1:3] for line in reported] == [(0, 2 * BLOCK), (3 * BLOCK, 4 * BLOCK), (4 * BLOCK, 4 * BLOCK + 3)]
 
 
-def test_everything_is_marked_before_a_range_is_told(repository, tmp_path):
+def test_everything_is_marked_before_a_range_is_reported(repository, tmp_path):
     version = version_of(repository, random_image(tmp_path / "image", 2 * BLOCK))
     flip_a_byte(file_of(repository, blob_of(repository, version, 0)))
     seen = []
@@ -220,25 +220,25 @@ def test_damage_is_found_in_every_page(repository, tmp_path):
     version = version_of(repository, random_image(tmp_path / "image", 1030 * BLOCK))
     for index in (0, 1023, 1024, 1029):
         truncate(file_of(repository, blob_of(repository, version, index)))
-    report, told = scrubbed(repository)
+    report, reported = scrubbed(repository)
     assert report.blobs_checked == 1030
-    assert [line[1] // BLOCK for line in told] == [0, 1023, 1024, 1029]
+    assert [line[1] // BLOCK for line in reported] == [0, 1023, 1024, 1029]
 
 
-def test_a_blob_that_has_no_row_is_damage(plain, tmp_path):
+def test_a_blob_without_a_row_is_damage(plain, tmp_path):
     version = version_of(plain, random_image(tmp_path / "image", 2 * BLOCK))
     blob = blob_of(plain, version, 1)
     with plain.database.write() as connection:
         connection.execute(delete(blobs).where(blobs.c.id == blob.id))
-    report, told = scrubbed(plain, version)
-    assert told == [(version.uid, BLOCK, 2 * BLOCK, f"blob number {blob.id} has no row in the database")]
+    report, reported = scrubbed(plain, version)
+    assert reported == [(version.uid, BLOCK, 2 * BLOCK, f"blob number {blob.id} has no row in the database")]
     assert report.versions_invalid == (version.uid,)
 
 
-# What is no damage
+# Changes that are not damage
 
 
-def test_a_blob_that_a_cleanup_takes_meanwhile_is_no_damage(plain, tmp_path):
+def test_a_blob_deleted_by_a_cleanup_in_the_meantime_is_not_damage(plain, tmp_path):
     version = version_of(plain, random_image(tmp_path / "image", 3 * BLOCK))
     kept = version_of(plain, random_image(tmp_path / "other", BLOCK, 1))
     blob = blob_of(plain, version, 1)
@@ -251,12 +251,12 @@ def test_a_blob_that_a_cleanup_takes_meanwhile_is_no_damage(plain, tmp_path):
             file_of(plain, blob).unlink()
 
     watched, _ = spied(plain, clean_up)
-    report, told = scrubbed(watched)
-    assert (report.blobs_damaged, told) == (0, [])
+    report, reported = scrubbed(watched)
+    assert (report.blobs_damaged, reported) == (0, [])
     assert status(plain, kept) is VersionStatus.VALID
 
 
-def test_a_row_that_a_cleanup_takes_meanwhile_is_no_damage(plain, tmp_path):
+def test_a_row_deleted_by_a_cleanup_in_the_meantime_is_not_damage(plain, tmp_path):
     version = version_of(plain, random_image(tmp_path / "image", 600 * BLOCK))  # more than are looked up at once
     blob = blob_of(plain, version, 599)
 
@@ -267,11 +267,11 @@ def test_a_row_that_a_cleanup_takes_meanwhile_is_no_damage(plain, tmp_path):
                 connection.execute(delete(blobs).where(blobs.c.id == blob.id))
 
     watched, _ = spied(plain, clean_up)
-    report, told = scrubbed(watched)
-    assert (report.blobs_damaged, told) == (0, [])
+    report, reported = scrubbed(watched)
+    assert (report.blobs_damaged, reported) == (0, [])
 
 
-def test_a_version_that_was_removed_meanwhile_is_left_out(repository, tmp_path):
+def test_a_version_removed_in_the_meantime_is_left_out(repository, tmp_path):
     version = version_of(repository, random_image(tmp_path / "image", 2 * BLOCK))
     kept = version_of(repository, random_image(tmp_path / "other", BLOCK, 1))
     remove_version(repository, version.uid)
@@ -279,7 +279,7 @@ def test_a_version_that_was_removed_meanwhile_is_left_out(repository, tmp_path):
     assert scrubbed(repository, version)[0].blobs_checked == 0
 
 
-def test_named_versions_are_held_and_those_of_all_are_not(plain, tmp_path):
+def test_versions_are_held_only_if_they_were_named(plain, tmp_path):
     version = version_of(plain, random_image(tmp_path / "image", BLOCK))
     held = []
 
@@ -294,21 +294,21 @@ def test_named_versions_are_held_and_those_of_all_are_not(plain, tmp_path):
 
 
 @pytest.mark.parametrize("chosen", [True, False])
-def test_of_an_incomplete_version_is_checked_what_is_there(repository, tmp_path, chosen):
+def test_the_existing_blocks_of_an_incomplete_version_are_checked(repository, tmp_path, chosen):
     version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
     part = incomplete_copy(repository, version, [2])
     remove_version(repository, version.uid)
     flip_a_byte(file_of(repository, blob_of(repository, part, 1)))
-    report, told = scrubbed(repository, *([part] if chosen else []))
+    report, reported = scrubbed(repository, *([part] if chosen else []))
     assert report.blobs_checked == (2 if chosen else 3)
-    assert [line[:3] for line in told] == [(part.uid, BLOCK, 2 * BLOCK)]
+    assert [line[:3] for line in reported] == [(part.uid, BLOCK, 2 * BLOCK)]
     assert (status(repository, part), report.versions_invalid) == (VersionStatus.INCOMPLETE, ())
 
 
-# A storage that is away
+# Missing storages
 
 
-def test_a_storage_that_is_empty_stops_the_scrub_and_nothing_is_marked(repository, tmp_path):
+def test_an_empty_storage_stops_the_scrub_and_nothing_is_marked(repository, tmp_path):
     version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
     storage = Path(repository.own_paths[0])
     for child in storage.iterdir():
@@ -319,7 +319,7 @@ def test_a_storage_that_is_empty_stops_the_scrub_and_nothing_is_marked(repositor
     assert (damaged_uids(repository), checked(repository)) == (set(), {})
 
 
-def test_a_storage_that_goes_meanwhile_stops_the_scrub_and_what_was_read_is_recorded(plain, tmp_path, monkeypatch):
+def test_a_storage_that_disappears_stops_the_scrub_and_earlier_checks_are_recorded(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(blobchecker, "default_workers", lambda: 1)
     version = version_of(plain, random_image(tmp_path / "image", 600 * BLOCK))
     gone = False
@@ -348,7 +348,7 @@ def test_a_storage_that_was_away_for_a_moment_does_not_matter(plain, tmp_path):
     def flicker(number, _uid):
         if number == 1:
             file.rename(tmp_path / "away")
-        if number == 4:  # by then it was looked for
+        if number == 4:  # by then the scrub has looked for it
             (tmp_path / "away").rename(file)
 
     watched, spy = spied(plain, flicker)
@@ -356,7 +356,7 @@ def test_a_storage_that_was_away_for_a_moment_does_not_matter(plain, tmp_path):
     assert len(spy.read) == 5
 
 
-def test_a_version_that_is_lost_altogether_is_marked_where_the_storage_gives_others(repository, tmp_path):
+def test_a_version_lost_completely_is_marked_if_others_can_be_read(repository, tmp_path):
     lost = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
     version_of(repository, random_image(tmp_path / "other", 30 * BLOCK, 1))
     for index in range(3):
@@ -373,14 +373,14 @@ def test_the_only_blob_of_a_repository_is_marked(repository, tmp_path):
 
 def failing(number):
     def get(_number, uid):
-        of_one = number in {errno.EIO, errno.EBADMSG, errno.EACCES}  # as the directory storage has it
+        of_one = number in {errno.EIO, errno.EBADMSG, errno.EACCES}  # as in the directory storage
         raise (ObjectUnreadableError if of_one else StorageError)(f"storage: {uid}: {os.strerror(number)}")
 
     return get
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
-def test_a_storage_that_fails_at_all_blobs_stops_the_scrub(repository, tmp_path, number):
+def test_a_storage_that_fails_for_all_blobs_stops_the_scrub(repository, tmp_path, number):
     version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
     watched, _ = spied(repository, failing(number))
     with pytest.raises(StorageError):
@@ -390,19 +390,19 @@ def test_a_storage_that_fails_at_all_blobs_stops_the_scrub(repository, tmp_path,
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EBADMSG, errno.EACCES])
-def test_a_blob_that_cannot_be_read_is_damaged_where_others_can(repository, tmp_path, number):
+def test_an_unreadable_blob_is_damage_if_others_can_be_read(repository, tmp_path, number):
     version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
     blob = blob_of(repository, version, 1)
     fail = failing(number)
     watched, spy = spied(repository, lambda number, uid: fail(number, uid) if uid == blob.uid else None)
-    report, told = scrubbed(watched, version)
+    report, reported = scrubbed(watched, version)
     reason = f"blob {blob.uid} cannot be read: storage: {blob.uid}: {os.strerror(number)}"
-    assert told == [(version.uid, BLOCK, 2 * BLOCK, reason)]
+    assert reported == [(version.uid, BLOCK, 2 * BLOCK, reason)]
     assert report.versions_invalid == (version.uid,)
     assert spy.read.count(blob.uid) == 1
 
 
-def test_a_storage_that_is_away_for_one_blob_stops_the_scrub(repository, tmp_path):
+def test_a_storage_missing_during_one_read_stops_the_scrub(repository, tmp_path):
     version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
     blob = blob_of(repository, version, 1)
     fail = failing(errno.ESTALE)
@@ -412,7 +412,7 @@ def test_a_storage_that_is_away_for_one_blob_stops_the_scrub(repository, tmp_pat
     assert damaged_uids(repository) == set()
 
 
-def test_a_key_that_is_missing_is_no_damage(tmp_path):
+def test_a_missing_key_is_not_damage(tmp_path):
     config = make_repository(tmp_path / "repository")
     with opened(config) as repository:
         version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
@@ -422,22 +422,22 @@ def test_a_key_that_is_missing_is_no_damage(tmp_path):
         assert damaged_uids(repository) == set()
 
 
-# What was damaged and is whole
+# Repaired damage
 
 
-def test_blobs_and_versions_whose_damage_is_gone_are_valid_again(repository, tmp_path):
+def test_blobs_and_versions_are_valid_again_when_their_damage_is_repaired(repository, tmp_path):
     version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
     file = file_of(repository, blob_of(repository, version, 1))
     file.rename(tmp_path / "away")
     assert scrubbed(repository)[0].versions_invalid == (version.uid,)
     (tmp_path / "away").rename(file)
-    report, told = scrubbed(repository)
-    assert (report.blobs_repaired, report.versions_valid, told) == (1, (version.uid,), [])
+    report, reported = scrubbed(repository)
+    assert (report.blobs_repaired, report.versions_valid, reported) == (1, (version.uid,), [])
     assert status(repository, version) is VersionStatus.VALID
     assert damaged_uids(repository) == set()
 
 
-def test_a_version_stays_invalid_while_any_of_its_blobs_is_damaged(repository, tmp_path):
+def test_a_version_is_invalid_while_any_of_its_blobs_is_damaged(repository, tmp_path):
     version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
     files = [file_of(repository, blob_of(repository, version, index)) for index in (0, 1)]
     for file in files:
@@ -449,7 +449,7 @@ def test_a_version_stays_invalid_while_any_of_its_blobs_is_damaged(repository, t
     assert status(repository, version) is VersionStatus.INVALID
 
 
-def test_a_version_that_is_not_named_is_not_made_valid(repository, tmp_path):
+def test_a_version_that_was_not_named_does_not_become_valid(repository, tmp_path):
     image = random_image(tmp_path / "image", 2 * BLOCK)
     versions = [version_of(repository, image), version_of(repository, image)]
     file = file_of(repository, blob_of(repository, versions[0], 0))
@@ -466,13 +466,13 @@ def test_a_sample_makes_no_version_valid(repository, tmp_path):
     flip_a_byte(file)
     scrubbed(repository)
     flip_a_byte(file)
-    report, _ = scrubbed(repository, percentile=99)  # of one blob: that one
+    report, _ = scrubbed(repository, percentile=99)  # of the one blob
     assert (report.blobs_checked, report.blobs_repaired, report.versions_valid) == (1, 1, ())
     assert status(repository, version) is VersionStatus.INVALID
     assert scrubbed(repository)[0].versions_valid == (version.uid,)
 
 
-def test_a_version_whose_backup_may_not_have_ended_stays_invalid(repository, tmp_path, caplog):
+def test_a_version_whose_backup_may_not_have_ended_remains_invalid(repository, tmp_path, caplog):
     version = version_of(repository, random_image(tmp_path / "image", BLOCK))
     with repository.database.write() as connection:
         set_status(connection, version.id, VersionStatus.INVALID)
@@ -484,7 +484,7 @@ def test_a_version_whose_backup_may_not_have_ended_stays_invalid(repository, tmp
     assert scrubbed(repository)[0].versions_valid == (version.uid,)
 
 
-def test_a_scrub_marks_the_versions_that_one_that_was_killed_has_not(repository, tmp_path):
+def test_a_scrub_marks_the_versions_that_a_killed_one_did_not(repository, tmp_path):
     image = random_image(tmp_path / "image", 2 * BLOCK)
     version = version_of(repository, image)
     blob = blob_of(repository, version, 0)
@@ -499,16 +499,16 @@ def test_a_scrub_marks_the_versions_that_one_that_was_killed_has_not(repository,
     assert status(repository, version) is VersionStatus.INVALID
 
 
-# Which are read, and in which order
+# Choice and order of blobs
 
 
 @pytest.mark.parametrize(("percentile", "expected"), [(1, 1), (10, 2), (50, 10), (99, 20), (100, 20)])
-def test_a_sample_has_so_many_percent(plain, tmp_path, percentile, expected):
+def test_a_sample_has_the_requested_percentage(plain, tmp_path, percentile, expected):
     version = version_of(plain, random_image(tmp_path / "image", 20 * BLOCK))
     assert scrubbed(plain, version, percentile=percentile)[0].blobs_checked == expected
 
 
-def test_a_sample_is_another_one_each_time(plain, tmp_path):
+def test_each_sample_is_different(plain, tmp_path):
     version = version_of(plain, random_image(tmp_path / "image", 60 * BLOCK))
     for _ in range(20):
         scrubbed(plain, version, percentile=20)
@@ -531,38 +531,38 @@ def test_the_oldest_checks_are_renewed_first(plain, tmp_path, monkeypatch):
     assert checked(plain)[found[2].uid] == now - timedelta(days=29)
 
 
-def test_what_is_known_to_be_damaged_is_always_read_again(repository, tmp_path):
+def test_known_damaged_blobs_are_always_read_again(repository, tmp_path):
     version = version_of(repository, random_image(tmp_path / "image", 3 * BLOCK))
     file = file_of(repository, blob_of(repository, version, 1))
     flip_a_byte(file)
     assert scrubbed(repository, not_since=LONG_AGO)[0].blobs_checked == 3
-    report, told = scrubbed(repository, not_since=LONG_AGO)
-    assert (report.blobs_checked, len(told)) == (1, 1)
+    report, reported = scrubbed(repository, not_since=LONG_AGO)
+    assert (report.blobs_checked, len(reported)) == (1, 1)
     flip_a_byte(file)
     assert scrubbed(repository, not_since=LONG_AGO)[0].versions_valid == (version.uid,)
     assert scrubbed(repository, not_since=LONG_AGO)[0].blobs_checked == 0
 
 
-def test_a_scrub_that_was_interrupted_is_continued(plain, tmp_path, monkeypatch):
+def test_an_interrupted_scrub_can_be_continued(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(blobchecker, "default_workers", lambda: 1)
     version = version_of(plain, random_image(tmp_path / "image", 1000 * BLOCK))
     found = [blob_of(plain, version, index) for index in range(1000)]
     flip_a_byte(file_of(plain, min(found, key=lambda blob: blob.id)))
     watched, spy = spied(plain)
-    told = []
+    reported = []
     with pytest.raises(InterruptedByUser, match="results so far are recorded"):
         scrub(
             watched,
             ScrubRequest(versions=(version,), not_since=LONG_AGO),
             control=Control(stop=lambda: len(spy.read) >= 100),
-            on_damage=lambda _, damage: told.append(damage),
+            on_damage=lambda _, damage: reported.append(damage),
         )
     done = len(checked(plain))
     assert 100 <= done == len(spy.read) < 1000
-    assert len(told) == 1
+    assert len(reported) == 1
     assert status(plain, version) is VersionStatus.INVALID
     report, _ = scrubbed(plain, version, not_since=LONG_AGO)
-    assert report.blobs_checked == 1000 - done + 1  # the damaged one once more
+    assert report.blobs_checked == 1000 - done + 1  # the damaged one again
     assert len(checked(plain)) == 1000
 
 
@@ -581,12 +581,12 @@ def test_results_are_recorded_while_a_scrub_runs(plain, tmp_path, monkeypatch):
     assert counts[-1] >= 512
 
 
-# The source
+# Comparison with the source
 
 
 @pytest.fixture
 def image(tmp_path):
-    """Two pages: data, a hole, data; then a page of holes with one block."""
+    """Make an image of two pages: data, a hole, data; then holes except for one block."""
     pieces = {0: random_bytes(3 * BLOCK), 5 * BLOCK: random_bytes(BLOCK, 1), 1500 * BLOCK: random_bytes(BLOCK, 2)}
     return sparse_image(tmp_path / "image", 1600 * BLOCK + 10, pieces)
 
@@ -594,12 +594,12 @@ def image(tmp_path):
 def compared(repository, version, image, **request):
     source = open_source(str(image))
     try:
-        report, told = scrubbed(repository, version, source=source, **request)
+        report, reported = scrubbed(repository, version, source=source, **request)
     finally:
         source.close()
-    assert report.bytes_differing == sum(stop - start for _, start, stop, _ in told)
+    assert report.bytes_differing == sum(stop - start for _, start, stop, _ in reported)
     assert (status(repository, version), damaged_uids(repository)) == (VersionStatus.VALID, set())
-    return told
+    return reported
 
 
 def change(image, offset, data):
@@ -608,12 +608,12 @@ def change(image, offset, data):
         file.write(data)
 
 
-def test_a_source_that_is_as_it_was_differs_nowhere(repository, image):
+def test_an_unchanged_source_does_not_differ(repository, image):
     version = version_of(repository, image)
     assert compared(repository, version, image) == []
 
 
-def test_ranges_in_which_the_source_differs_are_told_and_nothing_is_marked(repository, image):
+def test_ranges_that_differ_from_the_source_are_reported_but_nothing_is_marked(repository, image):
     version = version_of(repository, image)
     change(image, BLOCK + 7, b"changed")
     change(image, 2 * BLOCK, b"changed")
@@ -629,13 +629,13 @@ def test_ranges_in_which_the_source_differs_are_told_and_nothing_is_marked(repos
     ]
 
 
-def test_zeros_that_were_written_are_equal_to_a_hole(repository, image):
+def test_written_zeros_are_equal_to_a_hole(repository, image):
     version = version_of(repository, image)
     change(image, 3 * BLOCK, bytes(BLOCK))
     assert compared(repository, version, image) == []
 
 
-def test_a_source_that_is_longer_or_shorter_differs(repository, image):
+def test_a_longer_or_shorter_source_differs(repository, image):
     version = version_of(repository, image)
     size = 1600 * BLOCK + 10
     os.truncate(image, size + 5)
@@ -658,14 +658,14 @@ def test_an_encrypted_blob_without_a_fingerprint_is_read_to_be_compared(tmp_path
         assert [line[1:3] for line in compared(repository, version, image)] == [(0, BLOCK)]
 
 
-def test_a_sample_of_the_source_is_compared(plain, tmp_path):
+def test_a_sample_of_the_source_can_be_compared(plain, tmp_path):
     image = random_image(tmp_path / "image", 200 * BLOCK)
     version = version_of(plain, image)
     image.write_bytes(random_bytes(200 * BLOCK, 1))
     assert 0 < sum(stop - start for _, start, stop, _ in compared(plain, version, image, percentile=50)) < 200 * BLOCK
 
 
-def test_of_an_incomplete_version_is_compared_what_was_backed_up(plain, tmp_path):
+def test_the_existing_blocks_of_an_incomplete_version_are_compared(plain, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     part = incomplete_copy(plain, version_of(plain, image), [1])
     change(image, BLOCK, b"changed")
@@ -674,7 +674,7 @@ def test_of_an_incomplete_version_is_compared_what_was_backed_up(plain, tmp_path
     source.close()
 
 
-def test_a_source_is_of_one_version(plain, tmp_path):
+def test_a_source_needs_exactly_one_version(plain, tmp_path):
     image = random_image(tmp_path / "image", BLOCK)
     versions = [version_of(plain, image), version_of(plain, image)]
     source = open_source(str(image))

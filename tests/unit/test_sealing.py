@@ -1,4 +1,4 @@
-"""Sealing and opening: what goes in comes out, and nothing else ever does."""
+"""Sealing and opening: a sealed block opens to the same bytes, and nothing else ever opens."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def open_(number: int, stored: Buffer, size: int, key: bytes = KEY) -> bytes:
 
 
 def seal_frame(frame: bytes, key: bytes = KEY) -> bytes:
-    """Return an authentic object of version 1 around any bytes."""
+    """Return an authentic object of version 1 with any content."""
     nonce = secrets.token_bytes(16)
     sealed = AESGCM(key).encrypt(nonce, frame, None)
     return sealed[-16:] + nonce + sealed[:-16]
@@ -60,19 +60,19 @@ def seal_frame(frame: bytes, key: bytes = KEY) -> bytes:
 
 
 @given(versions, blocks)
-def test_what_is_sealed_opens_to_the_same_bytes(number: int, block: bytes) -> None:
+def test_a_sealed_block_opens_to_the_same_bytes(number: int, block: bytes) -> None:
     assert open_(number, seal(number, block), len(block)) == block
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, SEGMENT - 1, SEGMENT, SEGMENT + 1, 4 << 20])
-def test_blocks_of_any_size_are_sealed(number: int, size: int) -> None:
+def test_blocks_of_any_size_can_be_sealed(number: int, size: int) -> None:
     block = bytes(size)
     assert open_(number, seal(number, block), size) == block
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_blocks_about_the_edges_of_ciphers_and_segments_are_sealed(number: int) -> None:
+def test_blocks_near_the_limits_of_ciphers_and_segments_can_be_sealed(number: int) -> None:
     edges = (128, 4096, 1 << 16, SEGMENT, 2 * SEGMENT)
     sizes = [*range(70), *(edge + more for edge in edges for more in (-17, -16, -1, 0, 1, 15, 16))]
     random_bytes = hashlib.shake_256(b"backyfs").digest(2 * SEGMENT + 16)
@@ -83,19 +83,19 @@ def test_blocks_about_the_edges_of_ciphers_and_segments_are_sealed(number: int) 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_every_kind_of_buffer_is_sealed_and_opened(number: int, kind: type[bytes | bytearray | memoryview]) -> None:
+def test_every_kind_of_buffer_can_be_sealed_and_opened(number: int, kind: type[bytes | bytearray | memoryview]) -> None:
     block = open_(number, kind(seal(number, kind(BLOCK))), len(BLOCK))
     assert block == BLOCK
     assert type(block) is bytes
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_part_of_a_buffer_is_sealed_alone(number: int) -> None:
+def test_a_part_of_a_buffer_can_be_sealed(number: int) -> None:
     part = memoryview(bytearray(BLOCK))[10:20]
     assert open_(number, seal(number, part), 10) == BLOCK[10:20]
 
 
-def test_version_0_stores_the_block_as_it_is() -> None:
+def test_version_0_stores_the_block_unchanged() -> None:
     assert seal(0, b"backyfs") == b"backyfs"
 
 
@@ -106,7 +106,7 @@ def test_version_1_compresses() -> None:
 @pytest.mark.parametrize("number", [1, 2])
 @given(block=blocks, level=st.integers(1, 19))
 @settings(deadline=None, max_examples=30)
-def test_blocks_of_any_level_are_opened_alike(number: int, block: bytes, level: int) -> None:
+def test_blocks_of_any_compression_level_can_be_opened(number: int, block: bytes, level: int) -> None:
     stored = b"".join(encryption_version(number).sealer(level)(block, KEY))
     assert open_(number, stored, len(block)) == block
 
@@ -118,7 +118,7 @@ def test_a_higher_level_makes_smaller_objects(number: int) -> None:
     assert sizes == sorted(set(sizes), reverse=True)
 
 
-def test_version_0_knows_no_levels() -> None:
+def test_version_0_has_no_compression_levels() -> None:
     assert b"".join(encryption_version(0).sealer(19)(BLOCK, b"")) == BLOCK
 
 
@@ -133,7 +133,7 @@ def test_version_1_uses_no_nonce_twice_even_under_one_data_key() -> None:
 
 
 @given(versions, st.lists(blocks, min_size=2, max_size=4))
-def test_one_sealer_seals_many_blocks_each_on_its_own(number: int, several: list[bytes]) -> None:
+def test_one_sealer_seals_many_blocks_independently(number: int, several: list[bytes]) -> None:
     sealer = encryption_version(number).sealer()
     objects = [sealer(block, bytes([position]) * 32) for position, block in enumerate(several)]
     for position, (parts, block) in enumerate(zip(objects, several, strict=True)):
@@ -141,11 +141,11 @@ def test_one_sealer_seals_many_blocks_each_on_its_own(number: int, several: list
 
 
 @pytest.mark.parametrize(("number", "uses_data_key"), [(0, False), (1, True), (2, True)])
-def test_a_version_tells_whether_its_blobs_have_data_keys(number: int, uses_data_key: bool) -> None:
+def test_a_version_says_whether_its_blobs_have_data_keys(number: int, uses_data_key: bool) -> None:
     assert encryption_version(number).uses_data_key is uses_data_key
 
 
-# Encrypted versions refuse what they did not make.
+# Encrypted versions refuse objects that they did not create.
 
 
 @given(number=encrypted, block=st.binary(max_size=300), data=st.data())
@@ -185,7 +185,7 @@ def test_the_object_of_another_blob_is_refused(number: int) -> None:
 
 
 @given(number=encrypted, block=blocks, other=blocks, key=st.binary(min_size=32, max_size=32))
-def test_whatever_was_sealed_with_another_data_key_is_refused(
+def test_a_block_sealed_with_another_data_key_is_refused(
     number: int, block: bytes, other: bytes, key: bytes
 ) -> None:
     assume(key != KEY)
@@ -213,8 +213,8 @@ def test_a_frame_that_claims_a_terabyte_is_refused_before_anything_is_allocated(
         open_(1, seal_frame(frame), 900)
 
 
-def test_a_frame_that_states_the_size_and_holds_less_is_refused() -> None:
-    frame = b"\x28\xb5\x2f\xfd" + b"\x20\x05" + b"\x19\x00\x00" + b"abc"  # states 5 bytes, holds a raw block of 3
+def test_a_frame_with_less_than_its_stated_size_is_refused() -> None:
+    frame = b"\x28\xb5\x2f\xfd" + b"\x20\x05" + b"\x19\x00\x00" + b"abc"  # states 5 bytes but contains a raw block of 3
     with pytest.raises(IntegrityError, match="is not a zstd frame"):
         open_(1, seal_frame(frame), 5)
 
@@ -231,7 +231,7 @@ def test_bytes_after_the_frame_are_refused() -> None:
         open_(1, seal_frame(frame + b"more"), 900)
 
 
-def test_an_authentic_object_that_is_no_frame_is_refused() -> None:
+def test_an_authentic_object_that_is_not_a_frame_is_refused() -> None:
     with pytest.raises(IntegrityError, match="is not a zstd frame"):
         open_(1, seal_frame(b"no frame at all"), 900)
 
@@ -240,7 +240,7 @@ def test_an_authentic_object_that_is_no_frame_is_refused() -> None:
 
 
 def read_at(stored: bytes, asked: list[tuple[int, int]] | None = None) -> Callable[[int, int], bytes]:
-    """Return what reads a part of an object, and writes down what it is asked for."""
+    """Return a function that reads a part of an object and records each request."""
 
     def read(offset: int, length: int) -> bytes:
         if asked is not None:
@@ -274,7 +274,7 @@ def layout(stored: bytes, size: int, key: bytes = KEY) -> list[bytes]:
 
 
 def block_of(size: int) -> bytes:
-    """Return a block of which every second segment can be compressed."""
+    """Return a block in which every second segment is compressible."""
     random_segment = hashlib.shake_256(b"backyfs").digest(SEGMENT)
     parts = [(b"%07d\n" % number) * (SEGMENT // 8) if number % 2 else random_segment for number in range(17)]
     return b"".join(parts)[:size]
@@ -283,7 +283,7 @@ def block_of(size: int) -> bytes:
 @pytest.mark.parametrize(
     "size", [1, 4095, 4096, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 3 * SEGMENT + 777, 4 << 20]
 )
-def test_any_segments_open_alone_with_one_read_of_the_table_and_one_of_them(size: int) -> None:
+def test_any_segments_can_be_opened_with_one_read_of_the_table_and_one_of_them(size: int) -> None:
     block = block_of(size)
     stored = seal(2, block)
     assert open_(2, stored, size) == block
@@ -302,11 +302,11 @@ def test_any_segments_open_alone_with_one_read_of_the_table_and_one_of_them(size
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_versions_without_segments_are_opened_whole(number: int) -> None:
+def test_versions_without_segments_are_opened_completely(number: int) -> None:
     assert encryption_version(number).seekable is None
 
 
-def test_what_does_not_become_smaller_is_kept_plain() -> None:
+def test_incompressible_segments_are_not_compressed() -> None:
     block = block_of(2 * SEGMENT)
     table, first, second = layout(seal(2, block), len(block))
     assert len(table) == 2 * 4 + 16
@@ -316,7 +316,7 @@ def test_what_does_not_become_smaller_is_kept_plain() -> None:
 
 @given(data=st.data())
 @settings(deadline=None, max_examples=60)
-def test_a_flipped_bit_is_refused_by_the_segments_it_belongs_to(data: st.DataObject) -> None:
+def test_a_flipped_bit_is_refused_in_its_segments(data: st.DataObject) -> None:
     block = block_of(3 * SEGMENT - 5)
     stored = bytearray(seal(2, block))
     ends = list(accumulate(map(len, layout(bytes(stored), len(block)))))
@@ -334,7 +334,7 @@ def test_a_flipped_bit_is_refused_by_the_segments_it_belongs_to(data: st.DataObj
 
 @given(data=st.data())
 @settings(deadline=None, max_examples=60)
-def test_a_cut_is_refused_by_the_segments_it_takes(data: st.DataObject) -> None:
+def test_a_truncation_is_refused_in_the_segments_it_removes(data: st.DataObject) -> None:
     block = block_of(3 * SEGMENT - 5)
     stored = seal(2, block)
     ends = list(accumulate(map(len, layout(stored, len(block)))))
@@ -353,7 +353,7 @@ def test_a_cut_is_refused_by_the_segments_it_takes(data: st.DataObject) -> None:
     "order", [[1, 0, 2], [0, 2, 1], [2, 1, 0], [0, 0, 2], [0, 1], [1, 2], [0, 1, 2, 2], [0, 1, 2, 0]], ids=repr
 )
 def test_segments_in_another_order_or_number_are_refused(order: list[int]) -> None:
-    block = hashlib.shake_256(b"backyfs").digest(3 * SEGMENT)  # all of one length
+    block = hashlib.shake_256(b"backyfs").digest(3 * SEGMENT)  # all of the same length
     table, *segments = layout(seal(2, block), len(block))
     with pytest.raises(IntegrityError):
         open_(2, table + b"".join(segments[number] for number in order), len(block))
@@ -365,7 +365,7 @@ def test_segments_in_another_order_or_number_are_refused(order: list[int]) -> No
 
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=6))
 @settings(deadline=None)
-def test_tables_and_segments_of_two_blobs_in_any_order_are_refused_but_as_they_were(order: list[int]) -> None:
+def test_mixed_tables_and_segments_of_two_blobs_are_refused(order: list[int]) -> None:
     block = bytes(2 * SEGMENT) + b"the rest"
     ours, others = layout(seal(2, block), len(block)), layout(seal(2, block, OTHER_KEY), len(block), OTHER_KEY)
     stored = b"".join((ours + others)[number] for number in order)
@@ -431,12 +431,12 @@ def authentic(plain: bytes, entry: int, size: int) -> bytes:
         (zstandard.ZstdCompressor().compress(b"abc"), 12, "contains 3 bytes, but its block has 5"),
     ],
 )
-def test_an_authentic_segment_that_is_none_is_refused(plain: bytes, entry: int, expected: str) -> None:
+def test_an_invalid_segment_is_refused_even_if_authentic(plain: bytes, entry: int, expected: str) -> None:
     with pytest.raises(IntegrityError, match=f"^{expected}"):
         open_(2, authentic(plain, entry, 5), 5)
 
 
-# Version 0 has but the length.
+# Version 0 can check only the length.
 
 
 @pytest.mark.parametrize("length", [0, 899, 901])
@@ -449,7 +449,7 @@ def test_version_0_refuses_an_object_of_another_length(length: int) -> None:
 
 
 @pytest.mark.parametrize("number", [-1, 3, 255])
-def test_an_unknown_version_is_refused_with_the_known_ones(number: int) -> None:
+def test_the_error_for_an_unknown_version_lists_the_known_ones(number: int) -> None:
     with pytest.raises(
         IntegrityError,
         match=rf"^has encryption version {number}, which is unknown to this program \(it knows 0, 1, 2\); use the rel",
@@ -467,5 +467,5 @@ def test_an_unknown_version_cannot_be_configured() -> None:
         check_configured(7)
 
 
-def test_blobs_are_encrypted_by_version_2_where_nothing_is_configured() -> None:
+def test_blobs_are_encrypted_with_version_2_by_default() -> None:
     assert NEWEST_ENCRYPTION_VERSION == 2

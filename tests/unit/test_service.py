@@ -1,4 +1,4 @@
-"""A repository as front ends use it: its catalog is kept, once, and runs get their reports."""
+"""A repository as front ends use it: its catalog is published once, and runs get their reports."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def service(tmp_path: Path) -> Service:
 
 @pytest.fixture
 def publications(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that gets the uid of a repository whenever its catalog is written."""
+    """Return a list to which each publication of a catalog appends the uid of its repository."""
     written: list[str] = []
     really = publish.publish
 
@@ -60,7 +60,7 @@ def is_kept(service: Service) -> bool:
         return not has_notes(connection)
 
 
-def test_what_a_function_of_the_library_published_is_not_published_again(
+def test_changes_published_by_the_library_are_not_published_again(
     service: Service, publications: list[str]
 ) -> None:
     with service.repository() as repository:
@@ -69,7 +69,7 @@ def test_what_a_function_of_the_library_published_is_not_published_again(
     assert len(publications) == 2
 
 
-def test_what_was_written_without_the_catalog_is_published_at_the_end(
+def test_changes_not_yet_in_the_catalog_are_published_at_the_end(
     service: Service, publications: list[str]
 ) -> None:
     with service.repository() as repository:
@@ -80,7 +80,7 @@ def test_what_was_written_without_the_catalog_is_published_at_the_end(
     assert is_kept(service)
 
 
-def test_a_repository_that_is_only_read_is_not_published(service: Service, publications: list[str]) -> None:
+def test_a_repository_opened_only_for_reading_is_not_published(service: Service, publications: list[str]) -> None:
     with service.repository() as repository:
         named_versions(repository, ["disk@latest"])
     with pytest.raises(VersionNotFoundError), service.repository() as repository:

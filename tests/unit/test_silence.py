@@ -1,4 +1,4 @@
-"""Silent jobs: an old heartbeat is believed only after it was watched, because clocks can be set."""
+"""Silent jobs: an old heartbeat counts only after the job was watched, because clocks can be set."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def short_watch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let jobs beat often, and watch them for as long as ever."""
+    """Make jobs beat often, but watch them for as long as usual."""
     monkeypatch.setattr(job_module, "FIRST_BEAT_S", 0.1)
     monkeypatch.setattr(silence, "LOOK_EVERY_S", 0.05)
 
 
 def set_clock(database: Database, step: timedelta) -> None:
-    """Let all heartbeats be as old as if the clock of the database had been set forward."""
+    """Make all heartbeats as old as if the clock of the database had been set forward."""
     with database.write() as connection:
         then = database_time(connection) - step
         connection.execute(update(jobs).values(heartbeat_at=then))
@@ -93,7 +93,7 @@ def test_a_job_that_stays_silent_is_removed(repository: Repository) -> None:
     assert registered(repository) == []
 
 
-def test_nobody_waits_where_all_jobs_are_heard_of(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_if_all_jobs_beat(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(silence, "WATCH_S", float("inf"))
     with repository.database.write() as connection:
         register_job(connection, ELSEWHERE, spec("backup disk"))
@@ -103,10 +103,10 @@ def test_nobody_waits_where_all_jobs_are_heard_of(repository: Repository, monkey
 
 @pytest.mark.usefixtures("quick_beats")
 @pytest.mark.parametrize("step", [HOUR, -HOUR], ids=["forward", "back"])
-def test_a_live_job_outlives_a_clock_that_is_set(
+def test_a_live_job_survives_a_change_of_the_clock(
     repository: Repository, monkeypatch: pytest.MonkeyPatch, step: timedelta
 ) -> None:
-    monkeypatch.setattr(silence, "WATCH_S", float("inf"))  # until it is heard of
+    monkeypatch.setattr(silence, "WATCH_S", float("inf"))  # until its next beat
     with Job(repository.database, spec("backup disk")) as job:
         set_clock(repository.database, step)
         remove_silent_jobs(repository.database)
@@ -125,7 +125,7 @@ def test_a_version_in_use_is_kept_although_the_clock_was_set_forward(repository:
 
 
 @pytest.mark.usefixtures("quick_beats")
-def test_a_backup_goes_on_although_the_clock_was_set_forward_and_others_begin(
+def test_a_backup_continues_although_the_clock_was_set_forward_and_others_begin(
     repository: Repository, version: Version
 ) -> None:
     with Job(repository.database, spec("backup disk")) as job:
@@ -136,7 +136,7 @@ def test_a_backup_goes_on_although_the_clock_was_set_forward_and_others_begin(
 
 
 @pytest.mark.usefixtures("short_watch")
-def test_a_version_that_a_crashed_host_held_can_be_removed(repository: Repository, version: Version) -> None:
+def test_a_version_held_by_a_crashed_host_can_be_removed(repository: Repository, version: Version) -> None:
     dead_job(repository, "mount /mnt", version)
     assert [removal.kept for removal in remove_versions(repository, [version], now=datetime.now(UTC))] == [None]
 
@@ -156,7 +156,7 @@ def test_a_backup_of_a_crashed_host_can_be_continued(
     assert report.version.uid == version.uid
 
 
-def test_a_version_that_a_live_job_fills_cannot_be_continued(repository: Repository, version: Version) -> None:
+def test_a_version_being_written_by_a_live_job_cannot_be_continued(repository: Repository, version: Version) -> None:
     jobs = (Job(repository.database, spec("backup disk")) for _ in range(2))
     with next(jobs) as first, next(jobs) as second:
         first.hold(version.id)
@@ -172,7 +172,7 @@ def test_watching_can_be_interrupted(repository: Repository, version: Version) -
 
 
 @pytest.mark.usefixtures("short_watch")
-def test_a_job_that_was_removed_while_it_hung_writes_nothing_more(repository: Repository) -> None:
+def test_a_job_removed_while_it_hung_writes_nothing_more(repository: Repository) -> None:
     with Job(repository.database, spec("backup disk")) as job:
         set_clock(repository.database, HOUR)
         remove_silent_jobs(repository.database)  # its first heartbeat comes later than this

@@ -60,7 +60,7 @@ def another_user():
 
 
 def open_files() -> int:
-    gc.collect()  # other tests may have left theirs to the garbage
+    gc.collect()  # other tests may have left theirs to the garbage collector
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -72,7 +72,7 @@ def read(source, offset, length):
 
 
 def resident_pages(path: Path) -> list[bool]:
-    """Return which pages of a file are in the page cache, mincore(2)."""
+    """Return which pages of a file are in the page cache; see mincore(2)."""
     size = path.stat().st_size
     libc = ctypes.CDLL(None, use_errno=True)
     with path.open("rb") as file, mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE) as mapped:
@@ -92,19 +92,19 @@ def drop_from_cache(path: Path) -> None:
 
 @pytest.fixture
 def disk_directory():
-    """A directory on a disk: a memory file system has no page cache to leave as it was."""
+    """Make a directory on a disk. On a memory file system, a page cache cannot be tested."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
         yield Path(directory)
 
 
-def test_extents_are_where_the_data_is(tmp_path):
+def test_extents_are_where_the_data_are(tmp_path):
     image = sparse_image(tmp_path / "image", 10 * MIB, {MIB: b"x" * 4096, 5 * MIB: b"y" * 8192})
     with source_of(image) as source:
         assert list(source.data_extents()) == [Extent(MIB, MIB + 4096), Extent(5 * MIB, 5 * MIB + 8192)]
 
 
 @pytest.mark.parametrize(("size", "extents"), [(0, []), (7, [Extent(0, 7)])])
-def test_small_files_have_their_extent(tmp_path, size, extents):
+def test_small_files_have_an_extent(tmp_path, size, extents):
     with source_of(random_image(tmp_path / "image", size)) as source:
         assert source.size_bytes == size
         assert list(source.data_extents()) == extents
@@ -120,7 +120,7 @@ def test_a_file_without_holes_is_one_extent(tmp_path):
         assert list(source.data_extents()) == [Extent(0, 3 * MIB + 5)]
 
 
-def test_what_a_file_has_grown_by_since_it_was_opened_is_not_part_of_the_image(tmp_path):
+def test_data_appended_after_opening_are_not_part_of_the_image(tmp_path):
     image = random_image(tmp_path / "image", MIB)
     with source_of(image) as source:
         with image.open("ab") as file:
@@ -139,28 +139,28 @@ def test_what_a_file_has_grown_by_since_it_was_opened_is_not_part_of_the_image(t
         (8 * MIB, []),
     ],
 )
-def test_extents_are_listed_from_any_byte(tmp_path, start, extents):
+def test_extents_can_be_listed_from_any_byte(tmp_path, start, extents):
     image = sparse_image(tmp_path / "image", 8 * MIB, {MIB: b"x" * 4096, 5 * MIB: b"y" * 4096})
     with source_of(image) as source:
         assert list(source.data_extents(start)) == extents
 
 
 @pytest.mark.parametrize("start", [0, 3 * MIB, 8 * MIB])
-def test_holes_are_data_where_the_file_system_is_not_trusted(tmp_path, start):
+def test_holes_are_data_if_the_file_system_is_not_trusted(tmp_path, start):
     image = sparse_image(tmp_path / "image", 8 * MIB, {MIB: b"x" * 4096})
     with source_of(image, read_holes=True) as source:
         assert list(source.data_extents(start)) == ([Extent(start, 8 * MIB)] if start < 8 * MIB else [])
 
 
 class Configured:
-    """As much of a configuration as a file looks at."""
+    """The part of a configuration that a file uses."""
 
     def __init__(self, **keys):
         self.io_file = FileIoConfig(**keys)
 
 
 @pytest.mark.parametrize(("key", "option", "extents"), [(False, False, 0), (True, False, 1), (False, True, 1)])
-def test_holes_are_read_where_the_configuration_or_the_caller_says_so(tmp_path, key, option, extents):
+def test_holes_are_read_if_the_configuration_or_the_caller_asks_for_it(tmp_path, key, option, extents):
     image = sparse_image(tmp_path / "image", MIB, {})
     config: Any = Configured(read_holes=key)
     source = open_source(str(image), config, read_holes=option)
@@ -177,7 +177,7 @@ def test_a_block_device_is_read_like_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["missing", "directory", "fifo", "device"])
-def test_what_is_no_image_is_refused_with_its_name(tmp_path, what):
+def test_anything_but_an_image_is_refused_by_name(tmp_path, what):
     path = Path("/dev/null") if what == "device" else tmp_path / what
     before = open_files()
     if what == "directory":
@@ -189,7 +189,7 @@ def test_what_is_no_image_is_refused_with_its_name(tmp_path, what):
     assert open_files() == before
 
 
-def test_a_file_that_may_not_be_read_is_refused(disk_directory):
+def test_an_unreadable_file_is_refused(disk_directory):
     disk_directory.chmod(0o755)
     image = random_image(disk_directory / "image", 10)
     image.chmod(0o600)
@@ -205,7 +205,7 @@ def test_a_file_that_does_not_know_its_size_is_refused_and_closed(path):
     assert open_files() == before
 
 
-def test_a_device_to_which_nothing_is_attached_is_refused(tmp_path):
+def test_a_device_without_a_medium_is_refused(tmp_path):
     image = sparse_image(tmp_path / "image", MIB, {})
     with loop_device(image) as device:
         os.truncate(image, 0)
@@ -215,7 +215,7 @@ def test_a_device_to_which_nothing_is_attached_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 3 * MIB, 6 * MIB])
-def test_the_end_of_a_file_that_was_cut_off_in_a_hole_is_not_a_hole(tmp_path, size):
+def test_the_missing_end_of_a_file_truncated_in_a_hole_is_not_a_hole(tmp_path, size):
     image = sparse_image(tmp_path / "image", 8 * MIB, {0: b"x" * MIB, 7 * MIB: b"y" * MIB})
     with source_of(image) as source:
         os.truncate(image, size)
@@ -224,7 +224,7 @@ def test_the_end_of_a_file_that_was_cut_off_in_a_hole_is_not_a_hole(tmp_path, si
 
 
 @pytest.mark.parametrize("size", [0, MIB - 1, MIB + 1])
-def test_a_file_of_another_size_than_it_had_is_an_error(tmp_path, size):
+def test_a_file_whose_size_changed_is_an_error(tmp_path, size):
     image = random_image(tmp_path / "image", MIB)
     with source_of(image) as source:
         check_size(source)
@@ -234,7 +234,7 @@ def test_a_file_of_another_size_than_it_had_is_an_error(tmp_path, size):
 
 
 @pytest.mark.parametrize("size", [MIB, 3 * MIB])
-def test_a_device_of_another_size_than_it_had_is_an_error(tmp_path, size):
+def test_a_device_whose_size_changed_is_an_error(tmp_path, size):
     image = random_image(tmp_path / "image", 2 * MIB)
     with loop_device(image) as device, source_of(device) as source:
         check_size(source)
@@ -255,7 +255,7 @@ def kinds(source, since=None):
     return [warning.kind for warning in source.signs_of_change(since)]
 
 
-def test_a_file_that_is_only_read_shows_no_sign_of_change(tmp_path):
+def test_reading_a_file_does_not_look_like_a_change(tmp_path):
     image = random_image(tmp_path / "image", MIB)
     with source_of(image) as source:
         read(source, 0, MIB)
@@ -280,7 +280,7 @@ def replaced(image):
 
 
 @pytest.mark.parametrize("change", [overwritten, overwritten_and_set_back, replaced])
-def test_a_file_that_was_changed_since_it_was_opened_is_warned_of(tmp_path, change):
+def test_a_file_changed_after_opening_gives_a_warning(tmp_path, change):
     image = random_image(tmp_path / "image", MIB)
     os.utime(image, (0, 0))
     with source_of(image) as source:
@@ -292,7 +292,7 @@ def test_a_file_that_was_changed_since_it_was_opened_is_warned_of(tmp_path, chan
 
 
 def wait_for_a_later_time(directory, image):
-    """Wait until the clock of the file system, which may tick every few milliseconds, has left the last change."""
+    """Wait until the clock of the file system, which may tick every few milliseconds, is past the last change."""
     deadline = time.monotonic() + 60
     while True:
         (directory / "probe").write_bytes(b"x")
@@ -302,7 +302,7 @@ def wait_for_a_later_time(directory, image):
 
 
 @pytest.mark.parametrize(("hours", "expected"), [(-1, [ChangeKind.CHANGED]), (1, [])])
-def test_a_change_before_the_file_was_opened_counts_from_when_its_backup_began(tmp_path, hours, expected):
+def test_a_change_before_opening_counts_if_the_backup_had_begun(tmp_path, hours, expected):
     image = random_image(tmp_path / "image", MIB)
     with source_of(image) as source:
         assert kinds(source, datetime.now(UTC) + timedelta(hours=hours)) == expected
@@ -316,7 +316,7 @@ def test_a_source_that_shrinks_is_an_error(tmp_path):
             read(source, 0, 1000)
 
 
-def test_reading_leaves_no_page_in_the_cache_that_was_not_there(disk_directory):
+def test_reading_leaves_no_new_page_in_the_cache(disk_directory):
     image = random_image(disk_directory / "image", 8 * MIB)
     drop_from_cache(image)
     assert not any(resident_pages(image))
@@ -326,7 +326,7 @@ def test_reading_leaves_no_page_in_the_cache_that_was_not_there(disk_directory):
     assert not any(resident_pages(image))
 
 
-def test_reading_leaves_the_pages_in_the_cache_that_were_there(disk_directory):
+def test_reading_keeps_pages_that_were_in_the_cache(disk_directory):
     image = random_image(disk_directory / "image", 8 * MIB)
     for _ in range(5):
         drop_from_cache(image)
@@ -341,21 +341,21 @@ def test_reading_leaves_the_pages_in_the_cache_that_were_there(disk_directory):
         assert not any(now and not then for now, then in zip(after, before, strict=True))
         if sum(before) == 2 * MIB // mmap.PAGESIZE and after == before:
             return
-    pytest.fail("five times pages went that were there; the kernel takes some by itself, but not each time")
+    pytest.fail("all five times, reading removed pages from the cache; the kernel removes some on its own, but not every time")
 
 
 # Targets
 
 
 def written(target, pieces):
-    """Write pieces by their offsets and end the restore."""
+    """Write pieces at their offsets and end the restore."""
     for offset, piece in pieces.items():
         target.write(offset, piece)
     target.finish()
     target.close()
 
 
-def test_a_new_file_is_its_owners_alone_and_has_holes_where_nothing_is_written(tmp_path):
+def test_a_new_file_is_private_and_has_holes_where_nothing_is_written(tmp_path):
     path = tmp_path / "target"
     written(FileTarget(str(path), 64 * MIB + 3, replace=False), {MIB: b"x" * 4096, 64 * MIB: b"end"})
     assert path.stat().st_mode & 0o777 == 0o600
@@ -366,14 +366,14 @@ def test_a_new_file_is_its_owners_alone_and_has_holes_where_nothing_is_written(t
         assert os.pread(file.fileno(), 100, 64 * MIB) == b"end"
 
 
-def test_zeros_in_a_file_stay_holes(tmp_path):
+def test_zeros_in_a_file_become_holes(tmp_path):
     target = FileTarget(str(tmp_path / "target"), MIB, replace=False)
     target.write_zeros(0, MIB)
     written(target, {})
     assert (tmp_path / "target").stat().st_blocks == 0
 
 
-def test_an_existing_file_is_refused_and_left_as_it_was(tmp_path):
+def test_an_existing_file_is_refused_and_not_changed(tmp_path):
     image = random_image(tmp_path / "image", 100)
     before = open_files()
     with pytest.raises(TargetError, match="already exists; name another target, or allow overwriting it"):
@@ -382,13 +382,13 @@ def test_an_existing_file_is_refused_and_left_as_it_was(tmp_path):
     assert open_files() == before
 
 
-def test_nothing_of_a_replaced_file_is_left(tmp_path):
+def test_a_replaced_file_keeps_none_of_its_old_content(tmp_path):
     image = random_image(tmp_path / "image", 100)
     written(FileTarget(str(image), 20, replace=True), {0: b"new"})
     assert image.read_bytes() == b"new" + bytes(17)
 
 
-def test_a_file_that_may_not_be_written_is_refused(disk_directory):
+def test_an_unwritable_file_is_refused(disk_directory):
     disk_directory.chmod(0o755)
     image = random_image(disk_directory / "image", 10)
     with another_user(), pytest.raises(TargetError, match="cannot be written: Permission denied"):
@@ -396,7 +396,7 @@ def test_a_file_that_may_not_be_written_is_refused(disk_directory):
     assert image.read_bytes() == random_bytes(10)
 
 
-def test_a_device_keeps_what_lies_behind_the_image(tmp_path):
+def test_a_device_keeps_its_data_beyond_the_image(tmp_path):
     image = random_image(tmp_path / "image", MIB)
     with loop_device(image) as device:
         written(FileTarget(device, 4096 + 10, replace=True), {4096: b"last block"})
@@ -404,14 +404,14 @@ def test_a_device_keeps_what_lies_behind_the_image(tmp_path):
     assert content == random_bytes(MIB)[:4096] + b"last block" + random_bytes(MIB)[4106:]
 
 
-def test_a_read_only_device_is_told(tmp_path):
+def test_a_read_only_device_is_reported(tmp_path):
     image = random_image(tmp_path / "image", MIB)
     with loop_device(image, "--read-only") as device, pytest.raises(TargetError, match="cannot be written"):
         written(FileTarget(device, MIB, replace=True), {0: b"x" * 4096})
     assert image.read_bytes() == random_bytes(MIB)
 
 
-def test_a_full_file_system_is_told_with_its_remedy(tmp_path):
+def test_a_full_file_system_is_reported_with_its_remedy(tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], check=True)
     try:
         target = FileTarget(str(tmp_path / "target"), MIB, replace=False)
@@ -452,7 +452,7 @@ def test_a_mounted_device_is_refused_even_with_force(tmp_path):
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, MIB), (4096, 8192), (1000, 3000), (MIB - 1, 1)])
-def test_zeros_on_a_device_replace_what_was_there(tmp_path, offset, length):
+def test_zeros_on_a_device_replace_old_data(tmp_path, offset, length):
     image = random_image(tmp_path / "image", MIB)
     with loop_device(image) as device:
         target = FileTarget(device, MIB, replace=True)
@@ -469,12 +469,12 @@ def test_a_target_in_a_directory_that_does_not_exist_is_refused(tmp_path):
         FileTarget(str(tmp_path / "none" / "image"), 1, replace=False)
 
 
-def test_a_directory_is_no_target(tmp_path):
+def test_a_directory_is_refused_as_a_target(tmp_path):
     with pytest.raises(TargetError, match="is a directory; name a file in it"):
         FileTarget(str(tmp_path), 1, replace=True)
 
 
-def test_a_fifo_is_no_target(tmp_path):
+def test_a_fifo_is_refused_as_a_target(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(TargetError, match="neither a file nor a block device"):
         FileTarget(str(tmp_path / "fifo"), 1, replace=True)

@@ -1,4 +1,4 @@
-"""What superblocks say: of real file systems, and of bytes that are none."""
+"""Superblocks of real file systems, and bytes that are not superblocks."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ def made(path: Path, kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_file_system_says_how_long_it_is(tmp_path: Path, kind: str) -> None:
+def test_a_file_system_knows_its_length(tmp_path: Path, kind: str) -> None:
     image = made(tmp_path / kind, kind)
     assert declared_bytes(kind, lambda offset, size: image[offset : offset + size]) == MAKERS[kind][0]
 
 
-def test_a_squashfs_says_how_long_it_is(tmp_path: Path) -> None:
+def test_a_squashfs_knows_its_length(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     run_tool("mksquashfs", str(tmp_path / "files"), str(tmp_path / "image"), "-quiet", "-no-progress", "-nopad")
     image = (tmp_path / "image").read_bytes()
     assert declared_bytes("squashfs", lambda offset, size: image[offset : offset + size]) == len(image)
 
 
-def test_of_others_nothing_is_known() -> None:
+def test_nothing_is_known_about_other_file_systems() -> None:
     assert declared_bytes("vfat", lambda _offset, size: bytes(size)) is None
 
 
-def test_an_ext_that_was_unmounted_has_nothing_to_be_replayed(tmp_path: Path) -> None:
+def test_an_unmounted_ext_has_nothing_to_replay(tmp_path: Path) -> None:
     image = bytearray(made(tmp_path / "image", "ext4"))
     assert not needs_replay("ext4", lambda offset, size: bytes(image[offset : offset + size]))
     image[1024 + 0x60] |= 4  # EXT4_FEATURE_INCOMPAT_RECOVER
     assert needs_replay("ext4", lambda offset, size: bytes(image[offset : offset + size]))
 
 
-def test_of_an_xfs_it_is_known_where_its_log_is(tmp_path: Path) -> None:
+def test_the_log_of_an_xfs_is_found(tmp_path: Path) -> None:
     image = bytearray(made(tmp_path / "image", "xfs"))
     assert not has_external_log("xfs", lambda offset, size: bytes(image[offset : offset + size]))
     image[48:56] = bytes(8)  # sb_logstart
@@ -64,7 +64,7 @@ def test_of_an_xfs_it_is_known_where_its_log_is(tmp_path: Path) -> None:
 
 
 @given(st.sampled_from(KINDS), st.binary(max_size=600), st.integers(0, 64 << 10))
-def test_nothing_that_an_image_holds_raises(kind: str, content: bytes, start: int) -> None:
+def test_no_content_of_an_image_raises(kind: str, content: bytes, start: int) -> None:
     def read(offset: int, size: int) -> bytes:
         return content[max(offset - start, 0) :][:size]
 

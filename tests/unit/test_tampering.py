@@ -1,4 +1,4 @@
-"""Blobs whose objects or rows were tampered with: the block, or an error, and never any other bytes."""
+"""Blobs whose objects or rows were tampered with: reading returns the block or an error, never other bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BLOCKS = [
 
 
 class Memory:
-    """Objects in memory, to be damaged."""
+    """A storage in memory, whose objects tests damage."""
 
     def __init__(self) -> None:
         self.objects: dict[BlobUid, bytes] = {}
@@ -51,7 +51,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Each of the blocks in each encryption version, as they were before anybody tampered with them."""
+    """All blocks in all encryption versions, before any tampering."""
 
     store: BlockStore
     objects: dict[BlobUid, bytes]
@@ -59,7 +59,7 @@ class Stored:
     blocks: list[bytes]
 
     def with_objects(self, changes: dict[BlobUid, bytes]) -> BlockStore:
-        """Return a store in which some objects are others."""
+        """Return a copy in which some objects are replaced."""
         memory = Memory()
         memory.objects = self.objects | changes
         return replace(self.store, storage=cast("Storage", memory))
@@ -96,7 +96,7 @@ sealed = st.integers(len(BLOCKS), len(STORED.blobs) - 1)  # of versions 1 and 2
 
 
 def pieces_of(store: BlockStore, blob: Blob) -> list[tuple[int, bytes]]:
-    """Return the pieces of a blob that are found right, by their offsets, each loaded alone."""
+    """Load each piece of a blob separately; return the pieces that load without an error, by offset."""
     size = piece_bytes(blob)
     found = []
     for number in range(-(-blob.size // size)):
@@ -109,7 +109,7 @@ def pieces_of(store: BlockStore, blob: Blob) -> list[tuple[int, bytes]]:
 
 
 def check(store: BlockStore, blob: Blob, block: bytes, *, is_refused: bool) -> None:
-    """Make sure that a blob is its block or an error, whole and in pieces."""
+    """Fail unless loading a blob, completely and in pieces, returns its block or an error."""
     try:
         assert load_block(store, blob) == block
         assert not is_refused
@@ -121,7 +121,7 @@ def check(store: BlockStore, blob: Blob, block: bytes, *, is_refused: bool) -> N
 
 @given(numbers)
 @settings(deadline=None)
-def test_what_nobody_touched_is_the_block(number: int) -> None:
+def test_an_untouched_blob_is_its_block(number: int) -> None:
     blob, block = STORED.blobs[number], STORED.blocks[number]
     assert load_block(STORED.store, blob) == block
     assert b"".join(piece for _, piece in pieces_of(STORED.store, blob)) == block
@@ -139,7 +139,7 @@ def test_a_flipped_bit_of_an_object_is_refused(number: int, data: st.DataObject)
 
 @given(numbers, st.data())
 @settings(deadline=None)
-def test_an_object_that_is_cut_or_goes_on_is_refused(number: int, data: st.DataObject) -> None:
+def test_a_truncated_or_extended_object_is_refused(number: int, data: st.DataObject) -> None:
     blob = STORED.blobs[number]
     stored = STORED.objects[blob.uid]
     length = data.draw(st.integers(0, len(stored) - 1))
@@ -151,7 +151,7 @@ def test_an_object_that_is_cut_or_goes_on_is_refused(number: int, data: st.DataO
 @settings(deadline=None)
 def test_the_object_of_another_blob_is_refused(number: int, other: int) -> None:
     blob = STORED.blobs[number]
-    # Equal blocks that are stored plain are equal objects: of version 0 there is one of each.
+    # Equal plain blocks are equal objects, so version 0 has only one of each.
     store = STORED.with_objects({blob.uid: STORED.objects[STORED.blobs[other].uid]})
     check(store, blob, STORED.blocks[number], is_refused=number != other)
 
@@ -189,8 +189,8 @@ def test_another_encryption_version_is_refused(number: int, version: int) -> Non
 
 @given(st.integers(0, len(STORED.blobs) - 1))
 @settings(deadline=None)
-def test_a_row_that_says_plain_and_has_no_fingerprint_is_refused(number: int) -> None:
-    """What a row says must not turn an encrypted block into any bytes that somebody puts there."""
+def test_a_row_marked_plain_without_a_fingerprint_is_refused(number: int) -> None:
+    """No row may turn an encrypted block into arbitrary bytes that somebody stored in its place."""
     blob = replace(STORED.blobs[number], encryption_version=0, wrapped_key=None)
     forged = STORED.with_objects({blob.uid: bytes(blob.size)})
     for store in (forged, replace(forged, knows_other_hashes=True)):
@@ -201,7 +201,7 @@ def test_a_row_that_says_plain_and_has_no_fingerprint_is_refused(number: int) ->
 
 
 @pytest.mark.parametrize("hash_name", ["blake2b", "blake2s", "md5", "sha1", "sha224", "sha256", "sha384", "sha3_256"])
-def test_a_fingerprint_of_another_hash_function_counts_only_where_fingerprints_have_no_key(hash_name: str) -> None:
+def test_a_fingerprint_of_another_hash_function_counts_only_if_fingerprints_are_not_keyed(hash_name: str) -> None:
     blob, block = STORED.blobs[0], STORED.blocks[0]
     plain = replace(blob, fingerprint=hashlib.new(hash_name, block, usedforsecurity=False).digest())
     with pytest.raises(IntegrityError, match="its fingerprint differs"):
@@ -223,7 +223,7 @@ def test_another_size_is_refused(number: int, size: int) -> None:
 @given(numbers, numbers)
 @settings(deadline=None)
 def test_a_row_that_points_to_another_block_is_refused_by_its_fingerprint(number: int, other: int) -> None:
-    """Uid, version and key are those of another blob: sound by their tags, and not what was backed up."""
+    """Uid, encryption version and key come from another blob: its tags match, but it is not the block backed up."""
     there = STORED.blobs[other]
     blob = replace(there, fingerprint=STORED.blobs[number].fingerprint)
     if STORED.blocks[number] == STORED.blocks[other]:

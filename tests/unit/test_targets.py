@@ -1,4 +1,4 @@
-"""What single kinds of target do besides the contract of all: files that are gone on with, streams out of order."""
+"""Behaviour of single kinds of target beyond the common contract: continued files, and streams out of order."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ IMAGE = random_bytes(SIZE, 5)
 PATIENCE_S = 30
 
 
-# Files that are gone on with
+# Continued files
 
 
-def test_a_file_keeps_its_beginning_and_nothing_else(tmp_path):
+def test_a_continued_file_keeps_only_its_beginning(tmp_path):
     path = random_image(tmp_path / "target", 10 * PIECE, 9)
     target = FileTarget(str(path), 6 * PIECE, replace=False, kept_bytes=2 * PIECE)
     target.write(3 * PIECE, IMAGE[:PIECE])
@@ -38,7 +38,7 @@ def test_a_file_keeps_its_beginning_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, PIECE, SIZE, SIZE + PIECE])
-def test_a_file_that_is_kept_gets_the_right_size(tmp_path, size):
+def test_a_continued_file_gets_the_right_size(tmp_path, size):
     path = random_image(tmp_path / "target", size, 9)
     FileTarget(str(path), SIZE, replace=False, kept_bytes=SIZE).close()
     assert path.read_bytes() == (random_bytes(size, 9) + bytes(SIZE))[:SIZE]
@@ -54,7 +54,7 @@ def test_holes_of_a_target_are_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["missing", "dangling"])
-def test_what_is_to_be_gone_on_with_has_to_exist(tmp_path, what):
+def test_a_target_to_continue_must_exist(tmp_path, what):
     path = tmp_path / what
     if what == "dangling":
         path.symlink_to(tmp_path / "nothing")
@@ -65,7 +65,7 @@ def test_what_is_to_be_gone_on_with_has_to_exist(tmp_path, what):
     assert open_files() == before
 
 
-def test_a_device_is_kept_without_force_but_not_when_it_is_mounted(tmp_path):
+def test_a_device_can_be_continued_without_force_unless_it_is_mounted(tmp_path):
     image = sparse_image(tmp_path / "image", 8 << 20, {})
     subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
     (tmp_path / "mnt").mkdir()
@@ -82,7 +82,7 @@ def test_a_device_is_kept_without_force_but_not_when_it_is_mounted(tmp_path):
 # Streams
 
 
-def test_pieces_that_threads_bring_in_any_order_come_out_in_order(tmp_path):
+def test_pieces_from_threads_in_any_order_are_written_in_order(tmp_path):
     chance = random.Random(3)
     zeros = {index for index in range(PIECES + 1) if chance.random() < 0.3}
     expected = bytearray(IMAGE)
@@ -105,20 +105,20 @@ def test_pieces_that_threads_bring_in_any_order_come_out_in_order(tmp_path):
     assert (tmp_path / "target").read_bytes() == expected
 
 
-def test_a_reader_that_is_gone_is_told_to_those_who_wait_for_their_turn():
+def test_waiting_threads_get_an_error_if_the_reader_is_gone():
     reader, writer = os.pipe()
     os.close(reader)
     target = StreamTarget(writer, stop=lambda: False)
     with ThreadPoolExecutor(3) as threads:
         done = [threads.submit(target.write, index * PIECE, IMAGE[:PIECE]) for index in (2, 3, 4)]
-        target.write(0, IMAGE[:PIECE])  # and the one after it never comes
+        target.write(0, IMAGE[:PIECE])  # and the next one never arrives
         for one in done:
             assert isinstance(one.exception(PATIENCE_S), ReaderGoneError)
     target.close()
     os.close(writer)
 
 
-def test_a_stream_takes_no_more_than_it_can_keep():
+def test_a_stream_accepts_no_more_than_it_can_buffer():
     reader, writer = os.pipe()
     taken = []
     stopped = threading.Event()

@@ -1,4 +1,4 @@
-"""Text that others chose: characters that control a terminal, and words for a shell."""
+"""Text chosen by others: characters that control a terminal, and words for a shell."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from backyfs.text import escaped, human_size, is_control, shell_word, shell_word
         "\u2069", "\u206a", "\ufeff", "\ufff9", "\U000e0001", "\udc80",
     ],
 )  # fmt: skip
-def test_a_character_that_is_obeyed_and_not_shown_steers(char):
+def test_a_character_that_terminals_obey_is_a_control_character(char):
     assert is_control(char)
 
 
 @pytest.mark.parametrize("char", [*" a~|\\'\"$`", "\xa0", "ö", "€", "\u3000", "\u200c", "\u200d", "🙂", "\ue000"])
-def test_a_character_that_is_shown_does_not_steer(char):
+def test_a_character_that_terminals_show_is_not_a_control_character(char):
     assert not is_control(char)
 
 
 @pytest.mark.parametrize(
     ("char", "expected"), [("\n", r"\x0a"), ("\x9b", r"\x9b"), ("\u202e", r"\u202e"), ("\U000e0001", r"\U000e0001")]
 )
-def test_an_escape_has_as_many_digits_as_its_letter_says(char, expected):
+def test_the_letter_of_an_escape_determines_its_number_of_digits(char, expected):
     assert escaped(char) == expected
 
 
@@ -50,11 +50,11 @@ def test_an_escape_has_as_many_digits_as_its_letter_says(char, expected):
         ("\u202e", r"$'\342\200\256'"),
     ],
 )
-def test_a_word_is_quoted_where_it_has_to_be(text, word):
+def test_a_word_is_quoted_if_necessary(text, word):
     assert shell_word(text) == word
 
 
-def test_every_word_of_a_command_is_quoted():
+def test_every_word_of_a_command_is_quoted_if_necessary():
     assert shell_words("umount", "/a b", "/c") == "umount '/a b' /c"
 
 
@@ -65,7 +65,7 @@ def test_every_word_of_a_command_is_quoted():
         (1 << 60, "1.0 EiB"), (1 << 71, "2048.0 EiB"), (-2048, "-2.0 KiB"), (0.4, "0 B"),
     ],
 )  # fmt: skip
-def test_a_size_has_the_unit_that_makes_it_short(size_bytes, text):
+def test_a_size_has_a_unit_that_makes_it_short(size_bytes, text):
     assert human_size(size_bytes) == text
     assert human_size(size_bytes, "") == text.replace(" ", "")
 
@@ -76,7 +76,7 @@ WORD = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=12)
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 @settings(max_examples=40, deadline=None)
 @given(words=st.lists(WORD, min_size=1, max_size=20))
-def test_a_shell_gives_back_the_text_of_a_word(shell, words):
+def test_a_shell_reads_a_quoted_word_as_the_original_text(shell, words):
     program = shutil.which(shell)
     assert program is not None, f"{shell} is not installed"
     words = [*words, "\udcff\u202e'\\\n!$(id)"]

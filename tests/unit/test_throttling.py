@@ -24,7 +24,7 @@ UID = BlobUid("a1b2c3d4")
 
 
 class FakeClock:
-    """A clock that goes on when somebody sleeps."""
+    """A clock that advances when somebody sleeps."""
 
     def __init__(self):
         self.now = 100.0
@@ -37,7 +37,7 @@ class FakeClock:
 
 
 class FullStorage(NullStorage):
-    """A storage that has an object of a given size behind every uid, and takes its time."""
+    """A storage that has an object of a given size for every uid, and takes some time for each call."""
 
     def __init__(self, size=MIB, pause=lambda: None):
         super().__init__()
@@ -79,27 +79,27 @@ def simulated(limits, storage):
 # Slots
 
 
-def test_the_first_slot_begins_at_once_and_the_next_when_it_ends():
+def test_the_first_slot_begins_immediately_and_the_next_when_it_ends():
     pacer = Pacer(1000)
     assert pacer.take(500, 10.0) == Slot(10.0, 10.5)
     assert pacer.take(250, 10.0) == Slot(10.5, 10.75)
 
 
-def test_who_comes_late_gets_a_tenth_of_a_second_back_and_no_more():
+def test_a_late_caller_gets_back_at_most_a_tenth_of_a_second():
     pacer = Pacer(1000)
     pacer.take(1000, 10.0)
     assert pacer.take(1000, 11.05) == Slot(11.0, 12.0)
     assert pacer.take(1000, 20.0) == Slot(19.9, 20.9)
 
 
-def test_a_slot_that_was_too_long_gives_its_rest_to_the_next():
+def test_a_slot_that_was_too_long_shortens_the_next():
     pacer = Pacer(1000)
     slot = pacer.take(1000, 10.0)
     assert pacer.correct(slot, -250) == Slot(10.0, 10.75)
     assert pacer.take(1000, 10.0) == Slot(10.75, 11.75)
 
 
-def test_slots_that_were_too_short_get_their_rest_one_after_the_other():
+def test_slots_that_were_too_short_are_extended_one_after_the_other():
     pacer = Pacer(1000)
     slots = [pacer.take(0, 10.0) for _ in range(3)]
     assert [pacer.correct(slot, 500).stop for slot in slots] == [10.5, 11.0, 11.5]
@@ -110,7 +110,7 @@ def test_slots_that_were_too_short_get_their_rest_one_after_the_other():
     st.integers(1, 10**10),
     st.lists(st.tuples(st.floats(0, 5), st.integers(0, 64 * MIB)), min_size=1, max_size=50),
 )
-def test_slots_never_overlap_and_are_as_long_as_their_bytes_take(rate, takes):
+def test_slots_never_overlap_and_last_as_long_as_their_bytes_need(rate, takes):
     pacer = Pacer(rate)
     now = before = 1000.0
     for gap, size in takes:
@@ -126,8 +126,8 @@ def test_slots_never_overlap_and_are_as_long_as_their_bytes_take(rate, takes):
 @pytest.mark.parametrize(
     ("rate", "size"), [(10 * MIB, 4 * MIB), (100 * MIB, 4 * MIB), (MIB, 4096), (300_000, 65_536)]
 )
-def test_threads_together_move_what_the_rate_allows_within_5_percent_over_10_s(threads, work_s, rate, size):
-    # Each thread in turn takes a slot, sits it out, and works a little on what it has.
+def test_threads_together_reach_the_rate_within_5_percent_over_10_s(threads, work_s, rate, size):
+    # Each thread in turn takes a slot, waits until it ends, and works a little on its bytes.
     pacer = Pacer(rate)
     ready = [0.0] * threads
     moved = 0
@@ -136,7 +136,7 @@ def test_threads_together_move_what_the_rate_allows_within_5_percent_over_10_s(t
         moved += size if slot.stop <= 10 else 0
         heapq.heappush(ready, max(slot.stop, now) + work_s)
     assert moved <= 10.5 * rate
-    if work_s <= threads * size / rate:  # else they are slower than the limit by themselves
+    if work_s <= threads * size / rate:  # otherwise they are slower than the limit anyway
         assert moved >= 9.5 * rate
 
 
@@ -156,7 +156,7 @@ def test_a_storage_with_any_limit_is_wrapped(limit):
     assert isinstance(storage, ThrottledStorage)
 
 
-def test_so_many_bytes_take_so_long():
+def test_the_time_for_a_number_of_bytes_follows_the_limit():
     storage, clock = simulated(NullStorageConfig(bandwidth_write=MIB), FullStorage())
     for _ in range(10):
         assert storage.put(UID, [bytes(MIB // 2), bytes(MIB // 2)]) == MIB
@@ -167,7 +167,7 @@ def test_so_many_bytes_take_so_long():
     assert clock.now == pytest.approx(110.0, abs=0.05)
 
 
-def test_parts_of_objects_are_counted_by_what_is_read():
+def test_parts_of_objects_are_counted_by_the_bytes_read():
     storage, clock = simulated(NullStorageConfig(bandwidth_read=MIB), FullStorage())
     for _ in range(20):
         assert len(storage.get_range(UID, 0, MIB // 4)) == MIB // 4
@@ -175,7 +175,7 @@ def test_parts_of_objects_are_counted_by_what_is_read():
     assert clock.now == pytest.approx(105.0, abs=0.05)
 
 
-def test_reads_and_writes_do_not_count_together():
+def test_reads_and_writes_are_counted_separately():
     storage, clock = simulated(NullStorageConfig(bandwidth_write=MIB), FullStorage())
     for _ in range(10):
         storage.get(UID)
@@ -190,7 +190,7 @@ def test_objects_of_changing_size_are_counted_by_their_size():
     assert clock.now == pytest.approx(109.0, abs=0.05)
 
 
-def test_what_takes_as_long_as_its_limit_allows_is_not_slowed():
+def test_calls_that_take_as_long_as_the_limit_requires_are_not_slowed():
     clock: FakeClock
     storage, clock = simulated(NullStorageConfig(bandwidth_write=MIB), FullStorage(pause=lambda: clock.sleep(1.0)))
     for _ in range(10):
@@ -198,7 +198,7 @@ def test_what_takes_as_long_as_its_limit_allows_is_not_slowed():
     assert clock.now == pytest.approx(110.0, abs=0.05)
 
 
-def test_reads_that_begin_together_before_any_size_is_known_take_the_time_of_all():
+def test_simultaneous_reads_of_unknown_size_take_the_time_of_all():
     together = threading.Barrier(4)
     storage = ThrottledStorage(FullStorage(MIB // 4, pause=together.wait), NullStorageConfig(bandwidth_read=2 * MIB))
     started = time.monotonic()
@@ -208,7 +208,7 @@ def test_reads_that_begin_together_before_any_size_is_known_take_the_time_of_all
     assert time.monotonic() - started > 0.45
 
 
-def test_objects_that_are_missing_take_no_time():
+def test_missing_objects_take_no_time():
     full = FullStorage(size=10 * MIB)
     storage, clock = simulated(NullStorageConfig(bandwidth_read=MIB), full)
     storage.get(UID)
@@ -220,7 +220,7 @@ def test_objects_that_are_missing_take_no_time():
 
 
 @pytest.mark.parametrize("limited", ["put", "get"])
-def test_no_more_calls_are_under_way_than_are_allowed(limited):
+def test_the_number_of_simultaneous_calls_is_limited(limited):
     full = FullStorage(size=1, pause=lambda: time.sleep(0.005))
     storage = ThrottledStorage(full, NullStorageConfig(simultaneous_writes=3, simultaneous_reads=3))
     with ThreadPoolExecutor(8) as threads:
@@ -259,14 +259,14 @@ def test_four_threads_for_three_seconds_do_not_exceed_the_rate_by_5_percent(dire
     with ThreadPoolExecutor(4) as threads:
         moved = sum(future.result() for future in [threads.submit(work) for _ in range(4)])
     assert moved / 3 <= 1.05 * rate
-    assert moved / 3 > 0.2 * rate  # on a machine that has other things to do as well
+    assert moved / 3 > 0.2 * rate  # on a machine that is also busy with other work
 
 
-# Interrupted
+# Interruption
 
 
 @pytest.mark.parametrize("limits", [{"bandwidth_write": 1024}, {"bandwidth_write": 1024, "simultaneous_writes": 1}])
-def test_who_waits_for_more_than_an_hour_is_interrupted_at_once(limits):
+def test_a_wait_of_more_than_an_hour_can_be_interrupted_immediately(limits):
     came = threading.Event()
     full = FullStorage()
     storage = ThrottledStorage(full, NullStorageConfig(**limits), stop=came.is_set)
@@ -277,11 +277,11 @@ def test_who_waits_for_more_than_an_hour_is_interrupted_at_once(limits):
         came.set()
     endings = [future.exception() for future in puts]
     assert [type(ending) for ending in endings if ending is not None] == [InterruptedByUser, InterruptedByUser]
-    assert full.calls == 1  # and what was stored is told as stored
+    assert full.calls == 1  # and stored objects are reported as stored
     assert [future.result() for future in puts if future.exception() is None] == [4 * MIB]
 
 
-def test_who_is_interrupted_while_waiting_for_a_place_lets_go():
+def test_a_caller_interrupted_while_waiting_for_a_place_stops_waiting():
     came, may_end = threading.Event(), threading.Event()
     storage = ThrottledStorage(
         FullStorage(1, pause=may_end.wait), NullStorageConfig(simultaneous_reads=1), stop=came.is_set

@@ -1,4 +1,4 @@
-"""The tree of a mount: what is listed, what is found, what the small files say, and how names are escaped."""
+"""The tree of a mount: listings, lookups, the contents of small files, and how names are escaped."""
 
 import re
 from dataclasses import replace
@@ -71,7 +71,7 @@ def facts(of: Version) -> dict[bytes, bytes]:
     return {name: tree.content(node) for name, node in children if isinstance(node, Fact)}
 
 
-# What is listed.
+# Listings.
 
 
 def test_the_root_lists_two_directories() -> None:
@@ -81,7 +81,7 @@ def test_the_root_lists_two_directories() -> None:
     ]
 
 
-def test_the_root_has_what_the_mount_counts_unlisted() -> None:
+def test_the_root_has_an_unlisted_file_of_statistics() -> None:
     assert Tree([]).child(Top.ROOT, b"stats") is Top.STATS
 
 
@@ -121,14 +121,14 @@ def test_a_valid_version_lists_its_image_and_its_facts() -> None:
 
 
 @pytest.mark.parametrize("status", [INVALID, INCOMPLETE])
-def test_a_version_that_is_not_valid_has_a_file_invalid_instead_of_valid(status: VersionStatus) -> None:
+def test_an_invalid_version_has_a_file_invalid_instead_of_valid(status: VersionStatus) -> None:
     listed = names(Tree([version(status=status)]), VersionDirectory(FIRST))
     assert listed == [
         b"data", b"partitions", b"name", b"snapshot_name", b"tags", b"date", b"expire", b"protected", b"invalid",
     ]  # fmt: skip
 
 
-def test_a_name_lists_its_versions_by_date_and_the_latest() -> None:
+def test_a_name_lists_its_versions_by_date_and_latest() -> None:
     tree = Tree([version(FIRST, day=1), version(SECOND, day=2)])
     assert tree.children(NameDirectory("disk")) == [
         (b"2024-02-01T13-05-09_" + FIRST.encode(), Link("disk", FIRST)),
@@ -137,21 +137,21 @@ def test_a_name_lists_its_versions_by_date_and_the_latest() -> None:
     ]
 
 
-def test_a_name_lists_no_versions_of_others() -> None:
+def test_a_name_does_not_list_versions_of_other_names() -> None:
     tree = Tree([version(FIRST, "a"), version(SECOND, "b")])
     assert names(tree, NameDirectory("b")) == [b"2024-02-01T13-05-09_" + SECOND.encode(), b"latest"]
 
 
 @pytest.mark.parametrize("node", [Data(FIRST), Fact(FIRST, b"name"), Link("disk", FIRST), Link("disk", None)])
-def test_what_is_no_directory_cannot_be_listed(node: Node) -> None:
+def test_only_directories_can_be_listed(node: Node) -> None:
     with pytest.raises(LookupError):
         Tree([version()]).children(node)
 
 
-# What is found.
+# Lookups.
 
 
-def test_everything_that_is_listed_is_found_by_its_name() -> None:
+def test_every_listed_entry_is_found_by_its_name() -> None:
     tree = Tree([version(FIRST, "a"), version(SECOND, "b", status=INVALID), version(THIRD, "ü/\n")])
     waiting: list[Node] = [Top.ROOT]
     seen = 0
@@ -165,10 +165,10 @@ def test_everything_that_is_listed_is_found_by_its_name() -> None:
             assert tree.child(directory, name) == node
             waiting.append(node)
             seen += 1
-    assert seen == 2 + 3 + 3 * 9 + 3 + (2 + 1 + 2)  # root; uids and what they have; names and theirs
+    assert seen == 2 + 3 + 3 * 9 + 3 + (2 + 1 + 2)  # root; uids and their entries; names and their entries
 
 
-def test_a_version_is_found_below_its_name_by_its_uid_alone() -> None:
+def test_a_version_is_found_below_its_name_only_by_its_uid() -> None:
     tree = Tree([version(FIRST), version(SECOND)])
     assert tree.child(NameDirectory("disk"), SECOND.encode()) == Link("disk", SECOND)
     assert SECOND.encode() not in names(tree, NameDirectory("disk"))
@@ -223,7 +223,7 @@ def test_a_directory_of_an_unknown_version_is_not_listed(node: Node) -> None:
     ],
     ids=str,
 )
-def test_what_is_unknown_or_no_small_file_has_no_content(node: Node) -> None:
+def test_unknown_nodes_and_other_kinds_of_nodes_have_no_content(node: Node) -> None:
     with pytest.raises(LookupError):
         Tree([version()]).content(node)
 
@@ -233,7 +233,7 @@ def test_an_unknown_version_is_a_lookup_error() -> None:
         Tree([version()]).version(NOWHERE)
 
 
-def test_a_node_stays_good_in_the_next_picture() -> None:
+def test_a_node_remains_valid_in_the_next_snapshot() -> None:
     before = Tree([version(FIRST)])
     node = before.child(VersionDirectory(FIRST), b"tags")
     after = Tree([version(FIRST, tags=("new",)), version(SECOND)])
@@ -256,14 +256,14 @@ def test_latest_points_to_the_newest_version() -> None:
     assert tree.content(Link("disk", None)) == b"../../by_version_uid/" + THIRD.encode()
 
 
-def test_latest_passes_over_incomplete_and_invalid_versions() -> None:
+def test_latest_skips_incomplete_and_invalid_versions() -> None:
     tree = Tree(
         [version(FIRST, day=1), version(SECOND, day=2, status=INVALID), version(THIRD, day=3, status=INCOMPLETE)]
     )
     assert tree.content(Link("disk", None)) == b"../../by_version_uid/" + FIRST.encode()
 
 
-def test_latest_passes_over_versions_dated_in_the_future() -> None:
+def test_latest_skips_versions_dated_in_the_future() -> None:
     now = datetime(2024, 2, 2, tzinfo=UTC)
     versions = [version(FIRST, day=1), version(SECOND, day=3)]
     tree = Tree(versions, now)
@@ -275,7 +275,7 @@ def test_latest_passes_over_versions_dated_in_the_future() -> None:
     assert Tree(versions, later).content(Link("disk", None)) == b"../../by_version_uid/" + SECOND.encode()
 
 
-def test_there_is_no_latest_where_no_version_is_valid() -> None:
+def test_there_is_no_latest_without_a_valid_version() -> None:
     tree = Tree([version(FIRST, day=1, status=INVALID), version(SECOND, day=2, status=INCOMPLETE)])
     assert names(tree, NameDirectory("disk")) == [
         b"2024-02-01T13-05-09_" + FIRST.encode(),
@@ -287,7 +287,7 @@ def test_there_is_no_latest_where_no_version_is_valid() -> None:
         tree.content(Link("disk", None))
 
 
-def test_each_name_has_a_latest_of_its_own() -> None:
+def test_each_name_has_its_own_latest() -> None:
     tree = Tree([version(FIRST, "a"), version(SECOND, "b")])
     assert tree.content(Link("a", None)) == b"../../by_version_uid/" + FIRST.encode()
     assert tree.content(Link("b", None)) == b"../../by_version_uid/" + SECOND.encode()
@@ -296,7 +296,7 @@ def test_each_name_has_a_latest_of_its_own() -> None:
 # Facts.
 
 
-def test_the_facts_of_a_bare_version_say_little() -> None:
+def test_the_facts_of_a_minimal_version_are_short() -> None:
     assert facts(version()) == {
         b"name": b"disk\n",
         b"snapshot_name": b"\n",
@@ -315,7 +315,7 @@ def test_a_year_has_four_digits() -> None:
     assert f"0001-01-01T00-00-00_{FIRST}".encode() in names(Tree([first]), NameDirectory("disk"))
 
 
-def test_facts_say_what_the_database_says() -> None:
+def test_facts_agree_with_the_database() -> None:
     full = version(
         name="Größe/1",
         snapshot_name="s@1",
@@ -335,7 +335,7 @@ def test_facts_say_what_the_database_says() -> None:
 
 
 @pytest.mark.parametrize(("status", "text"), [(INVALID, b"invalid\n"), (INCOMPLETE, b"incomplete\n")])
-def test_the_file_invalid_says_why(status: VersionStatus, text: bytes) -> None:
+def test_the_file_invalid_states_the_reason(status: VersionStatus, text: bytes) -> None:
     assert facts(version(status=status))[b"invalid"] == text
 
 
@@ -366,8 +366,8 @@ def test_the_file_invalid_says_why(status: VersionStatus, text: bytes) -> None:
         ("\u2066\u200f", b"%E2%81%A6%E2%80%8F"),
         ("\u2028", b"%E2%80%A8"),
         ("\U000e0041", b"%F3%A0%81%81"),
-        ("\ud800", b"%ED%A0%80"),  # not text, and yet it must not break a listing
-        ("a\xa0b\u200db", "a\xa0b\u200db".encode()),  # as it was before others were escaped
+        ("\ud800", b"%ED%A0%80"),  # not text, but it must not break a listing
+        ("a\xa0b\u200db", "a\xa0b\u200db".encode()),  # unchanged from before other characters were escaped
     ],
 )
 def test_a_name_becomes_a_file_name(name: str, escaped: bytes) -> None:
@@ -378,14 +378,14 @@ def test_a_name_becomes_a_file_name(name: str, escaped: bytes) -> None:
 @given(ANY_TEXT)
 @example("/" * 85)
 @example("%" * 85)
-def test_a_name_that_fits_is_given_back(name: str) -> None:
+def test_a_short_file_name_is_decoded_to_its_name(name: str) -> None:
     escaped = escape(name)
     if b"%~" not in escaped:  # longer ones end in a digest
         assert unescape(escaped) == name
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=63))  # 252 bytes of UTF-8
-def test_a_name_without_escapes_is_kept_whole_up_to_255_bytes(name: str) -> None:
+def test_a_name_without_escapes_is_kept_up_to_255_bytes(name: str) -> None:
     plain = "".join("-" if char in "/%." or is_control(char) else char for char in name)
     assert escape(plain) == (plain.encode() or b"%")
 
@@ -398,7 +398,7 @@ def test_a_name_without_escapes_is_kept_whole_up_to_255_bytes(name: str) -> None
 @example("x" * 220 + "\0" * 40)
 @example("x" * 219 + "\0" * 40)
 @example("x" * 218 + "\0" * 40)
-def test_a_file_name_is_always_one(name: str) -> None:
+def test_a_file_name_is_always_valid(name: str) -> None:
     escaped = escape(name)
     assert 1 <= len(escaped) <= 255
     assert escaped not in {b".", b".."}
@@ -439,12 +439,12 @@ def test_a_name_that_is_too_long_keeps_its_beginning(name: str, kept: bytes) -> 
     assert re.fullmatch(rb"%~[0-9a-f]{32}", escaped[len(kept) :])
 
 
-def test_long_names_that_begin_alike_are_told_apart() -> None:
+def test_long_names_with_the_same_beginning_are_distinguished() -> None:
     alike = ["x" * 300, "x" * 301, "x" * 299 + "y", "x" * 2000]
     assert len({escape(name) for name in alike}) == 4
 
 
-def test_a_name_that_imitates_the_digest_of_another_is_told_apart() -> None:
+def test_a_name_that_imitates_the_digest_of_another_is_distinguished() -> None:
     long = "x" * 300
     assert escape(escape(long).decode()) != escape(long)
 

@@ -1,7 +1,7 @@
-"""Stored objects, opened by today's code; and today's objects, opened by a reader that shares no code with it.
+"""Stored objects, opened by today's code; and today's objects, opened by a reader that shares no code with the program.
 
 A vector is a JSON file: `origin` made `object` from a block of `size` bytes with these hashes; the data key
-is wrapped by `repository_key`. The format of an encryption version never changes: neither do these files.
+is wrapped by `repository_key`. The format of an encryption version never changes, and neither do these files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REPOSITORY_KEY = bytes.fromhex("decafbad" * 8)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vector:
-    """One stored object, and what it holds."""
+    """One stored object and its contents."""
 
     origin: str
     encryption_version: int
@@ -55,7 +55,7 @@ def load(file: Path) -> Vector:
 
 
 def open_as_documented(stored: bytes, wrapped_key: bytes) -> bytes:
-    """Open an object of version 1 as the description of backy2's format says: tag, nonce, ciphertext."""
+    """Open an object of version 1 according to the description of backy2's format: tag, nonce, ciphertext."""
     data_key = aes_key_unwrap(REPOSITORY_KEY, wrapped_key)
     tag, nonce, ciphertext = stored[:16], stored[16:32], stored[32:]
     frame = AESGCM(data_key).decrypt(nonce, ciphertext + tag, None)
@@ -64,7 +64,7 @@ def open_as_documented(stored: bytes, wrapped_key: bytes) -> bytes:
 
 
 def open_segments_as_documented(stored: bytes, data_key: bytes, size: int) -> bytes:
-    """Open an object of version 2 as docs/reference/format.md says."""
+    """Open an object of version 2 according to docs/reference/format.md."""
     count = -(-size // 262144)
     gcm = AESGCM(data_key)
     place = 4 * count + 16
@@ -91,13 +91,13 @@ def test_the_documented_reader_opens_objects_of_version_2(file: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [b"", b"*", bytes(262144), bytes(262145), bytes(range(256)) * 5000])
-def test_the_documented_reader_opens_what_version_2_seals_today(block: bytes) -> None:
+def test_the_documented_reader_opens_objects_sealed_with_version_2_today(block: bytes) -> None:
     data_key = bytes(range(100, 132))
     stored = b"".join(encryption_version(2).sealer()(block, data_key))
     assert open_segments_as_documented(stored, data_key, len(block)) == block
 
 
-def test_the_vectors_are_there() -> None:
+def test_all_vectors_exist() -> None:
     assert [file.stem for file in _FILES] == [
         "v0-backy2-4097",
         "v0-backy2-777",
@@ -148,10 +148,10 @@ def test_the_bytes_of_short_vectors_are_known(stem: str, block: bytes) -> None:
 
 
 @pytest.mark.parametrize("file", [file for file in _FILES if file.stem.startswith(("v1", "v2"))], ids=lambda f: f.stem)
-def test_no_bit_of_a_stored_object_or_of_its_key_may_differ(file: Path) -> None:
+def test_a_flipped_bit_of_a_stored_object_or_its_key_is_refused(file: Path) -> None:
     vector = load(file)
     stored = bytes.fromhex(vector.object)
-    # All of the short ones; of others the beginning, where the format's own fields are, the end, and some between.
+    # All bits of short objects; of others, the beginning with the fields of the format, the end, and some in between.
     count = 8 * len(stored)
     for bit in {*range(count)[: 8 * 64], *range(0, count, -(-count // 500)), *range(count)[-8 * 16 :]}:
         with pytest.raises(IntegrityError):
@@ -178,14 +178,14 @@ def test_no_vector_opens_with_the_key_or_the_version_of_another(number: int) -> 
 
 
 def flipped(content: bytes, bit: int) -> bytes:
-    """Return bytes of which one bit is another."""
+    """Return bytes with one bit flipped."""
     changed = bytearray(content)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
 
 
 @pytest.mark.parametrize("file", [file for file in _FILES if file.stem.startswith("v1-backy2")], ids=lambda f: f.stem)
-def test_the_documented_reader_opens_what_backy2_wrote(file: Path) -> None:
+def test_the_documented_reader_opens_objects_written_by_backy2(file: Path) -> None:
     vector = load(file)
     assert vector.wrapped_key is not None
     block = open_as_documented(bytes.fromhex(vector.object), bytes.fromhex(vector.wrapped_key))
@@ -193,7 +193,7 @@ def test_the_documented_reader_opens_what_backy2_wrote(file: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [b"", b"*", b"backyfs\n" * 512, bytes(65536), bytes(range(256)) * 15])
-def test_the_documented_reader_opens_what_is_sealed_today(block: bytes) -> None:
+def test_the_documented_reader_opens_objects_sealed_today(block: bytes) -> None:
     data_key = bytes(range(100, 132))
     stored = b"".join(encryption_version(1).sealer()(block, data_key))
     wrapped_key = Keyring(repository_key=REPOSITORY_KEY, fingerprint_key=None).wrap(data_key)
@@ -201,7 +201,7 @@ def test_the_documented_reader_opens_what_is_sealed_today(block: bytes) -> None:
 
 
 @pytest.mark.parametrize("block", [b"", b"*", bytes(65536)])
-def test_a_frame_of_today_states_its_size_as_those_of_backy2_do(block: bytes) -> None:
+def test_frames_written_today_state_their_size_like_those_of_backy2(block: bytes) -> None:
     data_key = bytes(range(100, 132))
     stored = b"".join(encryption_version(1).sealer()(block, data_key))
     frame = AESGCM(data_key).decrypt(stored[16:32], stored[32:] + stored[:16], None)

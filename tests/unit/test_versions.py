@@ -1,4 +1,4 @@
-"""Versions: the one that a person means, and the order in which they are listed."""
+"""Versions: how users refer to them, and the order in which they are listed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[Connection]:
-    """Give a transaction that is rolled back."""
+    """Begin a transaction that is rolled back after the test."""
     with database.engine.connect() as connection, connection.begin() as transaction:
         yield connection
         transaction.rollback()
@@ -59,7 +59,7 @@ def add(
 
 
 def refusal(connection: Connection, wanted: str) -> str:
-    """Return the message with which a name is refused."""
+    """Return the message of the error for a name."""
     with pytest.raises(VersionNotFoundError) as caught:
         find_version(connection, wanted)
     return str(caught.value)
@@ -82,13 +82,13 @@ def test_a_version_is_found_by_the_beginning_of_its_uid(connection: Connection, 
 
 
 @pytest.mark.parametrize("wanted", ["6F1C", UID.upper()])
-def test_digits_of_a_uid_are_taken_in_upper_case_too(connection: Connection, wanted: str) -> None:
+def test_upper_case_digits_of_a_uid_are_accepted(connection: Connection, wanted: str) -> None:
     add(connection, uid=UID)
     assert find_version(connection, wanted).uid == UID
 
 
 @pytest.mark.parametrize("status", list(VersionStatus))
-def test_a_uid_finds_its_version_in_whatever_status(connection: Connection, status: VersionStatus) -> None:
+def test_a_uid_finds_its_version_in_any_status(connection: Connection, status: VersionStatus) -> None:
     add(connection, uid=UID, status=status)
     assert find_version(connection, UID).status is status
 
@@ -103,7 +103,7 @@ def test_fewer_than_four_digits_are_refused(connection: Connection, wanted: str)
 
 
 @pytest.mark.parametrize("wanted", ["%%%%", "6f1%", "6f1_", "____", "6f1c%", "6f1c_1111", "6f1c\n", "6f1c ", "disk"])
-def test_what_is_no_beginning_of_a_uid_is_refused(connection: Connection, wanted: str) -> None:
+def test_an_invalid_beginning_of_a_uid_is_refused(connection: Connection, wanted: str) -> None:
     add(connection, uid=UID)
     assert refusal(connection, wanted).startswith(f"{wanted!r} does not name a version; give a uid, ")
 
@@ -113,7 +113,7 @@ def test_more_digits_than_a_uid_has_are_refused(connection: Connection) -> None:
     assert refusal(connection, UID + "4").startswith(f"'{UID}4' does not name a version; ")
 
 
-def test_a_beginning_that_no_uid_has_is_refused(connection: Connection) -> None:
+def test_an_unknown_beginning_of_a_uid_is_refused(connection: Connection) -> None:
     add(connection, uid=UID)
     assert refusal(connection, "abcd") == (
         "no version has a uid that begins with abcd; list the versions to see which there are"
@@ -134,7 +134,7 @@ def test_the_beginning_of_many_uids_is_refused_with_five_of_them(connection: Con
     assert refusal(connection, "6f1c0a2").count(UID[8:]) == 5
 
 
-def test_a_tag_of_the_version_is_found_with_it(connection: Connection) -> None:
+def test_a_version_is_found_with_its_tags(connection: Connection) -> None:
     add(connection, uid=UID, tags=("weekly", "daily"))
     assert find_version(connection, UID).tags == ("daily", "weekly")
 
@@ -149,20 +149,20 @@ def test_latest_is_the_newest_version(connection: Connection) -> None:
     assert find_version(connection, "disk@latest").uid == newest
 
 
-def test_latest_is_the_version_made_last_where_dates_are_equal(connection: Connection) -> None:
+def test_of_versions_with_equal_dates_latest_is_the_one_made_last(connection: Connection) -> None:
     add(connection)
     newest = add(connection)
     assert find_version(connection, "disk@latest").uid == newest
 
 
 @pytest.mark.parametrize("status", [VersionStatus.INCOMPLETE, VersionStatus.INVALID])
-def test_latest_passes_over_versions_that_are_not_valid(connection: Connection, status: VersionStatus) -> None:
+def test_latest_skips_invalid_versions(connection: Connection, status: VersionStatus) -> None:
     valid = add(connection)
     add(connection, created_at=NOON + timedelta(days=1), status=status)
     assert find_version(connection, "disk@latest").uid == valid
 
 
-def test_latest_looks_at_one_name_alone(connection: Connection) -> None:
+def test_latest_considers_only_one_name(connection: Connection) -> None:
     wanted = add(connection, "disk")
     add(connection, "disk2", NOON + timedelta(days=1))
     add(connection, "DISK", NOON + timedelta(days=1))
@@ -170,20 +170,20 @@ def test_latest_looks_at_one_name_alone(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("name", ["root@vm", "a@b@c", "@", "vm@2024-01-10", "vm@latest", 'backup, "weekly" é 100%'])
-def test_a_name_may_hold_anything_and_an_at_sign(connection: Connection, name: str) -> None:
+def test_a_name_may_contain_anything_even_an_at_sign(connection: Connection, name: str) -> None:
     add(connection, name.rpartition("@")[0])
     wanted = add(connection, name)
     assert find_version(connection, f"{name}@latest").uid == wanted
     assert find_version(connection, f"{name}@2024-01-10").uid == wanted
 
 
-def test_a_name_that_nobody_has_is_refused(connection: Connection) -> None:
+def test_an_unknown_name_is_refused(connection: Connection) -> None:
     add(connection)
     assert refusal(connection, "disc@latest") == "no version is named 'disc'; list the versions to see which there are"
 
 
 @pytest.mark.parametrize("wanted", ["di%@latest", "dis_@latest", "%@latest"])
-def test_a_name_is_no_pattern(connection: Connection, wanted: str) -> None:
+def test_a_name_is_not_a_pattern(connection: Connection, wanted: str) -> None:
     add(connection)
     assert refusal(connection, wanted).startswith("no version is named ")
 
@@ -203,7 +203,7 @@ def test_a_name_without_a_version_at_that_time_is_refused(connection: Connection
     )
 
 
-def test_where_all_are_damaged_the_newest_is_named_with_how_to_use_it(connection: Connection) -> None:
+def test_if_all_are_damaged_the_error_says_how_to_use_the_newest(connection: Connection) -> None:
     add(connection, created_at=NOON - timedelta(days=1), status=VersionStatus.INVALID)
     uid = add(connection, status=VersionStatus.INVALID)
     add(connection, created_at=NOON + timedelta(days=1), status=VersionStatus.INCOMPLETE)
@@ -224,19 +224,19 @@ def test_latest_is_the_newest_version_that_is_not_dated_in_the_future(connection
     assert find_version(connection, "disk@latest", now=NOON + timedelta(days=3650)).uid == ahead
 
 
-def test_by_default_the_time_is_that_of_this_host(connection: Connection) -> None:
+def test_by_default_the_time_of_this_host_is_used(connection: Connection) -> None:
     uid = add(connection)
     add(connection, created_at=datetime.now(UTC) + timedelta(hours=1))
     assert find_version(connection, "disk@latest").uid == uid
 
 
-def test_a_clock_that_is_a_little_ahead_is_no_future(connection: Connection) -> None:
+def test_a_date_slightly_ahead_is_not_in_the_future(connection: Connection) -> None:
     add(connection)
     uid = add(connection, created_at=NOON + timedelta(minutes=4))
     assert find_version(connection, "disk@latest", now=NOON).uid == uid
 
 
-def test_where_all_are_dated_in_the_future_that_is_said(connection: Connection) -> None:
+def test_if_all_are_dated_in_the_future_the_error_says_so(connection: Connection) -> None:
     uid = add(connection, created_at=NOON + timedelta(days=2))
     add(connection, created_at=NOON + timedelta(days=1))
     with pytest.raises(VersionNotFoundError) as caught:
@@ -299,7 +299,7 @@ def test_a_date_finds_the_newest_of_the_versions_before_it(connection: Connectio
     assert find_version(connection, "disk@2024-01-09").uid == wanted
 
 
-def test_a_date_passes_over_versions_that_are_not_valid(connection: Connection) -> None:
+def test_a_date_skips_invalid_versions(connection: Connection) -> None:
     valid = add(connection, created_at=NOON - timedelta(days=5))
     add(connection, created_at=NOON - timedelta(days=1), status=VersionStatus.INVALID)
     add(connection, created_at=NOON, status=VersionStatus.INCOMPLETE)
@@ -319,7 +319,7 @@ def test_dates_are_in_utc(connection: Connection) -> None:
     ["", "Latest", "yesterday", "2024", "2024-01", "2024-13-01", "2024-02-30", "2024-01-10 12:00", "2024-01-10T12",
      "2024-01-10T25:00", "2024-01-10T12:00:00Z", "20240110", "9999-12-31"],
 )  # fmt: skip
-def test_what_is_no_moment_is_refused(connection: Connection, moment: str) -> None:
+def test_an_invalid_moment_is_refused(connection: Connection, moment: str) -> None:
     add(connection)
     assert refusal(connection, f"disk@{moment}") == (
         f"'disk@{moment}' does not name a version; write `latest` or a time in UTC after the @, as YYYY-MM-DD or "
@@ -334,7 +334,7 @@ def test_an_empty_repository_lists_nothing(connection: Connection) -> None:
     assert list_versions(connection) == []
 
 
-def test_versions_are_listed_by_name_then_date_then_in_the_order_they_were_made(connection: Connection) -> None:
+def test_versions_are_listed_by_name_then_date_then_order_of_creation(connection: Connection) -> None:
     b_late = add(connection, "b", NOON + timedelta(hours=1))
     b_early = add(connection, "b", NOON)
     a_first = add(connection, "a", NOON + timedelta(days=9))
@@ -342,14 +342,14 @@ def test_versions_are_listed_by_name_then_date_then_in_the_order_they_were_made(
     assert [version.uid for version in list_versions(connection)] == [a_first, a_second, b_early, b_late]
 
 
-def test_versions_of_one_name_are_listed_alone(connection: Connection) -> None:
+def test_the_versions_of_one_name_can_be_listed(connection: Connection) -> None:
     add(connection, "a", tags=("x",))
     wanted = add(connection, "b", tags=("y",))
     add(connection, "B")
     assert [(version.uid, version.tags) for version in list_versions(connection, name="b")] == [(wanted, ("y",))]
 
 
-def test_a_listed_version_has_everything_it_was_made_with(connection: Connection) -> None:
+def test_a_listed_version_has_all_its_fields(connection: Connection) -> None:
     made = create_version(
         connection,
         name="disk",
@@ -381,7 +381,7 @@ def test_each_version_is_listed_with_its_own_tags(connection: Connection) -> Non
     assert [version.tags for version in list_versions(connection)] == [("y", "z"), (), ("y",)]
 
 
-def test_the_status_of_a_version_changes(connection: Connection) -> None:
+def test_the_status_of_a_version_can_be_changed(connection: Connection) -> None:
     version = create_version(connection, name="disk", snapshot_name="", size_bytes=0, created_at=NOON)
     set_status(connection, version.id, VersionStatus.VALID)
     assert [listed.status for listed in list_versions(connection)] == [VersionStatus.VALID]

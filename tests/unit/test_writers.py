@@ -1,4 +1,4 @@
-"""Who else can change what a path leads to; and the tables of the kernel, in which others choose names."""
+"""Who else can change the target of a path; and tables of the kernel, with names chosen by others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = (0,)
 
 @pytest.fixture
 def place(tmp_path):
-    """A directory of root, below directories of root, with a file in it."""
+    """Make a directory of root, below directories of root, with a file in it."""
     place = tmp_path / "above" / "place"
     place.mkdir(parents=True)
     place.parent.chmod(0o755)
@@ -34,14 +34,14 @@ def facts(path, trusted=ROOT, **options):
 
 
 def access_list(path, *entries):
-    """Give a file an access control list that lets named users and groups write: pairs of tag and number."""
+    """Give a file an access control list that allows named users and groups to write: pairs of tag and number."""
     needed = [(0x01, 7, 2**32 - 1), (0x04, 5, 2**32 - 1), (0x10, 7, 2**32 - 1), (0x20, 5, 2**32 - 1)]
     named = [(tag, 7, number) for tag, number in entries]
     packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *each) for each in sorted(needed + named))
     os.setxattr(path, "system.posix_acl_access", packed)
 
 
-def test_what_belongs_to_root_alone_has_no_other_writers(place):
+def test_a_path_owned_by_root_has_no_other_writers(place):
     assert facts(place / "file") == []
     assert facts(place, entries=True) == []
 
@@ -58,14 +58,14 @@ def test_the_owner_of_any_part_of_a_path_is_found(place, part):
 @pytest.mark.parametrize(
     ("mode", "who"), [(0o757, "every user"), (0o775, f"the members of group {USER}")], ids=["all", "group"]
 )
-def test_a_mode_that_lets_others_write_is_found(place, part, mode, who):
+def test_a_mode_that_allows_others_to_write_is_found(place, part, mode, who):
     theirs = place.parents[1] / part
     os.chown(theirs, 0, USER)
     theirs.chmod(mode)
     assert facts(place / "file") == [f"{theirs} can be changed by {who}"]
 
 
-def test_in_a_sticky_directory_others_can_make_files_and_change_none(place):
+def test_in_a_sticky_directory_others_can_create_files_but_not_change_them(place):
     place.chmod(0o1777)
     assert facts(place / "file") == []
     assert facts(place, entries=False) == []
@@ -74,13 +74,13 @@ def test_in_a_sticky_directory_others_can_make_files_and_change_none(place):
     assert facts(place / "file") == [f"{place}/file belongs to user {USER}"]
 
 
-def test_the_owner_of_a_sticky_directory_can_change_all_in_it(place):
+def test_the_owner_of_a_sticky_directory_can_change_everything_in_it(place):
     place.chmod(0o1777)
     os.chown(place, USER, USER)
     assert facts(place / "file") == [f"{place} belongs to user {USER}"]
 
 
-def test_the_group_that_only_its_user_is_in_is_that_user(place):
+def test_a_group_with_only_one_user_counts_as_that_user(place):
     account = pwd.getpwnam("daemon")
     os.chown(place, account.pw_uid, account.pw_gid)
     place.chmod(0o775)
@@ -99,12 +99,12 @@ def test_a_group_in_an_access_control_list_is_found(place):
     assert facts(place / "file") == [f"{place} can be changed by the members of group {USER}"]
 
 
-def test_a_mask_that_lets_nobody_else_write_is_harmless(place):
+def test_a_mask_that_allows_nobody_else_to_write_is_harmless(place):
     access_list(place, (0x02, 0))
     assert facts(place / "file") == []
 
 
-def test_links_are_followed_and_count_with_what_they_lead_through(place):
+def test_links_are_followed_and_all_directories_on_the_way_count(place):
     theirs = place.parent / "theirs"
     theirs.mkdir()
     (theirs / "file").touch()
@@ -117,13 +117,13 @@ def test_links_are_followed_and_count_with_what_they_lead_through(place):
         require_trusted_path(str(place / "absolute"), str(place))
 
 
-def test_links_in_a_circle_end(place):
+def test_a_loop_of_links_ends(place):
     (place / "link").symlink_to("link")
     with pytest.raises(OSError, match="Too many levels"):
         writers_of(str(place / "link"), ROOT)
 
 
-def test_what_is_open_already_counts_by_itself(place):
+def test_for_an_open_file_only_the_file_itself_counts(place):
     reading, writing = os.pipe()
     try:
         assert facts(f"/dev/fd/{reading}") == []
@@ -132,7 +132,7 @@ def test_what_is_open_already_counts_by_itself(place):
         os.close(writing)
 
 
-def test_a_link_is_not_followed_to_work_in(place):
+def test_a_trusted_directory_may_not_be_a_link(place):
     (place / "link").symlink_to(place)
     with pytest.raises(MountError) as caught, trusted_directory(f"{place}/link"):
         pass
@@ -141,7 +141,7 @@ def test_a_link_is_not_followed_to_work_in(place):
         assert os.path.samestat(os.fstat(fd), place.stat())
 
 
-def test_no_descriptor_stays_open(place):
+def test_no_descriptor_remains_open(place):
     (place / "link").symlink_to("file")
     before = os.listdir("/proc/self/fd")
     writers_of(str(place / "link"), ROOT)
@@ -155,7 +155,7 @@ def test_no_descriptor_stays_open(place):
 
 
 @pytest.mark.parametrize("odd", ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\udcff", " \t\n\\"])
-def test_a_line_ends_with_a_newline_and_nothing_else(tmp_path, odd):
+def test_only_a_newline_ends_a_line(tmp_path, odd):
     name = f"/mnt/a{odd}b"
     shown = os.fsencode(name)
     for byte in b"\\ \t\n":
@@ -174,11 +174,11 @@ def test_a_line_ends_with_a_newline_and_nothing_else(tmp_path, odd):
     [b"", b"\r", b"36", b"36 35 98:0 / /mnt rw -", b"36 35 98:0 / /mnt rw shared:1", b"a b c / / rw - ext4 x rw",
      b"36 35 \xff:0 / /mnt rw - ext4 x rw"],
 )  # fmt: skip
-def test_a_line_in_another_form_is_left_out(line):
+def test_a_malformed_line_is_skipped(line):
     assert parse(line) is None
 
 
-def test_the_user_of_a_fuse_mount_is_the_one_that_the_kernel_names():
+def test_the_user_of_a_fuse_mount_is_the_one_named_by_the_kernel():
     line = b"36 35 0:50 / /mnt ro - fuse.backyfs user_id=0 ro,user_id=1234,group_id=5,allow_other"
     mount = parse(line)
     assert mount is not None
@@ -193,7 +193,7 @@ def test_other_options_are_not_taken_for_a_user():
     assert mount.is_made_by(0)
 
 
-def test_a_value_loses_its_newline_and_nothing_else(tmp_path):
+def test_only_the_newline_of_a_value_is_removed(tmp_path):
     (tmp_path / "value").write_bytes(b" a\rb\x85 \n")
     assert read_value(str(tmp_path / "value")) == " a\rb\udc85 "
     assert read_value(str(tmp_path / "nothing")) == ""

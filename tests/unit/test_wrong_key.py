@@ -1,4 +1,4 @@
-"""Without the right key every command ends before it does anything, and says which key is expected."""
+"""Without the right key, every command ends before it does anything and says which key is expected."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMANDS = {
 
 @pytest.fixture
 def repository_directory(tmp_path):
-    """A repository that holds a version, and what the commands need."""
+    """Make a repository with a version and everything else the commands need."""
     (tmp_path / "mountpoint").mkdir()
     config_file = make_repository(tmp_path / "repository")
     with opened(config_file) as repository:
@@ -34,7 +34,7 @@ def repository_directory(tmp_path):
 
 
 def state(directory):
-    """Return what a command that does nothing leaves as it is: rows, objects, target."""
+    """Return everything that a command could change: rows, objects, target."""
     connection = sqlite3.connect(directory / "backyfs.sqlite")
     tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     rows = {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in tables}
@@ -43,7 +43,7 @@ def state(directory):
 
 
 def call(directory, words, capsys):
-    """Run a command and return its status and the line on stderr."""
+    """Run a command; return its status and its line on stderr."""
     before = state(directory)
     arguments = [word.format(directory=directory.parent) for word in words]
     status = run(["-c", str(directory / "backyfs.cfg"), *arguments])
@@ -86,7 +86,7 @@ def test_a_configuration_without_a_key_ends_a_command_before_it_does_anything(re
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
-def test_a_key_file_that_is_gone_ends_a_command_before_it_does_anything(repository_directory, capsys, words):
+def test_a_missing_key_file_ends_a_command_before_it_does_anything(repository_directory, capsys, words):
     key_file = repository_directory / "backyfs.key"
     key_file.unlink()
     status, line = call(repository_directory, words, capsys)
@@ -95,7 +95,7 @@ def test_a_key_file_that_is_gone_ends_a_command_before_it_does_anything(reposito
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
-def test_a_key_file_that_cannot_be_read_ends_a_command_before_it_does_anything(repository_directory, capsys, words):
+def test_an_unreadable_key_file_ends_a_command_before_it_does_anything(repository_directory, capsys, words):
     key_file = repository_directory / "backyfs.key"
     key_file.unlink()
     key_file.mkdir()
@@ -117,7 +117,7 @@ def test_half_a_key_ends_a_command_before_it_does_anything(repository_directory,
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
-def test_a_key_command_that_fails_ends_a_command_before_it_does_anything(repository_directory, capsys, words):
+def test_a_failing_key_command_ends_a_command_before_it_does_anything(repository_directory, capsys, words):
     change_configuration(repository_directory, r"^encryption_key_file:.*$", "encryption_key_command: exit 7")
     status, line = call(repository_directory, words, capsys)
     assert status == 3
@@ -126,7 +126,7 @@ def test_a_key_command_that_fails_ends_a_command_before_it_does_anything(reposit
     )
 
 
-def test_the_check_value_that_is_expected_is_the_one_that_init_showed(tmp_path, capsys):
+def test_the_expected_check_value_is_the_one_shown_by_init(tmp_path, capsys):
     config_file, data, database = tmp_path / "backyfs.cfg", tmp_path / "data", tmp_path / "backyfs.sqlite"
     assert run(["init", "-c", str(config_file), "--data", str(data), "--db", str(database)]) == 0
     shown = re.search(rf"\(({CHECK_VALUE})\)", capsys.readouterr().out)
@@ -137,7 +137,7 @@ def test_the_check_value_that_is_expected_is_the_one_that_init_showed(tmp_path, 
 
 
 @pytest.mark.parametrize("form", [r"encryption_key: {digits}", r"encryption_key_command: echo {digits}"])
-def test_the_right_key_opens_the_repository_wherever_it_comes_from(repository_directory, tmp_path, form):
+def test_the_right_key_opens_the_repository_from_any_source(repository_directory, tmp_path, form):
     key_file = repository_directory / "backyfs.key"
     digits = key_file.read_text().strip()
     key_file.unlink()
@@ -147,7 +147,7 @@ def test_the_right_key_opens_the_repository_wherever_it_comes_from(repository_di
     assert (tmp_path / "target").read_bytes() == random_bytes(2 * BLOCK)
 
 
-def test_a_key_that_was_put_back_opens_everything_again(repository_directory, tmp_path, capsys):
+def test_a_restored_key_opens_everything_again(repository_directory, tmp_path, capsys):
     key_file = repository_directory / "backyfs.key"
     digits = key_file.read_text()
     key_file.write_text("ab" * 32)
