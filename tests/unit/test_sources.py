@@ -341,7 +341,7 @@ def test_reading_keeps_pages_that_were_in_the_cache(disk_directory):
         assert not any(now and not then for now, then in zip(after, before, strict=True))
         if sum(before) == 2 * MIB // mmap.PAGESIZE and after == before:
             return
-    pytest.fail("all five times, reading removed pages from the cache; the kernel removes some on its own, but not every time")
+    pytest.fail("reading removed cached pages all five times; the kernel does that on its own, but not every time")
 
 
 # Targets
