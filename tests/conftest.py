@@ -15,19 +15,27 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
+from tests.support.buckets import Bucket
 from tests.support.repositories import make_repository, opened, templates
+from tests.support.services.database import DatabaseServer
 from tests.support.services.mariadb import MariadbServer
 from tests.support.services.postgresql import PostgresqlServer
-from tests.support.services.server import Server, ServerMissingError
+from tests.support.services.radosgw import RadosgwServer
+from tests.support.services.seaweedfs import SeaweedfsServer
+from tests.support.services.server import ServerMissingError
+from tests.support.services.sharing import shared
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from pathlib import Path
 
     from backyfs.repository import Repository
+    from tests.support.services.objectstore import ObjectStoreServer, S3Server
 
-_AnyServer = TypeVar("_AnyServer", bound=Server)
+_AnyServer = TypeVar("_AnyServer", bound=DatabaseServer)
 _ENGINES = ["sqlite", "postgresql", "mariadb"]
+_OBJECT_STORES = ["seaweedfs", "radosgw"]
+_SERVERS = {*_ENGINES[1:], *_OBJECT_STORES}
 # The program is started hundreds of times, and would be compiled as often.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -70,9 +78,8 @@ def _placed(modules: list[list[pytest.Item]], part: float) -> Iterator[tuple[flo
 
 def _needs_server(item: pytest.Item) -> bool:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return any(name in {"postgresql_server", "mariadb_server"} for name in getattr(item, "fixturenames", ())) or any(
-        value.removesuffix("_server") in _ENGINES[1:] for value in parameters if isinstance(value, str)
-    )
+    values = [value for value in parameters if isinstance(value, str)]
+    return any(name.removesuffix("_server") in _SERVERS for name in [*getattr(item, "fixturenames", ()), *values])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -141,6 +148,33 @@ def mariadb_server() -> Generator[MariadbServer, None, None]:
     yield from _run(MariadbServer)
 
 
+@pytest.fixture(scope="session")
+def seaweedfs_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[S3Server, None, None]:
+    """Give SeaweedFS, which all processes of the tests share, and which is started by the first test that wants it."""
+    yield from _share(SeaweedfsServer, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def radosgw_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[S3Server, None, None]:
+    """Give the object store of Ceph in the same way."""
+    yield from _share(RadosgwServer, tmp_path_factory)
+
+
+@pytest.fixture(params=_OBJECT_STORES)
+def s3_server(request: pytest.FixtureRequest) -> S3Server:
+    """Give each object store in turn."""
+    server: S3Server = request.getfixturevalue(f"{request.param}_server")
+    return server
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server) -> Generator[Bucket, None, None]:
+    """Give an empty bucket, in each object store in turn."""
+    bucket = Bucket.make(s3_server)
+    yield bucket
+    bucket.remove()
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Generator[Repository, None, None]:
     """Give an encrypted repository below the temporary directory, open; modules that need another make their own."""
@@ -166,7 +200,7 @@ def _empty_database(request: pytest.FixtureRequest, directory: Path) -> Generato
     if request.param == "sqlite":
         yield f"sqlite:///{directory}/backyfs.sqlite"
         return
-    server: Server = request.getfixturevalue(f"{request.param}_server")
+    server: DatabaseServer = request.getfixturevalue(f"{request.param}_server")
     url = server.new_database()
     yield url
     server.drop(url)
@@ -179,3 +213,12 @@ def _run(kind: type[_AnyServer]) -> Generator[_AnyServer, None, None]:
         pytest.skip(str(error))
     with server:
         yield server
+
+
+def _share(kind: type[ObjectStoreServer], tmp_path_factory: pytest.TempPathFactory) -> Generator[S3Server, None, None]:
+    own = tmp_path_factory.getbasetemp()
+    try:
+        with shared(kind, own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) as server:
+            yield server
+    except ServerMissingError as error:
+        pytest.skip(str(error))

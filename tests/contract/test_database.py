@@ -89,7 +89,7 @@ from backyfs.model import (
 )
 from tests.support.audit import doom
 from tests.support.jobs import spec
-from tests.support.services.server import Server
+from tests.support.services.database import DatabaseServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -829,12 +829,12 @@ def test_a_reader_waits_for_nobody(database: Database) -> None:
 
 
 @pytest.fixture(params=["postgresql", "mariadb"])
-def server(request: pytest.FixtureRequest) -> Server:
-    running: Server = request.getfixturevalue(f"{request.param}_server")
+def server(request: pytest.FixtureRequest) -> DatabaseServer:
+    running: DatabaseServer = request.getfixturevalue(f"{request.param}_server")
     return running
 
 
-def test_a_server_that_is_gone_is_an_error_of_the_database(server: Server) -> None:
+def test_a_server_that_is_gone_is_an_error_of_the_database(server: DatabaseServer) -> None:
     with type(server)() as own, closing(Database(own.new_database())) as database:
         create(database)
         own.stop()
@@ -845,7 +845,7 @@ def test_a_server_that_is_gone_is_an_error_of_the_database(server: Server) -> No
             database.check_revision()
 
 
-def test_a_connection_that_the_server_has_closed_is_made_anew(server: Server) -> None:
+def test_a_connection_that_the_server_has_closed_is_made_anew(server: DatabaseServer) -> None:
     postgresql = server.name == "postgresql"
     with closing(Database(server.new_database())) as database:
         create(database)
@@ -857,7 +857,7 @@ def test_a_connection_that_the_server_has_closed_is_made_anew(server: Server) ->
             save_identity(connection, IDENTITY)
 
 
-def test_a_database_that_is_not_there_is_an_error_of_the_database(server: Server) -> None:
+def test_a_database_that_is_not_there_is_an_error_of_the_database(server: DatabaseServer) -> None:
     with closing(Database(server.url("nowhere"))) as database, pytest.raises(DatabaseError, match=r"nowhere"):
         database.check_revision()
 

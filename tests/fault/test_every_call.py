@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backyfs.repository import Repository
-    from tests.support.services.server import Server
+    from tests.support.services.database import DatabaseServer
 
 FIRST = random_bytes(3 * BLOCK)
 FEWEST = 4  # calls: with fewer it was not what was meant that failed
@@ -246,7 +246,7 @@ def breaking(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str | None
     """Give a database, and what takes it away from a connection."""
     if request.param == "sqlite":
         return None, fill_the_disk
-    server: Server = request.getfixturevalue(f"{request.param}_server")
+    server: DatabaseServer = request.getfixturevalue(f"{request.param}_server")
     return server.new_database(), server.disconnect
 
 

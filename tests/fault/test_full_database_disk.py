@@ -31,7 +31,7 @@ from tests.support.images import random_image
 from tests.support.jobs import spec
 from tests.support.program import BACKYFS, PATIENCE_S, backyfs, mounting, why_not_mount
 from tests.support.repositories import back_up, make_repository, opened
-from tests.support.services.server import ACCOUNT
+from tests.support.services.database import ACCOUNT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

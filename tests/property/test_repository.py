@@ -18,7 +18,7 @@ from tests.property.world import BLOCK, DAMAGES, World
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.support.services.server import Server
+    from tests.support.services.database import DatabaseServer
 
 pytestmark = pytest.mark.slow
 
@@ -133,7 +133,7 @@ def test_whatever_is_done_all_versions_are_what_was_backed_up(engine: str, reque
             return f"sqlite:///{directory}/{len(list(directory.glob('*.sqlite')))}.sqlite"
 
     else:
-        server: Server = request.getfixturevalue(f"{engine}_server")
+        server: DatabaseServer = request.getfixturevalue(f"{engine}_server")
 
         def new_database(directory: Path) -> str:
             return server.new_database()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from tests.support.services.server import Server
+    from tests.support.services.database import DatabaseServer
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ class State:
 class Subject:
     """A database of backy2 that can be made again and again."""
 
-    def __init__(self, directory: Path, server: Server | None) -> None:
+    def __init__(self, directory: Path, server: DatabaseServer | None) -> None:
         self.reference = Reference(NAME, directory)
         self._server = server
         self._file = self.reference.sqlite_file

@@ -17,7 +17,7 @@ from tests.upgrade.reference import POSTGRESQL_NAMES, SQLITE_NAMES, Reference, c
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support.services.server import Server
+    from tests.support.services.database import DatabaseServer
 
 
 def upgraded_and_checked(reference: Reference) -> None:
@@ -40,7 +40,9 @@ def test_a_repository_on_sqlite_is_taken_over_whole(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", SQLITE_NAMES)
-def test_a_repository_on_postgresql_is_taken_over_whole(name: str, tmp_path: Path, postgresql_server: Server) -> None:
+def test_a_repository_on_postgresql_is_taken_over_whole(
+    name: str, tmp_path: Path, postgresql_server: DatabaseServer
+) -> None:
     reference = Reference(name, tmp_path)
     url = postgresql_server.new_database()
     reference.move_to(url)
@@ -49,7 +51,7 @@ def test_a_repository_on_postgresql_is_taken_over_whole(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", SQLITE_NAMES)
-def test_a_repository_on_mariadb_is_taken_over_whole(name: str, tmp_path: Path, mariadb_server: Server) -> None:
+def test_a_repository_on_mariadb_is_taken_over_whole(name: str, tmp_path: Path, mariadb_server: DatabaseServer) -> None:
     reference = Reference(name, tmp_path)
     url = mariadb_server.new_database()
     reference.move_to(url)
@@ -58,7 +60,7 @@ def test_a_repository_on_mariadb_is_taken_over_whole(name: str, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", POSTGRESQL_NAMES)
-def test_a_dump_of_postgresql_is_taken_over_whole(name: str, tmp_path: Path, postgresql_server: Server) -> None:
+def test_a_dump_of_postgresql_is_taken_over_whole(name: str, tmp_path: Path, postgresql_server: DatabaseServer) -> None:
     reference = Reference(name, tmp_path)
     url = postgresql_server.new_database()
     reference.load_dump(url)

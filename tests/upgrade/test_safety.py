@@ -25,7 +25,7 @@ from tests.upgrade.reference import check
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support.services.server import Server
+    from tests.support.services.database import DatabaseServer
     from tests.upgrade.reference import Reference
 
 def dump(file: Path) -> list[str]:
@@ -201,7 +201,7 @@ def test_without_a_copy_nothing_is_changed(anywhere: Reference, tmp_path: Path) 
 def test_the_copy_of_a_server_can_be_imported(
     server: str, tmp_path: Path, reference: Reference, request: pytest.FixtureRequest
 ) -> None:
-    running: Server = request.getfixturevalue(server)
+    running: DatabaseServer = request.getfixturevalue(server)
     url = running.new_database()
     reference.move_to(url)
     report = upgrade(reference.config)

@@ -18,7 +18,7 @@ from tests.upgrade.states import STATES
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support.services.server import Server
+    from tests.support.services.database import DatabaseServer
     from tests.upgrade.reference import Reference
 
 
@@ -39,7 +39,7 @@ def test_on_sqlite(state: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_on_postgresql(state: str, tmp_path: Path, postgresql_server: Server) -> None:
+def test_on_postgresql(state: str, tmp_path: Path, postgresql_server: DatabaseServer) -> None:
     reference = STATES[state].make(tmp_path)
     url = postgresql_server.new_database()
     reference.move_to(url)
@@ -48,7 +48,7 @@ def test_on_postgresql(state: str, tmp_path: Path, postgresql_server: Server) ->
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_on_mariadb(state: str, tmp_path: Path, mariadb_server: Server) -> None:
+def test_on_mariadb(state: str, tmp_path: Path, mariadb_server: DatabaseServer) -> None:
     reference = STATES[state].make(tmp_path)
     url = mariadb_server.new_database()
     reference.move_to(url)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 from typing import Any, ClassVar
 
-from tests.support.services.server import Server, find_program
+from tests.support.services.database import DatabaseServer
+from tests.support.services.server import find_program
 
 
-class MariadbServer(Server):
+class MariadbServer(DatabaseServer):
     """MariaDB without durability, with its own defaults as far as backyfs meets them."""
 
     name = "mariadb"

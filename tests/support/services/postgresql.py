@@ -7,10 +7,11 @@ from glob import glob
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.support.services.server import Server, find_program
+from tests.support.services.database import DatabaseServer
+from tests.support.services.server import find_program
 
 
-class PostgresqlServer(Server):
+class PostgresqlServer(DatabaseServer):
     """PostgreSQL without durability, with the newest programs that are installed."""
 
     name = "postgresql"

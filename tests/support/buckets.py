@@ -1,0 +1,94 @@
+"""Buckets of the object stores that the tests start."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+import obstore
+from obstore.store import S3Store
+
+from tests.support.services.objectstore import make_bucket
+from tests.support.signing import REGION, accepted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+    from tests.support.services.objectstore import S3Server
+    from tests.support.signing import Credentials
+
+_PATIENCE = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket, seen past the program: what a test puts there, and what it finds."""
+
+    server: S3Server
+    name: str
+
+    @classmethod
+    def make(cls, server: S3Server, prefix: str = "test") -> Self:
+        """Make an empty bucket with a name that no other has."""
+        bucket = cls(server, f"{prefix}-{secrets.token_hex(8)}")
+        make_bucket(server, bucket.name)
+        return bucket
+
+    def store(self, *, endpoint: str | None = None, user: Credentials | None = None, **options: Any) -> S3Store:
+        """Return a client of obstore, by default for the administrator and directly at the server, without retries."""
+        user = user or self.server.admin
+        usual: dict[str, Any] = {
+            "client_options": {"allow_http": True, "timeout": _PATIENCE},
+            "retry_config": {"max_retries": 0},
+        }
+        return S3Store(
+            self.name,
+            endpoint=endpoint or self.server.endpoint,
+            access_key_id=user.access_key,
+            secret_access_key=user.secret_key,
+            region=REGION,
+            virtual_hosted_style_request=False,
+            **(usual | options),
+        )
+
+    def keys(self) -> list[str]:
+        """Return the keys of all objects, sorted."""
+        return sorted(found["path"] for some in obstore.list(self.store()) for found in some)
+
+    def put(self, key: str, body: bytes) -> None:
+        """Store an object."""
+        obstore.put(self.store(), key, body, use_multipart=False)
+
+    def get(self, key: str) -> bytes:
+        """Return an object."""
+        return bytes(obstore.get(self.store(), key).bytes())
+
+    def delete(self, *keys: str) -> None:
+        """Delete objects."""
+        obstore.delete(self.store(), list(keys))
+
+    def objects(self) -> Mapping[str, bytes]:
+        """Return the content of all objects by key."""
+        return {key: self.get(key) for key in self.keys()}
+
+    def uploads(self) -> list[tuple[str, str]]:
+        """Return the key and the id of each unfinished upload."""
+        found = ET.fromstring(self._ask("GET", f"/{self.name}", {"uploads": ""}))
+        return [
+            (upload.findtext("{*}Key", ""), upload.findtext("{*}UploadId", ""))
+            for upload in found.iterfind("{*}Upload")
+        ]
+
+    def remove(self) -> None:
+        """Remove the bucket and what is in it."""
+        for key, upload in self.uploads():
+            self._ask("DELETE", f"/{self.name}/{key}", {"uploadId": upload})
+        self.delete(*self.keys())
+        self._ask("DELETE", f"/{self.name}", {})
+
+    def _ask(self, method: str, path: str, query: dict[str, str]) -> bytes:
+        return accepted(self.server.endpoint, self.server.admin, method, path, query=query).body
