@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 
@@ -114,6 +115,14 @@ def make_place(directory, *, encrypted=True):
         (directory / "other" / "backyfs.key").write_bytes((directory / "repository" / "backyfs.key").read_bytes())
     with opened(config) as repository:
         back_up(repository, image, NAME, tags=("daily",))
+
+
+def copy_place(made, directory):
+    """Copy a place that `make_place` made. Neither path may have characters that a configuration quotes."""
+    shutil.copytree(made, directory, dirs_exist_ok=True)
+    for name in ("repository/backyfs.cfg", "other.cfg"):
+        config = directory / name
+        config.write_text(config.read_text().replace(str(made), str(directory)))
 
 
 def filled_in(words, place, version=f"{NAME}@latest"):

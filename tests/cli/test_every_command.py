@@ -15,7 +15,8 @@ import pytest
 from backyfs.cli.main import cli, run
 from backyfs.metadata.db.database import Database
 from backyfs.metadata.records.versions import list_versions
-from tests.cli.cases import CASES, filled_in, make_place, words_of
+from tests.cli.cases import CASES, copy_place, filled_in, make_place, words_of
+from tests.support.forkserver import ForkServer
 from tests.support.repositories import opened
 
 pytestmark = pytest.mark.slow
@@ -34,10 +35,18 @@ def by_words(case):
     return case.words
 
 
-@pytest.fixture
-def place(tmp_path):
+@pytest.fixture(scope="module")
+def made_place(tmp_path_factory):
     """Make a repository with a version and everything else the commands need."""
-    make_place(tmp_path)
+    directory = tmp_path_factory.mktemp("place")
+    make_place(directory)
+    return directory
+
+
+@pytest.fixture
+def place(made_place, tmp_path):
+    """Copy it, because commands change it."""
+    copy_place(made_place, tmp_path)
     yield tmp_path
     for command, directory in (("detach", "attached"), ("umount", "mount")):
         if (tmp_path / directory).exists() and any((tmp_path / directory).iterdir()):
@@ -45,11 +54,11 @@ def place(tmp_path):
 
 
 @pytest.fixture
-def call(place, capfd):
-    """Run a command on the repository; return status, stdout and stderr."""
+def call(tmp_path, capfd):
+    """Run a command on the repository of `place`, if the test has it; return status, stdout and stderr."""
 
     def call(*words, config="repository/backyfs.cfg"):
-        arguments = ["-c", str(place / config), *words]
+        arguments = ["-c", str(tmp_path / config), *words]
         if {"mount", "attach"} & {*words}:  # they leave a process behind that this process cannot wait for
             status = subprocess.run([BACKYFS, *arguments], check=False).returncode
         else:
@@ -157,20 +166,29 @@ def test_a_read_only_file_system(place, prepare, case):
         assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.needs_root], ids=by_words)
-@pytest.mark.parametrize("form", [[], ["-m"], ["--json"]], ids=["table", "-m", "--json"])
-def test_a_reader_that_stops_early(place, prepare, case, form):
-    prepare(case)
+@pytest.fixture(scope="module")
+def server_without_reader():
+    """Run commands whose stdout is a pipe that nobody reads any more."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [BACKYFS, "-c", str(place / case.config), *form, *words_of(case, place)]
     try:
-        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+        with ForkServer(stdout=writer) as server:
+            yield server
     finally:
         os.close(writer)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "error" not in done.stderr
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.needs_root], ids=by_words)
+@pytest.mark.parametrize("form", [[], ["-m"], ["--json"]], ids=["table", "-m", "--json"])
+def test_a_reader_that_stops_early(server_without_reader, place, prepare, case, form):
+    prepare(case)
+    err = place / "err"
+    words = ["-c", str(place / case.config), *form, *words_of(case, place)]
+    status = server_without_reader.run(words, err=err)
+    printed = err.read_text()
+    assert status == 0, printed
+    assert "Traceback" not in printed
+    assert "error" not in printed
     if case.name == "backup":  # it completes its work
         with opened(place / "repository" / "backyfs.cfg") as repository, repository.database.read() as connection:
             assert [version.status.value for version in list_versions(connection)] == ["valid", "valid"]
@@ -191,7 +209,7 @@ def test_ctrl_c(call, place, prepare, case, monkeypatch):
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_words)
-def test_an_unknown_option_is_reported_in_one_line(call, place, case):
+def test_an_unknown_option_is_reported_in_one_line(call, case):
     name = case.words.split()[: 2 if case.name in {"catalog", "db", "key"} else 1]
     status, out, err = call(*name, "--no-such-option")
     assert (status, out) == (1, "")

@@ -31,8 +31,8 @@ _LET_GO = (
 class ForkServer:
     """A process that forks commands. It ends with the `with`."""
 
-    def __init__(self, prepare=None, environ=None):
-        """Start the process.
+    def __init__(self, prepare=None, environ=None, stdout=subprocess.DEVNULL):
+        """Start the process, with a descriptor as its stdout, which its commands inherit.
 
         `prepare` is a line of shell that is run first, and ends in `"$@"`. With it the process has namespaces of its
         own, and all that its commands leave behind ends with it.
@@ -46,7 +46,7 @@ class ForkServer:
                 pass_fds=[there.fileno()],
                 env=environ,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=stdout,
                 start_new_session=prepare is None,
             )
         self._answers = self._channel.makefile("r")
