@@ -45,7 +45,6 @@ LEFT = {
     "tests/contrib": 2,
     "tests/fault": 36,
     "tests/fuzz": 6,
-    "tests/mount": 27,
     "tests/property": 4,
     "tests/soak": 5,
     "tests/support": 8,

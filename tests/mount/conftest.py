@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def fuse() -> None:
-    """What needs mounts is skipped where they cannot be made."""
+    """Skip the test if nothing can be mounted here."""
     reason = why_not_mount()
     if reason is not None:
         pytest.skip(reason)
@@ -24,7 +24,7 @@ def fuse() -> None:
 
 @pytest.fixture(scope="session")
 def loop_devices(fuse: None) -> None:
-    """What needs loop devices is skipped where they cannot be had."""
+    """Skip the test if loop devices are not available."""
     reason = why_not_loop()
     if reason is not None:
         pytest.skip(reason)
@@ -32,7 +32,7 @@ def loop_devices(fuse: None) -> None:
 
 @pytest.fixture
 def mounted(fuse: None, tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """A function that mounts the repository of a configuration and returns where; all is unmounted at the end."""
+    """Return a function that mounts a repository and returns the mountpoint; all are unmounted at the end."""
     with ExitStack() as mounts:
         count = 0
 

@@ -1,4 +1,4 @@
-"""`backyfs attach`: every kind of file system, whole and in partitions, and what is said of the others."""
+"""`backyfs attach`: every kind of file system, on whole disks and in partitions, and messages about the others."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("loop_devices")
 
 MOUNT_ERROR = 10
 MAKERS = {
-    "xfs": (320, ("mkfs.xfs", "-q")),  # it is not made smaller
+    "xfs": (320, ("mkfs.xfs", "-q")),  # mkfs does not make it smaller
     "btrfs": (128, ("mkfs.btrfs", "-q")),
     "ext3": (8, ("mkfs.ext3", "-q", "-F", "-L", "a label")),
     "ext2": (8, ("mkfs.ext2", "-q", "-F")),
@@ -62,7 +62,7 @@ FORGED = {"forged group": {b"testvg": b"x;id;#"}, "forged volume": {b"root": b"`
 
 @pytest.fixture(scope="module")
 def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory with a repository that has versions of all kinds."""
+    """Make a directory with a repository that has versions of all kinds."""
     home = tmp_path_factory.mktemp("attach")
     files = home / "files"
     files.mkdir()
@@ -112,7 +112,7 @@ def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def place(home: Path, tmp_path: Path) -> Iterator[Path]:
-    """A directory to attach in; what is left of it and of the repository is taken away."""
+    """Return a directory to attach in; leftovers in it and in the repository are removed."""
     with cleared(tmp_path), cleared(home):
         yield tmp_path / "place"
 
@@ -148,7 +148,7 @@ def options_of(mountpoint: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["ext3", "ext4", "xfs", "btrfs"])
-def test_a_file_system_that_was_in_use_is_attached(home: Path, place: Path, kind: str) -> None:
+def test_a_file_system_backed_up_in_use_can_be_attached(home: Path, place: Path, kind: str) -> None:
     (row,) = attached(home, kind, place)
     assert (row["partition"], row["type"], row["state"], row["remark"]) == ("data", kind, "mounted", "")
     assert row["mountpoint"] == str(place / "data")
@@ -160,7 +160,7 @@ def test_a_file_system_that_was_in_use_is_attached(home: Path, place: Path, kind
 
 
 @pytest.mark.parametrize("kind", ["ext2", "ntfs"])
-def test_a_file_system_without_journal_is_attached(home: Path, place: Path, kind: str) -> None:
+def test_a_file_system_without_a_journal_can_be_attached(home: Path, place: Path, kind: str) -> None:
     if kind == "ntfs" and shutil.which("ntfs-3g") is None:
         pytest.skip("ntfs-3g is not installed")
     (row,) = attached(home, kind, place)
@@ -171,7 +171,7 @@ def test_a_file_system_without_journal_is_attached(home: Path, place: Path, kind
 
 
 @pytest.mark.parametrize(("options", "read_only"), [((), "0\n"), (("--no-replay",), "1\n")])
-def test_the_device_has_direct_io_reads_far_ahead_and_is_written_to_only_by_a_journal(
+def test_the_device_uses_direct_io_reads_far_ahead_and_is_written_only_to_replay_a_journal(
     home: Path, place: Path, options: tuple[str, ...], read_only: str
 ) -> None:
     (row,) = attached(home, "ext4", *options, place)
@@ -202,7 +202,7 @@ def test_each_partition_is_mounted_or_explained(home: Path, place: Path) -> None
     assert left_of(home) == []
 
 
-def test_of_a_thousand_partitions_that_are_the_same_one_gets_a_device(home: Path, place: Path) -> None:
+def test_only_one_of_a_thousand_identical_partitions_gets_a_device(home: Path, place: Path) -> None:
     rows = attached(home, "crowded", place)
     assert [row["partition"] for row in rows if row["device"]] == ["1"]
     assert (place / "1" / "hello").read_text() == "good morning\n"
@@ -215,7 +215,7 @@ def test_of_a_thousand_partitions_that_are_the_same_one_gets_a_device(home: Path
     assert left_of(home) == []
 
 
-def test_a_uid_that_is_a_path_leads_to_no_other_image(loop_devices: None, tmp_path: Path) -> None:
+def test_a_uid_that_is_a_path_does_not_lead_to_another_image(loop_devices: None, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     (tmp_path / "elsewhere").mkdir()
     image = ext4_image(tmp_path / "elsewhere" / "data", tmp_path / "files", 8 * MIB)
@@ -230,7 +230,7 @@ def test_a_uid_that_is_a_path_leads_to_no_other_image(loop_devices: None, tmp_pa
         assert not (tmp_path / "place").exists()
 
 
-def test_luks_is_left_to_who_has_the_passphrase(home: Path, place: Path) -> None:
+def test_luks_is_left_to_somebody_with_the_passphrase(home: Path, place: Path) -> None:
     (row,) = attached(home, "luks", place)
     device = row["device"]
     name = f"backyfs-{Path(str(device)).name}"
@@ -246,7 +246,7 @@ def test_luks_is_left_to_who_has_the_passphrase(home: Path, place: Path) -> None
     detached(place)
 
 
-def test_a_volume_group_is_named_with_the_commands_that_open_it(home: Path, place: Path) -> None:
+def test_a_volume_group_is_reported_with_the_commands_that_open_it(home: Path, place: Path) -> None:
     (row,) = attached(home, "lvm", place)
     device = row["device"]
     assert row["remark"] == "part of the LVM volume group testvg"
@@ -265,12 +265,12 @@ def test_a_volume_group_whose_name_is_a_command_gets_no_commands(home: Path, pla
     (row,) = attached(home, "forged group", place)
     assert row["state"] == "ready"
     assert row["commands"] == []
-    # LVM itself reports such a group in some releases only.
+    # Only some releases of LVM report such a group.
     assert str(row["remark"]).endswith("the image was tampered with or is damaged, so there are no commands for it")
     detached(place)
 
 
-def test_a_volume_whose_name_is_a_command_is_in_no_command(home: Path, place: Path) -> None:
+def test_a_volume_whose_name_is_a_command_appears_in_no_command(home: Path, place: Path) -> None:
     (row,) = attached(home, "forged volume", place)
     device = row["device"]
     assert row["remark"] == (
@@ -297,14 +297,14 @@ def test_without_replaying_the_commands_write_nothing(home: Path, place: Path) -
 
 
 @pytest.mark.parametrize("kind", ["squashfs", "erofs"])
-def test_a_file_system_that_is_never_written_to_is_attached(home: Path, place: Path, kind: str) -> None:
+def test_a_read_only_kind_of_file_system_can_be_attached(home: Path, place: Path, kind: str) -> None:
     (row,) = attached(home, kind, place)
     assert (row["type"], row["state"]) == (kind, "mounted")
     assert (place / "data" / "hello").read_text() == "good morning\n"
     detached(place)
 
 
-def test_what_the_kernel_does_not_know_is_told_with_another_way(home: Path, place: Path) -> None:
+def test_file_systems_unknown_to_the_kernel_are_reported_with_an_alternative(home: Path, place: Path) -> None:
     done = attach(home, "vfat", place)
     (row,) = json.loads(done.stdout)
     if "vfat" in Path("/proc/filesystems").read_text():
@@ -330,7 +330,7 @@ def test_a_version_without_files_is_an_error_and_leaves_nothing(home: Path, plac
 # Places.
 
 
-def test_without_a_directory_it_is_named_after_version_and_date(home: Path, place: Path) -> None:
+def test_the_default_directory_is_named_after_version_and_date(home: Path, place: Path) -> None:
     (row,) = attached(home, "ext4")
     directory = Path(str(row["directory"]))
     try:
@@ -353,13 +353,13 @@ def test_a_directory_may_have_any_name(home: Path, place: Path, name: str) -> No
     assert left_of(home) == []
 
 
-def test_directories_above_are_made_and_removed(home: Path, place: Path) -> None:
+def test_parent_directories_are_created_and_removed(home: Path, place: Path) -> None:
     attached(home, "ext4", place / "a" / "b")
     detached(place / "a" / "b")
     assert not place.exists()
 
 
-def test_a_directory_that_was_there_stays(home: Path, place: Path) -> None:
+def test_an_existing_directory_is_kept(home: Path, place: Path) -> None:
     place.mkdir()
     attached(home, "ext4", place)
     detached(place)
@@ -385,7 +385,7 @@ def test_a_directory_in_the_repository_is_refused(home: Path, place: Path) -> No
     assert not directory.exists()
 
 
-def test_what_is_attached_is_not_attached_over(home: Path, place: Path) -> None:
+def test_nothing_is_attached_over_another_attachment(home: Path, place: Path) -> None:
     attached(home, "ext4", place)
     done = attach(home, "ext3", place)
     assert done.returncode == MOUNT_ERROR
@@ -406,7 +406,7 @@ def test_a_version_can_be_attached_twice(home: Path, place: Path) -> None:
 # Mounts.
 
 
-def test_a_mount_of_the_repository_is_used_and_stays(home: Path, place: Path) -> None:
+def test_an_existing_mount_of_the_repository_is_used_and_kept(home: Path, place: Path) -> None:
     with mounting(config_of(home), place.with_name("mount")) as at:
         (row,) = attached(home, "ext2", place)
         assert str(row["image"]).startswith(f"{at}/by_version_uid/")
@@ -415,7 +415,7 @@ def test_a_mount_of_the_repository_is_used_and_stays(home: Path, place: Path) ->
         assert mount_at(str(at)) is not None
 
 
-def test_a_mount_that_may_be_written_to_is_not_used(home: Path, place: Path) -> None:
+def test_a_writable_mount_is_not_used(home: Path, place: Path) -> None:
     layer = place.with_name("layer")
     at = place.with_name("mount")
     at.mkdir()
@@ -435,10 +435,10 @@ def test_a_mount_of_another_repository_is_not_used(home: Path, place: Path) -> N
         detached(place)
 
 
-# What is said.
+# Output.
 
 
-def test_people_get_a_table_and_what_to_do_next(home: Path, place: Path) -> None:
+def test_the_output_is_a_table_and_the_next_steps(home: Path, place: Path) -> None:
     done = backyfs("-c", config_of(home), "attach", "luks@latest", place)
     assert done.returncode == 0
     assert f" is attached in {place}\n" in done.stdout
@@ -446,7 +446,7 @@ def test_people_get_a_table_and_what_to_do_next(home: Path, place: Path) -> None
     assert done.stdout.endswith(f"`backyfs detach {place}` undoes this.\n")
 
 
-def test_scripts_get_fields(home: Path, place: Path) -> None:
+def test_machine_output_has_fields(home: Path, place: Path) -> None:
     done = backyfs("-c", config_of(home), "-m", "attach", "ext3@latest", place)
     header, line = done.stdout.splitlines()
     assert header == "directory|partition|size_bytes|type|label|state|mountpoint|device|remark"
@@ -454,13 +454,13 @@ def test_scripts_get_fields(home: Path, place: Path) -> None:
     assert line == f"{place}|data|{8 * MIB}|ext3|a label|mounted|{place}/data|{device}|"
 
 
-def test_a_version_that_is_not_there_is_an_error_before_anything_is_made(home: Path, place: Path) -> None:
+def test_an_unknown_version_is_an_error_before_anything_is_created(home: Path, place: Path) -> None:
     done = attach(home, "nothing", place)
     assert done.returncode == 4
     assert not place.exists()
 
 
-def test_a_damaged_beginning_is_not_taken_for_nothing(home: Path, place: Path) -> None:
+def test_a_damaged_beginning_is_not_taken_for_an_empty_disk(home: Path, place: Path) -> None:
     directory = place.with_name("damaged")
     directory.mkdir()
     config = repository_of(directory, {"ext4": home / "ext4"})
@@ -480,6 +480,6 @@ def test_only_root_can_attach(monkeypatch: pytest.MonkeyPatch) -> None:
         loops.check_loop_devices()
 
 
-def test_a_host_without_loop_devices_is_told_so() -> None:
+def test_missing_loop_devices_are_reported() -> None:
     with pytest.raises(MountError, match=r"/dev/no-loop-control does not exist; load the module \(modprobe loop\)"):
         loops.check_loop_devices("/dev/no-loop-control")

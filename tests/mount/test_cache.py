@@ -1,4 +1,4 @@
-"""The cache of opened blocks: one load for all who wait, bounded, and unharmed by readers that go away."""
+"""The cache of opened blocks: waiting readers share one load, its size is bounded, and readers may be cancelled."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def plain(number: int) -> bytes:
 
 
 class Storage:
-    """Loads that are counted, and that wait at a gate or fail where a test wants it."""
+    """Counts loads, and makes them wait at a gate or fail when a test wants it."""
 
     def __init__(self) -> None:
         self.loads: list[int] = []  # appended to by worker threads
@@ -82,7 +82,7 @@ async def within(scope: trio.CancelScope, read: Callable[..., Awaitable[None]], 
 
 
 def with_patience(main: Callable[[], Awaitable[None]]) -> None:
-    """Run what hangs where the code under test is wrong."""
+    """Run code that would hang if the code under test were wrong."""
 
     async def limited() -> None:
         with trio.fail_after(PATIENCE_S):
@@ -92,7 +92,7 @@ def with_patience(main: Callable[[], Awaitable[None]]) -> None:
 
 
 def answers_of_readers(storage: Storage, cache: PieceCache, wanted: Blob) -> list[bytes | BackyfsError]:
-    """Read a blob from many tasks at once; open the gate of the storage when all of them wait."""
+    """Read a blob from many tasks at the same time; open the gate of the storage when all of them wait."""
     answers: list[bytes | BackyfsError] = []
 
     async def read() -> None:
@@ -117,13 +117,13 @@ def storage() -> Storage:
     return Storage()
 
 
-def test_one_load_serves_all_who_wait(storage: Storage) -> None:
+def test_one_load_serves_all_waiting_readers(storage: Storage) -> None:
     cache = cache_of(storage, 1000, 4)
     assert answers_of_readers(storage, cache, blob(1)) == [plain(1)] * READERS
     assert storage.loads == [1]
 
 
-def test_one_load_serves_all_who_wait_also_where_it_cannot_be_kept(storage: Storage) -> None:
+def test_one_load_serves_all_waiting_readers_even_if_it_cannot_be_kept(storage: Storage) -> None:
     cache = cache_of(storage, SIZE - 1, 4)
     assert answers_of_readers(storage, cache, blob(1)) == [plain(1)] * READERS
     assert storage.loads == [1]
@@ -131,7 +131,7 @@ def test_one_load_serves_all_who_wait_also_where_it_cannot_be_kept(storage: Stor
 
 
 @pytest.mark.parametrize("error", [IntegrityError("blob x is damaged"), ObjectMissingError("x")], ids=repr)
-def test_an_error_reaches_all_who_wait(storage: Storage, error: BackyfsError) -> None:
+def test_an_error_reaches_all_waiting_readers(storage: Storage, error: BackyfsError) -> None:
     storage.error = error
     cache = cache_of(storage, 1000, 4)
     assert answers_of_readers(storage, cache, blob(1)) == [error] * READERS
@@ -157,7 +157,7 @@ def test_an_error_takes_no_room(storage: Storage) -> None:
     assert cache.peek(blob(1), 0) is None
 
 
-def test_an_unexpected_error_reaches_all_who_wait(storage: Storage) -> None:
+def test_an_unexpected_error_reaches_all_waiting_readers(storage: Storage) -> None:
     storage.error = ValueError("a bug")
     cache = cache_of(storage, 1000, 4)
     failed: list[int] = []
@@ -180,13 +180,13 @@ def test_an_unexpected_error_reaches_all_who_wait(storage: Storage) -> None:
     assert storage.loads == [1]
 
 
-def test_what_is_there_is_not_loaded_again(storage: Storage) -> None:
+def test_a_cached_block_is_not_loaded_again(storage: Storage) -> None:
     cache = cache_of(storage, 1000, 4)
     assert [trio.run(cache.get, blob(1), 0) for _ in range(5)] == [plain(1)] * 5
     assert storage.loads == [1]
 
 
-def test_a_hit_is_answered_without_waiting(storage: Storage) -> None:
+def test_a_hit_does_not_wait(storage: Storage) -> None:
     cache = cache_of(storage, 1000, 4)
     trio.run(cache.get, blob(1), 0)
     storage.gate.clear()
@@ -221,7 +221,7 @@ def test_the_least_recently_read_block_is_dropped_first(storage: Storage) -> Non
     assert [number for number in (1, 2, 3, 4) if cache.peek(blob(number), 0)] == [1, 3, 4]
 
 
-def test_a_block_that_was_dropped_is_loaded_again(storage: Storage) -> None:
+def test_a_dropped_block_is_loaded_again(storage: Storage) -> None:
     cache = cache_of(storage, SIZE, 4)
     for number in (1, 2, 1):
         assert trio.run(cache.get, blob(number), 0) == plain(number)
@@ -229,7 +229,7 @@ def test_a_block_that_was_dropped_is_loaded_again(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_different_blobs_are_loaded_at_once_in_as_many_threads_as_there_are_workers(
+def test_different_blobs_are_loaded_in_parallel_up_to_the_number_of_workers(
     storage: Storage, workers: int
 ) -> None:
     cache = cache_of(storage, 1000, workers)
@@ -253,7 +253,7 @@ def test_different_blobs_are_loaded_at_once_in_as_many_threads_as_there_are_work
     assert got == {number: plain(number) for number in range(1, 9)}
 
 
-def test_others_are_served_where_the_reader_that_began_the_load_is_cancelled(storage: Storage) -> None:
+def test_other_readers_are_served_if_the_one_that_began_the_load_is_cancelled(storage: Storage) -> None:
     cache = cache_of(storage, 1000, 4)
     got: list[bytes] = []
 
@@ -278,7 +278,7 @@ def test_others_are_served_where_the_reader_that_began_the_load_is_cancelled(sto
     assert cache.used_bytes == SIZE
 
 
-def test_a_load_that_hangs_is_begun_once_however_often_it_is_wanted(storage: Storage) -> None:
+def test_a_hanging_load_is_started_only_once(storage: Storage) -> None:
     pools = [Pool("the storage", StorageError, threads=1, patience_s=0.1) for _ in range(2)]
     cache = PieceCache(storage.load, 1000, wanted=pools[0], ahead=pools[1])
 
@@ -296,7 +296,7 @@ def test_a_load_that_hangs_is_begun_once_however_often_it_is_wanted(storage: Sto
     assert storage.loads == [1, 2]
 
 
-def test_a_reader_that_waits_can_be_cancelled(storage: Storage) -> None:
+def test_a_waiting_reader_can_be_cancelled(storage: Storage) -> None:
     cache = cache_of(storage, 1000, 4)
     got: list[bytes] = []
 
@@ -317,8 +317,8 @@ def test_a_reader_that_waits_can_be_cancelled(storage: Storage) -> None:
     assert got == [plain(1)]
 
 
-def test_what_was_left_behind_gives_way_first(storage: Storage) -> None:
-    cache = cache_of(storage, 48 * SIZE, 4)  # three of them for what was left behind
+def test_blocks_left_behind_are_dropped_first(storage: Storage) -> None:
+    cache = cache_of(storage, 48 * SIZE, 4)  # three of them for blocks left behind
     for number in range(1, 49):
         trio.run(cache.get, blob(number), 0)
     for number in (47, 48):
@@ -329,7 +329,7 @@ def test_what_was_left_behind_gives_way_first(storage: Storage) -> None:
     assert cache.used_bytes == 48 * SIZE
 
 
-def test_little_is_kept_of_what_was_left_behind(storage: Storage) -> None:
+def test_few_blocks_left_behind_are_kept(storage: Storage) -> None:
     cache = cache_of(storage, 48 * SIZE, 4)
     for number in range(1, 41):
         trio.run(cache.get, blob(number), 0)
@@ -338,7 +338,7 @@ def test_little_is_kept_of_what_was_left_behind(storage: Storage) -> None:
     assert [number for number in range(1, 41) if cache.peek(blob(number), 0)] == [38, 39, 40]
 
 
-def test_what_is_read_again_after_it_was_left_behind_is_kept_like_others(storage: Storage) -> None:
+def test_a_block_left_behind_and_read_again_is_kept_like_others(storage: Storage) -> None:
     cache = cache_of(storage, 48 * SIZE, 4)
     trio.run(cache.get, blob(1), 0)
     cache.leave_behind(blob(1), 0)
@@ -349,7 +349,7 @@ def test_what_is_read_again_after_it_was_left_behind_is_kept_like_others(storage
     assert cache.peek(blob(1), 0) == plain(1)
 
 
-def test_what_is_not_there_cannot_be_left_behind(storage: Storage) -> None:
+def test_leaving_behind_a_block_that_is_not_cached_does_nothing(storage: Storage) -> None:
     cache = cache_of(storage, 48 * SIZE, 4)
     cache.leave_behind(blob(1), 0)
     assert cache.used_bytes == 0
@@ -368,7 +368,7 @@ def prefetch_all(cache: PieceCache, storage: Storage, numbers: range) -> None:
     with_patience(main)
 
 
-def test_what_is_loaded_ahead_takes_half_of_the_room_at_once(storage: Storage) -> None:
+def test_read_ahead_takes_at_most_half_of_the_room_at_a_time(storage: Storage) -> None:
     cache = cache_of(storage, 8 * SIZE, 4)
     prefetch_all(cache, storage, range(1, 9))
     assert sorted(storage.loads) == [1, 2, 3, 4]
@@ -376,7 +376,7 @@ def test_what_is_loaded_ahead_takes_half_of_the_room_at_once(storage: Storage) -
     assert sorted(storage.loads) == list(range(1, 9))
 
 
-def test_an_error_of_what_is_loaded_ahead_is_nobodys(storage: Storage) -> None:
+def test_an_error_during_read_ahead_reaches_no_reader(storage: Storage) -> None:
     cache = cache_of(storage, 8 * SIZE, 4)
     storage.error = IntegrityError("blob x is damaged")
     prefetch_all(cache, storage, range(1, 2))
@@ -384,7 +384,7 @@ def test_an_error_of_what_is_loaded_ahead_is_nobodys(storage: Storage) -> None:
     assert cache.used_bytes == 0
 
 
-def test_who_waits_does_not_wait_behind_what_is_loaded_ahead(storage: Storage) -> None:
+def test_readers_do_not_wait_behind_read_ahead(storage: Storage) -> None:
     cache = cache_of(storage, 100 * SIZE, 1)
 
     async def loads_of(number: int) -> None:
@@ -406,11 +406,11 @@ def test_who_waits_does_not_wait_behind_what_is_loaded_ahead(storage: Storage) -
     assert storage.loads == [1, 2]
 
 
-# Several pieces at once
+# Several pieces per load
 
 
 def pieces_of(loads: list[range]) -> Callable[[Blob, range], list[bytes]]:
-    """Return a load of blobs of four pieces of SIZE bytes that writes down what it loads."""
+    """Return a loader for blobs of four pieces of SIZE bytes that records what it loads."""
 
     def load(wanted: Blob, pieces: range) -> list[bytes]:
         loads.append(pieces)
@@ -432,7 +432,7 @@ async def all_loaded(cache: PieceCache) -> None:
         await trio.sleep(0.001)
 
 
-def test_pieces_that_are_wanted_together_are_one_load() -> None:
+def test_pieces_requested_together_are_one_load() -> None:
     loads: list[range] = []
     cache = cache_of_pieces(loads, 1000)
 
@@ -445,7 +445,7 @@ def test_pieces_that_are_wanted_together_are_one_load() -> None:
     assert cache.used_bytes == 4 * SIZE
 
 
-def test_pieces_that_are_there_are_not_loaded_with_the_others() -> None:
+def test_cached_pieces_are_not_loaded_with_the_others() -> None:
     loads: list[range] = []
     cache = cache_of_pieces(loads, 1000)
 
@@ -459,7 +459,7 @@ def test_pieces_that_are_there_are_not_loaded_with_the_others() -> None:
     assert (cache.loads, cache.loads_ahead, cache._ahead_bytes) == (1, 2, 0)
 
 
-def test_a_block_is_loaded_ahead_at_once_and_its_pieces_are_kept_each() -> None:
+def test_a_block_is_read_ahead_in_one_load_and_its_pieces_are_cached_separately() -> None:
     loads: list[range] = []
     cache = cache_of_pieces(loads, 8 * SIZE)
 
@@ -473,7 +473,7 @@ def test_a_block_is_loaded_ahead_at_once_and_its_pieces_are_kept_each() -> None:
     assert [cache.peek(LARGE, number) for number in range(4)] == [plain(number) for number in range(4)]
 
 
-def test_who_waits_for_a_piece_shares_the_load_of_its_block() -> None:
+def test_a_reader_waiting_for_a_piece_shares_the_load_of_its_block() -> None:
     loads: list[range] = []
     cache = cache_of_pieces(loads, 1000)
     got: list[bytes] = []

@@ -1,4 +1,4 @@
-"""`backyfs detach`: in use, twice, after the mount was killed, after attach was killed; and what belongs to others."""
+"""`backyfs detach`: in use, twice, after the mount or attach was killed; and things that belong to others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOUNT_ERROR = 10
 
 @pytest.fixture(scope="module")
 def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory with a repository that has one version, of a disk with two file systems and free space."""
+    """Make a directory with a repository with one version: a disk with two file systems and free space."""
     home = tmp_path_factory.mktemp("detach")
     files = home / "files"
     files.mkdir()
@@ -54,7 +54,7 @@ def config_of(home: Path) -> str:
 
 
 def attach(home: Path, place: Path) -> dict[str, str]:
-    """Attach the disk and return its loop devices by partition."""
+    """Attach the disk; return its loop devices by partition."""
     done = backyfs("-c", config_of(home), "--json", "attach", "disk@latest", place)
     assert (done.returncode, done.stderr) == (0, "")
     return {row["partition"]: row["device"] for row in json.loads(done.stdout) if row["device"]}
@@ -83,7 +83,7 @@ def kill_mount(at: Path) -> None:
 
 @contextmanager
 def sitting_in(directory: Path) -> Iterator[int]:
-    """Have a process whose working directory it is."""
+    """Run a process with this working directory."""
     with subprocess.Popen(["sleep", "60"], cwd=directory) as process:
         try:
             yield process.pid
@@ -91,10 +91,10 @@ def sitting_in(directory: Path) -> Iterator[int]:
             process.kill()
 
 
-# What is in use.
+# Use by others.
 
 
-def test_who_sits_in_a_file_system_is_named_and_the_rest_is_detached(home: Path, place: Path) -> None:
+def test_processes_in_a_file_system_are_named_and_the_rest_is_detached(home: Path, place: Path) -> None:
     devices = attach(home, place)
     with sitting_in(place / "1") as pid:
         assert refusal(place) == (
@@ -107,7 +107,7 @@ def test_who_sits_in_a_file_system_is_named_and_the_rest_is_detached(home: Path,
     nothing_is_left(home, place)
 
 
-def test_who_has_a_device_open_is_named(home: Path, place: Path) -> None:
+def test_a_process_with_an_open_device_is_named(home: Path, place: Path) -> None:
     device = attach(home, place)["1"]
     with open(device, "rb"):
         line = refusal(place)
@@ -117,7 +117,7 @@ def test_who_has_a_device_open_is_named(home: Path, place: Path) -> None:
     nothing_is_left(home, place)
 
 
-def test_who_has_the_image_open_is_named(home: Path, place: Path) -> None:
+def test_a_process_with_the_open_image_is_named(home: Path, place: Path) -> None:
     attach(home, place)
     (version,) = (place / ".backyfs" / "mount" / "by_version_uid").iterdir()
     with (version / "data").open("rb"):
@@ -127,7 +127,7 @@ def test_who_has_the_image_open_is_named(home: Path, place: Path) -> None:
     nothing_is_left(home, place)
 
 
-def test_what_was_mounted_by_hand_is_unmounted_too(home: Path, place: Path) -> None:
+def test_manual_mounts_are_unmounted_too(home: Path, place: Path) -> None:
     device = attach(home, place)["1"]
     subprocess.run(["mount", "-t", "tmpfs", "none", str(place / "3")], check=True)
     subprocess.run(["mount", "-o", "ro,noload", device, str(place.with_name("elsewhere"))], check=False)
@@ -137,7 +137,7 @@ def test_what_was_mounted_by_hand_is_unmounted_too(home: Path, place: Path) -> N
     nothing_is_left(home, place)
 
 
-def test_a_device_of_another_on_the_mount_is_named_and_stays(home: Path, place: Path) -> None:
+def test_a_foreign_device_on_the_mount_is_reported_and_kept(home: Path, place: Path) -> None:
     attach(home, place)
     (version,) = (place / ".backyfs" / "mount" / "by_version_uid").iterdir()
     done = subprocess.run(
@@ -154,7 +154,7 @@ def test_a_device_of_another_on_the_mount_is_named_and_stays(home: Path, place: 
     nothing_is_left(home, place)
 
 
-def test_a_device_on_a_file_in_a_backup_is_named(home: Path, place: Path) -> None:
+def test_a_device_on_a_file_in_a_backup_is_reported(home: Path, place: Path) -> None:
     attach(home, place)
     done = subprocess.run(
         ["losetup", "--find", "--show", "--read-only", str(place / "3" / "image")],
@@ -171,7 +171,7 @@ def test_a_device_on_a_file_in_a_backup_is_named(home: Path, place: Path) -> Non
     assert detach(place).returncode == 0
 
 
-def test_a_device_that_another_program_took_over_stays(home: Path, place: Path) -> None:
+def test_a_device_taken_over_by_another_program_is_kept(home: Path, place: Path) -> None:
     device = attach(home, place)["1"]
     subprocess.run(["umount", str(place / "1")], check=True)
     subprocess.run(["losetup", "--detach", device], check=True)
@@ -183,7 +183,7 @@ def test_a_device_that_another_program_took_over_stays(home: Path, place: Path) 
     assert not place.exists()
 
 
-def test_the_same_partition_attached_by_another_stays(home: Path, place: Path) -> None:
+def test_the_same_partition_attached_by_others_is_kept(home: Path, place: Path) -> None:
     with mounting(Path(config_of(home)), place.with_name("mount")) as at:
         partition = at / "by_name/disk/latest/partitions/1"
         with by_hand(partition, place.with_name("files"), "-o", "loop,ro,noload") as files:
@@ -193,7 +193,7 @@ def test_the_same_partition_attached_by_another_stays(home: Path, place: Path) -
         assert not place.exists()
 
 
-def test_files_that_were_put_there_stay(home: Path, place: Path) -> None:
+def test_foreign_files_in_the_directory_are_kept(home: Path, place: Path) -> None:
     attach(home, place)
     (place / "notes").write_text("mine")
     done = backyfs("detach", place)
@@ -207,14 +207,14 @@ def test_files_that_were_put_there_stay(home: Path, place: Path) -> None:
 # Again, and without names.
 
 
-def test_a_second_time_there_is_nothing_to_detach(home: Path, place: Path) -> None:
+def test_detaching_twice_finds_nothing_to_detach(home: Path, place: Path) -> None:
     attach(home, place)
     assert detach(place).returncode == 0
     assert refusal(place).startswith(f"nothing is attached in {place}")
 
 
-# In namespaces of its own nothing is attached but what a script attaches: the mounts of all others are taken out of its
-# copy. What is left in there ends with the script.
+# In separate namespaces, only the script attaches anything, because all other mounts are removed from its copy.
+# Everything left there ends with the script.
 ALONE = """
 if test -d /run/backyfs; then mount -t tmpfs none /run/backyfs; fi
 "$1" -c 'import subprocess
@@ -229,7 +229,7 @@ exec "$2" --json detach
 """
 
 
-def test_the_only_directory_need_not_be_named(home: Path, place: Path) -> None:
+def test_the_only_directory_need_not_be_given(home: Path, place: Path) -> None:
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
     arguments = [ALONE, "sh", sys.executable, BACKYFS, config_of(home), str(place)]
     done = subprocess.run(
@@ -243,7 +243,7 @@ def test_the_only_directory_need_not_be_named(home: Path, place: Path) -> None:
     nothing_is_left(home, place)
 
 
-def test_of_several_directories_one_has_to_be_named(home: Path, place: Path) -> None:
+def test_with_several_directories_one_must_be_given(home: Path, place: Path) -> None:
     second = place.with_name("second")
     attach(home, place)
     attach(home, second)
@@ -256,7 +256,7 @@ def test_of_several_directories_one_has_to_be_named(home: Path, place: Path) -> 
     nothing_is_left(home, place)
 
 
-def test_umount_says_who_undoes_it(home: Path, place: Path) -> None:
+def test_umount_names_the_command_that_detaches(home: Path, place: Path) -> None:
     attach(home, place)
     done = backyfs("umount", place)
     assert done.stderr == (
@@ -281,7 +281,7 @@ def test_after_the_mount_was_killed_everything_can_be_detached(home: Path, place
     assert left_of(place.parent) == []
 
 
-def test_a_dead_attachment_is_cleared_by_the_next_one(home: Path, place: Path) -> None:
+def test_the_next_attach_clears_a_dead_attachment(home: Path, place: Path) -> None:
     attach(home, place)
     kill_mount(place / ".backyfs" / "mount")
     done = backyfs("-c", config_of(home), "-m", "attach", "disk@latest", place)
@@ -291,14 +291,14 @@ def test_a_dead_attachment_is_cleared_by_the_next_one(home: Path, place: Path) -
     nothing_is_left(home, place)
 
 
-def test_a_mount_that_was_unmounted_lazily_does_not_matter(home: Path, place: Path) -> None:
+def test_a_lazily_unmounted_mount_does_not_matter(home: Path, place: Path) -> None:
     attach(home, place)
     subprocess.run(["umount", "--lazy", str(place / ".backyfs" / "mount")], check=True)
     assert detach(place).returncode == 0
     nothing_is_left(home, place)
 
 
-def test_after_a_reboot_only_directories_are_left_to_remove(home: Path, place: Path) -> None:
+def test_after_a_reboot_only_directories_remain_to_be_removed(home: Path, place: Path) -> None:
     (place / ".backyfs").mkdir(parents=True)
     (place / "devices").mkdir()
     (place / "1").mkdir()
@@ -343,19 +343,19 @@ status = run(["-q", "-c", config, "attach", "disk@latest", place])
 print("steps:", count)
 sys.exit(status)
 """
-# Directory, hidden directory, record, mountpoint; what each of three partitions holds; for two of them directory of
-# links, link, device, directory and mount; the record once more. It is killed when a program has begun, not at its end.
+# Directory, hidden directory, record, mountpoint; the content of each of three partitions; for two of them directory of
+# links, link, device, directory and mount; the record again. The kill comes when a program has started, not ended.
 STEPS = 19
 
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
-def test_an_attach_that_was_killed_after_any_step_can_be_undone(home: Path, place: Path, step: int) -> None:
+def test_an_attach_killed_after_any_step_can_be_undone(home: Path, place: Path, step: int) -> None:
     arguments = [sys.executable, "-c", KILLED, str(place), config_of(home), str(step)]
     assert subprocess.run(arguments, check=False, timeout=PATIENCE_S).returncode == -signal.SIGKILL
-    # Once more: a program that attach had begun may still have been at work.
+    # Repeated, because a program started by attach may still have been running.
     said = [detach(place).stderr for _ in range(3)]
     assert said[-1].startswith(f"backyfs: error: nothing is attached in {place}"), said
-    if place.exists():  # an empty one, made before anything was written down
+    if place.exists():  # empty, made before anything was recorded
         place.rmdir()
     assert left_of(home) == left_of(place.parent) == []
 

@@ -1,4 +1,4 @@
-"""What blkid, /proc and /sys say, as values; and what is said of file systems, volume groups and their like."""
+"""Parsing blkid, /proc and /sys; and messages about file systems, volume groups and the like."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from backyfs.text import is_control
         ),
     ],
 )
-def test_what_blkid_prints_is_understood(output: str, content: Content, nothing: str | None) -> None:
+def test_the_output_of_blkid_is_parsed(output: str, content: Content, nothing: str | None) -> None:
     assert parse(output) == content
     assert content.why_empty == nothing
 
@@ -80,7 +80,7 @@ def test_each_kind_has_its_options(kind: str, replayed: tuple[str, str], bare: t
         assert all("ro" in options.split(",") for _, options in mount_attempts(kind, replay=replay))
 
 
-def test_a_journal_on_another_device_is_named() -> None:
+def test_a_journal_on_another_device_is_reported() -> None:
     assert mount_attempts("ext4", replay=True, journal="/dev/loop3") == [
         ("ext4", "ro,nosuid,nodev,journal_path=/dev/loop3")
     ]
@@ -89,7 +89,7 @@ def test_a_journal_on_another_device_is_named() -> None:
     ]
 
 
-def test_a_journal_is_found_by_what_its_file_system_says() -> None:
+def test_a_journal_is_found_by_the_uuid_in_its_file_system() -> None:
     ext4 = parse("ID_FS_TYPE=ext4\nID_FS_UUID_ENC=1\nID_FS_EXT_JOURNAL=2\n")
     xfs = parse("ID_FS_TYPE=xfs\nID_FS_UUID_ENC=3\n")
     jbd, other = (parse(f"ID_FS_TYPE=jbd\nID_FS_UUID_ENC={uid}\nID_FS_LOGUUID={uid}\n") for uid in (2, 4))
@@ -129,7 +129,7 @@ def test_a_file_system_with_a_damaged_journal_is_repaired_in_a_layer(
     assert tuple(others) == commands
 
 
-def test_what_cannot_be_mounted_has_another_way() -> None:
+def test_contents_that_cannot_be_mounted_have_an_alternative() -> None:
     assert other_command("hfsplus", "/dev/loop1", "/a b") == "7z l /dev/loop1"
     assert other_command("btrfs", "/dev/loop1", "/a b") == (
         "mount -t btrfs -o ro,nosuid,nodev,rescue=nologreplay /dev/loop1 '/a b'"
@@ -154,14 +154,14 @@ def test_a_volume_group_on_two_devices_is_opened_with_both() -> None:
     )
 
 
-def test_a_volume_group_whose_journals_are_to_be_replayed_can_be_written_to() -> None:
+def test_a_volume_group_with_journals_to_replay_is_writable() -> None:
     group = VolumeGroup(name="vg", uid="no-such", volumes=("root",))
     layer = describe_group(group, ["/dev/loop1"], "/at/2", "/m/by_version_uid/u/partitions/2", replay=True)
     assert layer.commands[0] == "vgchange --devices /dev/loop1 --activate y vg"
     assert layer.commands[2] == "mount -o ro,nosuid,nodev /dev/vg/root /at/vg-root"
 
 
-def test_a_volume_group_that_nobody_can_read_has_a_placeholder() -> None:
+def test_an_unreadable_volume_group_has_a_placeholder() -> None:
     layer = describe_group(None, ["/dev/loop1"], "/at/2", "/m/by_version_uid/u/data", replay=False)
     assert layer.commands[2] == "mount -o ro,nosuid,nodev,noload /dev/VG/LV /at/VG-LV"
 
@@ -184,7 +184,7 @@ def test_a_volume_group_of_this_host_is_not_activated_twice(monkeypatch: pytest.
     ["x;touch P;#", "$(id)", "`id`", "a b", "a'b", 'a"]b', "a\nb", "a\x1bb", "a|b", "a\n", "-a", ".", "..", "", "a/b",
      "ä", "a" * 128],
 )
-def test_a_name_that_lvm_does_not_allow_is_in_no_command(name: str) -> None:
+def test_a_name_that_lvm_does_not_allow_appears_in_no_command(name: str) -> None:
     of_group = describe_group(
         VolumeGroup(name=name, uid="no-such", volumes=("root",)), ["/dev/loop1"], "/at/2", "/m/x", replay=False
     )
@@ -201,13 +201,13 @@ def test_a_name_that_lvm_does_not_allow_is_in_no_command(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vg", "a" * 127, "_", "+", "...", ".hidden", "0-1_2+3.4"])
-def test_a_name_that_lvm_allows_is_taken(name: str) -> None:
+def test_a_name_that_lvm_allows_is_used(name: str) -> None:
     group = VolumeGroup(name=name, uid="no-such", volumes=(name,))
     commands = describe_group(group, ["/dev/loop1"], "/at/2", "/m/x", replay=True).commands
     assert shlex.split(str(commands[2]))[-2:] == [f"/dev/{name}/{name}", f"/at/{name}-{name}"]
 
 
-def test_a_name_that_zfs_does_not_allow_is_in_no_command() -> None:
+def test_a_name_that_zfs_does_not_allow_appears_in_no_command() -> None:
     layer = describe_zfs("/dev/loop1", "x;touch P;#", "/at/1")
     assert layer.commands == ()
     assert "'x;touch P;#', which ZFS does not allow" in layer.remark
@@ -232,7 +232,7 @@ IMAGE = f"/m{HOSTILE}/by_version_uid/u;id/data"
         *((other_command(kind, "/dev/loop1", HOSTILE),) for kind in ("vfat", "apfs", "btrfs", "ext4", "minix")),
     ],
 )
-def test_no_directory_runs_in_a_shell_or_steers_a_terminal(
+def test_no_directory_name_runs_in_a_shell_or_controls_a_terminal(
     commands: tuple[str | Remedy, ...], tmp_path: Path
 ) -> None:
     directory = os.fsencode(HOSTILE)
@@ -248,7 +248,7 @@ def test_no_directory_runs_in_a_shell_or_steers_a_terminal(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_others_are_explained() -> None:
+def test_other_contents_are_explained() -> None:
     assert describe_raid(["/dev/loop1", "/dev/loop2"], "/at/1").commands[0] == (
         "mdadm --assemble --readonly --run /dev/md/backyfs /dev/loop1 /dev/loop2"
     )
@@ -263,7 +263,7 @@ def test_others_are_explained() -> None:
 
 
 def mapped(block: Path, name: str, label: str, uid: str, holders: tuple[str, ...] = ()) -> None:
-    """Make what /sys shows of a device of the device mapper."""
+    """Create the entries in /sys for a device of the device mapper."""
     (block / name / "dm").mkdir(parents=True)
     (block / name / "dm" / "name").write_text(f"{label}\n")
     (block / name / "dm" / "uuid").write_text(f"{uid}\n")
@@ -273,7 +273,7 @@ def mapped(block: Path, name: str, label: str, uid: str, holders: tuple[str, ...
     (block / name / "holders").mkdir(exist_ok=True)
 
 
-def test_what_holds_a_device_is_closed_from_the_top_down(tmp_path: Path) -> None:
+def test_holders_of_a_device_are_closed_from_the_top_down(tmp_path: Path) -> None:
     group = "AbCdEf-1234-5678-9abc-defg-hijk-lmnopz"
     mapped(tmp_path, "dm-0", "crypt", "CRYPT-LUKS2-0123-crypt", ("dm-1",))
     mapped(tmp_path, "dm-1", "vg-root", f"LVM-{group.replace('-', '')}Xyz")
@@ -305,7 +305,7 @@ def test_what_holds_a_device_is_closed_from_the_top_down(tmp_path: Path) -> None
 # Paths.
 
 
-def test_paths_are_resolved_as_the_kernel_does(tmp_path: Path) -> None:
+def test_paths_are_resolved_as_in_the_kernel(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to("a/b")
     (tmp_path / "absolute").symlink_to(tmp_path / "link")
@@ -316,31 +316,31 @@ def test_paths_are_resolved_as_the_kernel_does(tmp_path: Path) -> None:
     assert resolve(f"{tmp_path}/loop").startswith(str(tmp_path))
 
 
-def test_a_mountpoint_is_not_looked_at(tmp_path: Path) -> None:
+def test_a_mountpoint_itself_is_not_accessed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/elsewhere")
     assert resolve(f"{tmp_path}/link", {f"{tmp_path}/link"}) == f"{tmp_path}/link"
 
 
-def test_relative_paths_begin_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_start_at_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve("a/b") == f"{os.path.realpath(tmp_path)}/a/b"
 
 
-def test_below_is_not_beside() -> None:
+def test_a_path_beside_another_is_not_below_it() -> None:
     assert is_below("/a/b", "/a")
     assert is_below("/a", "/a")
     assert is_below("/a", "/")
     assert not is_below("/ab", "/a")
 
 
-def test_mounts_of_this_host_are_read() -> None:
+def test_mounts_of_this_host_can_be_listed() -> None:
     assert all(each.mountpoint.startswith("/") and ":" in each.device for each in list_mounts())
 
 
 # Records.
 
 
-def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_record_is_read_as_written(tmp_path: Path) -> None:
     record = Record(version_uid="u", mountpoint="/a b\udcff", made=("/x", "/x/y"), is_complete=True)
     os.mkdir(hidden_directory(str(tmp_path)))
     save(str(tmp_path), record)
@@ -348,13 +348,13 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version_uid": 1}'])
-def test_a_record_that_is_broken_counts_as_none(tmp_path: Path, text: str) -> None:
+def test_a_broken_record_counts_as_missing(tmp_path: Path, text: str) -> None:
     os.mkdir(hidden_directory(str(tmp_path)))
     Path(hidden_directory(str(tmp_path)), "record.json").write_text(text)
     assert load(str(tmp_path)) is None
 
 
-def test_a_device_is_noted_until_it_is_forgotten(tmp_path: Path) -> None:
+def test_a_device_is_recorded_until_it_is_forgotten(tmp_path: Path) -> None:
     for name, device in (("10", "/dev/loop1"), ("2", "/dev/loop2"), ("2", "/dev/loop3")):
         note_device(str(tmp_path), name, device)
     assert list(noted_devices(str(tmp_path)).items()) == [("2", "/dev/loop3"), ("10", "/dev/loop1")]

@@ -1,4 +1,4 @@
-"""The tree of a mount follows the repository; it stays quick with many versions and where parts do not answer."""
+"""The tree of a mount follows the repository, and is quick with many versions and if parts do not answer."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
     return True
 
 
-# Versions that come and go.
+# New and removed versions.
 
 
-def test_a_new_version_appears_latest_moves_and_a_removed_one_vanishes_soon(config_file: Path, tmp_path: Path) -> None:
+def test_new_and_removed_versions_and_a_new_latest_are_soon_visible(config_file: Path, tmp_path: Path) -> None:
     first = back_up_image(config_file)
     with mounting(config_file, tmp_path / "mount") as at:
         latest = at / "by_name" / "disk" / "latest"
@@ -79,7 +79,7 @@ def test_a_new_version_appears_latest_moves_and_a_removed_one_vanishes_soon(conf
         assert os.listdir(at / "by_version_uid") == [first.uid]
 
 
-def test_a_reader_goes_on_while_versions_come_and_go(config_file: Path, tmp_path: Path) -> None:
+def test_reading_continues_while_versions_are_added_and_removed(config_file: Path, tmp_path: Path) -> None:
     first = back_up_image(config_file)
     with (
         mounting(config_file, tmp_path / "mount", "--cache-size", "16K") as at,
@@ -96,7 +96,7 @@ def test_a_reader_goes_on_while_versions_come_and_go(config_file: Path, tmp_path
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with 10,000 versions of 100 names."""
+    """Make a repository with 10,000 versions of 100 names."""
     config_file = make_repository(tmp_path_factory.mktemp("many"))
     start = datetime(2020, 1, 1, tzinfo=UTC)
     rows = [
@@ -112,7 +112,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return config_file
 
 
-def test_ten_thousand_versions_are_listed(many: Path, tmp_path: Path) -> None:
+def test_ten_thousand_versions_can_be_listed(many: Path, tmp_path: Path) -> None:
     with mounting(many, tmp_path / "mount") as at:
         with os.scandir(at / "by_version_uid") as entries:
             listed = {entry.name: entry.stat().st_mtime for entry in entries}
@@ -132,7 +132,7 @@ def test_a_listing_does_not_query_once_per_entry(many: Path) -> None:
         assert len([query for query in queries if query.startswith("SELECT")]) == 2
 
 
-# What is shown.
+# Selection.
 
 
 def names(at: Path) -> list[str]:
@@ -158,14 +158,14 @@ def test_names_tags_and_versions_restrict_what_is_shown(config_file: Path, tmp_p
             assert names(at) == expected
 
 
-def test_a_version_that_is_not_there_is_refused(config_file: Path, tmp_path: Path) -> None:
+def test_an_unknown_version_is_refused(config_file: Path, tmp_path: Path) -> None:
     (tmp_path / "mount").mkdir()
     done = mount(config_file, tmp_path / "mount", "--version", "nothing@latest")
     assert done.returncode == 4
     assert "no version is named 'nothing'" in done.stderr
 
 
-def test_a_name_with_the_characters_of_a_pattern_is_found(config_file: Path, tmp_path: Path) -> None:
+def test_a_name_with_pattern_characters_is_found(config_file: Path, tmp_path: Path) -> None:
     back_up_image(config_file, "disk[1]")
     with mounting(config_file, tmp_path / "mount", "--name", "disk[1]") as at:
         assert names(at) == ["disk[1]"]
@@ -174,19 +174,19 @@ def test_a_name_with_the_characters_of_a_pattern_is_found(config_file: Path, tmp
 # Facts.
 
 
-def test_facts_are_extended_attributes_of_version_and_image(config_file: Path, tmp_path: Path) -> None:
+def test_facts_are_extended_attributes_of_the_version_and_its_image(config_file: Path, tmp_path: Path) -> None:
     version = back_up_image(config_file, "web", "daily", "manual")
     with mounting(config_file, tmp_path / "mount") as at:
         directory = at / "by_version_uid" / version.uid
         for file in (directory, directory / "data"):
-            told = {name: os.getxattr(file, name).decode() for name in os.listxattr(file)}
-            assert told["user.backyfs.name"] == "web"
-            assert told["user.backyfs.tags"] == "daily,manual"
-            assert told["user.backyfs.size"] == str(SIZE)
-            assert told["user.backyfs.valid"] == "1"
-            assert told["user.backyfs.encryption_versions"] == "2"
-            assert told["user.backyfs.date"] == f"{version.created_at:%Y-%m-%dT%H:%M:%S}"
-            assert told["user.backyfs.expire"] == told["user.backyfs.snapshot_name"] == ""
+            facts = {name: os.getxattr(file, name).decode() for name in os.listxattr(file)}
+            assert facts["user.backyfs.name"] == "web"
+            assert facts["user.backyfs.tags"] == "daily,manual"
+            assert facts["user.backyfs.size"] == str(SIZE)
+            assert facts["user.backyfs.valid"] == "1"
+            assert facts["user.backyfs.encryption_versions"] == "2"
+            assert facts["user.backyfs.date"] == f"{version.created_at:%Y-%m-%dT%H:%M:%S}"
+            assert facts["user.backyfs.expire"] == facts["user.backyfs.snapshot_name"] == ""
 
 
 def test_holes_take_no_blocks(config_file: Path, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_holes_take_no_blocks(config_file: Path, tmp_path: Path) -> None:
         assert int(du.split()[0]) == 2 * BLOCK
 
 
-def test_the_file_system_is_as_large_as_its_images(config_file: Path, tmp_path: Path) -> None:
+def test_the_file_system_has_the_size_of_its_images(config_file: Path, tmp_path: Path) -> None:
     back_up_image(config_file)
     back_up_image(config_file)
     with mounting(config_file, tmp_path / "mount") as at:
@@ -215,7 +215,7 @@ def test_the_file_system_is_as_large_as_its_images(config_file: Path, tmp_path: 
 
 @pytest.fixture
 def partitioned(config_file: Path, tmp_path: Path) -> bytes:
-    """An image with two partitions, of which the second one begins in the middle of a block."""
+    """Make an image with two partitions, the second of which begins in the middle of a block."""
     image = tmp_path / "image"
     content = bytearray(random_bytes(16 << 20, 9))
     image.write_bytes(content)
@@ -248,7 +248,7 @@ def test_an_image_without_partitions_has_an_empty_table(config_file: Path, tmp_p
         assert "no partition table" in (partitions / "table.txt").read_text().lower()
 
 
-def test_a_damaged_first_block_costs_the_first_table_only(
+def test_a_damaged_first_block_costs_only_the_first_table(
     config_file: Path, tmp_path: Path, partitioned: bytes
 ) -> None:
     with opened(config_file) as repository:
@@ -261,7 +261,7 @@ def test_a_damaged_first_block_costs_the_first_table_only(
         assert (partitions / "1").read_bytes() == partitioned[2048 * 512 : 6144 * 512]
 
 
-# Damage and silence.
+# Damage and missing answers.
 
 
 def counted(at: Path) -> dict[str, int]:
@@ -269,7 +269,7 @@ def counted(at: Path) -> dict[str, int]:
     return {name: int(number) for name, number in (line.split() for line in lines)}
 
 
-def test_damaged_blocks_are_errors_for_their_range_and_counted(config_file: Path, tmp_path: Path) -> None:
+def test_damaged_blocks_are_errors_for_their_range_and_are_counted(config_file: Path, tmp_path: Path) -> None:
     version = back_up_image(config_file)
     with opened(config_file) as repository:
         for index in (3, 7):
@@ -288,7 +288,7 @@ def test_damaged_blocks_are_errors_for_their_range_and_counted(config_file: Path
         assert counted(at)["read_errors"] >= 2
 
 
-def test_what_a_reader_finds_damaged_is_marked_and_whole_after_the_next_backup(
+def test_damage_found_by_a_reader_is_marked_and_repaired_by_the_next_backup(
     config_file: Path, tmp_path: Path
 ) -> None:
     version = back_up_image(config_file)
@@ -310,7 +310,7 @@ def test_what_a_reader_finds_damaged_is_marked_and_whole_after_the_next_backup(
         assert data.read_bytes() == IMAGE
 
 
-def test_a_storage_that_hangs_is_an_error_after_a_while_and_the_rest_goes_on(
+def test_a_hanging_storage_is_an_error_after_a_while_and_the_rest_still_works(
     loop_devices: None, config_file: Path, tmp_path: Path
 ) -> None:
     version = back_up_image(config_file)
@@ -333,12 +333,12 @@ def test_a_storage_that_hangs_is_an_error_after_a_while_and_the_rest_goes_on(
             let_it_answer()
             found: list[bytes] = []
 
-            def is_had() -> bool:
+            def can_be_read() -> bool:
                 with suppress(OSError):
                     found.append(os.pread(file.fileno(), BLOCK, 5 * BLOCK))
                 return bool(found)
 
-            assert within(PATIENCE_S, is_had)
+            assert within(PATIENCE_S, can_be_read)
             assert found == [IMAGE[5 * BLOCK : 6 * BLOCK]]
 
 

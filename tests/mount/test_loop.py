@@ -1,4 +1,4 @@
-"""Single files out of a backup: the image of a file system, mounted through a loop device or opened as it is."""
+"""Single files from a backup: the image of a file system, mounted through a loop device or opened directly."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(fuse: None, originals: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The image of an ext4 file system with the originals, in a mount."""
+    """Mount a backup of an ext4 file system with the originals; return its image."""
     directory = tmp_path_factory.mktemp("loop")
     config_file = make_repository(directory / "repository", block_size=DEFAULT_BLOCK_SIZE)
     with opened(config_file) as repository:
@@ -40,7 +40,7 @@ def data(fuse: None, originals: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @contextmanager
 def loop_device(image: Path) -> Iterator[str]:
-    """Attach an image to a loop device, and see it detached."""
+    """Attach an image to a loop device, and detach it at the end."""
     arguments = ["losetup", "--find", "--show", "--read-only", str(image)]
     device = subprocess.run(arguments, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout.strip()
     try:
@@ -51,7 +51,7 @@ def loop_device(image: Path) -> Iterator[str]:
 
 @contextmanager
 def attached(image: Path, directory: Path, options: str) -> Iterator[Path]:
-    """Mount the file system of an image, and see it unmounted; mount(8) detaches the loop device it attached."""
+    """Mount the file system of an image, and unmount it at the end; mount(8) detaches its loop device."""
     directory.mkdir()
     subprocess.run(["mount", "-o", options, str(image), str(directory)], check=True, timeout=PATIENCE_S)
     try:
@@ -69,7 +69,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("loop_devices")
-def test_every_file_of_a_loop_mounted_image_is_as_it_was(data: Path, originals: Path, tmp_path: Path) -> None:
+def test_every_file_in_a_loop_mounted_image_equals_the_original(data: Path, originals: Path, tmp_path: Path) -> None:
     with attached(data, tmp_path / "files", "loop,ro,noload") as files:
         found = contents(files)
     assert len(found) == FILES
@@ -91,7 +91,7 @@ def test_a_loop_device_on_an_image_is_read_only(data: Path) -> None:
 
 
 @pytest.mark.usefixtures("loop_devices")
-def test_a_mount_under_a_loop_device_is_in_use_as_long_as_a_file_on_it_is(data: Path, tmp_path: Path) -> None:
+def test_a_mount_under_a_loop_device_is_in_use_while_a_file_on_it_is_open(data: Path, tmp_path: Path) -> None:
     at = data.parents[3]
     with attached(data, tmp_path / "files", "loop,ro,noload") as files:
         with next(file for file in files.rglob("*.bin") if file.is_file()).open("rb"):
@@ -103,16 +103,16 @@ def test_a_mount_under_a_loop_device_is_in_use_as_long_as_a_file_on_it_is(data: 
 
 
 @pytest.mark.usefixtures("loop_devices")
-def test_direct_reads_of_a_loop_device_are_right(data: Path) -> None:
+def test_direct_reads_of_a_loop_device_are_correct(data: Path) -> None:
     with loop_device(data) as device:
         subprocess.run(["losetup", "--direct-io=on", device], check=True)
         subprocess.run(["cmp", device, str(data)], check=True, timeout=PATIENCE_S)
 
 
-def test_a_file_can_be_had_without_a_loop_device(data: Path, originals: Path) -> None:
+def test_a_file_can_be_read_without_a_loop_device(data: Path, originals: Path) -> None:
     for name, content in sorted(contents(originals).items())[::40]:
         assert run_tool("debugfs", "-R", f'cat "/{name}"', str(data)) == content
 
 
 def test_the_file_system_of_an_image_is_clean(data: Path) -> None:
-    run_tool("e2fsck", "-f", "-n", str(data))  # raises where it is not
+    run_tool("e2fsck", "-f", "-n", str(data))  # raises if it is not

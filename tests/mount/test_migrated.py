@@ -1,4 +1,4 @@
-"""A mount goes on while the blocks below it are sealed anew and their old objects deleted."""
+"""A mount continues to work while its blocks are re-encrypted and their old objects deleted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def migrate_and_clean(repository: Repository, version: Version, to: int = 2) -> 
         file.unlink()
 
 
-def test_a_real_mount_reads_on(mounted: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_real_mount_continues_to_read(mounted: Callable[..., Path], tmp_path: Path) -> None:
     config, image = stored(tmp_path, 0)
     at = mounted(config)
     content = image.read_bytes()
@@ -65,7 +65,7 @@ def test_a_real_mount_reads_on(mounted: Callable[..., Path], tmp_path: Path) -> 
     assert counted["read_errors"] == "0"
 
 
-def test_after_the_first_read_parts_of_blocks_are_loaded_again(tmp_path: Path) -> None:
+def test_parts_of_blocks_are_loaded_again_after_the_first_read(tmp_path: Path) -> None:
     config, image = stored(tmp_path, 1)
     content = image.read_bytes()
 
@@ -86,7 +86,7 @@ def test_after_the_first_read_parts_of_blocks_are_loaded_again(tmp_path: Path) -
         [version] = list_versions(connection)
     with opened(config) as repository:
         loaded = trio.run(run, repository, version)
-    # A block, as the mount knew it; then it knows better: a segment each, of the first block as well.
+    # The first read loads a block of the old version; the others load a segment each, even of the first block.
     assert loaded == [BLOCK, 2 * BLOCK, 2 * BLOCK + SEGMENT, 2 * BLOCK + 2 * SEGMENT, 2 * BLOCK + 3 * SEGMENT]
 
 

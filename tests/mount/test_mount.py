@@ -47,7 +47,7 @@ MOUNT_ERROR = 10
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    """The configuration of a repository with one version, of `image`."""
+    """Return the configuration of a repository with one version, a backup of `image`."""
     config_file = make_repository(tmp_path / "repository")
     with opened(config_file) as repository:
         back_up(repository, random_image(tmp_path / "image", SIZE))
@@ -56,7 +56,7 @@ def config_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """An empty directory to mount on."""
+    """Make an empty directory to mount on."""
     target = tmp_path / "target"
     target.mkdir()
     return target
@@ -75,7 +75,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def command_name() -> str:
-    """Return what this process is called."""
+    """Return the name of this process."""
     return Path("/proc/self/comm").read_text().rstrip("\n")
 
 
@@ -85,7 +85,7 @@ def is_mounted(path: Path) -> bool:
 
 @contextmanager
 def foreground(config_file: Path, target: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run `backyfs mount -f`, from when it says that it is ready."""
+    """Run `backyfs mount -f`, and wait until it says that it is ready."""
     arguments = [BACKYFS, "-c", str(config_file), "mount", "-f", str(target)]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -100,7 +100,7 @@ def foreground(config_file: Path, target: Path) -> Iterator[subprocess.Popen[str
             clear(target)
 
 
-# Beginning.
+# Start.
 
 
 def test_a_mount_can_be_read_as_soon_as_the_command_returns(
@@ -110,7 +110,7 @@ def test_a_mount_can_be_read_as_soon_as_the_command_returns(
     assert (at / LATEST).read_bytes() == (tmp_path / "image").read_bytes()
 
 
-def test_a_mount_says_how_far_the_kernel_reads_ahead(config_file: Path, target: Path) -> None:
+def test_a_mount_sets_the_read_ahead_of_the_kernel(config_file: Path, target: Path) -> None:
     try:
         done = mount(config_file, target)
         expected = "; the kernel reads 2048 KiB ahead" if os.geteuid() == 0 else ""
@@ -188,18 +188,18 @@ def test_a_repository_can_be_mounted_twice(mounted: Mounted, config_file: Path, 
 
 
 @pytest.mark.parametrize("options", ["allow_other", "noatime,nodev,noexec", "ro,default_permissions", "allow_root,"])
-def test_options_are_taken(mounted: Mounted, config_file: Path, options: str) -> None:
+def test_options_are_accepted(mounted: Mounted, config_file: Path, options: str) -> None:
     if os.geteuid() != 0 and "allow" in options:
         pytest.skip("users need a line in fuse.conf for it")
     assert (mounted(config_file, "-o", options) / LATEST).stat().st_size == SIZE
 
 
-def test_the_helper_of_auto_unmount_does_not_keep_the_command_from_returning(
+def test_the_helper_of_auto_unmount_does_not_stop_the_command_from_returning(
     mounted: Mounted, config_file: Path
 ) -> None:
     if shutil.which("fusermount3") is None:
         pytest.skip("fusermount3 is not installed")
-    at = mounted(config_file, "-o", "auto_unmount")  # whether it unmounts after a kill is up to fusermount3
+    at = mounted(config_file, "-o", "auto_unmount")  # fusermount3 decides whether it unmounts after a kill
     assert (at / LATEST).stat().st_size == SIZE
     assert backyfs("umount", at).returncode == 0
     assert not is_mounted(at)
@@ -209,7 +209,7 @@ def test_the_helper_of_auto_unmount_does_not_keep_the_command_from_returning(
 
 
 def refusal(config_file: Path, target: Path, *options: str) -> tuple[int, str]:
-    """Try to mount, make sure that nothing is left of it, and return status and message."""
+    """Try to mount, check that nothing is left behind, and return status and message."""
     before = is_mounted(target)
     try:
         done = mount(config_file, target, *options)
@@ -222,7 +222,7 @@ def refusal(config_file: Path, target: Path, *options: str) -> tuple[int, str]:
     return done.returncode, line
 
 
-def test_a_directory_that_is_not_there_is_refused(config_file: Path, tmp_path: Path) -> None:
+def test_a_missing_directory_is_refused(config_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "nothing"
     assert refusal(config_file, path) == (
         MOUNT_ERROR,
@@ -237,7 +237,7 @@ def test_a_file_is_refused(config_file: Path, tmp_path: Path) -> None:
     assert line.startswith(f"backyfs: error: {tmp_path / 'image'} is not a directory;")
 
 
-def test_a_place_without_repository_is_refused(config_file: Path, target: Path) -> None:
+def test_a_place_without_a_repository_is_refused(config_file: Path, target: Path) -> None:
     database = config_file.with_name("backyfs.sqlite")
     database.unlink()
     status, line = refusal(config_file, target)
@@ -289,7 +289,7 @@ def test_a_mountpoint_that_overlaps_the_repository_is_refused(config_file: Path,
     assert line.endswith("); mount it somewhere else")
 
 
-def test_a_mountpoint_that_overlaps_the_repository_behind_a_link_is_refused(config_file: Path, tmp_path: Path) -> None:
+def test_a_mountpoint_that_overlaps_the_repository_through_a_link_is_refused(config_file: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "repository" / "data")
     status, line = refusal(config_file, tmp_path / "link")
     assert status == MOUNT_ERROR
@@ -304,7 +304,7 @@ def test_overlapping_paths_are_refused(path: str, own: str) -> None:
         check_mountpoint(path, (own,))
 
 
-def test_paths_that_only_begin_alike_do_not_overlap(tmp_path: Path) -> None:
+def test_paths_with_only_a_common_beginning_do_not_overlap(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     check_mountpoint(str(tmp_path / "data"), (str(tmp_path / "data2"), str(tmp_path / "dat")))
 
@@ -323,11 +323,11 @@ def test_an_unknown_option_is_refused(config_file: Path, target: Path, option: s
 
 
 def stat_fields(pid: int) -> list[str]:
-    """Return what /proc/<pid>/stat says after the name, from field 3 on, proc(5)."""
+    """Return the fields of /proc/<pid>/stat after the name, from field 3 on; see proc(5)."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-def test_a_mount_outlives_the_terminal_it_was_made_in(config_file: Path, target: Path) -> None:
+def test_a_mount_outlives_its_terminal(config_file: Path, target: Path) -> None:
     command = f"{BACKYFS} -c '{config_file}' mount '{target}'"
     try:
         subprocess.run(
@@ -344,7 +344,7 @@ def test_a_mount_outlives_the_terminal_it_was_made_in(config_file: Path, target:
         clear(target)
 
 
-def test_a_mount_has_left_terminal_session_and_directory(mounted: Mounted, config_file: Path) -> None:
+def test_a_mount_leaves_terminal_session_and_directory(mounted: Mounted, config_file: Path) -> None:
     pid = process_of(mounted(config_file))
     _state, parent, group, session, terminal, *_ = stat_fields(pid)
     assert int(parent) != os.getpid()
@@ -354,7 +354,7 @@ def test_a_mount_has_left_terminal_session_and_directory(mounted: Mounted, confi
     assert [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)] == ["/dev/null"] * 3
 
 
-def test_a_mount_runs_nothing_that_lies_in_the_current_directory(config_file: Path, target: Path) -> None:
+def test_a_mount_runs_nothing_from_the_current_directory(config_file: Path, target: Path) -> None:
     strange = target.parent / "strange"
     strange.mkdir()
     for module in ("backyfs", "click", "trio", "logging"):
@@ -396,7 +396,7 @@ def test_unmounting_ends_a_mount_in_the_foreground(config_file: Path, target: Pa
     assert commands_of_jobs(config_file) == []
 
 
-def test_a_signal_that_comes_at_once_unmounts(config_file: Path, target: Path) -> None:
+def test_an_immediate_signal_unmounts(config_file: Path, target: Path) -> None:
     program = f"""
 import os, signal
 from backyfs.config import load_config
@@ -417,18 +417,18 @@ with open_repository(load_config({str(config_file)!r}, {{}})[0]) as repository:
     assert commands_of_jobs(config_file) == []
 
 
-def test_a_signal_ends_a_mount_that_is_in_use(mounted: Mounted, config_file: Path) -> None:
+def test_a_signal_ends_a_mount_in_use(mounted: Mounted, config_file: Path) -> None:
     at = mounted(config_file)
     file = os.open(at / LATEST, os.O_RDONLY)
     try:
         with process_ending(process_of(at)):
             os.kill(process_of(at), signal.SIGTERM)
             wait_until(lambda: not is_mounted(at))
-        with pytest.raises(OSError) as caught:  # noqa: PT011 - its number is looked at
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - its number is checked
             os.pread(file, 1, 2 * BLOCK)
         assert caught.value.errno in {errno.ENOTCONN, errno.ECONNABORTED}
     finally:
-        with suppress(OSError):  # ENOTCONN, and closed all the same
+        with suppress(OSError):  # ENOTCONN, but closed nevertheless
             os.close(file)
     assert commands_of_jobs(config_file) == []
 
@@ -448,7 +448,7 @@ def test_umount_waits_until_the_process_has_ended(mounted: Mounted, config_file:
 
 
 @pytest.mark.parametrize("what", ["directory", "nothing", "other file system"])
-def test_what_is_no_mount_of_ours_is_not_unmounted(target: Path, what: str) -> None:
+def test_foreign_mounts_are_not_unmounted(target: Path, what: str) -> None:
     path = {"directory": target, "nothing": target / "nothing", "other file system": Path("/proc")}[what]
     done = backyfs("umount", path)
     assert done.returncode == MOUNT_ERROR
@@ -458,7 +458,7 @@ def test_what_is_no_mount_of_ours_is_not_unmounted(target: Path, what: str) -> N
     assert is_mounted(Path("/proc"))
 
 
-def test_a_mount_that_is_in_use_is_not_unmounted(mounted: Mounted, config_file: Path) -> None:
+def test_a_mount_in_use_is_not_unmounted(mounted: Mounted, config_file: Path) -> None:
     at = mounted(config_file)
     with (at / LATEST).open("rb") as file:
         done = backyfs("umount", at)
@@ -477,14 +477,14 @@ def test_a_mount_whose_process_was_killed_is_cleared(mounted: Mounted, config_fi
     at = mounted(config_file)
     with process_ending(process_of(at)):
         os.kill(process_of(at), signal.SIGKILL)
-    with pytest.raises(OSError) as caught:  # noqa: PT011 - its number is looked at
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its number is checked
         os.listdir(at)
     assert caught.value.errno == errno.ENOTCONN
     assert backyfs("umount", at).returncode == 0
     assert not is_mounted(at)
 
 
-def test_the_next_mount_clears_one_whose_process_was_killed(mounted: Mounted, config_file: Path) -> None:
+def test_the_next_mount_clears_a_mount_whose_process_was_killed(mounted: Mounted, config_file: Path) -> None:
     at = mounted(config_file)
     with process_ending(process_of(at)):
         os.kill(process_of(at), signal.SIGKILL)
@@ -493,13 +493,13 @@ def test_the_next_mount_clears_one_whose_process_was_killed(mounted: Mounted, co
     assert [mount.mountpoint for mount in list_mounts()].count(str(at)) == 1
 
 
-def test_the_job_of_a_mount_that_was_killed_is_gone_with_the_next_command(mounted: Mounted, config_file: Path) -> None:
+def test_the_next_command_removes_the_job_of_a_killed_mount(mounted: Mounted, config_file: Path) -> None:
     at = mounted(config_file)
     pid = process_of(at)
     with process_ending(pid):
         os.kill(pid, signal.SIGKILL)
     assert commands_of_jobs(config_file) == [f"mount {at}"]
     backyfs("umount", at)
-    wait_until(lambda: not os.path.exists(f"/proc/{pid}"))  # until init has fetched its status it is still there
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"))  # until init has collected its status, it still exists
     second = mounted(config_file)
     assert commands_of_jobs(config_file) == [f"mount {second}"]

@@ -1,4 +1,4 @@
-"""A mount of a storage whose bandwidth is limited."""
+"""A mount of a storage with limited bandwidth."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LATEST = "by_name/disk/latest/data"
 
 
 def limited(directory: Path, bytes_per_s: int) -> Path:
-    """Return the configuration of a repository that is read so fast, with one version of `directory`/image."""
+    """Return the configuration of a repository with a read limit and one version of `directory`/image."""
     config_file = make_repository(directory / "repository", block_size=MIB, encrypted=False)
     with opened(config_file) as repository:
         back_up(repository, random_image(directory / "image", 4 * MIB))
@@ -35,7 +35,7 @@ def limited(directory: Path, bytes_per_s: int) -> Path:
     return config_file
 
 
-def test_an_image_is_read_as_fast_as_the_storage_may_be(mounted: Mounted, tmp_path: Path) -> None:
+def test_an_image_is_read_at_the_limit_of_the_storage(mounted: Mounted, tmp_path: Path) -> None:
     at = mounted(limited(tmp_path, 2 * MIB))
     started = time.monotonic()
     assert (at / LATEST).read_bytes() == (tmp_path / "image").read_bytes()
@@ -43,14 +43,14 @@ def test_an_image_is_read_as_fast_as_the_storage_may_be(mounted: Mounted, tmp_pa
 
 
 def has_open(pid: int, directory: Path) -> bool:
-    """Tell whether a process has a file below a directory open."""
-    with suppress(FileNotFoundError):  # it opens and closes others
+    """Return whether a process has an open file below a directory."""
+    with suppress(FileNotFoundError):  # it opens and closes other files
         return any(os.readlink(link).startswith(f"{directory}/") for link in Path(f"/proc/{pid}/fd").iterdir())
     return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_mount_whose_readers_wait_for_hours_ends_at_once(
+def test_a_mount_whose_readers_wait_for_hours_ends_immediately(
     mounted: Mounted, tmp_path: Path, number: signal.Signals
 ) -> None:
     at = mounted(limited(tmp_path, 1024))

@@ -1,4 +1,4 @@
-"""A source on which a file system is mounted read-write is warned of, however the mount stands on it."""
+"""A warning about a source with a file system mounted read-write, however the mount is stacked on it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def warned(source: Path | str) -> list[str]:
 
 @contextmanager
 def partitions(device: str) -> Iterator[list[str]]:
-    """Have nodes for the partitions of a loop device, which the kernel does not always make."""
+    """Create nodes for the partitions of a loop device, which the kernel does not always do."""
     subprocess.run(["partx", "--add", device], check=True)
     try:
         yield [f"{device}p1", f"{device}p2"]
@@ -56,8 +56,8 @@ def partitions(device: str) -> Iterator[list[str]]:
 
 
 @contextmanager
-def in_a_mount_namespace_of_its_own(device: str, at: Path) -> Iterator[None]:
-    """Mount a device where only one other process sees it."""
+def in_a_separate_mount_namespace(device: str, at: Path) -> Iterator[None]:
+    """Mount a device where only one other process can see it."""
     at.mkdir()
     script = 'mount "$0" "$1" && echo mounted && read -r line'
     process = subprocess.Popen(
@@ -75,13 +75,13 @@ def in_a_mount_namespace_of_its_own(device: str, at: Path) -> Iterator[None]:
             process.stdin.close()
 
 
-def test_a_device_that_nothing_uses_is_not_warned_of(image: Path) -> None:
+def test_an_unused_device_gives_no_warning(image: Path) -> None:
     with loop_device(image) as device:
         assert warned(device) == []
         assert warned(image) == []
 
 
-def test_a_mounted_device_and_the_file_behind_it_are_warned_of(image: Path, at: Path) -> None:
+def test_a_mounted_device_and_the_file_behind_it_give_a_warning(image: Path, at: Path) -> None:
     with loop_device(image) as device, by_hand(device, at):
         mounted = f"is mounted read-write ({device} on {at}): the version may mix old and new bytes; "
         for source in (device, image):
@@ -90,13 +90,13 @@ def test_a_mounted_device_and_the_file_behind_it_are_warned_of(image: Path, at: 
 
 
 @pytest.mark.parametrize("options", [["-o", "ro,noload"], ["-o", "loop,ro,noload"]])
-def test_a_read_only_mount_is_not_warned_of(image: Path, at: Path, options: list[str]) -> None:
+def test_a_read_only_mount_gives_no_warning(image: Path, at: Path, options: list[str]) -> None:
     with loop_device(image) as device, by_hand(image if "loop" in options[1] else device, at, *options):
         assert warned(device) == []
         assert warned(image) == []
 
 
-def test_a_file_system_that_is_read_write_behind_a_read_only_mount_is_warned_of(
+def test_a_read_write_file_system_behind_a_read_only_mount_gives_a_warning(
     image: Path, at: Path, tmp_path: Path
 ) -> None:
     with by_hand(image, at, "-o", "loop"), by_hand(at, tmp_path / "view", "-o", "bind,ro"):
@@ -105,27 +105,27 @@ def test_a_file_system_that_is_read_write_behind_a_read_only_mount_is_warned_of(
 
 
 @pytest.mark.parametrize("link", [os.link, os.symlink])
-def test_a_file_is_known_by_any_name(image: Path, at: Path, tmp_path: Path, link: object) -> None:
+def test_a_file_is_recognized_under_any_name(image: Path, at: Path, tmp_path: Path, link: object) -> None:
     link(image, tmp_path / "alias")  # type: ignore[operator]
     with by_hand(image, at, "-o", "loop"):
         assert len(warned(tmp_path / "alias")) == 1
 
 
-def test_another_file_in_the_place_of_one_that_is_mounted_is_not_warned_of(image: Path, at: Path) -> None:
+def test_another_file_in_the_place_of_a_mounted_one_gives_no_warning(image: Path, at: Path) -> None:
     with by_hand(image, at, "-o", "loop"):
         image.unlink()
         empty_image(image, 8 * MIB)
         assert warned(image) == []
 
 
-def test_of_a_disk_the_mounted_partition_and_the_whole_are_warned_of(image: Path, at: Path, tmp_path: Path) -> None:
+def test_a_mounted_partition_and_its_disk_give_a_warning(image: Path, at: Path, tmp_path: Path) -> None:
     other = ext4_image(tmp_path / "other", tmp_path / "empty", 8 * MIB)
     disk = disk_of(tmp_path / "disk", {image: "linux", other: "linux"})
     with loop_device(disk) as device, partitions(device) as [first, second], by_hand(first, at):
         assert [len(warned(source)) for source in (disk, device, first, second)] == [1, 1, 1, 0]
 
 
-def test_a_partition_of_a_disk_that_is_mounted_as_a_whole_is_warned_of(image: Path, at: Path) -> None:
+def test_a_partition_of_a_disk_mounted_as_a_whole_gives_a_warning(image: Path, at: Path) -> None:
     with loop_device(image) as device, by_hand(device, at):
         subprocess.run(["addpart", device, "1", "2048", "2048"], check=True)
         try:
@@ -134,17 +134,17 @@ def test_a_partition_of_a_disk_that_is_mounted_as_a_whole_is_warned_of(image: Pa
             subprocess.run(["delpart", device, "1"], check=True)
 
 
-def test_a_mount_on_a_loop_device_on_a_loop_device_is_warned_of(image: Path, at: Path) -> None:
+def test_a_mount_on_a_loop_device_on_a_loop_device_gives_a_warning(image: Path, at: Path) -> None:
     with loop_device(image) as below, loop_device(below) as above, by_hand(above, at):
         assert [len(warned(source)) for source in (image, below, above)] == [1, 1, 1]
 
 
-def test_a_mount_on_another_loop_device_of_the_same_file_is_warned_of(image: Path, at: Path) -> None:
+def test_a_mount_on_another_loop_device_of_the_same_file_gives_a_warning(image: Path, at: Path) -> None:
     with loop_device(image) as idle, loop_device(image) as device, by_hand(device, at):
         assert len(warned(idle)) == 1
 
 
-def test_every_device_of_a_mounted_btrfs_is_warned_of(at: Path, tmp_path: Path) -> None:
+def test_every_device_of_a_mounted_btrfs_gives_a_warning(at: Path, tmp_path: Path) -> None:
     first, second = (empty_image(tmp_path / name, 256 * MIB) for name in ("first", "second"))
     with loop_device(first) as one, loop_device(second) as two:
         run_tool("mkfs.btrfs", "--quiet", one, two)
@@ -157,12 +157,12 @@ def test_every_device_of_a_mounted_btrfs_is_warned_of(at: Path, tmp_path: Path) 
             subprocess.run(["btrfs", "device", "scan", "--forget", one, two], check=False, capture_output=True)
 
 
-def test_a_mount_in_another_mount_namespace_is_warned_of(image: Path, at: Path) -> None:
-    with loop_device(image) as device, in_a_mount_namespace_of_its_own(device, at):
+def test_a_mount_in_another_mount_namespace_gives_a_warning(image: Path, at: Path) -> None:
+    with loop_device(image) as device, in_a_separate_mount_namespace(device, at):
         assert [len(warned(source)) for source in (device, image)] == [1, 1]
 
 
-def test_backup_warns_on_stderr_in_json_and_in_the_metrics_and_ends_with_0(
+def test_backup_warns_on_stderr_in_json_and_in_metrics_and_ends_with_status_0(
     image: Path, at: Path, tmp_path: Path
 ) -> None:
     config = make_repository(tmp_path / "repository", block_size=MIB)

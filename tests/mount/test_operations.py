@@ -1,4 +1,4 @@
-"""The handlers, called without a kernel on a real repository."""
+"""The FUSE handlers, called without a kernel on a real repository."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ WRITING_HANDLERS = [
 
 
 class Mount:
-    """Handlers as the kernel would call them, each in an event loop of its own."""
+    """Calls handlers as the kernel would, each in a separate event loop."""
 
     def __init__(self, repository: Repository, operations: Operations) -> None:
         self.repository = repository
@@ -72,7 +72,7 @@ class Mount:
         return trio.run(getattr(self.operations, handler), *arguments)
 
     def find(self, path: str) -> Any:
-        """Look a path up, name by name, and return the attributes of what it names."""
+        """Look up a path, name by name; return the attributes of its last entry."""
         found = self.call("getattr", pyfuse3.ROOT_INODE)
         for name in path.split("/"):
             found = self.call("lookup", found.st_ino, name.encode())
@@ -110,7 +110,7 @@ class Mount:
 
 
 def image_of(mount: Mount, version: Version) -> Image:
-    """Return the image of a version that is open."""
+    """Return the open image of a version."""
     files = [opened for opened in mount.operations._open.values() if isinstance(opened, ImageFile)]
     return next(file.reader.image for file in files if file.reader.image.version.uid == version.uid)
 
@@ -152,7 +152,7 @@ def mount(repository: Repository) -> Iterator[Mount]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mount, Version]]:
-    """A mount and the version in it, for tests that change nothing."""
+    """Return a mount and its version, for tests that change nothing."""
     directory = tmp_path_factory.mktemp("shared")
     with opened(make_repository(directory)) as repository, mounted(repository) as mount:
         yield mount, back_up(repository, sparse_image(directory / "image", SIZE, PIECES)).version
@@ -183,7 +183,7 @@ def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> py
         (0, SIZE),
     ],
 )
-def test_a_read_gives_the_bytes_that_were_backed_up(
+def test_a_read_returns_the_bytes_that_were_backed_up(
     shared: tuple[Mount, Version], offset: int, size: int
 ) -> None:
     mount, version = shared
@@ -194,7 +194,7 @@ def test_a_read_gives_the_bytes_that_were_backed_up(
     ("offset", "size", "length"),
     [(0, 1 << 20, SIZE), (SIZE - 1, 2, 1), (SIZE, 1, 0), (SIZE + 1, 1, 0), (1 << 50, BLOCK, 0), (0, 0, 0)],
 )
-def test_a_read_ends_where_the_image_ends(
+def test_a_read_ends_at_the_end_of_the_image(
     shared: tuple[Mount, Version], offset: int, size: int, length: int
 ) -> None:
     mount, version = shared
@@ -212,20 +212,20 @@ def test_the_holes_of_an_image_are_not_loaded(repository: Repository, version: V
         assert loads == [blob_of(repository, version, 2).uid]
 
 
-def test_an_empty_image_is_read_as_nothing(mount: Mount, repository: Repository, tmp_path: Path) -> None:
+def test_reading_an_empty_image_returns_nothing(mount: Mount, repository: Repository, tmp_path: Path) -> None:
     empty = back_up(repository, sparse_image(tmp_path / "empty", 0, {})).version
     assert mount.find(f"by_version_uid/{empty.uid}/data").st_size == 0
     assert mount.read(mount.open_image(empty), 0, 4096) == b""
 
 
-def test_a_small_file_is_read_from_any_offset(mount: Mount, version: Version) -> None:
+def test_a_small_file_can_be_read_from_any_offset(mount: Mount, version: Version) -> None:
     fh = mount.open_path(f"by_version_uid/{version.uid}/name")
     assert mount.read(fh, 0, 4096) == b"disk\n"
     assert mount.read(fh, 2, 2) == b"sk"
     assert mount.read(fh, 5, 10) == b""
 
 
-def test_many_readers_at_once_get_the_right_bytes(mount: Mount, version: Version) -> None:
+def test_simultaneous_readers_get_the_right_bytes(mount: Mount, version: Version) -> None:
     fh = mount.open_image(version)
     ranges = [(offset, 3000) for offset in range(0, SIZE, 500)]
     got: dict[int, bytes] = {}
@@ -246,7 +246,7 @@ def test_many_readers_at_once_get_the_right_bytes(mount: Mount, version: Version
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, truncate, os.unlink, lambda file: os.truncate(file, 0)])
-def test_a_damaged_blob_is_an_error_for_its_block_alone(
+def test_a_damaged_blob_is_an_error_only_for_its_block(
     mount: Mount, repository: Repository, version: Version, damage: Callable[[Path], None]
 ) -> None:
     damage(file_of(repository, blob_of(repository, version, 2)))
@@ -259,7 +259,7 @@ def test_a_damaged_blob_is_an_error_for_its_block_alone(
     assert mount.read(fh, 3 * BLOCK, SIZE) == IMAGE[3 * BLOCK :]
 
 
-def test_the_log_names_version_block_and_blob_of_a_damage(
+def test_the_log_names_version_block_and_blob_of_damage(
     mount: Mount, repository: Repository, version: Version, log: pytest.LogCaptureFixture
 ) -> None:
     blob = blob_of(repository, version, 4)
@@ -271,7 +271,7 @@ def test_the_log_names_version_block_and_blob_of_a_damage(
     assert record.getMessage().startswith(f"version {version.uid}, block 4: blob {blob.uid} ")
 
 
-def test_a_blob_that_was_repaired_is_read_again(
+def test_a_repaired_blob_can_be_read_again(
     mount: Mount, repository: Repository, version: Version
 ) -> None:
     file = file_of(repository, blob_of(repository, version, 0))
@@ -300,7 +300,7 @@ def test_a_block_map_that_names_a_blob_of_another_size_is_an_error(
         mount.read(fh, 0, 1)
 
 
-def test_a_block_that_was_never_backed_up_is_an_error_and_not_zeros(
+def test_a_block_never_backed_up_is_an_error_and_not_zeros(
     mount: Mount, repository: Repository, version: Version
 ) -> None:
     fh = mount.open_image(incomplete_copy(repository, version, absent=[1, 2]))
@@ -312,7 +312,7 @@ def test_a_block_that_was_never_backed_up_is_an_error_and_not_zeros(
     assert mount.read(fh, 3 * BLOCK, SIZE) == IMAGE[3 * BLOCK :]
 
 
-def test_an_incomplete_version_without_block_map_is_an_error_everywhere(
+def test_an_incomplete_version_without_a_block_map_is_an_error_everywhere(
     mount: Mount, repository: Repository, version: Version
 ) -> None:
     with repository.database.write() as connection:
@@ -324,7 +324,7 @@ def test_an_incomplete_version_without_block_map_is_an_error_everywhere(
             mount.read(fh, block * BLOCK, 1)
 
 
-def test_a_version_that_was_opened_before_its_backup_ended_is_whole_when_opened_again(
+def test_a_version_opened_before_its_backup_ended_is_complete_when_opened_again(
     mount: Mount, repository: Repository, version: Version
 ) -> None:
     copy = incomplete_copy(repository, version, absent=[0, 4])
@@ -361,7 +361,7 @@ def test_an_unknown_name_is_not_found(mount: Mount, version: Version) -> None:
             mount.find(path)
 
 
-def test_an_error_nobody_thought_of_is_an_input_output_error_and_logged(
+def test_an_unexpected_error_is_an_input_output_error_and_logged(
     repository: Repository, version: Version, log: pytest.LogCaptureFixture
 ) -> None:
     def fail(_uid: str) -> None:
@@ -391,7 +391,7 @@ def test_a_database_that_fails_is_an_input_output_error(
     assert [record.levelname for record in log.records] == ["ERROR"]
 
 
-def test_an_error_of_the_system_keeps_its_number(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_error_keeps_its_number(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
     async def load_tree() -> None:
         raise OSError(errno.ENOMEM, "out of memory")
 
@@ -456,7 +456,7 @@ def test_an_image_has_the_size_and_the_date_of_its_backup(mount: Mount, version:
     assert found.st_size == SIZE
     assert stat.filemode(found.st_mode) == "-r--r-----"
     assert (found.st_uid, found.st_gid, found.st_nlink) == (os.geteuid(), os.getegid(), 1)
-    assert found.st_blocks == (2 * BLOCK + LAST + 511) // 512  # three blocks are no holes
+    assert found.st_blocks == (2 * BLOCK + LAST + 511) // 512  # three blocks are not holes
     assert abs(found.st_mtime_ns / 1e9 - version.created_at.timestamp()) < 1e-6
     assert found.st_mtime_ns // 1000 % 1_000_000 == version.created_at.microsecond
     assert found.st_mtime_ns == found.st_atime_ns == found.st_ctime_ns
@@ -488,29 +488,29 @@ def test_directories_and_links_have_their_modes(
     assert found.st_size == size
 
 
-def test_a_small_file_has_the_size_of_what_it_says(mount: Mount, version: Version) -> None:
+def test_a_small_file_has_the_size_of_its_content(mount: Mount, version: Version) -> None:
     found = mount.find(f"by_version_uid/{version.uid}/name")
     assert stat.filemode(found.st_mode) == "-r--r-----"
     assert found.st_size == len("disk\n")
 
 
-def test_an_inode_is_the_same_each_time(mount: Mount, version: Version) -> None:
+def test_an_inode_number_does_not_change(mount: Mount, version: Version) -> None:
     path = f"by_version_uid/{version.uid}/data"
     assert mount.inode(path) == mount.inode(path)
     assert mount.call("getattr", mount.inode(path)).st_ino == mount.inode(path)
 
 
-def test_the_root_has_the_inode_that_fuse_wants(mount: Mount) -> None:
+def test_the_root_has_the_inode_number_that_fuse_requires(mount: Mount) -> None:
     assert mount.call("getattr", pyfuse3.ROOT_INODE).st_ino == 1
 
 
-def test_the_kernel_may_keep_the_pages_of_an_image_but_not_those_of_small_files(mount: Mount, version: Version) -> None:
+def test_the_kernel_may_cache_images_but_not_small_files(mount: Mount, version: Version) -> None:
     directory = f"by_version_uid/{version.uid}"
     assert mount.call("open", mount.inode(f"{directory}/data"), os.O_RDONLY).keep_cache
     assert not mount.call("open", mount.inode(f"{directory}/tags"), os.O_RDONLY).keep_cache
 
 
-def test_the_kernel_does_not_keep_what_it_has_read_of_an_incomplete_version(
+def test_the_kernel_does_not_cache_an_incomplete_version(
     mount: Mount, repository: Repository, version: Version
 ) -> None:
     copy = incomplete_copy(repository, version, absent=[0])
@@ -518,30 +518,30 @@ def test_the_kernel_does_not_keep_what_it_has_read_of_an_incomplete_version(
     assert not mount.call("open", inode, os.O_RDONLY).keep_cache
     assert not mount.call("open", inode, os.O_RDONLY).keep_cache
     finish(repository, copy, version)
-    assert not mount.call("open", inode, os.O_RDONLY).keep_cache  # it has read some before the end
+    assert not mount.call("open", inode, os.O_RDONLY).keep_cache  # it was partly read before the backup ended
     assert mount.call("open", inode, os.O_RDONLY).keep_cache
 
 
-def test_the_root_tells_the_process_that_serves_the_mount(mount: Mount) -> None:
+def test_the_root_identifies_the_process_that_serves_the_mount(mount: Mount) -> None:
     assert mount.call("getxattr", pyfuse3.ROOT_INODE, b"user.backyfs.pid") == str(os.getpid()).encode()
     assert mount.call("listxattr", pyfuse3.ROOT_INODE) == [b"user.backyfs.pid", b"user.backyfs.repository"]
 
 
-def test_the_root_tells_the_repository(mount: Mount) -> None:
+def test_the_root_identifies_the_repository(mount: Mount) -> None:
     assert mount.call("getxattr", pyfuse3.ROOT_INODE, b"user.backyfs.repository") == mount.repository.uid.encode()
 
 
 @pytest.mark.parametrize("path", ["by_version_uid/{uid}", "by_version_uid/{uid}/data"])
-def test_a_version_tells_its_facts_as_extended_attributes(
+def test_a_version_has_its_facts_as_extended_attributes(
     shared: tuple[Mount, Version], path: str
 ) -> None:
     mount, version = shared
     inode = mount.inode(path.format(uid=version.uid))
-    told = {
+    attributes = {
         name.decode().removeprefix("user.backyfs."): mount.call("getxattr", inode, name).decode()
         for name in mount.call("listxattr", inode)
     }
-    assert told == {
+    assert attributes == {
         "uid": version.uid,
         "name": "disk",
         "snapshot_name": "",
@@ -565,7 +565,7 @@ def test_a_version_without_blobs_has_no_encryption_versions(
     assert mount.find(f"by_version_uid/{empty.uid}/data").st_blocks == 0
 
 
-def test_other_extended_attributes_are_not_there(mount: Mount, version: Version) -> None:
+def test_there_are_no_other_extended_attributes(mount: Mount, version: Version) -> None:
     inode = mount.inode(f"by_version_uid/{version.uid}/data")
     for name in (b"user.backyfs.pid", b"user.backyfs.nothing", b"security.capability"):
         with refused(errno.ENODATA):
@@ -575,7 +575,7 @@ def test_other_extended_attributes_are_not_there(mount: Mount, version: Version)
     assert mount.call("listxattr", mount.inode(f"by_version_uid/{version.uid}/name")) == []
 
 
-def test_the_file_system_is_as_large_as_its_images_and_full(
+def test_the_file_system_has_the_size_of_its_images_and_is_full(
     mount: Mount, repository: Repository, version: Version, tmp_path: Path
 ) -> None:
     back_up(repository, tmp_path / "image")
@@ -589,7 +589,7 @@ def test_the_file_system_is_as_large_as_its_images_and_full(
 # Directories and links.
 
 
-def test_directories_list_what_the_tree_has(mount: Mount, version: Version) -> None:
+def test_directories_list_the_entries_of_the_tree(mount: Mount, version: Version) -> None:
     uid = version.uid.encode()
     assert mount.names("") == [b"by_version_uid", b"by_name"]
     assert mount.names("by_version_uid") == [uid]
@@ -601,7 +601,7 @@ def test_directories_list_what_the_tree_has(mount: Mount, version: Version) -> N
     assert mount.names(f"by_version_uid/{version.uid}/partitions") == [b"table.txt"]
 
 
-def test_a_directory_is_listed_in_as_many_parts_as_the_kernel_wants(
+def test_a_directory_can_be_listed_in_any_number_of_parts(
     mount: Mount, version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fh = mount.call("opendir", mount.inode(f"by_version_uid/{version.uid}"))
@@ -632,12 +632,12 @@ def test_links_point_to_their_versions(mount: Mount, version: Version) -> None:
     assert mount.call("readlink", mount.inode(f"by_name/disk/{version.uid}")) == target
 
 
-def test_a_directory_is_no_file(mount: Mount) -> None:
+def test_a_directory_cannot_be_opened_as_a_file(mount: Mount) -> None:
     with refused(errno.ENOENT):
         mount.call("open", pyfuse3.ROOT_INODE, os.O_RDONLY)
 
 
-# Versions that come and go.
+# New and removed versions.
 
 
 def test_a_new_version_appears(mount: Mount, repository: Repository, version: Version, tmp_path: Path) -> None:
@@ -647,13 +647,15 @@ def test_a_new_version_appears(mount: Mount, repository: Repository, version: Ve
     assert mount.find(f"by_version_uid/{second.uid}/data").st_size == SIZE
 
 
-def test_latest_moves_on(mount: Mount, repository: Repository, version: Version, tmp_path: Path) -> None:
+def test_latest_moves_to_the_new_version(
+    mount: Mount, repository: Repository, version: Version, tmp_path: Path
+) -> None:
     inode = mount.inode("by_name/disk/latest")
     second = back_up(repository, tmp_path / "image").version
     assert mount.call("readlink", inode) == f"../../by_version_uid/{second.uid}".encode()
 
 
-def test_a_version_that_was_removed_vanishes(mount: Mount, repository: Repository, version: Version) -> None:
+def test_a_removed_version_disappears(mount: Mount, repository: Repository, version: Version) -> None:
     inode = mount.inode(f"by_version_uid/{version.uid}/data")
     remove_version(repository, version.uid)
     assert mount.names("by_version_uid") == []
@@ -663,7 +665,7 @@ def test_a_version_that_was_removed_vanishes(mount: Mount, repository: Repositor
             mount.call(handler, inode, *arguments)
 
 
-def test_a_version_that_was_removed_while_a_directory_was_listed_is_left_out(
+def test_a_version_removed_during_a_listing_is_left_out(
     mount: Mount, repository: Repository, version: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = back_up(repository, tmp_path / "image").version
@@ -680,7 +682,7 @@ def test_a_version_that_was_removed_while_a_directory_was_listed_is_left_out(
     assert listed == [second.uid.encode()]
 
 
-def test_a_small_file_that_is_open_goes_on_saying_what_it_said(
+def test_an_open_small_file_keeps_its_content(
     mount: Mount, repository: Repository, version: Version
 ) -> None:
     fh = mount.open_path(f"by_version_uid/{version.uid}/valid")
@@ -692,7 +694,7 @@ def test_a_small_file_that_is_open_goes_on_saying_what_it_said(
     assert mount.read(mount.open_path(f"by_version_uid/{version.uid}/invalid"), 0, 100) == b"invalid\n"
 
 
-def test_a_version_is_held_as_long_as_its_image_is_open(mount: Mount, version: Version) -> None:
+def test_a_version_is_held_while_its_image_is_open(mount: Mount, version: Version) -> None:
     mount.find(f"by_version_uid/{version.uid}/data")
     mount.open_path(f"by_version_uid/{version.uid}/name")
     assert mount.held_versions() == []
@@ -705,7 +707,7 @@ def test_a_version_is_held_as_long_as_its_image_is_open(mount: Mount, version: V
     assert mount.held_versions() == []
 
 
-def test_a_version_that_many_open_at_once_is_held_once(mount: Mount, version: Version) -> None:
+def test_a_version_opened_by_many_at_the_same_time_is_held_once(mount: Mount, version: Version) -> None:
     inode = mount.inode(f"by_version_uid/{version.uid}/data")
 
     async def main() -> None:
@@ -729,7 +731,7 @@ def test_a_file_is_forgotten_when_it_is_closed(mount: Mount, version: Version) -
     assert mount.operations._open == {}
 
 
-def test_the_versions_are_looked_up_once_a_second_at_most(
+def test_versions_are_looked_up_at_most_once_a_second(
     repository: Repository, version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
@@ -751,12 +753,12 @@ def rename(repository: Repository, name: str) -> None:
 
 
 def read_and_load_ahead(mount: Mount, fh: int, offset: int, size: int) -> bytes:
-    """Read, and return when everything that is loaded ahead has been loaded."""
+    """Read, and return when all read-ahead has finished."""
 
     async def read() -> bytes:
         opened = mount.operations._open[fh]
         assert isinstance(opened, ImageFile)
-        opened.reader.image.page(PageNumber(0))  # so that nothing of what is loaded ahead waits for the database
+        opened.reader.image.page(PageNumber(0))  # so read-ahead does not wait for the database
         data = bytes(await mount.operations.read(fh, offset, size))
         while mount.operations._contents.cache._loads:  # noqa: ASYNC110 - nobody waits for them
             await trio.sleep(0.001)
@@ -768,7 +770,7 @@ def read_and_load_ahead(mount: Mount, fh: int, offset: int, size: int) -> bytes:
 READ_AHEAD_BYTES = 4 * BLOCK
 
 
-def test_a_sequential_reader_finds_the_next_blocks_loaded(repository: Repository, version: Version) -> None:
+def test_the_next_blocks_of_a_sequential_reader_are_already_loaded(repository: Repository, version: Version) -> None:
     loads: list[str] = []
     with mounted(with_watched_loads(repository, loads.append), read_ahead_bytes=READ_AHEAD_BYTES) as mount:
         cache = mount.operations._contents.cache
@@ -779,7 +781,7 @@ def test_a_sequential_reader_finds_the_next_blocks_loaded(repository: Repository
         assert len(loads) == len(set(loads)) == 3
 
 
-def test_a_block_that_cannot_be_loaded_ahead_is_an_error_of_its_reader_alone(
+def test_a_failed_read_ahead_is_an_error_only_for_the_reader_of_the_block(
     repository: Repository, version: Version, caplog: pytest.LogCaptureFixture
 ) -> None:
     flip_a_byte(file_of(repository, blob_of(repository, version, 2)))
@@ -807,10 +809,10 @@ def test_a_bug_in_the_read_ahead_does_not_end_the_mount(repository: Repository, 
     assert failed
 
 
-# Parts that do not answer.
+# Missing answers.
 
 
-def test_the_tree_stays_as_it_was_where_the_database_fails(
+def test_the_tree_does_not_change_if_the_database_fails(
     repository: Repository, version: Version, log: pytest.LogCaptureFixture
 ) -> None:
     is_reachable = True
@@ -829,13 +831,13 @@ def test_the_tree_stays_as_it_was_where_the_database_fails(
     ]
 
 
-def test_a_version_is_held_no_longer_than_its_partition_table_is_read(mount: Mount, version: Version) -> None:
+def test_a_version_is_held_only_while_its_partition_table_is_read(mount: Mount, version: Version) -> None:
     inode = mount.inode(f"by_version_uid/{version.uid}/partitions")
     mount.call("opendir", inode)
     assert mount.held_versions() == []
 
 
-def test_the_kernel_can_forget_all_it_knows(mount: Mount, version: Version) -> None:
+def test_the_kernel_can_forget_everything(mount: Mount, version: Version) -> None:
     before = len(mount.operations._inodes)
     inodes = [mount.inode(f"by_version_uid/{version.uid}/{name}") for name in ("data", "name", "tags")]
     directory = mount.inode(f"by_version_uid/{version.uid}")
@@ -846,7 +848,7 @@ def test_the_kernel_can_forget_all_it_knows(mount: Mount, version: Version) -> N
         mount.call("getattr", inodes[0])
 
 
-def test_what_could_not_be_looked_up_leaves_no_inode(
+def test_a_failed_lookup_leaves_no_inode(
     mount: Mount, version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = mount.inode(f"by_version_uid/{version.uid}")
@@ -861,7 +863,7 @@ def test_what_could_not_be_looked_up_leaves_no_inode(
     assert len(mount.operations._inodes) == before
 
 
-def test_a_database_that_never_answered_does_not_end_the_mount(repository: Repository) -> None:
+def test_a_database_that_never_answers_does_not_end_the_mount(repository: Repository) -> None:
     asked: list[int] = []
 
     def fail() -> None:
@@ -887,7 +889,7 @@ def live_tree_of(repository: Repository, freshness: Freshness) -> LiveTree:
     return LiveTree(repository.database, Selection(), questions, freshness)
 
 
-def test_a_database_that_hangs_is_asked_once_and_waited_for_only_a_moment(
+def test_a_hanging_database_is_queried_once_and_awaited_only_briefly(
     repository: Repository, version: Version
 ) -> None:
     gate = threading.Event()

@@ -1,4 +1,4 @@
-"""Other users of the host: what they fake for root to detach, unmount or attach. To be run by root."""
+"""Other users of the host, and what they fake to trick root when it detaches, unmounts or attaches. Needs root."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LOAD = "import sys; from backyfs.host.records import load; print(load(sys.argv[1
 
 @pytest.fixture(scope="module")
 def config(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The configuration of a repository with one version, of a file system."""
+    """Return the configuration of a repository with one version, a backup of a file system."""
     home = tmp_path_factory.mktemp("others")
     (home / "files").mkdir()
     (home / "files" / "hello").write_text("good morning\n")
@@ -50,7 +50,7 @@ def config(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def place(config: Path) -> Iterator[Path]:
-    """A directory of root that other users can reach."""
+    """Make a directory of root that other users can reach."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
         path = Path(directory)
         path.chmod(0o755)
@@ -59,14 +59,14 @@ def place(config: Path) -> Iterator[Path]:
 
 
 def give(path: Path, user: int = USER) -> Path:
-    """Give a directory and all that is in it to a user."""
+    """Give a directory and everything in it to a user."""
     for each in (path, *path.rglob("*")):
         os.chown(each, user, user, follow_symlinks=False)
     return path
 
 
 def fake(directory: Path) -> Path:
-    """Make a directory look as if something was attached in it."""
+    """Make a directory look as if something were attached in it."""
     (directory / ".backyfs").mkdir(parents=True)
     (directory / "devices").mkdir()
     (directory / "devices" / "1").symlink_to("/dev/loop77")
@@ -96,7 +96,7 @@ def tmpfs(path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("named", [["loop0", "1"], ["backyfs", ".backyfs/mount"]])
-def test_what_another_user_has_faked_is_not_attached(place: Path, named: list[str]) -> None:
+def test_an_attachment_faked_by_another_user_is_ignored(place: Path, named: list[str]) -> None:
     source, mountpoint = named
     theirs = fake(place / "theirs")
     (theirs / mountpoint).mkdir()
@@ -104,7 +104,7 @@ def test_what_another_user_has_faked_is_not_attached(place: Path, named: list[st
         assert str(theirs) not in list_attachments()
 
 
-def test_what_root_has_attached_is_found_beside_it(place: Path, config: Path) -> None:
+def test_an_attachment_of_root_is_found_beside_a_faked_one(place: Path, config: Path) -> None:
     assert backyfs("-c", config, "attach", "disk@latest", place / "ours").returncode == 0
     theirs = fake(place / "theirs")
     (theirs / "1").mkdir()
@@ -124,7 +124,7 @@ def test_the_directory_of_another_user_is_not_detached(place: Path) -> None:
     assert everything_in(place) == before
 
 
-def test_nor_is_one_below_a_directory_that_others_can_write_to(place: Path) -> None:
+def test_a_directory_below_one_that_others_can_write_is_not_detached(place: Path) -> None:
     above = place / "above"
     ours = fake(above / "ours")
     above.chmod(0o777)
@@ -136,13 +136,13 @@ def test_nor_is_one_below_a_directory_that_others_can_write_to(place: Path) -> N
     assert everything_in(place) == before
 
 
-def test_nor_is_one_whose_record_belongs_to_another_user(place: Path) -> None:
+def test_a_directory_whose_record_belongs_to_another_user_is_not_detached(place: Path) -> None:
     ours = fake(place / "ours")
     os.chown(ours / ".backyfs" / "record.json", USER, USER)
     assert load(str(ours)) is None
 
 
-def test_below_a_sticky_directory_of_root_what_is_roots_is_detached(place: Path) -> None:
+def test_a_directory_of_root_below_a_sticky_directory_is_detached(place: Path) -> None:
     above = place / "above"
     ours = fake(above / "ours")
     above.chmod(0o1777)
@@ -151,7 +151,7 @@ def test_below_a_sticky_directory_of_root_what_is_roots_is_detached(place: Path)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "zeros", "long", "nested", "directory"])
-def test_a_record_of_any_kind_is_not_waited_for(place: Path, kind: str) -> None:
+def test_a_record_of_any_kind_is_read_without_waiting(place: Path, kind: str) -> None:
     ours = fake(place / "ours")
     record = ours / ".backyfs" / "record.json"
     text = record.read_text()
@@ -169,7 +169,7 @@ def test_a_record_of_any_kind_is_not_waited_for(place: Path, kind: str) -> None:
             record.write_text("[" * 60_000)
         case "directory":
             record.mkdir()
-    # Apart: what waits for a FIFO, or reads zeros without end, does not end by itself.
+    # In a separate process, because opening a FIFO or reading endless zeros would never end.
     done = subprocess.run(
         ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh", sys.executable, "-c", LOAD, str(ours)],
         capture_output=True, text=True, check=False, timeout=PATIENCE_S,
@@ -177,7 +177,7 @@ def test_a_record_of_any_kind_is_not_waited_for(place: Path, kind: str) -> None:
     assert (done.stdout, done.stderr) == ("None\n", "")
 
 
-def test_a_link_in_place_of_the_devices_is_not_followed(place: Path) -> None:
+def test_a_link_in_place_of_a_device_is_not_followed(place: Path) -> None:
     ours = fake(place / "ours")
     (ours / "devices").rename(place / "elsewhere")
     (ours / "devices").symlink_to(place / "elsewhere")
@@ -203,7 +203,7 @@ def test_a_part_of_the_path_that_became_a_link_is_not_followed(place: Path) -> N
             clear(place / "moved" / "mount")
 
 
-def test_another_mount_in_its_place_is_not_unmounted(place: Path) -> None:
+def test_another_mount_in_the_same_place_is_not_unmounted(place: Path) -> None:
     with tmpfs(place / "mount") as at:
         mount = mount_at(str(at))
         assert mount is not None
@@ -213,7 +213,7 @@ def test_another_mount_in_its_place_is_not_unmounted(place: Path) -> None:
         assert at.is_mount()
 
 
-def test_umount_does_not_wait_for_a_process_that_another_user_names(place: Path) -> None:
+def test_umount_does_not_wait_for_a_process_named_by_another_user(place: Path) -> None:
     at = place / "mount"
     at.mkdir()
     with subprocess.Popen(["sleep", "1000"], user=USER, group=USER) as sleeper:
@@ -229,7 +229,7 @@ def test_umount_does_not_wait_for_a_process_that_another_user_names(place: Path)
 
 
 @pytest.mark.parametrize("pid", ["9" * 5000, "-1", "0", "99999999999", "1 x 1", ""])
-def test_a_number_that_no_process_can_have_is_no_process(place: Path, pid: str) -> None:
+def test_an_impossible_process_id_is_ignored(place: Path, pid: str) -> None:
     (place / "mount").mkdir()
     with answering_mount(USER, place / "mount", directories=[], attributes={"user.backyfs.pid": pid}):
         done = backyfs("umount", place / "mount")
@@ -268,7 +268,7 @@ def test_root_is_warned_of_a_mountpoint_that_others_can_move(place: Path, config
 
 
 def test_a_carriage_return_in_any_mountpoint_does_not_matter(place: Path) -> None:
-    # In a mount namespace of its own: other tests are not to see it.
+    # In a separate mount namespace, so other tests do not see it.
     script = 'mount -t tmpfs none "$2" && exec "$1" umount "$3"'
     odd, other = place / "a\rb\x0bc\x1cd\x85e\u2028f", place / "other"
     odd.mkdir()
@@ -294,7 +294,7 @@ def test_the_file_of_a_loop_device_keeps_its_odd_name(place: Path) -> None:
 
 
 def spoofed(config: Path) -> tuple[list[str], dict[str, str]]:
-    """Return the directories and attributes of a mount that shows a version of a repository."""
+    """Return the directories and attributes of a mount that claims to show a version of a repository."""
     with opened(config) as repository, repository.database.read() as connection:
         uid = list_versions(connection)[0].uid
         attributes = {"user.backyfs.pid": "1", "user.backyfs.repository": str(repository.uid)}
@@ -314,7 +314,7 @@ def test_the_mount_of_another_user_is_not_used(place: Path, config: Path) -> Non
         assert backyfs("detach", place / "ours").returncode == 0
 
 
-def test_nor_is_one_of_root_below_a_directory_of_another_user(place: Path, config: Path) -> None:
+def test_a_mount_of_root_below_a_directory_of_another_user_is_not_used(place: Path, config: Path) -> None:
     theirs = place / "theirs"
     theirs.mkdir()
     with mounting(config, theirs / "mount"):
@@ -366,7 +366,7 @@ def new_below_theirs(place: Path) -> tuple[Path, str]:
 @pytest.mark.parametrize(
     "unsafe", [theirs, open_to_all, open_like_tmp, open_to_a_group, below_theirs, new_below_theirs]
 )
-def test_nothing_is_attached_where_others_can_change_it(place: Path, config: Path, unsafe) -> None:
+def test_nothing_is_attached_where_others_could_change_it(place: Path, config: Path, unsafe) -> None:
     directory, fact = unsafe(place)
     before = everything_in(place)
     done = backyfs("-c", config, "attach", "disk@latest", directory)
@@ -376,7 +376,7 @@ def test_nothing_is_attached_where_others_can_change_it(place: Path, config: Pat
     assert everything_in(place) == before
 
 
-def test_what_a_mount_of_another_user_says_of_itself_is_not_believed(place: Path, config: Path) -> None:
+def test_the_claims_of_a_mount_of_another_user_are_not_trusted(place: Path, config: Path) -> None:
     spoof = place / "spoof"
     spoof.mkdir()
     with answering_mount(USER, spoof, directories=["empty"], attributes={}):
@@ -387,13 +387,13 @@ def test_what_a_mount_of_another_user_says_of_itself_is_not_believed(place: Path
         assert f"{spoof} is a mount of user {USER}, so others could" in done.stderr
 
 
-def test_what_a_mount_of_root_says_of_itself_is_believed(place: Path) -> None:
+def test_the_claims_of_a_mount_of_root_are_trusted(place: Path) -> None:
     (place / "mount").mkdir()
     with answering_mount(0, place / "mount", directories=["empty"], attributes={}):
         assert writers_of(str(place / "mount" / "empty"), (0,)) == []
 
 
-def test_a_directory_that_others_can_look_into_is_a_warning(place: Path, config: Path) -> None:
+def test_a_directory_readable_by_others_is_a_warning(place: Path, config: Path) -> None:
     (place / "ours").mkdir(mode=0o755)
     done = backyfs("-c", config, "attach", "disk@latest", place / "ours")
     assert done.returncode == 0
@@ -401,7 +401,7 @@ def test_a_directory_that_others_can_look_into_is_a_warning(place: Path, config:
     assert backyfs("detach", place / "ours").returncode == 0
 
 
-def test_a_new_directory_in_one_like_tmp_is_as_good_as_any(place: Path, config: Path) -> None:
+def test_a_new_directory_in_a_sticky_one_like_tmp_is_accepted(place: Path, config: Path) -> None:
     (place / "open").mkdir()
     (place / "open").chmod(0o1777)
     done = backyfs("-c", config, "-m", "attach", "disk@latest", place / "open" / "ours")

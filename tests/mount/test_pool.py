@@ -1,4 +1,4 @@
-"""Worker threads with patience: a call that hangs costs its caller no more than a time that was agreed."""
+"""Worker threads with limited patience: a call that hangs costs its caller no more than the agreed time."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def gate() -> threading.Event:
     return threading.Event()
 
 
-def test_a_call_gives_its_result() -> None:
+def test_a_call_returns_its_result() -> None:
     assert trio.run(pool().run, divmod, 17, 5) == (3, 2)
 
 
-def test_an_error_is_the_callers() -> None:
+def test_an_error_reaches_the_caller() -> None:
     with pytest.raises(ZeroDivisionError):
         trio.run(pool().run, divmod, 17, 0)
 
 
-def test_who_waits_for_a_call_that_hangs_is_told_so(gate: threading.Event) -> None:
+def test_a_caller_waiting_for_a_hanging_call_gets_an_error(gate: threading.Event) -> None:
     slow = pool()
     began = time.monotonic()
     try:
@@ -44,7 +44,7 @@ def test_who_waits_for_a_call_that_hangs_is_told_so(gate: threading.Event) -> No
     assert slow.timeouts == 1
 
 
-def test_who_waits_for_a_thread_while_all_hang_is_told_so(gate: threading.Event) -> None:
+def test_callers_waiting_for_a_thread_while_all_hang_get_an_error(gate: threading.Event) -> None:
     slow = pool()
     failed: list[str] = []
 
@@ -52,7 +52,7 @@ def test_who_waits_for_a_thread_while_all_hang_is_told_so(gate: threading.Event)
         try:
             await slow.run(gate.wait)
         except StorageError:
-            failed.append("told")
+            failed.append("timeout")
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -63,10 +63,10 @@ def test_who_waits_for_a_thread_while_all_hang_is_told_so(gate: threading.Event)
         trio.run(main)
     finally:
         gate.set()
-    assert failed == ["told"] * 3
+    assert failed == ["timeout"] * 3
 
 
-def test_a_long_queue_is_no_reason_to_give_up() -> None:
+def test_a_long_queue_is_not_an_error() -> None:
     slow = pool()
     done: list[int] = []
 
@@ -84,7 +84,7 @@ def test_a_long_queue_is_no_reason_to_give_up() -> None:
     assert slow.timeouts == 0
 
 
-def test_a_pool_works_again_when_what_hung_has_ended(gate: threading.Event) -> None:
+def test_a_pool_works_again_after_a_hanging_call_has_ended(gate: threading.Event) -> None:
     slow = pool()
 
     async def main() -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What is in a mount, read through the kernel: images byte for byte, the tree, damage, and no writing."""
+"""A mount, read through the kernel: images byte for byte, the tree, damage, and refused writes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Disks:
 
 @pytest.fixture(scope="module")
 def disks(fuse: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disks]:
-    """Images of all kinds, mounted; for tests that change nothing."""
+    """Mount images of all kinds, for tests that change nothing."""
     directory = tmp_path_factory.mktemp("disks")
     images = {f"random{size}": random_image(directory / f"random{size}", size, seed=size) for size in SIZES}
     images["holes"] = sparse_image(directory / "holes", 40 * BLOCK + 17, {})
@@ -103,9 +103,9 @@ def test_an_image_is_the_same_byte_for_byte(disks: Disks, name: str) -> None:
     direct=st.booleans(),
 )
 @settings(max_examples=300, deadline=None)
-def test_any_range_is_read_as_it_was_backed_up(disks: Disks, *, offset: int, length: int, direct: bool) -> None:
+def test_any_range_has_the_bytes_that_were_backed_up(disks: Disks, *, offset: int, length: int, direct: bool) -> None:
     expected = disks.images["large"].read_bytes()[offset : offset + length]
-    # Of O_DIRECT FUSE demands no alignment; each such read comes to the process, none from the page cache.
+    # FUSE requires no alignment for O_DIRECT. Such reads never use the page cache, so the process serves them all.
     file = os.open(disks.data("large"), os.O_RDONLY | (os.O_DIRECT if direct else 0))
     try:
         assert os.pread(file, length, offset) == expected
@@ -124,7 +124,7 @@ def test_any_range_is_read_as_it_was_backed_up(disks: Disks, *, offset: int, len
     ],
     ids=" ".join,
 )
-def test_programs_copy_images(disks: Disks, tmp_path: Path, command: list[str]) -> None:
+def test_programs_can_copy_images(disks: Disks, tmp_path: Path, command: list[str]) -> None:
     data, copy = disks.data("large"), tmp_path / "copy"
     subprocess.run([word.format(data=data, copy=copy) for word in command], check=True, stderr=subprocess.PIPE)
     if command[0] == "tar":
@@ -133,7 +133,7 @@ def test_programs_copy_images(disks: Disks, tmp_path: Path, command: list[str]) 
     assert copy.read_bytes() == disks.images["large"].read_bytes()
 
 
-def test_tail_follows_an_image_without_harm(disks: Disks) -> None:
+def test_tail_can_follow_an_image(disks: Disks) -> None:
     with subprocess.Popen(["tail", "-c", "10", "-f", str(disks.data("large"))], stdout=subprocess.PIPE) as tail:
         assert tail.stdout is not None
         assert tail.stdout.read(10) == disks.images["large"].read_bytes()[-10:]
@@ -165,7 +165,7 @@ def ranges_of(seed: int) -> list[tuple[int, int]]:
     return [(chance.randrange(LARGE), chance.randrange(1, 40 * BLOCK)) for _ in range(40)]
 
 
-def test_sixteen_threads_read_overlapping_ranges(disks: Disks) -> None:
+def test_sixteen_threads_can_read_overlapping_ranges(disks: Disks) -> None:
     image = disks.images["large"].read_bytes()
 
     def read(seed: int) -> bool:
@@ -180,7 +180,7 @@ def test_sixteen_threads_read_overlapping_ranges(disks: Disks) -> None:
         assert list(pool.map(read, range(16))) == [True] * 16
 
 
-def test_sixteen_processes_read_the_same_image(disks: Disks) -> None:
+def test_sixteen_processes_can_read_the_same_image(disks: Disks) -> None:
     readers = [
         subprocess.Popen(["sha256sum", str(disks.data("large"))], stdout=subprocess.PIPE, text=True) for _ in range(16)
     ]
@@ -188,8 +188,8 @@ def test_sixteen_processes_read_the_same_image(disks: Disks) -> None:
     assert [reader.communicate()[0].split()[0] for reader in readers] == [expected] * 16
 
 
-def test_readers_that_are_killed_do_no_harm(mounted: Mounted, disks: Disks) -> None:
-    at = mounted(disks.config_file)  # nothing of it is in the page cache
+def test_killed_readers_do_no_harm(mounted: Mounted, disks: Disks) -> None:
+    at = mounted(disks.config_file)  # none of it is in the page cache
     data = at / "by_name" / "large" / "latest" / "data"
     command = ["dd", f"if={data}", "of=/dev/null", "iflag=direct", "bs=512k", "status=none"]
     for delay_ms in range(0, 60, 3):
@@ -232,7 +232,7 @@ def test_small_files_can_be_read(disks: Disks) -> None:
     assert (directory / "tags").read_text() == "\n"
 
 
-def test_all_ways_to_a_version_lead_to_the_same_file(disks: Disks) -> None:
+def test_all_paths_to_a_version_lead_to_the_same_file(disks: Disks) -> None:
     version = disks.versions["mixed"]
     name = disks.at / "by_name" / "mixed"
     direct = disks.at / "by_version_uid" / version.uid / "data"
@@ -242,21 +242,21 @@ def test_all_ways_to_a_version_lead_to_the_same_file(disks: Disks) -> None:
     assert os.path.realpath(name / "latest" / "data") == os.path.realpath(direct)
 
 
-def test_a_uid_below_its_name_is_found_and_not_listed(disks: Disks) -> None:
+def test_a_uid_below_its_name_is_found_but_not_listed(disks: Disks) -> None:
     version = disks.versions["mixed"]
     assert (disks.at / "by_name" / "mixed" / version.uid / "data").stat().st_size == 64 * BLOCK
     assert version.uid not in os.listdir(disks.at / "by_name" / "mixed")
     assert not os.path.lexists(disks.at / "by_name" / "large" / version.uid)
 
 
-def test_an_image_is_a_file_with_the_date_of_its_backup_that_its_owner_alone_may_read(disks: Disks) -> None:
+def test_an_image_has_the_date_of_its_backup_and_is_readable_only_by_its_owner(disks: Disks) -> None:
     found = disks.data("mixed").stat()
     assert oct(found.st_mode) == "0o100440"
     assert (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid())
     assert abs(found.st_mtime - disks.versions["mixed"].created_at.timestamp()) < 1e-5
 
 
-def test_the_file_system_is_as_large_as_its_images_and_full(disks: Disks) -> None:
+def test_the_file_system_has_the_size_of_its_images_and_is_full(disks: Disks) -> None:
     found = os.statvfs(disks.at)
     total = sum(image.stat().st_size for image in disks.images.values())
     assert found.f_blocks == -(-total // found.f_frsize)
@@ -266,7 +266,7 @@ def test_the_file_system_is_as_large_as_its_images_and_full(disks: Disks) -> Non
 ODD_NAMES = ["Größe ✓", "a/b", "..", ".", "%2F", "new\nline", "\x1b[31mred", "x" * 300, "ä" * 200, "-rf", " ", "latest"]
 
 
-def test_versions_of_any_name_can_be_read(mounted: Mounted, tmp_path: Path) -> None:
+def test_versions_with_any_name_can_be_read(mounted: Mounted, tmp_path: Path) -> None:
     config_file = make_repository(tmp_path / "repository")
     with opened(config_file) as repository:
         for number, name in enumerate(ODD_NAMES):
@@ -281,7 +281,7 @@ def test_versions_of_any_name_can_be_read(mounted: Mounted, tmp_path: Path) -> N
             assert fact.read().decode() == f"{name}\n"
 
 
-def test_a_version_that_is_backed_up_while_mounted_appears(mounted: Mounted, tmp_path: Path) -> None:
+def test_a_version_backed_up_while_mounted_appears(mounted: Mounted, tmp_path: Path) -> None:
     config_file = make_repository(tmp_path / "repository")
     at = mounted(config_file)
     assert os.listdir(at / "by_name") == []
@@ -341,7 +341,7 @@ def test_nothing_can_be_written(disks: Disks, write: Callable[[Path], object]) -
         write(disks.at / "by_version_uid" / disks.versions["mixed"].uid)
 
 
-def test_access_says_that_nothing_can_be_written(disks: Disks) -> None:
+def test_access_reports_that_nothing_can_be_written(disks: Disks) -> None:
     assert os.access(disks.data("mixed"), os.R_OK)
     assert not os.access(disks.data("mixed"), os.W_OK)
 
@@ -349,7 +349,7 @@ def test_access_says_that_nothing_can_be_written(disks: Disks) -> None:
 # Damage.
 
 
-def test_damaged_blobs_are_errors_of_their_blocks_alone(mounted: Mounted, tmp_path: Path) -> None:
+def test_damaged_blobs_are_errors_only_for_their_blocks(mounted: Mounted, tmp_path: Path) -> None:
     image = random_image(tmp_path / "image", 40 * BLOCK)
     config_file = make_repository(tmp_path / "repository")
     damages: dict[int, Callable[[Path], None]] = {3: flip_a_byte, 17: truncate, 30: os.unlink}
@@ -389,7 +389,7 @@ def test_a_copy_of_a_damaged_image_stops_with_an_error(mounted: Mounted, tmp_pat
     assert "Input/output error" in done.stderr
 
 
-def test_a_block_that_the_database_calls_plain_is_an_error_without_a_fingerprint(
+def test_a_block_marked_plain_without_a_fingerprint_is_an_error(
     mounted: Mounted, tmp_path: Path
 ) -> None:
     config_file = make_repository(tmp_path / "repository")
@@ -407,7 +407,7 @@ def test_a_block_that_the_database_calls_plain_is_an_error_without_a_fingerprint
         assert os.pread(file.fileno(), BLOCK, 0) == random_bytes(3 * BLOCK)[:BLOCK]
 
 
-def test_what_was_never_backed_up_is_an_error_and_not_zeros(mounted: Mounted, tmp_path: Path) -> None:
+def test_blocks_never_backed_up_are_an_error_and_not_zeros(mounted: Mounted, tmp_path: Path) -> None:
     image = sparse_image(tmp_path / "image", 10 * BLOCK, {0: random_bytes(4 * BLOCK)})
     config_file = make_repository(tmp_path / "repository")
     with opened(config_file) as repository:
@@ -422,7 +422,7 @@ def test_what_was_never_backed_up_is_an_error_and_not_zeros(mounted: Mounted, tm
         assert os.pread(file.fileno(), BLOCK, 9 * BLOCK) == bytes(BLOCK)
 
 
-def test_a_version_that_was_opened_while_its_backup_ran_is_whole_afterwards(mounted: Mounted, tmp_path: Path) -> None:
+def test_a_version_opened_during_its_backup_is_complete_afterwards(mounted: Mounted, tmp_path: Path) -> None:
     image = random_image(tmp_path / "image", 20 * BLOCK)
     config_file = make_repository(tmp_path / "repository")
     with opened(config_file) as repository:

@@ -1,4 +1,4 @@
-"""`backyfs attach` shows what a boot would show: journals are replayed, and what they write is thrown away."""
+"""`backyfs attach` shows the files as a boot would: journals are replayed, and what they write is discarded."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write(path: Path, text: str = SYNCED) -> None:
 
 
 def in_use(image: Path, directory: Path, copy: Path, *options: str) -> Path:
-    """Return a copy of a file system that is in use: `synced` is in its journal only, `settled` is in its place."""
+    """Return a copy of a file system in use: `synced` is only in its journal, `settled` is in its place."""
     with by_hand(image, directory, "-o", ",".join(("loop", *options))) as files:
         write(files / "settled")
     with by_hand(image, directory, "-o", ",".join(("loop", *options))) as files:
@@ -70,7 +70,7 @@ def loop_device(image: Path, offset: int, size: int) -> Iterator[str]:
 
 
 def with_journal_elsewhere(home: Path, kind: str) -> Path:
-    """Return a disk that is in use, whose second partition has the journal of the first one."""
+    """Return a disk in use, whose second partition contains the journal of the first."""
     sizes = (320 * MIB, 68 * MIB) if kind == "xfs" else (32 * MIB, 16 * MIB)
     parts = [empty_image(home / f"{kind}-{number}", size) for number, size in enumerate(sizes)]
     disk = disk_of(home / f"{kind}-disk", dict.fromkeys(parts, "linux"))
@@ -98,7 +98,7 @@ def with_journal_elsewhere(home: Path, kind: str) -> Path:
 
 
 def part_of(disk: Path, path: Path, size: int) -> Path:
-    """Return the first partition of a disk as an image of its own."""
+    """Return the first partition of a disk as a separate image."""
     run_tool("dd", f"if={disk}", f"of={path}", "bs=1M", "skip=1", f"count={size // MIB}", "conv=sparse", "status=none")
     return path
 
@@ -122,7 +122,7 @@ def ntfs_in_use(path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory with a repository that has versions of file systems that were in use."""
+    """Make a directory with a repository that has versions of file systems in use."""
     home = tmp_path_factory.mktemp("replay")
     with cleared(home):
         images = {}
@@ -143,7 +143,7 @@ def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def place(home: Path, tmp_path: Path) -> Iterator[Path]:
-    """A directory to attach in; what is left of it and of the repository is removed."""
+    """Return a directory to attach in; leftovers in it and in the repository are removed."""
     with cleared(tmp_path), cleared(home):
         yield tmp_path / "place"
 
@@ -174,11 +174,11 @@ def files_of(directory: Path) -> set[str]:
     return set(os.listdir(directory)) - {"lost+found"}
 
 
-# What is replayed.
+# Replayed journals.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_that_was_synced_before_the_snapshot_is_there(home: Path, place: Path, kind: str) -> None:
+def test_a_file_synced_before_the_snapshot_appears(home: Path, place: Path, kind: str) -> None:
     (row,) = attached(home, kind, place)
     assert (row["state"], row["remark"]) == ("mounted", "")
     assert (place / "data" / "synced").read_text() == SYNCED
@@ -187,7 +187,7 @@ def test_a_file_that_was_synced_before_the_snapshot_is_there(home: Path, place: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_bare_image_is_shown_when_it_is_wanted(home: Path, place: Path, kind: str) -> None:
+def test_the_bare_image_is_shown_on_request(home: Path, place: Path, kind: str) -> None:
     (row,) = attached(home, kind, "--no-replay", place)
     assert row["state"] == "mounted"
     assert row["remark"] == f"the bare image: its journal was not replayed, as requested, so {BARE}"
@@ -195,7 +195,7 @@ def test_the_bare_image_is_shown_when_it_is_wanted(home: Path, place: Path, kind
     detached(home, place)
 
 
-def test_people_read_why_files_can_be_missing(home: Path, place: Path) -> None:
+def test_the_output_explains_why_files_may_be_missing(home: Path, place: Path) -> None:
     done = backyfs("-c", config_of(home), "attach", "--no-replay", "ext4@latest", place)
     assert f"\nThe image: the bare image: its journal was not replayed, as requested, so {BARE}.\n" in done.stdout
     detached(home, place)
@@ -210,7 +210,7 @@ def test_a_journal_in_another_partition_is_replayed(home: Path, place: Path, kin
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
-def test_a_journal_in_another_partition_is_left_alone_when_the_bare_image_is_wanted(
+def test_a_journal_in_another_partition_is_left_alone_for_the_bare_image(
     home: Path, place: Path, kind: str
 ) -> None:
     row, _ = attached(home, f"{kind}-elsewhere", "--no-replay", place)
@@ -219,10 +219,10 @@ def test_a_journal_in_another_partition_is_left_alone_when_the_bare_image_is_wan
     detached(home, place)
 
 
-# What is thrown away.
+# Discarded writes.
 
 
-def test_nothing_of_it_is_kept(home: Path, place: Path, tmp_path: Path) -> None:
+def test_no_write_is_kept(home: Path, place: Path, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -240,7 +240,7 @@ def test_nothing_of_it_is_kept(home: Path, place: Path, tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
-def test_readers_of_the_image_see_it_as_it_was_backed_up(home: Path, place: Path) -> None:
+def test_readers_of_the_image_see_the_original_bytes(home: Path, place: Path) -> None:
     (row,) = attached(home, "ext4", place)
     image = Path(str(row["image"]))
     assert image.read_bytes() == (home / "ext4").read_bytes()
@@ -250,7 +250,7 @@ def test_readers_of_the_image_see_it_as_it_was_backed_up(home: Path, place: Path
     detached(home, place)
 
 
-def test_after_the_mount_was_killed_nothing_is_left(home: Path, place: Path) -> None:
+def test_nothing_is_left_after_the_mount_was_killed(home: Path, place: Path) -> None:
     attached(home, "xfs", place)
     at = place / ".backyfs" / "mount"
     pid = process_of(at)
@@ -271,7 +271,7 @@ def test_an_attachment_whose_mount_was_killed_is_replaced(home: Path, place: Pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_version_is_attached_several_times_at_once(home: Path, place: Path, kind: str) -> None:
+def test_a_version_can_be_attached_several_times_at_once(home: Path, place: Path, kind: str) -> None:
     others = [place.with_name(name) for name in ("second", "third")]
     for each in (place, *others):
         attached(home, kind, each)
@@ -282,7 +282,7 @@ def test_a_version_is_attached_several_times_at_once(home: Path, place: Path, ki
     detached(home, place)
 
 
-# What cannot be replayed.
+# Journals that cannot be replayed.
 
 
 def test_a_damaged_journal_is_an_error_and_the_bare_image_is_shown(home: Path, place: Path) -> None:
@@ -298,7 +298,7 @@ def test_a_damaged_journal_is_an_error_and_the_bare_image_is_shown(home: Path, p
     detached(home, place)
 
 
-def test_the_commands_that_are_shown_repair_it(home: Path, place: Path, tmp_path: Path) -> None:
+def test_the_printed_commands_repair_the_file_system(home: Path, place: Path, tmp_path: Path) -> None:
     (row,) = json.loads(attach(home, "damaged", place).stdout)
     detached(home, place)
     (tmp_path / "at").mkdir()
@@ -317,7 +317,7 @@ def test_the_commands_that_are_shown_repair_it(home: Path, place: Path, tmp_path
     assert left_of(home) == []
 
 
-def test_one_damaged_journal_does_not_keep_the_others_from_being_replayed(home: Path, place: Path) -> None:
+def test_a_damaged_journal_does_not_prevent_the_replay_of_others(home: Path, place: Path) -> None:
     done = attach(home, "two", place)
     assert done.returncode == MOUNT_ERROR
     assert "the journal of partition 1 could not be replayed" in done.stderr
@@ -327,7 +327,7 @@ def test_one_damaged_journal_does_not_keep_the_others_from_being_replayed(home: 
     detached(home, place)
 
 
-def test_a_disk_without_room_for_what_a_journal_writes_is_named(home: Path, place: Path, tmp_path: Path) -> None:
+def test_a_lack_of_room_for_the_writes_of_a_journal_is_reported(home: Path, place: Path, tmp_path: Path) -> None:
     scratch = tmp_path / "full"
     with by_hand("none", scratch, "-t", "tmpfs", "-o", "size=16k"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(scratch))
@@ -339,7 +339,7 @@ def test_a_disk_without_room_for_what_a_journal_writes_is_named(home: Path, plac
     detached(home, place)
 
 
-def test_a_missing_directory_for_temporary_files_is_named(home: Path, place: Path, tmp_path: Path) -> None:
+def test_a_missing_directory_for_temporary_files_is_reported(home: Path, place: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(tmp_path / "missing"))
         done = attach(home, "ext4", place)
@@ -373,17 +373,17 @@ def test_a_journal_that_linux_does_not_replay_is_an_error(home: Path, place: Pat
     detached(home, place)
 
 
-def test_a_log_that_is_not_in_the_version_is_named(home: Path, place: Path) -> None:
+def test_a_log_that_is_not_in_the_version_is_reported(home: Path, place: Path) -> None:
     done = attach(home, "xfs-alone", place)
     assert done.returncode == MOUNT_ERROR
     assert "data: its log is on a device that this version does not contain" in done.stderr
     assert not place.exists()
 
 
-# Mounts that are there.
+# Existing mounts.
 
 
-def test_a_mount_of_the_repository_is_not_used_where_a_journal_has_to_be_replayed(home: Path, place: Path) -> None:
+def test_an_existing_mount_is_not_used_if_a_journal_must_be_replayed(home: Path, place: Path) -> None:
     with mounting(config_of(home), place.with_name("mount")) as at:
         (row,) = attached(home, "ext4", place)
         assert str(row["image"]).startswith(f"{place}/.backyfs/mount/")
@@ -394,7 +394,7 @@ def test_a_mount_of_the_repository_is_not_used_where_a_journal_has_to_be_replaye
         assert mount_at(str(at)) is not None
 
 
-def test_a_mount_of_the_repository_is_used_for_the_bare_image(home: Path, place: Path) -> None:
+def test_an_existing_mount_is_used_for_the_bare_image(home: Path, place: Path) -> None:
     with mounting(config_of(home), place.with_name("mount")) as at:
         (row,) = attached(home, "ext4", "--no-replay", place)
         assert str(row["image"]).startswith(f"{at}/by_version_uid/")

@@ -1,4 +1,4 @@
-"""What signals do to a mount: INT and TERM unmount it, HUP and QUIT where there is a terminal, others nothing."""
+"""Signals to a mount: INT and TERM unmount it, HUP and QUIT only if it has a terminal, and others do nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LATEST = "by_name/disk/latest/data"
 SIZE = 8 * BLOCK
 READ_PARENT = "read _ _ _ parent _ </proc/$BACKYFS_PID/stat"
 HELPER = str(Path(BACKYFS).with_name("mount.backyfs"))
-# Each ends a process by default, says signal(7), and none says that the process is broken.
+# By default, each ends a process, according to signal(7), but none means that the process is broken.
 SURVIVED = [
     signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR,
     signal.SIGSTKFLT, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGXCPU, signal.SIGRTMIN, signal.SIGRTMAX,
@@ -70,13 +70,13 @@ def is_mounted(target: Path) -> bool:
 
 
 def answers(target: Path) -> bool:
-    """Tell whether the mount reads an image, which it has to ask its threads for."""
+    """Return whether the mount can read an image, for which it needs its threads."""
     with (target / LATEST).open("rb", buffering=0) as file:
         return os.pread(file.fileno(), 4, BLOCK) == b"xxxx"
 
 
 def is_caught(pid: int, number: int) -> bool:
-    """Tell whether a process has a handler for a signal, or ignores it: proc(5)."""
+    """Return whether a process has a handler for a signal or ignores it; see proc(5)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigIgn:", "SigCgt:"))]
     return any(mask >> (number - 1) & 1 for mask in masks)
@@ -84,7 +84,7 @@ def is_caught(pid: int, number: int) -> bool:
 
 @contextmanager
 def in_background(config_file: Path, target: Path, *, by: str = BACKYFS) -> Iterator[int]:
-    """Mount in the background and give the process; it has ended at the end."""
+    """Mount in the background; yield the process, and end it afterwards."""
     words = ["-c", str(config_file), "mount", str(target)] if by == BACKYFS else [str(config_file), str(target)]
     done = subprocess.run([by, *words], check=False, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
@@ -102,8 +102,8 @@ def in_background(config_file: Path, target: Path, *, by: str = BACKYFS) -> Iter
 def in_foreground(
     config_file: Path, target: Path, *options: str, ignored: tuple[signal.Signals, ...] = ()
 ) -> Iterator[subprocess.Popen[str]]:
-    """Mount in the foreground, started with some signals ignored, from when it says that it is ready."""
-    # A test that runs in the background of a shell has inherited some as ignored.
+    """Mount in the foreground, started with some signals ignored, and wait until it says that it is ready."""
+    # A test run in the background of a shell inherits some signals as ignored.
     signals = ["--default-signal", *(f"--ignore-signal={number.name.removeprefix('SIG')}" for number in ignored)]
     arguments = [BACKYFS, "-c", str(config_file), "mount", "-f", *options, str(target)]
     with subprocess.Popen(["env", *signals, *arguments], stderr=subprocess.PIPE, text=True) as process:
@@ -197,7 +197,7 @@ def test_a_mount_in_the_foreground_survives(config_file: Path, target: Path, num
 
 
 @pytest.mark.parametrize("number", OF_A_TERMINAL)
-def test_a_signal_that_nohup_has_set_to_be_ignored_stays_ignored(
+def test_a_signal_ignored_by_nohup_remains_ignored(
     config_file: Path, target: Path, number: signal.Signals
 ) -> None:
     with in_foreground(config_file, target, ignored=(number,)) as process:
@@ -206,7 +206,7 @@ def test_a_signal_that_nohup_has_set_to_be_ignored_stays_ignored(
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_what_unmounts_does_so_even_if_it_was_set_to_be_ignored(
+def test_int_and_term_unmount_even_if_they_were_ignored(
     config_file: Path, target: Path, number: signal.Signals
 ) -> None:
     with in_foreground(config_file, target, ignored=(number,)) as process:
@@ -216,7 +216,7 @@ def test_what_unmounts_does_so_even_if_it_was_set_to_be_ignored(
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_what_unmounts_does_so_even_if_the_starter_had_blocked_it(
+def test_int_and_term_unmount_even_if_the_parent_had_blocked_them(
     config_file: Path, target: Path, number: signal.Signals
 ) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
@@ -240,10 +240,10 @@ def test_a_mount_outlives_the_reader_of_its_messages(config_file: Path, target: 
         assert not is_mounted(target)
 
 
-# While it starts.
+# During the start.
 
 
-def test_a_starter_that_is_interrupted_leaves_no_mount(config_file: Path, target: Path) -> None:
+def test_an_interrupted_command_leaves_no_mount(config_file: Path, target: Path) -> None:
     with config_file.open("a") as config:
         config.write(f"\n[hooks]\nbefore_mount: {READ_PARENT}; kill -INT $parent; sleep 60\n")
     done = mount(config_file, target)
@@ -252,7 +252,7 @@ def test_a_starter_that_is_interrupted_leaves_no_mount(config_file: Path, target
     wait_until(lambda: no_job_is_left(config_file))
 
 
-def test_a_starter_that_is_killed_leaves_no_mount(config_file: Path, target: Path) -> None:
+def test_a_killed_command_leaves_no_mount(config_file: Path, target: Path) -> None:
     with config_file.open("a") as config:
         config.write(f"\n[hooks]\nbefore_mount: {READ_PARENT}; kill -KILL $parent\n")
     assert mount(config_file, target).returncode == -signal.SIGKILL
@@ -260,7 +260,7 @@ def test_a_starter_that_is_killed_leaves_no_mount(config_file: Path, target: Pat
     assert not is_mounted(target)
 
 
-def test_a_mount_that_is_killed_before_it_is_ready_is_an_error(config_file: Path, target: Path) -> None:
+def test_a_mount_killed_before_it_is_ready_is_an_error(config_file: Path, target: Path) -> None:
     with config_file.open("a") as config:
         config.write("\n[hooks]\nbefore_mount: kill -KILL $BACKYFS_PID\n")
     done = mount(config_file, target)

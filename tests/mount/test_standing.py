@@ -1,4 +1,4 @@
-"""What stands on a mount: `backyfs umount` takes it away, whoever made it; and clearing what was left by a kill."""
+"""Devices and mounts stacked on a mount: `backyfs umount` removes them all, and leftovers of a kill are cleared."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DISK = "by_name/disk/latest"
 
 @pytest.fixture(scope="module")
 def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory with a repository that has a disk with one partition, in which there is an image, too."""
+    """Make a directory with a repository that has a disk with one partition, which contains another image."""
     home = tmp_path_factory.mktemp("standing")
     files = home / "files"
     files.mkdir()
@@ -48,7 +48,7 @@ def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def at(home: Path, tmp_path: Path) -> Iterator[Path]:
-    """A mount of the repository; what is left of it is taken away."""
+    """Mount the repository; leftovers are removed at the end."""
     at = tmp_path / "mount"
     at.mkdir()
     with cleared(tmp_path), cleared(home):
@@ -73,7 +73,7 @@ def kill(at: Path) -> None:
 
 @contextmanager
 def stopped(at: Path) -> Iterator[int]:
-    """Have the process of a mount stopped, so that it does not answer."""
+    """Stop the process of a mount, so it does not answer."""
     pid = process_of(at)
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -82,7 +82,7 @@ def stopped(at: Path) -> Iterator[int]:
         os.kill(pid, signal.SIGCONT)
 
 
-# What is unmounted with a mount.
+# Unmounting everything on a mount.
 
 
 def test_a_file_system_on_a_loop_device_is_unmounted_with_the_mount(home: Path, at: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_file_system_on_a_loop_device_is_unmounted_with_the_mount(home: Path, 
     assert left_of(home) == []
 
 
-def test_a_loop_device_alone_is_detached(home: Path, at: Path) -> None:
+def test_a_loop_device_without_a_mount_is_detached(home: Path, at: Path) -> None:
     device = set_up(at / DISK / "data")
     done = backyfs("umount", at)
     assert done.returncode == 0
@@ -104,7 +104,7 @@ def test_a_loop_device_alone_is_detached(home: Path, at: Path) -> None:
     assert find_loop(device) is None
 
 
-def test_partition_nodes_are_taken_away_with_their_device(home: Path, at: Path) -> None:
+def test_partition_nodes_are_removed_with_their_device(home: Path, at: Path) -> None:
     device = set_up(at / DISK / "data")
     subprocess.run(["partx", "--add", device], check=True)
     loop = find_loop(device)
@@ -131,14 +131,14 @@ def test_images_in_images_are_unmounted_from_the_top_down(home: Path, at: Path) 
     assert left_of(home) == left_of(at.parent) == []
 
 
-def test_what_stands_elsewhere_stays(home: Path, at: Path) -> None:
+def test_devices_and_mounts_elsewhere_are_kept(home: Path, at: Path) -> None:
     files = at.with_name("files")
     with by_hand(home / "first", files, "-o", "loop,ro,noload"):
         assert backyfs("umount", at).returncode == 0
         assert os.path.ismount(files)
 
 
-def test_who_uses_a_file_system_on_the_mount_is_named(home: Path, at: Path) -> None:
+def test_processes_using_a_file_system_on_the_mount_are_named(home: Path, at: Path) -> None:
     files = at.with_name("files")
     with by_hand(at / DISK / "partitions" / "1", files, "-o", "loop,ro,noload"):
         with (files / "hello").open("rb") as file:
@@ -151,8 +151,8 @@ def test_who_uses_a_file_system_on_the_mount_is_named(home: Path, at: Path) -> N
 
 
 @contextmanager
-def file_on_its_way(path: Path) -> Iterator[socket.socket]:
-    """Keep a file open that no process has: it is on its way through a socket, until that is closed."""
+def file_in_transit(path: Path) -> Iterator[socket.socket]:
+    """Keep a file open without any process: it is in transit through a socket until the socket is closed."""
     sender, receiver = socket.socketpair()
     with sender, receiver, path.open("rb") as file:
         socket.send_fds(sender, [b"x"], [file.fileno()])
@@ -160,8 +160,8 @@ def file_on_its_way(path: Path) -> Iterator[socket.socket]:
         yield receiver
 
 
-def test_a_mount_that_is_busy_for_a_moment_only_is_waited_for(at: Path) -> None:
-    with file_on_its_way(at / DISK / "data") as receiver:
+def test_umount_waits_for_a_mount_that_is_busy_for_a_moment(at: Path) -> None:
+    with file_in_transit(at / DISK / "data") as receiver:
         closes = threading.Timer(0.5, receiver.close)
         closes.start()
         unmount(str(at))
@@ -169,14 +169,14 @@ def test_a_mount_that_is_busy_for_a_moment_only_is_waited_for(at: Path) -> None:
     assert mount_at(str(at)) is None
 
 
-def test_a_mount_that_stays_busy_is_told_with_a_way_to_see_who_uses_it(at: Path) -> None:
-    with file_on_its_way(at / DISK / "data"):
+def test_a_mount_that_remains_busy_is_reported_with_a_way_to_find_its_users(at: Path) -> None:
+    with file_in_transit(at / DISK / "data"):
         with pytest.raises(MountError, match=f"{at} is still mounted: it is busy; `fuser -vm {at}` lists its users"):
             unmount(str(at))
         assert mount_at(str(at)) is not None
 
 
-def test_a_user_is_told_what_root_has_to_do(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_user_says_what_root_must_do(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = set_up(at / DISK / "data")
     with monkeypatch.context() as patched:
         patched.setattr(os, "geteuid", lambda: 1000)
@@ -188,7 +188,7 @@ def test_a_user_is_told_what_root_has_to_do(at: Path, monkeypatch: pytest.Monkey
     unmount(str(at))
 
 
-def test_a_mount_that_is_copied_to_another_namespace_is_named(home: Path, at: Path) -> None:
+def test_a_mount_copied_to_another_namespace_is_reported(home: Path, at: Path) -> None:
     device = set_up(at / DISK / "partitions" / "1")
     files = at.with_name("files")
     with by_hand(device, files, "-o", "ro,noload"):
@@ -208,11 +208,11 @@ def test_a_mount_that_is_copied_to_another_namespace_is_named(home: Path, at: Pa
     assert left_of(home) == []
 
 
-# Mounts that are dead or silent.
+# Dead or silent mounts.
 
 
 @pytest.mark.parametrize("how", ["umount", "mount"])
-def test_a_dead_mount_is_cleared_with_what_stands_on_it(home: Path, at: Path, how: str) -> None:
+def test_a_dead_mount_is_cleared_with_everything_on_it(home: Path, at: Path, how: str) -> None:
     files = at.with_name("files")
     with by_hand(at / DISK / "partitions" / "1", files, "-o", "loop,ro,noload"):
         kill(at)
@@ -236,20 +236,20 @@ def test_a_dead_mount_is_cleared_even_if_it_is_in_use(at: Path) -> None:
             user.kill()
 
 
-def test_what_is_clear_is_left_alone(at: Path) -> None:
+def test_a_directory_without_a_dead_mount_is_left_alone(at: Path) -> None:
     kill(at)
     assert clear_dangling(str(at))
     assert not clear_dangling(str(at))
 
 
-def test_a_mount_that_lives_is_not_cleared(at: Path) -> None:
+def test_a_live_mount_is_not_cleared(at: Path) -> None:
     assert not clear_dangling(str(at))
     with pytest.raises(MountError, match="is already mounted"):
         check_mountpoint(str(at), ())
     assert ask(str(at)).pid == process_of(at)
 
 
-def test_a_mount_says_who_it_is(home: Path, at: Path) -> None:
+def test_a_mount_identifies_itself(home: Path, at: Path) -> None:
     answer = ask(str(at), "by_name/disk/latest/partitions")
     assert answer.state is State.ANSWERS
     assert answer.has_directory
@@ -264,8 +264,8 @@ def test_a_mount_that_does_not_answer_can_be_unmounted(at: Path) -> None:
     assert mount_at(str(at)) is None
 
 
-def test_a_silent_mount_that_is_in_use_is_told_with_the_way_out(at: Path) -> None:
-    # Not a file that is open in this process: a fork closes it, and waits for the mount.
+def test_a_silent_mount_in_use_is_reported_with_a_remedy(at: Path) -> None:
+    # Not a file open in this process, because a fork would close it and wait for the mount.
     with subprocess.Popen(["sleep", "60"], cwd=at) as user:
         try:
             with stopped(at), pytest.raises(MountError) as caught:
@@ -281,15 +281,15 @@ def test_a_silent_mount_that_is_in_use_is_told_with_the_way_out(at: Path) -> Non
     )
 
 
-def test_the_connection_a_silent_mount_has_is_the_one_that_is_named(at: Path) -> None:
+def test_the_connection_of_a_silent_mount_exists_under_the_printed_number(at: Path) -> None:
     present = mount_at(str(at))
     assert present is not None
-    # It is not mounted everywhere; here it is, in a mount namespace of its own.
+    # Not every host mounts it, so mount it in a separate mount namespace.
     script = 'cd /sys/fs/fuse/connections && mount -t fusectl none . 2>/dev/null; test -d "$PWD/$1"'
     subprocess.run(["unshare", "--mount", "sh", "-c", script, "sh", present.device.partition(":")[2]], check=True)
 
 
-# What stands on what, without a kernel.
+# Stacks, without a kernel.
 
 
 def a_mount(number: int, parent: int, mountpoint: str, source: str = "none", device: str | None = None) -> Mount:
@@ -315,7 +315,7 @@ def a_loop(number: int, backing_file: str) -> Loop:
     )
 
 
-def test_what_stands_on_a_mount_comes_from_the_top_down() -> None:
+def test_the_stack_on_a_mount_is_listed_from_the_top_down() -> None:
     root = a_mount(1, 0, "/")
     below = a_mount(2, 1, "/b", "backyfs")
     files = a_mount(3, 1, "/files", "/dev/loop1", "7:1")
@@ -335,7 +335,7 @@ def test_two_mounts_of_a_device_are_both_found() -> None:
     assert stacked_on(below, [below, first, second], [loop]) == [second, first, loop]
 
 
-def test_a_device_that_is_held_is_not_detached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_device_in_use_is_not_detached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from backyfs.host import holders, stack
 
     dm = tmp_path / "dm-0"
@@ -368,7 +368,7 @@ def test_a_file_of_another_file_system_with_the_same_path_does_not_count(at: Pat
     assert backyfs("umount", at).returncode == 0
 
 
-def test_processes_are_named_by_what_they_do(tmp_path: Path) -> None:
+def test_processes_are_described_by_their_use(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 4096)
     program = f"""
 import mmap, os
@@ -388,12 +388,12 @@ input()
     assert users_of([str(tmp_path)]) == []
 
 
-def test_nobody_elsewhere_has_what_is_not_mounted() -> None:
+def test_an_unmounted_device_has_no_users_in_other_namespaces() -> None:
     assert users_in_other_namespaces({"7:9999"}) == []
 
 
 @pytest.mark.parametrize(("user", "stands_on_it"), [(0, True), (12_345, False)])
-def test_only_root_is_believed_that_a_fuse_mount_is_of_a_device(user: int, stands_on_it: bool) -> None:
+def test_a_fuse_mount_of_a_device_is_trusted_only_from_root(user: int, stands_on_it: bool) -> None:
     below, files = a_mount(1, 0, "/b"), a_mount(2, 9, "/1", "/dev/loop1")
     files = replace(files, file_system_type="fuse.ext4", user_id=user)
     loop = a_loop(1, "/b/x")

@@ -43,7 +43,7 @@ def cut(image: Path, path: Path, size: int) -> Path:
 
 @pytest.fixture(scope="module")
 def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory with a repository that has versions of images that were cut."""
+    """Make a directory with a repository that has versions of truncated images."""
     home = tmp_path_factory.mktemp("truncated")
     files = home / "files"
     files.mkdir()
@@ -63,7 +63,7 @@ def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def place(home: Path, tmp_path: Path) -> Iterator[Path]:
-    """A directory to attach in; what is left of it and of the repository is removed."""
+    """Return a directory to attach in; leftovers in it and in the repository are removed."""
     with cleared(tmp_path), cleared(home):
         yield tmp_path / "place"
 
@@ -108,7 +108,7 @@ def test_a_file_system_that_ends_before_its_partition_is_mounted_with_a_remark(h
 
 
 @pytest.mark.parametrize(("kind", "whole", "there"), [("ext4", 8, 5), ("xfs", 320, 200)])
-def test_a_file_system_without_partitions_that_was_cut_is_reported(
+def test_a_truncated_file_system_without_partitions_is_reported(
     home: Path, place: Path, kind: str, whole: int, there: int
 ) -> None:
     done = attach(home, kind, place)
@@ -120,7 +120,7 @@ def test_a_file_system_without_partitions_that_was_cut_is_reported(
     detached(home, place)
 
 
-def test_an_image_that_has_nothing_of_its_partitions_is_an_error(home: Path, place: Path) -> None:
+def test_an_image_without_any_data_of_its_partitions_is_an_error(home: Path, place: Path) -> None:
     done = attach(home, "nothing", place)
     assert done.returncode == MOUNT_ERROR
     outside = f"all of its {8 * MIB} bytes are past the end of the image, so it cannot be mounted"
@@ -129,7 +129,7 @@ def test_an_image_that_has_nothing_of_its_partitions_is_an_error(home: Path, pla
     assert left_of(home) == []
 
 
-def test_the_same_is_reported_through_a_mount_that_was_there(home: Path, place: Path) -> None:
+def test_the_same_is_reported_through_an_existing_mount(home: Path, place: Path) -> None:
     with mounting(home / "repository" / "backyfs.cfg", place.with_name("mount")):
         rows = json.loads(attach(home, "dos", place).stdout)
         assert [row["state"] for row in rows] == ["mounted", "truncated", "truncated", "truncated"]

@@ -1,4 +1,4 @@
-"""A mount by a user without privileges, through fusermount3. To be run by root, who can become such a user."""
+"""A mount by a user without privileges, through fusermount3. Needs root, to become such a user."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 NOBODY = 65534
 
-# In a mount namespace of its own /dev/fuse is one that users may open, as on most hosts; what is mounted there
-# and the processes of its pid namespace end with the shell. The user may read everything (dac_read_search),
-# because the interpreter and the directories of pytest may belong to root alone; otherwise it is nobody.
+# In a separate mount namespace, users may open /dev/fuse, as on most hosts. Its mounts, and the processes of its
+# pid namespace, end with the shell. The user is nobody, but may read everything (dac_read_search), because only
+# root may have access to the interpreter and the directories of pytest.
 AS_NOBODY = """
 mount -t tmpfs none /mnt
 mknod -m 666 /mnt/fuse c 10 229
@@ -34,7 +34,7 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups \
 
 @pytest.fixture
 def home(fuse: None, tmp_path: Path) -> Path:
-    """A directory of a user with a repository, the image in it, and a mountpoint."""
+    """Make a directory of a user with a repository, the image in it, and a mountpoint."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     for program in ("fusermount3", "unshare", "setpriv"):
@@ -57,7 +57,7 @@ def as_nobody(home: Path, script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_user_mounts_and_unmounts_what_is_his(home: Path) -> None:
+def test_a_user_can_mount_and_unmount_their_repository(home: Path) -> None:
     done = as_nobody(
         home,
         """
@@ -73,7 +73,7 @@ def test_a_user_mounts_and_unmounts_what_is_his(home: Path) -> None:
     assert done.returncode == 0
 
 
-def test_a_user_does_not_unmount_what_is_in_use(home: Path) -> None:
+def test_a_user_cannot_unmount_a_mount_in_use(home: Path) -> None:
     done = as_nobody(
         home,
         """
@@ -103,7 +103,7 @@ def test_a_user_may_ask_for_auto_unmount(home: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "backyfs: /mnt/mount is mounted\n")
 
 
-def test_a_user_may_not_let_others_in_unless_root_allows_it(home: Path) -> None:
+def test_a_user_cannot_give_others_access_unless_root_allows_it(home: Path) -> None:
     with open("/etc/fuse.conf", encoding="utf-8") as file:
         if "user_allow_other\n" in file.readlines():
             pytest.skip("this host allows it")
@@ -115,7 +115,7 @@ def test_a_user_may_not_let_others_in_unless_root_allows_it(home: Path) -> None:
     )
 
 
-def test_a_user_is_told_that_a_directory_is_not_his(home: Path) -> None:
+def test_a_directory_that_does_not_belong_to_the_user_is_refused(home: Path) -> None:
     os.chown(home / "mount", 0, 0)
     done = as_nobody(home, '"$1" -c "$2" mount mount')
     assert done.returncode == 10

@@ -1,4 +1,4 @@
-"""Images that can be written to: into a layer of their own, by file systems, partition tools and plain writes."""
+"""Writable images: file systems, partition tools and plain writes change only a separate layer."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write_at(file: Path, offset: int, data: bytes) -> None:
         os.close(descriptor)
 
 
-def test_what_is_written_is_read_back_and_the_version_stays(
+def test_written_bytes_are_read_back_and_the_version_does_not_change(
     config_file: Path, written: Path, tmp_path: Path, original: bytes
 ) -> None:
     expected = bytearray(original)
@@ -68,7 +68,7 @@ def test_what_is_written_is_read_back_and_the_version_stays(
     assert restored.read_bytes() == original
 
 
-def test_what_was_written_is_there_in_the_next_mount(
+def test_written_bytes_are_kept_for_the_next_mount(
     config_file: Path, written: Path, tmp_path: Path, original: bytes
 ) -> None:
     for text in (b"one", b"two"):
@@ -81,7 +81,7 @@ def test_what_was_written_is_there_in_the_next_mount(
     assert content == expected
 
 
-def test_what_is_written_is_gone_after_discard(
+def test_written_bytes_are_gone_after_discard(
     config_file: Path, written: Path, tmp_path: Path, original: bytes
 ) -> None:
     with mounting(config_file, tmp_path / "mount", "--writable", str(written)) as at:
@@ -94,7 +94,7 @@ def test_what_is_written_is_gone_after_discard(
         assert (at / DATA).read_bytes() == original
 
 
-def test_what_was_synced_outlives_a_kill(config_file: Path, written: Path, tmp_path: Path, original: bytes) -> None:
+def test_synced_bytes_survive_a_kill(config_file: Path, written: Path, tmp_path: Path, original: bytes) -> None:
     at = tmp_path / "mount"
     at.mkdir()
     try:
@@ -148,7 +148,7 @@ def mounted_inside(loop_devices: None, tmp_path: Path) -> Iterator[Path]:
     clear(directory)
 
 
-def test_a_file_system_is_mounted_writable_and_its_files_are_there_the_next_time(
+def test_files_written_to_a_mounted_file_system_are_kept_for_the_next_mount(
     config_file: Path, written: Path, tmp_path: Path, mounted_inside: Path
 ) -> None:
     with mounting(config_file, tmp_path / "mount", "--writable", str(written)) as at:
@@ -166,7 +166,7 @@ def test_a_file_system_is_mounted_writable_and_its_files_are_there_the_next_time
             run_tool("umount", str(mounted_inside))
 
 
-def test_partitions_that_are_made_in_an_image_appear_and_can_be_written(
+def test_partitions_created_in_an_image_appear_and_can_be_written(
     config_file: Path, written: Path, tmp_path: Path
 ) -> None:
     with mounting(config_file, tmp_path / "mount", "--writable", str(written)) as at:
@@ -191,7 +191,7 @@ def test_a_directory_that_overlaps_mountpoint_or_repository_is_refused(config_fi
         assert not directory.exists()
 
 
-def test_a_directory_that_another_mount_uses_is_refused(config_file: Path, written: Path, tmp_path: Path) -> None:
+def test_a_directory_in_use_by_another_mount_is_refused(config_file: Path, written: Path, tmp_path: Path) -> None:
     with mounting(config_file, tmp_path / "mount", "--writable", str(written)):
         second = tmp_path / "second"
         second.mkdir()
@@ -206,7 +206,7 @@ def test_discard_without_a_directory_is_refused(config_file: Path, tmp_path: Pat
     assert "--writable" in done.stderr
 
 
-def test_a_full_disk_is_told_to_the_writer(config_file: Path, tmp_path: Path, loop_devices: None) -> None:
+def test_a_full_disk_is_an_error_for_the_writer(config_file: Path, tmp_path: Path, loop_devices: None) -> None:
     small = tmp_path / "small"
     small.mkdir()
     run_tool("mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small))
