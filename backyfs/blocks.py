@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from blake3 import blake3
 
-from backyfs.errors import IntegrityError, ObjectMissingError, ObjectUnreadableError
+from backyfs.errors import DAMAGE, IntegrityError
 from backyfs.model import BlobUid, SavedBlob
 from backyfs.sealing import DATA_KEY_BYTES, encryption_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from backyfs.keys import Keyring
     from backyfs.model import Blob, Buffer
@@ -155,7 +155,7 @@ def load_block(store: BlockStore, blob: Blob) -> bytes:
 def _load(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
     try:
         return _reloaded(store, blob, partial(_load_object, store, blob, trusts_tag=trusts_tag))
-    except (ObjectMissingError, ObjectUnreadableError, IntegrityError):
+    except DAMAGE:
         moved = store.find_moved(blob)
         if moved is None:
             raise
@@ -178,13 +178,25 @@ def _load_object(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
         if not scheme.uses_data_key:
             _require_fingerprint(blob)
         stored = store.storage.get(blob.uid)
-        data_key = store.keyring.unwrap(blob.wrapped_key) if scheme.uses_data_key else b""
-        block = scheme.open(stored, data_key, blob.size)
-        if not (trusts_tag and scheme.uses_data_key):
-            _check_fingerprint(store, blob, block)
+        try:
+            return _open(store, blob, scheme, stored, trusts_tag=trusts_tag)
+        except IntegrityError:
+            if store.storage.traits.requests is None:
+                raise
+        # What a network or a proxy has changed on the way is no damage.
+        return _open(store, blob, scheme, store.storage.get(blob.uid), trusts_tag=trusts_tag)
     except IntegrityError as error:
         error.subject = f"blob {blob.uid}"
         raise
+
+
+def _open(
+    store: BlockStore, blob: Blob, scheme: EncryptionVersion, stored: Buffer, *, trusts_tag: bool
+) -> bytes:
+    data_key = store.keyring.unwrap(blob.wrapped_key) if scheme.uses_data_key else b""
+    block = scheme.open(stored, data_key, blob.size)
+    if not (trusts_tag and scheme.uses_data_key):
+        _check_fingerprint(store, blob, block)
     return block
 
 
@@ -230,7 +242,7 @@ class PieceLoader:
             return [_load(self._store, blob, trusts_tag=True)]
         try:
             return _reloaded(self._store, blob, partial(self._load_segments, blob, seekable, pieces))
-        except (ObjectMissingError, ObjectUnreadableError, IntegrityError):
+        except DAMAGE:
             moved = self._store.find_moved(blob)
             if moved is None:
                 raise
@@ -241,32 +253,82 @@ class PieceLoader:
 
     def _load_segments(self, blob: Blob, seekable: Seekable, pieces: range) -> list[bytes]:
         try:
-            data_key = self._store.keyring.unwrap(blob.wrapped_key)
-            if len(pieces) * seekable.segment_bytes >= blob.size:
-                whole = memoryview(self._store.storage.get(blob.uid))
-                return seekable.open_range(lambda at, length: whole[at : at + length], data_key, blob.size, pieces)
-            read_at = partial(self._read_at, blob, seekable.table_bytes(blob.size))
-            return seekable.open_range(read_at, data_key, blob.size, pieces)
+            try:
+                return self._open_segments(blob, seekable, pieces)
+            except IntegrityError:
+                self._forget_table(blob)
+                if self._store.storage.traits.requests is None:
+                    raise
+            return self._open_segments(blob, seekable, pieces)  # as in `_load_object`
         except IntegrityError as error:
-            with self._lock:
-                self._tables.pop(blob.uid, None)
+            self._forget_table(blob)
             error.subject = f"blob {blob.uid}"
             raise
 
-    def _read_at(self, blob: Blob, table_bytes: int, offset: int, length: int) -> Buffer:
-        if offset >= table_bytes:
-            return self._store.storage.get_range(blob.uid, offset, length)
+    def _open_segments(self, blob: Blob, seekable: Seekable, pieces: range) -> list[bytes]:
+        data_key = self._store.keyring.unwrap(blob.wrapped_key)
+        return seekable.open_range(self._reader(blob, seekable, pieces), data_key, blob.size, pieces)
+
+    def _reader(self, blob: Blob, seekable: Seekable, pieces: range) -> Callable[[int, int], Buffer]:
+        """Return a function that reads bytes of the object, having read what the pieces probably need."""
+        storage = self._store.storage
+        if len(pieces) * seekable.segment_bytes >= blob.size:
+            return _Bytes({0: storage.get(blob.uid)}, storage, blob.uid).read_at
+        table_bytes = seekable.table_bytes(blob.size)
+        table = self._table(blob)
+        if table is None and storage.traits.requests is not None and blob.stored_size is not None:
+            return self._guess(blob, blob.stored_size, seekable, pieces)
+        if table is None:
+            table = storage.get_range(blob.uid, 0, table_bytes)
+            self._keep_table(blob, table)
+        return _Bytes({0: table}, storage, blob.uid).read_at
+
+    def _guess(
+        self, blob: Blob, stored_size: int, seekable: Seekable, pieces: range
+    ) -> Callable[[int, int], Buffer]:
+        """Read the table and, in the same round trip, the bytes where the pieces probably are."""
+        storage = self._store.storage
+        table_bytes = seekable.table_bytes(blob.size)
+        likely = seekable.likely_bytes(blob.size, stored_size, pieces)
+        if likely.start == table_bytes:
+            found = {0: storage.get_range(blob.uid, 0, likely.stop)}
+        else:
+            table, segments = storage.get_ranges(blob.uid, [range(table_bytes), likely])
+            found = {0: table, likely.start: segments}
+        self._keep_table(blob, found[0][:table_bytes])
+        return _Bytes(found, storage, blob.uid).read_at
+
+    def _table(self, blob: Blob) -> Buffer | None:
         with self._lock:
             table = self._tables.get(blob.uid)
             if table is not None:
                 self._tables.move_to_end(blob.uid)
-                return table
-        table = self._store.storage.get_range(blob.uid, offset, length)
+            return table
+
+    def _keep_table(self, blob: Blob, table: Buffer) -> None:
         with self._lock:
             self._tables[blob.uid] = table
             if len(self._tables) > _TABLES:
                 self._tables.popitem(last=False)
-        return table
+
+    def _forget_table(self, blob: Blob) -> None:
+        with self._lock:
+            self._tables.pop(blob.uid, None)
+
+
+class _Bytes:
+    """Some bytes of an object by their offsets; others are read when they are needed."""
+
+    def __init__(self, known: Mapping[int, Buffer], storage: Storage, uid: BlobUid) -> None:
+        self._known = known
+        self._storage = storage
+        self._uid = uid
+
+    def read_at(self, offset: int, length: int) -> Buffer:
+        for start, content in self._known.items():
+            if start <= offset and offset + length <= start + len(content):
+                return memoryview(content)[offset - start : offset - start + length]
+        return self._storage.get_range(self._uid, offset, length)
 
 
 def _require_fingerprint(blob: Blob) -> None:

@@ -261,6 +261,10 @@ class IntegrityError(BackyfsError):
     exit_status = 20
 
 
+# They concern one object. Every other StorageError means that the storage does not work, and nothing is damaged.
+DAMAGE = (IntegrityError, ObjectMissingError, ObjectUnreadableError)
+
+
 class OddValueError(IntegrityError):
     """A row of the database has an impossible value, which this program did not write."""
 

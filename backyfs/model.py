@@ -137,6 +137,7 @@ class Blob:
     size: int                  # plain bytes
     encryption_version: int
     wrapped_key: bytes | None  # data key, wrapped by the repository key; None if the version uses none
+    stored_size: int | None = None  # bytes of the object; None if an adopted database had none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from backyfs.model import Blob, Version
     from backyfs.repository import Repository
 
-_RUN_BYTES = 4 << 20  # the size of a run of smaller blocks
-_RUN_BLOCKS = 256     # the most blocks in a run
 GAP_BYTES = 64 << 20  # the size of a gap for tasks that have work to do in gaps
 
 
@@ -81,13 +79,18 @@ class ImageRun:
 class ImageRuns:
     """Cuts a version into runs. Owned by the thread that owns the database."""
 
-    def __init__(self, repository: Repository, version: Version, *, gap_bytes: int | None) -> None:
-        """Cut gaps after `gap_bytes`. None: gaps cost nothing, and can be as long as a page."""
+    def __init__(
+        self, repository: Repository, version: Version, *, blocks_at_once: int, gap_bytes: int | None
+    ) -> None:
+        """Cut a version after this many blocks, and gaps after `gap_bytes`.
+
+        None: gaps cost nothing, and can be as long as a page.
+        """
         self._database = repository.database
         self._version = version
         self._block_size = repository.block_size
         self.blocks = block_count(version.size_bytes, repository.block_size)
-        self._blocks_at_once = max(1, min(_RUN_BLOCKS, _RUN_BYTES // repository.block_size))
+        self._blocks_at_once = blocks_at_once
         self._gap_blocks = PAGE_ENTRIES if gap_bytes is None else max(1, gap_bytes // repository.block_size)
 
     def within(self, wanted: range) -> Iterator[ImageRun]:

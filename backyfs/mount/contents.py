@@ -45,7 +45,7 @@ class Contents:
         cls, repository: Repository, job: Job, settings: Settings, overlays: OverlayDirectory | Scratch | None = None
     ) -> Self:
         """Show a repository. With `overlays`, images can be written to."""
-        pools = make_pools(settings)
+        pools = make_pools(settings, repository.width.workers)
         pages = PageCache()
 
         def find_moved(blob: Blob) -> Blob | None:  # called in threads that load
@@ -57,7 +57,9 @@ class Contents:
         loader = PieceLoader(replace(repository.blocks, find_moved=find_moved))
         cache = PieceCache(loader.load, settings.cache_bytes, wanted=pools.wanted, ahead=pools.ahead)
         readers = Readers(repository, job, cache=cache, pages=pages, questions=pools.questions)
-        ahead = block_count(settings.read_ahead_limit_bytes, repository.block_size)
+        ahead = block_count(
+            settings.read_ahead_limit_bytes(repository.blocks.storage.round_trip_s), repository.block_size
+        )
         images = Images(readers, overlays, pools.layers, read_ahead_blocks=ahead)
         damage = DamageLog(DamageMarker(repository, job))
         return cls(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -33,10 +32,10 @@ class Pools:
         return sum(pool.timeouts for pool in (self.wanted, self.ahead, self.questions, self.layers))
 
 
-def make_pools(settings: Settings) -> Pools:
-    """Make the pools of a mount."""
+def make_pools(settings: Settings, workers: int) -> Pools:
+    """Make the pools of a mount, with this many threads that load blocks unless the settings say otherwise."""
     # One more than there are processors: several concurrent readers get 10 % more, and a single one gets no less.
-    workers = settings.workers or len(os.sched_getaffinity(0)) + 1
+    workers = settings.workers or workers
     pool = partial(Pool, patience_s=settings.patience_s)
     return Pools(
         wanted=pool("the storage", StorageError, threads=workers),

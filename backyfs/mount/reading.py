@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from backyfs.blocks import piece_bytes
-from backyfs.errors import BackyfsError, IntegrityError, ObjectMissingError, ObjectUnreadableError
+from backyfs.errors import DAMAGE, BackyfsError
 from backyfs.geometry import block_slices, pieces_covering, within_piece
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class UnreadableBlockError(BackyfsError):
         self.uid = uid
         self.index = index
         self.blob_id = blob_id  # None: not known
-        self.is_damaged = isinstance(reason, (IntegrityError, ObjectMissingError, ObjectUnreadableError))
+        self.is_damaged = isinstance(reason, DAMAGE)
         super().__init__(reason.statement, subject=f"version {uid}, block {index}:", remedy=reason.remedy)
 
 

@@ -41,6 +41,7 @@ from backyfs.repository.keyring import (
 )
 from backyfs.storage.registry import create_storage, open_storage
 from backyfs.work.limits import DEFAULT_LIMITS, Limits
+from backyfs.work.width import Width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -67,6 +68,11 @@ class Repository:
     deduplication: Deduplication
     own_paths: tuple[str, ...]  # local paths that no other program may write to
     limits: Limits = DEFAULT_LIMITS
+
+    @property
+    def width(self) -> Width:
+        """In how many threads a command works."""
+        return Width.of(self.blocks.storage.traits, self.block_size, workers=self.limits.workers)
 
     @property
     def catalog(self) -> Catalog:

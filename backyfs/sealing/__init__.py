@@ -41,6 +41,10 @@ class Seekable(Protocol):
         """Return the length of the table at the beginning of the object of a block of `size` bytes."""
         ...
 
+    def likely_bytes(self, size: int, stored_size: int, segments: range) -> range:
+        """Return which bytes of an object of `stored_size` bytes probably have these segments of a block of `size`."""
+        ...
+
     def open_range(self, read_at: ReadAt, data_key: bytes, size: int, segments: range) -> list[bytes]:
         """Return one or more segments of a block of `size` bytes, with one read of the table and one of the segments.
 

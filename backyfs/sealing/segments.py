@@ -40,6 +40,7 @@ _ENTRY_BYTES = 4
 _KEPT_PLAIN = 1 << 31
 _TABLE_NUMBER = (1 << 32) - 1
 _BOUND = struct.Struct("<IIQ")
+_LIKELY_BYTES = 288 << 10  # that are read to find one segment: some more than it has at most
 # With zstd's default parameters for inputs of this size, objects would be 2 % smaller and sealing 10 % slower
 # (level 1; from level 12 on, 3 % smaller at a third of the speed).
 _WINDOW_LOG = 18
@@ -74,6 +75,21 @@ class Segments:
     def table_bytes(self, size: int) -> int:
         """Return the length of the table at the beginning of the object of a block of `size` bytes."""
         return table_bytes(size)
+
+    def likely_bytes(self, size: int, stored_size: int, segments: range) -> range:
+        """Return which bytes of an object probably have these segments, if all compressed alike.
+
+        The range is somewhat larger, because they never do. The first segment begins where the table ends. A segment
+        is never longer than its plain bytes and a tag, so the estimate is exact for data that cannot be compressed.
+        """
+        begin = table_bytes(size)
+        typical = (stored_size - begin) / segment_count(size)
+        slack = int(min(typical / 2, (_LIKELY_BYTES - typical * len(segments)) / 2))
+        start = begin + int(segments.start * typical) - max(0, slack)
+        stop = begin + int(segments.stop * typical) + max(0, slack)
+        if segments.start == 0:
+            stop = min(stop, begin + segments.stop * (SEGMENT_BYTES + _TAG_BYTES))
+        return range(max(begin, start), min(stored_size, stop))
 
     def open_range(
         self, read_at: Callable[[int, int], Buffer], data_key: bytes, size: int, segments: range

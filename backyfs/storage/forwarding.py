@@ -26,6 +26,11 @@ class ForwardingStorage:
         """The traits of the wrapped storage."""
         return self.storage.traits
 
+    @property
+    def round_trip_s(self) -> float:
+        """The time that the wrapped storage takes to answer."""
+        return self.storage.round_trip_s
+
     def put(self, key: Key, parts: Sequence[Buffer]) -> int:
         """Store an object."""
         return self.storage.put(key, parts)
@@ -45,6 +50,10 @@ class ForwardingStorage:
     def get_range(self, key: Key, offset: int, length: int) -> bytes:
         """Return a part of an object."""
         return self.storage.get_range(key, offset, length)
+
+    def get_ranges(self, key: Key, wanted: Sequence[range]) -> list[bytes]:
+        """Return several ranges of bytes of an object."""
+        return self.storage.get_ranges(key, wanted)
 
     def size(self, key: Key) -> int | None:
         """Return the size of an object, if it is known."""

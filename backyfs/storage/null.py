@@ -27,6 +27,7 @@ class NullStorage:
     """A storage of type null. It warns once, at the first blob, that nothing is kept."""
 
     traits = Traits(keeps=False)
+    round_trip_s = 0.0
 
     def __init__(self) -> None:
         self._first = threading.Lock()  # held from the first object on
@@ -54,6 +55,10 @@ class NullStorage:
     def get_range(self, key: Key, offset: int, length: int) -> bytes:  # noqa: ARG002 - there is nothing to read
         """Raise ObjectMissingError."""
         return self.get(key)
+
+    def get_ranges(self, key: Key, wanted: Sequence[range]) -> list[bytes]:  # noqa: ARG002 - as above
+        """Raise ObjectMissingError."""
+        return [self.get(key)]
 
     def size(self, key: Key) -> int | None:
         """Return None: no object exists."""

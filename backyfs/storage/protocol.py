@@ -60,6 +60,11 @@ class Storage(Protocol):
         """Facts about the storage that do not change while it is open."""
         ...
 
+    @property
+    def round_trip_s(self) -> float:
+        """How long the storage takes to answer a small request, in seconds, as measured; 0: no time, or not known."""
+        ...
+
     def put(self, key: Key, parts: Sequence[Buffer]) -> int:
         """Store an object from its parts and return its size in bytes. It replaces a named object with the same key.
 
@@ -90,6 +95,14 @@ class Storage(Protocol):
 
     def get_range(self, key: Key, offset: int, length: int) -> bytes:
         """Return bytes [offset, offset + length) of an object: fewer, or none, if it ends earlier.
+
+        Raises:
+            ObjectMissingError: it does not exist.
+        """
+        ...
+
+    def get_ranges(self, key: Key, wanted: Sequence[range]) -> list[bytes]:
+        """Return several ranges of bytes of an object, each as `get_range` does, in the time of one request.
 
         Raises:
             ObjectMissingError: it does not exist.

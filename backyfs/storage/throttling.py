@@ -225,6 +225,18 @@ class ThrottledStorage(ForwardingStorage):
             turn.size = len(stored)
         return stored
 
+    def get_ranges(self, key: Key, wanted: Sequence[range]) -> list[bytes]:
+        """Return several ranges of bytes of an object, which count as one call.
+
+        Raises:
+            ObjectMissingError: as without limits.
+            InterruptedByUser: the command was interrupted while it waited.
+        """
+        with self._reads.turn(sum(map(len, wanted))) as turn:
+            stored = super().get_ranges(key, wanted)
+            turn.size = sum(map(len, stored))
+        return stored
+
 
 def throttled(storage: Storage, limits: StorageConfig, stop: Callable[[], bool]) -> Storage:
     """Return the storage, wrapped if there is any limit."""

@@ -15,6 +15,7 @@ from backyfs.work.flushbatch import FlushLimits
 class Limits:
     """The limits of one command. The defaults suit all repositories; tests use others."""
 
+    workers: int | None = None    # threads; None: as many as keep processors and storage busy
     flush: FlushLimits = field(default_factory=FlushLimits)
     first_flush_s: float = 1.0    # minimum time between the first flushes of a backup; grows up to `flush.seconds`
     commit_s: float = 2.0         # between commits of incomplete pages, from which an interrupted backup continues

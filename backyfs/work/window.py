@@ -6,7 +6,6 @@ block map, counters) needs no lock. The owner limits how many tasks are pending.
 
 from __future__ import annotations
 
-import os
 import queue
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -19,11 +18,6 @@ T = TypeVar("T")
 _I = TypeVar("_I")
 
 _WAIT_S = 0.2  # maximum delay of signal handlers, which Python runs between two waits
-
-
-def default_workers() -> int:
-    """Return how many threads keep every core of this process busy while one thread waits for a disk."""
-    return len(os.sched_getaffinity(0)) + 1
 
 
 class Window(Generic[T]):

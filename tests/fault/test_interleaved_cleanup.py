@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 from sqlalchemy import delete, func, select
 
-from backyfs.engine.backup import committer, flusher, pipeline
+from backyfs.engine.backup import committer, flusher
 from backyfs.engine.backup.backup import BackupRequest, backup
 from backyfs.engine.catalog import publish
 from backyfs.engine.restore.restore import restore
@@ -37,6 +37,7 @@ from backyfs.model import PageNumber, VersionStatus
 from backyfs.sources.registry import open_source
 from backyfs.storage import directory
 from backyfs.storage.directory import DirectoryStorage
+from backyfs.work import width
 from backyfs.work.flushbatch import FlushLimits
 from backyfs.work.limits import Limits
 from tests.fault.interleaving import Command, Explorer, Witness
@@ -205,7 +206,7 @@ def remove_all(subject: Subject, repository: Repository) -> None:
 @pytest.fixture(autouse=True)
 def _one_thing_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a command do the same each time: one worker, nothing by the clock; and no waits for a disk."""
-    monkeypatch.setattr(pipeline, "default_workers", lambda: 2)  # one less for small blocks
+    monkeypatch.setattr(width, "processors", lambda: 1)
     for module in (flusher, committer, migrate_module):
         monkeypatch.setattr(module, "new_shelf", lambda: SHELF)
     monkeypatch.setattr(cleanup_module, "database_time", _clock)

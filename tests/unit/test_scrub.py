@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete, insert, select, update
 
-from backyfs.engine.damage import blobchecker
 from backyfs.engine.damage.scrub import ScrubRequest, scrub
 from backyfs.errors import InterruptedByUser, MissingKeyError, ObjectUnreadableError, StorageError, UsageError
 from backyfs.metadata.db.tables import blob_checks, blobs, damaged_versions, stats
@@ -319,8 +318,8 @@ def test_an_empty_storage_stops_the_scrub_and_nothing_is_marked(repository, tmp_
     assert (damaged_uids(repository), checked(repository)) == (set(), {})
 
 
-def test_a_storage_that_disappears_stops_the_scrub_and_earlier_checks_are_recorded(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(blobchecker, "default_workers", lambda: 1)
+def test_a_storage_that_disappears_stops_the_scrub_and_earlier_checks_are_recorded(plain, tmp_path):
+    plain = replace(plain, limits=replace(plain.limits, workers=1))
     version = version_of(plain, random_image(tmp_path / "image", 600 * BLOCK))
     gone = False
 
@@ -515,8 +514,8 @@ def test_each_sample_is_different(plain, tmp_path):
     assert len(checked(plain)) > 50
 
 
-def test_the_oldest_checks_are_renewed_first(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(blobchecker, "default_workers", lambda: 1)
+def test_the_oldest_checks_are_renewed_first(plain, tmp_path):
+    plain = replace(plain, limits=replace(plain.limits, workers=1))
     version = version_of(plain, random_image(tmp_path / "image", 5 * BLOCK))
     found = [blob_of(plain, version, index) for index in range(5)]
     now = datetime.now(UTC)
@@ -543,8 +542,8 @@ def test_known_damaged_blobs_are_always_read_again(repository, tmp_path):
     assert scrubbed(repository, not_since=LONG_AGO)[0].blobs_checked == 0
 
 
-def test_an_interrupted_scrub_can_be_continued(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(blobchecker, "default_workers", lambda: 1)
+def test_an_interrupted_scrub_can_be_continued(plain, tmp_path):
+    plain = replace(plain, limits=replace(plain.limits, workers=1))
     version = version_of(plain, random_image(tmp_path / "image", 1000 * BLOCK))
     found = [blob_of(plain, version, index) for index in range(1000)]
     flip_a_byte(file_of(plain, min(found, key=lambda blob: blob.id)))
@@ -566,8 +565,8 @@ def test_an_interrupted_scrub_can_be_continued(plain, tmp_path, monkeypatch):
     assert len(checked(plain)) == 1000
 
 
-def test_results_are_recorded_while_a_scrub_runs(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(blobchecker, "default_workers", lambda: 1)
+def test_results_are_recorded_while_a_scrub_runs(plain, tmp_path):
+    plain = replace(plain, limits=replace(plain.limits, workers=1))
     version = version_of(plain, random_image(tmp_path / "image", 1500 * BLOCK))
     counts = []
 

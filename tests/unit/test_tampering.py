@@ -15,6 +15,7 @@ from backyfs.blocks import BLAKE3, BlockStore, PieceLoader, fingerprint_function
 from backyfs.errors import IntegrityError, ObjectMissingError
 from backyfs.keys import Keyring, new_key
 from backyfs.model import Blob, BlobId, BlobUid
+from backyfs.storage.protocol import Traits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,8 @@ BLOCKS = [
 
 class Memory:
     """A storage in memory, whose objects tests damage."""
+
+    traits = Traits()
 
     def __init__(self) -> None:
         self.objects: dict[BlobUid, bytes] = {}

@@ -23,7 +23,7 @@ from backyfs.geometry import BlockRun, block_count, block_runs, page_position
 from backyfs.metadata.maps.blockmap import ABSENT
 from backyfs.metadata.records.stats import BackupStatistics
 from backyfs.model import BlockIndex
-from backyfs.work.window import Window, default_workers
+from backyfs.work.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from backyfs.sources.protocol import Source
     from backyfs.work.run import Run
 
-_RUN_BYTES = 4 << 20      # small blocks are read and stored in runs of up to this many bytes and
-_RUN_BLOCKS = 256         # this many blocks: starting a task costs as much as several blocks of 4 KiB
 _FEW_BLOCKS = 16          # a run of at most this many is mostly compression
 _BUFFER_BYTES = 64 << 20  # in all buffers together, unless there would be too few
 _LOOK_UP_RUNS = 4         # looked up at once: a query for one run costs as much as hashing it
@@ -63,9 +61,10 @@ class Pipeline:
         self._limits = repository.limits
         self._block_size = repository.block_size
         self._blocks = block_count(version.size_bytes, self._block_size)
-        self._run_blocks = max(1, min(_RUN_BLOCKS, _RUN_BYTES // self._block_size))
+        width = repository.width
+        self._run_blocks = width.blocks
         # Small blocks are mostly work for Python, where several threads are no faster than one.
-        self._workers = default_workers() - (1 if self._run_blocks > _FEW_BLOCKS else 0)
+        self._workers = max(1, width.workers - (1 if self._run_blocks > _FEW_BLOCKS else 0))
         self._buffers = self._make_buffers()
         self._reading = 0  # runs that workers are reading
         self._hashed: list[HashedRun] = []  # runs that were read but not looked up

@@ -25,7 +25,7 @@ from backyfs.metadata.db.batches import batches
 from backyfs.metadata.db.idarray import highest_blob_id
 from backyfs.metadata.records.blobs import load_blobs
 from backyfs.metadata.upkeep.checks import record_checks, sample_blobs
-from backyfs.work.window import Window, default_workers
+from backyfs.work.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from backyfs.repository import Repository
     from backyfs.work.run import Run
 
-_RUN_BYTES = 4 << 20   # small blobs are read in groups of up to this many bytes and
-_RUN_BLOBS = 256       # this many blobs
 _OTHER_BLOBS = 32      # that are tried if all blobs of a batch are missing
 
 
@@ -88,7 +86,7 @@ class BlobChecker:
             MissingKeyError: a blob is encrypted, and no key is configured.
             DatabaseError, JobLostError: nothing more can be recorded.
         """
-        workers = default_workers()
+        workers = self._repository.width.workers
         with Window[_Done](workers) as window:
             try:
                 for done in window.map(self._read_blobs, self._chunks(blob_ids), most=2 * workers):
@@ -101,7 +99,7 @@ class BlobChecker:
         self._record()
 
     def _chunks(self, blob_ids: Iterable[BlobId]) -> Iterator[list[Blob]]:
-        limit = max(1, min(_RUN_BLOBS, _RUN_BYTES // self._repository.block_size))
+        limit = self._repository.width.blocks
         for batch in batches(blob_ids):
             with self._repository.database.read() as connection:
                 known = load_blobs(connection, batch)

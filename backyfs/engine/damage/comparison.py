@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from backyfs.errors import IntegrityError, StorageError, WrongStorageError
+from backyfs.errors import DAMAGE
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
 from backyfs.images.image import Image
 from backyfs.images.parts import PartLoader
@@ -18,7 +18,7 @@ from backyfs.model import BlobId, BlockIndex, DamagedRange, PageNumber
 from backyfs.ranges import ranges
 from backyfs.sources.protocol import check_size
 from backyfs.work.parallel import at_most
-from backyfs.work.window import Window, default_workers
+from backyfs.work.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from backyfs.sources.protocol import Source
     from backyfs.work.run import Run
 
-_RUN_BYTES = 4 << 20
-_RUN_BLOCKS = 256
 _ALL = 100  # percent
 DIFFERS = "the source differs"
 
@@ -88,7 +86,7 @@ class SourceComparison:
         return DamagedRange(start=start, stop=stop, reason=reason)
 
     def _differing(self, page_no: PageNumber) -> list[BlockIndex]:
-        workers = default_workers()
+        width = self._repository.width
         found: list[BlockIndex] = []
         first = page_no * PAGE_ENTRIES
         page = self._image.page(page_no)
@@ -96,15 +94,14 @@ class SourceComparison:
         chosen = [pair for pair in chosen if self._is_chosen(*pair)]
         if not chosen:
             return found
-        limit = max(1, min(_RUN_BLOCKS, _RUN_BYTES // self._repository.block_size))
 
         def chunks() -> Iterator[list[tuple[BlockIndex, Blob | None]]]:
-            for start in range(0, len(chosen), limit):
+            for start in range(0, len(chosen), width.blocks):
                 self._run.check()
-                yield [(index, page.blobs.get(BlobId(entry))) for index, entry in chosen[start : start + limit]]
+                yield [(index, page.blobs.get(BlobId(entry))) for index, entry in chosen[start : start + width.blocks]]
 
-        with Window[list[BlockIndex]](workers) as window:
-            for differing in window.map(self._compare, chunks(), most=2 * workers):
+        with Window[list[BlockIndex]](width.workers) as window:
+            for differing in window.map(self._compare, chunks(), most=2 * width.workers):
                 found += differing
         return found
 
@@ -133,9 +130,7 @@ class SourceComparison:
             return block != bytes(len(block))
         try:
             return not self._loader.holds(blob, block)
-        except WrongStorageError:
-            raise
-        except (IntegrityError, StorageError):
+        except DAMAGE:
             return False  # it is damaged, which was already reported
 
     def _end(self, index: BlockIndex) -> int:

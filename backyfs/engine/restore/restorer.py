@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backyfs.errors import IntegrityError, StorageError, WrongStorageError
+from backyfs.errors import DAMAGE
 from backyfs.geometry import block_count
 from backyfs.images.parts import PartLoader
 from backyfs.images.runs import GAP_BYTES, GapPart, ImageRuns
 from backyfs.model import DamagedRange
 from backyfs.work.parallel import at_most
-from backyfs.work.window import Window, default_workers
+from backyfs.work.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +64,13 @@ class Restorer:
         self._skips_holes = skips_holes
         self._present = present
         self._run = run
-        self._runs = ImageRuns(repository, version, gap_bytes=None if target.begins_empty else GAP_BYTES)
+        self._width = repository.width
+        self._runs = ImageRuns(
+            repository,
+            version,
+            blocks_at_once=self._width.blocks,
+            gap_bytes=None if target.begins_empty else GAP_BYTES,
+        )
         self._pending: dict[int, ImageRun] = {}  # runs in progress by their first blocks, in order
         self._next_block = wanted.start // self._block_size  # every block before it is done or in progress
         self.written_bytes = 0
@@ -77,11 +83,12 @@ class Restorer:
 
         Raises:
             TargetError: the target cannot be written or read.
+            StorageError: the storage does not work; nothing is known to be damaged.
             InterruptedByUser: the run was asked to stop.
             DatabaseError: the block map cannot be read.
             JobLostError: another command considered this one dead.
         """
-        workers = default_workers()
+        workers = self._width.workers
         step = self._run.step(f"Restoring {self._version.name}", len(self._wanted))
         with step, Window[_Done](workers) as window:
             for done in window.map(self._restore_run, self._runs_for_workers(), most=2 * workers):
@@ -124,9 +131,7 @@ class Restorer:
                     done.equal_bytes += part.length
                     continue
                 block = self._loader.load(part)
-            except WrongStorageError:
-                raise  # nothing is damaged: the blocks are in another storage
-            except (IntegrityError, StorageError) as error:
+            except DAMAGE as error:
                 self._leave_damaged(part, str(error), done)
                 if part.blob is not None:
                     done.suspects.append(part.blob.id)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, WrongStorageError
+from backyfs.errors import DAMAGE, InterruptedByUser
 from backyfs.images.runs import GAP_BYTES, GapPart, ImageRun, ImageRuns
 from backyfs.model import DamagedRange
 from backyfs.ranges import ranges
-from backyfs.work.window import Window, default_workers
+from backyfs.work.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,8 @@ class Verification:
         self._without = ranges((damage.start, damage.stop) for damage in without)
         self._skips_holes = skips_holes
         self._run = run
-        self._runs = ImageRuns(repository, version, gap_bytes=GAP_BYTES)
+        self._width = repository.width
+        self._runs = ImageRuns(repository, version, blocks_at_once=self._width.blocks, gap_bytes=GAP_BYTES)
         self.differing: list[DamagedRange] = []  # in no order
 
     def verify(self) -> None:
@@ -56,7 +57,7 @@ class Verification:
             DatabaseError: the block map cannot be read.
             JobLostError: another command considered this one dead.
         """
-        workers = default_workers()
+        workers = self._width.workers
         self._present.drop_cache()
         step = self._run.step(f"Verifying {self._version.name}", len(self._wanted))
         try:
@@ -93,9 +94,7 @@ class Verification:
     def _fault_of(self, part: BlockPart) -> str | None:
         try:
             return None if self._present.has_block(part) else _DIFFERS
-        except WrongStorageError:
-            raise
-        except (IntegrityError, StorageError) as error:
+        except DAMAGE as error:
             return str(error)
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from backyfs import sealing
 from backyfs.blocks import load_block, new_blob_uids, new_shelf, save_blocks
 from backyfs.engine.catalog.publish import catalog_kept
-from backyfs.errors import BackyfsError, IntegrityError, ObjectMissingError, ObjectUnreadableError
+from backyfs.errors import DAMAGE, BackyfsError, IntegrityError
 from backyfs.metadata.db.batches import batches
 from backyfs.metadata.maps.blockmap import BlobsGoneError, replace_blobs
 from backyfs.metadata.records.blobs import find_blobs, load_blobs
@@ -38,7 +38,7 @@ from backyfs.work.blobset import BlobSet
 from backyfs.work.flushbatch import FlushBatch
 from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Run
-from backyfs.work.window import Window, default_workers
+from backyfs.work.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -195,7 +195,7 @@ class _Migrator:
     def __init__(self, repository: Repository, request: MigrationRequest, plan: MigrationPlan, run: Run) -> None:
         self._repository = repository
         self._outdated = request.outdated
-        self._workers = request.workers or default_workers()
+        self._workers = request.workers or repository.width.workers
         self._blocks = replace(repository.blocks, encryption_version=request.outdated.to)
         self._run = run
         self._unflushed = FlushBatch[Replacement](repository.limits.flush)
@@ -332,7 +332,7 @@ class _Migrator:
                     break
                 try:
                     block = load_block(self._repository.blocks, blob)
-                except (ObjectMissingError, ObjectUnreadableError, IntegrityError) as error:
+                except DAMAGE as error:
                     done.damaged.append((blob, copy(error)))  # without the frames that hold the block and its key
                 else:
                     # The tag has authenticated a block without fingerprint; once it is stored plain, nothing else will.

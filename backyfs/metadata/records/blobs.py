@@ -200,6 +200,7 @@ def load_blobs(connection: Connection, ids: Iterable[BlobId]) -> dict[BlobId, Bl
             blobs.c.size,
             blobs.c.encryption_version,
             blobs.c.wrapped_key,
+            blobs.c.stored_size,
         ).where(blobs.c.id.in_(batch))
         for row in sound_rows(connection, query, blobs.c.id):
             found[BlobId(row.id)] = Blob(
@@ -209,6 +210,7 @@ def load_blobs(connection: Connection, ids: Iterable[BlobId]) -> dict[BlobId, Bl
                 size=row.size,
                 encryption_version=row.encryption_version,
                 wrapped_key=row.wrapped_key,
+                stored_size=row.stored_size,
             )
     return found
 

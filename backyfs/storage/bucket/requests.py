@@ -12,7 +12,7 @@ import logging
 import random
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,7 +21,7 @@ from backyfs.storage.bucket.failures import failure
 from backyfs.storage.bucket.line import Line
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
 T = TypeVar("T")
 
@@ -74,6 +74,7 @@ class Requests:
         self._outage: _Outage | None = None
         self._has_answered = False
         self.usage: dict[str, Usage] = {}
+        self.round_trip_s = 0.0  # the shortest time in which a request was answered; 0: none yet
 
     def send(
         self, verb: str, request: Callable[[], Awaitable[T]], *, size: int = 0, key: str = "", repeats: bool = True
@@ -90,7 +91,25 @@ class Requests:
             InterruptedByUser: the command should end.
         """
         attempts = self._attempts(verb, request, size=size, key=key, repeats=repeats)
-        future = asyncio.run_coroutine_threadsafe(attempts, self._running_loop())
+        return self._wait(asyncio.run_coroutine_threadsafe(attempts, self._running_loop()))
+
+    def send_all(self, verb: str, requests: Sequence[tuple[Callable[[], Awaitable[T]], int]], *, key: str) -> list[T]:
+        """Send several requests at once, each with the number of bytes that it moves, and return their results.
+
+        Raises:
+            What `send` raises.
+        """
+        if len(requests) == 1:
+            request, size = requests[0]
+            return [self.send(verb, request, size=size, key=key)]
+
+        async def all_of_them() -> list[T]:
+            attempts = (self._attempts(verb, request, size=size, key=key, repeats=True) for request, size in requests)
+            return await asyncio.gather(*attempts)
+
+        return self._wait(asyncio.run_coroutine_threadsafe(all_of_them(), self._running_loop()))
+
+    def _wait(self, future: Future[T]) -> T:
         while True:
             try:
                 return future.result(_ASK_S)
@@ -128,6 +147,7 @@ class Requests:
     async def _attempt(self, request: Callable[[], Awaitable[T]], size: int, key: str) -> T:
         limit_s = self.patience.request_s + size / _LOWEST_RATE
         async with self._line.turn(size) as turn:
+            began_s = time.monotonic()
             try:
                 async with asyncio.timeout(limit_s):
                     result = await request()
@@ -148,6 +168,8 @@ class Requests:
                     self._note_answer()
                 raise translated from error
             turn.was_taken()
+            took_s = time.monotonic() - began_s
+            self.round_trip_s = min(self.round_trip_s or took_s, took_s)
             return result
 
     def _note_outage(self, error: StorageAwayError) -> None:

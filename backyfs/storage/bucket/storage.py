@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from backyfs.errors import (
@@ -64,6 +65,11 @@ class BucketStorage:
     def close(self) -> None:
         """Cancel what is in flight."""
         self._requests.close()
+
+    @property
+    def round_trip_s(self) -> float:
+        """The shortest time in which a request was answered, in seconds; 0: there was none yet."""
+        return self._requests.round_trip_s
 
     def put(self, key: Key, parts: Sequence[Buffer]) -> int:
         """Store an object from its parts and return its size in bytes. It is durable."""
@@ -133,9 +139,9 @@ class BucketStorage:
             return size if size > most else bytes(await answer.bytes_async())
 
         expected = min(most, self._typical_bytes) if is_of_blob else 0
-        content = self._read(key, request, expected)
+        content = self._read(key, [(request, expected)])[0]
         if isinstance(content, bytes) and _may_be_an_error(content):
-            content = self._read(key, request, expected)
+            content = self._read(key, [(request, expected)])[0]
         if isinstance(content, int):
             raise _too_large(key, content, most)
         if is_of_blob:
@@ -149,34 +155,46 @@ class BucketStorage:
         Raises:
             ObjectMissingError: it does not exist.
         """
-        check_key(key)
-        wanted = min(length, MAX_OBJECT_BYTES)
+        return self.get_ranges(key, [range(offset, offset + length)])[0]
 
-        async def request() -> bytes:
+    def get_ranges(self, key: Key, wanted: Sequence[range]) -> list[bytes]:
+        """Return several ranges of bytes of an object, with one request each, all at the same time.
+
+        Raises:
+            ObjectMissingError: it does not exist.
+        """
+        check_key(key)
+        parts = [range(part.start, min(part.stop, part.start + MAX_OBJECT_BYTES)) for part in wanted]
+
+        async def request(part: range) -> bytes:
             try:
-                return bytes(await self._library.get_range_async(self._store, key, start=offset, length=max(1, wanted)))
+                # An empty range is refused, but must still find out whether the object exists.
+                found = await self._library.get_range_async(
+                    self._store, key, start=part.start, length=max(1, len(part))
+                )
             except Exception as error:
                 if is_beyond_end(error):
                     return b""
                 raise
+            return bytes(found)[: len(part)]
 
-        return self._read(key, request, wanted)[:wanted]
+        return self._read(key, [(partial(request, part), len(part)) for part in parts])
 
-    def _read(self, key: Key, request: Callable[[], Awaitable[T]], size: int) -> T:
-        """Send a request to read an object; ask a second time before calling it missing."""
+    def _read(self, key: Key, requests: Sequence[tuple[Callable[[], Awaitable[T]], int]]) -> list[T]:
+        """Send requests to read an object, with their bytes; ask a second time before calling it missing."""
         try:
-            return self._requests.send("get", request, size=size, key=key)
+            return self._requests.send_all("get", requests, key=key)
         except ObjectMissingError:
             self._require_storage(key)
             if key == MARKER_NAME:
                 raise
-        return self._requests.send("get", request, size=size, key=key)
+        return self._requests.send_all("get", requests, key=key)
 
     def _require_storage(self, key: Key) -> None:
         """Refuse to call an object missing if the bucket is gone, or is not, or no longer, that of a repository."""
         if self._was_marked and key != MARKER_NAME:
             with contextlib.suppress(ObjectMissingError):
-                self._read(MARKER_NAME, lambda: self._library.head_async(self._store, MARKER_NAME), 0)
+                self._read(MARKER_NAME, [(lambda: self._library.head_async(self._store, MARKER_NAME), 0)])
                 return
         if self._was_marked:
             raise WrongStorageError(
