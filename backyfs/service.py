@@ -51,20 +51,21 @@ class Service:
     runs: list[RunId] = field(default_factory=list)  # of the jobs that have ended, see `Control.recorded`
 
     @contextmanager
-    def repository(self, *, insist: bool = False) -> Iterator[Repository]:
+    def repository(self, *, insist: bool = False, cached: bool = False) -> Iterator[Repository]:
         """Open the repository, after an upgrade if that is needed, and keep its catalog at the end.
 
-        With `insist` a storage without a marker is taken for the repository's.
+        With `insist` a storage without a marker is taken for the repository's. With `cached` blobs are read through
+        the disk cache.
 
         Raises:
             What `backyfs.repository.open_repository` and `backyfs.engine.setup.upgrade.upgrade` raise.
         """
         with ExitStack() as opened:
             try:
-                repository = opened.enter_context(self.open_as_it_is(insist=insist))
+                repository = opened.enter_context(self.open_as_it_is(insist=insist, cached=cached))
             except (SchemaOutdatedError, DatabaseBusyError):
                 self._upgrade()
-                repository = opened.enter_context(self.open_as_it_is(insist=insist))
+                repository = opened.enter_context(self.open_as_it_is(insist=insist, cached=cached))
             opened.callback(self.note_odd_rows, repository.database)
             try:
                 yield repository
@@ -73,7 +74,9 @@ class Service:
                 raise
             self._keep_catalog(repository)
 
-    def open_as_it_is(self, *, insist: bool = False) -> AbstractContextManager[Repository]:
+    def open_as_it_is(
+        self, *, insist: bool = False, cached: bool = False
+    ) -> AbstractContextManager[Repository]:
         """Open the repository without an upgrade, and do not keep its catalog.
 
         Raises:
@@ -81,7 +84,7 @@ class Service:
         """
         from backyfs.repository import open_repository  # noqa: PLC0415 - see above
 
-        return open_repository(self.config, stop=self.stop, ask=self.ask, insist=insist)
+        return open_repository(self.config, stop=self.stop, ask=self.ask, insist=insist, cached=cached)
 
     @contextmanager
     def database(self, *, resumes: bool = False) -> Iterator[Database]:

@@ -134,6 +134,8 @@ def _used_paths(config: Config) -> Iterator[str]:
         yield config.logfile
     if config.storage.local_path is not None:
         yield config.storage.local_path
+    if config.storage.cache is not None:
+        yield config.storage.cache
     with suppress(DatabaseError), closing(Database(config.database_url)) as database:
         path = sqlite_path(database.engine.url)
         if path is not None:

@@ -133,9 +133,9 @@ class Invocation:
             runs=self.runs,
         )
 
-    def open_repository(self, *, insist: bool = False) -> AbstractContextManager[Repository]:
+    def open_repository(self, *, insist: bool = False, cached: bool = False) -> AbstractContextManager[Repository]:
         """Open the repository of the configuration, see `Service.repository`."""
-        return self.service.repository(insist=insist)
+        return self.service.repository(insist=insist, cached=cached)
 
     def asking(self) -> Callable[[], str] | None:
         """Return what asks for the passphrase of the repository, once; None where nobody is there to answer."""

@@ -38,7 +38,10 @@ def serve_mount(
 
     share_freed_memory()
     signals = ending_signals(in_background=starter is not None)  # before hooks install their handlers
-    with invocation.hooks("mount", mountpoint=mountpoint), invocation.open_repository() as repository:
+    with (
+        invocation.hooks("mount", mountpoint=mountpoint),
+        invocation.open_repository(cached=True) as repository,
+    ):
         try:
             serve(
                 repository,

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrafficConfig:
-    """Limits for the load on a storage."""
+    """Limits for the load on a storage, and the disk cache that takes load off it."""
 
     simultaneous_writes: int | None = None  # None: no limit
     simultaneous_reads: int | None = None   # None: no limit
     bandwidth_read: int = 0   # bytes/s; 0: no limit
     bandwidth_write: int = 0  # bytes/s; 0: no limit
+    cache: str | None = None  # directory; None: no cache
+    cache_size: int = 10 << 30  # bytes
 
     @property
     def local_path(self) -> str | None:
@@ -84,8 +86,6 @@ class ObjectStoreConfig(TrafficConfig):
     minimum_storage_days: int = 0          # objects that are younger are not deleted, because they are paid for anyway
     request_timeout: int = 30  # seconds for a request without its bytes
     retry_time: int = 300      # seconds to go on trying while the storage does not answer
-    cache: str | None = None   # directory
-    cache_size: int = 10 << 30  # bytes
 
     @property
     def place(self) -> str:

@@ -32,7 +32,13 @@ _TRAFFIC = (
     Key("bandwidth_write", k.NUMBER, "Bytes written per second, at most; 0 means no limit."),
 )
 
+_CACHE = (
+    Key("cache", k.OPTIONAL_PATH, "A directory with copies of objects that mounts have read."),
+    Key("cache_size", k.COUNT, "The size of the cache in bytes, at most."),
+)
+
 _OBJECT_STORE = (
+    *_CACHE,
     Key("aws_access_key_id", k.SECRET_TEXT, "The access key."),
     Key("aws_access_key_id_file", k.OPTIONAL_PATH, "A file that contains the access key."),
     Key("aws_secret_access_key", k.SECRET_TEXT, "The secret key."),
@@ -51,8 +57,6 @@ _OBJECT_STORE = (
     Key("minimum_storage_days", k.NUMBER, "Days for which each object is paid for; it is not deleted earlier."),
     Key("request_timeout", k.INTERVAL, "The time for a request, in addition to that for its bytes."),
     Key("retry_time", k.DURATION, "How long to go on trying while the storage does not answer."),
-    Key("cache", k.OPTIONAL_PATH, "A directory with copies of objects that mounts have read."),
-    Key("cache_size", k.COUNT, "The size of the cache in bytes, at most."),
 )
 
 _IO = (
@@ -66,7 +70,7 @@ STORAGE_TYPE = Key(
 
 # Keys of [DataBackend] in addition to its type, by that type.
 STORAGE_KEYS: Mapping[str, tuple[Key, ...]] = {
-    "file": (Key("path", k.PATH, "The directory that holds the blobs.", required=True), *_TRAFFIC),
+    "file": (Key("path", k.PATH, "The directory that holds the blobs.", required=True), *_CACHE, *_TRAFFIC),
     "s3": (
         *_OBJECT_STORE,
         Key("endpoint_url", k.ENDPOINT_URL, "The object store; default: AWS."),

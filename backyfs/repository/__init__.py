@@ -39,7 +39,7 @@ from backyfs.repository.keyring import (
     turn_encryption_on,
     unlock,
 )
-from backyfs.storage.registry import create_storage, open_storage
+from backyfs.storage.registry import create_storage, open_storage, with_cache
 from backyfs.work.limits import DEFAULT_LIMITS, Limits
 from backyfs.work.width import Width
 
@@ -90,12 +90,14 @@ def open_repository(
     stop: Callable[[], bool] = lambda: False,
     ask: Callable[[], str] | None = None,
     insist: bool = False,
+    cached: bool = False,
 ) -> Iterator[Repository]:
     """Open the configured repository, and close it at the end.
 
     `ask` asks the user for a passphrase if the configuration has neither key nor passphrase. Threads that wait because
     of the limits of the storage call `stop`; once it returns True, they raise InterruptedByUser. With `insist`, a
-    storage without a marker is accepted as that of the repository, see `backyfs.repository.claim`.
+    storage without a marker is accepted as that of the repository, see `backyfs.repository.claim`. With `cached`,
+    blobs are read through the disk cache: for mounts only, because all other commands say something about the storage.
 
     Raises:
         SchemaOutdatedError: its schema is older; see `backyfs.engine.setup.upgrade`.
@@ -119,7 +121,11 @@ def open_repository(
         except NoRepositoryError as error:
             raise no_repository(config, database.place) from error
         storage = open_storage(config, stop)
-        opened.callback(storage.close)
+
+        def close_storage() -> None:
+            storage.close()  # with its cache, if it gets one
+
+        opened.callback(close_storage)
         unlocked = unlock(config, database, storage, ask)
         check_agreement(config, unlocked.identity)
         claim(database, storage, unlocked.identity.uid, insist=insist)
@@ -128,6 +134,8 @@ def open_repository(
             unlocked = unlock(config, database, storage, ask)
         identity, keyring = unlocked.identity, unlocked.keyring
         confirm_identity(database, storage, unlocked)
+        if cached:
+            storage = with_cache(storage, config, identity.uid)
         yield Repository(
             config=config,
             uid=identity.uid,

@@ -63,6 +63,19 @@ def open_storage(config: Config, stop: Callable[[], bool] = lambda: False) -> St
     return throttled(KINDS[type(config.storage)].open(config.storage, stop), config.storage, stop)
 
 
+def with_cache(storage: Storage, config: Config, repository: str) -> Storage:
+    """Return a storage with the configured disk cache in front of it, if there is one for this kind of storage.
+
+    `repository` is the uid of the repository. Only for reading what was backed up: a command that checks the storage
+    would check the cache.
+    """
+    if config.storage.cache is None:
+        return storage
+    from backyfs.storage.cache.storage import cached  # noqa: PLC0415 - few commands read through a cache
+
+    return cached(storage, config.storage.cache, size_bytes=config.storage.cache_size, repository=repository)
+
+
 def create_storage(config: Config, *, may_hold_blobs: bool = False) -> bool:
     """Create the storage of a new repository, if it needs to be created; return whether it holds blobs.
 

@@ -70,7 +70,6 @@ class Spy(ForwardingStorage):
         read, self.read = self.read, []
         return read
 
-
     def close(self) -> None:
         """Stay open for another cache."""
 
@@ -97,8 +96,8 @@ def cache(spy: Spy, directory: Path) -> Iterator[Storage]:
     cache.close()
 
 
-def in_front_of(storage: Storage, directory: Path, *, size_bytes: int = GIB, fills: bool = True) -> CachedStorage:
-    found = cached(storage, str(directory), size_bytes=size_bytes, repository=REPOSITORY, fills=fills)
+def in_front_of(storage: Storage, directory: Path, *, size_bytes: int = GIB) -> CachedStorage:
+    found = cached(storage, str(directory), size_bytes=size_bytes, repository=REPOSITORY)
     assert isinstance(found, CachedStorage)
     return found
 
@@ -213,18 +212,6 @@ def test_an_object_that_may_not_be_so_large_is_not_read(spy: Spy, cache: Storage
     cache.get(A)
     with pytest.raises(Exception, match="more than any block takes"):
         cache.get(A, most=100)
-
-
-def test_a_cache_that_is_not_to_be_filled_is_read(spy: Spy, cache: Storage, directory: Path) -> None:
-    content = put(spy, content_of(CELL))
-    other = put(spy, content_of(CELL, 2), B)
-    cache.get(A)
-    spy.asked()
-    reader = in_front_of(spy, directory, fills=False)
-    assert (reader.get(A), reader.get(B)) == (content, other)
-    assert spy.asked() == ["whole"]
-    assert len(copies(directory)) == 1
-    reader.close()
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -552,9 +539,7 @@ def test_a_broken_cache_is_one_warning(
             settle()
         assert broken.get(full[0]) == plain.objects[full[0]]
     reason = os.strerror(number)
-    assert warnings_of(caplog) == [
-        f"disk cache {directory}: {reason}; blocks are read from the storage without it"
-    ]
+    assert warnings_of(caplog) == [f"disk cache {directory}: {reason}; blocks are read from the storage without it"]
 
 
 class Plain(Spy):
@@ -691,9 +676,7 @@ def test_a_directory_that_others_can_change_is_not_used(
 
 
 @pytest.mark.root
-def test_the_directory_of_another_user_is_not_used(
-    spy: Spy, directory: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_directory_of_another_user_is_not_used(spy: Spy, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     directory.mkdir()
     os.chown(directory, 65534, 65534)
     assert unused(spy, directory, caplog).startswith(f"{directory} belongs to user 65534, so others could read or ")

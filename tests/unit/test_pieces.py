@@ -17,6 +17,7 @@ from backyfs.errors import IntegrityError, ObjectMissingError
 from backyfs.model import BlobUid, PageNumber
 from backyfs.mount.contents import Contents
 from backyfs.mount.settings import Settings
+from backyfs.storage.cache.storage import cached
 from backyfs.storage.forwarding import ForwardingStorage
 from backyfs.storage.protocol import MAX_OBJECT_BYTES
 from backyfs.work.job import Job
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from backyfs.blocks import BlockStore
     from backyfs.model import Blob, Version
     from backyfs.repository import Repository
     from backyfs.storage.keys import Key
@@ -166,6 +168,55 @@ def test_a_missing_object_is_reported_as_missing(repository: Repository, blob: B
     for pieces in (range(1), range(4)):
         with pytest.raises(ObjectMissingError):
             loader.load(blob, pieces)
+
+
+class Liar(ForwardingStorage):
+    """A storage that returns wrong bytes for some time."""
+
+    answers = 0  # that are wrong, from now on
+
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
+        return self._lie(super().get(key, most=most))
+
+    def get_range(self, key: Key, offset: int, length: int) -> bytes:
+        return self._lie(super().get_range(key, offset, length))
+
+    def _lie(self, content: bytes) -> bytes:
+        self.answers -= 1
+        return content if self.answers < 0 else b"<?xml version='1.0'?><Error/>"
+
+
+def cached_liar(repository: Repository, tmp_path: Path) -> tuple[BlockStore, Liar]:
+    liar = Liar(repository.blocks.storage)
+    storage = cached(liar, str(tmp_path / "cache"), size_bytes=1 << 30, repository=repository.uid)
+    return replace(repository.blocks, storage=storage), liar
+
+
+@pytest.mark.parametrize("pieces", [range(1, 2), range(4)])
+def test_wrong_bytes_that_a_storage_returned_once_are_read_again(
+    repository: Repository, blob: Blob, tmp_path: Path, pieces: range
+) -> None:
+    blocks, liar = cached_liar(repository, tmp_path)
+    liar.answers = 1
+    assert b"".join(PieceLoader(blocks).load(blob, pieces)) == part(pieces.start, len(pieces))
+    liar.answers = 1
+    assert load_block(blocks, blob) == part(0, 4)
+
+
+def test_a_blob_that_is_repaired_is_not_damaged_in_the_cache(
+    repository: Repository, blob: Blob, tmp_path: Path
+) -> None:
+    blocks, liar = cached_liar(repository, tmp_path)
+    loader = PieceLoader(blocks)
+    liar.answers = 1000
+    for _ in range(2):
+        with pytest.raises(IntegrityError):
+            loader.load(blob, range(1, 2))
+        with pytest.raises(IntegrityError):
+            load_block(blocks, blob)
+    liar.answers = 0
+    assert loader.load(blob, range(1, 2)) == [part(1)]
+    assert load_block(blocks, blob) == part(0, 4)
 
 
 def test_every_block_gets_its_own_data_key(repository: Repository) -> None:

@@ -6,6 +6,7 @@ import heapq
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -152,7 +153,8 @@ def test_a_storage_without_limits_is_not_wrapped():
     "limit", ["simultaneous_writes", "simultaneous_reads", "bandwidth_read", "bandwidth_write"]
 )
 def test_a_storage_with_any_limit_is_wrapped(limit):
-    storage = throttled(NullStorage(), NullStorageConfig(**{limit: 1}), lambda: False)
+    one: dict[str, Any] = {limit: 1}
+    storage = throttled(NullStorage(), NullStorageConfig(**one), lambda: False)
     assert isinstance(storage, ThrottledStorage)
 
 

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_SHARES = 64            # of the size
-_PAUSE_S = 60.0         # after an error, before anything is written again
-_BLOCK_BYTES = 512      # of st_blocks, stat(2)
+_SHARES = 64  # of the size
+_PAUSE_S = 60.0  # after an error, before anything is written again
+_BLOCK_BYTES = 512  # of st_blocks, stat(2)
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SHELF = re.compile(r"[0-9a-f]{2}")
 _COPY = re.compile(r"[0-9a-f]{62}")
 # Ages are counted in steps of 1 %, so that memory does not depend on the number of files.
 _STEPS_PER_E = 100
-_STEPS = 2500           # e^25 s is more than any clock shows
+_STEPS = 2500  # e^25 s is more than any clock shows
 
 
 @dataclass(slots=True)
@@ -64,8 +64,8 @@ class Space:
         self._share = max(1, size_bytes // _SHARES)
         self._most = size_bytes - size_bytes // 8
         self._on_error = on_error
-        self._lock = threading.Lock()    # guards the next three
-        self._written = self._share      # since the last look began: the first write starts one
+        self._lock = threading.Lock()  # guards the next three
+        self._written = self._share  # since the last look began: the first write starts one
         self._looking: threading.Thread | None = None
         self._paused_until = -math.inf
         self._closed = threading.Event()

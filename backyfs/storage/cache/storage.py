@@ -40,19 +40,14 @@ _COPIES = "copies"  # whatever else is in the directory is not ours, and is neve
 class CachedStorage(ForwardingStorage):
     """Reads blobs through a disk cache. The throttling of the storage does not apply to what is cached."""
 
-    def __init__(
-        self, storage: Storage, directory: str, *, size_bytes: int, repository: str, fills: bool = True
-    ) -> None:
-        """Cache the blobs of a repository in a directory that `cached` has checked.
-
-        Without `fills` copies are read, but none are added.
-        """
+    def __init__(self, storage: Storage, directory: str, *, size_bytes: int, repository: str) -> None:
+        """Cache the blobs of a repository in a directory that `cached` has checked."""
         super().__init__(storage)
         self._directory = directory
         self._repository = repository
         root = Root(os.path.join(directory, _COPIES))
         self._files = CopyFiles(root)
-        self._space = Space(root, size_bytes, self._failed) if fills else None
+        self._space = Space(root, size_bytes, self._failed)
         self._warning = threading.Lock()  # held from the first warning on
 
     @property
@@ -102,8 +97,7 @@ class CachedStorage(ForwardingStorage):
 
     def close(self) -> None:
         """Close the storage. What is cached stays."""
-        if self._space is not None:
-            self._space.close()
+        self._space.close()
         super().close()
 
     def _complete(self, key: BlobUid, first: int, cells: list[memoryview | None]) -> list[memoryview]:
@@ -119,7 +113,7 @@ class CachedStorage(ForwardingStorage):
 
     def _add(self, key: BlobUid, first: int, content: Buffer, *, is_end: bool) -> None:
         size = (memoryview(content).nbytes // DATA_BYTES + 2) * CELL_BYTES  # with what file systems round up
-        if self._space is not None and self._space.take(size):
+        if self._space.take(size):
             copy = copy_key(self._repository, key)
             self._try(lambda: self._files.write(copy, first, content, is_end=is_end), None)
 
@@ -138,17 +132,16 @@ class CachedStorage(ForwardingStorage):
             return otherwise
 
     def _failed(self, error: OSError) -> None:
-        if self._space is not None:
-            self._space.pause()
+        self._space.pause()
         if self._warning.acquire(blocking=False):
             _warn(self._directory, error.strerror or str(error))
 
 
-def cached(storage: Storage, directory: str, *, size_bytes: int, repository: str, fills: bool = True) -> Storage:
+def cached(storage: Storage, directory: str, *, size_bytes: int, repository: str) -> Storage:
     """Put a disk cache in front of a storage, if the directory can be used; create it if it does not exist.
 
     Its files take about `size_bytes`, whatever number of processes and repositories share it. `repository` is the uid
-    of the repository with these blobs. Without `fills` copies are read, but none are added.
+    of the repository with these blobs.
 
     What is cached is checked by the tag or fingerprint of its block like anything that was stored. But a directory of
     other users could make root write somewhere else, so only one that no other user can change is used.
@@ -162,7 +155,7 @@ def cached(storage: Storage, directory: str, *, size_bytes: int, repository: str
     except MountError as error:
         _warn(directory, str(error))
     else:
-        return CachedStorage(storage, directory, size_bytes=size_bytes, repository=repository, fills=fills)
+        return CachedStorage(storage, directory, size_bytes=size_bytes, repository=repository)
     return storage
 
 
