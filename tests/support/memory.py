@@ -47,7 +47,7 @@ class MemoryImage:
         with self._lock:
             self._inside += 1
             self.most_inside = max(self.most_inside, self._inside)
-        time.sleep(0.005)
+        time.sleep(0.001)
         try:
             yield
         finally:
