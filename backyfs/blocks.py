@@ -178,25 +178,13 @@ def _load_object(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
         if not scheme.uses_data_key:
             _require_fingerprint(blob)
         stored = store.storage.get(blob.uid)
-        try:
-            return _open(store, blob, scheme, stored, trusts_tag=trusts_tag)
-        except IntegrityError:
-            if store.storage.traits.requests is None:
-                raise
-        # What a network or a proxy has changed on the way is no damage.
-        return _open(store, blob, scheme, store.storage.get(blob.uid), trusts_tag=trusts_tag)
+        data_key = store.keyring.unwrap(blob.wrapped_key) if scheme.uses_data_key else b""
+        block = scheme.open(stored, data_key, blob.size)
+        if not (trusts_tag and scheme.uses_data_key):
+            _check_fingerprint(store, blob, block)
     except IntegrityError as error:
         error.subject = f"blob {blob.uid}"
         raise
-
-
-def _open(
-    store: BlockStore, blob: Blob, scheme: EncryptionVersion, stored: Buffer, *, trusts_tag: bool
-) -> bytes:
-    data_key = store.keyring.unwrap(blob.wrapped_key) if scheme.uses_data_key else b""
-    block = scheme.open(stored, data_key, blob.size)
-    if not (trusts_tag and scheme.uses_data_key):
-        _check_fingerprint(store, blob, block)
     return block
 
 
@@ -253,21 +241,13 @@ class PieceLoader:
 
     def _load_segments(self, blob: Blob, seekable: Seekable, pieces: range) -> list[bytes]:
         try:
-            try:
-                return self._open_segments(blob, seekable, pieces)
-            except IntegrityError:
-                self._forget_table(blob)
-                if self._store.storage.traits.requests is None:
-                    raise
-            return self._open_segments(blob, seekable, pieces)  # as in `_load_object`
+            data_key = self._store.keyring.unwrap(blob.wrapped_key)
+            return seekable.open_range(self._reader(blob, seekable, pieces), data_key, blob.size, pieces)
         except IntegrityError as error:
-            self._forget_table(blob)
+            with self._lock:
+                self._tables.pop(blob.uid, None)
             error.subject = f"blob {blob.uid}"
             raise
-
-    def _open_segments(self, blob: Blob, seekable: Seekable, pieces: range) -> list[bytes]:
-        data_key = self._store.keyring.unwrap(blob.wrapped_key)
-        return seekable.open_range(self._reader(blob, seekable, pieces), data_key, blob.size, pieces)
 
     def _reader(self, blob: Blob, seekable: Seekable, pieces: range) -> Callable[[int, int], Buffer]:
         """Return a function that reads bytes of the object, having read what the pieces probably need."""
@@ -310,10 +290,6 @@ class PieceLoader:
             self._tables[blob.uid] = table
             if len(self._tables) > _TABLES:
                 self._tables.popitem(last=False)
-
-    def _forget_table(self, blob: Blob) -> None:
-        with self._lock:
-            self._tables.pop(blob.uid, None)
 
 
 class _Bytes:

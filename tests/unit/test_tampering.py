@@ -51,6 +51,9 @@ class Memory:
     def get_range(self, uid: BlobUid, offset: int, length: int) -> bytes:
         return self.get(uid)[offset : offset + length]
 
+    def distrust(self, _uid: BlobUid) -> bool:
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
