@@ -6,7 +6,7 @@ or a password.
 """
 
 from backyfs.config.databaseurl import has_password, mistake_in_url
-from backyfs.config.loader import find_mistakes, load_config
+from backyfs.config.loader import find_mistakes, load_config, storage_config
 from backyfs.config.places import CONFIG_VARIABLE, find_config
 from backyfs.config.settings import (
     Config,
@@ -40,4 +40,5 @@ __all__ = [
     "has_password",
     "load_config",
     "mistake_in_url",
+    "storage_config",
 ]

@@ -87,6 +87,16 @@ def build(document: Document, environ: Mapping[str, str]) -> tuple[Config, tuple
     return config, (*loader.unknown(), *loader.warnings)
 
 
+def storage_config(values: Mapping[str, str]) -> StorageConfig:
+    """Return the configuration of a storage that has these keys of [DataBackend].
+
+    Raises:
+        ConfigError: a value is not allowed.
+    """
+    lines = (f"{name}: {text.replace('%', '%%')}" for name, text in values.items())
+    return _Loader(Document([("", "\n".join([f"[{_STORAGE}]", *lines]))]), "").storage()
+
+
 class _Loader:
     """Builds a Config from one document."""
 
@@ -103,7 +113,7 @@ class _Loader:
             files=self._document.files,
             **self._key_sources(defaults),
             database_url=self._values("MetaBackend", SECTION_KEYS["MetaBackend"])["engine"],
-            storage=self._storage(),
+            storage=self.storage(),
             io_file=FileIoConfig(**self._io("io_file")),
             io_null=IoConfig(**self._io("io_null")),
             io_rbd=RbdConfig(**self._io("io_rbd")),
@@ -263,7 +273,8 @@ class _Loader:
             values.setdefault("simultaneous_writes", values["simultaneous_reads"])
         return values
 
-    def _storage(self) -> StorageConfig:
+    def storage(self) -> StorageConfig:
+        """Return the configuration of the storage."""
         self._storage_type = self._values(_STORAGE, [STORAGE_TYPE])["type"]
         values = self._values(_STORAGE, STORAGE_KEYS[self._storage_type])
         match self._storage_type:

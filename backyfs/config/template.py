@@ -57,7 +57,7 @@ _COMMENT_WIDTH = 100
 def config_text(
     *,
     database_url: str,
-    storage_path: str,
+    storage: Mapping[str, str],
     key_file: str | None = None,
     secret: Mapping[str, str] | None = None,
     encryption_version: int | None,
@@ -65,6 +65,8 @@ def config_text(
     logfile: str | None,
 ) -> str:
     """Return the text of a configuration with these values and a comment above every key.
+
+    `storage` has the keys of [DataBackend], beginning with its type.
 
     A key whose value is None is left out. `secret` contains keys of [DEFAULTS] for a key or passphrase, instead of a
     key file. A value may not begin or end with white space or contain line breaks.
@@ -82,14 +84,14 @@ def config_text(
     sections = {
         "DEFAULTS": {key: value for key, value in defaults.items() if value is not None},
         "MetaBackend": {"type": "sql", "engine": database_url},
-        "DataBackend": {"type": "file", "path": storage_path},
+        "DataBackend": dict(storage),
     }
     texts = [_section(name, keys) for name, keys in sections.items()]
     return _verified("\n".join([_HEADER, *texts, _SCHEDULERS, _HOOKS]))
 
 
 def _section(section: str, values: dict[str, str]) -> str:
-    keys = SECTION_KEYS.get(section) or (STORAGE_TYPE, *STORAGE_KEYS["file"])
+    keys = SECTION_KEYS.get(section) or (STORAGE_TYPE, *STORAGE_KEYS[values["type"]])
     meanings = {key.name: key.meaning for key in keys}
     for name, value in values.items():
         _check_representable(section, name, value)

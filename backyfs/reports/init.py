@@ -18,7 +18,7 @@ def as_object(report: InitReport) -> Object:
         "key_file": places.key_file if report.key_check else None,
         "key": report.key_check,
         "database": report.database,
-        "storage": places.storage_path,
+        "storage": places.storage_name,
         "block_size": report.block_size,
     }
 

@@ -120,7 +120,7 @@ def open_repository(
             database.check_revision()
         except NoRepositoryError as error:
             raise no_repository(config, database.place) from error
-        storage = open_storage(config, stop)
+        storage = open_storage(config.storage, stop)
 
         def close_storage() -> None:
             storage.close()  # with its cache, if it gets one
@@ -160,7 +160,7 @@ def no_repository(config: Config, place: str) -> NoRepositoryError:
     from backyfs.catalog.store import find_repository  # noqa: PLC0415 - slow to load, rarely needed
 
     try:
-        with closing(open_storage(config)) as storage:
+        with closing(open_storage(config.storage)) as storage:
             has_catalog = find_repository(storage) is not None
     except CatalogError:
         has_catalog = True  # a damaged one
@@ -193,7 +193,7 @@ def check_can_open(config: Config, known: Iterable[BlobUid] = ()) -> None:
     """
     if config.encryption_version is not None:
         sealing.check_configured(config.encryption_version)
-    with closing(open_storage(config)) as storage:
+    with closing(open_storage(config.storage)) as storage:
         check_before_upgrade(storage, known)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-    from backyfs.config import Config
+    from backyfs.config import Config, StorageConfig
     from backyfs.storage.protocol import Storage
 
 
@@ -51,7 +51,7 @@ KINDS = {
 }
 
 
-def open_storage(config: Config, stop: Callable[[], bool] = lambda: False) -> Storage:
+def open_storage(config: StorageConfig, stop: Callable[[], bool] = lambda: False) -> Storage:
     """Open the storage, with the limits that the configuration sets.
 
     Threads that wait, because of a limit or for an answer, call `stop` to find out whether the command should end.
@@ -60,7 +60,7 @@ def open_storage(config: Config, stop: Callable[[], bool] = lambda: False) -> St
         ConfigError: it cannot be opened as configured, or its library is missing.
         StorageError: the storage does not exist.
     """
-    return throttled(KINDS[type(config.storage)].open(config.storage, stop), config.storage, stop)
+    return throttled(KINDS[type(config)].open(config, stop), config, stop)
 
 
 def with_cache(storage: Storage, config: Config, repository: str) -> Storage:

@@ -11,8 +11,10 @@ import click
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue, real_path
 from backyfs.cli.output import pipe_field, print_object
+from backyfs.cli.storages import bucket_options
 from backyfs.cli.text import printable
-from backyfs.engine.setup.initialize import InitReport, default_places, initialize, named_database
+from backyfs.engine.setup.initialize import InitReport, initialize
+from backyfs.engine.setup.places import default_places, named_database, named_storage
 from backyfs.model import DEFAULT_BLOCK_SIZE
 from backyfs.reports.init import as_object
 
@@ -25,8 +27,14 @@ if TYPE_CHECKING:
     "-c", "--configfile", cls=OptionalValue, callback=real_path, metavar="FILE", help="Configuration to write."
 )
 @click.option(
-    "--data", cls=OptionalValue, callback=real_path, metavar="DIRECTORY", help="Directory for the stored blocks."
+    "--data",
+    "--storage",
+    cls=OptionalValue,
+    callback=real_path,
+    metavar="DIRECTORY|s3://BUCKET/PREFIX",
+    help="Directory or bucket for the stored blocks. A bucket must exist; it is not created.",
 )
+@bucket_options
 @click.option(
     "--db",
     cls=OptionalValue,
@@ -46,22 +54,24 @@ if TYPE_CHECKING:
 @click.pass_obj
 def command(
     invocation: Invocation,
+    /,
     configfile: str | None,
     data: str | None,
     db: str | None,
     block_size: int,
     *,
     no_encryption: bool,
+    **options: str | None,
 ) -> None:
-    """Create a new repository: configuration, key, database and a directory for the blocks.
+    """Create a new repository: configuration, key, database, and a directory or bucket for the blocks.
 
     For root they go to /etc/backyfs and /var/lib/backyfs, for other users to the user's XDG directories. Nothing that
     exists is overwritten.
     """
     file = configfile or invocation.config_file or os.environ.get("BACKYFS_CONFIG") or None
     places = default_places(os.environ, as_root=os.geteuid() == 0, config_file=file)
-    if data is not None:
-        places = replace(places, storage_path=os.path.abspath(data))
+    if data is not None or any(options.values()):
+        places = replace(places, storage=named_storage(data or places.storage_name, **options))
     if db is not None:
         places = replace(places, database=named_database(db))
     _print(invocation, initialize(places, block_size=block_size, encrypted=not no_encryption))
@@ -77,7 +87,7 @@ def _print(invocation: Invocation, report: InitReport) -> None:
         return
     click.echo(f"configuration  {printable(places.config_file)}")
     click.echo(f"database       {printable(report.database)}")
-    click.echo(f"blocks         {printable(places.storage_path)}")
+    click.echo(f"blocks         {printable(places.storage_name)}")
     if report.key_check is None:
         click.echo("encryption     none: anyone who can read the blocks can read the data")
     else:

@@ -13,7 +13,9 @@ from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import real_path
 from backyfs.cli.output import print_object, print_rows
 from backyfs.cli.passphrases import asking, read_secret, secret_options
+from backyfs.cli.storages import BUCKET_OPTIONS, bucket_options
 from backyfs.cli.text import printable
+from backyfs.engine.setup.places import named_storage
 from backyfs.reports.recover import COLUMNS, as_object, loss_rows
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("storage", required=False)
+@bucket_options
 @secret_options()
 @click.option(
     "--from-recovery",
@@ -52,7 +55,9 @@ def command(
     check_objects: bool,
     **options: str | None,
 ) -> None:
-    """Rebuild the database from the copy of the metadata in the directory STORAGE, and the key.
+    """Rebuild the database from the copy of the metadata in STORAGE, and the key.
+
+    STORAGE is a directory or s3://BUCKET/PREFIX.
 
     Whatever is not given is taken from the configuration, if there is one: storage, key and database. If there is none,
     one is written. The database has to be empty. If the command is stopped, run it again: it starts from the beginning.
@@ -61,11 +66,12 @@ def command(
     """
     from backyfs.engine.setup import recovery  # noqa: PLC0415 - SQLAlchemy is slow to load
 
+    bucket = {name: options.pop(name) for name in BUCKET_OPTIONS}
     target = recovery.recovery_target(
         os.environ,
         config_file=invocation.config_file or os.environ.get("BACKYFS_CONFIG") or None,
         load_config=invocation.load_config,
-        storage=storage,
+        storage=None if storage is None else named_storage(storage, **bucket),
         database=to,
         as_root=os.geteuid() == 0,
     )

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from backyfs.config import load_config
 from backyfs.engine.backup.backup import BackupReport, BackupRequest, backup
-from backyfs.engine.setup.initialize import Places, initialize
+from backyfs.engine.setup.initialize import initialize
+from backyfs.engine.setup.places import Places
 from backyfs.metadata.records.jobs import list_running_jobs, this_process
 from backyfs.repository import open_repository
 from backyfs.sources.registry import open_source
@@ -96,7 +97,7 @@ def _make(directory: Path, *, block_size: int = BLOCK, encrypted: bool, database
         Places(
             config_file=str(config_file),
             key_file=str(directory / "backyfs.key"),
-            storage_path=str(directory / "data"),
+            storage=str(directory / "data"),
             database=database or str(directory / "backyfs.sqlite"),
             logfile=str(directory / "backyfs.log"),
         ),

@@ -976,7 +976,7 @@ def test_when_nothing_is_found_the_places_are_listed():
 def new_text(**changes):
     values = {
         "database_url": "sqlite:////var/lib/backyfs/backyfs.sqlite",
-        "storage_path": "/srv/blobs",
+        "storage": {"type": "file", "path": "/srv/blobs"},
         "key_file": None,
         "encryption_version": 0,
         "block_size": 4194304,
@@ -1010,7 +1010,7 @@ def odd_paths():
 def test_a_new_file_is_read_back_as_intended(database, storage, key_file, logfile, block_size, version):
     text = new_text(
         database_url=f"sqlite:///{database}",
-        storage_path=storage,
+        storage={"type": "file", "path": storage},
         key_file=key_file,
         encryption_version=version if key_file else 0,
         block_size=block_size,
@@ -1026,7 +1026,7 @@ def test_a_new_file_is_read_back_as_intended(database, storage, key_file, logfil
 
 
 def test_a_new_file_is_read_back_from_the_disk(tmp_path):
-    file = write(tmp_path / "b.cfg", new_text(storage_path="/srv/50% \r ü", database_url="postgresql://a:%40@h/d"))
+    file = write(tmp_path / "b.cfg", new_text(storage={"type": "file", "path": "/srv/50% \r ü"}, database_url="postgresql://a:%40@h/d"))
     config, warnings = load_config(file, {})
     assert warnings == ()
     assert config.storage == DirectoryStorageConfig(path="/srv/50% \r ü")
@@ -1043,7 +1043,7 @@ def test_every_key_of_a_new_file_has_a_comment_above_it():
 @pytest.mark.parametrize("path", ["/a\nb", "/a\n b", "/a ", " /a", "/a\0b", "/\udcff", "/a\xa0"])
 def test_a_path_that_a_file_cannot_express_is_refused(path):
     with pytest.raises(ConfigError) as caught:
-        new_text(storage_path=path)
+        new_text(storage={"type": "file", "path": path})
     assert (caught.value.section, caught.value.key) == ("DataBackend", "path")
 
 
@@ -1053,7 +1053,7 @@ def test_a_path_that_a_file_cannot_express_is_refused(path):
         ({"encryption_version": 1}, "encryption_version"),
         ({"block_size": 1000}, "block_size"),
         ({"database_url": "sqlite://"}, "engine"),
-        ({"storage_path": ""}, "path"),
+        ({"storage": {"type": "file", "path": ""}}, "path"),
     ],
 )
 def test_a_new_file_with_a_mistake_is_not_created(changes, key):

@@ -13,7 +13,8 @@ import pytest
 from backyfs.config import load_config
 from backyfs.engine.restore.restore import restore
 from backyfs.engine.setup import initialize as module
-from backyfs.engine.setup.initialize import Places, default_places, initialize
+from backyfs.engine.setup.initialize import initialize
+from backyfs.engine.setup.places import Places, default_places
 from backyfs.errors import (
     ConfigError,
     DatabaseError,
@@ -35,7 +36,7 @@ def places(tmp_path):
     return Places(
         config_file=str(tmp_path / "etc" / "backyfs.cfg"),
         key_file=str(tmp_path / "etc" / "backyfs.key"),
-        storage_path=str(tmp_path / "lib" / "data"),
+        storage=str(tmp_path / "lib" / "data"),
         database=str(tmp_path / "lib" / "backyfs.sqlite"),
         logfile=str(tmp_path / "log" / "backyfs.log"),
     )
@@ -58,7 +59,7 @@ def test_a_new_repository_has_its_four_parts_and_nothing_else(places, tmp_path):
         "etc/backyfs.cfg", "etc/backyfs.key", "lib/backyfs.sqlite", "lib/backyfs.sqlite-reserve",
         "lib/data/catalog/index", "lib/data/catalog/marker", "lib/data/catalog/repository",
     ]  # fmt: skip
-    assert os.path.isdir(places.storage_path)
+    assert os.path.isdir(places.storage)
     assert report.block_size == BLOCK
     assert report.key_check is not None
 
@@ -71,7 +72,7 @@ def test_files_can_be_read_only_by_their_owner(places, place):
 
 def test_the_storage_can_be_entered_only_by_its_owner(places):
     initialize(places, block_size=BLOCK, encrypted=True)
-    assert stat.S_IMODE(os.stat(places.storage_path).st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(places.storage).st_mode) == 0o700
 
 
 def test_the_key_is_64_random_hexadecimal_digits(places):
@@ -109,7 +110,7 @@ def test_an_existing_database_is_not_touched(places):
         places,
         config_file=places.config_file + "2",
         key_file=places.key_file + "2",
-        storage_path=places.storage_path + "2",
+        storage=places.storage + "2",
     )
     with pytest.raises(SchemaError, match="already contains tables; name an empty database"):
         initialize(other, block_size=BLOCK, encrypted=True)
@@ -117,12 +118,12 @@ def test_an_existing_database_is_not_touched(places):
         assert file.read() == before
     assert not os.path.exists(other.config_file)
     assert not os.path.exists(other.key_file)
-    assert not os.path.exists(other.storage_path)
+    assert not os.path.exists(other.storage)
 
 
 def test_a_storage_that_is_not_empty_is_not_used(places, tmp_path):
-    os.makedirs(places.storage_path)
-    with open(f"{places.storage_path}/precious", "w", encoding="ascii"):
+    os.makedirs(places.storage)
+    with open(f"{places.storage}/precious", "w", encoding="ascii"):
         pass
     with pytest.raises(StorageError, match="is not empty: it holds precious; name another one"):
         initialize(places, block_size=BLOCK, encrypted=True)
@@ -130,10 +131,10 @@ def test_a_storage_that_is_not_empty_is_not_used(places, tmp_path):
 
 
 def test_a_file_in_the_place_of_the_storage_is_not_touched(places, tmp_path):
-    os.makedirs(os.path.dirname(places.storage_path))
-    with open(places.storage_path, "w", encoding="ascii") as file:
+    os.makedirs(os.path.dirname(places.storage))
+    with open(places.storage, "w", encoding="ascii") as file:
         file.write("mine")
-    with pytest.raises(StorageError, match=places.storage_path):
+    with pytest.raises(StorageError, match=places.storage):
         initialize(places, block_size=BLOCK, encrypted=True)
     assert everything_below(tmp_path) == ["lib/data"]
 
@@ -145,7 +146,7 @@ def test_a_file_that_is_not_a_database_is_not_touched(places, tmp_path):
     with pytest.raises(DatabaseError, match="file is not a database"):
         initialize(places, block_size=BLOCK, encrypted=True)
     assert everything_below(tmp_path) == ["lib/backyfs.sqlite"]
-    assert not os.path.exists(places.storage_path)
+    assert not os.path.exists(places.storage)
     assert os.path.getsize(places.database) == 11_000
 
 
@@ -174,18 +175,18 @@ def test_a_failure_in_the_database_leaves_nothing(places, tmp_path, monkeypatch)
     with pytest.raises(DatabaseError, match="the disk is full"):
         initialize(places, block_size=BLOCK, encrypted=True)
     assert everything_below(tmp_path) == []
-    assert not os.path.exists(places.storage_path)
+    assert not os.path.exists(places.storage)
 
 
 def test_a_failure_keeps_an_existing_empty_directory(places, monkeypatch):
     def fail(*_arguments):
         raise DatabaseError("the disk is full")
 
-    os.makedirs(places.storage_path)
+    os.makedirs(places.storage)
     monkeypatch.setattr(schema, "create_tables", fail)
     with pytest.raises(DatabaseError):
         initialize(places, block_size=BLOCK, encrypted=True)
-    assert os.path.isdir(places.storage_path)
+    assert os.path.isdir(places.storage)
 
 
 def test_the_same_places_can_be_used_after_a_failure(places, monkeypatch):
@@ -249,7 +250,7 @@ def test_the_repository_of_root_goes_to_the_system_directories():
     assert default_places({}, as_root=True) == Places(
         config_file="/etc/backyfs/backyfs.cfg",
         key_file="/etc/backyfs/backyfs.key",
-        storage_path="/var/lib/backyfs/data",
+        storage="/var/lib/backyfs/data",
         database="/var/lib/backyfs/backyfs.sqlite",
         logfile="/var/log/backyfs.log",
     )
@@ -260,7 +261,7 @@ def test_the_repository_of_a_user_goes_to_the_xdg_directories():
     assert default_places(environ, as_root=False) == Places(
         config_file="/home/ada/.config/backyfs/backyfs.cfg",
         key_file="/home/ada/.config/backyfs/backyfs.key",
-        storage_path="/data/ada/backyfs/data",
+        storage="/data/ada/backyfs/data",
         database="/data/ada/backyfs/backyfs.sqlite",
         logfile="/home/ada/.local/state/backyfs/backyfs.log",
     )
@@ -270,7 +271,7 @@ def test_a_user_can_move_configuration_data_and_log_with_xdg_variables():
     environ = {"HOME": "/h", "XDG_CONFIG_HOME": "/c", "XDG_DATA_HOME": "/d", "XDG_STATE_HOME": "/s"}
     places = default_places(environ, as_root=False)
     assert (places.config_file, places.key_file) == ("/c/backyfs/backyfs.cfg", "/c/backyfs/backyfs.key")
-    assert (places.storage_path, places.logfile) == ("/d/backyfs/data", "/s/backyfs/backyfs.log")
+    assert (places.storage, places.logfile) == ("/d/backyfs/data", "/s/backyfs/backyfs.log")
 
 
 @pytest.mark.parametrize("home", [None, "", "ada"])
@@ -284,7 +285,7 @@ def test_without_a_home_directory_everything_goes_beside_the_named_configuration
     assert default_places({}, as_root=False, config_file="/srv/b/one.cfg") == Places(
         config_file="/srv/b/one.cfg",
         key_file="/srv/b/one.key",
-        storage_path="/srv/b/data",
+        storage="/srv/b/data",
         database="/srv/b/backyfs.sqlite",
         logfile="/srv/b/backyfs.log",
     )
@@ -292,11 +293,11 @@ def test_without_a_home_directory_everything_goes_beside_the_named_configuration
 
 def test_an_xdg_variable_that_is_not_absolute_is_ignored():
     environ = {"HOME": "/home/ada", "XDG_DATA_HOME": "data"}
-    assert default_places(environ, as_root=False).storage_path == "/home/ada/.local/share/backyfs/data"
+    assert default_places(environ, as_root=False).storage == "/home/ada/.local/share/backyfs/data"
 
 
 def test_the_xdg_variables_do_not_move_the_repository_of_root():
-    assert default_places({"XDG_DATA_HOME": "/d"}, as_root=True).storage_path == "/var/lib/backyfs/data"
+    assert default_places({"XDG_DATA_HOME": "/d"}, as_root=True).storage == "/var/lib/backyfs/data"
 
 
 def test_key_and_log_are_beside_a_named_configuration():
@@ -377,7 +378,7 @@ def test_a_repository_can_be_created_in_an_empty_database_on_a_server(places, tm
         version = back_up(repository, image).version
         restore(repository, version, str(tmp_path / "restored"))
     assert (tmp_path / "restored").read_bytes() == image.read_bytes()
-    other = replace(made, config_file=str(tmp_path / "other.cfg"), storage_path=str(tmp_path / "other"))
+    other = replace(made, config_file=str(tmp_path / "other.cfg"), storage=str(tmp_path / "other"))
     with pytest.raises(SchemaError, match="already contains tables; name an empty database"):
         initialize(other, block_size=BLOCK, encrypted=False)
     assert not (tmp_path / "other.cfg").exists()

@@ -13,7 +13,8 @@ from sqlalchemy import text
 
 from backyfs.cli.main import run
 from backyfs.engine.secrets.rekey import rekey
-from backyfs.engine.setup.initialize import Places, initialize
+from backyfs.engine.setup.initialize import initialize
+from backyfs.engine.setup.places import Places
 from backyfs.engine.setup.upgrade import needs_upgrade, plan_upgrade, upgrade
 from backyfs.engine.transfer.importing import import_versions
 from backyfs.errors import DatabaseError, SchemaError
@@ -213,7 +214,7 @@ def test_the_copy_of_a_server_can_be_imported(
         Places(
             config_file=str(new / "backyfs.cfg"),
             key_file=str(new / "unused.key"),
-            storage_path=str(new / "data"),
+            storage=str(new / "data"),
             database=str(new / "backyfs.sqlite"),
             logfile=str(new / "backyfs.log"),
         ),

@@ -218,7 +218,7 @@ class _Checks:
         with ExitStack() as opened:
             storage: Storage | None
             try:
-                storage = opened.enter_context(closing(open_storage(self.config)))
+                storage = opened.enter_context(closing(open_storage(self.config.storage)))
             except (ConfigError, StorageError):
                 storage = None  # another check reports it
             return unlock(self.config, database, storage)
@@ -251,7 +251,7 @@ class _Checks:
         return Grade.OK, f"{shown} opens the blocks"
 
     def _storage(self) -> Iterator[_Result]:
-        with closing(open_storage(self.config)) as storage:
+        with closing(open_storage(self.config.storage)) as storage:
             if not storage.traits.keeps:
                 yield Grade.WARNING, "it is of type null and keeps nothing; configure a storage of another type"
                 return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,25 +26,7 @@ from backyfs.sealing import NEWEST_ENCRYPTION_VERSION
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-
-# An engine and a colon or slashes, or user:password@. A path that looks like this can be written as ./path.
-_BEGINS_LIKE_A_URL = re.compile(r"(sqlite|postgres|mysql|mariadb)[a-z0-9_+]*(:|/.*@)|[^/]*:[^/]*@", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """Where the parts of a repository are created. Absolute paths."""
-
-    config_file: str
-    key_file: str
-    storage_path: str
-    database: str  # path of an SQLite file, or URL of a database that exists and is empty
-    logfile: str
-
-    @property
-    def database_url(self) -> str:
-        """The database as configurations name it."""
-        return self.database if "://" in self.database else f"sqlite:///{self.database}"
+    from backyfs.engine.setup.places import Places
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,62 +37,6 @@ class InitReport:
     database: str          # without the password, so it can be shown
     key_check: str | None  # check value of the key; None without encryption
     block_size: int
-
-
-def default_places(environ: Mapping[str, str], *, as_root: bool, config_file: str | None = None) -> Places:
-    """Return the default places of a repository: directories of the system for root, or else of the user (XDG).
-
-    With `config_file`, key and log file are next to it, and so is the rest if the user has no home directory.
-
-    Raises:
-        UsageError: the user has no home directory.
-    """
-    beside = None if config_file is None else os.path.dirname(os.path.abspath(config_file))
-    if as_root:
-        config, data, state = beside or "/etc/backyfs", "/var/lib/backyfs", beside or "/var/log"
-    else:
-        config = beside or _users_directory(environ, "XDG_CONFIG_HOME", ".config")
-        data = _users_directory(environ, "XDG_DATA_HOME", ".local/share", otherwise=beside)
-        state = beside or _users_directory(environ, "XDG_STATE_HOME", ".local/state")
-    file = os.path.abspath(config_file) if config_file is not None else f"{config}/backyfs.cfg"
-    return Places(
-        config_file=file,
-        key_file=f"{os.path.splitext(file)[0]}.key",
-        storage_path=f"{data}/data",
-        database=f"{data}/backyfs.sqlite",
-        logfile=f"{state}/backyfs.log",
-    )
-
-
-def named_database(text: str) -> str:
-    """Return a database given by the user in the form of `Places`: a URL, or the path of an SQLite file.
-
-    Raises:
-        UsageError: it is a URL without `://`. Taken as a path it would be shown, and it can contain a password.
-    """
-    if "://" in text:
-        return text
-    if _BEGINS_LIKE_A_URL.match(text):
-        raise UsageError(
-            "is a URL without ://", subject="the database", remedy="write it as postgresql://user:password@host/name"
-        )
-    return os.path.abspath(text)
-
-
-def _users_directory(
-    environ: Mapping[str, str], variable: str, below_home: str, *, otherwise: str | None = None
-) -> str:
-    base = environ.get(variable, "")
-    if not os.path.isabs(base):  # the XDG specification says to ignore relative ones
-        home = environ.get("HOME", "")
-        if not os.path.isabs(home):
-            if otherwise is not None:
-                return otherwise
-            raise UsageError(
-                "is not set", subject="HOME", remedy=f"set it to the user's home directory, or set {variable}"
-            )
-        base = os.path.join(home, below_home)
-    return os.path.join(base, "backyfs")
 
 
 def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitReport:
@@ -127,7 +52,7 @@ def initialize(places: Places, *, block_size: int, encrypted: bool) -> InitRepor
         shown = database.place
     text = config_text(
         database_url=places.database_url,
-        storage_path=places.storage_path,
+        storage=places.storage_keys(),
         key_file=places.key_file if encrypted else None,
         encryption_version=NEWEST_ENCRYPTION_VERSION if encrypted else 0,
         block_size=block_size,
@@ -167,7 +92,7 @@ def write_configuration(
     """
     text = config_text(
         database_url=places.database_url,
-        storage_path=places.storage_path,
+        storage=places.storage_keys(),
         secret=secret,
         encryption_version=encryption_version,
         block_size=block_size,

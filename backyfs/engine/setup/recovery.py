@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from backyfs.config import find_config
 from backyfs.engine.catalog.recover import open_catalog, recover
-from backyfs.engine.setup.initialize import default_places, named_database, write_configuration
+from backyfs.engine.setup.initialize import write_configuration
+from backyfs.engine.setup.places import default_places, named_database
 from backyfs.errors import ConfigError, IntegrityError, MissingKeyError, UsageError
 from backyfs.keys import expected_keys
 from backyfs.keys.slots import Secret
 from backyfs.metadata.db.database import Database
 from backyfs.remedies import Advice
 from backyfs.repository.keyring import configured_secret
-from backyfs.storage.directory import DirectoryStorage
 from backyfs.storage.registry import open_storage
 
 if TYPE_CHECKING:
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from backyfs.catalog.repository import OpenPart
-    from backyfs.config import Config
+    from backyfs.config import Config, StorageConfig
     from backyfs.engine.catalog.recover import Loss, RecoveryReport
-    from backyfs.engine.setup.initialize import Places
-    from backyfs.storage.protocol import Storage
+    from backyfs.engine.setup.places import BucketPlace, Places
     from backyfs.work.run import Control
 
 
@@ -47,7 +46,7 @@ class RecoveryTarget:
 
     places: Places
     config: Config | None     # that exists; it is not changed
-    storage_path: str | None  # None: the storage of the configuration
+    storage: StorageConfig    # of the configuration, or another one that was named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +81,7 @@ def recovery_target(
     *,
     config_file: str | None,
     load_config: Callable[[], Config],
-    storage: str | None,
+    storage: str | BucketPlace | None,
     database: str | None,
     as_root: bool,
 ) -> RecoveryTarget:
@@ -101,16 +100,20 @@ def recovery_target(
         is_there = False
     config = load_config() if is_there else None
     if storage is None and config is None:
-        raise UsageError("there is no configuration that names the storage", remedy="name its directory")
+        raise UsageError(
+            "there is no configuration that names the storage", remedy="name its directory, or s3://BUCKET/PREFIX"
+        )
     places = default_places(environ, as_root=as_root, config_file=config_file)
     if storage is not None:
-        places = replace(places, storage_path=os.path.abspath(storage))
+        places = replace(places, storage=storage)
     if database is not None:
         places = replace(places, database=named_database(database))
     elif config is not None:
         places = replace(places, database=config.database_url)
     return RecoveryTarget(
-        places=places, config=config, storage_path=None if storage is None else places.storage_path
+        places=places,
+        config=config,
+        storage=config.storage if config is not None and storage is None else places.storage_config(),
     )
 
 
@@ -132,7 +135,10 @@ def recover_repository(
         What `open_catalog`, `recover` and `write_configuration` raise.
     """
     losses: list[Loss] = []
-    with closing(_storage(target, stop)) as storage, closing(Database(target.places.database_url)) as database:
+    with (
+        closing(open_storage(target.storage, stop)) as storage,
+        closing(Database(target.places.database_url)) as database,
+    ):
         place = database.place
         catalog = open_catalog(
             storage, lambda found: _secret(target, key, found), key.page, expects_key=_names_key(target, key)
@@ -150,13 +156,6 @@ def recover_repository(
             secret=_configured_options(key) if is_sealed else {},
         )
     return RecoveredRepository(target=target, report=report, losses=tuple(losses), database=place)
-
-
-def _storage(target: RecoveryTarget, stop: Callable[[], bool]) -> Storage:
-    if target.storage_path is not None:
-        return DirectoryStorage(target.storage_path)
-    assert target.config is not None, "`recovery_target` requires one of them"
-    return open_storage(target.config, stop)
 
 
 def _configured_options(key: KeyChoice) -> dict[str, str]:
