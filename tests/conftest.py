@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from tests.support.buckets import Bucket
+from tests.support.faultproxy import FaultProxy
 from tests.support.repositories import make_repository, opened, templates
 from tests.support.services.database import DatabaseServer
 from tests.support.services.mariadb import MariadbServer
@@ -173,6 +174,14 @@ def bucket(s3_server: S3Server) -> Generator[Bucket, None, None]:
     bucket = Bucket.make(s3_server)
     yield bucket
     bucket.remove()
+
+
+@pytest.fixture
+def fault_proxy(s3_server: S3Server) -> Generator[FaultProxy, None, None]:
+    """Give a proxy in front of the object store whose buckets the test has."""
+    proxy = FaultProxy(s3_server.endpoint)
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture
