@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.buckets import Bucket
 from tests.support.faultproxy import FaultProxy
+from tests.support.compiled import share_compiled_statements
 from tests.support.repositories import make_repository, opened, templates
 from tests.support.services.database import DatabaseServer
 from tests.support.services.mariadb import MariadbServer
@@ -40,10 +41,15 @@ _SERVERS = {*_ENGINES[1:], *_OBJECT_STORES}
 # The program is started hundreds of times, and would be compiled as often.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# PyMySQL prepares TLS for each connection, also for one in plain text, and reading the certificates of this machine
+# took longer than the test itself. No test trusts them.
+os.environ["SSL_CERT_FILE"] = os.devnull
 # What runs the tests in the background ignores signals, and the programs of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+share_compiled_statements()
 
 _SLOW_PART = 0.8  # of all tests, the first ones: among these are the slow ones
 _IN_CI = os.environ.get("CI") == "true"

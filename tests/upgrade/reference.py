@@ -25,6 +25,8 @@ from tests.support.services.postgresql import program
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sqlalchemy import Engine
+
     from backyfs.config import Config
     from backyfs.model import Version
     from backyfs.repository import Repository
@@ -59,7 +61,9 @@ class Reference:
 
     def move_to(self, url: str) -> None:
         """Put the database of an SQLite fixture on another engine, as backy2 would have made it there."""
-        copy_tables(self.sqlite_file, url)
+        engine = engine_of(url)
+        copy_tables(self.sqlite_file, engine)
+        engine.dispose()
         self.change_config("engine: sqlite:///backy.sqlite", f"engine: {url}")
         self.sqlite_file.unlink()
 
@@ -79,9 +83,14 @@ class Reference:
         self.change_config(line, f"engine: {url}")
 
 
-def copy_tables(file: Path, url: str) -> None:
+def engine_of(url: str, **options: Any) -> Engine:
+    """Return an engine for a database, given as in a configuration of backy2."""
+    drivers = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+    return create_engine(make_url(url).set(drivername=drivers[url.partition(":")[0]]), **options)
+
+
+def copy_tables(file: Path, engine: Engine) -> None:
     """Make the tables of an SQLite file of backy2 in another database, with their rows."""
-    engine = create_engine(make_url(url).set(drivername=_driver(url)))
     dialect = engine.dialect.name
     with closing(sqlite3.connect(file)) as source, engine.begin() as target:
         order = ("versions", "blocks", "tags", "stats", "stats_old", "deleted_blocks", "alembic_version")
@@ -101,7 +110,6 @@ def copy_tables(file: Path, url: str) -> None:
         ):
             if source.execute("SELECT 1 FROM sqlite_master WHERE name = ?", [name]).fetchone():
                 target.execute(text(f"CREATE INDEX {name} ON {table} ({column})"))
-    engine.dispose()
 
 
 def _create_statement(table: str, columns: list[tuple[Any, ...]], dialect: str) -> str:
@@ -125,10 +133,6 @@ def _kind(table: str, column: str, kind: str, dialect: str, *, numbered: bool) -
     if kind in ("VARCHAR", "VARCHAR(2048)"):  # MariaDB wants a length, and has a limit for keys
         return "VARCHAR(255)" if table == "tags" else "VARCHAR(2048)"
     return _TYPES.get(kind, {}).get(dialect, kind)
-
-
-def _driver(url: str) -> str:
-    return {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}[url.partition(":")[0]]
 
 
 def check(repository: Repository, expected: dict[str, Any]) -> None:

@@ -1,8 +1,15 @@
 """An upgrade that fails, or is killed, at any statement: the old database or the new one, and nothing else.
 
-The reference is one from before alembic, so that every revision has something to do. On SQLite every statement
-fails once, on the servers each one that changes something, and every commit. Kills are at those as well: between
-two of them nothing differs.
+The reference is one from before alembic, so that every revision has something to do. A kill, or an error, at one
+statement is tried once for all statements that leave or do the same:
+
+- A kill leaves what was committed before the statement, and no code runs. Each such state is made by a real kill, and
+  judged. On MariaDB other connections see it; on PostgreSQL it only changes with a commit.
+- An error is handled by the lines that run the statement. It is tried at the last statement of each place
+  (`last_at_each_place`). SQLite and PostgreSQL undo all revisions at once; on MariaDB each line of a revision counts.
+- A server that goes away does both. What it leaves is judged unless a kill leaves it as well.
+
+On SQLite statements that only read fail as well.
 """
 
 from __future__ import annotations
@@ -16,18 +23,18 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import Engine, NullPool, event, inspect, text
 
 from backyfs.engine.setup.upgrade import upgrade
 from backyfs.errors import DatabaseError
 from backyfs.repository import open_repository
 from tests.support.audit import audit
-from tests.support.statements import fail, kill, watched
+from tests.support.statements import fail, kill, last_at_each_place, watched
 from tests.support.states import Stored, digest_of, dump_of, read_files
-from tests.upgrade.reference import Reference, check
+from tests.upgrade.reference import Reference, check, copy_tables, engine_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
     from pathlib import Path
 
     from sqlalchemy import Connection
@@ -37,20 +44,21 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 NAME = "old-prealembic-2.9.0"
+FEWEST = 30  # statements: with fewer the upgrade did not run
 _COPIES = "*before-upgrade*"
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All that a command can see. Two moments with the same one are one and the same for what follows."""
+    """Everything a command can see. After two moments with the same state, commands do the same."""
 
     database: str
     files: str
-    copies: int  # of the database, which upgrades made that were killed
+    copies: int  # of the database, left by upgrades that were killed
 
 
 class Subject:
-    """A database of backy2 that can be made again and again."""
+    """A database of backy2 that can be restored again and again."""
 
     def __init__(self, directory: Path, server: DatabaseServer | None) -> None:
         self.reference = Reference(NAME, directory)
@@ -58,39 +66,50 @@ class Subject:
         self._file = self.reference.sqlite_file
         self._original = directory / "original"
         shutil.copy(self._file, self._original)
-        self.url = f"sqlite:///{self._file}"
-        self.renew(first=True)
+        self._url = f"sqlite:///{self._file}"
+        if server is not None:
+            self._url = server.new_database()
+            self.reference.move_to(self._url)
+        # Without connections that stay open: a process that is forked would share them.
+        self._engine = engine_of(self._url, poolclass=NullPool)
+        self._first = self.state()
 
     @property
-    def changes_only(self) -> bool:
-        """Whether statements that only read are left out."""
+    def is_on_server(self) -> bool:
+        """Whether the database is on a server."""
         return self._server is not None
 
-    def renew(self, *, first: bool = False) -> None:
-        """Make the database as it was before any upgrade, and the storage as well."""
+    @property
+    def undoes_tables(self) -> bool:
+        """Whether changes of tables are part of a transaction."""
+        return not self._url.startswith("mysql")
+
+    def renew(self) -> None:
+        """Restore the database and the storage as they were before any upgrade."""
         shutil.rmtree(self.reference.directory / "data/catalog", ignore_errors=True)
         if self._server is None:
             shutil.copy(self._original, self._file)
-            return
-        old = self.url
-        self.url = self._server.new_database()
-        shutil.copy(self._original, self._file)
-        if first:
-            self.reference.move_to(self.url)
-            return
-        self._server.drop(old)
-        self.reference.change_config(f"engine: {old}", "engine: sqlite:///backy.sqlite")
-        self.reference.move_to(self.url)
+        else:
+            self._server.empty(self._url)
+            copy_tables(self._original, self._engine)
 
-    def undo(self, state: State, original: State) -> None:
-        """Make everything as it was before any upgrade; the database only if its state is another one."""
-        if state.database != original.database:
-            self.renew()
+    def undo(self, state: State) -> None:
+        """Restore what differs in this state from before any upgrade."""
         self._remove_copies()
-        shutil.rmtree(self.reference.directory / "data/catalog", ignore_errors=True)
+        if (state.database, state.files) != (self._first.database, self._first.files):
+            self.renew()
+
+    def is_old(self, state: State) -> bool:
+        """Return whether a state is the one before any upgrade."""
+        return state == self._first
+
+    def drop(self) -> None:
+        """Drop the database of a server."""
+        if self._server is not None:
+            self._server.drop(self._url)
 
     def upgrade(self) -> None:
-        """Upgrade it, and take away the copies."""
+        """Upgrade the database, and remove the copies."""
         try:
             upgrade(self.reference.config)
         finally:
@@ -100,27 +119,46 @@ class Subject:
         for path in self.reference.directory.glob(_COPIES):
             path.unlink()
 
+    def places(self) -> list[int]:
+        """Return the numbers of statements, one at each place, and restore the database."""
+        places = last_at_each_place(self.upgrade, changes_only=self.is_on_server, revisions=not self.undoes_tables)
+        self.renew()
+        return places
+
     def state(self) -> State:
-        """Return all that the next command can see of it."""
+        """Return everything the next command can see."""
         files = read_files(self.reference.directory)
-        # What is in a copy is read by nobody; it has the time at which it was made.
+        # Nothing reads a copy, and its content depends on the time.
         copies = [name for name in files if fnmatch(name, _COPIES)]
         for name in copies:
             del files[name]
         if self._server is None:
             database = digest_of({name: files.pop(name) for name in list(files) if name.startswith(self._file.name)})
         else:
-            config = files[self.reference.config_file.name]
-            assert config is not None
-            files[self.reference.config_file.name] = config.replace(self.url.encode(), b"")  # it has a number
-            engine = self.engine()
-            with engine.connect() as connection:
+            with self._engine.connect() as connection:
                 database = dump_of(connection)
-            engine.dispose()
         return State(database, digest_of(files), len(copies))
 
-    def kill_at(self, number: int) -> bool:
-        """Upgrade it in a process that is killed at a statement; return whether it came that far."""
+    def kills(self) -> dict[int, State | None]:
+        """Upgrade the database on a server, and return the numbers of statements with what a kill leaves there.
+
+        It is what others see, or unknown: PostgreSQL lets others wait for tables that are changed, but keeps nothing
+        that was not committed.
+        """
+        seen: list[State | int] = []
+
+        def look() -> None:
+            seen.append(statements.commits if self.undoes_tables else self.state())
+
+        with watched(look, None, changes_only=True) as statements:
+            self.upgrade()
+        assert len(seen) > FEWEST
+        # The last statement in each state: the server has the most to undo.
+        last = {state: number for number, state in enumerate(seen, 1)}
+        return {number: state if isinstance(state, State) else None for state, number in last.items()}
+
+    def kill_at(self, number: int) -> None:
+        """Upgrade the database in a process that is killed before a statement."""
         pid = os.fork()
         if pid == 0:
             try:
@@ -128,11 +166,16 @@ class Subject:
                     self.upgrade()
             finally:
                 os._exit(0)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
-    def loses_its_connection_at(self, number: int) -> bool:
-        """Upgrade it; at a statement the server ends the connection. Return whether it came that far."""
-        assert self._server is not None
+    def fail_at(self, number: int) -> None:
+        """Upgrade the database; a statement fails. The error may come out: what is left is judged."""
+        with watched(fail, number, changes_only=self.is_on_server) as statements, suppress(DatabaseError):
+            self.upgrade()
+        assert statements.count >= number
+
+    def lose_connection_at(self, number: int) -> None:
+        """Upgrade the database; the server ends the connection before a statement."""
         used: list[Connection] = []
 
         def remember(connection: Connection, *_: object) -> None:
@@ -150,18 +193,17 @@ class Subject:
         finally:
             event.remove(Engine, "before_cursor_execute", remember)
             event.remove(Engine, "commit", remember)
-        return statements.count >= number
+        assert statements.count >= number
 
     def old_rows(self) -> dict[str, list[Any]]:
-        """Return all that the old program knows of, in the columns it knows."""
-        engine = self.engine()
+        """Return everything the old program knows, in the columns it knows."""
         known = {
             "versions": "uid, date, name, size, size_bytes, valid, protected",
             "blocks": "uid, version_uid, id, date, checksum, size, valid",
             "stats": "date, version_uid, version_name, bytes_read, duration_seconds",
             "deleted_blocks": "id, uid, size, delete_candidate, time",
         }
-        with engine.connect() as connection:
+        with self._engine.connect() as connection:
             rows: dict[str, list[Any]] = {
                 table: sorted(map(repr, connection.execute(text(f"SELECT {columns} FROM {table}"))))
                 for table, columns in known.items()
@@ -171,123 +213,112 @@ class Subject:
                 if inspect(connection).has_table("alembic_version")
                 else ["no table"]
             )
-        engine.dispose()
         return rows
 
     def tables(self) -> list[str]:
         """Return the names of all tables."""
-        engine = self.engine()
-        names = sorted(inspect(engine).get_table_names())
-        engine.dispose()
-        return names
+        with self._engine.connect() as connection:
+            return sorted(inspect(connection).get_table_names())
 
     def is_taken_over(self) -> bool:
-        """Tell whether the rows were taken over, even if those of backy2 are still there."""
-        engine = self.engine()
-        with engine.connect() as connection:
+        """Return whether the rows were taken over, even if those of backy2 are still there."""
+        with self._engine.connect() as connection:
             names = inspect(connection).get_table_names()
-            taken = "repository" in names and connection.execute(text("SELECT 1 FROM repository")).first() is not None
-        engine.dispose()
-        return taken
+            return "repository" in names and connection.execute(text("SELECT 1 FROM repository")).first() is not None
 
     def check_new(self) -> None:
-        """Compare what is there with what has to be there after an upgrade."""
+        """Compare the database with what an upgrade must have made of it."""
         with open_repository(self.reference.config) as repository:
             check(repository, self.reference.expected)
             audit(repository)
         assert not [name for name in self.tables() if name.startswith("backy2_")]
 
-    def engine(self) -> Engine:
-        """Return an engine that asks the database whatever we like."""
-        drivers = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
-        return create_engine(make_url(self.url).set(drivername=drivers[self.url.partition(":")[0]]))
+    def judge_what_is_left(self) -> None:
+        """Check that the database is the old or the new one, except on MariaDB, and that it can be upgraded."""
+        if self.undoes_tables:
+            assert self.tables() == _NEW_TABLES or self.old_rows()["alembic_version"] == ["no table"]
+        self.upgrade()
+        self.check_new()
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
-def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
+def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
+    yield from subject_on(request, tmp_path)
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
+def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
+    yield from subject_on(request, tmp_path)
+
+
+def subject_on(request: pytest.FixtureRequest, directory: Path) -> Iterator[Subject]:
     server = None if request.param == "sqlite" else request.getfixturevalue(f"{request.param}_server")
-    return Subject(tmp_path, server)
+    subject = Subject(directory, server)
+    yield subject
+    subject.drop()
 
 
 def test_a_statement_that_fails_leaves_the_old_database(subject: Subject) -> None:
     rows = subject.old_rows()
     tables = set(subject.tables())
-    original = subject.state()
-    number = 0
-    while True:
-        number += 1
-        # The error that is injected may come out; what is left is judged below.
-        with watched(fail, number, changes_only=subject.changes_only) as statements, suppress(DatabaseError):
-            subject.upgrade()
-        if statements.count < number:
-            break
-        if subject.state() == original:
+    places = subject.places()
+    assert len(places) >= FEWEST
+    for number in places:
+        subject.fail_at(number)
+        state = subject.state()
+        if subject.is_old(state):
             continue
         if subject.is_taken_over():
-            subject.upgrade()  # only the clearing away was left, on MariaDB
+            subject.upgrade()  # on MariaDB, only the old tables were still to be dropped
             subject.check_new()
             subject.renew()
             continue
         assert subject.old_rows() == rows, f"statement {number}"
         new = set(subject.tables()) - tables
         # MariaDB keeps what the revisions of backy2 have added, which no release of backy2 minds.
-        assert new == set() or (subject.url.startswith("mysql") and new == {"tags"}), f"statement {number}"
-    assert number > 30
-    subject.check_new()
-
-
-def test_a_kill_at_any_statement_leaves_what_the_next_command_upgrades(subject: Subject) -> None:
-    if subject.changes_only:
-        judge_each_state(subject, subject.kill_at)
-    else:
-        judge_states_of_a_file(subject)
-
-
-def judge_each_state(subject: Subject, stop_at: Callable[[int], bool]) -> None:
-    """Stop an upgrade at each statement, and make the next one of each state that this leaves."""
-    original = subject.state()
-    seen: set[State] = set()
-    number = 1
-    while stop_at(number):
-        state = subject.state()
-        if state not in seen:
-            seen.add(state)
-            judge_what_is_left(subject)
-            subject.renew()
-        else:
-            subject.undo(state, original)
-        number += 1
-    assert number > 30
-    assert 1 <= len(seen) < number
-    subject.check_new()
-
-
-def judge_states_of_a_file(subject: Subject) -> None:
-    """Do the same with an SQLite file."""
-    stored = Stored(subject.reference.directory)
-    killed = stored.killed(subject.upgrade)
-    assert killed.steps > 30
-    subject.check_new()
-    for copy in killed.copies.values():
-        stored.put(copy)
-        judge_what_is_left(subject)
-
-
-def judge_what_is_left(subject: Subject) -> None:
-    """Make sure that the database is the old one or the new one, but for MariaDB, and can be upgraded."""
-    if not subject.url.startswith("mysql"):
-        assert subject.tables() == _NEW_TABLES or subject.old_rows()["alembic_version"] == ["no table"]
+        assert new == set() or (not subject.undoes_tables and new == {"tags"}), f"statement {number}"
+        subject.undo(state)
     subject.upgrade()
     subject.check_new()
 
 
-@pytest.fixture(params=["postgresql", "mariadb"])
-def served(request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
-    return Subject(tmp_path, request.getfixturevalue(f"{request.param}_server"))
+def test_a_kill_at_any_statement_of_a_file_leaves_what_the_next_command_upgrades(tmp_path: Path) -> None:
+    subject = Subject(tmp_path, None)
+    stored = Stored(subject.reference.directory)
+    killed = stored.killed(subject.upgrade)
+    assert killed.steps > FEWEST
+    subject.check_new()
+    for copy in killed.copies.values():
+        stored.put(copy)
+        subject.judge_what_is_left()
+
+
+def test_a_kill_at_any_statement_leaves_what_the_next_command_upgrades(served: Subject) -> None:
+    kills = served.kills()
+    served.check_new()
+    for number, state in kills.items():
+        served.renew()
+        served.kill_at(number)
+        assert state in (None, served.state())
+        served.judge_what_is_left()
 
 
 def test_a_database_that_goes_away_at_any_statement_is_upgraded_by_the_next_command(served: Subject) -> None:
-    judge_each_state(served, served.loses_its_connection_at)
+    judged = set(served.kills().values())  # by the test above
+    served.renew()
+    places = served.places()
+    assert len(places) >= FEWEST
+    for number in places:
+        served.lose_connection_at(number)
+        state = served.state()
+        if state not in judged:
+            judged.add(state)
+            served.judge_what_is_left()
+            served.renew()
+        else:
+            served.undo(state)
+    served.upgrade()
+    served.check_new()
 
 
 _NEW_TABLES = [

@@ -33,6 +33,12 @@ class DatabaseServer(Server):
         """Make the data and start the server."""
         self._numbers = itertools.count(1)
         [self.port] = free_ports(1)
+        # Asks the server about itself once, and keeps no connection, which a forked process would share.
+        self._engine = create_engine(
+            make_url(self.url(self.first_database)).set(drivername=self.driver),
+            poolclass=NullPool,
+            isolation_level="AUTOCOMMIT",
+        )
         os.chmod(self.directory, 0o711)
         if os.geteuid() == 0:
             shutil.chown(self.directory, *ACCOUNT)
@@ -58,15 +64,20 @@ class DatabaseServer(Server):
         assert name is not None
         self.execute(self.drop_statement(name))
 
+    def empty(self, url: str) -> None:
+        """Drop a database, and make an empty one with its name."""
+        self.drop(url)
+        name = make_url(url).database
+        assert name is not None
+        self.execute(self.create_statement(name))
+
     def disconnect(self, connection: Connection) -> None:
         """End a connection from the side of the server, and wait until it has ended."""
         self.execute(self.disconnect_statement(connection.connection.dbapi_connection))
 
     def execute(self, statement: str) -> None:
         """Run one statement as the superuser, outside of any transaction."""
-        url = make_url(self.url(self.first_database)).set(drivername=self.driver)
-        engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
+        with self._engine.connect() as connection:
             connection.execute(text(statement))
 
     @abstractmethod
