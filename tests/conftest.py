@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from tests.support.buckets import Bucket
-from tests.support.faultproxy import FaultProxy
 from tests.support.compiled import share_compiled_statements
+from tests.support.faultproxy import FaultProxy
 from tests.support.repositories import make_repository, opened, templates
 from tests.support.services.database import DatabaseServer
 from tests.support.services.mariadb import MariadbServer
