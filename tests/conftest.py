@@ -1,7 +1,7 @@
-"""What all tests share.
+"""Hooks and fixtures for all tests.
 
-In continuous integration (CI=true) everything can run, so a test that is skipped there is one that nobody
-runs: it counts as failed. Elsewhere skips stay skips.
+In continuous integration (CI=true) everything can run, so a test skipped there would never run anywhere. It counts
+as failed. Elsewhere, skips are allowed.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _AnyServer = TypeVar("_AnyServer", bound=DatabaseServer)
 _ENGINES = ["sqlite", "postgresql", "mariadb"]
 _OBJECT_STORES = ["seaweedfs", "radosgw"]
 _SERVERS = {*_ENGINES[1:], *_OBJECT_STORES}
-# The program is started hundreds of times, and would be compiled as often.
+# The program is started hundreds of times, and would be compiled each time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 # PyMySQL prepares TLS for each connection, also for one in plain text, and reading the certificates of this machine
 # took longer than the test itself. No test trusts them.
 os.environ["SSL_CERT_FILE"] = os.devnull
-# What runs the tests in the background ignores signals, and the programs of the tests would inherit that.
+# Tests run in the background ignore signals, and the programs they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
@@ -56,7 +56,7 @@ _IN_CI = os.environ.get("CI") == "true"
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many processes `-n auto` takes: many tests wait for a disk, a server or a clock."""
+    """Return how many processes `-n auto` uses: many tests wait for a disk, a server or a clock."""
     return 2 * len(os.sched_getaffinity(0))
 
 
@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     modules = [list(tests) for _, tests in itertools.groupby(items, key=lambda item: item.path)]
     slow = [tests for tests in modules if any(test.get_closest_marker("slow") is not None for test in tests)]
     others = [tests for tests in modules if tests not in slow]
-    # Those at the end are short, so all processes end at about the same time.
+    # The last tests are short, so all processes end at about the same time.
     placed = [*_placed(slow, _SLOW_PART), *_placed(others, 1)]
     items[:] = [test for _, tests in sorted(placed, key=lambda one: one[0]) for test in tests]
 
@@ -90,14 +90,14 @@ def _needs_server(item: pytest.Item) -> bool:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what only root can do."""
+    """Skip tests that need root."""
     if item.get_closest_marker("root") is not None and os.geteuid() != 0:
         pytest.skip("only root can do this")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _templates(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Make repositories to be copied, before any test changes how they are made."""
+    """Make repositories for copying, before any test changes how they are made."""
     templates.make(tmp_path_factory.mktemp("templates"))
 
 
@@ -109,7 +109,7 @@ def _lent_templates(_templates: None) -> Generator[None, None, None]:
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Generator[None, None, None]:
-    """Take away what a command that ran in this process has set up for its log."""
+    """Undo the log setup of commands that ran in this process."""
     yield
     log = logging.getLogger("backyfs")
     for handler in list(log.handlers):
@@ -121,7 +121,7 @@ def _logging_as_it_was() -> Generator[None, None, None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Refuse the skip of a test; an expected failure, which pytest also calls skipped, stays one."""
+    """Refuse to skip a test. An expected failure, which pytest also calls skipped, is allowed."""
     report = yield
     if not hasattr(report, "wasxfail"):
         _refuse_skip(report)
@@ -130,7 +130,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Refuse the skip of a whole module."""
+    """Refuse to skip a whole module."""
     report = yield
     _refuse_skip(report)
     return report
@@ -145,13 +145,13 @@ def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Generator[PostgresqlServer, None, None]:
-    """Give a private PostgreSQL, which is started by the first test that wants it."""
+    """Return a private PostgreSQL, started by the first test that needs it."""
     yield from _run(PostgresqlServer)
 
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> Generator[MariadbServer, None, None]:
-    """Give a private MariaDB, which is started by the first test that wants it."""
+    """Return a private MariaDB, started by the first test that needs it."""
     yield from _run(MariadbServer)
 
 
@@ -192,14 +192,14 @@ def fault_proxy(s3_server: S3Server) -> Generator[FaultProxy, None, None]:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Generator[Repository, None, None]:
-    """Give an encrypted repository below the temporary directory, open; modules that need another make their own."""
+    """Open an encrypted repository below the temporary directory; modules that need another one make it."""
     with opened(make_repository(tmp_path / "repository")) as repository:
         yield repository
 
 
 @pytest.fixture(params=_ENGINES)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[str, None, None]:
-    """Give the URL of an empty database, of each engine in turn. An SQLite file is not made yet."""
+    """Yield the URL of an empty database on each engine in turn. An SQLite file does not exist yet."""
     yield from _empty_database(request, tmp_path)
 
 
@@ -207,7 +207,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[st
 def module_database_url(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[str, None, None]:
-    """Give the same to all tests of a module, which make the tables once and undo what they do besides."""
+    """Yield the same URL to all tests of a module, which create the tables once and undo all other changes."""
     yield from _empty_database(request, tmp_path_factory.mktemp("database"))
 
 

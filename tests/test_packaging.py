@@ -1,4 +1,4 @@
-"""What is installed: the wheel and the source distribution, built from a copy of the tree."""
+"""The wheel and the source distribution, built from a copy of the tree."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NOT_TRACKED = shutil.ignore_patterns(
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout, with its symbolic links, that a build may write to."""
+    """Copy the checkout, with its symbolic links, so a build may write to it."""
     copy = tmp_path_factory.mktemp("packaging") / "backyfs"
     shutil.copytree(ROOT, copy, symlinks=True, ignore=NOT_TRACKED)
     return copy
 
 
 def build(source: Path, kind: str, target: Path) -> Path:
-    """Build a `wheel` or an `sdist` of a source tree, without network, and return it."""
+    """Build a `wheel` or an `sdist` of a source tree without the network, and return it."""
     command = [sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", str(target), str(source)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -51,7 +51,7 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 
 def sources_below(directory: Path) -> set[str]:
-    """Name the files of a package as they should stand in a wheel."""
+    """Return the files of a package as they should be named in a wheel."""
     return {
         f"backyfs/{file.relative_to(directory.parent)}"
         for file in directory.rglob("*")
@@ -59,20 +59,20 @@ def sources_below(directory: Path) -> set[str]:
     }
 
 
-def test_the_wheel_holds_the_command_line_and_the_migrations(wheel: Path) -> None:
+def test_the_wheel_contains_the_command_line_and_the_migrations(wheel: Path) -> None:
     names = set(contents(wheel))
     assert "backyfs/cli/__init__.py" in names
     assert "backyfs/migrations/env.py" in names
     assert sources_below(ROOT / "cli") | sources_below(ROOT / "migrations") <= names
 
 
-def test_the_wheel_installs_nothing_beside_backyfs(wheel: Path) -> None:
+def test_the_wheel_installs_only_backyfs(wheel: Path) -> None:
     release = "-".join(wheel.name.split("-")[:2])
     top_level = {PurePosixPath(name).parts[0] for name in contents(wheel)}
     assert top_level == {"backyfs", f"{release}.dist-info"}
 
 
-def test_the_wheel_says_that_it_is_typed(wheel: Path) -> None:
+def test_the_wheel_is_marked_as_typed(wheel: Path) -> None:
     assert "backyfs/py.typed" in contents(wheel)
 
 
@@ -87,7 +87,7 @@ def test_the_installed_commands_are_functions_of_the_command_line(wheel: Path) -
 
 
 def test_the_source_distribution_builds_the_same_wheel(wheel: Path, sdist: Path, tmp_path: Path) -> None:
-    # By tar: the tarfile of Python 3.11.2 has no `filter` yet, the one of 3.12 warns if it is left out.
+    # With tar, because tarfile in Python 3.11.2 has no `filter` yet, and in 3.12 warns without one.
     (tmp_path / "source").mkdir()
     subprocess.run(["tar", "-xf", str(sdist), "-C", str(tmp_path / "source")], check=True)
     (source,) = (tmp_path / "source").iterdir()

@@ -27,7 +27,7 @@ def database(module_database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[Connection]:
-    """Give a transaction that is rolled back at the end."""
+    """Begin a transaction that is rolled back after the test."""
     with database.engine.connect() as connection, connection.begin() as transaction:
         yield connection
         transaction.rollback()

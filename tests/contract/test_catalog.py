@@ -1,4 +1,4 @@
-"""The catalog follows the database, and becomes one again: the same on every engine."""
+"""The catalog follows the database, which can be recovered from it: the same on every engine."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ pytestmark = pytest.mark.slow
 
 PAGE_BYTES = 1024 * BLOCK
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-# What has nothing to do with the engine.
+# Tests that do not depend on the engine.
 once = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
 def config(database_url: str, tmp_path: Path) -> Path:
-    """Make a repository in a database of each engine."""
+    """Make a repository in a database on each engine."""
     return make_repository(tmp_path / "repository", database=database_url)
 
 
@@ -85,7 +85,7 @@ def repository(config: Path) -> Iterator[Repository]:
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
-    """Three states of an image of two pages: two share all but a block, the third is short and has holes."""
+    """Make three states of an image of two pages: two differ in one block, and the third is short and has holes."""
     first = random_image(tmp_path / "first", PAGE_BYTES + 5 * BLOCK + 7)
     second = tmp_path / "second"
     second.write_bytes(first.read_bytes())
@@ -102,7 +102,7 @@ def images(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def versions(repository: Repository, images: list[Path]) -> list[Version]:
-    """Back all of them up, with tags, an expiry and protection, and write the catalog."""
+    """Back up all images, with tags, an expiry and protection, and write the catalog."""
     made = [back_up(repository, image, name, tags=tags).version for image, name, tags in zip(
         images, ("disk", "disk", "other"), ((), ("a", "ü"), ("b",)), strict=True)]  # fmt: skip
     with repository.database.write() as connection:
@@ -114,7 +114,7 @@ def versions(repository: Repository, images: list[Path]) -> list[Version]:
 
 @pytest.fixture
 def target(database_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    """Give the URL of another empty database of the same engine."""
+    """Return the URL of another empty database on the same engine."""
     if database_url.startswith("sqlite"):
         yield f"sqlite:///{tmp_path}/target/recovered.sqlite"
         return
@@ -169,7 +169,7 @@ def files(repository: Repository, prefix: str) -> set[str]:
     return set(object_names(repository.blocks.storage, prefix))
 
 
-# It follows the database
+# The catalog follows the database
 
 
 def test_a_new_repository_is_in_the_catalog(repository: Repository) -> None:
@@ -189,14 +189,14 @@ def test_backups_are_in_the_catalog(repository: Repository, versions: list[Versi
 
 @once
 def test_a_large_backup_is_in_the_catalog(repository: Repository, tmp_path: Path) -> None:
-    # Large enough for several flushes: some of its pages are written while it runs, and the others at the end.
+    # Large enough for several flushes: some pages are written while it runs, and the others at the end.
     back_up(repository, random_image(tmp_path / "large", 5 * PAGE_BYTES))
     publish(repository)
     assert len(files(repository, PAGES)) == 5
     assert found_by_check(repository) == set()
 
 
-def test_a_page_is_written_from_what_a_backup_knows_of_it(repository: Repository) -> None:
+def test_a_page_is_written_from_what_the_backup_remembers(repository: Repository) -> None:
     uids = [BlobUid(f"{number:032x}") for number in range(3)]
     saved = [SavedBlob(uid=uid, fingerprint=uid.encode(), size=BLOCK, stored_size=5, encryption_version=2,
                        wrapped_key=bytes(40)) for uid in uids]  # fmt: skip
@@ -205,7 +205,7 @@ def test_a_page_is_written_from_what_a_backup_knows_of_it(repository: Repository
         version = create_version(connection, name="x", snapshot_name="", size_bytes=4 * BLOCK, created_at=NOW)
         ids = insert_blobs(connection, saved, NOW)
         fresh.remember(saved[:2], ids)
-        for page_no, numbers in ((0, (2, 0)), (1, (1, 0, 1))):  # of the first one a blob is not remembered
+        for page_no, numbers in ((0, (2, 0)), (1, (1, 0, 1))):  # one blob of the first page is not remembered
             entries = array("q", [HOLE, *(ids[uids[number]] for number in numbers)])
             page_id = commit_page(connection, version.id, PageNumber(page_no), entries)
             assert page_id is not None
@@ -223,7 +223,7 @@ def test_a_page_is_written_from_what_a_backup_knows_of_it(repository: Repository
     assert {name for name, _ in found_by_check(repository)} == set()
 
 
-def test_what_is_removed_goes_from_the_catalog(repository: Repository, versions: list[Version]) -> None:
+def test_removed_versions_are_removed_from_the_catalog(repository: Repository, versions: list[Version]) -> None:
     remove_versions(repository, versions[2:], now=datetime.now(UTC))
     assert files(repository, VERSIONS) == {version_name(version.uid) for version in versions[:2]}
     before = files(repository, PAGES)
@@ -243,7 +243,7 @@ def test_changed_facts_are_written_again(repository: Repository, versions: list[
 
 
 @once
-def test_where_nothing_has_changed_nothing_is_written(
+def test_without_changes_nothing_is_written(
     repository: Repository, versions: list[Version], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert versions
@@ -252,7 +252,7 @@ def test_where_nothing_has_changed_nothing_is_written(
 
 
 @once
-def test_all_of_it_is_written_anew_where_that_is_wanted(repository: Repository, versions: list[Version]) -> None:
+def test_the_whole_catalog_is_written_again_on_request(repository: Repository, versions: list[Version]) -> None:
     for name in files(repository, "catalog/"):
         repository.blocks.storage.delete([ObjectName(name)])
     with pytest.raises(CatalogError, match="the storage has no catalog, and there was one; is its file system mounted"):
@@ -269,20 +269,20 @@ def found_by_change(repository: Repository, version: Version) -> None:
 
 
 @once
-def test_another_repository_s_catalog_is_left_alone(repository: Repository, versions: list[Version]) -> None:
+def test_the_catalog_of_another_repository_is_left_alone(repository: Repository, versions: list[Version]) -> None:
     refused = r"the storage has the catalog of repository .*; give each repository its own"
     with pytest.raises(CatalogError, match=refused):
         found_by_change(replace(repository, uid="another"), versions[0])
 
 
-def test_blobs_that_changed_take_their_pages_along(repository: Repository, versions: list[Version]) -> None:
+def test_pages_with_changed_blobs_are_written_again(repository: Repository, versions: list[Version]) -> None:
     with repository.database.write() as connection:
         entries = load_page(connection, versions[0].id, PageNumber(0))
         assert entries is not None
         blob_id = BlobId(entries[0])
         connection.execute(update(blobs).where(blobs.c.id == blob_id).values(stored_size=12345))
         unpublish_pages_with(connection, [blob_id])
-    assert len(found_by_check(repository)) == 2  # of the first and of the third image
+    assert len(found_by_check(repository)) == 2  # of the first and third image
     assert publish(repository).pages == 2
     assert found_by_check(repository) == set()
 
@@ -300,7 +300,7 @@ def test_an_interrupted_publication_is_continued(repository: Repository, images:
 
 
 @once
-def test_what_fails_is_written_by_the_next_command(
+def test_objects_that_could_not_be_written_are_written_by_the_next_command(
     repository: Repository, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = back_up(repository, images[0]).version
@@ -320,7 +320,7 @@ def test_what_fails_is_written_by_the_next_command(
     assert found_by_check(repository) == set()
 
 
-def test_a_change_while_its_version_is_written_is_written_as_well(
+def test_a_change_during_the_writing_of_a_version_is_written_too(
     repository: Repository, versions: list[Version], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flush, changes = repository.blocks.storage.flush, [datetime(2050, 1, 1, tzinfo=UTC)]
@@ -353,14 +353,14 @@ def test_differences_are_found(repository: Repository, versions: list[Version], 
         (version_name(versions[0].uid), MISSING),
         (stale, STALE),
     }
-    assert remove_stale_objects(repository) == 0  # it cannot be opened: nobody knows what it was
+    assert remove_stale_objects(repository) == 0  # it cannot be opened, so its type is unknown
     assert remove_stale_objects(repository, also_damaged=True) == 1
     publish(repository, everything=True)
     assert found_by_check(repository) == set()
 
 
 @once
-def test_an_object_that_nothing_belongs_to_is_removed(
+def test_an_object_without_a_row_is_removed(
     repository: Repository, versions: list[Version], config: Path
 ) -> None:
     name = version_name(versions[0].uid)
@@ -374,14 +374,14 @@ def test_an_object_that_nothing_belongs_to_is_removed(
     assert found_by_check(repository) == set()
 
 
-# The index
+# Index
 
 
 def index_of(repository: Repository) -> CatalogIndex:
     return repository.catalog.index()
 
 
-def test_the_index_names_all_versions_and_the_object_of_the_repository(
+def test_the_index_lists_all_versions_and_the_repository_object(
     repository: Repository, versions: list[Version], config: Path
 ) -> None:
     index = index_of(repository)
@@ -403,7 +403,7 @@ def test_each_index_has_a_higher_number(repository: Repository, versions: list[V
 
 
 @once
-def test_an_index_is_written_only_where_versions_come_or_go_or_the_repository_changes(
+def test_an_index_is_written_only_for_new_or_removed_versions_or_a_changed_repository(
     repository: Repository, versions: list[Version]
 ) -> None:
     before = index_of(repository)
@@ -417,7 +417,7 @@ def test_an_index_is_written_only_where_versions_come_or_go_or_the_repository_ch
 
 
 @once
-def test_a_running_backup_is_not_named_before_its_end(repository: Repository, images: list[Path]) -> None:
+def test_a_running_backup_is_not_in_the_index(repository: Repository, images: list[Path]) -> None:
     seen: list[tuple[str, ...]] = []
 
     def look(_version: Version) -> None:
@@ -432,7 +432,7 @@ def test_a_running_backup_is_not_named_before_its_end(repository: Repository, im
 
 
 class Ordered(ForwardingStorage):
-    """A storage that writes down what is done to named objects, in order."""
+    """A storage that records calls for named objects, in order."""
 
     def __init__(self, storage: Storage) -> None:
         super().__init__(storage)
@@ -452,7 +452,7 @@ class Ordered(ForwardingStorage):
 
 
 @once
-def test_the_index_comes_after_what_it_names_and_before_what_it_no_longer_names_goes(
+def test_the_index_is_written_after_new_objects_and_before_old_ones_are_removed(
     repository: Repository, versions: list[Version], images: list[Path]
 ) -> None:
     storage = Ordered(repository.blocks.storage)
@@ -472,7 +472,7 @@ def test_the_index_comes_after_what_it_names_and_before_what_it_no_longer_names_
 
 
 @once
-def test_an_older_index_is_told_from_the_latest(
+def test_an_older_index_is_distinguished_from_the_latest(
     repository: Repository, versions: list[Version], config: Path
 ) -> None:
     file = config.parent / "data" / "catalog" / "index"
@@ -487,7 +487,7 @@ def test_an_older_index_is_told_from_the_latest(
 
 
 @once
-def test_an_older_database_is_told_from_its_catalog(
+def test_an_older_database_is_detected_by_its_catalog(
     repository: Repository, versions: list[Version], caplog: pytest.LogCaptureFixture
 ) -> None:
     index = index_of(repository)
@@ -504,7 +504,7 @@ def test_an_older_database_is_told_from_its_catalog(
 
 @once
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"damaged")])
-def test_an_index_that_is_lost_is_found_and_written_again(
+def test_a_lost_index_is_detected_and_written_again(
     repository: Repository, versions: list[Version], config: Path, damage: Callable[[Path], object]
 ) -> None:
     assert versions
@@ -515,7 +515,7 @@ def test_an_index_that_is_lost_is_found_and_written_again(
 
 
 @once
-def test_another_object_of_the_repository_than_the_index_names_is_found(
+def test_a_repository_object_that_does_not_match_the_index_is_found(
     repository: Repository, versions: list[Version], config: Path
 ) -> None:
     assert versions
@@ -531,7 +531,7 @@ def test_another_object_of_the_repository_than_the_index_names_is_found(
 
 
 @once
-def test_a_catalog_of_an_older_release_gets_an_index_from_the_next_change(
+def test_the_next_change_adds_an_index_to_the_catalog_of_an_older_release(
     repository: Repository, versions: list[Version]
 ) -> None:
     repository.blocks.storage.delete([ObjectName("catalog/index")])
@@ -543,7 +543,7 @@ def test_a_catalog_of_an_older_release_gets_an_index_from_the_next_change(
 
 
 @once
-def test_a_stale_version_is_gone_from_the_index_before_its_object_is(
+def test_a_stale_version_is_removed_from_the_index_before_its_object(
     repository: Repository, versions: list[Version]
 ) -> None:
     with repository.database.write() as connection:  # as in an older copy of the database
@@ -564,7 +564,7 @@ def lost(losses: list[Loss]) -> dict[str, str]:
     return {loss.name: loss.reason for loss in losses}
 
 
-def test_a_version_that_is_missing_is_a_loss(
+def test_a_missing_version_is_a_loss(
     repository: Repository, versions: list[Version], target: str
 ) -> None:
     repository.blocks.storage.delete([version_name(versions[1].uid)])
@@ -574,7 +574,7 @@ def test_a_version_that_is_missing_is_a_loss(
 
 
 @once
-def test_objects_that_are_too_large_are_losses(
+def test_oversized_objects_are_losses(
     repository: Repository, versions: list[Version], target: str, config: Path
 ) -> None:
     names = ("catalog/index", version_name(versions[0].uid))
@@ -602,7 +602,7 @@ def test_a_missing_or_damaged_index_is_a_loss(
 
 
 @once
-def test_an_older_object_of_the_repository_is_reported(
+def test_an_older_repository_object_is_reported(
     repository: Repository, versions: list[Version], target: str, config: Path
 ) -> None:
     assert versions
@@ -626,7 +626,7 @@ def test_an_older_object_of_the_repository_is_reported(
 
 
 @once
-def test_a_version_that_was_removed_and_put_back_is_named(
+def test_a_removed_version_that_was_put_back_is_reported(
     repository: Repository, versions: list[Version], target: str, config: Path
 ) -> None:
     file = config.parent / "data" / version_name(versions[0].uid)
@@ -639,7 +639,7 @@ def test_a_version_that_was_removed_and_put_back_is_named(
 
 
 @once
-def test_a_recovered_database_goes_on_with_the_number_of_the_index(
+def test_a_recovered_database_continues_the_numbers_of_the_index(
     repository: Repository, versions: list[Version], target: str, config: Path
 ) -> None:
     assert versions
@@ -654,7 +654,7 @@ def test_a_recovered_database_goes_on_with_the_number_of_the_index(
 
 
 @once
-def test_a_command_that_was_killed_between_repository_and_index_is_not_mistaken_for_an_attack(
+def test_a_command_killed_between_repository_and_index_is_not_mistaken_for_an_attack(
     repository: Repository, versions: list[Version], target: str
 ) -> None:
     assert versions
@@ -676,10 +676,10 @@ def test_a_command_that_was_killed_between_repository_and_index_is_not_mistaken_
     assert recovered(repository, target)[1] == []
 
 
-# It becomes a database again
+# Recovery of the database
 
 
-def test_everything_comes_back(
+def test_everything_is_recovered(
     repository: Repository, versions: list[Version], images: list[Path], config: Path, target: str, tmp_path: Path
 ) -> None:
     report, losses = recovered(repository, target)
@@ -703,7 +703,7 @@ def test_everything_comes_back(
         assert found_by_check(other) == set()
 
 
-def test_what_comes_back_can_be_worked_with(
+def test_a_recovered_repository_can_be_used(
     repository: Repository, versions: list[Version], images: list[Path], config: Path, target: str, tmp_path: Path
 ) -> None:
     recovered(repository, target)
@@ -720,7 +720,7 @@ def test_what_comes_back_can_be_worked_with(
         assert bytes_of(other, report.version, tmp_path / "restored") == images[1].read_bytes()
 
 
-def test_a_version_that_lacks_a_page_is_invalid_and_the_rest_of_it_is_there(
+def test_a_version_with_a_lost_page_is_invalid_and_the_rest_of_it_is_recovered(
     repository: Repository, versions: list[Version], images: list[Path], config: Path, target: str, tmp_path: Path
 ) -> None:
     with repository.database.read() as connection:
@@ -745,12 +745,12 @@ def test_a_version_that_lacks_a_page_is_invalid_and_the_rest_of_it_is_there(
         assert [(one.start, one.stop) for one in damaged] == [(PAGE_BYTES, versions[1].size_bytes)]
         assert place.read_bytes()[:PAGE_BYTES] == images[1].read_bytes()[:PAGE_BYTES]
         publish(other)
-        # What names the lost page stays, in case that it is found again.
+        # References to the lost page are kept in case it is found again.
         assert (version_name(versions[1].uid), DIFFERS) in found_by_check(other)
 
 
 @once
-def test_a_version_whose_object_is_damaged_is_told_and_the_others_are_there(
+def test_a_version_with_a_damaged_object_is_reported_and_the_others_are_recovered(
     repository: Repository, versions: list[Version], config: Path, target: str
 ) -> None:
     file = config.parent / "data" / version_name(versions[0].uid)
@@ -764,12 +764,12 @@ def test_a_version_whose_object_is_damaged_is_told_and_the_others_are_there(
         assert {version.uid for version in facts(other)} == {versions[1].uid, versions[2].uid}
 
 
-def test_blocks_whose_objects_are_missing_are_found_where_that_is_wanted(
+def test_blocks_with_missing_objects_are_found_on_request(
     repository: Repository, versions: list[Version], config: Path, target: str
 ) -> None:
     with repository.database.read() as connection:
         query = select(blobs.c.uid).order_by(blobs.c.id.desc()).limit(1)
-        uid = connection.execute(query).scalar_one()  # of the second image alone: the third has what the first has
+        uid = connection.execute(query).scalar_one()  # only of the second image: the others share theirs
     repository.blocks.storage.delete([uid])
     report, losses = recovered(repository, target, check_objects=True)
     assert [(loss.name, loss.reason) for loss in losses] == [(f"{uid}.blob", "is missing from the storage")]
@@ -778,7 +778,7 @@ def test_blocks_whose_objects_are_missing_are_found_where_that_is_wanted(
         assert connection.execute(select(blobs.c.uid).where(blobs.c.valid.is_(False))).scalars().all() == [uid]
 
 
-def test_a_version_in_which_damage_was_found_is_valid_again_after_a_recovery_and_a_repair(
+def test_a_damaged_version_is_valid_again_after_a_recovery_and_a_repair(
     repository: Repository, versions: list[Version], images: list[Path], config: Path, target: str
 ) -> None:
     with repository.database.read() as connection:
@@ -799,7 +799,7 @@ def test_a_database_that_is_not_empty_is_refused(repository: Repository, version
     assert facts(repository) == before
 
 
-def test_a_recovery_that_did_not_end_begins_anew_and_until_then_nobody_takes_it_for_a_repository(
+def test_an_interrupted_recovery_starts_again_and_is_not_a_repository_until_then(
     repository: Repository, versions: list[Version], config: Path, target: str
 ) -> None:
     asked = 0
@@ -835,14 +835,14 @@ def test_the_wrong_key_opens_nothing(repository: Repository) -> None:
 
 
 @once
-def test_the_key_of_a_recovery_page_opens_it(repository: Repository) -> None:
+def test_the_key_of_a_recovery_page_opens_the_catalog(repository: Repository) -> None:
     key = repository.blocks.keyring.repository_key
     catalog = open_catalog(repository.blocks.storage, lambda _found: Secret(), key)
     assert catalog.repository.identity.uid == repository.uid
 
 
 @once
-def test_a_storage_without_a_catalog_says_so(repository: Repository) -> None:
+def test_a_storage_without_a_catalog_is_reported(repository: Repository) -> None:
     repository.blocks.storage.delete([ObjectName("catalog/repository")])
     with pytest.raises(CatalogError, match="the storage has no object catalog/repository: no catalog was written"):
         open_catalog(repository.blocks.storage, lambda _found: Secret(), None)
@@ -861,9 +861,11 @@ def test_a_repository_without_its_key_writes_nothing_to_the_catalog(
 
 
 @once
-def test_another_repository_key_has_everything_written_anew(repository: Repository, versions: list[Version]) -> None:
+def test_a_new_repository_key_makes_everything_be_written_again(
+    repository: Repository, versions: list[Version]
+) -> None:
     keyring = replace(repository.blocks.keyring, repository_key=bytes(32))
     rekeyed = replace(repository, blocks=replace(repository.blocks, keyring=keyring))
     found_by_change(rekeyed, versions[0])
     assert found_by_check(rekeyed) == set()
-    assert len(found_by_check(repository)) == 2 + 3 + 4  # with the key of before nothing opens
+    assert len(found_by_check(repository)) == 2 + 3 + 4  # the previous key opens nothing

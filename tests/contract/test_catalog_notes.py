@@ -1,4 +1,4 @@
-"""What the catalog has to be told: the same on every engine."""
+"""Notes of what must be written to the catalog: the same on every engine."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ SLOT = KeySlot(
 
 @pytest.fixture
 def version(connection: Connection) -> Version:
-    """Give a version without a note."""
+    """Make a version without a note."""
     version = create_version(connection, name="disk", snapshot_name="", size_bytes=4096 * 1024, created_at=NOW)
     settle(connection, NoteKind.VERSION)
     settle(connection, NoteKind.INDEX)
@@ -66,7 +66,7 @@ def version(connection: Connection) -> Version:
 
 @pytest.fixture
 def page_id(connection: Connection, version: Version) -> PageId:
-    """Give a page of the version with the blobs 1 and 2."""
+    """Make a page of the version with the blobs 1 and 2."""
     first, second = new_blobs(connection, 2)
     page_id = commit_page(connection, version.id, PageNumber(0), new_entries(500, first) + new_entries(524, second))
     assert page_id is not None
@@ -160,7 +160,7 @@ def test_every_change_of_the_repository_is_noted(
     assert noted(connection, NoteKind.INDEX) == [""]
 
 
-def test_versions_that_come_or_go_are_noted_for_the_index(connection: Connection, version: Version) -> None:
+def test_new_and_removed_versions_are_noted_for_the_index(connection: Connection, version: Version) -> None:
     set_status(connection, version.id, VersionStatus.VALID)
     add_tags(connection, version.id, ["a"])
     assert noted(connection, NoteKind.INDEX) == []
@@ -170,7 +170,7 @@ def test_versions_that_come_or_go_are_noted_for_the_index(connection: Connection
     assert set(noted(connection, NoteKind.INDEX)) == {version.uid, new.uid}
 
 
-def test_the_index_names_what_is_durable(connection: Connection, version: Version) -> None:
+def test_the_index_lists_only_durable_objects(connection: Connection, version: Version) -> None:
     new = create_version(connection, name="disk", snapshot_name="", size_bytes=1, created_at=NOW)
     changed = create_version(connection, name="disk", snapshot_name="", size_bytes=1, created_at=NOW)
     busy = create_version(connection, name="disk", snapshot_name="", size_bytes=1, created_at=NOW)
@@ -188,7 +188,7 @@ def test_the_index_names_what_is_durable(connection: Connection, version: Versio
     assert {new.uid, busy.uid}.isdisjoint(plan.versions)
 
 
-def test_the_number_of_an_index_only_rises(connection: Connection) -> None:
+def test_the_number_of_an_index_only_increases(connection: Connection) -> None:
     assert load_index_state(connection) is None
     assert [plan_index(connection, (), least).state.number for least in (0, 0, 9, 3)] == [1, 2, 10, 11]
     save_repository_digest(connection, b"d" * 16)
@@ -196,14 +196,14 @@ def test_the_number_of_an_index_only_rises(connection: Connection) -> None:
     assert not has_notes(connection)
 
 
-def test_a_note_that_is_settled_is_gone(connection: Connection, version: Version) -> None:
+def test_a_settled_note_is_removed(connection: Connection, version: Version) -> None:
     set_expiry(connection, version.id, NOW)
     notes = read_notes(connection, NoteKind.VERSION)
     assert settle_notes(connection, NoteKind.VERSION, notes)
     assert noted(connection, NoteKind.VERSION) == []
 
 
-def test_a_note_of_a_later_change_stays(connection: Connection, version: Version) -> None:
+def test_a_note_of_a_later_change_is_kept(connection: Connection, version: Version) -> None:
     set_expiry(connection, version.id, NOW)
     notes = read_notes(connection, NoteKind.VERSION)
     set_expiry(connection, version.id, None)
@@ -211,8 +211,8 @@ def test_a_note_of_a_later_change_stays(connection: Connection, version: Version
     assert noted(connection, NoteKind.VERSION) == [version.uid]
 
 
-def test_a_note_that_another_command_has_settled_comes_again(connection: Connection, version: Version) -> None:
-    # Nobody knows which of both objects came last.
+def test_a_note_settled_by_another_command_is_noted_again(connection: Connection, version: Version) -> None:
+    # Nobody knows which of the two objects was stored last.
     set_expiry(connection, version.id, NOW)
     notes = read_notes(connection, NoteKind.VERSION)
     settle(connection, NoteKind.VERSION)
@@ -220,7 +220,7 @@ def test_a_note_that_another_command_has_settled_comes_again(connection: Connect
     assert noted(connection, NoteKind.VERSION) == [version.uid]
 
 
-def test_notes_are_read_in_parts(connection: Connection) -> None:
+def test_notes_can_be_read_in_parts(connection: Connection) -> None:
     for _ in range(5):
         create_version(connection, name="disk", snapshot_name="", size_bytes=1, created_at=NOW)
     uids = noted(connection, NoteKind.VERSION)
@@ -230,7 +230,7 @@ def test_notes_are_read_in_parts(connection: Connection) -> None:
     assert [note.uid for note in first + rest] == uids
 
 
-def test_a_new_page_is_to_be_written_until_it_is(connection: Connection, page_id: PageId) -> None:
+def test_a_new_page_is_unpublished_until_it_is_settled(connection: Connection, page_id: PageId) -> None:
     [row] = unpublished_pages(connection, PageId(0), 10)
     assert (row.id, row.uid) == (page_id, unpublished_page(connection, page_id))
     assert unpublished_pages(connection, page_id, 10) == []
@@ -239,7 +239,7 @@ def test_a_new_page_is_to_be_written_until_it_is(connection: Connection, page_id
     assert unpublished_page(connection, page_id) is None
 
 
-def test_a_page_that_is_to_be_written_anew_meanwhile_stays_to_be_written(
+def test_a_page_that_must_be_written_again_in_the_meantime_remains_unpublished(
     connection: Connection, page_id: PageId
 ) -> None:
     token = page_token(connection)
@@ -248,19 +248,19 @@ def test_a_page_that_is_to_be_written_anew_meanwhile_stays_to_be_written(
     assert [row.id for row in unpublished_pages(connection, PageId(0), 10)] == [page_id]
 
 
-def test_pages_that_are_gone_are_told(connection: Connection, page_id: PageId) -> None:
+def test_pages_that_no_longer_exist_are_reported(connection: Connection, page_id: PageId) -> None:
     gone = PageId(page_id + 1)
     assert settle_pages(connection, [page_id, gone], page_token(connection)) == {gone}
 
 
-def test_a_page_that_is_gone_leaves_a_note_if_the_catalog_has_it(
+def test_a_removed_page_leaves_a_note_if_the_catalog_has_it(
     connection: Connection, version: Version, page_id: PageId
 ) -> None:
     uid = unpublished_page(connection, page_id)
     commit_page(connection, version.id, PageNumber(0), new_entries(1024, HOLE))
     assert noted(connection, NoteKind.PAGE) == []
     assert uid is not None
-    entries = new_entries(1024, new_blobs_anew(connection))
+    entries = new_entries(1024, first_blob_id(connection))
     page_id = commit_page(connection, version.id, PageNumber(0), entries) or page_id
     uid = unpublished_page(connection, page_id)
     settle_pages(connection, [page_id], page_token(connection))
@@ -268,11 +268,11 @@ def test_a_page_that_is_gone_leaves_a_note_if_the_catalog_has_it(
     assert noted(connection, NoteKind.PAGE) == [uid]
 
 
-def new_blobs_anew(connection: Connection) -> int:
+def first_blob_id(connection: Connection) -> int:
     return find_by_uid(connection, [BlobUid("0" * 32)])[BlobUid("0" * 32)].id
 
 
-def test_a_page_that_others_take_the_place_of_changes_its_versions(
+def test_replacing_a_page_changes_its_versions(
     connection: Connection, version: Version, page_id: PageId
 ) -> None:
     first, second = (known.id for known in find_by_uid(
@@ -288,7 +288,9 @@ def test_changed_blobs_are_noted_by_their_ids_once(connection: Connection) -> No
     assert sorted(noted(connection, NoteKind.BLOB)) == ["5", "70000000000"]
 
 
-def test_everything_is_to_be_written_anew(connection: Connection, version: Version, page_id: PageId) -> None:
+def test_everything_can_be_marked_to_be_written_again(
+    connection: Connection, version: Version, page_id: PageId
+) -> None:
     settle_pages(connection, [page_id], page_token(connection))
     settle(connection, NoteKind.VERSION)
     before = page_token(connection)
@@ -299,7 +301,7 @@ def test_everything_is_to_be_written_anew(connection: Connection, version: Versi
     assert [row.id for row in unpublished_pages(connection, PageId(0), 10)] == [page_id]
 
 
-def test_a_page_that_no_version_has_is_not_written(connection: Connection, page_id: PageId) -> None:
+def test_a_page_without_a_version_is_not_written(connection: Connection, page_id: PageId) -> None:
     connection.execute(update(pages).where(pages.c.id == page_id).values(refs=0))
     assert unpublished_pages(connection, PageId(0), 10) == []
     uid = connection.execute(select(pages.c.uid)).scalar_one()
@@ -329,7 +331,7 @@ def test_blobs_are_read_as_columns(connection: Connection, wanted: list[int]) ->
     assert all(rows.valid)
 
 
-def test_blobs_that_have_no_rows_are_left_out(connection: Connection) -> None:
+def test_blobs_without_rows_are_left_out(connection: Connection) -> None:
     [blob_id] = new_blobs(connection, 1)
     assert load_blob_columns(connection, {blob_id, blob_id + 1}).ids == (blob_id,)
     assert load_blob_columns(connection, {blob_id + 1}).ids == ()

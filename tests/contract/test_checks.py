@@ -1,4 +1,4 @@
-"""What scrub asks and marks: the same on every engine."""
+"""Queries and marks of scrub: the same on every engine."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def new_blobs(connection: Connection, count: int, *, fingerprint: bytes | None =
 
 
 def new_version(connection: Connection, *pages: Sequence[int]) -> Version:
-    """Make a valid version with these blobs at the beginning of its pages, and holes."""
+    """Make a valid version with these blobs at the beginning of its pages, followed by holes."""
     version = create_version(
         connection, name="disk", snapshot_name="", size_bytes=len(pages) * PAGE, created_at=NOW
     )
@@ -85,13 +85,13 @@ def status(connection: Connection, version: Version) -> str:
 
 
 def checked(connection: Connection, **days_ago: int) -> None:
-    """Record checks of the blobs `b1`, `b2` and so on, by their numbers, so many days ago."""
+    """Record checks of blobs by their names `b1`, `b2` and so on: how many days ago each was checked."""
     for name, days in days_ago.items():
         at = NOW - days * DAY
         connection.execute(insert(blob_checks).values(blob_id=int(name[1:]), checked_at=at))
 
 
-# What is to be read
+# Blobs to read
 
 
 def test_blobs_that_versions_use_are_listed_in_order(connection: Connection) -> None:
@@ -101,7 +101,7 @@ def test_blobs_that_versions_use_are_listed_in_order(connection: Connection) -> 
     assert three not in list(due_blobs(connection, NOW))
 
 
-def test_due_blobs_come_by_the_time_of_their_last_check(connection: Connection) -> None:
+def test_due_blobs_are_ordered_by_their_last_check(connection: Connection) -> None:
     ids = new_blobs(connection, 6)
     new_version(connection, ids)
     never, recent, old, oldest, damaged, also_never = ids
@@ -110,7 +110,7 @@ def test_due_blobs_come_by_the_time_of_their_last_check(connection: Connection) 
     assert list(due_blobs(connection, NOW - 30 * DAY)) == [never, also_never, oldest, old, damaged]
 
 
-def test_what_was_checked_exactly_then_is_not_due(connection: Connection) -> None:
+def test_a_blob_checked_exactly_at_the_limit_is_not_due(connection: Connection) -> None:
     (blob,) = new_blobs(connection, 1)
     new_version(connection, [blob])
     checked(connection, **{f"b{blob}": 30})
@@ -118,7 +118,7 @@ def test_what_was_checked_exactly_then_is_not_due(connection: Connection) -> Non
     assert list(due_blobs(connection, NOW - 30 * DAY + timedelta(microseconds=1))) == [blob]
 
 
-def test_more_blobs_than_are_read_at_once_are_listed_once(connection: Connection) -> None:
+def test_blobs_read_in_several_batches_are_listed_once(connection: Connection) -> None:
     ids = new_blobs(connection, 5000)
     for start in range(0, 5000, 1000):
         new_version(connection, [*ids[start : start + 1000]])
@@ -126,21 +126,21 @@ def test_more_blobs_than_are_read_at_once_are_listed_once(connection: Connection
     assert list(due_blobs(connection, NOW)) == ids
 
 
-def test_pages_that_versions_share_are_read_once(connection: Connection) -> None:
+def test_shared_pages_are_read_once(connection: Connection) -> None:
     one, two, three = new_blobs(connection, 3)
     first = new_version(connection, [one, two], [three])
     second = new_version(connection, [one, two])
     assert list(blobs_of_versions(connection, [first, second])) == [{one, two}, {three}]
 
 
-def test_a_sample_has_the_next_blob_that_should_be_there(connection: Connection) -> None:
+def test_a_sample_has_the_next_existing_blob(connection: Connection) -> None:
     ids = new_blobs(connection, 4)
     connection.execute(update(blobs).where(blobs.c.id == ids[1]).values(valid=False))
     doom(connection, ids[2])
     assert sample_blobs(connection, [ids[0], ids[1], ids[3] + 1]) == [uid(0), uid(3)]
 
 
-# What is recorded
+# Recorded checks
 
 
 def test_checks_are_recorded_and_marks_follow(connection: Connection) -> None:
@@ -158,7 +158,7 @@ def test_checks_are_recorded_and_marks_follow(connection: Connection) -> None:
     assert known_damage(connection) == set()
 
 
-def test_a_blob_that_is_doomed_or_gone_or_was_moved_is_not_damaged(connection: Connection) -> None:
+def test_a_doomed_removed_or_moved_blob_is_not_damaged(connection: Connection) -> None:
     ids = new_blobs(connection, 3)
     known = load_blobs(connection, ids)
     doom(connection, ids[0])
@@ -170,38 +170,38 @@ def test_a_blob_that_is_doomed_or_gone_or_was_moved_is_not_damaged(connection: C
     assert connection.execute(select(blobs.c.valid)).scalars().all() == [True, True]
 
 
-def test_checks_go_with_their_blob(connection: Connection) -> None:
+def test_checks_are_removed_with_their_blob(connection: Connection) -> None:
     ids = new_blobs(connection, 2)
     record_checks(connection, ids, [], NOW)
     connection.execute(blobs.delete().where(blobs.c.id == ids[0]))
     assert connection.execute(select(blob_checks.c.blob_id)).scalars().all() == [ids[1]]
 
 
-def test_what_nothing_vouches_for_stays_marked(connection: Connection) -> None:
+def test_an_unverifiable_blob_remains_marked(connection: Connection) -> None:
     ids = new_blobs(connection, 1, fingerprint=None, key=None, valid=False)
     assert record_checks(connection, ids, [], NOW).repaired == 0
     ids = new_blobs(connection, 1, fingerprint=None, valid=False)
     assert record_checks(connection, ids, [], NOW).repaired == 1
 
 
-def test_what_only_backy2_says_is_not_known(connection: Connection) -> None:
+def test_damage_reported_only_by_backy2_is_unverified(connection: Connection) -> None:
     new_blobs(connection, 1, valid=False)
     assert known_damage(connection) == set()
 
 
-# What follows for versions
+# Consequences for versions
 
 
 def test_the_versions_that_use_a_blob_are_found(connection: Connection) -> None:
     ids = new_blobs(connection, 300)
-    made = [new_version(connection, [blob_id], [ids[0]]) for blob_id in ids]  # more pages than are read at once
+    made = [new_version(connection, [blob_id], [ids[0]]) for blob_id in ids]  # more pages than one batch
     pages = pages_with(connection, {ids[7], ids[200]})
     assert versions_with(connection, pages) == {made[7].id, made[200].id}
     assert versions_with(connection, pages_with(connection, {ids[0]})) == {version.id for version in made}
     assert pages_with(connection, {BlobId(10**6)}) == set()
 
 
-def test_valid_versions_become_invalid_and_others_stay(connection: Connection) -> None:
+def test_valid_versions_become_invalid_and_others_do_not_change(connection: Connection) -> None:
     made = [new_version(connection, []) for _ in range(3)]
     set_status(connection, made[1].id, VersionStatus.INCOMPLETE)
     set_status(connection, made[2].id, VersionStatus.INVALID)
@@ -211,7 +211,7 @@ def test_valid_versions_become_invalid_and_others_stay(connection: Connection) -
     assert mark_damaged(connection, [version.id for version in made], NOW) == set()
 
 
-def test_a_version_is_valid_again(connection: Connection) -> None:
+def test_a_version_can_become_valid_again(connection: Connection) -> None:
     version = new_version(connection, [])
     mark_damaged(connection, [version.id], NOW)
     assert mark_valid(connection, version.id)
@@ -220,7 +220,7 @@ def test_a_version_is_valid_again(connection: Connection) -> None:
     assert not mark_valid(connection, version.id)
 
 
-def test_a_version_is_whole_when_all_its_blobs_were_found_so(connection: Connection) -> None:
+def test_a_version_is_intact_if_all_its_blobs_were_found_intact(connection: Connection) -> None:
     ids = new_blobs(connection, 3)
     version = new_version(connection, [ids[0], ids[1]], [], [ids[2]])
     assert not is_whole(connection, version, BLOCK)
@@ -232,7 +232,7 @@ def test_a_version_is_whole_when_all_its_blobs_were_found_so(connection: Connect
     assert not is_whole(connection, version, BLOCK)
 
 
-def test_a_version_that_lacks_a_block_is_not_whole(connection: Connection) -> None:
+def test_a_version_with_an_absent_block_is_not_intact(connection: Connection) -> None:
     version = new_version(connection, [HOLE, ABSENT])
     assert not is_whole(connection, version, BLOCK)
     assert is_whole(connection, new_version(connection, []), BLOCK)

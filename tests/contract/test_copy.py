@@ -1,4 +1,4 @@
-"""Copy all metadata from one database to another, on every pair of engines."""
+"""Copying all metadata from one database to another, for every pair of engines."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ ROWS = {
 
 
 def blob(number: int) -> BlobRecord:
-    """Return a blob that is like no other one; every third has NULL where it can."""
+    """Return a unique blob; every third has NULL where allowed."""
     is_sparing = number % 3 == 0
     return BlobRecord(
         uid=BlobUid(f"{number:05}"),
@@ -111,7 +111,7 @@ def statistics(duration_s: float, bytes_stored: int | None) -> StatisticsRecord:
 
 
 def fill(connection: Connection) -> None:
-    """Make a repository that has something in every table, more than one batch in two of them, and odd values."""
+    """Make a repository with rows in every table, more than one batch in two of them, and odd values."""
     save_identity(
         connection,
         Identity(
@@ -147,7 +147,7 @@ def fill(connection: Connection) -> None:
 
 
 def new_url(request: pytest.FixtureRequest, engine: str, directory: Path) -> Iterator[str]:
-    """Give the URL of an empty database; of SQLite the file is not made."""
+    """Yield the URL of an empty database; the file of SQLite is not created."""
     if engine == "sqlite":
         yield f"sqlite:///{directory}/copy/database.sqlite"
         return
@@ -159,7 +159,7 @@ def new_url(request: pytest.FixtureRequest, engine: str, directory: Path) -> Ite
 
 @pytest.fixture(scope="module", params=ENGINES)
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Give a database that no test changes."""
+    """Make a database that no test changes."""
     for url in new_url(request, request.param, tmp_path_factory.mktemp("source")):
         with closing(Database(url)) as database:
             create_file(database)
@@ -185,7 +185,7 @@ def contents(url: str) -> dict[str, list[Any]]:
 
 
 def is_empty(url: str) -> bool:
-    """Tell whether a database has no tables; of SQLite there has to be no file either."""
+    """Return whether a database has no tables; for SQLite, the file must not exist either."""
     database = Database(url)
     path = database.engine.url.database or ""
     if database.engine.dialect.name == "sqlite":
@@ -194,7 +194,7 @@ def is_empty(url: str) -> bool:
         return inspect(connection).get_table_names() == []
 
 
-# What is copied
+# Copies
 
 
 def test_all_rows_are_copied(source: str, target: str) -> None:
@@ -212,7 +212,7 @@ def test_the_copy_has_the_schema_of_the_program(source: str, target: str) -> Non
         database.check_revision()
 
 
-def test_new_rows_go_on_after_the_copied_ones(source: str, target: str) -> None:
+def test_ids_of_new_rows_continue_after_the_copied_ones(source: str, target: str) -> None:
     copy_database(source, target)
     with closing(Database(target)) as database, database.write() as connection:
         added = insert_version(connection, version(10, "new"))
@@ -231,7 +231,7 @@ def test_new_rows_go_on_after_the_copied_ones(source: str, target: str) -> None:
     assert highest == {"versions": 11, "blobs": 1101, "pages": 4, "tags": 11, "stats": 3, "key_slots": 3, "runs": 3}
 
 
-def test_an_empty_repository_is_copied(target: str, tmp_path: Path) -> None:
+def test_an_empty_repository_can_be_copied(target: str, tmp_path: Path) -> None:
     config = make_repository(tmp_path / "repository")
     source = f"sqlite:///{config.with_name('backyfs.sqlite')}"
     made = {"repository": 1, "key_slots": 1, "catalog_notes": 3}
@@ -257,7 +257,7 @@ def test_a_repository_works_with_its_copy(target: str, tmp_path: Path) -> None:
                 assert (tmp_path / f"restored{number}").read_bytes() == image.read_bytes()
 
 
-def test_jobs_that_are_dead_are_not_copied(
+def test_dead_jobs_are_not_copied(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(silence, "WATCH_S", 1.0)
@@ -270,11 +270,11 @@ def test_jobs_that_are_dead_are_not_copied(
     assert contents(target)["jobs"] == []
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize("table", ["other", "versions", "alembic_version"])
-def test_a_database_that_is_not_empty_is_refused_and_stays_as_it_is(source: str, target: str, table: str) -> None:
+def test_a_database_that_is_not_empty_is_refused_and_not_changed(source: str, target: str, table: str) -> None:
     with closing(Database(target)) as database:
         path = database.engine.url.database or ""
         if database.engine.dialect.name == "sqlite":
@@ -299,14 +299,14 @@ def file_bytes(path: str) -> bytes | None:
         return file.read()
 
 
-def test_an_empty_file_is_an_empty_database(source: str, tmp_path: Path) -> None:
+def test_an_empty_file_counts_as_an_empty_database(source: str, tmp_path: Path) -> None:
     path = tmp_path / "empty.sqlite"
     path.touch()
     copy_database(source, f"sqlite:///{path}")
     assert contents(f"sqlite:///{path}") == contents(source)
 
 
-def test_a_file_that_is_no_database_is_refused_and_stays_as_it_is(source: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_refused_and_not_changed(source: str, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(b"not a database\n" * 100)
     with pytest.raises(DatabaseError, match="file is not a database"):
@@ -314,7 +314,7 @@ def test_a_file_that_is_no_database_is_refused_and_stays_as_it_is(source: str, t
     assert path.read_bytes() == b"not a database\n" * 100
 
 
-def test_a_job_on_the_source_is_named_and_refuses_the_copy(source: str, target: str) -> None:
+def test_a_job_on_the_source_prevents_the_copy_and_is_named(source: str, target: str) -> None:
     with closing(Database(source)) as database:
         with database.write() as connection:
             job_id = register_job(connection, this_process(), spec("backup /dev/vda"))
@@ -328,7 +328,7 @@ def test_a_job_on_the_source_is_named_and_refuses_the_copy(source: str, target: 
 
 
 @pytest.mark.parametrize("error", [DatabaseError("broken"), KeyboardInterrupt()])
-def test_a_copy_that_fails_half_way_leaves_the_target_empty(
+def test_a_copy_that_fails_halfway_leaves_the_target_empty(
     source: str, target: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     def fail_after_blobs(reading: Any, writing: Any, table: Any) -> tuple[int, bytes]:
@@ -352,7 +352,7 @@ def test_a_copy_that_fails_half_way_leaves_the_target_empty(
 @pytest.mark.parametrize(
     "change", ["UPDATE blobs SET size = size + 1 WHERE id = 600", "DELETE FROM blobs WHERE id = 1090"]
 )
-def test_a_copy_that_differs_is_noticed_and_taken_away(
+def test_a_copy_that_differs_is_detected_and_removed(
     source: str, target: str, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     def damage_blobs(reading: Any, writing: Any, table: Any) -> tuple[int, bytes]:
@@ -375,21 +375,21 @@ def test_a_database_is_not_copied_to_itself(source: str) -> None:
 
 
 @pytest.mark.parametrize("alias", ["{directory}/../repository/backyfs.sqlite", "{directory}/link.sqlite"])
-def test_a_file_is_not_copied_to_itself_by_another_name(tmp_path: Path, alias: str) -> None:
+def test_a_file_is_not_copied_to_itself_under_another_name(tmp_path: Path, alias: str) -> None:
     directory = make_repository(tmp_path / "repository").parent
     (directory / "link.sqlite").symlink_to("backyfs.sqlite")
     with pytest.raises(UsageError, match="is named twice"):
         copy_database(f"sqlite:///{directory}/backyfs.sqlite", f"sqlite:///{alias.format(directory=directory)}")
 
 
-def test_a_source_that_is_no_repository_is_refused(target: str, tmp_path: Path) -> None:
+def test_a_source_that_is_not_a_repository_is_refused(target: str, tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="holds no repository"):
         copy_database(f"sqlite:///{tmp_path}/nothing.sqlite", target)
     assert is_empty(target)
     assert not (tmp_path / "nothing.sqlite").exists()
 
 
-def test_a_target_that_cannot_be_made_is_an_error_of_the_database(source: str) -> None:
+def test_a_target_that_cannot_be_created_is_a_database_error(source: str) -> None:
     with pytest.raises(DatabaseError, match=r"^database file /dev/null/x/copy\.sqlite cannot be created"):
         copy_database(source, "sqlite:////dev/null/x/copy.sqlite")
 

@@ -1,4 +1,4 @@
-"""What the metadata does on every engine, one suite for all of them; below it, what concerns servers alone."""
+"""The metadata on every engine, one suite for all of them; at the end, tests for servers only."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ LONG_NAMES = ["x" * 2048, "x" * 2047 + "X", "x" * 2047 + " ", "\N{FLOPPY DISK}" 
 
 @pytest.fixture(scope="module")
 def shared(module_database_url: str) -> Iterator[Database]:
-    """Give the database of a repository that has nothing in it yet, and is to stay so."""
+    """Make the database of an empty repository, which must remain empty."""
     with closing(Database(module_database_url)) as database:
         create(database)
         with database.write() as connection:
@@ -124,7 +124,7 @@ def shared(module_database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def connection(shared: Database) -> Iterator[Connection]:
-    """Give a transaction that is rolled back."""
+    """Begin a transaction that is rolled back after the test."""
     with shared.engine.connect() as connection, connection.begin() as transaction:
         yield connection
         transaction.rollback()
@@ -132,7 +132,7 @@ def connection(shared: Database) -> Iterator[Connection]:
 
 @pytest.fixture
 def database(shared: Database) -> Iterator[Database]:
-    """Give the database to a test with transactions of its own; what they leave is deleted."""
+    """Lend the database to a test that uses its own transactions; rows that it leaves are deleted."""
     yield shared
     with shared.begin() as connection:
         for table in reversed(metadata.sorted_tables):
@@ -142,7 +142,7 @@ def database(shared: Database) -> Iterator[Database]:
 
 @pytest.fixture
 def empty(database_url: str) -> Iterator[Database]:
-    """Give a database without tables."""
+    """Make a database without tables."""
     with closing(Database(database_url)) as database:
         yield database
 
@@ -199,14 +199,14 @@ def count(connection: Connection, table: Any) -> int:
 
 
 def age(connection: Connection, job_id: JobId, seconds: float) -> None:
-    """Make the last beat of a job so many seconds older."""
+    """Make the last beat of a job older by some seconds."""
     beat_at = connection.execute(select(jobs.c.heartbeat_at).where(jobs.c.id == job_id)).scalar_one()
     older = beat_at - timedelta(seconds=seconds)
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=older))
 
 
 def reflected(connection: Connection) -> dict[str, object]:
-    """Return all that a database tells of its tables, collations of columns as well."""
+    """Return everything a database says about its tables, including collations of columns."""
     inspector = inspect(connection)
     return {
         name: (
@@ -220,17 +220,17 @@ def reflected(connection: Connection) -> dict[str, object]:
     }
 
 
-# The schema
+# Schema
 
 
-def test_the_schema_is_that_of_the_tables(empty: Database) -> None:
+def test_the_schema_matches_the_tables(empty: Database) -> None:
     create(empty)
     with empty.read() as connection:
         assert differences(connection) == []
     empty.check_revision()
 
 
-def test_the_revisions_make_the_same_schema(empty: Database) -> None:
+def test_the_revisions_create_the_same_schema(empty: Database) -> None:
     create(empty)
     with empty.begin() as connection:
         made = reflected(connection)
@@ -239,12 +239,12 @@ def test_the_revisions_make_the_same_schema(empty: Database) -> None:
         assert reflected(connection) == made
 
 
-def test_tables_are_made_once(database: Database) -> None:
+def test_tables_are_created_once(database: Database) -> None:
     with pytest.raises(SchemaError, match=r"already contains tables; name an empty database$"):
         create(database)
 
 
-def test_a_database_that_was_closed_refuses_every_use(empty: Database) -> None:
+def test_a_closed_database_refuses_every_use(empty: Database) -> None:
     create(empty)
     empty.close()
     for use in (empty.read, empty.write, empty.begin):
@@ -255,25 +255,25 @@ def test_a_database_that_was_closed_refuses_every_use(empty: Database) -> None:
             ask()
 
 
-def test_an_empty_database_holds_no_repository(empty: Database) -> None:
+def test_an_empty_database_contains_no_repository(empty: Database) -> None:
     create_file(empty)
     with pytest.raises(SchemaError, match=r" holds no repository; initialize it$"):
         empty.check_revision()
 
 
-# The identity
+# Identity
 
 
-def test_the_identity_comes_back(connection: Connection) -> None:
+def test_the_identity_can_be_loaded(connection: Connection) -> None:
     assert load_identity(connection) == IDENTITY
 
 
-def test_there_is_one_identity(database: Database) -> None:
+def test_there_is_only_one_identity(database: Database) -> None:
     with pytest.raises(DatabaseError), database.write() as connection:
         save_identity(connection, IDENTITY)
 
 
-def test_key_slots_come_back_the_oldest_first(connection: Connection) -> None:
+def test_key_slots_are_loaded_oldest_first(connection: Connection) -> None:
     slots = [
         KeySlot(
             label=label,
@@ -293,7 +293,7 @@ def test_key_slots_come_back_the_oldest_first(connection: Connection) -> None:
 # Versions
 
 
-def test_a_version_comes_back_as_it_was_made(connection: Connection) -> None:
+def test_a_version_is_loaded_as_created(connection: Connection) -> None:
     made = create_version(
         connection,
         name="vm-1/disk",
@@ -319,7 +319,7 @@ def test_a_version_comes_back_as_it_was_made(connection: Connection) -> None:
     assert list_versions(connection) == [made]
 
 
-def test_a_version_that_is_taken_over_keeps_all_it_had(connection: Connection) -> None:
+def test_an_adopted_version_keeps_all_its_fields(connection: Connection) -> None:
     taken = insert_version(
         connection,
         VersionRecord(
@@ -339,7 +339,7 @@ def test_a_version_that_is_taken_over_keeps_all_it_had(connection: Connection) -
     assert (found.status, found.protected, found.tags) == (VersionStatus.INVALID, True, ("a", "b"))
 
 
-def test_times_come_back_in_utc_with_microseconds(connection: Connection) -> None:
+def test_times_are_loaded_in_utc_with_microseconds(connection: Connection) -> None:
     eastern = datetime(2024, 6, 30, 22, 30, 0, 999_999, tzinfo=timezone(timedelta(hours=-5)))
     uid = make_version(connection, created_at=eastern).uid
     found = version_with_uid(connection, uid)
@@ -354,8 +354,8 @@ def test_names_that_differ_in_anything_are_different(connection: Connection) -> 
         assert [(version.name, version.uid) for version in list_versions(connection, name=name)] == [(name, uid)]
 
 
-def test_versions_are_ordered_by_the_code_points_of_their_names_and_by_date(connection: Connection) -> None:
-    # "_" stands between "Z" and "a"; languages order otherwise, and UTF-16 has "｡" after the disk.
+def test_versions_are_ordered_by_the_code_points_of_their_names_then_by_date(connection: Connection) -> None:
+    # "_" is between "Z" and "a". Languages use another order, and UTF-16 has "｡" after the disk.
     for name in ("\N{FLOPPY DISK}", "｡", "ä", "b", "a b", "ab", "_", "Z", "B", "a-c", "10", "9"):
         make_version(connection, name, MOMENT + timedelta(microseconds=1))
         make_version(connection, name, MOMENT)
@@ -365,7 +365,7 @@ def test_versions_are_ordered_by_the_code_points_of_their_names_and_by_date(conn
     ]
 
 
-def test_snapshot_names_of_any_kind_come_back(connection: Connection) -> None:
+def test_snapshot_names_of_any_kind_can_be_loaded(connection: Connection) -> None:
     for name in ODD_NAMES + LONG_NAMES:
         uid = create_version(connection, name="disk", snapshot_name=name, size_bytes=0, created_at=MOMENT).uid
         found = version_with_uid(connection, uid)
@@ -373,8 +373,8 @@ def test_snapshot_names_of_any_kind_come_back(connection: Connection) -> None:
         assert found.snapshot_name == name
 
 
-def test_a_name_that_is_too_long_is_refused_and_never_cut_off(database: Database) -> None:
-    if database.engine.dialect.name != "sqlite":  # which takes any length; commands check it before
+def test_a_name_that_is_too_long_is_refused_and_not_truncated(database: Database) -> None:
+    if database.engine.dialect.name != "sqlite":  # which accepts any length; commands check it first
         with pytest.raises(DatabaseError), database.write() as connection:
             make_version(connection, "x" * 2049)
     with database.read() as connection:
@@ -409,7 +409,7 @@ def test_a_version_changes_its_status(connection: Connection) -> None:
     assert statuses == {version.id: VersionStatus.VALID, other.id: VersionStatus.INCOMPLETE}
 
 
-def test_a_version_is_found_by_what_a_person_writes(connection: Connection) -> None:
+def test_a_version_is_found_by_user_input(connection: Connection) -> None:
     uids = ["abcd0000-0000-4000-8000-000000000001", "abcdffff-0000-4000-8000-000000000002"]
     for uid in uids:
         insert_version(connection, record(uid, "Disk "))
@@ -430,7 +430,7 @@ def test_two_versions_have_different_uids(database: Database) -> None:
         insert_version(connection, record("1", "other"))
 
 
-def test_what_belongs_to_a_version_goes_with_its_row(connection: Connection) -> None:
+def test_dependent_rows_are_deleted_with_their_version(connection: Connection) -> None:
     gone = insert_version(connection, record("1", tag_names=("a", "b")))
     stays = insert_version(connection, record("2", tag_names=("a",)))
     job_id = register_job(connection, this_process(), spec("mount"))
@@ -442,7 +442,7 @@ def test_what_belongs_to_a_version_goes_with_its_row(connection: Connection) -> 
         assert list(connection.execute(select(table.c.version_id)).scalars()) == [stays.id]
 
 
-def test_a_page_that_a_version_has_cannot_be_deleted(database: Database) -> None:
+def test_a_page_in_use_cannot_be_deleted(database: Database) -> None:
     with database.write() as connection:
         commit_page(connection, make_version(connection).id, PageNumber(0), new_entries(1, ABSENT))
     with pytest.raises(DatabaseError), database.write() as connection:
@@ -452,7 +452,7 @@ def test_a_page_that_a_version_has_cannot_be_deleted(database: Database) -> None
 # Blobs
 
 
-def test_a_blob_comes_back_as_it_was_inserted(connection: Connection) -> None:
+def test_a_blob_is_loaded_as_inserted(connection: Connection) -> None:
     blob = saved(1, bytes(range(64)))
     [(uid, blob_id)] = insert_blobs(connection, [blob], MOMENT).items()
     assert uid == blob.uid
@@ -468,7 +468,7 @@ def test_a_blob_comes_back_as_it_was_inserted(connection: Connection) -> None:
     }
 
 
-def test_a_blob_that_is_taken_over_may_lack_what_nobody_knows(connection: Connection) -> None:
+def test_an_adopted_blob_may_lack_unknown_facts(connection: Connection) -> None:
     blob = BlobRecord(
         uid=BlobUid("18c29961439EQS96qJLwyirryH3rZubX"),
         fingerprint=None,
@@ -484,7 +484,7 @@ def test_a_blob_that_is_taken_over_may_lack_what_nobody_knows(connection: Connec
     assert (known.id, known.doomed, known.facts) == (blob_id, False, blob)
 
 
-def test_uids_that_differ_in_case_alone_are_different_blobs(connection: Connection) -> None:
+def test_uids_that_differ_only_in_case_are_different_blobs(connection: Connection) -> None:
     uids = [BlobUid("a" * 31 + end) for end in "aAbB"]
     records = [
         BlobRecord(
@@ -515,7 +515,7 @@ def test_a_blob_is_found_by_every_byte_of_its_fingerprint(connection: Connection
     assert found == dict(zip(fingerprints, inserted.values(), strict=True))
 
 
-def test_more_blobs_than_a_statement_takes(connection: Connection) -> None:
+def test_many_blobs_are_inserted_and_found_with_several_statements(connection: Connection) -> None:
     wanted = [saved(number) for number in range(1600)]
     ids = insert_blobs(connection, wanted, MOMENT)
     assert list(ids) == [blob.uid for blob in wanted]
@@ -528,7 +528,7 @@ def test_more_blobs_than_a_statement_takes(connection: Connection) -> None:
     assert {uid: blob.id for uid, blob in find_by_uid(connection, ids).items()} == ids
 
 
-def test_equal_blobs_are_found_as_the_oldest_that_is_valid_and_not_doomed(connection: Connection) -> None:
+def test_of_equal_blobs_the_oldest_valid_one_not_doomed_is_found(connection: Connection) -> None:
     ids = list(insert_blobs(connection, [saved(number, b"same") for number in range(4)], MOMENT).values())
     assert find_blobs(connection, [b"same"]) == {b"same": ids[0]}
     doom(connection, ids[0])
@@ -537,7 +537,7 @@ def test_equal_blobs_are_found_as_the_oldest_that_is_valid_and_not_doomed(connec
     assert find_by_uid(connection, [saved(0).uid])[saved(0).uid].doomed is True
 
 
-def test_nothing_is_found_for_nothing(connection: Connection) -> None:
+def test_an_empty_lookup_finds_nothing(connection: Connection) -> None:
     make_blobs(connection, 1)
     assert (find_blobs(connection, []), load_blobs(connection, [])) == ({}, {})
     assert load_blobs(connection, [BlobId(2**40)]) == {}
@@ -551,10 +551,10 @@ def test_two_blobs_have_different_uids(database: Database) -> None:
         assert count(connection, blobs) == 0
 
 
-# The block map
+# Block map
 
 
-def test_a_page_comes_back_as_it_was_committed(connection: Connection) -> None:
+def test_a_page_is_loaded_as_committed(connection: Connection) -> None:
     ids = make_blobs(connection, 1021)
     entries = new_entries(1024, HOLE)
     entries[1] = ABSENT
@@ -585,7 +585,7 @@ def test_equal_pages_are_one_and_are_counted(connection: Connection) -> None:
     assert references_add_up(connection)
 
 
-def test_blobs_are_found_by_their_bytes_and_their_encryption_version(connection: Connection) -> None:
+def test_blobs_are_found_by_bytes_and_encryption_version(connection: Connection) -> None:
     saved = [
         SavedBlob(
             uid=BlobUid(f"{number:032}"), fingerprint=b"same", size=1, stored_size=1, encryption_version=number,
@@ -600,7 +600,7 @@ def test_blobs_are_found_by_their_bytes_and_their_encryption_version(connection:
     assert find_blobs(connection, [b"same"], encryption_version=2) == {}
 
 
-def test_a_page_takes_the_place_of_the_one_before(connection: Connection) -> None:
+def test_a_page_replaces_the_previous_one(connection: Connection) -> None:
     first, second = make_blobs(connection, 2)
     version = make_version(connection)
     for blob_id in (first, second):
@@ -615,7 +615,7 @@ def test_a_page_takes_the_place_of_the_one_before(connection: Connection) -> Non
     assert references_add_up(connection)
 
 
-def test_a_page_without_a_row_is_one_of_holes_where_the_backup_ended(connection: Connection) -> None:
+def test_a_page_without_a_row_is_holes_if_the_backup_ended(connection: Connection) -> None:
     version = make_version(connection)
     assert page_entries(connection, version, PageNumber(0), 2) == new_entries(2, ABSENT)
     commit_page(connection, version.id, PageNumber(0), new_entries(2, HOLE), keep_holes=True)
@@ -640,7 +640,7 @@ def test_a_page_with_a_doomed_blob_is_refused_and_leaves_nothing(database: Datab
         assert refs_of_blobs(connection) == [0] * 599
 
 
-def test_wrong_counts_are_noticed(connection: Connection) -> None:
+def test_wrong_counts_are_detected(connection: Connection) -> None:
     [blob_id] = make_blobs(connection, 1)
     commit_page(connection, make_version(connection).id, PageNumber(0), new_entries(1, blob_id))
     connection.execute(update(blob_refs).values(refs=2))
@@ -650,11 +650,11 @@ def test_wrong_counts_are_noticed(connection: Connection) -> None:
 # Jobs
 
 
-def test_a_job_lives_from_its_registration_to_its_removal(connection: Connection) -> None:
+def test_a_job_exists_from_registration_to_removal(connection: Connection) -> None:
     job_id = register_job(connection, this_process(), spec("backup \N{FLOPPY DISK} 'x'"))
     progress = JobProgress(label="Backing up \N{FLOPPY DISK}", done=38, total=100 << 40, elapsed_s=0.5)
     assert beat(connection, job_id, progress) is True
-    assert beat(connection, job_id, progress) is True  # also where nothing changes
+    assert beat(connection, job_id, progress) is True  # even if nothing changes
     [running] = list_running_jobs(connection, this_process())
     assert (running.kind, running.progress) == (JobKind.BACKUP, progress)
     job = running.job
@@ -676,7 +676,7 @@ def test_a_job_holds_versions_until_it_is_removed(connection: Connection) -> Non
     assert count(connection, job_versions) == 0
 
 
-def test_jobs_that_stay_silent_are_removed_with_what_they_hold(connection: Connection) -> None:
+def test_silent_jobs_are_removed_with_their_holds(connection: Connection) -> None:
     quiet = register_job(connection, ELSEWHERE, spec("backup"))
     alive = register_job(connection, replace(ELSEWHERE, scope="a third machine"), spec("mount"))
     hold_version(connection, quiet, make_version(connection).id)
@@ -693,7 +693,7 @@ def test_jobs_that_stay_silent_are_removed_with_what_they_hold(connection: Conne
 # Statistics
 
 
-def test_statistics_come_back_and_outlive_their_version(connection: Connection) -> None:
+def test_statistics_can_be_loaded_and_outlive_their_version(connection: Connection) -> None:
     version = make_version(connection, "O'Neill \N{FLOPPY DISK}")
     old = StatisticsRecord(
         created_at=MOMENT,
@@ -751,7 +751,7 @@ def test_an_exception_undoes_the_whole_transaction(database: Database) -> None:
         assert [count(connection, table) for table in (versions, tags)] == [0, 0]
 
 
-def test_writers_wait_for_each_other_from_their_beginning(database: Database) -> None:
+def test_writers_wait_for_each_other_from_the_beginning_of_a_transaction(database: Database) -> None:
     with database.write() as connection:
         version_id = make_version(connection).id
 
@@ -767,7 +767,7 @@ def test_writers_wait_for_each_other_from_their_beginning(database: Database) ->
         assert connection.execute(select(versions.c.size_bytes)).scalar_one() == 101
 
 
-def test_a_writer_begins_when_the_one_before_has_ended(database: Database) -> None:
+def test_a_writer_begins_when_the_previous_one_has_ended(database: Database) -> None:
     events = []
     begins = threading.Event()
 
@@ -787,7 +787,7 @@ def test_a_writer_begins_when_the_one_before_has_ended(database: Database) -> No
     assert events == ["first", "second"]
 
 
-def test_the_same_page_from_several_threads_is_one(database: Database) -> None:
+def test_the_same_page_from_several_threads_is_stored_once(database: Database) -> None:
     with database.write() as connection:
         ids = make_blobs(connection, 16)
         version_ids = [make_version(connection).id for _ in range(4)]
@@ -806,7 +806,7 @@ def test_the_same_page_from_several_threads_is_one(database: Database) -> None:
         assert references_add_up(connection)
 
 
-def test_a_reader_sees_one_state_while_others_write(database: Database) -> None:
+def test_a_reader_sees_a_consistent_state_while_others_write(database: Database) -> None:
     with database.read() as reading:
         assert count(reading, versions) == 0
         with database.write() as writing:
@@ -834,7 +834,7 @@ def server(request: pytest.FixtureRequest) -> DatabaseServer:
     return running
 
 
-def test_a_server_that_is_gone_is_an_error_of_the_database(server: DatabaseServer) -> None:
+def test_a_stopped_server_is_a_database_error(server: DatabaseServer) -> None:
     with type(server)() as own, closing(Database(own.new_database())) as database:
         create(database)
         own.stop()
@@ -845,7 +845,7 @@ def test_a_server_that_is_gone_is_an_error_of_the_database(server: DatabaseServe
             database.check_revision()
 
 
-def test_a_connection_that_the_server_has_closed_is_made_anew(server: DatabaseServer) -> None:
+def test_a_connection_closed_by_the_server_is_replaced(server: DatabaseServer) -> None:
     postgresql = server.name == "postgresql"
     with closing(Database(server.new_database())) as database:
         create(database)
@@ -857,7 +857,7 @@ def test_a_connection_that_the_server_has_closed_is_made_anew(server: DatabaseSe
             save_identity(connection, IDENTITY)
 
 
-def test_a_database_that_is_not_there_is_an_error_of_the_database(server: DatabaseServer) -> None:
+def test_a_missing_database_is_a_database_error(server: DatabaseServer) -> None:
     with closing(Database(server.url("nowhere"))) as database, pytest.raises(DatabaseError, match=r"nowhere"):
         database.check_revision()
 

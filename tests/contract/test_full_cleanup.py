@@ -1,4 +1,4 @@
-"""A full cleanup counts, compares and puts right beside others: the same on every engine."""
+"""A full cleanup counts, compares and corrects while other commands run: the same on every engine."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def expect_exact(repository: Repository, version: Version, image: Path) -> None:
      update(blobs).values(doomed_at=NOW)],
     ids=["pages", "blobs", "no references", "doomed"],
 )  # fmt: skip
-def test_references_are_put_right(repository: Repository, version: Version, image: Path, wrong: Any) -> None:
+def test_references_are_corrected(repository: Repository, version: Version, image: Path, wrong: Any) -> None:
     with repository.database.write() as connection:
         connection.execute(wrong)
     many = plan_full_cleanup(repository, grace_s=0).wrong_references
@@ -76,28 +76,28 @@ def test_references_are_put_right(repository: Repository, version: Version, imag
     assert full_cleanup(repository, grace_s=0).wrong_references == 0
 
 
-def test_a_recount_beside_backups_removals_and_cleanups_is_exact(
+def test_a_recount_during_backups_removals_and_cleanups_is_exact(
     repository: Repository, version: Version, image: Path, tmp_path: Path
 ) -> None:
     second = back_up(repository, random_image(tmp_path / "second", BLOCKS * BLOCK, 2)).version
     with repository.database.write() as connection:
         connection.execute(update(blob_refs).values(refs=blob_refs.c.refs + 5))
-    meanwhile = [
+    others = [
         lambda: back_up(repository, random_image(tmp_path / "third", BLOCKS * BLOCK, 3)),
         lambda: (remove_versions(repository, [second], now=datetime.now(UTC)), cleanup(repository)),
     ]
 
     def check() -> None:
-        if meanwhile:
-            meanwhile.pop(0)()
+        if others:
+            others.pop(0)()
 
     recount(repository.database, check)
-    assert not meanwhile
+    assert not others
     audit(repository)
     expect_exact(repository, version, image)
 
 
-def test_orphans_go_and_what_is_missing_is_marked(repository: Repository, version: Version) -> None:
+def test_orphans_are_deleted_and_missing_objects_are_marked(repository: Repository, version: Version) -> None:
     storage = repository.blocks.storage
     storage.put(A, [b"nobody's"])
     storage.flush()
@@ -114,7 +114,9 @@ def test_orphans_go_and_what_is_missing_is_marked(repository: Repository, versio
         assert connection.execute(select(blobs.c.id).where(blobs.c.doomed_at.is_not(None))).all() == []
 
 
-def test_an_orphan_is_doomed_once_and_what_has_a_row_is_none(repository: Repository, version: Version) -> None:
+def test_an_orphan_is_doomed_once_and_an_object_with_a_row_is_not_an_orphan(
+    repository: Repository, version: Version
+) -> None:
     with repository.database.write() as connection:
         known = BlobUid(connection.execute(select(blobs.c.uid).limit(1)).scalar_one())
         orphans = [StoredOrphan(uid=uid, stored_size=7) for uid in (A, known, B)]
@@ -126,7 +128,7 @@ def test_an_orphan_is_doomed_once_and_what_has_a_row_is_none(repository: Reposit
         assert doom_orphans(connection, many, NOW) == [orphan.uid for orphan in many]
 
 
-def test_living_blobs_are_given_in_parts(repository: Repository, version: Version) -> None:
+def test_living_blobs_can_be_listed_in_parts(repository: Repository, version: Version) -> None:
     with repository.database.write() as connection:
         ids = sorted(connection.execute(select(blobs.c.id)).scalars())
         connection.execute(update(blobs).where(blobs.c.id == ids[0]).values(doomed_at=NOW))

@@ -1,4 +1,4 @@
-"""What a cleanup takes away, step by step: the same on every engine."""
+"""What a cleanup removes, step by step: the same on every engine."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def doom(connection: Connection, *, older_than: datetime = LATER, after: int = 0
     return doom_unused_blobs(connection, older_than=older_than, now=LATER, after=BlobId(after), count=count)
 
 
-def test_a_page_that_no_version_has_goes_and_counts(connection: Connection) -> None:
+def test_a_page_without_a_version_is_removed_and_counted(connection: Connection) -> None:
     a, b = new_blobs(connection, 2)
     first, second = new_version(connection, a, b), new_version(connection, b, 0)
     assert remove_unused_pages(connection, 10) == 0
@@ -84,14 +84,14 @@ def test_a_page_that_no_version_has_goes_and_counts(connection: Connection) -> N
     assert connection.execute(select(pages)).all() == []
 
 
-def test_pages_go_a_few_at_a_time(connection: Connection) -> None:
+def test_pages_are_removed_a_few_at_a_time(connection: Connection) -> None:
     ids = new_blobs(connection, 5)
     for version in [new_version(connection, blob_id) for blob_id in ids]:
         remove_version(connection, version.id)
     assert [remove_unused_pages(connection, 2) for _ in range(4)] == [2, 2, 1, 0]
 
 
-def test_a_page_that_is_counted_wrongly_and_in_use_is_not_removed(connection: Connection) -> None:
+def test_a_page_in_use_is_not_removed_even_if_its_count_is_wrong(connection: Connection) -> None:
     [a] = new_blobs(connection, 1)
     new_version(connection, a)
     connection.execute(update(pages).values(refs=0))
@@ -102,7 +102,7 @@ def test_a_page_that_is_counted_wrongly_and_in_use_is_not_removed(connection: Co
     assert refs(connection) == {a: 1}
 
 
-def test_blobs_that_no_page_contains_are_doomed_and_no_others(connection: Connection) -> None:
+def test_only_blobs_without_a_page_are_doomed(connection: Connection) -> None:
     a, b, c = new_blobs(connection, 3)
     new_version(connection, b)
     assert doom(connection) == [a, c]
@@ -119,7 +119,7 @@ def test_blobs_that_no_page_contains_are_doomed_and_no_others(connection: Connec
     assert moments == [LATER, LATER]
 
 
-def test_young_blobs_stay(connection: Connection) -> None:
+def test_young_blobs_are_kept(connection: Connection) -> None:
     [a] = new_blobs(connection, 1)
     assert doom(connection, older_than=NOW) == []
     assert doom(connection, older_than=NOW + timedelta(microseconds=1)) == [a]
@@ -133,7 +133,7 @@ def test_blobs_are_doomed_a_few_at_a_time(connection: Connection) -> None:
     assert doom(connection) == []
 
 
-def test_a_doomed_blob_is_not_found_and_not_taken_into_a_page(connection: Connection) -> None:
+def test_a_doomed_blob_is_not_found_and_not_accepted_in_a_page(connection: Connection) -> None:
     [a] = new_blobs(connection, 1)
     doom(connection)
     assert find_blobs(connection, [b"content 0"]) == {}
@@ -141,7 +141,7 @@ def test_a_doomed_blob_is_not_found_and_not_taken_into_a_page(connection: Connec
         new_version(connection, a)
 
 
-def test_rows_of_doomed_blobs_go_and_no_others(connection: Connection) -> None:
+def test_only_rows_of_doomed_blobs_are_removed(connection: Connection) -> None:
     a, b = new_blobs(connection, 2)
     new_version(connection, b)
     doom(connection)
@@ -150,17 +150,17 @@ def test_rows_of_doomed_blobs_go_and_no_others(connection: Connection) -> None:
     assert forget_doomed(connection, [a]) == 0
 
 
-def test_garbage_is_measured_as_it_would_be_taken_away(connection: Connection) -> None:
+def test_garbage_is_measured_as_a_cleanup_would_remove_it(connection: Connection) -> None:
     ids = new_blobs(connection, 5)
     nothing = Garbage(pages=0, blobs=0, stored_bytes=0, young_blobs=5)
     assert measure_garbage(connection, NOW) == nothing
     doom(connection, count=1)
     new_version(connection, ids[1], ids[2])
     remove_version(connection, new_version(connection, ids[2], ids[3]).id)
-    # Doomed, in a page without a version alone, and in none at all; the one that another page has as well stays.
+    # One doomed, one only in a page without a version, and one in no page. The one that another page also has is kept.
     assert measure_garbage(connection, LATER) == Garbage(pages=1, blobs=3, stored_bytes=10 + 13 + 14, young_blobs=0)
     assert measure_garbage(connection, NOW) == Garbage(pages=1, blobs=1, stored_bytes=10, young_blobs=2)
-    connection.execute(update(blobs).where(blobs.c.id == ids[3]).values(stored_size=None))  # nobody knows
+    connection.execute(update(blobs).where(blobs.c.id == ids[3]).values(stored_size=None))  # unknown
     assert measure_garbage(connection, LATER) == Garbage(pages=1, blobs=3, stored_bytes=10 + 14, young_blobs=0)
     connection.execute(update(blobs).where(blobs.c.id == ids[3]).values(stored_size=13))
     assert remove_unused_pages(connection, 10) == 1
@@ -168,14 +168,14 @@ def test_garbage_is_measured_as_it_would_be_taken_away(connection: Connection) -
     assert len(doom(connection)) == 2
 
 
-MANY_PAGES, MANY_BLOBS = 140, 1100  # more than any of the steps takes at once
+MANY_PAGES, MANY_BLOBS = 140, 1100  # more than one batch of any step
 
 
-def test_a_lot_of_garbage_is_counted_and_taken_in_many_steps(connection: Connection) -> None:
+def test_a_lot_of_garbage_is_counted_and_removed_in_many_steps(connection: Connection) -> None:
     ids = new_blobs(connection, MANY_BLOBS)
     size = MANY_BLOBS // MANY_PAGES
     parts = [ids[number * size : (number + 1) * size] for number in range(MANY_PAGES)]
-    # Each page has a hole, which is no blob, and a blob twice, which is one use.
+    # Each page has a hole, which is not a blob, and a blob twice, which is one use.
     versions = [new_version(connection, 0, part[0], *part) for part in parts]
     assert references_add_up(connection)
     for version in versions:
@@ -203,7 +203,7 @@ def test_a_lot_of_garbage_is_counted_and_taken_in_many_steps(connection: Connect
 
 
 @pytest.mark.parametrize("table", [pages, blob_refs], ids=["pages", "blobs"])
-def test_one_reference_too_many_among_many_is_found(connection: Connection, table: Table) -> None:
+def test_one_extra_reference_among_many_is_found(connection: Connection, table: Table) -> None:
     ids = new_blobs(connection, MANY_PAGES)
     for blob_id in ids:
         new_version(connection, blob_id)
@@ -214,5 +214,5 @@ def test_one_reference_too_many_among_many_is_found(connection: Connection, tabl
     assert not references_add_up(connection)
 
 
-def test_an_empty_repository_adds_up(connection: Connection) -> None:
+def test_the_counts_of_an_empty_repository_add_up(connection: Connection) -> None:
     assert references_add_up(connection)

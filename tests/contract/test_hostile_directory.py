@@ -1,4 +1,4 @@
-"""A storage directory that someone else can write to: nothing leads out of it, and nothing in it makes anyone wait."""
+"""A storage directory that others can write to: nothing leads out of it, and nothing in it makes commands hang."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LONG_AGO_S = -1e9
 
 @pytest.fixture(params=["openat2", "by component"])
 def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, path: Path) -> Iterator[DirectoryStorage]:
-    """A storage with two blobs and two objects that have names."""
+    """Make a storage with two blobs and two named objects."""
     if request.param == "by component":
         monkeypatch.setattr(beneath, "has_openat2", lambda: False)
     else:
@@ -55,7 +55,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A directory that looks like any part of a storage, with files that a cleanup would delete."""
+    """Make a directory that looks like any part of a storage, with files that a cleanup would delete."""
     outside = tmp_path / "outside"
     for directory in ("", "b2", "versions", "pages", "pages/0f"):
         (outside / directory).mkdir()
@@ -74,14 +74,14 @@ def replace_by_link(path: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(OBSTACLES))
-def test_what_is_in_the_place_of_a_blob_is_named_and_its_neighbour_is_read(
+def test_an_obstacle_in_place_of_a_blob_is_named_and_its_neighbour_can_be_read(
     storage: DirectoryStorage, path: Path, kind: str
 ) -> None:
     place = path / "a1" / "b2" / f"{A}.blob"
     put_in_place(place, kind)
-    told = f"storage: {place} is {kind.removesuffix(' to itself')}; move it away"
+    message = f"storage: {place} is {kind.removesuffix(' to itself')}; move it away"
     for read in (lambda: storage.get(A), lambda: storage.get_range(A, 0, 4)):
-        with pytest.raises(ObjectUnreadableError, match=told):
+        with pytest.raises(ObjectUnreadableError, match=message):
             read()
     assert storage.get(B) == B.encode()
     blobs = {found.key: found.size_bytes for found in storage.list() if is_blob(found.key)}
@@ -89,7 +89,7 @@ def test_what_is_in_the_place_of_a_blob_is_named_and_its_neighbour_is_read(
 
 
 @pytest.mark.parametrize("kind", sorted(OBSTACLES))
-def test_what_is_in_the_place_of_an_object_with_a_name_is_named(
+def test_an_obstacle_in_place_of_a_named_object_is_named(
     storage: DirectoryStorage, path: Path, kind: str
 ) -> None:
     put_in_place(path / NAME, kind)
@@ -99,7 +99,7 @@ def test_what_is_in_the_place_of_an_object_with_a_name_is_named(
 
 
 @pytest.mark.parametrize("kind", sorted(set(OBSTACLES) - {"a directory"}))
-def test_what_is_in_the_place_of_an_object_is_deleted_and_replaced(
+def test_an_obstacle_in_place_of_an_object_can_be_deleted_and_replaced(
     storage: DirectoryStorage, path: Path, kind: str
 ) -> None:
     put_in_place(path / "a1" / "b2" / f"{A}.blob", kind)
@@ -112,7 +112,7 @@ def test_what_is_in_the_place_of_an_object_is_deleted_and_replaced(
         storage.get(A)
 
 
-def test_a_directory_in_the_place_of_an_object_is_neither_deleted_nor_replaced(
+def test_a_directory_in_place_of_an_object_is_neither_deleted_nor_replaced(
     storage: DirectoryStorage, path: Path
 ) -> None:
     put_in_place(path / "a1" / "b2" / f"{A}.blob", "a directory")
@@ -127,7 +127,7 @@ def test_a_directory_in_the_place_of_an_object_is_neither_deleted_nor_replaced(
 
 
 @pytest.mark.parametrize("above", ["a1", "a1/b2"])
-def test_a_link_in_the_place_of_a_directory_of_blobs_is_not_followed(
+def test_a_link_in_place_of_a_directory_of_blobs_is_not_followed(
     storage: DirectoryStorage, path: Path, outside: Path, above: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = tree(outside)
@@ -151,7 +151,7 @@ def test_a_link_in_the_place_of_a_directory_of_blobs_is_not_followed(
 
 
 @pytest.mark.parametrize("above", ["catalog", "catalog/versions"])
-def test_a_link_in_the_place_of_a_directory_of_the_catalog_is_not_followed(
+def test_a_link_in_place_of_a_directory_of_the_catalog_is_not_followed(
     storage: DirectoryStorage, path: Path, outside: Path, above: str
 ) -> None:
     before = tree(outside)
@@ -171,7 +171,7 @@ def test_a_link_in_the_place_of_a_directory_of_the_catalog_is_not_followed(
 
 
 @pytest.mark.parametrize("above", ["a1", "a1/b2"])
-def test_a_link_that_replaces_a_directory_before_a_flush_gets_no_names(
+def test_nothing_is_renamed_through_a_link_that_replaces_a_directory_before_a_flush(
     storage: DirectoryStorage, path: Path, outside: Path, above: str
 ) -> None:
     new = BlobUid(f"a1b2{'0' * 28}")
@@ -223,7 +223,7 @@ def test_a_mount_point_below_the_storage_is_part_of_it(storage: DirectoryStorage
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENAMETOOLONG, errno.EUCLEAN])
-def test_what_one_object_cannot_be_read_for_is_its_own_matter(
+def test_some_errors_concern_only_the_object(
     storage: DirectoryStorage, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(Root, "open_to_read", failing(number))
@@ -232,7 +232,7 @@ def test_what_one_object_cannot_be_read_for_is_its_own_matter(
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.EMFILE])
-def test_a_storage_that_is_away_is_no_damage(
+def test_a_missing_storage_is_not_damage(
     storage: DirectoryStorage, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(Root, "open_to_read", failing(number))
@@ -248,7 +248,7 @@ def failing(number: int) -> Any:
     return fail
 
 
-def test_a_file_that_grows_while_it_is_read_is_not_read_on(
+def test_a_file_that_grows_during_the_read_is_not_read_forever(
     storage: DirectoryStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = 0
@@ -277,7 +277,7 @@ def test_temporary_files_are_removed_and_directories_with_such_names_kept(
     assert f"{A}.blob.tmp is a directory and is kept" in caplog.text
 
 
-def test_directories_as_deep_as_anyone_makes_them_are_not_gone_into(storage: DirectoryStorage, path: Path) -> None:
+def test_arbitrarily_deep_directories_are_not_descended_into(storage: DirectoryStorage, path: Path) -> None:
     directory = os.open(path / "catalog", os.O_RDONLY)
     for _ in range(3000):
         os.mkdir("deep", dir_fd=directory)

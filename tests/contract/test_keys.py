@@ -32,7 +32,7 @@ def slot(label: str, key_check: bytes) -> KeySlot:
     )  # fmt: skip
 
 
-def test_slots_are_replaced_and_removed_by_their_labels(connection: Connection) -> None:
+def test_slots_are_replaced_and_removed_by_label(connection: Connection) -> None:
     first, second, third = slot("Ann", b"12345678"), slot("ann", b"abcdefgh"), slot("\u00e4nn \N{KEY}", bytes(8))
     for one in (first, second, third):
         add_key_slot(connection, one)
@@ -53,7 +53,7 @@ def test_the_fingerprint_key_is_replaced(connection: Connection) -> None:
 
 
 def test_wrapped_keys_are_replaced_in_batches(connection: Connection) -> None:
-    # With every byte that could be taken for the end of something.
+    # With every byte that could be mistaken for the end of something.
     keys = [None if number % 3 == 0 else bytes([number, 39, 92, 37, 0, 10, 255, 58]) * 5 for number in range(10)]
     insert_blobs(
         connection,

@@ -1,4 +1,4 @@
-"""What metrics ask the database for: the same on every engine."""
+"""Database queries for metrics: the same on every engine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def record(uid: VersionUid, *, seconds: float) -> StatisticsRecord:
     )
 
 
-def test_of_each_version_the_newest_statistics_are_returned_however_many_are_asked_for(database: Database) -> None:
+def test_the_newest_statistics_of_any_number_of_versions_are_returned(database: Database) -> None:
     uids = [VersionUid(f"{number:036}") for number in range(1200)]
     with database.write() as connection:
         insert_statistics_records(connection, [record(uid, seconds=1) for uid in uids])
@@ -51,7 +51,7 @@ def test_of_each_version_the_newest_statistics_are_returned_however_many_are_ask
     assert {uid: one.duration_s for uid, one in found.items() if one.duration_s > 1} == {uids[7]: 2, uids[1100]: 3}
 
 
-def test_each_name_is_told_with_its_newest_valid_version_and_each_scheduler(database: Database) -> None:
+def test_each_name_is_reported_with_its_newest_valid_version_and_each_scheduler(database: Database) -> None:
     with database.write() as connection:
         for name, days, status, tags in (
             ("a", 3, VersionStatus.VALID, ("daily",)),

@@ -1,4 +1,4 @@
-"""Removing versions, on every database: counts stay right, shared pages stay, and nothing that is held goes."""
+"""Removing versions, on every engine: counts remain correct, and shared pages and held versions are kept."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def refs(connection: Connection) -> list[int]:
     return list(connection.execute(select(pages.c.refs).order_by(pages.c.id)).scalars())
 
 
-def test_a_page_loses_as_many_references_as_the_version_had(connection: Connection) -> None:
+def test_a_page_loses_all_references_of_a_removed_version(connection: Connection) -> None:
     blob = new_blob(connection)
     one, other = new_version(connection, ("a",)), new_version(connection, ("a", "b"))
     page_id = commit_page(connection, one.id, PageNumber(0), new_entries(2, blob))
@@ -92,7 +92,7 @@ def test_a_page_loses_as_many_references_as_the_version_had(connection: Connecti
     assert sorted(connection.execute(select(tags.c.name)).scalars()) == ["a", "b"]
 
 
-def test_a_version_that_is_gone_cannot_be_held(connection: Connection) -> None:
+def test_a_removed_version_cannot_be_held(connection: Connection) -> None:
     version = new_version(connection)
     job = register_job(connection, this_process(), spec("restore"))
     hold_version(connection, job, version.id)
@@ -103,7 +103,7 @@ def test_a_version_that_is_gone_cannot_be_held(connection: Connection) -> None:
     assert [held.versions for held in list_live_jobs(connection, this_process())] == [()]
 
 
-def test_who_holds_waits_for_a_removal_and_finds_the_version_gone(database: Database) -> None:
+def test_a_hold_waits_for_a_removal_and_finds_the_version_gone(database: Database) -> None:
     with database.write() as connection:
         version = new_version(connection)
         job = register_job(connection, this_process(), spec("restore"))
@@ -129,7 +129,7 @@ def test_who_holds_waits_for_a_removal_and_finds_the_version_gone(database: Data
         remove_job(connection, job)
 
 
-def test_who_removes_waits_for_a_holder_and_sees_it(database: Database) -> None:
+def test_a_removal_waits_for_a_hold_and_respects_it(database: Database) -> None:
     with database.write() as connection:
         version = new_version(connection)
         job = register_job(connection, this_process(), spec("restore"))
@@ -152,7 +152,7 @@ def test_who_removes_waits_for_a_holder_and_sees_it(database: Database) -> None:
         remove_version(connection, version.id)
 
 
-def test_protection_changes_once(connection: Connection) -> None:
+def test_protecting_twice_changes_nothing(connection: Connection) -> None:
     version = new_version(connection)
     assert set_protected(connection, version.id, protected=True)
     assert not set_protected(connection, version.id, protected=True)
@@ -161,12 +161,12 @@ def test_protection_changes_once(connection: Connection) -> None:
     assert not find_version(connection, version.uid).protected
 
 
-def test_tags_and_expiry_are_changed(connection: Connection) -> None:
+def test_tags_and_expiry_can_be_changed(connection: Connection) -> None:
     version = new_version(connection, ("a", "B"))
     assert add_tags(connection, version.id, ["b", "a", "b "]) == ["b", "b "]
     assert find_version(connection, version.uid).tags == ("B", "a", "b", "b ")
     remove_tags(connection, version.id, ["B", "b", "none"])
-    assert find_version(connection, version.uid).tags == ("a",)  # "b " as well, which nobody could name otherwise
+    assert find_version(connection, version.uid).tags == ("a",)  # "b " too, which could not be named otherwise
     set_expiry(connection, version.id, NOW)
     assert find_version(connection, version.uid).expire_at == NOW
     set_expiry(connection, version.id, None)

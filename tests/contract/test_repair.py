@@ -1,4 +1,4 @@
-"""What repairs ask of the database: the same on every engine."""
+"""Database queries for repairs: the same on every engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def set_fingerprint(connection: Connection, blob_id: int, fingerprint: bytes) ->
     connection.execute(update(blobs).where(blobs.c.id == blob_id).values(fingerprint=fingerprint))
 
 
-def test_damage_is_there_until_the_last_blob_is_whole_or_doomed(connection: Connection) -> None:
+def test_there_is_damage_until_the_last_blob_is_intact_or_doomed(connection: Connection) -> None:
     one, two = new_blobs(connection, 2)
     assert not has_damage(connection)
     set_damaged(connection, one, two)
@@ -46,7 +46,7 @@ def test_damage_is_there_until_the_last_blob_is_whole_or_doomed(connection: Conn
     assert not has_damage(connection)
 
 
-def test_damaged_blobs_are_found_by_their_bytes_as_long_as_versions_use_them(connection: Connection) -> None:
+def test_damaged_blobs_are_found_by_their_bytes_while_versions_use_them(connection: Connection) -> None:
     ids = new_blobs(connection, 1200)
     for blob_id in ids:
         set_fingerprint(connection, blob_id, b"%d" % blob_id)
@@ -66,7 +66,7 @@ def test_all_damaged_blobs_with_the_same_bytes_are_found(connection: Connection)
     assert [blob.id for blob in damaged_with(connection, [b"f"])] == ids[1:]
 
 
-def test_a_blob_can_be_replaced_as_long_as_it_is_as_it_was(connection: Connection) -> None:
+def test_a_blob_can_be_replaced_only_if_it_has_not_changed(connection: Connection) -> None:
     ids = new_blobs(connection, 3)
     known = list(load_blobs(connection, ids).values())
     doom(connection, ids[0])
@@ -74,10 +74,10 @@ def test_a_blob_can_be_replaced_as_long_as_it_is_as_it_was(connection: Connectio
     assert replaceable(connection, moved) == {ids[1]}
 
 
-def test_a_version_that_was_valid_is_whole_when_nothing_is_marked(connection: Connection) -> None:
+def test_a_formerly_valid_version_is_intact_if_nothing_is_marked(connection: Connection) -> None:
     ids = new_blobs(connection, 3)
     version = new_version(connection, ids)
-    assert not is_whole(connection, version, BLOCK)  # backy2 may have called it invalid: a scrub has to look
+    assert not is_whole(connection, version, BLOCK)  # backy2 may have marked it invalid, so a scrub must check
     assert not was_valid(connection, version.id)
     mark_damaged(connection, [version.id], NOW)
     assert was_valid(connection, version.id)
@@ -87,7 +87,7 @@ def test_a_version_that_was_valid_is_whole_when_nothing_is_marked(connection: Co
     assert not is_whole(connection, version, BLOCK)
 
 
-def test_a_version_with_a_blob_of_another_size_is_not_whole(connection: Connection) -> None:
+def test_a_version_with_a_blob_of_another_size_is_not_intact(connection: Connection) -> None:
     ids = new_blobs(connection, 3)
     version = new_version(connection, ids)
     mark_damaged(connection, [version.id], NOW)
@@ -95,7 +95,7 @@ def test_a_version_with_a_blob_of_another_size_is_not_whole(connection: Connecti
     assert not is_whole(connection, version, BLOCK)
 
 
-def test_a_version_with_a_damaged_page_or_one_beyond_its_end_is_not_whole(connection: Connection) -> None:
+def test_a_version_with_a_damaged_page_or_one_beyond_its_end_is_not_intact(connection: Connection) -> None:
     ids = new_blobs(connection, 2)
     version = new_version(connection, ids, ids[:1])
     mark_damaged(connection, [version.id], NOW)

@@ -1,4 +1,4 @@
-"""Objects and blobs that take the place of others: the same on every engine."""
+"""Objects and blobs that replace others: the same on every engine."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def refs(connection: Connection) -> dict[int, int]:
     return {row.blob_id: row.refs for row in connection.execute(select(blob_refs))}
 
 
-def test_a_blob_changes_to_its_new_object_and_the_old_one_is_doomed(connection: Connection) -> None:
+def test_a_blob_gets_its_new_object_and_the_old_one_is_doomed(connection: Connection) -> None:
     [blob_id] = new_blobs(connection, saved(1))
     old = load(connection, blob_id)
     changed = replace_objects(connection, [Replacement(blob=old, saved=saved(2, version=2, content=1))], LATER)
@@ -108,7 +108,7 @@ def test_a_damaged_blob_is_valid_with_its_new_object(connection: Connection) -> 
     assert connection.execute(select(blobs.c.valid).where(blobs.c.id == blob_id)).scalar() is True
 
 
-def test_of_two_new_objects_for_a_blob_the_later_one_is_doomed(connection: Connection) -> None:
+def test_the_later_of_two_new_objects_for_a_blob_is_doomed(connection: Connection) -> None:
     [blob_id] = new_blobs(connection, saved(1))
     old = load(connection, blob_id)
     first, second = saved(2, version=2, content=1), saved(3, version=2, content=1)
@@ -120,7 +120,7 @@ def test_of_two_new_objects_for_a_blob_the_later_one_is_doomed(connection: Conne
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_a_new_object_for_a_blob_that_a_cleanup_took_is_doomed(connection: Connection, gone: bool) -> None:
+def test_a_new_object_for_a_blob_taken_by_a_cleanup_is_doomed(connection: Connection, gone: bool) -> None:
     [blob_id] = new_blobs(connection, saved(1))
     old = load(connection, blob_id)
     doom(connection, blob_id)
@@ -132,7 +132,7 @@ def test_a_new_object_for_a_blob_that_a_cleanup_took_is_doomed(connection: Conne
     assert all(row.doomed_at is not None for row in rows)
 
 
-def test_a_blob_is_found_where_it_was_moved(connection: Connection) -> None:
+def test_a_moved_blob_is_found_in_its_new_place(connection: Connection) -> None:
     [blob_id, _] = new_blobs(connection, saved(1), saved(9))
     old = load(connection, blob_id)
     assert find_moved(connection, old) is None
@@ -144,7 +144,9 @@ def test_a_blob_is_found_where_it_was_moved(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_a_blob_that_a_cleanup_took_is_found_in_one_with_the_same_bytes(connection: Connection, gone: bool) -> None:
+def test_another_blob_with_the_same_bytes_is_found_for_one_taken_by_a_cleanup(
+    connection: Connection, gone: bool
+) -> None:
     [first, second] = new_blobs(connection, saved(1), saved(2, version=2, content=1))
     old = load(connection, first)
     doom(connection, first)
@@ -157,7 +159,7 @@ def test_a_blob_that_a_cleanup_took_is_found_in_one_with_the_same_bytes(connecti
     assert find_moved(connection, old) is None
 
 
-def test_many_threads_find_moved_blobs_at_once_while_another_one_writes(database_url: str, tmp_path: Path) -> None:
+def test_many_threads_find_moved_blobs_while_another_thread_writes(database_url: str, tmp_path: Path) -> None:
     image = random_image(tmp_path / "image", 64 * BLOCK)
     with opened(make_repository(tmp_path / "repository", block_size=BLOCK, database=database_url)) as repository:
         version = back_up(repository, image).version
@@ -171,7 +173,7 @@ def test_many_threads_find_moved_blobs_at_once_while_another_one_writes(database
     assert found == image.read_bytes()
 
 
-def test_a_page_names_other_blobs_for_every_version_that_has_it(connection: Connection) -> None:
+def test_a_page_gets_new_blobs_for_all_its_versions(connection: Connection) -> None:
     a, b, c = new_blobs(connection, saved(1), saved(2), saved(3, version=2, content=1))
     one, two = new_version(connection, a, b, 0, a), new_version(connection, a, b, 0, a)
     other = new_version(connection, b, 0, 0, 0)
@@ -184,7 +186,7 @@ def test_a_page_names_other_blobs_for_every_version_that_has_it(connection: Conn
     assert connection.execute(select(pages.c.id).where(pages.c.id == page_id)).first() is None
 
 
-def test_a_page_that_becomes_one_that_is_there_is_shared_with_its_versions(connection: Connection) -> None:
+def test_a_page_that_becomes_equal_to_another_is_shared_with_its_versions(connection: Connection) -> None:
     a, b = new_blobs(connection, saved(1), saved(2, version=2, content=1))
     one, two = new_version(connection, a, 0), new_version(connection, b, 0)
     [(_, page_id)] = list_pages(connection, one.id)
@@ -194,7 +196,7 @@ def test_a_page_that_becomes_one_that_is_there_is_shared_with_its_versions(conne
     assert references_add_up(connection)
 
 
-def test_a_page_of_two_versions_that_becomes_one_that_is_there_counts_for_both(connection: Connection) -> None:
+def test_a_page_of_two_versions_that_becomes_equal_to_another_counts_for_both(connection: Connection) -> None:
     a, b = new_blobs(connection, saved(1), saved(2))
     versions = [new_version(connection, a, HOLE), new_version(connection, a, HOLE), new_version(connection, b, HOLE)]
     [(_, page_id)] = list_pages(connection, versions[0].id)
@@ -204,7 +206,7 @@ def test_a_page_of_two_versions_that_becomes_one_that_is_there_counts_for_both(c
     assert {tuple(entries_of(connection, version)) for version in versions} == {(b, HOLE)}
 
 
-def test_a_page_without_the_blob_or_without_a_version_stays(connection: Connection) -> None:
+def test_a_page_without_the_blob_or_without_a_version_is_not_changed(connection: Connection) -> None:
     a, b = new_blobs(connection, saved(1), saved(2, content=1))
     version = new_version(connection, a, 0)
     [(_, page_id)] = list_pages(connection, version.id)
@@ -213,7 +215,7 @@ def test_a_page_without_the_blob_or_without_a_version_stays(connection: Connecti
     assert not replace_blobs(connection, page_id, {a: b})
 
 
-def test_a_page_does_not_come_to_name_a_doomed_blob(connection: Connection) -> None:
+def test_a_page_never_gets_a_doomed_blob(connection: Connection) -> None:
     a, b = new_blobs(connection, saved(1), saved(2, content=1))
     version = new_version(connection, a, 0)
     [(_, page_id)] = list_pages(connection, version.id)
@@ -222,7 +224,7 @@ def test_a_page_does_not_come_to_name_a_doomed_blob(connection: Connection) -> N
         replace_blobs(connection, page_id, {a: b})
 
 
-def test_what_is_outdated_is_listed_and_counted(connection: Connection) -> None:
+def test_outdated_blobs_are_listed_and_counted(connection: Connection) -> None:
     ids = new_blobs(connection, saved(1), saved(2, version=1), saved(3, version=2), saved(4, version=1), saved(5))
     doom(connection, ids[4])
     assert blobs_to_reseal(connection, Outdated(to=2), BlobId(0)) == [ids[0], ids[1], ids[3]]
@@ -236,7 +238,7 @@ def test_what_is_outdated_is_listed_and_counted(connection: Connection) -> None:
     assert count_outdated(connection, Outdated(to=2), {ids[0], ids[2]}.__contains__) == [zero]
 
 
-def test_pages_that_name_a_blob_are_found(connection: Connection) -> None:
+def test_pages_with_a_blob_are_found(connection: Connection) -> None:
     a, b = new_blobs(connection, saved(1), saved(2))
     one = new_version(connection, a, 0)
     new_version(connection, b, 0)
@@ -245,7 +247,7 @@ def test_pages_that_name_a_blob_are_found(connection: Connection) -> None:
     assert list(used_pages_with(connection, set())) == []
 
 
-def test_pages_with_the_same_entries_are_one_when_they_are_recovered(connection: Connection) -> None:
+def test_recovered_pages_with_the_same_entries_are_merged(connection: Connection) -> None:
     [a] = new_blobs(connection, saved(1))
     entries = new_entries(3, a)
     one, two, three = (str(UUID(int=number)) for number in (1, 2, 3))
@@ -257,7 +259,7 @@ def test_pages_with_the_same_entries_are_one_when_they_are_recovered(connection:
 
 
 @pytest.mark.parametrize("empty", [{0}, {1}, {0, 1}, {2}, {0, 2}, {1, 2}])
-def test_pages_of_holes_go_when_a_version_is_complete(connection: Connection, empty: set[int]) -> None:
+def test_completing_a_version_removes_pages_of_holes(connection: Connection, empty: set[int]) -> None:
     [a] = new_blobs(connection, saved(1))
     blocks = 2 * PAGE_ENTRIES + 5
     version = create_version(connection, name="disk", snapshot_name="", size_bytes=blocks * BLOCK, created_at=NOW)

@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from backyfs.metadata.db.database import Connection
 
 BLOCK = 4096
-END = 1000  # bytes of the last block of an image that is not whole
+END = 1000  # bytes of the last block, if it is short
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[Connection]:
-    """Give a connection whose transaction is undone."""
+    """Return a connection whose transaction is rolled back after the test."""
     with database.engine.connect() as connection, connection.begin() as transaction:
         yield connection
         transaction.rollback()
@@ -102,7 +102,7 @@ def make_version(
 
 
 def expected(maps: list[tuple[list[int], int]], odd: dict[int, int]) -> list[tuple[int, ...]]:
-    """Return real, null, own, others, individual, share and freed, by the definitions, one version after the other."""
+    """Return real, null, own, others, individual, share and freed for each version, according to their definitions."""
     total = Counter(entry for entries, _ in maps for entry in entries if entry > 0)
     rows: list[tuple[int, ...]] = []
     for entries, end in maps:
@@ -136,7 +136,7 @@ def found_space(connection: Connection, limits: SpaceLimits | None = None) -> li
 # Space
 
 
-def test_space_is_counted_by_its_definitions(connection: Connection) -> None:
+def test_space_is_counted_according_to_its_definitions(connection: Connection) -> None:
     chance = random.Random(7)
     whole = make_blobs(connection, [BLOCK] * 3000)
     end = make_blobs(connection, [END])[0]
@@ -156,14 +156,14 @@ def test_space_is_counted_by_its_definitions(connection: Connection) -> None:
     assert found_space(connection, SpaceLimits(kept_pages=2, log_bytes=1000)) == expected(maps, {end: END})
 
 
-def test_of_an_incomplete_version_only_known_holes_count(connection: Connection) -> None:
+def test_only_known_holes_of_an_incomplete_version_count(connection: Connection) -> None:
     one, two = make_blobs(connection, [BLOCK, BLOCK])
     entries = [one, HOLE, two, ABSENT] + [ABSENT] * 2000
     make_version(connection, entries, end=END, status=VersionStatus.INCOMPLETE)
     assert found_space(connection) == [(2 * BLOCK, BLOCK, 0, 0, 2 * BLOCK, 2 * BLOCK, 2 * BLOCK)]
 
 
-def test_the_last_block_that_is_absent_is_as_long_as_it_is(connection: Connection) -> None:
+def test_an_absent_last_block_has_its_real_length(connection: Connection) -> None:
     make_version(connection, [HOLE, ABSENT], end=END, status=VersionStatus.INCOMPLETE)
     make_version(connection, [ABSENT, HOLE], end=END, status=VersionStatus.INVALID, day=1)
     assert [row[1] for row in found_space(connection)] == [BLOCK, END]
@@ -180,7 +180,7 @@ def test_a_repository_without_versions_has_no_rows(connection: Connection) -> No
     assert space_of_versions(connection, BLOCK) == []
 
 
-def test_only_wanted_versions_are_returned_and_all_are_counted(connection: Connection) -> None:
+def test_only_chosen_versions_are_returned_but_all_are_counted(connection: Connection) -> None:
     [blob] = make_blobs(connection, [BLOCK])
     make_version(connection, [blob])
     second = make_version(connection, [blob], day=1)
@@ -188,7 +188,7 @@ def test_only_wanted_versions_are_returned_and_all_are_counted(connection: Conne
     assert (report.version.uid, report.dedup_others_bytes, report.estimated_bytes) == (second.uid, BLOCK, BLOCK // 2)
 
 
-def test_half_a_byte_is_rounded_as_backy2_does(connection: Connection) -> None:
+def test_half_a_byte_is_rounded_as_in_backy2(connection: Connection) -> None:
     halves = make_blobs(connection, [END + 1, END + 3])  # 500.5 and 501.5: to the even number
     make_version(connection, [halves[0]], end=END + 1, name="a")
     make_version(connection, [halves[0]], end=END + 1, name="b")
@@ -197,7 +197,7 @@ def test_half_a_byte_is_rounded_as_backy2_does(connection: Connection) -> None:
     assert [row[5] for row in found_space(connection)] == [500, 500, 502, 502]
 
 
-def test_stored_is_what_the_objects_of_a_version_take(connection: Connection) -> None:
+def test_stored_is_the_space_of_the_objects_of_a_version(connection: Connection) -> None:
     first, second = make_blobs(connection, [BLOCK, BLOCK], stored=10)
     [plain] = make_blobs(connection, [BLOCK], stored=None, encryption_version=0)
     [unknown] = make_blobs(connection, [BLOCK], stored=None)
@@ -215,7 +215,7 @@ def test_stored_is_what_the_objects_of_a_version_take(connection: Connection) ->
     assert stored(None) == [None] * 4
 
 
-def test_a_block_map_that_names_a_blob_without_row_is_an_error(connection: Connection) -> None:
+def test_a_block_map_with_a_blob_without_a_row_is_an_error(connection: Connection) -> None:
     [blob] = make_blobs(connection, [BLOCK])
     version = make_version(connection, [blob])
     from sqlalchemy import update
@@ -248,7 +248,7 @@ def test_blocks_are_compared_by_their_blobs(connection: Connection) -> None:
     assert runs(connection, left, right, find_holes=True)[2] == (2, 1, "hole")
 
 
-def test_what_one_version_is_longer_is_new(connection: Connection) -> None:
+def test_the_additional_part_of_a_longer_version_is_new(connection: Connection) -> None:
     [one] = make_blobs(connection, [BLOCK])
     short = make_version(connection, [one] * 10)
     long = make_version(connection, [one] * 10 + [HOLE] * 2000 + [one], day=1)
@@ -256,7 +256,7 @@ def test_what_one_version_is_longer_is_new(connection: Connection) -> None:
     assert runs(connection, long, short) == [(0, 10, "same"), (10, 2001, "new_left")]
 
 
-def test_pages_that_both_have_are_not_looked_at(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_pages_are_not_compared(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     [one] = make_blobs(connection, [BLOCK])
     left = make_version(connection, [one, HOLE] * 1024 + [HOLE] * 1024)
     right = make_version(connection, [one, HOLE] * 1024 + [HOLE] * 1024, day=1)
@@ -265,7 +265,7 @@ def test_pages_that_both_have_are_not_looked_at(connection: Connection, monkeypa
     assert runs(connection, left, right) == [(0, 3072, "same")]
 
 
-def test_blocks_that_were_never_backed_up_are_neither_holes_nor_the_same(connection: Connection) -> None:
+def test_blocks_never_backed_up_are_neither_holes_nor_equal(connection: Connection) -> None:
     [one] = make_blobs(connection, [BLOCK])
     left = make_version(connection, [one, ABSENT, ABSENT, HOLE] + [ABSENT] * 2000, status=VersionStatus.INCOMPLETE)
     right = make_version(connection, [one, ABSENT, one, ABSENT], status=VersionStatus.INCOMPLETE, day=1)
@@ -285,7 +285,7 @@ def test_empty_versions_have_no_differences(connection: Connection) -> None:
     assert runs(connection, make_version(connection, []), make_version(connection, [], day=1)) == []
 
 
-def test_differences_are_those_of_the_lists(connection: Connection) -> None:
+def test_differences_agree_with_those_of_lists(connection: Connection) -> None:
     chance = random.Random(3)
     blobs = make_blobs(connection, [BLOCK] * 50)
     old = [chance.choice([HOLE, *blobs]) for _ in range(2600)]
@@ -317,15 +317,15 @@ def record(uid: str, second: int, duration_s: float = 1.5) -> StatisticsRecord:
     )  # fmt: skip
 
 
-def test_the_newest_statistics_come_the_oldest_first(connection: Connection) -> None:
-    # Two in one second: backy2 lists them in the opposite order of their ids.
+def test_the_newest_statistics_are_listed_oldest_first(connection: Connection) -> None:
+    # Two within one second, which backy2 lists in the opposite order of their ids.
     insert_statistics_records(connection, [record("b", 5), record("a", 9), record("c", 5), record("d", 1)])
     assert [found.version_uid for found in list_all_statistics(connection)] == ["d", "c", "b", "a"]
     assert [found.version_uid for found in list_all_statistics(connection, limit=2)] == ["b", "a"]
     assert list_all_statistics(connection, limit=0) == []
 
 
-def test_the_statistics_of_a_version_are_limited_as_well(connection: Connection) -> None:
+def test_the_statistics_of_a_version_can_be_limited_too(connection: Connection) -> None:
     insert_statistics_records(connection, [record("a", 1, 1.0), record("b", 2), record("a", 1, 2.0)])
     uid = VersionUid("a")
     assert [found.duration_s for found in list_statistics(connection, uid)] == [1.0, 2.0]

@@ -1,4 +1,4 @@
-"""Runs on every engine: what became of jobs, who records it, and how many are kept."""
+"""Runs on every engine: how jobs ended, who records it, and how many runs are kept."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FAILED = Ending(outcome=RunOutcome.FAILED, exit_status=7, error_class="SourceErr
 
 @pytest.fixture
 def empty(database: Database) -> Iterator[Database]:
-    """Give a database in which writers take turns and transactions stay, and empty it at the end."""
+    """Lend a database in which writers take turns and transactions are kept; empty it at the end."""
     identity = Identity(
         uid="u", block_size=512, hash_function="blake3", wrapped_fingerprint_key=None, created_at=datetime.now(UTC)
     )
@@ -54,9 +54,9 @@ def empty(database: Database) -> Iterator[Database]:
 
 
 def dead_job(connection: Connection, command: str = "backup disk") -> JobId:
-    """Leave the job of a process of this host that has ended."""
+    """Leave the job of an ended process of this host."""
     job_id = register_job(connection, this_process(), spec(command))
-    connection.execute(update(jobs).where(jobs.c.id == job_id).values(pid_started=1))  # another one has its number
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(pid_started=1))  # another process has its id
     return job_id
 
 
@@ -77,7 +77,7 @@ def test_a_job_that_ends_becomes_a_run(connection: Connection) -> None:
     assert run.report is None
 
 
-def test_runs_are_listed_the_newest_first(connection: Connection) -> None:
+def test_runs_are_listed_newest_first(connection: Connection) -> None:
     for number in range(3):
         end_job(connection, register_job(connection, this_process(), spec(f"backup {number}")), DONE)
     assert [run.command for run in list_runs(connection)] == ["backup 2", "backup 1", "backup 0"]
@@ -96,7 +96,7 @@ def test_a_job_whose_process_was_killed_becomes_a_run_when_the_next_registers(co
     assert "the process ended without recording how" in run.error
 
 
-def test_a_job_that_stays_silent_becomes_a_run_that_says_it_was_lost(connection: Connection) -> None:
+def test_a_silent_job_becomes_a_lost_run(connection: Connection) -> None:
     register_job(connection, ELSEWHERE, spec("mount /mnt"))
     heard = database_time(connection) - timedelta(minutes=2)
     connection.execute(update(jobs).values(heartbeat_at=heard, started_at=heard - timedelta(hours=1)))
@@ -108,7 +108,7 @@ def test_a_job_that_stays_silent_becomes_a_run_that_says_it_was_lost(connection:
     assert "considered dead" in run.error
 
 
-def test_an_older_schema_gets_no_run_of_a_silent_job(connection: Connection) -> None:
+def test_an_older_schema_gets_no_run_for_a_silent_job(connection: Connection) -> None:
     job_id = register_job(connection, ELSEWHERE, spec("mount /mnt"))
     heard = connection.execute(select(jobs.c.heartbeat_at)).scalar_one()
     assert remove_silent(connection, {job_id: heard}, records=False) == [job_id]
@@ -130,7 +130,7 @@ def test_a_job_that_ends_twice_has_one_run(connection: Connection) -> None:
     assert [run.outcome for run in list_runs(connection)] == [RunOutcome.SUCCEEDED]
 
 
-def test_a_dead_job_that_several_commands_find_at_once_has_one_run(empty: Database) -> None:
+def test_a_dead_job_found_by_several_commands_has_one_run(empty: Database) -> None:
     with empty.write() as connection:
         dead_job(connection)
     together = threading.Barrier(4)
@@ -149,7 +149,7 @@ def test_a_dead_job_that_several_commands_find_at_once_has_one_run(empty: Databa
         assert [(run.command, run.outcome) for run in list_runs(connection)] == [("backup disk", RunOutcome.KILLED)]
 
 
-def test_a_run_that_cannot_be_written_is_a_warning_and_the_transaction_goes_on(
+def test_an_unwritable_run_is_a_warning_and_the_transaction_continues(
     connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     register_job(connection, this_process(), spec("backup"))
@@ -163,10 +163,10 @@ def test_a_run_that_cannot_be_written_is_a_warning_and_the_transaction_goes_on(
     assert list_runs(connection) == []
 
 
-# What is added later
+# Later additions
 
 
-def test_a_report_is_added_and_shown_to_those_who_ask(connection: Connection) -> None:
+def test_a_report_can_be_added_and_is_shown_on_request(connection: Connection) -> None:
     run_id = end_job(connection, register_job(connection, this_process(), spec("backup")), DONE)
     assert run_id is not None
     report = json.dumps({"name": "\N{FLOPPY DISK}", "bytes": 1 << 60}, ensure_ascii=False)
@@ -187,7 +187,7 @@ def test_a_report_of_more_than_64_kib_is_left_out(connection: Connection, size: 
     assert [run.report for run in list_runs(connection, with_reports=True)] == [report if is_kept else None]
 
 
-def test_what_the_command_found_replaces_how_the_job_ended(connection: Connection) -> None:
+def test_the_result_of_the_command_replaces_the_outcome_of_the_job(connection: Connection) -> None:
     run_id = end_job(connection, register_job(connection, this_process(), spec("scrub --all")), DONE)
     assert run_id is not None
     found = Ending(outcome=RunOutcome.FAILED, exit_status=20, error_class="IntegrityError", error="damage\0 \udcff")
@@ -196,19 +196,19 @@ def test_what_the_command_found_replaces_how_the_job_ended(connection: Connectio
     assert (run.outcome, run.exit_status, run.error) == (RunOutcome.FAILED, 20, "damage\\x00 \\udcff")
 
 
-def test_nothing_is_added_to_a_run_that_is_gone(connection: Connection) -> None:
+def test_nothing_is_added_to_a_removed_run(connection: Connection) -> None:
     complete_run(connection, RunId(4711), report="{}", ending=FAILED)
     assert list_runs(connection, with_reports=True) == []
 
 
-def test_a_long_message_is_cut(connection: Connection) -> None:
+def test_a_long_message_is_truncated(connection: Connection) -> None:
     job_id = register_job(connection, this_process(), spec("backup"))
     end_job(connection, job_id, replace(FAILED, error="e" * 5000, error_class="E" * 100))
     [run] = list_runs(connection)
     assert (len(run.error or ""), len(run.error_class or "")) == (4096, 64)
 
 
-# How many are kept
+# Limits
 
 
 def test_runs_that_are_too_old_are_removed(connection: Connection) -> None:
@@ -221,7 +221,7 @@ def test_runs_that_are_too_old_are_removed(connection: Connection) -> None:
     assert [run.command for run in list_runs(connection)] == ["backup 2", "backup 1"]
 
 
-def test_runs_that_are_too_many_are_removed(connection: Connection) -> None:
+def test_surplus_runs_are_removed(connection: Connection) -> None:
     for number in range(5):
         run_id = end_job(connection, register_job(connection, this_process(), spec(f"backup {number}")), DONE)
         assert run_id is not None
@@ -229,5 +229,5 @@ def test_runs_that_are_too_many_are_removed(connection: Connection) -> None:
     assert [run.command for run in list_runs(connection)] == ["backup 4", "backup 3", "backup 2"]
 
 
-def test_the_limits_are_those_that_are_documented() -> None:
+def test_the_limits_are_as_documented() -> None:
     assert RunLimits() == RunLimits(days=90, rows=10_000)

@@ -1,4 +1,4 @@
-"""Every kind of source gives its image by the same rules; so does one that a test adds to the registry."""
+"""Every kind of source follows the same rules, even one that a test adds to the registry."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CONTENT = bytes(MIB) + PIECES[MIB] + bytes(MIB - 8192) + PIECES[2 * MIB]
 
 @dataclass(frozen=True)
 class Kind:
-    """An image, and what it is called."""
+    """An image and its name."""
 
     uri: str
     content: bytes
@@ -118,7 +118,7 @@ def test_it_knows_its_name_and_size(kind, source):
 
 
 @pytest.mark.parametrize("start", [0, 1, MIB, MIB + 100, 2 * MIB - 1, SIZE - 1, SIZE, SIZE + 1])
-def test_all_data_from_any_byte_on_is_in_its_extents(kind, source, start):
+def test_its_extents_cover_all_data_from_any_byte(kind, source, start):
     content = bytearray(SIZE)
     content[:start] = kind.content[:start]
     at = start
@@ -129,7 +129,7 @@ def test_all_data_from_any_byte_on_is_in_its_extents(kind, source, start):
     assert content[:SIZE] == kind.content
 
 
-def test_all_of_it_is_data_if_its_holes_are_to_be_read(kind):
+def test_everything_is_data_if_holes_must_be_read(kind):
     source = open_source(kind.uri, read_holes=True)
     assert [(extent.start, extent.stop) for extent in source.data_extents()] == [(0, SIZE)]
     source.close()
@@ -140,24 +140,24 @@ def test_any_part_of_it_can_be_read(kind, source):
         assert read(source, start, stop - start) == kind.content[start:stop]
 
 
-def test_threads_read_it_together(kind, source):
+def test_threads_can_read_it_together(kind, source):
     with ThreadPoolExecutor(8) as threads:
         parts = threads.map(lambda start: read(source, start, min(65536, SIZE - start)), range(0, SIZE, 65536))
     assert b"".join(parts) == kind.content
 
 
 @pytest.mark.parametrize("offset", [SIZE - 1, SIZE, SIZE + MIB])
-def test_what_lies_beyond_its_end_is_an_error_that_names_it(source, offset):
+def test_reading_beyond_its_end_is_an_error_that_names_it(source, offset):
     with pytest.raises(SourceError, match=source.name):
         read(source, offset, 2)
 
 
-def test_reading_it_is_no_sign_of_change(source):
+def test_reading_it_does_not_look_like_a_change(source):
     read(source, 0, SIZE)
     assert list(source.signs_of_change()) == []
 
 
-def test_nothing_stays_open(kind):
+def test_nothing_remains_open(kind):
     before = open_files()
     source = open_source(kind.uri)
     read(source, 0, 512)
@@ -190,7 +190,7 @@ def test_without_a_configuration_there_is_no_limit(source):
 
 @pytest.fixture
 def image(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryImage]:
-    """Give an image that counts who reads it, on a host with more cores than a limit allows reads."""
+    """Make an image that counts its readers, on a host with more cores than the limit allows reads."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
     IMAGES["image"] = MemoryImage(random_bytes(8 * MIB))
     yield IMAGES["image"]
@@ -198,7 +198,7 @@ def image(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryImage]:
 
 
 @pytest.mark.parametrize("reads", [1, 3])
-def test_a_backup_and_a_comparison_read_no_more_at_a_time(repository, image, reads):
+def test_backups_and_comparisons_keep_to_the_limit_of_simultaneous_reads(repository, image, reads):
     source = open_source("memory://image", with_limit(repository, reads).config)
     version = backup(repository, source, BackupRequest(name="disk")).version
     assert image.most_inside == reads
@@ -217,7 +217,7 @@ def test_without_a_limit_more_threads_read_at_a_time(repository, image):
 
 
 @pytest.mark.parametrize("uri", ["rbd://pool/image", "FILE:///image", "null9://1M"])
-def test_a_uri_of_an_unknown_kind_is_refused_with_all_that_are_known(uri):
+def test_the_error_for_an_unknown_kind_of_uri_lists_the_known_ones(uri):
     scheme = uri.partition("://")[0]
     with pytest.raises(SourceError) as raised:
         open_source(uri)
@@ -237,7 +237,7 @@ def test_anything_else_is_a_path(tmp_path, monkeypatch, name):
     source.close()
 
 
-def test_a_source_of_a_new_kind_is_backed_up_and_watched(repository, image):
+def test_a_source_of_a_new_kind_can_be_backed_up_and_is_watched_for_changes(repository, image):
     source = open_source("memory://image")
 
     def change(_version):

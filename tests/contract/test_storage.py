@@ -1,4 +1,4 @@
-"""What every storage does, one suite for all of them; below it, what a directory does besides."""
+"""One suite for every storage; after it, tests of the directory storage."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def make_cached(place: Path) -> Callable[[], Storage]:
     return lambda: cached(open_directory(), str(place / "cache"), size_bytes=1 << 30, repository="a")
 
 
-# How a storage is made in an empty place; what is returned opens it. A new kind of storage is one more line.
+# Each makes a storage in an empty place and returns a function that opens it. A new kind of storage is one more line.
 STORAGES: dict[str, Callable[[Path], Callable[[], Storage]]] = {
     "cached": make_cached,
     "directory": make_directory,
     "throttled": make_throttled,
 }
-# Those that keep nothing: they do what does not need that something was kept.
+# Storages that keep nothing, for tests that do not need stored objects.
 FORGETFUL: dict[str, Callable[[Path], Callable[[], Storage]]] = {
     "null": lambda _: NullStorage,
 }
@@ -78,7 +78,7 @@ FORGETFUL: dict[str, Callable[[Path], Callable[[], Storage]]] = {
 
 @pytest.fixture(params=sorted(STORAGES))
 def open_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Storage]:
-    """Give a function that opens the same storage each time."""
+    """Return a function that opens the same storage each time."""
     return STORAGES[request.param](tmp_path)
 
 
@@ -105,12 +105,12 @@ def put(storage: Storage, uid: str, *parts: Buffer) -> None:
 # Objects
 
 
-def test_an_object_comes_back_as_it_was_put(storage: Storage) -> None:
+def test_an_object_is_read_as_stored(storage: Storage) -> None:
     put(storage, A, b"backyfs")
     assert storage.get(A) == b"backyfs"
 
 
-def test_putting_an_object_tells_its_size(any_storage: Storage) -> None:
+def test_put_returns_the_size_of_the_object(any_storage: Storage) -> None:
     assert any_storage.put(A, [b"tag", b"nonce", b"ciphertext"]) == 18
 
 
@@ -127,13 +127,13 @@ def test_an_object_can_be_empty(storage: Storage, parts: Sequence[bytes]) -> Non
 
 
 @pytest.mark.parametrize("size", [1, (128 << 10) - 1, 128 << 10, (128 << 10) + 1, (5 << 20) + 7])
-def test_objects_of_any_size_are_stored(storage: Storage, size: int) -> None:
+def test_objects_of_any_size_can_be_stored(storage: Storage, size: int) -> None:
     content = os.urandom(size)
     put(storage, A, content[:1], content[1:])
     assert storage.get(A) == content
 
 
-def test_a_buffer_may_be_used_again_when_put_has_returned(storage: Storage) -> None:
+def test_a_buffer_may_be_reused_after_put(storage: Storage) -> None:
     buffer = bytearray(b"first")
     storage.put(A, [buffer])
     buffer[:] = b"other"
@@ -148,14 +148,14 @@ def test_objects_do_not_mix(storage: Storage) -> None:
     assert (storage.get(A), storage.get(B)) == (b"a", b"b")
 
 
-def test_uids_differ_in_case_alone(storage: Storage) -> None:
+def test_uids_may_differ_only_in_case(storage: Storage) -> None:
     put(storage, OF_BACKY2, b"one")
     put(storage, OF_BACKY2.swapcase(), b"two")
     assert storage.get(OF_BACKY2) == b"one"
     assert storage.get(BlobUid(OF_BACKY2.swapcase())) == b"two"
 
 
-def test_objects_are_there_when_the_storage_is_opened_again(open_storage: Callable[[], Storage]) -> None:
+def test_objects_are_kept_when_the_storage_is_opened_again(open_storage: Callable[[], Storage]) -> None:
     first = open_storage()
     put(first, A, b"backyfs")
     first.close()
@@ -171,7 +171,7 @@ def test_two_openings_of_a_storage_see_the_same_objects(storage: Storage, open_s
     other.close()
 
 
-def test_an_object_that_is_not_there_is_missing(storage: Storage) -> None:
+def test_an_unknown_object_is_missing(storage: Storage) -> None:
     with pytest.raises(ObjectMissingError, match=rf"^blob {A} is missing from the storage$") as caught:
         storage.get(A)
     assert caught.value.key == A
@@ -193,20 +193,20 @@ def test_a_neighbour_of_an_object_is_missing(storage: Storage) -> None:
         (0, 8, b"backyfs"), (5, 100, b"fs"), (7, 1, b""), (100, 5, b""),  # beyond its end
     ],
 )  # fmt: skip
-def test_a_part_of_an_object_is_read_as_far_as_it_goes(
+def test_a_part_beyond_the_end_of_an_object_is_shortened(
     storage: Storage, offset: int, length: int, expected: bytes
 ) -> None:
     put(storage, A, b"backyfs")
     assert storage.get_range(A, offset, length) == expected
 
 
-def test_large_parts_are_read_whole(storage: Storage) -> None:
+def test_large_parts_are_read_completely(storage: Storage) -> None:
     content = os.urandom((5 << 20) + 7)
     put(storage, A, content)
     assert storage.get_range(A, 777, 5 << 20) == content[777 : 777 + (5 << 20)]
 
 
-def test_a_part_of_what_is_not_there_is_missing(any_storage: Storage) -> None:
+def test_a_part_of_an_unknown_object_is_missing(any_storage: Storage) -> None:
     with pytest.raises(ObjectMissingError) as caught:
         any_storage.get_range(A, 0, 1)
     assert caught.value.key == A
@@ -224,14 +224,14 @@ def test_a_deleted_object_is_missing(storage: Storage) -> None:
     assert storage.get(B) == b"b"
 
 
-def test_deleting_twice_is_fine(storage: Storage) -> None:
+def test_deleting_twice_does_no_harm(storage: Storage) -> None:
     put(storage, A, b"a")
     storage.delete([A])
     storage.delete([A])
     assert blob_uids(storage) == []
 
 
-def test_deleting_what_never_was_is_fine(any_storage: Storage) -> None:
+def test_deleting_an_unknown_object_does_no_harm(any_storage: Storage) -> None:
     any_storage.delete([A])
     assert blob_uids(any_storage) == []
 
@@ -271,7 +271,7 @@ def test_every_object_is_listed_with_its_size_and_age(storage: Storage) -> None:
     [("", {A, B, OF_BACKY2}), ("1", {OF_BACKY2}), ("a1b", {A, B}), ("a1b2f", {B}), (A, {A}),
      ("f", set()), ("/", set())],
 )  # fmt: skip
-def test_objects_are_listed_by_the_beginning_of_their_uids(
+def test_objects_can_be_listed_by_the_beginning_of_their_uids(
     storage: Storage, prefix: str, expected: set[BlobUid]
 ) -> None:
     for uid in (A, B, OF_BACKY2):
@@ -282,13 +282,13 @@ def test_objects_are_listed_by_the_beginning_of_their_uids(
     assert {found.key for found in storage.list(prefix) if is_blob(found.key)} == expected
 
 
-def test_what_is_not_flushed_is_no_object_and_may_be_left_over(any_storage: Storage) -> None:
+def test_unflushed_data_are_not_an_object_and_are_not_swept_while_young(any_storage: Storage) -> None:
     any_storage.put(A, [b"x"])
     assert list(any_storage.list()) == []
     assert any_storage.sweep(PATIENCE_S) == 0
 
 
-def test_an_object_that_is_larger_than_any_block_is_not_read(path: Path) -> None:
+def test_an_object_larger_than_any_block_is_not_read(path: Path) -> None:
     with opened(path) as storage:
         put(storage, A, b"a")
         os.truncate(path / "a1" / "b2" / f"{A}.blob", 1 << 40)
@@ -297,7 +297,7 @@ def test_an_object_that_is_larger_than_any_block_is_not_read(path: Path) -> None
         assert storage.get_range(A, 0, 3) == b"a\0\0"
 
 
-def test_what_was_not_flushed_is_gone_when_the_storage_is_closed(path: Path) -> None:
+def test_unflushed_data_are_gone_when_the_storage_is_closed(path: Path) -> None:
     with opened(path) as storage:
         put(storage, A, b"a")
         storage.put(B, [b"b"])
@@ -305,7 +305,7 @@ def test_what_was_not_flushed_is_gone_when_the_storage_is_closed(path: Path) -> 
     assert files_below(path) == [f"a1/b2/{A}.blob"]
 
 
-def test_what_a_failed_flush_has_left_is_gone_as_well(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftovers_of_a_failed_flush_are_gone_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory_module, "syncfs_can_be_trusted", lambda _path: True)
     with opened(path) as storage:
         storage.put(A, [b"a"])
@@ -316,11 +316,11 @@ def test_what_a_failed_flush_has_left_is_gone_as_well(path: Path, monkeypatch: p
     assert files_below(path) == []
 
 
-# Names that are none
+# Invalid names
 
 
 @pytest.mark.parametrize("uid", HOSTILE)
-def test_what_is_no_uid_is_refused_everywhere(any_storage: Storage, uid: str) -> None:
+def test_an_invalid_uid_is_refused_everywhere(any_storage: Storage, uid: str) -> None:
     for use in (
         lambda: any_storage.put(BlobUid(uid), [b"x"]),
         lambda: any_storage.get(BlobUid(uid)),
@@ -338,7 +338,7 @@ def test_a_malformed_key_is_not_deleted(storage: Storage, key: str) -> None:
         storage.delete([BlobUid(key)])
 
 
-# Objects with names
+# Named objects
 
 
 PAGE = ObjectName("catalog/pages/0f/0f5b2c1e-9a64-4f0b-8a57-6b1de0b5a0f3")
@@ -349,32 +349,32 @@ NO_NAMES = [
 
 
 def put_object(storage: Storage, name: str, content: bytes) -> None:
-    """Store an object with a name durably."""
+    """Store a named object durably."""
     storage.put(ObjectName(name), [content])
     storage.flush()
 
 
 @pytest.mark.parametrize("content", [b"", b"*", bytes(300_000)])
-def test_an_object_with_a_name_comes_back_as_it_was_put(storage: Storage, content: bytes) -> None:
+def test_a_named_object_is_read_as_stored(storage: Storage, content: bytes) -> None:
     put_object(storage, PAGE, content)
     assert storage.get(PAGE, most=len(content)) == content
 
 
-def test_an_object_with_a_name_takes_the_place_of_the_one_that_had_it(storage: Storage) -> None:
+def test_a_named_object_replaces_the_previous_one(storage: Storage) -> None:
     put_object(storage, PAGE, b"a long one")
     put_object(storage, PAGE, b"short")
     assert storage.get(PAGE, most=100) == b"short"
     assert object_names(storage, "catalog/") == [PAGE]
 
 
-def test_of_two_that_were_put_before_a_flush_the_last_one_stays(storage: Storage) -> None:
+def test_of_two_objects_put_before_a_flush_the_last_one_is_kept(storage: Storage) -> None:
     storage.put(PAGE, [b"first"])
     storage.put(PAGE, [b"second"])
     storage.flush()
     assert storage.get(PAGE, most=100) == b"second"
 
 
-def test_objects_with_names_are_there_when_the_storage_is_opened_again(open_storage: Callable[[], Storage]) -> None:
+def test_named_objects_are_kept_when_the_storage_is_opened_again(open_storage: Callable[[], Storage]) -> None:
     for content in (b"1", b"22"):
         storage = open_storage()
         put_object(storage, PAGE, content)
@@ -384,7 +384,7 @@ def test_objects_with_names_are_there_when_the_storage_is_opened_again(open_stor
     storage.close()
 
 
-def test_a_new_object_with_a_name_is_there_at_once(open_storage: Callable[[], Storage]) -> None:
+def test_a_new_named_object_is_available_immediately(open_storage: Callable[[], Storage]) -> None:
     with closing(open_storage()) as storage:
         assert storage.put_new(PAGE, b"first")
     with closing(open_storage()) as storage:
@@ -392,14 +392,14 @@ def test_a_new_object_with_a_name_is_there_at_once(open_storage: Callable[[], St
         assert object_names(storage, "catalog/") == [PAGE]
 
 
-def test_a_new_object_does_not_take_the_place_of_another_one(storage: Storage) -> None:
+def test_a_new_object_does_not_replace_an_existing_one(storage: Storage) -> None:
     assert storage.put_new(PAGE, b"first")
     assert not storage.put_new(PAGE, b"second")
     assert storage.get(PAGE, most=100) == b"first"
     assert object_names(storage, "catalog/") == [PAGE]
 
 
-def test_of_many_that_make_the_same_object_at_once_one_does(open_storage: Callable[[], Storage]) -> None:
+def test_of_many_that_create_the_same_object_at_the_same_time_one_succeeds(open_storage: Callable[[], Storage]) -> None:
     storages = [open_storage() for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda number: storages[number].put_new(PAGE, b"%d" % number), range(8)))
@@ -409,7 +409,7 @@ def test_of_many_that_make_the_same_object_at_once_one_does(open_storage: Callab
         storage.close()
 
 
-def test_a_storage_says_whether_it_keeps_what_it_is_given(any_storage: Storage) -> None:
+def test_a_storage_says_whether_it_keeps_objects(any_storage: Storage) -> None:
     put(any_storage, A, b"x")
     assert any_storage.traits.keeps == (any_storage.size(A) is not None)
     assert any_storage.traits.keeps == (blob_uids(any_storage) == [A])
@@ -432,25 +432,25 @@ def test_the_marker_of_a_storage_names_its_repository(storage: Storage) -> None:
         b"backyfs storage 1\nrepository ../a\n", b"backyfs storage 1\nrepository a\nmore\n", b"x" * 5000, b"\xff",
     ],
 )  # fmt: skip
-def test_a_marker_that_is_damaged_is_an_error_and_no_other_answer(storage: Storage, content: bytes) -> None:
+def test_a_damaged_marker_is_an_error_and_not_another_answer(storage: Storage, content: bytes) -> None:
     put_object(storage, "catalog/marker", content)
     with pytest.raises(StorageError, match="move that object away"):
         read_marker(storage)
 
 
-def test_an_object_that_is_larger_than_it_may_be_is_not_read(storage: Storage) -> None:
+def test_an_object_larger_than_allowed_is_not_read(storage: Storage) -> None:
     put_object(storage, PAGE, bytes(11))
     with pytest.raises(IntegrityError, match=f"^object {PAGE} has more than 10 bytes"):
         storage.get(PAGE, most=10)
 
 
-def test_an_object_with_a_name_that_is_not_there_is_missing(any_storage: Storage) -> None:
+def test_an_unknown_named_object_is_missing(any_storage: Storage) -> None:
     with pytest.raises(ObjectMissingError, match=f"^object {PAGE} ") as caught:
         any_storage.get(PAGE, most=1)
     assert caught.value.key == PAGE
 
 
-def test_deleting_objects_with_names_twice_is_fine(any_storage: Storage) -> None:
+def test_deleting_named_objects_twice_does_no_harm(any_storage: Storage) -> None:
     any_storage.put(PAGE, [b"x"])
     any_storage.flush()
     any_storage.delete([PAGE])
@@ -458,7 +458,7 @@ def test_deleting_objects_with_names_twice_is_fine(any_storage: Storage) -> None
     assert object_names(any_storage, "catalog/") == []
 
 
-def test_objects_with_names_are_listed_below_a_prefix(storage: Storage) -> None:
+def test_named_objects_can_be_listed_below_a_prefix(storage: Storage) -> None:
     names = {"catalog/repository", PAGE, "catalog/pages/ff/x", "catalog/versions/y", "catalog/pages-2/z"}
     for name in names:
         storage.put(ObjectName(name), [b"x"])
@@ -468,7 +468,7 @@ def test_objects_with_names_are_listed_below_a_prefix(storage: Storage) -> None:
     assert object_names(storage, "catalog/none/") == []
 
 
-def test_objects_with_names_are_no_blobs(storage: Storage) -> None:
+def test_named_objects_are_not_blobs(storage: Storage) -> None:
     put(storage, A, b"x")
     put_object(storage, "catalog/repository", b"x")
     put_object(storage, PAGE, b"x")
@@ -476,7 +476,7 @@ def test_objects_with_names_are_no_blobs(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("name", NO_NAMES)
-def test_what_is_no_name_is_refused_everywhere(any_storage: Storage, name: str) -> None:
+def test_an_invalid_name_is_refused_everywhere(any_storage: Storage, name: str) -> None:
     for use in (
         lambda: any_storage.put(ObjectName(name), [b"x"]),
         lambda: any_storage.get(ObjectName(name), most=1),
@@ -486,14 +486,14 @@ def test_what_is_no_name_is_refused_everywhere(any_storage: Storage, name: str) 
 
 
 @pytest.mark.parametrize("prefix", ["/", "catalog/../", "../", "catalog/a.b/", "catalog/x/../../", "b/", "catalogs/"])
-def test_no_key_begins_like_that(storage: Storage, prefix: str) -> None:
+def test_an_impossible_prefix_lists_nothing(storage: Storage, prefix: str) -> None:
     put(storage, A, b"x")
     put_object(storage, PAGE, b"x")
     assert list(storage.list(prefix)) == []
 
 
 @pytest.mark.parametrize("prefix", ["c", "cata", "catalog", "catalog/", "catalog/p", "catalog/pages/0", PAGE])
-def test_named_objects_are_listed_by_the_beginning_of_their_names(storage: Storage, prefix: str) -> None:
+def test_named_objects_can_be_listed_by_the_beginning_of_their_names(storage: Storage, prefix: str) -> None:
     put(storage, A, b"x")
     put_object(storage, PAGE, b"page")
     put_object(storage, "catalog/index", b"x")
@@ -508,7 +508,7 @@ def test_objects_of_both_kinds_are_listed_together(storage: Storage) -> None:
     assert {stored.key for stored in storage.list()} == {A, PAGE}
 
 
-def test_many_objects_of_both_kinds_are_deleted_at_once(storage: Storage) -> None:
+def test_many_objects_of_both_kinds_can_be_deleted_in_one_call(storage: Storage) -> None:
     for uid in (A, B, OF_BACKY2):
         put(storage, uid, b"x")
     put_object(storage, PAGE, b"x")
@@ -517,7 +517,7 @@ def test_many_objects_of_both_kinds_are_deleted_at_once(storage: Storage) -> Non
     storage.delete([])
 
 
-def test_an_object_that_cannot_be_deleted_does_not_keep_the_others(storage: Storage) -> None:
+def test_an_object_that_cannot_be_deleted_does_not_prevent_the_deletion_of_others(storage: Storage) -> None:
     for uid in (A, B):
         put(storage, uid, b"x")
     with pytest.raises(ObjectsKeptError, match="is malformed") as caught:
@@ -529,22 +529,22 @@ def test_an_object_that_cannot_be_deleted_does_not_keep_the_others(storage: Stor
 # Flushing, and threads
 
 
-def test_flushing_nothing_is_fine(storage: Storage) -> None:
+def test_flushing_nothing_does_no_harm(storage: Storage) -> None:
     storage.flush()
     put(storage, A, b"a")
     storage.flush()
     assert storage.get(A) == b"a"
 
 
-def test_one_flush_serves_all_that_was_put(storage: Storage) -> None:
+def test_one_flush_covers_all_objects_put_before(storage: Storage) -> None:
     for number in range(50):
         storage.put(BlobUid(f"{number:032x}"), [bytes([number])])
     storage.flush()
     assert [storage.get(BlobUid(f"{number:032x}")) for number in range(50)] == [bytes([number]) for number in range(50)]
 
 
-def test_each_thread_can_read_what_it_put_when_its_flush_returns(storage: Storage) -> None:
-    # Whichever thread's flush takes the object along.
+def test_each_thread_can_read_its_objects_after_its_flush(storage: Storage) -> None:
+    # Whichever thread's flush covers the object.
     start = threading.Barrier(8)
 
     def work(thread: int) -> None:
@@ -560,7 +560,7 @@ def test_each_thread_can_read_what_it_put_when_its_flush_returns(storage: Storag
     assert len(blob_uids(storage)) == 80
 
 
-def test_threads_can_put_read_and_delete_at_once(storage: Storage) -> None:
+def test_threads_can_put_read_and_delete_at_the_same_time(storage: Storage) -> None:
     def work(number: int) -> None:
         uid = BlobUid(f"abcd{number:028x}")  # all in one place
         put(storage, uid, uid.encode())
@@ -576,7 +576,7 @@ def test_threads_can_put_read_and_delete_at_once(storage: Storage) -> None:
 # A storage that keeps nothing
 
 
-def test_what_a_null_storage_was_given_is_not_there_and_that_is_told() -> None:
+def test_objects_put_into_a_null_storage_are_missing_and_the_error_says_why() -> None:
     storage = NullStorage()
     put(storage, A, b"backyfs")
     expected = rf"^blob {A} was not kept: a storage of type null keeps nothing$"
@@ -596,12 +596,12 @@ def test_a_null_storage_says_once_that_it_keeps_nothing(caplog: pytest.LogCaptur
     ]
 
 
-# A directory besides
+# The directory storage
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Give the directory of a new storage."""
+    """Return the directory of a new storage."""
     path = tmp_path / "data"
     create_directory(str(path))
     return path
@@ -622,12 +622,12 @@ def files_below(path: Path) -> list[str]:
 
 
 def open_below(path: Path) -> list[str]:
-    """Return what this process has open in a directory, itself included."""
+    """Return the open files of this process in a directory, including the directory itself."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         try:
             found.append(os.readlink(f"/proc/self/fd/{fd}"))
-        except FileNotFoundError:  # the one that listed them
+        except FileNotFoundError:  # the descriptor used for the listing
             continue
     return sorted(name for name in found if name == str(path) or name.startswith(f"{path}/"))
 
@@ -645,13 +645,13 @@ def fail(number: int) -> Callable[..., Any]:
     return failing
 
 
-def test_a_file_lies_where_backy2_has_it(path: Path) -> None:
+def test_files_have_the_same_paths_as_in_backy2(path: Path) -> None:
     with opened(path) as storage:
         put(storage, OF_BACKY2, b"x")
         assert files_below(path) == [f"18/c2/{OF_BACKY2}.blob"]
 
 
-def test_a_file_that_backy2_wrote_is_found(path: Path) -> None:
+def test_a_file_written_by_backy2_is_found(path: Path) -> None:
     file = path / "18" / "c2" / f"{OF_BACKY2}.blob"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"old")
@@ -671,7 +671,7 @@ def test_an_object_has_no_name_before_the_flush(path: Path) -> None:
         assert files_below(path) == [f"a1/b2/{A}.blob"]
 
 
-def test_other_files_are_no_objects(path: Path) -> None:
+def test_other_files_are_not_objects(path: Path) -> None:
     (path / "a1").mkdir()
     for name in ("README", "a1/notes.txt", f"a1/{A}.blob.tmp", "a1/blob"):
         (path / name).write_bytes(b"")
@@ -679,7 +679,7 @@ def test_other_files_are_no_objects(path: Path) -> None:
         assert blob_uids(storage) == []
 
 
-def test_files_and_directories_are_their_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_files_and_directories_are_private_whatever_the_umask(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
         create_directory(str(tmp_path / "data"))
@@ -701,7 +701,7 @@ def test_a_storage_owns_its_directory_by_its_absolute_path(path: Path, monkeypat
     assert files_below(path) == [f"a1/b2/{A}.blob"]
 
 
-def test_nothing_stays_open(path: Path) -> None:
+def test_nothing_remains_open(path: Path) -> None:
     with opened(path) as storage:
         put(storage, A, b"x")
         storage.get(A)
@@ -711,7 +711,7 @@ def test_nothing_stays_open(path: Path) -> None:
     assert open_below(path) == []
 
 
-def test_what_the_kernel_gives_in_pieces_is_read_to_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_reads_are_continued_to_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pread = os.pread
     with opened(path) as storage:
         put(storage, A, bytes(range(256)))
@@ -719,7 +719,7 @@ def test_what_the_kernel_gives_in_pieces_is_read_to_the_end(path: Path, monkeypa
         assert storage.get(A) == bytes(range(256))
 
 
-def test_what_the_kernel_takes_in_pieces_is_written_to_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_writes_are_continued_to_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, part: write(fd, bytes(part)[:100]))
     monkeypatch.setattr(os, "writev", lambda fd, parts: write(fd, bytes(parts[0])[:100]))
@@ -729,7 +729,7 @@ def test_what_the_kernel_takes_in_pieces_is_written_to_the_end(path: Path, monke
         assert storage.get(A) == bytes(range(256)) + b"end"
 
 
-def test_an_object_with_a_name_has_it_from_the_flush_on(path: Path) -> None:
+def test_a_named_object_has_its_name_after_the_flush(path: Path) -> None:
     storage = DirectoryStorage(str(path))
     put_object(storage, PAGE, b"old")
     storage.put(PAGE, [b"new"])
@@ -743,7 +743,7 @@ def test_an_object_with_a_name_has_it_from_the_flush_on(path: Path) -> None:
     storage.close()
 
 
-def test_what_a_killed_run_has_left_of_an_object_is_in_nobody_s_way(path: Path) -> None:
+def test_leftovers_of_a_killed_run_do_not_get_in_the_way(path: Path) -> None:
     first = DirectoryStorage(str(path))
     first.put(PAGE, [b"left behind"])
     first.close()
@@ -753,7 +753,7 @@ def test_what_a_killed_run_has_left_of_an_object_is_in_nobody_s_way(path: Path) 
     second.close()
 
 
-def test_a_directory_that_holds_a_repository_says_how_its_database_comes_back(path: Path) -> None:
+def test_the_error_for_a_directory_with_a_repository_says_how_to_recover_its_database(path: Path) -> None:
     storage = DirectoryStorage(str(path))
     put_object(storage, "catalog/repository", b"x")
     storage.close()
@@ -765,7 +765,7 @@ def test_a_directory_that_holds_a_repository_says_how_its_database_comes_back(pa
 
 
 class SyncCalls:
-    """The calls that make an object durable, in their order."""
+    """Records the calls that make objects durable, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: list[str] = []
@@ -799,11 +799,11 @@ def test_bytes_are_synced_before_names_and_names_before_the_flush_returns(
         storage.put(B, [b"b"])
         assert calls.names == ["writev", "writev"]
         storage.flush()
-    # One syncfs for both; then a1/b2, which holds both names, a1 and the storage itself.
+    # One syncfs for both; then a1/b2, which contains both names, a1 and the storage itself.
     assert calls.names == ["writev", "writev", "syncfs", "rename", "rename", "fsync", "fsync", "fsync"]
 
 
-def test_where_syncfs_cannot_be_trusted_each_file_is_synced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_is_synced_if_syncfs_cannot_be_trusted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory_module, "syncfs_can_be_trusted", lambda _path: False)
     calls = SyncCalls(monkeypatch)
     with opened(path) as storage:
@@ -827,7 +827,7 @@ def test_where_syncfs_cannot_be_trusted_each_file_is_synced(path: Path, monkeypa
         ("6.1.0", "", False),
     ],
 )
-def test_syncfs_is_trusted_where_it_reports_errors(release: str, file_system: str, *, trusted: bool) -> None:
+def test_syncfs_is_trusted_if_it_reports_errors(release: str, file_system: str, *, trusted: bool) -> None:
     assert localfiles.has_trusted_syncfs(release, file_system) is trusted
 
 
@@ -847,7 +847,7 @@ def test_the_type_of_a_file_system_is_found() -> None:
     assert localfiles.file_system_type("/proc") == "proc"
 
 
-def test_a_flush_waits_for_what_another_one_has_taken_along(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flush_waits_for_objects_covered_by_another_flush(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def slow_syncfs(_fd: int) -> None:
@@ -874,7 +874,7 @@ def test_a_flush_waits_for_what_another_one_has_taken_along(path: Path, monkeypa
 
 @contextmanager
 def small_disk(place: Path, size_bytes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let so many bytes fit into a directory: a real file system where one can be mounted, else a fault."""
+    """Limit how many bytes fit into a directory: by a real file system if one can be mounted, otherwise by a fault."""
     place.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={size_bytes},mode=0700", "none", str(place)]
     try:
@@ -903,7 +903,7 @@ def _limit_writes(size_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "writev", lambda fd, parts: write(fd, b"".join(parts)))
 
 
-def test_a_full_disk_is_told_with_its_remedy_and_keeps_no_half_object(
+def test_a_full_disk_is_reported_with_its_remedy_and_no_partial_object_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = tmp_path / "disk"
@@ -919,7 +919,7 @@ def test_a_full_disk_is_told_with_its_remedy_and_keeps_no_half_object(
 
 
 @pytest.mark.parametrize("size", [2, 5000, 64 << 10])
-def test_a_write_that_comes_short_leaves_no_half_object(
+def test_an_incomplete_write_leaves_no_partial_object(
     path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     real = os.writev
@@ -933,7 +933,7 @@ def test_a_write_that_comes_short_leaves_no_half_object(
     assert files_below(path) == [f"a1/b2/{A}.blob"]
 
 
-def test_a_put_that_fails_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_put_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(path) as storage:
         with monkeypatch.context() as patch:
             patch.setattr(os, "writev", fail(errno.EIO))
@@ -955,7 +955,7 @@ def test_a_put_whose_sync_fails_leaves_no_file(path: Path, monkeypatch: pytest.M
         assert files_below(path) == []
 
 
-def test_a_put_that_is_interrupted_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_put_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> int:
         raise KeyboardInterrupt
 
@@ -975,7 +975,7 @@ def test_a_put_that_is_interrupted_leaves_no_file(path: Path, monkeypatch: pytes
         (errno.EIO, "Input/output error"),
     ],
 )
-def test_a_file_that_cannot_be_opened_is_told_with_its_remedy(
+def test_a_file_that_cannot_be_opened_is_reported_with_its_remedy(
     path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
 ) -> None:
     with opened(path) as storage:
@@ -991,7 +991,7 @@ def test_a_file_that_cannot_be_opened_is_told_with_its_remedy(
     assert str(of_get.value) == f"storage: {path}/a1/b2/{A}.blob: {reason}"
 
 
-def test_a_file_that_cannot_be_deleted_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_deleted_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(path) as storage:
         put(storage, A, b"x")
         with monkeypatch.context() as patch:
@@ -1001,7 +1001,7 @@ def test_a_file_that_cannot_be_deleted_is_told(path: Path, monkeypatch: pytest.M
         assert storage.get(A) == b"x"
 
 
-def test_a_flush_that_fails_gives_no_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_flush_names_no_object(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory_module, "syncfs_can_be_trusted", lambda _path: True)
     with opened(path) as storage:
         storage.put(A, [b"x"])
@@ -1011,8 +1011,8 @@ def test_a_flush_that_fails_gives_no_names(path: Path, monkeypatch: pytest.Monke
         assert blob_uids(storage) == []
 
 
-def test_no_flush_succeeds_after_one_that_failed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The kernel reports bytes that were lost once; a later syncfs returns as if they were on the disk.
+def test_no_flush_succeeds_after_a_failed_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The kernel reports lost bytes only once; a later syncfs returns as if they were on the disk.
     monkeypatch.setattr(directory_module, "syncfs_can_be_trusted", lambda _path: True)
     with opened(path) as storage:
         storage.put(A, [b"a"])
@@ -1030,7 +1030,7 @@ def test_no_flush_succeeds_after_one_that_failed(path: Path, monkeypatch: pytest
         assert blob_uids(storage) == [OF_BACKY2]
 
 
-def test_what_killed_commands_left_is_removed_once_it_is_old(path: Path) -> None:
+def test_leftovers_of_killed_commands_are_removed_once_they_are_old(path: Path) -> None:
     with opened(path) as storage:
         put(storage, A, b"a")
         storage.put(B, [b"b"])
@@ -1043,7 +1043,7 @@ def test_what_killed_commands_left_is_removed_once_it_is_old(path: Path) -> None
             storage.flush()
 
 
-def test_a_listing_passes_over_what_is_no_object(path: Path) -> None:
+def test_a_listing_skips_files_that_are_not_objects(path: Path) -> None:
     with opened(path) as storage:
         put(storage, A, b"a")
         (path / "a1" / "b2" / "ffff.blob").write_bytes(b"elsewhere")
@@ -1064,7 +1064,7 @@ def test_a_directory_that_cannot_be_written_is_listed_without_ages(
         assert storage.sweep(0) == 0
 
 
-def test_a_listing_that_fails_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_listing_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(path) as storage:
         put(storage, A, b"a")
         with monkeypatch.context() as patch:
@@ -1076,19 +1076,19 @@ def test_a_listing_that_fails_is_told(path: Path, monkeypatch: pytest.MonkeyPatc
 # The directory itself
 
 
-def test_a_storage_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+def test_a_missing_storage_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=rf"^storage directory {tmp_path}/none does not exist; is its "):
         DirectoryStorage(str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
 
-def test_a_file_is_no_storage(tmp_path: Path) -> None:
+def test_a_file_is_refused_as_a_storage(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="does not exist"):
         DirectoryStorage(str(tmp_path / "file"))
 
 
-def test_a_storage_that_goes_away_is_not_made_anew(path: Path) -> None:
+def test_a_storage_that_disappears_is_not_created_again(path: Path) -> None:
     with opened(path) as storage:
         path.rename(path.with_name("gone"))
         with pytest.raises(WrongStorageError, match="is not the one that was opened"):
@@ -1112,7 +1112,7 @@ def test_a_storage_that_goes_away_is_not_made_anew(path: Path) -> None:
     assert not path.exists()
 
 
-def test_an_empty_directory_in_the_place_of_the_storage_gets_nothing(path: Path) -> None:
+def test_nothing_is_written_to_an_empty_directory_in_place_of_the_storage(path: Path) -> None:
     with opened(path) as storage:
         put(storage, A, b"x")
         storage.put(B, [b"y"])
@@ -1125,7 +1125,7 @@ def test_an_empty_directory_in_the_place_of_the_storage_gets_nothing(path: Path)
     assert list(path.iterdir()) == []
 
 
-def test_a_storage_that_was_mounted_again_can_be_read(path: Path) -> None:
+def test_a_storage_can_be_read_after_it_is_mounted_again(path: Path) -> None:
     with opened(path) as storage:
         put(storage, A, b"x")
         put_object(storage, "catalog/marker", b"x")
@@ -1138,18 +1138,18 @@ def test_a_storage_that_was_mounted_again_can_be_read(path: Path) -> None:
             storage.get(B)
 
 
-def test_a_new_storage_may_lie_deep_and_belongs_to_its_owner(tmp_path: Path) -> None:
+def test_a_new_storage_gets_private_parent_directories(tmp_path: Path) -> None:
     create_directory(str(tmp_path / "a/b/data"))
     assert mode_of(tmp_path / "a/b/data") == 0o700
 
 
-def test_an_empty_directory_becomes_a_storage(tmp_path: Path) -> None:
+def test_an_empty_directory_can_become_a_storage(tmp_path: Path) -> None:
     create_directory(str(tmp_path))
     with opened(tmp_path) as storage:
         assert blob_uids(storage) == []
 
 
-def test_a_directory_with_something_in_it_does_not_become_one(tmp_path: Path) -> None:
+def test_a_directory_with_contents_does_not_become_a_storage(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"theirs")
     refused = rf"^storage directory {tmp_path} is not empty: it holds file; name another one$"
     with pytest.raises(StorageError, match=refused):
@@ -1157,13 +1157,13 @@ def test_a_directory_with_something_in_it_does_not_become_one(tmp_path: Path) ->
     assert files_below(tmp_path) == ["file"]
 
 
-def test_the_root_of_a_new_file_system_becomes_a_storage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_root_of_a_new_file_system_can_become_a_storage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "lost+found").mkdir()
     assert not create_directory(str(tmp_path))
     assert "is a mount point; a directory below it would be safer" in caplog.text
 
 
-def test_objects_without_rows_are_taken_where_they_are_expected(tmp_path: Path) -> None:
+def test_a_directory_with_objects_is_accepted_if_they_are_expected(tmp_path: Path) -> None:
     (tmp_path / "a1/b2").mkdir(parents=True)
     with pytest.raises(StorageError, match="is not empty: it holds a1"):
         create_directory(str(tmp_path))
@@ -1173,7 +1173,7 @@ def test_objects_without_rows_are_taken_where_they_are_expected(tmp_path: Path) 
         create_directory(str(tmp_path), may_hold_blobs=True)
 
 
-def test_a_place_where_no_directory_can_be_made_is_refused(tmp_path: Path) -> None:
+def test_a_place_where_no_directory_can_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match=rf"^storage: {tmp_path}/file/data: Not a directory$"):
         create_directory(str(tmp_path / "file/data"))

@@ -1,4 +1,4 @@
-"""Every kind of target takes an image by the same rules; so does one that a test adds to the registry."""
+"""Every kind of target follows the same rules, even one that a test adds to the registry."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ KEPT = TargetRequest(size_bytes=SIZE, kept_bytes=SIZE)
 
 @dataclass(frozen=True)
 class Place:
-    """What a target is opened as, and how to see what has become of it."""
+    """How to open a target, and how to see its content."""
 
     uri: str
     request: TargetRequest
-    content: Callable[[], bytes] | None  # None: nobody can
-    left: bytes = bytes(SIZE)            # what it has where nothing is written
+    content: Callable[[], bytes] | None  # None: it cannot be read
+    left: bytes = bytes(SIZE)            # its old content
 
 
 @dataclass(frozen=True)
 class Kind(Place):
-    """A target that is open."""
+    """An open target."""
 
     target: Target | None = None
 
@@ -154,7 +154,7 @@ def test_every_registered_scheme_is_tested_here(tmp_path):
 # The contract
 
 
-def test_what_is_written_zeroed_and_left_is_so(kind):
+def test_ranges_are_written_zeroed_or_left_as_requested(kind):
     target, blocks = kind.target, random_bytes(SIZE)
     target.write(0, blocks[:4096])
     target.write_zeros(4096, MIB)
@@ -175,7 +175,7 @@ def test_what_is_written_zeroed_and_left_is_so(kind):
         )
 
 
-def test_one_that_begins_empty_has_zeros_where_nobody_wrote(kind):
+def test_a_target_that_begins_empty_has_zeros_where_nothing_was_written(kind):
     if not kind.target.begins_empty:
         assert kind.content is not None
         kind.target.close()
@@ -188,8 +188,8 @@ def test_one_that_begins_empty_has_zeros_where_nobody_wrote(kind):
 
 
 @pytest.mark.parametrize("place", [each for each in KINDS if each is not nowhere], indirect=True)
-def test_threads_write_it_together(kind):
-    """Blocks are handed out in order, as a restore does, and come in any."""
+def test_threads_can_write_together(kind):
+    """Blocks are handed out in order, as in a restore, but arrive in any order."""
     blocks = random_bytes(SIZE)
 
     def write(start):
@@ -204,7 +204,7 @@ def test_threads_write_it_together(kind):
     assert kind.content() == blocks
 
 
-def test_one_that_is_not_finished_is_closed_all_the_same(kind):
+def test_an_unfinished_target_is_closed(kind):
     kind.target.write(0, b"x" * 4096)
     before = len(os.listdir("/proc/self/fd"))
     threads = [thread for thread in threading.enumerate() if thread.name == "backyfs-stream"]
@@ -215,7 +215,7 @@ def test_one_that_is_not_finished_is_closed_all_the_same(kind):
         assert not threads[-1].is_alive()
 
 
-def test_what_keeps_its_content_is_read_and_nothing_else_is(kind):
+def test_only_targets_that_keep_their_content_can_be_read(kind):
     readable = kind.target.readable
     assert (readable is not None) == find_destination(kind.uri).keeps
     if readable is not None:
@@ -233,10 +233,10 @@ def test_what_keeps_its_content_is_read_and_nothing_else_is(kind):
     kind.target.close()
 
 
-# Destinations: what is known before a target is opened
+# Destinations: facts known before a target is opened
 
 
-def test_looking_a_destination_up_changes_and_opens_nothing(place):
+def test_looking_up_a_destination_changes_and_opens_nothing(place):
     before = None if place.content is None or place.request == NEW else place.content()
     open_files = len(os.listdir("/proc/self/fd"))
     destination = find_destination(place.uri)
@@ -246,7 +246,7 @@ def test_looking_a_destination_up_changes_and_opens_nothing(place):
         assert place.content() == before
 
 
-def test_it_knows_whether_it_exists_and_how_large_it_is(place):
+def test_a_destination_knows_whether_it_exists_and_its_size(place):
     destination = find_destination(place.uri)
     assert destination.exists == (place.request != NEW)
     assert destination.size_bytes == (4 * MIB if destination.exists and not destination.is_device else None)
@@ -256,7 +256,7 @@ def test_only_a_device_has_a_fixed_size(place):
     assert find_destination(place.uri).is_device == place.uri.startswith("/dev/")
 
 
-def test_everything_but_a_stream_can_be_continued(place):
+def test_everything_except_a_stream_can_be_continued(place):
     assert find_destination(place.uri).can_continue == (place.uri != "-")
 
 
@@ -270,7 +270,7 @@ def test_files_and_devices_name_what_they_would_overwrite(tmp_path):
         assert find_destination("-").files == (f"/proc/self/fd/{file.fileno()}",)
 
 
-def test_what_is_not_there_has_to_be_if_it_is_to_be_kept(place):
+def test_content_can_be_kept_only_if_it_exists(place):
     if place.request != NEW or not find_destination(place.uri).keeps:
         assert find_destination(place.uri).exists or not find_destination(place.uri).keeps
         return
@@ -279,7 +279,7 @@ def test_what_is_not_there_has_to_be_if_it_is_to_be_kept(place):
     assert not find_destination(place.uri).exists
 
 
-def test_what_is_there_is_not_replaced_without_being_asked(place):
+def test_existing_content_is_not_replaced_without_being_asked(place):
     destination = find_destination(place.uri)
     if not destination.exists:
         destination.open(NEW).close()
@@ -294,7 +294,7 @@ def test_what_is_there_is_not_replaced_without_being_asked(place):
 # Files
 
 
-def test_a_file_that_is_to_be_kept_has_to_be_there(tmp_path):
+def test_a_file_must_exist_to_be_kept(tmp_path):
     with pytest.raises(TargetError, match="target does not exist; name the target of an earlier restore"):
         FileTarget(str(tmp_path / "target"), SIZE, replace=True, kept_bytes=0)
     assert not (tmp_path / "target").exists()
@@ -310,7 +310,7 @@ def test_a_file_that_was_truncated_in_the_meantime_is_reported(tmp_path):
 
 
 @pytest.mark.parametrize("offset", [0, 4096])
-def test_the_end_of_a_file_that_was_cut_off_in_a_hole_is_not_zeros(tmp_path, offset):
+def test_the_missing_end_of_a_file_truncated_in_a_hole_is_not_zeros(tmp_path, offset):
     path = tmp_path / "target"
     target = FileTarget(str(path), SIZE, replace=False)
     os.truncate(path, 1000)
@@ -350,7 +350,7 @@ def pipe():
         os.close(number)
 
 
-def test_a_stream_whose_reader_went_says_so_at_the_next_block(pipe):
+def test_a_stream_reports_at_the_next_block_that_its_reader_is_gone(pipe):
     os.close(pipe.pop("reader"))
     target = StreamTarget(pipe["writer"], stop=lambda: False)
     target.write(0, b"x")
@@ -361,7 +361,7 @@ def test_a_stream_whose_reader_went_says_so_at_the_next_block(pipe):
     target.close()
 
 
-def test_a_stream_that_cannot_be_written_says_why():
+def test_the_error_for_an_unwritable_stream_says_why():
     with Path("/dev/full").open("wb") as full:
         target = StreamTarget(full.fileno(), stop=lambda: False)
         target.write(0, b"x")
@@ -370,7 +370,7 @@ def test_a_stream_that_cannot_be_written_says_why():
         target.close()
 
 
-def test_a_slow_reader_bounds_what_waits_and_an_interruption_does_not_wait_for_him(pipe):
+def test_a_slow_reader_limits_the_buffer_and_does_not_delay_an_interruption(pipe):
     came = threading.Event()
     target = StreamTarget(pipe["writer"], stop=came.is_set)
     for number in range(8):
@@ -383,10 +383,10 @@ def test_a_slow_reader_bounds_what_waits_and_an_interruption_does_not_wait_for_h
     target.close()
     assert 0.3 <= time.monotonic() - started < 2
     timer.join()
-    os.close(pipe.pop("reader"))  # ends the thread that still writes
+    os.close(pipe.pop("reader"))  # ends the thread that is still writing
 
 
-def test_a_terminal_is_no_place_for_an_image():
+def test_a_terminal_is_refused():
     main, terminal = pty.openpty()
     try:
         with pytest.raises(TargetError, match="the standard output is a terminal, and an image is not text"):
@@ -412,13 +412,13 @@ def with_limit(repository: Repository, writes: int | None) -> Repository:
 def test_it_has_the_limit_of_its_section(place, repository, writes):
     destination = find_destination(place.uri, with_limit(repository, writes).config)
     target = destination.open(place.request)
-    assert target.parallel == (None if place.uri == "-" else writes)  # stdout is written by one thread anyway
+    assert target.parallel == (None if place.uri == "-" else writes)  # only one thread writes stdout
     target.close()
 
 
 @pytest.fixture
 def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a restore have more threads than a limit allows writes."""
+    """Make a restore use more threads than the limit allows writes."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
 
 
@@ -431,8 +431,8 @@ def target() -> Iterator[MemoryImage]:
 
 @pytest.mark.usefixtures("many_cores")
 @pytest.mark.parametrize("writes", [1, 3, None])
-def test_a_restore_has_no_more_writes_under_way_than_are_allowed(repository, tmp_path, target, writes):
-    """Holes are written as well, to a target that may have something there."""
+def test_a_restore_keeps_to_the_limit_of_simultaneous_writes(repository, tmp_path, target, writes):
+    """Holes are written too, because the target may have data there."""
     content = (random_bytes(BLOCK) + bytes(BLOCK)) * 1024
     (tmp_path / "image").write_bytes(content)
     version = back_up(repository, tmp_path / "image").version
@@ -450,7 +450,7 @@ def image(tmp_path: Path) -> Path:
     return sparse_image(tmp_path / "image", SIZE, {0: random_bytes(MIB), 2 * MIB: random_bytes(MIB, 1)})
 
 
-def test_a_target_of_a_new_kind_is_restored_to_compared_and_verified(repository, image, target):
+def test_a_target_of_a_new_kind_can_be_restored_to_compared_and_verified(repository, image, target):
     version = back_up(repository, image).version
     with pytest.raises(TargetError, match=r"^memory://target already exists$"):
         restore(repository, version, "memory://target")
@@ -463,7 +463,7 @@ def test_a_target_of_a_new_kind_is_restored_to_compared_and_verified(repository,
     assert (report.bytes_written, report.bytes_equal) == (0, SIZE)
 
 
-def test_a_target_of_a_new_kind_is_continued_where_its_restore_was_interrupted(repository, image, target):
+def test_an_interrupted_restore_to_a_target_of_a_new_kind_can_be_continued(repository, image, target):
     version = back_up(repository, image).version
     asked = iter(range(1))
     control = Control(stop=lambda: next(asked, None) is None)
@@ -488,17 +488,17 @@ def test_a_part_keeps_the_rest_of_a_target_of_a_new_kind(repository, image, targ
 
 
 @pytest.mark.parametrize(("uri", "name"), [("/a/b", "/a/b"), ("file:///a", "/a"), ("file://a", "a"), ("a-b://c", "a-b://c")])
-def test_a_file_is_called_by_its_path(uri, name):
+def test_the_name_of_a_file_is_its_path(uri, name):
     destination = find_destination(uri)
     assert (destination.uri, destination.name) == (name, name)
 
 
 @pytest.mark.parametrize(("uri", "name"), [("null://", "null://"), ("null://5G", "null://5G")])
-def test_nothing_is_called_as_it_was_given(uri, name):
+def test_the_name_of_a_null_target_is_its_uri(uri, name):
     assert (find_destination(uri).uri, find_destination(uri).name) == (name, name)
 
 
-def test_a_target_of_an_unknown_kind_is_refused_with_all_that_are_known():
+def test_the_error_for_an_unknown_kind_of_target_lists_the_known_ones():
     with pytest.raises(TargetError) as raised:
         find_destination("rbd://pool/image")
     assert str(raised.value) == (
@@ -507,7 +507,7 @@ def test_a_target_of_an_unknown_kind_is_refused_with_all_that_are_known():
     )
 
 
-def test_a_stdout_that_is_closed_is_no_target():
+def test_a_closed_stdout_is_refused_as_a_target():
     program = "from backyfs.targets.registry import find_destination\nfind_destination('-')"
     done = subprocess.run(
         ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, program], stderr=subprocess.PIPE, text=True, check=False

@@ -1,4 +1,4 @@
-"""What a version uses, and whether anything has changed: the same on every engine."""
+"""Space used by a version, and whether anything has changed: the same on every engine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def new_version(connection: Connection, size_bytes: int) -> Version:
 
 
 def new_blobs(connection: Connection, *versions: int, first: int = 0) -> list[int]:
-    """Insert a blob of each of these encryption versions, with uids from a number on, and return their ids."""
+    """Insert a blob for each encryption version, with uids counted from a number; return their ids."""
     uids = [BlobUid(f"{number:032x}") for number in range(first, first + len(versions))]
     insert_blobs(
         connection,
@@ -48,7 +48,7 @@ def new_blobs(connection: Connection, *versions: int, first: int = 0) -> list[in
 
 @pytest.fixture
 def version(connection: Connection) -> Version:
-    """Three pages: data in blocks 1 and 2; none; data in its block 3 and in the last one, which is 10 bytes short."""
+    """Make a version of three pages: data in blocks 1 and 2; none; data in block 3 and the last one, 10 bytes short."""
     version = new_version(connection, 2 * PAGE + 8 * BLOCK - 10)
     first, second, third = new_blobs(connection, 0, 1, 1)
     entries = new_entries(1024, HOLE)
@@ -77,7 +77,7 @@ def version(connection: Connection) -> Version:
         (2 * PAGE + 7 * BLOCK + 5, 2 * PAGE + 8 * BLOCK - 20, BLOCK - 25),
     ],
 )
-def test_what_is_in_blobs_is_counted_within_a_range(
+def test_bytes_in_blobs_are_counted_within_a_range(
     connection: Connection, version: Version, start: int, stop: int, expected: int
 ) -> None:
     assert used_bytes(connection, version, BLOCK, start, stop) == expected
@@ -112,7 +112,7 @@ def test_a_version_without_blobs_uses_nothing(connection: Connection) -> None:
     assert encryption_versions(connection, empty) == []
 
 
-def test_a_picture_is_equal_until_versions_or_tags_change(connection: Connection) -> None:
+def test_the_state_of_a_listing_changes_only_with_versions_or_tags(connection: Connection) -> None:
     version = new_version(connection, PAGE)
     before = listing_state(connection)
     assert listing_state(connection) == before

@@ -1,4 +1,4 @@
-"""Links and references lead somewhere: between pages, to headings, and from code, tests and messages to pages."""
+"""Links and references have targets: between pages, to headings, and from code, tests and messages to pages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMED_HEADING = re.compile(r'"([^"\n]+)"\s+in\s+`?(docs/[\w./-]+\.md)\b')
 
 
 def files() -> Iterator[Path]:
-    """Yield the text files of the checkout, without what git ignores; symbolic links are not followed."""
+    """Yield the text files of the checkout that git does not ignore; symbolic links are not followed."""
     for directory, below, names in os.walk(ROOT):
         if "pyvenv.cfg" in names:  # a virtual environment, whatever its name
             below.clear()
@@ -49,7 +49,7 @@ def named(file: Path) -> str:
 
 
 def links(text: str) -> list[str]:
-    """Return the targets of the links of a page that stay in the checkout."""
+    """Return the targets of links in a page that are in the checkout."""
     prose = CODE_SPAN.sub("", FENCE.sub("", text))
     targets = (found[1] or found[2] for found in LINK.finditer(prose))
     return [target for target in targets if not re.match(r"[a-z]+:", target)]
@@ -69,7 +69,7 @@ def anchors(page: Path) -> frozenset[str]:
 
 
 def broken(page: Path, text: str) -> list[str]:
-    """Return the links in the text of a page that lead nowhere."""
+    """Return the broken links in the text of a page."""
     wrong = []
     for target in links(text):
         path, _, anchor = target.partition("#")
@@ -80,7 +80,7 @@ def broken(page: Path, text: str) -> list[str]:
 
 
 def missing(text: str) -> list[str]:
-    """Return the pages, and the headings of pages, that a text names and that do not exist."""
+    """Return the pages and headings that a text names but that do not exist."""
     wrong = [path for path in NAMED_PAGE.findall(text) if not (ROOT / path).is_file()]
     for heading, path in NAMED_HEADING.findall(text):
         page = ROOT / path
@@ -90,7 +90,7 @@ def missing(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+def test_every_link_in_a_page_has_a_target(page: Path) -> None:
     assert broken(page, page.read_text(encoding="utf-8")) == []
 
 
@@ -99,7 +99,7 @@ def test_every_page_that_a_file_names_exists() -> None:
     assert {name: paths for name, paths in wrong.items() if paths} == {}
 
 
-def test_pages_code_tests_and_hidden_files_are_all_looked_at() -> None:
+def test_pages_code_tests_and_hidden_files_are_all_checked() -> None:
     names = set(map(named, FILES))
     assert {"README.md", "docs/reference/format.md", "cli/commands/scrub.py", "tests/cli/test_claim.py"} <= names
     assert {"migrations/present.py", "Makefile", ".ci/run", "contrib/systemd/README.md"} <= names

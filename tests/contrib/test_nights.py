@@ -1,6 +1,6 @@
-"""The units of contrib/systemd with the configuration that we ship, over weeks of nights.
+"""The units of contrib/systemd with the configuration that we ship, over several weeks.
 
-The commands are those of the units, run in this process. Time passes by making all that is stored older.
+The commands of the units run in this process. Time passes by making everything stored older.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MANUAL = Path(__file__).resolve().parents[2] / "docs" / "reference" / "configura
 NIGHTS = 70
 BLOCKS = 6
 WEB = "web-01"
-# Minutes by which RandomizedDelaySec= moves a night. No two neighbours are alike, so that nothing hangs on a second.
+# Minutes by which RandomizedDelaySec= moves a night. No two neighbours are equal, so nothing depends on a second.
 DELAYS = (0, 17, 3, 29, 11, 22, 6)
 
 
@@ -54,7 +54,7 @@ class Machine:
         return status, captured.out + captured.err
 
     def start(self, unit: str, instance: str = "") -> str:
-        """Run what a unit runs; return what it printed."""
+        """Run the commands of a unit; return their output."""
         [[program, *words]] = command_lines(unit, instance, self.etc)
         assert program == "/usr/local/bin/backyfs"
         status, printed = self.call(*words)
@@ -75,7 +75,7 @@ class Machine:
             for version in list_versions(connection):
                 row = update(versions).where(versions.c.id == version.id)
                 connection.execute(row.values(created_at=version.created_at - step))
-            # Whatever the age of blobs beyond a day, a cleanup treats them alike.
+            # A cleanup treats all blobs older than a day alike.
             connection.execute(update(blobs).values(created_at=datetime.now(UTC) - timedelta(days=1)))
 
     def change_the_disk(self) -> None:
@@ -96,7 +96,7 @@ def machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Machine:
 
 
 def of_the_template(config: Path) -> str:
-    """Return the configuration that `init` wrote, its schedulers taken out of their comments."""
+    """Return the configuration that `init` wrote, with its schedulers uncommented."""
     text, count = re.subn(
         r"# (\[(?:daily|weekly|monthly)\])\n# (interval: \w+)\n# (keep: \d+)\n# (sla: \w+)\n",
         r"\1\n\2\n\3\n\4\n",
@@ -107,7 +107,7 @@ def of_the_template(config: Path) -> str:
 
 
 def of_the_manual(config: Path) -> str:
-    """Return the configuration that `init` wrote, with the schedulers of the manual's example."""
+    """Return the configuration that `init` wrote, with the schedulers of the example in the manual."""
     scheduler = r"\[(?:hourly|daily|weekly|monthly)\]\ninterval: \w+\nkeep: \d+\nsla: \w+\n"
     found = re.findall(scheduler, MANUAL.read_text(encoding="utf-8"))
     assert len(found) == 3
@@ -115,14 +115,14 @@ def of_the_manual(config: Path) -> str:
 
 
 def kept(config: Path) -> dict[str, int]:
-    """Return how many backups each of the schedulers keeps that count when none are named."""
+    """Return how many backups each of the default schedulers keeps."""
     with opened(config) as repository:
         schedulers = repository.config.schedulers
     return {scheduler.name: scheduler.keep for scheduler in schedulers if scheduler.name != "hourly"}
 
 
 @pytest.mark.parametrize("shipped", [of_the_template, of_the_manual])
-def test_after_weeks_of_nights_the_schedules_have_what_they_keep_and_nothing_is_wrong(
+def test_after_weeks_the_schedules_have_their_backups_and_there_are_no_breaches(
     machine: Machine, shipped: Callable[[Path], str]
 ) -> None:
     machine.config.write_text(shipped(machine.config))
@@ -152,7 +152,7 @@ def test_after_weeks_of_nights_the_schedules_have_what_they_keep_and_nothing_is_
     assert restored.read_bytes() == machine.image.read_bytes()
 
 
-def test_a_night_that_is_missed_is_due_and_a_breach(machine: Machine) -> None:
+def test_a_missed_night_is_due_and_a_breach(machine: Machine) -> None:
     machine.config.write_text(of_the_template(machine.config))
     machine.start("backyfs-backup@.service", WEB)
     for _ in range(2):
@@ -173,7 +173,7 @@ def test_nights_before_the_schedules_are_configured_count_afterwards(machine: Ma
 
 
 @pytest.mark.parametrize("instance", [WEB, "db.example", "vg0-root_2:a", "web\\x2d01"])
-def test_the_instance_is_the_name_of_the_backup_as_it_is_written(machine: Machine, instance: str) -> None:
+def test_the_instance_is_the_literal_name_of_the_backup(machine: Machine, instance: str) -> None:
     machine.add_source(instance)
     machine.start("backyfs-backup@.service", instance)
     assert [version.name for version in machine.versions()] == [instance]
@@ -182,7 +182,7 @@ def test_the_instance_is_the_name_of_the_backup_as_it_is_written(machine: Machin
         assert "%i" in description
 
 
-def test_the_file_of_a_source_can_give_other_tags_and_more_options(machine: Machine) -> None:
+def test_the_file_of_a_source_can_set_other_tags_and_more_options(machine: Machine) -> None:
     machine.config.write_text(of_the_template(machine.config))
     machine.add_source("db", 'OPTIONS="--tag hourly,extra --expire +30d"\n')
     machine.start("backyfs-backup@.service", "db")

@@ -1,4 +1,4 @@
-"""Pages that are made from the program or from a schema are as these are now."""
+"""Generated pages are up to date with the program or schema that they come from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DECISIONS = ROOT / "docs" / "internals" / "adr"
 
 
 @pytest.mark.parametrize(("script", "page"), [("commands_page.py", "commands.md"), ("json_page.py", "json.md")])
-def test_a_page_is_what_its_script_prints(script: str, page: str) -> None:
+def test_a_page_equals_the_output_of_its_script(script: str, page: str) -> None:
     spec = importlib.util.spec_from_file_location(script.removesuffix(".py"), ROOT / "contrib" / script)
     assert spec is not None
     assert spec.loader is not None
@@ -41,7 +41,7 @@ def test_the_tests_that_pages_refer_to_exist() -> None:
 
 
 @pytest.mark.parametrize("page", sorted(DECISIONS.glob("0*.md")), ids=lambda page: page.name)
-def test_a_decision_has_number_date_status_and_three_sections(page: Path) -> None:
+def test_a_decision_has_a_number_a_date_a_status_and_three_sections(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     number = int(page.name[:4])
     superseded = r"superseded by \[ADR \d+\]\([^)]+\)"
@@ -57,5 +57,5 @@ def test_decisions_are_numbered_without_gaps() -> None:
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(json.loads((REFERENCE / "output.schema.json").read_text()))

@@ -1,4 +1,4 @@
-"""Tests replace no private names of the program: every change inside a module would break them.
+"""Tests do not replace private names of the program, because every change inside a module would break them.
 
 What a test needs to change is passed in: limits of a repository (`tests.support.repositories.with_limits`), a
 parameter with a default, or a storage or database that acts before a call (`tests.support.storages`).
@@ -13,7 +13,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 def replaced_names(source: str) -> list[str]:
-    """Return the private names that a source replaces: by `setattr`, of pytest or built in, or by an assignment."""
+    """Return the private names that a source replaces: by `setattr`, pytest's or the built-in, or by an assignment."""
     found: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and _name_of(node.func) == "setattr":
@@ -33,7 +33,7 @@ def test_no_test_replaces_a_private_name() -> None:
     assert {file: names for file, names in found.items() if names} == {}
 
 
-def test_the_rule_itself_finds_them() -> None:
+def test_the_rule_itself_finds_violations() -> None:
     source = "patch.setattr(module, '_LIMIT', 2)\npatch.setattr('a.b._c', 1)\nsetattr(one, '_f', g)\nmodule._TOO = 3\n"
     assert replaced_names(source) == ["_LIMIT", "a.b._c", "_f", "_TOO"]
     assert replaced_names("patch.setattr(module, 'open', f)\nself._own = module._read\n") == []

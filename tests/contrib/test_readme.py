@@ -1,4 +1,4 @@
-"""The commands of README do what it says, as README spells them, on an image instead of a disk."""
+"""The commands in README do what it says, exactly as written, on an image instead of a disk."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def command_lines(section: str) -> list[str]:
 
 
 class Shell:
-    """A shell of a new user: a directory with HOME and configuration, and a file system in the place of the disk."""
+    """The shell of a new user: a directory with HOME and configuration, and a file system in place of the disk."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -48,11 +48,11 @@ class Shell:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
         config_file = directory / "repository" / "backyfs.cfg"
         self.environment = given | {"HOME": str(directory / "home"), "PATH": path, "BACKYFS_CONFIG": str(config_file)}
-        # `init` puts what root makes into the directories of the system, which tests leave alone.
+        # For root, `init` uses the system directories, which tests leave alone.
         self.places["backyfs init"] = f"backyfs init --data {directory}/data --db {directory}/backyfs.sqlite"
 
     def run(self, section: str) -> str:
-        """Run the commands of a section of README and return what they print; each must succeed."""
+        """Run the commands of a section of README; return their output. Each must succeed."""
         printed = ""
         for line in command_lines(section):
             command = line
@@ -83,7 +83,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 @pytest.mark.slow
 def test_the_first_backup(shell: Shell) -> None:
     printed = shell.run("First backup")
-    assert f"{shell.directory}/repository/backyfs.key" in printed  # the key file of which README says to keep a copy
+    assert f"{shell.directory}/repository/backyfs.key" in printed  # the key file, which README asks users to copy
     assert re.search(rf"^.* web +[0-9]+ +{8 * MIB} +[0-9a-f-]{{36}} +1 ", printed, re.MULTILINE), printed
 
 
@@ -99,7 +99,7 @@ def test_the_first_file_back(shell: Shell) -> None:
     assert left_of(shell.directory) == []
 
 
-def test_the_sections_have_the_commands_that_the_tests_run() -> None:
+def test_the_sections_contain_the_commands_that_the_tests_run() -> None:
     words = [line.split()[:2] for section in ("First backup", "First file back") for line in command_lines(section)]
     assert words == [
         ["backyfs", "init"],
@@ -112,7 +112,7 @@ def test_the_sections_have_the_commands_that_the_tests_run() -> None:
 
 
 @pytest.mark.parametrize("line", re.findall(r"^ {4}(backyfs .*)$", README, re.MULTILINE))
-def test_our_program_takes_the_words_of_every_command(line: str) -> None:
+def test_our_program_accepts_every_command(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
     name = next(word for word in words if cli.get_command(click.Context(cli), word) is not None)
     position = words.index(name)
@@ -122,7 +122,7 @@ def test_our_program_takes_the_words_of_every_command(line: str) -> None:
     command.make_context(name, words[position + 1 :])
 
 
-def test_the_debian_packages_are_those_that_the_set_up_installs() -> None:
+def test_the_debian_packages_are_the_same_as_in_the_setup() -> None:
     script = (ROOT / "contrib" / "setup.sh").read_text(encoding="utf-8")
     (listed,) = re.findall(r"^packages=\(\n(.*?)^\)", script, re.MULTILINE | re.DOTALL)
     (line,) = (line for line in command_lines("Install") if line.startswith("apt-get install "))
@@ -130,7 +130,7 @@ def test_the_debian_packages_are_those_that_the_set_up_installs() -> None:
     assert named == {*shlex.split(listed, comments=True), "python3-dev", "python3-venv"}
 
 
-def test_the_two_commands_to_try_are_targets_of_make() -> None:
+def test_the_two_commands_to_try_are_make_targets() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     commands = [shlex.split(line, comments=True) for line in command_lines("See it work")]
     assert commands == [["make", "demo"], ["make", "test"]]

@@ -1,4 +1,4 @@
-"""What a release needs says the same everywhere: the version, the changelog, the commands of its page."""
+"""The version is the same everywhere that a release states it, and the changelog is ready for the next one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def test_the_version_is_the_same_in_the_package_and_in_its_metadata() -> None:
     assert project["version"] == __version__
 
 
-def test_the_changelog_begins_with_what_is_not_released_yet() -> None:
+def test_the_changelog_begins_with_unreleased_changes() -> None:
     first, *released = re.findall(r"^## (.+)$", CHANGELOG, re.MULTILINE)
     assert first == "[Unreleased]"
     for heading in released:
         assert re.fullmatch(r"\d+\.\d+\.\d+ \(\d{4}-\d\d-\d\d\)", heading), heading
 
 
-def test_the_newest_release_of_the_changelog_is_the_version_of_the_program() -> None:
+def test_the_newest_release_in_the_changelog_is_the_version_of_the_program() -> None:
     _, newest, *_ = re.findall(r"^## (\S+)", CHANGELOG, re.MULTILINE)
     assert newest == __version__

@@ -1,4 +1,4 @@
-"""What the set-up installs is pinned by hash, and is what `pyproject.toml` asks for."""
+"""Packages installed by the setup are pinned by hash, and match `pyproject.toml`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_package_is_pinned_to_one_release_with_hashes(file: str) -> None:
 
 
 @pytest.mark.parametrize(("file", "extras"), [("run.txt", ("postgresql", "mysql")), ("dev.txt", ("dev",))])
-def test_the_pinned_releases_are_what_the_project_asks_for(file: str, extras: tuple[str, ...]) -> None:
+def test_the_pinned_releases_satisfy_the_project(file: str, extras: tuple[str, ...]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
     packages = pinned(file)
@@ -53,7 +53,7 @@ def test_all_files_pin_the_same_releases() -> None:
             assert release.setdefault(name, str(requirement.specifier)) == str(requirement.specifier), name
 
 
-def test_the_set_up_installs_nothing_else() -> None:
+def test_the_setup_installs_nothing_else() -> None:
     script = (ROOT / "contrib/setup.sh").read_text()
     installs = [line for line in script.splitlines() if re.search(r'"\$\{pip\[@\]\}"', line)]
     assert len(installs) == 3

@@ -1,7 +1,7 @@
-"""The units of contrib/systemd: what systemd thinks of them, and whether our commands take what they are given.
+"""The units of contrib/systemd: whether systemd accepts them, and whether our commands accept their arguments.
 
-systemd does not run for this. The units are read from copies in which the program is the one that is tested, beside
-targets that have nothing in them, so that the units of this machine have no say.
+systemd does not run for this. The units are read from copies that name the tested program, next to empty targets, so
+the units of this machine have no influence.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ NAMES = sorted(path.name for path in UNITS.iterdir() if path.suffix in {".servic
 SERVICES = [name for name in NAMES if name.endswith(".service")]
 INSTALLED = "/usr/local/bin/backyfs"  # in the units
 PROGRAM = str(Path(sys.executable).with_name("backyfs"))
-TARGETS = ("basic", "multi-user", "network-online", "remote-fs", "shutdown", "sysinit", "timers")  # that units ask for
+TARGETS = ("basic", "multi-user", "network-online", "remote-fs", "shutdown", "sysinit", "timers")  # that units require
 INSTANCE = "mnt-my\\x2dbackups"  # as systemd-escape --path /mnt/my-backups
-# In tenths, by `systemd-analyze security` of systemd 252; the README says the same.
+# In tenths, by `systemd-analyze security` of systemd 252. The README states the same number.
 EXPOSURE = {
     "backyfs-backup@.service": 23,
     "backyfs-cleanup.service": 19,
@@ -40,7 +40,7 @@ EXPOSURE = {
     "backyfs-mount@.service": 40,
     "backyfs-scrub.service": 19,
 }
-# They give a service a mount namespace of its own, systemd.exec(5); a mount that is made in there is seen by nobody.
+# They give a service a separate mount namespace, systemd.exec(5), so nobody else would see a mount made in it.
 PRIVATE_MOUNTS = {
     "BindPaths", "BindReadOnlyPaths", "DynamicUser", "ExecPaths", "ExtensionDirectories", "ExtensionImages",
     "InaccessiblePaths", "LogNamespace", "MountAPIVFS", "MountFlags", "MountImages", "NoExecPaths", "PrivateDevices",
@@ -89,20 +89,20 @@ def analyze(tmp_path: Path) -> Analyze:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_systemd_has_nothing_to_say_about_a_unit(analyze: Analyze, name: str) -> None:
+def test_systemd_accepts_every_unit(analyze: Analyze, name: str) -> None:
     done = analyze("verify", name, "--man=no")
     assert (done.returncode, done.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_is_exposed_no_more_than_the_readme_says(analyze: Analyze, name: str) -> None:
+def test_a_service_is_not_more_exposed_than_the_readme_says(analyze: Analyze, name: str) -> None:
     done = analyze("security", name, "--offline=true", "--no-pager", f"--threshold={EXPOSURE[name]}")
     assert done.returncode == 0, done.stdout
     (line,) = (line for line in (UNITS / "README.md").read_text().splitlines() if line.startswith(f"| `{name}`"))
     assert f"| {EXPOSURE[name] / 10} |" in line
 
 
-def test_a_mistake_in_a_unit_would_be_seen(analyze: Analyze, tmp_path: Path) -> None:
+def test_a_mistake_in_a_unit_would_be_detected(analyze: Analyze, tmp_path: Path) -> None:
     copy = tmp_path / "backyfs-mount@.service"
     copy.write_text(copy.read_text().replace("NoNewPrivileges=", "NoNewPriviliges="))
     assert "NoNewPriviliges" in analyze("verify", copy.name, "--man=no").stdout
@@ -111,7 +111,7 @@ def test_a_mistake_in_a_unit_would_be_seen(analyze: Analyze, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_our_commands_take_what_a_service_gives_them(name: str) -> None:
+def test_our_commands_accept_the_arguments_of_every_service(name: str) -> None:
     found = calls(name)
     assert found
     for words in found:
@@ -123,13 +123,13 @@ def test_our_commands_take_what_a_service_gives_them(name: str) -> None:
         command.make_context(command_name, words[position + 1 :])
 
 
-def test_a_mount_is_seen_by_the_whole_host() -> None:
+def test_a_mount_is_visible_on_the_whole_host() -> None:
     assert PRIVATE_MOUNTS.isdisjoint(key for key, _ in settings("backyfs-mount@.service"))
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service_sees_the_processes_of_other_commands(name: str) -> None:
-    # A job whose process cannot be seen counts as dead.
+    # A job whose process is invisible counts as dead.
     assert {"ProtectProc", "ProcSubset", "PrivatePIDs"}.isdisjoint(key for key, _ in settings(name))
 
 
@@ -139,7 +139,7 @@ def test_only_a_mount_whose_process_was_killed_is_cleared(tmp_path: Path, ended:
     program.write_text('#!/bin/sh\necho "$@"\n')
     program.chmod(0o755)
     (line,) = (value for key, value in settings("backyfs-mount@.service") if key == "ExecStopPost")
-    assert line.startswith("-")  # its failure is none of the service
+    assert line.startswith("-")  # its failure is not a failure of the service
     words = shlex.split(line[1:].replace("$$", "$").replace("%f", "/mnt/my-backups").replace(INSTALLED, str(program)))
     done = subprocess.run(words, env={"EXIT_CODE": ended}, capture_output=True, text=True, check=True)
     assert done.stdout == ("umount -- /mnt/my-backups\n" if unmounted else "")
@@ -151,5 +151,5 @@ def test_every_timer_has_its_service() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_readme_tells_of_every_unit(name: str) -> None:
+def test_the_readme_mentions_every_unit(name: str) -> None:
     assert f"`{name}`" in (UNITS / "README.md").read_text()

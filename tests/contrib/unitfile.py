@@ -1,4 +1,4 @@
-"""Unit files as systemd reads them, as far as those of contrib/systemd go: settings, specifiers, environment."""
+"""Unit files as systemd reads them, with only the features used in contrib/systemd."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def settings(name: str) -> list[tuple[str, str]]:
 
 
 def specified(text: str, instance: str) -> str:
-    """Return text with the specifiers of an instance filled in, systemd.unit(5): %I is unescaped, %i is not."""
+    """Fill in the specifiers of an instance, systemd.unit(5): %I is unescaped, %i is not."""
     plain = re.sub(r"\\x([0-9a-f]{2})", lambda found: chr(int(found[1], 16)), instance.replace("-", "/"))
     values = {"%i": instance, "%I": plain, "%f": f"/{plain.lstrip('/')}", "%%": "%"}
     return re.sub(r"%.", lambda found: values[found[0]], text)
@@ -30,8 +30,7 @@ def specified(text: str, instance: str) -> str:
 def command_lines(name: str, instance: str, etc: Path) -> list[list[str]]:
     """Return the words of every ExecStart= of a unit, systemd.service(5); `etc` stands for /etc.
 
-    A word `$NAME` becomes the words of the variable, `${NAME}` a part of one word. What files say replaces what the
-    unit says.
+    A word `$NAME` becomes the words of the variable, `${NAME}` a part of one word. Files take precedence over the unit.
     """
     given: dict[str, str] = {}
     from_files: dict[str, str] = {}

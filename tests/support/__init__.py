@@ -1,1 +1,1 @@
-"""What tests are made of: repositories, images, servers, and how to look at what became of them."""
+"""Building blocks of tests: repositories, images, servers, and ways to examine them."""

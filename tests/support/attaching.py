@@ -1,4 +1,4 @@
-"""Versions to attach, made of real file systems, and what is left of them on this host."""
+"""Versions to attach, made from real file systems, and finding leftovers on this host."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GPT_HEADER = "<8sIIIIQQQQ16sQIII"  # UEFI specification 2.10, section 5.3.2
 
 
 def repository_of(directory: Path, images: Mapping[str, Path]) -> Path:
-    """Make a repository with a version of each image, by its name, and return the configuration."""
+    """Make a repository with a version of each image, by name; return the configuration."""
     config_file = make_repository(directory / "repository", block_size=DEFAULT_BLOCK_SIZE)
     with opened(config_file) as repository:
         for name, image in images.items():
@@ -42,7 +42,7 @@ def empty_image(path: Path, size: int) -> Path:
 
 @contextmanager
 def by_hand(image: Path | str, directory: Path, *options: str) -> Iterator[Path]:
-    """Mount a file system by hand, and see it unmounted."""
+    """Mount a file system manually, and unmount it at the end."""
     directory.mkdir(exist_ok=True)
     subprocess.run(["mount", *options, str(image), str(directory)], check=True)
     try:
@@ -52,17 +52,17 @@ def by_hand(image: Path | str, directory: Path, *options: str) -> Iterator[Path]
 
 
 def dirty(image: Path, directory: Path) -> Path:
-    """Write a file to a file system and return an image of it as it is while it is mounted."""
+    """Write a file to a file system; return a copy of its image while it is mounted."""
     copy = image.with_name(f"dirty-{image.name}")
     with by_hand(image, directory, "-o", "loop") as files:
         with (files / "hello").open("wb") as file:
             file.write(b"good morning\n")
             file.flush()
             os.fsync(file.fileno())
-        # Out of the journal of an xfs, too.
+        # Also out of the journal of an xfs.
         subprocess.run(["fsfreeze", "--freeze", str(files)], check=True)
         subprocess.run(["fsfreeze", "--unfreeze", str(files)], check=True)
-        with (files / "later").open("wb") as file:  # in the journal only, perhaps
+        with (files / "later").open("wb") as file:  # perhaps only in the journal
             file.write(b"x")
             file.flush()
             os.fsync(file.fileno())
@@ -71,7 +71,7 @@ def dirty(image: Path, directory: Path) -> Path:
 
 
 def disk_of(path: Path, partitions: Mapping[Path, str]) -> Path:
-    """Make the image of a disk with a GPT and these images as partitions, each of a type that sfdisk knows."""
+    """Make the image of a disk with a GPT and these images as partitions, each of a type known to sfdisk."""
     sizes = [image.stat().st_size for image in partitions]
     empty_image(path, sum(sizes) + 4 * MIB)
     script = "label: gpt\n" + "".join(
@@ -88,7 +88,7 @@ def disk_of(path: Path, partitions: Mapping[Path, str]) -> Path:
 
 
 def crowded_disk(path: Path, image: Path, partitions: int) -> Path:
-    """Make the image of a disk with a GPT whose partitions are all the same one, which has this image."""
+    """Make the image of a disk with a GPT whose partitions are all identical and contain this image."""
     sectors, first = image.stat().st_size // 512, 4096
     empty_image(path, (first + sectors) * 512 + 4 * MIB)
     entry = bytes.fromhex("af3dc60f838472478e793d69d8477de4") + bytes(15) + b"\1"
@@ -106,7 +106,7 @@ def crowded_disk(path: Path, image: Path, partitions: int) -> Path:
 
 
 def volume_group_image(path: Path, name: str) -> Path:
-    """Make an image of a physical volume of LVM whose volume group has the volumes root and home."""
+    """Make an image of an LVM physical volume whose volume group has the volumes root and home."""
     empty_image(path, 16 * MIB)
     uid = "AbCdEf-1234-5678-9abc-defg-hijk-lmnopq"
     volumes = "".join(
@@ -164,9 +164,9 @@ version = 1
 
 
 def with_forged_names(image: Path, path: Path, names: dict[bytes, bytes]) -> Path:
-    """Copy an image of a physical volume, and replace names in its metadata by others of the same length.
+    """Copy an image of a physical volume, and replace names in its metadata with others of the same length.
 
-    The checksums are right. Format: lib/format_text/layout.h of LVM, mda_header and raw_locn.
+    The checksums are correct. Format: lib/format_text/layout.h of LVM, mda_header and raw_locn.
     """
     content = bytearray(image.read_bytes())
     header = content.index(b" LVM2 x[5A%r0N*>") - 4
@@ -193,7 +193,7 @@ def run_lvm(*arguments: str) -> None:
 
 
 def left_of(directory: Path) -> list[str]:
-    """Return mounts and loop devices that are left in a directory, or of the versions of a repository in it."""
+    """Return mounts and loop devices left in a directory, or of the versions of a repository in it."""
     here = str(directory)
     uids = _version_uids(directory)
     mounts = [mount.mountpoint for mount in list_mounts() if is_below(mount.mountpoint, here)]
@@ -207,7 +207,7 @@ def left_of(directory: Path) -> list[str]:
 
 @contextmanager
 def cleared(directory: Path) -> Iterator[None]:
-    """Take everything away at the end that stands in a directory or on what is in it, dead or alive."""
+    """At the end, remove every mount and device in a directory or stacked on one, dead or alive."""
     try:
         yield
     finally:

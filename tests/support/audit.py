@@ -1,4 +1,4 @@
-"""Check a whole repository against what DESIGN promises: counts, references, objects."""
+"""Check a whole repository against the promises of docs/internals/design.md: counts, references, objects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def audit(repository: Repository) -> None:
-    """Fail if a count is wrong, a page names a blob that is not there, or a blob has no object."""
+    """Fail if a count is wrong, a page names a missing blob, or a blob has no object."""
     with repository.database.read() as connection:
         if connection.dialect.name == "sqlite":
             assert connection.execute(text("PRAGMA integrity_check")).scalar() == "ok"
@@ -39,7 +39,7 @@ def audit(repository: Repository) -> None:
 
 
 def content_of(repository: Repository, version: Version) -> bytes:
-    """Return the bytes of a version, all of them checked."""
+    """Return the bytes of a version, after checking all of them."""
     return ImageReader(repository, version).pread(0, version.size_bytes)
 
 

@@ -1,7 +1,7 @@
-"""Run commands in processes that are forked, not started: what a process inherits, without the time of its imports.
+"""Run commands in forked processes: they inherit what a new process would, but skip the time of its imports.
 
-As a program it is given the number of a socket: each line it reads there is a command, as JSON, and each line it
-writes back the exit status. What the program was started with, such as closed descriptors, its commands inherit.
+The program gets the number of a socket. Each line it reads from the socket is a command, as JSON, and each line it
+writes is an exit status. Its commands inherit how it was started, such as closed descriptors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 
 # When their first process is killed, all processes and mounts in these namespaces are gone.
 _NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-# Copies of the mounts of other tests would keep those busy.
+# Copies of the mounts of other tests would keep these mounts busy.
 _LET_GO = (
     f"awk -v below={tempfile.gettempdir()}/ 'index($2, below) == 1 {{ print $2 }}' /proc/mounts | sort -r | "
     "xargs -r umount -l; "
@@ -34,8 +34,8 @@ class ForkServer:
     def __init__(self, prepare=None, environ=None, stdout=subprocess.DEVNULL):
         """Start the process, with a descriptor as its stdout, which its commands inherit.
 
-        `prepare` is a line of shell that is run first, and ends in `"$@"`. With it the process has namespaces of its
-        own, and all that its commands leave behind ends with it.
+        `prepare` is a line of shell that runs first and ends in `"$@"`. With it, the process has separate namespaces,
+        and everything that its commands leave behind ends with it.
         """
         self._channel, there = socket.socketpair()
         with there:
@@ -52,21 +52,21 @@ class ForkServer:
         self._answers = self._channel.makefile("r")
 
     def run(self, words, *, out=None, err=None, limit_s=0):
-        """Run a command and return its exit status; `out` and `err` are files for what it prints.
+        """Run a command and return its exit status; `out` and `err` are files for its output.
 
-        After `limit_s` seconds, if there is a limit, SIGALRM ends it, and the status is -14.
+        If there is a limit, SIGALRM ends it after `limit_s` seconds, and the status is -14.
         """
         self.start(words, {1: out and str(out), 2: err and str(err)}, limit_s=limit_s)
         return self.end()
 
     def start(self, words, files, *, limit_s=0, environ=None, directory=None):
-        """Begin to run a command; `files` are the paths of its descriptors. One at a time."""
+        """Start a command, one at a time; `files` are the paths of its descriptors."""
         files = {number: file for number, file in files.items() if file is not None}
         order = {"words": words, "files": files, "limit_s": limit_s, "environ": environ, "directory": directory}
         self._channel.sendall(json.dumps(order).encode() + b"\n")
 
     def end(self, timeout_s=None):
-        """Wait for the end of the command, and return its exit status; None if it does not come in time."""
+        """Wait for the end of the command; return its exit status, or None if it does not end in time."""
         ready, _, _ = select.select([self._channel], [], [], timeout_s)
         return json.loads(self._answers.readline()) if ready else None
 
@@ -89,7 +89,7 @@ def _serve(channel):
         importlib.import_module(f"backyfs.{name}")
     importlib.import_module("sqlalchemy.dialects.sqlite")
     gc.collect()
-    gc.freeze()  # what a child would only copy
+    gc.freeze()  # a child would only copy it
     with channel.makefile("r") as orders:
         for line in orders:
             order = json.loads(line)
@@ -103,7 +103,7 @@ def _serve(channel):
 
 
 def _status_of(pid, channel):
-    """Wait for a child and return its status; if nobody waits for that any more, kill it and return None."""
+    """Wait for a child and return its status; if nobody is waiting for it any more, kill it and return None."""
     process = os.pidfd_open(pid)
     try:
         while True:
@@ -126,7 +126,7 @@ def _run(channel, order):
     for number, file in order["files"].items():
         kind = os.O_RDONLY if number == "0" else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         fd = os.open(file, kind | os.O_NOCTTY)
-        os.dup2(fd, int(number))  # and so its children have it, too
+        os.dup2(fd, int(number))  # so its children have it too
         if fd != int(number):
             os.close(fd)
     if order["directory"] is not None:

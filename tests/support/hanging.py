@@ -1,4 +1,4 @@
-"""Files that do not answer, as on a disk or server that is away: each lies in a FUSE mount whose process is stopped."""
+"""Files that do not answer, as on a missing disk or server: each is in a FUSE mount whose process is stopped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def hanging(files: Sequence[Path], place: Path) -> Iterator[Callable[[], None]]:
-    """Let whoever opens one of these files wait, until the end or until what is given is called. Needs root."""
+    """Make opening any of these files block, until the end or until the yielded function is called. Needs root."""
     config_file = make_repository(place / "below", encrypted=False)
     with opened(config_file) as repository:
         uids = [back_up(repository, file, "file").version.uid for file in files]

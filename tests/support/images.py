@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def random_bytes(size: int, seed: float = 0) -> bytes:
-    """Return bytes that do not compress; the same ones for the same seed."""
+    """Return incompressible bytes, the same for the same seed."""
     return random.Random(seed).randbytes(size)
 
 
@@ -24,7 +24,7 @@ def random_image(path: Path, size: int, seed: int = 0) -> Path:
 
 
 def sparse_image(path: Path, size: int, pieces: Mapping[int, bytes]) -> Path:
-    """Make an image of holes with pieces of data, by their offsets, and return its path."""
+    """Make an image of holes, with pieces of data at their offsets, and return its path."""
     with path.open("wb") as file:
         for offset, piece in pieces.items():
             os.pwrite(file.fileno(), piece, offset)
@@ -33,7 +33,7 @@ def sparse_image(path: Path, size: int, pieces: Mapping[int, bytes]) -> Path:
 
 
 def ext4_image(path: Path, directory: Path, size: int) -> Path:
-    """Make an image with an ext4 file system that holds a copy of `directory`, and return its path."""
+    """Make an image with an ext4 file system that contains a copy of `directory`, and return its path."""
     with path.open("wb") as file:
         file.truncate(size)
     run_tool("mkfs.ext4", "-q", "-F", "-d", str(directory), str(path))
@@ -41,13 +41,13 @@ def ext4_image(path: Path, directory: Path, size: int) -> Path:
 
 
 def run_tool(*arguments: str) -> bytes:
-    """Run a program for file systems, which users may not have in their PATH, and return what it prints."""
+    """Run a file system tool that may not be in the PATH of users; return its output."""
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
     return subprocess.run(arguments, env=environment, check=True, stdout=subprocess.PIPE).stdout
 
 
 def file_tree(directory: Path, files: int, seed: int = 0) -> Path:
-    """Make a directory with so many files: empty, small and large, with plain and odd names."""
+    """Make a directory with a number of files: empty, small and large, with plain and odd names."""
     chance = random.Random(seed)
     for number in range(files):
         folder = directory / f"folder {number % 7}" / f"ünter{number % 3}"
@@ -59,13 +59,13 @@ def file_tree(directory: Path, files: int, seed: int = 0) -> Path:
 
 
 def words(count: int) -> bytes:
-    """Return always the same text of a few words, which compression makes smaller the harder it works."""
+    """Return a fixed text of a few words, which becomes smaller with each compression level."""
     known = b"block blob page hole version storage table segment fingerprint database key slot mount job".split()
     return b" ".join(random.Random(1).choices(known, k=count))
 
 
 def ntfs_log(image: bytearray, client: int, flags: int) -> None:
-    """Write a restart page to the log of an ntfs that mkntfs made: its first client in use, and its flags."""
+    """Write a restart page to the log of an ntfs made by mkntfs: its first client in use, and its flags."""
     cluster = int.from_bytes(image[0x0B:0x0D], "little") * image[0x0D]
     table = int.from_bytes(image[0x30:0x38], "little") * cluster
     at = image.index(b"\x80\0\0\0H\0\0\0\1", table + 2 * 1024)  # $DATA of $LogFile, not resident

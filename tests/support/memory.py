@@ -1,4 +1,4 @@
-"""Images in memory, under their scheme `memory://`: all that a new kind of source and target needs."""
+"""Images in memory, with the scheme `memory://`: everything that a new kind of source and target needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from backyfs.targets.protocol import TargetRequest
     from backyfs.targets.registry import DestinationFinder
 
-PAGE = 4096  # bytes that are all data or all a hole
+PAGE = 4096  # bytes that are either all data or all hole
 
 IMAGES: dict[str, MemoryImage] = {}  # by name
 
@@ -32,7 +32,7 @@ TARGET_SCHEME: Scheme[DestinationFinder] = Scheme("memory://NAME", "tests.suppor
 
 
 class MemoryImage:
-    """The bytes of an image, and how many threads have used it at the same time."""
+    """The bytes of an image, and how many threads have used it simultaneously."""
 
     def __init__(self, content: bytes) -> None:
         self.content = bytearray(content)
@@ -43,7 +43,7 @@ class MemoryImage:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Count a thread for as long as it takes others to come, too."""
+        """Count a thread, for long enough that others can come too."""
         with self._lock:
             self._inside += 1
             self.most_inside = max(self.most_inside, self._inside)
@@ -74,7 +74,7 @@ class MemorySource:
         self._changes = self.image.changes
 
     def data_extents(self, start: int = 0) -> Iterator[Extent]:
-        """Yield the pages that are not zeros, neighbours as one extent."""
+        """Yield the pages that are not zeros, merging neighbours into one extent."""
         if start >= self.size_bytes:
             return
         first = None
@@ -93,7 +93,7 @@ class MemorySource:
         return len(self.image.content)
 
     def signs_of_change(self, since: datetime | None = None) -> Iterator[SourceWarning]:
-        """Yield a warning if the image counts another number of changes than when it was opened."""
+        """Yield a warning if the image was changed since it was opened."""
         if self.image.changes != self._changes:
             yield SourceWarning(kind=ChangeKind.CHANGED, text=f"{self.name} has changed")
 

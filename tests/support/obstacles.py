@@ -1,4 +1,4 @@
-"""What someone who can write to a storage may put in the place of an object or a directory of it."""
+"""Obstacles that somebody with write access to a storage may put in the place of an object or directory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _link(path: Path) -> None:
 
 
 def _socket(path: Path) -> None:
-    # The path of a socket has to be short.
+    # The path of a socket must be short.
     directory = os.open(path.parent, os.O_PATH)
     try:
         with socket.socket(socket.AF_UNIX) as listener:
@@ -44,6 +44,6 @@ if os.geteuid() == 0:
 
 
 def put_in_place(path: Path, kind: str) -> None:
-    """Put something of a kind in the place of a file."""
+    """Replace a file with an obstacle of a kind."""
     path.unlink()
     OBSTACLES[kind](path)

@@ -1,7 +1,7 @@
-"""The program: its commands, the mounts it makes, and their end, which comes whatever happens.
+"""The program: its commands and mounts, which are ended whatever happens.
 
-`BACKYFS` is the program as installed. `backyfs` does the same in a process that is forked from one that has imported
-everything, in a tenth of the time.
+`BACKYFS` is the program as installed. `backyfs` does the same in a tenth of the time, in a process forked from one that
+has imported everything.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PATIENCE_S = 30.0
 
 
 def why_not_mount() -> str | None:
-    """Say why nothing can be mounted here; None if it can."""
+    """Return the reason why nothing can be mounted here, or None."""
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR))
     except OSError as error:
@@ -42,7 +42,7 @@ def why_not_mount() -> str | None:
 
 
 def why_not_loop() -> str | None:
-    """Say why images cannot be loop-mounted here; None if they can."""
+    """Return the reason why images cannot be loop-mounted here, or None."""
     if os.geteuid() != 0:
         return "only root can set up loop devices"
     found = subprocess.run(["losetup", "--find"], capture_output=True, text=True, check=False)
@@ -76,7 +76,7 @@ def backyfs(
 
 
 class Collected:
-    """A pipe, and a thread that reads it to its end."""
+    """A pipe, and a thread that reads it to the end."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
@@ -90,7 +90,7 @@ class Collected:
             self._content = file.read()
 
     def text(self, timeout_s: float) -> str:
-        """Return what was written when nobody has the pipe open any more."""
+        """Wait until nobody has the pipe open any more; return everything written to it."""
         self._close()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
@@ -134,7 +134,7 @@ def process_of(mountpoint: Path) -> int:
 
 @contextmanager
 def mounting(config_file: Path, mountpoint: Path, *options: str) -> Iterator[Path]:
-    """Mount a repository; at the end unmount it, unless that was done, and see its process end."""
+    """Mount a repository. At the end, unmount it if it is still mounted, and wait for its process to end."""
     mountpoint.mkdir(exist_ok=True)
     mounted = mount(config_file, mountpoint, *options)
     unmounted = None
@@ -154,7 +154,7 @@ def mounting(config_file: Path, mountpoint: Path, *options: str) -> Iterator[Pat
 
 @contextmanager
 def process_ending(pid: int) -> Iterator[None]:
-    """Make sure that a process has ended at the end: kill it where it does not end by itself."""
+    """Wait for a process to end, and kill it if it does not."""
     process = os.pidfd_open(pid)
     try:
         yield
@@ -166,13 +166,13 @@ def process_ending(pid: int) -> Iterator[None]:
 
 
 def ends(process: int, timeout_s: float = 5.0) -> bool:
-    """Wait for the end of a process, given as descriptor; False if it does not come."""
+    """Wait for the end of a process, given as a descriptor; return False if it does not end."""
     poll = select.poll()
     poll.register(process, select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))
 
 
 def clear(mountpoint: Path) -> None:
-    """Take away whatever is mounted on a directory, in use or not."""
+    """Unmount everything on a directory, in use or not."""
     while mount_at(str(mountpoint)) is not None:
         subprocess.run(["umount", "-l", "--", str(mountpoint)], check=True)

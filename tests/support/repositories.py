@@ -1,4 +1,4 @@
-"""Repositories for tests: made by `backyfs.engine.setup.initialize`, in a temporary directory, and opened."""
+"""Repositories for tests: created by `backyfs.engine.setup.initialize` in a temporary directory, and opened."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 PATIENCE_S = 60
 BLOCK = 4096  # of test repositories, unless a test says otherwise
 _CONFIG = "backyfs.cfg"
-_PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # a path that a configuration has as it is
+_PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # a path that needs no escapes in a configuration
 
 
 def make_repository(
     directory: Path, *, block_size: int = BLOCK, encrypted: bool = True, database: str | None = None
 ) -> Path:
-    """Make a repository below `directory`, with an SQLite file or this database, and return its configuration."""
+    """Make a repository below `directory`, with an SQLite file or the given database; return its configuration."""
     template = None if database is not None or block_size != BLOCK else templates.take(directory, encrypted=encrypted)
     if template is not None:
         return _copy(template, directory)
@@ -41,9 +41,9 @@ def make_repository(
 
 
 class Templates:
-    """Repositories that are made once, and copied for tests: that takes a tenth of the time.
+    """Repositories that are made once and copied for tests, which takes a tenth of the time.
 
-    In one test no two are copies of the same. Those of fixtures for a whole module are none at all.
+    No two repositories in a test are copies of the same template. Fixtures for a whole module do not use templates.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Templates:
         self._left: dict[bool, list[Path]] = {}  # in this test
 
     def make(self, directory: Path) -> None:
-        """Make them."""
+        """Make the templates."""
         for encrypted, count in ((True, 3), (False, 2)):
             self._made[encrypted] = [directory / f"{encrypted}{number}" for number in range(count)]
             for template in self._made[encrypted]:
@@ -59,7 +59,7 @@ class Templates:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Lend them to a test."""
+        """Lend the templates to a test."""
         self._left = {encrypted: list(some) for encrypted, some in self._made.items()}
         try:
             yield
@@ -67,7 +67,7 @@ class Templates:
             self._left = {}
 
     def take(self, directory: Path, *, encrypted: bool) -> Path | None:
-        """Return one to be copied to a directory; None: there is none left, or its configuration would be another."""
+        """Return a template to copy to a directory; None if none is left or its configuration would differ."""
         left = self._left.get(encrypted)
         if not left or not _PLAIN.fullmatch(str(directory)) or (directory / _CONFIG).exists():
             return None
@@ -108,7 +108,7 @@ def _make(directory: Path, *, block_size: int = BLOCK, encrypted: bool, database
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Wait until something is so, and fail if that takes too long."""
+    """Wait until a condition is true, and fail if that takes too long."""
     end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end, f"waited in vain: {what}"
@@ -116,13 +116,13 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 def wait_for_job(config_file: Path, command: str) -> None:
-    """Wait until a command that begins so is at work."""
+    """Wait until a command with this beginning is running."""
     with opened(config_file) as repository:
         wait_for(lambda: bool(_progress_of(repository, command)), f"{command} begins")
 
 
 def wait_for_progress(config_file: Path, command: str) -> None:
-    """Wait until the list of jobs shows that a command which begins so has done something."""
+    """Wait until the list of jobs shows progress of a command with this beginning."""
     with opened(config_file) as repository:
         wait_for(
             lambda: any(progress is not None and progress.done > 0 for progress in _progress_of(repository, command)),
@@ -137,7 +137,7 @@ def _progress_of(repository: Repository, command: str) -> list[JobProgress | Non
 
 
 def with_limits(repository: Repository, **changes: Any) -> Repository:
-    """Return the repository with other limits than usual, to see what happens at them."""
+    """Return the repository with other limits, to test what happens at them."""
     return replace(repository, limits=replace(repository.limits, **changes))
 
 
@@ -158,7 +158,7 @@ def back_up(
     announce: Callable[[Version], None] | None = None,
     **request: Any,
 ) -> BackupReport:
-    """Back up an image; `request` are further fields of a BackupRequest."""
+    """Back up an image; `request` contains further fields of a BackupRequest."""
     source = open_source(str(image))
     try:
         return backup(repository, source, BackupRequest(name=name, **request), announce=announce)

@@ -1,6 +1,6 @@
-"""FUSE mounts of other users, as they look to root: made by root, in their name, so that no host has to allow it.
+"""FUSE mounts of other users, as they appear to root: made by root in their name, so the host need not allow it.
 
-The kernel shows the user that a mount is made for (`user_id=`), as it does for those of fusermount3.
+The kernel shows the user for whom a mount is made (`user_id=`), as it does for mounts by fusermount3.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _READ_ONLY, _NO_SUID, _NO_DEV = 1, 2, 4  # of sys/mount.h
 _START_S = 60.0
 
-# Serves a directory tree, given as paths below the root, all of them directories that say they are root's.
+# Serves a tree of directories, given as paths below the root, that all claim to belong to root.
 _PROGRAM = """
 import errno, json, os, stat, sys
 import pyfuse3, trio
@@ -67,7 +67,7 @@ trio.run(serve)
 
 @contextmanager
 def silent_mount(user: int, mountpoint: Path, *, source: str = "backyfs", kind: str = "fuse.backyfs") -> Iterator[None]:
-    """Have something mounted by a user that never answers."""
+    """Make a mount of a user that never answers."""
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
         _mount(device, user, mountpoint, source, kind)
@@ -81,7 +81,7 @@ def silent_mount(user: int, mountpoint: Path, *, source: str = "backyfs", kind: 
 def answering_mount(
     user: int, mountpoint: Path, *, directories: list[str], attributes: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[str]]:
-    """Have something mounted by a user that looks like a mount of backyfs; give the process that serves it."""
+    """Make a mount of a user that looks like a mount of backyfs; yield the process that serves it."""
     process = None
     try:
         device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
@@ -92,9 +92,9 @@ def answering_mount(
                 [sys.executable, "-c", _PROGRAM, *arguments], stdout=subprocess.PIPE, text=True, pass_fds=(device,)
             )
         finally:
-            os.close(device)  # the process alone has it: once that has ended, the mount is dead
+            os.close(device)  # only the process has it open, so the mount is dead once the process has ended
         assert process.stdout is not None
-        assert select.select([process.stdout], [], [], _START_S)[0], "the mount does not come"
+        assert select.select([process.stdout], [], [], _START_S)[0], "the mount does not appear"
         assert process.stdout.readline() == "ready\n"
         yield process
     finally:

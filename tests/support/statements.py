@@ -1,4 +1,4 @@
-"""Statements and commits of this process, counted, and what happens at one of them."""
+"""Count the statements and commits of this process, and do something at one of them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _lines_of_program(*, revisions: bool) -> Iterator[tuple[str, int]]:
 
 
 def fail() -> None:
-    """Let a statement fail."""
+    """Make a statement fail."""
     raise OperationalError("the statement", {}, Exception("injected"))
 
 

@@ -1,10 +1,10 @@
-"""What is left of a directory by kills at every step of something, and each state of it once.
+"""The states of a directory after kills at every step of an action, each distinct state once.
 
-A process that is killed leaves its files as they are in that moment. So one process does it to the end. At each step it
-stops, with all its threads, until its files have been looked at.
+A killed process leaves its files as they are at that moment. So one process does all of the action. At each step it
+stops, with all its threads, until its files have been examined.
 
-Two moments are the same state if all that the next command can see is the same: each row of each SQLite database after
-SQLite has recovered it, and each other file.
+Two moments are the same state if the next command sees no difference in any row of any SQLite database after SQLite has
+recovered it, or in any other file.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _STORAGE_CALLS = ("put", "flush", "delete")
 
 @dataclass(frozen=True, slots=True)
 class KilledStates:
-    """The states, each with the files that it was found in, in the order in which they came up."""
+    """The states in the order in which they occurred, each with its files."""
 
     steps: int
     copies: dict[str, Path]
 
 
 class Stored:
-    """A directory that can be made again as it was."""
+    """A directory that can be restored to its original state."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -53,24 +53,24 @@ class Stored:
         shutil.copytree(directory, self._original)
 
     def renew(self) -> None:
-        """Make it as it was."""
+        """Restore the directory."""
         self.put(self._original)
 
     def put(self, files: Path) -> None:
-        """Put a copy of these files in its place."""
+        """Replace the directory with a copy of these files."""
         shutil.rmtree(self.directory)
         shutil.copytree(files, self.directory)
 
     def state(self) -> str:
-        """Return a digest of all that a command can see of it."""
+        """Return a digest of everything that a command can see in the directory."""
         return digest_of(read_files(self.directory))
 
     def killed(
         self, act: Callable[[], object], *, changes_only: bool = True, storage: bool = False
     ) -> KilledStates:
-        """Do something in another process, and return what kills at its steps leave: before each statement.
+        """Run an action in another process; return the states left by kills before each statement.
 
-        With `storage` calls of a storage in a directory are steps as well. At the end it is done.
+        With `storage`, calls of a storage in a directory are steps too. Afterwards the action is complete.
         """
         copies = self.directory.with_name(f"{self.directory.name}.killed")
         copies.mkdir()
@@ -83,7 +83,7 @@ class Stored:
             files = read_files(self.directory)
             if files != last:
                 state = digest_of(files)
-                if state in found:  # the latest has the most that SQLite has to undo
+                if state in found:  # the latest files give SQLite the most to undo
                     shutil.rmtree(found[state])
                 found[state] = copies / str(steps)
                 _write(files, found[state], self.directory)
@@ -93,7 +93,7 @@ class Stored:
 
 
 def _stopping(act: Callable[[], object], *, changes_only: bool, storage: bool) -> int:
-    """Begin to do something in another process, which stops at each step; return its id."""
+    """Start an action in another process, which stops at each step; return its id."""
     pid = os.fork()
     if pid:
         return pid
@@ -109,7 +109,7 @@ def _stopping(act: Callable[[], object], *, changes_only: bool, storage: bool) -
 
 
 def _stops(pid: int) -> bool:
-    """Wait until a process stops; return False if it has come to its end instead."""
+    """Wait until a process stops; return False if it has ended instead."""
     _, status = os.waitpid(pid, os.WUNTRACED)
     if os.WIFSTOPPED(status):
         return True
@@ -118,7 +118,7 @@ def _stops(pid: int) -> bool:
 
 
 def watch_storage(steps: Statements) -> None:
-    """Count each call that changes something in a storage, from now on and in all of this process."""
+    """Count each call that changes a storage, from now on, anywhere in this process."""
     for name in _STORAGE_CALLS:
         _count_calls(steps, name)
 
@@ -134,7 +134,7 @@ def _count_calls(steps: Statements, name: str) -> None:
 
 
 def read_files(directory: Path) -> dict[str, bytes | None]:
-    """Return the content of all files below a directory; of directories, None."""
+    """Return the content of all files below a directory, and None for directories."""
     found: dict[str, bytes | None] = {}
     for place, directories, names in os.walk(directory):
         below = os.path.relpath(place, directory)
@@ -146,7 +146,7 @@ def read_files(directory: Path) -> dict[str, bytes | None]:
 
 
 def _write(files: dict[str, bytes | None], directory: Path, like: Path) -> None:
-    """Make files with these contents, and the modes of those in another directory."""
+    """Create files with these contents and the modes of the files in another directory."""
     directory.mkdir()
     for name, content in files.items():
         if content is None:
@@ -158,7 +158,7 @@ def _write(files: dict[str, bytes | None], directory: Path, like: Path) -> None:
 
 
 def digest_of(files: dict[str, bytes | None]) -> str:
-    """Return a digest of all that a command can see of files: of SQLite databases, what they say once opened."""
+    """Return a digest of everything a command can see in files; for SQLite databases, their contents once opened."""
     databases = [name for name, content in files.items() if content is not None and content.startswith(_MAGIC)]
     beside = {f"{name}{suffix}" for name in databases for suffix in _BESIDE}
     digest = hashlib.sha256()
@@ -170,7 +170,7 @@ def digest_of(files: dict[str, bytes | None]) -> str:
 
 
 def _dump(files: dict[str, bytes | None], name: str) -> str:
-    """Return all that an SQLite database says once it was opened."""
+    """Return the contents of an SQLite database once opened."""
     with tempfile.TemporaryDirectory() as directory:
         for suffix in ("", *_BESIDE):
             content = files.get(f"{name}{suffix}")
@@ -181,7 +181,7 @@ def _dump(files: dict[str, bytes | None], name: str) -> str:
             return "\n".join([repr(settings), *database.iterdump()])
 
 
-_POSTGRESQL = (  # what of a database is not rows
+_POSTGRESQL = (  # the contents of a database that are not rows
     ("SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, column_default "
     "FROM information_schema.columns WHERE table_schema = 'public' ORDER BY table_name, ordinal_position"),
     "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY indexname",
@@ -192,7 +192,7 @@ _POSTGRESQL = (  # what of a database is not rows
 
 
 def dump_of(connection: Connection) -> str:
-    """Return all that a database of a server says: tables with their columns, keys, counters and rows."""
+    """Return the contents of a server's database: tables with their columns, keys, counters and rows."""
 
     def ask(query: str) -> list[str]:
         return list(map(repr, connection.exec_driver_sql(query)))

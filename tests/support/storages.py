@@ -1,4 +1,4 @@
-"""Storages and databases that do something just before a call: what another command does in that moment."""
+"""Storages and databases that do something just before a call, as another command might at that moment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_named(key: Key) -> bool:
 
 
 class WatchedStorage:
-    """Forwards every call to a storage; before the calls of some methods it calls a function."""
+    """Forwards every call to a storage, and calls a function before calls of some methods."""
 
     def __init__(
         self, storage: Storage, names: tuple[str, ...], act: Callable[[], object], which: Callable[[Key], bool]
@@ -62,10 +62,10 @@ def with_storage(repository: Repository, storage: Any) -> Repository:
 
 
 class WatchedLoads(ForwardingStorage):
-    """Forwards every call to a storage; before an object is read it calls a function with its key."""
+    """Forwards every call to a storage, and calls a function with the key of each object before it is read."""
 
     def __init__(self, storage: Storage, act: Callable[[str], object]) -> None:
-        """Watch what is read from a storage."""
+        """Watch reads from a storage."""
         super().__init__(storage)
         self._act = act
 

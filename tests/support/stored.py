@@ -1,4 +1,4 @@
-"""What a test does to a repository behind the back of a mount: damage, removal, backups that never ended."""
+"""Changes to a repository behind the back of a mount: damage, removal, backups that never ended."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 def blob_of(repository: Repository, version: Version, index: int) -> Blob:
-    """Return the blob that holds a block."""
+    """Return the blob that contains a block."""
     blob = Image(repository, version).blob(BlockIndex(index))
     assert blob is not None, "the block is a hole"
     return blob
 
 
 def file_of(repository: Repository, blob: Blob) -> Path:
-    """Return the file of the storage in which a blob lies."""
+    """Return the file of a blob in the storage."""
     storage, *_ = repository.own_paths
     return Path(storage) / blob.uid[:2] / blob.uid[2:4] / f"{blob.uid}.blob"
 
@@ -58,7 +58,7 @@ def flip_a_byte(file: Path) -> None:
 
 
 def truncate(file: Path) -> None:
-    """Take the last byte away."""
+    """Remove the last byte."""
     os.truncate(file, file.stat().st_size - 1)
 
 

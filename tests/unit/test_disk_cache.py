@@ -573,7 +573,7 @@ def test_a_full_disk_is_one_warning(
 
 @contextmanager
 def small_disk(place: Path, size_bytes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let so many bytes fit into a directory: a real file system where one can be mounted, else a fault."""
+    """Limit how many bytes fit into a directory: by a real file system if one can be mounted, otherwise by a fault."""
     options = ["-t", "tmpfs", "-o", f"size={size_bytes},mode=0700", "none", str(place)]
     mounted = subprocess.run(["mount", *options], check=False, capture_output=True).returncode == 0
     if not mounted:

@@ -1,1 +1,1 @@
-"""Real servers for the tests: private ones, started where they are needed, of which nothing stays behind."""
+"""Real servers for the tests: private, started when needed, and removed without a trace."""

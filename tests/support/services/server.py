@@ -1,7 +1,7 @@
-"""A private server: children of this process, in a directory of its own, on free ports of loopback.
+"""A private server: children of this process, in a separate directory, on free loopback ports.
 
-Nothing of it outlives the tests: the kernel ends the server when this process dies, however it does, and the
-next run removes the directory of one that was killed. Everybody on this machine can connect to it.
+Nothing outlives the tests: the kernel ends the server when this process dies for any reason, and the next run removes
+the directory that a killed run left. Everybody on this machine can connect to the server.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-_PLACE = "/tmp"  # unlike a directory of pytest, it can be entered by the account
+_PLACE = "/tmp"  # unlike a directory of pytest, the account can enter it
 _PREFIX = "backyfs-tests-"
 _START_S = 60
 _STOP_S = 20
-_PORTS = 16_384  # below those that the kernel gives out
+_PORTS = 16_384  # below the range that the kernel assigns
 
 
 class ServerMissingError(Exception):
@@ -36,10 +36,10 @@ class ServerMissingError(Exception):
 
 
 class Server(ABC):
-    """A server that runs until `stop`, or as long as the `with` it is used in. It has one process or several."""
+    """A server of one or more processes that runs until `stop`, or until the end of its `with` block."""
 
     name: ClassVar[str]
-    end: ClassVar[signal.Signals] = signal.SIGKILL    # ends it at once, and leaves nothing outside of the directory
+    end: ClassVar[signal.Signals] = signal.SIGKILL    # ends it immediately, and leaves nothing outside the directory
     account: ClassVar[tuple[str, str] | None] = None  # where root runs the tests, the user and group of the server
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Server(ABC):
         """Start all processes and return when the server answers."""
 
     def stop(self) -> None:
-        """End the server and remove its directory. To stop it twice is fine."""
+        """End the server and remove its directory. May be called twice."""
         while self._processes:
             process = self._processes.pop()
             process.send_signal(self.end)
@@ -80,13 +80,13 @@ class Server(ABC):
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def serve(self, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
-        """Start a process of the server itself, which neither forks nor changes its user."""
+        """Start a process of the server, which must not fork or change its user."""
         process = self._run(command, environment)
         self._processes.append(process)
         return process
 
     def run(self, command: list[str], **environment: str) -> None:
-        """Run a program that the server needs, to its end."""
+        """Run a program that the server needs, and wait for its end."""
         process = self._run(command, environment)
         try:
             status = process.wait(_START_S)
@@ -96,7 +96,7 @@ class Server(ABC):
             raise RuntimeError(f"{command[0]} failed for {self.name}:\n{self.log()}")
 
     def wait_until(self, answers: Callable[[], bool]) -> None:
-        """Wait until the server answers; fail if one of its processes ends, or that takes too long."""
+        """Wait until the server answers; fail if one of its processes ends, or if it takes too long."""
         deadline = time.monotonic() + _START_S
         while not answers():
             if any(process.poll() is not None for process in self._processes) or time.monotonic() > deadline:
@@ -104,13 +104,13 @@ class Server(ABC):
             time.sleep(0.02)
 
     def log(self) -> str:
-        """Return what its programs printed."""
+        """Return the output of its programs."""
         with open(os.path.join(self.directory, "log"), encoding="utf-8", errors="replace") as log:
             return log.read()
 
     def _run(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        # A process that changes its user forgets the signal it is to get at the death of its parent. So
-        # setpriv does both, in this order, and becomes the server, whose pid is thus ours to end.
+        # A process that changes its user no longer gets a signal at the death of its parent. So setpriv does both,
+        # in this order, and then becomes the server, so its pid is known.
         account: list[str] = []
         if self.account is not None and os.geteuid() == 0:
             account = [f"--reuid={self.account[0]}", f"--regid={self.account[1]}", "--clear-groups"]
@@ -127,7 +127,7 @@ class Server(ABC):
 
 
 def find_program(name: str, *directories: str) -> str:
-    """Return the path of a program that lies in one of these directories or in PATH.
+    """Return the path of a program in one of these directories or in PATH.
 
     Raises:
         ServerMissingError: it is not installed.
@@ -139,9 +139,9 @@ def find_program(name: str, *directories: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of loopback on which nothing listens.
+    """Return loopback ports on which nothing listens.
 
-    The kernel gives out others, so none is taken by chance before the server listens on it.
+    The kernel assigns other ports, so none is taken by chance before the server listens on it.
     """
     first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     candidates = list(range(max(1024, first_given - _PORTS), max(first_given, _PORTS)))
@@ -157,7 +157,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _remove_leftovers() -> None:
-    """Remove the directories of processes that were killed: the pid in the name is nobody's."""
+    """Remove the directories of killed processes, whose pid in the name no longer exists."""
     for directory in glob(f"{_PLACE}/{_PREFIX}*"):
         pid = directory.rpartition("-")[0].rpartition("-")[2]
         if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def shared(kind: type[ObjectStoreServer], directory: Path) -> Iterator[S3Server]:
-    """Give the server of this kind that belongs to a directory, which all processes have in common.
+    """Yield the server of this kind for a directory, which all processes share.
 
     Raises:
         ServerMissingError: it is not installed.
