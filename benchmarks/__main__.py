@@ -1,4 +1,4 @@
-"""The command: make the images, take the measures, print the table.
+"""The command: makes the images, takes the measures, prints the table.
 
 Exit status 0: every target was reached; 1: one was missed or could not be measured; 2: wrong usage.
 """

@@ -1,7 +1,7 @@
-"""References in bare Python: what the interpreter and the libraries allow if nothing is recorded.
+"""References in bare Python: the best that the interpreter and the libraries allow if nothing is recorded.
 
 Runs as a separate program (`python -m benchmarks.bare hash|store FILE [DIRECTORY]`), so its memory and threads are not
-the benchmark's. Prints the seconds from the first to the last block, without its start.
+the benchmark's. Prints the seconds from the first to the last block, without the start of the program.
 """
 
 import os

@@ -17,7 +17,7 @@ from backyfs.sources.registry import open_source
 
 
 class Stopwatch:
-    """Adds up the waiting of the owner of a backup and the work of its workers, however they share the processors."""
+    """Adds up the waiting time of a backup's owner and the work of its workers, however they share the processors."""
 
     def __init__(self) -> None:
         self.taken_s = 0.0
@@ -42,7 +42,7 @@ def share_of_backup(config_file: str, image: str) -> float:
     watch = Stopwatch()
     for name in ("__init__", "remember", "note_committed", "settle"):
         watch.watch(FreshPages, name, time.perf_counter)
-    watch.watch(FreshPages, "put", time.thread_time)  # in a worker, beside the others
+    watch.watch(FreshPages, "put", time.thread_time)  # in a worker, in parallel with the others
     with open_repository(config) as repository:
         started = time.perf_counter()
         source = open_source(image)

@@ -1,4 +1,4 @@
-"""Figures and how they are judged: samples, targets, results. Values only; report.py writes them out."""
+"""Figures and how they are judged: samples, targets, results. Values only; report.py renders them."""
 
 import enum
 from collections.abc import Callable, Iterable, Sequence
@@ -90,7 +90,7 @@ def rates(label: str, size_bytes: int, seconds: Iterable[float]) -> Samples:
 
 
 def alternate(repeat: int, *sides: Callable[[], float]) -> list[list[float]]:
-    """Run the sides in turns, `repeat` times each: a machine that becomes slower does so for all of them."""
+    """Run the sides in turns, `repeat` times each, so a machine that becomes slower affects all of them."""
     samples: list[list[float]] = [[] for _ in sides]
     for _ in range(repeat):
         for side, values in zip(sides, samples, strict=True):

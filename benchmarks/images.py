@@ -33,7 +33,7 @@ ZEROS = bytes(CHUNK_BYTES)
 class Image:
     """A finished image file."""
 
-    name: str              # also what its versions are called in a repository
+    name: str              # also the name of its versions in a repository
     path: str
     size_bytes: int
 
@@ -76,7 +76,7 @@ class Images:
         return self._image("huge", self._write_huge)
 
     def tiny(self) -> Image:
-        """Return one block: its backup costs what every backup costs before and after its blocks."""
+        """Return one block: its backup has only the costs that every backup has before and after its blocks."""
         return self._image("tiny", self._write_tiny)
 
     def _image(self, name: str, write: Callable[[str], None]) -> Image:
@@ -110,7 +110,7 @@ class Images:
         self._make_file_system(path, size_bytes, directory, inodes + SMALL_FILES)
 
     def _make_file_system(self, path: str, size_bytes: int, directory: str, inodes: int) -> None:
-        """Write an ext4 file system with what a directory holds, and remove that directory."""
+        """Write an ext4 file system with the contents of a directory, and remove that directory."""
         mkfs = shutil.which("mkfs.ext4", path=os.pathsep.join([*os.get_exec_path(), "/usr/sbin", "/sbin"]))
         if mkfs is None:
             raise BenchmarkError("mkfs.ext4 is missing; install e2fsprogs")
@@ -169,9 +169,9 @@ class Images:
 
 
 def settle(*paths: str) -> None:
-    """Give both sides of a comparison the same start: files in the page cache, nothing left to write back.
+    """Give both sides of a comparison the same start: files in the page cache and nothing left to write back.
 
-    Uses one buffer again and again: no child can be measured below the memory of this process.
+    Reuses one buffer, because no child can be measured below the memory of this process.
     """
     buffer = bytearray(CHUNK_BYTES)
     for path in paths:

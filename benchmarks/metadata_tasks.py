@@ -93,10 +93,10 @@ def make_days(url: str, blocks: int, days: int, fraction: float) -> None:
     """Fill a new repository with daily versions of one image, as backups would have done it."""
     change = Change(blocks, fraction, random.Random(1))
     entries = [new_entries(PAGE, 0) for _ in range(blocks // PAGE)]
-    born = [0] * blocks           # state of its page with which the blob of a block came in
-    states = [0] * len(entries)   # of each page: how many it has had
+    born = [0] * blocks           # the state of its page that introduced the blob of a block
+    states = [0] * len(entries)   # of each page: how many states it has had
     references: list[int] = []    # of each blob, by its number
-    page_rows: list[int] = []     # row of each page now
+    page_rows: list[int] = []     # the current row of each page
     with closing(Database(url)) as database, database.write() as connection:
         for day in range(days):
             places = range(blocks) if day == 0 else change.places()

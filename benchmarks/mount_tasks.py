@@ -87,7 +87,7 @@ def cold_latency(path: str) -> float:
 
 
 def cold_bytes(path: str) -> float:
-    """Return how many KiB the mount reads for each such read: objects, requests of the kernel and database."""
+    """Return how many KiB the mount reads for each such read: objects, kernel requests and database."""
     mountpoint = os.path.dirname(os.path.dirname(os.path.dirname(path)))
     pid = int(os.getxattr(mountpoint, "user.backyfs.pid"))
     before = _bytes_read(pid)
@@ -120,7 +120,7 @@ def _bytes_read(pid: int) -> int:
 
 
 def stat_latency(path: str, directory: str, what: str) -> float:
-    """Return the 99th percentile, in ms, of how long `stat` or `ls` of a directory takes while a file is read.
+    """Return the 99th percentile, in ms, of the time for `stat` or `ls` of a directory while a file is read.
 
     The names do not exist: the kernel remembers existing names, and would not ask the mount.
     """

@@ -1,4 +1,4 @@
-"""Other backup programs, as they are used for an encrypted repository on a local disk.
+"""Other backup programs, used with an encrypted repository on a local disk.
 
 Caches, keys and configuration are in the work directory; the programs do not see the user's own repositories.
 """
@@ -28,7 +28,7 @@ class Peer(Protocol):
     def name(self) -> str: ...
 
     def init(self) -> None:
-        """Make a new encrypted repository in place of the last one."""
+        """Replace the last repository with a new encrypted one."""
         ...
 
     def backup(self, image: Image) -> Run:
@@ -48,7 +48,7 @@ class MountingPeer(Peer, Protocol):
         ...
 
     def mounted(self, mountpoint: str) -> contextlib.AbstractContextManager[str]:
-        """Mount all backups and give the image of the only one. Unmount at the end."""
+        """Mount all backups and yield the image of the only one. Unmount at the end."""
         ...
 
 
@@ -94,7 +94,7 @@ class Borg:
 
     @contextlib.contextmanager
     def mounted(self, mountpoint: str) -> Iterator[str]:
-        self._run("mount", self._repository, mountpoint)  # it goes on in the background
+        self._run("mount", self._repository, mountpoint)  # it continues in the background
         try:
             yield _only_file(mountpoint)
         finally:
@@ -122,7 +122,7 @@ class Restic:
         return self.runner.run(["restic", "-q", *arguments], environment=self._environment)
 
     def _compression(self) -> str:
-        """Return the fastest compression that this release knows: `fastest` is newer than `auto`."""
+        """Return the fastest compression that this release supports: `fastest` is newer than `auto`."""
         return "fastest" if "fastest" in self.runner.run(["restic", "backup", "--help"]).stdout else "auto"
 
     def init(self) -> None:

@@ -1,4 +1,4 @@
-"""The program that is measured. Only its command line is used."""
+"""The measured program. Only its command line is used."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from benchmarks.runner import BenchmarkError, Run, Runner
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """The `backyfs` that is installed beside the interpreter which runs the benchmark."""
+    """The `backyfs` installed next to the interpreter that runs the benchmark."""
 
     runner: Runner
 
@@ -30,7 +30,7 @@ class Program:
         return self.runner.run([self.path, *arguments])
 
     def import_times(self, *arguments: str) -> str:
-        """Run the program and return what the interpreter says about every module that it imported."""
+        """Run the program; return the interpreter's report about every imported module."""
         return self.runner.run([sys.executable, "-X", "importtime", self.path, *arguments]).stderr
 
     def init(self, directory: str, *, block_size: int | None = None) -> "Repository":
@@ -77,12 +77,12 @@ class Repository:
             self.program.run("-c", self.config, "-q", "mount", *options, mountpoint)
             yield mountpoint
         finally:
-            if os.path.ismount(mountpoint):  # also where a signal came before the command ended
+            if os.path.ismount(mountpoint):  # even if a signal came before the command ended
                 self.program.run("umount", mountpoint)
 
     @contextlib.contextmanager
     def attached(self, image: Image, directory: str) -> Iterator[str]:
-        """Attach the newest version of an image; give the loop device of its only file system. Detach at the end."""
+        """Attach the newest version of an image; yield the loop device of its only file system. Detach at the end."""
         self.program.run("-c", self.config, "-q", "attach", f"{image.name}@latest", directory)
         try:
             with open("/proc/self/mountinfo", encoding="utf-8") as lines:

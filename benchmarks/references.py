@@ -1,4 +1,4 @@
-"""What backyfs is measured against: zstd, and bare Python. Each returns the seconds of one run."""
+"""The references that backyfs is measured against: zstd and bare Python. Each returns the seconds of one run."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ CHECKOUT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class References:
-    """The references, with the directory where they may write."""
+    """The references, with the directory that they may write to."""
 
     workspace: Workspace
     runner: Runner

@@ -77,7 +77,7 @@ def _row(result: Result) -> tuple[str, ...]:
 
 
 def _spread(samples: Samples | None) -> str:
-    """Say how far apart the runs were, if it is so far that the best one proves little."""
+    """Return how far apart the runs were, if so far that the best one proves little."""
     if samples is None or min(samples.values) <= 0 or max(samples.values) < UNSTEADY * min(samples.values):
         return ""
     least, most = min(samples.values), max(samples.values)

@@ -1,7 +1,7 @@
 """Run one program at a time and return its cost: wall time, processor time, peak memory.
 
-The only module that starts processes and receives signals. Every child that is started is waited for or, when
-the benchmark is stopped, terminated: by its own process id, never by name.
+The only module that starts processes and receives signals. Every child is waited for or, when the benchmark is
+stopped, terminated by its process id, never by name.
 """
 
 import contextlib
@@ -65,13 +65,13 @@ class Runner:
 
     def _stop(self, signum: int, _frame: FrameType | None) -> None:
         if self._stopped_by is not None:
-            return  # A second signal must not interrupt the cleaning up after the first.
+            return  # A second signal must not interrupt the cleanup after the first.
         self._stopped_by = signum
         if not self._spawning:
             self._raise_if_stopped()
 
     def _raise_if_stopped(self) -> None:
-        # Only once: programs that are started afterwards clean up, such as umount.
+        # Only once, because programs started afterwards clean up, such as umount.
         if self._stopped_by is not None and not self._has_raised:
             self._has_raised = True
             raise SystemExit(128 + self._stopped_by)
@@ -84,7 +84,7 @@ class Runner:
         environment: Mapping[str, str] | None = None,
         discard_stdout: bool = False,
     ) -> Run:
-        """Run `argv` to its end and return what it cost; `environment` is added to the runner's own.
+        """Run `argv` to its end and return its cost; `environment` is added to the runner's own.
 
         Raises:
             ProgramFailedError: its exit status is not 0.
@@ -117,8 +117,8 @@ class Runner:
     def _spawn(
         self, argv: Sequence[str], stdout: int, stderr: int, cwd: str | None, environment: dict[str, str]
     ) -> subprocess.Popen[bytes]:
-        # A signal that arrives during Popen would leave a child that nobody knows: the signal is kept
-        # until `run` has the child in its hands and has entered the `try` that ends it.
+        # A signal that arrives during Popen would leave an unknown child. So the signal is kept until `run` has
+        # the child and has entered the `try` that ends it.
         self._spawning = True
         try:
             return subprocess.Popen(
@@ -131,7 +131,7 @@ class Runner:
 
 
 def _terminate(child: subprocess.Popen[bytes]) -> None:
-    """End a child that still runs; do nothing if it has been waited for."""
+    """End a child that is still running; do nothing if it has been waited for."""
     if child.returncode is not None:
         return
     child.terminate()

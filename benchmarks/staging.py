@@ -1,7 +1,7 @@
 """Fill a directory with the machine's own files, for the file system image.
 
-The order is sorted, so that the same machine gives the same content. Files are copied, not linked: a link
-would change the inodes of the machine's own files.
+The order is sorted, so the same machine gives the same content. Files are copied, because links would change
+the inodes of the machine's own files.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ CHANGE_EVERY_BYTES = 64 << 10    # in a repeated copy: no two blocks of the imag
 
 
 def fill(directory: str, limit_bytes: int) -> int:
-    """Copy files into the directory until they take about `limit_bytes`; return how many inodes that needs.
+    """Copy files into the directory until they take about `limit_bytes`; return the number of inodes needed.
 
-    If the source is too small it is copied again, with a few bytes of every file changed.
+    A source that is too small is copied again, with a few bytes of every file changed.
 
     Raises:
         BenchmarkError: the source has no readable files.

@@ -1,7 +1,7 @@
-"""The directory that contains everything: images, which can be kept, and runs, which never are.
+"""The directory that contains everything: images, which can be kept, and runs, which never are kept.
 
-The benchmark removes only what it made: it accepts a directory only if it is new, empty, or has the mark of an
-earlier run. A directory belongs to one run at a time.
+The benchmark removes only its own files: it accepts a directory only if it is new, empty, or marked by an earlier
+run. A directory belongs to one run at a time.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class Workspace:
         return os.path.join(self.runs, "home")
 
     def fresh(self, name: str) -> str:
-        """Return a new, empty directory for a run; what an earlier one left under this name is removed."""
+        """Return a new, empty directory for a run; leftovers with this name are removed."""
         path = os.path.join(self.runs, name)
         shutil.rmtree(path, ignore_errors=True)
         os.makedirs(path, DIRECTORY_MODE)
@@ -62,7 +62,7 @@ def default_path() -> str:
 
 @contextlib.contextmanager
 def open_workspace(path: str, *, keep: bool) -> Iterator[Workspace]:
-    """Take the directory for this run; afterwards remove it, or with `keep` all of it but the images.
+    """Take the directory for this run; afterwards remove it, or with `keep` everything except the images.
 
     Raises:
         BenchmarkError: it is not ours to use, or another run uses it.
@@ -88,7 +88,7 @@ def open_workspace(path: str, *, keep: bool) -> Iterator[Workspace]:
 
 
 def _remove(path: str) -> None:
-    """Remove a directory even if a signal asks to stop during the removal: only the first one raises."""
+    """Remove a directory even if a signal asks to stop during the removal; only the first signal raises."""
     try:
         shutil.rmtree(path, ignore_errors=True)
     except BaseException:
@@ -97,7 +97,7 @@ def _remove(path: str) -> None:
 
 
 def _check(path: str) -> None:
-    """Refuse a directory that another user may have made under a predictable name, or that contains other files."""
+    """Refuse a directory that another user may have created under a predictable name, or that contains other files."""
     facts = os.lstat(path)
     if not stat.S_ISDIR(facts.st_mode):
         raise BenchmarkError(f"{path} is not a directory; choose another --work-dir")

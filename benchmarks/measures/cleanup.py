@@ -1,4 +1,4 @@
-"""Removing a version and cleaning up after it, with more and fewer blobs that stay; scrubbing the rest."""
+"""Removing a version and cleaning up after it, with more or fewer blobs that are kept; scrubbing the rest."""
 
 import itertools
 import os
@@ -105,7 +105,7 @@ def scrub(bench: Bench) -> list[Result]:
 
 
 def _repository_of(bench: Bench, count: int) -> Repository:
-    """Make a repository whose database has this number of blobs of one version; nothing is stored of them."""
+    """Make a repository whose database has this number of blobs of one version, without stored objects."""
     directory = bench.workspace.fresh(f"staying-{count}")
     repository = bench.program.init(directory, block_size=SMALL_BLOCK_BYTES)
     database = os.path.join(directory, "metadata.db")

@@ -1,4 +1,4 @@
-"""Encryption version 2, of which parts can be read, against version 1: size, backup, restore, reads of a mount."""
+"""Encryption version 2, whose blocks can be read in parts, against version 1: size, backup, restore, mount."""
 
 import os
 import secrets
@@ -12,7 +12,7 @@ from benchmarks.measures.mount import dd_s, on_mount, second_s, settle_all, task
 from benchmarks.measures.registry import REGISTRY, Bench
 from benchmarks.program import Repository
 
-VERSIONS = (2, 1)  # ours, and what it is compared with
+VERSIONS = (2, 1)  # ours, and the version to compare with
 BLOBS = 1_000_000
 REKEY_S = {"with slots": 1.0, "from backy2": 60.0}
 

@@ -1,4 +1,4 @@
-"""Backups with hints: what they take grows with what changed, not with the image."""
+"""Backups with hints: their cost grows with the changes, not with the image."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def hints(bench: Bench) -> list[Result]:
 
 
 class Changing:
-    """A sparse image of which always the same blocks change, and its repository."""
+    """A sparse image in which always the same blocks change, and its repository."""
 
     def __init__(self, bench: Bench, blocks: int) -> None:
         directory = bench.workspace.fresh(f"changing{blocks}")

@@ -1,4 +1,4 @@
-"""Peak memory of a backup, which must not depend on size or sparseness of the image."""
+"""Peak memory of a backup, which must not depend on the size or sparseness of the image."""
 
 from benchmarks.figures import MIB, Result, Samples, alternate, at_most, less_than, most
 from benchmarks.images import Image

@@ -1,4 +1,4 @@
-"""The metadata: an upgrade from backy2, a year of daily versions, and what the check of the schema costs."""
+"""The metadata: an upgrade from backy2, a year of daily versions, and the cost of checking the schema."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ simultaneous_writes: 1
 @REGISTRY.measure("upgrade", "upgrade of a backy2 database with a million rows of blocks")
 def upgrade(bench: Bench) -> list[Result]:
     return [
-        # The worst case is a separate blob for each block of each version; 2 % is what daily backups have.
+        # The worst case is a separate blob for each block of each version. Daily backups have 2 %.
         result
         for what, changed in (("all blocks differ", 1.0), ("2 % of the blocks differ", 0.02))
         for result in _upgrade(bench, what, changed)

@@ -1,4 +1,4 @@
-"""Reading a mount: in order, at random, several readers at once, through a loop device; its latency and memory.
+"""Reading a mount: in order, at random, with several readers, through a loop device; its latency and memory.
 
 Before the clock starts the stored blobs are in the page cache, for both sides; nothing of the image is in the
 kernel or in the memory of the mount, unless the measure says so.
@@ -231,7 +231,7 @@ def listing(bench: Bench) -> list[Result]:
         with repository.mounted(bench.workspace.fresh("mount")) as mountpoint:
             return bench.runner.run([*command, os.path.join(mountpoint, "by_version_uid")]).wall_s
 
-    commands = (("ls",), ("ls", "-l"))  # for -l it asks three times per entry, for attributes that are not there
+    commands = (("ls",), ("ls", "-l"))  # for -l it asks three times per entry for attributes that do not exist
     sides = alternate(bench.repeat, *(partial(listing_s, *command) for command in commands))
     return [
         Result(

@@ -14,7 +14,7 @@ from benchmarks.peer_programs import MountingPeer, installed
 from benchmarks.runner import BenchmarkError
 
 FASTER = 2.0
-# $1: the directory. What tar writes goes through a pipe: it reads nothing for /dev/null.
+# $1: the directory. tar writes to a pipe, because it reads nothing if it writes to /dev/null.
 TAR = 'find "$1" -type f -print0 | tar --null --create --files-from - | wc --bytes'
 
 

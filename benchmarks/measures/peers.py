@@ -44,7 +44,7 @@ def peers(bench: Bench) -> list[Result]:
         raise BenchmarkError("no peer is installed; on Debian: apt-get install restic borgbackup")
     everyone: list[Peer] = [Ours(workspace=bench.workspace, program=bench.program), *others]
     image = bench.images.ext4()
-    # The order matters: each of these works with the repositories that the one before it leaves.
+    # The order matters: each of these uses the repositories that the previous one leaves.
     works = {
         "first backup": partial(_first_s, image),
         "unchanged backup": partial(_unchanged_s, image),

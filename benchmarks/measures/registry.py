@@ -13,7 +13,7 @@ from benchmarks.workspace import Workspace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """What a measure works with."""
+    """Everything that a measure works with."""
 
     workspace: Workspace
     runner: Runner
@@ -28,12 +28,12 @@ Take = Callable[[Bench], list[Result]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """A measure with the name by which `--only` asks for it."""
+    """A measure with its name for `--only`."""
 
     name: str
     summary: str
     take: Take
-    peers: bool    # other programs are measured: only when asked for
+    peers: bool    # measures other programs, so only on request
 
 
 class Registry:
@@ -43,7 +43,7 @@ class Registry:
         self._measures: dict[str, Measure] = {}
 
     def measure(self, name: str, summary: str, *, peers: bool = False) -> Callable[[Take], Take]:
-        """Add the decorated function; a name that is taken is a mistake."""
+        """Add the decorated function; a duplicate name is a mistake."""
 
         def add(take: Take) -> Take:
             if name in self._measures:

@@ -1,4 +1,4 @@
-"""Restoring an image to a new file. What was restored is compared, once, outside of the measured time."""
+"""Restoring an image to a new file. The result is compared once, outside the measured time."""
 
 import os
 
@@ -15,7 +15,7 @@ def restore(bench: Bench) -> list[Result]:
 def take_restore(bench: Bench, image: Image, *, measure: str, target: Target | None) -> list[Result]:
     """Measure the whole command; target and reference write new files in the same directory.
 
-    zstd does not wait until what it wrote is on the disk, so the ratio is that of a restore that does not either.
+    zstd does not wait until its output is on the disk, so the ratio is that of a restore that does not wait either.
     """
     repository = bench.program.init(bench.workspace.fresh("repository"))
     repository.backup(image)
