@@ -27,6 +27,7 @@ from backyfs.storage.marker import put_first_marker, read_marker, replace_marker
 from backyfs.storage.newdirectory import create_directory
 from backyfs.storage.null import NullStorage
 from backyfs.storage.throttling import ThrottledStorage
+from tests.support.disks import small_disk
 from tests.support.repositories import PATIENCE_S
 from tests.support.stored import blob_uids, object_names
 
@@ -870,37 +871,6 @@ def test_a_flush_waits_for_objects_covered_by_another_flush(path: Path, monkeypa
 
 
 # Faults
-
-
-@contextmanager
-def small_disk(place: Path, size_bytes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Limit how many bytes fit into a directory: by a real file system if one can be mounted, otherwise by a fault."""
-    place.mkdir()
-    options = ["-t", "tmpfs", "-o", f"size={size_bytes},mode=0700", "none", str(place)]
-    try:
-        mounted = subprocess.run(["mount", *options], check=False, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    try:
-        if not mounted:
-            _limit_writes(size_bytes, monkeypatch)
-        yield
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(place)], check=True)
-
-
-def _limit_writes(size_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.write
-
-    def write(fd: int, part: Buffer) -> int:
-        room = size_bytes - os.fstat(fd).st_size
-        if room <= 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(fd, memoryview(part)[:room])
-
-    monkeypatch.setattr(os, "write", write)
-    monkeypatch.setattr(os, "writev", lambda fd, parts: write(fd, b"".join(parts)))
 
 
 def test_a_full_disk_is_reported_with_its_remedy_and_no_partial_object_is_kept(

@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from backyfs.storage.forwarding import ForwardingStorage
 from backyfs.storage.keys import ObjectName
 from backyfs.storage.newdirectory import create_directory
 from backyfs.storage.protocol import MAX_OBJECT_BYTES
+from tests.support.disks import small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -559,7 +559,6 @@ def test_a_full_disk_is_one_warning(
     spy: Spy, directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     uids = blobs(spy, 20)
-    directory.mkdir()
     with small_disk(directory, 512 << 10, monkeypatch), smaller(spy, directory, GIB) as cache:
         for uid in 2 * uids:
             assert cache.get(uid) == spy.get(uid)
@@ -569,33 +568,6 @@ def test_a_full_disk_is_one_warning(
     assert warnings_of(caplog) == [
         f"disk cache {directory}: No space left on device; blocks are read from the storage without it"
     ]
-
-
-@contextmanager
-def small_disk(place: Path, size_bytes: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Limit how many bytes fit into a directory: by a real file system if one can be mounted, otherwise by a fault."""
-    options = ["-t", "tmpfs", "-o", f"size={size_bytes},mode=0700", "none", str(place)]
-    mounted = subprocess.run(["mount", *options], check=False, capture_output=True).returncode == 0
-    if not mounted:
-        monkeypatch.setattr(os, "pwritev", _limited(os.pwritev, size_bytes))
-    try:
-        yield
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(place)], check=True)
-
-
-def _limited(real: Callable[..., int], size_bytes: int) -> Callable[..., int]:
-    written = 0
-
-    def pwritev(fd: int, buffers: list[bytes], offset: int) -> int:
-        nonlocal written
-        if written > size_bytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written += sum(map(len, buffers))
-        return real(fd, buffers, offset)
-
-    return pwritev
 
 
 def test_a_cache_that_is_removed_is_made_again(spy: Spy, cache: Storage, directory: Path) -> None:
@@ -669,9 +641,10 @@ def test_a_directory_that_others_can_change_is_not_used(
 ) -> None:
     directory.mkdir()
     directory.chmod(0o777)
+    trusted = "root" if os.geteuid() == 0 else f"root and user {os.geteuid()}"
     assert unused(spy, directory, caplog) == (
         f"{directory} can be changed by every user, so others could read or replace the content of {directory}/copies; "
-        f"name a directory that only root can change, or run `chmod go-w {directory}`"
+        f"name a directory that only {trusted} can change, or run `chmod go-w {directory}`"
     )
 
 
