@@ -61,7 +61,13 @@ class Bucket:
 
     def put(self, key: str, body: bytes) -> None:
         """Store an object."""
-        obstore.put(self.store(), key, body, use_multipart=False)
+        self.fill({key: body})
+
+    def fill(self, objects: Mapping[str, bytes]) -> None:
+        """Store objects by key."""
+        store = self.store()
+        for key, body in objects.items():
+            obstore.put(store, key, body, use_multipart=False)
 
     def get(self, key: str) -> bytes:
         """Return an object."""
@@ -73,7 +79,8 @@ class Bucket:
 
     def objects(self) -> Mapping[str, bytes]:
         """Return the content of all objects by key."""
-        return {key: self.get(key) for key in self.keys()}
+        store = self.store()
+        return {key: bytes(obstore.get(store, key).bytes()) for key in self.keys()}
 
     def uploads(self) -> list[tuple[str, str]]:
         """Return the key and the id of each unfinished upload."""

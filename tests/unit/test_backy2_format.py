@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from backyfs.engine.transfer.export_format import Record
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-EXPORTS = sorted(FIXTURES.glob("*/exports/*.csv"))
+EXPORTS = sorted(FIXTURES.glob("**/exports/*.csv"))
 UID = VersionUid("7b780722-e6b8-11f1-b2fd-02fc00000001")
 BLOCK = 4096
 HEADER = ExportHeader(created_at=None, block_size=None, hash_function=None, repository=None)

@@ -23,17 +23,20 @@ from backyfs.model import BlockIndex, VersionStatus
 from tests.support.services.postgresql import program
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Engine
 
     from backyfs.config import Config
     from backyfs.model import Version
     from backyfs.repository import Repository
+    from tests.support.buckets import Bucket
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 SQLITE_NAMES = sorted(path.parent.name for path in FIXTURES.glob("*/backy.sqlite"))
 POSTGRESQL_NAMES = sorted(path.parent.name for path in FIXTURES.glob("*/dump.sql"))
+BUCKETS = FIXTURES / "buckets"
+BUCKET_NAMES = sorted(path.parent.name for path in BUCKETS.glob("*/backy.sqlite"))
 
 _TYPES = {"DATETIME": {"postgresql": "TIMESTAMP", "mysql": "DATETIME(6)"}}
 
@@ -41,9 +44,9 @@ _TYPES = {"DATETIME": {"postgresql": "TIMESTAMP", "mysql": "DATETIME(6)"}}
 class Reference:
     """A copy of one reference repository."""
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, fixtures: Path = FIXTURES) -> None:
         self.directory = directory / name
-        shutil.copytree(FIXTURES / name, self.directory)
+        shutil.copytree(fixtures / name, self.directory)
         self.config_file = self.directory / "backy.cfg"
         self.sqlite_file = self.directory / "backy.sqlite"
         self.expected: dict[str, Any] = json.loads((self.directory / "EXPECTED.json").read_text())
@@ -81,6 +84,22 @@ class Reference:
         assert done.returncode == 0, done.stderr
         line = next(line for line in self.config_file.read_text().splitlines() if line.startswith("engine"))
         self.change_config(line, f"engine: {url}")
+
+
+class BucketReference(Reference):
+    """A copy of one reference repository whose blobs lie in a bucket."""
+
+    def __init__(self, name: str, directory: Path, bucket: Bucket, *, endpoint: str | None = None) -> None:
+        """Put the objects into a bucket. The configuration has the address of its server, or that of a proxy."""
+        super().__init__(name, directory, BUCKETS)
+        stored = self.directory / "objects"
+        self.objects: Mapping[str, bytes] = {path.name: path.read_bytes() for path in stored.iterdir()}
+        shutil.rmtree(stored)
+        bucket.fill(self.objects)
+        address = (endpoint or bucket.server.endpoint).removeprefix("http://")
+        for file in self.directory.glob("*.cfg"):
+            content = file.read_text().replace("S3HOST:S3PORT", address)
+            file.write_text(content.replace(f"bucket_name: {self.expected['bucket']}", f"bucket_name: {bucket.name}"))
 
 
 def engine_of(url: str, **options: Any) -> Engine:
