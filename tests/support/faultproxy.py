@@ -77,7 +77,7 @@ class FaultProxy:
         self._acceptor.start()
 
     def refuse(self) -> None:
-        """Refuse connections, and end those that there are."""
+        """Refuse connections, and end the open ones."""
         if self._listener is not None:
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the acceptor; closing alone does not
             self._acceptor.join()
@@ -134,7 +134,7 @@ class _CutError(Exception):
 
 
 class _Conversation:
-    """A connection of a client, and one to the server. It has a thread of its own; any thread may abort it."""
+    """A connection of a client, and one to the server. It runs in a separate thread. Any thread may abort it."""
 
     def __init__(self, proxy: FaultProxy, connection: socket.socket) -> None:
         self._proxy = proxy
@@ -211,7 +211,7 @@ class _Conversation:
         return self._server
 
     def _pass_back(self, request: Request, faults: Faults) -> bool:
-        """Give the client the answer, as far as the faults let it; return whether the connection is kept."""
+        """Give the client as much of the answer as the faults allow; return whether the connection is kept."""
         assert self._server is not None
         ending = faults.ending
         head = self._server.read_head()

@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reset:
-    """The connection is reset: after so many bytes of the body of the answer, or before the answer (None).
+    """The connection is reset after `body_bytes` of the body of the answer, or before the answer if this is None.
 
     The server carries the request out, unless `forward` is false.
     """
@@ -46,7 +46,7 @@ class Reset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silence:
-    """Nothing more comes, after so many bytes of the body of the answer; None: the request is not even forwarded."""
+    """The answer stops after `body_bytes` of its body. If this is None, the request is not even forwarded."""
 
     body_bytes: int | None = None
 
@@ -100,7 +100,7 @@ class Line:
         self._free_at_s = 0.0
 
     def reserve(self, size: int) -> float:
-        """Return how long to wait until so many bytes have passed."""
+        """Return how long to wait until `size` bytes have passed."""
         with self._lock:
             now = time.monotonic()
             self._free_at_s = max(now, self._free_at_s) + size / self.bytes_per_s

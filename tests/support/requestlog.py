@@ -45,7 +45,7 @@ class Request:
     ended_s: float | None = None  # None: it is in flight
     status: int | None = None     # of the answer; None: the client got none
     body_bytes: int = 0           # of the request
-    answer_bytes: int = 0         # of the body of the answer, as far as the client was given it
+    answer_bytes: int = 0         # of the body of the answer
 
 
 class RequestLog:
