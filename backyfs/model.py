@@ -6,7 +6,7 @@ up is a type error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, NewType, Protocol, TypeAlias
@@ -84,10 +84,9 @@ CLOCK_TOLERANCE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
-    """One backup of one source at one time."""
+class VersionRecord:
+    """Everything about a version except its blocks, for taking it over from backy2 or an export, or exporting it."""
 
-    id: VersionId
     uid: VersionUid
     created_at: datetime
     name: str
@@ -98,6 +97,13 @@ class Version:
     expire_at: datetime | None
     tags: tuple[str, ...] = ()  # sorted
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version(VersionRecord):
+    """One backup of one source at one time, as described by the database."""
+
+    id: VersionId
+
     @property
     def tag_names(self) -> frozenset[str]:
         """The tags without surrounding white space, which earlier releases stored with some."""
@@ -106,17 +112,7 @@ class Version:
     @property
     def record(self) -> VersionRecord:
         """The record of the version for an export or the catalog."""
-        return VersionRecord(
-            uid=self.uid,
-            created_at=self.created_at,
-            name=self.name,
-            snapshot_name=self.snapshot_name,
-            size_bytes=self.size_bytes,
-            status=self.status,
-            protected=self.protected,
-            expire_at=self.expire_at,
-            tags=self.tags,
-        )
+        return VersionRecord(**{field.name: getattr(self, field.name) for field in fields(VersionRecord)})
 
     def is_dated_in_the_future(self, now: datetime) -> bool:
         """Return whether its date is later than `now`. If so, a clock was or is wrong, and its age is unknown."""
@@ -163,21 +159,6 @@ class BlobRecord:
     encryption_version: int
     wrapped_key: bytes | None
     valid: bool                # False: found damaged
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionRecord:
-    """Everything about a version except its blocks, for taking it over from backy2 or an export, or exporting it."""
-
-    uid: VersionUid
-    created_at: datetime
-    name: str
-    snapshot_name: str
-    size_bytes: int
-    status: VersionStatus
-    protected: bool
-    expire_at: datetime | None
-    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
