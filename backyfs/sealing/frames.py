@@ -1,4 +1,4 @@
-"""Decompress authenticated zstd frames to exactly the expected size."""
+"""Make zstd frames, and decompress authenticated ones to exactly the expected size."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from backyfs.errors import IntegrityError
 
 if TYPE_CHECKING:
     from backyfs.model import Buffer
+
+
+def compressor(level: int, window_log: int) -> zstandard.ZstdCompressor:
+    """Return a compressor that looks back 2 ** `window_log` bytes."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(level, window_log=window_log)
+    return zstandard.ZstdCompressor(compression_params=parameters)
 
 
 def decompress(decompressor: zstandard.ZstdDecompressor, frame: Buffer, size: int) -> bytes:

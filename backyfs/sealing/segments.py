@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from backyfs.errors import IntegrityError
 from backyfs.model import DEFAULT_COMPRESSION_LEVEL
-from backyfs.sealing.frames import decompress
+from backyfs.sealing.frames import compressor, decompress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +61,7 @@ class Segments:
         self, compression_level: int = DEFAULT_COMPRESSION_LEVEL
     ) -> Callable[[Buffer, bytes], Sequence[Buffer]]:
         """Return a function that returns the sealed table and segments of a block."""
-        return partial(_seal, zstandard.ZstdCompressor(compression_params=_parameters(compression_level)))
+        return partial(_seal, compressor(compression_level, _WINDOW_LOG))
 
     def open(self, stored: Buffer, data_key: bytes, size: int) -> bytes:
         """Return the plain bytes of a block. The object must not have any further bytes."""
@@ -188,10 +188,6 @@ class _Opener:
             else:
                 raise IntegrityError(f"contains {len(plain)} bytes, but segment {number} has {expected}")
         return found
-
-
-def _parameters(level: int) -> zstandard.ZstdCompressionParameters:
-    return zstandard.ZstdCompressionParameters.from_level(level, window_log=_WINDOW_LOG)
 
 
 def _seal(compressor: zstandard.ZstdCompressor, block: Buffer, data_key: bytes) -> Sequence[Buffer]:

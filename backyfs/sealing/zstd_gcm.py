@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from backyfs.errors import IntegrityError
 from backyfs.model import DEFAULT_COMPRESSION_LEVEL
-from backyfs.sealing.frames import decompress
+from backyfs.sealing.frames import compressor, decompress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ class ZstdGcm:
     ) -> Callable[[Buffer, bytes], Sequence[Buffer]]:
         """Return a function that returns tag, nonce and ciphertext of a block."""
         # For blocks of 4 KiB, creating a compressor takes as long as compressing.
-        return partial(_seal, zstandard.ZstdCompressor(compression_params=_parameters(compression_level)))
+        return partial(_seal, compressor(compression_level, _WINDOW_LOG))
 
     def open(self, stored: Buffer, data_key: bytes, size: int) -> bytes:
         """Return the plain bytes of a block, after authenticating them and checking their size."""
@@ -59,10 +59,6 @@ class ZstdGcm:
         except InvalidTag:
             raise IntegrityError("fails authentication: damaged, or not the object of this blob") from None
         return decompress(zstandard.ZstdDecompressor(), frame, size)
-
-
-def _parameters(level: int) -> zstandard.ZstdCompressionParameters:
-    return zstandard.ZstdCompressionParameters.from_level(level, window_log=_WINDOW_LOG)
 
 
 def _seal(compressor: zstandard.ZstdCompressor, block: Buffer, data_key: bytes) -> Sequence[Buffer]:
