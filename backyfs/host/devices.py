@@ -11,7 +11,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from backyfs.host.kerneltables import read_value
+from backyfs.host.kerneltables import list_entries, read_value
 from backyfs.host.loops import list_loops, loops_on_file
 from backyfs.host.mounttable import list_mounts
 from backyfs.host.users import mounts_in_other_namespaces
@@ -82,10 +82,10 @@ class _Stack:
         self.numbers.add(number)
         directory = self._directory(number)
         if with_partitions:
-            for partition in _entries(directory):
+            for partition in list_entries(directory):
                 if os.path.exists(f"{directory}/{partition}/partition"):
                     self.add(read_value(f"{directory}/{partition}/dev"))
-        for holder in _entries(f"{directory}/holders"):
+        for holder in list_entries(f"{directory}/holders"):
             self.add(read_value(f"{self._sys}/class/block/{holder}/dev"))
         for loop, below in zip(self._loops, self._below, strict=True):
             if below == number:
@@ -108,9 +108,9 @@ class _Stack:
 
     def add_members_of_btrfs(self) -> None:
         """Add all devices of each btrfs that uses one of the devices, because its mount shows only one of them."""
-        for file_system in _entries(f"{self._sys}/fs/btrfs"):
+        for file_system in list_entries(f"{self._sys}/fs/btrfs"):
             directory = f"{self._sys}/fs/btrfs/{file_system}/devices"
-            members = {read_value(f"{directory}/{name}/dev") for name in _entries(directory)} - {""}
+            members = {read_value(f"{directory}/{name}/dev") for name in list_entries(directory)} - {""}
             if members & self.numbers:
                 self.numbers |= members
 
@@ -144,10 +144,3 @@ def _device_number(path: str) -> str | None:
     except OSError:
         return None
     return number_of(found.st_rdev) if stat.S_ISBLK(found.st_mode) else None
-
-
-def _entries(directory: str) -> list[str]:
-    try:
-        return sorted(os.listdir(directory))
-    except OSError:
-        return []

@@ -51,3 +51,11 @@ def read_value(path: str) -> str:
             return os.fsdecode(file.read().removesuffix(b"\n"))
     except OSError:
         return ""
+
+
+def list_entries(directory: str) -> list[str]:
+    """Return the sorted names in a directory of the kernel; none if it cannot be read."""
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from backyfs.host.holders import commands_to_close, holders_of
-from backyfs.host.kerneltables import read_lines, read_value
+from backyfs.host.kerneltables import list_entries, read_lines, read_value
 from backyfs.host.loops import loops_on
 from backyfs.host.mounttable import list_mounts
 from backyfs.host.users import describe, users_of
@@ -120,7 +120,7 @@ def _look_at_devices(names: Iterable[str], mounts: list[Mount], use: _Uses) -> N
         if name in swaps:
             use.facts.append(f"/dev/{name} is swap")
             use.commands.append(f"swapoff /dev/{name}")
-        holders = holders_of(_listed(f"{_SYS_CLASS}/{name}/holders"))
+        holders = holders_of(list_entries(f"{_SYS_CLASS}/{name}/holders"))
         use.facts += [f"{holder.what} is stacked on /dev/{name}" for holder in holders]
         use.commands += commands_to_close(holders, mounts)
 
@@ -131,7 +131,7 @@ def _family(device: int) -> list[str]:
     name = os.path.basename(directory)
     if os.path.exists(f"{directory}/partition"):
         return [name, os.path.basename(os.path.dirname(directory))]
-    return [name, *(part for part in _listed(directory) if os.path.exists(f"{directory}/{part}/partition"))]
+    return [name, *(part for part in list_entries(directory) if os.path.exists(f"{directory}/{part}/partition"))]
 
 
 def _number(name: str) -> int | None:
@@ -161,10 +161,3 @@ def _path(fd: int) -> str:
         return os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
         return ""
-
-
-def _listed(directory: str) -> list[str]:
-    try:
-        return sorted(os.listdir(directory))
-    except OSError:
-        return []
