@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class Age(click.ParamType[timedelta]):
@@ -27,7 +27,7 @@ class Age(click.ParamType[timedelta]):
         found = re.fullmatch(r"([0-9]{1,5})([smhdw])", str(value))
         if found is None:
             self.fail(f"{value!r} is not an age; give a number with s, m, h, d or w, as in 30d", param, ctx)
-        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+        return timedelta(**{UNITS[found[2]]: int(found[1])})
 
 
 AGE = Age()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from backyfs.cli.invocation import Invocation
     from backyfs.engine.versions.edit import EditReport
+
+_log = logging.getLogger("backyfs.cli")
 
 
 def change_protection(invocation: Invocation, names: Sequence[str], *, protected: bool) -> None:
@@ -39,8 +42,13 @@ def change_protection(invocation: Invocation, names: Sequence[str], *, protected
     raise_all(report.errors)
 
 
-def print_version(invocation: Invocation, report: EditReport) -> None:
-    """Print a version that a command has changed; nothing where backy2 prints nothing."""
+def print_version(invocation: Invocation, report: EditReport, *, no_effect: str = "") -> None:
+    """Print a version that a command has changed; nothing where backy2 prints nothing.
+
+    `no_effect` says in a warning for each tag why nothing changed, as in "version U already has tag T".
+    """
+    for tag in report.without_effect:
+        _log.warning("version %s %s tag %s", report.version.uid, no_effect, tag)
     row = version_row(report.version, report.block_size)
     if invocation.form is OutputForm.JSON:
         print_object(row)

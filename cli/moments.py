@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
+from backyfs.cli.ages import UNITS
+
 _FORMS = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class Moment(click.ParamType[datetime]):
@@ -36,7 +37,7 @@ def _relative(text: str) -> datetime | None:
     found = re.fullmatch(r"\+([0-9]{1,6})([smhdw])", text)
     if found is not None:
         with suppress(OverflowError):  # after the year 9999
-            return datetime.now(UTC) + timedelta(**{_UNITS[found[2]]: int(found[1])})
+            return datetime.now(UTC) + timedelta(**{UNITS[found[2]]: int(found[1])})
     return None
 
 

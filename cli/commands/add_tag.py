@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import click
@@ -14,8 +13,6 @@ from backyfs.engine.versions.edit import add_tags
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
-
-_log = logging.getLogger("backyfs.cli")
 
 
 @click.command()
@@ -29,6 +26,4 @@ def command(invocation: Invocation, version: str, tags: tuple[str, ...]) -> None
     """
     with invocation.open_repository() as repository:
         report = add_tags(repository, version, tags)
-    for tag in report.without_effect:
-        _log.warning("version %s already has tag %s", report.version.uid, tag)
-    print_version(invocation, report)
+    print_version(invocation, report, no_effect="already has")
