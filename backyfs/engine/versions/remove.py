@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from backyfs.metadata.db.database import Connection
-    from backyfs.metadata.records.jobs import Job as LiveJob
+    from backyfs.metadata.records.jobs import LiveJob
     from backyfs.model import Version, VersionId
     from backyfs.repository import Repository
     from backyfs.work.run import Control

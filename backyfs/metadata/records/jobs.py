@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEAD_AFTER_S",
     "HEARTBEAT_S",
-    "Job",
+    "LiveJob",
     "Process",
     "RunningJob",
     "beat",
@@ -75,7 +75,7 @@ _MAY_WRITE_BLOBS = or_(jobs.c.writes_blobs.is_(None), jobs.c.writes_blobs)  # NU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class LiveJob:
     """A running command, for other commands."""
 
     id: JobId
@@ -95,7 +95,7 @@ class Job:
 class RunningJob:
     """A job with further facts for display. No decision depends on these."""
 
-    job: Job
+    job: LiveJob
     kind: str | None               # a JobKind, possibly of a later release; None: an older release runs it
     names: tuple[str, ...]         # of the backups it works on
     writes_blobs: bool             # it may store objects that have no row yet
@@ -122,7 +122,7 @@ def register_job(connection: Connection, process: Process, spec: JobSpec) -> Job
     return JobId(insert_row(connection, row))
 
 
-def list_live_jobs(connection: Connection, observer: Process) -> list[Job]:
+def list_live_jobs(connection: Connection, observer: Process) -> list[LiveJob]:
     """Return the jobs whose processes have not ended according to `observer`, the oldest first.
 
     This includes jobs with an old heartbeat: only watching them shows whether they are dead.
@@ -132,7 +132,7 @@ def list_live_jobs(connection: Connection, observer: Process) -> list[Job]:
     rows = [row for row in sound_rows(connection, query, jobs.c.id) if not _has_ended(row, observer)]
     held = _held_versions(connection) if rows else {}
     return [
-        Job(
+        LiveJob(
             id=JobId(row.id),
             host=row.host,
             pid=row.pid,
@@ -155,7 +155,7 @@ def list_running_jobs(connection: Connection, observer: Process) -> list[Running
     return [_running(job, known[job.id]) for job in list_live_jobs(connection, observer) if job.id in known]
 
 
-def _running(job: Job, row: Any) -> RunningJob:
+def _running(job: LiveJob, row: Any) -> RunningJob:
     progress = None
     if row.progress_done is not None:
         progress = JobProgress(
@@ -206,12 +206,12 @@ def remove_silent(
     return dead
 
 
-def other_holders(connection: Connection, observer: Process, job_id: JobId, uid: VersionUid) -> list[Job]:
+def other_holders(connection: Connection, observer: Process, job_id: JobId, uid: VersionUid) -> list[LiveJob]:
     """Return the live jobs other than this one that hold a version."""
     return [job for job in list_live_jobs(connection, observer) if job.id != job_id and uid in job.versions]
 
 
-def live_holders(connection: Connection, observer: Process, version_id: VersionId) -> list[Job]:
+def live_holders(connection: Connection, observer: Process, version_id: VersionId) -> list[LiveJob]:
     """Return the live jobs that hold a version, the oldest first, and remove jobs whose processes have ended.
 
     Call this in a write transaction.
