@@ -133,12 +133,8 @@ def _open_image(request: AttachRequest, record: Record, access: Access) -> list[
     if record.mountpoint == records.own_mountpoint(access.directory):
         os.mkdir(record.mountpoint)
         request.start_mount(record.mountpoint)
-    slices = list_slices(_image_of(record))
-    parts = open_parts(slices, access)
-    return [
-        with_missing_end(_describe_layer(part, parts, access), each)
-        for part, each in zip(parts, slices, strict=True)
-    ]
+    parts = open_parts(list_slices(_image_of(record)), access)
+    return [with_missing_end(_describe_layer(part, parts, access)) for part in parts]
 
 
 def _image_of(record: Record) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from backyfs.attach import filesystems
 from backyfs.attach.filesystems import Content
 from backyfs.attach.foreign import has_open_journal
+from backyfs.attach.image import Slice
 from backyfs.attach.superblocks import declared_bytes, has_external_log, needs_replay
 from backyfs.errors import MountError
 from backyfs.host import records
@@ -23,7 +24,6 @@ from backyfs.text import shell_words
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backyfs.attach.image import Slice
     from backyfs.remedies import Remedy
 
 _ELSEWHERE = "is on a device that this version does not contain"
@@ -42,12 +42,9 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A partition of an attached image, or the image itself."""
+class Part(Slice):
+    """A partition of an attached image, or the image itself, and what `attach` did with it."""
 
-    name: str                  # number of the partition; `data`: the whole image
-    file: str | None           # in the mount of the version; None: the partition is past the end of the image
-    size_bytes: int            # in the image
     outcome: Outcome
     content: Content = field(default_factory=Content)
     device: str | None = None
@@ -104,9 +101,9 @@ def close_parts(directory: str) -> None:
         _release_device(device)
 
 
-def with_missing_end(part: Part, each: Slice) -> Part:
+def with_missing_end(part: Part) -> Part:
     """Return a part with a remark if it, or its file system, extends past the end of the image."""
-    fact = _missing_end(part, each)
+    fact = _missing_end(part)
     if fact is None:
         return part
     if part.outcome in {Outcome.FAILED, Outcome.TRUNCATED}:
@@ -115,20 +112,20 @@ def with_missing_end(part: Part, each: Slice) -> Part:
     return replace(part, remark=f"{part.remark}; {fact}" if part.remark else fact)
 
 
-def _missing_end(part: Part, each: Slice) -> str | None:
-    if each.file is None:
-        return f"all of its {each.missing_bytes} bytes are past the end of the image"
-    if each.missing_bytes:
-        return f"its last {each.missing_bytes} bytes are past the end of the image"
+def _missing_end(part: Part) -> str | None:
+    if part.file is None:
+        return f"all of its {part.missing_bytes} bytes are past the end of the image"
+    if part.missing_bytes:
+        return f"its last {part.missing_bytes} bytes are past the end of the image"
     with suppress(OSError):
         declared = declared_bytes(part.content.kind, partial(_read, part))
-        if declared is not None and declared > each.size_bytes:
-            return f"its file system has {declared} bytes, but only {each.size_bytes} of them are in the image"
+        if declared is not None and declared > part.size_bytes:
+            return f"its file system has {declared} bytes, but only {part.size_bytes} of them are in the image"
     return None
 
 
 def _examine(each: Slice) -> Part:
-    part = Part(name=each.name, file=each.file, size_bytes=each.size_bytes, outcome=Outcome.FAILED)
+    part = Part(**asdict(each), outcome=Outcome.FAILED)
     if each.file is None:
         return part
     if each.overlaps:  # a malicious table could request a device for each of a hundred views of the same bytes
