@@ -9,6 +9,7 @@ import click
 from backyfs.cli.failures import raise_all
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_object, print_report, print_rows
+from backyfs.cli.remedies import render_remedy
 from backyfs.reports.catalog import COLUMNS, checked_as_object, difference_rows, pushed_as_object
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ def check(invocation: Invocation) -> None:
     with invocation.open_repository() as repository, invocation.control() as control:
         report = CatalogCheck(repository, control=control, on_difference=found.append).run()
     if invocation.form is OutputForm.JSON:
-        print_object(checked_as_object(report, found))
+        print_object(checked_as_object(report, found, render_remedy))
     elif found or invocation.form is OutputForm.PIPE:
-        print_rows(invocation, difference_rows(found), COLUMNS)
+        print_rows(invocation, difference_rows(found, render_remedy), COLUMNS)
     else:
         number = None if report.index is None else report.index.number
         click.echo(

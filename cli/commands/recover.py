@@ -13,6 +13,7 @@ from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import real_path
 from backyfs.cli.output import print_object, print_rows
 from backyfs.cli.passphrases import asking, read_secret, secret_options
+from backyfs.cli.remedies import render_remedy
 from backyfs.cli.storages import BUCKET_OPTIONS, bucket_options
 from backyfs.cli.text import printable
 from backyfs.engine.setup.places import named_storage
@@ -90,10 +91,10 @@ def command(
 
 def _print(invocation: Invocation, recovered: RecoveredRepository) -> None:
     if invocation.form is OutputForm.JSON:
-        print_object(as_object(recovered))
+        print_object(as_object(recovered, render_remedy))
         return
     if recovered.losses or invocation.form is OutputForm.PIPE:
-        print_rows(invocation, loss_rows(recovered), COLUMNS)
+        print_rows(invocation, loss_rows(recovered, render_remedy), COLUMNS)
     if invocation.form is OutputForm.PIPE:
         return
     for line in _lines(recovered):
@@ -103,8 +104,8 @@ def _print(invocation: Invocation, recovered: RecoveredRepository) -> None:
 def _lines(recovered: RecoveredRepository) -> Iterator[str]:
     report, target = recovered.report, recovered.target
     yield (
-        f"repository {report.repository.identity.uid}: {report.versions} versions with {report.blobs} stored blocks "
-        f"are in {printable(recovered.database)}"
+        f"repository {report.repository.identity.uid}: {report.versions} versions with {report.blobs} blobs are in "
+        f"{printable(recovered.database)}"
     )
     if report.index is not None:
         yield (

@@ -69,7 +69,7 @@ def test_storage_and_key_are_enough(
         new, capsys, "recover", data_of(config), "--key-file", key, "--to", tmp_path / "new" / "db.sqlite"
     )
     assert (status, err) == (0, "")
-    assert out.splitlines()[0].endswith(f"2 versions with 6 stored blocks are in {tmp_path}/new/db.sqlite")
+    assert out.splitlines()[0].endswith(f"2 versions with 6 blobs are in {tmp_path}/new/db.sqlite")
     assert f"The configuration is {new}." in out
     assert load_config(str(new), {})[0].key is not None
     assert new.stat().st_mode & 0o777 == 0o600

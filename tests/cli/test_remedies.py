@@ -8,8 +8,11 @@ import click
 import pytest
 
 from backyfs.cli.main import cli
-from backyfs.cli.remedies import RENDERINGS
+from backyfs.cli.remedies import RENDERINGS, render_remedy
+from backyfs.engine.catalog.check import Difference
+from backyfs.engine.catalog.index import Fault
 from backyfs.remedies import Advice
+from backyfs.reports.catalog import difference_rows
 
 _COMMAND = re.compile(r"`backyfs ([^`]+)`")
 _OPTION = re.compile(r"(?<!\S)\(?(--?[a-z][a-z0-9-]*)")
@@ -68,3 +71,10 @@ def test_a_printed_remedy_names_commands_and_options_that_exist(advice: Advice) 
     assert bool(bare) == (advice in COMMANDS), "an option without a command needs an entry in COMMANDS"
     for name in COMMANDS.get(advice, []):
         assert bare <= _options_of(name.split())
+
+
+def test_what_is_wrong_with_the_catalog_is_listed_with_the_command_that_helps() -> None:
+    difference = Difference(name="catalog/repository", fault=Fault("is an older one", Advice.LIST_KEY_SLOTS()))
+    assert difference_rows([difference], render_remedy) == [
+        {"name": "catalog/repository", "fact": "is an older one; `backyfs key list` shows them"}
+    ]

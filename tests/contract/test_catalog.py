@@ -15,6 +15,7 @@ from sqlalchemy import delete, select, text, update
 from backyfs.catalog.objects import PAGES, VERSIONS, digest_of, page_name, version_name
 from backyfs.engine.catalog.check import DIFFERS, MISSING, STALE, CatalogCheck, Difference, remove_stale_objects
 from backyfs.engine.catalog.freshpages import FreshPages
+from backyfs.engine.catalog.index import Fault
 from backyfs.engine.catalog.publish import publish
 from backyfs.engine.catalog.recover import Loss, RecoveryReport, open_catalog, recover
 from backyfs.engine.restore.restore import restore
@@ -154,10 +155,10 @@ def facts(repository: Repository) -> list[Version]:
         return [replace(version, id=0) for version in list_versions(connection)]  # type: ignore[arg-type]
 
 
-def found_by_check(repository: Repository) -> set[tuple[str, str]]:
+def found_by_check(repository: Repository) -> set[tuple[str, Fault]]:
     found: list[Difference] = []
     CatalogCheck(repository, on_difference=found.append).run()
-    return {(one.name, one.fact) for one in found}
+    return {(one.name, one.fault) for one in found}
 
 
 def bytes_of(repository: Repository, version: Version, place: Path) -> bytes:
@@ -480,10 +481,10 @@ def test_an_older_index_is_distinguished_from_the_latest(
     remove_versions(repository, versions[:1], now=datetime.now(UTC))
     publish(repository)
     file.write_bytes(kept)
-    [(name, fact)] = found_by_check(repository)
+    [(name, fault)] = found_by_check(repository)
     assert name == "catalog/index"
-    assert fact.startswith(f"is number {before.number} of ")
-    assert fact.endswith(f"UTC, not {before.number + 1}: the storage, or this object of it, is in an older state")
+    assert fault.fact.startswith(f"is number {before.number} of ")
+    assert fault.fact.endswith(f"UTC, not {before.number + 1}: the storage, or this object of it, is in an older state")
 
 
 @once
@@ -493,8 +494,8 @@ def test_an_older_database_is_detected_by_its_catalog(
     index = index_of(repository)
     with repository.database.write() as connection:
         save_index_state(connection, IndexState(number=index.number - 1, repository=index.repository))
-    [(_, fact)] = found_by_check(repository)
-    assert fact.endswith("the database is in an older state")
+    [(_, fault)] = found_by_check(repository)
+    assert fault.fact.endswith("the database is in an older state")
     remove_versions(repository, versions[:1], now=datetime.now(UTC))
     publish(repository)
     assert "the database may be an older copy" in caplog.text
@@ -525,9 +526,8 @@ def test_a_repository_object_that_does_not_match_the_index_is_found(
         note_repository(connection)
     publish(repository)
     file.write_bytes(kept)
-    assert ("catalog/index", "names another object catalog/repository than the storage has") in found_by_check(
-        repository
-    )
+    fault = Fault("names another object catalog/repository than the storage has")
+    assert ("catalog/index", fault) in found_by_check(repository)
 
 
 @once
@@ -561,7 +561,7 @@ def test_a_stale_version_is_removed_from_the_index_before_its_object(
 
 
 def lost(losses: list[Loss]) -> dict[str, str]:
-    return {loss.name: loss.reason for loss in losses}
+    return {loss.name: loss.fault.fact for loss in losses}
 
 
 def test_a_missing_version_is_a_loss(
@@ -729,7 +729,7 @@ def test_a_version_with_a_lost_page_is_invalid_and_the_rest_of_it_is_recovered(
         uid = connection.execute(query, {"id": versions[1].id}).scalar_one()
     repository.blocks.storage.delete([page_name(uid)])
     report, losses = recovered(repository, target)
-    assert [(loss.name, loss.version, loss.reason) for loss in losses] == [
+    assert [(loss.name, loss.version, loss.fault.fact) for loss in losses] == [
         (page_name(uid), versions[1].uid, "is missing from the storage")
     ]
     assert (report.versions, report.invalid) == (3, [versions[1].uid])
@@ -772,7 +772,7 @@ def test_blocks_with_missing_objects_are_found_on_request(
         uid = connection.execute(query).scalar_one()  # only of the second image: the others share theirs
     repository.blocks.storage.delete([uid])
     report, losses = recovered(repository, target, check_objects=True)
-    assert [(loss.name, loss.reason) for loss in losses] == [(f"{uid}.blob", "is missing from the storage")]
+    assert [(loss.name, loss.fault.fact) for loss in losses] == [(f"{uid}.blob", "is missing from the storage")]
     assert report.invalid == [versions[1].uid]
     with opened(reopened(repository, config, target)) as other, other.database.read() as connection:
         assert connection.execute(select(blobs.c.uid).where(blobs.c.valid.is_(False))).scalars().all() == [uid]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.catalog.objects import INDEX_NAME, REPOSITORY_NAME, page_name, version_name
 from backyfs.catalog.pages import page_content
-from backyfs.engine.catalog.index import age_of, fault_of
+from backyfs.engine.catalog.index import Fault, age_of, fault_of
 from backyfs.engine.catalog.publish import filled_versions, load_page_blobs, publish, read_repository, read_version
 from backyfs.errors import CatalogError, ObjectMissingError
 from backyfs.geometry import PAGE_ENTRIES
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 _WORKERS = 8
 _PAGES_AT_ONCE = 32
 
-MISSING = "is missing"
-STALE = "is of nothing that the database has"
-DIFFERS = "differs from the database"
+MISSING = Fault("is missing")
+STALE = Fault("is of nothing that the database has")
+DIFFERS = Fault("differs from the database")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class Difference:
     """An object of the catalog that differs from the database."""
 
     name: str
-    fact: str
+    fault: Fault
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class _Held:
 
     row: PageRow
     content: bytes | None
-    fault: str | None
+    fault: Fault | None
 
 
 class CatalogCheck:
@@ -124,12 +124,12 @@ class CatalogCheck:
             self._note(stale.name, STALE)
         return self._report
 
-    def _compare(self, name: str, fault: Callable[[], str | None]) -> None:
-        fact = fault() and fault()
-        if fact:
-            self._note(name, fact)
+    def _compare(self, name: str, find: Callable[[], Fault | None]) -> None:
+        fault = find() and find()
+        if fault:
+            self._note(name, fault)
 
-    def _fault_of_repository(self) -> str | None:
+    def _fault_of_repository(self) -> Fault | None:
         try:
             held = self._catalog.repository()
         except ObjectMissingError:
@@ -139,7 +139,7 @@ class CatalogCheck:
         with self._database.read() as connection:
             return None if held == read_repository(connection) else DIFFERS
 
-    def _fault_of_index(self) -> str | None:
+    def _fault_of_index(self) -> Fault | None:
         try:
             index = self._catalog.index()
             digest = self._repository_digest()
@@ -159,7 +159,7 @@ class CatalogCheck:
         if age is not None:
             return age
         if digest not in {None, index.repository}:
-            return f"names another object {REPOSITORY_NAME} than the storage has"
+            return Fault(f"names another object {REPOSITORY_NAME} than the storage has")
         return None if uids - busy == set(index.versions) - busy else DIFFERS
 
     def _repository_digest(self) -> bytes | None:
@@ -168,7 +168,7 @@ class CatalogCheck:
         except ObjectMissingError:  # already reported as a difference
             return None
 
-    def _fault_of_version(self, version: Version) -> str | None:
+    def _fault_of_version(self, version: Version) -> Fault | None:
         try:
             held = self._catalog.version(version.uid)
         except ObjectMissingError:
@@ -188,9 +188,9 @@ class CatalogCheck:
             for held in window.map(self._read_page, self._rows(leave_begun=leave_begun), most=_PAGES_AT_ONCE):
                 self._report.pages += 1
                 self._run.advance(PAGE_ENTRIES * self._repository.block_size)
-                fact = self._fault_of_page(held) and self._fault_of_page(self._read_page(held.row))
-                if fact:
-                    self._note(page_name(held.row.uid), fact)
+                fault = self._fault_of_page(held) and self._fault_of_page(self._read_page(held.row))
+                if fault:
+                    self._note(page_name(held.row.uid), fault)
 
     def _rows(self, *, leave_begun: bool) -> Iterator[PageRow]:
         last = PageId(0)
@@ -211,7 +211,7 @@ class CatalogCheck:
         except CatalogError as error:
             return _Held(row, None, fault_of(page_name(row.uid), error))
 
-    def _fault_of_page(self, held: _Held) -> str | None:
+    def _fault_of_page(self, held: _Held) -> Fault | None:
         uid = held.row.uid
         with self._database.read() as connection:
             if not existing_uids(connection, NoteKind.PAGE, [uid]):
@@ -220,9 +220,9 @@ class CatalogCheck:
             expected = page_content(uid, entries, load_page_blobs(connection, entries))
         return held.fault or (None if held.content == expected else DIFFERS)
 
-    def _note(self, name: str, fact: str) -> None:
+    def _note(self, name: str, fault: Fault) -> None:
         self._report.differences += 1
-        self._on_difference(Difference(name=name, fact=fact))
+        self._on_difference(Difference(name=name, fault=fault))
 
 
 @dataclass(frozen=True, slots=True)

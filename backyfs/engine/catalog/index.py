@@ -6,6 +6,7 @@ objects of versions and repository durable -> index -> flush -> objects of remov
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from backyfs.errors import BackyfsError
     from backyfs.metadata.catalog.index import IndexState
     from backyfs.metadata.db.database import Database
+    from backyfs.remedies import Remedy
 
 _log = logging.getLogger(__name__)
 
@@ -68,9 +70,17 @@ def _stored_number(catalog: Catalog) -> int:
         return 0
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with an object of the catalog, and what to do about it."""
+
+    fact: str
+    remedy: Remedy | None = None
+
+
 def index_faults(
     catalog: Catalog, repository: CatalogRepository, digest: bytes, there: Collection[str]
-) -> tuple[CatalogIndex | None, list[tuple[str, str]]]:
+) -> tuple[CatalogIndex | None, list[tuple[str, Fault]]]:
     """Return the index, if it can be read, and the name and fault of each object that contradicts it.
 
     `repository` and `digest` belong to the object of the repository. `there` are the uids of the versions with objects.
@@ -79,33 +89,33 @@ def index_faults(
         index = catalog.index()
     except (CatalogError, StorageError) as error:
         fault = fault_of(INDEX_NAME, error)
-        return None, [(INDEX_NAME, f"{fault}: versions may be missing without being noticed")]
+        unnoticed = f"{fault.fact}: versions may be missing without being noticed"
+        return None, [(INDEX_NAME, replace(fault, fact=unnoticed))]
     return index, list(_differences(index, repository, digest, there))
 
 
-def fault_of(name: str, error: BackyfsError) -> str:
+def fault_of(name: str, error: BackyfsError) -> Fault:
     """Return what an error says about an object of the catalog, without its name."""
-    if error.subject != f"object {name}":
-        return str(error)
-    return error.fact if error.remedy is None else f"{error.fact}; {error.remedy}"
+    return Fault(error.fact if error.subject == f"object {name}" else error.statement, error.remedy)
 
 
 def _differences(
     index: CatalogIndex, repository: CatalogRepository, digest: bytes, there: Collection[str]
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[tuple[str, Fault]]:
     # An object for a later index is newer: the command was killed before it wrote that index.
     if index.repository != digest and repository.index_number <= index.number:
-        yield REPOSITORY_NAME, (
+        yield REPOSITORY_NAME, Fault(
             f"is not the one that {INDEX_NAME} names: an older one may have been put back, with key slots that were "
-            f"removed; {Advice.LIST_KEY_SLOTS()}"
+            "removed",
+            Advice.LIST_KEY_SLOTS(),
         )
     known = frozenset(there)
     for uid in index.versions:
         if uid not in known:
-            yield version_name(uid), f"is missing from the storage, and {INDEX_NAME} names it"
+            yield version_name(uid), Fault(f"is missing from the storage, and {INDEX_NAME} names it")
 
 
-def age_of(index: CatalogIndex, state: IndexState) -> str | None:
+def age_of(index: CatalogIndex, state: IndexState) -> Fault | None:
     """Return what is wrong with the number of an index; None: it is the last one that the database wrote."""
     if index.number == state.number:
         return None
@@ -113,4 +123,4 @@ def age_of(index: CatalogIndex, state: IndexState) -> str | None:
         which = "the storage, or this object of it, is in an older state"
     else:
         which = "the database is in an older state"
-    return f"is number {index.number} of {index.written_at:%Y-%m-%d %H:%M:%S} UTC, not {state.number}: {which}"
+    return Fault(f"is number {index.number} of {index.written_at:%Y-%m-%d %H:%M:%S} UTC, not {state.number}: {which}")

@@ -19,12 +19,13 @@ from backyfs import keys
 from backyfs.catalog.objects import REPOSITORY_NAME, Seal, page_name, version_name
 from backyfs.catalog.repository import open_repository_object
 from backyfs.catalog.store import Catalog, catalog_key_check, find_repository
-from backyfs.engine.catalog.index import fault_of, index_faults
+from backyfs.engine.catalog.index import Fault, fault_of, index_faults
 from backyfs.errors import CatalogError, MissingKeyError, StorageError, WrongKeyError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
 from backyfs.keys.slots import open_with
 from backyfs.metadata.catalog.index import IndexState
 from backyfs.metadata.db.batches import batches
+from backyfs.metadata.maps.blockmap import insert_version_pages
 from backyfs.metadata.records.blobs import find_by_uid, load_blobs
 from backyfs.metadata.records.identity import note_storage_marked
 from backyfs.metadata.records.stats import insert_statistics_records
@@ -36,7 +37,6 @@ from backyfs.metadata.schema.recovery import (
     end_recovery,
     forget_note,
     insert_absent_page,
-    insert_version_pages,
     known_pages,
     version_uids,
 )
@@ -76,7 +76,7 @@ class Loss:
 
     name: str                   # of the object in the storage
     version: VersionUid | None  # that lacks it; None: it is the object of a version, or many versions lack it
-    reason: str
+    fault: Fault
 
 
 @dataclass(slots=True, kw_only=True)
@@ -211,7 +211,7 @@ class _Read:
 
     uid: str
     page: CatalogPage | None
-    reason: str = ""
+    fault: Fault | None = None
 
 
 class _Recovery:
@@ -248,8 +248,8 @@ class _Recovery:
         """Report what the index shows to be missing or older, and note versions that it does not list."""
         catalog = self._catalog
         index, faults = index_faults(self._objects, catalog.repository, catalog.digest, uids)
-        for name, fact in faults:
-            self._lose(name, fact)
+        for name, fault in faults:
+            self._lose(name, fault)
         if index is not None:
             self.report.index = index
             self.report.unlisted = sorted(set(uids).difference(index.versions))
@@ -292,23 +292,23 @@ class _Recovery:
         with self._database.begin() as connection:
             for page_no, uid in zip(numbers, uids, strict=True):
                 if page_no >= page_count(blocks):
-                    lost.append((uid, f"page {page_no} of version {found.version.uid} is behind the end of the image"))
+                    fact = f"page {page_no} of version {found.version.uid} is behind the end of the image"
+                    lost.append((uid, Fault(fact)))
                     continue
                 page_id = known.get(uid)
-                reason = "" if page_id is not None else self._fault(read[uid], found.version, page_no)
-                if page_id is None and not reason:
+                if page_id is None and (fault := self._fault(read[uid], found.version, page_no)) is not None:
+                    lost.append((uid, fault))
+                    page_id = insert_absent_page(connection, page_no, blocks)
+                elif page_id is None:
                     page = read[uid].page
                     assert page is not None
                     page_id = known[uid] = self._filler.insert(connection, uid, page.entries, page.blobs)
                     self.report.pages += 1
                     self._run.advance(PAGE_ENTRIES * self._block_size)
-                if page_id is None:
-                    lost.append((uid, reason))
-                    page_id = insert_absent_page(connection, page_no, blocks)
                 listed.append((page_no, page_id))
             insert_version_pages(connection, version_id, listed)
-        for uid, reason in lost:
-            self._lose(page_name(uid), reason, found.version.uid)
+        for uid, fault in lost:
+            self._lose(page_name(uid), fault, found.version.uid)
         return bool(lost)
 
     def _read_pages(self, window: Window[_Read], uids: Iterable[str]) -> Mapping[str, _Read]:
@@ -320,21 +320,21 @@ class _Recovery:
         except (CatalogError, StorageError) as error:
             return _Read(uid, None, fault_of(page_name(uid), error))
 
-    def _fault(self, read: _Read, version: VersionRecord, page_no: PageNumber) -> str:
-        """Return why a page cannot belong to a version; empty if it can."""
+    def _fault(self, read: _Read, version: VersionRecord, page_no: PageNumber) -> Fault | None:
+        """Return why a page cannot belong to a version; None if it can."""
         page = read.page
         if page is None:
-            return read.reason
+            return read.fault
         blocks = block_count(version.size_bytes, self._block_size)
         if len(page.entries) != page_length(page_no, blocks):
-            return f"it has {len(page.entries)} entries, which does not fit version {version.uid}"
+            return Fault(f"it has {len(page.entries)} entries, which does not fit version {version.uid}")
         last = BlockIndex(page_no * PAGE_ENTRIES + len(page.entries) - 1)
         lengths = [self._block_size] * (len(page.entries) - 1)
         lengths.append(block_length(last, version.size_bytes, self._block_size))
         for entry, length in zip(page.entries, lengths, strict=True):
             if entry > 0 and page.blobs[entry - 1].size != length:
-                return f"it has a blob of {page.blobs[entry - 1].size} bytes for a block of {length}"
-        return ""
+                return Fault(f"it has a blob of {page.blobs[entry - 1].size} bytes for a block of {length}")
+        return None
 
     def check_objects(self) -> None:
         """Mark blobs as damaged whose objects are missing, and the versions that use them."""
@@ -368,8 +368,8 @@ class _Recovery:
             marked = mark_damaged(connection, affected, now)
             self.report.invalid.extend(version_uids(connection, marked))
         for blob in rows.values():
-            self._lose(f"{blob.uid}.blob", "is missing from the storage")
+            self._lose(f"{blob.uid}.blob", Fault("is missing from the storage"))
 
-    def _lose(self, name: str, reason: str, version: VersionUid | None = None) -> None:
+    def _lose(self, name: str, fault: Fault, version: VersionUid | None = None) -> None:
         self.report.losses += 1
-        self._on_loss(Loss(name=name, version=version, reason=reason))
+        self._on_loss(Loss(name=name, version=version, fault=fault))
