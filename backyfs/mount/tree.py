@@ -207,7 +207,7 @@ class Tree:
 
 
 def escape(name: str) -> bytes:
-    """Return a file name for any text. `unescape` reverses it.
+    """Return a file name for any text.
 
     A character that a file name cannot contain or that controls a terminal, and `%`, become `%` and two hexadecimal
     digits for each byte. A name that is too long keeps its beginning and ends in `%~` and a digest; only the tree knows
@@ -224,15 +224,6 @@ def escape(name: str) -> bytes:
     if percent >= 0:  # do not cut in the middle of an escape
         kept = kept[:percent]
     return b"%b%%~%b" % (_without_broken_end(kept), digest)
-
-
-def unescape(escaped: bytes) -> str:
-    """Return the text that was escaped, if the file name is not shortened."""
-    first, *others = escaped.split(b"%")
-    if escaped == b"%":
-        return ""
-    raw = first + b"".join(bytes.fromhex(part[:2].decode()) + part[2:] for part in others)
-    return raw.decode("utf-8", errors="surrogatepass")
 
 
 def _escaped(char: str) -> bytes:

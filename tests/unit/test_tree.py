@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from hypothesis import example, given
@@ -20,7 +21,6 @@ from backyfs.mount.tree import (
     Tree,
     VersionDirectory,
     escape,
-    unescape,
 )
 from backyfs.text import is_control
 
@@ -59,6 +59,11 @@ def version(
         expire_at=expire_at,
         tags=tags,
     )
+
+
+def unescape(escaped: bytes) -> str:
+    """Return the text that a file name stands for, if it is not shortened."""
+    return "" if escaped == b"%" else unquote_to_bytes(escaped).decode(errors="surrogatepass")
 
 
 def names(tree: Tree, node: Node) -> list[bytes]:
