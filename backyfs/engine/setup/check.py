@@ -10,7 +10,7 @@ import secrets
 import stat
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backyfs import keys, sealing
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 _Result = tuple[Grade, str] | tuple[Grade, str, Remedy]  # of one check
 _TEST_BYTES = 64 << 10
 _CLOCKS_APART_S = 5.0
-_FUTURE = timedelta(minutes=5)        # a version of another host may be dated this much ahead
 _OTHERS = 0o077
 _NEED_CONFIG = ("database", "key", "storage", "space")
 
@@ -309,7 +308,7 @@ class _Checks:
         with closing(Database(self.config.database_url)) as database, database.read() as connection:
             asked = datetime.now(UTC)
             apart_s = (database_time(connection) - asked).total_seconds()
-            versions = [one for one in list_versions(connection) if one.created_at > self.now + _FUTURE]
+            versions = [one for one in list_versions(connection) if one.is_dated_in_the_future(self.now)]
         if abs(apart_s) > _CLOCKS_APART_S:
             yield Grade.WARNING, (
                 f"the clock of the database server is {abs(apart_s):.0f} s {'ahead of' if apart_s > 0 else 'behind'} "

@@ -25,7 +25,7 @@ from backyfs.metadata.db.database import Database, sqlite_path
 from backyfs.metadata.db.revisions import HEAD, SchemaState
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE
 from backyfs.metadata.records.versions import list_versions
-from backyfs.metadata.schema.adoption import check_facts
+from backyfs.metadata.schema.adoption import BlockFacts, check_facts
 from backyfs.metadata.schema.upgrade import (
     compact_file,
     copy_sqlite,
@@ -111,9 +111,10 @@ def plan_upgrade(config: Config, *, copy_to: str | None = None) -> UpgradePlan |
             return None
         with database.read() as connection:
             check_can_open(config, known_blob_uids(connection, SAMPLE_BLOBS))
-            source = old_tables(connection, _block_size(config))
+            facts = _block_facts(config)
+            source = old_tables(connection, facts.block_size)
             if source is not None:
-                _check_facts(config, source)
+                check_facts(source, facts)
             return UpgradePlan(
                 database=database.place,
                 from_schema=database.schema().revision or "" if source is None else f"backy2, {source.revision}",
@@ -213,22 +214,16 @@ class _Upgrade:
 
     def _upgrade(self, connection: Connection) -> UpgradeReport:
         started = time.monotonic()
-        block_size, hash_function = _block_size(self.config), _hash_function(self.config)
-        source = old_tables(connection, block_size)
+        facts = _block_facts(self.config)
+        source = old_tables(connection, facts.block_size)
         if source is not None:
-            _check_facts(self.config, source)
+            check_facts(source, facts)
         opens = self._key_test(source)
         require_unused_tables(connection)
-        copy = self._copy(connection, source)
+        copy = self._copy(connection, source, facts)
         try:
             adopted = upgrade_schema(
-                connection,
-                block_size=block_size,
-                hash_function=hash_function,
-                digest_bytes=digest_bytes(hash_function),
-                now=datetime.now(UTC),
-                opens=opens,
-                progress=self.control.progress,
+                connection, facts, now=datetime.now(UTC), opens=opens, progress=self.control.progress
             )
         except BaseException:
             if copy is not None and has_transactional_upgrade(self.database):
@@ -260,7 +255,7 @@ class _Upgrade:
 
         return opens
 
-    def _copy(self, connection: Connection, source: Backy2Database | None) -> str | None:
+    def _copy(self, connection: Connection, source: Backy2Database | None, facts: BlockFacts) -> str | None:
         """Copy the metadata before anything is changed, and return where."""
         path = _copy_path(self.config, self.database, self.copy_to)
         if sqlite_path(self.database.engine.url) is not None:
@@ -272,15 +267,18 @@ class _Upgrade:
                 if source is None:
                     write_export(connection, list_versions(connection), file)
                 else:
-                    _dump(source, _block_size(self.config), _hash_function(self.config), file)
+                    _dump(source, facts, file)
         _log.info("a copy of the old metadata is in %s", path)
         return path
 
 
-def _dump(source: Backy2Database, block_size: int, hash_function: str, file: BinaryIO) -> None:
+def _dump(source: Backy2Database, facts: BlockFacts, file: BinaryIO) -> None:
     """Write all versions of a database of backy2 in the export format."""
     header = ExportHeader(
-        created_at=datetime.now(UTC), block_size=block_size, hash_function=hash_function, repository=None
+        created_at=datetime.now(UTC),
+        block_size=facts.block_size,
+        hash_function=facts.hash_function,
+        repository=None,
     )
     writer = ExportWriter(file, header)
     for uid in source.version_uids():
@@ -312,21 +310,11 @@ def _honest_record(source: Backy2Database, version: Backy2Version) -> VersionRec
     return version.record
 
 
-def _check_facts(config: Config, source: Backy2Database) -> None:
-    hash_function = _hash_function(config)
-    check_facts(
-        source,
-        block_size=_block_size(config),
-        hash_function=hash_function,
-        digest_bytes=digest_bytes(hash_function),
-    )
-
-
 def _running(config: Config, database: Database, *, ignore_processes: bool) -> list[str]:
     """Describe what uses the database: its jobs, and commands of backy2, which does not register jobs."""
     with database.read() as connection:
         found = [str(job) for job in live_jobs_of(connection)]
-        if old_tables(connection, _block_size(config)) is None:
+        if old_tables(connection, _block_facts(config).block_size) is None:
             return found
     found += [f"backy2, which has locked {path}" for path in held_locks(config.lock_dir)]
     if not ignore_processes:
@@ -343,7 +331,7 @@ def _copy_path(config: Config, database: Database, directory: str | None) -> str
         name = f"{name}.before-upgrade-{stamp}"
     else:
         # Not next to the configuration, because every file in /etc/backy/conf.d is read as one.
-        beside = os.path.dirname(os.path.abspath(config.logfile or _directory(config)))
+        beside = os.path.dirname(os.path.abspath(config.logfile or config.storage.local_path or "."))
         name = f"backyfs.before-upgrade-{stamp}.export"
     path = os.path.join(directory or beside, name)
     # An upgrade killed in the same second may have left a copy, or a part of one.
@@ -354,13 +342,10 @@ def _copy_path(config: Config, database: Database, directory: str | None) -> str
     return path
 
 
-def _directory(config: Config) -> str:
-    return config.storage.local_path or "."
-
-
-def _block_size(config: Config) -> int:
-    return config.block_size or DEFAULT_BLOCK_SIZE
-
-
-def _hash_function(config: Config) -> str:
-    return config.hash_function or _BACKY2_HASH_FUNCTION
+def _block_facts(config: Config) -> BlockFacts:
+    hash_function = config.hash_function or _BACKY2_HASH_FUNCTION
+    return BlockFacts(
+        block_size=config.block_size or DEFAULT_BLOCK_SIZE,
+        hash_function=hash_function,
+        digest_bytes=digest_bytes(hash_function),
+    )

@@ -17,7 +17,7 @@ from backyfs.engine.catalog.publish import catalog_kept
 from backyfs.engine.transfer.backy2_format import MAGIC as BACKY2_MAGIC
 from backyfs.engine.transfer.backy2_format import read_backy2_export
 from backyfs.engine.transfer.export_format import ZSTD_MAGIC, ExportHeader, PageRecord, SharedPageRecord, read_export
-from backyfs.engine.transfer.plainblobs import PlainFingerprints, check_blob, checked_hash_function, contradict, rule_of
+from backyfs.engine.transfer.plainblobs import PlainFingerprints, check_blob, checked_hash_function, rule_of
 from backyfs.errors import (
     ExportFormatError,
     IntegrityError,
@@ -30,7 +30,7 @@ from backyfs.errors import (
 )
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, commit_page, new_entries, share_pages
-from backyfs.metadata.records.blobs import find_by_uid, insert_blobs, newest_wrapped_key
+from backyfs.metadata.records.blobs import contradict, find_by_uid, insert_blobs, newest_wrapped_key
 from backyfs.metadata.records.identity import list_key_slots, load_identity, replace_identity, save_identity_tag
 from backyfs.metadata.records.jobs import list_live_jobs, this_process
 from backyfs.metadata.records.stats import insert_statistics_records, list_statistics

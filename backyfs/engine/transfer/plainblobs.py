@@ -100,11 +100,6 @@ def check_blob(blob: BlobRecord) -> None:
         )
 
 
-def contradict(known: bytes | None, other: bytes | None) -> bool:
-    """Return whether fingerprints are of different bytes; different hash functions cannot contradict each other."""
-    return known is not None and other is not None and len(known) == len(other) and known != other
-
-
 class PlainFingerprints:
     """Fingerprints of this repository for the plain blocks of one export, in the order of the export."""
 

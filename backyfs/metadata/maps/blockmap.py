@@ -126,13 +126,20 @@ def _add_page(
     return page_id
 
 
+def insert_version_pages(
+    connection: Connection, version_id: VersionId, listed: Iterable[tuple[PageNumber, PageId]]
+) -> None:
+    """Add pages to a version that has no pages with these numbers. The caller updates the counts."""
+    rows = [{"version_id": version_id, "page_no": page_no, "page_id": page_id} for page_no, page_id in listed]
+    for batch in batches(rows):
+        connection.execute(insert(version_pages), batch)
+
+
 def share_pages(
     connection: Connection, version_id: VersionId, shared: Collection[tuple[PageNumber, PageId]]
 ) -> None:
     """Add pages of other versions to this version, which has no pages with these numbers, and update the counts."""
-    rows = [{"version_id": version_id, "page_no": page_no, "page_id": page_id} for page_no, page_id in shared]
-    for batch in batches(rows):
-        connection.execute(insert(version_pages), batch)
+    insert_version_pages(connection, version_id, shared)
     uses: dict[int, list[PageId]] = {}
     for page_id, count in Counter(page_id for _, page_id in shared).items():
         uses.setdefault(count, []).append(page_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import bindparam, func, insert, literal_column, select
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from backyfs.metadata.db.database import Connection
+
+_Facts = TypeVar("_Facts", Blob, BlobRecord)
 
 _ROWS_AT_ONCE = 20_000
 
@@ -154,6 +156,11 @@ def _find_by_uid(
     return found
 
 
+def contradict(known: bytes | None, other: bytes | None) -> bool:
+    """Return whether fingerprints are of different bytes; different hash functions cannot contradict each other."""
+    return known is not None and other is not None and len(known) == len(other) and known != other
+
+
 def damaged_blobs(connection: Connection) -> frozenset[BlobId]:
     """Return the blobs that were found damaged."""
     return frozenset(connection.execute(select(blobs.c.id).where(blobs.c.valid.is_(False))).scalars())
@@ -235,9 +242,7 @@ def require_blobs(connection: Connection, ids: Collection[BlobId]) -> dict[BlobI
     Raises:
         IntegrityError: the row of one is missing or damaged.
     """
-    found = load_blobs(connection, ids)
-    _require_all(ids, found)
-    return found
+    return _require_all(ids, load_blobs(connection, ids))
 
 
 def require_blob_records(connection: Connection, ids: Collection[BlobId]) -> dict[BlobId, BlobRecord]:
@@ -246,9 +251,7 @@ def require_blob_records(connection: Connection, ids: Collection[BlobId]) -> dic
     Raises:
         IntegrityError: the row of one is missing or damaged.
     """
-    found = load_blob_records(connection, ids)
-    _require_all(ids, found)
-    return found
+    return _require_all(ids, load_blob_records(connection, ids))
 
 
 def known_uids(connection: Connection, uids: Iterable[BlobUid]) -> set[BlobUid]:
@@ -271,7 +274,7 @@ def require_sound_uids(connection: Connection) -> None:
         last = rows[-1].id
 
 
-def _require_all(ids: Iterable[BlobId], found: Collection[BlobId]) -> None:
+def _require_all(ids: Iterable[BlobId], found: dict[BlobId, _Facts]) -> dict[BlobId, _Facts]:
     missing = next((blob_id for blob_id in ids if blob_id not in found), None)
     if missing is not None:
         raise IntegrityError(
@@ -279,6 +282,7 @@ def _require_all(ids: Iterable[BlobId], found: Collection[BlobId]) -> None:
             subject="a block map",
             remedy=Advice.SCRUB_OR_RECOVER(),
         )
+    return found
 
 
 def _begin_counting(connection: Connection, ids: Iterable[BlobId]) -> None:

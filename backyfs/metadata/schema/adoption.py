@@ -20,7 +20,7 @@ from backyfs.metadata.db.batches import batches
 from backyfs.metadata.db.database import continue_ids
 from backyfs.metadata.db.tables import blobs, stats, versions
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, commit_page, new_entries, page_entries, references_add_up
-from backyfs.metadata.records.blobs import find_by_uid, insert_numbered_blobs
+from backyfs.metadata.records.blobs import contradict, find_by_uid, insert_numbered_blobs
 from backyfs.metadata.records.identity import Identity, save_identity
 from backyfs.metadata.records.stats import insert_statistics_records
 from backyfs.metadata.records.versions import insert_version, version_with_uid
@@ -49,7 +49,16 @@ class AdoptionReport:
     blobs: int
 
 
-def check_facts(source: Backy2Database, *, block_size: int, hash_function: str, digest_bytes: int) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockFacts:
+    """What backy2 had only in its configuration."""
+
+    block_size: int
+    hash_function: str
+    digest_bytes: int  # of that function
+
+
+def check_facts(source: Backy2Database, facts: BlockFacts) -> None:
     """Compare block size and hash function of the configuration with the rows. backy2 did not store them.
 
     Raises:
@@ -59,20 +68,20 @@ def check_facts(source: Backy2Database, *, block_size: int, hash_function: str, 
     source.check_versions()
     odd = source.odd_version()
     largest, count = source.block_sizes()
-    if odd is not None or (count and largest > block_size):
-        size = f"blocks of {largest} bytes" if largest > block_size else f"another number of blocks for {odd!r}"
+    if odd is not None or (count and largest > facts.block_size):
+        size = f"blocks of {largest} bytes" if largest > facts.block_size else f"another number of blocks for {odd!r}"
         raise SchemaError(
-            f"has block_size {block_size}, but the database has {size}",
+            f"has block_size {facts.block_size}, but the database has {size}",
             subject="the configuration",
             remedy="set block_size in [DEFAULTS] to the value that the backups were made with",
         )
-    digits = 2 * digest_bytes
+    digits = 2 * facts.digest_bytes
     lengths = source.checksum_lengths()
     if lengths and digits not in lengths:
         found = " or ".join(str(length // 2 * 8) for length in sorted(lengths))
         raise SchemaError(
-            f"has hash_function {hash_function}, with {digits * 4} bits, but the database has checksums of {found} "
-            "bits",
+            f"has hash_function {facts.hash_function}, with {digits * 4} bits, but the database has checksums of "
+            f"{found} bits",
             subject="the configuration",
             remedy="set hash_function in [DEFAULTS] to the value that the backups were made with",
         )
@@ -81,10 +90,8 @@ def check_facts(source: Backy2Database, *, block_size: int, hash_function: str, 
 def adopt(
     connection: Connection,
     source: Backy2Database,
+    facts: BlockFacts,
     *,
-    block_size: int,
-    hash_function: str,
-    digest_bytes: int,
     now: datetime,
     opens: Callable[[bytes], bool] | None,
     progress: Progress,
@@ -96,12 +103,12 @@ def adopt(
     Raises:
         DatabaseError: the result does not match the tables of backy2. The caller must roll back.
     """
-    adoption = _Adoption(connection, source, block_size, digest_bytes, opens)
+    adoption = _Adoption(connection, source, facts, opens)
     rows = source.count_blocks()
-    progress.start("taking over the metadata of backy2, for images of", rows * block_size)
+    progress.start("taking over the metadata of backy2, for images of", rows * facts.block_size)
     try:
         for uid in source.version_uids():
-            progress.advance(adoption.take_version(source.version(uid)) * block_size)
+            progress.advance(adoption.take_version(source.version(uid)) * facts.block_size)
         adoption.take_orphans(now)
         continue_ids(connection, blobs)
         adoption.take_deleted()
@@ -112,8 +119,8 @@ def adopt(
         connection,
         Identity(
             uid=str(uuid.uuid4()),
-            block_size=block_size,
-            hash_function=hash_function,
+            block_size=facts.block_size,
+            hash_function=facts.hash_function,
             wrapped_fingerprint_key=None,
             created_at=now,
         ),
@@ -131,14 +138,13 @@ class _Adoption:
         self,
         connection: Connection,
         source: Backy2Database,
-        block_size: int,
-        digest_bytes: int,
+        facts: BlockFacts,
         opens: Callable[[bytes], bool] | None,
     ) -> None:
         self._connection = connection
         self._source = source
-        self._block_size = block_size
-        self._digest_bytes = digest_bytes
+        self._block_size = facts.block_size
+        self._digest_bytes = facts.digest_bytes
         self._opens = opens
         self._refused: Counter[str] = Counter()  # number of contradictory rows, by version
         self._warnings = 0
@@ -274,7 +280,7 @@ class _Adoption:
             return None
         better = other if self._has_better_key(other, known) else known
         valid = known.valid and other.valid
-        if _differ(known.fingerprint, other.fingerprint):
+        if contradict(known.fingerprint, other.fingerprint):
             # One of them is wrong. Encrypted objects can be verified without a fingerprint.
             if _is_plain(known) or _is_plain(better):
                 return None
@@ -299,7 +305,7 @@ class _Adoption:
 
     def _agrees(self, ids: dict[BlobUid, tuple[BlobId, BlobRecord]], blob: BlobRecord) -> bool:
         facts = ids[blob.uid][1]
-        return facts.size == blob.size and not _differ(facts.fingerprint, self._checked(blob).fingerprint)
+        return facts.size == blob.size and not contradict(facts.fingerprint, self._checked(blob).fingerprint)
 
     def _update(self, blob_id: BlobId, facts: BlobRecord) -> None:
         self._connection.execute(
@@ -360,8 +366,3 @@ def _is_given_up(blob: BlobRecord) -> bool:
 
 def _is_plain(blob: BlobRecord) -> bool:
     return blob.encryption_version == 0
-
-
-def _differ(one: bytes | None, other: bytes | None) -> bool:
-    """Return whether two fingerprints contradict each other. Those of different hash functions do not."""
-    return one is not None and other is not None and len(one) == len(other) and one != other

@@ -11,7 +11,7 @@ import uuid
 from array import array
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, func, insert, inspect, select, text, update
+from sqlalchemy import delete, func, inspect, select, text, update
 
 from backyfs.geometry import page_length
 from backyfs.metadata.catalog.index import save_index_state
@@ -104,15 +104,6 @@ def insert_absent_page(connection: Connection, page_no: PageNumber, blocks: int)
     """Insert a page of lost blocks, or return an existing one."""
     entries = new_entries(page_length(page_no, blocks), ABSENT)
     return add_recovered_page(connection, str(uuid.uuid4()), entries, published=False)
-
-
-def insert_version_pages(
-    connection: Connection, version_id: VersionId, listed: Iterable[tuple[PageNumber, PageId]]
-) -> None:
-    """Insert the pages of a version. `count_pages` counts them at the end."""
-    rows = [{"version_id": version_id, "page_no": page_no, "page_id": page_id} for page_no, page_id in listed]
-    for batch in batches(rows):
-        connection.execute(insert(version_pages), batch)
 
 
 def forget_note(connection: Connection, uid: VersionUid) -> None:

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from backyfs.metadata.db.database import Database
-    from backyfs.metadata.records.jobs import Job
-    from backyfs.metadata.schema.adoption import AdoptionReport
+    from backyfs.metadata.records.jobs import LiveJob
+    from backyfs.metadata.schema.adoption import AdoptionReport, BlockFacts
     from backyfs.model import BlobUid, Progress
 
 _LOCK_NUMBER = 0x6261636B79  # of an advisory lock in PostgreSQL, where these locks are per database
@@ -72,7 +72,7 @@ def known_blob_uids(connection: Connection, count: int) -> list[BlobUid]:
     return sample_blob_uids(connection, count) if source is None else source.sample_blob_uids(count)
 
 
-def live_jobs_of(connection: Connection) -> list[Job]:
+def live_jobs_of(connection: Connection) -> list[LiveJob]:
     """Return the live jobs of a database with any schema."""
     return list_live_jobs(connection, this_process()) if inspect(connection).has_table("jobs") else []
 
@@ -169,10 +169,8 @@ def _try_lock(connection: Connection) -> bool:
 
 def upgrade_schema(
     connection: Connection,
+    facts: BlockFacts,
     *,
-    block_size: int,
-    hash_function: str,
-    digest_bytes: int,
     now: datetime,
     opens: Callable[[bytes], bool] | None,
     progress: Progress,
@@ -194,7 +192,7 @@ def upgrade_schema(
     try:
         report = None
         if not clears:
-            report = _run(connection, before, block_size, hash_function, digest_bytes, now, opens, progress)
+            report = _run(connection, before, facts, now, opens, progress)
             _require_own_schema(connection)
             if not has_transactional_ddl(connection.engine):
                 stamp(connection, CLEARING_AWAY)
@@ -263,9 +261,7 @@ def compact_file(database: Database) -> None:
 def _run(
     connection: Connection,
     before: str | None,
-    block_size: int,
-    hash_function: str,
-    digest_bytes: int,
+    facts: BlockFacts,
     now: datetime,
     opens: Callable[[bytes], bool] | None,
     progress: Progress,
@@ -282,16 +278,8 @@ def _run(
     # Run all revisions, because the recorded one is unreliable. Each of them checks what exists already.
     upgrade_tables(connection, LAST_OF_BACKY2 if is_aside else None)
     with _without_fingerprint_index(connection):
-        return adopt(
-            connection,
-            Backy2Database(connection, block_size, prefix=ASIDE),
-            block_size=block_size,
-            hash_function=hash_function,
-            digest_bytes=digest_bytes,
-            now=now,
-            opens=opens,
-            progress=progress,
-        )
+        source = Backy2Database(connection, facts.block_size, prefix=ASIDE)
+        return adopt(connection, source, facts, now=now, opens=opens, progress=progress)
 
 
 @contextmanager
