@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from pathlib import Path
 
+    from backyfs.metadata.db.database import Connection, Database
     from backyfs.repository import Repository
     from tests.support.services.objectstore import ObjectStoreServer, S3Server
 
@@ -209,6 +210,14 @@ def module_database_url(
 ) -> Generator[str, None, None]:
     """Yield the same URL to all tests of a module, which create the tables once and undo all other changes."""
     yield from _empty_database(request, tmp_path_factory.mktemp("database"))
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[Connection]:
+    """Give a transaction of the module's fixture `database`, which is rolled back at the end."""
+    with database.engine.connect() as connection, connection.begin() as transaction:
+        yield connection
+        transaction.rollback()
 
 
 def _empty_database(request: pytest.FixtureRequest, directory: Path) -> Generator[str, None, None]:

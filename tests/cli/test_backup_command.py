@@ -8,9 +8,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import update
@@ -19,9 +17,9 @@ from backyfs.metadata.db.tables import versions as versions_table
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
 from tests.support.images import random_image
+from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, back_up, opened, wait_for
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 PATIENCE_S = 60
 
 

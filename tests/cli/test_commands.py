@@ -8,8 +8,6 @@ import pty
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import click
 import pytest
@@ -18,10 +16,10 @@ from backyfs import __version__
 from backyfs.cli.main import run
 from backyfs.cli.sizes import Size
 from tests.support.images import random_image
+from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 from tests.support.stored import blob_of, file_of, flip_a_byte
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 UID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.program import BACKYFS
 from tests.support.repositories import make_repository
-
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 
 if TYPE_CHECKING:
     from collections.abc import Callable

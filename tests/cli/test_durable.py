@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
 
@@ -15,11 +13,11 @@ from backyfs.engine.restore.restore import restore
 from backyfs.errors import InterruptedByUser
 from backyfs.work.run import Control
 from tests.support.images import random_bytes, random_image, run_tool
+from tests.support.program import BACKYFS
 from tests.support.repositories import back_up, make_repository, opened
 from tests.unit.test_sources import loop_device
 from tests.upgrade.reference import Reference
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 MIB = 1 << 20
 SIZE = 16 * MIB
 ROOM = 10 * MIB  # on the disk that gets SIZE bytes
@@ -29,12 +27,6 @@ LOST = "did not reach the disk in full: "
 @pytest.fixture
 def config(tmp_path):
     return make_repository(tmp_path / "repository", block_size=MIB)
-
-
-@pytest.fixture
-def repository(config):
-    with opened(config) as repository:
-        yield repository
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -17,11 +16,11 @@ from backyfs.metadata.db.database import Database
 from backyfs.metadata.records.versions import list_versions
 from tests.cli.cases import CASES, copy_place, filled_in, make_place, words_of
 from tests.support.forkserver import ForkServer
+from tests.support.program import BACKYFS
 from tests.support.repositories import opened
 
 pytestmark = pytest.mark.slow
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference"
 SCHEMA = json.loads((DOCS / "output.schema.json").read_text(encoding="utf-8"))
 UNKNOWN = "12345678"

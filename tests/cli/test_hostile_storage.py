@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,9 @@ import pytest
 from backyfs.engine.catalog.publish import publish
 from tests.support.images import random_image
 from tests.support.obstacles import put_in_place
+from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, back_up, opened
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 DEADLINE_S = 120
 DAMAGE = 20
 

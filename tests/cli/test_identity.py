@@ -17,7 +17,7 @@ from backyfs.cli.main import run
 from backyfs.keys.identity import identity_tag
 from backyfs.metadata.records.identity import load_identity, load_identity_tag
 from tests.support.images import random_bytes, random_image
-from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.repositories import BLOCK, back_up, configure, make_repository, opened
 from tests.upgrade.reference import Reference
 
 if TYPE_CHECKING:
@@ -206,8 +206,7 @@ def test_without_a_catalog_the_rest_of_the_database_shows_that_its_slots_are_los
 ) -> None:  # fmt: skip
     """With `encryption_version: 0`, it would be read without a key, and its fingerprints would not be keyed."""
     config = directory / "backyfs.cfg"
-    line = f"encryption_version: {encryption_version}"
-    config.write_text(re.sub(r"(?m)^encryption_version:.*$", line, config.read_text()))
+    configure(config, encryption_version=encryption_version)
     change(directory, *reversed(statements))
     (directory / "data" / "catalog" / "repository").unlink()
     for command in (["ls"], ["restore", "disk@latest", "{directory}/target"]):

@@ -20,7 +20,7 @@ from backyfs.errors import IntegrityError
 from backyfs.metadata.records.versions import list_versions
 from tests.cli.test_identity import NO_FINGERPRINT_KEY, NO_SLOTS, NO_TAG, SLOT_AS_BLOB
 from tests.support.images import random_image
-from tests.support.repositories import BLOCK, make_repository, opened
+from tests.support.repositories import BLOCK, change_database, configure, make_repository, opened
 from tests.support.stored import blob_of
 from tests.upgrade.reference import Reference
 
@@ -66,12 +66,6 @@ def plain(tmp_path: Path, image: Path, call: Call) -> Path:
     config = make_repository(tmp_path / "plain", encrypted=False)
     assert call(config, "backup", image, "disk")[0] == 0
     return config
-
-
-def change_database(config: Path, *statements: str) -> None:
-    with closing(sqlite3.connect(config.parent / "backyfs.sqlite", isolation_level=None)) as connection:
-        for statement in statements:
-            connection.execute(statement)
 
 
 def make_plain(config: Path, fingerprint: bytes) -> None:
@@ -141,7 +135,7 @@ def test_neither_storage_nor_database_nor_log_contains_bytes_of_an_image(
     with image.open("ab") as file:
         file.write(b"secret in plain text" * 300)
     config = make_repository(tmp_path / "repository")
-    config.write_text(re.sub(r"(?m)^encryption_version:.*$", f"encryption_version: {version}", config.read_text()))
+    configure(config, encryption_version=version)
     assert call(config, "backup", image, "disk")[0] == 0
     assert len(blobs(config)) == 4
     for path in files(config.parent):
@@ -292,7 +286,7 @@ def test_a_database_that_looks_like_backy2_is_not_trusted_silently_if_new_blocks
     """As documented: such a repository does not need the key, so a key that opens nothing is not an error."""
     change_database(encrypted, NO_TAG, NO_FINGERPRINT_KEY, NO_SLOTS)
     (encrypted.parent / "data" / "catalog" / "repository").unlink()
-    encrypted.write_text(re.sub(r"(?m)^encryption_version:.*$", "encryption_version: 0", encrypted.read_text()))
+    configure(encrypted, encryption_version=0)
     assert call(encrypted, "ls")[0] == 0
     assert "does not open the encrypted blocks of this repository" in warnings(encrypted)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import pytest
 from backyfs.work.job import Job
 from tests.support.images import random_image
 from tests.support.jobs import spec
+from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, back_up, opened, wait_for_job
 from tests.support.stored import flip_a_byte
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     Call = Callable[..., tuple[int, str, str]]
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 
 
 @pytest.fixture

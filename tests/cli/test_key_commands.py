@@ -10,19 +10,15 @@ import shutil
 import sqlite3
 import stat
 import subprocess
-import sys
 import termios
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
 from backyfs.cli.main import run
 from backyfs.errors import KeyMaterialError
 from backyfs.keys import passphrase as kdf
-from backyfs.keys import slots
-from backyfs.keys.passphrase import Cost
 from backyfs.keys.recovery import read_page
 from backyfs.metadata.db.database import Database
 from backyfs.repository import open_repository
@@ -30,20 +26,16 @@ from backyfs.work.job import Job
 from tests.cli.test_intruders import readable
 from tests.support.images import random_image
 from tests.support.jobs import spec
+from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 from tests.upgrade.reference import Reference
 
+pytestmark = pytest.mark.usefixtures("cheap_passphrases")
+
 DEADLINE_S = 60
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 K1 = "decafbad" * 8
 K2 = "5e" * 32
 WORDS = "correct horse"
-
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch):
-    """Make passphrases cheap to derive."""
-    monkeypatch.setattr(slots, "DEFAULT_COST", Cost(memory_kib=64, passes=1, lanes=1))
 
 
 @pytest.fixture

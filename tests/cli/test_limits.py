@@ -6,16 +6,14 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.support.images import random_image
+from tests.support.program import BACKYFS
 from tests.support.repositories import make_repository, wait_for_job
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 BLOCK = 256 << 10
 MIB = 1 << 20
 

@@ -7,18 +7,16 @@ import logging
 import os
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from backyfs.cli.commandline import shown_command_line
 from backyfs.cli.logfile import LogFile
 from tests.support.images import random_image
+from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, back_up, opened, wait_for
 from tests.support.stored import blob_of, file_of
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 DEADLINE_S = 120
 KEY = "ab" * 32
 

@@ -7,17 +7,15 @@ import logging
 import os
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from backyfs.errors import StorageError
 from backyfs.remedies import Advice
 from tests.support.images import random_image
+from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 MISSING = "no version is named 'x'; `backyfs ls` lists the versions"
 
 

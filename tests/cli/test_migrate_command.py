@@ -13,17 +13,14 @@ from backyfs import keys
 from backyfs.cli.main import run
 from backyfs.engine.secrets.rotation import rotate_repository_key
 from backyfs.errors import KeyMaterialError
-from backyfs.keys import slots
-from backyfs.keys.passphrase import Cost
 from backyfs.metadata.records.identity import load_key_date
 from backyfs.metadata.records.versions import list_versions
 from backyfs.repository.keyring import configured_secret
 from backyfs.work.job import Job
 from tests.support.images import random_image
 from tests.support.jobs import spec
-from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.repositories import BLOCK, back_up, configure, make_repository, opened
 from tests.support.stored import blob_of, file_of, flip_a_byte
-from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,13 +28,9 @@ if TYPE_CHECKING:
 
     Call = Callable[..., tuple[int, str, str]]
 
+pytestmark = pytest.mark.usefixtures("cheap_passphrases")
+
 WORDS = "correct horse"
-
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make passphrases cheap to derive."""
-    monkeypatch.setattr(slots, "DEFAULT_COST", Cost(memory_kib=64, passes=1, lanes=1))
 
 
 @pytest.fixture

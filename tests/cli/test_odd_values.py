@@ -7,7 +7,6 @@ import re
 import resource
 import sqlite3
 import subprocess
-import sys
 from array import array
 from contextlib import closing
 from pathlib import Path
@@ -24,14 +23,14 @@ from backyfs.metadata.db.idarray import SparseArray
 from backyfs.metadata.db.tables import metadata
 from backyfs.metadata.records.versions import find_version, is_last_valid, list_versions
 from tests.support.images import random_image
-from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.program import BACKYFS
+from tests.support.repositories import BLOCK, back_up, change_database, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.support.services.postgresql import PostgresqlServer
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 DAMAGE = 20
 LIMIT = 2 << 30  # of address space
 FAR = (1 << 62) + 1
@@ -51,15 +50,9 @@ def with_versions(config: Path, directory: Path) -> Path:
     return config
 
 
-def change(config: Path, *statements: str) -> None:
-    with closing(sqlite3.connect(config.parent / "backyfs.sqlite", isolation_level=None)) as connection:
-        for statement in statements:
-            connection.execute(statement)
-
-
 def allow_null(config: Path) -> None:
     tables = "UPDATE sqlite_master SET sql = replace(sql, ' NOT NULL', '') WHERE type = 'table'"
-    change(config, "PRAGMA writable_schema = ON", tables)
+    change_database(config, "PRAGMA writable_schema = ON", tables)
 
 
 def test_every_column_except_ids_and_row_keys_has_a_rule() -> None:
@@ -93,7 +86,7 @@ def test_ls_lists_the_other_versions_and_reports_the_damaged_one(
     config: Path, call: Callable[..., tuple[int, str, str]], column: str, value: str
 ) -> None:
     allow_null(config)
-    change(config, f"UPDATE versions SET {column} = {value} WHERE id = 2")
+    change_database(config, f"UPDATE versions SET {column} = {value} WHERE id = 2")
     status, out, err = call("--json", "ls")
     assert status == DAMAGE
     assert [version["name"] for version in json.loads(out)] == ["first", "third"]
@@ -107,7 +100,7 @@ def test_ls_lists_the_other_versions_and_reports_the_damaged_one(
 def test_an_odd_size_does_not_crash_any_command(
     config: Path, call: Callable[..., tuple[int, str, str]], words: str
 ) -> None:
-    change(config, "UPDATE versions SET size_bytes = 'many' WHERE id = 2")
+    change_database(config, "UPDATE versions SET size_bytes = 'many' WHERE id = 2")
     status, _, err = call("-m", *words.split())
     assert status in {0, DAMAGE}
     assert "unexpected" not in err
@@ -116,7 +109,7 @@ def test_an_odd_size_does_not_crash_any_command(
 def test_a_command_that_names_the_damaged_version_is_refused(
     config: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    change(config, "UPDATE versions SET status = 'perfect' WHERE id = 2")
+    change_database(config, "UPDATE versions SET status = 'perfect' WHERE id = 2")
     status, _, err = call("restore", "second@latest", tmp_path / "target")
     assert status != 0
     with closing(sqlite3.connect(config.parent / "backyfs.sqlite")) as connection:
@@ -130,7 +123,7 @@ def test_a_command_that_names_the_damaged_version_is_refused(
 
 
 def test_other_versions_are_restored(config: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    change(config, "UPDATE versions SET status = 'perfect', created_at = 5 WHERE id = 2")
+    change_database(config, "UPDATE versions SET status = 'perfect', created_at = 5 WHERE id = 2")
     assert call("restore", "first@latest", tmp_path / "target")[0] == 0
     assert (tmp_path / "target").read_bytes() == (tmp_path / "image").read_bytes()
 
@@ -138,7 +131,7 @@ def test_other_versions_are_restored(config: Path, call: Callable[..., tuple[int
 def test_a_damaged_row_costs_only_its_block(
     config: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    change(config, "UPDATE blobs SET uid = '../../../evil' WHERE id = (SELECT min(id) FROM blobs)")
+    change_database(config, "UPDATE blobs SET uid = '../../../evil' WHERE id = (SELECT min(id) FROM blobs)")
     status, _, err = call("restore", "first@latest", tmp_path / "target")
     assert status == DAMAGE
     assert "table blobs, row with id 1, uid '../../../evil' has an impossible uid" in err
@@ -151,7 +144,7 @@ def test_a_damaged_row_costs_only_its_block(
 def test_a_damaged_block_map_is_never_restored_as_zeros(
     config: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path, change_row: str
 ) -> None:
-    change(config, f"UPDATE version_pages SET {change_row} WHERE version_id = 1")
+    change_database(config, f"UPDATE version_pages SET {change_row} WHERE version_id = 1")
     status, _, err = call("restore", "first@latest", tmp_path / "target")
     assert status in {1, DAMAGE}
     assert "unexpected" not in err
@@ -162,7 +155,7 @@ def test_an_object_does_not_become_an_orphan_when_the_uid_in_its_row_is_damaged(
     config: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
     objects = sorted((config.parent / "data").rglob("*.blob"))
-    change(config, "UPDATE blobs SET uid = 'x' WHERE id = 1")
+    change_database(config, "UPDATE blobs SET uid = 'x' WHERE id = 1")
     status, _, err = call("cleanup", "--full", "--dangerous-force")
     assert status == DAMAGE
     assert "has an impossible uid: 'x'" in err
@@ -170,7 +163,7 @@ def test_an_object_does_not_become_an_orphan_when_the_uid_in_its_row_is_damaged(
 
 
 def test_a_job_with_a_damaged_row_blocks_no_command(config: Path, call: Callable[..., tuple[int, str, str]]) -> None:
-    change(
+    change_database(
         config,
         "INSERT INTO jobs (host, scope, pid, pid_started, command, progress, started_at, heartbeat_at) "
         "VALUES ('h', 's', 'x', 1, 'backup', '', 'yesterday', 'soon')",
@@ -191,7 +184,7 @@ def test_a_damaged_key_slot_does_not_hide_the_one_that_opens(
     (tmp_path / "second.key").write_text("5e" * 32)
     (tmp_path / "second.key").chmod(0o600)
     assert call("key", "add", "second", "--key-file", tmp_path / "second.key")[0] == 0
-    change(config, f"UPDATE key_slots SET {column} = 5.5 WHERE label = 'second'")
+    change_database(config, f"UPDATE key_slots SET {column} = 5.5 WHERE label = 'second'")
     status, out, _ = call("ls")
     assert status in {0, DAMAGE}
     assert "first" in out
@@ -203,7 +196,7 @@ def test_a_damaged_key_slot_does_not_hide_the_one_that_opens(
 def test_a_repository_whose_key_slots_are_all_damaged_does_not_look_plain(
     config: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
-    change(config, "UPDATE key_slots SET key_check = 5.5")
+    change_database(config, "UPDATE key_slots SET key_check = 5.5")
     status, out, err = call("ls")
     assert (status, out) == (DAMAGE, "")
     assert "has an impossible key_check" in err
@@ -216,7 +209,7 @@ def test_nested_or_odd_json_in_a_key_slot_makes_it_a_damaged_slot(
     (tmp_path / "words").write_text("a passphrase")
     (tmp_path / "words").chmod(0o600)
     assert call("key", "add", "words", "--passphrase-file", tmp_path / "words")[0] == 0
-    change(config, f"UPDATE key_slots SET kdf_parameters = '{value}' WHERE label = 'words'")
+    change_database(config, f"UPDATE key_slots SET kdf_parameters = '{value}' WHERE label = 'words'")
     lines = [line for line in config.read_text().splitlines() if "encryption_key_file" not in line]
     passphrase = f"[DEFAULTS]\nencryption_passphrase_file: {tmp_path / 'words'}"
     config.write_text("\n".join(lines).replace("[DEFAULTS]", passphrase))
@@ -230,7 +223,7 @@ def test_forget_removes_nothing_while_a_tag_is_damaged(
 ) -> None:
     with config.open("a") as file:
         file.write("\n[daily]\ninterval: 1d\nkeep: 0\nsla: 3h\n")
-    change(config, "UPDATE tags SET name = x'00' WHERE id = 1")
+    change_database(config, "UPDATE tags SET name = x'00' WHERE id = 1")
     status, _, err = call("forget", "--force")
     assert status == DAMAGE
     assert "a tag in the database is damaged" in err
@@ -240,7 +233,7 @@ def test_forget_removes_nothing_while_a_tag_is_damaged(
 def test_a_damaged_version_is_not_counted_as_the_last_valid_one(
     config: Path, call: Callable[..., tuple[int, str, str]]
 ) -> None:
-    change(config, "UPDATE versions SET name = 'first'", "UPDATE versions SET created_at = 'x' WHERE id > 1")
+    change_database(config, "UPDATE versions SET name = 'first'", "UPDATE versions SET created_at = 'x' WHERE id > 1")
     with closing(sqlite3.connect(config.parent / "backyfs.sqlite")) as connection:
         [(uid,)] = connection.execute("SELECT uid FROM versions WHERE id = 1").fetchall()
     with opened(config) as repository, repository.database.read() as connection:
@@ -256,8 +249,8 @@ def test_a_damaged_version_is_not_counted_as_the_last_valid_one(
 def test_an_odd_note_is_reported_until_the_whole_catalog_is_written(
     config: Path, call: Callable[..., tuple[int, str, str]], note: str
 ) -> None:
-    change(config, "INSERT INTO catalog_notes VALUES ('page', '0f5b2c1e-9a64-4f0b-8a57-6b1de0b5a0f3', 7)")
-    change(config, f"UPDATE catalog_notes SET {note} WHERE token = 7")
+    change_database(config, "INSERT INTO catalog_notes VALUES ('page', '0f5b2c1e-9a64-4f0b-8a57-6b1de0b5a0f3', 7)")
+    change_database(config, f"UPDATE catalog_notes SET {note} WHERE token = 7")
     assert call("protect", "first@latest")[0] in {0, DAMAGE}
     call("catalog", "push", "--all")
     assert call("protect", "second@latest")[0] == 0
@@ -269,7 +262,7 @@ def test_an_odd_note_is_reported_until_the_whole_catalog_is_written(
 def test_the_metrics_after_a_backup_do_not_end_in_a_traceback(
     config: Path, call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    change(config, "UPDATE versions SET created_at = 'x' WHERE id = 2", "UPDATE stats SET duration_s = 'x'")
+    change_database(config, "UPDATE versions SET created_at = 'x' WHERE id = 2", "UPDATE stats SET duration_s = 'x'")
     status, _, err = call("--metrics-file", tmp_path / "metrics", "backup", tmp_path / "image", "fourth")
     assert status in {0, DAMAGE}
     assert "unexpected" not in err
@@ -286,7 +279,7 @@ def test_the_metrics_after_a_backup_do_not_end_in_a_traceback(
     [("du", 900_000_000), ("du", FAR), ("cleanup --full --dry-run", 900_000_000), ("scrub --all", FAR)],
 )
 def test_a_huge_id_takes_no_memory(config: Path, words: str, row_id: int) -> None:
-    change(
+    change_database(
         config,
         "INSERT INTO blobs (id, uid, size, encryption_version, valid, created_at) "
         f"VALUES ({row_id}, 'abcdefgh', 4096, 0, 1, '2026-01-01 00:00:00.000000')",
@@ -350,7 +343,7 @@ def test_a_year_after_9999_from_postgresql_is_reported(
 
 
 def test_the_library_records_what_it_leaves_out(config: Path) -> None:
-    change(config, "UPDATE versions SET name = x'00' WHERE id = 2")
+    change_database(config, "UPDATE versions SET name = x'00' WHERE id = 2")
     database = Database(f"sqlite:///{config.parent / 'backyfs.sqlite'}")
     with database.read() as connection:
         assert [version.name for version in list_versions(connection)] == ["first", "third"]

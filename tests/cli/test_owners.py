@@ -16,7 +16,7 @@ from tests.cli.test_every_command import by_words, place
 from tests.support.images import random_image
 from tests.support.program import backyfs
 from tests.support.repositories import BLOCK, make_repository
-from tests.support.users import USER, run_as_user
+from tests.support.users import USER, give_to_user, run_as_user
 from tests.upgrade.reference import Reference
 
 __all__ = ["place"]
@@ -28,11 +28,6 @@ WITHOUT_MOUNT = [case for case in CASES if case.name not in {"mount", "umount", 
 
 def run_as_root(config, *words):
     return backyfs("-c", config, *words, env=os.environ | {"PATH": SBIN})
-
-
-def give_to_user(directory):
-    for path in (directory, *directory.rglob("*")):
-        os.chown(path, USER, USER, follow_symlinks=False)
 
 
 def owned_by_others(directory):

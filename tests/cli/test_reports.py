@@ -7,8 +7,6 @@ import json
 import re
 import sqlite3
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from sqlalchemy import update
@@ -20,10 +18,10 @@ from backyfs.metadata.records.versions import list_versions
 from backyfs.work.job import Job
 from tests.support.images import random_image
 from tests.support.jobs import spec
+from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 from tests.upgrade.reference import FIXTURES, Reference
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 REFERENCES = sorted(path.parent.name for path in FIXTURES.glob("*/output"))
 UNKNOWN = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 

@@ -10,7 +10,6 @@ import re
 import signal
 import struct
 import subprocess
-import sys
 import termios
 from pathlib import Path
 
@@ -26,22 +25,16 @@ from backyfs.targets.file import FileTarget
 from backyfs.work.run import Control
 from tests.support.audit import audit, count_jobs
 from tests.support.images import random_bytes, random_image, sparse_image
-from tests.support.repositories import BLOCK, back_up, opened, wait_for, wait_for_progress
+from tests.support.program import BACKYFS
+from tests.support.repositories import BLOCK, back_up, wait_for, wait_for_progress
 from tests.support.stored import blob_of, file_of, flip_a_byte
 from tests.unit.test_sources import loop_device
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 MIB = 1 << 20
 INTERRUPTED = r"interrupted; the target is incomplete: continue from block (\d+)"
 SIZE = 20 * BLOCK + 512  # blocks 0 to 20, of which 8 to 15 are a hole
 CONTENT = random_bytes(8 * BLOCK) + bytes(8 * BLOCK) + random_bytes(4 * BLOCK + 512, 1)
 OLD = random_bytes(24 * BLOCK, 9)
-
-
-@pytest.fixture
-def repository(config):
-    with opened(config) as repository:
-        yield repository
 
 
 @pytest.fixture

@@ -6,10 +6,8 @@ import hashlib
 import json
 import signal
 import subprocess
-import sys
 import time
 from datetime import timedelta
-from pathlib import Path
 
 import click
 import pytest
@@ -19,11 +17,10 @@ from backyfs.cli.main import run
 from backyfs.errors import IntegrityError, InterruptedByUser, StorageError, UsageError, VersionNotFoundError
 from backyfs.metadata.records.versions import list_versions
 from tests.support.images import random_image
+from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, back_up, opened, wait_for_progress
 from tests.support.stored import blob_of, file_of, flip_a_byte
 from tests.upgrade.reference import SQLITE_NAMES, Reference
-
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 
 
 @pytest.fixture

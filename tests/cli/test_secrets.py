@@ -6,7 +6,6 @@ import os
 import resource
 import stat
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +14,13 @@ import pytest
 from backyfs.keys.slots import Secret
 from backyfs.repository import open_repository
 from tests.support.images import random_image
-from tests.support.program import mounting, process_of
+from tests.support.program import BACKYFS, mounting, process_of
 from tests.support.repositories import BLOCK, make_repository, opened
 from tests.support.stored import flip_a_byte
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 KEY = "5ec2e7" * 10 + "beef"
 OTHER_KEY = "c0ffee" * 10 + "cafe"
 SECRETS = [key_text for key in (KEY, OTHER_KEY) for key_text in (key, key.upper(), str(bytes.fromhex(key))[2:-1])]

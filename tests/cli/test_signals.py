@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,9 @@ import pytest
 
 from backyfs.engine.catalog.publish import publish
 from tests.support.images import random_image
+from tests.support.program import BACKYFS
 from tests.support.repositories import make_repository, opened, wait_for_job
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 DEADLINE_S = 120
 BLOCK = 64 << 10
 ENDINGS = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]

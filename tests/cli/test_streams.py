@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.images import random_image
+from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, back_up, opened
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 DEADLINE_S = 120
 NAME = "dïsk€😀"
 FULL = "the standard output cannot be written: No space left on device"

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.images import ext4_image, random_bytes, random_image, run_tool
-from tests.support.repositories import BLOCK, back_up, opened
+from tests.support.program import BACKYFS
+from tests.support.repositories import BLOCK, back_up
 from tests.support.stored import blob_of, file_of
 from tests.unit.test_sources import loop_device
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 MIB = 1 << 20
 PATIENCE_S = 60
 SIZE = 20 * BLOCK
@@ -38,12 +38,6 @@ assert lock(file.fileno()) is None
 print("locked", flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture
-def repository(config):
-    with opened(config) as repository:
-        yield repository
 
 
 @pytest.fixture

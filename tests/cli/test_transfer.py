@@ -22,6 +22,7 @@ from backyfs.cli.main import run
 from backyfs.metadata.records.versions import find_version
 from tests.support.audit import audit
 from tests.support.images import random_bytes, sparse_image
+from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, make_repository, opened
 from tests.support.stored import blob_of, file_of, flip_a_byte
 from tests.unit.test_import import copy_of, readable_by_backy2, rows
@@ -29,7 +30,6 @@ from tests.unit.test_import import copy_of, readable_by_backy2, rows
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 UID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 SIZE = 4 * BLOCK + 5  # block 2 is a hole
 BACKY2_COLUMNS = ("uid", "version", "id", "date", "checksum", "size", "valid", "enc_version", "enc_envkey", "enc_nonce")

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.support.images import random_image
+from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, make_repository
-from tests.support.users import USER, run_as_user
+from tests.support.users import USER, give_to_user, run_as_user
 
 pytestmark = pytest.mark.root
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 
 
 @pytest.fixture
@@ -40,11 +39,6 @@ def backyfs(config, *words):
     return subprocess.run(
         [BACKYFS, "-c", str(config), *map(str, words)], capture_output=True, text=True, check=False, timeout=120
     )
-
-
-def give(directory):
-    for path in (directory, *directory.rglob("*")):
-        os.chown(path, USER, USER, follow_symlinks=False)
 
 
 def with_line(config, section, line):
@@ -193,7 +187,7 @@ def test_the_check_runs_no_command_of_such_a_configuration(home, config):
 
 
 def test_the_check_warns_a_user_and_continues(home, config):
-    give(home)
+    give_to_user(home)
     by_mode(config)
     done = run_as_user(config, "check-config")
     assert done.returncode == 0, done.stderr
@@ -206,7 +200,7 @@ def test_the_check_warns_a_user_and_continues(home, config):
 
 @pytest.mark.parametrize("part", ["", "repository", "repository/backyfs.cfg"])
 def test_a_user_is_warned_of_a_configuration_that_others_can_change(home, config, part):
-    give(home)
+    give_to_user(home)
     fact, _ = by_mode(home / part)
     done = run_as_user(config, "ls")
     assert done.returncode == 0
@@ -214,7 +208,7 @@ def test_a_user_is_warned_of_a_configuration_that_others_can_change(home, config
 
 
 def test_a_user_is_not_warned_of_a_configuration_owned_by_root(home, config):
-    give(home)
+    give_to_user(home)
     os.chown(config, 0, 0)
     config.chmod(0o644)
     done = run_as_user(config, "ls")
@@ -225,7 +219,7 @@ def test_a_user_is_not_warned_of_a_configuration_owned_by_root(home, config):
 
 
 def test_root_works_in_the_repository_of_a_user(home, config):
-    give(home)
+    give_to_user(home)
     done = backyfs(config, "backup", home / "image", "disk")
     assert (done.returncode, "belongs to" in done.stderr) == (0, False)
 
@@ -240,7 +234,7 @@ def test_root_works_in_the_repository_of_a_user(home, config):
 )
 def test_root_runs_no_command_of_a_user(home, config, section, line, name):
     with_line(config, section, line.format(home=home))
-    give(home)
+    give_to_user(home)
     assert refusal(config, "backup", home / "image", "disk") == (
         f"{config} belongs to user {USER}, and its commands ({name}) would run as root; run backyfs as that user, or "
         f"give the file and its directory to root (`chown root {config}`)"
@@ -252,14 +246,14 @@ def test_root_runs_no_command_of_a_user(home, config, section, line, name):
 
 def test_a_user_can_run_their_own_commands(home, config):
     with_line(config, "hooks", f"before_backup: touch {home}/run")
-    give(home)
+    give_to_user(home)
     done = run_as_user(config, f"backup {home}/image disk")
     assert done.returncode == 0, done.stderr
     assert (home / "run").exists()
 
 
 def test_root_refuses_the_configuration_of_a_user_if_a_third_user_can_change_it(home, config):
-    give(home)
+    give_to_user(home)
     fact, _ = by_mode(config)
     assert fact in refusal(config)
 
@@ -269,7 +263,7 @@ def test_root_does_not_log_where_the_user_cannot(home, config):
     secret.mkdir()
     log = secret / "log"
     log.write_text("root's\n")
-    give(home / "repository")
+    give_to_user(home / "repository")
     text = config.read_text().replace(f"logfile: {home}/repository/backyfs.log", f"logfile: {log}")
     assert str(log) in text
     config.write_text(text)
@@ -285,7 +279,7 @@ def test_root_does_not_store_where_the_user_cannot(home, config, part, is_there,
     secret = home / "roots"
     secret.mkdir()
     (home / "repository" / part).rename(secret / part if is_there else home / "elsewhere")
-    give(home / "repository")
+    give_to_user(home / "repository")
     config.write_text(config.read_text().replace(f"{home}/repository/{part}", f"{secret}/{part}"))
     before = sorted(secret.rglob("*"))
     assert f"belongs to user {USER}, and names {secret}/{part}, which that user cannot write to" in refusal(
@@ -300,7 +294,7 @@ def test_root_does_not_log_through_a_link_or_second_name(home, config):
     other.write_text("root's\n")
     for make in (os.symlink, os.link):
         make(other, log)
-        give(home / "repository")
+        give_to_user(home / "repository")
         os.chown(other, 0, 0)
         os.chown(home, 0, 0)
         assert "which that user cannot write to" in refusal(config)

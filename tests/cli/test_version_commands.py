@@ -6,9 +6,7 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, event, update
@@ -23,10 +21,10 @@ from backyfs.work.job import Job
 from tests.support.audit import audit
 from tests.support.images import random_image
 from tests.support.jobs import spec
+from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, opened
 from tests.upgrade.reference import FIXTURES, Reference
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 REFERENCES = sorted(path.parent.name for path in FIXTURES.glob("*/output"))
 UNKNOWN = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -15,7 +14,7 @@ from backyfs.cli.main import run
 from backyfs.errors import IntegrityError
 from backyfs.metadata.records.versions import list_versions
 from tests.support.images import random_image
-from tests.support.repositories import make_repository, opened
+from tests.support.repositories import configure, make_repository, opened
 from tests.support.stored import blob_of
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ DIFFERS = "holds other bytes than were backed up: its fingerprint differs"
 def make(directory: Path, number: int) -> Path:
     """Back up an image and change the fingerprints in the database, so its blocks match only their tags."""
     config = make_repository(directory / "repository", block_size=BLOCK)
-    config.write_text(re.sub(r"(?m)^encryption_version:.*$", f"encryption_version: {number}", config.read_text()))
+    configure(config, encryption_version=number)
     image = random_image(directory / "image", 2 * BLOCK)
     assert run(["-c", str(config), "-q", "backup", str(image), "disk"]) == 0
     with closing(sqlite3.connect(config.parent / "backyfs.sqlite", isolation_level=None)) as connection:

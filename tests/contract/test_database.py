@@ -43,7 +43,6 @@ from backyfs.metadata.maps.blockmap import (
 from backyfs.metadata.records.blobs import find_blobs, find_by_uid, insert_blobs, load_blob_records, load_blobs
 from backyfs.metadata.records.identity import Identity, add_key_slot, list_key_slots, load_identity, save_identity
 from backyfs.metadata.records.jobs import (
-    Process,
     beat,
     hold_version,
     list_live_jobs,
@@ -68,13 +67,12 @@ from backyfs.metadata.records.versions import (
     set_status,
     version_with_uid,
 )
-from backyfs.metadata.schema.schema import create_file, create_tables, differences, upgrade_tables
+from backyfs.metadata.schema.schema import create_file, differences, upgrade_tables
 from backyfs.model import (
     Blob,
     BlobId,
     BlobRecord,
     BlobUid,
-    JobId,
     JobKind,
     JobProgress,
     KeySlot,
@@ -88,7 +86,8 @@ from backyfs.model import (
     VersionUid,
 )
 from tests.support.audit import doom
-from tests.support.jobs import spec
+from tests.support.jobs import ELSEWHERE, age, spec
+from tests.support.repositories import create_schema
 from tests.support.services.database import DatabaseServer
 
 if TYPE_CHECKING:
@@ -104,7 +103,6 @@ IDENTITY = Identity(
     wrapped_fingerprint_key=b"\0\xff\\'%" * 8,
     created_at=MOMENT,
 )
-ELSEWHERE = Process(host="other", scope="another machine", pid=1, pid_started=1)
 ODD_NAMES = [
     "", " ", "a", "A", "a ", " a", "a\t", "a%", "a_", "ä", "a\u0308", "ß", "ss", "i", "\u0131",
     "O'Neill \"x\" `y`", "back\\slash\\", ":name %s %(x)s", "line\nbreak", "备份 日本語", "\N{FLOPPY DISK}",
@@ -116,7 +114,7 @@ LONG_NAMES = ["x" * 2048, "x" * 2047 + "X", "x" * 2047 + " ", "\N{FLOPPY DISK}" 
 def shared(module_database_url: str) -> Iterator[Database]:
     """Make the database of an empty repository, which must remain empty."""
     with closing(Database(module_database_url)) as database:
-        create(database)
+        create_schema(database)
         with database.write() as connection:
             save_identity(connection, IDENTITY)
         yield database
@@ -145,12 +143,6 @@ def empty(database_url: str) -> Iterator[Database]:
     """Make a database without tables."""
     with closing(Database(database_url)) as database:
         yield database
-
-
-def create(database: Database) -> None:
-    create_file(database)
-    with database.begin() as connection:
-        create_tables(connection)
 
 
 def record(uid: str, name: str = "disk", *, tag_names: tuple[str, ...] = ()) -> VersionRecord:
@@ -198,13 +190,6 @@ def count(connection: Connection, table: Any) -> int:
     return connection.execute(select(func.count()).select_from(table)).scalar_one()
 
 
-def age(connection: Connection, job_id: JobId, seconds: float) -> None:
-    """Make the last beat of a job older by some seconds."""
-    beat_at = connection.execute(select(jobs.c.heartbeat_at).where(jobs.c.id == job_id)).scalar_one()
-    older = beat_at - timedelta(seconds=seconds)
-    connection.execute(update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=older))
-
-
 def reflected(connection: Connection) -> dict[str, object]:
     """Return everything a database says about its tables, including collations of columns."""
     inspector = inspect(connection)
@@ -224,14 +209,14 @@ def reflected(connection: Connection) -> dict[str, object]:
 
 
 def test_the_schema_matches_the_tables(empty: Database) -> None:
-    create(empty)
+    create_schema(empty)
     with empty.read() as connection:
         assert differences(connection) == []
     empty.check_revision()
 
 
 def test_the_revisions_create_the_same_schema(empty: Database) -> None:
-    create(empty)
+    create_schema(empty)
     with empty.begin() as connection:
         made = reflected(connection)
         metadata.drop_all(connection)
@@ -241,11 +226,11 @@ def test_the_revisions_create_the_same_schema(empty: Database) -> None:
 
 def test_tables_are_created_once(database: Database) -> None:
     with pytest.raises(SchemaError, match=r"already contains tables; name an empty database$"):
-        create(database)
+        create_schema(database)
 
 
 def test_a_closed_database_refuses_every_use(empty: Database) -> None:
-    create(empty)
+    create_schema(empty)
     empty.close()
     for use in (empty.read, empty.write, empty.begin):
         with pytest.raises(RuntimeError, match="is used after it was closed"), use():
@@ -836,7 +821,7 @@ def server(request: pytest.FixtureRequest) -> DatabaseServer:
 
 def test_a_stopped_server_is_a_database_error(server: DatabaseServer) -> None:
     with type(server)() as own, closing(Database(own.new_database())) as database:
-        create(database)
+        create_schema(database)
         own.stop()
         for transaction in (database.read, database.write, database.begin):
             with pytest.raises(DatabaseError, match=r"^database: "), transaction():
@@ -848,7 +833,7 @@ def test_a_stopped_server_is_a_database_error(server: DatabaseServer) -> None:
 def test_a_connection_closed_by_the_server_is_replaced(server: DatabaseServer) -> None:
     postgresql = server.name == "postgresql"
     with closing(Database(server.new_database())) as database:
-        create(database)
+        create_schema(database)
         with database.read() as connection:
             which = select(func.pg_backend_pid() if postgresql else func.connection_id())
             number = connection.execute(which).scalar_one()

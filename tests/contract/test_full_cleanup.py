@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import delete, select, update
 
-from backyfs.engine.restore.restore import restore
 from backyfs.engine.space.cleanup import cleanup
 from backyfs.engine.space.fullcleanup import full_cleanup, plan_full_cleanup
 from backyfs.engine.space.recount import recount
@@ -20,7 +19,7 @@ from backyfs.work.job import Job
 from tests.support.audit import audit
 from tests.support.images import random_image
 from tests.support.jobs import spec
-from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.repositories import BLOCK, back_up, expect_restored, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,12 +51,6 @@ def image(tmp_path: Path) -> Path:
     return random_image(tmp_path / "image", BLOCKS * BLOCK)
 
 
-def expect_exact(repository: Repository, version: Version, image: Path) -> None:
-    target = image.with_name("restored")
-    assert restore(repository, version, str(target), replace=True).damaged == ()
-    assert target.read_bytes() == image.read_bytes()
-
-
 @pytest.mark.parametrize(
     "wrong",
     [update(pages).values(refs=0), update(blob_refs).values(refs=9), delete(blob_refs),
@@ -72,7 +65,7 @@ def test_references_are_corrected(repository: Repository, version: Version, imag
     report = full_cleanup(repository, grace_s=0)
     assert (report.wrong_references, report.cleaned.blobs, report.damaged_blobs) == (many, 0, 0)
     audit(repository)
-    expect_exact(repository, version, image)
+    expect_restored(repository, version, image)
     assert full_cleanup(repository, grace_s=0).wrong_references == 0
 
 
@@ -94,7 +87,7 @@ def test_a_recount_during_backups_removals_and_cleanups_is_exact(
     recount(repository.database, check)
     assert not others
     audit(repository)
-    expect_exact(repository, version, image)
+    expect_restored(repository, version, image)
 
 
 def test_orphans_are_deleted_and_missing_objects_are_marked(repository: Repository, version: Version) -> None:

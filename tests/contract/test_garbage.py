@@ -10,10 +10,9 @@ from sqlalchemy import func, select, update
 
 from backyfs.errors import DatabaseError
 from backyfs.metadata.db.tables import blob_refs, blobs, pages
-from backyfs.metadata.maps.blockmap import HOLE, BlobsGoneError, commit_page, new_entries, references_add_up
+from backyfs.metadata.maps.blockmap import BlobsGoneError, references_add_up
 from backyfs.metadata.records.blobs import find_blobs, insert_blobs
 from backyfs.metadata.records.removal import remove_version
-from backyfs.metadata.records.versions import create_version
 from backyfs.metadata.upkeep.garbage import (
     Garbage,
     doom_unused_blobs,
@@ -23,7 +22,8 @@ from backyfs.metadata.upkeep.garbage import (
     measure_garbage,
     remove_unused_pages,
 )
-from backyfs.model import BlobId, BlobUid, PageNumber, SavedBlob, Version
+from backyfs.model import BlobId, BlobUid, SavedBlob
+from tests.support.stored import version_with
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -51,17 +51,6 @@ def new_blobs(connection: Connection, count: int) -> list[BlobId]:
     return [ids[blob.uid] for blob in saved]
 
 
-def new_version(connection: Connection, *entries: int) -> Version:
-    version = create_version(
-        connection, name="disk", snapshot_name="", size_bytes=len(entries) * BLOCK, created_at=NOW
-    )
-    page = new_entries(len(entries), HOLE)
-    for position, entry in enumerate(entries):
-        page[position] = entry
-    commit_page(connection, version.id, PageNumber(0), page)
-    return version
-
-
 def refs(connection: Connection) -> dict[int, int]:
     return {row.blob_id: row.refs for row in connection.execute(select(blob_refs))}
 
@@ -72,7 +61,7 @@ def doom(connection: Connection, *, older_than: datetime = LATER, after: int = 0
 
 def test_a_page_without_a_version_is_removed_and_counted(connection: Connection) -> None:
     a, b = new_blobs(connection, 2)
-    first, second = new_version(connection, a, b), new_version(connection, b, 0)
+    first, second = version_with(connection, a, b), version_with(connection, b, 0)
     assert remove_unused_pages(connection, 10) == 0
     remove_version(connection, first.id)
     assert remove_unused_pages(connection, 10) == 1
@@ -86,14 +75,14 @@ def test_a_page_without_a_version_is_removed_and_counted(connection: Connection)
 
 def test_pages_are_removed_a_few_at_a_time(connection: Connection) -> None:
     ids = new_blobs(connection, 5)
-    for version in [new_version(connection, blob_id) for blob_id in ids]:
+    for version in [version_with(connection, blob_id) for blob_id in ids]:
         remove_version(connection, version.id)
     assert [remove_unused_pages(connection, 2) for _ in range(4)] == [2, 2, 1, 0]
 
 
 def test_a_page_in_use_is_not_removed_even_if_its_count_is_wrong(connection: Connection) -> None:
     [a] = new_blobs(connection, 1)
-    new_version(connection, a)
+    version_with(connection, a)
     connection.execute(update(pages).values(refs=0))
     nested = connection.begin_nested()
     with pytest.raises(DatabaseError, match="run a full cleanup"):
@@ -104,7 +93,7 @@ def test_a_page_in_use_is_not_removed_even_if_its_count_is_wrong(connection: Con
 
 def test_only_blobs_without_a_page_are_doomed(connection: Connection) -> None:
     a, b, c = new_blobs(connection, 3)
-    new_version(connection, b)
+    version_with(connection, b)
     assert doom(connection) == [a, c]
     assert refs(connection) == {b: 1}
     doomed = doomed_blobs(connection, BlobId(0), 10)
@@ -138,12 +127,12 @@ def test_a_doomed_blob_is_not_found_and_not_accepted_in_a_page(connection: Conne
     doom(connection)
     assert find_blobs(connection, [b"content 0"]) == {}
     with pytest.raises(BlobsGoneError):
-        new_version(connection, a)
+        version_with(connection, a)
 
 
 def test_only_rows_of_doomed_blobs_are_removed(connection: Connection) -> None:
     a, b = new_blobs(connection, 2)
-    new_version(connection, b)
+    version_with(connection, b)
     doom(connection)
     assert forget_doomed(connection, [a, b, BlobId(b + 1)]) == 1
     assert connection.execute(select(blobs.c.id)).scalars().all() == [b]
@@ -155,8 +144,8 @@ def test_garbage_is_measured_as_a_cleanup_would_remove_it(connection: Connection
     nothing = Garbage(pages=0, blobs=0, stored_bytes=0, young_blobs=5)
     assert measure_garbage(connection, NOW) == nothing
     doom(connection, count=1)
-    new_version(connection, ids[1], ids[2])
-    remove_version(connection, new_version(connection, ids[2], ids[3]).id)
+    version_with(connection, ids[1], ids[2])
+    remove_version(connection, version_with(connection, ids[2], ids[3]).id)
     # One doomed, one only in a page without a version, and one in no page. The one that another page also has is kept.
     assert measure_garbage(connection, LATER) == Garbage(pages=1, blobs=3, stored_bytes=10 + 13 + 14, young_blobs=0)
     assert measure_garbage(connection, NOW) == Garbage(pages=1, blobs=1, stored_bytes=10, young_blobs=2)
@@ -176,7 +165,7 @@ def test_a_lot_of_garbage_is_counted_and_removed_in_many_steps(connection: Conne
     size = MANY_BLOBS // MANY_PAGES
     parts = [ids[number * size : (number + 1) * size] for number in range(MANY_PAGES)]
     # Each page has a hole, which is not a blob, and a blob twice, which is one use.
-    versions = [new_version(connection, 0, part[0], *part) for part in parts]
+    versions = [version_with(connection, 0, part[0], *part) for part in parts]
     assert references_add_up(connection)
     for version in versions:
         remove_version(connection, version.id)
@@ -206,7 +195,7 @@ def test_a_lot_of_garbage_is_counted_and_removed_in_many_steps(connection: Conne
 def test_one_extra_reference_among_many_is_found(connection: Connection, table: Table) -> None:
     ids = new_blobs(connection, MANY_PAGES)
     for blob_id in ids:
-        new_version(connection, blob_id)
+        version_with(connection, blob_id)
     assert references_add_up(connection)
     key = table.primary_key.columns[0]
     last = connection.execute(select(func.max(key))).scalar_one()

@@ -35,7 +35,7 @@ from backyfs.model import Blob, BlobId, BlobUid, PageNumber, SavedBlob, Version
 from tests.support.audit import doom
 from tests.support.images import random_image
 from tests.support.repositories import back_up, make_repository, opened
-from tests.support.stored import blob_of
+from tests.support.stored import blob_of, version_with
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,17 +65,6 @@ def new_blobs(connection: Connection, *wanted: SavedBlob) -> list[BlobId]:
 
 def load(connection: Connection, blob_id: BlobId) -> Blob:
     return load_blobs(connection, [blob_id])[blob_id]
-
-
-def new_version(connection: Connection, *entries: int) -> Version:
-    version = create_version(
-        connection, name="disk", snapshot_name="", size_bytes=len(entries) * BLOCK, created_at=NOW
-    )
-    page = new_entries(len(entries), HOLE)
-    for position, entry in enumerate(entries):
-        page[position] = entry
-    commit_page(connection, version.id, PageNumber(0), page)
-    return version
 
 
 def entries_of(connection: Connection, version: Version) -> list[int]:
@@ -175,8 +164,8 @@ def test_many_threads_find_moved_blobs_while_another_thread_writes(database_url:
 
 def test_a_page_gets_new_blobs_for_all_its_versions(connection: Connection) -> None:
     a, b, c = new_blobs(connection, saved(1), saved(2), saved(3, version=2, content=1))
-    one, two = new_version(connection, a, b, 0, a), new_version(connection, a, b, 0, a)
-    other = new_version(connection, b, 0, 0, 0)
+    one, two = version_with(connection, a, b, 0, a), version_with(connection, a, b, 0, a)
+    other = version_with(connection, b, 0, 0, 0)
     [(_, page_id)] = list_pages(connection, one.id)
     assert replace_blobs(connection, page_id, {a: c})
     assert entries_of(connection, one) == entries_of(connection, two) == [c, b, 0, c]
@@ -188,7 +177,7 @@ def test_a_page_gets_new_blobs_for_all_its_versions(connection: Connection) -> N
 
 def test_a_page_that_becomes_equal_to_another_is_shared_with_its_versions(connection: Connection) -> None:
     a, b = new_blobs(connection, saved(1), saved(2, version=2, content=1))
-    one, two = new_version(connection, a, 0), new_version(connection, b, 0)
+    one, two = version_with(connection, a, 0), version_with(connection, b, 0)
     [(_, page_id)] = list_pages(connection, one.id)
     assert replace_blobs(connection, page_id, {a: b})
     assert list_pages(connection, one.id) == list_pages(connection, two.id)
@@ -198,7 +187,7 @@ def test_a_page_that_becomes_equal_to_another_is_shared_with_its_versions(connec
 
 def test_a_page_of_two_versions_that_becomes_equal_to_another_counts_for_both(connection: Connection) -> None:
     a, b = new_blobs(connection, saved(1), saved(2))
-    versions = [new_version(connection, a, HOLE), new_version(connection, a, HOLE), new_version(connection, b, HOLE)]
+    versions = [version_with(connection, a, HOLE), version_with(connection, a, HOLE), version_with(connection, b, HOLE)]
     [(_, page_id)] = list_pages(connection, versions[0].id)
     assert replace_blobs(connection, page_id, {a: b})
     assert connection.execute(select(pages.c.refs)).scalars().all() == [3]
@@ -208,7 +197,7 @@ def test_a_page_of_two_versions_that_becomes_equal_to_another_counts_for_both(co
 
 def test_a_page_without_the_blob_or_without_a_version_is_not_changed(connection: Connection) -> None:
     a, b = new_blobs(connection, saved(1), saved(2, content=1))
-    version = new_version(connection, a, 0)
+    version = version_with(connection, a, 0)
     [(_, page_id)] = list_pages(connection, version.id)
     assert not replace_blobs(connection, page_id, {b: a})
     connection.execute(update(pages).values(refs=0))
@@ -217,7 +206,7 @@ def test_a_page_without_the_blob_or_without_a_version_is_not_changed(connection:
 
 def test_a_page_never_gets_a_doomed_blob(connection: Connection) -> None:
     a, b = new_blobs(connection, saved(1), saved(2, content=1))
-    version = new_version(connection, a, 0)
+    version = version_with(connection, a, 0)
     [(_, page_id)] = list_pages(connection, version.id)
     doom(connection, b)
     with pytest.raises(BlobsGoneError):
@@ -240,8 +229,8 @@ def test_outdated_blobs_are_listed_and_counted(connection: Connection) -> None:
 
 def test_pages_with_a_blob_are_found(connection: Connection) -> None:
     a, b = new_blobs(connection, saved(1), saved(2))
-    one = new_version(connection, a, 0)
-    new_version(connection, b, 0)
+    one = version_with(connection, a, 0)
+    version_with(connection, b, 0)
     [(_, page_id)] = list_pages(connection, one.id)
     assert list(used_pages_with(connection, {a})) == [page_id]
     assert list(used_pages_with(connection, set())) == []

@@ -14,7 +14,6 @@ import pytest
 from backyfs.engine.versions.diff import BlockState, DiffRun, compare
 from backyfs.engine.versions.du import SpaceLimits, space_of_versions
 from backyfs.errors import DatabaseError
-from backyfs.metadata.db.database import Database
 from backyfs.metadata.maps import pageloader
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, commit_page, new_entries
 from backyfs.metadata.records.blobs import find_by_uid, insert_blobs
@@ -38,21 +37,13 @@ from backyfs.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from backyfs.metadata.db.database import Connection
 
 BLOCK = 4096
 END = 1000  # bytes of the last block, if it is short
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def connection(database: Database) -> Iterator[Connection]:
-    """Return a connection whose transaction is rolled back after the test."""
-    with database.engine.connect() as connection, connection.begin() as transaction:
-        yield connection
-        transaction.rollback()
 
 
 def make_blobs(

@@ -16,7 +16,6 @@ from backyfs.metadata.db.clock import database_time
 from backyfs.metadata.db.tables import catalog_notes, jobs, repository, runs
 from backyfs.metadata.records.identity import Identity, save_identity
 from backyfs.metadata.records.jobs import (
-    Process,
     end_job,
     list_live_jobs,
     register_job,
@@ -26,7 +25,7 @@ from backyfs.metadata.records.jobs import (
 )
 from backyfs.metadata.records.runs import RunLimits, complete_run, insert_run, list_runs, prune_runs
 from backyfs.model import Ending, JobKind, JobSpec, RunId, RunOutcome
-from tests.support.jobs import spec
+from tests.support.jobs import ELSEWHERE, spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from backyfs.metadata.db.database import Connection, Database
     from backyfs.model import JobId
 
-ELSEWHERE = Process(host="other", scope="another machine", pid=1, pid_started=1)
 DONE = Ending(outcome=RunOutcome.SUCCEEDED, exit_status=0)
 FAILED = Ending(outcome=RunOutcome.FAILED, exit_status=7, error_class="SourceError", error="/dev/x is gone")
 

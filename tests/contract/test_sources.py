@@ -18,7 +18,7 @@ from backyfs.schemes import scheme_of
 from backyfs.sources.null import NullSource
 from backyfs.sources.protocol import check_size
 from backyfs.sources.registry import SOURCES, open_source
-from tests.support.images import random_bytes, sparse_image
+from tests.support.images import random_bytes, read_source, sparse_image
 from tests.support.memory import IMAGES, SOURCE_SCHEME, MemoryImage
 from tests.support.repositories import BLOCK
 from tests.unit.test_sources import loop_device, open_files
@@ -62,7 +62,7 @@ def device(directory: Path) -> Iterator[Kind]:
 
 @contextmanager
 def null(directory: Path) -> Iterator[Kind]:
-    yield Kind(f"null://{SIZE}", read(NullSource(SIZE), 0, SIZE))
+    yield Kind(f"null://{SIZE}", read_source(NullSource(SIZE), 0, SIZE))
 
 
 @contextmanager
@@ -91,13 +91,6 @@ def source(kind: Kind) -> Iterator[Source]:
     source = open_source(kind.uri)
     yield source
     source.close()
-
-
-def read(source: Source, offset: int, length: int) -> bytes:
-    buffer = bytearray(length)
-    with memoryview(buffer) as view:
-        source.read_into(offset, view)
-    return bytes(buffer)
 
 
 def test_every_registered_scheme_is_tested_here(tmp_path):
@@ -137,30 +130,30 @@ def test_everything_is_data_if_holes_must_be_read(kind):
 
 def test_any_part_of_it_can_be_read(kind, source):
     for start, stop in ((0, SIZE), (0, 0), (1, 2), (MIB - 100, MIB + 9000), (2 * MIB + 1, SIZE), (SIZE - 1, SIZE)):
-        assert read(source, start, stop - start) == kind.content[start:stop]
+        assert read_source(source, start, stop - start) == kind.content[start:stop]
 
 
 def test_threads_can_read_it_together(kind, source):
     with ThreadPoolExecutor(8) as threads:
-        parts = threads.map(lambda start: read(source, start, min(65536, SIZE - start)), range(0, SIZE, 65536))
+        parts = threads.map(lambda start: read_source(source, start, min(65536, SIZE - start)), range(0, SIZE, 65536))
     assert b"".join(parts) == kind.content
 
 
 @pytest.mark.parametrize("offset", [SIZE - 1, SIZE, SIZE + MIB])
 def test_reading_beyond_its_end_is_an_error_that_names_it(source, offset):
     with pytest.raises(SourceError, match=source.name):
-        read(source, offset, 2)
+        read_source(source, offset, 2)
 
 
 def test_reading_it_does_not_look_like_a_change(source):
-    read(source, 0, SIZE)
+    read_source(source, 0, SIZE)
     assert list(source.signs_of_change()) == []
 
 
 def test_nothing_remains_open(kind):
     before = open_files()
     source = open_source(kind.uri)
-    read(source, 0, 512)
+    read_source(source, 0, 512)
     source.close()
     assert open_files() == before
 
@@ -233,7 +226,7 @@ def test_anything_else_is_a_path(tmp_path, monkeypatch, name):
     with open(name, "wb") as image:
         image.write(b"x" * BLOCK)
     source = open_source(name)
-    assert (source.name, read(source, 0, BLOCK)) == (name, b"x" * BLOCK)
+    assert (source.name, read_source(source, 0, BLOCK)) == (name, b"x" * BLOCK)
     source.close()
 
 

@@ -11,7 +11,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ import pytest
 
 from backyfs.cli.main import cli
 from tests.contrib.unitfile import UNITS, settings
+from tests.support.program import BACKYFS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 NAMES = sorted(path.name for path in UNITS.iterdir() if path.suffix in {".service", ".timer"})
 SERVICES = [name for name in NAMES if name.endswith(".service")]
 INSTALLED = "/usr/local/bin/backyfs"  # in the units
-PROGRAM = str(Path(sys.executable).with_name("backyfs"))
 TARGETS = ("basic", "multi-user", "network-online", "remote-fs", "shutdown", "sysinit", "timers")  # that units require
 INSTANCE = "mnt-my\\x2dbackups"  # as systemd-escape --path /mnt/my-backups
 # In tenths, by `systemd-analyze security` of systemd 252. The README states the same number.
@@ -71,7 +70,7 @@ def analyze(tmp_path: Path) -> Analyze:
     for target in TARGETS:
         (tmp_path / f"{target}.target").write_text(f"[Unit]\nDescription={target}\nDefaultDependencies=no\n")
     for name in NAMES:
-        (tmp_path / name).write_text((UNITS / name).read_text().replace(INSTALLED, PROGRAM))
+        (tmp_path / name).write_text((UNITS / name).read_text().replace(INSTALLED, BACKYFS))
         if "@" in name:
             (tmp_path / name.replace("@", f"@{INSTANCE}")).symlink_to(name)
 

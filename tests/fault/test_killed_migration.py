@@ -14,9 +14,8 @@ from backyfs.work.flushbatch import FlushLimits
 from tests.fault.everystep import fail_at_every_statement, kill_at_every_statement
 from tests.support.audit import audit, content_of
 from tests.support.images import random_image
-from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
+from tests.support.repositories import BLOCK, back_up, configure, make_repository, opened, with_limits
 from tests.support.states import Stored
-from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:
     from pathlib import Path

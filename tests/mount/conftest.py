@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.attaching import cleared
 from tests.support.program import mounting, why_not_loop, why_not_mount
 
 if TYPE_CHECKING:
@@ -42,3 +43,10 @@ def mounted(fuse: None, tmp_path: Path) -> Iterator[Callable[..., Path]]:
             return mounts.enter_context(mounting(config_file, mountpoint or tmp_path / f"mount{count}", *options))
 
         yield mount
+
+
+@pytest.fixture
+def place(home: Path, tmp_path: Path) -> Iterator[Path]:
+    """A directory to attach in; what is left of it and of the repository in `home` is removed."""
+    with cleared(tmp_path), cleared(home):
+        yield tmp_path / "place"

@@ -18,7 +18,10 @@ from backyfs.host.mounttable import mount_at
 from backyfs.metadata.records.versions import find_version
 from tests.support.attaching import (
     MIB,
+    attach,
+    attached,
     cleared,
+    config_of,
     crowded_disk,
     dirty,
     disk_of,
@@ -108,28 +111,6 @@ def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         images["crowded"] = crowded_disk(home / "crowded", images["erofs"], 1024)
         repository_of(home, images)
         yield home
-
-
-@pytest.fixture
-def place(home: Path, tmp_path: Path) -> Iterator[Path]:
-    """Return a directory to attach in; leftovers in it and in the repository are removed."""
-    with cleared(tmp_path), cleared(home):
-        yield tmp_path / "place"
-
-
-def config_of(home: Path) -> Path:
-    return home / "repository" / "backyfs.cfg"
-
-
-def attach(home: Path, version: str, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
-    return backyfs("-c", config_of(home), "--json", "attach", f"{version}@latest", *arguments)
-
-
-def attached(home: Path, version: str, *arguments: Path | str) -> list[dict[str, object]]:
-    done = attach(home, version, *arguments)
-    assert (done.returncode, done.stderr) == (0, "")
-    rows: list[dict[str, object]] = json.loads(done.stdout)
-    return rows
 
 
 def detached(directory: Path) -> None:

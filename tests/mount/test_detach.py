@@ -15,9 +15,9 @@ import pytest
 
 from backyfs.host.loops import list_loops
 from backyfs.host.mounttable import mount_at
-from tests.support.attaching import MIB, by_hand, cleared, disk_of, empty_image, left_of, repository_of
+from tests.support.attaching import MIB, by_hand, cleared, config_of, disk_of, empty_image, left_of, repository_of
 from tests.support.images import ext4_image
-from tests.support.program import BACKYFS, PATIENCE_S, backyfs, ends, mounting, process_ending, process_of
+from tests.support.program import BACKYFS, PATIENCE_S, backyfs, ends, kill_mount, mounting, process_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,16 +43,6 @@ def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield home
 
 
-@pytest.fixture
-def place(home: Path, tmp_path: Path) -> Iterator[Path]:
-    with cleared(tmp_path), cleared(home):
-        yield tmp_path / "place"
-
-
-def config_of(home: Path) -> str:
-    return str(home / "repository" / "backyfs.cfg")
-
-
 def attach(home: Path, place: Path) -> dict[str, str]:
     """Attach the disk; return its loop devices by partition."""
     done = backyfs("-c", config_of(home), "--json", "attach", "disk@latest", place)
@@ -74,11 +64,6 @@ def refusal(place: Path) -> str:
     assert done.returncode == MOUNT_ERROR
     (line,) = done.stderr.splitlines()
     return line.removeprefix("backyfs: error: ")
-
-
-def kill_mount(at: Path) -> None:
-    with process_ending(process_of(at)):
-        os.kill(process_of(at), signal.SIGKILL)
 
 
 @contextmanager
@@ -184,7 +169,7 @@ def test_a_device_taken_over_by_another_program_is_kept(home: Path, place: Path)
 
 
 def test_the_same_partition_attached_by_others_is_kept(home: Path, place: Path) -> None:
-    with mounting(Path(config_of(home)), place.with_name("mount")) as at:
+    with mounting(config_of(home), place.with_name("mount")) as at:
         partition = at / "by_name/disk/latest/partitions/1"
         with by_hand(partition, place.with_name("files"), "-o", "loop,ro,noload") as files:
             attach(home, place)
@@ -231,7 +216,7 @@ exec "$2" --json detach
 
 def test_the_only_directory_need_not_be_given(home: Path, place: Path) -> None:
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
-    arguments = [ALONE, "sh", sys.executable, BACKYFS, config_of(home), str(place)]
+    arguments = [ALONE, "sh", sys.executable, BACKYFS, str(config_of(home)), str(place)]
     done = subprocess.run(
         ["setpriv", "--pdeathsig=KILL", "--", *namespaces, "sh", "-euc", *arguments],
         capture_output=True, text=True, check=False, timeout=PATIENCE_S,
@@ -350,7 +335,7 @@ STEPS = 19
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 def test_an_attach_killed_after_any_step_can_be_undone(home: Path, place: Path, step: int) -> None:
-    arguments = [sys.executable, "-c", KILLED, str(place), config_of(home), str(step)]
+    arguments = [sys.executable, "-c", KILLED, str(place), str(config_of(home)), str(step)]
     assert subprocess.run(arguments, check=False, timeout=PATIENCE_S).returncode == -signal.SIGKILL
     # Repeated, because a program started by attach may still have been running.
     said = [detach(place).stderr for _ in range(3)]
@@ -361,7 +346,7 @@ def test_an_attach_killed_after_any_step_can_be_undone(home: Path, place: Path, 
 
 
 def test_a_killed_attach_can_be_run_again(home: Path, place: Path) -> None:
-    arguments = [sys.executable, "-c", KILLED, str(place), config_of(home), "9"]
+    arguments = [sys.executable, "-c", KILLED, str(place), str(config_of(home)), "9"]
     assert subprocess.run(arguments, check=False, timeout=PATIENCE_S).returncode == -signal.SIGKILL
     done = backyfs("-c", config_of(home), "-m", "attach", "disk@latest", place)
     assert done.returncode == 0
@@ -372,7 +357,7 @@ def test_a_killed_attach_can_be_run_again(home: Path, place: Path) -> None:
 
 def test_an_interrupted_attach_leaves_nothing(home: Path, place: Path) -> None:
     program = KILLED.replace("SIGKILL", "SIGINT")
-    arguments = [sys.executable, "-c", program, str(place), config_of(home), "9"]
+    arguments = [sys.executable, "-c", program, str(place), str(config_of(home)), "9"]
     done = subprocess.run(arguments, check=False, timeout=PATIENCE_S, capture_output=True, text=True)
     assert done.returncode == 130
     nothing_is_left(home, place)

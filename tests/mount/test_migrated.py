@@ -15,9 +15,8 @@ from backyfs.mount.settings import Settings
 from backyfs.work.job import Job
 from tests.support.images import random_image
 from tests.support.jobs import spec
-from tests.support.repositories import back_up, make_repository, opened
+from tests.support.repositories import back_up, configure, make_repository, opened
 from tests.support.stored import blob_of, file_of
-from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,6 +27,7 @@ from tests.support.program import (
     backyfs,
     clear,
     ends,
+    kill_mount,
     mount,
     process_ending,
     process_of,
@@ -475,8 +476,7 @@ def test_a_mount_in_use_is_not_unmounted(mounted: Mounted, config_file: Path) ->
 
 def test_a_mount_whose_process_was_killed_is_cleared(mounted: Mounted, config_file: Path) -> None:
     at = mounted(config_file)
-    with process_ending(process_of(at)):
-        os.kill(process_of(at), signal.SIGKILL)
+    kill_mount(at)
     with pytest.raises(OSError) as caught:  # noqa: PT011 - its number is checked
         os.listdir(at)
     assert caught.value.errno == errno.ENOTCONN
@@ -486,8 +486,7 @@ def test_a_mount_whose_process_was_killed_is_cleared(mounted: Mounted, config_fi
 
 def test_the_next_mount_clears_a_mount_whose_process_was_killed(mounted: Mounted, config_file: Path) -> None:
     at = mounted(config_file)
-    with process_ending(process_of(at)):
-        os.kill(process_of(at), signal.SIGKILL)
+    kill_mount(at)
     assert mounted(config_file, mountpoint=at) == at
     assert (at / LATEST).stat().st_size == SIZE
     assert [mount.mountpoint for mount in list_mounts()].count(str(at)) == 1

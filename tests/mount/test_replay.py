@@ -16,7 +16,18 @@ import pytest
 
 from backyfs.host.loops import list_loops
 from backyfs.host.mounttable import mount_at
-from tests.support.attaching import MIB, by_hand, cleared, disk_of, empty_image, left_of, repository_of
+from tests.support.attaching import (
+    MIB,
+    attach,
+    attached,
+    by_hand,
+    cleared,
+    config_of,
+    disk_of,
+    empty_image,
+    left_of,
+    repository_of,
+)
 from tests.support.images import ntfs_log, run_tool
 from tests.support.program import backyfs, mounting, process_ending, process_of
 
@@ -139,28 +150,6 @@ def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         images["ntfs"] = ntfs_in_use(home / "ntfs")
         repository_of(home, images)
         yield home
-
-
-@pytest.fixture
-def place(home: Path, tmp_path: Path) -> Iterator[Path]:
-    """Return a directory to attach in; leftovers in it and in the repository are removed."""
-    with cleared(tmp_path), cleared(home):
-        yield tmp_path / "place"
-
-
-def config_of(home: Path) -> Path:
-    return home / "repository" / "backyfs.cfg"
-
-
-def attach(home: Path, version: str, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
-    return backyfs("-c", config_of(home), "--json", "attach", f"{version}@latest", *arguments)
-
-
-def attached(home: Path, version: str, *arguments: Path | str) -> list[dict[str, object]]:
-    done = attach(home, version, *arguments)
-    assert (done.returncode, done.stderr) == (0, "")
-    rows: list[dict[str, object]] = json.loads(done.stdout)
-    return rows
 
 
 def detached(home: Path, place: Path) -> None:

@@ -22,9 +22,9 @@ from backyfs.host.mountpoints import check_mountpoint, clear_dangling, unmount
 from backyfs.host.mounttable import Mount, mount_at
 from backyfs.host.stack import stacked_on, tear_down
 from backyfs.host.users import describe, users_in_other_namespaces, users_of
-from tests.support.attaching import MIB, by_hand, cleared, disk_of, left_of, repository_of
+from tests.support.attaching import MIB, by_hand, cleared, config_of, disk_of, left_of, repository_of
 from tests.support.images import ext4_image
-from tests.support.program import backyfs, mount, process_ending, process_of
+from tests.support.program import backyfs, kill_mount, mount, process_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,18 +57,9 @@ def at(home: Path, tmp_path: Path) -> Iterator[Path]:
         yield at
 
 
-def config_of(home: Path) -> Path:
-    return home / "repository" / "backyfs.cfg"
-
-
 def set_up(file: Path) -> str:
     arguments = ["losetup", "--find", "--show", "--read-only", str(file)]
     return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def kill(at: Path) -> None:
-    with process_ending(process_of(at)):
-        os.kill(process_of(at), signal.SIGKILL)
 
 
 @contextmanager
@@ -215,7 +206,7 @@ def test_a_mount_copied_to_another_namespace_is_reported(home: Path, at: Path) -
 def test_a_dead_mount_is_cleared_with_everything_on_it(home: Path, at: Path, how: str) -> None:
     files = at.with_name("files")
     with by_hand(at / DISK / "partitions" / "1", files, "-o", "loop,ro,noload"):
-        kill(at)
+        kill_mount(at)
         done = backyfs("umount", at) if how == "umount" else mount(config_of(home), at)
         assert done.returncode == 0, done.stderr
         assert not os.path.ismount(files)
@@ -229,7 +220,7 @@ def test_a_dead_mount_is_cleared_with_everything_on_it(home: Path, at: Path, how
 def test_a_dead_mount_is_cleared_even_if_it_is_in_use(at: Path) -> None:
     with subprocess.Popen(["sleep", "60"], cwd=at / DISK) as user:
         try:
-            kill(at)
+            kill_mount(at)
             assert clear_dangling(str(at))
             assert mount_at(str(at)) is None
         finally:
@@ -237,7 +228,7 @@ def test_a_dead_mount_is_cleared_even_if_it_is_in_use(at: Path) -> None:
 
 
 def test_a_directory_without_a_dead_mount_is_left_alone(at: Path) -> None:
-    kill(at)
+    kill_mount(at)
     assert clear_dangling(str(at))
     assert not clear_dangling(str(at))
 

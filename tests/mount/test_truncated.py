@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.attaching import MIB, cleared, empty_image, left_of, repository_of
+from tests.support.attaching import MIB, attach, cleared, empty_image, left_of, repository_of
 from tests.support.images import ext4_image, run_tool
 from tests.support.program import backyfs, mounting
 
@@ -59,18 +59,6 @@ def home(loop_devices: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         images["xfs"] = cut(home / "xfs-whole", home / "xfs", 200 * MIB)
         repository_of(home, images)
         yield home
-
-
-@pytest.fixture
-def place(home: Path, tmp_path: Path) -> Iterator[Path]:
-    """Return a directory to attach in; leftovers in it and in the repository are removed."""
-    with cleared(tmp_path), cleared(home):
-        yield tmp_path / "place"
-
-
-def attach(home: Path, version: str, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
-    config = home / "repository" / "backyfs.cfg"
-    return backyfs("-c", config, "--json", "attach", f"{version}@latest", *arguments)
 
 
 def detached(home: Path, place: Path) -> None:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backyfs.engine.restore.restore import restore
 from tests.support.audit import audit
-from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.repositories import BLOCK, back_up, make_repository, opened, restored
 
 pytestmark = pytest.mark.slow
-
-
-def restored(repository, version, directory: Path) -> bytes:
-    target = directory / "restored.img"
-    assert restore(repository, version, str(target), replace=True).damaged == ()
-    return target.read_bytes()
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -25,11 +25,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from tests.support.audit import audit
+from tests.support.program import BACKYFS
 from tests.support.repositories import make_repository, opened
 from tests.support.services.postgresql import PostgresqlServer
 from tests.support.stored import blob_uids
 
-BACKYFS = str(Path(sys.executable).with_name("backyfs"))
 BLOCK = 64 << 10
 BLOCKS = 48
 KILLED = 0.25        # of all commands

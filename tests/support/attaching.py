@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import struct
@@ -16,6 +17,7 @@ from backyfs.host.loops import Loop, list_loops
 from backyfs.host.mounttable import is_below, list_mounts
 from backyfs.model import DEFAULT_BLOCK_SIZE
 from tests.support.images import run_tool
+from tests.support.program import backyfs
 from tests.support.repositories import back_up, make_repository, opened
 
 if TYPE_CHECKING:
@@ -32,6 +34,24 @@ def repository_of(directory: Path, images: Mapping[str, Path]) -> Path:
         for name, image in images.items():
             back_up(repository, image, name)
     return config_file
+
+
+def config_of(home: Path) -> Path:
+    """Return the configuration of the repository that `repository_of` made."""
+    return home / "repository" / "backyfs.cfg"
+
+
+def attach(home: Path, version: str, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
+    """Attach the newest version of a name."""
+    return backyfs("-c", config_of(home), "--json", "attach", f"{version}@latest", *arguments)
+
+
+def attached(home: Path, version: str, *arguments: Path | str) -> list[dict[str, object]]:
+    """Attach the newest version of a name, without complaint, and return its partitions."""
+    done = attach(home, version, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows: list[dict[str, object]] = json.loads(done.stdout)
+    return rows
 
 
 def empty_image(path: Path, size: int) -> Path:

@@ -11,12 +11,16 @@ from sqlalchemy import delete, func, select, text, update
 from backyfs.images.reader import ImageReader
 from backyfs.metadata.db.tables import blob_refs, blobs, jobs, pages, version_pages
 from backyfs.metadata.maps.blockmap import HOLE, unpack
+from backyfs.metadata.records.versions import list_versions
+from tests.support.repositories import expect_restored
 from tests.support.stored import blob_uids
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sqlalchemy import Connection
 
-    from backyfs.model import Version
+    from backyfs.model import Version, VersionStatus
     from backyfs.repository import Repository
 
 
@@ -59,3 +63,20 @@ def doom(connection: Connection, *blob_ids: int) -> None:
     """Doom blobs, as a cleanup does."""
     connection.execute(update(blobs).where(blobs.c.id.in_(blob_ids)).values(doomed_at=datetime.now(UTC)))
     connection.execute(delete(blob_refs).where(blob_refs.c.blob_id.in_(blob_ids)))
+
+
+def versions_of(repository: Repository) -> list[Version]:
+    """Return all versions, in the order of a list."""
+    with repository.database.read() as connection:
+        return list_versions(connection)
+
+
+def statuses_of(repository: Repository) -> list[VersionStatus]:
+    """Return the status of each version."""
+    return [version.status for version in versions_of(repository)]
+
+
+def expect_exact(repository: Repository, version: Version, image: Path) -> None:
+    """Fail unless a version is restored as the image that was backed up, and the repository is in order."""
+    expect_restored(repository, version, image)
+    audit(repository)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from backyfs.sources.protocol import Source
+
 
 def random_bytes(size: int, seed: float = 0) -> bytes:
     """Return incompressible bytes, the same for the same seed."""
@@ -79,3 +81,18 @@ def ntfs_log(image: bytearray, client: int, flags: int) -> None:
     page[0x30 + 12 : 0x30 + 14] = client.to_bytes(2, "little")
     page[0x30 + 14 : 0x30 + 16] = flags.to_bytes(2, "little")
     image[log : log + len(page)] = page
+
+
+def overwrite(image: Path, offset: int, data: bytes) -> None:
+    """Replace bytes of an image."""
+    with image.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def read_source(source: Source, offset: int, length: int) -> bytes:
+    """Return bytes of a source."""
+    buffer = bytearray(length)
+    with memoryview(buffer) as view:
+        source.read_into(offset, view)
+    return bytes(buffer)

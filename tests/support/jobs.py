@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select, update
+
+from backyfs.metadata.db.tables import jobs
+from backyfs.metadata.records.jobs import Process
 from backyfs.model import JobKind, JobSpec
+
+if TYPE_CHECKING:
+    from backyfs.metadata.db.database import Connection
+    from backyfs.model import JobId
+
+ELSEWHERE = Process(host="other", scope="another machine", pid=1, pid_started=1)  # nothing can be known of it here
 
 _WRITERS = {JobKind.BACKUP, JobKind.MIGRATE_ENCRYPTION, JobKind.REPAIR}
 
@@ -11,3 +24,10 @@ def spec(command: str) -> JobSpec:
     """Return the job that `backyfs jobs` shows as this text: a kind and an optional label."""
     kind, _, label = command.partition(" ")
     return JobSpec(kind=JobKind(kind), label=label, writes_blobs=JobKind(kind) in _WRITERS)
+
+
+def age(connection: Connection, job_id: JobId, seconds: float) -> None:
+    """Make the last beat of a job so many seconds older."""
+    beat_at = connection.execute(select(jobs.c.heartbeat_at).where(jobs.c.id == job_id)).scalar_one()
+    older = beat_at - timedelta(seconds=seconds)
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=older))

@@ -176,3 +176,9 @@ def clear(mountpoint: Path) -> None:
     """Unmount everything on a directory, in use or not."""
     while mount_at(str(mountpoint)) is not None:
         subprocess.run(["umount", "-l", "--", str(mountpoint)], check=True)
+
+
+def kill_mount(at: Path) -> None:
+    """Kill the process of a mount, and wait for its end."""
+    with process_ending(process_of(at)):
+        os.kill(process_of(at), signal.SIGKILL)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
+import sqlite3
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from backyfs.config import load_config
 from backyfs.engine.backup.backup import BackupReport, BackupRequest, backup
+from backyfs.engine.restore.restore import restore
 from backyfs.engine.setup.initialize import initialize
 from backyfs.engine.setup.places import Places
 from backyfs.metadata.records.jobs import list_running_jobs, this_process
+from backyfs.metadata.schema.schema import create_file, create_tables
 from backyfs.repository import open_repository
 from backyfs.sources.registry import open_source
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from backyfs.metadata.db.database import Database
     from backyfs.model import JobProgress, Version
     from backyfs.repository import Repository
 
@@ -38,6 +42,14 @@ def make_repository(
     if template is not None:
         return _copy(template, directory)
     return _make(directory, block_size=block_size, encrypted=encrypted, database=database)
+
+
+def configure(config_file: Path, **settings: object) -> None:
+    """Set values of the [DEFAULTS] of a configuration."""
+    text = config_file.read_text()
+    for key, value in settings.items():
+        text = re.sub(rf"(?m)^{key}:.*\n", "", text).replace("[DEFAULTS]\n", f"[DEFAULTS]\n{key}: {value}\n")
+    config_file.write_text(text)
 
 
 class Templates:
@@ -164,3 +176,29 @@ def back_up(
         return backup(repository, source, BackupRequest(name=name, **request), announce=announce)
     finally:
         source.close()
+
+
+def restored(repository: Repository, version: Version, directory: Path) -> bytes:
+    """Restore a version to a file in a directory, without any damage, and return what the file has then."""
+    target = directory / "restored.img"
+    assert restore(repository, version, str(target), replace=True).damaged == ()
+    return target.read_bytes()
+
+
+def expect_restored(repository: Repository, version: Version, image: Path) -> None:
+    """Fail unless a version is restored as the image that was backed up."""
+    assert restored(repository, version, image.parent) == image.read_bytes()
+
+
+def change_database(config_file: Path, *statements: str) -> None:
+    """Run statements in the SQLite file of a repository."""
+    with closing(sqlite3.connect(config_file.parent / "backyfs.sqlite", isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def create_schema(database: Database) -> None:
+    """Make an SQLite file, if it is one, and the tables of a repository."""
+    create_file(database)
+    with database.begin() as connection:
+        create_tables(connection)

@@ -114,3 +114,19 @@ def _with_watched(repository: Repository, name: str, act: Callable[[], object]) 
 
     setattr(database, name, transaction)
     return replace(repository, database=database)
+
+
+class ReadStorage(ForwardingStorage):
+    """Notes in `read` what is read: ranges of objects, or "whole"."""
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage)
+        self.read: list[tuple[int, int] | str] = []
+
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
+        self.read.append("whole")
+        return super().get(key, most=most)
+
+    def get_range(self, key: Key, offset: int, length: int) -> bytes:
+        self.read.append((offset, length))
+        return super().get_range(key, offset, length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from backyfs.storage.keys import is_blob
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from backyfs.metadata.db.database import Connection
     from backyfs.model import Blob, BlobUid, Version
     from backyfs.repository import Repository
     from backyfs.storage.protocol import Storage
@@ -96,3 +98,12 @@ def remove_version(repository: Repository, uid: VersionUid) -> None:
         here = version_pages.c.version_id.in_(versions.select().with_only_columns(versions.c.id).where(chosen))
         connection.execute(delete(version_pages).where(here))
         connection.execute(delete(versions).where(chosen))
+
+
+def version_with(connection: Connection, *entries: int, block_size: int = 4096) -> Version:
+    """Insert a version of one page with these entries."""
+    version = create_version(
+        connection, name="disk", snapshot_name="", size_bytes=len(entries) * block_size, created_at=datetime.now(UTC)
+    )
+    commit_page(connection, version.id, PageNumber(0), array("q", entries))
+    return version

@@ -6,6 +6,7 @@ everything is imported first, and then the process becomes the user, for good.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -51,3 +52,9 @@ def run_as_user(config: Path, *commands: str) -> subprocess.CompletedProcess[str
         check=False,
         timeout=PATIENCE_S,
     )
+
+
+def give_to_user(directory: Path) -> None:
+    """Make the user the owner of a directory and of everything in it."""
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, USER, USER, follow_symlinks=False)

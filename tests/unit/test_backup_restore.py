@@ -21,7 +21,7 @@ from backyfs.model import Deduplication, VersionStatus
 from backyfs.sources.file import FileSource
 from tests.support.audit import audit, count_blobs, count_jobs, doom
 from tests.support.images import random_bytes, random_image, sparse_image, words
-from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.repositories import BLOCK, back_up, make_repository, opened, restored
 from tests.support.storages import with_watched_writes
 from tests.support.stored import blob_of, file_of, flip_a_byte, incomplete_copy, truncate
 from tests.unit.test_sources import loop_device
@@ -33,13 +33,6 @@ pytestmark = pytest.mark.slow
 def repository(request, tmp_path):
     with opened(make_repository(tmp_path / "repository", encrypted=request.param)) as repository:
         yield repository
-
-
-def restored(repository, version, directory: Path) -> bytes:
-    target = directory / "restored.img"
-    report = restore(repository, version, str(target), replace=True)
-    assert report.damaged == ()
-    return target.read_bytes()
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 4095, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 1025 * BLOCK + 7])

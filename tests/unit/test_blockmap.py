@@ -74,14 +74,6 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
         yield repository.database
 
 
-@pytest.fixture
-def connection(database: Database) -> Iterator[Connection]:
-    """Begin a transaction that is rolled back after the test."""
-    with database.engine.connect() as connection, connection.begin() as transaction:
-        yield connection
-        transaction.rollback()
-
-
 def make_version(connection: Connection, name: str = "disk", size_bytes: int = 4096) -> Version:
     return create_version(connection, name=name, snapshot_name="", size_bytes=size_bytes, created_at=NOON)
 

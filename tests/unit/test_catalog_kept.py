@@ -25,11 +25,12 @@ from backyfs.engine.versions.forget import forget
 from backyfs.engine.versions.remove import RemovalRequest, remove, remove_versions
 from backyfs.errors import InterruptedByUser, StorageError
 from backyfs.metadata.catalog.notes import has_notes
-from backyfs.metadata.records.versions import list_versions, set_protected
+from backyfs.metadata.records.versions import set_protected
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.sources.registry import open_source
 from backyfs.storage.keys import is_blob
 from backyfs.work.run import Control
+from tests.support.audit import versions_of
 from tests.support.images import random_image
 from tests.support.repositories import BLOCK, back_up
 from tests.support.storages import is_named, with_watched_storage
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from backyfs.model import Version
     from backyfs.repository import Repository
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -49,11 +49,6 @@ AFTER_EXPIRY = RemovalRequest(even_last=True)
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     return random_image(tmp_path / "image", 5 * BLOCK)
-
-
-def versions_of(repository: Repository) -> list[Version]:
-    with repository.database.read() as connection:
-        return list_versions(connection)
 
 
 def is_kept(repository: Repository) -> bool:

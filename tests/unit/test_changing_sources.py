@@ -13,14 +13,13 @@ import pytest
 from backyfs.engine.backup.backup import BackupRequest, backup
 from backyfs.engine.damage.scrub import ScrubRequest, scrub
 from backyfs.errors import InterruptedByUser, SourceError
-from backyfs.metadata.records.versions import list_versions
 from backyfs.model import VersionStatus
 from backyfs.sources.change import ChangeKind
 from backyfs.sources.file import FileSource
 from backyfs.sources.null import NullSource
 from backyfs.sources.registry import open_source
 from backyfs.work.run import Control
-from tests.support.audit import audit, count_jobs
+from tests.support.audit import audit, count_jobs, statuses_of
 from tests.support.images import random_bytes, random_image, sparse_image
 from tests.support.repositories import BLOCK
 from tests.unit.test_sources import loop_device
@@ -71,11 +70,6 @@ def back_up_while(
     )
 
 
-def statuses(repository: Repository) -> list[VersionStatus]:
-    with repository.database.read() as connection:
-        return [version.status for version in list_versions(connection)]
-
-
 def grow(image: Path) -> None:
     with image.open("ab") as file:
         file.write(b"x")
@@ -85,7 +79,7 @@ def expect_refused(repository: Repository, source: Source, change: Callable[[], 
     with pytest.raises(SourceError, match=f"{fact}.*; back up a snapshot, or stop what changes it") as caught:
         back_up_while(repository, source, change)
     assert caught.value.exit_status == 7
-    assert statuses(repository) == [VersionStatus.INCOMPLETE]
+    assert statuses_of(repository) == [VersionStatus.INCOMPLETE]
     assert count_jobs(repository) == 0
     audit(repository)
 
@@ -132,7 +126,7 @@ class GrowingSource(NullSource):
 def test_the_size_of_every_kind_of_source_is_compared(repository):
     with pytest.raises(SourceError, match=f"null://{BLOCK} has {BLOCK + 1} bytes and had {BLOCK} when it was opened"):
         back_up_while(repository, GrowingSource(BLOCK), lambda: None)
-    assert statuses(repository) == [VersionStatus.INCOMPLETE]
+    assert statuses_of(repository) == [VersionStatus.INCOMPLETE]
 
 
 def test_an_unchanged_file_is_backed_up_without_a_warning(repository, image):
@@ -202,4 +196,4 @@ def test_a_source_that_shrinks_or_grows_never_matches_its_version(repository, im
         scrub(repository, request, on_damage=lambda *damage: damages.append(damage))
     source.close()
     assert damages == []
-    assert statuses(repository) == [VersionStatus.VALID]
+    assert statuses_of(repository) == [VersionStatus.VALID]

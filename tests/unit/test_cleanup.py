@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import delete, func, select
 
-from backyfs.engine.restore.restore import restore
 from backyfs.engine.secrets.migrate import MigrationRequest, migrate
 from backyfs.engine.space.cleanup import Cleaner, CleanupReport, cleanup, plan_cleanup
 from backyfs.engine.versions.remove import remove_versions
@@ -21,13 +20,12 @@ from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import Deduplication, NoProgress, VersionStatus
 from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Control, Run
-from tests.support.audit import audit, count_blobs, count_jobs
+from tests.support.audit import audit, count_blobs, count_jobs, expect_exact
 from tests.support.images import random_image
 from tests.support.jobs import spec
-from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
+from tests.support.repositories import BLOCK, back_up, configure, make_repository, opened, with_limits
 from tests.support.storages import with_watched_storage, with_watched_writes
 from tests.support.stored import blob_uids
-from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,13 +51,6 @@ def remove(repository: Repository, *versions: Version) -> None:
 
 def objects(repository: Repository) -> set[BlobUid]:
     return set(blob_uids(repository.blocks.storage))
-
-
-def expect_exact(repository: Repository, version: Version, image: Path) -> None:
-    target = image.with_name("restored")
-    assert restore(repository, version, str(target), replace=True).damaged == ()
-    assert target.read_bytes() == image.read_bytes()
-    audit(repository)
 
 
 def test_after_all_versions_the_storage_is_empty(repository: Repository, image: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import delete, insert, select, update
 
 from backyfs.engine.catalog.publish import publish
-from backyfs.engine.restore.restore import restore
 from backyfs.engine.space.fullcleanup import full_cleanup, plan_full_cleanup
 from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import CatalogError, DatabaseError, InterruptedByUser
@@ -22,10 +21,10 @@ from backyfs.model import VersionStatus
 from backyfs.work import silence
 from backyfs.work.job import Job
 from backyfs.work.run import Control
-from tests.support.audit import audit, doom
+from tests.support.audit import audit, doom, statuses_of
 from tests.support.images import random_image
 from tests.support.jobs import spec
-from tests.support.repositories import BLOCK, back_up
+from tests.support.repositories import BLOCK, back_up, expect_restored
 from tests.unit.test_cleanup import Shown
 
 if TYPE_CHECKING:
@@ -61,23 +60,12 @@ def orphan(tmp_path: Path, name: str = "f" * 32) -> Path:
     return path
 
 
-def statuses(repository: Repository) -> list[VersionStatus]:
-    with repository.database.read() as connection:
-        return [version.status for version in list_versions(connection)]
-
-
-def expect_exact(repository: Repository, version: Version, image: Path) -> None:
-    target = image.with_name("restored")
-    assert restore(repository, version, str(target), replace=True).damaged == ()
-    assert target.read_bytes() == image.read_bytes()
-
-
 def test_a_sound_repository_is_not_changed(repository: Repository, version: Version, image: Path) -> None:
     report = full_cleanup(repository, grace_s=NO_GRACE_S)
     assert (report.wrong_references, report.orphans, report.damaged_blobs, report.leftovers) == (0, 0, 0, 0)
     assert (report.cleaned.pages, report.cleaned.blobs) == (0, 0)
     audit(repository)
-    expect_exact(repository, version, image)
+    expect_restored(repository, version, image)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +90,7 @@ def test_wrong_references_are_corrected_before_anything_is_deleted(
     assert report.wrong_references in {1, BLOCKS}
     assert (report.cleaned.blobs, report.damaged_blobs) == (0, 0)
     audit(repository)
-    expect_exact(repository, version, image)
+    expect_restored(repository, version, image)
     assert full_cleanup(repository, grace_s=NO_GRACE_S).wrong_references == 0
 
 
@@ -135,7 +123,7 @@ def test_objects_without_a_row_are_deleted_once_they_are_old(
     assert not path.exists()
     assert len(objects(tmp_path)) == BLOCKS
     audit(repository)
-    expect_exact(repository, version, image)
+    expect_restored(repository, version, image)
 
 
 def test_an_object_that_a_live_job_may_have_stored_is_kept(repository: Repository, tmp_path: Path) -> None:
@@ -218,13 +206,13 @@ def test_missing_and_short_objects_are_marked_and_reported(
     short.write_bytes(short.read_bytes()[:-1])
     plan = plan_full_cleanup(repository, grace_s=NO_GRACE_S)
     assert plan.missing_blobs == 2
-    assert statuses(repository) == [VersionStatus.VALID]
+    assert statuses_of(repository) == [VersionStatus.VALID]
     reasons: list[str] = []
     report = full_cleanup(repository, on_damage=lambda _, damage: reasons.append(damage.reason))
     assert report.damaged_blobs == 2
     assert report.versions_invalid == (version.uid,)
     assert sorted(reason.split()[1] for reason in reasons) == sorted([missing.stem, short.stem])
-    assert statuses(repository) == [VersionStatus.INVALID]
+    assert statuses_of(repository) == [VersionStatus.INVALID]
 
 
 def test_blobs_of_pages_without_a_row_are_damage(repository: Repository, version: Version) -> None:
@@ -266,7 +254,7 @@ def test_with_an_old_copy_of_the_database_unknown_objects_are_not_lost(
 def test_a_full_cleanup_can_be_interrupted(repository: Repository, version: Version, image: Path) -> None:
     with pytest.raises(InterruptedByUser):
         full_cleanup(repository, control=Control(stop=lambda: True))
-    expect_exact(repository, version, image)
+    expect_restored(repository, version, image)
 
 
 def test_blobs_of_unknown_size_are_not_damage(repository: Repository, version: Version) -> None:

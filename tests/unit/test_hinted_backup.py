@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from sqlalchemy import update
 
 from backyfs.engine.backup.backup import BackupRequest, backup
-from backyfs.engine.restore.restore import restore
 from backyfs.errors import HintsError, InterruptedByUser, UsageError, VersionError
 from backyfs.geometry import PAGE_ENTRIES
 from backyfs.hints import Hints
@@ -26,10 +25,9 @@ from backyfs.sources.file import FileSource
 from backyfs.work.flushbatch import FlushLimits
 from backyfs.work.run import Control
 from tests.support.audit import audit, count_jobs
-from tests.support.images import random_bytes, random_image, sparse_image
-from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
+from tests.support.images import overwrite, random_bytes, random_image, sparse_image
+from tests.support.repositories import BLOCK, back_up, configure, expect_restored, make_repository, opened, with_limits
 from tests.support.stored import blob_of
-from tests.unit.test_migrate import configure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,18 +88,6 @@ def back_up_recorded(repository: Repository, image: Path, **request: object) -> 
         return report, sorted(source.blocks)
 
 
-def expect_restored(repository: Repository, version: Version, image: Path) -> None:
-    target = image.with_suffix(".restored")
-    assert restore(repository, version, str(target), replace=True).damaged == ()
-    assert target.read_bytes() == image.read_bytes()
-
-
-def change(image: Path, offset: int, data: bytes) -> None:
-    with image.open("r+b") as file:
-        file.seek(offset)
-        file.write(data)
-
-
 def uids(repository: Repository) -> list[str]:
     with repository.database.read() as connection:
         return [version.uid for version in list_versions(connection)]
@@ -110,8 +96,8 @@ def uids(repository: Repository) -> list[str]:
 def test_only_hinted_blocks_are_read_and_the_rest_is_kept(repository, tmp_path):
     image = random_image(tmp_path / "image", 100 * BLOCK + 10)
     base = back_up(repository, image).version
-    change(image, 7 * BLOCK + 5, b"new")
-    change(image, 50 * BLOCK, bytes(3 * BLOCK))
+    overwrite(image, 7 * BLOCK + 5, b"new")
+    overwrite(image, 50 * BLOCK, bytes(3 * BLOCK))
     report, read = back_up_recorded(
         repository,
         image,
@@ -135,7 +121,7 @@ def test_blocks_of_the_base_keep_their_encryption_version(tmp_path):
     with opened(config) as repository:
         base = back_up(repository, image).version
     configure(config, encryption_version=2, deduplication="same-version")
-    change(image, BLOCK, b"new")
+    overwrite(image, BLOCK, b"new")
     with opened(config) as repository:
         version = back_up_recorded(repository, image, base=base, hints=hints(blocks(1)))[0].version
         expect_restored(repository, version, image)
@@ -146,7 +132,7 @@ def test_blocks_of_the_base_keep_their_encryption_version(tmp_path):
 def test_a_partly_zeroed_block_is_read(repository, tmp_path):
     image = random_image(tmp_path / "image", 20 * BLOCK)
     base = back_up(repository, image).version
-    change(image, 3 * BLOCK, bytes(100))
+    overwrite(image, 3 * BLOCK, bytes(100))
     report, read = back_up_recorded(repository, image, base=base, hints=hints(zeros=[(3 * BLOCK, 3 * BLOCK + 100)]))
     assert read == [3]
     expect_restored(repository, report.version, image)
@@ -155,7 +141,7 @@ def test_a_partly_zeroed_block_is_read(repository, tmp_path):
 def test_pages_in_which_nothing_changed_are_shared_with_the_base(repository, tmp_path):
     image = random_image(tmp_path / "image", 2 * PAGE_BYTES + 3 * BLOCK)
     base = back_up(repository, image).version
-    change(image, PAGE_BYTES, b"new")
+    overwrite(image, PAGE_BYTES, b"new")
     version = back_up_recorded(repository, image, base=base, hints=hints(blocks(PAGE_ENTRIES)))[0].version
     with repository.database.read() as connection:
         before, after = (dict(list_pages(connection, each.id)) for each in (base, version))
@@ -178,7 +164,7 @@ def test_a_difference_outside_the_hints_stops_the_backup_and_leaves_no_version(r
     image = random_image(tmp_path / "image", 5 * BLOCK)
     base = back_up(repository, image).version if with_base else None
     before = uids(repository)
-    change(image, 0, random_bytes(5 * BLOCK, 9))
+    overwrite(image, 0, random_bytes(5 * BLOCK, 9))
     with pytest.raises(HintsError, match=r"bytes 0 to 4096 of the source are in no hint"):
         back_up(repository, image, base=base, hints=hints(blocks(4)))
     assert uids(repository) == before
@@ -190,7 +176,7 @@ def test_in_a_large_sparse_image_a_difference_from_data_of_the_base_is_found(rep
     size = 50 * PAGE_BYTES
     image = sparse_image(tmp_path / "image", size, {40 * PAGE_BYTES: random_bytes(BLOCK, 1)})
     base = back_up(repository, image).version
-    change(image, 40 * PAGE_BYTES, b"something else")
+    overwrite(image, 40 * PAGE_BYTES, b"something else")
     with pytest.raises(HintsError, match=f"bytes {40 * PAGE_BYTES} to {40 * PAGE_BYTES + BLOCK} "):
         back_up(repository, image, base=base, hints=hints(blocks(0)))
 
@@ -199,7 +185,7 @@ def test_in_a_large_image_data_in_a_hole_of_the_base_are_found(repository, tmp_p
     size = 50 * PAGE_BYTES
     image = sparse_image(tmp_path / "image", size, {})
     base = back_up(repository, image).version
-    change(image, 40 * PAGE_BYTES, b"something new")
+    overwrite(image, 40 * PAGE_BYTES, b"something new")
     with pytest.raises(HintsError, match=f"bytes {40 * PAGE_BYTES} to .* are in no hint, but differ"):
         back_up(repository, image, base=base, hints=hints(blocks(0)))
 
@@ -263,7 +249,7 @@ def test_a_small_range_of_data_among_large_ranges_of_zeros_is_found(repository, 
 def test_ranges_hinted_as_zeros_need_not_be_holes(repository, tmp_path, with_base):
     image = random_image(tmp_path / "image", 30 * BLOCK)
     base = back_up(repository, image).version if with_base else None
-    change(image, 10 * BLOCK, bytes(15 * BLOCK))
+    overwrite(image, 10 * BLOCK, bytes(15 * BLOCK))
     data = [] if with_base else [(0, 10 * BLOCK), (25 * BLOCK, 30 * BLOCK)]
     version = back_up(repository, image, base=base, hints=hints(data, [(10 * BLOCK, 25 * BLOCK)])).version
     expect_restored(repository, version, image)
@@ -285,7 +271,7 @@ def test_the_number_of_samples_and_not_the_image_decides_how_much_is_compared(re
     image = random_image(tmp_path / "image", 4 * PAGE_BYTES)
     base = back_up(repository, image).version
     half = 2 * PAGE_BYTES
-    change(image, half, bytes(half))
+    overwrite(image, half, bytes(half))
     # Alternating, for the largest possible number of ranges.
     zeros = [(start, start + BLOCK) for start in range(half, 2 * half, 2 * BLOCK)]
     data = [(start + BLOCK, start + 2 * BLOCK) for start, _ in zeros]
@@ -367,7 +353,7 @@ def test_all_hinted_changes_are_restored(repository, tmp_path, seed, old, new, t
         start = chance.randrange(size + 1)
         stop = chance.randrange(start, size + 1)
         became_zeros = chance.random() < 0.5
-        change(image, start, bytes(stop - start) if became_zeros else random_bytes(stop - start, chance.random()))
+        overwrite(image, start, bytes(stop - start) if became_zeros else random_bytes(stop - start, chance.random()))
         (zeros if became_zeros else data).append((start, stop))
     zeros_now = ranges(zeros) - ranges(data)
     content = image.read_bytes()
@@ -465,7 +451,7 @@ def test_a_backup_can_be_interrupted_and_continued_many_times(repository, tmp_pa
 def test_a_backup_with_hints_can_be_continued_with_and_without_them(repository, tmp_path):
     image = random_image(tmp_path / "image", 3 * PAGE_BYTES)
     base = back_up(repository, image).version
-    change(image, PAGE_BYTES // 2, random_bytes(2 * PAGE_BYTES, 5))
+    overwrite(image, PAGE_BYTES // 2, random_bytes(2 * PAGE_BYTES, 5))
     changed = hints([(PAGE_BYTES // 2, PAGE_BYTES // 2 + 2 * PAGE_BYTES)])
     with_hints, _ = interrupt(repository, image, 700, base=base, hints=changed)
     without, _ = interrupt(repository, image, 700, base=base, hints=changed)

@@ -17,7 +17,6 @@ from sqlalchemy import insert, select, update
 
 from backyfs import keys
 from backyfs.cli.main import run
-from backyfs.engine.restore.restore import restore
 from backyfs.engine.transfer.export import export_for_backy2, export_versions
 from backyfs.engine.transfer.export_format import ExportHeader, ExportWriter, PageRecord, SharedPageRecord, read_export
 from backyfs.engine.transfer.importing import import_versions
@@ -38,10 +37,10 @@ from backyfs.metadata.records.jobs import register_job, this_process
 from backyfs.metadata.records.stats import list_statistics
 from backyfs.metadata.records.versions import create_version, list_versions
 from backyfs.model import BlobRecord, PageNumber, StatisticsRecord, VersionRecord, VersionStatus
-from tests.support.audit import audit, doom
+from tests.support.audit import audit, doom, versions_of
 from tests.support.images import random_bytes, random_image, sparse_image
 from tests.support.jobs import spec
-from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.repositories import BLOCK, back_up, make_repository, opened, restored
 from tests.support.stored import incomplete_copy, remove_version
 
 if TYPE_CHECKING:
@@ -142,17 +141,6 @@ def refuse(twins: Twins, file: io.BytesIO, error: type[Exception], words: str) -
     assert rows(twins.target) == before
 
 
-def image_of(repository: Repository, version: Version, directory: Path) -> bytes:
-    target = directory / "restored.img"
-    assert restore(repository, version, str(target), replace=True).damaged == ()
-    return target.read_bytes()
-
-
-def all_versions(repository: Repository) -> list[Version]:
-    with repository.database.read() as connection:
-        return list_versions(connection)
-
-
 # Successful imports
 
 
@@ -162,8 +150,8 @@ def test_an_imported_version_restores_to_the_same_bytes(twins: Twins, tmp_path: 
     version = back_up(twins.source, image).version
     report = take(twins, exported(twins.source, version))
     assert ([record.uid for record in report.versions], report.unverifiable) == ([version.uid], 0)
-    [found] = all_versions(twins.target)
-    assert image_of(twins.target, found, tmp_path) == image.read_bytes()
+    [found] = versions_of(twins.target)
+    assert restored(twins.target, found, tmp_path) == image.read_bytes()
     audit(twins.target)
 
 
@@ -172,7 +160,7 @@ def test_holes_are_imported_as_holes(twins: Twins, tmp_path: Path) -> None:
     image = sparse_image(tmp_path / "image", size, {BLOCK: random_bytes(BLOCK), 2500 * BLOCK: random_bytes(9)})
     version = back_up(twins.source, image).version
     take(twins, exported(twins.source, version))
-    assert image_of(twins.target, all_versions(twins.target)[0], tmp_path) == image.read_bytes()
+    assert restored(twins.target, versions_of(twins.target)[0], tmp_path) == image.read_bytes()
     assert len(rows(twins.target)["version_pages"]) == 2
     audit(twins.target)
 
@@ -193,7 +181,7 @@ def test_all_facts_about_a_version_are_kept(twins: Twins, tmp_path: Path) -> Non
         connection.execute(insert(tags), [{"version_id": version_id, "name": name} for name in ("b_daily", "Ä ")])
         connection.execute(update(blobs).where(blobs.c.id == 2).values(valid=False))
     take(twins, exported(twins.source))
-    [before], [after] = all_versions(twins.source), all_versions(twins.target)
+    [before], [after] = versions_of(twins.source), versions_of(twins.target)
     assert replace(after, id=before.id) == before
     assert (after.tags, after.protected, after.status) == (("b_daily", "Ä "), True, VersionStatus.INVALID)
     assert after.expire_at == odd["expire_at"]
@@ -251,8 +239,8 @@ def test_all_versions_are_imported_and_shared_pages_once(twins: Twins, tmp_path:
     assert sum(isinstance(record, BlobRecord) for record in records) == 2051
     take(twins, everything)
     assert sorted(row.refs for row in rows(twins.target)["pages"]) == [1, 2, 3, 3]
-    for version in all_versions(twins.target):
-        found = image_of(twins.target, version, tmp_path)
+    for version in versions_of(twins.target):
+        found = restored(twins.target, version, tmp_path)
         assert (found == image.read_bytes()) is (version.name == "three")
     audit(twins.target)
 
@@ -275,8 +263,8 @@ def test_a_removed_version_can_be_imported_again(twins: Twins, tmp_path: Path) -
     with twins.source.database.write() as connection:
         connection.execute(update(pages).values(refs=0))
     import_versions(twins.source, file, configured_key=twins.key)
-    [found] = all_versions(twins.source)
-    assert image_of(twins.source, found, tmp_path) == image.read_bytes()
+    [found] = versions_of(twins.source)
+    assert restored(twins.source, found, tmp_path) == image.read_bytes()
     assert len(rows(twins.source)["blobs"]) == 6
     audit(twins.source)
 
@@ -299,7 +287,7 @@ def test_an_incomplete_version_distinguishes_absent_blocks_from_holes(twins: Twi
         file = io.BytesIO()
         export_for_backy2(twins.source, incomplete, file, configured_key=twins.key)
     take(twins, file)
-    [found] = all_versions(twins.target)
+    [found] = versions_of(twins.target)
     assert found.status is VersionStatus.INCOMPLETE
     with twins.target.database.read() as connection:
         entries = load_page(connection, found.id, PageNumber(0))
@@ -315,7 +303,7 @@ def test_an_incomplete_version_distinguishes_absent_pages_from_pages_of_holes(tw
         )
         commit_page(connection, version.id, PageNumber(1), new_entries(1024, HOLE), keep_holes=True)
     take(twins, exported(twins.source))
-    [found] = all_versions(twins.target)
+    [found] = versions_of(twins.target)
     with twins.target.database.read() as connection:
         assert load_page(connection, found.id, PageNumber(0)) is None
         assert load_page(connection, found.id, PageNumber(1)) == new_entries(1024, HOLE)
@@ -336,7 +324,7 @@ def test_an_export_can_be_read_from_a_pipe(twins: Twins, tmp_path: Path) -> None
     with open(reader, "rb") as file:
         import_versions(twins.target, file, configured_key=twins.key)
     thread.join()
-    assert image_of(twins.target, all_versions(twins.target)[0], tmp_path) == image.read_bytes()
+    assert restored(twins.target, versions_of(twins.target)[0], tmp_path) == image.read_bytes()
 
 
 def test_an_export_without_versions_can_be_imported(twins: Twins) -> None:
@@ -553,7 +541,7 @@ def test_an_empty_repository_becomes_the_exported_one(
         str(tmp_path / "repository" / "backyfs.sqlite"), str(tmp_path / "other" / "backyfs.sqlite")))  # fmt: skip
     with opened(config) as again:
         assert again.uid == twins.source.uid
-        assert image_of(again, all_versions(again)[0], tmp_path) == image.read_bytes()
+        assert restored(again, versions_of(again)[0], tmp_path) == image.read_bytes()
         assert back_up(again, image).statistics.blocks_deduplicated == 6
         audit(again)
 
@@ -655,7 +643,7 @@ def test_plain_blocks_get_fingerprints_keyed_by_the_repository(
 ) -> None:
     assert take(keyed, plain_export).unverifiable == 0
     image = (tmp_path / "image").read_bytes()
-    assert image_of(keyed.target, all_versions(keyed.target)[0], tmp_path) == image
+    assert restored(keyed.target, versions_of(keyed.target)[0], tmp_path) == image
     ours = {keyed.target.blocks.fingerprint(image[at : at + BLOCK]) for at in range(0, SMALL, BLOCK)}
     assert {row.fingerprint for row in rows(keyed.target)["blobs"]} == ours
     assert back_up(keyed.target, tmp_path / "image").statistics.blocks_deduplicated == 6
@@ -760,15 +748,15 @@ def test_an_export_for_backy2_is_imported_with_its_keys_but_not_its_checksums(
 ) -> None:
     is_plain = twins.key is None
     assert take(twins, for_backy2).unverifiable == (0 if is_plain else 6)
-    [found] = all_versions(twins.target)
-    assert image_of(twins.target, found, tmp_path) == (tmp_path / "image").read_bytes()
+    [found] = versions_of(twins.target)
+    assert restored(twins.target, found, tmp_path) == (tmp_path / "image").read_bytes()
     # Nothing but the checksum vouches for a plain block.
     assert {len(row.fingerprint or b"") for row in rows(twins.target)["blobs"]} == {64 if is_plain else 0}
     audit(twins.target)
 
 
 def test_an_export_for_backy2_changes_no_known_blob(twins: Twins, for_backy2: io.BytesIO) -> None:
-    version = all_versions(twins.source)[0]
+    version = versions_of(twins.source)[0]
     before = rows(twins.source)["blobs"]
     remove_version(twins.source, version.uid)
     with twins.source.database.write() as connection:

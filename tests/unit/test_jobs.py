@@ -32,38 +32,14 @@ from backyfs.metadata.records.jobs import (
 )
 from backyfs.metadata.records.versions import create_version
 from backyfs.model import JobKind, JobProgress, JobSpec
-from tests.support.jobs import spec
-from tests.support.repositories import make_repository, opened
+from tests.support.jobs import age, spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
     from backyfs.metadata.db.database import Connection, Database
-    from backyfs.model import JobId, VersionId
+    from backyfs.model import VersionId
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    with opened(make_repository(tmp_path_factory.mktemp("jobs"), encrypted=False)) as repository:
-        yield repository.database
-
-
-@pytest.fixture
-def connection(database: Database) -> Iterator[Connection]:
-    """Begin a transaction that is rolled back after the test."""
-    with database.engine.connect() as connection, connection.begin() as transaction:
-        yield connection
-        transaction.rollback()
-
-
-@pytest.fixture
-def child() -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process on this host that lives until the test ends it."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        yield process
-        process.kill()
 
 
 def process_of(child: subprocess.Popen[bytes]) -> Process:
@@ -83,13 +59,6 @@ def registered(connection: Connection) -> list[int]:
 
 def held(connection: Connection) -> list[tuple[int, int]]:
     return [(row.job_id, row.version_id) for row in connection.execute(select(job_versions))]
-
-
-def age(connection: Connection, job_id: JobId, seconds: float) -> None:
-    """Make the last beat of a job older by some seconds."""
-    beat_at = connection.execute(select(jobs.c.heartbeat_at).where(jobs.c.id == job_id)).scalar_one()
-    older = beat_at - timedelta(seconds=seconds)
-    connection.execute(update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=older))
 
 
 def make_version(connection: Connection) -> VersionId:

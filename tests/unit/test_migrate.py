@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ from backyfs.metadata.db.tables import blobs
 from backyfs.metadata.upkeep.migration import BlobCount, Outdated
 from backyfs.model import Deduplication
 from backyfs.work.run import Control
-from tests.support.audit import audit, count_jobs
+from tests.support.audit import count_jobs, expect_exact
 from tests.support.images import random_image
-from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.repositories import BLOCK, back_up, configure, make_repository, opened
 from tests.support.storages import with_watched_storage
 from tests.support.stored import blob_of, blob_uids, file_of, flip_a_byte
 
@@ -52,14 +51,6 @@ def test_a_block_without_fingerprint_gets_one(tmp_path: Path, to: int) -> None:
         assert repository.blocks.fingerprint(block) in fingerprints
         assert restore(repository, version, str(tmp_path / "restored"), replace=True).damaged == ()
         assert (tmp_path / "restored").read_bytes() == image.read_bytes()
-
-
-def configure(config: Path, **settings: object) -> None:
-    """Set values in [DEFAULTS] of a configuration."""
-    text = config.read_text()
-    for key, value in settings.items():
-        text = re.sub(rf"(?m)^{key}:.*\n", "", text).replace("[DEFAULTS]\n", f"[DEFAULTS]\n{key}: {value}\n")
-    config.write_text(text)
 
 
 @pytest.fixture
@@ -104,13 +95,6 @@ def living(repository: Repository) -> dict[int, int]:
         for number in connection.execute(query).scalars():
             found[number] = found.get(number, 0) + 1
     return found
-
-
-def expect_exact(repository: Repository, version: Version, image: Path) -> None:
-    target = image.with_name("restored")
-    assert restore(repository, version, str(target), replace=True).damaged == ()
-    assert target.read_bytes() == image.read_bytes()
-    audit(repository)
 
 
 def test_all_blobs_are_sealed_again_and_versions_do_not_change(

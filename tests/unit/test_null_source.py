@@ -13,21 +13,15 @@ from backyfs.errors import SourceError
 from backyfs.geometry import Extent
 from backyfs.sources.null import NullSource, size_of
 from backyfs.sources.registry import open_source
+from tests.support.images import read_source
 
 MIB = 1 << 20
 LENGTH = 9 * MIB + 700  # the pattern repeats, and the last sector is incomplete
 
 
-def read(source, offset, length):
-    buffer = bytearray(length)
-    with memoryview(buffer) as view:
-        source.read_into(offset, view)
-    return bytes(buffer)
-
-
 @pytest.fixture(scope="module")
 def whole():
-    return read(NullSource(LENGTH), 0, LENGTH)
+    return read_source(NullSource(LENGTH), 0, LENGTH)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +81,12 @@ def test_compression_halves_the_data(whole, level):
 @given(st.integers(0, LENGTH), st.integers(0, LENGTH))
 def test_a_part_equals_the_same_range_of_the_whole(whole, one, other):
     start, stop = sorted((one, other))
-    assert read(NullSource(LENGTH), start, stop - start) == whole[start:stop]
+    assert read_source(NullSource(LENGTH), start, stop - start) == whole[start:stop]
 
 
 def test_reading_works_at_a_huge_offset():
     source = open_source("null://8P")
-    assert read(source, (8 << 50) - 512, 8) == ((8 << 50) // 512 - 1).to_bytes(8, "little")
+    assert read_source(source, (8 << 50) - 512, 8) == ((8 << 50) // 512 - 1).to_bytes(8, "little")
 
 
 def test_everything_is_data_and_nothing_follows_the_end():
@@ -100,5 +94,5 @@ def test_everything_is_data_and_nothing_follows_the_end():
     assert list(source.data_extents()) == [Extent(0, MIB)]
     assert list(source.data_extents(5)) == [Extent(5, MIB)]
     with pytest.raises(SourceError, match="null://1048576 ends before byte 1048577"):
-        read(source, MIB, 1)
+        read_source(source, MIB, 1)
     assert list(open_source("null://0").data_extents()) == []

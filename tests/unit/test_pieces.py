@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +21,8 @@ from backyfs.storage.forwarding import ForwardingStorage
 from backyfs.storage.protocol import MAX_OBJECT_BYTES
 from backyfs.work.job import Job
 from tests.support.jobs import spec
-from tests.support.repositories import back_up, make_repository, opened
+from tests.support.repositories import back_up, configure, make_repository, opened
+from tests.support.storages import ReadStorage
 from tests.support.stored import blob_of, file_of, flip_a_byte
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from backyfs.blocks import BlockStore
     from backyfs.model import Blob, Version
     from backyfs.repository import Repository
-    from backyfs.storage.keys import Key
-    from backyfs.storage.protocol import Storage
 
 SEGMENT = 256 << 10
 BLOCK = 4 * SEGMENT
@@ -41,26 +39,10 @@ TABLE = 4 * 4 + 16
 IMAGE = secrets.token_bytes(2 * BLOCK + SEGMENT + 777)
 
 
-class Spy(ForwardingStorage):
-    """A storage that records what is read from it."""
-
-    def __init__(self, storage: Storage) -> None:
-        super().__init__(storage)
-        self.read: list[tuple[int, int] | str] = []
-
-    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
-        self.read.append("whole")
-        return super().get(key, most=most)
-
-    def get_range(self, key: Key, offset: int, length: int) -> bytes:
-        self.read.append((offset, length))
-        return super().get_range(key, offset, length)
-
-
 @contextmanager
 def repository_of(directory: Path, version: int) -> Iterator[Repository]:
     config = make_repository(directory, block_size=BLOCK, encrypted=version > 0)
-    config.write_text(re.sub(r"(?m)^encryption_version: .*", f"encryption_version: {version}", config.read_text()))
+    configure(config, encryption_version=version)
     with opened(config) as repository:
         yield repository
 
@@ -83,8 +65,8 @@ def blob(repository: Repository, version: Version) -> Blob:
     return blob_of(repository, version, 1)
 
 
-def spied(repository: Repository) -> tuple[PieceLoader, Spy]:
-    spy = Spy(repository.blocks.storage)
+def spied(repository: Repository) -> tuple[PieceLoader, ReadStorage]:
+    spy = ReadStorage(repository.blocks.storage)
     return PieceLoader(replace(repository.blocks, storage=spy)), spy
 
 

@@ -18,7 +18,7 @@ from backyfs.engine.versions.remove import Removal, Rules, plan_removals, remove
 from backyfs.errors import InterruptedByUser, JobLostError, VersionNotFoundError
 from backyfs.metadata.db.tables import jobs, pages, version_pages
 from backyfs.metadata.maps.blockmap import references_add_up
-from backyfs.metadata.records.jobs import Process, hold_version, list_live_jobs, register_job, this_process
+from backyfs.metadata.records.jobs import hold_version, list_live_jobs, register_job, this_process
 from backyfs.metadata.records.removal import remove_version
 from backyfs.metadata.records.stats import list_statistics
 from backyfs.metadata.records.versions import create_version, list_versions, set_expiry, set_protected
@@ -28,7 +28,7 @@ from backyfs.work.job import Job
 from backyfs.work.run import Control
 from tests.support.audit import audit, count_blobs, count_jobs
 from tests.support.images import random_bytes, random_image
-from tests.support.jobs import spec
+from tests.support.jobs import ELSEWHERE, spec
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-ELSEWHERE = Process(host="other", scope="another machine", pid=1, pid_started=1)
 PATIENCE_S = 60
 KEEP_LAST = Rules(keep_last=True)
 FIRST = 1000  # the id of pages that no backup has made

@@ -21,9 +21,8 @@ from backyfs.sources.registry import open_source
 from backyfs.work.run import Control
 from tests.support.audit import audit, count_blobs
 from tests.support.images import random_bytes, random_image
-from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.repositories import BLOCK, back_up, make_repository, opened, restored
 from tests.support.stored import blob_of, blob_uids, file_of, flip_a_byte
-from tests.unit.test_backup_restore import restored
 from tests.unit.test_scrub import damaged_uids, scrubbed, status, version_of
 
 pytestmark = pytest.mark.slow

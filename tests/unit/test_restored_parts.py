@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,9 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backyfs.engine.restore.restore import RestoreOptions, RestoreReport, restore
-from backyfs.storage.forwarding import ForwardingStorage
-from backyfs.storage.protocol import MAX_OBJECT_BYTES
-from tests.support.repositories import back_up, make_repository, opened
+from tests.support.repositories import back_up, configure, make_repository, opened
+from tests.support.storages import ReadStorage
 from tests.support.stored import blob_of, file_of, flip_a_byte
 
 if TYPE_CHECKING:
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
 
     from backyfs.model import Version
     from backyfs.repository import Repository
-    from backyfs.storage.keys import Key
-    from backyfs.storage.protocol import Storage
 
 pytestmark = pytest.mark.slow
 
@@ -36,27 +32,11 @@ IMAGE = secrets.token_bytes(2 * BLOCK) + bytes(BLOCK) + secrets.token_bytes(SEGM
 SIZE = len(IMAGE)
 
 
-class Spy(ForwardingStorage):
-    """A storage that records what is read from it."""
-
-    def __init__(self, storage: Storage) -> None:
-        super().__init__(storage)
-        self.read: list[tuple[int, int] | str] = []
-
-    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
-        self.read.append("whole")
-        return super().get(key, most=most)
-
-    def get_range(self, key: Key, offset: int, length: int) -> bytes:
-        self.read.append((offset, length))
-        return super().get_range(key, offset, length)
-
-
 @contextmanager
 def image_of(directory: Path, number: int) -> Iterator[tuple[Repository, Version]]:
     """Back up the image with an encryption version."""
     config = make_repository(directory / "repository", block_size=BLOCK, encrypted=number > 0)
-    config.write_text(re.sub(r"(?m)^encryption_version: .*", f"encryption_version: {number}", config.read_text()))
+    configure(config, encryption_version=number)
     (directory / "image").write_bytes(IMAGE)
     with opened(config) as repository:
         yield repository, back_up(repository, directory / "image").version
@@ -105,7 +85,7 @@ def test_only_the_segments_of_the_part_are_read(
     tmp_path: Path, start: int, stop: int, read: list[tuple[int, int] | str]
 ) -> None:
     with image_of(tmp_path, 2) as (repository, version):
-        spy: Any = Spy(repository.blocks.storage)
+        spy: Any = ReadStorage(repository.blocks.storage)
         spied = replace(repository, blocks=replace(repository.blocks, storage=spy))
         restored(spied, version, tmp_path / "target", start, stop)
         assert spy.read == read
@@ -115,7 +95,7 @@ def test_only_the_segments_of_the_part_are_read(
 @pytest.mark.parametrize("number", [0, 1])
 def test_all_of_a_block_without_segments_is_read(tmp_path: Path, number: int) -> None:
     with image_of(tmp_path, number) as (repository, version):
-        spy: Any = Spy(repository.blocks.storage)
+        spy: Any = ReadStorage(repository.blocks.storage)
         spied = replace(repository, blocks=replace(repository.blocks, storage=spy))
         restored(spied, version, tmp_path / "target", 5, 10)
         assert spy.read == ["whole"]

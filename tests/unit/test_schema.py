@@ -27,8 +27,8 @@ from backyfs.metadata.db.database import HEAD, Database, insert_row
 from backyfs.metadata.db.revisions import HEAD_RELEASE, HISTORY
 from backyfs.metadata.db.tables import metadata, repository, stats, tags, versions
 from backyfs.metadata.records.identity import Identity, load_identity, save_identity
-from backyfs.metadata.schema.schema import create_file, create_tables, upgrade_tables
-from tests.support.repositories import make_repository, opened
+from backyfs.metadata.schema.schema import create_file, upgrade_tables
+from tests.support.repositories import create_schema, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,12 +65,6 @@ def database(file: Path) -> Iterator[Database]:
     database = Database(f"sqlite:///{file}")
     yield database
     database.close()
-
-
-def create(database: Database) -> None:
-    create_file(database)
-    with database.begin() as connection:
-        create_tables(connection)
 
 
 def stamp_as(database: Database, revision: str) -> None:
@@ -117,12 +111,12 @@ def scripts() -> ScriptDirectory:
 
 
 def test_a_new_database_has_all_tables(database: Database, file: Path) -> None:
-    create(database)
+    create_schema(database)
     assert tables_of(file) == TABLES
 
 
 def test_the_revisions_create_the_schema_of_the_tables(database: Database) -> None:
-    create(database)
+    create_schema(database)
     with database.read() as connection:
         context = MigrationContext.configure(
             connection, opts={"compare_type": True, "compare_server_default": True}
@@ -132,7 +126,7 @@ def test_the_revisions_create_the_schema_of_the_tables(database: Database) -> No
 
 def test_the_schema_cascades_as_the_tables_do(database: Database) -> None:
     # alembic does not compare this on SQLite.
-    create(database)
+    create_schema(database)
     with database.read() as connection:
         for table in metadata.sorted_tables:
             made = {
@@ -162,7 +156,7 @@ def test_no_revision_can_be_downgraded() -> None:
 
 
 def test_the_revisions_create_the_same_tables_as_a_new_database(database: Database, tmp_path: Path) -> None:
-    create(database)
+    create_schema(database)
     walked = Database(f"sqlite:///{tmp_path}/walked.sqlite")
     create_file(walked)
     with walked.begin() as connection:
@@ -173,12 +167,12 @@ def test_the_revisions_create_the_same_tables_as_a_new_database(database: Databa
 
 
 def test_a_new_database_is_at_the_latest_revision(database: Database) -> None:
-    create(database)
+    create_schema(database)
     database.check_revision()
 
 
 def test_a_new_database_contains_no_repository(database: Database) -> None:
-    create(database)
+    create_schema(database)
     with (
         pytest.raises(SchemaError, match=r"the tables of a repository but no repository; create the repository again"),
         database.read() as connection,
@@ -187,7 +181,7 @@ def test_a_new_database_contains_no_repository(database: Database) -> None:
 
 
 def test_only_the_owner_can_access_the_file(database: Database, file: Path) -> None:
-    create(database)
+    create_schema(database)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
@@ -202,13 +196,13 @@ def test_the_mode_of_the_file_does_not_depend_on_the_umask(database: Database, f
 
 def test_only_the_owner_can_access_a_created_directory(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/new/backyfs.sqlite")
-    create(database)
+    create_schema(database)
     database.close()
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
 
 
 def test_companion_files_are_not_more_accessible_than_the_file(database: Database, file: Path) -> None:
-    create(database)
+    create_schema(database)
     with database.read() as connection:
         connection.execute(text("SELECT 1 FROM versions"))
         companions = [file.with_name(f"{file.name}-{kind}") for kind in ("wal", "shm")]
@@ -226,9 +220,9 @@ def test_a_file_that_cannot_be_created_is_refused_by_name(tmp_path: Path) -> Non
 
 
 def test_creating_a_database_twice_is_refused_by_name(database: Database, file: Path) -> None:
-    create(database)
+    create_schema(database)
     with pytest.raises(SchemaError, match=rf"^{file} already contains tables; name an empty database$"):
-        create(database)
+        create_schema(database)
     assert tables_of(file) == TABLES
 
 
@@ -237,7 +231,7 @@ def test_the_tables_of_another_program_are_left_alone(database: Database, file: 
         connection.execute("CREATE TABLE theirs (id INTEGER)")
     connection.close()
     with pytest.raises(SchemaError, match="already contains tables"):
-        create(database)
+        create_schema(database)
     assert tables_of(file) == ["theirs"]
 
 
@@ -249,7 +243,7 @@ def test_a_failure_at_any_table_leaves_none(database: Database, file: Path, tabl
 
     event.listen(database.engine, "before_cursor_execute", fail)
     with pytest.raises(DatabaseError, match=r"^database: disk I/O error$"):
-        create(database)
+        create_schema(database)
     assert tables_of(file) == []
 
 
@@ -259,13 +253,13 @@ def test_a_full_disk_leaves_no_tables_and_the_database_can_be_created_later(data
 
     event.listen(database.engine, "connect", fill)
     with pytest.raises(DatabaseError, match=r"backyfs\.sqlite is full, or a quota or size limit"):
-        create(database)
+        create_schema(database)
     assert tables_of(file) == []
 
     event.remove(database.engine, "connect", fill)
     database.close()
     again = Database(f"sqlite:///{file}")
-    create(again)
+    create_schema(again)
     again.close()
     assert tables_of(file) == TABLES
 
@@ -274,7 +268,7 @@ def test_a_full_disk_leaves_no_tables_and_the_database_can_be_created_later(data
 
 
 def test_foreign_keys_are_on(database: Database) -> None:
-    create(database)
+    create_schema(database)
     assert pragma(database, "foreign_keys") == 1
     orphan = insert(tags).values(version_id=99, name="orphan")
     with pytest.raises(DatabaseError, match="FOREIGN KEY constraint failed"), database.write() as connection:
@@ -283,12 +277,12 @@ def test_foreign_keys_are_on(database: Database) -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("journal_mode", "wal"), ("synchronous", 2), ("busy_timeout", 60_000)])
 def test_writers_do_not_block_readers_and_commits_are_durable(database: Database, name: str, value: object) -> None:
-    create(database)
+    create_schema(database)
     assert pragma(database, name) == value
 
 
 def test_a_write_transaction_holds_the_lock_from_the_beginning(database: Database, file: Path) -> None:
-    create(database)
+    create_schema(database)
     other = sqlite3.connect(file, timeout=0, isolation_level=None)
     try:
         with database.write(), pytest.raises(sqlite3.OperationalError, match="locked"):
@@ -308,7 +302,7 @@ def test_an_exception_rolls_back_a_write(database: Database) -> None:
             connection.execute(text("INSERT INTO alembic_version VALUES ('other')"))
             raise ZeroDivisionError
 
-    create(database)
+    create_schema(database)
     with pytest.raises(ZeroDivisionError):
         fail_half_way()
     with database.read() as connection:
@@ -316,14 +310,14 @@ def test_an_exception_rolls_back_a_write(database: Database) -> None:
 
 
 def test_a_message_of_the_database_does_not_contain_parameters(database: Database) -> None:
-    create(database)
+    create_schema(database)
     with pytest.raises(DatabaseError) as caught, database.write() as connection:
         connection.execute(insert(tags).values(version_id=99, name="confidential"))
     assert "confidential" not in str(caught.value)
 
 
 def test_times_are_loaded_in_utc_with_microseconds(database: Database) -> None:
-    create(database)
+    create_schema(database)
     eastern = datetime(2024, 7, 1, 1, 30, 0, 123_456, tzinfo=timezone(timedelta(hours=-5)))
     values = {"uid": "u", "name": "n", "snapshot_name": "", "size_bytes": 0, "status": "valid", "protected": False}
     with database.write() as connection:
@@ -338,7 +332,7 @@ def test_times_are_loaded_in_utc_with_microseconds(database: Database) -> None:
 @pytest.mark.parametrize("table", ["versions", "pages", "blobs", "jobs", "runs"])
 def test_no_id_is_reused(database: Database, table: str) -> None:
     # Backups remember blobs by id, and jobs their row. They must never get another row instead.
-    create(database)
+    create_schema(database)
     values: dict[str, object] = {
         column.name: datetime(2024, 1, 1, tzinfo=UTC) if isinstance(column.type, UtcDateTime)
         else column.type.python_type()
@@ -353,7 +347,7 @@ def test_no_id_is_reused(database: Database, table: str) -> None:
 
 
 def test_sizes_may_exceed_32_bits(database: Database) -> None:
-    create(database)
+    create_schema(database)
     row: dict[str, object] = {column.name: 2**62 for column in stats.c if column.name != "id"}
     row |= {"created_at": datetime(2024, 1, 1, tzinfo=UTC), "version_uid": "u", "version_name": "n", "duration_s": 0.5}
     with database.write() as connection:
@@ -378,7 +372,7 @@ def test_an_empty_database_contains_no_repository(database: Database, file: Path
 
 
 def test_a_table_of_revisions_without_a_row_is_not_a_repository(database: Database, file: Path) -> None:
-    create(database)
+    create_schema(database)
     with database.write() as connection:
         connection.execute(text("DELETE FROM alembic_version"))
     with pytest.raises(SchemaError, match=rf"^{file} holds no repository"):
@@ -386,14 +380,14 @@ def test_a_table_of_revisions_without_a_row_is_not_a_repository(database: Databa
 
 
 def test_an_older_revision_needs_an_upgrade(database: Database, file: Path) -> None:
-    create(database)
+    create_schema(database)
     stamp_as(database, "30349b678801")
     with pytest.raises(SchemaOutdatedError, match=rf"^{file} has an older schema; upgrade it$"):
         database.check_revision()
 
 
 def test_a_newer_revision_is_refused_with_the_release_it_needs(database: Database, file: Path) -> None:
-    create(database)
+    create_schema(database)
     with database.begin() as connection:
         identity = Identity(
             uid="u", block_size=512, hash_function="blake3", wrapped_fingerprint_key=None, created_at=datetime.now(UTC)
@@ -411,7 +405,7 @@ def test_a_newer_revision_is_refused_with_the_release_it_needs(database: Databas
 
 
 def test_a_newer_revision_without_a_release_is_refused_too(database: Database) -> None:
-    create(database)
+    create_schema(database)
     stamp_as(database, "backyfs_9999")
     with pytest.raises(SchemaError, match=r"use a newer release of backyfs$"):
         database.check_revision()

@@ -23,10 +23,9 @@ from backyfs.storage.forwarding import ForwardingStorage
 from backyfs.storage.protocol import MAX_OBJECT_BYTES
 from backyfs.work.run import Control
 from tests.support.audit import count_blobs, count_jobs, doom
-from tests.support.images import random_bytes, random_image, sparse_image
-from tests.support.repositories import BLOCK, back_up, make_repository, opened, with_limits
+from tests.support.images import overwrite, random_bytes, random_image, sparse_image
+from tests.support.repositories import BLOCK, back_up, make_repository, opened, restored, with_limits
 from tests.support.stored import blob_of, file_of, flip_a_byte, incomplete_copy, remove_version, truncate
-from tests.unit.test_backup_restore import restored
 
 pytestmark = pytest.mark.slow
 
@@ -601,12 +600,6 @@ def compared(repository, version, image, **request):
     return reported
 
 
-def change(image, offset, data):
-    with image.open("r+b") as file:
-        file.seek(offset)
-        file.write(data)
-
-
 def test_an_unchanged_source_does_not_differ(repository, image):
     version = version_of(repository, image)
     assert compared(repository, version, image) == []
@@ -614,12 +607,12 @@ def test_an_unchanged_source_does_not_differ(repository, image):
 
 def test_ranges_that_differ_from_the_source_are_reported_but_nothing_is_marked(repository, image):
     version = version_of(repository, image)
-    change(image, BLOCK + 7, b"changed")
-    change(image, 2 * BLOCK, b"changed")
-    change(image, 3 * BLOCK, b"where a hole was")
-    change(image, 5 * BLOCK, bytes(BLOCK))
-    change(image, 1100 * BLOCK, b"in a page of holes")
-    change(image, 1600 * BLOCK, b"at the end")
+    overwrite(image, BLOCK + 7, b"changed")
+    overwrite(image, 2 * BLOCK, b"changed")
+    overwrite(image, 3 * BLOCK, b"where a hole was")
+    overwrite(image, 5 * BLOCK, bytes(BLOCK))
+    overwrite(image, 1100 * BLOCK, b"in a page of holes")
+    overwrite(image, 1600 * BLOCK, b"at the end")
     assert [line[1:] for line in compared(repository, version, image)] == [
         (BLOCK, 4 * BLOCK, "the source differs"),
         (5 * BLOCK, 6 * BLOCK, "the source differs"),
@@ -630,7 +623,7 @@ def test_ranges_that_differ_from_the_source_are_reported_but_nothing_is_marked(r
 
 def test_written_zeros_are_equal_to_a_hole(repository, image):
     version = version_of(repository, image)
-    change(image, 3 * BLOCK, bytes(BLOCK))
+    overwrite(image, 3 * BLOCK, bytes(BLOCK))
     assert compared(repository, version, image) == []
 
 
@@ -653,7 +646,7 @@ def test_an_encrypted_blob_without_a_fingerprint_is_read_to_be_compared(tmp_path
         with repository.database.write() as connection:
             connection.execute(update(blobs).values(fingerprint=None))
         assert compared(repository, version, image) == []
-        change(image, 0, b"changed")
+        overwrite(image, 0, b"changed")
         assert [line[1:3] for line in compared(repository, version, image)] == [(0, BLOCK)]
 
 
@@ -667,7 +660,7 @@ def test_a_sample_of_the_source_can_be_compared(plain, tmp_path):
 def test_the_existing_blocks_of_an_incomplete_version_are_compared(plain, tmp_path):
     image = random_image(tmp_path / "image", 3 * BLOCK)
     part = incomplete_copy(plain, version_of(plain, image), [1])
-    change(image, BLOCK, b"changed")
+    overwrite(image, BLOCK, b"changed")
     source = open_source(str(image))
     assert scrubbed(plain, part, source=source)[1] == []
     source.close()

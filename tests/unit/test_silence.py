@@ -14,7 +14,7 @@ from backyfs.engine.versions.remove import remove_versions
 from backyfs.errors import InterruptedByUser, JobLostError, VersionError
 from backyfs.metadata.db.clock import database_time
 from backyfs.metadata.db.tables import jobs
-from backyfs.metadata.records.jobs import Process, hold_version, register_job
+from backyfs.metadata.records.jobs import hold_version, register_job
 from backyfs.metadata.records.versions import set_status
 from backyfs.model import VersionStatus
 from backyfs.sources.registry import open_source
@@ -24,7 +24,7 @@ from backyfs.work.job import Job
 from backyfs.work.run import Control
 from backyfs.work.silence import remove_silent_jobs
 from tests.support.images import random_image
-from tests.support.jobs import spec
+from tests.support.jobs import ELSEWHERE, spec
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from backyfs.model import JobId, Version
     from backyfs.repository import Repository
 
-ELSEWHERE = Process(host="other", scope="another machine", pid=1, pid_started=1)
 HOUR = timedelta(hours=1)
 
 

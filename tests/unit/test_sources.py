@@ -24,7 +24,7 @@ from backyfs.sources.file import FileSource
 from backyfs.sources.protocol import check_size
 from backyfs.sources.registry import open_source
 from backyfs.targets.file import FileTarget
-from tests.support.images import random_bytes, random_image, sparse_image
+from tests.support.images import random_bytes, random_image, read_source, sparse_image
 
 MIB = 1 << 20
 
@@ -62,13 +62,6 @@ def another_user():
 def open_files() -> int:
     gc.collect()  # other tests may have left theirs to the garbage collector
     return len(os.listdir("/proc/self/fd"))
-
-
-def read(source, offset, length):
-    buffer = bytearray(length)
-    with memoryview(buffer) as view:
-        source.read_into(offset, view)
-    return bytes(buffer)
 
 
 def resident_pages(path: Path) -> list[bool]:
@@ -173,7 +166,7 @@ def test_a_block_device_is_read_like_a_file(tmp_path):
     with loop_device(image) as device, source_of(device) as source:
         assert source.size_bytes == MIB
         assert list(source.data_extents()) == [Extent(0, MIB)]
-        assert read(source, 1000, 5000) == image.read_bytes()[1000:6000]
+        assert read_source(source, 1000, 5000) == image.read_bytes()[1000:6000]
 
 
 @pytest.mark.parametrize("what", ["missing", "directory", "fifo", "device"])
@@ -258,7 +251,7 @@ def kinds(source, since=None):
 def test_reading_a_file_does_not_look_like_a_change(tmp_path):
     image = random_image(tmp_path / "image", MIB)
     with source_of(image) as source:
-        read(source, 0, MIB)
+        read_source(source, 0, MIB)
         assert kinds(source) == []
         check_size(source)
 
@@ -313,7 +306,7 @@ def test_a_source_that_shrinks_is_an_error(tmp_path):
     with source_of(image) as source:
         os.truncate(image, 500)
         with pytest.raises(SourceError, match="it has shrunk since the backup began"):
-            read(source, 0, 1000)
+            read_source(source, 0, 1000)
 
 
 def test_reading_leaves_no_new_page_in_the_cache(disk_directory):
@@ -322,7 +315,7 @@ def test_reading_leaves_no_new_page_in_the_cache(disk_directory):
     assert not any(resident_pages(image))
     with source_of(image) as source:
         for offset in range(0, 8 * MIB, MIB):
-            assert len(read(source, offset, MIB)) == MIB
+            assert len(read_source(source, offset, MIB)) == MIB
     assert not any(resident_pages(image))
 
 
@@ -335,7 +328,7 @@ def test_reading_keeps_pages_that_were_in_the_cache(disk_directory):
             os.pread(file.fileno(), 2 * MIB, 3 * MIB)
         before = resident_pages(image)
         with source_of(image) as source:
-            content = b"".join(read(source, offset, MIB) for offset in range(0, 8 * MIB, MIB))
+            content = b"".join(read_source(source, offset, MIB) for offset in range(0, 8 * MIB, MIB))
         after = resident_pages(image)
         assert content == random_bytes(8 * MIB)
         assert not any(now and not then for now, then in zip(after, before, strict=True))

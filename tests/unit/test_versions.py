@@ -12,30 +12,14 @@ from backyfs.errors import VersionNotFoundError
 from backyfs.metadata.db.tables import versions
 from backyfs.metadata.records.versions import create_version, find_version, list_versions, set_status
 from backyfs.model import Version, VersionStatus
-from tests.support.repositories import make_repository, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
-    from backyfs.metadata.db.database import Connection, Database
+    from backyfs.metadata.db.database import Connection
 
 NOON = datetime(2024, 1, 10, 12, 0, 0, tzinfo=UTC)
 UID = "6f1c0a2e-1111-4222-8333-444444444444"
 NEIGHBOUR = "6f1c0a2e-9999-4222-8333-444444444444"
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    with opened(make_repository(tmp_path_factory.mktemp("versions"), encrypted=False)) as repository:
-        yield repository.database
-
-
-@pytest.fixture
-def connection(database: Database) -> Iterator[Connection]:
-    """Begin a transaction that is rolled back after the test."""
-    with database.engine.connect() as connection, connection.begin() as transaction:
-        yield connection
-        transaction.rollback()
 
 
 def add(
