@@ -63,10 +63,13 @@ class Window(Generic[T]):
         same error; the results of the others are still available from `results`.
         """
         for item in items:
-            while self.pending >= most:
-                yield from self.results()
+            yield from self.drain(most - 1)
             self.submit(task, item)
-        while self.pending:
+        yield from self.drain()
+
+    def drain(self, most: int = 0) -> Iterator[T]:
+        """Yield results until at most `most` tasks are pending. If a task raised, this raises the same error."""
+        while self.pending > most:
             yield from self.results()
 
     def _wait(self) -> Future[T]:

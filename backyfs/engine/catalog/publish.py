@@ -346,9 +346,8 @@ class _Publisher:
     def _wait(self, window: Window[None], pending: int) -> None:
         """Wait until at most `pending` tasks are running."""
         self._run.check()
-        while window.pending > pending:
-            for _ in window.results():
-                pass
+        for _ in window.drain(pending):
+            pass
 
 
 def read_version(connection: Connection, version: Version) -> CatalogVersion:

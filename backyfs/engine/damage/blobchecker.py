@@ -124,9 +124,8 @@ class BlobChecker:
 
     def _salvage(self, window: Window[_Done]) -> None:
         """Record what was read before the scrub ended early."""
-        while window.pending:
-            for done in window.results():
-                self._results += done.results
+        for done in window.drain():
+            self._results += done.results
         self._record()
 
     # In worker threads.

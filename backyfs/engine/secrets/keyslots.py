@@ -100,7 +100,7 @@ def add_slot_from_recovery(database: Database, repository_key: bytes, label: str
         identity = load_identity(connection)
         tag = load_identity_tag(connection)
         if tag is None:  # a tag shows that the repository had slots, even if they are lost
-            _require_slots(list_key_slots(connection))
+            require_slots(list_key_slots(connection))
         wrapped = identity.wrapped_fingerprint_key or newest_wrapped_key(connection)
     if wrapped is not None:
         try:
@@ -184,14 +184,19 @@ def repository_key(database: Database, sources: SecretSources) -> RepositoryKey:
 
 def _open(database: Database, sources: SecretSources) -> OpenedSlot:
     slots = read_slots(database)
-    _require_slots(slots)
+    require_slots(slots)
     opened = open_configured(slots, sources)
     with database.read() as connection:
         require_identity(connection, opened.repository_key)
     return opened
 
 
-def _require_slots(slots: list[KeySlot]) -> None:
+def require_slots(slots: list[KeySlot]) -> None:
+    """Make sure that there are key slots.
+
+    Raises:
+        MissingKeyError: there are none.
+    """
     if not slots:
         raise MissingKeyError(
             "has no key slots: it is not encrypted, or comes from backy2",

@@ -248,9 +248,8 @@ class _Migrator:
 
     def _salvage(self, window: Window[_Done]) -> None:
         """Record what was sealed when the migration ended early."""
-        while window.pending:
-            for done in window.results():
-                self._settle(done)
+        for done in window.drain():
+            self._settle(done)
         self._flush()
         self._merge()
 

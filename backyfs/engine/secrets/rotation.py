@@ -16,8 +16,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backyfs import keys
+from backyfs.engine.secrets.keyslots import require_slots
 from backyfs.engine.secrets.rewrapping import require_quiet, rewrap_data_keys, rewrapped_key
-from backyfs.errors import KeyMaterialError, MissingKeyError, UsageError, WrongKeyError
+from backyfs.errors import KeyMaterialError, UsageError, WrongKeyError
 from backyfs.keys.slots import Secret, make_slot, open_with
 from backyfs.metadata.records.identity import (
     list_key_slots,
@@ -29,7 +30,6 @@ from backyfs.metadata.records.identity import (
     save_key_date,
 )
 from backyfs.metadata.records.wrapped_keys import KEYS_AT_ONCE
-from backyfs.remedies import Advice
 from backyfs.repository.keyring import configured_secret, require_identity, tag_of
 from backyfs.work.silence import remove_silent_jobs
 
@@ -92,12 +92,7 @@ def rotate_repository_key(
         made_at = load_key_date(connection) or load_identity(connection).created_at
     if made_at >= older_than:
         return None
-    if not slots:
-        raise MissingKeyError(
-            "has no key slots: it is not encrypted, or comes from backy2",
-            subject="the repository",
-            remedy=Advice.REKEY(),
-        )
+    require_slots(slots)
     opened = open_with(slots, secret)
     new_key = keys.new_key()
     now = datetime.now(UTC)

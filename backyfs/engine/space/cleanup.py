@@ -187,9 +187,8 @@ class Cleaner:
                 window.submit(self._delete_objects, batch[start : start + at_once])
             self._forget(gone)
             gone = []
-            while window.pending:
-                for deleted in window.results():
-                    gone += deleted
+            for deleted in window.drain():
+                gone += deleted
             if not batch:
                 return
 

@@ -11,11 +11,11 @@ import sys
 import uuid
 from array import array
 from collections import Counter
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import zstandard
 from blake3 import blake3
-from sqlalchemy import bindparam, func, insert, literal, select, update
+from sqlalchemy import func, insert, literal, select, update
 
 from backyfs.errors import BackyfsError, DamagedPageError, OddValueError, VersionNotFoundError
 from backyfs.geometry import PAGE_ENTRIES, page_count, page_length
@@ -27,9 +27,9 @@ from backyfs.model import BlobId, PageId, PageNumber, VersionStatus
 from backyfs.values import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection
 
     from backyfs.model import Version, VersionId
 
@@ -39,9 +39,7 @@ HOLE = 0       # the block is zeros
 ABSENT = -1    # the block was not backed up yet: its version is incomplete
 _LEVEL = 3     # of zstd
 
-_SOME_PAGES = (
-    select(pages.c.id, pages.c.entries).where(pages.c.id > bindparam("last")).order_by(pages.c.id).limit(64)
-)
+_PAGES_AT_ONCE = 64
 
 
 class BlobsGoneError(BackyfsError):
@@ -294,16 +292,21 @@ def _require_no_row(connection: Connection, version: Version, page_no: PageNumbe
             )
 
 
+def all_pages(connection: Connection, *conditions: ColumnElement[bool]) -> Iterator[Any]:
+    """Yield id, entries and digest of the pages that meet the conditions, by id. Few are in memory at a time."""
+    query = select(pages.c.id, pages.c.entries, pages.c.digest).where(*conditions).order_by(pages.c.id)
+    last = 0
+    while batch := connection.execute(query.where(pages.c.id > last).limit(_PAGES_AT_ONCE)).all():
+        yield from batch
+        last = batch[-1].id
+
+
 def references_add_up(connection: Connection) -> bool:
     """Return whether the reference counts of all pages and blobs match their uses.
 
     Only the sums are compared, so memory does not grow with the number of blobs.
     """
-    uses = 0
-    last = 0
-    while batch := connection.execute(_SOME_PAGES, {"last": last}).all():
-        uses += sum(len({entry for entry in unpack(row.entries) if entry > HOLE}) for row in batch)
-        last = batch[-1].id
+    uses = sum(len({entry for entry in unpack(row.entries) if entry > HOLE}) for row in all_pages(connection))
     named = connection.execute(select(func.count()).select_from(version_pages)).scalar_one()
     page_refs = connection.execute(select(func.coalesce(func.sum(pages.c.refs), 0))).scalar_one()
     blob_uses = connection.execute(select(func.coalesce(func.sum(blob_refs.c.refs), 0))).scalar_one()

@@ -27,7 +27,7 @@ from backyfs.metadata.db.tables import (
     version_pages,
     versions,
 )
-from backyfs.metadata.maps.blockmap import ABSENT, HOLE, list_pages, page_entries, unpack
+from backyfs.metadata.maps.blockmap import ABSENT, HOLE, all_pages, list_pages, page_entries, unpack
 from backyfs.metadata.records.blobs import load_blobs
 from backyfs.model import BlobId, BlobUid, BlockIndex, PageId, VersionId, VersionStatus
 
@@ -39,15 +39,8 @@ if TYPE_CHECKING:
     from backyfs.model import Blob, Version
 
 _ROWS_AT_ONCE = 4096
-_PAGES_AT_ONCE = 64
 
 _USED = blob_refs.c.refs > 0  # a doomed blob has no row in blob_refs
-_SOME_PAGES = (
-    select(pages.c.id, pages.c.entries)
-    .where(pages.c.id > bindparam("last"))
-    .order_by(pages.c.id)
-    .limit(_PAGES_AT_ONCE)
-)
 # Without a condition on `valid`: an engine that chose the index of damaged blobs would read all of them for each batch.
 _WITH_FINGERPRINTS = (
     select(blobs.c.id, blobs.c.valid)
@@ -201,13 +194,10 @@ def pages_with(connection: Connection, wanted: set[BlobId]) -> set[PageId]:
     Damaged pages are skipped, because their content is unknown.
     """
     found: set[PageId] = set()
-    last = 0
-    while batch := connection.execute(_SOME_PAGES, {"last": last}).all():
-        for row in batch:
-            with suppress(DamagedPageError):
-                if not wanted.isdisjoint(unpack(row.entries)):
-                    found.add(PageId(row.id))
-        last = batch[-1].id
+    for row in all_pages(connection):
+        with suppress(DamagedPageError):
+            if not wanted.isdisjoint(unpack(row.entries)):
+                found.add(PageId(row.id))
     return found
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from backyfs.errors import DatabaseError
 from backyfs.metadata.db.batches import batches
 from backyfs.metadata.db.tables import blob_refs, blobs, pages
-from backyfs.metadata.maps.blockmap import HOLE, remove_unused_page, unpack
+from backyfs.metadata.maps.blockmap import HOLE, all_pages, remove_unused_page, unpack
 from backyfs.model import BlobId, BlobUid, PageId
 from backyfs.remedies import Advice
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from backyfs.metadata.db.database import Connection
 
-_PAGES_AT_ONCE = 64
 _ROWS_AT_ONCE = 4096
 
 
@@ -188,13 +187,9 @@ def measure_garbage(connection: Connection, older_than: datetime) -> Garbage:
     """
     uses: Counter[int] = Counter()
     unused_pages = 0
-    last = 0
-    query = select(pages.c.id, pages.c.entries).where(pages.c.refs == 0).order_by(pages.c.id).limit(_PAGES_AT_ONCE)
-    while batch := connection.execute(query.where(pages.c.id > last)).all():
-        for row in batch:
-            uses.update({entry for entry in unpack(row.entries) if entry > HOLE})
-        unused_pages += len(batch)
-        last = batch[-1].id
+    for row in all_pages(connection, pages.c.refs == 0):
+        uses.update({entry for entry in unpack(row.entries) if entry > HOLE})
+        unused_pages += 1
     many, stored = measure_doomed(connection)
     young = 0
     for row in _unused_without(connection, uses):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, or_, select
 
 from backyfs.metadata.db.tables import blobs, pages
-from backyfs.metadata.maps.blockmap import unpack
+from backyfs.metadata.maps.blockmap import all_pages, unpack
 from backyfs.model import BlobId, PageId
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from backyfs.metadata.db.database import Connection
 
 _IDS_AT_ONCE = 4096
-_PAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +74,9 @@ def used_pages_with(connection: Connection, wanted: Container[BlobId]) -> Iterat
     Raises:
         DatabaseError: a page is damaged.
     """
-    last = 0
-    query = select(pages.c.id, pages.c.entries).where(pages.c.refs > 0).order_by(pages.c.id).limit(_PAGES_AT_ONCE)
-    while batch := connection.execute(query.where(pages.c.id > last)).all():
-        for row in batch:
-            if any(entry in wanted for entry in unpack(row.entries)):
-                yield PageId(row.id)
-        last = batch[-1].id
+    for row in all_pages(connection, pages.c.refs > 0):
+        if any(entry in wanted for entry in unpack(row.entries)):
+            yield PageId(row.id)
 
 
 def _conditions(outdated: Outdated) -> list[ColumnElement[bool]]:

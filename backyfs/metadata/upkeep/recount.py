@@ -21,7 +21,7 @@ from backyfs.errors import DatabaseError
 from backyfs.metadata.db.batches import batches
 from backyfs.metadata.db.idarray import BlobIds
 from backyfs.metadata.db.tables import blob_refs, blobs, pages, version_pages
-from backyfs.metadata.maps.blockmap import HOLE, check_digest, unpack
+from backyfs.metadata.maps.blockmap import HOLE, all_pages, check_digest, unpack
 from backyfs.model import PageId
 from backyfs.remedies import Advice
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from backyfs.metadata.db.database import Connection
     from backyfs.metadata.db.idarray import Numbers
 
-_PAGES_AT_ONCE = 64
 _ROWS_AT_ONCE = 20_000
 
 _STATES = select(blobs.c.id, blobs.c.doomed_at.is_not(None).label("doomed"), blob_refs.c.refs).outerjoin(
@@ -101,14 +100,10 @@ def count_uses(snapshot: Connection, check: Callable[[], None]) -> BlobUses:
     """
     ids = BlobIds(snapshot)
     uses = BlobUses(ids, ids.numbers("I"), array("q"))
-    query = select(pages.c.id, pages.c.entries, pages.c.digest).order_by(pages.c.id).limit(_PAGES_AT_ONCE)
-    last = 0
-    while batch := snapshot.execute(query.where(pages.c.id > last)).all():
+    for row in all_pages(snapshot):
         check()
-        for row in batch:
-            _count(uses, row, 1)
-            uses.counted.append(row.id)
-        last = batch[-1].id
+        _count(uses, row, 1)
+        uses.counted.append(row.id)
     return uses
 
 
