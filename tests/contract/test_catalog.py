@@ -350,7 +350,7 @@ def test_differences_are_found(repository: Repository, versions: list[Version], 
     repository.blocks.storage.flush()
     assert found_by_check(repository) == {
         (missing, MISSING),
-        (damaged, "is damaged: it is not an object of a catalog"),
+        (damaged, Fault("is damaged: it is not an object of a catalog")),
         (version_name(versions[0].uid), MISSING),
         (stale, STALE),
     }
