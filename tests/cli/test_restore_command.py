@@ -25,6 +25,7 @@ from backyfs.targets.file import FileTarget
 from backyfs.work.run import Control
 from tests.support.audit import audit, count_jobs
 from tests.support.images import random_bytes, random_image, sparse_image
+from tests.support.jobs import stopping_after
 from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, back_up, wait_for, wait_for_progress
 from tests.support.stored import blob_of, file_of, flip_a_byte
@@ -218,11 +219,6 @@ def test_a_negative_block_is_a_usage_error(call, version, old):
     assert call("restore", "-c", "-1", version.uid, old)[0] == UsageError.exit_status == 1
 
 
-def _stop_after(calls):
-    left = iter(range(calls))
-    return lambda: next(left, None) is None
-
-
 @pytest.mark.parametrize("calls", [0, 1, 5, 8])
 @pytest.mark.parametrize("differential", [False, True])
 def test_an_interrupted_restore_can_be_continued_from_the_block_it_names(
@@ -233,7 +229,7 @@ def test_an_interrupted_restore_can_be_continued_from_the_block_it_names(
     out.write_bytes(bytes(10 * MIB + 5))
     options = RestoreOptions(replace=True, differential=differential)
     with pytest.raises(InterruptedByUser) as raised:
-        restore(repository, version, str(out), options=options, control=Control(stop=_stop_after(calls)))
+        restore(repository, version, str(out), options=options, control=Control(stop=stopping_after(calls)))
     match = re.fullmatch(INTERRUPTED, str(raised.value))
     assert match
     block = int(match[1])
@@ -545,7 +541,7 @@ def test_an_interrupted_restore_of_a_part_says_what_is_left(repository, tmp_path
     version = back_up(repository, image).version
     options = RestoreOptions(offset=MIB + 100, length=7 * MIB)
     with pytest.raises(InterruptedByUser) as raised:
-        restore(repository, version, str(out), options=options, control=Control(stop=_stop_after(calls)))
+        restore(repository, version, str(out), options=options, control=Control(stop=stopping_after(calls)))
     match = re.fullmatch(
         r"interrupted; the target is incomplete: add --force --offset (\d+) --length (\d+) to continue",
         render_error(raised.value),

@@ -50,6 +50,7 @@ from backyfs.storage.keys import ObjectName
 from backyfs.work.run import Control
 from tests.support.audit import audit
 from tests.support.images import random_image
+from tests.support.jobs import stopping_after
 from tests.support.repositories import BLOCK, back_up, make_repository, opened
 from tests.support.storages import with_storage
 from tests.support.stored import object_names
@@ -802,15 +803,8 @@ def test_a_database_that_is_not_empty_is_refused(repository: Repository, version
 def test_an_interrupted_recovery_starts_again_and_is_not_a_repository_until_then(
     repository: Repository, versions: list[Version], config: Path, target: str
 ) -> None:
-    asked = 0
-
-    def stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked > 5
-
     with pytest.raises(InterruptedByUser, match="run the same command again"):
-        recovered(repository, target, control=Control(stop=stop))
+        recovered(repository, target, control=Control(stop=stopping_after(5)))
     with closing(Database(target)) as database:
         assert database.schema().revision == RECOVERING
         with pytest.raises(SchemaError, match=r"is incomplete: a recovery is still running or did not finish"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import count
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select, update
@@ -12,6 +13,8 @@ from backyfs.metadata.records.jobs import Process
 from backyfs.model import JobKind, JobSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backyfs.metadata.db.database import Connection
     from backyfs.model import JobId
 
@@ -31,3 +34,9 @@ def age(connection: Connection, job_id: JobId, seconds: float) -> None:
     beat_at = connection.execute(select(jobs.c.heartbeat_at).where(jobs.c.id == job_id)).scalar_one()
     older = beat_at - timedelta(seconds=seconds)
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=older))
+
+
+def stopping_after(calls: int) -> Callable[[], bool]:
+    """Return a function that says to stop when it is asked once more than so many times."""
+    asked = count(1)
+    return lambda: next(asked) > calls

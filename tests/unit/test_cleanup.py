@@ -22,7 +22,7 @@ from backyfs.work.job import Job
 from backyfs.work.run import UNATTENDED, Control, Run
 from tests.support.audit import audit, count_blobs, count_jobs, expect_exact
 from tests.support.images import random_image
-from tests.support.jobs import spec
+from tests.support.jobs import spec, stopping_after
 from tests.support.repositories import BLOCK, back_up, configure, make_repository, opened, with_limits
 from tests.support.storages import with_watched_storage, with_watched_writes
 from tests.support.stored import blob_uids
@@ -196,15 +196,8 @@ def test_a_cleanup_between_lookup_and_commit_makes_a_backup_store_again(reposito
 def test_the_next_cleanup_completes_an_interrupted_one(repository: Repository, image: Path) -> None:
     remove(repository, back_up(repository, image).version)
     limited = with_limits(repository, blobs_at_once=3)
-    asked = 0
-
-    def stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked > 12
-
     with pytest.raises(InterruptedByUser, match="the next cleanup continues"):
-        cleanup(limited, grace_s=0, control=Control(stop=stop))
+        cleanup(limited, grace_s=0, control=Control(stop=stopping_after(12)))
     assert 0 < len(objects(repository)) < BLOCKS
     audit(repository)
     cleanup(repository, grace_s=0)

@@ -61,32 +61,7 @@ simultaneous_reads: 5
 simultaneous_writes: 5
 """
 
-BACKY2_VERSION_0 = """\
-[DEFAULTS]
-logfile: backy.log
-block_size: 65536
-hash_function: sha512
-lock_dir: .
-cachedir: .
-process_name: bkfix
-disallow_rm_when_younger_than_days: 0
-deduplication: 1
-encryption_version: 0
-
-[MetaBackend]
-type: backy2.meta_backends.sql
-engine: sqlite:///backy.sqlite
-
-[DataBackend]
-type: backy2.data_backends.file
-path: data
-simultaneous_writes: 5
-simultaneous_reads: 5
-
-[io_file]
-simultaneous_reads: 5
-simultaneous_writes: 5
-"""
+BACKY2_VERSION_0 = re.sub(r"encryption_key: .*\n", "", BACKY2_VERSION_1).replace("version: 1", "version: 0")
 
 BACKENDS = """\
 [MetaBackend]

@@ -28,7 +28,7 @@ from backyfs.metadata.maps.usage import encryption_versions
 from backyfs.metadata.schema import schema
 from backyfs.repository import create_repository, open_repository
 from tests.support.images import random_image
-from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.repositories import BLOCK, back_up, configure, make_repository, opened
 
 
 @pytest.fixture
@@ -305,17 +305,13 @@ def test_key_and_log_are_beside_a_named_configuration():
     assert (places.key_file, places.logfile) == ("/srv/b/one.key", "/srv/b/backyfs.log")
 
 
-def test_a_configuration_with_another_block_size_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("key", "value", "created_with"), [("block_size", "8192", "4096"), ("hash_function", "sha512", "blake3")]
+)
+def test_a_configuration_is_refused_with_another(tmp_path, key, value, created_with):
     file = make_repository(tmp_path)
-    file.write_text(file.read_text().replace(f"block_size: {BLOCK}", "block_size: 8192"))
-    with pytest.raises(ConfigError, match=r"block_size: is 8192, but this repository was created with 4096"):
-        open_once(file)
-
-
-def test_a_configuration_with_another_hash_function_is_refused(tmp_path):
-    file = make_repository(tmp_path)
-    file.write_text(file.read_text().replace("[DEFAULTS]", "[DEFAULTS]\nhash_function: sha512"))
-    with pytest.raises(ConfigError, match=r"hash_function: is sha512, but this repository was created with blake3"):
+    configure(file, **{key: value})
+    with pytest.raises(ConfigError, match=f"{key}: is {value}, but this repository was created with {created_with}"):
         open_once(file)
 
 

@@ -297,24 +297,19 @@ def test_a_key_is_read_from_the_output_of_a_command() -> None:
     assert read_key(KeySource(command=f"printf '%s\\n' {KEY.hex()} | cat")) == KEY
 
 
-def test_a_command_that_fails_gives_no_key_even_if_it_prints_one() -> None:
-    with pytest.raises(MissingKeyError, match=r"^encryption_key_command ended with status 3; run it by hand"):
-        read_key(KeySource(command=f"echo {KEY.hex()}; exit 3"))
-
-
-def test_a_command_that_does_not_exist_gives_no_key() -> None:
-    with pytest.raises(MissingKeyError, match="ended with status 127"):
-        read_key(KeySource(command="no-such-command-anywhere 2>&-"))
-
-
-def test_a_command_that_prints_no_key_is_refused() -> None:
-    with pytest.raises(MissingKeyError, match=r"^the output of encryption_key_command holds no key: 5 characters"):
-        read_key(KeySource(command="echo wrong"))
-
-
-def test_a_command_that_prints_binary_is_refused() -> None:
-    with pytest.raises(MissingKeyError, match="the output of encryption_key_command holds no key"):
-        read_key(KeySource(command="printf '\\377\\000\\376'"))
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (f"echo {KEY.hex()}; exit 3", "^encryption_key_command ended with status 3; run it by hand"),
+        ("no-such-command-anywhere 2>&-", "ended with status 127"),
+        ("echo wrong", "^the output of encryption_key_command holds no key: 5 characters"),
+        ("printf '\\377\\000\\376'", "the output of encryption_key_command holds no key"),
+    ],
+    ids=["fails, even if it prints a key", "does not exist", "prints no key", "prints binary"],
+)
+def test_no_key_comes_from_a_command_that(command: str, words: str) -> None:
+    with pytest.raises(MissingKeyError, match=words):
+        read_key(KeySource(command=command))
 
 
 def refusal_without_terminal(command: str, timeout_s: float) -> str:

@@ -19,6 +19,7 @@ from backyfs.model import Deduplication
 from backyfs.work.run import Control
 from tests.support.audit import count_jobs, expect_exact
 from tests.support.images import random_image
+from tests.support.jobs import stopping_after
 from tests.support.repositories import BLOCK, back_up, configure, make_repository, opened
 from tests.support.storages import with_watched_storage
 from tests.support.stored import blob_of, blob_uids, file_of, flip_a_byte
@@ -210,15 +211,8 @@ def test_a_damaged_blob_is_reported_and_kept(repository: Repository, plain: Vers
 def test_an_interrupted_migration_keeps_its_results_and_can_be_continued(
     repository: Repository, plain: Version, tmp_path: Path
 ) -> None:
-    asked = 0
-
-    def stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked > 10
-
     with pytest.raises(InterruptedByUser, match="run the command again"):
-        run(repository, control=Control(stop=stop), workers=1)
+        run(repository, control=Control(stop=stopping_after(10)), workers=1)
     done = living(repository).get(2, 0)
     assert run(repository).blobs == BLOCKS - done
     expect_exact(repository, plain, tmp_path / "image")

@@ -404,26 +404,20 @@ def test_the_backup_is_used_if_the_first_header_is_missing(sector: int) -> None:
     assert table.remarks == (f"The first copy of the GPT is not usable; the backup at byte {MIB - sector} is used.",)
 
 
-def test_the_backup_is_used_if_the_checksum_of_the_header_is_wrong() -> None:
+@pytest.mark.parametrize(
+    ("position", "remark"),
+    [
+        (512 + 40, "The GPT header at byte 512 has a wrong checksum."),
+        (1024 + 32, "The GPT entries at byte 1024 have a wrong checksum."),
+    ],
+    ids=["header", "entries"],
+)
+def test_the_backup_is_used_if_a_checksum_is_wrong(position: int, remark: str) -> None:
     image = gpt_image(*TWO)
-    image[512 + 40] ^= 1
+    image[position] ^= 1
     table = table_of(image)
     assert places(table) == TWO_PLACES
-    assert table.remarks == (
-        "The GPT header at byte 512 has a wrong checksum.",
-        f"The first copy of the GPT is not usable; the backup at byte {BACKUP} is used.",
-    )
-
-
-def test_the_backup_is_used_if_the_checksum_of_the_entries_is_wrong() -> None:
-    image = gpt_image(*TWO)
-    image[1024 + 32] ^= 1
-    table = table_of(image)
-    assert places(table) == TWO_PLACES
-    assert table.remarks == (
-        "The GPT entries at byte 1024 have a wrong checksum.",
-        f"The first copy of the GPT is not usable; the backup at byte {BACKUP} is used.",
-    )
+    assert table.remarks == (remark, f"The first copy of the GPT is not usable; the backup at byte {BACKUP} is used.")
 
 
 def test_the_backup_alone_is_enough() -> None:
