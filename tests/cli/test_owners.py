@@ -12,14 +12,14 @@ import pytest
 from backyfs.metadata.db.database import Database
 from backyfs.metadata.records.versions import list_versions
 from tests.cli.cases import CASES
-from tests.cli.test_every_command import by_words, place
+from tests.cli.test_every_command import by_words, made_place, place
 from tests.support.images import random_image
 from tests.support.program import backyfs
 from tests.support.repositories import BLOCK, make_repository
 from tests.support.users import USER, give_to_user, run_as_user
 from tests.upgrade.reference import Reference
 
-__all__ = ["place"]
+__all__ = ["made_place", "place"]
 
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 # A mount shows files of root, and only root uses the records of `attach`. Neither is permanent.
