@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from backyfs.blocks import BlockStore
     from backyfs.model import Blob, Version
     from backyfs.repository import Repository
+    from backyfs.storage.keys import Key
 
 SEGMENT = 256 << 10
 BLOCK = 4 * SEGMENT
