@@ -1,4 +1,4 @@
-"""The fault proxy does to requests what its rules say, and nothing else."""
+"""The fault proxy causes the faults that its rules describe, and no others."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ BLOB = bytes(range(256)) * (4 * MIB // 256)
 
 @pytest.fixture
 def s3_server(request: pytest.FixtureRequest) -> Any:
-    """Give SeaweedFS; tests with the name of a server in their parameters give that one."""
+    """Yield SeaweedFS, or the server that the parameters of a test name."""
     return request.getfixturevalue("seaweedfs_server")
 
 
 @pytest.fixture
 def store(bucket: Bucket, fault_proxy: FaultProxy) -> S3Store:
-    """Give a client that does not repeat anything and goes through the proxy."""
+    """Return a client without retries that uses the proxy."""
     return bucket.store(endpoint=fault_proxy.endpoint)
 
 
@@ -189,7 +189,7 @@ def test_a_bandwidth_is_shared_by_the_requests_that_the_rule_hits(
         (NO_SUCH_KEY, FileNotFoundError, "NoSuchKey"),
     ],
 )
-def test_an_answer_is_an_error_until_it_is_switched_off(
+def test_requests_get_an_error_until_the_rule_is_removed(
     bucket: Bucket, fault_proxy: FaultProxy, store: S3Store, answer: Answer, error: type[Exception], code: str
 ) -> None:
     bucket.put("a", BLOB)
@@ -202,10 +202,10 @@ def test_an_answer_is_an_error_until_it_is_switched_off(
         assert ask(bucket, fault_proxy, "GET", "/a").status == answer.status
         assert ask(bucket, fault_proxy, "HEAD", "/a").status == answer.status
     assert get(store, "a") == BLOB
-    assert bucket.keys() == ["a"], "what was refused was not carried out"
+    assert bucket.keys() == ["a"], "the server did not execute refused requests"
 
 
-def test_an_answer_hits_so_many_requests(bucket: Bucket, fault_proxy: FaultProxy, store: S3Store) -> None:
+def test_a_rule_hits_a_limited_number_of_requests(bucket: Bucket, fault_proxy: FaultProxy, store: S3Store) -> None:
     bucket.put("a", b"content")
     fault_proxy.add(Answer(503, "SlowDown", (("Retry-After", "7"),)), verbs=READS, times=2)
     assert ask(bucket, fault_proxy, "GET", "/a").headers["Retry-After"] == "7"
@@ -231,7 +231,7 @@ def test_a_reset_without_forwarding(bucket: Bucket, fault_proxy: FaultProxy, sto
     put(store, "a")
 
 
-def test_a_reset_before_the_answer_comes_when_the_server_has_done_it(
+def test_a_reset_before_the_answer_comes_after_the_server_has_executed_the_request(
     bucket: Bucket, fault_proxy: FaultProxy, store: S3Store
 ) -> None:
     fault_proxy.add(Reset(), verbs=frozenset({Verb.PUT}), times=1)

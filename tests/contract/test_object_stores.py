@@ -1,4 +1,4 @@
-"""The object stores that the tests start do what the tests expect of them."""
+"""The object stores started by tests behave as the tests expect."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ with shared({name}, Path(sys.argv[1])) as server:
 _NAMES = {"seaweedfs": "SeaweedfsServer", "radosgw": "RadosgwServer"}
 
 
-def test_an_object_comes_back(bucket: Bucket) -> None:
+def test_an_object_is_read_as_stored(bucket: Bucket) -> None:
     bucket.put("some/key", b"content")
     assert bucket.keys() == ["some/key"]
     assert bucket.get("some/key") == b"content"
@@ -61,7 +61,7 @@ def test_a_bucket_is_removed_with_its_unfinished_uploads(s3_server: S3Server) ->
     assert request(s3_server.endpoint, s3_server.admin, "HEAD", f"/{bucket.name}").status == 404
 
 
-def test_a_reader_reads_and_lists_only(bucket: Bucket) -> None:
+def test_a_reader_can_only_read_and_list(bucket: Bucket) -> None:
     bucket.put("key", b"content")
     reader = bucket.store(user=bucket.server.reader)
     assert bytes(obstore.get(reader, "key").bytes()) == b"content"
@@ -73,7 +73,7 @@ def test_a_reader_reads_and_lists_only(bucket: Bucket) -> None:
     assert bucket.objects() == {"key": b"content"}
 
 
-def test_an_appender_does_not_delete(bucket: Bucket) -> None:
+def test_an_appender_cannot_delete(bucket: Bucket) -> None:
     appender = bucket.store(user=bucket.server.appender)
     obstore.put(appender, "key", b"content")
     assert bytes(obstore.get(appender, "key").bytes()) == b"content"
@@ -106,7 +106,7 @@ def test_a_server_dies_with_the_process_that_started_it_and_another_takes_its_pl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["seaweedfs", "radosgw"])
-def test_a_server_is_there_until_the_last_one_has_finished(kind: str, tmp_path: Path) -> None:
+def test_a_server_runs_until_the_last_process_has_finished(kind: str, tmp_path: Path) -> None:
     with _starting(kind, tmp_path) as first:
         endpoint = _line(first)
         with _starting(kind, tmp_path) as second:

@@ -1,4 +1,4 @@
-"""Mounts with a disk cache: the second one needs nothing from the storage, and no cache ever makes bytes wrong."""
+"""Mounts with a disk cache: a second mount needs nothing from the storage, and a cache never causes wrong bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DAMAGED = 20
 
 @pytest.fixture(params=[True, False], ids=["encrypted", "plain"])
 def config_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The configuration of a repository with a cache and one version, of `image`."""
+    """Return the configuration of a repository with a cache and one version, a backup of `image`."""
     config_file = make_repository(tmp_path / "repository", block_size=BLOCK, encrypted=request.param)
     text = config_file.read_text()
     config_file.write_text(text.replace("[DataBackend]\n", f"[DataBackend]\ncache: {tmp_path / 'cache'}\n"))
@@ -42,8 +42,8 @@ def copies(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache" / "copies").glob("??/*"))
 
 
-def take_blobs_away(config_file: Path) -> None:
-    """Remove the objects of all blobs; the marker and the catalog stay."""
+def remove_blobs(config_file: Path) -> None:
+    """Remove the objects of all blobs, but keep the marker and the catalog."""
     with opened(config_file) as repository:
         storage = repository.blocks.storage
         storage.delete(blob_uids(storage))
@@ -54,12 +54,12 @@ def test_a_second_mount_reads_nothing_from_the_storage(mounted: Mounted, config_
     first = mounted(config_file)
     assert (first / LATEST).read_bytes() == image
     assert backyfs("umount", first).returncode == 0
-    take_blobs_away(config_file)
+    remove_blobs(config_file)
     second = mounted(config_file)
     assert (second / LATEST).read_bytes() == image
 
 
-def test_parts_that_were_read_are_in_the_cache(mounted: Mounted, config_file: Path, tmp_path: Path) -> None:
+def test_parts_already_read_are_in_the_cache(mounted: Mounted, config_file: Path, tmp_path: Path) -> None:
     image = (tmp_path / "image").read_bytes()
 
     def read(at: Path) -> bytes:
@@ -71,11 +71,13 @@ def test_parts_that_were_read_are_in_the_cache(mounted: Mounted, config_file: Pa
     first = mounted(config_file, "--read-ahead", "0")
     assert read(first) == expected
     assert backyfs("umount", first).returncode == 0
-    take_blobs_away(config_file)
+    remove_blobs(config_file)
     assert read(mounted(config_file, "--read-ahead", "0")) == expected
 
 
-def test_damage_in_the_cache_is_read_from_the_storage(mounted: Mounted, config_file: Path, tmp_path: Path) -> None:
+def test_bytes_damaged_in_the_cache_are_read_from_the_storage(
+    mounted: Mounted, config_file: Path, tmp_path: Path
+) -> None:
     image = (tmp_path / "image").read_bytes()
     first = mounted(config_file)
     assert (first / LATEST).read_bytes() == image
@@ -99,7 +101,7 @@ def test_other_commands_read_the_storage(mounted: Mounted, config_file: Path, tm
     assert data.read_bytes() == image
 
 
-def test_a_mount_whose_cache_cannot_be_used_warns_and_works(
+def test_a_mount_with_an_unusable_cache_warns_but_works(
     mounted: Mounted, config_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "cache").write_bytes(b"")

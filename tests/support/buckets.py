@@ -26,20 +26,20 @@ _PATIENCE = timedelta(seconds=60)
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A bucket, seen past the program: what a test puts there, and what it finds."""
+    """A bucket that tests access without the program."""
 
     server: S3Server
     name: str
 
     @classmethod
     def make(cls, server: S3Server, prefix: str = "test") -> Self:
-        """Make an empty bucket with a name that no other has."""
+        """Make an empty bucket with a unique name."""
         bucket = cls(server, f"{prefix}-{secrets.token_hex(8)}")
         make_bucket(server, bucket.name)
         return bucket
 
     def store(self, *, endpoint: str | None = None, user: Credentials | None = None, **options: Any) -> S3Store:
-        """Return a client of obstore, by default for the administrator and directly at the server, without retries."""
+        """Return an obstore client, by default for the administrator and directly to the server, without retries."""
         user = user or self.server.admin
         usual: dict[str, Any] = {
             "client_options": {"allow_http": True, "timeout": _PATIENCE},
@@ -91,7 +91,7 @@ class Bucket:
         ]
 
     def remove(self) -> None:
-        """Remove the bucket and what is in it."""
+        """Remove the bucket and everything in it."""
         for key, upload in self.uploads():
             self._ask("DELETE", f"/{self.name}/{key}", {"uploadId": upload})
         self.delete(*self.keys())

@@ -34,7 +34,7 @@ def _shared(key: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def share_compiled_statements() -> None:
-    """Let all engines that are made from now on share what they compile."""
+    """Make all engines created from now on share their compiled statements."""
     compiled = _Compiled()
 
     def connected(connection: Connection) -> None:

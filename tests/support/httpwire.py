@@ -49,7 +49,7 @@ class Head:
 
     @property
     def is_chunked(self) -> bool:
-        """Whether the body says part by part how long it is."""
+        """Whether each part of the body states its own length."""
         return (self.get("Transfer-Encoding") or "").lower() == "chunked"
 
     @property
@@ -69,7 +69,7 @@ class Wire:
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._kept = b""  # what was read too far
+        self._kept = b""  # bytes read beyond the head
         self._buffer = memoryview(bytearray(MOST_READ))
 
     def read_head(self) -> Head | None:
@@ -91,10 +91,10 @@ class Wire:
     def copy_body(self, head: Head, sink: Sink, most: int) -> None:
         """Hand the body that follows a head to a sink, as it is on the wire, in parts of at most this size.
 
-        A body without any length is none.
+        A body without any length counts as absent.
 
         Raises:
-            EOFError: it is not whole.
+            EOFError: it is incomplete.
         """
         if head.is_chunked:
             self._copy_chunks(sink, most)
@@ -136,5 +136,5 @@ class Wire:
 
 
 def has_body(method: str, answer: Head) -> bool:
-    """Say whether there is a body, of one byte or more, in an answer to this method."""
+    """Return whether an answer to this method has a body of one byte or more."""
     return method != "HEAD" and int(answer.first[1]) not in _BODILESS and (answer.is_chunked or answer.length > 0)

@@ -1,4 +1,4 @@
-"""One signed request to an S3 server, for what obstore cannot do: buckets, their policies, and questions to a server.
+"""One signed request to an S3 server, for what obstore cannot do: buckets, their policies, and queries to a server.
 
 The signature is version 4, as https://docs.aws.amazon.com/IAM/latest/UserGuide/create-signed-request.html defines it.
 """
@@ -31,7 +31,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a server answered."""
+    """The answer of a server."""
 
     status: int
     headers: Mapping[str, str]
@@ -52,7 +52,7 @@ def request(
     body: bytes = b"",
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
-    """Send one request on its own connection and return the answer, whatever its status is.
+    """Send one request on a separate connection; return the answer, whatever its status.
 
     `path` and `query` are given without percent-encoding. Errors of the connection are OSError or HTTPException.
     """

@@ -1,4 +1,4 @@
-"""The disk cache: what is read from it is right whatever happened to its files, and it never stands in the way."""
+"""The disk cache: reads return correct bytes whatever happened to its files, and it never causes a failure."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def content_of(size: int, seed: int = 1) -> bytes:
 
 
 class Spy(ForwardingStorage):
-    """A storage that writes down what is read of it."""
+    """A storage that records what is read from it."""
 
     def __init__(self, storage: Storage) -> None:
         super().__init__(storage)
@@ -66,7 +66,7 @@ class Spy(ForwardingStorage):
         return super().get_range(key, offset, length)
 
     def asked(self) -> list[tuple[int, int] | str]:
-        """Return what was read since the last call."""
+        """Return the reads since the last call."""
         read, self.read = self.read, []
         return read
 
@@ -76,7 +76,7 @@ class Spy(ForwardingStorage):
 
 @pytest.fixture
 def spy(tmp_path: Path) -> Iterator[Spy]:
-    """A storage without a cache."""
+    """Return a storage without a cache."""
     create_directory(str(tmp_path / "data"))
     storage = DirectoryStorage(str(tmp_path / "data"))
     yield Spy(storage)
@@ -90,7 +90,7 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(spy: Spy, directory: Path) -> Iterator[Storage]:
-    """A cache in front of it."""
+    """Return a cache in front of the storage."""
     cache = in_front_of(spy, directory)
     yield cache
     cache.close()
@@ -123,7 +123,7 @@ def used_bytes(directory: Path) -> int:
     return used
 
 
-# What is read
+# Reading
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -144,7 +144,7 @@ def test_any_part_of_a_cached_object_is_in_the_cache(spy: Spy, cache: Storage, s
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_an_object_that_was_read_in_parts_is_in_the_cache(spy: Spy, cache: Storage, size: int) -> None:
+def test_an_object_read_in_parts_is_in_the_cache(spy: Spy, cache: Storage, size: int) -> None:
     content = put(spy, content_of(size))
     for offset in range(0, size + 1, CELL):
         assert cache.get_range(A, offset, CELL) == content[offset : offset + CELL]
@@ -153,7 +153,7 @@ def test_an_object_that_was_read_in_parts_is_in_the_cache(spy: Spy, cache: Stora
     assert spy.asked() == []
 
 
-def test_a_request_asks_for_absent_cells_alone(spy: Spy, cache: Storage) -> None:
+def test_only_absent_cells_are_requested(spy: Spy, cache: Storage) -> None:
     content = put(spy, content_of(10 * CELL))
     assert cache.get_range(A, 0, 80) == content[:80]
     assert cache.get_range(A, 80, 3 * CELL) == content[80 : 80 + 3 * CELL]
@@ -207,7 +207,7 @@ def test_a_deleted_object_is_not_in_the_cache(spy: Spy, cache: Storage, director
         cache.get_range(A, 0, 1)
 
 
-def test_an_object_that_may_not_be_so_large_is_not_read(spy: Spy, cache: Storage) -> None:
+def test_an_oversized_object_is_not_read(spy: Spy, cache: Storage) -> None:
     put(spy, content_of(CELL))
     cache.get(A)
     with pytest.raises(Exception, match="more than any block takes"):
@@ -216,7 +216,7 @@ def test_an_object_that_may_not_be_so_large_is_not_read(spy: Spy, cache: Storage
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_whatever_is_read_and_damaged_the_bytes_are_right(
+def test_the_bytes_are_correct_after_any_reads_and_damage(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     place = tmp_path_factory.mktemp("any")
@@ -251,7 +251,7 @@ def harm(path: Path, damage: str, position: int) -> None:
         file.write(b"\0" * 1000 if damage == "zero" else bytes((byte[0] ^ 0xFF,)))
 
 
-# What its files hold
+# Contents of the files
 
 
 @pytest.mark.parametrize("position", [*range(48), CELL_BYTES - 1, CELL_BYTES, CELL_BYTES + 33, 2 * CELL_BYTES + 76])
@@ -280,7 +280,7 @@ def test_only_the_damaged_cell_is_read_again(spy: Spy, cache: Storage, directory
 
 
 @pytest.mark.parametrize("length", [0, 1, 31, 40, 41, CELL_BYTES - 1, CELL_BYTES, CELL_BYTES + 1, 2 * CELL_BYTES + 40])
-def test_a_file_that_was_cut_off_is_completed(spy: Spy, cache: Storage, directory: Path, length: int) -> None:
+def test_a_truncated_file_is_completed(spy: Spy, cache: Storage, directory: Path, length: int) -> None:
     content = put(spy, content_of(2 * CELL + 40))
     cache.get(A)
     [path] = copies(directory)
@@ -302,7 +302,7 @@ def test_the_file_of_another_blob_is_not_read(spy: Spy, cache: Storage, director
     assert (cache.get(A), cache.get(B)) == (first, second)
 
 
-def test_a_cell_in_the_place_of_another_one_does_not_verify() -> None:
+def test_a_cell_in_the_place_of_another_fails_verification() -> None:
     key = copy_key(REPOSITORY, A)
     first, second, _ = (header + bytes(data) for header, data in pack(key, 0, content_of(2 * CELL), is_end=True))
     assert unpack(key, 0, second + first) == [None, None]
@@ -333,7 +333,7 @@ def test_nobody_else_can_read_the_cache(spy: Spy, cache: Storage, directory: Pat
     assert modes == [0o700, 0o700, 0o700, 0o600]
 
 
-def test_a_link_in_the_place_of_a_copy_is_not_followed(spy: Spy, cache: Storage, directory: Path) -> None:
+def test_a_link_in_place_of_a_copy_is_not_followed(spy: Spy, cache: Storage, directory: Path) -> None:
     content = put(spy, content_of(CELL))
     cache.get(A)
     [path] = copies(directory)
@@ -345,7 +345,7 @@ def test_a_link_in_the_place_of_a_copy_is_not_followed(spy: Spy, cache: Storage,
     assert target.stat().st_size == 5
 
 
-# Its size
+# Size
 
 SIZE = 4 << 20
 OBJECT = 100_000
@@ -372,7 +372,7 @@ def make_older(path: Path, seconds: float) -> None:
 
 @pytest.fixture
 def full(spy: Spy, cache: Storage) -> list[BlobUid]:
-    """The uids of 60 blobs, of which 50 are cached: more than SIZE allows. The first is the oldest one."""
+    """Return the uids of 60 blobs, 50 of them cached, which is more than SIZE allows. The first is the oldest."""
     uids = blobs(spy, 60)
     for uid in uids[:50]:
         cache.get(uid)
@@ -387,14 +387,14 @@ def smaller(spy: Spy, directory: Path, size_bytes: int = SIZE) -> Iterator[Cache
 
 
 def settle() -> None:
-    """Wait until caches that are looking for what to remove have done so."""
+    """Wait until caches that are removing files have finished."""
     for thread in threading.enumerate():
         if thread.name == "cache":
             thread.join()
 
 
 @pytest.mark.parametrize(("size", "count"), [(300, 1000), (OBJECT, 120)])
-def test_the_files_never_take_more_than_they_may(spy: Spy, directory: Path, size: int, count: int) -> None:
+def test_the_files_never_exceed_the_size_of_the_cache(spy: Spy, directory: Path, size: int, count: int) -> None:
     uids = blobs(spy, count, size)
     with smaller(spy, directory) as cache:
         for uid in 3 * uids:
@@ -403,7 +403,7 @@ def test_the_files_never_take_more_than_they_may(spy: Spy, directory: Path, size
         assert copies(directory) != []
 
 
-def test_parts_of_objects_are_counted_as_well(spy: Spy, directory: Path) -> None:
+def test_parts_of_objects_are_counted_too(spy: Spy, directory: Path) -> None:
     uids = blobs(spy, 150, 10 * CELL)
     with smaller(spy, directory) as cache:
         for uid in uids:
@@ -412,7 +412,7 @@ def test_parts_of_objects_are_counted_as_well(spy: Spy, directory: Path) -> None
             assert used_bytes(directory) <= ONE_PROCESS
 
 
-def test_a_smaller_size_is_kept_from_the_first_write_on(spy: Spy, directory: Path, full: list[BlobUid]) -> None:
+def test_a_smaller_size_applies_from_the_first_write(spy: Spy, directory: Path, full: list[BlobUid]) -> None:
     assert used_bytes(directory) > SIZE
     with smaller(spy, directory) as cache:
         cache.get(full[50])
@@ -420,12 +420,12 @@ def test_a_smaller_size_is_kept_from_the_first_write_on(spy: Spy, directory: Pat
     assert used_bytes(directory) <= ONE_PROCESS
 
 
-def test_what_was_not_read_for_longest_is_removed(spy: Spy, directory: Path, full: list[BlobUid]) -> None:
+def test_the_least_recently_read_files_are_removed(spy: Spy, directory: Path, full: list[BlobUid]) -> None:
     paths = [copy_of(directory, uid) for uid in full[:50]]
     for number, path in enumerate(paths):
         make_older(path, 10_000 - 150 * number)
     with smaller(spy, directory) as cache:
-        cache.get_range(full[0], 0, 1)  # the oldest one, which is in use again
+        cache.get_range(full[0], 0, 1)  # the oldest, which is now in use again
         cache.get(full[50])
         settle()
     there = [path.exists() for path in paths]
@@ -434,7 +434,7 @@ def test_what_was_not_read_for_longest_is_removed(spy: Spy, directory: Path, ful
     assert there.count(True) > 25, "no more than necessary is removed"
 
 
-def test_of_many_of_the_same_age_no_more_than_necessary_are_removed(
+def test_no_more_files_of_the_same_age_than_necessary_are_removed(
     spy: Spy, directory: Path, full: list[BlobUid]
 ) -> None:
     for uid in full[:50]:
@@ -445,7 +445,7 @@ def test_of_many_of_the_same_age_no_more_than_necessary_are_removed(
     assert SIZE // 2 < used_bytes(directory) <= ONE_PROCESS
 
 
-def test_what_a_wrong_clock_has_dated_is_removed_first(spy: Spy, directory: Path, full: list[BlobUid]) -> None:
+def test_files_dated_by_a_wrong_clock_are_removed_first(spy: Spy, directory: Path, full: list[BlobUid]) -> None:
     wrong, in_use = copy_of(directory, full[48]), copy_of(directory, full[49])
     make_older(wrong, -1e8)
     make_older(in_use, -1e8)
@@ -456,7 +456,7 @@ def test_what_a_wrong_clock_has_dated_is_removed_first(spy: Spy, directory: Path
     assert (wrong.exists(), in_use.exists()) == (False, True)
 
 
-def test_files_of_others_stay(spy: Spy, directory: Path, full: list[BlobUid]) -> None:
+def test_foreign_files_are_kept(spy: Spy, directory: Path, full: list[BlobUid]) -> None:
     path = copy_of(directory, full[0])
     theirs = [directory / "notes", directory / "copies/notes", path.with_name("notes"), directory / "ab" / path.name]
     for each in theirs:
@@ -472,7 +472,7 @@ def test_files_of_others_stay(spy: Spy, directory: Path, full: list[BlobUid]) ->
 
 
 def _use(place: Path, seed: int, most: int) -> None:
-    """Read blobs at random through a cache that another process uses, too; exit with 0 if all is right."""
+    """Read random blobs through a cache that another process also uses; exit with 0 if all bytes are correct."""
     storage = DirectoryStorage(str(place / "data"))
     cache = in_front_of(storage, place / "cache", size_bytes=SIZE)
     choose = random.Random(seed)
@@ -502,7 +502,7 @@ def test_processes_can_share_a_cache(spy: Spy, tmp_path: Path) -> None:
     assert [process.exitcode for process in processes] == [0, 0]
 
 
-# What is wrong with it
+# Failures
 
 
 def fail(number: int) -> Callable[..., Any]:
@@ -525,11 +525,11 @@ ERRORS = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errn
     [(os, "pwritev"), (Root, "open"), (Root, "open_to_read"), (Root, "create"), (Root, "make_directory"),
      (os, "scandir"), (os, "listdir"), (os, "pread")],
 )  # fmt: skip
-def test_a_broken_cache_is_one_warning(
+def test_a_broken_cache_gives_one_warning(
     spy: Spy, cache: Storage, directory: Path, full: list[BlobUid], monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture, owner: Any, name: str, number: int,
 ) -> None:  # fmt: skip
-    plain = Plain({uid: spy.get(uid) for uid in full})  # which none of these functions serves
+    plain = Plain({uid: spy.get(uid) for uid in full})  # which needs none of these functions
     with smaller(plain, directory) as broken:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail(number))
@@ -555,7 +555,7 @@ class Plain(Spy):
         return self.objects[BlobUid(key)][offset : offset + length]
 
 
-def test_a_full_disk_is_one_warning(
+def test_a_full_disk_gives_one_warning(
     spy: Spy, directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     uids = blobs(spy, 20)
@@ -564,13 +564,13 @@ def test_a_full_disk_is_one_warning(
             assert cache.get(uid) == spy.get(uid)
         spy.asked()
         assert cache.get(uids[0]) == spy.storage.get(uids[0])
-        assert spy.asked() == []  # what is there is read
+        assert spy.asked() == []  # cached bytes can still be read
     assert warnings_of(caplog) == [
         f"disk cache {directory}: No space left on device; blocks are read from the storage without it"
     ]
 
 
-def test_a_cache_that_is_removed_is_made_again(spy: Spy, cache: Storage, directory: Path) -> None:
+def test_a_removed_cache_is_created_again(spy: Spy, cache: Storage, directory: Path) -> None:
     content = put(spy, content_of(CELL))
     cache.get(A)
     shutil.rmtree(directory / "copies")
@@ -580,7 +580,7 @@ def test_a_cache_that_is_removed_is_made_again(spy: Spy, cache: Storage, directo
     assert spy.asked() == ["whole"]
 
 
-def test_a_directory_that_is_gone_is_one_warning(
+def test_a_missing_directory_gives_one_warning(
     spy: Spy, cache: Storage, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = put(spy, content_of(CELL))
@@ -624,11 +624,11 @@ def test_a_copy_on_a_bad_sector_is_removed(spy: Spy, cache: Storage, directory: 
     assert copies(directory) == []
 
 
-# Directories that are not used
+# Rejected directories
 
 
 def unused(spy: Spy, directory: Path, caplog: pytest.LogCaptureFixture) -> str:
-    """Return the warning about a directory that is not used."""
+    """Return the warning about a rejected directory."""
     assert cached(spy, str(directory), size_bytes=GIB, repository=REPOSITORY) is spy
     [warning] = warnings_of(caplog)
     assert warning.startswith(f"disk cache {directory}: ")
@@ -655,14 +655,14 @@ def test_the_directory_of_another_user_is_not_used(spy: Spy, directory: Path, ca
     assert unused(spy, directory, caplog).startswith(f"{directory} belongs to user 65534, so others could read or ")
 
 
-def test_a_file_in_the_place_of_the_directory_is_not_used(
+def test_a_file_in_place_of_the_directory_is_not_used(
     spy: Spy, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory.write_bytes(b"")
     assert unused(spy, directory, caplog) == "Not a directory"
 
 
-def test_a_directory_that_cannot_be_made_is_not_used(spy: Spy, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_directory_that_cannot_be_created_is_not_used(spy: Spy, caplog: pytest.LogCaptureFixture) -> None:
     assert unused(spy, Path("/proc/none"), caplog) == "No such file or directory"
 
 
@@ -680,7 +680,7 @@ def _read_all(cache: Storage, content: dict[BlobUid, bytes]) -> None:
 
 
 def _killed(place: Path, content: dict[BlobUid, bytes], step: int, part: float) -> bool:
-    """Use a cache and be killed at a change of its files, after a part of it; return whether there was one."""
+    """Use a cache and be killed halfway through a change of its files; return whether there was such a change."""
     pid = os.fork()
     if pid == 0:
         count = 0
