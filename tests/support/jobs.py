@@ -30,13 +30,13 @@ def spec(command: str) -> JobSpec:
 
 
 def age(connection: Connection, job_id: JobId, seconds: float) -> None:
-    """Make the last beat of a job so many seconds older."""
+    """Make the last beat of a job older by some seconds."""
     beat_at = connection.execute(select(jobs.c.heartbeat_at).where(jobs.c.id == job_id)).scalar_one()
     older = beat_at - timedelta(seconds=seconds)
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=older))
 
 
 def stopping_after(calls: int) -> Callable[[], bool]:
-    """Return a function that says to stop when it is asked once more than so many times."""
+    """Return a function that returns False for a number of calls, and then True to request a stop."""
     asked = count(1)
     return lambda: next(asked) > calls
