@@ -6,7 +6,7 @@ from benchmarks.figures import Result, alternate, at_most, least
 from benchmarks.measures.registry import REGISTRY, Bench
 
 REPEAT = 5                                  # short runs, so more of them whatever --repeat says
-LS_CPU_S = 0.4
+LS_CPU_S = 0.3
 HELP_CPU_S = 0.15
 IMPORT_LINE = re.compile(r"^import time:\s+\d+ \|\s+\d+ \|\s*(\S+)$", re.MULTILINE)
 
