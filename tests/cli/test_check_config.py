@@ -230,7 +230,7 @@ def test_a_database_of_a_newer_release_is_a_failure(found, config):
     ("key", "status", "answer"),
     [("decafbad" * 8, 0, "opens the blocks"), ("ab" * 32, 3, "does not open the blocks; configure the one that")],
 )
-def test_a_database_of_backy2_is_a_warning_and_stays_as_it_is(tmp_path, capsys, key, status, answer):
+def test_a_database_of_backy2_is_a_warning_and_is_not_changed(tmp_path, capsys, key, status, answer):
     shutil.copytree(FIXTURES / "v1-sqlite", tmp_path / "adopted")
     config = tmp_path / "adopted" / "backy.cfg"
     config.write_text(config.read_text().replace("decafbad" * 8, key))

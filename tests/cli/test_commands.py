@@ -169,7 +169,7 @@ def test_ls_without_versions_prints_a_header_or_an_empty_list(call):
     assert json.loads(call("--json", "ls")[1]) == []
 
 
-def test_ls_of_a_name_shows_that_name_alone(call, image):
+def test_ls_of_a_name_shows_only_that_name(call, image):
     call("backup", image, "a")
     call("backup", image, "b")
     _, out, _ = call("-m", "-s", "ls", "b")

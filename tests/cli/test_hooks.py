@@ -171,7 +171,7 @@ def test_the_name_of_a_version_is_not_run_as_a_command(hooked, notes):
 # Output, time and processes
 
 
-def test_their_output_goes_to_the_log(hooked, config, capfd):
+def test_output_of_hooks_goes_to_the_log(hooked, config, capfd):
     invocation = hooked(before_backup="echo out; echo; echo err >&2")
     start_logging(command="backup", verbose=False, debug=False, quiet=False)
     with invocation.hooks("backup"):

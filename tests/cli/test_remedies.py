@@ -73,7 +73,7 @@ def test_a_printed_remedy_names_commands_and_options_that_exist(advice: Advice) 
         assert bare <= _options_of(name.split())
 
 
-def test_what_is_wrong_with_the_catalog_is_listed_with_the_command_that_helps() -> None:
+def test_catalog_problems_are_listed_with_the_command_that_fixes_them() -> None:
     difference = Difference(name="catalog/repository", fault=Fault("is an older one", Advice.LIST_KEY_SLOTS()))
     assert difference_rows([difference], render_remedy) == [
         {"name": "catalog/repository", "fact": "is an older one; `backyfs key list` shows them"}

@@ -91,7 +91,7 @@ def test_a_result_for_a_closed_stdout_is_an_error(config, stored, words):
     assert "the standard output is closed; redirect it" in done.stderr.decode()
 
 
-def test_no_file_takes_the_place_of_a_closed_descriptor(config, image, tmp_path):
+def test_a_closed_standard_descriptor_is_not_reused_for_a_file(config, image, tmp_path):
     found = tmp_path / "found"
     config.write_text(f"{config.read_text()}\n[hooks]\nafter_backup: readlink /proc/$BACKYFS_PID/fd/[012] > {found}\n")
     assert shell('"$@" <&- >&- 2>&-', config, "backup", image, "disk").returncode == 0

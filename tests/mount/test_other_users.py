@@ -248,7 +248,7 @@ def test_the_mount_of_another_user_is_not_cleared_for_a_new_one(place: Path, con
 
 
 @pytest.mark.parametrize("options", [(), ("-o", "allow_other")])
-def test_nobody_else_reads_the_images_of_a_mount(place: Path, config: Path, options: tuple[str, ...]) -> None:
+def test_other_users_cannot_read_the_images_of_a_mount(place: Path, config: Path, options: tuple[str, ...]) -> None:
     with mounting(config, place / "mount", *options) as at:
         (image,) = at.glob("by_version_uid/*/data")
         done = subprocess.run(

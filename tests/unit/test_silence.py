@@ -86,7 +86,7 @@ def registered(repository: Repository) -> list[str]:
 
 
 @pytest.mark.usefixtures("short_watch")
-def test_a_job_that_stays_silent_is_removed(repository: Repository) -> None:
+def test_a_silent_job_is_removed(repository: Repository) -> None:
     dead_job(repository, "backup disk")
     remove_silent_jobs(repository.database)
     assert registered(repository) == []
