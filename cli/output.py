@@ -14,12 +14,11 @@ import click
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.lists import split_list
 from backyfs.cli.options import OptionalValue
-from backyfs.cli.sizes import human_size
 from backyfs.cli.text import printable
 from backyfs.errors import UsageError
 from backyfs.moments import time_text
 from backyfs.reports.values import to_json
-from backyfs.text import escaped, is_control
+from backyfs.text import escaped, human_size, is_control
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence

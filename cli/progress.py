@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from backyfs.cli.sizes import human_size
+from backyfs.text import human_size
 
 _log = logging.getLogger("backyfs.cli")
 

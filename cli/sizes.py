@@ -7,10 +7,6 @@ from typing import Any
 
 import click
 
-from backyfs.text import human_size
-
-__all__ = ["Size", "human_size"]
-
 
 class Size(click.ParamType[int]):
     """A number of bytes, optionally with a unit: 64M and 64MiB are 67,108,864."""

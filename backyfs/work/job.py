@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.errors import DatabaseError, DatabaseFullError, JobLostError, VersionError
 from backyfs.metadata.records import jobs
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.records.runs import prune_runs
 from backyfs.model import JobProgress
 from backyfs.work.ending import ending_of
@@ -94,7 +95,7 @@ class Job:
         remove_silent_jobs(self._database, stop=stop)
         with self.write() as connection:
             jobs.hold_version(connection, self._id, version.id)
-            others = jobs.other_holders(connection, jobs.this_process(), self._id, version.uid)
+            others = jobs.other_holders(connection, this_process(), self._id, version.uid)
         if others:
             raise VersionError(
                 f"is in use by {others[0]}", subject=f"version {version.uid}", remedy="wait for its end"
@@ -193,7 +194,7 @@ class Job:
             return self
         try:
             with self._database.write() as connection:
-                self._id = jobs.register_job(connection, jobs.this_process(), self._spec)
+                self._id = jobs.register_job(connection, this_process(), self._spec)
         except DatabaseFullError as full:
             if not self._only_reads:
                 raise

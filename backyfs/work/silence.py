@@ -12,7 +12,8 @@ import time
 from typing import TYPE_CHECKING
 
 from backyfs.errors import InterruptedByUser
-from backyfs.metadata.records.jobs import HEARTBEAT_S, list_live_jobs, remove_silent, silent_jobs, this_process
+from backyfs.metadata.records.jobs import HEARTBEAT_S, list_live_jobs, remove_silent, silent_jobs
+from backyfs.metadata.records.processes import this_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,6 @@ from backyfs.cli.invocation import OutputForm
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import print_object
-from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import announce
 from backyfs.cli.tags import TAGS
 from backyfs.cli.text import printable, stored_text
@@ -27,6 +26,7 @@ from backyfs.hints import parse_hints
 from backyfs.reports.backup import as_object, facts
 from backyfs.sources.change import ChangeKind
 from backyfs.sources.registry import open_source
+from backyfs.text import human_size
 
 if TYPE_CHECKING:
     from datetime import datetime

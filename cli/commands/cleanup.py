@@ -10,12 +10,12 @@ from backyfs.cli.damage import log_damage
 from backyfs.cli.failures import raise_all
 from backyfs.cli.hooked import hooked
 from backyfs.cli.output import print_report
-from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import expect_printed
 from backyfs.engine.space.cleanup import GRACE_S, cleanup, plan_cleanup
 from backyfs.engine.space.fullcleanup import full_cleanup, plan_full_cleanup
 from backyfs.errors import UsageError
 from backyfs.reports.cleanup import as_object, full_as_object, full_plan_as_object, plan_as_object
+from backyfs.text import human_size
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation

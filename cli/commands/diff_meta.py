@@ -13,12 +13,12 @@ from backyfs.cli.canvas import stdout_canvas
 from backyfs.cli.charts import Kind, picture
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_rows
-from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
 from backyfs.engine.versions.diff import BlockState, DiffRun, compared_versions
 from backyfs.geometry import block_count
 from backyfs.reports.diff_meta import as_rows
+from backyfs.text import human_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

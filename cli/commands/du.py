@@ -11,12 +11,12 @@ from backyfs.cli.canvas import stdout_canvas
 from backyfs.cli.charts import Bar, bars
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import chosen_columns, fields_option, print_labelled
-from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import printable, stored_text
 from backyfs.engine.versions.du import disk_usage
 from backyfs.moments import date_text
 from backyfs.reports.du import COLUMNS, ENCRYPTION, LABELS, PIPE_COLUMNS, SIZES, as_rows
+from backyfs.text import human_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,11 +12,11 @@ from backyfs.cli.arguments import optional_versions_argument
 from backyfs.cli.failures import raise_all
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.output import print_report, print_rows
-from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import expect_printed
 from backyfs.cli.text import printable
 from backyfs.errors import ConfigError, UsageError
 from backyfs.reports.migrate_encryption import COLUMNS, PLAN_COLUMNS, as_object, plan_as_rows
+from backyfs.text import human_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

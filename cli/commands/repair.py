@@ -13,11 +13,11 @@ from backyfs.cli.damage import MOST_RECORDED, DamageLog, count_blobs
 from backyfs.cli.failures import raise_all
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.output import print_report
-from backyfs.cli.sizes import human_size
 from backyfs.cli.text import stored_text
 from backyfs.errors import UsageError
 from backyfs.reports.repair import COLUMNS, as_object
 from backyfs.service import Service
+from backyfs.text import human_size
 from backyfs.trust import load_trusted_config
 
 if TYPE_CHECKING:

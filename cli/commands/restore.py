@@ -14,7 +14,7 @@ from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import print_object
-from backyfs.cli.sizes import Size, human_size
+from backyfs.cli.sizes import Size
 from backyfs.cli.stdout import drop_stdout
 from backyfs.cli.text import printable
 from backyfs.engine.restore.restore import RestoreOptions, RestoreReport, restore
@@ -23,6 +23,7 @@ from backyfs.errors import ReaderGoneError
 from backyfs.model import VersionStatus
 from backyfs.reports.restore import as_object
 from backyfs.targets.registry import STDOUT
+from backyfs.text import human_size
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation

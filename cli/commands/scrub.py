@@ -16,12 +16,12 @@ from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import print_object
-from backyfs.cli.sizes import human_size
 from backyfs.engine.damage.scrub import ScrubReport, ScrubRequest, scrub
 from backyfs.engine.versions.named import named_versions
 from backyfs.errors import UsageError
 from backyfs.reports.scrub import as_object
 from backyfs.sources.registry import open_source
+from backyfs.text import human_size
 
 if TYPE_CHECKING:
     from datetime import timedelta

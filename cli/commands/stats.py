@@ -12,11 +12,11 @@ from backyfs.cli.charts import titled
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import chosen_columns, fields_option, print_labelled
-from backyfs.cli.sizes import human_size
 from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
 from backyfs.engine.versions.statistics import backup_statistics
 from backyfs.reports.stats import LABELS, PIPE_COLUMNS, SIZES, as_rows
+from backyfs.text import human_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,7 +20,8 @@ from backyfs.metadata.db.tables import blob_checks, blobs, damaged_versions, job
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, commit_page, new_entries, references_add_up, share_pages
 from backyfs.metadata.records.blobs import insert_blobs
 from backyfs.metadata.records.identity import Identity, add_key_slot, save_identity
-from backyfs.metadata.records.jobs import end_job, register_job, remove_job, this_process
+from backyfs.metadata.records.jobs import end_job, register_job, remove_job
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.records.runs import complete_run
 from backyfs.metadata.records.stats import insert_statistics_records
 from backyfs.metadata.records.versions import insert_version, list_versions

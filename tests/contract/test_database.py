@@ -51,8 +51,8 @@ from backyfs.metadata.records.jobs import (
     remove_job,
     remove_silent,
     silent_jobs,
-    this_process,
 )
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.records.stats import (
     BackupStatistics,
     insert_statistics,

@@ -16,7 +16,8 @@ from backyfs.metadata.db.tables import pages, tags
 from backyfs.metadata.maps.blockmap import commit_page, list_pages, new_entries, references_add_up, share_pages
 from backyfs.metadata.records.blobs import insert_blobs
 from backyfs.metadata.records.identity import Identity, save_identity
-from backyfs.metadata.records.jobs import hold_version, list_live_jobs, register_job, remove_job, this_process
+from backyfs.metadata.records.jobs import hold_version, list_live_jobs, register_job, remove_job
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.records.removal import remove_version
 from backyfs.metadata.records.versions import (
     add_tags,

@@ -15,14 +15,8 @@ from sqlalchemy import delete, select, update
 from backyfs.metadata.db.clock import database_time
 from backyfs.metadata.db.tables import catalog_notes, jobs, repository, runs
 from backyfs.metadata.records.identity import Identity, save_identity
-from backyfs.metadata.records.jobs import (
-    end_job,
-    list_live_jobs,
-    register_job,
-    remove_silent,
-    silent_jobs,
-    this_process,
-)
+from backyfs.metadata.records.jobs import end_job, list_live_jobs, register_job, remove_silent, silent_jobs
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.records.runs import RunLimits, complete_run, insert_run, list_runs, prune_runs
 from backyfs.model import Ending, JobKind, JobSpec, RunId, RunOutcome
 from tests.support.jobs import ELSEWHERE, spec

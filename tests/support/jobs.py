@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select, update
 
 from backyfs.metadata.db.tables import jobs
-from backyfs.metadata.records.jobs import Process
+from backyfs.metadata.records.processes import Process
 from backyfs.model import JobKind, JobSpec
 
 if TYPE_CHECKING:

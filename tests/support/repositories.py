@@ -15,7 +15,8 @@ from backyfs.engine.backup.backup import BackupReport, BackupRequest, backup
 from backyfs.engine.restore.restore import restore
 from backyfs.engine.setup.initialize import initialize
 from backyfs.engine.setup.places import Places
-from backyfs.metadata.records.jobs import list_running_jobs, this_process
+from backyfs.metadata.records.jobs import list_running_jobs
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.schema.schema import create_file, create_tables
 from backyfs.repository import open_repository
 from backyfs.sources.registry import open_source

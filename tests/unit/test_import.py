@@ -33,7 +33,8 @@ from backyfs.errors import (
 from backyfs.metadata.db.tables import blobs, metadata, pages, tags, versions
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, commit_page, load_page, new_entries
 from backyfs.metadata.records.identity import list_key_slots, load_identity, load_key_date
-from backyfs.metadata.records.jobs import register_job, this_process
+from backyfs.metadata.records.jobs import register_job
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.records.stats import list_statistics
 from backyfs.metadata.records.versions import create_version, list_versions
 from backyfs.model import BlobRecord, PageNumber, StatisticsRecord, VersionRecord, VersionStatus

@@ -17,7 +17,6 @@ from backyfs.metadata.db.tables import job_versions, jobs
 from backyfs.metadata.records.jobs import (
     DEAD_AFTER_S,
     HEARTBEAT_S,
-    Process,
     beat,
     hold_version,
     list_live_jobs,
@@ -28,8 +27,8 @@ from backyfs.metadata.records.jobs import (
     remove_job,
     remove_silent,
     silent_jobs,
-    this_process,
 )
+from backyfs.metadata.records.processes import Process, this_process
 from backyfs.metadata.records.versions import create_version
 from backyfs.model import JobKind, JobProgress, JobSpec
 from tests.support.jobs import age, spec

@@ -14,7 +14,8 @@ from setproctitle import getproctitle
 from backyfs.cli.title import title_of, title_progress
 from backyfs.engine.setup import backy2_processes
 from backyfs.metadata.db.database import Database
-from backyfs.metadata.records.jobs import list_running_jobs, this_process
+from backyfs.metadata.records.jobs import list_running_jobs
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.schema.schema import create_file, create_tables
 from backyfs.model import JobProgress, NoProgress, Unit
 from backyfs.work import job as job_module

@@ -18,7 +18,8 @@ from backyfs.engine.versions.remove import Removal, Rules, plan_removals, remove
 from backyfs.errors import InterruptedByUser, JobLostError, VersionNotFoundError
 from backyfs.metadata.db.tables import jobs, pages, version_pages
 from backyfs.metadata.maps.blockmap import references_add_up
-from backyfs.metadata.records.jobs import hold_version, list_live_jobs, register_job, this_process
+from backyfs.metadata.records.jobs import hold_version, list_live_jobs, register_job
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.records.removal import remove_version
 from backyfs.metadata.records.stats import list_statistics
 from backyfs.metadata.records.versions import create_version, list_versions, set_expiry, set_protected

@@ -15,7 +15,8 @@ from sqlalchemy import delete, insert, select, update
 from backyfs.engine.damage.scrub import ScrubRequest, scrub
 from backyfs.errors import InterruptedByUser, MissingKeyError, ObjectUnreadableError, StorageError, UsageError
 from backyfs.metadata.db.tables import blob_checks, blobs, damaged_versions, stats
-from backyfs.metadata.records.jobs import list_live_jobs, this_process
+from backyfs.metadata.records.jobs import list_live_jobs
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.records.versions import list_versions, set_status, version_with_uid
 from backyfs.model import VersionStatus
 from backyfs.sources.registry import open_source

@@ -18,7 +18,8 @@ from backyfs.metadata.catalog.notes import NoteKind, read_notes
 from backyfs.metadata.db.database import Database
 from backyfs.metadata.db.revisions import HEAD, HEAD_RELEASE
 from backyfs.metadata.db.tables import repository as repository_table
-from backyfs.metadata.records.jobs import list_live_jobs, register_job, remove_job, this_process
+from backyfs.metadata.records.jobs import list_live_jobs, register_job, remove_job
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.records.runs import list_runs
 from backyfs.metadata.schema.schema import differences
 from backyfs.model import RunOutcome, VersionRecord

@@ -19,7 +19,8 @@ from sqlalchemy import text
 from backyfs.engine.setup.upgrade import upgrade
 from backyfs.errors import InterruptedByUser, JobsRunningError
 from backyfs.metadata.db.database import Database
-from backyfs.metadata.records.jobs import register_job, remove_job, this_process
+from backyfs.metadata.records.jobs import register_job, remove_job
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.schema.upgrade import upgrade_lock
 from backyfs.repository import open_repository
 from backyfs.work.run import Control

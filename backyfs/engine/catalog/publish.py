@@ -44,7 +44,8 @@ from backyfs.metadata.catalog.notes import (
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, unpack
 from backyfs.metadata.records.blobs import newest_wrapped_key
 from backyfs.metadata.records.identity import list_key_slots, load_identity, load_key_date, load_needed_release
-from backyfs.metadata.records.jobs import list_live_jobs, this_process
+from backyfs.metadata.records.jobs import list_live_jobs
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.records.stats import list_statistics
 from backyfs.metadata.records.versions import version_with_uid
 from backyfs.metadata.upkeep.checks import damage_found_at, pages_with

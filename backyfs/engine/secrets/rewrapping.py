@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from backyfs import keys
 from backyfs.errors import IntegrityError, JobsRunningError
-from backyfs.metadata.records.jobs import list_live_jobs, this_process
+from backyfs.metadata.records.jobs import list_live_jobs
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.records.wrapped_keys import KEYS_AT_ONCE, replace_wrapped_keys, wrapped_keys
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ from backyfs.metadata.db.clock import database_time
 from backyfs.metadata.db.idarray import highest_blob_id
 from backyfs.metadata.records.blobs import find_sound_by_uid, known_uids, require_sound_uids
 from backyfs.metadata.records.identity import load_storage_state, note_storage_objects
-from backyfs.metadata.records.jobs import oldest_writer_s, this_process
+from backyfs.metadata.records.jobs import oldest_writer_s
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.upkeep.garbage import LivingBlob, StoredOrphan, doom_orphans, living_blobs
 from backyfs.model import BlobId
 from backyfs.remedies import Advice

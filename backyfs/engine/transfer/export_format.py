@@ -274,15 +274,3 @@ def _entry(value: Any) -> EntryOfBlob:
     if type(value) is int and value in (0, -1):
         return value
     return BlobUid(values.BLOB_UID.check(value))
-
-
-__all__ = [
-    "ZSTD_MAGIC",
-    "ExportHeader",
-    "ExportWriter",
-    "PageRecord",
-    "Record",
-    "RepositoryRecord",
-    "SharedPageRecord",
-    "read_export",
-]

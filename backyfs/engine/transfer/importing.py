@@ -32,7 +32,8 @@ from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count
 from backyfs.metadata.maps.blockmap import ABSENT, HOLE, commit_page, new_entries, share_pages
 from backyfs.metadata.records.blobs import contradict, find_by_uid, insert_blobs, newest_wrapped_key
 from backyfs.metadata.records.identity import list_key_slots, load_identity, replace_identity, save_identity_tag
-from backyfs.metadata.records.jobs import list_live_jobs, this_process
+from backyfs.metadata.records.jobs import list_live_jobs
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.records.stats import insert_statistics_records, list_statistics
 from backyfs.metadata.records.versions import has_contents, insert_version, version_with_uid
 from backyfs.model import BlobRecord, BlockIndex, StatisticsRecord, VersionRecord, VersionStatus

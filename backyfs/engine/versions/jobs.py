@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from backyfs.metadata.records.jobs import RunningJob as _RunningJob
-from backyfs.metadata.records.jobs import list_running_jobs, this_process
+from backyfs.metadata.records.jobs import list_running_jobs
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.records.runs import RunRecord, list_runs
 
 if TYPE_CHECKING:

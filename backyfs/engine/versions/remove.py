@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from backyfs.engine.catalog.publish import catalog_kept
 from backyfs.errors import VersionKeptError
-from backyfs.metadata.records.jobs import list_live_jobs, live_holders, this_process
+from backyfs.metadata.records.jobs import list_live_jobs, live_holders
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.records.removal import lock_version, remove_version
 from backyfs.metadata.records.versions import find_version, is_last_valid, list_versions, version_with_uid
 from backyfs.model import JobKind, JobSpec, Unit

@@ -21,7 +21,7 @@ from backyfs.metadata.db.clock import DatabaseClock, database_time
 from backyfs.metadata.db.database import insert_row
 from backyfs.metadata.db.oddrows import odd_ids, sound_rows
 from backyfs.metadata.db.tables import job_versions, jobs, versions
-from backyfs.metadata.records.processes import Process, has_ended, this_process
+from backyfs.metadata.records.processes import Process, has_ended
 from backyfs.metadata.records.removal import lock_version
 from backyfs.metadata.records.runs import insert_run, names_text
 from backyfs.model import Ending, JobId, JobProgress, RunOutcome, Unit, VersionUid
@@ -33,29 +33,6 @@ if TYPE_CHECKING:
 
     from backyfs.metadata.db.database import Connection
     from backyfs.model import JobSpec, RunId, VersionId
-
-__all__ = [
-    "DEAD_AFTER_S",
-    "HEARTBEAT_S",
-    "LiveJob",
-    "Process",
-    "RunningJob",
-    "beat",
-    "end_job",
-    "has_row",
-    "hold_version",
-    "list_live_jobs",
-    "list_running_jobs",
-    "live_holders",
-    "oldest_writer_s",
-    "other_holders",
-    "register_job",
-    "release_version",
-    "remove_job",
-    "remove_silent",
-    "silent_jobs",
-    "this_process",
-]
 
 HEARTBEAT_S = 10
 DEAD_AFTER_S = 60

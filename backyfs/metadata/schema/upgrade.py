@@ -33,7 +33,8 @@ from backyfs.metadata.db.revisions import (
 from backyfs.metadata.db.tables import blobs, metadata
 from backyfs.metadata.records.blobs import sample_blob_uids
 from backyfs.metadata.records.identity import require_release
-from backyfs.metadata.records.jobs import list_live_jobs, this_process
+from backyfs.metadata.records.jobs import list_live_jobs
+from backyfs.metadata.records.processes import this_process
 from backyfs.metadata.schema.adoption import adopt
 from backyfs.metadata.schema.backy2 import Backy2Database
 from backyfs.metadata.schema.schema import differences, stamp, upgrade_tables
