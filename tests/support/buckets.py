@@ -11,6 +11,7 @@ from xml.etree import ElementTree as ET
 import obstore
 from obstore.store import S3Store
 
+from backyfs.config import ObjectStoreConfig
 from tests.support.services.objectstore import make_bucket
 from tests.support.signing import REGION, accepted
 
@@ -53,6 +54,21 @@ class Bucket:
             region=REGION,
             virtual_hosted_style_request=False,
             **(usual | options),
+        )
+
+    def config(
+        self, *, endpoint: str | None = None, user: Credentials | None = None, **options: Any
+    ) -> ObjectStoreConfig:
+        """Return the configuration of a storage in this bucket, by default for the administrator."""
+        user = user or self.server.admin
+        return ObjectStoreConfig(
+            kind="s3",
+            bucket_name=self.name,
+            endpoint_url=endpoint or self.server.endpoint,
+            use_ssl=False,
+            aws_access_key_id=user.access_key,
+            aws_secret_access_key=user.secret_key,
+            **options,
         )
 
     def keys(self) -> list[str]:
