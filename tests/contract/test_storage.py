@@ -29,11 +29,8 @@ from backyfs.storage.marker import put_first_marker, read_marker, replace_marker
 from backyfs.storage.newdirectory import create_directory
 from backyfs.storage.null import NullStorage
 from backyfs.storage.throttling import ThrottledStorage
-<<<<<<< HEAD
-from tests.support.disks import small_disk
-=======
 from tests.support.buckets import Bucket
->>>>>>> 6125bbc (Run the contract of storages against SeaweedFS and radosgw)
+from tests.support.disks import small_disk
 from tests.support.repositories import PATIENCE_S
 from tests.support.stored import blob_uids, object_names
 
@@ -71,13 +68,9 @@ def make_cached(place: Path) -> Callable[[], Storage]:
     return lambda: cached(open_directory(), str(place / "cache"), size_bytes=1 << 30, repository="a")
 
 
-<<<<<<< HEAD
-# Each makes a storage in an empty place and returns a function that opens it. A new kind of storage is one more line.
-=======
 # Servers of object stores.
 SERVERS = ("radosgw", "seaweedfs")
-# How a storage is made in an empty place; what is returned opens it. A new kind of storage is one more line.
->>>>>>> 6125bbc (Run the contract of storages against SeaweedFS and radosgw)
+# Each makes a storage in an empty place and returns a function that opens it. A new kind of storage is one more line.
 STORAGES: dict[str, Callable[[Path], Callable[[], Storage]]] = {
     "cached": make_cached,
     "directory": make_directory,
@@ -89,15 +82,9 @@ FORGETFUL: dict[str, Callable[[Path], Callable[[], Storage]]] = {
 }
 
 
-<<<<<<< HEAD
-@pytest.fixture(params=sorted(STORAGES))
-def open_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Storage]:
-    """Return a function that opens the same storage each time."""
-    return STORAGES[request.param](tmp_path)
-=======
 @pytest.fixture(scope="module")
 def bucket_on(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Bucket]]:
-    """Give a function that returns a bucket on a server, the same one for all tests: each has its own prefix."""
+    """Return a function that returns a bucket on a server, the same one for all tests: each has its own prefix."""
     made: dict[str, Bucket] = {}
 
     def bucket_on(server: str) -> Bucket:
@@ -122,9 +109,8 @@ def make_storage(kind: str, place: Path, bucket_on: Callable[[str], Bucket]) -> 
 def open_storage(
     request: pytest.FixtureRequest, tmp_path: Path, bucket_on: Callable[[str], Bucket]
 ) -> Callable[[], Storage]:
-    """Give a function that opens the same storage each time."""
+    """Return a function that opens the same storage each time."""
     return make_storage(request.param, tmp_path, bucket_on)
->>>>>>> 6125bbc (Run the contract of storages against SeaweedFS and radosgw)
 
 
 @pytest.fixture
@@ -329,12 +315,8 @@ def test_objects_can_be_listed_by_the_beginning_of_their_uids(
     assert {found.key for found in storage.list(prefix) if is_blob(found.key)} == expected
 
 
-<<<<<<< HEAD
-def test_unflushed_data_are_not_an_object_and_are_not_swept_while_young(any_storage: Storage) -> None:
-=======
 @pytest.mark.parametrize("any_storage", sorted([*STORAGES, *FORGETFUL]), indirect=True)
-def test_what_is_not_flushed_is_no_object_and_may_be_left_over(any_storage: Storage) -> None:
->>>>>>> 6125bbc (Run the contract of storages against SeaweedFS and radosgw)
+def test_unflushed_data_are_not_an_object_and_are_not_swept_while_young(any_storage: Storage) -> None:
     any_storage.put(A, [b"x"])
     assert list(any_storage.list()) == []
     assert any_storage.sweep(PATIENCE_S) == 0
