@@ -87,7 +87,10 @@ def _placed(modules: list[list[pytest.Item]], part: float) -> Iterator[tuple[flo
 def _needs_server(item: pytest.Item) -> bool:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     values = [value for value in parameters if isinstance(value, str)]
-    return any(name.removesuffix("_server") in _SERVERS for name in [*getattr(item, "fixturenames", ()), *values])
+    fixtures: list[str] = getattr(item, "fixturenames", [])
+    return any(name.endswith("_server") for name in fixtures) or any(
+        value.removesuffix("_server") in _SERVERS for value in values
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -28,11 +29,13 @@ from tests.support.faults import (
     Bandwidth,
     Delay,
     Reset,
+    Rule,
     Silence,
     Truncation,
 )
 from tests.support.repositories import wait_for
 from tests.support.requestlog import READS, Verb
+from tests.support.separateproxy import SeparateProxy, Traffic
 from tests.support.signing import Answer as SignedAnswer
 from tests.support.signing import request
 
@@ -310,3 +313,21 @@ def test_a_proxy_closes_while_requests_wait(bucket: Bucket) -> None:
         wait_for(lambda: proxy.log.in_flight == 2, "both requests are there")
         proxy.close()
         assert all(isinstance(one.exception(), GenericError) for one in waiting)
+
+
+def test_a_proxy_in_a_separate_process(bucket: Bucket) -> None:
+    bucket.put("a", BLOB)
+    with SeparateProxy(bucket.server.endpoint) as proxy:
+        store = bucket.store(endpoint=proxy.endpoint)
+        proxy.set_rules(Rule(Delay(0.2), READS))
+        assert seconds(lambda: get(store, "a")) >= 0.2
+        assert proxy.take_traffic() == Traffic(
+            counts=Counter({Verb.GET: 1}), most_in_flight=1, body_bytes=0, answer_bytes=len(BLOB)
+        )
+        proxy.set_rules(Rule(Bandwidth(100 * MIB)), Rule(SLOW_DOWN, times=1))
+        with pytest.raises(GenericError):
+            put(store, "b")
+        put(store, "b")
+        assert proxy.take_traffic().counts == {Verb.PUT: 2}
+    with pytest.raises(GenericError):
+        get(store, "a")

@@ -80,11 +80,7 @@ class Rule:
     verbs: frozenset[Verb] = frozenset(Verb)
     path: str = ""            # regular expression that is found in the path, with the query
     times: int | None = None  # how many requests; None: all of these, until the rule is removed
-    line: Line | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.fault, Bandwidth):
-            self.line = Line(self.fault.bytes_per_s)
+    line: Line | None = field(init=False, default=None)  # of a bandwidth in force
 
     def hits(self, verb: Verb, path: str) -> bool:
         """Say whether a request is meant."""
@@ -124,7 +120,9 @@ class Rules:
         self._rules: list[Rule] = []
 
     def add(self, rule: Rule) -> Rule:
-        """Put a rule behind the others."""
+        """Put a rule in force, behind the others."""
+        if isinstance(rule.fault, Bandwidth):
+            rule.line = Line(rule.fault.bytes_per_s)
         with self._lock:
             self._rules.append(rule)
         return rule
