@@ -133,7 +133,7 @@ class Storage(Protocol):
         ...
 
     def distrust(self, key: Key) -> bool:
-        """Note that the bytes of an object, as `get` or `get_range` returned them, are not those that were stored.
+        """Note that `get` or `get_range` returned other bytes of an object than were stored.
 
         Return whether reading it again may return other bytes: because a copy of it was dropped, or because something
         on the way to the storage may have answered in its place.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _WRITE = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CELLS_AT_ONCE = 512  # of two buffers each: IOV_MAX is 1,024
-_SAME_TIME_S = 60  # copies are told apart by when they were last read, no more exactly than this
+_SAME_TIME_S = 60  # how exactly a file records when it was last read
 
 
 class CopyFiles:

@@ -1,6 +1,6 @@
 """Keep a disk cache within its size, without a lock or a count that processes share.
 
-A process that has written a share of the size looks at all files, and removes those that were not read for longest.
+A process that has written a share of the size looks at all files, and removes the ones that were not read for longest.
 While that lasts it may write one more share, and no more. So these are the most bytes that the files of a cache take:
 
     7/8 of its size, 1/16 for each process that writes to it, and one object for each thread of these
