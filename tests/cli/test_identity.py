@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
+import shutil
 import sqlite3
 import struct
 from contextlib import closing
@@ -17,7 +18,8 @@ from backyfs.cli.main import run
 from backyfs.keys.identity import identity_tag
 from backyfs.metadata.records.identity import load_identity, load_identity_tag
 from tests.support.images import random_bytes, random_image
-from tests.support.repositories import BLOCK, back_up, configure, make_repository, opened
+from tests.support.program import backyfs
+from tests.support.repositories import BLOCK, back_up, configure, copy_repository, make_repository, opened
 from tests.upgrade.reference import Reference
 
 if TYPE_CHECKING:
@@ -54,13 +56,21 @@ SLOT_AS_BLOB = (
 NOTHING_WRAPPED = "UPDATE blobs SET encryption_version = 0, wrapped_key = NULL, fingerprint = NULL"
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make an encrypted repository with a backup, also in the catalog, and its image; return where they are."""
+    directory = tmp_path_factory.mktemp("made")
+    config = make_repository(directory / "repository")
+    random_image(directory / "image", 2 * BLOCK)
+    assert backyfs("-c", config, "backup", directory / "image", "disk").returncode == 0
+    return directory
+
+
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    """Make an encrypted repository with a backup, also in the catalog; return its directory, which has an image too."""
-    config = make_repository(tmp_path / "repository")
-    random_image(tmp_path / "image", 2 * BLOCK)
-    assert run(["-c", str(config), "backup", str(tmp_path / "image"), "disk"]) == 0
-    return config.parent
+def directory(made: Path, tmp_path: Path) -> Path:
+    """Copy them; return the directory of the repository."""
+    shutil.copy(made / "image", tmp_path)
+    return copy_repository(made / "repository", tmp_path / "repository").parent
 
 
 def change(directory: Path, *statements: str) -> None:

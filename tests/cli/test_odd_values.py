@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shutil
 import sqlite3
 import subprocess
 from array import array
@@ -24,7 +25,7 @@ from backyfs.metadata.db.tables import metadata
 from backyfs.metadata.records.versions import find_version, is_last_valid, list_versions
 from tests.support.images import random_image
 from tests.support.program import BACKYFS
-from tests.support.repositories import BLOCK, back_up, change_database, make_repository, opened
+from tests.support.repositories import BLOCK, back_up, change_database, copy_repository, make_repository, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +37,16 @@ LIMIT = 2 << 30  # of address space
 FAR = (1 << 62) + 1
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("made")
+    return with_versions(make_repository(directory / "repository"), directory)
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
-    return with_versions(make_repository(tmp_path / "repository"), tmp_path)
+def config(made: Path, tmp_path: Path) -> Path:
+    shutil.copy(made.parent.with_name("image"), tmp_path)
+    return copy_repository(made.parent, tmp_path / "repository")
 
 
 def with_versions(config: Path, directory: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import sqlite3
 import subprocess
 
@@ -19,18 +20,19 @@ from backyfs.work.job import Job
 from tests.support.images import random_image
 from tests.support.jobs import spec
 from tests.support.program import BACKYFS
-from tests.support.repositories import BLOCK, back_up, make_repository, opened
+from tests.support.repositories import BLOCK, back_up, copy_repository, make_repository, opened
 from tests.upgrade.reference import FIXTURES, Reference
 
 REFERENCES = sorted(path.parent.name for path in FIXTURES.glob("*/output"))
 UNKNOWN = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
-@pytest.fixture
-def config(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """Make three versions: an image, the image with block 1 changed and a hole and a block added, and another name."""
-    config = make_repository(tmp_path / "repository")
-    image = random_image(tmp_path / "image", 3 * BLOCK + 5)
+    directory = tmp_path_factory.mktemp("made")
+    config = make_repository(directory / "repository")
+    image = random_image(directory / "image", 3 * BLOCK + 5)
     with opened(config) as repository:
         back_up(repository, image)
         with image.open("r+b") as file:
@@ -42,6 +44,12 @@ def config(tmp_path):
         back_up(repository, image)
         back_up(repository, image, name="zwei, \N{SNOWMAN}|")
     return config
+
+
+@pytest.fixture
+def config(made, tmp_path):
+    shutil.copy(made.parent.with_name("image"), tmp_path)
+    return copy_repository(made.parent, tmp_path / "repository")
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def make_repository(
     """Make a repository below `directory`, with an SQLite file or the given database; return its configuration."""
     template = None if database is not None or block_size != BLOCK else templates.take(directory, encrypted=encrypted)
     if template is not None:
-        return _copy(template, directory)
+        return copy_repository(template, directory)
     return _make(directory, block_size=block_size, encrypted=encrypted, database=database)
 
 
@@ -51,6 +51,25 @@ def configure(config_file: Path, **settings: object) -> None:
     for key, value in settings.items():
         text = re.sub(rf"(?m)^{key}:.*\n", "", text).replace("[DEFAULTS]\n", f"[DEFAULTS]\n{key}: {value}\n")
     config_file.write_text(text)
+
+
+def copy_repository(template: Path, directory: Path) -> Path:
+    """Copy a repository that `make_repository` made, and return the configuration of the copy.
+
+    A module whose tests change what they begin with makes it once, and copies it for each of them.
+    """
+    assert _PLAIN.fullmatch(str(directory))
+    if not directory.exists():
+        directory.mkdir(parents=True)
+        shutil.copymode(template, directory)
+    for path in template.iterdir():
+        if path.is_dir():
+            shutil.copytree(path, directory / path.name)
+        else:
+            shutil.copy2(path, directory / path.name)
+    config_file = directory / _CONFIG
+    config_file.write_text(config_file.read_text().replace(str(template), str(directory)))
+    return config_file
 
 
 class Templates:
@@ -88,20 +107,6 @@ class Templates:
 
 
 templates = Templates()
-
-
-def _copy(template: Path, directory: Path) -> Path:
-    if not directory.exists():
-        directory.mkdir(parents=True)
-        shutil.copymode(template, directory)
-    for path in template.iterdir():
-        if path.is_dir():
-            shutil.copytree(path, directory / path.name)
-        else:
-            shutil.copy2(path, directory / path.name)
-    config_file = directory / _CONFIG
-    config_file.write_text(config_file.read_text().replace(str(template), str(directory)))
-    return config_file
 
 
 def _make(directory: Path, *, block_size: int = BLOCK, encrypted: bool, database: str | None = None) -> Path:
