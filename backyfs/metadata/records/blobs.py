@@ -83,19 +83,7 @@ def insert_blobs(
     """Insert blobs that are durable in the storage and that no page refers to yet. Return their ids."""
     ids: dict[BlobUid, BlobId] = {}
     for batch in batches(saved):
-        rows = [
-            {
-                "uid": blob.uid,
-                "fingerprint": blob.fingerprint,
-                "size": blob.size,
-                "stored_size": blob.stored_size,
-                "encryption_version": blob.encryption_version,
-                "wrapped_key": blob.wrapped_key,
-                "valid": isinstance(blob, SavedBlob) or blob.valid,
-                "created_at": created_at,
-            }
-            for blob in batch
-        ]
+        rows = [_values(blob) | {"created_at": created_at} for blob in batch]
         inserted = connection.execute(insert(blobs).returning(blobs.c.uid, blobs.c.id), rows)
         ids.update((BlobUid(row.uid), BlobId(row.id)) for row in inserted)
     _begin_counting(connection, ids.values())
@@ -112,22 +100,7 @@ def insert_numbered_blobs(
     at = created_at.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
     row = insert(blobs).values(created_at=literal_column(f"'{at}'"))  # converted once, not for each row
     for batch in batches(records):
-        connection.execute(
-            row,
-            [
-                {
-                    "id": blob_id,
-                    "uid": blob.uid,
-                    "fingerprint": blob.fingerprint,
-                    "size": blob.size,
-                    "stored_size": blob.stored_size,
-                    "encryption_version": blob.encryption_version,
-                    "wrapped_key": blob.wrapped_key,
-                    "valid": blob.valid,
-                }
-                for blob_id, blob in batch
-            ],
-        )
+        connection.execute(row, [_values(blob) | {"id": blob_id} for blob_id, blob in batch])
         _begin_counting(connection, (blob_id for blob_id, _ in batch))
 
 
@@ -288,6 +261,18 @@ def _require_all(ids: Iterable[BlobId], found: dict[BlobId, _Facts]) -> dict[Blo
 def _begin_counting(connection: Connection, ids: Iterable[BlobId]) -> None:
     for batch in batches(ids):
         connection.execute(insert(blob_refs), [{"blob_id": blob_id, "refs": 0} for blob_id in batch])
+
+
+def _values(blob: SavedBlob | BlobRecord) -> dict[str, Any]:
+    return {
+        "uid": blob.uid,
+        "fingerprint": blob.fingerprint,
+        "size": blob.size,
+        "stored_size": blob.stored_size,
+        "encryption_version": blob.encryption_version,
+        "wrapped_key": blob.wrapped_key,
+        "valid": isinstance(blob, SavedBlob) or blob.valid,
+    }
 
 
 def _facts(row: Any) -> BlobRecord:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, select, update
@@ -41,17 +41,7 @@ class Identity:
 
 def save_identity(connection: Connection, identity: Identity) -> None:
     """Store the identity of a new repository."""
-    connection.execute(
-        insert(repository).values(
-            id=_THE_ROW,
-            uid=identity.uid,
-            block_size=identity.block_size,
-            hash_function=identity.hash_function,
-            wrapped_fingerprint_key=identity.wrapped_fingerprint_key,
-            needs_release=HEAD_RELEASE,
-            created_at=identity.created_at,
-        )
-    )
+    connection.execute(insert(repository).values(id=_THE_ROW, needs_release=HEAD_RELEASE, **asdict(identity)))
     note_repository(connection)
 
 
@@ -166,16 +156,7 @@ def replace_key_slots(connection: Connection, slots: Iterable[KeySlot]) -> None:
 
 def add_key_slot(connection: Connection, slot: KeySlot) -> None:
     """Store a key slot."""
-    connection.execute(
-        insert(key_slots).values(
-            label=slot.label,
-            kdf=slot.kdf,
-            kdf_parameters=slot.kdf_parameters,
-            key_check=slot.key_check,
-            wrapped_key=slot.wrapped_key,
-            created_at=slot.created_at,
-        )
-    )
+    connection.execute(insert(key_slots).values(asdict(slot)))
     note_repository(connection)
 
 
@@ -225,14 +206,4 @@ def _slots(rows: Sequence[Row[Any]]) -> list[KeySlot]:
             subject="the database",
             remedy=Advice.RECOVER_DATABASE(),
         )
-    return [
-        KeySlot(
-            label=row.label,
-            kdf=row.kdf,
-            kdf_parameters=row.kdf_parameters,
-            key_check=row.key_check,
-            wrapped_key=row.wrapped_key,
-            created_at=row.created_at,
-        )
-        for row in rows
-    ]
+    return [KeySlot(**{field.name: getattr(row, field.name) for field in fields(KeySlot)}) for row in rows]
