@@ -449,6 +449,7 @@ def test_a_blob_is_loaded_as_inserted(connection: Connection) -> None:
             size=4096,
             encryption_version=2,
             wrapped_key=b"\0" * 40,
+            stored_size=1234,
         )
     }
 
