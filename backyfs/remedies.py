@@ -81,7 +81,7 @@ class Advice(Enum):
     WRITE_CATALOG_OR_ALL = "write what the catalog is known to lack, or the whole catalog"
     WRITE_CATALOG_IF_DELETED = "if the catalog was deleted, write the whole catalog again"
     WRITE_CATALOG_IF_LOST = (
-        "if its disk is not mounted, mount it; if `path` of [DataBackend] is wrong, correct it; if its content "
+        "if its disk is not mounted, mount it; if [DataBackend] names a wrong place, correct it; if its content "
         "really is lost, write the whole catalog"
     )
     REPLACE_MARKER = "if the storage is the right one, move that object away and write the whole catalog"

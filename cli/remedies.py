@@ -91,7 +91,7 @@ RENDERINGS = {
     ),
     Advice.WRITE_CATALOG_IF_DELETED: "if the catalog was deleted, `backyfs catalog push --all` writes it again",
     Advice.WRITE_CATALOG_IF_LOST: (
-        "if its disk is not mounted, mount it; if `path` of [DataBackend] is wrong, correct it; if its content "
+        "if its disk is not mounted, mount it; if [DataBackend] names a wrong place, correct it; if its content "
         "really is lost, run `backyfs catalog push --all`"
     ),
     Advice.REPLACE_MARKER: (

@@ -290,7 +290,11 @@ class _Loader:
                 ignored = self._place(_STORAGE, f"{name}_file")
                 self.warnings.append(str(ignored.error(f"is ignored, because {name} is set")))
         if "endpoint_url" in values:
-            values["use_ssl"] = values["endpoint_url"].startswith("https:")
+            uses_tls = values["endpoint_url"].startswith("https:")
+            if values.get("use_ssl", uses_tls) is not uses_tls:
+                ignored = self._place(_STORAGE, "use_ssl")
+                self.warnings.append(str(ignored.error("is ignored, because endpoint_url says otherwise")))
+            values["use_ssl"] = uses_tls
         return ObjectStoreConfig(kind="minio" if self._storage_type == "minio" else "s3", **values)
 
 

@@ -28,6 +28,7 @@ class StorageKind:
 
     open: Callable[[Any, Callable[[], bool]], Storage]  # with a function: does the command end?
     create: Callable[[Any, bool], bool]  # may it hold blobs? -> does it? See `create_storage`
+    find_setting: Callable[[Any], str | None] = lambda _config: None  # that has to be changed; see `find_setting`
 
 
 def _bucket() -> ModuleType:
@@ -44,6 +45,7 @@ KINDS = {
     ObjectStoreConfig: StorageKind(
         open=lambda config, stop: _bucket().open_bucket(config, stop),
         create=lambda config, may_hold_blobs: _bucket().check_new_bucket(config, may_hold_blobs=may_hold_blobs),
+        find_setting=lambda config: _bucket().find_setting(config),
     ),
     NullStorageConfig: StorageKind(
         open=lambda _config, _stop: NullStorage(), create=lambda _config, _may_hold_blobs: False
@@ -86,3 +88,8 @@ def create_storage(config: Config, *, may_hold_blobs: bool = False) -> bool:
         StorageError: it exists and is not empty, or cannot be created.
     """
     return KINDS[type(config.storage)].create(config.storage, may_hold_blobs)
+
+
+def find_setting(config: StorageConfig) -> str | None:
+    """Return a setting with which a storage that does not answer would; None: none is known."""
+    return KINDS[type(config)].find_setting(config)

@@ -27,6 +27,7 @@ from backyfs.errors import (
     KeyMaterialError,
     ObjectMissingError,
     StorageError,
+    StorageRefusedError,
     WrongKeyError,
 )
 from backyfs.metadata.db.clock import database_time
@@ -42,7 +43,7 @@ from backyfs.remedies import Advice, Remedy
 from backyfs.repository import check_agreement, no_repository
 from backyfs.repository.claim import SAMPLE_BLOBS, check_before_upgrade, check_claim
 from backyfs.repository.keyring import unlock
-from backyfs.storage.registry import open_storage
+from backyfs.storage.registry import find_setting, open_storage
 from backyfs.text import shell_word
 from backyfs.trust import reasons_not_to_trust, refuses_untrusted, secret_files_of
 
@@ -250,28 +251,28 @@ class _Checks:
         return Grade.OK, f"{shown} opens the blocks"
 
     def _storage(self) -> Iterator[_Result]:
+        place = self.config.storage.place
         with closing(open_storage(self.config.storage)) as storage:
             if not storage.traits.keeps:
                 yield Grade.WARNING, "it is of type null and keeps nothing; configure a storage of another type"
                 return
             if not self.state:
-                place = self.config.storage.place
                 yield Grade.SKIPPED, f"{place} exists, but cannot be checked without the database"
                 return
-            marked = self._claimed(storage)
-            uid, stored = BlobUid(secrets.token_hex(16)), secrets.token_bytes(_TEST_BYTES)
             try:
-                storage.put(uid, [stored])
-                storage.flush()
-                read = storage.get(uid)
-            finally:
-                storage.delete([uid])
-            if read != stored:
-                raise StorageError(
-                    "returned other bytes of a test object than were stored", subject=self.config.storage.place
-                )
-            _check_gone(storage.get, uid)
-        yield Grade.OK, f"{self.config.storage.place}: {marked}a test object was written, read and deleted"
+                marked = self._claimed(storage)
+            except StorageError as error:
+                setting = find_setting(self.config.storage)
+                if setting is not None:
+                    error.remedy = Remedy(f"set {setting} in [DataBackend]: it answers then")
+                raise
+            kept = _try_test_object(storage, place)
+        done = "written, read and listed" if kept else "written, read, listed and deleted"
+        yield Grade.OK, f"{place}: {marked}a test object was {done}"
+        if kept is not None:
+            yield Grade.WARNING, f"{place}: {kept.fact}, so a cleanup fails and the test object stays", Remedy(
+                "if another host cleans up, that is as it should be; if not, permit deletion"
+            )
 
     def _claimed(self, storage: Storage) -> str:
         """Return what the marker of the storage says, before anything is written there."""
@@ -347,6 +348,33 @@ def _failed(check: str, error: BackyfsError) -> Finding:
 def _skipped(checks: Iterable[str], until: str) -> list[Finding]:
     message = f"cannot be checked until the configuration is {until}"
     return [Finding(check=name, grade=Grade.SKIPPED, message=message) for name in checks]
+
+
+def _try_test_object(storage: Storage, place: str) -> StorageRefusedError | None:
+    """Write, read, list and delete a test object; return the error if deletion is not permitted.
+
+    Raises:
+        StorageError: anything else fails.
+    """
+    uid, stored = BlobUid(secrets.token_hex(16)), secrets.token_bytes(_TEST_BYTES)
+    refusal = None
+    try:
+        storage.put(uid, [stored])
+        storage.flush()
+        read, part = storage.get(uid), storage.get_range(uid, 1, _TEST_BYTES // 2)
+        is_listed = any(found.key == uid for found in storage.list(uid))
+    finally:
+        try:
+            storage.delete([uid])
+        except StorageRefusedError as error:
+            refusal = error
+    if read != stored or part != stored[1 : 1 + len(part)] or len(part) != _TEST_BYTES // 2:
+        raise StorageError("returned other bytes of a test object than were stored", subject=place)
+    if not is_listed:
+        raise StorageError("does not list a test object that it has", subject=place)
+    if refusal is None:
+        _check_gone(storage.get, uid)
+    return refusal
 
 
 def _check_gone(get: Callable[[BlobUid], bytes], uid: BlobUid) -> None:

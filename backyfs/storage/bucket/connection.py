@@ -47,7 +47,7 @@ def open_bucket(config: ObjectStoreConfig, stop: Callable[[], bool]) -> BucketSt
     patience = Patience(request_s=config.request_timeout, retry_s=config.retry_time)
     return BucketStorage(
         make_store(config),
-        Requests(config.place, patience=patience, stop=stop),
+        Requests(config.place + _route(config), patience=patience, stop=stop),
         place=config.place,
         attributes=None if config.storage_class is None else {"Storage-Class": config.storage_class},
     )
@@ -128,6 +128,16 @@ def _client_options(config: ObjectStoreConfig) -> ClientConfig:
         except OSError as error:
             raise StorageError(f"cannot be read: {error.strerror}", subject=f"ca_file {config.ca_file}") from error
     return options
+
+
+def _route(config: ObjectStoreConfig) -> str:
+    """Return which proxy requests go through, as a remark for messages."""
+    if config.proxy_url is not None:
+        return " (through proxy_url)"
+    scheme = endpoint_of(config).partition(":")[0]
+    names = [name for kind in (scheme, "all") for name in (f"{kind}_proxy", f"{kind.upper()}_PROXY")]
+    found = next((name for name in names if os.environ.get(name)), None)
+    return "" if found is None else f" (through the proxy that {found} names, unless NO_PROXY excludes it)"
 
 
 @contextmanager

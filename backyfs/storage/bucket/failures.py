@@ -155,6 +155,12 @@ def _of_connection(text: str, subject: str) -> StorageError:
         return StorageError(
             "it does not return parts of objects", subject=subject, remedy="use an object store that does"
         )
+    if "panicked" in text:  # the library does so at a URL that is not one, such as http://bucket.127.0.0.1
+        return StorageError(
+            "the address of the bucket is invalid",
+            subject=subject,
+            remedy="correct `endpoint_url`, or set addressing_style: path in [DataBackend]",
+        )
     fact = next((fact for mark, fact in _CONNECTION if mark in text), "")
     if not fact:
         return StorageError(f"the request failed: {text.partition(chr(10))[0][:200]}", subject=subject)

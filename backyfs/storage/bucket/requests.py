@@ -131,10 +131,10 @@ class Requests:
             try:
                 result = await self._attempt(request, size, key)
             except StorageAwayError as error:
-                self._note_outage(error)
+                if repeats:
+                    self._note_outage(error)
                 waited_s = time.monotonic() - began_s
-                patience_s = self.patience.retry_s if self._has_answered else self.patience.first_s
-                if not repeats or waited_s + pause_s > min(patience_s, self.patience.retry_s):
+                if not repeats or waited_s + pause_s > self._patience_s:
                     raise
                 usage.repeated += 1
             else:
@@ -172,10 +172,14 @@ class Requests:
             self.round_trip_s = min(self.round_trip_s or took_s, took_s)
             return result
 
+    @property
+    def _patience_s(self) -> float:
+        return self.patience.retry_s if self._has_answered else min(self.patience.first_s, self.patience.retry_s)
+
     def _note_outage(self, error: StorageAwayError) -> None:
-        if self._outage is None:
+        if self._outage is None and self._patience_s:
             self._outage = _Outage()
-            _log.warning("%s; the command goes on when it answers (up to %g s)", error, self.patience.retry_s)
+            _log.warning("%s; waiting up to %g s for it", error, self._patience_s)
 
     def _note_answer(self) -> None:
         self._has_answered = True
