@@ -146,13 +146,14 @@ def test_a_delay_delays_each_request_and_not_the_others(
     assert ended[2] - began[2] >= 0.1
 
 
-def test_requests_at_the_same_time_are_delayed_at_the_same_time(
-    bucket: Bucket, fault_proxy: FaultProxy, store: S3Store
-) -> None:
-    bucket.put("a", b"")
-    fault_proxy.add(Delay(0.5))
+def test_the_log_says_how_many_requests_were_in_flight(bucket: Bucket, fault_proxy: FaultProxy, store: S3Store) -> None:
+    fault_proxy.add(Silence())
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _number: get(store, "a"), range(8)))
+        waiting = [threads.submit(get, store, "a") for _ in range(8)]
+        wait_for(lambda: fault_proxy.log.in_flight == 8, "all requests are there")
+        fault_proxy.refuse()
+        assert all(isinstance(one.exception(), GenericError) for one in waiting)
+    assert fault_proxy.log.in_flight == 0
     assert fault_proxy.log.most_in_flight == 8
 
 

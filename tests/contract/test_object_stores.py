@@ -92,7 +92,10 @@ def test_wrong_credentials_are_refused(bucket: Bucket, access_key: str, secret_k
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["seaweedfs", "radosgw"])
-def test_a_server_dies_with_the_process_that_started_it_and_another_takes_its_place(kind: str, tmp_path: Path) -> None:
+def test_a_server_dies_with_the_process_that_started_it_and_another_takes_its_place(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(f"{kind}_server")  # skips the test if it is not installed
     with _starting(kind, tmp_path) as first:
         endpoint = _line(first)
         with _starting(kind, tmp_path) as second:
@@ -106,7 +109,10 @@ def test_a_server_dies_with_the_process_that_started_it_and_another_takes_its_pl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["seaweedfs", "radosgw"])
-def test_a_server_runs_until_the_last_process_has_finished(kind: str, tmp_path: Path) -> None:
+def test_a_server_runs_until_the_last_process_has_finished(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(f"{kind}_server")  # skips the test if it is not installed
     with _starting(kind, tmp_path) as first:
         endpoint = _line(first)
         with _starting(kind, tmp_path) as second:

@@ -36,7 +36,10 @@ class ServerMissingError(Exception):
 
 
 class Server(ABC):
-    """A server of one or more processes that runs until `stop`, or until the end of its `with` block."""
+    """A server of one or more processes that runs until `stop`, or until the end of its `with` block.
+
+    It also ends with the thread that started it, so start it in one that lasts.
+    """
 
     name: ClassVar[str]
     end: ClassVar[signal.Signals] = signal.SIGKILL    # ends it immediately, and leaves nothing outside the directory
