@@ -113,7 +113,7 @@ def test_nothing_is_done_below_an_unmounted_mount_point(
         assert status == 6, words
         assert "no marker of this repository" in stderr, words
         assert "mount it" in stderr, words
-        assert "`path` of [DataBackend] is wrong" in stderr, words
+        assert "[DataBackend] names a wrong place" in stderr, words
     assert list(disk.place.iterdir()) == []
     assert not (tmp_path / "out").exists()
     disk.mount()
