@@ -40,11 +40,6 @@ LEFT = {
     "cli": 1,
     "docs/internals": 7,
     "docs/reference": 1,
-    "tests/fault": 36,
-    "tests/fuzz": 6,
-    "tests/property": 4,
-    "tests/soak": 5,
-    "tests/upgrade": 11,
 }
 
 _PATTERN = re.compile("|".join(rf"(?<![\w-]){phrase}(?![\w-])" for phrase in PHRASES))

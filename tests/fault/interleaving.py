@@ -1,10 +1,10 @@
 """Every order in which the transactions of several commands can follow each other.
 
-Commands run in threads of their own, one of them at a time: each stops before every transaction until the explorer
-lets it go. Transactions are atomic, and what a command does to the storage between two of them is as if it were part
-of the first. Two orders that come to the same state, with the database having told each command the same, go on alike
-from there, so only one of them is followed. A transaction that neither asked nor changed anything is the same whenever
-it comes, so what the others could do before it is followed after it only.
+Each command has a thread, and one of them runs at a time: it stops before every transaction until the explorer releases
+it. Transactions are atomic. What a command does to the storage between two of them counts as part of the first. Two
+orders that reach the same state, in which the database gave each command the same answers, continue in the same way, so
+only one of them is followed. A transaction that neither read nor changed anything is the same at any time, so what the
+others could do before it is only followed after it.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ _RANDOM = 1 << 32  # numbers from here on are tokens, as long as all others are 
 
 
 class Witness:
-    """What an SQLite database tells those who ask: rows, without what is random, and how many rows were changed."""
+    """Records what an SQLite database answers: rows, without random values, and how many rows were changed."""
 
     def __init__(self, engine: Engine) -> None:
-        """Watch an engine, for as long as it is there."""
-        self.told: list[Hashable] = []
+        """Watch an engine, as long as it exists."""
+        self.answers: list[Hashable] = []
         self._is_of_interest = False
         event.listen(engine, "checkout", self._prepare)
         event.listen(engine, "before_cursor_execute", self._begin)
         event.listen(engine, "after_cursor_execute", self._end)
 
     def _prepare(self, connection: Any, _record: object, _proxy: object) -> None:
-        connection.execute("PRAGMA synchronous = OFF")  # nobody cuts the power here
+        connection.execute("PRAGMA synchronous = OFF")  # no power is cut here
         connection.row_factory = self._note
 
     def _begin(self, _connection: object, _cursor: object, statement: str, *_rest: object) -> None:
-        # Jobs come and go and leave runs, within savepoints; what keeps versions from being removed is in
-        # job_versions. The notes say what is to be published, and nothing is.
+        # Jobs come and go and leave runs, within savepoints. What protects versions from removal is in job_versions.
+        # The notes list what must be published, and nothing is published.
         self._is_of_interest = not any(word in statement for word in _OF_NO_INTEREST)
 
     def _end(self, _connection: object, cursor: Any, *_rest: object) -> None:
         if self._is_of_interest:
-            self.told.append(cursor.rowcount)
+            self.answers.append(cursor.rowcount)
 
     def _note(self, _cursor: object, row: tuple[Any, ...]) -> tuple[Any, ...]:
         if self._is_of_interest:
             # Text is uids, names and times.
             known = tuple(value for value in row if not isinstance(value, str) and not _is_random(value))
-            self.told.append(known)
+            self.answers.append(known)
         return row
 
 
@@ -74,7 +74,7 @@ def _is_random(value: object) -> bool:
 
 
 class AbandonedError(BaseException):
-    """What a command gets that is not followed any more. Nothing but its own end is to catch it."""
+    """Raised in a command that is no longer followed. Only the end of its thread catches it."""
 
 
 class Command:
@@ -97,22 +97,22 @@ class Command:
 
     @property
     def seen(self) -> tuple[Hashable, ...]:
-        """Return all that the database has told it."""
-        return (self.has_ended, *self._witness.told)
+        """Return everything the database has answered."""
+        return (self.has_ended, *self._witness.answers)
 
     def start(self) -> None:
         """Run to the first transaction."""
-        self._witness.told.clear()
+        self._witness.answers.clear()
         self._thread.start()
         self._wait()
 
     def step(self) -> bool:
-        """Run through one transaction, to the next one or to the end; return whether the database told it anything."""
-        self._witness.told.append("a transaction")
-        told = len(self._witness.told)
+        """Run one transaction, up to the next one or the end; return whether the database answered anything."""
+        self._witness.answers.append("a transaction")
+        count = len(self._witness.answers)
         self._go.release()
         self._wait()
-        return len(self._witness.told) > told
+        return len(self._witness.answers) > count
 
     def abandon(self) -> None:
         """Let it end without another transaction."""
@@ -124,7 +124,7 @@ class Command:
     def _stopping(self, real: Callable[[], Any]) -> Callable[[], Any]:
         @contextmanager
         def transaction() -> Iterator[Any]:
-            # Not its heartbeat, and not its registration: nobody looks at a job that holds nothing.
+            # Neither its heartbeat nor its registration: a job that holds nothing does not matter to others.
             if threading.current_thread() is self._thread and not _is_registration():
                 self._stopped.release()
                 self._go.acquire()
@@ -136,19 +136,19 @@ class Command:
         return transaction
 
     def _wait(self) -> None:
-        assert self._stopped.acquire(timeout=PATIENCE_S), f"{self.name} comes to no transaction and no end"
+        assert self._stopped.acquire(timeout=PATIENCE_S), f"{self.name} reaches neither a transaction nor its end"
 
     def _run(self) -> None:
         try:
             self._work(self._database)
-        except BaseException as error:  # noqa: BLE001 - the explorer's to judge
+        except BaseException as error:  # noqa: BLE001 - the explorer judges it
             self.error = error
         self.has_ended = True
         self._stopped.release()
 
 
 class Explorer:
-    """Follows all orders of the commands that `begin` makes anew each time, from the same state."""
+    """Follows all orders of the commands that `begin` makes for each order, from the same state."""
 
     def __init__(
         self,
@@ -156,17 +156,20 @@ class Explorer:
         state: Callable[[], Hashable],
         check: Callable[[Sequence[Command]], None],
     ) -> None:
-        """`state` is all that commands can see, without what is random; `check` is called in each new final one."""
+        """Return an explorer.
+
+        `state` returns everything commands can see, without random values. `check` is called in each new final state.
+        """
         self._begin = begin
         self._state = state
         self._check = check
         self._known: set[Hashable] = set()
         self._to_follow: list[tuple[int, ...]] = [()]
-        self.orders = 0  # that were followed to their end
+        self.orders = 0  # followed to their end
         self.ends: set[Hashable] = set()
 
     def run(self, most: int | None = None) -> None:
-        """Follow them all, or so many that are spread over all: always the same ones."""
+        """Follow all orders, or at most `most` of them, spread over all: always the same ones."""
         chance = random.Random(0)
         followed = 0
         while self._to_follow and (most is None or followed < most):
@@ -186,7 +189,7 @@ class Explorer:
                 command.abandon()
 
     def _let_go(self, commands: Sequence[Command], forced: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Let commands go in a new order that begins so; return it, None if it comes to what is known."""
+        """Run the commands in a new order that begins with `forced`; return it, or None if it reaches a known state."""
         path: tuple[int, ...] = ()
         for command in commands:
             command.start()

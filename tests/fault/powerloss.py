@@ -1,10 +1,10 @@
 """What a disk may hold after a power loss, for every moment of something that was recorded.
 
-Recorded are the system calls of a storage in a directory, and each commit of an SQLite database with the state that
-it made. The rules are those of POSIX, which promises least: what a file was given is on the disk when the file, or the
-file system, was synced; a name that was made, changed or removed when its directory was, or the file system. Until
-then each of these may be there or not, whatever came before or after it. Of SQLite is believed that a commit which has
-returned is on the disk (`PRAGMA synchronous = FULL`).
+The recording contains the system calls of a storage in a directory, and each commit of an SQLite database with the
+state it made. The rules are those of POSIX, which promises least. The content of a file is on the disk when the file or
+the file system was synced. A name that was made, changed or removed is on the disk when its directory or the file
+system was synced. Until then each of these may be there or not, whatever came before or after it. A commit of SQLite
+that has returned is believed to be on the disk (`PRAGMA synchronous = FULL`).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Synced:
     directory: str | None = None
 
     def keeps(self, place: int, step: Named | Written) -> bool:
-        """Tell whether it made a step durable."""
+        """Return whether it made a step durable."""
         if place >= self.covers:
             return False
         if self.file is None and self.directory is None:
@@ -208,7 +208,7 @@ class Recorder:
         real = getattr(module, name)
 
         def wrapped(fd: int) -> None:
-            covers = len(self.recording.steps)  # what others do meanwhile may come too late
+            covers = len(self.recording.steps)  # what others do in the meantime may come too late
             real(fd)
             what = self._open.get(fd)
             with self._lock:

@@ -100,7 +100,7 @@ class Subject:
         shutil.copytree(self._place / "repository", self._place / "original")
 
     def explore(self, *works: Work, most: int | None = None) -> Explorer:
-        """Let commands meet in all orders, or in a sample of so many."""
+        """Let commands meet in all orders, or in a sample of at most `most`."""
         with self._opened, self._storages:
             self._raw = self._connect("repository")
             self._original = self._connect("original")
@@ -158,7 +158,7 @@ class Subject:
         return Command(work.__name__, repository.database, witness, run)
 
     def _with_new_storage(self, repository: Repository) -> Repository:
-        storage = DirectoryStorage(str(self._data))  # what an abandoned command has put is none of its business
+        storage = DirectoryStorage(str(self._data))  # another one than that of an abandoned command
         self._storages.callback(storage.close)
         return replace(repository, blocks=replace(repository.blocks, storage=storage), limits=NOTHING_BY_THE_CLOCK)
 
@@ -210,7 +210,7 @@ def _one_thing_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (flusher, committer, migrate_module):
         monkeypatch.setattr(module, "new_shelf", lambda: SHELF)
     monkeypatch.setattr(cleanup_module, "database_time", _clock)
-    # It has tests of its own; the order in which it is written does not decide what may be deleted.
+    # The catalog has other tests. The order in which it is written does not decide what may be deleted.
     monkeypatch.setattr(publish, "publish", lambda *_arguments, **_options: publish.PublishReport())
     monkeypatch.setattr(directory, "syncfs", lambda _fd: None)
 

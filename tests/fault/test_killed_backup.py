@@ -35,7 +35,7 @@ def start(config_file: Path, image: Path, *options: str) -> subprocess.Popen[str
 
 
 def wait_for_objects(directory: Path, count: int, process: subprocess.Popen[str]) -> None:
-    """Wait until so many objects or parts of objects lie in the storage, or the backup has ended."""
+    """Wait until the storage contains `count` objects or parts of objects, or the backup has ended."""
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end and process.poll() is None:
         if sum(1 for _ in directory.rglob("*.blob*")) >= count:

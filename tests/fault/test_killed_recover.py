@@ -100,7 +100,7 @@ def change_all_sorts(repository: Repository, versions: list[Version], image: Pat
     remove_versions(refusing, versions[:1], now=datetime.now(UTC))
     cleanup(refusing, grace_s=0)
     back_up(refusing, random_image(image, 3 * BLOCK, 2), "new")
-    repository.blocks.storage.flush()  # a process that is forked off has the same list of what is to be flushed
+    repository.blocks.storage.flush()  # a process that is forked off has the same list of what must be flushed
 
 
 def test_a_publication_that_is_killed_at_any_statement_is_done_by_the_next_one(
@@ -145,7 +145,7 @@ def test_a_publication_that_is_killed_at_any_call_leaves_a_catalog_that_lacks_no
         with repository.database.write() as connection:
             note_repository(connection)
         last = new
-        repository.blocks.storage.flush()  # a process that is forked off has the same list of what is to be flushed
+        repository.blocks.storage.flush()  # a process that is forked off has the same list of what must be flushed
         killed = killed_at(number, lambda: publish(repository), storage=True)
         assert losses_of(repository, tmp_path) == []
         publish(repository)

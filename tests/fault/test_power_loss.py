@@ -1,4 +1,4 @@
-"""A power loss at any moment of a backup, a migration or a cleanup: what the database names is on the disk."""
+"""A power loss at any moment of a backup, a migration or a cleanup: every object in the database is on the disk."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.upkeep.migration import Outdated
 from backyfs.model import BlobId, VersionStatus
 from backyfs.storage import directory as directory_module
+from backyfs.work import silence
 from tests.fault.powerloss import Recorder, write_tree
 from tests.support.audit import audit, content_of
 from tests.support.images import random_bytes
@@ -44,9 +45,9 @@ IMAGES = {
     "new": FIRST[:BLOCK] + random_bytes(2 * BLOCK + 7, 3),
     "next": FIRST[BLOCK:] + random_bytes(BLOCK, 4),
 }
-FEWEST = 20  # states: with fewer it was not what was meant that was recorded
-EVERY = 40   # in one of so many states the repository goes on to be used
-CATALOG_EVERY = 4  # in one of so many, a database is made of the catalog
+FEWEST = 20  # states: with fewer, something else was recorded
+EVERY = 40   # states: after one of them the repository is used further
+CATALOG_EVERY = 4  # states: after one of them a database is made from the catalog
 
 
 class Place:
@@ -77,7 +78,7 @@ class Place:
         cleanup(repository, grace_s=0)
 
     def migrate(self, repository: Repository) -> None:
-        """Seal all blobs anew, and delete the old objects."""
+        """Re-seal all blobs, and delete the old objects."""
         migrate(repository, MigrationRequest(versions=None, outdated=Outdated(to=1)))
         publish(repository)
         cleanup(repository, grace_s=0)
@@ -136,6 +137,7 @@ def test_a_power_loss_at_any_moment_loses_nothing(
     copies = tmp_path / "copies"
     copies.mkdir()
     monkeypatch.setattr(directory_module, "syncfs_can_be_trusted", lambda _path: has_syncfs)
+    monkeypatch.setattr(silence, "WATCH_S", 0)  # the command whose power was cut is known to be dead
     recorder = Recorder(place.storage, place.database, copies)
     with monkeypatch.context() as patch:
         recorder.install(patch)

@@ -46,7 +46,7 @@ HINTS = b'[{"offset": 0, "length": 4096, "exists": "true"}]'
 
 
 class Scene:
-    """A repository, and the images that its versions are to have, by name."""
+    """A repository, and the images of its versions, by name."""
 
     def __init__(self, repository: Repository, place: Path) -> None:
         self.repository = repository

@@ -141,7 +141,7 @@ def _fill(database: Path) -> None:
 
 def _change(database: Path, mutation: Mutation) -> bool:
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        # Without NOT NULL and UNIQUE of the columns: whoever writes the file is not bound by them.
+        # Without NOT NULL and UNIQUE of the columns, which do not bind another program that writes the file.
         connection.execute("PRAGMA writable_schema = ON")
         connection.execute("UPDATE sqlite_master SET sql = replace(sql, ' NOT NULL', '') WHERE type = 'table'")
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
@@ -184,12 +184,12 @@ class Runner:
         for words in (*(["-c", str(path / case.config), *_words(words, path)] for words in case.after),
                       [*metrics, "-c", str(path / case.config), *words_of(case, path)]):  # fmt: skip
             status = self._server.run(words, out=out, err=err, limit_s=LIMIT_S)
-            told = err.read_text(errors="replace")
-            unexpected = "unexpected " in told or ("Traceback" in told and not metrics)
+            printed = err.read_text(errors="replace")
+            unexpected = "unexpected " in printed or ("Traceback" in printed and not metrics)
             # check-config reports what is wrong as a result.
-            is_told = "error" in told or "failed " in out.read_text(errors="replace")
-            if status not in STATUSES or unexpected or (status not in {0, 1, 2, 20} and not is_told):
-                yield f"{mutation}: {' '.join(words)}: status {status}: {told[-1500:]}"
+            is_reported = "error" in printed or "failed " in out.read_text(errors="replace")
+            if status not in STATUSES or unexpected or (status not in {0, 1, 2, 20} and not is_reported):
+                yield f"{mutation}: {' '.join(words)}: status {status}: {printed[-1500:]}"
         for words in (["detach", str(path / "attached")], ["umount", str(path / "mount")]):
             if case.mounts:
                 self._server.run(["-q", "-c", str(path / case.config), *words], limit_s=LIMIT_S)

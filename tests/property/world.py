@@ -63,7 +63,7 @@ class World:
     def command(self, *words: str, kill_at: int | None = None, found: bool = False) -> bool:
         """Run a command, killed at a step where one is named; return whether it came to its end.
 
-        `found`: it may tell of damage.
+        `found`: it may report damage.
         """
         arguments = ["-c", str(self._config), "-q", *words]
         if kill_at is not None and killed_at(kill_at, lambda: _run(arguments), changes_only=False, storage=True):
@@ -85,7 +85,7 @@ class World:
             known[version.uid] = content
 
     def back_up_from(self, base: str, name: str, content: bytes, *, kill_at: int | None) -> None:
-        """Back up what differs from a version, as hints tell."""
+        """Back up what differs from a version, with hints."""
         before = self.versions[base].ljust(len(content), b"\0")
         hints = [
             {"offset": start, "length": min(BLOCK, len(content) - start), "exists": "true"}
@@ -198,7 +198,7 @@ class World:
     # What must be true
 
     def check(self) -> None:
-        """Make sure that all versions are there, and restore exactly but for blocks whose objects were damaged."""
+        """Check that all versions exist, and restore exactly except for blocks whose objects were damaged."""
         there = self._listed()
         assert {version.uid for version in there} == self.versions.keys() | self.incomplete.keys()
         for version in there:
@@ -259,7 +259,7 @@ class World:
             return list_versions(connection)
 
     def _changed(self) -> list[Version]:
-        """Return the versions that are new; all others are to be there still."""
+        """Return the versions that are new, and check that all others still exist."""
         there = self._listed()
         known = self.versions.keys() | self.incomplete.keys()
         assert known <= {version.uid for version in there}

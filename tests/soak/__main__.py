@@ -34,7 +34,7 @@ BLOCK = 64 << 10
 BLOCKS = 48
 KILLED = 0.25        # of all commands
 PATIENCE_S = 300     # for one command: what takes longer hangs
-ALLOWED = {0, 4, 20, 130}  # done; a version was removed or is held meanwhile; damage; interrupted
+ALLOWED = {0, 4, 20, 130}  # done; a version was removed or is held by another command; damage; interrupted
 
 
 class SoakError(Exception):
@@ -55,7 +55,7 @@ class Soak:
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def has_ended(self) -> bool:
-        """Tell whether to stop."""
+        """Return whether to stop."""
         return time.monotonic() > self.end_s or bool(self.failures) or self.stopped.is_set()
 
     def fail(self, text: str) -> None:
@@ -70,7 +70,7 @@ class Soak:
 
 
 class Worker(threading.Thread):
-    """Calls one command after the other, each in a process of its own, and kills some."""
+    """Runs one command after the other, each in a separate process, and kills some."""
 
     def __init__(self, soak: Soak, number: int, seed: int) -> None:
         super().__init__(name=f"worker-{number}")
@@ -87,7 +87,7 @@ class Worker(threading.Thread):
         try:
             while not self._soak.has_ended():
                 self._random.choice(actions)()
-        except Exception as error:  # noqa: BLE001 - it is told at the end, with the seed
+        except Exception as error:  # noqa: BLE001 - it is reported at the end, with the seed
             self._soak.fail(f"{self.name}: {error!r}")
 
     def _call(self, *words: str, can_be_killed: bool = True) -> tuple[int, str]:
@@ -167,7 +167,7 @@ class Worker(threading.Thread):
         for uid in self._random.sample(sorted(known), min(4, len(known))):
             try:
                 content = (self._mountpoint / "by_version_uid" / uid / "data").read_bytes()
-            except FileNotFoundError:  # it was removed meanwhile
+            except FileNotFoundError:  # it was removed in the meantime
                 continue
             if content != known[uid]:
                 raise SoakError(f"version {uid} is read as something else")

@@ -86,7 +86,7 @@ STATES = {
         ),
     ),
     "cd3f15ae79f8, stats renamed": State("old-cd3f15ae79f8", ("ALTER TABLE stats RENAME TO stats_old",)),
-    "9e0939e3bc6d, stats made anew and empty": State(
+    "9e0939e3bc6d, new stats, empty": State(
         "old-cd3f15ae79f8",
         (
             "ALTER TABLE stats RENAME TO stats_old",
@@ -94,7 +94,7 @@ STATES = {
             "UPDATE alembic_version SET version_num = '9e0939e3bc6d'",
         ),
     ),
-    "9e0939e3bc6d, stats made anew and filled": State(
+    "9e0939e3bc6d, new stats, filled": State(
         "old-cd3f15ae79f8",
         (
             "ALTER TABLE stats RENAME TO stats_old",

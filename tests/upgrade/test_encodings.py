@@ -1,4 +1,4 @@
-"""Databases of PostgreSQL whose encoding is not UTF8: refused with a way out, or used as far as they go."""
+"""Databases of PostgreSQL whose encoding is not UTF8: refused with a way out, or used where possible."""
 
 from __future__ import annotations
 

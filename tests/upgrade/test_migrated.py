@@ -1,4 +1,4 @@
-"""Reference repositories whose blocks are sealed anew, before a cleanup and after: versions stay what they are."""
+"""Reference repositories whose blocks are re-sealed, before a cleanup and after: versions stay what they are."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from backyfs.repository import Repository
 
-KEY = "decafbad" * 8  # that the fixtures are encrypted with, as far as they are
+KEY = "decafbad" * 8  # of the encrypted fixtures
 
 
 def counts(repository: Repository) -> dict[int, int]:

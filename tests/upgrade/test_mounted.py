@@ -40,7 +40,7 @@ def readable_blocks(path: Path, block_size: int) -> dict[str, str]:
     found = {}
     with closing(path.open("rb", buffering=0)) as file:
         for offset in range(0, path.stat().st_size, block_size):
-            with suppress(OSError):  # EIO: the block is not to be had
+            with suppress(OSError):  # EIO: the block cannot be read
                 block = os.pread(file.fileno(), block_size, offset)
                 found[str(offset // block_size)] = hashlib.sha256(block).hexdigest()
     return found

@@ -73,7 +73,7 @@ def change(file: Path, table: str, column: str, value: str, *, every: bool) -> b
         where = "" if every else f"WHERE rowid = (SELECT max(rowid) FROM {table})"
         try:
             connection.execute(f"UPDATE {table} SET {column} = {value} {where}")
-        except sqlite3.IntegrityError:  # a key that is there twice, or a rowid that is no number
+        except sqlite3.IntegrityError:  # a key that is there twice, or a rowid that is not a number
             return False
     return True
 

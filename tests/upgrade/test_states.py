@@ -62,7 +62,7 @@ def test_on_mariadb(state: str, tmp_path: Path, mariadb_server: DatabaseServer) 
         ("before alembic, snapshot_name and tags added", "backy2, 29c655b78818"),
         ("29c655b78818, expire added", "backy2, 828da0fbbe8d"),
         ("cd3f15ae79f8, stats renamed", "backy2, 9e0939e3bc6d"),
-        ("9e0939e3bc6d, stats made anew and empty", "backy2, 9e0939e3bc6d"),
+        ("9e0939e3bc6d, new stats, empty", "backy2, 9e0939e3bc6d"),
         ("85966fcda5e6, encryption columns added, all NULL", "backy2, 5260034b8125"),
         ("the head, recorded as something older", "backy2, 30349b678801"),
         ("before alembic, an empty table of revisions", "backy2, before alembic"),
