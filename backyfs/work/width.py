@@ -28,7 +28,7 @@ class Width:
 
     @classmethod
     def of(cls, traits: Traits, block_size: int, *, workers: int | None = None) -> Width:
-        """Return the width that keeps every processor and the storage busy, or that of so many workers.
+        """Return the width that keeps every processor and the storage busy, or that of `workers`.
 
         A storage that answers as fast as the host works needs one thread more than there are processors, because one
         of them waits for a disk. A storage behind a network is busy only with many requests at once, each from a task
