@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from backyfs.errors import ConfigError, StorageError
 from backyfs.files import read_input
 from backyfs.storage.bucket.credentials import credentials_of
+from backyfs.storage.bucket.foreignnames import BucketLister
 from backyfs.storage.bucket.requests import Patience, Requests
 from backyfs.storage.bucket.storage import BucketStorage
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Store
 
     from backyfs.config import ObjectStoreConfig
+    from backyfs.storage.bucket.credentials import Provider
 
 _DEFAULT_REGION = "us-east-1"
 _CONNECT_S = 10
@@ -45,21 +47,17 @@ def open_bucket(config: ObjectStoreConfig, stop: Callable[[], bool]) -> BucketSt
         StorageError: a file with credentials or certificates cannot be read.
     """
     patience = Patience(request_s=config.request_timeout, retry_s=config.retry_time)
+    credentials = credentials_of(config)
     return BucketStorage(
-        make_store(config),
+        _store(config, credentials),
         Requests(config.place + _route(config), patience=patience, stop=stop),
         place=config.place,
         attributes=None if config.storage_class is None else {"Storage-Class": config.storage_class},
+        lister=None if credentials is None else _lister(config, credentials),
     )
 
 
-def make_store(config: ObjectStoreConfig) -> S3Store:
-    """Return a client for the bucket.
-
-    Raises:
-        ConfigError: the library is missing, or the configuration cannot be used.
-        StorageError: a file with credentials or certificates cannot be read.
-    """
+def _store(config: ObjectStoreConfig, credentials: Provider | None) -> S3Store:
     try:
         from obstore.store import S3Store  # noqa: PLC0415 - only this kind of storage needs it
     except ImportError as error:
@@ -76,7 +74,6 @@ def make_store(config: ObjectStoreConfig) -> S3Store:
             key="signature_version",
             remedy="remove it: requests are signed with version 4",
         )
-    credentials = credentials_of(config)
     settings: dict[str, Any] = {
         "endpoint": endpoint_of(config),
         "region": config.region_name or _DEFAULT_REGION,
@@ -93,6 +90,19 @@ def make_store(config: ObjectStoreConfig) -> S3Store:
             credential_provider=credentials,
             **settings,
         )
+
+
+def _lister(config: ObjectStoreConfig, credentials: Provider) -> BucketLister:
+    url = endpoint_of(config)
+    return BucketLister(
+        url=url if uses_virtual_hosts(config) else f"{url}/{config.bucket_name}",
+        region=config.region_name or _DEFAULT_REGION,
+        prefix=f"{config.prefix}/" if config.prefix else "",
+        credentials=credentials,
+        timeout_s=config.request_timeout,
+        ca_file=config.ca_file,
+        proxy_url=config.proxy_url,
+    )
 
 
 def endpoint_of(config: ObjectStoreConfig) -> str:

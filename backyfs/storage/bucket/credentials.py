@@ -1,6 +1,6 @@
-"""Credentials from the configuration, from files that it names, or from a profile of the AWS command line.
+"""Credentials from the configuration, from files that it names, a profile of the AWS command line, or the environment.
 
-Without any of these, the library looks in the environment, for a web identity, and at the metadata service of the host.
+Without any of these, the library looks for a web identity, and at the metadata services of containers and hosts.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import configparser
 import os
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from backyfs.errors import ConfigError, StorageError
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 
     from backyfs.config import ObjectStoreConfig
 
+    Provider = Callable[[], S3Credential]
+
 _MAX_BYTES = 1 << 20
 _VALID_FOR = timedelta(minutes=15)  # files are read again after this time: they may hold new keys
 
 
-def credentials_of(config: ObjectStoreConfig) -> Callable[[], S3Credential] | None:
+def credentials_of(config: ObjectStoreConfig) -> Provider | None:
     """Return a function that returns the credentials; None: the library finds them.
 
     Raises:
@@ -41,22 +44,29 @@ def credentials_of(config: ObjectStoreConfig) -> Callable[[], S3Credential] | No
             key=missing,
             remedy=f"set {missing} or {missing}_file",
         )
-    if has_id:
-
-        def provide() -> S3Credential:
-            return _credential(
-                _value(config.aws_access_key_id, config.aws_access_key_id_file),
-                _value(config.aws_secret_access_key, config.aws_secret_access_key_file),
-            )
-    elif config.aws_profile is not None or ("AWS_PROFILE" in os.environ and "AWS_ACCESS_KEY_ID" not in os.environ):
-        profile = config.aws_profile or os.environ["AWS_PROFILE"]
-
-        def provide() -> S3Credential:
-            return _of_profile(profile)
-    else:
-        return None
-    provide()  # a mistake is reported now, and not with the first request
+    provide = _provider(config, has_keys=has_id)
+    if provide is not None:
+        provide()  # a mistake is reported now, and not with the first request
     return provide
+
+
+def _provider(config: ObjectStoreConfig, *, has_keys: bool) -> Provider | None:
+    environ = os.environ
+    if has_keys:
+        return lambda: _credential(
+            _value(config.aws_access_key_id, config.aws_access_key_id_file),
+            _value(config.aws_secret_access_key, config.aws_secret_access_key_file),
+        )
+    if config.aws_profile is not None:
+        return partial(_of_profile, config.aws_profile)
+    if "AWS_ACCESS_KEY_ID" in environ and "AWS_SECRET_ACCESS_KEY" in environ:
+        key_id, secret, token = (
+            environ.get(f"AWS_{name}") for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
+        )
+        return lambda: _credential(key_id or "", secret or "", token)
+    if "AWS_PROFILE" in environ:
+        return partial(_of_profile, environ["AWS_PROFILE"])
+    return None
 
 
 def _credential(key_id: str, secret: str, token: str | None = None) -> S3Credential:

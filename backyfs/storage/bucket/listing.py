@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from backyfs.storage.keys import NAMED, is_name
@@ -9,51 +10,68 @@ from backyfs.storage.keys import NAMED, is_name
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
+    from backyfs.storage.bucket.foreignnames import BucketLister
+
 _PAGE = 1000  # as many as S3 returns for one request
+_Entry = tuple[str, int, float]  # path, size in bytes, time of storing
 
 
 class Listing:
     """The objects whose path begins with a prefix. Owned by the event loop that runs the requests."""
 
-    def __init__(self, library: Any, store: ObjectStore, prefix: str) -> None:
-        """Begin before the first object."""
+    def __init__(self, library: Any, store: ObjectStore, prefix: str, lister: BucketLister | None) -> None:
+        """Begin before the first object. `lister` takes over at names that the library refuses."""
         self._library = library
         self._store = store
         self._prefix = prefix
+        self._lister = lister
         # The library matches whole segments of a path, and returns what follows an offset.
-        self._directory = prefix.rpartition("/")[0] or None
-        self._after = _just_before(prefix) if prefix and self._directory is None else None
+        self._directory = prefix.rpartition("/")[0]
+        self._after = _just_before(prefix) if prefix and not self._directory else None
         self._stream: Any = None
+        self._has_foreign_names = False
         # No key begins like that, and the library refuses some such paths.
-        self._is_done = self._directory is not None and self._directory != NAMED and not is_name(self._directory)
+        self._is_done = self._directory not in ("", NAMED) and not is_name(self._directory)
 
-    async def next_page(self) -> list[tuple[str, int, float]] | None:
-        """Return path, size in bytes and time of storing of the next objects; None: there are no more.
+    async def next_page(self) -> list[_Entry] | None:
+        """Return the next objects, ours or not; None: there are no more.
 
         If this fails, the next call continues behind the last object that was returned.
         """
         while not self._is_done:
-            if self._stream is None:
-                self._stream = self._library.list(
-                    self._store, prefix=self._directory, offset=self._after, chunk_size=_PAGE
-                )
-            try:
-                found = await anext(self._stream, None)
-            except BaseException:
-                self._stream = None
-                raise
+            found = await self._next()
             if not found:
                 break
-            self._after = found[-1]["path"]
-            page = [
-                (entry["path"], entry["size"], entry["last_modified"].timestamp())
-                for entry in found
-                if entry["path"].startswith(self._prefix)
-            ]
+            self._after = found[-1][0]
             self._is_done = self._after[: len(self._prefix)] > self._prefix
+            page = [entry for entry in found if entry[0].startswith(self._prefix)]
             if page:
                 return page
         return None
+
+    async def _next(self) -> list[_Entry]:
+        if not self._has_foreign_names:
+            try:
+                return await self._next_of_library()
+            except self._library.exceptions.InvalidPathError:
+                if self._lister is None:
+                    raise
+                self._has_foreign_names = True
+        assert self._lister is not None, "it takes over only if there is one"
+        directory = f"{self._directory}/" if self._directory else ""
+        return await asyncio.to_thread(self._lister.page, directory, self._after)
+
+    async def _next_of_library(self) -> list[_Entry]:
+        if self._stream is None:
+            self._stream = self._library.list(
+                self._store, prefix=self._directory or None, offset=self._after, chunk_size=_PAGE
+            )
+        try:
+            found: list[Any] = await anext(self._stream, [])
+        except BaseException:
+            self._stream = None
+            raise
+        return [(entry["path"], entry["size"], entry["last_modified"].timestamp()) for entry in found]
 
 
 def _just_before(prefix: str) -> str:

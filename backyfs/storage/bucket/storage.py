@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
     from backyfs.model import Buffer
+    from backyfs.storage.bucket.foreignnames import BucketLister
     from backyfs.storage.bucket.requests import Requests
 
 T = TypeVar("T")
@@ -48,9 +49,19 @@ class BucketStorage:
     """A storage in a bucket, or below a prefix of one."""
 
     def __init__(
-        self, store: ObjectStore, requests: Requests, *, place: str, attributes: dict[str, str] | None = None
+        self,
+        store: ObjectStore,
+        requests: Requests,
+        *,
+        place: str,
+        attributes: dict[str, str] | None = None,
+        lister: BucketLister | None = None,
     ) -> None:
-        """Use a store of obstore. `place` names it; `attributes` are those of new objects, as their storage class."""
+        """Use a store of obstore.
+
+        `place` names it. `attributes` are those of new objects, such as their storage class. `lister` lists a bucket
+        that obstore cannot list.
+        """
         import obstore  # noqa: PLC0415 - only this kind of storage needs it
 
         self._library = obstore
@@ -58,6 +69,7 @@ class BucketStorage:
         self._requests = requests
         self._place = place
         self._attributes = attributes
+        self._lister = lister
         self._was_marked = False  # whether the marker was there at some time
         self._typical_bytes = 0  # most blobs are about as large as the one before
         self.traits = Traits(requests=WORTHWHILE_REQUESTS)
@@ -247,7 +259,7 @@ class BucketStorage:
 
         With a prefix, only those whose path begins with it.
         """
-        listing = Listing(self._library, self._store, prefix)
+        listing = Listing(self._library, self._store, prefix, self._lister)
         while (page := self._requests.send("list", listing.next_page)) is not None:
             yield from page
 
