@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import sys
-from datetime import UTC, datetime, timedelta
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from backyfs.cli.main import run
 from backyfs.config import has_password, mistake_in_url
 from backyfs.engine.catalog.publish import publish
 from tests.cli.cases import CASES, make_place, words_of
+from tests.support.certificates import self_signed_certificate
 from tests.support.repositories import make_repository, opened
 from tests.support.services.impostor import impostor
 
@@ -152,24 +146,6 @@ def test_the_error_of_a_server_without_such_a_user_is_quoted_without_the_passwor
         status, text = command_line.run("-c", file, *words)
         assert status == 1, text
         assert not SECRET.search(text), text
-
-
-def self_signed_certificate(path):
-    """Write a self-signed certificate for 127.0.0.1, with its key; return the path."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, path.name)])
-    place = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(datetime.now(UTC) - timedelta(days=1))
-        .not_valid_after(datetime.now(UTC) + timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(place, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    path.write_bytes(certificate.public_bytes(Encoding.PEM) + secret)
-    return path
 
 
 TLS = {"postgresql": "sslmode=verify-full&sslrootcert={}", "mysql": "ssl_ca={}"}

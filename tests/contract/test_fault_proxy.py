@@ -15,6 +15,7 @@ import pytest
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PermissionDeniedError
 
 from tests.support.buckets import Bucket
+from tests.support.certificates import self_signed_certificate
 from tests.support.faultproxy import FaultProxy
 from tests.support.faults import (
     ACCESS_DENIED,
@@ -41,6 +42,7 @@ from tests.support.signing import request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from obstore.store import S3Store
 
@@ -314,6 +316,20 @@ def test_a_proxy_closes_while_requests_wait(bucket: Bucket) -> None:
         wait_for(lambda: proxy.log.in_flight == 2, "both requests are there")
         proxy.close()
         assert all(isinstance(one.exception(), GenericError) for one in waiting)
+
+
+def test_tls(bucket: Bucket, tmp_path: Path) -> None:
+    proxy = FaultProxy(bucket.server.endpoint, self_signed_certificate(tmp_path / "certificate"))
+    trusting = bucket.store(endpoint=proxy.endpoint, client_options={"allow_invalid_certificates": True})
+    put(trusting, "a", BLOB)
+    assert get(trusting, "a") == BLOB
+    with pytest.raises(GenericError):
+        get(bucket.store(endpoint=proxy.endpoint), "a")
+    with proxy.during(Silence()), ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(get, trusting, "a")
+        wait_for(lambda: proxy.log.in_flight == 1, "the request is there")
+        proxy.close()
+        assert isinstance(waiting.exception(), GenericError)
 
 
 def test_a_proxy_in_a_separate_process(bucket: Bucket) -> None:

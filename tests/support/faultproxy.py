@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import struct
 import threading
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from tests.support.services.server import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from typing import TypeGuard
 
     from backyfs.model import Buffer
@@ -33,14 +35,18 @@ _BACKLOG = 1024
 class FaultProxy:
     """A proxy that runs until `close`. Any thread may use it."""
 
-    def __init__(self, target: str) -> None:
-        """Forward to the server at a URL."""
+    def __init__(self, target: str, certificate: Path | None = None) -> None:
+        """Forward to the server at a URL. With a certificate, clients connect by TLS."""
         parts = urlsplit(target)
         assert parts.hostname is not None
         assert parts.port is not None
         self._target = (parts.hostname, parts.port)
         self.rules = Rules()
         self.log = RequestLog()
+        self.tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(certificate)
         self._lock = threading.Lock()
         self._conversations: dict[threading.Thread, _Conversation] = {}
         [self.port] = free_ports(1)
@@ -51,7 +57,7 @@ class FaultProxy:
     @property
     def endpoint(self) -> str:
         """The URL of the proxy."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self.port}"
 
     def add(
         self, fault: Fault, *, verbs: frozenset[Verb] = frozenset(Verb), path: str = "", times: int | None = None
@@ -104,6 +110,12 @@ class FaultProxy:
         self.refuse()
         self._holder.close()
 
+    def secured(self, connection: socket.socket) -> socket.socket:
+        """Return the connection of a client, with TLS if that is used. The handshake comes later."""
+        if self.tls is None:
+            return connection
+        return self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+
     def connect(self) -> socket.socket:
         """Return a connection to the server."""
         return socket.create_connection(self._target)
@@ -114,11 +126,14 @@ class FaultProxy:
                 connection, _ = listener.accept()
             except OSError:
                 return  # it was shut down
-            conversation = _Conversation(self, connection)
-            thread = threading.Thread(target=self._converse, args=[conversation], daemon=True)
-            with self._lock:
-                self._conversations[thread] = conversation
-            thread.start()
+            with suppress(OSError):  # the client has gone already
+                self._begin(_Conversation(self, connection))
+
+    def _begin(self, conversation: _Conversation) -> None:
+        thread = threading.Thread(target=self._converse, args=[conversation], daemon=True)
+        with self._lock:
+            self._conversations[thread] = conversation
+        thread.start()
 
     def _converse(self, conversation: _Conversation) -> None:
         try:
@@ -138,13 +153,15 @@ class _Conversation:
 
     def __init__(self, proxy: FaultProxy, connection: socket.socket) -> None:
         self._proxy = proxy
-        self._client = Wire(connection)
+        self._client = Wire(proxy.secured(connection))
         self._server: Wire | None = None
         self._aborted = threading.Event()
 
     def run(self) -> None:
         """Serve the client until one side closes the connection, or a fault ends it."""
         try:
+            if isinstance(self._client.socket, ssl.SSLSocket):
+                self._client.socket.do_handshake()
             while (head := self._client.read_head()) is not None and self._serve(head):
                 pass
         finally:
