@@ -6,6 +6,7 @@ as failed. Elsewhere, skips are allowed.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
@@ -73,6 +74,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The last tests are short, so all processes end at about the same time.
     placed = [*_placed(slow, _SLOW_PART), *_placed(others, 1)]
     items[:] = [test for _, tests in sorted(placed, key=lambda one: one[0]) for test in tests]
+
+
+def pytest_collection_finish() -> None:
+    """Leave the tests and all modules out of every later search for garbage, which took a third of a second each."""
+    gc.collect()
+    gc.freeze()
 
 
 def _placed(modules: list[list[pytest.Item]], part: float) -> Iterator[tuple[float, list[pytest.Item]]]:
