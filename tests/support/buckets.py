@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tests.support.signing import Credentials
 
 _PATIENCE = timedelta(seconds=60)
+_THREADS = 8  # to store many objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,8 @@ class Bucket:
     def fill(self, objects: Mapping[str, bytes]) -> None:
         """Store objects by key."""
         store = self.store()
-        for key, body in objects.items():
-            obstore.put(store, key, body, use_multipart=False)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(lambda key: obstore.put(store, key, objects[key], use_multipart=False), objects))
 
     def get(self, key: str) -> bytes:
         """Return an object."""
