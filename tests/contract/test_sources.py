@@ -192,6 +192,7 @@ def image(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryImage]:
 
 @pytest.mark.parametrize("reads", [1, 3])
 def test_backups_and_comparisons_keep_to_the_limit_of_simultaneous_reads(repository, image, reads):
+    image.expected_inside = reads
     source = open_source("memory://image", with_limit(repository, reads).config)
     version = backup(repository, source, BackupRequest(name="disk")).version
     assert image.most_inside == reads
@@ -201,6 +202,7 @@ def test_backups_and_comparisons_keep_to_the_limit_of_simultaneous_reads(reposit
 
 
 def test_without_a_limit_more_threads_read_at_a_time(repository, image):
+    image.expected_inside = 4
     source = open_source("memory://image", with_limit(repository, None).config)
     backup(repository, source, BackupRequest(name="disk"))
     assert image.most_inside > 3

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from backyfs.targets.protocol import TargetRequest
     from backyfs.targets.registry import DestinationFinder
 
+PATIENCE_S = 30
 PAGE = 4096  # bytes that are either all data or all hole
 
 IMAGES: dict[str, MemoryImage] = {}  # by name
@@ -37,21 +38,25 @@ class MemoryImage:
     def __init__(self, content: bytes) -> None:
         self.content = bytearray(content)
         self.changes = 0
+        self.expected_inside = 1  # threads that have to come before the first one goes on
         self.most_inside = 0
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._inside = 0
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Count a thread, for long enough that others can come too."""
-        with self._lock:
+        """Count a thread. It waits for the expected ones, and then long enough for others to come too."""
+        with self._changed:
             self._inside += 1
             self.most_inside = max(self.most_inside, self._inside)
+            self._changed.notify_all()
+            if not self._changed.wait_for(lambda: self.most_inside >= self.expected_inside, PATIENCE_S):
+                self.expected_inside = self.most_inside  # the test fails, and need not wait again
         time.sleep(0.001)
         try:
             yield
         finally:
-            with self._lock:
+            with self._changed:
                 self._inside -= 1
 
 
