@@ -624,6 +624,22 @@ def test_a_copy_on_a_bad_sector_is_removed(spy: Spy, cache: Storage, directory: 
     assert copies(directory) == []
 
 
+def test_nothing_is_cached_while_no_thread_can_look_for_what_to_remove(
+    spy: Spy, cache: Storage, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    content = put(spy, content_of(CELL))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert [cache.get(A), cache.get(A)] == [content, content]
+    assert spy.asked() == ["whole", "whole"]
+    assert copies(directory) == []
+    assert [cache.get(A), cache.get(A)] == [content, content]
+    assert spy.asked() == ["whole"]
+
+
 # Rejected directories
 
 

@@ -11,7 +11,6 @@ and the next one removes them.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from backyfs.storage.beneath import Root
-
-_log = logging.getLogger(__name__)
 
 _SHARES = 64  # of the size
 _PAUSE_S = 60.0  # after an error, before anything is written again
@@ -75,11 +72,15 @@ class Space:
         with self._lock:
             if self._written >= 2 * self._share or time.monotonic() < self._paused_until or self._closed.is_set():
                 return False
-            self._written += size_bytes
-            if self._written > self._share and self._looking is None:
-                self._written = size_bytes  # they may be written too late to be seen
-                self._looking = threading.Thread(target=self._look, name="cache", daemon=True)
-                self._looking.start()
+            if self._written + size_bytes > self._share and self._looking is None:
+                looking = threading.Thread(target=self._look, name="cache", daemon=True)
+                try:
+                    looking.start()
+                except RuntimeError:  # there are too many threads
+                    return False
+                self._looking = looking
+                self._written = 0
+            self._written += size_bytes  # even now, because they may be written too late to be seen
         return True
 
     def pause(self) -> None:
