@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.buckets import Bucket
 from tests.support.images import random_image
 from tests.support.program import backyfs
 from tests.support.repositories import back_up, make_repository, opened
 from tests.support.stored import blob_uids, flip_a_byte
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tests.support.services.objectstore import S3Server
 
     Mounted = Callable[..., Path]
 
@@ -117,3 +121,41 @@ def test_a_cache_can_be_removed_under_a_mount(mounted: Mounted, config_file: Pat
         first = file.read(4096)
         shutil.rmtree(tmp_path / "cache")
         assert first + file.readall() == (tmp_path / "image").read_bytes()
+
+
+@pytest.fixture
+def in_bucket(s3_server: S3Server, tmp_path: Path) -> Iterator[tuple[Path, Bucket]]:
+    """The configuration of the same repository in a bucket, and the bucket."""
+    config_file = make_repository(tmp_path / "repository", block_size=BLOCK)
+    with opened(config_file) as repository:
+        back_up(repository, random_image(tmp_path / "image", SIZE))
+    bucket = Bucket.make(s3_server)
+    data = tmp_path / "repository" / "data"
+    for path in data.rglob("*"):
+        if path.is_file():
+            is_blob = path.suffix == ".blob"
+            bucket.put(path.stem if is_blob else str(path.relative_to(data)), path.read_bytes())
+    place = bucket.config()
+    text = re.sub(
+        r"(?ms)^type: file$.*?^path: [^\n]*",
+        f"type: s3\nbucket_name: {place.bucket_name}\nendpoint_url: {place.endpoint_url}\n"
+        f"aws_access_key_id: {place.aws_access_key_id}\naws_secret_access_key: {place.aws_secret_access_key}\n"
+        f"cache: {tmp_path / 'cache'}",
+        config_file.read_text(),
+    )
+    config_file.write_text(text)
+    yield config_file, bucket
+    bucket.remove()
+
+
+def test_a_second_mount_reads_nothing_from_a_bucket(
+    mounted: Mounted, in_bucket: tuple[Path, Bucket], tmp_path: Path
+) -> None:
+    config_file, bucket = in_bucket
+    image = (tmp_path / "image").read_bytes()
+    first = mounted(config_file)
+    assert (first / LATEST).read_bytes() == image
+    assert backyfs("umount", first).returncode == 0
+    stored = bucket.keys()
+    bucket.delete(*(key for key in stored if "/" not in key))
+    assert (mounted(config_file) / LATEST).read_bytes() == image
