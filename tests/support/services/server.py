@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-_PLACE = "/tmp"  # unlike a directory of pytest, the account can enter it
+# Unlike a directory of pytest, the account of a server can enter these.
+_DISK, _MEMORY = "/tmp", "/dev/shm"
+_ENOUGH_MEMORY_BYTES = 4 << 30  # free, for the servers of four processes
 _PREFIX = "backyfs-tests-"
 _START_S = 60
 _STOP_S = 20
@@ -44,6 +46,7 @@ class Server(ABC):
     name: ClassVar[str]
     end: ClassVar[signal.Signals] = signal.SIGKILL    # ends it immediately, and leaves nothing outside the directory
     account: ClassVar[tuple[str, str] | None] = None  # where root runs the tests, the user and group of the server
+    in_memory: ClassVar[bool] = False                 # its directory is small, and kept in memory where there is enough
 
     def __init__(self) -> None:
         """Start a server and wait until it answers.
@@ -53,7 +56,7 @@ class Server(ABC):
         """
         self._processes: list[subprocess.Popen[bytes]] = []
         _remove_leftovers()
-        self.directory = tempfile.mkdtemp(prefix=f"{_PREFIX}{self.name}-{os.getpid()}-", dir=_PLACE)
+        self.directory = tempfile.mkdtemp(prefix=f"{_PREFIX}{self.name}-{os.getpid()}-", dir=self._place())
         try:
             self.start()
         except BaseException:
@@ -65,6 +68,11 @@ class Server(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _place(self) -> str:
+        if not self.in_memory or not os.path.isdir(_MEMORY):
+            return _DISK
+        return _MEMORY if shutil.disk_usage(_MEMORY).free >= _ENOUGH_MEMORY_BYTES else _DISK
 
     @abstractmethod
     def start(self) -> None:
@@ -161,7 +169,7 @@ def free_ports(count: int) -> list[int]:
 
 def _remove_leftovers() -> None:
     """Remove the directories of killed processes, whose pid in the name no longer exists."""
-    for directory in glob(f"{_PLACE}/{_PREFIX}*"):
+    for directory in (*glob(f"{_DISK}/{_PREFIX}*"), *glob(f"{_MEMORY}/{_PREFIX}*")):
         pid = directory.rpartition("-")[0].rpartition("-")[2]
         if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
             shutil.rmtree(directory, ignore_errors=True)
