@@ -13,6 +13,7 @@ from benchmarks.measures import (  # noqa: I001  the order of the report
     encryption as encryption,
     catalog as catalog,
     cleanup as cleanup,
+    objectstore as objectstore,
     random_image as random_image,
     peers as peers,
     mount_peers as mount_peers,
