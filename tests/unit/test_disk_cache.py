@@ -32,7 +32,7 @@ from backyfs.storage.protocol import MAX_OBJECT_BYTES
 from tests.support.disks import small_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from backyfs.storage.keys import Key
     from backyfs.storage.protocol import Storage
@@ -55,7 +55,7 @@ class Spy(ForwardingStorage):
 
     def __init__(self, storage: Storage) -> None:
         super().__init__(storage)
-        self.read: list[tuple[int, int] | str] = []
+        self.read: list[tuple[int, int] | str | tuple[range, ...]] = []
 
     def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
         self.read.append("whole")
@@ -65,7 +65,11 @@ class Spy(ForwardingStorage):
         self.read.append((offset, length))
         return super().get_range(key, offset, length)
 
-    def asked(self) -> list[tuple[int, int] | str]:
+    def get_ranges(self, key: Key, wanted: Sequence[range]) -> list[bytes]:
+        self.read.append(tuple(wanted))
+        return super().get_ranges(key, wanted)
+
+    def asked(self) -> list[tuple[int, int] | str | tuple[range, ...]]:
         """Return the reads since the last call."""
         read, self.read = self.read, []
         return read
@@ -160,6 +164,17 @@ def test_only_absent_cells_are_requested(spy: Spy, cache: Storage) -> None:
     assert cache.get_range(A, 6 * CELL + 5, 10) == content[6 * CELL + 5 : 6 * CELL + 15]
     assert cache.get_range(A, 3 * CELL, 5 * CELL) == content[3 * CELL : 8 * CELL]
     assert spy.asked() == [(0, CELL), (CELL, 3 * CELL), (6 * CELL, CELL), (4 * CELL, 4 * CELL)]
+
+
+def test_what_is_absent_of_several_parts_is_requested_together(spy: Spy, cache: Storage) -> None:
+    content = put(spy, content_of(10 * CELL + 5))
+    parts = [range(80), range(7 * CELL - 1, 9 * CELL), range(10 * CELL, 11 * CELL)]
+    expected = [content[part.start : part.stop] for part in parts]
+    assert cache.get_ranges(A, parts) == expected
+    assert spy.asked() == [(range(CELL), range(6 * CELL, 9 * CELL), range(10 * CELL, 11 * CELL))]
+    assert cache.get_ranges(A, parts) == expected
+    assert cache.get_ranges(A, [range(3), range(CELL, CELL + 3)]) == [content[:3], content[CELL : CELL + 3]]
+    assert spy.asked() == [(CELL, CELL)]
 
 
 def test_the_end_of_an_object_is_cached(spy: Spy, cache: Storage) -> None:

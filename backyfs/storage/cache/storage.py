@@ -16,7 +16,7 @@ from backyfs.errors import MountError
 from backyfs.files import make_directories
 from backyfs.host.writers import trusted_directory
 from backyfs.storage.beneath import Root
-from backyfs.storage.cache.cells import CELL_BYTES, DATA_BYTES, cells_covering, copy_key
+from backyfs.storage.cache.cells import CELL_BYTES, DATA_BYTES, CopyKey, cells_covering, copy_key
 from backyfs.storage.cache.files import CopyFiles
 from backyfs.storage.cache.space import Space
 from backyfs.storage.forwarding import ForwardingStorage
@@ -69,20 +69,28 @@ class CachedStorage(ForwardingStorage):
 
     def get_range(self, key: Key, offset: int, length: int) -> bytes:
         """Return a part of an object. What the cache lacks of it takes one request, for whole cells."""
-        if not is_blob(key) or offset < 0 or not 0 < length <= MAX_OBJECT_BYTES:
-            return super().get_range(key, offset, length)
+        return self.get_ranges(key, [range(offset, offset + length)])[0]
+
+    def get_ranges(self, key: Key, wanted: Sequence[range]) -> list[bytes]:
+        """Return parts of an object. What the cache lacks of them takes one request for each, for whole cells."""
+        if not is_blob(key) or not all(part.start >= 0 and 0 < len(part) <= MAX_OBJECT_BYTES for part in wanted):
+            return super().get_ranges(key, wanted)
         copy = copy_key(self._repository, key)
-        numbers = cells_covering(offset, length)
+        found = [_Cells(part, self._read(copy, cells_covering(part.start, len(part)))) for part in wanted]
+        incomplete = [cells for cells in found if cells.absent]
+        absent = [cells.absent for cells in incomplete]
+        if len(absent) == 1:
+            contents = [super().get_range(key, absent[0].start, len(absent[0]))]
+        else:
+            contents = super().get_ranges(key, absent) if absent else []
+        for cells, content in zip(incomplete, contents, strict=True):
+            self._add(key, cells.absent.start // DATA_BYTES, content, is_end=len(content) < len(cells.absent))
+            cells.complete(content)
+        return [cells.content() for cells in found]
+
+    def _read(self, copy: CopyKey, numbers: range) -> list[memoryview | None]:
         nothing: list[memoryview | None] = [None] * len(numbers)
-        cells = self._try(lambda: self._files.read(copy, numbers), nothing)
-        parts = [data for data in cells if data is not None]
-        if len(parts) < len(cells):
-            parts = self._complete(key, numbers.start, cells)
-        parts[0] = parts[0][offset - numbers.start * DATA_BYTES :]
-        surplus = sum(map(len, parts)) - length
-        if surplus > 0:
-            parts[-1] = parts[-1][:-surplus]
-        return b"".join(parts)
+        return self._try(lambda: self._files.read(copy, numbers), nothing)
 
     def delete(self, keys: Sequence[Key]) -> None:
         """Delete objects, and what is cached of them."""
@@ -99,17 +107,6 @@ class CachedStorage(ForwardingStorage):
         """Close the storage. What is cached stays."""
         self._space.close()
         super().close()
-
-    def _complete(self, key: BlobUid, first: int, cells: list[memoryview | None]) -> list[memoryview]:
-        """Return the data of consecutive cells from `first` on. Absent ones are read from the storage."""
-        absent = [position for position, data in enumerate(cells) if data is None]
-        start, stop = absent[0], absent[-1] + 1
-        wanted = (stop - start) * DATA_BYTES
-        content = super().get_range(key, (first + start) * DATA_BYTES, wanted)
-        is_end = len(content) < wanted
-        self._add(key, first + start, content, is_end=is_end)
-        behind = [] if is_end else cells[stop:]
-        return [data for data in (*cells[:start], memoryview(content), *behind) if data is not None]
 
     def _add(self, key: BlobUid, first: int, content: Buffer, *, is_end: bool) -> None:
         size = (memoryview(content).nbytes // DATA_BYTES + 2) * CELL_BYTES  # with what file systems round up
@@ -135,6 +132,36 @@ class CachedStorage(ForwardingStorage):
         self._space.pause()
         if self._warning.acquire(blocking=False):
             _warn(self._directory, error.strerror or str(error))
+
+
+class _Cells:
+    """A part of an object, in the cells that cover it."""
+
+    def __init__(self, part: range, cells: list[memoryview | None]) -> None:
+        """Begin with the data of the cells that are cached; None: one is not."""
+        self._part = part
+        self._first = part.start // DATA_BYTES
+        self._cells = cells
+        missing = [position for position, data in enumerate(cells) if data is None]
+        # The bytes of the object from the first absent cell to the last one.
+        self.absent = range(0)
+        if missing:
+            self.absent = range((self._first + missing[0]) * DATA_BYTES, (self._first + missing[-1] + 1) * DATA_BYTES)
+
+    def complete(self, content: bytes) -> None:
+        """Add the bytes that were absent; fewer, if the object ends within them."""
+        start, stop = (place // DATA_BYTES - self._first for place in (self.absent.start, self.absent.stop))
+        behind = self._cells[stop:] if len(content) == len(self.absent) else []
+        self._cells = [*self._cells[:start], memoryview(content), *behind]
+
+    def content(self) -> bytes:
+        """Return the bytes of the part, as far as the object goes."""
+        parts = [data for data in self._cells if data is not None]
+        parts[0] = parts[0][self._part.start - self._first * DATA_BYTES :]
+        surplus = sum(map(len, parts)) - len(self._part)
+        if surplus > 0:
+            parts[-1] = parts[-1][:-surplus]
+        return b"".join(parts)
 
 
 def cached(storage: Storage, directory: str, *, size_bytes: int, repository: str) -> Storage:
