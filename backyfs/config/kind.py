@@ -22,7 +22,8 @@ MAX_COMPRESSION_LEVEL = 19  # higher levels gain nothing with blocks of this siz
 _SECTOR_BYTES = 512
 _MAX_NUMBER = 2**63 - 1  # the largest number that a database column can store
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_MAX_DURATION_S = 36500 * 86400  # a hundred years, so that dates stay within the range of datetime
+_MAX_DAYS = 36500  # a hundred years, so that dates stay within the range of datetime
+_MAX_DURATION_S = _MAX_DAYS * 86400
 _BOOLEANS = {
     "1": True, "0": False, "true": True, "false": False, "yes": True, "no": False, "on": True, "off": False,
 }
@@ -113,6 +114,11 @@ def _duration(text: str, _: PathContext) -> int:
 
 def _interval(text: str, context: PathContext) -> int:
     return _duration(text, context) or _refuse()
+
+
+def _days(text: str, context: PathContext) -> int:
+    days = _number(text, context)
+    return days if days <= _MAX_DAYS else _refuse()
 
 
 def _boolean(text: str, _: PathContext) -> bool:
@@ -239,6 +245,7 @@ BLOCK_SIZE = ValueKind(
 )
 DURATION = ValueKind(allowed="a number and a unit (s, m, h, d, w), as in 12h, up to 36500d", parse=_duration)
 INTERVAL = ValueKind(allowed="a number, 1 or more, and a unit (s, m, h, d, w), as in 1d", parse=_interval)
+DAYS = ValueKind(allowed=f"a whole number from 0 to {_MAX_DAYS}", parse=_days)
 OPTIONAL_BOOLEAN = ValueKind(allowed=", ".join(_BOOLEANS), parse=_boolean, optional=True)
 DEDUPLICATION = ValueKind(
     allowed=f"{OPTIONAL_BOOLEAN.allowed}, {Deduplication.SAME_VERSION.value}", parse=_deduplication

@@ -54,7 +54,7 @@ _OBJECT_STORE = (
     Key("proxy_url", k.PROXY_URL, "The HTTP proxy; default: as the environment says."),
     Key("storage_class", k.OPTIONAL_TEXT, "The storage class of new objects."),
     Key("unsigned_payload", k.OPTIONAL_BOOLEAN, "Sign requests without their bytes; default: yes with TLS."),
-    Key("minimum_storage_days", k.NUMBER, "Days for which each object is paid for; it is not deleted earlier."),
+    Key("minimum_storage_days", k.DAYS, "Days for which each object is paid for; it is not deleted earlier."),
     Key("request_timeout", k.INTERVAL, "The time for a request, in addition to that for its bytes."),
     Key("retry_time", k.DURATION, "How long to go on trying while the storage does not answer."),
 )

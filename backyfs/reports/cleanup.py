@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 def as_object(report: CleanupReport) -> Object:
     """Return what was deleted."""
+    young = {} if report.young_blobs is None else {"young_blobs": report.young_blobs}
     return {
         "pages": report.pages,
         "blobs": report.blobs,
         "stored_bytes": report.stored_bytes,
         "duration_s": seconds(report.duration_s),
+        **young,
     }
 
 

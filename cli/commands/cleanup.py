@@ -75,9 +75,10 @@ def _plan(
     """Return what would be done, as an object and as lines; nothing was marked or deleted."""
     if not full:
         garbage = plan_cleanup(repository, grace_s=grace_s)
-        return plan_as_object(garbage), _garbage_lines(garbage), []
+        return plan_as_object(garbage), _garbage_lines(garbage, _age(repository)), []
     plan = plan_full_cleanup(repository, grace_s=grace_s, prefix=prefix, control=control)
-    return full_plan_as_object(plan), [*_garbage_lines(plan.garbage), *_plan_lines(plan)], []
+    lines = [*_garbage_lines(plan.garbage, _age(repository)), *_plan_lines(plan)]
+    return full_plan_as_object(plan), lines, []
 
 
 def _run(
@@ -86,15 +87,22 @@ def _run(
     """Return what was done, as an object and as lines, and the errors that follow."""
     if not full:
         report = cleanup(repository, grace_s=grace_s, control=control)
-        return as_object(report), [_cleaned_line(report, report.duration_s)], report.errors
+        return as_object(report), _cleaned_lines(report, report.duration_s, _age(repository)), report.errors
     done = full_cleanup(repository, grace_s=grace_s, prefix=prefix, control=control, on_damage=log_damage)
-    return full_as_object(done), [_cleaned_line(done.cleaned, done.duration_s), *_full_lines(done)], done.errors
+    lines = [*_cleaned_lines(done.cleaned, done.duration_s, _age(repository)), *_full_lines(done)]
+    return full_as_object(done), lines, done.errors
 
 
-def _garbage_lines(plan: CleanupPlan) -> list[str]:
+def _age(repository: Repository) -> str:
+    """Return how old a blob must be to be deleted."""
+    paid_days = repository.blocks.storage.traits.paid_days
+    return f"the last {paid_days} days, for which the storage is paid," if paid_days else "the last hour"
+
+
+def _garbage_lines(plan: CleanupPlan, age: str) -> list[str]:
     lines = [f"{plan.blobs} blobs would be deleted, {human_size(plan.stored_bytes)}"]
     if plan.young_blobs:
-        lines.append(f"{plan.young_blobs} blobs were stored in the last hour and are kept for now")
+        lines.append(_young_line(plan.young_blobs, age))
     return lines
 
 
@@ -107,8 +115,15 @@ def _plan_lines(plan: FullPlan) -> list[str]:
     ]
 
 
-def _cleaned_line(report: CleanupReport, duration_s: float) -> str:
-    return f"{report.blobs} blobs deleted, {human_size(report.stored_bytes)} freed, in {duration_s:.1f} s"
+def _cleaned_lines(report: CleanupReport, duration_s: float, age: str) -> list[str]:
+    lines = [f"{report.blobs} blobs deleted, {human_size(report.stored_bytes)} freed, in {duration_s:.1f} s"]
+    if report.young_blobs:
+        lines.append(_young_line(report.young_blobs, age))
+    return lines
+
+
+def _young_line(young_blobs: int, age: str) -> str:
+    return f"{young_blobs} blobs were stored in {age} and are kept for now"
 
 
 def _full_lines(done: FullReport) -> list[str]:

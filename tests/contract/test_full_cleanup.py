@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.slow
 
 BLOCKS = 8
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+EARLIER = NOW - timedelta(days=30)
 A, B = BlobUid("a" * 32), BlobUid("b" * 32)
 
 
@@ -113,12 +114,13 @@ def test_an_orphan_is_doomed_once_and_an_object_with_a_row_is_not_an_orphan(
     with repository.database.write() as connection:
         known = BlobUid(connection.execute(select(blobs.c.uid).limit(1)).scalar_one())
         orphans = [StoredOrphan(uid=uid, stored_size=7) for uid in (A, known, B)]
-        assert doom_orphans(connection, orphans, NOW) == [A, B]
-        assert doom_orphans(connection, orphans, NOW) == []
+        assert doom_orphans(connection, orphans, stored_at=EARLIER, now=NOW) == [A, B]
+        assert doom_orphans(connection, orphans, stored_at=EARLIER, now=NOW) == []
         row = connection.execute(select(blobs).where(blobs.c.uid == A)).one()
-        assert (row.fingerprint, row.stored_size, row.wrapped_key, row.doomed_at) == (None, 7, None, NOW)
+        assert (row.fingerprint, row.stored_size, row.wrapped_key) == (None, 7, None)
+        assert (row.created_at, row.doomed_at) == (EARLIER, NOW)
         many = [StoredOrphan(uid=BlobUid(f"{number:032x}"), stored_size=number) for number in range(1100)]
-        assert doom_orphans(connection, many, NOW) == [orphan.uid for orphan in many]
+        assert doom_orphans(connection, many, stored_at=EARLIER, now=NOW) == [orphan.uid for orphan in many]
 
 
 def test_living_blobs_can_be_listed_in_parts(repository: Repository, version: Version) -> None:

@@ -14,7 +14,9 @@ from backyfs.metadata.maps.blockmap import BlobsGoneError, references_add_up
 from backyfs.metadata.records.blobs import find_blobs, insert_blobs
 from backyfs.metadata.records.removal import remove_version
 from backyfs.metadata.upkeep.garbage import (
+    Cutoffs,
     Garbage,
+    count_young,
     doom_unused_blobs,
     doomed_blobs,
     forget_doomed,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 BLOCK = 4096
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(hours=2)
+ANY_AGE = Cutoffs(unused=LATER, doomed=None)
+THE_SAME_AGE = Cutoffs(unused=NOW, doomed=None)  # too young
 
 
 def new_blobs(connection: Connection, count: int) -> list[BlobId]:
@@ -96,14 +100,14 @@ def test_only_blobs_without_a_page_are_doomed(connection: Connection) -> None:
     version_with(connection, b)
     assert doom(connection) == [a, c]
     assert refs(connection) == {b: 1}
-    doomed = doomed_blobs(connection, BlobId(0), 10)
+    doomed = doomed_blobs(connection, ANY_AGE, BlobId(0), 10)
     assert [(blob.id, blob.uid, blob.stored_size) for blob in doomed] == [
         (a, f"{0:032x}", 10),
         (c, f"{2:032x}", 12),
     ]
-    assert doomed_blobs(connection, a, 10) == doomed[1:]
-    assert doomed_blobs(connection, BlobId(0), 1) == doomed[:1]
-    assert measure_doomed(connection) == (2, 22)
+    assert doomed_blobs(connection, ANY_AGE, a, 10) == doomed[1:]
+    assert doomed_blobs(connection, ANY_AGE, BlobId(0), 1) == doomed[:1]
+    assert measure_doomed(connection, ANY_AGE) == (2, 22)
     moments = connection.execute(select(blobs.c.doomed_at).where(blobs.c.doomed_at.is_not(None))).scalars().all()
     assert moments == [LATER, LATER]
 
@@ -112,6 +116,18 @@ def test_young_blobs_are_kept(connection: Connection) -> None:
     [a] = new_blobs(connection, 1)
     assert doom(connection, older_than=NOW) == []
     assert doom(connection, older_than=NOW + timedelta(microseconds=1)) == [a]
+
+
+def test_young_doomed_blobs_are_not_deleted_yet(connection: Connection) -> None:
+    a, b, c = new_blobs(connection, 3)
+    connection.execute(update(blobs).where(blobs.c.id == b).values(created_at=LATER))
+    assert doom(connection, older_than=LATER + timedelta(hours=1), count=2) == [a, b]
+    cutoffs = Cutoffs(unused=NOW, doomed=NOW)
+    assert [blob.id for blob in doomed_blobs(connection, cutoffs, BlobId(0), 10)] == [a]
+    assert measure_doomed(connection, cutoffs) == (1, 10)
+    assert measure_garbage(connection, cutoffs) == Garbage(pages=0, blobs=1, stored_bytes=10, young_blobs=2)
+    assert count_young(connection, cutoffs) == len([b, c])
+    assert count_young(connection, ANY_AGE) == 0
 
 
 def test_blobs_are_doomed_a_few_at_a_time(connection: Connection) -> None:
@@ -142,18 +158,18 @@ def test_only_rows_of_doomed_blobs_are_removed(connection: Connection) -> None:
 def test_garbage_is_measured_as_a_cleanup_would_remove_it(connection: Connection) -> None:
     ids = new_blobs(connection, 5)
     nothing = Garbage(pages=0, blobs=0, stored_bytes=0, young_blobs=5)
-    assert measure_garbage(connection, NOW) == nothing
+    assert measure_garbage(connection, THE_SAME_AGE) == nothing
     doom(connection, count=1)
     version_with(connection, ids[1], ids[2])
     remove_version(connection, version_with(connection, ids[2], ids[3]).id)
     # One doomed, one only in a page without a version, and one in no page. The one that another page also has is kept.
-    assert measure_garbage(connection, LATER) == Garbage(pages=1, blobs=3, stored_bytes=10 + 13 + 14, young_blobs=0)
-    assert measure_garbage(connection, NOW) == Garbage(pages=1, blobs=1, stored_bytes=10, young_blobs=2)
+    assert measure_garbage(connection, ANY_AGE) == Garbage(pages=1, blobs=3, stored_bytes=10 + 13 + 14, young_blobs=0)
+    assert measure_garbage(connection, THE_SAME_AGE) == Garbage(pages=1, blobs=1, stored_bytes=10, young_blobs=2)
     connection.execute(update(blobs).where(blobs.c.id == ids[3]).values(stored_size=None))  # unknown
-    assert measure_garbage(connection, LATER) == Garbage(pages=1, blobs=3, stored_bytes=10 + 14, young_blobs=0)
+    assert measure_garbage(connection, ANY_AGE) == Garbage(pages=1, blobs=3, stored_bytes=10 + 14, young_blobs=0)
     connection.execute(update(blobs).where(blobs.c.id == ids[3]).values(stored_size=13))
     assert remove_unused_pages(connection, 10) == 1
-    assert measure_garbage(connection, LATER) == Garbage(pages=0, blobs=3, stored_bytes=37, young_blobs=0)
+    assert measure_garbage(connection, ANY_AGE) == Garbage(pages=0, blobs=3, stored_bytes=37, young_blobs=0)
     assert len(doom(connection)) == 2
 
 
@@ -172,8 +188,8 @@ def test_a_lot_of_garbage_is_counted_and_removed_in_many_steps(connection: Conne
     everything = Garbage(
         pages=MANY_PAGES, blobs=MANY_BLOBS, stored_bytes=sum(range(10, 10 + MANY_BLOBS)), young_blobs=0
     )
-    assert measure_garbage(connection, LATER) == everything
-    assert measure_garbage(connection, NOW) == Garbage(
+    assert measure_garbage(connection, ANY_AGE) == everything
+    assert measure_garbage(connection, THE_SAME_AGE) == Garbage(
         pages=MANY_PAGES, blobs=0, stored_bytes=0, young_blobs=MANY_BLOBS
     )
     assert remove_unused_pages(connection, MANY_PAGES) == MANY_PAGES
@@ -183,11 +199,11 @@ def test_a_lot_of_garbage_is_counted_and_removed_in_many_steps(connection: Conne
         assert found == sorted(found)
         doomed += found
     assert doomed == ids
-    assert measure_garbage(connection, LATER) == Garbage(
+    assert measure_garbage(connection, ANY_AGE) == Garbage(
         pages=0, blobs=MANY_BLOBS, stored_bytes=everything.stored_bytes, young_blobs=0
     )
     assert forget_doomed(connection, doomed) == MANY_BLOBS
-    assert measure_garbage(connection, LATER) == Garbage(pages=0, blobs=0, stored_bytes=0, young_blobs=0)
+    assert measure_garbage(connection, ANY_AGE) == Garbage(pages=0, blobs=0, stored_bytes=0, young_blobs=0)
     assert references_add_up(connection)
 
 

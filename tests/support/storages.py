@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from backyfs.metadata.db.database import Database
     from backyfs.repository import Repository
     from backyfs.storage.keys import Key
-    from backyfs.storage.protocol import Storage
+    from backyfs.storage.protocol import Storage, StoredObject, Traits
 
 
 def any_key(_key: Key) -> bool:
@@ -59,6 +59,26 @@ class WatchedStorage:
 def with_storage(repository: Repository, storage: Any) -> Repository:
     """Return the repository with another storage."""
     return replace(repository, blocks=replace(repository.blocks, storage=storage))
+
+
+class PaidStorage(ForwardingStorage):
+    """Forwards every call to a storage whose objects are paid for in advance."""
+
+    def __init__(self, storage: Storage, *, days: int) -> None:
+        """Let each object be paid for this long."""
+        super().__init__(storage)
+        self._traits = replace(storage.traits, paid_days=days)
+        self.days_later = 0  # how much older objects are than they really are
+
+    @property
+    def traits(self) -> Traits:
+        """The traits, with those days."""
+        return self._traits
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield objects by the prefix of their keys."""
+        for found in self.storage.list(prefix):
+            yield replace(found, age_s=found.age_s + self.days_later * 86400)
 
 
 class WatchedLoads(ForwardingStorage):

@@ -270,5 +270,5 @@ def test_a_cleanup_taken_for_dead_stops(repository: Repository, image: Path) -> 
     with Job(repository.database, spec("cleanup")) as job:
         job._lost.set()
         with pytest.raises(JobLostError):
-            Cleaner(repository, Run(UNATTENDED, interrupted="", job=job)).run(0)
+            Cleaner(repository, Run(UNATTENDED, interrupted="", job=job), grace_s=0).run()
     assert len(objects(repository)) == BLOCKS

@@ -24,8 +24,10 @@ from backyfs.engine.catalog.publish import catalog_kept, keep_catalog
 from backyfs.errors import BackyfsError, ObjectsKeptError, StorageError
 from backyfs.metadata.db.clock import database_time
 from backyfs.metadata.upkeep.garbage import (
+    Cutoffs,
     DoomedBlob,
     Garbage,
+    count_young,
     doom_unused_blobs,
     doomed_blobs,
     forget_doomed,
@@ -43,7 +45,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backyfs.errors import ObjectUnreadableError
+    from backyfs.metadata.db.database import Connection
     from backyfs.repository import Repository
+    from backyfs.storage.protocol import Storage
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +65,7 @@ class CleanupReport:
     pages: int = 0
     blobs: int = 0
     stored_bytes: int = 0  # of their objects, where known
+    young_blobs: int | None = None  # are deleted later, because they are paid for; None: nothing is paid in advance
     undeleted: int = 0     # objects that the storage cannot delete; the next cleanup tries again
     duration_s: float = 0.0
 
@@ -84,7 +89,17 @@ def plan_cleanup(repository: Repository, *, grace_s: float = GRACE_S) -> Cleanup
         DatabaseError: the database fails, or a page is damaged.
     """
     with repository.database.read() as connection:
-        return measure_garbage(connection, database_time(connection) - timedelta(seconds=grace_s))
+        return measure_garbage(connection, cutoffs(connection, repository.blocks.storage, grace_s))
+
+
+def cutoffs(connection: Connection, storage: Storage, grace_s: float) -> Cutoffs:
+    """Return which blobs are too young now.
+
+    An unused blob that is paid for is not doomed either: a backup may use it again, which costs nothing.
+    """
+    now = database_time(connection)
+    paid = timedelta(days=storage.traits.paid_days)
+    return Cutoffs(unused=now - max(paid, timedelta(seconds=grace_s)), doomed=now - paid if paid else None)
 
 
 def cleanup(
@@ -93,7 +108,7 @@ def cleanup(
     grace_s: float = GRACE_S,
     control: Control = UNATTENDED,
 ) -> CleanupReport:
-    """Delete what no version needs, except blobs that were stored less than `grace_s` seconds ago.
+    """Delete what no version needs, except blobs that were stored less than `grace_s` seconds ago or are paid for.
 
     Blobs that an earlier cleanup doomed come first, because that makes room on a full disk. The catalog is brought up
     to date before any object is deleted, so it never refers to deleted objects.
@@ -106,8 +121,8 @@ def cleanup(
     repository.database.use_reserve()
     spec = JobSpec(kind=JobKind.CLEANUP)
     with catalog_kept(repository, control), Job(repository.database, spec, limits=repository.limits) as job:
-        cleaner = Cleaner(repository, Run(control, interrupted=INTERRUPTED, job=job))
-        cleaner.run(grace_s)
+        cleaner = Cleaner(repository, Run(control, interrupted=INTERRUPTED, job=job), grace_s)
+        cleaner.run()
     cleaner.report.duration_s = time.monotonic() - started
     return cleaner.report
 
@@ -115,28 +130,42 @@ def cleanup(
 class Cleaner:
     """One cleanup under way. Owned by the thread that calls `run`."""
 
-    def __init__(self, repository: Repository, run: Run) -> None:
+    def __init__(self, repository: Repository, run: Run, grace_s: float) -> None:
         self._repository = repository
         self._database = repository.database
         self._storage = repository.blocks.storage
         self._run = run
         self._limits = repository.limits
+        self._grace_s = grace_s
+        self._cutoffs = self._current_cutoffs()
         self._undeleted = BlobSet()
         self._lock = threading.Lock()  # guards that set and its count
         self.report = CleanupReport()
 
-    def run(self, grace_s: float) -> None:
+    def run(self) -> None:
         """Delete doomed blobs, then whatever no version needs."""
         with Window[list[DoomedBlob]](_WORKERS) as window:
             self._delete_doomed(window)
             self._remove_pages()
-            self._doom_blobs(grace_s)
+            self._doom_blobs()
             self._delete_doomed(window)
+        self._count_young()
 
     def delete_doomed(self) -> None:
-        """Delete doomed blobs, and nothing else."""
+        """Delete blobs that are doomed by now, and nothing else."""
+        self._cutoffs = self._current_cutoffs()
         with Window[list[DoomedBlob]](_WORKERS) as window:
             self._delete_doomed(window)
+        self._count_young()
+
+    def _current_cutoffs(self) -> Cutoffs:
+        with self._database.read() as connection:
+            return cutoffs(connection, self._storage, self._grace_s)
+
+    def _count_young(self) -> None:
+        if self._storage.traits.paid_days:
+            with self._database.read() as connection:
+                self.report.young_blobs = count_young(connection, self._cutoffs)
 
     def _remove_pages(self) -> None:
         while True:
@@ -147,18 +176,16 @@ class Cleaner:
             if not removed:
                 return
 
-    def _doom_blobs(self, grace_s: float) -> None:
+    def _doom_blobs(self) -> None:
         last = BlobId(0)
-        # Fixed at the beginning. Otherwise, without a grace time, a backup would store the same block again and again,
-        # and the cleanup would delete it each time.
-        with self._database.read() as connection:
-            older_than = database_time(connection) - timedelta(seconds=grace_s)
         while True:
             self._run.check()
+            # The cutoff is fixed. Otherwise, without a grace time, a backup would store the same block again and again,
+            # and the cleanup would delete it each time.
             with self._database.write() as connection:
                 now = database_time(connection)
                 doomed = doom_unused_blobs(
-                    connection, older_than=older_than, now=now, after=last, count=self._limits.blobs_at_once
+                    connection, older_than=self._cutoffs.unused, now=now, after=last, count=self._limits.blobs_at_once
                 )
             if not doomed:
                 return
@@ -166,7 +193,7 @@ class Cleaner:
 
     def _delete_doomed(self, window: Window[list[DoomedBlob]]) -> None:
         with self._database.read() as connection:
-            many, stored_bytes = measure_doomed(connection)
+            many, stored_bytes = measure_doomed(connection, self._cutoffs)
         if not many:
             return
         with self._run.step("Deleting what no version needs", stored_bytes):
@@ -177,7 +204,7 @@ class Cleaner:
         last = BlobId(0)
         while True:
             with self._database.read() as connection:
-                batch = doomed_blobs(connection, last, self._limits.blobs_at_once)
+                batch = doomed_blobs(connection, self._cutoffs, last, self._limits.blobs_at_once)
             if batch:
                 last = batch[-1].id
                 self._run.check()

@@ -124,9 +124,9 @@ def full_cleanup(
     spec = JobSpec(kind=JobKind.CLEANUP, label="--full")
     with catalog_kept(repository, control), Job(repository.database, spec, limits=repository.limits) as job:
         run = Run(control, interrupted=INTERRUPTED, job=job)
-        cleaner = Cleaner(repository, run)
+        cleaner = Cleaner(repository, run, grace_s)
         counted = recount(repository.database, run.check)
-        cleaner.run(grace_s)
+        cleaner.run()
         found = StorageListing(repository, run.check, prefix=prefix, grace_s=grace_s).run(doom=True)
         cleaner.delete_doomed()
         leftovers = _remove_leftovers(repository) + remove_stale_objects(repository, control=control)

@@ -6,7 +6,8 @@
 A backup stores an object before its row, so an object without a row may be about to get one. It is an orphan once it is
 older than every job that could have stored it, because a job that has ended adds no more rows. Only ages are compared,
 each measured by one clock; the clocks themselves are never compared. An orphan first gets a doomed row. So it is
-deleted like any other blob, even if the cleanup is killed, and an import that needs it gets an error.
+deleted like any other blob, even if the cleanup is killed, and an import that needs it gets an error. If the storage is
+paid in advance, an orphan must be older than that too.
 
 If the storage held objects before the repository was made, as in a recovery from exports, none of them is an orphan
 until somebody asks for it by setting the grace time to zero, because their rows may still be imported.
@@ -20,6 +21,7 @@ import logging
 import math
 from array import array
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from backyfs.catalog.store import require_catalog
@@ -67,7 +69,7 @@ class StorageDifferences:
 
     orphans: int = 0
     orphan_bytes: int = 0
-    young_orphans: int = 0  # a running command may be about to add their rows
+    young_orphans: int = 0  # a running command may be about to add their rows, or they are paid for
     missing: array[int]     # blobs whose object was not listed, or has changed its size
 
 
@@ -92,6 +94,7 @@ class StorageListing:
         self._check = check
         self._prefix = prefix
         self._grace_s = grace_s
+        self._paid = timedelta(days=self._storage.traits.paid_days)
         self._seen = BlobSet()
 
     def run(self, *, doom: bool) -> StorageDifferences:
@@ -149,11 +152,12 @@ class StorageListing:
     def _settle(self, unknown: Sequence[StoredBlob], found: StorageDifferences, *, doom: bool) -> None:
         with self._database.write() as connection:
             # A job that adds the row of one of these objects does so before this transaction, or is still running.
-            least_s = least_age_s(connection, self._grace_s)
+            least_s = max(least_age_s(connection, self._grace_s), self._paid.total_seconds())
             old = [stored for stored in unknown if stored.age_s >= least_s]
             orphans = [StoredOrphan(uid=stored.uid, stored_size=stored.size_bytes) for stored in old]
             if doom:
-                doomed = set(doom_orphans(connection, orphans, database_time(connection)))
+                now = database_time(connection)
+                doomed = set(doom_orphans(connection, orphans, stored_at=now - self._paid, now=now))
             else:
                 uids = {orphan.uid for orphan in orphans}
                 doomed = uids - known_uids(connection, uids)

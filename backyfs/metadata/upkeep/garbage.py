@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, true, update
 from sqlalchemy.exc import IntegrityError
 
 from backyfs.errors import DatabaseError
@@ -24,6 +24,8 @@ from backyfs.remedies import Advice
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
+
+    from sqlalchemy import ColumnElement
 
     from backyfs.metadata.db.database import Connection
 
@@ -47,6 +49,14 @@ class StoredOrphan:
     stored_size: int  # bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Cutoffs:
+    """Until when a blob must have been stored to be old enough."""
+
+    unused: datetime         # to be doomed if it is unused; it must have been stored before that time
+    doomed: datetime | None  # to be deleted if it is doomed; None: at any time
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LivingBlob:
     """A blob whose object should exist."""
@@ -62,7 +72,7 @@ class Garbage:
     pages: int
     blobs: int         # doomed blobs, and blobs that would be doomed
     stored_bytes: int  # of their objects, if known
-    young_blobs: int   # unused blobs that are kept during the grace time
+    young_blobs: int   # unused and doomed blobs that are kept for now, because they are too young
 
 
 # A literal 0, as in the condition of the index: with a parameter, SQLite would not use the index.
@@ -113,17 +123,34 @@ def doom_unused_blobs(
     return doomed
 
 
-def doomed_blobs(connection: Connection, after: BlobId, count: int) -> list[DoomedBlob]:
-    """Return the next doomed blobs, by id."""
-    rows = connection.execute(_DOOMED, {"last": after, "count": count})
+def doomed_blobs(connection: Connection, cutoffs: Cutoffs, after: BlobId, count: int) -> list[DoomedBlob]:
+    """Return the next doomed blobs that may be deleted, by id."""
+    rows = connection.execute(_DOOMED.where(_is_deletable(cutoffs)), {"last": after, "count": count})
     return [DoomedBlob(id=BlobId(row.id), uid=BlobUid(row.uid), stored_size=row.stored_size) for row in rows]
 
 
-def measure_doomed(connection: Connection) -> tuple[int, int]:
-    """Return the number of doomed blobs, and the total size of their objects where it is known."""
+def measure_doomed(connection: Connection, cutoffs: Cutoffs) -> tuple[int, int]:
+    """Return the number of doomed blobs that may be deleted, and the total size of their objects where it is known."""
     sizes = func.coalesce(func.sum(blobs.c.stored_size), 0)
-    many, stored = connection.execute(select(func.count(), sizes).where(blobs.c.doomed_at.is_not(None))).one()
+    doomed = select(func.count(), sizes).where(blobs.c.doomed_at.is_not(None), _is_deletable(cutoffs))
+    many, stored = connection.execute(doomed).one()
     return many, int(stored)
+
+
+def count_young(connection: Connection, cutoffs: Cutoffs) -> int:
+    """Return the number of unused and doomed blobs that are too young to be deleted."""
+    unused = _UNUSED_BLOBS.where(blobs.c.created_at >= cutoffs.unused).subquery()
+    many = connection.execute(select(func.count()).select_from(unused)).scalar_one()
+    return many + _count_young_doomed(connection, cutoffs)
+
+
+def _count_young_doomed(connection: Connection, cutoffs: Cutoffs) -> int:
+    young = select(func.count()).where(blobs.c.doomed_at.is_not(None), ~_is_deletable(cutoffs))
+    return int(connection.execute(young).scalar_one())
+
+
+def _is_deletable(cutoffs: Cutoffs) -> ColumnElement[bool]:
+    return true() if cutoffs.doomed is None else blobs.c.created_at <= cutoffs.doomed
 
 
 def forget_doomed(connection: Connection, blob_ids: Iterable[BlobId]) -> int:
@@ -135,10 +162,13 @@ def forget_doomed(connection: Connection, blob_ids: Iterable[BlobId]) -> int:
     return removed
 
 
-def doom_orphans(connection: Connection, orphans: Iterable[StoredOrphan], now: datetime) -> list[BlobUid]:
+def doom_orphans(
+    connection: Connection, orphans: Iterable[StoredOrphan], *, stored_at: datetime, now: datetime
+) -> list[BlobUid]:
     """Insert doomed rows for objects that have no row, so that they are deleted like others; return these objects.
 
-    From now on, nobody can insert another row for them. Call this in a write transaction.
+    From now on, nobody can insert another row for them. `stored_at` is a time by which all of them were stored. Call
+    this in a write transaction.
     """
     doomed: list[BlobUid] = []
     for batch in batches(orphans):
@@ -153,7 +183,7 @@ def doom_orphans(connection: Connection, orphans: Iterable[StoredOrphan], now: d
                 "encryption_version": 0,
                 "wrapped_key": None,
                 "valid": True,
-                "created_at": now,
+                "created_at": stored_at,
                 "doomed_at": now,
             }
             for orphan in batch
@@ -177,7 +207,7 @@ def living_blobs(connection: Connection, after: BlobId, last: BlobId, prefix: st
     return [LivingBlob(id=BlobId(row.id), uid=BlobUid(row.uid)) for row in rows]
 
 
-def measure_garbage(connection: Connection, older_than: datetime) -> Garbage:
+def measure_garbage(connection: Connection, cutoffs: Cutoffs) -> Garbage:
     """Measure what a cleanup would remove now.
 
     Memory: about 100 bytes per blob in unused pages.
@@ -190,10 +220,10 @@ def measure_garbage(connection: Connection, older_than: datetime) -> Garbage:
     for row in all_pages(connection, pages.c.refs == 0):
         uses.update({entry for entry in unpack(row.entries) if entry > HOLE})
         unused_pages += 1
-    many, stored = measure_doomed(connection)
-    young = 0
+    many, stored = measure_doomed(connection, cutoffs)
+    young = _count_young_doomed(connection, cutoffs)
     for row in _unused_without(connection, uses):
-        if row.created_at < older_than:
+        if row.created_at < cutoffs.unused:
             many, stored = many + 1, stored + (row.stored_size or 0)
         else:
             young += 1

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
+    from sqlalchemy import Row
+
     from backyfs.metadata.db.database import Connection
     from backyfs.model import Blob, SavedBlob
 
@@ -58,15 +60,12 @@ def replace_objects(
     for batch in batches(replacements):
         wanted = {replacement.blob.id: replacement for replacement in batch}
         there = blobs.c.id.in_(list(wanted)) & blobs.c.doomed_at.is_(None)
-        rows = connection.execute(select(blobs.c.id, blobs.c.uid, blobs.c.stored_size).where(there))
+        rows = connection.execute(select(blobs.c.id, blobs.c.uid, blobs.c.stored_size, blobs.c.created_at).where(there))
         old = {row.id: row for row in rows if row.uid == wanted[BlobId(row.id)].blob.uid}
         if old:
             connection.execute(_REPLACE, [_new_values(wanted[BlobId(blob_id)], sealed_at) for blob_id in old])
         doomed = [
-            _doomed_row(replacement.blob, old[blob_id].uid, old[blob_id].stored_size, sealed_at)
-            if blob_id in old
-            else _doomed_row(replacement.blob, replacement.saved.uid, replacement.saved.stored_size, sealed_at)
-            for blob_id, replacement in wanted.items()
+            _doomed_row(replacement, old.get(blob_id), sealed_at) for blob_id, replacement in wanted.items()
         ]
         connection.execute(insert(blobs), doomed)
         unpublish_pages_with(connection, sorted(BlobId(blob_id) for blob_id in old))
@@ -87,16 +86,18 @@ def _new_values(replacement: Replacement, sealed_at: datetime) -> dict[str, Any]
     }
 
 
-def _doomed_row(blob: Blob, uid: str, stored_size: int | None, doomed_at: datetime) -> dict[str, Any]:
+def _doomed_row(replacement: Replacement, old: Row[Any, Any, Any, Any] | None, sealed_at: datetime) -> dict[str, Any]:
+    """Return the row of the old object, or of the new one if it replaces nothing."""
     # Without key and fingerprint, so that no command finds or opens it.
+    stored = replacement.saved if old is None else old
     return {
-        "uid": uid,
+        "uid": stored.uid,
         "fingerprint": None,
-        "size": blob.size,
-        "stored_size": stored_size,
-        "encryption_version": blob.encryption_version,
+        "size": replacement.blob.size,
+        "stored_size": stored.stored_size,
+        "encryption_version": replacement.blob.encryption_version,
         "wrapped_key": None,
         "valid": True,
-        "created_at": doomed_at,
-        "doomed_at": doomed_at,
+        "created_at": sealed_at if old is None else old.created_at,
+        "doomed_at": sealed_at,
     }

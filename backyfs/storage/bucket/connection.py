@@ -54,6 +54,7 @@ def open_bucket(config: ObjectStoreConfig, stop: Callable[[], bool]) -> BucketSt
         place=config.place,
         attributes=None if config.storage_class is None else {"Storage-Class": config.storage_class},
         lister=None if credentials is None else _lister(config, credentials),
+        paid_days=config.minimum_storage_days,
     )
 
 

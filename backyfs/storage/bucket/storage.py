@@ -56,11 +56,12 @@ class BucketStorage:
         place: str,
         attributes: dict[str, str] | None = None,
         lister: BucketLister | None = None,
+        paid_days: int = 0,
     ) -> None:
         """Use a store of obstore.
 
         `place` names it. `attributes` are those of new objects, such as their storage class. `lister` lists a bucket
-        that obstore cannot list.
+        that obstore cannot list. `paid_days` is for how many days each object is paid at least.
         """
         import obstore  # noqa: PLC0415 - only this kind of storage needs it
 
@@ -72,7 +73,7 @@ class BucketStorage:
         self._lister = lister
         self._was_marked = False  # whether the marker was there at some time
         self._typical_bytes = 0  # most blobs are about as large as the one before
-        self.traits = Traits(requests=WORTHWHILE_REQUESTS)
+        self.traits = Traits(requests=WORTHWHILE_REQUESTS, paid_days=paid_days)
 
     def close(self) -> None:
         """Cancel what is in flight."""
