@@ -7,6 +7,7 @@ as failed. Elsewhere, skips are allowed.
 from __future__ import annotations
 
 import gc
+import importlib
 import itertools
 import logging
 import os
@@ -77,7 +78,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave the tests and all modules out of every later search for garbage, which took a third of a second each."""
+    """Leave the tests and all modules out of every later search for garbage, which took a third of a second each.
+
+    Hypothesis is loaded first: it would take random number generators that it cannot find for garbage.
+    """
+    importlib.import_module("hypothesis")
     gc.collect()
     gc.freeze()
 

@@ -83,6 +83,8 @@ class Segments:
         is never longer than its plain bytes and a tag, so the estimate is exact for data that cannot be compressed.
         """
         begin = table_bytes(size)
+        if stored_size <= _LIKELY_BYTES:
+            return range(begin, stored_size)
         typical = (stored_size - begin) / segment_count(size)
         slack = int(min(typical / 2, (_LIKELY_BYTES - typical * len(segments)) / 2))
         start = begin + int(segments.start * typical) - max(0, slack)

@@ -26,13 +26,14 @@ from tests.support.storages import ReadStorage
 from tests.support.stored import blob_of, file_of, flip_a_byte
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from backyfs.blocks import BlockStore
     from backyfs.model import Blob, Version
     from backyfs.repository import Repository
     from backyfs.storage.keys import Key
+    from backyfs.storage.protocol import Storage, Traits
 
 SEGMENT = 256 << 10
 BLOCK = 4 * SEGMENT
@@ -151,6 +152,80 @@ def test_a_missing_object_is_reported_as_missing(repository: Repository, blob: B
     for pieces in (range(1), range(4)):
         with pytest.raises(ObjectMissingError):
             loader.load(blob, pieces)
+
+
+class Remote(ForwardingStorage):
+    """A storage behind a network that records what is read from it, together or not."""
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage)
+        self.read: list[list[range]] = []
+
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, requests=8)
+
+    def get_range(self, key: Key, offset: int, length: int) -> bytes:
+        self.read.append([range(offset, offset + length)])
+        return super().get_range(key, offset, length)
+
+    def get_ranges(self, key: Key, wanted: Sequence[range]) -> list[bytes]:
+        self.read.append(list(wanted))
+        return super().get_ranges(key, wanted)
+
+
+def remote(repository: Repository) -> tuple[PieceLoader, Remote]:
+    storage = Remote(repository.blocks.storage)
+    return PieceLoader(replace(repository.blocks, storage=storage)), storage
+
+
+def test_behind_a_network_the_table_and_a_segment_take_one_round_trip(repository: Repository, blob: Blob) -> None:
+    loader, storage = remote(repository)
+    assert loader.load(blob, range(2, 3)) == [part(2)]
+    [[table, segment]] = storage.read
+    assert table == range(TABLE)
+    assert len(segment) <= 288 << 10
+    assert loader.load(blob, range(1, 2)) == [part(1)]
+    assert storage.read[1:] == [[range(TABLE + SEGMENT + 16, TABLE + 2 * (SEGMENT + 16))]]  # the table is known
+
+
+def test_behind_a_network_the_first_segment_is_read_with_the_table(repository: Repository, blob: Blob) -> None:
+    loader, storage = remote(repository)
+    assert loader.load(blob, range(1)) == [part(0)]
+    assert storage.read == [[range(TABLE + SEGMENT + 16)]]
+
+
+@pytest.mark.parametrize(
+    ("image", "requests"),
+    [
+        (bytes(BLOCK - 1) + b"x", 1),  # the whole object is small
+        (IMAGE[: 2 * SEGMENT] + bytes(2 * SEGMENT), 2),  # two segments are empty: the others are not where expected
+    ],
+    ids=["small", "uneven"],
+)
+def test_behind_a_network_a_block_of_any_content_is_read(
+    repository: Repository, tmp_path: Path, image: bytes, requests: int
+) -> None:
+    file = tmp_path / "uneven"
+    file.write_bytes(image)
+    blob = blob_of(repository, back_up(repository, file).version, 0)
+    for number in range(4):
+        loader, storage = remote(repository)
+        assert loader.load(blob, range(number, number + 1)) == [image[number * SEGMENT : (number + 1) * SEGMENT]]
+        assert len(storage.read) <= requests
+
+
+def test_a_blob_without_a_known_size_is_read_as_from_a_disk(repository: Repository, blob: Blob) -> None:
+    loader, storage = remote(repository)
+    assert loader.load(replace(blob, stored_size=None), range(1, 2)) == [part(1)]
+    assert storage.read == [[range(TABLE)], [range(TABLE + SEGMENT + 16, TABLE + 2 * (SEGMENT + 16))]]
+
+
+@pytest.mark.parametrize("says", [100, 4 * BLOCK])
+def test_a_wrong_size_in_the_database_costs_a_request(repository: Repository, blob: Blob, says: int) -> None:
+    loader, _ = remote(repository)
+    for number in range(4):
+        assert loader.load(replace(blob, stored_size=says), range(number, number + 1)) == [part(number)]
 
 
 class Liar(ForwardingStorage):
