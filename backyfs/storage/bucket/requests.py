@@ -1,6 +1,6 @@
 """Requests to an object store: sent in one event loop, repeated while the store is away, ended when the command ends.
 
-Callers are threads, which wait for their answers. While they wait, they ask ten times per second whether the command
+Callers are threads, which wait for their answers. While they wait, they ask twice per second whether the command
 should end. A request that is cancelled closes its connection, so an interrupted command never waits for a store that
 is silent. Every attempt has an end: a fixed time, and the time that its bytes take at a low rate.
 """
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _LOWEST_RATE = 32 << 10  # bytes/s; a request that is slower has failed
 _FIRST_PAUSE_S = 0.2  # before a request is repeated; doubles each time
 _LONGEST_PAUSE_S = 10.0
-_ASK_S = 0.1  # between two questions whether the command should end
+_ASK_S = 0.5  # between two questions whether the command should end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +114,8 @@ class Requests:
             try:
                 return future.result(_ASK_S)
             except TimeoutError:
+                if future.done():
+                    raise
                 if self._stop():
                     future.cancel()
                     raise InterruptedByUser("interrupted while waiting for the storage") from None
@@ -144,8 +146,20 @@ class Requests:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311 - spreads the load, hides nothing
             pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
 
+    async def in_time(self, answer: Awaitable[T], size: int) -> T:
+        """Wait for a part of an answer that has so many bytes, in a request that was sent with an estimate.
+
+        Raises:
+            TimeoutError: it takes too long.
+        """
+        async with asyncio.timeout(self._limit_s(size)):
+            return await answer
+
+    def _limit_s(self, size: int) -> float:
+        return self.patience.request_s + size / _LOWEST_RATE
+
     async def _attempt(self, request: Callable[[], Awaitable[T]], size: int, key: str) -> T:
-        limit_s = self.patience.request_s + size / _LOWEST_RATE
+        limit_s = self._limit_s(size)
         async with self._line.turn(size) as turn:
             began_s = time.monotonic()
             try:
