@@ -43,6 +43,7 @@ WORTHWHILE_REQUESTS = 128  # in flight at once
 _DELETIONS = 1000  # in one request, at most
 _CLOCK = ObjectName(f"{NAMED}/clock")  # is put to learn what time it is in the store
 _ERROR_DOCUMENT_BYTES = 64 << 10
+_FIRST_BYTES = 8 << 20  # that the first blob may have
 
 
 class BucketStorage:
@@ -72,7 +73,7 @@ class BucketStorage:
         self._attributes = attributes
         self._lister = lister
         self._was_marked = False  # whether the marker was there at some time
-        self._typical_bytes = 0  # most blobs are about as large as the one before
+        self._typical_bytes = _FIRST_BYTES  # most blobs are about as large as the one before
         self.traits = Traits(requests=WORTHWHILE_REQUESTS, paid_days=paid_days)
 
     def close(self) -> None:
@@ -147,9 +148,9 @@ class BucketStorage:
         is_of_blob = is_blob(key)
 
         async def request() -> bytes | int:
-            answer = await self._library.get_async(self._store, key)
+            answer = await self._requests.in_time(self._library.get_async(self._store, key), 0)
             size = answer.meta["size"]
-            return size if size > most else bytes(await answer.bytes_async())
+            return size if size > most else bytes(await self._requests.in_time(answer.bytes_async(), size))
 
         expected = min(most, self._typical_bytes) if is_of_blob else 0
         content = self._read(key, [(request, expected)])[0]
