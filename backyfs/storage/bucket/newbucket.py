@@ -6,8 +6,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from backyfs.errors import StorageError
+from backyfs.storage.bucket.blobnames import is_name_of_blob
 from backyfs.storage.bucket.connection import open_bucket
-from backyfs.storage.keys import NAMED, is_uid
+from backyfs.storage.keys import NAMED
 
 if TYPE_CHECKING:
     from backyfs.config import ObjectStoreConfig
@@ -30,7 +31,7 @@ def check_new_bucket(config: ObjectStoreConfig, *, may_hold_blobs: bool) -> bool
                     subject=f"storage {config.place}",
                     remedy="recover it with a configuration for it, or name another bucket or prefix",
                 )
-            if not (may_hold_blobs and is_uid(path)):
+            if not (may_hold_blobs and is_name_of_blob(path)):
                 raise StorageError(
                     f"is not empty: it holds {path}",
                     subject=f"storage {config.place}",

@@ -22,9 +22,10 @@ from backyfs.errors import (
 )
 from backyfs.model import BlobUid
 from backyfs.remedies import Advice
+from backyfs.storage.bucket.blobnames import is_name_of_blob
 from backyfs.storage.bucket.failures import is_beyond_end
 from backyfs.storage.bucket.listing import Listing
-from backyfs.storage.keys import MARKER_NAME, NAMED, Key, ObjectName, check_key, is_blob, is_name, is_uid
+from backyfs.storage.keys import MARKER_NAME, NAMED, Key, ObjectName, check_key, is_blob, is_name
 from backyfs.storage.protocol import MAX_OBJECT_BYTES, StoredObject, Traits
 
 if TYPE_CHECKING:
@@ -290,7 +291,7 @@ class BucketStorage:
 
 def _key_of(path: str) -> Key | None:
     """Return the key of an object; None: it is not ours."""
-    if is_uid(path):
+    if is_name_of_blob(path):
         return BlobUid(path)
     return ObjectName(path) if is_name(path) else None
 
