@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NewType, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
 VersionId = NewType("VersionId", int)  # row of `versions`
@@ -24,6 +25,9 @@ VersionUid = NewType("VersionUid", str)  # UUID in its text form
 BlobUid = NewType("BlobUid", str)        # up to 32 characters of [0-9A-Za-z], case-sensitive; names the object
 BlockIndex = NewType("BlockIndex", int)  # number of a block within its image, from 0
 PageNumber = NewType("PageNumber", int)  # number of a page within its block map, from 0
+
+# By verb: put, get, head, list, delete. Empty: the storage takes no requests, or none was sent.
+RequestCounts: TypeAlias = "Mapping[str, RequestCount]"
 
 Buffer: TypeAlias = bytes | bytearray | memoryview  # can be written or sealed without a copy
 
@@ -180,6 +184,15 @@ class StatisticsRecord:
     bytes_sparse: int
     blocks_sparse: int
     duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestCount:
+    """The requests of one kind to a storage behind a network."""
+
+    requests: int = 0  # every attempt, because each is paid for
+    repeated: int = 0  # of these: sent because the one before had failed
+    bytes: int = 0     # contents of objects that were stored or read, without attempts that failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from backyfs.config import Config
     from backyfs.keys.slots import Secret
     from backyfs.metadata.db.database import Connection
-    from backyfs.model import Blob, BlobUid, Deduplication
+    from backyfs.model import Blob, BlobUid, Deduplication, RequestCounts
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,11 @@ class Repository:
     def width(self) -> Width:
         """In how many threads a command works."""
         return Width.of(self.blocks.storage.traits, self.block_size, workers=self.limits.workers)
+
+    @property
+    def requests(self) -> RequestCounts:
+        """The requests to the storage since the repository was opened."""
+        return self.blocks.storage.requests
 
     @property
     def catalog(self) -> Catalog:

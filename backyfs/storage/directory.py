@@ -32,7 +32,7 @@ from backyfs.storage.keys import MARKER_NAME, check_key, is_blob
 from backyfs.storage.listing import BLOB, TEMPORARY, list_objects, remove_leftovers
 from backyfs.storage.localfiles import file_size, read_at, syncfs_can_be_trusted, write_all
 from backyfs.storage.oserror import object_error, storage_error
-from backyfs.storage.protocol import MAX_OBJECT_BYTES, Traits
+from backyfs.storage.protocol import MAX_OBJECT_BYTES, NO_REQUESTS, Traits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,6 +49,7 @@ class DirectoryStorage:
     """
 
     round_trip_s = 0.0
+    requests = NO_REQUESTS
 
     def __init__(self, path: str) -> None:
         """Open the storage in the directory `path`.

@@ -9,7 +9,7 @@ from backyfs.storage.protocol import MAX_OBJECT_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from backyfs.model import Buffer
+    from backyfs.model import Buffer, RequestCounts
     from backyfs.storage.keys import Key
     from backyfs.storage.protocol import Storage, StoredObject, Traits
 
@@ -30,6 +30,11 @@ class ForwardingStorage:
     def round_trip_s(self) -> float:
         """The time that the wrapped storage takes to answer."""
         return self.storage.round_trip_s
+
+    @property
+    def requests(self) -> RequestCounts:
+        """The requests of the wrapped storage."""
+        return self.storage.requests
 
     def put(self, key: Key, parts: Sequence[Buffer]) -> int:
         """Store an object."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.errors import ObjectMissingError
 from backyfs.storage.keys import check_key
-from backyfs.storage.protocol import MAX_OBJECT_BYTES, Traits
+from backyfs.storage.protocol import MAX_OBJECT_BYTES, NO_REQUESTS, Traits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,6 +28,7 @@ class NullStorage:
 
     traits = Traits(keeps=False)
     round_trip_s = 0.0
+    requests = NO_REQUESTS
 
     def __init__(self) -> None:
         self._first = threading.Lock()  # held from the first object on

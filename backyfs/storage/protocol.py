@@ -15,18 +15,21 @@ business. Errors of libraries and of the operating system become StorageError he
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from backyfs.model import Buffer
+    from backyfs.model import Buffer, RequestCounts
     from backyfs.storage.keys import Key
 
 
 # In every encryption version, the largest block (64 MiB) takes less. We did not make an object that is larger, and
 # reading it would fill the memory.
 MAX_OBJECT_BYTES = 72 << 20
+
+NO_REQUESTS: RequestCounts = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,11 @@ class Storage(Protocol):
     @property
     def round_trip_s(self) -> float:
         """How long the storage takes to answer a small request, in seconds, as measured; 0: no time, or not known."""
+        ...
+
+    @property
+    def requests(self) -> RequestCounts:
+        """The requests that were sent since the storage was opened, also after it was closed."""
         ...
 
     def put(self, key: Key, parts: Sequence[Buffer]) -> int:

@@ -75,6 +75,7 @@ class _Turn:
     """One call in progress, with the bytes it moves, which may be known only at the end."""
 
     size: int
+    requests: int = 1  # that it may send at the same time
 
 
 class _Lane:
@@ -98,15 +99,19 @@ class _Lane:
         self._sleep = sleep
 
     @contextmanager
-    def turn(self, size: int) -> Iterator[_Turn]:
+    def turn(self, *sizes: int) -> Iterator[_Turn]:
         """Wait for a place and for the slot, run the call in the `with`, and wait for the end of the slot.
+
+        A call with several sizes would like to send a request for each of them. It gets at least one, and as many as
+        there are places.
 
         Raises:
             InterruptedByUser: the command should end; the call was not made.
         """
-        turn = _Turn(size)
         slot = None
-        with self._place():
+        with self._place(len(sizes)) as places:
+            size = sum(sizes[:places])
+            turn = _Turn(size, places)
             if self._pacer is not None:
                 slot = self._pacer.take(size, self._clock())
                 if not self._wait_until(slot.start):
@@ -123,17 +128,21 @@ class _Lane:
             self._wait_until(slot.stop)  # or less, if the command should end: the call was made
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
+    def _place(self, wanted: int) -> Iterator[int]:
+        """Wait for a place, take more if they are free, and yield how many."""
         if self._places is None:
-            yield
+            yield wanted
             return
         while not self._places.acquire(timeout=_LONGEST_WAIT_S):
             if self._stop():
                 raise self._interrupted()
+        taken = 1
+        while taken < wanted and self._places.acquire(blocking=False):
+            taken += 1
         try:
-            yield
+            yield taken
         finally:
-            self._places.release()
+            self._places.release(taken)
 
     def _wait_until(self, moment: float) -> bool:
         """Wait; return False immediately if the command should end."""
@@ -226,15 +235,20 @@ class ThrottledStorage(ForwardingStorage):
         return stored
 
     def get_ranges(self, key: Key, wanted: Sequence[range]) -> list[bytes]:
-        """Return several ranges of bytes of an object, which count as one call.
+        """Return several ranges of bytes of an object. Each counts as one call if it takes a request.
 
         Raises:
             ObjectMissingError: as without limits.
             InterruptedByUser: the command was interrupted while it waited.
         """
-        with self._reads.turn(sum(map(len, wanted))) as turn:
-            stored = super().get_ranges(key, wanted)
-            turn.size = sum(map(len, stored))
+        takes_requests = self.traits.requests is not None
+        stored: list[bytes] = []
+        while left := wanted[len(stored) :]:
+            sizes = list(map(len, left)) if takes_requests else [sum(map(len, left))]
+            with self._reads.turn(*sizes) as turn:
+                found = super().get_ranges(key, left[: turn.requests] if takes_requests else left)
+                turn.size = sum(map(len, found))
+            stored += found
         return stored
 
 

@@ -31,32 +31,31 @@ class Listing:
         self._stream: Any = None
         self._has_foreign_names = False
         # No key begins like that, and the library refuses some such paths.
-        self._is_done = self._directory not in ("", NAMED) and not is_name(self._directory)
+        self.is_done = self._directory not in ("", NAMED) and not is_name(self._directory)
 
-    async def next_page(self) -> list[_Entry] | None:
-        """Return the next objects, ours or not; None: there are no more.
+    async def next_page(self) -> list[_Entry]:
+        """Send one request, and return the objects that it found, ours or not. There may be none.
 
         If this fails, the next call continues behind the last object that was returned.
         """
-        while not self._is_done:
-            found = await self._next()
-            if not found:
-                break
-            self._after = found[-1][0]
-            self._is_done = self._after[: len(self._prefix)] > self._prefix
-            page = [entry for entry in found if entry[0].startswith(self._prefix)]
-            if page:
-                return page
-        return None
-
-    async def _next(self) -> list[_Entry]:
-        if not self._has_foreign_names:
+        if self._has_foreign_names:
+            found = await self._next_of_lister()
+            self.is_done = not found
+        else:
             try:
-                return await self._next_of_library()
+                found = await self._next_of_library()
             except self._library.exceptions.InvalidPathError:
                 if self._lister is None:
                     raise
                 self._has_foreign_names = True
+                return []
+            self.is_done = len(found) < _PAGE  # the library fills a page if it can
+        if found:
+            self._after = found[-1][0]
+            self.is_done |= self._after[: len(self._prefix)] > self._prefix
+        return [entry for entry in found if entry[0].startswith(self._prefix)]
+
+    async def _next_of_lister(self) -> list[_Entry]:
         assert self._lister is not None, "it takes over only if there is one"
         directory = f"{self._directory}/" if self._directory else ""
         return await asyncio.to_thread(self._lister.page, directory, self._after)

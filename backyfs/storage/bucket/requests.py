@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from backyfs.errors import InterruptedByUser, StorageAwayError, StorageError
 from backyfs.storage.bucket.failures import failure
 from backyfs.storage.bucket.line import Line
+from backyfs.storage.bucket.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -44,15 +45,6 @@ class Patience:
 
 
 @dataclass(slots=True)
-class Usage:
-    """The requests of one kind. Owned by the event loop; others may read it."""
-
-    requests: int = 0
-    repeated: int = 0
-    bytes: int = 0
-
-
-@dataclass(slots=True)
 class _Outage:
     """Since when the store is away; it is reported once."""
 
@@ -73,7 +65,7 @@ class Requests:
         self._thread: threading.Thread | None = None
         self._outage: _Outage | None = None
         self._has_answered = False
-        self.usage: dict[str, Usage] = {}
+        self.tally = Tally()
         self.round_trip_s = 0.0  # the shortest time in which a request was answered; 0: none yet
 
     def send(
@@ -125,24 +117,22 @@ class Requests:
     async def _attempts(
         self, verb: str, request: Callable[[], Awaitable[T]], *, size: int, key: str, repeats: bool
     ) -> T:
-        usage = self.usage.setdefault(verb, Usage())
         began_s = time.monotonic()
         pause_s = self.patience.pause_s
+        repeated = 0
         while True:
-            usage.requests += 1
             try:
-                result = await self._attempt(request, size, key)
+                result = await self._attempt(verb, request, size, key, repeated=repeated)
             except StorageAwayError as error:
                 if repeats:
                     self._note_outage(error)
                 waited_s = time.monotonic() - began_s
                 if not repeats or waited_s + pause_s > self._patience_s:
                     raise
-                usage.repeated += 1
             else:
-                usage.bytes += size
                 self._note_answer()
                 return result
+            repeated = 1
             await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311 - spreads the load, hides nothing
             pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
 
@@ -158,9 +148,12 @@ class Requests:
     def _limit_s(self, size: int) -> float:
         return self.patience.request_s + size / _LOWEST_RATE
 
-    async def _attempt(self, request: Callable[[], Awaitable[T]], size: int, key: str) -> T:
+    async def _attempt(
+        self, verb: str, request: Callable[[], Awaitable[T]], size: int, key: str, *, repeated: int
+    ) -> T:
         limit_s = self._limit_s(size)
         async with self._line.turn(size) as turn:
+            self.tally.add(verb, requests=1, repeated=repeated)
             began_s = time.monotonic()
             try:
                 async with asyncio.timeout(limit_s):

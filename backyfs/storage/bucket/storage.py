@@ -31,9 +31,10 @@ from backyfs.storage.protocol import MAX_OBJECT_BYTES, StoredObject, Traits
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from obstore import ObjectMeta
     from obstore.store import ObjectStore
 
-    from backyfs.model import Buffer
+    from backyfs.model import Buffer, RequestCounts
     from backyfs.storage.bucket.foreignnames import BucketLister
     from backyfs.storage.bucket.requests import Requests
 
@@ -86,6 +87,11 @@ class BucketStorage:
         """The shortest time in which a request was answered, in seconds; 0: there was none yet."""
         return self._requests.round_trip_s
 
+    @property
+    def requests(self) -> RequestCounts:
+        """The requests that were sent since the storage was opened."""
+        return self._requests.tally.counts()
+
     def put(self, key: Key, parts: Sequence[Buffer]) -> int:
         """Store an object from its parts and return its size in bytes. It is durable."""
         check_key(key)
@@ -99,6 +105,7 @@ class BucketStorage:
             size=size,
             key=key,
         )
+        self._requests.tally.add("put", size_bytes=size)
         self._note_marker(key)
         return size
 
@@ -132,6 +139,7 @@ class BucketStorage:
                 except ObjectMissingError:
                     continue
             if is_stored:
+                self._requests.tally.add("put", size_bytes=len(body))
                 self._note_marker(key)
             return is_stored
 
@@ -198,18 +206,20 @@ class BucketStorage:
     def _read(self, key: Key, requests: Sequence[tuple[Callable[[], Awaitable[T]], int]]) -> list[T]:
         """Send requests to read an object, with their bytes; ask a second time before calling it missing."""
         try:
-            return self._requests.send_all("get", requests, key=key)
+            found = self._requests.send_all("get", requests, key=key)
         except ObjectMissingError:
             self._require_storage(key)
             if key == MARKER_NAME:
                 raise
-        return self._requests.send_all("get", requests, key=key)
+            found = self._requests.send_all("get", requests, key=key)
+        self._requests.tally.add("get", size_bytes=sum(len(part) for part in found if isinstance(part, bytes)))
+        return found
 
     def _require_storage(self, key: Key) -> None:
         """Refuse to call an object missing if the bucket is gone, or is not, or no longer, that of a repository."""
         if self._was_marked and key != MARKER_NAME:
             with contextlib.suppress(ObjectMissingError):
-                self._read(MARKER_NAME, [(lambda: self._library.head_async(self._store, MARKER_NAME), 0)])
+                self._head(MARKER_NAME)
                 return
         if self._was_marked:
             raise WrongStorageError(
@@ -218,6 +228,12 @@ class BucketStorage:
                 remedy=Advice.WRITE_CATALOG_IF_LOST(),
             )
         next(self.entries(""), None)  # fails if there is no bucket
+
+    def _head(self, key: Key) -> ObjectMeta:
+        found: ObjectMeta = self._requests.send(
+            "head", lambda: self._library.head_async(self._store, key), key=key
+        )
+        return found
 
     def size(self, key: Key) -> None:
         """Return None: finding out takes a request."""
@@ -263,18 +279,18 @@ class BucketStorage:
         With a prefix, only those whose path begins with it.
         """
         listing = Listing(self._library, self._store, prefix, self._lister)
-        while (page := self._requests.send("list", listing.next_page)) is not None:
-            yield from page
+        while not listing.is_done:
+            yield from self._requests.send("list", listing.next_page)
 
     def _now_s(self) -> float:
         """Return the time of the store; -inf if it cannot be found out, because nothing can be stored there."""
         try:
             self.put(_CLOCK, [b""])
-            found = self._requests.send("head", lambda: self._library.head_async(self._store, _CLOCK), key=_CLOCK)
+            found = self._head(_CLOCK)
             self._delete([_CLOCK])
         except StorageRefusedError:
             return -float("inf")
-        return float(found["last_modified"].timestamp())
+        return found["last_modified"].timestamp()
 
     def sweep(self, older_than_s: float) -> int:  # noqa: ARG002 - there is nothing to remove
         """Remove nothing: an object that was not put as a whole does not exist."""
