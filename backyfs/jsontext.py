@@ -13,6 +13,8 @@ from backyfs import values
 from backyfs.model import KeySlot, StatisticsRecord, VersionRecord, VersionStatus, VersionUid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from backyfs.values import Raw, Rule
 
 
@@ -46,6 +48,10 @@ class Fields:
     def __contains__(self, name: str) -> bool:
         """Return whether a field exists."""
         return name in self._value
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of all fields."""
+        return iter(self._value)
 
     def only(self) -> tuple[str, Any]:
         """Return the name and value of the only field."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from backyfs.engine.setup.initdb import DatabaseReport
     from backyfs.engine.setup.upgrade import UpgradeReport
     from backyfs.metadata.db.database import Database
-    from backyfs.model import RunId
+    from backyfs.model import RequestCounts, RunId
     from backyfs.reports.values import Object, Row
     from backyfs.repository import Repository
     from backyfs.work.run import Control
@@ -47,6 +47,7 @@ class Service:
     ask: Callable[[], str] | None = None      # asks somebody for a passphrase; None: nobody is there to answer
     control: Callable[[], AbstractContextManager[Control]] = _no_control  # follows and stops an upgrade
     upgraded: Callable[[UpgradeReport], None] = lambda _report: None      # called after an upgrade
+    requested: Callable[[RequestCounts], None] = lambda _counts: None     # called at the end, if there were any
     odd_rows: set[str] = field(default_factory=set)  # messages about damaged rows that were left out and logged
     runs: list[RunId] = field(default_factory=list)  # of the jobs that have ended, see `Control.recorded`
 
@@ -67,6 +68,7 @@ class Service:
                 self._upgrade()
                 repository = opened.enter_context(self.open_as_it_is(insist=insist, cached=cached))
             opened.callback(self.note_odd_rows, repository.database)
+            opened.callback(self._report_requests, repository)
             try:
                 yield repository
             except BackyfsError:
@@ -150,6 +152,10 @@ class Service:
     def note_odd_rows(self, database: Database) -> None:
         """Note the damaged rows that a command came across."""
         self.odd_rows.update(database.odd_rows.messages)
+
+    def _report_requests(self, repository: Repository) -> None:
+        if repository.requests:
+            self.requested(repository.requests)
 
     def _upgrade(self) -> None:
         from backyfs.engine.setup.upgrade import upgrade  # noqa: PLC0415 - see above

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs.cli.commandline import shown_command_line
-from backyfs.cli.logs import follow_config, log_start
+from backyfs.cli.logs import follow_config, log_requests, log_start
 from backyfs.cli.passphrases import asking
 from backyfs.cli.text import printable
 from backyfs.cli.title import ProcessName, title_progress
@@ -131,6 +131,7 @@ class Invocation:
             upgraded=self._show_copy,
             odd_rows=self.odd_rows,
             runs=self.runs,
+            requested=log_requests,
         )
 
     def open_repository(self, *, insist: bool = False, cached: bool = False) -> AbstractContextManager[Repository]:

@@ -19,17 +19,20 @@ import click
 
 from backyfs.cli.logfile import LogFile
 from backyfs.cli.remedies import render
+from backyfs.cli.requests import requests_text
 from backyfs.cli.text import printable
 from backyfs.errors import ConfigError
+from backyfs.reports.requests import requests_by_verb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from backyfs.config import Config
     from backyfs.errors import OutputError
+    from backyfs.model import RequestCounts
 
 _ROOT = "backyfs"
-_RECORD = "backyfs.record"  # the logger for starts and results of commands, which do not go to stderr
+_RECORD = "backyfs.record"  # the logger for starts, results and requests of commands, which do not go to stderr
 _WITH_TRACEBACKS = logging.DEBUG - 1  # the level of --debug: the same messages, with tracebacks of errors
 _STDERR_FORMAT = "backyfs: %(message)s"
 _FILE_FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(message)s"
@@ -92,6 +95,12 @@ def log_result(command: str, exit_status: int, duration_s: float, results: Mappi
         found,
         extra={"exit_status": exit_status, "duration_s": round(duration_s, 3), "results": known},
     )
+
+
+def log_requests(counts: RequestCounts) -> None:
+    """Log what a command cost in requests to its storage."""
+    known = {"requests": requests_by_verb(counts)}
+    logging.getLogger(_RECORD).info("%s", requests_text(counts), extra={"results": known})
 
 
 def log_answer(text: str) -> None:

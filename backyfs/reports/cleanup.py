@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backyfs.reports.requests import requests_by_verb
 from backyfs.reports.values import seconds
 
 if TYPE_CHECKING:
     from backyfs.engine.space.cleanup import CleanupPlan, CleanupReport
     from backyfs.engine.space.fullcleanup import FullPlan, FullReport
+    from backyfs.model import RequestCounts
     from backyfs.reports.values import Object
 
 
-def as_object(report: CleanupReport) -> Object:
+def as_object(report: CleanupReport, requests: RequestCounts) -> Object:
     """Return what was deleted."""
     young = {} if report.young_blobs is None else {"young_blobs": report.young_blobs}
     return {
@@ -20,14 +22,15 @@ def as_object(report: CleanupReport) -> Object:
         "blobs": report.blobs,
         "stored_bytes": report.stored_bytes,
         "duration_s": seconds(report.duration_s),
+        "requests": requests_by_verb(requests),
         **young,
     }
 
 
-def full_as_object(report: FullReport) -> Object:
+def full_as_object(report: FullReport, requests: RequestCounts) -> Object:
     """Return what a full cleanup deleted and found."""
     return {
-        **as_object(report.cleaned),
+        **as_object(report.cleaned, requests),
         "duration_s": seconds(report.duration_s),
         "wrong_references": report.wrong_references,
         "orphans": report.orphans,

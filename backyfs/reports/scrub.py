@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backyfs.reports.damage import ranges_of_versions
+from backyfs.reports.requests import requests_by_verb
 from backyfs.reports.values import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from backyfs.engine.damage.scrub import ScrubReport
-    from backyfs.model import DamagedRange, Version
+    from backyfs.model import DamagedRange, RequestCounts, Version
     from backyfs.reports.values import Object
 
 
-def as_object(report: ScrubReport, ranges: Iterable[tuple[Version, DamagedRange]]) -> Object:
+def as_object(
+    report: ScrubReport, ranges: Iterable[tuple[Version, DamagedRange]], requests: RequestCounts
+) -> Object:
     """Return what was found; `ranges` were reported while it ran."""
     return {
         "blobs_checked": report.blobs_checked,
@@ -28,5 +31,6 @@ def as_object(report: ScrubReport, ranges: Iterable[tuple[Version, DamagedRange]
         "versions_invalid": report.versions_invalid,
         "versions_valid": report.versions_valid,
         "duration_s": seconds(report.duration_s),
+        "requests": requests_by_verb(requests),
         "ranges": ranges_of_versions(ranges),
     }

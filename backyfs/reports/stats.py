@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backyfs.reports.requests import requests_by_verb
 from backyfs.reports.values import seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from backyfs.model import StatisticsRecord
+    from backyfs.model import RequestCounts, StatisticsRecord, VersionUid
     from backyfs.reports.values import Row
 
 # The fields of tables and of -m, by the names that backy2 has for these columns.
@@ -34,8 +35,8 @@ PIPE_COLUMNS = tuple(label for label in LABELS if label != "Stored")  # those of
 SIZES = tuple(label for label in LABELS if "bytes" in label or label == "Stored")
 
 
-def as_rows(records: Iterable[StatisticsRecord]) -> list[Row]:
-    """Return a row for each backup."""
+def as_rows(records: Iterable[StatisticsRecord], requests: Mapping[VersionUid, RequestCounts]) -> list[Row]:
+    """Return a row for each backup, with its requests where these are known."""
     return [
         {
             "date": record.created_at,
@@ -53,6 +54,7 @@ def as_rows(records: Iterable[StatisticsRecord]) -> list[Row]:
             "blocks_sparse": record.blocks_sparse,
             "duration_s": seconds(record.duration_s),
             "stored": record.bytes_stored,
+            "requests": requests_by_verb(requests[record.version_uid]) if record.version_uid in requests else None,
         }
         for record in records
     ]

@@ -14,6 +14,7 @@ from backyfs.cli.invocation import OutputForm
 from backyfs.cli.moments import MOMENT
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import print_object
+from backyfs.cli.requests import requests_lines
 from backyfs.cli.stdout import announce
 from backyfs.cli.tags import TAGS
 from backyfs.cli.text import printable, stored_text
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from backyfs.cli.invocation import Invocation
-    from backyfs.model import Version
+    from backyfs.model import RequestCounts, Version
     from backyfs.reports.values import Object
 
 _MAX_HINTS = 1 << 30  # bytes: what rbd lists of an image of 64 TiB of which every object changed
@@ -150,12 +151,13 @@ def command(
             control=control,
             announce=report_version,
         )
-        value = as_object(report, repository.block_size)
+        requests = repository.requests
+        value = as_object(report, repository.block_size, requests)
         invocation.record(repository, value)
     invocation.add_facts(**facts(report))
     found = Counter(warning.kind for warning in report.warnings)
     invocation.source_warnings.update({kind.value: found[kind] for kind in ChangeKind})
-    _print(invocation, report, value)
+    _print(invocation, report, value, requests)
 
 
 def _read_hints(path: str) -> bytes:
@@ -165,7 +167,7 @@ def _read_hints(path: str) -> bytes:
         raise HintsError(f"{path} cannot be read: {error.strerror}; name a file with hints") from error
 
 
-def _print(invocation: Invocation, report: BackupReport, value: Object) -> None:
+def _print(invocation: Invocation, report: BackupReport, value: Object, requests: RequestCounts) -> None:
     counts = report.statistics
     if invocation.form is OutputForm.PIPE:
         click.echo(report.version.uid)
@@ -181,3 +183,5 @@ def _print(invocation: Invocation, report: BackupReport, value: Object) -> None:
             f"new {human_size(counts.bytes_written)} (stored as {human_size(counts.bytes_stored)}), "
             f"known {human_size(counts.bytes_deduplicated)}, zeros {human_size(counts.bytes_sparse)}"
         )
+        for line in requests_lines(requests):
+            click.echo(line)

@@ -10,6 +10,7 @@ from backyfs.cli.damage import log_damage
 from backyfs.cli.failures import raise_all
 from backyfs.cli.hooked import hooked
 from backyfs.cli.output import print_report
+from backyfs.cli.requests import requests_lines
 from backyfs.cli.stdout import expect_printed
 from backyfs.engine.space.cleanup import GRACE_S, cleanup, plan_cleanup
 from backyfs.engine.space.fullcleanup import full_cleanup, plan_full_cleanup
@@ -63,7 +64,7 @@ def command(invocation: Invocation, *, full: bool, prefix: str, dry_run: bool, d
             repository, control, full=full, prefix=prefix, grace_s=grace_s
         )
         invocation.record(repository, value, errors)
-    print_report(invocation, value, lines)
+    print_report(invocation, value, lines, [name for name in value if name != "requests"])
     if dry_run:
         expect_printed()
     raise_all(errors)
@@ -87,10 +88,13 @@ def _run(
     """Return what was done, as an object and as lines, and the errors that follow."""
     if not full:
         report = cleanup(repository, grace_s=grace_s, control=control)
-        return as_object(report), _cleaned_lines(report, report.duration_s, _age(repository)), report.errors
-    done = full_cleanup(repository, grace_s=grace_s, prefix=prefix, control=control, on_damage=log_damage)
-    lines = [*_cleaned_lines(done.cleaned, done.duration_s, _age(repository)), *_full_lines(done)]
-    return full_as_object(done), lines, done.errors
+        lines = _cleaned_lines(report, report.duration_s, _age(repository))
+        value, errors = as_object(report, repository.requests), report.errors
+    else:
+        done = full_cleanup(repository, grace_s=grace_s, prefix=prefix, control=control, on_damage=log_damage)
+        lines = [*_cleaned_lines(done.cleaned, done.duration_s, _age(repository)), *_full_lines(done)]
+        value, errors = full_as_object(done, repository.requests), done.errors
+    return value, [*lines, *requests_lines(repository.requests)], errors
 
 
 def _age(repository: Repository) -> str:

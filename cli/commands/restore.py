@@ -14,6 +14,7 @@ from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import print_object
+from backyfs.cli.requests import requests_lines
 from backyfs.cli.sizes import Size
 from backyfs.cli.stdout import drop_stdout
 from backyfs.cli.text import printable
@@ -27,6 +28,7 @@ from backyfs.text import human_size
 
 if TYPE_CHECKING:
     from backyfs.cli.invocation import Invocation
+    from backyfs.model import RequestCounts
     from backyfs.reports.values import Object
 
 _log = logging.getLogger("backyfs.cli")
@@ -124,14 +126,15 @@ def command(
         except ReaderGoneError:
             drop_stdout()
             return
-        value = as_object(report)
+        requests = repository.requests
+        value = as_object(report, requests)
         invocation.record(repository, value, report.errors)
     invocation.add_facts(bytes_written=report.bytes_written)
-    _print(invocation, report, value)
+    _print(invocation, report, value, requests)
     raise_all(report.errors)
 
 
-def _print(invocation: Invocation, report: RestoreReport, value: Object) -> None:
+def _print(invocation: Invocation, report: RestoreReport, value: Object, requests: RequestCounts) -> None:
     for damage in report.damaged:
         _log.error("bytes %d to %d not restored: %s", damage.start, damage.stop, damage.reason)
     for damage in report.differing:
@@ -139,7 +142,8 @@ def _print(invocation: Invocation, report: RestoreReport, value: Object) -> None
     if invocation.form is OutputForm.JSON and report.target != STDOUT:
         print_object(value)
     elif invocation.form is OutputForm.TABLE:
-        click.echo(_summary(report), err=report.target == STDOUT)
+        for line in (_summary(report), *requests_lines(requests)):
+            click.echo(line, err=report.target == STDOUT)
 
 
 def _summary(report: RestoreReport) -> str:

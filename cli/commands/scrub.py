@@ -16,6 +16,7 @@ from backyfs.cli.hooked import hooked
 from backyfs.cli.invocation import OutputForm
 from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import print_object
+from backyfs.cli.requests import requests_lines
 from backyfs.engine.damage.scrub import ScrubReport, ScrubRequest, scrub
 from backyfs.engine.versions.named import named_versions
 from backyfs.errors import UsageError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from backyfs.cli.invocation import Invocation
+    from backyfs.model import RequestCounts
     from backyfs.reports.values import Object
 
 
@@ -87,13 +89,14 @@ def command(
             source=image,
         )
         report = scrub(repository, request, control=control, on_damage=damage)
-        value = as_object(report, damage.found)
+        requests = repository.requests
+        value = as_object(report, damage.found, requests)
         invocation.record(repository, value, report.errors)
-    _print(invocation, report, value)
+    _print(invocation, report, value, requests)
     raise_all(report.errors)
 
 
-def _print(invocation: Invocation, report: ScrubReport, value: Object) -> None:
+def _print(invocation: Invocation, report: ScrubReport, value: Object, requests: RequestCounts) -> None:
     if invocation.form is OutputForm.JSON:
         print_object(value)
     elif invocation.form is OutputForm.TABLE:
@@ -108,3 +111,5 @@ def _print(invocation: Invocation, report: ScrubReport, value: Object) -> None:
             click.echo(f"marked as damaged, but intact again: {count_blobs(report.blobs_repaired)}")
         for uid in report.versions_valid:
             click.echo(f"version {uid} is valid again")
+        for line in requests_lines(requests):
+            click.echo(line)

@@ -14,6 +14,7 @@ from backyfs.cli.options import OptionalValue
 from backyfs.cli.output import chosen_columns, fields_option, print_labelled
 from backyfs.cli.stdout import run_for_output
 from backyfs.cli.text import stored_text
+from backyfs.engine.versions.requests import requests_of_backups
 from backyfs.engine.versions.statistics import backup_statistics
 from backyfs.reports.stats import LABELS, PIPE_COLUMNS, SIZES, as_rows
 from backyfs.text import human_size
@@ -49,11 +50,12 @@ def command(
     `Stored` is what the new blocks take in the storage; it is empty if that is not known.
     """
     usual = PIPE_COLUMNS if invocation.form is OutputForm.PIPE else tuple(LABELS)
+    as_json = invocation.form is OutputForm.JSON
     columns = usual if fields is None else chosen_columns(fields, (*LABELS, _METADATA))
     with invocation.open_repository() as repository:
         records = backup_statistics(repository, version or None, limit=limit)
-    rows = as_rows(records)
-    as_json = invocation.form is OutputForm.JSON
+        requests = requests_of_backups(repository, records) if as_json else {}
+    rows = as_rows(records, requests)
     if not as_json:
         rows = [_as_backy2(row, record) for row, record in zip(rows, records, strict=True)]
     print_labelled(invocation, rows, {**LABELS, _METADATA: _METADATA}, columns, sizes=SIZES)

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from backyfs.engine.versions.requests import requests_of_newest
 from backyfs.metadata.db.database import Database
 from backyfs.metadata.records.stats import newest_statistics
 from backyfs.metadata.records.versions import list_versions
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from backyfs.config import Config, Scheduler
-    from backyfs.model import StatisticsRecord, Version
+    from backyfs.model import RequestCounts, StatisticsRecord, Version
 
 _RELEASED_AS = "backyfs"
 
@@ -47,6 +48,7 @@ class NameMetrics:
     versions: Mapping[VersionStatus, int]
     newest: Version | None               # valid, and not dated in the future
     statistics: StatisticsRecord | None  # of its backup, if known
+    requests: RequestCounts = field(default_factory=dict)  # of its backup, if known
     due: Mapping[str, bool]              # by scheduler
     breaches: Mapping[str, int]          # by scheduler
 
@@ -72,6 +74,8 @@ _METRICS = (
     ("last_success_read_bytes", "gauge", "Bytes of the image that were read."),
     ("last_success_written_bytes", "gauge", "Bytes of the image that were new."),
     ("last_success_stored_bytes", "gauge", "What these took in the storage."),
+    ("last_success_requests", "gauge", "Requests of that backup to an object store, by verb."),
+    ("last_success_request_bytes", "gauge", "Bytes of the objects that these stored or read."),
     ("versions", "gauge", "Versions of a name, by their status."),
     ("due", "gauge", "1: a backup is due by a scheduler of the configuration."),
     ("sla_breaches", "gauge", "Breaches of the schedule of a scheduler."),
@@ -109,6 +113,7 @@ def collect_metrics(database: Database, schedulers: Sequence[Scheduler], now: da
             if version.status is VersionStatus.VALID and not version.is_dated_in_the_future(now)
         }
         statistics = newest_statistics(connection, [version.uid for version in newest.values()])
+        requests = requests_of_newest(connection, newest)
     counts = Counter((version.name, version.status) for version in versions)
     due = {(each.name, scheduler) for each in find_due(versions, schedulers, now) for scheduler in each.schedulers}
     breaches = Counter((breach.name, breach.scheduler) for breach in find_breaches(versions, schedulers, now))
@@ -118,6 +123,7 @@ def collect_metrics(database: Database, schedulers: Sequence[Scheduler], now: da
             versions={status: counts[name, status] for status in VersionStatus},
             newest=newest.get(name),
             statistics=statistics.get(newest[name].uid) if name in newest else None,
+            requests=requests.get(newest[name].uid, {}) if name in newest else {},
             due={scheduler.name: (name, scheduler.name) in due for scheduler in schedulers},
             breaches={scheduler.name: breaches[name, scheduler.name] for scheduler in schedulers},
         )
@@ -175,6 +181,10 @@ def _of_name(name: NameMetrics) -> Iterator[Sample]:
     for metric, value in values.items():
         if value is not None:
             yield Sample(metric=metric, labels=labels, value=value)
+    for verb, sent in name.requests.items():
+        by_verb = {**labels, "verb": verb}
+        yield Sample(metric="last_success_requests", labels=by_verb, value=sent.requests)
+        yield Sample(metric="last_success_request_bytes", labels=by_verb, value=sent.bytes)
 
 
 def _line(sample: Sample, everywhere: Mapping[str, str]) -> str:

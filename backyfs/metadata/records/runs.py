@@ -13,18 +13,21 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Text, delete, func, insert, select, type_coerce, update
 
 from backyfs.errors import DatabaseError
+from backyfs.metadata.db.batches import batches
 from backyfs.metadata.db.clock import DatabaseClock
 from backyfs.metadata.db.database import insert_row, mapped_errors, show_url
 from backyfs.metadata.db.oddrows import sound_rows
 from backyfs.metadata.db.tables import runs
-from backyfs.model import RunId, RunOutcome
+from backyfs.model import JobKind, RunId, RunOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
+
+    from sqlalchemy import Select
 
     from backyfs.metadata.db.database import Connection
     from backyfs.model import Ending
@@ -174,6 +177,33 @@ def list_runs(connection: Connection, *, limit: int | None = None, with_reports:
         )
         for row in sound_rows(connection, query if limit is None else query.limit(limit), runs.c.id)
     ]
+
+
+def list_reports_with_requests(connection: Connection, names: Iterable[str], since: datetime) -> Iterator[str]:
+    """Yield the reports of backups of these names that ended since then and sent requests, the oldest first."""
+    for batch in batches(map(_name_text, names)):
+        query = _reports_with_requests().where(runs.c.names.in_(batch), runs.c.ended_at >= since)
+        yield from (row.report for row in sound_rows(connection, query.order_by(runs.c.id), runs.c.id))
+
+
+def newest_reports_with_requests(connection: Connection, names: Iterable[str]) -> Iterator[str]:
+    """Yield the report of the newest backup of each of these names that has a report, if it sent requests."""
+    for batch in batches(map(_name_text, names)):
+        finished = runs.c.names.in_(batch) & (runs.c.kind == JobKind.BACKUP) & runs.c.report.is_not(None)
+        newest = select(func.max(runs.c.id)).where(finished).group_by(runs.c.names)
+        query = _reports_with_requests().where(runs.c.id.in_(newest))
+        yield from (row.report for row in sound_rows(connection, query, runs.c.id))
+
+
+def _reports_with_requests() -> Select[tuple[Any]]:
+    """Return a query for the reports of backups. Those of directories, which have no requests, are not even loaded."""
+    has_requests = type_coerce(runs.c.report, Text).contains('"requests": {"', autoescape=True)
+    return select(runs.c.report).where(runs.c.kind == JobKind.BACKUP, has_requests)
+
+
+def _name_text(name: str) -> str:
+    """Return the names of a run that backs up one name."""
+    return names_text([name])
 
 
 def _stored(text: str | None, length: int) -> str | None:
