@@ -17,7 +17,15 @@ from backyfs.metadata.db.tables import catalog_notes, jobs, repository, runs
 from backyfs.metadata.records.identity import Identity, save_identity
 from backyfs.metadata.records.jobs import end_job, list_live_jobs, register_job, remove_silent, silent_jobs
 from backyfs.metadata.records.processes import this_process
-from backyfs.metadata.records.runs import RunLimits, complete_run, insert_run, list_runs, prune_runs
+from backyfs.metadata.records.runs import (
+    RunLimits,
+    complete_run,
+    insert_run,
+    list_reports_with_requests,
+    list_runs,
+    newest_reports_with_requests,
+    prune_runs,
+)
 from backyfs.model import Ending, JobKind, JobSpec, RunId, RunOutcome
 from tests.support.jobs import ELSEWHERE, spec
 
@@ -223,3 +231,43 @@ def test_surplus_runs_are_removed(connection: Connection) -> None:
 
 def test_the_limits_are_as_documented() -> None:
     assert RunLimits() == RunLimits(days=90, rows=10_000)
+
+
+# Reports of backups that sent requests
+
+
+def finished(connection: Connection, name: str, report: object, kind: JobKind = JobKind.BACKUP) -> RunId:
+    """Record a command that worked on one name, with its report."""
+    run_id = end_job(connection, register_job(connection, ELSEWHERE, JobSpec(kind=kind, names=(name,))), DONE)
+    assert run_id is not None
+    complete_run(connection, run_id, report=None if report is None else json.dumps(report))
+    return run_id
+
+
+def sent(number: int) -> dict[str, object]:
+    return {"number": number, "requests": {"put": {"requests": number}}}
+
+
+def numbers_in(reports: Iterator[str]) -> list[int]:
+    return [json.loads(report)["number"] for report in reports]
+
+
+def test_the_newest_report_of_each_name_is_found_if_it_has_requests(connection: Connection) -> None:
+    odd = '%_\\ "requests": {" \N{FLOPPY DISK}'
+    for name, report in (
+        ("a", sent(1)), ("a", sent(2)), ("a", None), ("b", sent(3)), ("b", {"number": 4, "requests": {}}),
+        (odd, sent(5)), ("c", {"number": 6, "name": odd}), ("other", sent(7)),
+    ):  # fmt: skip
+        finished(connection, name, report)
+    finished(connection, "a", sent(8), JobKind.RESTORE)
+    found = numbers_in(newest_reports_with_requests(connection, ["a", "b", "c", "unknown", odd]))
+    assert sorted(found) == [2, 5]
+    assert numbers_in(newest_reports_with_requests(connection, [])) == []
+
+
+def test_reports_with_requests_are_listed_from_a_time_on_the_oldest_first(connection: Connection) -> None:
+    for name, report in (("a", sent(1)), ("b", sent(2)), ("a", sent(3)), ("a", {"number": 4, "requests": {}})):
+        finished(connection, name, report)
+    now = database_time(connection)
+    assert numbers_in(list_reports_with_requests(connection, ["a"], now - timedelta(days=1))) == [1, 3]
+    assert numbers_in(list_reports_with_requests(connection, ["a"], now + timedelta(days=1))) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from typing import TYPE_CHECKING
 
@@ -130,20 +129,7 @@ def in_bucket(s3_server: S3Server, tmp_path: Path) -> Iterator[tuple[Path, Bucke
     with opened(config_file) as repository:
         back_up(repository, random_image(tmp_path / "image", SIZE))
     bucket = Bucket.make(s3_server)
-    data = tmp_path / "repository" / "data"
-    for path in data.rglob("*"):
-        if path.is_file():
-            is_blob = path.suffix == ".blob"
-            bucket.put(path.stem if is_blob else str(path.relative_to(data)), path.read_bytes())
-    place = bucket.config()
-    text = re.sub(
-        r"(?ms)^type: file$.*?^path: [^\n]*",
-        f"type: s3\nbucket_name: {place.bucket_name}\nendpoint_url: {place.endpoint_url}\n"
-        f"aws_access_key_id: {place.aws_access_key_id}\naws_secret_access_key: {place.aws_secret_access_key}\n"
-        f"cache: {tmp_path / 'cache'}",
-        config_file.read_text(),
-    )
-    config_file.write_text(text)
+    bucket.take_over(config_file, cache=tmp_path / "cache")
     yield config_file, bucket
     bucket.remove()
 

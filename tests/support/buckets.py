@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tests.support.signing import REGION, accepted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
     from typing import Self
 
     from tests.support.services.objectstore import S3Server
@@ -107,6 +109,25 @@ class Bucket:
             (upload.findtext("{*}Key", ""), upload.findtext("{*}UploadId", ""))
             for upload in found.iterfind("{*}Upload")
         ]
+
+    def take_over(self, config_file: Path, *, endpoint: str | None = None, **settings: object) -> None:
+        """Copy the storage of a repository from its directory to this bucket, and change its configuration."""
+        data = config_file.with_name("data")
+        for path in data.rglob("*"):
+            if path.is_file():
+                self.put(path.stem if path.suffix == ".blob" else str(path.relative_to(data)), path.read_bytes())
+        place = self.config(endpoint=endpoint)
+        lines = {
+            "type": "s3",
+            "bucket_name": place.bucket_name,
+            "endpoint_url": place.endpoint_url,
+            "aws_access_key_id": place.aws_access_key_id,
+            "aws_secret_access_key": place.aws_secret_access_key,
+            **settings,
+        }
+        section = "\n".join(f"{key}: {value}" for key, value in lines.items())
+        text = config_file.read_text()
+        config_file.write_text(re.sub(r"(?ms)^type: file$.*?^path: [^\n]*", lambda _: section, text))
 
     def remove(self) -> None:
         """Remove the bucket and everything in it."""
