@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from backyfs.config import ObjectStoreConfig
-from backyfs.errors import ConfigError, StorageError
+from backyfs.errors import ConfigError, StorageAwayError, StorageError
 from backyfs.storage.bucket.connection import endpoint_of, open_bucket, uses_virtual_hosts
 from backyfs.storage.bucket.credentials import credentials_of
 from backyfs.storage.bucket.foreignnames import BucketLister
@@ -163,3 +164,14 @@ def test_no_secret_is_shown() -> None:
         url="http://x/b", region="r", prefix="", credentials=credentials_of(config), timeout_s=1  # type: ignore[arg-type]
     )
     assert "SECRET" not in repr(lister)
+
+
+def test_without_credentials_the_error_says_where_to_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+    config = config_of(endpoint_url="http://127.0.0.1:1", use_ssl=False, retry_time=0)
+    with closing(open_bucket(config, lambda: False)) as storage, pytest.raises(StorageAwayError) as caught:
+        list(storage.list())
+    assert str(caught.value) == (
+        "storage s3://bucket: there are no credentials, and no metadata service of the host answers; set "
+        "aws_access_key_id_file and aws_secret_access_key_file, or aws_profile, in [DataBackend]"
+    )

@@ -99,11 +99,21 @@ def named_storage(text: str, **options: str | None) -> str | BucketPlace:
     if not text.startswith(_SCHEME):
         if given:
             option = min(given).replace("_", " ")
-            raise UsageError(f"is a directory, which has no {option}", subject=f"storage {text}")
+            raise UsageError(
+                f"is a directory, which has no {option}",
+                subject=f"storage {text}",
+                remedy="write s3://BUCKET/PREFIX for a bucket",
+            )
         return os.path.abspath(text)
     bucket, _, prefix = text.removeprefix(_SCHEME).partition("/")
     if not bucket:
         raise UsageError("has no bucket", subject=f"storage {text}", remedy="write s3://BUCKET or s3://BUCKET/PREFIX")
+    if ("access_key_file" in given) != ("secret_key_file" in given):
+        raise UsageError(
+            "has only half of the credentials",
+            subject=f"storage {text}",
+            remedy="give the files of both keys, or neither",
+        )
     return BucketPlace(bucket=bucket, prefix=prefix.strip("/"), **given)
 
 

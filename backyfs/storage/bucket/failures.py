@@ -23,6 +23,9 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>|\(code: ([A-Za-z0-9.]{1,64})\)")
 _REGION = re.compile(r"<Region>([a-z0-9-]{1,32})</Region>|expecting &?#?\w*;?'?([a-z]{2}[a-z0-9-]{1,30})")
 
+# Where the library asks for credentials if the configuration and the environment have none.
+_METADATA_SERVICE = re.compile(r"performing \w+ http://\S*(?:/latest/api/token|/latest/meta-data/|//169\.254\.170\.)")
+
 _BUCKET_MISSING = "NoSuchBucket"
 _TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _TRANSIENT_CODES = frozenset(
@@ -109,6 +112,8 @@ def failure(error: BaseException, *, place: str, key: str = "") -> StorageError:
     """Return the StorageError for an error of the library. `place` is the storage; `key`, if any, the object."""
     answer = Answer.of(error)
     subject = f"storage {place}:"
+    if _METADATA_SERVICE.search(answer.text):
+        return _of_metadata_service(answer, subject)
     if answer.status is None and not answer.code:
         return _of_connection(answer.text, subject)
     if isinstance(error, FileNotFoundError) and key and answer.code != _BUCKET_MISSING:
@@ -116,6 +121,17 @@ def failure(error: BaseException, *, place: str, key: str = "") -> StorageError:
     if answer.code in _TRANSIENT_CODES or answer.status in _TRANSIENT_STATUS:
         return StorageAwayError(f"does not answer: {_name(answer)}", subject=subject)
     return _of_answer(answer, subject, key)
+
+
+def _of_metadata_service(answer: Answer, subject: str) -> StorageError:
+    remedy = "set aws_access_key_id_file and aws_secret_access_key_file, or aws_profile, in [DataBackend]"
+    if answer.status is None or answer.status in _TRANSIENT_STATUS:
+        return StorageAwayError(
+            "there are no credentials, and no metadata service of the host answers", subject=subject, remedy=remedy
+        )
+    return StorageRefusedError(
+        "there are no credentials, and the metadata service of the host has none", subject=subject, remedy=remedy
+    )
 
 
 def _of_answer(answer: Answer, subject: str, key: str) -> StorageError:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
-from backyfs.errors import StorageError
+from backyfs.errors import StorageError, StorageRefusedError
 from backyfs.storage.bucket.blobnames import is_name_of_blob
 from backyfs.storage.bucket.connection import open_bucket
+from backyfs.storage.bucket.storage import CLOCK
 from backyfs.storage.keys import NAMED
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_new_bucket(config: ObjectStoreConfig, *, may_hold_blobs: bool) -> bool:
-    """Check that a bucket, below the prefix, holds no objects.
+    """Check that a bucket, below the prefix, holds no objects, and that objects can be stored there.
 
     With `may_hold_blobs` it may already hold blobs; return whether it does.
 
@@ -25,6 +26,8 @@ def check_new_bucket(config: ObjectStoreConfig, *, may_hold_blobs: bool) -> bool
     holds_blobs = False
     with closing(open_bucket(config, lambda: False)) as storage:
         for path, _, _ in storage.entries(""):
+            if path == CLOCK:  # was left by earlier attempts, with credentials that cannot delete
+                continue
             if path.startswith(f"{NAMED}/"):
                 raise StorageError(
                     "holds a repository",
@@ -38,4 +41,7 @@ def check_new_bucket(config: ObjectStoreConfig, *, may_hold_blobs: bool) -> bool
                     remedy="name another bucket or prefix",
                 )
             holds_blobs = True
+        storage.put(CLOCK, [b""])
+        with suppress(StorageRefusedError):  # a host that only makes backups need not delete
+            storage.delete([CLOCK])
     return holds_blobs

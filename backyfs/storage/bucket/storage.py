@@ -43,7 +43,7 @@ T = TypeVar("T")
 WORTHWHILE_REQUESTS = 128  # in flight at once
 
 _DELETIONS = 1000  # in one request, at most
-_CLOCK = ObjectName(f"{NAMED}/clock")  # is put to learn what time it is in the store
+CLOCK = ObjectName(f"{NAMED}/clock")  # is put to learn what time it is in the store
 _ERROR_DOCUMENT_BYTES = 64 << 10
 _FIRST_BYTES = 8 << 20  # that the first blob may have
 
@@ -270,7 +270,7 @@ class BucketStorage:
         now_s = -float("inf") if prefix.startswith(f"{NAMED}/") else self._now_s()
         for path, size, stored_s in self.entries(prefix):
             key = _key_of(path)
-            if key is not None and key != _CLOCK:
+            if key is not None and key != CLOCK:
                 yield StoredObject(key=key, size_bytes=size, age_s=now_s - stored_s)
 
     def entries(self, prefix: str) -> Iterator[tuple[str, int, float]]:
@@ -285,9 +285,9 @@ class BucketStorage:
     def _now_s(self) -> float:
         """Return the time of the store; -inf if it cannot be found out, because nothing can be stored there."""
         try:
-            self.put(_CLOCK, [b""])
-            found = self._head(_CLOCK)
-            self._delete([_CLOCK])
+            self.put(CLOCK, [b""])
+            found = self._head(CLOCK)
+            self._delete([CLOCK])
         except StorageRefusedError:
             return -float("inf")
         return found["last_modified"].timestamp()
