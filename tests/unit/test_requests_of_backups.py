@@ -1,4 +1,4 @@
-"""Requests in the reports of backups: those that cannot be understood are left out."""
+"""Requests in the reports of backups: reports that cannot be understood are left out."""
 
 from __future__ import annotations
 
