@@ -25,15 +25,15 @@ def check_new_bucket(config: ObjectStoreConfig, *, may_hold_blobs: bool) -> bool
     """
     holds_blobs = False
     with closing(open_bucket(config, lambda: False)) as storage:
+        if next(storage.list(f"{NAMED}/"), None) is not None:
+            raise StorageError(
+                "holds a repository",
+                subject=f"storage {config.place}",
+                remedy="recover it with a configuration for it, or name another bucket or prefix",
+            )
         for path, _, _ in storage.entries(""):
             if path == CLOCK:  # was left by earlier attempts, with credentials that cannot delete
                 continue
-            if path.startswith(f"{NAMED}/"):
-                raise StorageError(
-                    "holds a repository",
-                    subject=f"storage {config.place}",
-                    remedy="recover it with a configuration for it, or name another bucket or prefix",
-                )
             if not (may_hold_blobs and is_name_of_blob(path)):
                 raise StorageError(
                     f"is not empty: it holds {path}",
