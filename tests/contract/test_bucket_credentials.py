@@ -112,5 +112,5 @@ def test_missing_credentials_are_an_error_with_a_remedy(
         monkeypatch.setenv("AWS_METADATA_ENDPOINT", url)  # nothing listens there any more
     with closing(open_bucket(without_keys, lambda: False)) as storage, pytest.raises(StorageError) as caught:
         storage.put(A, [b"x"])
-    assert "there are no credentials, and the metadata service of this host" in str(caught.value)
+    assert "metadata service" in str(caught.value)
     assert "set aws_access_key_id_file and aws_secret_access_key_file, or aws_profile" in str(caught.value)

@@ -57,7 +57,6 @@ _REFUSALS = {
         "restore it from the archive to the standard storage class, then run the command again",
     ),
 }
-_METADATA_SERVICE = ("/latest/api/token", "/latest/meta-data")  # where the library looks last
 _CERTIFICATES = (
     ("UnknownIssuer", "its certificate is signed by an unknown authority", "name its certificate as `ca_file`"),
     ("Expired", "its certificate has expired", "renew it"),
@@ -163,12 +162,6 @@ def _name(answer: Answer) -> str:
 
 
 def _of_connection(text: str, subject: str) -> StorageError:
-    if any(mark in text for mark in _METADATA_SERVICE):
-        return StorageRefusedError(
-            "there are no credentials, and the metadata service of this host, which might have some, does not answer",
-            subject=subject,
-            remedy="set aws_access_key_id_file and aws_secret_access_key_file, or aws_profile, of [DataBackend]",
-        )
     for mark, fact, remedy in _CERTIFICATES:
         if mark in text:
             return StorageError(
