@@ -11,13 +11,14 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from backyfs.errors import DAMAGE, IntegrityError
 from backyfs.model import BlobUid, SavedBlob
 from backyfs.sealing import DATA_KEY_BYTES, encryption_version
+from backyfs.storage.rereading import read_twice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +34,6 @@ _UID_DIGITS = 32  # as wide as the uids of backy2, so that its tools and paths f
 _SHELF_DIGITS = 4
 _TABLES = 4096  # of 80 bytes for a block of 4 MiB
 _RANDOM_DIGITS = _UID_DIGITS - _SHELF_DIGITS
-_Loaded = TypeVar("_Loaded")
 # What backy2 could be configured with, and ours.
 _HASHES = (
     BLAKE3, "sha512", "sha256", "sha1", "md5", "sha384", "sha224",
@@ -154,22 +154,12 @@ def load_block(store: BlockStore, blob: Blob) -> bytes:
 
 def _load(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
     try:
-        return _reloaded(store, blob, partial(_load_object, store, blob, trusts_tag=trusts_tag))
+        return read_twice(store.storage, blob.uid, partial(_load_object, store, blob, trusts_tag=trusts_tag))
     except DAMAGE:
         moved = store.find_moved(blob)
         if moved is None:
             raise
     return _load(store, moved, trusts_tag=trusts_tag)
-
-
-def _reloaded(store: BlockStore, blob: Blob, load: Callable[[], _Loaded]) -> _Loaded:
-    """Return what `load` returns. If that is damaged and may have come from elsewhere than the storage, load again."""
-    try:
-        return load()
-    except IntegrityError:
-        if not store.storage.distrust(blob.uid):
-            raise
-    return load()
 
 
 def _load_object(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
@@ -229,7 +219,7 @@ class PieceLoader:
         if seekable is None:
             return [_load(self._store, blob, trusts_tag=True)]
         try:
-            return _reloaded(self._store, blob, partial(self._load_segments, blob, seekable, pieces))
+            return read_twice(self._store.storage, blob.uid, partial(self._load_segments, blob, seekable, pieces))
         except DAMAGE:
             moved = self._store.find_moved(blob)
             if moved is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from backyfs import keys
 from backyfs.catalog.index import pack_index, unpack_index
@@ -24,6 +25,7 @@ from backyfs.catalog.repository import open_repository_object, pack_repository, 
 from backyfs.catalog.versions import pack_version, unpack_version
 from backyfs.errors import CatalogError, IntegrityError, ObjectMissingError, ObjectUnreadableError
 from backyfs.remedies import Advice
+from backyfs.storage.rereading import read_twice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from backyfs.metadata.catalog.blobcolumns import BlobColumns
     from backyfs.storage.keys import ObjectName
     from backyfs.storage.protocol import Storage
+
+_Read = TypeVar("_Read")
 
 
 class Catalog:
@@ -60,11 +64,11 @@ class Catalog:
 
     def index(self) -> CatalogIndex:
         """Read the index."""
-        return unpack_index(self.seal, _read(self._storage, INDEX_NAME, Kind.INDEX))
+        return _read(self._storage, INDEX_NAME, Kind.INDEX, partial(unpack_index, self.seal))
 
     def version(self, uid: str) -> CatalogVersion:
         """Read the object of a version."""
-        return unpack_version(uid, self.seal, self._read(version_name(uid), Kind.VERSION))
+        return self._read(version_name(uid), Kind.VERSION, partial(unpack_version, uid, self.seal))
 
     def page(self, uid: str) -> CatalogPage:
         """Read the object of a page."""
@@ -72,7 +76,7 @@ class Catalog:
 
     def page_content(self, uid: str) -> bytes:
         """Read the object of a page and return its content, as `pages.page_content` packs it."""
-        return open_page(uid, self.seal, self._read(page_name(uid), Kind.PAGE))
+        return self._read(page_name(uid), Kind.PAGE, partial(open_page, uid, self.seal))
 
     def put_repository(self, repository: CatalogRepository) -> bytes:
         """Write the object of the repository and return its digest."""
@@ -119,12 +123,12 @@ class Catalog:
         self._storage.flush()
 
     def _open_part(self) -> OpenPart:
-        return read_open_part(_read(self._storage, REPOSITORY_NAME, Kind.REPOSITORY))
+        return _read(self._storage, REPOSITORY_NAME, Kind.REPOSITORY, read_open_part)
 
-    def _read(self, name: ObjectName, kind: Kind) -> bytes:
+    def _read(self, name: ObjectName, kind: Kind, unpack: Callable[[bytes], _Read]) -> _Read:
         if not is_uid(uid_of(name)):
             raise CatalogError("has a name that no object of a catalog has", subject=f"object {name}")
-        return _read(self._storage, name, kind)
+        return _read(self._storage, name, kind, unpack)
 
 
 def catalog_key_check(key: bytes | None) -> str:
@@ -140,7 +144,7 @@ def find_repository(storage: Storage) -> OpenPart | None:
         StorageError: it cannot be read.
     """
     try:
-        return read_open_part(_read(storage, REPOSITORY_NAME, Kind.REPOSITORY))
+        return _read(storage, REPOSITORY_NAME, Kind.REPOSITORY, read_open_part)
     except ObjectMissingError:
         return None
 
@@ -168,8 +172,10 @@ def require_catalog(storage: Storage, uid: str, *, was_written: bool) -> None:
         )
 
 
-def _read(storage: Storage, name: ObjectName, kind: Kind) -> bytes:
+def _read(storage: Storage, name: ObjectName, kind: Kind, unpack: Callable[[bytes], _Read]) -> _Read:
     try:
-        return storage.get(name, most=MAX_STORED[kind])
+        return read_twice(storage, name, lambda: unpack(storage.get(name, most=MAX_STORED[kind])))
+    except CatalogError:
+        raise
     except (IntegrityError, ObjectUnreadableError) as error:
         raise CatalogError(error.fact, subject=error.subject, remedy=error.remedy) from error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from backyfs.errors import IntegrityError, ObjectMissingError, StorageError
 from backyfs.remedies import Advice
 from backyfs.storage.keys import MARKER_NAME
+from backyfs.storage.rereading import read_twice
 
 if TYPE_CHECKING:
     from backyfs.storage.protocol import Storage
@@ -31,19 +32,11 @@ def read_marker(storage: Storage) -> frozenset[str] | None:
         StorageError: it cannot be read, or is not a marker.
     """
     try:
-        text = storage.get(MARKER_NAME, most=_MAX_BYTES).decode("ascii", errors="replace")
+        return read_twice(storage, MARKER_NAME, lambda: _unpack(storage.get(MARKER_NAME, most=_MAX_BYTES)))
     except ObjectMissingError:
         return None
     except IntegrityError as error:
         raise StorageError(error.fact, subject=error.subject, remedy=Advice.REPLACE_MARKER()) from error
-    found = _MARKER.fullmatch(text)
-    if found is None:
-        raise StorageError(
-            "is damaged or of a newer release",
-            subject=f"object {MARKER_NAME} in the storage",
-            remedy=Advice.REPLACE_MARKER(),
-        )
-    return frozenset(_LINE.findall(found.group(1)))
 
 
 def put_first_marker(storage: Storage, uid: str) -> bool:
@@ -63,6 +56,13 @@ def replace_marker(storage: Storage, *uids: str) -> None:
     """
     storage.put(MARKER_NAME, [_pack(*uids)])
     storage.flush()
+
+
+def _unpack(content: bytes) -> frozenset[str]:
+    found = _MARKER.fullmatch(content.decode("ascii", errors="replace"))
+    if found is None:
+        raise IntegrityError("is damaged or of a newer release", subject=f"object {MARKER_NAME} in the storage")
+    return frozenset(_LINE.findall(found.group(1)))
 
 
 def _pack(*uids: str) -> bytes:

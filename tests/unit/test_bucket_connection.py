@@ -160,8 +160,10 @@ def test_a_missing_file_of_certificates_is_named(tmp_path: Path) -> None:
 def test_no_secret_is_shown() -> None:
     config = config_of(aws_access_key_id="SECRETID", aws_secret_access_key="SECRET", proxy_url="http://u:SECRET@p:1")
     assert "SECRET" not in repr(config)
+    credentials = credentials_of(config)
+    assert credentials is not None
     lister = BucketLister(
-        url="http://x/b", region="r", prefix="", credentials=credentials_of(config), timeout_s=1  # type: ignore[arg-type]
+        place="here", url="http://x/b", region="r", prefix="", credentials=credentials, timeout_s=1
     )
     assert "SECRET" not in repr(lister)
 

@@ -12,7 +12,8 @@ from backyfs.errors import ConfigError, StorageError
 from backyfs.files import read_input
 from backyfs.storage.bucket.credentials import credentials_of
 from backyfs.storage.bucket.foreignnames import BucketLister
-from backyfs.storage.bucket.requests import Patience, Requests
+from backyfs.storage.bucket.outage import Patience
+from backyfs.storage.bucket.requests import Requests
 from backyfs.storage.bucket.storage import BucketStorage
 
 if TYPE_CHECKING:
@@ -40,14 +41,16 @@ _CREDENTIAL_VARIABLES = frozenset(
 _environment = threading.Lock()
 
 
-def open_bucket(config: ObjectStoreConfig, stop: Callable[[], bool]) -> BucketStorage:
-    """Open the storage in a bucket. Nothing is sent.
+def open_bucket(
+    config: ObjectStoreConfig, stop: Callable[[], bool], patience: Patience | None = None
+) -> BucketStorage:
+    """Open the storage in a bucket, by default with the patience that is configured. Nothing is sent.
 
     Raises:
         ConfigError: the library is missing, or the configuration cannot be used.
         StorageError: a file with credentials or certificates cannot be read.
     """
-    patience = Patience(request_s=config.request_timeout, retry_s=config.retry_time)
+    patience = patience or Patience(request_s=config.request_timeout, retry_s=config.retry_time)
     credentials = credentials_of(config)
     return BucketStorage(
         _store(config, credentials),
@@ -97,6 +100,7 @@ def _store(config: ObjectStoreConfig, credentials: Provider | None) -> S3Store:
 def _lister(config: ObjectStoreConfig, credentials: Provider) -> BucketLister:
     url = endpoint_of(config)
     return BucketLister(
+        place=config.place,
         url=url if uses_virtual_hosts(config) else f"{url}/{config.bucket_name}",
         region=config.region_name or _DEFAULT_REGION,
         prefix=f"{config.prefix}/" if config.prefix else "",

@@ -27,6 +27,9 @@ _REGION = re.compile(r"<Region>([a-z0-9-]{1,32})</Region>|expecting &?#?\w*;?'?(
 _METADATA_SERVICE = re.compile(r"performing \w+ http://\S*(?:/latest/api/token|/latest/meta-data/|//169\.254\.170\.)")
 
 _BUCKET_MISSING = "NoSuchBucket"
+_OBJECT_MISSING = "NoSuchKey"
+_NOT_FOUND = 404
+_CONFLICT = 409
 _TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _TRANSIENT_CODES = frozenset(
     {
@@ -64,6 +67,15 @@ _CERTIFICATES = (
     ("CaUsedAsEndEntity", "its certificate is that of an authority", "give the store one for its host"),
     ("InvalidContentType", "it does not speak TLS", "write http:// in `endpoint_url`"),
     ("invalid peer certificate", "its certificate is not valid", "name the authority as `ca_file`"),
+)
+# The library received an answer with status 200 that is not the one to its request, such as an error document.
+_STRANGE = (
+    ("ETag Header missing", "an object without ETag"),
+    ("MissingEtag", "an object without ETag"),
+    ("NotPartial", "something else than a part of an object"),
+    ("NoContentRange", "something else than a part of an object"),
+    ("invalid DeleteObjects response", "no report of deletions"),
+    ("invalid list response", "no list of objects"),
 )
 _CONNECTION = (
     ("dns error", "its name cannot be resolved"),
@@ -108,18 +120,29 @@ def is_beyond_end(error: BaseException) -> bool:
     return answer.status == _RANGE_NOT_SATISFIABLE or answer.code == "InvalidRange"
 
 
-def failure(error: BaseException, *, place: str, key: str = "") -> StorageError:
-    """Return the StorageError for an error of the library. `place` is the storage; `key`, if any, the object."""
+def is_conflict(error: BaseException) -> bool:
+    """Return whether an object was not stored because others store it at the same moment; it may not exist."""
+    return Answer.of(error).status == _CONFLICT
+
+
+def failure(error: BaseException, *, place: str, key: str = "", reads: bool = False) -> StorageError:
+    """Return the StorageError for an error of the library.
+
+    `place` is the storage; `key`, if any, the object, which is missing only if the request `reads` it.
+    """
     answer = Answer.of(error)
     subject = f"storage {place}:"
     if _METADATA_SERVICE.search(answer.text):
         return _of_metadata_service(answer, subject)
     if answer.status is None and not answer.code:
-        return _of_connection(answer.text, subject)
-    if isinstance(error, FileNotFoundError) and key and answer.code != _BUCKET_MISSING:
+        strange = next((what for mark, what in _STRANGE if mark in answer.text), None)
+        return _of_connection(answer.text, subject) if strange is None else strange_answer(strange, place)
+    if answer.code == _OBJECT_MISSING and reads:
         return ObjectMissingError(key)
     if answer.code in _TRANSIENT_CODES or answer.status in _TRANSIENT_STATUS:
         return StorageAwayError(f"does not answer: {_name(answer)}", subject=subject)
+    if answer.code == _OBJECT_MISSING or (answer.status == _NOT_FOUND and not answer.code):
+        return strange_answer(_name(answer), place)
     return _of_answer(answer, subject, key)
 
 
@@ -131,6 +154,15 @@ def _of_metadata_service(answer: Answer, subject: str) -> StorageError:
         )
     return StorageRefusedError(
         "there are no credentials, and the metadata service of the host has none", subject=subject, remedy=remedy
+    )
+
+
+def strange_answer(what: str, place: str) -> StorageAwayError:
+    """Return the error for an answer that no object store gives, as from a proxy whose store is being restarted."""
+    return StorageAwayError(
+        f"does not answer: what came is not the answer of an object store: {what}",
+        subject=f"storage {place}:",
+        remedy="if that does not pass, correct `endpoint_url` of [DataBackend]",
     )
 
 
@@ -167,10 +199,8 @@ def _of_connection(text: str, subject: str) -> StorageError:
             return StorageError(
                 f"cannot connect securely: {fact}", subject=subject, remedy=f"{remedy}; see [DataBackend]"
             )
-    if "NotSupported" in text or "NoContentRange" in text:
-        return StorageError(
-            "it does not return parts of objects", subject=subject, remedy="use an object store that does"
-        )
+    if "incorrectly configured region" in text:  # a redirect that does not say where to
+        return _of_region(text, subject)
     if "panicked" in text:  # the library does so at a URL that is not one, such as http://bucket.127.0.0.1
         return StorageError(
             "the address of the bucket is invalid",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import http.client
 import ssl
 import urllib.error
 import urllib.request
@@ -38,6 +39,7 @@ class ListingError(Exception):
 class BucketLister:
     """Lists one bucket. Any thread may use it."""
 
+    place: str    # for messages
     url: str      # of the bucket
     region: str
     prefix: str   # of all keys, with a slash at the end, or empty
@@ -62,7 +64,7 @@ class BucketLister:
         }
         if after is not None:
             query["start-after"] = self.prefix + after
-        return [self._entry(found) for found in ET.fromstring(self._get(query)).iterfind(f"{_NAMESPACE}Contents")]  # noqa: S314
+        return [self._entry(found) for found in _parsed(self._get(query)).iterfind(f"{_NAMESPACE}Contents")]
 
     def _entry(self, found: ET.Element) -> tuple[str, int, float]:
         key = unquote(found.findtext(f"{_NAMESPACE}Key", ""))
@@ -81,8 +83,8 @@ class BucketLister:
         except urllib.error.HTTPError as error:
             document = error.read(_MAX_ANSWER_BYTES).decode(errors="replace")
             raise ListingError(f"status code: {error.code} {document}") from error
-        except (OSError, urllib.error.URLError) as error:
-            raise StorageAwayError(f"does not answer: {error}", subject=f"object store {self.url}:") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise StorageAwayError(f"does not answer: {error}", subject=f"storage {self.place}:") from error
         return content
 
     def _opener(self) -> urllib.request.OpenerDirector:
@@ -121,3 +123,15 @@ class BucketLister:
             f"AWS4-HMAC-SHA256 Credential={identity}, SignedHeaders={names}, Signature={signature}"
         )
         return headers
+
+
+def _parsed(document: bytes) -> ET.Element:
+    """Return the list of objects of an answer with status 200, which can also be an error document or a web page."""
+    try:
+        root = ET.fromstring(document)  # noqa: S314 - of the store that is trusted with the blobs; entities are limited
+    except ET.ParseError as error:
+        raise ListingError(f"invalid list response: {error}") from error
+    if root.tag.rpartition("}")[2] != "ListBucketResult":
+        code = root.findtext("Code")
+        raise ListingError("invalid list response" if code is None else f"status code: 200 <Code>{code}</Code>")
+    return root

@@ -29,7 +29,8 @@ class Listing:
         self._directory = prefix.rpartition("/")[0]
         self._after = _just_before(prefix) if prefix and not self._directory else None
         self._stream: Any = None
-        self._has_foreign_names = False
+        self._uses_lister = False
+        self._was_empty = False  # the last page
         # No key begins like that, and the library refuses some such paths.
         self.is_done = self._directory not in ("", NAMED) and not is_name(self._directory)
 
@@ -38,7 +39,7 @@ class Listing:
 
         If this fails, the next call continues behind the last object that was returned.
         """
-        if self._has_foreign_names:
+        if self._uses_lister:
             found = await self._next_of_lister()
             self.is_done = not found
         else:
@@ -47,13 +48,21 @@ class Listing:
             except self._library.exceptions.InvalidPathError:
                 if self._lister is None:
                     raise
-                self._has_foreign_names = True
+                self._uses_lister = True
                 return []
-            self.is_done = len(found) < _PAGE  # the library fills a page if it can
+            if len(found) < _PAGE:  # the library fills a page if it can
+                self._check_end(found)
         if found:
             self._after = found[-1][0]
             self.is_done |= self._after[: len(self._prefix)] > self._prefix
         return [entry for entry in found if entry[0].startswith(self._prefix)]
+
+    def _check_end(self, found: list[_Entry]) -> None:
+        """Ask once more what comes next, because the library takes an error document with status 200 for the end."""
+        self._uses_lister = self._lister is not None
+        self.is_done = self._was_empty and not found
+        self._was_empty = not found
+        self._stream = None
 
     async def _next_of_lister(self) -> list[_Entry]:
         assert self._lister is not None, "it takes over only if there is one"

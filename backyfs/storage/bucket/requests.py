@@ -8,47 +8,29 @@ is silent. Every attempt has an end: a fixed time, and the time that its bytes t
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import threading
 import time
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from backyfs.errors import InterruptedByUser, StorageAwayError, StorageError
 from backyfs.storage.bucket.failures import failure
 from backyfs.storage.bucket.line import Line
+from backyfs.storage.bucket.outage import Outage, Trial
 from backyfs.storage.bucket.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from backyfs.storage.bucket.line import Turn
+    from backyfs.storage.bucket.outage import Patience
+
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
-
 _LOWEST_RATE = 32 << 10  # bytes/s; a request that is slower has failed
-_FIRST_PAUSE_S = 0.2  # before a request is repeated; doubles each time
 _LONGEST_PAUSE_S = 10.0
 _ASK_S = 0.5  # between two questions whether the command should end
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long to wait for a store, in seconds."""
-
-    request_s: float = 30.0  # for one attempt, without the time for its bytes
-    retry_s: float = 300.0  # for all attempts of one request
-    first_s: float = 30.0  # the same, until the store has answered for the first time
-    pause_s: float = _FIRST_PAUSE_S
-
-
-@dataclass(slots=True)
-class _Outage:
-    """Since when the store is away; it is reported once."""
-
-    began_s: float = field(default_factory=time.monotonic)
 
 
 class Requests:
@@ -63,8 +45,7 @@ class Requests:
         self._lock = threading.Lock()  # guards the start of the loop
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._outage: _Outage | None = None
-        self._has_answered = False
+        self._outage = Outage(place, patience)
         self.tally = Tally()
         self.round_trip_s = 0.0  # the shortest time in which a request was answered; 0: none yet
 
@@ -117,24 +98,23 @@ class Requests:
     async def _attempts(
         self, verb: str, request: Callable[[], Awaitable[T]], *, size: int, key: str, repeats: bool
     ) -> T:
-        began_s = time.monotonic()
+        trial = Trial()
         pause_s = self.patience.pause_s
-        repeated = 0
-        while True:
-            try:
-                result = await self._attempt(verb, request, size, key, repeated=repeated)
-            except StorageAwayError as error:
-                if repeats:
-                    self._note_outage(error)
-                waited_s = time.monotonic() - began_s
-                if not repeats or waited_s + pause_s > self._patience_s:
-                    raise
-            else:
-                self._note_answer()
-                return result
-            repeated = 1
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311 - spreads the load, hides nothing
-            pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
+        try:
+            while True:
+                try:
+                    return await self._attempt(trial, verb, request, size, key)
+                except StorageAwayError as error:
+                    if not repeats:
+                        raise
+                    remaining_s = self._outage.remaining_s(trial, error)
+                    if remaining_s <= 0:
+                        raise
+                # Requests that failed together come back at different times.
+                await asyncio.sleep(min(remaining_s, pause_s * random.uniform(0.5, 1)))  # noqa: S311 - hides nothing
+                pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
+        finally:
+            self._outage.end(trial)
 
     async def in_time(self, answer: Awaitable[T], size: int) -> T:
         """Wait for a part of an answer that has so many bytes, in a request that was sent with an estimate.
@@ -149,11 +129,12 @@ class Requests:
         return self.patience.request_s + size / _LOWEST_RATE
 
     async def _attempt(
-        self, verb: str, request: Callable[[], Awaitable[T]], size: int, key: str, *, repeated: int
+        self, trial: Trial, verb: str, request: Callable[[], Awaitable[T]], size: int, key: str
     ) -> T:
         limit_s = self._limit_s(size)
         async with self._line.turn(size) as turn:
-            self.tally.add(verb, requests=1, repeated=repeated)
+            self._outage.begin(trial)
+            self.tally.add(verb, requests=1, repeated=trial.is_failing)
             began_s = time.monotonic()
             try:
                 async with asyncio.timeout(limit_s):
@@ -164,36 +145,23 @@ class Requests:
                     f"does not answer: no answer within {limit_s:.0f} s", subject=f"storage {self._place}:"
                 ) from error
             except StorageError as error:
-                if isinstance(error, StorageAwayError):
-                    turn.was_too_much()
+                self._note_error(error, turn, trial)
                 raise
             except Exception as error:
-                translated = failure(error, place=self._place, key=key)
-                if isinstance(translated, StorageAwayError):
-                    turn.was_too_much()
-                else:
-                    self._note_answer()
+                translated = failure(error, place=self._place, key=key, reads=verb == "get")
+                self._note_error(translated, turn, trial)
                 raise translated from error
             turn.was_taken()
+            self._outage.note_answer(trial)
             took_s = time.monotonic() - began_s
             self.round_trip_s = min(self.round_trip_s or took_s, took_s)
             return result
 
-    @property
-    def _patience_s(self) -> float:
-        return self.patience.retry_s if self._has_answered else min(self.patience.first_s, self.patience.retry_s)
-
-    def _note_outage(self, error: StorageAwayError) -> None:
-        if self._outage is None and self._patience_s:
-            self._outage = _Outage()
-            _log.warning("%s; waiting up to %g s for it", error, self._patience_s)
-
-    def _note_answer(self) -> None:
-        self._has_answered = True
-        if self._outage is not None:
-            away_s = time.monotonic() - self._outage.began_s
-            self._outage = None
-            _log.info("storage %s answers again after %.0f s", self._place, away_s)
+    def _note_error(self, error: StorageError, turn: Turn, trial: Trial) -> None:
+        if isinstance(error, StorageAwayError):
+            turn.was_too_much()
+        else:
+            self._outage.note_answer(trial)
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:

@@ -23,7 +23,7 @@ from backyfs.errors import (
 from backyfs.model import BlobUid
 from backyfs.remedies import Advice
 from backyfs.storage.bucket.blobnames import is_name_of_blob
-from backyfs.storage.bucket.failures import is_beyond_end
+from backyfs.storage.bucket.failures import is_beyond_end, is_conflict, strange_answer
 from backyfs.storage.bucket.listing import Listing
 from backyfs.storage.keys import MARKER_NAME, NAMED, Key, ObjectName, check_key, is_blob, is_name
 from backyfs.storage.protocol import MAX_OBJECT_BYTES, StoredObject, Traits
@@ -44,7 +44,6 @@ WORTHWHILE_REQUESTS = 128  # in flight at once
 
 _DELETIONS = 1000  # in one request, at most
 CLOCK = ObjectName(f"{NAMED}/clock")  # is put to learn what time it is in the store
-_ERROR_DOCUMENT_BYTES = 64 << 10
 _FIRST_BYTES = 8 << 20  # that the first blob may have
 
 
@@ -123,7 +122,9 @@ class BucketStorage:
                 await self._library.put_async(
                     self._store, key, body, use_multipart=False, mode="create", attributes=self._attributes
                 )
-            except self._library.exceptions.AlreadyExistsError:
+            except self._library.exceptions.AlreadyExistsError as error:
+                if is_conflict(error):
+                    raise
                 return False
             return True
 
@@ -155,22 +156,23 @@ class BucketStorage:
         """
         check_key(key)
         is_of_blob = is_blob(key)
-
-        async def request() -> bytes | int:
-            answer = await self._requests.in_time(self._library.get_async(self._store, key), 0)
-            size = answer.meta["size"]
-            return size if size > most else bytes(await self._requests.in_time(answer.bytes_async(), size))
-
         expected = min(most, self._typical_bytes) if is_of_blob else 0
-        content = self._read(key, [(request, expected)])[0]
-        if isinstance(content, bytes) and _may_be_an_error(content):
-            content = self._read(key, [(request, expected)])[0]
-        if isinstance(content, int):
-            raise _too_large(key, content, most)
+        meta, content = self._read(key, [(partial(self._fetch, key, most), expected)])[0]
+        if content is None:
+            raise _too_large(key, meta["size"], most)
         if is_of_blob:
             self._typical_bytes = len(content)
         self._note_marker(key)
         return content
+
+    async def _fetch(self, key: Key, most: int) -> tuple[ObjectMeta, bytes | None]:
+        """Return what the store says about an object, and the object; None: it has more than `most` bytes."""
+        in_time = self._requests.in_time
+        answer = await in_time(self._library.get_async(self._store, key), 0)
+        meta: ObjectMeta = answer.meta
+        if meta["e_tag"] is None:  # an error document, or a page of a proxy, that came with status 200
+            raise strange_answer("an object without ETag", self._place)
+        return meta, None if meta["size"] > most else bytes(await in_time(answer.bytes_async(), meta["size"]))
 
     def get_range(self, key: Key, offset: int, length: int) -> bytes:
         """Return bytes [offset, offset + length) of an object: fewer, or none, if it ends earlier.
@@ -218,9 +220,8 @@ class BucketStorage:
     def _require_storage(self, key: Key) -> None:
         """Refuse to call an object missing if the bucket is gone, or is not, or no longer, that of a repository."""
         if self._was_marked and key != MARKER_NAME:
-            with contextlib.suppress(ObjectMissingError):
-                self._head(MARKER_NAME)
-                return
+            self._read(MARKER_NAME, [(partial(self._fetch, MARKER_NAME, MAX_OBJECT_BYTES), 0)])
+            return
         if self._was_marked:
             raise WrongStorageError(
                 "the marker of the repository is gone: the bucket was emptied or replaced",
@@ -228,12 +229,6 @@ class BucketStorage:
                 remedy=Advice.WRITE_CATALOG_IF_LOST(),
             )
         next(self.entries(""), None)  # fails if there is no bucket
-
-    def _head(self, key: Key) -> ObjectMeta:
-        found: ObjectMeta = self._requests.send(
-            "head", lambda: self._library.head_async(self._store, key), key=key
-        )
-        return found
 
     def size(self, key: Key) -> None:
         """Return None: finding out takes a request."""
@@ -286,11 +281,12 @@ class BucketStorage:
         """Return the time of the store; -inf if it cannot be found out, because nothing can be stored there."""
         try:
             self.put(CLOCK, [b""])
-            found = self._head(CLOCK)
-            self._delete([CLOCK])
-        except StorageRefusedError:
+            meta, _ = self._read(CLOCK, [(partial(self._fetch, CLOCK, MAX_OBJECT_BYTES), 0)])[0]
+        except (StorageRefusedError, ObjectMissingError):  # another command has deleted it
             return -float("inf")
-        return found["last_modified"].timestamp()
+        with contextlib.suppress(StorageRefusedError):
+            self._delete([CLOCK])
+        return meta["last_modified"].timestamp()
 
     def sweep(self, older_than_s: float) -> int:  # noqa: ARG002 - there is nothing to remove
         """Remove nothing: an object that was not put as a whole does not exist."""
@@ -310,11 +306,6 @@ def _key_of(path: str) -> Key | None:
     if is_name_of_blob(path):
         return BlobUid(path)
     return ObjectName(path) if is_name(path) else None
-
-
-def _may_be_an_error(content: bytes) -> bool:
-    """Return whether content may be an error document that came with status 200 instead of an object."""
-    return len(content) < _ERROR_DOCUMENT_BYTES and content.startswith(b"<?xml") and b"<Error>" in content
 
 
 def _too_large(key: Key, size: int, most: int) -> IntegrityError:

@@ -1,0 +1,477 @@
+"""A storage in a bucket whose object store answers late, wrongly, or not at all.
+
+What passes is waited for. What lasts is an error of the storage, and never says anything about an object.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backyfs.errors import (
+    InterruptedByUser,
+    ObjectMissingError,
+    StorageAwayError,
+    StorageError,
+    StorageRefusedError,
+    WrongStorageError,
+)
+from backyfs.model import BlobUid
+from backyfs.storage.bucket import open_bucket
+from backyfs.storage.bucket.line import Line
+from backyfs.storage.bucket.outage import Patience
+from backyfs.storage.bucket.requests import Requests
+from backyfs.storage.bucket.storage import BucketStorage
+from backyfs.storage.keys import ObjectName
+from backyfs.storage.marker import put_first_marker, read_marker
+from backyfs.storage.rereading import read_twice
+from tests.support.buckets import Bucket
+from tests.support.faultproxy import FaultProxy
+from tests.support.faults import (
+    ACCESS_DENIED,
+    ERROR_WITHIN_SUCCESS,
+    INTERNAL_ERROR,
+    NO_SUCH_BUCKET,
+    NO_SUCH_KEY,
+    REQUEST_TIME_TOO_SKEWED,
+    SLOW_DOWN,
+    TOO_MANY_REQUESTS,
+    Answer,
+    Delay,
+    Reset,
+    Silence,
+    Truncation,
+)
+from tests.support.repositories import wait_for
+from tests.support.requestlog import Verb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.faults import Fault
+    from tests.support.services.objectstore import S3Server
+
+A = BlobUid("a1b2c3d4e5f60718293a4b5c6d7e8f90")
+B = BlobUid("b1b2ffffffffffffffffffffffffffff")
+NEW = BlobUid("c1b2ffffffffffffffffffffffffffff")
+CLAIM = ObjectName("catalog/claim")
+CONTENT = bytes(range(200))
+MANY = 1100  # objects: more than a page of a listing
+OWNER = "0f5b2c1e-9a64-4f0b-8a57-6b1de0b5a0f3"
+REQUEST_S = 0.5
+SHORT = Patience(request_s=REQUEST_S, retry_s=0.4, first_s=0.4, notice_s=0, pause_s=0.01)
+LONG = replace(SHORT, retry_s=60, first_s=60)
+NO_CODE = Answer(404, "")  # of a proxy that does not know the store at the moment
+
+PASSING: dict[str, Fault] = {
+    "delay": Delay(0.05),
+    "503": SLOW_DOWN,
+    "429": TOO_MANY_REQUESTS,
+    "500": INTERNAL_ERROR,
+    "reset": Reset(forward=False),
+    "answer lost": Reset(),
+    "reset within": Reset(body_bytes=3),
+    "truncated": Truncation(body_bytes=3, honest=False),
+    "error within success": ERROR_WITHIN_SUCCESS,
+    "404 without code": NO_CODE,
+    "silence": Silence(),
+    "silence within": Silence(body_bytes=3),
+}
+_NAMES_OF_LASTING = ("503", "429", "500", "reset", "error within success", "404 without code", "silence")
+LASTING = {name: PASSING[name] for name in _NAMES_OF_LASTING}
+# Each does something, and fails unless it was done.
+USES: dict[str, Callable[[BucketStorage], None]] = {}
+
+
+def listed(function: Callable[[BucketStorage], None]) -> Callable[[BucketStorage], None]:
+    USES[function.__name__] = function
+    return function
+
+
+@listed
+def get(storage: BucketStorage) -> None:
+    assert storage.get(A) == CONTENT
+
+
+@listed
+def get_range(storage: BucketStorage) -> None:
+    assert storage.get_range(A, 10, 20) == CONTENT[10:30]
+
+
+@listed
+def get_ranges(storage: BucketStorage) -> None:
+    assert storage.get_ranges(A, [range(10), range(50, 99)]) == [CONTENT[:10], CONTENT[50:99]]
+
+
+@listed
+def put(storage: BucketStorage) -> None:
+    assert storage.put(NEW, [b"new ", CONTENT]) == len(CONTENT) + 4
+    assert stored(storage)[NEW] == len(CONTENT) + 4
+
+
+@listed
+def put_new(storage: BucketStorage) -> None:
+    assert storage.put_new(CLAIM, b"ours")
+    assert not storage.put_new(CLAIM, b"theirs")
+    assert storage.get(CLAIM) == b"ours"
+
+
+@listed
+def delete(storage: BucketStorage) -> None:
+    storage.delete([B])
+    assert B not in stored(storage)
+
+
+@listed
+def list_objects(storage: BucketStorage) -> None:
+    assert stored(storage) == {A: len(CONTENT), B: 1, "catalog/marker": 66}
+
+
+def stored(storage: BucketStorage) -> dict[str, int | None]:
+    return {found.key: found.size_bytes for found in storage.list()}
+
+
+@pytest.fixture
+def s3_server(request: pytest.FixtureRequest) -> S3Server:
+    """Use SeaweedFS, or the server that the parameters of a test name: where servers differ."""
+    server: S3Server = request.getfixturevalue(f"{getattr(request, 'param', 'seaweedfs')}_server")
+    return server
+
+
+@pytest.fixture(scope="module")
+def filled(seaweedfs_server: S3Server) -> Iterator[Bucket]:
+    """Give a bucket with more objects than fit into a page of a listing."""
+    bucket = Bucket.make(seaweedfs_server)
+    with closing(open_bucket(bucket.config(), lambda: False)) as storage, ThreadPoolExecutor(32) as threads:
+        list(threads.map(lambda number: storage.put(BlobUid(f"{number:032}"), [b"x"]), range(MANY)))
+    yield bucket
+    bucket.remove()
+
+
+def open_through(
+    proxy: FaultProxy, bucket: Bucket, patience: Patience, stop: Callable[[], bool] = lambda: False
+) -> BucketStorage:
+    return open_bucket(bucket.config(endpoint=proxy.endpoint), stop, patience)
+
+
+@pytest.fixture
+def prepared(bucket: Bucket) -> Bucket:
+    """Give a bucket with a marker and two blobs."""
+    with closing(open_bucket(bucket.config(), lambda: False)) as storage:
+        assert put_first_marker(storage, OWNER)
+    bucket.fill({A: CONTENT, B: b"x"})
+    return bucket
+
+
+# What passes
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_fault_that_passes_is_waited_for(fault: str, use: str, prepared: Bucket, fault_proxy: FaultProxy) -> None:
+    with closing(open_through(fault_proxy, prepared, LONG)) as storage:
+        read_marker(storage)
+        rule = fault_proxy.add(PASSING[fault], times=1 if fault == "delay" else 2)
+        USES[use](storage)
+        assert rule.times == 0
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_refused_connection_that_passes_is_waited_for(
+    use: str, prepared: Bucket, fault_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(open_through(fault_proxy, prepared, LONG)) as storage, ThreadPoolExecutor(1) as thread:
+        fault_proxy.refuse()
+        try:
+            done = thread.submit(USES[use], storage)
+            wait_for(lambda: bool(caplog.records), "the outage is reported")
+        finally:
+            fault_proxy.accept()
+        done.result()
+
+
+@pytest.mark.parametrize("fault", ["503", "reset", "reset within", "truncated", "error within success", "silence"])
+def test_a_listing_that_fails_between_its_pages_continues(fault: str, filled: Bucket, fault_proxy: FaultProxy) -> None:
+    fault_proxy.add(PASSING[fault], path="continuation-token|start-after", times=2)
+    with closing(open_through(fault_proxy, filled, replace(LONG, request_s=2))) as storage:
+        found = [stored.key for stored in storage.list("00")]
+    assert found == [f"{number:032}" for number in range(MANY)]
+
+
+@pytest.mark.parametrize("fault", [Truncation(body_bytes=30, honest=True), NO_SUCH_KEY])
+@pytest.mark.parametrize("verb", [Verb.LIST, Verb.DELETE_MANY])
+def test_an_answer_that_makes_no_sense_is_not_believed(
+    fault: Fault, verb: Verb, prepared: Bucket, fault_proxy: FaultProxy
+) -> None:
+    fault_proxy.add(fault, verbs=frozenset({verb}), times=2)
+    with closing(open_through(fault_proxy, prepared, LONG)) as storage:
+        list_objects(storage)
+        delete(storage)
+
+
+def test_an_object_of_the_right_kind_and_the_wrong_length_can_be_read_again(
+    prepared: Bucket, fault_proxy: FaultProxy
+) -> None:
+    fault_proxy.add(Truncation(body_bytes=30, honest=True), verbs=frozenset({Verb.GET}), times=1)
+    with closing(open_through(fault_proxy, prepared, LONG)) as storage:
+        assert read_marker(storage) == frozenset({OWNER})
+        assert storage.distrust(A)
+
+
+def test_a_key_that_is_put_is_never_missing(prepared: Bucket, fault_proxy: FaultProxy) -> None:
+    with closing(open_through(fault_proxy, prepared, SHORT)) as storage:
+        with fault_proxy.during(NO_SUCH_KEY, verbs=frozenset({Verb.PUT})), pytest.raises(StorageAwayError):
+            storage.put(NEW, [b"x"])
+        put(storage)
+
+
+# What lasts
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("fault", LASTING)
+def test_a_fault_that_lasts_is_an_outage_until_it_ends(
+    fault: str, use: str, prepared: Bucket, fault_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "backyfs")
+    with closing(open_through(fault_proxy, prepared, SHORT)) as storage:
+        read_marker(storage)
+        with fault_proxy.during(LASTING[fault]), pytest.raises(StorageAwayError, match="does not answer"):
+            USES[use](storage)
+        USES[use](storage)
+    levels = [record.levelno for record in caplog.records]
+    assert levels in ([logging.WARNING, logging.INFO], [])  # nothing if the first attempt took all the time
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    ("fault", "error", "text"),
+    [
+        (ACCESS_DENIED, StorageRefusedError, "access is denied"),
+        (REQUEST_TIME_TOO_SKEWED, StorageRefusedError, "clock"),
+        (NO_SUCH_BUCKET, WrongStorageError, "bucket does not exist"),
+        (Answer(301, "PermanentRedirect"), StorageError, "region"),
+        (Answer(507, "InsufficientStorage"), StorageError, "no room"),
+    ],
+)
+def test_what_waiting_does_not_change_is_reported_after_one_request(
+    fault: Fault, error: type[StorageError], text: str, use: str, prepared: Bucket, fault_proxy: FaultProxy
+) -> None:
+    with closing(open_through(fault_proxy, prepared, LONG)) as storage:
+        read_marker(storage)
+        fault_proxy.log.clear()
+        with fault_proxy.during(fault), pytest.raises(error, match=text) as raised:
+            USES[use](storage)
+        assert not isinstance(raised.value, ObjectMissingError)
+        # Two ranges are asked for at the same time, and a listing asks what time it is.
+        assert len(fault_proxy.log.requests) <= (2 if use in {"get_ranges", "list_objects"} else 1)
+
+
+# What is missing
+
+
+@pytest.mark.parametrize("verb", [Verb.GET, Verb.RANGE])
+def test_an_object_that_is_missing_once_is_asked_for_again(
+    verb: Verb, prepared: Bucket, fault_proxy: FaultProxy
+) -> None:
+    with closing(open_through(fault_proxy, prepared, SHORT)) as storage:
+        read_marker(storage)
+        fault_proxy.add(NO_SUCH_KEY, path=A, times=1)
+        (get if verb is Verb.GET else get_range)(storage)
+
+
+def test_an_object_is_missing_if_the_store_says_so_twice_and_still_has_the_marker(
+    prepared: Bucket, fault_proxy: FaultProxy
+) -> None:
+    with closing(open_through(fault_proxy, prepared, SHORT)) as storage:
+        read_marker(storage)
+        fault_proxy.log.clear()
+        for read in (lambda: storage.get(NEW), lambda: storage.get_range(NEW, 0, 9)):
+            with pytest.raises(ObjectMissingError):
+                read()
+        asked = [request.path.rpartition("/")[2] for request in fault_proxy.log.requests]
+        assert asked == [NEW, "marker", NEW] * 2
+
+
+def test_nothing_is_missing_while_the_store_knows_no_object(prepared: Bucket, fault_proxy: FaultProxy) -> None:
+    with closing(open_through(fault_proxy, prepared, SHORT)) as storage:
+        read_marker(storage)
+        with fault_proxy.during(NO_SUCH_KEY), pytest.raises(WrongStorageError, match="emptied or replaced"):
+            storage.get(A)
+        get(storage)
+
+
+def test_nothing_is_missing_from_a_bucket_that_was_emptied(prepared: Bucket) -> None:
+    with closing(open_bucket(prepared.config(), lambda: False, SHORT)) as storage:
+        read_marker(storage)
+        prepared.delete(*prepared.keys())
+        for read in (lambda: storage.get(A), lambda: storage.get_range(A, 0, 9)):
+            with pytest.raises(WrongStorageError, match="emptied or replaced"):
+                read()
+
+
+@pytest.mark.parametrize("use", [get, get_range, get_ranges, list_objects, put, delete])
+@pytest.mark.parametrize("s3_server", ["seaweedfs", "radosgw"], indirect=True)
+def test_nothing_is_missing_from_a_bucket_that_is_gone(
+    use: Callable[[BucketStorage], None], s3_server: S3Server
+) -> None:
+    bucket = Bucket(s3_server, f"test-{secrets.token_hex(8)}")
+    with closing(open_bucket(bucket.config(), lambda: False, SHORT)) as storage, pytest.raises(WrongStorageError):
+        use(storage)
+
+
+def test_what_is_read_twice_has_another_chance(prepared: Bucket, fault_proxy: FaultProxy) -> None:
+    fault_proxy.add(Truncation(body_bytes=9, honest=True), path="marker", times=1)
+    with closing(open_through(fault_proxy, prepared, SHORT)) as storage:
+        lengths = []
+        assert read_twice(storage, A, lambda: lengths.append(len(storage.get(A)))) is None
+        assert lengths == [len(CONTENT)]
+
+
+# Claims
+
+
+@pytest.mark.parametrize("fault", [Reset(), SLOW_DOWN, Silence(), Answer(409, "ConditionalRequestConflict")])
+def test_an_object_of_others_is_not_ours_whatever_happens_on_the_way(
+    fault: Fault, prepared: Bucket, fault_proxy: FaultProxy
+) -> None:
+    prepared.put(CLAIM, b"theirs")
+    fault_proxy.add(fault, verbs=frozenset({Verb.PUT}), times=1)
+    with closing(open_through(fault_proxy, prepared, LONG)) as storage:
+        assert not storage.put_new(CLAIM, b"ours")
+    assert prepared.get(CLAIM) == b"theirs"
+
+
+def test_a_claim_is_not_lost_in_a_conflict_with_nobody(prepared: Bucket, fault_proxy: FaultProxy) -> None:
+    fault_proxy.add(Answer(409, "ConditionalRequestConflict"), verbs=frozenset({Verb.PUT}), times=2)
+    with closing(open_through(fault_proxy, prepared, LONG)) as storage:
+        put_new(storage)
+
+
+# Many requests
+
+
+def test_many_requests_report_one_outage_and_its_end(
+    prepared: Bucket, fault_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "backyfs")
+    with closing(open_through(fault_proxy, prepared, LONG)) as storage, ThreadPoolExecutor(32) as threads:
+        read_marker(storage)
+        with fault_proxy.during(SLOW_DOWN):
+            reads = [threads.submit(get, storage) for _ in range(32)]
+            wait_for(lambda: fault_proxy.log.counts[Verb.GET] > 100, "requests are repeated")
+        for read in reads:
+            read.result()
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_single_requests_that_a_busy_store_refuses_are_not_reported(
+    prepared: Bucket, fault_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "backyfs")
+    fault_proxy.add(SLOW_DOWN, times=20)
+    with (
+        closing(open_through(fault_proxy, prepared, replace(LONG, notice_s=30))) as storage,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        for read in [threads.submit(get, storage) for _ in range(64)]:
+            read.result()
+    assert caplog.records == []
+
+
+def test_requests_that_wait_for_their_turn_are_given_up_together(prepared: Bucket, fault_proxy: FaultProxy) -> None:
+    patience = replace(SHORT, request_s=0.3, retry_s=0.5)
+    requests = Requests("here", patience=patience, stop=lambda: False, line=Line(requests=1))
+    store = prepared.store(endpoint=fault_proxy.endpoint)
+    with closing(BucketStorage(store, requests, place="here")) as storage, ThreadPoolExecutor(16) as threads:
+        read_marker(storage)
+        fault_proxy.log.clear()
+        with fault_proxy.during(Silence()):
+            reads = [threads.submit(get, storage) for _ in range(16)]
+            errors = [read.exception() for read in reads]
+        assert {type(error) for error in errors} == {StorageAwayError}
+        assert fault_proxy.log.counts[Verb.GET] <= 4  # and not some for each
+        get(storage)
+
+
+def test_one_verb_that_fails_is_an_outage_although_others_work(
+    prepared: Bucket, fault_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "backyfs")
+    with closing(open_through(fault_proxy, prepared, SHORT)) as storage:
+        with fault_proxy.during(SLOW_DOWN, verbs=frozenset({Verb.PUT})), ThreadPoolExecutor(1) as thread:
+            failing = thread.submit(put, storage)
+            while not failing.done():
+                get(storage)
+            assert isinstance(failing.exception(), StorageAwayError)
+        get(storage)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("fault", [Silence(), Silence(body_bytes=1), SLOW_DOWN])
+def test_a_command_that_is_asked_to_end_does_not_wait_for_a_store(
+    fault: Fault, use: str, prepared: Bucket, fault_proxy: FaultProxy
+) -> None:
+    ends = threading.Event()
+    patience = Patience(request_s=3600, retry_s=3600)
+    with (
+        closing(open_through(fault_proxy, prepared, patience, ends.is_set)) as storage,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        read_marker(storage)
+        fault_proxy.log.clear()
+        with fault_proxy.during(fault):
+            waiting = thread.submit(USES[use], storage)
+            wait_for(lambda: bool(fault_proxy.log.requests) or waiting.done(), "a request is sent")
+            if not waiting.done():  # an answer without a body is complete
+                ends.set()
+                with pytest.raises(InterruptedByUser):
+                    waiting.result()
+
+
+# Permissions
+
+
+@pytest.mark.parametrize("s3_server", ["seaweedfs", "radosgw"], indirect=True)
+def test_credentials_that_may_not_delete_are_reported_as_such(s3_server: S3Server) -> None:
+    bucket = Bucket.make(s3_server)
+    bucket.fill({A: CONTENT, B: b"x"})
+    with closing(open_bucket(bucket.config(user=s3_server.appender), lambda: False, SHORT)) as storage:
+        put_new(storage)
+        with pytest.raises(StorageRefusedError, match="access is denied"):
+            storage.delete([A, B])
+        assert {found.key for found in storage.list()} >= {A, B, CLAIM}
+    assert {A, B} <= set(bucket.keys())
+    bucket.remove()
+
+
+@pytest.mark.parametrize("s3_server", ["seaweedfs", "radosgw"], indirect=True)
+def test_credentials_that_may_only_read_read_everything(s3_server: S3Server) -> None:
+    bucket = Bucket.make(s3_server)
+    bucket.fill({A: CONTENT, B: b"x"})
+    with closing(open_bucket(bucket.config(user=s3_server.reader), lambda: False, SHORT)) as storage:
+        get(storage)
+        get_ranges(storage)
+        assert {found.key for found in storage.list()} == {A, B}
+        for change in (lambda: storage.put(NEW, [b"x"]), lambda: storage.put_new(CLAIM, b"x")):
+            with pytest.raises(StorageRefusedError, match="access is denied"):
+                change()
+    assert bucket.keys() == [A, B]
+    bucket.remove()
+
+
+# Deletions
+
+
+def test_objects_are_deleted_by_the_thousand(filled: Bucket, fault_proxy: FaultProxy) -> None:
+    with closing(open_through(fault_proxy, filled, LONG)) as storage:
+        storage.delete([BlobUid(f"{number:032x}") for number in range(MANY, MANY + 2500)])
+    assert fault_proxy.log.counts == {Verb.DELETE_MANY: 3}
