@@ -160,6 +160,7 @@ class BucketStorage:
         meta, content = self._read(key, [(partial(self._fetch, key, most), expected)])[0]
         if content is None:
             raise _too_large(key, meta["size"], most)
+        self._requests.tally.add("get", size_bytes=len(content))
         if is_of_blob:
             self._typical_bytes = len(content)
         self._note_marker(key)
@@ -203,19 +204,19 @@ class BucketStorage:
                 raise
             return bytes(found)[: len(part)]
 
-        return self._read(key, [(partial(request, part), len(part)) for part in parts])
+        found = self._read(key, [(partial(request, part), len(part)) for part in parts])
+        self._requests.tally.add("get", size_bytes=sum(map(len, found)))
+        return found
 
     def _read(self, key: Key, requests: Sequence[tuple[Callable[[], Awaitable[T]], int]]) -> list[T]:
         """Send requests to read an object, with their bytes; ask a second time before calling it missing."""
         try:
-            found = self._requests.send_all("get", requests, key=key)
+            return self._requests.send_all("get", requests, key=key)
         except ObjectMissingError:
             self._require_storage(key)
             if key == MARKER_NAME:
                 raise
-            found = self._requests.send_all("get", requests, key=key)
-        self._requests.tally.add("get", size_bytes=sum(len(part) for part in found if isinstance(part, bytes)))
-        return found
+        return self._requests.send_all("get", requests, key=key)
 
     def _require_storage(self, key: Key) -> None:
         """Refuse to call an object missing if the bucket is gone, or is not, or no longer, that of a repository."""
