@@ -174,7 +174,7 @@ def require_catalog(storage: Storage, uid: str, *, was_written: bool) -> None:
 
 def _read(storage: Storage, name: ObjectName, kind: Kind, unpack: Callable[[bytes], _Read]) -> _Read:
     try:
-        return read_twice(storage, name, lambda: unpack(storage.get(name, most=MAX_STORED[kind])))
+        return read_twice(storage, name, lambda: unpack(bytes(storage.get(name, most=MAX_STORED[kind]))))
     except CatalogError:
         raise
     except (IntegrityError, ObjectUnreadableError) as error:

@@ -48,7 +48,7 @@ class ForwardingStorage:
         """Make earlier calls durable."""
         self.storage.flush()
 
-    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> Buffer:
         """Return an object."""
         return self.storage.get(key, most=most)
 

@@ -32,7 +32,7 @@ def read_marker(storage: Storage) -> frozenset[str] | None:
         StorageError: it cannot be read, or is not a marker.
     """
     try:
-        return read_twice(storage, MARKER_NAME, lambda: _unpack(storage.get(MARKER_NAME, most=_MAX_BYTES)))
+        return read_twice(storage, MARKER_NAME, lambda: _unpack(bytes(storage.get(MARKER_NAME, most=_MAX_BYTES))))
     except ObjectMissingError:
         return None
     except IntegrityError as error:

@@ -93,7 +93,7 @@ class Storage(Protocol):
         """Make earlier `put` calls, and deletions of named objects, durable: they survive a power failure."""
         ...
 
-    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> Buffer:
         """Return an object.
 
         Raises:

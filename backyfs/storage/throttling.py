@@ -207,7 +207,7 @@ class ThrottledStorage(ForwardingStorage):
         with self._writes.turn(memoryview(content).nbytes):
             return super().put_new(key, content)
 
-    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> Buffer:
         """Return an object.
 
         Raises:

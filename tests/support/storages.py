@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from backyfs.metadata.db.database import Database
+    from backyfs.model import Buffer
     from backyfs.repository import Repository
     from backyfs.storage.keys import Key
     from backyfs.storage.protocol import Storage, StoredObject, Traits
@@ -89,7 +90,7 @@ class WatchedLoads(ForwardingStorage):
         super().__init__(storage)
         self._act = act
 
-    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> Buffer:
         """Return an object."""
         self._act(key)
         return super().get(key, most=most)
@@ -143,7 +144,7 @@ class ReadStorage(ForwardingStorage):
         super().__init__(storage)
         self.read: list[tuple[int, int] | str] = []
 
-    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> Buffer:
         self.read.append("whole")
         return super().get(key, most=most)
 

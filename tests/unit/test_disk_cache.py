@@ -34,6 +34,7 @@ from tests.support.disks import small_disk
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from backyfs.model import Buffer
     from backyfs.storage.keys import Key
     from backyfs.storage.protocol import Storage
 
@@ -57,7 +58,7 @@ class Spy(ForwardingStorage):
         super().__init__(storage)
         self.read: list[tuple[int, int] | str | tuple[range, ...]] = []
 
-    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> Buffer:
         self.read.append("whole")
         return super().get(key, most=most)
 
@@ -544,7 +545,7 @@ def test_a_broken_cache_gives_one_warning(
     spy: Spy, cache: Storage, directory: Path, full: list[BlobUid], monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture, owner: Any, name: str, number: int,
 ) -> None:  # fmt: skip
-    plain = Plain({uid: spy.get(uid) for uid in full})  # which needs none of these functions
+    plain = Plain({uid: bytes(spy.get(uid)) for uid in full})  # which needs none of these functions
     with smaller(plain, directory) as broken:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail(number))
@@ -563,7 +564,7 @@ class Plain(Spy):
     def __init__(self, objects: dict[BlobUid, bytes]) -> None:
         self.objects = objects
 
-    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> Buffer:
         return self.objects[BlobUid(key)]
 
     def get_range(self, key: Key, offset: int, length: int) -> bytes:

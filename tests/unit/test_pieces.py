@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backyfs.blocks import BlockStore
-    from backyfs.model import Blob, Version
+    from backyfs.model import Blob, Buffer, Version
     from backyfs.repository import Repository
     from backyfs.storage.keys import Key
     from backyfs.storage.protocol import Storage, Traits
@@ -233,8 +233,8 @@ class Liar(ForwardingStorage):
 
     answers = 0  # that are wrong, from now on
 
-    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
-        return self._lie(super().get(key, most=most))
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> Buffer:
+        return self._lie(bytes(super().get(key, most=most)))
 
     def get_range(self, key: Key, offset: int, length: int) -> bytes:
         return self._lie(super().get_range(key, offset, length))

@@ -377,7 +377,7 @@ def _try_test_object(storage: Storage, place: str) -> StorageRefusedError | None
     return refusal
 
 
-def _check_gone(get: Callable[[BlobUid], bytes], uid: BlobUid) -> None:
+def _check_gone(get: Callable[[BlobUid], object], uid: BlobUid) -> None:
     try:
         get(uid)
     except ObjectMissingError:

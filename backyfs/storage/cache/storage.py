@@ -56,15 +56,16 @@ class CachedStorage(ForwardingStorage):
         traits = super().traits
         return replace(traits, own_paths=(*traits.own_paths, self._directory))
 
-    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> bytes:
+    def get(self, key: Key, *, most: int = MAX_OBJECT_BYTES) -> Buffer:
         """Return an object: from the cache if all of it is there."""
         if not is_blob(key):
             return super().get(key, most=most)
         copy = copy_key(self._repository, key)
-        content = self._try(lambda: self._files.read_whole(copy, most), None)
-        if content is None:
-            content = super().get(key, most=most)
-            self._add(key, 0, content, is_end=True)
+        known = self._try(lambda: self._files.read_whole(copy, most), None)
+        if known is not None:
+            return known
+        content = super().get(key, most=most)
+        self._add(key, 0, content, is_end=True)
         return content
 
     def get_range(self, key: Key, offset: int, length: int) -> bytes:
