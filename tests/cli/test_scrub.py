@@ -122,6 +122,7 @@ def test_json_contains_the_report(call, version, damaged):
         "bytes_differing": 0,
         "versions_invalid": [version.uid],
         "versions_valid": [],
+        "requests": {},
     }
 
 
