@@ -159,7 +159,7 @@ def test_credentials_that_may_not_delete_are_a_warning(bucket: Bucket, tmp_path:
         f"s3://{bucket.name}: it has the marker of this repository; a test object was written, read and listed",
     )
     assert warning[0] is Grade.WARNING
-    assert "access is denied, so a cleanup fails and the test object stays" in warning[1]
+    assert "access is denied (to delete objects), so a cleanup fails and the test object stays" in warning[1]
 
 
 def test_credentials_that_may_not_write_are_a_failure(bucket: Bucket, tmp_path: Path) -> None:

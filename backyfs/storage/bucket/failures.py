@@ -44,6 +44,7 @@ _REFUSED_STATUS = frozenset({401, 403})
 _WRONG_REGION = frozenset(
     {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException", "TemporaryRedirect"}
 )
+_WRONG_CLASS = frozenset({"InvalidStorageClass", "InvalidArgument"})  # AWS, radosgw
 
 # What refuses a request, and what to do about it.
 _REFUSALS = {
@@ -60,6 +61,7 @@ _REFUSALS = {
         "restore it from the archive to the standard storage class, then run the command again",
     ),
 }
+_OF_ONE_REQUEST = frozenset({"AccessDenied", "InvalidObjectState"})  # the others concern all requests
 _CERTIFICATES = (
     ("UnknownIssuer", "its certificate is signed by an unknown authority", "name its certificate as `ca_file`"),
     ("Expired", "its certificate has expired", "renew it"),
@@ -125,10 +127,10 @@ def is_conflict(error: BaseException) -> bool:
     return Answer.of(error).status == _CONFLICT
 
 
-def failure(error: BaseException, *, place: str, key: str = "", reads: bool = False) -> StorageError:
+def failure(error: BaseException, *, place: str, verb: str, key: str = "") -> StorageError:
     """Return the StorageError for an error of the library.
 
-    `place` is the storage; `key`, if any, the object, which is missing only if the request `reads` it.
+    `place` is the storage, `verb` the kind of request; `key`, if any, the object, which is missing only if it was read.
     """
     answer = Answer.of(error)
     subject = f"storage {place}:"
@@ -137,13 +139,13 @@ def failure(error: BaseException, *, place: str, key: str = "", reads: bool = Fa
     if answer.status is None and not answer.code:
         strange = next((what for mark, what in _STRANGE if mark in answer.text), None)
         return _of_connection(answer.text, subject) if strange is None else strange_answer(strange, place)
-    if answer.code == _OBJECT_MISSING and reads:
+    if answer.code == _OBJECT_MISSING and verb == "get":
         return ObjectMissingError(key)
     if answer.code in _TRANSIENT_CODES or answer.status in _TRANSIENT_STATUS:
         return StorageAwayError(f"does not answer: {_name(answer)}", subject=subject)
     if answer.code == _OBJECT_MISSING or (answer.status == _NOT_FOUND and not answer.code):
         return strange_answer(_name(answer), place)
-    return _of_answer(answer, subject, key)
+    return _of_answer(answer, subject, f"object {key}" if key else f"to {verb} objects")
 
 
 def _of_metadata_service(answer: Answer, subject: str) -> StorageError:
@@ -166,7 +168,7 @@ def strange_answer(what: str, place: str) -> StorageAwayError:
     )
 
 
-def _of_answer(answer: Answer, subject: str, key: str) -> StorageError:
+def _of_answer(answer: Answer, subject: str, what: str) -> StorageError:
     if answer.code == _BUCKET_MISSING:
         return WrongStorageError(
             "the bucket does not exist",
@@ -179,9 +181,11 @@ def _of_answer(answer: Answer, subject: str, key: str) -> StorageError:
         return _of_region(answer.text, subject)
     if answer.code in _REFUSALS or answer.status in _REFUSED_STATUS:
         fact, remedy = _REFUSALS.get(answer.code, (f"access is denied: {_name(answer)}", None))
-        return StorageRefusedError(f"{fact} (object {key})" if key else fact, subject=subject, remedy=remedy)
+        is_general = answer.code in _REFUSALS and answer.code not in _OF_ONE_REQUEST
+        return StorageRefusedError(fact if is_general else f"{fact} ({what})", subject=subject, remedy=remedy)
     if answer.code:
-        return StorageError(f"the request failed: {_name(answer)}", subject=subject)
+        remedy = "if `storage_class` of [DataBackend] is set, correct it" if answer.code in _WRONG_CLASS else None
+        return StorageError(f"the request failed: {_name(answer)}", subject=subject, remedy=remedy)
     return StorageError(
         f"the answer is not that of an object store: {_name(answer)}",
         subject=subject,

@@ -148,7 +148,7 @@ class Requests:
                 self._note_error(error, turn, trial)
                 raise
             except Exception as error:
-                translated = failure(error, place=self._place, key=key, reads=verb == "get")
+                translated = failure(error, place=self._place, verb=verb, key=key)
                 self._note_error(translated, turn, trial)
                 raise translated from error
             turn.was_taken()
