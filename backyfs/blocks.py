@@ -9,7 +9,8 @@ import hashlib
 import secrets
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from backyfs.storage.rereading import read_twice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
 
     from backyfs.keys import Keyring
     from backyfs.model import Blob, Buffer
@@ -51,6 +53,9 @@ class BlockStore:
     encryption_version: int  # of new blobs
     compression_level: int   # of new blobs
     find_moved: Callable[[Blob], Blob | None]  # the blob with its bytes if it was replaced; see `load_block`
+    # Held while a block is sealed or opened. Threads that wait for a network are many more than processors, and their
+    # results would fill the memory.
+    computing: AbstractContextManager[object] = field(default_factory=nullcontext)
     # Set if fingerprints have no key: adopted or imported rows may have those of another hash function.
     knows_other_hashes: bool = False
 
@@ -125,12 +130,14 @@ def save_blocks(store: BlockStore, new: Iterable[tuple[BlobUid, bytes, Buffer]])
     saved = []
     for uid, fingerprint, block in new:
         data_key = secrets.token_bytes(DATA_KEY_BYTES) if scheme.uses_data_key else b""
+        with store.computing:
+            parts = seal(block, data_key)
         saved.append(
             SavedBlob(
                 uid=uid,
                 fingerprint=fingerprint,
                 size=memoryview(block).nbytes,
-                stored_size=store.storage.put(uid, seal(block, data_key)),
+                stored_size=store.storage.put(uid, parts),
                 encryption_version=store.encryption_version,
                 wrapped_key=store.keyring.wrap(data_key) if scheme.uses_data_key else None,
             )
@@ -168,10 +175,11 @@ def _load_object(store: BlockStore, blob: Blob, *, trusts_tag: bool) -> bytes:
         if not scheme.uses_data_key:
             _require_fingerprint(blob)
         stored = store.storage.get(blob.uid)
-        data_key = store.keyring.unwrap(blob.wrapped_key) if scheme.uses_data_key else b""
-        block = scheme.open(stored, data_key, blob.size)
-        if not (trusts_tag and scheme.uses_data_key):
-            _check_fingerprint(store, blob, block)
+        with store.computing:
+            data_key = store.keyring.unwrap(blob.wrapped_key) if scheme.uses_data_key else b""
+            block = scheme.open(stored, data_key, blob.size)
+            if not (trusts_tag and scheme.uses_data_key):
+                _check_fingerprint(store, blob, block)
     except IntegrityError as error:
         error.subject = f"blob {blob.uid}"
         raise

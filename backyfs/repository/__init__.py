@@ -41,7 +41,8 @@ from backyfs.repository.keyring import (
 )
 from backyfs.storage.registry import create_storage, open_storage, with_cache
 from backyfs.work.limits import DEFAULT_LIMITS, Limits
-from backyfs.work.width import Width
+from backyfs.work.parallel import at_most
+from backyfs.work.width import Width, processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -153,6 +154,7 @@ def open_repository(
                 encryption_version=version_of_new_blobs(config, identity, has_key=keyring.repository_key is not None),
                 compression_level=config.compression_level,
                 find_moved=partial(_find_moved, database),
+                computing=at_most(None if storage.traits.requests is None else processors() + 1),
                 knows_other_hashes=identity.hash_function != BLAKE3 or keyring.fingerprint_key is None,
             ),
             deduplication=config.deduplication,

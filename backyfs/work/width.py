@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _TASK_BYTES = 4 << 20   # small blocks are handled in groups of up to this many bytes and
 _TASK_BLOCKS = 256      # this many blocks: starting a task costs as much as several blocks of 4 KiB
-_BYTES_AT_ONCE = 64 << 20  # in all tasks together that wait for a storage
+_BYTES_AT_ONCE = 64 << 20  # of blocks in all tasks together that wait for a storage
 
 
 def processors() -> int:

@@ -23,6 +23,7 @@ from backyfs.geometry import BlockRun, block_count, block_runs, page_position
 from backyfs.metadata.maps.blockmap import ABSENT
 from backyfs.metadata.records.stats import BackupStatistics
 from backyfs.model import BlockIndex
+from backyfs.work.width import processors
 from backyfs.work.window import Window
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ class Pipeline:
 
     def _make_buffers(self) -> list[bytearray]:
         run_bytes = self._run_blocks * self._block_size
-        count = max(self._workers + 1, min(4 * self._workers, _BUFFER_BYTES // run_bytes))
+        busy = min(self._workers, processors() + 1)  # others wait for a storage behind a network
+        count = max(busy + 1, min(4 * self._workers, _BUFFER_BYTES // run_bytes))
         return [bytearray(run_bytes) for _ in range(count)]
 
     # What is submitted, and what comes back.

@@ -117,7 +117,7 @@ class Requests:
             self._outage.end(trial)
 
     async def in_time(self, answer: Awaitable[T], size: int) -> T:
-        """Wait for a part of an answer that has so many bytes, in a request that was sent with an estimate.
+        """Wait for a part of an answer with `size` bytes, in a request that was sent with an estimate.
 
         Raises:
             TimeoutError: it takes too long.
