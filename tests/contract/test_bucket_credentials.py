@@ -1,4 +1,4 @@
-"""Credentials that the library finds by itself, at the metadata service of the host."""
+"""Credentials that the library finds at the metadata service of the host."""
 
 from __future__ import annotations
 

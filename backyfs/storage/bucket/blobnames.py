@@ -1,4 +1,4 @@
-"""Tell blobs from other objects in a bucket by their names.
+"""Distinguish blobs from other objects in a bucket by their names.
 
 A blob has no suffix and no directory, so the object of another program could pass for a blob without a row, and a full
 cleanup would delete it. Therefore only names in the forms that backyfs and backy2 choose at random count:

@@ -156,7 +156,7 @@ class _Cells:
         self._cells = [*self._cells[:start], memoryview(content), *behind]
 
     def content(self) -> bytes:
-        """Return the bytes of the part, as far as the object goes."""
+        """Return the bytes of the part, or fewer, if the object ends earlier."""
         parts = [data for data in self._cells if data is not None]
         parts[0] = parts[0][self._part.start - self._first * DATA_BYTES :]
         surplus = sum(map(len, parts)) - len(self._part)
