@@ -13,10 +13,10 @@ import pytest
 
 from backyfs.engine.setup.check import check_configuration
 from backyfs.engine.setup.findings import Grade
-from backyfs.engine.setup.initialize import initialize
-from backyfs.engine.setup.places import BucketPlace, Places, named_storage
+from backyfs.engine.setup.places import named_storage
 from backyfs.errors import ConfigError, StorageError, UsageError
 from backyfs.model import BlobUid
+from tests.support.bucketrepositories import made, places_in
 from tests.support.buckets import Bucket
 from tests.support.repositories import back_up, expect_restored, opened
 from tests.support.services.server import free_ports
@@ -35,33 +35,6 @@ def shared(seaweedfs_server: S3Server) -> Iterator[Bucket]:
     bucket = Bucket.make(seaweedfs_server)
     yield bucket
     bucket.remove()
-
-
-def places_in(bucket: Bucket, directory: Path, *, prefix: str = "", user: str = "admin") -> Places:
-    """Return places with a storage in a bucket, and files with the keys of a user."""
-    directory.mkdir(exist_ok=True)
-    credentials = getattr(bucket.server, user)
-    for name, text in (("id", credentials.access_key), ("secret", credentials.secret_key)):
-        (directory / name).write_text(text)
-        (directory / name).chmod(0o600)
-    return Places(
-        config_file=str(directory / "backyfs.cfg"),
-        key_file=str(directory / "backyfs.key"),
-        storage=BucketPlace(
-            bucket=bucket.name,
-            prefix=prefix,
-            endpoint=bucket.server.endpoint,
-            access_key_file=str(directory / "id"),
-            secret_key_file=str(directory / "secret"),
-        ),
-        database=str(directory / "metadata.sqlite"),
-        logfile=str(directory / "backyfs.log"),
-    )
-
-
-def made(bucket: Bucket, directory: Path, **options: str) -> Path:
-    """Create an encrypted repository in a bucket; return its configuration."""
-    return Path(initialize(places_in(bucket, directory, **options), block_size=4096, encrypted=True).places.config_file)
 
 
 def storage_findings(config: Path) -> list[tuple[Grade, str]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.catalog.index import CatalogIndex
 from backyfs.catalog.objects import INDEX_NAME, REPOSITORY_NAME, is_uid, version_name
-from backyfs.errors import CatalogError, ObjectMissingError, StorageError
+from backyfs.errors import CatalogError, ObjectMissingError
 from backyfs.metadata.catalog.index import load_index_state, needs_index, plan_index
 from backyfs.metadata.catalog.notes import NoteKind, settle_notes
 from backyfs.remedies import Advice
@@ -87,7 +87,7 @@ def index_faults(
     """
     try:
         index = catalog.index()
-    except (CatalogError, StorageError) as error:
+    except (CatalogError, ObjectMissingError) as error:
         fault = fault_of(INDEX_NAME, error)
         unnoticed = f"{fault.fact}: versions may be missing without being noticed"
         return None, [(INDEX_NAME, replace(fault, fact=unnoticed))]

@@ -20,7 +20,7 @@ from backyfs.catalog.objects import REPOSITORY_NAME, Seal, page_name, version_na
 from backyfs.catalog.repository import open_repository_object
 from backyfs.catalog.store import Catalog, catalog_key_check, find_repository
 from backyfs.engine.catalog.index import Fault, fault_of, index_faults
-from backyfs.errors import CatalogError, MissingKeyError, StorageError, WrongKeyError
+from backyfs.errors import CatalogError, MissingKeyError, ObjectMissingError, WrongKeyError
 from backyfs.geometry import PAGE_ENTRIES, block_count, block_length, page_count, page_length
 from backyfs.keys.slots import open_with
 from backyfs.metadata.catalog.index import IndexState
@@ -258,7 +258,7 @@ class _Recovery:
         self._run.check()
         try:
             found = self._objects.version(uid)
-        except (CatalogError, StorageError) as error:
+        except (CatalogError, ObjectMissingError) as error:
             self._lose(version_name(uid), fault_of(version_name(uid), error))
             return
         record = found.version
@@ -317,7 +317,7 @@ class _Recovery:
     def _read_page(self, uid: str) -> _Read:
         try:
             return _Read(uid, self._objects.page(uid))
-        except (CatalogError, StorageError) as error:
+        except (CatalogError, ObjectMissingError) as error:
             return _Read(uid, None, fault_of(page_name(uid), error))
 
     def _fault(self, read: _Read, version: VersionRecord, page_no: PageNumber) -> Fault | None:

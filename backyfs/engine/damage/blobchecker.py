@@ -179,7 +179,7 @@ class BlobChecker:
         """
         looked_for = len(missing)
         for uid in self._other_blobs(missing):
-            with suppress(StorageError):
+            with suppress(ObjectMissingError, ObjectUnreadableError):
                 with suppress(IntegrityError):  # it is damaged, but there
                     self._repository.blocks.storage.get(uid)
                 return

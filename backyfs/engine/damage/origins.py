@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from backyfs.blocks import load_block
-from backyfs.errors import DatabaseError, IntegrityError, SourceError, StorageError, VersionIncompleteError
+from backyfs.errors import DAMAGE, DatabaseError, SourceError, VersionIncompleteError
 from backyfs.geometry import block_runs
 from backyfs.images.image import PageCache
 from backyfs.images.reader import ImageReader
@@ -66,7 +66,7 @@ class BlobOrigin:
         for other in found.values():
             try:
                 yield load_block(self._repository.blocks, other)
-            except (IntegrityError, StorageError) as error:
+            except DAMAGE as error:
                 _log.info("not repaired from blob %s: %s", other.uid, error)
 
 
@@ -152,6 +152,6 @@ class RepositoryOrigin:
         reader = self._readers.setdefault(version.id, ImageReader(self._other, version, self._pages))
         try:
             return reader.pread(start, length)
-        except (VersionIncompleteError, IntegrityError, StorageError, DatabaseError) as error:
+        except (VersionIncompleteError, DatabaseError, *DAMAGE) as error:
             _log.info("not repaired from version %s, bytes %d on: %s", version.uid, start, error)
             return None

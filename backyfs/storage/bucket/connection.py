@@ -50,7 +50,7 @@ def open_bucket(
         ConfigError: the library is missing, or the configuration cannot be used.
         StorageError: a file with credentials or certificates cannot be read.
     """
-    patience = patience or Patience(request_s=config.request_timeout, retry_s=config.retry_time)
+    patience = patience or Patience.of(config)
     credentials = credentials_of(config)
     return BucketStorage(
         _store(config, credentials),

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Self
+
+    from backyfs.config import ObjectStoreConfig
     from backyfs.errors import StorageAwayError
 
 _log = logging.getLogger(__name__)
@@ -29,6 +32,11 @@ class Patience:
     first_s: float = 30.0  # the same, until the store has answered for the first time
     notice_s: float = 3.0  # before an outage is reported: a busy store refuses some requests all the time
     pause_s: float = _FIRST_PAUSE_S
+
+    @classmethod
+    def of(cls, config: ObjectStoreConfig) -> Self:
+        """Return the patience that is configured. An outage is reported after a hundredth of it."""
+        return cls(request_s=config.request_timeout, retry_s=config.retry_time, notice_s=config.retry_time / 100)
 
 
 @dataclass(slots=True)
