@@ -61,14 +61,15 @@ def make_bucket(server: S3Server, bucket: str) -> None:
     accepted(server.endpoint, server.admin, "PUT", f"/{bucket}")
     objects = f"arn:aws:s3:::{bucket}/*"
     statements = [
-        {"Action": ["s3:ListBucket"], "Resource": f"arn:aws:s3:::{bucket}", "Principal": _principals(READER, APPENDER)},
-        {"Action": ["s3:GetObject"], "Resource": objects, "Principal": _principals(READER, APPENDER)},
-        {"Action": ["s3:PutObject"], "Resource": objects, "Principal": _principals(APPENDER)},
+        {"Action": ["s3:ListBucket"], "Resource": f"arn:aws:s3:::{bucket}", "Principal": principals(READER, APPENDER)},
+        {"Action": ["s3:GetObject"], "Resource": objects, "Principal": principals(READER, APPENDER)},
+        {"Action": ["s3:PutObject"], "Resource": objects, "Principal": principals(APPENDER)},
     ]
     policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", **statement} for statement in statements]}
     accepted(server.endpoint, server.admin, "PUT", f"/{bucket}", query={"policy": ""}, body=json.dumps(policy).encode())
 
 
-def _principals(*users: str) -> dict[str, list[str]]:
+def principals(*users: str) -> dict[str, list[str]]:
+    """Return users as a bucket policy names them."""
     # SeaweedFS expects the id of an account, radosgw the name of a tenant, which is empty here.
     return {"AWS": [f"arn:aws:iam::{account}:user/{user}" for account in ("000000000000", "") for user in users]}
