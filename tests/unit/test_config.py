@@ -271,7 +271,10 @@ def test_host_and_secure_of_minio_become_an_endpoint():
 
 def test_the_scheme_of_the_endpoint_decides_whether_tls_is_used():
     lines = [*S3, "endpoint_url: http://localhost:9000", "use_ssl: true"]
-    assert config_of(with_storage(*lines)).storage.use_ssl is False
+    config, warnings = parse(with_storage(*lines))
+    assert config.storage.use_ssl is False
+    [warning] = warnings
+    assert warning.endswith("[DataBackend] use_ssl: is ignored, because endpoint_url says otherwise")
 
 
 def test_without_an_endpoint_tls_is_on_unless_it_is_switched_off():
