@@ -118,7 +118,7 @@ def open_catalog(
     found = find_repository(storage)
     if found is None:
         raise CatalogError(
-            f"has no object {REPOSITORY_NAME}: no catalog was written there, or it is not mounted",
+            f"has no object {REPOSITORY_NAME}: no catalog was written there, or it is another place or not mounted",
             subject="the storage",
             remedy=Advice.IMPORT_EXPORT(),
         )
