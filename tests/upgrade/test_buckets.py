@@ -10,6 +10,7 @@ from backyfs.cli.main import run
 from backyfs.engine.setup.upgrade import upgrade
 from backyfs.repository import open_repository
 from tests.support.audit import audit
+from tests.support.signing import request
 from tests.upgrade.reference import BUCKET_NAMES, BucketReference, check
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from tests.support.buckets import Bucket
     from tests.support.faultproxy import FaultProxy
+    from tests.support.signing import Answer
 
 
 @pytest.mark.parametrize("name", BUCKET_NAMES)
@@ -56,3 +58,46 @@ def test_a_repository_is_reached_through_a_proxy(
         check(repository, reference.expected)
     assert fault_proxy.log.requests
     assert fault_proxy.log.in_flight == 0
+
+
+# Objects of other programs. The client library refuses some of these names, and some look like those of blobs.
+FOREIGN = [
+    "README", "backup2024", "notes.txt", "with space/and more", "\u00fcml\u00e4ut/\u00df", "control\x01", "tab\there",
+    "a//b", "per%41cent", "catalog/theirs", "catalog/versions/theirs.txt",
+]  # fmt: skip
+
+
+def ask(bucket: Bucket, method: str, key: str, body: bytes = b"") -> Answer:
+    """Send a request for an object whose name the client library may refuse."""
+    return request(bucket.server.endpoint, bucket.server.admin, method, f"/{bucket.name}/{key}", body=body)
+
+
+def test_objects_of_other_programs_survive_every_command(tmp_path: Path, bucket: Bucket) -> None:
+    reference = BucketReference("s3-minio-mixed", tmp_path, bucket)
+    [orphan] = reference.expected["blobs"]["orphans"]
+    names = [name for name in FOREIGN if ask(bucket, "PUT", name, name.encode()).status == 200]
+    assert len(names) >= len(FOREIGN) - 1
+    image = tmp_path / "image"
+    image.write_bytes(b"new" * 100_000)
+    other_config = reference.directory / "recovered.cfg"
+    other_config.write_text(reference.config_file.read_text().replace("backy.sqlite", "recovered.sqlite"))
+    config, recovered = (["-q", "-c", str(file)] for file in (reference.config_file, other_config))
+    for words in (
+        [*config, "ls"],
+        [*config, "backup", str(image), "new"],
+        [*config, "scrub", "--all"],
+        [*config, "migrate-encryption", "--all"],
+        [*config, "cleanup", "--dangerous-force"],
+        [*config, "cleanup", "--full", "--dangerous-force"],
+        [*config, "catalog", "push", "--all"],
+        [*config, "catalog", "check"],
+        [*config, "repair"],
+        [*recovered, "recover", "--check-objects"],
+        [*recovered, "scrub", "--all"],
+        [*recovered, "cleanup", "--full", "--dangerous-force"],
+    ):
+        assert run(words) == 0, words
+    assert {name: ask(bucket, "GET", name).body for name in names} == {name: name.encode() for name in names}
+    assert ask(bucket, "GET", orphan).status == 404
+    for name in names:
+        ask(bucket, "DELETE", name)
