@@ -6,6 +6,8 @@ What they wait for, what they say, and that they take nothing for damaged that t
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,11 +16,13 @@ import pytest
 
 from backyfs.cli.main import run
 from backyfs.model import VersionStatus
-from tests.support.audit import audit, count_jobs, versions_of
-from tests.support.bucketrepositories import made
-from tests.support.faults import SLOW_DOWN, Answer, Reset, Silence
+from tests.support.audit import audit, count_blobs, count_jobs, versions_of
+from tests.support.bucketrepositories import made, places_in
+from tests.support.buckets import Bucket
+from tests.support.faults import NO_SUCH_KEY, SLOW_DOWN, Answer, Delay, Reset, Silence
 from tests.support.images import random_image
-from tests.support.repositories import BLOCK, back_up, opened, wait_for
+from tests.support.program import BACKYFS
+from tests.support.repositories import BLOCK, PATIENCE_S, back_up, opened, wait_for
 from tests.support.requestlog import READS, Verb
 from tests.support.stored import blob_of
 
@@ -26,7 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backyfs.model import Version
-    from tests.support.buckets import Bucket
     from tests.support.faultproxy import FaultProxy
     from tests.support.faults import Fault
     from tests.support.services.objectstore import S3Server
@@ -80,8 +83,11 @@ class Site:
 
     def run(self, words: str) -> int:
         """Run a command in this process; return its exit status."""
-        places = {"image": self.image, "other": self.directory / "other", "out": self.directory / "out"}
-        return run(["-c", str(self.config), *words.format_map(places).split()])
+        return run(["-c", str(self.config), *self.words(words)])
+
+    def words(self, words: str) -> list[str]:
+        places = {name: self.directory / name for name in ("image", "other", "out")}
+        return words.format_map(places).split()
 
     def set(self, **settings: object) -> None:
         """Change [DataBackend] of the configuration."""
@@ -180,3 +186,149 @@ def test_a_command_ends_when_a_store_stays_away(fault: Fault, name: str, site: S
         assert len(site.versions(VersionStatus.INVALID)) == (name == "repair")  # and nothing more than before
     assert site.run(words) == 0
     site.expect_sound()
+
+
+# Interrupted
+
+
+@pytest.mark.parametrize("name", ["open", *COMMANDS])
+def test_a_command_ends_at_a_signal_while_the_store_is_silent(name: str, site: Site) -> None:
+    command = COMMANDS.get(name, Command("ls", READS, "marker"))
+    site.set(retry_time="1h", request_timeout="1h")
+    site.prepare(name)
+    silence = site.proxy.add(Silence(), verbs=command.verbs, path=command.path)
+    process = subprocess.Popen(
+        [BACKYFS, "-c", str(site.config), *site.words(command.words)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: any(silence.hits(one.verb, one.path) for one in site.proxy.log.requests), "it waits")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_new_repository_does_not_wait_for_a_silent_store(
+    bucket: Bucket, fault_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    places = places_in(bucket, tmp_path / "new", endpoint=fault_proxy.endpoint)
+    fault_proxy.add(Silence())
+    process = subprocess.Popen(
+        [BACKYFS, "-c", places.config_file, "init", "--storage", f"s3://{bucket.name}",
+         "--endpoint", fault_proxy.endpoint, "--access-key-file", str(tmp_path / "new/id"),
+         "--secret-key-file", str(tmp_path / "new/secret"), "--db", places.database],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: bool(fault_proxy.log.requests), "it looks into the bucket")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+    finally:
+        process.kill()
+        process.wait()
+    assert not (tmp_path / "new/backyfs.cfg").exists()
+
+
+# Permissions
+
+
+@pytest.mark.parametrize("s3_server", ["seaweedfs", "radosgw"], indirect=True)
+def test_a_host_that_may_not_delete_backs_up_and_leaves_garbage_to_another(site: Site, s3_server: S3Server) -> None:
+    assert site.run("rm -f gone@latest") == 0
+    places_in(site.bucket, site.directory, user="appender")
+    before = site.bucket.keys()
+    assert site.run("backup {other} other") == 0
+    (site.directory / "backyfs.log").write_text("")
+    assert site.run("cleanup --dangerous-force") == 6
+    assert len(re.findall(" (?:ERROR|WARNING) .*access is denied", site.log())) == 1
+    assert set(before) <= set(site.bucket.keys())
+    places_in(site.bucket, site.directory)
+    assert site.run("cleanup --dangerous-force") == 0
+    keys = site.bucket.keys()
+    assert sum("/" not in key for key in keys) == 2 * (BLOCKS + 1)
+    # To radosgw, what a user stores is that user's own, and the owner of the bucket may not read it.
+    places_in(site.bucket, site.directory, user="appender")
+    with opened(site.config) as repository:
+        assert count_blobs(repository) == 2 * (BLOCKS + 1)
+    site.expect_sound()
+
+
+@pytest.mark.parametrize("s3_server", ["seaweedfs", "radosgw"], indirect=True)
+@pytest.mark.parametrize("words", ["ls", "restore -f disk@latest {out}", "scrub --all", "catalog check", "du", "stats"])
+def test_a_host_that_may_only_read_reads(words: str, site: Site, s3_server: S3Server) -> None:
+    places_in(site.bucket, site.directory, user="reader")
+    assert site.run(words) == 0
+    assert site.run("backup {other} other") == 6
+
+
+# Requests
+
+
+def test_a_backup_puts_each_new_blob_once_and_asks_for_nothing_else(site: Site) -> None:
+    site.proxy.log.clear()
+    assert site.run("backup {other} other") == 0
+    blobs = [request for request in site.proxy.log.requests if re.search(BLOB, request.path)]
+    assert len(blobs) == BLOCKS + 1
+    counts = site.proxy.log.counts
+    assert set(counts) == {Verb.GET, Verb.PUT}  # of the marker and the catalog
+    assert counts[Verb.GET] <= 5
+    assert counts[Verb.PUT] <= BLOCKS + 1 + 4  # with page, version, repository and index of the catalog
+
+
+@pytest.mark.parametrize("words", ["restore -f disk@latest {out}", "scrub --all"])
+def test_each_blob_is_read_with_one_request(words: str, site: Site) -> None:
+    assert site.run("rm -f gone@latest") == 0
+    assert site.run("cleanup --dangerous-force") == 0
+    site.proxy.log.clear()
+    assert site.run(words) == 0
+    assert len([request for request in site.proxy.log.requests if re.search(BLOB, request.path)]) == BLOCKS + 1
+    assert set(site.proxy.log.counts) <= {Verb.GET, Verb.PUT}
+
+
+def test_a_cleanup_deletes_blobs_by_the_thousand(site: Site) -> None:
+    assert site.run("rm -f gone@latest") == 0
+    site.proxy.log.clear()
+    assert site.run("cleanup --dangerous-force") == 0
+    assert site.proxy.log.counts[Verb.DELETE_MANY] <= 3  # of the blobs, and of pages and versions of the catalog
+    assert site.proxy.log.counts[Verb.LIST] == 0
+
+
+# What is not the store that it was
+
+
+def test_a_bucket_that_was_emptied_is_refused_and_nothing_is_marked(site: Site) -> None:
+    objects = site.bucket.objects()
+    site.bucket.delete(*objects)
+    for command in COMMANDS.values():
+        if "recover" not in command.words:
+            assert site.run(command.words.replace("push --all", "push")) == 6
+    assert site.bucket.keys() == []
+    site.bucket.fill(objects)
+    site.expect_sound()
+
+
+def test_a_store_that_knows_no_object_for_a_while_damages_nothing(site: Site) -> None:
+    begins = site.proxy.add(NO_SUCH_KEY, verbs=READS, path=BLOB, times=1)
+    with ThreadPoolExecutor(1) as thread:
+        site.proxy.add(Delay(0.2), verbs=READS, path=BLOB)
+        ending = thread.submit(site.run, "scrub --all")
+        wait_for(lambda: begins.times == 0, "blobs are read")
+        site.proxy.rules.clear()
+        site.proxy.add(NO_SUCH_KEY)
+        assert ending.result() == 6
+    site.proxy.rules.clear()
+    site.expect_sound()
+
+
+def test_the_bucket_of_another_repository_is_refused(site: Site, tmp_path: Path) -> None:
+    other = Bucket.make(site.bucket.server)
+    made(other, tmp_path / "another")
+    site.config.write_text(site.config.read_text().replace(site.bucket.name, other.name))
+    before = other.objects()
+    for command in COMMANDS.values():
+        if "recover" not in command.words:
+            assert site.run(command.words.replace("push --all", "push")) == 6
+    assert other.objects() == before
+    other.remove()

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import secrets
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from backyfs.errors import (
     WrongStorageError,
 )
 from backyfs.model import BlobUid
-from backyfs.storage.bucket import open_bucket
+from backyfs.storage.bucket import check_new_bucket, open_bucket
 from backyfs.storage.bucket.line import Line
 from backyfs.storage.bucket.outage import Patience
 from backyfs.storage.bucket.requests import Requests
@@ -51,6 +52,7 @@ from tests.support.faults import (
 )
 from tests.support.repositories import wait_for
 from tests.support.requestlog import Verb
+from tests.support.services.server import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -475,3 +477,94 @@ def test_objects_are_deleted_by_the_thousand(filled: Bucket, fault_proxy: FaultP
     with closing(open_through(fault_proxy, filled, LONG)) as storage:
         storage.delete([BlobUid(f"{number:032x}") for number in range(MANY, MANY + 2500)])
     assert fault_proxy.log.counts == {Verb.DELETE_MANY: 3}
+
+
+# What is not an object store, and what is in the way
+
+
+@contextmanager
+def answering(act: Callable[[socket.socket], object]) -> Iterator[str]:
+    """Listen, and do something with each connection; yield the URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as open_ones:
+
+        def accept() -> None:
+            with suppress(OSError):  # it was shut down
+                while True:
+                    act(open_ones.enter_context(listener.accept()[0]))
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def answer_with_a_page(connection: socket.socket) -> None:
+    connection.recv(1 << 16)
+    page = b"<html><body>It works!</body></html>"
+    connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page))
+    connection.shutdown(socket.SHUT_WR)
+
+
+def answer_that_nothing_is_there(connection: socket.socket) -> None:
+    connection.recv(1 << 16)
+    connection.sendall(b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 9\r\n\r\nnot found")
+    connection.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    "act",
+    [answer_with_a_page, answer_that_nothing_is_there, socket.socket.close, lambda _connection: None],
+    ids=["a page for everything", "404", "closes", "is silent"],
+)
+def test_something_else_than_an_object_store_is_no_storage(
+    act: Callable[[socket.socket], object], use: str, prepared: Bucket
+) -> None:
+    with (
+        answering(act) as url,
+        closing(open_bucket(prepared.config(endpoint=url), lambda: False, SHORT)) as storage,
+        pytest.raises(StorageAwayError, match="does not answer"),
+    ):
+        USES[use](storage)
+
+
+def test_an_empty_bucket_is_not_seen_where_there_is_none(prepared: Bucket) -> None:
+    with answering(answer_with_a_page) as url, pytest.raises(StorageAwayError, match="not the answer of an object"):
+        check_new_bucket(prepared.config(endpoint=url, retry_time=1), may_hold_blobs=False)
+
+
+def test_a_proxy_of_the_environment_is_named_if_it_does_not_answer(
+    prepared: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [port] = free_ports(1)
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with closing(open_bucket(prepared.config(), lambda: False, SHORT)) as storage:
+        for use in USES.values():
+            with pytest.raises(StorageAwayError, match="through the proxy that HTTP_PROXY names"):
+                use(storage)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with closing(open_bucket(prepared.config(), lambda: False, SHORT)) as storage:
+        for use in (get, get_range, list_objects, put, put_new, delete):
+            use(storage)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_variables_of_the_environment_do_not_change_what_is_configured(
+    use: str, prepared: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [port] = free_ports(1)
+    for name, value in {
+        "ENDPOINT_URL": f"http://127.0.0.1:{port}", "ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
+        "SESSION_TOKEN": "stray", "ACCESS_KEY_ID": "stray", "SECRET_ACCESS_KEY": "stray", "PROFILE": "stray",
+        "REGION": "mars-1", "DEFAULT_REGION": "mars-1", "BUCKET": "stray", "BUCKET_NAME": "stray",
+        "SKIP_SIGNATURE": "true", "VIRTUAL_HOSTED_STYLE_REQUEST": "true", "UNSIGNED_PAYLOAD": "true",
+        "CHECKSUM_ALGORITHM": "sha256", "S3_EXPRESS": "true", "REQUEST_PAYER": "true", "PROXY_URL": "http://x.invalid",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with closing(open_bucket(prepared.config(), lambda: False, SHORT)) as storage:
+        read_marker(storage)
+        USES[use](storage)

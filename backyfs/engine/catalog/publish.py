@@ -20,7 +20,7 @@ from backyfs.catalog.repository import CatalogRepository
 from backyfs.catalog.store import catalog_key_check, require_catalog
 from backyfs.catalog.versions import CatalogVersion
 from backyfs.engine.catalog.index import write_index
-from backyfs.errors import BackyfsError, InterruptedByUser, MissingKeyError, OddValueError
+from backyfs.errors import BackyfsError, InterruptedByUser, MissingKeyError, OddValueError, StorageRefusedError
 from backyfs.geometry import PAGE_ENTRIES
 from backyfs.metadata.catalog.blobcolumns import load_blob_columns
 from backyfs.metadata.catalog.index import begin_index, load_index_state, save_repository_digest
@@ -236,14 +236,21 @@ class _Publisher:
         self._put_repository(batch)
         if not self._settle(window, batch) or not write_index(self._database, self._catalog, busy):
             return False  # nothing is deleted that the index in the storage may still list
-        self._delete_versions()
+        try:
+            self._delete_versions()
+            self._delete_pages()
+        except StorageRefusedError as error:  # what the index does not list does no harm; the notes stay
+            _log.info("objects of the catalog that are not needed any more were not deleted: %s", error)
+        return is_settled
+
+    def _delete_pages(self) -> None:
+        """Delete the objects of pages that are gone from the database."""
         for notes in self._notes(NoteKind.PAGE):
             self._run.check()
             self._catalog.delete_pages(note.uid for note in notes)
             self._report.deleted += len(notes)
             with self._database.write() as connection:
                 settle_notes(connection, NoteKind.PAGE, notes)
-        return is_settled
 
     def _delete_versions(self) -> None:
         """Delete the objects of versions that are gone from the database and from the index."""
