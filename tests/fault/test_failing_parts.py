@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from backyfs.engine.restore.restore import restore
-from backyfs.errors import BackyfsError, DatabaseError, StorageError
+from backyfs.errors import BackyfsError, DatabaseError, ObjectUnreadableError, StorageError
 from backyfs.metadata.db.database import Database
 from backyfs.metadata.records.versions import list_versions, set_status
 from backyfs.model import VersionStatus
@@ -23,8 +23,9 @@ _MOST_CALLS = 60
 class FailingStorage:
     """A storage whose k-th call of some methods fails; all others go to the real one."""
 
-    def __init__(self, storage, methods, fail_at):
+    def __init__(self, storage, methods, fail_at, error=StorageError):
         self._storage = storage
+        self._error = error
         self._methods = methods
         self._left = fail_at
 
@@ -36,7 +37,7 @@ class FailingStorage:
         def call(*arguments):
             self._left -= 1
             if self._left == 0:
-                raise StorageError(_FAULT)
+                raise self._error(_FAULT)
             return real(*arguments)
 
         return call
@@ -82,11 +83,21 @@ def test_an_object_that_cannot_be_read_is_damage_of_its_block_alone(repository, 
     image = random_image(tmp_path / "image", 5 * BLOCK)
     version = back_up(repository, image).version
     for fail_at in range(1, 6):
-        storage = FailingStorage(repository.blocks.storage, {"get"}, fail_at)
+        storage = FailingStorage(repository.blocks.storage, {"get"}, fail_at, ObjectUnreadableError)
         failing = replace(repository, blocks=replace(repository.blocks, storage=storage))
         report = restore(failing, version, str(tmp_path / "restored.img"), replace=True)
         assert [damage.reason for damage in report.damaged] == [_FAULT]
         assert report.bytes_written == 4 * BLOCK
+
+
+def test_a_storage_that_fails_ends_a_restore_and_damages_nothing(repository, tmp_path):
+    version = back_up(repository, random_image(tmp_path / "image", 5 * BLOCK)).version
+    for fail_at in range(1, 6):
+        storage = FailingStorage(repository.blocks.storage, {"get"}, fail_at)
+        failing = replace(repository, blocks=replace(repository.blocks, storage=storage))
+        with pytest.raises(StorageError, match=rf"^{_FAULT}; the target is incomplete: continue from block \d"):
+            restore(failing, version, str(tmp_path / "restored.img"), replace=True)
+    audit(repository)
 
 
 def test_a_database_that_fails_once_costs_no_valid_version(repository, tmp_path, monkeypatch):

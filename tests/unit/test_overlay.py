@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -966,7 +965,7 @@ def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
 
-before, began = resident(), time.monotonic()
+before = resident()
 with OverlayDirectory(sys.argv[1], {REPOSITORY!r}) as overlays:
     layer = overlays.layer({UID!r}, 10 * {TIB})
     if layer.is_empty:
@@ -977,27 +976,22 @@ with OverlayDirectory(sys.argv[1], {REPOSITORY!r}) as overlays:
     assert layer.edges(0, 10 * {TIB}) == []
     assert layer.used_bytes == 200 * {CHUNK}
     print(resident() - before)
-    print(time.monotonic() - began)
 """
 
 
-def test_a_layer_of_ten_tebibytes_takes_little_memory_and_opens_fast(directory):
+def test_a_layer_of_ten_tebibytes_takes_little_memory_and_is_not_read_chunk_by_chunk(directory):
     for _ in ("written", "opened again"):
         done = subprocess.run(
             [sys.executable, "-c", LARGE, str(directory)], check=True, stdout=subprocess.PIPE, text=True
         )
-        grown_bytes, seconds = map(float, done.stdout.split())
-        assert grown_bytes < 20 << 20
-        assert seconds < 10
+        assert int(done.stdout) < 20 << 20
 
 
-def test_a_large_uniform_range_is_scanned_fast(directory):
+def test_a_large_uniform_range_is_not_scanned_chunk_by_chunk():
     chunks = ChunkSet()
     chunks.add(0, TIB // CHUNK)
-    began = time.monotonic()
-    for _ in range(10):
+    for _ in range(100):  # 27,000 million chunks: one by one, they would take longer than a test may
         assert chunks.runs(0, 2 * TIB // CHUNK) == [(0, TIB // CHUNK, True), (TIB // CHUNK, 2 * TIB // CHUNK, False)]
-    assert time.monotonic() - began < 5  # 2,684 million chunks; some 0.2 s
 
 
 # Comparison with models.

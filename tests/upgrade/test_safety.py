@@ -74,6 +74,8 @@ def test_a_repository_with_tables_that_backy2_has_added_is_refused_and_not_touch
 
 
 BUCKET = """type: backy2.data_backends.s3
+endpoint_url: http://127.0.0.1:1
+retry_time: 0s
 bucket_name: bucket
 aws_access_key_id: id
 aws_secret_access_key: secret"""
@@ -103,7 +105,7 @@ def test_a_configuration_that_contradicts_the_rows_is_refused(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("type: backy2.data_backends.file", BUCKET, "a kind of storage that this release does not have"),
+        ("type: backy2.data_backends.file", BUCKET, "storage s3://bucket: does not answer: connection refused"),
         ("path: data", "path: gone", "gone does not exist"),
         ("encryption_version: 1", "encryption_version: 7", "allowed: 0, 1, 2"),
     ],
