@@ -55,6 +55,7 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 share_compiled_statements()
 
 _SLOW_PART = 0.8  # of all tests, the first ones: among these are the slow ones
+_SLOW_DIRECTORIES = {"fault", "fuzz", "property", "upgrade"}
 _IN_CI = os.environ.get("CI") == "true"
 
 
@@ -70,7 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.server)
     # The tests of a module stay together: they share fixtures, which would otherwise be made for each test.
     modules = [list(tests) for _, tests in itertools.groupby(items, key=lambda item: item.path)]
-    slow = [tests for tests in modules if any(test.get_closest_marker("slow") is not None for test in tests)]
+    slow = [tests for tests in modules if any(map(_is_slow, tests))]
     others = [tests for tests in modules if tests not in slow]
     # The last tests are short, so all processes end at about the same time.
     placed = [*_placed(slow, _SLOW_PART), *_placed(others, 1)]
@@ -85,6 +86,10 @@ def pytest_collection_finish() -> None:
     importlib.import_module("hypothesis")
     gc.collect()
     gc.freeze()
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None or not _SLOW_DIRECTORIES.isdisjoint(item.path.parts)
 
 
 def _placed(modules: list[list[pytest.Item]], part: float) -> Iterator[tuple[float, list[pytest.Item]]]:
