@@ -13,18 +13,23 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from tests.property.world import BLOCK, DAMAGES, World
+from tests.property.bucketplace import BucketPlace
+from tests.property.world import BLOCK, DAMAGES, DirectoryPlace, Place, World
+from tests.support.buckets import Bucket
+from tests.support.faultproxy import FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.support.services.database import DatabaseServer
+    from tests.support.services.objectstore import S3Server
 
 pytestmark = pytest.mark.slow
 
 # For a long run by chance: BACKYFS_EXAMPLES=1000 .venv/bin/python -m pytest tests/property/test_repository.py
 MANY = int(os.environ.get("BACKYFS_EXAMPLES", "0"))
 EXAMPLES = {"sqlite": 12, "postgresql": 3, "mariadb": 3}
+EXAMPLES_IN_A_BUCKET = 3
 STEPS = 16
 MOST_BLOCKS = 6
 MOST_STEPS_OF_A_COMMAND = 90
@@ -45,12 +50,13 @@ class Machine(RuleBasedStateMachine):
     """Rules: what people and accidents do."""
 
     new_database: Callable[[Path], str]
+    make_place: Callable[[Path, str], Place] = DirectoryPlace
 
     @initialize()
     def begin(self) -> None:
         self._place = TemporaryDirectory(prefix="backyfs-tests-world-")
         directory = Path(self._place.name)
-        self.world = World(directory, partial(type(self).new_database, directory))
+        self.world = World(directory, partial(type(self).new_database, directory), type(self).make_place)
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
@@ -128,21 +134,35 @@ class Machine(RuleBasedStateMachine):
 @pytest.mark.parametrize("engine", sorted(EXAMPLES))
 def test_whatever_is_done_all_versions_are_what_was_backed_up(engine: str, request: pytest.FixtureRequest) -> None:
     if engine == "sqlite":
-
-        def new_database(directory: Path) -> str:
-            return f"sqlite:///{directory}/{len(list(directory.glob('*.sqlite')))}.sqlite"
-
+        try_at_random(new_file, EXAMPLES[engine])
     else:
         server: DatabaseServer = request.getfixturevalue(f"{engine}_server")
+        try_at_random(lambda _directory: server.new_database(), EXAMPLES[engine])
 
-        def new_database(directory: Path) -> str:
-            return server.new_database()
 
-    machine: Any = type("Machine", (Machine,), {"new_database": staticmethod(new_database)})
+def test_whatever_is_done_in_a_bucket_all_versions_are_what_was_backed_up(seaweedfs_server: S3Server) -> None:
+    bucket = Bucket.make(seaweedfs_server)
+    proxy = FaultProxy(seaweedfs_server.endpoint)
+    try:
+        try_at_random(new_file, EXAMPLES_IN_A_BUCKET, partial(BucketPlace, bucket, proxy))
+    finally:
+        proxy.close()
+        bucket.remove()
+
+
+def new_file(directory: Path) -> str:
+    return f"sqlite:///{directory}/{len(list(directory.glob('*.sqlite')))}.sqlite"
+
+
+def try_at_random(
+    new_database: Callable[[Path], str], examples: int, make_place: Callable[[Path, str], Place] = DirectoryPlace
+) -> None:
+    places = {"new_database": staticmethod(new_database), "make_place": staticmethod(make_place)}
+    machine: Any = type("Machine", (Machine,), places)
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=MANY or EXAMPLES[engine],
+            max_examples=MANY or examples,
             stateful_step_count=STEPS,
             deadline=None,
             derandomize=not MANY,

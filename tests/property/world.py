@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from backyfs.cli.main import run
 from backyfs.engine.restore.restore import restore
@@ -22,33 +22,95 @@ from backyfs.model import BlobId, VersionStatus
 from tests.fault.everystep import killed_at
 from tests.support.audit import audit
 from tests.support.repositories import make_repository, opened
-from tests.support.stored import flip_a_byte, truncate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from backyfs.model import Version
     from backyfs.repository import Repository
 
 BLOCK = 512
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "gone": lambda file: file.unlink(),
-    "short": truncate,
-    "flipped": flip_a_byte,
+DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "gone": lambda _content: None,
+    "short": lambda content: content[:-1],
+    "flipped": lambda content: bytes((content[0] ^ 0xFF,)) + content[1:],
 }
 _DAMAGE_FOUND = 20
 _STALE = "is of nothing that the database has"
 
 
+class Place(Protocol):
+    """Where a world keeps its repository."""
+
+    @property
+    def config(self) -> Path:
+        """The configuration of the repository."""
+        ...
+
+    def command(self, arguments: Sequence[str], kill_at: int) -> bool:
+        """Run a command that is killed, or cut off from its storage, at a step; return False if it was."""
+        ...
+
+    def blobs(self) -> list[str]:
+        """Return the uids of all objects of blobs, the oldest first."""
+        ...
+
+    def read(self, uid: str) -> bytes | None:
+        """Return an object; None: there is none."""
+        ...
+
+    def write(self, uid: str, content: bytes | None) -> None:
+        """Replace an object behind the back of the repository, or delete it."""
+        ...
+
+
+class DirectoryPlace:
+    """A repository in a directory, whose commands are killed."""
+
+    def __init__(self, directory: Path, database: str) -> None:
+        """Make it."""
+        self.config = make_repository(directory / "repository", block_size=BLOCK, database=database)
+        self._data = directory / "repository" / "data"
+
+    def command(self, arguments: Sequence[str], kill_at: int) -> bool:
+        """Run a command that is killed at a step: a statement, a commit, a call of the storage."""
+        return not killed_at(kill_at, lambda: run_quietly(arguments), changes_only=False, storage=True)
+
+    def blobs(self) -> list[str]:
+        """Return the uids of all objects."""
+        files = self._data.glob("[0-9a-f][0-9a-f]/*/*.blob")
+        return [file.stem for file in sorted(files, key=lambda file: file.stat().st_mtime_ns)]
+
+    def read(self, uid: str) -> bytes | None:
+        """Return an object."""
+        file = self._file(uid)
+        return file.read_bytes() if file.exists() else None
+
+    def write(self, uid: str, content: bytes | None) -> None:
+        """Replace an object, or delete it."""
+        self._file(uid).unlink(missing_ok=True)
+        if content is not None:
+            self._file(uid).write_bytes(content)
+
+    def _file(self, uid: str) -> Path:
+        return self._data / uid[:2] / uid[2:4] / f"{uid}.blob"
+
+
 class World:
     """One repository with what it should have."""
 
-    def __init__(self, directory: Path, new_database: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        new_database: Callable[[], str],
+        make_place: Callable[[Path, str], Place] = DirectoryPlace,
+    ) -> None:
         """Make one, with a version that is left alone: a storage that gives no object at all is not there."""
         self._directory = directory
         self._new_database = new_database
-        self._config = make_repository(directory / "repository", block_size=BLOCK, database=new_database())
+        self._place = make_place(directory, new_database())
+        self._config = self._place.config
         self._key_file = directory / "repository" / "backyfs.key"
         self.versions: dict[str, bytes] = {}     # that were backed up to their end, by their uids
         self.incomplete: dict[str, bytes] = {}   # what those were of that were not
@@ -66,11 +128,10 @@ class World:
         `found`: it may report damage.
         """
         arguments = ["-c", str(self._config), "-q", *words]
-        if kill_at is not None and killed_at(kill_at, lambda: _run(arguments), changes_only=False, storage=True):
-            return False
-        if kill_at is None:
-            status, output = _run(arguments)
-            assert status == 0 or (found and status == _DAMAGE_FOUND), f"{words}: {status}\n{output}"
+        if kill_at is not None:
+            return self._place.command(arguments, kill_at)
+        status, output = run_quietly(arguments)
+        assert status == 0 or (found and status == _DAMAGE_FOUND), f"{words}: {status}\n{output}"
         return True
 
     def back_up(self, name: str, content: bytes, *options: str, kill_at: int | None) -> None:
@@ -122,7 +183,7 @@ class World:
         shutil.copy(self._key_file, old_file)
         self._key_file.write_text(secrets.token_hex(32), encoding="ascii")
         if not self.command("rekey", "--old-key-file", str(old_file), kill_at=kill_at):
-            status, _ = _run(["-c", str(self._config), "-q", "key", "check"])
+            status, _ = run_quietly(["-c", str(self._config), "-q", "key", "check"])
             if status != 0:
                 shutil.copy(old_file, self._key_file)
                 self.command("key", "check")
@@ -160,12 +221,11 @@ class World:
 
     # What happens to it
 
-    def objects(self) -> list[Path]:
-        """Return the files of all objects that may be damaged, the oldest first."""
-        files = (self._directory / "repository" / "data").glob("[0-9a-f][0-9a-f]/*/*.blob")
+    def objects(self) -> list[str]:
+        """Return the uids of all objects that may be damaged, the oldest first."""
         with opened(self._config) as repository:
             [kept] = _blob_uids(repository, next(version for version in self._listed() if version.uid == self._kept))
-        return sorted((file for file in files if file.stem != kept), key=lambda file: file.stat().st_mtime_ns)
+        return [uid for uid in self._place.blobs() if uid != kept]
 
     def choose_version(self, place: int) -> str | None:
         """Return one of the versions that may be removed, if there is any."""
@@ -174,26 +234,24 @@ class World:
 
     def damage(self, number: int, how: str) -> None:
         """Damage an object."""
-        files = self.objects()
-        file = files[number % len(files)]
-        if not file.stat().st_size:
-            how = "gone"
-        DAMAGES[how](file)
+        uids = self.objects()
+        uid = uids[number % len(uids)]
+        content = self._place.read(uid)
+        self._place.write(uid, DAMAGES[how](content) if content else None)
         # What is damaged twice may be whole again.
-        known = self.may_be_damaged if file.stem in self.damaged | self.may_be_damaged else self.damaged
-        self.damaged.discard(file.stem)
-        known.add(file.stem)
+        known = self.may_be_damaged if uid in self.damaged | self.may_be_damaged else self.damaged
+        self.damaged.discard(uid)
+        known.add(uid)
 
     def swap(self, one: int, other: int) -> None:
         """Let two objects have each other's content."""
-        files = self.objects()
-        first, second = files[one % len(files)], files[other % len(files)]
-        aside = first.with_name("aside")
-        for before, after in ((first, aside), (second, first), (aside, second)):
-            if before != after and before.exists():
-                before.rename(after)
-        self.damaged -= {first.stem, second.stem}
-        self.may_be_damaged |= {first.stem, second.stem}
+        uids = self.objects()
+        first, second = uids[one % len(uids)], uids[other % len(uids)]
+        contents = self._place.read(first), self._place.read(second)
+        for uid, content in zip((second, first), contents, strict=True):
+            self._place.write(uid, content)
+        self.damaged -= {first, second}
+        self.may_be_damaged |= {first, second}
 
     # What must be true
 
@@ -237,7 +295,7 @@ class World:
 
     def _check_catalog(self) -> None:
         """Make sure that the catalog is what the database says; what an older key has sealed is left alone."""
-        status, output = _run(["-c", str(self._config), "-q", "-m", "-s", "catalog", "check"])
+        status, output = run_quietly(["-c", str(self._config), "-q", "-m", "-s", "catalog", "check"])
         facts = [line.partition("|")[2] for line in output.splitlines() if "|" in line]
         assert status == (_DAMAGE_FOUND if facts else 0), output
         assert set(facts) <= ({_STALE} if self.was_resealed else set()), output
@@ -271,10 +329,10 @@ class World:
         return str(path)
 
 
-def _run(arguments: list[str]) -> tuple[int, str]:
+def run_quietly(arguments: Sequence[str]) -> tuple[int, str]:
     output = io.StringIO()
     with redirect_stdout(output), redirect_stderr(output):
-        status = run(arguments)
+        status = run(list(arguments))
     return status, output.getvalue()
 
 

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING
 
 from backyfs.engine.setup.initialize import initialize
 from backyfs.engine.setup.places import BucketPlace, Places
+from tests.support.repositories import BLOCK
 
 if TYPE_CHECKING:
     from tests.support.buckets import Bucket
 
 
 def places_in(
-    bucket: Bucket, directory: Path, *, prefix: str = "", user: str = "admin", endpoint: str | None = None
+    bucket: Bucket,
+    directory: Path,
+    *,
+    prefix: str = "",
+    user: str = "admin",
+    endpoint: str | None = None,
+    database: str | None = None,
 ) -> Places:
     """Return places with a storage in a bucket, reached directly or by an endpoint, and files with the keys of a user.
 
@@ -34,11 +41,12 @@ def places_in(
             access_key_file=str(directory / "id"),
             secret_key_file=str(directory / "secret"),
         ),
-        database=str(directory / "metadata.sqlite"),
+        database=database or str(directory / "metadata.sqlite"),
         logfile=str(directory / "backyfs.log"),
     )
 
 
-def made(bucket: Bucket, directory: Path, **options: str) -> Path:
+def made(bucket: Bucket, directory: Path, *, block_size: int = BLOCK, **options: str) -> Path:
     """Create an encrypted repository in a bucket; return its configuration."""
-    return Path(initialize(places_in(bucket, directory, **options), block_size=4096, encrypted=True).places.config_file)
+    places = places_in(bucket, directory, **options)
+    return Path(initialize(places, block_size=block_size, encrypted=True).places.config_file)

@@ -60,10 +60,16 @@ class FaultProxy:
         return f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self.port}"
 
     def add(
-        self, fault: Fault, *, verbs: frozenset[Verb] = frozenset(Verb), path: str = "", times: int | None = None
+        self,
+        fault: Fault,
+        *,
+        verbs: frozenset[Verb] = frozenset(Verb),
+        path: str = "",
+        times: int | None = None,
+        after: int = 0,
     ) -> Rule:
         """Put a rule in force, behind the others."""
-        return self.rules.add(Rule(fault, verbs, path, times))
+        return self.rules.add(Rule(fault, verbs, path, times, after))
 
     @contextmanager
     def during(self, fault: Fault, *, verbs: frozenset[Verb] = frozenset(Verb), path: str = "") -> Iterator[Rule]:

@@ -80,6 +80,7 @@ class Rule:
     verbs: frozenset[Verb] = frozenset(Verb)
     path: str = ""            # regular expression that is found in the path, with the query
     times: int | None = None  # how many requests; None: all of these, until the rule is removed
+    after: int = 0            # requests that pass before it hits
     line: Line | None = field(init=False, default=None)  # of a bandwidth in force
 
     def hits(self, verb: Verb, path: str) -> bool:
@@ -142,6 +143,9 @@ class Rules:
         delay_s, lines, ending = 0.0, [], None
         with self._lock:
             for rule in [rule for rule in self._rules if rule.hits(verb, path)]:
+                if rule.after:
+                    rule.after -= 1
+                    continue
                 if isinstance(rule.fault, Delay):
                     delay_s += rule.fault.seconds
                 elif rule.line is not None:
