@@ -48,7 +48,7 @@ def mistake_in_url(url: str) -> UrlMistake | None:
         return UrlMistake(
             "has an invalid host", "write a name, an IPv4 address or an IPv6 address in [ ] between the @ and the /"
         )
-    if not _is_port(place["port"]):
+    if not is_port(place["port"]):
         return UrlMistake(
             f"has a port that is not a number from 1 to {_HIGHEST_PORT}",
             "if that is part of the password, write @ and the host after the password",
@@ -82,5 +82,6 @@ def _is_ipv6(text: str | None) -> bool:
         return False
 
 
-def _is_port(text: str | None) -> bool:
+def is_port(text: str | None) -> bool:
+    """Return whether the part of a URL after the colon behind its host can be a port; it may be missing."""
     return not text or (re.fullmatch(r"[0-9]{1,5}", text) is not None and 0 < int(text) <= _HIGHEST_PORT)

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from backyfs.config.databaseurl import mistake_in_url
+from backyfs.config.databaseurl import is_port, mistake_in_url
 from backyfs.config.places import path_below
 from backyfs.model import Deduplication
 
@@ -198,15 +198,25 @@ def _endpoint_url(text: str, _: PathContext) -> str:
     scheme, _separator, rest = text.partition("://")
     if "@" in text:
         _refuse(*_CREDENTIALS_IN_URL)
-    if scheme not in ("http", "https") or not rest:
-        raise Refused
-    return text
+    host, _slash, path = rest.partition("/")
+    is_url = scheme in ("http", "https") and _is_host(host) and re.fullmatch("[0-9A-Za-z._~/-]*", path)
+    return text if is_url else _refuse()
 
 
 def _host(text: str, _: PathContext) -> str:
     if "@" in text:
         _refuse(*_CREDENTIALS_IN_URL)
-    return text if re.fullmatch(r"[^\s/]+", text) else _refuse()
+    return text if _is_host(text) else _refuse()
+
+
+def _is_host(text: str) -> bool:
+    found = re.fullmatch(r"(?:[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(?::(.+))?", text)
+    return found is not None and is_port(found[1])
+
+
+def _bucket(text: str, _: PathContext) -> str:
+    # A colon separates the tenant of radosgw.
+    return text if re.fullmatch("[0-9A-Za-z][0-9A-Za-z.:_-]*", text) else _refuse()
 
 
 def _object_prefix(text: str, _: PathContext) -> str:
@@ -216,7 +226,8 @@ def _object_prefix(text: str, _: PathContext) -> str:
 
 
 def _proxy_url(text: str, _: PathContext) -> str:
-    return text if re.fullmatch(r"(https?|socks5h?)://[^\s/]+/?", text) else _refuse()
+    found = re.fullmatch(r"(?:https?|socks5h?)://(?:[^\s/]*@)?([^\s/@]+)/?", text)
+    return text if found is not None and _is_host(found[1]) else _refuse()
 
 
 def _choice(*names: str, prefix: str = "", synonyms: dict[str, str] | None = None) -> ValueKind:
@@ -271,6 +282,7 @@ PROXY_URL = ValueKind(allowed="http://host:port", parse=_proxy_url, optional=Tru
 OBJECT_PREFIX = ValueKind(
     allowed="letters, digits and . _ - /, without a dot after a slash", parse=_object_prefix, optional=True
 )
+BUCKET = ValueKind(allowed="letters, digits and . _ - :", parse=_bucket)
 HOST = ValueKind(allowed="host or host:port, without http://", parse=_host)
 ADDRESSING_STYLE = _choice("path", "virtual", "auto")
 LOG_FORMAT = _choice("text", "json")

@@ -45,7 +45,7 @@ _OBJECT_STORE = (
     Key("aws_secret_access_key_file", k.OPTIONAL_PATH, "A file that contains the secret key."),
     Key("region_name", k.OPTIONAL_TEXT, "The region of the bucket."),
     Key("signature_version", k.OPTIONAL_TEXT, "The version of request signatures."),
-    Key("bucket_name", k.TEXT, "The bucket that holds the blobs.", required=True),
+    Key("bucket_name", k.BUCKET, "The bucket that holds the blobs.", required=True),
     Key("addressing_style", k.ADDRESSING_STYLE, "Where requests name the bucket: in the path or the host."),
     Key("disable_encoding_type", k.OPTIONAL_BOOLEAN, "Of backy2; not used by backyfs."),
     Key("aws_profile", k.OPTIONAL_TEXT, "A profile in ~/.aws/credentials that contains both keys."),

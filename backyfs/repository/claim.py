@@ -168,9 +168,9 @@ def _of_another(other: str, uid: str) -> WrongStorageError:
     return WrongStorageError(
         f"belongs to repository {other}, but this is {uid}",
         subject="the storage",
-        remedy="if another disk is mounted there, mount the right one; if `path` of [DataBackend] or `engine` of "
-        "[MetaBackend] is wrong, correct it; if this database was taken back to backy2 and upgraded again, see "
-        '"Going back" in docs/operate/upgrade.md',
+        remedy="if another disk is mounted there, mount the right one; if `path` of [DataBackend], the bucket or "
+        "`engine` of [MetaBackend] is wrong, correct it; if this database was taken back to backy2 and upgraded "
+        'again, see "Going back" in docs/operate/upgrade.md',
     )
 
 

@@ -177,3 +177,20 @@ def test_without_credentials_the_error_says_where_to_set_them(monkeypatch: pytes
         "storage s3://bucket: there are no credentials, and no metadata service of the host answers; set "
         "aws_access_key_id_file and aws_secret_access_key_file, or aws_profile, in [DataBackend]"
     )
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9000", "https://[::1]", "http://10.1/"])
+def test_a_bucket_cannot_be_named_in_front_of_an_address(address: str) -> None:
+    config = config_of(
+        endpoint_url=address, addressing_style="virtual", aws_access_key_id="id", aws_secret_access_key="secret"
+    )
+    with pytest.raises(StorageError, match=r"the address of the bucket is invalid; .* set addressing_style: path"):
+        open_bucket(config, lambda: False)
+
+
+def test_a_file_without_certificates_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("-----BEGIN CERTIFICATE-----\nnot base64 @@\n-----END CERTIFICATE-----\n")
+    config = config_of(ca_file=str(file), aws_access_key_id="id", aws_secret_access_key="secret")
+    with pytest.raises(ConfigError, match="ca_file"):
+        open_bucket(config, lambda: False)

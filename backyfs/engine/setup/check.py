@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -252,20 +252,17 @@ class _Checks:
 
     def _storage(self) -> Iterator[_Result]:
         place = self.config.storage.place
-        with closing(open_storage(self.config.storage)) as storage:
+        with self._advised():
+            opened = open_storage(self.config.storage)
+        with closing(opened) as storage:
             if not storage.traits.keeps:
                 yield Grade.WARNING, "it is of type null and keeps nothing; configure a storage of another type"
                 return
             if not self.state:
                 yield Grade.SKIPPED, f"{place} exists, but cannot be checked without the database"
                 return
-            try:
+            with self._advised():
                 marked = self._claimed(storage)
-            except StorageError as error:
-                setting = find_setting(self.config.storage)
-                if setting is not None:
-                    error.remedy = Remedy(f"set {setting} in [DataBackend]: it answers then")
-                raise
             kept = _try_test_object(storage, place)
         done = "written, read and listed" if kept else "written, read, listed and deleted"
         yield Grade.OK, f"{place}: {marked}a test object was {done}"
@@ -273,6 +270,17 @@ class _Checks:
             yield Grade.WARNING, f"{place}: {kept.fact}, so a cleanup fails and the test object stays", Remedy(
                 "if another host cleans up, that is as it should be; if not, permit deletion"
             )
+
+    @contextmanager
+    def _advised(self) -> Iterator[None]:
+        """Let an error of the storage name the setting with which it would answer, if one is found."""
+        try:
+            yield
+        except StorageError as error:
+            setting = find_setting(self.config.storage)
+            if setting is not None:
+                error.remedy = Remedy(f"set {setting} in [DataBackend]: it answers then")
+            raise
 
     def _claimed(self, storage: Storage) -> str:
         """Return what the marker of the storage says, before anything is written there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from backyfs.errors import ConfigError, StorageError
 from backyfs.files import read_input
 from backyfs.storage.bucket.credentials import credentials_of
+from backyfs.storage.bucket.failures import invalid_address
 from backyfs.storage.bucket.foreignnames import BucketLister
 from backyfs.storage.bucket.outage import Patience
 from backyfs.storage.bucket.requests import Requests
@@ -38,6 +40,7 @@ _CREDENTIAL_VARIABLES = frozenset(
         "AWS_ENDPOINT_URL_STS",
     }
 )  # fmt: skip
+_ENDS_IN_ADDRESS = re.compile(r"https?://[^/]*(\]|\.[0-9]+)(:[0-9]*)?(/|$)")  # cannot follow the name of a bucket
 _environment = threading.Lock()
 
 
@@ -64,7 +67,8 @@ def open_bucket(
 
 def _store(config: ObjectStoreConfig, credentials: Provider | None) -> S3Store:
     try:
-        from obstore.store import S3Store  # noqa: PLC0415 - only this kind of storage needs it
+        from obstore.exceptions import BaseError  # noqa: PLC0415 - only this kind of storage needs it
+        from obstore.store import S3Store  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError(
             f"is {config.kind}, which needs the library obstore",
@@ -85,16 +89,28 @@ def _store(config: ObjectStoreConfig, credentials: Provider | None) -> S3Store:
         "virtual_hosted_style_request": uses_virtual_hosts(config),
         "unsigned_payload": config.use_ssl if config.unsigned_payload is None else config.unsigned_payload,
     }
+    if uses_virtual_hosts(config) and _ENDS_IN_ADDRESS.match(settings["endpoint"]):
+        raise invalid_address(config.place)
     with _clean_environment(keeps_credentials=credentials is None):
-        return S3Store(
-            config.bucket_name,
-            prefix=config.prefix or None,
-            client_options=_client_options(config),
-            # `Requests` repeats what failed.
-            retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=1)},
-            credential_provider=credentials,
-            **settings,
-        )
+        try:
+            return S3Store(
+                config.bucket_name,
+                prefix=config.prefix or None,
+                client_options=_client_options(config),
+                # `Requests` repeats what failed.
+                retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=1)},
+                credential_provider=credentials,
+                **settings,
+            )
+        except BaseError as error:
+            raise _refused(config, error) from error
+
+
+def _refused(config: ObjectStoreConfig, error: Exception) -> ConfigError:
+    """Return the error for a configuration that the library does not accept; it says little about the reason."""
+    key = next((name for name in ("ca_file", "proxy_url", "endpoint_url") if getattr(config, name) is not None), None)
+    fact = f"is not accepted: {str(error).partition(chr(10))[0]}"
+    return ConfigError(fact, section="DataBackend", key=key or "", remedy="correct it")
 
 
 def _lister(config: ObjectStoreConfig, credentials: Provider) -> BucketLister:

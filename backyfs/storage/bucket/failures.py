@@ -138,7 +138,7 @@ def failure(error: BaseException, *, place: str, verb: str, key: str = "") -> St
         return _of_metadata_service(answer, subject)
     if answer.status is None and not answer.code:
         strange = next((what for mark, what in _STRANGE if mark in answer.text), None)
-        return _of_connection(answer.text, subject) if strange is None else strange_answer(strange, place)
+        return _of_connection(answer.text, place) if strange is None else strange_answer(strange, place)
     if answer.code == _OBJECT_MISSING and verb == "get":
         return ObjectMissingError(key)
     if answer.code in _TRANSIENT_CODES or answer.status in _TRANSIENT_STATUS:
@@ -197,7 +197,8 @@ def _name(answer: Answer) -> str:
     return " ".join(str(part) for part in (answer.status, answer.code) if part)
 
 
-def _of_connection(text: str, subject: str) -> StorageError:
+def _of_connection(text: str, place: str) -> StorageError:
+    subject = f"storage {place}:"
     for mark, fact, remedy in _CERTIFICATES:
         if mark in text:
             return StorageError(
@@ -206,15 +207,20 @@ def _of_connection(text: str, subject: str) -> StorageError:
     if "incorrectly configured region" in text:  # a redirect that does not say where to
         return _of_region(text, subject)
     if "panicked" in text:  # the library does so at a URL that is not one, such as http://bucket.127.0.0.1
-        return StorageError(
-            "the address of the bucket is invalid",
-            subject=subject,
-            remedy="correct `endpoint_url`, or set addressing_style: path in [DataBackend]",
-        )
+        return invalid_address(place)
     fact = next((fact for mark, fact in _CONNECTION if mark in text), "")
     if not fact:
         return StorageError(f"the request failed: {text.partition(chr(10))[0][:200]}", subject=subject)
     return StorageAwayError(f"does not answer: {fact}", subject=subject)
+
+
+def invalid_address(place: str) -> StorageError:
+    """Return the error for an endpoint to which no request can be sent."""
+    return StorageError(
+        "the address of the bucket is invalid",
+        subject=f"storage {place}:",
+        remedy="correct `endpoint_url`, or set addressing_style: path in [DataBackend]",
+    )
 
 
 def _of_region(text: str, subject: str) -> StorageError:
