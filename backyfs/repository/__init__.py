@@ -188,10 +188,12 @@ def no_repository(config: Config, place: str) -> NoRepositoryError:
     )
 
 
-def check_can_open(config: Config, known: Iterable[BlobUid] = ()) -> None:
+def check_can_open(
+    config: Config, known: Iterable[BlobUid] = (), *, stop: Callable[[], bool] = lambda: False
+) -> None:
     """Check that everything configured except the database can be opened; otherwise an upgrade would be of no use.
 
-    `known` are some of the blobs in the database.
+    `known` are some of the blobs in the database. `stop` says whether to stop waiting for the storage.
 
     Raises:
         ConfigError: this release does not know the kind of storage or the encryption version.
@@ -200,7 +202,7 @@ def check_can_open(config: Config, known: Iterable[BlobUid] = ()) -> None:
     """
     if config.encryption_version is not None:
         sealing.check_configured(config.encryption_version)
-    with closing(open_storage(config.storage)) as storage:
+    with closing(open_storage(config.storage, stop)) as storage:
         check_before_upgrade(storage, known)
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,10 +26,9 @@ from tests.support.program import BACKYFS
 from tests.support.repositories import BLOCK, PATIENCE_S, back_up, opened, wait_for
 from tests.support.requestlog import READS, Verb
 from tests.support.stored import blob_of
+from tests.upgrade.reference import BucketReference
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from backyfs.model import Version
     from tests.support.faultproxy import FaultProxy
     from tests.support.faults import Fault
@@ -191,44 +191,46 @@ def test_a_command_ends_when_a_store_stays_away(fault: Fault, name: str, site: S
 # Interrupted
 
 
-@pytest.mark.parametrize("name", ["open", *COMMANDS])
-def test_a_command_ends_at_a_signal_while_the_store_is_silent(name: str, site: Site) -> None:
-    command = COMMANDS.get(name, Command("ls", READS, "marker"))
-    site.set(retry_time="1h", request_timeout="1h")
-    site.prepare(name)
-    silence = site.proxy.add(Silence(), verbs=command.verbs, path=command.path)
+def expect_interruptible(proxy: FaultProxy, config: Path, *words: str, verbs: frozenset[Verb], path: str = "") -> None:
+    """Start a command, and fail unless it ends at a signal while requests of this kind are not answered."""
+    silence = proxy.add(Silence(), verbs=verbs, path=path)
     process = subprocess.Popen(
-        [BACKYFS, "-c", str(site.config), *site.words(command.words)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [BACKYFS, "-c", str(config), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
-        wait_for(lambda: any(silence.hits(one.verb, one.path) for one in site.proxy.log.requests), "it waits")
+        wait_for(lambda: any(silence.hits(one.verb, one.path) for one in proxy.log.requests), "it waits for the store")
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) == 130
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("name", ["open", *COMMANDS])
+def test_a_command_ends_at_a_signal_while_the_store_is_silent(name: str, site: Site) -> None:
+    command = COMMANDS.get(name, Command("ls", READS, "marker"))
+    site.set(retry_time="1h", request_timeout="1h")
+    site.prepare(name)
+    words = site.words(command.words)
+    expect_interruptible(site.proxy, site.config, *words, verbs=command.verbs, path=command.path)
 
 
 def test_a_new_repository_does_not_wait_for_a_silent_store(
     bucket: Bucket, fault_proxy: FaultProxy, tmp_path: Path
 ) -> None:
     places = places_in(bucket, tmp_path / "new", endpoint=fault_proxy.endpoint)
-    fault_proxy.add(Silence())
-    process = subprocess.Popen(
-        [BACKYFS, "-c", places.config_file, "init", "--storage", f"s3://{bucket.name}",
-         "--endpoint", fault_proxy.endpoint, "--access-key-file", str(tmp_path / "new/id"),
-         "--secret-key-file", str(tmp_path / "new/secret"), "--db", places.database],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        wait_for(lambda: bool(fault_proxy.log.requests), "it looks into the bucket")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE_S) == 130
-    finally:
-        process.kill()
-        process.wait()
-    assert not (tmp_path / "new/backyfs.cfg").exists()
+    keys = ("--access-key-file", str(tmp_path / "new/id"), "--secret-key-file", str(tmp_path / "new/secret"))
+    storage = ("--storage", f"s3://{bucket.name}", "--endpoint", fault_proxy.endpoint)
+    config = Path(places.config_file)
+    expect_interruptible(fault_proxy, config, "init", *storage, *keys, "--db", places.database, verbs=LISTS)
+    assert not config.exists()
+
+
+def test_an_upgrade_does_not_wait_for_a_silent_store(bucket: Bucket, fault_proxy: FaultProxy, tmp_path: Path) -> None:
+    reference = BucketReference("s3-v1", tmp_path, bucket, endpoint=fault_proxy.endpoint)
+    before = reference.sqlite_file.read_bytes()
+    expect_interruptible(fault_proxy, reference.config_file, "ls", verbs=READS)
+    assert reference.sqlite_file.read_bytes() == before
 
 
 # Permissions

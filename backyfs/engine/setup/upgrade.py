@@ -162,7 +162,7 @@ class _Upgrade:
         deadline = time.monotonic() + self.wait_s
         reported: set[str] = set()
         while not self._is_done():
-            check_can_open(self.config)
+            check_can_open(self.config, stop=self.control.stop)
             try:
                 self._remove_silent_jobs()
                 # Checked under the lock, because that is not possible during the upgrade of another command. The lock
@@ -172,7 +172,7 @@ class _Upgrade:
                         return None
                     running = self._running()
                     if not running:
-                        check_can_open(self.config, known_blob_uids(connection, SAMPLE_BLOBS))
+                        check_can_open(self.config, known_blob_uids(connection, SAMPLE_BLOBS), stop=self.control.stop)
                         return self._upgrade(connection)
             except DatabaseBusyError as busy:
                 running = [str(busy)]
