@@ -39,6 +39,7 @@ class Traits:
     keeps: bool = True               # whether objects can be read back: not from the null storage
     own_paths: tuple[str, ...] = ()  # local paths that nothing else may write to
     requests: int | None = None      # worth having in flight at once; None: calls are as fast as the host itself
+    deletions: int | None = None     # in one request, at most; None: any number, one after the other
     paid_days: int = 0               # an object is paid for this long, even if it is deleted earlier
 
 

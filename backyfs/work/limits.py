@@ -20,8 +20,8 @@ class Limits:
     first_flush_s: float = 1.0    # minimum time between the first flushes of a backup; grows up to `flush.seconds`
     commit_s: float = 2.0         # between commits of incomplete pages, from which an interrupted backup continues
     pages_at_once: int = 16       # changed or removed in one transaction: about 16,000 counts, 50 ms
-    blobs_at_once: int = 4096     # doomed in one transaction, and their rows removed in another
-    deletions_a_task: int = 256   # objects
+    blobs_at_once: int = 4000     # doomed in one transaction, and their rows removed in another
+    deletions_a_task: int = 250   # objects, unless the storage deletes more in one request
     checks_at_once: int = 4096    # blobs whose results are recorded together
     checks_s: float = 5.0         # record results after this time at the latest; a killed scrub repeats no more
     runs: RunLimits = field(default_factory=RunLimits)  # of finished commands that are kept

@@ -209,7 +209,7 @@ class Cleaner:
                 last = batch[-1].id
                 self._run.check()
                 keep_catalog(self._repository, Control(stop=self._run.stops))
-            at_once = self._limits.deletions_a_task
+            at_once = self._storage.traits.deletions or self._limits.deletions_a_task
             for start in range(0, len(batch), at_once):
                 window.submit(self._delete_objects, batch[start : start + at_once])
             self._forget(gone)

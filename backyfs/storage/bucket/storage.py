@@ -75,7 +75,7 @@ class BucketStorage:
         self._lister = lister
         self._was_marked = False  # whether the marker was there at some time
         self._typical_bytes = _FIRST_BYTES  # most blobs are about as large as the one before
-        self.traits = Traits(requests=WORTHWHILE_REQUESTS, paid_days=paid_days)
+        self.traits = Traits(requests=WORTHWHILE_REQUESTS, deletions=_DELETIONS, paid_days=paid_days)
 
     def close(self) -> None:
         """Cancel what is in flight."""
