@@ -22,7 +22,7 @@ from backyfs.sealing import DATA_KEY_BYTES, encryption_version
 from backyfs.storage.rereading import read_twice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from backyfs.keys import Keyring
@@ -117,6 +117,52 @@ def new_blob_uids(shelf: str, count: int) -> list[BlobUid]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class SealedBlock:
+    """A block that was sealed, but not put into the storage."""
+
+    saved: SavedBlob         # as it will be; `stored_size` is known
+    parts: Sequence[Buffer]  # of its object; they may be views of the block
+
+    def apart(self) -> SealedBlock:
+        """Return the same without views of the block, so that its buffer can be used again."""
+        if self.saved.wrapped_key is not None:  # encrypted: the parts are new
+            return self
+        return SealedBlock(self.saved, [bytes(part) for part in self.parts])
+
+
+def seal_blocks(store: BlockStore, new: Iterable[tuple[BlobUid, bytes, Buffer]]) -> Iterator[SealedBlock]:
+    """Seal blocks, given as uid, fingerprint and plain bytes, one after the other."""
+    scheme = encryption_version(store.encryption_version)
+    seal = scheme.sealer(store.compression_level)
+    for uid, fingerprint, block in new:
+        data_key = secrets.token_bytes(DATA_KEY_BYTES) if scheme.uses_data_key else b""
+        with store.computing:
+            parts = seal(block, data_key)
+        saved = SavedBlob(
+            uid=uid,
+            fingerprint=fingerprint,
+            size=memoryview(block).nbytes,
+            stored_size=sum(memoryview(part).nbytes for part in parts),
+            encryption_version=store.encryption_version,
+            wrapped_key=store.keyring.wrap(data_key) if scheme.uses_data_key else None,
+        )
+        yield SealedBlock(saved, parts)
+
+
+def put_blocks(store: BlockStore, sealed: Iterable[SealedBlock]) -> list[SavedBlob]:
+    """Put sealed blocks into the storage. They are durable after the next flush of the storage.
+
+    Raises:
+        StorageError: the storage fails.
+    """
+    saved = []
+    for block in sealed:
+        store.storage.put(block.saved.uid, block.parts)
+        saved.append(block.saved)
+    return saved
+
+
 def save_blocks(store: BlockStore, new: Iterable[tuple[BlobUid, bytes, Buffer]]) -> list[SavedBlob]:
     """Seal blocks, given as uid, fingerprint and plain bytes, and put them into the storage.
 
@@ -125,24 +171,7 @@ def save_blocks(store: BlockStore, new: Iterable[tuple[BlobUid, bytes, Buffer]])
     Raises:
         StorageError: the storage fails.
     """
-    scheme = encryption_version(store.encryption_version)
-    seal = scheme.sealer(store.compression_level)
-    saved = []
-    for uid, fingerprint, block in new:
-        data_key = secrets.token_bytes(DATA_KEY_BYTES) if scheme.uses_data_key else b""
-        with store.computing:
-            parts = seal(block, data_key)
-        saved.append(
-            SavedBlob(
-                uid=uid,
-                fingerprint=fingerprint,
-                size=memoryview(block).nbytes,
-                stored_size=store.storage.put(uid, parts),
-                encryption_version=store.encryption_version,
-                wrapped_key=store.keyring.wrap(data_key) if scheme.uses_data_key else None,
-            )
-        )
-    return saved
+    return put_blocks(store, seal_blocks(store, new))
 
 
 def load_block(store: BlockStore, blob: Blob) -> bytes:

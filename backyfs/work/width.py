@@ -25,6 +25,7 @@ class Width:
 
     workers: int
     blocks: int
+    waiting: int | None = None  # further threads for tasks that only wait for a network; None: there are no such tasks
 
     @classmethod
     def of(cls, traits: Traits, block_size: int, *, workers: int | None = None) -> Width:
@@ -35,8 +36,6 @@ class Width:
         with a single block; the memory of these tasks is limited.
         """
         if traits.requests is None:
-            return cls(
-                workers=workers or processors() + 1, blocks=max(1, min(_TASK_BLOCKS, _TASK_BYTES // block_size))
-            )
-        worthwhile = min(traits.requests, _BYTES_AT_ONCE // block_size)
-        return cls(workers=workers or max(processors() + 1, worthwhile), blocks=1)
+            return cls(workers or processors() + 1, max(1, min(_TASK_BLOCKS, _TASK_BYTES // block_size)))
+        worthwhile = max(processors() + 1, min(traits.requests, _BYTES_AT_ONCE // block_size))
+        return cls(workers or worthwhile, 1, workers or traits.requests)

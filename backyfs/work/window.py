@@ -26,8 +26,9 @@ class Window(Generic[T]):
     Use it as a context manager: leaving it waits for running tasks and drops all others.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, waiting: int = 1) -> None:
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="backyfs-worker")
+        self._waiting = ThreadPoolExecutor(waiting, thread_name_prefix="backyfs-waiting")
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="backyfs-beside")  # starts its thread on first use
         self._done: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
         self.pending = 0  # tasks whose result was not taken
@@ -36,6 +37,11 @@ class Window(Generic[T]):
         """Start a task in a worker thread."""
         self.pending += 1
         self._executor.submit(task, *arguments).add_done_callback(self._done.put)
+
+    def submit_waiting(self, task: Callable[..., T], *arguments: Any) -> None:
+        """Start a task that only waits for a network in one of the threads for such tasks."""
+        self.pending += 1
+        self._waiting.submit(task, *arguments).add_done_callback(self._done.put)
 
     def submit_beside(self, task: Callable[..., T], *arguments: Any) -> None:
         """Start a task in a separate thread, so that it does not queue behind tasks that may wait for a disk."""
@@ -86,5 +92,5 @@ class Window(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for executor in (self._executor, self._beside):
+        for executor in (self._executor, self._waiting, self._beside):
             executor.shutdown(wait=True, cancel_futures=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,20 @@ from backyfs.metadata.maps.usage import encryption_versions
 from backyfs.metadata.records.versions import list_versions
 from backyfs.model import Deduplication, VersionStatus
 from backyfs.sources.file import FileSource
+from backyfs.storage.forwarding import ForwardingStorage
+from backyfs.storage.protocol import Traits
 from tests.support.audit import audit, count_blobs, count_jobs, doom
 from tests.support.images import random_bytes, random_image, sparse_image, words
-from tests.support.repositories import BLOCK, back_up, make_repository, opened, restored
-from tests.support.storages import with_watched_writes
+from tests.support.repositories import (
+    BLOCK,
+    back_up,
+    configure,
+    expect_restored,
+    make_repository,
+    opened,
+    restored,
+)
+from tests.support.storages import with_storage, with_watched_writes
 from tests.support.stored import blob_of, file_of, flip_a_byte, incomplete_copy, truncate
 from tests.unit.test_sources import loop_device
 
@@ -414,3 +425,27 @@ def test_a_link_to_a_file_of_the_repository_is_refused_as_a_target(tmp_path, nam
             restore(repository, version, f"file://{tmp_path}/innocent", replace=True)
         assert (tmp_path / "repository" / name).read_bytes() == before
         assert count_jobs(repository) == 0
+
+
+class Remote(ForwardingStorage):
+    """A storage in a directory that is used as if it were behind a network."""
+
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, requests=8)
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+@pytest.mark.parametrize("block_size", [4096, 1 << 20])
+def test_a_storage_behind_a_network_gets_the_same_blocks(tmp_path, version, block_size):
+    image = tmp_path / "image"
+    image.write_bytes(random.Random(version).randbytes(300_000) + bytes(2 << 20) + b"end" * 70_000)
+    config = make_repository(tmp_path / "repository", encrypted=version > 0, block_size=block_size)
+    configure(config, encryption_version=version)
+    with opened(config) as repository:
+        remote = with_storage(repository, Remote(repository.blocks.storage))
+        for _ in range(2):
+            report = back_up(remote, image)
+            expect_restored(remote, report.version, image)
+        assert report.statistics.bytes_written == 0
+        audit(repository)

@@ -6,6 +6,9 @@
 
 The bytes of a block stay in one of a fixed number of buffers until the block is stored or found, so memory does not
 depend on the image. The owner is the thread that calls `store`. A block counts as done when it is known or durable.
+
+If the storage is behind a network, sealing and putting are two tasks. The first frees the buffer, and many of the
+second wait for the network at the same time. The bytes that wait are limited.
 """
 
 from __future__ import annotations
@@ -17,7 +20,15 @@ from typing import TYPE_CHECKING
 from backyfs.engine.backup.committer import Committer
 from backyfs.engine.backup.flusher import Flusher
 from backyfs.engine.backup.lookup import Lookup
-from backyfs.engine.backup.tasks import FlushedBlobs, HashedRun, PublishedPage, Result, StoredRun, Tasks
+from backyfs.engine.backup.tasks import (
+    FlushedBlobs,
+    HashedRun,
+    PublishedPage,
+    Result,
+    SealedRun,
+    StoredRun,
+    Tasks,
+)
 from backyfs.errors import BackyfsError, InterruptedByUser
 from backyfs.geometry import BlockRun, block_count, block_runs, page_position
 from backyfs.metadata.maps.blockmap import ABSENT
@@ -38,7 +49,9 @@ if TYPE_CHECKING:
 
 _FEW_BLOCKS = 16          # a run of at most this many is mostly compression
 _BUFFER_BYTES = 64 << 20  # in all buffers together, unless there would be too few
+_SMALL_BUFFER_BYTES = 16 << 20  # the same if blocks leave their buffers before they are put
 _LOOK_UP_RUNS = 4         # looked up at once: a query for one run costs as much as hashing it
+_SEALED_BYTES = 64 << 20  # sealed and not yet put, with a storage behind a network; more is sealed when less is left
 
 
 class Pipeline:
@@ -64,8 +77,12 @@ class Pipeline:
         self._blocks = block_count(version.size_bytes, self._block_size)
         width = repository.width
         self._run_blocks = width.blocks
+        self._waiting = width.waiting
+        self._sealed_bytes = 0  # in all tasks that wait for the network
         # Small blocks are mostly work for Python, where several threads are no faster than one.
         self._workers = max(1, width.workers - (1 if self._run_blocks > _FEW_BLOCKS else 0))
+        if self._waiting is not None:
+            self._workers = min(self._workers, processors() + 1)
         self._buffers = self._make_buffers()
         self._reading = 0  # runs that workers are reading
         self._hashed: list[HashedRun] = []  # runs that were read but not looked up
@@ -90,7 +107,7 @@ class Pipeline:
             BackyfsError: what ended it early. Blocks stored until then are in the block map, if storage and database
                 still work.
         """
-        with Window[Result](self._workers) as window:
+        with Window[Result](self._workers, self._waiting or 1) as window:
             try:
                 self._feed(window)
                 self._drain(window)
@@ -105,8 +122,10 @@ class Pipeline:
 
     def _make_buffers(self) -> list[bytearray]:
         run_bytes = self._run_blocks * self._block_size
-        busy = min(self._workers, processors() + 1)  # others wait for a storage behind a network
-        count = max(busy + 1, min(4 * self._workers, _BUFFER_BYTES // run_bytes))
+        if self._waiting is not None:
+            count = max(2 * self._workers, min(self._waiting, _SMALL_BUFFER_BYTES // run_bytes))
+        else:
+            count = max(self._workers + 1, min(4 * self._workers, _BUFFER_BYTES // run_bytes))
         return [bytearray(run_bytes) for _ in range(count)]
 
     # What is submitted, and what comes back.
@@ -118,7 +137,7 @@ class Pipeline:
             self._skip(covered, run.first)
             covered = run.first + run.count
             for part in self._not_committed(run):
-                while not self._buffers:
+                while not self._buffers or self._sealed_bytes >= _SEALED_BYTES:
                     self._handle(window)
                 self._run.check()
                 self._committer.map.expect(part)
@@ -156,7 +175,7 @@ class Pipeline:
         while window.pending:
             with suppress(BackyfsError):
                 for result in window.results():
-                    if not isinstance(result, HashedRun):
+                    if not isinstance(result, HashedRun | SealedRun):
                         self._settle(result)
         self._committer.enter_flushed(self._tasks.flush(self._flusher.begin()).saved)
         with suppress(BackyfsError):  # a backup that continues this one stores what is missing
@@ -168,6 +187,8 @@ class Pipeline:
             if isinstance(result, HashedRun):
                 self._reading -= 1
                 self._hashed.append(result)
+            elif isinstance(result, SealedRun):
+                self._put(window, result)
             else:
                 self._settle(result)
         if len(self._hashed) >= _LOOK_UP_RUNS or not self._reading:
@@ -181,7 +202,10 @@ class Pipeline:
 
     def _settle(self, result: StoredRun | FlushedBlobs | PublishedPage) -> None:
         if isinstance(result, StoredRun):
-            self._buffers.append(result.buffer)
+            if result.buffer is not None:
+                self._buffers.append(result.buffer)
+            else:
+                self._sealed_bytes -= sum(blob.stored_size for blob in result.saved)
             self._flusher.add(result.saved)
         elif isinstance(result, PublishedPage):
             if result.page is not None:
@@ -190,6 +214,11 @@ class Pipeline:
             self._flusher.end()
             self._committer.enter_flushed(result.saved)
             self._committer.commit_pages()
+
+    def _put(self, window: Window[Result], sealed: SealedRun) -> None:
+        self._buffers.append(sealed.buffer)
+        self._sealed_bytes += sealed.stored_bytes
+        window.submit_waiting(self._tasks.put, sealed)
 
     def _start_flush(self, window: Window[Result]) -> None:
         saved = self._flusher.begin()
@@ -203,7 +232,7 @@ class Pipeline:
         before = self._lookup.known_bytes
         for result, new in self._lookup.sort(hashed):
             if new:
-                window.submit(self._tasks.store, result, new)
+                window.submit(self._tasks.store if self._waiting is None else self._tasks.seal, result, new)
             else:
                 self._buffers.append(result.buffer)
         # New blocks count once they are durable, because reading and sealing run ahead of a slow storage.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from backyfs.blocks import save_blocks
+from backyfs.blocks import put_blocks, save_blocks, seal_blocks
 from backyfs.geometry import block_length
 from backyfs.model import BlockIndex
 from backyfs.work.parallel import at_most
@@ -16,7 +16,7 @@ from backyfs.work.parallel import at_most
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backyfs.blocks import BlockStore
+    from backyfs.blocks import BlockStore, SealedBlock
     from backyfs.engine.catalog.freshpages import FreshPage, FreshPages
     from backyfs.geometry import BlockRun
     from backyfs.model import BlobUid, SavedBlob
@@ -33,10 +33,23 @@ class HashedRun:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredRun:
-    """The new blocks of a run are in the storage; the buffer is free."""
+class SealedRun:
+    """The new blocks of a run are sealed; the buffer is free."""
 
     buffer: bytearray
+    blocks: list[SealedBlock]
+
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes their objects have."""
+        return sum(block.saved.stored_size for block in self.blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """The new blocks of a run are in the storage; the buffer, if they were put from there, is free."""
+
+    buffer: bytearray | None
     saved: list[SavedBlob]
 
 
@@ -54,7 +67,7 @@ class PublishedPage:
     page: FreshPage | None
 
 
-Result: TypeAlias = HashedRun | StoredRun | FlushedBlobs | PublishedPage
+Result: TypeAlias = HashedRun | SealedRun | StoredRun | FlushedBlobs | PublishedPage
 
 
 class Tasks:
@@ -88,6 +101,20 @@ class Tasks:
             StorageError: the storage does not take them.
         """
         return StoredRun(hashed.buffer, save_blocks(self._blocks, self._new_blocks(hashed, new)))
+
+    def seal(self, hashed: HashedRun, new: list[tuple[int, BlobUid]]) -> SealedRun:
+        """Seal blocks of a run; arguments as for `store`. The objects do not need the buffer."""
+        return SealedRun(
+            hashed.buffer, [block.apart() for block in seal_blocks(self._blocks, self._new_blocks(hashed, new))]
+        )
+
+    def put(self, sealed: SealedRun) -> StoredRun:
+        """Put sealed blocks into the storage.
+
+        Raises:
+            StorageError: the storage does not take them.
+        """
+        return StoredRun(None, put_blocks(self._blocks, sealed.blocks))
 
     def flush(self, saved: list[SavedBlob]) -> FlushedBlobs:
         """Make everything that was put into the storage durable.

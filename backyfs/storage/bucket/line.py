@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 MOST_REQUESTS = 128
-MOST_BYTES = 48 << 20  # twice that in memory, because the library joins what it receives
+MOST_BYTES = 96 << 20
 _FIRST = 8
 
 
