@@ -43,7 +43,7 @@ def config_file(bucket: Bucket, fault_proxy: FaultProxy, tmp_path: Path) -> Path
     with opened(config_file) as repository:
         back_up(repository, random_image(tmp_path / "image", 9 * BLOCK + 5))
     text = config_file.read_text()
-    config_file.write_text(text.replace("[DataBackend]\n", "[DataBackend]\nrequest_timeout: 1s\nretry_time: 2s\n"))
+    config_file.write_text(text.replace("[DataBackend]\n", "[DataBackend]\nrequest_timeout: 2s\nretry_time: 5s\n"))
     return config_file
 
 

@@ -77,8 +77,15 @@ class Requests:
             return [self.send(verb, request, size=size, key=key)]
 
         async def all_of_them() -> list[T]:
-            attempts = (self._attempts(verb, request, size=size, key=key, repeats=True) for request, size in requests)
-            return await asyncio.gather(*attempts)
+            attempts = [
+                asyncio.ensure_future(self._attempts(verb, request, size=size, key=key, repeats=True))
+                for request, size in requests
+            ]
+            try:
+                return await asyncio.gather(*attempts)
+            finally:
+                for attempt in attempts:  # that are of no use if one of them has failed
+                    attempt.cancel()
 
         return self._wait(asyncio.run_coroutine_threadsafe(all_of_them(), self._running_loop()))
 
