@@ -303,7 +303,7 @@ def test_a_cleanup_deletes_blobs_by_the_thousand(bucket: Bucket, fault_proxy: Fa
     assert site.run("rm -f gone@latest") == 0
     site.proxy.log.clear()
     assert site.run("cleanup --dangerous-force") == 0
-    assert not any("/" not in key for key in bucket.keys())  # noqa: SIM118 - it is no dict
+    assert not any("/" not in key for key in bucket.keys())  # noqa: SIM118 - it is not a dict
     assert set(site.proxy.log.counts) == {Verb.GET, Verb.DELETE_MANY}
     assert site.proxy.log.counts[Verb.DELETE_MANY] == 3  # and one for the pages of the catalog
 
@@ -350,7 +350,7 @@ def test_the_bucket_of_another_repository_is_refused(site: Site, tmp_path: Path)
 @pytest.mark.parametrize("words", ["scrub --all", "restore -f disk@latest {out}", "catalog check", "recover"])
 def test_objects_that_come_short_once_are_read_again(words: str, site: Site) -> None:
     site.prepare(words)
-    for key in site.bucket.keys():  # noqa: SIM118 - it is no dict
+    for key in site.bucket.keys():  # noqa: SIM118 - it is not a dict
         site.proxy.add(Truncation(body_bytes=9, honest=True), verbs=READS, path=f"{key}$", times=1)
     assert site.run(words) == 0
     site.proxy.rules.clear()

@@ -109,7 +109,8 @@ def _store(config: ObjectStoreConfig, credentials: Provider | None) -> S3Store:
 def _refused(config: ObjectStoreConfig, error: Exception) -> ConfigError:
     """Return the error for a configuration that the library does not accept; it says little about the reason."""
     key = next((name for name in ("ca_file", "proxy_url", "endpoint_url") if getattr(config, name) is not None), None)
-    fact = f"is not accepted: {str(error).partition(chr(10))[0]}"
+    text = str(error)
+    fact = f"is not accepted: {text.partition(chr(10))[0]}"
     return ConfigError(fact, section="DataBackend", key=key or "", remedy="correct it")
 
 
