@@ -23,6 +23,7 @@ from backyfs.errors import ObjectMissingError
 from backyfs.model import BlobUid
 from backyfs.storage.beneath import Root
 from backyfs.storage.cache.cells import CELL_BYTES, DATA_BYTES, cells_covering, copy_key, pack, unpack
+from backyfs.storage.cache.space import Space
 from backyfs.storage.cache.storage import CachedStorage, cached
 from backyfs.storage.directory import DirectoryStorage
 from backyfs.storage.forwarding import ForwardingStorage
@@ -30,6 +31,7 @@ from backyfs.storage.keys import ObjectName
 from backyfs.storage.newdirectory import create_directory
 from backyfs.storage.protocol import MAX_OBJECT_BYTES
 from tests.support.disks import small_disk
+from tests.support.repositories import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -760,3 +762,19 @@ def test_a_cache_can_be_killed_at_any_moment(spy: Spy, tmp_path: Path, directory
         shutil.rmtree(directory)
         steps += 1
     assert steps > 8
+
+
+@pytest.mark.parametrize("size_bytes", [64 << 10, 100 << 20, GIB])
+def test_a_cache_of_any_size_takes_more_after_each_look(tmp_path: Path, size_bytes: int) -> None:
+    (tmp_path / "copies").mkdir()
+    space = Space(Root(str(tmp_path / "copies")), size_bytes, _unexpected)
+    for _ in range(100):
+        deadline = time.monotonic() + PATIENCE_S
+        while not space.take(4 << 20):
+            assert time.monotonic() < deadline, "it takes nothing any more"
+            time.sleep(0.001)
+    space.close()
+
+
+def _unexpected(error: OSError) -> None:
+    raise error

@@ -6,7 +6,6 @@ The checks are independent: one that depends on another that failed says so.
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from backyfs.config import find_mistakes, has_password
 from backyfs.engine.setup.encryption_check import check_blocks
 from backyfs.engine.setup.findings import CheckReport, Finding, Grade
 from backyfs.engine.setup.host_check import check_clock, check_fuse, check_writable, free_space
+from backyfs.engine.setup.storage_check import try_test_object
 from backyfs.engine.setup.upgrade import plan_upgrade
 from backyfs.errors import (
     BackyfsError,
@@ -25,9 +25,8 @@ from backyfs.errors import (
     DatabaseError,
     IntegrityError,
     KeyMaterialError,
-    ObjectMissingError,
+    StorageAwayError,
     StorageError,
-    StorageRefusedError,
     WrongKeyError,
 )
 from backyfs.metadata.db.clock import database_time
@@ -37,7 +36,7 @@ from backyfs.metadata.records.blobs import newest_wrapped_key
 from backyfs.metadata.records.identity import list_key_slots, load_identity
 from backyfs.metadata.records.versions import list_versions
 from backyfs.metadata.schema.upgrade import known_blob_uids, old_tables
-from backyfs.model import DEFAULT_BLOCK_SIZE, BlobUid
+from backyfs.model import DEFAULT_BLOCK_SIZE
 from backyfs.moments import time_text
 from backyfs.remedies import Advice, Remedy
 from backyfs.repository import check_agreement, no_repository
@@ -55,7 +54,6 @@ if TYPE_CHECKING:
     from backyfs.storage.protocol import Storage
 
 _Result = tuple[Grade, str] | tuple[Grade, str, Remedy]  # of one check
-_TEST_BYTES = 64 << 10
 _CLOCKS_APART_S = 5.0
 _OTHERS = 0o077
 _NEED_CONFIG = ("database", "key", "storage", "space")
@@ -263,7 +261,7 @@ class _Checks:
                 return
             with self._advised():
                 marked = self._claimed(storage)
-            kept = _try_test_object(storage, place)
+            kept = try_test_object(storage, place)
         done = "written, read and listed" if kept else "written, read, listed and deleted"
         yield Grade.OK, f"{place}: {marked}a test object was {done}"
         if kept is not None:
@@ -277,7 +275,9 @@ class _Checks:
         try:
             yield
         except StorageError as error:
-            setting = find_setting(self.config.storage)
+            # Others say that the storage answered: nothing is wrong with how it is reached.
+            is_unreached = type(error) in (StorageError, StorageAwayError)
+            setting = find_setting(self.config.storage) if is_unreached else None
             if setting is not None:
                 error.remedy = Remedy(f"set {setting} in [DataBackend]: it answers then")
             raise
@@ -356,40 +356,3 @@ def _failed(check: str, error: BackyfsError) -> Finding:
 def _skipped(checks: Iterable[str], until: str) -> list[Finding]:
     message = f"cannot be checked until the configuration is {until}"
     return [Finding(check=name, grade=Grade.SKIPPED, message=message) for name in checks]
-
-
-def _try_test_object(storage: Storage, place: str) -> StorageRefusedError | None:
-    """Write, read, list and delete a test object; return the error if deletion is not permitted.
-
-    Raises:
-        StorageError: anything else fails.
-    """
-    uid, stored = BlobUid(secrets.token_hex(16)), secrets.token_bytes(_TEST_BYTES)
-    refusal = None
-    try:
-        storage.put(uid, [stored])
-        storage.flush()
-        read, part = storage.get(uid), storage.get_range(uid, 1, _TEST_BYTES // 2)
-        is_listed = any(found.key == uid for found in storage.list(uid))
-    finally:
-        try:
-            storage.delete([uid])
-        except StorageRefusedError as error:
-            refusal = error
-    if read != stored or part != stored[1 : 1 + len(part)] or len(part) != _TEST_BYTES // 2:
-        raise StorageError("returned other bytes of a test object than were stored", subject=place)
-    if not is_listed:
-        raise StorageError("does not list a test object that it has", subject=place)
-    if refusal is None:
-        _check_gone(storage.get, uid)
-    return refusal
-
-
-def _check_gone(get: Callable[[BlobUid], object], uid: BlobUid) -> None:
-    try:
-        get(uid)
-    except ObjectMissingError:
-        return
-    raise StorageError(
-        "still exists after it was deleted", subject=f"test object {uid}", remedy="delete it by hand"
-    )

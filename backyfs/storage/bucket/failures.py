@@ -62,12 +62,13 @@ _REFUSALS = {
     ),
 }
 _OF_ONE_REQUEST = frozenset({"AccessDenied", "InvalidObjectState"})  # the others concern all requests
+NO_TLS = "it does not speak TLS"
 _CERTIFICATES = (
     ("UnknownIssuer", "its certificate is signed by an unknown authority", "name its certificate as `ca_file`"),
     ("Expired", "its certificate has expired", "renew it"),
     ("NotValidForName", "its certificate is that of another host", "correct the host in `endpoint_url`"),
     ("CaUsedAsEndEntity", "its certificate is that of an authority", "give the store one for its host"),
-    ("InvalidContentType", "it does not speak TLS", "write http:// in `endpoint_url`"),
+    ("InvalidContentType", NO_TLS, "write http:// in `endpoint_url`"),
     ("invalid peer certificate", "its certificate is not valid", "name the authority as `ca_file`"),
 )
 # The library received an answer with status 200 that is not the one to its request, such as an error document.

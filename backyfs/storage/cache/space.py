@@ -70,9 +70,12 @@ class Space:
     def take(self, size_bytes: int) -> bool:
         """Return whether this many bytes may be written now, and count them."""
         with self._lock:
-            if self._written >= 2 * self._share or time.monotonic() < self._paused_until or self._closed.is_set():
+            if time.monotonic() < self._paused_until or self._closed.is_set():
                 return False
-            if self._written + size_bytes > self._share and self._looking is None:
+            if self._looking is not None:
+                if self._written >= 2 * self._share:  # enough until it ends
+                    return False
+            elif self._written + size_bytes > self._share:
                 looking = threading.Thread(target=self._look, name="cache", daemon=True)
                 try:
                     looking.start()
